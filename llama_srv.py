@@ -1,0 +1,17 @@
+#!/usr/bin/env python3
+"""llama_srv: serves a language model over HTTP with nothing but Python and a prebuilt llama.cpp.
+
+    python llama_srv.py -m model.gguf
+
+This file is only the door: everything behind it is in `server/` (start reading at server/app.py) and `ctypes_api/`.
+"""
+
+import sys
+
+if sys.version_info < (3, 10):
+    sys.exit("error: llama_srv needs Python 3.10 or newer, this is " + sys.version.split()[0])
+
+from server.app import main  # noqa: E402  (the check above must come first: newer syntax follows)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,25 @@
+"""The table of all routes: the one place that says which URL is answered by what."""
+
+from __future__ import annotations
+
+from server.api.completion import CompletionHandler
+from server.api.context import Context
+from server.api.status import StatusHandlers
+from server.api.tokens import TokenHandlers
+from server.web.router import Route
+
+
+def routes(context: Context) -> list[Route]:
+    """Rows of (method, path, handler); public ones need no API key."""
+    status, tokens, completion = StatusHandlers(context), TokenHandlers(context), CompletionHandler(context)
+    return [
+        Route("GET", "/health", status.health, public=True),
+        Route("GET", "/props", status.props),
+        Route("GET", "/slots", status.slots),
+        Route("GET", "/models", status.models, public=True),
+        Route("GET", "/v1/models", status.models, public=True),
+        Route("POST", "/completion", completion.handle),
+        Route("POST", "/completions", completion.handle),
+        Route("POST", "/tokenize", tokens.tokenize),
+        Route("POST", "/detokenize", tokens.detokenize),
+    ]

@@ -1,0 +1,203 @@
+"""The fields of requests: one table, read by validation, by `/props` and `/slots`, and by the documents.
+
+Pure functions on the connection's thread. A field that is absent or null takes its default; a wrong type or a value
+out of range is an `ApiError` 400 that names the field, the value and what is allowed. Unknown fields are ignored,
+because clients send many.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from server.engine.sampling import SAMPLER_ALIASES, SAMPLER_NAMES
+from server.engine.task import SamplingParams
+from server.errors import ApiError
+
+INT_MAX = 2**31 - 1
+INF = math.inf
+
+
+@dataclass(slots=True, frozen=True)
+class Field:
+    """One request field: `kind` is int, float, bool, str or list; `aliases` are read when `name` is absent."""
+
+    name: str
+    kind: type
+    default: object
+    help: str
+    low: float = -INF
+    high: float = INF
+    aliases: tuple[str, ...] = ()
+
+
+_DEFAULTS = SamplingParams()
+
+
+def _sampling(name: str, kind: type, help: str, low: float = -INF, high: float = INF,
+              aliases: tuple[str, ...] = ()) -> Field:
+    return Field(name, kind, getattr(_DEFAULTS, name), help, low, high, aliases)
+
+
+# Fields that go into SamplingParams under the same name.
+SAMPLING_FIELDS: tuple[Field, ...] = (
+    _sampling("temperature", float, "randomness; 0 or less always takes the most likely token", -100, 100),
+    _sampling("dynatemp_range", float, "temperature varies by this much with the entropy; 0 is off", 0, 100),
+    _sampling("dynatemp_exponent", float, "how entropy maps to temperature", 0, 100),
+    _sampling("top_k", int, "only the K most likely tokens; 0 is off", -1, INT_MAX),
+    _sampling("top_p", float, "only the likeliest tokens that sum up to P; 1 is off", 0, 1),
+    _sampling("min_p", float, "only tokens at least P times as likely as the best one; 0 is off", 0, 1),
+    _sampling("typical_p", float, "locally typical sampling; 1 is off", 0, 100, ("typ_p",)),
+    _sampling("top_n_sigma", float, "only logits within N standard deviations of the best; negative is off", -INF, 1e6),
+    _sampling("xtc_probability", float, "chance of removing the top choices; 0 is off", 0, 1),
+    _sampling("xtc_threshold", float, "how likely a token must be for XTC to remove it", 0, 1),
+    _sampling("repeat_penalty", float, "penalty for tokens that occurred; 1 is off", 1e-6, 1e6),
+    _sampling("repeat_last_n", int, "how many tokens back penalties look; -1 is the context, 0 off", -1, INT_MAX),
+    _sampling("presence_penalty", float, "penalty for having occurred; 0 is off", -1e6, 1e6),
+    _sampling("frequency_penalty", float, "penalty for each occurrence; 0 is off", -1e6, 1e6),
+    _sampling("dry_multiplier", float, "strength of the DRY repetition penalty; 0 is off", 0, 1e6),
+    _sampling("dry_base", float, "base of the DRY penalty", 0, 1e6),
+    _sampling("dry_allowed_length", int, "longest repetition that DRY leaves alone", 0, INT_MAX),
+    _sampling("dry_penalty_last_n", int, "how many tokens back DRY looks; -1 is the context, 0 off", -1, INT_MAX),
+    _sampling("mirostat", int, "0 off, 1 Mirostat, 2 Mirostat 2.0", 0, 2),
+    _sampling("mirostat_tau", float, "target entropy of Mirostat", 0, 1e6),
+    _sampling("mirostat_eta", float, "learning rate of Mirostat", 0, 1e6),
+    _sampling("adaptive_target", float, "probability that adaptive_p aims at; negative is off", -INF, 1),
+    _sampling("adaptive_decay", float, "how slowly adaptive_p forgets", 0, 0.99),
+    _sampling("min_keep", int, "tokens that every truncation leaves at least", 0, INT_MAX),
+    _sampling("n_probs", int, "report the N likeliest tokens with each token", 0, 10_000, ("logprobs",)),
+    _sampling("ignore_eos", bool, "never end the text by an end-of-text token"),
+    _sampling("grammar", str, "GBNF grammar that the text must follow"),
+)
+
+# Fields that go into Task or shape the answer.
+COMPLETION_FIELDS: tuple[Field, ...] = (
+    Field("n_predict", int, -1, "most tokens to generate; -1 no limit, 0 only reads the prompt into the cache", -1,
+          INT_MAX, ("max_tokens", "max_completion_tokens")),
+    Field("n_keep", int, 0, "prompt tokens to keep when the context overflows; -1 all", -1, INT_MAX),
+    Field("n_discard", int, 0, "tokens to drop when the context overflows; 0 half of the rest", 0, INT_MAX),
+    Field("seed", int, -1, "seed of the random numbers; -1 draws one", -1, 2**32 - 1),
+    Field("stream", bool, False, "send the text as it is generated"),
+    Field("cache_prompt", bool, True, "reuse what the prompt shares with an earlier one"),
+    Field("id_slot", int, -1, "slot to run on; -1 any", -1, INT_MAX, ("slot_id",)),
+    Field("stop", list, (), "texts that end the answer; not part of it"),
+    Field("samplers", list, _DEFAULTS.samplers, "which truncations to apply, in order"),
+    Field("logit_bias", list, (), "[[token or text, bias or false], ...] or {token: bias}"),
+    Field("dry_sequence_breakers", list, _DEFAULTS.dry_sequence_breakers, "texts over which DRY does not look"),
+    Field("return_tokens", bool, False, "give the ids of the generated tokens in `tokens`"),
+    Field("return_progress", bool, False, "report the reading of the prompt in a stream"),
+    Field("timings_per_token", bool, False, "put `timings` into every chunk of a stream"),
+)
+
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list"}
+
+
+def read(body: object, fields: Iterable[Field]) -> dict[str, object]:
+    """The values of `fields` in a request body (a JSON object), checked, with defaults filled in."""
+    if not isinstance(body, dict):
+        raise ApiError(400, "the request body must be a JSON object")
+    return {field.name: _value(body, field) for field in fields}
+
+
+def sampling_params(body: Mapping[str, object], values: Mapping[str, object], tokenize) -> SamplingParams:
+    """`SamplingParams` of a request; `values` are the checked COMPLETION_FIELDS, `tokenize` turns text into ids."""
+    params = SamplingParams(**read(body, SAMPLING_FIELDS))
+    seed = values["seed"]
+    return replace(
+        params,
+        seed=random.getrandbits(32) if seed == -1 else seed,
+        samplers=sampler_names(values["samplers"]),
+        logit_bias=logit_bias(body.get("logit_bias"), tokenize),
+        dry_sequence_breakers=strings("dry_sequence_breakers", values["dry_sequence_breakers"]))
+
+
+def sampler_names(names: object) -> tuple[str, ...]:
+    """The `samplers` list with aliases resolved; ApiError names an unknown one."""
+    known = []
+    for name in strings("samplers", names):
+        name = SAMPLER_ALIASES.get(name, name)
+        if name not in SAMPLER_NAMES:
+            raise ApiError(400, f"samplers: '{name[:40]}' is unknown; known are {', '.join(SAMPLER_NAMES)}")
+        known.append(name)
+    return tuple(known)
+
+
+def strings(name: str, value: object) -> tuple[str, ...]:
+    """A list of strings; one string alone counts as a list of one."""
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
+        raise ApiError(400, f"{name}: {_shown(value)} is not a list of strings")
+    return tuple(items)
+
+
+def logit_bias(value: object, tokenize) -> tuple[tuple[int, float], ...]:
+    """All forms of `logit_bias`: pairs of (token or text, number or false), or an object of them."""
+    if value is None:
+        return ()
+    pairs = list(value.items()) if isinstance(value, dict) else value
+    if not isinstance(pairs, list):
+        raise ApiError(400, f"logit_bias: {_shown(value)} is neither a list of pairs nor an object")
+    bias: list[tuple[int, float]] = []
+    for pair in pairs:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise ApiError(400, f"logit_bias: {_shown(pair)} is not a pair of a token and its bias")
+        amount = _bias_amount(pair[1])
+        bias += [(token, amount) for token in _bias_tokens(pair[0], tokenize)]
+    return tuple(bias)
+
+
+def _bias_amount(value: object) -> float:
+    if value is False:
+        return -INF
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ApiError(400, f"logit_bias: {_shown(value)} is neither a number nor false")
+    return float(value)
+
+
+def _bias_tokens(key: object, tokenize) -> list[int]:
+    if isinstance(key, str) and not key.isdecimal():
+        return tokenize(key, False, False)
+    if isinstance(key, bool) or not isinstance(key, (int, str)):
+        raise ApiError(400, f"logit_bias: {_shown(key)} is neither a token id nor a text")
+    return [int(key)]
+
+
+def _value(body: Mapping[str, object], field: Field) -> object:
+    name = field.name
+    for name in (field.name, *field.aliases):
+        if body.get(name) is not None:
+            break
+    else:
+        return field.default
+    value = body[name]
+    if field.kind is list:
+        return value
+    if field.kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if field.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = _as_float(name, value)
+    if not isinstance(value, field.kind) or isinstance(value, bool) and field.kind is not bool:
+        raise ApiError(400, f"{name}: {_shown(body[name])} is not {_KIND_NAMES[field.kind]}")
+    if field.kind in (int, float) and not field.low <= value <= field.high:
+        raise ApiError(400, f"{name}: {_shown(body[name])} is out of range, allowed is {_limits(field)}")
+    return value
+
+
+def _as_float(name: str, value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise ApiError(400, f"{name}: the number is too large") from None
+
+
+def _limits(field: Field) -> str:
+    if field.high == INF:
+        return f"at least {field.low:.10g}"
+    return f"at most {field.high:.10g}" if field.low == -INF else f"{field.low:.10g} to {field.high:.10g}"
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,99 @@
+"""What the server is and does: /health, /props, /slots, /v1/models. Snapshots only; nothing here waits."""
+
+from __future__ import annotations
+
+from server.api import schema
+from server.api.completion import settings
+from server.api.context import Context
+from server.engine.client import FAILED, LOADING, READY
+from server.engine.task import SlotState, Task
+from server.errors import ApiError
+from server.web.message import Request, Response, json_response
+
+BUILD_INFO = "llama_srv"
+
+
+class StatusHandlers:
+    """Read-only routes."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def health(self, request: Request) -> Response:
+        """200 ok or no slot available (503 with `fail_on_no_slot`), 503 while loading, 500 after a failed load."""
+        engine = self._context.engine
+        if engine.state == LOADING:
+            error = ApiError(503, "Loading model", progress=round(engine.progress, 3))
+            return json_response({"status": LOADING, **error.body()}, 503, {"Retry-After": "1"})
+        if engine.state != READY:
+            message = f"the model could not be loaded: {engine.error}" if engine.state == FAILED else "shutting down"
+            status = 500 if engine.state == FAILED else 503
+            return json_response({"status": "error", **ApiError(status, message).body()}, status)
+        snapshot = engine.snapshot
+        is_full = snapshot.n_idle == 0
+        body: dict[str, object] = {"status": "no slot available" if is_full else "ok",
+                                   "slots_idle": snapshot.n_idle, "slots_processing": snapshot.n_processing}
+        if "include_slots" in request.query:
+            body["slots"] = self._slots()
+        return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
+
+    def props(self, request: Request) -> Response:
+        """Settings of the server and the defaults of requests."""
+        self._context.engine.require_ready()
+        info = self._context.engine.info
+        defaults = self._default_settings()
+        return json_response({
+            "assistant_name": "", "user_name": "",
+            "default_generation_settings": defaults,
+            "total_slots": info.n_slots,
+            "model_path": info.path,
+            "model_alias": self._context.options.alias or "",
+            "modalities": {"vision": False, "audio": False},
+            "chat_template": info.meta.get("tokenizer.chat_template", ""),
+            "build_info": f"{BUILD_INFO}, llama.cpp {info.llama_version} {info.variant}".strip(),
+        })
+
+    def slots(self, request: Request) -> Response:
+        """Every slot with its latest task; with `fail_on_no_slot` 503 when none is free."""
+        self._context.engine.require_ready()
+        if "fail_on_no_slot" in request.query and self._context.engine.snapshot.n_idle == 0:
+            raise ApiError(503, "no slot available")
+        return json_response(self._slots())
+
+    def models(self, request: Request) -> Response:
+        """The one model, in the shape of OpenAI's list, with what is known of it in `meta`."""
+        info = self._context.engine.info
+        meta = None if info is None else {
+            "n_vocab": info.n_vocab, "n_ctx": info.n_ctx_slot, "n_ctx_train": info.n_ctx_train, "n_embd": info.n_embd,
+            "n_params": info.n_params, "size": info.size, "desc": info.desc}
+        model = {"id": self._context.model_name, "object": "model", "created": self._context.started,
+                 "owned_by": "llama_srv", "meta": meta}
+        return json_response({"object": "list", "data": [model]})
+
+    def _default_settings(self) -> dict[str, object]:
+        values = schema.read({}, schema.COMPLETION_FIELDS)
+        params = schema.sampling_params({}, {**values, "seed": 0}, None)
+        task = Task(-1, (), params, self._context.options.n_predict)
+        flat = {**settings(self._context, task, False), "seed": -1}
+        return {**flat, "params": flat}
+
+    def _slots(self) -> list[dict[str, object]]:
+        return [self._slot(slot) for slot in self._context.engine.snapshot.slots]
+
+    def _slot(self, slot: SlotState) -> dict[str, object]:
+        task = self._context.latest.get(slot.id_task)
+        flat = settings(self._context, task, False) if task else self._default_settings()
+        flat.pop("params", None)
+        vocab = self._context.engine.vocab
+        prompt = vocab.detokenize(list(task.prompt)).decode("utf-8", "replace") if task else ""
+        next_token = {
+            "has_next_token": slot.has_next_token, "n_remain": slot.n_remain, "n_decoded": slot.n_decoded,
+            "num_tokens_predicted": slot.n_decoded, "stopped_eos": slot.stop == "eos",
+            "stopped_limit": slot.stop == "limit", "stopped_word": slot.stop == "word",
+            "stopping_word": slot.stopping_word}
+        return {
+            "id": slot.id, "task_id": slot.id_task, "id_task": slot.id_task, "state": int(slot.is_processing),
+            "is_processing": slot.is_processing, **flat, "n_ctx": slot.n_ctx, "prompt": prompt,
+            "next_token": [next_token], "params": flat, "n_prompt_tokens": slot.n_prompt,
+            "n_prompt_tokens_processed": slot.n_prompt_done, "n_prompt_tokens_cache": slot.n_cached,
+            "truncated": slot.truncated}

@@ -1,0 +1,210 @@
+"""libllama behind the `Backend` interface: the ~30 C calls the engine needs, on the engine's thread.
+
+The only module beside `backend_sampler` and `vocab` that knows `ctypes_api`. Per decoded row it costs five writes
+into C arrays; prompt rows are written by slices. One KV buffer is shared by all sequences (`kv_unified`), because
+mixed batches run two to four times faster that way than with one buffer per sequence, and sequences can share cells.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ctypes_api import loader, vocabulary
+from ctypes_api.devices import list_devices
+from ctypes_api.errors import LibsError
+from ctypes_api.ggml import GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
+from ctypes_api.objects import AbortFlag, Batch, Context, Model
+from server.engine.backend_sampler import LlamaSampler, SamplerFactory
+from server.engine.config import EngineConfig
+from server.engine.planner import Span
+from server.engine.sampling import Stage, VocabFacts
+from server.engine.task import ModelInfo
+from server.errors import ApiError
+from server.log import get_logger
+
+__all__ = ["LibsError", "LlamaBackend", "device_lines", "find_libs", "library_line", "open_backend"]
+
+AUTO_CTX = 16384
+MIN_CTX_SLOT = 32
+
+log = get_logger("engine")
+native_log = get_logger("llama")
+
+
+def find_libs(root: Path, explicit: str | None) -> str:
+    """The folder whose libraries will be used; LibsError says where it looked."""
+    return str(loader.find_folder(root, explicit))
+
+
+def library_line(folder: str) -> str:
+    """`0.5.0-dev (linux-x64-cpu, CPU)`, for `--version`."""
+    libs = _load(folder, None)
+    return f"{libs.version} ({libs.folder.name}, {' '.join(libs.backends)})"
+
+
+def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
+    """One line per device that llama.cpp can compute on."""
+    libs = _load(folder, cpu_variant)
+    lines = [f"libraries: {libs.folder} (llama.cpp {libs.version})"]
+    for device in list_devices(libs):
+        lines.append(f"{device.name}: {device.description} ({device.memory_total >> 20} MiB, "
+                     f"{device.memory_free >> 20} MiB free)")
+    return lines
+
+
+def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> LlamaBackend:
+    """Load the libraries and the model. ApiError with one line if that can't be done."""
+    try:
+        return LlamaBackend(config, on_progress)
+    except LibsError as error:
+        raise ApiError(500, str(error)) from None
+
+
+def _load(folder: str, cpu_variant: str | None) -> loader.Libs:
+    return loader.load(Path(folder), cpu_variant=cpu_variant, log_callback=_on_native_log)
+
+
+def _on_native_log(level: int, line: str) -> None:
+    if level >= GGML_LOG_LEVEL_ERROR:
+        native_log.error("%s", line)
+    elif level >= GGML_LOG_LEVEL_WARN:
+        native_log.info("%s", line)
+    else:
+        native_log.debug("%s", line)
+
+
+class LlamaBackend:
+    """A model and one context. See `Backend` for what the methods promise."""
+
+    def __init__(self, config: EngineConfig, on_progress: Callable[[float], bool]) -> None:
+        self._libs = _load(config.libs, config.cpu_variant)
+        self._llama = self._libs.llama
+        self._abort = AbortFlag()
+        self._model = Model(self._libs, config.model, progress=on_progress, **config.model_params)
+        self._context = self._open_context(config, self._context_size(config))
+        self._n_batch = int(self._llama.llama_n_batch(self._context))
+        self._batch = Batch(self._libs, self._n_batch)
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        self._memory = self._context.memory
+        self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory))
+        self._pieces: dict[int, bytes] = {}
+        n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
+        self.eog_tokens = frozenset(
+            token for token in range(n_vocab) if self._llama.llama_vocab_is_eog(self._vocab, token))
+        self.info = self._model_info(config, n_vocab)
+        self.facts = VocabFacts(tuple(sorted(self.eog_tokens)), self._suppress_tokens(), self.info.n_ctx_slot)
+        self._samplers = SamplerFactory(self._llama, self._vocab, n_vocab)
+        if config.warmup:
+            self._warm_up()
+
+    def decode(self, spans: Sequence[Span]) -> int:
+        """Write the rows into the batch and evaluate them; waits until the logits are there."""
+        batch, at = self._batch, 0
+        for span in spans:
+            n = len(span)
+            if n == 1:
+                batch.token[at] = span.tokens[0]
+                batch.pos[at] = span.pos
+                batch.seq[at] = span.seq
+                batch.logits[at] = span.output
+            else:
+                batch.token[at:at + n] = span.tokens
+                batch.pos[at:at + n] = range(span.pos, span.pos + n)
+                batch.seq[at:at + n] = [span.seq] * n
+                batch.logits[at:at + n] = bytes(n - 1) + bytes([span.output])
+            at += n
+        batch.n_tokens = at
+        self._abort.clear()
+        code = self._llama.llama_decode(self._context, batch.struct)
+        if code == 0:
+            self._llama.llama_synchronize(self._context)
+        return code
+
+    def abort(self) -> None:
+        """Any thread: a decode on the CPU ends at the next node of its graph."""
+        self._abort.set()
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, cached; control tokens have none."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token, False)
+        return piece
+
+    def new_sampler(self, stages: Sequence[Stage], grammar: str) -> LlamaSampler:
+        """A chain for one task."""
+        return LlamaSampler(self._samplers, self._context, stages, grammar)
+
+    def seq_rm(self, seq: int, start: int, end: int) -> bool:
+        """See `Backend`."""
+        return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, end))
+
+    def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
+        """See `Backend`."""
+        self._llama.llama_memory_seq_cp(self._memory, source, target, start, end)
+
+    def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
+        """See `Backend`; llama.cpp aborts the process where `can_shift` is False."""
+        if not self.can_shift:
+            raise ApiError(501, "this model's cache can't be shifted")
+        self._llama.llama_memory_seq_add(self._memory, seq, start, end, delta)
+
+    def close(self) -> None:
+        """The context goes before its model."""
+        self._context.close()
+        self._model.close()
+
+    # ---- opening ----------------------------------------------------------------------------------------------
+
+    def _context_size(self, config: EngineConfig) -> int:
+        """Tokens in the whole KV cache: what was asked for, or the model's own (within AUTO_CTX if left open)."""
+        n_train = self._llama.llama_model_n_ctx_train(self._model)
+        n_ctx = config.n_ctx or n_train
+        if config.n_ctx is None:
+            n_ctx = min(n_train, AUTO_CTX)
+        if n_ctx // config.n_slots < MIN_CTX_SLOT:
+            raise ApiError(400, f"--ctx-size {n_ctx} leaves less than {MIN_CTX_SLOT} tokens for each of "
+                           f"{config.n_slots} slots; enlarge it or take fewer slots")
+        return n_ctx
+
+    def _open_context(self, config: EngineConfig, n_ctx: int) -> Context:
+        n_threads = config.n_threads if config.n_threads > 0 else cpu_count()
+        n_threads_batch = config.n_threads_batch if config.n_threads_batch > 0 else n_threads
+        n_batch = min(max(config.n_batch, config.n_slots), max(n_ctx, config.n_slots))
+        fields = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": min(config.n_ubatch, n_batch),
+                  "n_seq_max": config.n_slots, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
+                  "kv_unified": True, "no_perf": True}
+        return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
+
+    def _model_info(self, config: EngineConfig, n_vocab: int) -> ModelInfo:
+        llama, model = self._llama, self._model
+        n_ctx = int(llama.llama_n_ctx(self._context))
+        return ModelInfo(
+            path=config.model, desc=model.desc, size=model.size, n_params=model.n_params, n_vocab=n_vocab,
+            n_ctx_train=llama.llama_model_n_ctx_train(model), n_embd=llama.llama_model_n_embd(model), n_ctx=n_ctx,
+            n_ctx_slot=n_ctx // config.n_slots, n_slots=config.n_slots, n_batch=self._n_batch,
+            llama_version=self._libs.version, variant=self._libs.folder.name,
+            devices=tuple(device.name for device in list_devices(self._libs)), meta=model.meta())
+
+    def _suppress_tokens(self) -> tuple[int, ...]:
+        n = ctypes.c_int32(0)
+        tokens = self._llama.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(n))
+        return tuple(tokens[i] for i in range(n.value))
+
+    def _warm_up(self) -> None:
+        """One decode, so that the first request finds weights and buffers in memory."""
+        llama = self._llama
+        token = max(llama.llama_vocab_bos(self._vocab), 0)
+        if llama.llama_model_has_decoder(self._model):
+            self.decode([Span(0, 0, 0, [token], True)])
+            llama.llama_memory_clear(self._memory, True)
+
+
+def cpu_count() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

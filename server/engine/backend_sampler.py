@@ -1,0 +1,229 @@
+"""Sampler chains over libllama: one `LlamaSampler` per running task. Engine thread only.
+
+`STAGES` turns the stages of `sampling` into C samplers. Without grammar or probabilities a token costs one C call
+(`llama_sampler_sample`). With them the logits are copied into a candidate array of our own, a strided copy done by
+`memoryview`, and the chain is applied to that; nothing ever loops over the vocabulary in Python.
+
+The grammar is asked after the draw: first about the drawn token alone, and only if it refuses is the whole vocabulary
+filtered and drawn from again. Only tokens that it has allowed are ever accepted by it (anything else would throw a
+C++ exception through the C interface).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable, Sequence
+
+from ctypes_api.llama_types import llama_logit_bias, llama_token_data, llama_token_data_array
+from server.engine.sampling import Stage
+from server.engine.task import TokenProbs
+from server.errors import ApiError
+
+GREEDY_STAGE = "greedy"
+MIROSTAT_M = 100
+MIN_PROB = 1e-45
+
+
+class Candidates:
+    """A `llama_token_data_array` over the whole vocabulary that can be refilled in one strided copy.
+
+    A row is (int32 id, float logit, float p): three 4-byte columns. Samplers reorder and shorten the array, so ids
+    are restored from a template each time.
+    """
+
+    def __init__(self, n_vocab: int) -> None:
+        self._rows = (llama_token_data * n_vocab)()
+        self._template = (llama_token_data * n_vocab)()
+        _column(self._template, "i", 0)[:] = memoryview((ctypes.c_int32 * n_vocab)(*range(n_vocab))).cast("B").cast("i")
+        self._logits = _column(self._rows, "f", 1)
+        self._n_vocab = n_vocab
+        self.array = llama_token_data_array()
+
+    def fill(self, logits: ctypes.POINTER(ctypes.c_float)) -> None:
+        """Take over the logits of one batch row (`n_vocab` floats)."""
+        ctypes.memmove(self._rows, self._template, ctypes.sizeof(self._rows))
+        source = ctypes.cast(logits, ctypes.POINTER(ctypes.c_float * self._n_vocab)).contents
+        self._logits[:] = memoryview(source).cast("B").cast("f")
+        self.array.data = ctypes.cast(self._rows, ctypes.POINTER(llama_token_data))
+        self.array.size = self._n_vocab
+        self.array.selected = -1
+        self.array.sorted = False
+
+    def rows(self, n: int) -> list[tuple[int, float, float]]:
+        """The first `n` rows as (id, logit, p)."""
+        data = self.array.data
+        return [(data[i].id, data[i].logit, data[i].p) for i in range(min(n, self.array.size))]
+
+    @property
+    def selected(self) -> int:
+        """The token id that the last sampler of a chain picked."""
+        return self.array.data[self.array.selected].id
+
+
+def _column(rows: ctypes.Array, format: str, column: int) -> memoryview:
+    return memoryview(rows).cast("B").cast(format)[column::3]
+
+
+class SamplerFactory:
+    """Makes the samplers of one model; owns what they share."""
+
+    def __init__(self, llama, vocab, n_vocab: int) -> None:
+        self.llama = llama
+        self.vocab = vocab
+        self.n_vocab = n_vocab
+        self._candidates: Candidates | None = None
+
+    @property
+    def candidates(self) -> Candidates:
+        """The shared scratch array (1.5 MiB for 128k tokens), made when first needed."""
+        if self._candidates is None:
+            self._candidates = Candidates(self.n_vocab)
+        return self._candidates
+
+    def chain(self, stages: Sequence[Stage]) -> int:
+        """A C sampler chain of `stages`; the caller frees it."""
+        raw = self.llama.llama_sampler_chain_init(self.llama.llama_sampler_chain_default_params())
+        for stage in stages:
+            self.llama.llama_sampler_chain_add(raw, STAGES[stage.name](self, *stage.args))
+        return raw
+
+    def grammar(self, text: str) -> int | None:
+        """A grammar sampler, None for "" and ApiError 400 for one that llama.cpp can't parse."""
+        if not text:
+            return None
+        raw = self.llama.llama_sampler_init_grammar(self.vocab, text.encode(), b"root")
+        if not raw:
+            raise ApiError(400, "Failed to parse grammar")
+        return raw
+
+
+class LlamaSampler:
+    """A chain, and perhaps a grammar, in use for one task."""
+
+    def __init__(self, factory: SamplerFactory, ctx, stages: Sequence[Stage], grammar: str) -> None:
+        self._factory = factory
+        self._llama = factory.llama
+        self._ctx = ctx
+        self._grammar = factory.grammar(grammar)
+        self._chain = factory.chain(stages)
+        self._is_greedy = stages[-1].name == GREEDY_STAGE
+        if self._grammar is None:
+            self.sample = self._sample_plain
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Show the chain tokens of the prompt (the grammar starts behind it)."""
+        accept, chain = self._llama.llama_sampler_accept, self._chain
+        for token in tokens:
+            accept(chain, token)
+
+    def _sample_plain(self, row: int) -> int:
+        return self._llama.llama_sampler_sample(self._chain, self._ctx, row)
+
+    def sample(self, row: int) -> int:
+        """Draw from batch row `row` under the grammar, and accept."""
+        candidates = self._draw(row)
+        return self._accept(candidates.selected)
+
+    def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
+        """Draw, accept, and report the `n_probs` likeliest tokens before and after the sampling settings."""
+        before, log_sum = self._model_probs(row, n_probs)
+        candidates = self._draw(row)
+        token = candidates.selected
+        logit = self._llama.llama_get_logits_ith(self._ctx, row)[token]
+        logprobs = tuple((id_, max(l - log_sum, -1e9)) for id_, l, _ in before)
+        if self._is_greedy:
+            top = tuple((id_, p) for id_, _, p in before)
+            prob = math.exp(logit - log_sum)
+        else:
+            prob = candidates.array.data[candidates.array.selected].p
+            top = self._after_chain(candidates, n_probs, before)
+        return TokenProbs(self._accept(token), prob, max(logit - log_sum, -1e9), top, logprobs)
+
+    def close(self) -> None:
+        """Free the C samplers; more than once is fine."""
+        for raw in (self._chain, self._grammar):
+            if raw:
+                self._llama.llama_sampler_free(raw)
+        self._chain = self._grammar = None
+
+    def _draw(self, row: int) -> Candidates:
+        llama, candidates = self._llama, self._factory.candidates
+        logits = llama.llama_get_logits_ith(self._ctx, row)
+        candidates.fill(logits)
+        llama.llama_sampler_apply(self._chain, candidates.array)
+        if self._grammar is not None and not self._is_allowed(candidates.selected):
+            candidates.fill(logits)
+            llama.llama_sampler_apply(self._grammar, candidates.array)
+            llama.llama_sampler_apply(self._chain, candidates.array)
+        return candidates
+
+    def _is_allowed(self, token: int) -> bool:
+        one = (llama_token_data * 1)(llama_token_data(token, 1.0, 0.0))
+        array = llama_token_data_array(ctypes.cast(one, ctypes.POINTER(llama_token_data)), 1, -1, False)
+        self._llama.llama_sampler_apply(self._grammar, array)
+        return one[0].logit != -math.inf
+
+    def _accept(self, token: int) -> int:
+        self._llama.llama_sampler_accept(self._chain, token)
+        if self._grammar is not None:
+            self._llama.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def _model_probs(self, row: int, n: int) -> tuple[list[tuple[int, float, float]], float]:
+        """The `n` likeliest tokens of the model itself as (id, logit, p), and the log of the softmax's sum."""
+        llama, candidates = self._llama, self._factory.candidates
+        candidates.fill(llama.llama_get_logits_ith(self._ctx, row))
+        for stage in (Stage("dist", (0,)), Stage("top_k", (max(n, 1),))):
+            raw = STAGES[stage.name](self._factory, *stage.args)
+            llama.llama_sampler_apply(raw, candidates.array)
+            llama.llama_sampler_free(raw)
+        rows = candidates.rows(max(n, 1))
+        return rows[:n], rows[0][1] - math.log(max(rows[0][2], MIN_PROB))
+
+    def _after_chain(self, candidates: Candidates, n: int, before: list) -> tuple[tuple[int, float], ...]:
+        """What the chain left, likeliest first, filled up to `n` with tokens that it ruled out (probability 0)."""
+        raw = STAGES["top_k"](self._factory, n)
+        self._llama.llama_sampler_apply(raw, candidates.array)
+        self._llama.llama_sampler_free(raw)
+        top = [(id_, p) for id_, _, p in candidates.rows(n)]
+        kept = {id_ for id_, _ in top}
+        top += [(id_, 0.0) for id_, _, _ in before if id_ not in kept]
+        return tuple(top[:n])
+
+
+def _logit_bias(factory: SamplerFactory, bias: tuple[tuple[int, float], ...]) -> int:
+    rows = (llama_logit_bias * len(bias))(*(llama_logit_bias(token, amount) for token, amount in bias))
+    return factory.llama.llama_sampler_init_logit_bias(factory.n_vocab, len(bias), rows)
+
+
+def _penalties(factory: SamplerFactory, last_n: int, repeat: float, frequency: float, presence: float,
+               penalize_nl: bool) -> int:
+    return factory.llama.llama_sampler_init_penalties(factory.n_vocab, last_n, repeat, frequency, presence)
+
+
+def _dry(factory: SamplerFactory, multiplier: float, base: float, allowed_length: int, last_n: int,
+         breakers: tuple[str, ...]) -> int:
+    words = (ctypes.c_char_p * len(breakers))(*(word.encode() for word in breakers))
+    return factory.llama.llama_sampler_init_dry(factory.vocab, multiplier, base, allowed_length, last_n, words,
+                                                len(breakers))
+
+
+STAGES: dict[str, Callable[..., int]] = {
+    "logit_bias": _logit_bias,
+    "penalties": _penalties,
+    "dry": _dry,
+    "greedy": lambda f: f.llama.llama_sampler_init_greedy(),
+    "dist": lambda f, seed: f.llama.llama_sampler_init_dist(seed),
+    "top_k": lambda f, k: f.llama.llama_sampler_init_top_k(k),
+    "top_p": lambda f, p, keep: f.llama.llama_sampler_init_top_p(p, keep),
+    "min_p": lambda f, p, keep: f.llama.llama_sampler_init_min_p(p, keep),
+    "typical_p": lambda f, p, keep: f.llama.llama_sampler_init_typical(p, keep),
+    "top_n_sigma": lambda f, n: f.llama.llama_sampler_init_top_n_sigma(n),
+    "xtc": lambda f, p, t, keep, seed: f.llama.llama_sampler_init_xtc(p, t, keep, seed),
+    "temperature": lambda f, t, delta, exponent: f.llama.llama_sampler_init_temp_ext(t, delta, exponent),
+    "mirostat": lambda f, seed, tau, eta: f.llama.llama_sampler_init_mirostat(f.n_vocab, seed, tau, eta, MIROSTAT_M),
+    "mirostat_v2": lambda f, seed, tau, eta: f.llama.llama_sampler_init_mirostat_v2(seed, tau, eta),
+    "adaptive_p": lambda f, target, decay, seed: f.llama.llama_sampler_init_adaptive_p(target, decay, seed),
+    "infill": lambda f: f.llama.llama_sampler_init_infill(f.vocab),
+}

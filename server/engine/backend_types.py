@@ -1,0 +1,65 @@
+"""The two interfaces between the scheduler and whatever computes: `Backend` and `TokenSampler`.
+
+They have two implementations: `server.engine.backend` over libllama, and the fake of the tests, which keeps a model
+KV cache of its own and checks every call against it. Stdlib and `task`, `planner`, `sampling` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from server.engine.planner import Span
+from server.engine.sampling import Stage, VocabFacts
+from server.engine.task import ModelInfo, TokenProbs
+
+DECODE_OK, DECODE_NO_ROOM, DECODE_ABORTED = 0, 1, 2
+
+
+class TokenSampler(Protocol):
+    """A sampler chain in use for one task."""
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Tell penalties and the like of tokens that were not drawn here."""
+
+    def sample(self, row: int) -> int:
+        """Draw a token from the logits of batch row `row` and accept it."""
+
+    def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
+        """Like `sample`, with the `n_probs` most likely alternatives."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+class Backend(Protocol):
+    """A loaded model with one context. All but `abort` is called on the engine's thread only."""
+
+    info: ModelInfo
+    facts: VocabFacts
+    eog_tokens: frozenset[int]
+    can_shift: bool
+
+    def decode(self, spans: Sequence[Span]) -> int:
+        """Evaluate the rows; a `DECODE_*` code, negative for errors. After errors the caller trims sequences."""
+
+    def abort(self) -> None:
+        """From any thread: let a running `decode` end soon with DECODE_ABORTED, where the backend can."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token as shown to users (empty for control tokens)."""
+
+    def new_sampler(self, stages: Sequence[Stage], grammar: str) -> TokenSampler:
+        """Build a sampler chain; ApiError(400) when the grammar can't be parsed."""
+
+    def seq_rm(self, seq: int, start: int, end: int) -> bool:
+        """Drop positions [start, end) of a sequence (end -1: all the rest). False: only the whole can be dropped."""
+
+    def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
+        """Let `target` share positions [start, end) of `source`."""
+
+    def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
+        """Renumber positions [start, end) by `delta`; only if `can_shift`."""
+
+    def close(self) -> None:
+        """Free everything, in the order C wants."""

@@ -1,0 +1,216 @@
+"""The web side of the engine: submit tasks, receive their events, know the engine's state.
+
+Used by all HTTP threads. `dispatch` is called by the transport for each frame (on the engine's thread, or on the
+reader of its pipe) and only moves events into queues; it never waits. A task's events arrive through its `Results`,
+which frees the engine when it is left early, for whatever reason: finished, failed write, client gone.
+
+A transport is anything with `start(on_frame)`, `post(message)` and `close(grace_s)`: `thread.ThreadTransport` here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from server.engine.task import (Cancel, Closed, Command, Event, Failure, Final, Frame, Loading, LoadFailed, ModelInfo,
+                                Piece, Progress, Ready, Reply, Snapshot, Task)
+from server.errors import ApiError
+from server.log import get_logger
+
+LOADING, READY, FAILED, CLOSED = "loading model", "ok", "error", "closed"
+
+log = get_logger("engine")
+
+
+class Transport(Protocol):
+    """Carries messages to the engine and frames back."""
+
+    def start(self, on_frame: Callable[[Frame], None]) -> None:
+        """Begin to load; every frame goes to `on_frame`, one at a time."""
+
+    def post(self, message: object) -> None:
+        """Hand over a message from any thread, without waiting."""
+
+    def close(self, grace_s: float) -> None:
+        """End the engine, after at most `grace_s` seconds for running tasks, and wait until it is gone."""
+
+
+class Results:
+    """The events of one task, in order: iterate once. Leaving the `with` block early cancels the task.
+
+    With `stream` each event wakes the reader; without, they are collected and handed over together at the end.
+    """
+
+    def __init__(self, client: EngineClient, task: Task, stream: bool) -> None:
+        self.task = task
+        self._client = client
+        self._stream = stream
+        self._queue: SimpleQueue = SimpleQueue()
+        self._collected: list[Event] = []
+        self._is_over = False
+        self.is_cancelled = False
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.cancel()
+
+    def __iter__(self) -> Iterator[Piece | Progress | Final]:
+        while True:
+            for event in self._queue.get():
+                if isinstance(event, Failure):
+                    raise ApiError(event.status, event.message, event.type, **event.extra)
+                yield event
+                if isinstance(event, Final):
+                    return
+
+    def cancel(self) -> None:
+        """From any thread, any number of times: the answer isn't wanted any more."""
+        if not self._is_over:
+            self._is_over = self.is_cancelled = True
+            self._client.forget(self.task.id)
+            self._queue.put((Failure(self.task.id, 499, "the client closed the request"),))
+
+    def put(self, event: Event) -> None:
+        """The transport's thread: the next event of this task."""
+        is_last = isinstance(event, (Final, Failure))
+        if self._stream:
+            self._queue.put((event,))
+        else:
+            self._collected.append(event)
+            if is_last:
+                self._queue.put(self._collected)
+        if is_last:
+            self._is_over = True
+
+
+class EngineClient:
+    """The engine as the rest of the server sees it. `vocab` is there once `state` is READY."""
+
+    def __init__(self, transport: Transport, open_vocab: Callable[[], object]) -> None:
+        self._transport = transport
+        self._open_vocab = open_vocab
+        self._ids = itertools.count()
+        self._results: dict[int, Results] = {}
+        self._replies: dict[int, SimpleQueue] = {}
+        self._settled = threading.Event()
+        self.state = LOADING
+        self.error = ""
+        self.progress = 0.0
+        self.info: ModelInfo | None = None
+        self.vocab = None
+        self.snapshot = Snapshot()
+
+    def start(self) -> None:
+        """Begin to load the model; returns at once."""
+        self._transport.start(self.dispatch)
+
+    def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
+        """Wait for READY or FAILED; False when it takes longer than `timeout_s`."""
+        return self._settled.wait(timeout_s)
+
+    def new_id(self) -> int:
+        """A task id: they only grow, so they also tell the order of arrival."""
+        return next(self._ids)
+
+    def submit(self, task: Task, stream: bool) -> Results:
+        """Queue a task. ApiError 503 while the model is loading, 500 if it could not be loaded."""
+        self.require_ready()
+        results = self._results[task.id] = Results(self, task, stream)
+        self._transport.post(task)
+        if self.state is CLOSED:
+            self._fail_open()
+        return results
+
+    def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, object]:
+        """Have the engine do `name` between two steps and give its answer. ApiError if it refuses."""
+        self.require_ready()
+        id_command = self.new_id()
+        queue = self._replies[id_command] = SimpleQueue()
+        try:
+            self._transport.post(Command(id_command, name, args))
+            reply: Reply = queue.get(timeout=timeout_s)
+        except Empty:
+            raise ApiError(503, f"the engine did not answer '{name}' within {timeout_s:g} s") from None
+        finally:
+            self._replies.pop(id_command, None)
+        if reply.error is not None:
+            raise ApiError(*reply.error)
+        return reply.result
+
+    def forget(self, id_task: int) -> None:
+        """Drop a task whose reader has gone."""
+        if self._results.pop(id_task, None) is not None:
+            self._transport.post(Cancel(id_task))
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """End the engine; running tasks get `grace_s` seconds, the others fail with 503."""
+        self._transport.close(grace_s)
+
+    def require_ready(self) -> None:
+        """ApiError unless requests can be served now."""
+        if self.state is LOADING:
+            raise ApiError(503, "Loading model", headers={"Retry-After": "1"})
+        if self.state is FAILED:
+            raise ApiError(500, f"the model could not be loaded: {self.error}")
+        if self.state is CLOSED:
+            raise ApiError(503, "the server is shutting down")
+
+    def dispatch(self, frame: Frame) -> None:
+        """The transport's thread: spread one frame. `snapshot` is replaced before anybody is woken."""
+        if frame.snapshot is not None:
+            self.snapshot = frame.snapshot
+        for event in frame.events:
+            handler = self._HANDLERS.get(type(event))
+            if handler is not None:
+                handler(self, event)
+                continue
+            is_last = isinstance(event, (Final, Failure))
+            results = (self._results.pop if is_last else self._results.get)(event.id, None)
+            if results is not None:
+                results.put(event)
+
+    def _on_loading(self, event: Loading) -> None:
+        self.progress = event.progress
+
+    def _on_ready(self, event: Ready) -> None:
+        try:
+            self.vocab = self._open_vocab()
+        except Exception as error:
+            log.exception("the vocabulary could not be opened")
+            self._on_load_failed(LoadFailed(f"the vocabulary could not be opened: {error}"))
+            return
+        self.info = event.info
+        self.state = READY
+        self._settled.set()
+
+    def _on_load_failed(self, event: LoadFailed) -> None:
+        self.error = event.message
+        self.state = FAILED
+        self._settled.set()
+
+    def _on_reply(self, event: Reply) -> None:
+        queue = self._replies.get(event.id)
+        if queue is not None:
+            queue.put(event)
+
+    def _on_closed(self, event: Closed) -> None:
+        if self.state is not FAILED:
+            self.state = CLOSED
+        self._settled.set()
+        self._fail_open()
+
+    def _fail_open(self) -> None:
+        for id_task in list(self._results):
+            results = self._results.pop(id_task, None)
+            if results is not None:
+                results.put(Failure(id_task, 503, "the server is shutting down"))
+        for id_command, queue in list(self._replies.items()):
+            queue.put(Reply(id_command, {}, (503, "the server is shutting down")))
+
+    _HANDLERS = {Loading: _on_loading, Ready: _on_ready, LoadFailed: _on_load_failed, Reply: _on_reply,
+                 Closed: _on_closed}

@@ -1,0 +1,33 @@
+"""What the engine has to know to start: plain data, made from the options by `app`, read by `backend` and `vocab`.
+
+Part of the seam: an engine in its own process gets exactly this. Stdlib only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True, frozen=True)
+class EngineConfig:
+    """One model on one set of libraries.
+
+    `n_ctx` 0 is the model's own, None that too but at most `AUTO_CTX`. `model_params` and `context_params` go by
+    name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default.
+    """
+
+    model: str
+    libs: str
+    cpu_variant: str | None = None
+    n_slots: int = 1
+    n_ctx: int | None = None
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_threads: int = -1
+    n_threads_batch: int = -1
+    warmup: bool = True
+    max_queue: int = 1024
+    cont_batching: bool = True
+    shift_context: bool = False
+    model_params: dict[str, int | float | bool] = field(default_factory=dict)
+    context_params: dict[str, int | float | bool] = field(default_factory=dict)

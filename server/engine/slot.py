@@ -1,0 +1,85 @@
+"""A slot: one sequence of the KV cache, and the task that is being run on it.
+
+Used by the engine's thread alone. A slot outlives its tasks, because the tokens they leave in the KV cache are what
+the next task may reuse; all that belongs to one task is in its `Run`, which is dropped as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from server.engine.backend_types import TokenSampler
+from server.engine.task import STOP_NONE, SlotState, Task, Timings
+from server.engine.text import TextStream
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One task in work. `prompt` may be shorter than the task's (cut to fit); times are clock seconds."""
+
+    task: Task
+    prompt: list[int]
+    n_cached: int
+    sampler: TokenSampler
+    text: TextStream
+    t_start: float
+    truncated: bool = False
+    n_decoded: int = 0
+    next_token: int | None = None
+    t_first: float = 0.0
+    t_last: float = 0.0
+
+    def timings(self) -> Timings:
+        """The task's times so far; a task without tokens has spent all of it on the prompt."""
+        t_first = self.t_first or self.t_last or self.t_start
+        return Timings(self.n_cached, len(self.prompt) - self.n_cached, (t_first - self.t_start) * 1e3,
+                       self.n_decoded, max(self.t_last - t_first, 0.0) * 1e3)
+
+
+@dataclass(slots=True, eq=False)
+class Slot:
+    """`tokens[i]` is the token whose keys and values are at position i of sequence `seq`; never more than `n_ctx`."""
+
+    id: int
+    seq: int
+    n_ctx: int
+    tokens: list[int] = field(default_factory=list)
+    run: Run | None = None
+    t_used: float = 0.0
+    latest: SlotState | None = None
+
+    @property
+    def pending(self) -> list[int]:
+        """What this slot has to evaluate next: the rest of its prompt, or the token drawn last."""
+        run = self.run
+        if run is None:
+            return []
+        if run.next_token is not None:
+            return [run.next_token]
+        return run.prompt[len(self.tokens):]
+
+    def state(self, stop: str = STOP_NONE) -> SlotState:
+        """The slot as the outside may see it: of the running task, else what the latest one left."""
+        run = self.run
+        if run is None:
+            return self.latest or SlotState(self.id, -1, False, self.n_ctx, 0, 0, 0, 0, -1, False, STOP_NONE, "", False)
+        n_predict = run.task.n_predict
+        return SlotState(
+            id=self.id, id_task=run.task.id, is_processing=stop == STOP_NONE, n_ctx=self.n_ctx,
+            n_cached=len(self.tokens), n_prompt=len(run.prompt), n_prompt_done=min(len(self.tokens), len(run.prompt)),
+            n_decoded=run.n_decoded, n_remain=-1 if n_predict < 0 else max(n_predict - run.n_decoded, 0),
+            has_next_token=stop == STOP_NONE, stop=stop, stopping_word=run.text.stopping_word,
+            truncated=run.truncated)
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """Length of the common beginning of two token lists (compared in blocks: most of it runs in C)."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    low, step = 0, 1024
+    while a[low:low + step] == b[low:low + step]:
+        low += step
+    while a[low] == b[low]:
+        low += 1
+    return low

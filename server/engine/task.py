@@ -1,0 +1,290 @@
+"""What crosses the seam between the web side and the engine: plain data, nothing else.
+
+Every class here is made of ints, floats, strings, bytes, bools, None, tuples and dicts of those, so that the same
+messages can travel through a queue (engine as a thread) or a pipe (engine as a process). A test walks the
+annotations. Messages are not changed after they have been sent. Stdlib only; used on both sides.
+
+Not taken: passing slots, futures or callbacks across; they would tie the engine to the web side's process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+STOP_NONE, STOP_EOS, STOP_LIMIT, STOP_WORD = "none", "eos", "limit", "word"
+
+
+@dataclass(slots=True, frozen=True)
+class SamplingParams:
+    """Everything that shapes the choice of one token. Names and meanings are those of `/completion`.
+
+    `seed` is never -1 here: the web side draws it, so that a replay of the request makes the same draws.
+    `samplers` is the order of the truncating stages; `logit_bias` holds (token, bias), -inf bans the token.
+    """
+
+    seed: int = 0
+    temperature: float = 0.8
+    dynatemp_range: float = 0.0
+    dynatemp_exponent: float = 1.0
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    typical_p: float = 1.0
+    tfs_z: float = 1.0
+    top_n_sigma: float = -1.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalize_nl: bool = True
+    penalty_prompt: tuple[int, ...] | None = None
+    dry_multiplier: float = 0.0
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = -1
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", "\"", "*")
+    mirostat: int = 0
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    adaptive_target: float = -1.0
+    adaptive_decay: float = 0.9
+    samplers: tuple[str, ...] = ("penalties", "dry", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc",
+                                 "temperature")
+    min_keep: int = 0
+    n_probs: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    ignore_eos: bool = False
+    grammar: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Task:
+    """One sequence to complete. `prompt` is token ids; `n_predict` -1 means until the end of the text.
+
+    `n_keep` -1 keeps the whole prompt when the context is shifted. `id_slot` -1 takes any slot.
+    """
+
+    id: int
+    prompt: tuple[int, ...]
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    n_predict: int = -1
+    n_keep: int = 0
+    n_discard: int = 0
+    stop: tuple[str, ...] = ()
+    id_slot: int = -1
+    cache_prompt: bool = True
+    progress: bool = False
+
+
+# ---- web side -> engine ---------------------------------------------------------------------------------------
+
+@dataclass(slots=True, frozen=True)
+class Cancel:
+    """The client of task `id` is gone: free its place in the queue or its slot. Unknown ids are ignored."""
+
+    id: int
+
+
+@dataclass(slots=True, frozen=True)
+class Command:
+    """Something else to do between two steps, by `name` with plain `args`; answered by one `Reply` with this `id`."""
+
+    id: int
+    name: str
+    args: dict[str, object]
+
+
+@dataclass(slots=True, frozen=True)
+class Close:
+    """Take nothing new; running tasks may go on for `grace_s` seconds, then the engine ends."""
+
+    grace_s: float
+
+
+# ---- engine -> web side ---------------------------------------------------------------------------------------
+
+@dataclass(slots=True, frozen=True)
+class TokenProbs:
+    """One generated token with alternatives.
+
+    `prob` and `top` are probabilities after the sampling settings (what the 2024 documents describe), `logprob` and
+    `top_logprobs` are of the model's own distribution. Pairs are (token id, value), most likely first.
+    """
+
+    token: int
+    prob: float
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    top_logprobs: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True, frozen=True)
+class Progress:
+    """Prefill of task `id` has reached `n_processed` of `n_prompt` tokens, `n_cached` of them reused."""
+
+    id: int
+    n_prompt: int
+    n_cached: int
+    n_processed: int
+    ms: float
+
+
+@dataclass(slots=True, frozen=True)
+class Piece:
+    """Tokens generated in one step and the text that is now safe to show (it can be "" while text is held back)."""
+
+    id: int
+    tokens: tuple[int, ...]
+    text: str
+    probs: tuple[TokenProbs, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class Timings:
+    """The engine's own clock for one task, in milliseconds. `prompt_n` counts evaluated tokens, not reused ones."""
+
+    cache_n: int
+    prompt_n: int
+    prompt_ms: float
+    predicted_n: int
+    predicted_ms: float
+
+
+@dataclass(slots=True, frozen=True)
+class Final:
+    """The end of a task that went well. `text` is what had been held back and turned out to be no stop word."""
+
+    id: int
+    id_slot: int
+    text: str
+    stop: str
+    stopping_word: str
+    n_prompt: int
+    n_predicted: int
+    n_cached: int
+    truncated: bool
+    timings: Timings
+
+
+@dataclass(slots=True, frozen=True)
+class Failure:
+    """The end of a task that went wrong: an HTTP `status`, one line, the error type, extra fields of the body."""
+
+    id: int
+    status: int
+    message: str
+    type: str | None = None
+    extra: dict[str, object] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Reply:
+    """The answer to a `Command`: `result`, or `error` as (status, message)."""
+
+    id: int
+    result: dict[str, object]
+    error: tuple[int, str] | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class SlotState:
+    """One slot as `/slots` shows it. `id_task` is -1 before the first task; the rest is about the latest one."""
+
+    id: int
+    id_task: int
+    is_processing: bool
+    n_ctx: int
+    n_cached: int
+    n_prompt: int
+    n_prompt_done: int
+    n_decoded: int
+    n_remain: int
+    has_next_token: bool
+    stop: str
+    stopping_word: str
+    truncated: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Snapshot:
+    """The engine's state after a step. Counters only grow; `kv_used` counts tokens held in the KV cache."""
+
+    slots: tuple[SlotState, ...] = ()
+    n_deferred: int = 0
+    kv_used: int = 0
+    n_ctx: int = 0
+    n_steps: int = 0
+    n_prompt_tokens: int = 0
+    n_predicted_tokens: int = 0
+    prompt_ms: float = 0.0
+    predicted_ms: float = 0.0
+
+    @property
+    def n_processing(self) -> int:
+        """How many slots work on a task."""
+        return sum(slot.is_processing for slot in self.slots)
+
+    @property
+    def n_idle(self) -> int:
+        """How many slots are free."""
+        return len(self.slots) - self.n_processing
+
+
+@dataclass(slots=True, frozen=True)
+class ModelInfo:
+    """What the engine knows about the loaded model. `n_ctx` is the whole KV cache, `n_ctx_slot` one slot's share."""
+
+    path: str
+    desc: str = ""
+    size: int = 0
+    n_params: int = 0
+    n_vocab: int = 0
+    n_ctx_train: int = 0
+    n_embd: int = 0
+    n_ctx: int = 0
+    n_ctx_slot: int = 0
+    n_slots: int = 1
+    n_batch: int = 0
+    llama_version: str = ""
+    variant: str = ""
+    devices: tuple[str, ...] = ()
+    meta: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Loading:
+    """The model is being read: `progress` from 0 to 1."""
+
+    progress: float
+
+
+@dataclass(slots=True, frozen=True)
+class Ready:
+    """The model is loaded and requests are served from now on."""
+
+    info: ModelInfo
+
+
+@dataclass(slots=True, frozen=True)
+class LoadFailed:
+    """The model can't be served; `message` is one line for the user."""
+
+    message: str
+
+
+@dataclass(slots=True, frozen=True)
+class Closed:
+    """The engine has ended; no further message comes."""
+
+
+Event = Progress | Piece | Final | Failure | Reply | Loading | Ready | LoadFailed | Closed
+
+
+@dataclass(slots=True, frozen=True)
+class Frame:
+    """All that one step has to tell, sent as one message; `snapshot` only when it says something new."""
+
+    events: tuple[Event, ...]
+    snapshot: Snapshot | None = None

@@ -1,0 +1,52 @@
+"""The model's vocabulary in the web process: text to tokens and back, on any thread.
+
+A second, `vocab_only` load of the model file (20-50 MiB, a tenth of a second), opened after the engine has loaded the
+file successfully. libllama's tokenizer is thread-safe, so handler threads use it directly and the engine is never
+asked. Template and metadata strings are there too; sizes like n_embd are not, they come from the engine.
+
+Not taken: sending text to the engine. It would put tokenizing on the one thread that must not wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ctypes_api import loader, vocabulary
+from ctypes_api.objects import Model
+
+
+def open_vocab(folder: str, model: str) -> NativeVocab:
+    """The vocabulary of `model` through the libraries in `folder`."""
+    return NativeVocab(loader.load(Path(folder)), model)
+
+
+class NativeVocab:
+    """See `api.context.Vocab`."""
+
+    def __init__(self, libs: loader.Libs, path: str) -> None:
+        self._libs = libs
+        self._model = Model(libs, path, vocab_only=True)
+        self._vocab = libs.llama.llama_model_get_vocab(self._model)
+        self._pieces: dict[int, bytes] = {}
+        self.n_tokens = libs.llama.llama_vocab_n_tokens(self._vocab)
+        self.add_bos = bool(libs.llama.llama_vocab_get_add_bos(self._vocab))
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`; with `add_special` BOS and EOS where the model wants them."""
+        return vocabulary.tokenize(self._libs, self._vocab, text.encode(), add_special, parse_special)
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, control tokens by their names; cached."""
+        piece = self._pieces.get(token)
+        if piece is None:
+            piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token, True)
+        return piece
+
+    def detokenize(self, tokens: Sequence[int]) -> bytes:
+        """The bytes of a token list, special tokens included."""
+        return vocabulary.detokenize(self._libs, self._vocab, tokens, unparse_special=True)
+
+    def close(self) -> None:
+        """Free the vocabulary."""
+        self._model.close()

@@ -1,0 +1,36 @@
+"""The one exception that becomes an HTTP answer.
+
+A leaf: any module of `server` may raise `ApiError`; only the HTTP edge (`server.web.httpd`) turns it into
+bytes. Validation never answers by itself, so every error has the same shape (the OpenAI one, with the extra
+types that llama.cpp's server documents).
+"""
+
+from __future__ import annotations
+
+TYPE_BY_STATUS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    501: "not_supported_error",
+    503: "unavailable_error",
+}
+
+
+class ApiError(Exception):
+    """An answer other than success: HTTP `status`, one-line `message`, error `type`, extra JSON fields."""
+
+    def __init__(self, status: int, message: str, type: str | None = None,
+                 headers: dict[str, str] | None = None, **extra: object) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type or TYPE_BY_STATUS.get(status, "invalid_request_error" if status < 500 else "server_error")
+        self.headers = headers or {}
+        self.extra = extra
+
+    def body(self) -> dict[str, object]:
+        """The JSON object sent to the client: `{"error": {"code", "message", "type", ...}}`."""
+        return {"error": {"code": self.status, "message": self.message, "type": self.type, **self.extra}}
