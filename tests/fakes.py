@@ -102,6 +102,9 @@ class FakeBackend:
         self.n_cells = n_cells
         self.can_shift = can_shift
         self.can_trim = can_trim
+        self.can_share = can_trim
+        self.adapters: tuple[str, ...] = ()
+        self.lora: tuple = ()
         self.n_samplers = 0
         self.eog_tokens = frozenset({EOS})
         self.facts = VocabFacts((EOS,), (), n_ctx // n_slots)
@@ -182,6 +185,31 @@ class FakeBackend:
         """The list is renumbered by itself; only check what was asked."""
         assert self.can_shift, "this model can't shift: llama.cpp would abort"
         assert delta < 0 and end + delta == len(self.cells[seq])
+
+    def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
+        """Not modelled: positions of the fake are list indices."""
+        assert self.can_shift
+
+    def unshare(self, seq: int) -> None:
+        """Every sequence of the fake has its own cells anyway."""
+
+    def state(self, seq: int) -> memoryview:
+        """The tokens as text."""
+        return memoryview(repr(self.cells.get(seq, [])).encode())
+
+    def set_state(self, seq: int, state: bytearray) -> bool:
+        """The reverse, for an empty sequence."""
+        assert not self.cells.get(seq)
+        self.cells[seq] = list(map(int, state.decode().strip("[]").replace(" ", "").split(",")))
+        return True
+
+    def set_lora(self, scales: tuple) -> None:
+        """Remember the adapters of the next decode."""
+        self.lora = scales
+
+    def fingerprint(self) -> str:
+        """There is one fake model."""
+        return "fake"
 
     def close(self) -> None:
         """Everything must have been given back."""

@@ -8,6 +8,7 @@ mixed batches run two to four times faster that way than with one buffer per seq
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from ctypes_api import loader, vocabulary
 from ctypes_api.devices import list_devices
 from ctypes_api.errors import LibsError
 from ctypes_api.ggml import GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
-from ctypes_api.objects import AbortFlag, Batch, Context, Model
+from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
 from server.engine.config import EngineConfig
 from server.engine.planner import Span
@@ -29,6 +30,7 @@ __all__ = ["LibsError", "LlamaBackend", "device_lines", "find_libs", "library_li
 
 AUTO_CTX = 16384
 MIN_CTX_SLOT = 32
+SAMPLE_BYTES = 1 << 20
 
 log = get_logger("engine")
 native_log = get_logger("llama")
@@ -90,6 +92,12 @@ class LlamaBackend:
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         self._memory = self._context.memory
         self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory))
+        self.can_share = not (self._llama.llama_model_is_recurrent(self._model)
+                              or self._llama.llama_model_is_hybrid(self._model))
+        self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
+        self.adapters = tuple(path for path, _ in config.lora)
+        self._lora: tuple[tuple[int, float], ...] = ()
+        self._fingerprint = ""
         self._pieces: dict[int, bytes] = {}
         n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
         self.eog_tokens = frozenset(
@@ -152,6 +160,55 @@ class LlamaBackend:
             raise ApiError(501, "this model's cache can't be shifted")
         self._llama.llama_memory_seq_add(self._memory, seq, start, end, delta)
 
+    def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
+        """See `Backend`."""
+        if not self.can_shift:
+            raise ApiError(501, "this model's cache can't be divided")
+        self._llama.llama_memory_seq_div(self._memory, seq, start, end, factor)
+
+    def unshare(self, seq: int) -> None:
+        """Out and in again: what comes in gets cells of its own."""
+        state = bytearray(self.state(seq))
+        self.seq_rm(seq, -1, -1)
+        if not self.set_state(seq, state):
+            raise RuntimeError("a sequence's state did not fit back into the cache it came from")
+
+    def state(self, seq: int) -> memoryview:
+        """See `Backend`."""
+        size = self._llama.llama_state_seq_get_size(self._context, seq)
+        data = (ctypes.c_uint8 * size)()
+        n = self._llama.llama_state_seq_get_data(self._context, data, size, seq)
+        return memoryview(data).cast("B")[:n]
+
+    def set_state(self, seq: int, state: bytearray) -> bool:
+        """See `Backend`; llama.cpp checks layers, types and sizes."""
+        data = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        return self._llama.llama_state_seq_set_data(self._context, data, len(state), seq) == len(state)
+
+    def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:
+        """See `Backend`; costs nothing while nothing changes."""
+        if scales == self._lora:
+            return
+        n = len(scales)
+        adapters = (ctypes.c_void_p * n)(*(self._adapters[i].raw for i, _ in scales))
+        values = (ctypes.c_float * n)(*(scale for _, scale in scales))
+        if self._llama.llama_set_adapters_lora(self._context, adapters, n, values) != 0:
+            raise RuntimeError("llama.cpp refused the LoRA adapters")
+        self._lora = scales
+
+    def fingerprint(self) -> str:
+        """Model description and a hash over samples of its file: cheap for any size, different for fine-tunes."""
+        if not self._fingerprint:
+            digest = hashlib.sha256()
+            with open(self.info.path, "rb") as stream:
+                size = stream.seek(0, os.SEEK_END)
+                digest.update(str(size).encode())
+                for at in (0, size // 3, 2 * size // 3, max(size - SAMPLE_BYTES, 0)):
+                    stream.seek(at)
+                    digest.update(stream.read(SAMPLE_BYTES))
+            self._fingerprint = f"{self.info.desc}, {digest.hexdigest()[:16]}"
+        return self._fingerprint
+
     def close(self) -> None:
         """The context goes before its model."""
         self._context.close()
@@ -175,7 +232,7 @@ class LlamaBackend:
         n_threads_batch = config.n_threads_batch if config.n_threads_batch > 0 else n_threads
         n_batch = min(max(config.n_batch, config.n_slots), max(n_ctx, config.n_slots))
         fields = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": min(config.n_ubatch, n_batch),
-                  "n_seq_max": config.n_slots, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
+                  "n_seq_max": config.n_slots + 1, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
                   "kv_unified": True, "no_perf": True}
         return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
 
@@ -187,7 +244,8 @@ class LlamaBackend:
             n_ctx_train=llama.llama_model_n_ctx_train(model), n_embd=llama.llama_model_n_embd(model), n_ctx=n_ctx,
             n_ctx_slot=n_ctx // config.n_slots, n_slots=config.n_slots, n_batch=self._n_batch,
             llama_version=self._libs.version, variant=self._libs.folder.name,
-            devices=tuple(device.name for device in list_devices(self._libs)), meta=model.meta())
+            devices=tuple(device.name for device in list_devices(self._libs)), adapters=self.adapters,
+            meta=model.meta())
 
     def _suppress_tokens(self) -> tuple[int, ...]:
         n = ctypes.c_int32(0)

@@ -39,6 +39,8 @@ class Backend(Protocol):
     facts: VocabFacts
     eog_tokens: frozenset[int]
     can_shift: bool
+    can_share: bool
+    adapters: tuple[str, ...]
 
     def decode(self, spans: Sequence[Span]) -> int:
         """Evaluate the rows; a `DECODE_*` code, negative for errors. After errors the caller trims sequences."""
@@ -60,6 +62,24 @@ class Backend(Protocol):
 
     def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
         """Renumber positions [start, end) by `delta`; only if `can_shift`."""
+
+    def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
+        """Divide positions [start, end) by `factor`; only if `can_shift`."""
+
+    def unshare(self, seq: int) -> None:
+        """Give a sequence cells of its own, with the same contents."""
+
+    def state(self, seq: int) -> memoryview:
+        """A copy of a sequence's cells as bytes."""
+
+    def set_state(self, seq: int, state: bytearray) -> bool:
+        """Fill an empty sequence from `state`; False if it doesn't fit this model and context."""
+
+    def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:
+        """Use these adapters, by index, in the decodes to come."""
+
+    def fingerprint(self) -> str:
+        """What a saved state depends on, in a few words and a hash."""
 
     def close(self) -> None:
         """Free everything, in the order C wants."""

@@ -13,7 +13,8 @@ class EngineConfig:
     """One model on one set of libraries.
 
     `n_ctx` 0 is the model's own, None that too but at most `AUTO_CTX`. `model_params` and `context_params` go by
-    name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default.
+    name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `lora` are
+    (path, scale) pairs. `n_group` above 1 switches self-extend on.
     """
 
     model: str
@@ -29,5 +30,8 @@ class EngineConfig:
     max_queue: int = 1024
     cont_batching: bool = True
     shift_context: bool = False
+    n_group: int = 1
+    group_width: int = 512
+    lora: tuple[tuple[str, float], ...] = ()
     model_params: dict[str, int | float | bool] = field(default_factory=dict)
     context_params: dict[str, int | float | bool] = field(default_factory=dict)

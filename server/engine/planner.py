@@ -13,11 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
+UNLIMITED = 2**31
+
+
 @dataclass(slots=True, frozen=True)
 class Job:
     """What one sequence still has to evaluate: `tokens` from position `pos` on. `id` is the caller's (slot id).
 
-    `is_prefill` tells prompt tokens from the one token of a running generation.
+    `is_prefill` tells prompt tokens from the one token of a running generation. `limit` bounds the rows of one step.
     """
 
     id: int
@@ -25,6 +28,7 @@ class Job:
     pos: int
     tokens: Sequence[int]
     is_prefill: bool
+    limit: int = UNLIMITED
 
 
 @dataclass(slots=True, frozen=True)
@@ -62,7 +66,7 @@ def plan(jobs: Iterable[Job], n_batch: int, n_prefill: int) -> list[Span]:
             room -= 1
     room = min(room, n_prefill)
     for job in prompts:
-        n = min(room, len(job.tokens))
+        n = min(room, len(job.tokens), job.limit)
         if n == 0:
             break
         spans.append(Span(job.id, job.seq, job.pos, job.tokens[:n], n == len(job.tokens)))

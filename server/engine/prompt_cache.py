@@ -1,43 +1,66 @@
-"""What stays in the KV cache between and during tasks: reuse of a prefix, room by eviction, context shift.
+"""What stays in the KV cache between and during tasks: reuse and sharing of prefixes, eviction, context shift.
 
-Engine thread only. Each function keeps the one invariant: `slot.tokens[i]` is what the cache holds at position i of
-the slot's sequence. All of them go through `Backend.seq_*`.
+Engine thread only. Each function keeps the one invariant: `slot.tokens[i]` is what the cache holds for the slot's
+sequence as its i-th token. All of them go through `Backend.seq_*`. A prefix that another slot holds is referenced,
+not copied: a cell of the unified cache can belong to several sequences. Positions of shared cells must never be
+changed for one of them alone, so a slot that may share is given cells of its own (`unshare`) before it is shifted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from server.engine.backend_types import Backend
 from server.engine.slot import Slot, common_prefix
 
+MIN_SHARED = 16
 
-def choose_slot(slots: Iterable[Slot], prompt: list[int], cache_prompt: bool) -> Slot | None:
+
+def choose_slot(slots: Iterable[Slot], prompt: list[int], cache_prompt: bool,
+                lora: tuple[tuple[int, float], ...] = ()) -> Slot | None:
     """The idle slot that shares the longest beginning with `prompt`; among equals the one unused for longest."""
     idle = [slot for slot in slots if slot.run is None]
     if not idle:
         return None
     if not cache_prompt:
         return min(idle, key=lambda slot: (bool(slot.tokens), slot.t_used))
-    return max(idle, key=lambda slot: (common_prefix(slot.tokens, prompt), -slot.t_used))
+    return max(idle, key=lambda slot: (common_prefix(slot.tokens, prompt) if slot.lora == lora else -1, -slot.t_used))
 
 
-def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: bool) -> int:
-    """Keep what `prompt` can use of the slot's cache, drop the rest; how many tokens were kept.
+def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: bool,
+                 donors: Sequence[Slot] = ()) -> int:
+    """Keep what `prompt` can use of the slot's cache or of a donor's, drop the rest; how many tokens are there.
 
     At least the prompt's last token is evaluated again: its logits are needed, and only evaluation gives them.
     """
-    n = common_prefix(slot.tokens, prompt) if cache_prompt else 0
-    n = max(min(n, len(prompt) - 1), 0)
-    return trim(backend, slot, n)
+    limit = max(len(prompt) - 1, 0)
+    n = trim(backend, slot, min(common_prefix(slot.tokens, prompt), limit) if cache_prompt else 0)
+    if not (backend.can_share and donors):
+        return n
+    donor = max(donors, key=lambda other: common_prefix(other.tokens, prompt))
+    n_donor = min(common_prefix(donor.tokens, prompt), limit)
+    if n_donor < n + MIN_SHARED:
+        return n
+    backend.seq_cp(donor.seq, slot.seq, n, n_donor)
+    slot.tokens[n:] = prompt[n:n_donor]
+    slot.is_sharing = donor.is_sharing = True
+    return n_donor
 
 
 def trim(backend: Backend, slot: Slot, n: int) -> int:
-    """Cut the slot's cache to its first `n` tokens; fewer (none) where the model can't drop a tail."""
-    if not backend.seq_rm(slot.seq, n, -1):
+    """Cut the slot's cache to its first `n` tokens; fewer (none) where the model can't drop a tail.
+
+    Folded positions (self-extend) can't be cut at a token: there it is all or nothing.
+    """
+    if slot.positions is not None and n < len(slot.tokens):
+        n = 0
+    if not backend.seq_rm(slot.seq, slot.next_pos if n == len(slot.tokens) else n, -1):
         backend.seq_rm(slot.seq, -1, -1)
         n = 0
     del slot.tokens[n:]
+    if n == 0:
+        slot.is_sharing = False
+        slot.positions = None
     return n
 
 
@@ -59,10 +82,21 @@ def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
     n_keep = max(min(n_keep, n_past - 4), 0)
     n_left = n_past - n_keep
     n_discard = min(n_discard or n_left // 2, n_left - 1) or 1
+    if slot.is_sharing:
+        backend.unshare(slot.seq)
+        slot.is_sharing = False
     backend.seq_rm(slot.seq, n_keep, n_keep + n_discard)
     backend.seq_add(slot.seq, n_keep + n_discard, n_past, -n_discard)
     del slot.tokens[n_keep:n_keep + n_discard]
     return n_discard
+
+
+def fold(backend: Backend, slot: Slot) -> None:
+    """Self-extend: apply the folds that are due to the slot's positions in the cache."""
+    while (step := slot.positions.fold()) is not None:
+        backend.seq_add(slot.seq, step.add_start, step.add_end, step.add_delta)
+        backend.seq_div(slot.seq, step.divide_start, step.divide_end, slot.positions.factor)
+        backend.seq_add(slot.seq, step.rest_start, step.rest_end, step.rest_delta)
 
 
 def cut_prompt(prompt: list[int], n_ctx: int, n_keep: int) -> list[int]:
@@ -74,3 +108,15 @@ def cut_prompt(prompt: list[int], n_ctx: int, n_keep: int) -> list[int]:
     block = max((n_ctx - n_keep) // 2, 1)
     n_blocks = (len(prompt) - n_keep - block) // block
     return prompt[:n_keep] + prompt[n_keep + n_blocks * block:]
+
+
+def count_cells(slots: Iterable[Slot]) -> int:
+    """Tokens that the cache holds, shared beginnings counted once."""
+    seen: list[Slot] = []
+    total = 0
+    for slot in slots:
+        total += len(slot.tokens)
+        if slot.is_sharing:
+            total -= max((common_prefix(slot.tokens, other.tokens) for other in seen), default=0)
+            seen.append(slot)
+    return total

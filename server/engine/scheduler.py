@@ -13,23 +13,36 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from server.engine import planner, prompt_cache, sampling
 from server.engine.backend_types import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK, Backend
+from server.engine.commands import Commands
 from server.engine.config import EngineConfig
+from server.engine.meter import Meter
 from server.engine.planner import Job, Span
+from server.engine.self_extend import GroupAttention
 from server.engine.slot import Run, Slot
 from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Cancel, Close, Command, Event, Failure, Final, Frame,
-                                Piece, Progress, Reply, Snapshot, Task, TokenProbs)
+                                Piece, Progress, Snapshot, Task, TokenProbs)
 from server.engine.text import TextStream
 from server.errors import ApiError
 from server.log import get_logger
 
 SNAPSHOT_INTERVAL_S = 0.1
 MAX_TOKENS_TO_FINISH_CHARACTER = 4
+SYSTEM = -1
 
 log = get_logger("engine")
+
+
+@dataclass(slots=True, frozen=True)
+class Waiting:
+    """A task in the queue, and when it came."""
+
+    task: Task
+    t_arrived: float
 
 
 class Scheduler:
@@ -38,20 +51,24 @@ class Scheduler:
     def __init__(self, backend: Backend, config: EngineConfig, emit: Callable[[Frame], None],
                  clock: Callable[[], float] = time.perf_counter) -> None:
         self.slots = [Slot(i, i, backend.info.n_ctx_slot) for i in range(config.n_slots)]
+        self._system = Slot(SYSTEM, config.n_slots, backend.info.n_ctx_slot)
+        self._commands = Commands(backend, self.slots, self._system, tuple(
+            (i, scale) for i, (_, scale) in enumerate(config.lora) if scale))
+        self._meter = Meter()
         self._backend = backend
         self._config = config
         self._emit = emit
         self._clock = clock
         self._inbox: SimpleQueue = SimpleQueue()
-        self._waiting: deque[Task] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._events: list[Event] = []
         self._in_prefill: frozenset[int] = frozenset()
         self._deadline: float | None = None
         self._t_snapshot = 0.0
         self._is_changed = True
-        self._n_steps = self._n_prompt = self._n_predicted = 0
-        self._prompt_ms = self._predicted_ms = 0.0
-        self._handlers = {Task: self._enqueue, Cancel: self._cancel, Close: self._close, Command: self._command}
+        self._served: dict[tuple, int] = {}
+        self._handlers = {Task: self._enqueue, Cancel: self._cancel, Close: self._close,
+                          Command: self._commands.post}
 
     # ---- any thread -------------------------------------------------------------------------------------------
 
@@ -79,14 +96,19 @@ class Scheduler:
         """Take the messages that came, then evaluate one batch and draw from it."""
         self._receive(block and not self._is_busy())
         self._expire()
+        if self._commands:
+            self._events += self._commands.run_ready()
+            self._is_changed = True
         self._admit()
         spans = self._plan()
         if spans:
-            self._n_steps += 1
+            started = self._clock()
+            is_generating = self.slots[spans[0].id].run.next_token is not None
             self._evaluate(spans)
+            self._meter.step(self._clock() - started, is_generating)
 
     def _is_busy(self) -> bool:
-        return bool(self._waiting) or any(slot.run is not None for slot in self.slots)
+        return bool(self._waiting or self._commands) or any(slot.run is not None for slot in self.slots)
 
     def _receive(self, block: bool) -> None:
         try:
@@ -105,13 +127,13 @@ class Scheduler:
         elif len(self._waiting) >= self._config.max_queue:
             self._fail(task.id, 503, f"all slots are busy and {len(self._waiting)} requests are waiting; try later")
         else:
-            self._waiting.append(task)
+            self._waiting.append(Waiting(task, self._clock()))
             self._is_changed = True
 
     def _cancel(self, message: Cancel) -> None:
-        for task in self._waiting:
-            if task.id == message.id:
-                self._waiting.remove(task)
+        for waiting in self._waiting:
+            if waiting.task.id == message.id:
+                self._waiting.remove(waiting)
                 self._is_changed = True
                 return
         for slot in self.slots:
@@ -121,10 +143,7 @@ class Scheduler:
     def _close(self, message: Close) -> None:
         self._deadline = self._clock() + message.grace_s
         while self._waiting:
-            self._fail(self._waiting.popleft().id, 503, "the server is shutting down")
-
-    def _command(self, message: Command) -> None:
-        self._events.append(Reply(message.id, {}, (501, f"this engine has no command '{message.name}'")))
+            self._fail(self._waiting.popleft().task.id, 503, "the server is shutting down")
 
     def _expire(self) -> None:
         if self._deadline is not None and self._clock() >= self._deadline:
@@ -136,38 +155,44 @@ class Scheduler:
         """Give waiting tasks to idle slots, in order; a task that wants a busy slot lets others pass."""
         if not self._config.cont_batching and any(slot.run is not None for slot in self.slots):
             return
-        passed: list[Task] = []
-        while self._waiting and any(slot.run is None for slot in self.slots):
-            task = self._waiting.popleft()
-            prompt = list(task.prompt)
-            slot = self._slot_for(task, prompt)
-            if slot is None:
-                passed.append(task)
+        reserved = self._commands.reserved() if self._commands else ()
+        free = [slot for slot in self.slots if slot.run is None and slot.id not in reserved]
+        passed: list[Waiting] = []
+        while self._waiting and free:
+            waiting = self._waiting.popleft()
+            task = waiting.task
+            if task.id_slot >= 0 and self.slots[task.id_slot] not in free:
+                passed.append(waiting)
                 continue
             self._is_changed = True
+            prompt = self._system.tokens + list(task.prompt)
+            slot = self.slots[task.id_slot] if task.id_slot >= 0 else prompt_cache.choose_slot(
+                free, prompt, task.cache_prompt, self._lora_of(task))
             try:
-                self._start(slot, task, prompt)
+                self._start(slot, waiting, prompt)
             except ApiError as error:
                 self._fail(task.id, error.status, error.message, error.type, **error.extra)
             except Exception:
                 log.exception("task %d could not be started", task.id)
                 self._fail(task.id, 500, "the engine could not start this request; see the server's log")
+            if slot.run is not None:
+                free.remove(slot)
         self._waiting.extendleft(reversed(passed))
 
-    def _slot_for(self, task: Task, prompt: list[int]) -> Slot | None:
-        if task.id_slot < 0:
-            return prompt_cache.choose_slot(self.slots, prompt, task.cache_prompt)
-        slot = self.slots[task.id_slot]
-        return slot if slot.run is None else None
+    def _lora_of(self, task: Task) -> tuple[tuple[int, float], ...]:
+        return self._commands.lora if task.lora is None else task.lora
 
-    def _start(self, slot: Slot, task: Task, prompt: list[int]) -> None:
+    def _start(self, slot: Slot, waiting: Waiting, prompt: list[int]) -> None:
+        task, n_asked = waiting.task, len(prompt)
         prompt = self._fit_prompt(slot, task, prompt)
         stages = sampling.chain(task.sampling, self._backend.facts)
         sampler = self._backend.new_sampler(stages, task.sampling.grammar)
-        n_cached = prompt_cache.reuse_prefix(self._backend, slot, prompt, task.cache_prompt)
-        run = Run(task, prompt, n_cached, sampler, TextStream(task.stop), self._clock(),
-                  truncated=len(prompt) < len(task.prompt))
-        slot.run = run
+        now = self._clock()
+        n_cached = self._reuse(slot, task, prompt)
+        slot.run = Run(task, prompt, n_cached, sampler, TextStream(task.stop, task.n_indent), waiting.t_arrived, now,
+                       truncated=len(prompt) < n_asked)
+        self._meter.n_reused += n_cached
+        self._meter.queue_wait(now - waiting.t_arrived)
         n_history = sampling.history_length(task.sampling, slot.n_ctx)
         if n_history:
             history = prompt if task.sampling.penalty_prompt is None else task.sampling.penalty_prompt
@@ -177,27 +202,63 @@ class Scheduler:
         if not prompt:
             self._finish(slot, STOP_LIMIT)
 
+    def _reuse(self, slot: Slot, task: Task, prompt: list[int]) -> int:
+        """Set the slot's cache to what it, another slot or the system prompt has of `prompt`; how many tokens."""
+        lora = self._lora_of(task)
+        if self._config.n_group > 1 or slot.lora != lora:
+            prompt_cache.trim(self._backend, slot, 0)
+        slot.lora = lora
+        if self._config.n_group > 1:
+            slot.positions = GroupAttention(self._config.n_group, self._config.group_width)
+            return 0
+        others = (self._system, *self.slots) if task.cache_prompt else (self._system,)
+        donors = [other for other in others if other is not slot and other.tokens and other.lora == lora]
+        return prompt_cache.reuse_prefix(self._backend, slot, prompt, task.cache_prompt, donors)
+
     def _fit_prompt(self, slot: Slot, task: Task, prompt: list[int]) -> list[int]:
         if len(prompt) < slot.n_ctx:
             return prompt
         if self._config.shift_context:
-            n_keep = len(prompt) if task.n_keep < 0 else task.n_keep
-            return prompt_cache.cut_prompt(prompt, slot.n_ctx, n_keep)
+            return prompt_cache.cut_prompt(prompt, slot.n_ctx, self._n_keep(task, prompt))
         raise ApiError(400, f"the prompt has {len(prompt)} tokens, the context of a slot holds {slot.n_ctx}; "
                        "shorten it, or start the server with a larger --ctx-size or with --context-shift",
                        "exceed_context_size_error", n_prompt_tokens=len(prompt), n_ctx=slot.n_ctx)
 
+    def _n_keep(self, task: Task, prompt: list[int]) -> int:
+        return len(prompt) if task.n_keep < 0 else len(self._system.tokens) + task.n_keep
+
     # ---- plan and decode --------------------------------------------------------------------------------------
 
     def _plan(self) -> list[Span]:
-        jobs = [Job(slot.id, slot.seq, len(slot.tokens), slot.pending, slot.run.next_token is None)
-                for slot in self.slots if slot.run is not None]
-        if len(jobs) > 1:
-            jobs.sort(key=lambda job: self.slots[job.id].run.task.id)
-        prefill = frozenset(self.slots[job.id].run.task.id for job in jobs) if any(
-            job.is_prefill for job in jobs) else frozenset()
-        self._in_prefill = prefill
+        """The rows of the next batch. One batch has one set of adapters; sets take turns."""
+        running = [slot for slot in self.slots if slot.run is not None]
+        if not running:
+            return []
+        if len(running) > 1:
+            running.sort(key=lambda slot: slot.run.task.id)
+            running = self._turn(running)
+        self._backend.set_lora(running[0].lora)
+        jobs = [self._job(slot) for slot in running]
+        is_prefill = any(job.is_prefill for job in jobs)
+        self._in_prefill = frozenset(slot.run.task.id for slot in running) if is_prefill else frozenset()
         return planner.plan(jobs, self._backend.info.n_batch, self._backend.info.n_batch)
+
+    def _turn(self, running: list[Slot]) -> list[Slot]:
+        """Of slots with different adapters, those whose set has waited longest."""
+        sets = {slot.lora for slot in running}
+        if len(sets) == 1:
+            return running
+        turn = min(sets, key=lambda lora: self._served.get(lora, -1))
+        self._served = {lora: self._served.get(lora, -1) for lora in sets}
+        self._served[turn] = self._meter.n_steps
+        return [slot for slot in running if slot.lora == turn]
+
+    def _job(self, slot: Slot) -> Job:
+        is_prefill = slot.run.next_token is None
+        if slot.positions is None:
+            return Job(slot.id, slot.seq, len(slot.tokens), slot.pending, is_prefill)
+        prompt_cache.fold(self._backend, slot)
+        return Job(slot.id, slot.seq, slot.next_pos, slot.pending, is_prefill, slot.positions.room)
 
     def _evaluate(self, spans: Sequence[Span]) -> None:
         """Decode all spans and draw the tokens they lead to, in as few pieces as the cache has room for."""
@@ -252,9 +313,14 @@ class Scheduler:
             row += len(span)
             slot = self.slots[span.id]
             slot.tokens.extend(span.tokens)
+            if slot.positions is not None:
+                slot.positions.pos += len(span)
             run = slot.run
             if run.next_token is None:
-                self._n_prompt += len(span)
+                self._meter.n_prompt += len(span)
+                if self._is_out_of_time(run):
+                    self._finish(slot, STOP_LIMIT)
+                    continue
                 if run.task.progress:
                     self._report_progress(slot)
             if span.output:
@@ -266,7 +332,7 @@ class Scheduler:
         """Draw the next token of a slot whose logits are in batch row `row`, and see whether it ends the task."""
         if run.task.n_predict == 0:
             run.t_last = self._clock()
-            self._prompt_ms += (run.t_last - run.t_start) * 1e3
+            self._meter.prompt_done(len(run.prompt) - run.n_cached, run.t_last - run.t_start)
             self._finish(slot, STOP_LIMIT)
             return
         probs: tuple[TokenProbs, ...] = ()
@@ -284,7 +350,7 @@ class Scheduler:
         self._events.append(Piece(run.task.id, (token,), text, probs))
         if run.text.stopping_word:
             self._finish(slot, STOP_WORD)
-        elif self._is_at_limit(run) or not self._has_room(slot, run):
+        elif run.text.is_outdented or self._is_at_limit(run) or not self._has_room(slot, run):
             self._finish(slot, STOP_LIMIT)
         else:
             run.next_token = token
@@ -292,16 +358,23 @@ class Scheduler:
     def _count(self, run: Run) -> None:
         now = self._clock()
         run.n_decoded += 1
-        self._n_predicted += 1
+        self._meter.n_predicted += 1
         if run.n_decoded == 1:
             run.t_first = now
-            self._prompt_ms += (now - run.t_start) * 1e3
+            self._meter.prompt_done(len(run.prompt) - run.n_cached, now - run.t_start)
+            self._meter.first_token(now - run.t_arrived)
         else:
-            self._predicted_ms += (now - run.t_last) * 1e3
+            self._meter.token(now - run.t_last)
         run.t_last = now
 
+    def _is_out_of_time(self, run: Run) -> bool:
+        limit = run.task.t_max_prompt_ms
+        return limit > 0 and (self._clock() - run.t_start) * 1e3 > limit and len(run.prompt) > 0
+
     def _is_at_limit(self, run: Run) -> bool:
-        n_predict = run.task.n_predict
+        n_predict, t_max = run.task.n_predict, run.task.t_max_predict_ms
+        if t_max > 0 and run.text.has_new_line and (run.t_last - run.t_first) * 1e3 > t_max:
+            return True
         if n_predict < 0 or run.n_decoded < n_predict:
             return False
         return not run.text.is_inside_character or run.n_decoded >= n_predict + MAX_TOKENS_TO_FINISH_CHARACTER
@@ -313,9 +386,8 @@ class Scheduler:
         run.truncated = True
         if not (self._config.shift_context and self._backend.can_shift):
             return False
-        n_keep = len(run.prompt) if run.task.n_keep < 0 else run.task.n_keep
-        n = prompt_cache.shift(self._backend, slot, n_keep, run.task.n_discard)
-        log.info("task %d: context full, dropped %d tokens", run.task.id, n)
+        n = prompt_cache.shift(self._backend, slot, self._n_keep(run.task, run.prompt), run.task.n_discard)
+        log.debug("task %d: context full, dropped %d tokens", run.task.id, n)
         return True
 
     def _finish(self, slot: Slot, stop: str) -> None:
@@ -327,6 +399,7 @@ class Scheduler:
             id=run.task.id, id_slot=slot.id, text=text, stop=stop, stopping_word=run.text.stopping_word,
             n_prompt=len(run.prompt), n_predicted=run.n_decoded, n_cached=len(slot.tokens), truncated=run.truncated,
             timings=run.timings()))
+        self._meter.text_done(run.n_decoded, run.t_last - run.t_first)
         self._release(slot, stop)
 
     def _drop(self, slot: Slot, keep_cache: bool = True) -> None:
@@ -370,11 +443,13 @@ class Scheduler:
             self._events.clear()
 
     def _snapshot(self) -> Snapshot:
+        meter = self._meter
         return Snapshot(
             slots=tuple(slot.state() for slot in self.slots), n_deferred=len(self._waiting),
-            kv_used=sum(len(slot.tokens) for slot in self.slots), n_ctx=self._backend.info.n_ctx,
-            n_steps=self._n_steps, n_prompt_tokens=self._n_prompt, n_predicted_tokens=self._n_predicted,
-            prompt_ms=self._prompt_ms, predicted_ms=self._predicted_ms)
+            kv_used=prompt_cache.count_cells((*self.slots, self._system)), n_ctx=self._backend.info.n_ctx,
+            n_steps=meter.n_steps, n_prompt_tokens=meter.n_prompt, n_predicted_tokens=meter.n_predicted,
+            n_reused_tokens=meter.n_reused, n_stalls=meter.n_stalls, prompt_ms=meter.prompt_ms,
+            predicted_ms=meter.predicted_ms, histograms=meter.histograms())
 
     def _drain(self) -> None:
         """Answer what was posted too late."""

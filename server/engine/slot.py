@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from server.engine.backend_types import TokenSampler
+from server.engine.self_extend import GroupAttention
 from server.engine.task import STOP_NONE, SlotState, Task, Timings
 from server.engine.text import TextStream
 
@@ -22,6 +23,7 @@ class Run:
     n_cached: int
     sampler: TokenSampler
     text: TextStream
+    t_arrived: float
     t_start: float
     truncated: bool = False
     n_decoded: int = 0
@@ -38,15 +40,27 @@ class Run:
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """`tokens[i]` is the token whose keys and values are at position i of sequence `seq`; never more than `n_ctx`."""
+    """`tokens` are those whose keys and values the cache holds for sequence `seq`, at most `n_ctx` of them.
+
+    They are at positions 0, 1, ... unless `positions` folds them (self-extend). They were computed with the adapters
+    of `lora`. With `is_sharing` some cells may belong to other sequences too.
+    """
 
     id: int
     seq: int
     n_ctx: int
     tokens: list[int] = field(default_factory=list)
+    lora: tuple[tuple[int, float], ...] = ()
+    positions: GroupAttention | None = None
+    is_sharing: bool = False
     run: Run | None = None
     t_used: float = 0.0
     latest: SlotState | None = None
+
+    @property
+    def next_pos(self) -> int:
+        """The position of the next token to evaluate."""
+        return len(self.tokens) if self.positions is None else self.positions.pos
 
     @property
     def pending(self) -> list[int]:

@@ -63,7 +63,8 @@ class SamplingParams:
 class Task:
     """One sequence to complete. `prompt` is token ids; `n_predict` -1 means until the end of the text.
 
-    `n_keep` -1 keeps the whole prompt when the context is shifted. `id_slot` -1 takes any slot.
+    `n_keep` -1 keeps the whole prompt when the context is shifted. `id_slot` -1 takes any slot. `lora` None means the
+    server's setting of adapters, else (adapter index, scale) pairs. Time limits in ms, 0 for none.
     """
 
     id: int
@@ -76,6 +77,10 @@ class Task:
     id_slot: int = -1
     cache_prompt: bool = True
     progress: bool = False
+    lora: tuple[tuple[int, float], ...] | None = None
+    n_indent: int = 0
+    t_max_prompt_ms: int = 0
+    t_max_predict_ms: int = 0
 
 
 # ---- web side -> engine ---------------------------------------------------------------------------------------
@@ -209,7 +214,10 @@ class SlotState:
 
 @dataclass(slots=True, frozen=True)
 class Snapshot:
-    """The engine's state after a step. Counters only grow; `kv_used` counts tokens held in the KV cache."""
+    """The engine's state after a step. Counters only grow; `kv_used` counts tokens held in the KV cache.
+
+    `histograms` has for each name of `meter.BOUNDS` the counts per bucket and, last, the sum of all values.
+    """
 
     slots: tuple[SlotState, ...] = ()
     n_deferred: int = 0
@@ -218,8 +226,11 @@ class Snapshot:
     n_steps: int = 0
     n_prompt_tokens: int = 0
     n_predicted_tokens: int = 0
+    n_reused_tokens: int = 0
+    n_stalls: int = 0
     prompt_ms: float = 0.0
     predicted_ms: float = 0.0
+    histograms: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def n_processing(self) -> int:
@@ -250,6 +261,7 @@ class ModelInfo:
     llama_version: str = ""
     variant: str = ""
     devices: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     meta: dict[str, str] = field(default_factory=dict)
 
 

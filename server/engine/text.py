@@ -16,23 +16,31 @@ from collections.abc import Sequence
 class TextStream:
     """Turns pieces of bytes into text, holding back what may be the beginning of a stop string or of a character."""
 
-    __slots__ = ("_decoder", "_stops", "_held", "stopping_word")
+    __slots__ = ("_decoder", "_stops", "_held", "_n_indent", "_indent", "stopping_word", "has_new_line",
+                 "is_outdented")
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
+    def __init__(self, stops: Sequence[str] = (), n_indent: int = 0) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
+        self._n_indent = n_indent
+        self._indent = -1
         self.stopping_word = ""
+        self.has_new_line = False
+        self.is_outdented = False
 
     def feed(self, piece: bytes) -> str:
         """Take the bytes of the next token, give the text that is now certain. Sets `stopping_word` at the end."""
-        return self._sift(self._decoder.decode(piece))
+        text = self._sift(self._decoder.decode(piece))
+        if "\n" in text:
+            self.has_new_line = True
+        return self._cut_outdent(text) if self._n_indent else text
 
     def finish(self) -> str:
         """No more tokens: give what was held back (broken UTF-8 becomes U+FFFD)."""
         text = self._sift(self._decoder.decode(b"", True)) + self._held
         self._held = ""
-        return text
+        return self._cut_outdent(text) if self._n_indent else text
 
     @property
     def is_inside_character(self) -> bool:
@@ -52,6 +60,22 @@ class TextStream:
         cut = len(text) - keep
         self._held = text[cut:]
         return text[:cut]
+
+    def _cut_outdent(self, text: str) -> str:
+        """With `n_indent`, the text ends before the first line after a line break that is indented by less."""
+        if self.is_outdented:
+            return ""
+        for i, letter in enumerate(text):
+            if letter == "\n":
+                self._indent = 0
+            elif self._indent >= 0 and letter in " \t":
+                self._indent += 1
+            elif 0 <= self._indent < self._n_indent:
+                self.is_outdented = True
+                return text[:i]
+            else:
+                self._indent = -1
+        return text
 
 
 def first_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
