@@ -1,12 +1,17 @@
 """A backend without a model: bytes as tokens, a KV cache that is checked, and text that depends on all of it.
 
 The next token is a function of every token that the fake cache holds for the sequence, so a mistake in positions,
-prefix reuse, shifting or batching changes the text. Calls that would be errors in llama.cpp raise AssertionError.
-Decodes can be held (`hold`), fail at the Nth call (`fail_at`), or run out of room (`n_cells`).
+prefix reuse, sharing, shifting or batching changes the text. Cells can belong to several sequences, as in llama.cpp's
+unified cache, and renumbering one renumbers it for all of them. Calls that would be errors in llama.cpp, or that come
+from a second thread, raise AssertionError.
+
+Decodes can be held (`hold`), fail at the Nth call (`fail_at`) or for certain rows (`refuse`), or run out of room
+(`n_cells`). A decode that fails or is aborted leaves part of its rows behind, as llama.cpp's does.
 """
 
 from __future__ import annotations
 
+import json
 import threading
 import zlib
 from collections.abc import Callable, Sequence
@@ -19,6 +24,7 @@ from server.errors import ApiError
 
 BOS, EOS = 256, 257
 N_VOCAB = 258
+PATIENCE_S = 60.0
 
 
 def letters(history: Sequence[int]) -> int:
@@ -38,15 +44,41 @@ def recite(text: str | bytes) -> Callable[[Sequence[int]], int]:
     return reply
 
 
+def answer(text: str | bytes, end: str | bytes = "?") -> Callable[[Sequence[int]], int]:
+    """A model that says `text` behind the last `end` of the sequence, then EOS: repeated bytes are no problem."""
+    data, mark = ((part.encode() if isinstance(part, str) else part) for part in (text, end))
+
+    def reply(history: Sequence[int]) -> int:
+        said = bytes(token if token < 256 else 0 for token in history).rpartition(mark)[2]
+        return data[len(said)] if len(said) < len(data) else EOS
+    return reply
+
+
+def said_by(reply: Callable[[Sequence[int]], int], prompt: Sequence[int], n: int) -> list[int]:
+    """The tokens that a sequence alone in an endless cache gets: at most `n`, EOS not included."""
+    history = list(prompt)
+    for _ in range(n):
+        token = reply(history)
+        if token == EOS:
+            break
+        history.append(token)
+    return history[len(prompt):]
+
+
 class FakeVocab:
     """Bytes, BOS and EOS."""
 
     n_tokens = N_VOCAB
     add_bos = True
+    bos = BOS
+    fim: dict[str, int] = {}
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """One token per byte, BOS first if asked for."""
-        return ([BOS] if add_special else []) + list(text.encode())
+        """One token per byte, BOS first if asked for; `<s>` and `</s>` are special tokens if they may be."""
+        tokens = list(text.encode())
+        if parse_special:
+            tokens = _parse_special(text)
+        return ([BOS] if add_special else []) + tokens
 
     def piece(self, token: int) -> bytes:
         """The byte, or the name of a special token."""
@@ -57,23 +89,38 @@ class FakeVocab:
         return bytes(token for token in tokens if token < 256)
 
 
+def _parse_special(text: str) -> list[int]:
+    tokens: list[int] = []
+    for i, part in enumerate(text.split("<s>")):
+        tokens += [BOS] * (i > 0)
+        for j, piece in enumerate(part.split("</s>")):
+            tokens += [EOS] * (j > 0)
+            tokens += piece.encode()
+    return tokens
+
+
 class FakeSampler:
     """Takes the one token that the backend's `reply` gives for the row's sequence."""
 
-    def __init__(self, backend: FakeBackend, stages: Sequence[Stage]) -> None:
+    def __init__(self, backend: FakeBackend, stages: Sequence[Stage], grammar: str) -> None:
         self._backend = backend
         self.stages = list(stages)
+        self.grammar = grammar
         self.accepted: list[int] = []
         self.is_closed = False
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Remember what penalties would see."""
+        assert not self.is_closed, "a freed sampler is told of tokens"
         self.accepted += tokens
 
     def sample(self, row: int) -> int:
         """The reply to the sequence whose last row `row` was."""
+        self._backend.check_thread()
         assert not self.is_closed, "sampling with a freed sampler"
-        return self._backend.reply(self._backend.outputs[row])
+        token = self._backend.reply(self._backend.outputs[row])
+        self.accepted.append(token)
+        return token
 
     def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
         """Certainty, with made-up alternatives."""
@@ -89,66 +136,118 @@ class FakeSampler:
         self._backend.n_samplers -= 1
 
 
+class Cell:
+    """One token in the cache at one position; all sequences that list it share it."""
+
+    __slots__ = ("pos", "token")
+
+    def __init__(self, pos: int, token: int) -> None:
+        self.pos = pos
+        self.token = token
+
+
 class FakeBackend:
-    """See the module. `cells[seq]` is the list of tokens at positions 0, 1, ..."""
+    """See the module. `cells[seq]` lists the cells of a sequence in order, `history(seq)` their tokens."""
 
     def __init__(self, reply: Callable[[Sequence[int]], int] = letters, n_ctx: int = 4096, n_slots: int = 1,
-                 n_cells: int | None = None, can_shift: bool = True, can_trim: bool = True) -> None:
+                 n_cells: int | None = None, can_shift: bool = True, can_trim: bool = True, n_batch: int = 512) -> None:
         self.reply = reply
-        self.cells: dict[int, list[int]] = {}
+        self.cells: dict[int, list[Cell]] = {}
         self.outputs: dict[int, list[int]] = {}
         self.batches: list[list[Span]] = []
-        self.fail_at: dict[int, int] = {}
+        self.fail_at: dict[int, int | Exception] = {}
+        self.refuse: Callable[[list[Span]], int] = lambda spans: DECODE_OK
         self.n_cells = n_cells
         self.can_shift = can_shift
         self.can_trim = can_trim
         self.can_share = can_trim
         self.adapters: tuple[str, ...] = ()
         self.lora: tuple = ()
+        self.samplers: list[FakeSampler] = []
         self.n_samplers = 0
         self.eog_tokens = frozenset({EOS})
         self.facts = VocabFacts((EOS,), (), n_ctx // n_slots)
         self.info = ModelInfo(path="fake.gguf", desc="fake", n_vocab=N_VOCAB, n_ctx_train=n_ctx, n_ctx=n_ctx,
-                              n_ctx_slot=n_ctx // n_slots, n_slots=n_slots, n_batch=512, llama_version="fake")
+                              n_ctx_slot=n_ctx // n_slots, n_slots=n_slots, n_batch=n_batch, llama_version="fake")
         self.decoding = threading.Semaphore(0)
+        self._divided: set[int] = set()
         self._gate = threading.Event()
         self._gate.set()
         self._is_aborted = False
+        self._thread = 0
         self.is_closed = False
+
+    # ---- for tests ----------------------------------------------------------------------------------------------
 
     def hold(self) -> None:
         """Let the next decodes wait until `go`. Each one that has begun releases the semaphore `decoding` once."""
         self._gate.clear()
+        while self.decoding.acquire(blocking=False):
+            pass
 
     def go(self) -> None:
         """Let decodes run."""
         self._gate.set()
 
+    def history(self, seq: int) -> list[int]:
+        """The tokens that the cache holds for a sequence."""
+        return [cell.token for cell in self.cells.get(seq, [])]
+
+    @property
+    def n_used(self) -> int:
+        """Cells in use, shared ones counted once."""
+        return len({id(cell) for cells in self.cells.values() for cell in cells})
+
+    def check_thread(self) -> None:
+        """AssertionError unless all calls come from one thread."""
+        here = threading.get_ident()
+        self._thread = self._thread or here
+        assert self._thread == here, "the backend is used by two threads"
+
+    # ---- the interface ------------------------------------------------------------------------------------------
+
     def decode(self, spans: Sequence[Span]) -> int:
         """Check and store the rows."""
+        self.check_thread()
+        assert not self.is_closed, "decoding with a closed backend"
+        n_rows = sum(map(len, spans))
+        assert 0 < n_rows <= self.info.n_batch, f"{n_rows} rows in a batch of {self.info.n_batch}"
         self.batches.append(list(spans))
+        n_call = len(self.batches)
         self.decoding.release()
-        self._gate.wait()
-        code = self.fail_at.pop(len(self.batches), DECODE_OK)
+        assert self._gate.wait(PATIENCE_S), "a decode was held and never let go"
+        self.outputs.clear()
+        code = self.fail_at.pop(n_call, DECODE_OK) or self.refuse(list(spans))
+        if isinstance(code, Exception):
+            raise code
         if self._is_aborted:
             self._is_aborted = False
             code = DECODE_ABORTED
-        if code:
-            return code
-        used = sum(map(len, self.cells.values())) + sum(map(len, spans))
-        if self.n_cells is not None and used > self.n_cells:
+        if code == DECODE_NO_ROOM or self.n_cells is not None and self.n_used + n_rows > self.n_cells:
             return DECODE_NO_ROOM
-        self.outputs.clear()
+        self._store(spans, n_rows if code == DECODE_OK else n_rows // 2)
+        return code
+
+    def _store(self, spans: Sequence[Span], n_rows: int) -> None:
         row = -1
         for span in spans:
-            assert len(span) > 0, "an empty span"
+            self._check_span(span)
             cells = self.cells.setdefault(span.seq, [])
-            assert span.pos == len(cells), f"sequence {span.seq}: position {span.pos} but {len(cells)} in the cache"
-            cells += span.tokens
+            cells += (Cell(span.pos + i, token) for i, token in enumerate(span.tokens[:n_rows]))
+            n_rows = max(n_rows - len(span), 0)
             row += len(span)
             if span.output:
-                self.outputs[row] = list(cells)
-        return DECODE_OK
+                self.outputs[row] = self.history(span.seq)
+
+    def _check_span(self, span: Span) -> None:
+        assert len(span) > 0, "an empty span"
+        assert 0 <= span.seq <= self.info.n_slots, f"there is no sequence {span.seq}"  # the last: system prompt
+        assert all(0 <= token < N_VOCAB for token in span.tokens), "a token that the vocabulary doesn't have"
+        positions = [cell.pos for cell in self.cells.get(span.seq, [])]
+        expected = max(positions, default=-1) + 1
+        assert span.pos == expected, f"sequence {span.seq}: position {span.pos}, the cache goes on at {expected}"
+        if span.seq not in self._divided:
+            assert positions == list(range(expected)), f"sequence {span.seq}: positions {positions}"
 
     def abort(self) -> None:
         """The decode that runs (or the next one) ends with DECODE_ABORTED."""
@@ -161,50 +260,73 @@ class FakeBackend:
 
     def new_sampler(self, stages: Sequence[Stage], grammar: str) -> FakeSampler:
         """Refuses the grammar "bad"."""
+        self.check_thread()
         if grammar == "bad":
             raise ApiError(400, "Failed to parse grammar")
         self.n_samplers += 1
-        return FakeSampler(self, stages)
+        self.samplers.append(FakeSampler(self, stages, grammar))
+        return self.samplers[-1]
 
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
-        """Drop a range; only everything where `can_trim` is off."""
+        """Drop a range of positions; only everything where `can_trim` is off."""
+        self.check_thread()
         cells = self.cells.setdefault(seq, [])
-        start = max(start, 0)
-        end = len(cells) if end < 0 else end
-        if not self.can_trim and start > 0 and start < len(cells):
+        end = max((cell.pos for cell in cells), default=-1) + 1 if end < 0 else end
+        left = [cell for cell in cells if not max(start, 0) <= cell.pos < end]
+        if not self.can_trim and left and len(left) < len(cells):
             return False
-        del cells[start:end]
+        self.cells[seq] = left
+        if not left:
+            self._divided.discard(seq)
         return True
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
-        """Copy a beginning."""
-        assert start == 0
-        self.cells[target] = self.cells.get(source, [])[:end if end >= 0 else None]
+        """Let `target` own cells of `source` too; it must go on exactly where it ends."""
+        self.check_thread()
+        assert self.can_share, "this model's cache can't be shared"
+        have = [cell.pos for cell in self.cells.get(target, [])]
+        assert have == list(range(max(start, 0))), f"sequence {target} has {have}, shared from {start} on"
+        end = self.info.n_ctx if end < 0 else end
+        shared = [cell for cell in self.cells.get(source, []) if max(start, 0) <= cell.pos < end]
+        self.cells.setdefault(target, []).extend(shared)
 
     def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
-        """The list is renumbered by itself; only check what was asked."""
+        """Renumber a range; what other sequences share is renumbered for them too."""
+        self.check_thread()
         assert self.can_shift, "this model can't shift: llama.cpp would abort"
-        assert delta < 0 and end + delta == len(self.cells[seq])
+        for cell in self.cells[seq]:
+            if start <= cell.pos < end:
+                cell.pos += delta
 
     def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
-        """Not modelled: positions of the fake are list indices."""
-        assert self.can_shift
+        """Divide positions of a range; from now on they may repeat."""
+        self.check_thread()
+        assert self.can_shift, "this model can't shift: llama.cpp would abort"
+        self._divided.add(seq)
+        for cell in self.cells[seq]:
+            if start <= cell.pos < end:
+                cell.pos //= factor
 
     def unshare(self, seq: int) -> None:
-        """Every sequence of the fake has its own cells anyway."""
+        """Give a sequence cells of its own."""
+        self.check_thread()
+        self.cells[seq] = [Cell(cell.pos, cell.token) for cell in self.cells.get(seq, [])]
 
     def state(self, seq: int) -> memoryview:
-        """The tokens as text."""
-        return memoryview(repr(self.cells.get(seq, [])).encode())
+        """Positions and tokens as text."""
+        self.check_thread()
+        return memoryview(json.dumps([(cell.pos, cell.token) for cell in self.cells.get(seq, [])]).encode())
 
     def set_state(self, seq: int, state: bytearray) -> bool:
         """The reverse, for an empty sequence."""
-        assert not self.cells.get(seq)
-        self.cells[seq] = list(map(int, state.decode().strip("[]").replace(" ", "").split(",")))
+        self.check_thread()
+        assert not self.cells.get(seq), f"sequence {seq} is not empty"
+        self.cells[seq] = [Cell(pos, token) for pos, token in json.loads(state)]
         return True
 
-    def set_lora(self, scales: tuple) -> None:
+    def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:
         """Remember the adapters of the next decode."""
+        self.check_thread()
         self.lora = scales
 
     def fingerprint(self) -> str:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import replace
 
 from server.api import schema
 from server.api.context import Context
-from server.api.prompt import prompt_tokens
+from server.api.prompt import read_prompts
 from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Final, Piece, Progress, SamplingParams, Task, Timings,
                                 TokenProbs)
 from server.errors import ApiError
 from server.web.message import EventStream, Request, Response, json_response, to_json
 from server.web.sse import event
+
+MISSING = object()
 
 
 class CompletionHandler:
@@ -30,84 +32,106 @@ class CompletionHandler:
     def handle(self, request: Request) -> Response | EventStream:
         """Validate, submit, and answer as the body's `stream` says."""
         self._context.engine.require_ready()
-        completion = Completion(self._context, request.json())
-        if completion.values["stream"]:
-            return EventStream(Stream(completion, request))
-        return json_response(completion.run(request))
+        body = request.json()
+        if isinstance(body, dict) and body.get("system_prompt") is not None:
+            self._context.set_system_prompt(body["system_prompt"])
+        return answer(Completion(self._context, body), request)
+
+
+def answer(completion: Completion, request: Request) -> Response | EventStream:
+    """Run a completion as its `stream` field says."""
+    if completion.values["stream"]:
+        return EventStream(Stream(completion, request))
+    return json_response(completion.run(request))
 
 
 class Completion:
-    """One request: its checked fields, its task, and the JSON of its events."""
+    """One request: its checked fields, its tasks, and the JSON of their events.
 
-    def __init__(self, context: Context, body: object) -> None:
+    There is one task for each prompt and each of its `n_cmpl` answers. `prompts` is given by routes that build
+    their own (infill); else it is read from the body.
+    """
+
+    def __init__(self, context: Context, body: object, prompts: list[tuple[int, ...]] | None = None) -> None:
         self._context = context
-        self.values = schema.read(body, schema.COMPLETION_FIELDS)
-        if "prompt" not in body:
-            raise ApiError(400, "prompt: this field is required")
-        vocab = context.engine.vocab
-        self.prompt = body["prompt"]
-        self.task = self._task(body, prompt_tokens(self.prompt, vocab), vocab)
-        self._text: list[str] = []
-        self._tokens: list[int] = []
-        self._probs: list[dict[str, object]] = []
+        self.values = schema.read(body, schema.COMPLETION_FIELDS, context.defaults)
+        self.prompt = body.get("prompt", "")
+        is_list = False
+        if prompts is None:
+            if body.get("prompt") is None:
+                raise ApiError(400, "prompt: this field is required")
+            prompts, is_list = read_prompts(self.prompt, context.engine.vocab, not context.system_prompt.prompt,
+                                            context.is_2024)
+        n = self.values["n_cmpl"]
+        self.is_list = is_list or n > 1
+        self._params = schema.sampling_params(body, self.values, context.engine.vocab, context.defaults)
+        self._lora = read_lora(self.values["lora"], context)
+        self.tasks = [self._task(tokens, i) for tokens in prompts for i in range(n)]
+        self._index = {task.id: i for i, task in enumerate(self.tasks)}
+        self._pieces: list[list[Piece]] = [[] for _ in self.tasks]
+        self._has_new_line = [False] * len(self.tasks)
 
-    def _task(self, body: dict[str, object], tokens: tuple[int, ...], vocab) -> Task:
+    def _task(self, tokens: tuple[int, ...], number: int) -> Task:
         values = self.values
-        cap = self._context.options.n_predict
-        n_predict = values["n_predict"]
+        cap, n_predict = self._context.options.n_predict, values["n_predict"]
         if cap >= 0:
             n_predict = cap if n_predict < 0 else min(n_predict, cap)
-        params = schema.sampling_params(body, values, vocab.tokenize)
-        for token, _ in params.logit_bias:
-            if not 0 <= token < vocab.n_tokens:
-                raise ApiError(400, f"logit_bias: there is no token {token}")
+        params = self._params
+        if number:
+            params = replace(params, seed=(params.seed + number) % 2**32)
         return Task(
             id=self._context.engine.new_id(), prompt=tokens, sampling=params, n_predict=n_predict,
             n_keep=values["n_keep"], n_discard=values["n_discard"], stop=schema.strings("stop", values["stop"]),
             id_slot=values["id_slot"], cache_prompt=values["cache_prompt"],
-            progress=values["stream"] and values["return_progress"])
+            progress=values["stream"] and values["return_progress"], lora=self._lora, n_indent=values["n_indent"],
+            t_max_prompt_ms=max(values["t_max_prompt_ms"], 0), t_max_predict_ms=max(values["t_max_predict_ms"], 0),
+            timings=values["stream"] and values["timings_per_token"])
 
     def submit(self):
-        """Hand the task to the engine."""
-        self._context.remember(self.task)
-        return self._context.engine.submit(self.task, self.values["stream"])
+        """Hand the tasks to the engine."""
+        for task in self.tasks:
+            self._context.remember(task)
+        return self._context.engine.submit(*self.tasks, stream=self.values["stream"])
 
-    def run(self, request: Request) -> dict[str, object]:
-        """The whole answer as one object."""
+    def run(self, request: Request) -> object:
+        """The whole answer: an object, or a list of them in the order of the prompts."""
+        answers: list[dict[str, object] | None] = [None] * len(self.tasks)
         with self.submit() as results, request.on_disconnect(results.cancel):
             for item in results:
                 if isinstance(item, Piece):
-                    self._collect(item)
+                    self._pieces[self._index[item.id]].append(item)
                 elif isinstance(item, Final):
-                    return self.final(item)
-        raise ApiError(500, "the engine gave no result")
+                    answers[self._index[item.id]] = self.final(item)
+        return answers if self.is_list else answers[0]
 
-    def _collect(self, piece: Piece) -> None:
-        self._text.append(piece.text)
-        self._tokens += piece.tokens
-        self._probs += [probs_json(probs, self._context.engine.vocab) for probs in piece.probs]
-
-    def chunk(self, piece: Piece) -> dict[str, object]:
-        """One chunk of a stream."""
-        chunk: dict[str, object] = {"index": 0, "content": piece.text, "tokens": list(piece.tokens), "stop": False}
-        if piece.probs:
-            chunk["completion_probabilities"] = [probs_json(p, self._context.engine.vocab) for p in piece.probs]
+    def chunk(self, item: Piece | Progress | Final) -> dict[str, object]:
+        """One event as a chunk of a stream."""
+        index = self._index[item.id]
+        if isinstance(item, Final):
+            return self.final(item)
+        chunk: dict[str, object] = {"index": index, "content": "", "tokens": [], "stop": False}
+        if isinstance(item, Progress):
+            chunk["prompt_progress"] = {"total": item.n_prompt, "cache": item.n_cached, "processed": item.n_processed,
+                                        "time_ms": round(item.ms, 3)}
+            return chunk
+        self._has_new_line[index] |= "\n" in item.text
+        chunk["content"] = item.text
+        chunk["tokens"] = list(item.tokens)
+        if item.probs:
+            chunk["completion_probabilities"] = [self._probs(probs) for probs in item.probs]
+        if item.timings is not None:
+            chunk["timings"] = timings_json(item.timings)
         return chunk
 
-    def progress(self, item: Progress) -> dict[str, object]:
-        """A chunk that tells how far the prompt has been read."""
-        return {"index": 0, "content": "", "tokens": [], "stop": False, "prompt_progress": {
-            "total": item.n_prompt, "cache": item.n_cached, "processed": item.n_processed,
-            "time_ms": round(item.ms, 3)}}
-
     def final(self, final: Final) -> dict[str, object]:
-        """The last object: the whole answer, or the last chunk of a stream (then without what was sent before)."""
-        stream = self.values["stream"]
-        text = "".join(self._text) + final.text
-        answer: dict[str, object] = {
-            "index": 0,
-            "content": final.text if stream else text,
-            "tokens": self._tokens if self.values["return_tokens"] and not stream else [],
+        """The last object of a task: the whole answer, or the last chunk of a stream (without what was sent)."""
+        stream, index = self.values["stream"], self._index[final.id]
+        task, pieces = self.tasks[index], self._pieces[index]
+        text = "".join(piece.text for piece in pieces) + final.text
+        result: dict[str, object] = {
+            "index": index,
+            "content": text,
+            "tokens": [t for p in pieces for t in p.tokens] if self.values["return_tokens"] else [],
             "id_slot": final.id_slot,
             "slot_id": final.id_slot,
             "stop": True,
@@ -115,9 +139,9 @@ class Completion:
             "tokens_predicted": final.n_predicted,
             "tokens_evaluated": final.n_prompt,
             "tokens_cached": final.n_cached,
-            "generation_settings": settings(self._context, self.task, stream),
+            "generation_settings": settings(self._context, task, stream),
             "prompt": self.prompt,
-            "has_new_line": "\n" in text,
+            "has_new_line": "\n" in text or self._has_new_line[index],
             "truncated": final.truncated,
             "stop_type": final.stop,
             "stopped_eos": final.stop == STOP_EOS,
@@ -126,20 +150,26 @@ class Completion:
             "stopping_word": final.stopping_word,
             "timings": timings_json(final.timings),
         }
-        if self._probs:
-            answer["completion_probabilities"] = self._probs
-        return answer
+        probs = [self._probs(probs) for piece in pieces for probs in piece.probs]
+        if probs:
+            result["completion_probabilities"] = probs
+        if self._context.options.verbose:
+            result["__prompt_processed"] = self._context.engine.vocab.detokenize(list(task.prompt)).decode(
+                "utf-8", "replace")
+        return pick(result, schema.strings("response_fields", self.values["response_fields"] or ()))
+
+    def _probs(self, probs: TokenProbs) -> dict[str, object]:
+        return probs_json(probs, self._context.engine.vocab, self.values["post_sampling_probs"])
 
 
 class Stream:
     """The chunks of one streamed completion. Closing it, at any point, frees the engine."""
 
     def __init__(self, completion: Completion, request: Request) -> None:
-        self._completion = completion
         self._stack = ExitStack()
         results = self._stack.enter_context(completion.submit())
         self._stack.enter_context(request.on_disconnect(results.cancel))
-        self._chunks = self._iterate(results)
+        self._chunks = self._iterate(completion, results)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -151,25 +181,56 @@ class Stream:
         """The edge calls this when the stream has ended, for whatever reason."""
         self._stack.close()
 
-    def _iterate(self, results) -> Iterator[bytes]:
+    @staticmethod
+    def _iterate(completion: Completion, results) -> Iterator[bytes]:
         """An error before the first chunk is raised (the answer gets its status); later ones become an event."""
-        completion, is_open, has_new_line = self._completion, False, False
+        is_open = False
         try:
             for item in results:
-                if isinstance(item, Piece):
-                    has_new_line = has_new_line or "\n" in item.text
-                    yield event(completion.chunk(item))
-                elif isinstance(item, Progress):
-                    yield event(completion.progress(item))
-                else:
-                    answer = completion.final(item)
-                    answer["has_new_line"] = has_new_line or answer["has_new_line"]
-                    yield event(answer)
+                yield event(completion.chunk(item))
                 is_open = True
         except ApiError as error:
             if not is_open:
                 raise
             yield error_event(error)
+
+
+def read_lora(value: object, context: Context) -> tuple[tuple[int, float], ...] | None:
+    """The request's `lora` list as (adapter, scale) pairs, None when it is absent."""
+    if value is None:
+        return None
+    return tuple(sorted((i, scale) for i, scale in lora_scales(value, context).items() if scale))
+
+
+def lora_scales(value: object, context: Context) -> dict[int, float]:
+    """`[{"id", "scale"}, ...]` checked against the loaded adapters."""
+    if not isinstance(value, list):
+        raise ApiError(400, "lora: give a list of objects with id and scale")
+    scales: dict[int, float] = {}
+    n = len(context.engine.info.adapters)
+    for item in value:
+        if not isinstance(item, dict) or type(item.get("id")) is not int or not 0 <= item["id"] < n:
+            raise ApiError(400, f"lora: {str(item)[:60]} names no adapter; this server has {n}, ids start at 0")
+        scale = item.get("scale", 0.0)
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise ApiError(400, f"lora: the scale of adapter {item['id']} is not a number")
+        scales[item["id"]] = float(scale)
+    return scales
+
+
+def pick(result: dict[str, object], paths: tuple[str, ...]) -> dict[str, object]:
+    """`response_fields`: only these fields; `a/b` reaches into objects and keeps its flat name. Absent ones are left
+    out; no paths means everything."""
+    if not paths:
+        return result
+    picked: dict[str, object] = {}
+    for path in paths:
+        value: object = result
+        for name in path.split("/"):
+            value = value.get(name, MISSING) if isinstance(value, dict) else MISSING
+        if value is not MISSING:
+            picked[path] = value
+    return picked
 
 
 def error_event(error: ApiError) -> bytes:
@@ -184,13 +245,15 @@ def settings(context: Context, task: Task, stream: bool) -> dict[str, object]:
     return {
         "n_ctx": context.engine.info.n_ctx_slot, "model": context.model_name, **params,
         "n_predict": task.n_predict, "max_tokens": task.n_predict, "n_keep": task.n_keep, "n_discard": task.n_discard,
-        "stop": list(task.stop), "stream": stream, "cache_prompt": task.cache_prompt,
+        "stop": list(task.stop), "stream": stream, "cache_prompt": task.cache_prompt, "n_indent": task.n_indent,
+        "t_max_predict_ms": task.t_max_predict_ms,
+        "lora": [{"id": i, "scale": scale} for i, scale in task.lora or ()],
     }
 
 
 def sampling_json(params: SamplingParams) -> dict[str, object]:
     """`SamplingParams` as JSON; a banned token has the bias false, as requests write it."""
-    fields = asdict(params)
+    fields = {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
     fields["samplers"] = list(params.samplers)
     fields["dry_sequence_breakers"] = list(params.dry_sequence_breakers)
     fields["logit_bias"] = [[token, False if bias == -math.inf else bias] for token, bias in params.logit_bias]
@@ -220,21 +283,25 @@ def _ratio(a: float, b: float) -> float:
     return round(a / b, 3) if b > 0 else 0.0
 
 
-def probs_json(probs: TokenProbs, vocab) -> dict[str, object]:
-    """One item of `completion_probabilities`: 2024's `content` and `probs`, today's `logprob` and `top_logprobs`."""
-    piece = vocab.piece(probs.token)
-    text = piece.decode("utf-8", "replace")
-    return {
-        "content": text,
-        "probs": [{"tok_str": vocab.piece(token).decode("utf-8", "replace"), "prob": prob} for token, prob in probs.top],
-        "id": probs.token,
-        "token": text,
-        "bytes": list(piece),
-        "logprob": probs.logprob,
-        "top_logprobs": [_logprob_json(token, logprob, vocab) for token, logprob in probs.top_logprobs],
+def probs_json(probs: TokenProbs, vocab, is_after_sampling: bool) -> dict[str, object]:
+    """One item of `completion_probabilities`: 2024's `content` and `probs`, today's `logprob` and `top_logprobs`
+    (or `prob` and `top_probs` with `post_sampling_probs`)."""
+    token = token_json(probs.token, vocab)
+    result = {
+        "content": token["token"],
+        "probs": [{"tok_str": vocab.piece(id_).decode("utf-8", "replace"), "prob": prob} for id_, prob in probs.top],
+        **token,
     }
+    if is_after_sampling:
+        result["prob"] = probs.prob
+        result["top_probs"] = [{**token_json(id_, vocab), "prob": prob} for id_, prob in probs.top]
+    else:
+        result["logprob"] = probs.logprob
+        result["top_logprobs"] = [{**token_json(id_, vocab), "logprob": logprob} for id_, logprob in probs.top_logprobs]
+    return result
 
 
-def _logprob_json(token: int, logprob: float, vocab) -> dict[str, object]:
+def token_json(token: int, vocab) -> dict[str, object]:
+    """A token as `id`, text and bytes."""
     piece = vocab.piece(token)
-    return {"id": token, "token": piece.decode("utf-8", "replace"), "bytes": list(piece), "logprob": logprob}
+    return {"id": token, "token": piece.decode("utf-8", "replace"), "bytes": list(piece)}

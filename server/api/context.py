@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from server.engine.task import ModelInfo, Snapshot, Task
+from server.errors import ApiError
 
 if TYPE_CHECKING:
     from server.options import Options
 
+N_REMEMBERED = 64
+
 
 class Vocab(Protocol):
-    """Text to tokens and back; safe to use from all threads."""
+    """Text to tokens and back; safe to use from all threads. `fim` holds the fill-in-the-middle tokens it has."""
 
     n_tokens: int
     add_bos: bool
+    bos: int
+    fim: Mapping[str, int]
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`."""
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token, special tokens included."""
+
+    def detokenize(self, tokens: list[int]) -> bytes:
+        """The bytes of all of them."""
 
 
 class Engine(Protocol):
@@ -35,29 +45,80 @@ class Engine(Protocol):
     vocab: Vocab
     snapshot: Snapshot
 
-    def new_id(self) -> int: ...
-    def submit(self, task: Task, stream: bool): ...
-    def require_ready(self) -> None: ...
+    def new_id(self) -> int:
+        """The next task id."""
+
+    def submit(self, *tasks: Task, stream: bool):
+        """Queue tasks; their `Results`."""
+
+    def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, object]:
+        """Have the engine do something else."""
+
+    def require_ready(self) -> None:
+        """ApiError unless requests can be served."""
+
+
+@dataclass(slots=True, frozen=True)
+class SystemPrompt:
+    """The prompt all slots start from, and what clients need to build theirs (`/props` shows these two)."""
+
+    prompt: str = ""
+    anti_prompt: str = ""
+    assistant_name: str = ""
 
 
 @dataclass(slots=True)
 class Context:
-    """Shared by all handlers. `latest` maps a task id in a slot to what was asked, for `/slots`."""
+    """Shared by all handlers. `defaults` are the request defaults that the command line sets.
+
+    `latest` maps the ids of recent tasks to what was asked, for `/slots`.
+    """
 
     engine: Engine
     options: Options
+    defaults: Mapping[str, object] = field(default_factory=dict)
     started: int = field(default_factory=lambda: int(time.time()))
     latest: dict[int, Task] = field(default_factory=dict)
+    system_prompt: SystemPrompt = SystemPrompt()
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def is_2024(self) -> bool:
+        """Whether the profile is that of the 2024 documents."""
+        return self.options.compat == "2024"
 
     @property
     def model_name(self) -> str:
-        """How answers name the model: the alias, else the path it was loaded from."""
-        return self.options.alias or str(self.options.model)
+        """How answers name the model: the first alias, else the path it was loaded from."""
+        return self.options.alias.split(",")[0].strip() if self.options.alias else str(self.options.model)
 
     def remember(self, task: Task) -> None:
         """Keep what was asked as long as a slot may show it."""
         self.latest[task.id] = task
-        if len(self.latest) > 64:
+        if len(self.latest) > 2 * N_REMEMBERED:
             shown = {slot.id_task for slot in self.engine.snapshot.slots}
-            for id_task in [key for key in list(self.latest) if key not in shown][:-32]:
-                self.latest.pop(id_task, None)
+            with self._lock:
+                for id_task in [key for key in list(self.latest) if key not in shown][:-N_REMEMBERED]:
+                    self.latest.pop(id_task, None)
+
+    def set_system_prompt(self, value: object) -> None:
+        """Take over a `system_prompt` object; computed once, after the running tasks. The same again costs nothing."""
+        new = read_system_prompt(value)
+        with self._lock:
+            if new.prompt != self.system_prompt.prompt:
+                tokens = self.engine.vocab.tokenize(new.prompt, True, True) if new.prompt else []
+                self.engine.command("system_prompt", tokens=tuple(tokens))
+            self.system_prompt = new
+
+
+def read_system_prompt(value: object) -> SystemPrompt:
+    """A checked `system_prompt`: an object with `prompt`, `anti_prompt`, `assistant_name`; a text alone is a prompt."""
+    if isinstance(value, str):
+        value = {"prompt": value}
+    if not isinstance(value, dict):
+        raise ApiError(400, "system_prompt: give an object with prompt, anti_prompt and assistant_name")
+    names = ("prompt", "anti_prompt", "assistant_name")
+    for name in names:
+        if not isinstance(value.get(name, ""), str):
+            raise ApiError(400, f"system_prompt.{name} is not a string")
+    return SystemPrompt(*(value.get(name, "") for name in names))

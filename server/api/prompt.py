@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 from server.api.context import Vocab
+from server.api.schema import token_id
 from server.errors import ApiError
 
+FORMS = "prompt: give a string, a list of strings and token ids, {\"prompt_string\": text}, or a list of those"
+MAX_PROMPTS = 1024
 
-def prompt_tokens(prompt: object, vocab: Vocab) -> tuple[int, ...]:
-    """A string, or a list of strings and token ids that make one sequence.
+
+def read_prompts(prompt: object, vocab: Vocab, add_special: bool, strings_are_one: bool,
+                 ) -> tuple[list[tuple[int, ...]], bool]:
+    """Token ids of every prompt, and whether they came as a list (then the answer is a list too).
+
+    A list of strings and ids is one sequence; a list with lists or objects in it is a list of prompts. A list of
+    strings alone is one sequence in the 2024 documents (`strings_are_one`) and a list of prompts today.
+    """
+    if isinstance(prompt, list) and prompt:
+        if any(isinstance(part, (list, dict)) for part in prompt):
+            is_list = True
+        else:
+            is_list = not strings_are_one and len(prompt) > 1 and all(isinstance(part, str) for part in prompt)
+        if is_list:
+            if len(prompt) > MAX_PROMPTS:
+                raise ApiError(400, f"prompt: {len(prompt)} prompts are too many, at most {MAX_PROMPTS} are allowed")
+            return [prompt_tokens(part, vocab, add_special) for part in prompt], True
+    return [prompt_tokens(prompt, vocab, add_special)], False
+
+
+def prompt_tokens(prompt: object, vocab: Vocab, add_special: bool = True) -> tuple[int, ...]:
+    """One prompt: a string, or a list of strings and token ids that make one sequence.
 
     BOS (and what else the model wants) is added where the first element is a string and the model's metadata asks for
     it. Special tokens written out in the text are recognised.
     """
+    if isinstance(prompt, dict):
+        if "multimodal_data" in prompt:
+            raise ApiError(501, "this server was started without a multimodal projector (--mmproj)")
+        prompt = prompt.get("prompt_string")
     if isinstance(prompt, str):
-        return tuple(vocab.tokenize(prompt, True, True))
+        return tuple(vocab.tokenize(prompt, add_special, True))
     if not isinstance(prompt, list):
-        raise ApiError(400, "prompt: give a string, or a list of strings and token ids")
+        raise ApiError(400, FORMS)
     tokens: list[int] = []
     for i, part in enumerate(prompt):
         if isinstance(part, str):
-            tokens += vocab.tokenize(part, i == 0, True)
+            tokens += vocab.tokenize(part, add_special and i == 0, True)
         else:
             tokens.append(token_id("prompt", part, vocab))
     return tuple(tokens)
-
-
-def token_id(name: str, value: object, vocab: Vocab) -> int:
-    """`value` as a token id of this vocabulary, else ApiError 400 naming `name`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ApiError(400, f"{name}: {str(value)[:60]!r} is not a token id")
-    if not 0 <= value < vocab.n_tokens:
-        raise ApiError(400, f"{name}: there is no token {value}; this vocabulary has 0 to {vocab.n_tokens - 1}")
-    return value

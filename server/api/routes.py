@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from server.api.completion import CompletionHandler
 from server.api.context import Context
+from server.api.infill import InfillHandler
+from server.api.lora import LoraHandlers
+from server.api.metrics import MetricsHandler
+from server.api.slots import SlotHandlers
 from server.api.status import StatusHandlers
 from server.api.tokens import TokenHandlers
 from server.web.router import Route
@@ -12,14 +16,21 @@ from server.web.router import Route
 def routes(context: Context) -> list[Route]:
     """Rows of (method, path, handler); public ones need no API key."""
     status, tokens, completion = StatusHandlers(context), TokenHandlers(context), CompletionHandler(context)
+    lora = LoraHandlers(context)
     return [
         Route("GET", "/health", status.health, public=True),
         Route("GET", "/props", status.props),
+        Route("POST", "/props", status.set_props),
         Route("GET", "/slots", status.slots),
+        Route("POST", "/slots/{id_slot}", SlotHandlers(context).act, body_optional=True),
+        Route("GET", "/metrics", MetricsHandler(context).handle),
+        Route("GET", "/lora-adapters", lora.list),
+        Route("POST", "/lora-adapters", lora.set),
         Route("GET", "/models", status.models, public=True),
         Route("GET", "/v1/models", status.models, public=True),
         Route("POST", "/completion", completion.handle),
         Route("POST", "/completions", completion.handle),
+        Route("POST", "/infill", InfillHandler(context).handle),
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),
     ]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from server.engine.sampling import SAMPLER_ALIASES, SAMPLER_NAMES
 from server.engine.task import SamplingParams
@@ -49,12 +50,14 @@ SAMPLING_FIELDS: tuple[Field, ...] = (
     _sampling("top_k", int, "only the K most likely tokens; 0 is off", -1, INT_MAX),
     _sampling("top_p", float, "only the likeliest tokens that sum up to P; 1 is off", 0, 1),
     _sampling("min_p", float, "only tokens at least P times as likely as the best one; 0 is off", 0, 1),
+    _sampling("tfs_z", float, "tail-free sampling; 1 is off", 0, 100),
     _sampling("typical_p", float, "locally typical sampling; 1 is off", 0, 100, ("typ_p",)),
     _sampling("top_n_sigma", float, "only logits within N standard deviations of the best; negative is off", -INF, 1e6),
     _sampling("xtc_probability", float, "chance of removing the top choices; 0 is off", 0, 1),
     _sampling("xtc_threshold", float, "how likely a token must be for XTC to remove it", 0, 1),
     _sampling("repeat_penalty", float, "penalty for tokens that occurred; 1 is off", 1e-6, 1e6),
     _sampling("repeat_last_n", int, "how many tokens back penalties look; -1 is the context, 0 off", -1, INT_MAX),
+    _sampling("penalize_nl", bool, "whether the repeat penalty applies to line breaks too"),
     _sampling("presence_penalty", float, "penalty for having occurred; 0 is off", -1e6, 1e6),
     _sampling("frequency_penalty", float, "penalty for each occurrence; 0 is off", -1e6, 1e6),
     _sampling("dry_multiplier", float, "strength of the DRY repetition penalty; 0 is off", 0, 1e6),
@@ -86,6 +89,14 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
     Field("samplers", list, _DEFAULTS.samplers, "which truncations to apply, in order"),
     Field("logit_bias", list, (), "[[token or text, bias or false], ...] or {token: bias}"),
     Field("dry_sequence_breakers", list, _DEFAULTS.dry_sequence_breakers, "texts over which DRY does not look"),
+    Field("penalty_prompt", list, None, "text or token ids that penalties look at instead of the prompt"),
+    Field("lora", list, None, "[{\"id\", \"scale\"}, ...]: adapters for this request; others are off"),
+    Field("n_cmpl", int, 1, "how many answers to each prompt", 1, 128, ("n",)),
+    Field("n_indent", int, 0, "end before a line that is indented by fewer blanks", 0, INT_MAX),
+    Field("t_max_prompt_ms", int, 0, "end when reading the prompt takes longer; 0 no limit", -1, INT_MAX),
+    Field("t_max_predict_ms", int, 0, "end after this time, once there is a line break; 0 no limit", -1, INT_MAX),
+    Field("response_fields", list, None, "fields to answer with; a slash reaches into objects"),
+    Field("post_sampling_probs", bool, False, "report probabilities after sampling instead of logprobs"),
     Field("return_tokens", bool, False, "give the ids of the generated tokens in `tokens`"),
     Field("return_progress", bool, False, "report the reading of the prompt in a stream"),
     Field("timings_per_token", bool, False, "put `timings` into every chunk of a stream"),
@@ -94,27 +105,63 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list"}
 
 
-def read(body: object, fields: Iterable[Field]) -> dict[str, object]:
-    """The values of `fields` in a request body (a JSON object), checked, with defaults filled in."""
+def read(body: object, fields: Iterable[Field], defaults: Mapping[str, object] = MappingProxyType({}),
+         ) -> dict[str, object]:
+    """The values of `fields` in a request body (a JSON object), checked.
+
+    What is absent or null is taken from `defaults`, else from the field.
+    """
     if not isinstance(body, dict):
         raise ApiError(400, "the request body must be a JSON object")
-    return {field.name: _value(body, field) for field in fields}
+    return {field.name: _value(body, field, defaults) for field in fields}
 
 
-def sampling_params(body: Mapping[str, object], values: Mapping[str, object], tokenize) -> SamplingParams:
-    """`SamplingParams` of a request; `values` are the checked COMPLETION_FIELDS, `tokenize` turns text into ids."""
-    params = SamplingParams(**read(body, SAMPLING_FIELDS))
+def sampling_params(body: Mapping[str, object], values: Mapping[str, object], vocab,
+                    defaults: Mapping[str, object] = MappingProxyType({})) -> SamplingParams:
+    """`SamplingParams` of a request; `values` are its checked COMPLETION_FIELDS."""
     seed = values["seed"]
-    return replace(
-        params,
+    bias = logit_bias(values["logit_bias"], vocab)
+    samplers = sampler_names(values["samplers"])
+    if defaults.get("penalties_first") and "penalties" not in samplers:
+        samplers = ("penalties", *samplers)
+    return SamplingParams(
+        **read(body, SAMPLING_FIELDS, defaults),
         seed=random.getrandbits(32) if seed == -1 else seed,
-        samplers=sampler_names(values["samplers"]),
-        logit_bias=logit_bias(body.get("logit_bias"), tokenize),
+        samplers=samplers,
+        logit_bias=bias,
+        penalty_prompt=penalty_prompt(values["penalty_prompt"], vocab),
         dry_sequence_breakers=strings("dry_sequence_breakers", values["dry_sequence_breakers"]))
 
 
+def penalty_prompt(value: object, vocab) -> tuple[int, ...] | None:
+    """`penalty_prompt`: a text or token ids that penalties look at instead of the prompt."""
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return tuple(vocab.tokenize(value, False, True))
+    if not isinstance(value, list):
+        raise ApiError(400, f"penalty_prompt: {_shown(value)} is neither a text nor a list of token ids")
+    return tuple(token_id("penalty_prompt", token, vocab) for token in value)
+
+
+def token_id(name: str, value: object, vocab) -> int:
+    """`value` as a token id of this vocabulary, else ApiError 400 naming `name`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ApiError(400, f"{name}: {_shown(value)} is not a token id")
+    if not 0 <= value < vocab.n_tokens:
+        raise ApiError(400, f"{name}: there is no token {value}; this vocabulary has 0 to {vocab.n_tokens - 1}")
+    return value
+
+
+# One letter per sampler, as `--sampling-seq` and a string in `samplers` write them.
+SAMPLER_LETTERS = {"e": "penalties", "d": "dry", "s": "top_n_sigma", "k": "top_k", "y": "typical_p", "p": "top_p",
+                   "m": "min_p", "x": "xtc", "t": "temperature", "i": "infill", "a": "adaptive_p", "f": "tfs_z"}
+
+
 def sampler_names(names: object) -> tuple[str, ...]:
-    """The `samplers` list with aliases resolved; ApiError names an unknown one."""
+    """The `samplers` list (or string of letters) with aliases resolved; ApiError names an unknown one."""
+    if isinstance(names, str) and names not in SAMPLER_NAMES and names not in SAMPLER_ALIASES:
+        names = [SAMPLER_LETTERS.get(letter, letter) for letter in names]
     known = []
     for name in strings("samplers", names):
         name = SAMPLER_ALIASES.get(name, name)
@@ -132,19 +179,17 @@ def strings(name: str, value: object) -> tuple[str, ...]:
     return tuple(items)
 
 
-def logit_bias(value: object, tokenize) -> tuple[tuple[int, float], ...]:
+def logit_bias(value: object, vocab) -> tuple[tuple[int, float], ...]:
     """All forms of `logit_bias`: pairs of (token or text, number or false), or an object of them."""
-    if value is None:
-        return ()
     pairs = list(value.items()) if isinstance(value, dict) else value
-    if not isinstance(pairs, list):
+    if not isinstance(pairs, (list, tuple)):
         raise ApiError(400, f"logit_bias: {_shown(value)} is neither a list of pairs nor an object")
     bias: list[tuple[int, float]] = []
     for pair in pairs:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ApiError(400, f"logit_bias: {_shown(pair)} is not a pair of a token and its bias")
         amount = _bias_amount(pair[1])
-        bias += [(token, amount) for token in _bias_tokens(pair[0], tokenize)]
+        bias += [(token, amount) for token in _bias_tokens(pair[0], vocab)]
     return tuple(bias)
 
 
@@ -156,21 +201,19 @@ def _bias_amount(value: object) -> float:
     return float(value)
 
 
-def _bias_tokens(key: object, tokenize) -> list[int]:
-    if isinstance(key, str) and not key.isdecimal():
-        return tokenize(key, False, False)
-    if isinstance(key, bool) or not isinstance(key, (int, str)):
-        raise ApiError(400, f"logit_bias: {_shown(key)} is neither a token id nor a text")
-    return [int(key)]
+def _bias_tokens(key: object, vocab) -> list[int]:
+    if isinstance(key, str) and not (key.isascii() and key.isdecimal() and len(key) < 10):
+        return vocab.tokenize(key, False, False)
+    return [token_id("logit_bias", int(key) if isinstance(key, str) else key, vocab)]
 
 
-def _value(body: Mapping[str, object], field: Field) -> object:
+def _value(body: Mapping[str, object], field: Field, defaults: Mapping[str, object]) -> object:
     name = field.name
     for name in (field.name, *field.aliases):
         if body.get(name) is not None:
             break
     else:
-        return field.default
+        return defaults.get(field.name, field.default)
     value = body[name]
     if field.kind is list:
         return value

@@ -33,28 +33,52 @@ class StatusHandlers:
         is_full = snapshot.n_idle == 0
         body: dict[str, object] = {"status": "no slot available" if is_full else "ok",
                                    "slots_idle": snapshot.n_idle, "slots_processing": snapshot.n_processing}
-        if "include_slots" in request.query:
+        if "include_slots" in request.query and self._context.options.slots:
             body["slots"] = self._slots()
         return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def props(self, request: Request) -> Response:
         """Settings of the server and the defaults of requests."""
-        self._context.engine.require_ready()
-        info = self._context.engine.info
+        context = self._context
+        context.engine.require_ready()
+        info = context.engine.info
         defaults = self._default_settings()
         return json_response({
-            "assistant_name": "", "user_name": "",
-            "default_generation_settings": defaults,
+            "assistant_name": context.system_prompt.assistant_name,
+            "user_name": context.system_prompt.anti_prompt,
+            "system_prompt": context.system_prompt.prompt,
+            "default_generation_settings": {**defaults, "params": defaults},
             "total_slots": info.n_slots,
             "model_path": info.path,
-            "model_alias": self._context.options.alias or "",
+            "model_alias": context.model_name,
             "modalities": {"vision": False, "audio": False},
             "chat_template": info.meta.get("tokenizer.chat_template", ""),
+            "bos_token": info.bos_token,
+            "eos_token": info.eos_token,
+            "endpoint_slots": context.options.slots,
+            "endpoint_props": context.options.props,
+            "endpoint_metrics": context.options.metrics,
+            "compat": context.options.compat,
+            "is_sleeping": False,
             "build_info": f"{BUILD_INFO}, llama.cpp {info.llama_version} {info.variant}".strip(),
         })
 
+    def set_props(self, request: Request) -> Response:
+        """POST /props: the system prompt is what can be changed at run time; needs `--props`."""
+        if not self._context.options.props:
+            raise ApiError(501, "This server does not support changing global properties. Start it with `--props`")
+        self._context.engine.require_ready()
+        body = request.json()
+        if not isinstance(body, dict):
+            raise ApiError(400, "the request body must be a JSON object")
+        if body.get("system_prompt") is not None:
+            self._context.set_system_prompt(body["system_prompt"])
+        return json_response({"success": True})
+
     def slots(self, request: Request) -> Response:
         """Every slot with its latest task; with `fail_on_no_slot` 503 when none is free."""
+        if not self._context.options.slots:
+            raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
         self._context.engine.require_ready()
         if "fail_on_no_slot" in request.query and self._context.engine.snapshot.n_idle == 0:
             raise ApiError(503, "no slot available")
@@ -66,16 +90,18 @@ class StatusHandlers:
         meta = None if info is None else {
             "n_vocab": info.n_vocab, "n_ctx": info.n_ctx_slot, "n_ctx_train": info.n_ctx_train, "n_embd": info.n_embd,
             "n_params": info.n_params, "size": info.size, "desc": info.desc}
-        model = {"id": self._context.model_name, "object": "model", "created": self._context.started,
-                 "owned_by": "llama_srv", "meta": meta}
-        return json_response({"object": "list", "data": [model]})
+        names = [name.strip() for name in (self._context.options.alias or "").split(",") if name.strip()]
+        names = names or [self._context.model_name]
+        models = [{"id": name, "aliases": names, "object": "model", "created": self._context.started,
+                   "owned_by": "llama_srv", "meta": meta} for name in names]
+        return json_response({"object": "list", "data": models})
 
     def _default_settings(self) -> dict[str, object]:
-        values = schema.read({}, schema.COMPLETION_FIELDS)
-        params = schema.sampling_params({}, {**values, "seed": 0}, None)
-        task = Task(-1, (), params, self._context.options.n_predict)
-        flat = {**settings(self._context, task, False), "seed": -1}
-        return {**flat, "params": flat}
+        context = self._context
+        values = schema.read({}, schema.COMPLETION_FIELDS, context.defaults)
+        params = schema.sampling_params({}, {**values, "seed": 0}, context.engine.vocab, context.defaults)
+        task = Task(-1, (), params, values["n_predict"], values["n_keep"], cache_prompt=values["cache_prompt"])
+        return {**settings(context, task, False), "seed": values["seed"]}
 
     def _slots(self) -> list[dict[str, object]]:
         return [self._slot(slot) for slot in self._context.engine.snapshot.slots]
@@ -83,7 +109,6 @@ class StatusHandlers:
     def _slot(self, slot: SlotState) -> dict[str, object]:
         task = self._context.latest.get(slot.id_task)
         flat = settings(self._context, task, False) if task else self._default_settings()
-        flat.pop("params", None)
         vocab = self._context.engine.vocab
         prompt = vocab.detokenize(list(task.prompt)).decode("utf-8", "replace") if task else ""
         next_token = {
@@ -94,6 +119,6 @@ class StatusHandlers:
         return {
             "id": slot.id, "task_id": slot.id_task, "id_task": slot.id_task, "state": int(slot.is_processing),
             "is_processing": slot.is_processing, **flat, "n_ctx": slot.n_ctx, "prompt": prompt,
-            "next_token": [next_token], "params": flat, "n_prompt_tokens": slot.n_prompt,
+            "next_token": next_token if self._context.is_2024 else [next_token], "params": flat, "n_prompt_tokens": slot.n_prompt,
             "n_prompt_tokens_processed": slot.n_prompt_done, "n_prompt_tokens_cache": slot.n_cached,
             "truncated": slot.truncated}

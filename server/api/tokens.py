@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from server.api.context import Context
-from server.api.prompt import token_id
-from server.api.schema import Field, read
+from server.api.schema import Field, read, token_id
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 

@@ -1,6 +1,6 @@
 """libllama behind the `Backend` interface: the ~30 C calls the engine needs, on the engine's thread.
 
-The only module beside `backend_sampler` and `vocab` that knows `ctypes_api`. Per decoded row it costs five writes
+With `backend_sampler`, `backend_custom` and `vocab` the only module that knows `ctypes_api`. Per decoded row it costs five writes
 into C arrays; prompt rows are written by slices. One KV buffer is shared by all sequences (`kv_unified`), because
 mixed batches run two to four times faster that way than with one buffer per sequence, and sequences can share cells.
 """
@@ -245,7 +245,13 @@ class LlamaBackend:
             n_ctx_slot=n_ctx // config.n_slots, n_slots=config.n_slots, n_batch=self._n_batch,
             llama_version=self._libs.version, variant=self._libs.folder.name,
             devices=tuple(device.name for device in list_devices(self._libs)), adapters=self.adapters,
-            meta=model.meta())
+            bos_token=self._token_text(llama.llama_vocab_bos(self._vocab)),
+            eos_token=self._token_text(llama.llama_vocab_eos(self._vocab)), meta=model.meta())
+
+    def _token_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return vocabulary.token_to_piece(self._libs, self._vocab, token, True).decode("utf-8", "replace")
 
     def _suppress_tokens(self) -> tuple[int, ...]:
         n = ctypes.c_int32(0)

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from ctypes_api.llama_types import llama_logit_bias, llama_token_data, llama_token_data_array
+from server.engine.backend_custom import CustomSamplers
 from server.engine.sampling import Stage
 from server.engine.task import TokenProbs
 from server.errors import ApiError
@@ -72,6 +73,7 @@ class SamplerFactory:
         self.llama = llama
         self.vocab = vocab
         self.n_vocab = n_vocab
+        self.newline = llama.llama_vocab_nl(vocab)
         self._candidates: Candidates | None = None
 
     @property
@@ -81,12 +83,22 @@ class SamplerFactory:
             self._candidates = Candidates(self.n_vocab)
         return self._candidates
 
-    def chain(self, stages: Sequence[Stage]) -> int:
-        """A C sampler chain of `stages`; the caller frees it."""
+    def chain(self, stages: Sequence[Stage]) -> tuple[int, CustomSamplers]:
+        """A C sampler chain of `stages`, which the caller frees, and what must live as long as it does."""
         raw = self.llama.llama_sampler_chain_init(self.llama.llama_sampler_chain_default_params())
+        custom = CustomSamplers(self.llama, self.newline)
         for stage in stages:
-            self.llama.llama_sampler_chain_add(raw, STAGES[stage.name](self, *stage.args))
-        return raw
+            for sampler in self._samplers(stage, custom):
+                self.llama.llama_sampler_chain_add(raw, sampler)
+        return raw, custom
+
+    def _samplers(self, stage: Stage, custom: CustomSamplers) -> list[int]:
+        if stage.name == "tfs_z":
+            return [custom.tail_free(*stage.args)]
+        if stage.name == "penalties" and not stage.args[-1]:
+            remember, restore = custom.keep_newline()
+            return [remember, STAGES["penalties"](self, *stage.args), restore]
+        return [STAGES[stage.name](self, *stage.args)]
 
     def grammar(self, text: str) -> int | None:
         """A grammar sampler, None for "" and ApiError 400 for one that llama.cpp can't parse."""
@@ -106,7 +118,7 @@ class LlamaSampler:
         self._llama = factory.llama
         self._ctx = ctx
         self._grammar = factory.grammar(grammar)
-        self._chain = factory.chain(stages)
+        self._chain, self._custom = factory.chain(stages)
         self._is_greedy = stages[-1].name == GREEDY_STAGE
         if self._grammar is None:
             self.sample = self._sample_plain

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -39,18 +39,19 @@ class Transport(Protocol):
 
 
 class Results:
-    """The events of one task, in order: iterate once. Leaving the `with` block early cancels the task.
+    """The events of one request's tasks, in order: iterate once. Leaving the `with` block early cancels them.
 
     With `stream` each event wakes the reader; without, they are collected and handed over together at the end.
+    Iterating ends when every task has its `Final`; the first `Failure` is raised as an ApiError.
     """
 
-    def __init__(self, client: EngineClient, task: Task, stream: bool) -> None:
-        self.task = task
+    def __init__(self, client: EngineClient, tasks: Sequence[Task], stream: bool) -> None:
+        self.tasks = tuple(tasks)
         self._client = client
         self._stream = stream
         self._queue: SimpleQueue = SimpleQueue()
         self._collected: list[Event] = []
-        self._is_over = False
+        self._n_open = len(self.tasks)
         self.is_cancelled = False
 
     def __enter__(self) -> Results:
@@ -60,32 +61,31 @@ class Results:
         self.cancel()
 
     def __iter__(self) -> Iterator[Piece | Progress | Final]:
-        while True:
+        n_open = len(self.tasks)
+        while n_open:
             for event in self._queue.get():
                 if isinstance(event, Failure):
                     raise ApiError(event.status, event.message, event.type, **event.extra)
                 yield event
-                if isinstance(event, Final):
-                    return
+                n_open -= isinstance(event, Final)
 
     def cancel(self) -> None:
         """From any thread, any number of times: the answer isn't wanted any more."""
-        if not self._is_over:
-            self._is_over = self.is_cancelled = True
-            self._client.forget(self.task.id)
-            self._queue.put((Failure(self.task.id, 499, "the client closed the request"),))
+        if self._n_open > 0 and not self.is_cancelled:
+            self.is_cancelled = True
+            for task in self.tasks:
+                self._client.forget(task.id)
+            self._queue.put((Failure(self.tasks[0].id, 499, "the client closed the request"),))
 
     def put(self, event: Event) -> None:
-        """The transport's thread: the next event of this task."""
-        is_last = isinstance(event, (Final, Failure))
+        """The transport's thread: the next event of one of the tasks."""
+        self._n_open -= isinstance(event, (Final, Failure))
         if self._stream:
             self._queue.put((event,))
-        else:
-            self._collected.append(event)
-            if is_last:
-                self._queue.put(self._collected)
-        if is_last:
-            self._is_over = True
+            return
+        self._collected.append(event)
+        if self._n_open == 0 or isinstance(event, Failure):
+            self._queue.put(self._collected)
 
 
 class EngineClient:
@@ -117,11 +117,13 @@ class EngineClient:
         """A task id: they only grow, so they also tell the order of arrival."""
         return next(self._ids)
 
-    def submit(self, task: Task, stream: bool) -> Results:
-        """Queue a task. ApiError 503 while the model is loading, 500 if it could not be loaded."""
+    def submit(self, *tasks: Task, stream: bool) -> Results:
+        """Queue the tasks of one request. ApiError 503 while the model is loading, 500 if it could not be loaded."""
         self.require_ready()
-        results = self._results[task.id] = Results(self, task, stream)
-        self._transport.post(task)
+        results = Results(self, tasks, stream)
+        for task in tasks:
+            self._results[task.id] = results
+            self._transport.post(task)
         if self.state is CLOSED:
             self._fail_open()
         return results

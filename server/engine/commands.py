@@ -116,8 +116,8 @@ class Commands:
         return {"adapters": [{"id": i, "path": path, "scale": scales.get(i, 0.0)}
                              for i, path in enumerate(self._backend.adapters)]}
 
-    def _set_lora(self, scales: dict[int, float]) -> dict[str, object]:
-        self.lora = tuple(sorted((i, scale) for i, scale in scales.items() if scale))
+    def _set_lora(self, scales: tuple[tuple[int, float], ...]) -> dict[str, object]:
+        self.lora = tuple(sorted((i, scale) for i, scale in scales if scale))
         return self._get_lora()
 
     def _set_system_prompt(self, tokens: tuple[int, ...]) -> dict[str, object]:

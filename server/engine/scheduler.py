@@ -347,7 +347,8 @@ class Scheduler:
             self._finish(slot, STOP_EOS)
             return
         text = run.text.feed(self._backend.piece(token))
-        self._events.append(Piece(run.task.id, (token,), text, probs))
+        timings = run.timings() if run.task.timings else None
+        self._events.append(Piece(run.task.id, (token,), text, probs, timings))
         if run.text.stopping_word:
             self._finish(slot, STOP_WORD)
         elif run.text.is_outdented or self._is_at_limit(run) or not self._has_room(slot, run):

@@ -65,6 +65,7 @@ class Task:
 
     `n_keep` -1 keeps the whole prompt when the context is shifted. `id_slot` -1 takes any slot. `lora` None means the
     server's setting of adapters, else (adapter index, scale) pairs. Time limits in ms, 0 for none.
+    With `progress` and `timings` the events carry those.
     """
 
     id: int
@@ -81,6 +82,7 @@ class Task:
     n_indent: int = 0
     t_max_prompt_ms: int = 0
     t_max_predict_ms: int = 0
+    timings: bool = False
 
 
 # ---- web side -> engine ---------------------------------------------------------------------------------------
@@ -137,16 +139,6 @@ class Progress:
 
 
 @dataclass(slots=True, frozen=True)
-class Piece:
-    """Tokens generated in one step and the text that is now safe to show (it can be "" while text is held back)."""
-
-    id: int
-    tokens: tuple[int, ...]
-    text: str
-    probs: tuple[TokenProbs, ...] = ()
-
-
-@dataclass(slots=True, frozen=True)
 class Timings:
     """The engine's own clock for one task, in milliseconds. `prompt_n` counts evaluated tokens, not reused ones."""
 
@@ -155,6 +147,20 @@ class Timings:
     prompt_ms: float
     predicted_n: int
     predicted_ms: float
+
+
+@dataclass(slots=True, frozen=True)
+class Piece:
+    """Tokens generated in one step and the text that is now safe to show (it can be "" while text is held back).
+
+    `timings` only if the task asks for them.
+    """
+
+    id: int
+    tokens: tuple[int, ...]
+    text: str
+    probs: tuple[TokenProbs, ...] = ()
+    timings: Timings | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -262,6 +268,8 @@ class ModelInfo:
     variant: str = ""
     devices: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+    bos_token: str = ""
+    eos_token: str = ""
     meta: dict[str, str] = field(default_factory=dict)
 
 

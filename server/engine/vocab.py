@@ -15,6 +15,8 @@ from pathlib import Path
 from ctypes_api import loader, vocabulary
 from ctypes_api.objects import Model
 
+FIM_TOKENS = ("pre", "suf", "mid", "rep", "sep")
+
 
 def open_vocab(folder: str, model: str) -> NativeVocab:
     """The vocabulary of `model` through the libraries in `folder`."""
@@ -31,6 +33,9 @@ class NativeVocab:
         self._pieces: dict[int, bytes] = {}
         self.n_tokens = libs.llama.llama_vocab_n_tokens(self._vocab)
         self.add_bos = bool(libs.llama.llama_vocab_get_add_bos(self._vocab))
+        self.bos = libs.llama.llama_vocab_bos(self._vocab)
+        fim = {name: getattr(libs.llama, f"llama_vocab_fim_{name}")(self._vocab) for name in FIM_TOKENS}
+        self.fim = {name: token for name, token in fim.items() if token >= 0}
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`; with `add_special` BOS and EOS where the model wants them."""

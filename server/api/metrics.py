@@ -1,0 +1,79 @@
+"""GET /metrics: the snapshot's counters in Prometheus' text format (version 0.0.4). Connection thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate
+
+from server.api.context import Context
+from server.engine.meter import BOUNDS
+from server.engine.task import Snapshot
+from server.errors import ApiError
+from server.web.message import Request, Response
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX = "llamacpp:"
+
+HISTOGRAM_HELP = {
+    "queue_wait_seconds": "Time a request waited for a slot.",
+    "time_to_first_token_seconds": "Time from a request's arrival to its first token.",
+    "time_between_tokens_seconds": "Time between two tokens of one text.",
+    "step_seconds": "Time of one step of the engine.",
+    "prompt_throughput_tokens_per_second": "Reading speed of one prompt.",
+    "predicted_throughput_tokens_per_second": "Generation speed of one text.",
+}
+
+
+class MetricsHandler:
+    """`handle` answers 501 unless the server was started with `--metrics`."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def handle(self, request: Request) -> Response:
+        """All metrics as text."""
+        if not self._context.options.metrics:
+            raise ApiError(501, "This server does not support metrics endpoint. Start it with `--metrics`")
+        self._context.engine.require_ready()
+        text = "".join(render(self._context.engine.snapshot))
+        return Response(200, text.encode(), {"Content-Type": CONTENT_TYPE})
+
+
+def render(snapshot: Snapshot) -> Iterable[str]:
+    """The lines for one snapshot."""
+    for kind, name, help, value in scalars(snapshot):
+        yield f"# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n{PREFIX}{name} {value:.10g}\n"
+    for name, bounds in BOUNDS.items():
+        values = snapshot.histograms.get(name) or (0,) * (len(bounds) + 2)
+        yield f"# HELP {PREFIX}{name} {HISTOGRAM_HELP[name]}\n# TYPE {PREFIX}{name} histogram\n"
+        counts = list(accumulate(values[:-1]))
+        for bound, count in zip((*map("{:g}".format, bounds), "+Inf"), counts):
+            yield f'{PREFIX}{name}_bucket{{le="{bound}"}} {count:.10g}\n'
+        yield f"{PREFIX}{name}_sum {values[-1]:.10g}\n{PREFIX}{name}_count {counts[-1]:.10g}\n"
+
+
+def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
+    """Rows of (type, name, help, value)."""
+    return [
+        ("counter", "prompt_tokens_total", "Number of prompt tokens processed.", s.n_prompt_tokens),
+        ("counter", "prompt_seconds_total", "Prompt process time in seconds.", s.prompt_ms / 1e3),
+        ("counter", "tokens_predicted_total", "Number of generation tokens processed.", s.n_predicted_tokens),
+        ("counter", "tokens_predicted_seconds_total", "Predict process time in seconds.", s.predicted_ms / 1e3),
+        ("counter", "prompt_tokens_reused_total", "Prompt tokens found in the cache.", s.n_reused_tokens),
+        ("counter", "n_decode_total", "Number of steps of the engine.", s.n_steps),
+        ("counter", "stalls_total", "Steps that kept running streams waiting for long.", s.n_stalls),
+        ("gauge", "prompt_tokens_seconds", "Average prompt throughput in tokens/s.",
+         rate(s.n_prompt_tokens, s.prompt_ms)),
+        ("gauge", "predicted_tokens_seconds", "Average generation throughput in tokens/s.",
+         rate(s.n_predicted_tokens, s.predicted_ms)),
+        ("gauge", "kv_cache_usage_ratio", "KV-cache usage. 1 means 100 percent usage.",
+         s.kv_used / s.n_ctx if s.n_ctx else 0.0),
+        ("gauge", "kv_cache_tokens", "KV-cache tokens.", s.kv_used),
+        ("gauge", "requests_processing", "Number of requests processing.", s.n_processing),
+        ("gauge", "requests_deferred", "Number of requests deferred.", s.n_deferred),
+    ]
+
+
+def rate(n: float, ms: float) -> float:
+    """`n` per second over `ms` milliseconds; 0 when no time has passed."""
+    return n / ms * 1e3 if ms > 0 else 0.0

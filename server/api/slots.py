@@ -1,0 +1,59 @@
+"""POST /slots/{id}?action=save|restore|erase. Connection thread; the engine does the work between two steps.
+
+File names come from clients: only plain names inside `--slot-save-path` are taken, and no symbolic link is followed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from server.api.context import Context
+from server.errors import ApiError
+from server.web.message import Request, Response, json_response
+
+MAX_NAME = 200
+FORBIDDEN = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
+
+
+class SlotHandlers:
+    """`act` does what the query's `action` says."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def act(self, request: Request) -> Response:
+        """The documents' answers for save, restore and erase."""
+        context = self._context
+        if not context.options.slot_save_path:
+            raise ApiError(501, "This server does not support slots action. Start it with `--slot-save-path`")
+        context.engine.require_ready()
+        if not re.fullmatch(r"\d{1,9}", request.params["id_slot"]):
+            raise ApiError(400, "the slot's id in the URL is not a number")
+        id_slot = int(request.params["id_slot"])
+        action = request.query.get("action", "")
+        if action == "erase":
+            done = context.engine.command("erase", id_slot=id_slot)
+            return json_response({"id_slot": id_slot, **done})
+        if action not in ("save", "restore"):
+            raise ApiError(400, f"action: '{action[:40]}' is unknown; known are save, restore, erase")
+        body = request.json()
+        name = body.get("filename") if isinstance(body, dict) else None
+        path = slot_path(context.options.slot_save_path, name)
+        done = context.engine.command(action, id_slot=id_slot, path=str(path))
+        ms = round(done.pop("ms"), 3)
+        return json_response({"id_slot": id_slot, "filename": name, **done, "timings": {f"{action}_ms": ms}})
+
+
+def slot_path(folder: str, name: object) -> Path:
+    """The file `name` inside `folder`; ApiError 400 for anything that isn't a plain file name."""
+    if not isinstance(name, str) or not name:
+        raise ApiError(400, "filename: give the name of a file")
+    if (len(name) > MAX_NAME or name.startswith(".") or name.endswith((".", " ")) or FORBIDDEN.search(name)
+            or DEVICES.match(name)):
+        raise ApiError(400, f"filename: {name[:60]!r} is not a plain file name")
+    path = Path(folder) / name
+    if path.is_symlink() or path.exists() and not path.is_file():
+        raise ApiError(400, f"filename: {name[:60]!r} is not a regular file")
+    return path
