@@ -18,9 +18,10 @@ from server import log as logging_setup
 from server.api.context import Context
 from server.api.routes import routes
 from server.engine import backend
-from server.engine.client import FAILED, READY, EngineClient
+from server.engine.client import EngineClient
 from server.engine.config import EngineConfig
 from server.engine.model_file import check_model_file
+from server.engine.task import FAILED, READY
 from server.engine.thread import ThreadTransport
 from server.engine.vocab import open_vocab
 from server.errors import ApiError
@@ -29,6 +30,7 @@ from server.options import OptionError, Options, parse, usage
 from server.web.httpd import BindError, HttpServer
 from server.web.limits import Limits
 from server.web.router import Router
+from server.web.static import StaticFiles
 
 VERSION = "0.1.0"
 SWITCH_INTERVAL_S = 0.0005
@@ -140,5 +142,5 @@ def http_server(options: Options, context: Context) -> HttpServer:
     """The HTTP edge with all routes; not started yet."""
     limits = Limits(body_bytes=options.max_body << 20, n_connections=options.max_connections,
                     body_s=options.timeout, write_s=options.timeout)
-    static = Path(options.path) if options.path else ROOT / "public"
+    static = StaticFiles(Path(options.path) if options.path else ROOT / "public")
     return HttpServer(options.host, options.port, Router(routes(context)), limits=limits, static=static)

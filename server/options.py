@@ -167,7 +167,7 @@ def _value(option: Option, source: str, text: str) -> object:
     except ValueError:
         kind = {int: "a whole number", float: "a number"}.get(option.type, "a valid value")
         raise OptionError(f"{source}: '{text}' is not {kind}") from None
-    if option.low is not None and value < option.low or option.high is not None and value > option.high:
+    if option.low is not None and not option.low <= value <= option.high:
         raise OptionError(f"{source}: {text} is out of range, allowed is {option.low:g} to {option.high:g}")
     return value
 

@@ -89,8 +89,6 @@ class Completion:
 
     def submit(self):
         """Hand the tasks to the engine."""
-        for task in self.tasks:
-            self._context.remember(task)
         return self._context.engine.submit(*self.tasks, stream=self.values["stream"])
 
     def run(self, request: Request) -> object:

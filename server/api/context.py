@@ -14,8 +14,6 @@ from server.errors import ApiError
 if TYPE_CHECKING:
     from server.options import Options
 
-N_REMEMBERED = 64
-
 
 class Vocab(Protocol):
     """Text to tokens and back; safe to use from all threads. `fim` holds the fill-in-the-middle tokens it has."""
@@ -51,6 +49,9 @@ class Engine(Protocol):
     def submit(self, *tasks: Task, stream: bool):
         """Queue tasks; their `Results`."""
 
+    def task(self, id_task: int) -> Task | None:
+        """What was asked in a recent task."""
+
     def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, object]:
         """Have the engine do something else."""
 
@@ -69,16 +70,12 @@ class SystemPrompt:
 
 @dataclass(slots=True)
 class Context:
-    """Shared by all handlers. `defaults` are the request defaults that the command line sets.
-
-    `latest` maps the ids of recent tasks to what was asked, for `/slots`.
-    """
+    """Shared by all handlers. `defaults` are the request defaults that the command line sets."""
 
     engine: Engine
     options: Options
     defaults: Mapping[str, object] = field(default_factory=dict)
     started: int = field(default_factory=lambda: int(time.time()))
-    latest: dict[int, Task] = field(default_factory=dict)
     system_prompt: SystemPrompt = SystemPrompt()
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -91,15 +88,6 @@ class Context:
     def model_name(self) -> str:
         """How answers name the model: the first alias, else the path it was loaded from."""
         return self.options.alias.split(",")[0].strip() if self.options.alias else str(self.options.model)
-
-    def remember(self, task: Task) -> None:
-        """Keep what was asked as long as a slot may show it."""
-        self.latest[task.id] = task
-        if len(self.latest) > 2 * N_REMEMBERED:
-            shown = {slot.id_task for slot in self.engine.snapshot.slots}
-            with self._lock:
-                for id_task in [key for key in list(self.latest) if key not in shown][:-N_REMEMBERED]:
-                    self.latest.pop(id_task, None)
 
     def set_system_prompt(self, value: object) -> None:
         """Take over a `system_prompt` object; computed once, after the running tasks. The same again costs nothing."""

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 from server.api.context import Context
-from server.engine.meter import BOUNDS
-from server.engine.task import Snapshot
+from server.engine.task import HISTOGRAM_BOUNDS, Snapshot
 from server.errors import ApiError
 from server.web.message import Request, Response
 
@@ -43,7 +42,7 @@ def render(snapshot: Snapshot) -> Iterable[str]:
     """The lines for one snapshot."""
     for kind, name, help, value in scalars(snapshot):
         yield f"# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n{PREFIX}{name} {value:.10g}\n"
-    for name, bounds in BOUNDS.items():
+    for name, bounds in HISTOGRAM_BOUNDS.items():
         values = snapshot.histograms.get(name) or (0,) * (len(bounds) + 2)
         yield f"# HELP {PREFIX}{name} {HISTOGRAM_HELP[name]}\n# TYPE {PREFIX}{name} histogram\n"
         counts = list(accumulate(values[:-1]))

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from server.engine.sampling import SAMPLER_ALIASES, SAMPLER_NAMES
-from server.engine.task import SamplingParams
+from server.engine.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.errors import ApiError
 
 INT_MAX = 2**31 - 1

@@ -5,8 +5,7 @@ from __future__ import annotations
 from server.api import schema
 from server.api.completion import settings
 from server.api.context import Context
-from server.engine.client import FAILED, LOADING, READY
-from server.engine.task import SlotState, Task
+from server.engine.task import FAILED, LOADING, READY, SlotState, Task
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
@@ -107,7 +106,7 @@ class StatusHandlers:
         return [self._slot(slot) for slot in self._context.engine.snapshot.slots]
 
     def _slot(self, slot: SlotState) -> dict[str, object]:
-        task = self._context.latest.get(slot.id_task)
+        task = self._context.engine.task(slot.id_task)
         flat = settings(self._context, task, False) if task else self._default_settings()
         vocab = self._context.engine.vocab
         prompt = vocab.detokenize(list(task.prompt)).decode("utf-8", "replace") if task else ""

@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from server.engine.task import (Cancel, Closed, Command, Event, Failure, Final, Frame, Loading, LoadFailed, ModelInfo,
+from server.engine.task import (CLOSED, FAILED, LOADING, READY, Cancel, Closed, Command, Event, Failure, Final, Frame, Loading, LoadFailed, ModelInfo,
                                 Piece, Progress, Ready, Reply, Snapshot, Task)
 from server.errors import ApiError
 from server.log import get_logger
 
-LOADING, READY, FAILED, CLOSED = "loading model", "ok", "error", "closed"
+N_RECENT = 512
 
 log = get_logger("engine")
 
@@ -97,6 +97,7 @@ class EngineClient:
         self._ids = itertools.count()
         self._results: dict[int, Results] = {}
         self._replies: dict[int, SimpleQueue] = {}
+        self._recent: dict[int, Task] = {}
         self._settled = threading.Event()
         self.state = LOADING
         self.error = ""
@@ -135,6 +136,8 @@ class EngineClient:
         queue = self._replies[id_command] = SimpleQueue()
         try:
             self._transport.post(Command(id_command, name, args))
+            if self.state is CLOSED:
+                self._fail_open()
             reply: Reply = queue.get(timeout=timeout_s)
         except Empty:
             raise ApiError(503, f"the engine did not answer '{name}' within {timeout_s:g} s") from None
@@ -146,8 +149,17 @@ class EngineClient:
 
     def forget(self, id_task: int) -> None:
         """Drop a task whose reader has gone."""
-        if self._results.pop(id_task, None) is not None:
+        results = self._results.pop(id_task, None)
+        if results is not None:
+            self._remember(results, id_task)
             self._transport.post(Cancel(id_task))
+
+    def task(self, id_task: int) -> Task | None:
+        """What was asked in an open task, or in one that ended lately (a slot may still show it)."""
+        results = self._results.get(id_task)
+        if results is not None:
+            return next(task for task in results.tasks if task.id == id_task)
+        return self._recent.get(id_task)
 
     def close(self, grace_s: float = 0.0) -> None:
         """End the engine; running tasks get `grace_s` seconds, the others fail with 503."""
@@ -174,7 +186,14 @@ class EngineClient:
             is_last = isinstance(event, (Final, Failure))
             results = (self._results.pop if is_last else self._results.get)(event.id, None)
             if results is not None:
+                if is_last:
+                    self._remember(results, event.id)
                 results.put(event)
+
+    def _remember(self, results: Results, id_task: int) -> None:
+        self._recent[id_task] = next(task for task in results.tasks if task.id == id_task)
+        while len(self._recent) > N_RECENT:
+            self._recent.pop(next(iter(self._recent)), None)
 
     def _on_loading(self, event: Loading) -> None:
         self.progress = event.progress

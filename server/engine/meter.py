@@ -8,15 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-# Upper bounds of the buckets; one more bucket takes the rest.
-BOUNDS: dict[str, tuple[float, ...]] = {
-    "queue_wait_seconds": (0.001, 0.01, 0.1, 0.5, 1, 5, 15, 60, 300),
-    "time_to_first_token_seconds": (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
-    "time_between_tokens_seconds": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
-    "step_seconds": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
-    "prompt_throughput_tokens_per_second": (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000),
-    "predicted_throughput_tokens_per_second": (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
-}
+from server.engine.task import HISTOGRAM_BOUNDS
+
 STALL_S = 0.25
 
 
@@ -46,7 +39,7 @@ class Meter:
     def __init__(self) -> None:
         self.n_steps = self.n_prompt = self.n_predicted = self.n_reused = self.n_stalls = 0
         self.prompt_ms = self.predicted_ms = 0.0
-        self._histograms = {name: Histogram(bounds) for name, bounds in BOUNDS.items()}
+        self._histograms = {name: Histogram(bounds) for name, bounds in HISTOGRAM_BOUNDS.items()}
         self.queue_wait = self._histograms["queue_wait_seconds"].observe
         self.first_token = self._histograms["time_to_first_token_seconds"].observe
         self.token_gap = self._histograms["time_between_tokens_seconds"].observe

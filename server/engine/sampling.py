@@ -20,17 +20,6 @@ from dataclasses import dataclass
 
 from server.engine.task import SamplingParams
 
-SAMPLER_NAMES = ("penalties", "dry", "top_n_sigma", "top_k", "typical_p", "tfs_z", "top_p", "min_p", "xtc",
-                 "temperature", "infill", "adaptive_p")
-
-# Other spellings seen in requests: llama.cpp's newer names and the long names of its command line.
-SAMPLER_ALIASES = {
-    "typ_p": "typical_p", "typ-p": "typical_p", "typical": "typical_p", "typical-p": "typical_p",
-    "temp": "temperature", "top-k": "top_k", "top-p": "top_p", "nucleus": "top_p", "min-p": "min_p",
-    "top-n-sigma": "top_n_sigma", "adaptive-p": "adaptive_p", "tfs": "tfs_z", "tfs-z": "tfs_z",
-}
-
-
 @dataclass(slots=True, frozen=True)
 class Stage:
     """One sampler of the chain: `name` as in `Backend.new_sampler`'s table, `args` in its order."""

@@ -124,7 +124,7 @@ class Scheduler:
             self._fail(task.id, 503, "the server is shutting down")
         elif task.id_slot >= len(self.slots):
             self._fail(task.id, 400, f"id_slot: there is no slot {task.id_slot}; this server has {len(self.slots)}")
-        elif len(self._waiting) >= self._config.max_queue:
+        elif len(self._waiting) >= self._config.max_queue + sum(slot.run is None for slot in self.slots):
             self._fail(task.id, 503, f"all slots are busy and {len(self._waiting)} requests are waiting; try later")
         else:
             self._waiting.append(Waiting(task, self._clock()))
@@ -165,19 +165,26 @@ class Scheduler:
                 passed.append(waiting)
                 continue
             self._is_changed = True
-            prompt = self._system.tokens + list(task.prompt)
-            slot = self.slots[task.id_slot] if task.id_slot >= 0 else prompt_cache.choose_slot(
-                free, prompt, task.cache_prompt, self._lora_of(task))
             try:
-                self._start(slot, waiting, prompt)
+                slot = self._place(waiting, free)
             except ApiError as error:
                 self._fail(task.id, error.status, error.message, error.type, **error.extra)
             except Exception:
                 log.exception("task %d could not be started", task.id)
                 self._fail(task.id, 500, "the engine could not start this request; see the server's log")
-            if slot.run is not None:
-                free.remove(slot)
+            else:
+                if slot.run is not None:
+                    free.remove(slot)
         self._waiting.extendleft(reversed(passed))
+
+    def _place(self, waiting: Waiting, free: list[Slot]) -> Slot:
+        """Start a task on the slot it wants, or on the free one that suits it best."""
+        task = waiting.task
+        prompt = self._system.tokens + list(task.prompt)
+        slot = self.slots[task.id_slot] if task.id_slot >= 0 else prompt_cache.choose_slot(
+            free, prompt, task.cache_prompt, self._lora_of(task))
+        self._start(slot, waiting, prompt)
+        return slot
 
     def _lora_of(self, task: Task) -> tuple[tuple[int, float], ...]:
         return self._commands.lora if task.lora is None else task.lora
@@ -188,7 +195,11 @@ class Scheduler:
         stages = sampling.chain(task.sampling, self._backend.facts)
         sampler = self._backend.new_sampler(stages, task.sampling.grammar)
         now = self._clock()
-        n_cached = self._reuse(slot, task, prompt)
+        try:
+            n_cached = self._reuse(slot, task, prompt)
+        except BaseException:
+            sampler.close()
+            raise
         slot.run = Run(task, prompt, n_cached, sampler, TextStream(task.stop, task.n_indent), waiting.t_arrived, now,
                        truncated=len(prompt) < n_asked)
         self._meter.n_reused += n_cached
@@ -437,13 +448,14 @@ class Scheduler:
         now = self._clock()
         snapshot = None
         if self._is_changed or now - self._t_snapshot >= SNAPSHOT_INTERVAL_S:
-            snapshot = self._snapshot()
+            snapshot = self.snapshot()
             self._t_snapshot, self._is_changed = now, False
         if self._events or snapshot is not None:
             self._emit(Frame(tuple(self._events), snapshot))
             self._events.clear()
 
-    def _snapshot(self) -> Snapshot:
+    def snapshot(self) -> Snapshot:
+        """The state as it is now."""
         meter = self._meter
         return Snapshot(
             slots=tuple(slot.state() for slot in self.slots), n_deferred=len(self._waiting),

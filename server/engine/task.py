@@ -12,6 +12,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 STOP_NONE, STOP_EOS, STOP_LIMIT, STOP_WORD = "none", "eos", "limit", "word"
+LOADING, READY, FAILED, CLOSED = "loading model", "ok", "error", "closed"
+
+SAMPLER_NAMES = ("penalties", "dry", "top_n_sigma", "top_k", "typical_p", "tfs_z", "top_p", "min_p", "xtc",
+                 "temperature", "infill", "adaptive_p")
+
+# Other spellings seen in requests: llama.cpp's newer names and the long names of its command line.
+SAMPLER_ALIASES = {
+    "typ_p": "typical_p", "typ-p": "typical_p", "typical": "typical_p", "typical-p": "typical_p",
+    "temp": "temperature", "top-k": "top_k", "top-p": "top_p", "nucleus": "top_p", "min-p": "min_p",
+    "top-n-sigma": "top_n_sigma", "adaptive-p": "adaptive_p", "tfs": "tfs_z", "tfs-z": "tfs_z",
+}
+
+# Upper bounds of the buckets of each histogram; one more bucket takes the rest.
+HISTOGRAM_BOUNDS: dict[str, tuple[float, ...]] = {
+    "queue_wait_seconds": (0.001, 0.01, 0.1, 0.5, 1, 5, 15, 60, 300),
+    "time_to_first_token_seconds": (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    "time_between_tokens_seconds": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+    "step_seconds": (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+    "prompt_throughput_tokens_per_second": (10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000),
+    "predicted_throughput_tokens_per_second": (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+}
 
 
 @dataclass(slots=True, frozen=True)
@@ -222,7 +243,7 @@ class SlotState:
 class Snapshot:
     """The engine's state after a step. Counters only grow; `kv_used` counts tokens held in the KV cache.
 
-    `histograms` has for each name of `meter.BOUNDS` the counts per bucket and, last, the sum of all values.
+    `histograms` has for each name of HISTOGRAM_BOUNDS the counts per bucket and, last, the sum of all values.
     """
 
     slots: tuple[SlotState, ...] = ()

@@ -31,6 +31,8 @@ class TextStream:
 
     def feed(self, piece: bytes) -> str:
         """Take the bytes of the next token, give the text that is now certain. Sets `stopping_word` at the end."""
+        if self.stopping_word or self.is_outdented:
+            return ""
         text = self._sift(self._decoder.decode(piece))
         if "\n" in text:
             self.has_new_line = True
@@ -38,6 +40,8 @@ class TextStream:
 
     def finish(self) -> str:
         """No more tokens: give what was held back (broken UTF-8 becomes U+FFFD)."""
+        if self.stopping_word or self.is_outdented:
+            return ""
         text = self._sift(self._decoder.decode(b"", True)) + self._held
         self._held = ""
         return self._cut_outdent(text) if self._n_indent else text
@@ -63,8 +67,6 @@ class TextStream:
 
     def _cut_outdent(self, text: str) -> str:
         """With `n_indent`, the text ends before the first line after a line break that is indented by less."""
-        if self.is_outdented:
-            return ""
         for i, letter in enumerate(text):
             if letter == "\n":
                 self._indent = 0

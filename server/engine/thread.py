@@ -70,7 +70,7 @@ class ThreadTransport:
             self._scheduler = Scheduler(self._backend, self._config, self._on_frame)
             if self._is_closing:
                 self._scheduler.post(Close(0.0))
-            self._on_frame(Frame((Ready(self._backend.info),)))
+            self._on_frame(Frame((Ready(self._backend.info),), self._scheduler.snapshot()))
             self._scheduler.run()
         finally:
             self._on_frame(Frame((Closed(),)))

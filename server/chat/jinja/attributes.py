@@ -1,0 +1,296 @@
+"""What each type of value offers: `value.name` and `value[key]`.
+
+Runs on the thread of the `Run`. These tables are the sandbox: a name that isn't in the table of the value's type
+finds nothing, so no attribute of a Python object is ever reached. Order of look-up, and which names a dictionary's
+keys can't replace, are those of jinja2. Methods that change a list or dictionary are there only if `run.mutable`;
+without, they are undefined as in jinja2's immutable sandbox. Way not taken: `getattr` with a list of forbidden names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from .errors import SecurityError
+from .formatting import format_text
+from .limits import LARGE_TEXT, TEXT_PER_STEP, Run
+from .marked import Marked
+from .text import ITEMS, KEYS, VALUES, guard
+from .values import BoundMethod, Cycler, Group, Joiner, Loop, Macro, Namespace, Undefined
+
+Method = Callable[..., object]
+
+# names that exist in Python and that templates may not use: they hide a dictionary's key of the same name
+HIDDEN = frozenset(name for kind in (dict, str, list) for name in dir(kind) if name.startswith("_"))
+
+TEXT_METHODS = ("capitalize", "casefold", "count", "endswith", "expandtabs", "find", "index", "isalnum", "isalpha",
+                "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace",
+                "istitle", "isupper", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "rfind",
+                "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
+                "swapcase", "title", "upper")
+PADDING_METHODS = ("center", "ljust", "rjust", "zfill")
+
+
+def get_attribute(run: Run, owner: object, name: str) -> object:
+    """`owner.name`: what the type offers first, then the item of that name."""
+    found = type_attribute(run, owner, name)
+    if found is not None:
+        return found[0]
+    if type(owner) is dict and name in owner:
+        return owner[name]
+    return Undefined(owner=owner, name=name)
+
+
+def get_item(run: Run, owner: object, key: object) -> object:
+    """`owner[key]`: the item first, then what the type offers under that name."""
+    if type(key) is tuple:
+        guard(run, key)
+    try:
+        return owner[key]       # type: ignore[index]
+    except (TypeError, LookupError):
+        if isinstance(key, str):
+            found = type_attribute(run, owner, str.__str__(key))
+            if found is not None:
+                return found[0]
+    return Undefined(owner=owner, name=key)
+
+
+def type_attribute(run: Run, owner: object, name: str) -> tuple[object] | None:
+    """What the value's type offers under `name`, in a tuple of one; None if it offers nothing."""
+    kind = type(owner)
+    if kind is Namespace:
+        if name in owner.values:
+            return (_unsafe(owner, name) if name.startswith("_") else owner.values[name],)
+        return None
+    if kind is Undefined:
+        owner.fail()
+    field = FIELDS.get(kind, {}).get(name)
+    if field is not None:
+        return (field(owner),)
+    method = METHODS.get(kind, {}).get(name)
+    if method is not None:
+        return (BoundMethod(owner, name, method),)
+    change = CHANGES.get(kind, {}).get(name)
+    if change is not None:
+        return (BoundMethod(owner, name, change) if run.mutable else _unsafe(owner, name),)
+    return (_unsafe(owner, name),) if name in HIDDEN else None
+
+
+def _unsafe(owner: object, name: str) -> Undefined:
+    return Undefined(f"access to attribute {name!r} of a {type(owner).__name__} is not allowed in templates", owner,
+                     name, SecurityError)
+
+
+# ---------------------------------------------------------------------------------------------------- strings
+
+def _text_method(name: str) -> Method:
+    plain, marked = getattr(str, name), getattr(Marked, name)
+
+    def method(run: Run, owner: str, /, *args: object, **kwargs: object) -> object:
+        if len(owner) > LARGE_TEXT:
+            run.spend(len(owner) // TEXT_PER_STEP)
+        if type(owner) is str:
+            return plain(owner, *args, **kwargs)
+        return marked(owner, *args, **kwargs)
+    return method
+
+
+def _padding_method(name: str) -> Method:
+    marked = getattr(Marked, name)
+
+    def method(run: Run, owner: str, width: int, /, *fill: str) -> str:
+        run.text(width)
+        return marked(_with_marks(owner), width, *fill)
+    return method
+
+
+def _with_marks(text: str) -> Marked:
+    """The string as one that keeps the marks of what is put into it."""
+    return text if type(text) is Marked else Marked(text, ())
+
+
+def _expandtabs(run: Run, owner: str, /, tabsize: int = 8) -> str:
+    run.text(len(owner) + owner.count("\t") * max(tabsize, 0))
+    return owner.expandtabs(tabsize)
+
+
+def _format(run: Run, owner: str, /, *args: object, **kwargs: object) -> str:
+    return format_text(run, owner, args, kwargs, (get_attribute, get_item))
+
+
+def _format_map(run: Run, owner: str, mapping: dict[str, object], /) -> str:
+    if type(mapping) is not dict:
+        raise TypeError("format_map() needs a mapping")
+    return format_text(run, owner, (), mapping, (get_attribute, get_item))
+
+
+def join_text(run: Run, separator: str, items: Iterable[object]) -> str:
+    """`separator.join(items)` for strings."""
+    texts = list(items)
+    run.items(len(texts))
+    run.text(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
+    if type(separator) is str and Marked not in set(map(type, texts)):
+        return separator.join(texts)        # type: ignore[arg-type]
+    return _with_marks(separator).join(texts)       # type: ignore[arg-type]
+
+
+def replace_text(run: Run, text: str, old: str, new: str, count: int = -1) -> str:
+    """`text.replace(old, new, count)`."""
+    times = text.count(old) if count < 0 else min(count, text.count(old))
+    run.text(len(text) + times * max(len(new) - len(old), 0))
+    if Marked in (type(text), type(new)):
+        return _with_marks(text).replace(old, new, count)
+    return text.replace(old, new, count)
+
+
+# ---------------------------------------------------------------------------------------------------- containers
+
+def _search(name: str, kind: type) -> Method:
+    plain = getattr(kind, name)
+
+    def method(run: Run, owner: list[object] | tuple[object, ...], item: object, /, *bounds: int) -> int:
+        guard(run, item, owner)
+        return plain(owner, item, *bounds)
+    return method
+
+
+def _by_key(name: str) -> Method:
+    plain = getattr(dict, name)
+
+    def method(run: Run, owner: dict[object, object], key: object, /, *default: object) -> object:
+        guard(run, key)
+        return plain(owner, key, *default)
+    return method
+
+
+def _copy(run: Run, owner: list[object] | dict[object, object], /) -> object:
+    run.items(len(owner))
+    return owner.copy()
+
+
+def _update(run: Run, owner: dict[object, object], /, *args: object, **kwargs: object) -> None:
+    for pairs in args:
+        guard(run, pairs)
+    owner.update(*args, **kwargs)
+    run.items(len(owner))
+
+
+def _append(run: Run, owner: list[object], item: object, /) -> None:
+    run.items(len(owner))
+    owner.append(item)
+
+
+def _extend(run: Run, owner: list[object], items: Iterable[object], /) -> None:
+    added = list(items)
+    run.items(len(owner) + len(added))
+    owner.extend(added)
+
+
+def _insert(run: Run, owner: list[object], position: int, item: object, /) -> None:
+    run.items(len(owner))
+    owner.insert(position, item)
+
+
+def _remove(run: Run, owner: list[object], item: object, /) -> None:
+    guard(run, item, owner)
+    owner.remove(item)
+
+
+def _sort(run: Run, owner: list[object], /, *, reverse: bool = False) -> None:
+    guard(run, owner)
+    owner.sort(reverse=reverse)
+
+
+def _plain(call: Callable[..., object]) -> Method:
+    """A method whose cost is bounded by the value it belongs to."""
+    return lambda run, owner, /, *args: call(owner, *args)
+
+
+# ---------------------------------------------------------------------------------------------------- loop
+
+def _cycle(run: Run, loop: Loop, /, *items: object) -> object:
+    if not items:
+        raise TypeError("no items for cycling given")
+    return items[loop.index0 % len(items)]
+
+
+def _changed(run: Run, loop: Loop, /, *values: object) -> bool:
+    guard(run, values)
+    return loop.changed(values)
+
+
+def _reset(run: Run, cycler: Cycler, /) -> None:
+    cycler.position = 0
+
+
+# ---------------------------------------------------------------------------------------------------- the tables
+
+NUMBER_FIELDS = {"real": lambda n: n.real, "imag": lambda n: n.imag}
+
+FIELDS: dict[type, dict[str, Callable[..., object]]] = {
+    Loop: {
+        "index": lambda loop: loop.index0 + 1,
+        "index0": lambda loop: loop.index0,
+        "revindex": lambda loop: len(loop) - loop.index0,
+        "revindex0": lambda loop: len(loop) - loop.index0 - 1,
+        "first": lambda loop: loop.index0 == 0,
+        "last": Loop.is_last,
+        "length": len,
+        "depth": lambda loop: loop.depth0 + 1,
+        "depth0": lambda loop: loop.depth0,
+        "previtem": Loop.previtem,
+        "nextitem": Loop.nextitem,
+    },
+    Macro: {
+        "name": lambda macro: macro.name,
+        "arguments": lambda macro: macro.parameters,
+        "catch_kwargs": lambda macro: macro.takes_kwargs,
+        "catch_varargs": lambda macro: macro.takes_varargs,
+        "caller": lambda macro: macro.takes_caller,
+        "explicit_caller": lambda macro: "caller" in macro.parameters,
+    },
+    Cycler: {"current": lambda cycler: cycler.items[cycler.position], "pos": lambda cycler: cycler.position,
+             "items": lambda cycler: cycler.items},
+    Joiner: {"sep": lambda joiner: joiner.separator, "used": lambda joiner: joiner.used},
+    Group: {"grouper": lambda group: group[0], "list": lambda group: group[1]},
+    range: {"start": lambda r: r.start, "stop": lambda r: r.stop, "step": lambda r: r.step},
+    bool: {**NUMBER_FIELDS, "numerator": lambda n: n.numerator, "denominator": lambda n: n.denominator},
+    int: {**NUMBER_FIELDS, "numerator": lambda n: n.numerator, "denominator": lambda n: n.denominator},
+    float: NUMBER_FIELDS,
+}
+
+_TEXT: dict[str, Method] = {
+    **{name: _text_method(name) for name in TEXT_METHODS},
+    **{name: _padding_method(name) for name in PADDING_METHODS},
+    "expandtabs": _expandtabs, "format": _format, "format_map": _format_map, "join": join_text,
+    "replace": lambda run, text, old, new, count=-1, /: replace_text(run, text, old, new, count),
+}
+_INTEGER: dict[str, Method] = {"bit_length": _plain(int.bit_length), "conjugate": _plain(int.conjugate)}
+_PAIR: dict[str, Method] = {"count": _search("count", tuple), "index": _search("index", tuple)}
+
+METHODS: dict[type, dict[str, Method]] = {
+    str: _TEXT,
+    Marked: _TEXT,
+    dict: {"copy": _copy, "get": _by_key("get"), "items": _plain(dict.items), "keys": _plain(dict.keys),
+           "values": _plain(dict.values)},
+    list: {"copy": _copy, "count": _search("count", list), "index": _search("index", list)},
+    tuple: _PAIR,
+    Group: _PAIR,
+    range: {"count": _plain(range.count), "index": _plain(range.index)},
+    bool: _INTEGER,
+    int: _INTEGER,
+    float: {"is_integer": _plain(float.is_integer), "conjugate": _plain(float.conjugate)},
+    KEYS: {}, VALUES: {}, ITEMS: {},
+    Loop: {"cycle": _cycle, "changed": _changed},
+    Cycler: {"next": _plain(Cycler.next), "reset": _reset},
+}
+
+# methods that change the value they belong to
+CHANGES: dict[type, dict[str, Method]] = {
+    dict: {"clear": _plain(dict.clear), "pop": _by_key("pop"), "popitem": _plain(dict.popitem),
+           "setdefault": _by_key("setdefault"), "update": _update},
+    list: {"append": _append, "clear": _plain(list.clear), "extend": _extend, "insert": _insert,
+           "pop": _plain(list.pop), "remove": _remove, "reverse": _plain(list.reverse), "sort": _sort},
+}
+
+# what a key of a dictionary can't replace when it is looked up with a dot
+DICT_NAMES = HIDDEN | set(METHODS[dict]) | set(CHANGES[dict])

@@ -1,0 +1,315 @@
+"""Expressions: syntax tree to closures.
+
+Compiles on any thread; the closures run on the thread of their `Run`. A closure that can fail has its place in the
+source as the default of its parameter `at`: when something raises, `template` finds the innermost `at` in the
+traceback, which costs nothing as long as nothing fails. Way not taken: handling exceptions in each closure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import nodes
+from .attributes import DICT_NAMES, METHODS, get_attribute, get_item, join_text
+from .errors import TemplateRuntimeError
+from .nodes import Node
+from .operators import BINARY, COMPARE, UNARY
+from .place import RUN, Evaluate, Frame, Place, outer_frame
+from .text import guard, to_text
+from .values import MISSING, Undefined, call_value
+
+Args = tuple[tuple[object, ...], dict[str, object]]
+NO_METHODS: dict[str, Callable[..., object]] = {}
+
+
+def compile_expression(node: Node, place: Place) -> Evaluate:
+    """A closure that computes the value of an expression in a frame."""
+    return _COMPILERS[type(node)](node, place)
+
+
+def _all(members: list[Node], place: Place) -> list[Evaluate]:
+    return [compile_expression(node, place) for node in members]
+
+
+def _const(node: nodes.Const, place: Place) -> Evaluate:
+    value = node.value
+    return lambda frame: value
+
+
+def _name(node: nodes.Name, place: Place) -> Evaluate:
+    name = node.name
+    slot = place.scope.find(name)
+    if slot is None:
+        raise place.source.error(f"the name {name!r} can't be used here", node.offset)
+    index, hops = slot.index, place.hops(slot)
+
+    def own(frame: Frame) -> object:
+        value = frame[index]
+        return Undefined(name=name) if value is MISSING else value
+
+    def outer(frame: Frame) -> object:
+        value = outer_frame(frame, hops)[index]
+        return Undefined(name=name) if value is MISSING else value
+    return outer if hops else own
+
+
+def _tuple(node: nodes.TupleNode, place: Place) -> Evaluate:
+    items = _all(node.items, place)
+    return lambda frame: tuple([item(frame) for item in items])
+
+
+def _list(node: nodes.ListNode, place: Place) -> Evaluate:
+    items = _all(node.items, place)
+    return lambda frame: [item(frame) for item in items]
+
+
+def _dict(node: nodes.DictNode, place: Place) -> Evaluate:
+    pairs = list(zip(_all(node.keys, place), _all(node.values, place)))
+
+    def make(frame: Frame, at: int = node.offset) -> object:
+        made = {}
+        for key, value in pairs:
+            name = key(frame)
+            guard(frame[RUN], name)
+            made[name] = value(frame)
+        return made
+    return make
+
+
+def _attribute(node: nodes.Attribute, place: Place) -> Evaluate:
+    owner, name = compile_expression(node.owner, place), node.name
+    is_key = name not in DICT_NAMES
+
+    def attribute(frame: Frame, at: int = node.offset) -> object:
+        value = owner(frame)
+        if is_key and type(value) is dict and name in value:
+            return value[name]
+        return get_attribute(frame[RUN], value, name)
+    return attribute
+
+
+def _item(node: nodes.Item, place: Place) -> Evaluate:
+    owner = compile_expression(node.owner, place)
+    if isinstance(node.key, nodes.Slice):
+        return _slice(owner, node.key, place)
+    key = compile_expression(node.key, place)
+
+    def item(frame: Frame, at: int = node.offset) -> object:
+        return get_item(frame[RUN], owner(frame), key(frame))
+    return item
+
+
+def _slice(owner: Evaluate, node: nodes.Slice, place: Place) -> Evaluate:
+    bounds = [compile_expression(bound, place) if bound else None for bound in (node.start, node.stop, node.step)]
+
+    def cut(frame: Frame, at: int = node.offset) -> object:
+        value = owner(frame)
+        if isinstance(value, (list, tuple)):
+            frame[RUN].items(len(value))
+        if isinstance(value, str):
+            frame[RUN].text(len(value))
+        return value[slice(*[bound(frame) if bound else None for bound in bounds])]     # type: ignore[index]
+    return cut
+
+
+def compile_arguments(node: nodes.Arguments, place: Place) -> Callable[[Frame], Args]:
+    """A closure that computes the positional and named arguments of a call."""
+    positional, values = _all(node.positional, place), _all(node.values, place)
+    names = node.names
+    if not node.star and not node.double_star:
+        if not names:
+            return lambda frame: (tuple([value(frame) for value in positional]), {})
+        return lambda frame: (tuple([value(frame) for value in positional]),
+                              {name: value(frame) for name, value in zip(names, values)})
+    star = compile_expression(node.star, place) if node.star else lambda frame: ()
+    double_star = compile_expression(node.double_star, place) if node.double_star else lambda frame: {}
+
+    def arguments(frame: Frame, at: int = node.offset) -> Args:
+        args = [value(frame) for value in positional]
+        kwargs = {name: value(frame) for name, value in zip(names, values)}
+        args += star(frame)     # type: ignore[operator]
+        more = double_star(frame)
+        if type(more) is not dict or not all(isinstance(name, str) for name in more) or kwargs.keys() & more.keys():
+            raise TypeError("the argument after ** must be a dictionary of names that aren't given otherwise")
+        return tuple(args), {**kwargs, **more}
+    return arguments
+
+
+def _call(node: nodes.Call, place: Place) -> Evaluate:
+    arguments = compile_arguments(node.arguments, place)
+    if isinstance(node.callee, nodes.Attribute):
+        return _method_call(node.callee, arguments, place)
+    callee = compile_expression(node.callee, place)
+
+    def call(frame: Frame, at: int = node.offset) -> object:
+        function = callee(frame)
+        return call_value(frame[RUN], function, *arguments(frame))
+    return call
+
+
+def _method_call(node: nodes.Attribute, arguments: Callable[[Frame], Args], place: Place) -> Evaluate:
+    """`owner.name(...)` without the detour of a bound method."""
+    owner, name = compile_expression(node.owner, place), node.name
+
+    def call(frame: Frame, at: int = node.offset) -> object:
+        value = owner(frame)
+        run = frame[RUN]
+        method = METHODS.get(type(value), NO_METHODS).get(name)
+        if method is None:
+            return call_value(run, get_attribute(run, value, name), *arguments(frame))
+        args, kwargs = arguments(frame)
+        return method(run, value, *args, **kwargs)
+    return call
+
+
+def _filter(node: nodes.Filter, place: Place) -> Evaluate:
+    function = _find("filter", node, place)
+    arguments = compile_arguments(node.arguments, place)
+    captured = place.captured
+    value = compile_expression(node.value, place) if node.value else lambda frame: frame[captured]
+
+    def plain(frame: Frame, at: int = node.offset) -> object:
+        return function(frame[RUN], value(frame))
+
+    def apply(frame: Frame, at: int = node.offset) -> object:
+        subject = value(frame)
+        args, kwargs = arguments(frame)
+        return function(frame[RUN], subject, *args, **kwargs)
+    return apply if any(True for _ in nodes.children(node.arguments)) else plain
+
+
+def _test(node: nodes.Test, place: Place) -> Evaluate:
+    function = _find("test", node, place)
+    arguments = compile_arguments(node.arguments, place)
+    value = compile_expression(node.value, place)
+
+    def plain(frame: Frame, at: int = node.offset) -> object:
+        return function(frame[RUN], value(frame))
+
+    def apply(frame: Frame, at: int = node.offset) -> object:
+        subject = value(frame)
+        args, kwargs = arguments(frame)
+        return function(frame[RUN], subject, *args, **kwargs)
+    return apply if any(True for _ in nodes.children(node.arguments)) else plain
+
+
+def _find(kind: str, node: nodes.Filter | nodes.Test, place: Place) -> Callable[..., object]:
+    """The filter or test; inside an `if` an unknown one becomes a function that raises."""
+    table = place.filters if kind == "filter" else place.tests
+    function = table.get(node.name)
+    if function is not None:
+        return function     # type: ignore[return-value]
+    message = f"No {kind} named {node.name!r}."
+    if not place.soft:
+        raise place.source.error(message, node.offset)
+
+    def unknown(*_: object, **__: object) -> object:
+        raise TemplateRuntimeError(message)
+    return unknown
+
+
+def _unary(node: nodes.Unary, place: Place) -> Evaluate:
+    value, apply = compile_expression(node.value, place), UNARY[node.operator]
+
+    def unary(frame: Frame, at: int = node.offset) -> object:
+        return apply(frame[RUN], value(frame))
+    return unary
+
+
+def _not(node: nodes.Not, place: Place) -> Evaluate:
+    value = compile_expression(node.value, place)
+    return lambda frame: not value(frame)
+
+
+def _arithmetic(node: nodes.Arithmetic, place: Place) -> Evaluate:
+    first = compile_expression(node.first, place)
+    steps = [(BINARY[symbol], compile_expression(value, place)) for symbol, value in zip(node.operators, node.values)]
+
+    def chain(frame: Frame, at: int = node.offset) -> object:
+        run = frame[RUN]
+        result = first(frame)
+        for apply, value in steps:
+            result = apply(run, result, value(frame))
+        return result
+    return chain
+
+
+def _logic(node: nodes.Logic, place: Place) -> Evaluate:
+    *others, last = _all(node.values, place)
+
+    def both(frame: Frame) -> object:
+        for value in others:
+            result = value(frame)
+            if not result:
+                return result
+        return last(frame)
+
+    def either(frame: Frame) -> object:
+        for value in others:
+            result = value(frame)
+            if result:
+                return result
+        return last(frame)
+    return both if node.operator == "and" else either
+
+
+def _concat(node: nodes.Concat, place: Place) -> Evaluate:
+    values = _all(node.values, place)
+
+    def joined(frame: Frame, at: int = node.offset) -> object:
+        run = frame[RUN]
+        return join_text(run, "", [to_text(run, value(frame)) for value in values])
+    return joined
+
+
+def _compare(node: nodes.Compare, place: Place) -> Evaluate:
+    first = compile_expression(node.first, place)
+    steps = [(COMPARE[symbol], compile_expression(value, place)) for symbol, value in zip(node.operators, node.values)]
+    only, second = steps[0]
+
+    def compare(frame: Frame, at: int = node.offset) -> object:
+        return only(frame[RUN], first(frame), second(frame))
+
+    def chain(frame: Frame, at: int = node.offset) -> object:
+        run = frame[RUN]
+        left, result = first(frame), True
+        for apply, value in steps:
+            right = value(frame)
+            result = apply(run, left, right)
+            if not result:
+                break
+            left = right
+        return result
+    return compare if len(steps) == 1 else chain
+
+
+def _conditional(node: nodes.Conditional, place: Place) -> Evaluate:
+    place = place.softer()
+    test, yes = compile_expression(node.test, place), compile_expression(node.yes, place)
+    if node.no is None:
+        line, _ = place.source.place(node.offset)
+        hint = f"the inline if-expression on line {line} evaluated to false and no else section was defined."
+        return lambda frame: yes(frame) if test(frame) else Undefined(hint)
+    no = compile_expression(node.no, place)
+    return lambda frame: yes(frame) if test(frame) else no(frame)
+
+
+_COMPILERS: dict[type, Callable[..., Evaluate]] = {
+    nodes.Const: _const,
+    nodes.Name: _name,
+    nodes.TupleNode: _tuple,
+    nodes.ListNode: _list,
+    nodes.DictNode: _dict,
+    nodes.Attribute: _attribute,
+    nodes.Item: _item,
+    nodes.Call: _call,
+    nodes.Filter: _filter,
+    nodes.Test: _test,
+    nodes.Unary: _unary,
+    nodes.Not: _not,
+    nodes.Arithmetic: _arithmetic,
+    nodes.Logic: _logic,
+    nodes.Concat: _concat,
+    nodes.Compare: _compare,
+    nodes.Conditional: _conditional,
+}

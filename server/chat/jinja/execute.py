@@ -1,0 +1,462 @@
+"""Statements: syntax tree to closures.
+
+Compiles on any thread; the closures run on the thread of their `Run`. As in `evaluate`, `at` is the place in the
+source. Blocks follow the life of their scope: enter (give its variables their first values), run, leave (forget
+them). Way not taken: exceptions for `break` and `continue`; a returned word is as clear and doesn't disturb tracebacks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from . import nodes
+from .evaluate import compile_arguments, compile_expression
+from .limits import Run
+from .marked import concat
+from .nodes import Node
+from .place import OUT, RUN, Execute, Frame, Place, new_frame, outer_frame
+from .scopes import Function, Scope, analyze, declare_target, mentioned
+from .text import to_text
+from .values import MISSING, Loop, Macro, Namespace, Undefined, call_value
+
+Assign = Callable[[Frame, object], None]
+
+
+def compile_template(statements: list[Node], place: Place) -> Execute:
+    """A closure that renders a whole template; `place` stands in an empty root scope."""
+    analyze(place.scope, statements)
+    enter, body = _enter(place), _block(statements, place)
+
+    def render(frame: Frame) -> str | None:
+        enter(frame)
+        return body(frame)
+    return render
+
+
+def _block(statements: list[Node], place: Place) -> Execute:
+    steps = tuple(_COMPILERS[type(node)](node, place) for node in statements)
+    if len(steps) == 1:
+        return steps[0]
+
+    def block(frame: Frame) -> str | None:
+        for step in steps:
+            signal = step(frame)
+            if signal is not None:
+                return signal
+        return None
+    return block
+
+
+# ---------------------------------------------------------------------------------------------------- scopes
+
+def _enter(place: Place) -> Callable[[Frame], None]:
+    """A closure that gives the variables of the place's scope their first values."""
+    context, aliases, missing = [], [], []
+    for slot, load in place.scope.loads.items():
+        if load.kind == "context":
+            context.append((slot.index, load.name))
+        elif load.kind == "alias" and load.slot:
+            aliases.append((slot.index, place.hops(load.slot), load.slot.index))
+        elif load.kind == "missing":
+            missing.append(slot.index)
+
+    def enter(frame: Frame) -> None:
+        for index, name in context:
+            frame[index] = frame[RUN].variables.get(name, MISSING)
+        for index, hops, outer in aliases:
+            frame[index] = outer_frame(frame, hops)[outer]
+        for index in missing:
+            frame[index] = MISSING
+    return enter
+
+
+def _leave(place: Place) -> Callable[[Frame], None]:
+    """A closure that forgets the variables of the place's scope."""
+    indices = [slot.index for slot in place.scope.loads]
+
+    def leave(frame: Frame) -> None:
+        for index in indices:
+            frame[index] = MISSING
+    return leave
+
+
+def _scoped(scope_nodes: Iterable[Node], place: Place, captured: int = 0) -> Place:
+    """A place in a new scope of the same function."""
+    scope = Scope(place.scope.function, place.scope)
+    analyze(scope, scope_nodes)
+    return place.inner(scope, place.in_loop, captured)
+
+
+# ---------------------------------------------------------------------------------------------------- output
+
+def _write(frame: Frame, value: object) -> None:
+    run: Run = frame[RUN]
+    text = value if type(value) is str else to_text(run, value)
+    run.printed(len(text))
+    frame[OUT].append(text)
+
+
+def _output(node: nodes.Output, place: Place) -> Execute:
+    parts = [part.text if isinstance(part, nodes.Data) else compile_expression(part, place) for part in node.parts]
+
+    def output(frame: Frame, at: int = node.offset) -> None:
+        for part in parts:
+            _write(frame, part if type(part) is str else part(frame))
+    return output
+
+
+def _captured(body: Execute) -> Callable[[Frame], tuple[str | None, str]]:
+    """A closure that runs a block and gives its signal and what it printed."""
+    def capture(frame: Frame) -> tuple[str | None, str]:
+        outer, frame[OUT] = frame[OUT], []
+        signal = body(frame)
+        inner, frame[OUT] = frame[OUT], outer
+        return signal, _joined(frame[RUN], inner)
+    return capture
+
+
+def _joined(run: Run, texts: list[str]) -> str:
+    run.text(sum(map(len, texts)))
+    return concat(texts)
+
+
+# ---------------------------------------------------------------------------------------------------- assignment
+
+def _target(node: Node, place: Place) -> Assign:
+    """A closure that assigns a value to a target."""
+    if isinstance(node, nodes.Name):
+        index = place.scope.slots[node.name].index
+
+        def assign(frame: Frame, value: object) -> None:
+            frame[index] = value
+        return assign
+    if isinstance(node, nodes.NamespaceRef):
+        return _namespace_target(node, place)
+    return _tuple_target(node, place)       # type: ignore[arg-type]
+
+
+def _namespace_target(node: nodes.NamespaceRef, place: Place) -> Assign:
+    read, attribute = compile_expression(nodes.Name(node.name, offset=node.offset), place), node.attribute
+
+    def assign(frame: Frame, value: object, at: int = node.offset) -> None:
+        namespace = read(frame)
+        if type(namespace) is not Namespace:
+            raise TypeError("cannot assign attribute on non-namespace object")
+        namespace.values[attribute] = value
+    return assign
+
+
+def _tuple_target(node: nodes.TupleNode, place: Place) -> Assign:
+    targets = [_target(item, place) for item in node.items]
+
+    def assign(frame: Frame, value: object, at: int = node.offset) -> None:
+        values = list(value)        # type: ignore[call-overload]
+        if len(values) != len(targets):
+            raise ValueError(f"{len(values)} values to unpack into {len(targets)} names")
+        for target, item in zip(targets, values):
+            target(frame, item)
+    return assign
+
+
+def _set(node: nodes.Set, place: Place) -> Execute:
+    value, assign = compile_expression(node.value, place), _target(node.target, place)
+
+    def execute(frame: Frame, at: int = node.offset) -> None:
+        assign(frame, value(frame))
+    return execute
+
+
+def _set_block(node: nodes.SetBlock, place: Place) -> Execute:
+    inner, capture, apply = _filtered_block(node.body, node.filter, place)
+    enter, leave = _enter(inner), _leave(inner)
+    assign = _target(node.target, place)
+
+    def execute(frame: Frame, at: int = node.offset) -> str | None:
+        enter(frame)
+        signal, text = capture(frame)
+        if signal is None:
+            assign(frame, apply(frame, text))
+        leave(frame)
+        return signal
+    return execute
+
+
+def _filter_block(node: nodes.FilterBlock, place: Place) -> Execute:
+    inner, capture, apply = _filtered_block(node.body, node.filter, place)
+    enter, leave = _enter(inner), _leave(inner)
+
+    def execute(frame: Frame, at: int = node.offset) -> str | None:
+        enter(frame)
+        signal, text = capture(frame)
+        if signal is None:
+            _write(frame, apply(frame, text))
+        leave(frame)
+        return signal
+    return execute
+
+
+def _filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place):
+    """(place inside, closure that captures the block's text, closure that filters it)."""
+    captured = place.scope.function.extra_slot().index
+    inner = _scoped(body, place, captured)
+    capture = _captured(_block(body, inner))
+    if filter_ is None:
+        return inner, capture, lambda frame, text: text
+    evaluate = compile_expression(filter_, inner)
+
+    def apply(frame: Frame, text: str) -> object:
+        frame[captured] = text
+        return evaluate(frame)
+    return inner, capture, apply
+
+
+# ---------------------------------------------------------------------------------------------------- branches
+
+def _if(node: nodes.If, place: Place) -> Execute:
+    place = place.softer()
+    branches = [(compile_expression(branch.test, place), _block(branch.body, place))
+                for branch in (node, *node.elifs)]
+    otherwise = _block(node.otherwise, place)
+
+    def execute(frame: Frame) -> str | None:
+        for test, body in branches:
+            if test(frame):
+                return body(frame)
+        return otherwise(frame)
+    return execute
+
+
+def _with(node: nodes.With, place: Place) -> Execute:
+    inner = _scoped([*node.targets, *node.body], place)
+    values = [(_target(target, inner), compile_expression(value, place))
+              for target, value in zip(node.targets, node.values)]
+    enter, leave, body = _enter(inner), _leave(inner), _block(node.body, inner)
+
+    def execute(frame: Frame, at: int = node.offset) -> str | None:
+        enter(frame)
+        for assign, value in values:
+            assign(frame, value(frame))
+        signal = body(frame)
+        leave(frame)
+        return signal
+    return execute
+
+
+def _do(node: nodes.Do, place: Place) -> Execute:
+    value = compile_expression(node.value, place)
+
+    def execute(frame: Frame) -> None:
+        value(frame)
+    return execute
+
+
+def _jump(node: nodes.Jump, place: Place) -> Execute:
+    if not place.in_loop:
+        raise place.source.error(f"'{node.kind}' outside of a loop", node.offset)
+    signal = node.kind
+    return lambda frame: signal
+
+
+# ---------------------------------------------------------------------------------------------------- loops
+
+def _for(node: nodes.For, place: Place) -> Execute:
+    for below in nodes.walk([node]):
+        if isinstance(below, nodes.Name) and below.use == "store" and below.name == "loop":
+            raise place.source.error("can't assign to the special variable 'loop' inside of a loop", below.offset)
+    items = compile_expression(node.items, place)
+    function = Function(place.scope.function) if node.recursive else place.scope.function
+    walk = _loop(node, place, function)
+    if not node.recursive:
+        def execute(frame: Frame, at: int = node.offset) -> str | None:
+            return walk(frame, frame, items(frame), None, 0)
+        return execute
+
+    def recurse(frame: Frame, at: int = node.offset) -> None:
+        def render(nested: object, depth: int) -> str:
+            inner = new_frame(frame, function)
+            inner[RUN].enter()
+            walk(inner, frame, nested, render, depth)
+            inner[RUN].leave()
+            return _joined(inner[RUN], inner[OUT])
+        _write(frame, render(items(frame), 0))
+    return recurse
+
+
+def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., "str | None"]:
+    """A closure (frame of the body, frame around the loop, items, renderer for recursion, depth) -> signal."""
+    scope = Scope(function, place.scope)
+    has_loop = node.recursive or bool(mentioned(node.body, ("loop",)))
+    loop_index = scope.parameter("loop").index if has_loop else 0
+    declare_target(scope, node.target)
+    analyze(scope, node.body)
+    inner = place.inner(scope, in_loop=True)
+    assign, enter, leave = _target(node.target, inner), _enter(inner), _leave(inner)
+    body = _block(node.body, inner)
+    selected = _loop_test(node, place) if node.test else None
+    otherwise = _otherwise(node.otherwise, place, function)
+
+    def walk(frame: Frame, outer: Frame, items, render, depth: int, at: int = node.offset) -> str | None:
+        run: Run = frame[RUN]
+        if selected:
+            items = selected(outer, items)
+        if has_loop:
+            items = frame[loop_index] = Loop(items, render, depth)
+        completed = False       # like jinja2, `else` runs if no pass reached its end
+        for item in items:
+            run.tick()
+            assign(frame, item)
+            enter(frame)
+            signal = body(frame)
+            if signal is None:
+                completed = True
+            elif signal == "break":
+                break
+        leave(frame)
+        return None if completed else otherwise(frame)
+    return walk
+
+
+def _otherwise(statements: list[Node], place: Place, function: Function) -> Execute:
+    scope = Scope(function, place.scope)
+    analyze(scope, statements)
+    inner = place.inner(scope, in_loop=place.in_loop and function is place.scope.function)
+    enter, leave, body = _enter(inner), _leave(inner), _block(statements, inner)
+
+    def execute(frame: Frame) -> str | None:
+        enter(frame)
+        signal = body(frame)
+        leave(frame)
+        return signal
+    return execute
+
+
+def _loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[object]], Iterator[object]]:
+    """A generator of the items for which the loop's `if` holds; it has its own copy of the loop's variables."""
+    function = Function(place.scope.function)
+    scope = Scope(function, place.scope)
+    declare_target(scope, node.target)
+    analyze(scope, [node.test])     # type: ignore[list-item]
+    inner = place.inner(scope, in_loop=False)
+    assign, enter = _target(node.target, inner), _enter(inner)
+    test = compile_expression(node.test, inner)     # type: ignore[arg-type]
+    reread = compile_expression(_as_loaded(node.target), inner)
+
+    def select(outer: Frame, items: Iterable[object], at: int = node.offset) -> Iterator[object]:
+        frame = new_frame(outer, function)
+        enter(frame)
+        for item in items:
+            frame[RUN].tick()
+            assign(frame, item)
+            if test(frame):
+                yield reread(frame)
+    return select
+
+
+def _as_loaded(target: Node) -> Node:
+    """The expression that reads what a target was assigned."""
+    if isinstance(target, nodes.TupleNode):
+        return nodes.TupleNode([_as_loaded(item) for item in target.items], offset=target.offset)
+    return nodes.Name(target.name, offset=target.offset)        # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------------------------------------------- macros
+
+def _macro(node: nodes.MacroNode, place: Place) -> Execute:
+    make = _macro_maker(node, node.name, place)
+    index = place.scope.slots[node.name].index
+
+    def execute(frame: Frame) -> None:
+        frame[index] = make(frame)
+    return execute
+
+
+def _call_block(node: nodes.CallBlock, place: Place) -> Execute:
+    make = _macro_maker(node, None, place)
+    if node.call is None:
+        def generation(frame: Frame, at: int = node.offset) -> None:
+            _write(frame, make(frame).call(frame[RUN], (), {}))
+        return generation
+    callee = compile_expression(node.call.callee, place)
+    arguments = compile_arguments(node.call.arguments, place)
+
+    def execute(frame: Frame, at: int = node.offset) -> None:
+        caller, function = make(frame), callee(frame)
+        args, kwargs = arguments(frame)
+        if "caller" in kwargs:
+            raise TypeError("a call block can't be given another caller")
+        _write(frame, call_value(frame[RUN], function, args, {**kwargs, "caller": caller}))
+    return execute
+
+
+def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None,
+                 place: Place) -> Callable[[Frame], Macro]:
+    """A closure that makes the macro, which remembers the frame it was made in."""
+    function = Function(place.scope.function)
+    scope = Scope(function, place.scope)
+    analyze(scope, [*node.parameters, *node.defaults, *node.body])
+    parameters = tuple(parameter.name for parameter in node.parameters)
+    takes = _special_parameters(node, parameters, place)
+    for special in ("caller", "kwargs", "varargs"):
+        if special in takes and special not in parameters:
+            scope.parameter(special)
+    order = [*parameters, *(name for name in ("caller", "kwargs", "varargs")
+                            if name in takes and name not in parameters)]
+    indices = [scope.slots[parameter].index for parameter in order]
+    inner = place.inner(scope, in_loop=False)
+    defaults = _defaults(node, inner)
+    enter, body = _enter(inner), _block(node.body, inner)
+
+    def make(frame: Frame) -> Macro:
+        def render(arguments: list[object]) -> str:
+            own = new_frame(frame, function)
+            for index, value in zip(indices, arguments):
+                own[index] = value
+            enter(own)
+            for index, default in defaults:
+                if own[index] is MISSING:
+                    own[index] = default(own)
+            body(own)
+            return _joined(own[RUN], own[OUT])
+        return Macro(name, parameters, render, takes)
+    return make
+
+
+def _special_parameters(node: nodes.MacroNode | nodes.CallBlock, parameters: tuple[str, ...],
+                        place: Place) -> frozenset[str]:
+    """Which of `caller`, `kwargs` and `varargs` the body uses as the special variables they are."""
+    used = mentioned(node.body, ("caller", "kwargs", "varargs"))
+    if "caller" in used and "caller" in parameters[:len(parameters) - len(node.defaults)]:
+        raise place.source.error("the special parameter 'caller' needs a default", node.offset)
+    return frozenset(name for name in used if name == "caller" or name not in parameters)
+
+
+def _defaults(node: nodes.MacroNode | nodes.CallBlock, inner: Place) -> list[tuple[int, Callable[[Frame], object]]]:
+    """(variable, closure for its value when not given) of each parameter."""
+    result = []
+    first_default = len(node.parameters) - len(node.defaults)
+    for number, parameter in enumerate(node.parameters):
+        index = inner.scope.slots[parameter.name].index
+        if number >= first_default:
+            result.append((index, compile_expression(node.defaults[number - first_default], inner)))
+        else:
+            result.append((index, _not_given(parameter.name)))
+    return result
+
+
+def _not_given(name: str) -> Callable[[Frame], object]:
+    return lambda frame: Undefined(f"parameter {name!r} was not provided", name=name)
+
+
+_COMPILERS: dict[type, Callable[..., Execute]] = {
+    nodes.Output: _output,
+    nodes.Set: _set,
+    nodes.SetBlock: _set_block,
+    nodes.FilterBlock: _filter_block,
+    nodes.If: _if,
+    nodes.With: _with,
+    nodes.Do: _do,
+    nodes.Jump: _jump,
+    nodes.For: _for,
+    nodes.MacroNode: _macro,
+    nodes.CallBlock: _call_block,
+}

@@ -1,0 +1,268 @@
+"""Filters that work on single values, and the table of all filters.
+
+Runs on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names of jinja2.
+`tojson` is that of Hugging Face's transformers. Not here: jinja2's `filesizeformat`, `pprint`, `random`, `urlize` and
+`xmlattr`, which have no use in a prompt. Way not taken: registering filters by decorator, which hides the list.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+import textwrap
+import urllib.parse
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .attributes import join_text, replace_text, type_attribute
+from .errors import TemplateLimitError
+from .formatting import percent
+from .limits import Run
+from .marked import Marked, build, concat, escape, is_safe, mark, marked_if, spans_of
+from .sequences import FILTERS as SEQUENCE_FILTERS
+from .text import JsonStyle, soft_text, to_json, to_text
+from .values import Undefined
+
+MAX_PRECISION = 400     # decimal places `round` works with; a float has no more
+MAX_DIGITS = 4300       # digits of a text that becomes an integer, Python's own limit
+WORD_STARTS = re.compile(r"([-\s({\[<]+)")
+WORDS = re.compile(r"\w+")
+
+
+def do_default(run: Run, value: Any, /, default_value: Any = "", boolean: bool = False) -> object:
+    """The value, or another one if it is undefined (with `boolean`: or false)."""
+    return default_value if type(value) is Undefined or (boolean and not value) else value
+
+
+def do_trim(run: Run, value: Any, /, chars: str | None = None) -> str:
+    """Without white space at both ends."""
+    return soft_text(run, value).strip(chars)
+
+
+def do_tojson(run: Run, value: Any, /, ensure_ascii: Any = False, indent: Any = None, separators: Any = None,
+              sort_keys: Any = False) -> str:
+    """The value as JSON, without escaping for HTML."""
+    return to_json(run, value, JsonStyle(ensure_ascii, indent, separators, sort_keys))
+
+
+def do_from_json(run: Run, value: Any, /) -> object:
+    """The value that a JSON text describes."""
+    result = json.loads(value)
+    return mark(result) if spans_of(value) else result
+
+
+def do_string(run: Run, value: Any, /) -> str:
+    """The value as text."""
+    return soft_text(run, value)
+
+
+def do_safe(run: Run, value: Any, /) -> str:
+    """The text, declared to need no escaping."""
+    text = soft_text(run, value)
+    return build(text, spans_of(text), True)
+
+
+def do_escape(run: Run, value: Any, /) -> str:
+    """The text with HTML's special characters escaped, unless it is safe."""
+    text = soft_text(run, value)
+    run.text(6 * len(text))
+    return escape(text)
+
+
+def do_forceescape(run: Run, value: Any, /) -> str:
+    """The text with HTML's special characters escaped."""
+    return do_escape(run, to_text(run, value))
+
+
+def _text_filter(name: str) -> Callable[..., str]:
+    """A filter that is a method of strings without arguments."""
+    plain, marked = getattr(str, name), getattr(Marked, name)
+
+    def text_filter(run: Run, value: Any, /) -> str:
+        text = soft_text(run, value)
+        run.text(len(text))
+        return plain(text) if type(text) is str else marked(text)
+    return text_filter
+
+
+def do_title(run: Run, value: Any, /) -> str:
+    """Words with a capital letter."""
+    text = to_text(run, value)
+    words = WORD_STARTS.split(str.__str__(text))
+    titled = "".join(word[0].upper() + word[1:].lower() for word in words if word)
+    if len(titled) == len(text):
+        return build(titled, spans_of(text))
+    return marked_if(titled, text)
+
+
+def do_replace(run: Run, value: Any, /, old: Any, new: Any, count: int | None = None) -> str:
+    """`new` in place of `old`, at most `count` times."""
+    return replace_text(run, to_text(run, value), to_text(run, old), to_text(run, new), -1 if count is None else count)
+
+
+def do_center(run: Run, value: Any, /, width: int = 80) -> str:
+    """The text in the middle of `width` characters."""
+    run.text(width)
+    return soft_text(run, value).center(width)
+
+
+def do_indent(run: Run, value: Any, /, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
+    """Each line but the first with white space before it."""
+    if type(value) is Undefined:
+        value.fail()
+    if not isinstance(value, str):
+        raise TypeError("indent() needs a string")
+    run.text((len(width) if isinstance(width, str) else width) * (value.count("\n") + 1) + len(value))
+    margin = width if isinstance(width, str) else " " * width
+    if is_safe(value):
+        margin = escape(margin)
+    pieces = [margin] if first else []
+    for number, line in enumerate(concat([value, "\n"]).splitlines()):
+        pieces += ["\n" if number else "", margin if number and (blank or line) else "", line]
+    text = concat(pieces)
+    return build(text, spans_of(text), is_safe(value))
+
+
+def do_truncate(run: Run, value: Any, /, length: int = 255, killwords: bool = False, end: str = "...",
+                leeway: int | None = None) -> str:
+    """The text, cut to `length` characters."""
+    leeway = 5 if leeway is None else leeway
+    if length < len(end) or leeway < 0:
+        raise ValueError(f"truncate() needs a length of at least {len(end)} and no negative leeway")
+    if len(value) <= length + leeway:
+        return value
+    kept = value[:length - len(end)]
+    return kept + end if killwords else kept.rsplit(" ", 1)[0] + end
+
+
+def do_wordwrap(run: Run, value: Any, /, width: int = 79, break_long_words: bool = True,
+                wrapstring: str | None = None, break_on_hyphens: bool = True) -> str:
+    """The text in lines of at most `width` characters."""
+    newline = "\n" if wrapstring is None else wrapstring
+    run.text(len(value) * (1 + len(newline)))
+    lines = [textwrap.wrap(line, width=width, expand_tabs=False, replace_whitespace=False,
+                           break_long_words=break_long_words, break_on_hyphens=break_on_hyphens)
+             for line in str.splitlines(value)]
+    return marked_if(newline.join(newline.join(parts) for parts in lines), value, newline)
+
+
+def do_wordcount(run: Run, value: Any, /) -> int:
+    """The number of words."""
+    return len(WORDS.findall(soft_text(run, value)))
+
+
+def do_striptags(run: Run, value: Any, /) -> str:
+    """Without tags and comments of HTML, and with single spaces."""
+    text = to_text(run, value)
+    parts, position = [], 0
+    while (start := text.find("<", position)) >= 0:
+        closing = "-->" if text.startswith("<!--", start) else ">"
+        end = text.find(closing, start + (4 if closing == "-->" else 0))
+        if end < 0:
+            break
+        parts.append(str.__getitem__(text, slice(position, start)))
+        position = end + len(closing)
+    kept = "".join(parts) + str.__getitem__(text, slice(position, None))
+    return marked_if(html.unescape(" ".join(kept.split())), text)
+
+
+def do_urlencode(run: Run, value: Any, /) -> str:
+    """The text, or the pairs of a dictionary, as they appear in a URL."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return _quote(run, value, "/")
+    pairs = value.items() if type(value) is dict else value
+    return join_text(run, "&", [concat([_quote(run, key, "").replace("%20", "+"), "=",
+                                        _quote(run, item, "").replace("%20", "+")]) for key, item in pairs])
+
+
+def _quote(run: Run, value: object, keep: str) -> str:
+    text = to_text(run, value)
+    return marked_if(urllib.parse.quote(text.encode(), keep), text)
+
+
+def do_int(run: Run, value: Any, /, default: Any = 0, base: int = 10) -> object:
+    """The value as an integer, or `default`."""
+    if isinstance(value, str) and len(value) > MAX_DIGITS:
+        raise TemplateLimitError(f"a number of more than {MAX_DIGITS} digits")
+    try:
+        return int(value, base) if isinstance(value, str) else int(value)
+    except (TypeError, ValueError):
+        try:
+            return int(float(value))
+        except (TypeError, ValueError, OverflowError):
+            return default
+
+
+def do_float(run: Run, value: Any, /, default: Any = 0.0) -> object:
+    """The value as a floating point number, or `default`."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return default
+
+
+def do_abs(run: Run, value: Any, /) -> object:
+    """The absolute value."""
+    return abs(value)
+
+
+def do_round(run: Run, value: Any, /, precision: int = 0, method: str = "common") -> object:
+    """The number, rounded to `precision` decimal places."""
+    if method not in ("common", "ceil", "floor"):
+        raise ValueError("method must be common, ceil or floor")
+    if abs(precision) > MAX_PRECISION:
+        raise TemplateLimitError(f"round() with more than {MAX_PRECISION} decimal places")
+    if method == "common":
+        return round(value, precision)
+    rounded = math.ceil(value * 10 ** precision) if method == "ceil" else math.floor(value * 10 ** precision)
+    return rounded / 10 ** precision
+
+
+def do_format(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> str:
+    """`value % args`."""
+    if args and kwargs:
+        raise TypeError("can't handle positional and keyword arguments at the same time")
+    return percent(run, soft_text(run, value), kwargs or args)
+
+
+def do_attr(run: Run, value: Any, /, name: Any) -> object:
+    """The attribute of that name, never the item."""
+    found = type_attribute(run, value, name)
+    return found[0] if found is not None else Undefined(owner=value, name=name)
+
+
+FILTERS: dict[str, Callable[..., object]] = {
+    **SEQUENCE_FILTERS,
+    "abs": do_abs,
+    "attr": do_attr,
+    "capitalize": _text_filter("capitalize"),
+    "center": do_center,
+    "d": do_default,
+    "default": do_default,
+    "e": do_escape,
+    "escape": do_escape,
+    "float": do_float,
+    "forceescape": do_forceescape,
+    "format": do_format,
+    "indent": do_indent,
+    "int": do_int,
+    "lower": _text_filter("lower"),
+    "replace": do_replace,
+    "round": do_round,
+    "safe": do_safe,
+    "string": do_string,
+    "striptags": do_striptags,
+    "title": do_title,
+    "tojson": do_tojson,
+    "trim": do_trim,
+    "truncate": do_truncate,
+    "upper": _text_filter("upper"),
+    "urlencode": do_urlencode,
+    "wordcount": do_wordcount,
+    "wordwrap": do_wordwrap,
+}
+
+# filters that transformers doesn't have, but that templates in circulation use
+EXTRA_FILTERS: dict[str, Callable[..., object]] = {"from_json": do_from_json}

@@ -1,0 +1,189 @@
+"""Format strings: `"..." % values`, the `format` filter, and `"...".format(...)`.
+
+Runs on the thread of the `Run`. Python's own `%` and `format` make the text; this module decides what they get to
+see: field names go through the interpreter's attribute tables, so `"{0.__class__}"` finds nothing, and widths are
+bounded before memory is. Way not taken: calling `str.format` and filtering its fields, which is how sandboxes leak.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+
+from .errors import TemplateLimitError
+from .limits import Run
+from .marked import Marked, build, concat, escape, is_safe, part, spans_of
+from .text import CONTAINERS, notation, to_text, weigh
+
+PERCENT = re.compile(r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+)?)?[hlL]?"
+                     r"(?P<kind>.)", re.S)
+MAX_WIDTH = 100_000     # characters one field may be padded to
+NUMBERS = re.compile(r"\d+")
+Access = tuple[Callable[[Run, object, str], object], Callable[[Run, object, object], object]]
+
+FIELD = re.compile(r"(?:\.(?P<attribute>[^.\[]+)|\[(?P<item>[^\]]+)\])")
+
+
+def percent(run: Run, template: str, values: object) -> str:
+    """`template % values`."""
+    given = list(values.values()) if isinstance(values, Mapping) else values if isinstance(values, tuple) else [values]
+    marked = isinstance(template, Marked) and bool(template.spans)
+    for value in given:
+        if type(value) in CONTAINERS:
+            marked = weigh(run, value).marked or marked
+        else:
+            marked = marked or bool(spans_of(value) if isinstance(value, str) else ())
+    _bound_percent(template, given)
+    if is_safe(template):
+        values = _escaped(run, values)
+    text = str.__mod__(template, values)
+    run.text(len(text))
+    if not marked:
+        return build(text, (), is_safe(template))
+    pieces = concat(_percent_pieces(template, values))
+    return build(text, spans_of(pieces) if pieces == text else ((0, len(text)),), is_safe(template))
+
+
+def _bound_percent(template: str, values: Sequence[object]) -> None:
+    """Refuse widths that would fill the memory, whether written out or given as `*`."""
+    for match in PERCENT.finditer(template):
+        if match["kind"] == "(":
+            raise ValueError("parentheses inside the name of a format field")
+        for number in (match["width"], match["precision"]):
+            if number == "*":
+                _bound(max((abs(value) for value in values if isinstance(value, int)), default=0))
+            elif number:
+                _bound(_number(number))
+
+
+def _number(digits: str) -> int:
+    return int(digits[:12])
+
+
+def _bound(width: int) -> None:
+    if width > MAX_WIDTH:
+        raise TemplateLimitError(f"a format field is wider than {MAX_WIDTH} characters")
+
+
+def _escaped(run: Run, values: object) -> object:
+    """A safe template escapes what goes into it."""
+    if isinstance(values, dict):
+        return {key: _escaped(run, value) for key, value in values.items()}
+    if isinstance(values, tuple):
+        return tuple(_escaped(run, value) for value in values)
+    return values if isinstance(values, (int, float)) else escape(to_text(run, values))
+
+
+def _percent_pieces(template: str, values: object) -> list[str]:
+    """The result in pieces, as far as each `%` takes one value; otherwise the caller marks everything."""
+    pieces, start = [], 0
+    left = list(values) if isinstance(values, tuple) else [values]
+    for match in PERCENT.finditer(template):
+        pieces.append(part(template, start, match.start()))
+        start = match.end()
+        if match["kind"] == "%":
+            pieces.append("%")
+            continue
+        value = values[match["key"]] if match["key"] is not None else left.pop(0) if left else ""
+        if match.group() == "%s" and isinstance(value, Marked):
+            pieces.append(value)
+        else:
+            spec = match.group().replace(f"({match['key']})", "", 1)
+            piece = str.__mod__(spec, (value,)) if "*" not in spec else ""
+            pieces.append(piece if isinstance(value, (int, float)) else Marked(piece))
+    return [*pieces, part(template, start, len(template))]
+
+
+def format_text(run: Run, template: str, args: Sequence[object], kwargs: Mapping[str, object],
+                access: Access) -> str:
+    """`template.format(*args, **kwargs)`; `access` looks up attributes and items as templates do."""
+    formatted = _Formatter(run, args, kwargs, access, is_safe(template)).format(template, 2)
+    run.text(len(formatted))
+    user = spans_of(template) and formatted
+    return build(formatted, ((0, len(formatted)),) if user else spans_of(formatted), is_safe(template))
+
+
+class _Formatter:
+    """One call of `format`: the arguments, and the count of automatic numbers."""
+
+    def __init__(self, run: Run, args: Sequence[object], kwargs: Mapping[str, object], access: Access,
+                 safe: bool) -> None:
+        self.run = run
+        self.args = args
+        self.kwargs = kwargs
+        self.get_attribute, self.get_item = access
+        self.safe = safe
+        self.auto: int | None = None    # next automatic number; -1 after an explicit one
+
+    def format(self, template: str, depth: int) -> str:
+        """Fill in the fields; `depth` levels of format specifications may hold fields themselves."""
+        if depth < 0:
+            raise ValueError("Max string recursion exceeded")
+        pieces: list[str] = []
+        for literal, name, spec, conversion in string.Formatter().parse(str.__str__(template)):
+            pieces.append(literal)
+            if name is not None:
+                value = self._convert(self._field(name), conversion)
+                pieces.append(self._format(value, self.format(spec or "", depth - 1)))
+        return concat(pieces)
+
+    def _field(self, name: str) -> object:
+        first = re.match(r"[^.\[]*", name).group()      # type: ignore[union-attr]
+        value = self._argument(first)
+        position = len(first)
+        while position < len(name):
+            match = FIELD.match(name, position)
+            if not match:
+                raise ValueError("Empty attribute in format string")
+            attribute, item = match["attribute"], match["item"]
+            if attribute is not None:
+                value = self.get_attribute(self.run, value, attribute)
+            else:
+                value = self.get_item(self.run, value, _number(item) if item.isdecimal() else item)
+            position = match.end()
+        return value
+
+    def _argument(self, name: str) -> object:
+        if name and not name.isdecimal():
+            return self.kwargs[name]
+        if (self.auto == -1 and not name) or (name and self.auto is not None and self.auto >= 0):
+            raise ValueError("cannot switch between manual field specification and automatic field numbering")
+        if name:
+            self.auto = -1
+            return self.args[_number(name)]
+        self.auto = (self.auto or 0) + 1
+        return self.args[self.auto - 1]
+
+    def _convert(self, value: object, conversion: str | None) -> object:
+        if conversion in (None, "s"):
+            return value if conversion is None else to_text(self.run, value)
+        if conversion in ("r", "a"):
+            text = notation(self.run, value)
+            return text if conversion == "r" else _marked_as(ascii_text(text), text)
+        raise ValueError(f"Unknown conversion specifier {conversion}")
+
+    def _format(self, value: object, spec: str) -> str:
+        for number in NUMBERS.findall(spec):
+            _bound(_number(number))
+        if isinstance(value, (str, int, float)):
+            text = format(str.__str__(value) if isinstance(value, str) else value, str.__str__(spec))
+            if isinstance(value, str) and not spec:
+                text = value
+            elif isinstance(value, str):
+                text = _marked_as(text, value)
+            text = _marked_as(text, spec) if spans_of(spec) else text
+        elif spec:
+            raise TypeError(f"unsupported format string passed to {type(value).__name__}")
+        else:
+            text = to_text(self.run, value)
+        return escape(text) if self.safe else text
+
+
+def ascii_text(text: str) -> str:
+    """What `ascii` makes of a text that is already in Python's notation."""
+    return text.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _marked_as(text: str, source: str) -> str:
+    return Marked(text) if spans_of(source) else text

@@ -1,0 +1,100 @@
+"""Global functions of templates, and the way values come in.
+
+Runs on the thread of the `Run`. `raise_exception` and `strftime_now` are those of Hugging Face's transformers; `lipsum`
+is left out. Way not taken: passing the caller's objects through unchanged, which would let a template reach them.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+
+from .errors import TemplateLimitError, TemplateRaised, TemplateRuntimeError
+from .limits import Run
+from .marked import Marked
+from .text import guard, to_text
+from .values import Cycler, Function, Joiner, Namespace
+
+MAX_RANGE = 100_000     # jinja2's sandbox has the same limit
+MAX_TIME_FORMAT = 1000
+
+
+def import_value(value: object, limit: int) -> object:
+    """A copy of the caller's data made of template values; `limit` levels deep at most."""
+    kind = type(value)
+    if kind in (str, int, float, bool, Marked) or value is None:
+        return value
+    if limit < 0:
+        raise TemplateLimitError("the conversation is nested too deeply")
+    if isinstance(value, Mapping):
+        return {_import_key(key): import_value(item, limit - 1) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [import_value(item, limit - 1) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    for plain in (str, int, float):     # of derived types, such as enumerations, only the value counts
+        if isinstance(value, plain):
+            return plain(value)
+    if callable(value):
+        return Function(getattr(value, "__name__", "function"), _imported_function(value, limit))
+    raise TemplateRuntimeError(f"a template can't use a value of type {kind.__name__}")
+
+
+def _import_key(key: object) -> object:
+    if key is None or isinstance(key, (str, int, float)):
+        return key
+    raise TemplateRuntimeError(f"a template can't use a dictionary with keys of type {type(key).__name__}")
+
+
+def _imported_function(function: Callable[..., object], limit: int) -> Callable[..., object]:
+    def call(run: Run, /, *args: object, **kwargs: object) -> object:
+        guard(run, args, kwargs)
+        return import_value(function(*args, **kwargs), limit)
+    return call
+
+
+def make_range(run: Run, /, *bounds: int) -> range:
+    """`range(...)`."""
+    made = range(*bounds)
+    if len(made) > MAX_RANGE:
+        raise TemplateLimitError(f"a range has more than {MAX_RANGE} items")
+    return made
+
+
+def make_dict(run: Run, /, *args: object, **kwargs: object) -> dict[object, object]:
+    """`dict(...)`."""
+    guard(run, *args)
+    return dict(*args, **kwargs)       # type: ignore[arg-type]
+
+
+def make_namespace(run: Run, /, *args: object, **kwargs: object) -> Namespace:
+    """`namespace(...)`."""
+    return Namespace(make_dict(run, *args, **kwargs))       # type: ignore[arg-type]
+
+
+def make_cycler(run: Run, /, *items: object) -> Cycler:
+    """`cycler(...)`."""
+    if not items:
+        raise TypeError("at least one item has to be provided")
+    return Cycler(items)
+
+
+def make_joiner(run: Run, /, sep: object = ", ") -> Joiner:
+    """`joiner(...)`."""
+    return Joiner(sep)
+
+
+def raise_exception(run: Run, message: object = "", /) -> None:
+    """`raise_exception(message)`: the template refuses the conversation."""
+    raise TemplateRaised(str.__str__(to_text(run, message)))
+
+
+def strftime_now(run: Run, format: str, /) -> str:
+    """`strftime_now(format)`: the local time."""
+    if len(format) > MAX_TIME_FORMAT:
+        raise TemplateLimitError(f"a time format longer than {MAX_TIME_FORMAT} characters")
+    return datetime.datetime.now().strftime(format)
+
+
+GLOBALS: dict[str, Function] = {name: Function(name, call) for name, call in {
+    "range": make_range, "dict": make_dict, "namespace": make_namespace, "cycler": make_cycler,
+    "joiner": make_joiner, "raise_exception": raise_exception, "strftime_now": strftime_now}.items()}

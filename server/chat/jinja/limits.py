@@ -1,0 +1,104 @@
+"""Limits of one rendering, and the counter that enforces them.
+
+A `Run` belongs to one `render` call on one thread. The interpreter counts what can repeat (loop items, macro calls,
+items of lazy sequences) and every operation whose cost grows with the size of its values; everything else is bounded
+by the size of the template. Way not taken: a watchdog thread, which can't stop Python code in another thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import TemplateLimitError
+
+LARGE_TEXT = 4096       # characters; shorter texts aren't worth counting
+TEXT_PER_STEP = 256     # characters of a large text that cost as much as one step
+ITEMS_PER_STEP = 16     # items of a sequence built at once that cost one step
+STEPS_PER_LOOK = 32     # steps between two looks at the clock
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one rendering may use.
+
+    `steps`: loop items, macro calls and lazily made items, plus large texts at 256 characters a step.
+    `depth`: macros and recursive loops inside one another, and nesting of values. `output`: characters printed, also
+    into captured blocks. `text`: characters of one string. `items`: items of one list. `bits`: bits of one integer.
+    `seconds`: wall time.
+    """
+
+    steps: int = 1_000_000
+    depth: int = 100
+    output: int = 32_000_000
+    text: int = 16_000_000
+    items: int = 1_000_000
+    bits: int = 14_000
+    seconds: float = 10.0
+
+
+class Run:
+    """State of one rendering: what is left of the limits, and the tables the template may use."""
+
+    __slots__ = ("limits", "steps", "output", "depth", "deadline", "variables", "filters", "tests", "mutable")
+
+    def __init__(self, limits: Limits, filters: Mapping[str, object], tests: Mapping[str, object],
+                 mutable: bool) -> None:
+        self.variables: Mapping[str, object] = {}       # the context with the globals
+        self.limits = limits
+        self.steps = limits.steps
+        self.output = limits.output
+        self.depth = 0
+        self.deadline = time.monotonic() + limits.seconds
+        self.filters = filters
+        self.tests = tests
+        self.mutable = mutable
+
+    def tick(self) -> None:
+        """Count one step; called for everything that repeats."""
+        self.steps -= 1
+        if not self.steps % STEPS_PER_LOOK:
+            self._look()
+
+    def spend(self, steps: int) -> None:
+        """Count several steps at once."""
+        self.steps -= steps
+        self._look()
+
+    def _look(self) -> None:
+        if self.steps <= 0:
+            raise TemplateLimitError(f"the template takes more than {self.limits.steps} steps")
+        if time.monotonic() > self.deadline:
+            raise TemplateLimitError(f"the template takes longer than {self.limits.seconds:g} s")
+
+    def text(self, length: int) -> None:
+        """Account for a string of `length` characters, before it is made where that is possible."""
+        if length > LARGE_TEXT:
+            if length > self.limits.text:
+                raise TemplateLimitError(f"a text would be longer than {self.limits.text} characters")
+            self.spend(length // TEXT_PER_STEP)
+
+    def items(self, count: int) -> None:
+        """Account for a sequence of `count` items made at once."""
+        if count > ITEMS_PER_STEP:
+            if count > self.limits.items:
+                raise TemplateLimitError(f"a list would have more than {self.limits.items} items")
+            self.spend(count // ITEMS_PER_STEP)
+
+    def printed(self, length: int) -> None:
+        """Account for `length` characters of output."""
+        self.output -= length
+        if self.output < 0:
+            raise TemplateLimitError(f"the template prints more than {self.limits.output} characters")
+
+    def enter(self) -> None:
+        """One macro or recursive loop deeper; `leave` undoes it."""
+        self.depth += 1
+        if self.depth > self.limits.depth:
+            raise TemplateLimitError(f"macros or loops are nested more than {self.limits.depth} deep")
+        self.tick()
+
+    def leave(self) -> None:
+        """Back from where `enter` went."""
+        self.depth -= 1

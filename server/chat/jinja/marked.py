@@ -1,0 +1,316 @@
+"""Strings that know which of their characters a user wrote.
+
+Pure values, any thread. A template's own text may hold special tokens such as `<|im_end|>`; the same characters
+typed by a user must stay plain text. So what users send enters the template as `Marked` strings, every operation
+carries the marks along, and the tokenizer is told which stretches of the prompt are user input. (llama.cpp's Jinja
+engine has the same idea under the name "input marking"; the code here is independent of it.)
+
+Rules: an operation that copies characters copies their marks. One that makes new characters out of marked ones, or
+puts something in their place, marks the new ones. Where following each character isn't worth the code, the whole
+result is marked: too much marking costs a special token, too little lets a user forge one. The text itself is always
+what Python's `str` gives.
+
+`Marked` also carries `safe`, the flag of the `safe` and `escape` filters: a safe string escapes what is added to it,
+as jinja2's `Markup` does even without autoescaping. Way not taken: a value class beside `str`, which would put a
+conversion into each comparison, dictionary lookup and test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+Spans = tuple[tuple[int, int], ...]
+
+ESCAPES = {ord("&"): "&amp;", ord(">"): "&gt;", ord("<"): "&lt;", ord("'"): "&#39;", ord('"'): "&#34;"}
+
+
+def _same_places(name: str) -> Callable[..., str]:
+    """A method that maps characters one to one, or else marks all it returns."""
+    plain = getattr(str, name)
+
+    def method(self: Marked) -> str:
+        text = plain(self)
+        spans = self.spans if len(text) == len(self) else whole(text)
+        return build(text, spans if self.spans else (), self.safe)
+    return method
+
+
+def _all_marked(name: str) -> Callable[..., str]:
+    """A method that pads or maps in ways not worth following: all of its result counts as user input."""
+    plain = getattr(str, name)
+
+    def method(self: Marked, *args: object, **options: object) -> str:
+        text = plain(self, *args, **options)
+        user = self.spans or any(spans_of(argument) for argument in args if isinstance(argument, str))
+        return build(text, whole(text) if user else (), self.safe)
+    return method
+
+
+class Marked(str):
+    """Text from a user, or text of which some stretches are (`spans`: sorted, disjoint (start, end) pairs)."""
+
+    __slots__ = ("spans", "safe")
+
+    spans: Spans
+    safe: bool
+
+    def __new__(cls, text: str = "", spans: Spans | None = None, safe: bool = False) -> Marked:
+        self = str.__new__(cls, text)
+        if spans is None:
+            spans = ((0, len(self)),) if self else ()
+        self.spans = spans
+        self.safe = safe
+        return self
+
+    def __str__(self) -> str:
+        return build(str.__str__(self), self.spans) if self.safe else self
+
+    def __repr__(self) -> str:
+        return f"Markup({str.__repr__(self)})" if self.safe else str.__repr__(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return (part(self, index, index + 1) for index in range(len(self)))
+
+    def __getitem__(self, key: int | slice) -> str:
+        text = str.__getitem__(self, key)
+        positions = range(len(self))[key]
+        if isinstance(positions, int):
+            spans = cut(self.spans, positions, positions + 1)
+        elif positions.step == 1:
+            spans = cut(self.spans, positions.start, positions.stop)
+        else:
+            spans = _pick(self.spans, positions)
+        return build(text, spans, self.safe)
+
+    def __add__(self, other: object) -> str:
+        if not isinstance(other, str):
+            return NotImplemented
+        return self._like([self, escape(other) if self.safe else other])
+
+    def __radd__(self, other: object) -> str:
+        if not isinstance(other, str):
+            return NotImplemented
+        return self._like([escape(other) if self.safe else other, self])
+
+    def __mul__(self, count: int) -> str:
+        text = str.__mul__(self, count)
+        if text and self.spans == ((0, len(self)),):
+            return build(text, ((0, len(text)),), self.safe)
+        return self._like([self] * count) if self.spans else build(text, (), self.safe)
+
+    __rmul__ = __mul__
+
+    def __mod__(self, values: object) -> str:
+        return Marked(str.__mod__(self, values), None, self.safe)
+
+    def __rmod__(self, template: str) -> str:
+        return Marked(str.__mod__(template, str.__str__(self)))
+
+    def _like(self, parts: list[str]) -> str:
+        joined = concat(parts)
+        return build(joined, spans_of(joined), self.safe)
+
+    upper = _same_places("upper")
+    lower = _same_places("lower")
+    title = _same_places("title")
+    capitalize = _same_places("capitalize")
+    swapcase = _same_places("swapcase")
+    casefold = _same_places("casefold")
+    center = _all_marked("center")
+    ljust = _all_marked("ljust")
+    rjust = _all_marked("rjust")
+    zfill = _all_marked("zfill")
+    expandtabs = _all_marked("expandtabs")
+    translate = _all_marked("translate")
+
+    # strip and friends keep one stretch
+
+    def strip(self, chars: str | None = None) -> str:
+        kept = str.strip(self, chars)
+        start = len(self) - len(str.lstrip(self, chars)) if kept else 0
+        return part(self, start, start + len(kept), self.safe)
+
+    def lstrip(self, chars: str | None = None) -> str:
+        return part(self, len(self) - len(str.lstrip(self, chars)), len(self), self.safe)
+
+    def rstrip(self, chars: str | None = None) -> str:
+        return part(self, 0, len(str.rstrip(self, chars)), self.safe)
+
+    def removeprefix(self, prefix: str, /) -> str:
+        return part(self, len(self) - len(str.removeprefix(self, prefix)), len(self), self.safe)
+
+    def removesuffix(self, suffix: str, /) -> str:
+        return part(self, 0, len(str.removesuffix(self, suffix)), self.safe)
+
+    # split and friends give stretches in order
+
+    def split(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+        return self._find_all(str.split(self, sep, maxsplit), len(sep) if sep else None)
+
+    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+        return self._find_all(str.rsplit(self, sep, maxsplit), len(sep) if sep else None)
+
+    def splitlines(self, keepends: bool = False) -> list[str]:
+        lines, start = [], 0
+        for line, whole_line in zip(str.splitlines(self, keepends), str.splitlines(self, True)):
+            lines.append(part(self, start, start + len(line), self.safe))
+            start += len(whole_line)
+        return lines
+
+    def partition(self, sep: str, /) -> tuple[str, ...]:
+        return tuple(self._find_all(list(str.partition(self, sep)), 0))
+
+    def rpartition(self, sep: str, /) -> tuple[str, ...]:
+        return tuple(self._find_all(list(str.rpartition(self, sep)), 0))
+
+    def _find_all(self, texts: list[str], gap: int | None) -> list[str]:
+        found, start = [], 0
+        for text in texts:
+            if gap is None:     # split at white space: each text starts where it is seen next
+                start = str.find(self, text, start)
+            found.append(part(self, start, start + len(text), self.safe))
+            start += len(text) + (gap or 0)
+        return found
+
+    # those that put something in
+
+    def join(self, items: Iterable[str], /) -> str:
+        items = list(items)
+        str.join(self, items)       # raises on anything but strings
+        parts: list[str] = []
+        for item in items:
+            parts += [self, escape(item) if self.safe else item]
+        return self._like(parts[1:])
+
+    def replace(self, old: str, new: str, count: int = -1, /) -> str:
+        if self.safe:
+            new = escape(new)
+        parts, start = [], 0
+        for place in _places(self, old, count):
+            hit = cut(self.spans, place, place + len(old)) or (not old and _inside(self.spans, place))
+            parts += [part(self, start, place), Marked(new) if hit else new]
+            start = place + len(old)
+        return self._like([*parts, part(self, start, len(self))])
+
+
+def build(text: str, spans: Spans, safe: bool = False) -> str:
+    """`text` with these marks; a plain `str` where there is nothing to remember."""
+    return Marked(text, spans, safe) if spans or safe else str.__str__(text)
+
+
+def whole(text: str) -> Spans:
+    """Spans that mark all of `text`."""
+    return ((0, len(text)),) if text else ()
+
+
+def spans_of(text: str) -> Spans:
+    """The marked stretches of any string."""
+    return text.spans if type(text) is Marked else ()
+
+
+def is_safe(value: object) -> bool:
+    """Has the value been through `safe` or `escape`?"""
+    return type(value) is Marked and value.safe
+
+
+def cut(spans: Spans, start: int, stop: int) -> Spans:
+    """The spans of `text[start:stop]`, for 0 <= start <= stop."""
+    if len(spans) == 1 and spans[0][0] <= start and stop <= spans[0][1]:
+        return ((0, stop - start),) if start < stop else ()
+    return tuple((max(first, start) - start, min(last, stop) - start)
+                 for first, last in spans if first < stop and start < last and start < stop)
+
+
+def part(text: str, start: int, stop: int, safe: bool = False) -> str:
+    """`text[start:stop]` of any string, 0 <= start <= stop, with its marks."""
+    return build(str.__getitem__(text, slice(start, stop)), cut(spans_of(text), start, stop), safe)
+
+
+def concat(parts: Iterable[str]) -> str:
+    """`"".join(parts)` that keeps marks and drops `safe`."""
+    parts = list(parts)
+    text = "".join(parts)
+    if Marked not in set(map(type, parts)):
+        return text
+    spans: list[tuple[int, int]] = []
+    start = 0
+    for piece in parts:
+        if type(piece) is Marked:
+            for first, last in piece.spans:
+                if spans and spans[-1][1] == start + first:
+                    spans[-1] = (spans[-1][0], start + last)
+                else:
+                    spans.append((start + first, start + last))
+        start += len(piece)
+    return build(text, tuple(spans))
+
+
+def segments(parts: Iterable[str]) -> list[tuple[str, bool]]:
+    """The parts in order as (text, is user input); neighbours of one kind are joined, none is empty."""
+    joined = concat(parts)
+    text = str.__str__(joined)
+    cuts, position = [], 0
+    for start, stop in spans_of(joined):
+        cuts += [(text[position:start], False), (text[start:stop], True)]
+        position = stop
+    return [piece for piece in [*cuts, (text[position:], False)] if piece[0]]
+
+
+def escape(value: str) -> str:
+    """`value` with HTML's special characters replaced, marked safe; safe strings are left alone."""
+    if is_safe(value):
+        return value
+    text = str.translate(value, ESCAPES)
+    if not spans_of(value):
+        return build(text, (), True)
+    parts = [(str.translate(piece, ESCAPES), user) for piece, user in segments([value])]
+    return build(text, spans_of(concat(Marked(piece) if user else piece for piece, user in parts)), True)
+
+
+def unsafe(text: str) -> str:
+    """The string without its `safe` flag."""
+    return build(text, text.spans) if is_safe(text) else text
+
+
+def marked_if(text: str, *sources: object) -> str:
+    """`text`, marked as a whole if any of the strings it was made from has a mark."""
+    return Marked(text) if any(type(source) is Marked and source.spans for source in sources) else text
+
+
+def mark(value: object) -> object:
+    """A copy of JSON-like data in which all strings, keys included, are marked as user input."""
+    if isinstance(value, str):
+        return Marked(value)
+    if isinstance(value, dict):
+        return {mark(key): mark(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [mark(item) for item in value]
+    return value
+
+
+def _pick(spans: Spans, positions: range) -> Spans:
+    """Spans after picking characters one by one, as a slice with a step does."""
+    picked: list[tuple[int, int]] = []
+    for place, position in enumerate(positions):
+        if _inside(spans, position):
+            if picked and picked[-1][1] == place:
+                picked[-1] = (picked[-1][0], place + 1)
+            else:
+                picked.append((place, place + 1))
+    return tuple(picked)
+
+
+def _inside(spans: Spans, position: int) -> bool:
+    return any(first <= position < last for first, last in spans)
+
+
+def _places(text: str, old: str, count: int) -> Iterator[int]:
+    """Where `text.replace(old, ..., count)` replaces."""
+    start = 0
+    while count:
+        place = str.find(text, old, start)
+        if place < 0:
+            return
+        yield place
+        start = place + (len(old) or 1)
+        count -= 1

@@ -1,0 +1,309 @@
+"""The syntax tree of a template.
+
+Plain data made by `parser`, read by `scopes` and the compiler. The order of the fields is the order in which names
+inside are looked at, and `scopes` depends on it. `offset` is the place in the source. Way not taken: one generic node
+with a kind, which would save lines here and cost certainty everywhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+
+
+@dataclass(slots=True)
+class Node:
+    """Anything with a place in the source."""
+
+    offset: int = field(kw_only=True, default=0)
+
+
+# ---------------------------------------------------------------------------------------------------- expressions
+
+@dataclass(slots=True)
+class Const(Node):
+    """A literal: string, number, true, false or none."""
+
+    value: object
+
+
+@dataclass(slots=True)
+class Name(Node):
+    """A variable; `use` is load, store or param (store as parameter of a scope)."""
+
+    name: str
+    use: str = "load"
+
+
+@dataclass(slots=True)
+class NamespaceRef(Node):
+    """`name.attribute` as the target of an assignment."""
+
+    name: str
+    attribute: str
+
+
+@dataclass(slots=True)
+class TupleNode(Node):
+    """`a, b` as an expression or as targets."""
+
+    items: list[Node]
+
+
+@dataclass(slots=True)
+class ListNode(Node):
+    """`[a, b]`."""
+
+    items: list[Node]
+
+
+@dataclass(slots=True)
+class DictNode(Node):
+    """`{key: value}`."""
+
+    keys: list[Node]
+    values: list[Node]
+
+
+@dataclass(slots=True)
+class Attribute(Node):
+    """`owner.name`."""
+
+    owner: Node
+    name: str
+
+
+@dataclass(slots=True)
+class Item(Node):
+    """`owner[key]`."""
+
+    owner: Node
+    key: Node
+
+
+@dataclass(slots=True)
+class Slice(Node):
+    """`start:stop:step` inside brackets."""
+
+    start: Node | None
+    stop: Node | None
+    step: Node | None
+
+
+@dataclass(slots=True)
+class Arguments(Node):
+    """What is between the parentheses of a call."""
+
+    positional: list[Node] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    values: list[Node] = field(default_factory=list)
+    star: Node | None = None
+    double_star: Node | None = None
+
+
+@dataclass(slots=True)
+class Call(Node):
+    """`callee(arguments)`."""
+
+    callee: Node
+    arguments: Arguments
+
+
+@dataclass(slots=True)
+class Filter(Node):
+    """`value | name(arguments)`; without a value it takes the text of its block."""
+
+    value: Node | None
+    name: str
+    arguments: Arguments
+
+
+@dataclass(slots=True)
+class Test(Node):
+    """`value is name(arguments)`."""
+
+    value: Node
+    name: str
+    arguments: Arguments
+
+
+@dataclass(slots=True)
+class Unary(Node):
+    """`-value` or `+value`."""
+
+    operator: str
+    value: Node
+
+
+@dataclass(slots=True)
+class Not(Node):
+    """`not value`."""
+
+    value: Node
+
+
+@dataclass(slots=True)
+class Arithmetic(Node):
+    """`first (operator value)...`, from left to right: a chain, so that long sums aren't deep."""
+
+    first: Node
+    operators: list[str]
+    values: list[Node]
+
+
+@dataclass(slots=True)
+class Logic(Node):
+    """`a and b and c`, or the same with `or`."""
+
+    operator: str
+    values: list[Node]
+
+
+@dataclass(slots=True)
+class Concat(Node):
+    """`a ~ b ~ c`."""
+
+    values: list[Node]
+
+
+@dataclass(slots=True)
+class Compare(Node):
+    """`first (operator value)...`: all neighbours have to fit, as in Python."""
+
+    first: Node
+    operators: list[str]
+    values: list[Node]
+
+
+@dataclass(slots=True)
+class Conditional(Node):
+    """`yes if test else no`."""
+
+    test: Node
+    yes: Node
+    no: Node | None
+
+
+# ---------------------------------------------------------------------------------------------------- statements
+
+@dataclass(slots=True)
+class Data(Node):
+    """Text of the template itself, inside an `Output`."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class Output(Node):
+    """Text and `{{ expressions }}` in a row."""
+
+    parts: list[Node]
+
+
+@dataclass(slots=True)
+class For(Node):
+    """`{% for target in items if test recursive %} body {% else %} otherwise {% endfor %}`."""
+
+    target: Node
+    items: Node
+    body: list[Node]
+    otherwise: list[Node]
+    test: Node | None
+    recursive: bool
+
+
+@dataclass(slots=True)
+class If(Node):
+    """`{% if %}` with its `elif`s, each an `If` without branches of its own."""
+
+    test: Node
+    body: list[Node]
+    elifs: list[If]
+    otherwise: list[Node]
+
+
+@dataclass(slots=True)
+class Set(Node):
+    """`{% set target = value %}`."""
+
+    target: Node
+    value: Node
+
+
+@dataclass(slots=True)
+class SetBlock(Node):
+    """`{% set target | filter %} body {% endset %}`."""
+
+    target: Node
+    filter: Filter | None
+    body: list[Node]
+
+
+@dataclass(slots=True)
+class MacroNode(Node):
+    """`{% macro name(parameters) %}`; the last parameters have the defaults."""
+
+    name: str
+    parameters: list[Name]
+    defaults: list[Node]
+    body: list[Node]
+
+
+@dataclass(slots=True)
+class CallBlock(Node):
+    """`{% call(parameters) call %} body {% endcall %}`; without a call: `{% generation %}`."""
+
+    call: Call | None
+    parameters: list[Name]
+    defaults: list[Node]
+    body: list[Node]
+
+
+@dataclass(slots=True)
+class FilterBlock(Node):
+    """`{% filter name %} body {% endfilter %}`."""
+
+    filter: Filter
+    body: list[Node]
+
+
+@dataclass(slots=True)
+class With(Node):
+    """`{% with target = value, ... %} body {% endwith %}`."""
+
+    targets: list[Node]
+    values: list[Node]
+    body: list[Node]
+
+
+@dataclass(slots=True)
+class Do(Node):
+    """`{% do expression %}`."""
+
+    value: Node
+
+
+@dataclass(slots=True)
+class Jump(Node):
+    """`{% break %}` or `{% continue %}`."""
+
+    kind: str
+
+
+def children(node: Node) -> Iterator[Node]:
+    """The nodes right below, in the order of the fields."""
+    for attribute in fields(node):
+        value = getattr(node, attribute.name)
+        if isinstance(value, Node):
+            yield value
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, Node):
+                    yield item
+
+
+def walk(nodes: list[Node]) -> Iterator[Node]:
+    """All nodes of these trees, each before those below it."""
+    for node in nodes:
+        yield node
+        yield from walk(list(children(node)))

@@ -1,0 +1,190 @@
+"""Which variable a name means: the scoping rules of jinja2, worked out before anything runs.
+
+Pure functions, any thread. jinja2 compiles templates to Python functions, and what a name means follows from that: a
+block such as a loop body starts with copies of the outer variables it assigns to, a macro is a closure that sees later
+changes of outer variables, and a variable that a block assigns somewhere is not looked up in the context just because
+the assignment hasn't happened yet. Templates rely on the results, so the algorithm here gives the same: each block is
+a `Scope`, each variable a `Slot` in the frame of the enclosing `Function` (the template, a macro, a recursive loop).
+Way not taken: dictionaries of names at run time, which is slower and differs in all the odd cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from . import nodes
+from .nodes import Node, children
+
+FRAME_HEADER = 3    # entries of a frame before its variables, see `compiler`
+
+
+class Slot(NamedTuple):
+    """A variable: entry `index` in frames of `function`."""
+
+    function: Function
+    index: int
+
+
+class Load(NamedTuple):
+    """What a slot holds when its scope is entered: 'param' (set by the construct itself), 'context' (look up
+    `name`), 'alias' (the value of the outer `slot`) or 'missing'."""
+
+    kind: str
+    name: str = ""
+    slot: Slot | None = None
+
+
+class Function:
+    """Something with frames of its own; `parent` is the function around it."""
+
+    def __init__(self, parent: Function | None = None) -> None:
+        self.parent = parent
+        self._indices: dict[tuple[int, str], int] = {}
+
+    def slot(self, level: int, name: str) -> Slot:
+        """The variable `name` of a scope at this depth; scopes side by side share it."""
+        index = self._indices.setdefault((level, name), FRAME_HEADER + len(self._indices))
+        return Slot(self, index)
+
+    def extra_slot(self) -> Slot:
+        """A variable without a name."""
+        return self.slot(-1, str(len(self._indices)))
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+class Scope:
+    """The names of one block."""
+
+    def __init__(self, function: Function, parent: Scope | None = None) -> None:
+        self.function = function
+        self.parent = parent
+        self.level: int = parent.level + 1 if parent else 0
+        self.slots: dict[str, Slot] = {}
+        self.loads: dict[Slot, Load] = {}
+        self.stores: set[str] = set()
+
+    def find(self, name: str) -> Slot | None:
+        """The variable that `name` means here, if this scope or one around it knows it."""
+        scope: Scope | None = self
+        while scope is not None:
+            if name in scope.slots:
+                return scope.slots[name]
+            scope = scope.parent
+        return None
+
+    def _define(self, name: str, load: Load) -> Slot:
+        slot = self.function.slot(self.level, name)
+        self.slots[name] = slot
+        self.loads[slot] = load
+        return slot
+
+    def load(self, name: str) -> None:
+        """`name` is read: if nobody knows it, it comes from the context."""
+        if self.find(name) is None:
+            self._define(name, Load("context", name))
+
+    def store(self, name: str) -> None:
+        """`name` is assigned: the scope has its own variable for it."""
+        self.stores.add(name)
+        if name not in self.slots:
+            outer = self.parent.find(name) if self.parent else None
+            self._define(name, Load("alias", slot=outer) if outer else Load("missing"))
+
+    def parameter(self, name: str) -> Slot:
+        """`name` is set by the construct that the scope belongs to."""
+        self.stores.add(name)
+        return self._define(name, Load("param"))
+
+    def branch(self) -> Scope:
+        """A copy to look at one branch of an `if`."""
+        copy = Scope(self.function, self.parent)
+        copy.slots, copy.loads, copy.stores = dict(self.slots), dict(self.loads), set(self.stores)
+        return copy
+
+    def merge(self, branches: Iterable[Scope]) -> None:
+        """Take over what the branches know; what only some assign must have a value before."""
+        branches = list(branches)
+        stores = set().union(*(branch.stores for branch in branches)) - self.stores
+        for branch in branches:
+            self.slots.update(branch.slots)
+            self.loads.update(branch.loads)
+            self.stores |= branch.stores
+        for name in stores:
+            outer = self.parent.find(name) if self.parent else None
+            self.loads[self.slots[name]] = Load("alias", slot=outer) if outer else Load("context", name)
+
+
+def analyze(scope: Scope, members: Iterable[Node]) -> None:
+    """Enter into `scope` the names that these nodes use, without those of inner blocks."""
+    for node in members:
+        _VISITORS.get(type(node), _visit_children)(scope, node)
+
+
+def _visit_children(scope: Scope, node: Node) -> None:
+    analyze(scope, children(node))
+
+
+def _visit_name(scope: Scope, node: nodes.Name) -> None:
+    uses: dict[str, Callable[[str], object]] = {
+        "load": scope.load, "store": scope.store, "param": scope.parameter}
+    uses[node.use](node.name)
+
+
+def declare_target(scope: Scope, target: Node) -> None:
+    """Enter the names of a loop's target, which the loop sets for each item."""
+    if isinstance(target, nodes.Name):
+        scope.parameter(target.name)
+    for child in children(target):
+        declare_target(scope, child)
+
+
+def _visit_if(scope: Scope, node: nodes.If) -> None:
+    analyze(scope, [node.test])
+    branches = []
+    for statements in (node.body, node.elifs, node.otherwise):
+        branch = scope.branch()
+        analyze(branch, statements)
+        branches.append(branch)
+    scope.merge(branches)
+
+
+def _visit_call_block(scope: Scope, node: nodes.CallBlock) -> None:
+    if node.call:
+        analyze(scope, [node.call])
+
+
+_VISITORS: dict[type, Callable[[Scope, object], None]] = {
+    nodes.Name: _visit_name,        # type: ignore[dict-item]
+    nodes.NamespaceRef: lambda scope, node: scope.load(node.name),
+    nodes.If: _visit_if,            # type: ignore[dict-item]
+    nodes.Set: lambda scope, node: analyze(scope, [node.value, node.target]),
+    nodes.MacroNode: lambda scope, node: scope.store(node.name),
+    # of inner blocks, only what is evaluated outside of them
+    nodes.For: lambda scope, node: analyze(scope, [node.items]),
+    nodes.CallBlock: _visit_call_block,     # type: ignore[dict-item]
+    nodes.FilterBlock: lambda scope, node: analyze(scope, [node.filter]),
+    nodes.With: lambda scope, node: analyze(scope, node.values),
+    nodes.SetBlock: lambda scope, node: analyze(scope, [node.target, *([node.filter] if node.filter else [])]),
+}
+
+
+def mentioned(statements: Iterable[Node], names: Iterable[str]) -> set[str]:
+    """Which of the names are read in these statements before anything there assigns them."""
+    found: set[str] = set()
+    open_names = set(names)
+
+    def visit(node: Node) -> None:
+        if isinstance(node, nodes.Name):
+            if node.use == "load" and node.name in open_names:
+                found.add(node.name)
+            else:
+                open_names.discard(node.name)
+        for child in children(node):
+            visit(child)
+
+    for statement in statements:
+        visit(statement)
+    return found

@@ -1,0 +1,279 @@
+"""Filters that work on sequences: `map`, `select`, `sort`, `join`...
+
+Runs on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names of jinja2,
+and like there many are lazy: what they return is true even when empty, has no length, and can be walked once.
+Templates depend on that by accident, so it isn't tidied up. Way not taken: returning lists everywhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from .attributes import get_item, join_text
+from .errors import TemplateRuntimeError
+from .limits import Run
+from .operators import add
+from .text import guard, to_text
+from .values import Group, Undefined
+
+Getter = Callable[[Any], Any]
+
+
+def attribute_getter(run: Run, attribute: object, default: object = None, fold_case: bool = False) -> Getter:
+    """A function that looks up `attribute`: None (the item itself), an index, or names joined by dots."""
+    if isinstance(attribute, str):
+        path: list[object] = [int(name) if name.isdigit() else name for name in attribute.split(".")]
+    else:
+        path = [] if attribute is None else [attribute]
+
+    def getter(item: object) -> object:
+        for name in path:
+            item = get_item(run, item, name)
+            if default is not None and type(item) is Undefined:
+                item = default
+        if fold_case:
+            return item.lower() if isinstance(item, str) else item
+        return item
+    return getter
+
+
+def _sort_key(run: Run, attribute: object, fold_case: bool) -> Getter:
+    """A key of several attributes, separated by commas."""
+    names = attribute.split(",") if isinstance(attribute, str) else [attribute]
+    getters = [attribute_getter(run, name, fold_case=fold_case) for name in names]
+
+    def key(item: object) -> list[object]:
+        return [getter(item) for getter in getters]
+    return key
+
+
+def _sorted(run: Run, items: Iterable[Any], key: Getter, reverse: bool) -> list[Any]:
+    """`sorted`, after making sure that comparing the keys will end."""
+    keyed = [(key(item), item) for item in _counted(run, items)]
+    guard(run, [key for key, _ in keyed])
+    return [item for _, item in sorted(keyed, key=lambda pair: pair[0], reverse=reverse)]
+
+
+def _counted(run: Run, items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        run.tick()
+        yield item
+
+
+def call_filter(run: Run, name: object, value: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    """Apply a filter known only by its name."""
+    call = run.filters.get(name) if isinstance(name, str) else None
+    if call is None:
+        raise TemplateRuntimeError(f"No filter named {name!r}.")
+    return call(run, value, *args, **kwargs)        # type: ignore[operator]
+
+
+def call_test(run: Run, name: object, value: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    """Apply a test known only by its name."""
+    call = run.tests.get(name) if isinstance(name, str) else None
+    if call is None:
+        raise TemplateRuntimeError(f"No test named {name!r}.")
+    return call(run, value, *args, **kwargs)        # type: ignore[operator]
+
+
+def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[object]:
+    """Each item's attribute, or each item through a filter."""
+    if not value:
+        return
+    if not args and "attribute" in kwargs:
+        getter = attribute_getter(run, kwargs.pop("attribute"), kwargs.pop("default", None))
+        if kwargs:
+            raise TypeError(f"Unexpected keyword argument {next(iter(kwargs))!r}")
+    elif args:
+        def getter(item: object) -> object:
+            return call_filter(run, args[0], item, args[1:], kwargs)
+    else:
+        raise TypeError("map requires a filter argument")
+    for item in _counted(run, value):
+        yield getter(item)
+
+
+def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[object]]:
+    """`select`, `reject`, `selectattr` or `rejectattr`."""
+    def select(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[object]:
+        if not value:
+            return
+        if by_attribute and not args:
+            raise TypeError("Missing parameter for attribute name")
+        getter = attribute_getter(run, args[0] if by_attribute else None)
+        test = args[1:] if by_attribute else args
+        for item in _counted(run, value):
+            tested = getter(item)
+            if test:
+                tested = call_test(run, test[0], tested, test[1:], kwargs)
+            if bool(tested) is wanted:
+                yield item
+    return select
+
+
+def do_sort(run: Run, value: Any, /, reverse: bool = False, case_sensitive: bool = False,
+            attribute: Any = None) -> list[object]:
+    """The items in order."""
+    return _sorted(run, value, _sort_key(run, attribute, not case_sensitive), reverse)
+
+
+def do_unique(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Iterator[object]:
+    """The items without repetitions."""
+    getter = attribute_getter(run, attribute, fold_case=not case_sensitive)
+    seen = set()
+    for item in _counted(run, value):
+        key = getter(item)
+        guard(run, key)
+        if key not in seen:
+            seen.add(key)
+            yield item
+
+
+def _extreme(choose: Callable[..., object]) -> Callable[..., object]:
+    """`min` or `max`."""
+    def extreme(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> object:
+        items = list(_counted(run, value))
+        if not items:
+            return Undefined("No aggregated item, sequence was empty.")
+        getter = attribute_getter(run, attribute, fold_case=not case_sensitive)
+        keyed = [(getter(item), item) for item in items]
+        guard(run, [key for key, _ in keyed])
+        return choose(keyed, key=lambda pair: pair[0])[1]      # type: ignore[index]
+    return extreme
+
+
+def do_groupby(run: Run, value: Any, /, attribute: Any, default: Any = None,
+               case_sensitive: bool = False) -> list[Group]:
+    """Pairs of an attribute's value and the items that have it, in order of the value."""
+    key = attribute_getter(run, attribute, default, fold_case=not case_sensitive)
+    shown = attribute_getter(run, attribute, default)
+    groups = [list(items) for _, items in itertools.groupby(_sorted(run, value, key, False), key)]
+    return [Group((shown(items[0]), items)) for items in groups]
+
+
+def do_dictsort(run: Run, value: Any, /, case_sensitive: bool = False, by: Any = "key",
+                reverse: bool = False) -> list[object]:
+    """The pairs of a dictionary, in order of key or value."""
+    if type(value) is Undefined:
+        value.fail()
+    if by not in ("key", "value"):
+        raise ValueError('You can only sort by either "key" or "value"')
+    place = 0 if by == "key" else 1
+    key = attribute_getter(run, None, fold_case=not case_sensitive)
+    return _sorted(run, dict.items(value), lambda pair: key(pair[place]), reverse)
+
+
+def do_items(run: Run, value: Any, /) -> Iterator[object]:
+    """The pairs of a dictionary; nothing if it is undefined."""
+    if type(value) is Undefined:
+        return
+    if type(value) is not dict:
+        raise TypeError("Can only get item pairs from a mapping.")
+    yield from _counted(run, value.items())
+
+
+def do_join(run: Run, value: Any, /, d: Any = "", attribute: Any = None) -> str:
+    """The items as one text with `d` between them."""
+    getter = attribute_getter(run, attribute)
+    return join_text(run, to_text(run, d), [to_text(run, getter(item)) for item in _counted(run, value)])
+
+
+def do_first(run: Run, value: Any, /) -> object:
+    """The first item."""
+    return next(iter(value), Undefined("No first item, sequence was empty."))
+
+
+def do_last(run: Run, value: Any, /) -> object:
+    """The last item; lazy sequences have none."""
+    return next(iter(reversed(value)), Undefined("No last item, sequence was empty."))
+
+
+def do_reverse(run: Run, value: Any, /) -> object:
+    """A string backwards, or an iterator over the items from the end."""
+    if isinstance(value, str):
+        return value[::-1]
+    try:
+        return reversed(value)
+    except TypeError:
+        return list(_counted(run, value))[::-1]
+
+
+def do_list(run: Run, value: Any, /) -> list[object]:
+    """A list of the items."""
+    run.items(len(value) if hasattr(value, "__len__") else 0)
+    return list(value)
+
+
+def do_length(run: Run, value: Any, /) -> int:
+    """The number of items."""
+    return len(value)
+
+
+def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> object:
+    """The items added up, beginning with `start`."""
+    getter = attribute_getter(run, attribute)
+    items = [getter(item) for item in _counted(run, value)]
+    if isinstance(start, str):
+        raise TypeError("sum() can't sum strings")
+    if all(isinstance(item, (int, float)) for item in items):
+        return sum(items, start)        # newer Pythons round differently than a loop would
+    for item in items:
+        start = add(run, start, item)
+    return start
+
+
+def do_batch(run: Run, value: Any, /, linecount: int, fill_with: Any = None) -> Iterator[list[object]]:
+    """Lists of `linecount` items each."""
+    batch: list[object] = []
+    for item in _counted(run, value):
+        if len(batch) == linecount:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        if fill_with is not None and len(batch) < linecount:
+            run.items(linecount)
+            batch += [fill_with] * (linecount - len(batch))
+        yield batch
+
+
+def do_slice(run: Run, value: Any, /, slices: int, fill_with: Any = None) -> Iterator[list[object]]:
+    """The items dealt out to `slices` lists."""
+    items = list(_counted(run, value))
+    size, extra = divmod(len(items), slices)
+    start = 0
+    for number in _counted(run, range(slices)):
+        stop = start + size + (number < extra)
+        column = items[start:stop]
+        if fill_with is not None and number >= extra:
+            column.append(fill_with)
+        yield column
+        start = stop
+
+
+FILTERS: dict[str, Callable[..., object]] = {
+    "batch": do_batch,
+    "count": do_length,
+    "dictsort": do_dictsort,
+    "first": do_first,
+    "groupby": do_groupby,
+    "items": do_items,
+    "join": do_join,
+    "last": do_last,
+    "length": do_length,
+    "list": do_list,
+    "map": do_map,
+    "max": _extreme(max),
+    "min": _extreme(min),
+    "reject": _selector(by_attribute=False, wanted=False),
+    "rejectattr": _selector(by_attribute=True, wanted=False),
+    "reverse": do_reverse,
+    "select": _selector(by_attribute=False, wanted=True),
+    "selectattr": _selector(by_attribute=True, wanted=True),
+    "slice": do_slice,
+    "sort": do_sort,
+    "sum": do_sum,
+    "unique": do_unique,
+}

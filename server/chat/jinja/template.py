@@ -1,0 +1,106 @@
+"""`Template`: compile once, render many times, from any thread.
+
+Way not taken: a cache of compiled templates here; whoever owns the template knows how long it lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from . import nodes
+from .errors import TemplateError, TemplateRuntimeError
+from .execute import compile_template
+from .filters import EXTRA_FILTERS, FILTERS
+from .globals import GLOBALS, import_value
+from .lexer import Source
+from .limits import Limits, Run
+from .marked import segments
+from .parser import parse
+from .place import OUT, Place
+from .scopes import Function, Scope
+from .tests import TESTS
+from .values import MISSING
+
+DEFAULT_LIMITS = Limits()
+
+
+class Template:
+    """A compiled chat template.
+
+    `strict`: exactly the language of Hugging Face's transformers. Otherwise lists and dictionaries may be changed by
+    their methods, and the tag `do` and the filter `from_json` exist, because templates in circulation use them.
+    Raises `TemplateSyntaxError`.
+    """
+
+    def __init__(self, source: str, name: str = "chat template", *, strict: bool = False) -> None:
+        self.name = name
+        self.source = source
+        self.strict = strict
+        self._source = Source(source)
+        self._filters: Mapping[str, object] = FILTERS if strict else {**FILTERS, **EXTRA_FILTERS}
+        statements = parse(self._source, extras=not strict)
+        self._function = Function()
+        place = Place(self._source, self._filters, TESTS, Scope(self._function))
+        try:
+            self._render = compile_template(statements, place)
+            self.names = frozenset(node.name for node in nodes.walk(statements)
+                                   if isinstance(node, nodes.Name) and node.use == "load")
+        except RecursionError:
+            raise self._source.error("the template is nested too deeply", 0) from None
+
+    def render(self, context: Mapping[str, object], *, limits: Limits = DEFAULT_LIMITS) -> str:
+        """The prompt. `context` holds JSON-like data and functions; nothing of it is changed.
+
+        Raises `TemplateRuntimeError` with the place in the template and, where it is known, in `messages`.
+        """
+        return "".join(self._rendered(context, limits))
+
+    def render_segments(self, context: Mapping[str, object], *,
+                        limits: Limits = DEFAULT_LIMITS) -> list[tuple[str, bool]]:
+        """The prompt in pieces (text, is user input); joined, they are what `render` gives.
+
+        User input is what comes from the `Marked` strings in the context. Pieces that are neighbours differ in kind.
+        """
+        return segments(self._rendered(context, limits))
+
+    def _rendered(self, context: Mapping[str, object], limits: Limits) -> list[str]:
+        run = Run(limits, self._filters, TESTS, mutable=not self.strict)
+        variables: dict[str, object] = dict(GLOBALS)
+        try:
+            for name, value in context.items():
+                variables[name] = import_value(value, limits.depth)
+            run.variables = variables
+            frame = [run, [], None, *[MISSING] * len(self._function)]
+            self._render(frame)
+            return frame[OUT]
+        except TemplateError as error:
+            self._locate(error, variables)
+            raise
+        except Exception as error:
+            located = TemplateRuntimeError(_message(error)).with_traceback(error.__traceback__)
+            self._locate(located, variables)
+            raise located from error
+
+    def _locate(self, error: TemplateError, variables: Mapping[str, object]) -> None:
+        """Find out from the traceback which place of the template and which message the error belongs to."""
+        messages = variables.get("messages")
+        numbers = {id(message): number for number, message in enumerate(messages if type(messages) is list else ())}
+        traceback: TracebackType | None = error.__traceback__
+        while traceback is not None:
+            names = traceback.tb_frame.f_locals
+            if "at" in names:       # the frame of one of the template's closures; the innermost comes last
+                error.line, error.column = self._source.place(names["at"])
+                error.message_index = numbers.get(id(names.get("item")), error.message_index)
+            traceback = traceback.tb_next
+
+
+def _message(error: Exception) -> str:
+    """What to say about an exception of Python's."""
+    if isinstance(error, RecursionError):
+        return "the template calls itself too deeply"
+    if isinstance(error, MemoryError):
+        return "the template needs too much memory"
+    if isinstance(error, KeyError):
+        return f"there is no {error}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,213 @@
+"""Values as text: printing, Python's notation for containers, and JSON as `tojson` writes it.
+
+Runs on the thread of the `Run`. The text is always made by Python's own `str`, `repr` and `json`; where marked strings
+are inside, the same text is put together a second time from its parts, to learn which stretches are the user's.
+Containers can hold one list many times over, so that a few steps of a template describe more text than there is
+memory: `weigh` counts before anything is made. Way not taken: marking all of a container's text, which would be
+simpler but would hide from the tokenizer that most of a tool list is the template's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .errors import TemplateLimitError
+from .limits import Run
+from .marked import Marked, build, concat, segments, unsafe, whole
+from .values import Group, Namespace
+
+KEYS, VALUES, ITEMS = type({}.keys()), type({}.values()), type({}.items())
+VIEWS = {KEYS: "dict_keys", VALUES: "dict_values", ITEMS: "dict_items"}
+SEQUENCES = frozenset((list, tuple, Group, KEYS, VALUES, ITEMS))
+CONTAINERS = SEQUENCES | {dict, Namespace}
+
+JSON_WORDS = {None: "null", True: "true", False: "false"}
+
+
+@dataclass(slots=True)
+class Weight:
+    """What is inside a value: `nodes` values in `depth` levels, `length` characters; `marked`: any user's text?"""
+
+    nodes: int = 0
+    depth: int = 0
+    length: int = 0
+    marked: bool = False
+
+
+def weigh(run: Run, value: object) -> Weight:
+    """Walk through a value level by level, giving up when it unfolds to more than the limits allow."""
+    weight = Weight()
+    level = [value]
+    while level:
+        weight.depth += 1
+        weight.nodes += len(level)
+        run.items(weight.nodes)
+        if weight.depth > run.limits.depth:
+            raise TemplateLimitError(f"a value is nested more than {run.limits.depth} deep")
+        below: list[object] = []
+        for item in level:
+            kind = type(item)
+            if kind is str:
+                weight.length += len(item)
+            elif kind is Marked:
+                weight.length += len(item)
+                weight.marked = weight.marked or bool(item.spans)
+            elif kind is dict:
+                below += item.keys()
+                below += item.values()
+            elif kind in SEQUENCES:
+                below += item
+            elif kind is Namespace:
+                below.append(item.values)
+        run.items(len(below))
+        level = below
+    run.text(weight.length)
+    return weight
+
+
+def guard(run: Run, *values: object) -> None:
+    """Before Python compares, sorts or hashes these values: make sure that it will end."""
+    for value in values:
+        if type(value) in CONTAINERS:
+            weigh(run, value)
+
+
+def to_text(run: Run, value: object) -> str:
+    """The value as it is printed, concatenated or joined."""
+    kind = type(value)
+    if kind is str:
+        return value
+    if kind is Marked:
+        return unsafe(value)
+    if kind in CONTAINERS:
+        return notation(run, value)
+    if isinstance(value, Iterator):
+        return f"<{type(value).__name__} object>"
+    return str(value)
+
+
+def soft_text(run: Run, value: object) -> str:
+    """Like `to_text`, but a string stays as it is, with its `safe` flag."""
+    return value if isinstance(value, str) else to_text(run, value)
+
+
+def notation(run: Run, value: object) -> str:
+    """`repr(value)`; marked strings inside keep their marks."""
+    weight = weigh(run, value)
+    text = repr(value)
+    if not weight.marked:
+        return text
+    spelled = concat(_spell(value))
+    return spelled if spelled == text else Marked(text)
+
+
+def _spell(value: object) -> Iterator[str]:
+    """The pieces of `repr(value)`."""
+    kind = type(value)
+    if kind is Marked:
+        yield Marked(repr(value)) if value.spans else repr(value)
+    elif kind is dict:
+        yield "{"
+        for number, (key, item) in enumerate(value.items()):
+            yield ", " if number else ""
+            yield from _spell(key)
+            yield ": "
+            yield from _spell(item)
+        yield "}"
+    elif kind is Namespace:
+        yield "<Namespace "
+        yield from _spell(value.values)
+        yield ">"
+    elif kind in VIEWS:
+        yield f"{VIEWS[kind]}("
+        yield from _spell(list(value))
+        yield ")"
+    elif kind in (list, tuple, Group):
+        yield "[" if kind is list else "("
+        for number, item in enumerate(value):
+            yield ", " if number else ""
+            yield from _spell(item)
+        yield "]" if kind is list else ",)" if len(value) == 1 else ")"
+    else:
+        yield repr(value)
+
+
+@dataclass(frozen=True, slots=True)
+class JsonStyle:
+    """How `tojson` writes; the fields mean what they mean to `json.dumps`."""
+
+    ensure_ascii: bool = False
+    indent: int | str | None = None
+    separators: tuple[str, str] | None = None
+    sort_keys: bool = False
+
+
+def to_json(run: Run, value: object, style: JsonStyle) -> str:
+    """`json.dumps(value, ...)`; what comes from marked strings is marked."""
+    weight = weigh(run, value)
+    width = style.indent if isinstance(style.indent, int) else len(style.indent or "")
+    run.text(weight.length + weight.nodes * weight.depth * max(width, 0))
+    text = json.dumps(value, ensure_ascii=style.ensure_ascii, indent=style.indent, separators=style.separators,
+                      sort_keys=style.sort_keys, default=_refuse)
+    if not weight.marked:
+        return text
+    spelled = concat(_JsonSpeller(style).pieces(value, "\n"))
+    return spelled if spelled == text else Marked(text)
+
+
+def _refuse(value: object) -> object:
+    raise TypeError(f"a value of type {type(value).__name__} can't be written as JSON")
+
+
+class _JsonSpeller:
+    """Writes JSON like `json.dumps`, piece by piece."""
+
+    def __init__(self, style: JsonStyle) -> None:
+        self.style = style
+        default = (", ", ": ") if style.indent is None else (",", ": ")
+        self.item_separator, self.key_separator = style.separators or default
+        indent = style.indent
+        self.indent = None if indent is None else " " * indent if isinstance(indent, int) else indent
+
+    def pieces(self, value: object, newline: str) -> Iterator[str]:
+        """The pieces of one value; `newline` starts a line at the value's own depth."""
+        if isinstance(value, dict):
+            pairs = sorted(value.items()) if self.style.sort_keys else value.items()
+            yield from self._block("{", "}", [(self._key(key), item) for key, item in pairs], newline)
+        elif isinstance(value, (list, tuple)):
+            yield from self._block("[", "]", [("", item) for item in value], newline)
+        elif isinstance(value, str):
+            yield self._string(value)
+        else:
+            yield json.dumps(value)
+
+    def _block(self, left: str, right: str, members: list[tuple[str, object]], newline: str) -> Iterator[str]:
+        if not members:
+            yield left + right
+            return
+        inner = newline + (self.indent or "")
+        yield left
+        for number, (key, item) in enumerate(members):
+            if number:
+                yield self.item_separator
+            if self.indent is not None:
+                yield inner
+            yield key
+            yield from self.pieces(item, inner)
+        if self.indent is not None:
+            yield newline
+        yield right
+
+    def _key(self, key: object) -> str:
+        if isinstance(key, str):
+            spelled = self._string(key)
+        else:
+            spelled = f'"{JSON_WORDS[key] if key is None or isinstance(key, bool) else json.dumps(key)}"'
+        return concat([spelled, self.key_separator])
+
+    def _string(self, text: str) -> str:
+        parts = [(json.dumps(piece, ensure_ascii=self.style.ensure_ascii)[1:-1], user)
+                 for piece, user in segments([text])]
+        return concat(['"', *(build(piece, whole(piece)) if user else piece for piece, user in parts), '"'])

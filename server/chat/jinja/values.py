@@ -1,0 +1,320 @@
+"""The values a template can meet, beside Python's own None, bool, int, float, str, list, tuple, dict and range.
+
+A `Run`'s thread owns them. Nothing here is reached by Python attribute access from a template: `attributes` holds the
+tables of what each type offers. The double-underscore methods give Python's operators the meaning that jinja2's
+values have. Way not taken: jinja2's sandbox, which hands out real Python objects and filters what they may do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
+
+from .errors import UndefinedError
+from .limits import Run
+
+
+class Missing:
+    """The type of `MISSING`, the content of a variable that has no value (yet)."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "missing"
+
+
+MISSING = Missing()
+
+
+class Undefined:
+    """What a name or an attribute without a value gives: prints as nothing, is false and empty, fails otherwise."""
+
+    __slots__ = ("_hint", "_owner", "_name", "_error")
+
+    def __init__(self, hint: str | None = None, owner: object = MISSING, name: object = None,
+                 error: type[Exception] = UndefinedError) -> None:
+        self._hint = hint
+        self._owner = owner
+        self._name = name
+        self._error = error
+
+    def describe(self) -> str:
+        """Why there is no value."""
+        if self._hint:
+            return self._hint
+        if self._owner is MISSING:
+            return f"{self._name!r} is undefined"
+        if isinstance(self._name, str):
+            return f"{type_name(self._owner)!r} has no attribute {self._name!r}"
+        return f"{type_name(self._owner)} has no element {self._name!r}"
+
+    def fail(self, *_: object, **__: object) -> NoReturn:
+        """Raise the error that belongs to using this value."""
+        raise self._error(self.describe())
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = fail
+    __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __pos__ = __neg__ = fail
+    __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = __int__ = __float__ = fail
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Undefined
+
+    def __hash__(self) -> int:
+        return hash(Undefined)
+
+    def __str__(self) -> str:
+        return ""
+
+    def __repr__(self) -> str:
+        return "Undefined"
+
+    def __len__(self) -> int:
+        return 0
+
+    def __iter__(self) -> Iterator[object]:
+        return iter(())
+
+    def __bool__(self) -> bool:
+        return False
+
+
+def type_name(value: object) -> str:
+    """A type as jinja2 names it in messages: `dict object`."""
+    return "None" if value is None else f"{type(value).__name__.lower().replace('marked', 'str')} object"
+
+
+class Namespace:
+    """`namespace(...)`: the one value whose attributes a template may assign."""
+
+    __slots__ = ("values",)
+
+    def __init__(self, values: dict[str, object]) -> None:
+        self.values = values
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self.values!r}>"
+
+
+class Function:
+    """A global function: `call(run, *args, **kwargs)`."""
+
+    __slots__ = ("name", "call")
+
+    def __init__(self, name: str, call: Callable[..., object]) -> None:
+        self.name = name
+        self.call = call
+
+    def __repr__(self) -> str:
+        return f"<function {self.name}>"
+
+
+class BoundMethod:
+    """A method together with its value: `call(run, owner, *args, **kwargs)`."""
+
+    __slots__ = ("owner", "name", "call")
+
+    def __init__(self, owner: object, name: str, call: Callable[..., object]) -> None:
+        self.owner = owner
+        self.name = name
+        self.call = call
+
+    def __repr__(self) -> str:
+        return f"<method {self.name} of {type_name(self.owner)}>"
+
+
+class Macro:
+    """A macro or the body of a call block; `body(arguments)` renders it.
+
+    The arguments are those of `parameters` in order (`MISSING` where not given), then `caller`, then the dict of left
+    over named ones, then the tuple of left over positional ones, each only if the body mentions it.
+    """
+
+    __slots__ = ("name", "parameters", "body", "takes_caller", "takes_kwargs", "takes_varargs")
+
+    def __init__(self, name: str | None, parameters: tuple[str, ...], body: Callable[[list[object]], str],
+                 takes: frozenset[str]) -> None:
+        self.name = name
+        self.parameters = parameters
+        self.body = body
+        self.takes_caller = "caller" in takes
+        self.takes_kwargs = "kwargs" in takes
+        self.takes_varargs = "varargs" in takes
+
+    def __repr__(self) -> str:
+        return f"<Macro {'anonymous' if self.name is None else repr(self.name)}>"
+
+    def call(self, run: Run, args: tuple[object, ...], kwargs: dict[str, object]) -> str:
+        """Bind the arguments and render the body."""
+        arguments = self._bind(args, kwargs)
+        run.enter()
+        try:
+            return self.body(arguments)
+        finally:
+            run.leave()
+
+    def _bind(self, args: tuple[object, ...], kwargs: dict[str, object]) -> list[object]:
+        count = len(self.parameters)
+        arguments = list(args[:count])
+        has_caller = len(arguments) == count and "caller" in self.parameters
+        for name in self.parameters[len(arguments):]:
+            arguments.append(kwargs.pop(name, MISSING))
+            has_caller = has_caller or name == "caller"
+        if self.takes_caller and not has_caller:
+            caller = kwargs.pop("caller", None)
+            arguments.append(Undefined("No caller defined", name="caller") if caller is None else caller)
+        if self.takes_kwargs:
+            arguments.append(kwargs)
+        elif kwargs:
+            raise TypeError(f"macro {self.name!r} takes no keyword argument {next(iter(kwargs))!r}")
+        if self.takes_varargs:
+            arguments.append(args[count:])
+        elif len(args) > count:
+            raise TypeError(f"macro {self.name!r} takes not more than {count} argument(s)")
+        return arguments
+
+
+class Loop:
+    """The `loop` variable, and the iterator that keeps it up to date.
+
+    `render(items, depth)` renders the loop's body for other items (only for `recursive` loops).
+    """
+
+    __slots__ = ("items", "iterator", "render", "depth0", "index0", "_length", "_after", "_current", "_before",
+                 "_changed")
+
+    def __init__(self, items: Iterable[object], render: Callable[[object, int], str] | None = None,
+                 depth0: int = 0) -> None:
+        self.items = items
+        self.iterator = iter(items)
+        self.render = render
+        self.depth0 = depth0
+        self.index0 = -1
+        self._length: int | None = None
+        self._after: object = MISSING
+        self._current: object = MISSING
+        self._before: object = MISSING
+        self._changed: object = MISSING
+
+    def __iter__(self) -> Loop:
+        return self
+
+    def __next__(self) -> object:
+        if self._after is not MISSING:
+            item, self._after = self._after, MISSING
+        else:
+            item = next(self.iterator)
+        self.index0 += 1
+        self._before, self._current = self._current, item
+        return item
+
+    def __len__(self) -> int:
+        if self._length is None:
+            try:
+                self._length = len(self.items)      # type: ignore[arg-type]
+            except TypeError:
+                rest = list(self.iterator)
+                self.iterator = iter(rest)
+                self._length = len(rest) + self.index0 + 1 + (self._after is not MISSING)
+        return self._length
+
+    def _peek(self) -> object:
+        if self._after is MISSING:
+            self._after = next(self.iterator, MISSING)
+        return self._after
+
+    def is_last(self) -> bool:
+        """Is there no item after the current one?"""
+        return self._peek() is MISSING
+
+    def previtem(self) -> object:
+        """The item before the current one."""
+        return Undefined("there is no previous item") if self.index0 == 0 else self._before
+
+    def nextitem(self) -> object:
+        """The item after the current one."""
+        item = self._peek()
+        return Undefined("there is no next item") if item is MISSING else item
+
+    def changed(self, values: tuple[object, ...]) -> bool:
+        """Are these other values than at the last call?"""
+        if self._changed != values:
+            self._changed = values
+            return True
+        return False
+
+    def call(self, args: tuple[object, ...], kwargs: dict[str, object]) -> str:
+        """`loop(items)` inside a recursive loop."""
+        if self.render is None:
+            raise TypeError("the loop must be marked 'recursive' to be called")
+        if len(args) != 1 or kwargs:
+            raise TypeError("loop() takes exactly one argument")
+        return self.render(args[0], self.depth0 + 1)
+
+    def __repr__(self) -> str:
+        return f"<LoopContext {self.index0 + 1}/{len(self)}>"
+
+
+class Cycler:
+    """`cycler(a, b, ...)`: gives its items in turn."""
+
+    __slots__ = ("items", "position")
+
+    def __init__(self, items: tuple[object, ...]) -> None:
+        self.items = items
+        self.position = 0
+
+    def next(self) -> object:
+        """The current item; steps on."""
+        item = self.items[self.position]
+        self.position = (self.position + 1) % len(self.items)
+        return item
+
+    def __repr__(self) -> str:
+        return "<Cycler>"
+
+
+class Joiner:
+    """`joiner(sep)`: empty at the first call, the separator afterwards."""
+
+    __slots__ = ("separator", "used")
+
+    def __init__(self, separator: object) -> None:
+        self.separator = separator
+        self.used = False
+
+    def call(self) -> object:
+        """The separator, but not the first time."""
+        if not self.used:
+            self.used = True
+            return ""
+        return self.separator
+
+    def __repr__(self) -> str:
+        return "<Joiner>"
+
+
+class Group(tuple):
+    """An item of the `groupby` filter: a pair that also has the names `grouper` and `list`."""
+
+    __slots__ = ()
+
+
+def call_value(run: Run, callee: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+    """Call whatever the template calls."""
+    kind = type(callee)
+    if kind is BoundMethod:
+        return callee.call(run, callee.owner, *args, **kwargs)
+    if kind is Function:
+        return callee.call(run, *args, **kwargs)
+    if kind is Macro:
+        return callee.call(run, args, kwargs)
+    if kind is Loop:
+        return callee.call(args, kwargs)
+    if kind is Undefined:
+        callee.fail()
+    if kind is Joiner and not args and not kwargs:
+        return callee.call()
+    raise TypeError(f"{type_name(callee)!r} is not callable")
+
+
+CALLABLE_TYPES = (BoundMethod, Function, Macro, Loop, Undefined, Joiner)

@@ -1,0 +1,353 @@
+"""One client connection on its own thread: read a request, admit it, run its handler, write the answer,
+again.
+
+`BaseHTTPRequestHandler` gives the loop (`handle`) and the Date format. Reading and writing are ours: its
+parser is lax, it ignores `Transfer-Encoding`, it answers errors in HTML, and each of its writes is a packet.
+The order of checks is cheapest first, and everything that can refuse a request comes before its body is read.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import BaseHTTPRequestHandler
+from typing import TYPE_CHECKING, Any
+
+from server.errors import ApiError
+from server.log import get_logger
+from server.web.head import METHODS, METHODS_WITH_BODY, NO_BODY, UNKNOWN_BODY, Framing, Head, Headers
+from server.web.head import body_framing, split_target
+from server.web.message import EventStream, Request, Response, encode_head, error_response
+from server.web.router import Route
+from server.web.wire import ClientGone, ClientSlow, Wire
+
+if TYPE_CHECKING:
+    from server.web.httpd import Connection, WebServer
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache",
+                  "X-Accel-Buffering": "no"}
+STATUS_WITHOUT_BODY = frozenset((204, 304))
+STATIC_METHODS = ("GET", "HEAD")
+LAST_CHUNK = b"0\r\n\r\n"
+CLIENT_CLOSED = 499
+"""In the access log only, as nginx has it: the client left before there was an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRecord:
+    """One answered request, for the access log. `n_bytes` were sent, `seconds` passed since its head was
+    complete; `complete` is false when the client left before the end. The path comes without its query, which
+    may hold secrets; it and the method are "" for a head that could not be read."""
+
+    id: str
+    client: str
+    method: str
+    path: str
+    status: int
+    n_bytes: int
+    seconds: float
+    complete: bool
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its answer on the way. Lives only as long as both, so nothing of it stays on the
+    connection."""
+
+    head: Head
+    id: str
+    path: str = ""
+    query: dict[str, str] = field(default_factory=dict)
+    host: str | None = None
+    framing: Framing = UNKNOWN_BODY
+    """Of what is still unread of the request."""
+    n_body_held: int = 0
+    keep_alive: bool = False
+    status: int = CLIENT_CLOSED
+    n_bytes: int = 0
+    complete: bool = False
+    start: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class StartedStream:
+    """An `EventStream` whose first chunk has been fetched (b"" if it ended at once)."""
+
+    status: int
+    headers: dict[str, str]
+    first: bytes
+    rest: Iterator[bytes]
+
+
+NO_HEAD = Head("", "", (1, 1), Headers())
+
+
+class ConnectionHandler(BaseHTTPRequestHandler):
+    """`server` holds what all connections share, `entry` is this one's place in its books."""
+
+    server: WebServer
+    server_version = "llama_srv"
+
+    def __init__(self, sock: Any, client_address: object, server: WebServer, entry: Connection) -> None:
+        self.entry = entry
+        super().__init__(sock, client_address, server)
+
+    def setup(self) -> None:
+        """No `rfile` and `wfile`: they would buffer on their own account."""
+        self.wire = Wire(self.request, self.server.limits)
+        self.must_linger = False
+
+    def handle(self) -> None:
+        """All requests of this connection, pipelined ones too, one after the other."""
+        try:
+            if self.server.tls:
+                self.entry.sock = self.wire.start_tls(self.server.tls)
+                self.wire.shake_hands()
+            super().handle()
+        except (ClientGone, ClientSlow):
+            pass
+
+    def finish(self) -> None:
+        """Close the socket; after a refusal only when the client had time to read it."""
+        self.wire.close(self.must_linger)
+
+    def handle_one_request(self) -> None:
+        """Read, answer, log; `close_connection` stays true unless another request may follow."""
+        self.close_connection = True
+        if not self.server.set_idle(self.entry, True):
+            return
+        try:
+            head = self.wire.read_head(partial(self.server.set_idle, self.entry, False))
+        except ClientSlow:
+            self._refuse_head(ApiError(408, "The request head did not arrive in time."))
+            return
+        except ApiError as error:
+            self._refuse_head(error)
+            return
+        if head:
+            exchange = Exchange(head, request_id(head))
+            self._converse(exchange)
+            self.close_connection = not exchange.keep_alive
+
+    def _refuse_head(self, error: ApiError) -> None:
+        exchange = Exchange(NO_HEAD, request_id(NO_HEAD))
+        try:
+            self._write(exchange, error_response(error))
+        finally:
+            self._log(exchange)
+
+    def _converse(self, exchange: Exchange) -> None:
+        try:
+            answer = self._answer(exchange)
+            if isinstance(answer, Response):
+                self._release_body(exchange)  # its handler is done, a stream may still look at the request
+            self._write(exchange, answer)
+        finally:
+            self._release_body(exchange)
+            self._log(exchange)
+        if exchange.keep_alive and exchange.framing.kind != "none":
+            self._read_body(exchange)  # a refused request's: dropped to get to the next one
+            self._release_body(exchange)
+
+    def _release_body(self, exchange: Exchange) -> None:
+        self.server.budget.give(exchange.n_body_held)
+        exchange.n_body_held = 0
+
+    # -- from the request to an answer
+
+    def _answer(self, exchange: Exchange) -> Response | StartedStream:
+        """What the handler answers, or the error answer; raises only ClientGone."""
+        try:
+            self._understand(exchange)
+            return self._dispatch(exchange)
+        except ApiError as error:
+            return error_response(error)
+        except ClientSlow:
+            return error_response(ApiError(408, "The request body did not arrive in time."))
+        except ClientGone:
+            raise
+        except Exception:
+            get_logger("http").exception("request %s failed", exchange.id)
+            return error_response(ApiError(500, f"Internal error; the log has it as request {exchange.id}."))
+
+    def _understand(self, exchange: Exchange) -> None:
+        """Framing, method, target and Host; ApiError."""
+        head = exchange.head
+        exchange.framing = body_framing(head, self.server.limits)
+        authority, exchange.path, exchange.query = split_target(head.target)
+        exchange.host = authority or head.headers.get("host")
+        if exchange.host is None and head.version >= (1, 1):
+            raise ApiError(400, "An HTTP/1.1 request needs a Host header.")
+        if head.method not in METHODS:
+            raise ApiError(501, f"Method {head.method[:20]!r} is not known here.")
+        self.server.hosts.check(exchange.host)
+        self.server.cors.check(head.method, head.headers.get("origin"), exchange.host)
+
+    def _dispatch(self, exchange: Exchange) -> Response | StartedStream:
+        if exchange.head.method == "OPTIONS":
+            return self._options(exchange)
+        try:
+            route, params = self.server.router.match(exchange.head.method, exchange.path)
+        except ApiError as error:
+            page = self._static(exchange) if error.status == 404 else None
+            if page is None:
+                raise
+            return page
+        auth, head = self.server.auth, exchange.head
+        key_id = "" if route.public or auth is None else auth.check(head.headers)
+        self._check_length(exchange, route)
+        answer = route.handler(Request(
+            head.method, exchange.path, exchange.query, head.headers, self._read_body(exchange),
+            self.entry.client, exchange.id, params, key_id,
+            watch=partial(self.server.watcher.watch, self.wire.sock)))
+        if isinstance(answer, EventStream):
+            return start_stream(answer)
+        if not (isinstance(answer, Response) and isinstance(answer.body, bytes)):
+            raise TypeError(f"the handler of {route.method} {route.path} returned {type(answer).__name__}")
+        return answer
+
+    def _options(self, exchange: Exchange) -> Response:
+        """Needs no key: browsers ask without one."""
+        methods = list(METHODS) if exchange.path == "*" else self.server.router.allowed(exchange.path)
+        methods = methods or [*STATIC_METHODS, "OPTIONS"]
+        preflight = self.server.cors.preflight(exchange.head.headers, methods)
+        return Response(204, b"", {"Allow": ", ".join(methods), **preflight})
+
+    def _static(self, exchange: Exchange) -> Response | None:
+        if self.server.static is None or exchange.head.method not in STATIC_METHODS:
+            return None
+        return self.server.static.respond(exchange.path, exchange.head.headers)
+
+    def _check_length(self, exchange: Exchange, route: Route) -> None:
+        if (exchange.framing.kind == "none" and exchange.head.method in METHODS_WITH_BODY
+                and not route.body_optional):
+            # What a client without Content-Length sends next could be its body: don't read it as a request.
+            exchange.framing = UNKNOWN_BODY
+            raise ApiError(411, "The request needs a Content-Length, or a body in the chunked coding.")
+
+    def _read_body(self, exchange: Exchange) -> bytes:
+        framing, exchange.framing = exchange.framing, UNKNOWN_BODY
+        if framing.kind != "none" and "expect" in exchange.head.headers and exchange.head.version >= (1, 1):
+            self.wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body = self.wire.read_body(framing, self.server.budget)
+        exchange.n_body_held = len(body)
+        exchange.framing = NO_BODY
+        return body
+
+    # -- from the answer to bytes
+
+    def _write(self, exchange: Exchange, answer: Response | StartedStream) -> None:
+        exchange.status = answer.status
+        exchange.keep_alive = self._may_keep(exchange)
+        self.must_linger = not exchange.keep_alive and exchange.framing.kind != "none"
+        if isinstance(answer, Response):
+            self._write_response(exchange, answer)
+        else:
+            self._write_stream(exchange, answer)
+
+    def _may_keep(self, exchange: Exchange) -> bool:
+        framing = exchange.framing
+        if not exchange.head.keep_alive or self.server.is_stopping:
+            return False
+        if framing.kind == "none":
+            return True
+        # An unread body. A client that expects 100-continue may or may not send it after the refusal.
+        small = framing.kind == "length" and framing.n_bytes <= self.server.limits.drain_bytes
+        return small and "expect" not in exchange.head.headers
+
+    def _write_response(self, exchange: Exchange, response: Response) -> None:
+        if response.status in STATUS_WITHOUT_BODY:
+            self._send(exchange, self._encode_head(exchange, response, {}))
+        else:
+            data = self._encode_head(exchange, response, {"Content-Length": str(len(response.body))})
+            self._send(exchange, data if exchange.head.method == "HEAD" else data + response.body)
+        exchange.complete = True
+
+    def _write_stream(self, exchange: Exchange, stream: StartedStream) -> None:
+        is_chunked = exchange.head.version >= (1, 1)
+        exchange.keep_alive = exchange.keep_alive and is_chunked  # without chunks its end is the connection's
+        headers = STREAM_HEADERS | ({"Transfer-Encoding": "chunked"} if is_chunked else {})
+        frame = frame_chunk if is_chunked else bytes
+        try:
+            data = self._encode_head(exchange, stream, headers)
+            if exchange.head.method == "HEAD":
+                self._send(exchange, data)
+            else:
+                self._send(exchange, data + frame(stream.first))
+                for chunk in stream.rest:
+                    if chunk:
+                        self._send(exchange, frame(chunk))
+                if is_chunked:
+                    self._send(exchange, LAST_CHUNK)
+            exchange.complete = True
+        except ClientGone:
+            raise
+        except Exception:
+            # Without the last chunk the client sees that the answer is not whole.
+            exchange.keep_alive = False
+            get_logger("http").exception("the stream of request %s failed", exchange.id)
+        finally:
+            close_chunks(stream.rest)
+
+    def _encode_head(self, exchange: Exchange, answer: Response | StartedStream,
+                     own: dict[str, str]) -> bytes:
+        request_headers = exchange.head.headers
+        common = {"Server": self.server_version, "Date": self.date_time_string(), "X-Request-Id": exchange.id,
+                  **self.server.cors.headers(request_headers.get("origin"), exchange.host)}
+        if not exchange.keep_alive:
+            common["Connection"] = "close"
+        else:
+            # Clients that know when we hang up don't send the next request into a closing connection.
+            common["Keep-Alive"] = f"timeout={int(self.server.limits.idle_s)}"
+            if exchange.head.version < (1, 1):
+                common["Connection"] = "keep-alive"
+        if "Vary" in common and "Vary" in answer.headers:
+            common["Vary"] += ", " + answer.headers["Vary"]
+        return encode_head(answer.status, own | answer.headers | common)
+
+    def _send(self, exchange: Exchange, data: bytes) -> None:
+        self.wire.send(data)
+        exchange.n_bytes += len(data)
+
+    def _log(self, exchange: Exchange) -> None:
+        if self.server.access_log:
+            self.server.access_log(AccessRecord(
+                exchange.id, self.entry.client, exchange.head.method, exchange.path, exchange.status,
+                exchange.n_bytes, time.monotonic() - exchange.start, exchange.complete))
+
+
+def request_id(head: Head) -> str:
+    """The client's own id if it is short and harmless in logs and headers, else a new one."""
+    given = head.headers.get("x-request-id", "")
+    return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def frame_chunk(data: bytes) -> bytes:
+    """One chunk of the chunked coding; nothing for b"", which would end the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+
+
+def start_stream(answer: EventStream) -> StartedStream:
+    """Fetch the first chunk; what it raises is raised after the stream has been closed."""
+    chunks = iter(answer.chunks)
+    try:
+        first = next(chunks, b"")
+    except BaseException:
+        close_chunks(chunks)
+        raise
+    return StartedStream(answer.status, answer.headers, first, chunks)
+
+
+def close_chunks(chunks: Iterable[bytes]) -> None:
+    """Let a generator run its clean-up now, not when it is collected."""
+    close = getattr(chunks, "close", None)
+    if close:
+        try:
+            close()
+        except Exception:
+            get_logger("http").exception("a stream failed while it was closed")

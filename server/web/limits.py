@@ -1,0 +1,45 @@
+"""What one client may take from the HTTP edge: sizes, counts and times. A leaf of `server.web`, read by every
+thread.
+
+Each field is an option of its own because "safe" depends on the place: a phone and a public server differ.
+The way not taken is one `timeout` for everything (the 2024 option): a slow head, a slow body and a quiet
+keep-alive connection deserve different patience. """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+KIB = 1024
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bytes, counts, and seconds (`_s`)."""
+
+    request_line_bytes: int = 16 * KIB
+    head_bytes: int = 64 * KIB
+    n_headers: int = 100
+    body_bytes: int = 64 * MIB
+    all_bodies_bytes: int = 512 * MIB
+    """Sum of the bodies in memory at one time, over all connections; beyond it 503."""
+    n_connections: int = 512
+    """Also the bound on handler threads: one each. Beyond it 503 and close."""
+    n_backlog: int = 128
+
+    idle_s: float = 75.0
+    """Wait for the next request on a kept connection."""
+    head_s: float = 15.0
+    """The first byte of a new connection, the TLS handshake, and a whole head however slowly it drips: this
+    long for each."""
+    body_s: float = 30.0
+    """Grace for the body; every `body_rate` bytes that arrive buy one more second."""
+    body_rate: int = 4 * KIB
+    write_s: float = 30.0
+    """One send of at most `write_slice` bytes: slower readers are cut off."""
+    write_slice: int = 256 * KIB
+    linger_s: float = 2.0
+    """How long a refused client may go on sending before the socket closes, so that it can read the
+    refusal."""
+    drain_bytes: int = 256 * KIB
+    """An unread body up to this size is read and dropped, to keep the connection after an early error."""

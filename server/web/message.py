@@ -1,0 +1,196 @@
+"""What a handler gets and gives: `Request`, `Response`, `EventStream`. Plain data; used on connection
+threads.
+
+Handlers are testable without a socket: `Request(...)` can be made by hand. Imports the leaves and the head
+parser. """
+
+from __future__ import annotations
+
+import http
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from server.errors import ApiError
+from server.web.head import Headers
+
+JSON_TYPE = "application/json; charset=utf-8"
+JSON_DEPTH = 256
+REASONS = {status.value: status.phrase for status in http.HTTPStatus}
+UNSAFE_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+
+STRING_PATTERN = r'"[^"\\]*(?:\\.[^"\\]*)*"'
+BRACKET = re.compile(STRING_PATTERN + r"|([\[{])|([\]}])", re.DOTALL)
+SURROGATE_HINT = re.compile(r"\\u[dD][89a-fA-F]")
+HEX_PATTERN = r"[0-9a-fA-F]{2}"
+ESCAPE = re.compile(rf"\\u[dD][89abAB]{HEX_PATTERN}\\u[dD][c-fC-F]{HEX_PATTERN}"
+                    rf"|\\(u[dD][89a-fA-F]{HEX_PATTERN})|\\.", re.DOTALL)
+
+
+Watch = Callable[[Callable[[], None]], AbstractContextManager[object]]
+"""What `Request.on_disconnect` is made of: given a callback, a context in which it may be called."""
+
+
+def _watch_nothing(_callback: Callable[[], None]) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+@dataclass(slots=True)
+class Request:
+    """One request with its whole body. `path` is decoded, `query` has the last value of each name, `client`
+    is the peer's address without port ("unix" for a UNIX socket), `id` is safe to print, `params` are the
+    `{name}` parts of the route, `key_id` names the API key used ("" without one) and can't be turned back
+    into it. What may hold secrets is left out of the repr."""
+
+    method: str
+    path: str
+    query: dict[str, str] = field(default_factory=dict, repr=False)
+    headers: Headers = field(default_factory=Headers, repr=False)
+    body: bytes = field(default=b"", repr=False)
+    client: str = ""
+    id: str = ""
+    params: dict[str, str] = field(default_factory=dict)
+    key_id: str = ""
+    watch: Watch = field(default=_watch_nothing, repr=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.headers, Headers):
+            self.headers = Headers(self.headers)
+
+    def json(self) -> object:
+        """The body as JSON, whatever its content type; ApiError 400 with the position of the first fault."""
+        return parse_json(self.body)
+
+    def on_disconnect(self, callback: Callable[[], None]) -> AbstractContextManager[object]:
+        """Inside the returned context, `callback` is called at most once, from the watcher's thread, when the
+        client closes or resets its connection. It must be quick and must not raise. When the block is left at
+        the very same moment, a call that has begun is not waited for."""
+        return self.watch(callback)
+
+
+@dataclass(slots=True)
+class Response:
+    """An answer with a known body. Content-Length, Date, Server, CORS and X-Request-Id are added by the
+    edge."""
+
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class EventStream:
+    """A server-sent event stream; `chunks` come from `server.web.sse`.
+
+    The first chunk is fetched before the head is written, so an ApiError until then is an ordinary error
+    answer; an empty first chunk sends the head at once. `chunks.close()` is always called, also when the
+    client is gone. """
+
+    chunks: Iterable[bytes]
+    headers: dict[str, str] = field(default_factory=dict)
+    status: int = 200
+
+
+def json_response(obj: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """`obj` as compact UTF-8 JSON."""
+    return Response(status, to_json(obj), {"Content-Type": JSON_TYPE, **(headers or {})})
+
+
+def error_response(error: ApiError) -> Response:
+    return json_response(error.body(), error.status, error.headers)
+
+
+def to_json(obj: object) -> bytes:
+    """Compact UTF-8 JSON without raw line breaks. NaN and infinities become null, lone surrogates `?`: a
+    strict client must be able to read whatever a model or a driver produced."""
+    try:
+        text = json.dumps(obj, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(obj), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.encode("utf-8", "replace")
+
+
+def encode_head(status: int, headers: Mapping[str, str]) -> bytes:
+    """Status line and header fields with their empty line. Line breaks and other controls in a value, which
+    would let whoever chose it write headers of their own, become spaces."""
+    lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}"]
+    lines += [f"{name}: {UNSAFE_IN_HEADER.sub(' ', str(value))}" for name, value in headers.items()]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
+
+
+def _finite(obj: object) -> object:
+    if isinstance(obj, float):
+        return obj if math.isfinite(obj) else None
+    if isinstance(obj, dict):
+        return {name: _finite(value) for name, value in obj.items()}
+    if isinstance(obj, (list, tuple)):
+        return [_finite(value) for value in obj]
+    return obj
+
+
+def parse_json(body: bytes) -> object:
+    """Strict JSON from UTF-8 (a BOM is skipped): no NaN, no infinity in any spelling, no lone surrogates, at
+    most `JSON_DEPTH` levels. Of duplicate keys the last wins. ApiError 400 says where."""
+    if not body or body.isspace():
+        raise ApiError(400, "The request body is empty; expected JSON.")
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"The request body is not UTF-8: bad byte at position {error.start}.") from None
+    _check_depth(text)
+    _check_surrogates(text)
+
+    def refuse(literal: str) -> float:
+        raise _json_error(text, _literal_position(text, literal), f"{literal[:20]} is not a JSON number")
+
+    def finite(literal: str) -> float:
+        value = float(literal)
+        return value if math.isfinite(value) else refuse(literal)
+
+    try:
+        return json.loads(text, parse_constant=refuse, parse_float=finite)
+    except json.JSONDecodeError as error:
+        raise _json_error(text, error.pos, error.msg) from None
+    except RecursionError:
+        raise ApiError(400, "Invalid JSON: nested too deeply.") from None
+    except ValueError:
+        # CPython refuses to convert integers of more than 4,300 digits (quadratic time).
+        match = re.search(r"[0-9]{1000}", text)
+        raise _json_error(text, match.start() if match else 0, "a number has too many digits") from None
+
+
+def _check_depth(text: str) -> None:
+    if text.count("[") + text.count("{") <= JSON_DEPTH:
+        return
+    depth = 0
+    for match in BRACKET.finditer(text):
+        if match[1]:
+            depth += 1
+            if depth > JSON_DEPTH:
+                raise _json_error(text, match.start(), f"nested deeper than {JSON_DEPTH} levels")
+        elif match[2]:
+            depth -= 1
+
+
+def _check_surrogates(text: str) -> None:
+    """`\\ud800` alone is no character: it could neither be tokenised nor sent back as UTF-8."""
+    if SURROGATE_HINT.search(text):
+        for match in ESCAPE.finditer(text):
+            if match[1]:
+                raise _json_error(text, match.start(), f"lone surrogate \\{match[1]}")
+
+
+def _literal_position(text: str, literal: str) -> int:
+    for match in re.finditer(STRING_PATTERN + "|" + re.escape(literal), text, re.DOTALL):
+        if match[0] == literal:
+            return match.start()
+    return 0
+
+
+def _json_error(text: str, position: int, fault: str) -> ApiError:
+    line = text.count("\n", 0, position) + 1
+    column = position - text.rfind("\n", 0, position)
+    return ApiError(400, f"Invalid JSON: {fault} at line {line} column {column} (char {position}).")

@@ -1,0 +1,231 @@
+"""One thread that notices vanished clients of running requests, also while nothing is written to them.
+
+Handlers wait for the engine, not for the socket; without this a client that hangs up while queued or in
+prefill would cost a slot until the first token is written. The way not taken is polling in each handler: it
+wakes hundreds of threads a second and still sees nothing inside a long call.
+
+The socket belongs to its connection thread; here it is only peeked at. All selector calls happen on the
+watcher's thread; others leave changes in a queue and wake it. """
+
+from __future__ import annotations
+
+import select
+import selectors
+import socket
+import ssl
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from server.log import get_logger
+
+QUIET, DATA, GONE = "quiet", "data", "gone"
+TLS_ALERT, TLS_DATA = 0x15, 0x17
+TLS13_ALERT_BYTES = 19
+"""An encrypted alert of TLS 1.3: 2 bytes, 1 of type, 16 of tag. No HTTP data is that short."""
+
+
+class _Watch:
+    """One request being watched; a context manager."""
+
+    __slots__ = ("watcher", "sock", "callback", "is_live")
+
+    def __init__(self, watcher: Watcher, sock: socket.socket, callback: Callable[[], None]) -> None:
+        self.watcher = watcher
+        self.sock = sock
+        self.callback = callback
+        self.is_live = False
+
+    def __enter__(self) -> _Watch:
+        self.watcher._add(self)
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.watcher._drop(self)
+
+
+class Watcher:
+    """`watch(sock, callback)` is a context; inside, `callback` runs once if the peer closes or resets."""
+
+    def __init__(self, recheck_s: float = 0.2) -> None:
+        self._recheck_s = recheck_s
+        # Protects is_live of all watches, _changes, _thread, _is_stopped. Held while a socket is peeked at,
+        # so that no connection thread reads from it meanwhile and leaves the peek waiting.
+        self._lock = threading.Lock()
+        self._changes: deque[_Watch] = deque()
+        self._thread: threading.Thread | None = None
+        self._is_stopped = False
+        self._watches: set[_Watch] = set()  # watcher's thread only; every registered one
+        self._parked: set[_Watch] = set()  # of these, the ones with unread data, unregistered
+
+    def watch(self, sock: socket.socket, callback: Callable[[], None]) -> _Watch:
+        """See the class; `callback` must be quick and must not raise."""
+        return _Watch(self, sock, callback)
+
+    def stop(self) -> None:
+        """End the thread; later watches are never called. Idempotent."""
+        with self._lock:
+            self._is_stopped = True
+            thread = self._thread
+        if thread:
+            self._wake()
+            thread.join()
+            self._thread = None
+
+    def _add(self, watch: _Watch) -> None:
+        with self._lock:
+            if self._is_stopped:
+                return
+            watch.is_live = True
+            self._changes.append(watch)
+            if not self._thread:
+                self._start()
+        self._wake()
+
+    def _drop(self, watch: _Watch) -> None:
+        # No wake-up: a dead watch costs nothing until the thread next runs, and waking twice per request
+        # would.
+        with self._lock:
+            watch.is_live = False
+            self._changes.append(watch)
+
+    def _start(self) -> None:
+        self._wake_in, self._wake_out = socket.socketpair()
+        self._wake_in.setblocking(False)
+        self._wake_out.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._wake_out, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="http-watcher", daemon=True)
+        self._thread.start()
+
+    def _wake(self) -> None:
+        try:
+            self._wake_in.send(b"!")
+        except OSError:
+            pass  # the pipe is full, so it is awake already; or it has been closed by stop
+
+    def _run(self) -> None:
+        while not self._is_stopped:
+            ready = self._select()
+            self._apply_changes()
+            for watch in [*ready, *self._parked]:
+                self._look(watch)
+        self._selector.close()
+        self._wake_in.close()
+        self._wake_out.close()
+
+    def _select(self) -> list[_Watch]:
+        try:
+            events = self._selector.select(self._recheck_s if self._parked else None)
+        except (OSError, ValueError):
+            # Windows: a socket closed under select, or more than it can hold. Ask each one.
+            return [watch for watch in self._watches if _is_readable(watch.sock, self._recheck_s / 10)]
+        for key, _ in events:
+            if key.data is None:
+                _drain(self._wake_out)
+        return [key.data for key, _ in events if key.data]
+
+    def _apply_changes(self) -> None:
+        while self._changes:
+            watch = self._changes.popleft()
+            if watch.is_live and watch not in self._watches:
+                self._watches.add(watch)
+                self._register(watch)
+            elif not watch.is_live:
+                self._forget(watch)
+
+    def _register(self, watch: _Watch) -> None:
+        try:
+            self._selector.register(watch.sock, selectors.EVENT_READ, watch)
+        except (KeyError, OSError, ValueError):
+            self._fire(watch)  # closed by our own shutdown before we came to it
+
+    def _unregister(self, watch: _Watch) -> None:
+        try:
+            self._selector.unregister(watch.sock)
+        except (KeyError, OSError, ValueError):
+            pass  # parked, or closed meanwhile
+
+    def _forget(self, watch: _Watch) -> None:
+        if watch in self._watches:
+            self._watches.discard(watch)
+            self._parked.discard(watch)
+            self._unregister(watch)
+
+    def _look(self, watch: _Watch) -> None:
+        with self._lock:
+            state = peer_state(watch.sock) if watch.is_live else GONE
+        if state is GONE:
+            self._forget(watch)
+            self._fire(watch)
+        elif state is DATA and watch not in self._parked:
+            # A pipelined request: level-triggered selectors would spin on it.
+            self._unregister(watch)
+            self._parked.add(watch)
+
+    def _fire(self, watch: _Watch) -> None:
+        with self._lock:
+            was_live, watch.is_live = watch.is_live, False
+        if was_live:
+            try:
+                watch.callback()
+            except Exception:
+                get_logger("http").exception("a disconnect callback failed")
+
+
+def peer_state(sock: socket.socket) -> str:
+    """GONE if the peer has closed or reset, DATA if bytes are waiting, else QUIET. Takes nothing from the
+    socket.
+
+    Works on the descriptor below TLS, where SSLSocket.recv refuses MSG_PEEK.
+    """
+    try:
+        head = socket.socket.recv(sock, 5, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError, TimeoutError):
+        return QUIET
+    except OSError:
+        return GONE
+    if not head or (isinstance(sock, ssl.SSLSocket) and tls_is_closing(head)):
+        return GONE
+    return GONE if _is_closed_behind_data(sock) else DATA
+
+
+def tls_is_closing(record_head: bytes) -> bool:
+    """Whether the 5 bytes that open a TLS record announce an alert: in the middle of a request, a
+    close_notify."""
+    if len(record_head) < 5:
+        return False
+    n_bytes = int.from_bytes(record_head[3:5], "big")
+    return record_head[0] == TLS_ALERT or (record_head[0] == TLS_DATA and n_bytes == TLS13_ALERT_BYTES)
+
+
+def _is_closed_behind_data(sock: socket.socket) -> bool:
+    """EOF after unread bytes can't be peeked; Linux and the BSDs (macOS) say it elsewhere, Windows does
+    not."""
+    if hasattr(select, "POLLRDHUP"):
+        poll = select.poll()
+        poll.register(sock, select.POLLRDHUP)
+        return bool(poll.poll(0))
+    if hasattr(select, "kqueue"):
+        queue = select.kqueue()
+        try:
+            wanted = select.kevent(sock.fileno(), select.KQ_FILTER_READ, select.KQ_EV_ADD)
+            return any(event.flags & select.KQ_EV_EOF for event in queue.control([wanted], 1, 0))
+        finally:
+            queue.close()
+    return False
+
+
+def _is_readable(sock: socket.socket, timeout_s: float) -> bool:
+    try:
+        return bool(select.select([sock], [], [], timeout_s)[0])
+    except (OSError, ValueError):
+        return True  # closed: looking at it will say so
+
+
+def _drain(sock: socket.socket) -> None:
+    try:
+        while sock.recv(4096):
+            pass
+    except OSError:
+        pass
