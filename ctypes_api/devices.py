@@ -1,0 +1,47 @@
+"""What the loaded backends can compute on, for `--list-devices` and for choosing where a model goes.
+
+Runs on the starting thread: asking a GPU for its memory may take a moment. Imports the standard library and
+this package only.
+"""
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from ctypes_api.ggml import ggml_backend_dev_props
+from ctypes_api.loader import Libs
+
+_TYPES = ("CPU", "GPU", "IGPU", "ACCEL", "META")        # by GGML_BACKEND_DEVICE_TYPE_*
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One device. Memory in bytes (the CPU's is the system's); `id` is the PCI bus id or empty."""
+
+    name: str
+    description: str
+    type: str           # CPU, GPU, IGPU, ACCEL or META
+    memory_free: int
+    memory_total: int
+    backend: str
+    id: str
+    raw: int            # ggml_backend_dev_t, for Model(devices=[...])
+
+
+def list_devices(libs: Libs) -> list[Device]:
+    """All devices of all loaded backends, in ggml's order of preference."""
+    count = libs.ggml.ggml_backend_dev_count()
+    return [_device(libs, libs.ggml.ggml_backend_dev_get(i)) for i in range(count)]
+
+
+def _device(libs: Libs, raw: int) -> Device:
+    props = ggml_backend_dev_props()
+    libs.ggml.ggml_backend_dev_get_props(raw, ctypes.byref(props))
+    backend = libs.ggml.ggml_backend_reg_name(libs.ggml.ggml_backend_dev_backend_reg(raw))
+    kind = _TYPES[props.type] if props.type < len(_TYPES) else str(props.type)
+    return Device(_text(props.name), _text(props.description), kind, props.memory_free, props.memory_total,
+                  _text(backend), _text(props.device_id), raw)
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")

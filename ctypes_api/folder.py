@@ -1,0 +1,166 @@
+"""Which folder holds the native libraries, and which file in it is which. Opens nothing.
+
+Runs on the starting thread. Imports the standard library and `errors` only. The choice is data: folder names
+in order of preference, and a pattern for file names, because every packager names them differently
+(`libllama.so`, `libllama.so.0.5.0`, `libllama.cuda.v0.5.0.so`, `llama.v0.4.0.dll`, `libllama.0.dylib`).
+Folders made by build_scripts/fetch_libs.py carry a manifest.json, whose load order then counts. Not taken:
+the system's own search path, where a stray libllama of another version is a trap.
+"""
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ctypes_api.errors import LibsBroken, LibsNotFound
+
+ENVIRONMENT = "LLAMA_SRV_LIBS"
+FETCH = "run `python build_scripts/fetch_libs.py`"
+FALLBACK = "fallback"           # subfolder of second builds of a backend, e.g. for older drivers
+BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl", "cpu")      # best first
+SYSTEMS = {"darwin": "macos", "win32": "windows"}
+# end of sysconfig.get_platform() -> our name by 64-bit and 32-bit Python
+MACHINES = {"x86_64": ("x64", "x86"), "amd64": ("x64", "x86"), "arm64": ("arm64", "armv7l"),
+            "aarch64": ("arm64", "armv7l")}
+NEEDED = ("ggml-base", "ggml", "llama")
+
+_EXTENSION = r"(?:\.dylib|\.dll|\.so(?:\.\d+)*)"
+_LIBRARY = re.compile(
+    r"(?:lib)?(?P<role>llama|mtmd|ggml|ggml-base)(?:\.[a-z]+)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION,
+    re.IGNORECASE)
+_PLUGIN = re.compile(
+    r"(?:lib)?ggml-(?P<name>(?!base\b)[a-z0-9]+(?:-[\w.]+?)?)(?:\.\d+)*" + _EXTENSION, re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryFiles:
+    """The files of one folder by role. `plugins` maps a backend name (`cpu-haswell`, `cuda`) to its file."""
+
+    folder: Path
+    ggml_base: Path
+    ggml: Path
+    llama: Path
+    mtmd: Path | None
+    order: tuple[Path, ...]         # what to open, in this order; holds the three above
+    plugins: dict[str, Path]        # of backends; some builds link them instead
+    fallbacks: dict[str, Path]
+    release: str                    # llama.cpp version by the manifest, "" without one
+
+    @property
+    def cpu_variants(self) -> dict[str, Path]:
+        """CPU plug-ins that can be chosen by hand: name without `cpu-` -> file."""
+        return {name[4:]: path for name, path in self.plugins.items() if name.startswith("cpu-")}
+
+
+def find_folder(root: Path, explicit: str | None, environment: Mapping[str, str] = os.environ) -> Path:
+    """The libs folder to use: `explicit`, else LLAMA_SRV_LIBS, else root/libs/<platform>-<backend>, best
+    first.
+
+    Raises LibsNotFound naming every path tried.
+    """
+    chosen = explicit or environment.get(ENVIRONMENT)
+    tried = [Path(chosen)] if chosen else candidates(root)
+    for folder in tried:
+        if _has_libllama(folder):
+            return folder.resolve()
+    paths = ", ".join(str(folder) for folder in tried)
+    if chosen:
+        source = "--libs" if explicit else ENVIRONMENT
+        raise LibsNotFound(f"no libllama in {paths}, the folder given by {source}: {FETCH} or name another")
+    raise LibsNotFound(f"no native libraries for this machine, tried {paths}: {FETCH}")
+
+
+def candidates(root: Path) -> list[Path]:
+    """Where this machine's libraries may lie, in order of preference."""
+    return [root / "libs" / f"{platform_name()}-{backend}" for backend in BACKENDS]
+
+
+def platform_name(system: str | None = None, tag: str | None = None, bits: int | None = None) -> str:
+    """This process's platform as libs/ folders spell it: linux-x64, macos-arm64, windows-x64 ...
+
+    Of the Python, not of the machine: an x64 Python on an arm64 Windows needs x64 libraries.
+    """
+    system = system or sys.platform
+    tag = (tag or sysconfig.get_platform()).lower()
+    bits = bits or 8 * struct.calcsize("P")
+    if tag.endswith("universal2"):
+        tag = os.uname().machine
+    name = SYSTEMS.get(system, system)
+    for ending, (wide, narrow) in MACHINES.items():
+        if tag.endswith(ending):
+            return f"{name}-{wide if bits == 64 else narrow}"
+    return f"{name}-{tag.rpartition('-')[2]}"
+
+
+def read_folder(folder: Path) -> LibraryFiles:
+    """Sorts the folder's files by role. Raises LibsBroken if a needed one is missing or two differ."""
+    manifest = _read_manifest(folder)
+    order = [folder / str(name) for name in manifest.get("load_order", ())]
+    try:
+        roles, plugins = _sort_out(folder.iterdir())
+        _, fallbacks = _sort_out((folder / FALLBACK).iterdir() if (folder / FALLBACK).is_dir() else ())
+    except OSError as error:
+        raise LibsBroken(f"{folder} can't be read ({error.strerror}): {FETCH}") from None
+    roles.update(_sort_out(order)[0])
+    missing = [role for role in NEEDED if role not in roles]
+    if missing:
+        raise LibsBroken(f"{folder} holds no library for {', '.join(missing)}: {FETCH}")
+    found = {role: _one(paths) for role, paths in roles.items()}
+    needed = [found[role] for role in NEEDED]
+    order = dict.fromkeys([*(path.resolve() for path in order), *needed])
+    return LibraryFiles(folder, *needed, found.get("mtmd"), tuple(order),
+                        {name: paths[0] for name, paths in plugins.items()},
+                        {name: paths[0] for name, paths in fallbacks.items()},
+                        str(manifest.get("version") or ""))
+
+
+def _sort_out(paths: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
+    """Libraries by role, backend files by backend name; each with all its names."""
+    roles: dict[str, list[Path]] = {}
+    plugins: dict[str, list[Path]] = {}
+    for path in sorted(paths):
+        if match := _LIBRARY.fullmatch(path.name):
+            roles.setdefault(match["role"].lower(), []).append(path)
+        elif match := _PLUGIN.fullmatch(path.name):
+            plugins.setdefault(match["name"].lower(), []).append(path)
+    return roles, plugins
+
+
+def _one(paths: list[Path]) -> Path:
+    """The one real file behind a library's names; symlinks and copies of equal size are the same."""
+    try:
+        real = {path.resolve(strict=True): path.stat().st_size for path in paths}
+    except OSError as error:
+        raise LibsBroken(f"{error.filename} can't be read ({error.strerror}): {FETCH}") from None
+    if len(set(real.values())) > 1:
+        names = ", ".join(path.name for path in real)
+        raise LibsBroken(f"{paths[0].parent} holds different builds of one library ({names}): keep one, or "
+                         f"import the folder with fetch_libs.py --from")
+    return next(iter(real))
+
+
+def _has_libllama(folder: Path) -> bool:
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    return any((match := _LIBRARY.fullmatch(name)) and match["role"].lower() == "llama" for name in names)
+
+
+def _read_manifest(folder: Path) -> dict:
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise LibsBroken(f"{path} can't be read ({error}): {FETCH}") from None
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("load_order", []), list):
+        raise LibsBroken(f"{path} is no manifest of fetch_libs.py: {FETCH}")
+    return manifest

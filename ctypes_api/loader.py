@@ -1,0 +1,279 @@
+"""Opens the native libraries, checks that they fit, binds them and starts the backends.
+
+Runs once, on the starting thread, before any other thread calls into the libraries. Imports the standard
+library and this package only. The order is the one that works: ggml-base, ggml, llama by absolute path with
+their symbols global, log callback, ABI guard, backend plug-ins, llama_backend_init. A library can't be
+unloaded safely, so a process holds one set; asking for the same folder again gives the same `Libs`. Not
+taken: LD_LIBRARY_PATH or the libraries' own RUNPATH (wrong in copies), and an override for the guard.
+"""
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import platform
+import re
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ctypes_api import abi, ggml, llama, llama_types, mtmd
+from ctypes_api.binding import Functions, bind, from_addresses, from_handle
+from ctypes_api.errors import LibsBroken, LibsError, LibsNotFound
+from ctypes_api.folder import FETCH, LibraryFiles, find_folder, platform_name, read_folder
+from ctypes_api.layout import LAYOUT
+from ctypes_api.native_log import LogCallback, NativeLog
+
+__all__ = ["Libs", "find_folder", "load"]
+
+# What the system's loader says -> what it means. {0} is the first group that matched.
+_OTHER_MACHINE = "it was built for another machine than this {platform}, or is damaged: " + FETCH
+_REASONS = (
+    (r"version `(GLIBC_[\d.]+)' not found",
+     "it needs {0}, this system has glibc {libc}: use a newer system or import a build made on this one"),
+    (r"version `([\w.]+)' not found", "it needs {0}, which this system's libstdc++ lacks: update that"),
+    (r"(libgomp[\w.]*): cannot open", "{0} is missing: install it (Debian, Ubuntu: apt install libgomp1)"),
+    (r"(lib[\w.+-]+): cannot open|Library not loaded: (\S+)",
+     "{0}, which it needs, is missing: install it or fetch the folder again"),
+    (r"wrong ELF class|invalid ELF header|file too short|incompatible architecture|not a mach-o|WinError 193",
+     _OTHER_MACHINE),
+    (r"Could not find module|WinError 126",
+     "a DLL it needs is missing: install the Microsoft Visual C++ Redistributable or fetch the folder again"),
+)
+_LOADED_FROM = re.compile(r"loaded (\S+) backend from (.+)$")
+
+
+@dataclass(slots=True, eq=False)
+class Libs:
+    """One loaded set of libraries. `llama`, `ggml`, `mtmd` carry the C functions as attributes."""
+
+    folder: Path
+    files: LibraryFiles
+    version: str                        # what llama_version() says
+    log: NativeLog                      # holds the C log callback alive
+    ggml: Functions
+    llama: Functions
+    mtmd: Functions | None = None
+    backends: tuple[str, ...] = ()      # registered backends, e.g. ("CUDA", "CPU")
+    plugins: tuple[str, ...] = ()       # plug-in files they came from; none if linked in
+    notes: tuple[str, ...] = ()         # one line per plug-in that was there but didn't load
+    cpu_variant: str | None = None      # as asked for
+    keep: list[Any] = field(default_factory=list)   # handles that must stay open
+
+
+_lock = threading.Lock()
+_loaded: dict[Path, Libs] = {}          # guarded by _lock; mirrors the process's own table of open libraries
+
+
+def load(folder: Path, *, cpu_variant: str | None = None, with_mtmd: bool = False,
+         log_callback: LogCallback | None = None) -> Libs:
+    """Opens the libraries in `folder`, or returns what an earlier call opened from there.
+
+    `cpu_variant` names one `ggml-cpu-*` plug-in instead of the best one. `log_callback(level, line)` gets
+    every native log line, from whatever thread logs; without it the log is silent.
+    Raises LibsNotFound, LibsBroken or LibsIncompatible, each in one line.
+    """
+    folder = Path(folder).resolve()
+    with _lock:
+        libs = _loaded.get(folder)
+        if libs is None:
+            if _loaded:
+                raise LibsError(f"this process already holds the libraries of {next(iter(_loaded))}: start "
+                                f"another one for {folder}")
+            libs = _open(folder, cpu_variant, log_callback)
+            _loaded[folder] = libs
+        elif cpu_variant not in (None, libs.cpu_variant):
+            raise LibsError(f"this process already holds {folder} with CPU variant "
+                            f"{libs.cpu_variant or 'auto'}: start another one for {cpu_variant}")
+        elif log_callback is not None:
+            libs.log.sink = log_callback
+        if with_mtmd and libs.mtmd is None:
+            libs.mtmd = _open_mtmd(libs)
+        return libs
+
+
+def _open(folder: Path, cpu_variant: str | None, log_callback: LogCallback | None) -> Libs:
+    abi.check_platform()
+    files = read_folder(folder)
+    if cpu_variant is not None:
+        _variant_file(files, cpu_variant)       # a misspelt name fails before anything is opened
+    handles, keep = _open_all(files)
+    base, registry, handle = (handles[path] for path in (files.ggml_base, files.ggml, files.llama))
+    where = str(files.llama)
+    version = _version_of(handle)
+    abi.check_version(version, where)
+    log = NativeLog(log_callback)
+    libs = Libs(folder, files, version, log, Functions(base), Functions(handle), cpu_variant=cpu_variant,
+                keep=keep)
+    bind(ggml.BASE_ROWS, from_handle(base), libs.ggml, version=version, where=str(files.ggml_base))
+    bind(ggml.REGISTRY_ROWS, from_handle(registry), libs.ggml, version=version, where=str(files.ggml))
+    bind(llama.ROWS, from_handle(handle), libs.llama, version=version, where=where)
+    _guard(folder, libs.llama, where, llama_types.STRUCTS + ggml.STRUCTS, abi.LLAMA_DEFAULTS)
+    libs.llama.llama_log_set(log.c_callback, None)      # sets ggml's, too
+    atexit.register(libs.llama.llama_log_set, _silent_callback(), None)
+    _start_backends(libs)
+    libs.llama.llama_backend_init()
+    return libs
+
+
+def _open_all(files: LibraryFiles) -> tuple[dict[Path, ctypes.CDLL], list[Any]]:
+    """Opens the libraries in order; also returns what else must stay open. Raises LibsBroken."""
+    keep: list[Any] = []
+    if sys.platform == "win32":
+        keep.append(os.add_dll_directory(str(files.folder)))
+    handles: dict[Path, ctypes.CDLL] = {}
+    for path in files.order:
+        try:
+            handles[path] = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        except OSError as error:
+            # Builds without plug-ins link backends into libggml. If its own search fails, open those first.
+            opened = [_try_open(plugin) for plugin in files.plugins.values()] if path == files.ggml else []
+            if not any(opened):
+                raise LibsBroken(_explain(path, str(error))) from None
+            keep += opened
+            handles[path] = _open_library(path)
+    return handles, keep
+
+
+def _open_mtmd(libs: Libs) -> Functions:
+    path = libs.files.mtmd
+    if path is None:
+        raise LibsNotFound(f"{libs.folder} holds no libmtmd, which images and audio need: run "
+                           f"`python build_scripts/fetch_libs.py --with-mtmd`")
+    handle = _open_library(path)
+    functions = Functions(handle)
+    bind(mtmd.ROWS, from_handle(handle), functions, version=libs.version, where=str(path))
+    _guard(libs.folder, functions, str(path), mtmd.STRUCTS, abi.MTMD_DEFAULTS)
+    functions.mtmd_helper_log_set(libs.log.c_callback, None)
+    atexit.register(functions.mtmd_helper_log_set, _silent_callback(), None)
+    return functions
+
+
+def _silent_callback() -> Any:
+    """A log callback in C that does nothing (`abs` of the level), for after Python has gone.
+
+    Destructors of the native libraries may still log then, and a Python callback would crash the process.
+    """
+    libc = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
+    return ctypes.cast(libc.abs, ggml.ggml_log_callback)
+
+
+def _guard(folder: Path, functions: Functions, where: str, structs: tuple, defaults: abi.Defaults) -> None:
+    """Raises LibsIncompatible, before the first struct goes in, if anything doesn't fit."""
+    ours = abi.layout_of(structs)
+    abi.check_layout(ours, LAYOUT, f"the {abi.EXPECTED} headers")
+    beside = folder / abi.LAYOUT_FILE
+    theirs = abi.read_layout(beside)
+    if theirs is not None:
+        abi.check_layout(ours, theirs, str(beside))
+    for function, expected in defaults.items():
+        abi.check_defaults(function, getattr(functions, function)(), expected, where)
+
+
+def _version_of(handle: ctypes.CDLL) -> str:
+    try:
+        function = ctypes.PYFUNCTYPE(ctypes.c_char_p)(("llama_version", handle))
+    except AttributeError:
+        return ""
+    return (function() or b"").decode("utf-8", "replace")
+
+
+def _open_library(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        raise LibsBroken(_explain(path, str(error))) from None
+
+
+def _try_open(path: Path) -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return None
+
+
+def _explain(path: Path, error: str) -> str:
+    """One line: which file, what it means, what the system said."""
+    error = " ".join(error.split())
+    own = ((re.escape(f"{path}: cannot open"), _OTHER_MACHINE),) if path.is_file() else ()     # glibc's way
+    for pattern, meaning in own + _REASONS:
+        if match := re.search(pattern, error):
+            found = next(filter(None, match.groups()), "")
+            meaning = meaning.format(found, libc=platform.libc_ver()[1] or "of another version",
+                                     platform=platform_name())
+            return f"{path} can't be opened: {meaning} ({error})"
+    return f"{path} can't be opened: {error}"
+
+
+def _start_backends(libs: Libs) -> None:
+    """Registers the backends and fills in `backends`, `plugins` and `notes`."""
+    mark = libs.log.mark()
+    if sys.platform == "win32":     # ggml's own LoadLibrary wouldn't look for a plug-in's DLLs beside it
+        libs.keep += [_try_open(path) for name, path in libs.files.plugins.items() if not _is_cpu(name)]
+    if libs.cpu_variant is None:
+        libs.ggml.ggml_backend_load_all_from_path(os.fsencode(libs.folder))
+    else:
+        _load_by_hand(libs, libs.cpu_variant)
+    _load_fallbacks(libs, mark)
+    libs.plugins = _plugin_files(libs, mark)
+    libs.backends = tuple(
+        libs.ggml.ggml_backend_reg_name(libs.ggml.ggml_backend_reg_get(i)).decode()
+        for i in range(libs.ggml.ggml_backend_reg_count()))
+    taken = {Path(file).name for file in libs.plugins}
+    libs.notes = tuple(_why_not(path) for name, path in libs.files.plugins.items()
+                       if taken and path.name not in taken and not _is_cpu(name))
+    device = libs.ggml.ggml_backend_dev_by_type(ggml.GGML_BACKEND_DEVICE_TYPE_CPU)
+    if not device:
+        names = ", ".join(sorted(libs.files.plugins)) or "none"
+        raise LibsBroken(f"no CPU backend in {libs.folder} works on this machine (plug-ins found: {names}): "
+                         f"{FETCH}")
+    cpu = libs.ggml.ggml_backend_dev_backend_reg(device)
+    bind(ggml.CPU_ROWS, from_addresses(lambda name: libs.ggml.ggml_backend_reg_get_proc_address(cpu, name)),
+         libs.ggml, version=libs.version, where=f"the CPU backend of {libs.folder}")
+
+
+def _load_by_hand(libs: Libs, variant: str) -> None:
+    """Every plug-in that isn't for the CPU, then the one CPU plug-in asked for (ggml's own order)."""
+    for name, path in libs.files.plugins.items():
+        if not _is_cpu(name):
+            libs.ggml.ggml_backend_load(os.fsencode(path))
+    path = _variant_file(libs.files, variant)
+    if not libs.ggml.ggml_backend_load(os.fsencode(path)):
+        raise LibsBroken(f"CPU variant {variant} ({path.name}) doesn't work on this CPU; available: "
+                         f"{', '.join(sorted(libs.files.cpu_variants))}")
+
+
+def _load_fallbacks(libs: Libs, mark: int) -> None:
+    """Second builds of a backend, tried where the first one didn't load (an older driver, say)."""
+    loaded = {Path(file).name for file in _plugin_files(libs, mark)}
+    for path in libs.files.fallbacks.values():
+        if path.name not in loaded:
+            libs.ggml.ggml_backend_load(os.fsencode(path))
+
+
+def _is_cpu(plugin: str) -> bool:
+    return plugin.partition("-")[0] == "cpu"
+
+
+def _plugin_files(libs: Libs, mark: int) -> tuple[str, ...]:
+    """ggml tells only its log which files it took."""
+    matches = (_LOADED_FROM.search(line) for line in libs.log.lines_since(mark))
+    return tuple(match[2] for match in matches if match)
+
+
+def _variant_file(files: LibraryFiles, variant: str) -> Path:
+    if variant not in files.cpu_variants:
+        names = ", ".join(sorted(files.cpu_variants)) or "none, its CPU backend is linked in"
+        raise LibsNotFound(f"{files.folder} has no CPU variant {variant!r}; available: {names}")
+    return files.cpu_variants[variant]
+
+
+def _why_not(path: Path) -> str:
+    """Why ggml skipped a plug-in: it doesn't say, the system's loader does."""
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return _explain(path, str(error))
+    return f"{path} opened but found no device it can use"

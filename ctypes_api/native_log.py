@@ -1,0 +1,73 @@
+"""The native log: what llama.cpp and ggml print, as whole lines, kept off stderr.
+
+The callback runs on whatever native thread logs (ctypes takes the GIL for it), so it does little: joins
+continuations, remembers the last problems, hands the line on. That is why functions that may wait for a
+native thread must be bound as `call`. Imports the standard library and `ggml`'s types only. Not taken: one
+hook per context, because the C side has one logger per process.
+"""
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from ctypes_api.ggml import GGML_LOG_LEVEL_CONT, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_INFO, ggml_log_callback
+
+LogCallback = Callable[[int, str], None]
+_REMEMBERED = 64            # lines kept of each kind
+_LONGEST = 1 << 16          # a line that never ends is cut here
+
+
+class NativeLog:
+    """Owns the C callback and must outlive the library's use of it; `Libs` holds it."""
+
+    def __init__(self, sink: LogCallback | None = None) -> None:
+        self.sink = sink
+        self.c_callback = ggml_log_callback(self._on_text)
+        self._lock = threading.Lock()       # guards all below: several native threads may log at once
+        self._level = GGML_LOG_LEVEL_INFO
+        self._pending = ""
+        self._count = 0
+        self._recent: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)
+        self._errors: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)    # a model load logs hundreds
+
+    def mark(self) -> int:
+        """A point in the log, for `errors_since`."""
+        with self._lock:
+            return self._count
+
+    def errors_since(self, mark: int) -> list[str]:
+        """The error lines logged after `mark`, oldest first, at most the last 64 of the process."""
+        with self._lock:
+            return [text for number, text in self._errors if number >= mark]
+
+    def lines_since(self, mark: int) -> list[str]:
+        """The lines of any level after `mark`, oldest first, at most the last 64 of the process."""
+        with self._lock:
+            return [text for number, text in self._recent if number >= mark]
+
+    def _on_text(self, level: int, text: bytes | None, _user_data: object) -> None:
+        with self._lock:
+            lines = self._take(level, (text or b"").decode("utf-8", "replace"))
+        if self.sink is not None:           # outside the lock: a sink may log, and may be slow
+            for line_level, line in lines:
+                self.sink(line_level, line)
+
+    def _take(self, level: int, text: str) -> list[tuple[int, str]]:
+        """Adds `text` and returns the lines that it completes."""
+        complete = []
+        if level != GGML_LOG_LEVEL_CONT:
+            if self._pending:               # an unfinished line ends where a new message begins
+                complete.append((self._level, self._pending))
+            self._level, self._pending = level, ""
+        *lines, self._pending = (self._pending + text).split("\n")
+        if len(self._pending) > _LONGEST:
+            lines.append(self._pending)
+            self._pending = ""
+        complete += [(self._level, line) for line in lines]
+        for line_level, line in complete:
+            self._recent.append((self._count, line))
+            if line_level == GGML_LOG_LEVEL_ERROR:
+                self._errors.append((self._count, line))
+            self._count += 1
+        return complete

@@ -1,0 +1,439 @@
+"""Owners of native objects: who holds a pointer, keeps alive what C points at, and frees in the right order.
+
+Each owner has `.raw` (the address), an idempotent `close()`, is a context manager, and passes itself to a raw
+call (`libs.llama.llama_n_ctx(context)`). Closing a parent closes its children first. Not thread-safe: one
+thread owns a context and everything under it; a model may be read by several. Finalizers only warn: freeing
+from the garbage collector would pick a random thread and order. Imports the standard library and this package
+only.
+
+Keyword fields are those of the C parameter struct under their C names; an unknown one is a TypeError. A list
+given for a pointer field becomes a zero-terminated C array, kept alive with the owner.
+"""
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from ctypes import POINTER, c_char, c_float, c_int8, c_int32
+from typing import Any
+
+from ctypes_api.errors import LibsError, ModelLoadError
+from ctypes_api.ggml import ggml_abort_callback
+from ctypes_api.llama_types import (llama_batch, llama_progress_callback, llama_sampler_accept_fn,
+                                    llama_sampler_apply_fn, llama_sampler_i, llama_sampler_name_fn,
+                                    llama_sampler_reset_fn)
+from ctypes_api.loader import Libs
+from ctypes_api.mtmd import mtmd_progress_callback
+
+Progress = Callable[[float], bool]
+_NO_SAMPLER = "the native library refused to make a sampler: a grammar that doesn't parse, or a bad argument"
+
+
+class Owner:
+    """Base: a native pointer, its children, and what must live as long as it does."""
+
+    raw: int | None = None              # on the class, so that a failed constructor is harmless
+
+    def __init__(self, libs: Libs) -> None:
+        self.libs = libs
+        self.parent: Owner | None = None
+        self._children: list[Owner] = []
+        self._keep: list[Any] = []      # callbacks and arrays that C holds pointers to
+
+    def _own(self, raw: int | None, parent: Owner | None = None) -> None:
+        """Takes over what the C constructor returned, as a child of `parent`; the caller raises for NULL."""
+        self.raw, self.parent = raw, parent
+        if raw is not None and parent is not None:
+            parent._children.append(self)
+
+    @property
+    def _as_parameter_(self) -> int:
+        if self.raw is None:
+            raise LibsError(f"{type(self).__name__} is closed")
+        return self.raw
+
+    def close(self) -> None:
+        """Frees the children (last made first), then this. Further calls do nothing."""
+        if self.raw is None:
+            return
+        while self._children:
+            self._children[-1].close()
+        raw, self.raw = self.raw, None
+        self._free(raw)
+        self._keep.clear()
+        if self.parent is not None:
+            self.parent._children.remove(self)
+
+    def _free(self, raw: int) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if self.raw is not None and not sys.is_finalizing():
+            warnings.warn(f"{type(self).__name__} was never closed", ResourceWarning, source=self)
+
+
+class Model(Owner):
+    """A loaded model file. Fields: llama_model_params (n_gpu_layers, vocab_only, devices=[...], ...)."""
+
+    def __init__(self, libs: Libs, path: str | os.PathLike[str], *, progress: Progress | None = None,
+                 **fields: Any) -> None:
+        """Loads `path`. `progress(0.0..1.0)` is called on this thread; False stops the load.
+
+        Raises ModelLoadError with the last native error lines; whatever `progress` raised comes through.
+        """
+        super().__init__(libs)
+        params = libs.llama.llama_model_default_params()
+        _set_fields(params, fields, self._keep, {"tensor_split": libs.llama.llama_max_devices()})
+        watch = _ProgressWatch(progress, params, llama_progress_callback)
+        mark = libs.log.mark()
+        self._own(libs.llama.llama_model_load_from_file(_c_path(path), params))
+        watch.check(self)
+        if self.raw is None:
+            raise ModelLoadError(_failure(f"can't load model {os.fspath(path)}", libs, mark))
+        self.vocab: int = libs.llama.llama_model_get_vocab(self)     # lives as long as the model
+
+    @property
+    def desc(self) -> str:
+        """A short description such as `llama 1B Q4_1`."""
+        return _string(self.libs.llama.llama_model_desc, self)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return self.libs.llama.llama_model_size(self)
+
+    @property
+    def n_params(self) -> int:
+        """Number of parameters."""
+        return self.libs.llama.llama_model_n_params(self)
+
+    def meta(self) -> dict[str, str]:
+        """The GGUF metadata: scalars and strings as text (arrays are left out by the C interface)."""
+        return _metadata(self, "llama_model_meta")
+
+    def chat_template(self, name: str | None = None) -> str | None:
+        """The model's chat template, the default one or a named one; None if it has none."""
+        text = self.libs.llama.llama_model_chat_template(self, None if name is None else name.encode())
+        return None if text is None else text.decode("utf-8", "replace")
+
+    def _free(self, raw: int) -> None:
+        self.libs.llama.llama_model_free(raw)
+
+
+class AbortFlag:
+    """A switch that stops llama_decode from any thread, read by C without the GIL.
+
+    The compute threads ask an abort callback before every graph node. A Python function there would wait for
+    the GIL hundreds of times a step, so the callback is libc's `strlen` over a one-byte buffer: 0 goes on, 1
+    aborts. Works on the CPU backend only (llama.h). Pass it as `Context(..., abort=flag)`.
+    """
+
+    def __init__(self) -> None:
+        self._text = (c_char * 2)()
+        libc = ctypes.CDLL("ucrtbase" if sys.platform == "win32" else None)
+        self.callback = ctypes.cast(libc.strlen, ggml_abort_callback)
+        self.address = ctypes.addressof(self._text)
+
+    def set(self) -> None:
+        """The running and every later llama_decode returns 2, until `clear`."""
+        self._text[0] = b"\x01"
+
+    def clear(self) -> None:
+        """Lets decoding go on."""
+        self._text[0] = b"\x00"
+
+    def is_set(self) -> bool:
+        """Whether decoding is being stopped."""
+        return self._text[0] != b"\x00"
+
+
+class Context(Owner):
+    """A llama_context on a model. Fields: llama_context_params (n_ctx, n_seq_max, kv_unified, ...)."""
+
+    def __init__(self, model: Model, *, abort: AbortFlag | None = None, **fields: Any) -> None:
+        """Raises ModelLoadError with the last native error lines (usually: not enough memory)."""
+        super().__init__(model.libs)
+        params = self.libs.llama.llama_context_default_params()
+        _set_fields(params, fields, self._keep)
+        if abort is not None:
+            params.abort_callback, params.abort_callback_data = abort.callback, abort.address
+            self._keep.append(abort)
+        mark = self.libs.log.mark()
+        self._own(self.libs.llama.llama_init_from_model(model, params), model)
+        if self.raw is None:
+            raise ModelLoadError(_failure("can't create a context", self.libs, mark))
+        self.memory: int | None = self.libs.llama.llama_get_memory(self)    # None: an encoder-only model
+
+    def _free(self, raw: int) -> None:
+        self.libs.llama.llama_free(raw)
+
+
+class Threadpool(Owner):
+    """A ggml thread pool for llama_attach_threadpool. Fields: ggml_threadpool_params (prio, poll, ...).
+
+    Detach it from every context (or close them) before closing it.
+    """
+
+    def __init__(self, libs: Libs, n_threads: int, **fields: Any) -> None:
+        super().__init__(libs)
+        params = libs.ggml.ggml_threadpool_params_default(n_threads)
+        _set_fields(params, fields, self._keep)
+        self._own(libs.ggml.ggml_threadpool_new(ctypes.byref(params)))
+        if self.raw is None:
+            raise LibsError(f"can't create a pool of {n_threads} threads")
+
+    def _free(self, raw: int) -> None:
+        self.libs.ggml.ggml_threadpool_free(raw)
+
+
+class Batch:
+    """Input rows for llama_decode in plain ctypes arrays, which the llama_batch in `struct` points at.
+
+    Fill `token`, `pos`, `logits` and either `seq` (row i uses seq[i * n_seq_max ...]) or `seq_id[i][k]`, by
+    index or slice, set `n_tokens`, then `llama_decode(context, batch.struct)`. `n_seq_id` starts as all 1.
+    For embeddings instead of tokens give `n_embd`; `n_pos` > 1 is for M-RoPE (n_pos * n_tokens positions, by
+    dimension). It owns no native memory, hence `close` only marks it; it must outlive the decode call.
+    """
+
+    __slots__ = ("capacity", "embd", "logits", "n_seq_id", "n_seq_max", "pos", "seq", "seq_id", "struct",
+                 "token")
+
+    def __init__(self, _libs: Libs, n_tokens: int, n_seq_max: int = 1, *, n_embd: int = 0,
+                 n_pos: int = 1) -> None:
+        self.capacity, self.n_seq_max = n_tokens, n_seq_max
+        self.token = None if n_embd else (c_int32 * n_tokens)()
+        self.embd = (c_float * (n_tokens * n_embd))() if n_embd else None
+        self.pos = (c_int32 * (n_tokens * n_pos))()
+        self.n_seq_id = (c_int32 * n_tokens)(*([1] * n_tokens))
+        self.logits = (c_int8 * n_tokens)()
+        self.seq = (c_int32 * (n_tokens * n_seq_max))()
+        self.seq_id = _rows(self.seq, n_tokens, n_seq_max)
+        self.struct = llama_batch(0, _first(self.token, c_int32), _first(self.embd, c_float),
+                                  _first(self.pos, c_int32), _first(self.n_seq_id, c_int32),
+                                  _first(self.seq_id, POINTER(c_int32)), _first(self.logits, c_int8))
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows in use."""
+        return self.struct.n_tokens
+
+    @n_tokens.setter
+    def n_tokens(self, count: int) -> None:
+        if not 0 <= count <= self.capacity:
+            raise ValueError(f"a batch of {self.capacity} rows can't hold {count}")
+        self.struct.n_tokens = count
+
+    def close(self) -> None:
+        """Empties the batch. Further calls do nothing."""
+        self.struct.n_tokens = 0
+
+    def __enter__(self) -> Batch:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+
+class Sampler(Owner):
+    """Owns one llama_sampler. `Sampler(libs, libs.llama.llama_sampler_init_greedy())`."""
+
+    def __init__(self, libs: Libs, raw: int | None) -> None:
+        """Takes `raw` over. Raises LibsError if it is NULL: the C constructor refused its arguments."""
+        super().__init__(libs)
+        if raw is None:
+            raise LibsError(_NO_SAMPLER)
+        self._own(raw)
+
+    @classmethod
+    def chain(cls, libs: Libs, *parts: Sampler | int | None, no_perf: bool = True) -> Sampler:
+        """A chain of `parts`, applied in order; each is an owner or a fresh C pointer, and is taken over.
+
+        Raises LibsError if one of them is NULL, after freeing the others.
+        """
+        params = libs.llama.llama_sampler_chain_default_params()
+        params.no_perf = no_perf
+        made = cls(libs, libs.llama.llama_sampler_chain_init(params))
+        for part in parts:
+            if part is not None:
+                made.add(part)
+        if None in parts:
+            made.close()        # with all the good parts, which nobody else owns
+            raise LibsError(_NO_SAMPLER)
+        return made
+
+    @classmethod
+    def custom(cls, libs: Libs, name: str, apply: Callable[[Any], None], *,
+               accept: Callable[[int], None] | None = None,
+               reset: Callable[[], None] | None = None) -> Sampler:
+        """A sampler in Python. `apply(candidates)` gets a llama_token_data_array and changes it in place.
+
+        For tests and experiments: over a whole vocabulary it costs milliseconds a token. The callbacks run on
+        the thread that samples. What they raise can't cross C: Python reports it as unraisable. Clones share
+        them.
+        """
+        label = ctypes.create_string_buffer(name.encode())
+        interface = llama_sampler_i(
+            name=llama_sampler_name_fn(lambda _raw: ctypes.addressof(label)),
+            apply=llama_sampler_apply_fn(lambda _raw, array: apply(array.contents)))
+        if accept is not None:
+            interface.accept = llama_sampler_accept_fn(lambda _raw, token: accept(token))
+        if reset is not None:
+            interface.reset = llama_sampler_reset_fn(lambda _raw: reset())
+        made = cls(libs, libs.llama.llama_sampler_init(ctypes.byref(interface), None))
+        made._keep += [interface, label]
+        return made
+
+    def add(self, part: Sampler | int | None) -> Sampler:
+        """Appends to this chain, which from now on owns `part` and what it keeps alive. Returns the chain."""
+        if not isinstance(part, Sampler):
+            part = Sampler(self.libs, part)
+        self.libs.llama.llama_sampler_chain_add(self, part)
+        self._keep += part._keep
+        part.raw = None
+        return self
+
+    def clone(self) -> Sampler:
+        """A copy with the same state. A chain's copy takes over nothing: it has its own parts."""
+        made = Sampler(self.libs, self.libs.llama.llama_sampler_clone(self))
+        made._keep += self._keep
+        return made
+
+    def _free(self, raw: int) -> None:
+        self.libs.llama.llama_sampler_free(raw)
+
+
+class Adapter(Owner):
+    """A LoRA adapter loaded for a model; put to use with llama_set_adapters_lora."""
+
+    def __init__(self, model: Model, path: str | os.PathLike[str]) -> None:
+        """Raises ModelLoadError with the last native error lines."""
+        super().__init__(model.libs)
+        mark = self.libs.log.mark()
+        self._own(self.libs.llama.llama_adapter_lora_init(model, _c_path(path)), model)
+        if self.raw is None:
+            raise ModelLoadError(_failure(f"can't load adapter {os.fspath(path)}", self.libs, mark))
+
+    def meta(self) -> dict[str, str]:
+        """The adapter's GGUF metadata as text."""
+        return _metadata(self, "llama_adapter_meta")
+
+    def _free(self, raw: int) -> None:
+        self.libs.llama.llama_adapter_lora_free(raw)
+
+
+class MtmdContext(Owner):
+    """A projector (mmproj) file for a model. Fields: mtmd_context_params. Needs load(..., with_mtmd=True)."""
+
+    def __init__(self, model: Model, path: str | os.PathLike[str], *, progress: Progress | None = None,
+                 **fields: Any) -> None:
+        """Raises ModelLoadError with the last native error lines."""
+        super().__init__(model.libs)
+        if self.libs.mtmd is None:
+            raise LibsError("libmtmd isn't loaded: load the libraries with with_mtmd=True")
+        params = self.libs.mtmd.mtmd_context_params_default()
+        _set_fields(params, fields, self._keep)
+        watch = _ProgressWatch(progress, params, mtmd_progress_callback)
+        mark = self.libs.log.mark()
+        self._own(self.libs.mtmd.mtmd_init_from_file(_c_path(path), model, params), model)
+        watch.check(self)
+        if self.raw is None:
+            raise ModelLoadError(_failure(f"can't load projector {os.fspath(path)}", self.libs, mark))
+
+    def _free(self, raw: int) -> None:
+        self.libs.mtmd.mtmd_free(raw)
+
+
+class _ProgressWatch:
+    """Sets a progress callback for one load call, and tells afterwards how it ended.
+
+    An exception can't cross the C frames: it is kept here, the load is stopped, and `check` raises it.
+    """
+
+    def __init__(self, progress: Progress | None, params: ctypes.Structure, callback_type: Any) -> None:
+        self._progress = progress
+        self._error: BaseException | None = None
+        self._stopped = False
+        if progress is not None:
+            self._c_callback = params.progress_callback = callback_type(self._on_progress)
+
+    def _on_progress(self, value: float, _user_data: object) -> bool:
+        try:
+            self._stopped = not self._progress(value)
+        except BaseException as error:      # KeyboardInterrupt included: it must stop the load, too
+            self._error, self._stopped = error, True
+        return not self._stopped
+
+    def check(self, owner: Owner) -> None:
+        """Raises what the callback raised, or ModelLoadError if it stopped the load, and frees the rest."""
+        if self._stopped:
+            owner.close()
+            raise self._error or ModelLoadError("loading was stopped by its progress callback")
+
+
+def _c_path(path: str | os.PathLike[str]) -> bytes:
+    """A path as C gets it: UTF-8 on Windows, the file system's bytes elsewhere."""
+    encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ModelLoadError("a path can't hold a NUL character")
+    return encoded
+
+
+def _set_fields(params: ctypes.Structure, fields: Mapping[str, Any], keep: list[Any],
+                lengths: Mapping[str, int] | None = None) -> None:
+    keep.append(params)
+    types = {name: kind for name, kind, *_ in params._fields_}
+    for name, value in fields.items():
+        if name not in types:
+            raise TypeError(f"{type(params).__name__} has no field {name!r}")
+        if isinstance(value, (list, tuple)) and hasattr(types[name], "contents"):
+            element = types[name]._type_
+            value = (element * max(len(value) + 1, (lengths or {}).get(name, 0)))(*value)
+            keep.append(value)
+            value = ctypes.cast(value, types[name])
+        setattr(params, name, value)
+
+
+def _first(array: Any, element: Any) -> Any:
+    """A pointer to an array's first element; NULL for no array."""
+    return ctypes.cast(array, POINTER(element)) if array is not None else POINTER(element)()
+
+
+def _rows(flat: Any, count: int, width: int) -> Any:
+    """`count` pointers, `width` elements apart, into a flat int32 array, and a NULL after them."""
+    base = ctypes.addressof(flat)
+    rows = (POINTER(c_int32) * (count + 1))()
+    for i in range(count):
+        rows[i] = ctypes.cast(base + 4 * width * i, POINTER(c_int32))
+    return rows
+
+
+def _string(function: Callable, *arguments: Any) -> str:
+    """Calls a C function ending in (char *buf, size_t size) that returns the length it needs, or -1."""
+    buffer = ctypes.create_string_buffer(256)
+    length = function(*arguments, buffer, len(buffer))
+    if length >= len(buffer):
+        buffer = ctypes.create_string_buffer(length + 1)
+        function(*arguments, buffer, len(buffer))
+    return buffer.value.decode("utf-8", "replace")
+
+
+def _metadata(owner: Owner, prefix: str) -> dict[str, str]:
+    functions = vars(owner.libs.llama)
+    key_at, value_at = functions[f"{prefix}_key_by_index"], functions[f"{prefix}_val_str_by_index"]
+    return {_string(key_at, owner, i): _string(value_at, owner, i)
+            for i in range(functions[f"{prefix}_count"](owner))}
+
+
+def _failure(what: str, libs: Libs, mark: int) -> str:
+    """One printable line: `what`, then the last three native error lines (they may quote a broken file)."""
+    lines = [line.strip() for line in libs.log.errors_since(mark) if line.strip()]
+    text = f"{what}: {'; '.join(lines[-3:]) or 'the native library gave no reason'}"
+    return "".join(char if char.isprintable() else "?" for char in text)

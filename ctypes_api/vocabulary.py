@@ -1,0 +1,75 @@
+"""Text to tokens and back, over a vocabulary pointer (`Model.vocab`).
+
+Any thread may call them, the C side is thread-safe here. Text is bytes: a token may hold half a character.
+Ids are checked first, because the C side ends the process over an unknown one. Imports the standard library
+and this package only.
+"""
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+from ctypes_api.errors import LibsError
+from ctypes_api.llama_types import LLAMA_VOCAB_TYPE_NONE
+from ctypes_api.loader import Libs
+
+_OVERFLOW = -(1 << 31)
+_PIECE = ctypes.c_char * 64
+
+
+def tokenize(libs: Libs, vocab: int, text: bytes, add_special: bool, parse_special: bool) -> list[int]:
+    """Token ids of `text`.
+
+    `add_special` adds BOS and EOS as the model asks; `parse_special` reads control tokens such as
+    `<|im_end|>` in the text. Raises LibsError if the text is beyond what the C side can count, or the model
+    has no vocabulary.
+    """
+    _check(libs, vocab, ())
+    room = len(text) + 8        # no token is shorter than a byte, plus BOS, EOS and a leading space
+    for _ in range(2):
+        tokens = (ctypes.c_int32 * room)()
+        count = libs.llama.llama_tokenize(vocab, text, len(text), tokens, room, add_special, parse_special)
+        if count >= 0:
+            return tokens[:count]
+        if count == _OVERFLOW:
+            break
+        room = -count
+    raise LibsError(f"a text of {len(text)} bytes can't be tokenized: it is too long")
+
+
+def token_to_piece(libs: Libs, vocab: int, token: int, special: bool) -> bytes:
+    """The bytes of one token; `special` shows control tokens as text. An unknown id raises LibsError."""
+    _check(libs, vocab, (token,))
+    buffer = _PIECE()
+    length = libs.llama.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, special)
+    if length < 0:
+        buffer = (ctypes.c_char * -length)()
+        length = libs.llama.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, special)
+    return buffer.raw[:length]
+
+
+def detokenize(libs: Libs, vocab: int, tokens: Sequence[int], remove_special: bool = False,
+               unparse_special: bool = False) -> bytes:
+    """The text of `tokens` together; flags as in llama_detokenize. An unknown id raises LibsError."""
+    _check(libs, vocab, tokens)
+    array = (ctypes.c_int32 * len(tokens))(*tokens)
+    room = 6 * len(tokens) + 64     # tokens have 4 bytes or so
+    for _ in range(2):
+        buffer = (ctypes.c_char * room)()
+        length = libs.llama.llama_detokenize(vocab, array, len(tokens), buffer, room, remove_special,
+                                             unparse_special)
+        if length >= 0:
+            return buffer.raw[:length]
+        if length == _OVERFLOW:
+            break
+        room = -length
+    raise LibsError(f"{len(tokens)} tokens can't be turned into text: it would be too long")
+
+
+def _check(libs: Libs, vocab: int, tokens: Sequence[int]) -> None:
+    if libs.llama.llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE:
+        raise LibsError("this model has no vocabulary: it can't turn text into tokens or back")
+    count = libs.llama.llama_vocab_n_tokens(vocab)
+    for token in tokens:
+        if not 0 <= token < count:
+            raise LibsError(f"token {token} isn't in the vocabulary of {count} tokens")
