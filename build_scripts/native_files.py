@@ -1,0 +1,433 @@
+"""What the files of a llama.cpp build are: their machine, their names for each other, their roles, the
+manifest.
+
+Called by fetch_libs (and whoever checks a folder for another platform) on one thread; imports the standard
+library, `archives` for its result type and `common`. Knows ELF, Mach-O and PE well enough to read three
+facts.
+
+Why read headers at all: packagers name the files differently (`libllama.so.0`, `libllama.v0.5.0.so`,
+`libllama.0.dylib` beside an unequal copy `libllama.dylib`), and loading a library under another name than the
+one its neighbours ask for gives two copies of it in one process. So each file is installed under the name by
+which the others need it, and the load order follows from that. The way not taken: a table of layouts per
+packager.
+"""
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import re
+import shutil
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from archives import Unpacked
+from common import Failure, sha256_of
+
+MANIFEST = "manifest.json"
+MANIFEST_FORMAT = 1
+FALLBACK = "fallback"
+
+PLATFORMS = {   # platform -> (file format, machine)
+    "linux-x64": ("elf", "x64"), "linux-arm64": ("elf", "arm64"), "linux-armv7l": ("elf", "armv7l"),
+    "macos-arm64": ("macho", "arm64"), "macos-x64": ("macho", "x64"),
+    "windows-x64": ("pe", "x64"), "windows-arm64": ("pe", "arm64"),
+}
+ELF_MACHINES = {0x03: "x86", 0x28: "armv7l", 0x3E: "x64", 0xB7: "arm64", 0xF3: "riscv64"}
+MACHO_MACHINES = {0x01000007: "x64", 0x0100000C: "arm64"}
+PE_MACHINES = {0x014C: "x86", 0x8664: "x64", 0xAA64: "arm64"}
+GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")   # first found: the name
+
+MAX_ROWS = 10_000   # of a header's table: more is no library but an attack
+
+_EXTENSION = r"\.(?:dll|dylib|so(?:\.\d+)*)$"
+_CORE = re.compile(
+    r"^(?:lib)?(llama|ggml|ggml-base|mtmd)(?:\.[a-z]\w*)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION, re.I)
+_PLUGIN = re.compile(r"^(?:lib)?(ggml-(?!base\b)[\w+-]+?(?:\.\d+_\d+)?)(?:\.\d+)*" + _EXTENSION, re.I)
+_VERSION = re.compile(r"\.v?(\d+\.\d+\.\d+)(?:\.|$)")
+_TAG = re.compile(r"(?:^|[-_/])(v\d+\.\d+\.\d+|b\d{3,6})(?=[-_./]|$)")
+
+
+# --- headers ------------------------------------------------------------------------------------------------
+
+class Header(NamedTuple):
+    format: str         # elf, macho, pe
+    machine: str
+    name: str           # SONAME or install name without folder, "" if none
+    needed: tuple       # names of other libraries, without folders
+
+
+def read_header(path: Path) -> Header | None:
+    """None for a file that is no shared library of a known format (or is cut off inside its header)."""
+    readers = {b"\x7fELF": _read_elf, b"\xcf\xfa\xed\xfe": _read_macho, b"\xca\xfe\xba\xbe": _read_fat_macho}
+    with open(path, "rb") as file:
+        magic = file.read(4)
+        reader = readers.get(magic, _read_pe if magic[:2] == b"MZ" else None)
+        try:
+            return reader(_Bytes(file)) if reader else None
+        except (struct.error, ValueError, IndexError, OverflowError):
+            return None
+
+
+class _Bytes:
+    """Random access to a file as numbers and strings, from `start` on."""
+
+    def __init__(self, file, start: int = 0, order: str = "<") -> None:
+        self.file = file
+        self.start = start
+        self.order = order
+
+    def numbers(self, layout: str, offset: int) -> tuple:
+        self.file.seek(self.start + offset)
+        return struct.unpack(self.order + layout, self.file.read(struct.calcsize(self.order + layout)))
+
+    def text(self, offset: int, limit: int = 512) -> str:
+        self.file.seek(self.start + offset)
+        return self.file.read(limit).split(b"\0")[0].decode("utf-8", "replace")
+
+
+def _to_offset(address: int, ranges: list) -> int:
+    """File offset of a virtual address by (address, size, offset) ranges."""
+    for base, size, offset in ranges:
+        if base <= address < base + size:
+            return address - base + offset
+    raise ValueError("address outside the file")
+
+
+def _read_elf(data: _Bytes) -> Header:
+    wide, little = data.numbers("BB", 4)
+    data.order = "<" if little == 1 else ">"
+    machine, = data.numbers("H", 18)
+    if wide == 2:
+        table, = data.numbers("Q", 32)
+        size, count = data.numbers("HH", 54)
+        layout, pick, entry = "IIQQQQ", (0, 2, 3, 5), "qQ"
+    else:
+        table, = data.numbers("I", 28)
+        size, count = data.numbers("HH", 42)
+        layout, pick, entry = "IIIIII", (0, 1, 2, 4), "iI"
+    ranges, dynamic = [], None
+    for index in range(count):
+        fields = data.numbers(layout, table + index * size)
+        kind, offset, address, length = (fields[number] for number in pick)
+        if kind == 1:
+            ranges.append((address, length, offset))
+        elif kind == 2:
+            dynamic = offset
+    entries = []
+    step = struct.calcsize("<" + entry)
+    while dynamic is not None and (not entries or entries[-1][0] != 0):
+        if len(entries) > MAX_ROWS:
+            raise ValueError("endless dynamic section")
+        entries.append(data.numbers(entry, dynamic + len(entries) * step))
+    strings = next((_to_offset(value, ranges) for tag, value in entries if tag == 5), 0)
+    name = next((data.text(strings + value) for tag, value in entries if tag == 14), "")
+    needed = tuple(data.text(strings + value) for tag, value in entries if tag == 1)
+    return Header("elf", ELF_MACHINES.get(machine, hex(machine)), posixpath.basename(name), needed)
+
+
+def _read_macho(data: _Bytes) -> Header:
+    cpu, = data.numbers("I", 4)
+    count, = data.numbers("I", 16)
+    offset, name, needed = 32, "", []
+    for _ in range(count):
+        command, size = data.numbers("II", offset)
+        if command & 0xFF in (0x0C, 0x0D, 0x18, 0x1F):   # load, id, weak load, re-export of a library
+            at, = data.numbers("I", offset + 8)
+            text = posixpath.basename(data.text(offset + at, size - at))
+            if command & 0xFF == 0x0D:
+                name = text
+            else:
+                needed.append(text)
+        offset += max(size, 8)
+    return Header("macho", MACHO_MACHINES.get(cpu, hex(cpu)), name, tuple(needed))
+
+
+def _read_fat_macho(data: _Bytes) -> Header:
+    """A universal file: the names of the first slice, the machines of all, joined by `+`."""
+    data.order = ">"
+    count, = data.numbers("I", 4)
+    slices = [data.numbers("IIIII", 8 + index * 20) for index in range(min(count, 8))]
+    first = _read_macho(_Bytes(data.file, slices[0][2]))
+    return first._replace(machine="+".join(MACHO_MACHINES.get(cut[0], hex(cut[0])) for cut in slices))
+
+
+def _read_pe(data: _Bytes) -> Header:
+    start, = data.numbers("I", 0x3C)
+    machine, sections = data.numbers("HH", start + 4)
+    optional_size, = data.numbers("H", start + 20)
+    magic, = data.numbers("H", start + 24)
+    directories = start + 24 + (112 if magic == 0x20B else 96)
+    imports, _ = data.numbers("II", directories + 8)
+    ranges = []
+    for index in range(sections):
+        size, address, raw_size, offset = data.numbers("IIII", start + 24 + optional_size + index * 40 + 8)
+        ranges.append((address, max(size, raw_size), offset))
+    needed = []
+    while imports and len(needed) < MAX_ROWS:
+        row = data.numbers("IIIII", _to_offset(imports, ranges) + len(needed) * 20)
+        if row[3] == 0:
+            break
+        needed.append(data.text(_to_offset(row[3], ranges)))
+    return Header("pe", PE_MACHINES.get(machine, hex(machine)), "", tuple(needed))
+
+
+# --- roles --------------------------------------------------------------------------------------------------
+
+def core_role(name: str) -> str | None:
+    """`llama`, `ggml`, `ggml-base`, `mtmd`, or None for any other file name."""
+    match = _CORE.match(name)
+    return match[1].lower() if match else None
+
+
+def plugin_family(name: str) -> str | None:
+    """`ggml-cpu-haswell` of `libggml-cpu-haswell.so`, `ggml-metal` of `libggml-metal.0.dylib`, or None."""
+    match = _PLUGIN.match(name)
+    return match[1].lower() if match else None
+
+
+class Layout(NamedTuple):
+    """What to install: file name in the folder -> file on disk, and what each is for."""
+
+    files: dict
+    load_order: list
+    cpu_plugins: list
+    backend_plugins: list
+    fallback_plugins: list
+    mtmd: str | None
+    format: str
+    machine: str
+    version: str | None
+
+    @property
+    def backend(self) -> str:
+        families = {plugin_family(posixpath.basename(name)) or "" for name in self.files}
+        kinds = {family.split("-")[1] for family in families if family}
+        return next((kind for kind in GPU_BACKENDS if kind in kinds), "cpu")
+
+    @property
+    def platform(self) -> str | None:
+        machines = self.machine.split("+")
+        return next((name for name, (form, machine) in PLATFORMS.items()
+                     if form == self.format and machine in machines), None)
+
+
+class _Shelf:
+    """The libraries beside one libllama: name -> file, their headers, and who asks for whom."""
+
+    def __init__(self, unpacked: Unpacked, base: str, form: str) -> None:
+        self.fold = str.lower if form == "pe" else str
+        self.files: dict = {}
+        self.elsewhere: dict = {}
+        self.headers: dict = {}
+        for path, file in sorted(unpacked.libraries.items()):
+            header = read_header(file)
+            if header is None or header.format != form:
+                continue
+            folder, name = posixpath.split(path)
+            shelf = self.files if folder == base else self.elsewhere
+            shelf.setdefault(self.fold(name), (name, file))
+            self.headers[file] = header
+
+    def header(self, name: str) -> Header:
+        return self.headers[self.find(name)[1]]
+
+    def find(self, name: str) -> tuple | None:
+        return self.files.get(self.fold(name)) or self.elsewhere.get(self.fold(name))
+
+    def names(self, test) -> list:
+        return [name for name, _ in self.files.values() if test(name)]
+
+    def choose(self, candidates: list) -> str | None:
+        """Of several names for one library: the one neighbours ask for, else its own, else the shortest."""
+        asked = {self.fold(needed) for _, file in self.files.values() for needed in self.headers[file].needed}
+        rules = (lambda name: self.fold(name) in asked,
+                 lambda name: name == self.header(name).name,
+                 lambda name: True)
+        for rule in rules:
+            fitting = sorted(filter(rule, candidates), key=lambda name: (len(name), name))
+            if fitting:
+                return fitting[0]
+        return None
+
+    def with_needs(self, name: str, order: list) -> list:
+        """Append `name` to `order` after everything it needs that we hold (post-order, each once)."""
+        if name not in order:
+            order.append(name)      # marks it as seen, so that a cycle ends
+            for needed in self.header(name).needed:
+                held = self.find(needed)
+                if held:
+                    self.with_needs(held[0], order)
+                elif core_role(needed) or plugin_family(needed):
+                    raise Failure(f"{needed}, which {name} needs, isn't in the archive: "
+                                  "use a complete one, or give several with repeated --from")
+            order.remove(name)
+            order.append(name)
+        return order
+
+
+def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
+    """Decide which files make a usable folder. `origin`: the archive's name, which may tell the version."""
+    base = _base_folder(unpacked)
+    form = next(header.format for path, file in unpacked.libraries.items()
+                if posixpath.dirname(path) == base and core_role(posixpath.basename(path)) == "llama"
+                and (header := read_header(file)))
+    shelf = _Shelf(unpacked, base, form)
+    roots = {role: shelf.choose(shelf.names(lambda name, role=role: core_role(name) == role))
+             for role in ("ggml-base", "ggml", "llama", "mtmd")}
+    missing = [role for role in ("ggml-base", "ggml", "llama") if not roots[role]]
+    if missing:
+        raise Failure(f"no {' and no '.join(missing)} library beside libllama: use a shared-library build "
+                      "(-DBUILD_SHARED_LIBS=ON), complete")
+    load_order: list = []
+    for role in ("ggml-base", "ggml", "llama"):
+        shelf.with_needs(roots[role], load_order)
+    kept = list(load_order)
+    plugins = _plugins(shelf, load_order)
+    for name in plugins + [roots["mtmd"]] * bool(roots["mtmd"]):
+        shelf.with_needs(name, kept)
+    files = {name: shelf.find(name)[1] for name in kept}
+    fallback = _fallback(unpacked, base)
+    files.update(fallback)
+    cpu = [name for name in plugins if plugin_family(name).startswith("ggml-cpu")]
+    if not cpu and not any((plugin_family(name) or "").startswith("ggml-cpu") for name in load_order):
+        raise Failure(
+            "there is no CPU backend (ggml-cpu) among the libraries: llama.cpp can't run without one, "
+            "give also the archive that holds it with a second --from")
+    if form == "pe":    # Windows finds neighbours by itself, and the C++ runtime is better loaded only once
+        load_order = [name for name in load_order if core_role(name) or plugin_family(name)]
+    header = shelf.header(roots["llama"])
+    return Layout(files, load_order, cpu, [name for name in plugins if name not in cpu], list(fallback),
+                  roots["mtmd"], form, header.machine, _version(unpacked, base, origin))
+
+
+def _base_folder(unpacked: Unpacked) -> str:
+    """The archive folder that holds libllama; of several at different depths the outermost."""
+    folders = {posixpath.dirname(path) for path, file in unpacked.libraries.items()
+               if core_role(posixpath.basename(path)) == "llama" and read_header(file)}
+    if not folders:
+        raise Failure(
+            "no libllama (libllama.so, libllama.dylib, llama.dll) in it: give a llama.cpp release archive "
+            "or the folder with the built libraries")
+    ordered = sorted(folders, key=lambda folder: (folder.count("/") if folder else -1, folder))
+    if len(ordered) > 1 and ordered[0].count("/") == ordered[1].count("/") and ordered[0]:
+        raise Failure(f"several builds in it ({', '.join(ordered)}): give the folder of one of them")
+    return ordered[0]
+
+
+def _plugins(shelf: _Shelf, load_order: list) -> list:
+    """Backends that ggml loads by itself: one file per family, none that is already linked in."""
+    linked = {plugin_family(name) for name in load_order}
+    families: dict = {}
+    for name in shelf.names(plugin_family):
+        families.setdefault(plugin_family(name), []).append(name)
+    return [min(names, key=lambda name: (len(name), name))
+            for family, names in sorted(families.items()) if family not in linked]
+
+
+def _fallback(unpacked: Unpacked, base: str) -> dict:
+    """Second builds of a backend (CUDA 12 beside CUDA 13), in a subfolder that ggml doesn't scan."""
+    folder = posixpath.join(base, FALLBACK)
+    split = {posixpath.split(path): file for path, file in sorted(unpacked.libraries.items())}
+    return {f"{FALLBACK}/{name}": file for (where, name), file in split.items()
+            if where == folder and plugin_family(name)}
+
+
+def _version(unpacked: Unpacked, base: str, origin: str) -> str | None:
+    for path, file in unpacked.notes.items():
+        if posixpath.dirname(path) == base:
+            try:
+                return json.loads(file.read_text(encoding="utf-8"))["buildOptions"]["llamaCpp"]["release"]
+            except (ValueError, KeyError, TypeError):
+                break
+    for path in sorted(unpacked.libraries):
+        name = posixpath.basename(path)
+        match = _VERSION.search(name)
+        if match and core_role(name) == "llama":
+            return f"v{match[1]}"
+    match = _TAG.search(base) or _TAG.search(origin)
+    return match[1] if match else None
+
+
+# --- the installed folder -----------------------------------------------------------------------------------
+
+def write_folder(folder: Path, layout: Layout, unpacked: Unpacked, facts: dict) -> dict:
+    """Put the chosen files, the licence and manifest.json into `folder` (new, empty); returns the manifest.
+
+    `facts`: platform, backend, version (llama.cpp's tag), source.
+    """
+    written = {}
+    for name, file in layout.files.items():
+        target = folder / name
+        target.parent.mkdir(exist_ok=True)
+        _place(file, target)
+        written[name] = {"sha256": sha256_of(target), "size": target.stat().st_size}
+    for name, file in _licence_names(unpacked).items():
+        shutil.copyfile(file, folder / name)
+    manifest = {"format": MANIFEST_FORMAT, **facts, "load_order": layout.load_order,
+                "cpu_plugins": layout.cpu_plugins, "backend_plugins": layout.backend_plugins,
+                "fallback_plugins": layout.fallback_plugins, "mtmd": layout.mtmd, "links": {},
+                "files": dict(sorted(written.items()))}
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _place(file: Path, target: Path) -> None:
+    """A hard link costs nothing (the scratch name goes away); where the file system has none, a copy."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
+def _licence_names(unpacked: Unpacked) -> dict:
+    """LICENSE, LICENSE-2, ...: each different text once, outermost first."""
+    texts: dict = {}
+    for path in sorted(unpacked.licences, key=lambda path: (path.count("/"), path)):
+        texts.setdefault(unpacked.licences[path].read_bytes(), unpacked.licences[path])
+    return {"LICENSE" if number == 1 else f"LICENSE-{number}": file
+            for number, file in enumerate(texts.values(), start=1)}
+
+
+def write_manifest(folder: Path, manifest: dict) -> None:
+    new = folder / (MANIFEST + ".new")
+    new.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    new.replace(folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """None where there is no manifest of a format known here; never raises for damaged content."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    known = isinstance(manifest, dict) and manifest.get("format") == MANIFEST_FORMAT
+    return manifest if known and isinstance(manifest.get("files"), dict) else None
+
+
+def missing_files(folder: Path, manifest: dict) -> list:
+    """Names whose file is absent or has another size: the cheap check, one stat per file."""
+    wrong = []
+    for name, facts in manifest["files"].items():
+        try:
+            same = (folder / name).stat().st_size == facts["size"]
+        except OSError:
+            same = False
+        if not same:
+            wrong.append(name)
+    return wrong + [name for name in manifest.get("links", {}) if not (folder / name).exists()]
+
+
+def changed_files(folder: Path, manifest: dict) -> list:
+    """The thorough check: wrong content, missing files, strange libraries (ggml would load them)."""
+    wrong = set(missing_files(folder, manifest))
+    for name, facts in manifest["files"].items():
+        if name not in wrong and sha256_of(folder / name) != facts["sha256"]:
+            wrong.add(name)
+    known = {*manifest["files"], *manifest.get("links", {})}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in known and (core_role(path.name) or plugin_family(path.name)):
+            wrong.add(name)
+    return sorted(wrong)
