@@ -131,11 +131,15 @@ class CorsPolicy:
             return False  # "null": a page without an origin, or nonsense
         return authority.lower() == (host or "").lower() or is_loopback(split_host(authority))
 
-    def check(self, method: str, origin: str | None, host: str | None) -> None:
+    def check(self, method: str, headers: Headers, host: str | None) -> None:
         """ApiError 403 for a request of a foreign page that could change something: browsers send it without
         asking first when it looks like a form."""
-        if method not in SAFE_METHODS and origin is not None and not self.allows(origin, host):
-            raise forbidden("Pages of this origin may not write here unless it is allowed.")
+        origin = headers.get("origin")
+        if method in SAFE_METHODS or origin is None or self.allows(origin, host):
+            return
+        # Pages can't forge this one. It helps behind a proxy that puts its own name into Host.
+        if headers.get("sec-fetch-site") != "same-origin":
+            raise forbidden("Pages of this origin may not write here; allow the origin.")
 
     def headers(self, origin: str | None, host: str | None) -> dict[str, str]:
         """For every answer."""
@@ -153,7 +157,8 @@ class CorsPolicy:
             return {}
         wanted = request_headers.get("access-control-request-headers", "")
         allowed = wanted if HEADER_LIST.fullmatch(wanted) else DEFAULT_ALLOWED_HEADERS
-        headers = {"Access-Control-Allow-Methods": ", ".join(methods), "Access-Control-Allow-Headers": allowed,
+        headers = {"Access-Control-Allow-Methods": ", ".join(methods),
+                   "Access-Control-Allow-Headers": allowed,
                    "Access-Control-Max-Age": "86400"}
         if request_headers.get("access-control-request-private-network") == "true":
             headers["Access-Control-Allow-Private-Network"] = "true"

@@ -186,7 +186,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         if head.method not in METHODS:
             raise ApiError(501, f"Method {head.method[:20]!r} is not known here.")
         self.server.hosts.check(exchange.host)
-        self.server.cors.check(head.method, head.headers.get("origin"), exchange.host)
+        self.server.cors.check(head.method, head.headers, exchange.host)
 
     def _dispatch(self, exchange: Exchange) -> Response | StartedStream:
         if exchange.head.method == "OPTIONS":

@@ -251,7 +251,8 @@ class HttpServer:
                 if entry.is_idle:
                     _cut(entry.sock)
         if self._thread:
-            # On Linux this wakes the accept loop at once; elsewhere it is an error and the loop looks up by itself.
+            # On Linux this wakes the accept loop at once; elsewhere it is an error and the loop looks up by
+            # itself.
             _shut(server.socket)
             server.shutdown()
             self._thread.join()

@@ -14,6 +14,7 @@ import selectors
 import socket
 import ssl
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -118,8 +119,9 @@ class Watcher:
         try:
             events = self._selector.select(self._recheck_s if self._parked else None)
         except (OSError, ValueError):
-            # Windows: a socket closed under select, or more than it can hold. Ask each one.
-            return [watch for watch in self._watches if _is_readable(watch.sock, self._recheck_s / 10)]
+            # Windows: a socket closed under select, or more than it can hold. Ask each one, not too often.
+            time.sleep(self._recheck_s / 4)
+            return [watch for watch in self._watches if _is_readable(watch.sock)]
         for key, _ in events:
             if key.data is None:
                 _drain(self._wake_out)
@@ -216,9 +218,9 @@ def _is_closed_behind_data(sock: socket.socket) -> bool:
     return False
 
 
-def _is_readable(sock: socket.socket, timeout_s: float) -> bool:
+def _is_readable(sock: socket.socket) -> bool:
     try:
-        return bool(select.select([sock], [], [], timeout_s)[0])
+        return bool(select.select([sock], [], [], 0)[0])
     except (OSError, ValueError):
         return True  # closed: looking at it will say so
 

@@ -1,0 +1,210 @@
+"""Clients that connect, send and vanish, in every phase: nothing of them is left, and the next answer is right.
+
+Everything is waited for by its condition; what is "within one step" is proved with decodes that are held.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import struct
+
+import pytest
+
+from tests.api.conftest import PATIENCE, Api
+from tests.fakes import BOS, FakeBackend, letters, said_by
+from tests.support import wait_until
+
+N_SLOTS = 4
+PROMPT = "a prompt that fills more than one batch, so that reading it takes a few steps"
+ENDLESS = {"n_predict": -1, "cache_prompt": False}
+
+
+@pytest.fixture
+def api(make_api) -> Api:
+    """Four slots whose texts never end by themselves."""
+    return make_api(FakeBackend(n_ctx=256 * N_SLOTS, n_slots=N_SLOTS, n_batch=32), shift_context=True).start()
+
+
+def vanish(sock: socket.socket, by_reset: bool = False) -> None:
+    """Close, with or without the courtesy of a FIN."""
+    if by_reset:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def read_a_little(sock: socket.socket) -> None:
+    """Wait for the first text of a stream."""
+    data = b""
+    while b"data: " not in data:
+        more = sock.recv(4096)
+        assert more, data
+        data += more
+
+
+def all_in_slots(api: Api, n: int) -> None:
+    """With decodes held: let steps go one by one until `n` tasks are in slots and a decode waits again."""
+    wait_until(lambda: api.n_requests == n, "the requests", PATIENCE, every=0.002)
+    api.wait_for_decode()
+    while api.client.snapshot.n_processing < n:
+        api.backend.let(1)
+        api.wait_for_decode()
+
+
+def assert_nothing_is_left(api: Api, kv_used: int | None = 0) -> None:
+    """Slots, queue, samplers, connections and threads as before any client came, the cache too, the next answer
+    right."""
+    wait_until(api.is_idle, "all slots to be idle", PATIENCE, every=0.002)
+    wait_until(lambda: api.server.n_connections == 0, "all connections to end", PATIENCE, every=0.002)
+    wait_until(lambda: set(api.own_threads()) <= {"engine", "http-accept", "http-watcher"},
+               f"the end of {api.own_threads()}", PATIENCE)
+    assert api.client.snapshot.kv_used == api.backend.n_used
+    assert kv_used in (None, api.backend.n_used)
+    assert api.n_requests == 0
+    prompt = "and now a client that waits"
+    assert api.complete(prompt, 12, cache_prompt=False)["content"] == bytes(
+        said_by(letters, [BOS, *prompt.encode()], 12)).decode()
+
+
+# ---- one phase at a time -----------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("by_reset", [False, True])
+@pytest.mark.parametrize("n_body", [0, 10])
+def test_before_the_whole_body_was_sent(api, n_body, by_reset):
+    clients = [api.begin({"prompt": PROMPT}, n_body) for _ in range(16)]
+    wait_until(lambda: api.server.n_connections == 16, "the connections", PATIENCE)
+    for client in clients:
+        vanish(client, by_reset)
+    assert_nothing_is_left(api)
+    assert len(api.backend.samplers) == 1, "a request without its body never reaches the engine"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("by_reset", [False, True])
+def test_in_the_queue(api, stream, by_reset):
+    running = [api.begin({"prompt": f"running {i}", "stream": True, **ENDLESS}) for i in range(N_SLOTS)]
+    api.wait_for(N_SLOTS, 0)
+    waiting = [api.begin({"prompt": PROMPT, "stream": stream, **ENDLESS}) for _ in range(16)]
+    api.wait_for(N_SLOTS, 16)
+    n_samplers = len(api.backend.samplers)
+    for client in waiting:
+        vanish(client, by_reset)
+    api.wait_for(N_SLOTS, 0)
+    assert len(api.backend.samplers) == n_samplers, "none of them was ever started"
+    for client in running:
+        vanish(client)
+    assert_nothing_is_left(api)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("by_reset", [False, True])
+def test_while_the_prompt_is_read(api, stream, by_reset):
+    api.backend.hold()
+    clients = [api.begin({"prompt": f"{i} {PROMPT}", "stream": stream, **ENDLESS}) for i in range(N_SLOTS)]
+    all_in_slots(api, N_SLOTS)
+    assert any(slot.n_prompt_done < slot.n_prompt for slot in api.client.snapshot.slots)
+    n_batches = len(api.backend.batches)
+    for client in clients:
+        vanish(client, by_reset)
+    wait_until(lambda: api.n_messages == N_SLOTS, "the engine to be told", PATIENCE, every=0.002)
+    api.backend.let(1)
+    wait_until(api.is_idle, "all slots to be idle", PATIENCE, every=0.002)
+    assert len(api.backend.batches) == n_batches, "a step more than the one that ran"
+    api.backend.go()
+    assert_nothing_is_left(api)
+
+
+def test_the_only_client_s_prompt_is_not_read_to_its_end(api):
+    api.backend.hold()
+    client = api.begin({"prompt": PROMPT, **ENDLESS})
+    api.wait_for_decode()
+    vanish(client)
+    wait_until(api.is_idle, "the slot to be idle though nobody lets the decode go", PATIENCE, every=0.002)
+    assert len(api.backend.batches) == 1
+    assert_nothing_is_left(api)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("by_reset", [False, True])
+def test_while_the_text_is_generated(api, stream, by_reset):
+    clients = [api.begin({"prompt": f"text {i}", "stream": stream, **ENDLESS}) for i in range(N_SLOTS)]
+    wait_until(lambda: all(len(sampler.accepted) > 20 for sampler in api.backend.samplers)
+               and len(api.backend.samplers) == N_SLOTS, "texts of some length", PATIENCE, every=0.002)
+    for client in clients:
+        vanish(client, by_reset)
+    assert_nothing_is_left(api)
+
+
+def test_in_the_middle_of_a_stream_that_has_been_read(api):
+    clients = [api.begin({"prompt": f"text {i}", "stream": True, **ENDLESS}) for i in range(N_SLOTS)]
+    for client in clients:
+        read_a_little(client)
+        vanish(client)
+    assert_nothing_is_left(api)
+
+
+def test_a_vanished_client_s_slot_is_free_within_one_step(api):
+    client = api.begin({"prompt": "text", "stream": True, **ENDLESS})
+    read_a_little(client)
+    api.backend.hold()
+    api.wait_for_decode()
+    vanish(client)
+    wait_until(lambda: api.n_messages == 1, "the engine to be told", PATIENCE, every=0.002)
+    n_batches = len(api.backend.batches)
+    api.backend.go()
+    assert_nothing_is_left(api)
+    assert api.backend.batches[n_batches][0].pos == 0, "the next batch is the next client's"
+
+
+def test_a_client_that_shuts_only_its_sending_side_is_taken_as_gone(api):
+    client = api.begin({"prompt": "text", "stream": True, **ENDLESS})
+    read_a_little(client)
+    client.shutdown(socket.SHUT_WR)
+    assert_nothing_is_left(api)
+    client.close()
+
+
+def test_the_others_never_notice(api):
+    leaving = [api.begin({"prompt": f"leaving {i}", "stream": True, **ENDLESS}) for i in range(2)]
+    api.wait_for(2)
+
+    def ask(i: int) -> bool:
+        prompt = f"staying {i}"
+        text = bytes(said_by(letters, [BOS, *prompt.encode()], 100)).decode()
+        return api.complete(prompt, 100, cache_prompt=False)["content"] == text
+
+    def leave() -> bool:
+        for client in leaving:
+            vanish(client, by_reset=True)
+        return True
+    assert all(api.at_the_same_time(*(lambda i=i: ask(i) for i in range(6)), leave))
+    assert_nothing_is_left(api, kv_used=None)
+
+
+# ---- all at once -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sixty_four_clients_that_vanish_in_all_phases(api, seed):
+    rng = random.Random(seed)
+    clients: list[socket.socket] = []
+    api.backend.hold()
+    for i in range(64):
+        body = {"prompt": f"client {i}: {PROMPT}" if i % 2 else f"client {i}", "stream": rng.random() < 0.5, **ENDLESS}
+        clients.append(api.begin(body, rng.choice((None, None, None, 5))))
+    api.wait_for_decode()
+    rng.shuffle(clients)
+    for i, client in enumerate(clients):
+        if i == 16:
+            api.backend.go()
+        if i % 16 == 8:
+            api.wait_for(n_processing=N_SLOTS if i > 16 else None)
+        vanish(client, by_reset=rng.random() < 0.5)
+    assert_nothing_is_left(api)
+
+
+def test_many_rounds_leave_no_more_than_one(api):
+    for i in range(20):
+        client = api.begin({"prompt": f"round {i} {PROMPT}", "stream": True, **ENDLESS})
+        read_a_little(client)
+        vanish(client, by_reset=i % 2 == 0)
+    assert_nothing_is_left(api)
