@@ -5,13 +5,14 @@ prefix reuse, sharing, shifting or batching changes the text. Cells can belong t
 unified cache, and renumbering one renumbers it for all of them. Calls that would be errors in llama.cpp, or that come
 from a second thread, raise AssertionError.
 
-Decodes can be held (`hold`), fail at the Nth call (`fail_at`) or for certain rows (`refuse`), or run out of room
+Decodes can be held (`hold`) and let go one by one (`let`), fail at the Nth call (`fail_at`) or for certain rows (`refuse`), or run out of room
 (`n_cells`). A decode that fails or is aborted leaves part of its rows behind, as llama.cpp's does.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import threading
 import zlib
 from collections.abc import Callable, Sequence
@@ -24,7 +25,7 @@ from server.errors import ApiError
 
 BOS, EOS = 256, 257
 N_VOCAB = 258
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
 
 
 def letters(history: Sequence[int]) -> int:
@@ -171,8 +172,8 @@ class FakeBackend:
                               n_ctx_slot=n_ctx // n_slots, n_slots=n_slots, n_batch=n_batch, llama_version="fake")
         self.decoding = threading.Semaphore(0)
         self._divided: set[int] = set()
-        self._gate = threading.Event()
-        self._gate.set()
+        self._gate = threading.Condition()
+        self._n_allowed: float = math.inf       # decodes that need not wait; protected by _gate
         self._is_aborted = False
         self._thread = 0
         self.is_closed = False
@@ -180,14 +181,28 @@ class FakeBackend:
     # ---- for tests ----------------------------------------------------------------------------------------------
 
     def hold(self) -> None:
-        """Let the next decodes wait until `go`. Each one that has begun releases the semaphore `decoding` once."""
-        self._gate.clear()
-        while self.decoding.acquire(blocking=False):
-            pass
+        """Let the next decodes wait for `let` or `go`. Each one that waits releases the semaphore `decoding` once."""
+        with self._gate:
+            self._n_allowed = 0
+            while self.decoding.acquire(blocking=False):
+                pass
+
+    def let(self, n: float = 1) -> None:
+        """Let `n` more decodes run."""
+        with self._gate:
+            self._n_allowed += n
+            self._gate.notify_all()
 
     def go(self) -> None:
-        """Let decodes run."""
-        self._gate.set()
+        """Let all decodes run."""
+        self.let(math.inf)
+
+    def _wait_at_the_gate(self) -> None:
+        with self._gate:
+            if self._n_allowed <= 0:
+                self.decoding.release()
+            assert self._gate.wait_for(lambda: self._n_allowed > 0, PATIENCE_S), "a decode was never let go"
+            self._n_allowed -= 1
 
     def history(self, seq: int) -> list[int]:
         """The tokens that the cache holds for a sequence."""
@@ -214,8 +229,7 @@ class FakeBackend:
         assert 0 < n_rows <= self.info.n_batch, f"{n_rows} rows in a batch of {self.info.n_batch}"
         self.batches.append(list(spans))
         n_call = len(self.batches)
-        self.decoding.release()
-        assert self._gate.wait(PATIENCE_S), "a decode was held and never let go"
+        self._wait_at_the_gate()
         self.outputs.clear()
         code = self.fail_at.pop(n_call, DECODE_OK) or self.refuse(list(spans))
         if isinstance(code, Exception):

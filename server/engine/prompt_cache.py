@@ -18,13 +18,19 @@ MIN_SHARED = 16
 
 def choose_slot(slots: Iterable[Slot], prompt: list[int], cache_prompt: bool,
                 lora: tuple[tuple[int, float], ...] = ()) -> Slot | None:
-    """The idle slot that shares the longest beginning with `prompt`; among equals the one unused for longest."""
+    """The idle slot to run `prompt` on: the one it continues, else an empty one, else the one unused for longest.
+
+    A prompt continues a slot if running there would keep at least three quarters of the slot's tokens, or if the
+    slot has all of the prompt (the same question again). A shared beginning alone is no reason to destroy another conversation's cache: it can be referenced from any slot.
+    """
     idle = [slot for slot in slots if slot.run is None]
-    if not idle:
-        return None
-    if not cache_prompt:
-        return min(idle, key=lambda slot: (bool(slot.tokens), slot.t_used))
-    return max(idle, key=lambda slot: (common_prefix(slot.tokens, prompt) if slot.lora == lora else -1, -slot.t_used))
+    if cache_prompt:
+        kept = {slot.id: common_prefix(slot.tokens, prompt) for slot in idle if slot.lora == lora}
+        continued = [slot for slot in idle if slot.tokens and (
+            4 * kept.get(slot.id, 0) >= 3 * len(slot.tokens) or kept.get(slot.id, 0) >= len(prompt) - 1 > 0)]
+        if continued:
+            return max(continued, key=lambda slot: kept[slot.id])
+    return min(idle, key=lambda slot: (bool(slot.tokens), slot.t_used), default=None)
 
 
 def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: bool,

@@ -334,8 +334,14 @@ class Scheduler:
                     continue
                 if run.task.progress:
                     self._report_progress(slot)
-            if span.output:
+            if not span.output:
+                continue
+            try:
                 self._draw(slot, run, row)
+            except Exception:
+                log.exception("task %d: drawing a token failed", run.task.id)
+                self._fail(run.task.id, 500, "drawing a token failed; see the server's log")
+                self._drop(slot, keep_cache=False)
 
     # ---- sample and emit --------------------------------------------------------------------------------------
 

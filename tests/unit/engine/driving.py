@@ -1,0 +1,167 @@
+"""A scheduler over the fake backend, driven by hand: every step is the test's, and nothing depends on time.
+
+Runs in the test process. `Driver` steps on the test's own thread; `Driver.run` lets the product's loop run on a
+thread of its own, for what only the loop does (errors of a step, blocking, the end).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from server.engine.config import EngineConfig
+from server.engine.scheduler import Scheduler
+from server.engine.task import (Cancel, Close, Failure, Final, Frame, Piece, Progress, Reply, SamplingParams, Snapshot,
+                                Task)
+from tests.fakes import EOS, PATIENCE_S, FakeBackend, letters, said_by
+
+GREEDY = SamplingParams(temperature=0.0)
+
+
+class Clock:
+    """Seconds that pass only when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one task was told."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    progress: list[Progress] = field(default_factory=list)
+    ends: list[Final | Failure] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[int]:
+        """All generated tokens but EOS."""
+        return [token for piece in self.pieces for token in piece.tokens if token != EOS]
+
+    @property
+    def text(self) -> str:
+        """The whole text, held back ends included."""
+        return "".join(piece.text for piece in self.pieces) + (self.final.text if self.final else "")
+
+    @property
+    def final(self) -> Final | None:
+        """The good end, if there was one."""
+        return next((end for end in self.ends if isinstance(end, Final)), None)
+
+    @property
+    def failure(self) -> Failure | None:
+        """The bad end, if there was one."""
+        return next((end for end in self.ends if isinstance(end, Failure)), None)
+
+
+class Driver:
+    """Posts tasks, steps, and sorts the events by task. Every task may end once and say nothing afterwards."""
+
+    def __init__(self, backend: FakeBackend | None = None, clock: Clock | None = None, **config: object) -> None:
+        self.backend = backend or FakeBackend()
+        self.clock = clock or Clock()
+        config = {"n_slots": self.backend.info.n_slots, **config}
+        self.scheduler = Scheduler(self.backend, EngineConfig("fake.gguf", "", **config), self._take, self.clock)
+        self.outcomes: dict[int, Outcome] = {}
+        self.replies: dict[int, Reply] = {}
+        self.snapshots: list[Snapshot] = []
+        self.frames: list[Frame] = []
+        self._n_posted = 0
+        self._close_when_done = False
+
+    # ---- in -----------------------------------------------------------------------------------------------------
+
+    def post(self, prompt: str | Sequence[int], n_predict: int = 8, **fields: object) -> int:
+        """Post a task; its id. A string is its bytes."""
+        tokens = tuple(prompt.encode()) if isinstance(prompt, str) else tuple(prompt)
+        task = Task(self._n_posted, tokens, **{"sampling": GREEDY, "n_predict": n_predict, **fields})
+        self._n_posted += 1
+        self.outcomes[task.id] = Outcome()
+        self.scheduler.post(task)
+        return task.id
+
+    def cancel(self, id_task: int) -> None:
+        """What the web side says when a client has gone."""
+        self.scheduler.post(Cancel(id_task))
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """Post the end."""
+        self.scheduler.post(Close(grace_s))
+
+    def step(self, n: int = 1) -> None:
+        """Steps of the loop, each with its frame."""
+        for _ in range(n):
+            self.scheduler.step(block=False)
+            self.scheduler._flush()
+
+    def step_until(self, condition: Callable[[], object], limit: int = 5000) -> None:
+        """Step until `condition()`; AssertionError after `limit` steps."""
+        for _ in range(limit):
+            if condition():
+                return
+            self.step()
+        raise AssertionError(f"not reached within {limit} steps")
+
+    def finish(self, limit: int = 20000) -> None:
+        """Step until every task has ended."""
+        self.step_until(lambda: not self.unfinished, limit)
+
+    def run(self) -> None:
+        """Run the product's own loop until every posted task has ended, then close it."""
+        self._close_when_done = True
+        thread = threading.Thread(target=self.scheduler.run, name="engine-under-test", daemon=True)
+        thread.start()
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), f"no answer for the tasks {self.unfinished}"
+
+    # ---- out ----------------------------------------------------------------------------------------------------
+
+    @property
+    def unfinished(self) -> list[int]:
+        """Tasks without an end."""
+        return [id_task for id_task, outcome in self.outcomes.items() if not outcome.ends]
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The latest."""
+        return self.snapshots[-1]
+
+    def text(self, id_task: int) -> str:
+        """The text of a task that must have ended well."""
+        outcome = self.outcomes[id_task]
+        assert outcome.final is not None, f"task {id_task}: {outcome.ends}"
+        return outcome.text
+
+    def rows(self, batch: int = -1) -> list[tuple[int, int, bool]]:
+        """(sequence, rows, output) of each span of a batch."""
+        return [(span.seq, len(span), span.output) for span in self.backend.batches[batch]]
+
+    def is_clean(self) -> bool:
+        """Everything idle, nothing waiting, no sampler left."""
+        return (all(slot.run is None for slot in self.scheduler.slots) and self.snapshot.n_processing == 0
+                and self.snapshot.n_deferred == 0 and self.backend.n_samplers == 0)
+
+    def _take(self, frame: Frame) -> None:
+        self.frames.append(frame)
+        if frame.snapshot is not None:
+            self.snapshots.append(frame.snapshot)
+        for event in frame.events:
+            if isinstance(event, Reply):
+                self.replies[event.id] = event
+                continue
+            outcome = self.outcomes[event.id]
+            assert not outcome.ends, f"task {event.id} was told {event} after its end"
+            kind = {Piece: outcome.pieces, Progress: outcome.progress}.get(type(event), outcome.ends)
+            kind.append(event)
+        if self._close_when_done and not self.unfinished:
+            self.scheduler.post(Close(0.0))
+
+
+def alone(prompt: str | Sequence[int], n: int, reply: Callable[[Sequence[int]], int] = letters) -> str:
+    """The text that the fake model gives to a prompt in an endless context."""
+    tokens = list(prompt.encode()) if isinstance(prompt, str) else list(prompt)
+    return bytes(token for token in said_by(reply, tokens, n) if token < 256).decode("utf-8", "replace")
