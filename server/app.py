@@ -21,7 +21,7 @@ from server.engine import backend
 from server.engine.client import EngineClient
 from server.engine.config import EngineConfig
 from server.engine.model_file import check_model_file
-from server.engine.task import FAILED, READY
+from server.engine.task import READY
 from server.engine.thread import ThreadTransport
 from server.engine.vocab import open_vocab
 from server.errors import ApiError
@@ -107,8 +107,8 @@ def _wait(options: Options, engine: EngineClient, server: HttpServer, stop: thre
         print(f"llama_srv is ready: {server.url}  (Ctrl-C stops it)", flush=True)
     while not stop.is_set() and engine.state == READY:
         stop.wait(0.5)
-    if engine.state == FAILED:
-        print(f"error: {engine.error}", file=sys.stderr)
+    if not stop.is_set():
+        print(f"error: {engine.error or 'the engine ended by itself; see the log above'}", file=sys.stderr)
         return 1
     log.info("stopping; running requests have %g s to finish", options.drain)
     return 0

@@ -66,6 +66,7 @@ class Completion:
         self.is_list = is_list or n > 1
         self._params = schema.sampling_params(body, self.values, context.engine.vocab, context.defaults)
         self._lora = read_lora(self.values["lora"], context)
+        self._fields = schema.strings("response_fields", self.values["response_fields"] or ())
         self.tasks = [self._task(tokens, i) for tokens in prompts for i in range(n)]
         self._index = {task.id: i for i, task in enumerate(self.tasks)}
         self._pieces: list[list[Piece]] = [[] for _ in self.tasks]
@@ -154,7 +155,7 @@ class Completion:
         if self._context.options.verbose:
             result["__prompt_processed"] = self._context.engine.vocab.detokenize(list(task.prompt)).decode(
                 "utf-8", "replace")
-        return pick(result, schema.strings("response_fields", self.values["response_fields"] or ()))
+        return pick(result, self._fields)
 
     def _probs(self, probs: TokenProbs) -> dict[str, object]:
         return probs_json(probs, self._context.engine.vocab, self.values["post_sampling_probs"])

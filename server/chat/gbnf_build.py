@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Callable, Iterable
 
-from server.chat.automaton import ANY, Charset, Dfa, characters, complement
+from server.chat.automaton import Charset, Dfa, characters, complement
 
 # llama.cpp v0.5.0 unrolls counted repetitions and refuses more than 2000 (`MAX_REPETITION_THRESHOLD`).
 BLOCK = 1000
@@ -66,14 +66,13 @@ def _printable(char: str) -> str:
 
 @lru_cache(maxsize=1024)
 def char_class(chars: Charset) -> str:
-    """The GBNF class for a non-empty character set: the shorter of the plain and the negated form."""
-    if chars == ANY:
-        return "."
+    """The GBNF class for a non-empty character set, never in the form `[^...]` or `.`.
+
+    llama.cpp refuses a token that ends inside a character if a negated class excludes any character it could become,
+    and lets half surrogates pass; with plain ranges it does neither.
+    """
     if len(chars) == 1 and chars[0][0] == chars[0][1]:
         return literal(chr(chars[0][0]))
-    negated = complement(chars)
-    if len(negated) < len(chars):
-        return "[^" + _class_body(negated) + "]"
     return "[" + _class_body(chars) + "]"
 
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.chat import automaton
-from server.chat.automaton import Dfa, TooLarge
 from server.chat.gbnf_build import BLOCK, COUNT_MAX, choice, excluded_words, literal, optional, print_dfa, sequence
-from server.chat.json_shapes import Conjunction, Part, Shape, escape
+from server.chat.json_parts import Conjunction, Part, SchemaError, escape
+from server.chat.json_shapes import Shape
 from server.chat.json_strings import core, json_text, text_class
 from server.chat.json_values import array_layout, fits, item_conjunction, key_conjunction, pattern_dfa, required_keys
 
@@ -65,7 +65,7 @@ def _members(converter: Converter, shape: Shape, needs: list[Conjunction]) -> li
     """The declared properties that can be written; None if a required one can't."""
     keys = _declared_keys(shape)
     if len(keys) > PROPERTIES_MAX:
-        raise converter.error(f"more than {PROPERTIES_MAX} properties in one object", shape.pointer)
+        raise SchemaError(f"more than {PROPERTIES_MAX} properties in one object", shape.pointer)
     required = required_keys(shape)
     names = tuple(part.at("propertyNames") for part in shape.having("propertyNames"))
     blank = core(converter.builder, "ws")
@@ -136,7 +136,7 @@ def _further_values(converter: Converter, shape: Shape, matched: list[str]) -> C
                 if pattern in part.schema.get("patternProperties", ())]
         if not here and "additionalProperties" in part.schema:
             here.append(part.at("additionalProperties"))
-        elif not matched and "unevaluatedProperties" in part.schema:
+        elif not matched and "unevaluatedProperties" in part.schema and not shape.having("additionalProperties"):
             here.append(part.at("unevaluatedProperties"))
         found += [converter.document.plain(part) for part in here]
     return tuple(dict.fromkeys(found))
@@ -255,8 +255,9 @@ def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction
     layouts = [array_layout(part) for part in shape.parts]
     size = max(len(first) for first, _ in layouts)
     if size > PREFIX_MAX:
-        raise converter.error(f"more than {PREFIX_MAX} items are listed one by one", shape.pointer)
-    if size and least <= size and all(rest is None for _, rest in layouts):
+        raise SchemaError(f"more than {PREFIX_MAX} items are listed one by one", shape.pointer)
+    is_open = bool(shape.having("unevaluatedItems")) or any(rest is not None for _, rest in layouts)
+    if size and least <= size and not is_open:
         most = size if most is None else min(most, size)
     items: list[str] = []
     for index in range(size + 1 if most is None or most > size else most):
@@ -302,9 +303,9 @@ def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: 
     for part in wanted[1:]:
         converter.document.loosen(f"{part.pointer}/contains", "only the first of several 'contains' is enforced")
     if wanted:
-        states = (len(items) if most is None else most) + 1
+        states = (max(len(items), least) if most is None else most) + 1
         count = int(wanted[0].schema.get("minContains", 1))
-        if states * (count + 1) <= _STATES_MAX // 2 and (most is None or least <= len(items)):
+        if states * (count + 1) <= _STATES_MAX // 2:
             return _ContainsLayout(converter, shape, wanted[0], items, least, most).run(count)
         converter.document.loosen(f"{wanted[0].pointer}/contains", "not enforced: too many combinations")
     if not items or most == 0:
@@ -342,6 +343,8 @@ class _ContainsLayout:
 
     def run(self, count: int) -> str | None:
         """The non-empty arrays with at least `count` such items, None if there are none."""
+        if not any(self.found):
+            return None
         table: list[str | None] = [None] * (count + 1)
         for index in range(self.size, -1, -1):
             row: list[str | None] = [None] * (count + 1)
@@ -364,8 +367,10 @@ class _ContainsLayout:
                 return "" if may_end else None
             if found == count:
                 return builder.repeat("item-next", sequence(comma, item), 0, None)
+            if both is None:
+                return None
             name = builder.reserve("contains")
-            ways = [sequence(item, name)] + ([sequence(both, row[found + 1])] if both is not None else [])
+            ways = [sequence(item, name)] + [sequence(both, row[found + 1])]
             builder.rules[name] = sequence(comma, choice(ways))
             return name
         ways = [] if after[found] is None else [sequence(item, after[found])]

@@ -74,7 +74,8 @@ def range_dfa(wanted: Range) -> Dfa:
     high, high_open = _inward(wanted.high, wanted.high_open, ROUND_FLOOR)
     if wanted.integer:
         return _integers(_integer_bound(low, low_open, +1), _integer_bound(high, high_open, -1), wanted.multiple)
-    cap = DIGITS if wanted.multiple is None else None
+    longest = max(len(format(abs(Decimal(bound)), "f").partition(".")[0]) for bound in (low or 0, high or 0))
+    cap = max(DIGITS, longest + 1) if wanted.multiple is None else None
     dfa = automaton.both(_compile(_at_least(low, low_open, cap)), _compile(_at_most(high, high_open, cap)),
                          _PRODUCT_MAX)
     if wanted.multiple is not None:
@@ -103,7 +104,7 @@ def _integer_bound(bound: Decimal | None, is_open: bool, direction: int) -> int 
 
 
 def _compile(pattern: str) -> Dfa:
-    return compile_pattern(pattern, search=False)
+    return compile_pattern(pattern, search=False) if pattern else Dfa([False], [[]])
 
 
 def _integers(low: int | None, high: int | None, multiple: Fraction | None) -> Dfa:
@@ -132,8 +133,8 @@ def _small(dfa: Dfa) -> Dfa:
 
 
 def _either(parts: list[str]) -> str:
-    """Alternatives as a pattern; none at all gives a pattern that matches no number."""
-    return "(" + "|".join(part for part in parts if part) + ")" if any(parts) else "x"
+    """Alternatives as a pattern; '' stands for no number at all."""
+    return "(" + "|".join(part for part in parts if part) + ")" if any(parts) else ""
 
 
 def _prefixed(prefix: str, pattern: str) -> str:
@@ -153,7 +154,7 @@ def _whole(low: int, high: int | None, cap: int | None) -> str:
     if high is None:
         tail = f"{{{last},}}" if cap is None else f"{{{last},{max(cap - 1, last)}}}"
         parts.append(rf"[1-9]\d{tail}")
-    return _either(parts) if parts else ""
+    return _either(parts)
 
 
 def _same_size(low: str, high: str) -> str:
@@ -219,14 +220,14 @@ def _upto(bound: Decimal, is_open: bool) -> str:
         parts.append(rf"{whole}(\.({'|'.join(tails)}))?")
     elif not is_open:
         parts.append(rf"{whole}(\.0{{1,{DIGITS}}})?")
-    return _either(parts) if parts else ""
+    return _either(parts)
 
 
 def _at_least(bound: Decimal | None, is_open: bool, cap: int | None) -> str:
     if bound is not None and bound >= 0:
         return _from(bound, is_open, cap)
     plain = _whole(0, None, cap) + _FRACTION
-    return _either([plain, "-" + (plain if bound is None else _upto(-bound, is_open))])
+    return _either([plain, _prefixed("-", plain if bound is None else _upto(-bound, is_open))])
 
 
 def _at_most(bound: Decimal | None, is_open: bool, cap: int | None) -> str:

@@ -22,7 +22,8 @@ from server.chat.automaton import Charset, Dfa, TooLarge
 from server.chat.gbnf_build import COUNT_MAX, Builder, choice, literal, prefix_tree, print_dfa, sequence
 from server.chat.json_containers import array_expression, object_expression
 from server.chat.json_numbers import range_dfa, sign_expression
-from server.chat.json_shapes import ANNOTATIONS, TYPES, Conjunction, Document, Part, SchemaError, Shape
+from server.chat.json_parts import Conjunction, Part, SchemaError
+from server.chat.json_shapes import ANNOTATIONS, TYPES, Document, Shape
 from server.chat.json_strings import (
     FORMATS, FORMATS_LOOSE, core, format_dfa, json_text, reserve_core, text_class, value_expression)
 from server.chat.json_values import are_disjoint, fits_shape, kind_of, without_one_of
@@ -92,16 +93,19 @@ def _check_json(schema: object) -> None:
 def _convert_text(text: str, strict: bool) -> tuple[str, tuple[str, ...]]:
     schema = json.loads(text)
     dead: set[tuple[str, ...]] = set()
+    reason: tuple[str, str] | None = None
     for _ in range(_ROUNDS_MAX):
         document = Document(schema, strict)
         converter = Converter(document, dead)
         root = converter.run()
         endless = converter.endless()
+        reason = reason or converter.contradiction
         if not endless:
             break
         dead |= endless
+        reason = reason or ("every value would have to contain such a value again", min(endless)[0])
     if root is None:
-        raise SchemaError(*(converter.contradiction or ("no value fits this schema", "#")))
+        raise SchemaError(*(reason or ("no value fits this schema", "#")))
     grammar = converter.builder.text(root)
     if len(grammar) > GRAMMAR_MAX:
         raise SchemaError(f"the grammar would have {len(grammar)} characters, the limit is {GRAMMAR_MAX}", "#")
@@ -116,15 +120,12 @@ class Converter:
         self.dead = dead
         self.builder = Builder()
         reserve_core(self.builder)
+        self.builder.next_number["root"] = 2
         self.contradiction: tuple[str, str] | None = None
         self.known: dict[tuple[str, ...], str | None] = {}
         self.queue: list[tuple[tuple[str, ...], list[Shape], str]] = []
         self.needs: dict[tuple[str, ...], list[list[tuple[str, ...]]]] = {}
         self.strings: dict[tuple, str | None] = {}
-
-    def error(self, message: str, pointer: str) -> SchemaError:
-        """An error for a place in the schema."""
-        return SchemaError(message, pointer)
 
     def note_contradiction(self, pointer: str, message: str) -> None:
         """Remembers the first reason why something fits nothing, for the error if that turns out to be the root."""
@@ -132,7 +133,7 @@ class Converter:
 
     def run(self) -> str | None:
         """The expression of the root; None if nothing fits."""
-        root = self.expression((self.document.plain(self.document.root),), "root")
+        root = self.expression((self.document.plain(self.document.root),), "")
         while self.queue:
             key, shapes, name = self.queue.pop(0)
             body = choice(self.alternatives(shapes, name, self.needs.setdefault(key, []), key))
@@ -156,7 +157,7 @@ class Converter:
         elif any(shape.is_free() for shape in shapes):
             self.known[key] = core(self.builder, "value")
         elif any(shape.values is None and ("object" in shape.types or "array" in shape.types) for shape in shapes):
-            self.known[key] = self.builder.reserve(_rule_hint(conjunction, hint))
+            self.known[key] = self.new_rule(_rule_hint(conjunction, hint))
             self.queue.append((key, shapes, self.known[key]))
             if len(self.known) > _RULES_MAX:
                 raise SchemaError(f"more than {_RULES_MAX} different schemas in one", "#")
@@ -166,6 +167,13 @@ class Converter:
                 expression = self.builder.define(hint, expression)
             self.known[key] = expression
         return self.known[key]
+
+    def new_rule(self, hint: str) -> str:
+        """A new name; without a hint it is the root."""
+        if hint:
+            return self.builder.reserve(hint)
+        self.builder.rules["root"] = None
+        return "root"
 
     def endless(self) -> set[tuple[str, ...]]:
         """The conjunctions written as rules that no finite text fits (after `run`)."""

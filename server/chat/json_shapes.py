@@ -11,16 +11,20 @@ What can't be said is loosened with a warning that names the JSON pointer, or re
 
 from __future__ import annotations
 
+import time
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
-from urllib.parse import unquote
 
 from server.chat.json_numbers import Range, common_multiple, exact_decimal
+from server.chat.json_parts import (
+    COUNTS, KINDS, SCHEMA, Conjunction, Part, Resources, SchemaError, check_kind, check_names, escape, identity)
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _FREE = len(TYPES) - 1  # "integer" goes where "number" is
 ALTERNATIVES_MAX = 300
+SECONDS_MAX = 10
 _STEPS_MAX = 6000
 
 # Keywords that say nothing about which values are valid.
@@ -31,6 +35,7 @@ ANNOTATIONS = {"title", "description", "default", "examples", "example", "$schem
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _COMBINATORS = (*_REFERENCES, "allOf", "anyOf", "oneOf", "if", "dependentRequired", "dependentSchemas",
                 "dependencies")
+_IFS = {"if", "dependentSchemas", "dependencies"}
 _NO_COMBINATOR = frozenset(_COMBINATORS).isdisjoint
 _INERT = {*ANNOTATIONS, *_COMBINATORS, "then", "else", "minContains", "maxContains", "nullable"}
 _KEYWORDS_BY_TYPE = {
@@ -43,69 +48,8 @@ _KEYWORDS_BY_TYPE = {
 }
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _NO_BOUND = frozenset(_BOUNDS).isdisjoint
-_SCHEMA = (dict, bool)
-_KINDS: dict[str, tuple[type, ...]] = {
-    "properties": (dict,), "patternProperties": (dict,), "$defs": (dict,), "definitions": (dict,),
-    "dependentRequired": (dict,), "dependentSchemas": (dict,), "dependencies": (dict,),
-    "allOf": (list,), "anyOf": (list,), "oneOf": (list,), "prefixItems": (list,), "enum": (list,),
-    "items": (dict, bool, list), "additionalItems": _SCHEMA, "additionalProperties": _SCHEMA,
-    "unevaluatedItems": _SCHEMA, "unevaluatedProperties": _SCHEMA, "propertyNames": _SCHEMA, "contains": _SCHEMA,
-    "not": _SCHEMA, "if": _SCHEMA, "then": _SCHEMA, "else": _SCHEMA,
-    "required": (list,), "pattern": (str,), "format": (str,), "$ref": (str,), "$dynamicRef": (str,),
-    "$recursiveRef": (str,), "uniqueItems": (bool,), "nullable": (bool,), "type": (str, list),
-    "minimum": (int, float), "maximum": (int, float), "multipleOf": (int, float),
-    "exclusiveMinimum": (int, float, bool), "exclusiveMaximum": (int, float, bool),
-}
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties", "minContains",
-           "maxContains")
 # Stands for a schema that forbids some keys: our own keyword, unreachable from JSON.
 FORBIDDEN_KEYS = object()
-
-
-class SchemaError(Exception):
-    """A schema that is refused: one-line `message`, and the JSON `pointer` of the place, such as #/properties/a."""
-
-    def __init__(self, message: str, pointer: str) -> None:
-        super().__init__(f"{pointer}: {message}")
-        self.message = message
-        self.pointer = pointer
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A schema and where it stands. Equal pointers are equal parts."""
-
-    pointer: str
-    schema: dict | bool = field(compare=False)
-
-    def at(self, *keys: str | int) -> Part:
-        """The part below this one."""
-        pointer, schema = self.pointer, self.schema
-        for key in keys:
-            pointer = f"{pointer}/{escape(key)}"
-            schema = schema[key]
-        if not isinstance(schema, _SCHEMA):
-            raise SchemaError("a schema must be an object or a boolean", pointer)
-        return Part(pointer, schema)
-
-
-Conjunction = tuple[Part, ...]
-
-
-def escape(key: str | int) -> str:
-    """A key as a segment of a JSON pointer."""
-    return str(key).replace("~", "~0").replace("/", "~1")
-
-
-def same(first: object, second: object) -> bool:
-    """Equality of JSON values: 1 is 1.0, but true is not 1."""
-    if isinstance(first, bool) or isinstance(second, bool):
-        return first is second
-    if isinstance(first, list) and isinstance(second, list):
-        return len(first) == len(second) and all(map(same, first, second))
-    if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
-    return first == second
 
 
 @dataclass(slots=True)
@@ -117,7 +61,9 @@ class Shape:
     parts: Conjunction
     types: tuple[str, ...] = TYPES
     values: list[object] | None = None
+    value_ids: set[Hashable] = field(default_factory=set)
     refused_values: list[object] = field(default_factory=list)
+    refused_ids: set[Hashable] = field(default_factory=set)
     forbidden_keys: set[str] = field(default_factory=set)
     numbers: Range = Range(False)
     min_length: int = 0
@@ -139,7 +85,8 @@ class Shape:
 
     def is_free(self) -> bool:
         """Whether every JSON value fits."""
-        return len(self.types) >= _FREE and self.values is None and not self.refused_values and not any(
+        return len(self.types) >= _FREE and self.values is None and not self.refused_values and not (
+            self.forbidden_keys) and not any(
             key in part.schema for part in self.parts for keys in _KEYWORDS_BY_TYPE.values() for key in keys)
 
 
@@ -161,10 +108,11 @@ class Document:
     def __init__(self, root: dict | bool, strict: bool) -> None:
         self.root = Part("#", root)
         self.strict = strict
+        self.deadline = time.monotonic() + SECONDS_MAX
         self.warnings: dict[str, None] = {}
         self.one_ofs: dict[str, Part] = {}
         self.merged: dict[tuple[str, ...], list[Shape]] = {}
-        self.anchors: dict[str, Part] | None = None
+        self.resources: Resources | None = None
         self.checked: set[str] = set()
         self.ignored: set[str] = set()
 
@@ -176,56 +124,21 @@ class Document:
 
     # References
 
-    def resolve(self, part: Part, keyword: str) -> Part:
-        """The target of a reference. Raises `SchemaError` if it isn't in this document."""
+    def resolve(self, part: Part, keyword: str) -> Part | None:
+        """The target of a reference; None for a dynamic one that depends on the way taken (with a warning). Raises
+        `SchemaError` if it isn't in this document."""
         reference = part.schema[keyword]
         pointer = f"{part.pointer}/{keyword}"
-        base, _, fragment = reference.partition("#")
-        target = self.root
-        if base:
-            target = self.anchor(base)
-            if target is None:
-                raise SchemaError(f"the reference {reference!r} leads outside of the schema; nothing is fetched",
-                                  pointer)
-        if fragment and not fragment.startswith("/"):
-            target = self.anchor("#" + fragment)
-        elif fragment:
-            target = self.follow(target, unquote(fragment))
+        if self.resources is None:
+            self.resources = Resources(self.root)
+        if keyword == "$dynamicRef" and self.resources.is_dynamic(reference):
+            self.loosen(pointer, "a dynamic reference with several targets is not followed")
+            return None
+        target = self.resources.find(part, reference)
         if target is None:
-            raise SchemaError(f"the reference {reference!r} points to nothing", pointer)
+            outside = "" if reference.startswith("#") else "; nothing is fetched"
+            raise SchemaError(f"the reference {reference[:200]!r} leads to nothing in this schema{outside}", pointer)
         return target
-
-    def follow(self, start: Part, fragment: str) -> Part | None:
-        """The part at a JSON pointer, None if there is none."""
-        node: object = start.schema
-        keys = []
-        for segment in fragment.split("/")[1:]:
-            key: str | int = segment.replace("~1", "/").replace("~0", "~")
-            if isinstance(node, list):
-                if not key.isdigit() or len(key) > 9 or int(key) >= len(node):
-                    return None
-                key = int(key)
-            elif not isinstance(node, dict) or key not in node:
-                return None
-            keys.append(key)
-            node = node[key]
-        return start.at(*keys)
-
-    def anchor(self, name: str) -> Part | None:
-        """The part with this `$id`, or `$anchor` (written with '#')."""
-        if self.anchors is None:
-            self.anchors = {}
-            stack: list[tuple[str, object]] = [(self.root.pointer, self.root.schema)]
-            while stack:
-                pointer, node = stack.pop()
-                if isinstance(node, dict):
-                    for key, prefix in (("$id", ""), ("id", ""), ("$anchor", "#"), ("$dynamicAnchor", "#")):
-                        if isinstance(node.get(key), str):
-                            self.anchors.setdefault(prefix + node[key].rstrip("#"), Part(pointer, node))
-                    stack.extend((f"{pointer}/{escape(key)}", child) for key, child in node.items())
-                elif isinstance(node, list):
-                    stack.extend((f"{pointer}/{index}", child) for index, child in enumerate(node))
-        return self.anchors.get(name)
 
     def plain(self, part: Part) -> Part:
         """The part behind references that stand alone, so that a shared definition gets one rule."""
@@ -235,10 +148,16 @@ class Document:
             if any(key not in ANNOTATIONS for key in part.schema if key != "$ref"):
                 break
             seen.add(part.pointer)
-            part = self.resolve(part, "$ref")
+            part = self.resolve(part, "$ref") or part
         return part
 
     # Checking
+
+    def check_time(self) -> None:
+        """Raises `SchemaError` when the conversion takes too long: patterns can be made to cost a second each."""
+        if time.monotonic() > self.deadline:
+            raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify patterns and combinations",
+                              "#")
 
     def check_keywords(self, part: Part) -> None:
         """Raises `SchemaError` for a keyword whose value has the wrong type. Once per part."""
@@ -246,12 +165,12 @@ class Document:
             return
         self.checked.add(part.pointer)
         for key, value in part.schema.items():
-            kinds = _KINDS.get(key)
-            if key in _COUNTS:
+            kinds = KINDS.get(key)
+            if key in COUNTS:
                 if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
                     raise SchemaError(f"'{key}' must be a whole number, 0 or more", f"{part.pointer}/{key}")
             elif kinds is not None:
-                _check_kind(f"{part.pointer}/{escape(key)}", key, value, kinds)
+                check_kind(f"{part.pointer}/{escape(key)}", key, value, kinds)
         if part.schema.get("multipleOf", 1) <= 0:
             raise SchemaError("'multipleOf' must be above 0", f"{part.pointer}/multipleOf")
 
@@ -270,6 +189,7 @@ class Document:
             last_choice = ""
             while pending and len(result) <= ALTERNATIVES_MAX and steps <= _STEPS_MAX:
                 steps += 1
+                self.check_time()
                 found = self._advance(pending.pop(), pending)
                 if isinstance(found, str):
                     last_choice = found
@@ -299,7 +219,8 @@ class Document:
                 continue
             chain = (*chain, part.pointer)
             choices = self.choices(part)
-            musts = [self.resolve(part, key) for key in _REFERENCES if key in part.schema]
+            targets = [self.resolve(part, key) for key in _REFERENCES if key in part.schema]
+            musts = [target for target in targets if target is not None]
             musts += [part.at("allOf", index) for index in range(len(part.schema.get("allOf", ())))]
             state.todo += [(must, chain) for must in reversed(musts)]
             pointer = self._branch(state, choices, chain, pending)
@@ -356,7 +277,7 @@ class Document:
             for key, value in part.schema.get(keyword, {}).items():
                 pointer = f"{part.pointer}/{keyword}/{escape(key)}"
                 if isinstance(value, list) and keyword != "dependentSchemas":
-                    _check_names(pointer, value)
+                    check_names(pointer, value)
                     found.append((key, Part(pointer, {"required": value})))
                 elif keyword != "dependentRequired":
                     found.append((key, part.at(keyword, key)))
@@ -370,6 +291,7 @@ class Document:
         no = [part.at("else")] if "else" in part.schema else []
         if isinstance(condition.schema, bool):
             return [tuple(yes if condition.schema else no)]
+        self.check_keywords(condition)
         opposites = _opposites(condition)
         if opposites is None:
             self.loosen(condition.pointer, "the values of the 'else' case are not checked against 'if'")
@@ -382,13 +304,14 @@ class Document:
         """The merged alternatives of a conjunction that some value may fit."""
         key = tuple(part.pointer for part in conjunction)
         if key not in self.merged:
-            pointer = conjunction[0].pointer if conjunction else "#"
-            shapes = [self._merge(pointer, parts) for parts in self.alternatives(conjunction)]
+            self.check_time()
+            shapes = [self._merge(conjunction, parts) for parts in self.alternatives(conjunction)]
             self.merged[key] = [shape for shape in shapes if shape.types]
         return self.merged[key]
 
-    def _merge(self, pointer: str, parts: Conjunction) -> Shape:
-        shape = Shape(pointer, parts)
+    def _merge(self, conjunction: Conjunction, parts: Conjunction) -> Shape:
+        shape = Shape(conjunction[0].pointer if conjunction else "#", parts)
+        self._warn_unevaluated(conjunction, parts)
         explicit = False
         for part in parts:
             explicit |= self._absorb(shape, part)
@@ -399,7 +322,16 @@ class Document:
                 shape.types = tuple(kind for kind in shape.types if kind in implied)
         if "number" in shape.types:
             shape.types = tuple(kind for kind in shape.types if kind != "integer")
+        shape.value_ids.update(map(identity, shape.values or ()))
+        shape.refused_ids.update(map(identity, shape.refused_values))
         return shape
+
+    def _warn_unevaluated(self, conjunction: Conjunction, parts: Conjunction) -> None:
+        """`unevaluated...` is read as a word about everything merged: exact at the top of a schema only."""
+        for part in parts:
+            for keyword in ("unevaluatedProperties", "unevaluatedItems"):
+                if keyword in part.schema and (len(conjunction) > 1 or part != conjunction[0] or _IFS & part.schema.keys()):
+                    self.loosen(f"{part.pointer}/{keyword}", "not exact in a combination of schemas")
 
     def _absorb(self, shape: Shape, part: Part) -> bool:
         """Merges one part into the shape; whether the part says which types or values there are."""
@@ -416,10 +348,9 @@ class Document:
             if not schema["enum"]:
                 raise SchemaError("'enum' must not be empty", f"{part.pointer}/enum")
             enum = schema["enum"] + ([None] if schema.get("nullable") and "type" in schema else [])
-            values = enum if values is None else [value for value in values if any(same(value, v) for v in enum)]
+            values = enum if values is None else _common_values(values, enum)
         if values is not None:
-            shape.values = values if shape.values is None else [
-                value for value in shape.values if any(same(value, other) for other in values)]
+            shape.values = values if shape.values is None else _common_values(shape.values, values)
             explicit = True
         for keyword in () if _NO_BOUND(schema) else _BOUNDS:
             if keyword in schema:
@@ -466,23 +397,9 @@ class Document:
 
 
 
-def _check_kind(pointer: str, key: str, value: object, kinds: tuple[type, ...]) -> None:
-    wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
-    if wrong or (isinstance(value, float) and value - value != 0):
-        names = {dict: "an object", bool: "a boolean", list: "an array", str: "a string", int: "a number"}
-        wanted = " or ".join(names[kind] for kind in kinds if kind is not float)
-        raise SchemaError(f"'{key}' must be {wanted}", pointer)
-    if key == "required":
-        _check_names(pointer, value)
-    if key in ("allOf", "anyOf", "oneOf", "prefixItems") or (key == "items" and isinstance(value, list)):
-        for index, child in enumerate(value):
-            if not isinstance(child, _SCHEMA):
-                raise SchemaError("a schema must be an object or a boolean", f"{pointer}/{index}")
-
-
-def _check_names(pointer: str, names: list) -> None:
-    if not all(isinstance(name, str) for name in names):
-        raise SchemaError("must be an array of strings", pointer)
+def _common_values(first: list[object], second: list[object]) -> list[object]:
+    known = set(map(identity, second))
+    return [value for value in first if identity(value) in known]
 
 
 def _types(part: Part) -> tuple[str, ...]:

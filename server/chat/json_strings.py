@@ -23,7 +23,7 @@ CORE_RULES = {
     "escape": (r'["\\/bfnrt] | "u" ([0-9a-cA-CeEfF] hex{3} | [dD] ([0-7] hex{2} | [89abAB] hex{2} low-surrogate))',
                ("hex", "low-surrogate")),
     "low-surrogate": (r'"\\u" [dD] [c-fC-F] hex{2}', ("hex",)),
-    "char": (r'[^"\\\x00-\x1F] | "\\" escape', ("escape",)),
+    "char": (r'[ !#-\[\]-\uD7FF\uE000-\U0010FFFF] | "\\" escape', ("escape",)),
     "string": (r'"\"" char* "\""', ("char",)),
     "integer": ('"0" | "-"? [1-9] [0-9]{0,19}', ()),
     "number": ('"-"? ("0" | [1-9] [0-9]{0,19}) ("." [0-9]{1,20})? exponent?', ("exponent",)),

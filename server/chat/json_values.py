@@ -11,10 +11,12 @@ from dataclasses import replace
 
 from server.chat import automaton
 from server.chat.automaton import Dfa, TooLarge
-from server.chat.json_shapes import Conjunction, Document, Part, Shape, same
+from server.chat.json_parts import Conjunction, Part, identity
+from server.chat.json_shapes import Document, Shape
 from server.chat.regex_gbnf import Unsupported, compile_pattern
 
 _DEPTH_MAX = 3
+_PAIRS_MAX = 400
 _PRODUCT_MAX = 2000
 
 
@@ -45,9 +47,8 @@ def fits_shape(document: Document, value: object, shape: Shape) -> bool:
     kind = kind_of(value)
     if kind not in shape.types and not (kind == "integer" and "number" in shape.types):
         return False
-    if shape.values is not None and not any(same(value, other) for other in shape.values):
-        return False
-    if any(same(value, other) for other in shape.refused_values):
+    key = identity(value) if shape.values is not None or shape.refused_ids else None
+    if (shape.values is not None and key not in shape.value_ids) or key in shape.refused_ids:
         return False
     if kind in ("integer", "number"):
         return shape.numbers.holds(value)
@@ -73,7 +74,7 @@ def _array_fits(document: Document, value: list, shape: Shape) -> bool:
     if len(value) < shape.largest("minItems") or (most is not None and len(value) > most):
         return False
     if any(part.schema["uniqueItems"] for part in shape.having("uniqueItems")):
-        if any(same(first, other) for i, first in enumerate(value) for other in value[:i]):
+        if len(set(map(identity, value))) < len(value):
             return False
     return all(fits(document, item, item_conjunction(document, shape, index)) for index, item in enumerate(value))
 
@@ -96,25 +97,22 @@ def required_keys(shape: Shape) -> set[str]:
 
 
 def array_layout(part: Part) -> tuple[list[Part], Part | None]:
-    """The schemas of the first items and of the rest, in either spelling; None if nothing is said of the rest."""
+    """The schemas of the first items and of the rest, in either spelling; None if `items` says nothing of the rest."""
     schema = part.schema
     if isinstance(schema.get("items"), list):
         first = [part.at("items", index) for index in range(len(schema["items"]))]
         return first, part.at("additionalItems") if "additionalItems" in schema else None
     first = [part.at("prefixItems", index) for index in range(len(schema.get("prefixItems", ())))]
-    rest = "items" if "items" in schema else "unevaluatedItems" if "unevaluatedItems" in schema else None
-    return first, part.at(rest) if rest else None
+    return first, part.at("items") if "items" in schema else None
 
 
 def item_conjunction(document: Document, shape: Shape, index: int) -> Conjunction:
     """What holds of the item at an index."""
-    found = []
-    for part in shape.parts:
-        first, rest = array_layout(part)
-        item = first[index] if index < len(first) else rest
-        if item is not None:
-            found.append(document.plain(item))
-    return tuple(dict.fromkeys(found))
+    layouts = [array_layout(part) for part in shape.parts]
+    found = [first[index] if index < len(first) else rest for first, rest in layouts]
+    if not any(found):
+        found += [part.at("unevaluatedItems") for part in shape.having("unevaluatedItems")]
+    return tuple(dict.fromkeys(document.plain(item) for item in found if item is not None))
 
 
 def key_conjunction(document: Document, shape: Shape, key: str) -> Conjunction:
@@ -137,6 +135,9 @@ def key_conjunction(document: Document, shape: Shape, key: str) -> Conjunction:
 
 def are_disjoint(document: Document, first: Conjunction, second: Conjunction, depth: int = 0) -> bool:
     """Whether it is certain that no value fits both."""
+    document.check_time()
+    if len(document.shapes(first)) * len(document.shapes(second)) > _PAIRS_MAX:
+        return False
     return all(_shapes_disjoint(document, one, two, depth)
                for one in document.shapes(first) for two in document.shapes(second))
 

@@ -166,7 +166,7 @@ class LlamaSampler:
         llama.llama_sampler_apply(self._chain, candidates.array)
         if self._grammar is not None and not self._is_allowed(candidates.selected):
             candidates.fill(logits)
-            llama.llama_sampler_apply(self._grammar, candidates.array)
+            llama.call_llama_sampler_apply(self._grammar, candidates.array)
             llama.llama_sampler_apply(self._chain, candidates.array)
         return candidates
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from .errors import SecurityError
 from .formatting import format_text
 from .limits import LARGE_TEXT, TEXT_PER_STEP, Run
-from .marked import Marked
-from .text import ITEMS, KEYS, VALUES, guard
+from .marked import Marked, escape, is_safe
+from .text import ITEMS, KEYS, VALUES, guard, soft_text
 from .values import BoundMethod, Cycler, Group, Joiner, Loop, Macro, Namespace, Undefined
 
 Method = Callable[..., object]
@@ -127,6 +127,8 @@ def join_text(run: Run, separator: str, items: Iterable[object]) -> str:
     """`separator.join(items)` for strings."""
     texts = list(items)
     run.items(len(texts))
+    if is_safe(separator):      # as jinja2's Markup does, it takes anything
+        texts = [escape(soft_text(run, text)) for text in texts]
     run.text(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
     if type(separator) is str and Marked not in set(map(type, texts)):
         return separator.join(texts)        # type: ignore[arg-type]

@@ -96,6 +96,13 @@ def _write(frame: Frame, value: object) -> None:
     frame[OUT].append(text)
 
 
+def _write_text(frame: Frame, value: object) -> None:
+    """Where jinja2 forgets to convert to text, anything else is an error."""
+    if not isinstance(value, str):
+        raise TypeError("a filter or call block has to give a text")
+    _write(frame, value)
+
+
 def _output(node: nodes.Output, place: Place) -> Execute:
     parts = [part.text if isinstance(part, nodes.Data) else compile_expression(part, place) for part in node.parts]
 
@@ -189,7 +196,7 @@ def _filter_block(node: nodes.FilterBlock, place: Place) -> Execute:
         enter(frame)
         signal, text = capture(frame)
         if signal is None:
-            _write(frame, apply(frame, text))
+            _write_text(frame, apply(frame, text))
         leave(frame)
         return signal
     return execute
@@ -384,7 +391,7 @@ def _call_block(node: nodes.CallBlock, place: Place) -> Execute:
         args, kwargs = arguments(frame)
         if "caller" in kwargs:
             raise TypeError("a call block can't be given another caller")
-        _write(frame, call_value(frame[RUN], function, args, {**kwargs, "caller": caller}))
+        _write_text(frame, call_value(frame[RUN], function, args, {**kwargs, "caller": caller}))
     return execute
 
 

@@ -116,8 +116,6 @@ def do_indent(run: Run, value: Any, /, width: int | str = 4, first: bool = False
         raise TypeError("indent() needs a string")
     run.text((len(width) if isinstance(width, str) else width) * (value.count("\n") + 1) + len(value))
     margin = width if isinstance(width, str) else " " * width
-    if is_safe(value):
-        margin = escape(margin)
     pieces = [margin] if first else []
     for number, line in enumerate(concat([value, "\n"]).splitlines()):
         pieces += ["\n" if number else "", margin if number and (blank or line) else "", line]

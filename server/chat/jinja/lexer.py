@@ -111,16 +111,18 @@ class _Lexer:
 
     def _raw(self, start: int) -> Iterator[Token]:
         match = RAW_END.match(self.text, self.position)
-        if not match:
-            raise self.source.error("Missing end of raw directive", start)
-        yield from self._data(match["text"], match["sign"], may_strip=True)
-        self._advance(match.end())
+        if match:
+            yield from self._data(match["text"], match["sign"], may_strip=True)
+        self._close(match, "Missing end of raw directive", start)
 
     def _skip_comment(self, start: int) -> None:
-        match = COMMENT_END.match(self.text, self.position)
-        if not match:
-            raise self.source.error("Missing end of comment tag", start)
-        self._advance(match.end())
+        self._close(COMMENT_END.match(self.text, self.position), "Missing end of comment tag", start)
+
+    def _close(self, match: re.Match[str] | None, complaint: str, start: int) -> None:
+        if match:
+            self._advance(match.end())
+        elif self.position < len(self.text):        # nothing after the opening is no error, as in jinja2
+            raise self.source.error(complaint, start)
 
     def _expression(self, kind: str) -> Iterator[Token]:
         """Tokens up to and including the closing bracket; at the end of the source, just the tokens."""

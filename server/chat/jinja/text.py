@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from .errors import TemplateLimitError
 from .limits import Run
 from .marked import Marked, build, concat, segments, unsafe, whole
-from .values import Group, Namespace
+from .values import Group, Loop, Namespace
 
 KEYS, VALUES, ITEMS = type({}.keys()), type({}.values()), type({}.items())
 VIEWS = {KEYS: "dict_keys", VALUES: "dict_values", ITEMS: "dict_items"}
@@ -83,8 +83,8 @@ def to_text(run: Run, value: object) -> str:
         return unsafe(value)
     if kind in CONTAINERS:
         return notation(run, value)
-    if isinstance(value, Iterator):
-        return f"<{type(value).__name__} object>"
+    if isinstance(value, Iterator) and kind is not Loop:
+        return f"<{kind.__name__} object>"
     return str(value)
 
 
