@@ -12,15 +12,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from server.api import schema
+from server.api.constraints import read_constraint
 from server.api.context import Context
 from server.api.prompt import read_prompts
 from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Final, Piece, Progress, SamplingParams, Task, Timings,
                                 TokenProbs)
 from server.errors import ApiError
 from server.web.message import EventStream, Request, Response, json_response, to_json
-from server.web.sse import event
+from server.web.sse import comment, event
 
 MISSING = object()
+PING = comment("ping")
 
 
 class CompletionHandler:
@@ -49,8 +51,10 @@ class Completion:
     """One request: its checked fields, its tasks, and the JSON of their events.
 
     There is one task for each prompt and each of its `n_cmpl` answers. `prompts` is given by routes that build
-    their own (infill); else it is read from the body.
+    their own (infill, chat); else it is read from the body. Other dialects override the methods that make JSON.
     """
+
+    ping_s: float | None = None
 
     def __init__(self, context: Context, body: object, prompts: list[tuple[int, ...]] | None = None) -> None:
         self._context = context
@@ -64,7 +68,11 @@ class Completion:
                                             context.is_2024)
         n = self.values["n_cmpl"]
         self.is_list = is_list or n > 1
+        constraint = read_constraint(body)
+        self.warnings = constraint.warnings
         self._params = schema.sampling_params(body, self.values, context.engine.vocab, context.defaults)
+        if constraint.grammar:
+            self._params = replace(self._params, grammar=constraint.grammar)
         self._lora = read_lora(self.values["lora"], context)
         self._fields = schema.strings("response_fields", self.values["response_fields"] or ())
         self.tasks = [self._task(tokens, i) for tokens in prompts for i in range(n)]
@@ -102,6 +110,18 @@ class Completion:
                 elif isinstance(item, Final):
                     answers[self._index[item.id]] = self.final(item)
         return answers if self.is_list else answers[0]
+
+    def events(self, item: Piece | Progress | Final) -> Iterator[bytes]:
+        """What a stream sends for one event of the engine."""
+        yield event(self.chunk(item))
+
+    def tail(self) -> Iterator[bytes]:
+        """What a stream sends at its end: nothing, the last object has `stop: true`."""
+        return iter(())
+
+    def error(self, error: ApiError) -> bytes:
+        """An error in a stream that has begun."""
+        return error_event(error)
 
     def chunk(self, item: Piece | Progress | Final) -> dict[str, object]:
         """One event as a chunk of a stream."""
@@ -152,6 +172,8 @@ class Completion:
         probs = [self._probs(probs) for piece in pieces for probs in piece.probs]
         if probs:
             result["completion_probabilities"] = probs
+        if self.warnings:
+            result["warnings"] = list(self.warnings)
         if self._context.options.verbose:
             result["__prompt_processed"] = self._context.engine.vocab.detokenize(list(task.prompt)).decode(
                 "utf-8", "replace")
@@ -185,13 +207,15 @@ class Stream:
         """An error before the first chunk is raised (the answer gets its status); later ones become an event."""
         is_open = False
         try:
-            for item in results:
-                yield event(completion.chunk(item))
-                is_open = True
+            for item in results.events(completion.ping_s):
+                for data in (PING,) if item is None else completion.events(item):
+                    yield data
+                    is_open = True
+            yield from completion.tail()
         except ApiError as error:
             if not is_open:
                 raise
-            yield error_event(error)
+            yield completion.error(error)
 
 
 def read_lora(value: object, context: Context) -> tuple[tuple[int, float], ...] | None:

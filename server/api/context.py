@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from server.chat.choose import choose_template
 from server.engine.task import ModelInfo, Snapshot, Task
 from server.errors import ApiError
 
@@ -22,12 +23,19 @@ class Vocab(Protocol):
     add_bos: bool
     bos: int
     fim: Mapping[str, int]
+    builtin_templates: tuple[str, ...]
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`."""
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token, special tokens included."""
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token is a special one, which text must not become by accident."""
+
+    def apply_template(self, template: str, messages: list[tuple[str, str]], add_generation_prompt: bool) -> str:
+        """Have libllama render (role, content) pairs with a template of its own list."""
 
     def detokenize(self, tokens: list[int]) -> bytes:
         """The bytes of all of them."""
@@ -77,6 +85,8 @@ class Context:
     defaults: Mapping[str, object] = field(default_factory=dict)
     started: int = field(default_factory=lambda: int(time.time()))
     system_prompt: SystemPrompt = SystemPrompt()
+    template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    _template: object = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -88,6 +98,13 @@ class Context:
     def model_name(self) -> str:
         """How answers name the model: the first alias, else the path it was loaded from."""
         return self.options.alias.split(",")[0].strip() if self.options.alias else str(self.options.model)
+
+    @property
+    def chat_template(self):
+        """The template of chats, compiled when first needed (`chat.template`). ApiError when it can't be."""
+        if self._template is None:
+            self._template = choose_template(self.options, self.engine.info, self.engine.vocab)
+        return self._template
 
     def set_system_prompt(self, value: object) -> None:
         """Take over a `system_prompt` object; computed once, after the running tasks. The same again costs nothing."""

@@ -31,20 +31,21 @@ class InfillHandler:
     def handle(self, request: Request) -> Response | EventStream:
         """501 when the model has no fill-in-the-middle tokens."""
         self._context.engine.require_ready()
-        vocab = self._context.engine.vocab
-        missing = [name for name in ("pre", "suf", "mid") if name not in vocab.fim]
-        if missing:
-            raise ApiError(501, "Infill is not supported by this model: its vocabulary has no "
-                           f"{', '.join(missing)} token for filling in the middle")
         body = request.json()
         values = read(body, INFILL_FIELDS)
         if body.get("stream") is None:
             body = {**body, "stream": True}
-        completion = Completion(self._context, body, [self._prompt(values, body)])
+        completion = Completion(self._context, body, [self.prompt(values, body)])
         return answer(completion, request)
 
-    def _prompt(self, values: dict[str, object], body: dict[str, object]) -> tuple[int, ...]:
+    def prompt(self, values: dict[str, object], body: dict[str, object]) -> tuple[int, ...]:
+        """The tokens of the fill-in-the-middle prompt for checked INFILL_FIELDS. ApiError 501 as for `handle`."""
         vocab, options = self._context.engine.vocab, self._context.options
+        missing = [name for name in ("pre", "suf", "mid") if name not in vocab.fim]
+        if missing:
+            raise ApiError(501, "Infill is not supported by this model: its vocabulary has no "
+                           f"{', '.join(missing)} token for filling in the middle")
+        values = read(values, INFILL_FIELDS)
         prefix = vocab.tokenize(values["input_prefix"], False, False) + vocab.tokenize(values["prompt"], False, False)
         suffix = vocab.tokenize(values["input_suffix"], False, False)
         n_predict = body.get("n_predict")

@@ -7,6 +7,7 @@ from server.api.context import Context
 from server.api.infill import InfillHandler
 from server.api.lora import LoraHandlers
 from server.api.metrics import MetricsHandler
+from server.api.openai import OpenAiHandlers
 from server.api.slots import SlotHandlers
 from server.api.status import StatusHandlers
 from server.api.tokens import TokenHandlers
@@ -16,7 +17,7 @@ from server.web.router import Route
 def routes(context: Context) -> list[Route]:
     """Rows of (method, path, handler); public ones need no API key."""
     status, tokens, completion = StatusHandlers(context), TokenHandlers(context), CompletionHandler(context)
-    lora = LoraHandlers(context)
+    lora, openai = LoraHandlers(context), OpenAiHandlers(context)
     return [
         Route("GET", "/health", status.health, public=True),
         Route("GET", "/props", status.props),
@@ -30,6 +31,12 @@ def routes(context: Context) -> list[Route]:
         Route("GET", "/v1/models", status.models, public=True),
         Route("POST", "/completion", completion.handle),
         Route("POST", "/completions", completion.handle),
+        *(Route("POST", prefix + path, handler) for prefix in ("", "/v1") for path, handler in (
+            ("/chat/completions", openai.chat),
+            ("/chat/completions/input_tokens", openai.count_tokens),
+        )),
+        Route("POST", "/v1/completions", openai.complete),
+        Route("POST", "/apply-template", openai.apply_template),
         Route("POST", "/infill", InfillHandler(context).handle),
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),

@@ -61,9 +61,18 @@ class Results:
         self.cancel()
 
     def __iter__(self) -> Iterator[Piece | Progress | Final]:
+        return self.events(None)
+
+    def events(self, silence_s: float | None) -> Iterator[Piece | Progress | Final | None]:
+        """Like iterating; whenever nothing has come for `silence_s` seconds, a None comes instead."""
         n_open = len(self.tasks)
         while n_open:
-            for event in self._queue.get():
+            try:
+                batch = self._queue.get(timeout=silence_s)
+            except Empty:
+                yield None
+                continue
+            for event in batch:
                 if isinstance(event, Failure):
                     raise ApiError(event.status, event.message, event.type, **event.extra)
                 yield event

@@ -9,11 +9,14 @@ Not taken: sending text to the engine. It would put tokenizing on the one thread
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
 from ctypes_api import loader, vocabulary
+from ctypes_api.llama_types import llama_chat_message
 from ctypes_api.objects import Model
+from server.errors import ApiError
 
 FIM_TOKENS = ("pre", "suf", "mid", "rep", "sep")
 
@@ -47,6 +50,34 @@ class NativeVocab:
         if piece is None:
             piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token, True)
         return piece
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token is a control token (BOS, end of turn, ...)."""
+        return bool(self._libs.llama.llama_vocab_is_control(self._vocab, token))
+
+    @property
+    def builtin_templates(self) -> tuple[str, ...]:
+        """Names of the chat templates that libllama knows by itself."""
+        n = self._libs.llama.llama_chat_builtin_templates(None, 0)
+        names = (ctypes.c_char_p * n)()
+        self._libs.llama.llama_chat_builtin_templates(names, n)
+        return tuple(name.decode() for name in names)
+
+    def apply_template(self, template: str, messages: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:
+        """`llama_chat_apply_template`: `template` is a name of the list, or a Jinja text that it recognises."""
+        chat = (llama_chat_message * len(messages))(
+            *(llama_chat_message(role.encode(), content.encode()) for role, content in messages))
+        size = 256 + 2 * sum(len(role) + len(content.encode()) for role, content in messages)
+        for _ in range(2):
+            buffer = ctypes.create_string_buffer(size)
+            n = self._libs.llama.llama_chat_apply_template(template.encode(), chat, len(messages),
+                                                           add_generation_prompt, buffer, size)
+            if n < 0:
+                raise ApiError(400, "llama.cpp has no built-in chat template that fits; leave out --no-jinja")
+            if n <= size:
+                return buffer.raw[:n].decode("utf-8", "replace")
+            size = n
+        raise ApiError(500, "llama.cpp's chat template did not fit its own measure")
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """The bytes of a token list, special tokens included."""

@@ -1,0 +1,107 @@
+"""Fields that bind the answer's form, as one GBNF grammar: `grammar`, `json_schema`, `response_format`, `regex`,
+`choice`.
+
+Connection thread; pure. Every grammar, also one made here, is parsed in Python before llama.cpp sees it: its own
+parser overflows its stack on deep nesting. Results are cached, so that the same form costs one look-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from server.chat import gbnf
+from server.chat.json_schema import ANY_OBJECT, SchemaError, convert
+from server.chat.regex_gbnf import Unsupported, choice_grammar, regex_grammar
+from server.errors import ApiError
+
+NAMES = ("grammar", "json_schema", "regex", "choice")
+
+
+@dataclass(slots=True, frozen=True)
+class Constraint:
+    """A grammar ("" for none), and what of the request it doesn't enforce."""
+
+    grammar: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+def read_constraint(body: Mapping[str, object]) -> Constraint:
+    """The one constraint of a request; ApiError 400 for two at once or for one that can't be used."""
+    given = [name for name in NAMES if body.get(name) not in (None, "")]
+    wanted = response_format_schema(body.get("response_format"))
+    if wanted is not None:
+        given.append("response_format")
+    if len(given) > 1:
+        raise ApiError(400, f"{given[0]} and {given[1]} exclude each other; give one of them")
+    if not given:
+        return Constraint()
+    if given[0] == "response_format":
+        return schema_constraint("response_format", *wanted)
+    value = body[given[0]]
+    if given[0] == "json_schema":
+        return schema_constraint("json_schema", value, False)
+    if given[0] == "choice":
+        return Constraint(_made("choice", choice_grammar, value))
+    if not isinstance(value, str):
+        raise ApiError(400, f"{given[0]}: {str(value)[:60]!r} is not a string")
+    if given[0] == "regex":
+        return Constraint(_made("regex", regex_grammar, value))
+    check_grammar(value)
+    return Constraint(value)
+
+
+def response_format_schema(value: object) -> tuple[object, bool] | None:
+    """The schema that a `response_format` asks for and whether strictly; None for free text."""
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        raise ApiError(400, "response_format: give an object with a type")
+    kind = value["type"]
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        schema = value.get("schema")
+        return ANY_OBJECT if schema is None else schema, False
+    if kind == "json_schema":
+        inner = value.get("json_schema", value)
+        if not isinstance(inner, dict) or inner.get("schema") is None:
+            raise ApiError(400, "response_format.json_schema: the schema is missing")
+        return inner["schema"], inner.get("strict") is True
+    raise ApiError(400, f"response_format: type '{kind[:40]}' is unknown; known are text, json_object, json_schema")
+
+
+def schema_constraint(name: str, schema: object, strict: bool) -> Constraint:
+    """The grammar of a JSON schema."""
+    try:
+        conversion = convert(schema, strict=strict)
+    except SchemaError as error:
+        raise ApiError(400, f"{name}: {error}") from None
+    check_grammar(conversion.grammar)
+    return Constraint(conversion.grammar, tuple(conversion.warnings))
+
+
+def _made(name: str, make, value: object) -> str:
+    try:
+        grammar = make(value)
+    except (Unsupported, ValueError) as error:
+        raise ApiError(400, f"{name}: {error}") from None
+    check_grammar(grammar)
+    return grammar
+
+
+def check_grammar(grammar: str) -> None:
+    """ApiError 400 with line and column unless llama.cpp can take this grammar."""
+    fault = _fault(grammar)
+    if fault:
+        raise ApiError(400, f"Failed to parse grammar: {fault}", param="grammar")
+
+
+@lru_cache(maxsize=256)
+def _fault(grammar: str) -> str:
+    try:
+        gbnf.check(grammar)
+    except gbnf.GrammarError as error:
+        return str(error)
+    return ""

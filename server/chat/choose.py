@@ -1,0 +1,39 @@
+"""Which chat template a server uses: the user's, the model's, or ChatML as a last resort. Pure, on handler threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from server.chat.jinja import TemplateError
+from server.chat.template import CHATML, BuiltinTemplate, ChatTemplate
+from server.errors import ApiError
+from server.log import get_logger
+
+META_KEY = "tokenizer.chat_template"
+
+log = get_logger("chat")
+
+
+def choose_template(options, info, vocab) -> ChatTemplate | BuiltinTemplate:
+    """From `--chat-template`, `--chat-template-file`, the model's metadata, else ChatML with a warning.
+
+    ApiError 500 with line and column when the chosen one can't be compiled.
+    """
+    source = options.chat_template or ""
+    if options.chat_template_file:
+        try:
+            source = Path(options.chat_template_file).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ApiError(500, f"--chat-template-file {options.chat_template_file} can't be read: {error}") from None
+    source = source or info.meta.get(META_KEY, "")
+    if not source:
+        log.warning("this model has no chat template: using ChatML; name another with --chat-template")
+        source = "chatml"
+    if source == "chatml" and options.jinja:
+        source = CHATML
+    if source in vocab.builtin_templates or not options.jinja:
+        return BuiltinTemplate(source, lambda messages, add: vocab.apply_template(source, messages, add))
+    try:
+        return ChatTemplate(source, info.bos_token, info.eos_token)
+    except TemplateError as error:
+        raise ApiError(500, f"the chat template can't be compiled: {error}") from None
