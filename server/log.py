@@ -1,16 +1,78 @@
-"""Log lines of the server: the stdlib's `logging` under one root name, text for people on stderr.
+"""Log lines of the server: the stdlib's `logging` below one root name, as text for people or JSON for machines.
 
-A leaf. Levels are those of `logging`; llama.cpp's own lines come through the logger "llama". Nothing is set up at
-import: `setup` is called once by `app`, tests may leave it out.
+A leaf, used by every thread. Each record is one line (a traceback adds indented ones in text, a field in JSON) and one
+write, so that several processes can append to one file. llama.cpp's own lines come through the logger "llama", the
+access log through "access". What clients sent can't forge lines or drive a terminal: control characters are escaped.
+Secrets are masked in every line, whoever logs it. A full disk or a closed stderr costs lines, never an exception: they
+are counted, and the count is logged once writing works again. Nothing happens at import: `setup` is called by `app`,
+tests may leave it out.
+
+Way not taken: a queue and a writing thread. It would keep a stuck reader of stderr from holding up the server, but
+the last lines before a crash are the ones that count, and they would be lost.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import json
 import logging
+import os
+import re
 import sys
-from typing import TextIO
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol, TextIO
 
 ROOT = "llama_srv"
+VERBOSE = 5
+"""Below DEBUG: whole requests and answers, which hold what users wrote."""
+LEVELS = {"ERROR": logging.ERROR, "WARNING": logging.WARNING, "INFO": logging.INFO, "DEBUG": logging.DEBUG,
+          "VERBOSE": VERBOSE}
+LEVEL_BY_VERBOSITY = {0: logging.CRITICAL, 1: logging.ERROR, 2: logging.WARNING, 3: logging.INFO, 4: logging.DEBUG,
+                      5: VERBOSE}
+"""For `--log-verbosity N`, whose numbers are llama.cpp's; larger ones mean 5."""
+LEVEL_NAMES = {logging.CRITICAL: "ERR", logging.ERROR: "ERR", logging.WARNING: "WARN", logging.INFO: "INFO",
+               logging.DEBUG: "DEBUG", VERBOSE: "VERB"}
+COLORS = {"ERR": "\x1b[31m", "WARN": "\x1b[33m", "DEBUG": "\x1b[2m", "VERB": "\x1b[2m"}
+COLOR_END = "\x1b[0m"
+FORMATS = ("text", "json")
+PROFILES = {"2024": {"stdout": True, "format": "json", "file": "llama.log"},
+            "modern": {"stdout": False, "format": "text", "file": None}}
+
+FILE_MODE = 0o640                   # verbose lines hold prompts
+MIN_SECRET = 5                      # masking shorter ones would eat ordinary words
+MAX_PATH = 256
+MAX_DEPTH = 20
+WOULD_BLOCK_TRIES, WOULD_BLOCK_WAIT_S = 50, 0.01
+QUIET_ENDINGS = ("/health", "/metrics")
+"""Probes ask for these every few seconds: in the access log only from DEBUG on, unless they fail."""
+UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+TOKENS = (
+    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}"), r"\1***"),
+    (re.compile(r"\b(hf_|sk-)[\w-]{10,}"), r"\1***"),
+    (re.compile(r"(://)[^/\s\"@]+@"), r"\1***@"),
+)
+NATIVE_FUNCTION = re.compile(r"(\w+): ")
+PLAIN_WORD = re.compile(r"[\w./:+%-]+")
+
+
+class LogFileError(OSError):
+    """The log file that the user asked for can't be written; one line that says what to do."""
+
+
+class AccessRecord(Protocol):
+    """What `access_line` reads of the HTTP server's record of an answered request."""
+
+    id: str
+    client: str
+    method: str
+    path: str
+    status: int
+    n_bytes: int
+    seconds: float
+    complete: bool
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -18,24 +80,378 @@ def get_logger(name: str) -> logging.Logger:
     return logging.getLogger(f"{ROOT}.{name}")
 
 
-class TextFormatter(logging.Formatter):
-    """`12:34:56 I engine: message`; errors carry their traceback."""
+# -- setting up
 
-    default_time_format = "%H:%M:%S"
-    default_msec_format = ""
+def setup(level: int | str = "INFO", *, format: str = "text", file: str | os.PathLike[str] | None = None,
+          file_optional: bool = False, stream: TextIO | None = None, quiet: bool = False, colors: str = "auto",
+          secrets: Iterable[str] = ()) -> None:
+    """Send all lines of at least `level` (a key of LEVELS, or a number) to `stream` (stderr) and `file`.
 
-    def format(self, record: logging.LogRecord) -> str:
-        """One record as one line (plus a traceback)."""
-        name = record.name.removeprefix(ROOT + ".")
-        line = f"{self.formatTime(record)} {record.levelname[0]} {name}: {record.getMessage()}"
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+    `quiet` leaves out the stream; `colors` is on, off or auto (on a terminal, unless NO_COLOR is set). `secrets` are
+    masked wherever they turn up (from 5 characters on). LogFileError if the file can't be opened; with
+    `file_optional` that is only a warning. May be called again: the new settings replace the old ones.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"log format {format!r} is none of {', '.join(FORMATS)}")
+    logging.raiseExceptions = False
+    mask = Mask(secrets)
+    trouble: LogFileError | None = None
+    handlers: list[Handler] = []
+    if file is not None:
+        try:
+            handlers.append(Handler(FileSink(file), _formatter(format, mask, dated=True)))
+        except LogFileError as error:
+            if not file_optional:
+                raise
+            trouble = error
+    stream = stream if stream is not None else sys.stderr
+    if not quiet and stream is not None:        # there is no stderr in a program without a console
+        in_color = colors == "on" or colors == "auto" and _wants_color(stream)
+        handlers.append(Handler(StreamSink(stream, utf8=format == "json"), _formatter(format, mask, color=in_color)))
+    _install(handlers, LEVELS[level] if isinstance(level, str) else level)
+    if trouble:
+        get_logger("log").warning("no log file: %s", trouble)
 
 
-def setup(level: int = logging.INFO, stream: TextIO | None = None) -> None:
-    """Send all log lines of at least `level` to `stream` (stderr)."""
-    handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(TextFormatter())
+def profile_settings(profile: str, *, disable: bool = False, format: str | None = None,
+                     file: str | None = None) -> dict[str, object]:
+    """`--compat`, `--log-disable`, `--log-format` and `--log-file` as arguments for `setup`; None: not given.
+
+    2024: JSON to stdout and to `llama.log`, of which `--log-disable` drops the file. Modern: text to stderr, and
+    `--log-disable` means no log, as in today's llama-server.
+    """
+    row = PROFILES[profile]
+    return {"format": format or row["format"],
+            "file": None if disable else file or row["file"], "file_optional": not file,
+            "stream": sys.stdout if row["stdout"] else None, "quiet": disable and not row["stdout"]}
+
+
+def reopen() -> None:
+    """Open log files anew under their names, after somebody has moved them (SIGHUP, from the main loop)."""
+    for handler in _handlers():
+        if not isinstance(handler.sink, FileSink):
+            continue
+        try:
+            with handler.lock:
+                handler.sink.reopen()
+            get_logger("log").info("log file %s opened anew", handler.sink.path)
+        except LogFileError as error:
+            get_logger("log").error("the old log file stays open: %s", error)
+
+
+def hide(*secrets: str) -> None:
+    """Mask these from now on too, e.g. API keys from a file that was read again."""
+    for handler in _handlers():
+        handler.formatter.mask.add(secrets)
+
+
+def _handlers() -> list[Handler]:
+    return [handler for handler in logging.getLogger(ROOT).handlers if isinstance(handler, Handler)]
+
+
+def _install(handlers: list[Handler], level: int) -> None:
     root = logging.getLogger(ROOT)
-    root.handlers[:] = [handler]
+    old = list(root.handlers)
+    root.handlers[:] = handlers or [logging.NullHandler()]  # without any, logging would fall back to stderr
     root.setLevel(level)
     root.propagate = False
+    for handler in old:
+        handler.close()
+
+
+def _formatter(format: str, mask: Mask, *, color: bool = False, dated: bool = False) -> JsonFormatter | TextFormatter:
+    return JsonFormatter(mask) if format == "json" else TextFormatter(mask, color=color, dated=dated)
+
+
+def _wants_color(stream: TextIO) -> bool:
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    if os.name == "nt" and not (os.environ.get("WT_SESSION") or os.environ.get("TERM")):
+        return False                            # the old console shows the codes
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):
+        return False
+
+
+# -- what is logged
+
+def access_line(record: AccessRecord) -> None:
+    """One line for one answered request, for the HTTP server's `access_log`.
+
+    Server errors are warnings. The path comes without its query, which may hold secrets.
+    """
+    is_quiet = record.status < 400 and record.path.rstrip("/").endswith(QUIET_ENDINGS)
+    level = logging.DEBUG if is_quiet else logging.WARNING if record.status >= 500 else logging.INFO
+    path = record.path if len(record.path) <= MAX_PATH else record.path[:MAX_PATH] + "..."
+    get_logger("access").log(
+        level, "%s %s %s %d%s", record.client, record.method or "-", path or "-", record.status,
+        "" if record.complete else " (not complete: the client left)", stacklevel=2,
+        extra={"fields": {"request_id": record.id, "bytes": record.n_bytes, "ms": round(record.seconds * 1000, 1)},
+               "json_fields": {"client": record.client, "method": record.method, "path": path,
+                               "status": record.status, "complete": record.complete}})
+
+
+def is_verbose() -> bool:
+    """Whether `verbose` has any effect: ask before computing what is only logged there."""
+    return logging.getLogger(ROOT).isEnabledFor(VERBOSE)
+
+
+def verbose(message: str, **fields: object) -> None:
+    """A line with whole requests, prompts or answers; only with `--verbose`. `fields` are anything JSON can hold.
+
+    For a completion: `verbose("request", request_id=..., request=parsed_body)`, then `verbose("prompt", request_id=...,
+    tokens=[[id, piece], ...])`, and `verbose("response", request_id=..., response=...)` when all of it is there.
+    """
+    get_logger("verbose").log(VERBOSE, "%s", message, extra={"fields": fields}, stacklevel=2)
+
+
+# -- from records to lines
+
+class Mask:
+    """Replaces secrets by `***`: the given ones, and what looks like a token or a password in a URL."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        self._known: re.Pattern[str] | None = None
+        self._secrets: set[str] = set()
+        self.add(secrets)
+
+    def add(self, secrets: Iterable[str]) -> None:
+        """More secrets; short ones are left out."""
+        for secret in secrets:
+            if len(secret) >= MIN_SECRET:
+                # as it stands, as %r shows it, and as it looks inside a JSON string, once or twice wrapped
+                wrapped = json.dumps(secret, ensure_ascii=False)[1:-1]
+                self._secrets |= {secret, repr(secret)[1:-1], wrapped, json.dumps(wrapped, ensure_ascii=False)[1:-1]}
+        if self._secrets:
+            longest_first = sorted(self._secrets, key=len, reverse=True)
+            self._known = re.compile("|".join(map(re.escape, longest_first)))
+
+    def __call__(self, line: str) -> str:
+        if self._known:
+            line = self._known.sub("***", line)
+        for pattern, replacement in TOKENS:
+            line = pattern.sub(replacement, line)
+        return line
+
+
+class TextFormatter(logging.Formatter):
+    """`12:34:56.789 I engine: message | key=value`; a traceback follows, indented."""
+
+    def __init__(self, mask: Mask, *, color: bool = False, dated: bool = False) -> None:
+        super().__init__()
+        self.mask = mask
+        self._color = color
+        self._time_format = "%Y-%m-%d %H:%M:%S" if dated else "%H:%M:%S"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record, without a line end."""
+        when = time.strftime(self._time_format, time.localtime(record.created))
+        level = _level_name(record.levelno)
+        fields = " ".join(f"{key}={_text_value(value)}" for key, value in _fields(record).items())
+        text = _escape(_message(record)) + (f" | {_escape(fields)}" if fields else "")
+        line = self.mask(f"{when}.{int(record.msecs):03d} {level[0]} {_part(record)}: {text}")
+        if self._color and level in COLORS:
+            line = COLORS[level] + line + COLOR_END
+        if record.exc_info:
+            trace = self.formatException(record.exc_info)
+            line += "".join(f"\n    {_escape(self.mask(row))}" for row in trace.split("\n"))
+        return line
+
+
+class JsonFormatter(logging.Formatter):
+    """One object: tid, timestamp (seconds), level, function, line, msg; then logger, thread and the line's fields."""
+
+    def __init__(self, mask: Mask) -> None:
+        super().__init__()
+        self.mask = mask
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record, without a line end."""
+        message = _message(record)
+        function, line = record.funcName, record.lineno
+        if record.name == f"{ROOT}.llama":      # not our callback, but the C function that llama.cpp's lines begin with
+            found = NATIVE_FUNCTION.match(message)
+            function, line = found[1] if found else "", 0
+        entry = {"tid": str(record.thread), "timestamp": round(record.created, 3),
+                 "level": _level_name(record.levelno), "function": function, "line": line, "msg": message,
+                 "logger": _part(record), "thread": record.threadName}
+        fields = _fields(record) | (getattr(record, "json_fields", None) or {})
+        entry |= {key: value for key, value in fields.items() if key not in entry}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return self.mask(UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", _to_json(entry)))
+
+
+def _message(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except Exception as error:                  # a mistake in the logging call must not hide what it was about
+        return f"{record.msg!s} (arguments don't fit: {error})"
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    return getattr(record, "fields", None) or {}
+
+
+def _part(record: logging.LogRecord) -> str:
+    return record.name.removeprefix(ROOT + ".")
+
+
+def _level_name(number: int) -> str:
+    return LEVEL_NAMES.get(number) or logging.getLevelName(number)
+
+
+def _escape(text: str) -> str:
+    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def _text_value(value: object) -> str:
+    return value if isinstance(value, str) and PLAIN_WORD.fullmatch(value) else _to_json(value)
+
+
+def _to_json(value: object, depth: int = 0) -> str:
+    """Whatever it is: what JSON can't hold (NaN, odd keys, loops) becomes strings."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+    except (ValueError, TypeError, RecursionError):
+        if isinstance(value, dict) and depth < MAX_DEPTH:
+            return "{" + ", ".join(f"{_to_json(str(key))}: {_to_json(item, depth + 1)}"
+                                   for key, item in value.items()) + "}"
+        if isinstance(value, (list, tuple)) and depth < MAX_DEPTH:
+            return "[" + ", ".join(_to_json(item, depth + 1) for item in value) + "]"
+        return json.dumps(repr(value), ensure_ascii=False)
+
+
+def _plain(value: object) -> object:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, (bytes, bytearray)):
+        return bytes(value).decode("utf-8", "backslashreplace")
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    return str(value)
+
+
+# -- from lines to bytes in files
+
+class Handler(logging.Handler):
+    """Formats and writes; counts what could not be written. `logging` holds the handler's lock around `emit`."""
+
+    formatter: TextFormatter | JsonFormatter
+
+    def __init__(self, sink: Sink, formatter: TextFormatter | JsonFormatter) -> None:
+        super().__init__()
+        self.sink = sink
+        self.setFormatter(formatter)
+        self._n_lost = 0
+        self._why = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never raises."""
+        try:
+            lines = [self.format(record)]
+            if self._n_lost:
+                lines.insert(0, self._loss())
+            self.sink.write("".join(f"{line}\n" for line in lines))
+            self._n_lost = 0
+        except Exception as error:              # OSError, ValueError for a closed file; anything in a __str__
+            self._n_lost += 1
+            self._why = str(error)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self.sink.close()
+        super().close()
+
+    def _loss(self) -> str:
+        return self.format(logging.LogRecord(f"{ROOT}.log", logging.ERROR, __file__, 0, "%d log lines were lost: %s",
+                                             (self._n_lost, self._why), None, "emit"))
+
+
+class Sink:
+    """Somewhere that bytes go. Remembers whether a failed write left the beginning of a line behind, and whether nobody
+    read it the last time, so that one stuck reader is waited for only once."""
+
+    def __init__(self) -> None:
+        self._is_torn = False
+        self._is_stuck = False
+
+    def write(self, text: str) -> None:
+        """Whole lines: all of it, or OSError or ValueError."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of what is ours. Idempotent."""
+
+    def _write_all(self, raw: io.RawIOBase, data: bytes) -> None:
+        """A write may take a part (pipes), or nothing for now (a terminal that another program made non-blocking)."""
+        left = memoryview(b"\n" + data if self._is_torn else data)
+        tries = 0 if self._is_stuck else WOULD_BLOCK_TRIES
+        while left:
+            n = raw.write(left)
+            self._is_stuck = not n and tries <= 0
+            if self._is_stuck:
+                raise BlockingIOError("nobody reads it")
+            if n:
+                left = left[n:]
+                self._is_torn = bool(left)
+            else:
+                tries -= 1
+                time.sleep(WOULD_BLOCK_WAIT_S)
+
+
+class StreamSink(Sink):
+    """stdout or stderr, not ours to close. Writes past Python's buffers where it can: what a failed write leaves in
+    them would be complained about at the end of the program, and change its exit code."""
+
+    def __init__(self, stream: TextIO, *, utf8: bool) -> None:
+        super().__init__()
+        self._stream = stream
+        buffer = getattr(stream, "buffer", None)
+        raw = getattr(buffer, "raw", buffer)
+        self._raw = raw if isinstance(raw, io.RawIOBase) else None
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._encoding = "utf-8" if utf8 and self._raw else encoding
+
+    def write(self, text: str) -> None:
+        """What was printed before comes before."""
+        data = text.encode(self._encoding, "backslashreplace")
+        if self._raw is None:
+            self._stream.write(data.decode(self._encoding))
+            self._stream.flush()
+        else:
+            self._stream.flush()
+            self._write_all(self._raw, data)
+
+
+class FileSink(Sink):
+    """A file that is appended to, without a buffer. LogFileError if it can't be opened."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._raw = self._open()
+
+    def write(self, text: str) -> None:
+        """One write per call, so that lines of several processes don't mix."""
+        self._write_all(self._raw, text.encode("utf-8", "backslashreplace"))
+
+    def reopen(self) -> None:
+        """The file that has the name now, created if there is none; if that fails the old one stays."""
+        new = self._open()
+        self._raw.close()
+        self._raw = new
+        self._is_torn = False
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._raw.close()
+
+    def _open(self) -> io.RawIOBase:
+        try:
+            return open(self.path, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, FILE_MODE))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise LogFileError(f"the log file {self.path} can't be written ({reason}): choose another one with "
+                               "--log-file, or --log-disable") from None

@@ -73,6 +73,7 @@ class FakeVocab:
     add_bos = True
     bos = BOS
     fim: dict[str, int] = {}
+    builtin_templates = ("chatml",)
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """One token per byte, BOS first if asked for; `<s>` and `</s>` are special tokens if they may be."""
@@ -84,6 +85,14 @@ class FakeVocab:
     def piece(self, token: int) -> bytes:
         """The byte, or the name of a special token."""
         return bytes([token]) if token < 256 else (b"<s>" if token == BOS else b"</s>")
+
+    def is_control(self, token: int) -> bool:
+        """BOS and EOS."""
+        return token >= 256
+
+    def apply_template(self, template: str, messages: Sequence[tuple[str, str]], add_generation_prompt: bool) -> str:
+        """A made-up form."""
+        return "".join(f"[{role}]{content}" for role, content in messages) + "[assistant]" * add_generation_prompt
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """The bytes of all ordinary tokens."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 
-from server.chat.automaton import Charset, charset, characters, complement, without
+from server.chat.automaton import ANY, Charset, charset, characters, complement, without
 
 Node = tuple
 
@@ -31,6 +31,7 @@ _CLASS_ESCAPES = {
     "d": _DIGITS, "D": complement(_DIGITS), "w": _WORD, "W": complement(_WORD),
     "s": without(_SPACE, _DISPUTED), "S": without(complement(_SPACE), _DISPUTED),
 }
+_AGREED = charset(*_CLASS_ESCAPES["s"], *_CLASS_ESCAPES["S"])  # [\s\S] is how people write "any character"
 _CONTROL_ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0", "a": "\a"}
 _HEX = re.compile(r"x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|u\{([0-9A-Fa-f]{1,6})\}|U([0-9A-Fa-f]{8})")
 _LOW_SURROGATE = re.compile(r"\\u([Dd][C-Fc-f][0-9A-Fa-f]{2})")
@@ -215,6 +216,8 @@ class _Parser:
             ranges.extend(self.class_item())
         self.position += 1
         chars = charset(*ranges)
+        if not without(_AGREED, chars):
+            chars = ANY
         chars = complement(chars) if negated else chars
         if not chars:
             raise Unsupported("this class holds no character", start)

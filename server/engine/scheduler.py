@@ -102,6 +102,8 @@ class Scheduler:
         self._admit()
         spans = self._plan()
         if spans:
+            if self._is_changed:
+                self._flush()  # a long batch must not hide that a slot is at work
             started = self._clock()
             is_generating = self.slots[spans[0].id].run.next_token is not None
             self._evaluate(spans)

@@ -54,8 +54,8 @@ def all_in_slots(api: Api, n: int) -> None:
 def assert_nothing_is_left(api: Api, kv_used: int | None = 0) -> None:
     """Slots, queue, samplers, connections and threads as before any client came, the cache too, the next answer
     right."""
-    wait_until(api.is_idle, "all slots to be idle", PATIENCE, every=0.002)
-    wait_until(lambda: api.server.n_connections == 0, "all connections to end", PATIENCE, every=0.002)
+    api.settle()
+    assert api.is_idle()
     wait_until(lambda: set(api.own_threads()) <= {"engine", "http-accept", "http-watcher"},
                f"the end of {api.own_threads()}", PATIENCE)
     assert api.client.snapshot.kv_used == api.backend.n_used

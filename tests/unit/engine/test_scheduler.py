@@ -485,6 +485,20 @@ def test_the_snapshot_shows_slots_at_work_and_afterwards():
     assert (slot.stop, slot.stopping_word, slot.n_decoded) == (STOP_WORD, "word", 9)
 
 
+def test_a_slot_is_shown_at_work_while_its_first_batch_is_decoded():
+    d = driver(n_slots=1)
+    shown: list[tuple[int, int]] = []
+
+    def look(spans) -> int:
+        shown.append((d.snapshot.n_processing, d.snapshot.n_deferred))
+        return 0
+    d.backend.refuse = look
+    for _ in range(2):
+        d.post("a prompt that takes a while", n_predict=2)
+    d.finish()
+    assert shown == [(1, 1)] * 2 + [(1, 0)] * 2
+
+
 def test_a_snapshot_comes_with_every_change_of_slots_or_queue_and_else_only_now_and_then():
     d = driver()
     d.post("a", n_predict=50)
