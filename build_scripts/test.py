@@ -1,0 +1,245 @@
+"""Make what the tests need, then run them: `python build_scripts/test.py [--unit] [--long] [for pytest]`.
+
+A command of its own; one thread; imports the standard library and `common`. Each step looks first whether its
+work is done, so a second run goes straight to pytest: an environment with the packages of
+requirements-dev.txt (in the cache folder, keyed by their text and the interpreter), the native libraries, the
+library for images, the small chat model, a browser. A step that can't be done on this machine costs the tests
+that need it, and says so at the end; with CI=true it ends the run.
+
+Ways not taken: tox or nox (one more thing to install first), the user's own site-packages (nothing of ours
+belongs there, and their pytest plug-ins don't belong here), a prebuilt container image (CI starts from a bare
+machine).
+"""
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+from common import ROOT, Failure, cache_folder, run_main, swap_in, temp_folder
+
+REQUIREMENTS = ROOT / "requirements-dev.txt"
+UNIT_FOLDERS = ("tests/unit", "tests/api")
+BROWSER_PACKAGES = ("chromium", "chromium-driver")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+APT_ATTEMPTS = 3
+NO_TESTS_RAN = 5
+
+USAGE = """usage: python build_scripts/test.py [--unit] [--long] [pytest arguments]
+
+  --unit   only the quick tests that need no native library, model or browser
+  --long   also the tests that take minutes
+Everything else goes to pytest: -k NAME, -x, -v, tests/unit/test_layers.py, ...
+With CI=true nothing may be skipped: what can't be set up is a failure.
+"""
+
+
+class Missing(Exception):
+    """A step can't be done here; the reason, and how the user could do it."""
+
+
+class Step(NamedTuple):
+    """`prepare` returns a few words about what it found or did, or raises Missing or Failure."""
+
+    name: str
+    prepare: Callable[[], str]
+
+
+def main(argv: list | None = None) -> int:
+    """Exit code: pytest's, or 1 when a step failed or no test was found."""
+    return run_main("test", lambda: command(list(sys.argv[1:] if argv is None else argv)))
+
+
+def command(arguments: list) -> int:
+    if arguments[:1] in (["--help"], ["-h"]):
+        print(USAGE, end="")
+        return 0
+    quick = take(arguments, "--unit")
+    environment = {**os.environ, "PYTHONNOUSERSITE": "1"}
+    environment.pop("PYTHONPATH", None)
+    environment.pop("PYTHONHOME", None)
+    if take(arguments, "--long"):
+        environment["LLAMA_SRV_TEST_LONG"] = "1"
+    strict = os.environ.get("CI") == "true"
+    steps = [Step("packages", lambda: prepare_packages(environment_folder()))]
+    if not quick:
+        steps += [Step("libraries", prepare_libraries), Step("image library", prepare_image_library),
+                  Step("model", prepare_model), Step("browser", prepare_browser)]
+    missing = [line for line in [run_step(step, strict) for step in steps] if line]
+    if quick and not any(names_tests(argument) for argument in arguments):
+        arguments = [*UNIT_FOLDERS, *arguments]
+    code = run_pytest(arguments, environment)
+    for line in missing:
+        say(f"not on this machine: {line}")
+    return code
+
+
+def take(arguments: list, flag: str) -> bool:
+    """Remove a flag of ours from the arguments; was it there?"""
+    found = flag in arguments
+    while flag in arguments:
+        arguments.remove(flag)
+    return found
+
+
+def names_tests(argument: str) -> bool:
+    """Is it a file or folder of tests, or a test in one (`tests/unit/test_layers.py::test_x`)?"""
+    return not argument.startswith("-") and (ROOT / argument.partition("::")[0]).exists()
+
+
+def say(text: str) -> None:
+    print(f"test: {text}", flush=True)
+
+
+def run_step(step: Step, strict: bool) -> str:
+    """Do one step; `""`, or one line about what is missing. Packages are needed in any case."""
+    begun = time.monotonic()
+    say(f"{step.name} ...")
+    try:
+        outcome, trouble = step.prepare(), ""
+    except Missing as reason:
+        if strict:
+            raise Failure(f"{step.name}: {reason} (nothing may be missing with CI=true)") from reason
+        outcome, trouble = f"missing: {reason}", f"{step.name} ({reason}); tests that need it are skipped"
+    say(f"{step.name}: {outcome} [{time.monotonic() - begun:.1f} s]")
+    return trouble
+
+
+def run_pytest(arguments: list, environment: dict) -> int:
+    """Run pytest in its environment. That no test was found is an error, too."""
+    begun = time.monotonic()
+    command_line = [str(python_in(environment_folder())), "-m", "pytest", *arguments]
+    say("pytest " + " ".join(arguments))
+    code = subprocess.run(command_line, cwd=ROOT, env=environment, check=False).returncode
+    say(f"pytest: exit code {code} [{time.monotonic() - begun:.1f} s]")
+    return 1 if code == NO_TESTS_RAN else code
+
+
+# --- packages ---------------------------------------------------------------------------------------------
+
+def environment_folder() -> Path:
+    """The environment for this interpreter and these requirements: a change of either makes a new one."""
+    key = "\n".join((sys.version, sys.base_prefix, REQUIREMENTS.read_text(encoding="utf-8")))
+    name = f"py{sys.version_info[0]}{sys.version_info[1]}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    return cache_folder() / "test-environments" / name
+
+
+def python_in(folder: Path) -> Path:
+    """The interpreter of an environment."""
+    return folder / "Scripts" / "python.exe" if os.name == "nt" else folder / "bin" / "python"
+
+
+def prepare_packages(folder: Path) -> str:
+    """Make the environment under another name and rename it, so that a folder of that name is complete.
+
+    Its scripts would remember the other name, but only `python -m` is used.
+    """
+    if python_in(folder).exists():
+        return "ready"
+    with temp_folder(folder.parent, "new") as temp:
+        make_environment(temp / "environment")
+        swap_in(temp / "environment", folder, temp)
+    return f"installed into {folder}"
+
+
+def make_environment(folder: Path) -> None:
+    """An environment with the test packages: by this Python's pip, else by one made for it.
+
+    Debian's Python comes without `ensurepip` unless python3-venv is installed, but often with pip.
+    """
+    environment = {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0",
+                   "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+    install = ["-m", "pip", "install", "--quiet", "--requirement", str(REQUIREMENTS)]
+    if works([sys.executable, "-m", "pip", "--version"]):
+        made = works([sys.executable, "-m", "venv", "--without-pip", str(folder)])
+        install = [sys.executable, *install, "--target", str(site_packages(folder))]
+    else:
+        made = works([sys.executable, "-m", "venv", str(folder)])
+        install = [str(python_in(folder)), *install]
+    if not made:
+        raise Failure(f"{sys.executable} can make no environment: install its pip and venv modules "
+                      "(Debian, Ubuntu: apt install python3-pip python3-venv), then run this again")
+    if subprocess.run(install, env=environment, check=False).returncode:
+        raise Failure("pip couldn't install the test packages, see above: put that right, run this again")
+
+
+def site_packages(folder: Path) -> Path:
+    """Where an environment keeps its packages."""
+    if os.name == "nt":
+        return folder / "Lib" / "site-packages"
+    return folder / "lib" / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+
+
+def works(command_line: list) -> bool:
+    """Run something quietly; did it end well?"""
+    return subprocess.run(command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                          stderr=subprocess.DEVNULL, check=False).returncode == 0
+
+
+# --- libraries, model -------------------------------------------------------------------------------------
+
+def prepare_libraries() -> str:
+    """The native libraries, unless the user has named a folder."""
+    given = os.environ.get("LLAMA_SRV_LIBS")
+    return f"those of LLAMA_SRV_LIBS, {given}" if given else run_script("fetch_libs.py")
+
+
+def prepare_image_library() -> str:
+    """libmtmd, which is built from source: minutes the first time, then kept in the cache."""
+    given = os.environ.get("LLAMA_SRV_LIBS")
+    return f"as in {given}" if given else run_script("fetch_libs.py", "--with-mtmd")
+
+
+def prepare_model() -> str:
+    """The small chat model."""
+    return run_script("fetch_model.py")
+
+
+def run_script(name: str, *arguments: str) -> str:
+    """Run a neighbour, which shows its progress on stderr; the path it prints."""
+    done = subprocess.run([sys.executable, str(ROOT / "build_scripts" / name), *arguments],
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise Missing(f"`{' '.join(['python build_scripts/' + name, *arguments])}` failed, see above")
+    return done.stdout.strip() or "ready"
+
+
+# --- browser ----------------------------------------------------------------------------------------------
+
+def browser_found() -> str:
+    """The driver's path when both browser and driver are there, else `""`."""
+    return (shutil.which("chromedriver") or "") if any(map(shutil.which, BROWSERS)) else ""
+
+
+def prepare_browser() -> str:
+    """Chromium and its driver; installed where that is possible without asking anybody."""
+    if browser_found():
+        return f"ready, {browser_found()}"
+    packages = " ".join(BROWSER_PACKAGES)
+    if not shutil.which("apt-get"):
+        raise Missing("install Chromium or Chrome, and chromedriver")
+    if os.geteuid() != 0:
+        raise Missing(f"no right to install it: sudo apt-get install {packages}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    apt_get = ["apt-get", "-qq", "-o", "Acquire::Retries=3", "-o", "DPkg::Lock::Timeout=300"]
+    for attempt in range(1, APT_ATTEMPTS + 1):
+        # package lists of a fresh machine are empty, those of an old one name files that are gone
+        for arguments in (["update"], ["install", "-y", "--no-install-recommends", *BROWSER_PACKAGES]):
+            done = subprocess.run([*apt_get, *arguments], env=environment, stdin=subprocess.DEVNULL,
+                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                                  errors="replace", check=False)
+        if done.returncode == 0 and browser_found():
+            return f"installed, {browser_found()}"
+        say(f"attempt {attempt} of {APT_ATTEMPTS} to install {packages} failed:\n{done.stdout[-2000:]}")
+        if attempt < APT_ATTEMPTS:
+            time.sleep(attempt * 5)
+    raise Missing(f"apt-get install {packages} failed, see above")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""`python llama_srv.py ...` as a user types it: help, versions, and one clear line for whatever is wrong.
+
+Each test is a process of its own. Needs the native libraries only where a model is really opened.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.options import OPTIONS
+from tests.support import PATIENCE, ROOT, run_command
+
+NO_LIBS = ["--libs", str(ROOT / "tests")]
+LOG_LINE = re.compile(r"\d\d:\d\d:\d\d(\.\d+)? [DIW] ")
+
+
+def failure(arguments: list[object], **options: object) -> str:
+    """The one line, `error: ...`, that a failing command leaves besides its log; the exit code is 1."""
+    done = run_command([str(argument) for argument in arguments], **options)
+    assert done.returncode == 1, done
+    assert done.stdout == ""
+    lines = [line for line in done.stderr.splitlines() if not LOG_LINE.match(line)]
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+# ---- what needs neither model nor libraries ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_lists_every_option_and_needs_no_libraries(flag):
+    done = run_command([*NO_LIBS, flag])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: llama_srv.py")
+    for option in OPTIONS:
+        for name in option.flags:
+            assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", done.stdout), name
+
+
+def test_help_imports_nothing_that_opens_a_library():
+    code = ("import sys; sys.argv = ['llama_srv.py', '--help']; from server.app import main; code = main(['--help']); "
+            "sys.exit(code or int('ctypes_api.abi' in sys.modules and "
+            "any('libllama' in line for line in (open('/proc/self/maps') if sys.platform == 'linux' else ()))))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0
+
+
+def test_version_without_libraries_says_where_it_looked():
+    done = run_command([*NO_LIBS, "--version"])
+    assert done.returncode == 0 and done.stdout.startswith("llama_srv ")
+    assert str(ROOT / "tests") in done.stdout and "fetch_libs.py" in done.stdout
+
+
+def test_version_names_ours_llama_cpp_s_and_the_variant(libs_folder):
+    done = run_command(["--version"])
+    assert done.returncode == 0
+    ours, theirs = done.stdout.splitlines()
+    assert re.fullmatch(r"llama_srv \d+\.\d+\.\d+\S*", ours)
+    assert re.match(r"llama\.cpp \d+\.\d+\.\d+", theirs) and libs_folder.name in theirs
+
+
+def test_devices_are_listed(libs_folder):
+    done = run_command(["--list-devices"])
+    assert done.returncode == 0 and libs_folder.name in done.stdout and "CPU" in done.stdout
+
+
+def test_without_a_model_three_ways_to_get_going_are_shown():
+    done = run_command([])
+    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    first, *ways = done.stderr.splitlines()
+    assert first.startswith("error: no model given") and len(ways) == 3
+    for word in ("-m ", "quickstart.py", "LLAMA_ARG_MODEL="):
+        assert sum(word in way for way in ways) == 1
+
+
+# ---- mistakes ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--xyzzy"], ["--xyzzy", "--help"]),
+    (["--modle", "x.gguf"], ["--modle", "--model"]),
+    (["x.gguf"], ["x.gguf", "-m"]),
+    (["-m"], ["-m", "value"]),
+    (["-m", "x.gguf", "--port", "http"], ["--port", "http"]),
+    (["-m", "x.gguf", "--port", "70000"], ["--port", "70000", "65535"]),
+    (["-m", "x.gguf", "-np", "0"], ["-np", "0"]),
+    (["-m", "x.gguf", "-c", "many"], ["-c", "many"]),
+])
+def test_a_mistake_on_the_command_line(arguments, words):
+    line = failure(arguments)
+    assert all(word in line for word in words), line
+
+
+def test_a_mistake_in_the_environment():
+    line = failure(["-m", "x.gguf"], environment={"LLAMA_ARG_PORT": "http"})
+    assert "LLAMA_ARG_PORT" in line and "http" in line
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    path = tmp_path / "nothing.gguf"
+    assert str(path) in failure(["-m", path])
+    assert str(path) in failure([], environment={"LLAMA_ARG_MODEL": str(path)})
+
+
+def test_a_model_that_is_a_folder(tmp_path):
+    assert "folder" in failure(["-m", tmp_path])
+
+
+@pytest.mark.parametrize("data", [b"", b"GGU", b"this is no model", b"\x7fELF" + bytes(60)])
+def test_a_model_that_is_no_gguf(tmp_path, data):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data)
+    assert "not a GGUF file" in failure(["-m", path])
+
+
+@pytest.mark.parametrize("part", [0.00002, 0.002, 0.4, 0.999])
+def test_a_model_that_is_truncated(libs_folder, tiny_spm_model, tmp_path, part):
+    data = tiny_spm_model.read_bytes()
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data[:max(int(len(data) * part), 12)])
+    assert str(path) in failure(["-m", path, "--port", "0"])
+
+
+def test_a_model_whose_inside_is_garbage(libs_folder, tiny_spm_model, tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(tiny_spm_model.read_bytes()[:24] + bytes(range(256)) * 40)
+    assert str(path) in failure(["-m", path, "--port", "0"])
+
+
+def test_no_libraries(tiny_spm_model, tmp_path):
+    line = failure(["-m", tiny_spm_model, "--port", "0", "--libs", tmp_path])
+    assert str(tmp_path) in line and "fetch_libs.py" in line
+
+
+def test_a_port_that_is_in_use(libs_folder, tiny_spm_model):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = failure(["-m", tiny_spm_model, "--port", port])
+    assert str(port) in line and "in use" in line
+
+
+def test_an_address_that_is_not_ours(libs_folder, tiny_spm_model):
+    assert "192.0.2.1" in failure(["-m", tiny_spm_model, "--host", "192.0.2.1", "--port", "0"])
+
+
+def test_a_context_too_small_for_its_slots(libs_folder, tiny_spm_model):
+    line = failure(["-m", tiny_spm_model, "-c", "64", "-np", "8", "--port", "0"])
+    assert "64" in line and "8" in line
+
+
+def test_a_cpu_variant_that_does_not_exist(libs_folder, tiny_spm_model):
+    assert "abacus" in failure(["-m", tiny_spm_model, "--cpu-variant", "abacus", "--port", "0"])
+
+
+def test_an_engine_that_ends_by_itself_is_a_failure(libs_folder, tiny_spm_model: Path):
+    code = ("import sys; from server.engine.scheduler import Scheduler; Scheduler.run = lambda self: None; "
+            "from server.app import main; sys.exit(main(sys.argv[1:]))")
+    done = subprocess.run([sys.executable, "-c", code, "-m", str(tiny_spm_model), "--port", "0"], cwd=ROOT,
+                          capture_output=True, timeout=PATIENCE, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr

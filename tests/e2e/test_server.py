@@ -1,0 +1,221 @@
+"""A server process with a real model: the right text over HTTP for everybody, and a clean end.
+
+The tiny models' greedy text may not depend on company, streaming or cache; the small real model has to know a few
+things. Needs the native libraries.
+"""
+
+from __future__ import annotations
+
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import pytest
+import requests
+
+from tests.support import PATIENCE, ServerProcess, wait_until
+from tests.tiny_models import RECITE_WORDS
+
+STEM = "Once upon a time the little girl and the big dog went into the old house near the river , and then "
+PROMPTS = (STEM + "the moon", STEM + "the star sang", "a", "the cat", STEM + "she said : naïve café , 😀 !",
+           "night and day " * 12, STEM, "the quiet fox slept under the tree")
+
+
+def together(asks: list) -> list:
+    """What the calls return, all made at the same time."""
+    with ThreadPoolExecutor(len(asks)) as pool:
+        return [future.result(PATIENCE) for future in [pool.submit(ask) for ask in asks]]
+
+
+def streamed(server: ServerProcess, prompt: str, n_predict: int, **fields: object) -> str:
+    """The text of a greedy stream, which must come to its end."""
+    body = {"prompt": prompt, "n_predict": n_predict, "temperature": 0, **fields}
+    events = list(server.stream("/completion", body))
+    assert [event["stop"] for event in events] == [False] * (len(events) - 1) + [True]
+    return "".join(event["content"] for event in events)
+
+
+# ---- the text ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.covers("B07")
+@pytest.mark.parametrize("model", ["tiny_spm_model", "tiny_bpe_model"])
+def test_eight_requests_at_once_on_four_slots_get_what_each_gets_alone(serve, request, model):
+    server = serve("-m", request.getfixturevalue(model), "-np", 4, "-t", 1)
+    alone = [server.complete(prompt, 40, cache_prompt=False)["content"] for prompt in PROMPTS]
+    assert len(set(alone)) == len(PROMPTS)
+    for cache_prompt in (False, True, True):
+        plain = together([lambda p=p: server.complete(p, 40, cache_prompt=cache_prompt)["content"] for p in PROMPTS])
+        assert plain == alone
+        stream = together([lambda p=p: streamed(server, p, 40, cache_prompt=cache_prompt) for p in PROMPTS])
+        assert stream == alone
+
+
+def test_a_known_text_word_for_word(serve, recite_model):
+    server = serve("-m", recite_model, "-t", 1)
+    text = "".join(RECITE_WORDS[1:])
+    result = server.complete("count: one", -1)
+    assert (result["content"], result["stopped_eos"]) == (text, True)
+    assert streamed(server, "count: one", -1) == text
+    stopped = server.complete("count: one", -1, stop=["ree fo"])
+    assert (stopped["content"], stopped["stopping_word"]) == (text[:text.index("ree fo")], "ree fo")
+    tokens = server.post("/tokenize", {"content": text}).json()["tokens"]
+    assert len(tokens) == len(RECITE_WORDS) - 1
+    assert server.post("/detokenize", {"tokens": tokens}).json()["content"] == text
+
+
+def test_context_shift_over_http(serve, tiny_spm_model):
+    server = serve("-m", tiny_spm_model, "-c", 256, "-np", 2, "--context-shift", "-t", 1)
+    fields = {"n_keep": 4, "n_discard": 110, "cache_prompt": False}
+    alone = [server.complete(prompt, 250, **fields) for prompt in PROMPTS[:2]]
+    assert all(result["truncated"] and result["tokens_predicted"] == 250 for result in alone)
+    both = together([lambda p=p: server.complete(p, 250, **fields)["content"] for p in PROMPTS[:2]])
+    assert both == [result["content"] for result in alone]
+
+
+# ---- the real model ----------------------------------------------------------------------------------------------
+
+FACTS = {
+    "The capital of France is": "Paris",
+    "The capital of England is": "London",
+    "The capital of Japan is": "Tokyo",
+    "The opposite of hot is": "cold",
+    "Romeo and Juliet was written by William": "Shakespeare",
+    "To be or not to": "be",
+    "1 2 3 4 5 6": "7 8",
+    "A, B, C, D,": "E, F",
+}
+
+
+def test_the_small_real_model_knows_a_few_things_alone_and_in_company(serve, smollm2):
+    server = serve("-m", smollm2, "-c", 4096, "-np", 8, "-t", 1)    # threads that wait spin: leave room for others
+    for prompt, word in FACTS.items():
+        plain = server.complete(prompt, 6, cache_prompt=False)
+        assert word in plain["content"], plain["content"]
+        assert streamed(server, prompt, 6, cache_prompt=False) == plain["content"]
+    texts = together([lambda p=p: streamed(server, p, 6, cache_prompt=False) for p in FACTS])
+    for text, word in zip(texts, FACTS.values()):
+        assert word in text
+    timings = plain["timings"]
+    assert timings["predicted_per_second"] > 0 and timings["prompt_per_second"] > 0
+    assert server.get("/health").json() == {"status": "ok", "slots_idle": 8, "slots_processing": 0}
+
+
+# ---- start -------------------------------------------------------------------------------------------------------
+
+@pytest.mark.covers("C05", "C10", "C24", "C29")
+def test_port_zero_picks_a_port_and_reports_it(serve, tiny_spm_model):
+    server = serve("-m", tiny_spm_model, "-c", 512, "-np", 2)
+    server.wait_for_line(r"ready: http://127\.0\.0\.1:\d+")
+    props = server.get("/props").json()
+    assert props["total_slots"] == 2 and props["default_generation_settings"]["n_ctx"] == 256
+    assert props["model_path"] == str(tiny_spm_model)
+    second = serve("-m", tiny_spm_model)
+    assert second.url != server.url
+
+
+def test_options_from_the_environment(serve, tiny_spm_model):
+    server = serve(environment={"LLAMA_ARG_MODEL": str(tiny_spm_model), "LLAMA_ARG_N_PARALLEL": "3"})
+    assert server.get("/props").json()["total_slots"] == 3
+
+
+def test_the_page_is_there(serve, tiny_spm_model):
+    page = serve("-m", tiny_spm_model).get("/")
+    assert page.status_code == 200 and "text/html" in page.headers["content-type"]
+
+
+# ---- the end -----------------------------------------------------------------------------------------------------
+
+SIGNALS = [ServerProcess.terminate, ServerProcess.interrupt]
+
+
+def assert_clean_end(server: ServerProcess, code: int = 0) -> None:
+    assert server.wait() == code, server.log
+    assert "Traceback" not in server.log and "error" not in server.log.lower(), server.log
+
+
+@pytest.mark.parametrize("signal", SIGNALS, ids=["terminate", "interrupt"])
+def test_a_signal_lets_the_running_stream_finish(serve, tiny_spm_model, signal):
+    server = serve("-m", tiny_spm_model, "-t", 1, "--drain", PATIENCE)
+    alone = server.complete("the cat", 600, cache_prompt=False)["content"]
+    body = {"prompt": "the cat", "n_predict": 600, "temperature": 0, "cache_prompt": False}
+    stream = server.stream("/completion", body)
+    events = list(islice(stream, 3))
+    signal(server)
+    events += stream
+    assert events[-1]["stop"] is True and events[-1]["tokens_predicted"] == 600
+    assert "".join(event["content"] for event in events) == alone
+    assert_clean_end(server)
+
+
+@pytest.mark.parametrize("signal", SIGNALS, ids=["terminate", "interrupt"])
+def test_a_signal_ends_an_idle_server(serve, tiny_spm_model, signal):
+    server = serve("-m", tiny_spm_model, "--drain", 86400)
+    assert server.get("/health").status_code == 200        # and its connection is kept open
+    signal(server)
+    assert_clean_end(server)
+
+
+def test_at_the_end_of_the_time_running_requests_are_cut_off(serve, tiny_spm_model):
+    server = serve("-m", tiny_spm_model, "-c", 256, "--context-shift", "-t", 1, "--drain", 0.1)
+    stream = server.stream("/completion", {"prompt": "the cat", "n_predict": -1})
+    next(stream)
+    server.terminate()
+    with pytest.raises((requests.RequestException, StopIteration)):
+        while True:
+            next(stream)
+    assert_clean_end(server)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there the second Ctrl-Break is the system's")
+@pytest.mark.parametrize("signal", SIGNALS, ids=["terminate", "interrupt"])
+def test_a_second_signal_ends_at_once(serve, tiny_spm_model, signal):
+    server = serve("-m", tiny_spm_model, "-c", 256, "--context-shift", "-t", 1, "--drain", 86400)
+    stream = server.stream("/completion", {"prompt": "the cat", "n_predict": -1})
+    next(stream)
+    signal(server)
+    server.wait_for_line("stopping")
+    next(stream)
+    signal(server)
+    assert server.wait() == 130
+    stream.close()
+
+
+def test_while_it_stops_no_new_connection_is_taken(serve, tiny_spm_model):
+    server = serve("-m", tiny_spm_model, "-c", 256, "--context-shift", "-t", 1, "--drain", PATIENCE)
+    stream = server.stream("/completion", {"prompt": "the cat", "n_predict": -1})
+    next(stream)
+    server.terminate()
+
+    def is_refused() -> bool:
+        try:
+            requests.get(server.url + "/health", timeout=PATIENCE)
+        except requests.ConnectionError:
+            return True
+        return False
+    wait_until(is_refused, "new connections to be refused")
+    next(stream)
+    stream.close()
+    assert_clean_end(server)
+
+
+def test_a_signal_while_the_model_loads_ends_the_server(serve, smollm2):
+    server = serve("-m", smollm2, ready=False)
+    server.terminate()
+    assert_clean_end(server)
+
+
+def test_clients_that_vanish_leave_a_real_server_well(serve, tiny_spm_model):
+    server = serve("-m", tiny_spm_model, "-c", 1024, "-np", 4, "--context-shift", "-t", 1)
+    alone = server.complete("the cat", 30, cache_prompt=False)["content"]
+    for n_read in (0, 1, 5):
+        streams = [server.stream("/completion", {"prompt": STEM + str(i), "n_predict": -1, "cache_prompt": False})
+                   for i in range(8)]
+        for stream in streams[:4]:
+            list(islice(stream, n_read + 1))
+        for stream in streams:
+            stream.close()
+
+    def is_idle() -> bool:
+        return server.get("/health").json() == {"status": "ok", "slots_idle": 4, "slots_processing": 0}
+    wait_until(is_idle, "all slots to be idle")
+    assert server.complete("the cat", 30)["content"] == alone

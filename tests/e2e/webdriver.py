@@ -1,0 +1,171 @@
+"""A small WebDriver client: enough of the W3C protocol to drive a headless Chromium through chromedriver.
+
+Runs in the test process; imports requests and the standard library. One `Browser` is one chromedriver process
+with one session and an empty profile of its own; closing it ends both and removes the profile. Elements are
+named by CSS selectors in every call, so there are no handles that could go stale. Way not taken: selenium, 10
+MB for a dozen POST requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from tests.support import PATIENCE, wait_until
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ELEMENT_KEY = "element-6066-11e4-a52e-4f735466cecf"     # how the protocol marks an element in JSON
+# no sandbox: CI runs as root in a container; the rest keeps the browser from calling anywhere by itself
+ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+             "--disable-dev-shm-usage", "--window-size=1200,900")
+STARTED = re.compile(r"started successfully on port (\d+)")
+
+
+class WebDriverError(AssertionError):
+    """What chromedriver answered instead of a result: `.kind` is its error code."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind
+
+
+def browser_missing() -> str:
+    """`""`, or what isn't installed."""
+    if not shutil.which("chromedriver"):
+        return "chromedriver isn't installed"
+    return "" if any(map(shutil.which, BROWSERS)) else "neither Chromium nor Chrome is installed"
+
+
+class Browser:
+    """One headless browser window; a context manager."""
+
+    def __init__(self) -> None:
+        self._profile = tempfile.mkdtemp(prefix="llama-srv-browser-")
+        self._http = requests.Session()
+        self._http.trust_env = False                    # chromedriver is on this machine, whatever the proxy
+        self._base = ""
+        self._driver = subprocess.Popen([shutil.which("chromedriver"), "--port=0"], stdin=subprocess.DEVNULL,
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            self._base = f"http://127.0.0.1:{self._port()}"
+            binary = next(path for path in map(shutil.which, BROWSERS) if path)
+            chrome = {"binary": binary, "args": [*ARGUMENTS, f"--user-data-dir={self._profile}"]}
+            wanted = {"browserName": "chrome", "goog:chromeOptions": chrome,
+                      "goog:loggingPrefs": {"browser": "ALL"}}
+            session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
+            self._base += f"/session/{session['sessionId']}"
+        except BaseException:
+            self.close()
+            raise
+
+    def _port(self) -> int:
+        """Read chromedriver's output up to its port; a thread reads the rest, so that it never blocks."""
+        said = []
+        for line in self._driver.stdout:
+            said.append(line)
+            if found := STARTED.search(line):
+                rest = self._driver.stdout.read
+                threading.Thread(target=rest, name="chromedriver-output", daemon=True).start()
+                return int(found[1])
+        raise AssertionError("chromedriver didn't start: " + "".join(said))
+
+    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """One command; its `value`, or WebDriverError."""
+        json = body if body is not None or method == "GET" else {}
+        answer = self._http.request(method, self._base + path, json=json, timeout=PATIENCE).json()["value"]
+        if isinstance(answer, dict) and "error" in answer:
+            raise WebDriverError(answer["error"], answer["message"])
+        return answer
+
+    def open(self, url: str) -> None:
+        """Go to a page and wait for its load event."""
+        self._call("POST", "/url", {"url": url})
+
+    def find(self, selector: str) -> str:
+        """Id of the first element that matches a CSS selector, once there is one."""
+        def look() -> str:
+            try:
+                found = self._call("POST", "/element", {"using": "css selector", "value": selector})
+                return found[ELEMENT_KEY]
+            except WebDriverError as error:
+                if error.kind != "no such element":
+                    raise
+                return ""
+        return wait_until(look, f"an element {selector!r}")
+
+    def exists(self, selector: str) -> bool:
+        """Is there such an element now?"""
+        return bool(self._call("POST", "/elements", {"using": "css selector", "value": selector}))
+
+    def click(self, selector: str) -> None:
+        """Click an element as a user would: it has to be visible and not covered."""
+        self._call("POST", f"/element/{self.find(selector)}/click")
+
+    def clear(self, selector: str) -> None:
+        """Empty a field."""
+        self._call("POST", f"/element/{self.find(selector)}/clear")
+
+    def type(self, selector: str, text: str) -> None:
+        """Type into a field."""
+        self._call("POST", f"/element/{self.find(selector)}/value", {"text": text})
+
+    def text(self, selector: str) -> str:
+        """The visible text of an element."""
+        return self._call("GET", f"/element/{self.find(selector)}/text")
+
+    def value(self, selector: str) -> Any:
+        """The current value of a field."""
+        return self._call("GET", f"/element/{self.find(selector)}/property/value")
+
+    def is_enabled(self, selector: str) -> bool:
+        """Can the user press it?"""
+        return self._call("GET", f"/element/{self.find(selector)}/enabled")
+
+    def run(self, script: str, *arguments: Any) -> Any:
+        """Run JavaScript in the page: `return ...` gives the result, `arguments[0]` is the first argument."""
+        return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
+
+    def console(self) -> list[dict[str, Any]]:
+        """Console messages since the last call: dicts with `level` ("SEVERE" for errors) and `message`."""
+        return self._call("POST", "/se/log", {"type": "browser"})
+
+    def console_errors(self) -> list[str]:
+        """The errors among them, failed requests included."""
+        return [entry["message"] for entry in self.console() if entry["level"] == "SEVERE"]
+
+    def screenshot(self, path: Path) -> Path:
+        """Save what the window shows as PNG."""
+        path.write_bytes(base64.b64decode(self._call("GET", "/screenshot")))
+        return path
+
+    def close(self) -> None:
+        """End the session and chromedriver, remove the profile."""
+        if "/session/" in self._base:
+            try:
+                self._call("DELETE", "")
+            except (requests.RequestException, WebDriverError):
+                pass                                    # the browser is gone already; chromedriver follows
+        self._base = ""
+        self._http.close()
+        self._driver.terminate()
+        try:
+            self._driver.wait(10)
+        except subprocess.TimeoutExpired:
+            self._driver.kill()
+            self._driver.wait()
+        shutil.rmtree(self._profile, ignore_errors=True)
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
