@@ -18,6 +18,7 @@ from server.api.prompt import read_prompts
 from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Final, Piece, Progress, SamplingParams, Task, Timings,
                                 TokenProbs)
 from server.errors import ApiError
+from server.log import is_verbose, verbose
 from server.web.message import EventStream, Request, Response, json_response, to_json
 from server.web.sse import comment, event
 
@@ -37,14 +38,20 @@ class CompletionHandler:
         body = request.json()
         if isinstance(body, dict) and body.get("system_prompt") is not None:
             self._context.set_system_prompt(body["system_prompt"])
-        return answer(Completion(self._context, body), request)
+        completion = Completion(self._context, body)
+        if is_verbose():
+            verbose("request", id=request.id, body=body, tokens=[list(task.prompt) for task in completion.tasks])
+        return answer(completion, request)
 
 
 def answer(completion: Completion, request: Request) -> Response | EventStream:
     """Run a completion as its `stream` field says."""
     if completion.values["stream"]:
         return EventStream(Stream(completion, request))
-    return json_response(completion.run(request))
+    result = completion.run(request)
+    if is_verbose():
+        verbose("response", id=request.id, body=result)
+    return json_response(result)
 
 
 class Completion:

@@ -84,6 +84,8 @@ class LlamaBackend:
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], bool]) -> None:
         self._libs = _load(config.libs, config.cpu_variant)
         self._llama = self._libs.llama
+        if config.numa:
+            self._llama.llama_numa_init(config.numa)
         self._abort = AbortFlag()
         self._model = Model(self._libs, config.model, progress=on_progress, **config.model_params)
         self._context = self._open_context(config, self._context_size(config))

@@ -23,7 +23,7 @@ from typing import Any
 
 from server.errors import ApiError
 from server.log import get_logger
-from server.web.auth import CorsPolicy, HostPolicy, KeyRing
+from server.web.auth import CorsPolicy, HostPolicy, KeyRing, is_loopback
 from server.web.connection import AccessRecord, ConnectionHandler
 from server.web.limits import Limits
 from server.web.message import encode_head, error_response
@@ -220,6 +220,11 @@ class HttpServer:
         host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         host = f"[{host}]" if ":" in host else host
         return f"{'https' if self._server.tls else 'http'}://{host}:{self.port}"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach the server."""
+        return self._server.is_unix or is_loopback(self.host)
 
     @property
     def router(self) -> Router:

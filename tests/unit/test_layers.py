@@ -29,6 +29,12 @@ RULES: dict[str, tuple[str, ...]] = {
     "llama_srv": ("server.app",),
     "ctypes_api": (),
     **{leaf: () for leaf in LEAVES},
+    "server.option_row": (),                            # the option table is a leaf of five modules
+    "server.option_table": ("server.option_row",),
+    "server.option_rest": ("server.option_row",),
+    "server.config_file": ("server.option_row",),
+    "server.options": ("server.option_row", "server.option_table", "server.option_rest", "server.config_file"),
+    "server.edge": (*LEAVES, "server.web"),
     "server.web": LEAVES,
     "server.chat": LEAVES,
     "server.engine": LEAVES,
