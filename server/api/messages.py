@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.api.context import Context, Vocab
@@ -14,6 +14,9 @@ from server.errors import ApiError
 ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_MESSAGES = 20_000
 CONTENT_TYPES = ("text", "input_text", "output_text", "refusal")
+FIELD_TYPES = {"name": (str, "a string"), "tool_call_id": (str, "a string"), "reasoning_content": (str, "a string"),
+               "tool_calls": (list, "a list of objects")}
+REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,6 +31,7 @@ class ChatPrompt:
 def chat_prompt(context: Context, body: Mapping[str, object]) -> ChatPrompt:
     """Render and tokenise `messages` with the server's template. ApiError 400 says which message is wrong."""
     messages = check_messages(body.get("messages"))
+    check_reasoning_format(body)
     prefill = None
     add_generation_prompt = flag(body, "add_generation_prompt", True)
     continues = flag(body, "continue_final_message", None)
@@ -43,7 +47,8 @@ def chat_prompt(context: Context, body: Mapping[str, object]) -> ChatPrompt:
     if prefill:
         segments = [*segments, (prefill, True)]
     text = "".join(part for part, _ in segments)
-    tokens = tokenize_segments(context.engine.vocab, segments, context.chat_template.bos_token)
+    tokens = tokenize_segments(context.engine.vocab, segments, context.chat_template.bos_token,
+                               not context.system_prompt.prompt)
     return ChatPrompt(text, tuple(tokens), prefill or "")
 
 
@@ -73,6 +78,10 @@ def _check_message(i: int, message: object) -> dict[str, object]:
                 raise ApiError(400, f"messages[{i}].content[{k}] {reason}")
     elif content is not None and not isinstance(content, str):
         raise ApiError(400, f"messages[{i}].content is neither a string nor a list of parts")
+    for name, (kind, kind_name) in FIELD_TYPES.items():
+        value = message.get(name)
+        if value is not None and not (isinstance(value, kind) and (kind is str or all_objects(value))):
+            raise ApiError(400, f"messages[{i}].{name} is not {kind_name}")
     return {**message, "content": "" if content is None else content}
 
 
@@ -82,7 +91,7 @@ def template_variables(context: Context, body: Mapping[str, object]) -> dict[str
     if given is not None and not isinstance(given, dict):
         raise ApiError(400, "chat_template_kwargs: give an object")
     tools = body.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+    if tools is not None and not (isinstance(tools, list) and all_objects(tools)):
         raise ApiError(400, "tools: give a list of objects")
     variables = {**context.template_kwargs, **(given or {})}
     if tools:
@@ -100,23 +109,60 @@ def render(context: Context, messages: list[dict[str, object]], add_generation_p
         raise ApiError(400, f"the chat template can't render these messages: {error}", **where) from None
 
 
-def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str) -> list[int]:
+def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bool = True) -> list[int]:
     """Token ids of a rendered prompt in which no user text has become a special token.
 
     Usually the whole text is tokenised at once, as the model has seen it in training. Only where that gives special
-    tokens that the template itself didn't write is each segment tokenised alone, users' ones as plain text.
+    tokens that the template itself didn't write, they are put in by hand between plain text. `wants_bos`: whether the
+    model's BOS comes first where its metadata asks for it and the template (`bos_token`) hasn't written it.
     """
     text = "".join(part for part, _ in segments)
-    add_special = not (bos_token and text.startswith(bos_token))
+    has_bos = bool(bos_token and segments and not segments[0][1] and segments[0][0].startswith(bos_token))
+    add_special = wants_bos and not has_bos
     tokens = vocab.tokenize(text, add_special, True)
     if not any(is_user for _, is_user in segments):
         return tokens
     own = [token for part, is_user in segments if not is_user for token in vocab.tokenize(part, False, True)
            if vocab.is_control(token)]
-    bos = vocab.tokenize("", add_special, True)
-    if sum(map(vocab.is_control, tokens)) == len(own) + sum(map(vocab.is_control, bos)):
+    ends = vocab.tokenize("", add_special, True)
+    n_before = 1 if ends[:1] == [vocab.bos] else 0
+    before, after = ends[:n_before], ends[n_before:]
+    if [token for token in tokens if vocab.is_control(token)] == [*before, *own, *after]:
         return tokens
-    return bos + [token for part, is_user in segments for token in vocab.tokenize(part, False, not is_user)]
+    return [*before, *tokenize_between(vocab, segments, own), *after]
+
+
+def tokenize_between(vocab: Vocab, segments: Segments, special: Sequence[int]) -> list[int]:
+    """Tokens of the segments with those of `special` where the template has written their names, and nowhere else.
+
+    What lies between two of them is tokenised as one piece, which is what the tokenizer does itself; so this is the
+    same as tokenising the whole, but for names in users' text. (White space that some special tokens swallow stays.)
+    """
+    ids = {vocab.piece(token).decode("utf-8", "replace"): token for token in special}
+    names = re.compile("|".join(re.escape(name) for name in sorted(ids, key=len, reverse=True))) if ids else None
+    tokens: list[int] = []
+    plain = ""
+    for part, is_user in segments:
+        at = 0
+        for found in names.finditer(part) if names and not is_user else ():
+            plain += part[at:found.start()]
+            tokens += vocab.tokenize(plain, False, False) if plain else []
+            tokens.append(ids[found.group()])
+            plain, at = "", found.end()
+        plain += part[at:]
+    return tokens + (vocab.tokenize(plain, False, False) if plain else [])
+
+
+def check_reasoning_format(body: Mapping[str, object]) -> None:
+    """The field is known, and does nothing until reasoning is parsed."""
+    value = body.get("reasoning_format")
+    if value is not None and value not in REASONING_FORMATS:
+        raise ApiError(400, f"reasoning_format: {str(value)[:40]!r} is unknown; known are {', '.join(REASONING_FORMATS)}")
+
+
+def all_objects(values: list[object]) -> bool:
+    """Whether all are JSON objects."""
+    return all(isinstance(value, dict) for value in values)
 
 
 def flag(body: Mapping[str, object], name: str, default: bool | None) -> bool | None:

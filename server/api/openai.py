@@ -6,6 +6,7 @@ in (messages or prompt, `logprobs`, `n`) and the JSON of the answers.
 
 from __future__ import annotations
 
+import codecs
 import secrets
 import time
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from server.api.context import Context
 from server.api.infill import InfillHandler
 from server.api.messages import chat_prompt, flag
 from server.api.prompt import read_prompts
-from server.engine.task import STOP_LIMIT, Final, Piece, Progress, TokenProbs
+from server.engine.task import STOP_LIMIT, STOP_WORD, Final, Piece, Progress, TokenProbs
 from server.errors import ApiError
 from server.web.message import EventStream, Request, Response, json_response
 from server.web.sse import DONE, event, named_event
@@ -66,8 +67,8 @@ class OpenAiCompletion(Completion):
 
     def __init__(self, context: Context, body: dict[str, object], native: dict[str, object],
                  prompts: list[tuple[int, ...]]) -> None:
-        super().__init__(context, native, prompts)
-        self._model = body["model"] if isinstance(body.get("model"), str) and body["model"] else context.model_name
+        super().__init__(context, {**native, "seed": small_seed(native.get("seed"))}, prompts)
+        self._model = model_name(body, context)
         self._id = self.id_prefix + secrets.token_urlsafe(18)
         self._created = int(time.time())
         options = body.get("stream_options")
@@ -76,6 +77,8 @@ class OpenAiCompletion(Completion):
         self._include_usage = bool(flag(options or {}, "include_usage", False))
         self._finals: dict[int, Final] = {}
         self._has_begun = [False] * len(self.tasks)
+        self._held: list[list[TokenProbs]] = [[] for _ in self.tasks]
+        self._places = [TextPlace() for _ in self.tasks]
 
     def run(self, request: Request) -> dict[str, object]:
         """The whole answer: one object with all choices."""
@@ -90,35 +93,44 @@ class OpenAiCompletion(Completion):
                   "timings": timings_json(self._finals[0].timings)}
         if self.warnings:
             result["warnings"] = list(self.warnings)
+        if self._context.options.verbose:
+            native = [self.final(self._finals[i]) for i in range(len(self.tasks))]
+            result["__verbose"] = native if len(native) > 1 else native[0]
         return result
 
     def events(self, item: Piece | Progress | Final) -> Iterator[bytes]:
         """Chunks for one event of the engine."""
         index = self._index[item.id]
-        if isinstance(item, Progress):
-            progress = {"total": item.n_prompt, "cache": item.n_cached, "processed": item.n_processed,
-                        "time_ms": round(item.ms, 3)}
-            yield event({**self._chunk([self.delta(index, "", None, None)]), "prompt_progress": progress})
-            return
         if not self._has_begun[index]:
             self._has_begun[index] = True
             yield from self.opening(index)
-        if isinstance(item, Piece):
-            if item.text or item.probs:
-                logprobs = self.logprobs([item]) if item.probs else None
-                chunk = self._chunk([self.delta(index, item.text, logprobs, None)])
-                if item.timings is not None:
-                    chunk["timings"] = timings_json(item.timings)
-                yield event(chunk)
+        if isinstance(item, Progress):
+            progress = {"total": item.n_prompt, "cache": item.n_cached, "processed": item.n_processed,
+                        "time_ms": round(item.ms, 3)}
+            yield event({**self._chunk([self.delta(index, None, None, None)]), "prompt_progress": progress})
             return
-        self._finals[index] = item
+        if isinstance(item, Piece):
+            self._held[index] += item.probs
         if item.text:
-            yield event(self._chunk([self.delta(index, item.text, None, None)]))
-        last = self._chunk([self.delta(index, None, None, finish_reason(item))])
-        last["timings"] = timings_json(item.timings)
+            # tokens whose text is held back (half a character, perhaps a stop word) wait for it
+            probs, self._held[index] = self._held[index], []
+            chunk = self._chunk([self.delta(index, item.text, self.logprobs(index, probs) if probs else None, None)])
+            if isinstance(item, Piece) and item.timings is not None:
+                chunk["timings"] = timings_json(item.timings)
+            yield event(chunk)
+        if isinstance(item, Final):
+            self._finals[index] = item
+            yield event(self._last_chunk(index, item))
+
+    def _last_chunk(self, index: int, final: Final) -> dict[str, object]:
+        """Why a choice has ended; it has no text."""
+        last = self._chunk([self.delta(index, None, None, finish_reason(final))])
+        last["timings"] = timings_json(final.timings)
         if self.warnings:
             last["warnings"] = list(self.warnings)
-        yield event(last)
+        if self._context.options.verbose:
+            last["__verbose"] = self.final(final)
+        return last
 
     def tail(self) -> Iterator[bytes]:
         """Usage if asked for, then `[DONE]`."""
@@ -143,9 +155,25 @@ class OpenAiCompletion(Completion):
         """One choice of a chunk."""
         raise AssertionError("a dialect has its own deltas")
 
-    def logprobs(self, pieces: list[Piece]) -> object:
-        """The `logprobs` object for the tokens of these pieces."""
+    def logprobs(self, index: int, probs: list[TokenProbs]) -> object:
+        """The `logprobs` object for these tokens, the next ones of a choice."""
         raise AssertionError("a dialect has its own logprobs")
+
+    def _all_logprobs(self, index: int, final: Final) -> object:
+        """The `logprobs` object of a whole choice: of the tokens that its text is made of, or None."""
+        if not self.tasks[index].sampling.n_probs:
+            return None
+        vocab, place = self._context.engine.vocab, TextPlace()
+        length = len(self._text(index, final)) if final.stop == STOP_WORD else None
+        probs = [item for piece in self._pieces[index] for item in piece.probs if not vocab.is_control(item.token)]
+        kept = [item for item in probs if length is None or place.before(vocab.piece(item.token)) < length]
+        return self.logprobs(index, kept)
+
+    def _token(self, probs: TokenProbs, n_top: int) -> dict[str, object]:
+        """A token as chats show it, with its likeliest rivals."""
+        vocab = self._context.engine.vocab
+        top = [{**token_json(id_, vocab), "logprob": logprob} for id_, logprob in probs.top_logprobs[:n_top]]
+        return {**token_json(probs.token, vocab), "logprob": probs.logprob, "top_logprobs": top}
 
     def _text(self, index: int, final: Final) -> str:
         return "".join(piece.text for piece in self._pieces[index]) + final.text
@@ -174,14 +202,16 @@ class ChatCompletion(OpenAiCompletion):
 
     def __init__(self, context: Context, body: dict[str, object]) -> None:
         refuse_tool_choice(body)
-        native = {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs", "prompt")}
-        if flag(body, "logprobs", False):
-            native["n_probs"] = max(count(body, "top_logprobs", MAX_TOP_LOGPROBS), 1)
-        elif body.get("top_logprobs"):
-            raise ApiError(400, "top_logprobs needs logprobs to be true")
+        native = {name: value for name, value in body.items()
+                  if name not in ("logprobs", "top_logprobs", "response_fields")}
         self._n_top = count(body, "top_logprobs", MAX_TOP_LOGPROBS)
+        if flag(body, "logprobs", False):
+            native["n_probs"] = max(self._n_top, 1)
+        elif self._n_top:
+            raise ApiError(400, "top_logprobs needs logprobs to be true")
         prompt = chat_prompt(context, body)
-        super().__init__(context, body, native, [prompt.tokens])
+        super().__init__(context, body, {**native, "prompt": prompt.text}, [prompt.tokens])
+        self._n_top = self._n_top if body.get("logprobs") else self.tasks[0].sampling.n_probs
 
     def opening(self, index: int) -> Iterator[bytes]:
         """The role, before any text."""
@@ -195,19 +225,13 @@ class ChatCompletion(OpenAiCompletion):
 
     def choice(self, index: int, final: Final) -> dict[str, object]:
         """The message."""
-        pieces = self._pieces[index]
         message = {"role": "assistant", "content": self._text(index, final)}
-        logprobs = self.logprobs(pieces) if self.tasks[index].sampling.n_probs else None
-        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish_reason(final)}
+        return {"index": index, "message": message, "logprobs": self._all_logprobs(index, final),
+                "finish_reason": finish_reason(final)}
 
-    def logprobs(self, pieces: list[Piece]) -> object:
+    def logprobs(self, index: int, probs: list[TokenProbs]) -> object:
         """Chat form: a list of tokens with their alternatives."""
-        return {"content": [self._token(probs) for piece in pieces for probs in piece.probs], "refusal": None}
-
-    def _token(self, probs: TokenProbs) -> dict[str, object]:
-        vocab = self._context.engine.vocab
-        top = [{**token_json(id_, vocab), "logprob": logprob} for id_, logprob in probs.top_logprobs[:self._n_top]]
-        return {**token_json(probs.token, vocab), "logprob": probs.logprob, "top_logprobs": top}
+        return {"content": [self._token(item, self._n_top) for item in probs], "refusal": None}
 
 
 class TextCompletion(OpenAiCompletion):
@@ -223,14 +247,19 @@ class TextCompletion(OpenAiCompletion):
         n_probs = count(body, "logprobs", MAX_TOP_LOGPROBS)
         if n_probs or body.get("logprobs") == 0 and body.get("logprobs") is not False:
             native["n_probs"] = max(n_probs, 1)
-        self._n_top = n_probs
+        self._echo = bool(flag(body, "echo", False))
+        if self._echo and "n_probs" in native:
+            raise ApiError(400, "echo and logprobs: this server doesn't compute the probabilities of prompts; "
+                           "leave one of them out")
         if body.get("suffix"):
+            for name in ("prompt", "suffix"):
+                if not isinstance(body[name], str):
+                    raise ApiError(400, f"{name}: {str(body[name])[:40]!r} is not a string, which a suffix needs")
             prompts = [infill.prompt({"input_prefix": body["prompt"], "input_suffix": body["suffix"]}, body)]
         else:
             prompts, _ = read_prompts(body["prompt"], context.engine.vocab, not context.system_prompt.prompt, False)
         super().__init__(context, body, native, prompts)
-        self._echo = bool(flag(body, "echo", False))
-        self._offsets = [0] * len(self.tasks)
+        self._n_top = n_probs or self.tasks[0].sampling.n_probs * (not body.get("logprobs") == 0)
 
     def opening(self, index: int) -> Iterator[bytes]:
         """With `echo`, the prompt."""
@@ -246,27 +275,70 @@ class TextCompletion(OpenAiCompletion):
         text = self._text(index, final)
         if self._echo:
             text = self._prompt_text(index) + text
-        logprobs = self.logprobs(self._pieces[index]) if self.tasks[index].sampling.n_probs else None
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason(final)}
+        return {"index": index, "text": text, "logprobs": self._all_logprobs(index, final),
+                "finish_reason": finish_reason(final)}
 
-    def logprobs(self, pieces: list[Piece]) -> object:
+    def logprobs(self, index: int, probs: list[TokenProbs]) -> object:
         """Text form: parallel lists, with offsets into the generated text; the chat form's list beside them."""
-        vocab = self._context.engine.vocab
-        tokens, offsets, at = [], [], 0
-        probs = [probs for piece in pieces for probs in piece.probs]
-        for item in probs:
-            tokens.append(vocab.piece(item.token).decode("utf-8", "replace"))
-            offsets.append(at)
-            at += len(tokens[-1])
-        top = [{vocab.piece(id_).decode("utf-8", "replace"): logprob for id_, logprob in item.top_logprobs[:self._n_top]}
+        vocab, place = self._context.engine.vocab, self._places[index]
+        pieces = [vocab.piece(item.token) for item in probs]
+        top = [{token_name(vocab.piece(id_)): logprob for id_, logprob in item.top_logprobs[:self._n_top]}
                for item in probs]
-        return {"tokens": tokens, "token_logprobs": [item.logprob for item in probs], "top_logprobs": top,
-                "text_offset": offsets}
+        return {"tokens": [token_name(piece) for piece in pieces], "token_logprobs": [item.logprob for item in probs],
+                "top_logprobs": top, "text_offset": [place.before(piece) for piece in pieces],
+                "content": [self._token(item, self._n_top) for item in probs]}
 
     def _prompt_text(self, index: int) -> str:
+        prompt = self.prompt[index // self.values["n_cmpl"]] if self._is_list_of_strings() else self.prompt
+        if isinstance(prompt, str):
+            return prompt
         vocab = self._context.engine.vocab
         tokens = [token for token in self.tasks[index].prompt if not vocab.is_control(token)]
         return vocab.detokenize(tokens).decode("utf-8", "replace")
+
+    def _is_list_of_strings(self) -> bool:
+        return isinstance(self.prompt, list) and bool(self.prompt) and all(isinstance(x, str) for x in self.prompt)
+
+
+class TextPlace:
+    """Where in a text its tokens begin, in characters; bytes of half characters count with the one they begin."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at = 0
+
+    def before(self, piece: bytes) -> int:
+        """The place of the next token, whose bytes are `piece`."""
+        at = self._at
+        self._at += len(self._decoder.decode(piece))
+        return at
+
+
+def token_name(piece: bytes) -> str:
+    """A token as a name: its text, or `bytes:\\xe2\\x82` where it is no UTF-8 of its own, as OpenAI writes it."""
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def model_name(body: Mapping[str, object], context: Context) -> str:
+    """How answers name the model: the alias if the server has one (with several the one asked for), else whatever the
+    request says."""
+    name = body.get("model")
+    if name is not None and not isinstance(name, str):
+        raise ApiError(400, f"model: {str(name)[:40]!r} is not a string")
+    aliases = [alias.strip() for alias in (context.options.alias or "").split(",") if alias.strip()]
+    if aliases:
+        return name if name in aliases else aliases[0]
+    return name or context.model_name
+
+
+def small_seed(seed: object) -> object:
+    """OpenAI's seeds have 64 bits, ours 32; what isn't a seed at all is left to the ordinary check."""
+    if type(seed) is int and abs(seed) < 2**63 and not -1 <= seed < 2**32:
+        return seed % 2**32
+    return seed
 
 
 def finish_reason(final: Final) -> str:
@@ -275,11 +347,11 @@ def finish_reason(final: Final) -> str:
 
 
 def count(body: Mapping[str, object], name: str, most: int) -> int:
-    """A count from 0 to `most`; false and null are 0, true is 1."""
-    value = body.get(name) or 0
-    if isinstance(value, bool):
-        return int(value)
-    if not isinstance(value, int) or not 0 <= value <= most:
+    """A count from 0 to `most`; null and false are 0."""
+    value = body.get(name)
+    if value is None or value is False:
+        return 0
+    if type(value) is not int or not 0 <= value <= most:
         raise ApiError(400, f"{name}: {str(value)[:40]!r} is not a number from 0 to {most}")
     return value
 

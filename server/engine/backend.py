@@ -66,7 +66,15 @@ def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> 
 
 
 def _load(folder: str, cpu_variant: str | None) -> loader.Libs:
-    return loader.load(Path(folder), cpu_variant=cpu_variant, log_callback=_on_native_log)
+    libs = loader.load(Path(folder), cpu_variant=cpu_variant, log_callback=_on_loading_log)
+    for note in libs.notes:
+        log.warning("%s", note)
+    return libs
+
+
+def _on_loading_log(level: int, line: str) -> None:
+    """While a model is being opened: errors come back as an exception's one line, so here they are details."""
+    native_log.debug("%s", line)
 
 
 def _on_native_log(level: int, line: str) -> None:
@@ -89,6 +97,8 @@ class LlamaBackend:
         self._abort = AbortFlag()
         self._model = Model(self._libs, config.model, progress=on_progress, **config.model_params)
         self._context = self._open_context(config, self._context_size(config))
+        self._libs.log.sink = _on_native_log
+        self._has_gpu = any(device.type != "CPU" for device in list_devices(self._libs))
         self._n_batch = int(self._llama.llama_n_batch(self._context))
         self._batch = Batch(self._libs, self._n_batch)
         self._vocab = self._llama.llama_model_get_vocab(self._model)
@@ -111,7 +121,10 @@ class LlamaBackend:
             self._warm_up()
 
     def decode(self, spans: Sequence[Span]) -> int:
-        """Write the rows into the batch and evaluate them; waits until the logits are there."""
+        """Write the rows into the batch and evaluate them; waits until the logits are there.
+
+        On a CPU they are when `llama_decode` returns; a second call would only give the GIL away once more.
+        """
         batch, at = self._batch, 0
         for span in spans:
             n = len(span)
@@ -129,7 +142,7 @@ class LlamaBackend:
         batch.n_tokens = at
         self._abort.clear()
         code = self._llama.llama_decode(self._context, batch.struct)
-        if code == 0:
+        if code == 0 and self._has_gpu:
             self._llama.llama_synchronize(self._context)
         return code
 

@@ -88,7 +88,8 @@ class Results:
 
     def put(self, event: Event) -> None:
         """The transport's thread: the next event of one of the tasks."""
-        self._n_open -= isinstance(event, (Final, Failure))
+        is_last = type(event) is not Piece and isinstance(event, (Final, Failure))
+        self._n_open -= is_last
         if self._stream:
             self._queue.put((event,))
             return
@@ -188,6 +189,11 @@ class EngineClient:
         if frame.snapshot is not None:
             self.snapshot = frame.snapshot
         for event in frame.events:
+            if type(event) is Piece:
+                results = self._results.get(event.id)
+                if results is not None:
+                    results.put(event)
+                continue
             handler = self._HANDLERS.get(type(event))
             if handler is not None:
                 handler(self, event)

@@ -14,14 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 
 from server.engine import planner, prompt_cache, sampling
 from server.engine.backend_types import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK, Backend
 from server.engine.commands import Commands
 from server.engine.config import EngineConfig
 from server.engine.meter import Meter
-from server.engine.planner import Job, Span
+from server.engine.planner import UNLIMITED, Job, Span
 from server.engine.self_extend import GroupAttention
 from server.engine.slot import Run, Slot
 from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Cancel, Close, Command, Event, Failure, Final, Frame,
@@ -33,6 +33,7 @@ from server.log import get_logger
 SNAPSHOT_INTERVAL_S = 0.1
 MAX_TOKENS_TO_FINISH_CHARACTER = 4
 SYSTEM = -1
+NOBODY: frozenset[int] = frozenset()
 
 log = get_logger("engine")
 
@@ -66,6 +67,7 @@ class Scheduler:
         self._deadline: float | None = None
         self._t_snapshot = 0.0
         self._is_changed = True
+        self._running: list[Slot] = []  # slots with a task, in order of arrival
         self._served: dict[tuple, int] = {}
         self._handlers = {Task: self._enqueue, Cancel: self._cancel, Close: self._close,
                           Command: self._commands.post}
@@ -110,16 +112,13 @@ class Scheduler:
             self._meter.step(self._clock() - started, is_generating)
 
     def _is_busy(self) -> bool:
-        return bool(self._waiting or self._commands) or any(slot.run is not None for slot in self.slots)
+        return bool(self._running or self._waiting or self._commands)
 
     def _receive(self, block: bool) -> None:
-        try:
-            while True:
-                message = self._inbox.get(block)
-                self._handlers[type(message)](message)
-                block = False
-        except Empty:
-            pass
+        while block or not self._inbox.empty():
+            message = self._inbox.get()
+            self._handlers[type(message)](message)
+            block = False
 
     def _enqueue(self, task: Task) -> None:
         if self._deadline is not None:
@@ -138,9 +137,10 @@ class Scheduler:
                 self._waiting.remove(waiting)
                 self._is_changed = True
                 return
-        for slot in self.slots:
-            if slot.run is not None and slot.run.task.id == message.id:
+        for slot in self._running:
+            if slot.run.task.id == message.id:
                 self._drop(slot)
+                return
 
     def _close(self, message: Close) -> None:
         self._deadline = self._clock() + message.grace_s
@@ -155,7 +155,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Give waiting tasks to idle slots, in order; a task that wants a busy slot lets others pass."""
-        if not self._config.cont_batching and any(slot.run is not None for slot in self.slots):
+        if not self._waiting or self._running and not self._config.cont_batching:
             return
         reserved = self._commands.reserved() if self._commands else ()
         free = [slot for slot in self.slots if slot.run is None and slot.id not in reserved]
@@ -204,6 +204,8 @@ class Scheduler:
             raise
         slot.run = Run(task, prompt, n_cached, sampler, TextStream(task.stop, task.n_indent), waiting.t_arrived, now,
                        truncated=len(prompt) < n_asked)
+        self._running.append(slot)
+        self._running.sort(key=lambda slot: slot.run.task.id)
         self._meter.n_reused += n_cached
         self._meter.queue_wait(now - waiting.t_arrived)
         n_history = sampling.history_length(task.sampling, slot.n_ctx)
@@ -244,16 +246,15 @@ class Scheduler:
 
     def _plan(self) -> list[Span]:
         """The rows of the next batch. One batch has one set of adapters; sets take turns."""
-        running = [slot for slot in self.slots if slot.run is not None]
+        running = self._running
         if not running:
             return []
-        if len(running) > 1:
-            running.sort(key=lambda slot: slot.run.task.id)
+        if len(running) > 1 and self._backend.adapters:
             running = self._turn(running)
         self._backend.set_lora(running[0].lora)
         jobs = [self._job(slot) for slot in running]
         is_prefill = any(job.is_prefill for job in jobs)
-        self._in_prefill = frozenset(slot.run.task.id for slot in running) if is_prefill else frozenset()
+        self._in_prefill = frozenset(slot.run.task.id for slot in running) if is_prefill else NOBODY
         return planner.plan(jobs, self._backend.info.n_batch, self._backend.info.n_batch)
 
     def _turn(self, running: list[Slot]) -> list[Slot]:
@@ -275,10 +276,10 @@ class Scheduler:
 
     def _evaluate(self, spans: Sequence[Span]) -> None:
         """Decode all spans and draw the tokens they lead to, in as few pieces as the cache has room for."""
-        size = sum(len(span) for span in spans)
+        size = UNLIMITED
         rest = list(spans)
         while rest:
-            piece, later = planner.split(rest, size)
+            piece, later = (rest, []) if size == UNLIMITED else planner.split(rest, size)
             code = self._backend.decode(piece)
             if code == DECODE_OK:
                 self._commit(piece)
@@ -286,8 +287,8 @@ class Scheduler:
                 continue
             if code == DECODE_NO_ROOM and prompt_cache.evict_one(self._backend, self.slots):
                 continue
-            if code == DECODE_NO_ROOM and size > 1:
-                size = max(size // 2, 1)
+            if code == DECODE_NO_ROOM and (n_rows := sum(len(span) for span in piece)) > 1:
+                size = n_rows // 2
                 continue
             self._undo(piece)
             if code == DECODE_ABORTED:
@@ -433,6 +434,7 @@ class Scheduler:
         slot.latest = slot.state(stop)
         slot.run.sampler.close()
         slot.run = None
+        self._running.remove(slot)
         slot.t_used = self._clock()
         self._is_changed = True
 
@@ -441,10 +443,9 @@ class Scheduler:
         self._is_changed = True
 
     def _fail_all(self, status: int, message: str) -> None:
-        for slot in self.slots:
-            if slot.run is not None:
-                self._fail(slot.run.task.id, status, message)
-                self._drop(slot, keep_cache=False)
+        for slot in list(self._running):
+            self._fail(slot.run.task.id, status, message)
+            self._drop(slot, keep_cache=False)
 
     def _report_progress(self, slot: Slot) -> None:
         run = slot.run

@@ -22,6 +22,9 @@ JSON_DEPTH = 256
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 UNSAFE_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
+# One encoder for all: `json.dumps` with these arguments would make a new one each time.
+ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
 STRING_PATTERN = r'"[^"\\]*(?:\\.[^"\\]*)*"'
 BRACKET = re.compile(STRING_PATTERN + r"|([\[{])|([\]}])", re.DOTALL)
 SURROGATE_HINT = re.compile(r"\\u[dD][89a-fA-F]")
@@ -107,9 +110,9 @@ def to_json(obj: object) -> bytes:
     """Compact UTF-8 JSON without raw line breaks. NaN and infinities become null, lone surrogates `?`: a
     strict client must be able to read whatever a model or a driver produced."""
     try:
-        text = json.dumps(obj, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = ENCODE(obj)
     except ValueError:
-        text = json.dumps(_finite(obj), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = ENCODE(_finite(obj))
     return text.encode("utf-8", "replace")
 
 
