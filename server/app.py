@@ -7,6 +7,7 @@ requests finish, end the engine.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -14,9 +15,11 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from server import edge
 from server import log as logging_setup
-from server.api.context import Context
+from server.api.context import Context, read_system_prompt
 from server.api.routes import routes
+from server.download import DownloadError, fetch_model
 from server.engine import backend
 from server.engine.client import EngineClient
 from server.engine.config import EngineConfig
@@ -25,12 +28,11 @@ from server.engine.task import READY
 from server.engine.thread import ThreadTransport
 from server.engine.vocab import open_vocab
 from server.errors import ApiError
-from server.log import get_logger
-from server.options import OptionError, Options, parse, usage
+from server.log import LogFileError, get_logger
+from server.options import (OptionError, Options, bash_completion, native_params, parse, request_defaults,
+                            secret_values, usage)
 from server.web.httpd import BindError, HttpServer
-from server.web.limits import Limits
 from server.web.router import Router
-from server.web.static import StaticFiles
 
 VERSION = "0.1.0"
 SWITCH_INTERVAL_S = 0.0005
@@ -54,14 +56,14 @@ def main(argv: Sequence[str]) -> int:
         if options.version:
             print(version(options))
             return 0
+        if options.completion_bash:
+            print(bash_completion(), end="")
+            return 0
         if options.list_devices:
             print("\n".join(backend.device_lines(backend.find_libs(ROOT, options.libs), options.cpu_variant)))
             return 0
-        if not options.model:
-            raise OptionError(NO_MODEL)
-        check_model_file(options.model)
         return serve(options)
-    except (OptionError, ApiError, BindError, backend.LibsError) as error:
+    except (OptionError, ApiError, BindError, DownloadError, LogFileError, backend.LibsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -78,35 +80,96 @@ def version(options: Options) -> str:
 
 def serve(options: Options) -> int:
     """Listen, load, serve until a signal comes; the exit code."""
-    logging_setup.setup("DEBUG" if options.verbose else "INFO")
+    set_up_logging(options)
+    model = find_model(options)
+    config = engine_config(options, model)
+    system_prompt = read_prompt_file(options)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _on_signal(stop))
-    config = engine_config(options)
     engine = EngineClient(ThreadTransport(config, backend.open_backend), lambda: open_vocab(config.libs, config.model))
-    server = http_server(options, Context(engine, options))
+    context = Context(engine, options, request_defaults(options), template_kwargs=options.chat_template_kwargs or {})
+    keys = edge.KeyFiles(options)
+    server = edge.http_server(options, Router(routes(context), options.api_prefix), keys, ROOT / "public")
     server.start()
-    log.info("listening on %s, loading %s", server.url, options.model)
+    log.info("listening on %s, loading %s", server.url, model)
+    edge.warn_if_open(options, server, keys)
     engine.start()
     try:
-        return _wait(options, engine, server, stop)
+        return _wait(options, context, server, keys, stop, system_prompt)
     finally:
         server.stop(options.drain if engine.state == READY else 0.0)
         engine.close()
 
 
-def _wait(options: Options, engine: EngineClient, server: HttpServer, stop: threading.Event) -> int:
+def set_up_logging(options: Options) -> None:
+    """Where log lines go, then the warnings that the options have collected."""
+    level = logging_setup.VERBOSE if options.verbose else logging_setup.LEVEL_BY_VERBOSITY[
+        min(options.log_verbosity, max(logging_setup.LEVEL_BY_VERBOSITY))]
+    profile = logging_setup.profile_settings(
+        options.compat, disable=options.log_disable, format=options.log_format,
+        file=options.log_file if options.is_set("log_file") else None)
+    logging_setup.setup(level, colors=options.log_colors, secrets=secret_values(options), **profile)
+    for line in options.warnings:
+        log.warning("%s", line)
+
+
+def find_model(options: Options) -> str:
+    """The path of the model file, fetched first where the options name a URL or a repository."""
+    if options.model_url or options.hf_repo:
+        path = str(fetch_model(
+            options.model_url, options.hf_repo, options.hf_file, path=options.model, offline=options.offline,
+            sha256=options.model_sha256, token=options.hf_token))
+    elif options.model:
+        path = options.model
+    else:
+        raise OptionError(NO_MODEL)
+    check_model_file(path)
+    return path
+
+
+def engine_config(options: Options, model: str) -> EngineConfig:
+    """The engine's part of the options; LibsError if there are no libraries for this machine."""
+    model_params, context_params = native_params(options)
+    return EngineConfig(
+        model=model, libs=backend.find_libs(ROOT, options.libs), cpu_variant=options.cpu_variant,
+        n_slots=options.parallel, n_ctx=options.ctx_size, n_batch=options.batch_size, n_ubatch=options.ubatch_size,
+        n_threads=options.threads, n_threads_batch=options.threads_batch, warmup=options.warmup,
+        max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
+        n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
+        model_params=model_params, context_params=context_params)
+
+
+def read_prompt_file(options: Options) -> object:
+    """The object in `--system-prompt-file`, checked; None without one."""
+    if not options.system_prompt_file:
+        return None
+    try:
+        value = json.loads(Path(options.system_prompt_file).read_text("utf-8-sig"))
+        value = value.get("system_prompt", value) if isinstance(value, dict) else value
+        read_system_prompt(value)
+    except (OSError, ValueError, ApiError) as error:
+        raise OptionError(f"--system-prompt-file {options.system_prompt_file}: {error}") from None
+    return value
+
+
+def _wait(options: Options, context: Context, server: HttpServer, keys: edge.KeyFiles, stop: threading.Event,
+          system_prompt: object) -> int:
     """Until a signal (0) or the end of the engine (1). The waits are short: a signal can't end a long one on Windows."""
+    engine = context.engine
     while not stop.is_set() and not engine.wait_until_loaded(0.2):
         _show_progress(engine.progress)
     if engine.state == READY and not stop.is_set():
+        if system_prompt is not None:
+            context.set_system_prompt(system_prompt)
         info = engine.info
         log.info("%s: %d slots, %d tokens of context each, llama.cpp %s %s", info.desc, info.n_slots,
                  info.n_ctx_slot, info.llama_version, info.variant)
-        print(f"llama_srv is ready: {server.url}  (Ctrl-C stops it)", flush=True)
+        print(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", flush=True)
     while not stop.is_set() and engine.state == READY:
         stop.wait(0.5)
+        keys.refresh()
     if not stop.is_set():
         print(f"error: {engine.error or 'the engine ended by itself; see the log above'}", file=sys.stderr)
         return 1
@@ -126,21 +189,3 @@ def _show_progress(progress: float) -> None:
         filled = int(progress * 30)
         end = "\r" if progress < 1 else "\n"
         print(f"loading [{'#' * filled}{'.' * (30 - filled)}] {progress:4.0%}", end=end, file=sys.stderr, flush=True)
-
-
-def engine_config(options: Options) -> EngineConfig:
-    """The engine's part of the options; LibsError if there are no libraries for this machine."""
-    return EngineConfig(
-        model=options.model, libs=backend.find_libs(ROOT, options.libs), cpu_variant=options.cpu_variant,
-        n_slots=options.parallel, n_ctx=options.ctx_size, n_batch=options.batch_size, n_ubatch=options.ubatch_size,
-        n_threads=options.threads, n_threads_batch=options.threads_batch, warmup=options.warmup,
-        max_queue=options.max_queue, shift_context=options.context_shift,
-        model_params={"n_gpu_layers": options.n_gpu_layers})
-
-
-def http_server(options: Options, context: Context) -> HttpServer:
-    """The HTTP edge with all routes; not started yet."""
-    limits = Limits(body_bytes=options.max_body << 20, n_connections=options.max_connections,
-                    body_s=options.timeout, write_s=options.timeout)
-    static = StaticFiles(Path(options.path) if options.path else ROOT / "public")
-    return HttpServer(options.host, options.port, Router(routes(context)), limits=limits, static=static)

@@ -94,7 +94,7 @@ def http_server(options: Options, router: Router, keys: KeyFiles, public: Path) 
         raise OptionError(f"--path {folder}: there is no such folder")
     return HttpServer(
         options.host, options.port, router, limits=limits(options), cors=CorsPolicy(frozenset(options.cors_origins)),
-        auth=keys.ring, static=StaticFiles(folder, options.api_prefix), access_log=access_line,
+        auth=keys.ring, static=StaticFiles(folder, options.api_prefix, builtin=public), access_log=access_line,
         tls=tls_context(options), allowed_hosts=options.allowed_hosts)
 
 

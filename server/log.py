@@ -1,14 +1,14 @@
-"""Log lines of the server: the stdlib's `logging` below one root name, as text for people or JSON for machines.
+"""Log lines of the server: the stdlib's `logging` below one root name, text for people or JSON for programs.
 
-A leaf, used by every thread. Each record is one line (a traceback adds indented ones in text, a field in JSON) and one
-write, so that several processes can append to one file. llama.cpp's own lines come through the logger "llama", the
-access log through "access". What clients sent can't forge lines or drive a terminal: control characters are escaped.
-Secrets are masked in every line, whoever logs it. A full disk or a closed stderr costs lines, never an exception: they
-are counted, and the count is logged once writing works again. Nothing happens at import: `setup` is called by `app`,
-tests may leave it out.
+A leaf, used by every thread. Each record is one line (a traceback adds indented ones in text, a field in
+JSON) and one write, so that several processes can append to one file. llama.cpp's own lines come through the
+logger "llama", the access log through "access". What clients sent can't forge lines or drive a terminal:
+control characters are escaped. Secrets are masked in every line, whoever logs it. A full disk or a closed
+stderr costs lines, never an exception: they are counted, and the count is logged once writing works again.
+Nothing happens at import: `setup` is called by `app`, tests may leave it out.
 
-Way not taken: a queue and a writing thread. It would keep a stuck reader of stderr from holding up the server, but
-the last lines before a crash are the ones that count, and they would be lost.
+Way not taken: a queue and a writing thread. It would keep a stuck reader of stderr from holding up the
+server, but the last lines before a crash are the ones that count, and they would be lost.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ VERBOSE = 5
 """Below DEBUG: whole requests and answers, which hold what users wrote."""
 LEVELS = {"ERROR": logging.ERROR, "WARNING": logging.WARNING, "INFO": logging.INFO, "DEBUG": logging.DEBUG,
           "VERBOSE": VERBOSE}
-LEVEL_BY_VERBOSITY = {0: logging.CRITICAL, 1: logging.ERROR, 2: logging.WARNING, 3: logging.INFO, 4: logging.DEBUG,
-                      5: VERBOSE}
+LEVEL_BY_VERBOSITY = {0: logging.CRITICAL, 1: logging.ERROR, 2: logging.WARNING, 3: logging.INFO,
+                      4: logging.DEBUG, 5: VERBOSE}
 """For `--log-verbosity N`, whose numbers are llama.cpp's; larger ones mean 5."""
 LEVEL_NAMES = {logging.CRITICAL: "ERR", logging.ERROR: "ERR", logging.WARNING: "WARN", logging.INFO: "INFO",
                logging.DEBUG: "DEBUG", VERBOSE: "VERB"}
@@ -83,13 +83,14 @@ def get_logger(name: str) -> logging.Logger:
 # -- setting up
 
 def setup(level: int | str = "INFO", *, format: str = "text", file: str | os.PathLike[str] | None = None,
-          file_optional: bool = False, stream: TextIO | None = None, quiet: bool = False, colors: str = "auto",
-          secrets: Iterable[str] = ()) -> None:
+          file_optional: bool = False, stream: TextIO | None = None, quiet: bool = False,
+          colors: str = "auto", secrets: Iterable[str] = ()) -> None:
     """Send all lines of at least `level` (a key of LEVELS, or a number) to `stream` (stderr) and `file`.
 
-    `quiet` leaves out the stream; `colors` is on, off or auto (on a terminal, unless NO_COLOR is set). `secrets` are
-    masked wherever they turn up (from 5 characters on). LogFileError if the file can't be opened; with
-    `file_optional` that is only a warning. May be called again: the new settings replace the old ones.
+    `quiet` leaves out the stream; `colors` is on, off or auto (on a terminal, unless NO_COLOR is set).
+    `secrets` are masked wherever they turn up (from 5 characters on). LogFileError if the file can't be
+    opened; with `file_optional` that is only a warning. May be called again: the new settings replace the
+    old ones.
     """
     if format not in FORMATS:
         raise ValueError(f"log format {format!r} is none of {', '.join(FORMATS)}")
@@ -107,7 +108,8 @@ def setup(level: int | str = "INFO", *, format: str = "text", file: str | os.Pat
     stream = stream if stream is not None else sys.stderr
     if not quiet and stream is not None:        # there is no stderr in a program without a console
         in_color = colors == "on" or colors == "auto" and _wants_color(stream)
-        handlers.append(Handler(StreamSink(stream, utf8=format == "json"), _formatter(format, mask, color=in_color)))
+        sink = StreamSink(stream, utf8=format == "json")
+        handlers.append(Handler(sink, _formatter(format, mask, color=in_color)))
     _install(handlers, LEVELS[level] if isinstance(level, str) else level)
     if trouble:
         get_logger("log").warning("no log file: %s", trouble)
@@ -115,10 +117,10 @@ def setup(level: int | str = "INFO", *, format: str = "text", file: str | os.Pat
 
 def profile_settings(profile: str, *, disable: bool = False, format: str | None = None,
                      file: str | None = None) -> dict[str, object]:
-    """`--compat`, `--log-disable`, `--log-format` and `--log-file` as arguments for `setup`; None: not given.
+    """`--compat`, `--log-disable`, `--log-format`, `--log-file` as arguments for `setup`; None: not given.
 
-    2024: JSON to stdout and to `llama.log`, of which `--log-disable` drops the file. Modern: text to stderr, and
-    `--log-disable` means no log, as in today's llama-server.
+    2024: JSON to stdout and to `llama.log`, of which `--log-disable` drops the file. Modern: text to stderr,
+    and `--log-disable` means no log, as in today's llama-server.
     """
     row = PROFILES[profile]
     return {"format": format or row["format"],
@@ -159,7 +161,8 @@ def _install(handlers: list[Handler], level: int) -> None:
         handler.close()
 
 
-def _formatter(format: str, mask: Mask, *, color: bool = False, dated: bool = False) -> JsonFormatter | TextFormatter:
+def _formatter(format: str, mask: Mask, *, color: bool = False,
+               dated: bool = False) -> JsonFormatter | TextFormatter:
     return JsonFormatter(mask) if format == "json" else TextFormatter(mask, color=color, dated=dated)
 
 
@@ -187,7 +190,8 @@ def access_line(record: AccessRecord) -> None:
     get_logger("access").log(
         level, "%s %s %s %d%s", record.client, record.method or "-", path or "-", record.status,
         "" if record.complete else " (not complete: the client left)", stacklevel=2,
-        extra={"fields": {"request_id": record.id, "bytes": record.n_bytes, "ms": round(record.seconds * 1000, 1)},
+        extra={"fields": {"request_id": record.id, "bytes": record.n_bytes,
+                          "ms": round(record.seconds * 1000, 1)},
                "json_fields": {"client": record.client, "method": record.method, "path": path,
                                "status": record.status, "complete": record.complete}})
 
@@ -198,10 +202,11 @@ def is_verbose() -> bool:
 
 
 def verbose(message: str, **fields: object) -> None:
-    """A line with whole requests, prompts or answers; only with `--verbose`. `fields` are anything JSON can hold.
+    """A line with whole requests, prompts or answers; only with `--verbose`. `fields`: what JSON can hold.
 
-    For a completion: `verbose("request", request_id=..., request=parsed_body)`, then `verbose("prompt", request_id=...,
-    tokens=[[id, piece], ...])`, and `verbose("response", request_id=..., response=...)` when all of it is there.
+    For a completion: `verbose("request", request_id=..., request=parsed_body)`, then `verbose("prompt",
+    request_id=..., tokens=[[id, piece], ...])`, and `verbose("response", request_id=..., response=...)` when
+    all of it is there.
     """
     get_logger("verbose").log(VERBOSE, "%s", message, extra={"fields": fields}, stacklevel=2)
 
@@ -222,7 +227,8 @@ class Mask:
             if len(secret) >= MIN_SECRET:
                 # as it stands, as %r shows it, and as it looks inside a JSON string, once or twice wrapped
                 wrapped = json.dumps(secret, ensure_ascii=False)[1:-1]
-                self._secrets |= {secret, repr(secret)[1:-1], wrapped, json.dumps(wrapped, ensure_ascii=False)[1:-1]}
+                self._secrets |= {secret, repr(secret)[1:-1], wrapped,
+                                  json.dumps(wrapped, ensure_ascii=False)[1:-1]}
         if self._secrets:
             longest_first = sorted(self._secrets, key=len, reverse=True)
             self._known = re.compile("|".join(map(re.escape, longest_first)))
@@ -260,7 +266,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One object: tid, timestamp (seconds), level, function, line, msg; then logger, thread and the line's fields."""
+    """One object: tid, timestamp (seconds), level, function, line, msg; then logger, thread, own fields."""
 
     def __init__(self, mask: Mask) -> None:
         super().__init__()
@@ -270,7 +276,8 @@ class JsonFormatter(logging.Formatter):
         """One record, without a line end."""
         message = _message(record)
         function, line = record.funcName, record.lineno
-        if record.name == f"{ROOT}.llama":      # not our callback, but the C function that llama.cpp's lines begin with
+        if record.name == f"{ROOT}.llama":
+            # not our callback: the C function, whose name llama.cpp's lines begin with
             found = NATIVE_FUNCTION.match(message)
             function, line = found[1] if found else "", 0
         entry = {"tid": str(record.thread), "timestamp": round(record.created, 3),
@@ -286,7 +293,7 @@ class JsonFormatter(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:                  # a mistake in the logging call must not hide what it was about
+    except Exception as error:   # a mistake in the call must not hide what it was about
         return f"{record.msg!s} (arguments don't fit: {error})"
 
 
@@ -335,8 +342,11 @@ def _plain(value: object) -> object:
 
 # -- from lines to bytes in files
 
+LOST = "%d log lines were lost: %s"
+
+
 class Handler(logging.Handler):
-    """Formats and writes; counts what could not be written. `logging` holds the handler's lock around `emit`."""
+    """Formats and writes; counts what could not be written. `logging` locks it around `emit`."""
 
     formatter: TextFormatter | JsonFormatter
 
@@ -365,13 +375,13 @@ class Handler(logging.Handler):
         super().close()
 
     def _loss(self) -> str:
-        return self.format(logging.LogRecord(f"{ROOT}.log", logging.ERROR, __file__, 0, "%d log lines were lost: %s",
+        return self.format(logging.LogRecord(f"{ROOT}.log", logging.ERROR, __file__, 0, LOST,
                                              (self._n_lost, self._why), None, "emit"))
 
 
 class Sink:
-    """Somewhere that bytes go. Remembers whether a failed write left the beginning of a line behind, and whether nobody
-    read it the last time, so that one stuck reader is waited for only once."""
+    """Somewhere that bytes go. Remembers whether a failed write left the beginning of a line behind, and
+    whether nobody read it the last time, so that a stuck reader is waited for only once."""
 
     def __init__(self) -> None:
         self._is_torn = False
@@ -385,7 +395,7 @@ class Sink:
         """Let go of what is ours. Idempotent."""
 
     def _write_all(self, raw: io.RawIOBase, data: bytes) -> None:
-        """A write may take a part (pipes), or nothing for now (a terminal that another program made non-blocking)."""
+        """A write may take a part (pipes), or nothing for now (a terminal made non-blocking)."""
         left = memoryview(b"\n" + data if self._is_torn else data)
         tries = 0 if self._is_stuck else WOULD_BLOCK_TRIES
         while left:
@@ -402,8 +412,8 @@ class Sink:
 
 
 class StreamSink(Sink):
-    """stdout or stderr, not ours to close. Writes past Python's buffers where it can: what a failed write leaves in
-    them would be complained about at the end of the program, and change its exit code."""
+    """stdout or stderr, not ours to close. Writes past Python's buffers where it can: what a failed write
+    leaves in them would be complained about at the end of the program, and change its exit code."""
 
     def __init__(self, stream: TextIO, *, utf8: bool) -> None:
         super().__init__()
@@ -450,8 +460,9 @@ class FileSink(Sink):
 
     def _open(self) -> io.RawIOBase:
         try:
-            return open(self.path, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, FILE_MODE))
+            return open(self.path, "ab", buffering=0,
+                        opener=lambda path, flags: os.open(path, flags, FILE_MODE))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise LogFileError(f"the log file {self.path} can't be written ({reason}): choose another one with "
-                               "--log-file, or --log-disable") from None
+            raise LogFileError(f"the log file {self.path} can't be written ({reason}): choose another one "
+                               "with --log-file, or --log-disable") from None

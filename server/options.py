@@ -1,127 +1,42 @@
-"""The command line: one table of options. Parsing, `--help`, environment variables and the docs read the same rows.
+"""The command line, the environment and the config file: what the user wants, as one object.
 
-A leaf, used once at start by `app`. Values come from, first wins: command line, environment (`LLAMA_ARG_*`), the
-default of the row. Mistakes end in `OptionError`, one line that names the option, the value and what is allowed.
+A leaf, used once at start by `app`. The table of options is data (`option_table`, `option_rest`); parsing, `--help`,
+the config file and the documents read the same rows. Values come from, first wins: command line, environment
+(`LLAMA_ARG_*`), config file, the defaults of the profile that `--compat` chooses. Mistakes end in `OptionError`, one
+line that names the option, the value and what is allowed.
 
-Not taken: argparse. It can't do `-np`/`-ngl` next to `-n` with values in every spelling, nor options with an optional
-value, nor tell what the user has set from what is a default; with the table at hand the parser is forty lines.
+Not taken: argparse. It can't do `-np`/`-ngl` next to `-n` with values in every spelling, nor tell what the user has set
+from what is a default, nor options that are known but refused; with the table at hand the parser is forty lines.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-SERVER, MODEL, ENGINE, SAMPLING, LOGGING = "Server", "Model and libraries", "Engine", "Sampling", "Logging"
-GROUPS = (MODEL, ENGINE, SERVER, LOGGING)
+from server import config_file
+from server.option_rest import OTHER_GROUPS, OTHER_OPTIONS
+from server.option_row import IGNORED, SAME, WORKS, Option, OptionError, convert, switch
+from server.option_table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS
 
+__all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", "Option", "OptionError", "Options",
+           "bash_completion", "compat_rows", "native_params", "parse", "request_defaults", "secret_values", "usage"]
 
-class OptionError(Exception):
-    """What is wrong with the command line, in one line for the user."""
-
-
-@dataclass(slots=True, frozen=True)
-class Option:
-    """One option. `type` turns text into the value (None: a switch without value); `low`/`high` bound numbers.
-
-    `flags` are all spellings; `off_flags` set a switch to False.
-    """
-
-    name: str
-    flags: tuple[str, ...]
-    help: str
-    group: str
-    type: Callable[[str], object] | None = str
-    default: object = None
-    metavar: str = ""
-    env: str = ""
-    low: float | None = None
-    high: float | None = None
-    off_flags: tuple[str, ...] = ()
-
-
-OPTIONS: tuple[Option, ...] = (
-    Option("help", ("-h", "--help"), "show this help and exit", SERVER, None, False),
-    Option("version", ("--version",), "show the versions of the server and of llama.cpp and exit", SERVER, None, False),
-
-    Option("model", ("-m", "--model"), "the model to serve, a GGUF file", MODEL, metavar="FILE",
-           env="LLAMA_ARG_MODEL"),
-    Option("alias", ("-a", "--alias"), "name of the model in answers (default: the file's path)", MODEL,
-           metavar="NAME", env="LLAMA_ARG_ALIAS"),
-    Option("libs", ("--libs",), "folder with the llama.cpp libraries (default: the best one in libs/)", MODEL,
-           metavar="DIR", env="LLAMA_SRV_LIBS"),
-    Option("cpu_variant", ("--cpu-variant",), "use this libggml-cpu-* plug-in instead of the best one found, e.g. "
-           "haswell; helps when a CPU meets illegal instructions", MODEL, metavar="NAME", env="LLAMA_SRV_CPU_VARIANT"),
-    Option("list_devices", ("--list-devices",), "show the devices that llama.cpp can compute on and exit", MODEL, None,
-           False),
-
-    Option("ctx_size", ("-c", "--ctx-size"), "tokens of context, shared by all slots; 0 takes the model's own "
-           "(default: that, up to 16384)", ENGINE, int, None, "N", "LLAMA_ARG_CTX_SIZE", 0, 2**31 - 1),
-    Option("parallel", ("-np", "--parallel"), "slots: how many requests are computed at the same time", ENGINE, int, 1,
-           "N", "LLAMA_ARG_N_PARALLEL", 1, 255),
-    Option("threads", ("-t", "--threads"), "threads for generating (default: the CPU cores)", ENGINE, int, -1, "N",
-           "LLAMA_ARG_THREADS", -1, 1024),
-    Option("threads_batch", ("-tb", "--threads-batch"), "threads for reading prompts (default: same as --threads)",
-           ENGINE, int, -1, "N", "LLAMA_ARG_THREADS_BATCH", -1, 1024),
-    Option("batch_size", ("-b", "--batch-size"), "most tokens evaluated in one step", ENGINE, int, 2048, "N",
-           "LLAMA_ARG_BATCH", 1, 2**20),
-    Option("ubatch_size", ("-ub", "--ubatch-size"), "most tokens computed at once within a step", ENGINE, int, 512, "N",
-           "LLAMA_ARG_UBATCH", 1, 2**20),
-    Option("n_gpu_layers", ("-ngl", "--n-gpu-layers", "--gpu-layers"), "layers to put on the GPU, -1 for all", ENGINE,
-           int, -1, "N", "LLAMA_ARG_N_GPU_LAYERS", -1, 2**20),
-    Option("n_predict", ("-n", "--n-predict", "--predict"), "most tokens a request may generate; -1 for no limit",
-           ENGINE, int, -1, "N", "LLAMA_ARG_N_PREDICT", -1, 2**31 - 1),
-    Option("context_shift", ("--context-shift",), "drop the middle of a full context and go on, instead of stopping",
-           ENGINE, None, False, env="LLAMA_ARG_CONTEXT_SHIFT", off_flags=("--no-context-shift",)),
-    Option("lora", ("--lora",), "LoRA adapter to load", ENGINE, str, None, "FILE", "LLAMA_ARG_LORA"),
-    Option("chat_template", ("--chat-template",), "chat template: a name that llama.cpp knows, or Jinja text", ENGINE,
-           metavar="TEXT", env="LLAMA_ARG_CHAT_TEMPLATE"),
-    Option("chat_template_file", ("--chat-template-file",), "file with a Jinja chat template", ENGINE, metavar="FILE",
-           env="LLAMA_ARG_CHAT_TEMPLATE_FILE"),
-    Option("jinja", ("--jinja",), "render chat templates with the built-in Jinja interpreter", ENGINE, None, True,
-           env="LLAMA_ARG_JINJA", off_flags=("--no-jinja",)),
-    Option("spm_infill", ("--spm-infill",), "put the suffix before the prefix in /infill, as some models want", ENGINE,
-           None, False),
-    Option("warmup", ("--warmup",), "compute once after loading, so that the first request is fast", ENGINE, None, True,
-           off_flags=("--no-warmup",)),
-    Option("max_queue", ("--max-queue",), "requests that may wait for a slot; more get 503", ENGINE, int, 1024, "N",
-           "LLAMA_SRV_MAX_QUEUE", 0, 10**6),
-
-    Option("host", ("--host",), "address to listen on", SERVER, str, "127.0.0.1", "ADDR", "LLAMA_ARG_HOST"),
-    Option("port", ("--port",), "port to listen on; 0 picks a free one", SERVER, int, 8080, "N", "LLAMA_ARG_PORT", 0,
-           65535),
-    Option("path", ("--path",), "folder with the files of the web page (default: the built-in page)", SERVER,
-           metavar="DIR", env="LLAMA_ARG_STATIC_PATH"),
-    Option("timeout", ("-to", "--timeout"), "seconds a client may stay silent while it sends or receives", SERVER,
-           float, 600.0, "S", "LLAMA_ARG_TIMEOUT", 0.1, 86400),
-    Option("max_connections", ("--max-connections",), "connections at the same time; more get 503", SERVER, int, 512,
-           "N", "LLAMA_SRV_MAX_CONNECTIONS", 1, 100000),
-    Option("max_body", ("--max-body",), "largest request body, in MiB", SERVER, int, 64, "N", "LLAMA_SRV_MAX_BODY", 1,
-           65536),
-    Option("drain", ("--drain",), "seconds that running requests get to finish after Ctrl-C or SIGTERM", SERVER, float,
-           10.0, "S", "LLAMA_SRV_DRAIN", 0, 86400),
-
-    Option("compat", ("--compat",), "profile of defaults and shapes: modern or 2024", SERVER, str, "modern", "NAME",
-           "LLAMA_SRV_COMPAT"),
-    Option("slots", ("--slots",), "answer GET /slots", SERVER, None, True, env="LLAMA_ARG_ENDPOINT_SLOTS",
-           off_flags=("--no-slots", "--slots-endpoint-disable")),
-    Option("metrics", ("--metrics",), "answer GET /metrics", SERVER, None, False, env="LLAMA_ARG_ENDPOINT_METRICS"),
-    Option("props", ("--props",), "allow POST /props", SERVER, None, False, env="LLAMA_ARG_ENDPOINT_PROPS"),
-    Option("slot_save_path", ("--slot-save-path",), "folder for saved slots; unset switches saving off", SERVER,
-           metavar="DIR", env="LLAMA_ARG_SLOT_SAVE_PATH"),
-
-    Option("verbose", ("-v", "--verbose"), "log more, llama.cpp's own lines included", LOGGING, None, False,
-           env="LLAMA_ARG_VERBOSE"),
-)
+ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
+NOT_IN_FILES = ("help", "version", "list_devices", "completion_bash", "config")
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+EXPERTS, DENSE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
+QUANTISED = tuple(number for word, number in KV_TYPES.items() if "q" in word)
 
 
 class Options:
-    """The values of all options as attributes; `is_set(name)` tells whether the user gave one."""
+    """The values of all options as attributes; `warnings` are lines to log once there is a log."""
 
-    def __init__(self, values: Mapping[str, object], given: Iterable[str]) -> None:
+    def __init__(self, values: Mapping[str, object], given: Iterable[str], warnings: Iterable[str] = ()) -> None:
         self.__dict__.update(values)
+        self.warnings = tuple(warnings)
         self._given = frozenset(given)
 
     def is_set(self, name: str) -> bool:
@@ -129,96 +44,320 @@ class Options:
         return name in self._given
 
 
-def parse(argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option] = OPTIONS) -> Options:
-    """Read the command line (without the program's name) and the environment. OptionError on the first mistake."""
-    values = {option.name: option.default for option in table}
-    given: dict[str, object] = {}
-    for option in table:
-        text = environ.get(option.env) if option.env else None
-        if text is not None:
-            given[option.name] = _value(option, option.env, text)
-    given.update(_parse_argv(argv, table))
-    return Options({**values, **given}, given)
+def parse(argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option] = ALL_OPTIONS) -> Options:
+    """Read the command line (without the program's name), the environment, and the config file that one of them
+    names. OptionError on the first mistake."""
+    line = _Source(table)
+    _read_argv(line, argv)
+    variables = _Source(table)
+    _read_environment(variables, environ)
+    path = line.values.get("config") or variables.values.get("config")
+    file = _Source(table)
+    if path:
+        _read_file(file, str(path))
+    given = {**file.values, **variables.values, **line.values}
+    profile = str(given.get("compat", "modern"))
+    values = {option.key: option.default_for(profile) for option in table if not option.dest}
+    options = Options({**values, **given}, given, dict.fromkeys(file.warnings + variables.warnings + line.warnings))
+    if table is ALL_OPTIONS:
+        _finish(options)
+    return options
 
 
-def _parse_argv(argv: Sequence[str], table: Sequence[Option]) -> dict[str, object]:
-    by_flag = {flag: (option, True) for option in table for flag in option.flags}
-    by_flag |= {flag: (option, False) for option in table for flag in option.off_flags}
-    given: dict[str, object] = {}
+class _Source:
+    """What one source says: `values` by attribute, and warnings about options without effect."""
+
+    def __init__(self, table: Sequence[Option]) -> None:
+        self.table = table
+        self.by_flag = {flag: (option, True) for option in table for flag in option.flags}
+        self.by_flag |= {flag: (option, False) for option in table for flag in option.off_flags}
+        self.values: dict[str, object] = {}
+        self.warnings: list[str] = []
+
+    def set(self, option: Option, source: str, value: object) -> None:
+        """Take `value`, or say why it has no effect."""
+        if option.status == IGNORED:
+            self.warnings.append(f"{source} has no effect: {option.note}")
+        elif option.repeat:
+            self.values[option.key] = (*self.values.get(option.key, ()), *value)
+        elif option.type is None and option.choices:
+            self.values[option.key] = option.choices["on" if value else "off"]
+        else:
+            self.values[option.key] = value
+
+
+def _refuse(option: Option, source: str) -> None:
+    if option.status not in (WORKS, IGNORED):
+        raise OptionError(f"{source}: {option.note}")
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+def _read_argv(source: _Source, argv: Sequence[str]) -> None:
     rest = list(reversed(argv))
     while rest:
         word = rest.pop()
         flag, equals, text = word.partition("=")
-        option, is_on = by_flag.get(flag, (None, True))
+        if flag.startswith("--"):
+            flag = flag.replace("_", "-")
+        option, is_on = source.by_flag.get(flag, (None, True))
         if option is None:
-            raise OptionError(_unknown(word, by_flag))
+            raise OptionError(_unknown(word, source.by_flag))
+        _refuse(option, flag)
         if option.type is None:
             if equals:
                 raise OptionError(f"{flag} is a switch and takes no value")
-            given[option.name] = is_on
+            source.set(option, flag, is_on)
             continue
         if not equals:
-            if not rest:
-                raise OptionError(f"{flag} needs a value: {flag} {option.metavar}")
-            text = rest.pop()
-        given[option.name] = _value(option, flag, text)
-    return given
+            text = _next_word(option, flag, rest)
+        source.set(option, flag, convert(option, flag, text))
 
 
-def _value(option: Option, source: str, text: str) -> object:
-    if option.type is None:
-        return _switch(source, text)
-    try:
-        value = option.type(text)
-    except ValueError:
-        kind = {int: "a whole number", float: "a number"}.get(option.type, "a valid value")
-        raise OptionError(f"{source}: '{text}' is not {kind}") from None
-    if option.low is not None and not option.low <= value <= option.high:
-        raise OptionError(f"{source}: {text} is out of range, allowed is {option.low:g} to {option.high:g}")
-    return value
+def _next_word(option: Option, flag: str, rest: list[str]) -> str:
+    if option.bare is not None and (not rest or rest[-1].startswith("-")):
+        return option.bare
+    if not rest:
+        raise OptionError(f"{flag} needs a value: {flag} {option.metavar}")
+    return rest.pop()
 
 
-def _switch(source: str, text: str) -> bool:
-    known = {"1": True, "on": True, "true": True, "yes": True, "enabled": True,
-             "0": False, "off": False, "false": False, "no": False, "disabled": False}
-    if text.lower() not in known:
-        raise OptionError(f"{source}: '{text}' is neither on nor off")
-    return known[text.lower()]
-
-
-def _unknown(word: str, by_flag: Mapping[str, object]) -> str:
+def _unknown(word: str, by_flag: Mapping[str, tuple[Option, bool]]) -> str:
     if not word.startswith("-"):
         return f"'{word}' is not an option (is a -m missing before the model file?); --help lists them"
+    word = word.partition("=")[0]       # what follows may be a secret
+    return f"unknown option {word}{_did_you_mean(word, by_flag)}"
+
+
+def _did_you_mean(word: str, by_name: Mapping[str, tuple[Option, bool]]) -> str:
     import difflib
-    close = difflib.get_close_matches(word, by_flag, 1)
-    return f"unknown option {word}" + (f", did you mean {close[0]}?" if close else "; --help lists them")
+    names = [name for name, (option, _) in by_name.items() if option.status == WORKS]
+    close = difflib.get_close_matches(word, names, 1)
+    return f", did you mean {close[0]}?" if close else "; --help lists them"
+
+
+# ---- the environment and the config file -----------------------------------------------------------------------------
+
+def _read_environment(source: _Source, environ: Mapping[str, str]) -> None:
+    """Empty variables count as not set: compose files leave such behind."""
+    for option in source.table:
+        off = option.env.replace("LLAMA_ARG_", "LLAMA_ARG_NO_") if option.off_flags else ""
+        if off != option.env and environ.get(off) and switch(off, environ[off]):
+            _refuse(option, off)
+            source.set(option, off, False)
+        elif option.env and environ.get(option.env):
+            _refuse(option, option.env)
+            source.set(option, option.env, convert(option, option.env, environ[option.env]))
+
+
+def _read_file(source: _Source, path: str) -> None:
+    by_name = {flag.lstrip("-"): pair for flag, pair in source.by_flag.items()}
+    by_name |= {option.env: (option, True) for option in source.table if option.env}
+    takes_json = {name for name, (option, _) in by_name.items() if option.metavar in ("SCHEMA", "JSON")}
+    seen: dict[str, str] = {}
+    for key, texts, where in config_file.read(path, takes_json):
+        name = key.lstrip("-")
+        option, is_on = by_name.get(name) or by_name.get(name.replace("_", "-")) or (None, True)
+        if option is None:
+            raise OptionError(f"{where}: there is no option {key}{_did_you_mean(key, by_name)}")
+        if option.name in NOT_IN_FILES:
+            raise OptionError(f"{where}: {key} belongs on the command line")
+        place = f"{where}: {key}"
+        _refuse(option, place)
+        if not option.repeat:
+            if option.name in seen:
+                raise OptionError(f"{place} is set a second time, after {seen[option.name]}")
+            texts = (",".join(texts),)
+        seen[option.name] = where
+        for text in texts:
+            value = convert(option, place, text)
+            source.set(option, place, value if is_on else not value)
+
+
+# ---- what belongs together -------------------------------------------------------------------------------------------
+
+def _finish(options: Options) -> None:
+    """Fill in what follows from other options, and refuse what contradicts itself."""
+    if not options.is_set("ubatch_size"):
+        options.ubatch_size = min(options.ubatch_size, options.batch_size)
+    if options.is_set("kv_unified_per_slot"):
+        if options.is_set("ctx_size"):
+            raise OptionError("--ctx-size and --kv-unified-per-slot say the same thing: give one of them")
+        options.ctx_size = options.kv_unified_per_slot * options.parallel
+    if options.lora_init_without_apply:
+        options.lora = tuple((path, 0.0) for path, _ in options.lora)
+    if options.dry_sequence_breakers:
+        texts = options.dry_sequence_breakers
+        last_none = len(texts) - texts[::-1].index("none") if "none" in texts else 0
+        options.dry_sequence_breakers = texts[last_none:]
+    if options.escape:
+        options.stop = tuple(map(_unescape, options.stop))
+        options.dry_sequence_breakers = options.dry_sequence_breakers and tuple(
+            map(_unescape, options.dry_sequence_breakers))
+    for message in _contradictions(options):
+        raise OptionError(message)
+
+
+def _unescape(text: str) -> str:
+    return re.sub(r"\\(?:x([0-9a-fA-F]{2})|(.))",
+                  lambda found: chr(int(found[1], 16)) if found[1] else ESCAPES.get(found[2], found[0]), text)
+
+
+def _contradictions(o: Options) -> Iterator[str]:
+    if o.ubatch_size > o.batch_size:
+        yield f"--ubatch-size {o.ubatch_size} is more than --batch-size {o.batch_size}: raise the batch size too"
+    if o.memory_f32 and (o.is_set("cache_type_k") or o.is_set("cache_type_v")):
+        yield "--memory-f32 sets the types of the cache: leave it out, or --cache-type-k and --cache-type-v"
+    if o.cache_type_v in QUANTISED and not o.flash_attn:
+        word = next(word for word, number in KV_TYPES.items() if number == o.cache_type_v)
+        yield f"--cache-type-v {word} needs flash attention: add --flash-attn on"
+    if o.ctx_size is not None and o.ctx_size > INT_MAX:
+        yield f"--kv-unified-per-slot {o.kv_unified_per_slot} times {o.parallel} slots is too much"
+    if not o.kv_unified:
+        yield "--no-kv-unified: the slots of this server share one cache; leave the option out"
+    if o.grp_attn_n > 1 and o.grp_attn_w % o.grp_attn_n:
+        yield f"--grp-attn-w {o.grp_attn_w} is not a multiple of --grp-attn-n {o.grp_attn_n}"
+    if bool(o.ssl_key_file) != bool(o.ssl_cert_file):
+        yield "HTTPS needs both --ssl-key-file and --ssl-cert-file"
+    if o.is_set("load_mode") and any(map(o.is_set, ("mlock", "mmap", "direct_io"))):
+        yield "--load-mode says it all: leave out --mlock, --mmap and --direct-io"
+    if o.direct_io and (o.mlock or o.is_set("mmap") and o.mmap):
+        yield "--direct-io excludes --mlock and --mmap"
+    if o.hf_file and not o.hf_repo:
+        yield "--hf-file needs the repository: add --hf-repo USER/MODEL"
+    if o.model_url and o.hf_repo:
+        yield "--model-url and --hf-repo name two models: give one of them"
+    if o.grammar and o.json_schema is not None:
+        yield "a text can follow one of --grammar and --json-schema, not both"
+    if o.log_disable and o.is_set("log_file"):
+        yield "--log-disable and --log-file contradict each other: leave one out"
+    if o.rope_freq_scale is not None and not o.rope_freq_scale > 0 or o.rope_freq_base is not None \
+            and not o.rope_freq_base > 0:
+        yield "--rope-freq-base and --rope-freq-scale have to be more than 0; leave them out to take the model's"
+
+
+# ---- what the options mean to others ---------------------------------------------------------------------------------
+
+def native_params(options: Options) -> tuple[dict[str, object], dict[str, object]]:
+    """What the user or the profile has set of llama_model_params and llama_context_params, by field name.
+
+    Plain values: enums as numbers, lists as tuples. `devices`, `kv_overrides` and `tensor_buft_overrides` of the model
+    are names and texts that the backend has to turn into C structs.
+    """
+    model, context = dict(_targets(options, "model")), dict(_targets(options, "context"))
+    mode = _load_mode(options)
+    if mode is not None:
+        model["load_mode"] = mode
+    buffers = (*options.override_tensor, *_on_cpu(options))
+    if buffers:
+        model["tensor_buft_overrides"] = buffers
+    if options.memory_f32:
+        context |= {"type_k": KV_TYPES["f32"], "type_v": KV_TYPES["f32"]}
+    return model, context
+
+
+def request_defaults(options: Options) -> dict[str, object]:
+    """Values that requests take for absent fields, by field name: what the user or the profile has set."""
+    defaults = dict(_targets(options, "request"))
+    if options.compat == "2024":
+        defaults["penalties_first"] = True
+    return defaults
+
+
+def secret_values(options: Options) -> tuple[str, ...]:
+    """Values that must not appear in logs (those in the key file aren't read here)."""
+    found: list[str] = []
+    for option in OPTIONS:
+        if option.secret:
+            value = getattr(options, option.key)
+            found += value if isinstance(value, tuple) else [value] if value else []
+    return tuple(found)
+
+
+def _targets(options: Options, kind: str) -> Iterator[tuple[str, object]]:
+    for option in OPTIONS:
+        target, _, field = option.target.partition(":")
+        is_profile = options.compat == "2024" and option.default_2024 is not SAME
+        if target == kind and (options.is_set(option.key) or is_profile):
+            yield field, getattr(options, option.key)
+
+
+def _load_mode(options: Options) -> int | None:
+    """The mode that the three older switches stand for; None if none of them was given."""
+    if options.direct_io:
+        return LOAD_MODES["dio"]
+    if options.mlock:
+        return LOAD_MODES["mmap+mlock" if options.mmap else "mlock"]
+    if options.is_set("mmap"):
+        return LOAD_MODES["mmap" if options.mmap else "none"]
+    return None
+
+
+def _on_cpu(options: Options) -> Iterator[tuple[str, str]]:
+    """Patterns for the tensors that --cpu-moe and its like keep on the CPU, as llama.cpp's `common` has them."""
+    if options.cpu_moe:
+        yield EXPERTS, "CPU"
+    for count, pattern in ((options.n_cpu_moe, EXPERTS), (options.n_cpu_ffn, DENSE)):
+        yield from ((rf"blk\.{layer}{pattern}", "CPU") for layer in range(count))
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------
+
+SHAPES_2024 = (
+    ("", "`next_token` in `/slots`", "a list of one object", "an object"),
+    ("", "`prompt` as a list of strings", "a prompt each", "one sequence"),
+    ("", "order of sampling", "penalties where `samplers` names them", "penalties first"),
+)
+"""Differences between the profiles that no option sets: option, what, modern, 2024."""
+
+
+def compat_rows() -> list[tuple[str, str, str, str]]:
+    """The table of what `--compat` changes: option, what it is about, modern, 2024."""
+    rows = [(next(flag for flag in option.flags if flag.startswith("--")), option.help,
+             option.shown(option.default) or "-", option.shown(option.default_2024) or "-")
+            for option in OPTIONS if option.default_2024 is not SAME]
+    return rows + list(SHAPES_2024)
 
 
 def usage(table: Sequence[Option] = OPTIONS) -> str:
     """The text of `--help`, in groups, as wide as the terminal."""
-    width = min(shutil.get_terminal_size((100, 25)).columns, 110)
-    lines = ["usage: llama_srv.py -m MODEL.gguf [options]", "",
-             "Serves a language model over HTTP, on this machine and without a network.", ""]
-    for group in GROUPS:
+    width = max(min(shutil.get_terminal_size((100, 25)).columns, 110), 50)
+    about = "Serves a language model over HTTP, on this machine and without a network."
+    lines = ["usage: llama_srv.py -m MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
+    for group in dict.fromkeys(option.group for option in table):
         lines.append(f"{group}:")
         for option in table:
             if option.group == group:
                 lines += _help_lines(option, width)
         lines.append("")
-    lines.append("Environment variables in brackets; the command line wins. Every flag also takes --flag=value.")
+    lines += textwrap.wrap(
+        "Environment variables in brackets. Every flag also takes --flag=value. The command line wins over the "
+        "environment, that over the file of --config. docs/options.md has a list of llama-server's options that are "
+        "known but have no effect here.", width)
     return "\n".join(lines)
+
+
+def bash_completion() -> str:
+    """A script for bash that completes the flags of this program."""
+    flags = " ".join(flag for option in OPTIONS for flag in option.flags + option.off_flags)
+    return (f"_llama_srv() {{ COMPREPLY=($(compgen -W '{flags}' -- \"${{COMP_WORDS[COMP_CWORD]}}\")); }}\n"
+            "complete -o default -F _llama_srv llama_srv llama_srv.py ./llama_srv.py\n")
 
 
 def _help_lines(option: Option, width: int) -> list[str]:
     flags = ", ".join(option.flags + option.off_flags) + (f" {option.metavar}" if option.type is not None else "")
     text = option.help
-    if option.type is not None and option.default is not None and "default" not in text and option.default != -1:
-        text += f" (default {option.default:g})" if isinstance(option.default, float) else f" (default {option.default})"
+    if "default" not in text and option.type is not None and option.default not in (None, ()):
+        text += f" (default {option.shown(option.default)})" if option.shown(option.default) else ""
+    elif option.type is None and option.default:
+        text += " (default on)"
+    if option.default_2024 is not SAME:
+        text += f" (2024: {option.shown(option.default_2024)})"
     if option.env:
         text += f" [{option.env}]"
-    body = textwrap.wrap(text, max(width - 30, 40))
-    head = f"  {flags}"
-    if len(head) < 29:
-        body[0] = head.ljust(30) + body[0]
-        return [body[0], *(" " * 30 + line for line in body[1:])]
-    return [head, *(" " * 30 + line for line in body)]
+    margin = 30 if width >= 80 else 8
+    head = textwrap.wrap(f"  {flags}", width, subsequent_indent="      ", break_on_hyphens=False)
+    body = [" " * margin + line for line in textwrap.wrap(text, width - margin, break_on_hyphens=False)]
+    if len(head) == 1 and len(head[0]) < margin - 1:
+        return [head[0].ljust(margin) + body[0].lstrip(), *body[1:]]
+    return [*head, *body]

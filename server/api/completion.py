@@ -76,7 +76,7 @@ class Completion:
                                             context.is_2024)
         n = self.values["n_cmpl"]
         self.is_list = is_list or n > 1
-        constraint = read_constraint(body)
+        constraint = read_constraint(body, context.defaults)
         self.warnings = constraint.warnings
         self._params = schema.sampling_params(body, self.values, context.engine.vocab, context.defaults)
         if constraint.grammar:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 
 from server.chat import gbnf
 from server.chat.json_schema import ANY_OBJECT, SchemaError, convert
@@ -27,8 +28,11 @@ class Constraint:
     warnings: tuple[str, ...] = ()
 
 
-def read_constraint(body: Mapping[str, object]) -> Constraint:
-    """The one constraint of a request; ApiError 400 for two at once or for one that can't be used."""
+def read_constraint(body: Mapping[str, object], defaults: Mapping[str, object] = MappingProxyType({})) -> Constraint:
+    """The one constraint of a request, else the one of the command line (`defaults`).
+
+    ApiError 400 for two at once or for one that can't be used.
+    """
     given = [name for name in NAMES if body.get(name) not in (None, "")]
     wanted = response_format_schema(body.get("response_format"))
     if wanted is not None:
@@ -36,7 +40,7 @@ def read_constraint(body: Mapping[str, object]) -> Constraint:
     if len(given) > 1:
         raise ApiError(400, f"{given[0]} and {given[1]} exclude each other; give one of them")
     if not given:
-        return Constraint()
+        return read_constraint({name: defaults[name] for name in NAMES if name in defaults}) if defaults else Constraint()
     if given[0] == "response_format":
         return schema_constraint("response_format", *wanted)
     value = body[given[0]]

@@ -18,6 +18,7 @@ from ctypes_api.devices import list_devices
 from ctypes_api.errors import LibsError
 from ctypes_api.ggml import GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
+from server.engine.backend_params import model_fields
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
 from server.engine.config import EngineConfig
 from server.engine.planner import Span
@@ -95,7 +96,8 @@ class LlamaBackend:
         if config.numa:
             self._llama.llama_numa_init(config.numa)
         self._abort = AbortFlag()
-        self._model = Model(self._libs, config.model, progress=on_progress, **config.model_params)
+        self._model = Model(self._libs, config.model, progress=on_progress,
+                            **model_fields(self._libs, config.model_params))
         self._context = self._open_context(config, self._context_size(config))
         self._libs.log.sink = _on_native_log
         self._has_gpu = any(device.type != "CPU" for device in list_devices(self._libs))

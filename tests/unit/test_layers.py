@@ -34,6 +34,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.option_rest": ("server.option_row",),
     "server.config_file": ("server.option_row",),
     "server.options": ("server.option_row", "server.option_table", "server.option_rest", "server.config_file"),
+    "server.download": LEAVES,
     "server.edge": (*LEAVES, "server.web"),
     "server.web": LEAVES,
     "server.chat": LEAVES,
@@ -41,6 +42,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.backend": NATIVE,
     "server.engine.backend_sampler": NATIVE,        # parts of the backend, see IMPORTED_ONLY_BY
     "server.engine.backend_custom": NATIVE,
+    "server.engine.backend_params": NATIVE,
     "server.engine.vocab": NATIVE,
     "server.api": API,
     "server.api.routes": (*API, "server.web.router"),   # the table of routes is made of the router's rows
@@ -48,11 +50,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "server": (),
 }
 # modules that all others leave alone: what knows the whole, and the inside of the native seam
-BACKEND = ("server.engine.backend", "server.engine.backend_sampler", "server.engine.backend_custom")
+BACKEND = ("server.engine.backend", "server.engine.backend_sampler", "server.engine.backend_custom",
+           "server.engine.backend_params")
 IMPORTED_ONLY_BY = {
     "server.app": ("llama_srv",),
     "server.engine.backend_sampler": BACKEND,
     "server.engine.backend_custom": BACKEND,
+    "server.engine.backend_params": BACKEND,
 }
 FORBIDDEN_STDLIB = {
     "multiprocessing": "a frozen program has one entry: use threads, or start the program itself",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
 import pytest
 
 from server.web.head import Headers
-from server.web.static import StaticFiles
+from server.web.static import StaticFiles, accepts_gzip
 
 
 @pytest.fixture
@@ -95,3 +96,49 @@ def test_a_prefix_is_part_of_every_path(folder):
 
 def test_a_missing_folder_has_no_files(tmp_path):
     assert get(tmp_path / "nothing", "/") is None
+
+
+def test_long_text_is_compressed_for_those_who_take_it(folder):
+    script = "let a = 1;\n" * 1000
+    (folder / "long.mjs").write_text(script)
+    (folder / "long.png").write_bytes(b"\0" * 5000)
+    packed = get(folder, "/long.mjs", Accept_Encoding="br, gzip;q=0.5")
+    assert gzip.decompress(packed.body).decode() == script and len(packed.body) < 500
+    assert (packed.headers["Content-Encoding"], packed.headers["Vary"]) == ("gzip", "Accept-Encoding")
+    assert packed.headers["Content-Type"] == "text/javascript; charset=utf-8"
+    plain = get(folder, "/long.mjs")
+    assert (plain.body.decode(), plain.headers.get("Content-Encoding")) == (script, None)
+    assert plain.headers["Vary"] == "Accept-Encoding"
+    for path in ("/", "/long.png"):         # too short, nothing to gain
+        assert "Content-Encoding" not in get(folder, path, Accept_Encoding="gzip").headers
+
+
+@pytest.mark.parametrize(("header", "expected"), [
+    ("gzip", True), ("GZIP", True), ("deflate, gzip;q=1.0, *;q=0.5", True), ("*", True), ("x-gzip", True),
+    ("gzip;q=0.001", True), ("", False), ("br", False), ("gzip;q=0", False), ("gzip; q=0.000", False),
+    ("*;q=0", False), ("gzip;q=0, *", False), (";q=1,,", False),
+])
+def test_accept_encoding_is_understood(header, expected):
+    assert accepts_gzip(header) is expected
+
+
+def test_what_the_users_folder_lacks_comes_from_the_builtin_one(folder, tmp_path):
+    builtin = tmp_path / "builtin"
+    builtin.mkdir()
+    (builtin / "completion.js").write_text("export {}")
+    (builtin / "index.html").write_text("<p>builtin")
+    (tmp_path / "builtin2").mkdir()
+    (tmp_path / "builtin2" / "secret").write_text("secret")
+    files = StaticFiles(folder, builtin=builtin)
+    assert files.respond("/", Headers()).body == b"<p>home"
+    assert "Content-Security-Policy" not in files.respond("/", Headers()).headers
+    script = files.respond("/completion.js", Headers())
+    assert script.body == b"export {}"
+    assert script.headers["Content-Security-Policy"] == "frame-ancestors 'none'"
+    for path in ("/../builtin2/secret", "/../secret", "/none"):
+        assert files.respond(path, Headers()) is None
+
+
+def test_the_builtin_page_may_not_be_framed(folder):
+    response = StaticFiles(folder, builtin=folder).respond("/", Headers())
+    assert response.headers["Content-Security-Policy"] == "frame-ancestors 'none'"

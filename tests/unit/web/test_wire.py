@@ -36,6 +36,9 @@ class ScriptedSocket:
     def settimeout(self, seconds: float) -> None:
         self.timeout = seconds
 
+    def gettimeout(self) -> float | None:
+        return self.timeout
+
     def recv(self, _n_bytes: int) -> bytes:
         self.timeouts.append(self.timeout)
         piece = self.pieces.pop(0)

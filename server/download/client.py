@@ -1,0 +1,230 @@
+"""HTTP for downloads: urllib with its proxies and certificates, stricter redirects, and advice for errors.
+
+Runs where `fetch` runs. Imports the standard library and `local`. A token goes to the hub alone and a
+password in a URL to that URL's host alone, redirects or not; urllib by itself would send both on.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import http.client
+import json
+import re
+import socket
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
+
+from server.download.local import DownloadError, Progress, Trouble, one_line
+
+STALL_S = 60.0
+MAX_TRIES = 4
+"""In a row that brought nothing."""
+MAX_WAIT_S = 60.0
+MAX_LISTING = 32 << 20
+MAX_SHOWN = 200
+RETRY_STATUS = frozenset((408, 425, 429, 500, 502, 503, 504))
+CHECKSUM_HEADERS = ("X-Linked-Etag", "X-Checksum-Sha256")
+SIZE_HEADER = "X-Linked-Size"
+TOLD_ON_THE_WAY = (*CHECKSUM_HEADERS, SIZE_HEADER)
+"""The hub says these beside the redirect to wherever the data are."""
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+NEXT_PAGE = re.compile(r'<([^<>]+)>\s*;\s*rel="?next"?')
+URL_CHARS = "/%:@!$&'()*+,;=~?"
+
+T = TypeVar("T")
+Origin = tuple[str, str, int]
+
+
+def check_url(url: str, option: str) -> SplitResult:
+    """Its parts; DownloadError unless it is one for us. `file:` and the like are not."""
+    parts = split_url(url)
+    if parts is None:
+        raise DownloadError(f"{option} takes an address that begins with https:// or http://, "
+                            f"not {shown(url)!r}")
+    return parts
+
+
+def split_url(url: str) -> SplitResult | None:
+    """The parts of an http or https URL with a host; None for anything else."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and (parts.hostname or "").encode("idna") and parts.port != 0:
+            return parts
+    except ValueError:
+        pass
+    return None
+
+
+def origin(url: str) -> Origin:
+    """Scheme, host and port of a checked URL: who gets to see a token."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or {"https": 443}.get(parts.scheme, 80)
+
+
+def shown(url: str) -> str:
+    """A URL for messages, without what may be secret in it: login and query."""
+    bare = one_line(url).partition("?")[0].partition("#")[0]
+    scheme, mark, rest = bare.rpartition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{host.rpartition('@')[2]}{slash}{path}"[:MAX_SHOWN]
+
+
+class Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects; keeps what hubs tell on the way, and credentials where they belong."""
+
+    def __init__(self, credentials: Mapping[Origin, str]) -> None:
+        self._credentials = credentials
+        self.told: dict[str, str] = {}
+
+    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any,
+                         newurl: str) -> urllib.request.Request | None:
+        """The next request; DownloadError where we don't follow."""
+        to = split_url(newurl)
+        if to is None:
+            raise DownloadError(f"{shown(req.full_url)} leads to {shown(newurl)!r}, which is no web address: "
+                                "use another one")
+        if req.type == "https" and to.scheme != "https":
+            raise DownloadError(f"{shown(req.full_url)} leads to {shown(newurl)}, which isn't encrypted: "
+                                "use that address itself if you trust it")
+        new = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
+        if new is not None:
+            self.told |= {name: headers[name] for name in TOLD_ON_THE_WAY if headers.get(name)}
+            authorize(new, self._credentials)
+        return new
+
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302      # unknown to Python 3.10
+
+
+def authorize(request: urllib.request.Request, credentials: Mapping[Origin, str]) -> None:
+    """Add the credentials for where this request goes, so that urllib won't take them elsewhere."""
+    value = credentials.get(origin(request.full_url))
+    if value:
+        request.add_unredirected_header("Authorization", value)
+
+
+@dataclass(slots=True, frozen=True)
+class Answer:
+    """A response to read from. `header` finds those of redirects on the way as well; "" if there is none."""
+
+    status: int
+    body: Any
+    header: Callable[[str], str]
+
+
+@dataclass(slots=True, frozen=True)
+class Client:
+    """Opens URLs. `token` is for `endpoint`, the hub's URL, alone."""
+
+    endpoint: str
+    token: str
+    sleep: Callable[[float], None]
+    progress: Progress
+
+    @contextlib.contextmanager
+    def open(self, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
+        """The answer if it is a success, or 416 to a Range. Network errors during reading: Trouble."""
+        host = urlsplit(url).hostname
+        try:
+            request, credentials = self._request(url, headers)
+            redirects = Redirects(credentials)
+            with self._send(request, redirects) as response:
+                yield Answer(response.status, response, lambda name: (
+                    response.headers.get(name) or redirects.told.get(name, "")))
+        except urllib.error.URLError as error:
+            raise self._unreachable(host, error.reason) from None
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            raise Trouble(f"the connection to {host} broke ({reason})") from None
+
+    def read_json(self, url: str) -> tuple[object, str]:
+        """The value, and where its next page is ("" if it is the last)."""
+        with self.open(url, {"Accept": "application/json"}) as answer:
+            data = answer.body.read(MAX_LISTING + 1)
+            following = NEXT_PAGE.search(answer.header("Link"))
+        try:
+            if len(data) <= MAX_LISTING:
+                return json.loads(data), following[1] if following else ""
+        except (ValueError, RecursionError):
+            pass
+        raise DownloadError(f"{shown(url)} doesn't list files: check MODEL_ENDPOINT")
+
+    def persist(self, step: Callable[[], T], measure: Callable[[], int], label: str) -> T:
+        """What `step` returns, called again after Trouble until MAX_TRIES have not raised `measure`."""
+        best, n_failed = measure(), 0
+        while True:
+            try:
+                return step()
+            except Trouble as trouble:
+                reached = measure()
+                n_failed = 1 if reached > best else n_failed + 1
+                best = max(best, reached)
+                if n_failed >= MAX_TRIES:
+                    cure = "what has arrived is kept: run this again to go on" if reached else "try it later"
+                    raise DownloadError(f"{label}: {trouble}; {cure}") from None
+                wait = max(trouble.wait_s, 2.0 ** (n_failed - 1))
+                self.progress.say(f"{label}: {trouble}; next try in {wait:.0f} s")
+                self.sleep(wait)
+
+    def _request(self, url: str,
+                 headers: Mapping[str, str]) -> tuple[urllib.request.Request, dict[Origin, str]]:
+        credentials = {origin(self.endpoint): f"Bearer {self.token}"} if self.token else {}
+        parts = urlsplit(url)
+        login, at, host = parts.netloc.rpartition("@")
+        if at:
+            credentials[origin(url)] = "Basic " + base64.b64encode(unquote(login).encode()).decode()
+        host = host if host.isascii() else host.encode("idna").decode()
+        bare = (parts.scheme, host, quote(parts.path, URL_CHARS), quote(parts.query, URL_CHARS), "")
+        request = urllib.request.Request(urlunsplit(bare), headers={
+            "User-Agent": "llama_srv", "Accept-Encoding": "identity", **headers})
+        authorize(request, credentials)
+        return request, credentials
+
+    def _send(self, request: urllib.request.Request, redirects: Redirects) -> Any:
+        opener = urllib.request.OpenerDirector()    # build_opener's would open file: and ftp: as well
+        for handler in (urllib.request.ProxyHandler(), urllib.request.HTTPHandler(),
+                        urllib.request.HTTPSHandler(), urllib.request.HTTPDefaultErrorHandler(),
+                        urllib.request.HTTPErrorProcessor(), redirects):
+            opener.add_handler(handler)
+        try:
+            return opener.open(request, timeout=STALL_S)
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and request.has_header("Range"):
+                return error
+            with error:
+                raise self._refusal(error) from None
+        except ValueError as error:                 # http.client.InvalidURL too
+            where = shown(request.full_url)
+            raise DownloadError(f"{where} is no valid address, or leads to one ({error}): check it") from None
+
+    def _refusal(self, error: urllib.error.HTTPError) -> DownloadError | Trouble:
+        url = error.url
+        where, is_hub = shown(url), origin(url) == origin(self.endpoint)
+        if error.code in RETRY_STATUS:
+            wait = error.headers.get("Retry-After", "")
+            return Trouble(f"{urlsplit(url).hostname} answers {error.code} {error.reason}",
+                           min(float(wait), MAX_WAIT_S) if wait.isdecimal() else 0.0)
+        if error.code in (401, 403):
+            cure = "it takes an address with what lets you in"
+            if is_hub:
+                cure = ("check that the token may read it, and accept its terms on its page"
+                        if self.token else
+                        "check the name; if it is private or gated, give --hf-token or HF_TOKEN")
+            return DownloadError(f"{where} may not be read ({error.code}): {cure}")
+        if error.code in (404, 410):
+            return DownloadError(f"{where} doesn't exist ({error.code}): check the name")
+        return DownloadError(f"{where} answers {error.code} {error.reason[:MAX_SHOWN]}: check the address")
+
+    def _unreachable(self, host: str | None, reason: object) -> DownloadError | Trouble:
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            return DownloadError(f"the certificate of {host} isn't trusted ({reason.verify_message}): if "
+                                 "your network has an authority of its own, name its file in SSL_CERT_FILE")
+        if isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME:
+            return DownloadError(f"{host} isn't known on the network: check the name and the connection "
+                                 "(a proxy is taken from HTTPS_PROXY)")
+        return Trouble(f"{host} can't be reached ({reason})")

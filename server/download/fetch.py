@@ -1,0 +1,157 @@
+"""From options to a model file: which files, are they there already, fetch those that are not.
+
+Runs on the caller's thread (the main one, before the server listens). Imports the standard library and its
+neighbours. A lock per file keeps two processes apart; the second one finds what the first has fetched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import unquote, urlunsplit
+
+from server.download.client import SHA256, Client, check_url
+from server.download.hub import Hub, split_names
+from server.download.local import DownloadError, Progress, cache_folder, disk_advice, exclusive, safe_name
+from server.download.transfer import BLOCK, Transfer, Wanted
+
+HUB_URL = "https://huggingface.co"
+ENDPOINT_VARIABLES = ("MODEL_ENDPOINT", "HF_ENDPOINT")
+
+
+def fetch_model(url: str | None = None, hf_repo: str | None = None, hf_file: str | None = None, *,
+                path: str | os.PathLike[str] | None = None, offline: bool = False, sha256: str | None = None,
+                token: str | None = None, cache: Path | None = None,
+                environ: Mapping[str, str] | None = None, progress: Progress | None = None,
+                sleep: Callable[[float], None] = time.sleep) -> Path:
+    """The model's path, downloaded unless it is there; of a model in several files the first. DownloadError.
+
+    Either `url`, or `hf_repo` ("user/repo" or "user/repo:quant") with or without `hf_file`. `path` (`-m`) is
+    where it goes instead of the cache. `token` (else HF_TOKEN) is sent to the hub only: MODEL_ENDPOINT,
+    HF_ENDPOINT or huggingface.co. `sha256` is compared also with a file that is there already.
+    """
+    environ = os.environ if environ is None else environ
+    if bool(url) == bool(hf_repo) or hf_file and not hf_repo:
+        raise DownloadError("it isn't clear what to download: give --model-url alone, or --hf-repo with or "
+                            "without --hf-file")
+    if sha256 and not SHA256.fullmatch(sha256):
+        raise DownloadError(f"a sha256 has 64 hexadecimal digits, not {sha256[:80]!r}")
+    client = Client(_endpoint(environ), _token(token, environ), sleep, progress or Progress())
+    cache = (cache or cache_folder(environ)) / "models"
+    target = Path(path) if path else None
+    try:
+        if target and target.is_file():
+            files = [Wanted("", target, is_cached=False)]
+        elif url:
+            files = _files_of_url(url, cache / "url", target)
+        else:
+            files = Hub(client, hf_repo, cache / "hf", offline).files(hf_file, target)
+        if sha256:
+            files = [_with_sha256(files, sha256.lower())]
+        for wanted in files:
+            _provide(client, wanted, offline, checks=bool(sha256))
+    except OSError as error:
+        raise DownloadError(disk_advice(error, cache)) from None
+    return files[0].target
+
+
+def _endpoint(environ: Mapping[str, str]) -> str:
+    found = next((environ[name] for name in ENDPOINT_VARIABLES if environ.get(name)), HUB_URL)
+    check_url(found, "MODEL_ENDPOINT")
+    return found.rstrip("/")
+
+
+def _token(given: str | None, environ: Mapping[str, str]) -> str:
+    token = (given or environ.get("HF_TOKEN") or "").strip()
+    if not re.fullmatch(r"[!-~]*", token):
+        raise DownloadError("the access token has characters that no token has: check --hf-token or HF_TOKEN")
+    return token
+
+
+def _files_of_url(url: str, cache: Path, target: Path | None) -> list[Wanted]:
+    parts = check_url(url, "--model-url")
+    base, _, last = parts.path.rpartition("/")
+    names = split_names(last)
+    # files of one name at several addresses must not be taken for each other
+    first = urlunsplit(parts._replace(path=f"{base}/{names[0]}"))
+    digest = hashlib.sha256(first.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    folder = cache / safe_name(parts.hostname or "") / digest
+    files = []
+    for name in names:
+        place = folder / (safe_name(unquote(name)) if name else "model.gguf")
+        if target:
+            place = target if len(names) == 1 else target.parent / place.name
+        files.append(Wanted(urlunsplit(parts._replace(path=f"{base}/{name}", fragment="")), place,
+                            is_cached=target is None))
+    return files
+
+
+def _with_sha256(files: list[Wanted], sha256: str) -> Wanted:
+    if len(files) > 1:
+        raise DownloadError("this model comes in several files, so one checksum can't be right: leave it out")
+    [wanted] = files
+    if wanted.sha256 not in ("", sha256):
+        raise DownloadError(f"the hub says that {wanted.target.name} has the sha256 {wanted.sha256}: correct "
+                            "the one that you gave, or leave it out")
+    return Wanted(wanted.url, wanted.target, sha256, wanted.size, wanted.is_cached)
+
+
+def _provide(client: Client, wanted: Wanted, offline: bool, checks: bool) -> None:
+    """See that the file is there; `checks`: with this sha256."""
+    name = wanted.target.name
+    if _is_there(client, wanted, checks):
+        return
+    if offline:
+        raise DownloadError(f"offline: {wanted.target} isn't there: run once without --offline, or copy "
+                            "the file there")
+    wanted.target.parent.mkdir(parents=True, exist_ok=True)
+    lock = wanted.target.with_name(name + ".lock")
+    with exclusive(lock, lambda: client.progress.say(f"another process downloads {name}: waiting for it"),
+                   client.sleep):
+        if not _is_there(client, wanted, checks):
+            _note_sha256(wanted, Transfer(client, wanted).run())
+            client.progress.say(f"downloaded {wanted.target}")
+
+
+def _is_there(client: Client, wanted: Wanted, checks: bool) -> bool:
+    target = wanted.target
+    if target.is_dir():
+        raise DownloadError(f"{target} is a folder: give -m the path of the file to be")
+    if not target.is_file():
+        return False
+    if checks and _noted_sha256(wanted) != wanted.sha256:
+        client.progress.say(f"checking {target}")
+        digest = hashlib.sha256()
+        with open(target, "rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+        if digest.hexdigest() != wanted.sha256:
+            raise DownloadError(f"{target} has the sha256 {digest.hexdigest()}, not the one given: delete "
+                                "it to fetch it anew, or correct the checksum")
+        _note_sha256(wanted, digest.hexdigest())
+    return True
+
+
+def _sha256_note(wanted: Wanted) -> Path:
+    return wanted.target.with_name(wanted.target.name + ".sha256")
+
+
+def _noted_sha256(wanted: Wanted) -> str:
+    """From an earlier check, if the file has not been written to since; "" if unknown."""
+    note = _sha256_note(wanted)
+    with contextlib.suppress(OSError, ValueError):
+        if wanted.is_cached and note.stat().st_mtime_ns >= wanted.target.stat().st_mtime_ns:
+            return note.read_text("utf-8")[:64]
+    return ""
+
+
+def _note_sha256(wanted: Wanted, digest: str) -> None:
+    """A convenience, also for `sha256sum -c`; only in our own cache."""
+    if wanted.is_cached:
+        with contextlib.suppress(OSError):
+            _sha256_note(wanted).write_text(f"{digest}  {wanted.target.name}\n", "utf-8")

@@ -1,0 +1,146 @@
+"""Repositories of a model hub (Hugging Face, or one that speaks like it): which file is meant.
+
+Runs where `fetch` runs. Imports the standard library, `client`, `local` and `transfer`. What the hub says
+about names is not trusted: a file whose path would leave its folder does not exist for us.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, urljoin
+
+from server.download.client import SHA256, Client, origin, shown, split_url
+from server.download.local import DownloadError, is_safe_path, safe_name
+from server.download.transfer import Wanted
+
+REVISION = "main"
+QUANT_ORDER = ("Q4_K_M", "Q8_0")
+"""What a repository without a quantisation means, as in llama.cpp; after these the first model file."""
+NOT_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
+MAX_PAGES = 100
+N_SHOWN = 8
+REPO = re.compile(r"\w+(?:[.-]+\w+)*/\w+(?:[.-]+\w+)*", re.ASCII)
+MAX_REPO = 256
+SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE | re.ASCII)
+
+Listing = Mapping[str, tuple[str, "int | None"]]
+"""path -> (sha256 or "", size or None)"""
+
+
+def split_names(name: str) -> list[str]:
+    """All files of a model of which `name` is one (`x-00001-of-00003.gguf`), in order; else just `name`."""
+    found = SPLIT.fullmatch(name)
+    if not found:
+        return [name]
+    prefix, _, count, suffix = found.groups()
+    return [f"{prefix}-{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)] or [name]
+
+
+def is_model_file(path: str) -> bool:
+    """A GGUF file that is a model by itself, or the first file of one."""
+    name = path.rpartition("/")[2]
+    found = SPLIT.fullmatch(name)
+    return (name.lower().endswith(".gguf") and not any(word in name for word in NOT_MODELS)
+            and (not found or int(found[2]) == 1))
+
+
+def choose_file(paths: Iterable[str], quant: str) -> str:
+    """The file that llama.cpp would take for user/repo:quant; "" if there is none."""
+    models = [path for path in paths if is_model_file(path)]
+    for name in (quant,) if quant else QUANT_ORDER:
+        pattern = re.compile(rf"(?<![a-z0-9]){re.escape(name)}[./-]", re.IGNORECASE)
+        for path in models:
+            if pattern.search(path):
+                return path
+    return models[0] if models and not quant else ""
+
+
+@dataclass(slots=True, frozen=True)
+class Hub:
+    """The repository `name` ("user/repo" or "user/repo:quant"), and what of it is below `cache`."""
+
+    client: Client
+    name: str
+    cache: Path
+    offline: bool
+
+    def files(self, file: str | None, target: Path | None) -> list[Wanted]:
+        """The files of the model, `file` or the best one; asks the hub only where the cache can't tell."""
+        repo, _, quant = self.name.partition(":")
+        if len(repo) > MAX_REPO or not REPO.fullmatch(repo):
+            raise DownloadError(f"--hf-repo takes user/repo or user/repo:quant, not {self.name[:80]!r}")
+        folder = self.cache.joinpath(*map(safe_name, repo.split("/")))
+        known: Listing = {}
+        if not file:
+            file, known = self._choose(repo, quant, folder)
+        elif not is_safe_path(file):
+            raise DownloadError(f"--hf-file takes the name of a file in the repository, not {file[:80]!r}")
+        base, slash, last = file.rpartition("/")
+        names = [base + slash + name for name in split_names(last)]
+        files = []
+        for name in names:
+            place = folder.joinpath(*name.split("/"))
+            if target:
+                place = target if len(names) == 1 else target.parent / place.name
+            url = f"{self.client.endpoint}/{repo}/resolve/{REVISION}/{quote(name)}"
+            files.append(Wanted(url, place, *known.get(name, ("", None)), is_cached=target is None))
+        return files
+
+    def _choose(self, repo: str, quant: str, folder: Path) -> tuple[str, Listing]:
+        cached = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
+        # whatever else the repository has, it would not be preferred to this
+        certain = choose_file(cached, quant or QUANT_ORDER[0])
+        fallback = certain or choose_file(cached, quant)
+        if certain or self.offline:
+            if not fallback:
+                raise DownloadError(f"offline: {folder} has no fitting file of {self.name}: run once without "
+                                    "--offline, or copy the file there")
+            return fallback, {}
+        try:
+            listing = self._list(repo)
+        except DownloadError as error:
+            if not fallback:
+                raise
+            self.client.progress.say(f"{error}; going on with {fallback}, which is in the cache")
+            return fallback, {}
+        chosen = choose_file(listing, quant)
+        if not chosen:
+            raise DownloadError(_no_file(repo, quant, [path for path in listing if is_model_file(path)]))
+        return chosen, listing
+
+    def _list(self, repo: str) -> Listing:
+        url = f"{self.client.endpoint}/api/models/{repo}/tree/{REVISION}?recursive=true"
+        found: dict[str, tuple[str, int | None]] = {}
+        for _ in range(MAX_PAGES):
+            page, following = self.client.persist(lambda: self.client.read_json(url), lambda: 0, repo)
+            if not isinstance(page, list):
+                raise DownloadError(f"{shown(url)} doesn't list files: check MODEL_ENDPOINT")
+            found.update(_entry(row) for row in page if _is_file(row))
+            following = urljoin(url, following) if following else ""
+            if not following or not split_url(following) or origin(following) != origin(url):
+                break
+            url = following
+        return found
+
+
+def _is_file(row: object) -> bool:
+    return (isinstance(row, dict) and row.get("type") == "file" and isinstance(row.get("path"), str)
+            and is_safe_path(row["path"]))
+
+
+def _entry(row: Mapping[str, object]) -> tuple[str, tuple[str, int | None]]:
+    lfs, size = row.get("lfs"), row.get("size")
+    oid = lfs.get("oid") if isinstance(lfs, dict) else None
+    checksum = oid.lower() if isinstance(oid, str) and SHA256.fullmatch(oid) else ""
+    return str(row["path"]), (checksum, size if type(size) is int else None)
+
+
+def _no_file(repo: str, quant: str, models: list[str]) -> str:
+    what = f"{repo} has no {quant + ' ' if quant else ''}GGUF file"
+    if not models:
+        return f"{what}: choose another repository, one with GGUF in its name"
+    more = ", ..." if len(models) > N_SHOWN else ""
+    return f"{what}: name one with --hf-file, there are {', '.join(models[:N_SHOWN])}{more}"

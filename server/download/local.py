@@ -1,0 +1,223 @@
+"""What a download needs of this machine: names, folders, space, a lock, progress; and its errors.
+
+Runs where `fetch` runs. Imports the standard library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+LOCK_POLL_S = 0.2
+LINE_EVERY_S = 10.0
+BAR_EVERY_S = 0.1
+BAR_BLOCKS = 20
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+BAD_IN_NAMES = re.compile(r'[\x00-\x1f\x7f-\x9f<>:"|?*\\/\ud800-\udfff]')
+DEVICE_NAME = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
+MAX_NAME_BYTES = 150
+MAX_PATH_CHARS = 1000
+
+
+def one_line(text: str) -> str:
+    """Without line ends and control characters, whoever the words are from."""
+    return CONTROL.sub(" ", text)
+
+
+class DownloadError(Exception):
+    """Why there is no model, in one line for the user that says what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+class Trouble(Exception):
+    """What may go better at the next try. `wait_s`: how long the server wants to be left alone."""
+
+    def __init__(self, message: str, wait_s: float = 0.0) -> None:
+        super().__init__(one_line(message))
+        self.wait_s = wait_s
+
+
+# -- names and folders
+
+def cache_folder(environ: Mapping[str, str], system: str = sys.platform) -> Path:
+    """Where downloads are kept: per user, outside the program; the same place as for `build_scripts`."""
+    if environ.get("LLAMA_SRV_CACHE"):
+        return Path(environ["LLAMA_SRV_CACHE"]).expanduser()
+    home = Path(environ.get("HOME") or Path.home())
+    if system == "win32":
+        return Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "llama_srv" / "cache"
+    if system == "darwin":
+        return home / "Library" / "Caches" / "llama_srv"
+    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "llama_srv"
+
+
+def safe_name(text: str) -> str:
+    """A name for a file in our cache, whatever a URL said: no folders, nothing special on any system."""
+    name = BAD_IN_NAMES.sub("_", text).strip(" ").rstrip(". ")
+    name = "_" + name if not name or name[0] == "." or DEVICE_NAME.fullmatch(name) else name
+    while len(name.encode("utf-8")) > MAX_NAME_BYTES:
+        stem, dot, suffix = name.rpartition(".")
+        name = f"{stem[:-1]}.{suffix}" if dot and len(suffix) < 20 and len(stem) > 1 else name[:-1]
+    return name
+
+
+def is_safe_path(path: str) -> bool:
+    """Whether a file may be stored under this path below a folder: `safe_name` finds nothing to change."""
+    return len(path) <= MAX_PATH_CHARS and all(safe_name(part) == part for part in path.split("/"))
+
+
+def check_space(folder: Path, n_bytes: int) -> None:
+    """DownloadError rather than a full disk later."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:
+        return                                  # some file systems don't tell
+    if free < n_bytes:
+        raise DownloadError(f"not enough room in {folder}: {megabytes(n_bytes)} needed, {megabytes(free)} "
+                            "free; free some space, or choose another disk with LLAMA_SRV_CACHE or -m")
+
+
+def disk_advice(error: OSError, path: Path) -> str:
+    """One line for an error of the file system."""
+    where = f"({error.filename or path})"
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG):
+        return (f"the disk is full {where}: free some space, then run this again to go on, or choose another "
+                "disk with LLAMA_SRV_CACHE or -m")
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return f"no permission to write {where}: choose another folder with LLAMA_SRV_CACHE or -m"
+    return f"{error.strerror or error} {where}: put that right, then run this again"
+
+
+# -- the lock
+
+@contextlib.contextmanager
+def exclusive(path: Path, waiting: Callable[[], None], sleep: Callable[[float], None]) -> Iterator[None]:
+    """Hold the lock file `path`, after waiting for whoever has it. A crash releases it."""
+    file = _locked(path, waiting, sleep)
+    try:
+        yield
+    finally:
+        if os.name == "posix":
+            path.unlink(missing_ok=True)        # while we have it: a successor's must not be removed
+        file.close()
+        if os.name != "posix":
+            with contextlib.suppress(OSError):  # here an open file stays: another one waits for it
+                path.unlink()
+
+
+def _locked(path: Path, waiting: Callable[[], None], sleep: Callable[[float], None]) -> Any:
+    has_told = False
+    while True:
+        file = open(path, "ab")
+        try:
+            while not _try_lock(file):
+                if not has_told:
+                    waiting()
+                    has_told = True
+                sleep(LOCK_POLL_S)
+            with contextlib.suppress(FileNotFoundError):    # its last holder may have removed it meanwhile
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                    return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _try_lock(file: Any) -> bool:
+    """False if somebody else has it. Where the file system has no locks there is none to wait for."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
+    return True
+
+
+# -- progress
+
+def megabytes(n: int) -> str:
+    """For people."""
+    return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
+
+
+class Progress:
+    """A bar on a terminal, elsewhere a line every ten seconds. Never raises.
+
+    `stream` is stderr unless given; `say` takes the lines instead of it; `clock` counts seconds.
+    """
+
+    def __init__(self, stream: TextIO | None = None, say: Callable[[str], None] | None = None,
+                 clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream = sys.stderr if stream is None else stream
+        self._say = say
+        self._clock = clock
+        self._is_live = False
+        with contextlib.suppress(OSError, ValueError):
+            self._is_live = self._stream is not None and self._stream.isatty()
+        self._width = 0                         # of what is on the terminal's line now
+        self._label, self._at_start = "", 0
+        self._size: int | None = None
+        self._begun = self._next = 0.0
+
+    def start(self, label: str, done: int, size: int | None) -> None:
+        """A file begins, or goes on, at `done` of `size` bytes."""
+        self._label, self._size, self._at_start, self._begun = label, size, done, self._clock()
+        self._next = self._begun + (0.0 if self._is_live else LINE_EVERY_S)
+        size_text = f", {megabytes(size)}" if size is not None else ""
+        self.say(f"downloading {label}{size_text}" + (f", going on at {megabytes(done)}" if done else ""))
+
+    def show(self, done: int) -> None:
+        """So many bytes are there."""
+        now = self._clock()
+        if now < self._next:
+            return
+        self._next = now + (BAR_EVERY_S if self._is_live else LINE_EVERY_S)
+        rate = (done - self._at_start) / max(now - self._begun, 0.001)
+        text = f"{megabytes(done)}  {megabytes(int(rate))}/s"
+        if self._size:
+            share = min(done / self._size, 1.0)
+            blocks = int(share * BAR_BLOCKS)
+            text = f"[{'#' * blocks}{'.' * (BAR_BLOCKS - blocks)}] {int(share * 100):3d} %  {text}"
+        text = f"{self._label} {text}"
+        if not self._is_live:
+            self.say(text)
+            return
+        text = text[-(shutil.get_terminal_size().columns - 1):]
+        self._write("\r" + text.ljust(self._width))
+        self._width = len(text)
+
+    def clear(self) -> None:
+        """Take the bar off the terminal."""
+        if self._width:
+            self._write("\r" + " " * self._width + "\r")
+            self._width = 0
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.clear()
+        if self._say:
+            self._say(text)
+        else:
+            self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            if self._stream is not None:
+                self._stream.write(text)
+                self._stream.flush()

@@ -1,0 +1,290 @@
+"""One file on its way from a server to its name.
+
+Runs where `fetch` runs, under the file's lock. Imports the standard library, `client` and `local`. The file
+grows in `NAME.part`, with `NAME.part.json` saying which one it is, and gets its name when it is whole and
+checked. Everything a server says is held against everything else it says: length, range, entity tag,
+checksum. What a broken connection left is continued if the server shows that it still has the same file,
+otherwise it is fetched from the start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server.download.client import CHECKSUM_HEADERS, SHA256, SIZE_HEADER, Answer, Client, shown
+from server.download.local import DownloadError, Trouble, check_space, disk_advice, megabytes
+
+MAGIC = b"GGUF"
+BLOCK = 1 << 18
+CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)", re.ASCII)
+
+
+@dataclass(slots=True, frozen=True)
+class Wanted:
+    """One file: where it is, where it goes, and what is known about it beforehand ("" and None: nothing).
+
+    `is_cached`: `target` lies in our cache, not at a place of the user's.
+    """
+
+    url: str
+    target: Path
+    sha256: str = ""
+    size: int | None = None
+    is_cached: bool = True
+
+
+@dataclass(slots=True, frozen=True)
+class Facts:
+    """What a server says of a file: bytes, entity tag or date that names this version, checksum."""
+
+    size: int | None = None
+    validator: str = ""
+    sha256: str = ""
+
+    @classmethod
+    def of(cls, answer: Answer) -> Facts:
+        """From the headers. The size is that of the whole file, also in a partial answer."""
+        found = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
+        sizes = (answer.header(SIZE_HEADER), found[3] if found else "",
+                 answer.header("Content-Length") if answer.status == 200 else "")
+        size = next((int(text) for text in sizes if text.isascii() and text.isdigit()), None)
+        tag = answer.header("ETag").strip()
+        sums = (answer.header(name).strip('" ') for name in CHECKSUM_HEADERS)
+        # a weak tag (W/"...") says that the meaning is the same, not the bytes
+        return cls(size, tag if tag.startswith('"') else answer.header("Last-Modified").strip(),
+                   next((text.lower() for text in sums if SHA256.fullmatch(text)), ""))
+
+
+@dataclass(slots=True)
+class Transfer:
+    """Fetches one file. Somebody holds its lock, and it is not there yet."""
+
+    client: Client
+    wanted: Wanted
+    part: Part = field(init=False)
+
+    def run(self) -> str:
+        """Until the file has its name; its sha256. DownloadError: what came stays for the next time."""
+        self.part = Part(self.wanted)
+        try:
+            self.client.persist(self._try, lambda: self.part.size, self.wanted.target.name)
+            self.part.flush()
+        finally:
+            self.part.close()
+            self.client.progress.clear()
+        os.replace(self.part.path, self.wanted.target)
+        self.part.forget()
+        return self.part.digest.hexdigest()
+
+    def _try(self) -> None:
+        if not self.part.is_whole:
+            self._request()
+        expected = self.wanted.sha256 or self.part.facts.sha256
+        digest = self.part.digest.hexdigest()
+        if expected and digest != expected:
+            complaint = f"what has arrived has the sha256 {digest}, not {expected}"
+            if self.part.facts.size is None:    # perhaps only cut off: ask for the rest
+                raise Trouble(complaint)
+            is_pieced = self.part.is_pieced
+            self.part.restart()
+            if is_pieced:                       # perhaps of two versions
+                raise Trouble(complaint)
+            raise DownloadError(f"{self.wanted.target.name}: {complaint}: correct the checksum if it is "
+                                "yours, else run this again")
+        if self.part.head != MAGIC:
+            raise self._no_model("")
+
+    def _request(self) -> None:
+        headers = self.part.resume_headers()
+        if not headers:
+            self.part.restart()
+        with self.client.open(self.wanted.url, headers) as answer:
+            facts = Facts.of(answer)
+            self._check(answer, facts)
+            if answer.status in (206, 416) and not self._continues(answer, facts):
+                self.part.restart()
+                raise Trouble("the server has another file now, or sent the wrong part of it")
+            if answer.status not in (206, 416):
+                self.part.restart()
+            self.part.begin(facts)
+            if answer.status != 416:            # else nothing is missing, as the checksum will prove
+                self._receive(answer)
+
+    def _check(self, answer: Answer, facts: Facts) -> None:
+        """Refuse before gigabytes have come. DownloadError."""
+        name, wanted = self.wanted.target.name, self.wanted
+        packed = answer.header("Content-Encoding")
+        if packed not in ("", "identity"):
+            raise DownloadError(f"{name}: the server sends it packed ({packed[:20]}), though asked not to: "
+                                "use another address")
+        is_other = wanted.sha256 and facts.sha256 not in ("", wanted.sha256)
+        if is_other or wanted.size is not None and facts.size not in (None, wanted.size):
+            raise DownloadError(f"{name}: the server has another file ({facts.size} bytes, sha256 "
+                                f"{facts.sha256 or 'unknown'}): correct the checksum if it is yours, else "
+                                "run this again")
+        is_framed = answer.header("Transfer-Encoding").lower() == "chunked"
+        if answer.status == 200 and facts.size is None and not (wanted.sha256 or facts.sha256 or is_framed):
+            raise DownloadError(f"{name}: the server doesn't say how long it is, so a cut-off file would go "
+                                "unnoticed: give its checksum, or use another address")
+        if facts.size is not None:
+            check_space(wanted.target.parent, facts.size - (self.part.size if answer.status == 206 else 0))
+
+    def _continues(self, answer: Answer, facts: Facts) -> bool:
+        """Whether a partial answer goes on where we are, in the file that we have a part of."""
+        part, before = self.part, self.part.facts
+        found = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
+        if found is None or facts.sha256 and before.sha256 not in ("", facts.sha256):
+            return False
+        has_proof = bool(self.wanted.sha256 or before.sha256)
+        if answer.status == 416:
+            return facts.size == part.size and has_proof
+        is_same = has_proof or (before.size in (None, facts.size)
+                                and (not facts.validator or before.validator in ("", facts.validator)))
+        return is_same and found[1] is not None and int(found[1]) == part.size
+
+    def _receive(self, answer: Answer) -> None:
+        part, progress, size = self.part, self.client.progress, self.part.facts.size
+        progress.start(self.wanted.target.name, part.size, size)
+        while size is None or part.size < size:
+            block = answer.body.read1(BLOCK if size is None else min(BLOCK, size - part.size))
+            if not block:
+                break
+            part.append(block)
+            progress.show(part.size)
+            if len(part.head) == len(MAGIC) and part.head != MAGIC:
+                raise self._no_model(answer.header("Content-Type"))
+        if size is not None and part.size < size:
+            raise Trouble(f"the connection ended after {megabytes(part.size)} of {megabytes(size)}")
+
+    def _no_model(self, content_type: str) -> DownloadError:
+        self.part.restart()
+        if content_type.startswith("text/html"):
+            return DownloadError(f"{shown(self.wanted.url)} is a web page, not a model: use the address of "
+                                 "the file itself (on the hub the one with /resolve/, not /blob/)")
+        return DownloadError(f"{shown(self.wanted.url)} is not a GGUF file: use the address of one, most "
+                             "names end in .gguf")
+
+
+class Part:
+    """What has arrived of a file: `NAME.part`, and a note that says of which version.
+
+    Errors of the disk come out as DownloadError, so that nobody takes them for one of the network.
+    `is_pieced`: more than one connection has brought it.
+    """
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self.path = wanted.target.with_name(wanted.target.name + ".part")
+        self._note_path = self.path.with_name(self.path.name + ".json")
+        self._url = hashlib.sha256(wanted.url.encode("utf-8", "surrogatepass")).hexdigest()
+        self._reset()
+        with self._disk():
+            flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
+            self._file = io.FileIO(os.open(self.path, flags, 0o666), "r+")
+        note = self._read_note()
+        if note:
+            self.facts, self._has_same_url = note
+            with self._disk():
+                while block := self._file.read(BLOCK):
+                    self._count(block)
+        is_too_long = self.facts.size is not None and self.size > self.facts.size
+        if not note or is_too_long or self.head not in (b"", MAGIC):
+            self.restart()
+
+    @property
+    def is_whole(self) -> bool:
+        """By the size that an earlier answer told."""
+        return self.size > 0 and self.size == self.facts.size
+
+    def resume_headers(self) -> dict[str, str]:
+        """To ask for the rest; empty if nobody could tell whether it is the rest of the same file."""
+        validator = self.facts.validator if self._has_same_url else ""
+        if not self.size or not (validator or self._wanted.sha256):
+            return {}
+        self.is_pieced = True
+        return {"Range": f"bytes={self.size}-"} | ({"If-Range": validator} if validator else {})
+
+    def begin(self, facts: Facts) -> None:
+        """Data of this version follow."""
+        before = self.facts
+        self.facts = Facts(facts.size, facts.validator or before.validator, facts.sha256 or before.sha256)
+        self._has_same_url = True
+        note = {"url": self._url, "size": facts.size, "validator": self.facts.validator,
+                "sha256": self.facts.sha256 or self._wanted.sha256}
+        with self._disk():
+            self._note_path.write_text(json.dumps(note), "utf-8")
+
+    def append(self, block: bytes) -> None:
+        """The next bytes."""
+        left = memoryview(block)
+        while left:
+            with self._disk():
+                n = self._file.write(left)
+            self._count(left[:n])
+            left = left[n:]
+
+    def restart(self) -> None:
+        """Drop everything; the note first, since data without one mean nothing."""
+        with self._disk():
+            self._note_path.unlink(missing_ok=True)
+            self._file.seek(0)
+            self._file.truncate()
+        self._reset()
+
+    def flush(self) -> None:
+        """The name must not reach the disk before the data."""
+        with self._disk():
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Files without content are removed."""
+        self._file.close()
+        if not self.size:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+            self.forget()
+
+    def forget(self) -> None:
+        """The note is of no use any more."""
+        with contextlib.suppress(OSError):
+            self._note_path.unlink()
+
+    def _reset(self) -> None:
+        self.size, self.head, self.digest = 0, b"", hashlib.sha256()
+        self.facts, self._has_same_url, self.is_pieced = Facts(), False, False
+
+    def _count(self, block: bytes | memoryview) -> None:
+        self.digest.update(block)
+        self.size += len(block)
+        self.head += bytes(block[:len(MAGIC) - len(self.head)])
+
+    def _read_note(self) -> tuple[Facts, bool] | None:
+        """What the part is of, and whether it came from the same URL; None if it is of no use to us."""
+        try:
+            note = json.loads(self._note_path.read_text("utf-8"))
+            url, size, validator, checksum = (note[key] for key in ("url", "size", "validator", "sha256"))
+            if not (size is None or type(size) is int) or not all(
+                    isinstance(text, str) for text in (url, validator, checksum)):
+                return None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        wanted = self._wanted.sha256
+        if wanted and checksum and wanted != checksum:
+            return None
+        is_same_url = url == self._url
+        return (Facts(size, validator, checksum), is_same_url) if is_same_url or wanted and checksum else None
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise DownloadError(disk_advice(error, self.path)) from None

@@ -1,0 +1,225 @@
+"""Options that are known from llama-server or from 2024, but do nothing here: yet, or for ever.
+
+Data only, a leaf. A launch script that names one should either start all the same, with a line in the log that says
+what the option does not do, or end with the line that says why: what is right depends on whether somebody would miss
+the effect. `IGNORED` rows are about speed, memory or looks; `PLANNED` and `REFUSED` ones change what is answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from server.option_row import IGNORED, PLANNED, REFUSED, Option
+
+OLD, CHAT, MEDIA, EMBEDDINGS = "Dead options", "Chat", "Images and audio", "Embeddings and reranking"
+SPECULATIVE, MODELS, PAGE = "Speculative decoding", "Several models, ready-made models", "Web page and tools"
+TUNING, OTHER = "Tuning", "Other"
+OTHER_GROUPS = (OLD, CHAT, MEDIA, EMBEDDINGS, SPECULATIVE, MODELS, PAGE, TUNING, OTHER)
+
+SYSTEM_PLACES = "the system places the threads"
+CACHE = "this server's prompt cache works without such a limit"
+DRAFTS = "speculative decoding is not supported yet by this version; it changes the speed, not the text"
+NO_CHAT = "this version shows a model's reasoning as part of its answer"
+IMAGES = "images are not supported yet by this version"
+ROUTER = "one server serves one model; start several"
+READY_MADE = "name the model itself, with -m FILE or -hf USER/MODEL"
+PAGES = "the web page has no settings of this kind yet"
+TOOLS = "this server runs no tools"
+FITTING = "memory is not measured; set --ctx-size and --n-gpu-layers"
+
+# status, group, note; then per line: flags separated by commas, off flags behind a bar, metavar if there is a value,
+# variable if there is one as $NAME
+ROWS: tuple[tuple[str, str, str, str], ...] = (
+    (IGNORED, OLD, "llama.cpp applies adapters to the model as it is", """
+        --lora-base FILE"""),
+    (IGNORED, OLD, "llama.cpp keeps its cache in order by itself", """
+        -dt,--defrag-thold N $LLAMA_ARG_DEFRAG_THOLD"""),
+    (REFUSED, OLD, "llama.cpp has removed this option in favour of --spec-draft-n-max and --spec-draft-n-min", """
+        --draft,--draft-n,--draft-max N $LLAMA_ARG_DRAFT_MAX
+        --draft-min,--draft-n-min N $LLAMA_ARG_DRAFT_MIN"""),
+    (REFUSED, OLD, "llama.cpp has removed this option in favour of --spec-ngram-simple-size-n and its like", """
+        --spec-ngram-size-n N
+        --spec-ngram-size-m N
+        --spec-ngram-min-hits N"""),
+
+    (IGNORED, CHAT, NO_CHAT, """
+        --reasoning-format FORMAT $LLAMA_ARG_THINK
+        -rea,--reasoning WHEN $LLAMA_ARG_REASONING
+        --reasoning-effort LEVEL $LLAMA_ARG_REASONING_EFFORT
+        --reasoning-budget N $LLAMA_ARG_THINK_BUDGET
+        --reasoning-budget-message TEXT $LLAMA_ARG_THINK_BUDGET_MESSAGE
+        --reasoning-preserve|--no-reasoning-preserve $LLAMA_ARG_REASONING_PRESERVE
+        --skip-chat-parsing|--no-skip-chat-parsing $LLAMA_ARG_SKIP_CHAT_PARSING
+        --prefill-assistant|--no-prefill-assistant $LLAMA_ARG_PREFILL_ASSISTANT"""),
+
+    (PLANNED, MEDIA, IMAGES, """
+        -mm,--mmproj FILE $LLAMA_ARG_MMPROJ
+        -mmu,--mmproj-url URL $LLAMA_ARG_MMPROJ_URL
+        --media-path DIR"""),
+    (IGNORED, MEDIA, IMAGES, """
+        --mmproj-auto|--no-mmproj,--no-mmproj-auto $LLAMA_ARG_MMPROJ_AUTO
+        --mmproj-offload|--no-mmproj-offload $LLAMA_ARG_MMPROJ_OFFLOAD
+        -mmdev,--mmproj-device DEVICE $MTMD_BACKEND_DEVICE
+        --image-min-tokens N $LLAMA_ARG_IMAGE_MIN_TOKENS
+        --image-max-tokens N $LLAMA_ARG_IMAGE_MAX_TOKENS
+        --mtmd-batch-max-tokens N $LLAMA_ARG_MTMD_BATCH_MAX_TOKENS
+        --video-fps N $LLAMA_ARG_VIDEO_FPS
+        --video-timestamp-interval N $LLAMA_ARG_VIDEO_TIMESTAMP_INTERVAL
+        --video-ffmpeg-dir DIR $LLAMA_ARG_VIDEO_FFMPEG_DIR"""),
+
+    (PLANNED, EMBEDDINGS, "embeddings are not supported yet by this version", """
+        --embedding,--embeddings $LLAMA_ARG_EMBEDDINGS
+        --embd-normalize N"""),
+    (PLANNED, EMBEDDINGS, "reranking is not supported yet by this version", """
+        --rerank,--reranking $LLAMA_ARG_RERANKING"""),
+
+    (IGNORED, SPECULATIVE, DRAFTS, """
+        --spec-type TYPES $LLAMA_ARG_SPEC_TYPE
+        --spec-default
+        --spec-draft-model,-md,--model-draft FILE $LLAMA_ARG_SPEC_DRAFT_MODEL
+        --spec-draft-hf,-hfd,-hfrd,--hf-repo-draft REPO $LLAMA_ARG_SPEC_DRAFT_HF_REPO
+        --spec-draft-n-max N $LLAMA_ARG_SPEC_DRAFT_N_MAX
+        --spec-draft-n-min N $LLAMA_ARG_SPEC_DRAFT_N_MIN
+        --spec-draft-p-split,--draft-p-split P $LLAMA_ARG_SPEC_DRAFT_P_SPLIT
+        --spec-draft-p-min,--draft-p-min P $LLAMA_ARG_SPEC_DRAFT_P_MIN
+        --spec-draft-ngl,-ngld,--gpu-layers-draft,--n-gpu-layers-draft N $LLAMA_ARG_N_GPU_LAYERS_DRAFT
+        --spec-draft-device,-devd,--device-draft NAMES
+        --spec-draft-type-k,-ctkd,--cache-type-k-draft TYPE $LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K
+        --spec-draft-type-v,-ctvd,--cache-type-v-draft TYPE $LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V
+        --spec-draft-override-tensor,-otd,--override-tensor-draft PATTERN=BUFFER
+        --spec-draft-cpu-moe,-cmoed,--cpu-moe-draft $LLAMA_ARG_SPEC_DRAFT_CPU_MOE
+        --spec-draft-n-cpu-moe,--spec-draft-ncmoe,-ncmoed,--n-cpu-moe-draft N $LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE
+        --spec-draft-threads,-td,--threads-draft N
+        --spec-draft-threads-batch,-tbd,--threads-batch-draft N
+        --spec-draft-cpu-mask,-Cd,--cpu-mask-draft M
+        --spec-draft-cpu-range,-Crd,--cpu-range-draft LO-HI
+        --spec-draft-cpu-strict,--cpu-strict-draft 0/1
+        --spec-draft-prio,--prio-draft N
+        --spec-draft-poll,--poll-draft N
+        --spec-draft-cpu-mask-batch,-Cbd,--cpu-mask-batch-draft M
+        --spec-draft-cpu-strict-batch,--cpu-strict-batch-draft 0/1
+        --spec-draft-prio-batch,--prio-batch-draft N
+        --spec-draft-poll-batch,--poll-batch-draft N
+        --spec-draft-backend-sampling|--no-spec-draft-backend-sampling $LLAMA_ARG_SPEC_DRAFT_BACKEND_SAMPLING
+        --spec-synth-len L $LLAMA_ARG_SPEC_SYNTH_LEN
+        --spec-synth-rates P0,P1 $LLAMA_ARG_SPEC_SYNTH_RATES
+        --spec-ngram-mod-n-min N
+        --spec-ngram-mod-n-max N
+        --spec-ngram-mod-n-match N
+        --spec-ngram-simple-size-n N
+        --spec-ngram-simple-size-m N
+        --spec-ngram-simple-min-hits N
+        --spec-ngram-map-k-size-n N
+        --spec-ngram-map-k-size-m N
+        --spec-ngram-map-k-min-hits N
+        --spec-ngram-map-k4v-size-n N
+        --spec-ngram-map-k4v-size-m N
+        --spec-ngram-map-k4v-min-hits N
+        -lcs,--lookup-cache-static FILE
+        -lcd,--lookup-cache-dynamic FILE"""),
+
+    (REFUSED, MODELS, ROUTER, """
+        --models-dir DIR $LLAMA_ARG_MODELS_DIR
+        --models-preset FILE $LLAMA_ARG_MODELS_PRESET"""),
+    (IGNORED, MODELS, ROUTER, """
+        --models-max N $LLAMA_ARG_MODELS_MAX
+        --models-autoload|--no-models-autoload $LLAMA_ARG_MODELS_AUTOLOAD"""),
+    (REFUSED, MODELS, READY_MADE, """
+        -dr,--docker-repo REPO $LLAMA_ARG_DOCKER_REPO
+        --embd-gemma-default
+        --fim-qwen-1.5b-default
+        --fim-qwen-3b-default
+        --fim-qwen-7b-default
+        --fim-qwen-7b-spec
+        --fim-qwen-14b-spec
+        --fim-qwen-30b-default
+        --gpt-oss-20b-default
+        --gpt-oss-120b-default
+        --vision-gemma-4b-default
+        --vision-gemma-12b-default"""),
+    (PLANNED, MODELS, "downloaded models can't be listed yet by this version", """
+        -cl,--cache-list"""),
+
+    (IGNORED, PAGE, PAGES, """
+        --ui,--webui|--no-ui,--no-webui $LLAMA_ARG_UI
+        --ui-config,--webui-config JSON $LLAMA_ARG_UI_CONFIG
+        --ui-config-file,--webui-config-file FILE $LLAMA_ARG_UI_CONFIG_FILE"""),
+    (IGNORED, PAGE, "the answers say what each route and each page may do", """
+        --cors-methods METHODS $LLAMA_ARG_CORS_METHODS
+        --cors-headers HEADERS $LLAMA_ARG_CORS_HEADERS
+        --cors-credentials|--no-cors-credentials $LLAMA_ARG_CORS_CREDENTIALS"""),
+    (REFUSED, PAGE, TOOLS, """
+        --ui-mcp-proxy,--webui-mcp-proxy|--no-ui-mcp-proxy,--no-webui-mcp-proxy $LLAMA_ARG_UI_MCP_PROXY
+        --tools NAMES $LLAMA_ARG_TOOLS
+        --tools-runtime NAME $LLAMA_ARG_TOOLS_RUNTIME
+        --mcp-servers-config FILE $LLAMA_ARG_MCP_SERVERS_CONFIG
+        --mcp-servers-json JSON $LLAMA_ARG_MCP_SERVERS_JSON
+        -ag,--agent|-no-ag,--no-agent $LLAMA_ARG_AGENT"""),
+
+    (IGNORED, TUNING, SYSTEM_PLACES, """
+        -C,--cpu-mask M
+        -Cr,--cpu-range LO-HI
+        --cpu-strict 0/1
+        --prio N
+        --poll N
+        -Cb,--cpu-mask-batch M
+        -Crb,--cpu-range-batch LO-HI
+        --cpu-strict-batch 0/1
+        --prio-batch N
+        --poll-batch N"""),
+    (IGNORED, TUNING, "each connection has a thread of its own, see --max-connections", """
+        --threads-http N $LLAMA_ARG_THREADS_HTTP"""),
+    (IGNORED, TUNING, FITTING, """
+        -fit,--fit WHEN $LLAMA_ARG_FIT
+        -fitt,--fit-target MIB $LLAMA_ARG_FIT_TARGET
+        -fitc,--fit-ctx N $LLAMA_ARG_FIT_CTX"""),
+    (IGNORED, TUNING, CACHE, """
+        -ctxcp,--ctx-checkpoints,--swa-checkpoints N $LLAMA_ARG_CTX_CHECKPOINTS
+        -cms,--checkpoint-min-step N $LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT
+        -cram,--cache-ram MIB $LLAMA_ARG_CACHE_RAM
+        --cache-idle-slots|--no-cache-idle-slots $LLAMA_ARG_CACHE_IDLE_SLOTS
+        --cache-reuse N $LLAMA_ARG_CACHE_REUSE
+        -sps,--slot-prompt-similarity N"""),
+    (IGNORED, TUNING, "tokens are always chosen on the CPU", """
+        -bs,--backend-sampling $LLAMA_ARG_BACKEND_SAMPLING"""),
+    (IGNORED, TUNING, "llama.cpp's own timings are off; answers and /metrics have this server's", """
+        --perf|--no-perf $LLAMA_ARG_PERF"""),
+    (IGNORED, TUNING, "the model stays loaded", """
+        --sleep-idle-seconds S"""),
+    (IGNORED, TUNING, "streams carry no pings", """
+        --sse-ping-interval S $LLAMA_ARG_SSE_PING_INTERVAL"""),
+    (REFUSED, TUNING, "these libraries can't compute on other machines", """
+        --rpc SERVERS $LLAMA_ARG_RPC"""),
+
+    (IGNORED, OTHER, "log lines always have a time and the name of a part of the server", """
+        --log-prefix|--no-log-prefix $LLAMA_ARG_LOG_PREFIX
+        --log-timestamps|--no-log-timestamps $LLAMA_ARG_LOG_TIMESTAMPS"""),
+    (PLANNED, OTHER, "prompts are logged by --verbose only", """
+        --log-prompts-dir DIR"""),
+    (PLANNED, OTHER, "special tokens can't be shown in texts yet by this version", """
+        -sp,--special"""),
+    (PLANNED, OTHER, "control vectors are not supported yet by this version", """
+        --control-vector FILE
+        --control-vector-scaled FILE:SCALE
+        --control-vector-layer-range START"""),
+    (REFUSED, OTHER, "several servers can't share a port here", """
+        --reuse-port $LLAMA_ARG_REUSE_PORT"""),
+    (REFUSED, OTHER, "a server takes its prompts from requests", """
+        -f,--file FILE
+        -bf,--binary-file FILE"""),
+)
+
+
+def _options() -> Iterator[Option]:
+    for status, group, note, lines in ROWS:
+        for line in filter(None, map(str.strip, lines.splitlines())):
+            spellings, *rest = line.split()
+            flags, _, off_flags = spellings.partition("|")
+            env = rest.pop()[1:] if rest and rest[-1].startswith("$") else ""
+            longest = max(flags.split(","), key=len)
+            yield Option(longest.lstrip("-").replace("-", "_").replace(".", "_"), tuple(flags.split(",")), note, group,
+                         str if rest else None, metavar=rest[0] if rest else "", env=env,
+                         off_flags=tuple(filter(None, off_flags.split(","))), status=status, note=note)
+
+
+OTHER_OPTIONS: tuple[Option, ...] = tuple(_options())
