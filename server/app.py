@@ -89,9 +89,9 @@ def serve(options: Options) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _on_signal(stop))
     engine = EngineClient(ThreadTransport(config, backend.open_backend), lambda: open_vocab(config.libs, config.model))
-    context = Context(engine, options, request_defaults(options), template_kwargs=options.chat_template_kwargs or {})
+    context = make_context(options, engine)
     keys = edge.KeyFiles(options)
-    server = edge.http_server(options, Router(routes(context), options.api_prefix), keys, ROOT / "public")
+    server = make_server(options, context, keys)
     server.start()
     log.info("listening on %s, loading %s", server.url, model)
     edge.warn_if_open(options, server, keys)
@@ -101,6 +101,16 @@ def serve(options: Options) -> int:
     finally:
         server.stop(options.drain if engine.state == READY else 0.0)
         engine.close()
+
+
+def make_context(options: Options, engine: EngineClient) -> Context:
+    """What all handlers share."""
+    return Context(engine, options, request_defaults(options), template_kwargs=options.chat_template_kwargs or {})
+
+
+def make_server(options: Options, context: Context, keys: edge.KeyFiles) -> HttpServer:
+    """The HTTP edge with all routes, bound and not started."""
+    return edge.http_server(options, Router(routes(context), options.api_prefix), keys, ROOT / "public")
 
 
 def set_up_logging(options: Options) -> None:

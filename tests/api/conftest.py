@@ -18,8 +18,8 @@ from unittest.mock import patch
 
 import pytest
 
-from server.api.context import Context
-from server.app import SWITCH_INTERVAL_S, http_server
+from server.app import SWITCH_INTERVAL_S, make_context, make_server
+from server.edge import KeyFiles
 from server.engine.client import EngineClient
 from server.engine.config import EngineConfig
 from server.engine.thread import ThreadTransport
@@ -78,8 +78,9 @@ class Api:
         self.threads_before = set(threading.enumerate())
         self.transport = ThreadTransport(config, open_backend or (lambda config, on_progress: self.backend))
         self.client = EngineClient(self.transport, FakeVocab)
-        self.context = Context(self.client, self.options)
-        self.server = http_server(self.options, self.context)
+        self.context = make_context(self.options, self.client)
+        self.keys = KeyFiles(self.options)
+        self.server = make_server(self.options, self.context, self.keys)
 
     def start(self, is_ready: bool = True) -> Api:
         """Listen and load."""
