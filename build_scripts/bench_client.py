@@ -1,0 +1,229 @@
+"""What a measured server is asked, and what came back when: completions over HTTP with the standard library.
+
+Runs in the process of bench.py, a thread for each request in flight. Imports the standard library and `common`.
+Nothing is parsed while an answer arrives: a read is stamped, its events are counted, the JSON waits until all is over,
+because this client shares the machine with the server that it measures. Any server that speaks llama.cpp's
+/completion, /tokenize and /health will do.
+
+The way not taken: an event loop for all streams. http.client in threads costs a few microseconds more per event, the
+same for every server, and is code that a reader can check.
+"""
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.client import HTTPConnection, HTTPException, HTTPResponse
+from typing import Callable, NamedTuple
+
+from common import Failure
+
+READ_BYTES = 1 << 16
+PATIENCE_S = 1800.0
+EVENT_END = b"\n\n"
+
+clock = time.perf_counter
+
+
+class Ask(NamedTuple):
+    """One completion to ask for; always for exactly `n_predict` tokens. `fields` are further request fields."""
+
+    prompt: str
+    n_predict: int
+    fields: dict
+    stream: bool = True
+
+
+class Answer(NamedTuple):
+    """What came back. Times in seconds since all requests were let go; `arrivals` is empty for a plain answer.
+
+    `n_evaluated` counts the prompt tokens that were computed, `n_prompt` all of them.
+    """
+
+    arrivals: tuple
+    ended: float
+    n_prompt: int
+    n_evaluated: int
+    n_predicted: int
+    text: str
+
+
+class HttpPeer:
+    """A running server. Raises Failure, naming the server, whenever it doesn't do what is asked."""
+
+    def __init__(self, name: str, host: str, port: int) -> None:
+        self.name = name
+        self._host, self._port = host, port
+
+    def generate(self, asks: list) -> list:
+        """All of `asks` at once, each on a connection of its own that is open before the clock starts."""
+        started = [0.0]
+        answers: list = [None] * len(asks)
+        troubles: list = []
+        gate = threading.Barrier(len(asks), action=lambda: started.__setitem__(0, clock()))
+
+        def run(i: int) -> None:
+            try:
+                connection = self._open()
+                try:
+                    gate.wait()
+                    answers[i] = self._complete(connection, asks[i], started[0])
+                finally:
+                    connection.close()
+            except threading.BrokenBarrierError:
+                pass            # another request failed before the start, and says so itself
+            except (OSError, HTTPException, ValueError, KeyError, Failure) as error:
+                troubles.append(error)
+                gate.abort()
+
+        threads = [threading.Thread(target=run, args=(i,), name=f"ask-{i}", daemon=True) for i in range(len(asks))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if troubles:
+            raise self._failure("/completion", troubles[0])
+        return answers
+
+    def read_along(self, ask: Ask) -> BackgroundReader:
+        """Start a stream that is read while other things happen."""
+        return BackgroundReader(self, ask)
+
+    def tokenize(self, text: str, n_times: int = 1) -> tuple:
+        """(tokens, seconds) of `n_times` requests, one after the other on one connection."""
+        connection = self._open()
+        body = json.dumps({"content": text}).encode()
+        try:
+            begun = clock()
+            for _ in range(n_times):
+                answer = self._checked(_post(connection, "/tokenize", body), "/tokenize").read()
+            seconds = clock() - begun
+            return json.loads(answer)["tokens"], seconds
+        except (OSError, HTTPException, ValueError, KeyError) as error:
+            raise self._failure("/tokenize", error) from None
+        finally:
+            connection.close()
+
+    def health(self) -> int:
+        """The status code of GET /health; 0 if nobody listens."""
+        connection = HTTPConnection(self._host, self._port, timeout=5)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status
+        except (OSError, HTTPException):
+            return 0
+        finally:
+            connection.close()
+
+    def open_stream(self, ask: Ask) -> tuple:
+        """(connection, response) of a stream whose head has arrived."""
+        connection = self._open()
+        try:
+            return connection, self._checked(_post(connection, "/completion", _body(ask)), "/completion")
+        except BaseException:
+            connection.close()
+            raise
+
+    def _open(self) -> HTTPConnection:
+        connection = HTTPConnection(self._host, self._port, timeout=PATIENCE_S)
+        connection.connect()
+        return connection
+
+    def _complete(self, connection: HTTPConnection, ask: Ask, started: float) -> Answer:
+        response = self._checked(_post(connection, "/completion", _body(ask)), "/completion")
+        if not ask.stream:
+            final = json.loads(response.read())
+            return _answer(final, final["content"], (), clock() - started)
+        arrivals, raw = read_events(response)
+        ended = clock() - started
+        events = parse_events(raw)
+        final = next((event for event in events if event.get("stop")), None)
+        if final is None or "error" in final:
+            raise Failure(f"a stream ended with {events[-1:] or 'nothing'}")
+        text = "".join(event["content"] for event in events)
+        # the last event brings no token, only the summary
+        return _answer(final, text, tuple(at - started for at in arrivals[:len(events) - 1]), ended)
+
+    def _checked(self, response: HTTPResponse, path: str) -> HTTPResponse:
+        if response.status != 200:
+            said = response.read(300).decode("utf-8", "replace")
+            raise Failure(f"{self.name}: {path} answered {response.status}: {said}")
+        return response
+
+    def _failure(self, path: str, error: Exception) -> Failure:
+        if isinstance(error, Failure):
+            return error
+        return Failure(f"{self.name}: {path} failed: {type(error).__name__}: {error}")
+
+
+class BackgroundReader:
+    """One stream on a thread of its own; `arrivals` grows with the clock's time of each event."""
+
+    def __init__(self, peer: HttpPeer, ask: Ask) -> None:
+        self.arrivals: list = []
+        self._stop = threading.Event()
+        self._connection, self._response = peer.open_stream(ask)
+        self._thread = threading.Thread(target=self._run, name="reader", daemon=True)
+        self._thread.start()
+
+    def wait_for(self, n_events: int, patience_s: float = 600.0) -> None:
+        """Until so many events have come, or the stream has ended."""
+        deadline = clock() + patience_s
+        while len(self.arrivals) < n_events and self._thread.is_alive():
+            if clock() > deadline:
+                raise Failure(f"a stream brought {len(self.arrivals)} events in {patience_s:.0f} s")
+            time.sleep(0.002)
+
+    def finish(self) -> list:
+        """Hang up, and give the arrivals."""
+        self._stop.set()
+        self._thread.join(PATIENCE_S)
+        self._connection.close()
+        return self.arrivals
+
+    def _run(self) -> None:
+        try:
+            read_events(self._response, self.arrivals, self._stop.is_set)
+        except (OSError, HTTPException):
+            pass                # the arrivals so far are what is measured
+
+
+def read_events(response: HTTPResponse, arrivals: list | None = None,
+                is_enough: Callable[[], bool] = lambda: False) -> tuple:
+    """(arrival times, bytes) of an event stream, read to its end: one time for each event that became complete."""
+    arrivals = [] if arrivals is None else arrivals
+    parts: list = []
+    held = b""
+    while not is_enough():
+        data = response.read1(READ_BYTES)
+        if not data:
+            break
+        now = clock()
+        parts.append(data)
+        n_events = (held + data).count(EVENT_END)
+        arrivals.extend([now] * n_events)
+        # an event's two line ends may come apart; a single one that was counted must not be counted again
+        held = b"\n" if data.endswith(b"\n") and not (held + data).endswith(EVENT_END) else b""
+    return arrivals, b"".join(parts)
+
+
+def parse_events(raw: bytes) -> list:
+    """The JSON objects of the `data:` lines."""
+    lines = (line[6:] for line in raw.split(b"\n") if line.startswith(b"data: "))
+    return [json.loads(line) for line in lines if line.strip() != b"[DONE]"]
+
+
+def _body(ask: Ask) -> bytes:
+    return json.dumps({"prompt": ask.prompt, "n_predict": ask.n_predict, "stream": ask.stream, "cache_prompt": True,
+                       "ignore_eos": True, **ask.fields}).encode()
+
+
+def _post(connection: HTTPConnection, path: str, body: bytes) -> HTTPResponse:
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    return connection.getresponse()
+
+
+def _answer(final: dict, text: str, arrivals: tuple, ended: float) -> Answer:
+    n_prompt = final["tokens_evaluated"]
+    n_evaluated = final.get("timings", {}).get("prompt_n", n_prompt)
+    return Answer(arrivals, ended, n_prompt, n_evaluated, final["tokens_predicted"], text)
