@@ -106,6 +106,8 @@ class LlamaBackend:
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         self._memory = self._context.memory
         self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory))
+        if config.n_group > 1 and not self.can_shift:
+            raise ApiError(400, "--grp-attn-n: this model's cache can't be folded; leave self-extend off")
         self.can_share = not (self._llama.llama_model_is_recurrent(self._model)
                               or self._llama.llama_model_is_hybrid(self._model))
         self._adapters = [Adapter(self._model, path) for path, _ in config.lora]

@@ -50,6 +50,7 @@ def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: 
     backend.seq_cp(donor.seq, slot.seq, n, n_donor)
     slot.tokens[n:] = prompt[n:n_donor]
     slot.is_sharing = donor.is_sharing = True
+    slot.n_shared, donor.n_shared = n_donor, max(donor.n_shared, n_donor)
     return n_donor
 
 
@@ -64,6 +65,7 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
         backend.seq_rm(slot.seq, -1, -1)
         n = 0
     del slot.tokens[n:]
+    slot.n_shared = min(slot.n_shared, n)
     if n == 0:
         slot.is_sharing = False
         slot.positions = None
@@ -90,7 +92,7 @@ def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
     n_discard = min(n_discard or n_left // 2, n_left - 1) or 1
     if slot.is_sharing:
         backend.unshare(slot.seq)
-        slot.is_sharing = False
+        slot.is_sharing, slot.n_shared = False, 0
     backend.seq_rm(slot.seq, n_keep, n_keep + n_discard)
     backend.seq_add(slot.seq, n_keep + n_discard, n_past, -n_discard)
     del slot.tokens[n_keep:n_keep + n_discard]
@@ -122,7 +124,8 @@ def count_cells(slots: Iterable[Slot]) -> int:
     total = 0
     for slot in slots:
         total += len(slot.tokens)
-        if slot.is_sharing:
-            total -= max((common_prefix(slot.tokens, other.tokens) for other in seen), default=0)
+        if slot.n_shared:
+            total -= max((min(common_prefix(slot.tokens[:slot.n_shared], other.tokens), other.n_shared)
+                          for other in seen), default=0)
             seen.append(slot)
     return total

@@ -43,7 +43,7 @@ class Slot:
     """`tokens` are those whose keys and values the cache holds for sequence `seq`, at most `n_ctx` of them.
 
     They are at positions 0, 1, ... unless `positions` folds them (self-extend). They were computed with the adapters
-    of `lora`. With `is_sharing` some cells may belong to other sequences too.
+    of `lora`. With `is_sharing` some cells may belong to other sequences too, of the first `n_shared` tokens at most.
     """
 
     id: int
@@ -53,6 +53,7 @@ class Slot:
     lora: tuple[tuple[int, float], ...] = ()
     positions: GroupAttention | None = None
     is_sharing: bool = False
+    n_shared: int = 0
     run: Run | None = None
     t_used: float = 0.0
     latest: SlotState | None = None

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from server.engine.config import EngineConfig
 from server.engine.scheduler import Scheduler
-from server.engine.task import (Cancel, Close, Failure, Final, Frame, Piece, Progress, Reply, SamplingParams, Snapshot,
-                                Task)
+from server.engine.task import (Cancel, Close, Command, Failure, Final, Frame, Piece, Progress, Reply, SamplingParams,
+                                Snapshot, Task)
 from tests.fakes import EOS, PATIENCE_S, FakeBackend, letters, said_by
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -83,6 +83,26 @@ class Driver:
         self.outcomes[task.id] = Outcome()
         self.scheduler.post(task)
         return task.id
+
+    def command(self, name: str, **args: object) -> int:
+        """Post a command; its id."""
+        self._n_posted += 1
+        self.scheduler.post(Command(self._n_posted - 1, name, args))
+        return self._n_posted - 1
+
+    def answer(self, name: str, **args: object) -> dict[str, object]:
+        """Post a command and step until its answer, which must be a good one."""
+        id_command = self.command(name, **args)
+        self.step_until(lambda: id_command in self.replies)
+        assert self.replies[id_command].error is None, self.replies[id_command]
+        return self.replies[id_command].result
+
+    def refusal(self, name: str, **args: object) -> tuple[int, str]:
+        """Post a command and step until its refusal."""
+        id_command = self.command(name, **args)
+        self.step_until(lambda: id_command in self.replies)
+        assert self.replies[id_command].error is not None, self.replies[id_command]
+        return self.replies[id_command].error
 
     def cancel(self, id_task: int) -> None:
         """What the web side says when a client has gone."""

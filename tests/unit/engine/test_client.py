@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from server.engine.client import EngineClient
+from server.engine.client import EngineClient, Results
 from server.engine.task import (Cancel, Closed, Command, Failure, Final, Frame, Loading, LoadFailed, ModelInfo, Piece,
                                 Progress, Ready, Reply, SlotState, Snapshot, Task, Timings)
 from server.errors import ApiError
@@ -56,6 +56,24 @@ def final(id_task: int) -> Final:
 def submit(client: EngineClient, n: int = 1, stream: bool = True):
     tasks = [Task(client.new_id(), (1, 2)) for _ in range(n)]
     return client.submit(*tasks, stream=stream), [task.id for task in tasks]
+
+
+def drain(results: Results) -> list:
+    """All events, as `list(results)`; AssertionError instead of waiting for ever."""
+    outcome: list = []
+
+    def read() -> None:
+        try:
+            outcome.append(list(results))
+        except ApiError as error:
+            outcome.append(error)
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    reader.join(PATIENCE_S)
+    assert outcome, "the reader was never woken"
+    if isinstance(outcome[0], ApiError):
+        raise outcome[0]
+    return outcome[0]
 
 
 # ---- states ------------------------------------------------------------------------------------------------------
@@ -110,7 +128,7 @@ def test_the_end_of_the_engine_answers_everything_that_is_open():
     transport.on_frame(Frame((Closed(),)))
     for results in (streamed, plain):
         with pytest.raises(ApiError, match="shutting down"):
-            list(results)
+            drain(results)
 
 
 def test_an_engine_that_ends_while_a_task_is_submitted_answers_it():
@@ -118,7 +136,7 @@ def test_an_engine_that_ends_while_a_task_is_submitted_answers_it():
     transport.on_post = lambda message: transport.on_frame(Frame((Closed(),)))
     results, _ = submit(client)
     with pytest.raises(ApiError, match="shutting down"):
-        list(results)
+        drain(results)
 
 
 def test_an_engine_that_ends_just_before_a_task_is_known_answers_it():
@@ -131,7 +149,7 @@ def test_an_engine_that_ends_just_before_a_task_is_known_answers_it():
     client.require_ready = ready_and_then_closed
     results, _ = submit(client)
     with pytest.raises(ApiError, match="shutting down"):
-        list(results)
+        drain(results)
     client.state = "ok"
     with pytest.raises(ApiError, match="shutting down"):
         client.command("erase", timeout_s=PATIENCE_S, id_slot=0)
@@ -187,7 +205,7 @@ def test_events_find_their_request_and_no_other(stream):
         transport.on_frame(Frame(tuple(Piece(id_task, (n,), f"{id_task}.{n} ") for _, (id_task,) in requests)))
     transport.on_frame(Frame(tuple(final(id_task) for _, (id_task,) in reversed(requests))))
     for results, (id_task,) in requests:
-        events = list(results)
+        events = drain(results)
         assert "".join(event.text for event in events[:-1]) == f"{id_task}.0 {id_task}.1 "
         assert events[-1] == final(id_task)
 
@@ -198,7 +216,7 @@ def test_a_failure_is_raised_with_all_that_it_says(stream):
     results, (id_task,) = submit(client, stream=stream)
     transport.on_frame(Frame((Failure(id_task, 400, "too long", "exceed_context_size_error", {"n_ctx": 64}),)))
     with pytest.raises(ApiError) as caught:
-        list(results)
+        drain(results)
     assert caught.value.body() == {"error": {"code": 400, "message": "too long",
                                              "type": "exceed_context_size_error", "n_ctx": 64}}
 
@@ -210,7 +228,7 @@ def test_several_tasks_of_one_request_end_with_the_last(stream):
     frames = [final(ids[1]), Piece(ids[0], (97,), "a"), final(ids[0]), final(ids[2])]
     for event in frames:
         transport.on_frame(Frame((event,)))
-    assert list(results) == frames
+    assert drain(results) == frames
 
 
 def test_when_one_of_several_tasks_fails_the_others_are_cancelled():
@@ -218,8 +236,16 @@ def test_when_one_of_several_tasks_fails_the_others_are_cancelled():
     results, ids = submit(client, n=3)
     transport.on_frame(Frame((final(ids[0]), Failure(ids[1], 500, "no"))))
     with pytest.raises(ApiError), results:
-        list(results)
+        drain(results)
     assert [message for message in transport.posted if isinstance(message, Cancel)] == [Cancel(ids[2])]
+
+
+def test_a_plain_request_of_several_tasks_fails_with_the_first_of_them():
+    client, transport = ready()
+    results, ids = submit(client, n=2, stream=False)
+    transport.on_frame(Frame((Piece(ids[0], (97,), "a"), Failure(ids[1], 500, "no"))))
+    with pytest.raises(ApiError, match="no"):
+        drain(results)
 
 
 def test_events_of_unknown_tasks_are_ignored():
@@ -250,9 +276,9 @@ def test_a_finished_request_cancels_nothing():
     results, (id_task,) = submit(client)
     transport.on_frame(Frame((final(id_task),)))
     with results:
-        list(results)
+        drain(results)
     results.cancel()
-    assert cancels(transport) == []
+    assert cancels(transport) == [] and not results.is_cancelled
 
 
 def test_a_failed_request_cancels_nothing():
@@ -260,25 +286,19 @@ def test_a_failed_request_cancels_nothing():
     results, (id_task,) = submit(client)
     transport.on_frame(Frame((Failure(id_task, 500, "no"),)))
     with pytest.raises(ApiError), results:
-        list(results)
+        drain(results)
     assert cancels(transport) == []
 
 
 def test_a_cancel_from_another_thread_wakes_the_reader():
     client, transport = ready()
     results, (id_task,) = submit(client, stream=False)
-    errors = []
-
-    def read() -> None:
-        try:
-            list(results)
-        except ApiError as error:
-            errors.append(error.status)
-    reader = threading.Thread(target=read)
-    reader.start()
-    results.cancel()
-    reader.join(PATIENCE_S)
-    assert errors == [499] and cancels(transport) == [id_task]
+    cancelling = threading.Thread(target=results.cancel)
+    cancelling.start()
+    with pytest.raises(ApiError) as caught:
+        drain(results)
+    cancelling.join(PATIENCE_S)
+    assert caught.value.status == 499 and cancels(transport) == [id_task]
 
 
 def test_many_threads_that_cancel_at_once_cancel_once():
@@ -300,7 +320,7 @@ def test_what_comes_after_a_cancel_goes_nowhere():
     results.cancel()
     transport.on_frame(Frame((Piece(id_task, (97,), "a"), final(id_task))))
     with pytest.raises(ApiError):
-        list(results)
+        drain(results)
 
 
 def test_what_was_asked_is_known_while_it_runs_and_a_while_after():

@@ -69,6 +69,13 @@ def test_text_held_back_for_a_stop_string_comes_with_the_end():
     assert d.outcomes[task].final.stop == STOP_EOS
 
 
+def test_a_stop_string_that_is_complete_only_at_the_end_of_the_text():
+    d = driver(reply=answer(b"one \xe2"))
+    task = d.post("count?", n_predict=-1, stop=("\ufffd",))
+    d.finish()
+    assert (d.text(task), d.outcomes[task].final.stop) == ("one ", STOP_WORD)
+
+
 def test_a_stop_string_in_the_prompt_stops_nothing():
     d = driver(reply=answer("fine"))
     task = d.post("STOP?", n_predict=-1, stop=("STOP",))
@@ -201,6 +208,16 @@ def test_prompts_larger_than_a_batch_are_read_in_parts():
     d.finish()
     assert [d.rows(i) for i in range(5)] == [[(0, 16, False)]] * 3 + [[(0, 2, True)], [(0, 1, True)]]
     assert d.text(task) == alone("0123456789" * 5, 2)
+
+
+def test_prompts_are_read_in_order_of_arrival_whatever_their_slots():
+    d = driver(n_slots=3, n_batch=16)
+    first = d.post("a" * 30, n_predict=1, id_slot=2)
+    second = d.post("b" * 30, n_predict=1, id_slot=0)
+    d.step(3)
+    assert [d.rows(i) for i in range(3)] == [[(2, 16, False)], [(2, 14, True), (0, 2, False)], [(0, 16, False)]]
+    d.finish()
+    assert (d.text(first), d.text(second)) == (alone("a" * 30, 1), alone("b" * 30, 1))
 
 
 def test_without_continuous_batching_a_prompt_waits_until_nothing_runs():
@@ -343,6 +360,17 @@ def test_a_task_pinned_to_a_busy_slot_lets_others_pass_but_keeps_its_place():
     d.finish()
     assert d.text(later_pinned) == alone("later", 2)
     assert d.outcomes[free].final.id_slot == 1
+
+
+def test_a_pinned_task_gets_its_slot_before_tasks_that_came_later():
+    d = driver(n_slots=2)
+    d.post("busy", n_predict=6, id_slot=0)
+    d.step()
+    pinned = d.post("pinned", n_predict=2, id_slot=0)
+    later = [d.post(f"later {i}", n_predict=30) for i in range(3)]
+    d.step_until(lambda: d.outcomes[pinned].ends)
+    assert [bool(d.outcomes[task].pieces) for task in later] == [True, False, False]
+    d.finish()
 
 
 def test_a_slot_that_does_not_exist_is_refused_by_number():
@@ -517,9 +545,6 @@ def test_cells_shared_by_slots_are_counted_once():
     for name in "abc":
         d.post(stem + name, n_predict=40)
         d.step(2)
-    d.step()
-    d.scheduler._is_changed = True
-    d.step()
-    assert d.snapshot.kv_used == d.backend.n_used
+    assert d.scheduler.snapshot().kv_used == d.backend.n_used < 3 * len(stem)
     d.finish()
     assert d.snapshot.kv_used == d.backend.n_used

@@ -69,7 +69,7 @@ def test_a_task_that_cannot_be_decoded_fails_alone(code):
     d.backend.refuse = lambda spans: code if any(ord("#") in span.tokens for span in spans) else 0
     good = [d.post(prompt, n_predict=9) for prompt in PROMPTS[:3]]
     d.step(3)
-    bad = d.post("here # it is", n_predict=9)
+    bad = d.post("a prompt of two batches, and here # it is", n_predict=9)
     d.finish()
     assert [d.text(task) for task in good] == [alone(prompt, 9) for prompt in PROMPTS[:3]]
     assert d.outcomes[bad].failure.status == 500

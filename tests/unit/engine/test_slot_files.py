@@ -1,0 +1,124 @@
+"""`engine.slot_files`: what is read is what was written, to the byte, or it is refused by name."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from server.engine import slot_files
+from server.errors import ApiError
+
+TOKENS, LORA, STATE, MODEL = [1, 2, 300], [[0, 0.5]], bytes(range(256)) * 5, "tiny, 0123abc"
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "a slot.bin"
+    slot_files.write(path, MODEL, TOKENS, LORA, memoryview(STATE))
+    return path
+
+
+def refusal(path, model: str = MODEL) -> str:
+    with pytest.raises(ApiError) as caught:
+        slot_files.read(path, model)
+    assert caught.value.status == 400 and path.name in str(caught.value) and str(path.parent) not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("tokens", "lora", "state"), [
+    (TOKENS, LORA, STATE), ([], [], b""), ([0] * 5000, [[0, 1.0], [3, -0.25]], b"\x00" * 100_000)])
+def test_what_was_written_is_read(tmp_path, tokens, lora, state):
+    path = tmp_path / "slot"
+    n_written = slot_files.write(path, MODEL, tokens, lora, memoryview(state))
+    assert slot_files.read(path, MODEL) == (tokens, lora, bytearray(state), n_written)
+    assert os.path.getsize(path) == n_written
+    assert os.listdir(tmp_path) == ["slot"], "the temporary file is gone"
+
+
+def test_writing_again_replaces_the_file(saved):
+    slot_files.write(saved, MODEL, [7], [], memoryview(b"new"))
+    assert slot_files.read(saved, MODEL)[0] == [7]
+
+
+def test_a_state_of_another_model_is_refused_and_both_are_named(saved):
+    message = refusal(saved, "other, 999")
+    assert MODEL in message and "other, 999" in message
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    assert "no saved slot" in refusal(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("data", [b"", b"short", b"GGUF" + bytes(100), bytes(16), b"llsrvkv1" + b"\xff" * 8,
+                                  b"llsrvkv1" + (5).to_bytes(8, "little") + b"[1,2]",
+                                  b"llsrvkv1" + (2).to_bytes(8, "little") + b"{}"])
+def test_a_file_that_is_no_saved_slot(tmp_path, data):
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    refusal(path)
+
+
+def test_a_truncated_file_is_refused_wherever_it_is_cut(saved):
+    data = saved.read_bytes()
+    for n in [*range(0, 200, 7), *range(200, len(data), 331), len(data) - 1]:
+        saved.write_bytes(data[:n])
+        refusal(saved)
+
+
+@given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_changed_bit_never_gives_another_state(tmp_path_factory, at, bit):
+    path = tmp_path_factory.getbasetemp() / "changed"
+    slot_files.write(path, MODEL, TOKENS, LORA, memoryview(STATE))
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1 << bit
+    path.write_bytes(data)
+    try:
+        _, _, state, _ = slot_files.read(path, MODEL)
+    except ApiError:
+        return
+    assert state == STATE
+
+
+def test_a_file_with_more_behind_it_is_refused(saved):
+    saved.write_bytes(saved.read_bytes() + b"x")
+    refusal(saved)
+
+
+@pytest.mark.parametrize("change", [{"tokens": ["x"]}, {"tokens": None}, {"n_state": -1}, {"crc32": "x"}, {"model": 5},
+                                    {"lora": None}, {"tokens": [1.5]}])
+def test_a_header_of_the_wrong_types_is_refused(tmp_path, change):
+    path = tmp_path / "file"
+    header = json.dumps({"model": MODEL, "tokens": [1], "lora": [], "n_state": 0, "crc32": 0, **change}).encode()
+    path.write_bytes(slot_files.HEAD.pack(slot_files.MAGIC, len(header)) + header)
+    refusal(path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: links need rights there")
+def test_a_link_is_not_followed(saved, tmp_path):
+    link = tmp_path / "link"
+    link.symlink_to(saved)
+    refusal(link)
+
+
+@pytest.mark.parametrize(("number", "word"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "ermission")])
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(saved, monkeypatch, number, word):
+    before = saved.read_bytes()
+
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(ApiError, match=word) as caught:
+        slot_files.write(saved, MODEL, [9], [], memoryview(b"new"))
+    assert caught.value.status == 500
+    assert saved.read_bytes() == before and os.listdir(saved.parent) == [saved.name]
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ApiError, match="could not be saved"):
+        slot_files.write(tmp_path / "missing" / "slot", MODEL, [], [], memoryview(b""))
