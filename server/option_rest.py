@@ -19,7 +19,7 @@ OTHER_GROUPS = (OLD, CHAT, MEDIA, EMBEDDINGS, SPECULATIVE, MODELS, PAGE, TUNING,
 SYSTEM_PLACES = "the system places the threads"
 CACHE = "this server's prompt cache works without such a limit"
 DRAFTS = "speculative decoding is not supported yet by this version; it changes the speed, not the text"
-NO_CHAT = "this version shows a model's reasoning as part of its answer"
+REASONING = "this version shows a model's reasoning as part of its answer"
 IMAGES = "images are not supported yet by this version"
 ROUTER = "one server serves one model; start several"
 READY_MADE = "name the model itself, with -m FILE or -hf USER/MODEL"
@@ -42,7 +42,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --spec-ngram-size-m N
         --spec-ngram-min-hits N"""),
 
-    (IGNORED, CHAT, NO_CHAT, """
+    (IGNORED, CHAT, REASONING, """
         --reasoning-format FORMAT $LLAMA_ARG_THINK
         -rea,--reasoning WHEN $LLAMA_ARG_REASONING
         --reasoning-effort LEVEL $LLAMA_ARG_REASONING_EFFORT

@@ -101,8 +101,6 @@ def convert(option: Option, source: str, text: str) -> object:
     except ValueError:
         kind = {int: "a whole number", float: "a number"}.get(option.type, "a valid value")
         raise OptionError(f"{source}: '{text}' is not {kind}") from None
-    if isinstance(value, float) and not math.isfinite(value):
-        raise OptionError(f"{source}: {text} is out of range, allowed are finite numbers")
     if option.low is not None and isinstance(value, (int, float)) and not option.low <= value <= option.high:
         raise OptionError(f"{source}: {text} is out of range, allowed is {option.low:.10g} to {option.high:.10g}")
     return value
@@ -281,7 +279,7 @@ def buffer_overrides(text: str) -> tuple[tuple[str, str], ...]:
     """`PATTERN=BUFFER[,...]` as (regular expression, buffer type) pairs."""
     pairs = []
     for item in some(text):
-        pattern, equals, buffer = item.partition("=")
+        pattern, equals, buffer = item.rpartition("=")
         if not equals or not pattern or not buffer:
             raise BadValue(f"'{item}' is not PATTERN=BUFFER, such as exps=CPU")
         pairs.append((pattern, buffer))

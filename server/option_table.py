@@ -75,7 +75,7 @@ OPTIONS: tuple[Option, ...] = (
            env="LLAMA_ARG_OFFLINE"),
 
     Option("ctx_size", ("-c", "--ctx-size"), "tokens of context, shared by all slots; 0 takes the model's own "
-           "(default: that, up to 16384)", CONTEXT, int, None, "N", "LLAMA_ARG_CTX_SIZE", 0, INT_MAX,
+           "(default: the model's, up to 16384)", CONTEXT, int, None, "N", "LLAMA_ARG_CTX_SIZE", 0, INT_MAX,
            default_2024=512),
     Option("kv_unified_per_slot", ("--kv-unified-per-slot",), "the same as --ctx-size, but for each slot", CONTEXT, int,
            None, "N", "LLAMA_ARG_KV_UNIFIED_PER_SLOT", 1, INT_MAX),
@@ -100,8 +100,8 @@ OPTIONS: tuple[Option, ...] = (
            None, True, env="LLAMA_ARG_SWA_FULL", target="context:swa_full"),
     Option("chat_template", ("--chat-template",), "chat template: a name that llama.cpp knows, or Jinja text (default: "
            "the model's own)", CONTEXT, metavar="TEXT", env="LLAMA_ARG_CHAT_TEMPLATE"),
-    Option("chat_template_file", ("--chat-template-file",), "file with a Jinja chat template", CONTEXT, to.existing_file,
-           metavar="FILE", env="LLAMA_ARG_CHAT_TEMPLATE_FILE"),
+    Option("chat_template_file", ("--chat-template-file",), "file with a Jinja chat template", CONTEXT,
+           to.existing_file, metavar="FILE", env="LLAMA_ARG_CHAT_TEMPLATE_FILE"),
     Option("chat_template_kwargs", ("--chat-template-kwargs",), "JSON object with variables for the chat template",
            CONTEXT, to.json_object, metavar="JSON", env="LLAMA_ARG_CHAT_TEMPLATE_KWARGS"),
     Option("jinja", ("--jinja",), "render chat templates as Jinja; without it llama.cpp's fixed list does it", CONTEXT,
@@ -194,7 +194,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("yarn_ext_factor", ("--yarn-ext-factor",), "YaRN: how much is extrapolated, 0 for none; below 0 the model's "
            "(default)", ROPE, float, None, "N", "LLAMA_ARG_YARN_EXT_FACTOR", -1, 1e6,
            target="context:yarn_ext_factor"),
-    Option("yarn_attn_factor", ("--yarn-attn-factor",), "YaRN: scale of the attention (default: the model's)", ROPE,
+    Option("yarn_attn_factor", ("--yarn-attn-factor",), "YaRN: scale of the attention, without effect unless "
+           "--yarn-ext-factor is 0 (default: the model's)", ROPE,
            float, None, "N", "LLAMA_ARG_YARN_ATTN_FACTOR", -1, 1e6, target="context:yarn_attn_factor"),
     Option("yarn_beta_slow", ("--yarn-beta-slow",), "YaRN: correction for slow dimensions (default: the model's)", ROPE,
            float, None, "N", "LLAMA_ARG_YARN_BETA_SLOW", -1, 1e6, target="context:yarn_beta_slow"),
@@ -213,8 +214,8 @@ OPTIONS: tuple[Option, ...] = (
            "PATH", "LLAMA_ARG_API_PREFIX"),
     Option("path", ("--path",), "folder with the files of the web page (default: the built-in page)", SERVER,
            to.existing_folder, metavar="DIR", env="LLAMA_ARG_STATIC_PATH"),
-    Option("timeout", ("-to", "--timeout"), "seconds a client may stay silent while it sends or receives", SERVER,
-           float, 3600.0, "S", "LLAMA_ARG_TIMEOUT", 0.1, 86400, default_2024=600.0),
+    Option("timeout", ("-to", "--timeout"), "seconds a client may stay silent while it sends or receives (default: "
+           "30)", SERVER, float, None, "S", "LLAMA_ARG_TIMEOUT", 0.1, 86400, default_2024=600.0),
     Option("max_connections", ("--max-connections",), "connections at the same time, each with a thread; more get 503",
            SERVER, int, 512, "N", "LLAMA_SRV_MAX_CONNECTIONS", 1, 100000),
     Option("max_body", ("--max-body",), "largest request body, in MiB", SERVER, int, 64, "N", "LLAMA_SRV_MAX_BODY", 1,
@@ -321,8 +322,10 @@ OPTIONS: tuple[Option, ...] = (
            metavar="FORMAT", env="LLAMA_ARG_LOG_FORMAT", default_2024="json",
            choices={"text": "text", "json": "json"}),
     Option("log_jsonl", ("--log-jsonl",), "another way to say --log-format json", LOGGING, None,
-           env="LLAMA_ARG_LOG_JSONL", off_flags=("--no-log-jsonl",), dest="log_format", choices={"on": "json", "off": "text"}),
-    Option("log_file", ("--log-file",), "append to this file too", LOGGING, metavar="FILE", env="LLAMA_ARG_LOG_FILE",
+           env="LLAMA_ARG_LOG_JSONL", off_flags=("--no-log-jsonl",), dest="log_format",
+           choices={"on": "json", "off": "text"}),
+    Option("log_file", ("--log-file",), "append to this file too (default: no file)", LOGGING, metavar="FILE",
+           env="LLAMA_ARG_LOG_FILE",
            default_2024="llama.log"),
     Option("log_disable", ("--log-disable",), "log nothing; with --compat 2024 to stdout only", LOGGING, None, False),
     Option("log_colors", ("--log-colors",), "colours in the log: on, off, or auto for terminals", LOGGING,

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from server import config_file
 from server.option_rest import OTHER_GROUPS, OTHER_OPTIONS
 from server.option_row import IGNORED, SAME, WORKS, Option, OptionError, convert, switch
-from server.option_table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS
+from server.option_table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS, ROPE_SCALING
 
 __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", "Option", "OptionError", "Options",
            "bash_completion", "compat_rows", "native_params", "parse", "request_defaults", "secret_values", "usage"]
@@ -28,6 +28,7 @@ ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
 NOT_IN_FILES = ("help", "version", "list_devices", "completion_bash", "config")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 EXPERTS, DENSE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
+YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes it itself unless --yarn-ext-factor is 0"
 QUANTISED = tuple(number for word, number in KV_TYPES.items() if "q" in word)
 
 
@@ -194,6 +195,9 @@ def _finish(options: Options) -> None:
         options.stop = tuple(map(_unescape, options.stop))
         options.dry_sequence_breakers = options.dry_sequence_breakers and tuple(
             map(_unescape, options.dry_sequence_breakers))
+    is_yarn = options.rope_scaling == ROPE_SCALING["yarn"]
+    if is_yarn and options.yarn_attn_factor is not None and options.yarn_ext_factor != 0:
+        options.warnings += (YARN_ATTENTION,)
     for message in _contradictions(options):
         raise OptionError(message)
 
@@ -313,9 +317,12 @@ SHAPES_2024 = (
 
 def compat_rows() -> list[tuple[str, str, str, str]]:
     """The table of what `--compat` changes: option, what it is about, modern, 2024."""
-    rows = [(next(flag for flag in option.flags if flag.startswith("--")), option.help,
-             option.shown(option.default) or "-", option.shown(option.default_2024) or "-")
-            for option in OPTIONS if option.default_2024 is not SAME]
+    rows = []
+    for option in OPTIONS:
+        if option.default_2024 is not SAME:
+            about, _, default = option.help.rstrip(")").partition(" (default: ")
+            rows.append((next(flag for flag in option.flags if flag.startswith("--")), about,
+                         option.shown(option.default) or default, option.shown(option.default_2024)))
     return rows + list(SHAPES_2024)
 
 
