@@ -1,11 +1,11 @@
 """Finite automata over Unicode characters: the arithmetic behind patterns, formats and number ranges.
 
 Pure functions on HTTP handler threads; imports only the standard library. A grammar made from a deterministic
-automaton keeps one parse stack alive in llama.cpp's sampler, and intersection and complement give what GBNF can't
-say itself: two patterns at once, a pattern with a length, keys other than these.
+automaton keeps one parse stack alive in llama.cpp's sampler, and intersection and complement give what GBNF
+can't say itself: two patterns at once, a pattern with a length, keys other than these.
 
-A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: tables by
-byte. UTF-8 automata are smaller to run and far larger to print.
+A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: tables
+by byte. UTF-8 automata are smaller to run and far larger to print.
 """
 
 from __future__ import annotations
@@ -216,7 +216,8 @@ def determinise(nfa: Nfa, start: int, final: int, limit: int) -> Dfa:
 
 
 def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]]) -> dict[int, list]:
-    """The pieces of the alphabet that lead somewhere from a subset, joined where they lead to the same place."""
+    """The pieces of the alphabet that lead somewhere from a subset, joined where they lead to the same
+    place."""
     present = sum(1 << index for index in targets)
     groups: dict[int, list[tuple[int, int]]] = {}
     for mask, chars in pieces:
@@ -296,7 +297,8 @@ def length_between(least: int, most: int | None, limit: int) -> Dfa:
 
 
 def minimal(dfa: Dfa) -> Dfa:
-    """The smallest automaton with the same language, states numbered in order of first visit, no dead states."""
+    """The smallest automaton with the same language, states numbered in order of first visit, no dead
+    states."""
     dfa = _trim(dfa)
     block = _blocks(dfa)
     numbers = {block[0]: 0}
@@ -328,7 +330,8 @@ def _trim(dfa: Dfa) -> Dfa:
                 stack.append(source)
     kept = [0] + [state for state in range(1, len(dfa.accept)) if state in alive]
     number = {state: index for index, state in enumerate(kept)}
-    moves = [[(chars, number[target]) for chars, target in dfa.moves[state] if target in alive] for state in kept]
+    moves = [[(chars, number[target]) for chars, target in dfa.moves[state] if target in alive]
+             for state in kept]
     return Dfa([dfa.accept[state] for state in kept], moves)
 
 

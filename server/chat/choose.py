@@ -10,22 +10,26 @@ from server.errors import ApiError
 from server.log import get_logger
 
 META_KEY = "tokenizer.chat_template"
+TOOLS_META_KEY = META_KEY + ".tool_use"
 
 log = get_logger("chat")
 
 
 def choose_template(options, info, vocab) -> ChatTemplate | BuiltinTemplate:
-    """From `--chat-template`, `--chat-template-file`, the model's metadata, else ChatML with a warning.
+    """From `--chat-template-file`, `--chat-template`, the model's metadata (which may have a second one for
+    conversations with tools), else ChatML with a warning.
 
     ApiError 500 with line and column when the chosen one can't be compiled.
     """
-    source = options.chat_template or ""
+    source, tool_source = options.chat_template or "", ""
     if options.chat_template_file:
         try:
             source = Path(options.chat_template_file).read_text("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ApiError(500, f"--chat-template-file {options.chat_template_file} can't be read: {error}") from None
-    source = source or info.meta.get(META_KEY, "")
+    if not source:
+        source, tool_source = info.meta.get(META_KEY, ""), info.meta.get(TOOLS_META_KEY, "")
+        source = source or tool_source
     if not source:
         log.warning("this model has no chat template: using ChatML; name another with --chat-template")
         source = "chatml"
@@ -33,7 +37,10 @@ def choose_template(options, info, vocab) -> ChatTemplate | BuiltinTemplate:
         source = CHATML
     if source in vocab.builtin_templates or not options.jinja:
         return BuiltinTemplate(source, lambda messages, add: vocab.apply_template(source, messages, add))
+    if "{" not in source:
+        raise ApiError(500, f"--chat-template: '{source[:40]}' is neither Jinja text nor a name that llama.cpp knows; "
+                       f"known are {', '.join(vocab.builtin_templates)}")
     try:
-        return ChatTemplate(source, info.bos_token, info.eos_token)
+        return ChatTemplate(source, info.bos_token, info.eos_token, tool_source)
     except TemplateError as error:
         raise ApiError(500, f"the chat template can't be compiled: {error}") from None

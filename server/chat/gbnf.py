@@ -1,7 +1,7 @@
 """Reads GBNF, llama.cpp's grammar notation, and refuses what its sampler could not survive.
 
-Runs on HTTP handler threads, before any native code sees the text. llama.cpp parses grammars with recursive C++
-functions that have no depth limit, walks leftmost rule references without memory (exponential for some
+Runs on HTTP handler threads, before any native code sees the text. llama.cpp parses grammars with recursive
+C++ functions that have no depth limit, walks leftmost rule references without memory (exponential for some
 grammars), does not see every left recursion and takes `{5,2}` for an endless loop; each of these ends the
 process or hangs the engine. So the same dialect (llama.cpp v0.5.0, `src/llama-grammar.cpp`) is read here with
 loops only, and the analyses follow in time linear in the text.
@@ -44,8 +44,8 @@ class GrammarError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a grammar may cost. `repetitions` is llama.cpp's own constant; the others keep its C++ stack and time
-    small: `chain` native recursion levels, `visits` native calls of the left recursion search."""
+    """What a grammar may cost. `repetitions` is llama.cpp's own constant; the others keep its C++ stack and
+    time small: `chain` native recursion levels, `visits` native calls of the left recursion search."""
 
     text_bytes: int = 1 << 20
     depth: int = 200
@@ -67,8 +67,8 @@ class Item(NamedTuple):
 
 @dataclass(slots=True)
 class Grammar:
-    """A parsed grammar: `rules[i]` is a list of alternatives, each a list of items; a group is a rule of its own.
-    `names` maps the names written in the text to rule numbers."""
+    """A parsed grammar: `rules[i]` is a list of alternatives, each a list of items; a group is a rule of its
+    own. `names` maps the names written in the text to rule numbers."""
 
     text: str
     names: dict[str, int] = field(default_factory=dict)
@@ -92,7 +92,8 @@ def parse(text: str, *, root: str = "root", limits: Limits = Limits()) -> Gramma
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError as error:
-        raise grammar.error("the grammar holds half a surrogate pair, which is no text", error.start) from None
+        raise grammar.error("the grammar holds half a surrogate pair, which is no text",
+                            error.start) from None
     if size > limits.text_bytes:
         raise grammar.error(f"the grammar has {size} bytes, the limit is {limits.text_bytes}", 0)
     if "\0" in text:
@@ -107,8 +108,8 @@ def parse(text: str, *, root: str = "root", limits: Limits = Limits()) -> Gramma
 
 @dataclass(slots=True)
 class _Group:
-    """An open rule or parenthesis while parsing. `factor` mirrors llama.cpp's n_prev_rules: how many native rules
-    the last item stands for, which limits how often it may be repeated."""
+    """An open rule or parenthesis while parsing. `factor` mirrors llama.cpp's n_prev_rules: how many native
+    rules the last item stands for, which limits how often it may be repeated."""
 
     rule: int
     offset: int
@@ -167,7 +168,7 @@ class _Parser:
         start = self.position
         match = _NAME.match(self.text, start)
         if match is None:
-            hint = ("; an alternative on a new line needs a '|' at the end of the line before it, or parentheses"
+            hint = ("; an alternative on a new line needs a '|' at the end of the line before, or parentheses"
                     if self.text[start] == "|" else "")
             raise self.error(f"expected the name of a rule{hint}")
         self.position = match.end()
@@ -313,9 +314,12 @@ class _Parser:
         self.position += 1
 
     def close_group(self) -> _Group:
-        """Ends the innermost rule or group; of two rules with one name the later counts, as in llama.cpp."""
+        """Ends the innermost rule or group. Of two rules with one name the later counts, as in llama.cpp;
+        parts of the earlier one stay in the native grammar, so it is kept to be checked."""
         group = self.groups.pop()
         group.alternatives.append(group.items)
+        if self.grammar.rules[group.rule] is not None:
+            self.grammar.rules.append(self.grammar.rules[group.rule])
         self.grammar.rules[group.rule] = group.alternatives
         self.count_elements(len(group.alternatives))
         return group
@@ -431,20 +435,18 @@ def _needs(items: list[Item]) -> list[int] | None:
 
 
 def _is_empty(item: Item, nullable: list[bool]) -> bool:
-    """Whether an item can produce the empty text."""
-    while item.kind == REPEAT:
-        if item.value[1] == 0:
-            return True
-        item = item.value[0][0]
+    """Whether an item that is no repetition can produce the empty text."""
     return nullable[item.value] if item.kind == REFERENCE else item.kind == LITERAL and not item.value
 
 
 class _Edge(NamedTuple):
-    """A reference that may stand leftmost in its rule: native levels and native visits it takes to reach it."""
+    """What may stand leftmost in a rule: a reference, or a terminal (rule None). Native code takes `levels`
+    calls to get there, gets there `times` times, and makes `visits` calls for the repetitions on the way."""
 
-    rule: int
+    rule: int | None
     offset: int
     levels: int
+    times: int
     visits: int
 
 
@@ -461,27 +463,33 @@ def _check_loops(grammar: Grammar, limits: Limits) -> None:
 
 
 def _add_edges(grammar: Grammar, items: list[Item], nullable: list[bool], found: list[_Edge]) -> None:
-    """Collects the leftmost references of one alternative, and looks into every repetition for empty loops."""
+    """Collects the leftmost items of one alternative, and looks into every repetition for empty loops."""
     leftmost = True
     for item in items:
-        levels = visits = 1
-        inner = item
-        while inner.kind == REPEAT:
-            part, least, most = inner.value[0][0], inner.value[1], inner.value[2]
-            empty = _is_empty(part, nullable)
+        repeats = []
+        while item.kind == REPEAT:
+            repeats.append(item)
+            item = item.value[0][0]
+        empty = _is_empty(item, nullable)
+        levels, times, visits = 0, 1, 0
+        for repeat in reversed(repeats):
+            _, least, most = repeat.value
             if empty and most is None:
-                raise grammar.error("this repetition is an endless loop: what it repeats can be empty", inner.offset)
+                raise grammar.error("this repetition is an endless loop: what it repeats can be empty",
+                                    repeat.offset)
             copies = (most or least) if empty else 1
             levels += copies
-            visits *= copies + 1
-            inner = part
-        if leftmost and inner.kind == REFERENCE:
-            found.append(_Edge(inner.value, inner.offset, levels, visits))
-        leftmost = leftmost and _is_empty(item, nullable)
+            times, visits = min(times * copies, 1 << 60), min((visits + 1) * copies, 1 << 60)
+            empty = empty or least == 0
+        if leftmost and (item.kind == REFERENCE or levels):
+            found.append(_Edge(item.value if item.kind == REFERENCE else None, item.offset, levels, times,
+                               visits))
+        leftmost = leftmost and empty
 
 
 def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) -> None:
-    """Depth-first over leftmost references: a cycle is left recursion; depth and visits are summed on the way up."""
+    """Depth-first over leftmost references: a cycle is left recursion; depth and visits are summed on the way
+    up."""
     depth = [0] * len(edges)
     visits = [0] * len(edges)
     state = [0] * len(edges)
@@ -493,21 +501,24 @@ def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) ->
             if index < len(edges[rule]):
                 edge = edges[rule][index]
                 stack.append((rule, index + 1))
-                if state[edge.rule] == 1:
+                if edge.rule is not None and state[edge.rule] == 1:
                     raise grammar.error(f"the rule '{_name_of(grammar, stack)}' is left-recursive:"
                                         " it can begin with itself", edge.offset)
-                if state[edge.rule] == 0:
+                if edge.rule is not None and state[edge.rule] == 0:
                     stack.append((edge.rule, 0))
                 continue
             state[rule] = 2
-            depth[rule] = max((depth[e.rule] + e.levels for e in edges[rule]), default=1)
-            visits[rule] = 1 + sum(visits[e.rule] * e.visits for e in edges[rule])
+            depth[rule] = 1 + max((edge.levels + (depth[edge.rule] if edge.rule is not None else 0)
+                                   for edge in edges[rule]), default=0)
+            visits[rule] = 1 + sum(edge.visits + (edge.times * visits[edge.rule] if edge.rule is not None
+                                                  else 0)
+                                   for edge in edges[rule])
             if depth[rule] > limits.chain:
                 raise grammar.error(f"rules begin with rules more than {limits.chain} levels deep",
                                     edges[rule][0].offset)
             if visits[rule] > limits.visits:
-                raise grammar.error("too many ways to reach the first character: rules that begin with several"
-                                    " references to the same rule multiply", edges[rule][0].offset)
+                raise grammar.error("too many ways to reach the first character: rules that begin with"
+                                    " several references to the same rule multiply", edges[rule][0].offset)
 
 
 def _name_of(grammar: Grammar, stack: list[tuple[int, int]]) -> str:

@@ -1,10 +1,10 @@
-"""Writes GBNF: quoting, rules that are shared when their bodies are equal, counted repetition, prefix trees, and
-the print-out of automata.
+"""Writes GBNF: quoting, rules shared when their bodies are equal, counted repetition, common beginnings,
+and the print-out of automata.
 
-Used by the regex, choice and JSON schema converters on HTTP handler threads; imports only the standard library and
-`automaton`. Expressions are strings whose class tells how they may be put together: `Text` is one quoted string,
-`Sequence` items in a row, `Choice` has a '|' outside of parentheses. Not taken: a tree of nodes; what is written
-once needs none.
+Used by the regex, choice and JSON schema converters on HTTP handler threads; imports only the standard
+library and `automaton`. Expressions are strings whose class tells how they may be put together: `Text` is one
+quoted string, `Sequence` items in a row, `Choice` has a '|' outside of parentheses. Not taken: a tree of
+nodes; what is written once needs none.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ _UNSAFE_TEXT = re.compile('["\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udf
 _LITERAL_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _CLASS_ESCAPES = {"]": "\\]", "[": "\\[", "\\": "\\\\", "-": "\\-", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ATOM = re.compile(r"[A-Za-z0-9-]+|\.|\[(?:[^\]\\]|\\.)*\]")
+_UNIT = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.", re.DOTALL)
 _INLINE_DEPTH = 6
 _TAIL_INLINE = 64
 _CLASS_RANGES_MAX = 6
@@ -68,8 +69,8 @@ def _printable(char: str) -> str:
 def char_class(chars: Charset) -> str:
     """The GBNF class for a non-empty character set, never in the form `[^...]` or `.`.
 
-    llama.cpp refuses a token that ends inside a character if a negated class excludes any character it could become,
-    and lets half surrogates pass; with plain ranges it does neither.
+    llama.cpp refuses a token that ends inside a character if a negated class excludes any character it could
+    become, and lets half surrogates pass; with plain ranges it does neither.
     """
     if len(chars) == 1 and chars[0][0] == chars[0][1]:
         return literal(chr(chars[0][0]))
@@ -127,6 +128,47 @@ def choice(parts: Iterable[str]) -> str:
         return ""
     expression = filled[0] if len(filled) == 1 else Choice(" | ".join(filled))
     return expression if len(filled) == len(unique) else optional(expression)
+
+
+def factored(parts: Iterable[str], depth: int = 0) -> str:
+    """The parts as alternatives whose common beginnings are written once.
+
+    The sampler tests the vocabulary against every open alternative, so thirty objects that begin with the
+    same key would cost thirty times as much until their values differ.
+    """
+    unique = list(dict.fromkeys(parts))
+    heads: dict[str, list[tuple[str, ...]]] = {}
+    for part in unique:
+        items = part.items if isinstance(part, Sequence) else (part,) if part else ()
+        is_text = bool(items) and isinstance(items[0], Text)
+        head = _UNIT.match(items[0], 1).group() if is_text else "".join(items[:1])
+        heads.setdefault(head, []).append(items)
+    if len(heads) == len(unique) or depth > _INLINE_DEPTH:
+        return choice(unique)
+    ways = []
+    for rows in heads.values():
+        common, rests = _split_common(rows)
+        ways.append(sequence(*common, factored([sequence(*rest) for rest in rests], depth + 1)))
+    return choice(ways)
+
+
+def _split_common(rows: list[tuple[str, ...]]) -> tuple[list[str], list[list[str]]]:
+    """The items that all rows begin with, and what is left of each; strings are split inside."""
+    size = 0
+    shortest = min(map(len, rows))
+    while size < shortest and all(row[size] == rows[0][size] for row in rows):
+        size += 1
+    common, rests = list(rows[0][:size]), [list(row[size:]) for row in rows]
+    if all(rest and isinstance(rest[0], Text) for rest in rests) and len(rows) > 1:
+        texts = [_UNIT.findall(rest[0][1:-1]) for rest in rests]
+        same = 0
+        while same < min(map(len, texts)) and all(text[same] == texts[0][same] for text in texts):
+            same += 1
+        if same:
+            common.append(Text('"' + "".join(texts[0][:same]) + '"'))
+            for rest, text in zip(rests, texts):
+                rest[:1] = [Text('"' + "".join(text[same:]) + '"')] if text[same:] else []
+    return common, rests
 
 
 def group(expression: str) -> str:
@@ -195,7 +237,8 @@ class Builder:
     def _repeat_blocks(self, hint: str, item: str, least: int, most: int | None) -> str:
         block = self.define(f"{hint}-{BLOCK}", f"{item}{{{BLOCK}}}")
         blocks, rest = divmod(least, BLOCK)
-        head = sequence(*([f"{block}{{{blocks}}}"] if blocks else []), *([f"{item}{{{rest}}}"] if rest else []))
+        head = sequence(*([f"{block}{{{blocks}}}"] if blocks else []),
+                        *([f"{item}{{{rest}}}"] if rest else []))
         if most is None:
             return sequence(head, f"{item}*")
         blocks, rest = divmod(most - least, BLOCK)
@@ -216,33 +259,6 @@ def _count(least: int, most: int | None) -> str:
     if most is None:
         return f"{{{least},}}"
     return f"{{{least}}}" if least == most else f"{{{least},{most}}}"
-
-
-def prefix_tree(texts: dict[str, str], depth: int = 0) -> str:
-    """Alternatives that share beginnings: each key is a text, its value the expression that follows it.
-
-    Shared beginnings matter for speed: the sampler tests the vocabulary against every open alternative.
-    """
-    if len(texts) == 1 or depth > _INLINE_DEPTH:
-        return choice(sequence(literal(text) if text else "", rest) for text, rest in texts.items())
-    heads: dict[str, dict[str, str]] = {}
-    parts = []
-    for text, rest in texts.items():
-        if text:
-            heads.setdefault(text[0], {})[text[1:]] = rest
-        else:
-            parts.append(rest)
-    for head, tails in heads.items():
-        common = _common_prefix(list(tails))
-        inner = prefix_tree({tail[len(common):]: rest for tail, rest in tails.items()}, depth + 1)
-        parts.append(sequence(literal(head + common), inner))
-    return choice(parts)
-
-
-def _common_prefix(texts: list[str]) -> str:
-    low, high = min(texts), max(texts)
-    size = next((i for i, (a, b) in enumerate(zip(low, high)) if a != b), min(len(low), len(high)))
-    return low[:size]
 
 
 def excluded_words(builder: Builder, texts: list[str], char: str, class_of: Callable[[Charset], str]) -> str:
@@ -270,8 +286,9 @@ def excluded_words(builder: Builder, texts: list[str], char: str, class_of: Call
 def print_dfa(builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset], str]) -> str:
     """The expression of a minimal automaton's language; `class_of` writes one character set.
 
-    States used once are written in place, runs of one class become counts, a state's move to itself a '*'; every
-    other state gets a rule. Empty languages have no expression: the caller has to look (`Dfa.is_empty`).
+    States used once are written in place, runs of one class become counts, a state's move to itself a '*';
+    every other state gets a rule. Empty languages have no expression: the caller has to look
+    (`Dfa.is_empty`).
     """
     return _Printer(builder, dfa, hint, class_of).run()
 
@@ -341,7 +358,8 @@ class _Printer:
         return sequence(*parts, optional(tail) if self.dfa.accept[state] else tail)
 
     def run_of(self, move: tuple[Charset, int]) -> tuple[Charset, int, int]:
-        """How often the same characters follow through states that have no other use: (characters, count, last)."""
+        """How often the same characters follow through states that have no other use: (characters, count,
+        last)."""
         chars, state = move
         count = 1
         while (self.uses[state] == 1 and not self.dfa.accept[state]
@@ -355,7 +373,8 @@ class _Printer:
 def _counted_tails(dfa: Dfa) -> list[tuple[Charset, int, int] | None]:
     """For each state that only puts up to n characters of one class before another state: (class, n, state).
 
-    Such a state has the other state's moves and one more, so the texts from it on are `class{0,n}` and the other's.
+    Such a state has the other state's moves and one more, so the texts from it on are `class{0,n}` and the
+    other's.
     """
     tails: list[tuple[Charset, int, int] | None] = [None] * len(dfa.moves)
     moves = [frozenset(here) for here in dfa.moves]
@@ -371,5 +390,6 @@ def _counted_tails(dfa: Dfa) -> list[tuple[Charset, int, int] | None]:
         same = dfa.accept[state] == dfa.accept[base] and moves[state] - {(chars, target)} == moves[base]
         if same and tails[state] is None:
             tails[state] = (chars, count, base)
-            ready += [(source, chars, state, base, count + 1) for source, other in sources[state] if other == chars]
+            ready += [(source, chars, state, base, count + 1)
+                      for source, other in sources[state] if other == chars]
     return tails

@@ -1,12 +1,13 @@
 """Objects and arrays of a JSON schema as grammar.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours. Keys come in the order of the
-schema, further keys behind them. An object that lists properties and says nothing of others gets no others (as in
-llama.cpp: models invent keys), likewise an array that lists its first items; both are valid by the standard.
+Runs on HTTP handler threads; imports only the standard library and its neighbours. Keys come in the order of
+the schema, further keys behind them. An object that lists properties and says nothing of others gets no
+others (as in llama.cpp: models invent keys), likewise an array that lists its first items; both are valid by
+the standard.
 
-Members and items are laid out backwards, from the end to the beginning, so that long lists need no recursion; `c`
-below is how many members are already written, as far as minProperties and maxProperties need to know.
-Not taken: members in any order; n! orders need n! rules.
+Members and items are laid out backwards, from the end to the beginning, so that long lists need no recursion;
+`c` below is how many members are already written, as far as minProperties and maxProperties need to know. Not
+taken: members in any order; n! orders need n! rules.
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.chat import automaton
-from server.chat.gbnf_build import BLOCK, COUNT_MAX, choice, excluded_words, literal, optional, print_dfa, sequence
+from server.chat.gbnf_build import (
+    BLOCK, COUNT_MAX, choice, excluded_words, literal, optional, print_dfa, sequence)
 from server.chat.json_parts import Conjunction, Part, SchemaError, escape
-from server.chat.json_shapes import Shape
+from server.chat.json_shapes import KEYWORDS_BY_TYPE, Shape
 from server.chat.json_strings import core, json_text, text_class
-from server.chat.json_values import array_layout, fits, item_conjunction, key_conjunction, pattern_dfa, required_keys
+from server.chat.json_values import (
+    array_layout, fits, item_conjunction, key_conjunction, pattern_dfa, required_keys)
 
 if TYPE_CHECKING:
     from server.chat.json_schema import Converter
 
+_NO_OBJECT = frozenset(KEYWORDS_BY_TYPE["object"]).isdisjoint
+_NO_ARRAY = frozenset(KEYWORDS_BY_TYPE["array"]).isdisjoint
 PROPERTIES_MAX = 800
 PREFIX_MAX = 500
 _STATES_MAX = 2000
@@ -40,10 +45,9 @@ class _Member:
 
 
 def object_expression(converter: Converter, shape: Shape, needs: list[Conjunction]) -> str | None:
-    """The grammar of the objects of a shape, None if there are none. Adds to `needs` what every one contains."""
-    keywords = ("properties", "required", "additionalProperties", "patternProperties", "propertyNames",
-                "minProperties", "maxProperties", "unevaluatedProperties")
-    if not shape.forbidden_keys and not any(shape.having(keyword) for keyword in keywords):
+    """The grammar of the objects of a shape, None if there are none. Adds to `needs` what every one
+    contains."""
+    if not shape.forbidden_keys and all(_NO_OBJECT(part.schema) for part in shape.parts):
         return core(converter.builder, "object")
     members = _members(converter, shape, needs)
     if members is None:
@@ -90,7 +94,8 @@ def _is_open(shape: Shape) -> bool:
     for keyword in ("additionalProperties", "unevaluatedProperties"):
         if shape.having(keyword):
             return True
-    listed = [part for part in shape.parts if "properties" in part.schema or "patternProperties" in part.schema]
+    listed = [part for part in shape.parts if "properties" in part.schema
+              or "patternProperties" in part.schema]
     return not listed or shape.largest("minProperties") > len(_declared_keys(shape))
 
 
@@ -120,9 +125,11 @@ def _key_patterns(converter: Converter, shape: Shape) -> list[str]:
         for pattern in part.schema["patternProperties"]:
             pointer = f"{part.pointer}/patternProperties/{escape(pattern)}"
             if pattern_dfa(pattern) is None:
-                converter.document.loosen(pointer, "this pattern of keys can't be converted and is not enforced")
+                converter.document.loosen(pointer,
+                                          "this pattern of keys can't be converted and is not enforced")
             elif len(found) >= _PATTERNS_MAX and pattern not in found:
-                converter.document.loosen(pointer, f"more than {_PATTERNS_MAX} patterns of keys; not enforced")
+                converter.document.loosen(pointer,
+                                          f"more than {_PATTERNS_MAX} patterns of keys; not enforced")
             else:
                 found[pattern] = None
     return list(found)
@@ -136,7 +143,7 @@ def _further_values(converter: Converter, shape: Shape, matched: list[str]) -> C
                 if pattern in part.schema.get("patternProperties", ())]
         if not here and "additionalProperties" in part.schema:
             here.append(part.at("additionalProperties"))
-        elif not matched and "unevaluatedProperties" in part.schema and not shape.having("additionalProperties"):
+        elif not (matched or shape.having("additionalProperties")) and "unevaluatedProperties" in part.schema:
             here.append(part.at("unevaluatedProperties"))
         found += [converter.document.plain(part) for part in here]
     return tuple(dict.fromkeys(found))
@@ -165,8 +172,10 @@ def _further_key(converter: Converter, shape: Shape, patterns: list[str], matche
     return None if key.is_empty() else print_dfa(builder, key, "key", class_of)
 
 
-def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member], further: str | None) -> str | None:
-    """The whole object. `some[c]` is: at least one member from here on; `rest`: a comma and some, or nothing."""
+def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member],
+                     further: str | None) -> str | None:
+    """The whole object. `some[c]` is: at least one member from here on; `rest`: a comma and some, or
+    nothing."""
     builder = converter.builder
     least, most = _member_counts(converter, shape, members, further)
     cap = least if most is None else most
@@ -232,10 +241,12 @@ def _member_counts(converter: Converter, shape: Shape, members: list[_Member],
         most = None
     cap = least if most is None else most
     if cap > BLOCK or (len(members) + 1) * (cap + 1) > _STATES_MAX:
-        converter.document.loosen(shape.pointer, "the number of properties is not limited: too many combinations")
+        converter.document.loosen(shape.pointer,
+                                  "the number of properties is not limited: too many combinations")
         return 0, None
     if least > 1 and further is not None:
-        converter.document.loosen(shape.pointer, "a key that is written twice counts twice for 'minProperties'",
+        converter.document.loosen(shape.pointer,
+                                  "a key that is written twice counts twice for 'minProperties'",
                                   fatal=False)
     return least, most
 
@@ -244,9 +255,9 @@ def _member_counts(converter: Converter, shape: Shape, members: list[_Member],
 
 
 def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction]) -> str | None:
-    """The grammar of the arrays of a shape, None if there are none. Adds to `needs` what every one contains."""
-    keywords = ("items", "prefixItems", "minItems", "maxItems", "contains", "uniqueItems", "unevaluatedItems")
-    if not any(shape.having(keyword) for keyword in keywords):
+    """The grammar of the arrays of a shape, None if there are none. Adds to `needs` what every one
+    contains."""
+    if all(_NO_ARRAY(part.schema) for part in shape.parts):
         return core(converter.builder, "array")
     least, most = shape.largest("minItems"), shape.smallest("maxItems")
     if max(least, most or 0) > COUNT_MAX:
@@ -278,7 +289,8 @@ def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction
     if inside is None:
         return None
     filled = sequence(inside, blank) if inside else ""
-    return sequence(literal("["), blank, filled if least or _must_contain(shape) else optional(filled), literal("]"))
+    return sequence(literal("["), blank, filled if least or _must_contain(shape) else optional(filled),
+                    literal("]"))
 
 
 def _warn_unique(converter: Converter, shape: Shape, most: int | None) -> None:
@@ -291,7 +303,8 @@ def _must_contain(shape: Shape) -> bool:
     return any(part.schema.get("minContains", 1) > 0 for part in shape.having("contains"))
 
 
-def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: int, most: int | None) -> str | None:
+def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: int,
+                   most: int | None) -> str | None:
     """The items and commas of a non-empty array; '' if only the empty one is possible, None if none is.
 
     The last of `items` is the schema of all further ones where `most` allows more.
@@ -301,7 +314,8 @@ def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: 
             converter.document.loosen(f"{part.pointer}/maxContains", "not enforced")
     wanted = [part for part in shape.having("contains") if part.schema.get("minContains", 1) > 0]
     for part in wanted[1:]:
-        converter.document.loosen(f"{part.pointer}/contains", "only the first of several 'contains' is enforced")
+        converter.document.loosen(f"{part.pointer}/contains",
+                                  "only the first of several 'contains' is enforced")
     if wanted:
         states = (max(len(items), least) if most is None else most) + 1
         count = int(wanted[0].schema.get("minContains", 1))
@@ -317,7 +331,8 @@ def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: 
     if fixed < len(items):
         more = sequence(comma, items[fixed])
         before = max(fixed, 1)
-        rest = builder.repeat("item-next", more, max(least - before, 0), None if most is None else most - before)
+        rest = builder.repeat("item-next", more, max(least - before, 0),
+                              None if most is None else most - before)
     for index in range(fixed - 1, 0, -1):
         rest = sequence(comma, items[index], rest)
         if index >= least:
@@ -326,7 +341,8 @@ def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: 
 
 
 class _ContainsLayout:
-    """Arrays of which `count` items must also fit `contains`: a rule for each (items so far, found so far)."""
+    """Arrays of which `count` items must also fit `contains`: a rule for each (items so far, found so
+    far)."""
 
     def __init__(self, converter: Converter, shape: Shape, part: Part, items: list[str], least: int,
                  most: int | None) -> None:
@@ -353,7 +369,8 @@ class _ContainsLayout:
             table = row
         return table[0]
 
-    def cell(self, index: int, found: int, count: int, after: list[str | None], row: list[str | None]) -> str | None:
+    def cell(self, index: int, found: int, count: int, after: list[str | None],
+             row: list[str | None]) -> str | None:
         """What may follow when `index` items stand, `found` of them counted; `after` is the row of index + 1.
 
         The last row of an unbounded array is followed by itself.

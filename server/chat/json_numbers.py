@@ -1,9 +1,9 @@
 """JSON numbers between bounds, and multiples of something, as automata over their digits.
 
 Pure functions on HTTP handler threads; imports only the standard library and its neighbours. Bounds are exact
-decimal arithmetic. Bounded numbers are written without exponent, with at most DIGITS digits on either side of the
-point (more in front of it if a bound has more); only a sign bound keeps the exponent. Integers are never `-0`.
-Not taken: comparing floats, which gets 0.1 wrong at the border.
+decimal arithmetic. Bounded numbers are written without exponent, with at most DIGITS digits on either side of
+the point (more in front of it if a bound has more); only a sign bound keeps the exponent. Integers are never
+`-0`. Not taken: comparing floats, which gets 0.1 wrong at the border.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ _ENUMERATE_MAX = 256
 
 _FRACTION = rf"(\.\d{{1,{DIGITS}}})?"
 
-# Numbers with no bound but a sign, as GBNF. Exponents are kept so short that no reader overflows or rounds to zero.
-_POSITIVE = (f'([1-9] [0-9]{{0,{DIGITS - 1}}} ("." [0-9]{{1,{DIGITS}}})? | "0." "0"{{0,9}} [1-9] [0-9]{{0,9}})'
-             ' ([eE] [-+]? [0-9]{1,2})?')
-_NOT_NEGATIVE = f'("0" | [1-9] [0-9]{{0,{DIGITS - 1}}}) ("." [0-9]{{1,{DIGITS}}})? ([eE] [-+]? [0-9]{{1,2}})?'
+# Numbers with no bound but a sign, as GBNF. Exponents are so short that no reader overflows or gets zero.
+_WHOLE = f"[1-9] [0-9]{{0,{DIGITS - 1}}}"
+_DECIMALS = f'("." [0-9]{{1,{DIGITS}}})?'
+_EXPONENT = "([eE] [-+]? [0-9]{1,2})?"
+_POSITIVE = f'({_WHOLE} {_DECIMALS} | "0." "0"{{0,9}} [1-9] [0-9]{{0,9}}) {_EXPONENT}'
+_NOT_NEGATIVE = f'("0" | {_WHOLE}) {_DECIMALS} {_EXPONENT}'
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +65,19 @@ def common_multiple(first: Fraction | None, second: Fraction) -> Fraction:
     """The smallest number that is a multiple of both."""
     if first is None:
         return second
-    return Fraction(math.lcm(first.numerator, second.numerator), math.gcd(first.denominator, second.denominator))
+    return Fraction(math.lcm(first.numerator, second.numerator),
+                    math.gcd(first.denominator, second.denominator))
 
 
 @lru_cache(maxsize=512)
 def range_dfa(wanted: Range) -> Dfa:
-    """The automaton of the numbers in a range, possibly empty. Raises `TooLarge` if the multiples need too many
-    states (without `multiple` it never does)."""
+    """The automaton of the numbers in a range, possibly empty. Raises `TooLarge` if the multiples need too
+    many states (without `multiple` it never does)."""
     low, low_open = _inward(wanted.low, wanted.low_open, ROUND_CEILING)
     high, high_open = _inward(wanted.high, wanted.high_open, ROUND_FLOOR)
     if wanted.integer:
-        return _integers(_integer_bound(low, low_open, +1), _integer_bound(high, high_open, -1), wanted.multiple)
+        return _integers(_integer_bound(low, low_open, +1), _integer_bound(high, high_open, -1),
+                         wanted.multiple)
     longest = max(len(format(abs(Decimal(bound)), "f").partition(".")[0]) for bound in (low or 0, high or 0))
     cap = max(DIGITS, longest + 1) if wanted.multiple is None else None
     dfa = automaton.both(_compile(_at_least(low, low_open, cap)), _compile(_at_most(high, high_open, cap)),
@@ -142,8 +146,8 @@ def _prefixed(prefix: str, pattern: str) -> str:
 
 
 def _whole(low: int, high: int | None, cap: int | None) -> str:
-    """Whole numbers >= 0 in a range as a pattern, '' if there are none. Without `high` they have at most `cap`
-    digits, or any number of them."""
+    """Whole numbers >= 0 in a range as a pattern, '' if there are none. Without `high` they have at most
+    `cap` digits, or any number of them."""
     parts = []
     last = len(str(low)) if high is None else len(str(high))
     for size in range(len(str(low)), last + 1):

@@ -1,7 +1,8 @@
-"""The parts of a JSON schema: a schema with the place where it stands, its references, and the types of keywords.
+"""The parts of a JSON schema: a schema with the place where it stands, its references, and the types of
+keywords.
 
-Pure code on HTTP handler threads; imports only the standard library. Nothing is fetched: a reference leads to a part
-of the same document or is an error.
+Pure code on HTTP handler threads; imports only the standard library. Nothing is fetched: a reference leads to
+a part of the same document or is an error.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "ma
 
 
 class SchemaError(Exception):
-    """A schema that is refused: one-line `message`, and the JSON `pointer` of the place, such as #/properties/a."""
+    """A schema that is refused: one-line `message`, and the JSON `pointer` of the place, such as
+    #/properties/a."""
 
     def __init__(self, message: str, pointer: str) -> None:
         super().__init__(f"{pointer}: {message}")
@@ -72,7 +74,8 @@ def identity(value: object) -> Hashable:
 
 
 class Resources:
-    """What the references of a document can lead to: schemas with an `$id`, anchors, and JSON pointers in both."""
+    """What the references of a document can lead to: schemas with an `$id`, anchors, and JSON pointers in
+    both."""
 
     def __init__(self, root: Part) -> None:
         self.bases: dict[str, str] = {}
@@ -85,7 +88,8 @@ class Resources:
             if isinstance(node, dict):
                 base = self.enter(part, base, node, "id" if is_old else "$id")
                 stack.extend((Part(f"{part.pointer}/{escape(key)}", child), base, child)
-                             for key, child in node.items() if key not in ("const", "enum", "default", "examples"))
+                             for key, child in node.items()
+                             if key not in ("const", "enum", "default", "examples"))
             elif isinstance(node, list):
                 stack.extend((Part(f"{part.pointer}/{index}", child), base, child)
                              for index, child in enumerate(node))

@@ -1,25 +1,28 @@
 """JSON schema to GBNF: `convert` is what the API layer and the tool calls use.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are kept by the text of
-the schema, so that the same schema in the next request costs a look-up. The same schema always gives the same grammar.
+Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are kept by the
+text of the schema, so that the same schema in the next request costs a look-up. The same schema always gives
+the same grammar.
 
-What a context-free grammar can't say is loosened, with a warning that names the JSON pointer; `strict` refuses
-instead. Objects and arrays are queued and written one after the other, so that recursion in a schema is recursion
-between rules. Alternatives that could never be finished (a required property that needs itself) are found at the end
-and left out in a second round. Not taken: translating keyword by keyword while walking the schema, as llama.cpp does;
-allOf, siblings of $ref and anyOf next to properties come out wrong that way.
+What a context-free grammar can't say is loosened, with a warning that names the JSON pointer; `strict`
+refuses instead. Objects and arrays are queued and written one after the other, so that recursion in a schema
+is recursion between rules. Alternatives that could never be finished (a required property that needs itself)
+are found at the end and left out in a second round. Not taken: translating keyword by keyword while walking
+the schema, as llama.cpp does; allOf, siblings of $ref and anyOf next to properties come out wrong that way.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
 
 from server.chat import automaton
 from server.chat.automaton import Charset, Dfa, TooLarge
-from server.chat.gbnf_build import COUNT_MAX, Builder, choice, literal, prefix_tree, print_dfa, sequence
+from server.chat.gbnf import GrammarError, check
+from server.chat.gbnf_build import COUNT_MAX, Builder, choice, factored, literal, print_dfa, sequence
 from server.chat.json_containers import array_expression, object_expression
 from server.chat.json_numbers import range_dfa, sign_expression
 from server.chat.json_parts import Conjunction, Part, SchemaError
@@ -38,6 +41,9 @@ _ROUNDS_MAX = 8
 _RULES_MAX = 5000
 _ONE_OF_MAX = 60
 _INLINE_MAX = 60
+_SHARED_LENGTH = 32     # llama.cpp unrolls counted repetitions, so longer ones are written once
+_UNROLLED_MAX = 50_000
+_COUNTS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 _LARGEST_BOUND = Decimal(10) ** 40
 
 _TYPE_ONLY = {"type", *ANNOTATIONS}
@@ -48,15 +54,16 @@ ANY_OBJECT = {"type": "object"}
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """A grammar with the rule `root`, and what it does not enforce: one line per place, JSON pointer first."""
+    """A grammar with the rule `root`, and what it does not enforce: one line per place, JSON pointer
+    first."""
 
     grammar: str
     warnings: list[str]
 
 
 def convert(schema: object, *, strict: bool = False) -> Conversion:
-    """The grammar of the JSON texts that fit a schema. Raises `SchemaError` for what is no schema, fits nothing, or
-    under `strict` can't be enforced."""
+    """The grammar of the JSON texts that fit a schema. Raises `SchemaError` for what is no schema, fits
+    nothing, or under `strict` can't be enforced."""
     _check_json(schema)
     text = json.dumps(schema, ensure_ascii=True, separators=(",", ":"))
     if len(text) > TEXT_MAX:
@@ -108,7 +115,13 @@ def _convert_text(text: str, strict: bool) -> tuple[str, tuple[str, ...]]:
         raise SchemaError(*(reason or ("no value fits this schema", "#")))
     grammar = converter.builder.text(root)
     if len(grammar) > GRAMMAR_MAX:
-        raise SchemaError(f"the grammar would have {len(grammar)} characters, the limit is {GRAMMAR_MAX}", "#")
+        raise SchemaError(f"the grammar would have {len(grammar)} characters, the limit is {GRAMMAR_MAX}",
+                          "#")
+    if sum(int(most or least) for least, most in _COUNTS.findall(grammar)) > _UNROLLED_MAX:
+        try:
+            check(grammar)
+        except GrammarError as error:
+            raise SchemaError(f"the grammar would be too large for llama.cpp: {error.message}", "#") from None
     return grammar, tuple(document.warnings)
 
 
@@ -128,7 +141,8 @@ class Converter:
         self.strings: dict[tuple, str | None] = {}
 
     def note_contradiction(self, pointer: str, message: str) -> None:
-        """Remembers the first reason why something fits nothing, for the error if that turns out to be the root."""
+        """Remembers the first reason why something fits nothing, for the error if that turns out to be the
+        root."""
         self.contradiction = self.contradiction or (message, pointer)
 
     def run(self) -> str | None:
@@ -136,13 +150,14 @@ class Converter:
         root = self.expression((self.document.plain(self.document.root),), "")
         while self.queue:
             key, shapes, name = self.queue.pop(0)
-            body = choice(self.alternatives(shapes, name, self.needs.setdefault(key, []), key))
+            body = factored(self.alternatives(shapes, name, self.needs.setdefault(key, []), key))
             self.builder.rules[name] = body or '""'
         self.check_one_ofs()
         return root
 
     def expression(self, conjunction: Conjunction, hint: str) -> str | None:
-        """The expression of a conjunction, None if no value fits: a rule of its own as soon as it has parts."""
+        """The expression of a conjunction, None if no value fits: a rule of its own as soon as it has
+        parts."""
         key = tuple(part.pointer for part in conjunction)
         if key in self.known:
             return self.known[key]
@@ -152,17 +167,19 @@ class Converter:
             return plain
         shapes = [] if key in self.dead else self.document.shapes(conjunction)
         if not shapes:
-            self.note_contradiction(conjunction[0].pointer if conjunction else "#", "no value fits this schema")
+            self.note_contradiction(conjunction[0].pointer if conjunction else "#",
+                                    "no value fits this schema")
             self.known[key] = None
         elif any(shape.is_free() for shape in shapes):
             self.known[key] = core(self.builder, "value")
-        elif any(shape.values is None and ("object" in shape.types or "array" in shape.types) for shape in shapes):
+        elif any(shape.values is None and ("object" in shape.types or "array" in shape.types)
+                 for shape in shapes):
             self.known[key] = self.new_rule(_rule_hint(conjunction, hint))
             self.queue.append((key, shapes, self.known[key]))
             if len(self.known) > _RULES_MAX:
                 raise SchemaError(f"more than {_RULES_MAX} different schemas in one", "#")
         else:
-            expression = choice(self.alternatives(shapes, hint, [])) or None
+            expression = factored(self.alternatives(shapes, hint, [])) or None
             if expression is not None and len(expression) > _INLINE_MAX:
                 expression = self.builder.define(hint, expression)
             self.known[key] = expression
@@ -190,9 +207,11 @@ class Converter:
 
     def alternatives(self, shapes: list[Shape], hint: str, needs: list[list[tuple[str, ...]]],
                      key: tuple[str, ...] = ()) -> list[str]:
-        """The expressions of merged shapes; `needs` gets, for each, the conjunctions its values must contain. A
-        shape that is one part elsewhere, and not `key` itself, is left to that part's rule."""
+        """The expressions of merged shapes; `needs` gets, for each, the conjunctions its values must contain.
+        A shape that is one part elsewhere, and not `key` itself, is left to that part's rule, unless there
+        are several: then they are written in place, where common beginnings can be found."""
         found = []
+        containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
         for shape in shapes:
             if shape.is_free():
                 found.append(core(self.builder, "value"))
@@ -203,7 +222,7 @@ class Converter:
                 found += [expression] if expression else []
                 needs += [[]] if expression else []
                 continue
-            if len(shape.parts) == 1 and key and key != (shape.parts[0].pointer,):
+            if containers == 1 and key and len(shape.parts) == 1 and key != (shape.parts[0].pointer,):
                 expression = self.expression(shape.parts, hint)
                 found += [expression] if expression else []
                 needs += [[(shape.parts[0].pointer,)]] if expression else []
@@ -239,25 +258,16 @@ class Converter:
         """`not` with values is exact for texts, booleans and null only."""
         for value in shape.refused_values:
             if kind_of(value) == kind or (kind == "number" and kind_of(value) == "integer"):
-                self.document.loosen(shape.pointer, f"'not' does not exclude the {kind} {json_text(value)[:40]}")
+                self.document.loosen(shape.pointer,
+                                     f"'not' does not exclude the {kind} {json_text(value)[:40]}")
 
     def enum_expression(self, shape: Shape) -> str | None:
         """The values of an enum or const that fit the rest of the shape."""
-        texts: dict[str, str] = {}
-        others = []
-        for value in shape.values:
-            if not fits_shape(self.document, value, shape):
-                continue
-            if isinstance(value, str):
-                texts[json_text(value)[1:]] = ""
-            else:
-                others.append(value_expression(self.builder, value))
-        if not texts and not others:
+        found = [value_expression(self.builder, value) for value in shape.values
+                 if fits_shape(self.document, value, shape)]
+        if not found:
             self.note_contradiction(shape.pointer, "no value of the enum fits the rest of the schema")
-            return None
-        if texts:
-            others.insert(0, sequence(literal('"'), prefix_tree(texts)))
-        return choice(others)
+        return factored(found) or None
 
     def number_expression(self, shape: Shape, is_integer: bool, hint: str) -> str | None:
         """Numbers within bounds, multiples included where that is feasible."""
@@ -274,7 +284,8 @@ class Converter:
             dfa = range_dfa(wanted)
         except TooLarge:
             self.document.loosen(f"{shape.pointer}/multipleOf", "not enforced: too many combinations")
-            return self.number_expression(replace(shape, numbers=replace(wanted, multiple=None)), is_integer, hint)
+            return self.number_expression(replace(shape, numbers=replace(wanted, multiple=None)), is_integer,
+                                          hint)
         if dfa.is_empty():
             self.note_contradiction(shape.pointer, "no number lies within these bounds")
             return None
@@ -288,12 +299,17 @@ class Converter:
     def string_expression(self, shape: Shape, hint: str) -> str | None:
         """Strings with their quotes."""
         refused = [value for value in shape.refused_values if isinstance(value, str)]
-        if not (refused or shape.patterns or shape.formats or shape.min_length or shape.max_length is not None):
+        if not (refused or shape.patterns or shape.formats or shape.min_length
+                or shape.max_length is not None):
             return core(self.builder, "string")
-        key = (shape.min_length, shape.max_length, tuple(shape.patterns), tuple(shape.formats), tuple(refused))
+        key = (shape.min_length, shape.max_length, tuple(shape.patterns), tuple(shape.formats),
+               tuple(refused))
         if key not in self.strings:
             inside = self.string_contents(shape, refused, hint)
-            self.strings[key] = None if inside is None else sequence(literal('"'), inside, literal('"'))
+            expression = None if inside is None else sequence(literal('"'), inside, literal('"'))
+            if expression and max(shape.min_length, shape.max_length or 0) > _SHARED_LENGTH:
+                expression = self.builder.define("string", expression)
+            self.strings[key] = expression
         return self.strings[key]
 
     def string_contents(self, shape: Shape, refused: list[str], hint: str) -> str | None:
@@ -308,7 +324,8 @@ class Converter:
         dfas, pieces = self.string_parts(shape, refused, hint)
         if pieces is not None:
             if dfas or least or most is not None:
-                self.document.loosen(shape.pointer, "only the pattern is enforced, it is too large to be combined")
+                self.document.loosen(shape.pointer,
+                                     "only the pattern is enforced, it is too large to be combined")
             return pieces
         if not dfas:
             return self.builder.repeat("char", core(self.builder, "char"), least, most)
@@ -341,7 +358,8 @@ class Converter:
             if name in FORMATS:
                 dfas.append(format_dfa(name))
             else:
-                self.document.loosen(pointer, f"the format {name[:40]!r} is not enforced", name in FORMATS_LOOSE)
+                self.document.loosen(pointer, f"the format {name[:40]!r} is not enforced",
+                                     name in FORMATS_LOOSE)
         if refused:
             dfas.append(automaton.negation(automaton.words(refused)))
         return dfas, pieces
@@ -351,32 +369,37 @@ class Converter:
         """A pattern without automaton, translated piece by piece if it stands alone."""
         try:
             if not is_negative and pieces is None:
-                return pattern_pieces(self.builder, pattern, hint, self.class_of, f"{core(self.builder, 'char')}*")
+                return pattern_pieces(self.builder, pattern, hint, self.class_of,
+                                      f"{core(self.builder, 'char')}*")
             self.document.loosen(pointer, "the pattern is not enforced: it is too large to be combined")
         except Unsupported as error:
             self.document.loosen(pointer, f"the pattern is not enforced: {error}")
         return pieces
 
     def common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
-        """The texts that all accept; None without any, or (with a warning) if the automaton would be too large."""
+        """The texts that all accept; None without any, or (with a warning) if the automaton would be too
+        large."""
         common = None
         for dfa in dfas:
             try:
                 common = dfa if common is None else automaton.minimal(automaton.both(common, dfa, limit))
             except TooLarge:
-                self.document.loosen(pointer, "not all conditions on the text are enforced: too many combinations")
+                self.document.loosen(pointer,
+                                     "not all conditions on the text are enforced: too many combinations")
         return None if common is None else automaton.minimal(common)
 
     def with_length(self, dfa: Dfa, least: int, most: int | None, pointer: str) -> Dfa:
         """The automaton cut to a length, where that isn't so already."""
         shortest, longest = dfa.lengths()
-        if dfa.is_empty() or (shortest >= least and (most is None or (longest is not None and longest <= most))):
+        if dfa.is_empty() or (shortest >= least
+                              and (most is None or (longest is not None and longest <= most))):
             return dfa
         try:
             return automaton.minimal(automaton.both(dfa, automaton.length_between(least, most, STATES_MAX),
                                                     STATES_MAX * 4))
         except TooLarge:
-            self.document.loosen(pointer, "the length is not enforced beside the pattern: too many combinations")
+            self.document.loosen(pointer,
+                                 "the length is not enforced beside the pattern: too many combinations")
             return dfa
 
     def key_dfa(self, part: Part) -> Dfa | None:
@@ -389,8 +412,10 @@ class Converter:
             return None
         shape = shapes[0]
         if shape.values is not None:
-            return automaton.words([value for value in shape.values if fits_shape(self.document, value, shape)])
-        dfas, pieces = self.string_parts(shape, [v for v in shape.refused_values if isinstance(v, str)], "key")
+            return automaton.words([value for value in shape.values
+                                    if fits_shape(self.document, value, shape)])
+        dfas, pieces = self.string_parts(shape, [v for v in shape.refused_values if isinstance(v, str)],
+                                         "key")
         if pieces is not None:
             self.document.loosen(part.pointer, "the pattern of keys is too large and not enforced")
         dfa = self.common_dfa(dfas, part.pointer, STATES_MAX * 4)
@@ -409,7 +434,8 @@ class Converter:
             branches = [(rest, self.document.plain(part.at("oneOf", index))) for index in range(count)]
             if count > _ONE_OF_MAX or not all(are_disjoint(self.document, branches[i], branches[j])
                                               for i in range(count) for j in range(i)):
-                self.document.loosen(f"{part.pointer}/oneOf", "values that fit several branches are not excluded")
+                self.document.loosen(f"{part.pointer}/oneOf",
+                                     "values that fit several branches are not excluded")
 
 
 def _plain_type(conjunction: Conjunction) -> str | None:

@@ -1,9 +1,11 @@
-"""What a JSON schema means, before any grammar: references followed, combinations multiplied out, constraints merged.
+"""What a JSON schema means, before any grammar: references followed, combinations multiplied out, constraints
+merged.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours. The unit is a *conjunction*, a
-tuple of schema parts that all hold at once. `Document.alternatives` turns one into lists of parts without
-combinators (anyOf and its kin become separate lists), `Document.shapes` merges each list into a `Shape`. Recursion in
-a schema is recursion over conjunctions, which are finitely many. Loops are explicit stacks: schemas are hostile.
+Runs on HTTP handler threads; imports only the standard library and its neighbours. The unit is a
+*conjunction*, a tuple of schema parts that all hold at once. `Document.alternatives` turns one into lists of
+parts without combinators (anyOf and its kin become separate lists), `Document.shapes` merges each list into a
+`Shape`. Recursion in a schema is recursion over conjunctions, which are finitely many. Loops are explicit
+stacks: schemas are hostile.
 
 What can't be said is loosened with a warning that names the JSON pointer, or refused under strict
 (`Document.loosen`). Not taken: rewriting the schema into another schema first; pointers would be lost.
@@ -19,7 +21,7 @@ from fractions import Fraction
 
 from server.chat.json_numbers import Range, common_multiple, exact_decimal
 from server.chat.json_parts import (
-    COUNTS, KINDS, SCHEMA, Conjunction, Part, Resources, SchemaError, check_kind, check_names, escape, identity)
+    COUNTS, KINDS, Conjunction, Part, Resources, SchemaError, check_kind, check_names, escape, identity)
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _FREE = len(TYPES) - 1  # "integer" goes where "number" is
@@ -28,17 +30,19 @@ SECONDS_MAX = 10
 _STEPS_MAX = 6000
 
 # Keywords that say nothing about which values are valid.
-ANNOTATIONS = {"title", "description", "default", "examples", "example", "$schema", "$id", "id", "$comment", "$anchor",
-               "$dynamicAnchor", "$recursiveAnchor", "$vocabulary", "$defs", "definitions", "readOnly", "writeOnly",
-               "deprecated", "contentEncoding", "contentMediaType", "contentSchema", "discriminator", "xml",
-               "externalDocs", "strict"}
+ANNOTATIONS = {
+    "title", "description", "default", "examples", "example", "$schema", "$id", "id", "$comment", "$anchor",
+    "$dynamicAnchor", "$recursiveAnchor", "$vocabulary", "$defs", "definitions", "readOnly", "writeOnly",
+    "deprecated", "contentEncoding", "contentMediaType", "contentSchema", "discriminator", "xml",
+    "externalDocs", "strict"}
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _COMBINATORS = (*_REFERENCES, "allOf", "anyOf", "oneOf", "if", "dependentRequired", "dependentSchemas",
                 "dependencies")
+_UNEVALUATED = {"unevaluatedItems", "unevaluatedProperties"}
 _IFS = {"if", "dependentSchemas", "dependencies"}
 _NO_COMBINATOR = frozenset(_COMBINATORS).isdisjoint
 _INERT = {*ANNOTATIONS, *_COMBINATORS, "then", "else", "minContains", "maxContains", "nullable"}
-_KEYWORDS_BY_TYPE = {
+KEYWORDS_BY_TYPE = {
     "object": ("properties", "required", "additionalProperties", "patternProperties", "propertyNames",
                "minProperties", "maxProperties", "unevaluatedProperties"),
     "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems", "uniqueItems", "contains",
@@ -54,8 +58,8 @@ FORBIDDEN_KEYS = object()
 
 @dataclass(slots=True)
 class Shape:
-    """Merged constraints of one alternative. `parts` are its schemas without combinators; object and array keywords
-    stay in them, the rest is merged here. An empty `types` means that no value fits."""
+    """Merged constraints of one alternative. `parts` are its schemas without combinators; object and array
+    keywords stay in them, the rest is merged here. An empty `types` means that no value fits."""
 
     pointer: str
     parts: Conjunction
@@ -87,12 +91,13 @@ class Shape:
         """Whether every JSON value fits."""
         return len(self.types) >= _FREE and self.values is None and not self.refused_values and not (
             self.forbidden_keys) and not any(
-            key in part.schema for part in self.parts for keys in _KEYWORDS_BY_TYPE.values() for key in keys)
+            key in part.schema for part in self.parts for keys in KEYWORDS_BY_TYPE.values() for key in keys)
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A conjunction on its way to an alternative: parts to look at, each with the pointers it came through."""
+    """A conjunction on its way to an alternative: parts to look at, each with the pointers it came
+    through."""
 
     todo: list[tuple[Part, tuple[str, ...]]]
     flat: list[Part]
@@ -117,7 +122,8 @@ class Document:
         self.ignored: set[str] = set()
 
     def loosen(self, pointer: str, message: str, fatal: bool = True) -> None:
-        """Notes that the grammar will accept more than the schema; refuses instead under strict if `fatal`."""
+        """Notes that the grammar will accept more than the schema; refuses instead under strict if
+        `fatal`."""
         if self.strict and fatal:
             raise SchemaError(message + ", and 'strict' is on", pointer)
         self.warnings[f"{pointer}: {message}"] = None
@@ -125,8 +131,8 @@ class Document:
     # References
 
     def resolve(self, part: Part, keyword: str) -> Part | None:
-        """The target of a reference; None for a dynamic one that depends on the way taken (with a warning). Raises
-        `SchemaError` if it isn't in this document."""
+        """The target of a reference; None for a dynamic one that depends on the way taken (with a warning).
+        Raises `SchemaError` if it isn't in this document."""
         reference = part.schema[keyword]
         pointer = f"{part.pointer}/{keyword}"
         if self.resources is None:
@@ -137,7 +143,8 @@ class Document:
         target = self.resources.find(part, reference)
         if target is None:
             outside = "" if reference.startswith("#") else "; nothing is fetched"
-            raise SchemaError(f"the reference {reference[:200]!r} leads to nothing in this schema{outside}", pointer)
+            raise SchemaError(f"the reference {reference[:200]!r} leads to nothing in this schema{outside}",
+                              pointer)
         return target
 
     def plain(self, part: Part) -> Part:
@@ -154,10 +161,10 @@ class Document:
     # Checking
 
     def check_time(self) -> None:
-        """Raises `SchemaError` when the conversion takes too long: patterns can be made to cost a second each."""
+        """Raises `SchemaError` when the conversion takes too long: patterns can be made to cost a second
+        each."""
         if time.monotonic() > self.deadline:
-            raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify patterns and combinations",
-                              "#")
+            raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify the patterns", "#")
 
     def check_keywords(self, part: Part) -> None:
         """Raises `SchemaError` for a keyword whose value has the wrong type. Once per part."""
@@ -167,7 +174,7 @@ class Document:
         for key, value in part.schema.items():
             kinds = KINDS.get(key)
             if key in COUNTS:
-                if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
+                if not _is_count(value):
                     raise SchemaError(f"'{key}' must be a whole number, 0 or more", f"{part.pointer}/{key}")
             elif kinds is not None:
                 check_kind(f"{part.pointer}/{escape(key)}", key, value, kinds)
@@ -230,7 +237,8 @@ class Document:
 
     def _branch(self, state: _Pending, choices: list[tuple[str, list[Conjunction]]], chain: tuple[str, ...],
                 pending: list[_Pending]) -> str:
-        """Pushes one state for each combination of the choices; returns the pointer of the last, '' without any."""
+        """Pushes one state for each combination of the choices; returns the pointer of the last, '' without
+        any."""
         choices = [(pointer, branches) for pointer, branches in choices if pointer not in self.ignored]
         if not choices:
             return ""
@@ -316,7 +324,7 @@ class Document:
         for part in parts:
             explicit |= self._absorb(shape, part)
         if not explicit:
-            implied = tuple(kind for kind, keys in _KEYWORDS_BY_TYPE.items()
+            implied = tuple(kind for kind, keys in KEYWORDS_BY_TYPE.items()
                             if any(key in part.schema for part in parts for key in keys))
             if implied:
                 shape.types = tuple(kind for kind in shape.types if kind in implied)
@@ -329,8 +337,8 @@ class Document:
     def _warn_unevaluated(self, conjunction: Conjunction, parts: Conjunction) -> None:
         """`unevaluated...` is read as a word about everything merged: exact at the top of a schema only."""
         for part in parts:
-            for keyword in ("unevaluatedProperties", "unevaluatedItems"):
-                if keyword in part.schema and (len(conjunction) > 1 or part != conjunction[0] or _IFS & part.schema.keys()):
+            for keyword in sorted(_UNEVALUATED & part.schema.keys()):
+                if len(conjunction) > 1 or part != conjunction[0] or _IFS & part.schema.keys():
                     self.loosen(f"{part.pointer}/{keyword}", "not exact in a combination of schemas")
 
     def _absorb(self, shape: Shape, part: Part) -> bool:
@@ -397,6 +405,12 @@ class Document:
 
 
 
+def _is_count(value: object) -> bool:
+    """Whether this is 0, 1, 2, ...; 2.0 counts as 2."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and value >= 0 and value == int(value)
+
+
 def _common_values(first: list[object], second: list[object]) -> list[object]:
     known = set(map(identity, second))
     return [value for value in first if identity(value) in known]
@@ -407,7 +421,8 @@ def _types(part: Part) -> tuple[str, ...]:
     names = [names] if isinstance(names, str) else names
     for name in names:
         if name not in TYPES:
-            raise SchemaError(f"{name!r} is no JSON type; the types are {', '.join(TYPES)}", f"{part.pointer}/type")
+            raise SchemaError(f"{name!r} is no JSON type; the types are {', '.join(TYPES)}",
+                              f"{part.pointer}/type")
     if not names:
         raise SchemaError("'type' must not be empty", f"{part.pointer}/type")
     return (*names, "null") if part.schema.get("nullable") else tuple(names)
@@ -424,7 +439,8 @@ def _admits(types: tuple[str, ...], kind: str) -> bool:
 
 
 def _bounded(numbers: Range, keyword: str, schema: dict) -> Range:
-    """The range with one more keyword; the boolean form of the exclusive bounds (draft 4) changes the plain ones."""
+    """The range with one more keyword; the boolean form of the exclusive bounds (draft 4) changes the plain
+    ones."""
     value = schema[keyword]
     if isinstance(value, bool):
         return numbers
@@ -458,7 +474,8 @@ def _opposites(condition: Part) -> list[Conjunction] | None:
         return None
     name = names[0]
     value = schema["properties"][name]
-    if len([key for key in value if key not in ANNOTATIONS]) != 1 or not ({"const", "enum", "type"} & value.keys()):
+    said = {key for key in value if key not in ANNOTATIONS}
+    if said not in ({"const"}, {"enum"}, {"type"}):
         return None
     base = condition.pointer
     differs = {"type": "object", "required": [name], "properties": {name: {"not": value}}}

@@ -1,9 +1,11 @@
-"""JSON's own texts as grammar: the fixed rules for any value, string contents with escapes, and named formats.
+"""JSON's own texts as grammar: the fixed rules for any value, string contents with escapes, and named
+formats.
 
-Pure functions on HTTP handler threads; imports only the standard library and its neighbours. White space is at most
-one space, or one line end and 20 blanks: a model that may write blanks for ever sometimes does. Characters that
-could be written raw have no other spelling inside of patterns, keys and enum values; free strings take every escape
-JSON has, but no half surrogate pairs. Not taken: numbers of any length, for the same reason as blanks.
+Pure functions on HTTP handler threads; imports only the standard library and its neighbours. White space is
+at most one space, or one line end and 20 blanks: a model that may write blanks for ever sometimes does.
+Characters that could be written raw have no other spelling inside of patterns, keys and enum values; free
+strings take every escape JSON has, but no half surrogate pairs. Not taken: numbers of any length, for the
+same reason as blanks.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ from server.chat.regex_gbnf import compile_pattern
 CORE_RULES = {
     "ws": ('(" " | "\\n" [ \\t]{0,20})?', ()),
     "hex": ("[0-9a-fA-F]", ()),
-    "escape": (r'["\\/bfnrt] | "u" ([0-9a-cA-CeEfF] hex{3} | [dD] ([0-7] hex{2} | [89abAB] hex{2} low-surrogate))',
-               ("hex", "low-surrogate")),
+    "escape": (r'["\\/bfnrt] | "u" ([0-9a-cA-CeEfF] hex{3} | [dD] ([0-7] hex{2} | high-surrogate))',
+               ("hex", "high-surrogate")),
+    "high-surrogate": ("[89abAB] hex{2} low-surrogate", ("hex", "low-surrogate")),
     "low-surrogate": (r'"\\u" [dD] [c-fC-F] hex{2}', ("hex",)),
     "char": (r'[ !#-\[\]-\uD7FF\uE000-\U0010FFFF] | "\\" escape', ("escape",)),
     "string": (r'"\"" char* "\""', ("char",)),
@@ -46,8 +49,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 _YEAR = r"(\d{3}[1-9]|\d{2}[1-9]0|\d[1-9]00|[1-9]000)"
 _LEAP_YEAR = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
-_DATE = (rf"({_YEAR}-((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)|02-(0[1-9]|1\d|2[0-8]))"
-         rf"|{_LEAP_YEAR}-02-29)")
+_MONTH_DAY = (r"((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)"
+              r"|02-(0[1-9]|1\d|2[0-8]))")
+_DATE = rf"({_YEAR}-{_MONTH_DAY}|{_LEAP_YEAR}-02-29)"
 _TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
 _BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 _IPV4 = rf"{_BYTE}(\.{_BYTE}){{3}}"
@@ -62,6 +66,7 @@ _ATEXT = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _URI_CHAR = r"([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 _AUTHORITY = (r"(([A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})+@)?"
               r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]{2,45}\])?(:\d{1,5})?")
+_PATH = rf"(/{_URI_CHAR}*)*"
 _TAIL = rf"(\?({_URI_CHAR}|[/?])*)?(#({_URI_CHAR}|[/?])*)?"
 _DURATION_TIME = r"T(\d+H(\d+M)?(\d+S)?|\d+M(\d+S)?|\d+S)"
 
@@ -76,7 +81,7 @@ FORMATS = {
     "hostname": rf"{_LABEL}(\.{_LABEL})*",
     "ipv4": _IPV4,
     "ipv6": _IPV6,
-    "uri": rf"[A-Za-z][A-Za-z0-9+.-]*:(//{_AUTHORITY}(/{_URI_CHAR}*)*|/?({_URI_CHAR}+(/{_URI_CHAR}*)*)?){_TAIL}",
+    "uri": rf"[A-Za-z][A-Za-z0-9+.-]*:(//{_AUTHORITY}{_PATH}|/?({_URI_CHAR}+{_PATH})?){_TAIL}",
 }
 
 # Standard formats with an exact meaning that is not enforced; unknown names are the user's own annotations.
@@ -167,7 +172,8 @@ def text_class(builder: Builder, chars: Charset) -> str:
 
 @lru_cache(maxsize=256)
 def _escapes(chars: Charset) -> str:
-    """What may follow a backslash for the characters of the set that can't be written raw; '' if there are none."""
+    """What may follow a backslash for the characters of the set that can't be written raw; '' if there are
+    none."""
     short = "".join(letter for char, letter in _SHORT_ESCAPES.items() if contains(chars, ord(char)))
     coded = [code for code in range(0x20) if contains(chars, code) and chr(code) not in _SHORT_ESCAPES]
     parts = [char_class(characters(short))] if short else []

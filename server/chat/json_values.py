@@ -1,8 +1,9 @@
-"""Which values fit a merged shape, and whether two shapes share a value: what enums, fixed keys and oneOf ask.
+"""Which values fit a merged shape, and whether two shapes share a value: what enums, fixed keys and oneOf
+ask.
 
-Pure functions on HTTP handler threads; imports only the standard library and its neighbours. This is no general
-validator: it looks at values that stand in the schema itself. Patterns are matched by automaton, never by Python's
-`re`, which a hostile pattern can stall.
+Pure functions on HTTP handler threads; imports only the standard library and its neighbours. This is no
+general validator: it looks at values that stand in the schema itself. Patterns are matched by automaton,
+never by Python's `re`, which a hostile pattern can stall.
 """
 
 from __future__ import annotations
@@ -76,7 +77,12 @@ def _array_fits(document: Document, value: list, shape: Shape) -> bool:
     if any(part.schema["uniqueItems"] for part in shape.having("uniqueItems")):
         if len(set(map(identity, value))) < len(value):
             return False
-    return all(fits(document, item, item_conjunction(document, shape, index)) for index, item in enumerate(value))
+    for part in shape.having("contains"):
+        found = sum(fits(document, item, (part.at("contains"),)) for item in value)
+        if not part.schema.get("minContains", 1) <= found <= part.schema.get("maxContains", len(value)):
+            return False
+    return all(fits(document, item, item_conjunction(document, shape, index))
+               for index, item in enumerate(value))
 
 
 def _object_fits(document: Document, value: dict, shape: Shape) -> bool:
@@ -97,7 +103,8 @@ def required_keys(shape: Shape) -> set[str]:
 
 
 def array_layout(part: Part) -> tuple[list[Part], Part | None]:
-    """The schemas of the first items and of the rest, in either spelling; None if `items` says nothing of the rest."""
+    """The schemas of the first items and of the rest, in either spelling; None if `items` says nothing of the
+    rest."""
     schema = part.schema
     if isinstance(schema.get("items"), list):
         first = [part.at("items", index) for index in range(len(schema["items"]))]
@@ -130,7 +137,7 @@ def key_conjunction(document: Document, shape: Shape, key: str) -> Conjunction:
         if not matched and "additionalProperties" in schema:
             matched.append(part.at("additionalProperties"))
         found += [document.plain(match) for match in matched]
-    return tuple(dict.fromkeys(found))
+    return tuple(found) if len(found) < 2 else tuple(dict.fromkeys(found))
 
 
 def are_disjoint(document: Document, first: Conjunction, second: Conjunction, depth: int = 0) -> bool:
@@ -150,7 +157,8 @@ def _shapes_disjoint(document: Document, one: Shape, two: Shape, depth: int) -> 
     tests = {"object": lambda: _objects_disjoint(document, one, two, depth),
              "string": lambda: _strings_disjoint(one, two), "number": lambda: _numbers_disjoint(one, two)}
     for kind in ("object", "array", "string", "number", "boolean", "null"):
-        both = all(kind in shape.types or (kind == "number" and "integer" in shape.types) for shape in (one, two))
+        both = all(kind in shape.types or (kind == "number" and "integer" in shape.types)
+                   for shape in (one, two))
         if both and not (kind in tests and tests[kind]()):
             return False
     return True

@@ -2,8 +2,9 @@
 schema's `pattern`.
 
 Runs on HTTP handler threads; imports only the standard library and its neighbours in `server.chat`. A pattern
-becomes a minimal automaton and that becomes the grammar, so that one parse stack stays alive while sampling however
-ambiguous the pattern was. Patterns whose automaton would be too large are translated piece by piece instead.
+becomes a minimal automaton and that becomes the grammar, so that one parse stack stays alive while sampling
+however ambiguous the pattern was. Patterns whose automaton would be too large are translated piece by piece
+instead.
 
 Not taken: copying the pattern's characters into GBNF, which has other escapes and no anchors.
 """
@@ -15,7 +16,8 @@ from typing import Callable
 
 from server.chat import automaton
 from server.chat.automaton import Charset, Dfa, Nfa, TooLarge
-from server.chat.gbnf_build import COUNT_MAX, Builder, choice, prefix_tree, print_dfa, sequence
+from server.chat.gbnf import GrammarError, check
+from server.chat.gbnf_build import COUNT_MAX, Builder, choice, factored, literal, print_dfa, sequence
 from server.chat.regex_parse import Node, Unsupported, is_nullable, parse
 
 __all__ = ["Unsupported", "choice_grammar", "compile_pattern", "pattern_pieces", "regex_grammar"]
@@ -30,21 +32,32 @@ def regex_grammar(pattern: str) -> str:
     try:
         dfa = compile_pattern(pattern, search=False)
     except TooLarge:
-        return builder.text(pattern_pieces(builder, pattern, "part", builder.char_class, any_text=None))
+        return _checked(builder.text(pattern_pieces(builder, pattern, "part", builder.char_class,
+                                                    any_text=None)))
     if dfa.is_empty():
         raise Unsupported("no text matches this pattern")
     return builder.text(print_dfa(builder, dfa, "part", builder.char_class) or '""')
 
 
+def _checked(grammar: str) -> str:
+    """The grammar, unless it is too large for llama.cpp."""
+    try:
+        check(grammar)
+    except GrammarError as error:
+        raise Unsupported(f"the pattern is too large: {error.message}") from None
+    return grammar
+
+
 def choice_grammar(choices: list[str]) -> str:
-    """The grammar of the field `choice`: the output is one of these texts. ValueError for an empty or wrong list."""
+    """The grammar of the field `choice`: the output is one of these texts. ValueError for an empty or wrong
+    list."""
     if not isinstance(choices, list) or not choices or not all(isinstance(text, str) for text in choices):
         raise ValueError("'choice' must be a non-empty array of strings")
     if len(choices) > CHOICES_MAX:
         raise ValueError(f"'choice' holds {len(choices)} texts, the limit is {CHOICES_MAX}")
     if any("\0" in text or not _is_text(text) for text in choices):
         raise ValueError("a text in 'choice' holds a NUL character or half a surrogate pair")
-    return Builder().text(prefix_tree(dict.fromkeys(choices, "")) or '""')
+    return Builder().text(factored(literal(text) if text else "" for text in choices) or '""')
 
 
 def _is_text(text: str) -> bool:
@@ -53,8 +66,8 @@ def _is_text(text: str) -> bool:
 
 @lru_cache(maxsize=256)
 def compile_pattern(pattern: str, *, search: bool) -> Dfa:
-    """The minimal automaton of a pattern; with `search` of the texts that hold a match somewhere, as JSON schema
-    has it. Raises `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
+    """The minimal automaton of a pattern; with `search` of the texts that hold a match somewhere, as JSON
+    schema has it. Raises `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
     looks, node = _split_looks(parse(pattern))
     dfa = _automaton(node, search)
     for negative, inner in looks:
@@ -67,8 +80,8 @@ def compile_pattern(pattern: str, *, search: bool) -> Dfa:
 
 
 def _split_looks(node: Node) -> tuple[list[tuple[bool, Node]], Node]:
-    """Takes lookaheads off the front of a pattern, `^(?=...)(?!...)...`, where they are plain conditions on the
-    whole text. Elsewhere they stay, and are refused later."""
+    """Takes lookaheads off the front of a pattern, `^(?=...)(?!...)...`, where they are plain conditions on
+    the whole text. Elsewhere they stay, and are refused later."""
     if node[0] != "cat" or not any(item[0] == "look" for item in node[1]):
         return ([(node[1], node[2])], ("cat", [])) if node[0] == "look" else ([], node)
     items = node[1]
@@ -143,8 +156,8 @@ def _build_repetition(nfa: Nfa, node: Node, entry: int, leave: int) -> None:
 
 def pattern_pieces(builder: Builder, pattern: str, hint: str, class_of: Callable[[Charset], str],
                    any_text: str | None) -> str:
-    """A pattern translated piece by piece, for those that are too large as automata. `any_text` is put where a
-    search is not anchored; None means that the whole text has to match. Raises `Unsupported`."""
+    """A pattern translated piece by piece, for those that are too large as automata. `any_text` is put where
+    a search is not anchored; None means that the whole text has to match. Raises `Unsupported`."""
     node = parse(pattern)
     branches = node[1] if node[0] == "alt" else [node]
     parts = []

@@ -1,8 +1,9 @@
 """Parses regular expressions into a small tree: the part that ECMA-262 and Python's `re` share.
 
-Pure function on HTTP handler threads; imports only the standard library and `automaton`. Where the two dialects
-differ, the narrower reading is taken (`\\d` is ASCII, `.` stops at every line end), so that what a grammar
-generates satisfies both. Not taken: Python's own `re._parser`, which is private and of another dialect.
+Pure function on HTTP handler threads; imports only the standard library and `automaton`. Where the two
+dialects differ, the narrower reading is taken (`\\d` is ASCII, `.` stops at every line end), so that what a
+grammar generates satisfies both. Not taken: Python's own `re._parser`, which is private and of another
+dialect.
 
 Nodes are tuples: ("set", charset), ("cat", [nodes]), ("alt", [nodes]), ("rep", node, least, most or None),
 ("start",), ("end",), ("look", is_negative, node).
@@ -40,7 +41,8 @@ _GROUP = re.compile(r"\(\?(?::|P?<[A-Za-z_]\w*>)")
 _QUANTIFIERS = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 _UNSUPPORTED_ESCAPES = {
     "b": "word boundaries", "B": "word boundaries", "p": "Unicode properties", "P": "Unicode properties",
-    "k": "back references", "G": "\\G", "K": "\\K", "R": "\\R", "X": "\\X", "N": "\\N", "c": "control escapes",
+    "k": "back references", "G": "\\G", "K": "\\K", "R": "\\R", "X": "\\X", "N": "\\N",
+    "c": "control escapes",
 }
 
 
@@ -132,7 +134,8 @@ class _Parser:
         if char in "*+?" or (char == "{" and _COUNTS.match(self.pattern, self.position)):
             raise Unsupported("nothing stands before this quantifier", self.position)
         if char == "{" and re.match(r"\{,[0-9]+\}", self.pattern[self.position:self.position + 9]):
-            raise Unsupported("'{,n}' means different things in different dialects; write {0,n}", self.position)
+            raise Unsupported("'{,n}' means different things in different dialects; write {0,n}",
+                              self.position)
         self.position += 1
         if char in "^$.":
             return {"^": ("start",), "$": ("end",), ".": ("set", DOT)}[char]
