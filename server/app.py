@@ -17,6 +17,7 @@ from pathlib import Path
 
 from server import edge
 from server import log as logging_setup
+from server.api.constraints import read_constraint
 from server.api.context import Context, read_system_prompt
 from server.api.routes import routes
 from server.download import DownloadError, fetch_model
@@ -83,6 +84,7 @@ def serve(options: Options) -> int:
     set_up_logging(options)
     model = find_model(options)
     config = engine_config(options, model)
+    read_constraint({}, request_defaults(options))  # a bad --grammar is told now, not with every request
     system_prompt = read_prompt_file(options)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()

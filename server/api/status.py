@@ -92,7 +92,7 @@ class StatusHandlers:
         names = [name.strip() for name in (self._context.options.alias or "").split(",") if name.strip()]
         names = names or [self._context.model_name]
         models = [{"id": name, "aliases": names, "object": "model", "created": self._context.started,
-                   "owned_by": "llama_srv", "meta": meta} for name in names]
+                   "owned_by": "llama_srv", "tags": list(self._context.options.tags), "meta": meta} for name in names]
         return json_response({"object": "list", "data": models})
 
     def _default_settings(self) -> dict[str, object]:

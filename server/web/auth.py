@@ -65,8 +65,9 @@ def _candidates(headers: Headers) -> list[str]:
 
 
 def read_key_file(path: Path) -> list[str]:
-    """One key per line; blank lines, spaces around, any line ends and a BOM don't matter."""
-    return [line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines() if line.strip()]
+    """One key per line; blank lines, lines that begin with #, spaces around, any line ends and a BOM don't matter."""
+    lines = (line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def forbidden(message: str) -> ApiError:

@@ -37,7 +37,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_a_folder(tmp_path):
-    assert "folder" in refusal(tmp_path)
+    assert "is a folder" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("data", [b"", b"GG", b"\x7fELF" + bytes(100), b"ggml" + bytes(100), b"<html>" + bytes(100)])

@@ -280,12 +280,12 @@ def test_samplers_have_the_names_of_the_engine():
 
 
 def test_every_option_that_works_is_read_by_somebody():
-    """Otherwise it would silently do nothing. `parse` itself reads `config`; `tags` wait for /v1/models."""
+    """Otherwise it would silently do nothing. `parse` itself reads `config`."""
     files = [path for path in (ROOT / "server").rglob("*.py") if not path.name.startswith("option_")]
     source = "\n".join(path.read_text(encoding="utf-8") for path in files)
     unread = {option.name for option in OPTIONS if not option.dest and not option.target
               and not re.search(rf"\b(?:o|options)\.{option.name}\b", source)}
-    assert unread == {"config", "tags"}
+    assert unread == {"config"}
 
 
 # ---- values ------------------------------------------------------------------------------------------------------

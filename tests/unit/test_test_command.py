@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import ROOT, build_script
 
-STEPS = ("packages", "libraries", "image_library", "model", "browser")
+STEPS = ("packages", "libraries", "image_library", "model", "browser", "node_packages")
 
 
 @pytest.fixture
@@ -167,3 +167,30 @@ def test_installing_a_browser_is_tried_again(script, monkeypatch):
     monkeypatch.setattr(script.subprocess, "run", run)
     assert script.prepare_browser().startswith("installed")
     assert installs == [False, True, False, True]
+
+
+def test_packages_for_node_come_by_npm_and_only_whole(script, monkeypatch, tmp_path):
+    codes, commands = [1, 0], []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        (Path(command[command.index("--prefix") + 1]) / "node_modules").mkdir()
+        return subprocess.CompletedProcess(command, codes.pop(0))
+
+    monkeypatch.setattr(script, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(script.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(script.subprocess, "run", run)
+    with pytest.raises(script.Missing, match="npm install openai@"):
+        script.prepare_node_packages()
+    assert not script.node_packages_folder().exists()
+    assert script.prepare_node_packages().startswith("installed")
+    assert (script.node_packages_folder() / "node_modules").is_dir()
+    assert script.prepare_node_packages() == "ready" and len(commands) == 2
+    assert commands[0][1:3] == ["install", "--ignore-scripts"]
+
+
+def test_without_npm_it_says_what_to_install(script, monkeypatch, tmp_path):
+    monkeypatch.setattr(script, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(script.shutil, "which", lambda name: None)
+    with pytest.raises(script.Missing, match="Node.js"):
+        script.prepare_node_packages()

@@ -11,7 +11,7 @@ import random
 import pytest
 
 from server.engine.task import STOP_EOS, STOP_LIMIT, STOP_WORD, SamplingParams
-from tests.fakes import BOS, EOS, FakeBackend, answer, letters, recite
+from tests.fakes import BOS, EOS, FakeBackend, answer, letters
 from tests.unit.engine.driving import Clock, Driver, alone
 
 

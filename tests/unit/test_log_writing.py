@@ -1,0 +1,326 @@
+"""Where log lines go, and that writing them never hurts: full disks, readers that left, cut-off lines.
+
+Runs in the test process; what is about real stdout and stderr and the program's end has its own child.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from server import log
+from tests.support import ROOT
+
+posix_only = pytest.mark.skipif(os.name == "nt", reason="not on Windows")
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: /dev/full")
+
+
+@pytest.fixture(autouse=True)
+def untouched_logging():
+    """Each test may set up the log as it likes."""
+    root = logging.getLogger(log.ROOT)
+    before = root.handlers[:], root.level, root.propagate, logging.raiseExceptions
+    yield
+    for handler in root.handlers:
+        handler.close()
+    root.handlers[:], level, root.propagate, logging.raiseExceptions = before
+    root.setLevel(level)
+
+
+def info(*args):
+    return lambda: log.get_logger("engine").info(*args)
+
+
+# -- where lines go
+
+@pytest.mark.covers("C40", "C41")
+@pytest.mark.parametrize("profile, given, on_stdout, file, format", [
+    ("2024", {}, True, "llama.log", "json"),
+    ("2024", {"disable": True}, True, None, "json"),
+    ("2024", {"format": "text", "file": "a.log"}, True, "a.log", "text"),
+    ("2024", {"disable": True, "file": "a.log"}, True, None, "json"),
+    ("modern", {}, False, None, "text"),
+    ("modern", {"file": "a.log"}, False, "a.log", "text"),
+    ("modern", {"format": "json"}, False, None, "json"),
+])
+def test_the_profile_decides_where_lines_go(
+        profile, given, on_stdout, file, format, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    log.setup(**log.profile_settings(profile, **given))
+    info("where am I")()
+    out, err = capsys.readouterr()
+    assert ("where am I" in out) is on_stdout and ("where am I" in err) is not on_stdout
+    assert os.listdir() == ([file] if file else [])
+    for text in [out or err, *([open(file).read()] if file else [])]:
+        assert text.startswith("{") is (format == "json") and "where am I" in text
+
+
+def test_today_log_disable_means_no_log(capsys):
+    log.setup(**log.profile_settings("modern", disable=True))
+    log.get_logger("app").error("x")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_file_is_appended_to_and_not_open_for_everybody(tmp_path):
+    path = tmp_path / "x.log"
+    for word in ("first", "second"):
+        log.setup(file=path, quiet=True)
+        info(word)()
+    assert [line.rpartition(" ")[2] for line in path.read_text().splitlines()] == ["first", "second"]
+    if os.name == "posix":
+        assert path.stat().st_mode & 0o007 == 0
+
+
+@pytest.mark.parametrize("name", ["missing/x.log", ".", "nul\0byte"])
+def test_a_log_file_asked_for_that_can_not_be_written_is_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(log.LogFileError) as caught:
+        log.setup(file=name)
+    assert "--log-file" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_default_log_file_may_fail(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama.log").mkdir()
+    log.setup(**log.profile_settings("2024"))
+    info("goes on")()
+    warning, line = map(json.loads, capsys.readouterr().out.splitlines())
+    assert warning["level"] == "WARN" and "llama.log" in warning["msg"] and line["msg"] == "goes on"
+
+
+@posix_only
+def test_after_a_rotation_lines_go_to_the_new_file(tmp_path):
+    path, moved = tmp_path / "x.log", tmp_path / "x.log.1"
+    log.setup(file=path, quiet=True)
+    info("before")()
+    path.rename(moved)
+    info("still the old one")()
+    log.reopen()
+    info("after")()
+    assert moved.read_text().count("\n") == 2
+    assert "opened anew" in path.read_text() and path.read_text().endswith("after\n")
+
+
+@posix_only
+def test_a_failed_rotation_keeps_the_old_file(tmp_path):
+    path = tmp_path / "folder" / "x.log"
+    path.parent.mkdir()
+    log.setup(file=path, quiet=True)
+    path.parent.rename(tmp_path / "moved")
+    log.reopen()
+    info("after")()
+    text = (tmp_path / "moved" / "x.log").read_text()
+    assert "stays open" in text and text.endswith("after\n")
+
+
+def test_reopening_without_a_file_is_nothing():
+    stream = io.StringIO()
+    log.setup(stream=stream)
+    log.reopen()
+    assert stream.getvalue() == ""
+
+
+def test_lines_of_many_threads_do_not_mix(tmp_path):
+    path = tmp_path / "x.log"
+    log.setup("VERBOSE", file=path, quiet=True, format="json")
+
+    def write(number):
+        for i in range(50):
+            log.verbose("x", n=number, i=i, text="y" * 3000)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seen = [json.loads(line) for line in path.read_text().splitlines()]
+    assert sorted((entry["n"], entry["i"]) for entry in seen) == [(n, i) for n in range(4) for i in range(50)]
+
+
+def test_the_root_logger_of_the_program_gets_nothing():
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logging.getLogger().addHandler(handler)
+    try:
+        log.setup(stream=io.StringIO())
+        log.get_logger("app").error("x")
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert stream.getvalue() == ""
+
+
+# -- writing never hurts
+
+class Raw(io.RawIOBase):
+    """A file that does what a script says: a number: takes so many bytes; None: would block; an error."""
+
+    def __init__(self, *script):
+        self.script = list(script)
+        self.data = b""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        step = self.script.pop(0) if self.script else len(data)
+        if isinstance(step, Exception):
+            raise step
+        if step is None:
+            return None
+        self.data += bytes(data[:step])
+        return min(step, len(data))
+
+
+def stream_on(raw):
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8")
+
+
+FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_was_lost_on_a_full_disk_is_told_once_there_is_room():
+    raw = Raw(FULL, FULL, OSError(errno.EIO, "I/O error"))
+    log.setup(stream=stream_on(raw))
+    for number in range(5):
+        info("line %d", number)()
+    lines = raw.data.decode().splitlines()
+    assert len(lines) == 3
+    assert "3 log lines were lost" in lines[0] and "I/O error" in lines[0]
+    assert lines[1].endswith("line 3") and lines[2].endswith("line 4")
+
+
+def test_the_loss_is_told_in_the_format_of_the_log():
+    raw = Raw(FULL)
+    log.setup(stream=stream_on(raw), format="json")
+    info("lost")()
+    info("seen")()
+    assert [json.loads(line)["level"] for line in raw.data.decode().splitlines()] == ["ERR", "INFO"]
+
+
+def test_a_line_that_was_cut_off_does_not_spoil_the_next_one():
+    raw = Raw(7, FULL)
+    log.setup(stream=stream_on(raw))
+    info("cut")()
+    info("whole")()
+    lines = raw.data.decode().splitlines()
+    assert len(lines[0]) == 7 and "1 log lines" in lines[1] and lines[2].endswith("whole")
+
+
+def test_partial_writes_are_continued(monkeypatch):
+    monkeypatch.setattr(log.time, "sleep", lambda seconds: None)
+    raw = Raw(3, None, 1, None, 2)
+    log.setup(stream=stream_on(raw))
+    info("in pieces")()
+    assert raw.data.decode().endswith("in pieces\n") and raw.data.count(b"\n") == 1
+
+
+def test_a_reader_that_never_reads_costs_lines_and_not_the_server(monkeypatch):
+    waits = []
+    monkeypatch.setattr(log.time, "sleep", waits.append)
+    raw = Raw(*[None] * 1000)
+    log.setup(stream=stream_on(raw))
+    for _ in range(100):
+        info("lost")()
+    assert 0 < sum(waits) <= 1
+    raw.script.clear()
+    info("seen")()
+    assert b"100 log lines were lost" in raw.data and raw.data.endswith(b"seen\n")
+    raw.script = [None, None]
+    info("patient again")()
+    assert raw.data.endswith(b"patient again\n")
+
+
+def test_a_terminal_that_knows_few_characters_gets_escapes():
+    raw = Raw()
+    log.setup(stream=io.TextIOWrapper(io.BufferedWriter(raw), encoding="latin-1"))
+    info("größe \u4f60")()
+    assert raw.data.decode("latin-1").endswith("größe \\u4f60\n")
+    log.setup(stream=io.TextIOWrapper(io.BufferedWriter(raw := Raw()), encoding="latin-1"), format="json")
+    info("größe \u4f60")()
+    assert json.loads(raw.data.decode("utf-8"))["msg"] == "größe \u4f60"
+
+
+def test_a_closed_stream_is_no_trouble():
+    stream = io.StringIO()
+    log.setup(stream=stream)
+    stream.close()
+    info("x")()
+
+
+@linux_only
+def test_a_full_disk_under_the_file_is_no_trouble(capsys):
+    log.setup(file="/dev/full")
+    info("still on stderr")()
+    log.get_logger("app").error("again")
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def in_child(code, **options):
+    program = "import sys\nfrom server import log\n" + textwrap.dedent(code)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environ, timeout=60, **options)
+
+
+def test_without_a_stderr_the_file_still_gets_its_lines(tmp_path):
+    done = in_child(f"""
+        sys.stderr = sys.stdout = None
+        log.setup(file={str(tmp_path / 'x.log')!r})
+        log.get_logger("app").error("hello")
+        """)
+    assert done.returncode == 0 and (tmp_path / "x.log").read_text().endswith("hello\n")
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_reader_that_left_changes_neither_output_nor_exit_code(name):
+    read, write = os.pipe()
+    os.close(read)
+    other = "stderr" if name == "stdout" else "stdout"
+    try:
+        done = in_child(f"""
+            log.setup(stream=sys.{name}, format="json")
+            for number in range(3000):
+                log.get_logger("app").error("hello %d", number)
+            """, **{name: write, other: subprocess.PIPE})
+    finally:
+        os.close(write)
+    assert done.returncode == 0 and getattr(done, other) == b""
+
+
+@linux_only
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_full_disk_changes_neither_output_nor_exit_code(name):
+    other = "stderr" if name == "stdout" else "stdout"
+    with open("/dev/full", "wb") as full:
+        done = in_child(f"""
+            log.setup(stream=sys.{name})
+            log.get_logger("app").error("hello")
+            """, **{name: full, other: subprocess.PIPE})
+    assert done.returncode == 0 and getattr(done, other) == b""
+
+
+def test_log_lines_and_printed_lines_keep_their_order():
+    done = in_child("""
+        log.setup(stream=sys.stdout)
+        print("one")
+        log.get_logger("app").info("two")
+        print("three")
+        """, stdout=subprocess.PIPE, text=True)
+    assert [line.split()[-1] for line in done.stdout.splitlines()] == ["one", "two", "three"]
+
+
+def test_importing_the_module_sets_nothing_up():
+    done = in_child("""
+        import logging
+        print(logging.getLogger(log.ROOT).handlers, logging.raiseExceptions)
+        """, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split("\n")[0] == "[] True"
