@@ -3,8 +3,8 @@
 A command of its own; one thread; imports the standard library and `common`. Each step looks first whether its
 work is done, so a second run goes straight to pytest: an environment with the packages of
 requirements-dev.txt (in the cache folder, keyed by their text and the interpreter), the native libraries, the
-library for images, the small chat model, a browser. A step that can't be done on this machine costs the tests
-that need it, and says so at the end; with CI=true it ends the run.
+library for images, the small chat model, a browser, packages for Node.js. A step that can't be done on this
+machine costs the tests that need it, and says so at the end; with CI=true it ends the run.
 
 Ways not taken: tox or nox (one more thing to install first), the user's own site-packages (nothing of ours
 belongs there, and their pytest plug-ins don't belong here), a prebuilt container image (CI starts from a bare
@@ -27,6 +27,7 @@ REQUIREMENTS = ROOT / "requirements-dev.txt"
 UNIT_FOLDERS = ("tests/unit", "tests/api")
 BROWSER_PACKAGES = ("chromium", "chromium-driver")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+NODE_PACKAGES = ("openai@7.57.0",)
 APT_ATTEMPTS = 3
 NO_TESTS_RAN = 5
 
@@ -69,7 +70,8 @@ def command(arguments: list) -> int:
     steps = [Step("packages", lambda: prepare_packages(environment_folder()))]
     if not quick:
         steps += [Step("libraries", prepare_libraries), Step("image library", prepare_image_library),
-                  Step("model", prepare_model), Step("browser", prepare_browser)]
+                  Step("model", prepare_model), Step("browser", prepare_browser),
+                  Step("Node.js packages", prepare_node_packages)]
     missing = [line for line in [run_step(step, strict) for step in steps] if line]
     if quick and not any(names_tests(argument) for argument in arguments):
         arguments = [*UNIT_FOLDERS, *arguments]
@@ -239,6 +241,32 @@ def prepare_browser() -> str:
         if attempt < APT_ATTEMPTS:
             time.sleep(attempt * 5)
     raise Missing(f"apt-get install {packages} failed, see above")
+
+
+# --- Node.js ----------------------------------------------------------------------------------------------
+
+def node_packages_folder() -> Path:
+    """Where the packages for Node.js are, in `node_modules`: another list makes another folder."""
+    key = hashlib.sha256(" ".join(NODE_PACKAGES).encode()).hexdigest()[:12]
+    return cache_folder() / "test-environments" / f"node-{key}"
+
+
+def prepare_node_packages() -> str:
+    """The packages by npm, without running any code of theirs; renamed when complete, like the environment."""
+    folder, npm = node_packages_folder(), shutil.which("npm")
+    if folder.exists():
+        return "ready"
+    if not npm or not shutil.which("node"):
+        raise Missing("install Node.js with npm")
+    with temp_folder(folder.parent, "node") as temp:
+        (temp / "packages").mkdir()
+        command_line = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock",
+                        "--loglevel", "error", "--prefix", str(temp / "packages"), *NODE_PACKAGES]
+        if subprocess.run(command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                          check=False).returncode:
+            raise Missing(f"`npm install {' '.join(NODE_PACKAGES)}` failed, see above")
+        swap_in(temp / "packages", folder, temp)
+    return f"installed into {folder}"
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ prefix reuse, sharing, shifting or batching changes the text. Cells can belong t
 unified cache, and renumbering one renumbers it for all of them. Calls that would be errors in llama.cpp, or that come
 from a second thread, raise AssertionError.
 
-Decodes can be held (`hold`) and let go one by one (`let`), fail at the Nth call (`fail_at`) or for certain rows (`refuse`), or run out of room
-(`n_cells`). A decode that fails or is aborted leaves part of its rows behind, as llama.cpp's does.
+Decodes can be held (`hold`) and let go one by one (`let`), fail at the Nth call (`fail_at`) or for certain rows
+(`refuse`), or run out of room (`n_cells`). A decode that fails or is aborted leaves part of its rows behind, as
+llama.cpp's does.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import json
 import math
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from server.engine.backend_types import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
 from server.engine.planner import Span
@@ -72,8 +74,12 @@ class FakeVocab:
     n_tokens = N_VOCAB
     add_bos = True
     bos = BOS
-    fim: dict[str, int] = {}
     builtin_templates = ("chatml",)
+    fim: Mapping[str, int] = MappingProxyType({})
+
+    def __init__(self, fim: Mapping[str, int] | None = None) -> None:
+        if fim is not None:
+            self.fim = fim
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """One token per byte, BOS first if asked for; `<s>` and `</s>` are special tokens if they may be."""
@@ -147,13 +153,14 @@ class FakeSampler:
 
 
 class Cell:
-    """One token in the cache at one position; all sequences that list it share it."""
+    """One token in the cache at one position, computed with some adapters; sequences that list it share it."""
 
-    __slots__ = ("pos", "token")
+    __slots__ = ("pos", "token", "lora")
 
-    def __init__(self, pos: int, token: int) -> None:
+    def __init__(self, pos: int, token: int, lora: tuple = ()) -> None:
         self.pos = pos
         self.token = token
+        self.lora = lora
 
 
 class FakeBackend:
@@ -171,6 +178,7 @@ class FakeBackend:
         self.can_shift = can_shift
         self.can_trim = can_trim
         self.can_share = can_trim
+        self.takes_states = True
         self.adapters: tuple[str, ...] = ()
         self.lora: tuple = ()
         self.samplers: list[FakeSampler] = []
@@ -256,7 +264,7 @@ class FakeBackend:
         for span in spans:
             self._check_span(span)
             cells = self.cells.setdefault(span.seq, [])
-            cells += (Cell(span.pos + i, token) for i, token in enumerate(span.tokens[:n_rows]))
+            cells += (Cell(span.pos + i, token, self.lora) for i, token in enumerate(span.tokens[:n_rows]))
             n_rows = max(n_rows - len(span), 0)
             row += len(span)
             if span.output:
@@ -266,7 +274,9 @@ class FakeBackend:
         assert len(span) > 0, "an empty span"
         assert 0 <= span.seq <= self.info.n_slots, f"there is no sequence {span.seq}"  # the last: system prompt
         assert all(0 <= token < N_VOCAB for token in span.tokens), "a token that the vocabulary doesn't have"
-        positions = [cell.pos for cell in self.cells.get(span.seq, [])]
+        cells = self.cells.get(span.seq, [])
+        assert all(cell.lora == self.lora for cell in cells), f"sequence {span.seq} was computed with other adapters"
+        positions = [cell.pos for cell in cells]
         expected = max(positions, default=-1) + 1
         assert span.pos == expected, f"sequence {span.seq}: position {span.pos}, the cache goes on at {expected}"
         if span.seq not in self._divided:
@@ -333,18 +343,21 @@ class FakeBackend:
     def unshare(self, seq: int) -> None:
         """Give a sequence cells of its own."""
         self.check_thread()
-        self.cells[seq] = [Cell(cell.pos, cell.token) for cell in self.cells.get(seq, [])]
+        self.cells[seq] = [Cell(cell.pos, cell.token, cell.lora) for cell in self.cells.get(seq, [])]
 
     def state(self, seq: int) -> memoryview:
-        """Positions and tokens as text."""
+        """The cells as text."""
         self.check_thread()
-        return memoryview(json.dumps([(cell.pos, cell.token) for cell in self.cells.get(seq, [])]).encode())
+        cells = self.cells.get(seq, [])
+        return memoryview(json.dumps([(cell.pos, cell.token, cell.lora) for cell in cells]).encode())
 
     def set_state(self, seq: int, state: bytearray) -> bool:
         """The reverse, for an empty sequence."""
         self.check_thread()
         assert not self.cells.get(seq), f"sequence {seq} is not empty"
-        self.cells[seq] = [Cell(pos, token) for pos, token in json.loads(state)]
+        if not self.takes_states:
+            return False
+        self.cells[seq] = [Cell(pos, token, tuple(map(tuple, lora))) for pos, token, lora in json.loads(state)]
         return True
 
     def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:

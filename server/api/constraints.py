@@ -72,7 +72,10 @@ def response_format_schema(value: object) -> tuple[object, bool] | None:
         inner = value.get("json_schema", value)
         if not isinstance(inner, dict) or inner.get("schema") is None:
             raise ApiError(400, "response_format.json_schema: the schema is missing")
-        return inner["schema"], inner.get("strict") is True
+        strict = inner.get("strict")
+        if strict is not None and not isinstance(strict, bool):
+            raise ApiError(400, f"response_format.json_schema.strict: {str(strict)[:40]!r} is not true or false")
+        return inner["schema"], bool(strict)
     raise ApiError(400, f"response_format: type '{kind[:40]}' is unknown; known are text, json_object, json_schema")
 
 

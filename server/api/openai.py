@@ -9,14 +9,14 @@ from __future__ import annotations
 import codecs
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from server.api.completion import Completion, answer, timings_json, token_json
-from server.api.context import Context
+from server.api.context import Context, Vocab
 from server.api.infill import InfillHandler
 from server.api.messages import chat_prompt, flag
 from server.api.prompt import read_prompts
-from server.engine.task import STOP_LIMIT, STOP_WORD, Final, Piece, Progress, TokenProbs
+from server.engine.task import STOP_LIMIT, Final, Piece, Progress, TokenProbs
 from server.errors import ApiError
 from server.web.message import EventStream, Request, Response, json_response
 from server.web.sse import DONE, event, named_event
@@ -69,16 +69,16 @@ class OpenAiCompletion(Completion):
                  prompts: list[tuple[int, ...]]) -> None:
         super().__init__(context, {**native, "seed": small_seed(native.get("seed"))}, prompts)
         self._model = model_name(body, context)
-        self._id = self.id_prefix + secrets.token_urlsafe(18)
+        self._id = self.id_prefix + "x"
         self._created = int(time.time())
         options = body.get("stream_options")
         if options is not None and not isinstance(options, dict):
             raise ApiError(400, "stream_options: give an object")
-        self._include_usage = bool(flag(options or {}, "include_usage", False))
+        name = "stream_options.include_usage"
+        self._include_usage = bool(flag({name: (options or {}).get("include_usage")}, name, False))
         self._finals: dict[int, Final] = {}
         self._has_begun = [False] * len(self.tasks)
-        self._held: list[list[TokenProbs]] = [[] for _ in self.tasks]
-        self._places = [TextPlace() for _ in self.tasks]
+        self._places = [TokenPlaces(context.engine.vocab) for _ in self.tasks]
 
     def run(self, request: Request) -> dict[str, object]:
         """The whole answer: one object with all choices."""
@@ -86,6 +86,7 @@ class OpenAiCompletion(Completion):
             for item in results:
                 if isinstance(item, Piece):
                     self._pieces[self._index[item.id]].append(item)
+                    self._places[self._index[item.id]].add(item.probs)
                 elif isinstance(item, Final):
                     self._finals[self._index[item.id]] = item
         choices = [self.choice(i, self._finals[i]) for i in range(len(self.tasks))]
@@ -110,11 +111,9 @@ class OpenAiCompletion(Completion):
             yield event({**self._chunk([self.delta(index, None, None, None)]), "prompt_progress": progress})
             return
         if isinstance(item, Piece):
-            self._held[index] += item.probs
+            self._places[index].add(item.probs)
         if item.text:
-            # tokens whose text is held back (half a character, perhaps a stop word) wait for it
-            probs, self._held[index] = self._held[index], []
-            chunk = self._chunk([self.delta(index, item.text, self.logprobs(index, probs) if probs else None, None)])
+            chunk = self._chunk([self.delta(index, item.text, self._logprobs(index, item.text), None)])
             if isinstance(item, Piece) and item.timings is not None:
                 chunk["timings"] = timings_json(item.timings)
             yield event(chunk)
@@ -155,19 +154,13 @@ class OpenAiCompletion(Completion):
         """One choice of a chunk."""
         raise AssertionError("a dialect has its own deltas")
 
-    def logprobs(self, index: int, probs: list[TokenProbs]) -> object:
-        """The `logprobs` object for these tokens, the next ones of a choice."""
+    def logprobs(self, tokens: list[tuple[TokenProbs, int]]) -> object:
+        """The `logprobs` object for these tokens and their places in the text."""
         raise AssertionError("a dialect has its own logprobs")
 
-    def _all_logprobs(self, index: int, final: Final) -> object:
-        """The `logprobs` object of a whole choice: of the tokens that its text is made of, or None."""
-        if not self.tasks[index].sampling.n_probs:
-            return None
-        vocab, place = self._context.engine.vocab, TextPlace()
-        length = len(self._text(index, final)) if final.stop == STOP_WORD else None
-        probs = [item for piece in self._pieces[index] for item in piece.probs if not vocab.is_control(item.token)]
-        kept = [item for item in probs if length is None or place.before(vocab.piece(item.token)) < length]
-        return self.logprobs(index, kept)
+    def _logprobs(self, index: int, text: str) -> object:
+        """The `logprobs` object for the next part of a choice's text, None unless it was asked for."""
+        return self.logprobs(self._places[index].take(text)) if self.tasks[index].sampling.n_probs else None
 
     def _token(self, probs: TokenProbs, n_top: int) -> dict[str, object]:
         """A token as chats show it, with its likeliest rivals."""
@@ -211,7 +204,8 @@ class ChatCompletion(OpenAiCompletion):
             raise ApiError(400, "top_logprobs needs logprobs to be true")
         prompt = chat_prompt(context, body)
         super().__init__(context, body, {**native, "prompt": prompt.text}, [prompt.tokens])
-        self._n_top = self._n_top if body.get("logprobs") else self.tasks[0].sampling.n_probs
+        if not body.get("logprobs"):
+            self._n_top = self.tasks[0].sampling.n_probs
 
     def opening(self, index: int) -> Iterator[bytes]:
         """The role, before any text."""
@@ -225,13 +219,13 @@ class ChatCompletion(OpenAiCompletion):
 
     def choice(self, index: int, final: Final) -> dict[str, object]:
         """The message."""
-        message = {"role": "assistant", "content": self._text(index, final)}
-        return {"index": index, "message": message, "logprobs": self._all_logprobs(index, final),
-                "finish_reason": finish_reason(final)}
+        text = self._text(index, final)
+        return {"index": index, "message": {"role": "assistant", "content": text},
+                "logprobs": self._logprobs(index, text), "finish_reason": finish_reason(final)}
 
-    def logprobs(self, index: int, probs: list[TokenProbs]) -> object:
+    def logprobs(self, tokens: list[tuple[TokenProbs, int]]) -> object:
         """Chat form: a list of tokens with their alternatives."""
-        return {"content": [self._token(item, self._n_top) for item in probs], "refusal": None}
+        return {"content": [self._token(item, self._n_top) for item, _ in tokens], "refusal": None}
 
 
 class TextCompletion(OpenAiCompletion):
@@ -248,7 +242,7 @@ class TextCompletion(OpenAiCompletion):
         if n_probs or body.get("logprobs") == 0 and body.get("logprobs") is not False:
             native["n_probs"] = max(n_probs, 1)
         self._echo = bool(flag(body, "echo", False))
-        if self._echo and "n_probs" in native:
+        if self._echo and native.get("n_probs"):
             raise ApiError(400, "echo and logprobs: this server doesn't compute the probabilities of prompts; "
                            "leave one of them out")
         if body.get("suffix"):
@@ -259,7 +253,7 @@ class TextCompletion(OpenAiCompletion):
         else:
             prompts, _ = read_prompts(body["prompt"], context.engine.vocab, not context.system_prompt.prompt, False)
         super().__init__(context, body, native, prompts)
-        self._n_top = n_probs or self.tasks[0].sampling.n_probs * (not body.get("logprobs") == 0)
+        self._n_top = self.tasks[0].sampling.n_probs if body.get("logprobs") is None else n_probs
 
     def opening(self, index: int) -> Iterator[bytes]:
         """With `echo`, the prompt."""
@@ -273,20 +267,18 @@ class TextCompletion(OpenAiCompletion):
     def choice(self, index: int, final: Final) -> dict[str, object]:
         """The text."""
         text = self._text(index, final)
-        if self._echo:
-            text = self._prompt_text(index) + text
-        return {"index": index, "text": text, "logprobs": self._all_logprobs(index, final),
-                "finish_reason": finish_reason(final)}
+        return {"index": index, "text": self._prompt_text(index) + text if self._echo else text,
+                "logprobs": self._logprobs(index, text), "finish_reason": finish_reason(final)}
 
-    def logprobs(self, index: int, probs: list[TokenProbs]) -> object:
+    def logprobs(self, tokens: list[tuple[TokenProbs, int]]) -> object:
         """Text form: parallel lists, with offsets into the generated text; the chat form's list beside them."""
-        vocab, place = self._context.engine.vocab, self._places[index]
-        pieces = [vocab.piece(item.token) for item in probs]
-        top = [{token_name(vocab.piece(id_)): logprob for id_, logprob in item.top_logprobs[:self._n_top]}
-               for item in probs]
-        return {"tokens": [token_name(piece) for piece in pieces], "token_logprobs": [item.logprob for item in probs],
-                "top_logprobs": top, "text_offset": [place.before(piece) for piece in pieces],
-                "content": [self._token(item, self._n_top) for item in probs]}
+        piece = self._context.engine.vocab.piece
+        return {"tokens": [token_name(piece(item.token)) for item, _ in tokens],
+                "token_logprobs": [item.logprob for item, _ in tokens],
+                "top_logprobs": [{token_name(piece(id_)): logprob for id_, logprob in item.top_logprobs[:self._n_top]}
+                                 for item, _ in tokens],
+                "text_offset": [place for _, place in tokens],
+                "content": [self._token(item, self._n_top) for item, _ in tokens]}
 
     def _prompt_text(self, index: int) -> str:
         prompt = self.prompt[index // self.values["n_cmpl"]] if self._is_list_of_strings() else self.prompt
@@ -300,18 +292,32 @@ class TextCompletion(OpenAiCompletion):
         return isinstance(self.prompt, list) and bool(self.prompt) and all(isinstance(x, str) for x in self.prompt)
 
 
-class TextPlace:
-    """Where in a text its tokens begin, in characters; bytes of half characters count with the one they begin."""
+class TokenPlaces:
+    """Which tokens a text is made of, and at which character each begins.
 
-    def __init__(self) -> None:
+    Tokens are known before their text is: that of half a character or of what may become a stop word is held back, and
+    a stop word's never comes. Control tokens, such as the one that ends a text, are no part of it.
+    """
+
+    def __init__(self, vocab: Vocab) -> None:
+        self._vocab = vocab
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._at = 0
+        self._waiting: list[tuple[TokenProbs, int]] = []
+        self._n_tokens = self._n_text = 0       # characters: of all tokens, and of the text taken so far
 
-    def before(self, piece: bytes) -> int:
-        """The place of the next token, whose bytes are `piece`."""
-        at = self._at
-        self._at += len(self._decoder.decode(piece))
-        return at
+    def add(self, probs: Iterable[TokenProbs]) -> None:
+        """The next tokens."""
+        for item in probs:
+            if not self._vocab.is_control(item.token):
+                self._waiting.append((item, self._n_tokens))
+                self._n_tokens += len(self._decoder.decode(self._vocab.piece(item.token)))
+
+    def take(self, text: str) -> list[tuple[TokenProbs, int]]:
+        """The tokens that begin in the next part of the text, with their places."""
+        self._n_text += len(text)
+        n = sum(place < self._n_text for _, place in self._waiting)
+        taken, self._waiting = self._waiting[:n], self._waiting[n:]
+        return taken
 
 
 def token_name(piece: bytes) -> str:

@@ -16,7 +16,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
@@ -125,6 +125,8 @@ class Client:
     token: str
     sleep: Callable[[float], None]
     progress: Progress
+    https: urllib.request.HTTPSHandler = field(default_factory=urllib.request.HTTPSHandler)
+    """One for all requests: making it reads all certificates."""
 
     @contextlib.contextmanager
     def open(self, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
@@ -180,15 +182,14 @@ class Client:
             credentials[origin(url)] = "Basic " + base64.b64encode(unquote(login).encode()).decode()
         host = host if host.isascii() else host.encode("idna").decode()
         bare = (parts.scheme, host, quote(parts.path, URL_CHARS), quote(parts.query, URL_CHARS), "")
-        request = urllib.request.Request(urlunsplit(bare), headers={
-            "User-Agent": "llama_srv", "Accept-Encoding": "identity", **headers})
+        request = urllib.request.Request(urlunsplit(bare), headers={"User-Agent": "llama_srv", **headers})
         authorize(request, credentials)
         return request, credentials
 
     def _send(self, request: urllib.request.Request, redirects: Redirects) -> Any:
         opener = urllib.request.OpenerDirector()    # build_opener's would open file: and ftp: as well
         for handler in (urllib.request.ProxyHandler(), urllib.request.HTTPHandler(),
-                        urllib.request.HTTPSHandler(), urllib.request.HTTPDefaultErrorHandler(),
+                        self.https, urllib.request.HTTPDefaultErrorHandler(),
                         urllib.request.HTTPErrorProcessor(), redirects):
             opener.add_handler(handler)
         try:

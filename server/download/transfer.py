@@ -196,7 +196,7 @@ class Part:
                 while block := self._file.read(BLOCK):
                     self._count(block)
         is_too_long = self.facts.size is not None and self.size > self.facts.size
-        if not note or is_too_long or self.head not in (b"", MAGIC):
+        if is_too_long or self.head not in (b"", MAGIC):
             self.restart()
 
     @property
@@ -213,7 +213,7 @@ class Part:
         return {"Range": f"bytes={self.size}-"} | ({"If-Range": validator} if validator else {})
 
     def begin(self, facts: Facts) -> None:
-        """Data of this version follow."""
+        """Data of this version follow: note it before the first of them is there."""
         before = self.facts
         self.facts = Facts(facts.size, facts.validator or before.validator, facts.sha256 or before.sha256)
         self._has_same_url = True
@@ -232,9 +232,8 @@ class Part:
             left = left[n:]
 
     def restart(self) -> None:
-        """Drop everything; the note first, since data without one mean nothing."""
+        """Drop everything. The note stays until `begin`, which comes before any data."""
         with self._disk():
-            self._note_path.unlink(missing_ok=True)
             self._file.seek(0)
             self._file.truncate()
         self._reset()

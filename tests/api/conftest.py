@@ -71,13 +71,14 @@ class Api:
     """A running server. `argv` are its options, `engine` fields of its EngineConfig."""
 
     def __init__(self, backend: FakeBackend | None = None, argv: tuple[str, ...] = (),
-                 open_backend: Callable[..., FakeBackend] | None = None, **engine: object) -> None:
+                 open_backend: Callable[..., FakeBackend] | None = None, vocab: FakeVocab | None = None,
+                 **engine: object) -> None:
         self.backend = backend or FakeBackend()
         self.options = parse(["-m", "fake.gguf", "--port", "0", *argv], {})
         config = EngineConfig("fake.gguf", "", **{"n_slots": self.backend.info.n_slots, **engine})
         self.threads_before = set(threading.enumerate())
         self.transport = ThreadTransport(config, open_backend or (lambda config, on_progress: self.backend))
-        self.client = EngineClient(self.transport, FakeVocab)
+        self.client = EngineClient(self.transport, lambda: vocab or FakeVocab())
         self.context = make_context(self.options, self.client)
         self.keys = KeyFiles(self.options)
         self.server = make_server(self.options, self.context, self.keys)
@@ -92,12 +93,15 @@ class Api:
         return self
 
     def stop(self, grace_s: float = 0.0) -> None:
-        """End it in the order of the product, and see that nothing is left."""
+        """End it in the order of the product, and see that samplers and connections are given back."""
         self.backend.go()
         self.server.stop(grace_s)
         self.client.close()
         assert self.backend.n_samplers == 0, "samplers were not freed"
         assert self.server.n_connections == 0
+
+    def wait_for_threads(self) -> None:
+        """Wait until no thread is left that came after this server was made."""
         wait_until(lambda: not self.own_threads(), f"the end of {self.own_threads()}", PATIENCE)
 
     def own_threads(self) -> list[str]:
@@ -226,6 +230,7 @@ def api() -> Iterator[Api]:
     one = Api(FakeBackend(n_ctx=8192, n_slots=2)).start()
     yield one
     one.stop()
+    one.wait_for_threads()
 
 
 @pytest.fixture
@@ -239,3 +244,5 @@ def make_api() -> Iterator[Callable[..., Api]]:
     yield make
     for one in made:
         one.stop()
+    if made:
+        made[0].wait_for_threads()

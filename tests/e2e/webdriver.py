@@ -9,17 +9,21 @@ MB for a dozen POST requests.
 from __future__ import annotations
 
 import base64
+import json
+import os
 import re
 import shutil
 import subprocess
 import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import requests
 
-from tests.support import PATIENCE, wait_until
+from tests.support import PATIENCE, need, wait_until
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 ELEMENT_KEY = "element-6066-11e4-a52e-4f735466cecf"     # how the protocol marks an element in JSON
@@ -27,6 +31,8 @@ ELEMENT_KEY = "element-6066-11e4-a52e-4f735466cecf"     # how the protocol marks
 ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync",
              "--disable-dev-shm-usage", "--window-size=1200,900")
+DESKTOP = (1200, 900)
+PHONE = (390, 844)
 STARTED = re.compile(r"started successfully on port (\d+)")
 
 
@@ -60,7 +66,7 @@ class Browser:
             binary = next(path for path in map(shutil.which, BROWSERS) if path)
             chrome = {"binary": binary, "args": [*ARGUMENTS, f"--user-data-dir={self._profile}"]}
             wanted = {"browserName": "chrome", "goog:chromeOptions": chrome,
-                      "goog:loggingPrefs": {"browser": "ALL"}}
+                      "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
             session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
             self._base += f"/session/{session['sessionId']}"
         except BaseException:
@@ -134,6 +140,51 @@ class Browser:
         """Run JavaScript in the page: `return ...` gives the result, `arguments[0]` is the first argument."""
         return self._call("POST", "/execute/sync", {"script": script, "args": list(arguments)})
 
+    def run_async(self, script: str, *arguments: Any) -> Any:
+        """Run the body of an async function in the page; what it returns, or what it throws as WebDriverError."""
+        body = ("const done = arguments[arguments.length - 1], given = [...arguments].slice(0, -1);"
+                "(async (...arguments) => {" + script + "})(...given)"
+                ".then((value) => done({value}), (error) => done({problem: String(error)}));")
+        result = self._call("POST", "/execute/async", {"script": body, "args": list(arguments)})
+        if "problem" in result:
+            raise WebDriverError("javascript error", result["problem"])
+        return result.get("value")
+
+    def press(self, *keys: str) -> None:
+        """Press keys in the page, wherever the focus is; all go down in this order and come up in the other."""
+        actions = [{"type": "keyDown", "value": key} for key in keys]
+        actions += [{"type": "keyUp", "value": key} for key in reversed(keys)]
+        self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+
+    def upload(self, selector: str, path: Path) -> None:
+        """Choose a file in a file field, which may be hidden."""
+        self.type(selector, str(path))
+
+    def cdp(self, command: str, **parameters: Any) -> Any:
+        """A command of Chromium's own protocol."""
+        return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": parameters})
+
+    def look(self, width: int, height: int, theme: str = "light", mobile: bool = False) -> None:
+        """Show the page in a window of this size (CSS pixels) with this colour scheme; `mobile` has a touch screen."""
+        self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
+        self.cdp("Emulation.setTouchEmulationEnabled", enabled=mobile)
+        self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": theme}])
+
+    def asked_urls(self) -> list[str]:
+        """URLs that the page has asked for since the last call, answered or not; no data: URLs."""
+        entries = self._call("POST", "/se/log", {"type": "performance"})
+        messages = [json.loads(entry["message"])["message"] for entry in entries]
+        urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        return [url for url in urls if not url.startswith("data:")]
+
+    def reset(self) -> None:
+        """As good as a new browser: nothing stored, an empty page, no emulation, logs read."""
+        self.cdp("Storage.clearDataForOrigin", origin="*", storageTypes="all")
+        self.open("about:blank")
+        self.look(*DESKTOP)
+        self.console()
+        self.asked_urls()
+
     def console(self) -> list[dict[str, Any]]:
         """Console messages since the last call: dicts with `level` ("SEVERE" for errors) and `message`."""
         return self._call("POST", "/se/log", {"type": "browser"})
@@ -169,3 +220,33 @@ class Browser:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@pytest.fixture(scope="module")
+def shared_browser() -> Iterator[Browser]:
+    """One browser for a module's tests."""
+    missing = browser_missing()
+    need(not missing, f"no browser to test with: {missing}")
+    with Browser() as running:
+        yield running
+
+
+@pytest.fixture
+def browser(shared_browser: Browser, request: pytest.FixtureRequest) -> Iterator[Browser]:
+    """The module's browser, reset; a screenshot of the test's last page is kept, and the console has no errors.
+
+    Screenshots lie in LLAMA_SRV_SCREENSHOTS, or else in pytest's temporary folder. A test that expects errors
+    reads them with `console_errors`.
+    """
+    shared_browser.reset()
+    yield shared_browser
+    shared_browser.screenshot(screenshot_path(request, "end"))
+    assert shared_browser.console_errors() == []
+
+
+def screenshot_path(request: pytest.FixtureRequest, name: str) -> Path:
+    """Where a test keeps the picture `name`."""
+    folder = os.environ.get("LLAMA_SRV_SCREENSHOTS")
+    path = Path(folder) if folder else request.getfixturevalue("tmp_path_factory").getbasetemp() / "screenshots"
+    path.mkdir(parents=True, exist_ok=True)
+    return path / f"{re.sub(r'[^A-Za-z0-9_-]+', '-', request.node.name)}-{name}.png"

@@ -1,9 +1,10 @@
 """What each type of value offers: `value.name` and `value[key]`.
 
-Runs on the thread of the `Run`. These tables are the sandbox: a name that isn't in the table of the value's type
-finds nothing, so no attribute of a Python object is ever reached. Order of look-up, and which names a dictionary's
-keys can't replace, are those of jinja2. Methods that change a list or dictionary are there only if `run.mutable`;
-without, they are undefined as in jinja2's immutable sandbox. Way not taken: `getattr` with a list of forbidden names.
+Runs on the thread of the `Run`. These tables are the sandbox: a name that isn't in the table of the value's
+type finds nothing, so no attribute of a Python object is ever reached. Order of look-up, and which names a
+dictionary's keys can't replace, are those of jinja2. Methods that change a list or dictionary are there only
+if `run.mutable`; without, they are undefined as in jinja2's immutable sandbox. Way not taken: `getattr` with
+a list of forbidden names.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ Method = Callable[..., object]
 # names that exist in Python and that templates may not use: they hide a dictionary's key of the same name
 HIDDEN = frozenset(name for kind in (dict, str, list) for name in dir(kind) if name.startswith("_"))
 
-TEXT_METHODS = ("capitalize", "casefold", "count", "endswith", "expandtabs", "find", "index", "isalnum", "isalpha",
-                "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace",
-                "istitle", "isupper", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "rfind",
-                "rindex", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip",
-                "swapcase", "title", "upper")
+TEXT_METHODS = (
+    "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii",
+    "isdecimal",
+    "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper",
+    "lower",
+    "lstrip", "partition", "removeprefix", "removesuffix", "rfind", "rindex", "rpartition", "rsplit",
+    "rstrip",
+    "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper")
 PADDING_METHODS = ("center", "ljust", "rjust", "zfill")
 
 
@@ -76,11 +80,11 @@ def type_attribute(run: Run, owner: object, name: str) -> tuple[object] | None:
 
 
 def _unsafe(owner: object, name: str) -> Undefined:
-    return Undefined(f"access to attribute {name!r} of a {type(owner).__name__} is not allowed in templates", owner,
-                     name, SecurityError)
+    return Undefined(f"access to attribute {name!r} of a {type(owner).__name__} is not allowed in templates",
+                     owner, name, SecurityError)
 
 
-# ---------------------------------------------------------------------------------------------------- strings
+# ------------------------------------------------------------------------------------------ strings
 
 def _text_method(name: str) -> Method:
     plain, marked = getattr(str, name), getattr(Marked, name)
@@ -123,7 +127,7 @@ def _format_map(run: Run, owner: str, mapping: dict[str, object], /) -> str:
     return format_text(run, owner, (), mapping, (get_attribute, get_item))
 
 
-def join_text(run: Run, separator: str, items: Iterable[object]) -> str:
+def join_text(run: Run, separator: str, items: Iterable[object], /) -> str:
     """`separator.join(items)` for strings."""
     texts = list(items)
     run.items(len(texts))
@@ -144,7 +148,7 @@ def replace_text(run: Run, text: str, old: str, new: str, count: int = -1) -> st
     return text.replace(old, new, count)
 
 
-# ---------------------------------------------------------------------------------------------------- containers
+# ------------------------------------------------------------------------------------------ containers
 
 def _search(name: str, kind: type) -> Method:
     plain = getattr(kind, name)
@@ -207,7 +211,7 @@ def _plain(call: Callable[..., object]) -> Method:
     return lambda run, owner, /, *args: call(owner, *args)
 
 
-# ---------------------------------------------------------------------------------------------------- loop
+# ------------------------------------------------------------------------------------------ loop
 
 def _cycle(run: Run, loop: Loop, /, *items: object) -> object:
     if not items:
@@ -224,7 +228,8 @@ def _reset(run: Run, cycler: Cycler, /) -> None:
     cycler.position = 0
 
 
-# ---------------------------------------------------------------------------------------------------- the tables
+# ------------------------------------------------------------------------------------------ the
+# tables
 
 NUMBER_FIELDS = {"real": lambda n: n.real, "imag": lambda n: n.imag}
 

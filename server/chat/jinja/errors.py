@@ -1,8 +1,8 @@
 """What can go wrong in a template: one family of exceptions, each with a place in the source.
 
-Pure data, any thread. Everything that escapes from `Template(...)` and its `render` methods is a `TemplateError`;
-the caller turns it into a 400. Way not taken: Python's own exceptions for type errors in templates, which would
-leave the caller to guess whether the template or the interpreter is at fault.
+Pure data, any thread. Everything that escapes from `Template(...)` and its `render` methods is a
+`TemplateError`; the caller turns it into a 400. Way not taken: Python's own exceptions for type errors in
+templates, which would leave the caller to guess whether the template or the interpreter is at fault.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 class TemplateError(Exception):
     """A template that can't be compiled or rendered.
 
-    `line` and `column` count from 1 in the template's source (0: unknown). `message_index` is the place in the
-    context's `messages` list that was being rendered, counted from 0, or None.
+    `line` and `column` count from 1 in the template's source (0: unknown). `message_index` is the place in
+    the context's `messages` list that was being rendered, counted from 0, or None.
     """
 
-    def __init__(self, message: str, line: int = 0, column: int = 0, message_index: int | None = None) -> None:
+    def __init__(self, message: str, line: int = 0, column: int = 0,
+                 message_index: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.line = line

@@ -1,8 +1,9 @@
 """Expressions: syntax tree to closures.
 
-Compiles on any thread; the closures run on the thread of their `Run`. A closure that can fail has its place in the
-source as the default of its parameter `at`: when something raises, `template` finds the innermost `at` in the
-traceback, which costs nothing as long as nothing fails. Way not taken: handling exceptions in each closure.
+Compiles on any thread; the closures run on the thread of their `Run`. A closure that can fail has its place
+in the source as the default of its parameter `at`: when something raises, `template` finds the innermost `at`
+in the traceback, which costs nothing as long as nothing fails. Way not taken: handling exceptions in each
+closure.
 """
 
 from __future__ import annotations
@@ -100,7 +101,8 @@ def _item(node: nodes.Item, place: Place) -> Evaluate:
 
 
 def _slice(owner: Evaluate, node: nodes.Slice, place: Place) -> Evaluate:
-    bounds = [compile_expression(bound, place) if bound else None for bound in (node.start, node.stop, node.step)]
+    bounds = [compile_expression(bound, place) if bound else None
+              for bound in (node.start, node.stop, node.step)]
 
     def cut(frame: Frame, at: int = node.offset) -> object:
         value = owner(frame)
@@ -129,8 +131,10 @@ def compile_arguments(node: nodes.Arguments, place: Place) -> Callable[[Frame], 
         kwargs = {name: value(frame) for name, value in zip(names, values)}
         args += star(frame)     # type: ignore[operator]
         more = double_star(frame)
-        if type(more) is not dict or not all(isinstance(name, str) for name in more) or kwargs.keys() & more.keys():
-            raise TypeError("the argument after ** must be a dictionary of names that aren't given otherwise")
+        if type(more) is not dict or not all(isinstance(name, str) for name in more):
+            raise TypeError("the argument after ** must be a dictionary of names")
+        if kwargs.keys() & more.keys():
+            raise TypeError("an argument is given twice")
         return tuple(args), {**kwargs, **more}
     return arguments
 
@@ -163,25 +167,19 @@ def _method_call(node: nodes.Attribute, arguments: Callable[[Frame], Args], plac
 
 
 def _filter(node: nodes.Filter, place: Place) -> Evaluate:
-    function = _find("filter", node, place)
-    arguments = compile_arguments(node.arguments, place)
     captured = place.captured
     value = compile_expression(node.value, place) if node.value else lambda frame: frame[captured]
-
-    def plain(frame: Frame, at: int = node.offset) -> object:
-        return function(frame[RUN], value(frame))
-
-    def apply(frame: Frame, at: int = node.offset) -> object:
-        subject = value(frame)
-        args, kwargs = arguments(frame)
-        return function(frame[RUN], subject, *args, **kwargs)
-    return apply if any(True for _ in nodes.children(node.arguments)) else plain
+    return _application(_find("filter", node, place), value, node, place)
 
 
 def _test(node: nodes.Test, place: Place) -> Evaluate:
-    function = _find("test", node, place)
+    return _application(_find("test", node, place), compile_expression(node.value, place), node, place)
+
+
+def _application(function: Callable[..., object], value: Evaluate, node: nodes.Filter | nodes.Test,
+                 place: Place) -> Evaluate:
+    """A filter or test applied to a value."""
     arguments = compile_arguments(node.arguments, place)
-    value = compile_expression(node.value, place)
 
     def plain(frame: Frame, at: int = node.offset) -> object:
         return function(frame[RUN], value(frame))
@@ -223,7 +221,8 @@ def _not(node: nodes.Not, place: Place) -> Evaluate:
 
 def _arithmetic(node: nodes.Arithmetic, place: Place) -> Evaluate:
     first = compile_expression(node.first, place)
-    steps = [(BINARY[symbol], compile_expression(value, place)) for symbol, value in zip(node.operators, node.values)]
+    steps = [(BINARY[symbol], compile_expression(value, place))
+             for symbol, value in zip(node.operators, node.values)]
 
     def chain(frame: Frame, at: int = node.offset) -> object:
         run = frame[RUN]
@@ -264,7 +263,8 @@ def _concat(node: nodes.Concat, place: Place) -> Evaluate:
 
 def _compare(node: nodes.Compare, place: Place) -> Evaluate:
     first = compile_expression(node.first, place)
-    steps = [(COMPARE[symbol], compile_expression(value, place)) for symbol, value in zip(node.operators, node.values)]
+    steps = [(COMPARE[symbol], compile_expression(value, place))
+             for symbol, value in zip(node.operators, node.values)]
     only, second = steps[0]
 
     def compare(frame: Frame, at: int = node.offset) -> object:

@@ -1,8 +1,9 @@
 """Statements: syntax tree to closures.
 
-Compiles on any thread; the closures run on the thread of their `Run`. As in `evaluate`, `at` is the place in the
-source. Blocks follow the life of their scope: enter (give its variables their first values), run, leave (forget
-them). Way not taken: exceptions for `break` and `continue`; a returned word is as clear and doesn't disturb tracebacks.
+Compiles on any thread; the closures run on the thread of their `Run`. As in `evaluate`, `at` is the place in
+the source. Blocks follow the life of their scope: enter (give its variables their first values), run, leave
+(forget them). Way not taken: exceptions for `break` and `continue`; a returned word is as clear and doesn't
+disturb tracebacks.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .evaluate import compile_arguments, compile_expression
 from .limits import Run
 from .marked import concat
 from .nodes import Node
-from .place import OUT, RUN, Execute, Frame, Place, new_frame, outer_frame
+from .place import OUT, RUN, Evaluate, Execute, Frame, Place, new_frame, outer_frame
 from .scopes import Function, Scope, analyze, declare_target, mentioned
 from .text import to_text
 from .values import MISSING, Loop, Macro, Namespace, Undefined, call_value
@@ -47,7 +48,7 @@ def _block(statements: list[Node], place: Place) -> Execute:
     return block
 
 
-# ---------------------------------------------------------------------------------------------------- scopes
+# ------------------------------------------------------------------------------------------ scopes
 
 def _enter(place: Place) -> Callable[[Frame], None]:
     """A closure that gives the variables of the place's scope their first values."""
@@ -87,7 +88,7 @@ def _scoped(scope_nodes: Iterable[Node], place: Place, captured: int = 0) -> Pla
     return place.inner(scope, place.in_loop, captured)
 
 
-# ---------------------------------------------------------------------------------------------------- output
+# ------------------------------------------------------------------------------------------ output
 
 def _write(frame: Frame, value: object) -> None:
     run: Run = frame[RUN]
@@ -104,7 +105,8 @@ def _write_text(frame: Frame, value: object) -> None:
 
 
 def _output(node: nodes.Output, place: Place) -> Execute:
-    parts = [part.text if isinstance(part, nodes.Data) else compile_expression(part, place) for part in node.parts]
+    parts = [part.text if isinstance(part, nodes.Data) else compile_expression(part, place)
+             for part in node.parts]
 
     def output(frame: Frame, at: int = node.offset) -> None:
         for part in parts:
@@ -127,7 +129,7 @@ def _joined(run: Run, texts: list[str]) -> str:
     return concat(texts)
 
 
-# ---------------------------------------------------------------------------------------------------- assignment
+# ------------------------------------------------------------------------------------------ assignment
 
 def _target(node: Node, place: Place) -> Assign:
     """A closure that assigns a value to a target."""
@@ -217,7 +219,7 @@ def _filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place
     return inner, capture, apply
 
 
-# ---------------------------------------------------------------------------------------------------- branches
+# ------------------------------------------------------------------------------------------ branches
 
 def _if(node: nodes.If, place: Place) -> Execute:
     place = place.softer()
@@ -264,12 +266,12 @@ def _jump(node: nodes.Jump, place: Place) -> Execute:
     return lambda frame: signal
 
 
-# ---------------------------------------------------------------------------------------------------- loops
+# ------------------------------------------------------------------------------------------ loops
 
 def _for(node: nodes.For, place: Place) -> Execute:
     for below in nodes.walk([node]):
         if isinstance(below, nodes.Name) and below.use == "store" and below.name == "loop":
-            raise place.source.error("can't assign to the special variable 'loop' inside of a loop", below.offset)
+            raise place.source.error("can't assign to the special variable 'loop' in a loop", below.offset)
     items = compile_expression(node.items, place)
     function = Function(place.scope.function) if node.recursive else place.scope.function
     walk = _loop(node, place, function)
@@ -290,7 +292,7 @@ def _for(node: nodes.For, place: Place) -> Execute:
 
 
 def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., "str | None"]:
-    """A closure (frame of the body, frame around the loop, items, renderer for recursion, depth) -> signal."""
+    """A closure (frame of the body, frame around the loop, items, renderer to recurse, depth) -> signal."""
     scope = Scope(function, place.scope)
     has_loop = node.recursive or bool(mentioned(node.body, ("loop",)))
     loop_index = scope.parameter("loop").index if has_loop else 0
@@ -338,7 +340,7 @@ def _otherwise(statements: list[Node], place: Place, function: Function) -> Exec
 
 
 def _loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[object]], Iterator[object]]:
-    """A generator of the items for which the loop's `if` holds; it has its own copy of the loop's variables."""
+    """A generator of the items for which the loop's `if` holds, with its own copy of the loop's variables."""
     function = Function(place.scope.function)
     scope = Scope(function, place.scope)
     declare_target(scope, node.target)
@@ -366,7 +368,7 @@ def _as_loaded(target: Node) -> Node:
     return nodes.Name(target.name, offset=target.offset)        # type: ignore[attr-defined]
 
 
-# ---------------------------------------------------------------------------------------------------- macros
+# ------------------------------------------------------------------------------------------ macros
 
 def _macro(node: nodes.MacroNode, place: Place) -> Execute:
     make = _macro_maker(node, node.name, place)
@@ -437,7 +439,7 @@ def _special_parameters(node: nodes.MacroNode | nodes.CallBlock, parameters: tup
     return frozenset(name for name in used if name == "caller" or name not in parameters)
 
 
-def _defaults(node: nodes.MacroNode | nodes.CallBlock, inner: Place) -> list[tuple[int, Callable[[Frame], object]]]:
+def _defaults(node: nodes.MacroNode | nodes.CallBlock, inner: Place) -> list[tuple[int, Evaluate]]:
     """(variable, closure for its value when not given) of each parameter."""
     result = []
     first_default = len(node.parameters) - len(node.defaults)
@@ -450,7 +452,7 @@ def _defaults(node: nodes.MacroNode | nodes.CallBlock, inner: Place) -> list[tup
     return result
 
 
-def _not_given(name: str) -> Callable[[Frame], object]:
+def _not_given(name: str) -> Evaluate:
     return lambda frame: Undefined(f"parameter {name!r} was not provided", name=name)
 
 

@@ -1,9 +1,9 @@
 """Expressions: tokens to syntax tree.
 
 Pure functions, any thread; `parser` builds on it. One method per level of precedence, from the loosest to the
-tightest binding, in jinja2's order: `~` binds tighter than `+`, a filter tighter than any operator but attribute
-access, `-x|abs` negates first. Way not taken: a table-driven precedence climber, which the irregular levels (`is`,
-filters, signs) would riddle with special cases.
+tightest binding, in jinja2's order: `~` binds tighter than `+`, a filter tighter than any operator but
+attribute access, `-x|abs` negates first. Way not taken: a table-driven precedence climber, which the
+irregular levels (`is`, filters, signs) would riddle with special cases.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class ExpressionParser:
                             simple: bool = False, namespaces: bool = False) -> Node:
         """An expression, or several with commas as a tuple.
 
-        `conditional`: may it be an inline `if`? `until`: a word that ends the tuple. `empty`: may there be nothing?
-        `simple`: only names and literals, as targets are; `namespaces`: also `name.attribute`.
+        `conditional`: may it be an inline `if`? `until`: a word that ends the tuple. `empty`: may there be
+        nothing? `simple`: only names and literals, as targets are; `namespaces`: also `name.attribute`.
         """
         offset = self.stream.current.offset
         items: list[Node] = []
@@ -169,7 +169,8 @@ class ExpressionParser:
             return nodes.ListNode(self._items("]", self.expression), offset=token.offset)
         if self.stream.skip("{"):
             pairs = self._items("}", self._pair)
-            return nodes.DictNode([key for key, _ in pairs], [value for _, value in pairs], offset=token.offset)
+            keys, values = [key for key, _ in pairs], [value for _, value in pairs]
+            return nodes.DictNode(keys, values, offset=token.offset)
         self.stream.fail(f"unexpected {describe(token)}")
 
     def _name(self, namespaces: bool) -> Node:

@@ -1,8 +1,9 @@
 """Filters that work on single values, and the table of all filters.
 
-Runs on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names of jinja2.
-`tojson` is that of Hugging Face's transformers. Not here: jinja2's `filesizeformat`, `pprint`, `random`, `urlize` and
-`xmlattr`, which have no use in a prompt. Way not taken: registering filters by decorator, which hides the list.
+Runs on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
+of jinja2. `tojson` is that of Hugging Face's transformers. Not here: jinja2's `filesizeformat`, `pprint`,
+`random`, `urlize` and `xmlattr`, which have no use in a prompt. Way not taken: registering filters by
+decorator, which hides the list.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def do_title(run: Run, value: Any, /) -> str:
 
 def do_replace(run: Run, value: Any, /, old: Any, new: Any, count: int | None = None) -> str:
     """`new` in place of `old`, at most `count` times."""
-    return replace_text(run, to_text(run, value), to_text(run, old), to_text(run, new), -1 if count is None else count)
+    text, old, new = to_text(run, value), to_text(run, old), to_text(run, new)
+    return replace_text(run, text, old, new, -1 if count is None else count)
 
 
 def do_center(run: Run, value: Any, /, width: int = 80) -> str:

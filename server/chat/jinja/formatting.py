@@ -1,8 +1,9 @@
 """Format strings: `"..." % values`, the `format` filter, and `"...".format(...)`.
 
-Runs on the thread of the `Run`. Python's own `%` and `format` make the text; this module decides what they get to
-see: field names go through the interpreter's attribute tables, so `"{0.__class__}"` finds nothing, and widths are
-bounded before memory is. Way not taken: calling `str.format` and filtering its fields, which is how sandboxes leak.
+Runs on the thread of the `Run`. Python's own `%` and `format` make the text; this module decides what they
+get to see: field names go through the interpreter's attribute tables, so `"{0.__class__}"` finds nothing, and
+widths are bounded before memory is. Way not taken: calling `str.format` and filtering its fields, which is
+how sandboxes leak.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from .limits import Run
 from .marked import Marked, build, concat, escape, is_safe, part, spans_of
 from .text import CONTAINERS, notation, to_text, weigh
 
-PERCENT = re.compile(r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+)?)?[hlL]?"
-                     r"(?P<kind>.)", re.S)
+PERCENT = re.compile(r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+)?)?"
+                     r"[hlL]?(?P<kind>.)", re.S)
 MAX_WIDTH = 100_000     # characters one field may be padded to
 NUMBERS = re.compile(r"\d+")
 Access = tuple[Callable[[Run, object, str], object], Callable[[Run, object, object], object]]
@@ -27,7 +28,10 @@ FIELD = re.compile(r"(?:\.(?P<attribute>[^.\[]+)|\[(?P<item>[^\]]+)\])")
 
 def percent(run: Run, template: str, values: object) -> str:
     """`template % values`."""
-    given = list(values.values()) if isinstance(values, Mapping) else values if isinstance(values, tuple) else [values]
+    if isinstance(values, Mapping):
+        given: Sequence[object] = list(values.values())
+    else:
+        given = values if isinstance(values, tuple) else (values,)
     marked = isinstance(template, Marked) and bool(template.spans)
     for value in given:
         if type(value) in CONTAINERS:

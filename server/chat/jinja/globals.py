@@ -1,7 +1,8 @@
 """Global functions of templates, and the way values come in.
 
-Runs on the thread of the `Run`. `raise_exception` and `strftime_now` are those of Hugging Face's transformers; `lipsum`
-is left out. Way not taken: passing the caller's objects through unchanged, which would let a template reach them.
+Runs on the thread of the `Run`. `raise_exception` and `strftime_now` are those of Hugging Face's
+transformers; `lipsum` is left out. Way not taken: passing the caller's objects through unchanged, which would
+let a template reach them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from .errors import TemplateLimitError, TemplateRaised, TemplateRuntimeError
 from .limits import Run
-from .marked import Marked
+from .marked import Marked, marked_if
 from .text import guard, to_text
 from .values import Cycler, Function, Joiner, Namespace
 
@@ -31,17 +32,25 @@ def import_value(value: object, limit: int) -> object:
     if isinstance(value, (list, tuple)):
         items = [import_value(item, limit - 1) for item in value]
         return items if isinstance(value, list) else tuple(items)
-    for plain in (str, int, float):     # of derived types, such as enumerations, only the value counts
-        if isinstance(value, plain):
-            return plain(value)
+    if isinstance(value, (str, int, float)):
+        return _import_plain(value)
     if callable(value):
         return Function(getattr(value, "__name__", "function"), _imported_function(value, limit))
     raise TemplateRuntimeError(f"a template can't use a value of type {kind.__name__}")
 
 
+def _import_plain(value: str | int | float) -> object:
+    """Of derived types, such as enumerations, only the value counts."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int(value) if isinstance(value, int) else float(value)
+
+
 def _import_key(key: object) -> object:
-    if key is None or isinstance(key, (str, int, float)):
+    if type(key) in (str, Marked, bool) or key is None:
         return key
+    if isinstance(key, (str, int, float)):
+        return _import_plain(key)
     raise TemplateRuntimeError(f"a template can't use a dictionary with keys of type {type(key).__name__}")
 
 
@@ -92,7 +101,7 @@ def strftime_now(run: Run, format: str, /) -> str:
     """`strftime_now(format)`: the local time."""
     if len(format) > MAX_TIME_FORMAT:
         raise TemplateLimitError(f"a time format longer than {MAX_TIME_FORMAT} characters")
-    return datetime.datetime.now().strftime(format)
+    return marked_if(datetime.datetime.now().strftime(format), format)
 
 
 GLOBALS: dict[str, Function] = {name: Function(name, call) for name, call in {

@@ -1,9 +1,9 @@
 """Template source to tokens, with jinja2's rules for white space (`trim_blocks` and `lstrip_blocks` on).
 
-Pure functions, any thread. The rules are regular expressions tried in a fixed order, since that is how jinja2 is
-defined: `{{-1}}` prints 1 because the minus sign belongs to the brackets. Each token carries its offset in the
-normalised source; lines and columns are computed only for errors. Way not taken: a hand-written scanner, which would
-be as long and agree with jinja2 less often.
+Pure functions, any thread. The rules are regular expressions tried in a fixed order, since that is how jinja2
+is defined: `{{-1}}` prints 1 because the minus sign belongs to the brackets. Each token carries its offset in
+the normalised source; lines and columns are computed only for errors. Way not taken: a hand-written scanner,
+which would be as long and agree with jinja2 less often.
 """
 
 from __future__ import annotations
@@ -155,7 +155,9 @@ class _Lexer:
             return Token(NAME, text, offset)
         try:
             digits = text.replace("_", "")
-            return Token(FLOAT, float(digits), offset) if kind == "float" else Token(INTEGER, int(digits, 0), offset)
+            if kind == "float":
+                return Token(FLOAT, float(digits), offset)
+            return Token(INTEGER, int(digits, 0), offset)
         except ValueError as error:
             raise self.source.error(str(error), offset) from error
 

@@ -1,8 +1,9 @@
 """Limits of one rendering, and the counter that enforces them.
 
-A `Run` belongs to one `render` call on one thread. The interpreter counts what can repeat (loop items, macro calls,
-items of lazy sequences) and every operation whose cost grows with the size of its values; everything else is bounded
-by the size of the template. Way not taken: a watchdog thread, which can't stop Python code in another thread.
+A `Run` belongs to one `render` call on one thread. The interpreter counts what can repeat (loop items, macro
+calls, items of lazy sequences) and every operation whose cost grows with the size of its values; everything
+else is bounded by the size of the template. Way not taken: a watchdog thread, which can't stop Python code in
+another thread.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ class Limits:
     """How much one rendering may use.
 
     `steps`: loop items, macro calls and lazily made items, plus large texts at 256 characters a step.
-    `depth`: macros and recursive loops inside one another, and nesting of values. `output`: characters printed, also
-    into captured blocks. `text`: characters of one string. `items`: items of one list. `bits`: bits of one integer.
-    `seconds`: wall time.
+    `depth`: macros and recursive loops inside one another, and nesting of values. `output`: characters
+    printed, also into captured blocks. `text`: characters of one string. `items`: items of one list. `bits`:
+    bits of one integer. `seconds`: wall time.
     """
 
     steps: int = 1_000_000

@@ -1,23 +1,24 @@
 """Strings that know which of their characters a user wrote.
 
-Pure values, any thread. A template's own text may hold special tokens such as `<|im_end|>`; the same characters
-typed by a user must stay plain text. So what users send enters the template as `Marked` strings, every operation
-carries the marks along, and the tokenizer is told which stretches of the prompt are user input. (llama.cpp's Jinja
-engine has the same idea under the name "input marking"; the code here is independent of it.)
+Pure values, any thread. A template's own text may hold special tokens such as `<|im_end|>`; the same
+characters typed by a user must stay plain text. So what users send enters the template as `Marked` strings,
+every operation carries the marks along, and the tokenizer is told which stretches of the prompt are user
+input. (llama.cpp's Jinja engine has the same idea under the name "input marking"; the code here is
+independent of it.)
 
-Rules: an operation that copies characters copies their marks. One that makes new characters out of marked ones, or
-puts something in their place, marks the new ones. Where following each character isn't worth the code, the whole
-result is marked: too much marking costs a special token, too little lets a user forge one. The text itself is always
-what Python's `str` gives.
+Rules: an operation that copies characters copies their marks. One that makes new characters out of marked
+ones, or puts something in their place, marks the new ones. Where following each character isn't worth the
+code, the whole result is marked: too much marking costs a special token, too little lets a user forge one.
+The text itself is always what Python's `str` gives.
 
-`Marked` also carries `safe`, the flag of the `safe` and `escape` filters: a safe string escapes what is added to it,
-as jinja2's `Markup` does even without autoescaping. Way not taken: a value class beside `str`, which would put a
-conversion into each comparison, dictionary lookup and test.
+`Marked` also carries `safe`, the flag of the `safe` and `escape` filters: a safe string escapes what is added
+to it, as jinja2's `Markup` does even without autoescaping. Way not taken: a value class beside `str`, which
+would put a conversion into each comparison, dictionary lookup and test.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -47,7 +48,7 @@ def _all_marked(name: str) -> Callable[..., str]:
 
 
 class Marked(str):
-    """Text from a user, or text of which some stretches are (`spans`: sorted, disjoint (start, end) pairs)."""
+    """Text from a user, or text of which some stretches are: `spans`, sorted, disjoint (start, end) pairs."""
 
     __slots__ = ("spans", "safe")
 
@@ -85,6 +86,8 @@ class Marked(str):
     def __add__(self, other: object) -> str:
         if not isinstance(other, str):
             return NotImplemented
+        if is_safe(other) and not self.safe:
+            return other.__radd__(self)
         return self._like([self, escape(other) if self.safe else other])
 
     def __radd__(self, other: object) -> str:
@@ -93,6 +96,8 @@ class Marked(str):
         return self._like([escape(other) if self.safe else other, self])
 
     def __mul__(self, count: int) -> str:
+        if not isinstance(count, int):
+            return NotImplemented
         text = str.__mul__(self, count)
         if text and self.spans == ((0, len(self)),):
             return build(text, ((0, len(text)),), self.safe)
@@ -277,14 +282,17 @@ def marked_if(text: str, *sources: object) -> str:
     return Marked(text) if any(type(source) is Marked and source.spans for source in sources) else text
 
 
-def mark(value: object) -> object:
-    """A copy of JSON-like data in which all strings, keys included, are marked as user input."""
+def mark(value: object, plain: Collection[str] = ()) -> object:
+    """A copy of JSON-like data in which all strings, keys included, are marked as user input.
+
+    Strings that equal one of `plain` stay as they are: roles, say, of which templates make special tokens.
+    """
     if isinstance(value, str):
-        return Marked(value)
+        return value if value in plain else Marked(value)
     if isinstance(value, dict):
-        return {mark(key): mark(item) for key, item in value.items()}
+        return {mark(key, plain): mark(item, plain) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [mark(item) for item in value]
+        return [mark(item, plain) for item in value]
     return value
 
 

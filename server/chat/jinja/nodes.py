@@ -1,8 +1,8 @@
 """The syntax tree of a template.
 
-Plain data made by `parser`, read by `scopes` and the compiler. The order of the fields is the order in which names
-inside are looked at, and `scopes` depends on it. `offset` is the place in the source. Way not taken: one generic node
-with a kind, which would save lines here and cost certainty everywhere else.
+Plain data made by `parser`, read by `scopes` and the compiler. The order of the fields is the order in which
+names inside are looked at, and `scopes` depends on it. `offset` is the place in the source. Way not taken:
+one generic node with a kind, which would save lines here and cost certainty everywhere else.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Node:
     offset: int = field(kw_only=True, default=0)
 
 
-# ---------------------------------------------------------------------------------------------------- expressions
+# ------------------------------------------------------------------------------------------ expressions
 
 @dataclass(slots=True)
 class Const(Node):
@@ -184,7 +184,7 @@ class Conditional(Node):
     no: Node | None
 
 
-# ---------------------------------------------------------------------------------------------------- statements
+# ------------------------------------------------------------------------------------------ statements
 
 @dataclass(slots=True)
 class Data(Node):

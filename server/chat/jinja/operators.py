@@ -1,8 +1,8 @@
 """Operators of the template language, with limits where Python has none.
 
-Runs on the thread of the `Run`. Python's operators do the work on Python's values; functions here stand before those
-whose result or cost can explode: products of strings, powers, comparisons of deep values. Way not taken: limiting
-only time, which can't interrupt one long operation inside CPython.
+Runs on the thread of the `Run`. Python's operators do the work on Python's values; functions here stand
+before those whose result or cost can explode: products of strings, powers, comparisons of deep values. Way
+not taken: limiting only time, which can't interrupt one long operation inside CPython.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ def modulo(run: Run, left: object, right: object) -> object:
 
 
 def _compared(compare: Callable[[object, object], bool]) -> BinaryOperator:
-    def compared(run: Run, left: object, right: object) -> bool:
+    def compared(run: Run, left: object, right: object, /) -> bool:
         if type(left) in CONTAINERS and type(right) in CONTAINERS:
             guard(run, left, right)
         return compare(left, right)
     return compared
 
 
-def contains(run: Run, item: object, container: object) -> bool:
+def contains(run: Run, item: object, container: object, /) -> bool:
     """`item in container`."""
     if type(item) in CONTAINERS:
         guard(run, item, container)

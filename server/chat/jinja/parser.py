@@ -1,8 +1,9 @@
 """Statements: tokens to syntax tree.
 
-Pure functions, any thread. Recursive descent in the shape of the grammar; expressions are in `expressions`. Tags of
-jinja2 that need other templates or escaping (`include`, `import`, `extends`, `block`, `autoescape`) are refused by
-name. Way not taken: a parser generator, since the grammar has look-ahead of two in three places only.
+Pure functions, any thread. Recursive descent in the shape of the grammar; expressions are in `expressions`.
+Tags of jinja2 that need other templates or escaping (`include`, `import`, `extends`, `block`, `autoescape`)
+are refused by name. Way not taken: a parser generator, since the grammar has look-ahead of two in three
+places only.
 """
 
 from __future__ import annotations
@@ -32,8 +33,15 @@ class _Parser(ExpressionParser):
         super().__init__(source)
         self._open_tags: list[str] = []     # for messages about a missing end
         self._tags: dict[str, Callable[[int], Node]] = {
-            "for": self._tag_for, "if": self._tag_if, "set": self._tag_set, "macro": self._tag_macro, "call": self._tag_call,
-            "filter": self._tag_filter_block, "with": self._tag_with, "print": self._tag_print, "generation": self._tag_generation,
+            "for": self._tag_for,
+            "if": self._tag_if,
+            "set": self._tag_set,
+            "macro": self._tag_macro,
+            "call": self._tag_call,
+            "filter": self._tag_filter_block,
+            "with": self._tag_with,
+            "print": self._tag_print,
+            "generation": self._tag_generation,
             "break": lambda offset: nodes.Jump("break", offset=offset),
             "continue": lambda offset: nodes.Jump("continue", offset=offset),
         }

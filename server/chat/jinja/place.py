@@ -1,9 +1,9 @@
 """What both halves of the compiler share: frames, and where in the template a node stands.
 
-Pure data, any thread. The compiler turns each node into a Python closure that takes a frame. A frame is a list: the
-`Run`, the list that collects output, the frame of the enclosing function, then the variables that `scopes` numbered.
-The closures hold no state, so one compiled template serves many threads. Way not taken: generating Python source as
-jinja2 does, which is faster and turns every slip in quoting into code execution.
+Pure data, any thread. The compiler turns each node into a Python closure that takes a frame. A frame is a
+list: the `Run`, the list that collects output, the frame of the enclosing function, then the variables that
+`scopes` numbered. The closures hold no state, so one compiled template serves many threads. Way not taken:
+generating Python source as jinja2 does, which is faster and turns every slip in quoting into code execution.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ RUN, OUT, PARENT = 0, 1, 2
 
 Frame = list
 Evaluate = Callable[[Frame], object]
-Execute = Callable[[Frame], "str | None"]       # gives "break" or "continue" when a loop is to be left, else None
+Execute = Callable[[Frame], "str | None"]       # gives "break" or "continue" when a loop is to be left
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a node stands.
 
-    `soft`: directly inside an `if`, where unknown filters are an error only when reached. `in_loop`: may it `break`?
-    `captured`: index of the variable with the text that a filter without a value applies to.
+    `soft`: directly inside an `if`, where unknown filters are an error only when reached. `in_loop`: may it
+    `break`? `captured`: index of the variable with the text that a filter without a value applies to.
     """
 
     source: Source

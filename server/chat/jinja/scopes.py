@@ -1,11 +1,12 @@
 """Which variable a name means: the scoping rules of jinja2, worked out before anything runs.
 
-Pure functions, any thread. jinja2 compiles templates to Python functions, and what a name means follows from that: a
-block such as a loop body starts with copies of the outer variables it assigns to, a macro is a closure that sees later
-changes of outer variables, and a variable that a block assigns somewhere is not looked up in the context just because
-the assignment hasn't happened yet. Templates rely on the results, so the algorithm here gives the same: each block is
-a `Scope`, each variable a `Slot` in the frame of the enclosing `Function` (the template, a macro, a recursive loop).
-Way not taken: dictionaries of names at run time, which is slower and differs in all the odd cases.
+Pure functions, any thread. jinja2 compiles templates to Python functions, and what a name means follows from
+that: a block such as a loop body starts with copies of the outer variables it assigns to, a macro is a
+closure that sees later changes of outer variables, and a variable that a block assigns somewhere is not
+looked up in the context just because the assignment hasn't happened yet. Templates rely on the results, so
+the algorithm here gives the same: each block is a `Scope`, each variable a `Slot` in the frame of the
+enclosing `Function` (the template, a macro, a recursive loop). Way not taken: dictionaries of names at run
+time, which is slower and differs in all the odd cases.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ _VISITORS: dict[type, Callable[[Scope, object], None]] = {
     nodes.CallBlock: _visit_call_block,     # type: ignore[dict-item]
     nodes.FilterBlock: lambda scope, node: analyze(scope, [node.filter]),
     nodes.With: lambda scope, node: analyze(scope, node.values),
-    nodes.SetBlock: lambda scope, node: analyze(scope, [node.target, *([node.filter] if node.filter else [])]),
+    nodes.SetBlock: lambda scope, node: analyze(scope, [node.target, *filter(None, [node.filter])]),
 }
 
 

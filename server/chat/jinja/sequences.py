@@ -1,8 +1,9 @@
 """Filters that work on sequences: `map`, `select`, `sort`, `join`...
 
-Runs on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names of jinja2,
-and like there many are lazy: what they return is true even when empty, has no length, and can be walked once.
-Templates depend on that by accident, so it isn't tidied up. Way not taken: returning lists everywhere.
+Runs on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
+of jinja2, and like there many are lazy: what they return is true even when empty, has no length, and can be
+walked once. Templates depend on that by accident, so it isn't tidied up. Way not taken: returning lists
+everywhere.
 """
 
 from __future__ import annotations
@@ -62,20 +63,13 @@ def _counted(run: Run, items: Iterable[Any]) -> Iterator[Any]:
         yield item
 
 
-def call_filter(run: Run, name: object, value: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-    """Apply a filter known only by its name."""
-    call = run.filters.get(name) if isinstance(name, str) else None
+def _named(run: Run, kind: str, name: object) -> Callable[..., object]:
+    """The filter or test that the template names in a string."""
+    table = run.filters if kind == "filter" else run.tests
+    call = table.get(name) if isinstance(name, str) else None
     if call is None:
-        raise TemplateRuntimeError(f"No filter named {name!r}.")
-    return call(run, value, *args, **kwargs)        # type: ignore[operator]
-
-
-def call_test(run: Run, name: object, value: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-    """Apply a test known only by its name."""
-    call = run.tests.get(name) if isinstance(name, str) else None
-    if call is None:
-        raise TemplateRuntimeError(f"No test named {name!r}.")
-    return call(run, value, *args, **kwargs)        # type: ignore[operator]
+        raise TemplateRuntimeError(f"No {kind} named {name!r}.")
+    return call     # type: ignore[return-value]
 
 
 def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[object]:
@@ -88,7 +82,7 @@ def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[objec
             raise TypeError(f"Unexpected keyword argument {next(iter(kwargs))!r}")
     elif args:
         def getter(item: object) -> object:
-            return call_filter(run, args[0], item, args[1:], kwargs)
+            return _named(run, "filter", args[0])(run, item, *args[1:], **kwargs)
     else:
         raise TypeError("map requires a filter argument")
     for item in _counted(run, value):
@@ -107,7 +101,7 @@ def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[object
         for item in _counted(run, value):
             tested = getter(item)
             if test:
-                tested = call_test(run, test[0], tested, test[1:], kwargs)
+                tested = _named(run, "test", test[0])(run, tested, *test[1:], **kwargs)
             if bool(tested) is wanted:
                 yield item
     return select
@@ -119,7 +113,8 @@ def do_sort(run: Run, value: Any, /, reverse: bool = False, case_sensitive: bool
     return _sorted(run, value, _sort_key(run, attribute, not case_sensitive), reverse)
 
 
-def do_unique(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Iterator[object]:
+def do_unique(run: Run, value: Any, /, case_sensitive: bool = False,
+              attribute: Any = None) -> Iterator[object]:
     """The items without repetitions."""
     getter = attribute_getter(run, attribute, fold_case=not case_sensitive)
     seen = set()
@@ -241,6 +236,7 @@ def do_batch(run: Run, value: Any, /, linecount: int, fill_with: Any = None) -> 
 
 def do_slice(run: Run, value: Any, /, slices: int, fill_with: Any = None) -> Iterator[list[object]]:
     """The items dealt out to `slices` lists."""
+    run.items(slices)
     items = list(_counted(run, value))
     size, extra = divmod(len(items), slices)
     start = 0

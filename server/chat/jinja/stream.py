@@ -11,7 +11,7 @@ from .lexer import END, NAME, Source, Token, tokenize
 
 
 class TokenStream:
-    """Tokens with a current position. Words such as `if` are plain names, so that they can be variables too."""
+    """Tokens with a current position. Words such as `if` are plain names, so they can be variables too."""
 
     def __init__(self, source: Source) -> None:
         self.source = source

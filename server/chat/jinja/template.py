@@ -28,9 +28,10 @@ DEFAULT_LIMITS = Limits()
 class Template:
     """A compiled chat template.
 
-    `strict`: exactly the language of Hugging Face's transformers. Otherwise lists and dictionaries may be changed by
-    their methods, and the tag `do` and the filter `from_json` exist, because templates in circulation use them.
-    Raises `TemplateSyntaxError`.
+    `strict`: exactly the language of Hugging Face's transformers. Otherwise lists and dictionaries may be
+    changed by their methods, and the tag `do` and the filter `from_json` exist, because templates in
+    circulation use them. `names`: all variables that the template reads, its own ones included. Raises
+    `TemplateSyntaxError`.
     """
 
     def __init__(self, source: str, name: str = "chat template", *, strict: bool = False) -> None:
@@ -60,7 +61,8 @@ class Template:
                         limits: Limits = DEFAULT_LIMITS) -> list[tuple[str, bool]]:
         """The prompt in pieces (text, is user input); joined, they are what `render` gives.
 
-        User input is what comes from the `Marked` strings in the context. Pieces that are neighbours differ in kind.
+        User input is what comes from the `Marked` strings in the context. Pieces that are neighbours differ
+        in kind.
         """
         return segments(self._rendered(context, limits))
 
@@ -85,14 +87,19 @@ class Template:
     def _locate(self, error: TemplateError, variables: Mapping[str, object]) -> None:
         """Find out from the traceback which place of the template and which message the error belongs to."""
         messages = variables.get("messages")
-        numbers = {id(message): number for number, message in enumerate(messages if type(messages) is list else ())}
+        numbers: dict[int, int] = {}
+        if type(messages) is list:
+            numbers = {id(message): number for number, message in enumerate(messages)}
+        offset = None
         traceback: TracebackType | None = error.__traceback__
         while traceback is not None:
             names = traceback.tb_frame.f_locals
-            if "at" in names:       # the frame of one of the template's closures; the innermost comes last
-                error.line, error.column = self._source.place(names["at"])
+            if "at" in names and traceback.tb_frame.f_globals.get("__package__") == __package__:
+                offset = names["at"]        # one of the template's closures; the innermost comes last
                 error.message_index = numbers.get(id(names.get("item")), error.message_index)
             traceback = traceback.tb_next
+        if offset is not None:
+            error.line, error.column = self._source.place(offset)
 
 
 def _message(error: Exception) -> str:

@@ -1,7 +1,8 @@
 """Tests of the template language: what may follow `is`.
 
-Runs on the thread of the `Run`. Each is `call(run, value, *args)` and answers as jinja2 does, oddities included:
-`number` is also true for booleans, `sequence` and `iterable` for undefined values, and `callable` too.
+Runs on the thread of the `Run`. Each is `call(run, value, *args)` and answers as jinja2 does, oddities
+included: `number` is also true for booleans, `sequence` and `iterable` for undefined values, and `callable`
+too.
 """
 
 from __future__ import annotations

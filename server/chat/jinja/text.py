@@ -1,10 +1,11 @@
 """Values as text: printing, Python's notation for containers, and JSON as `tojson` writes it.
 
-Runs on the thread of the `Run`. The text is always made by Python's own `str`, `repr` and `json`; where marked strings
-are inside, the same text is put together a second time from its parts, to learn which stretches are the user's.
-Containers can hold one list many times over, so that a few steps of a template describe more text than there is
-memory: `weigh` counts before anything is made. Way not taken: marking all of a container's text, which would be
-simpler but would hide from the tokenizer that most of a tool list is the template's.
+Runs on the thread of the `Run`. The text is always made by Python's own `str`, `repr` and `json`; where
+marked strings are inside, the same text is put together a second time from its parts, to learn which
+stretches are the user's. Containers can hold one list many times over, so that a few steps of a template
+describe more text than there is memory: `weigh` counts before anything is made. Way not taken: marking all of
+a container's text, which would be simpler but would hide from the tokenizer that most of a tool list is the
+template's.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from dataclasses import dataclass
 
 from .errors import TemplateLimitError
 from .limits import Run
-from .marked import Marked, build, concat, segments, unsafe, whole
-from .values import Group, Loop, Namespace
+from .marked import Marked, build, concat, marked_if, segments, unsafe, whole
+from .values import Group, Loop, Namespace, Undefined
 
 KEYS, VALUES, ITEMS = type({}.keys()), type({}.values()), type({}.items())
 VIEWS = {KEYS: "dict_keys", VALUES: "dict_values", ITEMS: "dict_items"}
 SEQUENCES = frozenset((list, tuple, Group, KEYS, VALUES, ITEMS))
 CONTAINERS = SEQUENCES | {dict, Namespace}
+SCALARS = frozenset((int, float, bool, type(None), Undefined))
 
 JSON_WORDS = {None: "null", True: "true", False: "false"}
 
 
 @dataclass(slots=True)
 class Weight:
-    """What is inside a value: `nodes` values in `depth` levels, `length` characters; `marked`: any user's text?"""
+    """What is inside a value: `nodes` values in `depth` levels, `length` characters, `marked` text or not."""
 
     nodes: int = 0
     depth: int = 0
@@ -43,11 +45,13 @@ def weigh(run: Run, value: object) -> Weight:
     while level:
         weight.depth += 1
         weight.nodes += len(level)
-        run.items(weight.nodes)
+        run.items(len(level))
         if weight.depth > run.limits.depth:
             raise TemplateLimitError(f"a value is nested more than {run.limits.depth} deep")
         below: list[object] = []
         for item in level:
+            if weight.nodes + len(below) > run.limits.items:
+                raise TemplateLimitError(f"a value unfolds to more than {run.limits.items} values")
             kind = type(item)
             if kind is str:
                 weight.length += len(item)
@@ -61,7 +65,6 @@ def weigh(run: Run, value: object) -> Weight:
                 below += item
             elif kind is Namespace:
                 below.append(item.values)
-        run.items(len(below))
         level = below
     run.text(weight.length)
     return weight
@@ -81,6 +84,8 @@ def to_text(run: Run, value: object) -> str:
         return value
     if kind is Marked:
         return unsafe(value)
+    if kind in SCALARS:
+        return str(value)
     if kind in CONTAINERS:
         return notation(run, value)
     if isinstance(value, Iterator) and kind is not Loop:
@@ -149,9 +154,10 @@ def to_json(run: Run, value: object, style: JsonStyle) -> str:
     weight = weigh(run, value)
     width = style.indent if isinstance(style.indent, int) else len(style.indent or "")
     run.text(weight.length + weight.nodes * weight.depth * max(width, 0))
-    text = json.dumps(value, ensure_ascii=style.ensure_ascii, indent=style.indent, separators=style.separators,
-                      sort_keys=style.sort_keys, default=_refuse)
-    if not weight.marked:
+    text = json.dumps(value, ensure_ascii=style.ensure_ascii, indent=style.indent, sort_keys=style.sort_keys,
+                      separators=style.separators, default=_refuse)
+    text = marked_if(text, style.indent, *(style.separators or ()))
+    if not weight.marked or type(text) is Marked:
         return text
     spelled = concat(_JsonSpeller(style).pieces(value, "\n"))
     return spelled if spelled == text else Marked(text)

@@ -1,8 +1,10 @@
-"""The values a template can meet, beside Python's own None, bool, int, float, str, list, tuple, dict and range.
+"""The values a template can meet, beside Python's own None, bool, int, float, str, list, tuple, dict and
+range.
 
-A `Run`'s thread owns them. Nothing here is reached by Python attribute access from a template: `attributes` holds the
-tables of what each type offers. The double-underscore methods give Python's operators the meaning that jinja2's
-values have. Way not taken: jinja2's sandbox, which hands out real Python objects and filters what they may do.
+A `Run`'s thread owns them. Nothing here is reached by Python attribute access from a template: `attributes`
+holds the tables of what each type offers. The double-underscore methods give Python's operators the meaning
+that jinja2's values have. Way not taken: jinja2's sandbox, which hands out real Python objects and filters
+what they may do.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ MISSING = Missing()
 
 
 class Undefined:
-    """What a name or an attribute without a value gives: prints as nothing, is false and empty, fails otherwise."""
+    """What a name or attribute without a value gives: prints as nothing, is false and empty, else fails."""
 
     __slots__ = ("_hint", "_owner", "_name", "_error")
 
@@ -125,8 +127,8 @@ class BoundMethod:
 class Macro:
     """A macro or the body of a call block; `body(arguments)` renders it.
 
-    The arguments are those of `parameters` in order (`MISSING` where not given), then `caller`, then the dict of left
-    over named ones, then the tuple of left over positional ones, each only if the body mentions it.
+    The arguments are those of `parameters` in order (`MISSING` where not given), then `caller`, then the dict
+    of left over named ones, then the tuple of left over positional ones, each only if the body mentions it.
     """
 
     __slots__ = ("name", "parameters", "body", "takes_caller", "takes_kwargs", "takes_varargs")
@@ -179,8 +181,8 @@ class Loop:
     `render(items, depth)` renders the loop's body for other items (only for `recursive` loops).
     """
 
-    __slots__ = ("items", "iterator", "render", "depth0", "index0", "_length", "_after", "_current", "_before",
-                 "_changed")
+    __slots__ = ("items", "iterator", "render", "depth0", "index0",
+                 "_length", "_after", "_current", "_before", "_changed")
 
     def __init__(self, items: Iterable[object], render: Callable[[object, int], str] | None = None,
                  depth0: int = 0) -> None:

@@ -1,0 +1,63 @@
+// Requests to our own server, with the API key of the settings. Paths are relative, so the page works under a prefix.
+// Errors are LlamaError with the server's message; a missing or wrong key also fires "need-key" on window.
+
+import { errorOf, events, LlamaError } from './completion.js';
+import { prefs } from './prefs.js';
+
+export { LlamaError };
+
+async function request(path, options = {}) {
+  const headers = { ...(options.body ? { 'Content-Type': 'application/json' } : {}) };
+  if (prefs.apiKey) headers.Authorization = `Bearer ${prefs.apiKey}`;
+  const response = await fetch(path, { ...options, headers });
+  if (response.ok) return response;
+  if (response.status === 401) window.dispatchEvent(new Event('need-key'));
+  throw await errorOf(response);
+}
+
+export const get = async (path) => (await request(path)).json();
+export const getText = async (path) => (await request(path)).text();
+export const post = async (path, body, signal) =>
+  (await request(path, { method: 'POST', body: JSON.stringify(body), signal })).json();
+
+// POST with a streamed answer: the parsed `data` objects. An error inside the stream is thrown; so is an end without
+// a last object, which means that the connection broke.
+export async function* stream(path, body, signal) {
+  const response = await request(path, { method: 'POST', body: JSON.stringify({ ...body, stream: true }), signal });
+  let isComplete = false;
+  for await (const { data, event } of events(response)) {
+    if (data === undefined) continue;
+    if (data === '[DONE]') return;
+    const value = JSON.parse(data);
+    if (event === 'error' || value.error) {
+      const { message, code, type } = value.error ?? value;
+      throw new LlamaError(message, code, type);
+    }
+    yield value;
+    isComplete = value.stop === true || Boolean(value.choices?.[0]?.finish_reason) || isComplete;
+  }
+  if (!isComplete) throw new LlamaError('connection lost', 0, 'connection_lost');
+}
+
+// Was it the connection, not the server's answer?
+export const isConnectionError = (error) =>
+  error instanceof TypeError || error.type === 'connection_lost' || [502, 503, 504].includes(error.status);
+
+// The health object whatever its status is; null when nothing answers.
+export async function health() {
+  try {
+    return await (await fetch('health', { cache: 'no-store' })).json();
+  } catch {
+    return null;
+  }
+}
+
+export const isReady = (state) => state?.status === 'ok' || state?.status === 'no slot available';
+
+export const sleep = (ms, signal) => new Promise((resolve, reject) => {
+  const timer = setTimeout(resolve, ms);
+  signal?.addEventListener('abort', () => {
+    clearTimeout(timer);
+    reject(signal.reason);
+  }, { once: true });
+});

@@ -1,0 +1,162 @@
+// The completion view: raw text in, text out, with every option, a grammar or JSON schema, a gap to fill, and the
+// probabilities of tokens.
+
+import { isReady, health, post, stream } from './api.js';
+import { field, h } from './dom.js';
+import { number, t } from './i18n.js';
+import { schemaToGrammar } from './json-schema-to-grammar.mjs';
+import { OptionsForm } from './options.js';
+import { prefs, savePrefs } from './prefs.js';
+import { TokenView } from './tokens.js';
+
+const GAP = '<FILL>';           // where the text has it, the model fills in the middle
+const N_PREDICT = 256;          // a text has no end of its own
+const N_PROBS = 8;
+
+export class CompleteView {
+  #running = null;
+
+  constructor() {
+    this.prompt = h('textarea', { id: 'prompt', rows: 8, value: prefs.prompt, onchange: () => savePrefs({ prompt: this.prompt.value }),
+      onkeydown: (event) => {
+        if (event.key !== 'Enter' || !(event.ctrlKey || event.metaKey)) return;
+        event.preventDefault();
+        this.form.requestSubmit();
+      } });
+    this.send = h('button', { type: 'submit', id: 'send', class: 'main', title: t('ctrl-enter') }, t('complete-it'));
+    this.stopButton = h('button', { type: 'button', id: 'stop', disabled: true, onclick: () => this.stop() }, t('stop'));
+    this.gap = h('button', { type: 'button', id: 'gap', onclick: () => this.#insertGap(), title: t('gap-help', { gap: GAP }) }, t('gap'));
+    this.take = h('button', { type: 'button', id: 'take', disabled: true, onclick: () => this.#take() }, t('take'));
+    this.probs = h('input', { type: 'checkbox', id: 'probs' });
+    this.before = h('span', { class: 'given' });
+    this.tokens = h('span', { class: 'tokens' });
+    this.after = h('span', { class: 'given' });
+    this.output = h('output', { id: 'output', for: 'prompt', 'aria-live': 'off' }, this.before, this.tokens, this.after);
+    this.timings = h('p', { id: 'timings', class: 'dim', role: 'status' });
+    this.form = h('form', { onsubmit: (event) => {
+      event.preventDefault();
+      this.#complete(this.prompt.value);
+    } },
+    h('label', { for: 'prompt', class: 'label' }, t('text-to-continue')), this.prompt,
+    h('div', { class: 'row' }, this.gap, h('label', { class: 'check' }, this.probs, t('show-probs')),
+      h('div', { class: 'row whole' }, this.stopButton, this.send)));
+    this.options = new OptionsForm(prefs.completion, (values) => savePrefs({ completion: values }));
+    this.element = h('section', { class: 'view complete', 'aria-label': t('completion') },
+      h('div', { class: 'column' }, this.form, this.output,
+        h('div', { class: 'row' }, this.timings, h('span', { class: 'space' }), this.take)),
+      h('aside', { class: 'panel', 'aria-label': t('options') }, this.#constraint(), this.options.element));
+    this.view = new TokenView(this.tokens, (text) => this.#complete(this.#base + text));
+  }
+
+  // `props` is the object of /props.
+  ready(props) {
+    this.options.setDefaults({ ...props.default_generation_settings, n_predict: N_PREDICT });
+  }
+
+  stop() {
+    this.#running?.abort();
+  }
+
+  get #base() {
+    return this.before.textContent;
+  }
+
+  #constraint() {
+    this.kind = h('select', { id: 'constraint', onchange: () => {
+      this.rule.hidden = this.check.hidden = !this.kind.value;
+      this.verdict.textContent = '';
+    } },
+    h('option', { value: '' }, t('constraint-none')), h('option', { value: 'grammar' }, t('grammar')),
+    h('option', { value: 'json_schema' }, t('json-schema')));
+    this.rule = h('textarea', { id: 'rule', rows: 6, hidden: true, spellcheck: 'false', 'aria-label': t('constraint'), class: 'mono' });
+    this.check = h('button', { type: 'button', id: 'check', hidden: true, onclick: () => this.#check() }, t('check'));
+    this.verdict = h('p', { id: 'verdict', role: 'status' });
+    return h('div', { class: 'constraint' }, field(t('constraint'), this.kind), this.rule, this.check, this.verdict);
+  }
+
+  // The field for the request; throws with a message for the user.
+  #rule() {
+    if (!this.kind.value || !this.rule.value.trim()) return {};
+    if (this.kind.value === 'grammar') return { grammar: this.rule.value };
+    try {
+      return { json_schema: JSON.parse(this.rule.value) };
+    } catch (error) {
+      throw new Error(t('not-json', { why: error.message }));
+    }
+  }
+
+  // The page's own converter first, which also answers without a server; then the server, which has the last word.
+  async #check() {
+    let verdict = t('check-good');
+    try {
+      const rule = this.#rule();
+      if (rule.json_schema) schemaToGrammar(rule.json_schema);
+      await post('completion', { prompt: ' ', n_predict: 0, ...rule });
+    } catch (error) {
+      verdict = error.message;
+    }
+    this.verdict.textContent = verdict;
+    this.verdict.classList.toggle('error', verdict !== t('check-good'));
+  }
+
+  #insertGap() {
+    const { selectionStart: start, selectionEnd: end } = this.prompt;
+    this.prompt.setRangeText(GAP, start, end, 'end');
+    this.prompt.focus();
+    savePrefs({ prompt: this.prompt.value });
+  }
+
+  #take() {
+    this.prompt.value = this.output.textContent;
+    savePrefs({ prompt: this.prompt.value });
+    this.prompt.focus();
+  }
+
+  #request(text) {
+    const body = { n_predict: N_PREDICT, ...this.options.values, ...this.#rule(), return_progress: true };
+    if (this.probs.checked) body.n_probs = N_PROBS;
+    const gap = text.indexOf(GAP);
+    if (gap < 0) return ['completion', { ...body, prompt: text }, text, ''];
+    const [before, after] = [text.slice(0, gap), text.slice(gap + GAP.length)];
+    return ['infill', { ...body, input_prefix: before, input_suffix: after }, before, after];
+  }
+
+  async #complete(text) {
+    if (this.#running) return;
+    this.#running = new AbortController();
+    this.send.disabled = this.take.disabled = true;
+    this.stopButton.disabled = false;
+    this.output.classList.remove('error');
+    this.view.clear();
+    this.timings.textContent = '';
+    try {
+      const [path, body, before, after] = this.#request(text);
+      this.before.textContent = before;
+      this.after.textContent = after;
+      for await (const chunk of stream(path, body, this.#running.signal)) this.#show(chunk);
+      if (!this.timings.textContent) this.timings.textContent = t('done');
+    } catch (error) {
+      if (error.name !== 'AbortError') await this.#fail(error);
+    }
+    this.#running = null;
+    this.send.disabled = this.take.disabled = false;
+    this.stopButton.disabled = true;
+  }
+
+  #show(chunk) {
+    if (chunk.prompt_progress) {
+      const { processed, total } = chunk.prompt_progress;
+      this.timings.textContent = t('reading', { percent: Math.round(100 * processed / total), n: total });
+      return;
+    }
+    this.view.add(chunk);
+    if (!chunk.timings) return;
+    const { predicted_n: n, predicted_per_second: rate, prompt_n: read, cache_n: reused, prompt_ms: ms } = chunk.timings;
+    this.timings.textContent = t('timings', { n, rate: number(rate, 1), read, reused, ms: number(ms) });
+  }
+
+  async #fail(error) {
+    this.output.classList.add('error');
+    this.tokens.textContent = isReady(await health()) ? error.message : t('offline');
+  }
+}

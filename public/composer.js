@@ -1,0 +1,125 @@
+// The box at the foot of the chat: text, files (button, drag and drop, paste), send and stop, the context bar.
+
+import { grow, h, icon, iconButton, toast } from './dom.js';
+import { readFile } from './attach.js';
+import { number, t } from './i18n.js';
+import { prefs } from './prefs.js';
+
+const IS_TOUCH = matchMedia('(pointer: coarse)').matches;
+
+export class Composer {
+  // on.send(text, files), on.stop(). `dropZone` takes files that are dropped; `modalities()` is from /props.
+  constructor({ on, dropZone, modalities }) {
+    this.on = on;
+    this.modalities = modalities;
+    this.files = [];
+    this.area = h('textarea', { id: 'chat-input', rows: 1, placeholder: t('ask'), 'aria-label': t('message'),
+      oninput: () => this.#update(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event) });
+    this.file = h('input', { type: 'file', id: 'attach-file', multiple: true, hidden: true, onchange: async () => {
+      await this.add([...this.file.files]);
+      this.file.value = '';
+    } });
+    this.chips = h('div', { class: 'files', hidden: true });
+    this.send = h('button', { type: 'submit', id: 'chat-send', class: 'round main', 'aria-label': t('send'), title: t('send') }, icon('send'));
+    this.stop = h('button', { type: 'button', id: 'chat-stop', class: 'round', 'aria-label': t('stop'), title: `${t('stop')} (Esc)`,
+      hidden: true, onclick: () => on.stop() }, icon('stop'));
+    this.meter = h('meter', { min: 0, max: 1, low: 0.75, high: 0.9, optimum: 0, 'aria-label': t('context') });
+    this.meterText = h('span', { class: 'dim' });
+    this.element = h('form', { id: 'composer', onsubmit: (event) => {
+      event.preventDefault();
+      this.#submit();
+    } },
+    this.chips,
+    h('div', { class: 'row box' }, iconButton('clip', t('attach'), () => this.file.click()), this.file, this.area, this.stop, this.send),
+    h('div', { class: 'row small' }, this.meter, this.meterText));
+    this.#takeDrops(dropZone);
+    this.#update();
+    this.context(0, 0);
+  }
+
+  setRunning(isRunning) {
+    this.stop.hidden = !isRunning;
+    this.send.hidden = isRunning;
+    this.isRunning = isRunning;
+  }
+
+  // How full the context is.
+  context(used, size) {
+    this.meter.hidden = !(used && size);
+    this.meter.value = size ? used / size : 0;
+    this.meterText.textContent = used && size ? t('context-used', { used: number(used), size: number(size) }) : '';
+  }
+
+  // Not from under a user who is typing somewhere else, and not where it would open a keyboard on the screen.
+  focus() {
+    if (!IS_TOUCH && !document.activeElement?.matches('input, textarea, dialog *')) this.area.focus();
+  }
+
+  // Put a text back, after it couldn't be sent.
+  restore(text, files) {
+    this.area.value = text;
+    this.files = files;
+    this.#update();
+  }
+
+  async add(files) {
+    for (const file of files) {
+      try {
+        this.files.push(await readFile(file, this.modalities()));
+      } catch (error) {
+        toast(error.message, 'error');
+      }
+    }
+    this.#update();
+  }
+
+  #submit() {
+    const text = this.area.value.trim();
+    if (this.isRunning || (!text && !this.files.length)) return;
+    const { files } = this;
+    this.restore('', []);
+    this.on.send(text, files);
+  }
+
+  #update() {
+    grow(this.area);
+    this.send.disabled = !this.area.value.trim() && !this.files.length;
+    this.chips.hidden = !this.files.length;
+    this.chips.replaceChildren(...this.files.map((file) => h('span', { class: 'chip' }, file.name,
+      iconButton('close', t('remove-file', { name: file.name }), () => {
+        this.files = this.files.filter((one) => one !== file);
+        this.#update();
+      }))));
+  }
+
+  // On touch screens Enter makes a new line: there is no Shift to hold.
+  #key(event) {
+    if (event.key !== 'Enter' || event.isComposing) return;
+    const wantsSend = event.ctrlKey || event.metaKey || (prefs.enterSends && !event.shiftKey && !IS_TOUCH);
+    if (!wantsSend) return;
+    event.preventDefault();
+    this.#submit();
+  }
+
+  #paste(event) {
+    const files = [...event.clipboardData.files];
+    if (!files.length) return;
+    event.preventDefault();
+    this.add(files);
+  }
+
+  #takeDrops(zone) {
+    const hasFiles = (event) => event.dataTransfer?.types.includes('Files');
+    zone.addEventListener('dragover', (event) => {
+      if (!hasFiles(event)) return;
+      event.preventDefault();
+      zone.classList.add('drop');
+    });
+    for (const name of ['dragleave', 'drop']) zone.addEventListener(name, () => zone.classList.remove('drop'));
+    zone.addEventListener('drop', (event) => {
+      if (!hasFiles(event)) return;
+      event.preventDefault();
+      this.add([...event.dataTransfer.files]);
+    });
+  }
+}

@@ -1,0 +1,127 @@
+// Building the page: elements from calls, never from HTML text. Everything on screen is made here, so what a model or
+// a file says can only become text nodes and checked attributes.
+
+const SVG = 'http://www.w3.org/2000/svg';
+
+// Outlines on a 24x24 grid, drawn with the current text colour.
+const ICONS = {
+  menu: 'M4 6h16M4 12h16M4 18h16',
+  plus: 'M12 5v14M5 12h14',
+  send: 'M12 19V5M6 11l6-6 6 6',
+  stop: 'M7 7h10v10H7z',
+  copy: 'M9 9h10v11H9zM5 15V4h10',
+  edit: 'M4 20l1-4L16 5l3 3L8 19zM14 7l3 3',
+  retry: 'M20 11a8 8 0 1 0-2 6M20 4v7h-7',
+  go: 'M5 12h14M13 6l6 6-6 6',
+  trash: 'M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13',
+  left: 'M15 6l-6 6 6 6',
+  right: 'M9 6l6 6-6 6',
+  close: 'M6 6l12 12M18 6L6 18',
+  clip: 'M20 11l-8 8a5 5 0 0 1-7-7l8-8a3.3 3.3 0 0 1 5 5l-8 8a1.6 1.6 0 0 1-2.500-2.500l7-7',
+  gear: 'M4 7h9M19 7h1M4 17h1M11 17h9M16 4v6M8 14v6',
+  more: 'M5 12h.01M12 12h.01M19 12h.01',
+  down: 'M6 9l6 6 6-6',
+  check: 'M5 12l5 5 9-11',
+  save: 'M12 4v11M7 11l5 5 5-5M5 20h14',
+  load: 'M12 16V5M7 9l5-5 5 5M5 20h14',
+};
+
+export function icon(name) {
+  const svg = document.createElementNS(SVG, 'svg');
+  svg.setAttribute('viewBox', '0 0 24 24');
+  svg.setAttribute('aria-hidden', 'true');
+  svg.setAttribute('class', 'icon');
+  const path = document.createElementNS(SVG, 'path');
+  path.setAttribute('d', ICONS[name]);
+  svg.append(path);
+  return svg;
+}
+
+// An element: `on...` functions become listeners, `value` and `checked` properties, true an empty attribute; false,
+// null and undefined are left out. Children are nodes or text; null and false are left out.
+export function h(tag, props = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(props)) {
+    if (value === false || value === null || value === undefined) continue;
+    if (typeof value === 'function') element.addEventListener(name.slice(2), value);
+    else if (name === 'class') element.className = value;
+    else if (name === 'value' || name === 'checked') continue;
+    else element.setAttribute(name, value === true ? '' : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== false && child !== undefined));
+  // After the children: a select has its value only once it has its options.
+  if (props.value !== undefined && props.value !== null) element.value = props.value;
+  if (props.checked !== undefined) element.checked = Boolean(props.checked);
+  return element;
+}
+
+// A button with an icon and a name for screen readers and as a tooltip.
+export function iconButton(name, label, onclick, props = {}) {
+  return h('button', { type: 'button', class: 'quiet', 'aria-label': label, title: label, onclick, ...props }, icon(name));
+}
+
+// A labelled field: the label's text and the input, tied together.
+export function field(label, input, help = '') {
+  return h('label', { class: 'field', title: help }, h('span', {}, label), input);
+}
+
+// A short notice at the bottom that goes away by itself; screen readers hear it.
+export function toast(text, kind = 'note') {
+  const box = document.getElementById('toasts');
+  const note = h('p', { class: `toast ${kind}` }, text);
+  box.append(note);
+  setTimeout(() => note.remove(), kind === 'error' ? 9000 : 3500);
+}
+
+// A modal dialog; resolves to the pressed button's value ('' when dismissed). `fill` is the content, `buttons` rows of
+// [value, label, class]. The caller reads its inputs afterwards. The first field gets the focus.
+export function ask(title, fill, buttons) {
+  return new Promise((resolve) => {
+    const dialog = h('dialog', { 'aria-label': title },
+      h('form', { method: 'dialog' },
+        h('h2', {}, title), fill,
+        h('div', { class: 'row end' }, buttons.map(([value, label, kind]) =>
+          h('button', { type: 'submit', value, class: kind ?? '', formnovalidate: value === '' }, label)))));
+    dialog.addEventListener('close', () => {
+      dialog.remove();
+      resolve(dialog.returnValue);
+    });
+    // Enter in a field presses the first submit button in the form; it has to be the last shown one, the main one.
+    dialog.addEventListener('keydown', (event) => {
+      if (event.key !== 'Enter' || event.target.tagName !== 'INPUT' || event.isComposing) return;
+      event.preventDefault();
+      dialog.close(buttons.at(-1)[0]);
+    });
+    document.body.append(dialog);
+    dialog.showModal();
+    dialog.querySelector('input, textarea, select')?.focus();
+  });
+}
+
+// Give the user `text` as a file.
+export function download(name, text, type) {
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  const link = h('a', { href: url, download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(url), 10000);
+}
+
+// Make a text box as tall as its text, within the limits that the style sheet sets.
+export function grow(area) {
+  area.style.height = 'auto';
+  // no height while it is not on screen
+  if (area.scrollHeight) area.style.height = `${area.scrollHeight + 2}px`;
+}
+
+export async function copy(text) {
+  if (navigator.clipboard) return navigator.clipboard.writeText(text);
+  // Pages over plain HTTP from another machine have no clipboard object.
+  const area = h('textarea', { class: 'offscreen', value: text });
+  document.body.append(area);
+  area.select();
+  document.execCommand('copy');
+  area.remove();
+  return undefined;
+}

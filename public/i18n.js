@@ -1,0 +1,33 @@
+// The language of the interface: `t('key', { n: 3 })` gives the text with its {placeholders} filled.
+// Chosen once per page load (settings, else the browser's language); a change reloads the page.
+
+import { prefs } from './prefs.js';
+import { EN } from './text-en.js';
+import { DE } from './text-de.js';
+
+export const LANGUAGES = { en: 'English', de: 'Deutsch' };
+const TABLES = { en: EN, de: DE };
+
+function choose() {
+  for (const wanted of [prefs.language, ...navigator.languages]) {
+    const code = (wanted ?? '').slice(0, 2);
+    if (code in TABLES) return code;
+  }
+  return 'en';
+}
+
+export const language = choose();
+document.documentElement.lang = language;
+
+export function t(key, values = {}) {
+  const text = TABLES[language][key] ?? EN[key] ?? key;
+  return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
+}
+
+export function number(value, digits = 0) {
+  return value.toLocaleString(language, { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+export function date(milliseconds) {
+  return new Date(milliseconds).toLocaleString(language, { dateStyle: 'medium', timeStyle: 'short' });
+}

@@ -1,0 +1,268 @@
+// Markdown as models write it -> DOM nodes. Never HTML: tags in the text stay text, links lead to http(s) and mailto
+// only, images are not loaded but shown as links (the page asks nobody but its own server).
+//
+// Two steps: `blocks` cuts lines into blocks, `inline` cuts a text into spans. Math ($...$, \(...\), $$...$$, \[...\])
+// is left as it is written. Linear in the length for ordinary text; nesting is limited, so odd input can't overflow.
+
+import { copy, h, iconButton } from './dom.js';
+import { highlight } from './highlight.js';
+import { t } from './i18n.js';
+
+const MAX_DEPTH = 12;
+
+const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`]*)$/;
+const HEADING = /^ {0,3}(#{1,6})(?:[ \t](.*))?$/;
+const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
+const ITEM = /^( *)([-*+]|\d{1,9}[.)])(\s+|$)/;
+const TABLE_LINE = /^\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?$/;
+const MATH_OPEN = /^\s*(\$\$|\\\[)/;
+
+// The nodes for `text`.
+export function markdown(text) {
+  return blocks(text.replace(/\r\n?/g, '\n').split('\n'), 0);
+}
+
+function blocks(lines, depth) {
+  const nodes = [];
+  for (let at = 0; at < lines.length;) {
+    if (lines[at].trim() === '') {
+      at += 1;
+      continue;
+    }
+    const reader = depth < MAX_DEPTH ? READERS.find((one) => one.starts(lines, at)) : null;
+    const [node, next] = (reader?.read ?? readParagraph)(lines, at, depth);
+    nodes.push(node);
+    at = next;
+  }
+  return nodes;
+}
+
+const READERS = [
+  { starts: (lines, at) => FENCE.test(lines[at]), read: readFence },
+  { starts: (lines, at) => MATH_OPEN.test(lines[at]), read: readMath },
+  { starts: (lines, at) => HEADING.test(lines[at]), read: readHeading },
+  { starts: (lines, at) => RULE.test(lines[at]), read: (lines, at) => [h('hr'), at + 1] },
+  { starts: (lines, at) => /^ {0,3}>/.test(lines[at]), read: readQuote },
+  { starts: (lines, at) => ITEM.test(lines[at]), read: readList },
+  { starts: (lines, at) => lines[at].includes('|') && lines[at + 1]?.includes('|') && TABLE_LINE.test(lines[at + 1].trim()),
+    read: readTable },
+];
+
+const interrupts = (lines, at) => READERS.some((one) => one.starts(lines, at));
+
+function readParagraph(lines, at) {
+  let end = at + 1;
+  while (end < lines.length && lines[end].trim() !== '' && !interrupts(lines, end)) end += 1;
+  const text = lines.slice(at, end).map((line) => line.trim()).join('\n');
+  return [h('p', {}, inline(text)), end];
+}
+
+function readHeading(lines, at) {
+  const [, marks, text] = HEADING.exec(lines[at]);
+  // The page's own headings come first; a message's start two levels below.
+  return [h(`h${Math.min(marks.length + 2, 6)}`, {}, inline((text ?? '').trim().replace(/(^|[ \t])#+$/, '').trim())), at + 1];
+}
+
+function readFence(lines, at) {
+  const [, indent, marks, info] = FENCE.exec(lines[at]);
+  let end = at + 1;
+  const closes = new RegExp(`^ {0,3}\\${marks[0]}{${marks.length},}\\s*$`);
+  while (end < lines.length && !closes.test(lines[end])) end += 1;
+  const cut = new RegExp(`^ {0,${indent.length}}`);
+  const code = lines.slice(at + 1, end).map((line) => line.replace(cut, '')).join('\n');
+  return [codeBlock(code, info.trim().split(/\s+/)[0].replace(/^\{?\.?|\}$/g, '')), end + 1];
+}
+
+export function codeBlock(code, language) {
+  const button = iconButton('copy', t('copy-code'), async () => {
+    await copy(code);
+    button.classList.add('done');
+    setTimeout(() => button.classList.remove('done'), 1200);
+  });
+  const lines = code.split('\n').length;
+  return h('figure', { class: 'code' },
+    h('figcaption', {}, h('span', {}, language || t('code')), button),
+    h('pre', { tabindex: 0, 'aria-label': t('code-label', { n: lines }) }, h('code', {}, highlight(code, language))));
+}
+
+function readMath(lines, at) {
+  const close = lines[at].trim().startsWith('$$') ? '$$' : '\\]';
+  for (let end = at; end < Math.min(lines.length, at + 60) && lines[end].trim() !== ''; end++) {
+    const line = lines[end].trim();
+    if (line.slice(end === at ? 2 : 0).includes(close)) {
+      if (!line.endsWith(close)) break;
+      return [h('p', { class: 'math' }, lines.slice(at, end + 1).join('\n').trim()), end + 1];
+    }
+  }
+  return readParagraph(lines, at);
+}
+
+function readQuote(lines, at, depth) {
+  let end = at;
+  while (end < lines.length && /^ {0,3}>/.test(lines[end])) end += 1;
+  const inner = lines.slice(at, end).map((line) => line.replace(/^ {0,3}> ?/, ''));
+  return [h('blockquote', {}, blocks(inner, depth + 1)), end];
+}
+
+// Items of one list: same kind of mark; lines that are indented belong to the item above.
+function readList(lines, at, depth) {
+  const first = ITEM.exec(lines[at]);
+  const isOrdered = /\d/.test(first[2]);
+  const base = first[1].length;
+  const items = [];
+  let end = at;
+  for (; end < lines.length; end++) {
+    const mark = ITEM.exec(lines[end]);
+    const isEmpty = lines[end].trim() === '';
+    if (mark && mark[1].length <= base + 1 && !RULE.test(lines[end])) {
+      if (/\d/.test(mark[2]) !== isOrdered || mark[1].length < base) break;
+      items.push({ indent: mark[0].length, lines: [lines[end].slice(mark[0].length)] });
+    } else if (isEmpty) {
+      const next = lines.slice(end + 1).find((line) => line.trim() !== '');
+      const again = next === undefined ? null : ITEM.exec(next);
+      const goesOn = next !== undefined && (/^ {2,}|^\t/.test(next) && next.search(/\S/) > base
+        || again && again[1].length === base && /\d/.test(again[2]) === isOrdered);
+      if (!goesOn) break;
+      items.at(-1).lines.push('');
+    } else if (lines[end].search(/\S/) > base || (items.at(-1).lines.at(-1) !== '' && !interrupts(lines, end))) {
+      const item = items.at(-1);
+      item.lines.push(lines[end].slice(Math.min(lines[end].search(/\S/), item.indent)));
+    } else break;
+  }
+  const list = h(isOrdered ? 'ol' : 'ul', isOrdered && first[2] !== '1.' ? { start: parseInt(first[2], 10) } : {},
+    items.map((item) => listItem(item.lines, depth)));
+  return [list, end];
+}
+
+function listItem(lines, depth) {
+  const task = /^\[([ xX])\]\s+/.exec(lines[0]);
+  if (task) lines[0] = lines[0].slice(task[0].length);
+  const nodes = blocks(lines, depth + 1);
+  // A tight item: its only paragraph doesn't need a box of its own.
+  const [head, ...rest] = nodes;
+  const content = head?.tagName === 'P' && !lines.includes('') ? [...head.childNodes, ...rest] : nodes;
+  if (!task) return h('li', {}, content);
+  const box = h('input', { type: 'checkbox', disabled: true, 'aria-label': t('task'), checked: task[1] !== ' ' });
+  return h('li', { class: 'task' }, box, ' ', content);
+}
+
+function cells(line) {
+  const inner = line.trim().replace(/^\|/, '').replace(/(^|[^\\])\|$/, '$1');
+  return inner.split(/(?<!\\)\|/).map((cell) => cell.trim().replace(/\\\|/g, '|'));
+}
+
+function readTable(lines, at) {
+  const aligns = cells(lines[at + 1]).map((cell) => (/^:-*:$/.test(cell) ? 'center' : /:$/.test(cell) ? 'right' : ''));
+  let end = at + 2;
+  while (end < lines.length && lines[end].includes('|') && lines[end].trim() !== '') end += 1;
+  const row = (line, tag) => h('tr', {}, cells(line).map((cell, i) => h(tag, { class: aligns[i] }, inline(cell))));
+  const table = h('table', {}, h('thead', {}, row(lines[at], 'th')),
+    h('tbody', {}, lines.slice(at + 2, end).map((line) => row(line, 'td'))));
+  return [h('div', { class: 'table', tabindex: 0, role: 'group', 'aria-label': t('table') }, table), end];
+}
+
+// Spans: [first characters, what has to follow somewhere, pattern, node]. The first that matches at a place wins. The
+// second column, the bounded lengths and MAX_MISSES keep text full of unclosed marks from taking long.
+const SPANS = [
+  ['\\', '\\)', /\\\(([\s\S]{1,1000}?)\\\)/y, (m) => h('span', { class: 'math' }, m[0])],
+  ['\\', '\\]', /\\\[([\s\S]{1,1000}?)\\\]/y, (m) => h('span', { class: 'math' }, m[0])],
+  // Models mean a line break when they write one.
+  ['\\\n', '\n', /\\?\n/y, () => h('br')],
+  ['\\', '', /\\([!-'*-/:-@^-`{-~[\]()])/y, (m) => (m[1] === '(' || m[1] === '[' ? null : m[1])],
+  ['`', '`', /(`+)(?!`)([\s\S]{0,4000}?[^`])\1(?!`)/y, (m) => h('code', {}, m[2].replace(/\n/g, ' ').replace(/^ (.*\S.*) $/, '$1'))],
+  ['$', '$', /\$(?=\S)([^$\n]{1,300}?\S|\S)\$(?!\d)/y, (m) => (/[\\^_{}=+]|^[A-Za-z]$/.test(m[1]) ? h('span', { class: 'math' }, m[0]) : null)],
+  ['!', '](', /!\[([^\]\n]{0,500})\]\( ?<?((?:[^\s()<>]|\([^\s()<>]{0,200}\)){1,2000})>?[^()\n]{0,200}\)/y,
+    (m) => link(m[2], [t('image-link', { name: m[1] || m[2] })])],
+  ['[', '](', /\[((?:[^[\]\n]|\[[^\]\n]{0,100}\]){1,500})\]\( ?<?((?:[^\s()<>]|\([^\s()<>]{0,200}\)){1,2000})>?(?: +["'][^\n]{0,200}?["'])? ?\)/y,
+    (m, d) => link(m[2], inline(m[1], d))],
+  ['<', '>', /<(https?:\/\/[^\s<>]{1,2000})>/y, (m) => link(m[1], [m[1]])],
+  ['h', '', /https?:\/\/[^\s<>"'`]{0,2000}[^\s<>"'`.,;:!?)\]}*_]/y, (m) => link(m[0], [m[0]])],
+  ['*', '***', /\*\*\*(?=\S)([\s\S]{0,1500}?\S)\*\*\*/y, (m, d) => h('strong', {}, h('em', {}, inline(m[1], d)))],
+  ['*', '**', /\*\*(?=\S)([\s\S]{0,1500}?\S)\*\*/y, (m, d) => h('strong', {}, inline(m[1], d))],
+  ['_', '__', /(?<![\p{L}\p{N}])__(?=\S)([\s\S]{0,1500}?\S)__(?![\p{L}\p{N}])/uy, (m, d) => h('strong', {}, inline(m[1], d))],
+  ['~', '~~', /~~(?=\S)([\s\S]{0,1500}?\S)~~/y, (m, d) => h('del', {}, inline(m[1], d))],
+  ['*', '*', /\*(?=[^\s*])((?:[^*]|\*\*[^*]{1,500}\*\*){0,1500}?[^\s*])\*(?!\*)/y, (m, d) => h('em', {}, inline(m[1], d))],
+  ['_', '_', /(?<![\p{L}\p{N}_])_(?=[^\s_])([^_]{0,1500}?[^\s_])_(?![\p{L}\p{N}_])/uy, (m, d) => h('em', {}, inline(m[1], d))],
+];
+const MAX_MISSES = 400;
+const SPECIAL = /[\\`$![<*_~\n]|https?:\/\//g;
+
+// A text as nodes and strings.
+export function inline(text, depth = 0) {
+  const out = [];
+  const last = SPANS.map(([, needs]) => text.lastIndexOf(needs));
+  let from = 0;
+  let misses = 0;
+  for (let at = 0; at < text.length && depth < MAX_DEPTH && misses < MAX_MISSES;) {
+    SPECIAL.lastIndex = at;
+    const special = SPECIAL.exec(text);
+    if (!special) break;
+    at = special.index;
+    const found = span(text, at, depth, last);
+    if (!found) {
+      at += 1;
+      misses += 1;
+      continue;
+    }
+    if (at > from) out.push(text.slice(from, at));
+    out.push(found.node);
+    from = at = found.end;
+  }
+  if (from < text.length) out.push(text.slice(from));
+  return out;
+}
+
+function span(text, at, depth, last) {
+  for (const [i, [starts, , pattern, make]] of SPANS.entries()) {
+    if (!starts.includes(text[at]) || last[i] < at) continue;
+    pattern.lastIndex = at;
+    const match = pattern.exec(text);
+    const node = match && make(match, depth + 1);
+    if (node) return { node, end: at + match[0].length };
+  }
+  return null;
+}
+
+// A link where it leads to a web page or an address, else its text.
+function link(target, content) {
+  if (!/^(https?:\/\/|mailto:)/i.test(target)) return h('span', { title: target }, content);
+  return h('a', { href: target, target: '_blank', rel: 'noopener noreferrer nofollow' }, content);
+}
+
+// Renders a text that grows. What lies before the last safe place (an empty line outside of code and lists) is drawn
+// once; only the rest is drawn again with each update, so a long answer stays cheap.
+export class MarkdownView {
+  #drawn = 0;             // how much of the text has its final nodes
+  #tail = [];
+
+  constructor(element) {
+    this.element = element;
+  }
+
+  update(text, isFinal = false) {
+    for (const node of this.#tail) node.remove();
+    const safe = isFinal ? text.length : this.#drawn + safeEnd(text.slice(this.#drawn));
+    if (safe > this.#drawn) {
+      this.element.append(...markdown(text.slice(this.#drawn, safe)));
+      this.#drawn = safe;
+    }
+    this.#tail = markdown(text.slice(this.#drawn));
+    this.element.append(...this.#tail);
+  }
+}
+
+// Up to where blocks of `text` can't change any more whatever follows.
+function safeEnd(text) {
+  let safe = 0;
+  let at = 0;
+  let fence = '';
+  let isAfterBlank = false;
+  for (const line of text.split('\n').slice(0, -1)) {
+    const mark = FENCE.exec(line);
+    if (fence ? mark && mark[2].startsWith(fence) && !mark[3].trim() : mark) fence = fence ? '' : mark[2];
+    else if (!fence && isAfterBlank && /^[^\s\d>*+-]/.test(line)) safe = at;
+    isAfterBlank = !fence && line.trim() === '';
+    at += line.length + 1;
+  }
+  return safe;
+}

@@ -1,0 +1,123 @@
+// One message on screen: its text, folded reasoning, files, versions, and what can be done with it. The chat view owns
+// the data and does the work; a MessageView only draws and reports clicks through `actions`.
+
+import { copy, grow, h, icon, iconButton } from './dom.js';
+import { number, t } from './i18n.js';
+import { MarkdownView } from './markdown.js';
+import { prefs } from './prefs.js';
+
+export class MessageView {
+  // `actions` has edit(message, text), regenerate, go (continue), remove, version(message, step).
+  constructor(message, versions, actions) {
+    this.message = message;
+    this.actions = actions;
+    this.body = h('div', { class: 'body' });
+    this.files = h('div', { class: 'files' });
+    this.think = h('details', { class: 'think', hidden: true },
+      h('summary', {}, t('reasoning')), this.thought = h('div', { class: 'thought' }));
+    this.note = h('p', { class: 'note', hidden: true });
+    this.meta = h('span', { class: 'meta' });
+    this.tools = h('div', { class: 'tools' });
+    const name = t(message.role === 'user' ? 'you' : message.role === 'assistant' ? 'model' : 'system');
+    this.element = h('article', { class: `message ${message.role}`, 'aria-label': name, 'data-id': message.id },
+      this.files, this.think, this.body, this.note, h('footer', {}, this.meta, this.tools));
+    this.setVersions(versions);
+    this.#drawFiles();
+    this.draw(true);
+  }
+
+  // Draw the message as it is now; `isFinal` when nothing more is coming.
+  draw(isFinal = false) {
+    const { role, content, reasoning, finish, error } = this.message;
+    if (role === 'assistant') {
+      if (!this.view || isFinal) {
+        this.body.replaceChildren();
+        this.view = new MarkdownView(this.body);
+      }
+      this.view.update(content, isFinal);
+    } else this.body.textContent = content;
+    this.think.hidden = !reasoning;
+    if (reasoning) {
+      this.thought.textContent = reasoning;
+      this.think.querySelector('summary').textContent = t(content || isFinal ? 'reasoning' : 'thinking');
+    }
+    const note = error ?? (isFinal && finish === 'length' ? t('cut-off') : '');
+    this.note.textContent = note;
+    this.note.hidden = !note;
+    this.note.classList.toggle('error', Boolean(error));
+    this.#drawMeta();
+  }
+
+  #drawMeta() {
+    const speed = this.message.speed;
+    const isShown = prefs.showSpeed && speed && speed.n > 0;
+    this.meta.textContent = isShown ? t('speed', { n: speed.n, rate: number(speed.rate, 1) }) : '';
+  }
+
+  #drawFiles() {
+    this.files.hidden = !this.message.files?.length;
+    this.files.replaceChildren(...(this.message.files ?? []).map((file) => {
+      if (file.kind === 'image') return h('img', { src: file.data, alt: file.name, title: file.name });
+      if (file.kind === 'audio') return h('audio', { src: file.data, controls: true, 'aria-label': file.name });
+      return h('details', { class: 'file' }, h('summary', {}, icon('clip'), file.name), h('pre', { tabindex: 0 }, file.data));
+    }));
+  }
+
+  setBusy(isBusy) {
+    this.element.classList.toggle('busy', isBusy);
+    this.element.setAttribute('aria-busy', String(isBusy));
+  }
+
+  setVersions(versions) {
+    const { message, actions } = this;
+    const at = versions.findIndex((one) => one.id === message.id);
+    const isAnswer = message.role === 'assistant';
+    const copied = iconButton('copy', t('copy'), async () => {
+      await copy(message.content);
+      copied.classList.add('done');
+      setTimeout(() => copied.classList.remove('done'), 1200);
+    });
+    this.tools.replaceChildren(
+      ...(versions.length < 2 ? [] : [
+        iconButton('left', t('version-before'), () => actions.version(message, -1), { disabled: at === 0 }),
+        h('span', { class: 'count', 'aria-label': t('version-of', { i: at + 1, n: versions.length }) },
+          `${at + 1} / ${versions.length}`),
+        iconButton('right', t('version-after'), () => actions.version(message, 1), { disabled: at === versions.length - 1 }),
+      ]),
+      copied,
+      iconButton('edit', t('edit'), () => this.edit()),
+      ...(isAnswer ? [
+        iconButton('retry', t('regenerate'), () => actions.regenerate(message)),
+        iconButton('go', t('continue'), () => actions.go(message)),
+      ] : []),
+      iconButton('trash', t('delete'), () => actions.remove(message)));
+  }
+
+  // Replace the text by a box to change it. What is saved becomes a new version.
+  edit() {
+    if (this.element.classList.contains('editing')) return;
+    const area = h('textarea', { class: 'edit', 'aria-label': t('edit'), value: this.message.content, oninput: () => grow(area) });
+    const close = () => {
+      form.remove();
+      this.element.classList.remove('editing');
+    };
+    const form = h('form', {
+      onsubmit: (event) => {
+        event.preventDefault();
+        close();
+        this.actions.edit(this.message, area.value);
+      },
+      onkeydown: (event) => {
+        if (event.key === 'Escape') close();
+        if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
+        if (event.key === 'Escape') event.stopPropagation();
+      },
+    }, area, h('div', { class: 'row end' },
+      h('button', { type: 'button', onclick: close }, t('cancel')),
+      h('button', { type: 'submit', class: 'main' }, t(this.message.role === 'user' ? 'save-send' : 'save'))));
+    this.element.classList.add('editing');
+    this.body.after(form);
+    grow(area);
+    area.focus();
+  }
+}

@@ -1,0 +1,50 @@
+// The settings dialog: API key, look, language, and what every chat request carries.
+
+import { ask, field, h } from './dom.js';
+import { LANGUAGES, language, t } from './i18n.js';
+import { OptionsForm } from './options.js';
+import { prefs, savePrefs } from './prefs.js';
+import * as store from './store.js';
+
+const SHORTCUTS = ['Enter', 'Esc', 'Ctrl K', 'Alt N', 'Alt 1 2 3', 'Ctrl Enter'];
+
+// `defaults` are the server's, null when they aren't known. Resolves to whether anything that needs new data from the
+// server (the key) has changed.
+export async function openSettings(defaults) {
+  const check = (name, key) => h('label', { class: 'check' }, inputs[name] = h('input', { type: 'checkbox', checked: prefs[name] }), t(key));
+  const choice = (value, options) => h('select', { value }, Object.entries(options).map(([code, label]) => h('option', { value: code }, label)));
+  const inputs = {
+    apiKey: h('input', { type: 'password', autocomplete: 'off', value: prefs.apiKey, id: 'api-key' }),
+    theme: choice(prefs.theme, { system: t('theme-system'), light: t('theme-light'), dark: t('theme-dark') }),
+    language: choice(language, LANGUAGES),
+    system: h('textarea', { rows: 3, value: prefs.system, placeholder: t('system-hint') }),
+  };
+  const sampling = new OptionsForm(prefs.sampling, () => {});
+  if (defaults) sampling.setDefaults(defaults);
+  const clear = h('button', { type: 'button', class: 'danger', onclick: async () => {
+    const sure = await ask(t('delete-all-sure'), '', [['', t('cancel')], ['ok', t('delete'), 'danger']]);
+    if (sure !== 'ok') return;
+    await store.deleteEverything();
+    location.hash = '#chat';
+    location.reload();
+  } }, t('delete-all'));
+  const content = h('div', { class: 'settings' },
+    h('div', { class: 'grid' }, field(t('api-key'), inputs.apiKey, t('api-key-help')),
+      field(t('theme'), inputs.theme), field(t('language'), inputs.language)),
+    check('enterSends', 'enter-sends'), check('showSpeed', 'show-speed'),
+    field(t('system-default'), inputs.system),
+    h('details', {}, h('summary', {}, t('sampling-defaults')), sampling.element),
+    h('details', {}, h('summary', {}, t('shortcuts')), h('dl', { class: 'facts' },
+      SHORTCUTS.flatMap((keys, i) => [h('dt', {}, h('kbd', {}, keys)), h('dd', {}, t(`shortcut-${i}`))]))),
+    h('details', {}, h('summary', {}, t('data')), h('p', { class: 'dim' }, t('data-help')), clear));
+  const answer = await ask(t('settings'), content, [['', t('cancel')], ['ok', t('save'), 'main']]);
+  if (answer !== 'ok') return false;
+  const before = { key: prefs.apiKey, language };
+  savePrefs({
+    apiKey: inputs.apiKey.value.trim(), theme: inputs.theme.value, language: inputs.language.value,
+    system: inputs.system.value, enterSends: inputs.enterSends.checked, showSpeed: inputs.showSpeed.checked,
+    sampling: sampling.values,
+  });
+  if (prefs.language !== before.language) location.reload();
+  return prefs.apiKey !== before.key;
+}

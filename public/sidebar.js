@@ -1,0 +1,95 @@
+// The list of conversations: choose, search (titles and texts), rename, delete, import and export.
+
+import { ask, download, field, h, iconButton, toast } from './dom.js';
+import { date, t } from './i18n.js';
+import * as store from './store.js';
+import { Tree } from './tree.js';
+import { fileName, fromJson, toJson, toMarkdown } from './transfer.js';
+
+export class Sidebar {
+  #query = '';
+  #current = null;
+
+  // on.choose(id), on.create(), on.removed(id) and on.renamed(chat).
+  constructor(on) {
+    this.on = on;
+    this.search = h('input', { type: 'search', placeholder: t('search'), 'aria-label': t('search-label'), oninput: () => {
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.#search(), 150);
+    } });
+    this.list = h('ul', { class: 'chats' });
+    this.file = h('input', { type: 'file', id: 'import-file', accept: '.json,application/json', hidden: true,
+      onchange: () => this.#import() });
+    this.element = h('aside', { id: 'sidebar', 'aria-label': t('chats') },
+      h('button', { type: 'button', id: 'new-chat', class: 'wide', onclick: () => on.create() }, t('new-chat')),
+      this.search, this.list, this.file,
+      h('div', { class: 'row' },
+        h('button', { type: 'button', class: 'quiet', id: 'import', onclick: () => this.file.click() }, t('import')),
+        h('button', { type: 'button', class: 'quiet', id: 'export', onclick: () => this.#exportAll() }, t('export-all'))));
+  }
+
+  async refresh(current = this.#current) {
+    this.#current = current;
+    await this.#search();
+  }
+
+  async #search() {
+    this.#query = this.search.value.trim().toLowerCase();
+    let chats = (await store.allChats()).sort((a, b) => b.changed - a.changed);
+    if (this.#query) {
+      const found = new Set((await store.allMessages())
+        .filter((message) => message.content.toLowerCase().includes(this.#query)).map((message) => message.chat));
+      chats = chats.filter((chat) => found.has(chat.id) || chat.title.toLowerCase().includes(this.#query));
+    }
+    this.list.replaceChildren(...chats.map((chat) => this.#row(chat)));
+    if (!chats.length) this.list.append(h('li', { class: 'dim' }, t(this.#query ? 'nothing-found' : 'no-chats')));
+  }
+
+  #row(chat) {
+    const isCurrent = chat.id === this.#current;
+    return h('li', { class: isCurrent ? 'current' : '' },
+      h('a', { href: `#chat/${chat.id}`, title: date(chat.changed), 'aria-current': isCurrent && 'page' }, chat.title),
+      iconButton('more', t('chat-actions', { name: chat.title }), () => this.#actions(chat), { 'aria-haspopup': 'dialog' }));
+  }
+
+  // Rename, export and delete in one small dialog.
+  async #actions(chat) {
+    const input = h('input', { type: 'text', maxlength: 200, value: chat.title });
+    const answer = await ask(t('chat'), field(t('title'), input), [
+      ['delete', t('delete'), 'danger'], ['markdown', 'Markdown'], ['json', 'JSON'], ['', t('cancel')], ['ok', t('save'), 'main']]);
+    if (answer === 'ok' && input.value.trim()) {
+      const latest = await store.getChat(chat.id);
+      if (latest) await store.putChat({ ...latest, title: input.value.trim() });
+      this.on.renamed({ ...chat, title: input.value.trim() });
+    } else if (answer === 'delete') {
+      const sure = await ask(t('delete-sure', { name: chat.title }), '', [['', t('cancel')], ['ok', t('delete'), 'danger']]);
+      if (sure !== 'ok') return;
+      await store.deleteChat(chat.id);
+      this.on.removed(chat.id);
+    } else if (answer === 'json') {
+      download(fileName(chat.title, 'json'), toJson([chat], await store.messagesOf(chat.id)), 'application/json');
+    } else if (answer === 'markdown') {
+      const tree = new Tree(await store.messagesOf(chat.id));
+      download(fileName(chat.title, 'md'), toMarkdown(chat, tree.path(chat.leaf)), 'text/markdown');
+    }
+    await this.refresh();
+  }
+
+  async #exportAll() {
+    const json = toJson(await store.allChats(), await store.allMessages());
+    download(`llama_srv-${new Date().toISOString().slice(0, 10)}.json`, json, 'application/json');
+  }
+
+  async #import() {
+    try {
+      const { chats, messages } = fromJson(await this.file.files[0].text());
+      await store.putAll(chats, messages);
+      toast(t('imported', { n: chats.length }));
+      if (chats.length) this.on.choose(chats[0].id);
+    } catch (error) {
+      toast(error.message, 'error');
+    }
+    this.file.value = '';
+    await this.refresh();
+  }
+}

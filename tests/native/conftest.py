@@ -1,0 +1,37 @@
+"""Fixtures of the tests with native libraries: engines over tiny models, and a reference to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.native.engines import Engine, Reference
+
+
+@pytest.fixture
+def engine(libs_folder: Path) -> Iterator[Callable[..., Engine]]:
+    """`engine(model, **config fields)` loads a model; the test's end closes it."""
+    made: list[Engine] = []
+
+    def make(model: Path, **config: object) -> Engine:
+        made.append(Engine(libs_folder, model, **config))
+        return made[-1]
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def reference(libs_folder: Path) -> Iterator[Callable[[Path], Reference]]:
+    """`reference(model)` opens a model on its own; the test's end closes it."""
+    with ExitStack() as stack:
+        yield lambda model: Reference(libs_folder, model, stack)
+
+
+@pytest.fixture(params=["tiny_spm_model", "tiny_bpe_model"])
+def tiny_model(request: pytest.FixtureRequest) -> Path:
+    """Each of the two tiny text models."""
+    return request.getfixturevalue(request.param)
