@@ -166,6 +166,16 @@ def read_prompt_file(options: Options) -> object:
     return value
 
 
+def check_chat_template(options: Options, context: Context) -> None:
+    """Compile the chat template now. A fault in the user's ends the server (ApiError), one in the model's is logged."""
+    try:
+        context.chat_template  # noqa: B018  (a property that compiles)
+    except ApiError as error:
+        if options.chat_template or options.chat_template_file:
+            raise
+        log.warning("%s; chats will be refused (--chat-template names another)", error)
+
+
 def _wait(options: Options, context: Context, server: HttpServer, keys: edge.KeyFiles, stop: threading.Event,
           system_prompt: object) -> int:
     """Until a signal (0) or the end of the engine (1). The waits are short: a signal can't end a long one on Windows."""
@@ -175,6 +185,7 @@ def _wait(options: Options, context: Context, server: HttpServer, keys: edge.Key
     if engine.state == READY and not stop.is_set():
         if system_prompt is not None:
             context.set_system_prompt(system_prompt)
+        check_chat_template(options, context)
         info = engine.info
         log.info("%s: %d slots, %d tokens of context each, llama.cpp %s %s", info.desc, info.n_slots,
                  info.n_ctx_slot, info.llama_version, info.variant)

@@ -103,7 +103,9 @@ class Context:
     def chat_template(self):
         """The template of chats, compiled when first needed (`chat.template`). ApiError when it can't be."""
         if self._template is None:
-            self._template = choose_template(self.options, self.engine.info, self.engine.vocab)
+            with self._lock:
+                if self._template is None:
+                    self._template = choose_template(self.options, self.engine.info, self.engine.vocab)
         return self._template
 
     def set_system_prompt(self, value: object) -> None:

@@ -157,7 +157,8 @@ def check_reasoning_format(body: Mapping[str, object]) -> None:
     """The field is known, and does nothing until reasoning is parsed."""
     value = body.get("reasoning_format")
     if value is not None and value not in REASONING_FORMATS:
-        raise ApiError(400, f"reasoning_format: {str(value)[:40]!r} is unknown; known are {', '.join(REASONING_FORMATS)}")
+        known = ", ".join(REASONING_FORMATS)
+        raise ApiError(400, f"reasoning_format: {str(value)[:40]!r} is unknown; known are {known}")
 
 
 def all_objects(values: list[object]) -> bool:

@@ -69,7 +69,7 @@ class OpenAiCompletion(Completion):
                  prompts: list[tuple[int, ...]]) -> None:
         super().__init__(context, {**native, "seed": small_seed(native.get("seed"))}, prompts)
         self._model = model_name(body, context)
-        self._id = self.id_prefix + "x"
+        self._id = self.id_prefix + secrets.token_urlsafe(18)
         self._created = int(time.time())
         options = body.get("stream_options")
         if options is not None and not isinstance(options, dict):

@@ -51,7 +51,7 @@ class StatusHandlers:
             "model_path": info.path,
             "model_alias": context.model_name,
             "modalities": {"vision": False, "audio": False},
-            "chat_template": info.meta.get("tokenizer.chat_template", ""),
+            "chat_template": self._template_source(),
             "bos_token": info.bos_token,
             "eos_token": info.eos_token,
             "endpoint_slots": context.options.slots,
@@ -94,6 +94,13 @@ class StatusHandlers:
         models = [{"id": name, "aliases": names, "object": "model", "created": self._context.started,
                    "owned_by": "llama_srv", "tags": list(self._context.options.tags), "meta": meta} for name in names]
         return json_response({"object": "list", "data": models})
+
+    def _template_source(self) -> str:
+        """The chat template in use; the model's own where that can't be compiled."""
+        try:
+            return self._context.chat_template.source
+        except ApiError:
+            return self._context.engine.info.meta.get("tokenizer.chat_template", "")
 
     def _default_settings(self) -> dict[str, object]:
         context = self._context

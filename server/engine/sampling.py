@@ -20,6 +20,12 @@ from dataclasses import dataclass
 
 from server.engine.task import SamplingParams
 
+
+# C computes with 32-bit floats: these keep a logit that is biased or divided by the temperature far from infinity.
+MAX_BIAS = 1e9
+MIN_TEMPERATURE = 1e-6
+
+
 @dataclass(slots=True, frozen=True)
 class Stage:
     """One sampler of the chain: `name` as in `Backend.new_sampler`'s table, `args` in its order."""
@@ -45,7 +51,7 @@ def chain(params: SamplingParams, facts: VocabFacts) -> list[Stage]:
         return [*stages, Stage("greedy", ())]
     if params.mirostat:
         stages += _stages((name for name in params.samplers if name == "penalties"), params, facts)
-        stages.append(Stage("temperature", (params.temperature, 0.0, 1.0)))
+        stages.append(Stage("temperature", (max(params.temperature, MIN_TEMPERATURE), 0.0, 1.0)))
         name = "mirostat" if params.mirostat == 1 else "mirostat_v2"
         return [*stages, Stage(name, (params.seed, params.mirostat_tau, params.mirostat_eta))]
     stages += _stages(params.samplers, params, facts)
@@ -56,12 +62,18 @@ def chain(params: SamplingParams, facts: VocabFacts) -> list[Stage]:
 
 def history_length(params: SamplingParams, n_ctx: int) -> int:
     """How many of the latest prompt tokens the chain must be told of before the first token is drawn."""
-    last_n = [params.repeat_last_n, params.dry_penalty_last_n if params.dry_multiplier else 0]
-    return max(n_ctx if n < 0 else n for n in last_n)
+    return max(_reach(params.repeat_last_n, n_ctx),
+               _reach(params.dry_penalty_last_n, n_ctx) if params.dry_multiplier else 0)
+
+
+def _reach(last_n: int, n_ctx: int) -> int:
+    """How far back a penalty looks: at most the context (C reserves memory for so many tokens), which -1 means."""
+    return n_ctx if last_n < 0 else min(last_n, n_ctx)
 
 
 def _bias(params: SamplingParams, facts: VocabFacts) -> list[Stage]:
-    bias = list(params.logit_bias)
+    bias = [(token, amount if amount == -math.inf else min(max(amount, -MAX_BIAS), MAX_BIAS))
+            for token, amount in params.logit_bias]
     if params.ignore_eos:
         bias += [(token, -math.inf) for token in facts.eog_tokens]
     bias += [(token, -math.inf) for token in facts.suppress_tokens]
@@ -74,14 +86,14 @@ def _stages(names: Iterable[str], params: SamplingParams, facts: VocabFacts) -> 
 
 
 def _penalties(p: SamplingParams, facts: VocabFacts) -> Stage | None:
-    last_n = facts.n_ctx if p.repeat_last_n < 0 else p.repeat_last_n
+    last_n = _reach(p.repeat_last_n, facts.n_ctx)
     if last_n == 0 or (p.repeat_penalty == 1.0 and p.frequency_penalty == 0.0 and p.presence_penalty == 0.0):
         return None
     return Stage("penalties", (last_n, p.repeat_penalty, p.frequency_penalty, p.presence_penalty, p.penalize_nl))
 
 
 def _dry(p: SamplingParams, facts: VocabFacts) -> Stage | None:
-    last_n = facts.n_ctx if p.dry_penalty_last_n < 0 else p.dry_penalty_last_n
+    last_n = _reach(p.dry_penalty_last_n, facts.n_ctx)
     if p.dry_multiplier == 0.0 or last_n == 0:
         return None
     return Stage("dry", (p.dry_multiplier, p.dry_base, p.dry_allowed_length, last_n, p.dry_sequence_breakers))
@@ -90,7 +102,7 @@ def _dry(p: SamplingParams, facts: VocabFacts) -> Stage | None:
 def _temperature(p: SamplingParams, facts: VocabFacts) -> Stage | None:
     if p.temperature == 1.0 and p.dynatemp_range <= 0.0:
         return None
-    return Stage("temperature", (p.temperature, max(p.dynatemp_range, 0.0), p.dynatemp_exponent))
+    return Stage("temperature", (max(p.temperature, MIN_TEMPERATURE), max(p.dynatemp_range, 0.0), p.dynatemp_exponent))
 
 
 _STAGES = {

@@ -123,7 +123,8 @@ def test_the_routes_are_there_without_v1_too(api, path):
 
 # ---- templates ---------------------------------------------------------------------------------------------------
 
-LOOP = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ tools | length if tools else '' }}{{ extra }}"
+LOOP = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{{ tools | length if tools else '' }}{{ extra }}")
 
 
 def prompt_of(api, messages=HI, **fields: object) -> str:
@@ -281,7 +282,8 @@ def test_usage_comes_in_a_chunk_of_its_own(api):
         assert not any("usage" in chunk for chunk in stream(api, stream_options=options))
 
 
-@pytest.mark.parametrize("text", ["hello", "", "naïve 😀 世界", b"\xff\xfe!", "a\n\nb\r\n", "data: [DONE]\n\n"], ids=repr)
+@pytest.mark.parametrize("text", ["hello", "", "naïve 😀 世界", b"\xff\xfe!", "a\n\nb\r\n", "data: [DONE]\n\n"],
+                         ids=repr)
 def test_a_stream_has_the_text_of_the_plain_answer(make_api, text):
     api = talker(make_api, text)
     expected = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
@@ -306,7 +308,8 @@ def test_several_answers_interleave_with_their_index(api, n):
     assert [choice["index"] for choice in plain["choices"]] == list(range(n))
     assert plain["usage"]["completion_tokens"] == 6 * n and plain["usage"]["prompt_tokens"] == len(HI_PROMPT) + 1
     found = stream(api, n=n, stream_options={"include_usage": True})
-    assert found[-1]["usage"] == {**plain["usage"], "prompt_tokens_details": found[-1]["usage"]["prompt_tokens_details"]}
+    usage = found[-1]["usage"]
+    assert usage == {**plain["usage"], "prompt_tokens_details": usage["prompt_tokens_details"]}
     for index in range(n):
         mine = choices(found, index)
         assert contents(found, index) == plain["choices"][index]["message"]["content"] == said(HI_PROMPT, 6)
@@ -357,7 +360,8 @@ def test_a_quiet_stream_is_kept_alive_by_pings(make_api, monkeypatch, path):
     api.backend.hold()
     body = json.dumps({"messages": HI, "prompt": "hi", "stream": True, "max_tokens": 2}).encode()
     client = api.connect()
-    client.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(body)) + body)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    client.sendall(head.encode() + body)
     heard = b""
     while heard.count(b": ping\n\n") < 3:
         more = client.recv(4096)
@@ -386,7 +390,8 @@ def test_what_is_not_for_this_server_is_ignored(api, fields):
 
 NULLABLE = ("model", "max_completion_tokens", "stop", "stream", "seed", "temperature", "top_p", "n", "logprobs",
             "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "response_format", "stream_options",
-            "tools", "tool_choice", "user", "metadata", "chat_template_kwargs", "grammar", "json_schema", "regex", "choice")
+            "tools", "tool_choice", "user", "metadata", "chat_template_kwargs", "grammar", "json_schema", "regex",
+            "choice")
 
 
 @pytest.mark.parametrize("name", NULLABLE)

@@ -17,7 +17,8 @@ from tests.api.openai_wire import chunks
 from tests.fakes import FakeBackend
 
 ROUTES = ("/completion", "/v1/completions", "/v1/chat/completions")
-CITY = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"], "additionalProperties": False}
+CITY = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"],
+        "additionalProperties": False}
 LOOSE = {"type": "array", "uniqueItems": True}
 GRAMMAR = 'root ::= "yes" | "no"'
 

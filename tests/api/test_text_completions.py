@@ -107,8 +107,8 @@ def test_null_is_as_good_as_nothing(api, name):
 
 # ---- echo --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("prompt", ["hi", " héllo 😀", "a<s>b", ["one", "two"], [104, 105], [[104], [105]], ["h", 105]],
-                         ids=repr)
+@pytest.mark.parametrize("prompt", ["hi", " héllo 😀", "a<s>b", ["one", "two"], [104, 105], [[104], [105]],
+                                    ["h", 105]], ids=repr)
 def test_echo_puts_the_prompt_before_the_text(api, prompt):
     plain, echoed = ask(api, prompt), ask(api, prompt, echo=True)
     is_several = isinstance(prompt, list) and len(plain["choices"]) > 1
@@ -155,7 +155,8 @@ def test_log_probabilities_in_both_forms(make_api):
     content = logprobs.pop("content")
     assert logprobs == {"tokens": ["a", "b"], "token_logprobs": [0.0, 0.0], "text_offset": [0, 1],
                         "top_logprobs": [{"a": 0.0, "b": -10.0}, {"b": 0.0, "c": -10.0}]}
-    assert [(one["token"], one["bytes"], len(one["top_logprobs"])) for one in content] == [("a", [97], 2), ("b", [98], 2)]
+    assert [(one["token"], one["bytes"]) for one in content] == [("a", [97]), ("b", [98])]
+    assert [len(one["top_logprobs"]) for one in content] == [2, 2]
 
 
 @pytest.mark.parametrize(("fields", "n_top"), [({"logprobs": 0}, 0), ({"logprobs": 1}, 1), ({"n_probs": 3}, 3)])
@@ -179,7 +180,8 @@ def test_halves_of_characters_have_names_of_their_own(make_api, text, tokens, of
     assert (logprobs["tokens"], logprobs["text_offset"]) == (tokens, offsets)
 
 
-@pytest.mark.parametrize(("text", "stop"), [("hello", None), ("naïve 😀!", None), ("hello world", "lo w"), ("aab", "ab")])
+@pytest.mark.parametrize(("text", "stop"), [("hello", None), ("naïve 😀!", None), ("hello world", "lo w"),
+                                            ("aab", "ab")])
 def test_a_streams_log_probabilities_are_those_of_the_plain_answer(make_api, text, stop):
     api = talker(make_api, text)
     plain = ask(api, "?", None, logprobs=2, stop=stop)["choices"][0]

@@ -77,7 +77,8 @@ const scenarios = {
 
   // leaving the loop closes the connection
   async leave() {
-    const stream = await client.chat.completions.create({ model: 'x', messages: count, ignore_eos: true, stream: true });
+    const body = { model: 'x', messages: count, ignore_eos: true, stream: true };
+    const stream = await client.chat.completions.create(body);
     let n = 0;
     for await (const chunk of stream) {
       n += 1;

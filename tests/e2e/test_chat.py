@@ -131,7 +131,8 @@ def test_verbose_shows_the_native_answer(serve, recite_model):
 # ---- bound answers -----------------------------------------------------------------------------------------------
 
 PERSON = {"type": "object", "additionalProperties": False, "required": ["name", "age", "tags"], "properties": {
-    "name": {"type": "string", "minLength": 1, "maxLength": 8}, "age": {"type": "integer", "minimum": 0, "maximum": 130},
+    "name": {"type": "string", "minLength": 1, "maxLength": 8},
+    "age": {"type": "integer", "minimum": 0, "maximum": 130},
     "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}}}
 SCHEMAS = [PERSON, {"type": "string", "minLength": 2, "maxLength": 6}, {"enum": ["red", "green", 5, None]},
            {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3},

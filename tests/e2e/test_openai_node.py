@@ -63,7 +63,8 @@ def test_a_plain_answer_and_a_stream_are_the_same_text(server):
     chunks = run(server, "stream")
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": None}
     assert "".join(choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]) == text
-    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"]["completion_tokens"] == plain["usage"]["completion_tokens"]
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"]["completion_tokens"] == plain["usage"]["completion_tokens"]
     helper = run(server, "helper")
     assert helper["content"] == "".join(helper["deltas"]) == text
 
@@ -84,7 +85,8 @@ def test_the_models_list(server):
 
 def test_errors_are_the_packages_own(server):
     for failure, word in zip(run(server, "errors"), ("messages", "response_format"), strict=True):
-        assert (failure["kind"], failure["status"], failure["type"]) == ("BadRequestError", 400, "invalid_request_error")
+        assert failure["kind"] == "BadRequestError" and failure["status"] == 400
+        assert failure["type"] == "invalid_request_error"
         assert word in failure["message"]
 
 

@@ -44,7 +44,8 @@ def assert_idle(server: ServerProcess) -> None:
 @pytest.fixture
 def chat(server, monkeypatch):
     """`chat(**fields)` makes a greedy ChatOpenAI."""
-    module = pytest.importorskip("langchain_openai", reason="langchain-openai is not installed: run build_scripts/test.py")
+    module = pytest.importorskip("langchain_openai",
+                                 reason="langchain-openai is not installed: run build_scripts/test.py")
     for variable in ("LANGCHAIN_TRACING_V2", "LANGSMITH_TRACING", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -62,7 +63,8 @@ def test_langchain_plain_stream_and_batch_are_the_same_text(chat):
     assert usage["input_tokens"] + usage["output_tokens"] == usage["total_tokens"] > 0
     chunks = list(chat(stream_usage=True).stream(messages))
     assert "".join(chunk.content for chunk in chunks) == plain.content
-    assert [chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata] == [usage["output_tokens"]]
+    counts = [chunk.usage_metadata["output_tokens"] for chunk in chunks if chunk.usage_metadata]
+    assert counts == [usage["output_tokens"]]
     assert [answer.content for answer in chat().batch([messages] * 3)] == [plain.content] * 3
 
 
@@ -118,7 +120,8 @@ def llm(server, tmp_path):
     def start(*arguments: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "LLM_USER_PATH": str(tmp_path), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen([sys.executable, "-m", "llm", *arguments], env=environment, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", **own_group)
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+                                **own_group)
     return start
 
 

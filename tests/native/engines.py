@@ -120,4 +120,4 @@ class Reference:
 
 STEM = "Once upon a time the little girl and the big dog went into the old house near the river , and then "
 PROMPTS = (STEM + "the moon", STEM + "the star sang", "a", "the cat", STEM + "she said : naïve café , 😀 !",
-           "night and day " * 12, STEM, "the quiet fox slept under the tree")
+           "night and day " * 30, STEM, "the quiet fox slept under the tree")

@@ -83,6 +83,19 @@ def test_after_a_shift_the_text_goes_on_as_if_the_dropped_part_had_never_been(en
     assert n_shifts == 2
 
 
+def test_a_shift_leaves_cells_alone_that_a_neighbour_shares(engine, tiny_spm_model):
+    one = engine(tiny_spm_model, n_slots=2, n_ctx=256, shift_context=True)
+    prompt = STEM + "the moon " * 20
+    alone = one.say(prompt + "the star", 25, cache_prompt=False).text
+    first = one.say(prompt, 5, id_slot=0)
+    assert one.say(prompt + "the star", 25, id_slot=1).final.timings.cache_n > 40, "shared"
+    # goes on and shifts by a little: most of what it renumbers is shared with slot 1
+    said = one.say(prompt + first.text, 100, id_slot=0, n_discard=10)
+    assert said.final.truncated and said.final.timings.cache_n > 40
+    again = one.say(prompt + "the star", 25, id_slot=1)
+    assert again.text == alone and again.final.timings.cache_n > 40
+
+
 def test_the_same_prompt_again_evaluates_one_token_and_says_the_same(engine, tiny_model):
     one = engine(tiny_model)
     first, second = (one.say(STEM, 30) for _ in range(2))
@@ -186,6 +199,7 @@ def test_logprobs_are_those_of_an_independent_softmax(engine, reference, tiny_mo
         ranking = sorted(range(len(expected)), key=lambda id_: -expected[id_])[:n_probs]
         assert probs.token == token == ranking[0]
         assert probs.logprob == pytest.approx(expected[token], abs=1e-4)
+        assert probs.prob == pytest.approx(math.exp(expected[token]), abs=1e-4)
         assert [id_ for id_, _ in probs.top_logprobs] == ranking
         assert [value for _, value in probs.top_logprobs] == pytest.approx([expected[id_] for id_ in ranking], abs=1e-4)
         assert [value for _, value in probs.top] == pytest.approx(
@@ -222,11 +236,14 @@ def test_all_probabilities_together_are_one_and_sorted(engine, tiny_spm_model, t
         assert len({id_ for id_, _ in probs.top}) == one.client.info.n_vocab
 
 
-def test_asking_for_probabilities_does_not_change_the_draws(engine, tiny_spm_model):
+@pytest.mark.parametrize("settings", [
+    {"temperature": 1.5, "top_k": 20}, {"temperature": 0.0, "repeat_penalty": 1e6},
+    {"temperature": 0.0, "grammar": "root ::= [a-z ]*", "frequency_penalty": 100.0}, {"mirostat": 2},
+], ids=str)
+def test_asking_for_probabilities_does_not_change_the_draws(engine, tiny_spm_model, settings):
     one = engine(tiny_spm_model)
-    plain = SamplingParams(seed=11, temperature=1.5, top_k=20)
-    with_probs = SamplingParams(seed=11, temperature=1.5, top_k=20, n_probs=3)
-    assert one.say("the cat", 30, plain).tokens == one.say("the cat", 30, with_probs).tokens
+    plain = SamplingParams(seed=11, **settings)
+    assert one.say("the cat", 30, plain).tokens == one.say("the cat", 30, replace(plain, n_probs=3)).tokens
 
 
 # ---- sampling ----------------------------------------------------------------------------------------------------

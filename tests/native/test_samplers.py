@@ -112,12 +112,14 @@ def temperature(rows: Rows, p: SamplingParams) -> Rows:
 def xtc(rows: Rows, p: SamplingParams) -> Rows:
     """For `xtc_probability` 1: of the tokens above the threshold only the least likely one stays."""
     n = sum(prob >= p.xtc_threshold for prob in softmax(rows))
-    if p.xtc_threshold > 0.5 or n < 2 or len(rows) - n + 1 < p.min_keep:
+    if not p.xtc_probability or p.xtc_threshold > 0.5 or n < 2 or len(rows) - n + 1 < p.min_keep:
         return rows
     return rows[n - 1:]
 
 
 def top_n_sigma(rows: Rows, p: SamplingParams) -> Rows:
+    if p.top_n_sigma <= 0:
+        return rows
     logits = [logit for _, logit in rows]
     mean = math.fsum(logits) / len(logits)
     sigma = math.sqrt(math.fsum((logit - mean) ** 2 for logit in logits) / len(logits))
@@ -233,13 +235,7 @@ CUTS = {
 @pytest.mark.covers("Q02", "Q03", "Q04", "Q05", "Q06", "Q07", "Q12", "Q13")
 @pytest.mark.parametrize("settings", CUTS.values(), ids=CUTS)
 def test_a_sampler_leaves_what_its_definition_leaves(pair, settings):
-    name, p = settings["samplers"][:1], SamplingParams(**{**NONE, **settings})
-    if name == ("top_n_sigma",) and p.top_n_sigma < 0:
-        settings = {**settings, "samplers": ()}         # the reference knows no off
-        seen = compare(pair, **settings)
-    else:
-        seen = compare(pair, **settings)
-    assert len({tuple(sorted(one)) for one in seen}) > 1 or len(seen[0]) > 100, "every step has its own logits"
+    compare(pair, **settings)
 
 
 def test_samplers_that_are_off_by_their_value_are_off_though_named(pair):
@@ -400,19 +396,19 @@ def test_mirostat_steers_towards_its_surprise(pair, kind, cut, tau, eta):
 @pytest.mark.covers("Q27")
 def test_each_form_of_bias_has_its_effect(pair):
     vocab = pair[0].client.vocab
-    cat, = vocab.tokenize("cat", False, False)
-    dog, = vocab.tokenize("dog", False, False)
-    forms = {
-        "ids": [[cat, 3.0], [dog, -1.5]], "never": [[cat, False]], "text": [["cat dog", -0.5]],
-        "object": {str(cat): 2, "dog": -100}, "object with a ban": {"cat": False},
-    }
     plain = compare(pair, 1, samplers=())[0]
+    cat, dog = sorted(plain, key=lambda token: -plain[token])[:2]
+    texts = [vocab.piece(token).decode().strip() for token in (cat, dog)]
+    forms = {
+        "ids": [[cat, -3.0], [dog, 1.5]], "never": [[cat, False]], "text": [[" ".join(texts), -0.5]],
+        "object": {str(cat): -2, texts[1]: -100}, "object with a ban": {texts[0]: False},
+    }
     for name, value in forms.items():
         changed = compare(pair, 4, samplers=(), biased=schema.logit_bias(value, vocab))[0]
-        assert changed.get(cat, 0.0) != pytest.approx(plain[cat], abs=1e-6), name
-        assert (cat in changed) == (False not in (value.values() if isinstance(value, dict) else value[0])), name
-    dogs = compare(pair, 1, samplers=(), biased=schema.logit_bias(forms["text"], vocab))[0]
-    assert dogs[dog] / dogs[cat] == pytest.approx(plain[dog] / plain[cat], rel=1e-3), "every token of the text"
+        assert changed.get(cat, 0.0) < plain[cat] - 0.02, name
+        assert (cat in changed) == (name not in ("never", "object with a ban")), name
+    both = compare(pair, 1, samplers=(), biased=schema.logit_bias(forms["text"], vocab))[0]
+    assert both[dog] / both[cat] == pytest.approx(plain[dog] / plain[cat], rel=1e-3), "every token of the text"
 
 
 @pytest.mark.covers("Q26")
@@ -456,8 +452,10 @@ def test_probabilities_are_those_after_the_settings(pair):
 
 
 EXTREMES = {
-    "cold": {"temperature": 1e-38}, "colder": {"temperature": 1e-45}, "hot": {"temperature": 100.0},
-    "a bias": {"logit_bias": ((300, 3e38),)}, "a huge bias": {"logit_bias": ((300, 1e300),)},
+    "cold": {"temperature": 1e-38}, "colder": {"temperature": 1e-300}, "cold Mirostat": {"temperature": 1e-38, "mirostat": 2}, "hot": {"temperature": 100.0},
+    "a bias": {"logit_bias": ((300, 3e38),)}, "a huge bias": {"logit_bias": ((300, 1e300), (301, 1e300))},
+    "a bias and heat": {"logit_bias": ((300, 3e38),), "samplers": ("temperature",), "temperature": 0.1},
+    "a huge negative bias": {"logit_bias": tuple((token, -1e300) for token in range(700)), "samplers": ("temperature",)},
     "a tiny penalty": {"repeat_penalty": 1e-6}, "a huge penalty": {"repeat_penalty": 1e6, "presence_penalty": 1e6},
     "mirostat": {"mirostat": 1, "mirostat_tau": 1e6, "mirostat_eta": 1e6},
     "mirostat 2": {"mirostat": 2, "mirostat_tau": 1e6, "mirostat_eta": 1e6},

@@ -39,7 +39,8 @@ def test_chatml_is_the_well_known_form():
 
 
 def test_a_template_sees_the_special_tokens_and_further_variables():
-    source = "{{ bos_token }}|{{ eos_token }}|{{ add_generation_prompt }}|{{ enable_thinking }}|{{ nothing is defined }}"
+    source = ("{{ bos_token }}|{{ eos_token }}|{{ add_generation_prompt }}|{{ enable_thinking }}|"
+              "{{ nothing is defined }}")
     assert prompt(template(source), USER, True, enable_thinking=False) == "<s>|</s>|True|False|False"
 
 
@@ -58,7 +59,8 @@ def test_what_messages_say_is_user_text_and_what_the_template_says_is_not():
 @pytest.mark.parametrize("message", [
     {"name": "<|im_end|>"}, {"reasoning_content": "<|im_end|>"}, {"tool_call_id": "<|im_end|>"},
     {"tool_calls": [{"function": {"name": "f", "arguments": "<|im_end|>"}}]},
-    {"content": [{"type": "text", "text": "<|im_end|>"}]}, {"thinking": "<|im_end|>"}, {"anything": {"a": "<|im_end|>"}},
+    {"content": [{"type": "text", "text": "<|im_end|>"}]}, {"thinking": "<|im_end|>"},
+    {"anything": {"a": "<|im_end|>"}},
 ], ids=lambda message: next(iter(message)))
 def test_every_field_of_a_message_but_its_role_is_user_text(message):
     source = "A{{ messages[0] | tojson }}B"

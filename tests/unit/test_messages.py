@@ -1,4 +1,4 @@
-"""From `messages` to tokens: what is refused with which words, what reaches the template, and that nobody forges tokens.
+"""From `messages` to tokens: what is refused in which words, what reaches the template, and that nobody forges tokens.
 
 Pure: a context with a template and the vocabulary of bytes, in which `<s>` and `</s>` are special tokens.
 """
@@ -18,14 +18,16 @@ from server.chat.template import ChatTemplate
 from server.errors import ApiError
 from tests.fakes import BOS, EOS, FakeVocab
 
-SOURCE = "{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}[ai]{% endif %}"
+SOURCE = ("{% for m in messages %}[{{ m.role }}]{{ m.content }}</s>{% endfor %}"
+          "{% if add_generation_prompt %}[ai]{% endif %}")
 
 
 def context(source: str = SOURCE, vocab: FakeVocab | None = None, template_kwargs: dict | None = None,
             system_prompt: str = "") -> SimpleNamespace:
     """As much of `api.context.Context` as `chat_prompt` reads."""
     return SimpleNamespace(chat_template=ChatTemplate(source, "<s>", "</s>"), template_kwargs=template_kwargs or {},
-                           engine=SimpleNamespace(vocab=vocab or FakeVocab()), system_prompt=SystemPrompt(system_prompt))
+                           engine=SimpleNamespace(vocab=vocab or FakeVocab()),
+                           system_prompt=SystemPrompt(system_prompt))
 
 
 def said(role: str, content: object, **more: object) -> dict[str, object]:
@@ -63,7 +65,8 @@ BAD_MESSAGES = [
     ([said("user", [{"text": "x"}, {"type": 5, "text": "x"}])], "messages[0].content[1]"),
     ([said("user", [{"type": "image_url", "image_url": {"url": "data:"}}])], "'image_url'"),
     ([said("user", [{"type": "input_audio"}])], "'input_audio'"),
-    ([said("user", "x", name=5)], "messages[0].name"), ([said("tool", "x", tool_call_id=5)], "messages[0].tool_call_id"),
+    ([said("user", "x", name=5)], "messages[0].name"),
+    ([said("tool", "x", tool_call_id=5)], "messages[0].tool_call_id"),
     ([said("assistant", None, tool_calls={})], "messages[0].tool_calls"),
     ([said("assistant", None, tool_calls="x")], "messages[0].tool_calls"),
     ([said("assistant", None, tool_calls=["x"])], "messages[0].tool_calls"),
@@ -92,8 +95,10 @@ def test_what_clients_send_is_allowed(message):
 
 
 BAD_FIELDS = [
-    ({"add_generation_prompt": 1}, "add_generation_prompt"), ({"add_generation_prompt": "yes"}, "add_generation_prompt"),
-    ({"continue_final_message": 1}, "continue_final_message"), ({"continue_final_message": []}, "continue_final_message"),
+    ({"add_generation_prompt": 1}, "add_generation_prompt"),
+    ({"add_generation_prompt": "yes"}, "add_generation_prompt"),
+    ({"continue_final_message": 1}, "continue_final_message"),
+    ({"continue_final_message": []}, "continue_final_message"),
     ({"chat_template_kwargs": []}, "chat_template_kwargs"), ({"chat_template_kwargs": "x"}, "chat_template_kwargs"),
     ({"tools": {}}, "tools"), ({"tools": "x"}, "tools"), ({"tools": ["x"]}, "tools"), ({"tools": [[]]}, "tools"),
     ({"reasoning_format": 5}, "reasoning_format"), ({"reasoning_format": "other"}, "auto"),

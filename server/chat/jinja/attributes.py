@@ -228,8 +228,7 @@ def _reset(run: Run, cycler: Cycler, /) -> None:
     cycler.position = 0
 
 
-# ------------------------------------------------------------------------------------------ the
-# tables
+# ------------------------------------------------------------------------------------------ tables
 
 NUMBER_FIELDS = {"real": lambda n: n.real, "imag": lambda n: n.imag}
 
