@@ -44,6 +44,7 @@ export class ChatView {
       on: { send: (text, files) => this.#send(text, files), stop: () => this.stop() },
     });
     this.element.append(this.scroller, this.toEnd, this.composer.element);
+    this.#start();
     new IntersectionObserver(([entry]) => {
       if (entry.isIntersecting && !this.earlier.hidden) this.#drawEarlier();
     }, { root: this.scroller, rootMargin: '200px' }).observe(this.earlier);
@@ -55,14 +56,19 @@ export class ChatView {
     const running = this.#running.get(id);
     const [chat, rows] = id ? await Promise.all([store.getChat(id), running ? [] : store.messagesOf(id)]) : [];
     if (turn !== this.#opening) return;
-    this.chat = chat ?? { id: store.newId(), title: '', created: Date.now(), changed: Date.now(), system: prefs.system, leaf: null };
-    this.tree = running?.tree ?? new Tree(rows);
+    this.#start(chat, running?.tree ?? new Tree(rows));
     this.system.value = this.chat.system;
     this.systemBox.open = false;
     this.#draw();
     this.#scrollToEnd(true);
     this.composer.focus();
     this.on.opened(chat ? id : null);
+  }
+
+  // Take a conversation, or begin one, which is stored with its first message.
+  #start(chat, tree = new Tree()) {
+    this.chat = chat ?? { id: store.newId(), title: '', created: Date.now(), changed: Date.now(), system: prefs.system, leaf: null };
+    this.tree = tree;
   }
 
   // The server's properties are known, or have changed.
@@ -159,11 +165,18 @@ export class ChatView {
   // -- what the user does
 
   async #send(text, files) {
+    this.composer.setRunning(true);             // at once: a second Enter must not send twice
     const parent = this.#path.at(-1)?.id ?? null;
     if (!this.chat.title) this.chat.title = (text || files[0].name).split('\n')[0].slice(0, 60);
     const message = this.#add({ parent, role: 'user', content: text, files });
     this.#append(message);
-    await this.#save(message);
+    try {
+      await this.#save(message);
+    } catch (error) {
+      this.composer.setRunning(false);
+      toast(error.message, 'error');
+      return;
+    }
     this.on.opened(this.chat.id);
     await this.#answerTo(message);
   }

@@ -292,8 +292,8 @@ OPTIONS: tuple[Option, ...] = (
            env="LLAMA_ARG_CACHE_PROMPT", off_flags=("--no-cache-prompt",), default_2024=False,
            target="request:cache_prompt"),
     Option("samplers", ("--samplers",), "which samplers to apply, in order, separated by semicolons", REQUESTS,
-           to.sampler_names, ("penalties", "dry", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc",
-                              "temperature"), "NAMES", target="request:samplers"),
+           to.sampler_names, ("penalties", "dry", "top_n_sigma", "top_k", "tfs_z", "typical_p", "top_p", "min_p",
+                              "xtc", "temperature"), "NAMES", target="request:samplers"),
     Option("sampling_seq", ("--sampler-seq", "--sampling-seq"), "the same with a letter for each, e.g. edskypmxt",
            REQUESTS, to.sampler_sequence, metavar="LETTERS", dest="samplers"),
     Option("dry_sequence_breakers", ("--dry-sequence-breaker",), "a text over which DRY does not look; may be "

@@ -186,7 +186,7 @@ class FakeBackend:
         self.eog_tokens = frozenset({EOS})
         self.facts = VocabFacts((EOS,), (), n_ctx // n_slots)
         self.info = ModelInfo(path="fake.gguf", desc="fake", n_vocab=N_VOCAB, n_ctx_train=n_ctx, n_ctx=n_ctx,
-                              n_ctx_slot=n_ctx // n_slots, n_slots=n_slots, n_batch=n_batch, llama_version="fake")
+                              n_ctx_slot=n_ctx // n_slots, n_slots=n_slots, n_batch=n_batch, llama_version="fake", eog_tokens=(EOS,))
         self.decoding = threading.Semaphore(0)
         self._divided: set[int] = set()
         self._gate = threading.Condition()

@@ -23,6 +23,7 @@ from server.log import is_verbose, verbose
 from server.web.message import EventStream, Request, Response, json_response, to_json
 from server.web.sse import comment, event
 
+MAX_SCALE = 1000.0      # of an adapter: far beyond use, and far from overflowing the model's numbers
 MISSING = object()
 PING = comment("ping")
 
@@ -253,7 +254,10 @@ def lora_scales(value: object, context: Context) -> dict[int, float]:
         scale = item.get("scale", 0.0)
         if isinstance(scale, bool) or not isinstance(scale, (int, float)):
             raise ApiError(400, f"lora: the scale of adapter {item['id']} is not a number")
-        scales[item["id"]] = float(scale)
+        scales[item["id"]] = schema.as_float("lora", scale)
+        if abs(scale) > MAX_SCALE:
+            raise ApiError(400, f"lora: the scale of adapter {item['id']} is out of range, allowed is "
+                           f"{-MAX_SCALE:g} to {MAX_SCALE:g}")
     return scales
 
 
@@ -281,6 +285,8 @@ def error_event(error: ApiError) -> bytes:
 def settings(context: Context, task: Task, stream: bool) -> dict[str, object]:
     """`generation_settings`: the options as they took effect, under the documents' names."""
     params = sampling_json(task.sampling)
+    if task.sampling.ignore_eos:
+        params["logit_bias"] += [[token, False] for token in context.engine.info.eog_tokens]
     return {
         "n_ctx": context.engine.info.n_ctx_slot, "model": context.model_name, **params,
         "n_predict": task.n_predict, "max_tokens": task.n_predict, "n_keep": task.n_keep, "n_discard": task.n_discard,

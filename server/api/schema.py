@@ -148,7 +148,7 @@ def token_id(name: str, value: object, vocab) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise ApiError(400, f"{name}: {_shown(value)} is not a token id")
     if not 0 <= value < vocab.n_tokens:
-        raise ApiError(400, f"{name}: there is no token {value}; this vocabulary has 0 to {vocab.n_tokens - 1}")
+        raise ApiError(400, f"{name}: there is no token {_shown(value)}; this vocabulary has 0 to {vocab.n_tokens - 1}")
     return value
 
 
@@ -188,7 +188,7 @@ def logit_bias(value: object, vocab) -> tuple[tuple[int, float], ...]:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ApiError(400, f"logit_bias: {_shown(pair)} is not a pair of a token and its bias")
         amount = _bias_amount(pair[1])
-        bias += [(token, amount) for token in _bias_tokens(pair[0], vocab)]
+        bias += [(token, amount) for token in _bias_tokens(pair[0], vocab, isinstance(value, dict))]
     return tuple(bias)
 
 
@@ -197,11 +197,12 @@ def _bias_amount(value: object) -> float:
         return -INF
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ApiError(400, f"logit_bias: {_shown(value)} is neither a number nor false")
-    return float(value)
+    return as_float("logit_bias", value)
 
 
-def _bias_tokens(key: object, vocab) -> list[int]:
-    if isinstance(key, str) and not (key.isascii() and key.isdecimal() and len(key) < 10):
+def _bias_tokens(key: object, vocab, is_object: bool) -> list[int]:
+    """A text's tokens, or the one of an id; JSON objects can only have ids as strings."""
+    if isinstance(key, str) and not (is_object and key.isascii() and key.isdecimal() and len(key) < 10):
         return vocab.tokenize(key, False, False)
     return [token_id("logit_bias", int(key) if isinstance(key, str) else key, vocab)]
 
@@ -219,7 +220,7 @@ def _value(body: Mapping[str, object], field: Field, defaults: Mapping[str, obje
     if field.kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if field.kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = _as_float(name, value)
+        value = as_float(name, value)
     if not isinstance(value, field.kind) or isinstance(value, bool) and field.kind is not bool:
         raise ApiError(400, f"{name}: {_shown(body[name])} is not {_KIND_NAMES[field.kind]}")
     if field.kind in (int, float) and not field.low <= value <= field.high:
@@ -227,7 +228,8 @@ def _value(body: Mapping[str, object], field: Field, defaults: Mapping[str, obje
     return value
 
 
-def _as_float(name: str, value: int) -> float:
+def as_float(name: str, value: int | float) -> float:
+    """`value` as a float; ApiError 400 naming `name` for a whole number that is too large for one."""
     try:
         return float(value)
     except OverflowError:

@@ -10,6 +10,7 @@ otherwise it is fetched from the start.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import io
 import json
@@ -189,9 +190,9 @@ class Part:
         with self._disk():
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0)
             self._file = io.FileIO(os.open(self.path, flags, 0o666), "r+")
-        note = self._read_note()
-        if note:
-            self.facts, self._has_same_url = note
+        noted = self._read_note()
+        if noted:
+            self.facts = noted
             with self._disk():
                 while block := self._file.read(BLOCK):
                     self._count(block)
@@ -206,7 +207,7 @@ class Part:
 
     def resume_headers(self) -> dict[str, str]:
         """To ask for the rest; empty if nobody could tell whether it is the rest of the same file."""
-        validator = self.facts.validator if self._has_same_url else ""
+        validator = self.facts.validator
         if not self.size or not (validator or self._wanted.sha256):
             return {}
         self.is_pieced = True
@@ -216,9 +217,7 @@ class Part:
         """Data of this version follow: note it before the first of them is there."""
         before = self.facts
         self.facts = Facts(facts.size, facts.validator or before.validator, facts.sha256 or before.sha256)
-        self._has_same_url = True
-        note = {"url": self._url, "size": facts.size, "validator": self.facts.validator,
-                "sha256": self.facts.sha256 or self._wanted.sha256}
+        note = {"url": self._url, **dataclasses.asdict(self.facts)}
         with self._disk():
             self._note_path.write_text(json.dumps(note), "utf-8")
 
@@ -258,28 +257,22 @@ class Part:
 
     def _reset(self) -> None:
         self.size, self.head, self.digest = 0, b"", hashlib.sha256()
-        self.facts, self._has_same_url, self.is_pieced = Facts(), False, False
+        self.facts, self.is_pieced = Facts(), False
 
     def _count(self, block: bytes | memoryview) -> None:
         self.digest.update(block)
         self.size += len(block)
         self.head += bytes(block[:len(MAGIC) - len(self.head)])
 
-    def _read_note(self) -> tuple[Facts, bool] | None:
-        """What the part is of, and whether it came from the same URL; None if it is of no use to us."""
+    def _read_note(self) -> Facts | None:
+        """What the part is of; None if it is of no use to us."""
         try:
             note = json.loads(self._note_path.read_text("utf-8"))
             url, size, validator, checksum = (note[key] for key in ("url", "size", "validator", "sha256"))
-            if not (size is None or type(size) is int) or not all(
-                    isinstance(text, str) for text in (url, validator, checksum)):
-                return None
         except (OSError, ValueError, KeyError, TypeError):
             return None
-        wanted = self._wanted.sha256
-        if wanted and checksum and wanted != checksum:
-            return None
-        is_same_url = url == self._url
-        return (Facts(size, validator, checksum), is_same_url) if is_same_url or wanted and checksum else None
+        is_sound = (size is None or type(size) is int) and type(validator) is type(checksum) is str
+        return Facts(size, validator, checksum) if is_sound and url == self._url else None
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:

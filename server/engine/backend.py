@@ -119,7 +119,7 @@ class LlamaBackend:
         self.eog_tokens = frozenset(
             token for token in range(n_vocab) if self._llama.llama_vocab_is_eog(self._vocab, token))
         self.info = self._model_info(config, n_vocab)
-        self.facts = VocabFacts(tuple(sorted(self.eog_tokens)), self._suppress_tokens(), self.info.n_ctx_slot)
+        self.facts = VocabFacts(self.info.eog_tokens, self._suppress_tokens(), self.info.n_ctx_slot)
         self._samplers = SamplerFactory(self._llama, self._vocab, n_vocab)
         if config.warmup:
             self._warm_up()
@@ -265,7 +265,8 @@ class LlamaBackend:
             llama_version=self._libs.version, variant=self._libs.folder.name,
             devices=tuple(device.name for device in list_devices(self._libs)), adapters=self.adapters,
             bos_token=self._token_text(llama.llama_vocab_bos(self._vocab)),
-            eos_token=self._token_text(llama.llama_vocab_eos(self._vocab)), meta=model.meta())
+            eos_token=self._token_text(llama.llama_vocab_eos(self._vocab)),
+            eog_tokens=tuple(sorted(self.eog_tokens)), meta=model.meta())
 
     def _token_text(self, token: int) -> str:
         if token < 0:

@@ -71,8 +71,8 @@ class SamplingParams:
     mirostat_eta: float = 0.1
     adaptive_target: float = -1.0
     adaptive_decay: float = 0.9
-    samplers: tuple[str, ...] = ("penalties", "dry", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p", "xtc",
-                                 "temperature")
+    samplers: tuple[str, ...] = ("penalties", "dry", "top_n_sigma", "top_k", "tfs_z", "typical_p", "top_p", "min_p",
+                                 "xtc", "temperature")
     min_keep: int = 0
     n_probs: int = 0
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -291,6 +291,7 @@ class ModelInfo:
     adapters: tuple[str, ...] = ()
     bos_token: str = ""
     eos_token: str = ""
+    eog_tokens: tuple[int, ...] = ()
     meta: dict[str, str] = field(default_factory=dict)
 
 

@@ -12,7 +12,7 @@ const capital = [{ role: 'user', content: 'What is the capital of France? Answer
 const count = [{ role: 'user', content: 'Count from 1 to 500, one number per line, without any other text.' }];
 const city = {
   type: 'object',
-  properties: { name: { type: 'string' }, population: { type: 'integer' } },
+  properties: { name: { type: 'string', maxLength: 20 }, population: { type: 'integer', maximum: 1e9 } },
   required: ['name', 'population'],
   additionalProperties: false,
 };

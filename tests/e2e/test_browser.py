@@ -7,6 +7,7 @@ waited for, never timed.
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -19,6 +20,13 @@ from tests.e2e.webdriver import DESKTOP, PHONE, Browser, browser, screenshot_pat
 from tests.support import ServerProcess, wait_until
 
 ANSWER = "".join(tiny_models.RECITE_WORDS)
+
+
+def set_prefs(browser: Browser, url: str, **prefs: object) -> None:  # noqa: F811
+    """Settings as the dialog would store them, for the next time that the page is opened."""
+    browser.open(url + "/")
+    browser.run("localStorage.setItem('llama_srv.prefs', arguments[0])", json.dumps(prefs))
+    browser.open("about:blank")
 
 
 def open_page(browser: Browser, server: ServerProcess, view: str = "") -> None:  # noqa: F811
@@ -287,6 +295,10 @@ class Front:
     def cut(self) -> None:
         """Break all connections."""
         for connection in self._open:
+            try:
+                connection.shutdown(socket.SHUT_RDWR)   # closing alone would not wake threads that read
+            except OSError:
+                pass                                    # closed already
             connection.close()
         self._open.clear()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_models
-from tests.e2e.test_browser import ANSWER, Front, open_page
+from tests.e2e.test_browser import ANSWER, Front, open_page, set_prefs
 from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
 from tests.support import ServerProcess, wait_until
 
@@ -57,12 +57,6 @@ def press_tool(browser: Browser, n: int, name: str) -> None:  # noqa: F811
     """A button of the n-th message, by its label."""
     browser.run("""[...document.querySelectorAll('.message')].at(arguments[0]).querySelector(
         `.tools [aria-label="${arguments[1]}"]`).click()""", n, name)
-
-
-def set_prefs(browser: Browser, server: ServerProcess, **prefs: object) -> None:  # noqa: F811
-    """Settings as the dialog would store them."""
-    browser.open(server.url + "/icon.svg")
-    browser.run("localStorage.setItem('llama_srv.prefs', arguments[0])", json.dumps(prefs))
 
 
 def stored(browser: Browser) -> list[dict[str, object]]:  # noqa: F811
@@ -118,7 +112,7 @@ def test_shift_enter_makes_a_line_and_enter_sends(server, browser: Browser):
 
 
 def test_stop_keeps_the_text_and_frees_the_slot(endless, browser: Browser):
-    set_prefs(browser, endless, sampling=ENDLESS)
+    set_prefs(browser, endless.url, sampling=ENDLESS)
     open_page(browser, endless)
     for stop in (lambda: browser.click("#chat-stop"), lambda: browser.press(ESCAPE)):
         say(browser, "Once upon a time", waits=False)
@@ -141,8 +135,8 @@ def test_editing_regenerating_and_switching_versions(server, browser: Browser):
     browser.clear(".message textarea.edit")
     browser.type(".message textarea.edit", "Changed")
     browser.click(".message form button.main")
-    wait_until(lambda: len(messages(browser)) == 2 and not is_running(browser), "the new answer")
-    assert messages(browser) == [["user", "Changed"], ["assistant", ANSWER.strip()]]
+    changed = [["user", "Changed"], ["assistant", ANSWER.strip()]]
+    wait_until(lambda: messages(browser) == changed and not is_running(browser), "the new answer")
     assert browser.text(".message.user .count") == "2 / 2"
     press_tool(browser, -1, "Answer again")
     wait_until(lambda: browser.exists(".message.assistant .count") and not is_running(browser), "another answer")
@@ -174,7 +168,7 @@ def test_an_edited_answer_is_a_version_and_can_be_continued(server, browser: Bro
 
 
 def test_an_answer_cut_at_the_limit_says_so_and_goes_on(server, browser: Browser):
-    set_prefs(browser, server, sampling={"n_predict": 3})
+    set_prefs(browser, server.url, sampling={"n_predict": 3})
     open_page(browser, server)
     say(browser, "Count")
     assert messages(browser)[-1][1] == "one two three"
@@ -186,7 +180,7 @@ def test_an_answer_cut_at_the_limit_says_so_and_goes_on(server, browser: Browser
 # ---------------------------------------------------------------------------------------- trouble
 
 def test_a_refused_request_is_explained_in_place(server, browser: Browser):
-    set_prefs(browser, server, sampling={"grammar": "not a grammar"})
+    set_prefs(browser, server.url, sampling={"grammar": "not a grammar"})
     open_page(browser, server)
     say(browser, "Hi")
     assert "grammar" in browser.text(".message .note.error")
@@ -207,9 +201,7 @@ def test_the_page_says_that_the_server_is_busy(endless, browser: Browser):
 
 def test_a_lost_connection_loses_no_text(endless, browser: Browser):
     with Front(endless) as front:
-        set_prefs(browser, endless)
-        browser.open(front.url + "/icon.svg")
-        browser.run("localStorage.setItem('llama_srv.prefs', arguments[0])", json.dumps({"sampling": ENDLESS}))
+        set_prefs(browser, front.url, sampling=ENDLESS)
         browser.open(front.url + "/")
         wait_until(lambda: browser.run("return document.querySelector('#status')?.title"), "the model's name")
         say(browser, "Once upon a time", waits=False)
@@ -328,7 +320,7 @@ def check_harmless(browser: Browser) -> None:  # noqa: F811
 
 
 def test_html_in_a_models_answer_stays_text(serve, browser: Browser, tmp_path: Path):
-    model = tiny_models.recite(tmp_path / "evil.gguf", [" evil:\n", *EVIL.splitlines(keepends=True), "<|done|>"], n_ctx_train=4096)
+    model = tiny_models.recite(tmp_path / "evil.gguf", [EVIL[at:at + 50] for at in range(0, len(EVIL), 50)], n_ctx_train=4096)
     server = serve("-m", model, "-t", "1")
     open_page(browser, server)
     browser.run("window.fired = []")

@@ -174,9 +174,9 @@ def test_native_fields_as_extras(client):
 class City(pydantic.BaseModel):
     """What a structured answer must be."""
 
-    name: str
-    country: str
-    population: int
+    name: str = pydantic.Field(max_length=20)
+    country: str = pydantic.Field(max_length=20)
+    population: int = pydantic.Field(ge=0, le=10**9)
 
 
 @pytest.mark.covers("Q41")

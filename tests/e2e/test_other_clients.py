@@ -74,15 +74,16 @@ def test_langchain_content_in_parts(chat):
     assert chat().invoke([parts]).content == chat().invoke(CAPITAL).content
 
 
-@pytest.mark.parametrize("method", ["json_schema", "json_mode"])
-def test_langchain_structured_output(chat, method):
-    schema = {"title": "city", "description": "A city", "type": "object", "required": ["name"],
-              "properties": {"name": {"type": "string", "maxLength": 20}}, "additionalProperties": False}
-    answer = chat(max_tokens=100).with_structured_output(schema, method=method, include_raw=True).invoke(
-        "Give me the city Paris as JSON with its name.")
-    if method == "json_schema":
-        assert answer["parsing_error"] is None and set(answer["parsed"]) == {"name"}
-    assert answer["raw"].content.lstrip().startswith("{")
+NAMED = {"title": "named", "description": "A name", "type": "object", "required": ["name", "age"],
+         "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "maximum": 99}},
+         "additionalProperties": False}
+
+
+def test_langchain_structured_output(chat):
+    answer = chat(max_tokens=100).with_structured_output(NAMED, method="json_schema").invoke("Invent a dog.")
+    assert set(answer) == {"name", "age"} and isinstance(answer["age"], int)
+    bound = chat(max_tokens=100).bind(response_format={"type": "json_object", "schema": NAMED})
+    assert set(json.loads(bound.invoke("Invent a dog, as JSON.").content)) == {"name", "age"}
 
 
 def test_langchain_stop_words_and_log_probabilities(chat):
@@ -150,7 +151,7 @@ def test_llm_goes_on_with_a_conversation_and_counts_tokens(llm, tmp_path: Path):
 
 
 def test_llm_with_a_schema(llm):
-    found = json.loads(said(llm("prompt", *GREEDY[:5], "-o", "max_tokens", "100", "--schema", "name, age int",
+    found = json.loads(said(llm("prompt", *GREEDY[:5], "-o", "max_tokens", "100", "--schema", json.dumps(NAMED),
                                 "Invent a dog.")))
     assert set(found) == {"name", "age"} and isinstance(found["age"], int)
 

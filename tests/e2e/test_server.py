@@ -6,6 +6,7 @@ things. Needs the native libraries.
 
 from __future__ import annotations
 
+import math
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,6 +14,8 @@ from itertools import islice
 import pytest
 import requests
 
+from server.api.schema import COMPLETION_FIELDS, SAMPLING_FIELDS
+from server.engine.task import SAMPLER_NAMES
 from tests.support import PATIENCE, ServerProcess, wait_until
 from tests.tiny_models import RECITE_WORDS
 
@@ -70,6 +73,65 @@ def test_context_shift_over_http(serve, tiny_spm_model):
     assert all(result["truncated"] and result["tokens_predicted"] == 250 for result in alone)
     both = together([lambda p=p: server.complete(p, 250, **fields)["content"] for p in PROMPTS[:2]])
     assert both == [result["content"] for result in alone]
+
+
+# ---- requests that could bring a process down --------------------------------------------------------------------
+
+def assert_alive_and_right(server: ServerProcess, text: str) -> None:
+    assert server.process.poll() is None, server.log
+    assert server.complete("count: one", 3)["content"] == text
+
+
+LEAVES_NOTHING = {
+    "a finished grammar whose end is banned": {"ignore_eos": True},
+    "the only letter is banned": {"logit_bias": [["a", False]]},
+    "both, and probabilities": {"logit_bias": [["a", False]], "ignore_eos": True, "n_probs": 2},
+}
+
+
+@pytest.mark.parametrize("fields", LEAVES_NOTHING.values(), ids=LEAVES_NOTHING)
+def test_a_request_that_leaves_no_token_to_choose_harms_nobody(serve, recite_model, fields):
+    server = serve("-m", recite_model, "-t", 1)
+    text = server.complete("count: one", 3)["content"]
+    for temperature in (0, 1.5):
+        body = {"prompt": "x", "n_predict": 5, "grammar": 'root ::= "a"', "temperature": temperature, **fields}
+        response = server.post("/completion", body)
+        assert response.status_code in (200, 400), response.text
+        if response.status_code == 200:
+            assert response.json()["content"] in ("", "a")
+        assert_alive_and_right(server, text)
+
+
+def extremes() -> list[dict[str, object]]:
+    """A request for each limit of each field, and some that are odd in other ways."""
+    bodies: list[dict[str, object]] = []
+    for field in (*SAMPLING_FIELDS, *COMPLETION_FIELDS):
+        if field.kind in (int, float) and field.name not in ("n_cmpl", "id_slot"):
+            bodies += [{field.name: value} for value in (field.low, field.high) if math.isfinite(value)]
+    on = {"repeat_penalty": 1.5, "dry_multiplier": 1.0, "xtc_probability": 1.0, "top_n_sigma": 0.0, "typical_p": 0.0}
+    bodies += [{**on, **body} for body in bodies[:]]
+    bodies += [{"samplers": [name]} for name in SAMPLER_NAMES]
+    bodies += [{"samplers": list(SAMPLER_NAMES) * 3}, {"samplers": ["infill", "adaptive_p"], "adaptive_target": 0.5},
+               {"dry_multiplier": 1, "dry_sequence_breakers": ["", "\u0000", "é" * 500]},
+               {"dry_multiplier": 1, "dry_sequence_breakers": []}, {"stop": ["", "\u0000"]},
+               {"logit_bias": [[i, False] for i in range(250)]}, {"logit_bias": [[5, 1e38], [6, -1e38]] * 100},
+               {"prompt": [0]}, {"prompt": [1, 1, 2, 2]}, {"prompt": "\u0000<|im_end|>\ud7ff\uffff"},
+               {"prompt": "x" * 20000}, {"mirostat": 1, "grammar": "root ::= [a-z]*"},
+               {"grammar": "root ::= " + "(" * 150 + '"a"' + ")" * 150}]
+    return bodies
+
+
+@pytest.mark.parametrize("options", [(), ("--context-shift",), ("--grp-attn-n", 2, "--grp-attn-w", 64)], ids=str)
+def test_no_value_that_is_allowed_brings_the_server_down(serve, recite_model, options):
+    server = serve("-m", recite_model, "-c", 512, "-np", 2, "-t", 1, *options)
+    text = server.complete("count: one", 3)["content"]
+    for body in extremes():
+        for temperature in (0, 1):
+            body = {"prompt": "count: one", "n_predict": 4, "temperature": temperature, "seed": 1, **body}
+            response = server.post("/completion", body)
+            assert response.status_code in (200, 400), (body, response.text)
+            response.json()
+    assert_alive_and_right(server, text)
 
 
 # ---- the real model ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ the names of repositories, `test_download_local` the disk, the lock and the prog
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import ssl
@@ -210,7 +211,10 @@ def test_a_part_without_its_note_is_not_trusted(site, world):
     url = site.put("/x.gguf", MODEL, cuts=[HALF, 0, 0, 0, 0, 0])
     world.refusal(url)
     [note] = world.cache.rglob("*.part.json")
-    for text in ("", "[]", "{}", '{"url": 1, "size": "x", "validator": [], "sha256": null}', "\0"):
+    good = json.loads(note.read_text())
+    damaged = [json.dumps(good | change) for change in (
+        {"url": 1}, {"size": "x"}, {"size": None, "validator": 5}, {"sha256": None}, {"validator": []})]
+    for text in ("", "[]", "{}", "\0", *damaged):
         note.write_text(text)
         part = note.with_name("x.gguf.part")
         part.write_bytes(OTHER[:HALF])
@@ -218,6 +222,20 @@ def test_a_part_without_its_note_is_not_trusted(site, world):
         path = world.fetch(url)
         assert path.read_bytes() == MODEL
         path.unlink()
+
+
+def test_a_part_from_another_address_is_not_continued(site, world, tmp_path):
+    place = tmp_path / "m.gguf"
+    world.refusal(site.put("/x.gguf", MODEL, etag='"same"', cuts=[HALF, 0, 0, 0, 0]), path=place)
+    assert world.fetch(site.put("/y.gguf", OTHER, etag='"same"'), path=place).read_bytes() == OTHER
+    assert "range" not in site.requests("/y.gguf")[0] and os.listdir(tmp_path) == ["m.gguf"]
+
+
+def test_a_wrong_checksum_of_one_run_does_not_spoil_the_next(site, world):
+    url = site.put("/x.gguf", MODEL, cuts=[HALF, 0, 0, 0, 0])
+    world.refusal(url, sha256="1" * 64)
+    assert world.fetch(url, sha256=SHA).read_bytes() == MODEL
+    assert site.n_sent == len(MODEL)
 
 
 def test_an_unfinished_chunked_answer_is_noticed(site, world):

@@ -181,6 +181,28 @@ def test_a_process_that_was_killed_leaves_no_lock(tmp_path):
     assert not lock.exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="not on Windows: an open file stays")
+def test_a_lock_file_that_was_removed_meanwhile_is_not_taken_for_the_lock(tmp_path):
+    lock, events = tmp_path / "x.lock", []
+
+    def nothing(*args):
+        pass
+
+    first, third = (local.exclusive(lock, nothing, nothing) for _ in range(2))
+    first.__enter__()
+
+    def wait(seconds):
+        events.append("waits")
+        if len(events) == 1:                    # the first one goes, and a third one is quicker than us
+            first.__exit__(None, None, None)
+            third.__enter__()
+        elif len(events) == 2:
+            third.__exit__(None, None, None)
+
+    with local.exclusive(lock, nothing, wait):
+        assert events == ["waits", "waits"]
+
+
 def test_an_interrupt_while_waiting_for_the_lock_ends_the_waiting(tmp_path):
     def interrupt(seconds):
         raise KeyboardInterrupt

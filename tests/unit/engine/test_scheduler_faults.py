@@ -132,6 +132,18 @@ def test_after_an_abort_a_model_that_cannot_trim_loses_only_that_task():
     assert d.text(again) == alone("x" * 20, 5)
 
 
+@pytest.mark.parametrize("code", [DECODE_NO_ROOM, -1])
+def test_a_model_that_cannot_trim_loses_only_the_task_that_failed(code):
+    d = driver(n_slots=2, can_trim=False)
+    d.backend.refuse = lambda spans: code if any(ord("#") in span.tokens for span in spans) else 0
+    bad = d.post("two batches of prompt, and # in the second", n_predict=9)
+    good = d.post("a prompt that waits", n_predict=9)
+    d.run()
+    assert d.outcomes[bad].failure.status == 500
+    assert d.text(good) == alone("a prompt that waits", 9)
+    assert d.is_clean()
+
+
 def test_a_model_that_cannot_trim_gives_everybody_the_right_text():
     d = driver(can_trim=False)
     first = run_all(d)
