@@ -47,7 +47,7 @@ class App {
     this.shade = h('div', { class: 'shade', onclick: () => this.#toggleSidebar(false) });
     this.main = h('main', { id: 'main', tabindex: -1 }, this.chat.element, this.complete.element, this.server.element);
     document.getElementById('app').replaceChildren(
-      h('header', { class: 'bar' }, this.menu,
+      h('header', { class: 'bar' }, h('h1', { class: 'offscreen' }, 'llama_srv'), this.menu,
         h('nav', { 'aria-label': t('views') }, Object.values(this.links)),
         this.status,
         iconButton('gear', t('settings'), () => this.#settings(), { id: 'settings' })),

@@ -44,7 +44,7 @@ export class CompleteView {
     this.element = h('section', { class: 'view complete', 'aria-label': t('completion') },
       h('div', { class: 'column' }, this.form, this.output,
         h('div', { class: 'row' }, this.timings, h('span', { class: 'space' }), this.take)),
-      h('aside', { class: 'panel', 'aria-label': t('options') }, this.#constraint(), this.options.element));
+      h('section', { class: 'panel', 'aria-label': t('options') }, this.#constraint(), this.options.element));
     this.view = new TokenView(this.tokens, (text) => this.#complete(this.#base + text));
   }
 

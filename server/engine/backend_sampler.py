@@ -168,7 +168,25 @@ class LlamaSampler:
             candidates.fill(logits)
             llama.call_llama_sampler_apply(self._grammar, candidates.array)
             llama.llama_sampler_apply(self._chain, candidates.array)
+            if not self._is_allowed(candidates.selected):
+                self._draw_end(logits)
         return candidates
+
+    def _draw_end(self, logits) -> None:
+        """Grammar and biases together leave no token: end the text if the grammar allows that, else ApiError.
+
+        Anything else would be accepted by a grammar that has refused it, which ends the process.
+        """
+        llama, candidates = self._llama, self._factory.candidates
+        candidates.fill(logits)
+        llama.call_llama_sampler_apply(self._grammar, candidates.array)
+        best = STAGES["top_k"](self._factory, 1)
+        llama.llama_sampler_apply(best, candidates.array)
+        llama.llama_sampler_free(best)
+        candidates.array.selected = 0
+        token = candidates.selected
+        if not (llama.llama_vocab_is_eog(self._factory.vocab, token) and self._is_allowed(token)):
+            raise ApiError(400, "the grammar and logit_bias together leave no token to choose")
 
     def _is_allowed(self, token: int) -> bool:
         one = (llama_token_data * 1)(llama_token_data(token, 1.0, 0.0))

@@ -304,6 +304,8 @@ class Scheduler:
                     self._evaluate([span])
             return
         slot = self.slots[piece[0].id]
+        if slot.run is None:
+            return  # its state was lost with the step
         message = ("the KV cache has no room left for this request" if code == DECODE_NO_ROOM
                    else f"llama_decode failed with code {code}")
         log.error("task %d: %s", slot.run.task.id, message)
@@ -341,6 +343,9 @@ class Scheduler:
                 continue
             try:
                 self._draw(slot, run, row)
+            except ApiError as error:
+                self._fail(run.task.id, error.status, error.message, error.type, **error.extra)
+                self._drop(slot)
             except Exception:
                 log.exception("task %d: drawing a token failed", run.task.id)
                 self._fail(run.task.id, 500, "drawing a token failed; see the server's log")

@@ -1,8 +1,8 @@
 """Files that hold a slot's KV state: written whole or not at all, read only if every byte is what was written.
 
-Engine thread. A file is: 8 bytes magic, a header length, a JSON header (format, model and library it belongs to,
-tokens, CRC-32 and size of the state), then llama.cpp's state of one sequence. The model is named by what the state
-depends on, so that a renamed model file still fits and another one doesn't.
+Engine thread. A file is: 8 bytes magic, a header length, a JSON header (model, adapters and tokens it belongs to, size
+of the state, CRC-32 of all that and of the state), then llama.cpp's state of one sequence. The model is named by what
+the state depends on, so that a renamed model file still fits and another one doesn't.
 
 Not taken: `llama_state_seq_save_file`, which can't tell models of one shape apart and leaves half a file on a full
 disk.
@@ -29,8 +29,8 @@ BINARY = getattr(os, "O_BINARY", 0)
 
 def write(path: Path, model: str, tokens: list[int], lora: list[list[float]], state: memoryview) -> int:
     """Write the file at `path` through a temporary neighbour; its size in bytes. ApiError names what went wrong."""
-    header = json.dumps({"model": model, "tokens": tokens, "lora": lora, "n_state": len(state),
-                         "crc32": zlib.crc32(state)}).encode()
+    about = {"model": model, "tokens": tokens, "lora": lora, "n_state": len(state)}
+    header = json.dumps({**about, "crc32": _checksum(about, state)}).encode()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as stream:
@@ -62,9 +62,15 @@ def read(path: Path, model: str) -> tuple[list[int], list[list[float]], bytearra
         if header["model"] != model:
             raise ApiError(400, f"{path.name} was saved with another model ({header['model']}); this is {model}")
         state = bytearray(header["n_state"])
-        if stream.readinto(state) != len(state) or zlib.crc32(state) != header["crc32"]:
-            raise ApiError(400, f"{path.name} is damaged: its state is not what was saved")
+        if stream.readinto(state) != len(state) or _checksum(header, state) != header["crc32"]:
+            raise ApiError(400, f"{path.name} is damaged: it is not what was saved")
     return header["tokens"], header["lora"], state, size
+
+
+def _checksum(header: dict, state: memoryview | bytearray) -> int:
+    """Over the header's other fields too: a token that was changed would give texts that nobody asked for."""
+    about = json.dumps([header[name] for name in ("model", "tokens", "lora", "n_state")])
+    return zlib.crc32(state, zlib.crc32(about.encode()))
 
 
 def _read_header(stream, name: str, size: int) -> dict:

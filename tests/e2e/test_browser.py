@@ -8,7 +8,11 @@ waited for, never timed.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
+import subprocess
+import tarfile
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,8 +21,9 @@ import pytest
 
 from tests import tiny_models
 from tests.e2e.webdriver import DESKTOP, PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
-from tests.support import ServerProcess, wait_until
+from tests.support import PATIENCE, ServerProcess, need, wait_until
 
+AXE = "axe-core@4.10.3"
 ANSWER = "".join(tiny_models.RECITE_WORDS)
 
 
@@ -139,6 +144,52 @@ def test_every_view_fits_its_window_and_names_its_controls(server, browser: Brow
                         "button", "textbox", "combobox", "checkbox", "link", "slider", "meter", "searchbox", "img", "spinbutton")
                     and not (node.get("name") or {}).get("value")]
         assert nameless == []
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The source of axe-core: the file that LLAMA_SRV_AXE names, or the npm package."""
+    if given := os.environ.get("LLAMA_SRV_AXE"):
+        return Path(given).read_text(encoding="utf-8")
+    need(shutil.which("npm"), "npm isn't installed, which fetches axe-core")
+    folder = tmp_path_factory.mktemp("axe")
+    packed = subprocess.run([shutil.which("npm"), "pack", AXE, "--silent"], cwd=folder, capture_output=True, check=False,
+                            timeout=PATIENCE)
+    archive = next(folder.glob("*.tgz"), None)
+    need(archive, f"axe-core can't be fetched: {packed.stderr.decode()[-200:]}")
+    with tarfile.open(archive) as opened:
+        return opened.extractfile("package/axe.min.js").read().decode("utf-8")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(server: ServerProcess, browser: Browser, axe: str, theme: str):
+    browser.look(*DESKTOP, theme)
+    open_page(browser, server)
+    browser.type("#chat-input", "Hello")
+    browser.click("#chat-send")
+    wait_until(lambda: "end" in browser.text("#log"), "the answer")
+    browser.cdp("Runtime.evaluate", expression=axe)
+
+    def findings() -> list[object]:
+        return browser.run_async("""
+            const { violations } = await axe.run(document, { resultTypes: ['violations'] });
+            return violations.filter((one) => one.impact !== 'minor').map((one) => [one.id, one.nodes.map((node) => node.html.slice(0, 150))])""")
+
+    assert findings() == []
+    browser.click("#settings")
+    browser.run("for (const one of document.querySelectorAll('dialog details')) one.open = true")
+    assert findings() == []
+    browser.run("document.querySelector('dialog').close()")
+    browser.run("location.hash = '#complete'")
+    wait_until(lambda: browser.run("return document.body.dataset.view") == "complete", "the completion view")
+    browser.run("for (const one of document.querySelectorAll('.panel details')) one.open = true")
+    browser.click("#probs")
+    browser.click("#send")
+    wait_until(lambda: browser.is_enabled("#take"), "the completion")
+    assert findings() == []
+    browser.run("location.hash = '#server'")
+    wait_until(lambda: browser.exists(".card"), "the slots")
+    assert findings() == []
 
 
 def test_keys_lead_everywhere(server: ServerProcess, browser: Browser):

@@ -172,7 +172,7 @@ def test_an_answer_cut_at_the_limit_says_so_and_goes_on(server, browser: Browser
     open_page(browser, server)
     say(browser, "Count")
     assert messages(browser)[-1][1] == "one two three"
-    assert "cut off" in browser.text(".message .note")
+    assert "cut off" in browser.text(".message.assistant .note")
     press_tool(browser, -1, "Continue this answer")
     wait_until(lambda: messages(browser)[-1][1] == "one two three four five six" and not is_running(browser), "three more")
 

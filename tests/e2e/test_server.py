@@ -40,7 +40,6 @@ def streamed(server: ServerProcess, prompt: str, n_predict: int, **fields: objec
 
 # ---- the text ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.covers("B07")
 @pytest.mark.parametrize("model", ["tiny_spm_model", "tiny_bpe_model"])
 def test_eight_requests_at_once_on_four_slots_get_what_each_gets_alone(serve, request, model):
     server = serve("-m", request.getfixturevalue(model), "-np", 4, "-t", 1)
