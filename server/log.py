@@ -48,6 +48,8 @@ MAX_DEPTH = 20
 WOULD_BLOCK_TRIES, WOULD_BLOCK_WAIT_S = 50, 0.01
 QUIET_ENDINGS = ("/health", "/metrics")
 """Probes ask for these every few seconds: in the access log only from DEBUG on, unless they fail."""
+STATIC_ENDINGS = (".js", ".mjs", ".css", ".svg", ".ico", ".png", ".woff2")
+"""Files of the web page, some thirty for one visit: likewise."""
 UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 TOKENS = (
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}"), r"\1***"),
@@ -184,7 +186,8 @@ def access_line(record: AccessRecord) -> None:
 
     Server errors are warnings. The path comes without its query, which may hold secrets.
     """
-    is_quiet = record.status < 400 and record.path.rstrip("/").endswith(QUIET_ENDINGS)
+    is_quiet = record.status < 400 and (record.path.rstrip("/").endswith(QUIET_ENDINGS)
+                                        or record.path.endswith(STATIC_ENDINGS))
     level = logging.DEBUG if is_quiet else logging.WARNING if record.status >= 500 else logging.INFO
     path = record.path if len(record.path) <= MAX_PATH else record.path[:MAX_PATH] + "..."
     get_logger("access").log(
