@@ -26,7 +26,8 @@ export class LlamaError extends Error {
 
 const baseUrl = (config) => {
   if (config.api_url) return config.api_url.replace(/\/+$/, '');
-  return import.meta.url.startsWith('http') ? new URL(import.meta.url).origin : 'http://127.0.0.1:8080';
+  const own = new URL('.', import.meta.url).href.slice(0, -1);
+  return own.startsWith('http') ? own : 'http://127.0.0.1:8080';
 };
 
 const headersFor = (key) => (key ? { Authorization: `Bearer ${key}` } : {});

@@ -18,7 +18,7 @@ export const DE = {
   'to-end': 'Zum Ende', message: 'Nachricht', ask: 'Nachricht schreiben…', send: 'Senden', stop: 'Anhalten', attach: 'Dateien anhängen',
   'remove-file': '{name} entfernen', context: 'Kontext', 'context-used': '{used} von {size} Token', you: 'Sie', model: 'Modell',
   reasoning: 'Gedankengang', thinking: 'Denkt nach…', 'cut-off': 'Die Antwort endet an der Höchstzahl von Token. „Fortsetzen“ führt sie weiter.',
-  speed: '{n} Token, {rate} pro Sekunde', copy: 'Kopieren', 'copy-code': 'Code kopieren', edit: 'Bearbeiten', regenerate: 'Neu antworten',
+  speed: '{n} Token, {rate}/s', copy: 'Kopieren', 'copy-code': 'Code kopieren', edit: 'Bearbeiten', regenerate: 'Neu antworten',
   continue: 'Antwort fortsetzen', 'save-send': 'Speichern und senden', 'version-before': 'Vorige Fassung', 'version-after': 'Nächste Fassung',
   'version-of': 'Fassung {i} von {n}', 'remove-one': 'Diese Nachricht löschen?',
   'remove-below': 'Diese Nachricht und die folgenden ({n}) löschen?', 'still-running': 'Es wird noch eine Antwort geschrieben.',

@@ -18,7 +18,7 @@ export const EN = {
   'to-end': 'To the end', message: 'Message', ask: 'Write a message…', send: 'Send', stop: 'Stop', attach: 'Attach files',
   'remove-file': 'Remove {name}', context: 'Context', 'context-used': '{used} of {size} tokens', you: 'You', model: 'Model',
   reasoning: 'Reasoning', thinking: 'Thinking…', 'cut-off': 'The answer was cut off at the limit of tokens. “Continue” goes on.',
-  speed: '{n} tokens, {rate} per second', copy: 'Copy', 'copy-code': 'Copy code', edit: 'Edit', regenerate: 'Answer again',
+  speed: '{n} tokens, {rate}/s', copy: 'Copy', 'copy-code': 'Copy code', edit: 'Edit', regenerate: 'Answer again',
   continue: 'Continue this answer', 'save-send': 'Save and send', 'version-before': 'Previous version', 'version-after': 'Next version',
   'version-of': 'Version {i} of {n}', 'remove-one': 'Delete this message?',
   'remove-below': 'Delete this message and what follows ({n} messages)?', 'still-running': 'An answer is still being written.',

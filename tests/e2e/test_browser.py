@@ -37,7 +37,9 @@ def set_prefs(browser: Browser, url: str, **prefs: object) -> None:  # noqa: F81
 def open_page(browser: Browser, server: ServerProcess, view: str = "") -> None:  # noqa: F811
     """Open the page and wait until it knows the model."""
     browser.open(f"{server.url}/{view}")
-    wait_until(lambda: browser.run("return document.querySelector('#status')?.title"), "the model's name on the page")
+    wait_until(
+        lambda: browser.run("return document.querySelector('#status')?.title"), "the model's name on the page"
+    )
 
 
 @pytest.fixture
@@ -56,8 +58,11 @@ def test_the_page_asks_nobody_but_its_server_and_shows_no_error(server: ServerPr
     wait_until(lambda: "recite" in browser.text(".facts"), "the model's facts")
     urls = [url for url in browser.asked_urls() if not url.startswith(("chrome:", "about:", "blob:"))]
     assert urls and all(url.startswith(server.url + "/") for url in urls), urls
-    total = sum(len(server.get(url.removeprefix(server.url)).content) for url in set(urls)
-                if url.endswith((".js", ".mjs", ".css", ".svg", ".html")) or url == server.url + "/")
+    total = sum(
+        len(server.get(url.removeprefix(server.url)).content)
+        for url in set(urls)
+        if url.endswith((".js", ".mjs", ".css", ".svg", ".html")) or url == server.url + "/"
+    )
     assert 50_000 < total < 200_000
 
 
@@ -66,7 +71,8 @@ def test_strangers_scripts_styles_and_html_are_refused_by_the_page(server: Serve
     done = browser.run_async("""
         window.fired = [];
         const tried = {};
-        const attempt = (name, work) => { try { work(); tried[name] = 'done'; } catch (error) { tried[name] = error.name; } };
+        const attempt = (name, work) => { try { work(); tried[name] = 'done';
+            } catch (error) { tried[name] = error.name; } };
         attempt('innerHTML', () => { document.querySelector('#toasts').innerHTML = '<img src=x onerror="fired.push(1)">'; });
         attempt('write', () => document.write('<script>fired.push(2)</' + 'script>'));
         const image = document.createElement('img');
@@ -80,7 +86,7 @@ def test_strangers_scripts_styles_and_html_are_refused_by_the_page(server: Serve
     """)
     assert done["fired"] == [] and done["failed"] == "refused"
     assert [done["tried"][name] for name in ("innerHTML", "write", "handler")] == ["TypeError"] * 3
-    assert browser.console_errors()                 # the refusals
+    assert browser.console_errors()  # the refusals
 
 
 def test_the_page_waits_for_the_model_and_then_starts_by_itself(browser: Browser, server: ServerProcess):
@@ -92,32 +98,37 @@ def test_the_page_waits_for_the_model_and_then_starts_by_itself(browser: Browser
         front.is_loading = False
         wait_until(lambda: not browser.run("return document.body.classList.contains('loading')"), "the page")
         wait_until(lambda: "recite" in browser.text("#status"), "the model's name")
-    browser.console_errors()                        # the browser reports each 503
+    browser.console_errors()  # the browser reports each 503
 
 
 def test_a_missing_key_is_asked_for_and_kept(serve, recite_model: Path, browser: Browser):
-    server = serve("-m", recite_model, "-t", "1")
-    with KeyFront(server, "s3cret") as front:
-        browser.open(front.url + "/")
-        wait_until(lambda: browser.exists("dialog[open] #api-key"), "the settings")
-        browser.type("#api-key", "s3cret")
-        browser.press("\ue007")
-        wait_until(lambda: "recite" in browser.text("#status"), "the model's name")
-        browser.open(front.url + "/")
-        wait_until(lambda: "recite" in browser.text("#status"), "the model's name")
-        assert not browser.exists("dialog[open]")
+    server = serve("-m", recite_model, "-t", "1", "--api-key", "s3cret")
+    browser.open(server.url + "/")
+    wait_until(lambda: browser.exists("dialog[open] #api-key"), "the settings")
+    browser.type("#api-key", "s3cret")
+    browser.press("\ue007")
+    wait_until(lambda: "recite" in browser.text("#status"), "the model's name")
+    open_page(browser, server)
+    assert not browser.exists("dialog[open]")
+    browser.type("#chat-input", "Hello")
+    browser.click("#chat-send")
+    wait_until(lambda: "end" in browser.text("#log"), "the answer")
     assert all("401" in message for message in browser.console_errors())
 
 
 def test_language_and_theme_are_settings(server: ServerProcess, browser: Browser, request):
     open_page(browser, server)
-    choose = ("const select = document.querySelectorAll('dialog select')[arguments[0]];"
-              "select.value = arguments[1]; select.dispatchEvent(new Event('change'));")
+    choose = (
+        "const select = document.querySelectorAll('dialog select')[arguments[0]];"
+        "select.value = arguments[1]; select.dispatchEvent(new Event('change'));"
+    )
     browser.click("#settings")
     browser.run(choose, 0, "dark")
     browser.run(choose, 1, "de")
     browser.click("dialog button.main")
-    wait_until(lambda: browser.exists("#new-chat") and browser.text("#new-chat") == "Neues Gespräch", "German")
+    wait_until(
+        lambda: browser.exists("#new-chat") and browser.text("#new-chat") == "Neues Gespräch", "German"
+    )
     assert browser.run("return document.documentElement.lang") == "de"
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert sum(map(int, background.removeprefix("rgb(").rstrip(")").split(","))) < 150
@@ -133,16 +144,36 @@ def test_every_view_fits_its_window_and_names_its_controls(server, browser: Brow
     browser.click("#chat-send")
     wait_until(lambda: "end" in browser.text("#log"), "the answer")
     for view in ("chat", "complete", "server"):
-        browser.run("location.hash = arguments[0]", "#" + view if view != "chat" else browser.run("return location.hash"))
+        browser.run(
+            "location.hash = arguments[0]",
+            "#" + view if view != "chat" else browser.run("return location.hash"),
+        )
         wait_until(lambda v=view: browser.run("return document.body.dataset.view") == v, view)
         browser.screenshot(screenshot_path(request, view))
-        wide = browser.run("""return [...document.querySelectorAll('main *')].filter((e) => e.checkVisibility() &&
-            e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre, .table')).map((e) => e.outerHTML.slice(0, 80))""")
+        wide = browser.run("""return [...document.querySelectorAll('main *')].filter((e) =>
+            e.checkVisibility() &&
+            e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('pre, .table')).map((e) =>
+                e.outerHTML.slice(0, 80))""")
         assert wide == []
-        nameless = [node for node in browser.cdp("Accessibility.getFullAXTree")["nodes"]
-                    if not node["ignored"] and node["role"]["value"] in (
-                        "button", "textbox", "combobox", "checkbox", "link", "slider", "meter", "searchbox", "img", "spinbutton")
-                    and not (node.get("name") or {}).get("value")]
+        nameless = [
+            node
+            for node in browser.cdp("Accessibility.getFullAXTree")["nodes"]
+            if not node["ignored"]
+            and node["role"]["value"]
+            in (
+                "button",
+                "textbox",
+                "combobox",
+                "checkbox",
+                "link",
+                "slider",
+                "meter",
+                "searchbox",
+                "img",
+                "spinbutton",
+            )
+            and not (node.get("name") or {}).get("value")
+        ]
         assert nameless == []
 
 
@@ -153,8 +184,13 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         return Path(given).read_text(encoding="utf-8")
     need(shutil.which("npm"), "npm isn't installed, which fetches axe-core")
     folder = tmp_path_factory.mktemp("axe")
-    packed = subprocess.run([shutil.which("npm"), "pack", AXE, "--silent"], cwd=folder, capture_output=True, check=False,
-                            timeout=PATIENCE)
+    packed = subprocess.run(
+        [shutil.which("npm"), "pack", AXE, "--silent"],
+        cwd=folder,
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+    )
     archive = next(folder.glob("*.tgz"), None)
     need(archive, f"axe-core can't be fetched: {packed.stderr.decode()[-200:]}")
     with tarfile.open(archive) as opened:
@@ -173,7 +209,8 @@ def test_axe_finds_nothing_serious(server: ServerProcess, browser: Browser, axe:
     def findings() -> list[object]:
         return browser.run_async("""
             const { violations } = await axe.run(document, { resultTypes: ['violations'] });
-            return violations.filter((one) => one.impact !== 'minor').map((one) => [one.id, one.nodes.map((node) => node.html.slice(0, 150))])""")
+            return violations.filter((one) => one.impact !== 'minor').map((one) => [one.id,
+                one.nodes.map((node) => node.html.slice(0, 150))])""")
 
     assert findings() == []
     browser.click("#settings")
@@ -210,6 +247,7 @@ def test_keys_lead_everywhere(server: ServerProcess, browser: Browser):
 
 # ---------------------------------------------------------------------------------------- /completion.js
 
+
 def test_completion_js_offers_its_five_ways(server: ServerProcess, browser: Browser):
     open_page(browser, server)
     done = browser.run_async("""
@@ -221,19 +259,23 @@ def test_completion_js_offers_its_five_ways(server: ServerProcess, browser: Brow
         result.llama = chunks.map((data) => data.content).join('');
         result.last = chunks.at(-1).stop;
         const seen = [];
-        await m.llamaComplete({ prompt, n_predict: 2 }, new AbortController(), (chunk) => seen.push(chunk.data.content));
+        await m.llamaComplete({ prompt, n_predict: 2 }, new AbortController(), (chunk) =>
+            seen.push(chunk.data.content));
         result.complete = seen.join('');
         result.promise = await m.llamaPromise(prompt, { n_predict: 2, stop: [' three'] });
         const target = m.llamaEventTarget(prompt, { n_predict: 2 });
         const types = new Set();
-        for (const type of ['message', 'generation_settings', 'timings']) target.addEventListener(type, () => types.add(type));
-        result.done = await new Promise((resolve) => target.addEventListener('done', (event) => resolve(event.detail.content)));
+        for (const type of ['message', 'generation_settings', 'timings']) target.addEventListener(type,
+            () => types.add(type));
+        result.done = await new Promise((resolve) => target.addEventListener('done', (event) =>
+            resolve(event.detail.content)));
         result.types = [...types].sort();
         result.info = (await m.llamaModelInfo()).n_ctx;
         result.whole = await m.llamaPromise(prompt, { n_predict: 2, stream: false });
         result.defaults = [];
         const fetched = window.fetch;
-        window.fetch = (url, options) => { result.defaults.push([url, JSON.parse(options.body), options.headers]); return fetched(location.origin + '/completion', options); };
+        window.fetch = (url, options) => { result.defaults.push([url, JSON.parse(options.body),
+            options.headers]); return fetched(location.origin + '/completion', options); };
         await m.llamaPromise(prompt, { api_key: 'k' }, { api_url: 'http://other:1/' });
         window.fetch = fetched;
         try { await m.llamaPromise(prompt, { top_k: 'x' }); } catch (error) { result.error = error.message; }
@@ -249,9 +291,15 @@ def test_completion_js_offers_its_five_ways(server: ServerProcess, browser: Brow
     assert done["info"] == 2048
     url, body, headers = done["defaults"][0]
     assert url == "http://other:1/completion" and headers["Authorization"] == "Bearer k"
-    assert body == {"stream": True, "n_predict": 500, "temperature": 0.2, "stop": ["</s>"], "prompt": "count: one"}
+    assert body == {
+        "stream": True,
+        "n_predict": 500,
+        "temperature": 0.2,
+        "stop": ["</s>"],
+        "prompt": "count: one",
+    }
     assert done["error"].startswith("top_k: 'x'") and done["abort"] == "AbortError"
-    assert len(browser.console_errors()) == 1       # the refused request
+    assert len(browser.console_errors()) == 1  # the refused request
 
 
 SAMPLE = """<html>
@@ -273,15 +321,18 @@ You can use html formatting if needed.
 """
 
 
-def test_the_documents_sample_page_works_from_a_users_folder(serve, recite_model: Path, browser: Browser, tmp_path: Path):
+def test_the_documents_sample_page_works_from_a_users_folder(
+    serve, recite_model: Path, browser: Browser, tmp_path: Path
+):
     (tmp_path / "index.html").write_text(SAMPLE)
     server = serve("-m", recite_model, "-t", "1", "--path", tmp_path)
     browser.open(server.url + "/")
     wait_until(lambda: ANSWER.strip() in browser.text("body"), "the text on the page")
-    browser.console_errors()                        # there is no favicon in that folder
+    browser.console_errors()  # there is no favicon in that folder
 
 
 # ---------------------------------------------------------------------------------------- stand-ins
+
 
 class Front:
     """A listener that hands each connection on to the server; subclasses look at the first request of each."""
@@ -347,9 +398,9 @@ class Front:
         """Break all connections."""
         for connection in self._open:
             try:
-                connection.shutdown(socket.SHUT_RDWR)   # closing alone would not wake threads that read
+                connection.shutdown(socket.SHUT_RDWR)  # closing alone would not wake threads that read
             except OSError:
-                pass                                    # closed already
+                pass  # closed already
             connection.close()
         self._open.clear()
 
@@ -363,8 +414,10 @@ class Front:
 
 def answer(status: str, body: str) -> bytes:
     """An HTTP answer with a JSON body."""
-    return (f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
-            f"Connection: close\r\n\r\n{body}").encode()
+    return (
+        f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+        f"Connection: close\r\n\r\n{body}"
+    ).encode()
 
 
 class LoadingFront(Front):
@@ -374,21 +427,9 @@ class LoadingFront(Front):
 
     def answer(self, head: bytes) -> bytes | None:
         if self.is_loading and b" /health " in head:
-            return answer("503 Service Unavailable", '{"status":"loading model","error":{"code":503,'
-                          '"message":"Loading model","type":"unavailable_error","progress":0.42}}')
+            return answer(
+                "503 Service Unavailable",
+                '{"status":"loading model","error":{"code":503,'
+                '"message":"Loading model","type":"unavailable_error","progress":0.42}}',
+            )
         return None
-
-
-class KeyFront(Front):
-    """Wants a key for everything but files, /health and /v1/models."""
-
-    def __init__(self, server: ServerProcess, key: str) -> None:
-        self._key = key
-        super().__init__(server)
-
-    def answer(self, head: bytes) -> bytes | None:
-        path = head.split(b" ")[1].decode()
-        is_public = "." in path or path in ("/", "/health", "/v1/models")
-        if is_public or f"Bearer {self._key}".encode() in head:
-            return None
-        return answer("401 Unauthorized", '{"error":{"code":401,"message":"Invalid API Key","type":"authentication_error"}}')

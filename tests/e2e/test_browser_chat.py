@@ -6,8 +6,7 @@ The recite model makes answers known; a tiny llama that may not end its text giv
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -44,7 +43,9 @@ def say(browser: Browser, text: str, waits: bool = True) -> None:  # noqa: F811
 
 
 def is_running(browser: Browser) -> bool:  # noqa: F811
-    return browser.run("return !document.querySelector('#chat-stop').hidden || document.querySelector('.message.busy') !== null")
+    return browser.run(
+        "return !document.querySelector('#chat-stop').hidden || document.querySelector('.message.busy') !== null"
+    )
 
 
 def messages(browser: Browser) -> list[list[str]]:  # noqa: F811
@@ -55,8 +56,12 @@ def messages(browser: Browser) -> list[list[str]]:  # noqa: F811
 
 def press_tool(browser: Browser, n: int, name: str) -> None:  # noqa: F811
     """A button of the n-th message, by its label."""
-    browser.run("""[...document.querySelectorAll('.message')].at(arguments[0]).querySelector(
-        `.tools [aria-label="${arguments[1]}"]`).click()""", n, name)
+    browser.run(
+        """[...document.querySelectorAll('.message')].at(arguments[0]).querySelector(
+        `.tools [aria-label="${arguments[1]}"]`).click()""",
+        n,
+        name,
+    )
 
 
 def stored(browser: Browser) -> list[dict[str, object]]:  # noqa: F811
@@ -71,13 +76,18 @@ def import_file(browser: Browser, path: Path, content: object) -> None:  # noqa:
 
 # ---------------------------------------------------------------------------------------- talking
 
+
 def test_a_conversation_is_kept_and_found_again(server, browser: Browser):
     open_page(browser, server)
     say(browser, "First question")
     say(browser, "Second question")
     shown = messages(browser)
-    assert shown == [["user", "First question"], ["assistant", ANSWER.strip()],
-                     ["user", "Second question"], ["assistant", ANSWER.strip()]]
+    assert shown == [
+        ["user", "First question"],
+        ["assistant", ANSWER.strip()],
+        ["user", "Second question"],
+        ["assistant", ANSWER.strip()],
+    ]
     assert "tokens" in browser.text(".message:last-child .meta")
     assert "of 8,192 tokens" in browser.text("#composer")
     prompt = server.get("/slots").json()[0]["prompt"]
@@ -128,6 +138,7 @@ def test_stop_keeps_the_text_and_frees_the_slot(endless, browser: Browser):
 
 # ---------------------------------------------------------------------------------------- versions
 
+
 def test_editing_regenerating_and_switching_versions(server, browser: Browser):
     open_page(browser, server)
     say(browser, "Original")
@@ -139,7 +150,9 @@ def test_editing_regenerating_and_switching_versions(server, browser: Browser):
     wait_until(lambda: messages(browser) == changed and not is_running(browser), "the new answer")
     assert browser.text(".message.user .count") == "2 / 2"
     press_tool(browser, -1, "Answer again")
-    wait_until(lambda: browser.exists(".message.assistant .count") and not is_running(browser), "another answer")
+    wait_until(
+        lambda: browser.exists(".message.assistant .count") and not is_running(browser), "another answer"
+    )
     assert browser.text(".message.assistant .count") == "2 / 2"
     press_tool(browser, 0, "Previous version")
     wait_until(lambda: messages(browser)[0] == ["user", "Original"], "the first branch")
@@ -174,10 +187,14 @@ def test_an_answer_cut_at_the_limit_says_so_and_goes_on(server, browser: Browser
     assert messages(browser)[-1][1] == "one two three"
     assert "cut off" in browser.text(".message.assistant .note")
     press_tool(browser, -1, "Continue this answer")
-    wait_until(lambda: messages(browser)[-1][1] == "one two three four five six" and not is_running(browser), "three more")
+    wait_until(
+        lambda: messages(browser)[-1][1] == "one two three four five six" and not is_running(browser),
+        "three more",
+    )
 
 
 # ---------------------------------------------------------------------------------------- trouble
+
 
 def test_a_refused_request_is_explained_in_place(server, browser: Browser):
     set_prefs(browser, server.url, sampling={"grammar": "not a grammar"})
@@ -189,7 +206,9 @@ def test_a_refused_request_is_explained_in_place(server, browser: Browser):
 
 def test_the_page_says_that_the_server_is_busy(endless, browser: Browser):
     open_page(browser, endless)
-    with_stream = endless.stream("/completion", {"prompt": "Once", "n_predict": N_CTX // 2, "ignore_eos": True})
+    with_stream = endless.stream(
+        "/completion", {"prompt": "Once", "n_predict": N_CTX // 2, "ignore_eos": True}
+    )
     next(with_stream)
     say(browser, "Hello", waits=False)
     wait_until(lambda: "waits" in browser.text(".notice"), "the notice")
@@ -215,10 +234,11 @@ def test_a_lost_connection_loses_no_text(endless, browser: Browser):
         assert messages(browser)[-1][1].startswith(kept)
         browser.press(ESCAPE)
         wait_until(lambda: not is_running(browser), "its end")
-    browser.console_errors()                        # the lost connections
+    browser.console_errors()  # the lost connections
 
 
 # ---------------------------------------------------------------------------------------- files
+
 
 def test_text_files_go_with_the_message(server, browser: Browser, tmp_path: Path):
     open_page(browser, server)
@@ -232,21 +252,27 @@ def test_text_files_go_with_the_message(server, browser: Browser, tmp_path: Path
         wait_until(lambda s=said: s in browser.text("#toasts"), said)
     browser.run("""const files = new DataTransfer();
         files.items.add(new File(['dropped text'], '<img src=x onerror=alert(1)>.md'));
-        document.querySelector('.view.chat').dispatchEvent(new DragEvent('drop', { dataTransfer: files, bubbles: true, cancelable: true }));
+        document.querySelector('.view.chat').dispatchEvent(new DragEvent('drop', { dataTransfer: files,
+            bubbles: true, cancelable: true }));
         const pasted = new DataTransfer();
         pasted.items.add(new File(['pasted text'], 'pasted.py'));
-        document.querySelector('#chat-input').dispatchEvent(new ClipboardEvent('paste', { clipboardData: pasted, cancelable: true }));""")
+        document.querySelector('#chat-input').dispatchEvent(new ClipboardEvent('paste',
+            { clipboardData: pasted, cancelable: true }));""")
     wait_until(lambda: browser.run("return document.querySelectorAll('.chip').length") == 3, "all chips")
     browser.click(".chip:last-child button")
     say(browser, "What is the code?")
     prompt = server.get("/slots").json()[0]["prompt"]
-    assert "notes.txt:\n````\nThe code is 1234.\n```\nfence\n```\n````\n\n<img src=x onerror=alert(1)>.md:\n" in prompt
+    assert (
+        "notes.txt:\n````\nThe code is 1234.\n```\nfence\n```\n````\n\n<img src=x onerror=alert(1)>.md:\n"
+        in prompt
+    )
     assert "dropped text" in prompt and "pasted" not in prompt and prompt.count("What is the code?") == 1
     assert browser.run("return document.querySelectorAll('.message.user .file').length") == 2
     assert not browser.exists(".message img")
 
 
 # ---------------------------------------------------------------------------------------- many conversations
+
 
 def test_conversations_are_renamed_searched_and_deleted(server, browser: Browser):
     open_page(browser, server)
@@ -261,10 +287,18 @@ def test_conversations_are_renamed_searched_and_deleted(server, browser: Browser
     browser.type("dialog input", "Fruit")
     browser.press(ENTER)
     wait_until(lambda: browser.run(titles) == ["Fruit", "About apples"], "the new name")
-    for query, found in (("pears", ["Fruit"]), ("APPLES", ["About apples"]), ("plums", []), ("", ["Fruit", "About apples"])):
+    for query, found in (
+        ("pears", ["Fruit"]),
+        ("APPLES", ["About apples"]),
+        ("plums", []),
+        ("", ["Fruit", "About apples"]),
+    ):
         browser.clear("#sidebar input[type=search]")
-        browser.run("const f = document.querySelector('#sidebar input[type=search]'); f.value = arguments[0];"
-                    "f.dispatchEvent(new Event('input'))", query)
+        browser.run(
+            "const f = document.querySelector('#sidebar input[type=search]'); f.value = arguments[0];"
+            "f.dispatchEvent(new Event('input'))",
+            query,
+        )
         wait_until(lambda f=found: browser.run(titles) == f, query)
     browser.click(".chats li:first-child button")
     browser.click("dialog button.danger")
@@ -279,15 +313,27 @@ def test_an_exported_conversation_can_be_imported_again(server, browser: Browser
     open_page(browser, server)
     say(browser, "Keep me")
     exported = browser.run_async("""
-        const [store, transfer, { Tree }] = await Promise.all([import('/store.js'), import('/transfer.js'), import('/tree.js')]);
+        const [store, transfer, { Tree }] = await Promise.all([import('/store.js'),
+            import('/transfer.js'), import('/tree.js')]);
         const [chats, rows] = [await store.allChats(), await store.allMessages()];
-        return { json: transfer.toJson(chats, rows), markdown: transfer.toMarkdown(chats[0], new Tree(rows).path(chats[0].leaf)) };""")
-    assert f"# Keep me\n\n" in exported["markdown"] and exported["markdown"].endswith(f"## Model\n\n{ANSWER}\n")
+        return { json: transfer.toJson(chats, rows), markdown: transfer.toMarkdown(chats[0],
+            new Tree(rows).path(chats[0].leaf)) };""")
+    assert "# Keep me\n\n" in exported["markdown"] and exported["markdown"].endswith(
+        f"## Model\n\n{ANSWER}\n"
+    )
     (tmp_path / "chats.json").write_text(exported["json"])
     browser.upload("#import-file", tmp_path / "chats.json")
-    wait_until(lambda: browser.run("return document.querySelectorAll('.chats a').length") == 2, "the imported copy")
-    wait_until(lambda: messages(browser) == [["user", "Keep me"], ["assistant", ANSWER.strip()]], "its messages")
-    for content, said in (("{", "not JSON"), ('{"format": "other"}', "no conversations"), ("[]", "no conversations")):
+    wait_until(
+        lambda: browser.run("return document.querySelectorAll('.chats a').length") == 2, "the imported copy"
+    )
+    wait_until(
+        lambda: messages(browser) == [["user", "Keep me"], ["assistant", ANSWER.strip()]], "its messages"
+    )
+    for content, said in (
+        ("{", "not JSON"),
+        ('{"format": "other"}', "no conversations"),
+        ("[]", "no conversations"),
+    ):
         (tmp_path / "bad.json").write_text(content)
         browser.upload("#import-file", tmp_path / "bad.json")
         wait_until(lambda s=said: s in browser.text("#toasts"), said)
@@ -311,7 +357,9 @@ EVIL = r"""# <img src=x onerror="fired.push(1)"> [a](javascript:fired.push(2)) !
 
 
 def check_harmless(browser: Browser) -> None:  # noqa: F811
-    browser.run("for (const one of document.querySelectorAll('main *')) one.dispatchEvent(new Event('mouseover'))")
+    browser.run(
+        "for (const one of document.querySelectorAll('main *')) one.dispatchEvent(new Event('mouseover'))"
+    )
     assert browser.run("return window.fired ?? []") == []
     assert not browser.exists("main script, main iframe, main svg:not(.icon), main style, main b, main img")
     links = browser.run("return [...document.querySelectorAll('main .body a')].map((one) => one.href)")
@@ -320,7 +368,9 @@ def check_harmless(browser: Browser) -> None:  # noqa: F811
 
 
 def test_html_in_a_models_answer_stays_text(serve, browser: Browser, tmp_path: Path):
-    model = tiny_models.recite(tmp_path / "evil.gguf", [EVIL[at:at + 50] for at in range(0, len(EVIL), 50)], n_ctx_train=4096)
+    model = tiny_models.recite(
+        tmp_path / "evil.gguf", [EVIL[at : at + 50] for at in range(0, len(EVIL), 50)], n_ctx_train=4096
+    )
     server = serve("-m", model, "-t", "1")
     open_page(browser, server)
     browser.run("window.fired = []")
@@ -333,128 +383,56 @@ def test_html_in_an_imported_conversation_stays_text(server, browser: Browser, t
     open_page(browser, server)
     browser.run("window.fired = []")
     file = {"name": EVIL, "kind": "text", "data": EVIL}
-    rows = [{"id": "1", "parent": None, "role": "user", "content": EVIL, "time": 1, "files": [
-                file, {"name": "x", "kind": "image", "data": "javascript:fired.push(20)"},
-                {"name": "x", "kind": "image", "data": "http://127.0.0.2:9/x.png"}, None, 3]},
-            {"id": "2", "parent": "1", "role": "assistant", "content": EVIL, "reasoning": EVIL, "time": 2, "finish": EVIL},
-            {"id": "3", "parent": "3", "role": "assistant", "content": "its own parent", "time": 3},
-            {"id": "4", "parent": "2", "role": "<img>", "content": "no role", "time": 3}, None, 7]
-    import_file(browser, tmp_path / "evil.json", {"format": "llama_srv chats", "version": 1, "chats": [
-        {"id": EVIL, "title": EVIL, "system": EVIL, "created": "x", "changed": None, "leaf": "2", "messages": rows}, None, "x"]})
+    rows = [
+        {
+            "id": "1",
+            "parent": None,
+            "role": "user",
+            "content": EVIL,
+            "time": 1,
+            "files": [
+                file,
+                {"name": "x", "kind": "image", "data": "javascript:fired.push(20)"},
+                {"name": "x", "kind": "image", "data": "http://127.0.0.2:9/x.png"},
+                None,
+                3,
+            ],
+        },
+        {
+            "id": "2",
+            "parent": "1",
+            "role": "assistant",
+            "content": EVIL,
+            "reasoning": EVIL,
+            "time": 2,
+            "finish": EVIL,
+        },
+        {"id": "3", "parent": "3", "role": "assistant", "content": "its own parent", "time": 3},
+        {"id": "4", "parent": "2", "role": "<img>", "content": "no role", "time": 3},
+        None,
+        7,
+    ]
+    import_file(
+        browser,
+        tmp_path / "evil.json",
+        {
+            "format": "llama_srv chats",
+            "version": 1,
+            "chats": [
+                {
+                    "id": EVIL,
+                    "title": EVIL,
+                    "system": EVIL,
+                    "created": "x",
+                    "changed": None,
+                    "leaf": "2",
+                    "messages": rows,
+                },
+                None,
+                "x",
+            ],
+        },
+    )
     wait_until(lambda: len(messages(browser)) == 2, "the conversation")
     check_harmless(browser)
     assert EVIL.splitlines()[1][:30] in browser.text(".chats a") or "<img" in browser.text(".chats a")
-
-
-# ---------------------------------------------------------------------------------------- Markdown and long talks
-
-RICH = """## Title with `code`
-
-Some *emphasis*, **strong**, ~~gone~~, snake_case_name, 2 * 3 * 4, $a_1 * b_1$ and a [link](https://example.org/a_(b)).
-
-1. One
-2. Two
-   - inner
-     ```python
-     def f(x):  # comment
-         return "text"
-     ```
-
-| Name | Value |
-|:-----|------:|
-| a\\|b | 1 |
-
-> quoted
-
-- [x] done
-"""
-
-
-def test_markdown_becomes_elements(server, browser: Browser, request, tmp_path: Path):
-    open_page(browser, server)
-    rows = [{"id": "1", "parent": None, "role": "user", "content": "Show **me**", "time": 1},
-            {"id": "2", "parent": "1", "role": "assistant", "content": RICH, "reasoning": "Let me think.", "time": 2}]
-    import_file(browser, tmp_path / "rich.json", {"format": "llama_srv chats", "version": 1, "chats": [
-        {"id": "c", "title": "Rich", "leaf": "2", "messages": rows}]})
-    wait_until(lambda: len(messages(browser)) == 2, "the conversation")
-    body = ".message.assistant .body "
-    texts = {selector: browser.run("return document.querySelector(arguments[0])?.textContent", body + selector) for selector in (
-        "h4 code", "em", "strong", "del", ".math", "ol > li:nth-child(2) > ul .code code", ".hl-keyword", ".hl-comment",
-        "td:first-child", "td.right", "blockquote p", "li.task")}
-    assert texts == {"h4 code": "code", "em": "emphasis", "strong": "strong", "del": "gone", ".math": "$a_1 * b_1$",
-                     "ol > li:nth-child(2) > ul .code code": 'def f(x):  # comment\n    return "text"', ".hl-keyword": "def",
-                     ".hl-comment": "# comment", "td:first-child": "a|b", "td.right": "1", "blockquote p": "quoted", "li.task": " done"}
-    assert browser.run("return document.querySelector('.body a').getAttribute('href')") == "https://example.org/a_(b)"
-    assert "snake_case_name, 2 * 3 * 4" in browser.text(body + "p")
-    assert browser.run("return document.querySelector('.message.user .body').textContent") == "Show **me**"
-    assert not browser.run("return document.querySelector('.think').open")
-    browser.screenshot(screenshot_path(request, "desktop"))
-    browser.look(*PHONE, "dark", mobile=True)
-    browser.screenshot(screenshot_path(request, "phone-dark"))
-
-
-def test_markdown_that_streams_ends_as_markdown_at_once(server, browser: Browser):
-    open_page(browser, server)
-    same = browser.run_async("""
-        const { MarkdownView, markdown } = await import('/markdown.js');
-        const bad = [];
-        for (const step of [1, 7, 40]) {
-          const [grown, whole] = [document.createElement('div'), document.createElement('div')];
-          const view = new MarkdownView(grown);
-          for (let n = 0; n <= arguments[0].length; n += step) view.update(arguments[0].slice(0, n));
-          view.update(arguments[0], true);
-          whole.append(...markdown(arguments[0]));
-          if (grown.innerHTML !== whole.innerHTML) bad.push(step, grown.innerHTML, whole.innerHTML);
-        }
-        return bad;""", RICH + "\n\n" + RICH)
-    assert same == []
-
-
-def test_odd_text_is_drawn_in_reasonable_time(server, browser: Browser):
-    open_page(browser, server)
-    slow = browser.run_async("""
-        const { markdown } = await import('/markdown.js');
-        const odd = ['*'.repeat(20000), '*a_'.repeat(8000), '['.repeat(20000), '>'.repeat(5000), '`'.repeat(3000) + '`a'.repeat(5000),
-          '**a '.repeat(5000), '[a]('.repeat(5000), '![a'.repeat(8000), ' '.repeat(40000) + 'a|' + ' '.repeat(40000), '$a'.repeat(10000),
-          '|'.repeat(5000) + '\\n|---|', Array.from({ length: 300 }, (_, i) => ' '.repeat(i) + '- x').join('\\n'), '\\\\('.repeat(10000)];
-        return odd.map((text) => { const start = performance.now(); markdown(text); return performance.now() - start; });""")
-    assert max(slow) < 5000, slow                   # milliseconds; quadratic ones take minutes
-
-
-class CannedFront(Front):
-    """Answers chats itself, with a long Markdown text in small pieces."""
-
-    def answer(self, head: bytes) -> Iterator[bytes] | None:
-        return self._chat() if head.startswith(b"POST /v1/chat/completions ") else None
-
-    @staticmethod
-    def _chat() -> Iterator[bytes]:
-        yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
-        text = RICH * 12 + "The end."
-        for at in range(0, len(text), 12):
-            yield b"data: " + json.dumps({"choices": [{"delta": {"content": text[at:at + 12]}}]}).encode() + b"\n\n"
-            time.sleep(0.01)                        # as a model would take
-        yield b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
-
-
-def test_two_thousand_messages_stay_smooth(server, browser: Browser, tmp_path: Path):
-    rows = [{"id": str(i), "parent": str(i - 1) if i else None, "role": ("user", "assistant")[i % 2], "time": i + 1,
-             "content": f"Message {i} with **some** text and `code`.\n\n- a\n- b"} for i in range(2000)]
-    with CannedFront(server) as front:
-        browser.open(front.url + "/")
-        wait_until(lambda: browser.run("return document.querySelector('#status')?.title"), "the model's name")
-        import_file(browser, tmp_path / "long.json", {"format": "llama_srv chats", "version": 1, "chats": [
-            {"id": "c", "title": "Long", "leaf": "1999", "messages": rows}]})
-        wait_until(lambda: messages(browser) and "Message 1999" in messages(browser)[-1][1], "the end of the conversation")
-        assert len(messages(browser)) <= 120
-        browser.run("""window.long = []; new PerformanceObserver((list) =>
-            window.long.push(...list.getEntries().map((one) => one.duration))).observe({ type: 'longtask' });""")
-        say(browser, "Go on")
-        assert messages(browser)[-1][1].endswith("The end.")
-        longest = max(browser.run("return window.long") or [0])
-        print("longest task while streaming:", longest, "ms")
-        assert longest < 1000                       # below 200 on a quiet machine; this one may be loaded
-        for _ in range(3):
-            before = len(messages(browser))
-            browser.run("document.querySelector('.scroller').scrollTop = 0")
-            wait_until(lambda b=before: len(messages(browser)) > b, "earlier messages")

@@ -12,7 +12,7 @@ from tests.e2e.test_browser import ANSWER, open_page
 from tests.e2e.webdriver import Browser, browser, shared_browser  # noqa: F401
 from tests.support import ServerProcess, wait_until
 
-N_CTX = 65536                   # room for far more tokens than can be made before the click on stop
+N_CTX = 65536  # room for far more tokens than can be made before the click on stop
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def server(serve: Callable[..., ServerProcess], recite_model: Path, tmp_path: Pa
     """A server that recites, with all that the server view shows."""
     folder = tmp_path / "slots"
     folder.mkdir()
-    return serve("-m", recite_model, "-t", "1", "-c", "4096", "-np", "2", "--metrics", "--slot-save-path", folder)
+    return serve(
+        "-m", recite_model, "-t", "1", "-c", "4096", "-np", "2", "--metrics", "--slot-save-path", folder
+    )
 
 
 def complete(browser: Browser, text: str) -> None:  # noqa: F811
@@ -32,8 +34,12 @@ def complete(browser: Browser, text: str) -> None:  # noqa: F811
 
 
 def option(browser: Browser, name: str, value: str) -> None:  # noqa: F811
-    browser.run("""const input = document.querySelector(`.complete [data-option=${arguments[0]}]`); input.value = arguments[1];
-        input.dispatchEvent(new Event('change'));""", name, value)
+    browser.run(
+        """const input = document.querySelector(`.complete [data-option=${arguments[0]}]`); input.value = arguments[1];
+        input.dispatchEvent(new Event('change'));""",
+        name,
+        value,
+    )
 
 
 def output(browser: Browser) -> str:  # noqa: F811
@@ -41,6 +47,7 @@ def output(browser: Browser) -> str:  # noqa: F811
 
 
 # ---------------------------------------------------------------------------------------- completion
+
 
 def test_page_streams_a_completion(server, browser: Browser):
     open_page(browser, server, "#complete")
@@ -72,11 +79,18 @@ def test_stop_button_ends_the_completion_and_frees_the_slot(serve, browser: Brow
 def test_options_show_the_servers_defaults_and_only_changes_are_sent(server, browser: Browser):
     defaults = server.get("/props").json()["default_generation_settings"]
     open_page(browser, server, "#complete")
-    wait_until(lambda: browser.run("return document.querySelector('[data-option=top_k]').placeholder"), "the defaults")
+    wait_until(
+        lambda: browser.run("return document.querySelector('[data-option=top_k]').placeholder"),
+        "the defaults",
+    )
     shown = browser.run("""return Object.fromEntries([...document.querySelectorAll('.complete input[data-option]')]
         .map((one) => [one.name, one.placeholder]))""")
-    assert {name: text for name, text in shown.items() if name not in ("n_predict", "samplers", "dry_sequence_breakers", "logit_bias")
-            and float(text) != pytest.approx(defaults[name])} == {}
+    assert {
+        name: text
+        for name, text in shown.items()
+        if name not in ("n_predict", "samplers", "dry_sequence_breakers", "logit_bias")
+        and float(text) != pytest.approx(defaults[name])
+    } == {}
     assert shown["samplers"] == ", ".join(defaults["samplers"])
     option(browser, "n_predict", "3")
     option(browser, "stop", " three")
@@ -92,7 +106,9 @@ def test_options_show_the_servers_defaults_and_only_changes_are_sent(server, bro
 def test_a_number_out_of_range_is_not_sent(server, browser: Browser):
     open_page(browser, server, "#complete")
     option(browser, "top_p", "7")
-    assert browser.run("return document.querySelector('[data-option=top_p]').validationMessage").startswith("top_p: ")
+    assert browser.run("return document.querySelector('[data-option=top_p]').validationMessage").startswith(
+        "top_p: "
+    )
     complete(browser, "count: one")
     assert output(browser).endswith(" end")
 
@@ -106,7 +122,8 @@ def test_presets_are_kept(server, browser: Browser):
     browser.click(".complete .reset")
     open_page(browser, server, "#complete")
     browser.run("""const s = document.querySelector('.complete .presets select');
-        s.value = [...s.options].find((one) => one.textContent === 'Two <b>').value; s.dispatchEvent(new Event('change'));""")
+        s.value = [...s.options].find((one) => one.textContent === 'Two <b>').value;
+            s.dispatchEvent(new Event('change'));""")
     complete(browser, "count: one")
     assert output(browser) == "count: one two three"
 
@@ -144,7 +161,7 @@ def test_grammar_and_schema_are_checked_and_used(server, browser: Browser):
     assert verdict("grammar", 'root ::= " four" " two"').startswith("Good")
     complete(browser, "x")
     assert output(browser) == "x four two"
-    assert len(browser.console_errors()) <= 1       # the refused grammar
+    assert len(browser.console_errors()) <= 1  # the refused grammar
 
 
 def test_tokens_show_their_probabilities_and_alternatives(server, browser: Browser):
@@ -153,30 +170,45 @@ def test_tokens_show_their_probabilities_and_alternatives(server, browser: Brows
     option(browser, "n_predict", "4")
     complete(browser, "count: one")
     assert output(browser) == "count: one two three four five"
-    tokens = browser.run("return [...document.querySelectorAll('.token')].map((one) => [one.textContent, one.className, one.tabIndex])")
+    tokens = browser.run(
+        "return [...document.querySelectorAll('.token')].map((one) => [one.textContent, one.className, one.tabIndex])"
+    )
     assert [text for text, _, _ in tokens] == [" two", " three", " four", " five"]
     assert [index for *_, index in tokens] == [0, -1, -1, -1]
     browser.run("document.querySelectorAll('.token')[0].focus()")
-    browser.press("\ue014")                          # to the next token
+    browser.press("\ue014")  # to the next token
     browser.press("\ue007")
-    wait_until(lambda: browser.run("return document.querySelector('.alternatives').matches(':popover-open')"), "the menu")
-    choices = browser.run("return [...document.querySelectorAll('.alternatives button')].map((one) => one.firstChild.textContent)")
+    wait_until(
+        lambda: browser.run("return document.querySelector('.alternatives').matches(':popover-open')"),
+        "the menu",
+    )
+    choices = browser.run(
+        "return [...document.querySelectorAll('.alternatives button')].map((one) => one.firstChild.textContent)"
+    )
     assert choices[0] == "·three" and len(choices) == 8
-    browser.run("[...document.querySelectorAll('.alternatives button')].find((one) => !one.disabled && one.firstChild.textContent !== '·three').click()")
+    browser.run(
+        "[...document.querySelectorAll('.alternatives button')].find((one) => !one.disabled && one.firstChild.textContent !== '·three').click()"
+    )
     wait_until(lambda: browser.is_enabled("#take"), "the other continuation")
-    assert output(browser).startswith("count: one two") and not output(browser).startswith("count: one two three")
+    assert output(browser).startswith("count: one two") and not output(browser).startswith(
+        "count: one two three"
+    )
 
 
 # ---------------------------------------------------------------------------------------- server view
+
 
 def test_the_server_view_shows_slots_and_draws_metrics(server, browser: Browser):
     open_page(browser, server, "#server")
     wait_until(lambda: browser.run("return document.querySelectorAll('.card').length") == 2, "both slots")
     server.complete("count: one", temperature=0)
     wait_until(lambda: "count: one" in browser.text(".slots"), "the prompt in its slot")
-    wait_until(lambda: browser.run("""return [...document.querySelectorAll('canvas')].every((one) => {
+    wait_until(
+        lambda: browser.run("""return [...document.querySelectorAll('canvas')].every((one) => {
         const { data } = one.getContext('2d').getImageData(0, 0, one.width, one.height);
-        return new Set(new Uint32Array(data.buffer)).size > 2; })"""), "lines in all charts")
+        return new Set(new Uint32Array(data.buffer)).size > 2; })"""),
+        "lines in all charts",
+    )
     facts = browser.text(".facts")
     assert "recite" in facts and "2,048" in facts
 
@@ -187,7 +219,9 @@ def test_slots_are_saved_erased_and_restored(server, browser: Browser):
     wait_until(lambda: browser.exists(".card"), "the slots")
 
     def act(n: int) -> None:
-        browser.run("document.querySelectorAll('.card')[0].querySelectorAll('button')[arguments[0]].click()", n)
+        browser.run(
+            "document.querySelectorAll('.card')[0].querySelectorAll('button')[arguments[0]].click()", n
+        )
         browser.run("document.querySelector('dialog .row.end button:last-child').click()")
         wait_until(lambda: "Done, " in browser.text("#toasts"), "the answer")
         browser.run("document.querySelector('#toasts').replaceChildren()")
@@ -203,5 +237,7 @@ def test_lora_scales_follow_their_sliders(serve, browser: Browser, tiny_spm_mode
     server = serve("-m", tiny_spm_model, "-t", "1", "--lora", tiny_lora)
     open_page(browser, server, "#server")
     wait_until(lambda: browser.exists(".lora input"), "the slider")
-    browser.run("const s = document.querySelector('.lora input'); s.value = 0.25; s.dispatchEvent(new Event('input')); s.dispatchEvent(new Event('change'))")
+    browser.run(
+        "const s = document.querySelector('.lora input'); s.value = 0.25; s.dispatchEvent(new Event('input')); s.dispatchEvent(new Event('change'))"
+    )
     wait_until(lambda: server.get("/lora-adapters").json()[0]["scale"] == 0.25, "the new scale")
