@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""OpenAI's chat and text completions over POST /completion, as a small server of its own (standard library only).
+"""OpenAI's chat and text completions over POST /completion, as a small server of its own (stdlib only).
 
-For clients of the 2024 example with the same name: models without a chat template, with the role names given as
-options. The main server answers `/v1/chat/completions` itself; use that unless you need these options.
-Threads: one per connection. Way not taken: Flask and requests, which the first version of this example needed.
+For clients of the 2024 example with the same name: models without a chat template, with the role names given
+as options. The main server answers `/v1/chat/completions` itself; use that unless you need these options.
+Threads: one per connection. Way not taken: Flask and requests, which the first version needed.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-COPIED = ("temperature", "top_k", "top_p", "presence_penalty", "frequency_penalty", "repeat_penalty", "mirostat",
-          "mirostat_tau", "mirostat_eta", "seed")
+COPIED = ("temperature", "top_k", "top_p", "presence_penalty", "frequency_penalty", "repeat_penalty",
+          "mirostat", "mirostat_tau", "mirostat_eta", "seed")
 CHAT_PATHS = ("/chat/completions", "/v1/chat/completions")
 TEXT_PATHS = ("/completions", "/v1/completions")
 MAX_BODY = 64 << 20
@@ -92,8 +92,9 @@ def whole_answer(answer: dict[str, object], is_chat: bool) -> dict[str, object]:
         choice["message"] = {"role": "assistant", "content": answer["content"]}
     else:
         choice |= {"text": answer["content"], "logprobs": None}
-    return {"id": "chatcmpl" if is_chat else "cmpl", "object": "chat.completion" if is_chat else "text_completion",
-            "created": int(time.time()), "truncated": answer["truncated"], "model": "LLaMA_CPP", "choices": [choice],
+    return {"id": "chatcmpl" if is_chat else "cmpl",
+            "object": "chat.completion" if is_chat else "text_completion", "created": int(time.time()),
+            "truncated": answer["truncated"], "model": "LLaMA_CPP", "choices": [choice],
             "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_predicted,
                       "total_tokens": n_prompt + n_predicted}}
 

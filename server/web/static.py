@@ -1,8 +1,9 @@
 """The files of the web page, read on connection threads. No listing, nothing outside, nothing hidden.
 
-A user's own folder may come first; what it lacks (`/completion.js`) is taken from the built-in one. Whole files in
-memory: what belongs to a page is small, and one code path for all answers is worth more than streaming. Text is
-compressed for each answer that isn't a 304: a few milliseconds for the whole page, and no cache to go stale. """
+A user's own folder may come first; what it lacks (`/completion.js`) is taken from the built-in one. Whole
+files in memory: what belongs to a page is small, and one code path for all answers is worth more than
+streaming. Text is compressed for each answer that isn't a 304: a few milliseconds for the whole page, and no
+cache to go stale. """
 
 from __future__ import annotations
 
@@ -47,8 +48,8 @@ DEVICE_NAME = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9
 """Windows opens a device under such a name in every folder."""
 
 
-COMPRESSED_SUFFIXES = frozenset((".css", ".htm", ".html", ".js", ".json", ".map", ".md", ".mjs", ".svg", ".txt",
-                                 ".webmanifest"))
+COMPRESSED_SUFFIXES = frozenset((".css", ".htm", ".html", ".js", ".json", ".map", ".md", ".mjs", ".svg",
+                                 ".txt", ".webmanifest"))
 COMPRESSED_BYTES_MIN = 1024
 """Below, the header costs as much as it saves."""
 

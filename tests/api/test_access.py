@@ -208,7 +208,7 @@ def test_what_is_no_certificate_is_refused_in_one_line(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="not on Windows: no UNIX sockets")
 def test_a_unix_socket_serves_completions(make_api, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)         # such paths must be short
-    api = make_api(None, ("--host", "llm.sock", "--api-key", "good")).start()
+    make_api(None, ("--host", "llm.sock", "--api-key", "good")).start()
     body = json.dumps({**BODY, "stream": True}).encode()
     for key, status in ((b"good", b"200"), (b"bad", b"401")):
         with socket.socket(socket.AF_UNIX) as sock:

@@ -13,7 +13,7 @@ import pytest
 
 from server.api.completion import timings_json
 from server.engine.task import Timings
-from tests.fakes import BOS, FakeBackend, letters, said_by
+from tests.fakes import BOS, EOS, FakeBackend, letters, said_by
 
 
 def said(tokens: list[int], n: int) -> str:
@@ -117,6 +117,17 @@ def test_no_tokens_are_predicted_when_none_are_wanted(make_api):
     assert (result["content"], result["tokens"], result["tokens_predicted"]) == ("", [], 0)
     assert (result["stop_type"], result["tokens_evaluated"], result["tokens_cached"]) == ("limit", 11, 11)
     assert api.complete("some words", 1)["timings"]["prompt_n"] == 1, "but the prompt is in the cache"
+
+
+def test_the_settings_shown_are_those_that_took_effect(api):
+    """What a request said in its own way is shown as what was done about it."""
+    settings = api.complete("one", 1, ignore_eos=True, logit_bias=[["a", -0.5]])["generation_settings"]
+    assert settings["ignore_eos"] is True and settings["logit_bias"] == [[97, -0.5], [EOS, False]]
+    assert api.complete("one", 1, logit_bias=[["5", 2]])["generation_settings"]["logit_bias"] == [[53, 2.0]], "a text"
+    assert api.complete("one", 1, logit_bias={"5": 2})["generation_settings"]["logit_bias"] == [[5, 2.0]], "an id"
+    settings = api.complete("one", 1, penalty_prompt="ab", samplers="kpt")["generation_settings"]
+    assert (settings["penalty_prompt_tokens"], settings["use_penalty_prompt_tokens"]) == ([97, 98], True)
+    assert settings["samplers"] == ["top_k", "top_p", "temperature"]
 
 
 # ---- progress ----------------------------------------------------------------------------------------------------

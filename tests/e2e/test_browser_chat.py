@@ -230,6 +230,9 @@ def test_a_lost_connection_loses_no_text(endless, browser: Browser):
         wait_until(lambda: "lost" in browser.text(".notice"), "the notice")
         kept = messages(browser)[-1][1]
         front.is_down = False
+        wait_until(
+            lambda: kept[:100] in endless.get("/slots").json()[0]["prompt"], "the text to go on, not to begin again"
+        )
         wait_until(lambda: len(messages(browser)[-1][1]) > len(kept) + 100, "the text to go on")
         assert messages(browser)[-1][1].startswith(kept)
         browser.press(ESCAPE)

@@ -1,4 +1,5 @@
-"""Full contexts over the real libraries: endless texts, models that can't shift, and a system prompt that changes.
+"""Full contexts over the real libraries: endless texts, models that can't shift, a system prompt that changes, and
+positions folded by self-extend.
 
 The reference evaluates the tokens that should be left, from their start, in a context of its own: tiny_llama computes
 the same from shifted cells as from fresh ones, so every token is known.
@@ -6,11 +7,15 @@ the same from shifted cells as from fresh ones, so every token is known.
 
 from __future__ import annotations
 
+import math
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from tests.native.engines import STEM
+from server.engine.task import SamplingParams
+from tests.native.engines import STEM, Reference
 from tests.support import PATIENCE, wait_until
 
 N_CTX = 64
@@ -18,7 +23,8 @@ SMALL = {"n_ctx": 4 * N_CTX, "n_slots": 4, "shift_context": True}    # llama.cpp
 
 
 @pytest.mark.covers("B05", "Q09", "R14")
-@pytest.mark.parametrize(("n_keep", "n_discard"), [(0, 0), (7, 0), (-1, 0), (3, 9), (0, 1), (0, 1000), (60, 0), (1000, 0)])
+@pytest.mark.parametrize(("n_keep", "n_discard"), [(0, 0), (7, 0), (-1, 0), (3, 9), (0, 1), (0, 1000), (60, 0),
+                                                   (1000, 0)])
 def test_an_endless_text_goes_on_many_contexts_long(engine, reference, tiny_spm_model, n_keep, n_discard):
     one, other = engine(tiny_spm_model, **SMALL), reference(tiny_spm_model)
     prompt = list(one.tokens(STEM))
@@ -117,3 +123,43 @@ def test_the_system_prompt_changes_behind_running_texts(engine, tiny_spm_model):
     assert texts == [expected[first]] * 2, "running texts end as they began"
     assert late == [expected[second]]
     assert all(one.say(tail, 200, id_slot=i, cache_prompt=False).text == expected[second] for i in range(2))
+
+
+# ---- self-extend -------------------------------------------------------------------------------------------------
+
+class Folding(Reference):
+    """A reference that evaluates token by token and, before each, moves every position where self-extend wants it."""
+
+    def logits_of_each(self, tokens: list[int], n: int, w: int) -> Iterator[list[float]]:
+        """Of the token behind each of `tokens`."""
+        memory, start, end = self._context.memory, 0, 0
+        for token in tokens:
+            if end >= start + w:
+                for position in range(start, start + w):
+                    target = start + (position - start) // n
+                    self._llama.llama_memory_seq_add(memory, 0, position, position + 1, target - position)
+                start, end = start + w // n, start + w // n
+            self._batch.token[0], self._batch.pos[0], self._batch.seq[0], self._batch.logits[0] = token, end, 0, True
+            self._batch.n_tokens = 1
+            assert self._llama.llama_decode(self._context, self._batch.struct) == 0
+            yield self._llama.llama_get_logits_ith(self._context, 0)[:self.n_vocab]
+            end += 1
+
+
+@pytest.mark.covers("C33", "C34")
+@pytest.mark.parametrize("n_batch", [512, 48])
+@pytest.mark.parametrize(("n", "w"), [(2, 32), (4, 64), (4, 16), (8, 64)])
+def test_folded_positions_turn_the_keys_to_where_they_are(engine, libs_folder, tiny_spm_model, n, w, n_batch):
+    """The tiny model looks at distances alone: they must be those of the folded positions."""
+    one = engine(tiny_spm_model, n_ctx=1024, n_group=n, group_width=w, n_batch=n_batch)
+    prompt = one.tokens(STEM * 5)
+    said = one.say(prompt, 3 * w, SamplingParams(temperature=0.0, n_probs=5))
+    with ExitStack() as stack:
+        other = Folding(libs_folder, tiny_spm_model, stack)
+        logits_of_each = list(other.logits_of_each([*prompt, *said.tokens[:-1]], n, w))[len(prompt) - 1:]
+    far_off, n_said = 0, len(said.probs)
+    for probs, logits in zip(said.probs, logits_of_each, strict=True):
+        highest = max(logits)
+        total = highest + math.log(math.fsum(math.exp(logit - highest) for logit in logits))
+        far_off += any(abs(logprob - (logits[token] - total)) > 0.2 for token, logprob in probs.top_logprobs)
+    assert far_off <= n_said // 10, "where two tokens are at one place, rounding may decide"

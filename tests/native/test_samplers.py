@@ -16,6 +16,7 @@ from dataclasses import replace
 import pytest
 
 from server.api import schema
+from server.engine.sampling import VocabFacts, chain
 from server.engine.task import SamplingParams
 from tests.native.engines import Engine, Reference
 
@@ -279,6 +280,15 @@ def test_penalties_change_the_logits_of_what_occurred(pair, settings):
     assert (seen[0] == plain[0]) == (settings.get("repeat_last_n") == 0)
 
 
+def test_no_request_makes_c_reserve_memory_for_more_than_the_context():
+    far = 2**31 - 1
+    stages = chain(SamplingParams(repeat_penalty=1.1, repeat_last_n=far, dry_multiplier=1.0, dry_penalty_last_n=far),
+                   VocabFacts((), (), 512))
+    reach = {stage.name: stage.args[0 if stage.name == "penalties" else 3] for stage in stages
+             if stage.name in ("penalties", "dry")}
+    assert reach == {"penalties": 512, "dry": 512}
+
+
 def test_penalties_reach_as_far_back_as_they_are_told(pair):
     """The prompt is longer than the 64 tokens of the default."""
     prompt = "brave " + "the cat ran home " * 30
@@ -452,10 +462,13 @@ def test_probabilities_are_those_after_the_settings(pair):
 
 
 EXTREMES = {
-    "cold": {"temperature": 1e-38}, "colder": {"temperature": 1e-300}, "cold Mirostat": {"temperature": 1e-38, "mirostat": 2}, "hot": {"temperature": 100.0},
-    "a bias": {"logit_bias": ((300, 3e38),)}, "a huge bias": {"logit_bias": ((300, 1e300), (301, 1e300))},
+    "cold": {"temperature": 1e-38}, "colder": {"temperature": 1e-300},
+    "cold Mirostat": {"temperature": 1e-38, "mirostat": 2}, "hot": {"temperature": 100.0},
+    "a bias": {"logit_bias": ((300, 3e38),)},
+    "a huge bias": {"logit_bias": ((300, 1e300), (301, 1e300))},
     "a bias and heat": {"logit_bias": ((300, 3e38),), "samplers": ("temperature",), "temperature": 0.1},
-    "a huge negative bias": {"logit_bias": tuple((token, -1e300) for token in range(700)), "samplers": ("temperature",)},
+    "a huge negative bias": {"logit_bias": tuple((token, -1e300) for token in range(700)),
+                             "samplers": ("temperature",)},
     "a tiny penalty": {"repeat_penalty": 1e-6}, "a huge penalty": {"repeat_penalty": 1e6, "presence_penalty": 1e6},
     "mirostat": {"mirostat": 1, "mirostat_tau": 1e6, "mirostat_eta": 1e6},
     "mirostat 2": {"mirostat": 2, "mirostat_tau": 1e6, "mirostat_eta": 1e6},

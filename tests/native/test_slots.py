@@ -1,7 +1,7 @@
 """Saved slots over HTTP and the real libraries: exact counts, a restart in between, and files that must be refused.
 
-What the engine does with them is in `test_engine_commands.py`, the form of the file in `unit/engine/test_slot_files.py`,
-names and shapes of answers in `api/test_slot_files.py`.
+What the engine does with them is in `test_engine_commands.py`, the form of the file in
+`unit/engine/test_slot_files.py`, names and shapes of answers in `api/test_slot_files.py`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def test_files_of_other_models_and_broken_ones_are_refused_and_harm_nothing(star
     data = (tmp_path / FILE["filename"]).read_bytes()
     broken = {"cut": data[:-1], "half": data[:n_written // 2], "head": data[:20], "empty": b"",
               "changed": data[:-100] + bytes([data[-100] ^ 1]) + data[-99:], "longer": data + b"x",
-              "foreign": tiny_bpe_model.read_bytes()[:4000], "header": data.replace(b'"tokens": [1, ', b'"tokens": [2, ', 1)}
+              "foreign": tiny_bpe_model.read_bytes()[:4000],
+              "header": data.replace(b'"tokens": [1, ', b'"tokens": [2, ', 1)}
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
         error = act(server, 0, "restore", {"filename": name}, 400)

@@ -1,0 +1,197 @@
+"""Markdown on the page, and how long conversations behave, in a real browser on a real server."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.e2e.test_browser import Front, open_page
+from tests.e2e.test_browser_chat import import_file, messages, say, server  # noqa: F401
+from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
+from tests.support import wait_until
+
+RICH = """## Title with `code`
+
+Some *emphasis*, **strong**, ~~gone~~, snake_case_name, 2 * 3 * 4, $a_1 * b_1$ and a [link](https://example.org/a_(b)).
+
+1. One
+2. Two
+   - inner
+     ```python
+     def f(x):  # comment
+         return "text"
+     ```
+
+| Name | Value |
+|:-----|------:|
+| a\\|b | 1 |
+
+> quoted
+
+- [x] done
+"""
+
+
+def test_markdown_becomes_elements(server, browser: Browser, request, tmp_path: Path):
+    open_page(browser, server)
+    rows = [
+        {"id": "1", "parent": None, "role": "user", "content": "Show **me**", "time": 1},
+        {
+            "id": "2",
+            "parent": "1",
+            "role": "assistant",
+            "content": RICH,
+            "reasoning": "Let me think.",
+            "time": 2,
+        },
+    ]
+    import_file(
+        browser,
+        tmp_path / "rich.json",
+        {
+            "format": "llama_srv chats",
+            "version": 1,
+            "chats": [{"id": "c", "title": "Rich", "leaf": "2", "messages": rows}],
+        },
+    )
+    wait_until(lambda: len(messages(browser)) == 2, "the conversation")
+    body = ".message.assistant .body "
+    texts = {
+        selector: browser.run("return document.querySelector(arguments[0])?.textContent", body + selector)
+        for selector in (
+            "h4 code",
+            "em",
+            "strong",
+            "del",
+            ".math",
+            "ol > li:nth-child(2) > ul .code code",
+            ".hl-keyword",
+            ".hl-comment",
+            "td:first-child",
+            "td.right",
+            "blockquote p",
+            "li.task",
+        )
+    }
+    assert texts == {
+        "h4 code": "code",
+        "em": "emphasis",
+        "strong": "strong",
+        "del": "gone",
+        ".math": "$a_1 * b_1$",
+        "ol > li:nth-child(2) > ul .code code": 'def f(x):  # comment\n    return "text"',
+        ".hl-keyword": "def",
+        ".hl-comment": "# comment",
+        "td:first-child": "a|b",
+        "td.right": "1",
+        "blockquote p": "quoted",
+        "li.task": " done",
+    }
+    assert (
+        browser.run("return document.querySelector('.body a').getAttribute('href')")
+        == "https://example.org/a_(b)"
+    )
+    assert "snake_case_name, 2 * 3 * 4" in browser.text(body + "p")
+    assert browser.run("return document.querySelector('.message.user .body').textContent") == "Show **me**"
+    assert not browser.run("return document.querySelector('.think').open")
+    browser.screenshot(screenshot_path(request, "desktop"))
+    browser.look(*PHONE, "dark", mobile=True)
+    browser.screenshot(screenshot_path(request, "phone-dark"))
+
+
+def test_markdown_that_streams_ends_as_markdown_at_once(server, browser: Browser):
+    open_page(browser, server)
+    same = browser.run_async(
+        """
+        const { MarkdownView, markdown } = await import('/markdown.js');
+        const bad = [];
+        for (const step of [1, 7, 40]) {
+          const [grown, whole] = [document.createElement('div'), document.createElement('div')];
+          const view = new MarkdownView(grown);
+          for (let n = 0; n <= arguments[0].length; n += step) view.update(arguments[0].slice(0, n));
+          view.update(arguments[0], true);
+          whole.append(...markdown(arguments[0]));
+          if (grown.innerHTML !== whole.innerHTML) bad.push(step, grown.innerHTML, whole.innerHTML);
+        }
+        return bad;""",
+        RICH + "\n\n" + RICH,
+    )
+    assert same == []
+
+
+def test_odd_text_is_drawn_in_reasonable_time(server, browser: Browser):
+    open_page(browser, server)
+    slow = browser.run_async("""
+        const { markdown } = await import('/markdown.js');
+        const odd = ['*'.repeat(20000), '*a_'.repeat(8000), '['.repeat(20000), '>'.repeat(5000),
+            '`'.repeat(3000) + '`a'.repeat(5000),
+          '**a '.repeat(5000), '[a]('.repeat(5000), '![a'.repeat(8000), ' '.repeat(40000) + 'a|' + ' '.repeat(40000), '$a'.repeat(10000),
+          '|'.repeat(5000) + '\\n|---|', Array.from({ length: 300 }, (_, i) =>
+              ' '.repeat(i) + '- x').join('\\n'), '\\\\('.repeat(10000)];
+        return odd.map((text) => { const start = performance.now(); markdown(text);
+            return performance.now() - start; });""")
+    assert max(slow) < 5000, slow  # milliseconds; quadratic ones take minutes
+
+
+class CannedFront(Front):
+    """Answers chats itself, with a long Markdown text in small pieces."""
+
+    def answer(self, head: bytes) -> Iterator[bytes] | None:
+        return self._chat() if head.startswith(b"POST /v1/chat/completions ") else None
+
+    @staticmethod
+    def _chat() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+        text = RICH * 12 + "The end."
+        for at in range(0, len(text), 12):
+            yield (
+                b"data: "
+                + json.dumps({"choices": [{"delta": {"content": text[at : at + 12]}}]}).encode()
+                + b"\n\n"
+            )
+            time.sleep(0.01)  # as a model would take
+        yield b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
+
+
+def test_two_thousand_messages_stay_smooth(server, browser: Browser, tmp_path: Path):
+    rows = [
+        {
+            "id": str(i),
+            "parent": str(i - 1) if i else None,
+            "role": ("user", "assistant")[i % 2],
+            "time": i + 1,
+            "content": f"Message {i} with **some** text and `code`.\n\n- a\n- b",
+        }
+        for i in range(2000)
+    ]
+    with CannedFront(server) as front:
+        browser.open(front.url + "/")
+        wait_until(lambda: browser.run("return document.querySelector('#status')?.title"), "the model's name")
+        import_file(
+            browser,
+            tmp_path / "long.json",
+            {
+                "format": "llama_srv chats",
+                "version": 1,
+                "chats": [{"id": "c", "title": "Long", "leaf": "1999", "messages": rows}],
+            },
+        )
+        wait_until(
+            lambda: messages(browser) and "Message 1999" in messages(browser)[-1][1],
+            "the end of the conversation",
+        )
+        assert len(messages(browser)) <= 120
+        browser.run("""window.long = []; new PerformanceObserver((list) =>
+            window.long.push(...list.getEntries().map((one) =>
+                one.duration))).observe({ type: 'longtask' });""")
+        say(browser, "Go on")
+        assert messages(browser)[-1][1].endswith("The end.")
+        longest = max(browser.run("return window.long") or [0])
+        print("longest task while streaming:", longest, "ms")
+        assert longest < 1000  # below 200 on a quiet machine; this one may be loaded
+        for _ in range(3):
+            before = len(messages(browser))
+            browser.run("document.querySelector('.scroller').scrollTop = 0")
+            wait_until(lambda b=before: len(messages(browser)) > b, "earlier messages")
