@@ -180,10 +180,16 @@ class LlamaBackend:
         self._llama.llama_memory_seq_add(self._memory, seq, start, end, delta)
 
     def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
-        """See `Backend`."""
+        """See `Backend`. Position by position, upwards, so that what has moved is never met again.
+
+        Not `llama_memory_seq_div`: in llama.cpp v0.5.0 it notes the way back as the way to go, so that positions come
+        out right and keys are turned in the wrong direction (a native test compares the two).
+        """
         if not self.can_shift:
             raise ApiError(501, "this model's cache can't be divided")
-        self._llama.llama_memory_seq_div(self._memory, seq, start, end, factor)
+        for position in range(start, end):
+            if position // factor != position:
+                self.seq_add(seq, position, position + 1, position // factor - position)
 
     def unshare(self, seq: int) -> None:
         """Out and in again: what comes in gets cells of its own."""

@@ -180,6 +180,91 @@ def test_timings_are_numbers_whatever_was_asked(api, fields):
             assert timings["predicted_per_second"] == 0
 
 
+# ---- both generations side by side -------------------------------------------------------------------------------
+
+@pytest.mark.covers("X2", "X3")
+def test_old_and_new_fields_say_the_same(api):
+    for fields in ({"n_predict": 3}, {"n_predict": 30, "stop": [said(text("one"), 5)[-2:]]}):
+        result = api.complete("one", **{**fields, "n_probs": 2})
+        kinds = {kind for kind in ("eos", "limit", "word") if result[f"stopped_{kind}"]}
+        assert kinds == {result["stop_type"]}
+        for item in result["completion_probabilities"]:
+            assert item["content"] == item["token"] and len(item["probs"]) == len(item["top_logprobs"]) == 2
+            assert [prob["tok_str"] for prob in item["probs"]] == [top["token"] for top in item["top_logprobs"]]
+            assert item["probs"][0]["prob"] == pytest.approx(math.exp(item["top_logprobs"][0]["logprob"]))
+
+
+@pytest.mark.covers("C09", "X4")
+def test_the_model_is_named_by_its_alias_if_it_has_one(make_api):
+    for argv, name in (((), "fake.gguf"), (("-a", "gpt-4,other"), "gpt-4")):
+        api = make_api(None, argv).start()
+        result = api.complete("one", 1)
+        assert result["model"] == result["generation_settings"]["model"] == name
+        assert api.get("/slots").json()[0]["model"] == name
+        assert api.get("/v1/models").json()["data"][0]["id"] == name
+
+
+@pytest.mark.covers("X5", "X6")
+def test_a_slot_has_the_old_flat_keys_and_the_new_ones(api):
+    result = api.complete("one", 3, temperature=0.25, id_slot=1)
+    slot = api.get("/slots").json()[1]
+    assert slot["temperature"] == slot["params"]["temperature"] == 0.25
+    assert slot["state"] == int(slot["is_processing"]) == 0 and slot["task_id"] == slot["id_task"] >= 0
+    token, = slot["next_token"]
+    assert token["num_tokens_predicted"] == token["n_decoded"] == result["tokens_predicted"] == 3
+    assert (token["stopped_limit"], token["has_next_token"], token["n_remain"]) == (True, False, 0)
+
+
+@pytest.mark.covers("X10")
+def test_the_prompt_comes_back_as_it_was_sent(make_api):
+    prompt = ["on", 101]
+    for argv in ((), ("-v",)):
+        result = make_api(None, argv).start().complete(prompt, 1)
+        assert result["prompt"] == prompt
+        assert result.get("__prompt_processed") == ("one" if argv else None)
+
+
+@pytest.mark.covers("C35")
+def test_the_command_line_s_limit_holds_for_every_kind_of_request(make_api):
+    api = make_api(None, ("-n", "4")).start()
+    for fields in ({}, {"n_predict": -1}, {"n_predict": 100}, {"max_tokens": 9}):
+        result = api.post("/completion", {"prompt": "one", **fields}).json()
+        assert result["tokens_predicted"] == result["generation_settings"]["n_predict"] == 4
+    assert api.complete("one", 2)["tokens_predicted"] == 2
+    chat = {"messages": [{"role": "user", "content": "one"}], "max_tokens": 50}
+    assert api.post("/v1/chat/completions", chat).json()["usage"]["completion_tokens"] == 4
+
+
+@pytest.mark.covers("C36")
+@pytest.mark.parametrize("flag", ["--slots-endpoint-disable", "--no-slots"])
+def test_slots_can_be_hidden(make_api, flag):
+    api = make_api(None, (flag,)).start()
+    answer = api.get("/slots")
+    assert (answer.status, answer.error["type"]) == (501, "not_supported_error")
+    assert answer.error["message"].startswith("This server does not support slots endpoint.")
+    assert "slots" not in api.get("/health?include_slots").json()
+
+
+# ---- limits of time ----------------------------------------------------------------------------------------------
+
+def test_a_text_that_takes_too_long_ends_once_there_is_a_line_break(make_api):
+    def lines(history):
+        return 10 if len(history) % 50 == 0 else 97
+    api = make_api(FakeBackend(lines, n_ctx=100_000)).start()
+    result = api.complete("one", 50_000, t_max_predict_ms=1)
+    assert result["stop_type"] == "limit" and 40 < result["tokens_predicted"] < 50_000
+    assert api.complete("one", 100, t_max_predict_ms=3_600_000)["tokens_predicted"] == 100
+    without = make_api(FakeBackend(lambda history: 97, n_ctx=100_000)).start()
+    assert without.complete("one", 2000, t_max_predict_ms=1)["tokens_predicted"] == 2000
+
+
+def test_a_prompt_that_takes_too_long_ends_without_text(make_api):
+    api = make_api(FakeBackend(n_ctx=10_000, n_batch=2)).start()
+    result = api.complete("x" * 8000, 5, t_max_prompt_ms=1)
+    assert (result["content"], result["tokens_predicted"], result["stop_type"]) == ("", 0, "limit")
+    assert api.complete("x" * 8000, 5, t_max_prompt_ms=-1)["tokens_predicted"] == 5
+
+
 # ---- numbers too large for anything ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("body", [
