@@ -25,7 +25,7 @@ from common import ROOT, Failure, cache_folder, run_main, swap_in, temp_folder
 
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 UNIT_FOLDERS = ("tests/unit", "tests/api")
-BROWSER_PACKAGES = ("chromium", "chromium-driver")
+BROWSER_PACKAGES = ("chromium", "chromium-driver", "jq", "curl")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NODE_PACKAGES = ("openai@7.57.0",)
 APT_ATTEMPTS = 3
@@ -214,8 +214,9 @@ def run_script(name: str, *arguments: str) -> str:
 # --- browser ----------------------------------------------------------------------------------------------
 
 def browser_found() -> str:
-    """The driver's path when both browser and driver are there, else `""`."""
-    return (shutil.which("chromedriver") or "") if any(map(shutil.which, BROWSERS)) else ""
+    """The driver's path when browser, driver and the programs of the shell example are there, else `""`."""
+    is_complete = any(map(shutil.which, BROWSERS)) and all(map(shutil.which, ("jq", "curl")))
+    return (shutil.which("chromedriver") or "") if is_complete else ""
 
 
 def prepare_browser() -> str:
