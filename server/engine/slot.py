@@ -6,7 +6,7 @@ the next task may reuse; all that belongs to one task is in its `Run`, which is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from server.engine.backend_types import TokenSampler
 from server.engine.self_extend import GroupAttention
@@ -76,8 +76,10 @@ class Slot:
     def state(self, stop: str = STOP_NONE) -> SlotState:
         """The slot as the outside may see it: of the running task, else what the latest one left."""
         run = self.run
+        if run is None and self.latest is not None:
+            return replace(self.latest, n_cached=len(self.tokens))
         if run is None:
-            return self.latest or SlotState(self.id, -1, False, self.n_ctx, 0, 0, 0, 0, -1, False, STOP_NONE, "", False)
+            return SlotState(self.id, -1, False, self.n_ctx, 0, 0, 0, 0, -1, False, STOP_NONE, "", False)
         n_predict = run.task.n_predict
         return SlotState(
             id=self.id, id_task=run.task.id, is_processing=stop == STOP_NONE, n_ctx=self.n_ctx,
