@@ -117,7 +117,7 @@ def test_module_of_the_product_says_what_it_is(path: Path):
 
 @pytest.mark.parametrize("text", [
     "see https://py" + "pi.org/simple", "npm install --registry https://registry.npm" + "js.org",
-    "run /work/ma" + "in/llama_srv.py", "in /tmp/sr" + "c/llama.cpp", "as ../shar" + "ed/DESIGN says",
+    "run /wo" + "rk/main/llama_srv.py", "in /tm" + "p/src/llama.cpp", "as ../sh" + "ared/DESIGN says",
     "rules of STYLE" + ".md", "# TO" + "DO: later", "x = 1  # FIX" + "ME",
 ])
 def test_the_rules_find_what_they_are_for(text: str):
