@@ -105,14 +105,15 @@ class Completion:
             t_max_prompt_ms=max(values["t_max_prompt_ms"], 0), t_max_predict_ms=max(values["t_max_predict_ms"], 0),
             timings=values["stream"] and values["timings_per_token"])
 
-    def submit(self):
-        """Hand the tasks to the engine."""
+    def submit(self, request: Request):
+        """Hand the tasks to the engine, as those of the request's owner."""
+        self.tasks = [replace(task, owner=request.owner) for task in self.tasks]
         return self._context.engine.submit(*self.tasks, stream=self.values["stream"])
 
     def run(self, request: Request) -> object:
         """The whole answer: an object, or a list of them in the order of the prompts."""
         answers: list[dict[str, object] | None] = [None] * len(self.tasks)
-        with self.submit() as results, request.on_disconnect(results.cancel):
+        with self.submit(request) as results, request.on_disconnect(results.cancel):
             for item in results:
                 if isinstance(item, Piece):
                     self._pieces[self._index[item.id]].append(item)
@@ -205,7 +206,7 @@ class Stream:
 
     def __init__(self, completion: Completion, request: Request) -> None:
         self._stack = ExitStack()
-        results = self._stack.enter_context(completion.submit())
+        results = self._stack.enter_context(completion.submit(request))
         self._stack.enter_context(request.on_disconnect(results.cancel))
         self._chunks = self._iterate(completion, results)
 

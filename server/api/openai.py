@@ -82,7 +82,7 @@ class OpenAiCompletion(Completion):
 
     def run(self, request: Request) -> dict[str, object]:
         """The whole answer: one object with all choices."""
-        with self.submit() as results, request.on_disconnect(results.cancel):
+        with self.submit(request) as results, request.on_disconnect(results.cancel):
             for item in results:
                 if isinstance(item, Piece):
                     self._pieces[self._index[item.id]].append(item)

@@ -85,8 +85,8 @@ class Task:
     """One sequence to complete. `prompt` is token ids; `n_predict` -1 means until the end of the text.
 
     `n_keep` -1 keeps the whole prompt when the context is shifted. `id_slot` -1 takes any slot. `lora` None means the
-    server's setting of adapters, else (adapter index, scale) pairs. Time limits in ms, 0 for none.
-    With `progress` and `timings` the events carry those.
+    server's setting of adapters, else (adapter index, scale) pairs. Time limits in ms, 0 for none. `owner` says whose task it is, for fair shares: the id of an API
+    key, else the client's address. With `progress` and `timings` the events carry those.
     """
 
     id: int
@@ -104,6 +104,7 @@ class Task:
     t_max_prompt_ms: int = 0
     t_max_predict_ms: int = 0
     timings: bool = False
+    owner: str = ""
 
 
 # ---- web side -> engine ---------------------------------------------------------------------------------------

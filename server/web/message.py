@@ -63,6 +63,11 @@ class Request:
         if not isinstance(self.headers, Headers):
             self.headers = Headers(self.headers)
 
+    @property
+    def owner(self) -> str:
+        """Whose request it is, for fair shares: the key's, else the address's."""
+        return self.key_id or self.client
+
     def json(self) -> object:
         """The body as JSON, whatever its content type; ApiError 400 with the position of the first fault."""
         return parse_json(self.body)

@@ -12,9 +12,11 @@ import os
 import socket
 import ssl
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
+from server.engine.task import Task
 from server.options import OptionError
 from tests.api.conftest import PATIENCE, Answer, Api
 
@@ -42,6 +44,26 @@ def test_with_a_key_set_nobody_is_served_without_it(make_api):
                     {"Authorization": "Bearer second,third"}):
         answer = api.send("POST", "/completion", BODY, headers)
         assert (answer.status, answer.json()) == (401, INVALID), headers
+
+
+def test_every_task_says_whose_it_is(make_api):
+    api = make_api(None, ("--api-key", "first,second")).start()
+    owners = []
+    with patch.object(api.transport, "post", wraps=api.transport.post) as post:
+        for key, stream in (("first", False), ("first", True), ("second", False)):
+            body = {**BODY, "messages": [{"role": "user", "content": "x"}], "stream": stream}
+            for path in ("/completion", "/v1/completions", "/v1/chat/completions"):
+                assert api.send("POST", path, body, {"X-Api-Key": key}).status == 200
+            owners.append({call.args[0].owner for call in post.call_args_list if isinstance(call.args[0], Task)})
+            post.reset_mock()
+    assert owners[0] == owners[1] != owners[2] and all(len(owner) == 1 and "" not in owner for owner in owners)
+
+
+def test_without_keys_a_task_is_its_address_s(make_api):
+    api = make_api().start()
+    with patch.object(api.transport, "post", wraps=api.transport.post) as post:
+        api.complete("x", 2)
+    assert [call.args[0].owner for call in post.call_args_list if isinstance(call.args[0], Task)] == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize(("method", "path"), [
