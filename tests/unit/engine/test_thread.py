@@ -157,7 +157,7 @@ def test_an_engine_that_breaks_answers_everybody(engine, caplog, monkeypatch):
     caplog.set_level(logging.CRITICAL, "llama_srv")
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     one = engine().start()
-    one.transport._scheduler._fail_all = lambda *args: 1 / 0
+    one.transport._scheduler._state.fail_all = lambda *args: 1 / 0
     one.backend.fail_at[1] = RuntimeError("out of the blue")
     with pytest.raises(ApiError, match="shutting down"):
         one.complete("hello")

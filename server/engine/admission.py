@@ -1,0 +1,150 @@
+"""From the queue to a slot: which task is started where, and with how much of its prompt already in the cache.
+
+Engine thread only, between two batches. A task that can't be started fails here and costs the others nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from server.engine import prompt_cache, sampling
+from server.engine.answers import Answers
+from server.engine.self_extend import GroupAttention
+from server.engine.slot import Run, Slot
+from server.engine.state import EngineState
+from server.engine.task import STOP_LIMIT, Task
+from server.engine.text import TextStream
+from server.errors import ApiError
+from server.log import get_logger
+
+log = get_logger("engine")
+
+
+@dataclass(slots=True, frozen=True)
+class Waiting:
+    """A task in the queue, and when it came."""
+
+    task: Task
+    t_arrived: float
+
+
+class Admission:
+    """The queue of waiting tasks and the way from it to the slots."""
+
+    def __init__(self, state: EngineState, answers: Answers) -> None:
+        self._state = state
+        self._answers = answers
+        self._waiting: deque[Waiting] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def enqueue(self, task: Task) -> None:
+        """Take a task into the queue, or refuse it."""
+        state = self._state
+        n_free = sum(slot.run is None for slot in state.slots)
+        if task.id_slot >= len(state.slots):
+            state.fail(task.id, 400, f"id_slot: there is no slot {task.id_slot}; this server has {len(state.slots)}")
+        elif len(self._waiting) >= state.config.max_queue + n_free:
+            state.fail(task.id, 503, f"all slots are busy and {len(self._waiting)} requests are waiting; try later")
+        else:
+            self._waiting.append(Waiting(task, state.clock()))
+            state.is_changed = True
+
+    def cancel(self, id_task: int) -> bool:
+        """Forget a waiting task; False if it doesn't wait."""
+        for waiting in self._waiting:
+            if waiting.task.id == id_task:
+                self._waiting.remove(waiting)
+                self._state.is_changed = True
+                return True
+        return False
+
+    def refuse_all(self, status: int, message: str) -> None:
+        """Fail all waiting tasks."""
+        while self._waiting:
+            self._state.fail(self._waiting.popleft().task.id, status, message)
+
+    def admit(self) -> None:
+        """Give waiting tasks to idle slots, in order; a task that wants a busy slot lets others pass."""
+        if not self._waiting or self._state.running and not self._state.config.cont_batching:
+            return
+        reserved = self._state.commands.reserved() if self._state.commands else ()
+        free = [slot for slot in self._state.slots if slot.run is None and slot.id not in reserved]
+        passed: list[Waiting] = []
+        while self._waiting and free:
+            waiting = self._waiting.popleft()
+            task = waiting.task
+            if task.id_slot >= 0 and self._state.slots[task.id_slot] not in free:
+                passed.append(waiting)
+                continue
+            self._state.is_changed = True
+            try:
+                slot = self._place(waiting, free)
+            except ApiError as error:
+                self._state.fail(task.id, error.status, error.message, error.type, **error.extra)
+            except Exception:
+                log.exception("task %d could not be started", task.id)
+                self._state.fail(task.id, 500, "the engine could not start this request; see the server's log")
+            else:
+                if slot.run is not None:
+                    free.remove(slot)
+        self._waiting.extendleft(reversed(passed))
+
+    def _place(self, waiting: Waiting, free: list[Slot]) -> Slot:
+        """Start a task on the slot it wants, or on the free one that suits it best."""
+        task = waiting.task
+        prompt = self._state.system.tokens + list(task.prompt)
+        slot = self._state.slots[task.id_slot] if task.id_slot >= 0 else prompt_cache.choose_slot(
+            free, prompt, task.cache_prompt, self._state.lora_of(task))
+        self._start(slot, waiting, prompt)
+        return slot
+
+    def _start(self, slot: Slot, waiting: Waiting, prompt: list[int]) -> None:
+        task, n_asked = waiting.task, len(prompt)
+        prompt = self._fit_prompt(slot, task, prompt)
+        stages = sampling.chain(task.sampling, self._state.backend.facts)
+        sampler = self._state.backend.new_sampler(stages, task.sampling.grammar)
+        now = self._state.clock()
+        try:
+            n_cached = self._reuse(slot, task, prompt)
+        except BaseException:
+            sampler.close()
+            raise
+        slot.run = Run(task, prompt, n_cached, sampler, TextStream(task.stop, task.n_indent), waiting.t_arrived, now,
+                       truncated=len(prompt) < n_asked)
+        self._state.running.append(slot)
+        self._state.running.sort(key=lambda slot: slot.run.task.id)
+        self._state.meter.n_reused += n_cached
+        self._state.meter.queue_wait(now - waiting.t_arrived)
+        n_history = sampling.history_length(task.sampling, slot.n_ctx)
+        if n_history:
+            history = prompt if task.sampling.penalty_prompt is None else task.sampling.penalty_prompt
+            sampler.accept(history[-n_history:])
+        if task.progress:
+            self._state.report_progress(slot)
+        if not prompt:
+            self._answers.finish(slot, STOP_LIMIT)
+
+    def _reuse(self, slot: Slot, task: Task, prompt: list[int]) -> int:
+        """Set the slot's cache to what it, another slot or the system prompt has of `prompt`; how many tokens."""
+        lora = self._state.lora_of(task)
+        if self._state.config.n_group > 1 or slot.lora != lora:
+            prompt_cache.trim(self._state.backend, slot, 0)
+        slot.lora = lora
+        if self._state.config.n_group > 1:
+            slot.positions = GroupAttention(self._state.config.n_group, self._state.config.group_width)
+            return 0
+        others = (self._state.system, *self._state.slots) if task.cache_prompt else (self._state.system,)
+        donors = [other for other in others if other is not slot and other.tokens and other.lora == lora]
+        return prompt_cache.reuse_prefix(self._state.backend, slot, prompt, task.cache_prompt, donors)
+
+    def _fit_prompt(self, slot: Slot, task: Task, prompt: list[int]) -> list[int]:
+        if len(prompt) < slot.n_ctx:
+            return prompt
+        if self._state.config.shift_context:
+            return prompt_cache.cut_prompt(prompt, slot.n_ctx, self._state.n_keep(task, prompt))
+        raise ApiError(400, f"the prompt has {len(prompt)} tokens, the context of a slot holds {slot.n_ctx}; "
+                       "shorten it, or start the server with a larger --ctx-size or with --context-shift",
+                       "exceed_context_size_error", n_prompt_tokens=len(prompt), n_ctx=slot.n_ctx)

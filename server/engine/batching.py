@@ -1,0 +1,52 @@
+"""What goes into the next batch: the running slots as jobs, with the step's limits, for `planner.plan`.
+
+Engine thread only. Policy about who has a turn stands here, arithmetic about rows in `planner`.
+"""
+
+from __future__ import annotations
+
+from server.engine import planner, prompt_cache
+from server.engine.planner import Job, Span
+from server.engine.slot import Slot
+from server.engine.state import EngineState
+
+NOBODY: frozenset[int] = frozenset()
+
+
+class Batching:
+    """Plans one batch after the other. `in_prefill` are the tasks of a batch with prompt rows; any thread may read it."""
+
+    def __init__(self, state: EngineState) -> None:
+        self._state = state
+        self.in_prefill = NOBODY
+        self._served: dict[tuple, int] = {}
+
+    def plan(self) -> list[Span]:
+        """The rows of the next batch. One batch has one set of adapters; sets take turns."""
+        running = self._state.running
+        if not running:
+            return []
+        if len(running) > 1 and self._state.backend.adapters:
+            running = self._turn(running)
+        self._state.backend.set_lora(running[0].lora)
+        jobs = [self._job(slot) for slot in running]
+        is_prefill = any(job.is_prefill for job in jobs)
+        self.in_prefill = frozenset(slot.run.task.id for slot in running) if is_prefill else NOBODY
+        return planner.plan(jobs, self._state.backend.info.n_batch, self._state.backend.info.n_batch)
+
+    def _turn(self, running: list[Slot]) -> list[Slot]:
+        """Of slots with different adapters, those whose set has waited longest."""
+        sets = {slot.lora for slot in running}
+        if len(sets) == 1:
+            return running
+        turn = min(sets, key=lambda lora: self._served.get(lora, -1))
+        self._served = {lora: self._served.get(lora, -1) for lora in sets}
+        self._served[turn] = self._state.meter.n_steps
+        return [slot for slot in running if slot.lora == turn]
+
+    def _job(self, slot: Slot) -> Job:
+        is_prefill = slot.run.next_token is None
+        if slot.positions is None:
+            return Job(slot.id, slot.seq, len(slot.tokens), slot.pending, is_prefill)
+        prompt_cache.fold(self._state.backend, slot)
+        return Job(slot.id, slot.seq, slot.next_pos, slot.pending, is_prefill, slot.positions.room)
