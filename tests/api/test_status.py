@@ -44,7 +44,7 @@ def busy(make_api):
 
 # ---- health ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.covers("E01")
+@pytest.mark.covers("E01", "X1")
 def test_health_goes_from_loading_to_ok(make_api):
     load = SlowLoad()
     api = make_api(load.backend, open_backend=load).start(is_ready=False)

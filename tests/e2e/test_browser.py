@@ -48,6 +48,7 @@ def server(serve: Callable[..., ServerProcess], recite_model: Path) -> ServerPro
     return serve("-m", recite_model, "-t", "1", "-np", "2", "-c", "4096", "--metrics")
 
 
+@pytest.mark.covers("E12")
 def test_the_page_asks_nobody_but_its_server_and_shows_no_error(server: ServerProcess, browser: Browser):
     open_page(browser, server)
     browser.type("#chat-input", "Hello")
@@ -248,6 +249,7 @@ def test_keys_lead_everywhere(server: ServerProcess, browser: Browser):
 # ---------------------------------------------------------------------------------------- /completion.js
 
 
+@pytest.mark.covers("F02")
 def test_completion_js_offers_its_five_ways(server: ServerProcess, browser: Browser):
     open_page(browser, server)
     done = browser.run_async("""
@@ -321,6 +323,7 @@ You can use html formatting if needed.
 """
 
 
+@pytest.mark.covers("F03", "C25")
 def test_the_documents_sample_page_works_from_a_users_folder(
     serve, recite_model: Path, browser: Browser, tmp_path: Path
 ):

@@ -101,6 +101,7 @@ def test_a_known_text_word_for_word(serve, recite_model):
 JINJA = "{% for m in messages %}{{ m.role | upper }}: {{ m.content }}\n{% endfor %}ASSISTANT:"
 
 
+@pytest.mark.covers("C39")
 def test_templates_of_the_command_line(serve, tiny_spm_model, tmp_path):
     file = tmp_path / "chat.jinja"
     file.write_text(JINJA, "utf-8")

@@ -56,6 +56,7 @@ def last_prompt(server: ServerProcess) -> str:
     return max(slots, key=lambda slot: slot["task_id"])["prompt"]
 
 
+@pytest.mark.covers("F07")
 def test_the_node_example_prints_the_answer(server: ServerProcess):
     assert run(server, "node", EXAMPLES / "node" / "index.js") == ANSWER + "\n"
 
@@ -71,6 +72,7 @@ def test_the_node_example_says_what_went_wrong(server: ServerProcess):
     assert done.returncode == 1 and done.stderr.startswith("error: n_predict: -5"), done.stderr
 
 
+@pytest.mark.covers("F04", "F05")
 @pytest.mark.parametrize("client", ["chat.mjs", "chat.sh"])
 def test_a_chat_in_the_terminal_remembers_and_keeps_its_slot(server: ServerProcess, client: str):
     if client == "chat.sh":
@@ -137,6 +139,7 @@ def test_a_chat_client_ends_with_an_error_when_no_server_answers(
     assert done.returncode != 0 and done.stderr.strip()
 
 
+@pytest.mark.covers("F07")
 def test_the_curl_line_of_the_documents_works(server: ServerProcess):
     said = run(
         server,
@@ -203,6 +206,7 @@ CHAT = {
 }
 
 
+@pytest.mark.covers("F06")
 def test_the_wrapper_answers_chats_in_openais_form(server: ServerProcess, wrap):
     wrapper = wrap(
         "--user-name",
