@@ -71,7 +71,7 @@ def test_histograms_are_cumulative_and_end_in_infinity(make_api):
         assert samples[f"llamacpp:{name}_count"] == n and samples[f"llamacpp:{name}_sum"] >= 0
 
 
-@pytest.mark.covers("E19")
+@pytest.mark.covers("E19", "B09")
 def test_switched_off_endpoints_say_so(make_api):
     api = make_api(FakeBackend(), ("--no-slots",)).start()
     for path, word in (("/metrics", "metrics"), ("/slots", "slots")):

@@ -226,6 +226,7 @@ def test_saving_restoring_and_erasing_a_slot(server):
     assert erased == {"id_slot": 0, "n_erased": saved["n_saved"]}
 
 
+@pytest.mark.covers("B09")
 def test_errors(libs_folder, smollm2):
     with start_server(["-m", smollm2, "--api-key", "secret", "--slots-endpoint-disable", "-c", 512, "-t", 1]) as server:
         assert server.post("/completion", {"prompt": "x"}).json() == {
