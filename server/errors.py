@@ -16,6 +16,7 @@ TYPE_BY_STATUS = {
     500: "server_error",
     501: "not_supported_error",
     503: "unavailable_error",
+    504: "timeout_error",
 }
 
 

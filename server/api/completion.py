@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from json.encoder import encode_basestring
+from typing import Any
 
 from server.api import schema
 from server.api.constraints import read_constraint
@@ -64,6 +65,8 @@ class Completion:
     """
 
     ping_s: float | None = None
+    id = ""
+    """Of the answer, in dialects that give it one."""
 
     def __init__(self, context: Context, body: object, prompts: list[tuple[int, ...]] | None = None) -> None:
         self._context = context
@@ -103,17 +106,24 @@ class Completion:
             id_slot=values["id_slot"], cache_prompt=values["cache_prompt"],
             progress=values["stream"] and values["return_progress"], lora=self._lora, n_indent=values["n_indent"],
             t_max_prompt_ms=max(values["t_max_prompt_ms"], 0), t_max_predict_ms=max(values["t_max_predict_ms"], 0),
+            t_max_ms=max(values["t_max_ms"], 0),
             timings=values["stream"] and values["timings_per_token"])
 
-    def submit(self, request: Request):
-        """Hand the tasks to the engine, as those of the request's owner."""
+    @contextmanager
+    def running(self, request: Request) -> Iterator[Any]:
+        """The `Results` of the tasks, which the engine has as long as the block lasts. They are the request owner's; a
+        client that leaves ends them, and so does POST /v1/abort with the request's id or that of the answer."""
+        request.require_client()
         self.tasks = [replace(task, owner=request.owner) for task in self.tasks]
-        return self._context.engine.submit(*self.tasks, stream=self.values["stream"])
+        with (self._context.engine.submit(*self.tasks, stream=self.values["stream"]) as results,
+              request.on_disconnect(results.cancel),
+              self._context.running.entry((request.id, self.id), request.key_id, results.finish)):
+            yield results
 
     def run(self, request: Request) -> object:
         """The whole answer: an object, or a list of them in the order of the prompts."""
         answers: list[dict[str, object] | None] = [None] * len(self.tasks)
-        with self.submit(request) as results, request.on_disconnect(results.cancel):
+        with self.running(request) as results:
             for item in results:
                 if isinstance(item, Piece):
                     self._pieces[self._index[item.id]].append(item)
@@ -206,8 +216,7 @@ class Stream:
 
     def __init__(self, completion: Completion, request: Request) -> None:
         self._stack = ExitStack()
-        results = self._stack.enter_context(completion.submit(request))
-        self._stack.enter_context(request.on_disconnect(results.cancel))
+        results = self._stack.enter_context(completion.running(request))
         self._chunks = self._iterate(completion, results)
 
     def __iter__(self) -> Iterator[bytes]:
@@ -292,7 +301,7 @@ def settings(context: Context, task: Task, stream: bool) -> dict[str, object]:
         "n_ctx": context.engine.info.n_ctx_slot, "model": context.model_name, **params,
         "n_predict": task.n_predict, "max_tokens": task.n_predict, "n_keep": task.n_keep, "n_discard": task.n_discard,
         "stop": list(task.stop), "stream": stream, "cache_prompt": task.cache_prompt, "n_indent": task.n_indent,
-        "t_max_predict_ms": task.t_max_predict_ms,
+        "t_max_predict_ms": task.t_max_predict_ms, "t_max_ms": task.t_max_ms,
         "lora": [{"id": i, "scale": scale} for i, scale in task.lora or ()],
     }
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from server.api.running import RunningRequests
 from server.chat.choose import choose_template
 from server.engine.task import ModelInfo, Snapshot, Task
 from server.errors import ApiError
@@ -86,6 +87,7 @@ class Context:
     started: int = field(default_factory=lambda: int(time.time()))
     system_prompt: SystemPrompt = SystemPrompt()
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    running: RunningRequests = field(default_factory=RunningRequests)
     _template: object = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -69,7 +69,7 @@ class OpenAiCompletion(Completion):
                  prompts: list[tuple[int, ...]]) -> None:
         super().__init__(context, {**native, "seed": small_seed(native.get("seed"))}, prompts)
         self._model = model_name(body, context)
-        self._id = self.id_prefix + secrets.token_urlsafe(18)
+        self.id = self.id_prefix + secrets.token_urlsafe(18)
         self._created = int(time.time())
         options = body.get("stream_options")
         if options is not None and not isinstance(options, dict):
@@ -82,7 +82,7 @@ class OpenAiCompletion(Completion):
 
     def run(self, request: Request) -> dict[str, object]:
         """The whole answer: one object with all choices."""
-        with self.submit(request) as results, request.on_disconnect(results.cancel):
+        with self.running(request) as results:
             for item in results:
                 if isinstance(item, Piece):
                     self._pieces[self._index[item.id]].append(item)
@@ -172,7 +172,7 @@ class OpenAiCompletion(Completion):
         return "".join(piece.text for piece in self._pieces[index]) + final.text
 
     def _head(self, object_name: str) -> dict[str, object]:
-        return {"id": self._id, "object": object_name, "created": self._created, "model": self._model,
+        return {"id": self.id, "object": object_name, "created": self._created, "model": self._model,
                 "system_fingerprint": f"llama.cpp-{self._context.engine.info.llama_version}"}
 
     def _chunk(self, choices: list[dict[str, object]]) -> dict[str, object]:

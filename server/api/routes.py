@@ -8,6 +8,7 @@ from server.api.infill import InfillHandler
 from server.api.lora import LoraHandlers
 from server.api.metrics import MetricsHandler
 from server.api.openai import OpenAiHandlers
+from server.api.running import AbortHandler
 from server.api.slots import SlotHandlers
 from server.api.status import StatusHandlers
 from server.api.tokens import TokenHandlers
@@ -38,6 +39,7 @@ def routes(context: Context) -> list[Route]:
         Route("POST", "/v1/completions", openai.complete),
         Route("POST", "/apply-template", openai.apply_template),
         Route("POST", "/infill", InfillHandler(context).handle),
+        *(Route("POST", prefix + "/abort", AbortHandler(context.running).handle) for prefix in ("", "/v1")),
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),
     ]

@@ -94,6 +94,8 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
     Field("n_indent", int, 0, "end before a line that is indented by fewer blanks", 0, INT_MAX),
     Field("t_max_prompt_ms", int, 0, "end when reading the prompt takes longer; 0 no limit", -1, INT_MAX),
     Field("t_max_predict_ms", int, 0, "end after this time, once there is a line break; 0 no limit", -1, INT_MAX),
+    Field("t_max_ms", int, 0, "end this many ms after the request came to the engine, in whatever phase; 0 no limit", -1,
+          INT_MAX),
     Field("response_fields", list, None, "fields to answer with; a slash reaches into objects"),
     Field("post_sampling_probs", bool, False, "report probabilities after sampling instead of logprobs"),
     Field("return_tokens", bool, False, "give the ids of the generated tokens in `tokens`"),

@@ -86,6 +86,14 @@ class Results:
                 self._client.forget(task.id)
             self._queue.put((Failure(self.tasks[0].id, 499, "the client closed the request"),))
 
+    def finish(self) -> bool:
+        """From any thread: let the answer end here, with what there is; False if it has ended."""
+        if self._n_open <= 0 or self.is_cancelled:
+            return False
+        for task in self.tasks:
+            self._client.finish(task.id)
+        return True
+
     def put(self, event: Event) -> None:
         """The transport's thread: the next event of one of the tasks."""
         is_last = type(event) is not Piece and isinstance(event, (Final, Failure))
@@ -163,6 +171,11 @@ class EngineClient:
         if results is not None:
             self._remember(results, id_task)
             self._transport.post(Cancel(id_task))
+
+    def finish(self, id_task: int) -> None:
+        """Have an open task end with what it has."""
+        if id_task in self._results:
+            self._transport.post(Cancel(id_task, finish=True))
 
     def task(self, id_task: int) -> Task | None:
         """What was asked in an open task, or in one that ended lately (a slot may still show it)."""

@@ -20,10 +20,11 @@ from server.engine.answers import Answers
 from server.engine.backend_types import Backend
 from server.engine.batching import Batching
 from server.engine.config import EngineConfig
+from server.engine.deadlines import Deadlines
 from server.engine.evaluation import Evaluation
 from server.engine.slot import Slot
 from server.engine.state import EngineState
-from server.engine.task import Cancel, Close, Command, Frame, Snapshot, Task
+from server.engine.task import STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Final, Frame, Snapshot, Task, Timings
 from server.log import get_logger
 
 SNAPSHOT_INTERVAL_S = 0.1
@@ -37,13 +38,14 @@ class Scheduler:
     def __init__(self, backend: Backend, config: EngineConfig, emit: Callable[[Frame], None],
                  clock: Callable[[], float] = time.perf_counter) -> None:
         self._state = EngineState(backend, config, clock)
-        answers = Answers(self._state)
+        self._answers = answers = Answers(self._state)
         self._admission = Admission(self._state, answers)
         self._batching = Batching(self._state)
         self._evaluation = Evaluation(self._state, answers)
         self._emit = emit
         self._inbox: SimpleQueue = SimpleQueue()
         self._deadline: float | None = None
+        self._deadlines = Deadlines()
         self._t_snapshot = 0.0
         self._handlers = {Task: self._enqueue, Cancel: self._cancel, Close: self._close,
                           Command: self._state.commands.post}
@@ -107,14 +109,22 @@ class Scheduler:
             self._state.fail(task.id, 503, "the server is shutting down")
         else:
             self._admission.enqueue(task)
+            if task.t_max_ms > 0:
+                self._deadlines.add(task.id, self._state.clock() + task.t_max_ms / 1e3)
 
     def _cancel(self, message: Cancel) -> None:
         if self._admission.cancel(message.id):
-            return
-        for slot in self._state.running:
-            if slot.run.task.id == message.id:
+            if message.finish:
+                self._state.events.append(Final(message.id, -1, "", STOP_ABORT, "", 0, 0, 0, False,
+                                                Timings(0, 0, 0.0, 0, 0.0)))
+        elif slot := self._slot_of(message.id):
+            if message.finish:
+                self._answers.finish(slot, STOP_ABORT)
+            else:
                 self._state.drop(slot)
-                return
+
+    def _slot_of(self, id_task: int) -> Slot | None:
+        return next((slot for slot in self._state.running if slot.run.task.id == id_task), None)
 
     def _close(self, message: Close) -> None:
         self._deadline = self._state.clock() + message.grace_s
@@ -123,6 +133,18 @@ class Scheduler:
     def _expire(self) -> None:
         if self._deadline is not None and self._state.clock() >= self._deadline:
             self._state.fail_all(503, "the server is shutting down")
+        for id_task in self._deadlines.due(self._state.clock()):
+            self._time_out(id_task)
+
+    def _time_out(self, id_task: int) -> None:
+        """The time of a task is up: it ends with its text so far, or fails if it has none. It may have ended before."""
+        slot = self._slot_of(id_task)
+        if slot is not None and slot.run.n_decoded:
+            self._answers.finish(slot, STOP_LIMIT)
+        elif slot is not None or self._admission.cancel(id_task):
+            if slot is not None:
+                self._state.drop(slot)
+            self._state.fail(id_task, 504, "t_max_ms: the time of this request was up before its first token")
 
     # ---- emit -------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-STOP_NONE, STOP_EOS, STOP_LIMIT, STOP_WORD = "none", "eos", "limit", "word"
+STOP_NONE, STOP_EOS, STOP_LIMIT, STOP_WORD, STOP_ABORT = "none", "eos", "limit", "word", "abort"
 LOADING, READY, FAILED, CLOSED = "loading model", "ok", "error", "closed"
 
 SAMPLER_NAMES = ("penalties", "dry", "top_n_sigma", "top_k", "typical_p", "tfs_z", "top_p", "min_p", "xtc",
@@ -85,7 +85,8 @@ class Task:
     """One sequence to complete. `prompt` is token ids; `n_predict` -1 means until the end of the text.
 
     `n_keep` -1 keeps the whole prompt when the context is shifted. `id_slot` -1 takes any slot. `lora` None means the
-    server's setting of adapters, else (adapter index, scale) pairs. Time limits in ms, 0 for none. `owner` says whose task it is, for fair shares: the id of an API
+    server's setting of adapters, else (adapter index, scale) pairs. Time limits in ms, 0 for none; that of `t_max_ms`
+    runs from the task's arrival to its last token. `owner` says whose task it is, for fair shares: the id of an API
     key, else the client's address. With `progress` and `timings` the events carry those.
     """
 
@@ -104,6 +105,7 @@ class Task:
     t_max_prompt_ms: int = 0
     t_max_predict_ms: int = 0
     timings: bool = False
+    t_max_ms: int = 0
     owner: str = ""
 
 
@@ -111,9 +113,13 @@ class Task:
 
 @dataclass(slots=True, frozen=True)
 class Cancel:
-    """The client of task `id` is gone: free its place in the queue or its slot. Unknown ids are ignored."""
+    """Task `id` isn't wanted any more: free its place in the queue or its slot. Unknown ids are ignored.
+
+    Nobody waits for an answer, unless `finish` asks for a `Final` with what there is so far (stop `abort`).
+    """
 
     id: int
+    finish: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -22,6 +22,7 @@ from server.log import get_logger
 from server.web.head import METHODS, METHODS_WITH_BODY, NO_BODY, UNKNOWN_BODY, Framing, Head, Headers
 from server.web.head import body_framing, split_target
 from server.web.message import EventStream, Request, Response, encode_head, error_response
+from server.web.presence import Presence
 from server.web.router import Route
 from server.web.wire import ClientGone, ClientSlow, Wire
 
@@ -67,6 +68,7 @@ class Exchange:
     framing: Framing = UNKNOWN_BODY
     """Of what is still unread of the request."""
     n_body_held: int = 0
+    presence: Presence = field(default_factory=Presence)
     keep_alive: bool = False
     status: int = CLIENT_CLOSED
     n_bytes: int = 0
@@ -148,6 +150,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
                 self._release_body(exchange)  # its handler is done, a stream may still look at the request
             self._write(exchange, answer)
         finally:
+            exchange.presence.end()
             self._release_body(exchange)
             self._log(exchange)
         if exchange.keep_alive and exchange.framing.kind != "none":
@@ -201,10 +204,13 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         auth, head = self.server.auth, exchange.head
         key_id = "" if route.public or auth is None else auth.check(head.headers)
         self._check_length(exchange, route)
+        body = self._read_body(exchange)
+        exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock))
+        if head.method in METHODS_WITH_BODY:
+            exchange.presence.begin()  # others are answered at once
         answer = route.handler(Request(
-            head.method, exchange.path, exchange.query, head.headers, self._read_body(exchange),
-            self.entry.client, exchange.id, params, key_id,
-            watch=partial(self.server.watcher.watch, self.wire.sock)))
+            head.method, exchange.path, exchange.query, head.headers, body, self.entry.client, exchange.id, params,
+            key_id, presence=exchange.presence))
         if isinstance(answer, EventStream):
             return start_stream(answer)
         if not (isinstance(answer, Response) and isinstance(answer.body, bytes)):

@@ -11,11 +11,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from server.errors import ApiError
 from server.web.head import Headers
+from server.web.presence import Presence
 
 JSON_TYPE = "application/json; charset=utf-8"
 JSON_DEPTH = 256
@@ -31,14 +32,6 @@ SURROGATE_HINT = re.compile(r"\\u[dD][89a-fA-F]")
 HEX_PATTERN = r"[0-9a-fA-F]{2}"
 ESCAPE = re.compile(rf"\\u[dD][89abAB]{HEX_PATTERN}\\u[dD][c-fC-F]{HEX_PATTERN}"
                     rf"|\\(u[dD][89a-fA-F]{HEX_PATTERN})|\\.", re.DOTALL)
-
-
-Watch = Callable[[Callable[[], None]], AbstractContextManager[object]]
-"""What `Request.on_disconnect` is made of: given a callback, a context in which it may be called."""
-
-
-def _watch_nothing(_callback: Callable[[], None]) -> AbstractContextManager[object]:
-    return nullcontext()
 
 
 @dataclass(slots=True)
@@ -57,7 +50,7 @@ class Request:
     id: str = ""
     params: dict[str, str] = field(default_factory=dict)
     key_id: str = ""
-    watch: Watch = field(default=_watch_nothing, repr=False)
+    presence: Presence = field(default_factory=Presence, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.headers, Headers):
@@ -76,7 +69,12 @@ class Request:
         """Inside the returned context, `callback` is called at most once, from the watcher's thread, when the
         client closes or resets its connection. It must be quick and must not raise. When the block is left at
         the very same moment, a call that has begun is not waited for."""
-        return self.watch(callback)
+        return self.presence.on_disconnect(callback)
+
+    def require_client(self) -> None:
+        """ApiError 499 when the client has left: between two phases of work that nobody waits for any more."""
+        if self.presence.is_gone:
+            raise ApiError(499, "the client closed the request")
 
 
 @dataclass(slots=True)

@@ -186,11 +186,11 @@ class Api:
         """A raw connection."""
         return socket.create_connection(("127.0.0.1", self.server.port), PATIENCE)
 
-    def begin(self, body: dict, n_body: int | None = None) -> socket.socket:
+    def begin(self, body: dict, n_body: int | None = None, path: str = "/completion") -> socket.socket:
         """A connection that has sent a completion request (or only its head and the first `n_body` bytes)."""
         data = json.dumps(body).encode()
         sock = self.connect()
-        sock.sendall(b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(data)
+        sock.sendall(b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data))
                      + data[:n_body])
         return sock
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 import random
 import socket
 import struct
+import threading
+from unittest.mock import patch
 
 import pytest
 
+from server.web.presence import Presence
 from tests.api.conftest import PATIENCE, Api
-from tests.fakes import BOS, FakeBackend, letters, said_by
+from tests.fakes import BOS, FakeBackend, FakeVocab, letters, said_by
 from tests.support import wait_until
 
 N_SLOTS = 4
@@ -208,3 +211,52 @@ def test_many_rounds_leave_no_more_than_one(api):
         read_a_little(client)
         vanish(client, by_reset=i % 2 == 0)
     assert_nothing_is_left(api)
+
+
+# ---- before the engine knows -------------------------------------------------------------------------------------
+
+class SlowVocab(FakeVocab):
+    """Waits inside the tokenizer, or inside the rendering of a chat, until told to go on."""
+
+    def __init__(self, is_slow_at: str) -> None:
+        super().__init__()
+        self._is_slow_at = is_slow_at
+        self.entered, self.may_go_on = threading.Semaphore(0), threading.Event()
+
+    def _pause(self, place: str, text: str) -> None:
+        if place == self._is_slow_at and (place == "template" or "slow" in text):
+            self.entered.release()
+            assert self.may_go_on.wait(PATIENCE)
+
+    def tokenize(self, text, add_special, parse_special):
+        """As slow as a prompt of many megabytes."""
+        self._pause("tokenize", text)
+        return super().tokenize(text, add_special, parse_special)
+
+    def apply_template(self, template, messages, add_generation_prompt):
+        """As slow as a conversation of many thousand messages."""
+        self._pause("template", messages[0][1])
+        return super().apply_template(template, messages, add_generation_prompt)
+
+
+@pytest.mark.parametrize("by_reset", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("phase", "path", "body"), [
+    ("tokenize", "/completion", {"prompt": "a slow one"}),
+    ("tokenize", "/v1/chat/completions", {"messages": [{"role": "user", "content": "a slow one"}]}),
+    ("template", "/v1/chat/completions", {"messages": [{"role": "user", "content": "a slow one"}]})])
+def test_while_the_prompt_is_made(make_api, phase, path, body, stream, by_reset):
+    vocab = SlowVocab(phase)
+    api = make_api(FakeBackend(n_ctx=256), ("--no-jinja", "--chat-template", "chatml"), vocab=vocab).start()
+    noticed = threading.Event()
+    leave = Presence._leave
+    with patch.object(Presence, "_leave", lambda self: (leave(self), noticed.set())):
+        client = api.begin({**body, "stream": stream, **ENDLESS}, path=path)
+        assert vocab.entered.acquire(timeout=PATIENCE)
+        vanish(client, by_reset)
+        assert noticed.wait(PATIENCE), "the client was missed while its prompt was being made"
+        with patch.object(api.transport, "post", wraps=api.transport.post) as post:
+            vocab.may_go_on.set()
+            wait_until(lambda: api.server.n_connections == 0, "the connection to end", PATIENCE, every=0.002)
+        assert not post.called, "the engine was bothered with it"
+    assert not api.backend.samplers
