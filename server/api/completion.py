@@ -197,7 +197,7 @@ class Completion:
             "stopping_word": final.stopping_word,
             "timings": timings_json(final.timings),
         }
-        probs = [self._probs(probs) for piece in pieces for probs in piece.probs]
+        probs = self._shown_probs([probs for piece in pieces for probs in piece.probs], final.stopping_word)
         if probs:
             result["completion_probabilities"] = probs
         if self.warnings:
@@ -206,6 +206,12 @@ class Completion:
             result["__prompt_processed"] = self._context.engine.vocab.detokenize(list(task.prompt)).decode(
                 "utf-8", "replace")
         return pick(result, self._fields)
+
+    def _shown_probs(self, probs: list[TokenProbs], stopping_word: str) -> list[dict[str, object]]:
+        """Without the last ones that made up the stop word, counted as llama-server does: by the word's own tokens."""
+        if stopping_word:
+            probs = probs[:-len(self._context.engine.vocab.tokenize(stopping_word, False, False)) or None]
+        return [self._probs(one) for one in probs]
 
     def _probs(self, probs: TokenProbs) -> dict[str, object]:
         return probs_json(probs, self._context.engine.vocab, self.values["post_sampling_probs"])

@@ -336,6 +336,11 @@ def test_probabilities_of_every_token_in_both_generations_of_fields(speaking):
     assert after["prob"] == 1.0 and len(after["top_probs"]) == 2 and "top_logprobs" not in after
 
 
+def test_probabilities_belong_to_the_text_not_to_its_stop_word(speaking):
+    result = speaking.complete("how?", 4, n_probs=1, stop=["ne"])
+    assert result["content"] == "Fi" and [one["content"] for one in result["completion_probabilities"]] == ["F", "i"]
+
+
 def test_bytes_that_are_no_character_of_their_own_are_shown_as_bytes(speaking):
     result = speaking.complete("how?", 21, n_probs=1)
     assert result["content"].endswith("hé")
