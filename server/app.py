@@ -20,7 +20,7 @@ from server import log as logging_setup
 from server.api.constraints import read_constraint
 from server.api.context import Context, read_system_prompt
 from server.api.routes import routes
-from server.download import DownloadError, fetch_model
+from server.download import DownloadError, cached_models, fetch_model
 from server.engine import backend
 from server.engine.client import EngineClient
 from server.engine.config import EngineConfig
@@ -56,6 +56,9 @@ def main(argv: Sequence[str]) -> int:
             return 0
         if options.version:
             print(version(options))
+            return 0
+        if options.cache_list:
+            print("\n".join(cached_models()))
             return 0
         if options.completion_bash:
             print(bash_completion(), end="")
@@ -149,7 +152,7 @@ def engine_config(options: Options, model: str) -> EngineConfig:
         n_slots=options.parallel, n_ctx=options.ctx_size, n_batch=options.batch_size, n_ubatch=options.ubatch_size,
         n_threads=options.threads, n_threads_batch=options.threads_batch, warmup=options.warmup,
         max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
-        n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
+        n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0, special=options.special,
         model_params=model_params, context_params=context_params)
 
 

@@ -137,8 +137,6 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --gpt-oss-120b-default
         --vision-gemma-4b-default
         --vision-gemma-12b-default"""),
-    (PLANNED, MODELS, "downloaded models can't be listed yet by this version", """
-        -cl,--cache-list"""),
 
     (IGNORED, PAGE, PAGES, """
         --ui,--webui|--no-ui,--no-webui $LLAMA_ARG_UI
@@ -186,18 +184,12 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --perf|--no-perf $LLAMA_ARG_PERF"""),
     (IGNORED, TUNING, "the model stays loaded", """
         --sleep-idle-seconds S"""),
-    (IGNORED, TUNING, "streams carry no pings", """
-        --sse-ping-interval S $LLAMA_ARG_SSE_PING_INTERVAL"""),
     (REFUSED, TUNING, "these libraries can't compute on other machines", """
         --rpc SERVERS $LLAMA_ARG_RPC"""),
 
     (IGNORED, OTHER, "log lines always have a time and the name of a part of the server", """
         --log-prefix|--no-log-prefix $LLAMA_ARG_LOG_PREFIX
         --log-timestamps|--no-log-timestamps $LLAMA_ARG_LOG_TIMESTAMPS"""),
-    (PLANNED, OTHER, "prompts are logged by --verbose only", """
-        --log-prompts-dir DIR"""),
-    (PLANNED, OTHER, "special tokens can't be shown in texts yet by this version", """
-        -sp,--special"""),
     (PLANNED, OTHER, "control vectors are not supported yet by this version", """
         --control-vector FILE
         --control-vector-scaled FILE:SCALE

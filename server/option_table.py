@@ -73,6 +73,8 @@ OPTIONS: tuple[Option, ...] = (
            to.sha256, metavar="SUM", env="LLAMA_SRV_MODEL_SHA256"),
     Option("offline", ("--offline",), "use only what has been downloaded before", DOWNLOAD, None, False,
            env="LLAMA_ARG_OFFLINE"),
+    Option("cache_list", ("-cl", "--cache-list"), "list the models that have been downloaded and exit", DOWNLOAD, None,
+           False),
 
     Option("ctx_size", ("-c", "--ctx-size"), "tokens of context, shared by all slots; 0 takes the model's own "
            "(default: the model's, up to 16384)", CONTEXT, int, None, "N", "LLAMA_ARG_CTX_SIZE", 0, INT_MAX,
@@ -222,6 +224,9 @@ OPTIONS: tuple[Option, ...] = (
            65536),
     Option("drain", ("--drain",), "seconds that running requests get to finish after Ctrl-C or SIGTERM", SERVER, float,
            10.0, "S", "LLAMA_SRV_DRAIN", 0, 86400),
+    Option("sse_ping_interval", ("--sse-ping-interval",), "seconds of silence after which a stream of /v1 carries a "
+           "comment, so that nobody takes it for dead; streams of /completion only if it is set; -1 for never", SERVER,
+           int, 30, "S", "LLAMA_ARG_SSE_PING_INTERVAL", -1, 86400),
     Option("slots", ("--slots",), "answer GET /slots, which shows what users have written", SERVER, None, True,
            env="LLAMA_ARG_ENDPOINT_SLOTS", off_flags=("--no-slots", "--slots-endpoint-disable")),
     Option("metrics", ("--metrics",), "answer GET /metrics", SERVER, None, False, env="LLAMA_ARG_ENDPOINT_METRICS"),
@@ -301,6 +306,7 @@ OPTIONS: tuple[Option, ...] = (
            "TEXT", repeat=True, target="request:dry_sequence_breakers"),
     Option("logit_bias", ("-l", "--logit-bias"), "make a token likelier (15043+1) or rarer (15043-1, 15043-inf); may "
            "be repeated", REQUESTS, to.token_bias, (), "ID+BIAS", repeat=True, target="request:logit_bias"),
+    Option("special", ("-sp", "--special"), "show special tokens in the text of answers", REQUESTS, None, False),
     Option("stop", ("-r", "--reverse-prompt"), "a text that ends the answer; may be repeated", REQUESTS, to.one_text,
            (), "TEXT", repeat=True, target="request:stop"),
     Option("escape", ("-e", "--escape"), "read \\n, \\t, \\x1b and so on in the two options for texts above", REQUESTS,
@@ -331,4 +337,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("log_colors", ("--log-colors",), "colours in the log: on, off, or auto for terminals", LOGGING,
            default="auto", metavar="WHEN", env="LLAMA_ARG_LOG_COLORS", bare="on",
            choices={"on": "on", "off": "off", "auto": "auto"}),
+    Option("log_prompts_dir", ("--log-prompts-dir",), "write the prompt of every request into a file of this folder, "
+           "which is made if need be", LOGGING, metavar="DIR"),
 )

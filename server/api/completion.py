@@ -64,7 +64,6 @@ class Completion:
     their own (infill, chat); else it is read from the body. Other dialects override the methods that make JSON.
     """
 
-    ping_s: float | None = None
     id = ""
     """Of the answer, in dialects that give it one."""
 
@@ -72,6 +71,7 @@ class Completion:
         self._context = context
         self.values = schema.read(body, schema.COMPLETION_FIELDS, context.defaults)
         self.prompt = body.get("prompt", "")
+        context.keep_prompt(self.prompt)
         is_list = False
         if prompts is None:
             if body.get("prompt") is None:
@@ -108,6 +108,18 @@ class Completion:
             t_max_prompt_ms=max(values["t_max_prompt_ms"], 0), t_max_predict_ms=max(values["t_max_predict_ms"], 0),
             t_max_ms=max(values["t_max_ms"], 0),
             timings=values["stream"] and values["timings_per_token"])
+
+    @property
+    def ping_s(self) -> float | None:
+        """How long a stream may be silent, in seconds; None for ever."""
+        asked = self.values["sse_ping_interval"]
+        seconds = self.default_ping_s() if asked is None else asked
+        return seconds if seconds > 0 else None
+
+    def default_ping_s(self) -> int:
+        """The documents of 2024 know no comments in streams, so here there are none unless somebody wants them."""
+        options = self._context.options
+        return options.sse_ping_interval if options.is_set("sse_ping_interval") else -1
 
     @contextmanager
     def running(self, request: Request) -> Iterator[Any]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from server.api.running import RunningRequests
 from server.chat.choose import choose_template
 from server.engine.task import ModelInfo, Snapshot, Task
 from server.errors import ApiError
+from server.log import get_logger
 
 if TYPE_CHECKING:
     from server.options import Options
+
+log = get_logger("api")
 
 
 class Vocab(Protocol):
@@ -90,6 +96,7 @@ class Context:
     running: RunningRequests = field(default_factory=RunningRequests)
     _template: object = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @property
     def is_2024(self) -> bool:
@@ -109,6 +116,19 @@ class Context:
                 if self._template is None:
                     self._template = choose_template(self.options, self.engine.info, self.engine.vocab)
         return self._template
+
+    def keep_prompt(self, prompt: object) -> None:
+        """`--log-prompts-dir`: write a request's prompt, text or JSON, into a file named after the time (ms)."""
+        folder = self.options.log_prompts_dir
+        if not folder:
+            return
+        text = prompt if isinstance(prompt, str) else json.dumps(prompt, indent=2, ensure_ascii=False)
+        path = Path(folder, f"{time.time_ns() // 10**6:012}-{next(self._numbers)}.txt")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, "utf-8", "replace")
+        except OSError as error:
+            log.error("--log-prompts-dir: the prompt could not be written: %s", error)
 
     def set_system_prompt(self, value: object) -> None:
         """Take over a `system_prompt` object; computed once, after the running tasks. The same again costs nothing."""

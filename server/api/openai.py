@@ -22,7 +22,6 @@ from server.web.message import EventStream, Request, Response, json_response
 from server.web.sse import DONE, event, named_event
 
 MAX_TOP_LOGPROBS = 100
-PING_S = 30.0
 
 
 class OpenAiHandlers:
@@ -62,7 +61,6 @@ class OpenAiHandlers:
 class OpenAiCompletion(Completion):
     """What chat and text completions have in common."""
 
-    ping_s = PING_S
     object_name = chunk_name = id_prefix = ""
 
     def __init__(self, context: Context, body: dict[str, object], native: dict[str, object],
@@ -79,6 +77,10 @@ class OpenAiCompletion(Completion):
         self._finals: dict[int, Final] = {}
         self._has_begun = [False] * len(self.tasks)
         self._places = [TokenPlaces(context.engine.vocab) for _ in self.tasks]
+
+    def default_ping_s(self) -> int:
+        """OpenAI's clients skip comments."""
+        return self._context.options.sse_ping_interval
 
     def run(self, request: Request) -> dict[str, object]:
         """The whole answer: one object with all choices."""

@@ -60,6 +60,18 @@ def fetch_model(url: str | None = None, hf_repo: str | None = None, hf_file: str
     return files[0].target
 
 
+def cached_models(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """One line per downloaded model: its size, and what names it on the command line (a repository's file as
+    `-hf user/repo -hff file`, one from elsewhere by its path)."""
+    folder = cache_folder(environ) / "models"
+    lines = []
+    for path in sorted(folder.rglob("*.gguf")):
+        kind, *parts = path.relative_to(folder).parts
+        name = f"-hf {'/'.join(parts[:2])} -hff {'/'.join(parts[2:])}" if kind == "hf" and len(parts) > 2 else f"-m {path}"
+        lines.append(f"{path.stat().st_size / 2**20:9.1f} MiB  {name}")
+    return lines or [f"no model has been downloaded to {folder}"]
+
+
 def _endpoint(environ: Mapping[str, str]) -> str:
     found = next((environ[name] for name in ENDPOINT_VARIABLES if environ.get(name)), HUB_URL)
     check_url(found, "MODEL_ENDPOINT")

@@ -37,11 +37,11 @@ class Answers:
         else:
             token = run.sampler.sample(row)
         self._count(run)
+        text = run.text.feed(self._state.backend.piece(token))
         if token in self._state.backend.eog_tokens:
-            self._state.events.append(Piece(run.task.id, (token,), "", probs))
+            self._state.events.append(Piece(run.task.id, (token,), text, probs))
             self.finish(slot, STOP_EOS)
             return
-        text = run.text.feed(self._state.backend.piece(token))
         timings = run.timings() if run.task.timings else None
         self._state.events.append(Piece(run.task.id, (token,), text, probs, timings))
         if run.text.stopping_word:

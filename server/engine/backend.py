@@ -115,6 +115,7 @@ class LlamaBackend:
         self._lora: tuple[tuple[int, float], ...] = ()
         self._fingerprint = ""
         self._pieces: dict[int, bytes] = {}
+        self._special = config.special
         n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
         self.eog_tokens = frozenset(
             token for token in range(n_vocab) if self._llama.llama_vocab_is_eog(self._vocab, token))
@@ -155,10 +156,11 @@ class LlamaBackend:
         self._abort.set()
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token, cached; control tokens have none."""
+        """The bytes of a token, cached; control tokens have none unless they are to be shown."""
         piece = self._pieces.get(token)
         if piece is None:
-            piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token, False)
+            piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token,
+                                                                      self._special)
         return piece
 
     def new_sampler(self, stages: Sequence[Stage], grammar: str) -> LlamaSampler:

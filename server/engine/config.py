@@ -14,7 +14,8 @@ class EngineConfig:
 
     `n_ctx` 0 is the model's own, None that too but at most `AUTO_CTX`. `model_params` and `context_params` go by
     name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `lora` are
-    (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `n_group` above 1 switches self-extend on.
+    (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `n_group` above 1 switches self-extend on. With
+    `special` answers show special tokens.
     """
 
     model: str
@@ -34,5 +35,6 @@ class EngineConfig:
     group_width: int = 512
     lora: tuple[tuple[str, float], ...] = ()
     numa: int = 0
+    special: bool = False
     model_params: dict[str, int | float | bool] = field(default_factory=dict)
     context_params: dict[str, int | float | bool] = field(default_factory=dict)

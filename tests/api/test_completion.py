@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -502,3 +503,15 @@ def test_a_full_queue_refuses_with_503(make_api):
             answer = api.post("/completion", {"prompt": "one too many"})
             assert answer.status == 503 and answer.error["type"] == "unavailable_error"
     api.wait_for(0, 0)
+
+
+def test_prompts_are_kept_in_a_folder_when_asked_for(make_api, tmp_path):
+    folder = tmp_path / "prompts"
+    api = make_api(FakeBackend(), ("--log-prompts-dir", str(folder))).start()
+    api.complete("héllo", 1)
+    api.complete([1, 2, 3], 1)
+    texts = [path.read_text("utf-8") for path in sorted(folder.iterdir())]
+    assert texts[0] == "héllo" and json.loads(texts[1]) == [1, 2, 3]
+    folder.rename(tmp_path / "moved")
+    folder.write_text("a file is in the way")
+    assert api.complete("still served", 1)["stop"] is True

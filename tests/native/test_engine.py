@@ -20,7 +20,7 @@ from server.engine.config import EngineConfig
 from server.engine.planner import Span
 from server.engine.task import SamplingParams, Task
 from server.errors import ApiError
-from tests.native.engines import PROMPTS, STEM
+from tests.native.engines import PROMPTS, STEM, Engine
 from tests.support import PATIENCE, wait_until
 from tests.tiny_models import RECITE_WORDS
 
@@ -423,3 +423,12 @@ def test_loading_can_be_interrupted(libs_folder, tiny_spm_model):
     config = EngineConfig(str(tiny_spm_model), str(libs_folder), n_ctx=256)
     with pytest.raises(ApiError):
         native.open_backend(config, lambda progress: False)
+
+
+def test_special_tokens_are_shown_on_request(libs_folder, recite_model):
+    for special, end in ((False, " end"), (True, " end<|im_end|>")):
+        one = Engine(libs_folder, recite_model, n_ctx=64, special=special)
+        try:
+            assert one.say("count: one").text.endswith(end)
+        finally:
+            one.close()

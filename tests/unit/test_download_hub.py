@@ -10,6 +10,7 @@ import json
 
 import pytest
 
+from server.download import cached_models
 from server.download import client
 from server.download import hub as hub_module
 from server.download.hub import choose_file, split_names
@@ -393,3 +394,14 @@ def test_it_has_to_be_clear_what_to_download(world, options):
     "http://h:99999/x", "http://[::1/x", "http://a..b/x", "http://" + "a" * 70 + "/x", "javascript:x", " "])
 def test_only_web_addresses_are_fetched(world, url):
     assert "--model-url takes" in world.refusal(url)
+
+
+def test_downloaded_models_are_listed_as_one_would_ask_for_them(tmp_path):
+    environ = {"LLAMA_SRV_CACHE": str(tmp_path)}
+    assert cached_models(environ) == [f"no model has been downloaded to {tmp_path / 'models'}"]
+    for name in ("hf/user/repo/sub/a.gguf", "url/host/abc/b.gguf", "hf/user/repo/a.gguf.sha256"):
+        path = tmp_path / "models" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 2**19)
+    assert [line.split(maxsplit=2) for line in cached_models(environ)] == [
+        ["0.5", "MiB", "-hf user/repo -hff sub/a.gguf"], ["0.5", "MiB", f"-m {tmp_path / 'models/url/host/abc/b.gguf'}"]]
