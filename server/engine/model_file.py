@@ -1,33 +1,55 @@
-"""A first look at the model file, before a server is started for it. Pure Python, no library."""
+"""The first look at a model's files, before a server is started for them. Pure Python, no library.
+
+Runs on the main thread of the web process. What passes has a sound header, weights within the file, all its parts, and
+none of the faults known to end a process that runs libllama. `server.gguf` reads, `model_checks` knows the faults; here
+they become one line for the user. What can't be seen in a header still can end the engine's process, and no more.
+"""
 
 from __future__ import annotations
 
-import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from server import gguf
+from server.engine import model_checks
 from server.errors import ApiError
 
-MAGIC = b"GGUF"
-HEADER = struct.Struct("<4sIQQ")
-VERSIONS = (2, 3)
+FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
+    "-m": model_checks.model_faults,
+    "--model-draft": model_checks.model_faults,
+    "--lora": model_checks.adapter_faults,
+    "--mmproj": model_checks.projector_faults,
+}
 
 
-def check_model_file(path: str) -> None:
-    """ApiError with one line for the user unless `path` looks like a GGUF file that can be read."""
+def check_model_file(path: str, option: str = "-m",
+                     overrides: Iterable[tuple[str, str, object]] = ()) -> list[gguf.Gguf]:
+    """The headers of the model's files. ApiError with one line for the user if they can't be what `option` takes.
+
+    `option` is a key of `FAULTS`; `overrides` are the (key, type, value) rows of `--override-kv`.
+    """
     file = Path(path)
     if not file.exists():
-        raise ApiError(400, f"there is no model file {path}; -m takes the path of a .gguf file")
+        raise ApiError(400, f"there is no model file {path}; {option} takes the path of a .gguf file")
     if file.is_dir():
-        raise ApiError(400, f"{path} is a folder; -m takes the path of a .gguf file")
+        raise ApiError(400, f"{path} is a folder; {option} takes the path of a .gguf file")
     try:
-        with open(file, "rb") as stream:
-            head = stream.read(HEADER.size)
+        parts = gguf.read_all(path, keep=model_checks.KEPT)
+        model_checks.overridden(parts[0], {key: value for key, _, value in overrides})
+        fault = next(FAULTS[option](parts), None)
     except OSError as error:
-        raise ApiError(400, f"{path} can't be read: {error.strerror}") from None
-    if head[:4] != MAGIC:
-        raise ApiError(400, f"{path} is not a GGUF file (it begins with {head[:4]!r})")
-    if len(head) < HEADER.size:
-        raise ApiError(400, f"{path} is truncated: {len(head)} bytes are less than a GGUF header")
-    version = HEADER.unpack(head)[1]
-    if version not in VERSIONS:
-        raise ApiError(400, f"{path} is GGUF version {version}; this server reads versions 2 and 3 in little-endian")
+        raise ApiError(400, f"{path} can't be read: {error.strerror or error}") from None
+    except gguf.GgufError as error:
+        raise ApiError(400, str(error)) from None
+    if fault:
+        raise ApiError(400, f"{path} {fault}")
+    return parts
+
+
+def check_all(model: str, others: Mapping[str, Iterable[str]],
+              overrides: Iterable[tuple[str, str, object]] = ()) -> list[gguf.Gguf]:
+    """The model and what goes with it: `others` has paths by option. The model's headers."""
+    for option, paths in others.items():
+        for path in paths:
+            check_model_file(path, option)
+    return check_model_file(model, "-m", overrides)

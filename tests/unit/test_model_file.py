@@ -1,35 +1,71 @@
-"""The first look at a model file: what can't be a model is refused in one line, before anything is loaded."""
+"""The first look at a model's files: what can't be a model, or would end libllama, is refused in one line."""
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 
 import pytest
 
-from server.engine.model_file import check_model_file
+from server.engine.model_file import check_all, check_model_file
 from server.errors import ApiError
+from tests.gguf_edit import scalar, take_apart
+from tests.malformed import FAULTS, LEFT_TO_LIBLLAMA
 
 GOOD = struct.pack("<4sIQQ", b"GGUF", 3, 0, 0)
 
 
-def refusal(path) -> str:
+def refusal(path, option: str = "-m") -> str:
     with pytest.raises(ApiError) as caught:
-        check_model_file(str(path))
+        check_model_file(str(path), option)
     message = str(caught.value)
     assert "\n" not in message and str(path) in message
     return message
 
 
-@pytest.mark.parametrize("version", [2, 3])
-def test_a_gguf_header_is_accepted(tmp_path, version):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(struct.pack("<4sIQQ", b"GGUF", version, 5, 7) + b"rest")
-    check_model_file(str(path))
+@pytest.mark.parametrize("model", ["tiny_spm_model", "tiny_bpe_model", "tiny_spm_fim_model", "recite_model",
+                                   "bert_embed_model", "bert_rerank_model"])
+def test_a_sound_model_is_accepted(request, model):
+    parts = check_model_file(str(request.getfixturevalue(model)))
+    assert len(parts) == 1 and parts[0].tensors
 
 
-def test_a_real_model_is_accepted(recite_model):
-    check_model_file(str(recite_model))
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_model_with_a_fault_is_refused(request, tmp_path, fault):
+    parts = take_apart(request.getfixturevalue(fault.base))
+    fault.spoil(parts)
+    message = refusal(parts.write(tmp_path / "model.gguf"))
+    assert re.search(fault.words, message), message
+
+
+@pytest.mark.parametrize("fault", LEFT_TO_LIBLLAMA, ids=lambda fault: fault.name)
+def test_what_libllama_refuses_well_is_left_to_it(request, tmp_path, fault):
+    parts = take_apart(request.getfixturevalue(fault.base))
+    fault.spoil(parts)
+    check_model_file(str(parts.write(tmp_path / "model.gguf")))
+
+
+def test_overridden_metadata_counts_as_it_will_for_libllama(tmp_path, tiny_spm_model):
+    path = take_apart(tiny_spm_model).set("llama.expert_used_count", scalar("u32", 2)).write(tmp_path / "model.gguf")
+    assert "experts" in refusal(path)
+    check_model_file(str(path), overrides=[("llama.expert_used_count", "int", 0)])
+
+
+def test_adapters_and_projectors_are_accepted_where_they_belong(tiny_lora, mmproj_gemma3, tiny_spm_model):
+    check_model_file(str(tiny_lora), "--lora")
+    check_model_file(str(mmproj_gemma3), "--mmproj")
+    check_all(str(tiny_spm_model), {"--lora": [str(tiny_lora)], "--mmproj": [str(mmproj_gemma3)]})
+    assert "not an adapter" in refusal(tiny_spm_model, "--lora")
+    assert "isn't clip" in refusal(tiny_spm_model, "--mmproj")
+    assert "--lora" in refusal(tiny_lora, "--model-draft")
+
+
+def test_a_truncated_adapter_is_refused_with_its_own_path(tmp_path, tiny_lora, tiny_spm_model):
+    path = tmp_path / "adapter.gguf"
+    path.write_bytes(tiny_lora.read_bytes()[:-10])
+    with pytest.raises(ApiError, match=re.escape(str(path))):
+        check_all(str(tiny_spm_model), {"--lora": [str(path)]})
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -52,14 +88,6 @@ def test_a_header_that_is_cut_off(tmp_path, n_bytes):
     path = tmp_path / "model.gguf"
     path.write_bytes(GOOD[:n_bytes])
     assert "truncated" in refusal(path)
-
-
-@pytest.mark.parametrize("header", [struct.pack("<4sIQQ", b"GGUF", 1, 0, 0), struct.pack("<4sIQQ", b"GGUF", 4, 0, 0),
-                                    struct.pack(">4sIQQ", b"GGUF", 3, 0, 0)])
-def test_a_version_that_nobody_here_can_read(tmp_path, header):
-    path = tmp_path / "model.gguf"
-    path.write_bytes(header)
-    assert "version" in refusal(path)
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
