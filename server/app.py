@@ -24,7 +24,7 @@ from server.download import DownloadError, cached_models, fetch_model
 from server.engine import backend
 from server.engine.client import EngineClient
 from server.engine.config import EngineConfig
-from server.engine.model_file import check_model_file
+from server.engine.model_file import check_all
 from server.engine.task import READY
 from server.engine.thread import ThreadTransport
 from server.engine.vocab import open_vocab
@@ -140,7 +140,7 @@ def find_model(options: Options) -> str:
         path = options.model
     else:
         raise OptionError(NO_MODEL)
-    check_model_file(path)
+    check_all(path, {"--lora": [adapter for adapter, _ in options.lora]}, options.override_kv)
     return path
 
 
