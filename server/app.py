@@ -152,7 +152,8 @@ def engine_config(options: Options, model: str) -> EngineConfig:
         n_slots=options.parallel, n_ctx=options.ctx_size, n_batch=options.batch_size, n_ubatch=options.ubatch_size,
         n_threads=options.threads, n_threads_batch=options.threads_batch, warmup=options.warmup,
         max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
-        n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0, special=options.special,
+        n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
+        special=options.special, max_stall_ms=options.max_stall_ms,
         model_params=model_params, context_params=context_params)
 
 

@@ -114,6 +114,8 @@ OPTIONS: tuple[Option, ...] = (
            True, off_flags=("--no-warmup",)),
     Option("max_queue", ("--max-queue",), "requests that may wait for a slot; more get 503", CONTEXT, int, 1024, "N",
            "LLAMA_SRV_MAX_QUEUE", 0, 10**6),
+    Option("max_stall_ms", ("--max-stall-ms",), "how long running streams may wait while prompts are read, in ms; 0 for "
+           "no limit", CONTEXT, float, 100.0, "MS", "LLAMA_SRV_MAX_STALL_MS", 0, 10**6),
 
     Option("threads", ("-t", "--threads"), "threads for generating (default: the CPU cores)", COMPUTE, int, -1, "N",
            "LLAMA_ARG_THREADS", -1, MAX_THREADS),

@@ -6,11 +6,14 @@ Engine thread only. Policy about who has a turn stands here, arithmetic about ro
 from __future__ import annotations
 
 from server.engine import planner, prompt_cache
+from server.engine.pace import Pace
 from server.engine.planner import Job, Span
 from server.engine.slot import Slot
 from server.engine.state import EngineState
 
 NOBODY: frozenset[int] = frozenset()
+STALLS_ALONE = 4
+"""A step without a stream in it may take so many times the stall: nobody reads, but newcomers wait for its end."""
 
 
 class Batching:
@@ -19,6 +22,8 @@ class Batching:
     def __init__(self, state: EngineState) -> None:
         self._state = state
         self.in_prefill = NOBODY
+        self._pace = Pace()
+        self._n_generating = self._n_prompt = 0     # rows of the latest plan
         self._served: dict[tuple, int] = {}
 
     def plan(self) -> list[Span]:
@@ -30,9 +35,28 @@ class Batching:
             running = self._turn(running)
         self._state.backend.set_lora(running[0].lora)
         jobs = [self._job(slot) for slot in running]
-        is_prefill = any(job.is_prefill for job in jobs)
-        self.in_prefill = frozenset(slot.run.task.id for slot in running) if is_prefill else NOBODY
-        return planner.plan(jobs, self._state.backend.info.n_batch, self._state.backend.info.n_batch)
+        self._n_generating = sum(not job.is_prefill for job in jobs)
+        if self._n_generating == len(jobs):
+            self.in_prefill, self._n_prompt = NOBODY, 0
+            return planner.plan(jobs, self._state.backend.info.n_batch, 0)
+        self.in_prefill = frozenset(slot.run.task.id for slot in running)
+        spans = planner.plan(jobs, self._state.backend.info.n_batch, self._prompt_rows())
+        self._n_prompt = sum(map(len, spans)) - self._n_generating
+        return spans
+
+    def measured(self, ms: float) -> None:
+        """The planned batch took `ms`."""
+        self._pace.observe(self._n_generating, self._n_prompt, ms)
+
+    def _prompt_rows(self) -> int:
+        """The budget of this step. Without a stream a whole micro-batch at least: less would only cost speed."""
+        limit_ms, config = self._state.config.max_stall_ms, self._state.config
+        if limit_ms == 0:
+            return planner.UNLIMITED
+        if self._n_generating:
+            return self._pace.rows_beside_streams(limit_ms)
+        n = max(self._pace.rows_alone(STALLS_ALONE * limit_ms), config.n_ubatch)
+        return n - n % config.n_ubatch
 
     def _turn(self, running: list[Slot]) -> list[Slot]:
         """Of slots with different adapters, those whose set has waited longest."""

@@ -15,7 +15,8 @@ class EngineConfig:
     `n_ctx` 0 is the model's own, None that too but at most `AUTO_CTX`. `model_params` and `context_params` go by
     name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `lora` are
     (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `n_group` above 1 switches self-extend on. With
-    `special` answers show special tokens.
+    `special` answers show special tokens. `max_stall_ms` is what a step may take while somebody reads a stream, 0 for
+    no limit.
     """
 
     model: str
@@ -29,6 +30,7 @@ class EngineConfig:
     n_threads_batch: int = -1
     warmup: bool = True
     max_queue: int = 1024
+    max_stall_ms: float = 100.0
     cont_batching: bool = True
     shift_context: bool = False
     n_group: int = 1

@@ -1,7 +1,8 @@
 """Who gets which rows of the next batch: a pure function from jobs to spans.
 
-Every step carries one row for each sequence that is generating, then prompt tokens of waiting prompts in order of
-arrival until the step's budget is used. So a long prompt can't starve the others: it only fills what they leave.
+Every step carries one row for each sequence that is generating, then prompt tokens until the step's budget is used:
+half of it for the prompt that came first, the rest for the shortest of the others. So a long prompt can't keep streams
+or short prompts waiting, and many short ones can't keep a long one waiting.
 No thread, no backend, no clock; the scheduler says what the budget is. Jobs and spans live for one step and are made
 anew for each, so they aren't frozen (a frozen dataclass costs three times as much to make).
 
@@ -65,14 +66,35 @@ def plan(jobs: Iterable[Job], n_batch: int, n_prefill: int) -> list[Span]:
         elif room:
             spans.append(Span(job.id, job.seq, job.pos, job.tokens, True))
             room -= 1
-    room = min(room, n_prefill)
-    for job in prompts:
-        n = min(room, len(job.tokens), job.limit)
-        if n == 0:
-            break
-        spans.append(Span(job.id, job.seq, job.pos, job.tokens[:n], n == len(job.tokens)))
-        room -= n
-    return spans
+    return spans + _share(prompts, min(room, n_prefill))
+
+
+def _share(prompts: list[Job], room: int) -> list[Span]:
+    """Spans of at most `room` prompt rows: half for the oldest, then the shortest, what is left for the oldest again."""
+    if not prompts or room <= 0:
+        return []
+    oldest, *others = prompts
+    n_oldest = _rows(oldest, room - room // 2)
+    room -= n_oldest
+    spans: list[Span] = []
+    for job in sorted(others, key=_length):
+        n = _rows(job, room)
+        if n:
+            spans.append(_span(job, n))
+            room -= n
+    return [_span(oldest, _rows(oldest, n_oldest + room)), *spans]
+
+
+def _length(job: Job) -> int:
+    return len(job.tokens)
+
+
+def _rows(job: Job, room: int) -> int:
+    return min(room, len(job.tokens), job.limit)
+
+
+def _span(job: Job, n: int) -> Span:
+    return Span(job.id, job.seq, job.pos, job.tokens[:n], n == len(job.tokens))
 
 
 def split(spans: Sequence[Span], n_rows: int) -> tuple[list[Span], list[Span]]:

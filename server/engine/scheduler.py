@@ -93,7 +93,9 @@ class Scheduler:
             started = state.clock()
             is_generating = state.slots[spans[0].id].run.next_token is not None
             self._evaluation.evaluate(spans)
-            state.meter.step(state.clock() - started, is_generating)
+            seconds = state.clock() - started
+            state.meter.step(seconds, is_generating)
+            self._batching.measured(seconds * 1e3)
 
     def _is_busy(self) -> bool:
         return bool(self._state.running or self._admission or self._state.commands)

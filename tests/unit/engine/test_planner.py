@@ -1,4 +1,4 @@
-"""`engine.planner`: running streams first, then prompts in order of arrival, within the budget; batches cut cleanly."""
+"""`engine.planner`: running streams first, then prompts, oldest and shortest sharing the budget; batches cut cleanly."""
 
 from __future__ import annotations
 
@@ -46,8 +46,21 @@ def test_no_budget_leaves_the_streams_alone():
     assert shape(plan([prompt(0, 5), running(1)], 64, 0)) == [(1, 9, 1, True)]
 
 
-def test_prompts_are_served_in_order_of_arrival():
-    assert shape(plan([prompt(0, 3), prompt(1, 100), prompt(2, 1)], 8, 8)) == [(0, 0, 3, True), (1, 0, 5, False)]
+def test_the_oldest_prompt_gets_half_of_the_rows_and_short_ones_the_other():
+    assert shape(plan([prompt(0, 100), prompt(1, 100), prompt(2, 1)], 8, 8)) == [
+        (0, 0, 4, False), (2, 0, 1, True), (1, 0, 3, False)]
+
+
+def test_an_only_prompt_gets_all_rows():
+    assert shape(plan([prompt(0, 100)], 8, 8)) == [(0, 0, 8, False)]
+
+
+def test_the_oldest_prompt_gets_what_the_short_ones_leave():
+    assert shape(plan([prompt(0, 100), prompt(1, 1)], 8, 8)) == [(0, 0, 7, False), (1, 0, 1, True)]
+
+
+def test_a_single_row_goes_to_the_oldest_prompt():
+    assert shape(plan([prompt(0, 100), prompt(1, 1)], 8, 1)) == [(0, 0, 1, False)]
 
 
 def test_output_comes_only_with_the_last_row_of_a_prompt():
@@ -72,16 +85,21 @@ def test_every_batch_keeps_the_rules(jobs, n_batch, n_prefill):
     prompts = [job.id for job in jobs if job.is_prefill]
     assert sum(map(len, spans)) <= n_batch
     assert sum(len(span) for span in spans if by_id[span.id].is_prefill) <= n_prefill
-    assert [span.id for span in spans] == streams + prompts[:len(spans) - len(streams)]
+    assert [span.id for span in spans[:len(streams)]] == streams
+    assert len({span.id for span in spans}) == len(spans)
     for span in spans:
         job = by_id[span.id]
         assert (span.seq, span.pos) == (job.seq, job.pos)
         assert 0 < len(span) and list(span.tokens) == list(job.tokens[:len(span)])
         assert span.output == (len(span) == len(job.tokens))
-    unfinished = [span.id for span in spans if not span.output]
-    assert unfinished in ([], [spans[-1].id] if spans else []), "only the last prompt may be cut"
     if prompts and n_prefill and len(streams) < n_batch:
-        assert len(spans) > len(streams), "there was room for a prompt row"
+        by_prompt = {span.id: len(span) for span in spans if by_id[span.id].is_prefill}
+        n_rows = min(n_prefill, n_batch - len(streams))
+        assert sum(by_prompt.values()) == min(n_rows, sum(len(by_id[i].tokens) for i in prompts)), "rows were wasted"
+        assert by_prompt[prompts[0]] >= min(len(by_id[prompts[0]].tokens), n_rows / 2), "the oldest has its half"
+        unfinished = [i for i in prompts[1:] if by_prompt.get(i, 0) < len(by_id[i].tokens)]
+        finished = [i for i in prompts[1:] if i not in unfinished]
+        assert not unfinished or all(len(by_id[i].tokens) <= len(by_id[j].tokens) for i in finished for j in unfinished)
 
 
 @given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6), n_batch=st.integers(1, 16))

@@ -210,12 +210,12 @@ def test_prompts_larger_than_a_batch_are_read_in_parts():
     assert d.text(task) == alone("0123456789" * 5, 2)
 
 
-def test_prompts_are_read_in_order_of_arrival_whatever_their_slots():
+def test_prompts_share_the_batches_whatever_their_slots():
     d = driver(n_slots=3, n_batch=16)
     first = d.post("a" * 30, n_predict=1, id_slot=2)
     second = d.post("b" * 30, n_predict=1, id_slot=0)
-    d.step(3)
-    assert [d.rows(i) for i in range(3)] == [[(2, 16, False)], [(2, 14, True), (0, 2, False)], [(0, 16, False)]]
+    d.step(4)
+    assert [d.rows(i) for i in range(4)] == [[(2, 8, False), (0, 8, False)]] * 3 + [[(2, 6, True), (0, 6, True)]]
     d.finish()
     assert (d.text(first), d.text(second)) == (alone("a" * 30, 1), alone("b" * 30, 1))
 

@@ -147,7 +147,7 @@ def test_a_prefill_that_others_have_a_part_in_is_not_interrupted():
     second = d.post("second " * 3, n_predict=9)
     cancel_while_decoding(d, first, batch=4)
     d.step_until(lambda: d.outcomes[second].ends)
-    assert d.rows(3) == [(0, 0 + 1, True), (1, 15, False)]
+    assert d.rows(3) == [(1, 1, True), (0, 15, False)]
     assert d.text(second) == alone("second " * 3, 9)
     n_rows = sum(len(span) for batch in d.backend.batches for span in batch if span.seq == 1)
     assert n_rows == len("second " * 3) + 8, "nothing of the second was decoded twice"
