@@ -1,4 +1,4 @@
-"""The two interfaces between the scheduler and whatever computes: `Backend` and `TokenSampler`.
+"""The interfaces between the scheduler and whatever computes: `Backend`, `TokenSampler` and `Drafter`.
 
 They have two implementations: `server.engine.backend` over libllama, and the fake of the tests, which keeps a model
 KV cache of its own and checks every call against it. Stdlib and `task`, `planner`, `sampling` only.
@@ -32,6 +32,22 @@ class TokenSampler(Protocol):
         """Free it."""
 
 
+class Drafter(Protocol):
+    """A small model that guesses what a large one of the same vocabulary will say; methods as in `Backend`."""
+
+    info: ModelInfo
+    eog_tokens: frozenset[int]
+
+    def decode(self, spans: Sequence[Span]) -> int:
+        """Evaluate the rows."""
+
+    def seq_rm(self, seq: int, start: int, end: int) -> bool:
+        """Drop positions of a sequence."""
+
+    def likeliest(self, row: int) -> tuple[int, float]:
+        """The most likely token behind batch row `row`, and how likely it is among the ten likeliest."""
+
+
 class Backend(Protocol):
     """A loaded model with one context. All but `abort` is called on the engine's thread only."""
 
@@ -41,6 +57,7 @@ class Backend(Protocol):
     can_shift: bool
     can_share: bool
     adapters: tuple[str, ...]
+    drafter: Drafter | None
 
     def decode(self, spans: Sequence[Span]) -> int:
         """Evaluate the rows; a `DECODE_*` code, negative for errors. After errors the caller trims sequences."""

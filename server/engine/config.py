@@ -9,6 +9,27 @@ from dataclasses import dataclass, field
 
 
 @dataclass(slots=True, frozen=True)
+class SpecConfig:
+    """Speculative decoding. Off unless `lookup` (drafts from the text itself) or `model` (a file with a small model).
+
+    A draft has `n_min` to `n_max` tokens, one from the text at most `lookup_max`, found by `ngram` equal tokens. The
+    small model stops where its token is less likely than `p_min`; `n_threads` and the params are its own.
+    """
+
+    lookup: bool = False
+    ngram: int = 3
+    lookup_max: int = 24
+    n_max: int = 16
+    n_min: int = 0
+    p_min: float = 0.0
+    model: str = ""
+    n_threads: int = -1
+    n_threads_batch: int = -1
+    model_params: dict[str, int | float | bool] = field(default_factory=dict)
+    context_params: dict[str, int | float | bool] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
 class EngineConfig:
     """One model on one set of libraries.
 
@@ -38,5 +59,6 @@ class EngineConfig:
     lora: tuple[tuple[str, float], ...] = ()
     numa: int = 0
     special: bool = False
+    spec: SpecConfig = field(default_factory=SpecConfig)
     model_params: dict[str, int | float | bool] = field(default_factory=dict)
     context_params: dict[str, int | float | bool] = field(default_factory=dict)

@@ -35,13 +35,17 @@ class Job:
 
 @dataclass(slots=True)
 class Span:
-    """Consecutive rows of one sequence in a batch. With `output`, logits of the last row are wanted."""
+    """Consecutive rows of one sequence in a batch. With `output`, logits of the last row are wanted.
+
+    The last `n_draft` tokens are guesses; then logits of the row before them and of all of theirs are wanted.
+    """
 
     id: int
     seq: int
     pos: int
     tokens: Sequence[int]
     output: bool
+    n_draft: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)

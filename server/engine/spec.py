@@ -1,0 +1,153 @@
+"""Speculative decoding: several tokens from one step where the next ones can be guessed.
+
+Engine thread. To the row of a generating sequence `extend` adds rows for guessed tokens, of which `spec_lookup` and
+`spec_model` know the sources and `spec_cost` how many pay. The scheduler draws row by row with the task's own sampler
+for as long as the drawn token is the guessed one, and cuts the rest out of the cache again. So a guess never decides
+anything: the tokens are those of plain decoding, drawn from the same distributions with the same random numbers.
+
+Not taken: accepting a draft by the ratio of both models' probabilities. It accepts a little more when sampling, but a
+seed would no longer give the same text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from server.engine.backend_types import Backend
+from server.engine.config import EngineConfig
+from server.engine.planner import Span
+from server.engine.slot import Slot
+from server.engine.spec_cost import StepCost, best_common_length, best_lengths
+from server.engine.spec_lookup import Lookup
+from server.engine.spec_model import EXPLORE, ModelDrafts, ModelTrust, Want
+from server.engine.task import Task
+
+
+@dataclass(slots=True, eq=False)
+class Drafting:
+    """What belongs to one task: its limits, its sources, and how its drafts fared. `lookup` is made when needed."""
+
+    n_max: int
+    n_min: int
+    p_min: float
+    lookup: Lookup | None = None
+    trust: ModelTrust = field(default_factory=ModelTrust)
+    is_by_model: bool = False
+    n_drafted: int = 0
+    n_accepted: int = 0
+
+
+class Speculation:
+    """All drafting of one engine."""
+
+    def __init__(self, config: EngineConfig, backend: Backend, clock: Callable[[], float]) -> None:
+        self._config = config.spec
+        self._n_batch = backend.info.n_batch
+        self._cost = StepCost()
+        self._model = None if backend.drafter is None else ModelDrafts(backend.drafter, clock)
+        self.is_on = backend.can_share and config.n_group <= 1 and (config.spec.lookup or self._model is not None)
+        self.n_drafted = self.n_accepted = self.n_drafts = 0
+
+    def begin(self, task: Task) -> Drafting | None:
+        """The state for a new task; None if nothing is to be drafted for it."""
+        config = self._config
+        n_max = config.n_max if task.draft_n_max < 0 else task.draft_n_max
+        if not self.is_on or n_max == 0:
+            return None
+        return Drafting(n_max, config.n_min if task.draft_n_min < 0 else task.draft_n_min,
+                        config.p_min if task.draft_p_min < 0 else task.draft_p_min)
+
+    def extend(self, spans: Sequence[Span], slots: Sequence[Slot]) -> None:
+        """Add drafted tokens to the spans of generating sequences, as many as are worth it and fit in."""
+        wants = [(span, slots[span.id], n) for span in spans if (n := _most(slots[span.id])) > 0]
+        if not wants:
+            return
+        n_rows = sum(map(len, spans))
+        n_generating = sum(slots[span.id].run.next_token is not None for span in spans)
+        room = self._n_batch - n_rows
+        if self._config.lookup:
+            wants = self._from_text(wants, n_rows, n_generating, room)
+        if self._model is not None and wants:
+            self._from_model(wants, sum(map(len, spans)), n_generating)
+
+    def observe(self, spans: Sequence[Span], seconds: float) -> None:
+        """A step with these spans took so long."""
+        self._cost.observe(sum(map(len, spans)), seconds)
+
+    def judge(self, drafting: Drafting, n_draft: int, tokens: Sequence[int]) -> None:
+        """A step drew `tokens`, all but the last of which were guessed right."""
+        if drafting.lookup is not None:
+            for token in tokens:
+                drafting.lookup.append(token)
+        if not n_draft:
+            return
+        n_accepted = len(tokens) - 1
+        if drafting.is_by_model:
+            drafting.trust.note(n_draft, n_accepted)
+        drafting.n_drafted += n_draft
+        drafting.n_accepted += n_accepted
+        self.n_drafted += n_draft
+        self.n_accepted += n_accepted
+        self.n_drafts += 1
+
+    # ---- sources ----------------------------------------------------------------------------------------------
+
+    def _from_text(self, wants: list[tuple[Span, Slot, int]], n_rows: int, n_generating: int,
+                   room: int) -> list[tuple[Span, Slot, int]]:
+        """Drafts from each sequence's own text; which spans got none."""
+        chances = [self._lookup(slot).chances(min(n, self._config.lookup_max)) for _, slot, n in wants]
+        if not any(chances):
+            return wants
+        left = []
+        for want, n in zip(wants, best_lengths(chances, n_rows, n_generating, room, self._cost)):
+            span, slot, _ = want
+            if not n or not _add(span, slot.run.drafting, slot.run.drafting.lookup.draft(n), False):
+                left.append(want)
+        return left
+
+    def _lookup(self, slot: Slot) -> Lookup:
+        run, drafting = slot.run, slot.run.drafting
+        if drafting.lookup is None:
+            drafting.lookup = Lookup([*slot.tokens, run.next_token], self._config.ngram)
+        return drafting.lookup
+
+    def _from_model(self, wants: list[tuple[Span, Slot, int]], n_rows: int, n_generating: int) -> None:
+        """Drafts of one length for all that have none from the text."""
+        n = best_common_length([(slot.run.drafting.trust.chance, most) for _, slot, most in wants], n_rows,
+                               n_generating, self._cost, self._model.cost)
+        if n == 0:
+            wants = [want for want in wants if want[1].run.drafting.trust.is_time_to_explore()]
+            n = EXPLORE
+        n = min(n, (self._n_batch - n_rows) // max(len(wants), 1))
+        asked = [Want(slot.seq, [*slot.tokens, slot.run.next_token], min(n, most), slot.run.drafting.p_min)
+                 for _, slot, most in wants]
+        if n > 0 and asked:
+            for (span, slot, _), draft in zip(wants, self._model.draft(asked)):
+                _add(span, slot.run.drafting, draft, True)
+
+
+def _most(slot: Slot) -> int:
+    """The longest draft that the slot's task could use now."""
+    run = slot.run
+    if run.drafting is None or run.next_token is None or slot.positions is not None:
+        return 0
+    n = min(run.drafting.n_max, slot.n_ctx - len(slot.tokens) - 1)
+    if run.task.n_predict >= 0:
+        n = min(n, run.task.n_predict - run.n_decoded - 1)
+    return n
+
+
+def _add(span: Span, drafting: Drafting, draft: list[int], is_by_model: bool) -> bool:
+    if not draft or len(draft) < drafting.n_min:
+        return False
+    span.tokens = [*span.tokens, *draft]
+    span.n_draft = len(draft)
+    drafting.is_by_model = is_by_model
+    return True
+
+
+def without_drafts(spans: Sequence[Span]) -> list[Span]:
+    """The same step without guesses."""
+    return [Span(span.id, span.seq, span.pos, span.tokens[:len(span) - span.n_draft], span.output) if span.n_draft
+            else span for span in spans]

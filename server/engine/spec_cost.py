@@ -1,0 +1,132 @@
+"""What a step costs by its number of rows, and how many drafted rows are worth it. Pure arithmetic, engine thread.
+
+A draft pays if the tokens it is likely to give come cheaper than by steps of their own. That depends on the model, the
+machine, and what else is in the step: a CPU with 32 streams gains nothing, with one stream a step of 8 rows costs it
+about three of one. So the times are measured as they occur, and a draft is as long as the best ratio of tokens to time.
+
+Noise only ever adds time (somebody else's work), so an estimate follows faster downwards than upwards. What has not
+been seen for long is forgotten, and tried again when it looks worth it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+
+MIN_GAIN = 1.05         # tokens per time over those of the plain step, for a draft to be sent
+DOWN, UP = 0.3, 0.06
+MAX_ROWS = 4096
+FORGET_AFTER = 2000     # steps
+FIRST_EXTRA, EXTRA_ROW = 0.35, 0.25     # of one step's time, before anything is measured
+ASSUMED_DRAFT = 0.2                     # a small model's step in terms of the large one's, likewise
+
+
+class StepCost:
+    """Seconds of a step with n rows. Unmeasured numbers are interpolated, beyond them a plausible slope is assumed."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[int, float] = {}
+        self._seen: dict[int, int] = {}
+        self._sizes: list[int] = []
+        self._n_steps = 0
+
+    def observe(self, n_rows: int, seconds: float) -> None:
+        """A step of `n_rows` rows took `seconds`."""
+        if seconds <= 0.0:
+            return
+        n_rows = _bucket(n_rows)
+        self._n_steps += 1
+        known = self._seconds.get(n_rows)
+        if known is None:
+            insort(self._sizes, n_rows)
+            self._seconds[n_rows] = seconds
+        else:
+            self._seconds[n_rows] = known + (DOWN if seconds < known else UP) * (min(seconds, 3 * known) - known)
+        self._seen[n_rows] = self._n_steps
+        if self._n_steps % FORGET_AFTER == 0:
+            self._forget()
+
+    @property
+    def is_known(self) -> bool:
+        """Whether anything has been measured."""
+        return bool(self._sizes)
+
+    def estimate(self, n_rows: int) -> float:
+        """Seconds for `n_rows` rows; in units of one step of one row as long as nothing was measured."""
+        sizes = self._sizes
+        i = bisect_left(sizes, n_rows)
+        if i < len(sizes) and sizes[i] == n_rows:
+            return self._seconds[n_rows]
+        if i == 0:
+            if not sizes:
+                return _plausible(n_rows)
+            return self._seconds[sizes[0]] * _plausible(n_rows) / _plausible(sizes[0])
+        low = sizes[i - 1]
+        at_low = self._seconds[low]
+        if i < len(sizes):
+            high = sizes[i]
+            return at_low + (self._seconds[high] - at_low) * (n_rows - low) / (high - low)
+        return at_low * _plausible(n_rows) / _plausible(low)
+
+    def _forget(self) -> None:
+        for n_rows, step in list(self._seen.items()):
+            if self._n_steps - step > FORGET_AFTER:
+                del self._seen[n_rows], self._seconds[n_rows]
+                self._sizes.remove(n_rows)
+
+
+def best_lengths(chances: Sequence[Sequence[float]], n_rows: int, n_generating: int, room: int,
+                 cost: StepCost) -> list[int]:
+    """How many drafted tokens to add to a step for each sequence.
+
+    `chances[i]` are the probabilities (falling) that the first 1, 2, ... tokens of draft i hold. The step has `n_rows`
+    rows without drafts, `n_generating` of them give a token, and `room` more fit in. Only tokens that are given count
+    as gain, whatever else the step computes.
+    """
+    lengths = [0] * len(chances)
+    rows = sorted(((chance, -i) for i, row in enumerate(chances) for chance in row), reverse=True)[:room]
+    gained = float(n_generating)
+    best, n_best = MIN_GAIN * gained / cost.estimate(n_rows), 0
+    for n, (chance, _) in enumerate(rows, 1):
+        gained += chance
+        rate = gained / cost.estimate(n_rows + n)
+        if rate > best:
+            best, n_best = rate, n
+    for _, i in rows[:n_best]:
+        lengths[-i] += 1
+    return lengths
+
+
+def best_common_length(chances: Sequence[tuple[float, int]], n_rows: int, n_generating: int, cost: StepCost,
+                       draft_cost: StepCost) -> int:
+    """How many tokens a small model should draft for each sequence, 0 if none.
+
+    `chances` are pairs of how likely a token of the sequence's draft holds if those before it did, and how many the
+    sequence can use. Each further token costs a step of the small model, whose times are in `draft_cost`.
+    """
+    gained, seconds = float(n_generating), 0.0
+    best, n_best = MIN_GAIN * gained / cost.estimate(n_rows), 0
+    survival = [1.0] * len(chances)
+    for n in range(1, max((most for _, most in chances), default=0) + 1):
+        live = [i for i, (_, most) in enumerate(chances) if most >= n]
+        for i in live:
+            survival[i] *= chances[i][0]
+            gained += survival[i]
+        n_rows += len(live)
+        seconds += draft_cost.estimate(len(live)) if draft_cost.is_known else ASSUMED_DRAFT * cost.estimate(len(live))
+        rate = gained / (cost.estimate(n_rows) + seconds)
+        if rate > best:
+            best, n_best = rate, n
+    return n_best
+
+
+def _bucket(n_rows: int) -> int:
+    """Small steps count by themselves, larger ones together with their like."""
+    if n_rows <= 32:
+        return n_rows
+    step = 8 if n_rows <= 128 else 64
+    return min(n_rows - n_rows % step, MAX_ROWS)
+
+
+def _plausible(n_rows: int) -> float:
+    return 1.0 if n_rows <= 1 else 1.0 + FIRST_EXTRA + EXTRA_ROW * (n_rows - 1)
