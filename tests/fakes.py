@@ -181,6 +181,8 @@ class FakeBackend:
         self.takes_states = True
         self.adapters: tuple[str, ...] = ()
         self.lora: tuple = ()
+        self.drafter: FakeBackend | None = None
+        self.certainty = 1.0
         self.samplers: list[FakeSampler] = []
         self.n_samplers = 0
         self.eog_tokens = frozenset({EOS})
@@ -268,7 +270,9 @@ class FakeBackend:
             n_rows = max(n_rows - len(span), 0)
             row += len(span)
             if span.output:
-                self.outputs[row] = self.history(span.seq)
+                history = self.history(span.seq)
+                for i in range(span.n_draft + 1):
+                    self.outputs[row - i] = history[:len(history) - i]
 
     def _check_span(self, span: Span) -> None:
         assert len(span) > 0, "an empty span"
@@ -290,6 +294,10 @@ class FakeBackend:
     def piece(self, token: int) -> bytes:
         """The byte; nothing for special tokens."""
         return bytes([token]) if token < 256 else b""
+
+    def likeliest(self, row: int) -> tuple[int, float]:
+        """As a draft model: what it would say, with a made-up `certainty`."""
+        return self.reply(self.outputs[row]), self.certainty
 
     def new_sampler(self, stages: Sequence[Stage], grammar: str) -> FakeSampler:
         """Refuses the grammar "bad"."""

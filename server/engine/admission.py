@@ -113,7 +113,7 @@ class Admission:
             sampler.close()
             raise
         slot.run = Run(task, prompt, n_cached, sampler, TextStream(task.stop, task.n_indent), waiting.t_arrived, now,
-                       truncated=len(prompt) < n_asked)
+                       truncated=len(prompt) < n_asked, drafting=self._state.speculation.begin(task))
         self._state.running.append(slot)
         self._state.running.sort(key=lambda slot: slot.run.task.id)
         self._state.meter.n_reused += n_cached

@@ -6,6 +6,9 @@ may be shown of its text that of `text`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
 from server.engine import prompt_cache
 from server.engine.slot import Run, Slot
 from server.engine.state import EngineState
@@ -17,51 +20,92 @@ MAX_TOKENS_TO_FINISH_CHARACTER = 4
 log = get_logger("engine")
 
 
+@dataclass(slots=True)
+class Drawn:
+    """What one step draws for one task: `texts` and `probs` by token, and why the task ends ("" if it goes on)."""
+
+    tokens: list[int] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    probs: list[TokenProbs] = field(default_factory=list)
+    stop: str = ""
+
+
 class Answers:
     """Draws for all slots and ends their tasks."""
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
 
-    def draw(self, slot: Slot, run: Run, row: int) -> None:
-        """Draw the next token of a slot whose logits are in batch row `row`, and see whether it ends the task."""
+    def draw(self, slot: Slot, run: Run, row: int, draft: Sequence[int] = ()) -> None:
+        """Draw the next tokens of a slot and see whether they end its task.
+
+        Batch row `row` has the logits behind the last certain token, the rows after it those behind each token of
+        `draft`. A row counts as long as the tokens drawn before it are the guessed ones; the cache is cut to those.
+        """
         if run.task.n_predict == 0:
             run.t_last = self._state.clock()
             self._state.meter.prompt_done(len(run.prompt) - run.n_cached, run.t_last - run.t_start)
             self.finish(slot, STOP_LIMIT)
             return
-        probs: tuple[TokenProbs, ...] = ()
-        if run.task.sampling.n_probs:
-            probs = (run.sampler.sample_probs(row, run.task.sampling.n_probs),)
-            token = probs[0].token
+        n_certain = len(slot.tokens) - len(draft)
+        gap = self._tick(run)
+        drawn = Drawn()
+        try:
+            self._draw_rows(run, row, draft, drawn)
+        finally:
+            if drawn.tokens:
+                self._tell(run, drawn, gap)
+            if draft:
+                prompt_cache.trim(self._state.backend, slot, n_certain + max(len(drawn.tokens) - 1, 0))
+        if run.drafting is not None:
+            self._state.speculation.judge(run.drafting, len(draft), drawn.tokens)
+        if drawn.stop or not self._has_room(slot, run):
+            self.finish(slot, drawn.stop or STOP_LIMIT)
         else:
-            token = run.sampler.sample(row)
-        self._count(run)
-        text = run.text.feed(self._state.backend.piece(token))
-        if token in self._state.backend.eog_tokens:
-            self._state.events.append(Piece(run.task.id, (token,), text, probs))
-            self.finish(slot, STOP_EOS)
-            return
-        timings = run.timings() if run.task.timings else None
-        self._state.events.append(Piece(run.task.id, (token,), text, probs, timings))
-        if run.text.stopping_word:
-            self.finish(slot, STOP_WORD)
-        elif run.text.is_outdented or self._is_at_limit(run) or not self._has_room(slot, run):
-            self.finish(slot, STOP_LIMIT)
-        else:
-            run.next_token = token
+            run.next_token = drawn.tokens[-1]
 
-    def _count(self, run: Run) -> None:
+    def _draw_rows(self, run: Run, row: int, draft: Sequence[int], drawn: Drawn) -> None:
+        """Draw from one row after the other while the drafted tokens prove right and nothing ends the task."""
+        n_probs = run.task.sampling.n_probs
+        for i in range(len(draft) + 1):
+            if n_probs:
+                drawn.probs.append(run.sampler.sample_probs(row + i, n_probs))
+                token = drawn.probs[-1].token
+            else:
+                token = run.sampler.sample(row + i)
+            run.n_decoded += 1
+            drawn.tokens.append(token)
+            drawn.texts.append(run.text.feed(self._state.backend.piece(token)))
+            if token in self._state.backend.eog_tokens:
+                drawn.stop = STOP_EOS
+                return
+            if run.text.stopping_word:
+                drawn.stop = STOP_WORD
+            elif run.text.is_outdented or self._is_at_limit(run):
+                drawn.stop = STOP_LIMIT
+            if drawn.stop or i == len(draft) or token != draft[i]:
+                return
+
+    def _tell(self, run: Run, drawn: Drawn, gap: float | None) -> None:
+        """One event for all tokens of the step."""
+        n, meter = len(drawn.tokens), self._state.meter
+        meter.n_predicted += n
+        if gap is not None:
+            meter.tokens(n, gap)
+        timings = run.timings() if run.task.timings and drawn.stop != STOP_EOS else None
+        self._state.events.append(Piece(run.task.id, tuple(drawn.tokens), "".join(drawn.texts), tuple(drawn.probs),
+                                        timings))
+
+    def _tick(self, run: Run) -> float | None:
+        """Note the time of the next token; seconds since the one before it, None for the first."""
         now = self._state.clock()
-        run.n_decoded += 1
-        self._state.meter.n_predicted += 1
-        if run.n_decoded == 1:
-            run.t_first = now
-            self._state.meter.prompt_done(len(run.prompt) - run.n_cached, now - run.t_start)
-            self._state.meter.first_token(now - run.t_arrived)
-        else:
-            self._state.meter.token(now - run.t_last)
-        run.t_last = now
+        before, run.t_last = run.t_last, now
+        if run.n_decoded:
+            return now - before
+        run.t_first = now
+        self._state.meter.prompt_done(len(run.prompt) - run.n_cached, now - run.t_start)
+        self._state.meter.first_token(now - run.t_arrived)
+        return None
 
     def _is_at_limit(self, run: Run) -> bool:
         n_predict, t_max = run.task.n_predict, run.task.t_max_predict_ms

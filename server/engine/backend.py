@@ -113,6 +113,7 @@ class LlamaBackend:
         self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
         self.adapters = tuple(path for path, _ in config.lora)
         self._lora: tuple[tuple[int, float], ...] = ()
+        self.drafter = None
         self._fingerprint = ""
         self._pieces: dict[int, bytes] = {}
         self._special = config.special
@@ -142,7 +143,8 @@ class LlamaBackend:
                 batch.token[at:at + n] = span.tokens
                 batch.pos[at:at + n] = range(span.pos, span.pos + n)
                 batch.seq[at:at + n] = [span.seq] * n
-                batch.logits[at:at + n] = bytes(n - 1) + bytes([span.output])
+                n_output = span.output * (1 + span.n_draft)
+                batch.logits[at:at + n] = bytes(n - n_output) + b"\1" * n_output
             at += n
         batch.n_tokens = at
         self._abort.clear()

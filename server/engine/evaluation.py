@@ -13,6 +13,7 @@ from server.engine.answers import Answers
 from server.engine.backend_types import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
 from server.engine.planner import UNLIMITED, Span
 from server.engine.slot import Run
+from server.engine.spec import without_drafts
 from server.engine.state import EngineState
 from server.engine.task import STOP_LIMIT
 from server.errors import ApiError
@@ -34,10 +35,16 @@ class Evaluation:
         rest = list(spans)
         while rest:
             piece, later = (rest, []) if size == UNLIMITED else planner.split(rest, size)
+            started = self._state.clock()
             code = self._state.backend.decode(piece)
             if code == DECODE_OK:
+                self._state.speculation.observe(piece, self._state.clock() - started)
                 self._commit(piece)
                 rest = later
+                continue
+            if code != DECODE_ABORTED and any(span.n_draft for span in piece):
+                self._undo(piece)   # guesses are the first to go
+                rest = without_drafts(rest)
                 continue
             if code == DECODE_NO_ROOM and prompt_cache.evict_one(self._state.backend, self._state.slots):
                 continue
@@ -96,7 +103,7 @@ class Evaluation:
             if not span.output:
                 continue
             try:
-                self._answers.draw(slot, run, row)
+                self._answers.draw(slot, run, row - span.n_draft, span.tokens[len(span) - span.n_draft:])
             except ApiError as error:
                 self._state.fail(run.task.id, error.status, error.message, error.type, **error.extra)
                 self._state.drop(slot)

@@ -59,10 +59,11 @@ class Meter:
         if seconds > 0:
             self._prompt_rate(n_tokens / seconds)
 
-    def token(self, seconds: float) -> None:
-        """A token came `seconds` after the one before it in the same text."""
+    def tokens(self, n: int, seconds: float) -> None:
+        """`n` tokens came together, `seconds` after the one before them in the same text."""
         self.predicted_ms += seconds * 1e3
-        self.token_gap(seconds)
+        for _ in range(n):
+            self.token_gap(seconds / n)
 
     def text_done(self, n_tokens: int, seconds: float) -> None:
         """A text of `n_tokens` tokens took `seconds` from its first token to its last."""

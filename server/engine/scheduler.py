@@ -88,6 +88,8 @@ class Scheduler:
         self._admission.admit()
         spans = self._batching.plan()
         if spans:
+            if state.speculation.is_on:
+                state.speculation.extend(spans, state.slots)
             if state.is_changed:
                 self._flush()  # a long batch must not hide that a slot is at work
             started = state.clock()
@@ -168,7 +170,9 @@ class Scheduler:
             slots=tuple(slot.state() for slot in state.slots), n_deferred=len(self._admission),
             kv_used=prompt_cache.count_cells((*state.slots, state.system)), n_ctx=state.backend.info.n_ctx,
             n_steps=meter.n_steps, n_prompt_tokens=meter.n_prompt, n_predicted_tokens=meter.n_predicted,
-            n_reused_tokens=meter.n_reused, n_stalls=meter.n_stalls, prompt_ms=meter.prompt_ms,
+            n_reused_tokens=meter.n_reused, n_stalls=meter.n_stalls,
+            n_drafts=state.speculation.n_drafts, n_draft_tokens=state.speculation.n_drafted,
+            n_draft_accepted=state.speculation.n_accepted, prompt_ms=meter.prompt_ms,
             predicted_ms=meter.predicted_ms, histograms=meter.histograms())
 
     def _drain(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from server.engine.backend_types import TokenSampler
 from server.engine.self_extend import GroupAttention
+from server.engine.spec_task import Drafting
 from server.engine.task import STOP_NONE, SlotState, Task, Timings
 from server.engine.text import TextStream
 
@@ -28,14 +29,16 @@ class Run:
     truncated: bool = False
     n_decoded: int = 0
     next_token: int | None = None
+    drafting: Drafting | None = None
     t_first: float = 0.0
     t_last: float = 0.0
 
     def timings(self) -> Timings:
         """The task's times so far; a task without tokens has spent all of it on the prompt."""
         t_first = self.t_first or self.t_last or self.t_start
+        n_drafted, n_accepted = (0, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
         return Timings(self.n_cached, len(self.prompt) - self.n_cached, (t_first - self.t_start) * 1e3,
-                       self.n_decoded, max(self.t_last - t_first, 0.0) * 1e3)
+                       self.n_decoded, max(self.t_last - t_first, 0.0) * 1e3, n_drafted, n_accepted)
 
 
 @dataclass(slots=True, eq=False)

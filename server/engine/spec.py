@@ -12,7 +12,6 @@ seed would no longer give the same text.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from server.engine.backend_types import Backend
 from server.engine.config import EngineConfig
@@ -20,22 +19,10 @@ from server.engine.planner import Span
 from server.engine.slot import Slot
 from server.engine.spec_cost import StepCost, best_common_length, best_lengths
 from server.engine.spec_lookup import Lookup
-from server.engine.spec_model import EXPLORE, ModelDrafts, ModelTrust, Want
+from server.engine.spec_model import ModelDrafts, Want
+from server.engine.spec_task import Drafting
+from server.engine.spec_trust import EXPLORE
 from server.engine.task import Task
-
-
-@dataclass(slots=True, eq=False)
-class Drafting:
-    """What belongs to one task: its limits, its sources, and how its drafts fared. `lookup` is made when needed."""
-
-    n_max: int
-    n_min: int
-    p_min: float
-    lookup: Lookup | None = None
-    trust: ModelTrust = field(default_factory=ModelTrust)
-    is_by_model: bool = False
-    n_drafted: int = 0
-    n_accepted: int = 0
 
 
 class Speculation:
@@ -51,12 +38,13 @@ class Speculation:
 
     def begin(self, task: Task) -> Drafting | None:
         """The state for a new task; None if nothing is to be drafted for it."""
-        config = self._config
-        n_max = config.n_max if task.draft_n_max < 0 else task.draft_n_max
-        if not self.is_on or n_max == 0:
+        config, asked = self._config, task.draft_n_max
+        if not self.is_on or asked == 0:
             return None
-        return Drafting(n_max, config.n_min if task.draft_n_min < 0 else task.draft_n_min,
-                        config.p_min if task.draft_p_min < 0 else task.draft_p_min)
+        return Drafting(
+            n_lookup=config.lookup_max if asked < 0 else asked, n_model=config.n_max if asked < 0 else asked,
+            n_min=config.n_min if task.draft_n_min < 0 else task.draft_n_min,
+            p_min=config.p_min if task.draft_p_min < 0 else task.draft_p_min)
 
     def extend(self, spans: Sequence[Span], slots: Sequence[Slot]) -> None:
         """Add drafted tokens to the spans of generating sequences, as many as are worth it and fit in."""
@@ -96,7 +84,7 @@ class Speculation:
     def _from_text(self, wants: list[tuple[Span, Slot, int]], n_rows: int, n_generating: int,
                    room: int) -> list[tuple[Span, Slot, int]]:
         """Drafts from each sequence's own text; which spans got none."""
-        chances = [self._lookup(slot).chances(min(n, self._config.lookup_max)) for _, slot, n in wants]
+        chances = [self._lookup(slot).chances(min(n, slot.run.drafting.n_lookup)) for _, slot, n in wants]
         if not any(chances):
             return wants
         left = []
@@ -114,6 +102,7 @@ class Speculation:
 
     def _from_model(self, wants: list[tuple[Span, Slot, int]], n_rows: int, n_generating: int) -> None:
         """Drafts of one length for all that have none from the text."""
+        wants = [(span, slot, min(most, slot.run.drafting.n_model)) for span, slot, most in wants]
         n = best_common_length([(slot.run.drafting.trust.chance, most) for _, slot, most in wants], n_rows,
                                n_generating, self._cost, self._model.cost)
         if n == 0:
@@ -132,7 +121,7 @@ def _most(slot: Slot) -> int:
     run = slot.run
     if run.drafting is None or run.next_token is None or slot.positions is not None:
         return 0
-    n = min(run.drafting.n_max, slot.n_ctx - len(slot.tokens) - 1)
+    n = slot.n_ctx - len(slot.tokens) - 1
     if run.task.n_predict >= 0:
         n = min(n, run.task.n_predict - run.n_decoded - 1)
     return n

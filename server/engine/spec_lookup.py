@@ -12,40 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-N_GRAM = 3
-MAX_MATCH = 24          # how far back two places are compared
+from server.engine.spec_trust import MAX_MATCH, N_GRAM, Trust
+
 MAX_PLACES = 8          # how many earlier places are compared
 RESUME_WITHIN = 48      # a place so close behind the one that was left is likelier the right one...
 RESUME_BONUS = 8        # ...as much as so many equal tokens
 MIN_SURVIVAL = 0.05
-DECAY = 0.9             # of the weight of earlier hits and misses, per token
-PRIOR_WEIGHT = 2.0
-
-# How many tokens have matched so far -> how likely the next one does, before anything is known of this text. The
-# first entry is a guess: one token was exchanged, and the text goes on as before.
-PRIORS = ((0, 0.35), (N_GRAM, 0.45), (4, 0.55), (6, 0.7), (10, 0.8), (20, 0.9))
-_CLASS_OF = tuple(max(i for i, (n, _) in enumerate(PRIORS) if n <= length) for length in range(MAX_MATCH + 1))
-
-
-class Trust:
-    """How often the next token was as predicted, by how many had matched before; recent ones count more."""
-
-    __slots__ = ("_hits", "_trials")
-
-    def __init__(self) -> None:
-        self._hits = [0.0] * len(PRIORS)
-        self._trials = [0.0] * len(PRIORS)
-
-    def note(self, n_matched: int, is_hit: bool) -> None:
-        """One prediction behind `n_matched` equal tokens came true, or not."""
-        i = _CLASS_OF[min(n_matched, MAX_MATCH)]
-        self._hits[i] = self._hits[i] * DECAY + is_hit
-        self._trials[i] = self._trials[i] * DECAY + 1.0
-
-    def chance(self, n_matched: int) -> float:
-        """How likely the next prediction comes true."""
-        i = _CLASS_OF[min(n_matched, MAX_MATCH)]
-        return (self._hits[i] + PRIORS[i][1] * PRIOR_WEIGHT) / (self._trials[i] + PRIOR_WEIGHT)
 
 
 class Lookup:

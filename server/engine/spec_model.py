@@ -21,40 +21,8 @@ from server.log import get_logger
 
 CATCH_UP_ROWS = 256     # prompt tokens read per step of the large model
 GOES_ALONG = 8          # so few missing tokens are read with the first drafting step
-FIRST_CHANCE, FIRST_WEIGHT, DECAY = 0.7, 4.0, 0.95
-EXPLORE = 4
-FIRST_PAUSE, LAST_PAUSE = 128, 4096     # tokens without drafts when they don't pay
 
 log = get_logger("engine")
-
-
-class ModelTrust:
-    """How often the small model was right about one text, and for how long it isn't asked after it did not pay."""
-
-    __slots__ = ("_hits", "_trials", "_pause", "_n_idle")
-
-    def __init__(self) -> None:
-        self._hits, self._trials = FIRST_CHANCE * FIRST_WEIGHT, FIRST_WEIGHT
-        self._pause, self._n_idle = FIRST_PAUSE, 0
-
-    @property
-    def chance(self) -> float:
-        """How likely a drafted token holds if those before it did."""
-        return self._hits / self._trials
-
-    def note(self, n_drafted: int, n_accepted: int) -> None:
-        """Of a draft so many tokens held; behind the first that did not, nothing was learnt."""
-        for is_hit in [1.0] * n_accepted + [0.0] * (n_accepted < n_drafted):
-            self._hits = self._hits * DECAY + is_hit
-            self._trials = self._trials * DECAY + 1.0
-
-    def is_time_to_explore(self) -> bool:
-        """Called for each step in which drafts don't look worth it; now and then True, ever more rarely."""
-        self._n_idle += 1
-        if self._n_idle < self._pause:
-            return False
-        self._pause, self._n_idle = min(self._pause * 2, LAST_PAUSE), 0
-        return True
 
 
 @dataclass(slots=True)
@@ -75,6 +43,7 @@ class ModelDrafts:
         self._drafter = drafter
         self._clock = clock
         self._held: dict[int, list[int]] = {}
+        self._goes_along = max(min(GOES_ALONG, drafter.info.n_batch // drafter.info.n_slots - 1), 0)
 
     def draft(self, wants: Sequence[Want]) -> list[list[int]]:
         """A draft for each want, empty where there is none (yet)."""
@@ -116,15 +85,15 @@ class ModelDrafts:
             held = self._held.setdefault(want.seq, [])
             n = min(common_prefix(held, want.text), len(want.text) - 1)
             if n < len(held):
-                self._trim(want.seq, n)
+                n = self._trim(want.seq, n)
             n_missing = len(want.text) - 1 - n
-            if n_missing > GOES_ALONG:
+            if n_missing > self._goes_along:
                 part = want.text[n:n + min(n_missing, budget)]
                 if not part or not self._evaluate([Span(i, want.seq, n, part, False)]):
                     continue
                 budget -= len(part)
                 n_missing -= len(part)
-            if n_missing <= GOES_ALONG:
+            if n_missing <= self._goes_along:
                 ready.append(i)
         return ready
 
@@ -141,8 +110,10 @@ class ModelDrafts:
             self._held[span.seq] += span.tokens
         return True
 
-    def _trim(self, seq: int, n: int) -> None:
+    def _trim(self, seq: int, n: int) -> int:
+        """Cut a sequence to its first `n` tokens, or to none where the model can't drop a tail; how many are left."""
         if not self._drafter.seq_rm(seq, n, -1):
             self._drafter.seq_rm(seq, -1, -1)
             n = 0
         del self._held[seq][n:]
+        return n

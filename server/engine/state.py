@@ -15,6 +15,7 @@ from server.engine.commands import Commands
 from server.engine.config import EngineConfig
 from server.engine.meter import Meter
 from server.engine.slot import Slot
+from server.engine.spec import Speculation
 from server.engine.task import Event, Failure, Progress, Task
 
 SYSTEM = -1
@@ -32,6 +33,7 @@ class EngineState:
         self.commands = Commands(backend, self.slots, self.system, tuple(
             (i, scale) for i, (_, scale) in enumerate(config.lora) if scale))
         self.meter = Meter()
+        self.speculation = Speculation(config, backend, clock)
         self.running: list[Slot] = []
         self.events: list[Event] = []
         self.is_changed = True

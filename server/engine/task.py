@@ -87,7 +87,8 @@ class Task:
     `n_keep` -1 keeps the whole prompt when the context is shifted. `id_slot` -1 takes any slot. `lora` None means the
     server's setting of adapters, else (adapter index, scale) pairs. Time limits in ms, 0 for none; that of `t_max_ms`
     runs from the task's arrival to its last token. `owner` says whose task it is, for fair shares: the id of an API
-    key, else the client's address. With `progress` and `timings` the events carry those.
+    key, else the client's address. The limits of drafts (speculative decoding; `draft_n_max` 0 is none) are the
+    server's where they are negative. With `progress` and `timings` the events carry those.
     """
 
     id: int
@@ -104,6 +105,9 @@ class Task:
     n_indent: int = 0
     t_max_prompt_ms: int = 0
     t_max_predict_ms: int = 0
+    draft_n_max: int = -1
+    draft_n_min: int = -1
+    draft_p_min: float = -1.0
     timings: bool = False
     t_max_ms: int = 0
     owner: str = ""
@@ -168,13 +172,18 @@ class Progress:
 
 @dataclass(slots=True, frozen=True)
 class Timings:
-    """The engine's own clock for one task, in milliseconds. `prompt_n` counts evaluated tokens, not reused ones."""
+    """The engine's own clock for one task, in milliseconds. `prompt_n` counts evaluated tokens, not reused ones.
+
+    `draft_n` tokens were guessed, and `draft_n_accepted` of those guesses were right.
+    """
 
     cache_n: int
     prompt_n: int
     prompt_ms: float
     predicted_n: int
     predicted_ms: float
+    draft_n: int = 0
+    draft_n_accepted: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -262,6 +271,9 @@ class Snapshot:
     n_predicted_tokens: int = 0
     n_reused_tokens: int = 0
     n_stalls: int = 0
+    n_drafts: int = 0
+    n_draft_tokens: int = 0
+    n_draft_accepted: int = 0
     prompt_ms: float = 0.0
     predicted_ms: float = 0.0
     histograms: dict[str, tuple[float, ...]] = field(default_factory=dict)

@@ -7,9 +7,11 @@ nobody cancelled has one answer, every good answer is the right text, and nothin
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 
+from server.engine.config import SpecConfig
 from server.engine.task import STOP_WORD
 from tests.fakes import BOS, FakeBackend, letters
 from tests.unit.engine.driving import Driver
@@ -31,6 +33,12 @@ def expected_text(prompt: list[int], n: int, n_ctx: int, n_keep: int, is_shiftin
     return bytes(said).decode()
 
 
+def often_right(history: Sequence[int]) -> int:
+    """A draft model that mostly says what `letters` does."""
+    token = letters(history)
+    return token if sum(history) % 4 else 97
+
+
 class Traffic:
     """One random engine and what happens to it."""
 
@@ -43,7 +51,11 @@ class Traffic:
                                    max(n_slots, rng.choice((4, 9, 64))))
         self.backend.adapters = ("first", "second")
         self.is_shifting = can_trim and rng.random() < 0.5
-        self.driver = Driver(self.backend, lora=(("first", 0.0), ("second", 0.0)), shift_context=self.is_shifting,
+        if rng.random() < 0.4:
+            self.backend.drafter = FakeBackend(often_right, self.n_ctx * n_slots, n_slots, can_trim=rng.random() < 0.8)
+        spec = SpecConfig(lookup=rng.random() < 0.5, ngram=rng.choice((1, 2)), n_max=rng.choice((1, 5)),
+                          n_min=rng.choice((0, 0, 2)))
+        self.driver = Driver(self.backend, spec=spec, lora=(("first", 0.0), ("second", 0.0)), shift_context=self.is_shifting,
                              cont_batching=rng.random() < 0.9, max_queue=rng.choice((3, 100)))
         self.stems = [[BOS, *self.letters(n)] for n in (0, 5, 20, 40)]
         self.asked: dict[int, tuple[list[int], int, int]] = {}

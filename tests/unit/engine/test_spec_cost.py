@@ -1,0 +1,112 @@
+"""How many drafted rows are worth their time: the cost of steps as measured, and the choice made from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.engine.spec_cost import FORGET_AFTER, StepCost, best_common_length, best_lengths
+
+
+def measured(seconds_of, sizes=range(1, 65)) -> StepCost:
+    cost = StepCost()
+    for n in sizes:
+        for _ in range(20):
+            cost.observe(n, seconds_of(n))
+    return cost
+
+
+FLAT = measured(lambda n: 0.010 + 0.0001 * n)       # a GPU: rows are nearly free
+STEEP = measured(lambda n: 0.010 * n)               # a busy CPU: a row more costs what it gives
+CPU = measured(lambda n: 0.010 * (1 if n == 1 else 1.4 + 0.28 * (n - 1)))
+
+
+def lengths(chance: float, cost: StepCost, n: int = 16, n_rows: int = 1, n_generating: int = 1, room: int = 100) -> int:
+    return best_lengths([[chance ** (i + 1) for i in range(n)]], n_rows, n_generating, room, cost)[0]
+
+
+def test_estimates_are_the_measured_times_between_and_beyond_them_plausible_ones():
+    cost = measured(lambda n: n * 1e-3, (4, 8))
+    assert cost.estimate(4) == pytest.approx(4e-3) and cost.estimate(6) == pytest.approx(6e-3)
+    assert cost.estimate(1) < cost.estimate(2) < 4e-3 and 8e-3 < cost.estimate(9) < cost.estimate(20)
+
+
+def test_before_anything_is_measured_steps_are_still_comparable():
+    cost = StepCost()
+    assert not cost.is_known
+    estimates = [cost.estimate(n) for n in (1, 2, 8, 64)]
+    assert estimates[0] == 1.0 and estimates == sorted(estimates)
+
+
+def test_a_spike_hardly_moves_an_estimate_and_a_lasting_change_does():
+    cost = measured(lambda n: 1e-3, (1,))
+    cost.observe(1, 0.5)
+    assert cost.estimate(1) < 1.2e-3
+    for _ in range(60):
+        cost.observe(1, 2e-3)
+    assert cost.estimate(1) > 1.8e-3
+    for _ in range(12):
+        cost.observe(1, 1e-3)
+    assert cost.estimate(1) < 1.1e-3
+
+
+def test_steps_of_no_time_teach_nothing():
+    cost = StepCost()
+    cost.observe(1, 0.0)
+    assert not cost.is_known
+
+
+def test_what_was_not_seen_for_long_is_forgotten():
+    cost = measured(lambda n: 1.0 if n > 1 else 1e-3, (1, 8))
+    for _ in range(2 * FORGET_AFTER):
+        cost.observe(1, 1e-3)
+    assert cost.estimate(8) < 0.1
+
+
+@pytest.mark.parametrize(("chance", "cost", "least", "most"), [
+    (0.95, FLAT, 12, 16), (0.5, FLAT, 3, 6), (0.05, FLAT, 0, 1),
+    (0.95, CPU, 5, 16), (0.5, CPU, 0, 0), (0.1, CPU, 0, 0),
+    (0.99, STEEP, 0, 0),
+])
+def test_drafts_are_as_long_as_they_pay(chance, cost, least, most):
+    assert least <= lengths(chance, cost) <= most
+
+
+def test_with_many_sequences_a_cpu_drafts_less_than_with_one():
+    busy = measured(lambda n: 0.010 * (1 if n == 1 else 0.6 + 0.5 * n))
+    assert lengths(0.9, CPU) > lengths(0.9, busy, n_rows=16, n_generating=16)
+
+
+def test_in_a_step_that_reads_a_prompt_drafts_are_nearly_free():
+    assert lengths(0.5, measured(lambda n: 0.001 * n, (1, 2, 513, 520)), n_rows=513) >= 3
+
+
+def test_the_likelier_draft_gets_the_rows():
+    likely, unlikely = [0.9 ** (i + 1) for i in range(8)], [0.2 ** (i + 1) for i in range(8)]
+    n_unlikely, n_likely = best_lengths([unlikely, likely], 2, 2, 100, FLAT)
+    assert n_likely > 5 and n_unlikely <= 2
+    assert best_lengths([unlikely, likely], 2, 2, 3, FLAT) == [0, 3]
+
+
+@pytest.mark.parametrize("room", [0, 1, 5])
+def test_drafts_fit_into_the_batch(room):
+    assert lengths(0.99, FLAT, room=room) == room
+
+
+def test_no_draft_no_length():
+    assert best_lengths([], 1, 1, 10, FLAT) == [] and best_lengths([[], []], 2, 2, 10, FLAT) == [0, 0]
+
+
+@pytest.mark.parametrize(("chance", "draft_ms", "least", "most"), [
+    (0.95, 0.1, 8, 16), (0.95, 3.0, 1, 8), (0.95, 12.0, 0, 0), (0.3, 3.0, 0, 0), (0.6, 1.0, 1, 4)])
+def test_a_draft_model_drafts_as_long_as_its_own_time_pays(chance, draft_ms, least, most):
+    draft_cost = measured(lambda n: draft_ms * 1e-3, (1,))
+    assert least <= best_common_length([(chance, 16)], 1, 1, FLAT, draft_cost) <= most
+
+
+def test_a_draft_models_time_is_assumed_before_it_is_known():
+    assert best_common_length([(0.9, 16)], 1, 1, FLAT, StepCost()) > 0
+
+
+def test_each_sequence_counts_as_far_as_it_can_use_a_draft():
+    assert best_common_length([(0.99, 2)], 1, 1, FLAT, StepCost()) <= 2
+    assert best_common_length([], 0, 0, FLAT, StepCost()) == 0
