@@ -92,7 +92,7 @@ export class ServerView {
   #showSlots(slots) {
     for (const slot of slots) {
       if (!this.#cards.has(slot.id)) {
-        this.#cards.set(slot.id, new SlotCard(slot.id));
+        this.#cards.set(slot.id, new SlotCard(slot.id, this.props.endpoint_slot_actions));
         this.slots.append(this.#cards.get(slot.id).element);
       }
       this.#cards.get(slot.id).show(slot);
@@ -136,7 +136,8 @@ export class ServerView {
 }
 
 class SlotCard {
-  constructor(id) {
+  // `hasActions`: this server saves slots.
+  constructor(id, hasActions) {
     this.id = id;
     this.state = h('span', { class: 'badge' });
     this.prompt = h('pre', { class: 'excerpt', tabindex: 0, 'aria-label': t('slot-text', { id }) });
@@ -146,7 +147,7 @@ class SlotCard {
     this.element = h('article', { class: 'card', 'aria-label': t('slot', { id }) },
       h('div', { class: 'row' }, h('strong', {}, t('slot', { id })), this.state),
       h('div', { class: 'row small' }, this.fill, this.numbers), this.prompt,
-      h('div', { class: 'row' }, action('save'), action('restore'), action('erase')));
+      h('div', { class: 'row', hidden: !hasActions }, action('save'), action('restore'), action('erase')));
   }
 
   show(slot) {

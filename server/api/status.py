@@ -57,6 +57,7 @@ class StatusHandlers:
             "endpoint_slots": context.options.slots,
             "endpoint_props": context.options.props,
             "endpoint_metrics": context.options.metrics,
+            "endpoint_slot_actions": bool(context.options.slot_save_path),
             "compat": context.options.compat,
             "is_sleeping": False,
             "build_info": f"{BUILD_INFO}, llama.cpp {info.llama_version} {info.variant}".strip(),

@@ -213,6 +213,13 @@ def test_the_server_view_shows_slots_and_draws_metrics(server, browser: Browser)
     assert "recite" in facts and "2,048" in facts
 
 
+def test_slots_have_no_buttons_where_they_cannot_be_saved(serve, browser: Browser, recite_model: Path):
+    server = serve("-m", recite_model, "-t", "1")
+    open_page(browser, server, "#server")
+    wait_until(lambda: browser.exists(".card"), "the slots")
+    assert browser.run("return [...document.querySelectorAll('.card button')].some((one) => one.offsetParent)") is False
+
+
 def test_slots_are_saved_erased_and_restored(server, browser: Browser):
     server.complete("count: one", temperature=0, id_slot=0)
     open_page(browser, server, "#server")
