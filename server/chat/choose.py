@@ -19,7 +19,7 @@ def choose_template(options, info, vocab) -> ChatTemplate | BuiltinTemplate:
     """From `--chat-template-file`, `--chat-template`, the model's metadata (which may have a second one for
     conversations with tools), else ChatML with a warning.
 
-    ApiError 500 with line and column when the chosen one can't be compiled.
+    ApiError 500 when the chosen one can't be compiled (with line and column) or isn't one that llama.cpp knows.
     """
     source, tool_source = options.chat_template or "", ""
     if options.chat_template_file:
@@ -36,7 +36,7 @@ def choose_template(options, info, vocab) -> ChatTemplate | BuiltinTemplate:
     if source == "chatml" and options.jinja:
         source = CHATML
     if source in vocab.builtin_templates or not options.jinja:
-        return BuiltinTemplate(source, lambda messages, add: vocab.apply_template(source, messages, add))
+        return builtin(source, vocab)
     if "{" not in source:
         raise ApiError(500, f"--chat-template: '{source[:40]}' is neither Jinja text nor a name that llama.cpp knows; "
                        f"known are {', '.join(vocab.builtin_templates)}")
@@ -44,3 +44,15 @@ def choose_template(options, info, vocab) -> ChatTemplate | BuiltinTemplate:
         return ChatTemplate(source, info.bos_token, info.eos_token, tool_source)
     except TemplateError as error:
         raise ApiError(500, f"the chat template can't be compiled: {error}") from None
+
+
+def builtin(source: str, vocab) -> BuiltinTemplate:
+    """libllama's own template that `source` names or looks like, tried once: what it can't do is better said at the
+    start than with every chat."""
+    template = BuiltinTemplate(source, lambda messages, add: vocab.apply_template(source, messages, add))
+    try:
+        template.render([{"role": "user", "content": "x"}], True, {})
+    except ApiError:
+        raise ApiError(500, "--no-jinja: llama.cpp has no built-in template that is like this one; leave --no-jinja "
+                       "out, or name one with --chat-template") from None
+    return template

@@ -185,10 +185,10 @@ class Vocab(FakeVocab):
         return f"{template[:6]}:" + super().apply_template(template, messages, add_generation_prompt)
 
 
-def choose(meta: dict[str, str] | None = None, **options: object):
+def choose(meta: dict[str, str] | None = None, vocab: FakeVocab | None = None, **options: object):
     options = {"chat_template": None, "chat_template_file": None, "jinja": True, **options}
     info = ModelInfo("m.gguf", bos_token="<s>", eos_token="</s>", meta=meta or {})
-    return choose_template(SimpleNamespace(**options), info, Vocab())
+    return choose_template(SimpleNamespace(**options), info, vocab or Vocab())
 
 
 MODELS = {"tokenizer.chat_template": "model {{ eos_token }}"}
@@ -258,6 +258,15 @@ def test_a_template_that_cannot_be_used_says_why(options, words):
     with pytest.raises(ApiError) as caught:
         choose(MODELS, **options)
     assert caught.value.status == 500 and all(word in caught.value.message for word in words)
+
+
+def test_what_llama_cpp_does_not_recognise_is_told_at_once():
+    class Helpless(Vocab):
+        def apply_template(self, template, messages, add_generation_prompt):
+            raise ApiError(400, "none fits")
+    with pytest.raises(ApiError, match="leave --no-jinja out") as caught:
+        choose(MODELS, Helpless(), jinja=False)
+    assert caught.value.status == 500
 
 
 def test_a_file_that_is_no_text_says_so(tmp_path):
