@@ -153,7 +153,7 @@ def engine_config(options: Options, model: str) -> EngineConfig:
         n_threads=options.threads, n_threads_batch=options.threads_batch, warmup=options.warmup,
         max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
         n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
-        special=options.special, max_stall_ms=options.max_stall_ms,
+        special=options.special, exact=options.exact, max_stall_ms=options.max_stall_ms,
         model_params=model_params, context_params=context_params)
 
 

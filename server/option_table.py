@@ -110,6 +110,8 @@ OPTIONS: tuple[Option, ...] = (
            None, True, env="LLAMA_ARG_JINJA", off_flags=("--no-jinja",)),
     Option("spm_infill", ("--spm-infill",), "put the suffix before the prefix in /infill, as some models want", CONTEXT,
            None, False),
+    Option("exact", ("--exact",), "evaluate every request alone and from its beginning: the same request gives the same "
+           "text whatever else is going on; much slower", CONTEXT, None, False, env="LLAMA_SRV_EXACT"),
     Option("warmup", ("--warmup",), "compute once after loading, so that the first request is fast", CONTEXT, None,
            True, off_flags=("--no-warmup",)),
     Option("max_queue", ("--max-queue",), "requests that may wait for a slot; more get 503", CONTEXT, int, 1024, "N",

@@ -133,6 +133,8 @@ class Admission:
         if self._state.config.n_group > 1 or slot.lora != lora:
             prompt_cache.trim(self._state.backend, slot, 0)
         slot.lora = lora
+        if self._state.config.exact:
+            return prompt_cache.trim(self._state.backend, slot, 0)
         if self._state.config.n_group > 1:
             slot.positions = GroupAttention(self._state.config.n_group, self._state.config.group_width)
             return 0

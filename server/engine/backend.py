@@ -108,7 +108,7 @@ class LlamaBackend:
         self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory))
         if config.n_group > 1 and not self.can_shift:
             raise ApiError(400, "--grp-attn-n: this model's cache can't be folded; leave self-extend off")
-        self.can_share = not (self._llama.llama_model_is_recurrent(self._model)
+        self.can_share = not (config.exact or self._llama.llama_model_is_recurrent(self._model)
                               or self._llama.llama_model_is_hybrid(self._model))
         self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
         self.adapters = tuple(path for path, _ in config.lora)
@@ -260,14 +260,18 @@ class LlamaBackend:
         n_threads = config.n_threads if config.n_threads > 0 else cpu_count()
         n_threads_batch = config.n_threads_batch if config.n_threads_batch > 0 else n_threads
         n_batch = min(max(config.n_batch, config.n_slots), max(n_ctx, config.n_slots))
+        if config.exact:        # a buffer for each sequence, so that nobody's cells depend on where others' are
+            n_ctx = n_ctx // config.n_slots * (config.n_slots + 1)
         fields = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": min(config.n_ubatch, n_batch),
                   "n_seq_max": config.n_slots + 1, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
-                  "kv_unified": True, "no_perf": True}
+                  "kv_unified": not config.exact, "no_perf": True}
         return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
 
     def _model_info(self, config: EngineConfig, n_vocab: int) -> ModelInfo:
         llama, model = self._llama, self._model
         n_ctx = int(llama.llama_n_ctx(self._context))
+        if config.exact:
+            n_ctx = n_ctx // (config.n_slots + 1) * config.n_slots
         return ModelInfo(
             path=config.model, desc=model.desc, size=model.size, n_params=model.n_params, n_vocab=n_vocab,
             n_ctx_train=llama.llama_model_n_ctx_train(model), n_embd=llama.llama_model_n_embd(model), n_ctx=n_ctx,

@@ -31,7 +31,10 @@ class Batching:
         running = self._state.running
         if not running:
             return []
-        if len(running) > 1 and self._state.backend.adapters:
+        if self._state.config.exact:
+            running = [min(running, key=lambda slot: slot.t_served)]
+            running[0].t_served = self._state.clock()
+        elif len(running) > 1 and self._state.backend.adapters:
             running = self._turn(running)
         self._state.backend.set_lora(running[0].lora)
         jobs = [self._job(slot) for slot in running]
@@ -51,7 +54,7 @@ class Batching:
     def _prompt_rows(self) -> int:
         """The budget of this step. Without a stream a whole micro-batch at least: less would only cost speed."""
         limit_ms, config = self._state.config.max_stall_ms, self._state.config
-        if limit_ms == 0:
+        if limit_ms == 0 or config.exact:       # steps of other lengths round differently
             return planner.UNLIMITED
         if self._n_generating:
             return self._pace.rows_beside_streams(limit_ms)

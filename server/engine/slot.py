@@ -59,6 +59,7 @@ class Slot:
     n_shared: int = 0
     run: Run | None = None
     t_used: float = 0.0
+    t_served: float = 0.0
     latest: SlotState | None = None
 
     @property
