@@ -29,9 +29,11 @@ from server.engine.task import READY
 from server.engine.thread import ThreadTransport
 from server.engine.vocab import open_vocab
 from server.errors import ApiError
+from server.housekeeping import Housekeeping
 from server.log import LogFileError, get_logger
 from server.options import (OptionError, Options, bash_completion, native_params, parse, request_defaults,
                             secret_values, usage)
+from server.run_files import RunFileError
 from server.web.httpd import BindError, HttpServer
 from server.web.router import Router
 
@@ -67,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
             print("\n".join(backend.device_lines(backend.find_libs(ROOT, options.libs), options.cpu_variant)))
             return 0
         return serve(options)
-    except (OptionError, ApiError, BindError, DownloadError, LogFileError, backend.LibsError) as error:
+    except (OptionError, ApiError, BindError, DownloadError, LogFileError, RunFileError,
+            backend.LibsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -97,15 +100,19 @@ def serve(options: Options) -> int:
     context = make_context(options, engine)
     keys = edge.KeyFiles(options)
     server = make_server(options, context, keys)
-    server.start()
-    log.info("listening on %s, loading %s", server.url, model)
-    edge.warn_if_open(options, server, keys)
-    engine.start()
+    house = Housekeeping(options, server, keys, engine, stop.set)
     try:
-        return _wait(options, context, server, keys, stop, system_prompt)
+        house.start()
+        server.start()
+        log.info("listening on %s, loading %s", server.url, model)
+        edge.warn_if_open(options, server, keys)
+        engine.start()
+        return _wait(options, context, server, house, stop, system_prompt)
     finally:
+        house.report("stopping")
         server.stop(options.drain if engine.state == READY else 0.0)
         engine.close()
+        house.close()
 
 
 def make_context(options: Options, engine: EngineClient) -> Context:
@@ -180,12 +187,13 @@ def check_chat_template(options: Options, context: Context) -> None:
         log.warning("%s; chats will be refused (--chat-template names another)", error)
 
 
-def _wait(options: Options, context: Context, server: HttpServer, keys: edge.KeyFiles, stop: threading.Event,
+def _wait(options: Options, context: Context, server: HttpServer, house: Housekeeping, stop: threading.Event,
           system_prompt: object) -> int:
     """Until a signal (0) or the end of the engine (1). The waits are short: a signal can't end a long one on Windows."""
     engine = context.engine
     while not stop.is_set() and not engine.wait_until_loaded(0.2):
         _show_progress(engine.progress)
+        house.loading(engine.progress)
     if engine.state == READY and not stop.is_set():
         if system_prompt is not None:
             context.set_system_prompt(system_prompt)
@@ -193,10 +201,11 @@ def _wait(options: Options, context: Context, server: HttpServer, keys: edge.Key
         info = engine.info
         log.info("%s: %d slots, %d tokens of context each, llama.cpp %s %s", info.desc, info.n_slots,
                  info.n_ctx_slot, info.llama_version, info.variant)
+        house.report("ready")
         print(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", flush=True)
     while not stop.is_set() and engine.state == READY:
-        stop.wait(0.5)
-        keys.refresh()
+        stop.wait(house.interval_s)
+        house.tick()
     if not stop.is_set():
         print(f"error: {engine.error or 'the engine ended by itself; see the log above'}", file=sys.stderr)
         return 1

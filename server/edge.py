@@ -37,12 +37,12 @@ class KeyFiles:
             if not len(self.ring):
                 raise OptionError(f"--api-key-file {self._path} holds no key")
 
-    def refresh(self) -> None:
+    def refresh(self, force: bool = False) -> None:
         """Read the file again if it has changed; a file that can't be read keeps the keys as they are."""
         if self._path is None:
             return
         try:
-            if self._stat() != self._stamp:
+            if force or self._stat() != self._stamp:
                 self._read()
                 log.info("API keys read again: %d", len(self.ring))
         except (OSError, UnicodeDecodeError) as error:

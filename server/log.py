@@ -46,7 +46,7 @@ MIN_SECRET = 5                      # masking shorter ones would eat ordinary wo
 MAX_PATH = 256
 MAX_DEPTH = 20
 WOULD_BLOCK_TRIES, WOULD_BLOCK_WAIT_S = 50, 0.01
-QUIET_ENDINGS = ("/health", "/metrics")
+QUIET_ENDINGS = ("/health", "/health/live", "/health/ready", "/metrics")
 """Probes ask for these every few seconds: in the access log only from DEBUG on, unless they fail."""
 STATIC_ENDINGS = (".js", ".mjs", ".css", ".svg", ".ico", ".png", ".woff2")
 """Files of the web page, some thirty for one visit: likewise."""

@@ -231,6 +231,12 @@ OPTIONS: tuple[Option, ...] = (
     Option("sse_ping_interval", ("--sse-ping-interval",), "seconds of silence after which a stream of /v1 carries a "
            "comment, so that nobody takes it for dead; streams of /completion only if it is set; -1 for never", SERVER,
            int, 30, "S", "LLAMA_ARG_SSE_PING_INTERVAL", -1, 86400),
+    Option("pid_file", ("--pid-file",), "write the process id to this file while running", SERVER, metavar="FILE",
+           env="LLAMA_SRV_PID_FILE"),
+    Option("state_file", ("--state-file",), "keep a JSON object with url, pid, model and state (loading, ready, stopping) "
+           "in this file while running", SERVER, metavar="FILE", env="LLAMA_SRV_STATE_FILE"),
+    Option("debug_stacks", ("--debug-stacks",), "answer POST /debug/stacks with what every Python thread is doing", SERVER,
+           None, False, env="LLAMA_SRV_DEBUG_STACKS"),
     Option("slots", ("--slots",), "answer GET /slots, which shows what users have written", SERVER, None, True,
            env="LLAMA_ARG_ENDPOINT_SLOTS", off_flags=("--no-slots", "--slots-endpoint-disable")),
     Option("metrics", ("--metrics",), "answer GET /metrics", SERVER, None, False, env="LLAMA_ARG_ENDPOINT_METRICS"),

@@ -57,6 +57,7 @@ class Engine(Protocol):
     info: ModelInfo | None
     vocab: Vocab
     snapshot: Snapshot
+    is_stuck: bool
 
     def new_id(self) -> int:
         """The next task id."""
@@ -72,6 +73,9 @@ class Engine(Protocol):
 
     def require_ready(self) -> None:
         """ApiError unless requests can be served."""
+
+    def stacks(self) -> str:
+        """What the threads of the engine's own process are doing."""
 
 
 @dataclass(slots=True, frozen=True)

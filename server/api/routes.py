@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from server.api.completion import CompletionHandler
 from server.api.context import Context
+from server.api.debug import DebugHandler
 from server.api.infill import InfillHandler
 from server.api.lora import LoraHandlers
 from server.api.metrics import MetricsHandler
@@ -21,6 +22,8 @@ def routes(context: Context) -> list[Route]:
     lora, openai = LoraHandlers(context), OpenAiHandlers(context)
     return [
         Route("GET", "/health", status.health, public=True),
+        Route("GET", "/health/live", status.live, public=True),
+        Route("GET", "/health/ready", status.ready, public=True),
         Route("GET", "/props", status.props),
         Route("POST", "/props", status.set_props),
         Route("GET", "/slots", status.slots),
@@ -40,6 +43,7 @@ def routes(context: Context) -> list[Route]:
         Route("POST", "/apply-template", openai.apply_template),
         Route("POST", "/infill", InfillHandler(context).handle),
         *(Route("POST", prefix + "/abort", AbortHandler(context.running).handle) for prefix in ("", "/v1")),
+        Route("POST", "/debug/stacks", DebugHandler(context).stacks, body_optional=True),
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),
     ]

@@ -10,6 +10,8 @@ from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
 BUILD_INFO = "llama_srv"
+NO = ("", "0", "false", "no", "off")
+STUCK = "the engine has work and makes no progress"
 
 
 class StatusHandlers:
@@ -19,7 +21,8 @@ class StatusHandlers:
         self._context = context
 
     def health(self, request: Request) -> Response:
-        """200 ok or no slot available (503 with `fail_on_no_slot`), 503 while loading, 500 after a failed load."""
+        """200 ok or no slot available (503 with `fail_on_no_slot`), 503 while loading, 500 after a failed load; with
+        `strict` 503 also when the engine has work and makes no progress."""
         engine = self._context.engine
         if engine.state == LOADING:
             error = ApiError(503, "Loading model", progress=round(engine.progress, 3))
@@ -28,6 +31,8 @@ class StatusHandlers:
             message = f"the model could not be loaded: {engine.error}" if engine.state == FAILED else "shutting down"
             status = 500 if engine.state == FAILED else 503
             return json_response({"status": "error", **ApiError(status, message).body()}, status)
+        if request.query.get("strict", "0") not in NO and engine.is_stuck:
+            return json_response({"status": "error", **ApiError(503, STUCK).body()}, 503)
         snapshot = engine.snapshot
         is_full = snapshot.n_idle == 0
         body: dict[str, object] = {"status": "no slot available" if is_full else "ok",
@@ -35,6 +40,19 @@ class StatusHandlers:
         if "include_slots" in request.query and self._context.options.slots:
             body["slots"] = self._slots()
         return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
+
+    def live(self, request: Request) -> Response:
+        """200 as long as this process answers at all: whoever restarts it for anything else loses what it is doing."""
+        return json_response({"status": "ok"})
+
+    def ready(self, request: Request) -> Response:
+        """200 when a request would be served now, else 503 with the reason: for who spreads requests over servers."""
+        engine = self._context.engine
+        if engine.state != READY:
+            raise ApiError(503, "Loading model" if engine.state == LOADING else engine.error or "shutting down")
+        if engine.is_stuck:
+            raise ApiError(503, STUCK)
+        return json_response({"status": "ok"})
 
     def props(self, request: Request) -> Response:
         """Settings of the server and the defaults of requests."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -21,6 +22,8 @@ from server.errors import ApiError
 from server.log import get_logger
 
 N_RECENT = 512
+SILENCE_S = 60.0
+"""How long a step may take before an engine with work counts as stuck."""
 
 log = get_logger("engine")
 
@@ -33,6 +36,9 @@ class Transport(Protocol):
 
     def post(self, message: object) -> None:
         """Hand over a message from any thread, without waiting."""
+
+    def stacks(self, timeout_s: float) -> str:
+        """See `EngineClient.stacks`."""
 
     def close(self, grace_s: float) -> None:
         """End the engine, after at most `grace_s` seconds for running tasks, and wait until it is gone."""
@@ -123,6 +129,7 @@ class EngineClient:
         self.info: ModelInfo | None = None
         self.vocab = None
         self.snapshot = Snapshot()
+        self._t_sign = time.monotonic()     # when the engine last gave a sign of life, or was given work
 
     def start(self) -> None:
         """Begin to load the model; returns at once."""
@@ -132,6 +139,15 @@ class EngineClient:
         """Wait for READY or FAILED; False when it takes longer than `timeout_s`."""
         return self._settled.wait(timeout_s)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the engine has work and has said nothing for longer than a step can take."""
+        return bool(self._results or self._replies) and time.monotonic() - self._t_sign > SILENCE_S
+
+    def stacks(self, timeout_s: float = 5.0) -> str:
+        """What all Python threads of the engine's process are doing; "" if that is this process, or doesn't answer."""
+        return self._transport.stacks(timeout_s)
+
     def new_id(self) -> int:
         """A task id: they only grow, so they also tell the order of arrival."""
         return next(self._ids)
@@ -140,6 +156,8 @@ class EngineClient:
         """Queue the tasks of one request. ApiError 503 while the model is loading, 500 if it could not be loaded."""
         self.require_ready()
         results = Results(self, tasks, stream)
+        if not self._results:
+            self._t_sign = time.monotonic()
         for task in tasks:
             self._results[task.id] = results
             self._transport.post(task)
@@ -199,6 +217,7 @@ class EngineClient:
 
     def dispatch(self, frame: Frame) -> None:
         """The transport's thread: spread one frame. `snapshot` is replaced before anybody is woken."""
+        self._t_sign = time.monotonic()
         if frame.snapshot is not None:
             self.snapshot = frame.snapshot
         for event in frame.events:

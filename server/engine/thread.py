@@ -45,6 +45,10 @@ class ThreadTransport:
         if self._scheduler is not None:
             self._scheduler.post(message)
 
+    def stacks(self, timeout_s: float) -> str:
+        """Nothing: whoever asks sees the engine's thread himself."""
+        return ""
+
     def close(self, grace_s: float) -> None:
         """See `Transport.close`. A decode that outlasts the grace time is aborted."""
         self._is_closing = True

@@ -236,6 +236,15 @@ class HttpServer:
         self._server.router = router
 
     @property
+    def tls(self) -> ssl.SSLContext | None:
+        """The certificate for new connections, None without one."""
+        return self._server.tls
+
+    @tls.setter
+    def tls(self, context: ssl.SSLContext | None) -> None:
+        self._server.tls = context
+
+    @property
     def n_connections(self) -> int:
         """Open connections now."""
         return len(self._server.connections)

@@ -37,6 +37,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.gguf": (),
     "server.download": LEAVES,
     "server.edge": (*LEAVES, "server.web"),
+    "server.housekeeping": (*LEAVES, "server.edge", "server.run_files", "server.systemd", "server.stacks", "server.web"),
     "server.web": LEAVES,
     "server.chat": LEAVES,
     "server.engine": LEAVES,
@@ -48,6 +49,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.backend_params": NATIVE,
     "server.engine.vocab": NATIVE,
     "server.api": API,
+    "server.api.debug": (*API, "server.stacks"),
     "server.api.routes": (*API, "server.web.router"),   # the table of routes is made of the router's rows
     "server.app": EVERYTHING,
     "server": (),

@@ -1,0 +1,101 @@
+"""Looking after the real program from outside: signals, files, systemd's socket, and what is left of it at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+
+import pytest
+import requests
+
+from tests.support import NO_PROXY, PATIENCE, ServerProcess, wait_until
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="not on Windows: it has no such signals and sockets")
+
+
+def status(server: ServerProcess, key: str) -> int:
+    """Of a request with this API key."""
+    return requests.get(server.url + "/props", headers={"X-Api-Key": key}, timeout=PATIENCE, proxies=NO_PROXY).status_code
+
+
+def test_the_files_follow_the_program_and_go_with_it(serve, tiny_spm_model, tmp_path):
+    server = serve("-m", tiny_spm_model, "-t", 1, "--pid-file", tmp_path / "pid", "--state-file", tmp_path / "state")
+    wait_until(lambda: json.loads((tmp_path / "state").read_text())["state"] == "ready", "the state to be ready")
+    state = json.loads((tmp_path / "state").read_text())
+    assert (state["url"], state["pid"]) == (server.url, server.process.pid)
+    assert int((tmp_path / "pid").read_text()) == server.process.pid
+    assert server.stop() == 0
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_hangup_takes_over_keys_and_a_moved_log_file(serve, tiny_spm_model, tmp_path):
+    keys, log = tmp_path / "keys", tmp_path / "log"
+    keys.write_text("first-key\n")
+    server = serve("-m", tiny_spm_model, "-t", 1, "--api-key-file", keys, "--log-file", log)
+    assert (status(server, "first-key"), status(server, "other-key")) == (200, 401)
+    keys.write_text("other-key\n")
+    log.rename(tmp_path / "log.1")
+    server.process.send_signal(signal.SIGHUP)
+    server.wait_for_line("reloaded")
+    assert (status(server, "first-key"), status(server, "other-key")) == (401, 200)
+    assert "reloaded" in log.read_text() and "listening" in (tmp_path / "log.1").read_text()
+    for text in (server.log, log.read_text(), (tmp_path / "log.1").read_text()):
+        assert "first-key" not in text and "other-key" not in text
+
+
+def test_a_signal_shows_what_every_thread_does_and_changes_nothing(serve, tiny_spm_model):
+    server = serve("-m", tiny_spm_model, "-t", 1)
+    text = server.complete("the cat", 20)["content"]
+    server.process.send_signal(signal.SIGUSR1)
+    server.wait_for_line("most recent call first")
+    wait_until(lambda: "scheduler.py" in server.log and "httpd.py" in server.log, "the threads of engine and edge")
+    assert server.complete("the cat", 20)["content"] == text
+    assert server.stop() == 0
+
+
+def test_systemd_hears_of_the_whole_life(serve, tiny_spm_model, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(PATIENCE)
+        heard: list[str] = []
+
+        def wait_for(line: str) -> None:
+            while line not in "\n".join(heard).split("\n"):
+                heard.append(manager.recv(4096).decode())
+        server = serve("-m", tiny_spm_model, "-t", 1,
+                       environment={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"})
+        wait_for("READY=1")
+        heard.clear()
+        wait_for("WATCHDOG=1")
+        assert server.stop() == 0
+        wait_for("STOPPING=1")
+
+
+def test_a_socket_left_behind_by_a_killed_server_is_taken_over_and_removed(libs_folder, tiny_spm_model, tmp_path,
+                                                                           monkeypatch):
+    monkeypatch.chdir(tmp_path)         # such paths must be short
+    arguments = ["-m", str(tiny_spm_model), "-t", "1", "--host", "llm.sock", "--pid-file", "pid"]
+    with ServerProcess(arguments) as killed:
+        killed.wait_for_line("is ready")
+        killed.process.kill()
+        killed.wait()
+    assert stat.S_ISSOCK(os.stat("llm.sock").st_mode) and os.path.exists("pid")
+    with ServerProcess(arguments) as server:
+        server.wait_for_line("is ready")
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect("llm.sock")
+            client.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert int(open("pid").read()) == server.process.pid
+        assert server.stop() == 0
+    assert os.listdir(".") == []
+
+
+def test_a_file_that_cannot_be_written_ends_the_program_in_one_line(libs_folder, tiny_spm_model, tmp_path):
+    with ServerProcess(["-m", str(tiny_spm_model), "--port", "0", "--pid-file", str(tmp_path / "no" / "pid")]) as server:
+        assert server.wait() == 1
+        [line] = [line for line in server.log.splitlines() if line.startswith("error: ")]
+        assert "--pid-file" in line
