@@ -102,7 +102,7 @@ class FakeVocab:
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
         """The bytes of all ordinary tokens."""
-        return bytes(token for token in tokens if token < 256)
+        return bytes(token for token in tokens if 0 <= token < 256)
 
 
 def _parse_special(text: str) -> list[int]:
@@ -180,6 +180,7 @@ class FakeBackend:
         self.can_share = can_trim
         self.takes_states = True
         self.adapters: tuple[str, ...] = ()
+        self.media = None
         self.lora: tuple = ()
         self.drafter: FakeBackend | None = None
         self.certainty = 1.0

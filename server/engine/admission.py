@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from server.engine import prompt_cache, sampling
 from server.engine.answers import Answers
+from server.engine.media import Layout
 from server.engine.self_extend import GroupAttention
 from server.engine.slot import Run, Slot
 from server.engine.state import EngineState
@@ -103,17 +104,19 @@ class Admission:
 
     def _start(self, slot: Slot, waiting: Waiting, prompt: list[int]) -> None:
         task, n_asked = waiting.task, len(prompt)
-        prompt = self._fit_prompt(slot, task, prompt)
+        layout = self._state.media.layout(task.id).shifted(n_asked - len(task.prompt))
+        prompt = self._fit_prompt(slot, task, prompt, layout)
         stages = sampling.chain(task.sampling, self._state.backend.facts)
         sampler = self._state.backend.new_sampler(stages, task.sampling.grammar)
         now = self._state.clock()
         try:
-            n_cached = self._reuse(slot, task, prompt)
+            n_cached = self._reuse(slot, task, prompt, layout)
         except BaseException:
             sampler.close()
             raise
         slot.run = Run(task, prompt, n_cached, sampler, TextStream(task.stop, task.n_indent), waiting.t_arrived, now,
-                       truncated=len(prompt) < n_asked, drafting=self._state.speculation.begin(task))
+                       truncated=len(prompt) < n_asked, layout=layout,
+                       drafting=None if layout.chunks else self._state.speculation.begin(task))
         self._state.running.append(slot)
         self._state.running.sort(key=lambda slot: slot.run.task.id)
         self._state.meter.n_reused += n_cached
@@ -121,13 +124,13 @@ class Admission:
         n_history = sampling.history_length(task.sampling, slot.n_ctx)
         if n_history:
             history = prompt if task.sampling.penalty_prompt is None else task.sampling.penalty_prompt
-            sampler.accept(history[-n_history:])
+            sampler.accept([token for token in history[-n_history:] if token >= 0])
         if task.progress:
             self._state.report_progress(slot)
         if not prompt:
             self._answers.finish(slot, STOP_LIMIT)
 
-    def _reuse(self, slot: Slot, task: Task, prompt: list[int]) -> int:
+    def _reuse(self, slot: Slot, task: Task, prompt: list[int], layout: Layout) -> int:
         """Set the slot's cache to what it, another slot or the system prompt has of `prompt`; how many tokens."""
         lora = self._state.lora_of(task)
         if self._state.config.n_group > 1 or slot.lora != lora:
@@ -140,13 +143,15 @@ class Admission:
             return 0
         others = (self._state.system, *self._state.slots) if task.cache_prompt else (self._state.system,)
         donors = [other for other in others if other is not slot and other.tokens and other.lora == lora]
-        return prompt_cache.reuse_prefix(self._state.backend, slot, prompt, task.cache_prompt, donors)
+        return prompt_cache.reuse_prefix(self._state.backend, slot, prompt, task.cache_prompt, donors,
+                                         layout.reusable(len(prompt)))
 
-    def _fit_prompt(self, slot: Slot, task: Task, prompt: list[int]) -> list[int]:
-        if len(prompt) < slot.n_ctx:
+    def _fit_prompt(self, slot: Slot, task: Task, prompt: list[int], layout: Layout) -> list[int]:
+        n_prompt = len(prompt) + layout.n_extra()
+        if n_prompt < slot.n_ctx:
             return prompt
-        if self._state.config.shift_context:
+        if self._state.config.shift_context and not layout.chunks:
             return prompt_cache.cut_prompt(prompt, slot.n_ctx, self._state.n_keep(task, prompt))
-        raise ApiError(400, f"the prompt has {len(prompt)} tokens, the context of a slot holds {slot.n_ctx}; "
+        raise ApiError(400, f"the prompt has {n_prompt} tokens, the context of a slot holds {slot.n_ctx}; "
                        "shorten it, or start the server with a larger --ctx-size or with --context-shift",
-                       "exceed_context_size_error", n_prompt_tokens=len(prompt), n_ctx=slot.n_ctx)
+                       "exceed_context_size_error", n_prompt_tokens=n_prompt, n_ctx=slot.n_ctx)

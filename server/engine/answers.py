@@ -116,11 +116,14 @@ class Answers:
         return not run.text.is_inside_character or run.n_decoded >= n_predict + MAX_TOKENS_TO_FINISH_CHARACTER
 
     def _has_room(self, slot: Slot, run: Run) -> bool:
-        """Room for one more token in the slot's context, made by shifting if that is switched on."""
-        if len(slot.tokens) < slot.n_ctx:
+        """Room for one more token in the slot's context, made by shifting if that is switched on.
+
+        With images there is no shifting: what is left of one makes no sense to a model.
+        """
+        if len(slot.tokens) + run.layout.n_extra() < slot.n_ctx:
             return True
         run.truncated = True
-        if not (self._state.config.shift_context and self._state.backend.can_shift):
+        if not (self._state.config.shift_context and self._state.backend.can_shift) or run.layout.chunks:
             return False
         n = prompt_cache.shift(self._state.backend, slot, self._state.n_keep(run.task, run.prompt), run.task.n_discard)
         log.debug("task %d: context full, dropped %d tokens", run.task.id, n)
@@ -134,7 +137,7 @@ class Answers:
             stop = STOP_WORD
         self._state.events.append(Final(
             id=run.task.id, id_slot=slot.id, text=text, stop=stop, stopping_word=run.text.stopping_word,
-            n_prompt=len(run.prompt), n_predicted=run.n_decoded, n_cached=len(slot.tokens), truncated=run.truncated,
-            timings=run.timings()))
+            n_prompt=len(run.prompt) + run.layout.n_extra(), n_predicted=run.n_decoded, n_cached=len(slot.tokens),
+            truncated=run.truncated, timings=run.timings()))
         self._state.meter.text_done(run.n_decoded, run.t_last - run.t_first)
         self._state.release(slot, stop)

@@ -1,6 +1,6 @@
 """libllama behind the `Backend` interface: the ~30 C calls the engine needs, on the engine's thread.
 
-With `backend_sampler`, `backend_custom` and `vocab` the only module that knows `ctypes_api`. Per decoded row it costs five writes
+With its parts (`backend_*`) and `vocab` the only module that knows `ctypes_api`. Per decoded row it costs five writes
 into C arrays; prompt rows are written by slices. One KV buffer is shared by all sequences (`kv_unified`), because
 mixed batches run two to four times faster that way than with one buffer per sequence, and sequences can share cells.
 """
@@ -8,7 +8,6 @@ mixed batches run two to four times faster that way than with one buffer per seq
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,9 +17,11 @@ from ctypes_api.devices import list_devices
 from ctypes_api.errors import LibsError
 from ctypes_api.ggml import GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
+from server.engine.backend_mtmd import Projector
 from server.engine.backend_params import model_fields
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
 from server.engine.config import EngineConfig
+from server.engine.model_file import sample_hash
 from server.engine.planner import Span
 from server.engine.sampling import Stage, VocabFacts
 from server.engine.task import ModelInfo
@@ -31,7 +32,6 @@ __all__ = ["LibsError", "LlamaBackend", "device_lines", "find_libs", "library_li
 
 AUTO_CTX = 16384
 MIN_CTX_SLOT = 32
-SAMPLE_BYTES = 1 << 20
 
 log = get_logger("engine")
 native_log = get_logger("llama")
@@ -66,8 +66,8 @@ def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> 
         raise ApiError(500, str(error)) from None
 
 
-def _load(folder: str, cpu_variant: str | None) -> loader.Libs:
-    libs = loader.load(Path(folder), cpu_variant=cpu_variant, log_callback=_on_loading_log)
+def _load(folder: str, cpu_variant: str | None, with_mtmd: bool = False) -> loader.Libs:
+    libs = loader.load(Path(folder), cpu_variant=cpu_variant, with_mtmd=with_mtmd, log_callback=_on_loading_log)
     for note in libs.notes:
         log.warning("%s", note)
     return libs
@@ -91,7 +91,7 @@ class LlamaBackend:
     """A model and one context. See `Backend` for what the methods promise."""
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], bool]) -> None:
-        self._libs = _load(config.libs, config.cpu_variant)
+        self._libs = _load(config.libs, config.cpu_variant, bool(config.mmproj))
         self._llama = self._libs.llama
         if config.numa:
             self._llama.llama_numa_init(config.numa)
@@ -99,6 +99,7 @@ class LlamaBackend:
         self._model = Model(self._libs, config.model, progress=on_progress,
                             **model_fields(self._libs, config.model_params))
         self._context = self._open_context(config, self._context_size(config))
+        self.media = Projector(self._model, self._context, config, self._abort) if config.mmproj else None
         self._libs.log.sink = _on_native_log
         self._has_gpu = any(device.type != "CPU" for device in list_devices(self._libs))
         self._n_batch = int(self._llama.llama_n_batch(self._context))
@@ -158,8 +159,8 @@ class LlamaBackend:
         self._abort.set()
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token, cached; control tokens have none unless they are to be shown."""
-        piece = self._pieces.get(token)
+        """The bytes of a token, cached; placeholders of media have none, nor control tokens unless they are shown."""
+        piece = self._pieces.get(token) if token >= 0 else b""
         if piece is None:
             piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token,
                                                                       self._special)
@@ -226,20 +227,15 @@ class LlamaBackend:
         self._lora = scales
 
     def fingerprint(self) -> str:
-        """Model description and a hash over samples of its file: cheap for any size, different for fine-tunes."""
+        """Model description and a hash over samples of its file."""
         if not self._fingerprint:
-            digest = hashlib.sha256()
-            with open(self.info.path, "rb") as stream:
-                size = stream.seek(0, os.SEEK_END)
-                digest.update(str(size).encode())
-                for at in (0, size // 3, 2 * size // 3, max(size - SAMPLE_BYTES, 0)):
-                    stream.seek(at)
-                    digest.update(stream.read(SAMPLE_BYTES))
-            self._fingerprint = f"{self.info.desc}, {digest.hexdigest()[:16]}"
+            self._fingerprint = f"{self.info.desc}, {sample_hash(self.info.path)}"
         return self._fingerprint
 
     def close(self) -> None:
         """The context goes before its model."""
+        if self.media is not None:
+            self.media.close()
         self._context.close()
         self._model.close()
 
@@ -280,7 +276,8 @@ class LlamaBackend:
             devices=tuple(device.name for device in list_devices(self._libs)), adapters=self.adapters,
             bos_token=self._token_text(llama.llama_vocab_bos(self._vocab)),
             eos_token=self._token_text(llama.llama_vocab_eos(self._vocab)),
-            eog_tokens=tuple(sorted(self.eog_tokens)), meta=model.meta())
+            eog_tokens=tuple(sorted(self.eog_tokens)), meta=model.meta(),
+            vision=self.media is not None and self.media.vision, audio=self.media is not None and self.media.audio)
 
     def _token_text(self, token: int) -> str:
         if token < 0:

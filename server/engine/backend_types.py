@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from server.engine.media import Chunk, Prepared
 from server.engine.planner import Span
 from server.engine.sampling import Stage, VocabFacts
-from server.engine.task import ModelInfo, TokenProbs
+from server.engine.task import Media, ModelInfo, TokenProbs
 
 DECODE_OK, DECODE_NO_ROOM, DECODE_ABORTED = 0, 1, 2
 
@@ -48,6 +49,22 @@ class Drafter(Protocol):
         """The most likely token behind batch row `row`, and how likely it is among the ten likeliest."""
 
 
+class MediaBackend(Protocol):
+    """The projector of a model that takes images or sound. `prepare` runs on another thread than the rest."""
+
+    vision: bool
+    audio: bool
+
+    def prepare(self, media: Media) -> Prepared:
+        """Decode a file and say what it takes in a prompt; ApiError(400) if it is no good."""
+
+    def encode(self, chunk: Chunk) -> None:
+        """Compute a chunk's embeddings; they stay until the next call."""
+
+    def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
+        """Evaluate the chunk encoded last: a `DECODE_*` code and the batch row of its end (logits with `output`)."""
+
+
 class Backend(Protocol):
     """A loaded model with one context. All but `abort` is called on the engine's thread only."""
 
@@ -58,6 +75,7 @@ class Backend(Protocol):
     can_share: bool
     adapters: tuple[str, ...]
     drafter: Drafter | None
+    media: MediaBackend | None
 
     def decode(self, spans: Sequence[Span]) -> int:
         """Evaluate the rows; a `DECODE_*` code, negative for errors. After errors the caller trims sequences."""

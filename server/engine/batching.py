@@ -28,7 +28,7 @@ class Batching:
 
     def plan(self) -> list[Span]:
         """The rows of the next batch. One batch has one set of adapters; sets take turns."""
-        running = self._state.running
+        running = [slot for slot in self._state.running if slot.chunk is None]
         if not running:
             return []
         if self._state.config.exact:
@@ -74,6 +74,8 @@ class Batching:
     def _job(self, slot: Slot) -> Job:
         is_prefill = slot.run.next_token is None
         if slot.positions is None:
-            return Job(slot.id, slot.seq, len(slot.tokens), slot.pending, is_prefill)
+            pending = slot.pending
+            ends = not is_prefill or len(slot.tokens) + len(pending) == len(slot.run.prompt)
+            return Job(slot.id, slot.seq, len(slot.tokens), pending, is_prefill, ends=ends)
         prompt_cache.fold(self._state.backend, slot)
         return Job(slot.id, slot.seq, slot.next_pos, slot.pending, is_prefill, slot.positions.room)

@@ -35,9 +35,10 @@ class EngineConfig:
 
     `n_ctx` 0 is the model's own, None that too but at most `AUTO_CTX`. `model_params` and `context_params` go by
     name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `lora` are
-    (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `n_group` above 1 switches self-extend on. With
-    `special` answers show special tokens. `exact` evaluates each task alone and from its beginning. `max_stall_ms` is what a step may take while somebody reads a stream, 0 for
-    no limit.
+    (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `mmproj` is the projector's file, "" for none;
+    `mmproj_params` go by name into `mtmd_context_params`. `n_group` above 1 switches self-extend on. With `special`
+    answers show special tokens. `exact` evaluates each task alone and from its beginning. `max_stall_ms` is what a step
+    may take while somebody reads a stream, 0 for no limit.
     """
 
     model: str
@@ -61,5 +62,7 @@ class EngineConfig:
     special: bool = False
     exact: bool = False
     spec: SpecConfig = field(default_factory=SpecConfig)
+    mmproj: str = ""
+    mmproj_params: dict[str, int | bool] = field(default_factory=dict)
     model_params: dict[str, int | float | bool] = field(default_factory=dict)
     context_params: dict[str, int | float | bool] = field(default_factory=dict)

@@ -43,7 +43,7 @@ class Evaluation:
                 rest = later
                 continue
             if code != DECODE_ABORTED and any(span.n_draft for span in piece):
-                self._undo(piece)   # guesses are the first to go
+                self.undo(piece)   # guesses are the first to go
                 rest = without_drafts(rest)
                 continue
             if code == DECODE_NO_ROOM and prompt_cache.evict_one(self._state.backend, self._state.slots):
@@ -51,13 +51,13 @@ class Evaluation:
             if code == DECODE_NO_ROOM and (n_rows := sum(len(span) for span in piece)) > 1:
                 size = n_rows // 2
                 continue
-            self._undo(piece)
+            self.undo(piece)
             if code == DECODE_ABORTED:
                 return
-            self._isolate(piece, code)
+            self.isolate(piece, code)
             rest = [span for span in later if self._state.slots[span.id].run is not None]
 
-    def _isolate(self, piece: list[Span], code: int) -> None:
+    def isolate(self, piece: list[Span], code: int) -> None:
         """A piece can't be decoded: with one task in it, fail that one; else let each be tried alone."""
         if len({span.id for span in piece}) > 1:
             for span in piece:
@@ -73,7 +73,7 @@ class Evaluation:
         self._state.fail(slot.run.task.id, 500, message)
         self._state.drop(slot, keep_cache=False)
 
-    def _undo(self, piece: Sequence[Span]) -> None:
+    def undo(self, piece: Sequence[Span]) -> None:
         """Drop what an unsuccessful decode may have left behind the tokens that are known to be in the cache.
 
         A recurrent model can't: its state is lost, and with it the task.
@@ -88,29 +88,33 @@ class Evaluation:
         row = -1
         for span in piece:
             row += len(span)
-            slot = self._state.slots[span.id]
-            slot.tokens.extend(span.tokens)
-            if slot.positions is not None:
-                slot.positions.pos += len(span)
-            run = slot.run
-            if run.next_token is None:
-                self._state.meter.n_prompt += len(span)
-                if self._is_out_of_time(run):
-                    self._answers.finish(slot, STOP_LIMIT)
-                    continue
-                if run.task.progress:
-                    self._state.report_progress(slot)
-            if not span.output:
-                continue
-            try:
-                self._answers.draw(slot, run, row - span.n_draft, span.tokens[len(span) - span.n_draft:])
-            except ApiError as error:
-                self._state.fail(run.task.id, error.status, error.message, error.type, **error.extra)
-                self._state.drop(slot)
-            except Exception:
-                log.exception("task %d: drawing a token failed", run.task.id)
-                self._state.fail(run.task.id, 500, "drawing a token failed; see the server's log")
-                self._state.drop(slot, keep_cache=False)
+            self.commit(span, row)
+
+    def commit(self, span: Span, row: int) -> None:
+        """A span is in the cache: note it, and draw from its last row, `row` of the batch, if that was asked for."""
+        slot = self._state.slots[span.id]
+        slot.tokens.extend(span.tokens)
+        if slot.positions is not None:
+            slot.positions.pos += len(span)
+        run = slot.run
+        if run.next_token is None:
+            self._state.meter.n_prompt += len(span)
+            if self._is_out_of_time(run):
+                self._answers.finish(slot, STOP_LIMIT)
+                return
+            if run.task.progress:
+                self._state.report_progress(slot)
+        if not span.output:
+            return
+        try:
+            self._answers.draw(slot, run, row - span.n_draft, span.tokens[len(span) - span.n_draft:])
+        except ApiError as error:
+            self._state.fail(run.task.id, error.status, error.message, error.type, **error.extra)
+            self._state.drop(slot)
+        except Exception:
+            log.exception("task %d: drawing a token failed", run.task.id)
+            self._state.fail(run.task.id, 500, "drawing a token failed; see the server's log")
+            self._state.drop(slot, keep_cache=False)
 
     def _is_out_of_time(self, run: Run) -> bool:
         limit = run.task.t_max_prompt_ms

@@ -7,6 +7,8 @@ they become one line for the user. What can't be seen in a header still can end 
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,6 +22,7 @@ FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
     "--lora": model_checks.adapter_faults,
     "--mmproj": model_checks.projector_faults,
 }
+SAMPLE_BYTES = 1 << 20
 
 
 def check_model_file(path: str, option: str = "-m",
@@ -53,3 +56,15 @@ def check_all(model: str, others: Mapping[str, Iterable[str]],
         for path in paths:
             check_model_file(path, option)
     return check_model_file(model, "-m", overrides)
+
+
+def sample_hash(path: str) -> str:
+    """A hash over samples of a file and its size: cheap for any size, different for fine-tunes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        size = stream.seek(0, os.SEEK_END)
+        digest.update(str(size).encode())
+        for at in (0, size // 3, 2 * size // 3, max(size - SAMPLE_BYTES, 0)):
+            stream.seek(at)
+            digest.update(stream.read(SAMPLE_BYTES))
+    return digest.hexdigest()[:16]

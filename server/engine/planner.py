@@ -23,6 +23,7 @@ class Job:
     """What one sequence still has to evaluate: `tokens` from position `pos` on. `id` is the caller's (slot id).
 
     `is_prefill` tells prompt tokens from the one token of a running generation. `limit` bounds the rows of one step.
+    With `ends` False something else follows these tokens, so that their last logits aren't wanted.
     """
 
     id: int
@@ -31,6 +32,7 @@ class Job:
     tokens: Sequence[int]
     is_prefill: bool
     limit: int = UNLIMITED
+    ends: bool = True
 
 
 @dataclass(slots=True)
@@ -98,7 +100,7 @@ def _rows(job: Job, room: int) -> int:
 
 
 def _span(job: Job, n: int) -> Span:
-    return Span(job.id, job.seq, job.pos, job.tokens[:n], n == len(job.tokens))
+    return Span(job.id, job.seq, job.pos, job.tokens[:n], job.ends and n == len(job.tokens))
 
 
 def split(spans: Sequence[Span], n_rows: int) -> tuple[list[Span], list[Span]]:

@@ -34,12 +34,14 @@ def choose_slot(slots: Iterable[Slot], prompt: list[int], cache_prompt: bool,
 
 
 def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: bool,
-                 donors: Sequence[Slot] = ()) -> int:
+                 donors: Sequence[Slot] = (), limit: int | None = None) -> int:
     """Keep what `prompt` can use of the slot's cache or of a donor's, drop the rest; how many tokens are there.
 
-    At least the prompt's last token is evaluated again: its logits are needed, and only evaluation gives them.
+    At least the prompt's last token is evaluated again: its logits are needed, and only evaluation gives them. `limit`
+    is given where more than that is.
     """
-    limit = max(len(prompt) - 1, 0)
+    if limit is None:
+        limit = max(len(prompt) - 1, 0)
     n = trim(backend, slot, min(common_prefix(slot.tokens, prompt), limit) if cache_prompt else 0)
     if not (backend.can_share and donors):
         return n

@@ -22,9 +22,12 @@ from server.engine.batching import Batching
 from server.engine.config import EngineConfig
 from server.engine.deadlines import Deadlines
 from server.engine.evaluation import Evaluation
+from server.engine.media import MediaReady
+from server.engine.media_steps import MediaSteps
 from server.engine.slot import Slot
 from server.engine.state import EngineState
 from server.engine.task import STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Final, Frame, Snapshot, Task, Timings
+from server.errors import ApiError
 from server.log import get_logger
 
 SNAPSHOT_INTERVAL_S = 0.1
@@ -42,13 +45,15 @@ class Scheduler:
         self._admission = Admission(self._state, answers)
         self._batching = Batching(self._state)
         self._evaluation = Evaluation(self._state, answers)
+        self._media_steps = MediaSteps(self._state, self._batching, self._evaluation)
         self._emit = emit
         self._inbox: SimpleQueue = SimpleQueue()
         self._deadline: float | None = None
         self._deadlines = Deadlines()
         self._t_snapshot = 0.0
         self._handlers = {Task: self._enqueue, Cancel: self._cancel, Close: self._close,
-                          Command: self._state.commands.post}
+                          Command: self._state.commands.post, MediaReady: self._media_ready}
+        self._state.media.post = self._inbox.put
 
     @property
     def slots(self) -> list[Slot]:
@@ -98,6 +103,7 @@ class Scheduler:
             seconds = state.clock() - started
             state.meter.step(seconds, is_generating)
             self._batching.measured(seconds * 1e3)
+        self._media_steps.step()
 
     def _is_busy(self) -> bool:
         return bool(self._state.running or self._admission or self._state.commands)
@@ -111,13 +117,35 @@ class Scheduler:
     def _enqueue(self, task: Task) -> None:
         if self._deadline is not None:
             self._state.fail(task.id, 503, "the server is shutting down")
+            return
+        if task.t_max_ms > 0:
+            self._deadlines.add(task.id, self._state.clock() + task.t_max_ms / 1e3)
+        if task.media:
+            self._take_media(task)
         else:
             self._admission.enqueue(task)
-            if task.t_max_ms > 0:
-                self._deadlines.add(task.id, self._state.clock() + task.t_max_ms / 1e3)
+
+    def _take_media(self, task: Task) -> None:
+        """A task with files comes into the queue when they are prepared."""
+        try:
+            self._state.media.take(task, self._state.config.max_queue)
+            self._state.is_changed = True
+        except ApiError as error:
+            self._state.fail(task.id, error.status, error.message)
+
+    def _media_ready(self, message: MediaReady) -> None:
+        try:
+            task = self._state.media.finish(message)
+        except ApiError as error:
+            self._state.fail(message.id, error.status, error.message)
+        else:
+            if task is not None:
+                self._admission.enqueue(task)
 
     def _cancel(self, message: Cancel) -> None:
-        if self._admission.cancel(message.id):
+        is_waiting = self._admission.cancel(message.id)
+        if self._state.media.forget(message.id) or is_waiting:
+            self._state.is_changed = True
             if message.finish:
                 self._state.events.append(Final(message.id, -1, "", STOP_ABORT, "", 0, 0, 0, False,
                                                 Timings(0, 0, 0.0, 0, 0.0)))
@@ -133,6 +161,8 @@ class Scheduler:
     def _close(self, message: Close) -> None:
         self._deadline = self._state.clock() + message.grace_s
         self._admission.refuse_all(503, "the server is shutting down")
+        for id_task in self._state.media.waiting():
+            self._state.fail(id_task, 503, "the server is shutting down")
 
     def _expire(self) -> None:
         if self._deadline is not None and self._state.clock() >= self._deadline:
@@ -167,7 +197,7 @@ class Scheduler:
         """The state as it is now."""
         state, meter = self._state, self._state.meter
         return Snapshot(
-            slots=tuple(slot.state() for slot in state.slots), n_deferred=len(self._admission),
+            slots=tuple(slot.state() for slot in state.slots), n_deferred=len(self._admission) + len(state.media),
             kv_used=prompt_cache.count_cells((*state.slots, state.system)), n_ctx=state.backend.info.n_ctx,
             n_steps=meter.n_steps, n_prompt_tokens=meter.n_prompt, n_predicted_tokens=meter.n_predicted,
             n_reused_tokens=meter.n_reused, n_stalls=meter.n_stalls,
@@ -177,5 +207,6 @@ class Scheduler:
 
     def _drain(self) -> None:
         """Answer what was posted too late."""
+        self._state.media.close()
         self._receive(block=False)
         self._flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from server.engine.backend_types import TokenSampler
+from server.engine.media import Chunk, Layout
 from server.engine.self_extend import GroupAttention
 from server.engine.spec_task import Drafting
 from server.engine.task import STOP_NONE, SlotState, Task, Timings
@@ -32,12 +33,14 @@ class Run:
     drafting: Drafting | None = None
     t_first: float = 0.0
     t_last: float = 0.0
+    layout: Layout = field(default_factory=Layout)
 
     def timings(self) -> Timings:
         """The task's times so far; a task without tokens has spent all of it on the prompt."""
         t_first = self.t_first or self.t_last or self.t_start
         n_drafted, n_accepted = (0, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
-        return Timings(self.n_cached, len(self.prompt) - self.n_cached, (t_first - self.t_start) * 1e3,
+        n_prompt = len(self.prompt) - self.n_cached + self.layout.n_extra(self.n_cached)
+        return Timings(self.n_cached, n_prompt, (t_first - self.t_start) * 1e3,
                        self.n_decoded, max(self.t_last - t_first, 0.0) * 1e3, n_drafted, n_accepted)
 
 
@@ -69,13 +72,19 @@ class Slot:
 
     @property
     def pending(self) -> list[int]:
-        """What this slot has to evaluate next: the rest of its prompt, or the token drawn last."""
+        """What this slot has to evaluate next: its prompt's rest up to the next chunk, or the token drawn last."""
         run = self.run
         if run is None:
             return []
         if run.next_token is not None:
             return [run.next_token]
-        return run.prompt[len(self.tokens):]
+        n = len(self.tokens)
+        return run.prompt[n:run.layout.next_start(n, len(run.prompt))] if run.layout.chunks else run.prompt[n:]
+
+    @property
+    def chunk(self) -> Chunk | None:
+        """The chunk of an image or a sound that comes next; `pending` is empty then."""
+        return self.run.layout.chunks.get(len(self.tokens)) if self.run is not None else None
 
     def state(self, stop: str = STOP_NONE) -> SlotState:
         """The slot as the outside may see it: of the running task, else what the latest one left."""

@@ -13,6 +13,7 @@ from server.engine import prompt_cache
 from server.engine.backend_types import Backend
 from server.engine.commands import Commands
 from server.engine.config import EngineConfig
+from server.engine.media import MediaDesk
 from server.engine.meter import Meter
 from server.engine.slot import Slot
 from server.engine.spec import Speculation
@@ -34,6 +35,7 @@ class EngineState:
             (i, scale) for i, (_, scale) in enumerate(config.lora) if scale))
         self.meter = Meter()
         self.speculation = Speculation(config, backend, clock)
+        self.media = MediaDesk(None if backend.media is None else backend.media.prepare)
         self.running: list[Slot] = []
         self.events: list[Event] = []
         self.is_changed = True
@@ -41,6 +43,7 @@ class EngineState:
     def fail(self, id_task: int, status: int, message: str, type: str | None = None, **extra: object) -> None:
         """The end of a task that went wrong, see `Failure`."""
         self.events.append(Failure(id_task, status, message, type, extra))
+        self.media.forget(id_task)
         self.is_changed = True
 
     def fail_all(self, status: int, message: str) -> None:
@@ -60,6 +63,7 @@ class EngineState:
         """Take the task off its slot; what it left in the cache stays."""
         slot.latest = slot.state(stop)
         slot.run.sampler.close()
+        self.media.forget(slot.run.task.id)
         slot.run = None
         self.running.remove(slot)
         slot.t_used = self.clock()

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 STOP_NONE, STOP_EOS, STOP_LIMIT, STOP_WORD, STOP_ABORT = "none", "eos", "limit", "word", "abort"
 LOADING, READY, FAILED, CLOSED = "loading model", "ok", "error", "closed"
 
+IMAGE, AUDIO = "image", "audio"
+
 SAMPLER_NAMES = ("penalties", "dry", "top_n_sigma", "top_k", "typical_p", "tfs_z", "top_p", "min_p", "xtc",
                  "temperature", "infill", "adaptive_p")
 
@@ -81,6 +83,16 @@ class SamplingParams:
 
 
 @dataclass(slots=True, frozen=True)
+class Media:
+    """A file in a prompt: `kind` is IMAGE or AUDIO, `hash` the SHA-256 of `data`, `where` its place in the request."""
+
+    kind: str
+    data: bytes
+    hash: str
+    where: str
+
+
+@dataclass(slots=True, frozen=True)
 class Task:
     """One sequence to complete. `prompt` is token ids; `n_predict` -1 means until the end of the text.
 
@@ -89,6 +101,7 @@ class Task:
     runs from the task's arrival to its last token. `owner` says whose task it is, for fair shares: the id of an API
     key, else the client's address. The limits of drafts (speculative decoding; `draft_n_max` 0 is none) are the
     server's where they are negative. With `progress` and `timings` the events carry those.
+    A negative id in `prompt` stands for a file: -1 for the first of `media`, and so on.
     """
 
     id: int
@@ -111,6 +124,7 @@ class Task:
     timings: bool = False
     t_max_ms: int = 0
     owner: str = ""
+    media: tuple[Media, ...] = ()
 
 
 # ---- web side -> engine ---------------------------------------------------------------------------------------
@@ -312,6 +326,8 @@ class ModelInfo:
     eos_token: str = ""
     eog_tokens: tuple[int, ...] = ()
     meta: dict[str, str] = field(default_factory=dict)
+    vision: bool = False
+    audio: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -45,8 +45,8 @@ class NativeVocab:
         return vocabulary.tokenize(self._libs, self._vocab, text.encode(), add_special, parse_special)
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token, control tokens by their names; cached."""
-        piece = self._pieces.get(token)
+        """The bytes of a token, control tokens by their names; cached. Placeholders of media have none."""
+        piece = self._pieces.get(token) if token >= 0 else b""
         if piece is None:
             piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token, True)
         return piece
@@ -80,7 +80,8 @@ class NativeVocab:
         raise ApiError(500, "llama.cpp's chat template did not fit its own measure")
 
     def detokenize(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of a token list, special tokens included."""
+        """The bytes of a token list, special tokens included; placeholders of media have none."""
+        tokens = [token for token in tokens if token >= 0]
         return vocabulary.detokenize(self._libs, self._vocab, tokens, unparse_special=True)
 
     def close(self) -> None:

@@ -47,6 +47,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.backend_sampler": NATIVE,        # parts of the backend, see IMPORTED_ONLY_BY
     "server.engine.backend_custom": NATIVE,
     "server.engine.backend_params": NATIVE,
+    "server.engine.backend_mtmd": NATIVE,
     "server.engine.vocab": NATIVE,
     "server.api": API,
     "server.api.debug": (*API, "server.stacks"),
@@ -56,12 +57,13 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 # modules that all others leave alone: what knows the whole, and the inside of the native seam
 BACKEND = ("server.engine.backend", "server.engine.backend_sampler", "server.engine.backend_custom",
-           "server.engine.backend_params")
+           "server.engine.backend_params", "server.engine.backend_mtmd")
 IMPORTED_ONLY_BY = {
     "server.app": ("llama_srv",),
     "server.engine.backend_sampler": BACKEND,
     "server.engine.backend_custom": BACKEND,
     "server.engine.backend_params": BACKEND,
+    "server.engine.backend_mtmd": BACKEND,
 }
 FORBIDDEN_STDLIB = {
     "multiprocessing": "a frozen program has one entry: use threads, or start the program itself",

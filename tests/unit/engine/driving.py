@@ -66,6 +66,8 @@ class Driver:
         self.clock = clock or Clock()
         config = {"n_slots": self.backend.info.n_slots, **config}
         self.scheduler = Scheduler(self.backend, EngineConfig("fake.gguf", "", **config), self._take, self.clock)
+        desk = self.scheduler._state.media
+        desk._begin = desk._prepare_files       # at once, on this thread
         self.outcomes: dict[int, Outcome] = {}
         self.replies: dict[int, Reply] = {}
         self.snapshots: list[Snapshot] = []

@@ -1,0 +1,80 @@
+"""Owners of what libmtmd makes of a file's bytes: decoded bitmaps, and the chunks that a prompt is made of.
+
+Made on any thread (libmtmd says that decoding and tokenising may share a context), closed by whoever holds them;
+encoding needs the one thread that owns the context. Imports the standard library and this package only.
+"""
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_char_p, c_size_t
+
+from ctypes_api.errors import LibsError
+from ctypes_api.mtmd import (MTMD_INPUT_CHUNK_TYPE_TEXT, mtmd_bitmap_p, mtmd_helper_init_opt, mtmd_input_text)
+from ctypes_api.objects import MtmdContext, Owner
+
+# libmtmd hands what it can't decode to ffmpeg as a last try. Bytes of strangers are no business of a program that
+# nobody has asked for, so it is told to look for it where nothing is.
+NO_PROGRAM = b"/nonexistent"
+
+
+class Bitmap(Owner):
+    """A decoded image (RGB) or sound (mono samples in the projector's rate)."""
+
+    def __init__(self, context: MtmdContext, data: bytes) -> None:
+        """Decodes a whole file in memory. Raises LibsError if libmtmd can't read it."""
+        super().__init__(context.libs)
+        mtmd = self.libs.mtmd
+        options: mtmd_helper_init_opt = mtmd.mtmd_helper_init_opt_default()
+        options.video_params.ffmpeg_bin_dir = NO_PROGRAM
+        found = mtmd.mtmd_helper_bitmap_init_from_buf(context, data, len(data), False, options)
+        if found.video_ctx:
+            mtmd.mtmd_helper_video_free(found.video_ctx)
+        self._own(found.bitmap)
+        if self.raw is None or found.video_ctx:
+            self.close()
+            raise LibsError("the file can't be decoded")
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the decoded data."""
+        return self.libs.mtmd.mtmd_bitmap_get_n_bytes(self)
+
+    def _free(self, raw: int) -> None:
+        self.libs.mtmd.mtmd_bitmap_free(raw)
+
+
+class Chunks(Owner):
+    """What a bitmap becomes in a prompt: text tokens and media chunks in order. Freeing it frees its chunks."""
+
+    def __init__(self, context: MtmdContext, bitmap: Bitmap) -> None:
+        """Raises LibsError if the projector can't take this bitmap."""
+        super().__init__(context.libs)
+        mtmd = self.libs.mtmd
+        marker: bytes = mtmd.mtmd_get_marker(context)
+        self._own(mtmd.mtmd_input_chunks_init())
+        text = mtmd_input_text(c_char_p(marker), len(marker), False, True)
+        code = mtmd.mtmd_tokenize(context, self, ctypes.byref(text), (mtmd_bitmap_p * 1)(bitmap.raw), 1)
+        if code != 0:
+            self.close()
+            raise LibsError(f"libmtmd can't prepare the file (code {code})")
+
+    def __len__(self) -> int:
+        return self.libs.mtmd.mtmd_input_chunks_size(self)
+
+    def __getitem__(self, index: int) -> int:
+        """A chunk's address; it lives as long as this."""
+        return self.libs.mtmd.mtmd_input_chunks_get(self, index)
+
+    def text_tokens(self, index: int) -> list[int] | None:
+        """The tokens of a text chunk, None for a media chunk."""
+        mtmd, chunk = self.libs.mtmd, self[index]
+        if mtmd.mtmd_input_chunk_get_type(chunk) != MTMD_INPUT_CHUNK_TYPE_TEXT:
+            return None
+        n = c_size_t(0)
+        tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(n))
+        return tokens[:n.value]
+
+    def _free(self, raw: int) -> None:
+        self.libs.mtmd.mtmd_input_chunks_free(raw)
+
+

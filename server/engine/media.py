@@ -1,0 +1,201 @@
+"""Images and sound in prompts: how they are prepared, and what stands for them among the tokens.
+
+A task comes with files and a prompt in which a negative id -1, -2, ... stands for the first, second, ... of them. A
+thread of its own (`media`) has the backend decode the files, so that a large picture stalls nobody; then the task goes
+into the queue like any other, its prompt written out: each chunk of an image as placeholders, ids below zero made of
+its content's hash, one for each position in the cache. So everything that compares tokens (reuse and sharing of
+prefixes, saved slots) works for images without knowing of them: same content, same ids. Two things are different. A
+chunk's cells come all together, from `media_steps`; and what is reused ends at a chunk's border.
+
+Engine thread, but for `MediaDesk._run`. Not taken: encoding on the media thread too. On a CPU it would fight with the
+decoding threads for the cores, and the text of others would stall anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
+from typing import Protocol
+
+from server.engine.task import Media, Task
+from server.errors import ApiError
+from server.log import get_logger
+
+log = get_logger("engine")
+
+
+class Closable(Protocol):
+    """Something native to be freed."""
+
+    def close(self) -> None:
+        """Free it."""
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Chunk:
+    """A stretch of embeddings: `ids` are its placeholders, one per position; `n_tokens` cells of the cache.
+
+    With `is_causal` False all of it is evaluated in one batch. `native` is the backend's handle.
+    """
+
+    ids: tuple[int, ...]
+    n_tokens: int
+    is_causal: bool = True
+    native: int = 0
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Prepared:
+    """What a file becomes in a prompt: lists of ordinary tokens and chunks, in order; `owner` frees the chunks."""
+
+    parts: tuple[list[int] | Chunk, ...]
+    owner: Closable
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class MediaReady:
+    """From the media thread to the loop: a task's files are prepared, or why they can't be."""
+
+    id: int
+    files: tuple[Prepared, ...] = ()
+    error: ApiError | None = None
+
+
+@dataclass(slots=True)
+class Layout:
+    """Where in a prompt chunks begin, and what frees them."""
+
+    chunks: dict[int, Chunk] = field(default_factory=dict)
+    owners: list[Closable] = field(default_factory=list)
+
+    def n_extra(self, at: int = 0) -> int:
+        """Cells beyond one per position that the chunks from `at` on take (M-RoPE); below zero if fewer."""
+        return sum(chunk.n_tokens - len(chunk.ids) for start, chunk in self.chunks.items() if start >= at)
+
+    def shifted(self, n: int) -> Layout:
+        """The same behind `n` more tokens."""
+        return Layout({start + n: chunk for start, chunk in self.chunks.items()}, self.owners)
+
+    def next_start(self, at: int, end: int) -> int:
+        """Where the first chunk from `at` on begins; `end` if there is none."""
+        return min((start for start in self.chunks if start >= at), default=end)
+
+    def reusable(self, n_prompt: int) -> int:
+        """How much of the prompt a cache can spare us: all but what has to be evaluated for its last logits."""
+        last = max(self.chunks, default=-1)
+        is_at_end = last >= 0 and last + len(self.chunks[last].ids) == n_prompt
+        return last if is_at_end else max(n_prompt - 1, 0)
+
+
+def placeholders(key: bytes, n: int) -> tuple[int, ...]:
+    """`n` negative ids of 32 bits that only this key gives: no two contents share one by accident or by design."""
+    digest = hashlib.shake_256(key).digest(4 * n)
+    return tuple(-1 - (number >> 1) for number in struct.unpack(f"<{n}I", digest))
+
+
+def write_out(task: Task, files: tuple[Prepared, ...]) -> tuple[Task, Layout]:
+    """The task with its prompt as the cache will hold it, and where the chunks are."""
+    tokens: list[int] = []
+    layout = Layout(owners=[file.owner for file in files])
+    for token in task.prompt:
+        if token >= 0:
+            tokens.append(token)
+            continue
+        for part in files[-1 - token].parts:
+            if isinstance(part, Chunk):
+                layout.chunks[len(tokens)] = part
+                tokens += part.ids
+            else:
+                tokens += part
+    return replace(task, prompt=tuple(tokens), media=()), layout
+
+
+class MediaDesk:
+    """Tasks whose files are being prepared, and the layouts of those that are waiting or running."""
+
+    def __init__(self, prepare: Callable[[Media], Prepared] | None) -> None:
+        self.post: Callable[[MediaReady], None] = lambda message: None       # set by the loop
+        self._prepare = prepare
+        self._tasks: dict[int, Task] = {}
+        self._layouts: dict[int, Layout] = {}
+        self._jobs: SimpleQueue[Task | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def take(self, task: Task, max_tasks: int) -> None:
+        """Have a task's files prepared; `MediaReady` is posted when they are. ApiError if this engine can't."""
+        if len(self) > max_tasks:
+            raise ApiError(503, f"the files of {len(self)} requests are waiting to be decoded; try later")
+        if self._prepare is None:
+            raise ApiError(400, f"{task.media[0].where}: this model can't take {task.media[0].kind} input; start the "
+                           "server with its projector (--mmproj)")
+        self._tasks[task.id] = task
+        self._begin(task)
+
+    def finish(self, ready: MediaReady) -> Task | None:
+        """The task, written out; None if nobody wants it any more. ApiError if a file is no good."""
+        task = self._tasks.pop(ready.id, None)
+        if task is None or ready.error is not None:
+            _close(file.owner for file in ready.files)
+            if ready.error is not None and task is not None:
+                raise ready.error
+            return None
+        task, self._layouts[ready.id] = write_out(task, ready.files)
+        return task
+
+    def layout(self, id_task: int) -> Layout:
+        """Where a task's chunks are."""
+        return self._layouts.get(id_task) or Layout()
+
+    def forget(self, id_task: int) -> bool:
+        """The task has ended, or is not wanted any more. False if its files weren't being prepared."""
+        layout = self._layouts.pop(id_task, None)
+        if layout is not None:
+            _close(layout.owners)
+        return self._tasks.pop(id_task, None) is not None
+
+    def waiting(self) -> list[int]:
+        """The tasks whose files are being prepared."""
+        return list(self._tasks)
+
+    def close(self) -> None:
+        """End the thread, which finishes the file it is at."""
+        if self._thread is not None:
+            self._tasks.clear()
+            self._jobs.put(None)
+            self._thread.join()
+
+    def _begin(self, task: Task) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="media", daemon=True)
+            self._thread.start()
+        self._jobs.put(task)
+
+    def _run(self) -> None:
+        """The media thread."""
+        while (task := self._jobs.get()) is not None:
+            self._prepare_files(task)
+
+    def _prepare_files(self, task: Task) -> None:
+        files: list[Prepared] = []
+        error: ApiError | None = None
+        try:
+            for media in task.media if task.id in self._tasks else ():
+                files.append(self._prepare(media))
+        except ApiError as fault:
+            error = fault
+        except Exception:
+            log.exception("task %d: its media could not be prepared", task.id)
+            error = ApiError(500, "the media of this request could not be prepared; see the server's log")
+        self.post(MediaReady(task.id, tuple(files), error))
+
+
+def _close(owners) -> None:
+    for owner in owners:
+        owner.close()

@@ -1,0 +1,69 @@
+"""Evaluating images and sound: chunks of embeddings, between other slots' batches. Engine thread only.
+
+libllama takes tokens or embeddings in a batch, not both, and some models look at an image from all sides at once, which
+holds for a whole batch. So a chunk is evaluated apart. Each step of the loop does one piece of such work, encoding a
+chunk or decoding it, for the slot whose task came first; before it comes the batch of all the others.
+"""
+
+from __future__ import annotations
+
+from server.engine import prompt_cache
+from server.engine.backend_types import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
+from server.engine.batching import Batching
+from server.engine.evaluation import Evaluation
+from server.engine.media import Chunk
+from server.engine.planner import Span
+from server.engine.slot import Slot
+from server.engine.state import EngineState
+from server.log import get_logger
+
+log = get_logger("engine")
+
+
+class MediaSteps:
+    """What the loop calls in each step. `_encoded` is the chunk whose embeddings the backend holds."""
+
+    def __init__(self, state: EngineState, batching: Batching, evaluation: Evaluation) -> None:
+        self._state = state
+        self._batching = batching
+        self._evaluation = evaluation
+        self._encoded: Chunk | None = None
+
+    def step(self) -> None:
+        """Do one piece of work if there is any."""
+        slot = next((slot for slot in self._state.running if slot.chunk is not None), None)
+        if slot is None:
+            return
+        try:
+            if self._encoded is not slot.chunk:
+                self._encoded = None
+                self._state.backend.media.encode(slot.chunk)
+                self._encoded = slot.chunk
+            else:
+                self._decode(slot, slot.chunk)
+        except Exception as error:
+            self._encoded = None
+            log.exception("task %d: its media could not be evaluated", slot.run.task.id)
+            self._state.fail(slot.run.task.id, 500, f"the media of this request could not be evaluated: {error}")
+            self._state.drop(slot, keep_cache=False)
+
+    def _decode(self, slot: Slot, chunk: Chunk) -> None:
+        """Into the cache with it, all or nothing; then on as with any other prompt rows."""
+        state = self._state
+        start = len(slot.tokens)
+        is_last = start + len(chunk.ids) == len(slot.run.prompt)
+        span = Span(slot.id, slot.seq, start, chunk.ids, is_last)
+        state.backend.set_lora(slot.lora)
+        self._batching.in_prefill = frozenset((slot.run.task.id,))
+        while True:
+            code, row = state.backend.media.decode(chunk, slot.seq, start, is_last)
+            if code == DECODE_OK:
+                self._encoded = None
+                self._evaluation.commit(span, row)
+                return
+            self._evaluation.undo([span])
+            if slot.run is None or code == DECODE_ABORTED:
+                return
+            if code != DECODE_NO_ROOM or not prompt_cache.evict_one(state.backend, state.slots):
+                self._evaluation.isolate([span], code)
+                return

@@ -1,0 +1,107 @@
+"""Eyes and ears for the fake backend: files whose length is the number of cells they take."""
+
+from __future__ import annotations
+
+import struct
+
+from server.engine.backend_types import DECODE_OK
+from server.engine.media import Chunk, Prepared, placeholders
+from server.engine.task import AUDIO, IMAGE, Media
+from server.errors import ApiError
+from tests.fakes import Cell, FakeBackend
+from tests.media_files import sha256
+
+OPENING, CLOSING = ord("<"), ord(">")
+
+
+def picture_bytes(number: int, n_cells: int = 4, n_chunks: int = 1) -> bytes:
+    """A file that `FakeMedia` takes for an image of `n_chunks` chunks of so many cells; `number` makes it unique."""
+    return b"FAKE" + struct.pack("<HHI", n_cells, n_chunks, number)
+
+
+def media(data: bytes, kind: str = IMAGE, where: str = "here") -> Media:
+    """A file of a task."""
+    return Media(kind, data, sha256(data), where)
+
+
+class FakeMedia:
+    """See `backend_types.MediaBackend`. Puts `<` and `>` around each image; gives back what isn't FAKE.
+
+    `n_pos_factor` 2 makes each position take two cells, as M-RoPE models do. `fail_at` has codes or exceptions for the
+    Nth decode, `fail_encode_at` exceptions for the Nth encoding.
+    """
+
+    def __init__(self, backend: FakeBackend, vision: bool = True, audio: bool = False, n_pos_factor: int = 1) -> None:
+        self.vision, self.audio = vision, audio
+        self.encoded: list[Chunk] = []
+        self.decoded: list[Chunk] = []
+        self.fail_at: dict[int, int | Exception] = {}
+        self.fail_encode_at: dict[int, Exception] = {}
+        self.n_decodes = 0
+        self.n_open = 0
+        self._backend = backend
+        self._n_pos_factor = n_pos_factor
+        backend.media = self
+
+    def prepare(self, media: Media) -> Prepared:
+        """Any thread."""
+        if not (self.audio if media.kind == AUDIO else self.vision):
+            raise ApiError(400, f"{media.where}: this model can't take {media.kind} input")
+        if media.data[:4] != b"FAKE":
+            raise ApiError(400, f"{media.where}: the file can't be decoded")
+        n_cells, n_chunks, _ = struct.unpack("<HHI", media.data[4:])
+        parts: list[list[int] | Chunk] = [[OPENING]]
+        for i in range(n_chunks):
+            ids = placeholders(f"{media.hash} {i}".encode(), n_cells // self._n_pos_factor)
+            parts.append(Chunk(ids, n_cells))
+        self.n_open += 1
+        return Prepared((*parts, [CLOSING]), _Owner(self))
+
+    def encode(self, chunk: Chunk) -> None:
+        """Remember whose embeddings are there."""
+        self._backend.check_thread()
+        self.encoded.append(chunk)
+        if len(self.encoded) in self.fail_encode_at:
+            raise self.fail_encode_at[len(self.encoded)]
+
+    def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
+        """Store the placeholders as cells; half of them if it fails."""
+        self._backend.check_thread()
+        assert self.encoded and self.encoded[-1] is chunk, "the embeddings of another chunk"
+        cells = self._backend.cells.setdefault(seq, [])
+        assert [cell.pos for cell in cells] == list(range(pos)), "not where the sequence goes on"
+        assert all(cell.lora == self._backend.lora for cell in cells), "computed with other adapters"
+        self.n_decodes += 1
+        code = self.fail_at.pop(self.n_decodes, DECODE_OK)
+        if isinstance(code, Exception):
+            raise code
+        ids = chunk.ids if code == DECODE_OK else chunk.ids[:len(chunk.ids) // 2]
+        cells += (Cell(pos + i, token, self._backend.lora) for i, token in enumerate(ids))
+        self._backend.outputs.clear()
+        if code == DECODE_OK:
+            self.decoded.append(chunk)
+            if output:
+                self._backend.outputs[chunk.n_tokens - 1] = self._backend.history(seq)
+        return code, chunk.n_tokens - 1
+
+
+class _Owner:
+    def __init__(self, media: FakeMedia) -> None:
+        self._media = media
+        self._is_open = True
+
+    def close(self) -> None:
+        assert self._is_open, "freed twice"
+        self._is_open = False
+        self._media.n_open -= 1
+
+
+def written_out(prompt: list[int], files: list[Media]) -> list[int]:
+    """A prompt as the cache will hold it."""
+    fake = FakeMedia(FakeBackend(), audio=True)
+    tokens: list[int] = []
+    for token in prompt:
+        parts = fake.prepare(files[-1 - token]).parts if token < 0 else ([token],)
+        for part in parts:
+            tokens += part.ids if isinstance(part, Chunk) else part
+    return tokens

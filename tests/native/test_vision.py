@@ -1,0 +1,226 @@
+"""Images with libmtmd: the same text as by its own way of evaluating, whatever is cached, shared or running beside it.
+
+The file's name puts it behind test_objects, which has to see the libraries without libmtmd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from server.engine.task import AUDIO, Cancel
+from server.errors import ApiError
+from tests import tiny_models
+from tests.media_files import bmp, gif, picture, png, wav
+from tests.native.engines import PROMPTS, Engine, Said
+from tests.native.media_engines import HelperReference, Parts, image, task
+from tests.support import need
+
+QUIET = {"warmup": False, "use_gpu": False}
+
+
+@pytest.fixture(scope="session")
+def mtmd_folder(libs_folder: Path) -> Path:
+    """The folder of native libraries, which holds libmtmd."""
+    from ctypes_api import loader
+    need(loader.load(libs_folder).files.mtmd,
+         "libmtmd isn't here (run `python build_scripts/fetch_libs.py --with-mtmd`)")
+    return libs_folder
+
+
+@pytest.fixture
+def see(mtmd_folder: Path) -> Iterator[Callable[..., Engine]]:
+    """`see(model, mmproj, **config fields)` loads a model with its projector; the test's end closes it."""
+    with ExitStack() as stack:
+        def make(model: Path, mmproj: Path, **config: object) -> Engine:
+            params = {**QUIET, **config.pop("mmproj_params", {})}
+            engine = Engine(mtmd_folder, model, mmproj=str(mmproj), mmproj_params=params, **config)
+            stack.callback(engine.close)
+            return engine
+        yield make
+
+
+@pytest.fixture
+def helper(mtmd_folder: Path) -> Iterator[Callable[..., HelperReference]]:
+    """`helper(model, mmproj)` is libmtmd's own evaluation; the test's end closes it."""
+    with ExitStack() as stack:
+        yield lambda model, mmproj: HelperReference(mtmd_folder, model, mmproj, stack)
+
+
+@pytest.fixture(params=["mmproj_gemma3", "mmproj_mlp"])
+def mmproj(request: pytest.FixtureRequest) -> Path:
+    """Both kinds of projector: one whose images are seen at once, one whose images are read like text."""
+    return request.getfixturevalue(request.param)
+
+
+def ask(engine: Engine, parts: Parts, n: int = 24, **fields: object) -> Said:
+    """Complete texts and images."""
+    return engine.ask(task(engine, parts, n, **fields))
+
+
+CONVERSATIONS: tuple[Parts, ...] = (
+    ("Once upon", image(picture(1)), " the dog"),
+    ("a", image(png()), " the", image(picture(3)), " cat sang"),
+    (image(picture(4)), " the"),
+    ("the moon", image(picture(5)), image(picture(6)), "!"),
+)
+
+
+def test_text_behind_images_is_that_of_libmtmds_own_evaluation(see, helper, tiny_model: Path, mmproj: Path):
+    engine, reference = see(tiny_model, mmproj), helper(tiny_model, mmproj)
+    assert engine.client.info.vision and not engine.client.info.audio
+    for parts in CONVERSATIONS:
+        said = ask(engine, parts)
+        assert said.tokens == reference.greedy(parts, len(said.tokens))
+        assert ask(engine, parts).tokens == said.tokens, "what was cached changes the text"
+
+
+def test_different_images_give_different_texts_and_the_same_image_the_same(see, tiny_bpe_model: Path, mmproj_mlp: Path):
+    engine = see(tiny_bpe_model, mmproj_mlp)
+    texts = {i: ask(engine, ("the dog", image(picture(i)), " saw")).text for i in (1, 2, 3, 4, 1, 2)}
+    assert len(set(texts.values())) == 4
+    for i, text in texts.items():
+        assert ask(engine, ("the dog", image(picture(i)), " saw"), cache_prompt=False).text == text
+
+
+def test_formats_that_come_without_a_helper_program_are_decoded(see, tiny_bpe_model: Path, mmproj_mlp: Path):
+    engine = see(tiny_bpe_model, mmproj_mlp)
+    green = (10, 200, 10)
+    assert ask(engine, ("the", image(bmp(colour=green)), "!")).text == ask(
+        engine, ("the", image(png(8, 8, green)), "!")).text, "the same pixels in another format"
+    white = png(1, 1, (255, 255, 255))
+    assert ask(engine, ("the", image(gif()), "!")).text == ask(engine, ("the", image(white), "!")).text
+
+
+def test_a_second_question_evaluates_only_what_is_new(see, helper, tiny_bpe_model: Path, mmproj: Path):
+    engine, reference = see(tiny_bpe_model, mmproj, n_slots=2), helper(tiny_bpe_model, mmproj)
+    first = ("the river", image(picture(1)), " near the")
+    second = (*first, " house . ran")
+    ask(engine, first, 1)
+    said = ask(engine, second)
+    assert said.final.timings.prompt_n == len(engine.client.vocab.tokenize(" house . ran", False, True))
+    assert said.tokens == reference.greedy(second, len(said.tokens))
+
+
+def test_a_prompt_that_ends_with_an_image_is_answered_from_the_images_last_cell(see, tiny_bpe_model: Path,
+                                                                                mmproj_mlp: Path):
+    engine = see(tiny_bpe_model, mmproj_mlp)
+    parts = ("the river", image(picture(1)))
+    fresh = ask(engine, parts)
+    again = ask(engine, parts)
+    assert again.tokens == fresh.tokens
+    assert (fresh.final.timings.cache_n, again.final.timings.cache_n) == (0, fresh.final.n_prompt - 16)
+
+
+def test_an_image_that_another_slot_holds_is_shared(see, helper, tiny_bpe_model: Path, mmproj_mlp: Path):
+    engine, reference = see(tiny_bpe_model, mmproj_mlp, n_slots=3), helper(tiny_bpe_model, mmproj_mlp)
+    start = ("the old house near the river", image(picture(1)), " and then")
+    ask(engine, start, 4, id_slot=0)
+    for i, end in enumerate((" the moon", " the star"), 1):
+        parts = (*start, end)
+        said = ask(engine, parts, id_slot=i)
+        assert said.final.timings.cache_n >= 16
+        assert said.tokens == reference.greedy(parts, len(said.tokens))
+
+
+def test_images_and_texts_at_the_same_time_all_get_their_own_text(see, reference, tiny_bpe_model: Path, mmproj: Path):
+    engine = see(tiny_bpe_model, mmproj, n_slots=6, n_ctx=4096)
+    alone = [ask(engine, parts, cache_prompt=False).tokens for parts in CONVERSATIONS]
+    tasks = [task(engine, parts) for parts in CONVERSATIONS * 2]
+    tasks += [engine.task(text) for text in PROMPTS]
+    said = engine.say_all(tasks)
+    assert [one.tokens for one in said[:len(alone) * 2]] == alone * 2
+    plain = reference(tiny_bpe_model)
+    for text, one in zip(PROMPTS, said[len(alone) * 2:]):
+        assert one.tokens == plain.greedy(engine.tokens(text), len(one.tokens))
+
+
+def test_a_cancelled_request_with_images_leaves_nothing_wrong(see, tiny_bpe_model: Path, mmproj_mlp: Path):
+    engine = see(tiny_bpe_model, mmproj_mlp, n_slots=2)
+    parts = ("the", *(image(picture(i)) for i in range(12)), " cat")
+    expected = ask(engine, parts, cache_prompt=False)
+    for _ in range(5):
+        cancelled = task(engine, parts)
+        with engine.client.submit(cancelled, stream=True):
+            ask(engine, ("a", image(picture(1)), "!"), 2)       # some of the other's chunks are evaluated meanwhile
+        engine.client._transport.post(Cancel(cancelled.id))
+    assert ask(engine, parts).tokens == expected.tokens
+    assert engine.client.snapshot.n_processing == 0
+
+
+def test_a_saved_slot_with_an_image_can_be_restored(see, tiny_bpe_model: Path, mmproj: Path, tmp_path: Path):
+    engine = see(tiny_bpe_model, mmproj)
+    parts = ("the river", image(picture(1)), " near the")
+    said = ask(engine, parts, 8)
+    path = str(tmp_path / "slot.bin")
+    n_saved = engine.client.command("save", id_slot=0, path=path)["n_saved"]
+    engine.client.command("erase", id_slot=0)
+    assert engine.client.command("restore", id_slot=0, path=path)["n_restored"] == n_saved
+    again = ask(engine, parts, 8)
+    assert again.tokens == said.tokens and again.final.timings.prompt_n == 1
+
+
+@pytest.mark.parametrize("data, complaint", [
+    (png()[:60], "can't be decoded"),
+    (b"", "can't be decoded"),
+    (b"\x89PNG\r\n\x1a\n" + b"no image" * 10, "can't be decoded"),
+    (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "can't be decoded"),
+    (wav(0.2), "can't be decoded"),
+], ids=["truncated", "empty", "garbage", "webp", "a sound"])
+def test_a_bad_file_is_refused_with_its_place_and_others_go_on(see, tiny_bpe_model: Path, mmproj_mlp: Path,
+                                                               data: bytes, complaint: str):
+    engine = see(tiny_bpe_model, mmproj_mlp)
+    good = ("the", image(png()), " cat")
+    expected = ask(engine, good)
+    with pytest.raises(ApiError, match=f"image: .*{complaint}") as caught:
+        ask(engine, ("the", image(data), " cat"))
+    assert caught.value.status == 400
+    assert ask(engine, good).tokens == expected.tokens
+
+
+def test_a_model_that_sees_refuses_sounds(see, tiny_bpe_model: Path, mmproj_mlp: Path):
+    engine = see(tiny_bpe_model, mmproj_mlp)
+    with pytest.raises(ApiError, match="can't take audio input"):
+        ask(engine, ("the", image(wav(), AUDIO), " cat"))
+
+
+def test_a_model_without_projector_refuses_images(engine, tiny_bpe_model: Path):
+    plain = engine(tiny_bpe_model)
+    with pytest.raises(ApiError, match="--mmproj") as caught:
+        ask(plain, ("the", image(png()), " cat"))
+    assert caught.value.status == 400
+
+
+def test_an_image_that_must_be_seen_at_once_and_is_too_large_for_that_is_refused(see, tiny_bpe_model: Path,
+                                                                                 mmproj_gemma3: Path):
+    engine = see(tiny_bpe_model, mmproj_gemma3, n_ubatch=2)
+    with pytest.raises(ApiError, match="4 tokens.*--ubatch-size is 2"):
+        ask(engine, ("the", image(png()), " cat"))
+
+
+def test_an_image_larger_than_a_batch_is_read_in_parts(see, helper, tiny_bpe_model: Path, mmproj_mlp: Path):
+    engine, reference = see(tiny_bpe_model, mmproj_mlp, n_batch=5, n_ubatch=5), helper(tiny_bpe_model, mmproj_mlp)
+    parts = ("the", image(picture(1)), " cat")
+    said = ask(engine, parts)
+    assert said.tokens == reference.greedy(parts, len(said.tokens))
+
+
+def test_a_prompt_whose_images_fill_the_context_is_refused_even_where_texts_would_be_cut(see, tiny_bpe_model: Path,
+                                                                                          mmproj_mlp: Path):
+    engine = see(tiny_bpe_model, mmproj_mlp, n_ctx=256, shift_context=True)
+    with pytest.raises(ApiError, match="context of a slot holds 256") as caught:
+        ask(engine, [image(picture(i)) for i in range(16)])
+    assert caught.value.type == "exceed_context_size_error"
+    said = ask(engine, ("the", image(picture(1)), " cat"), 300)
+    assert said.final.stop == "limit" and said.final.truncated, "no context shift with images in it"
+    assert len(said.tokens) == 256 - said.final.n_prompt + 1
+
+
+def test_a_projector_for_another_model_is_refused_in_one_line(mtmd_folder: Path, tiny_bpe_model: Path, tmp_path: Path):
+    other = tiny_models.tiny_mmproj(tmp_path / "other.gguf", "mlp", n_embd_text=96)
+    with pytest.raises(AssertionError, match=r"--mmproj .*other\.gguf.*(mismatch|n_embd)") as caught:
+        Engine(mtmd_folder, tiny_bpe_model, mmproj=str(other), mmproj_params=QUIET)
+    assert "\n" not in str(caught.value).splitlines()[0]
