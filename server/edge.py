@@ -15,6 +15,7 @@ from server.options import OptionError, Options
 from server.web.auth import CorsPolicy, KeyRing, read_key_file
 from server.web.httpd import HttpServer
 from server.web.limits import Limits
+from server.web.rate import RateLimiter
 from server.web.router import Router
 from server.web.static import StaticFiles
 
@@ -95,7 +96,8 @@ def http_server(options: Options, router: Router, keys: KeyFiles, public: Path) 
     return HttpServer(
         options.host, options.port, router, limits=limits(options), cors=CorsPolicy(frozenset(options.cors_origins)),
         auth=keys.ring, static=StaticFiles(folder, options.api_prefix, builtin=public), access_log=access_line,
-        tls=tls_context(options), allowed_hosts=options.allowed_hosts)
+        tls=tls_context(options), allowed_hosts=options.allowed_hosts,
+        rate=RateLimiter(*options.rate_limit) if options.rate_limit else None)
 
 
 def warn_if_open(options: Options, server: HttpServer, keys: KeyFiles) -> None:

@@ -301,6 +301,14 @@ def url(text: str) -> str:
     return text
 
 
+def rate(text: str) -> tuple[int, float] | None:
+    """`60/min`, `5/s`, `1000/h`; without a unit it is a minute. (number, seconds); 0 is None, no limit."""
+    found = re.fullmatch(r"(\d{1,9})(?:/(s|min|h))?", text.strip().lower())
+    if not found:
+        raise BadValue(f"'{text}' is not a rate such as 60/min, 5/s or 1000/h")
+    return (int(found[1]), {"s": 1.0, "h": 3600.0}.get(found[2], 60.0)) if int(found[1]) else None
+
+
 def hf_repo(text: str) -> str:
     """`USER/MODEL` or `USER/MODEL:QUANT`."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?", text):

@@ -224,6 +224,9 @@ OPTIONS: tuple[Option, ...] = (
            "30)", SERVER, float, None, "S", "LLAMA_ARG_TIMEOUT", 0.1, 86400, default_2024=600.0),
     Option("max_connections", ("--max-connections",), "connections at the same time, each with a thread; more get 503",
            SERVER, int, 512, "N", "LLAMA_SRV_MAX_CONNECTIONS", 1, 100000),
+    Option("rate_limit", ("--rate-limit",), "requests that each API key, or without keys each address, may make: 60/min, "
+           "5/s or 1000/h; more get 429 (default: no limit)", SERVER, to.rate, metavar="N/UNIT",
+           env="LLAMA_SRV_RATE_LIMIT"),
     Option("max_body", ("--max-body",), "largest request body, in MiB", SERVER, int, 64, "N", "LLAMA_SRV_MAX_BODY", 1,
            65536),
     Option("drain", ("--drain",), "seconds that running requests get to finish after Ctrl-C or SIGTERM", SERVER, float,

@@ -49,12 +49,13 @@ class CompletionHandler:
 
 def answer(completion: Completion, request: Request) -> Response | EventStream:
     """Run a completion as its `stream` field says."""
+    headers = {"X-Queue-Position": str(completion.queue_position())}
     if completion.values["stream"]:
-        return EventStream(Stream(completion, request))
+        return EventStream(Stream(completion, request), headers)
     result = completion.run(request)
     if is_verbose():
         verbose("response", id=request.id, body=result)
-    return json_response(result)
+    return json_response(result, headers=headers)
 
 
 class Completion:
@@ -120,6 +121,11 @@ class Completion:
         """The documents of 2024 know no comments in streams, so here there are none unless somebody wants them."""
         options = self._context.options
         return options.sse_ping_interval if options.is_set("sse_ping_interval") else -1
+
+    def queue_position(self) -> int:
+        """The place in the queue that the first task would get now: 0 is a slot at once, 1 the next one."""
+        snapshot = self._context.engine.snapshot
+        return 0 if snapshot.n_idle > snapshot.n_deferred else snapshot.n_deferred + 1
 
     @contextmanager
     def running(self, request: Request) -> Iterator[Any]:

@@ -42,7 +42,7 @@ def routes(context: Context) -> list[Route]:
         Route("POST", "/v1/completions", openai.complete),
         Route("POST", "/apply-template", openai.apply_template),
         Route("POST", "/infill", InfillHandler(context).handle),
-        *(Route("POST", prefix + "/abort", AbortHandler(context.running).handle) for prefix in ("", "/v1")),
+        *(Route("POST", prefix + "/abort", AbortHandler(context.running).handle, is_free=True) for prefix in ("", "/v1")),
         Route("POST", "/debug/stacks", DebugHandler(context).stacks, body_optional=True),
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),

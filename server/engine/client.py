@@ -10,6 +10,7 @@ A transport is anything with `start(on_frame)`, `post(message)` and `close(grace
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from typing import Protocol
 
 from server.engine.task import (CLOSED, FAILED, LOADING, READY, Cancel, Closed, Command, Event, Failure, Final, Frame, Loading, LoadFailed, ModelInfo,
                                 Piece, Progress, Ready, Reply, Snapshot, Task)
+from server.engine.turnover import Turnover
 from server.errors import ApiError
 from server.log import get_logger
 
@@ -80,7 +82,7 @@ class Results:
                 continue
             for event in batch:
                 if isinstance(event, Failure):
-                    raise ApiError(event.status, event.message, event.type, **event.extra)
+                    raise ApiError(event.status, event.message, event.type, self._client.advice(event), **event.extra)
                 yield event
                 n_open -= isinstance(event, Final)
 
@@ -129,6 +131,7 @@ class EngineClient:
         self.info: ModelInfo | None = None
         self.vocab = None
         self.snapshot = Snapshot()
+        self._turnover = Turnover()
         self._t_sign = time.monotonic()     # when the engine last gave a sign of life, or was given work
 
     def start(self) -> None:
@@ -147,6 +150,10 @@ class EngineClient:
     def stacks(self, timeout_s: float = 5.0) -> str:
         """What all Python threads of the engine's process are doing; "" if that is this process, or doesn't answer."""
         return self._transport.stacks(timeout_s)
+
+    def advice(self, failure: Failure) -> dict[str, str]:
+        """Headers for the answer to a failed task: when to come back, if that is what helps."""
+        return {"Retry-After": str(math.ceil(self._turnover.interval_s))} if failure.status == 503 else {}
 
     def new_id(self) -> int:
         """A task id: they only grow, so they also tell the order of arrival."""
@@ -238,6 +245,7 @@ class EngineClient:
                 results.put(event)
 
     def _remember(self, results: Results, id_task: int) -> None:
+        self._turnover.ended(time.monotonic(), is_busy=bool(self._results))
         self._recent[id_task] = next(task for task in results.tasks if task.id == id_task)
         while len(self._recent) > N_RECENT:
             self._recent.pop(next(iter(self._recent)), None)

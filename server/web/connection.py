@@ -23,6 +23,7 @@ from server.web.head import METHODS, METHODS_WITH_BODY, NO_BODY, UNKNOWN_BODY, F
 from server.web.head import body_framing, split_target
 from server.web.message import EventStream, Request, Response, encode_head, error_response
 from server.web.presence import Presence
+from server.web.rate import network_of
 from server.web.router import Route
 from server.web.wire import ClientGone, ClientSlow, Wire
 
@@ -201,8 +202,8 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             if page is None:
                 raise
             return page
-        auth, head = self.server.auth, exchange.head
-        key_id = "" if route.public or auth is None else auth.check(head.headers)
+        head = exchange.head
+        key_id = self._admit(head, route)
         self._check_length(exchange, route)
         body = self._read_body(exchange)
         exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock))
@@ -216,6 +217,19 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         if not (isinstance(answer, Response) and isinstance(answer.body, bytes)):
             raise TypeError(f"the handler of {route.method} {route.path} returned {type(answer).__name__}")
         return answer
+
+    def _admit(self, head: Head, route: Route) -> str:
+        """The id of the request's API key, "" if none is needed; ApiError 401 or 429."""
+        auth, rate = self.server.auth, self.server.rate
+        try:
+            key_id = "" if route.public or auth is None else auth.check(head.headers)
+        except ApiError:
+            if rate:
+                rate.take(network_of(self.entry.client))
+            raise
+        if rate and not route.is_free and head.method in METHODS_WITH_BODY:
+            rate.take(key_id or network_of(self.entry.client))
+        return key_id
 
     def _options(self, exchange: Exchange) -> Response:
         """Needs no key: browsers ask without one."""

@@ -27,6 +27,7 @@ from server.web.auth import CorsPolicy, HostPolicy, KeyRing, is_loopback
 from server.web.connection import AccessRecord, ConnectionHandler
 from server.web.limits import Limits
 from server.web.message import encode_head, error_response
+from server.web.rate import RateLimiter
 from server.web.router import Router
 from server.web.static import StaticFiles
 from server.web.watcher import Watcher
@@ -84,6 +85,7 @@ class WebServer(ThreadingHTTPServer):
         self.cors = CorsPolicy()
         self.hosts = HostPolicy(False)
         self.static: StaticFiles | None = None
+        self.rate: RateLimiter | None = None
         self.tls: ssl.SSLContext | None = None
         self.access_log: Callable[[AccessRecord], None] | None = None
         super().__init__(address, ConnectionHandler)
@@ -194,13 +196,15 @@ class HttpServer:
     def __init__(self, host: str, port: int, router: Router, *, limits: Limits | None = None,
                  cors: CorsPolicy | None = None, auth: KeyRing | None = None,
                  static: StaticFiles | None = None, access_log: Callable[[AccessRecord], None] | None = None,
-                 tls: ssl.SSLContext | None = None, allowed_hosts: Iterable[str] = ()) -> None:
+                 tls: ssl.SSLContext | None = None, allowed_hosts: Iterable[str] = (),
+                 rate: RateLimiter | None = None) -> None:
         self.host = host.strip("[]")
         self._server = bind(self.host, port, limits or Limits())
         self._server.router = router
         self._server.cors = cors or CorsPolicy()
         self._server.auth = auth
         self._server.static = static
+        self._server.rate = rate
         self._server.access_log = access_log
         self._server.tls = tls
         self._server.hosts = HostPolicy.for_bind(self.host, allowed_hosts)
