@@ -1,0 +1,151 @@
+"""What is inside an executable, and under which licences: the bill of materials and THIRD_PARTY_LICENSES.
+
+Called by build_exe (with the interpreter that was frozen, whose versions it asks) on its main thread; imports the
+standard library and `common`. Each file of the finished folder must match a row of COMPONENTS: a library that PyInstaller
+brings along one day and nobody has looked at ends the build instead of being shipped without its licence.
+
+The way not taken: a generator for bills of materials, which would list the build's environment, not the program.
+"""
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import ssl
+import sys
+import sysconfig
+import uuid
+import zlib
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+from common import ROOT, Failure, sha256_of
+
+LICENCES = Path(__file__).with_name("licences")
+SBOM, NOTICES = "sbom.cdx.json", "THIRD_PARTY_LICENSES"
+OUR_OWN = "llama_srv"
+
+
+class Component(NamedTuple):
+    """`files`: pattern of paths in the folder. `version` and `texts` may ask the interpreter or the libraries' folder."""
+
+    name: str
+    licence: str            # SPDX expression
+    files: str
+    version: Callable       # (libs folder) -> str
+    texts: Callable         # (libs folder) -> list of paths
+    about: str = ""
+
+
+def _manifest_version(libs: Path) -> str:
+    return json.loads((libs / "manifest.json").read_text(encoding="utf-8")).get("version") or "unknown"
+
+
+def _python_licence(_: Path) -> list:
+    places = [Path(sysconfig.get_path("stdlib")) / "LICENSE.txt", Path(sys.base_prefix) / "LICENSE.txt",
+              *Path("/usr/share/doc").glob("python3.*/copyright")]
+    found = [path for path in places if path.is_file()]
+    if not found:
+        raise Failure("this Python came without its LICENSE.txt: build with another one")
+    return found[:1]
+
+
+def _bootloader_licence(_: Path) -> list:
+    files = importlib.metadata.files("pyinstaller") or ()
+    return [Path(str(path.locate())) for path in files if path.name == "COPYING.txt"]
+
+
+def _own(name: str) -> Callable:
+    return lambda libs: [LICENCES / name]
+
+
+COMPONENTS = (
+    Component(OUR_OWN, "MIT", r"public/.*|LICENSE|README\.txt|" + NOTICES, lambda libs: server_version(),
+              lambda libs: []),
+    Component("llama.cpp", "MIT", r"libs/.*", _manifest_version, lambda libs: sorted(libs.glob("LICENSE*")),
+              "the libraries in libs/, as their packages have them"),
+    Component("PyInstaller bootloader", "GPL-2.0-or-later WITH Bootloader-exception", r"llama-srv(?:\.exe)?",
+              lambda libs: importlib.metadata.version("pyinstaller"), _bootloader_licence,
+              "the exception lets programs be distributed under any licence; the program's own code is in there too"),
+    Component("OpenSSL", "Apache-2.0", r"lib(?:ssl|crypto)[-.\w]*", lambda libs: ssl.OPENSSL_VERSION.split()[1],
+              _own("Apache-2.0.txt")),
+    Component("zlib", "Zlib", r"libz\.[.\w]*|zlib1\.dll", lambda libs: zlib.ZLIB_RUNTIME_VERSION, _own("zlib.txt")),
+    Component("libffi", "MIT", r"libffi[-.\w]*", lambda libs: "", _own("libffi.txt")),
+    Component("mpdecimal", "BSD-2-Clause", r"libmpdec\+*[.\w]*", lambda libs: "", _own("mpdecimal.txt")),
+    Component("Microsoft Visual C++ runtime", "LicenseRef-Microsoft-Redistributable",
+              r"(?:vcruntime|msvcp|ucrtbase|api-ms-win)[-.\w]*\.dll", lambda libs: "", lambda libs: [],
+              "redistributable as part of a program, unchanged"),
+    Component("CPython", "PSF-2.0", r"base_library\.zip|(?:lib)?python3[.\w]*|python3[.\d]*/.*|Python|[\w.]+\.(?:pyd|so)",
+              lambda libs: sys.version.split()[0], _python_licence),
+)
+
+
+def server_version() -> str:
+    """VERSION of server/app.py, without importing it."""
+    text = (ROOT / "server" / "app.py").read_text(encoding="utf-8")
+    return re.search(r'(?m)^VERSION = "([^"]+)"', text)[1]
+
+
+def sort_files(folder: Path) -> dict:
+    """Component -> files (path below `folder`) of a finished folder. Failure for a file that no row knows."""
+    found: dict = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        inner = name.replace("_internal/", "", 1)
+        if path.is_dir() or name == SBOM:
+            continue
+        component = next((row for row in COMPONENTS if re.fullmatch(row.files, inner)), None)
+        if component is None:
+            raise Failure(f"{name} is of no known component: add its licence to build_scripts/contents.py, or exclude "
+                          "the module that brings it in build_scripts/llama_srv.spec")
+        found.setdefault(component, []).append(name)
+    return found
+
+
+def notices(components: dict, libs: Path) -> str:
+    """The text of THIRD_PARTY_LICENSES: each component with its licence's text."""
+    parts = ["This program contains the following, under the licences below. Its own licence is in LICENSE.\n"]
+    for component in components:
+        if component.name == OUR_OWN:
+            continue
+        version = component.version(libs)
+        title = f"{component.name} {version}".strip()
+        texts = [path.read_text(encoding="utf-8", errors="replace").strip() for path in component.texts(libs)]
+        about = f"\n{component.about}" if component.about else ""
+        parts.append("\n\n".join((f"{'=' * 100}\n{title}: {component.licence}{about}\n{'=' * 100}", *texts)) + "\n")
+    return "\n\n".join(parts)
+
+
+def bill_of_materials(components: dict, folder: Path, libs: Path, name: str) -> dict:
+    """The CycloneDX 1.5 document: components with versions, licences and the hashes of their files."""
+    rows = []
+    for component, files in components.items():
+        version = component.version(libs)
+        row = {"type": "application" if component.name == OUR_OWN else "library",
+               "bom-ref": component.name.lower().replace(" ", "-"), "name": component.name,
+               **({"version": version} if version else {}), "licenses": [_licence(component.licence)],
+               "components": [{"type": "file", "name": file,
+                               "hashes": [{"alg": "SHA-256", "content": sha256_of(folder / file)}]} for file in files]}
+        rows.append(row)
+    serial = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(rows, sort_keys=True))
+    return {"bomFormat": "CycloneDX", "specVersion": "1.5", "serialNumber": f"urn:uuid:{serial}", "version": 1,
+            "metadata": {"component": {"type": "application", "bom-ref": "program", "name": name,
+                                       "version": server_version(), "licenses": [_licence("MIT")]}},
+            "components": rows,
+            "dependencies": [{"ref": "program", "dependsOn": [row["bom-ref"] for row in rows]}]}
+
+
+def _licence(expression: str) -> dict:
+    """One identifier is an id, `A WITH B` an expression, what SPDX doesn't list a name."""
+    if " " in expression:
+        return {"expression": expression}
+    return {"license": {"name" if expression.startswith("LicenseRef") else "id": expression}}
+
+
+def write_documents(folder: Path, libs: Path, name: str) -> dict:
+    """Put LICENSE, THIRD_PARTY_LICENSES and the bill of materials into a finished folder; the bill."""
+    (folder / "LICENSE").write_bytes((ROOT / "LICENSE").read_bytes())
+    (folder / NOTICES).write_text(notices(sort_files(folder), libs), encoding="utf-8", newline="\n")
+    bill = bill_of_materials(sort_files(folder), folder, libs, name)
+    (folder / SBOM).write_text(json.dumps(bill, indent=1) + "\n", encoding="utf-8", newline="\n")
+    return bill

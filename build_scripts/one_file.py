@@ -1,0 +1,92 @@
+"""Makes the one-folder program an archive, and the archive a program: one file for Linux and macOS.
+
+Called by build_exe on its main thread; imports the standard library and `common`. The file is a shell script
+(one_file.sh, padded to a fixed length) with the archive behind it. Its first start unpacks the archive into a folder
+named after the archive's hash, in the user's cache; each start replaces itself by the program in there, so that a
+warm start costs some milliseconds and leaves nothing behind.
+
+The way not taken: PyInstaller's own one-file mode (which Windows gets). It unpacks 50 MB at every start, keeps a second
+process waiting to remove them, leaves them behind when killed, and where the temporary folder runs no programs it
+fails with a message of the dynamic linker.
+"""
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+import tarfile
+from pathlib import Path
+from typing import NamedTuple
+
+from common import Failure, sha256_of
+
+HEAD = Path(__file__).with_name("one_file.sh")
+HEAD_SIZE = 8192
+FOLDER = "llama-srv"        # in the archive; the program in it has the same name
+STAMP = 315532800           # 1980-01-01, the first day that every archive format knows
+GLIBC = re.compile(rb"GLIBC_2\.(\d{1,3})(?:\.\d+)?\0")
+
+
+class Packed(NamedTuple):
+    """An archive of the one-folder program."""
+
+    path: Path
+    unpacked: int       # bytes
+    glibc: int | None   # the newest 2.N that a file in it asks for; None: not for glibc
+
+
+def pack(folder: Path, archive: Path) -> Packed:
+    """Write `folder` as a .tar.gz whose bytes depend on nothing but the files' names, contents and being executable."""
+    unpacked, glibc = 0, None
+    with open(archive, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed, \
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
+            entry = tarfile.TarInfo(f"{FOLDER}/{path.relative_to(folder).as_posix()}")
+            entry.mtime = STAMP
+            if path.is_symlink():
+                entry.type, entry.linkname = tarfile.SYMTYPE, str(path.readlink())
+                tar.addfile(entry)
+            elif path.is_dir():
+                entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(entry)
+            else:
+                entry.size = path.stat().st_size
+                entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+                unpacked += entry.size
+                glibc = max(filter(None, (glibc, newest_glibc(path))), default=None)
+                with open(path, "rb") as file:
+                    tar.addfile(entry, file)
+    return Packed(archive, unpacked, glibc)
+
+
+def newest_glibc(path: Path) -> int | None:
+    """N of the newest GLIBC_2.N among a program's or library's symbol versions; None for other files."""
+    data = path.read_bytes()
+    if data[:4] != b"\x7fELF":
+        return None
+    return max((int(minor) for minor in GLIBC.findall(data)), default=None)
+
+
+def write_one_file(packed: Packed, title: str, target: Path) -> None:
+    """Head and archive as one executable file."""
+    values = {
+        "TITLE": title, "ID": sha256_of(packed.path)[:16], "HEAD": HEAD_SIZE, "SIZE": packed.path.stat().st_size,
+        "GLIBC": "''" if packed.glibc is None else packed.glibc, "ROOM": packed.unpacked // 10**6 + 1,
+        "ARCHIVE": packed.path.name}
+    head = re.sub(r"@(\w+)@", lambda found: str(values[found[1]]), HEAD.read_text(encoding="utf-8")).encode()
+    if len(head) > HEAD_SIZE:
+        raise Failure(f"{HEAD.name} has grown over {HEAD_SIZE} bytes: raise HEAD_SIZE")
+    with open(target, "wb") as out, open(packed.path, "rb") as archive:
+        out.write(head.ljust(HEAD_SIZE, b"\n"))
+        while block := archive.read(1 << 20):
+            out.write(block)
+    target.chmod(0o755)
+
+
+def tree_hash(folder: Path) -> str:
+    """One hash over names and contents, to compare two builds."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
+    return digest.hexdigest()
