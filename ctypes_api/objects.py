@@ -26,6 +26,7 @@ from ctypes_api.llama_types import (llama_batch, llama_progress_callback, llama_
                                     llama_sampler_reset_fn)
 from ctypes_api.loader import Libs
 from ctypes_api.mtmd import mtmd_progress_callback
+from ctypes_api.stdio import CFile
 
 Progress = Callable[[float], bool]
 _NO_SAMPLER = "the native library refused to make a sampler: a grammar that doesn't parse, or a bad argument"
@@ -83,18 +84,25 @@ class Owner:
 class Model(Owner):
     """A loaded model file. Fields: llama_model_params (n_gpu_layers, vocab_only, devices=[...], ...)."""
 
-    def __init__(self, libs: Libs, path: str | os.PathLike[str], *, progress: Progress | None = None,
-                 **fields: Any) -> None:
+    def __init__(self, libs: Libs, path: str | os.PathLike[str], *, offset: int = 0,
+                 progress: Progress | None = None, **fields: Any) -> None:
         """Loads `path`. `progress(0.0..1.0)` is called on this thread; False stops the load.
 
-        Raises ModelLoadError with the last native error lines; whatever `progress` raised comes through.
+        With `offset` the GGUF begins there, inside a larger file (a multiple of 32, or it can't be mapped). Raises ModelLoadError with the last native error lines; whatever `progress` raised comes through.
         """
         super().__init__(libs)
+        self._file: CFile | None = None
         params = libs.llama.llama_model_default_params()
         _set_fields(params, fields, self._keep, {"tensor_split": libs.llama.llama_max_devices()})
         watch = _ProgressWatch(progress, params, llama_progress_callback)
         mark = libs.log.mark()
-        self._own(libs.llama.llama_model_load_from_file(_c_path(path), params))
+        if offset:
+            self._file = _open_at(path, offset)
+            self._own(libs.llama.llama_model_load_from_file_ptr(self._file.raw, params))
+        else:
+            self._own(libs.llama.llama_model_load_from_file(_c_path(path), params))
+        if self.raw is None:
+            self._close_file()
         watch.check(self)
         if self.raw is None:
             raise ModelLoadError(_failure(f"can't load model {os.fspath(path)}", libs, mark))
@@ -126,6 +134,12 @@ class Model(Owner):
 
     def _free(self, raw: int) -> None:
         self.libs.llama.llama_model_free(raw)
+        self._close_file()
+
+    def _close_file(self) -> None:
+        """The stream is ours, and llama.cpp may read tensors from it as long as the model lives."""
+        if self._file is not None:
+            self._file.close()
 
 
 class AbortFlag:
@@ -376,6 +390,14 @@ class _ProgressWatch:
         if self._stopped:
             owner.close()
             raise self._error or ModelLoadError("loading was stopped by its progress callback")
+
+
+def _open_at(path: str | os.PathLike[str], offset: int) -> CFile:
+    """The stream of a model inside a larger file."""
+    try:
+        return CFile(path, offset)
+    except OSError as error:
+        raise ModelLoadError(f"can't load model {os.fspath(path)}: {error.strerror}") from None
 
 
 def _c_path(path: str | os.PathLike[str]) -> bytes:

@@ -15,11 +15,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from server import edge
+from server import edge, frozen, one_shot
 from server import log as logging_setup
 from server.api.constraints import read_constraint
 from server.api.context import Context, read_system_prompt
 from server.api.routes import routes
+from server.bundle import Bundle, BundleError
 from server.download import DownloadError, cached_models, fetch_model
 from server.engine import backend
 from server.engine.client import EngineClient
@@ -31,8 +32,8 @@ from server.engine.vocab import open_vocab
 from server.errors import ApiError
 from server.housekeeping import Housekeeping
 from server.log import LogFileError, get_logger
-from server.options import (OptionError, Options, bash_completion, native_params, parse, request_defaults,
-                            secret_values, usage)
+from server.one_shot import ModelPlace, place_in, place_of
+from server.options import OptionError, Options, native_params, parse, request_defaults, secret_values, usage
 from server.run_files import RunFileError
 from server.web.httpd import BindError, HttpServer
 from server.web.router import Router
@@ -46,15 +47,18 @@ NO_MODEL = """no model given. Three ways to get going:
   python build_scripts/quickstart.py      fetch the libraries and a small model, and serve it
   LLAMA_ARG_MODEL=model.gguf              name the file in the environment (see --help for all options)"""
 
+NO_MODEL_FROZEN = "no model given: {program} -m model.gguf serves a GGUF file that you have; --help lists all options"
+
 log = get_logger("app")
 
 
 def main(argv: Sequence[str]) -> int:
     """The whole program; the exit code: 0 after a clean stop, 1 for anything that went wrong."""
     try:
-        options = parse(argv, os.environ)
+        own = one_shot.own_bundle()
+        options = parse(argv, os.environ, bundled=own.defaults if own else ())
         if options.help:
-            print(usage())
+            print(usage(program=frozen.program().removeprefix("python ")))
             return 0
         if options.version:
             print(version(options))
@@ -62,14 +66,12 @@ def main(argv: Sequence[str]) -> int:
         if options.cache_list:
             print("\n".join(cached_models()))
             return 0
-        if options.completion_bash:
-            print(bash_completion(), end="")
-            return 0
         if options.list_devices:
             print("\n".join(backend.device_lines(backend.find_libs(ROOT, options.libs), options.cpu_variant)))
             return 0
-        return serve(options)
-    except (OptionError, ApiError, BindError, DownloadError, LogFileError, RunFileError,
+        code = one_shot.run(options, own, VERSION)
+        return serve(options, own) if code is None else code
+    except (OptionError, ApiError, BindError, BundleError, DownloadError, LogFileError, RunFileError,
             backend.LibsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -85,10 +87,11 @@ def version(options: Options) -> str:
         return f"llama_srv {VERSION}\nllama.cpp: {error}"
 
 
-def serve(options: Options) -> int:
-    """Listen, load, serve until a signal comes; the exit code."""
+def serve(options: Options, own: Bundle | None = None) -> int:
+    """Listen, load, serve until a signal comes; the exit code. `own` is the bundle that this program is."""
     set_up_logging(options)
-    model = find_model(options)
+    unpacked = frozen.UnpackedFolder(frozen.unpacked_folder())
+    model = find_model(options, own)
     config = engine_config(options, model)
     read_constraint({}, request_defaults(options))  # a bad --grammar is told now, not with every request
     system_prompt = read_prompt_file(options)
@@ -96,7 +99,8 @@ def serve(options: Options) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _on_signal(stop))
-    engine = EngineClient(ThreadTransport(config, backend.open_backend), lambda: open_vocab(config.libs, config.model))
+    engine = EngineClient(ThreadTransport(config, backend.open_backend),
+                          lambda: open_vocab(config.libs, config.model, config.model_offset))
     context = make_context(options, engine)
     keys = edge.KeyFiles(options)
     server = make_server(options, context, keys)
@@ -104,7 +108,8 @@ def serve(options: Options) -> int:
     try:
         house.start()
         server.start()
-        log.info("listening on %s, loading %s", server.url, model)
+        log.info("listening on %s, loading %s", server.url, model.name or model.path)
+        unpacked.remove_unused()
         edge.warn_if_open(options, server, keys)
         engine.start()
         return _wait(options, context, server, house, stop, system_prompt)
@@ -137,25 +142,31 @@ def set_up_logging(options: Options) -> None:
         log.warning("%s", line)
 
 
-def find_model(options: Options) -> str:
-    """The path of the model file, fetched first where the options name a URL or a repository."""
+def find_model(options: Options, own: Bundle | None) -> ModelPlace:
+    """Where the model is, fetched first where the options name a URL or a repository; `own` has one if they don't."""
     if options.model_url or options.hf_repo:
-        path = str(fetch_model(
+        place = ModelPlace(str(fetch_model(
             options.model_url, options.hf_repo, options.hf_file, path=options.model, offline=options.offline,
-            sha256=options.model_sha256, token=options.hf_token))
+            sha256=options.model_sha256, token=options.hf_token)))
     elif options.model:
-        path = options.model
+        place = place_of(options.model)
+    elif own:
+        place = place_in(own)
     else:
-        raise OptionError(NO_MODEL)
-    check_all(path, {"--lora": [adapter for adapter, _ in options.lora]}, options.override_kv)
-    return path
+        raise OptionError(NO_MODEL if not frozen.is_frozen() else NO_MODEL_FROZEN.format(program=frozen.program()))
+    check_all(place.path, {"--lora": [adapter for adapter, _ in options.lora]}, options.override_kv,
+              (place.offset, place.size))
+    if place.name and not options.alias:
+        options.alias = place.name
+    return place
 
 
-def engine_config(options: Options, model: str) -> EngineConfig:
+def engine_config(options: Options, model: ModelPlace) -> EngineConfig:
     """The engine's part of the options; LibsError if there are no libraries for this machine."""
     model_params, context_params = native_params(options)
     return EngineConfig(
-        model=model, libs=backend.find_libs(ROOT, options.libs), cpu_variant=options.cpu_variant,
+        model=model.path, model_offset=model.offset, model_size=model.size,
+        libs=backend.find_libs(ROOT, options.libs), cpu_variant=options.cpu_variant,
         n_slots=options.parallel, n_ctx=options.ctx_size, n_batch=options.batch_size, n_ubatch=options.ubatch_size,
         n_threads=options.threads, n_threads_batch=options.threads_batch, warmup=options.warmup,
         max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
@@ -203,6 +214,8 @@ def _wait(options: Options, context: Context, server: HttpServer, house: Houseke
                  info.n_ctx_slot, info.llama_version, info.variant)
         house.report("ready")
         print(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", flush=True)
+        if options.open and not one_shot.open_page(server.url + options.api_prefix):
+            log.warning("--open: there is no browser here; the page is at the address above")
     while not stop.is_set() and engine.state == READY:
         stop.wait(house.interval_s)
         house.tick()

@@ -42,6 +42,13 @@ def own_file() -> Path:
     return Path(sys.executable if is_frozen() else sys.argv[0])
 
 
+def is_one_file() -> bool:
+    """Whether the file that the user started is the whole program."""
+    if sys.platform == "win32":         # there PyInstaller unpacks elsewhere; the folder's program has _internal beside it
+        return is_frozen() and not (Path(sys.executable).parent / "_internal").is_dir()
+    return is_frozen() and bool(os.environ.get(OWN_FILE))
+
+
 def unpacked_folder() -> Path | None:
     """The folder that the one-file program runs in; None if this isn't one."""
     return Path(sys.executable).parent if is_frozen() and os.environ.get(OWN_FILE) else None

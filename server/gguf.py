@@ -108,12 +108,16 @@ class Gguf:
         return value
 
 
-def read(path: str | os.PathLike, keep: Container[str] = ()) -> Gguf:
-    """Read and check one file. `keep` names arrays of texts whose items are wanted. OSError as `open` raises it."""
+def read(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, int] = (0, 0)) -> Gguf:
+    """Read and check one file. `keep` names arrays of texts whose items are wanted. OSError as `open` raises it.
+
+    `span` is offset and size of a file that lies inside a larger one; size 0 is to its end.
+    """
     with open(path, "rb") as stream:
-        size = os.fstat(stream.fileno()).st_size
+        size = span[1] or os.fstat(stream.fileno()).st_size - span[0]
+        stream.seek(span[0])
         gguf = Gguf(str(path), size)
-        source = _Source(stream, str(path), size)
+        source = _Source(stream, str(path), size, span[0])
         n_tensors, n_pairs = _head(gguf, source)
         for i in range(n_pairs):
             _pair(gguf, source, i, keep)
@@ -125,9 +129,9 @@ def read(path: str | os.PathLike, keep: Container[str] = ()) -> Gguf:
     return gguf
 
 
-def read_all(path: str | os.PathLike, keep: Container[str] = ()) -> list[Gguf]:
+def read_all(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, int] = (0, 0)) -> list[Gguf]:
     """The file and, if it is the first of a split model, the others. GgufError if one is missing or doesn't belong."""
-    first = read(path, keep)
+    first = read(path, keep, span)
     count = first.number("split.count", 0)
     if count <= 1:
         return [first]
@@ -165,10 +169,10 @@ def _other_parts(first: Gguf, paths: list[Path], count: int) -> list[Gguf]:
 
 
 class _Source:
-    """Bytes of the file in order, a chunk at a time. `position` is that of the next byte."""
+    """Bytes of the file in order, a chunk at a time. `position` is that of the next byte, counted from `origin`."""
 
-    def __init__(self, stream: object, path: str, size: int) -> None:
-        self._stream, self._path, self._size = stream, path, size
+    def __init__(self, stream: object, path: str, size: int, origin: int = 0) -> None:
+        self._stream, self._path, self._size, self._origin = stream, path, size, origin
         self._data, self._at, self._base = b"", 0, 0
 
     @property
@@ -211,7 +215,7 @@ class _Source:
         else:
             self._base = self.position + n
             self._data, self._at = b"", 0
-            self._stream.seek(self._base)
+            self._stream.seek(self._origin + self._base)
 
     def text(self, what: str, longest: int) -> str:
         """A text of at most `longest` bytes; faulty UTF-8 is replaced."""

@@ -185,6 +185,14 @@ def json_schema_file(text: str) -> object:
     return json_schema(file_text(text))
 
 
+def key_value(text: str) -> tuple[tuple[str, str], ...]:
+    """`NAME=VALUE`, or `NAME` alone for a switch, as one (name, text) pair; dashes in front are taken off."""
+    name, equals, value = text.partition("=")
+    if not name.strip("-"):
+        raise BadValue(f"'{text}' is not NAME=VALUE")
+    return ((name.strip().lstrip("-"), value if equals else "on"),)
+
+
 def adapters(text: str) -> tuple[tuple[str, float], ...]:
     """`FILE[,FILE...]` as (path, 1.0) pairs."""
     return tuple((existing_file(path), 1.0) for path in some(text))

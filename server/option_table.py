@@ -11,9 +11,11 @@ from server import option_row as to
 from server.option_row import Option
 
 GENERAL, MODEL, DOWNLOAD, CONTEXT = "General", "Model and libraries", "Downloading the model", "Context and slots"
+BUNDLES = "Bundles: program and model in one file"
 COMPUTE, DEVICES, ROPE = "Computing", "Devices and memory", "Contexts longer than trained for"
 SERVER, ACCESS, REQUESTS, LOGGING = "Server", "Access", "Defaults of requests", "Logging"
-GROUPS = (GENERAL, MODEL, DOWNLOAD, CONTEXT, COMPUTE, DEVICES, ROPE, SERVER, ACCESS, REQUESTS, LOGGING)
+GROUPS = (GENERAL, MODEL, DOWNLOAD, CONTEXT, COMPUTE, DEVICES, ROPE, SERVER, ACCESS, REQUESTS, LOGGING,
+          BUNDLES)
 
 INT_MAX = 2**31 - 1
 MAX_THREADS = 512       # GGML_MAX_N_THREADS
@@ -24,14 +26,17 @@ POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
 SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
 LOAD_MODES = {"auto": -1, "none": 0, "mmap": 1, "mlock": 2, "mmap+mlock": 3, "dio": 4}
 LAZY_MODES = {"off": 0, "auto": 1, "on": 2}
+SHELLS = ("bash", "zsh", "fish", "powershell")
 NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}
 
 OPTIONS: tuple[Option, ...] = (
     Option("help", ("-h", "--help", "--usage"), "show this help and exit", GENERAL, None, False),
     Option("version", ("--version",), "show the versions of the server and of llama.cpp and exit", GENERAL, None,
            False),
-    Option("completion_bash", ("--completion-bash",), "print a script that lets bash complete these options: "
-           "source <(python llama_srv.py --completion-bash)", GENERAL, None, False),
+    Option("completion", ("--completion",), "print a script that lets a shell complete these options: bash, zsh, fish or "
+           "powershell", GENERAL, metavar="SHELL", choices=dict(zip(SHELLS, SHELLS))),
+    Option("completion_bash", ("--completion-bash",), "the same as --completion bash", GENERAL, None, False),
+    Option("man", ("--man",), "print the manual page (troff) and exit: llama-srv --man | man -l -", GENERAL, None, False),
     Option("config", ("--config",), "read options from an INI or JSON file; keys are the names below, with or without "
            "dashes", GENERAL, to.existing_file, metavar="FILE", env="LLAMA_SRV_CONFIG"),
     Option("compat", ("--compat",), "which defaults and shapes of answers to take where those of the 2024 documents "
@@ -212,6 +217,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("grp_attn_w", ("-gaw", "--grp-attn-w"), "self-extend: how many positions at a time, a multiple of "
            "--grp-attn-n", ROPE, int, 512, "N", "LLAMA_ARG_GRP_ATTN_W", 1, INT_MAX),
 
+    Option("open", ("--open",), "open the web page in the browser when the model is ready", SERVER, None, False),
     Option("host", ("--host",), "address to listen on, or the path of a UNIX socket that ends in .sock", SERVER,
            to.host, "127.0.0.1", "ADDR", "LLAMA_ARG_HOST"),
     Option("port", ("--port",), "port to listen on; 0 picks a free one", SERVER, int, 8080, "N", "LLAMA_ARG_PORT", 0,
@@ -352,4 +358,19 @@ OPTIONS: tuple[Option, ...] = (
            choices={"on": "on", "off": "off", "auto": "auto"}),
     Option("log_prompts_dir", ("--log-prompts-dir",), "write the prompt of every request into a file of this folder, "
            "which is made if need be", LOGGING, metavar="DIR"),
+
+    Option("bundle", ("--bundle",), "make one executable of this program and a model, and exit; needs the one-file "
+           "program (or --base)", BUNDLES, to.existing_file, metavar="MODEL"),
+    Option("output", ("-o", "--output"), "what to write (default: the model's name without .gguf)", BUNDLES,
+           metavar="FILE"),
+    Option("defaults", ("--defaults",), "an option that the bundle starts with, such as ctx-size=4096; may be repeated",
+           BUNDLES, to.key_value, (), "NAME=VALUE", repeat=True),
+    Option("base", ("--base",), "put the model behind this one-file program instead of this one", BUNDLES,
+           to.existing_file, metavar="FILE"),
+    Option("side_file", ("--side-file",), "put the model into FILE.bundle beside the program, as is always done for "
+           "Windows", BUNDLES, None, False),
+    Option("bundle_info", ("--bundle-info",), "show what this bundle, or the one that -m names, holds, and exit", BUNDLES,
+           None, False),
+    Option("bundle_check", ("--bundle-check",), "compare its parts with their checksums, and exit", BUNDLES, None, False),
+    Option("unbundle", ("--unbundle",), "take it apart into this folder, and exit", BUNDLES, metavar="DIR"),
 )

@@ -22,10 +22,11 @@ from server.option_row import IGNORED, SAME, WORKS, Option, OptionError, convert
 from server.option_table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS, ROPE_SCALING
 
 __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", "Option", "OptionError", "Options",
-           "bash_completion", "compat_rows", "native_params", "parse", "request_defaults", "secret_values", "usage"]
+           "compat_rows", "native_params", "parse", "request_defaults", "secret_values", "usage"]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
-NOT_IN_FILES = ("help", "version", "list_devices", "completion_bash", "config")
+NOT_IN_FILES = ("help", "version", "list_devices", "completion_bash", "completion", "man", "config", "bundle", "output",
+                "base", "side_file", "defaults", "bundle_info", "bundle_check", "unbundle")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 EXPERTS, DENSE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
 YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes it itself unless --yarn-ext-factor is 0"
@@ -45,9 +46,11 @@ class Options:
         return name in self._given
 
 
-def parse(argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option] = ALL_OPTIONS) -> Options:
+def parse(argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option] = ALL_OPTIONS,
+          bundled: Sequence[tuple[str, str]] = ()) -> Options:
     """Read the command line (without the program's name), the environment, and the config file that one of them
-    names. OptionError on the first mistake."""
+    names. `bundled` are (name, text) pairs that a bundle starts with; they count least. OptionError on the first
+    mistake."""
     line = _Source(table)
     _read_argv(line, argv)
     variables = _Source(table)
@@ -56,7 +59,9 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Optio
     file = _Source(table)
     if path:
         _read_file(file, str(path))
-    given = {**file.values, **variables.values, **line.values}
+    start = _Source(table)
+    _read_settings(start, [(name, (text,), "in the bundle") for name, text in bundled])
+    given = {**start.values, **file.values, **variables.values, **line.values}
     profile = str(given.get("compat", "modern"))
     values = {option.key: option.default_for(profile) for option in table if not option.dest}
     options = Options({**values, **given}, given, dict.fromkeys(file.warnings + variables.warnings + line.warnings))
@@ -152,11 +157,18 @@ def _read_environment(source: _Source, environ: Mapping[str, str]) -> None:
 
 
 def _read_file(source: _Source, path: str) -> None:
+    takes_json = {name for name, (option, _) in _by_name(source).items() if option.metavar in ("SCHEMA", "JSON")}
+    _read_settings(source, config_file.read(path, takes_json))
+
+
+def _by_name(source: _Source) -> dict[str, tuple[Option, bool]]:
     by_name = {flag.lstrip("-"): pair for flag, pair in source.by_flag.items()}
-    by_name |= {option.env: (option, True) for option in source.table if option.env}
-    takes_json = {name for name, (option, _) in by_name.items() if option.metavar in ("SCHEMA", "JSON")}
-    seen: dict[str, str] = {}
-    for key, texts, where in config_file.read(path, takes_json):
+    return by_name | {option.env: (option, True) for option in source.table if option.env}
+
+
+def _read_settings(source: _Source, settings: Iterable[config_file.Setting]) -> None:
+    by_name, seen = _by_name(source), {}
+    for key, texts, where in settings:
         name = key.lstrip("-")
         option, is_on = by_name.get(name) or by_name.get(name.replace("_", "-")) or (None, True)
         if option is None:
@@ -326,11 +338,11 @@ def compat_rows() -> list[tuple[str, str, str, str]]:
     return rows + list(SHAPES_2024)
 
 
-def usage(table: Sequence[Option] = OPTIONS) -> str:
+def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py") -> str:
     """The text of `--help`, in groups, as wide as the terminal."""
     width = max(min(shutil.get_terminal_size((100, 25)).columns, 110), 50)
     about = "Serves a language model over HTTP, on this machine and without a network."
-    lines = ["usage: llama_srv.py -m MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
+    lines = [f"usage: {program} -m MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
     for group in dict.fromkeys(option.group for option in table):
         lines.append(f"{group}:")
         for option in table:
@@ -342,13 +354,6 @@ def usage(table: Sequence[Option] = OPTIONS) -> str:
         "environment, that over the file of --config. docs/options.md has a list of llama-server's options that are "
         "known but have no effect here.", width)
     return "\n".join(lines)
-
-
-def bash_completion() -> str:
-    """A script for bash that completes the flags of this program."""
-    flags = " ".join(flag for option in OPTIONS for flag in option.flags + option.off_flags)
-    return (f"_llama_srv() {{ COMPREPLY=($(compgen -W '{flags}' -- \"${{COMP_WORDS[COMP_CWORD]}}\")); }}\n"
-            "complete -o default -F _llama_srv llama_srv llama_srv.py ./llama_srv.py\n")
 
 
 def _help_lines(option: Option, width: int) -> list[str]:

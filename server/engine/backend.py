@@ -96,7 +96,8 @@ class LlamaBackend:
         if config.numa:
             self._llama.llama_numa_init(config.numa)
         self._abort = AbortFlag()
-        self._model = Model(self._libs, config.model, progress=on_progress,
+        self._span = (config.model_offset, config.model_size)
+        self._model = Model(self._libs, config.model, offset=config.model_offset, progress=on_progress,
                             **model_fields(self._libs, config.model_params))
         self._context = self._open_context(config, self._context_size(config))
         self.media = Projector(self._model, self._context, config, self._abort) if config.mmproj else None
@@ -229,7 +230,7 @@ class LlamaBackend:
     def fingerprint(self) -> str:
         """Model description and a hash over samples of its file."""
         if not self._fingerprint:
-            self._fingerprint = f"{self.info.desc}, {sample_hash(self.info.path)}"
+            self._fingerprint = f"{self.info.desc}, {sample_hash(self.info.path, self._span)}"
         return self._fingerprint
 
     def close(self) -> None:

@@ -38,11 +38,14 @@ class EngineConfig:
     (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `mmproj` is the projector's file, "" for none;
     `mmproj_params` go by name into `mtmd_context_params`. `n_group` above 1 switches self-extend on. With `special`
     answers show special tokens. `exact` evaluates each task alone and from its beginning. `max_stall_ms` is what a step
-    may take while somebody reads a stream, 0 for no limit.
+    may take while somebody reads a stream, 0 for no limit. `model_offset` and `model_size` say where the model lies in its
+    file (a bundle); size 0 is to its end.
     """
 
     model: str
     libs: str
+    model_offset: int = 0
+    model_size: int = 0
     cpu_variant: str | None = None
     n_slots: int = 1
     n_ctx: int | None = None

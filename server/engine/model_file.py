@@ -26,10 +26,11 @@ SAMPLE_BYTES = 1 << 20
 
 
 def check_model_file(path: str, option: str = "-m",
-                     overrides: Iterable[tuple[str, str, object]] = ()) -> list[gguf.Gguf]:
+                     overrides: Iterable[tuple[str, str, object]] = (), span: tuple[int, int] = (0, 0)) -> list[gguf.Gguf]:
     """The headers of the model's files. ApiError with one line for the user if they can't be what `option` takes.
 
-    `option` is a key of `FAULTS`; `overrides` are the (key, type, value) rows of `--override-kv`.
+    `option` is a key of `FAULTS`; `overrides` are the (key, type, value) rows of `--override-kv`; `span` is offset
+    and size of the model in a larger file.
     """
     file = Path(path)
     if not file.exists():
@@ -37,7 +38,7 @@ def check_model_file(path: str, option: str = "-m",
     if file.is_dir():
         raise ApiError(400, f"{path} is a folder; {option} takes the path of a .gguf file")
     try:
-        parts = gguf.read_all(path, keep=model_checks.KEPT)
+        parts = gguf.read_all(path, keep=model_checks.KEPT, span=span)
         model_checks.overridden(parts[0], {key: value for key, _, value in overrides})
         fault = next(FAULTS[option](parts), None)
     except OSError as error:
@@ -50,21 +51,21 @@ def check_model_file(path: str, option: str = "-m",
 
 
 def check_all(model: str, others: Mapping[str, Iterable[str]],
-              overrides: Iterable[tuple[str, str, object]] = ()) -> list[gguf.Gguf]:
+              overrides: Iterable[tuple[str, str, object]] = (), span: tuple[int, int] = (0, 0)) -> list[gguf.Gguf]:
     """The model and what goes with it: `others` has paths by option. The model's headers."""
     for option, paths in others.items():
         for path in paths:
             check_model_file(path, option)
-    return check_model_file(model, "-m", overrides)
+    return check_model_file(model, "-m", overrides, span)
 
 
-def sample_hash(path: str) -> str:
-    """A hash over samples of a file and its size: cheap for any size, different for fine-tunes."""
+def sample_hash(path: str, span: tuple[int, int] = (0, 0)) -> str:
+    """A hash over samples of a file and its size: cheap for any size, different for fine-tunes. `span` as above."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
-        size = stream.seek(0, os.SEEK_END)
+        size = span[1] or stream.seek(0, os.SEEK_END) - span[0]
         digest.update(str(size).encode())
         for at in (0, size // 3, 2 * size // 3, max(size - SAMPLE_BYTES, 0)):
-            stream.seek(at)
-            digest.update(stream.read(SAMPLE_BYTES))
+            stream.seek(span[0] + at)
+            digest.update(stream.read(min(SAMPLE_BYTES, size - at)))
     return digest.hexdigest()[:16]

@@ -21,17 +21,17 @@ from server.errors import ApiError
 FIM_TOKENS = ("pre", "suf", "mid", "rep", "sep")
 
 
-def open_vocab(folder: str, model: str) -> NativeVocab:
-    """The vocabulary of `model` through the libraries in `folder`."""
-    return NativeVocab(loader.load(Path(folder)), model)
+def open_vocab(folder: str, model: str, offset: int = 0) -> NativeVocab:
+    """The vocabulary of `model` (from `offset` on in that file) through the libraries in `folder`."""
+    return NativeVocab(loader.load(Path(folder)), model, offset)
 
 
 class NativeVocab:
     """See `api.context.Vocab`."""
 
-    def __init__(self, libs: loader.Libs, path: str) -> None:
+    def __init__(self, libs: loader.Libs, path: str, offset: int = 0) -> None:
         self._libs = libs
-        self._model = Model(libs, path, vocab_only=True)
+        self._model = Model(libs, path, offset=offset, vocab_only=True)
         self._vocab = libs.llama.llama_model_get_vocab(self._model)
         self._pieces: dict[int, bytes] = {}
         self.n_tokens = libs.llama.llama_vocab_n_tokens(self._vocab)

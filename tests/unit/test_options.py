@@ -7,7 +7,7 @@ import re
 import pytest
 
 from server.option_row import IGNORED, PLANNED, REFUSED, items
-from server.options import GROUPS, OPTIONS, OTHER_OPTIONS, Option, OptionError, bash_completion, parse, usage
+from server.options import GROUPS, OPTIONS, OTHER_OPTIONS, Option, OptionError, parse, usage
 
 TABLE = (
     Option("model", ("-m", "--model"), "the model", "G", metavar="FILE", env="T_MODEL"),
@@ -224,8 +224,3 @@ def test_help_tells_defaults_as_the_user_would_write_them():
     text = " ".join(usage().split())
     assert "flash attention: on, off or auto; without a value on (default auto) (2024: off)" in text
     assert "(default 127.0.0.1)" in text and "reuse what a prompt shares with an earlier one (default on)" in text
-
-
-def test_bash_completes_every_flag():
-    script = bash_completion()
-    assert all(has_word(script, flag) for option in OPTIONS for flag in option.flags + option.off_flags)
