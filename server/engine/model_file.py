@@ -25,8 +25,8 @@ FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
 SAMPLE_BYTES = 1 << 20
 
 
-def check_model_file(path: str, option: str = "-m",
-                     overrides: Iterable[tuple[str, str, object]] = (), span: tuple[int, int] = (0, 0)) -> list[gguf.Gguf]:
+def check_model_file(path: str, option: str = "-m", overrides: Iterable[tuple[str, str, object]] = (),
+                     span: tuple[int, int] = (0, 0)) -> list[gguf.Gguf]:
     """The headers of the model's files. ApiError with one line for the user if they can't be what `option` takes.
 
     `option` is a key of `FAULTS`; `overrides` are the (key, type, value) rows of `--override-kv`; `span` is offset
