@@ -1,9 +1,8 @@
 """Write the parts of the documents that are tables of the code: `python build_scripts/make_docs.py [--check]`.
 
 A command; one thread; imports the standard library, this folder, and of the product only tables: the options, the
-routes, the request fields. docs/options.md and docs/llama-srv.1 are written whole, in docs/api.md what lies between its
-markers. New rows, groups and tables appear by themselves. `--check` writes nothing and fails if a document isn't up to
-date.
+routes, the request fields. docs/options.md is written whole, in docs/api.md what lies between its markers. New rows,
+groups and tables appear by themselves. `--check` writes nothing and fails if a document isn't up to date.
 
 The way not taken: writing them by hand. A table that exists twice is wrong in one place.
 """
@@ -20,12 +19,10 @@ from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
 from common import ROOT, Failure, run_main
-from contents import server_version
 
 sys.path.insert(0, str(ROOT))
 
 OPTIONS_PAGE, API_PAGE = ROOT / "docs" / "options.md", ROOT / "docs" / "api.md"
-MANUAL_PAGE = ROOT / "docs" / "llama-srv.1"
 LARGE = 2**20
 KINDS = {"int": "integer", "float": "number", "bool": "true/false", "str": "string", "list": "list"}
 # headings of the field tables that deserve better ones than their names
@@ -71,12 +68,6 @@ def options_page() -> str:
     parts += group_tables("###", OTHER_GROUPS, OTHER_OPTIONS, ("option", "here", "why"), lambda option: (
         flags_of(option), STATUS.get(option.status, option.status), option.note))
     return "\n".join(parts)
-
-
-def manual_page() -> str:
-    """docs/llama-srv.1, which --man prints too."""
-    from server.shells import manual
-    return manual(server_version())
 
 
 def group_tables(mark: str, groups: Iterable, options: Iterable, heads: tuple, row: Callable) -> Iterator[str]:
@@ -174,8 +165,7 @@ def api_page(text: str) -> str:
 
 def outdated() -> dict:
     """Path -> new text of each document that isn't what the code says."""
-    pages = {OPTIONS_PAGE: options_page(), API_PAGE: api_page(API_PAGE.read_text(encoding="utf-8")),
-             MANUAL_PAGE: manual_page()}
+    pages = {OPTIONS_PAGE: options_page(), API_PAGE: api_page(API_PAGE.read_text(encoding="utf-8"))}
     return {path: text for path, text in pages.items()
             if not path.is_file() or path.read_text(encoding="utf-8") != text}
 

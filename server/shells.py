@@ -1,6 +1,6 @@
 """What the option table says to shells and to `man`: completion scripts and the manual page.
 
-Pure functions from the table to text, run once for `--completion` and `--man` (and by build_scripts/make_docs.py). A leaf
+Pure functions from the table to text, run once for `--completion` and `--man`. A leaf
 that imports the table.
 
 Not taken: a script that calls the program at each Tab. Its start takes a quarter of a second, and the flags don't change.
