@@ -347,6 +347,8 @@ def timings_json(timings: Timings) -> dict[str, object]:
     n_steps = max(timings.predicted_n - 1, 0)
     return {
         "cache_n": timings.cache_n,
+        "cache_source": timings.cache_source,
+        **({"cache_reason": timings.cache_reason} if timings.cache_reason else {}),
         "prompt_n": timings.prompt_n,
         "prompt_ms": round(timings.prompt_ms, 3),
         "prompt_per_token_ms": _ratio(timings.prompt_ms, timings.prompt_n),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from server.engine import prompt_cache, sampling
 from server.engine.answers import Answers
 from server.engine.media import Layout
-from server.engine.self_extend import GroupAttention
+from server.engine.prefixes import Prefixes
 from server.engine.slot import Run, Slot
 from server.engine.state import EngineState
 from server.engine.task import STOP_LIMIT, Task
@@ -33,8 +33,9 @@ class Waiting:
 class Admission:
     """The queue of waiting tasks and the way from it to the slots."""
 
-    def __init__(self, state: EngineState, answers: Answers) -> None:
+    def __init__(self, state: EngineState, answers: Answers, prefixes: Prefixes) -> None:
         self._state = state
+        self._prefixes = prefixes
         self._answers = answers
         self._waiting: deque[Waiting] = deque()
 
@@ -97,8 +98,7 @@ class Admission:
         """Start a task on the slot it wants, or on the free one that suits it best."""
         task = waiting.task
         prompt = self._state.system.tokens + list(task.prompt)
-        slot = self._state.slots[task.id_slot] if task.id_slot >= 0 else prompt_cache.choose_slot(
-            free, prompt, task.cache_prompt, self._state.lora_of(task))
+        slot = self._state.slots[task.id_slot] if task.id_slot >= 0 else self._prefixes.choose_slot(free, task, prompt)
         self._start(slot, waiting, prompt)
         return slot
 
@@ -109,17 +109,17 @@ class Admission:
         stages = sampling.chain(task.sampling, self._state.backend.facts)
         sampler = self._state.backend.new_sampler(stages, task.sampling.grammar)
         now = self._state.clock()
+        run = Run(task, prompt, sampler, TextStream(task.stop, task.n_indent), waiting.t_arrived, now,
+                  truncated=len(prompt) < n_asked, layout=layout,
+                  drafting=None if layout.chunks else self._state.speculation.begin(task))
         try:
-            n_cached = self._reuse(slot, task, prompt, layout)
+            self._prefixes.begin(slot, run)
         except BaseException:
             sampler.close()
             raise
-        slot.run = Run(task, prompt, n_cached, sampler, TextStream(task.stop, task.n_indent), waiting.t_arrived, now,
-                       truncated=len(prompt) < n_asked, layout=layout,
-                       drafting=None if layout.chunks else self._state.speculation.begin(task))
+        slot.run = run
         self._state.running.append(slot)
         self._state.running.sort(key=lambda slot: slot.run.task.id)
-        self._state.meter.n_reused += n_cached
         self._state.meter.queue_wait(now - waiting.t_arrived)
         n_history = sampling.history_length(task.sampling, slot.n_ctx)
         if n_history:
@@ -129,22 +129,6 @@ class Admission:
             self._state.report_progress(slot)
         if not prompt:
             self._answers.finish(slot, STOP_LIMIT)
-
-    def _reuse(self, slot: Slot, task: Task, prompt: list[int], layout: Layout) -> int:
-        """Set the slot's cache to what it, another slot or the system prompt has of `prompt`; how many tokens."""
-        lora = self._state.lora_of(task)
-        if self._state.config.n_group > 1 or slot.lora != lora:
-            prompt_cache.trim(self._state.backend, slot, 0)
-        slot.lora = lora
-        if self._state.config.exact:
-            return prompt_cache.trim(self._state.backend, slot, 0)
-        if self._state.config.n_group > 1:
-            slot.positions = GroupAttention(self._state.config.n_group, self._state.config.group_width)
-            return 0
-        others = (self._state.system, *self._state.slots) if task.cache_prompt else (self._state.system,)
-        donors = [other for other in others if other is not slot and other.tokens and other.lora == lora]
-        return prompt_cache.reuse_prefix(self._state.backend, slot, prompt, task.cache_prompt, donors,
-                                         layout.reusable(len(prompt)))
 
     def _fit_prompt(self, slot: Slot, task: Task, prompt: list[int], layout: Layout) -> list[int]:
         n_prompt = len(prompt) + layout.n_extra()

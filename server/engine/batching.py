@@ -8,6 +8,7 @@ from __future__ import annotations
 from server.engine import planner, prompt_cache
 from server.engine.pace import Pace
 from server.engine.planner import Job, Span
+from server.engine.prefixes import Prefixes
 from server.engine.slot import Slot
 from server.engine.state import EngineState
 
@@ -19,8 +20,9 @@ STALLS_ALONE = 4
 class Batching:
     """Plans one batch after the other. `in_prefill` are the tasks of a batch with prompt rows; any thread may read it."""
 
-    def __init__(self, state: EngineState) -> None:
+    def __init__(self, state: EngineState, prefixes: Prefixes) -> None:
         self._state = state
+        self._prefixes = prefixes
         self.in_prefill = NOBODY
         self._pace = Pace()
         self._n_generating = self._n_prompt = 0     # rows of the latest plan
@@ -28,7 +30,8 @@ class Batching:
 
     def plan(self) -> list[Span]:
         """The rows of the next batch. One batch has one set of adapters; sets take turns."""
-        running = [slot for slot in self._state.running if slot.chunk is None]
+        running = [slot for slot in self._state.running if not (slot.run.leader and self._prefixes.must_wait(slot))
+                   and slot.chunk is None]
         if not running:
             return []
         if self._state.config.exact:
@@ -42,9 +45,9 @@ class Batching:
         if self._n_generating == len(jobs):
             self.in_prefill, self._n_prompt = NOBODY, 0
             return planner.plan(jobs, self._state.backend.info.n_batch, 0)
-        self.in_prefill = frozenset(slot.run.task.id for slot in running)
+        self.in_prefill = frozenset(slot.run.task.id for slot in self._state.running)
         spans = planner.plan(jobs, self._state.backend.info.n_batch, self._prompt_rows())
-        self._n_prompt = sum(map(len, spans)) - self._n_generating
+        self._n_prompt = sum(map(len, spans[self._n_generating:]))
         return spans
 
     def measured(self, ms: float) -> None:

@@ -12,6 +12,7 @@ from server.engine import planner, prompt_cache
 from server.engine.answers import Answers
 from server.engine.backend_types import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
 from server.engine.planner import UNLIMITED, Span
+from server.engine.prefixes import Prefixes
 from server.engine.slot import Run
 from server.engine.spec import without_drafts
 from server.engine.state import EngineState
@@ -25,8 +26,9 @@ log = get_logger("engine")
 class Evaluation:
     """Evaluates spans and passes each finished row on to `Answers`."""
 
-    def __init__(self, state: EngineState, answers: Answers) -> None:
+    def __init__(self, state: EngineState, answers: Answers, prefixes: Prefixes) -> None:
         self._state = state
+        self._prefixes = prefixes
         self._answers = answers
 
     def evaluate(self, spans: Sequence[Span]) -> None:
@@ -46,7 +48,7 @@ class Evaluation:
                 self.undo(piece)   # guesses are the first to go
                 rest = without_drafts(rest)
                 continue
-            if code == DECODE_NO_ROOM and prompt_cache.evict_one(self._state.backend, self._state.slots):
+            if code == DECODE_NO_ROOM and self._prefixes.make_room():
                 continue
             if code == DECODE_NO_ROOM and (n_rows := sum(len(span) for span in piece)) > 1:
                 size = n_rows // 2

@@ -7,12 +7,12 @@ chunk or decoding it, for the slot whose task came first; before it comes the ba
 
 from __future__ import annotations
 
-from server.engine import prompt_cache
 from server.engine.backend_types import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
 from server.engine.batching import Batching
 from server.engine.evaluation import Evaluation
 from server.engine.media import Chunk
 from server.engine.planner import Span
+from server.engine.prefixes import Prefixes
 from server.engine.slot import Slot
 from server.engine.state import EngineState
 from server.log import get_logger
@@ -23,15 +23,18 @@ log = get_logger("engine")
 class MediaSteps:
     """What the loop calls in each step. `_encoded` is the chunk whose embeddings the backend holds."""
 
-    def __init__(self, state: EngineState, batching: Batching, evaluation: Evaluation) -> None:
+    def __init__(self, state: EngineState, batching: Batching, evaluation: Evaluation,
+                 prefixes: Prefixes) -> None:
         self._state = state
+        self._prefixes = prefixes
         self._batching = batching
         self._evaluation = evaluation
         self._encoded: Chunk | None = None
 
     def step(self) -> None:
         """Do one piece of work if there is any."""
-        slot = next((slot for slot in self._state.running if slot.chunk is not None), None)
+        slot = next((slot for slot in self._state.running if slot.chunk is not None and slot.run.leader is None),
+                    None)
         if slot is None:
             return
         try:
@@ -64,6 +67,6 @@ class MediaSteps:
             self._evaluation.undo([span])
             if slot.run is None or code == DECODE_ABORTED:
                 return
-            if code != DECODE_NO_ROOM or not prompt_cache.evict_one(state.backend, state.slots):
+            if code != DECODE_NO_ROOM or not self._prefixes.make_room():
                 self._evaluation.isolate([span], code)
                 return

@@ -17,8 +17,8 @@ MIN_SHARED = 16
 
 
 def choose_slot(slots: Iterable[Slot], prompt: list[int], cache_prompt: bool,
-                lora: tuple[tuple[int, float], ...] = ()) -> Slot | None:
-    """The idle slot to run `prompt` on: the one it continues, else an empty one, else the one unused for longest.
+                lora: tuple[tuple[int, float], ...] = (), now: float = 0.0) -> Slot | None:
+    """The idle slot to run `prompt` on: the one it continues, else an empty one, else the one of the least `value`.
 
     A prompt continues a slot if running there would keep at least three quarters of the slot's tokens, or if the
     slot has all of the prompt (the same question again). A shared beginning alone is no reason to destroy another conversation's cache: it can be referenced from any slot.
@@ -30,7 +30,12 @@ def choose_slot(slots: Iterable[Slot], prompt: list[int], cache_prompt: bool,
             4 * kept.get(slot.id, 0) >= 3 * len(slot.tokens) or kept.get(slot.id, 0) >= len(prompt) - 1 > 0)]
         if continued:
             return max(continued, key=lambda slot: kept[slot.id])
-    return min(idle, key=lambda slot: (bool(slot.tokens), slot.t_used), default=None)
+    return min(idle, key=lambda slot: (bool(slot.tokens), value(slot, now), slot.t_used), default=None)
+
+
+def value(slot: Slot, now: float) -> float:
+    """What would be lost with the cache of an idle slot: many tokens, just used. Shared ones aren't lost with it."""
+    return (len(slot.tokens) - slot.n_shared) / (1.0 + max(now - slot.t_used, 0.0))
 
 
 def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: bool,
@@ -53,6 +58,7 @@ def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: 
     slot.tokens[n:] = prompt[n:n_donor]
     slot.is_sharing = donor.is_sharing = True
     slot.n_shared, donor.n_shared = n_donor, max(donor.n_shared, n_donor)
+    slot.n_shares += 1
     return n_donor
 
 
@@ -74,12 +80,12 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
     return n
 
 
-def evict_one(backend: Backend, slots: Iterable[Slot]) -> bool:
-    """Give up the cache of the idle slot that was used longest ago; False if there is none."""
+def evict_one(backend: Backend, slots: Iterable[Slot], now: float = 0.0) -> bool:
+    """Give up the cache of the idle slot that is worth least; False if there is none."""
     idle = [slot for slot in slots if slot.run is None and slot.tokens]
     if not idle:
         return False
-    trim(backend, min(idle, key=lambda slot: slot.t_used), 0)
+    trim(backend, min(idle, key=lambda slot: (value(slot, now), slot.t_used)), 0)
     return True
 
 
@@ -120,14 +126,13 @@ def cut_prompt(prompt: list[int], n_ctx: int, n_keep: int) -> list[int]:
     return prompt[:n_keep] + prompt[n_keep + n_blocks * block:]
 
 
-def count_cells(slots: Iterable[Slot]) -> int:
-    """Tokens that the cache holds, shared beginnings counted once."""
+def count_shared(slots: Iterable[Slot]) -> int:
+    """By how much the slots' tokens are more than the cells of the cache, because beginnings are shared."""
     seen: list[Slot] = []
     total = 0
     for slot in slots:
-        total += len(slot.tokens)
         if slot.n_shared:
-            total -= max((min(common_prefix(slot.tokens[:slot.n_shared], other.tokens), other.n_shared)
+            total += max((min(common_prefix(slot.tokens[:slot.n_shared], other.tokens), other.n_shared)
                           for other in seen), default=0)
             seen.append(slot)
     return total

@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from server.engine import prompt_cache
 from server.engine.admission import Admission
 from server.engine.answers import Answers
 from server.engine.backend_types import Backend
@@ -24,6 +23,7 @@ from server.engine.deadlines import Deadlines
 from server.engine.evaluation import Evaluation
 from server.engine.media import MediaReady
 from server.engine.media_steps import MediaSteps
+from server.engine.prefixes import Prefixes
 from server.engine.slot import Slot
 from server.engine.state import EngineState
 from server.engine.task import STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Final, Frame, Snapshot, Task, Timings
@@ -42,10 +42,11 @@ class Scheduler:
                  clock: Callable[[], float] = time.perf_counter) -> None:
         self._state = EngineState(backend, config, clock)
         self._answers = answers = Answers(self._state)
-        self._admission = Admission(self._state, answers)
-        self._batching = Batching(self._state)
-        self._evaluation = Evaluation(self._state, answers)
-        self._media_steps = MediaSteps(self._state, self._batching, self._evaluation)
+        self._prefixes = prefixes = Prefixes(self._state)
+        self._admission = Admission(self._state, answers, prefixes)
+        self._batching = Batching(self._state, prefixes)
+        self._evaluation = Evaluation(self._state, answers, prefixes)
+        self._media_steps = MediaSteps(self._state, self._batching, self._evaluation, prefixes)
         self._emit = emit
         self._inbox: SimpleQueue = SimpleQueue()
         self._deadline: float | None = None
@@ -198,7 +199,7 @@ class Scheduler:
         state, meter = self._state, self._state.meter
         return Snapshot(
             slots=tuple(slot.state() for slot in state.slots), n_deferred=len(self._admission) + len(state.media),
-            kv_used=prompt_cache.count_cells((*state.slots, state.system)), n_ctx=state.backend.info.n_ctx,
+            kv_used=self._prefixes.kv_used(), n_ctx=state.backend.info.n_ctx,
             n_steps=meter.n_steps, n_prompt_tokens=meter.n_prompt, n_predicted_tokens=meter.n_predicted,
             n_reused_tokens=meter.n_reused, n_stalls=meter.n_stalls,
             n_drafts=state.speculation.n_drafts, n_draft_tokens=state.speculation.n_drafted,

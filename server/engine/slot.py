@@ -12,22 +12,37 @@ from server.engine.backend_types import TokenSampler
 from server.engine.media import Chunk, Layout
 from server.engine.self_extend import GroupAttention
 from server.engine.spec_task import Drafting
-from server.engine.task import STOP_NONE, SlotState, Task, Timings
+from server.engine.task import CACHE_NONE, STOP_NONE, SlotState, Task, Timings
 from server.engine.text import TextStream
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Leader:
+    """Whose computing a task waits for: the first `n` tokens that `run` is evaluating on `slot`."""
+
+    slot: Slot
+    run: Run
+    n: int
 
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """One task in work. `prompt` may be shorter than the task's (cut to fit); times are clock seconds."""
+    """One task in work. `prompt` may be shorter than the task's (cut to fit); times are clock seconds.
+
+    `n_cached` tokens of the prompt came from `cache_source` (a CACHE_*); `cache_reason` says why not more did.
+    """
 
     task: Task
     prompt: list[int]
-    n_cached: int
     sampler: TokenSampler
     text: TextStream
     t_arrived: float
     t_start: float
     truncated: bool = False
+    n_cached: int = 0
+    cache_source: str = CACHE_NONE
+    cache_reason: str = ""
+    leader: Leader | None = None
     n_decoded: int = 0
     next_token: int | None = None
     drafting: Drafting | None = None
@@ -41,7 +56,8 @@ class Run:
         n_drafted, n_accepted = (0, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
         n_prompt = len(self.prompt) - self.n_cached + self.layout.n_extra(self.n_cached)
         return Timings(self.n_cached, n_prompt, (t_first - self.t_start) * 1e3,
-                       self.n_decoded, max(self.t_last - t_first, 0.0) * 1e3, n_drafted, n_accepted)
+                       self.n_decoded, max(self.t_last - t_first, 0.0) * 1e3, n_drafted, n_accepted,
+                       self.cache_source, self.cache_reason)
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +65,8 @@ class Slot:
     """`tokens` are those whose keys and values the cache holds for sequence `seq`, at most `n_ctx` of them.
 
     They are at positions 0, 1, ... unless `positions` folds them (self-extend). They were computed with the adapters
-    of `lora`. With `is_sharing` some cells may belong to other sequences too, of the first `n_shared` tokens at most.
+    of `lora`. With `is_sharing` some cells may belong to other sequences too, of the first `n_shared` tokens at most;
+    `n_shares` counts how often it was given cells of another.
     """
 
     id: int
@@ -60,6 +77,7 @@ class Slot:
     positions: GroupAttention | None = None
     is_sharing: bool = False
     n_shared: int = 0
+    n_shares: int = 0
     run: Run | None = None
     t_used: float = 0.0
     t_served: float = 0.0

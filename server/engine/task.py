@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 STOP_NONE, STOP_EOS, STOP_LIMIT, STOP_WORD, STOP_ABORT = "none", "eos", "limit", "word", "abort"
+CACHE_NONE, CACHE_SLOT, CACHE_SHARED, CACHE_RAM, CACHE_DISK = "none", "slot", "shared", "ram", "disk"
 LOADING, READY, FAILED, CLOSED = "loading model", "ok", "error", "closed"
 
 IMAGE, AUDIO = "image", "audio"
@@ -188,7 +189,8 @@ class Progress:
 class Timings:
     """The engine's own clock for one task, in milliseconds. `prompt_n` counts evaluated tokens, not reused ones.
 
-    `draft_n` tokens were guessed, and `draft_n_accepted` of those guesses were right.
+    `draft_n` tokens were guessed, and `draft_n_accepted` of those guesses were right. Reused tokens came from
+    `cache_source`; `cache_reason` says why more could not be reused although they are known ("" if all were).
     """
 
     cache_n: int
@@ -198,6 +200,8 @@ class Timings:
     predicted_ms: float
     draft_n: int = 0
     draft_n_accepted: int = 0
+    cache_source: str = CACHE_NONE
+    cache_reason: str = ""
 
 
 @dataclass(slots=True, frozen=True)

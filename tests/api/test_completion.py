@@ -306,10 +306,14 @@ def test_why_the_text_ended_in_both_generations_of_fields(speaking, fields, stop
 @pytest.mark.covers("R10")
 def test_timings_have_all_their_fields_and_add_up(speaking):
     timings = speaking.complete("how?", 6, cache_prompt=False)["timings"]
+    assert timings.pop("cache_source") == "none"
+    timings.pop("cache_reason", "")
     assert set(timings) == {"cache_n", "prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second",
                             "predicted_n", "predicted_ms", "predicted_per_token_ms", "predicted_per_second"}
     assert (timings["cache_n"], timings["prompt_n"], timings["predicted_n"]) == (0, 5, 6)
     assert all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in timings.values())
+    again = speaking.complete("how?", 6)["timings"]
+    assert (again["cache_n"], again["cache_source"], again["cache_reason"]) == (4, "slot", "the last token is evaluated again")
     none = speaking.complete("how?", 0)["timings"]
     assert (none["predicted_n"], none["predicted_per_second"]) == (0, 0)
 

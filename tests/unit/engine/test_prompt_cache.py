@@ -142,7 +142,8 @@ def test_cells_are_counted_once_however_many_slots_share_them():
     backend = backend_for(3)
     slots = filled(backend, LONG, [], [3, 4])
     prompt_cache.reuse_prefix(backend, slots[1], [*LONG, 1], True, [slots[0]])
-    assert prompt_cache.count_cells(slots) == backend.n_used == 62
+    n_tokens = sum(len(slot.tokens) for slot in slots)
+    assert n_tokens - prompt_cache.count_shared(slots) == backend.n_used == 62
 
 
 # ---- eviction ----------------------------------------------------------------------------------------------------
