@@ -22,6 +22,7 @@ from server.api.context import Context, read_system_prompt
 from server.api.routes import routes
 from server.bundle import Bundle, BundleError
 from server.download import DownloadError, cached_models, fetch_model
+from server.draft_model import find_draft_model, spec_config
 from server.engine import backend
 from server.engine.client import EngineClient
 from server.engine.config import EngineConfig
@@ -92,7 +93,7 @@ def serve(options: Options, own: Bundle | None = None) -> int:
     set_up_logging(options)
     unpacked = frozen.UnpackedFolder(frozen.unpacked_folder())
     model = find_model(options, own)
-    config = engine_config(options, model)
+    config = engine_config(options, model, find_draft_model(options))
     read_constraint({}, request_defaults(options))  # a bad --grammar is told now, not with every request
     system_prompt = read_prompt_file(options)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -161,7 +162,7 @@ def find_model(options: Options, own: Bundle | None) -> ModelPlace:
     return place
 
 
-def engine_config(options: Options, model: ModelPlace) -> EngineConfig:
+def engine_config(options: Options, model: ModelPlace, draft_model: str = "") -> EngineConfig:
     """The engine's part of the options; LibsError if there are no libraries for this machine."""
     model_params, context_params = native_params(options)
     return EngineConfig(
@@ -172,7 +173,7 @@ def engine_config(options: Options, model: ModelPlace) -> EngineConfig:
         max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
         n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
         special=options.special, exact=options.exact, max_stall_ms=options.max_stall_ms,
-        model_params=model_params, context_params=context_params)
+        spec=spec_config(options, draft_model), model_params=model_params, context_params=context_params)
 
 
 def read_prompt_file(options: Options) -> object:

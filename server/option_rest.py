@@ -18,7 +18,7 @@ OTHER_GROUPS = (OLD, CHAT, MEDIA, EMBEDDINGS, SPECULATIVE, MODELS, PAGE, TUNING,
 
 SYSTEM_PLACES = "the system places the threads"
 CACHE = "this server's prompt cache works without such a limit"
-DRAFTS = "speculative decoding is not supported yet by this version; it changes the speed, not the text"
+DRAFTS = "drafts are found and bounded in another way here; see --spec-type"
 REASONING = "this version shows a model's reasoning as part of its answer"
 IMAGES = "images are not supported yet by this version"
 ROUTER = "one server serves one model; start several"
@@ -34,12 +34,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --lora-base FILE"""),
     (IGNORED, OLD, "llama.cpp keeps its cache in order by itself", """
         -dt,--defrag-thold N $LLAMA_ARG_DEFRAG_THOLD"""),
-    (REFUSED, OLD, "llama.cpp has removed this option in favour of --spec-draft-n-max and --spec-draft-n-min", """
-        --draft,--draft-n,--draft-max N $LLAMA_ARG_DRAFT_MAX
-        --draft-min,--draft-n-min N $LLAMA_ARG_DRAFT_MIN"""),
-    (REFUSED, OLD, "llama.cpp has removed this option in favour of --spec-ngram-simple-size-n and its like", """
-        --spec-ngram-size-n N
-        --spec-ngram-size-m N
+    (IGNORED, OLD, "one earlier place is enough for a draft, and bad ones are recognised", """
         --spec-ngram-min-hits N"""),
 
     (IGNORED, CHAT, REASONING, """
@@ -73,24 +68,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     (PLANNED, EMBEDDINGS, "reranking is not supported yet by this version", """
         --rerank,--reranking $LLAMA_ARG_RERANKING"""),
 
-    (IGNORED, SPECULATIVE, DRAFTS, """
-        --spec-type TYPES $LLAMA_ARG_SPEC_TYPE
-        --spec-default
-        --spec-draft-model,-md,--model-draft FILE $LLAMA_ARG_SPEC_DRAFT_MODEL
-        --spec-draft-hf,-hfd,-hfrd,--hf-repo-draft REPO $LLAMA_ARG_SPEC_DRAFT_HF_REPO
-        --spec-draft-n-max N $LLAMA_ARG_SPEC_DRAFT_N_MAX
-        --spec-draft-n-min N $LLAMA_ARG_SPEC_DRAFT_N_MIN
-        --spec-draft-p-split,--draft-p-split P $LLAMA_ARG_SPEC_DRAFT_P_SPLIT
-        --spec-draft-p-min,--draft-p-min P $LLAMA_ARG_SPEC_DRAFT_P_MIN
-        --spec-draft-ngl,-ngld,--gpu-layers-draft,--n-gpu-layers-draft N $LLAMA_ARG_N_GPU_LAYERS_DRAFT
-        --spec-draft-device,-devd,--device-draft NAMES
-        --spec-draft-type-k,-ctkd,--cache-type-k-draft TYPE $LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K
-        --spec-draft-type-v,-ctvd,--cache-type-v-draft TYPE $LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V
-        --spec-draft-override-tensor,-otd,--override-tensor-draft PATTERN=BUFFER
-        --spec-draft-cpu-moe,-cmoed,--cpu-moe-draft $LLAMA_ARG_SPEC_DRAFT_CPU_MOE
-        --spec-draft-n-cpu-moe,--spec-draft-ncmoe,-ncmoed,--n-cpu-moe-draft N $LLAMA_ARG_SPEC_DRAFT_N_CPU_MOE
-        --spec-draft-threads,-td,--threads-draft N
-        --spec-draft-threads-batch,-tbd,--threads-batch-draft N
+    (IGNORED, SPECULATIVE, SYSTEM_PLACES, """
         --spec-draft-cpu-mask,-Cd,--cpu-mask-draft M
         --spec-draft-cpu-range,-Crd,--cpu-range-draft LO-HI
         --spec-draft-cpu-strict,--cpu-strict-draft 0/1
@@ -99,15 +77,16 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --spec-draft-cpu-mask-batch,-Cbd,--cpu-mask-batch-draft M
         --spec-draft-cpu-strict-batch,--cpu-strict-batch-draft 0/1
         --spec-draft-prio-batch,--prio-batch-draft N
-        --spec-draft-poll-batch,--poll-batch-draft N
-        --spec-draft-backend-sampling|--no-spec-draft-backend-sampling $LLAMA_ARG_SPEC_DRAFT_BACKEND_SAMPLING
+        --spec-draft-poll-batch,--poll-batch-draft N"""),
+    (REFUSED, SPECULATIVE, "only measures; build_scripts/bench.py does that here", """
         --spec-synth-len L $LLAMA_ARG_SPEC_SYNTH_LEN
-        --spec-synth-rates P0,P1 $LLAMA_ARG_SPEC_SYNTH_RATES
+        --spec-synth-rates P0,P1 $LLAMA_ARG_SPEC_SYNTH_RATES"""),
+    (IGNORED, SPECULATIVE, DRAFTS, """
+        --spec-draft-p-split,--draft-p-split P $LLAMA_ARG_SPEC_DRAFT_P_SPLIT
+        --spec-draft-backend-sampling|--no-spec-draft-backend-sampling $LLAMA_ARG_SPEC_DRAFT_BACKEND_SAMPLING
         --spec-ngram-mod-n-min N
         --spec-ngram-mod-n-max N
         --spec-ngram-mod-n-match N
-        --spec-ngram-simple-size-n N
-        --spec-ngram-simple-size-m N
         --spec-ngram-simple-min-hits N
         --spec-ngram-map-k-size-n N
         --spec-ngram-map-k-size-m N

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from server import option_row as to
 from server.option_row import Option
+from server.option_spec import SPEC_OPTIONS, SPECULATIVE
 
 GENERAL, MODEL, DOWNLOAD, CONTEXT = "General", "Model and libraries", "Downloading the model", "Context and slots"
 BUNDLES = "Bundles: program and model in one file"
 COMPUTE, DEVICES, ROPE = "Computing", "Devices and memory", "Contexts longer than trained for"
 SERVER, ACCESS, REQUESTS, LOGGING = "Server", "Access", "Defaults of requests", "Logging"
-GROUPS = (GENERAL, MODEL, DOWNLOAD, CONTEXT, COMPUTE, DEVICES, ROPE, SERVER, ACCESS, REQUESTS, LOGGING,
+GROUPS = (GENERAL, MODEL, DOWNLOAD, CONTEXT, COMPUTE, DEVICES, ROPE, SPECULATIVE, SERVER, ACCESS, REQUESTS, LOGGING,
           BUNDLES)
 
 INT_MAX = 2**31 - 1
@@ -216,6 +217,8 @@ OPTIONS: tuple[Option, ...] = (
            int, 1, "N", "LLAMA_ARG_GRP_ATTN_N", 1, 65536),
     Option("grp_attn_w", ("-gaw", "--grp-attn-w"), "self-extend: how many positions at a time, a multiple of "
            "--grp-attn-n", ROPE, int, 512, "N", "LLAMA_ARG_GRP_ATTN_W", 1, INT_MAX),
+
+    *SPEC_OPTIONS,
 
     Option("open", ("--open",), "open the web page in the browser when the model is ready", SERVER, None, False),
     Option("host", ("--host",), "address to listen on, or the path of a UNIX socket that ends in .sock", SERVER,

@@ -22,12 +22,15 @@ from server.option_row import IGNORED, SAME, WORKS, Option, OptionError, convert
 from server.option_table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS, ROPE_SCALING
 
 __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", "Option", "OptionError", "Options",
-           "compat_rows", "native_params", "parse", "request_defaults", "secret_values", "usage"]
+           "compat_rows", "draft_params", "native_params", "parse", "request_defaults", "secret_values", "usage"]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
 NOT_IN_FILES = ("help", "version", "list_devices", "completion_bash", "completion", "man", "config", "bundle", "output",
                 "base", "side_file", "defaults", "bundle_info", "bundle_check", "unbundle")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+# What the small model of speculative decoding takes over from the large one's parameters.
+SHARED_WITH_DRAFT = ("devices", "load_mode", "lazy_mode", "use_extra_bufts", "no_host", "flash_attn_type",
+                     "offload_kqv", "op_offload")
 EXPERTS, DENSE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
 YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes it itself unless --yarn-ext-factor is 0"
 QUANTISED = tuple(number for word, number in KV_TYPES.items() if "q" in word)
@@ -264,12 +267,23 @@ def native_params(options: Options) -> tuple[dict[str, object], dict[str, object
     mode = _load_mode(options)
     if mode is not None:
         model["load_mode"] = mode
-    buffers = (*options.override_tensor, *_on_cpu(options))
+    buffers = (*options.override_tensor, *_on_cpu(options.cpu_moe, options.n_cpu_moe, options.n_cpu_ffn))
     if buffers:
         model["tensor_buft_overrides"] = buffers
     if options.memory_f32:
         context |= {"type_k": KV_TYPES["f32"], "type_v": KV_TYPES["f32"]}
     return model, context
+
+
+def draft_params(options: Options) -> tuple[dict[str, object], dict[str, object]]:
+    """The same for the small model of speculative decoding: what is about the machine it has from the large one."""
+    model, context = native_params(options)
+    model = {name: model[name] for name in SHARED_WITH_DRAFT if name in model} | dict(_targets(options, "draft_model"))
+    buffers = (*options.spec_draft_override_tensor, *_on_cpu(options.spec_draft_cpu_moe, options.spec_draft_n_cpu_moe))
+    if buffers:
+        model["tensor_buft_overrides"] = buffers
+    context = {name: context[name] for name in SHARED_WITH_DRAFT if name in context}
+    return model, context | dict(_targets(options, "draft_context"))
 
 
 def request_defaults(options: Options) -> dict[str, object]:
@@ -309,11 +323,11 @@ def _load_mode(options: Options) -> int | None:
     return None
 
 
-def _on_cpu(options: Options) -> Iterator[tuple[str, str]]:
+def _on_cpu(all_experts: bool, n_experts: int, n_dense: int = 0) -> Iterator[tuple[str, str]]:
     """Patterns for the tensors that --cpu-moe and its like keep on the CPU, as llama.cpp's `common` has them."""
-    if options.cpu_moe:
+    if all_experts:
         yield EXPERTS, "CPU"
-    for count, pattern in ((options.n_cpu_moe, EXPERTS), (options.n_cpu_ffn, DENSE)):
+    for count, pattern in ((n_experts, EXPERTS), (n_dense, DENSE)):
         yield from ((rf"blk\.{layer}{pattern}", "CPU") for layer in range(count))
 
 

@@ -108,6 +108,8 @@ class Completion:
             progress=values["stream"] and values["return_progress"], lora=self._lora, n_indent=values["n_indent"],
             t_max_prompt_ms=max(values["t_max_prompt_ms"], 0), t_max_predict_ms=max(values["t_max_predict_ms"], 0),
             t_max_ms=max(values["t_max_ms"], 0),
+            draft_n_max=values["speculative.n_max"], draft_n_min=values["speculative.n_min"],
+            draft_p_min=values["speculative.p_min"],
             timings=values["stream"] and values["timings_per_token"])
 
     @property
@@ -325,6 +327,9 @@ def settings(context: Context, task: Task, stream: bool) -> dict[str, object]:
         "n_ctx": context.engine.info.n_ctx_slot, "model": context.model_name, **params,
         "n_predict": task.n_predict, "max_tokens": task.n_predict, "n_keep": task.n_keep, "n_discard": task.n_discard,
         "stop": list(task.stop), "stream": stream, "cache_prompt": task.cache_prompt, "n_indent": task.n_indent,
+        "speculative.n_max": _own(task.draft_n_max, context.options.spec_draft_n_max),
+        "speculative.n_min": _own(task.draft_n_min, context.options.spec_draft_n_min),
+        "speculative.p_min": _own(task.draft_p_min, context.options.spec_draft_p_min),
         "t_max_predict_ms": task.t_max_predict_ms, "t_max_ms": task.t_max_ms,
         "lora": [{"id": i, "scale": scale} for i, scale in task.lora or ()],
     }
@@ -345,6 +350,7 @@ def sampling_json(params: SamplingParams) -> dict[str, object]:
 def timings_json(timings: Timings) -> dict[str, object]:
     """`timings`: milliseconds and rates; a rate over no time is 0, never infinite."""
     n_steps = max(timings.predicted_n - 1, 0)
+    drafts = {"draft_n": timings.draft_n, "draft_n_accepted": timings.draft_n_accepted} if timings.draft_n else {}
     return {
         "cache_n": timings.cache_n,
         "cache_source": timings.cache_source,
@@ -357,7 +363,13 @@ def timings_json(timings: Timings) -> dict[str, object]:
         "predicted_ms": round(timings.predicted_ms, 3),
         "predicted_per_token_ms": _ratio(timings.predicted_ms, n_steps),
         "predicted_per_second": _ratio(n_steps * 1e3, timings.predicted_ms),
+        **drafts,
     }
+
+
+def _own(value: float, default: float) -> float:
+    """A task's value, the server's where it is negative."""
+    return default if value < 0 else value
 
 
 def _ratio(a: float, b: float) -> float:

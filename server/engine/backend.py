@@ -18,6 +18,7 @@ from ctypes_api.errors import LibsError
 from ctypes_api.ggml import GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.backend_mtmd import Projector
+from server.engine.backend_draft import Likeliest, drafter_config, vocab_difference
 from server.engine.backend_params import model_fields
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
 from server.engine.config import EngineConfig
@@ -61,7 +62,14 @@ def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
 def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> LlamaBackend:
     """Load the libraries and the model. ApiError with one line if that can't be done."""
     try:
-        return LlamaBackend(config, on_progress)
+        backend = LlamaBackend(config, on_progress)
+        try:
+            if config.spec.model:
+                backend.open_drafter(config)
+        except BaseException:
+            backend.close()
+            raise
+        return backend
     except LibsError as error:
         raise ApiError(500, str(error)) from None
 
@@ -115,7 +123,8 @@ class LlamaBackend:
         self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
         self.adapters = tuple(path for path, _ in config.lora)
         self._lora: tuple[tuple[int, float], ...] = ()
-        self.drafter = None
+        self.drafter: LlamaBackend | None = None
+        self._likeliest: Likeliest | None = None
         self._fingerprint = ""
         self._pieces: dict[int, bytes] = {}
         self._special = config.special
@@ -170,6 +179,21 @@ class LlamaBackend:
     def new_sampler(self, stages: Sequence[Stage], grammar: str) -> LlamaSampler:
         """A chain for one task."""
         return LlamaSampler(self._samplers, self._context, stages, grammar)
+
+    def likeliest(self, row: int) -> tuple[int, float]:
+        """See `Drafter`."""
+        if self._likeliest is None:
+            self._likeliest = Likeliest(self._samplers, self._context)
+        return self._likeliest.sample(row)
+
+    def open_drafter(self, config: EngineConfig) -> None:
+        """Load the small model of speculative decoding. ApiError if it can't draft for this one."""
+        self.drafter = LlamaBackend(drafter_config(config, self.info.n_ctx), lambda _: True)
+        why = vocab_difference(self._llama, self._vocab, self.drafter._vocab)
+        if not self.drafter.can_share:
+            why = "it is recurrent, and can't take back wrong guesses"
+        if why:
+            raise ApiError(400, f"{config.spec.model} can't draft for {config.model}: {why}")
 
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """See `Backend`."""
@@ -237,6 +261,10 @@ class LlamaBackend:
         """The context goes before its model."""
         if self.media is not None:
             self.media.close()
+        if self.drafter is not None:
+            self.drafter.close()
+        if self._likeliest is not None:
+            self._likeliest.close()
         self._context.close()
         self._model.close()
 

@@ -37,7 +37,7 @@ class CustomSamplers:
             n_kept = tail_free_length(_softmax(candidates), z, min_keep)
             candidates.size = n_all if n_kept is None else n_kept
             candidates.sorted = candidates.size <= TFS_ROWS
-        return self._make(b"tfs_z", apply)
+        return self.make(b"tfs_z", apply)
 
     def keep_newline(self) -> tuple[int, int]:
         """A pair to put around a penalties sampler: the second restores the logit that the first has seen."""
@@ -52,7 +52,7 @@ class CustomSamplers:
             if row is not None and seen[0] is not None:
                 candidates.data[row].logit = seen[0]
                 candidates.sorted = False
-        return self._make(b"newline-remember", remember), self._make(b"newline-restore", restore)
+        return self.make(b"newline-remember", remember), self.make(b"newline-restore", restore)
 
     def _newline_row(self, candidates: llama_token_data_array) -> int | None:
         """Where the newline token is: at its own id in an array that nobody has reordered, else searched for."""
@@ -71,8 +71,8 @@ class CustomSamplers:
         self._llama.llama_sampler_apply(sampler, candidates)
         self._llama.llama_sampler_free(sampler)
 
-    def _make(self, name: bytes, apply: Callable[[llama_token_data_array], None]) -> int:
-        """A C sampler around `apply`."""
+    def make(self, name: bytes, apply: Callable[[llama_token_data_array], None]) -> int:
+        """A C sampler around `apply`, to be freed with its chain."""
         label = ctypes.create_string_buffer(name)
         interface = llama_sampler_i(
             name=llama_sampler_name_fn(lambda _: ctypes.addressof(label)),

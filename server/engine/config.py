@@ -14,6 +14,7 @@ class SpecConfig:
 
     A draft has `n_min` to `n_max` tokens, one from the text at most `lookup_max`, found by `ngram` equal tokens. The
     small model stops where its token is less likely than `p_min`; `n_threads` and the params are its own.
+    A draft is sent if it is expected to give `min_gain` times the tokens per time of the plain step; 0 sends all.
     """
 
     lookup: bool = False
@@ -22,6 +23,7 @@ class SpecConfig:
     n_max: int = 16
     n_min: int = 0
     p_min: float = 0.0
+    min_gain: float = 1.05
     model: str = ""
     n_threads: int = -1
     n_threads_batch: int = -1

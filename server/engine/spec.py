@@ -32,7 +32,7 @@ class Speculation:
         self._config = config.spec
         self._n_batch = backend.info.n_batch
         self._cost = StepCost()
-        self._model = None if backend.drafter is None else ModelDrafts(backend.drafter, clock)
+        self._model = None if backend.drafter is None else ModelDrafts(backend.drafter, backend.info.n_vocab, clock)
         self.is_on = backend.can_share and config.n_group <= 1 and (config.spec.lookup or self._model is not None)
         self.n_drafted = self.n_accepted = self.n_drafts = 0
 
@@ -87,8 +87,9 @@ class Speculation:
         chances = [self._lookup(slot).chances(min(n, slot.run.drafting.n_lookup)) for _, slot, n in wants]
         if not any(chances):
             return wants
+        lengths = best_lengths(chances, n_rows, n_generating, room, self._cost, self._config.min_gain)
         left = []
-        for want, n in zip(wants, best_lengths(chances, n_rows, n_generating, room, self._cost)):
+        for want, n in zip(wants, lengths):
             span, slot, _ = want
             if not n or not _add(span, slot.run.drafting, slot.run.drafting.lookup.draft(n), False):
                 left.append(want)
@@ -104,7 +105,7 @@ class Speculation:
         """Drafts of one length for all that have none from the text."""
         wants = [(span, slot, min(most, slot.run.drafting.n_model)) for span, slot, most in wants]
         n = best_common_length([(slot.run.drafting.trust.chance, most) for _, slot, most in wants], n_rows,
-                               n_generating, self._cost, self._model.cost)
+                               n_generating, self._cost, self._model.cost, self._config.min_gain)
         if n == 0:
             wants = [want for want in wants if want[1].run.drafting.trust.is_time_to_explore()]
             n = EXPLORE

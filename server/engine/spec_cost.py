@@ -13,7 +13,6 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-MIN_GAIN = 1.05         # tokens per time over those of the plain step, for a draft to be sent
 DOWN, UP = 0.3, 0.06
 MAX_ROWS = 4096
 FORGET_AFTER = 2000     # steps
@@ -76,17 +75,17 @@ class StepCost:
 
 
 def best_lengths(chances: Sequence[Sequence[float]], n_rows: int, n_generating: int, room: int,
-                 cost: StepCost) -> list[int]:
+                 cost: StepCost, min_gain: float) -> list[int]:
     """How many drafted tokens to add to a step for each sequence.
 
     `chances[i]` are the probabilities (falling) that the first 1, 2, ... tokens of draft i hold. The step has `n_rows`
     rows without drafts, `n_generating` of them give a token, and `room` more fit in. Only tokens that are given count
-    as gain, whatever else the step computes.
+    as gain, whatever else the step computes; it has to be `min_gain` times that of the step without drafts.
     """
     lengths = [0] * len(chances)
     rows = sorted(((chance, -i) for i, row in enumerate(chances) for chance in row), reverse=True)[:room]
     gained = float(n_generating)
-    best, n_best = MIN_GAIN * gained / cost.estimate(n_rows), 0
+    best, n_best = min_gain * gained / cost.estimate(n_rows), 0
     for n, (chance, _) in enumerate(rows, 1):
         gained += chance
         rate = gained / cost.estimate(n_rows + n)
@@ -98,14 +97,14 @@ def best_lengths(chances: Sequence[Sequence[float]], n_rows: int, n_generating: 
 
 
 def best_common_length(chances: Sequence[tuple[float, int]], n_rows: int, n_generating: int, cost: StepCost,
-                       draft_cost: StepCost) -> int:
+                       draft_cost: StepCost, min_gain: float) -> int:
     """How many tokens a small model should draft for each sequence, 0 if none.
 
     `chances` are pairs of how likely a token of the sequence's draft holds if those before it did, and how many the
     sequence can use. Each further token costs a step of the small model, whose times are in `draft_cost`.
     """
     gained, seconds = float(n_generating), 0.0
-    best, n_best = MIN_GAIN * gained / cost.estimate(n_rows), 0
+    best, n_best = min_gain * gained / cost.estimate(n_rows), 0
     survival = [1.0] * len(chances)
     for n in range(1, max((most for _, most in chances), default=0) + 1):
         live = [i for i, (_, most) in enumerate(chances) if most >= n]

@@ -38,9 +38,11 @@ class Want:
 class ModelDrafts:
     """The small model with its books."""
 
-    def __init__(self, drafter: Drafter, clock: Callable[[], float]) -> None:
+    def __init__(self, drafter: Drafter, n_vocab: int, clock: Callable[[], float]) -> None:
+        """`n_vocab` is the large model's; one of the two may know some tokens more."""
         self.cost = StepCost()
         self._drafter = drafter
+        self._n_vocab = n_vocab
         self._clock = clock
         self._held: dict[int, list[int]] = {}
         self._goes_along = max(min(GOES_ALONG, drafter.info.n_batch // drafter.info.n_slots - 1), 0)
@@ -70,7 +72,7 @@ class ModelDrafts:
             last_row += len(span)
             token, chance = self._drafter.likeliest(last_row)
             want, draft = wants[span.id], drafts[span.id]
-            if chance < want.p_min:
+            if chance < want.p_min or token >= self._n_vocab:
                 continue
             draft.append(token)
             if len(draft) < want.n and token not in self._drafter.eog_tokens:
@@ -86,6 +88,8 @@ class ModelDrafts:
             n = min(common_prefix(held, want.text), len(want.text) - 1)
             if n < len(held):
                 n = self._trim(want.seq, n)
+            if not 0 <= min(want.text[n:]) <= max(want.text[n:]) < self._drafter.info.n_vocab:
+                continue    # tokens of the large model alone, or placeholders for what is no text
             n_missing = len(want.text) - 1 - n
             if n_missing > self._goes_along:
                 part = want.text[n:n + min(n_missing, budget)]

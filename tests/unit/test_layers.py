@@ -29,13 +29,16 @@ RULES: dict[str, tuple[str, ...]] = {
     "llama_srv": ("server.app",),
     "ctypes_api": (),
     **{leaf: () for leaf in LEAVES},
-    "server.option_row": (),                            # the option table is a leaf of five modules
-    "server.option_table": ("server.option_row",),
+    "server.option_row": (),                            # the option table is a leaf of six modules
+    "server.option_table": ("server.option_row", "server.option_spec"),
+    "server.option_spec": ("server.option_row",),
     "server.option_rest": ("server.option_row",),
     "server.config_file": ("server.option_row",),
     "server.options": ("server.option_row", "server.option_table", "server.option_rest", "server.config_file"),
     "server.gguf": (),
     "server.download": LEAVES,
+    "server.draft_model": (*LEAVES, "server.download", "server.engine.config", "server.engine.model_file",
+                           "server.option_spec"),
     "server.frozen": (),
     "server.bundle": (),
     "server.bundle_make": ("server.bundle",),
@@ -53,6 +56,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.backend_custom": NATIVE,
     "server.engine.backend_params": NATIVE,
     "server.engine.backend_mtmd": NATIVE,
+    "server.engine.backend_draft": NATIVE,
     "server.engine.vocab": NATIVE,
     "server.api": API,
     "server.api.debug": (*API, "server.stacks"),
@@ -62,13 +66,14 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 # modules that all others leave alone: what knows the whole, and the inside of the native seam
 BACKEND = ("server.engine.backend", "server.engine.backend_sampler", "server.engine.backend_custom",
-           "server.engine.backend_params", "server.engine.backend_mtmd")
+           "server.engine.backend_params", "server.engine.backend_draft", "server.engine.backend_mtmd")
 IMPORTED_ONLY_BY = {
     "server.app": ("llama_srv",),
     "server.engine.backend_sampler": BACKEND,
     "server.engine.backend_custom": BACKEND,
     "server.engine.backend_params": BACKEND,
     "server.engine.backend_mtmd": BACKEND,
+    "server.engine.backend_draft": BACKEND,
 }
 FORBIDDEN_STDLIB = {
     "multiprocessing": "a frozen program has one entry: use threads, or start the program itself",

@@ -21,7 +21,7 @@ CPU = measured(lambda n: 0.010 * (1 if n == 1 else 1.4 + 0.28 * (n - 1)))
 
 
 def lengths(chance: float, cost: StepCost, n: int = 16, n_rows: int = 1, n_generating: int = 1, room: int = 100) -> int:
-    return best_lengths([[chance ** (i + 1) for i in range(n)]], n_rows, n_generating, room, cost)[0]
+    return best_lengths([[chance ** (i + 1) for i in range(n)]], n_rows, n_generating, room, cost, 1.05)[0]
 
 
 def test_estimates_are_the_measured_times_between_and_beyond_them_plausible_ones():
@@ -82,9 +82,9 @@ def test_in_a_step_that_reads_a_prompt_drafts_are_nearly_free():
 
 def test_the_likelier_draft_gets_the_rows():
     likely, unlikely = [0.9 ** (i + 1) for i in range(8)], [0.2 ** (i + 1) for i in range(8)]
-    n_unlikely, n_likely = best_lengths([unlikely, likely], 2, 2, 100, FLAT)
+    n_unlikely, n_likely = best_lengths([unlikely, likely], 2, 2, 100, FLAT, 1.05)
     assert n_likely > 5 and n_unlikely <= 2
-    assert best_lengths([unlikely, likely], 2, 2, 3, FLAT) == [0, 3]
+    assert best_lengths([unlikely, likely], 2, 2, 3, FLAT, 1.05) == [0, 3]
 
 
 @pytest.mark.parametrize("room", [0, 1, 5])
@@ -93,20 +93,25 @@ def test_drafts_fit_into_the_batch(room):
 
 
 def test_no_draft_no_length():
-    assert best_lengths([], 1, 1, 10, FLAT) == [] and best_lengths([[], []], 2, 2, 10, FLAT) == [0, 0]
+    assert best_lengths([], 1, 1, 10, FLAT, 1.05) == [] and best_lengths([[], []], 2, 2, 10, FLAT, 1.05) == [0, 0]
 
 
 @pytest.mark.parametrize(("chance", "draft_ms", "least", "most"), [
     (0.95, 0.1, 8, 16), (0.95, 3.0, 1, 8), (0.95, 12.0, 0, 0), (0.3, 3.0, 0, 0), (0.6, 1.0, 1, 4)])
 def test_a_draft_model_drafts_as_long_as_its_own_time_pays(chance, draft_ms, least, most):
     draft_cost = measured(lambda n: draft_ms * 1e-3, (1,))
-    assert least <= best_common_length([(chance, 16)], 1, 1, FLAT, draft_cost) <= most
+    assert least <= best_common_length([(chance, 16)], 1, 1, FLAT, draft_cost, 1.05) <= most
 
 
 def test_a_draft_models_time_is_assumed_before_it_is_known():
-    assert best_common_length([(0.9, 16)], 1, 1, FLAT, StepCost()) > 0
+    assert best_common_length([(0.9, 16)], 1, 1, FLAT, StepCost(), 1.05) > 0
+
+
+def test_without_a_least_gain_every_draft_is_sent():
+    assert best_lengths([[0.1]], 1, 1, 10, STEEP, 0.0) == [1]
+    assert best_common_length([(0.01, 4)], 1, 1, STEEP, STEEP, 0.0) == 1
 
 
 def test_each_sequence_counts_as_far_as_it_can_use_a_draft():
-    assert best_common_length([(0.99, 2)], 1, 1, FLAT, StepCost()) <= 2
-    assert best_common_length([], 0, 0, FLAT, StepCost()) == 0
+    assert best_common_length([(0.99, 2)], 1, 1, FLAT, StepCost(), 1.05) <= 2
+    assert best_common_length([], 0, 0, FLAT, StepCost(), 1.05) == 0
