@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.config import SpecConfig
+from server.engine.backend import open_backend
+from server.engine.config import EngineConfig, SpecConfig
 from server.engine.task import SamplingParams
 from server.errors import ApiError
 from tests.native.engines import GREEDY, PROMPTS, STEM, Engine
@@ -137,15 +138,30 @@ def test_drafts_go_on_under_an_adapter(engine, tiny_spm_model, tiny_lora):
 
 # ---- the draft model ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("name", "words"), [("tiny_bpe_model", "kind of vocabulary"), ("tiny_spm_fim_model", "token")])
-def test_a_draft_model_with_another_vocabulary_is_refused_in_one_line(request, libs_folder, tiny_spm_model, name, words):
-    from server.engine import backend
-    from server.engine.config import EngineConfig
-    draft = request.getfixturevalue(name)
-    with pytest.raises(ApiError, match=words) as info:
-        backend.open_backend(EngineConfig(str(tiny_spm_model), str(libs_folder), n_ctx=256, spec=by_model(draft)),
-                             lambda _: True)
+def refusal(libs: Path, model: Path, draft: Path) -> str:
+    with pytest.raises(ApiError) as info:
+        open_backend(EngineConfig(str(model), str(libs), n_ctx=256, spec=by_model(draft)), lambda _: True)
     assert "can't draft for" in info.value.message and "\n" not in info.value.message
+    return info.value.message
+
+
+def test_a_draft_model_with_another_vocabulary_is_refused_in_one_line(libs_folder, tmp_path, tiny_spm_model,
+                                                                      tiny_bpe_model):
+    assert "kind of vocabulary" in refusal(libs_folder, tiny_spm_model, tiny_bpe_model)
+    renamed = tmp_path / "renamed.gguf"
+    renamed.write_bytes(tiny_spm_model.read_bytes().replace(b"\xe2\x96\x81moon", b"\xe2\x96\x81m00n"))
+    message = refusal(libs_folder, tiny_spm_model, renamed)
+    assert "m00n" in message and "moon" in message
+
+
+@pytest.mark.parametrize("is_larger", [False, True])
+def test_vocabularies_that_differ_in_their_last_tokens_go_together(engine, tiny_spm_model, tiny_spm_fim_model,
+                                                                   is_larger):
+    models = (tiny_spm_model, tiny_spm_fim_model) if is_larger else (tiny_spm_fim_model, tiny_spm_model)
+    one, other = engine(models[0], spec=by_model(models[1])), engine(models[0])
+    last = other.client.info.n_vocab - 1
+    for prompt in (other.tokens(STEM), (*other.tokens(STEM), last, *other.tokens("the moon"))):
+        assert one.say(prompt, 40).tokens == other.say(prompt, 40).tokens
 
 
 def test_a_draft_model_is_only_as_sure_as_asked(engine, tiny_spm_model):
