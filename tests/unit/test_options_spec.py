@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.app import find_draft_model, spec_config
+from server.draft_model import find_draft_model, spec_config
 from server.errors import ApiError
 from server.options import OptionError, draft_params, parse
 
