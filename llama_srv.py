@@ -11,7 +11,9 @@ import sys
 if sys.version_info < (3, 10):
     sys.exit("error: llama_srv needs Python 3.10 or newer, this is " + sys.version.split()[0])
 
-from server.app import main  # noqa: E402  (the check above must come first: newer syntax follows)
-
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--engine-process"]:       # the server's own child: needs a tenth of the imports
+        from server.engine.process import main as serve_engine
+        serve_engine()
+    from server.app import main
     sys.exit(main(sys.argv[1:]))

@@ -60,6 +60,7 @@ class Libs:
     plugins: tuple[str, ...] = ()       # plug-in files they came from; none if linked in
     notes: tuple[str, ...] = ()         # one line per plug-in that was there but didn't load
     cpu_variant: str | None = None      # as asked for
+    has_backends: bool = False          # else only a vocabulary can be opened
     keep: list[Any] = field(default_factory=list)   # handles that must stay open
 
 
@@ -68,11 +69,12 @@ _loaded: dict[Path, Libs] = {}          # guarded by _lock; mirrors the process'
 
 
 def load(folder: Path, *, cpu_variant: str | None = None, with_mtmd: bool = False,
-         log_callback: LogCallback | None = None) -> Libs:
+         log_callback: LogCallback | None = None, with_backends: bool = True) -> Libs:
     """Opens the libraries in `folder`, or returns what an earlier call opened from there.
 
     `cpu_variant` names one `ggml-cpu-*` plug-in instead of the best one. `log_callback(level, line)` gets
     every native log line, from whatever thread logs; without it the log is silent.
+    Without `with_backends` only a vocabulary can be opened: no plug-in is loaded and no GPU is woken up.
     Raises LibsNotFound, LibsBroken or LibsIncompatible, each in one line.
     """
     folder = Path(folder).resolve()
@@ -84,11 +86,16 @@ def load(folder: Path, *, cpu_variant: str | None = None, with_mtmd: bool = Fals
                                 f"another one for {folder}")
             libs = _open(folder, cpu_variant, log_callback)
             _loaded[folder] = libs
-        elif cpu_variant not in (None, libs.cpu_variant):
+        elif libs.has_backends and cpu_variant not in (None, libs.cpu_variant):
             raise LibsError(f"this process already holds {folder} with CPU variant "
                             f"{libs.cpu_variant or 'auto'}: start another one for {cpu_variant}")
         elif log_callback is not None:
             libs.log.sink = log_callback
+        if with_backends and not libs.has_backends:
+            libs.cpu_variant = cpu_variant
+            _start_backends(libs)
+            libs.llama.llama_backend_init()     # without a backend it would look for some in the current folder
+            libs.has_backends = True
         if with_mtmd and libs.mtmd is None:
             libs.mtmd = _open_mtmd(libs)
         return libs
@@ -113,8 +120,6 @@ def _open(folder: Path, cpu_variant: str | None, log_callback: LogCallback | Non
     _guard(folder, libs.llama, where, llama_types.STRUCTS + ggml.STRUCTS, abi.LLAMA_DEFAULTS)
     libs.llama.llama_log_set(log.c_callback, None)      # sets ggml's, too
     atexit.register(libs.llama.llama_log_set, _silent_callback(), None)
-    _start_backends(libs)
-    libs.llama.llama_backend_init()
     return libs
 
 

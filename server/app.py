@@ -24,10 +24,11 @@ from server.bundle import Bundle, BundleError
 from server.download import DownloadError, cached_models, fetch_model
 from server.draft_model import find_draft_model, spec_config
 from server.engine import backend
-from server.engine.client import EngineClient
+from server.engine.client import EngineClient, Transport
 from server.engine.config import EngineConfig
 from server.engine.model_file import check_all
-from server.engine.task import READY
+from server.engine.supervise import Limits, ProcessTransport
+from server.engine.task import FAILED, READY, RESTARTING
 from server.engine.thread import ThreadTransport
 from server.engine.vocab import open_vocab
 from server.errors import ApiError
@@ -100,7 +101,7 @@ def serve(options: Options, own: Bundle | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _on_signal(stop))
-    engine = EngineClient(ThreadTransport(config, backend.open_backend),
+    engine = EngineClient(make_transport(options, config),
                           lambda: open_vocab(config.libs, config.model, config.model_offset))
     context = make_context(options, engine)
     keys = edge.KeyFiles(options)
@@ -116,9 +117,22 @@ def serve(options: Options, own: Bundle | None = None) -> int:
         return _wait(options, context, server, house, stop, system_prompt)
     finally:
         house.report("stopping")
-        server.stop(options.drain if engine.state == READY else 0.0)
+        server.stop(options.drain if engine.state in (READY, RESTARTING) else 0.0)
         engine.close()
         house.close()
+
+
+def make_transport(options: Options, config: EngineConfig) -> Transport:
+    """The engine as `--engine` wants it."""
+    if options.engine == "thread":
+        return ThreadTransport(config, backend.open_backend)
+    return ProcessTransport(config, engine_command(), Limits(step_s=options.engine_timeout))
+
+
+def engine_command() -> list[str]:
+    """This program once more, as the engine's process."""
+    script = [] if getattr(sys, "frozen", False) else [str(ROOT / "llama_srv.py")]
+    return [sys.executable, *script, "--engine-process"]
 
 
 def make_context(options: Options, engine: EngineClient) -> Context:
@@ -217,7 +231,8 @@ def _wait(options: Options, context: Context, server: HttpServer, house: Houseke
         print(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", flush=True)
         if options.open and not one_shot.open_page(server.url + options.api_prefix):
             log.warning("--open: there is no browser here; the page is at the address above")
-    while not stop.is_set() and engine.state == READY:
+    was_ready = engine.info is not None     # an engine that then fails for good leaves a server that says so
+    while not stop.is_set() and (engine.state in (READY, RESTARTING) or engine.state == FAILED and was_ready):
         stop.wait(house.interval_s)
         house.tick()
     if not stop.is_set():

@@ -199,6 +199,17 @@ def access_line(record: AccessRecord) -> None:
                                "status": record.status, "complete": record.complete}})
 
 
+def handle_foreign(name: str, level: int, text: str, function: str, line: int, thread: str, created: float,
+                   trace: str) -> None:
+    """A record that another process of ours has made. `trace` is a formatted traceback, or ""."""
+    logger = get_logger(name)
+    if not logger.isEnabledFor(level):
+        return
+    record = logger.makeRecord(logger.name, level, "", line, f"{text}\n{trace}" if trace else text, (), None, function)
+    record.created, record.msecs, record.threadName = created, created % 1 * 1e3, thread
+    logger.handle(record)
+
+
 def is_verbose() -> bool:
     """Whether `verbose` has any effect: ask before computing what is only logged there."""
     return logging.getLogger(ROOT).isEnabledFor(VERBOSE)

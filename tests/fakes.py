@@ -145,6 +145,11 @@ class FakeSampler:
         return TokenProbs(token, 1.0, 0.0, tuple((t, 1.0 if t == token else 0.0) for t in others),
                           tuple((t, 0.0 if t == token else -10.0) for t in others))
 
+    def replay(self, row: int, token: int) -> None:
+        """The token has to be the one that would be drawn."""
+        drawn = self.sample(row)
+        assert drawn == token, f"row {row}: {token} is replayed where {drawn} would be drawn"
+
     def close(self) -> None:
         """Count as freed."""
         assert not self.is_closed, "freed twice"

@@ -52,7 +52,7 @@ class Engine(Protocol):
     """The part of `engine.client.EngineClient` that handlers use."""
 
     state: str
-    error: str
+    trouble: str
     progress: float
     info: ModelInfo | None
     vocab: Vocab

@@ -5,13 +5,15 @@ from __future__ import annotations
 from server.api import schema
 from server.api.completion import settings
 from server.api.context import Context
-from server.engine.task import FAILED, LOADING, READY, SlotState, Task
+from server.engine.task import FAILED, LOADING, READY, RESTARTING, SlotState, Task
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
 BUILD_INFO = "llama_srv"
 NO = ("", "0", "false", "no", "off")
 STUCK = "the engine has work and makes no progress"
+
+COMING_BACK = "the engine has died and is being started again; requests are accepted and wait"
 
 
 class StatusHandlers:
@@ -27,8 +29,10 @@ class StatusHandlers:
         if engine.state == LOADING:
             error = ApiError(503, "Loading model", progress=round(engine.progress, 3))
             return json_response({"status": LOADING, **error.body()}, 503, {"Retry-After": "1"})
+        if engine.state == RESTARTING:
+            return json_response({"status": RESTARTING, **ApiError(503, COMING_BACK).body()}, 503, {"Retry-After": "1"})
         if engine.state != READY:
-            message = f"the model could not be loaded: {engine.error}" if engine.state == FAILED else "shutting down"
+            message = engine.trouble if engine.state == FAILED else "shutting down"
             status = 500 if engine.state == FAILED else 503
             return json_response({"status": "error", **ApiError(status, message).body()}, status)
         if request.query.get("strict", "0") not in NO and engine.is_stuck:
@@ -49,7 +53,8 @@ class StatusHandlers:
         """200 when a request would be served now, else 503 with the reason: for who spreads requests over servers."""
         engine = self._context.engine
         if engine.state != READY:
-            raise ApiError(503, "Loading model" if engine.state == LOADING else engine.error or "shutting down")
+            messages = {LOADING: "Loading model", RESTARTING: COMING_BACK, FAILED: engine.trouble}
+            raise ApiError(503, messages.get(engine.state, "shutting down"))
         if engine.is_stuck:
             raise ApiError(503, STUCK)
         return json_response({"status": "ok"})

@@ -107,6 +107,7 @@ class Admission:
         layout = self._state.media.layout(task.id).shifted(n_asked - len(task.prompt))
         prompt = self._fit_prompt(slot, task, prompt, layout)
         stages = sampling.chain(task.sampling, self._state.backend.facts)
+        self._state.announce(task.id)
         sampler = self._state.backend.new_sampler(stages, task.sampling.grammar)
         now = self._state.clock()
         run = Run(task, prompt, sampler, TextStream(task.stop, task.n_indent), waiting.t_arrived, now,
@@ -125,7 +126,7 @@ class Admission:
         if n_history:
             history = prompt if task.sampling.penalty_prompt is None else task.sampling.penalty_prompt
             sampler.accept([token for token in history[-n_history:] if token >= 0])
-        if task.progress:
+        if task.progress and not task.resume:
             self._state.report_progress(slot)
         if not prompt:
             self._answers.finish(slot, STOP_LIMIT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from server.engine import prompt_cache
+from server.engine import prompt_cache, replay
 from server.engine.slot import Run, Slot
 from server.engine.state import EngineState
 from server.engine.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Final, Piece, TokenProbs
@@ -63,6 +63,12 @@ class Answers:
             self.finish(slot, drawn.stop or STOP_LIMIT)
         else:
             run.next_token = drawn.tokens[-1]
+
+    def redraw(self, slot: Slot, run: Run, rows: range) -> None:
+        """The same for rows whose tokens are known from before a restart; the client has them."""
+        replay.redraw(self._state, run, rows)
+        if not self._has_room(slot, run):
+            self.finish(slot, STOP_LIMIT)
 
     def _draw_rows(self, run: Run, row: int, draft: Sequence[int], drawn: Drawn) -> None:
         """Draw from one row after the other while the drafted tokens prove right and nothing ends the task."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Sequence
+from logging import DEBUG
 from pathlib import Path
 
 from ctypes_api import loader, vocabulary
 from ctypes_api.devices import list_devices
 from ctypes_api.errors import LibsError
-from ctypes_api.ggml import GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
+from ctypes_api.ggml import GGML_LOG_LEVEL_DEBUG, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.backend_mtmd import Projector
 from server.engine.backend_draft import Likeliest, drafter_config, vocab_difference
@@ -27,7 +28,7 @@ from server.engine.planner import Span
 from server.engine.sampling import Stage, VocabFacts
 from server.engine.task import ModelInfo
 from server.errors import ApiError
-from server.log import get_logger
+from server.log import VERBOSE, get_logger
 
 __all__ = ["LibsError", "LlamaBackend", "device_lines", "find_libs", "library_line", "open_backend"]
 
@@ -83,7 +84,7 @@ def _load(folder: str, cpu_variant: str | None, with_mtmd: bool = False) -> load
 
 def _on_loading_log(level: int, line: str) -> None:
     """While a model is being opened: errors come back as an exception's one line, so here they are details."""
-    native_log.debug("%s", line)
+    native_log.log(VERBOSE if level == GGML_LOG_LEVEL_DEBUG else DEBUG, "%s", line)
 
 
 def _on_native_log(level: int, line: str) -> None:
@@ -92,7 +93,7 @@ def _on_native_log(level: int, line: str) -> None:
     elif level >= GGML_LOG_LEVEL_WARN:
         native_log.info("%s", line)
     else:
-        native_log.debug("%s", line)
+        _on_loading_log(level, line)
 
 
 class LlamaBackend:

@@ -152,6 +152,13 @@ class LlamaSampler:
             top = self._after_chain(candidates, n_probs, before)
         return TokenProbs(self._accept(token), prob, max(logit - log_sum, -1e9), top, logprobs)
 
+    def replay(self, row: int, token: int) -> None:
+        """See `TokenSampler`. A token that the grammar doesn't allow would end the process: ApiError."""
+        self._draw(row)
+        if self._grammar is not None and not self._is_allowed(token):
+            raise ApiError(500, "the text so far doesn't fit the grammar any more after a restart of the engine")
+        self._accept(token)
+
     def close(self) -> None:
         """Free the C samplers; more than once is fine."""
         for raw in (self._chain, self._grammar):

@@ -29,6 +29,9 @@ class TokenSampler(Protocol):
     def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
         """Like `sample`, with the `n_probs` most likely alternatives."""
 
+    def replay(self, row: int, token: int) -> None:
+        """Draw from batch row `row` as `sample` does, but accept `token`, which another engine drew there."""
+
     def close(self) -> None:
         """Free it."""
 

@@ -4,7 +4,7 @@ Used by all HTTP threads. `dispatch` is called by the transport for each frame (
 reader of its pipe) and only moves events into queues; it never waits. A task's events arrive through its `Results`,
 which frees the engine when it is left early, for whatever reason: finished, failed write, client gone.
 
-A transport is anything with `start(on_frame)`, `post(message)` and `close(grace_s)`: `thread.ThreadTransport` here.
+A transport is anything with `start(on_frame)`, `post(message)` and `close(grace_s)`: `supervise.ProcessTransport` or `thread.ThreadTransport`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from server.engine.task import (CLOSED, FAILED, LOADING, READY, Cancel, Closed, Command, Event, Failure, Final, Frame, Loading, LoadFailed, ModelInfo,
-                                Piece, Progress, Ready, Reply, Snapshot, Task)
+from server.engine.task import (CLOSED, FAILED, LOADING, READY, RESTARTING, Cancel, Closed, Command, Event,
+                                Failure, Final, Frame, LoadFailed, Loading, ModelInfo, Piece, Progress, Ready,
+                                Reply, Restarting, Snapshot, Starting, Task)
 from server.engine.turnover import Turnover
 from server.errors import ApiError
 from server.log import get_logger
@@ -168,7 +169,7 @@ class EngineClient:
         for task in tasks:
             self._results[task.id] = results
             self._transport.post(task)
-        if self.state is CLOSED:
+        if self.state in (CLOSED, FAILED):
             self._fail_open()
         return results
 
@@ -179,7 +180,7 @@ class EngineClient:
         queue = self._replies[id_command] = SimpleQueue()
         try:
             self._transport.post(Command(id_command, name, args))
-            if self.state is CLOSED:
+            if self.state in (CLOSED, FAILED):
                 self._fail_open()
             reply: Reply = queue.get(timeout=timeout_s)
         except Empty:
@@ -218,9 +219,14 @@ class EngineClient:
         if self.state is LOADING:
             raise ApiError(503, "Loading model", headers={"Retry-After": "1"})
         if self.state is FAILED:
-            raise ApiError(500, f"the model could not be loaded: {self.error}")
+            raise ApiError(500, self.trouble)
         if self.state is CLOSED:
             raise ApiError(503, "the server is shutting down")
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be served, once `state` is FAILED: one line."""
+        return self.error if self.info is not None else f"the model could not be loaded: {self.error}"
 
     def dispatch(self, frame: Frame) -> None:
         """The transport's thread: spread one frame. `snapshot` is replaced before anybody is woken."""
@@ -255,7 +261,8 @@ class EngineClient:
 
     def _on_ready(self, event: Ready) -> None:
         try:
-            self.vocab = self._open_vocab()
+            if self.vocab is None:
+                self.vocab = self._open_vocab()
         except Exception as error:
             log.exception("the vocabulary could not be opened")
             self._on_load_failed(LoadFailed(f"the vocabulary could not be opened: {error}"))
@@ -268,6 +275,13 @@ class EngineClient:
         self.error = event.message
         self.state = FAILED
         self._settled.set()
+        self._fail_open()
+
+    def _on_restarting(self, event: Restarting) -> None:
+        self.state = RESTARTING
+
+    def _on_starting(self, event: Starting) -> None:
+        """Of interest to the supervisor only."""
 
     def _on_reply(self, event: Reply) -> None:
         queue = self._replies.get(event.id)
@@ -281,12 +295,13 @@ class EngineClient:
         self._fail_open()
 
     def _fail_open(self) -> None:
+        status, message = (500, self.trouble) if self.state is FAILED else (503, "the server is shutting down")
         for id_task in list(self._results):
             results = self._results.pop(id_task, None)
             if results is not None:
-                results.put(Failure(id_task, 503, "the server is shutting down"))
+                results.put(Failure(id_task, status, message))
         for id_command, queue in list(self._replies.items()):
-            queue.put(Reply(id_command, {}, (503, "the server is shutting down")))
+            queue.put(Reply(id_command, {}, (status, message)))
 
     _HANDLERS = {Loading: _on_loading, Ready: _on_ready, LoadFailed: _on_load_failed, Reply: _on_reply,
-                 Closed: _on_closed}
+                 Closed: _on_closed, Restarting: _on_restarting, Starting: _on_starting}

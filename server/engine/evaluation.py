@@ -104,12 +104,15 @@ class Evaluation:
             if self._is_out_of_time(run):
                 self._answers.finish(slot, STOP_LIMIT)
                 return
-            if run.task.progress:
+            if run.task.progress and not run.task.resume:
                 self._state.report_progress(slot)
         if not span.output:
             return
         try:
-            self._answers.draw(slot, run, row - span.n_draft, span.tokens[len(span) - span.n_draft:])
+            if run.is_replaying:
+                self._answers.redraw(slot, run, range(row - span.n_draft, row + 1))
+            else:
+                self._answers.draw(slot, run, row - span.n_draft, span.tokens[len(span) - span.n_draft:])
         except ApiError as error:
             self._state.fail(run.task.id, error.status, error.message, error.type, **error.extra)
             self._state.drop(slot)

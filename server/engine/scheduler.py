@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from server.engine import replay
 from server.engine.admission import Admission
 from server.engine.answers import Answers
 from server.engine.backend_types import Backend
@@ -26,7 +27,8 @@ from server.engine.media_steps import MediaSteps
 from server.engine.prefixes import Prefixes
 from server.engine.slot import Slot
 from server.engine.state import EngineState
-from server.engine.task import STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Final, Frame, Snapshot, Task, Timings
+from server.engine.task import (STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Final, Frame, Snapshot, Starting, Task,
+                                Timings)
 from server.errors import ApiError
 from server.log import get_logger
 
@@ -48,6 +50,8 @@ class Scheduler:
         self._evaluation = Evaluation(self._state, answers, prefixes)
         self._media_steps = MediaSteps(self._state, self._batching, self._evaluation, prefixes)
         self._emit = emit
+        self._state.announce = lambda id_task: emit(Frame((Starting(id_task),)))
+        self._n_steps = self._n_rows = 0
         self._inbox: SimpleQueue = SimpleQueue()
         self._deadline: float | None = None
         self._deadlines = Deadlines()
@@ -69,6 +73,10 @@ class Scheduler:
         if isinstance(message, Cancel) and self._batching.in_prefill == {message.id}:
             self._state.backend.abort()
 
+    def pulse(self) -> tuple[int, int, bool]:
+        """A number that grows with every step, the rows of the latest batch, and whether there is work."""
+        return self._n_steps, self._n_rows, self._is_busy()
+
     # ---- the engine's thread ----------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -86,6 +94,7 @@ class Scheduler:
     def step(self, block: bool = True) -> None:
         """Take the messages that came, then evaluate one batch and draw from it."""
         state = self._state
+        self._n_steps += 1
         self._receive(block and not self._is_busy())
         self._expire()
         if state.commands:
@@ -94,10 +103,13 @@ class Scheduler:
         self._admission.admit()
         spans = self._batching.plan()
         if spans:
+            if any(slot.run.is_replaying for slot in state.running):
+                replay.extend(state, spans)
             if state.speculation.is_on:
                 state.speculation.extend(spans, state.slots)
             if state.is_changed:
                 self._flush()  # a long batch must not hide that a slot is at work
+            self._n_rows = sum(map(len, spans))
             started = state.clock()
             is_generating = state.slots[spans[0].id].run.next_token is not None
             self._evaluation.evaluate(spans)

@@ -50,6 +50,11 @@ class Run:
     t_last: float = 0.0
     layout: Layout = field(default_factory=Layout)
 
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the next token is known from an engine before this one, see `replay`."""
+        return self.n_decoded < len(self.task.resume)
+
     def timings(self) -> Timings:
         """The task's times so far; a task without tokens has spent all of it on the prompt."""
         t_first = self.t_first or self.t_last or self.t_start

@@ -120,7 +120,7 @@ class Speculation:
 def _most(slot: Slot) -> int:
     """The longest draft that the slot's task could use now."""
     run = slot.run
-    if run.drafting is None or run.next_token is None or slot.positions is not None:
+    if run.drafting is None or run.next_token is None or slot.positions is not None or run.is_replaying:
         return 0
     n = slot.n_ctx - len(slot.tokens) - 1
     if run.task.n_predict >= 0:

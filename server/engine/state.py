@@ -39,6 +39,7 @@ class EngineState:
         self.running: list[Slot] = []
         self.events: list[Event] = []
         self.is_changed = True
+        self.announce: Callable[[int], None] = lambda id_task: None     # before a task is started; the loop sets it
 
     def fail(self, id_task: int, status: int, message: str, type: str | None = None, **extra: object) -> None:
         """The end of a task that went wrong, see `Failure`."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 STOP_NONE, STOP_EOS, STOP_LIMIT, STOP_WORD, STOP_ABORT = "none", "eos", "limit", "word", "abort"
 CACHE_NONE, CACHE_SLOT, CACHE_SHARED, CACHE_RAM, CACHE_DISK = "none", "slot", "shared", "ram", "disk"
-LOADING, READY, FAILED, CLOSED = "loading model", "ok", "error", "closed"
+LOADING, READY, RESTARTING, FAILED, CLOSED = "loading model", "ok", "restarting engine", "error", "closed"
 
 IMAGE, AUDIO = "image", "audio"
 
@@ -103,6 +103,8 @@ class Task:
     key, else the client's address. The limits of drafts (speculative decoding; `draft_n_max` 0 is none) are the
     server's where they are negative. With `progress` and `timings` the events carry those.
     A negative id in `prompt` stands for a file: -1 for the first of `media`, and so on.
+    `resume` are tokens that an engine before this one has generated and delivered, in `resume_ms` ms: the task goes
+    on behind them.
     """
 
     id: int
@@ -126,6 +128,8 @@ class Task:
     t_max_ms: int = 0
     owner: str = ""
     media: tuple[Media, ...] = ()
+    resume: tuple[int, ...] = ()
+    resume_ms: float = 0.0
 
 
 # ---- web side -> engine ---------------------------------------------------------------------------------------
@@ -294,6 +298,9 @@ class Snapshot:
     n_draft_accepted: int = 0
     prompt_ms: float = 0.0
     predicted_ms: float = 0.0
+    n_restarts: int = 0
+    n_replays: int = 0
+    n_suspects: int = 0
     histograms: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
@@ -360,7 +367,21 @@ class Closed:
     """The engine has ended; no further message comes."""
 
 
-Event = Progress | Piece | Final | Failure | Reply | Loading | Ready | LoadFailed | Closed
+@dataclass(slots=True, frozen=True)
+class Starting:
+    """Task `id` is about to be started on a slot; told before, because the engine may die of it."""
+
+    id: int
+
+
+@dataclass(slots=True, frozen=True)
+class Restarting:
+    """The engine has died of `cause`; another one is being started, and will go on with the open tasks."""
+
+    cause: str
+
+
+Event = Starting | Restarting | Progress | Piece | Final | Failure | Reply | Loading | Ready | LoadFailed | Closed
 
 
 @dataclass(slots=True, frozen=True)

@@ -23,7 +23,7 @@ FIM_TOKENS = ("pre", "suf", "mid", "rep", "sep")
 
 def open_vocab(folder: str, model: str, offset: int = 0) -> NativeVocab:
     """The vocabulary of `model` (from `offset` on in that file) through the libraries in `folder`."""
-    return NativeVocab(loader.load(Path(folder)), model, offset)
+    return NativeVocab(loader.load(Path(folder), with_backends=False), model, offset)
 
 
 class NativeVocab:

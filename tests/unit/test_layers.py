@@ -26,7 +26,7 @@ NATIVE = (*LEAVES, "ctypes_api")
 # module or package -> what of the product it may import (its own package is always allowed, except by
 # leaves); the longest matching row counts, an entry allows what lies below it too
 RULES: dict[str, tuple[str, ...]] = {
-    "llama_srv": ("server.app",),
+    "llama_srv": ("server.app", "server.engine.process"),      # the same program is the engine's process
     "ctypes_api": (),
     **{leaf: () for leaf in LEAVES},
     "server.option_row": (),                            # the option table is a leaf of six modules

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from server.engine.config import EngineConfig
 from server.engine.scheduler import Scheduler
 from server.engine.task import (Cancel, Close, Command, Failure, Final, Frame, Piece, Progress, Reply, SamplingParams,
-                                Snapshot, Task)
+                                Snapshot, Starting, Task)
 from tests.fakes import EOS, PATIENCE_S, FakeBackend, letters, said_by
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -172,6 +172,8 @@ class Driver:
         if frame.snapshot is not None:
             self.snapshots.append(frame.snapshot)
         for event in frame.events:
+            if isinstance(event, Starting):
+                continue
             if isinstance(event, Reply):
                 self.replies[event.id] = event
                 continue

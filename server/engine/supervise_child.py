@@ -1,0 +1,153 @@
+"""One engine process as the web side sees it: start it, talk to it, notice its end and say what it died of.
+
+Three threads each: `engine-reader` takes frames and hands them on, `engine-writer` sends what was posted (a stopped
+child fills its pipe, and no HTTP thread may wait for that), `engine-stderr` keeps the last lines that llama.cpp and
+Python's fault handler wrote. Nothing is decided here; `supervise` does that.
+
+Plain pipes and `subprocess` only, so it works the same on Windows: no fork, no descriptors to pass on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+
+from server.engine.wire import Beat, Codec, FrameReader, Hello, Start, WireError
+from server.log import get_logger
+
+READ_BYTES = 1 << 16
+N_LAST_LINES = 60
+STACKS_WAIT_S = 0.3
+STDERR_WAIT_S = 2.0           # a debugger that ggml has called for a backtrace may hold it open
+
+log = get_logger("engine")
+
+
+class Child:
+    """A running engine process. `ended` is set once it is gone and everything it sent has been handed on."""
+
+    def __init__(self, command: Sequence[str], codec: Codec, start: Start, on_message: Callable[[object], None]) -> None:
+        self._codec = codec
+        self._on_message = on_message
+        self._outbox: SimpleQueue = SimpleQueue()
+        self._error = ""
+        self.is_taking = False          # the web side is busy with what it said
+        self.n_heard = 0                # how often anything was heard of it
+        self.last_lines: deque[str] = deque(maxlen=N_LAST_LINES)
+        self.beat = Beat(0, 0, False)
+        self.is_greeted = False
+        self.ended = threading.Event()
+        self.process = subprocess.Popen(
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+            **_own_group())
+        self.send(codec.hello)
+        self.send(start)
+        self._threads = [threading.Thread(target=target, name=name, daemon=True) for name, target in (
+            ("engine-reader", self._read), ("engine-writer", self._write), ("engine-stderr", self._read_stderr))]
+        for thread in self._threads:
+            thread.start()
+
+    def send(self, message: object) -> None:
+        """Any thread, without waiting. What is sent to a dead engine is lost."""
+        self._outbox.put(message)
+
+    def kill(self, why: str) -> None:
+        """End it at once. A live one is asked for its Python stacks first, which go to `last_lines`."""
+        self._error = self._error or why
+        if hasattr(signal, "SIGUSR1") and self.process.poll() is None:
+            self.process.send_signal(signal.SIGUSR1)
+            self.ended.wait(STACKS_WAIT_S)
+        self.process.kill()
+
+    def cause(self) -> str:
+        """What it died of, in a few words."""
+        code = self.process.returncode
+        ending = f"exit code {code}"
+        if code is not None and code < 0:
+            try:
+                ending = f"signal {signal.Signals(-code).name}"
+            except ValueError:
+                ending = f"signal {-code}"
+        elif sys.platform == "win32" and code:
+            ending = f"exit code {code & 0xFFFFFFFF:#x}"
+        return f"{self._error} ({ending})" if self._error else ending
+
+    def join(self) -> None:
+        """Wait for the threads; only after `ended`."""
+        self._outbox.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    # ---- threads ----------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        reader, pipe = FrameReader(self._codec), self.process.stdout
+        try:
+            while data := os.read(pipe.fileno(), READ_BYTES):
+                self.is_taking = True
+                self.n_heard += 1
+                for message in reader.feed(data):
+                    self._take(message)
+                self.is_taking = False
+        except (WireError, OSError) as error:
+            self._error = f"it sent nonsense: {error}"
+        except Exception:
+            log.exception("a frame of the engine could not be handled")
+            self._error = "what it sent could not be handled"
+        self.is_taking = False
+        if self._error:
+            self.process.kill()
+        self.process.wait()
+        pipe.close()
+        self._outbox.put(None)
+        self._threads[2].join(STDERR_WAIT_S)        # the last lines belong to the story
+        self.ended.set()
+
+    def _take(self, message: object) -> None:
+        if type(message) is Beat:
+            self.beat = message
+        elif isinstance(message, Hello):
+            if message != self._codec.hello:
+                raise WireError(f"another protocol: {message} instead of {self._codec.hello}")
+            self.is_greeted = True
+        elif not self.is_greeted:
+            raise WireError("no greeting")
+        else:
+            self._on_message(message)
+
+    def _write(self) -> None:
+        pipe = self.process.stdin
+        try:
+            while (message := self._outbox.get()) is not None:
+                left = memoryview(self._codec.encode(message))
+                while left:
+                    left = left[os.write(pipe.fileno(), left):]
+        except OSError:
+            pass                        # it is dying; the reader will see its end
+        try:
+            pipe.close()
+        except OSError:
+            pass
+
+    def _read_stderr(self) -> None:
+        rest = b""
+        with self.process.stderr as pipe:
+            while data := os.read(pipe.fileno(), READ_BYTES):
+                *lines, rest = (rest + data).split(b"\n")
+                self.last_lines.extend(line.decode("utf-8", "replace").rstrip() for line in lines if line.strip())
+                rest = rest[-READ_BYTES:]
+        if rest.strip():
+            self.last_lines.append(rest.decode("utf-8", "replace").rstrip())
+
+
+def _own_group() -> dict[str, object]:
+    """So that a Ctrl-C in the terminal reaches the web process only."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
