@@ -58,6 +58,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.backend_mtmd": NATIVE,
     "server.engine.backend_draft": NATIVE,
     "server.engine.vocab": NATIVE,
+    "server.engine.process": (*LEAVES, "server.stacks"),
     "server.api": API,
     "server.api.debug": (*API, "server.stacks"),
     "server.api.routes": (*API, "server.web.router"),   # the table of routes is made of the router's rows
