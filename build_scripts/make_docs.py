@@ -27,7 +27,8 @@ LARGE = 2**20
 KINDS = {"int": "integer", "float": "number", "bool": "true/false", "str": "string", "list": "list"}
 # headings of the field tables that deserve better ones than their names
 TITLES = {"COMPLETION_FIELDS": "Completion: the request", "SAMPLING_FIELDS": "Completion: choosing the next token",
-          "INFILL_FIELDS": "Infill: in addition", "TOKENIZE_FIELDS": "Tokenize"}
+          "INFILL_FIELDS": "Infill: in addition", "TOKENIZE_FIELDS": "Tokenize",
+          "EMBEDDING_FIELDS": "Embeddings", "RERANK_FIELDS": "Rerank"}
 
 OPTIONS_HEAD = """\
 # Options

@@ -187,6 +187,7 @@ def engine_config(options: Options, model: ModelPlace, draft_model: str = "") ->
         max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
         n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
         special=options.special, exact=options.exact, max_stall_ms=options.max_stall_ms,
+        embeddings=options.embeddings or options.reranking,
         spec=spec_config(options, draft_model), model_params=model_params, context_params=context_params)
 
 
@@ -223,8 +224,9 @@ def _wait(options: Options, context: Context, server: HttpServer, house: Houseke
     if engine.state == READY and not stop.is_set():
         if system_prompt is not None:
             context.set_system_prompt(system_prompt)
-        check_chat_template(options, context)
         info = engine.info
+        if info.is_generative:
+            check_chat_template(options, context)
         log.info("%s: %d slots, %d tokens of context each, llama.cpp %s %s", info.desc, info.n_slots,
                  info.n_ctx_slot, info.llama_version, info.variant)
         house.report("ready")

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 from server.option_row import IGNORED, PLANNED, REFUSED, Option
 
-OLD, CHAT, MEDIA, EMBEDDINGS = "Dead options", "Chat", "Images and audio", "Embeddings and reranking"
+OLD, CHAT, MEDIA = "Dead options", "Chat", "Images and audio"
 SPECULATIVE, MODELS, PAGE = "Speculative decoding", "Several models, ready-made models", "Web page and tools"
 TUNING, OTHER = "Tuning", "Other"
-OTHER_GROUPS = (OLD, CHAT, MEDIA, EMBEDDINGS, SPECULATIVE, MODELS, PAGE, TUNING, OTHER)
+OTHER_GROUPS = (OLD, CHAT, MEDIA, SPECULATIVE, MODELS, PAGE, TUNING, OTHER)
 
 SYSTEM_PLACES = "the system places the threads"
 CACHE = "this server's prompt cache works without such a limit"
@@ -61,12 +61,6 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --video-fps N $LLAMA_ARG_VIDEO_FPS
         --video-timestamp-interval N $LLAMA_ARG_VIDEO_TIMESTAMP_INTERVAL
         --video-ffmpeg-dir DIR $LLAMA_ARG_VIDEO_FFMPEG_DIR"""),
-
-    (PLANNED, EMBEDDINGS, "embeddings are not supported yet by this version", """
-        --embedding,--embeddings $LLAMA_ARG_EMBEDDINGS
-        --embd-normalize N"""),
-    (PLANNED, EMBEDDINGS, "reranking is not supported yet by this version", """
-        --rerank,--reranking $LLAMA_ARG_RERANKING"""),
 
     (IGNORED, SPECULATIVE, SYSTEM_PLACES, """
         --spec-draft-cpu-mask,-Cd,--cpu-mask-draft M

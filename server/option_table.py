@@ -15,8 +15,9 @@ GENERAL, MODEL, DOWNLOAD, CONTEXT = "General", "Model and libraries", "Downloadi
 BUNDLES = "Bundles: program and model in one file"
 COMPUTE, DEVICES, ROPE = "Computing", "Devices and memory", "Contexts longer than trained for"
 SERVER, ACCESS, REQUESTS, LOGGING = "Server", "Access", "Defaults of requests", "Logging"
-GROUPS = (GENERAL, MODEL, DOWNLOAD, CONTEXT, COMPUTE, DEVICES, ROPE, SPECULATIVE, SERVER, ACCESS, REQUESTS, LOGGING,
-          BUNDLES)
+EMBEDDINGS = "Embeddings and reranking"
+GROUPS = (GENERAL, MODEL, DOWNLOAD, CONTEXT, COMPUTE, DEVICES, ROPE, SPECULATIVE, EMBEDDINGS, SERVER, ACCESS, REQUESTS,
+          LOGGING, BUNDLES)
 
 INT_MAX = 2**31 - 1
 MAX_THREADS = 512       # GGML_MAX_N_THREADS
@@ -142,9 +143,6 @@ OPTIONS: tuple[Option, ...] = (
     Option("flash_attn", ("-fa", "--flash-attn"), "flash attention: on, off or auto; without a value on", COMPUTE,
            default=-1, metavar="[WHEN]", env="LLAMA_ARG_FLASH_ATTN", default_2024=0, choices=FLASH_ATTENTION, bare="on",
            target="context:flash_attn_type"),
-    Option("pooling", ("--pooling",), "how the embeddings of tokens become one: none, mean, cls, last or rank "
-           "(default: the model's)", COMPUTE, metavar="HOW", env="LLAMA_ARG_POOLING", choices=POOLING,
-           target="context:pooling_type"),
 
     Option("list_devices", ("--list-devices",), "show the devices that llama.cpp can compute on and exit", DEVICES,
            None, False),
@@ -225,6 +223,17 @@ OPTIONS: tuple[Option, ...] = (
            "--grp-attn-n", ROPE, int, 512, "N", "LLAMA_ARG_GRP_ATTN_W", 1, INT_MAX),
 
     *SPEC_OPTIONS,
+
+    Option("embeddings", ("--embedding", "--embeddings"), "make the context for embeddings at start, not at the first "
+           "request for one; completions stay available", EMBEDDINGS, None, False, env="LLAMA_ARG_EMBEDDINGS"),
+    Option("pooling", ("--pooling",), "how the embeddings of tokens become one: none, mean, cls, last or rank "
+           "(default: the model's; last where a generative model names none)", EMBEDDINGS, metavar="HOW",
+           env="LLAMA_ARG_POOLING", choices=POOLING, target="context:pooling_type"),
+    Option("embd_normalize", ("--embd-normalize",), "how embeddings are normalised: -1 not at all, 0 to 32760 at most, "
+           "1 taxicab, 2 Euclidean, more a p-norm", EMBEDDINGS, int, 2, "N", low=-1, high=1000,
+           target="request:embd_normalize"),
+    Option("reranking", ("--rerank", "--reranking"), "the model is a reranker: the same as --embeddings --pooling rank",
+           EMBEDDINGS, None, False, env="LLAMA_ARG_RERANKING"),
 
     Option("open", ("--open",), "open the web page in the browser when the model is ready", SERVER, None, False),
     Option("host", ("--host",), "address to listen on, or the path of a UNIX socket that ends in .sock", SERVER,

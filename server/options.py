@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from server import config_file
 from server.option_rest import OTHER_GROUPS, OTHER_OPTIONS
 from server.option_row import IGNORED, SAME, WORKS, Option, OptionError, convert, switch
-from server.option_table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS, ROPE_SCALING
+from server.option_table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS, POOLING, ROPE_SCALING
 
 __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", "Option", "OptionError", "Options",
            "compat_rows", "draft_params", "native_params", "parse", "request_defaults", "secret_values", "usage"]
@@ -270,6 +270,8 @@ def native_params(options: Options) -> tuple[dict[str, object], dict[str, object
     buffers = (*options.override_tensor, *_on_cpu(options.cpu_moe, options.n_cpu_moe, options.n_cpu_ffn))
     if buffers:
         model["tensor_buft_overrides"] = buffers
+    if options.reranking:
+        context.setdefault("pooling_type", POOLING["rank"])
     if options.memory_f32:
         context |= {"type_k": KV_TYPES["f32"], "type_v": KV_TYPES["f32"]}
     return model, context

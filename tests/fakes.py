@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -72,8 +73,9 @@ class FakeVocab:
     """Bytes, BOS and EOS."""
 
     n_tokens = N_VOCAB
-    add_bos = True
-    bos = BOS
+    add_bos = add_eos = True
+    bos, eos, sep = BOS, EOS, -1
+    add_sep = False
     builtin_templates = ("chatml",)
     fim: Mapping[str, int] = MappingProxyType({})
 
@@ -168,6 +170,71 @@ class Cell:
         self.lora = lora
 
 
+def vector_of(tokens: Sequence[int]) -> list[float]:
+    """The fake embedding of a sequence: depends on all of its tokens and on their order; never all zeros."""
+    code = zlib.crc32(repr(list(tokens)).encode())
+    return [1.0 + (code >> shift & 255) for shift in (0, 8, 16, 24)]
+
+
+class FakeEmbeddings:
+    """A context for embeddings that knows what each sequence holds and checks what is put behind it.
+
+    Without `can_split` it is an encoder: each input comes whole, and nothing is kept. `refuse(spans)` gives the code of
+    a decode that is to fail.
+    """
+
+    def __init__(self, backend: FakeBackend, pooling: str = "mean", n_input: int = 64, n_rows: int = 32,
+                 n_seqs: int = 4, can_split: bool = False, can_trim: bool = True) -> None:
+        self._backend = backend
+        self.pooling, self.width = pooling, 4
+        self.n_input, self.n_rows, self.n_seqs = n_input, n_rows, n_seqs
+        self.can_split, self.can_trim = can_split, can_trim
+        self.advice = "give it shorter texts"
+        self.held: dict[int, list[int]] = {}
+        self.batches: list[list[Span]] = []
+        self.refuse: Callable[[list[Span]], int] = lambda spans: DECODE_OK
+        self.is_closed = False
+
+    def embed(self, spans: Sequence[Span]) -> int:
+        """Check and store the rows."""
+        self._backend.check_thread()
+        assert not self.is_closed and spans, "an empty batch, or a closed context"
+        n_rows = sum(map(len, spans))
+        assert n_rows <= (self.n_rows if self.can_split or len(spans) > 1 else self.n_input), f"{n_rows} rows"
+        assert len({span.seq for span in spans}) == len(spans) and all(0 <= s.seq < self.n_seqs for s in spans)
+        self.batches.append(list(spans))
+        self._backend.wait_at_the_gate()
+        code = self.refuse(list(spans))
+        for span in spans:
+            held = self.held.setdefault(span.seq, [])
+            assert span.pos == len(held), f"sequence {span.seq}: position {span.pos}, it holds {len(held)}"
+            assert self.can_split or span.pos == 0 and span.output, "an encoder's input was cut"
+            held += span.tokens if code == DECODE_OK else span.tokens[:1]
+        return code
+
+    def vectors(self, spans: Sequence[Span]) -> list[bytes]:
+        """Those of the sequences that end, or of every token."""
+        if self.pooling == "none":
+            return [b"".join(self._vector(self.held[span.seq][:span.pos + i + 1]) for i in range(len(span)))
+                    for span in spans]
+        return [self._vector(self.held[span.seq]) if span.output else b"" for span in spans]
+
+    @staticmethod
+    def _vector(tokens: Sequence[int]) -> bytes:
+        return struct.pack("4f", *vector_of(tokens))
+
+    def trim(self, seq: int, start: int) -> bool:
+        """Forget what comes behind `start`; without `can_trim` only all of it."""
+        if start and not self.can_trim:
+            return False
+        del self.held.get(seq, [])[start:]
+        return True
+
+    def close(self) -> None:
+        """Once."""
+        self.is_closed = True
+
+
 class FakeBackend:
     """See the module. `cells[seq]` lists the cells of a sequence in order, `history(seq)` their tokens."""
 
@@ -184,6 +251,7 @@ class FakeBackend:
         self.can_trim = can_trim
         self.can_share = can_trim
         self.takes_states = True
+        self.embeddings = FakeEmbeddings(self)
         self.adapters: tuple[str, ...] = ()
         self.media = None
         self.lora: tuple = ()
@@ -222,7 +290,8 @@ class FakeBackend:
         """Let all decodes run."""
         self.let(math.inf)
 
-    def _wait_at_the_gate(self) -> None:
+    def wait_at_the_gate(self) -> None:
+        """Of a decode: wait until it may go on."""
         with self._gate:
             if self._n_allowed <= 0:
                 self.decoding.release()
@@ -254,7 +323,7 @@ class FakeBackend:
         assert 0 < n_rows <= self.info.n_batch, f"{n_rows} rows in a batch of {self.info.n_batch}"
         self.batches.append(list(spans))
         n_call = len(self.batches)
-        self._wait_at_the_gate()
+        self.wait_at_the_gate()
         self.outputs.clear()
         code = self.fail_at.pop(n_call, DECODE_OK) or self.refuse(list(spans))
         if isinstance(code, Exception):
@@ -358,6 +427,11 @@ class FakeBackend:
         """Give a sequence cells of its own."""
         self.check_thread()
         self.cells[seq] = [Cell(cell.pos, cell.token, cell.lora) for cell in self.cells.get(seq, [])]
+
+    def open_embeddings(self) -> FakeEmbeddings:
+        """The one there is."""
+        self.check_thread()
+        return self.embeddings
 
     def state(self, seq: int) -> memoryview:
         """The cells as text."""

@@ -69,6 +69,7 @@ class Completion:
     """Of the answer, in dialects that give it one."""
 
     def __init__(self, context: Context, body: object, prompts: list[tuple[int, ...]] | None = None) -> None:
+        context.require_generative()
         self._context = context
         self.values = schema.read(body, schema.COMPLETION_FIELDS, context.defaults)
         self.prompt = body.get("prompt", "")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from server.api.running import RunningRequests
 from server.chat.choose import choose_template
-from server.engine.task import ModelInfo, Snapshot, Task
+from server.engine.task import Embed, ModelInfo, Snapshot, Task
 from server.errors import ApiError
 from server.log import get_logger
 
@@ -24,11 +24,18 @@ log = get_logger("api")
 
 
 class Vocab(Protocol):
-    """Text to tokens and back; safe to use from all threads. `fim` holds the fill-in-the-middle tokens it has."""
+    """Text to tokens and back; safe to use from all threads. `fim` holds the fill-in-the-middle tokens it has.
+
+    `bos`, `eos` and `sep` are -1 where there is none; `add_*` says whether the model wants them around a text.
+    """
 
     n_tokens: int
     add_bos: bool
     bos: int
+    add_eos: bool
+    eos: int
+    add_sep: bool
+    sep: int
     fim: Mapping[str, int]
     builtin_templates: tuple[str, ...]
 
@@ -62,7 +69,7 @@ class Engine(Protocol):
     def new_id(self) -> int:
         """The next task id."""
 
-    def submit(self, *tasks: Task, stream: bool):
+    def submit(self, *tasks: Task | Embed, stream: bool):
         """Queue tasks; their `Results`."""
 
     def task(self, id_task: int) -> Task | None:
@@ -134,9 +141,16 @@ class Context:
         except OSError as error:
             log.error("--log-prompts-dir: the prompt could not be written: %s", error)
 
+    def require_generative(self) -> None:
+        """ApiError 501 unless the model writes text; the engine must be ready."""
+        if not self.engine.info.is_generative:
+            raise ApiError(501, "this model writes no text, it only computes embeddings: use /v1/embeddings"
+                           + (" or /v1/rerank" if self.engine.info.pooling == "rank" else ""))
+
     def set_system_prompt(self, value: object) -> None:
         """Take over a `system_prompt` object; computed once, after the running tasks. The same again costs nothing."""
         new = read_system_prompt(value)
+        self.require_generative()
         with self._lock:
             if new.prompt != self.system_prompt.prompt:
                 tokens = self.engine.vocab.tokenize(new.prompt, True, True) if new.prompt else []

@@ -5,11 +5,13 @@ from __future__ import annotations
 from server.api.completion import CompletionHandler
 from server.api.context import Context
 from server.api.debug import DebugHandler
+from server.api.embeddings import EmbeddingHandlers
 from server.api.infill import InfillHandler
 from server.api.lora import LoraHandlers
 from server.api.metrics import MetricsHandler
 from server.api.openai import OpenAiHandlers
 from server.api.running import AbortHandler
+from server.api.rerank import RerankHandler
 from server.api.slots import SlotHandlers
 from server.api.status import StatusHandlers
 from server.api.tokens import TokenHandlers
@@ -20,6 +22,7 @@ def routes(context: Context) -> list[Route]:
     """Rows of (method, path, handler); public ones need no API key."""
     status, tokens, completion = StatusHandlers(context), TokenHandlers(context), CompletionHandler(context)
     lora, openai = LoraHandlers(context), OpenAiHandlers(context)
+    embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
     return [
         Route("GET", "/health", status.health, public=True),
         Route("GET", "/health/live", status.live, public=True),
@@ -44,6 +47,10 @@ def routes(context: Context) -> list[Route]:
         Route("POST", "/infill", InfillHandler(context).handle),
         *(Route("POST", prefix + "/abort", AbortHandler(context.running).handle, is_free=True) for prefix in ("", "/v1")),
         Route("POST", "/debug/stacks", DebugHandler(context).stacks, body_optional=True),
+        Route("POST", "/embedding", embeddings.native),
+        Route("POST", "/embeddings", embeddings.list),
+        Route("POST", "/v1/embeddings", embeddings.openai),
+        *(Route("POST", prefix + path, rerank.handle) for prefix in ("", "/v1") for path in ("/rerank", "/reranking")),
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),
     ]

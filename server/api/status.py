@@ -81,6 +81,8 @@ class StatusHandlers:
             "endpoint_props": context.options.props,
             "endpoint_metrics": context.options.metrics,
             "endpoint_slot_actions": bool(context.options.slot_save_path),
+            "embeddings": {"pooling": info.pooling, "classes": list(info.classes),
+                           "is_generative": info.is_generative},
             "compat": context.options.compat,
             "is_sleeping": False,
             "build_info": f"{BUILD_INFO}, llama.cpp {info.llama_version} {info.variant}".strip(),
@@ -112,7 +114,8 @@ class StatusHandlers:
         info = self._context.engine.info
         meta = None if info is None else {
             "n_vocab": info.n_vocab, "n_ctx": info.n_ctx_slot, "n_ctx_train": info.n_ctx_train, "n_embd": info.n_embd,
-            "n_params": info.n_params, "size": info.size, "desc": info.desc}
+            "n_params": info.n_params, "size": info.size, "desc": info.desc, "pooling": info.pooling,
+            "classes": list(info.classes)}
         names = [name.strip() for name in (self._context.options.alias or "").split(",") if name.strip()]
         names = names or [self._context.model_name]
         models = [{"id": name, "aliases": names, "object": "model", "created": self._context.started,

@@ -20,6 +20,8 @@ from ctypes_api.ggml import GGML_LOG_LEVEL_DEBUG, GGML_LOG_LEVEL_ERROR, GGML_LOG
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.backend_mtmd import Projector
 from server.engine.backend_draft import Likeliest, drafter_config, vocab_difference
+from server.engine.backend_embed import (NON_CAUSAL, POOLING_NAMES, EmbeddingShape, LlamaEmbeddings, class_labels,
+                                          encoder_shape, generative_shape, longest_input, pooling_of)
 from server.engine.backend_params import model_fields
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
 from server.engine.config import EngineConfig
@@ -108,7 +110,16 @@ class LlamaBackend:
         self._span = (config.model_offset, config.model_size)
         self._model = Model(self._libs, config.model, offset=config.model_offset, progress=on_progress,
                             **model_fields(self._libs, config.model_params))
+        self._config = config
+        self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
+        self._embeddings: LlamaEmbeddings | None = None
         self._context = self._open_context(config, self._context_size(config))
+        self._is_generative = bool(self._context.memory and self._llama.llama_model_has_decoder(self._model))
+        if not self._is_generative:
+            self._context.close()       # such a model has no use for it; that for embeddings takes its place
+            self._context = self.open_embeddings().context
+        elif config.embeddings:
+            self.open_embeddings()
         self.media = Projector(self._model, self._context, config, self._abort) if config.mmproj else None
         self._libs.log.sink = _on_native_log
         self._has_gpu = any(device.type != "CPU" for device in list_devices(self._libs))
@@ -121,7 +132,6 @@ class LlamaBackend:
             raise ApiError(400, "--grp-attn-n: this model's cache can't be folded; leave self-extend off")
         self.can_share = not (config.exact or self._llama.llama_model_is_recurrent(self._model)
                               or self._llama.llama_model_is_hybrid(self._model))
-        self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
         self.adapters = tuple(path for path, _ in config.lora)
         self._lora: tuple[tuple[int, float], ...] = ()
         self.drafter: LlamaBackend | None = None
@@ -252,6 +262,15 @@ class LlamaBackend:
             raise RuntimeError("llama.cpp refused the LoRA adapters")
         self._lora = scales
 
+    def open_embeddings(self) -> LlamaEmbeddings:
+        """See `Backend`; the same one every time."""
+        if self._embeddings is None:
+            config = self._config
+            self._embeddings = LlamaEmbeddings(self._model, self._embedding_shape(config), self._abort,
+                                               {**self._threads(config), **config.context_params})
+            self._embeddings.set_lora([(adapter, scale) for adapter, (_, scale) in zip(self._adapters, config.lora)])
+        return self._embeddings
+
     def fingerprint(self) -> str:
         """Model description and a hash over samples of its file."""
         if not self._fingerprint:
@@ -259,7 +278,9 @@ class LlamaBackend:
         return self._fingerprint
 
     def close(self) -> None:
-        """The context goes before its model."""
+        """The contexts go before their model."""
+        if self._embeddings is not None:
+            self._embeddings.close()
         if self.media is not None:
             self.media.close()
         if self.drafter is not None:
@@ -283,15 +304,28 @@ class LlamaBackend:
         return n_ctx
 
     def _open_context(self, config: EngineConfig, n_ctx: int) -> Context:
-        n_threads = config.n_threads if config.n_threads > 0 else cpu_count()
-        n_threads_batch = config.n_threads_batch if config.n_threads_batch > 0 else n_threads
         n_batch = min(max(config.n_batch, config.n_slots), max(n_ctx, config.n_slots))
         if config.exact:        # a buffer for each sequence, so that nobody's cells depend on where others' are
             n_ctx = n_ctx // config.n_slots * (config.n_slots + 1)
         fields = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": min(config.n_ubatch, n_batch),
-                  "n_seq_max": config.n_slots + 1, "n_threads": n_threads, "n_threads_batch": n_threads_batch,
-                  "kv_unified": not config.exact, "no_perf": True}
+                  "n_seq_max": config.n_slots + 1, "kv_unified": not config.exact, **self._threads(config)}
         return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
+
+    @staticmethod
+    def _threads(config: EngineConfig) -> dict[str, int | bool]:
+        n_threads = config.n_threads if config.n_threads > 0 else cpu_count()
+        n_threads_batch = config.n_threads_batch if config.n_threads_batch > 0 else n_threads
+        return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True}
+
+    def _embedding_shape(self, config: EngineConfig) -> EmbeddingShape:
+        llama, n_ctx = self._llama, self._context_size(config)
+        pooling = pooling_of(self._model, config.context_params, self._is_generative)
+        if not self._is_generative:
+            return encoder_shape(pooling, longest_input(self._model, n_ctx, config.context_params), config.n_ubatch)
+        is_recurrent = bool(llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model))
+        is_causal = config.context_params.get("attention_type") != NON_CAUSAL
+        return generative_shape(pooling, n_ctx // config.n_slots, config.n_ubatch,
+                                llama.llama_vocab_n_tokens(self._model.vocab), is_recurrent, is_causal)
 
     def _model_info(self, config: EngineConfig, n_vocab: int) -> ModelInfo:
         llama, model = self._llama, self._model
@@ -301,12 +335,14 @@ class LlamaBackend:
         return ModelInfo(
             path=config.model, desc=model.desc, size=model.size, n_params=model.n_params, n_vocab=n_vocab,
             n_ctx_train=llama.llama_model_n_ctx_train(model), n_embd=llama.llama_model_n_embd(model), n_ctx=n_ctx,
-            n_ctx_slot=n_ctx // config.n_slots, n_slots=config.n_slots, n_batch=self._n_batch,
+            n_ctx_slot=n_ctx // config.n_slots if self._is_generative else n_ctx, n_slots=config.n_slots, n_batch=self._n_batch,
             llama_version=self._libs.version, variant=self._libs.folder.name,
             devices=tuple(device.name for device in list_devices(self._libs)), adapters=self.adapters,
             bos_token=self._token_text(llama.llama_vocab_bos(self._vocab)),
             eos_token=self._token_text(llama.llama_vocab_eos(self._vocab)),
-            eog_tokens=tuple(sorted(self.eog_tokens)), meta=model.meta(),
+            eog_tokens=tuple(sorted(self.eog_tokens)), is_generative=self._is_generative,
+            pooling=POOLING_NAMES[pooling_of(model, config.context_params, self._is_generative)],
+            classes=class_labels(model), meta=model.meta(),
             vision=self.media is not None and self.media.vision, audio=self.media is not None and self.media.audio)
 
     def _token_text(self, token: int) -> str:
@@ -323,7 +359,7 @@ class LlamaBackend:
         """One decode, so that the first request finds weights and buffers in memory."""
         llama = self._llama
         token = max(llama.llama_vocab_bos(self._vocab), 0)
-        if llama.llama_model_has_decoder(self._model):
+        if self._is_generative:
             self.decode([Span(0, 0, 0, [token], True)])
             llama.llama_memory_clear(self._memory, True)
 

@@ -53,7 +53,7 @@ def drafter_config(config: EngineConfig, n_ctx: int) -> EngineConfig:
     """The small model as an engine of its own: the large one's shape, its own parameters."""
     spec = config.spec
     return replace(config, model=spec.model, n_ctx=n_ctx, n_threads=spec.n_threads,
-                   n_threads_batch=spec.n_threads_batch, n_group=1, lora=(), spec=SpecConfig(),
+                   n_threads_batch=spec.n_threads_batch, n_group=1, lora=(), embeddings=False, spec=SpecConfig(),
                    model_params=spec.model_params, context_params=spec.context_params)
 
 

@@ -66,6 +66,34 @@ class MediaBackend(Protocol):
 
     def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
         """Evaluate the chunk encoded last: a `DECODE_*` code and the batch row of its end (logits with `output`)."""
+class EmbeddingBackend(Protocol):
+    """A context that computes vectors instead of text.
+
+    `n_input` is the longest input, `n_rows` how many rows a batch should have, `n_seqs` how many inputs it can hold.
+    With `can_split` an input may be spread over several batches; without, one alone may have up to `n_input` rows.
+    `advice` says how to make room for longer inputs.
+    """
+
+    pooling: str
+    width: int
+    n_input: int
+    n_rows: int
+    n_seqs: int
+    can_split: bool
+    advice: str
+
+    def embed(self, spans: Sequence[Span]) -> int:
+        """Evaluate the rows; a `DECODE_*` code, negative for errors. `output` marks the last part of an input."""
+
+    def vectors(self, spans: Sequence[Span]) -> list[bytes]:
+        """Of the batch just evaluated: for each span one row of float32 if it has `output`, else nothing; with the
+        pooling "none" a row for each of its tokens."""
+
+    def trim(self, seq: int, start: int) -> bool:
+        """Drop positions from `start` on. False: only the whole can be dropped."""
+
+    def close(self) -> None:
+        """Free it."""
 
 
 class Backend(Protocol):
@@ -115,6 +143,9 @@ class Backend(Protocol):
 
     def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:
         """Use these adapters, by index, in the decodes to come."""
+
+    def open_embeddings(self) -> EmbeddingBackend:
+        """A context for embeddings beside the one that generates; ApiError if there can be none."""
 
     def fingerprint(self) -> str:
         """What a saved state depends on, in a few words and a hash."""

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from server.engine.task import (CLOSED, FAILED, LOADING, READY, RESTARTING, Cancel, Closed, Command, Event,
-                                Failure, Final, Frame, LoadFailed, Loading, ModelInfo, Piece, Progress, Ready,
+from server.engine.task import (CLOSED, FAILED, LOADING, READY, RESTARTING, Cancel, Closed, Command, Embed, Embedded,
+                                Event, Failure, Final, Frame, LoadFailed, Loading, ModelInfo, Piece, Progress, Ready,
                                 Reply, Restarting, Snapshot, Starting, Task)
 from server.engine.turnover import Turnover
 from server.errors import ApiError
@@ -27,6 +27,7 @@ from server.log import get_logger
 N_RECENT = 512
 SILENCE_S = 60.0
 """How long a step may take before an engine with work counts as stuck."""
+LAST = (Final, Embedded, Failure)      # with one of these a task has ended
 
 log = get_logger("engine")
 
@@ -51,10 +52,10 @@ class Results:
     """The events of one request's tasks, in order: iterate once. Leaving the `with` block early cancels them.
 
     With `stream` each event wakes the reader; without, they are collected and handed over together at the end.
-    Iterating ends when every task has its `Final`; the first `Failure` is raised as an ApiError.
+    Iterating ends when every task has its `Final` (or `Embedded`); the first `Failure` is raised as an ApiError.
     """
 
-    def __init__(self, client: EngineClient, tasks: Sequence[Task], stream: bool) -> None:
+    def __init__(self, client: EngineClient, tasks: Sequence[Task | Embed], stream: bool) -> None:
         self.tasks = tuple(tasks)
         self._client = client
         self._stream = stream
@@ -69,10 +70,10 @@ class Results:
     def __exit__(self, *exc_info: object) -> None:
         self.cancel()
 
-    def __iter__(self) -> Iterator[Piece | Progress | Final]:
+    def __iter__(self) -> Iterator[Piece | Progress | Final | Embedded]:
         return self.events(None)
 
-    def events(self, silence_s: float | None) -> Iterator[Piece | Progress | Final | None]:
+    def events(self, silence_s: float | None) -> Iterator[Piece | Progress | Final | Embedded | None]:
         """Like iterating; whenever nothing has come for `silence_s` seconds, a None comes instead."""
         n_open = len(self.tasks)
         while n_open:
@@ -85,7 +86,7 @@ class Results:
                 if isinstance(event, Failure):
                     raise ApiError(event.status, event.message, event.type, self._client.advice(event), **event.extra)
                 yield event
-                n_open -= isinstance(event, Final)
+                n_open -= isinstance(event, LAST)
 
     def cancel(self) -> None:
         """From any thread, any number of times: the answer isn't wanted any more."""
@@ -105,7 +106,7 @@ class Results:
 
     def put(self, event: Event) -> None:
         """The transport's thread: the next event of one of the tasks."""
-        is_last = type(event) is not Piece and isinstance(event, (Final, Failure))
+        is_last = type(event) is not Piece and isinstance(event, LAST)
         self._n_open -= is_last
         if self._stream:
             self._queue.put((event,))
@@ -160,7 +161,7 @@ class EngineClient:
         """A task id: they only grow, so they also tell the order of arrival."""
         return next(self._ids)
 
-    def submit(self, *tasks: Task, stream: bool) -> Results:
+    def submit(self, *tasks: Task | Embed, stream: bool) -> Results:
         """Queue the tasks of one request. ApiError 503 while the model is loading, 500 if it could not be loaded."""
         self.require_ready()
         results = Results(self, tasks, stream)
@@ -243,7 +244,7 @@ class EngineClient:
             if handler is not None:
                 handler(self, event)
                 continue
-            is_last = isinstance(event, (Final, Failure))
+            is_last = isinstance(event, LAST)
             results = (self._results.pop if is_last else self._results.get)(event.id, None)
             if results is not None:
                 if is_last:
@@ -252,7 +253,9 @@ class EngineClient:
 
     def _remember(self, results: Results, id_task: int) -> None:
         self._turnover.ended(time.monotonic(), is_busy=bool(self._results))
-        self._recent[id_task] = next(task for task in results.tasks if task.id == id_task)
+        task = next(task for task in results.tasks if task.id == id_task)
+        if isinstance(task, Task):
+            self._recent[id_task] = task
         while len(self._recent) > N_RECENT:
             self._recent.pop(next(iter(self._recent)), None)
 

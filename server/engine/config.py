@@ -42,6 +42,7 @@ class EngineConfig:
     answers show special tokens. `exact` evaluates each task alone and from its beginning. `max_stall_ms` is what a step
     may take while somebody reads a stream, 0 for no limit. `model_offset` and `model_size` say where the model lies in its
     file (a bundle); size 0 is to its end.
+    `embeddings`: their context is made at start, not at the first request.
     """
 
     model: str
@@ -64,6 +65,7 @@ class EngineConfig:
     group_width: int = 512
     lora: tuple[tuple[str, float], ...] = ()
     numa: int = 0
+    embeddings: bool = False
     special: bool = False
     exact: bool = False
     spec: SpecConfig = field(default_factory=SpecConfig)

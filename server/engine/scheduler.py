@@ -21,14 +21,15 @@ from server.engine.backend_types import Backend
 from server.engine.batching import Batching
 from server.engine.config import EngineConfig
 from server.engine.deadlines import Deadlines
+from server.engine.embedder import Embedder
 from server.engine.evaluation import Evaluation
 from server.engine.media import MediaReady
 from server.engine.media_steps import MediaSteps
 from server.engine.prefixes import Prefixes
 from server.engine.slot import Slot
 from server.engine.state import EngineState
-from server.engine.task import (STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Final, Frame, Snapshot, Starting, Task,
-                                Timings)
+from server.engine.task import (STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Embed, Final, Frame, Snapshot, Starting,
+                                Task, Timings)
 from server.errors import ApiError
 from server.log import get_logger
 
@@ -52,12 +53,14 @@ class Scheduler:
         self._emit = emit
         self._state.announce = lambda id_task: emit(Frame((Starting(id_task),)))
         self._n_steps = self._n_rows = 0
+        self._embedder = Embedder(backend, config.max_queue, self._state.announce, clock)
         self._inbox: SimpleQueue = SimpleQueue()
         self._deadline: float | None = None
         self._deadlines = Deadlines()
         self._t_snapshot = 0.0
         self._handlers = {Task: self._enqueue, Cancel: self._cancel, Close: self._close,
-                          Command: self._state.commands.post, MediaReady: self._media_ready}
+                          Command: self._state.commands.post, MediaReady: self._media_ready,
+                          Embed: self._embed}
         self._state.media.post = self._inbox.put
 
     @property
@@ -67,7 +70,7 @@ class Scheduler:
 
     # ---- any thread -------------------------------------------------------------------------------------------
 
-    def post(self, message: Task | Cancel | Command | Close) -> None:
+    def post(self, message: Task | Embed | Cancel | Command | Close) -> None:
         """Hand a message to the loop. A cancel interrupts a prefill that nobody else has a part in."""
         self._inbox.put(message)
         if isinstance(message, Cancel) and self._batching.in_prefill == {message.id}:
@@ -87,7 +90,7 @@ class Scheduler:
                 self.step()
             except Exception:
                 log.exception("a step of the engine failed")
-                self._state.fail_all(500, "the engine failed in this step; see the server's log")
+                self._fail_all(500, "the engine failed in this step; see the server's log")
             self._flush()
         self._drain()
 
@@ -117,9 +120,11 @@ class Scheduler:
             state.meter.step(seconds, is_generating)
             self._batching.measured(seconds * 1e3)
         self._media_steps.step()
+        if self._embedder:
+            state.events += self._embedder.step(is_busy=bool(state.running))
 
     def _is_busy(self) -> bool:
-        return bool(self._state.running or self._admission or self._state.commands)
+        return bool(self._state.running or self._admission or self._state.commands or self._embedder)
 
     def _receive(self, block: bool) -> None:
         while block or not self._inbox.empty():
@@ -155,7 +160,15 @@ class Scheduler:
             if task is not None:
                 self._admission.enqueue(task)
 
+    def _embed(self, message: Embed) -> None:
+        if self._deadline is not None:
+            self._state.fail(message.id, 503, "the server is shutting down")
+        else:
+            self._state.events += self._embedder.post(message)
+
     def _cancel(self, message: Cancel) -> None:
+        if self._embedder.cancel(message.id):
+            return
         is_waiting = self._admission.cancel(message.id)
         if self._state.media.forget(message.id) or is_waiting:
             self._state.is_changed = True
@@ -179,7 +192,7 @@ class Scheduler:
 
     def _expire(self) -> None:
         if self._deadline is not None and self._state.clock() >= self._deadline:
-            self._state.fail_all(503, "the server is shutting down")
+            self._fail_all(503, "the server is shutting down")
         for id_task in self._deadlines.due(self._state.clock()):
             self._time_out(id_task)
 
@@ -192,6 +205,10 @@ class Scheduler:
             if slot is not None:
                 self._state.drop(slot)
             self._state.fail(id_task, 504, "t_max_ms: the time of this request was up before its first token")
+
+    def _fail_all(self, status: int, message: str) -> None:
+        self._state.fail_all(status, message)
+        self._state.events += self._embedder.fail_all(status, message)
 
     # ---- emit -------------------------------------------------------------------------------------------------
 

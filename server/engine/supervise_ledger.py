@@ -17,7 +17,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from server.engine.task import (Cancel, Command, Event, Failure, Final, Frame, Piece, Reply, Snapshot, Starting, Task)
+from server.engine.task import (Cancel, Command, Embed, Embedded, Event, Failure, Final, Frame, Piece, Reply, Snapshot,
+                                Starting, Task)
 
 STRIKES = 2
 SETTINGS = ("set_lora", "system_prompt")
@@ -30,7 +31,7 @@ NO_COUNTERS = ("slots", "n_deferred", "kv_used", "n_ctx", "histograms", "n_resta
 class Entry:
     """An open task: what it was given so far, and how often the engine has died over it without progress."""
 
-    task: Task
+    task: Task | Embed
     t_posted: float
     tokens: list[int] = field(default_factory=list)
     lora: tuple[tuple[int, float], ...] | None = None
@@ -53,9 +54,11 @@ class Entry:
         self.ms += (self.t_last - self.t_first) * 1e3
         self.t_first = self.t_last = 0.0
 
-    def replay(self, now: float) -> Task:
-        """The task as an engine gets it now."""
+    def replay(self, now: float) -> Task | Embed:
+        """The task as an engine gets it now. Vectors are computed anew."""
         task = self.task
+        if isinstance(task, Embed):
+            return task
         if task.t_max_ms > 0:
             task = dataclasses.replace(task, t_max_ms=max(task.t_max_ms - int((now - self.t_posted) * 1e3), 1))
         if self.tokens:
@@ -90,7 +93,7 @@ class Ledger:
         """Note a message; it goes to the engine unless that must wait."""
         if isinstance(message, Cancel):
             return self._cancel(message)
-        if isinstance(message, Task):
+        if isinstance(message, (Task, Embed)):
             self._tasks[message.id] = Entry(message, self._clock())
         elif isinstance(message, Command):
             self._commands[message.id] = message
@@ -120,7 +123,7 @@ class Ledger:
                 self._working.add(event.id)
                 to_send += self._on_started(event.id)
                 continue
-            elif isinstance(event, (Final, Failure)):
+            elif isinstance(event, (Final, Embedded, Failure)):
                 self._tasks.pop(event.id, None)
                 self.has_progressed = True
                 to_send += [*self._on_started(event.id), *self._end_probation(event.id)]

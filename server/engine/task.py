@@ -161,6 +161,15 @@ class Close:
     grace_s: float
 
 
+@dataclass(slots=True, frozen=True)
+class Embed:
+    """Vectors wanted of `inputs` (token ids each). Answered by one `Embedded` or a `Failure`."""
+
+    id: int
+    inputs: tuple[tuple[int, ...], ...]
+    owner: str = ""
+
+
 # ---- engine -> web side ---------------------------------------------------------------------------------------
 
 @dataclass(slots=True, frozen=True)
@@ -236,6 +245,21 @@ class Final:
     n_cached: int
     truncated: bool
     timings: Timings
+
+
+@dataclass(slots=True, frozen=True)
+class Embedded:
+    """The answer to an `Embed`: rows of `width` float32 numbers, machine's byte order, one behind the other.
+
+    `n_rows` says how many belong to each input, in the order of the inputs: one, or one per token with the `pooling`
+    "none". With "rank" a row holds the scores of the model's classes. Nothing is normalised.
+    """
+
+    id: int
+    pooling: str
+    width: int
+    n_rows: tuple[int, ...]
+    vectors: bytes
 
 
 @dataclass(slots=True, frozen=True)
@@ -316,7 +340,11 @@ class Snapshot:
 
 @dataclass(slots=True, frozen=True)
 class ModelInfo:
-    """What the engine knows about the loaded model. `n_ctx` is the whole KV cache, `n_ctx_slot` one slot's share."""
+    """What the engine knows about the loaded model. `n_ctx` is the whole KV cache, `n_ctx_slot` one slot's share.
+
+    `is_generative` is False for models that only embed. `pooling` is what embeddings are made with, `classes` are the
+    labels of a ranking model's scores, where it has any.
+    """
 
     path: str
     desc: str = ""
@@ -336,6 +364,9 @@ class ModelInfo:
     bos_token: str = ""
     eos_token: str = ""
     eog_tokens: tuple[int, ...] = ()
+    is_generative: bool = True
+    pooling: str = "last"
+    classes: tuple[str, ...] = ()
     meta: dict[str, str] = field(default_factory=dict)
     vision: bool = False
     audio: bool = False
@@ -381,7 +412,8 @@ class Restarting:
     cause: str
 
 
-Event = Starting | Restarting | Progress | Piece | Final | Failure | Reply | Loading | Ready | LoadFailed | Closed
+Event = (Starting | Restarting | Progress | Piece | Final | Embedded | Failure | Reply | Loading | Ready | LoadFailed
+         | Closed)
 
 
 @dataclass(slots=True, frozen=True)

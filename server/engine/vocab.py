@@ -37,6 +37,10 @@ class NativeVocab:
         self.n_tokens = libs.llama.llama_vocab_n_tokens(self._vocab)
         self.add_bos = bool(libs.llama.llama_vocab_get_add_bos(self._vocab))
         self.bos = libs.llama.llama_vocab_bos(self._vocab)
+        self.add_eos = bool(libs.llama.llama_vocab_get_add_eos(self._vocab))
+        self.eos = libs.llama.llama_vocab_eos(self._vocab)
+        self.add_sep = bool(libs.llama.llama_vocab_get_add_sep(self._vocab))
+        self.sep = libs.llama.llama_vocab_sep(self._vocab)
         fim = {name: getattr(libs.llama, f"llama_vocab_fim_{name}")(self._vocab) for name in FIM_TOKENS}
         self.fim = {name: token for name, token in fim.items() if token >= 0}
 

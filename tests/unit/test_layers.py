@@ -57,6 +57,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.backend_params": NATIVE,
     "server.engine.backend_mtmd": NATIVE,
     "server.engine.backend_draft": NATIVE,
+    "server.engine.backend_embed": NATIVE,
     "server.engine.vocab": NATIVE,
     "server.engine.process": (*LEAVES, "server.stacks"),
     "server.api": API,
@@ -67,7 +68,8 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 # modules that all others leave alone: what knows the whole, and the inside of the native seam
 BACKEND = ("server.engine.backend", "server.engine.backend_sampler", "server.engine.backend_custom",
-           "server.engine.backend_params", "server.engine.backend_draft", "server.engine.backend_mtmd")
+           "server.engine.backend_params", "server.engine.backend_draft", "server.engine.backend_mtmd",
+           "server.engine.backend_embed")
 IMPORTED_ONLY_BY = {
     "server.app": ("llama_srv",),
     "server.engine.backend_sampler": BACKEND,
@@ -75,6 +77,7 @@ IMPORTED_ONLY_BY = {
     "server.engine.backend_params": BACKEND,
     "server.engine.backend_mtmd": BACKEND,
     "server.engine.backend_draft": BACKEND,
+    "server.engine.backend_embed": BACKEND,
 }
 FORBIDDEN_STDLIB = {
     "multiprocessing": "a frozen program has one entry: use threads, or start the program itself",

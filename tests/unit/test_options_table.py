@@ -11,6 +11,7 @@ import pytest
 
 from server import option_row
 from server.api import schema
+from server.api.embeddings import EMBEDDING_FIELDS
 from server.engine.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.option_row import IGNORED, PLANNED, REFUSED, SAME, WORKS
 from server.options import (ALL_OPTIONS, GROUPS, OPTIONS, OTHER_GROUPS, OTHER_OPTIONS, OptionError, compat_rows,
@@ -262,14 +263,14 @@ def test_request_defaults_have_the_names_limits_and_defaults_of_request_fields(o
     name = option.target.partition(":")[2]
     if name == "json_schema":
         return                          # not a field yet
-    field = {row.name: row for row in schema.SAMPLING_FIELDS + schema.COMPLETION_FIELDS}[name]
+    field = {row.name: row for row in (*schema.SAMPLING_FIELDS, *schema.COMPLETION_FIELDS, *EMBEDDING_FIELDS)}[name]
     if option.type in (int, float):
         assert field.kind is option.type
         # an infinite limit of a field is a large number here, since nobody writes infinity on a command line
         assert (max(field.low, -1e6), min(field.high, 1e12)) == (option.low, option.high)
     if option.default not in (None, ()):
         assert option.default == field.default
-    known = {row.name for row in fields(SamplingParams)} | {row.name for row in schema.COMPLETION_FIELDS}
+    known = {row.name for row in (*fields(SamplingParams), *schema.COMPLETION_FIELDS, *EMBEDDING_FIELDS)}
     assert name in known
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from server.engine.config import EngineConfig
 from server.engine.scheduler import Scheduler
-from server.engine.task import (Cancel, Close, Command, Failure, Final, Frame, Piece, Progress, Reply, SamplingParams,
-                                Snapshot, Starting, Task)
+from server.engine.task import (Cancel, Close, Command, Embed, Embedded, Failure, Final, Frame, Piece, Progress, Reply,
+                                SamplingParams, Snapshot, Starting, Task)
 from tests.fakes import EOS, PATIENCE_S, FakeBackend, letters, said_by
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -35,7 +35,7 @@ class Outcome:
 
     pieces: list[Piece] = field(default_factory=list)
     progress: list[Progress] = field(default_factory=list)
-    ends: list[Final | Failure] = field(default_factory=list)
+    ends: list[Final | Embedded | Failure] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
@@ -85,6 +85,14 @@ class Driver:
         self.outcomes[task.id] = Outcome()
         self.scheduler.post(task)
         return task.id
+
+    def embed(self, *inputs: str | Sequence[int]) -> int:
+        """Post a request for vectors; its id."""
+        tokens = tuple(tuple(one.encode()) if isinstance(one, str) else tuple(one) for one in inputs)
+        self._n_posted += 1
+        self.outcomes[self._n_posted - 1] = Outcome()
+        self.scheduler.post(Embed(self._n_posted - 1, tokens))
+        return self._n_posted - 1
 
     def command(self, name: str, **args: object) -> int:
         """Post a command; its id."""

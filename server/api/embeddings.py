@@ -1,0 +1,191 @@
+"""POST /embedding, /embeddings and /v1/embeddings: vectors of texts. Connection thread.
+
+One computation, three answers. `/embedding` with one string gives the object of the 2024 documents, with a list the
+list of today; `/embeddings` always gives that list; `/v1/embeddings` is OpenAI's. The engine's numbers are cut and
+normalised here, so that its thread goes on computing.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import sys
+from array import array
+from collections.abc import Sequence
+from operator import mul
+
+from server.api.context import Context, Vocab
+from server.api.openai import model_name
+from server.api.schema import INT_MAX, Field, read, token_id
+from server.engine.task import Embed, Embedded
+from server.errors import ApiError
+from server.web.message import Request, Response, json_response
+
+MAX_INPUTS = 2048           # OpenAI's limit
+MAX_INT16 = 32760.0         # what the largest number becomes with the normalisation 0, as llama.cpp has it
+EUCLIDEAN = 2
+FORMATS = ("float", "base64")
+FORMS = "give a string, a list of strings, a list of token ids, or a list of those lists"
+
+EMBEDDING_FIELDS = (
+    Field("input", list, None, "a text, token ids, or a list of texts or of lists of ids", aliases=("content",)),
+    Field("embd_normalize", int, EUCLIDEAN, "-1 leaves the numbers as they are, 0 makes the largest 32760, 1 is "
+          "taxicab, 2 Euclidean, more a p-norm", -1, 1000),
+    Field("dimensions", int, None, "only so many of the first numbers, normalised anew", 1, INT_MAX),
+    Field("encoding_format", str, "float", "float or base64 (of little-endian 32-bit numbers)"),
+)
+
+
+class EmbeddingHandlers:
+    """The routes."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def native(self, request: Request) -> Response:
+        """`{"embedding": [...]}` for one string (the 2024 documents), else the list of today."""
+        body = self._body(request)
+        answer = self._answer(request, body)
+        if isinstance(body.get("input", body.get("content")), str):
+            return json_response({"embedding": answer[0]["embedding"] if self._is_by_token else answer[0]["embedding"][0]})
+        return json_response(answer)
+
+    def list(self, request: Request) -> Response:
+        """`[{"index", "embedding": [[...]]}, ...]`: a list of rows for each input, one if the model pools."""
+        return json_response(self._answer(request, self._body(request)))
+
+    def openai(self, request: Request) -> Response:
+        """OpenAI's list; texts in `content` get the native one."""
+        body = self._body(request)
+        if body.get("input") is None and body.get("content") is not None:
+            return json_response(self._answer(request, body))
+        if self._is_by_token:
+            raise ApiError(400, "Pooling type 'none' is not OAI compatible. Please use a different pooling type")
+        values = self._values(body)
+        name = model_name(body, self._context)
+        inputs = read_inputs(values["input"], self._context.engine.vocab)
+        vectors = [rows[0] for rows in self._vectors(request, values, inputs)]
+        encode = to_base64 if values["encoding_format"] == "base64" else list_of
+        n_tokens = sum(map(len, inputs))
+        return json_response({
+            "object": "list",
+            "data": [{"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in
+                     enumerate(vectors)],
+            "model": name,
+            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}})
+
+    @property
+    def _is_by_token(self) -> bool:
+        return self._context.engine.info.pooling == "none"
+
+    def _body(self, request: Request) -> dict[str, object]:
+        self._context.engine.require_ready()
+        body = request.json()
+        if not isinstance(body, dict):
+            raise ApiError(400, "the request body must be a JSON object")
+        if body.get("image_data"):
+            raise ApiError(501, "image_data: this server has no embeddings of images")
+        return body
+
+    def _values(self, body: dict[str, object]) -> dict[str, object]:
+        values = read(body, EMBEDDING_FIELDS, self._context.defaults)
+        if values["encoding_format"] not in FORMATS:
+            raise ApiError(400, f"encoding_format: {values['encoding_format'][:40]!r} is neither float nor base64")
+        return values
+
+    def _answer(self, request: Request, body: dict[str, object]) -> list[dict[str, object]]:
+        values = self._values(body)
+        inputs = read_inputs(values["input"], self._context.engine.vocab)
+        return [{"index": i, "embedding": [list_of(row) for row in rows]}
+                for i, rows in enumerate(self._vectors(request, values, inputs))]
+
+    def _vectors(self, request: Request, values: dict[str, object], inputs: list[tuple[int, ...]]) -> list[list[array]]:
+        """The rows of each input, cut and normalised. Rows of tokens and scores of classes keep their sizes."""
+        result = embed(self._context, request, inputs)
+        n = values["dimensions"] or result.width
+        if n > result.width:
+            raise ApiError(400, f"dimensions: {n} is more than this model has, {result.width}")
+        kind = values["embd_normalize"] if result.pooling not in ("none", "rank") else -1
+        return [[normalise(row[:n], kind) for row in rows] for rows in rows_of(result)]
+
+
+def embed(context: Context, request: Request, inputs: Sequence[tuple[int, ...]]) -> Embedded:
+    """Have the engine compute; a client that hangs up takes its request along."""
+    task = Embed(context.engine.new_id(), tuple(inputs), request.owner)
+    with context.engine.submit(task, stream=False) as results, request.on_disconnect(results.cancel):
+        return next(iter(results))
+
+
+def read_inputs(value: object, vocab: Vocab) -> list[tuple[int, ...]]:
+    """Token ids of every input in any of the forms. ApiError 400 for what is none of them, and for empty texts."""
+    if value is None:
+        raise ApiError(400, "input: this field (or content) is required")
+    is_one = not isinstance(value, list) or any(type(part) is int for part in value)
+    parts = [value] if is_one else value
+    if len(parts) > MAX_INPUTS:
+        raise ApiError(400, f"input: {len(parts)} texts are too many, at most {MAX_INPUTS} are allowed")
+    if not parts:
+        raise ApiError(400, "input: the list is empty")
+    return [_tokens("input" if is_one else f"input[{i}]", part, vocab) for i, part in enumerate(parts)]
+
+
+def _tokens(name: str, value: object, vocab: Vocab) -> tuple[int, ...]:
+    """One input: a text, or a list of ids and texts that make one."""
+    if value == "" or value == []:
+        raise ApiError(400, f"{name}: the text is empty")
+    if isinstance(value, str):
+        return tuple(vocab.tokenize(value, True, True))
+    if not isinstance(value, list):
+        raise ApiError(400, f"{name}: {FORMS}")
+    tokens: list[int] = []
+    for i, part in enumerate(value):
+        if isinstance(part, str):
+            tokens += vocab.tokenize(part, i == 0, True)
+        else:
+            tokens.append(token_id(name, part, vocab))
+    return tuple(tokens)
+
+
+def rows_of(result: Embedded) -> list[list[array]]:
+    """The engine's bytes as rows of numbers, a list of them for each input."""
+    numbers = array("f", result.vectors)
+    if not math.isfinite(sum(numbers)):
+        raise ApiError(500, "the model has computed numbers that are not finite")
+    n, rows, at = result.width, [], 0
+    for n_rows in result.n_rows:
+        rows.append([numbers[i:i + n] for i in range(at, at + n_rows * n, n)])
+        at += n_rows * n
+    return rows
+
+
+def normalise(row: array, kind: int) -> array:
+    """A row of length 1 in the norm `kind` (see EMBEDDING_FIELDS). What is all zeros stays so."""
+    if kind < 0:
+        return row
+    if kind == 0:
+        length = max(map(abs, row)) / MAX_INT16
+    elif kind == EUCLIDEAN:
+        length = math.sqrt(sum(map(mul, row, row)))
+    else:
+        length = _p_norm(row, kind)
+    scale = 1.0 / length if length else 0.0
+    return array("f", [number * scale for number in row])
+
+
+def _p_norm(row: array, p: int) -> float:
+    """With the largest number taken out, so that high powers stay finite."""
+    largest = max(map(abs, row))
+    return largest * sum((abs(number) / largest) ** p for number in row) ** (1.0 / p) if largest else 0.0
+
+
+def list_of(row: array) -> list[float]:
+    """Numbers for JSON."""
+    return row.tolist()
+
+
+def to_base64(row: array) -> str:
+    """Little-endian float32 in base64, as OpenAI sends it."""
+    if sys.byteorder == "big":
+        row = array("f", row)
+        row.byteswap()
+    return base64.b64encode(row.tobytes()).decode("ascii")

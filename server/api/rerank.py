@@ -1,0 +1,104 @@
+"""POST /rerank and its aliases: how well documents answer a query. Connection thread.
+
+Each document makes one input of the embedding context, whose pooling is then "rank": the model's classification head
+gives a score. Encoders read query and document with separators in between; generative rerankers bring a template of
+their own in the metadata, with `{query}` and `{document}` in it. Documents in `texts` are answered in the form of
+Hugging Face's server, those in `documents` in Jina's and Cohere's.
+"""
+
+from __future__ import annotations
+
+import re
+
+from server.api.context import Context, Vocab
+from server.api.embeddings import MAX_INPUTS, embed, rows_of
+from server.api.messages import tokenize_segments
+from server.api.openai import model_name
+from server.api.schema import INT_MAX, Field, read
+from server.errors import ApiError
+from server.web.message import Request, Response, json_response
+
+TEMPLATE_KEY = "tokenizer.chat_template.rerank"
+PLACES = re.compile(r"(\{query\}|\{document\})")
+
+RERANK_FIELDS = (
+    Field("query", str, None, "what the documents are compared with"),
+    Field("documents", list, None, "texts, or objects with a `text`", aliases=("texts",)),
+    Field("top_n", int, None, "answer with the best N only", 1, INT_MAX),
+    Field("return_documents", bool, False, "give each document's text too", aliases=("return_text",)),
+)
+
+
+class RerankHandler:
+    """`handle` answers one request."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def handle(self, request: Request) -> Response:
+        """Scores, best first. 501 unless the model is a reranker."""
+        context = self._context
+        context.engine.require_ready()
+        if context.engine.info.pooling != "rank":
+            raise ApiError(501, "This server does not support reranking. Start it with a reranking model, and with "
+                           "--reranking if the model doesn't say by itself that it is one")
+        body = request.json()
+        values = read(body, RERANK_FIELDS)
+        if not values["query"]:
+            raise ApiError(400, "query: this field is required, and must not be empty")
+        texts = document_texts(values["documents"])
+        is_tei = body.get("documents") is None
+        prompts = [rank_prompt(context, values["query"], text) for text in texts]
+        scores = [[row.tolist() for row in rows][0] for rows in rows_of(embed(context, request, prompts))]
+        results = [self._result(i, scores[i], texts[i] if values["return_documents"] else None, is_tei)
+                   for i in sorted(range(len(texts)), key=lambda i: -scores[i][0])[:values["top_n"]]]
+        if is_tei:
+            return json_response(results)
+        n_tokens = sum(map(len, prompts))
+        return json_response({"model": model_name(body, context), "object": "list", "results": results,
+                              "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}})
+
+    def _result(self, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, object]:
+        """One document; where the model names its classes, all of their scores."""
+        result: dict[str, object] = {"index": index, "score" if is_tei else "relevance_score": scores[0]}
+        if text is not None:
+            result |= {"text": text} if is_tei else {"document": {"text": text}}
+        if self._context.engine.info.classes:
+            result["scores"] = dict(zip(self._context.engine.info.classes, scores))
+        return result
+
+
+def document_texts(documents: object) -> list[str]:
+    """Strings, or objects with a `text`. ApiError 400 names the first that is neither."""
+    if not isinstance(documents, list) or not documents:
+        raise ApiError(400, "documents: give a non-empty list of strings")
+    if len(documents) > MAX_INPUTS:
+        raise ApiError(400, f"documents: {len(documents)} are too many, at most {MAX_INPUTS} are allowed")
+    texts = [document.get("text") if isinstance(document, dict) else document for document in documents]
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ApiError(400, f"documents[{i}] is neither a string nor an object with a text")
+    return texts
+
+
+def rank_prompt(context: Context, query: str, document: str) -> tuple[int, ...]:
+    """What a model reads to compare the two: by its template, else `[BOS] query [EOS] [SEP] document [EOS]` with
+    those of the tokens that it wants."""
+    vocab = context.engine.vocab
+    template = context.engine.info.meta.get(TEMPLATE_KEY)
+    if template:
+        texts = {"{query}": (query, True), "{document}": (document, True)}
+        segments = [texts.get(part, (part, False)) for part in PLACES.split(template) if part]
+        return tuple(tokenize_segments(vocab, segments, "", wants_bos=False))
+    return (*_when(vocab.add_bos, vocab.bos), *vocab.tokenize(query, False, False),
+            *_when(vocab.add_eos, _end(vocab)), *_when(vocab.add_sep, vocab.sep),
+            *vocab.tokenize(document, False, False), *_when(vocab.add_eos, _end(vocab)))
+
+
+def _when(is_wanted: bool, token: int) -> tuple[int, ...]:
+    return (token,) if is_wanted and token >= 0 else ()
+
+
+def _end(vocab: Vocab) -> int:
+    """EOS, or what a vocabulary without one has instead."""
+    return vocab.eos if vocab.eos >= 0 else vocab.sep

@@ -1,0 +1,252 @@
+"""Vectors of texts: many inputs of many requests in one decode, beside the scheduler's own batches. Engine thread.
+
+The context that computes them is not the one that generates (what a context pools is fixed when it is made); it is
+opened at the first request, or at start with `--embeddings`. One step does at most one batch here, so streams go on
+in between. Requests take turns input by input: a single question isn't kept waiting by somebody's two thousand.
+
+Not taken: embeddings as tasks on slots. They need neither a slot's cache nor its sampler, and all of their rows are
+outputs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from server.engine.backend_types import DECODE_ABORTED, DECODE_OK, Backend, EmbeddingBackend
+from server.engine.planner import Span
+from server.engine.task import Embed, Embedded, Event, Failure
+from server.errors import ApiError
+from server.log import get_logger
+
+BUSY_S = 0.05       # how long a batch may take while somebody reads a stream, as far as inputs can be cut or held back
+MIN_ROWS = 32       # below that a batch costs more than it computes
+
+log = get_logger("engine")
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One message in work: the next input to begin with, and what has come out so far (one entry per input)."""
+
+    message: Embed
+    vectors: list[bytes] = field(default_factory=list)
+    n_begun: int = 0
+    n_open: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class Part:
+    """One input in work on sequence `seq`; its first `n_done` tokens have been computed."""
+
+    request: Request
+    index: int
+    seq: int
+    n_done: int = 0
+    rows: list[bytes] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """All tokens of the input."""
+        return self.request.message.inputs[self.index]
+
+
+class Embedder:
+    """The requests for vectors of one engine. `len` counts those that wait or are in work."""
+
+    def __init__(self, backend: Backend, max_queue: int, announce: Callable[[int], None],
+                 clock: Callable[[], float] = time.perf_counter) -> None:
+        self._backend = backend
+        self._max_queue = max_queue
+        self._announce = announce       # of requests that are about to be computed: the engine may die of it
+        self._clock = clock
+        self._context: EmbeddingBackend | None = None
+        self._requests: deque[Request] = deque()
+        self._parts: list[Part] = []            # begun and not finished, each on a sequence of its own
+        self._rows_per_s = 0.0
+        self.n_rows = 0                         # counters for the metrics
+        self.seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self._requests)
+
+    def post(self, message: Embed) -> list[Event]:
+        """Take a request; a failure when it can't be answered."""
+        try:
+            if len(self._requests) >= self._max_queue:
+                raise ApiError(503, f"{len(self._requests)} requests for embeddings are waiting; try later")
+            context = self._open()
+            for i, tokens in enumerate(message.inputs):
+                check_length(context, tokens, i if len(message.inputs) > 1 else None)
+        except ApiError as error:
+            return [Failure(message.id, error.status, error.message, error.type, error.extra)]
+        n = len(message.inputs)
+        self._requests.append(Request(message, [b""] * n, n_open=n))
+        return []
+
+    def cancel(self, id_request: int) -> bool:
+        """Forget a request; False if there is none with this id."""
+        for request in self._requests:
+            if request.message.id == id_request:
+                self._forget(request)
+                return True
+        return False
+
+    def fail_all(self, status: int, message: str) -> list[Event]:
+        """End all requests."""
+        failures: list[Event] = [Failure(request.message.id, status, message) for request in self._requests]
+        for request in list(self._requests):
+            self._forget(request)
+        return failures
+
+    def step(self, is_busy: bool) -> list[Event]:
+        """Compute one batch, a smaller one if others wait for the engine (`is_busy`); the answers that are complete."""
+        if not self._requests:
+            return []
+        started = self._clock()
+        spans = self._plan(self._budget(is_busy))
+        events = self._compute(spans)
+        seconds, n_rows = self._clock() - started, sum(len(span) for span in spans)
+        self.n_rows += n_rows
+        self.seconds += seconds
+        if seconds > 0:
+            rate = n_rows / seconds
+            self._rows_per_s = rate if not self._rows_per_s else 0.7 * self._rows_per_s + 0.3 * rate
+        return events
+
+    def _open(self) -> EmbeddingBackend:
+        """The context, made when first needed. ApiError if that fails."""
+        if self._context is None:
+            try:
+                self._context = self._backend.open_embeddings()
+            except ApiError:
+                raise
+            except Exception as error:
+                log.exception("no context for embeddings")
+                raise ApiError(500, f"no context for embeddings could be made: {error}") from None
+        return self._context
+
+    def _budget(self, is_busy: bool) -> int:
+        """Rows of the next batch."""
+        most = self._context.n_rows
+        if not is_busy or not self._rows_per_s:
+            return most
+        return max(min(most, int(self._rows_per_s * BUSY_S)), min(MIN_ROWS, most))
+
+    def _plan(self, room: int) -> list[Span]:
+        """What has been begun, then new inputs, one of each request in turn, until `room` rows are used.
+
+        An input with more rows than are left is cut where the model allows that, else it waits, or goes alone.
+        """
+        can_split = self._context.can_split
+        spans: list[Span] = []
+        begun = deque(self._parts)
+        while room > 0 and (part := begun.popleft() if begun else self._next_part()) is not None:
+            n = len(part.tokens) - part.n_done
+            if n > room and can_split:
+                n = room
+            elif n > room and spans:
+                break
+            if part not in self._parts:
+                self._begin(part)
+            spans.append(self._span(part, n))
+            room -= n
+        return spans
+
+    def _next_part(self) -> Part | None:
+        """The next input of the first request in line that has one, on a free sequence; None if there is none."""
+        used = {part.seq for part in self._parts}
+        seq = next((seq for seq in range(self._context.n_seqs) if seq not in used), None)
+        request = next((request for request in self._requests if request.n_begun < len(request.message.inputs)), None)
+        return None if seq is None or request is None else Part(request, request.n_begun, seq)
+
+    def _begin(self, part: Part) -> None:
+        """Its request goes to the end of the line."""
+        self._parts.append(part)
+        part.request.n_begun += 1
+        self._requests.remove(part.request)
+        self._requests.append(part.request)
+
+    def _share(self, part: Part) -> int:
+        """Rows of a batch that this part has for itself."""
+        n = len(part.tokens) - part.n_done
+        return min(n, self._context.n_rows) if self._context.can_split else n
+
+    @staticmethod
+    def _span(part: Part, n: int) -> Span:
+        """The next `n` rows of an input; `id` is its sequence."""
+        tokens = part.tokens[part.n_done:part.n_done + n]
+        return Span(part.seq, part.seq, part.n_done, tokens, part.n_done + n == len(part.tokens))
+
+    def _compute(self, spans: list[Span]) -> list[Event]:
+        """Decode; if that fails, each input by itself, so that a bad one takes no other with it."""
+        parts = {part.seq: part for part in self._parts}
+        for id_request in dict.fromkeys(parts[span.seq].request.message.id for span in spans):
+            self._announce(id_request)
+        code = self._context.embed(spans)
+        if code == DECODE_OK:
+            return self._commit([parts[span.seq] for span in spans], spans)
+        for span in spans:
+            self._undo(parts[span.seq])
+        if code == DECODE_ABORTED:
+            return []           # the same again with the next step
+        if len(spans) > 1:
+            events: list[Event] = []
+            for part in [parts[span.seq] for span in spans]:
+                if part in self._parts:
+                    events += self._compute([self._span(part, self._share(part))])
+            return events
+        request = parts[spans[0].seq].request
+        log.error("request %d: computing embeddings failed with code %d", request.message.id, code)
+        self._forget(request)
+        return [Failure(request.message.id, 500, f"computing the embedding failed with code {code}")]
+
+    def _undo(self, part: Part) -> None:
+        """Drop what a failed decode may have left; where a model can't drop a tail, its input begins anew."""
+        if not self._context.trim(part.seq, part.n_done):
+            self._context.trim(part.seq, 0)
+            part.n_done = 0
+            part.rows.clear()
+
+    def _commit(self, parts: Iterable[Part], spans: list[Span]) -> list[Event]:
+        """Note what has been computed; the requests that are complete now."""
+        events: list[Event] = []
+        context = self._context
+        for part, span, vectors in zip(parts, spans, context.vectors(spans)):
+            part.n_done += len(span)
+            part.rows.append(vectors)
+            if not span.output:
+                continue
+            request = part.request
+            request.vectors[part.index] = b"".join(part.rows)
+            request.n_open -= 1
+            self._parts.remove(part)
+            context.trim(part.seq, 0)
+            if request.n_open == 0:
+                self._requests.remove(request)
+                events.append(self._answer(request))
+        return events
+
+    def _answer(self, request: Request) -> Embedded:
+        size = 4 * self._context.width
+        return Embedded(request.message.id, self._context.pooling, self._context.width,
+                        tuple(len(vectors) // size for vectors in request.vectors), b"".join(request.vectors))
+
+    def _forget(self, request: Request) -> None:
+        self._requests.remove(request)
+        for part in [part for part in self._parts if part.request is request]:
+            self._parts.remove(part)
+            self._context.trim(part.seq, 0)
+
+
+def check_length(context: EmbeddingBackend, tokens: tuple[int, ...], index: int | None) -> None:
+    """ApiError 400 unless an input has tokens and fits; `index` says which one it is, None if there is just one."""
+    name = "the input" if index is None else f"input {index}"
+    if not tokens:
+        raise ApiError(400, f"{name} is empty: it has no tokens")
+    if len(tokens) > context.n_input:
+        raise ApiError(400, f"{name} has {len(tokens)} tokens, this server embeds at most {context.n_input} at once; "
+                       f"{context.advice}", "exceed_context_size_error", n_prompt_tokens=len(tokens),
+                       n_ctx=context.n_input)
