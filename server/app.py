@@ -137,7 +137,8 @@ def engine_command() -> list[str]:
 
 def make_context(options: Options, engine: EngineClient) -> Context:
     """What all handlers share."""
-    return Context(engine, options, request_defaults(options), template_kwargs=options.chat_template_kwargs or {})
+    return Context(engine, options, request_defaults(options), template_kwargs=options.chat_template_kwargs or {},
+                   is_shared=edge.is_shared(options))
 
 
 def make_server(options: Options, context: Context, keys: edge.KeyFiles) -> HttpServer:
@@ -229,6 +230,9 @@ def _wait(options: Options, context: Context, server: HttpServer, house: Houseke
             check_chat_template(options, context)
         log.info("%s: %d slots, %d tokens of context each, llama.cpp %s %s", info.desc, info.n_slots,
                  info.n_ctx_slot, info.llama_version, info.variant)
+        if options.is_set("ctx_size") and options.ctx_size not in (0, info.n_ctx):
+            log.warning("the context has %d tokens instead of the %d asked for: llama.cpp rounds up", info.n_ctx,
+                        options.ctx_size)
         house.report("ready")
         print(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", flush=True)
         if options.open and not one_shot.open_page(server.url + options.api_prefix):

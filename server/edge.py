@@ -13,7 +13,7 @@ from pathlib import Path
 from server.log import access_line, get_logger, hide
 from server.options import OptionError, Options
 from server.web.auth import CorsPolicy, KeyRing, read_key_file
-from server.web.httpd import HttpServer
+from server.web.httpd import HttpServer, is_local
 from server.web.limits import Limits
 from server.web.rate import RateLimiter
 from server.web.router import Router
@@ -98,6 +98,11 @@ def http_server(options: Options, router: Router, keys: KeyFiles, public: Path) 
         auth=keys.ring, static=StaticFiles(folder, options.api_prefix, builtin=public), access_log=access_line,
         tls=tls_context(options), allowed_hosts=options.allowed_hosts,
         rate=RateLimiter(*options.rate_limit) if options.rate_limit else None)
+
+
+def is_shared(options: Options) -> bool:
+    """Whether there may be several users: keys tell them apart, or other machines can reach the server."""
+    return bool(options.api_key or options.api_key_file) or not is_local(options.host)
 
 
 def warn_if_open(options: Options, server: HttpServer, keys: KeyFiles) -> None:

@@ -96,7 +96,8 @@ class SystemPrompt:
 
 @dataclass(slots=True)
 class Context:
-    """Shared by all handlers. `defaults` are the request defaults that the command line sets."""
+    """Shared by all handlers. `defaults` are the request defaults that the command line sets. With `is_shared` there may
+    be several users: none of them is shown what others ask."""
 
     engine: Engine
     options: Options
@@ -104,6 +105,7 @@ class Context:
     started: int = field(default_factory=lambda: int(time.time()))
     system_prompt: SystemPrompt = SystemPrompt()
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    is_shared: bool = False
     running: RunningRequests = field(default_factory=RunningRequests)
     _template: object = None
     _lock: threading.Lock = field(default_factory=threading.Lock)

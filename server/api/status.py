@@ -42,7 +42,7 @@ class StatusHandlers:
         body: dict[str, object] = {"status": "no slot available" if is_full else "ok",
                                    "slots_idle": snapshot.n_idle, "slots_processing": snapshot.n_processing}
         if "include_slots" in request.query and self._context.options.slots:
-            body["slots"] = self._slots()
+            body["slots"] = self._slots(request)
         return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def live(self, request: Request) -> Response:
@@ -107,7 +107,7 @@ class StatusHandlers:
         self._context.engine.require_ready()
         if "fail_on_no_slot" in request.query and self._context.engine.snapshot.n_idle == 0:
             raise ApiError(503, "no slot available")
-        return json_response(self._slots())
+        return json_response(self._slots(request))
 
     def models(self, request: Request) -> Response:
         """The one model, in the shape of OpenAI's list, with what is known of it in `meta`."""
@@ -136,11 +136,14 @@ class StatusHandlers:
         task = Task(-1, (), params, values["n_predict"], values["n_keep"], cache_prompt=values["cache_prompt"])
         return {**settings(context, task, False), "seed": values["seed"]}
 
-    def _slots(self) -> list[dict[str, object]]:
-        return [self._slot(slot) for slot in self._context.engine.snapshot.slots]
+    def _slots(self, request: Request) -> list[dict[str, object]]:
+        return [self._slot(slot, request) for slot in self._context.engine.snapshot.slots]
 
-    def _slot(self, slot: SlotState) -> dict[str, object]:
+    def _slot(self, slot: SlotState, request: Request) -> dict[str, object]:
         task = self._context.engine.task(slot.id_task)
+        is_foreign = self._context.is_shared and task is not None and task.owner != request.owner
+        if is_foreign:
+            task = None  # its prompt, grammar and stop texts are somebody else's
         flat = settings(self._context, task, False) if task else self._default_settings()
         vocab = self._context.engine.vocab
         prompt = vocab.detokenize(list(task.prompt)).decode("utf-8", "replace") if task else ""
@@ -148,7 +151,7 @@ class StatusHandlers:
             "has_next_token": slot.has_next_token, "n_remain": slot.n_remain, "n_decoded": slot.n_decoded,
             "num_tokens_predicted": slot.n_decoded, "stopped_eos": slot.stop == "eos",
             "stopped_limit": slot.stop == "limit", "stopped_word": slot.stop == "word",
-            "stopping_word": slot.stopping_word}
+            "stopping_word": "" if is_foreign else slot.stopping_word}
         return {
             "id": slot.id, "task_id": slot.id_task, "id_task": slot.id_task, "state": int(slot.is_processing),
             "is_processing": slot.is_processing, **flat, "n_ctx": slot.n_ctx, "prompt": prompt,

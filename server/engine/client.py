@@ -25,6 +25,8 @@ from server.errors import ApiError
 from server.log import get_logger
 
 N_RECENT = 512
+N_BACKLOG = 10_000
+"""Events that a streaming client may be behind: the engine never waits for it, and memory has an end."""
 SILENCE_S = 60.0
 """How long a step may take before an engine with work counts as stuck."""
 LAST = (Final, Embedded, Failure)      # with one of these a task has ended
@@ -88,13 +90,13 @@ class Results:
                 yield event
                 n_open -= isinstance(event, LAST)
 
-    def cancel(self) -> None:
+    def cancel(self, reason: str = "the client closed the request") -> None:
         """From any thread, any number of times: the answer isn't wanted any more."""
         if self._n_open > 0 and not self.is_cancelled:
             self.is_cancelled = True
             for task in self.tasks:
                 self._client.forget(task.id)
-            self._queue.put((Failure(self.tasks[0].id, 499, "the client closed the request"),))
+            self._queue.put((Failure(self.tasks[0].id, 499, reason),))
 
     def finish(self) -> bool:
         """From any thread: let the answer end here, with what there is; False if it has ended."""
@@ -109,7 +111,10 @@ class Results:
         is_last = type(event) is not Piece and isinstance(event, LAST)
         self._n_open -= is_last
         if self._stream:
-            self._queue.put((event,))
+            if self._queue.qsize() < N_BACKLOG or is_last:
+                self._queue.put((event,))
+            else:
+                self.cancel("the client reads too slowly")
             return
         self._collected.append(event)
         if self._n_open == 0 or isinstance(event, Failure):

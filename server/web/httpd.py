@@ -52,11 +52,13 @@ class BindError(OSError):
 @dataclass(slots=True, eq=False)
 class Connection:
     """The server's entry for one connection. `sock` is replaced by the connection's thread when TLS starts,
-    `is_idle` (it waits for a request, so `stop` may cut it at once) is protected by the server's lock."""
+    `is_idle` (it waits for a request, since `t_idle`, so `stop` may cut it at once) is protected by the server's
+    lock."""
 
     sock: socket.socket
     client: str
     is_idle: bool = False
+    t_idle: float = 0.0
     thread: threading.Thread | None = None
 
 
@@ -115,7 +117,7 @@ class WebServer(ThreadingHTTPServer):
         """Accept thread: a thread for the connection, or the refusal."""
         entry = Connection(request, client_name(client_address))
         with self.lock:
-            is_welcome = not self.is_stopping and len(self.connections) < self.limits.n_connections
+            is_welcome = not self.is_stopping and self._has_room()
             if is_welcome:
                 self.connections[request] = entry
         if not is_welcome:
@@ -133,6 +135,19 @@ class WebServer(ThreadingHTTPServer):
             with self.lock:
                 del self.connections[request]
             self._refuse(request, FULL)
+
+    def _has_room(self) -> bool:
+        """Whether one more connection is welcome, with the lock held. If all places are taken, who has been silent
+        for longest has to go: otherwise idle connections would be the cheapest way to keep everybody out."""
+        if len(self.connections) < self.limits.n_connections:
+            return True
+        idle = [entry for entry in self.connections.values() if entry.is_idle]
+        oldest = min(idle, key=lambda entry: entry.t_idle, default=None)
+        if oldest is None or time.monotonic() - oldest.t_idle < self.limits.spare_s:
+            return False
+        oldest.is_idle = False
+        _cut(oldest.sock)
+        return True
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Connection thread: everything, then sign off."""
@@ -171,6 +186,7 @@ class WebServer(ThreadingHTTPServer):
         end."""
         with self.lock:
             entry.is_idle = is_idle
+            entry.t_idle = time.monotonic()
             return not self.is_stopping
 
     def _refuse(self, sock: socket.socket, reason: str) -> None:
@@ -228,7 +244,7 @@ class HttpServer:
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
-        return self._server.is_unix or is_loopback(self.host)
+        return is_local(self.host)
 
     @property
     def router(self) -> Router:
@@ -295,6 +311,11 @@ class HttpServer:
         for thread in threads:
             if thread.ident is not None and thread is not threading.current_thread():
                 thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    return host.endswith(".sock") or is_loopback(host.strip("[]"))
 
 
 def bind(host: str, port: int, limits: Limits) -> WebServer:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 
 from server.api.schema import SAMPLING_FIELDS
 from server.errors import ApiError
-from tests.api.conftest import PATIENCE
+from tests.api.conftest import PATIENCE, Api
 from tests.fakes import FakeBackend, answer
 
 
@@ -238,3 +241,46 @@ def test_errors_leave_the_server_well(api):
         assert api.post("/completion", b"{").status == 400
         assert api.get("/nothing").status == 404
     assert api.get("/health").json()["status"] == "ok" and api.is_idle()
+
+
+# ---- several users -----------------------------------------------------------------------------------------------
+
+def seen_as_of(api: Api, owner: str):
+    """As if all tasks had come from `owner`."""
+    task = api.client.task
+    return patch.object(api.client, "task", lambda id_task: replace(task(id_task), owner=owner))
+
+
+def shown(api: Api, path: str = "/slots", **headers: str) -> dict:
+    """The one slot, as a user with these headers sees it."""
+    answer = api.send("GET", path, None, {name.replace("_", "-"): value for name, value in headers.items()})
+    slots = answer.json()
+    return (slots["slots"] if isinstance(slots, dict) else slots)[0]
+
+
+def test_with_keys_everybody_sees_only_what_they_asked_themselves(make_api):
+    api = make_api(FakeBackend(n_ctx=256), ("--api-key", "alice,bobby")).start()
+    body = {"prompt": "my secret", "n_predict": 5, "stop": ["secret stop"], "grammar": 'root ::= "secret" .*',
+            "temperature": 0.123}
+    assert api.send("POST", "/completion", body, {"X-Api-Key": "alice"}).status == 200
+    mine, theirs = shown(api, X_Api_Key="alice"), shown(api, X_Api_Key="bobby")
+    assert (mine["prompt"], mine["stop"], mine["temperature"]) == ("my secret", ["secret stop"], 0.123)
+    assert theirs["prompt"] == "" and "secret" not in json.dumps(theirs) and theirs["temperature"] != 0.123
+    assert (theirs["task_id"], theirs["n_prompt_tokens"]) == (mine["task_id"], mine["n_prompt_tokens"])
+    assert set(theirs) == set(mine)
+    assert "secret" not in json.dumps(shown(api, "/health?include_slots")), "that route wants no key"
+
+
+def test_on_a_network_everybody_sees_only_what_came_from_their_address(make_api):
+    api = make_api(FakeBackend(n_ctx=256), ("--host", "0.0.0.0")).start()
+    api.complete("my secret", 5)
+    assert shown(api)["prompt"] == "my secret"
+    with seen_as_of(api, "192.0.2.7"):
+        assert "secret" not in json.dumps(shown(api))
+
+
+def test_on_this_machine_without_keys_everything_is_shown(make_api):
+    api = make_api(FakeBackend(n_ctx=256)).start()
+    api.complete("my secret", 5)
+    with seen_as_of(api, "somebody"):
+        assert shown(api)["prompt"] == "my secret"

@@ -99,3 +99,31 @@ def test_a_file_that_cannot_be_written_ends_the_program_in_one_line(libs_folder,
         assert server.wait() == 1
         [line] = [line for line in server.log.splitlines() if line.startswith("error: ")]
         assert "--pid-file" in line
+
+
+def test_a_changed_key_file_counts_without_a_signal(serve, tiny_spm_model, tmp_path):
+    keys = tmp_path / "keys"
+    keys.write_text("first-key\n")
+    server = serve("-m", tiny_spm_model, "-t", 1, "--api-key-file", keys)
+    keys.write_text("other-key and longer\r\n")
+    wait_until(lambda: status(server, "other-key and longer") == 200, "the new key to count")
+    assert status(server, "first-key") == 401
+
+
+def test_keys_never_get_into_the_log(serve, tiny_spm_model):
+    server = serve("-m", tiny_spm_model, "-t", 1, "--api-key", "right-secret", "-v")
+    for headers in ({"Authorization": "Bearer right-secret"}, {"Authorization": "right-secret"}, {"X-Api-Key": "right-secret"},
+                    {"X-Request-Id": "right-secret"}, {"User-Agent": "right-secret"}):
+        for path in ("/props?api_key=right-secret", "/right-secret", "/v1/models#right-secret"):
+            requests.get(server.url + path, headers=headers, timeout=PATIENCE, proxies=NO_PROXY)
+    answer = requests.post(server.url + "/completion", json={"prompt": "right-secret", "n_predict": 2}, timeout=PATIENCE,
+                           headers={"X-Api-Key": "right-secret"}, proxies=NO_PROXY)
+    assert answer.status_code == 200 and server.stop() == 0
+    assert "right-secret" not in server.log and "***" in server.log
+
+
+@pytest.mark.parametrize(("asked", "is_said"), [(300, True), (512, False)])
+def test_a_context_of_another_size_than_asked_for_is_told(serve, tiny_spm_model, asked, is_said):
+    server = serve("-m", tiny_spm_model, "-t", 1, "-c", asked)
+    server.wait_for_line("is ready")
+    assert (f"instead of the {asked} asked for" in server.log) is is_said

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from server.engine import client as client_module
 from server.engine.client import EngineClient, Results
 from server.engine.task import (Cancel, Closed, Command, Failure, Final, Frame, Loading, LoadFailed, ModelInfo, Piece,
                                 Progress, Ready, Reply, SlotState, Snapshot, Task, Timings)
@@ -388,3 +389,31 @@ def test_states_of_slots_pass_unchanged():
     slot = SlotState(0, 1, True, 64, 0, 0, 0, 0, -1, True, "none", "", False)
     transport.on_frame(Frame((), Snapshot(slots=(slot,))))
     assert client.snapshot.slots == (slot,)
+
+
+# ---- slow readers ------------------------------------------------------------------------------------------------
+
+def test_a_stream_that_is_not_read_is_given_up_and_the_rest_of_it_not_kept(monkeypatch):
+    monkeypatch.setattr(client_module, "N_BACKLOG", 50)
+    client, transport = ready()
+    results, (id_task,) = submit(client)
+    for i in range(500):
+        client.dispatch(Frame((Piece(id_task, (i,), "x"),)))
+    assert transport.posted.count(Cancel(id_task)) == 1
+    seen = []
+    with pytest.raises(ApiError, match="reads too slowly"), results:
+        for event in results:
+            seen.append(event)
+    assert len(seen) == 50
+
+
+def test_a_slow_stream_still_gets_its_end(monkeypatch):
+    monkeypatch.setattr(client_module, "N_BACKLOG", 5)
+    client, transport = ready()
+    results, (id_task,) = submit(client)
+    for i in range(5):
+        client.dispatch(Frame((Piece(id_task, (i,), "x"),)))
+    client.dispatch(Frame((final(id_task),)))
+    with results:
+        assert len(list(results)) == 6
+    assert Cancel(id_task) not in transport.posted
