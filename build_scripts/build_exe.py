@@ -31,8 +31,13 @@ from common import (ROOT, Failure, Progress, cache_folder, megabytes, run_child,
                     temp_folder, this_platform)
 from native_files import read_manifest
 
+sys.path.insert(0, str(ROOT))
+from server.shells import manual  # noqa: E402  (of the product only this table)
+
 SPEC = Path(__file__).with_name("llama_srv.spec")
 PROGRAM = "llama-srv"
+ALIASES = ("llama-server", "server")        # what launch scripts of llama.cpp call, today's and those of 2024
+MANUAL = "llama-srv.1"
 INPUTS = "inputs.json"
 SUMS = "SHA256SUMS"
 SOURCES = ("llama_srv.py", "ctypes_api", "server", "public", "LICENSE")
@@ -131,10 +136,14 @@ def freeze(temp: Path, libs: Path, name: str, progress: Progress) -> Path:
     inner = folder / "_internal"
     strip(inner)
     shutil.copytree(tree / "public", inner / "public")
+    (folder / MANUAL).write_text(manual(contents.server_version()), encoding="utf-8", newline="\n")
     copy_libs(libs, inner / "libs" / libs.name)
     contents.write_documents(folder, libs, name)
     for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() or path.parent == folder and path.stem == PROGRAM else 0o644)
+        path.chmod(0o755 if path.is_dir() or path.name in (PROGRAM, f"{PROGRAM}.exe") else 0o644)
+    if sys.platform != "win32":         # where links need rights that few have
+        for alias in ALIASES:
+            (folder / alias).symlink_to(PROGRAM)
     shutil.move(str(folder), str(temp / PROGRAM))
     return temp / PROGRAM
 

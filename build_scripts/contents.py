@@ -60,7 +60,7 @@ def _own(name: str) -> Callable:
 
 
 COMPONENTS = (
-    Component(OUR_OWN, "MIT", r"public/.*|LICENSE|README\.txt|" + NOTICES, lambda libs: server_version(),
+    Component(OUR_OWN, "MIT", r"public/.*|LICENSE|llama-srv\.1|" + NOTICES, lambda libs: server_version(),
               lambda libs: []),
     Component("llama.cpp", "MIT", r"libs/.*", _manifest_version, lambda libs: sorted(libs.glob("LICENSE*")),
               "the libraries in libs/, as their packages have them"),
@@ -92,7 +92,7 @@ def sort_files(folder: Path) -> dict:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         inner = name.replace("_internal/", "", 1)
-        if path.is_dir() or name == SBOM:
+        if path.is_dir() or path.is_symlink() or name == SBOM:
             continue
         component = next((row for row in COMPONENTS if re.fullmatch(row.files, inner)), None)
         if component is None:

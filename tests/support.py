@@ -82,14 +82,15 @@ def events(response: requests.Response) -> Iterator[Any]:
 
 
 class ServerProcess:
-    """A running `llama_srv.py`. Use `start_server`; a context manager that stops the process."""
+    """A running `llama_srv.py`, or `program`. Use `start_server`; a context manager that stops the process."""
 
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    def __init__(self, arguments: Sequence[str], environment: dict[str, str] | None = None,
+                 program: Sequence[str] = ()) -> None:
         self._lines: list[str] = []
         self._changed = threading.Condition()       # guards _lines and _ended
         self._ended = False
         own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {}
-        self.command = [sys.executable, str(ROOT / "llama_srv.py"), *arguments]
+        self.command = [*(program or (sys.executable, str(ROOT / "llama_srv.py"))), *arguments]
         self.process = subprocess.Popen(
             self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **(environment or {})},
@@ -204,12 +205,12 @@ class ServerProcess:
 
 
 def start_server(arguments: Sequence[str | Path], *, environment: dict[str, str] | None = None,
-                 ready: bool = True) -> ServerProcess:
+                 ready: bool = True, program: Sequence[str] = ()) -> ServerProcess:
     """Start `llama_srv.py` with `arguments` on a free port and wait until it's ready to complete.
 
     With `ready=False` it only waits for the URL to be printed: the model may still be loading.
     """
-    server = ServerProcess([*map(str, arguments), "--port", "0"], environment)
+    server = ServerProcess([*map(str, arguments), "--port", "0"], environment, program)
     try:
         server.url = server.wait_for_line(URL).group().rstrip("/.")
         if ready:
