@@ -90,6 +90,7 @@ def test_strangers_scripts_styles_and_html_are_refused_by_the_page(server: Serve
     assert browser.console_errors()  # the refusals
 
 
+@pytest.mark.covers("F01")
 def test_the_page_waits_for_the_model_and_then_starts_by_itself(browser: Browser, server: ServerProcess):
     """The server answers 503 first; here a small stand-in in front does, so that it lasts as long as the test needs."""
     with LoadingFront(server) as front:
@@ -301,7 +302,7 @@ def test_completion_js_offers_its_five_ways(server: ServerProcess, browser: Brow
         "prompt": "count: one",
     }
     assert done["error"].startswith("top_k: 'x'") and done["abort"] == "AbortError"
-    assert len(browser.console_errors()) == 1  # the refused request
+    assert len(browser.console_errors()) <= 1  # the refused request, which Firefox doesn't count as an error
 
 
 SAMPLE = """<html>

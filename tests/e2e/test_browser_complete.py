@@ -49,6 +49,7 @@ def output(browser: Browser) -> str:  # noqa: F811
 # ---------------------------------------------------------------------------------------- completion
 
 
+@pytest.mark.covers("F01")
 def test_page_streams_a_completion(server, browser: Browser):
     open_page(browser, server, "#complete")
     complete(browser, "count: one")
@@ -62,6 +63,7 @@ def test_page_streams_a_completion(server, browser: Browser):
     wait_until(lambda: browser.value("#prompt").startswith("count: one two"), "the text after a reload")
 
 
+@pytest.mark.covers("F01")
 def test_stop_button_ends_the_completion_and_frees_the_slot(serve, browser: Browser, tmp_path: Path):
     model = tiny_models.tiny_llama(tmp_path / "model.gguf", n_ctx_train=N_CTX)
     server = serve("-m", model, "-c", N_CTX, "-t", "1")
@@ -76,6 +78,7 @@ def test_stop_button_ends_the_completion_and_frees_the_slot(serve, browser: Brow
     wait_until(lambda: browser.is_enabled("#send") and not browser.is_enabled("#stop"), "the buttons")
 
 
+@pytest.mark.covers("F01")
 def test_options_show_the_servers_defaults_and_only_changes_are_sent(server, browser: Browser):
     defaults = server.get("/props").json()["default_generation_settings"]
     open_page(browser, server, "#complete")
@@ -143,6 +146,7 @@ def test_a_gap_is_filled_in_the_middle(serve, browser: Browser, tiny_bpe_fim_mod
     assert "once upon" in server.get("/slots").json()[0]["prompt"]
 
 
+@pytest.mark.covers("F01")
 def test_grammar_and_schema_are_checked_and_used(server, browser: Browser):
     open_page(browser, server, "#complete")
     choose = "const s = document.querySelector('#constraint'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))"

@@ -225,9 +225,14 @@ class Browser:
 @pytest.fixture(scope="module")
 def shared_browser() -> Iterator[Browser]:
     """One browser for a module's tests."""
-    missing = browser_missing()
-    need(not missing, f"no browser to test with: {missing}")
-    with Browser() as running:
+    if os.environ.get("LLAMA_SRV_TEST_BROWSER") == "firefox":
+        from tests.e2e.firefox import Firefox
+        kind = Firefox
+    else:
+        missing = browser_missing()
+        need(not missing, f"no browser to test with: {missing}")
+        kind = Browser
+    with kind() as running:
         yield running
 
 

@@ -25,7 +25,7 @@ def test_a_pass_key_is_found_beyond_the_trained_context_only_with_self_extend(li
         n_fill = N_TOKENS // len(one.client.vocab.tokenize(FILL, False, False)) - 3
         before = n_fill * 3 // 4
         said = one.say(HEAD + FILL * before + KEY + FILL * (n_fill - before) + ASK, 16)
-        assert said.final.n_prompt > 1.9 * one.client.info.n_ctx_train
+        assert said.final.n_prompt > 1.8 * one.client.info.n_ctx_train
         assert ("71432" in said.text) == is_found, said.text
     finally:
         one.close()
