@@ -105,7 +105,7 @@ class Completion:
         return Task(
             id=self._context.engine.new_id(), prompt=tokens, sampling=params, n_predict=n_predict,
             n_keep=values["n_keep"], n_discard=values["n_discard"], stop=schema.strings("stop", values["stop"]),
-            id_slot=values["id_slot"], cache_prompt=values["cache_prompt"],
+            id_slot=values["id_slot"], priority=values["priority"], cache_prompt=values["cache_prompt"],
             progress=values["stream"] and values["return_progress"], lora=self._lora, n_indent=values["n_indent"],
             t_max_prompt_ms=max(values["t_max_prompt_ms"], 0), t_max_predict_ms=max(values["t_max_predict_ms"], 0),
             t_max_ms=max(values["t_max_ms"], 0),
@@ -179,8 +179,7 @@ class Completion:
             return self.final(item)
         chunk: dict[str, object] = {"index": index, "content": "", "tokens": [], "stop": False}
         if isinstance(item, Progress):
-            chunk["prompt_progress"] = {"total": item.n_prompt, "cache": item.n_cached, "processed": item.n_processed,
-                                        "time_ms": round(item.ms, 3)}
+            chunk["prompt_progress"] = progress_json(item)
             return chunk
         self._has_new_line[index] |= "\n" in item.text
         chunk["content"] = item.text
@@ -346,6 +345,15 @@ def sampling_json(params: SamplingParams) -> dict[str, object]:
     fields["penalty_prompt_tokens"] = list(prompt or ())
     fields["use_penalty_prompt_tokens"] = prompt is not None
     return fields
+
+
+def progress_json(progress: Progress) -> dict[str, object]:
+    """`prompt_progress`; with `queue_position` as long as the task waits."""
+    result: dict[str, object] = {"total": progress.n_prompt, "cache": progress.n_cached,
+                                 "processed": progress.n_processed, "time_ms": round(progress.ms, 3)}
+    if progress.place:
+        result["queue_position"] = progress.place
+    return result
 
 
 def timings_json(timings: Timings) -> dict[str, object]:

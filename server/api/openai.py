@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 
-from server.api.completion import Completion, answer, timings_json, token_json
+from server.api.completion import Completion, answer, progress_json, timings_json, token_json
 from server.api.context import Context, Vocab
 from server.api.infill import InfillHandler
 from server.api.messages import chat_prompt, flag
@@ -108,9 +108,7 @@ class OpenAiCompletion(Completion):
             self._has_begun[index] = True
             yield from self.opening(index)
         if isinstance(item, Progress):
-            progress = {"total": item.n_prompt, "cache": item.n_cached, "processed": item.n_processed,
-                        "time_ms": round(item.ms, 3)}
-            yield event({**self._chunk([self.delta(index, None, None, None)]), "prompt_progress": progress})
+            yield event({**self._chunk([self.delta(index, None, None, None)]), "prompt_progress": progress_json(item)})
             return
         if isinstance(item, Piece):
             self._places[index].add(item.probs)

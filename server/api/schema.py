@@ -84,6 +84,7 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
     Field("stream", bool, False, "send the text as it is generated"),
     Field("cache_prompt", bool, True, "reuse what the prompt shares with an earlier one"),
     Field("id_slot", int, -1, "slot to run on; -1 any", -1, INT_MAX, ("slot_id",)),
+    Field("priority", int, 0, "of the requests that wait for a slot, those of higher priority go first", -100, 100),
     Field("stop", list, (), "texts that end the answer; not part of it"),
     Field("samplers", list, _DEFAULTS.samplers, "which truncations to apply, in order"),
     Field("logit_bias", list, (), "[[token or text, bias or false], ...] or {token: bias}"),

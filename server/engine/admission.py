@@ -5,29 +5,19 @@ Engine thread only, between two batches. A task that can't be started fails here
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-
 from server.engine import prompt_cache, sampling
 from server.engine.answers import Answers
 from server.engine.media import Layout
 from server.engine.prefixes import Prefixes
+from server.engine.queue import FairQueue, Waiting
 from server.engine.slot import Run, Slot
 from server.engine.state import EngineState
-from server.engine.task import STOP_LIMIT, Task
+from server.engine.task import STOP_LIMIT, Progress, Task
 from server.engine.text import TextStream
 from server.errors import ApiError
 from server.log import get_logger
 
 log = get_logger("engine")
-
-
-@dataclass(slots=True, frozen=True)
-class Waiting:
-    """A task in the queue, and when it came."""
-
-    task: Task
-    t_arrived: float
 
 
 class Admission:
@@ -37,7 +27,9 @@ class Admission:
         self._state = state
         self._prefixes = prefixes
         self._answers = answers
-        self._waiting: deque[Waiting] = deque()
+        self._waiting = FairQueue()
+        self._told: dict[int, int] = {}     # the places that tasks with `progress` were told
+        self._n_moves = 0                   # of the queue, then
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -51,48 +43,64 @@ class Admission:
         elif len(self._waiting) >= state.config.max_queue + n_free:
             state.fail(task.id, 503, f"all slots are busy and {len(self._waiting)} requests are waiting; try later")
         else:
-            self._waiting.append(Waiting(task, state.clock()))
+            self._waiting.push(Waiting(task, state.clock()))
             state.is_changed = True
 
     def cancel(self, id_task: int) -> bool:
         """Forget a waiting task; False if it doesn't wait."""
-        for waiting in self._waiting:
-            if waiting.task.id == id_task:
-                self._waiting.remove(waiting)
-                self._state.is_changed = True
-                return True
-        return False
+        if self._waiting.remove(id_task) is None:
+            return False
+        self._state.is_changed = True
+        return True
 
     def refuse_all(self, status: int, message: str) -> None:
         """Fail all waiting tasks."""
-        while self._waiting:
-            self._state.fail(self._waiting.popleft().task.id, status, message)
+        while (waiting := self._waiting.pop()) is not None:
+            self._state.fail(waiting.task.id, status, message)
 
     def admit(self) -> None:
-        """Give waiting tasks to idle slots, in order; a task that wants a busy slot lets others pass."""
-        if not self._waiting or self._state.running and not self._state.config.cont_batching:
+        """Give waiting tasks to idle slots, as the queue says; a task that wants a busy slot lets others pass."""
+        if not self._waiting:
             return
-        reserved = self._state.commands.reserved() if self._state.commands else ()
-        free = [slot for slot in self._state.slots if slot.run is None and slot.id not in reserved]
-        passed: list[Waiting] = []
-        while self._waiting and free:
-            waiting = self._waiting.popleft()
-            task = waiting.task
-            if task.id_slot >= 0 and self._state.slots[task.id_slot] not in free:
-                passed.append(waiting)
-                continue
-            self._state.is_changed = True
-            try:
-                slot = self._place(waiting, free)
-            except ApiError as error:
-                self._state.fail(task.id, error.status, error.message, error.type, **error.extra)
-            except Exception:
-                log.exception("task %d could not be started", task.id)
-                self._state.fail(task.id, 500, "the engine could not start this request; see the server's log")
-            else:
-                if slot.run is not None:
-                    free.remove(slot)
-        self._waiting.extendleft(reversed(passed))
+        state = self._state
+        if not state.running or state.config.cont_batching:
+            reserved = state.commands.reserved() if state.commands else ()
+            free = [slot for slot in state.slots if slot.run is None and slot.id not in reserved]
+            while free and (waiting := self._waiting.pop(
+                    lambda task: task.id_slot < 0 or state.slots[task.id_slot] in free)) is not None:
+                state.is_changed = True
+                self._try(waiting, free)
+        self._tell_places()
+
+    def _try(self, waiting: Waiting, free: list[Slot]) -> None:
+        """Start a task; what can't be started fails."""
+        task = waiting.task
+        try:
+            slot = self._place(waiting, free)
+        except ApiError as error:
+            self._state.fail(task.id, error.status, error.message, error.type, **error.extra)
+        except Exception:
+            log.exception("task %d could not be started", task.id)
+            self._state.fail(task.id, 500, "the engine could not start this request; see the server's log")
+        else:
+            if slot.run is not None:
+                free.remove(slot)
+
+    def _tell_places(self) -> None:
+        """Tell tasks that want to hear of their progress how many others are before them, whenever that changes."""
+        if self._n_moves == self._waiting.n_moves:
+            return
+        self._n_moves = self._waiting.n_moves
+        asking = {waiting.task.id: waiting for waiting in self._waiting if waiting.task.progress}
+        if not asking:
+            return
+        places = {id_task: place for place, id_task in enumerate(self._waiting.order(), 1) if id_task in asking}
+        for id_task, place in places.items():
+            if self._told.get(id_task) != place:
+                waiting = asking[id_task]
+                ms = (self._state.clock() - waiting.t_arrived) * 1e3
+                self._state.events.append(Progress(id_task, len(waiting.task.prompt), 0, 0, ms, place))
+        self._told = places
 
     def _place(self, waiting: Waiting, free: list[Slot]) -> Slot:
         """Start a task on the slot it wants, or on the free one that suits it best."""

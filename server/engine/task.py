@@ -100,8 +100,9 @@ class Task:
     `n_keep` -1 keeps the whole prompt when the context is shifted. `id_slot` -1 takes any slot. `lora` None means the
     server's setting of adapters, else (adapter index, scale) pairs. Time limits in ms, 0 for none; that of `t_max_ms`
     runs from the task's arrival to its last token. `owner` says whose task it is, for fair shares: the id of an API
-    key, else the client's address. The limits of drafts (speculative decoding; `draft_n_max` 0 is none) are the
-    server's where they are negative. With `progress` and `timings` the events carry those.
+    key, else the client's address; of those that wait, tasks of higher `priority` go first. The limits of drafts
+    (speculative decoding; `draft_n_max` 0 is none) are the server's where they are negative. With `progress` and
+    `timings` the events carry those.
     A negative id in `prompt` stands for a file: -1 for the first of `media`, and so on.
     `resume` are tokens that an engine before this one has generated and delivered, in `resume_ms` ms: the task goes
     on behind them.
@@ -127,6 +128,7 @@ class Task:
     timings: bool = False
     t_max_ms: int = 0
     owner: str = ""
+    priority: int = 0
     media: tuple[Media, ...] = ()
     resume: tuple[int, ...] = ()
     resume_ms: float = 0.0
@@ -189,13 +191,17 @@ class TokenProbs:
 
 @dataclass(slots=True, frozen=True)
 class Progress:
-    """Prefill of task `id` has reached `n_processed` of `n_prompt` tokens, `n_cached` of them reused."""
+    """Prefill of task `id` has reached `n_processed` of `n_prompt` tokens, `n_cached` of them reused.
+
+    `place` is that in the queue as long as the task waits (1 is the next one), and 0 from then on.
+    """
 
     id: int
     n_prompt: int
     n_cached: int
     n_processed: int
     ms: float
+    place: int = 0
 
 
 @dataclass(slots=True, frozen=True)

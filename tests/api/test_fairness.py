@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 
 import pytest
@@ -101,3 +102,32 @@ def test_an_answer_says_how_long_the_queue_was(make_api, stream):
     waiting.close()
     thread.join()
     assert answers[0].status == 200 and answers[0].headers["x-queue-position"] == "2"
+
+
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions"])
+def test_a_stream_with_progress_says_its_place_in_the_queue(make_api, path):
+    api = make_api(FakeBackend(n_ctx=256), shift_context=True).start()
+    running = api.begin(LONG)
+    api.wait_for(1, 0)
+    answers = []
+    body = {"prompt": "x", "n_predict": 1, "max_tokens": 1, "stream": True, "return_progress": True}
+    thread = threading.Thread(target=lambda: answers.append(api.post(path, body)))
+    thread.start()
+    api.wait_for(1, 1)
+    running.close()
+    thread.join()
+    events = [line.removeprefix("data: ") for line in answers[0].body.decode().split("\n\n")]
+    progress = [json.loads(event)["prompt_progress"] for event in events if '"prompt_progress"' in event]
+    assert progress[0]["queue_position"] == 1
+    assert "queue_position" not in progress[-1] and progress[-1]["total"] == progress[-1]["processed"]
+
+
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions"])
+def test_the_priority_of_a_request_reaches_the_engine(make_api, monkeypatch, path):
+    api = make_api(FakeBackend(n_ctx=256)).start()
+    submitted, submit = [], api.client.submit
+    monkeypatch.setattr(api.client, "submit", lambda *tasks, stream: (
+        submitted.extend(tasks), submit(*tasks, stream=stream))[1])
+    assert api.post(path, {"prompt": "x", "n_predict": 1, "max_tokens": 1, "priority": 7}).status == 200
+    assert [task.priority for task in submitted] == [7]
+    assert api.post(path, {"prompt": "x", "priority": 101}).status == 400
