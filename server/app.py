@@ -95,6 +95,9 @@ def serve(options: Options, own: Bundle | None = None) -> int:
     unpacked = frozen.UnpackedFolder(frozen.unpacked_folder())
     model = find_model(options, own)
     config = engine_config(options, model, find_draft_model(options))
+    if options.dry_run:
+        print("\n".join(backend.plan_lines(config)))
+        return 0
     read_constraint({}, request_defaults(options))  # a bad --grammar is told now, not with every request
     system_prompt = read_prompt_file(options)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -188,6 +191,7 @@ def engine_config(options: Options, model: ModelPlace, draft_model: str = "") ->
         max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
         n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
         special=options.special, exact=options.exact, max_stall_ms=options.max_stall_ms,
+        is_fitted=options.fit, fit_target=options.fit_target, fit_ctx=options.fit_ctx,
         embeddings=options.embeddings or options.reranking,
         spec=spec_config(options, draft_model), model_params=model_params, context_params=context_params)
 

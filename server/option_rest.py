@@ -25,7 +25,6 @@ ROUTER = "one server serves one model; start several"
 READY_MADE = "name the model itself, with -m FILE or -hf USER/MODEL"
 PAGES = "the web page has no settings of this kind yet"
 TOOLS = "this server runs no tools"
-FITTING = "memory is not measured; set --ctx-size and --n-gpu-layers"
 
 # status, group, note; then per line: flags separated by commas, off flags behind a bar, metavar if there is a value,
 # variable if there is one as $NAME
@@ -140,10 +139,6 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --poll-batch N"""),
     (IGNORED, TUNING, "each connection has a thread of its own, see --max-connections", """
         --threads-http N $LLAMA_ARG_THREADS_HTTP"""),
-    (IGNORED, TUNING, FITTING, """
-        -fit,--fit WHEN $LLAMA_ARG_FIT
-        -fitt,--fit-target MIB $LLAMA_ARG_FIT_TARGET
-        -fitc,--fit-ctx N $LLAMA_ARG_FIT_CTX"""),
     (IGNORED, TUNING, CACHE, """
         -ctxcp,--ctx-checkpoints,--swa-checkpoints N $LLAMA_ARG_CTX_CHECKPOINTS
         -cms,--checkpoint-min-step N $LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT

@@ -238,6 +238,17 @@ def proportions(text: str) -> tuple[float, ...]:
     return tuple(map(float, parts))
 
 
+def sizes(text: str) -> tuple[int, ...]:
+    """`1024` or `1024,512`: whole numbers from 0 on."""
+    try:
+        numbers = tuple(map(int, text.split(",")))
+    except ValueError:
+        numbers = (-1,)
+    if min(numbers) < 0:
+        raise BadValue(f"'{text}' is not a list of sizes such as 1024,512")
+    return numbers
+
+
 def gpu_layers(text: str) -> int:
     """A number of layers; `all`, `auto` and negative numbers are -1: all of them."""
     if text.lower() in ("all", "auto"):

@@ -84,7 +84,7 @@ OPTIONS: tuple[Option, ...] = (
            False),
 
     Option("ctx_size", ("-c", "--ctx-size"), "tokens of context, shared by all slots; 0 takes the model's own "
-           "(default: the model's, up to 16384)", CONTEXT, int, None, "N", "LLAMA_ARG_CTX_SIZE", 0, INT_MAX,
+           "(default: the model's for each slot, or what fits into memory)", CONTEXT, int, None, "N", "LLAMA_ARG_CTX_SIZE", 0, INT_MAX,
            default_2024=512),
     Option("kv_unified_per_slot", ("--kv-unified-per-slot",), "the same as --ctx-size, but for each slot", CONTEXT, int,
            None, "N", "LLAMA_ARG_KV_UNIFIED_PER_SLOT", 1, INT_MAX),
@@ -144,12 +144,22 @@ OPTIONS: tuple[Option, ...] = (
            default=-1, metavar="[WHEN]", env="LLAMA_ARG_FLASH_ATTN", default_2024=0, choices=FLASH_ATTENTION, bare="on",
            target="context:flash_attn_type"),
 
+    Option("dry_run", ("--dry-run",), "print what the model would take of the memory, and the context and layers that would "
+           "be chosen, and exit", DEVICES, None, False),
     Option("list_devices", ("--list-devices",), "show the devices that llama.cpp can compute on and exit", DEVICES,
            None, False),
     Option("devices", ("-dev", "--device"), "devices to use, separated by commas; none stays on the CPU (default: all)",
            DEVICES, to.items, None, "NAMES", "LLAMA_ARG_DEVICE", target="model:devices"),
     Option("n_gpu_layers", ("-ngl", "--n-gpu-layers", "--gpu-layers"), "layers to put on the GPU; all, auto and -1 are "
-           "all", DEVICES, to.gpu_layers, -1, "N", "LLAMA_ARG_N_GPU_LAYERS", -1, 2**20, target="model:n_gpu_layers"),
+           "as many as fit", DEVICES, to.gpu_layers, -1, "N", "LLAMA_ARG_N_GPU_LAYERS", -1, 2**20, target="model:n_gpu_layers"),
+    Option("fit", ("-fit", "--fit"), "choose the context and the layers on the GPU, where they aren't set, so that the "
+           "model fits into memory, and refuse what can't: on or off", DEVICES, default=True, metavar="WHEN",
+           env="LLAMA_ARG_FIT", choices={"on": True, "off": False}),
+    Option("fit_target", ("-fitt", "--fit-target"), "MiB to leave free on each device, separated by commas; one value is "
+           "for all (default: 1024, or an eighth of a small memory)", DEVICES, to.sizes, (), "MIB",
+           "LLAMA_ARG_FIT_TARGET"),
+    Option("fit_ctx", ("-fitc", "--fit-ctx"), "a context for each slot below which --fit rather leaves layers on the CPU",
+           DEVICES, int, 4096, "N", "LLAMA_ARG_FIT_CTX", 1, INT_MAX),
     Option("split_mode", ("-sm", "--split-mode"), "how several GPUs share the model: none, layer, row or tensor "
            "(default: layer)", DEVICES, metavar="HOW", env="LLAMA_ARG_SPLIT_MODE", choices=SPLIT_MODES,
            target="model:split_mode"),

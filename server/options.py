@@ -25,8 +25,8 @@ __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", 
            "compat_rows", "draft_params", "native_params", "parse", "request_defaults", "secret_values", "usage"]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
-NOT_IN_FILES = ("help", "version", "list_devices", "completion_bash", "completion", "man", "config", "bundle", "output",
-                "base", "side_file", "defaults", "bundle_info", "bundle_check", "unbundle")
+NOT_IN_FILES = ("help", "version", "list_devices", "dry_run", "completion_bash", "completion", "man", "config", "bundle",
+                "output", "base", "side_file", "defaults", "bundle_info", "bundle_check", "unbundle")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 # What the small model of speculative decoding takes over from the large one's parameters.
 SHARED_WITH_DRAFT = ("devices", "load_mode", "lazy_mode", "use_extra_bufts", "no_host", "flash_attn_type",

@@ -18,6 +18,7 @@ from ctypes_api.devices import list_devices
 from ctypes_api.errors import LibsError
 from ctypes_api.ggml import GGML_LOG_LEVEL_DEBUG, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
+from server.engine.backend_fit import AUTO_CTX, make_plan
 from server.engine.backend_mtmd import Projector
 from server.engine.backend_draft import Likeliest, drafter_config, vocab_difference
 from server.engine.backend_embed import (NON_CAUSAL, POOLING_NAMES, EmbeddingShape, LlamaEmbeddings, class_labels,
@@ -25,6 +26,7 @@ from server.engine.backend_embed import (NON_CAUSAL, POOLING_NAMES, EmbeddingSha
 from server.engine.backend_params import model_fields
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
 from server.engine.config import EngineConfig
+from server.engine.fit import Plan
 from server.engine.model_file import sample_hash
 from server.engine.planner import Span
 from server.engine.sampling import Stage, VocabFacts
@@ -34,7 +36,6 @@ from server.log import VERBOSE, get_logger
 
 __all__ = ["LibsError", "LlamaBackend", "device_lines", "find_libs", "library_line", "open_backend"]
 
-AUTO_CTX = 16384
 MIN_CTX_SLOT = 32
 
 log = get_logger("engine")
@@ -60,6 +61,13 @@ def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
         lines.append(f"{device.name}: {device.description} ({device.memory_total >> 20} MiB, "
                      f"{device.memory_free >> 20} MiB free)")
     return lines
+
+
+def plan_lines(config: EngineConfig) -> list[str]:
+    """What the model would take and what would be chosen, for `--dry-run`. ApiError if it can't fit."""
+    plan = make_plan(_load(config.libs, config.cpu_variant), config)
+    return [config.model, *(plan.lines() if plan else ["nothing can be said about the memory it takes"]),
+            *([plan.fault] if plan and plan.fault else [])]
 
 
 def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> LlamaBackend:
@@ -108,12 +116,13 @@ class LlamaBackend:
             self._llama.llama_numa_init(config.numa)
         self._abort = AbortFlag()
         self._span = (config.model_offset, config.model_size)
+        plan = make_plan(self._libs, config)
         self._model = Model(self._libs, config.model, offset=config.model_offset, progress=on_progress,
-                            **model_fields(self._libs, config.model_params))
+                            **model_fields(self._libs, _fitted_params(config, plan)))
         self._config = config
         self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
         self._embeddings: LlamaEmbeddings | None = None
-        self._context = self._open_context(config, self._context_size(config))
+        self._context = self._open_context(config, self._context_size(config, plan))
         self._is_generative = bool(self._context.memory and self._llama.llama_model_has_decoder(self._model))
         if not self._is_generative:
             self._context.close()       # such a model has no use for it; that for embeddings takes its place
@@ -292,12 +301,12 @@ class LlamaBackend:
 
     # ---- opening ----------------------------------------------------------------------------------------------
 
-    def _context_size(self, config: EngineConfig) -> int:
-        """Tokens in the whole KV cache: what was asked for, or the model's own (within AUTO_CTX if left open)."""
+    def _context_size(self, config: EngineConfig, plan: Plan | None) -> int:
+        """Tokens in the whole KV cache: what was asked for, or what fits (the model's own, if nothing is to be fitted)."""
         n_train = self._llama.llama_model_n_ctx_train(self._model)
         n_ctx = config.n_ctx or n_train
-        if config.n_ctx is None:
-            n_ctx = min(n_train, AUTO_CTX)
+        if config.n_ctx is None and config.is_fitted:
+            n_ctx = plan.n_ctx if plan else min(n_train, AUTO_CTX)
         if n_ctx // config.n_slots < MIN_CTX_SLOT:
             raise ApiError(400, f"--ctx-size {n_ctx} leaves less than {MIN_CTX_SLOT} tokens for each of "
                            f"{config.n_slots} slots; enlarge it or take fewer slots")
@@ -362,6 +371,17 @@ class LlamaBackend:
         if self._is_generative:
             self.decode([Span(0, 0, 0, [token], True)])
             llama.llama_memory_clear(self._memory, True)
+
+
+def _fitted_params(config: EngineConfig, plan: Plan | None) -> dict[str, object]:
+    """The model's parameters, with as many layers on the GPU as the plan has where that was left open."""
+    params = dict(config.model_params)
+    if plan:
+        for line in plan.lines():
+            log.info("%s", line)
+        if config.is_fitted and len(plan.rows) > 1 and params.get("n_gpu_layers", -1) < 0:
+            params["n_gpu_layers"] = plan.n_gpu_layers
+    return params
 
 
 def cpu_count() -> int:

@@ -35,7 +35,9 @@ class SpecConfig:
 class EngineConfig:
     """One model on one set of libraries.
 
-    `n_ctx` 0 is the model's own, None that too but at most `AUTO_CTX`. `model_params` and `context_params` go by
+    `n_ctx` 0 is the model's own, None what fits into memory, at most that for each slot. With `is_fitted` what can't
+    fit is refused; `fit_target` in MiB to leave free, one value or one per GPU; `fit_ctx` tokens are enough of a context to
+    prefer layers on the GPU. `model_params` and `context_params` go by
     name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `lora` are
     (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `mmproj` is the projector's file, "" for none;
     `mmproj_params` go by name into `mtmd_context_params`. `n_group` above 1 switches self-extend on. With `special`
@@ -68,6 +70,9 @@ class EngineConfig:
     embeddings: bool = False
     special: bool = False
     exact: bool = False
+    is_fitted: bool = True
+    fit_target: tuple[int, ...] = ()
+    fit_ctx: int = 4096
     spec: SpecConfig = field(default_factory=SpecConfig)
     mmproj: str = ""
     mmproj_params: dict[str, int | bool] = field(default_factory=dict)

@@ -165,3 +165,20 @@ def test_an_engine_that_ends_by_itself_is_a_failure(libs_folder, tiny_spm_model:
                           capture_output=True, timeout=PATIENCE, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_a_dry_run_prints_the_plan_and_ends(tiny_spm_model):
+    found = run_command(["-m", tiny_spm_model, "-np", "2", "--dry-run"])
+    assert found.returncode == 0, found.stderr
+    assert "weights" in found.stdout and "context: 4096 tokens for 2 slots" in found.stdout
+
+
+def test_a_dry_run_of_what_cannot_fit_says_so_with_numbers(tiny_spm_model):
+    found = run_command(["-m", tiny_spm_model, "-c", "2000000000", "--dry-run"])
+    assert found.returncode == 1
+    assert re.search(r"error: the model doesn't fit: memory would need \d+ MiB .* --ctx-size", found.stderr)
+
+
+def test_what_cannot_fit_is_tried_with_fit_off(tiny_spm_model):
+    found = run_command(["-m", tiny_spm_model, "-c", "2000000000", "--dry-run", "--fit", "off"])
+    assert found.returncode == 0 and "doesn't fit" in found.stdout

@@ -51,6 +51,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine": LEAVES,
     "server.engine.model_checks": ("server.gguf",),
     "server.engine.model_file": (*LEAVES, "server.gguf"),
+    "server.engine.model_shape": ("server.gguf",),
+    "server.engine.fit": ("server.gguf",),
+    "server.engine.host_memory": (),
+    "server.engine.backend_fit": (*NATIVE, "server.gguf"),
     "server.engine.backend": NATIVE,
     "server.engine.backend_sampler": NATIVE,        # parts of the backend, see IMPORTED_ONLY_BY
     "server.engine.backend_custom": NATIVE,
@@ -69,12 +73,13 @@ RULES: dict[str, tuple[str, ...]] = {
 # modules that all others leave alone: what knows the whole, and the inside of the native seam
 BACKEND = ("server.engine.backend", "server.engine.backend_sampler", "server.engine.backend_custom",
            "server.engine.backend_params", "server.engine.backend_draft", "server.engine.backend_mtmd",
-           "server.engine.backend_embed")
+           "server.engine.backend_embed", "server.engine.backend_fit")
 IMPORTED_ONLY_BY = {
     "server.app": ("llama_srv",),
     "server.engine.backend_sampler": BACKEND,
     "server.engine.backend_custom": BACKEND,
     "server.engine.backend_params": BACKEND,
+    "server.engine.backend_fit": BACKEND,
     "server.engine.backend_mtmd": BACKEND,
     "server.engine.backend_draft": BACKEND,
     "server.engine.backend_embed": BACKEND,

@@ -1,0 +1,94 @@
+"""The plan for this machine: what the config asks for, the model's header and the devices' free memory, put into `fit`.
+
+A part of the backend (it knows `ctypes_api`); engine's thread, before the model is loaded, and `--dry-run`. Costs the
+reading of the header, ten to a hundred milliseconds.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+
+from ctypes_api.devices import Device, list_devices
+from ctypes_api.loader import Libs
+from server import gguf
+from server.engine import fit, host_memory
+from server.engine.config import EngineConfig
+from server.engine.model_shape import Shape, shape_of
+from server.errors import ApiError
+from server.log import get_logger
+
+AUTO_CTX = 16384        # for an open context where nothing is known about the model or the machine
+OFF = 0                 # LLAMA_FLASH_ATTN_TYPE_DISABLED
+MAX_CTX = 2**31 - 1
+
+log = get_logger("engine")
+
+
+def make_plan(libs: Libs, config: EngineConfig) -> fit.Plan | None:
+    """What to load with; None if it can't be estimated. ApiError 507 with the figures if it can't fit."""
+    try:
+        shape = shape_of(gguf.read_all(config.model, span=(config.model_offset, config.model_size)),
+                         pinned_patterns(config))
+    except re.error as error:
+        raise ApiError(400, f"--override-tensor: not a regular expression: {error}") from None
+    except (OSError, gguf.GgufError) as error:
+        log.warning("the memory that the model takes can't be estimated: %s", error)
+        return None
+    room = host_memory.available()
+    if room is None:
+        log.info("this system doesn't tell how much memory is free")
+        room = 1 << 62 if config.n_ctx is not None else _fallback_room(shape, config)
+    plan = fit.plan(shape, wish_of(config), fit.Place("memory", room), places_of(list_devices(libs), config))
+    if plan.n_ctx > MAX_CTX:
+        raise ApiError(400, f"a context of {plan.n_ctx} tokens is more than llama.cpp can count")
+    if plan.fault and config.is_fitted:
+        raise ApiError(507, plan.fault)
+    return plan
+
+
+def _fallback_room(shape: Shape, config: EngineConfig) -> int:
+    """As if there were just enough for `AUTO_CTX` tokens."""
+    wish = wish_of(config)
+    n_ctx = min(AUTO_CTX, shape.n_ctx_train * config.n_slots)
+    cache = fit.cache_bytes(shape.layers, wish, n_ctx, shape.window)
+    return shape.weights + 2 * cache + fit.compute_bytes(shape, wish, n_ctx) + 2 * fit.DEFAULT_MARGIN
+
+
+def wish_of(config: EngineConfig) -> fit.Wish:
+    """The config in the planner's words. Only what the user has set is in the `*_params`."""
+    model, context = config.model_params, config.context_params
+    n_gpu_layers = model.get("n_gpu_layers", -1)
+    return fit.Wish(
+        n_slots=config.n_slots, n_ctx=config.n_ctx, n_gpu_layers=n_gpu_layers if n_gpu_layers >= 0 else None,
+        n_batch=config.n_batch, n_ubatch=config.n_ubatch, n_outputs=context.get("n_outputs_max", 0),
+        type_k=context.get("type_k", 1), type_v=context.get("type_v", 1),
+        is_flash=context.get("flash_attn_type", -1) != OFF, is_window_full=context.get("swa_full", True),
+        is_cache_on_gpu=context.get("offload_kqv", True), fit_ctx=config.fit_ctx,
+        margins=tuple(mib * fit.MIB for mib in config.fit_target),
+        extra=sum(map(_size_of, [*(path for path, _ in config.lora), *filter(None, [config.spec.model, config.mmproj])])))
+
+
+def places_of(devices: Iterable[Device], config: EngineConfig) -> tuple[fit.Place, ...]:
+    """The devices that layers may go to: those named, or all GPUs (integrated ones only if there are no others)."""
+    named = config.model_params.get("devices")
+    found = [device for device in devices if device.type in ("GPU", "IGPU") and device.memory_total]
+    if named is not None:
+        found = [device for device in found if device.name in named]
+    elif any(device.type == "GPU" for device in found):
+        found = [device for device in found if device.type == "GPU"]
+    return tuple(fit.Place(device.name, device.memory_free, device.type == "IGPU" or device.backend in ("MTL", "Metal"))
+                 for device in found)
+
+
+def pinned_patterns(config: EngineConfig) -> list[str]:
+    """Regular expressions of the tensors that the user keeps on the CPU."""
+    return [pattern for pattern, buffer in config.model_params.get("tensor_buft_overrides", ()) if buffer == "CPU"]
+
+
+def _size_of(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return 0
