@@ -23,6 +23,7 @@ from server.app import engine_config
 from server.engine import backend as native
 from server.engine.planner import Span
 from server.errors import ApiError
+from server.one_shot import ModelPlace
 from server.options import parse
 
 TOKENS = [1, *range(260, 300)]
@@ -90,7 +91,7 @@ def opened(libs_folder: Path, tiny_spm_model: Path, monkeypatch) -> Iterator[Cal
     def start(*argv: str, model: Path = tiny_spm_model) -> Opened:
         lines.clear()
         options = parse(["--libs", str(libs_folder), "-t", "1", "-c", "256", "--no-warmup", *argv], {})
-        backends.append(native.open_backend(engine_config(options, str(model)), lambda _progress: True))
+        backends.append(native.open_backend(engine_config(options, ModelPlace(str(model))), lambda _progress: True))
         return Opened(backends[-1], list(lines), seen["model"], seen["context"], numa)
 
     yield start
@@ -188,7 +189,7 @@ def test_threads_and_batches_are_what_the_getters_say(opened):
 def test_the_context_of_2024_has_512_tokens_and_that_of_slots_is_multiplied(libs_folder, opened, tiny_spm_model):
     def n_ctx(*argv: str) -> int:
         options = parse(["--libs", str(libs_folder), "--no-warmup", "-t", "1", *argv], {})
-        backend = native.open_backend(engine_config(options, str(tiny_spm_model)), lambda _progress: True)
+        backend = native.open_backend(engine_config(options, ModelPlace(str(tiny_spm_model))), lambda _progress: True)
         try:
             return backend.info.n_ctx
         finally:
