@@ -69,6 +69,11 @@ def said_by(reply: Callable[[Sequence[int]], int], prompt: Sequence[int], n: int
     return history[len(prompt):]
 
 
+def judged(history: Sequence[int], token: int) -> float:
+    """The logprob of a token that isn't the reply to `history`."""
+    return -1.0 - zlib.crc32(repr([*history, token]).encode()) % 64 / 8
+
+
 class FakeVocab:
     """Bytes, BOS and EOS."""
 
@@ -146,6 +151,15 @@ class FakeSampler:
         others = [(token + i) % 256 for i in range(n_probs)]
         return TokenProbs(token, 1.0, 0.0, tuple((t, 1.0 if t == token else 0.0) for t in others),
                           tuple((t, 0.0 if t == token else -10.0) for t in others))
+
+    def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
+        """The reply is certain; how likely any other token is depends on the sequence before it."""
+        self._backend.check_thread()
+        history = self._backend.outputs[row]
+        likely = self._backend.reply(history)
+        logprob = 0.0 if token == likely else judged(history, token)
+        top = tuple(((likely + i) % 256, -float(i)) for i in range(n_probs))
+        return TokenProbs(token, math.exp(logprob), logprob, (), top)
 
     def replay(self, row: int, token: int) -> None:
         """The token has to be the one that would be drawn."""
@@ -344,9 +358,9 @@ class FakeBackend:
             cells += (Cell(span.pos + i, token, self.lora) for i, token in enumerate(span.tokens[:n_rows]))
             n_rows = max(n_rows - len(span), 0)
             row += len(span)
-            if span.output:
+            if span.output or span.all_rows:
                 history = self.history(span.seq)
-                for i in range(span.n_draft + 1):
+                for i in range(len(span) if span.all_rows else span.n_draft + 1):
                     self.outputs[row - i] = history[:len(history) - i]
 
     def _check_span(self, span: Span) -> None:

@@ -10,13 +10,15 @@ import codecs
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from server.api.completion import Completion, answer, progress_json, timings_json, token_json
 from server.api.context import Context, Vocab
+from server.api.echo import EchoedPrompt, joined, token_name
 from server.api.infill import InfillHandler
 from server.api.messages import chat_prompt, flag
 from server.api.prompt import read_prompts
-from server.engine.task import STOP_LIMIT, Final, Piece, Progress, TokenProbs
+from server.engine.task import STOP_LIMIT, Final, Piece, Progress, PromptProbs, TokenProbs
 from server.errors import ApiError
 from server.web.message import EventStream, Request, Response, json_response
 from server.web.sse import DONE, event, named_event
@@ -91,6 +93,8 @@ class OpenAiCompletion(Completion):
                     self._places[self._index[item.id]].add(item.probs)
                 elif isinstance(item, Final):
                     self._finals[self._index[item.id]] = item
+                elif isinstance(item, PromptProbs):
+                    self.judged(self._index[item.id], item)
         choices = [self.choice(i, self._finals[i]) for i in range(len(self.tasks))]
         result = {**self._head(self.object_name), "choices": choices, "usage": self._usage(),
                   "timings": timings_json(self._finals[0].timings)}
@@ -101,9 +105,12 @@ class OpenAiCompletion(Completion):
             result["__verbose"] = native if len(native) > 1 else native[0]
         return result
 
-    def events(self, item: Piece | Progress | Final) -> Iterator[bytes]:
+    def events(self, item: PromptProbs | Piece | Progress | Final) -> Iterator[bytes]:
         """Chunks for one event of the engine."""
         index = self._index[item.id]
+        if isinstance(item, PromptProbs):
+            self.judged(index, item)
+            return
         if not self._has_begun[index]:
             self._has_begun[index] = True
             yield from self.opening(index)
@@ -123,7 +130,7 @@ class OpenAiCompletion(Completion):
 
     def _last_chunk(self, index: int, final: Final) -> dict[str, object]:
         """Why a choice has ended; it has no text."""
-        last = self._chunk([self.delta(index, None, None, finish_reason(final))])
+        last = self._chunk([self.delta(index, None, self._last_logprobs(index), finish_reason(final))])
         last["timings"] = timings_json(final.timings)
         if self.warnings:
             last["warnings"] = list(self.warnings)
@@ -142,6 +149,9 @@ class OpenAiCompletion(Completion):
         """An `error` event, after which the stream ends."""
         return named_event("error", error.body())
 
+    def judged(self, index: int, item: PromptProbs) -> None:
+        """How likely tokens of the prompt are, in dialects that ask for it."""
+
     def opening(self, index: int) -> Iterator[bytes]:
         """Chunks before the first text of a choice."""
         return iter(())
@@ -157,6 +167,11 @@ class OpenAiCompletion(Completion):
     def logprobs(self, tokens: list[tuple[TokenProbs, int]]) -> object:
         """The `logprobs` object for these tokens and their places in the text."""
         raise AssertionError("a dialect has its own logprobs")
+
+    def _last_logprobs(self, index: int) -> object:
+        """The `logprobs` object of tokens behind all text (an end of text, where those count), else None."""
+        rest = self._places[index].rest()
+        return self.logprobs(rest) if rest else None
 
     def _logprobs(self, index: int, text: str) -> object:
         """The `logprobs` object for the next part of a choice's text, None unless it was asked for."""
@@ -242,23 +257,37 @@ class TextCompletion(OpenAiCompletion):
         if n_probs or body.get("logprobs") == 0 and body.get("logprobs") is not False:
             native["n_probs"] = max(n_probs, 1)
         self._echo = bool(flag(body, "echo", False))
-        if self._echo and native.get("n_probs"):
-            raise ApiError(400, "echo and logprobs: this server doesn't compute the probabilities of prompts; "
-                           "leave one of them out")
         if body.get("suffix"):
             for name in ("prompt", "suffix"):
                 if not isinstance(body[name], str):
                     raise ApiError(400, f"{name}: {str(body[name])[:40]!r} is not a string, which a suffix needs")
+            if self._echo and native.get("n_probs"):
+                raise ApiError(400, "suffix: probabilities of the prompt (echo and logprobs) are for texts without one")
             prompts = [infill.prompt({"input_prefix": body["prompt"], "input_suffix": body["suffix"]}, body)]
         else:
             prompts, _ = read_prompts(body["prompt"], context.engine.vocab, not context.system_prompt.prompt, False)
         super().__init__(context, body, native, prompts)
         self._n_top = self.tasks[0].sampling.n_probs if body.get("logprobs") is None else n_probs
+        self._echoed: list[EchoedPrompt] = []
+        if self._echo and self.tasks[0].sampling.n_probs:
+            self._judge_prompts()
+
+    def _judge_prompts(self) -> None:
+        """Have the prompts' tokens judged, too: then all tokens have their entries, and offsets count the prompt."""
+        self.tasks = [replace(task, prompt_probs=self._n_top, cache_prompt=False) for task in self.tasks]
+        vocab = self._context.engine.vocab
+        self._echoed = [EchoedPrompt(task.prompt, self._prompt_text(i), vocab) for i, task in enumerate(self.tasks)]
+        self._places = [TokenPlaces(vocab, len(prompt.text)) for prompt in self._echoed]
+
+    def judged(self, index: int, item: PromptProbs) -> None:
+        """The next tokens of a prompt."""
+        self._echoed[index].add(item)
 
     def opening(self, index: int) -> Iterator[bytes]:
         """With `echo`, the prompt."""
         if self._echo:
-            yield event(self._chunk([self.delta(index, self._prompt_text(index), None, None)]))
+            logprobs = self._echoed[index].logprobs(self._n_top) if self._echoed else None
+            yield event(self._chunk([self.delta(index, self._prompt_text(index), logprobs, None)]))
 
     def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, object]:
         """One choice of a chunk."""
@@ -267,11 +296,14 @@ class TextCompletion(OpenAiCompletion):
     def choice(self, index: int, final: Final) -> dict[str, object]:
         """The text."""
         text = self._text(index, final)
+        logprobs = self._logprobs(index, text)
+        if self._echoed:
+            logprobs = joined([self._echoed[index].logprobs(self._n_top), logprobs, self._last_logprobs(index)])
         return {"index": index, "text": self._prompt_text(index) + text if self._echo else text,
-                "logprobs": self._logprobs(index, text), "finish_reason": finish_reason(final)}
+                "logprobs": logprobs, "finish_reason": finish_reason(final)}
 
     def logprobs(self, tokens: list[tuple[TokenProbs, int]]) -> object:
-        """Text form: parallel lists, with offsets into the generated text; the chat form's list beside them."""
+        """Text form: parallel lists, with offsets into the text; the chat form's list beside them."""
         piece = self._context.engine.vocab.piece
         return {"tokens": [token_name(piece(item.token)) for item, _ in tokens],
                 "token_logprobs": [item.logprob for item, _ in tokens],
@@ -296,11 +328,15 @@ class TokenPlaces:
     """Which tokens a text is made of, and at which character each begins.
 
     Tokens are known before their text is: that of half a character or of what may become a stop word is held back, and
-    a stop word's never comes. Control tokens, such as the one that ends a text, are no part of it.
+    a stop word's never comes. Control tokens, such as the one that ends a text, are no part of it; they are kept for
+    `rest` where the text goes on behind an echoed prompt of `n_echoed` characters, since then each token counts.
     """
 
-    def __init__(self, vocab: Vocab) -> None:
+    def __init__(self, vocab: Vocab, n_echoed: int | None = None) -> None:
         self._vocab = vocab
+        self._keeps_control = n_echoed is not None
+        self._first = n_echoed or 0
+        self._control: list[tuple[TokenProbs, int]] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[tuple[TokenProbs, int]] = []
         self._n_tokens = self._n_text = 0       # characters: of all tokens, and of the text taken so far
@@ -311,21 +347,20 @@ class TokenPlaces:
             if not self._vocab.is_control(item.token):
                 self._waiting.append((item, self._n_tokens))
                 self._n_tokens += len(self._decoder.decode(self._vocab.piece(item.token)))
+            elif self._keeps_control:
+                self._control.append((item, self._first + self._n_tokens))
 
     def take(self, text: str) -> list[tuple[TokenProbs, int]]:
         """The tokens that begin in the next part of the text, with their places."""
         self._n_text += len(text)
         n = sum(place < self._n_text for _, place in self._waiting)
         taken, self._waiting = self._waiting[:n], self._waiting[n:]
-        return taken
+        return [(item, self._first + place) for item, place in taken]
 
-
-def token_name(piece: bytes) -> str:
-    """A token as a name: its text, or `bytes:\\xe2\\x82` where it is no UTF-8 of its own, as OpenAI writes it."""
-    try:
-        return piece.decode("utf-8")
-    except UnicodeDecodeError:
-        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+    def rest(self) -> list[tuple[TokenProbs, int]]:
+        """Tokens that are no text, at the end."""
+        rest, self._control = self._control, []
+        return rest
 
 
 def model_name(body: Mapping[str, object], context: Context) -> str:

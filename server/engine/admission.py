@@ -143,7 +143,7 @@ class Admission:
         n_prompt = len(prompt) + layout.n_extra()
         if n_prompt < slot.n_ctx:
             return prompt
-        if self._state.config.shift_context and not layout.chunks:
+        if self._state.config.shift_context and not layout.chunks and task.prompt_probs < 0:
             return prompt_cache.cut_prompt(prompt, slot.n_ctx, self._state.n_keep(task, prompt))
         raise ApiError(400, f"the prompt has {n_prompt} tokens, the context of a slot holds {slot.n_ctx}; "
                        "shorten it, or start the server with a larger --ctx-size or with --context-shift",

@@ -169,12 +169,12 @@ class LlamaBackend:
                 batch.token[at] = span.tokens[0]
                 batch.pos[at] = span.pos
                 batch.seq[at] = span.seq
-                batch.logits[at] = span.output
+                batch.logits[at] = span.output or span.all_rows
             else:
                 batch.token[at:at + n] = span.tokens
                 batch.pos[at:at + n] = range(span.pos, span.pos + n)
                 batch.seq[at:at + n] = [span.seq] * n
-                n_output = span.output * (1 + span.n_draft)
+                n_output = n if span.all_rows else span.output * (1 + span.n_draft)
                 batch.logits[at:at + n] = bytes(n - n_output) + b"\1" * n_output
             at += n
         batch.n_tokens = at

@@ -152,6 +152,13 @@ class LlamaSampler:
             top = self._after_chain(candidates, n_probs, before)
         return TokenProbs(self._accept(token), prob, max(logit - log_sum, -1e9), top, logprobs)
 
+    def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
+        """See `TokenSampler`."""
+        top, log_sum = self._model_probs(row, n_probs)
+        logprob = max(self._llama.llama_get_logits_ith(self._ctx, row)[token] - log_sum, -1e9)
+        return TokenProbs(token, math.exp(logprob), logprob, (),
+                          tuple((id_, max(logit - log_sum, -1e9)) for id_, logit, _ in top))
+
     def replay(self, row: int, token: int) -> None:
         """See `TokenSampler`. A token that the grammar doesn't allow would end the process: ApiError."""
         self._draw(row)

@@ -29,6 +29,9 @@ class TokenSampler(Protocol):
     def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
         """Like `sample`, with the `n_probs` most likely alternatives."""
 
+    def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
+        """What the model thinks of `token` behind batch row `row`, and the `n_probs` likeliest; nothing is drawn."""
+
     def replay(self, row: int, token: int) -> None:
         """Draw from batch row `row` as `sample` does, but accept `token`, which another engine drew there."""
 

@@ -5,7 +5,7 @@ Engine thread only. Policy about who has a turn stands here, arithmetic about ro
 
 from __future__ import annotations
 
-from server.engine import planner, prompt_cache
+from server.engine import planner, prompt_cache, prompt_probs
 from server.engine.pace import Pace
 from server.engine.planner import Job, Span
 from server.engine.prefixes import Prefixes
@@ -76,9 +76,12 @@ class Batching:
 
     def _job(self, slot: Slot) -> Job:
         is_prefill = slot.run.next_token is None
+        all_rows = is_prefill and prompt_probs.are_wanted(slot.run)
+        limit = prompt_probs.MAX_ROWS if all_rows else planner.UNLIMITED
         if slot.positions is None:
             pending = slot.pending
             ends = not is_prefill or len(slot.tokens) + len(pending) == len(slot.run.prompt)
-            return Job(slot.id, slot.seq, len(slot.tokens), pending, is_prefill, ends=ends)
+            return Job(slot.id, slot.seq, len(slot.tokens), pending, is_prefill, limit, ends, all_rows)
         prompt_cache.fold(self._state.backend, slot)
-        return Job(slot.id, slot.seq, slot.next_pos, slot.pending, is_prefill, slot.positions.room)
+        return Job(slot.id, slot.seq, slot.next_pos, slot.pending, is_prefill, min(slot.positions.room, limit),
+                   all_rows=all_rows)

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from server.engine.backend_types import DECODE_ABORTED, DECODE_OK, Backend, EmbeddingBackend
+from server.engine.config import EngineConfig
 from server.engine.planner import Span
 from server.engine.task import Embed, Embedded, Event, Failure
 from server.errors import ApiError
 from server.log import get_logger
 
-BUSY_S = 0.05       # how long a batch may take while somebody reads a stream, as far as inputs can be cut or held back
 MIN_ROWS = 32       # below that a batch costs more than it computes
 
 log = get_logger("engine")
@@ -54,12 +54,17 @@ class Part:
 
 
 class Embedder:
-    """The requests for vectors of one engine. `len` counts those that wait or are in work."""
+    """The requests for vectors of one engine. `len` counts those that wait or are in work.
 
-    def __init__(self, backend: Backend, max_queue: int, announce: Callable[[int], None],
+    While somebody reads a stream a batch should take no more than half of `--max-stall-ms`; the other half is for the
+    stream's own step. That is kept as far as inputs can be cut or held back.
+    """
+
+    def __init__(self, backend: Backend, config: EngineConfig, announce: Callable[[int], None],
                  clock: Callable[[], float] = time.perf_counter) -> None:
         self._backend = backend
-        self._max_queue = max_queue
+        self._max_queue = config.max_queue
+        self._busy_s = config.max_stall_ms / 2e3
         self._announce = announce       # of requests that are about to be computed: the engine may die of it
         self._clock = clock
         self._context: EmbeddingBackend | None = None
@@ -131,9 +136,9 @@ class Embedder:
     def _budget(self, is_busy: bool) -> int:
         """Rows of the next batch."""
         most = self._context.n_rows
-        if not is_busy or not self._rows_per_s:
+        if not (is_busy and self._busy_s and self._rows_per_s):
             return most
-        return max(min(most, int(self._rows_per_s * BUSY_S)), min(MIN_ROWS, most))
+        return max(min(most, int(self._rows_per_s * self._busy_s)), min(MIN_ROWS, most))
 
     def _plan(self, room: int) -> list[Span]:
         """What has been begun, then new inputs, one of each request in turn, until `room` rows are used.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.engine import planner, prompt_cache
+from server.engine import planner, prompt_cache, prompt_probs
 from server.engine.answers import Answers
 from server.engine.backend_types import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
 from server.engine.planner import UNLIMITED, Span
@@ -96,6 +96,9 @@ class Evaluation:
         """A span is in the cache: note it, and draw from its last row, `row` of the batch, if that was asked for."""
         slot = self._state.slots[span.id]
         slot.tokens.extend(span.tokens)
+        if span.all_rows:
+            n = len(span)
+            prompt_probs.report(self._state, slot, row - n + 1, len(slot.tokens) - n, n)
         if slot.positions is not None:
             slot.positions.pos += len(span)
         run = slot.run

@@ -23,7 +23,8 @@ class Job:
     """What one sequence still has to evaluate: `tokens` from position `pos` on. `id` is the caller's (slot id).
 
     `is_prefill` tells prompt tokens from the one token of a running generation. `limit` bounds the rows of one step.
-    With `ends` False something else follows these tokens, so that their last logits aren't wanted.
+    With `ends` False something else follows these tokens, so that their last logits aren't wanted;
+    with `all_rows` those of each row are.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Job:
     is_prefill: bool
     limit: int = UNLIMITED
     ends: bool = True
+    all_rows: bool = False
 
 
 @dataclass(slots=True)
@@ -40,6 +42,7 @@ class Span:
     """Consecutive rows of one sequence in a batch. With `output`, logits of the last row are wanted.
 
     The last `n_draft` tokens are guesses; then logits of the row before them and of all of theirs are wanted.
+    With `all_rows` those of each row are, whatever `output` says.
     """
 
     id: int
@@ -48,14 +51,15 @@ class Span:
     tokens: Sequence[int]
     output: bool
     n_draft: int = 0
+    all_rows: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def split(self, n: int) -> tuple[Span, Span]:
         """The first `n` rows, and the rest (which keeps the output)."""
-        return (Span(self.id, self.seq, self.pos, self.tokens[:n], False),
-                Span(self.id, self.seq, self.pos + n, self.tokens[n:], self.output))
+        return (Span(self.id, self.seq, self.pos, self.tokens[:n], False, all_rows=self.all_rows),
+                Span(self.id, self.seq, self.pos + n, self.tokens[n:], self.output, all_rows=self.all_rows))
 
 
 def plan(jobs: Iterable[Job], n_batch: int, n_prefill: int) -> list[Span]:
@@ -100,7 +104,7 @@ def _rows(job: Job, room: int) -> int:
 
 
 def _span(job: Job, n: int) -> Span:
-    return Span(job.id, job.seq, job.pos, job.tokens[:n], job.ends and n == len(job.tokens))
+    return Span(job.id, job.seq, job.pos, job.tokens[:n], job.ends and n == len(job.tokens), all_rows=job.all_rows)
 
 
 def split(spans: Sequence[Span], n_rows: int) -> tuple[list[Span], list[Span]]:

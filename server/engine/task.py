@@ -106,6 +106,8 @@ class Task:
     A negative id in `prompt` stands for a file: -1 for the first of `media`, and so on.
     `resume` are tokens that an engine before this one has generated and delivered, in `resume_ms` ms: the task goes
     on behind them.
+    With `prompt_probs` 0 or more the tokens of the prompt are judged, each with that many alternatives (`PromptProbs`);
+    that needs `cache_prompt` False.
     """
 
     id: int
@@ -126,6 +128,7 @@ class Task:
     draft_n_min: int = -1
     draft_p_min: float = -1.0
     timings: bool = False
+    prompt_probs: int = -1
     t_max_ms: int = 0
     owner: str = ""
     priority: int = 0
@@ -187,6 +190,18 @@ class TokenProbs:
     logprob: float
     top: tuple[tuple[int, float], ...]
     top_logprobs: tuple[tuple[int, float], ...]
+
+
+@dataclass(slots=True, frozen=True)
+class PromptProbs:
+    """How likely the model finds the prompt's tokens from `start` on (never the first: nothing is before it).
+
+    Only the numbers of the model's own distribution are given. The same may come twice, after a restart.
+    """
+
+    id: int
+    start: int
+    probs: tuple[TokenProbs, ...]
 
 
 @dataclass(slots=True, frozen=True)
@@ -418,7 +433,7 @@ class Restarting:
     cause: str
 
 
-Event = (Starting | Restarting | Progress | Piece | Final | Embedded | Failure | Reply | Loading | Ready | LoadFailed
+Event = (Starting | Restarting | Progress | PromptProbs | Piece | Final | Embedded | Failure | Reply | Loading | Ready | LoadFailed
          | Closed)
 
 

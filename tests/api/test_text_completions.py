@@ -125,11 +125,6 @@ def test_echo_of_nothing_generated_is_the_prompt(api):
     assert texts(ask(api, max_tokens=0, echo=True)) == ["hi"]
 
 
-def test_probabilities_of_the_prompt_are_refused_not_invented(api):
-    message = refuse(api, echo=True, logprobs=1)["message"]
-    assert "echo" in message and "logprobs" in message
-
-
 # ---- suffix ------------------------------------------------------------------------------------------------------
 
 def test_a_suffix_fills_in_the_middle(make_api):

@@ -8,17 +8,16 @@ from collections.abc import Sequence
 import pytest
 
 from server.engine.backend_types import DECODE_ABORTED, DECODE_OK
-from server.engine.embedder import BUSY_S
 from server.engine.planner import Span
 from server.engine.task import Embedded, Failure
 from tests.fakes import FakeBackend, FakeEmbeddings, vector_of
 from tests.unit.engine.driving import Clock, Driver, alone
 
 
-def driver(clock: Clock | None = None, n_slots: int = 2, **shape: object) -> Driver:
+def driver(clock: Clock | None = None, n_slots: int = 2, max_stall_ms: int = 100, **shape: object) -> Driver:
     backend = FakeBackend(n_ctx=512 * n_slots, n_slots=n_slots, n_batch=16)
     backend.embeddings = FakeEmbeddings(backend, **shape)
-    return Driver(backend, clock)
+    return Driver(backend, clock, max_stall_ms=max_stall_ms)
 
 
 def result(d: Driver, id_request: int) -> Embedded:
@@ -122,10 +121,11 @@ def test_streams_go_on_between_two_batches():
     assert d.text(task) == alone("tell me", 12) and len(vectors(d, request)) == 10
 
 
-@pytest.mark.parametrize("is_busy", [True, False])
-def test_batches_are_smaller_while_somebody_reads_a_stream(is_busy):
+@pytest.mark.parametrize(("is_busy", "max_stall_ms", "n"), [(True, 100, 50), (True, 300, 150), (True, 0, 400),
+                                                             (False, 100, 400)])
+def test_batches_are_smaller_while_somebody_reads_a_stream(is_busy, max_stall_ms, n):
     clock = Clock()
-    d = driver(clock, can_split=True, n_rows=400, n_input=4000, n_seqs=2)
+    d = driver(clock, max_stall_ms=max_stall_ms, can_split=True, n_rows=400, n_input=4000, n_seqs=2)
     embed = d.backend.embeddings.embed
 
     def slowly(spans: Sequence[Span]) -> int:
@@ -138,7 +138,7 @@ def test_batches_are_smaller_while_somebody_reads_a_stream(is_busy):
     d.step(4)
     sizes = [sum(sizes) for sizes in batch_sizes(d)]
     assert sizes[0] == 400, "nothing is known yet"
-    assert sizes[1:] == ([round(BUSY_S / 0.001)] * 3 if is_busy else [400] * 3)
+    assert sizes[1:] == pytest.approx([n] * 3, abs=1)
 
 
 def test_a_bad_input_fails_its_own_request():

@@ -1,0 +1,70 @@
+"""`echo` with `logprobs` in /v1/completions: how likely the model finds the tokens of the prompt. Connection thread.
+
+Evaluation programs compare texts this way: they send a prompt, want no more than one new token, and add up the numbers
+of the part they are interested in. So every token has its entry, also those that are no text (BOS, and the end of the
+text that comes after it).
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+from server.api.completion import token_json
+from server.api.context import Vocab
+from server.engine.task import PromptProbs, TokenProbs
+
+
+class EchoedPrompt:
+    """One prompt: its tokens, its text as it is echoed, and what the engine has told about it so far."""
+
+    def __init__(self, tokens: Sequence[int], text: str, vocab: Vocab) -> None:
+        self.text = text
+        self._tokens = tokens
+        self._vocab = vocab
+        self._probs: dict[int, TokenProbs] = {}
+
+    def add(self, item: PromptProbs) -> None:
+        """The next part; the same again does no harm."""
+        self._probs.update(enumerate(item.probs, item.start))
+
+    def logprobs(self, n_top: int) -> dict[str, list[object]]:
+        """Parallel lists as OpenAI has them. The first token has no number: nothing is before it."""
+        probs = [self._probs.get(i) for i in range(len(self._tokens))]
+        return {
+            "tokens": [token_name(self._vocab.piece(token)) for token in self._tokens],
+            "token_logprobs": [one and one.logprob for one in probs],
+            "top_logprobs": [one and {token_name(self._vocab.piece(id_)): logprob for id_, logprob in
+                                      one.top_logprobs[:n_top]} for one in probs],
+            "text_offset": self._offsets(),
+            "content": [self._token(token, one, n_top) for token, one in zip(self._tokens, probs)]}
+
+    def _token(self, token: int, one: TokenProbs | None, n_top: int) -> dict[str, object]:
+        top = one.top_logprobs[:n_top] if one else ()
+        return {**token_json(token, self._vocab), "logprob": one and one.logprob,
+                "top_logprobs": [{**token_json(id_, self._vocab), "logprob": logprob} for id_, logprob in top]}
+
+    def _offsets(self) -> list[int]:
+        """At which character of the echoed text each token begins. Tokens may have a blank more in front than it."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        offsets, n = [], 0
+        for token in self._tokens:
+            offsets.append(n)
+            if not self._vocab.is_control(token):
+                n += len(decoder.decode(self._vocab.piece(token)))
+        surplus = max(n - len(self.text), 0)
+        return [max(offset - surplus, 0) for offset in offsets]
+
+
+def token_name(piece: bytes) -> str:
+    """A token as a name: its text, or `bytes:\\xe2\\x82` where it is no UTF-8 of its own, as OpenAI writes it."""
+    try:
+        return piece.decode("utf-8")
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def joined(parts: Sequence[dict[str, list[object]] | None]) -> dict[str, list[object]] | None:
+    """Parallel lists one behind the other; None if there are none."""
+    parts = [part for part in parts if part]
+    return {name: [value for part in parts for value in part[name]] for name in parts[0]} if parts else None
