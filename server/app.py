@@ -26,7 +26,7 @@ from server.draft_model import find_draft_model, spec_config
 from server.engine import backend
 from server.engine.client import EngineClient, Transport
 from server.engine.config import EngineConfig
-from server.engine.model_file import check_all
+from server.engine.model_file import check_all, check_model_file
 from server.engine.supervise import Limits, ProcessTransport
 from server.engine.task import FAILED, READY, RESTARTING
 from server.engine.thread import ThreadTransport
@@ -35,7 +35,8 @@ from server.errors import ApiError
 from server.housekeeping import Housekeeping
 from server.log import LogFileError, get_logger
 from server.one_shot import ModelPlace, place_in, place_of
-from server.options import OptionError, Options, native_params, parse, request_defaults, secret_values, usage
+from server.options import (OptionError, Options, native_params, parse, projector_params, request_defaults,
+                            secret_values, usage)
 from server.run_files import RunFileError
 from server.web.httpd import BindError, HttpServer
 from server.web.router import Router
@@ -180,6 +181,15 @@ def find_model(options: Options, own: Bundle | None) -> ModelPlace:
     return place
 
 
+def find_projector(options: Options) -> str:
+    """The path of the projector's file, "" for none; fetched first where an option names a URL."""
+    if not options.mmproj_auto or not (options.mmproj or options.mmproj_url):
+        return ""
+    path = options.mmproj or str(fetch_model(options.mmproj_url, offline=options.offline, token=options.hf_token))
+    check_model_file(path, "--mmproj")
+    return path
+
+
 def engine_config(options: Options, model: ModelPlace, draft_model: str = "") -> EngineConfig:
     """The engine's part of the options; LibsError if there are no libraries for this machine."""
     model_params, context_params = native_params(options)
@@ -193,7 +203,8 @@ def engine_config(options: Options, model: ModelPlace, draft_model: str = "") ->
         special=options.special, exact=options.exact, max_stall_ms=options.max_stall_ms,
         is_fitted=options.fit, fit_target=options.fit_target, fit_ctx=options.fit_ctx,
         embeddings=options.embeddings or options.reranking,
-        spec=spec_config(options, draft_model), model_params=model_params, context_params=context_params)
+        spec=spec_config(options, draft_model), model_params=model_params, context_params=context_params,
+        mmproj=find_projector(options), mmproj_params=projector_params(options))
 
 
 def read_prompt_file(options: Options) -> object:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from server.option_row import IGNORED, PLANNED, REFUSED, Option
 
-OLD, CHAT, MEDIA = "Dead options", "Chat", "Images and audio"
+OLD, CHAT, MEDIA = "Dead options", "Chat", "Images and videos"
 SPECULATIVE, MODELS, PAGE = "Speculative decoding", "Several models, ready-made models", "Web page and tools"
 TUNING, OTHER = "Tuning", "Other"
 OTHER_GROUPS = (OLD, CHAT, MEDIA, SPECULATIVE, MODELS, PAGE, TUNING, OTHER)
@@ -20,7 +20,6 @@ SYSTEM_PLACES = "the system places the threads"
 CACHE = "this server's prompt cache works without such a limit"
 DRAFTS = "drafts are found and bounded in another way here; see --spec-type"
 REASONING = "this version shows a model's reasoning as part of its answer"
-IMAGES = "images are not supported yet by this version"
 ROUTER = "one server serves one model; start several"
 READY_MADE = "name the model itself, with -m FILE or -hf USER/MODEL"
 PAGES = "the web page has no settings of this kind yet"
@@ -46,17 +45,9 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --skip-chat-parsing|--no-skip-chat-parsing $LLAMA_ARG_SKIP_CHAT_PARSING
         --prefill-assistant|--no-prefill-assistant $LLAMA_ARG_PREFILL_ASSISTANT"""),
 
-    (PLANNED, MEDIA, IMAGES, """
-        -mm,--mmproj FILE $LLAMA_ARG_MMPROJ
-        -mmu,--mmproj-url URL $LLAMA_ARG_MMPROJ_URL
-        --media-path DIR"""),
-    (IGNORED, MEDIA, IMAGES, """
-        --mmproj-auto|--no-mmproj,--no-mmproj-auto $LLAMA_ARG_MMPROJ_AUTO
-        --mmproj-offload|--no-mmproj-offload $LLAMA_ARG_MMPROJ_OFFLOAD
-        -mmdev,--mmproj-device DEVICE $MTMD_BACKEND_DEVICE
-        --image-min-tokens N $LLAMA_ARG_IMAGE_MIN_TOKENS
-        --image-max-tokens N $LLAMA_ARG_IMAGE_MAX_TOKENS
-        --mtmd-batch-max-tokens N $LLAMA_ARG_MTMD_BATCH_MAX_TOKENS
+    (IGNORED, MEDIA, "images are encoded one by one", """
+        --mtmd-batch-max-tokens N $LLAMA_ARG_MTMD_BATCH_MAX_TOKENS"""),
+    (IGNORED, MEDIA, "this server takes images and sound, no videos", """
         --video-fps N $LLAMA_ARG_VIDEO_FPS
         --video-timestamp-interval N $LLAMA_ARG_VIDEO_TIMESTAMP_INTERVAL
         --video-ffmpeg-dir DIR $LLAMA_ARG_VIDEO_FFMPEG_DIR"""),

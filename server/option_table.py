@@ -12,12 +12,12 @@ from server.option_row import Option
 from server.option_spec import SPEC_OPTIONS, SPECULATIVE
 
 GENERAL, MODEL, DOWNLOAD, CONTEXT = "General", "Model and libraries", "Downloading the model", "Context and slots"
-BUNDLES = "Bundles: program and model in one file"
+BUNDLES, MEDIA = "Bundles: program and model in one file", "Images and sound"
 COMPUTE, DEVICES, ROPE = "Computing", "Devices and memory", "Contexts longer than trained for"
 SERVER, ACCESS, REQUESTS, LOGGING = "Server", "Access", "Defaults of requests", "Logging"
 EMBEDDINGS = "Embeddings and reranking"
-GROUPS = (GENERAL, MODEL, DOWNLOAD, CONTEXT, COMPUTE, DEVICES, ROPE, SPECULATIVE, EMBEDDINGS, SERVER, ACCESS, REQUESTS,
-          LOGGING, BUNDLES)
+GROUPS = (GENERAL, MODEL, DOWNLOAD, CONTEXT, MEDIA, COMPUTE, DEVICES, ROPE, SPECULATIVE, EMBEDDINGS, SERVER, ACCESS,
+          REQUESTS, LOGGING, BUNDLES)
 
 INT_MAX = 2**31 - 1
 MAX_THREADS = 512       # GGML_MAX_N_THREADS
@@ -131,6 +131,29 @@ OPTIONS: tuple[Option, ...] = (
            "LLAMA_SRV_MAX_QUEUE", 0, 10**6),
     Option("max_stall_ms", ("--max-stall-ms",), "how long running streams may wait while prompts are read, in ms; 0 for "
            "no limit", CONTEXT, float, 100.0, "MS", "LLAMA_SRV_MAX_STALL_MS", 0, 10**6),
+
+    Option("mmproj", ("-mm", "--mmproj"), "the model's projector, a GGUF file: with it the model takes images or sound, "
+           "as the file says", MEDIA, to.existing_file, metavar="FILE", env="LLAMA_ARG_MMPROJ"),
+    Option("mmproj_url", ("-mmu", "--mmproj-url"), "download the projector from here, unless it is there already", MEDIA,
+           to.url, metavar="URL", env="LLAMA_ARG_MMPROJ_URL"),
+    Option("mmproj_auto", ("--mmproj-auto",), "use the projector that is named; it is never looked for", MEDIA, None,
+           True, env="LLAMA_ARG_MMPROJ_AUTO", off_flags=("--no-mmproj", "--no-mmproj-auto")),
+    Option("mmproj_offload", ("--mmproj-offload",), "let the GPU encode images and sound", MEDIA, None, True,
+           env="LLAMA_ARG_MMPROJ_OFFLOAD", off_flags=("--no-mmproj-offload",), target="mmproj:use_gpu"),
+    Option("mmproj_device", ("-mmdev", "--mmproj-device"), "the device that encodes them; none is the CPU (default: the "
+           "first GPU)", MEDIA, metavar="DEVICE", env="MTMD_BACKEND_DEVICE", target="mmproj:device"),
+    Option("image_min_tokens", ("--image-min-tokens",), "fewest tokens an image takes, for models that can choose "
+           "(default: the model's)", MEDIA, int, None, "N", "LLAMA_ARG_IMAGE_MIN_TOKENS", 1, 2**20,
+           target="mmproj:image_min_tokens"),
+    Option("image_max_tokens", ("--image-max-tokens",), "most tokens an image takes, for models that can choose "
+           "(default: the model's)", MEDIA, int, None, "N", "LLAMA_ARG_IMAGE_MAX_TOKENS", 1, 2**20,
+           target="mmproj:image_max_tokens"),
+    Option("image_max_pixels", ("--image-max-pixels",), "refuse larger images, by what their headers say, in millions of "
+           "pixels", MEDIA, int, 50, "N", "LLAMA_SRV_IMAGE_MAX_PIXELS", 1, 10_000),
+    Option("media_path", ("--media-path",), "folder whose files requests may name as file://NAME", MEDIA,
+           to.existing_folder, metavar="DIR", env="LLAMA_SRV_MEDIA_PATH"),
+    Option("media_urls", ("--media-urls",), "fetch images and sound that requests name by http or https; never from "
+           "this machine or a private network", MEDIA, None, False, env="LLAMA_SRV_MEDIA_URLS"),
 
     Option("threads", ("-t", "--threads"), "threads for generating (default: the CPU cores)", COMPUTE, int, -1, "N",
            "LLAMA_ARG_THREADS", -1, MAX_THREADS),

@@ -22,7 +22,8 @@ from server.option_row import IGNORED, SAME, WORKS, Option, OptionError, convert
 from server.option_table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS, POOLING, ROPE_SCALING
 
 __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", "Option", "OptionError", "Options",
-           "compat_rows", "draft_params", "native_params", "parse", "request_defaults", "secret_values", "usage"]
+           "compat_rows", "draft_params", "native_params", "parse", "projector_params", "request_defaults",
+           "secret_values", "usage"]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
 NOT_IN_FILES = ("help", "version", "list_devices", "dry_run", "completion_bash", "completion", "man", "config", "bundle",
@@ -286,6 +287,15 @@ def draft_params(options: Options) -> tuple[dict[str, object], dict[str, object]
         model["tensor_buft_overrides"] = buffers
     context = {name: context[name] for name in SHARED_WITH_DRAFT if name in context}
     return model, context | dict(_targets(options, "draft_context"))
+
+
+def projector_params(options: Options) -> dict[str, object]:
+    """What the user has set of mtmd_context_params, by field name; `device` is a name. A device `none` is no GPU."""
+    params = {"warmup": options.warmup, **dict(_targets(options, "mmproj"))}
+    if params.get("device") == "none":
+        del params["device"]
+        params["use_gpu"] = False
+    return params
 
 
 def request_defaults(options: Options) -> dict[str, object]:

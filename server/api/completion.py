@@ -16,7 +16,8 @@ from typing import Any
 from server.api import schema
 from server.api.constraints import read_constraint
 from server.api.context import Context
-from server.api.prompt import read_prompts
+from server.api.media import Files
+from server.api.prompt import read_prompts, shown
 from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Final, Piece, Progress, SamplingParams, Task, Timings,
                                 TokenProbs)
 from server.errors import ApiError
@@ -72,14 +73,14 @@ class Completion:
         context.require_generative()
         self._context = context
         self.values = schema.read(body, schema.COMPLETION_FIELDS, context.defaults)
-        self.prompt = body.get("prompt", "")
+        self.prompt = shown(body.get("prompt", ""))
         context.keep_prompt(self.prompt)
         is_list = False
         if prompts is None:
             if body.get("prompt") is None:
                 raise ApiError(400, "prompt: this field is required")
-            prompts, is_list = read_prompts(self.prompt, context.engine.vocab, not context.system_prompt.prompt,
-                                            context.is_2024)
+            prompts, is_list = read_prompts(body["prompt"], context.engine.vocab, not context.system_prompt.prompt,
+                                            context.is_2024, Files(context), body.get("image_data"))
         n = self.values["n_cmpl"]
         self.is_list = is_list or n > 1
         constraint = read_constraint(body, context.defaults)
@@ -103,7 +104,8 @@ class Completion:
         if number:
             params = replace(params, seed=(params.seed + number) % 2**32)
         return Task(
-            id=self._context.engine.new_id(), prompt=tokens, sampling=params, n_predict=n_predict,
+            id=self._context.engine.new_id(), prompt=tuple(tokens), sampling=params, n_predict=n_predict,
+            media=getattr(tokens, "media", ()),
             n_keep=values["n_keep"], n_discard=values["n_discard"], stop=schema.strings("stop", values["stop"]),
             id_slot=values["id_slot"], priority=values["priority"], cache_prompt=values["cache_prompt"],
             progress=values["stream"] and values["return_progress"], lora=self._lora, n_indent=values["n_indent"],

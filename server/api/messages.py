@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from server.api.context import Context, Vocab
+from server.api.media import PARTS, Files, Prompt, join
+from server.api.prompt import special_ends
 from server.chat.jinja import TemplateError
 from server.chat.template import Segments, is_text, plain_text
 from server.errors import ApiError
@@ -30,7 +32,8 @@ class ChatPrompt:
 
 def chat_prompt(context: Context, body: Mapping[str, object]) -> ChatPrompt:
     """Render and tokenise `messages` with the server's template. ApiError 400 says which message is wrong."""
-    messages = check_messages(body.get("messages"))
+    files = Files(context)
+    messages = check_messages(body.get("messages"), files)
     check_reasoning_format(body)
     prefill = None
     add_generation_prompt = flag(body, "add_generation_prompt", True)
@@ -47,21 +50,24 @@ def chat_prompt(context: Context, body: Mapping[str, object]) -> ChatPrompt:
     if prefill:
         segments = [*segments, (prefill, True)]
     text = "".join(part for part, _ in segments)
-    tokens = tokenize_segments(context.engine.vocab, segments, context.chat_template.bos_token,
-                               not context.system_prompt.prompt)
-    return ChatPrompt(text, tuple(tokens), prefill or "")
+    tokens = tokenize_all(context.engine.vocab, segments, context.chat_template.bos_token,
+                          not context.system_prompt.prompt, files)
+    return ChatPrompt(files.shown(text), tokens, files.shown(prefill or ""))
 
 
-def check_messages(messages: object) -> list[dict[str, object]]:
-    """`messages` as a list of objects with a role and readable content; ApiError names the first bad one."""
+def check_messages(messages: object, files: Files | None = None) -> list[dict[str, object]]:
+    """`messages` as a list of objects with a role and readable content; ApiError names the first bad one.
+
+    Images and sounds go into `files`, and a text with a marker takes their place.
+    """
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages: give a non-empty list of messages")
     if len(messages) > MAX_MESSAGES:
         raise ApiError(400, f"messages: {len(messages)} are too many, at most {MAX_MESSAGES} are allowed")
-    return [_check_message(i, message) for i, message in enumerate(messages)]
+    return [_check_message(i, message, files) for i, message in enumerate(messages)]
 
 
-def _check_message(i: int, message: object) -> dict[str, object]:
+def _check_message(i: int, message: object, files: Files | None) -> dict[str, object]:
     if not isinstance(message, dict):
         raise ApiError(400, f"messages[{i}] is not an object")
     role, content = message.get("role"), message.get("content")
@@ -70,6 +76,7 @@ def _check_message(i: int, message: object) -> dict[str, object]:
     if content is None and not message.get("tool_calls") and role != "assistant":
         raise ApiError(400, f"messages[{i}].content is missing")
     if isinstance(content, list):
+        content = [_marked_part(part, f"messages[{i}].content[{k}]", files) for k, part in enumerate(content)]
         for k, part in enumerate(content):
             if not is_text(part):
                 kind = part.get("type") if isinstance(part, dict) else part
@@ -83,6 +90,13 @@ def _check_message(i: int, message: object) -> dict[str, object]:
         if value is not None and not (isinstance(value, kind) and (kind is str or all_objects(value))):
             raise ApiError(400, f"messages[{i}].{name} is not {kind_name}")
     return {**message, "content": "" if content is None else content}
+
+
+def _marked_part(part: object, where: str, files: Files | None) -> object:
+    """A text with a marker in place of an image or a sound."""
+    if files is not None and isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in PARTS:
+        return {"type": "text", "text": files.add_part(part, where)}
+    return part
 
 
 def template_variables(context: Context, body: Mapping[str, object]) -> dict[str, object]:
@@ -109,6 +123,20 @@ def render(context: Context, messages: list[dict[str, object]], add_generation_p
         raise ApiError(400, f"the chat template can't render these messages: {error}", **where) from None
 
 
+def tokenize_all(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bool, files: Files) -> Prompt:
+    """`tokenize_segments`, stretch by stretch where files are in between."""
+    if not files.media:
+        return Prompt(tokenize_segments(vocab, segments, bos_token, wants_bos))
+    add_special = wants_bos and not begins_with_bos(segments, bos_token)
+    return join(files.split(segments), lambda stretch: tokenize_segments(vocab, stretch, bos_token, False),
+                files.media, special_ends(vocab, add_special))
+
+
+def begins_with_bos(segments: Segments, bos_token: str) -> bool:
+    """Whether the template itself has written the token that texts begin with."""
+    return bool(bos_token and segments and not segments[0][1] and segments[0][0].startswith(bos_token))
+
+
 def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bool = True) -> list[int]:
     """Token ids of a rendered prompt in which no user text has become a special token.
 
@@ -117,16 +145,13 @@ def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str, wants_bo
     model's BOS comes first where its metadata asks for it and the template (`bos_token`) hasn't written it.
     """
     text = "".join(part for part, _ in segments)
-    has_bos = bool(bos_token and segments and not segments[0][1] and segments[0][0].startswith(bos_token))
-    add_special = wants_bos and not has_bos
+    add_special = wants_bos and not begins_with_bos(segments, bos_token)
     tokens = vocab.tokenize(text, add_special, True)
     if not any(is_user for _, is_user in segments):
         return tokens
     own = [token for part, is_user in segments if not is_user for token in vocab.tokenize(part, False, True)
            if vocab.is_control(token)]
-    ends = vocab.tokenize("", add_special, True)
-    n_before = 1 if ends[:1] == [vocab.bos] else 0
-    before, after = ends[:n_before], ends[n_before:]
+    before, after = special_ends(vocab, add_special)
     if [token for token in tokens if vocab.is_control(token)] == [*before, *own, *after]:
         return tokens
     return [*before, *tokenize_between(vocab, segments, own), *after]

@@ -16,6 +16,7 @@ from server.api.completion import Completion, answer, progress_json, timings_jso
 from server.api.context import Context, Vocab
 from server.api.echo import EchoedPrompt, joined, token_name
 from server.api.infill import InfillHandler
+from server.api.media import Files
 from server.api.messages import chat_prompt, flag
 from server.api.prompt import read_prompts
 from server.engine.task import STOP_LIMIT, Final, Piece, Progress, PromptProbs, TokenProbs
@@ -265,7 +266,8 @@ class TextCompletion(OpenAiCompletion):
                 raise ApiError(400, "suffix: probabilities of the prompt (echo and logprobs) are for texts without one")
             prompts = [infill.prompt({"input_prefix": body["prompt"], "input_suffix": body["suffix"]}, body)]
         else:
-            prompts, _ = read_prompts(body["prompt"], context.engine.vocab, not context.system_prompt.prompt, False)
+            prompts, _ = read_prompts(body["prompt"], context.engine.vocab, not context.system_prompt.prompt, False,
+                                      Files(context))
         super().__init__(context, body, native, prompts)
         self._n_top = self.tasks[0].sampling.n_probs if body.get("logprobs") is None else n_probs
         self._echoed: list[EchoedPrompt] = []

@@ -1,8 +1,11 @@
-"""The `prompt` of a request in all its forms, as token ids. Pure functions of the body and the vocabulary."""
+"""The `prompt` of a request in all its forms, as token ids. Connection thread."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from server.api.context import Vocab
+from server.api.media import Files, Prompt, join, with_files, with_images
 from server.api.schema import token_id
 from server.errors import ApiError
 
@@ -10,13 +13,18 @@ FORMS = "prompt: give a string, a list of strings and token ids, {\"prompt_strin
 MAX_PROMPTS = 1024
 
 
-def read_prompts(prompt: object, vocab: Vocab, add_special: bool, strings_are_one: bool,
-                 ) -> tuple[list[tuple[int, ...]], bool]:
+def read_prompts(prompt: object, vocab: Vocab, add_special: bool, strings_are_one: bool, files: Files,
+                 image_data: object = None) -> tuple[list[tuple[int, ...]], bool]:
     """Token ids of every prompt, and whether they came as a list (then the answer is a list too).
 
     A list of strings and ids is one sequence; a list with lists or objects in it is a list of prompts. A list of
-    strings alone is one sequence in the 2024 documents (`strings_are_one`) and a list of prompts today.
+    strings alone is one sequence in the 2024 documents (`strings_are_one`) and a list of prompts today. Images come
+    with an object's `multimodal_data`, or with the body's `image_data` for a prompt that is one string.
     """
+    if image_data:
+        if not isinstance(prompt, str):
+            raise ApiError(400, "image_data goes with a prompt that is one string")
+        return [_with_files(with_images(prompt, image_data, files), vocab, add_special, files)], False
     if isinstance(prompt, list) and prompt:
         if any(isinstance(part, (list, dict)) for part in prompt):
             is_list = True
@@ -25,8 +33,36 @@ def read_prompts(prompt: object, vocab: Vocab, add_special: bool, strings_are_on
         if is_list:
             if len(prompt) > MAX_PROMPTS:
                 raise ApiError(400, f"prompt: {len(prompt)} prompts are too many, at most {MAX_PROMPTS} are allowed")
-            return [prompt_tokens(part, vocab, add_special) for part in prompt], True
-    return [prompt_tokens(prompt, vocab, add_special)], False
+            return [_one(part, vocab, add_special, files, f"prompt[{i}]") for i, part in enumerate(prompt)], True
+    return [_one(prompt, vocab, add_special, files, "prompt")], False
+
+
+def _one(prompt: object, vocab: Vocab, add_special: bool, files: Files, where: str) -> tuple[int, ...]:
+    if isinstance(prompt, dict) and prompt.get("multimodal_data") is not None:
+        return _with_files(with_files(prompt, where, files), vocab, add_special, files)
+    return prompt_tokens(prompt, vocab, add_special)
+
+
+def _with_files(parts: list, vocab: Vocab, add_special: bool, files: Files) -> Prompt:
+    def tokenize(segments: list[tuple[str, bool]]) -> list[int]:
+        return vocab.tokenize("".join(text for text, _ in segments), False, True)
+    return join(parts, tokenize, files.media, special_ends(vocab, add_special))
+
+
+def special_ends(vocab: Vocab, add_special: bool) -> tuple[list[int], list[int]]:
+    """The tokens that the model's metadata wants before and behind a text."""
+    ends = vocab.tokenize("", add_special, True)
+    n_before = 1 if ends[:1] == [vocab.bos] else 0
+    return ends[:n_before], ends[n_before:]
+
+
+def shown(prompt: object) -> object:
+    """A prompt as answers repeat it: without the files in it."""
+    if isinstance(prompt, list):
+        return [shown(part) for part in prompt] if any(isinstance(part, dict) for part in prompt) else prompt
+    if isinstance(prompt, Mapping) and "multimodal_data" in prompt:
+        return {name: value for name, value in prompt.items() if name != "multimodal_data"}
+    return prompt
 
 
 def prompt_tokens(prompt: object, vocab: Vocab, add_special: bool = True) -> tuple[int, ...]:
@@ -36,8 +72,6 @@ def prompt_tokens(prompt: object, vocab: Vocab, add_special: bool = True) -> tup
     it. Special tokens written out in the text are recognised.
     """
     if isinstance(prompt, dict):
-        if "multimodal_data" in prompt:
-            raise ApiError(501, "this server was started without a multimodal projector (--mmproj)")
         prompt = prompt.get("prompt_string")
     if isinstance(prompt, str):
         return tuple(vocab.tokenize(prompt, add_special, True))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from server.api import schema
 from server.api.completion import settings
 from server.api.context import Context
-from server.engine.task import FAILED, LOADING, READY, RESTARTING, SlotState, Task
+from server.api.media import DEFAULT_MARKER
+from server.engine.task import FAILED, LOADING, READY, RESTARTING, ModelInfo, SlotState, Task
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
@@ -73,7 +74,8 @@ class StatusHandlers:
             "total_slots": info.n_slots,
             "model_path": info.path,
             "model_alias": context.model_name,
-            "modalities": {"vision": False, "audio": False},
+            "modalities": {"vision": info.vision, "audio": info.audio},
+            "media_marker": DEFAULT_MARKER,
             "chat_template": self._template_source(),
             "bos_token": info.bos_token,
             "eos_token": info.eos_token,
@@ -119,7 +121,8 @@ class StatusHandlers:
         names = [name.strip() for name in (self._context.options.alias or "").split(",") if name.strip()]
         names = names or [self._context.model_name]
         models = [{"id": name, "aliases": names, "object": "model", "created": self._context.started,
-                   "owned_by": "llama_srv", "tags": list(self._context.options.tags), "meta": meta} for name in names]
+                   "owned_by": "llama_srv", "tags": list(self._context.options.tags), "meta": meta,
+                   "architecture": modalities(info)} for name in names]
         return json_response({"object": "list", "data": models})
 
     def _template_source(self) -> str:
@@ -158,3 +161,9 @@ class StatusHandlers:
             "next_token": next_token if self._context.is_2024 else [next_token], "params": flat, "n_prompt_tokens": slot.n_prompt,
             "n_prompt_tokens_processed": slot.n_prompt_done, "n_prompt_tokens_cache": slot.n_cached,
             "truncated": slot.truncated}
+
+
+def modalities(info: ModelInfo | None) -> dict[str, list[str]]:
+    """What goes into the model and comes out of it, as lists of models say it."""
+    taken = [] if info is None else ["image"] * info.vision + ["audio"] * info.audio
+    return {"input_modalities": ["text", *taken], "output_modalities": ["text"]}

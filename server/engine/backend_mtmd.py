@@ -17,6 +17,7 @@ from ctypes_api.errors import LibsError
 from ctypes_api.media import Bitmap, Chunks
 from ctypes_api.mtmd import mtmd_decoder_pos
 from ctypes_api.objects import AbortFlag, Batch, Context, Model, MtmdContext
+from server.engine.backend_params import devices
 from server.engine.backend_types import DECODE_OK
 from server.engine.config import EngineConfig
 from server.engine.media import Chunk, Prepared, placeholders
@@ -35,10 +36,12 @@ class Projector:
         self._libs = model.libs
         self._llama, self._mtmd = self._libs.llama, self._libs.mtmd
         self._context, self._abort = context, abort
+        fields = {"n_threads": int(self._llama.llama_n_threads_batch(context)), "print_timings": False,
+                  **config.mmproj_params}
+        if "device" in fields:
+            fields["device"] = devices(self._libs, (fields["device"],), "--mmproj-device")[0]
         try:
-            self._raw = MtmdContext(model, config.mmproj, n_threads=int(self._llama.llama_n_threads_batch(context)),
-                                    print_timings=False,
-                                    **config.mmproj_params)
+            self._raw = MtmdContext(model, config.mmproj, **fields)
         except LibsError as error:
             raise ApiError(400, f"--mmproj {config.mmproj}: {error}") from None
         self.vision = bool(self._mtmd.mtmd_support_vision(self._raw))

@@ -33,14 +33,14 @@ def model_fields(libs: Libs, params: Mapping[str, object]) -> dict[str, object]:
     return fields
 
 
-def devices(libs: Libs, names: tuple[str, ...]) -> list[int]:
+def devices(libs: Libs, names: tuple[str, ...], option: str = "--device") -> list[int]:
     """Handles of the named devices; `none` alone is an empty list: the CPU only."""
     if names == ("none",):
         return []
     known = {device.name: device.raw for device in list_devices(libs) if device.type != "CPU"}
     for name in names:
         if name not in known:
-            raise ApiError(400, f"--device {name}: there is no such device; there are: {', '.join(known) or 'none'}")
+            raise ApiError(400, f"{option} {name}: there is no such device; there are: {', '.join(known) or 'none'}")
     return [known[name] for name in names]
 
 

@@ -75,6 +75,6 @@ class EngineConfig:
     fit_ctx: int = 4096
     spec: SpecConfig = field(default_factory=SpecConfig)
     mmproj: str = ""
-    mmproj_params: dict[str, int | bool] = field(default_factory=dict)
+    mmproj_params: dict[str, int | bool | str] = field(default_factory=dict)
     model_params: dict[str, int | float | bool] = field(default_factory=dict)
     context_params: dict[str, int | float | bool] = field(default_factory=dict)

@@ -55,8 +55,8 @@ def test_what_is_no_list_of_prompts_is_refused(api, prompt):
 
 
 def test_a_prompt_with_media_needs_a_projector(api):
-    answer = api.post("/completion", {"prompt": {"prompt_string": "<__media__>", "multimodal_data": ["AAAA"]}})
-    assert answer.status == 501 and "--mmproj" in answer.error["message"]
+    message = api.refuse(prompt={"prompt_string": "<__media__>", "multimodal_data": ["AAAA"]})["message"]
+    assert message.startswith("prompt.multimodal_data[0]: ") and "--mmproj" in message
 
 
 def test_there_is_a_limit_to_the_number_of_prompts(api):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from server.api.context import SystemPrompt
 from server.api.messages import MAX_MESSAGES, chat_prompt, check_messages, tokenize_between, tokenize_segments
 from server.chat.template import ChatTemplate
+from server.engine.task import ModelInfo
 from server.errors import ApiError
 from tests.fakes import BOS, EOS, FakeVocab
 
@@ -26,7 +27,7 @@ def context(source: str = SOURCE, vocab: FakeVocab | None = None, template_kwarg
             system_prompt: str = "") -> SimpleNamespace:
     """As much of `api.context.Context` as `chat_prompt` reads."""
     return SimpleNamespace(chat_template=ChatTemplate(source, "<s>", "</s>"), template_kwargs=template_kwargs or {},
-                           engine=SimpleNamespace(vocab=vocab or FakeVocab()),
+                           engine=SimpleNamespace(vocab=vocab or FakeVocab(), info=ModelInfo("fake.gguf")),
                            system_prompt=SystemPrompt(system_prompt))
 
 
@@ -63,8 +64,8 @@ BAD_MESSAGES = [
     ([said("user", [{}])], "messages[0].content[0]"), ([said("user", [{"type": "text"}])], "messages[0].content[0]"),
     ([said("user", [{"type": "text", "text": 5}])], "messages[0].content[0]"),
     ([said("user", [{"text": "x"}, {"type": 5, "text": "x"}])], "messages[0].content[1]"),
-    ([said("user", [{"type": "image_url", "image_url": {"url": "data:"}}])], "'image_url'"),
-    ([said("user", [{"type": "input_audio"}])], "'input_audio'"),
+    ([said("user", [{"type": "image_url", "image_url": {"url": "data:"}}])], "can't see images"),
+    ([said("user", [{"type": "input_audio"}])], "can't hear sounds"),
     ([said("user", "x", name=5)], "messages[0].name"),
     ([said("tool", "x", tool_call_id=5)], "messages[0].tool_call_id"),
     ([said("assistant", None, tool_calls={})], "messages[0].tool_calls"),

@@ -109,7 +109,7 @@ def test_what_has_no_effect_warns_with_its_place(config):
     ("metrics = perhaps\n", ["line 1: metrics: 'perhaps' is neither on nor off"]),
     ("port = 1\n[b]\n--port = 2\n", ["line 3: --port is set a second time, after my.conf line 1"]),
     ("port\n", ["line 1: port: 'on' is not a whole number"]), ("= 5\n", ["line 1", "no name before"]),
-    ("[a\n", ["line 1", "no ] at its end"]), ("mmproj = x\n", ["line 1: mmproj: images are not supported"]),
+    ("[a\n", ["line 1", "no ] at its end"]), ("mmproj = x\n", ["line 1: mmproj", "there is no file"]),
     ("config = x\n", ["line 1: config belongs on the command line"]), ("help\n", ["line 1: help belongs on"]),
     (b"port = 1\nalias = \xff\n", ["not UTF-8 text, byte 17"]), ("x" * (1 << 20) + "=1", ["larger than 1 MiB"]),
     ({"a": {"prot": 1}}, ["my.conf at a.prot", "did you mean port?"]),

@@ -1,0 +1,236 @@
+"""Images and sound in requests: from base64, a data: URL, a file of `--media-path` or the network to `Media`.
+
+Connection thread. Whatever is wrong with a file is told here if it can be seen without decoding it, with its place in
+the request: `messages[1].content[0]`. Decoding is the engine's. In texts a marker that nobody can guess stands for
+each file until the text is tokenised, so that a marker that somebody types is text.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server.api import remote_media
+from server.api.context import Context
+from server.api.media_kinds import BadFile, check_image, kind_of
+from server.chat.template import Segments
+from server.engine.task import AUDIO, IMAGE, Media
+from server.errors import ApiError
+
+MAX_FILES = 256
+MIB = 1 << 20
+PARTS = {"image_url": IMAGE, "input_image": IMAGE, "input_audio": AUDIO}
+DEFAULT_MARKER = "<__media__>"          # what clients write into `prompt_string`, and what answers show
+OLD_MARKER = re.compile(r"\[img-([0-9]{1,18})\]")
+NOUNS = {IMAGE: "an image", AUDIO: "a sound"}
+VERBS = {IMAGE: "see images", AUDIO: "hear sounds", None: "take images or sounds"}
+
+
+class Prompt(tuple):
+    """Token ids of one prompt, in which -1 stands for the first file of `media`, -2 for the second, and so on."""
+
+    media: tuple[Media, ...] = ()
+
+    @classmethod
+    def of(cls, tokens: Iterable[int], media: Iterable[Media]) -> Prompt:
+        """Tokens with their files."""
+        prompt = cls(tokens)
+        prompt.media = tuple(media)
+        return prompt
+
+
+@dataclass(slots=True)
+class Files:
+    """The files of one request, in the order in which they were found, and the markers that stand for them."""
+
+    context: Context
+    media: list[Media] = field(default_factory=list)
+    _key: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def add_part(self, part: Mapping[str, object], where: str) -> str:
+        """Take a part of a chat message (`image_url`, `input_image`, `input_audio`); its marker."""
+        kind = PARTS[part["type"]]
+        self._require(kind, where)
+        value = part.get("input_audio" if kind is AUDIO else "image_url")
+        if kind is AUDIO:
+            data = value.get("data") if isinstance(value, dict) else None
+            return self._add(kind, decode(data, where, "input_audio.data"), where)
+        url = value.get("url") if isinstance(value, dict) else value
+        if not isinstance(url, str):
+            raise ApiError(400, f"{where}: image_url.url is not a string")
+        return self._add(kind, self._load(url, where), where)
+
+    def add_base64(self, text: object, where: str) -> str:
+        """Take a file in base64, of whatever kind; its marker."""
+        self._require(None, where)
+        return self._add(None, decode(text, where, "it"), where)
+
+    def _add(self, kind: str | None, data: bytes, where: str) -> str:
+        try:
+            found = kind_of(data)
+            if kind not in (None, found):
+                raise BadFile(f"is {NOUNS[found]} where {NOUNS[kind]} should be")
+            self._require(found, where)
+            if found is IMAGE:
+                check_image(data, self.context.options.image_max_pixels * 10**6)
+        except BadFile as error:
+            raise ApiError(400, f"{where} {error}") from None
+        if len(self.media) == MAX_FILES:
+            raise ApiError(400, f"{where}: a request may have at most {MAX_FILES} images and sounds")
+        self.media.append(Media(found, data, hashlib.sha256(data).hexdigest(), where))
+        return f"<__media_{self._key}_{len(self.media) - 1}__>"
+
+    def _require(self, kind: str | None, where: str) -> None:
+        info = self.context.engine.info
+        can = {IMAGE: info.vision, AUDIO: info.audio, None: info.vision or info.audio}
+        if not can[kind]:
+            advice = "" if can[None] else "; a model that can is started with its projector (--mmproj)"
+            raise ApiError(400, f"{where}: this model can't {VERBS[kind]}{advice}")
+
+    def _load(self, url: str, where: str) -> bytes:
+        """What a URL stands for: itself, a file of ours, or something far away."""
+        options = self.context.options
+        limit = options.max_body * MIB
+        scheme = url.partition(":")[0].lower()
+        if scheme == "data":
+            head, comma, text = url.partition(",")
+            if not comma or not head.endswith(";base64"):
+                raise ApiError(400, f"{where}: a data: URL has to be base64, data:image/png;base64,...")
+            return decode(text, where, "the data: URL")
+        if scheme == "file":
+            return read_file(options.media_path, url, limit, where)
+        if scheme in ("http", "https"):
+            if not options.media_urls:
+                raise ApiError(400, f"{where}: this server fetches nothing from the network (--media-urls); "
+                               "send the file as a data: URL")
+            try:
+                return remote_media.fetch(url, limit)
+            except remote_media.FetchError as error:
+                raise ApiError(400, f"{where}: {error}") from None
+        raise ApiError(400, f"{where}: image_url.url is neither a data:, file:, http: nor https: URL")
+
+    # ---- texts with markers -----------------------------------------------------------------------------------
+
+    def split(self, segments: Segments) -> list[Segments | int]:
+        """Cut segments at the markers: stretches of segments, and numbers of files. Each has to be there once."""
+        pattern = re.compile(f"<__media_{self._key}_([0-9]+)__>")
+        found: list[Segments | int] = [[]]
+        for text, is_user in segments:
+            for i, part in enumerate(pattern.split(text)):
+                if i % 2:
+                    found += [int(part), []]
+                elif part:
+                    found[-1].append((part, is_user))
+        numbers = [part for part in found if isinstance(part, int)]
+        for i, media in enumerate(self.media):
+            if numbers.count(i) != 1:
+                raise ApiError(400, f"{media.where}: this chat template leaves it out or repeats it")
+        return found
+
+    def shown(self, text: str) -> str:
+        """A text with markers as answers show it."""
+        return re.sub(f"<__media_{self._key}_[0-9]+__>", DEFAULT_MARKER, text) if self.media else text
+
+
+def join(parts: Sequence[Segments | int], tokenize: Callable[[Segments], list[int]], media: Sequence[Media],
+         ends: tuple[Sequence[int], Sequence[int]]) -> Prompt:
+    """The prompt of stretches and files between two ends; texts are tokenised one by one, as libmtmd does it."""
+    tokens: list[int] = list(ends[0])
+    files: list[Media] = []
+    for part in parts:
+        if isinstance(part, int):
+            files.append(media[part])
+            tokens.append(-len(files))
+        elif part:
+            tokens += tokenize(part)
+    return Prompt.of([*tokens, *ends[1]], files)
+
+
+def with_images(prompt: str, image_data: object, files: Files) -> list[Segments | int]:
+    """A prompt of 2024: `[img-12]` stands for the image of `image_data` whose `id` is 12."""
+    ids: dict[int, int] = {}
+    if not isinstance(image_data, list):
+        raise ApiError(400, "image_data: give a list of objects with data and id")
+    for i, item in enumerate(image_data):
+        where = f"image_data[{i}]"
+        if not isinstance(item, dict) or type(item.get("id")) is not int:
+            raise ApiError(400, f"{where} is not an object with data and id")
+        if item["id"] in ids:
+            raise ApiError(400, f"{where}: the id {item['id']} is given twice")
+        files.add_base64(item.get("data"), where)
+        ids[item["id"]] = i
+    parts: list[Segments | int] = []
+    used: set[int] = set()
+    for i, part in enumerate(OLD_MARKER.split(prompt)):
+        if not i % 2:
+            parts.append([(part, False)] if part else [])
+        elif int(part) not in ids:
+            raise ApiError(400, f"prompt: there is no image with the id {int(part)} for [img-{part}] in image_data")
+        else:
+            used.add(int(part))
+            parts.append(ids[int(part)])
+    unused = next((number for number in ids if number not in used), None)
+    if unused is not None:
+        raise ApiError(400, f"image_data[{ids[unused]}]: the prompt has no [img-{unused}]")
+    return parts
+
+
+def with_files(prompt: Mapping[str, object], where: str, files: Files) -> list[Segments | int]:
+    """A prompt of today: the markers of `prompt_string` stand for the files of `multimodal_data`, in order."""
+    text, data = prompt.get("prompt_string"), prompt.get("multimodal_data")
+    if not isinstance(text, str):
+        raise ApiError(400, f"{where}.prompt_string is not a string")
+    if not isinstance(data, list):
+        raise ApiError(400, f"{where}.multimodal_data is not a list of files in base64")
+    texts = text.split(DEFAULT_MARKER) if data else [text]
+    if len(texts) - 1 != len(data):
+        raise ApiError(400, f"{where}: prompt_string has {len(texts) - 1} markers {DEFAULT_MARKER}, multimodal_data "
+                       f"{len(data)} files")
+    first = len(files.media)
+    for i, item in enumerate(data):
+        files.add_base64(item, f"{where}.multimodal_data[{i}]")
+    parts: list[Segments | int] = []
+    for i, part in enumerate(texts):
+        parts += [first + i - 1] if i else []
+        parts.append([(part, False)] if part else [])
+    return parts
+
+
+def decode(text: object, where: str, what: str) -> bytes:
+    """The bytes of base64 text, with or without the data: URL's head."""
+    if not isinstance(text, str):
+        raise ApiError(400, f"{where}: {what} is not a string in base64")
+    if text[:5] == "data:":
+        text = text.partition(",")[2]
+    try:
+        data = base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, f"{where}: {what} is not base64") from None
+    if not data:
+        raise ApiError(400, f"{where}: {what} is empty")
+    return data
+
+
+def read_file(folder: str | None, url: str, limit: int, where: str) -> bytes:
+    """A file in the folder of `--media-path`, links that lead out of it not followed."""
+    if not folder:
+        raise ApiError(400, f"{where}: this server reads no files for requests (--media-path)")
+    name = url[len("file:"):].lstrip("/")
+    root = Path(folder).resolve()
+    try:
+        path = (root / name).resolve()
+        if not name or "\0" in name or not path.is_relative_to(root) or not path.is_file():
+            raise FileNotFoundError
+        with open(path, "rb") as stream:
+            data = stream.read(limit + 1)
+    except (OSError, ValueError, RuntimeError):
+        raise ApiError(400, f"{where}: there is no file {name[:80]!r} in the folder of --media-path") from None
+    if len(data) > limit:
+        raise ApiError(400, f"{where}: {name[:80]!r} is larger than {limit // MIB} MiB (--max-body)")
+    return data

@@ -1,0 +1,147 @@
+"""Fetching what a request names by URL, without becoming the requester's arm into this network.
+
+Connection thread, only with `--media-urls`. A name is resolved once, all its addresses have to be public, and the
+connection goes to the address that was checked, so that no second answer of a name server can send it elsewhere. The
+same for every redirect. Size and time are bounded over all of it.
+
+Not taken: `urllib.request` (resolves by itself, follows redirects unseen, reads proxies from the environment).
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Callable
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+TIMEOUT_S = 10.0
+MAX_REDIRECTS = 3
+MAX_URL = 4096
+BLOCK = 1 << 16
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
+class FetchError(Exception):
+    """Why a URL could not be fetched, in one line."""
+
+
+def fetch(url: str, limit: int, timeout_s: float = TIMEOUT_S, is_allowed: Callable[[str], bool] | None = None) -> bytes:
+    """The body behind `url`, at most `limit` bytes. FetchError. `is_allowed(address)` is for tests."""
+    deadline = time.monotonic() + timeout_s
+    for _ in range(MAX_REDIRECTS + 1):
+        parts = check_url(url)
+        connection = _connect(parts, deadline, is_allowed or is_public)
+        # a server that sends a byte now and then would never run into a socket's timeout
+        timer = threading.Timer(_left(deadline), _cut, (connection.sock,))
+        timer.daemon = True
+        timer.start()
+        try:
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            connection.request("GET", target, headers={"User-Agent": "llama_srv", "Accept": "image/*, audio/*",
+                                                       "Accept-Encoding": "identity", "Connection": "close"})
+            response = connection.getresponse()
+            if response.status in REDIRECTS:
+                url = urljoin(url, response.getheader("Location", ""))
+                continue
+            if response.status != 200:
+                raise FetchError(f"{parts.hostname} answered {response.status}")
+            data = _read(response, limit)
+            _left(deadline)     # what ends because it was cut ends like any other
+            return data
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            _left(deadline)
+            raise FetchError(f"{parts.hostname} could not be read: {type(error).__name__}") from None
+        finally:
+            timer.cancel()
+            connection.close()
+    raise FetchError(f"more than {MAX_REDIRECTS} redirects")
+
+
+def check_url(url: str) -> SplitResult:
+    """The parts of a plain http or https URL. FetchError for anything else."""
+    try:
+        parts = urlsplit(url)
+        is_plain = (len(url) <= MAX_URL and url.isascii() and url.isprintable() and " " not in url
+                    and parts.scheme in ("http", "https") and parts.hostname and not parts.username
+                    and parts.password is None and parts.port != 0)
+    except ValueError:
+        is_plain = False
+    if not is_plain:
+        raise FetchError("the URL is not a plain http: or https: one")
+    return parts
+
+
+def is_public(address: str) -> bool:
+    """Whether an address belongs to the internet at large, also where it is wrapped into an IPv6 address."""
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    inner = None
+    if ip.version == 6:
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in NAT64 or int(ip) >> 32 == 0:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    if inner is not None:
+        return is_public(str(inner))
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+def _connect(parts: SplitResult, deadline: float, is_allowed: Callable[[str], bool]) -> http.client.HTTPConnection:
+    """A connection to an address that was checked, for the host that was named."""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise FetchError(f"there is no host {parts.hostname}") from None
+    addresses = [row[4][0] for row in found]
+    if not addresses or not all(map(is_allowed, addresses)):
+        raise FetchError(f"{parts.hostname} is not on the public internet")
+    connection = http.client.HTTPConnection(parts.hostname, port, timeout=_left(deadline))
+    try:
+        sock = socket.create_connection((addresses[0], port), _left(deadline))
+        connection.sock = _with_tls(sock, parts.hostname) if parts.scheme == "https" else sock
+    except OSError as error:
+        raise FetchError(f"{parts.hostname} could not be reached: {type(error).__name__}") from None
+    return connection
+
+
+def _with_tls(sock: socket.socket, host: str) -> socket.socket:
+    import ssl      # half a megabyte of code that only this needs
+    try:
+        return ssl.create_default_context().wrap_socket(sock, server_hostname=host)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _read(response: http.client.HTTPResponse, limit: int) -> bytes:
+    blocks: list[bytes] = []
+    n = 0
+    while block := response.read1(BLOCK):
+        n += len(block)
+        if n > limit:
+            raise FetchError(f"the file is larger than {limit >> 20} MiB (--max-body)")
+        blocks.append(block)
+    if response.length:
+        raise http.client.IncompleteRead(b"", response.length)
+    return b"".join(blocks)
+
+
+def _cut(sock: socket.socket) -> None:
+    """End whatever waits for this socket."""
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass    # it has ended by itself
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise FetchError("the file did not come in time")
+    return left
