@@ -122,7 +122,8 @@ class LlamaBackend:
         self._config = config
         self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
         self._embeddings: LlamaEmbeddings | None = None
-        self._context = self._open_context(config, self._context_size(config, plan))
+        self._n_ctx = self._context_size(config, plan)
+        self._context = self._open_context(config, self._n_ctx)
         self._is_generative = bool(self._context.memory and self._llama.llama_model_has_decoder(self._model))
         if not self._is_generative:
             self._context.close()       # such a model has no use for it; that for embeddings takes its place
@@ -327,7 +328,7 @@ class LlamaBackend:
         return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True}
 
     def _embedding_shape(self, config: EngineConfig) -> EmbeddingShape:
-        llama, n_ctx = self._llama, self._context_size(config)
+        llama, n_ctx = self._llama, self._n_ctx
         pooling = pooling_of(self._model, config.context_params, self._is_generative)
         if not self._is_generative:
             return encoder_shape(pooling, longest_input(self._model, n_ctx, config.context_params), config.n_ubatch)
