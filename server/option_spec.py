@@ -57,7 +57,7 @@ SPEC_OPTIONS: tuple[Option, ...] = (
     Option("draft_min", ("--draft-min", "--draft-n-min"), "the older name", SPECULATIVE, int, None, "N",
            "LLAMA_ARG_DRAFT_MIN", 0, MAX_DRAFT, dest="spec_draft_n_min"),
     Option("spec_draft_p_min", ("--spec-draft-p-min", "--draft-p-min"), "a draft ends where the small model's token is "
-           "less likely than this", SPECULATIVE, float, 0.0, "P", "LLAMA_ARG_SPEC_DRAFT_P_MIN", 0, 1),
+           "less likely than this", SPECULATIVE, float, 0.4, "P", "LLAMA_ARG_SPEC_DRAFT_P_MIN", 0, 1),
     Option("spec_draft_ngl", ("-ngld", "--spec-draft-ngl", "--gpu-layers-draft", "--n-gpu-layers-draft"), "layers of "
            "the small model to put on the GPU; all, auto and -1 are all", SPECULATIVE, to.gpu_layers, -1, "N",
            "LLAMA_ARG_N_GPU_LAYERS_DRAFT", -1, 2**20, target="draft_model:n_gpu_layers"),

@@ -21,7 +21,7 @@ from server.engine.spec_cost import StepCost, best_common_length, best_lengths
 from server.engine.spec_lookup import Lookup
 from server.engine.spec_model import ModelDrafts, Want
 from server.engine.spec_task import Drafting
-from server.engine.spec_trust import EXPLORE
+from server.engine.spec_trust import EXPLORE, ModelTrust
 from server.engine.task import Task
 
 
@@ -32,6 +32,7 @@ class Speculation:
         self._config = config.spec
         self._n_batch = backend.info.n_batch
         self._cost = StepCost()
+        self._usual = ModelTrust()      # over all texts: what a new one is expected to be like
         self._model = None if backend.drafter is None else ModelDrafts(backend.drafter, backend.info.n_vocab, clock)
         self.is_on = backend.can_share and config.n_group <= 1 and (config.spec.lookup or self._model is not None)
         self.n_drafted = self.n_accepted = self.n_drafts = 0
@@ -44,7 +45,8 @@ class Speculation:
         return Drafting(
             n_lookup=config.lookup_max if asked < 0 else asked, n_model=config.n_max if asked < 0 else asked,
             n_min=config.n_min if task.draft_n_min < 0 else task.draft_n_min,
-            p_min=config.p_min if task.draft_p_min < 0 else task.draft_p_min)
+            p_min=config.p_min if task.draft_p_min < 0 else task.draft_p_min,
+            trust=ModelTrust(self._usual.chance))
 
     def extend(self, spans: Sequence[Span], slots: Sequence[Slot]) -> None:
         """Add drafted tokens to the spans of generating sequences, as many as are worth it and fit in."""
@@ -73,6 +75,7 @@ class Speculation:
         n_accepted = len(tokens) - 1
         if drafting.is_by_model:
             drafting.trust.note(n_draft, n_accepted)
+            self._usual.note(n_draft, n_accepted)
         drafting.n_drafted += n_draft
         drafting.n_accepted += n_accepted
         self.n_drafted += n_draft

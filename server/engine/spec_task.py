@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from server.engine.spec_lookup import Lookup
 from server.engine.spec_trust import ModelTrust
@@ -20,8 +20,8 @@ class Drafting:
     n_model: int
     n_min: int
     p_min: float
+    trust: ModelTrust
     lookup: Lookup | None = None
-    trust: ModelTrust = field(default_factory=ModelTrust)
     is_by_model: bool = False
     n_drafted: int = 0
     n_accepted: int = 0

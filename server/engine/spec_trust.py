@@ -47,8 +47,9 @@ class ModelTrust:
 
     __slots__ = ("_hits", "_trials", "_pause", "_n_idle")
 
-    def __init__(self) -> None:
-        self._hits, self._trials = FIRST_CHANCE * FIRST_WEIGHT, FIRST_WEIGHT
+    def __init__(self, chance: float = FIRST_CHANCE) -> None:
+        """`chance` is what to expect of this text, before anything is known of it."""
+        self._hits, self._trials = chance * FIRST_WEIGHT, FIRST_WEIGHT
         self._pause, self._n_idle = FIRST_PAUSE, 0
 
     @property

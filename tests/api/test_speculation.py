@@ -71,7 +71,7 @@ def test_limits_out_of_range_are_refused(api, field, value):
 def test_the_settings_show_the_limits_in_use(api):
     body = {"prompt": POEM, "n_predict": 2, "speculative.n_min": 3}
     settings = api.post("/completion", body).json()["generation_settings"]
-    assert (settings["speculative.n_max"], settings["speculative.n_min"], settings["speculative.p_min"]) == (16, 3, 0.0)
+    assert (settings["speculative.n_max"], settings["speculative.n_min"], settings["speculative.p_min"]) == (16, 3, 0.4)
 
 
 def test_metrics_count_drafts(api):
