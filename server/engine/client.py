@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -260,7 +261,7 @@ class EngineClient:
         self._turnover.ended(time.monotonic(), is_busy=bool(self._results))
         task = next(task for task in results.tasks if task.id == id_task)
         if isinstance(task, Task):
-            self._recent[id_task] = task
+            self._recent[id_task] = replace(task, media=()) if task.media else task
         while len(self._recent) > N_RECENT:
             self._recent.pop(next(iter(self._recent)), None)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Protocol
@@ -115,18 +115,29 @@ def write_out(task: Task, files: tuple[Prepared, ...]) -> tuple[Task, Layout]:
 
 
 class MediaDesk:
-    """Tasks whose files are being prepared, and the layouts of those that are waiting or running."""
+    """Tasks whose files are being prepared, one after the other, and the layouts of those that wait or run.
+
+    `at_work` is the task whose files are with the media thread. It is announced before, because the engine may die of
+    a file; so the next one begins only when the loop has taken the result.
+    """
 
     def __init__(self, prepare: Callable[[Media], Prepared] | None) -> None:
-        self.post: Callable[[MediaReady], None] = lambda message: None       # set by the loop
+        self.post: Callable[[MediaReady], None] = lambda message: None      # into the loop, which sets it
+        self.announce: Callable[[int], None] = lambda id_task: None         # set by the loop, too
+        self.at_work: int | None = None
         self._prepare = prepare
-        self._tasks: dict[int, Task] = {}
+        self._tasks: dict[int, Task] = {}       # in order of arrival
         self._layouts: dict[int, Layout] = {}
         self._jobs: SimpleQueue[Task | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
         return len(self._tasks)
+
+    @property
+    def has_layouts(self) -> bool:
+        """Whether any task that waits or runs has files."""
+        return bool(self._layouts)
 
     def take(self, task: Task, max_tasks: int) -> None:
         """Have a task's files prepared; `MediaReady` is posted when they are. ApiError if this engine can't."""
@@ -136,14 +147,16 @@ class MediaDesk:
             raise ApiError(400, f"{task.media[0].where}: this model can't take {task.media[0].kind} input; start the "
                            "server with its projector (--mmproj)")
         self._tasks[task.id] = task
-        self._begin(task)
+        self._next()
 
     def finish(self, ready: MediaReady) -> Task | None:
         """The task, written out; None if nobody wants it any more. ApiError if a file is no good."""
+        self.at_work = None
         task = self._tasks.pop(ready.id, None)
+        self._next()
         if task is None or ready.error is not None:
             _close(file.owner for file in ready.files)
-            if ready.error is not None and task is not None:
+            if task is not None:
                 raise ready.error
             return None
         task, self._layouts[ready.id] = write_out(task, ready.files)
@@ -171,6 +184,14 @@ class MediaDesk:
             self._jobs.put(None)
             self._thread.join()
 
+    def _next(self) -> None:
+        """Give the media thread the next task's files, if it is free."""
+        if self.at_work is None and self._tasks:
+            task = next(iter(self._tasks.values()))
+            self.at_work = task.id
+            self.announce(task.id)
+            self._begin(task)
+
     def _begin(self, task: Task) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="media", daemon=True)
@@ -186,8 +207,9 @@ class MediaDesk:
         files: list[Prepared] = []
         error: ApiError | None = None
         try:
-            for media in task.media if task.id in self._tasks else ():
-                files.append(self._prepare(media))
+            for media in task.media:
+                if task.id in self._tasks:
+                    files.append(self._prepare(media))
         except ApiError as fault:
             error = fault
         except Exception:
@@ -196,6 +218,6 @@ class MediaDesk:
         self.post(MediaReady(task.id, tuple(files), error))
 
 
-def _close(owners) -> None:
+def _close(owners: Iterable[Closable]) -> None:
     for owner in owners:
         owner.close()

@@ -17,6 +17,8 @@ from server.engine.slot import Slot
 from server.engine.state import EngineState
 from server.log import get_logger
 
+ROWS_PER_TOKEN = 16     # of text, when it comes to patience: some projectors are larger than the model they see for
+
 log = get_logger("engine")
 
 
@@ -30,13 +32,17 @@ class MediaSteps:
         self._batching = batching
         self._evaluation = evaluation
         self._encoded: Chunk | None = None
+        self._slot: Slot | None = None
+
+    def begin(self) -> int:
+        """Whether there is a piece of work, as the number of text rows that it may take the time of; 0 for none."""
+        self._slot = next((slot for slot in self._state.running
+                           if slot.chunk is not None and slot.run.leader is None), None)
+        return 0 if self._slot is None else ROWS_PER_TOKEN * self._slot.chunk.n_tokens
 
     def step(self) -> None:
-        """Do one piece of work if there is any."""
-        slot = next((slot for slot in self._state.running if slot.chunk is not None and slot.run.leader is None),
-                    None)
-        if slot is None:
-            return
+        """Do the piece of work that `begin` has found."""
+        slot = self._slot
         try:
             if self._encoded is not slot.chunk:
                 self._encoded = None

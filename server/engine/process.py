@@ -243,8 +243,7 @@ class EngineProcess:
     def _emit(self, frame: Frame) -> None:
         """What the engine is about to work on has to be told before it can die of it."""
         self._outbox.put(frame)
-        working = self._working if frame.snapshot is None else {
-            slot.id_task for slot in frame.snapshot.slots if slot.is_processing}
+        working = self._working if frame.snapshot is None else frame.snapshot.working
         if working != self._working or any(type(event) is Starting for event in frame.events):
             self._working = working
             self._outbox.flush(FLUSH_S)

@@ -62,6 +62,7 @@ class Scheduler:
                           Command: self._state.commands.post, MediaReady: self._media_ready,
                           Embed: self._embed}
         self._state.media.post = self._inbox.put
+        self._state.media.announce = self._state.announce
 
     @property
     def slots(self) -> list[Slot]:
@@ -119,9 +120,20 @@ class Scheduler:
             seconds = state.clock() - started
             state.meter.step(seconds, is_generating)
             self._batching.measured(seconds * 1e3)
-        self._media_steps.step()
+        if state.media.has_layouts:
+            self._step_media()
         if self._embedder:
             state.events += self._embedder.step(is_busy=bool(state.running))
+
+    def _step_media(self) -> None:
+        """A piece of work on an image has a time limit of its own: encoding takes as long as many rows of text."""
+        n_rows = self._media_steps.begin()
+        if n_rows:
+            if self._state.is_changed:
+                self._flush()
+            self._n_steps += 1
+            self._n_rows = n_rows
+            self._media_steps.step()
 
     def _is_busy(self) -> bool:
         return bool(self._state.running or self._admission or self._state.commands or self._embedder)
@@ -201,7 +213,7 @@ class Scheduler:
         slot = self._slot_of(id_task)
         if slot is not None and slot.run.n_decoded:
             self._answers.finish(slot, STOP_LIMIT)
-        elif slot is not None or self._admission.cancel(id_task):
+        elif slot is not None or self._state.media.forget(id_task) or self._admission.cancel(id_task):
             if slot is not None:
                 self._state.drop(slot)
             self._state.fail(id_task, 504, "t_max_ms: the time of this request was up before its first token")
@@ -227,7 +239,7 @@ class Scheduler:
         """The state as it is now."""
         state, meter = self._state, self._state.meter
         return Snapshot(
-            slots=tuple(slot.state() for slot in state.slots), n_deferred=len(self._admission) + len(state.media),
+            slots=tuple(slot.state() for slot in state.slots), preparing=state.media.at_work, n_deferred=len(self._admission) + len(state.media),
             kv_used=self._prefixes.kv_used(), n_ctx=state.backend.info.n_ctx,
             n_steps=meter.n_steps, n_prompt_tokens=meter.n_prompt, n_predicted_tokens=meter.n_predicted,
             n_reused_tokens=meter.n_reused, n_stalls=meter.n_stalls,

@@ -23,7 +23,7 @@ from server.engine.task import (Cancel, Command, Embed, Embedded, Event, Failure
 STRIKES = 2
 SETTINGS = ("set_lora", "system_prompt")
 """Commands whose effect has to outlive the engine: the latest of each is repeated after a restart."""
-NO_COUNTERS = ("slots", "n_deferred", "kv_used", "n_ctx", "histograms", "n_restarts", "n_replays", "n_suspects")
+NO_COUNTERS = ("slots", "preparing", "n_deferred", "kv_used", "n_ctx", "histograms", "n_restarts", "n_replays", "n_suspects")
 """Fields of a snapshot that aren't summed up over the lives of engines."""
 
 
@@ -135,7 +135,7 @@ class Ledger:
             events.append(event)
         if frame.snapshot is None:
             return (frame if len(events) == len(frame.events) else Frame(tuple(events))), to_send
-        self._working = {slot.id_task for slot in frame.snapshot.slots if slot.is_processing}
+        self._working = frame.snapshot.working
         self._latest = self._summed(frame.snapshot)
         return Frame(tuple(events), self._latest), to_send
 

@@ -324,12 +324,14 @@ class SlotState:
 
 @dataclass(slots=True, frozen=True)
 class Snapshot:
-    """The engine's state after a step. Counters only grow; `kv_used` counts tokens held in the KV cache.
+    """The engine's state after a step. Counters only grow; `kv_used` counts tokens held in the KV cache. `preparing` is
+    the task whose files are being decoded beside the loop.
 
     `histograms` has for each name of HISTOGRAM_BOUNDS the counts per bucket and, last, the sum of all values.
     """
 
     slots: tuple[SlotState, ...] = ()
+    preparing: int | None = None
     n_deferred: int = 0
     kv_used: int = 0
     n_ctx: int = 0
@@ -347,6 +349,12 @@ class Snapshot:
     n_replays: int = 0
     n_suspects: int = 0
     histograms: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+    @property
+    def working(self) -> set[int]:
+        """The tasks that are being worked on."""
+        tasks = {slot.id_task for slot in self.slots if slot.is_processing}
+        return tasks if self.preparing is None else tasks | {self.preparing}
 
     @property
     def n_processing(self) -> int:

@@ -315,3 +315,40 @@ def test_files_of_too_many_tasks_are_not_collected():
     d.step()
     assert [task for task in tasks if d.outcomes[task].failure] == tasks[3:]
     assert d.outcomes[tasks[4]].failure.status == 503
+
+
+def test_files_are_prepared_one_task_at_a_time_and_it_is_told_whose(monkeypatch):
+    d = driver()
+    desk, announced, held = d.scheduler._state.media, [], []
+    monkeypatch.setattr(desk, "announce", announced.append)
+    monkeypatch.setattr(desk, "_begin", held.append)
+    first, second = post(d, CAT), post(d, DOG)
+    d.step()
+    assert announced == [first] and d.snapshot.preparing == first and d.snapshot.working == {first}
+    desk._prepare_files(held[0])
+    d.step()
+    assert announced == [first, second] and d.snapshot.working == {first, second}
+    desk._prepare_files(held[1])
+    d.finish()
+    assert d.text(first) == right_text(CAT) and d.text(second) == right_text(DOG)
+    assert d.snapshot.preparing is None and is_clean(d)
+
+
+def test_the_time_limit_of_a_task_counts_while_its_files_are_prepared():
+    d = driver()
+    d.scheduler._state.media._begin = lambda task: None
+    task = post(d, CAT, t_max_ms=100)
+    d.step()
+    d.clock.now += 1
+    d.step()
+    assert d.outcomes[task].failure.status == 504
+
+
+def test_patience_with_a_chunk_is_that_with_many_rows_of_text():
+    d = driver()
+    post(d, DOG)
+    rows = []
+    while not d.backend.media.decoded:
+        d.step()
+        rows.append(d.scheduler.pulse()[1])
+    assert 16 * 6 in rows
