@@ -27,8 +27,8 @@ class SpecConfig:
     model: str = ""
     n_threads: int = -1
     n_threads_batch: int = -1
-    model_params: dict[str, int | float | bool] = field(default_factory=dict)
-    context_params: dict[str, int | float | bool] = field(default_factory=dict)
+    model_params: dict[str, object] = field(default_factory=dict)
+    context_params: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)
@@ -75,6 +75,6 @@ class EngineConfig:
     fit_ctx: int = 4096
     spec: SpecConfig = field(default_factory=SpecConfig)
     mmproj: str = ""
-    mmproj_params: dict[str, int | bool | str] = field(default_factory=dict)
-    model_params: dict[str, int | float | bool] = field(default_factory=dict)
-    context_params: dict[str, int | float | bool] = field(default_factory=dict)
+    mmproj_params: dict[str, object] = field(default_factory=dict)
+    model_params: dict[str, object] = field(default_factory=dict)
+    context_params: dict[str, object] = field(default_factory=dict)

@@ -23,9 +23,12 @@ MAX_ROWS = 128          # of one batch with logits for the sake of a replay: 64 
 
 
 def extend(state: EngineState, spans: Sequence[Span]) -> None:
-    """Let the spans of resumed tasks carry as many known tokens as fit into the batch and the slot's context."""
+    """Let the spans of resumed tasks carry as many known tokens as fit into the batch and the slot's context.
+
+    With `exact` none: then every row has to be computed as it was before, alone.
+    """
     slots = {span.id: state.slots[span.id] for span in spans if _is_within(state.slots[span.id].run)}
-    room = min(MAX_ROWS, state.backend.info.n_batch - sum(map(len, spans)))
+    room = 0 if state.config.exact else min(MAX_ROWS, state.backend.info.n_batch - sum(map(len, spans)))
     for span in spans:
         if span.id in slots:
             known = _known(slots[span.id], room // len(slots))

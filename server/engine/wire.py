@@ -19,7 +19,7 @@ import struct
 import types
 import typing
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from server.engine import config, task
@@ -97,6 +97,12 @@ def classes(*modules: types.ModuleType) -> list[type]:
             if dataclasses.is_dataclass(value) and value.__module__ == module.__name__]
 
 
+def describe(layout: Iterable[tuple[str, list[tuple[str, object]]]]) -> str:
+    """A hash over names of classes and their (field, annotation) pairs."""
+    text = repr([(name, [(field, str(annotation)) for field, annotation in fields]) for name, fields in layout])
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
 class Tail:
     """The bytes behind a frame's JSON: collected while encoding, cut up while decoding."""
 
@@ -129,9 +135,7 @@ class Codec:
         self._fields = [self._fields_of(cls) for cls in self._classes]
         self._encoders = [[_encoder(self, annotation) for _, annotation in fields] for fields in self._fields]
         self._decoders = [[_decoder(self, annotation) for _, annotation in fields] for fields in self._fields]
-        described = repr([(cls.__name__, [(name, str(annotation)) for name, annotation in fields])
-                          for cls, fields in zip(self._classes, self._fields)])
-        self.build = f"{zlib.crc32(described.encode()):08x}"
+        self.build = describe((cls.__name__, fields) for cls, fields in zip(self._classes, self._fields))
         self.hello = Hello(PROTOCOL, self.build)
 
     @staticmethod
