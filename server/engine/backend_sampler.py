@@ -160,8 +160,12 @@ class LlamaSampler:
                           tuple((id_, max(logit - log_sum, -1e9)) for id_, logit, _ in top))
 
     def replay(self, row: int, token: int) -> None:
-        """See `TokenSampler`. A token that the grammar doesn't allow would end the process: ApiError."""
-        self._draw(row)
+        """See `TokenSampler`. Without chance in it a draw leaves no trace, so it can be left out.
+
+        A token that the grammar doesn't allow would end the process: ApiError.
+        """
+        if not self._is_greedy:
+            self._draw(row)
         if self._grammar is not None and not self._is_allowed(token):
             raise ApiError(500, "the text so far doesn't fit the grammar any more after a restart of the engine")
         self._accept(token)

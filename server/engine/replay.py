@@ -19,7 +19,7 @@ from server.engine.planner import UNLIMITED, Span
 from server.engine.slot import Run, Slot
 from server.engine.state import EngineState
 
-MAX_ROWS = 128          # of one batch with logits for the sake of a replay: 64 MiB with 128k tokens of vocabulary
+MAX_LOGITS = 64 << 20   # bytes that a batch may ask for the logits of known tokens (they are kept for good)
 
 
 def extend(state: EngineState, spans: Sequence[Span]) -> None:
@@ -28,7 +28,9 @@ def extend(state: EngineState, spans: Sequence[Span]) -> None:
     With `exact` none: then every row has to be computed as it was before, alone.
     """
     slots = {span.id: state.slots[span.id] for span in spans if _is_within(state.slots[span.id].run)}
-    room = 0 if state.config.exact else min(MAX_ROWS, state.backend.info.n_batch - sum(map(len, spans)))
+    info = state.backend.info
+    n_logits = 0 if state.config.exact else max(MAX_LOGITS // (4 * info.n_vocab), len(slots))
+    room = min(n_logits, info.n_batch - sum(map(len, spans)))
     for span in spans:
         if span.id in slots:
             known = _known(slots[span.id], room // len(slots))

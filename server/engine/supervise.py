@@ -25,11 +25,10 @@ from queue import Empty, SimpleQueue
 from server.engine.config import EngineConfig
 from server.engine.supervise_child import Child
 from server.engine.supervise_ledger import Ledger
-from server.engine.task import (Close, Closed, Event, Frame, Loading, LoadFailed, ModelInfo, Ready, Restarting)
+from server.engine.task import (Close, Closed, Event, Failure, Frame, Loading, LoadFailed, ModelInfo, Ready, Restarting)
 from server.engine.wire import AskStacks, Codec, LogLine, Stacks, Start, WireError
 from server.log import get_logger, handle_foreign
 
-JOIN_MARGIN_S = 5.0
 N_SHOWN_LINES = 20
 
 log = get_logger("engine")
@@ -39,7 +38,8 @@ log = get_logger("engine")
 class Limits:
     """When an engine counts as hanging, and how often it is restarted. Seconds; `step_s` is for each
     `rows_per_step_limit` rows of a batch that have begun, so that a long prompt on a slow machine isn't taken for a
-    hang. `backoff_s` are the pauses before the first, second, ... restart without progress in between."""
+    hang. `backoff_s` are the pauses before the first, second, ... restart without progress in between;
+    `end_s` is what an engine gets to end by itself."""
 
     start_s: float = 60.0
     silence_s: float = 10.0
@@ -48,6 +48,7 @@ class Limits:
     beat_s: float = 1.0
     max_deaths: int = 5
     window_s: float = 60.0
+    end_s: float = 5.0
     backoff_s: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
 
 
@@ -93,7 +94,7 @@ class ProcessTransport:
         child = self._child
         if child is not None:
             child.send(Close(grace_s))
-            if not child.ended.wait(grace_s + JOIN_MARGIN_S):
+            if not child.ended.wait(grace_s + self._limits.end_s):
                 log.warning("the engine did not end in time and is killed")
                 child.kill("it did not end in time")
         self._thread.join()
@@ -174,7 +175,11 @@ class ProcessTransport:
             self._deaths.append(now)
             while now - self._deaths[0] > self._limits.window_s:
                 self._deaths.popleft()
+            log.info("%s", self._ledger.summary())
             events = self._ledger.died(cause)
+        for event in events:
+            if isinstance(event, Failure):
+                log.error("task %d: %s", event.id, event.message)
         if len(self._deaths) >= self._limits.max_deaths:
             self._give_up(cause, events)
             return False

@@ -5,9 +5,9 @@ here: each open task with the tokens it has delivered, and the settings that com
 
 Who is to blame for a death: the engine tells which tasks it works on before it computes. A task that was being
 worked on when the engine died, and was again when the next one died, without a token in between, is suspected.
-Suspects are replayed alone, one at a time, while all others wait; one that dies alone has done it, and fails for
-good. So an innocent neighbour never fails, and a death by chance (a kill, a full memory) costs nobody anything as
-long as there is progress between two of them.
+Suspects are replayed alone, one at a time, while all others wait; one that dies alone twice running has done it, and
+fails for good. So an innocent neighbour never fails, and a death by chance (a kill, a full memory) costs nobody
+anything as long as there is progress between two of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Entry:
     ms: float = 0.0
     t_first: float = 0.0
     t_last: float = 0.0
-    strikes: int = 0
+    strikes: int = 0        # deaths over it without progress between them
+    n_alone: int = 0        # those of them when it was the only one
     is_sent: bool = False
     is_finishing: bool = False
 
@@ -154,7 +155,7 @@ class Ledger:
         entry.on_piece(piece.tokens, self._clock())
         self.has_progressed = True
         if entry.strikes:
-            entry.strikes = 0
+            entry.strikes = entry.n_alone = 0
             to_send += self._end_probation(piece.id)
 
     def _on_reply(self, reply: Reply) -> None:
@@ -166,6 +167,13 @@ class Ledger:
             self._settings[command.name] = command
         if command.name == "set_lora":
             self._lora = tuple(sorted((i, scale) for i, scale in command.args["scales"] if scale))
+
+    def summary(self) -> str:
+        """What the engine was doing, in one line."""
+        working = ", ".join(f"{id_task} ({len(entry.tokens)} tokens, {entry.strikes} strikes)"
+                            for id_task, entry in self._tasks.items() if id_task in self._working)
+        alone = f"; suspects, tried one by one: {self._probation}" if self._probation else ""
+        return f"it was working on tasks {working or 'none'} of {len(self._tasks)}{alone}"
 
     # ---- death and resurrection ---------------------------------------------------------------------------------
 
@@ -181,8 +189,9 @@ class Ledger:
             entry.on_death()
         for entry in working:
             entry.strikes += 1
+            entry.n_alone = entry.n_alone + 1 if len(working) == 1 else 0
         events: list[Event] = []
-        if len(working) == 1 and working[0].strikes >= STRIKES:
+        if working and working[0].n_alone >= STRIKES:
             events.append(self._convict(working[0], cause))
         self._probation = [id_task for id_task, entry in self._tasks.items() if entry.strikes >= STRIKES]
         for id_command in self._sent_commands:
