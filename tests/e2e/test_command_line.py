@@ -161,7 +161,7 @@ def test_a_cpu_variant_that_does_not_exist(libs_folder, tiny_spm_model):
 def test_an_engine_that_ends_by_itself_is_a_failure(libs_folder, tiny_spm_model: Path):
     code = ("import sys; from server.engine.scheduler import Scheduler; Scheduler.run = lambda self: None; "
             "from server.app import main; sys.exit(main(sys.argv[1:]))")
-    done = subprocess.run([sys.executable, "-c", code, "-m", str(tiny_spm_model), "--port", "0"], cwd=ROOT,
+    done = subprocess.run([sys.executable, "-c", code, "-m", str(tiny_spm_model), "--engine", "thread", "--port", "0"], cwd=ROOT,
                           capture_output=True, timeout=PATIENCE, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
