@@ -50,7 +50,7 @@ class Child:
         self.send(start)
         self._threads = [threading.Thread(target=target, name=name, daemon=True) for name, target in (
             ("engine-reader", self._read), ("engine-writer", self._write), ("engine-stderr", self._read_stderr))]
-        for thread in self._threads:
+        for thread in reversed(self._threads):      # the reader last: it waits for the one that reads stderr
             thread.start()
 
     def send(self, message: object) -> None:
