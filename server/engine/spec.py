@@ -11,6 +11,7 @@ seed would no longer give the same text.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from server.engine.backend_types import Backend
@@ -31,9 +32,10 @@ class Speculation:
     def __init__(self, config: EngineConfig, backend: Backend, clock: Callable[[], float]) -> None:
         self._config = config.spec
         self._n_batch = backend.info.n_batch
-        self._cost = StepCost()
+        self._costs: defaultdict[int, StepCost] = defaultdict(StepCost)    # by how many sequences there are, roughly
         self._usual = ModelTrust()      # over all texts: what a new one is expected to be like
-        self._model = None if backend.drafter is None else ModelDrafts(backend.drafter, backend.info.n_vocab, clock)
+        self._model = None if backend.drafter is None else ModelDrafts(
+            backend.drafter, backend.info.n_vocab, config.max_stall_ms / 2e3, clock)
         self.is_on = backend.can_share and config.n_group <= 1 and (config.spec.lookup or self._model is not None)
         self.n_drafted = self.n_accepted = self.n_drafts = 0
 
@@ -56,14 +58,15 @@ class Speculation:
         n_rows = sum(map(len, spans))
         n_generating = sum(slots[span.id].run.next_token is not None for span in spans)
         room = self._n_batch - n_rows
+        cost = self._costs[len(spans).bit_length()]
         if self._config.lookup:
-            wants = self._from_text(wants, n_rows, n_generating, room)
+            wants = self._from_text(wants, n_rows, n_generating, room, cost)
         if self._model is not None and wants:
-            self._from_model(wants, sum(map(len, spans)), n_generating)
+            self._from_model(wants, sum(map(len, spans)), n_generating, cost)
 
     def observe(self, spans: Sequence[Span], seconds: float) -> None:
         """A step with these spans took so long."""
-        self._cost.observe(sum(map(len, spans)), seconds)
+        self._costs[len(spans).bit_length()].observe(sum(map(len, spans)), seconds)
 
     def judge(self, drafting: Drafting, n_draft: int, tokens: Sequence[int]) -> None:
         """A step drew `tokens`, all but the last of which were guessed right."""
@@ -85,12 +88,12 @@ class Speculation:
     # ---- sources ----------------------------------------------------------------------------------------------
 
     def _from_text(self, wants: list[tuple[Span, Slot, int]], n_rows: int, n_generating: int,
-                   room: int) -> list[tuple[Span, Slot, int]]:
+                   room: int, cost: StepCost) -> list[tuple[Span, Slot, int]]:
         """Drafts from each sequence's own text; which spans got none."""
         chances = [self._lookup(slot).chances(min(n, slot.run.drafting.n_lookup)) for _, slot, n in wants]
         if not any(chances):
             return wants
-        lengths = best_lengths(chances, n_rows, n_generating, room, self._cost, self._config.min_gain)
+        lengths = best_lengths(chances, n_rows, n_generating, room, cost, self._config.min_gain)
         left = []
         for want, n in zip(wants, lengths):
             span, slot, _ = want
@@ -104,11 +107,12 @@ class Speculation:
             drafting.lookup = Lookup([*slot.tokens, run.next_token], self._config.ngram)
         return drafting.lookup
 
-    def _from_model(self, wants: list[tuple[Span, Slot, int]], n_rows: int, n_generating: int) -> None:
+    def _from_model(self, wants: list[tuple[Span, Slot, int]], n_rows: int, n_generating: int,
+                    cost: StepCost) -> None:
         """Drafts of one length for all that have none from the text."""
         wants = [(span, slot, min(most, slot.run.drafting.n_model)) for span, slot, most in wants]
         n = best_common_length([(slot.run.drafting.trust.chance, most) for _, slot, most in wants], n_rows,
-                               n_generating, self._cost, self._model.cost, self._config.min_gain)
+                               n_generating, cost, self._model.cost, self._config.min_gain)
         if n == 0:
             wants = [want for want in wants if want[1].run.drafting.trust.is_time_to_explore()]
             n = EXPLORE

@@ -19,7 +19,7 @@ from server.engine.slot import common_prefix
 from server.engine.spec_cost import StepCost
 from server.log import get_logger
 
-CATCH_UP_ROWS = 256     # prompt tokens read per step of the large model
+CATCH_UP_ROWS = (512, 256, 128, 64, 32)     # prompt tokens read per step of the large model, as time allows
 GOES_ALONG = 8          # so few missing tokens are read with the first drafting step
 
 log = get_logger("engine")
@@ -38,11 +38,13 @@ class Want:
 class ModelDrafts:
     """The small model with its books."""
 
-    def __init__(self, drafter: Drafter, n_vocab: int, clock: Callable[[], float]) -> None:
-        """`n_vocab` is the large model's; one of the two may know some tokens more."""
+    def __init__(self, drafter: Drafter, n_vocab: int, stall_s: float, clock: Callable[[], float]) -> None:
+        """`n_vocab` is the large model's; one of the two may know some tokens more. Reading a prompt may take about
+        `stall_s` seconds of a step, 0 for any time."""
         self.cost = StepCost()
         self._drafter = drafter
         self._n_vocab = n_vocab
+        self._stall_s = stall_s
         self._clock = clock
         self._held: dict[int, list[int]] = {}
         self._goes_along = max(min(GOES_ALONG, drafter.info.n_batch // drafter.info.n_slots - 1), 0)
@@ -81,7 +83,7 @@ class ModelDrafts:
 
     def _catch_up(self, wants: Sequence[Want]) -> list[int]:
         """Bring the cache to all but the last tokens of the texts; the numbers of those that it got ready."""
-        budget = min(CATCH_UP_ROWS, self._drafter.info.n_batch)
+        budget = min(self._portion(), self._drafter.info.n_batch)
         ready: list[int] = []
         for i, want in enumerate(wants):
             held = self._held.setdefault(want.seq, [])
@@ -100,6 +102,13 @@ class ModelDrafts:
             if n_missing <= self._goes_along:
                 ready.append(i)
         return ready
+
+    def _portion(self) -> int:
+        """How much of a prompt can be read at once."""
+        if self._stall_s == 0:
+            return CATCH_UP_ROWS[0]
+        return next((n for n in CATCH_UP_ROWS if self.cost.is_known and self.cost.estimate(n) <= self._stall_s),
+                    CATCH_UP_ROWS[-1])
 
     def _evaluate(self, rows: Sequence[Span]) -> bool:
         started = self._clock()

@@ -81,3 +81,12 @@ def test_metrics_count_drafts(api):
     assert int(lines["llamacpp:spec_decode_num_draft_tokens_total"]) == timings["draft_n"]
     assert int(lines["llamacpp:spec_decode_num_accepted_tokens_total"]) == timings["draft_n_accepted"]
     assert int(lines["llamacpp:spec_decode_num_drafts_total"]) > 0
+
+
+def test_slots_say_whether_their_task_is_drafted_for(api):
+    slot, = api.get("/slots").json()
+    assert slot["speculative"] is True and slot["params"]["speculative.n_max"] == 16
+    api.post("/completion", {"prompt": POEM, "n_predict": 2, "speculative.n_max": 0})
+    api.settle()
+    slot, = api.get("/slots").json()
+    assert slot["speculative"] is False

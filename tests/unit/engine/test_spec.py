@@ -323,10 +323,10 @@ def test_a_draft_model_that_is_unsure_stops_there():
 
 def test_a_long_prompt_is_read_by_the_draft_model_in_portions():
     d = driver(letters, MODEL, letters)
-    task = d.post("p" * 700, n_predict=40)
+    task = d.post("p" * 700, n_predict=60)
     d.finish()
-    assert d.text(task) == alone("p" * 700, 40, letters)
-    assert max(sum(map(len, batch)) for batch in d.backend.drafter.batches) <= 256
+    assert d.text(task) == alone("p" * 700, 60, letters)
+    assert max(sum(map(len, batch)) for batch in d.backend.drafter.batches) == 32, "its speed isn't known here"
     assert d.outcomes[task].final.timings.draft_n_accepted > 20
 
 
@@ -354,3 +354,18 @@ def test_what_the_text_itself_does_not_give_the_draft_model_drafts():
     d.finish()
     assert d.text(task) == alone("the owl", 2 * len(POEM), poet)
     assert len(d.backend.drafter.batches) > 10 and len(d.backend.batches) < len(POEM)
+
+
+@pytest.mark.parametrize(("ms_per_row", "most"), [(0.05, 512), (0.3, 128), (10.0, 32)])
+def test_the_portions_of_a_prompt_fit_into_half_a_stall(ms_per_row, most):
+    clock = Clock()
+    d = driver(letters, MODEL, letters, clock=clock, n_ctx_slot=4096)
+
+    def take_time(spans) -> int:
+        clock.now += ms_per_row * 1e-3 * sum(map(len, spans))
+        return 0
+    d.backend.drafter.refuse = take_time
+    d.post("p" * 3000, n_predict=400)
+    d.finish()
+    portions = [sum(map(len, batch)) for batch in d.backend.drafter.batches]
+    assert max(portions) == most and portions[0] == 32
