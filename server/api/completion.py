@@ -113,7 +113,7 @@ class Completion:
             t_max_ms=max(values["t_max_ms"], 0),
             draft_n_max=values["speculative.n_max"], draft_n_min=values["speculative.n_min"],
             draft_p_min=values["speculative.p_min"],
-            timings=values["stream"] and values["timings_per_token"])
+            stream=values["stream"], timings=values["stream"] and values["timings_per_token"])
 
     @property
     def ping_s(self) -> float | None:

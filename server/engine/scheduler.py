@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from queue import SimpleQueue
 
-from server.engine import replay
+from server.engine import outbox, replay
 from server.engine.admission import Admission
 from server.engine.answers import Answers
 from server.engine.backend_types import Backend
@@ -58,6 +58,7 @@ class Scheduler:
         self._deadline: float | None = None
         self._deadlines = Deadlines()
         self._t_snapshot = 0.0
+        self._n_kept = 0                # events that wait for company
         self._handlers = {Task: self._enqueue, Cancel: self._cancel, Close: self._close,
                           Command: self._state.commands.post, MediaReady: self._media_ready,
                           Embed: self._embed}
@@ -225,15 +226,26 @@ class Scheduler:
     # ---- emit -------------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        """Send what this step had to tell; a snapshot goes along when slots or queue changed, or when it is old."""
+        """Send what this step had to tell; a snapshot goes along when slots or queue changed, or when it is old.
+
+        Pieces that nobody waits for are kept until then: each frame wakes a thread, on a core that may be computing.
+        """
         state, now = self._state, self._state.clock()
         snapshot = None
         if state.is_changed or now - self._t_snapshot >= SNAPSHOT_INTERVAL_S:
             snapshot = self.snapshot()
             self._t_snapshot, state.is_changed = now, False
-        if state.events or snapshot is not None:
-            self._emit(Frame(tuple(state.events), snapshot))
-            state.events.clear()
+        elif not state.events or not self._is_awaited():
+            return
+        self._emit(Frame(outbox.joined(state.events) if self._n_kept else tuple(state.events), snapshot))
+        self._n_kept = 0
+        state.events.clear()
+
+    def _is_awaited(self) -> bool:
+        """Whether one of the latest events can't wait."""
+        state = self._state
+        new, self._n_kept = state.events[self._n_kept:], len(state.events)
+        return not outbox.can_wait(new, state.running)
 
     def snapshot(self) -> Snapshot:
         """The state as it is now."""

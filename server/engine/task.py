@@ -102,7 +102,7 @@ class Task:
     runs from the task's arrival to its last token. `owner` says whose task it is, for fair shares: the id of an API
     key, else the client's address; of those that wait, tasks of higher `priority` go first. The limits of drafts
     (speculative decoding; `draft_n_max` 0 is none) are the server's where they are negative. With `progress` and
-    `timings` the events carry those.
+    `timings` the events carry those. Without `stream` nobody reads pieces before the end, and they may come late.
     A negative id in `prompt` stands for a file: -1 for the first of `media`, and so on.
     `resume` are tokens that an engine before this one has generated and delivered, in `resume_ms` ms: the task goes
     on behind them.
@@ -128,6 +128,7 @@ class Task:
     draft_n_min: int = -1
     draft_p_min: float = -1.0
     timings: bool = False
+    stream: bool = True
     prompt_probs: int = -1
     t_max_ms: int = 0
     owner: str = ""
