@@ -21,6 +21,9 @@ from server.api.constraints import read_constraint
 from server.api.context import Context, read_system_prompt
 from server.api.routes import routes
 from server.bundle import Bundle, BundleError
+from server.bench import command as bench
+from server.bench.client import BenchError
+from server.bench.command import OWN
 from server.download import DownloadError, cached_models, fetch_model
 from server.draft_model import find_draft_model, spec_config
 from server.engine import backend
@@ -72,14 +75,25 @@ def main(argv: Sequence[str]) -> int:
         if options.list_devices:
             print("\n".join(backend.device_lines(backend.find_libs(ROOT, options.libs), options.cpu_variant)))
             return 0
+        if options.bench:
+            return measure(options, argv)
         code = one_shot.run(options, own, VERSION)
         return serve(options, own) if code is None else code
-    except (OptionError, ApiError, BindError, BundleError, DownloadError, LogFileError, RunFileError,
+    except (OptionError, ApiError, BindError, BenchError, BundleError, DownloadError, LogFileError, RunFileError,
             backend.LibsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def measure(options: Options, argv: Sequence[str]) -> int:
+    """`--bench`: this program as a server of its own, measured; the exit code."""
+    if options.ssl_key_file:
+        raise OptionError("--bench speaks plain HTTP to itself: leave out --ssl-key-file and --ssl-cert-file")
+    program = [sys.executable] if frozen.is_frozen() else [sys.executable, str(ROOT / "llama_srv.py")]
+    names = OWN if options.bench == "own" else options.bench
+    return bench.measure(program, argv, names, options.model or "", options.threads, next(iter(options.api_key), ""))
 
 
 def version(options: Options) -> str:

@@ -167,6 +167,8 @@ OPTIONS: tuple[Option, ...] = (
            default=-1, metavar="[WHEN]", env="LLAMA_ARG_FLASH_ATTN", default_2024=0, choices=FLASH_ATTENTION, bare="on",
            target="context:flash_attn_type"),
 
+    Option("bench", ("--bench",), "measure this server on the model instead of serving, print a table and exit; NAMES are "
+           "workloads of docs/benchmarks.md, separated by commas", GENERAL, metavar="[NAMES]", bare="own"),
     Option("dry_run", ("--dry-run",), "print what the model would take of the memory, and the context and layers that would "
            "be chosen, and exit", DEVICES, None, False),
     Option("list_devices", ("--list-devices",), "show the devices that llama.cpp can compute on and exit", DEVICES,

@@ -26,7 +26,7 @@ __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", 
            "secret_values", "usage"]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
-NOT_IN_FILES = ("help", "version", "list_devices", "dry_run", "completion_bash", "completion", "man", "config", "bundle",
+NOT_IN_FILES = ("help", "version", "list_devices", "bench", "dry_run", "completion_bash", "completion", "man", "config", "bundle",
                 "output", "base", "side_file", "defaults", "bundle_info", "bundle_check", "unbundle")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 # What the small model of speculative decoding takes over from the large one's parameters.

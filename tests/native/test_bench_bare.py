@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from server.bench import client, servers, workloads
 from tests.support import build_script
 
 bench = build_script("bench")
-client = build_script("bench_client")
-servers = build_script("bench_servers")
-workloads = build_script("bench_workloads")
+loop = build_script("bench_loop")
 
 PROMPTS = ("Once upon a time there was a", "The sun", "All of the children went to the house of the old man and")
 
@@ -27,7 +26,7 @@ def asks(fields: dict, n_predict: int = 24) -> list:
 
 def test_the_bare_loop_computes_what_our_server_answers(libs_folder: Path, tiny_spm_model: Path, tmp_path: Path):
     setup = servers.Setup(tiny_spm_model, 1, len(PROMPTS), 1024)
-    with servers.BareSpec().run(setup, tmp_path, 60) as bare:
+    with loop.BareSpec().run(setup, tmp_path, 60) as bare:
         greedy, alone = bare.generate(asks(workloads.GREEDY)), bare.generate(asks(workloads.GREEDY)[:1])
         sampled = [bare.generate(asks(workloads.SAMPLED)) for _ in range(2)]
     with servers.parse_server(servers.OURS).run(setup, tmp_path, 60) as ours:

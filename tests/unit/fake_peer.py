@@ -25,10 +25,12 @@ class Peer(BaseHTTPRequestHandler):
         self.answer(503 if self.server.n_asked == 1 else 200, {"status": "ok"})
 
     def do_POST(self) -> None:
-        """A completion, or tokens."""
+        """A completion, tokens or embeddings."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path == "/tokenize":
             self.answer(200, {"tokens": list(range(len(body["content"].split())))})
+        elif self.path == "/v1/embeddings":
+            self.answer(200, {"data": [{"embedding": [0.5]} for _ in body["input"]]})
         elif self.refuses:
             self.answer(400, {"error": {"message": "not today"}})
         elif body["stream"]:

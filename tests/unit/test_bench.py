@@ -10,19 +10,16 @@ import json
 import os
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from server.bench import chart, client, command, report, runner, servers, workloads
 from tests.support import ROOT, build_script
 
 bench = build_script("bench")
-client = build_script("bench_client")
-report = build_script("bench_report")
-servers = build_script("bench_servers")
-workloads = build_script("bench_workloads")
-common = build_script("common")
 
 PEER = Path(__file__).with_name("fake_peer.py")
 FAKE = f"{{python}} {PEER} {{port}}"
@@ -113,12 +110,12 @@ def test_no_process_survives(run, tmp_path: Path):
 
 
 def test_repetitions_alternate_and_begin_with_another_server_each_time(tmp_path: Path):
-    options = bench.parse(["--repeat", "3", "--server", f"a={FAKE}", "--server", f"b={FAKE}"])
-    made = bench.Bench(options, tmp_path, common.Progress(quiet=True))
+    settings = runner.Settings(tmp_path, 1, repeat=3, seed=100)
+    made = runner.Bench([servers.parse_server(f"{name}={FAKE}") for name in "ab"], settings, tmp_path, lambda text: None)
     order = []
     row = outcome({}).workload._replace(run=lambda peer, plan: order.append((peer, plan.repetition)) or (1.0, 1.0))
     found = made._measure(row, {"a": "a", "b": "b"}, {})
-    seed = options.seed
+    seed = settings.seed
     assert order == [("a", seed), ("b", seed), ("b", seed + 1), ("a", seed + 1), ("a", seed + 2), ("b", seed + 2)]
     assert {name: len(runs) for name, runs in found.runs.items()} == {"a": 3, "b": 3}
 
@@ -155,6 +152,25 @@ def test_the_list_shows_every_workload(capsys: pytest.CaptureFixture[str]):
         row.name for row in workloads.WORKLOADS]
 
 
+@pytest.mark.parametrize("argv, rest", [
+    (["--bench", "-m", "x"], ["-m", "x"]), (["-m", "x", "--bench", "single,prefill"], ["-m", "x"]),
+    (["--bench=single", "-c", "5"], ["-c", "5"]), (["-m", "x"], ["-m", "x"])])
+def test_the_server_that_measures_itself_starts_one_that_serves(argv, rest):
+    assert command.without_bench(argv) == rest
+
+
+def test_own_workloads_exist_and_the_own_server_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert len(runner.choose(command.OWN)) == len(command.OWN.split(","))
+    script = tmp_path / "own.py"
+    script.write_text(f"import runpy, sys\nassert sys.argv[1:3] == ['-c', '5'], sys.argv\n"
+                      f"sys.argv = ['x', sys.argv[sys.argv.index('--port') + 1]]\n"
+                      f"runpy.run_path({str(PEER)!r}, run_name='__main__')\n")
+    code = command.measure([sys.executable, str(script)], ["--bench", "single", "-c", "5"], "single,tokenize", "m.gguf", 1,
+                           repeat=1, scale=0.1)
+    out = capsys.readouterr().out
+    assert code == 0 and "m.gguf, 1 threads" in out and "tokenize" in out
+
+
 def test_a_command_keeps_its_braces_and_gets_its_values():
     spec = servers.parse_server("a=LD_LIBRARY_PATH=/x/y A_B=1 'my server' -m {model} --port {port} --json '{\"a\": {}}'")
     assert spec.environment == {"LD_LIBRARY_PATH": "/x/y", "A_B": "1"}
@@ -179,6 +195,36 @@ def test_the_table_has_dashes_where_a_server_has_no_figure():
     assert lines[4] == "  b failed: it broke"
 
 
+@pytest.mark.parametrize("metric, runs, goal", [
+    (("MORE", 1.0), {"a": 10.0, "b": 9.0, "c": 11.0}, ">= 1.00 missed"),        # against the best of the others
+    (("MORE", 1.0), {"a": 12.0, "b": 9.0, "c": 11.0, "bare": 99.0}, ">= 1.00 reached"),
+    (("LESS", 0.2), {"a": 1.0, "b": 10.0, "c": 4.0}, "<= 0.20 missed"),
+    (("LESS", 0.2), {"a": 0.5, "b": 10.0, "c": 4.0}, "<= 0.20 reached"),
+    (("MORE", 1.0, 0.98), {"a": 97.0, "bare": 100.0}, ">= 0.98 missed"),
+    (("LESS", None, None, 1.05), {"a": 1.2}, "<= 1.05 missed"),
+    (("MORE", 1.0), {"a": 1.2}, ""),
+    (("MORE",), {"a": 1.0, "b": 2.0}, ""),
+])
+def test_goals_are_against_the_strongest_of_the_others(metric, runs, goal):
+    row = workloads.Metric("figure", "x", getattr(workloads, metric[0]), *metric[1:])
+    found = outcome({name: [(value,)] for name, value in runs.items()})
+    found = found._replace(workload=found.workload._replace(metrics=(row,)))
+    assert report.figures(found, 0, "a").goal == goal
+    assert goal in "\n".join(report.text_of(found, list(runs)))
+
+
+def test_the_chart_is_xml_with_a_bar_for_each_server_that_was_measured():
+    found = outcome({"a": [(10.0, 5.0)], "b <&>": [(20.0, 2.5)]})
+    root = ElementTree.fromstring(chart.svg_of([found], ["a", "b <&>"], "one & two"))
+    bars = [box for box in root.iter("{http://www.w3.org/2000/svg}rect") if box.get("height") == "10"][2:]
+    assert [float(box.get("width")) for box in bars] == [chart.BAR / 2, chart.BAR] * 2      # shorter is worse, both ways
+    assert any("b <&>" == text.text for text in root.iter("{http://www.w3.org/2000/svg}text"))
+
+
+def test_a_chart_without_figures_has_no_rows():
+    assert "rate" not in chart.svg_of([outcome({}, troubles={"a": "no"})], ["a"], "nothing")
+
+
 def test_a_disturbed_run_says_so():
     quiet, noisy = (report.text_of(outcome({"a": [(1.0, 1.0)]}, foreign=share), ["a"]) for share in (0.02, 0.4))
     assert "disturbed" not in "".join(quiet)
@@ -201,9 +247,17 @@ def test_processor_time_is_divided_into_ours_and_theirs(tmp_path: Path):
 
     before = state(1000, 10, 20, 30, 40)
     after = state(1200, 20, 40, 60, 500)
-    assert bench.foreign_share(before, after) == pytest.approx(1 - 2 * (10 + 20 + 30) / 200)
-    assert bench.foreign_share(None, after) is None
+    assert runner.foreign_share(before, after) == pytest.approx(1 - 2 * (10 + 20 + 30) / 200)
+    assert runner.foreign_share(None, after) is None
     assert servers.cpu_seconds(tmp_path / "nowhere") is None
+
+
+def test_a_server_is_all_that_it_started_whatever_the_session():
+    def row(pid: int, parent: int, session: int) -> tuple:
+        return pid, ["S", str(parent), "0", str(session)]
+
+    rows = [row(1, 0, 1), row(20, 10, 20), row(21, 20, 20), row(22, 21, 22), row(23, 22, 22), row(24, 1, 22), row(30, 1, 30)]
+    assert [pid for pid, _ in servers.family(rows, 20)] == [20, 21, 22, 23, 24]
 
 
 def test_percentiles_are_values_that_occurred():

@@ -36,6 +36,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.config_file": ("server.option_row",),
     "server.options": ("server.option_row", "server.option_table", "server.option_rest", "server.config_file"),
     "server.gguf": (),
+    "server.bench": (),
     "server.download": LEAVES,
     "server.draft_model": (*LEAVES, "server.download", "server.engine.config", "server.engine.model_file",
                            "server.option_spec"),

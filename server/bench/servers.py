@@ -1,6 +1,6 @@
-"""The programs that bench.py measures: a server given as a command, and the bare loop. Start, wait, ask, stop.
+"""The programs that are measured: a server given as a command. Start, wait, ask, stop.
 
-Runs in the process of bench.py, on its main thread. Imports the standard library and this folder. A command is split
+Runs in the measuring process, on its main thread. Imports the standard library and this package. A command is split
 as a shell would and may begin with VAR=value words; {model}, {port} and the like are put in after that, so paths with
 blanks need no quotes. Each program gets its own process group and a log file, whose end is shown if it fails.
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import re
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -21,9 +21,9 @@ import time
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
-from bench_client import Answer, Ask, HttpPeer, clock
-from common import ROOT, Failure, stop_child
+from server.bench.client import BenchError, HttpPeer, clock
 
+ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 BARE = "bare"
 OURS = "ours={python} {root}/llama_srv.py -m {model} --port {port} -t {threads} -np {slots} -c {ctx}"
@@ -34,56 +34,43 @@ LOG_LINES = 3
 
 
 class Setup(NamedTuple):
-    """What a workload wants of a server: `ctx` is the whole context in tokens, shared by `slots`."""
+    """What a workload wants of a server: `ctx` is the whole context in tokens, shared by `slots`; `extra` are words for
+    its command line."""
 
     model: Path
     threads: int
     slots: int
     ctx: int
+    extra: tuple = ()
 
 
 class ServerSpec(NamedTuple):
-    """A server by name and command, with placeholders still in it."""
+    """A server by name and command, with placeholders still in it; `key` is an API key for it."""
 
     name: str
     words: tuple
     environment: dict
+    key: str = ""
 
     @contextlib.contextmanager
     def run(self, setup: Setup, folder: Path, patience_s: float) -> Iterator[ServerPeer]:
-        """Start it, wait until it is ready, and end it afterwards. Raises Failure with the end of its log."""
+        """Start it, wait until it is ready, and end it afterwards. Raises BenchError with the end of its log."""
         port = free_port()
         values = {"model": setup.model, "port": port, "threads": setup.threads, "slots": setup.slots,
                   "ctx": setup.ctx, "host": HOST, "python": sys.executable, "root": ROOT}
-        command = [fill(word, values) for word in self.words]
+        command = [*(fill(word, values) for word in self.words), *setup.extra]
         environment = {name: fill(text, values) for name, text in self.environment.items()}
         with child_of(self.name, command, folder, environment) as (child, log):
-            peer = ServerPeer(self.name, port, child.pid)
+            peer = ServerPeer(self.name, port, child.pid, self.key)
             peer.wait_until_ready(child, log, patience_s)
-            yield peer
-
-
-class BareSpec(NamedTuple):
-    """The loop of bench_bare.py over our bindings, as if it were a server."""
-
-    name: str = BARE
-
-    @contextlib.contextmanager
-    def run(self, setup: Setup, folder: Path, patience_s: float) -> Iterator[BarePeer]:
-        """See `ServerSpec.run`."""
-        command = [sys.executable, str(ROOT / "build_scripts" / "bench_bare.py"), str(setup.model),
-                   str(setup.threads), str(setup.slots), str(setup.ctx)]
-        with child_of(self.name, command, folder, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (child, log):
-            peer = BarePeer(child, log)
-            peer.receive()              # its first line says that the model is loaded
             yield peer
 
 
 class ServerPeer(HttpPeer):
     """A server that was started here. `listen_s`, `ready_s`: from its start to the first answer, to the first 200."""
 
-    def __init__(self, name: str, port: int, pid: int) -> None:
-        super().__init__(name, HOST, port)
+    def __init__(self, name: str, port: int, pid: int, key: str = "") -> None:
+        super().__init__(name, HOST, port, key)
         self._pid = pid
         self.listen_s = self.ready_s = 0.0
 
@@ -94,62 +81,47 @@ class ServerPeer(HttpPeer):
             if status and not self.listen_s:
                 self.listen_s = clock() - begun
             if child.poll() is not None:
-                raise Failure(f"{self.name} ended at its start with code {child.returncode}: {log_end(log)}")
+                raise BenchError(f"{self.name} ended at its start with code {child.returncode}: {log_end(log)}")
             if clock() - begun > patience_s:
-                raise Failure(f"{self.name} wasn't ready in {patience_s:.0f} s (--patience): {log_end(log)}")
+                raise BenchError(f"{self.name} wasn't ready in {patience_s:.0f} s (--patience): {log_end(log)}")
             time.sleep(POLL_S)
         self.ready_s = clock() - begun
         self.listen_s = self.listen_s or self.ready_s
 
     def peak_memory(self) -> float:
-        """Highest resident memory so far, in MiB, of the process and those it started; Failure if unknown here."""
+        """Highest resident memory so far, in MiB, of the process and those it started; BenchError if unknown here."""
         return peak_memory(self._pid)
 
 
-class BarePeer:
-    """The bare loop in its own process: lines of JSON in and out."""
-
-    name = BARE
-
-    def __init__(self, child: subprocess.Popen, log: Path) -> None:
-        self._child, self._log = child, log
-
-    def generate(self, asks: list[Ask]) -> list:
-        """As `HttpPeer.generate`: all of them in one batch."""
-        line = json.dumps([{"prompt": ask.prompt, "n_predict": ask.n_predict, "fields": ask.fields} for ask in asks])
-        self._child.stdin.write(line.encode() + b"\n")
-        self._child.stdin.flush()
-        return [Answer(tuple(answer["arrivals"]), answer["arrivals"][-1], answer["n_prompt"], answer["n_prompt"],
-                       len(answer["arrivals"]), answer["text"]) for answer in self.receive()]
-
-    def receive(self) -> object:
-        """The next line; Failure with the log's end if there is none."""
-        line = self._child.stdout.readline()
-        if not line:
-            self._child.wait()
-            raise Failure(f"{BARE} ended with code {self._child.returncode}: {log_end(self._log)}")
-        return json.loads(line)
-
-
 def parse_server(text: str) -> ServerSpec:
-    """`NAME=[VAR=value ...] command with {placeholders}`; Failure says what is wrong with it."""
+    """`NAME=[VAR=value ...] command with {placeholders}`; BenchError says what is wrong with it."""
     name, equals, command = text.partition("=")
     if not equals or not NAME.fullmatch(name) or name == BARE:
-        raise Failure(f"--server {text!r}: write it as NAME=COMMAND, e.g. 'theirs=llama-server -m {{model}} "
+        raise BenchError(f"--server {text!r}: write it as NAME=COMMAND, e.g. 'theirs=llama-server -m {{model}} "
                       "--port {port}'")
     try:
         words = shlex.split(command, posix=os.name != "nt")
     except ValueError as error:
-        raise Failure(f"--server {name}: the command can't be split into words ({error})") from None
+        raise BenchError(f"--server {name}: the command can't be split into words ({error})") from None
     environment: dict = {}
     while words and ASSIGNMENT.match(words[0]):
         variable, _, value = words.pop(0).partition("=")
         environment[variable] = value
     if not words:
-        raise Failure(f"--server {name}: there is no command behind the name")
+        raise BenchError(f"--server {name}: there is no command behind the name")
     if not any("{port}" in word for word in [*words, *environment.values()]):
-        raise Failure(f"--server {name}: the command must say where {{port}} goes")
+        raise BenchError(f"--server {name}: the command must say where {{port}} goes")
     return ServerSpec(name, tuple(words), environment)
+
+
+def core_count() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load_average() -> float:
+    """How many programs wanted to run in the last minute; 0 where the system doesn't tell."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
 
 
 def fill(word: str, values: dict) -> str:
@@ -176,7 +148,7 @@ def child_of(name: str, command: list, folder: Path, environment: dict, **stream
         try:
             child = subprocess.Popen(command, env={**os.environ, **environment}, stderr=out, **streams, **own_group)
         except OSError as error:
-            raise Failure(f"{name}: {command[0]} can't be started ({error.strerror})") from None
+            raise BenchError(f"{name}: {command[0]} can't be started ({error.strerror})") from None
     try:
         yield child, log
     finally:
@@ -185,6 +157,25 @@ def child_of(name: str, command: list, folder: Path, environment: dict, **stream
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+def stop_child(child: subprocess.Popen, patience: float) -> None:
+    """Ask it to end, with all that it started; by force when it doesn't."""
+    def send(number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
+
+    if os.name == "posix":
+        send(signal.SIGTERM)
+    else:
+        child.terminate()
+    try:
+        child.wait(timeout=patience)
+    except subprocess.TimeoutExpired:
+        child.kill()
+    if os.name == "posix":
+        send(signal.SIGKILL)
+    child.wait()
 
 
 def log_end(log: Path) -> str:
@@ -206,8 +197,7 @@ def cpu_seconds(proc: Path = Path("/proc"), ours: int = 0) -> tuple | None:
         return None
     ours = ours or os.getpid()
     rows = list(stat_rows(proc))
-    sessions = {pid for pid, cells in rows if int(cells[1]) == ours and int(cells[3]) == pid}
-    used = sum(sum(map(int, cells[11:15])) for pid, cells in rows if pid == ours or int(cells[3]) in sessions)
+    used = sum(sum(map(int, cells[11:15])) for _, cells in family(rows, ours))
     per_second = os.sysconf("SC_CLK_TCK")
     return (sum(ticks) - ticks[3] - ticks[4]) / per_second, used / per_second
 
@@ -218,6 +208,17 @@ def stat_rows(proc: Path) -> Iterator[tuple]:
         with contextlib.suppress(OSError):
             text = (folder / "stat").read_text(encoding="utf-8", errors="replace")
             yield int(folder.name), text.rpartition(")")[2].split()
+
+
+def family(rows: list, first: int) -> Iterator[tuple]:
+    """The rows of process `first`, of all that it and those started, and of their sessions: a server may put a process
+    of its own into a session of its own, and a parent may have died."""
+    found = {first}
+    sessions = {pid for pid, cells in rows if int(cells[3]) == pid and (pid == first or int(cells[1]) == first)}
+    while more := {pid for pid, cells in rows if int(cells[1]) in found or int(cells[3]) in sessions} - found:
+        found |= more
+        sessions |= {pid for pid, cells in rows if pid in more and int(cells[3]) == pid}
+    return ((pid, cells) for pid, cells in rows if pid in found)
 
 
 # --- memory ----------------------------------------------------------------------------------------------------
@@ -233,13 +234,13 @@ def peak_memory(pid: int) -> float:
     return sum(rss for _, group, rss in rows if group == pid) / 1024
 
 
-def linux_peaks(proc: Path, session: int) -> Iterator[int]:
-    """KiB of each process in the session that `child_of` opened for a server."""
-    for pid, cells in stat_rows(proc):
-        if int(cells[3]) == session:
-            with contextlib.suppress(OSError):
-                found = re.search(r"VmHWM:\s+(\d+) kB", (proc / str(pid) / "status").read_text(encoding="utf-8"))
-                yield int(found[1]) if found else 0
+def linux_peaks(proc: Path, server: int) -> Iterator[int]:
+    """KiB of each process that a server is made of: those in the session that `child_of` opened for it, and all that
+    they started, in sessions of their own, too."""
+    for pid, _ in family(list(stat_rows(proc)), server):
+        with contextlib.suppress(OSError):
+            found = re.search(r"VmHWM:\s+(\d+) kB", (proc / str(pid) / "status").read_text(encoding="utf-8"))
+            yield int(found[1]) if found else 0
 
 
 def windows_peak(pid: int) -> int:
@@ -257,5 +258,5 @@ def windows_peak(pid: int) -> int:
     if handle:
         kernel.CloseHandle(ctypes.c_void_p(handle))
     if not done:
-        raise Failure(f"Windows didn't tell the memory of process {pid}: leave the workload memory out")
+        raise BenchError(f"Windows didn't tell the memory of process {pid}: leave the workload memory out")
     return counters.peak

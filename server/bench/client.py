@@ -1,6 +1,6 @@
 """What a measured server is asked, and what came back when: completions over HTTP with the standard library.
 
-Runs in the process of bench.py, a thread for each request in flight. Imports the standard library and `common`.
+Runs in the measuring process, a thread for each request in flight. Imports the standard library only.
 Nothing is parsed while an answer arrives: a read is stamped, its events are counted, the JSON waits until all is over,
 because this client shares the machine with the server that it measures. Any server that speaks llama.cpp's
 /completion, /tokenize and /health will do.
@@ -16,13 +16,15 @@ import time
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from typing import Callable, NamedTuple
 
-from common import Failure
-
 READ_BYTES = 1 << 16
 PATIENCE_S = 1800.0
 EVENT_END = b"\n\n"
 
 clock = time.perf_counter
+
+
+class BenchError(Exception):
+    """One line: which server or figure can't be measured, and why."""
 
 
 class Ask(NamedTuple):
@@ -49,11 +51,12 @@ class Answer(NamedTuple):
 
 
 class HttpPeer:
-    """A running server. Raises Failure, naming the server, whenever it doesn't do what is asked."""
+    """A running server. Raises BenchError, naming the server, whenever it doesn't do what is asked."""
 
-    def __init__(self, name: str, host: str, port: int) -> None:
+    def __init__(self, name: str, host: str, port: int, key: str = "") -> None:
         self.name = name
         self._host, self._port = host, port
+        self._headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
 
     def generate(self, asks: list) -> list:
         """All of `asks` at once, each on a connection of its own that is open before the clock starts."""
@@ -72,7 +75,7 @@ class HttpPeer:
                     connection.close()
             except threading.BrokenBarrierError:
                 pass            # another request failed before the start, and says so itself
-            except (OSError, HTTPException, ValueError, KeyError, Failure) as error:
+            except (OSError, HTTPException, ValueError, KeyError, BenchError) as error:
                 troubles.append(error)
                 gate.abort()
 
@@ -96,11 +99,27 @@ class HttpPeer:
         try:
             begun = clock()
             for _ in range(n_times):
-                answer = self._checked(_post(connection, "/tokenize", body), "/tokenize").read()
+                answer = self._checked(self._post(connection, "/tokenize", body), "/tokenize").read()
             seconds = clock() - begun
             return json.loads(answer)["tokens"], seconds
         except (OSError, HTTPException, ValueError, KeyError) as error:
             raise self._failure("/tokenize", error) from None
+        finally:
+            connection.close()
+
+    def embed(self, texts: list) -> float:
+        """Seconds of one request for the embeddings of `texts`, each of which has to come back."""
+        connection = self._open()
+        try:
+            begun = clock()
+            answer = self._checked(self._post(connection, "/v1/embeddings", json.dumps({"input": texts}).encode()),
+                                   "/v1/embeddings").read()
+            seconds = clock() - begun
+            if len(json.loads(answer)["data"]) != len(texts):
+                raise BenchError(f"{self.name}: /v1/embeddings left texts out")
+            return seconds
+        except (OSError, HTTPException, ValueError, KeyError) as error:
+            raise self._failure("/v1/embeddings", error) from None
         finally:
             connection.close()
 
@@ -119,7 +138,7 @@ class HttpPeer:
         """(connection, response) of a stream whose head has arrived."""
         connection = self._open()
         try:
-            return connection, self._checked(_post(connection, "/completion", _body(ask)), "/completion")
+            return connection, self._checked(self._post(connection, "/completion", _body(ask)), "/completion")
         except BaseException:
             connection.close()
             raise
@@ -130,7 +149,7 @@ class HttpPeer:
         return connection
 
     def _complete(self, connection: HTTPConnection, ask: Ask, started: float) -> Answer:
-        response = self._checked(_post(connection, "/completion", _body(ask)), "/completion")
+        response = self._checked(self._post(connection, "/completion", _body(ask)), "/completion")
         if not ask.stream:
             final = json.loads(response.read())
             return _answer(final, final["content"], (), clock() - started)
@@ -139,21 +158,25 @@ class HttpPeer:
         events = parse_events(raw)
         final = next((event for event in events if event.get("stop")), None)
         if final is None or "error" in final:
-            raise Failure(f"a stream ended with {events[-1:] or 'nothing'}")
+            raise BenchError(f"a stream ended with {events[-1:] or 'nothing'}")
         text = "".join(event["content"] for event in events)
         # the last event brings no token, only the summary
         return _answer(final, text, tuple(at - started for at in arrivals[:len(events) - 1]), ended)
 
+    def _post(self, connection: HTTPConnection, path: str, body: bytes) -> HTTPResponse:
+        connection.request("POST", path, body, self._headers)
+        return connection.getresponse()
+
     def _checked(self, response: HTTPResponse, path: str) -> HTTPResponse:
         if response.status != 200:
             said = response.read(300).decode("utf-8", "replace")
-            raise Failure(f"{self.name}: {path} answered {response.status}: {said}")
+            raise BenchError(f"{self.name}: {path} answered {response.status}: {said}")
         return response
 
-    def _failure(self, path: str, error: Exception) -> Failure:
-        if isinstance(error, Failure):
+    def _failure(self, path: str, error: Exception) -> BenchError:
+        if isinstance(error, BenchError):
             return error
-        return Failure(f"{self.name}: {path} failed: {type(error).__name__}: {error}")
+        return BenchError(f"{self.name}: {path} failed: {type(error).__name__}: {error}")
 
 
 class BackgroundReader:
@@ -171,7 +194,7 @@ class BackgroundReader:
         deadline = clock() + patience_s
         while len(self.arrivals) < n_events and self._thread.is_alive():
             if clock() > deadline:
-                raise Failure(f"a stream brought {len(self.arrivals)} events in {patience_s:.0f} s")
+                raise BenchError(f"a stream brought {len(self.arrivals)} events in {patience_s:.0f} s")
             time.sleep(0.002)
 
     def finish(self) -> list:
@@ -216,11 +239,6 @@ def parse_events(raw: bytes) -> list:
 def _body(ask: Ask) -> bytes:
     return json.dumps({"prompt": ask.prompt, "n_predict": ask.n_predict, "stream": ask.stream, "cache_prompt": True,
                        "ignore_eos": True, **ask.fields}).encode()
-
-
-def _post(connection: HTTPConnection, path: str, body: bytes) -> HTTPResponse:
-    connection.request("POST", path, body, {"Content-Type": "application/json"})
-    return connection.getresponse()
 
 
 def _answer(final: dict, text: str, arrivals: tuple, ended: float) -> Answer:

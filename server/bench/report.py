@@ -1,6 +1,6 @@
 """From single runs to figures: medians, ratios, the text summary and the JSON file.
 
-Pure functions of what bench.py has collected. Imports the standard library and `bench_workloads`' types only. A ratio
+Pure functions of what was collected. Imports the standard library and the types of `workloads` only. A ratio
 is that of two medians, always the first server's over the other's, whatever is better; the JSON has every single run,
 so that anybody may calculate otherwise.
 
@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from bench_workloads import LESS, Workload
+from server.bench.workloads import LESS, Metric, Workload
 
-FORMAT = 1
+FORMAT = 2
+BARE = "bare"
 NAME_WIDTH = 30
 NOISE = 0.05
 
@@ -35,11 +36,13 @@ class Outcome(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """One metric of one workload. `ratios[peer]` is first peer over that peer."""
+    """One metric of one workload. `ratios[peer]` is first peer over that peer; `goal` says what was aimed at and whether
+    it was reached, "" where nothing was or nobody is there to compare with."""
 
     values: dict
     medians: dict
     ratios: dict
+    goal: str = ""
 
 
 def figures(outcome: Outcome, i_metric: int, first: str) -> Figures:
@@ -48,7 +51,22 @@ def figures(outcome: Outcome, i_metric: int, first: str) -> Figures:
     medians = {peer: statistics.median(numbers) for peer, numbers in values.items()}
     ratios = {peer: medians[first] / median for peer, median in medians.items()
               if peer != first and first in medians and median}
-    return Figures(values, medians, ratios)
+    return Figures(values, medians, ratios, goal_of(outcome.workload.metrics[i_metric], medians, ratios, first))
+
+
+def goal_of(metric: Metric, medians: dict, ratios: dict, first: str) -> str:
+    """`>= 1.00 reached` or `<= 0.20 missed`: against the best of the other servers, the loop, or a value.
+
+    A ratio to the loop counts only where no server is compared.
+    """
+    best = max if metric.better == LESS else min      # of the ratios: the strongest opponent
+    servers = [ratio for peer, ratio in ratios.items() if peer != BARE]
+    for bound, value in ((metric.limit, medians.get(first)), (metric.target, best(servers) if servers else None),
+                         (metric.bare, ratios.get(BARE))):
+        if bound is not None and value is not None:
+            is_reached = value <= bound if metric.better == LESS else value >= bound
+            return f"{'<=' if metric.better == LESS else '>='} {bound:.2f} {'reached' if is_reached else 'missed'}"
+    return ""
 
 
 def text_of(outcome: Outcome, peers: list) -> list:
@@ -64,6 +82,7 @@ def text_of(outcome: Outcome, peers: list) -> list:
         cells += [f"{found.ratios[peer]:.3f}" if peer in found.ratios else "-" for peer in others]
         name = metric.name + (f", {metric.unit}" if metric.unit else "")
         arrow = "  (less is better)" if metric.better == LESS else ""
+        arrow += f"  {found.goal}" if found.goal else ""
         lines.append(f"  {name:<{NAME_WIDTH}}" + "".join(f"  {cell:>{w}}" for cell, w in zip(cells, widths)) + arrow)
     lines += [f"  {peer} failed: {trouble}" for peer, trouble in outcome.troubles.items()]
     if outcome.foreign is not None and outcome.foreign > NOISE:
@@ -88,7 +107,7 @@ def json_of(outcomes: list, peers: list, settings: dict) -> dict:
         for i, metric in enumerate(outcome.workload.metrics):
             found = figures(outcome, i, peers[0])
             metrics.append({"name": metric.name, "unit": metric.unit, "better": metric.better, "runs": found.values,
-                            "median": found.medians, "ratio": found.ratios})
+                            "median": found.medians, "ratio": found.ratios, "goal": found.goal})
         rows.append({"name": outcome.workload.name, "help": outcome.workload.help, "metrics": metrics,
                      "failed": outcome.troubles, "foreign_cpu": outcome.foreign})
     return {"format": FORMAT, "first": peers[0], "peers": peers, "settings": settings, "machine": machine(),

@@ -1,0 +1,60 @@
+"""`--bench`: measure this server on the user's own model, and print a table.
+
+Runs on the main thread, instead of serving. The server is started as a child, the same program with the same options, on a
+port of its own, so that what is measured is what would be served. Imports this package only.
+"""
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from server.bench.report import text_of
+from server.bench.runner import Bench, Settings, choose
+from server.bench.servers import ServerSpec, core_count, load_average
+
+__all__ = ["OWN", "measure"]
+
+OWN = "startup,single,sampled,constrained,prefill,tokenize,streams8,memory"
+REPEAT = 3
+IDLE_LOAD = 0.5
+PLACES = ("--host", "127.0.0.1", "--port", "{port}", "-t", "{threads}", "-np", "{slots}", "-c", "{ctx}")
+
+
+def measure(program: Sequence[str], argv: Sequence[str], names: str, model: str, threads: int, key: str = "",
+            repeat: int = REPEAT, scale: float = 1.0) -> int:
+    """The exit code: 0 if all was measured. `program` and `argv` are the words that started this program; what they
+    say about slots, context and the address is replaced. BenchError for unknown names of workloads."""
+    workloads = choose(names)
+    settings = Settings(Path(model or "model"), threads if threads > 0 else core_count(), repeat, scale)
+    spec = ServerSpec("ours", (*program, *without_bench(argv), *PLACES), {}, key)
+    if (load := load_average()) > IDLE_LOAD:
+        print(f"this machine isn't idle (load {load:.1f}): figures will be worse than they could be", file=sys.stderr)
+    print(f"{settings.model.name}, {settings.threads} threads, medians of {repeat} runs\n", flush=True)
+    with tempfile.TemporaryDirectory(prefix="llama-srv-bench-") as folder:
+        bench = Bench([spec], settings, Path(folder), _show)
+
+        def tell(outcome: object) -> None:
+            _show("")
+            print("\n".join(text_of(outcome, bench.names)), flush=True)
+
+        outcomes = bench.run(workloads, tell)
+    return 1 if any(outcome.troubles for outcome in outcomes) else 0
+
+
+def without_bench(argv: Sequence[str]) -> list[str]:
+    """The command line without `--bench` and its value: the child serves."""
+    words, rest = [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word.partition("=")[0] != "--bench":
+            words.append(word)
+        elif word == "--bench" and rest and not rest[0].startswith("-"):
+            rest.pop(0)
+    return words
+
+
+def _show(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:<78.78}" if text else "\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)
