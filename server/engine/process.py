@@ -55,7 +55,7 @@ def main(open_backend: OpenBackend | None = None) -> None:
     """Run an engine over this process's stdin and stdout; never returns. The backend is libllama's unless given."""
     inlet, outlet = _take_pipes()
     _live_and_die_with_parent()
-    faulthandler.enable(file=2)
+    faulthandler.enable(file=2, all_threads=False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     if open_backend is None:
         from server.engine.backend import open_backend

@@ -87,6 +87,7 @@ class Ledger:
         self._clock = clock
         self._base: Snapshot | None = None  # the sum of what earlier engines counted
         self._latest = Snapshot()
+        self._n_delivered = 0               # tokens, by all engines
 
     # ---- from the web side --------------------------------------------------------------------------------------
 
@@ -153,6 +154,7 @@ class Ledger:
         if not entry.tokens:
             entry.lora = self._lora
         entry.on_piece(piece.tokens, self._clock())
+        self._n_delivered += len(piece.tokens)
         self.has_progressed = True
         if entry.strikes:
             entry.strikes = entry.n_alone = 0
@@ -184,7 +186,8 @@ class Ledger:
         self._working = set()
         self._setting_up.clear()
         self._to_start.clear()
-        self._base = self._latest
+        self._base = dataclasses.replace(self._latest, n_predicted_tokens=max(
+            self._latest.n_predicted_tokens, self._n_delivered))     # a snapshot is up to 0.1 s old
         for entry in self._tasks.values():
             entry.on_death()
         for entry in working:

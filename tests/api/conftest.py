@@ -20,7 +20,7 @@ import pytest
 
 from server.app import SWITCH_INTERVAL_S, make_context, make_server
 from server.edge import KeyFiles
-from server.engine.client import EngineClient
+from server.engine.client import EngineClient, Transport
 from server.engine.config import EngineConfig
 from server.engine.thread import ThreadTransport
 from server.options import parse
@@ -72,12 +72,12 @@ class Api:
 
     def __init__(self, backend: FakeBackend | None = None, argv: tuple[str, ...] = (),
                  open_backend: Callable[..., FakeBackend] | None = None, vocab: FakeVocab | None = None,
-                 **engine: object) -> None:
+                 transport: Transport | None = None, **engine: object) -> None:
         self.backend = backend or FakeBackend()
         self.options = parse(["-m", "fake.gguf", "--port", "0", *argv], {})
         config = EngineConfig("fake.gguf", "", **{"n_slots": self.backend.info.n_slots, **engine})
         self.threads_before = set(threading.enumerate())
-        self.transport = ThreadTransport(config, open_backend or (lambda config, on_progress: self.backend))
+        self.transport = transport or ThreadTransport(config, open_backend or (lambda config, on_progress: self.backend))
         self.client = EngineClient(self.transport, lambda: vocab or FakeVocab())
         self.context = make_context(self.options, self.client)
         self.keys = KeyFiles(self.options)

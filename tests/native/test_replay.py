@@ -18,6 +18,7 @@ from server.engine.config import EngineConfig
 from server.engine.supervise import Limits, ProcessTransport
 from server.engine.task import Piece, SamplingParams
 from server.engine.vocab import open_vocab
+from server.errors import ApiError
 from tests.native.engines import GREEDY, Engine
 from tests.support import PATIENCE, ROOT, wait_until
 
@@ -90,10 +91,10 @@ def test_several_are_resumed_beside_new_ones(engine):
 class Supervised(Engine):
     """The same over the real program's engine process."""
 
-    def __init__(self, libs, model, **config) -> None:
+    def __init__(self, libs, model, limits: Limits = Limits(backoff_s=(0.0,)), **config) -> None:
         self.config = EngineConfig(str(model), str(libs), **{"n_ctx": 1024, "n_threads": 1, **config})
         command = (sys.executable, str(ROOT / "llama_srv.py"), "--engine-process")
-        self.transport = ProcessTransport(self.config, command, Limits(backoff_s=(0.0,)))
+        self.transport = ProcessTransport(self.config, command, limits)
         self.client = EngineClient(self.transport, lambda: open_vocab(str(libs), str(model)))
         self.client.start()
         assert self.client.wait_until_loaded(PATIENCE) and self.client.state == "ok", self.client.error
@@ -118,5 +119,41 @@ def test_sampled_streams_survive_a_kill(libs_folder, tiny_spm_model):
                 tokens.append([token for event in events if isinstance(event, Piece) for token in event.tokens])
         assert tokens == [said.tokens for said in whole]
         assert one.client.snapshot.n_restarts == 2
+    finally:
+        one.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there is no such signal")
+def test_a_stopped_engine_is_replaced(libs_folder, tiny_spm_model):
+    one = Supervised(libs_folder, tiny_spm_model, Limits(silence_s=1.5, beat_s=0.2), n_slots=2, **F32)
+    try:
+        whole = one.say(PROMPT, 300)
+        n_before = one.client.snapshot.n_predicted_tokens
+        results = one.client.submit(one.task(PROMPT, 300), stream=True)
+        wait_until(lambda: one.client.snapshot.n_predicted_tokens > n_before, "some tokens")
+        os.kill(one.transport.pid, signal.SIGSTOP)
+        with results:
+            tokens = [token for event in results if isinstance(event, Piece) for token in event.tokens]
+        assert tokens == whole.tokens and one.client.snapshot.n_restarts == 1
+    finally:
+        one.close()
+
+
+def test_a_grammar_that_crashes_libllama_costs_its_own_request_only(libs_folder, tiny_spm_model):
+    """llama.cpp parses nested groups recursively. The web side refuses such a grammar; here it gets through."""
+    deep = "root ::= " + "(" * 100_000 + '"a"' + ")" * 100_000
+    one = Supervised(libs_folder, tiny_spm_model, n_slots=4, n_ctx=2048, **F32)
+    try:
+        tasks = [one.task(f"{PROMPT} {i}", 300) for i in range(3)]
+        whole = [one.ask(dataclasses.replace(task, id=one.client.new_id())).tokens for task in tasks]
+        streams = [one.client.submit(dataclasses.replace(task, id=one.client.new_id()), stream=True) for task in tasks]
+        with pytest.raises(ApiError, match="brought the engine down") as caught:
+            one.say(PROMPT, 5, SamplingParams(grammar=deep))
+        assert caught.value.status == 500
+        tokens = []
+        for events in streams:
+            with events:
+                tokens.append([token for event in events if isinstance(event, Piece) for token in event.tokens])
+        assert tokens == whole and one.say(PROMPT, 5).tokens and one.client.snapshot.n_suspects == 1
     finally:
         one.close()
