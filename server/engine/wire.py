@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import struct
 import types
 import typing
@@ -133,7 +134,9 @@ class Codec:
         self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *classes(task, config)]
         self._numbers = {cls: number for number, cls in enumerate(self._classes)}
         self._fields = [self._fields_of(cls) for cls in self._classes]
-        self._encoders = [[_encoder(self, annotation) for _, annotation in fields] for fields in self._fields]
+        self._getters = [_getter([name for name, _ in fields]) for fields in self._fields]
+        self._encoders = [[(place, encode) for place, (_, annotation) in enumerate(fields, 1)
+                           if (encode := _encoder(self, annotation)) is not None] for fields in self._fields]
         self._decoders = [[_decoder(self, annotation) for _, annotation in fields] for fields in self._fields]
         self.build = describe((cls.__name__, fields) for cls, fields in zip(self._classes, self._fields))
         self.hello = Hello(PROTOCOL, self.build)
@@ -161,10 +164,9 @@ class Codec:
         number = self._numbers.get(type(message))
         if number is None:
             raise TypeError(f"{type(message).__name__} is no message of the seam")
-        values: list[object] = [number]
-        for (name, _), encode in zip(self._fields[number], self._encoders[number]):
-            value = getattr(message, name)
-            values.append(value if encode is None else encode(value, tail))
+        values = [number, *self._getters[number](message)]
+        for place, encode in self._encoders[number]:
+            values[place] = encode(values[place], tail)
         return values
 
     def message(self, row: object, tail: Tail, allowed: tuple[type, ...] | None = None) -> object:
@@ -215,6 +217,13 @@ class FrameReader:
 
 Encoder = Callable[[object, Tail], object]
 _SCALARS = (int, float, str, bool, type(None))
+
+
+def _getter(names: list[str]) -> Callable[[object], tuple[object, ...]]:
+    """All fields of a message at once (in C for all but the shortest)."""
+    if len(names) > 1:
+        return operator.attrgetter(*names)
+    return lambda message: tuple(getattr(message, name) for name in names)
 
 
 def _union_of(annotation: object) -> tuple[object, ...] | None:
