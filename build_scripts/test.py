@@ -70,7 +70,8 @@ def command(arguments: list) -> int:
     steps = [Step("packages", lambda: prepare_packages(environment_folder()))]
     if not quick:
         steps += [Step("libraries", prepare_libraries), Step("image library", prepare_image_library),
-                  Step("model", prepare_model), Step("browser", prepare_browser),
+                  Step("model", prepare_model),
+                  Step("embedding model", prepare_embedding_model), Step("browser", prepare_browser),
                   Step("Node.js packages", prepare_node_packages)]
     missing = [line for line in [run_step(step, strict) for step in steps] if line]
     if quick and not any(names_tests(argument) for argument in arguments):
@@ -200,6 +201,11 @@ def prepare_image_library() -> str:
 def prepare_model() -> str:
     """The small chat model."""
     return run_script("fetch_model.py")
+
+
+def prepare_embedding_model() -> str:
+    """The published embedding model that ours is compared with."""
+    return run_script("fetch_model.py", "--embedding")
 
 
 def run_script(name: str, *arguments: str) -> str:

@@ -66,6 +66,18 @@ def smollm2() -> Path:
     raise AssertionError("not reached")
 
 
+@pytest.fixture(scope="session")
+def published_minilm() -> Path:
+    """The archive that all-MiniLM-L6-v2 was published as, if `build_scripts/fetch_model.py --embedding` has fetched it."""
+    common, fetch_model = build_script("common"), build_script("fetch_model")
+    try:
+        return fetch_model.ensure(offline=True, progress=common.Progress(quiet=True), key=fetch_model.EMBEDDING_ROW)
+    except common.Failure as failure:
+        reason = f"all-MiniLM-L6-v2 isn't here (run `python build_scripts/fetch_model.py --embedding`): {failure}"
+    need(False, reason)
+    raise AssertionError("not reached")
+
+
 # ------------------------------------------------------------------------------------------------ native code
 
 @pytest.fixture(scope="session")

