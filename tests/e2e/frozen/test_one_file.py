@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -92,6 +93,27 @@ def test_every_end_leaves_nothing_behind(serve_frozen, recite_model, home):
         server.wait()
         wait_until(lambda: not processes_of(home), "all processes to end")
     assert sorted(path.name for path in home.parent.iterdir()) == ["bin", "elsewhere", "home"]
+
+
+@linux_only
+def test_a_killed_engine_is_started_again_and_the_stream_goes_on(serve_frozen, recite_model, home):
+    server = serve_frozen("-m", recite_model, "-t", 1)
+
+    def engines() -> list[int]:
+        return [int(process.name) for process in processes_of(home)
+                if b"--engine-process" in (process / "cmdline").read_bytes()]
+
+    first, = engines()
+    stream = server.stream("/completion", {"prompt": "count: one", "n_predict": -1, "temperature": 0})
+    text = next(stream)["content"]
+    os.kill(first, signal.SIGKILL)
+    text += "".join(event["content"] for event in stream)
+    assert text == TEXT
+    assert server.complete("count: one", -1)["content"] == TEXT
+    second, = engines()
+    assert second != first
+    server.terminate()
+    assert server.wait() == 0 and processes_of(home) == []
 
 
 @linux_only
