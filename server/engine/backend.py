@@ -24,6 +24,7 @@ from server.engine.backend_draft import Likeliest, drafter_config, vocab_differe
 from server.engine.backend_embed import (NON_CAUSAL, POOLING_NAMES, EmbeddingShape, LlamaEmbeddings, class_labels,
                                           encoder_shape, generative_shape, longest_input, pooling_of)
 from server.engine.backend_params import model_fields
+from server.engine.backend_report import NO_GPU, LoadReport, lacks_gpu
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
 from server.engine.config import EngineConfig
 from server.engine.fit import Plan
@@ -88,7 +89,9 @@ def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> 
 def _load(folder: str, cpu_variant: str | None, with_mtmd: bool = False) -> loader.Libs:
     libs = loader.load(Path(folder), cpu_variant=cpu_variant, with_mtmd=with_mtmd, log_callback=_on_loading_log)
     for note in libs.notes:
-        log.warning("%s", note)
+        log.warning("%s; going on without it", note)
+    if lacks_gpu(libs.plugins, libs.notes, list_devices(libs)):
+        log.warning(NO_GPU)
     return libs
 
 
@@ -115,6 +118,8 @@ class LlamaBackend:
         if config.numa:
             self._llama.llama_numa_init(config.numa)
         self._abort = AbortFlag()
+        report = LoadReport()
+        self._libs.log.sink = report.listening(_on_loading_log)
         self._span = (config.model_offset, config.model_size)
         plan = make_plan(self._libs, config)
         self._model = Model(self._libs, config.model, offset=config.model_offset, progress=on_progress,
@@ -132,7 +137,10 @@ class LlamaBackend:
             self.open_embeddings()
         self.media = Projector(self._model, self._context, config, self._abort) if config.mmproj else None
         self._libs.log.sink = _on_native_log
-        self._has_gpu = any(device.type != "CPU" for device in list_devices(self._libs))
+        devices = list_devices(self._libs)
+        for line in report.lines(devices):
+            log.info("%s", line)
+        self._has_gpu = any(device.type != "CPU" for device in devices)
         self._n_batch = int(self._llama.llama_n_batch(self._context))
         self._batch = Batch(self._libs, self._n_batch)
         self._vocab = self._llama.llama_model_get_vocab(self._model)

@@ -60,6 +60,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.backend_sampler": NATIVE,        # parts of the backend, see IMPORTED_ONLY_BY
     "server.engine.backend_custom": NATIVE,
     "server.engine.backend_params": NATIVE,
+    "server.engine.backend_report": NATIVE,
     "server.engine.backend_mtmd": NATIVE,
     "server.engine.backend_draft": NATIVE,
     "server.engine.backend_embed": NATIVE,
@@ -74,7 +75,7 @@ RULES: dict[str, tuple[str, ...]] = {
 # modules that all others leave alone: what knows the whole, and the inside of the native seam
 BACKEND = ("server.engine.backend", "server.engine.backend_sampler", "server.engine.backend_custom",
            "server.engine.backend_params", "server.engine.backend_draft", "server.engine.backend_mtmd",
-           "server.engine.backend_embed", "server.engine.backend_fit")
+           "server.engine.backend_embed", "server.engine.backend_fit", "server.engine.backend_report")
 IMPORTED_ONLY_BY = {
     "server.app": ("llama_srv",),
     "server.engine.backend_sampler": BACKEND,
@@ -84,6 +85,7 @@ IMPORTED_ONLY_BY = {
     "server.engine.backend_mtmd": BACKEND,
     "server.engine.backend_draft": BACKEND,
     "server.engine.backend_embed": BACKEND,
+    "server.engine.backend_report": BACKEND,
 }
 FORBIDDEN_STDLIB = {
     "multiprocessing": "a frozen program has one entry: use threads, or start the program itself",
