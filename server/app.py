@@ -25,6 +25,7 @@ from server.bench import command as bench
 from server.bench.client import BenchError
 from server.bench.command import OWN
 from server.download import DownloadError, cached_models, fetch_model
+from server.download.local import cache_folder
 from server.draft_model import find_draft_model, spec_config
 from server.engine import backend
 from server.engine.client import EngineClient, Transport
@@ -195,10 +196,12 @@ def find_model(options: Options, own: Bundle | None) -> ModelPlace:
     return place
 
 
-def find_projector(options: Options) -> str:
-    """The path of the projector's file, "" for none; fetched first where an option names a URL."""
-    if not options.mmproj_auto or not (options.mmproj or options.mmproj_url):
+def find_projector(options: Options, model: ModelPlace) -> str:
+    """The path of the projector's file, "" for none; fetched first where an option names a URL. A bundle may hold one."""
+    if not options.mmproj_auto:
         return ""
+    if not (options.mmproj or options.mmproj_url):
+        return one_shot.projector_of(model, cache_folder(os.environ))
     path = options.mmproj or str(fetch_model(options.mmproj_url, offline=options.offline, token=options.hf_token))
     check_model_file(path, "--mmproj")
     return path
@@ -218,7 +221,7 @@ def engine_config(options: Options, model: ModelPlace, draft_model: str = "") ->
         is_fitted=options.fit, fit_target=options.fit_target, fit_ctx=options.fit_ctx,
         embeddings=options.embeddings or options.reranking,
         spec=spec_config(options, draft_model), model_params=model_params, context_params=context_params,
-        mmproj=find_projector(options), mmproj_params=projector_params(options))
+        mmproj=find_projector(options, model), mmproj_params=projector_params(options))
 
 
 def read_prompt_file(options: Options) -> object:

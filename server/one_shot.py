@@ -27,6 +27,7 @@ class ModelPlace:
     offset: int = 0
     size: int = 0
     name: str = ""
+    bundle: Bundle | None = None
 
 
 def own_bundle() -> Bundle | None:
@@ -45,7 +46,7 @@ def place_in(bundle: Bundle) -> ModelPlace:
     part = bundle.part(MODEL)
     if part is None:
         raise BundleError(f"{bundle.path} holds no model")
-    return ModelPlace(str(bundle.path), part.offset, part.size, part.name)
+    return ModelPlace(str(bundle.path), part.offset, part.size, part.name, bundle)
 
 
 def run(options: Options, own: Bundle | None, version: str) -> int | None:
@@ -105,10 +106,10 @@ def _base(options: Options) -> tuple[Path | None, bool]:
     return base, with_side_file
 
 
-def mmproj_of(own: Bundle, cache: Path) -> str | None:
-    """A bundle's projector as a file, which libmtmd can open; None if there is none in it."""
-    part = own.part(MMPROJ)
-    return str(bundle_make.extract(own, part, cache)) if part else None
+def projector_of(model: ModelPlace, cache: Path) -> str:
+    """The projector of the model's bundle as a file of its own, since libmtmd opens only such; "" if it has none."""
+    part = model.bundle.part(MMPROJ) if model.bundle else None
+    return str(bundle_make.extract(model.bundle, part, cache)) if part else ""
 
 
 def open_page(url: str) -> bool:

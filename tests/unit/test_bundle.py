@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from server import bundle, bundle_make, frozen, one_shot
+from server import app, bundle, bundle_make, frozen, one_shot
 from server.bundle import ALIGN, BundleError
 from server.options import OptionError, parse
 
@@ -183,3 +184,16 @@ def test_only_a_frozen_program_looks_for_its_bundle(base, model, monkeypatch):
     assert one_shot.own_bundle() == made and frozen.program() == "app"
     if os.name == "posix":
         assert frozen.is_one_file()
+
+
+def test_the_projector_in_a_bundle_goes_with_its_model(tiny_spm_model, mmproj_gemma3, base, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLAMA_SRV_CACHE", str(tmp_path / "cache"))
+    made = bundle_make.make(base, tmp_path / "app", tiny_spm_model, mmproj_gemma3, (), "x")
+    options = parse(["-m", str(made.path)], {})
+    place = app.find_model(options, None)
+    assert Path(app.find_projector(options, place)).read_bytes() == mmproj_gemma3.read_bytes()
+    assert app.find_projector(parse(["--no-mmproj"], {}), place) == ""
+    assert app.find_projector(parse(["--mmproj", str(mmproj_gemma3)], {}), place) == str(mmproj_gemma3)
+    alone = one_shot.place_of(str(tiny_spm_model))
+    assert app.find_projector(options, alone) == ""
+    assert (app.find_model(parse([], {}), made).offset, options.alias) == (place.offset, tiny_spm_model.name)
