@@ -50,7 +50,7 @@ if [ -z "$found" ]; then
     if [ -n "$glibc" ] && command -v getconf >/dev/null 2>&1; then
         minor=${libc#glibc 2.}
         [ "${minor%%[!0-9]*}" -ge "$glibc" ] 2>/dev/null || complain "this program needs glibc 2.$glibc or newer, this" \
-            "system has ${libc:-another C library}: use a newer system, or run llama_srv.py with this system's Python"
+            "system has ${libc:-another C library}: use a newer system, or a program that was built on an older one"
     fi
     path=${PATH-}
     PATH=${PATH:+$PATH:}/usr/bin:/bin

@@ -140,7 +140,7 @@ def _open_all(files: LibraryFiles) -> tuple[dict[Path, ctypes.CDLL], list[Any]]:
             # Builds without plug-ins link backends into libggml. If its own search fails, open those first.
             opened = [_try_open(plugin) for plugin in files.plugins.values()] if path == files.ggml else []
             if not any(opened):
-                raise LibsBroken(_explain(path, str(error))) from None
+                raise LibsBroken(_explain(path, _said(error))) from None
             keep += opened
             handles[path] = _open_library(path)
     return handles, keep
@@ -193,7 +193,7 @@ def _open_library(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
-        raise LibsBroken(_explain(path, str(error))) from None
+        raise LibsBroken(_explain(path, _said(error))) from None
 
 
 def _try_open(path: Path) -> ctypes.CDLL | None:
@@ -279,10 +279,15 @@ def _variant_file(files: LibraryFiles, variant: str) -> Path:
     return files.cpu_variants[variant]
 
 
+def _said(error: OSError) -> str:
+    """The system loader's own words. PyInstaller puts an error of its own, without a reason, before it."""
+    return str(error.__cause__ or error)
+
+
 def _why_not(path: Path) -> str:
     """Why ggml skipped a plug-in: it doesn't say, the system's loader does."""
     try:
         ctypes.CDLL(str(path))
     except OSError as error:
-        return _explain(path, str(error))
+        return _explain(path, _said(error))
     return f"{path} opened but found no device it can use"

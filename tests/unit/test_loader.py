@@ -194,6 +194,13 @@ def test_the_system_loaders_words_become_one_clear_line(said: str, means: str) -
     assert means in text and "\n" not in text
 
 
+def test_an_error_of_pyinstaller_gives_way_to_the_one_behind_it() -> None:
+    error = OSError("Failed to load dynlib/dll '/libs/libllama.so'")
+    assert loader._said(error) == str(error)
+    error.__cause__ = OSError("libcuda.so.1: cannot open shared object file")
+    assert loader._said(error) == "libcuda.so.1: cannot open shared object file"
+
+
 def test_glibc_calls_a_file_for_another_machine_missing(tmp_path: Path) -> None:
     path = tmp_path / "libggml-base.so"
     path.write_bytes(b"")

@@ -52,6 +52,14 @@ def test_version_and_help_need_nothing_at_all(bare, home, tmp_path):
     assert nothing.returncode == 1 and "no model given: my llama é -m model.gguf" in nothing.stderr
 
 
+def test_libraries_that_cant_be_opened_are_explained_as_they_are_from_source(bare, libs_folder, tmp_path):
+    shutil.copytree(libs_folder, tmp_path / "libs")
+    broken = next((tmp_path / "libs").glob("*ggml-base*"))
+    broken.write_bytes(b"")
+    result = run(bare, "--version", "--libs", tmp_path / "libs", cwd=tmp_path)
+    assert f"{broken} can't be opened: it was built for another machine" in result.stdout, result.stdout
+
+
 @pytest.mark.covers("F10")
 def test_the_program_answers_to_the_names_of_llama_cpp(bare, built, tmp_path):
     for name in ("llama-server", "server"):
