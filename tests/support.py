@@ -73,6 +73,15 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
         time.sleep(every)
 
 
+def child_processes(pid: int) -> list[int]:
+    """Processes that `pid` has started, and theirs. Linux only."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in map(int, (task / "children").read_text().split()):
+            found += [child, *child_processes(child)]
+    return found
+
+
 def events(response: requests.Response) -> Iterator[Any]:
     """The `data:` values of a streamed answer, as they come: parsed JSON, or the string "[DONE]"."""
     for line in response.iter_lines():
