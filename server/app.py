@@ -42,7 +42,8 @@ from server.one_shot import ModelPlace, place_in, place_of
 from server.options import (OptionError, Options, native_params, parse, projector_params, request_defaults,
                             secret_values, usage)
 from server.run_files import RunFileError
-from server.web.httpd import BindError, HttpServer
+from server.web.httpd import HttpServer
+from server.web.listen import BindError
 from server.web.router import Router
 
 VERSION = "0.1.0"
@@ -129,7 +130,7 @@ def serve(options: Options, own: Bundle | None = None) -> int:
     try:
         house.start()
         server.start()
-        log.info("listening on %s, loading %s", server.url, model.name or model.path)
+        log.info("listening on %s, loading %s", " and ".join(server.urls), model.name or model.path)
         unpacked.remove_unused()
         edge.warn_if_open(options, server, keys)
         engine.start()

@@ -13,8 +13,9 @@ from pathlib import Path
 from server.log import access_line, get_logger, hide
 from server.options import OptionError, Options
 from server.web.auth import CorsPolicy, KeyRing, read_key_file
-from server.web.httpd import HttpServer, is_local
+from server.web.httpd import HttpServer
 from server.web.limits import Limits
+from server.web.listen import is_local
 from server.web.rate import RateLimiter
 from server.web.router import Router
 from server.web.static import StaticFiles
@@ -102,11 +103,11 @@ def http_server(options: Options, router: Router, keys: KeyFiles, public: Path) 
 
 def is_shared(options: Options) -> bool:
     """Whether there may be several users: keys tell them apart, or other machines can reach the server."""
-    return bool(options.api_key or options.api_key_file) or not is_local(options.host)
+    return bool(options.api_key or options.api_key_file) or not all(map(is_local, options.host))
 
 
 def warn_if_open(options: Options, server: HttpServer, keys: KeyFiles) -> None:
     """Say so when the whole network can use this server."""
     if not server.is_local and not len(keys.ring):
         log.warning("listening on %s without an API key: everybody who reaches this machine can use the model "
-                    "(--api-key sets one)", options.host)
+                    "(--api-key sets one)", ", ".join(options.host))

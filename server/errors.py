@@ -7,6 +7,8 @@ types that llama.cpp's server documents).
 
 from __future__ import annotations
 
+import re
+
 TYPE_BY_STATUS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -20,11 +22,18 @@ TYPE_BY_STATUS = {
 }
 
 
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
 class ApiError(Exception):
-    """An answer other than success: HTTP `status`, one-line `message`, error `type`, extra JSON fields."""
+    """An answer other than success: HTTP `status`, one-line `message`, error `type`, extra JSON fields.
+
+    Messages may quote what a client sent: what would break the line is escaped.
+    """
 
     def __init__(self, status: int, message: str, type: str | None = None,
                  headers: dict[str, str] | None = None, **extra: object) -> None:
+        message = CONTROL.sub(lambda found: repr(found[0])[1:-1], message)
         super().__init__(message)
         self.status = status
         self.message = message

@@ -314,12 +314,12 @@ def buffer_overrides(text: str) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def host(text: str) -> str:
-    """One address, name, or path of a UNIX socket."""
-    text = text.strip()
-    if not text or "," in text:
-        raise BadValue(f"'{text}' is not one address; 0.0.0.0 listens on all of this machine's")
-    return text
+def hosts(text: str) -> tuple[str, ...]:
+    """Addresses, names, or paths of UNIX sockets."""
+    found = items(text)
+    if not found:
+        raise BadValue(f"'{text}' is not an address; 0.0.0.0 listens on all of this machine's")
+    return found
 
 
 def url(text: str) -> str:

@@ -271,8 +271,9 @@ OPTIONS: tuple[Option, ...] = (
            EMBEDDINGS, None, False, env="LLAMA_ARG_RERANKING"),
 
     Option("open", ("--open",), "open the web page in the browser when the model is ready", SERVER, None, False),
-    Option("host", ("--host",), "address to listen on, or the path of a UNIX socket that ends in .sock", SERVER,
-           to.host, "127.0.0.1", "ADDR", "LLAMA_ARG_HOST"),
+    Option("host", ("--host",), "address to listen on, or the path of a UNIX socket that ends in .sock; several are "
+           "separated by commas, or the option is repeated", SERVER, to.hosts, ("127.0.0.1",), "ADDR", "LLAMA_ARG_HOST",
+           repeat=True),
     Option("port", ("--port",), "port to listen on; 0 picks a free one", SERVER, int, 8080, "N", "LLAMA_ARG_PORT", 0,
            65535),
     Option("api_prefix", ("--api-prefix",), "path that all URLs begin with, e.g. /llm", SERVER, to.path_prefix, "",

@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,10 +101,13 @@ class HostPolicy:
     allowed: frozenset[str] = frozenset()
 
     @classmethod
-    def for_bind(cls, host: str, extra: Iterable[str] = ()) -> HostPolicy:
-        """`extra`: further names, for example of a reverse proxy; `*` switches the check off."""
+    def for_bind(cls, hosts: Collection[str], extra: Iterable[str] = ()) -> HostPolicy:
+        """For a server that listens on `hosts`. `extra`: further names, for example of a reverse proxy; `*` switches
+        the check off."""
         names = frozenset(name.lower() for name in extra)
-        return cls(is_loopback(host) and "*" not in names, names | {host.lower()})
+        addresses = [host for host in hosts if not host.endswith(".sock")]  # no browser speaks to a UNIX socket
+        is_local = bool(addresses) and all(map(is_loopback, addresses))
+        return cls(is_local and "*" not in names, names | {host.lower() for host in hosts})
 
     def check(self, host: str | None) -> None:
         """ApiError 403 for a Host header that names somebody else; HTTP/1.0 may come without (browsers

@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import errno
 import os
+import selectors
 import socket
-import socketserver
 import ssl
-import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from typing import Any
 
 from server.errors import ApiError
 from server.log import get_logger
-from server.web.auth import CorsPolicy, HostPolicy, KeyRing, is_loopback
+from server.web.auth import CorsPolicy, HostPolicy, KeyRing
 from server.web.connection import AccessRecord, ConnectionHandler
 from server.web.limits import Limits
+from server.web.listen import close_all, is_local, is_unix, listen_all
 from server.web.message import encode_head, error_response
 from server.web.rate import RateLimiter
 from server.web.router import Router
@@ -43,10 +43,6 @@ JOIN_S = 2.0
 FULL = "Too many connections; try again."
 STOPPING = "The server is stopping."
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class BindError(OSError):
-    """The address can't be listened on; the message says why and what to do."""
 
 
 @dataclass(slots=True, eq=False)
@@ -67,14 +63,10 @@ class WebServer(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False  # joined with a deadline by HttpServer.stop, not without one here
-    allow_reuse_address = os.name != "nt"  # on Windows it would let two servers share a port
-    allow_reuse_port = False
 
-    def __init__(self, family: int, address: Any, limits: Limits) -> None:
-        self.address_family = family
-        self.request_queue_size = limits.n_backlog
+    def __init__(self, listeners: Sequence[socket.socket], limits: Limits) -> None:
+        self.listeners = listeners
         self.limits = limits
-        self.is_unix = family == getattr(socket, "AF_UNIX", None)
         self.is_stopping = False
         self.budget = BodyBudget(limits.all_bodies_bytes)
         self.watcher = Watcher()
@@ -90,28 +82,40 @@ class WebServer(ThreadingHTTPServer):
         self.rate: RateLimiter | None = None
         self.tls: ssl.SSLContext | None = None
         self.access_log: Callable[[AccessRecord], None] | None = None
-        super().__init__(address, ConnectionHandler)
-        # A client may reset before it is accepted; accept must not wait for the next one then.
-        self.socket.setblocking(False)
+        self._must_end = threading.Event()
+        super().__init__(("", 0), ConnectionHandler, bind_and_activate=False)
+        self.socket.close()  # its own one, which is bound to nothing
 
-    def server_bind(self) -> None:
-        """Without HTTPServer's reverse look-up of the own name: it can hang, and is a packet to the
-        outside."""
-        if self.address_family == socket.AF_INET6:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-        socketserver.TCPServer.server_bind(self)
+    def serve_forever(self, poll_interval: float = POLL_S) -> None:
+        """Accept thread: everything that comes on any of the listening sockets, until `shutdown`."""
+        with selectors.DefaultSelector() as selector:
+            for listener in self.listeners:
+                selector.register(listener, selectors.EVENT_READ)
+            while not self._must_end.is_set():
+                for key, _ in selector.select(poll_interval):
+                    self._accept(key.fileobj)
+                self.service_actions()
 
-    def get_request(self) -> tuple[socket.socket, object]:
-        """Accept; out of descriptors it waits a moment, since the listening socket stays readable."""
+    def shutdown(self) -> None:
+        """End `serve_forever`, at once where shutting a listening socket wakes its selector (Linux), else soon."""
+        self._must_end.set()
+        for listener in self.listeners:
+            _shut(listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        """One connection; out of descriptors wait a moment, since the listening socket stays readable."""
         try:
-            return super().get_request()
+            sock, address = listener.accept()
         except OSError as error:
             if error.errno in OUT_OF_DESCRIPTORS:
                 get_logger("http").error("no connection can be accepted: %s", error.strerror)
                 time.sleep(POLL_S)
-            raise
+            return
+        try:
+            self.process_request(sock, address)
+        except Exception:
+            self.handle_error(sock, address)
+            self.shutdown_request(sock)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Accept thread: a thread for the connection, or the refusal."""
@@ -127,7 +131,7 @@ class WebServer(ThreadingHTTPServer):
         entry.thread = threading.Thread(target=self.process_request_thread, args=(request, client_address),
                                         name=f"http-{self._n_started}", daemon=True)
         try:
-            if not self.is_unix:
+            if not is_unix(request):
                 request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             entry.thread.start()
         except (OSError, RuntimeError):
@@ -176,8 +180,8 @@ class WebServer(ThreadingHTTPServer):
             _close_refused(self._refused.popleft()[1])
 
     def server_close(self) -> None:
-        """Close the listening socket and what is left of refused ones."""
-        super().server_close()
+        """Close the listening sockets and what is left of refused ones."""
+        close_all(self.listeners)
         while self._refused:
             _close_refused(self._refused.popleft()[1])
 
@@ -206,16 +210,17 @@ class WebServer(ThreadingHTTPServer):
 class HttpServer:
     """Bound when constructed (clients may connect and wait), answering from `start()` to `stop()`.
 
-    `host` is a name, an address (IPv6 with or without brackets) or the path of a UNIX socket (`*.sock`); port
-    0 picks a free one. BindError if it can't be had. `router` may be replaced at any time. """
+    `hosts` are names, addresses (IPv6 with or without brackets) or paths of UNIX sockets (`*.sock`), one may come
+    alone; port 0 picks a free one. BindError if one can't be had. `router` may be replaced at any time. """
 
-    def __init__(self, host: str, port: int, router: Router, *, limits: Limits | None = None,
+    def __init__(self, hosts: str | Sequence[str], port: int, router: Router, *, limits: Limits | None = None,
                  cors: CorsPolicy | None = None, auth: KeyRing | None = None,
                  static: StaticFiles | None = None, access_log: Callable[[AccessRecord], None] | None = None,
                  tls: ssl.SSLContext | None = None, allowed_hosts: Iterable[str] = (),
                  rate: RateLimiter | None = None) -> None:
-        self.host = host.strip("[]")
-        self._server = bind(self.host, port, limits or Limits())
+        self.hosts = tuple(host.strip("[]") for host in ([hosts] if isinstance(hosts, str) else hosts))
+        limits = limits or Limits()
+        self._server = WebServer(listen_all(self.hosts, port, limits.n_backlog), limits)
         self._server.router = router
         self._server.cors = cors or CorsPolicy()
         self._server.auth = auth
@@ -223,28 +228,38 @@ class HttpServer:
         self._server.rate = rate
         self._server.access_log = access_log
         self._server.tls = tls
-        self._server.hosts = HostPolicy.for_bind(self.host, allowed_hosts)
+        self._server.hosts = HostPolicy.for_bind(self.hosts, allowed_hosts)
+        listeners = self._server.listeners
+        self._port = next((listener.getsockname()[1] for listener in listeners if not is_unix(listener)), 0)
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
     @property
     def port(self) -> int:
-        """The port really bound; 0 for a UNIX socket."""
-        return 0 if self._server.is_unix else self._server.server_address[1]
+        """The port really bound; 0 if there are only UNIX sockets."""
+        return self._port
+
+    @property
+    def urls(self) -> list[str]:
+        """Where a client on this machine reaches the server, without a slash at the end, for each host."""
+        return [self._url(host) for host in self.hosts]
 
     @property
     def url(self) -> str:
-        """Where a client on this machine reaches the server, without a slash at the end."""
-        if self._server.is_unix:
-            return f"unix:{self.host}"
-        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        """The first of them."""
+        return self.urls[0]
+
+    def _url(self, host: str) -> str:
+        if host.endswith(".sock"):
+            return f"unix:{host}"
+        host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         host = f"[{host}]" if ":" in host else host
         return f"{'https' if self._server.tls else 'http'}://{host}:{self.port}"
 
     @property
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
-        return is_local(self.host)
+        return all(map(is_local, self.hosts))
 
     @property
     def router(self) -> Router:
@@ -285,17 +300,12 @@ class HttpServer:
                 if entry.is_idle:
                     _cut(entry.sock)
         if self._thread:
-            # On Linux this wakes the accept loop at once; elsewhere it is an error and the loop looks up by
-            # itself.
-            _shut(server.socket)
             server.shutdown()
             self._thread.join()
             self._thread = None
         if not self._is_closed:
             self._is_closed = True
             server.server_close()
-            if server.is_unix:
-                _unlink_quietly(self.host)
         self._join(time.monotonic() + deadline_s)
         with server.lock:
             left = list(server.connections.values())
@@ -313,53 +323,6 @@ class HttpServer:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
 
-def is_local(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
-    return host.endswith(".sock") or is_loopback(host.strip("[]"))
-
-
-def bind(host: str, port: int, limits: Limits) -> WebServer:
-    """A listening server; BindError with what to do about it."""
-    if host.endswith(".sock"):
-        if not hasattr(socket, "AF_UNIX") or os.name == "nt":
-            raise BindError("UNIX sockets are not available on this system: give --host an address instead.")
-        _clear_stale_socket(host)
-    try:
-        family, address = (socket.AF_UNIX, host) if host.endswith(".sock") else resolve(host, port)
-        return WebServer(family, address, limits)
-    except BindError:
-        raise
-    except (OSError, OverflowError) as error:
-        raise BindError(bind_advice(error, host, port)) from None
-
-
-def resolve(host: str, port: int) -> tuple[int, Any]:
-    """Address family and address of a host name; IPv4 first, as `localhost` is expected to mean 127.0.0.1."""
-    if not 0 <= port <= 65535:
-        raise BindError(f"Port {port} does not exist: choose a --port from 1 to 65535, or 0 for a free one.")
-    if not host:
-        return socket.AF_INET, ("0.0.0.0", port)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError, OverflowError):
-        raise BindError(f"Host {host!r} is unknown: give --host a name or address of this machine.") from None
-    family, _, _, _, address = min(found, key=lambda entry: entry[0] != socket.AF_INET)
-    return family, address
-
-
-def bind_advice(error: Exception, host: str, port: int) -> str:
-    """One line for the usual reasons why an address can't be bound."""
-    where = f"{host or '0.0.0.0'}:{port}"
-    number = getattr(error, "errno", None)
-    if number in (errno.EADDRINUSE, 10048):
-        return f"{where} is in use: stop the other program or choose another --port (0 picks a free one)."
-    if number in (errno.EACCES, errno.EPERM, 10013):
-        return f"{where} may not be used without more rights: choose a --port from 1024 up."
-    if number in (errno.EADDRNOTAVAIL, 10049):
-        return f"{host} is not an address of this machine: choose another --host (127.0.0.1, 0.0.0.0)."
-    return f"Can't listen on {where}: {error}."
-
-
 def client_name(address: object) -> str:
     """The peer's address for logs and fairness: no port, IPv4 also when it came through an IPv6 socket."""
     if not isinstance(address, tuple):
@@ -372,25 +335,6 @@ def refusal_bytes(reason: str) -> bytes:
     response = error_response(ApiError(503, reason, headers={"Retry-After": "1"}))
     return encode_head(503, {**response.headers, "Content-Length": str(len(response.body)),
                              "Connection": "close", "Server": "llama_srv"}) + response.body
-
-
-def _clear_stale_socket(path: str) -> None:
-    """Remove the socket file of a server that is gone; BindError if it is alive or no socket."""
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise BindError(f"{path} exists and is not a socket: choose another --host path.")
-    except FileNotFoundError:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-        except OSError as error:
-            raise BindError(f"Can't listen on {path}: {error.strerror}.") from None
-        else:
-            raise BindError(f"{path} is in use: stop the other program or choose another --host path.")
 
 
 def _cut(sock: socket.socket) -> None:
@@ -419,12 +363,5 @@ def _close_refused(sock: socket.socket) -> None:
 def _close_quietly(sock: socket.socket) -> None:
     try:
         sock.close()
-    except OSError:
-        pass
-
-
-def _unlink_quietly(path: str) -> None:
-    try:
-        os.unlink(path)
     except OSError:
         pass

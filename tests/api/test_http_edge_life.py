@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from server.web import httpd
+from server.web import httpd, listen
 from server.web.connection import ConnectionHandler
-from server.web.httpd import BindError, HttpServer
+from server.web.httpd import HttpServer
+from server.web.limits import Limits
+from server.web.listen import BindError
 from server.web.router import Router
 from server.web.wire import Wire
 from tests.api.http_edge import HOST, PATIENCE, Answer, Client, post, tls_context
@@ -357,3 +359,45 @@ def test_stop_ends_idle_tls_connections(start):
     assert server.stop(PATIENCE) == 0
     with contextlib.suppress(ssl.SSLError):
         assert client.is_closed()
+
+
+# --------------------------------------------------------------------------------------- several addresses
+
+@pytest.mark.skipif(os.name == "nt", reason="not on Windows: no UNIX sockets")
+def test_all_addresses_are_served_by_one_server(site, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)         # such paths must be short
+    server = HttpServer(["127.0.0.1", "127.0.0.2", "llm.sock"], 0, Router(site.routes()), limits=Limits(n_connections=2))
+    server.start()
+    assert server.urls == [f"http://127.0.0.1:{server.port}", f"http://127.0.0.2:{server.port}", "unix:llm.sock"]
+    assert server.url == server.urls[0] and server.is_local
+    clients = []
+    for family, address in ((socket.AF_INET, ("127.0.0.1", server.port)), (socket.AF_INET, ("127.0.0.2", server.port)),
+                            (socket.AF_UNIX, "llm.sock")):
+        sock = socket.socket(family)
+        sock.settimeout(PATIENCE)
+        sock.connect(address)
+        sock.sendall(b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        clients.append((sock, sock.recv(4096)))
+    assert [answer.split()[1] for _, answer in clients] == [b"200", b"200", b"503"], "they share one limit"
+    for sock, _ in clients:
+        sock.close()
+    server.stop(0)
+    assert not os.path.exists("llm.sock")
+    for address in ("127.0.0.1", "127.0.0.2"):
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((address, server.port), PATIENCE)
+
+
+def test_if_one_address_can_t_be_had_none_is_kept(site, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        hosts = ["127.0.0.2", *(["llm.sock"] if os.name != "nt" else []), "127.0.0.1"]
+        with pytest.raises(BindError, match="in use"):
+            HttpServer(hosts, other.getsockname()[1], Router(site.routes()))
+        assert os.listdir(tmp_path) == []
+        socket.create_server(("127.0.0.2", other.getsockname()[1])).close()
+
+
+@pytest.mark.parametrize(("hosts", "is_local"), [(["127.0.0.1", "::1"], True), (["127.0.0.1", "0.0.0.0"], False), (["x.sock"], True)])
+def test_a_server_is_local_if_all_its_addresses_are(hosts, is_local):
+    assert all(map(listen.is_local, hosts)) is is_local

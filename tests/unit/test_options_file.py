@@ -45,7 +45,7 @@ def refusal(config, content: object) -> str:
 
 def test_an_ini_file_takes_every_spelling_of_a_name(config):
     o = config(INI.replace("c:d\n", ""))
-    assert (o.top_k, o.host, o.port, o.metrics, o.slots, o.ctx_size) == (7, "0.0.0.0", 81, True, False, 1024)
+    assert (o.top_k, o.host, o.port, o.metrics, o.slots, o.ctx_size) == (7, ("0.0.0.0",), 81, True, False, 1024)
     assert all(map(o.is_set, ("top_k", "host", "port", "metrics", "slots", "ctx_size"))) and not o.is_set("threads")
 
 
@@ -53,7 +53,7 @@ def test_a_json_file_takes_plain_values_lists_and_sections(config):
     o = config({"top_k": 7, "server": {"host": "::1", "--port": 81, "metrics": True, "inner": {"no-slots": True}},
                 "threads": None, "temp": 0.5, "tensor-split": [3, 1], "samplers": ["top_k", "temperature"],
                 "api-key": ["a", "b"], "stop": "x", "reverse-prompt": ["1,2", "3"]} | {"stop": None})
-    assert (o.top_k, o.host, o.port, o.metrics, o.slots, o.temperature) == (7, "::1", 81, True, False, 0.5)
+    assert (o.top_k, o.host, o.port, o.metrics, o.slots, o.temperature) == (7, ("::1",), 81, True, False, 0.5)
     assert (o.tensor_split, o.samplers, o.api_key) == ((3.0, 1.0), ("top_k", "temperature"), ("a", "b"))
     assert o.stop == ("1,2", "3") and not o.is_set("threads")
 

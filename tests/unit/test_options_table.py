@@ -222,7 +222,7 @@ def test_a_yarn_factor_that_llama_cpp_overrides_is_warned_about():
 def test_the_defaults_of_today():
     o = parse([], {})
     assert (o.model, o.ctx_size, o.parallel, o.n_predict, o.threads) == (None, None, 1, -1, -1)
-    assert (o.host, o.port, o.batch_size, o.ubatch_size) == ("127.0.0.1", 8080, 2048, 512)
+    assert (o.host, o.port, o.batch_size, o.ubatch_size) == (("127.0.0.1",), 8080, 2048, 512)
     assert (o.context_shift, o.cont_batching, o.slots, o.metrics, o.props) == (False, True, True, False, False)
     assert (o.log_format, o.log_file, o.log_disable, o.log_verbosity) == ("text", None, False, 3)
     assert (o.api_key, o.lora, o.cors_origins, o.allowed_hosts, o.tags) == ((), (), (), (), ())
@@ -303,7 +303,7 @@ def test_every_option_that_works_is_read_by_somebody():
     (["--context-overflow", "shift"], "context_shift", True), (["--context-overflow", "error"], "context_shift", False),
     (["--context-shift", "--context-overflow", "error"], "context_shift", False),
     (["--log-jsonl"], "log_format", "json"), (["--numa"], "numa", 1), (["--numa", "numactl"], "numa", 3),
-    (["--host", " ::1 "], "host", "::1"), (["--host", "/tmp/x.sock"], "host", "/tmp/x.sock"),
+    (["--host", " ::1 "], "host", ("::1",)), (["--host", "x.sock, ::1", "--host", "a"], "host", ("x.sock", "::1", "a")),
     (["--kv-unified-per-slot", "100", "-np", "3"], "ctx_size", 300), (["-b", "64"], "ubatch_size", 64),
     (["--rope-scale", "4"], "rope_freq_scale", 0.25), (["--hf-repo", "u/m-GGUF:Q4_K_M"], "hf_repo", "u/m-GGUF:Q4_K_M"),
     (["--model-sha256", "AB" * 32], "model_sha256", "ab" * 32), (["--help"], "help", True),
@@ -330,7 +330,7 @@ def test_adapters_come_in_the_order_of_the_command_line_with_their_strengths(tmp
     (["--timeout", "nan"], ["--timeout"]), (["--drain", "inf"], ["--drain"]), (["-t", "513"], ["512"]),
     (["--compat", "1999"], ["--compat: '1999' is none of modern, 2024"]),
     (["-ctk", "q3_k"], ["-ctk: 'q3_k' is none of f32, f16, bf16"]), (["-fa", "maybe"], ["on, off, auto"]),
-    (["--host", "a,b"], ["not one address"]), (["--host", ""], ["not one address"]),
+    (["--host", ","], ["not an address"]), (["--host", ""], ["not an address"]),
     (["--lora", "nothing.gguf"], ["there is no file 'nothing.gguf'"]), (["--lora", ","], ["names nothing"]),
     (["--lora-scaled", "x.gguf"], ["is not FILE:SCALE"]), (["--lora-scaled", "x.gguf:nan"], ["is not FILE:SCALE"]),
     (["-ts", "1,x"], ["proportions"]), (["-ts", "0,0"], ["proportions"]), (["-ts", "-1,2"], ["proportions"]),

@@ -90,7 +90,7 @@ def test_what_is_loopback():
 
 @pytest.mark.parametrize("bound", ["127.0.0.1", "localhost", "::1"])
 def test_a_local_server_answers_to_local_names_only(bound):
-    policy = HostPolicy.for_bind(bound, ["My.Proxy"])
+    policy = HostPolicy.for_bind([bound], ["My.Proxy"])
     for host in ("localhost:8080", "127.0.0.1", "[::1]:80", "my.proxy:443", None):
         policy.check(host)
     for host in ("evil.com", "localhost.evil.com:8080", "", "127.0.0.1.nip.io", "192.168.0.7"):
@@ -99,9 +99,9 @@ def test_a_local_server_answers_to_local_names_only(bound):
         assert (caught.value.status, caught.value.type) == (403, "permission_error")
 
 
-@pytest.mark.parametrize("policy", [HostPolicy.for_bind("0.0.0.0"), HostPolicy.for_bind("192.168.0.7"),
-                                    HostPolicy.for_bind("127.0.0.1", ["*"]),
-                                    HostPolicy.for_bind("/run/x.sock")])
+@pytest.mark.parametrize("policy", [HostPolicy.for_bind(["0.0.0.0"]), HostPolicy.for_bind(["192.168.0.7"]),
+                                    HostPolicy.for_bind(["127.0.0.1"], ["*"]),
+                                    HostPolicy.for_bind(["/run/x.sock"]), HostPolicy.for_bind(["127.0.0.1", "192.168.0.7"])])
 def test_other_servers_answer_to_every_name(policy):
     policy.check("evil.com")
 

@@ -115,3 +115,8 @@ def test_events_are_one_data_line_each():
     assert sse.named_event("message_stop", {}) == b"event: message_stop\ndata: {}\n\n"
     assert sse.comment("queue\n\ndata: x") == b": queue data: x\n\n"
     assert sse.DONE == b"data: [DONE]\n\n"
+
+
+def test_an_error_message_is_one_line_whatever_it_quotes():
+    error = ApiError(400, "field 'a\r\nb\x1b\x85\u2028' is é")
+    assert error.message == str(error) == "field 'a\\r\\nb\\x1b\\x85\\u2028' is é"
