@@ -23,7 +23,6 @@ WORKS, IGNORED, PLANNED, REFUSED = "works", "ignored", "planned", "refused"
 """Of `Option.status`: does what it says; taken with a warning, since doing without harms nobody; refused until this
 server can do it; refused for good."""
 
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 SWITCH_WORDS = {"1": True, "on": True, "true": True, "yes": True, "enabled": True,
                 "0": False, "off": False, "false": False, "no": False, "disabled": False}
 
@@ -92,15 +91,7 @@ class Option:
 
 
 def convert(option: Option, source: str, text: str) -> object:
-    """The value of `text`, which came from `source` (a flag, a variable, a place in a file). OptionError in one line,
-    whatever was given."""
-    try:
-        return _convert(option, source, text)
-    except OptionError as error:
-        raise OptionError(CONTROL.sub(lambda found: repr(found[0])[1:-1], str(error))) from None
-
-
-def _convert(option: Option, source: str, text: str) -> object:
+    """The value of `text`, which came from `source` (a flag, a variable, a place in a file). OptionError."""
     if option.type is None:
         return switch(source, text)
     try:

@@ -28,6 +28,7 @@ __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
 NOT_IN_FILES = ("help", "version", "list_devices", "bench", "dry_run", "completion_bash", "completion", "man", "config", "bundle",
                 "output", "base", "side_file", "defaults", "bundle_info", "bundle_check", "unbundle")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 # What the small model of speculative decoding takes over from the large one's parameters.
 SHARED_WITH_DRAFT = ("devices", "load_mode", "lazy_mode", "use_extra_bufts", "no_host", "flash_attn_type",
@@ -54,7 +55,15 @@ def parse(argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Optio
           bundled: Sequence[tuple[str, str]] = ()) -> Options:
     """Read the command line (without the program's name), the environment, and the config file that one of them
     names. `bundled` are (name, text) pairs that a bundle starts with; they count least. OptionError on the first
-    mistake."""
+    mistake, in one line whatever it quotes."""
+    try:
+        return _parse(argv, environ, table, bundled)
+    except OptionError as error:
+        raise OptionError(CONTROL.sub(lambda found: repr(found[0])[1:-1], str(error))) from None
+
+
+def _parse(argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option],
+           bundled: Sequence[tuple[str, str]]) -> Options:
     line = _Source(table)
     _read_argv(line, argv)
     variables = _Source(table)
