@@ -1,6 +1,8 @@
 """Minutes of mixed and abusive traffic against the real program: nothing grows, nothing is left, the text stays right.
 
-45 seconds in CI, 10 minutes in the long form. The figures of both are printed, and go into docs/reliability.md.
+A minute in CI, 11 minutes in the long form, whose figures go into docs/reliability.md. Memory is measured between
+rounds of traffic, when nothing runs. What the allocator has not given back comes and goes by some percent, so the
+lower of the last two measurements counts: a leak is in all of them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import pytest
 from tests.support import PATIENCE, ServerProcess, child_processes, wait_until
 
 IS_LONG = os.environ.get("LLAMA_SRV_TEST_LONG") == "1"
-WARM_UP_S, SOAK_S = (60, 600) if IS_LONG else (15, 45)
+WARM_UP_S, ROUND_S, N_ROUNDS = (60, 60, 10) if IS_LONG else (30, 15, 2)
 N_CLIENTS = 12
 GROWTH = 1.05
 WORDS = "the moon star house river cat dog old new big little and then she said near quiet fox night day".split()
@@ -238,27 +240,24 @@ def http_threads(server: ServerProcess) -> int:
 
 
 def test_nothing_grows_under_mixed_and_abusive_traffic(serve, tiny_spm_model, capsys):
-    server = serve("-m", tiny_spm_model, "-t", 1, "-c", 2048, "-np", 4, "--metrics", "--max-connections", 200, *SOAK_OPTIONS)
+    server = serve("-m", tiny_spm_model, "-t", 1, "-c", 2048, "-np", 4, "--metrics", "--max-connections", 200)
     text = server.complete("the quiet fox", 40, cache_prompt=False)["content"]
     marks: list[Footprint] = []
     counts: Counter[str] = Counter()
-    for round_, seconds in enumerate((WARM_UP_S, SOAK_S)):
+    for round_, seconds in enumerate([WARM_UP_S, *[ROUND_S] * N_ROUNDS]):
         crowd = Crowd(server, round_)
         time.sleep(seconds)
         crowd.stop()
         assert crowd.faults == []
         counts += crowd.counts
         marks.append(settle(server))
-    before, after = marks
+    before, after = marks[0], min(marks[-2:], key=lambda mark: mark.kb)
     with capsys.disabled():
-        print(f"\nsoak of {SOAK_S} s after {WARM_UP_S} s: {counts.total()} requests, {before} -> {after}, "
-              f"memory x {after.kb / before.kb:.3f}")
+        print(f"\nsoak of {ROUND_S * N_ROUNDS} s after {WARM_UP_S} s: {counts.total()} requests, {before} -> {after}, "
+              f"memory x {after.kb / before.kb:.3f}, KiB {[mark.kb for mark in marks]}")
     assert server.complete("the quiet fox", 40, cache_prompt=False)["content"] == text
     assert min(counts[f"{kind} 200"] for kind in ("complete", "stream", "chat", "sampling")) > 0, counts
     assert after.kb <= before.kb * GROWTH, counts
-    assert after.n_threads <= before.n_threads and after.n_files <= before.n_files
+    assert marks[-1].n_threads <= before.n_threads and marks[-1].n_files <= before.n_files
     assert "Traceback" not in server.log
     assert server.stop() == 0
-
-
-SOAK_OPTIONS: tuple[str, ...] = ()
