@@ -229,10 +229,9 @@ class _Source:
     def texts(self, count: int, what: str, is_kept: bool) -> tuple[frozenset[bytes], bytes]:
         """Step over `count` texts: (those there are if they are to be kept, one that is there twice).
 
-        This loop decides how long reading takes: about 0.1 s for a million texts, twice that if they are kept.
+        This loop decides how long reading takes: a tenth of a second for a million texts, for 300,000 if they are kept.
         """
-        seen: set[bytes] = set()
-        repeated = b""
+        kept: list[bytes] = []
         unpack = struct.Struct("<Q").unpack_from
         data, at = self._data, self._at
         for _ in range(count):
@@ -243,13 +242,21 @@ class _Source:
                 data, at = self._data, self._at
                 end = at + 8 + unpack(data, at)[0]
             if is_kept:
-                text = data[at + 8:end]
-                if text in seen:
-                    repeated = text or repeated
-                seen.add(text)
+                kept.append(data[at + 8:end])
             at = end
         self._at = at
-        return frozenset(seen), repeated
+        different = frozenset(kept)
+        return different, _repeated(kept) if len(different) < len(kept) else b""
+
+
+def _repeated(texts: list[bytes]) -> bytes:
+    """One that is there more than once; empty ones don't count."""
+    seen: set[bytes] = {b""}
+    for text in texts:
+        if text in seen and text:
+            return text
+        seen.add(text)
+    return b""
 
 
 def _head(gguf: Gguf, source: _Source) -> tuple[int, int]:
