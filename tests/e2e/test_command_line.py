@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from server.options import OPTIONS
+from tests.gguf_edit import take_apart
+from tests.malformed import FAULTS
 from tests.support import PATIENCE, ROOT, run_command
 
 NO_LIBS = ["--libs", str(ROOT / "tests")]
@@ -182,3 +184,29 @@ def test_a_dry_run_of_what_cannot_fit_says_so_with_numbers(tiny_spm_model):
 def test_what_cannot_fit_is_tried_with_fit_off(tiny_spm_model):
     found = run_command(["-m", tiny_spm_model, "-c", "2000000000", "--dry-run", "--fit", "off"])
     assert found.returncode == 0 and "doesn't fit" in found.stdout
+
+
+@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in (
+    "half of the data", "endless texts", "513 layers", "a token twice", "integer weights", "removed tensor type")],
+    ids=lambda fault: fault.name)
+def test_a_malformed_model_is_one_line_and_no_crash(request, libs_folder, tmp_path, fault):
+    parts = take_apart(request.getfixturevalue(fault.base))
+    fault.spoil(parts)
+    found = run_command(["-m", parts.write(tmp_path / "model.gguf"), "--port", "0"])
+    assert found.returncode == 1
+    lines = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and re.search(fault.words, lines[0]) and "Traceback" not in found.stderr
+
+
+def test_the_server_measures_itself(libs_folder, tiny_spm_model):
+    found = run_command(["-m", tiny_spm_model, "-t", "1", "--bench", "tokenize", "--api-key", "secret"])
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert re.search(r"requests, 1/s +\d", found.stdout) and "failed" not in found.stdout
+
+
+def test_a_measurement_that_cannot_be_made(tiny_spm_model):
+    key = str(ROOT / "tests" / "api" / "localhost_tls.pem")
+    for arguments, words in ((["--bench", "nonsense"], "nonsense is unknown; known are startup"),
+                             (["--ssl-key-file", key, "--ssl-cert-file", key, "--bench"], "plain HTTP")):
+        found = run_command(["-m", tiny_spm_model, *arguments])
+        assert found.returncode == 1 and words in found.stderr
