@@ -10,14 +10,13 @@ outputs.
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from server.engine.backend_types import DECODE_ABORTED, DECODE_OK, Backend, EmbeddingBackend
-from server.engine.config import EngineConfig
+from server.engine.backend_types import DECODE_ABORTED, DECODE_OK, EmbeddingBackend
 from server.engine.planner import Span
+from server.engine.state import EngineState
 from server.engine.task import Embed, Embedded, Event, Failure
 from server.errors import ApiError
 from server.log import get_logger
@@ -60,19 +59,14 @@ class Embedder:
     stream's own step. That is kept as far as inputs can be cut or held back.
     """
 
-    def __init__(self, backend: Backend, config: EngineConfig, announce: Callable[[int], None],
-                 clock: Callable[[], float] = time.perf_counter) -> None:
-        self._backend = backend
-        self._max_queue = config.max_queue
-        self._busy_s = config.max_stall_ms / 2e3
-        self._announce = announce       # of requests that are about to be computed: the engine may die of it
-        self._clock = clock
+    def __init__(self, state: EngineState) -> None:
+        self._state = state
+        self._max_queue = state.config.max_queue
+        self._busy_s = state.config.max_stall_ms / 2e3
         self._context: EmbeddingBackend | None = None
         self._requests: deque[Request] = deque()
         self._parts: list[Part] = []            # begun and not finished, each on a sequence of its own
         self._rows_per_s = 0.0
-        self.n_rows = 0                         # counters for the metrics
-        self.seconds = 0.0
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -110,22 +104,25 @@ class Embedder:
         """Compute one batch, a smaller one if others wait for the engine (`is_busy`); the answers that are complete."""
         if not self._requests:
             return []
-        started = self._clock()
+        started = self._state.clock()
         spans = self._plan(self._budget(is_busy))
         events = self._compute(spans)
-        seconds, n_rows = self._clock() - started, sum(len(span) for span in spans)
-        self.n_rows += n_rows
-        self.seconds += seconds
+        self._measured(sum(map(len, spans)), self._state.clock() - started)
+        return events
+
+    def _measured(self, n_rows: int, seconds: float) -> None:
+        """A batch took so long."""
+        self._state.meter.n_prompt += n_rows
+        self._state.meter.prompt_ms += seconds * 1e3
         if seconds > 0:
             rate = n_rows / seconds
             self._rows_per_s = rate if not self._rows_per_s else 0.7 * self._rows_per_s + 0.3 * rate
-        return events
 
     def _open(self) -> EmbeddingBackend:
         """The context, made when first needed. ApiError if that fails."""
         if self._context is None:
             try:
-                self._context = self._backend.open_embeddings()
+                self._context = self._state.backend.open_embeddings()
             except ApiError:
                 raise
             except Exception as error:
@@ -189,7 +186,7 @@ class Embedder:
         """Decode; if that fails, each input by itself, so that a bad one takes no other with it."""
         parts = {part.seq: part for part in self._parts}
         for id_request in dict.fromkeys(parts[span.seq].request.message.id for span in spans):
-            self._announce(id_request)
+            self._state.announce(id_request)      # the engine may die of it
         code = self._context.embed(spans)
         if code == DECODE_OK:
             return self._commit([parts[span.seq] for span in spans], spans)

@@ -53,7 +53,7 @@ class Scheduler:
         self._emit = emit
         self._state.announce = lambda id_task: emit(Frame((Starting(id_task),)))
         self._n_steps = self._n_rows = 0
-        self._embedder = Embedder(backend, config, self._state.announce, clock)
+        self._embedder = Embedder(self._state)
         self._inbox: SimpleQueue = SimpleQueue()
         self._deadline: float | None = None
         self._deadlines = Deadlines()

@@ -53,6 +53,22 @@ def test_every_input_gets_its_vector_in_the_order_of_the_inputs(can_split):
     assert not any(d.backend.embeddings.held.values()), "nothing is left behind"
 
 
+def test_rows_count_as_prompt_tokens():
+    d = driver()
+    d.embed("abc", "defgh")
+    d.finish()
+    assert d.scheduler.snapshot().n_prompt_tokens == 8
+
+
+def test_a_request_is_announced_before_each_batch_of_it():
+    d = driver(n_rows=8, n_seqs=1)
+    told: list[tuple[int, int]] = []
+    d.scheduler._state.announce = lambda id_: told.append((id_, len(d.backend.embeddings.batches)))
+    one, other = d.embed("x" * 8, "y" * 8), d.embed("z" * 8)
+    d.finish()
+    assert told == [(one, 0), (other, 1), (one, 2)]
+
+
 def test_inputs_of_several_requests_share_a_batch():
     d = driver(n_rows=32, n_seqs=4)
     requests = [d.embed("aa", "bb"), d.embed("cc"), d.embed("dd")]

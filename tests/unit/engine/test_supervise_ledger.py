@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from server.engine.supervise_ledger import Ledger
-from server.engine.task import (Cancel, Command, Failure, Final, Frame, Piece, Reply, SlotState, Snapshot, Starting, Task,
-                                Timings)
+from server.engine.task import (Cancel, Command, Embed, Embedded, Failure, Final, Frame, Piece, Reply, SlotState, Snapshot,
+                                Starting, Task, Timings)
 
 
 class Clock:
@@ -204,6 +204,24 @@ def test_commands_wait_until_the_replayed_tasks_are_on_their_slots(book):
     assert len(book.sent) == 2
     book.post(Cancel(2))
     assert [message.id for message in book.sent] == [1, 2, 2, 3, 4]
+
+
+def test_embeddings_are_asked_for_again_until_they_are_answered(book):
+    first, second = Embed(1, ((5, 6),)), Embed(2, ((7,),))
+    book.post(first, second, Embed(3, ((8,),)))
+    book.hear(Starting(1), Embedded(1, "mean", 1, (1,), b"\0" * 4))
+    book.post(Cancel(3))
+    assert book.die() == [] and book.sent == [second]
+    book.hear(Embedded(2, "mean", 1, (1,), b"\0" * 4))
+    assert book.die() == [] and book.sent == []
+
+
+def test_embeddings_that_bring_the_engine_down_twice_fail(book):
+    book.post(Embed(1, ((5, 6),)), Task(2, (5,)))
+    for _ in range(2):
+        book.hear(Starting(1))
+        events = book.die()
+    assert [(event.id, event.status) for event in events] == [(1, 500)] and book.sent_tasks == [2]
 
 
 # ---- blame ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,70 @@
+"""Embeddings through the whole program, engine in its own process: beside streams, and when the engine dies meanwhile.
+
+Tiny models that the tests write. That the numbers of a real model are right is in test_minilm.py.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from tests.e2e.test_kills import engine_pid, metric
+from tests.support import PATIENCE, ServerProcess, wait_until
+from tests.tiny_models import WORDS
+
+TEXTS = [" ".join(WORDS[(7 * i + k) % len(WORDS)] for k in range(1 + i % 50)) for i in range(600)]
+
+
+def embeddings(server: ServerProcess) -> list[list[float]]:
+    answer = server.post("/v1/embeddings", {"input": TEXTS})
+    assert answer.status_code == 200, answer.text
+    return [item["embedding"] for item in answer.json()["data"]]
+
+
+def assert_alike(found: list[list[float]], expected: list[list[float]]) -> None:
+    assert len(found) == len(expected) == len(TEXTS)
+    assert min(sum(map(float.__mul__, a, b)) for a, b in zip(found, expected)) > 0.9999
+
+
+@pytest.mark.covers("C28")
+def test_text_and_embeddings_at_the_same_time(serve, tiny_spm_model):
+    server = serve("-m", tiny_spm_model, "-np", 2, "-c", 2048, "-t", 1, "--embeddings")
+    fields = {"n_predict": 200, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
+    text, expected = server.complete("once upon a time", **fields)["content"], embeddings(server)
+    found: list[list[list[float]]] = []
+    thread = threading.Thread(target=lambda: found.append(embeddings(server)), daemon=True)
+    thread.start()
+    for _ in range(3):
+        assert server.complete("once upon a time", **fields)["content"] == text
+    thread.join(PATIENCE)
+    assert_alike(found[0], expected)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: finds the engine's process in /proc")
+@pytest.mark.parametrize("name", ["bert_embed_model", "tiny_spm_model"])
+def test_an_engine_that_is_killed_costs_no_request_its_embeddings(serve, request, name):
+    server = serve("-m", request.getfixturevalue(name), "-t", 1, "--metrics")
+    expected = embeddings(server)
+    n_before = metric(server, "prompt_tokens_total")
+    found: list[list[list[float]]] = []
+    thread = threading.Thread(target=lambda: found.append(embeddings(server)), daemon=True)
+    thread.start()
+    wait_until(lambda: metric(server, "prompt_tokens_total") > n_before, "the request to be in work", every=0.002)
+    os.kill(engine_pid(server), signal.SIGKILL)
+    thread.join(PATIENCE)
+    assert_alike(found[0], expected)
+    wait_until(lambda: metric(server, "engine_restarts_total") == 1, "another engine")
+
+
+def test_a_reranker_from_its_own_metadata(serve, bert_rerank_model):
+    server = serve("-m", bert_rerank_model, "-t", 1)
+    body = {"query": "the cat", "documents": ["the dog", "the cat is", "a"], "top_n": 2, "return_documents": True}
+    results = server.post("/v1/rerank", body).json()["results"]
+    assert len(results) == 2 and results[0]["relevance_score"] >= results[1]["relevance_score"]
+    assert all(result["document"]["text"] == body["documents"][result["index"]] for result in results)
+    alone = server.post("/rerank", {**body, "documents": [results[0]["document"]["text"]]}).json()["results"][0]
+    assert alone["relevance_score"] == pytest.approx(results[0]["relevance_score"], abs=1e-4)
