@@ -322,11 +322,12 @@ class LlamaBackend:
         return n_ctx
 
     def _open_context(self, config: EngineConfig, n_ctx: int) -> Context:
-        n_batch = min(max(config.n_batch, config.n_slots), max(n_ctx, config.n_slots))
+        n_seqs = config.n_slots + 1     # llama.cpp ends the process if a batch can't have a row for each
+        n_batch = min(max(config.n_batch, n_seqs), max(n_ctx, n_seqs))
         if config.exact:        # a buffer for each sequence, so that nobody's cells depend on where others' are
             n_ctx = n_ctx // config.n_slots * (config.n_slots + 1)
         fields = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": min(config.n_ubatch, n_batch),
-                  "n_seq_max": config.n_slots + 1, "kv_unified": not config.exact, **self._threads(config)}
+                  "n_seq_max": n_seqs, "kv_unified": not config.exact, **self._threads(config)}
         return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
 
     @staticmethod

@@ -51,10 +51,10 @@ class Opened:
         llama = self.backend._libs.llama
         return getattr(llama, name)(self.backend._context)
 
-    def logits(self) -> list[float]:
-        """Those after TOKENS."""
+    def logits(self, tokens: list[int] = TOKENS) -> list[float]:
+        """Those after `tokens`."""
         backend = self.backend
-        assert backend.decode([Span(0, 0, 0, TOKENS, True)]) == 0
+        assert backend.decode([Span(0, 0, 0, tokens, True)]) == 0
         llama = backend._libs.llama
         llama.llama_synchronize(backend._context)
         row = llama.llama_get_logits_ith(backend._context, -1)
@@ -197,6 +197,12 @@ def test_the_context_of_2024_has_512_tokens_and_that_of_slots_is_multiplied(libs
     assert n_ctx("--compat", "2024") == 512
     assert n_ctx() == n_ctx("-c", "0") == 2048                  # the model's own
     assert n_ctx("--kv-unified-per-slot", "256", "-np", "3") == 768
+
+
+@pytest.mark.parametrize("argv", [("-b", "1"), ("-b", "4", "-np", "4"), ("-b", "1", "-ub", "1", "-np", "3")])
+def test_a_batch_has_room_for_a_row_of_each_sequence(opened, argv):
+    one = opened(*argv)
+    assert one.get("llama_n_batch") == one.get("llama_n_seq_max") and len(one.logits(TOKENS[:1])) == one.backend.info.n_vocab
 
 
 @pytest.mark.covers("C52", "C53", "C16")
