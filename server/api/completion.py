@@ -27,6 +27,7 @@ from server.web.sse import comment, event
 
 MAX_SCALE = 1000.0      # of an adapter: far beyond use, and far from overflowing the model's numbers
 MISSING = object()
+MAX_JOINED = 64         # events in one chunk of a stream
 PING = comment("ping")
 
 
@@ -259,18 +260,25 @@ class Stream:
 
     @staticmethod
     def _iterate(completion: Completion, results) -> Iterator[bytes]:
-        """An error before the first chunk is raised (the answer gets its status); later ones become an event."""
+        """An error before the first chunk is raised (the answer gets its status); later ones become an event.
+
+        What has come meanwhile goes out together, and so do the last event and the tail: each send is a system call,
+        and wakes the client.
+        """
         is_open = False
+        parts: list[bytes] = []
         try:
             for item in results.events(completion.ping_s):
-                for data in (PING,) if item is None else completion.events(item):
-                    yield data
+                parts += (PING,) if item is None else completion.events(item)
+                if parts and type(item) is not Final and (len(parts) >= MAX_JOINED or not results.has_more):
+                    yield b"".join(parts)
                     is_open = True
-            yield from completion.tail()
+                    parts.clear()
+            yield b"".join((*parts, *completion.tail()))
         except ApiError as error:
-            if not is_open:
+            if not is_open and not parts:
                 raise
-            yield completion.error(error)
+            yield b"".join((*parts, completion.error(error)))
 
 
 def read_lora(value: object, context: Context) -> tuple[tuple[int, float], ...] | None:

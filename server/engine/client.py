@@ -91,6 +91,11 @@ class Results:
                 yield event
                 n_open -= isinstance(event, LAST)
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the next event is there already."""
+        return not self._queue.empty()
+
     def cancel(self, reason: str = "the client closed the request") -> None:
         """From any thread, any number of times: the answer isn't wanted any more."""
         if self._n_open > 0 and not self.is_cancelled:

@@ -1,0 +1,80 @@
+"""What a stream sends together: events that have come meanwhile, and the last one with the tail. No engine, no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from server.api.completion import MAX_JOINED, PING, Stream
+from server.engine.task import Final, Piece, Timings
+from server.errors import ApiError
+
+
+class Events:
+    """Results whose events come in bursts; a burst is there as a whole."""
+
+    def __init__(self, *bursts: list[object]) -> None:
+        self._bursts = bursts
+        self.has_more = False
+
+    def events(self, silence_s: float | None) -> Iterator[object]:
+        for burst in self._bursts:
+            for i, event in enumerate(burst):
+                self.has_more = i + 1 < len(burst)
+                if isinstance(event, ApiError):
+                    raise event
+                yield event
+
+
+class Dialect:
+    ping_s = None
+
+    def events(self, item: object) -> tuple[bytes, ...]:
+        return (b"end.",) if isinstance(item, Final) else (item.text.encode(),) if item.text else ()
+
+    def tail(self) -> Iterator[bytes]:
+        yield b"tail"
+
+    def error(self, error: ApiError) -> bytes:
+        return b"error"
+
+
+FINAL = Final(0, 0, "", "eos", "", 1, 1, 1, False, Timings(0, 0, 0.0, 0, 0.0))
+
+
+def piece(text: str) -> Piece:
+    return Piece(0, (1,), text)
+
+
+def sent(*bursts: list[object]) -> list[bytes]:
+    return list(Stream._iterate(Dialect(), Events(*bursts)))
+
+
+def test_events_that_come_one_by_one_go_one_by_one():
+    assert sent([piece("a")], [piece("b")], [FINAL]) == [b"a", b"b", b"end.tail"]
+
+
+def test_what_has_come_meanwhile_goes_together():
+    assert sent([piece("a")], [piece("b"), piece("c"), piece("d")], [piece("e"), FINAL]) == [b"a", b"bcd", b"eend.tail"]
+
+
+def test_a_chunk_has_an_upper_bound():
+    chunks = sent([piece("x")] * (2 * MAX_JOINED + 1), [FINAL])
+    assert [len(chunk) for chunk in chunks[:-1]] == [MAX_JOINED, MAX_JOINED, 1]
+
+
+def test_silence_is_filled_at_once():
+    assert sent([None], [piece("a")], [FINAL]) == [PING, b"a", b"end.tail"]
+
+
+def test_an_event_without_text_sends_nothing_by_itself():
+    assert sent([piece("")], [piece("a")], [FINAL]) == [b"a", b"end.tail"]
+
+
+def test_an_error_before_anything_is_raised_and_later_an_event_behind_what_came():
+    error = ApiError(500, "made up")
+    with pytest.raises(ApiError):
+        sent([error])
+    assert sent([piece("a")], [piece("b"), error]) == [b"a", b"berror"]
+    assert sent([piece("a"), error]) == [b"aerror"]
