@@ -36,12 +36,13 @@ log = get_logger("engine")
 
 @dataclass(slots=True, frozen=True)
 class Limits:
-    """When an engine counts as hanging, and how often it is restarted. Seconds; `step_s` is for each
-    `rows_per_step_limit` rows of a batch that have begun, so that a long prompt on a slow machine isn't taken for a
-    hang. `backoff_s` are the pauses before the first, second, ... restart without progress in between;
+    """When an engine counts as hanging, and how often it is restarted. Seconds; `start_s` is the longest silence until
+    it is ready (opening large libraries holds the interpreter's lock), `silence_s` the one from then on; `step_s` is
+    for each `rows_per_step_limit` rows of a batch that have begun, so that a long prompt on a slow machine isn't taken
+    for a hang. `backoff_s` are the pauses before the first, second, ... restart without progress in between;
     `end_s` is what an engine gets to end by itself."""
 
-    start_s: float = 60.0
+    start_s: float = 120.0
     silence_s: float = 10.0
     step_s: float = 60.0
     rows_per_step_limit: int = 256
@@ -213,7 +214,7 @@ class ProcessTransport:
             quiet_s = 0.0 if child.is_taking or child.n_heard != n_heard else quiet_s + passed_s
             stuck_s = 0.0 if not beat.is_busy or beat.n_steps != n_steps else stuck_s + passed_s
             n_heard, n_steps = child.n_heard, beat.n_steps
-            if quiet_s > (limits.silence_s if child.is_greeted else limits.start_s):
+            if quiet_s > (limits.silence_s if self._is_loaded else max(limits.start_s, limits.silence_s)):
                 child.kill(f"no sign of life for {quiet_s:.1f} s")
             elif stuck_s > limits.step_s * (1 + beat.n_rows // limits.rows_per_step_limit):
                 child.kill(f"no step for {stuck_s:.1f} s with work to do")

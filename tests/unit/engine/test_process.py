@@ -1,0 +1,104 @@
+"""`engine.process`: what the engine's own process does about its pipes and its log records."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+
+import pytest
+
+from server.engine import process
+from server.engine.process import Outbox, PipeHandler, merge_frames
+from server.engine.task import Frame, Piece, Snapshot
+from server.engine.wire import Beat, Codec, FrameReader, LogLine
+from server.log import ROOT
+from tests.fakes import PATIENCE_S
+from tests.support import wait_until
+
+CODEC = Codec()
+
+
+def frame(i: int, snapshot: Snapshot | None = None) -> Frame:
+    return Frame((Piece(0, (i,), str(i)),), snapshot)
+
+
+class Pipe:
+    """An outbox into a pipe that is read when the test says so."""
+
+    def __init__(self) -> None:
+        self.inlet, outlet = os.pipe()
+        self.outbox = Outbox(outlet, CODEC)
+        self._reader = FrameReader(CODEC)
+        self.read: list[object] = []
+
+    def take(self, n_bytes: int = 1 << 16) -> None:
+        self.read += self._reader.feed(os.read(self.inlet, n_bytes))
+
+    def tokens(self) -> list[int]:
+        return [token for message in self.read if isinstance(message, Frame) for piece in message.events
+                for token in piece.tokens]
+
+
+def test_frames_that_pile_up_become_one_and_the_last_snapshot_counts():
+    first, last = Snapshot(n_steps=1), Snapshot(n_steps=2)
+    merged = merge_frames([frame(1, first), frame(2), Beat(1, 1, True), frame(3), frame(4, last), frame(5)])
+    assert merged == [Frame((*frame(1).events, *frame(2).events), first), Beat(1, 1, True),
+                      Frame((*frame(3).events, *frame(4).events, *frame(5).events), last)]
+
+
+def test_the_engine_waits_for_a_web_side_that_does_not_read_and_nothing_is_lost():
+    pipe, n = Pipe(), 20_000
+    putting = threading.Thread(target=lambda: [pipe.outbox.put(frame(i)) for i in range(n)], daemon=True)
+    putting.start()
+    wait_until(lambda: len(pipe.outbox._waiting) >= process.MAX_WAITING, "the outbox to be full", PATIENCE_S)
+    assert putting.is_alive()
+    while len(pipe.tokens()) < n:
+        pipe.take()
+    putting.join(PATIENCE_S)
+    assert pipe.tokens() == list(range(n))
+    pipe.outbox.flush(PATIENCE_S)
+    assert not pipe.outbox._waiting
+
+
+def test_log_records_never_wait_and_losses_are_counted(monkeypatch):
+    monkeypatch.setattr(process, "MAX_WAITING_LOGS", 3)
+    pipe = Pipe()
+    line = LogLine("engine", 20, "x" * 100_000, "f", 1, "t", 0.0, "")
+    for _ in range(10):
+        pipe.outbox.offer(line)
+    while not any(isinstance(message, LogLine) and "lost" in message.text for message in pipe.read):
+        pipe.take()
+    kept = [message for message in pipe.read if message == line]
+    lost = next(message.text for message in pipe.read if "lost" in message.text)
+    assert len(kept) + int(lost.split()[0]) == 10 and len(kept) < 10
+
+
+@pytest.mark.parametrize("name, level, goes", [
+    ("engine", logging.INFO, "pipe"), ("engine", logging.DEBUG, "nowhere"), ("llama", logging.DEBUG, "stderr"),
+    ("llama", logging.ERROR, "pipe")])
+def test_records_go_to_the_web_process_and_native_details_to_stderr(capfd, name, level, goes):
+    pipe = Pipe()
+    handler = PipeHandler(pipe.outbox, logging.INFO)
+    record = logging.LogRecord(f"{ROOT}.{name}", level, __file__, 7, "seen %d", (5,), None, "here")
+    handler.emit(record)
+    pipe.outbox.put(Beat(0, 0, False))
+    while not pipe.read or not isinstance(pipe.read[-1], Beat):
+        pipe.take()
+    lines = [message for message in pipe.read if isinstance(message, LogLine)]
+    assert [(line.name, line.level, line.text, line.function, line.line) for line in lines] == (
+        [(name, level, "seen 5", "here", 7)] if goes == "pipe" else [])
+    assert capfd.readouterr().err == ("seen 5\n" if goes == "stderr" else "")
+
+
+def test_a_record_of_an_exception_brings_its_traceback():
+    pipe = Pipe()
+    try:
+        raise ValueError("deep inside")
+    except ValueError as error:
+        info = (type(error), error, error.__traceback__)
+    PipeHandler(pipe.outbox, logging.INFO).emit(
+        logging.LogRecord(f"{ROOT}.engine", logging.ERROR, __file__, 1, "it failed", (), info, "f"))
+    while not pipe.read:
+        pipe.take()
+    assert pipe.read[0].text == "it failed" and "ValueError: deep inside" in pipe.read[0].trace
