@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import tiny_models
+from tests import tiny_media_models, tiny_models
 from tests.support import ROOT, ServerProcess, build_script, need, nothing_may_be_skipped, start_server
 
 ORDER = ("unit", "api", "native", "e2e")
@@ -52,6 +52,9 @@ bert_embed_model = _model_fixture("bert_embed_model", tiny_models.tiny_bert)
 bert_rerank_model = _model_fixture("bert_rerank_model", tiny_models.tiny_bert, rerank=True)
 mmproj_gemma3 = _model_fixture("mmproj_gemma3", tiny_models.tiny_mmproj, kind="gemma3")
 mmproj_mlp = _model_fixture("mmproj_mlp", tiny_models.tiny_mmproj, kind="mlp")
+mrope_model = _model_fixture("mrope_model", tiny_media_models.tiny_qwen2vl)
+mmproj_merger = _model_fixture("mmproj_merger", tiny_media_models.tiny_merger)
+mmproj_whisper = _model_fixture("mmproj_whisper", tiny_media_models.tiny_whisper)
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,8 @@ def check_image(data: bytes, max_pixels: int) -> None:
     """BadFile unless the image has a sane header and at most `max_pixels` pixels."""
     try:
         width, height = _size(data)
+        if data.startswith(PNG):
+            struct.unpack_from(">BB", data, 24)
     except (struct.error, IndexError):
         raise BadFile("is a broken image: its header is not complete") from None
     if width <= 0 or height <= 0:

@@ -38,6 +38,7 @@ from server.log import VERBOSE, get_logger
 __all__ = ["LibsError", "LlamaBackend", "device_lines", "find_libs", "library_line", "open_backend"]
 
 MIN_CTX_SLOT = 32
+BAD_FILES = ("mtmd_helper_", "mtmd_tokenize", "probe: ")   # lines about files in requests: the client is told
 
 log = get_logger("engine")
 native_log = get_logger("llama")
@@ -101,7 +102,9 @@ def _on_loading_log(level: int, line: str) -> None:
 
 
 def _on_native_log(level: int, line: str) -> None:
-    if level >= GGML_LOG_LEVEL_ERROR:
+    if line.startswith(BAD_FILES):
+        native_log.debug("%s", line)
+    elif level >= GGML_LOG_LEVEL_ERROR:
         native_log.error("%s", line)
     elif level >= GGML_LOG_LEVEL_WARN:
         native_log.info("%s", line)

@@ -5,13 +5,15 @@ The file's name puts it behind test_objects, which has to see the libraries with
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from server.engine.task import AUDIO, Cancel
+from server.api import media_kinds
+from server.engine.task import AUDIO, IMAGE, Cancel, Media, SamplingParams
 from server.errors import ApiError
 from tests import tiny_models
 from tests.media_files import bmp, gif, picture, png, wav
@@ -224,3 +226,118 @@ def test_a_projector_for_another_model_is_refused_in_one_line(mtmd_folder: Path,
     with pytest.raises(AssertionError, match=r"--mmproj .*other\.gguf.*(mismatch|n_embd)") as caught:
         Engine(mtmd_folder, tiny_bpe_model, mmproj=str(other), mmproj_params=QUIET)
     assert "\n" not in str(caught.value).splitlines()[0]
+
+
+# ---- positions in three dimensions -----------------------------------------------------------------------------------
+
+ENDLESS = SamplingParams(temperature=0.0, ignore_eos=True)
+
+
+def wide(n: int) -> bytes:
+    """8 x 4 tokens, which take 8 positions."""
+    return png(224, 112, lambda x, y: (x * n % 256, y * 7 * n % 256, (x * y + n) % 256))
+
+
+MROPE_CONVERSATIONS: tuple[Parts, ...] = (
+    ("Once upon", image(wide(1)), " the dog"),
+    ("Once upon", image(wide(2)), " the dog"),
+    ("a", image(wide(3)), " the", image(picture(4)), " cat"),
+)
+
+
+def test_mrope_text_behind_images_is_that_of_libmtmds_own_evaluation(see, helper, mrope_model: Path,
+                                                                     mmproj_merger: Path):
+    engine, reference = see(mrope_model, mmproj_merger), helper(mrope_model, mmproj_merger)
+    texts = set()
+    for parts in MROPE_CONVERSATIONS:
+        said = ask(engine, parts)
+        assert said.tokens == reference.greedy(parts, len(said.tokens))
+        again = ask(engine, parts)
+        assert again.tokens == said.tokens and again.final.timings.prompt_n == 1
+        texts.add(tuple(said.tokens))
+    assert len(texts) == len(MROPE_CONVERSATIONS)
+
+
+def test_mrope_counts_tokens_for_usage_and_context_and_positions_for_the_cache(see, mrope_model: Path,
+                                                                              mmproj_merger: Path):
+    engine = see(mrope_model, mmproj_merger, n_ctx=256)
+    said = ask(engine, ("a", image(wide(1)), " b"), 300, sampling=ENDLESS)
+    n_text = said.final.n_prompt - 32
+    assert said.final.n_cached == n_text + 8 + len(said.tokens) - 1
+    assert said.final.stop == "limit" and len(said.tokens) == 256 - said.final.n_prompt + 1
+
+
+def test_mrope_images_are_shared_saved_and_restored(see, helper, mrope_model: Path, mmproj_merger: Path,
+                                                    tmp_path: Path):
+    engine, reference = see(mrope_model, mmproj_merger, n_slots=2), helper(mrope_model, mmproj_merger)
+    start = ("the old house near the river", image(wide(1)), " and then")
+    first = ask(engine, start, 6, id_slot=0)
+    parts = (*start, " the moon")
+    said = ask(engine, parts, id_slot=1)
+    assert said.final.timings.cache_n == first.final.n_cached - 5
+    assert said.tokens == reference.greedy(parts, len(said.tokens))
+    path = str(tmp_path / "slot.bin")
+    engine.client.command("save", id_slot=1, path=path)
+    for i in (0, 1):
+        engine.client.command("erase", id_slot=i)
+    engine.client.command("restore", id_slot=0, path=path)
+    again = ask(engine, parts, id_slot=0)
+    assert again.tokens == said.tokens and again.final.timings.prompt_n == 1
+
+
+# ---- sound -----------------------------------------------------------------------------------------------------------
+
+def sound(hertz: float, seconds: float = 1.0) -> Media:
+    return image(wav(seconds, hertz), AUDIO)
+
+
+@pytest.mark.parametrize("text_model", ["tiny_bpe_model", "mrope_model"])
+def test_text_behind_sounds_is_that_of_libmtmds_own_evaluation(see, helper, text_model: str, mmproj_whisper: Path,
+                                                               request: pytest.FixtureRequest):
+    model = request.getfixturevalue(text_model)
+    engine, reference = see(model, mmproj_whisper, n_ctx=2048), helper(model, mmproj_whisper)
+    assert engine.client.info.audio and not engine.client.info.vision
+    second = sound(880, 31.0 if text_model == "tiny_bpe_model" else 0.3)     # a chunk more than 30 seconds take
+    for parts in (("Once upon", sound(440), " the dog"), ("the", second, " cat")):
+        said = ask(engine, parts)
+        assert said.tokens == reference.greedy(parts, len(said.tokens))
+        again = ask(engine, parts)
+        assert again.tokens == said.tokens and again.final.timings.prompt_n == 1
+
+
+def test_different_sounds_give_different_texts(see, mrope_model: Path, mmproj_whisper: Path):
+    engine = see(mrope_model, mmproj_whisper)
+    assert len({ask(engine, ("the", sound(hertz), " dog")).text for hertz in (200, 3000)}) == 2
+
+
+@pytest.mark.parametrize("data", [wav(0.0), wav(1 / 16000), wav(1.0)[:30], b"ID3\x04" + bytes(40), b"fLaC" + bytes(30),
+                                  b"\xff\xfb\x90\x00" + bytes(100)],
+                         ids=["no samples", "one sample", "half a head", "mp3 tag", "flac", "mp3 frame"])
+def test_a_sound_that_is_no_good_is_refused(see, tiny_bpe_model: Path, mmproj_whisper: Path, data: bytes):
+    engine = see(tiny_bpe_model, mmproj_whisper)
+    with pytest.raises(ApiError) as caught:
+        ask(engine, ("the", image(data, AUDIO), " dog"))
+    assert caught.value.status == 400 and caught.value.message.startswith("image: ")
+    assert ask(engine, ("the", sound(440, 0.2), " dog"), 1).tokens
+
+
+# ---- hostile files ---------------------------------------------------------------------------------------------------
+
+def test_no_broken_file_brings_the_decoder_down(see, tiny_bpe_model: Path, mmproj_mlp: Path):
+    """Changed and cut copies of good files; run in this process, so that a crash would be seen."""
+    backend = see(tiny_bpe_model, mmproj_mlp).backend
+    draw, n_good = random.Random(7), 0
+    files = [picture(1), bmp(), gif(), png(1, 1), png(300, 2)]
+    for _ in range(1500):
+        data = bytearray(draw.choice(files))
+        for _ in range(draw.randrange(6)):
+            data[draw.randrange(len(data))] = draw.randrange(256)
+        data = bytes(data[:draw.randrange(len(data)) if draw.random() < 0.4 else None])
+        try:
+            if media_kinds.kind_of(data) == IMAGE:
+                media_kinds.check_image(data, 10**6)
+                backend.media.prepare(image(data)).owner.close()
+                n_good += 1
+        except (ApiError, media_kinds.BadFile):
+            pass
+    assert n_good > 100
