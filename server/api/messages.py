@@ -26,7 +26,7 @@ class ChatPrompt:
     """A rendered conversation: its text, its tokens, and the text that the answer goes on with (assistant prefill)."""
 
     text: str
-    tokens: tuple[int, ...]
+    tokens: Prompt
     prefill: str = ""
 
 

@@ -113,6 +113,8 @@ class Admission:
     def _start(self, slot: Slot, waiting: Waiting, prompt: list[int]) -> None:
         task, n_asked = waiting.task, len(prompt)
         layout = self._state.media.layout(task.id).shifted(n_asked - len(task.prompt))
+        if layout.chunks and task.prompt_probs >= 0:
+            raise ApiError(400, "a prompt with images or sound can't be judged token by token")
         prompt = self._fit_prompt(slot, task, prompt, layout)
         stages = sampling.chain(task.sampling, self._state.backend.facts)
         self._state.announce(task.id)

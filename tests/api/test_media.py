@@ -79,6 +79,7 @@ CHATML_END = b"<|im_end|>\n<|im_start|>assistant\n"
 
 # ---- ways to send a file ---------------------------------------------------------------------------------------------
 
+@pytest.mark.covers("Q29")
 def test_images_of_2024_go_where_the_prompt_names_them(eyes: Api):
     result = eyes.complete("USER:[img-12] and [img-7]?", image_data=[
         {"data": b64(DOG), "id": 7}, {"data": b64(CAT), "id": 12}])
@@ -272,6 +273,17 @@ def test_modalities_are_reported(eyes: Api):
     assert props["modalities"] == {"vision": True, "audio": True} and props["media_marker"] == "<__media__>"
     model = eyes.get("/v1/models").json()["data"][0]
     assert model["architecture"]["input_modalities"] == ["text", "image", "audio"]
+
+
+def test_files_are_not_counted_nor_judged(eyes: Api):
+    messages = [{"role": "user", "content": [image_part(CAT)]}]
+    answer = eyes.post("/v1/chat/completions/input_tokens", {"messages": messages})
+    assert answer.status == 400 and answer.error["message"].startswith("messages[0].content[0]: ")
+    prompt = {"prompt_string": "see <__media__>", "multimodal_data": [b64(CAT)]}
+    answer = eyes.post("/v1/completions", {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 0})
+    assert answer.status == 400 and "judged" in answer.error["message"]
+    answer = eyes.post("/v1/completions", {"prompt": prompt, "echo": True, "max_tokens": 8})
+    assert answer.json()["choices"][0]["text"].endswith(right([b"see ", CAT]))
 
 
 def test_a_slot_with_an_image_is_shown_without_it(eyes: Api):

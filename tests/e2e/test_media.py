@@ -45,6 +45,7 @@ def say(server: ServerProcess, messages: list[dict], n: int = 24, **fields) -> d
     return answer.json()
 
 
+@pytest.mark.covers("C32", "B14")
 def test_openais_client_shows_images(server: ServerProcess):
     client = OpenAI(base_url=server.url + "/v1", api_key="none")
     texts = {}
@@ -57,6 +58,7 @@ def test_openais_client_shows_images(server: ServerProcess):
     assert server.get("/props").json()["modalities"] == {"vision": True, "audio": False}
 
 
+@pytest.mark.covers("Q29", "B14")
 def test_the_documents_image_data_works(server: ServerProcess):
     data = base64.b64encode(picture(3)).decode()
     result = server.complete("USER:[img-12]the dog", image_data=[{"data": data, "id": 12}])
