@@ -51,6 +51,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.chat": LEAVES,
     "server.engine": LEAVES,
     "server.engine.model_checks": ("server.gguf",),
+    "server.engine.projector_checks": ("server.gguf",),
     "server.engine.model_file": (*LEAVES, "server.gguf"),
     "server.engine.model_shape": ("server.gguf",),
     "server.engine.fit": ("server.gguf",),
