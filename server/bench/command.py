@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from server.bench.client import BenchError
 from server.bench.report import text_of
 from server.bench.runner import Bench, Settings, choose
 from server.bench.servers import ServerSpec, core_count, load_average
 
-__all__ = ["OWN", "measure"]
+__all__ = ["OWN", "BenchError", "measure"]
 
 OWN = "startup,single,sampled,constrained,prefill,tokenize,streams8,memory"
 REPEAT = 3
