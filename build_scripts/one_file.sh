@@ -5,6 +5,8 @@
 set -u
 id=@ID@ head=@HEAD@ size=@SIZE@ glibc=@GLIBC@ found='' tried='' new=''
 case $0 in /*) file=$0 ;; *) file=$PWD/$0 ;; esac
+path=${PATH-}
+PATH=${PATH:+$PATH:}/usr/bin:/bin       # for the tools used here; the program gets what was there
 
 complain() { printf '%s\n' "llama-srv: $*" >&2; exit 1; }
 
@@ -52,15 +54,13 @@ if [ -z "$found" ]; then
         [ "${minor%%[!0-9]*}" -ge "$glibc" ] 2>/dev/null || complain "this program needs glibc 2.$glibc or newer, this" \
             "system has ${libc:-another C library}: use a newer system, or a program that was built on an older one"
     fi
-    path=${PATH-}
-    PATH=${PATH:+$PATH:}/usr/bin:/bin
     trap '[ -z "$new" ] || rm -rf "$new"; exit 130' HUP INT TERM
     each fill
     trap - HUP INT TERM
-    PATH=$path
 fi
 [ -n "$found" ] || complain "there is no folder to unpack into, once, @ROOM@ MB:$tried
 Name one with LLAMA_SRV_UNPACK=DIR, or take @ARCHIVE@, which runs where it lies."
 LLAMA_SRV_FILE=$file
+PATH=$path
 export LLAMA_SRV_FILE
 exec "$found/llama-srv" "$@"

@@ -65,7 +65,7 @@ def test_it_unpacks_once_and_becomes_the_program(program, tmp_path, shell):
 def test_the_environment_of_the_program_is_the_users(program, tmp_path):
     for path in ("/nothing", ""):
         result = run(program, HOME=str(tmp_path / "home"), PATH=path)
-        assert result.stdout.split("|")[2] == path, result.stderr
+        assert (result.stdout.split("|")[2], result.stderr) == (path, "")
 
 
 def test_a_relative_name_becomes_a_full_one(program, tmp_path):
