@@ -1,4 +1,5 @@
-"""Build executables for this machine's system: `python build_scripts/build_exe.py [--backend NAME] [--check-platform]`.
+"""Build executables for this machine's system: `python build_scripts/build_exe.py [--backend NAME]
+[--check-platform]`.
 
 A command; one thread; imports the standard library and this folder. It freezes the interpreter and our Python with
 PyInstaller, in the environment of the tests; puts the native libraries, the web page, the licences and the bill of

@@ -1,8 +1,8 @@
 """What is inside an executable, and under which licences: the bill of materials and THIRD_PARTY_LICENSES.
 
 Called by build_exe (with the interpreter that was frozen, whose versions it asks) on its main thread; imports the
-standard library and `common`. Each file of the finished folder must match a row of COMPONENTS: a library that PyInstaller
-brings along one day and nobody has looked at ends the build instead of being shipped without its licence.
+standard library and `common`. Each file of the finished folder must match a row of COMPONENTS: a library that
+PyInstaller brings along one day and nobody has looked at ends the build instead of being shipped without its licence.
 
 The way not taken: a generator for bills of materials, which would list the build's environment, not the program.
 """
@@ -27,7 +27,7 @@ OUR_OWN = "llama_srv"
 
 
 class Component(NamedTuple):
-    """`files`: pattern of paths in the folder. `version` and `texts` may ask the interpreter or the libraries' folder."""
+    """`files`: pattern of paths in the folder. `version` and `texts` may ask the interpreter and the libraries."""
 
     name: str
     licence: str            # SPDX expression
@@ -75,7 +75,8 @@ COMPONENTS = (
     Component("Microsoft Visual C++ runtime", "LicenseRef-Microsoft-Redistributable",
               r"(?:vcruntime|msvcp|ucrtbase|api-ms-win)[-.\w]*\.dll", lambda libs: "", lambda libs: [],
               "redistributable as part of a program, unchanged"),
-    Component("CPython", "PSF-2.0", r"base_library\.zip|(?:lib)?python3[.\w]*|python3[.\d]*/.*|Python|[\w.]+\.(?:pyd|so)",
+    Component("CPython", "PSF-2.0",
+              r"base_library\.zip|(?:lib)?python3[.\w]*|python3[.\d]*/.*|Python|[\w.]+\.(?:pyd|so)",
               lambda libs: sys.version.split()[0], _python_licence),
 )
 

@@ -5,10 +5,9 @@ Called by build_exe on its main thread; imports the standard library and `common
 named after the archive's hash, in the user's cache; each start replaces itself by the program in there, so that a
 warm start costs some milliseconds and leaves nothing behind.
 
-The way not taken: PyInstaller's own one-file mode (which Windows gets). It unpacks 50 MB at every start, keeps a second
-process waiting to remove them, leaves them behind when killed, and where the temporary folder runs no programs it
-fails with a message of the dynamic linker.
-"""
+The way not taken: PyInstaller's own one-file mode (which Windows gets). It unpacks 50 MB at every start, keeps a
+second process waiting to remove them, leaves them behind when killed, and where the temporary folder runs no programs
+it fails with a message of the dynamic linker. """
 from __future__ import annotations
 
 import gzip

@@ -1,8 +1,8 @@
 """Pack all that a machine without a network needs: `python build_scripts/pack_offline.py [--platform NAME]`.
 
-A command; one thread; imports the standard library and this folder. One archive: the source tree, the libraries for the
-chosen platform, the small model, the packages of the tests as wheels, and OFFLINE.md with the commands to type there. Run
-it where there is a network, or with --offline from the cache.
+A command; one thread; imports the standard library and this folder. One archive: the source tree, the libraries for
+the chosen platform, the small model, the packages of the tests as wheels, and OFFLINE.md with the commands to type
+there. Run it where there is a network, or with --offline from the cache.
 
 The way not taken: a container image. Its engine is one more thing that such a machine would have to have.
 """
@@ -39,7 +39,8 @@ WHEEL_TAGS = {
 README = """\
 # llama_srv without a network
 
-Everything is in this folder; it may lie anywhere. It is for {platform} and needs Python 3.10 or newer there{tests_need}.
+Everything is in this folder; it may lie anywhere. It is for {platform} and needs Python 3.10 or newer
+there{tests_need}.
 
 ## Serve
 
@@ -68,8 +69,8 @@ Windows (PowerShell):
     $env:LLAMA_SRV_CACHE = "$PWD\\cache"; $env:PIP_NO_INDEX = 1; $env:PIP_FIND_LINKS = "$PWD\\wheels"
     {python} build_scripts\\test.py
 
-The first command of the three sets where things are, the second serves the small model, the third makes an environment of
-the wheels in cache/ and runs the tests; those that want a browser or packages for Node.js are skipped.
+The first command of the three sets where things are, the second serves the small model, the third makes an environment
+of the wheels in cache/ and runs the tests; those that want a browser or packages for Node.js are skipped.
 """
 NO_TESTS = "The packages that the tests need were left out (--no-tests).\n"
 
@@ -106,8 +107,8 @@ def fetch_wheels(folder: Path, platform: str, python: str, offline: bool, progre
     (folder / "client.log").unlink()
     if outcome.code:
         telling = [line for line in outcome.output.splitlines() if "ERROR" in line] or ["no output"]
-        raise Failure(f"the tests' packages can't be fetched ({telling[-1].strip()}): put that right, or leave them out "
-                      "with --no-tests")
+        raise Failure(f"the tests' packages can't be fetched ({telling[-1].strip()}): put that right, or leave them "
+                      "out with --no-tests")
 
 
 def own_python() -> str:
@@ -169,9 +170,9 @@ def parse(argv: list | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="pack_offline.py",
                                      description="Pack all that a machine without a network needs into one archive.")
     add = parser.add_argument
-    add("--platform", choices=sorted(WHEEL_TAGS), default=this_platform(), help="of that machine (default: as this one)")
+    add("--platform", choices=sorted(WHEEL_TAGS), default=this_platform(), help="of that machine (default: as here)")
     add("--backend", help="cpu, cuda, vulkan or metal (default: what every such machine can use)")
-    add("--python", default=own_python(), metavar="3.N", help="the Python there, for the tests' packages (default: as here)")
+    add("--python", default=own_python(), metavar="3.N", help="the Python there, for the tests (default: as here)")
     add("--no-tests", dest="tests", action="store_false", help="leave out the packages that the tests need")
     add("--output", type=Path, metavar="FILE", help="what to write (default: llama_srv-offline-PLATFORM-BACKEND.tar)")
     add("--offline", action="store_true", help="fetch nothing: use what the cache has")

@@ -1,8 +1,7 @@
 """Icon and version resource of the Windows executables, drawn and written at build time.
 
-Called by build_exe; imports the standard library and `contents`. Both are small enough to be made of code, so no binary
-file lies in the tree. Does nothing on other systems.
-"""
+Called by build_exe; imports the standard library and `contents`. Both are small enough to be made of code, so no
+binary file lies in the tree. Does nothing on other systems. """
 from __future__ import annotations
 
 import struct

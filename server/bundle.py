@@ -1,15 +1,14 @@
 """A bundle: one file that holds this program, a model and the options to start it with. Finding and reading it.
 
 A leaf, used at start by `app` on the main thread. The parts lie behind the program, the index behind the parts and a
-trailer of fixed size at the very end, so a bundle is found by reading 56 bytes. The model begins at a multiple of ALIGN:
-llama.cpp maps it where it lies (`llama_model_load_from_file_ptr`), nothing is unpacked. A side file (`my-app.bundle`
-beside `my-app.exe`) is the same without a program, and its model is at its very beginning.
+trailer of fixed size at the very end, so a bundle is found by reading 56 bytes. The model begins at a multiple of
+ALIGN: llama.cpp maps it where it lies (`llama_model_load_from_file_ptr`), nothing is unpacked. A side file
+(`my-app.bundle` beside `my-app.exe`) is the same without a program, and its model is at its very beginning.
 
     program | padding | model | padding | mmproj ... | index (JSON) | trailer: magic, index's offset, size, sha256
 
-Not taken: a zip file. Its directory would do as an index, but nothing keeps the next zip program from moving the model
-off its alignment.
-"""
+Not taken: a zip file. Its directory would do as an index, but nothing keeps the next zip program from moving the
+model off its alignment. """
 
 from __future__ import annotations
 

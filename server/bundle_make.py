@@ -1,10 +1,10 @@
 """Making bundles, showing what is in one, taking it apart, checking it: what `--bundle` and its like do.
 
-Runs on the main thread instead of a server. Imports the leaf `bundle`. A bundle is written under another name and renamed
-when complete. Copying and hashing is one pass; a file of several gigabytes takes as long as the disk.
+Runs on the main thread instead of a server. Imports the leaf `bundle`. A bundle is written under another name and
+renamed when complete. Copying and hashing is one pass; a file of several gigabytes takes as long as the disk.
 
-Not taken: hard links or reflinks into the new file. They'd save the copy on few file systems and only for aligned parts.
-"""
+Not taken: hard links or reflinks into the new file. They'd save the copy on few file systems and only for aligned
+parts. """
 
 from __future__ import annotations
 
@@ -131,8 +131,8 @@ def _program_size(base: Path) -> int:
     except OSError as error:
         raise BundleError(f"--base {base} can't be read: {error.strerror}") from None
     if not start.startswith((ONE_FILE_START, WINDOWS_START)):
-        raise BundleError(f"{base} is not the one-file program: name it with --base (llama-srv-PLATFORM-BACKEND, made by "
-                          "build_scripts/build_exe.py)")
+        raise BundleError(f"{base} is not the one-file program: name it with --base (llama-srv-PLATFORM-BACKEND, made "
+                          "by build_scripts/build_exe.py)")
     bundle = read(base)
     return bundle.program_size if bundle else base.stat().st_size
 

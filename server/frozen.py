@@ -1,4 +1,5 @@
-"""The program as a frozen executable: what it is called, which file the user started, and the folder it was unpacked to.
+"""The program as a frozen executable: what it is called, which file the user started, and the folder it was unpacked
+to.
 
 A leaf, used at start by `app` on the main thread. From a checkout all of it is trivial. The one-file program
 (build_scripts/one_file.sh) has unpacked itself into `<folder>/<id>` and names its own file in LLAMA_SRV_FILE; here
@@ -44,7 +45,7 @@ def own_file() -> Path:
 
 def is_one_file() -> bool:
     """Whether the file that the user started is the whole program."""
-    if sys.platform == "win32":         # there PyInstaller unpacks elsewhere; the folder's program has _internal beside it
+    if sys.platform == "win32":         # there PyInstaller unpacks elsewhere; the folder's program has it beside it
         return is_frozen() and not (Path(sys.executable).parent / "_internal").is_dir()
     return is_frozen() and bool(os.environ.get(OWN_FILE))
 
@@ -62,7 +63,7 @@ class UnpackedFolder:
         self._lock = _try_lock(folder, shared=True) if folder else None
 
     def remove_unused(self, now: float | None = None) -> None:
-        """Note that this version was used; remove those beside it that weren't for two weeks, and half-unpacked ones."""
+        """Note that this version was used; remove those beside it that weren't for two weeks, and unfinished ones."""
         if self._folder is None or self._lock is None:
             return
         now = time.time() if now is None else now

@@ -1,4 +1,5 @@
-"""What the program does instead of serving: show a completion script or the manual page, make bundles and open them up.
+"""What the program does instead of serving: show a completion script or the manual page, make bundles and open them
+up.
 
 Runs on the main thread, called by `app`, which knows what of this needs the native libraries and does that itself.
 """

@@ -3,8 +3,8 @@
 Pure functions from the table to text, run once for `--completion` and `--man`. A leaf
 that imports the table.
 
-Not taken: a script that calls the program at each Tab. Its start takes a quarter of a second, and the flags don't change.
-"""
+Not taken: a script that calls the program at each Tab. Its start takes a quarter of a second, and the flags don't
+change. """
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ COMMANDS = ("llama-srv", "llama-server", "server", "llama_srv.py")
 FILES, FOLDERS = ("FILE", "MODEL"), ("DIR",)
 
 DESCRIPTION = """\
-Serves a language model in a GGUF file over HTTP: completions, chats and what belongs to them, in the shapes of llama.cpp's
-own server and of OpenAI's interface, and a web page to try it in. Everything happens on this machine; no connection to the
-outside is opened unless an option asks for a download.
+Serves a language model in a GGUF file over HTTP: completions, chats and what belongs to them, in the shapes of
+llama.cpp's own server and of OpenAI's interface, and a web page to try it in. Everything happens on this machine; no
+connection to the outside is opened unless an option asks for a download.
 """
 EXIT_STATUS = (("0", "after a clean stop (Ctrl-C, SIGTERM), or after showing what was asked for"),
                ("1", "for anything that went wrong; one line on standard error says what to do"),
@@ -125,7 +125,8 @@ def powershell() -> str:
         *(f"$words[{row.strip().replace(' = ', '] = ', 1)}" for row in words),
         f"Register-ArgumentCompleter -Native -CommandName {names} -ScriptBlock {{",
         "    param($word, $line, $position)",
-        "    $before = $line.CommandElements | Where-Object { $_.Extent.EndOffset -lt $position } | Select-Object -Last 1",
+        "    $before = $line.CommandElements | Where-Object { $_.Extent.EndOffset -lt $position } |",
+        "        Select-Object -Last 1",
         "    $choices = $words[\"$before\"]",
         "    if ($choices) { $choices | Where-Object { $_ -like \"$word*\" }; return }",
         "    if (-not \"$word\".StartsWith('-')) { return }",

@@ -1,8 +1,7 @@
 """Where the model went: which device, how many layers, how much memory for what. One log line per device at start.
 
-Part of the backend, on the engine's thread. llama.cpp tells this nowhere but in its log, so the lines are read while it
-loads; one that is worded differently some day is left out of the report and harms nothing.
-"""
+Part of the backend, on the engine's thread. llama.cpp tells this nowhere but in its log, so the lines are read while
+it loads; one that is worded differently some day is left out of the report and harms nothing. """
 
 from __future__ import annotations
 
@@ -48,7 +47,8 @@ class LoadReport:
         """A line for each device that holds something, GPUs first, with the name and memory that `devices` knows."""
         known = {device.name: device for device in devices}
         for name in sorted(self._memory, key=lambda name: (self._is_cpu(name, known), name)):
-            uses = ", ".join(f"{WORDS[use]} {self._memory[name][use]:.0f} MiB" for use in WORDS if use in self._memory[name])
+            memory = self._memory[name]
+            uses = ", ".join(f"{word} {memory[use]:.0f} MiB" for use, word in WORDS.items() if use in memory)
             device, layers = known.get(name), ""
             about = ""
             if device:

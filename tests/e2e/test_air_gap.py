@@ -1,4 +1,5 @@
-"""Life without a network: the packed archive in a namespace where there is none, by the commands of its own OFFLINE.md."""
+"""Life without a network: the packed archive in a namespace where there is none, by the commands of its own
+OFFLINE.md."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ print(json.load(urllib.request.urlopen(url + "/completion", body))["content"])
 @pytest.fixture(scope="module")
 def alone() -> list[str]:
     """The beginning of a command that shall have no network."""
-    command = [*(["unshare", "-n"] if os.getuid() == 0 else ["unshare", "-rn"]), sys.executable, str(HERE / "air_gap.py")]
+    flags = "-n" if os.getuid() == 0 else "-rn"
+    command = ["unshare", flags, sys.executable, str(HERE / "air_gap.py")]
     if not shutil.which("unshare") or subprocess.run([*command, "true"], capture_output=True).returncode:
         pytest.skip("only on systems that let a user have a network namespace")
     return command
@@ -79,15 +81,17 @@ def test_the_archive_serves_where_there_is_no_network(alone, smollm2, libs_folde
 def test_the_archive_brings_the_packages_of_its_tests(alone, smollm2, libs_folder, tmp_path):
     folder = pack(tmp_path)
     exports, _, tests = [line for line in commands(folder) if "llama_srv.py" not in line]
-    script = f"{exports} && {tests.replace('python3', sys.executable, 1)} --unit tests/unit/test_options.py tests/api/test_completion.py -q -x"
-    done = subprocess.run([*alone, "sh", "-c", script], cwd=folder, capture_output=True, text=True, timeout=5 * PATIENCE,
-                          env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}, check=False)
+    chosen = "--unit tests/unit/test_options.py tests/api/test_completion.py -q -x"
+    script = f"{exports} && {tests.replace('python3', sys.executable, 1)} {chosen}"
+    done = subprocess.run([*alone, "sh", "-c", script], cwd=folder, capture_output=True, text=True,
+                          timeout=5 * PATIENCE, env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)}, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: it has network namespaces")
 def test_the_clients_of_the_documents_need_no_network(alone, libs_folder):
     """The tests of 2024's scripts and clients once more, where nothing else can be reached."""
-    command = [*alone, sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/e2e/test_seed_clients.py"]
+    command = [*alone, sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+               "tests/e2e/test_seed_clients.py"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3 * PATIENCE, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

@@ -69,7 +69,8 @@ def test_every_file_is_in_the_bill_with_its_hash_and_a_licence(folder, libs, mon
     assert all(row["licenses"] for row in rows.values())
     assert json.loads((folder / contents.SBOM).read_text()) == bill
     text = (folder / contents.NOTICES).read_text()
-    assert "MIT License of llama.cpp" in text and "Apache License" in text and "PYTHON SOFTWARE FOUNDATION" in text.upper()
+    for words in ("MIT License of llama.cpp", "Apache License", "PYTHON SOFTWARE FOUNDATION"):
+        assert words in text
     assert contents.write_documents(folder, libs, "llama-srv-test") == bill
 
 

@@ -1,4 +1,5 @@
-"""Bundles: where the parts lie, what is refused, that what goes in comes out. Small stand-ins for program and model."""
+"""Bundles: where the parts lie, what is refused, that what goes in comes out. Small stand-ins for program and
+model."""
 
 from __future__ import annotations
 
@@ -142,7 +143,8 @@ def run(*argv):
 
 def test_options_make_show_check_and_open_up(base, model, tmp_path, capsys):
     output = tmp_path / "my app"
-    assert run("--bundle", model, "--base", base, "-o", output, "--defaults", "ctx-size=64", "--defaults", "--open") == 0
+    assert run("--bundle", model, "--base", base, "-o", output, "--defaults", "ctx-size=64",
+               "--defaults", "--open") == 0
     assert str(output) in capsys.readouterr().out
     assert run("-m", output, "--bundle-info", "--bundle-check") == 0
     text = capsys.readouterr().out

@@ -1,4 +1,5 @@
-"""What is in build_scripts/install: container files that a linter accepts and that copy enough, units that their readers accept."""
+"""What is in build_scripts/install: container files that a linter accepts and that copy enough, units that their
+readers accept."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def test_systemd_accepts_the_unit(tmp_path):
     unit = tmp_path / "llama-srv.service"
     text = (INSTALL / "llama-srv.service").read_text(encoding="utf-8")
     unit.write_text(text.replace("/usr/local/bin/llama-srv", sys.executable))      # has to be there
-    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False)
+    command = ["systemd-analyze", "verify", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     complaints = [line for line in (done.stdout + done.stderr).splitlines() if "llama-srv" in line]
     assert (done.returncode, complaints) == (0, [])
 

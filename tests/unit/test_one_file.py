@@ -1,4 +1,5 @@
-"""The one-file program's head: a real shell, a stand-in for the program. Where it unpacks, when it doesn't, what it says."""
+"""The one-file program's head: a real shell, a stand-in for the program. Where it unpacks, when it doesn't, what it
+says."""
 
 from __future__ import annotations
 

@@ -63,6 +63,13 @@ def test_bash_offers_flags_words_files_and_folders(tmp_path):
     assert complete("llama-srv --libs mod", tmp_path) == ["models"]
 
 
+@pytest.mark.skipif(not shutil.which("fish"), reason="only on machines with fish")
+def test_fish_offers_flags_and_words():
+    script = f"{shells.completion('fish')}\ncomplete -C 'llama-server --ctx-s'\ncomplete -C 'llama-srv --compat '"
+    done = subprocess.run(["fish", "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == ["--ctx-size", "2024", "modern"]
+
+
 def test_words_with_marks_of_the_shells_are_written_so_that_they_stay_text():
     option = Option("odd", ("--odd",), "it's [odd]: a\\b", "General", metavar="WHAT:EVER")
     assert shells._zsh(shells.summary(option)) == "it'\\''s \\[odd\\]\\: a\\\\b"

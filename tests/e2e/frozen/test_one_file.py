@@ -1,4 +1,5 @@
-"""The program in one file, on a machine that has nothing: no Python, no environment, no network, hardly any memory."""
+"""The program in one file, on a machine that has nothing: no Python, no environment, no network, hardly any
+memory."""
 
 from __future__ import annotations
 
