@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from server import edge, frozen, one_shot
@@ -121,14 +121,16 @@ def serve(options: Options, own: Bundle | None = None) -> int:
     system_prompt = read_prompt_file(options)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
+    leave: list[Callable[[], None]] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _on_signal(stop))
+        signal.signal(number, lambda *_: _on_signal(stop, leave))
     engine = EngineClient(make_transport(options, config),
                           lambda: open_vocab(config.libs, config.model, config.model_offset))
     context = make_context(options, engine)
     keys = edge.KeyFiles(options)
     server = make_server(options, context, keys)
     house = Housekeeping(options, server, keys, engine, stop.set)
+    leave.append(house.close)
     try:
         house.start()
         server.start()
@@ -283,9 +285,11 @@ def _wait(options: Options, context: Context, server: HttpServer, house: Houseke
     return 0
 
 
-def _on_signal(stop: threading.Event) -> None:
-    """The first signal asks for a clean end, the second ends at once."""
+def _on_signal(stop: threading.Event, leave: Sequence[Callable[[], None]]) -> None:
+    """The first signal asks for a clean end, the second ends at once, after what must be left in order."""
     if stop.is_set():
+        for step in leave:
+            step()
         os._exit(130)
     stop.set()
 

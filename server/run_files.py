@@ -21,19 +21,21 @@ class RunFile:
     def __init__(self, option: str, path: str) -> None:
         self._option = option
         self._path = Path(path)
+        self._new = self._path.with_name(f".{self._path.name}.{os.getpid()}.new")
         self._text = ""
+        self._coming = ""       # what is being put in its place: a signal handler may call `remove` meanwhile
 
     def write(self, text: str) -> None:
         """Replace the content; RunFileError. The same content again costs nothing."""
         if text == self._text:
             return
-        new = self._path.with_name(f".{self._path.name}.{os.getpid()}.new")
+        self._coming = text
         try:
             try:
-                new.write_text(text, "utf-8")
-                os.replace(new, self._path)
+                self._new.write_text(text, "utf-8")
+                os.replace(self._new, self._path)
             finally:
-                new.unlink(missing_ok=True)
+                self._new.unlink(missing_ok=True)
         except OSError as error:
             raise RunFileError(f"{self._option} {self._path} can't be written ({error.strerror}): name another "
                                "file") from None
@@ -42,11 +44,12 @@ class RunFile:
     def remove(self) -> None:
         """Take it away if it is still ours. Never raises."""
         try:
-            if self._text and self._path.read_text("utf-8") == self._text:
+            self._new.unlink(missing_ok=True)
+            if self._coming and self._path.read_text("utf-8") in (self._text, self._coming):
                 self._path.unlink()
         except (OSError, UnicodeDecodeError):
             pass  # gone already, or not ours any more
-        self._text = ""
+        self._text = self._coming = ""
 
 
 class RunFiles:

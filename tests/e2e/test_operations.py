@@ -127,3 +127,16 @@ def test_a_context_of_another_size_than_asked_for_is_told(serve, tiny_spm_model,
     server = serve("-m", tiny_spm_model, "-t", 1, "-c", asked)
     server.wait_for_line("is ready")
     assert (f"instead of the {asked} asked for" in server.log) is is_said
+
+
+def test_a_second_signal_leaves_no_file_either(serve, tiny_spm_model, tmp_path):
+    server = serve("-m", tiny_spm_model, "-t", 1, "-c", 256, "--context-shift", "--pid-file", tmp_path / "pid", "--state-file",
+                   tmp_path / "state", "--drain", 86400)
+    stream = server.stream("/completion", {"prompt": "the cat", "n_predict": -1})
+    next(stream)
+    server.terminate()
+    server.wait_for_line("stopping")
+    server.terminate()
+    assert server.wait() == 130
+    assert os.listdir(tmp_path) == []
+    stream.close()

@@ -7,6 +7,7 @@ lower of the last two measurements counts: a leak is in all of them.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -242,6 +243,8 @@ def http_threads(server: ServerProcess) -> int:
 def test_nothing_grows_under_mixed_and_abusive_traffic(serve, tiny_spm_model, capsys):
     server = serve("-m", tiny_spm_model, "-t", 1, "-c", 2048, "-np", 4, "--metrics", "--max-connections", 200)
     text = server.complete("the quiet fox", 40, cache_prompt=False)["content"]
+    if IS_LONG:
+        faulthandler.cancel_dump_traceback_later()      # pytest.ini ends a test after ten minutes
     marks: list[Footprint] = []
     counts: Counter[str] = Counter()
     for round_, seconds in enumerate([WARM_UP_S, *[ROUND_S] * N_ROUNDS]):
