@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import stat
@@ -140,3 +141,11 @@ def test_a_second_signal_leaves_no_file_either(serve, tiny_spm_model, tmp_path):
     assert server.wait() == 130
     assert os.listdir(tmp_path) == []
     stream.close()
+
+
+def test_stacks_of_both_processes_are_shown(serve, tiny_spm_model):
+    server = serve("-m", tiny_spm_model, "-t", 1, "--debug-stacks")
+    text = server.post("/debug/stacks").text
+    for place in ("process " + str(server.process.pid), "http-accept", "app.py", "scheduler.py"):
+        assert place in text, text
+    assert len(re.findall(r", process \d+$", text, re.MULTILINE)) == 2, text
