@@ -50,6 +50,8 @@ tiny_lora = _model_fixture("tiny_lora", tiny_models.tiny_lora)
 recite_model = _model_fixture("recite_model", tiny_models.recite)
 bert_embed_model = _model_fixture("bert_embed_model", tiny_models.tiny_bert)
 bert_rerank_model = _model_fixture("bert_rerank_model", tiny_models.tiny_bert, rerank=True)
+bert_classes_model = _model_fixture("bert_classes_model", tiny_models.tiny_bert, rerank=True, labels=("yes", "no", "maybe"),
+                                    rerank_template="[CLS] is {document} [SEP] {query} [SEP]")
 mmproj_gemma3 = _model_fixture("mmproj_gemma3", tiny_models.tiny_mmproj, kind="gemma3")
 mmproj_mlp = _model_fixture("mmproj_mlp", tiny_models.tiny_mmproj, kind="mlp")
 mrope_model = _model_fixture("mrope_model", tiny_media_models.tiny_qwen2vl)

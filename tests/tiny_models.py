@@ -361,8 +361,11 @@ def recite(path: Path, words: Sequence[str] = RECITE_WORDS, *, n_ctx_train: int 
 
 # ---------------------------------------------------------------------------------------- bert
 
-def tiny_bert(path: Path, *, rerank: bool = False, n_ctx_train: int = 512, seed: int = 5) -> Path:
+def tiny_bert(path: Path, *, rerank: bool = False, n_ctx_train: int = 512, seed: int = 5,
+              labels: Sequence[str] = (), rerank_template: str = "") -> Path:
     """Write an embedding model (32 wide, mean pooling) or a reranker (scores `[CLS] query [SEP] text [SEP]`).
+
+    A reranker with `labels` has a score for each of them; a `rerank_template` says how its prompts are made.
 
     The blocks change the token rows only a little, so that texts which share words get similar embeddings.
     Rerank scores are reproducible and differ between texts, but they mean nothing.
@@ -374,6 +377,10 @@ def tiny_bert(path: Path, *, rerank: bool = False, n_ctx_train: int = 512, seed:
                  feed_forward_length=n_ff, attention__head_count=n_head, pooling_type=4 if rerank else 1)
     gguf.scalar("bert.attention.layer_norm_epsilon", "f32", 1e-12)
     gguf.scalar("bert.attention.causal", "bool", False)
+    if labels:
+        gguf.strings("bert.classifier.output_labels", labels)
+    if rerank_template:
+        gguf.string("tokenizer.chat_template.rerank", rerank_template)
     weights = Weights(gguf, seed)
     weights.matrix("token_embd.weight", n_embd, len(vocabulary.tokens), spread=1.7)
     weights.matrix("token_types.weight", n_embd, 2, spread=0.1)
@@ -390,7 +397,7 @@ def tiny_bert(path: Path, *, rerank: bool = False, n_ctx_train: int = 512, seed:
         weights.norm(prefix + "layer_output_norm", n_embd)
     if rerank:
         weights.linear("cls", n_embd, n_embd)
-        weights.linear("cls.output", n_embd, 1, spread=1.0)
+        weights.linear("cls.output", n_embd, len(labels) or 1, spread=1.0)
     return gguf.write(path)
 
 

@@ -129,6 +129,13 @@ def test_a_reranker_gives_one_score_for_each_input(engine, bert_rerank_model):
     assert [vectors(one, tokens)[0][0] for tokens in inputs] == [pytest.approx(row[0], abs=1e-4) for row in scores]
 
 
+def test_a_model_with_named_classes_gives_a_score_for_each(engine, bert_classes_model):
+    one = engine(bert_classes_model)
+    assert one.client.info.classes == ("yes", "no", "maybe")
+    scores = vectors(one, *texts(one, 5))
+    assert [len(row) for row in scores] == [3] * 5 and len({score for row in scores for score in row}) == 15
+
+
 def test_closing_while_embeddings_are_computed_ends_in_time(engine, bert_embed_model):
     one = engine(bert_embed_model)
     inputs = texts(one, 60) * 30
