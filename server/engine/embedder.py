@@ -66,6 +66,7 @@ class Embedder:
         self._context: EmbeddingBackend | None = None
         self._requests: deque[Request] = deque()
         self._parts: list[Part] = []            # begun and not finished, each on a sequence of its own
+        self._spans: list[Span] = []            # the batch that has been chosen
         self._rows_per_s = 0.0
 
     def __len__(self) -> int:
@@ -100,14 +101,16 @@ class Embedder:
             self._forget(request)
         return failures
 
-    def step(self, is_busy: bool) -> list[Event]:
-        """Compute one batch, a smaller one if others wait for the engine (`is_busy`); the answers that are complete."""
-        if not self._requests:
-            return []
+    def plan(self, is_busy: bool) -> int:
+        """Choose the next batch, a smaller one if somebody reads a stream (`is_busy`); its rows, 0 for no batch."""
+        self._spans = self._choose(self._budget(is_busy)) if self._requests else []
+        return sum(map(len, self._spans))
+
+    def compute(self) -> list[Event]:
+        """Compute the chosen batch; the answers that are complete."""
         started = self._state.clock()
-        spans = self._plan(self._budget(is_busy))
-        events = self._compute(spans)
-        self._measured(sum(map(len, spans)), self._state.clock() - started)
+        events = self._compute(self._spans)
+        self._measured(sum(map(len, self._spans)), self._state.clock() - started)
         return events
 
     def _measured(self, n_rows: int, seconds: float) -> None:
@@ -137,7 +140,7 @@ class Embedder:
             return most
         return max(min(most, int(self._rows_per_s * self._busy_s)), min(MIN_ROWS, most))
 
-    def _plan(self, room: int) -> list[Span]:
+    def _choose(self, room: int) -> list[Span]:
         """What has been begun, then new inputs, one of each request in turn, until `room` rows are used.
 
         An input with more rows than are left is cut where the model allows that, else it waits, or goes alone.

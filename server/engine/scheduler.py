@@ -123,8 +123,10 @@ class Scheduler:
             self._batching.measured(seconds * 1e3)
         if state.media.has_layouts:
             self._step_media()
-        if self._embedder:
-            state.events += self._embedder.step(is_busy=bool(state.running))
+        n_rows = self._embedder.plan(is_busy=bool(state.running)) if self._embedder else 0
+        if n_rows:
+            self._n_steps, self._n_rows = self._n_steps + 1, n_rows
+            state.events += self._embedder.compute()
 
     def _step_media(self) -> None:
         """A piece of work on an image has a time limit of its own: encoding takes as long as many rows of text."""

@@ -68,3 +68,20 @@ def test_a_reranker_from_its_own_metadata(serve, bert_rerank_model):
     assert all(result["document"]["text"] == body["documents"][result["index"]] for result in results)
     alone = server.post("/rerank", {**body, "documents": [results[0]["document"]["text"]]}).json()["results"][0]
     assert alone["relevance_score"] == pytest.approx(results[0]["relevance_score"], abs=1e-4)
+
+
+def test_classes_and_the_template_of_a_reranker_come_from_its_metadata(serve, bert_classes_model):
+    server = serve("-m", bert_classes_model, "-t", 1)
+    document, query = "a dog [SEP]", "the cat"
+    answer = server.post("/v1/rerank", {"query": query, "documents": [document]}).json()
+    (result,) = answer["results"]
+    assert list(result["scores"]) == ["yes", "no", "maybe"] == server.get("/props").json()["embeddings"]["classes"]
+    assert result["relevance_score"] == result["scores"]["yes"]
+
+    def tokens(text: str, parse_special: bool = True) -> list[int]:
+        body = {"content": text, "add_special": False, "parse_special": parse_special}
+        return server.post("/tokenize", body).json()["tokens"]
+    prompt = [*tokens("[CLS]"), *tokens("is a dog [SEP]", False), *tokens("[SEP]"), *tokens("the cat"), *tokens("[SEP]")]
+    assert answer["usage"]["prompt_tokens"] == len(prompt), "what a document writes is no separator"
+    scores = server.post("/embedding", {"content": prompt}).json()[0]["embedding"][0]
+    assert scores == pytest.approx(list(result["scores"].values()), abs=1e-5)
