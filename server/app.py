@@ -27,7 +27,7 @@ from server.draft_model import find_draft_model, spec_config
 from server.engine import backend
 from server.engine.client import EngineClient, Transport
 from server.engine.config import EngineConfig
-from server.engine.model_file import check_all, check_model_file
+from server.engine.model_file import check_all, check_model_file, check_ranker
 from server.engine.supervise import Limits, ProcessTransport
 from server.engine.task import FAILED, READY, RESTARTING
 from server.engine.thread import ThreadTransport
@@ -36,6 +36,7 @@ from server.errors import ApiError
 from server.housekeeping import Housekeeping
 from server.log import LogFileError, get_logger
 from server.one_shot import ModelPlace, place_in, place_of
+from server.option_table import POOLING
 from server.options import (OptionError, Options, native_params, parse, projector_params, request_defaults,
                             secret_values, usage)
 from server.run_files import RunFileError
@@ -194,8 +195,10 @@ def find_model(options: Options, own: Bundle | None) -> ModelPlace:
         place = place_in(own)
     else:
         raise OptionError(NO_MODEL if not frozen.is_frozen() else NO_MODEL_FROZEN.format(program=frozen.program()))
-    check_all(place.path, {"--lora": [adapter for adapter, _ in options.lora]}, options.override_kv,
-              (place.offset, place.size))
+    parts = check_all(place.path, {"--lora": [adapter for adapter, _ in options.lora]}, options.override_kv,
+                      (place.offset, place.size))
+    if options.reranking or options.pooling == POOLING["rank"]:
+        check_ranker(parts)
     if place.name and not options.alias:
         options.alias = place.name
     return place

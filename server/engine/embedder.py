@@ -77,6 +77,8 @@ class Embedder:
         try:
             if len(self._requests) >= self._max_queue:
                 raise ApiError(503, f"{len(self._requests)} requests for embeddings are waiting; try later")
+            if not message.inputs:
+                raise ApiError(400, "there is no input")
             context = self._open()
             for i, tokens in enumerate(message.inputs):
                 check_length(context, tokens, i if len(message.inputs) > 1 else None)

@@ -23,6 +23,7 @@ FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
     "--mmproj": projector_checks.projector_faults,
 }
 SAMPLE_BYTES = 1 << 20
+RANKING_HEADS = ("cls.weight", "cls.output.weight")
 
 
 def check_model_file(path: str, option: str = "-m", overrides: Iterable[tuple[str, str, object]] = (),
@@ -57,6 +58,13 @@ def check_all(model: str, others: Mapping[str, Iterable[str]],
         for path in paths:
             check_model_file(path, option)
     return check_model_file(model, "-m", overrides, span)
+
+
+def check_ranker(parts: list[gguf.Gguf]) -> None:
+    """ApiError unless the model has a classification head: without one libllama takes any number for a score."""
+    if not any(tensor.startswith(RANKING_HEADS) for part in parts for tensor in part.tensors):
+        raise ApiError(400, f"{parts[0].path} has no classification head, so it can't rank: leave out --reranking and "
+                       "--pooling rank, or take a reranking model")
 
 
 def sample_hash(path: str, span: tuple[int, int] = (0, 0)) -> str:

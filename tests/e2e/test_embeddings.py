@@ -13,7 +13,7 @@ import threading
 import pytest
 
 from tests.e2e.test_kills import engine_pid, metric
-from tests.support import PATIENCE, ServerProcess, wait_until
+from tests.support import PATIENCE, ServerProcess, run_command, wait_until
 from tests.tiny_models import WORDS
 
 TEXTS = [" ".join(WORDS[(7 * i + k) % len(WORDS)] for k in range(1 + i % 50)) for i in range(600)]
@@ -68,6 +68,12 @@ def test_a_reranker_from_its_own_metadata(serve, bert_rerank_model):
     assert all(result["document"]["text"] == body["documents"][result["index"]] for result in results)
     alone = server.post("/rerank", {**body, "documents": [results[0]["document"]["text"]]}).json()["results"][0]
     assert alone["relevance_score"] == pytest.approx(results[0]["relevance_score"], abs=1e-4)
+
+
+@pytest.mark.parametrize("argv", [["--reranking"], ["--pooling", "rank"]])
+def test_a_model_that_cannot_rank_is_refused_at_start(tiny_spm_model, argv):
+    done = run_command(["-m", tiny_spm_model, *argv])
+    assert done.returncode == 1 and "no classification head" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_classes_and_the_template_of_a_reranker_come_from_its_metadata(serve, bert_classes_model):

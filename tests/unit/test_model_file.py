@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from server.engine.model_file import check_all, check_model_file
+from server.engine.model_file import check_all, check_model_file, check_ranker
 from server.errors import ApiError
 from tests.gguf_edit import scalar, take_apart
 from tests.malformed import FAULTS, LEFT_TO_LIBLLAMA
@@ -50,6 +50,15 @@ def test_overridden_metadata_counts_as_it_will_for_libllama(tmp_path, tiny_spm_m
     path = take_apart(tiny_spm_model).set("llama.expert_used_count", scalar("u32", 2)).write(tmp_path / "model.gguf")
     assert "experts" in refusal(path)
     check_model_file(str(path), overrides=[("llama.expert_used_count", "int", 0)])
+
+
+def test_only_a_model_with_a_classification_head_can_rank(bert_rerank_model, bert_classes_model, bert_embed_model,
+                                                           tiny_spm_model):
+    for model in (bert_rerank_model, bert_classes_model):
+        check_ranker(check_model_file(str(model)))
+    for model in (bert_embed_model, tiny_spm_model):
+        with pytest.raises(ApiError, match="no classification head"):
+            check_ranker(check_model_file(str(model)))
 
 
 def test_adapters_and_projectors_are_accepted_where_they_belong(tiny_lora, mmproj_gemma3, tiny_spm_model):

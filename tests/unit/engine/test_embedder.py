@@ -115,9 +115,9 @@ def test_without_pooling_every_token_has_a_row():
 def test_an_input_that_is_too_long_or_empty_is_refused_with_the_numbers():
     d = driver(n_input=10)
     one, many, empty = d.embed("x" * 11), d.embed("fine", "x" * 12), d.embed("")
-    fine = d.embed("x" * 10)
+    fine, none = d.embed("x" * 10), d.embed()
     d.finish()
-    failures = [d.outcomes[i].ends[0] for i in (one, many, empty)]
+    failures = [d.outcomes[i].ends[0] for i in (one, many, empty, none)]
     assert all(isinstance(failure, Failure) and failure.status == 400 for failure in failures)
     assert "the input has 11 tokens" in failures[0].message and "at most 10" in failures[0].message
     assert failures[0].extra == {"n_prompt_tokens": 11, "n_ctx": 10}
