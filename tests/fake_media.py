@@ -25,13 +25,14 @@ def media(data: bytes, kind: str = IMAGE, where: str = "here") -> Media:
 
 
 class FakeMedia:
-    """See `backend_types.MediaBackend`. Puts `<` and `>` around each image; gives back what isn't FAKE.
+    """See `backend_types.MediaBackend`. Puts `<` and `>` around each image if it has `marks`; gives back what isn't FAKE.
 
     `n_pos_factor` 2 makes each position take two cells, as M-RoPE models do. `fail_at` has codes or exceptions for the
     Nth decode, `fail_encode_at` exceptions for the Nth encoding.
     """
 
-    def __init__(self, backend: FakeBackend, vision: bool = True, audio: bool = False, n_pos_factor: int = 1) -> None:
+    def __init__(self, backend: FakeBackend, vision: bool = True, audio: bool = False, n_pos_factor: int = 1,
+                 marks: bool = True) -> None:
         self.vision, self.audio = vision, audio
         self.encoded: list[Chunk] = []
         self.decoded: list[Chunk] = []
@@ -39,6 +40,7 @@ class FakeMedia:
         self.fail_encode_at: dict[int, Exception] = {}
         self.n_decodes = 0
         self.n_open = 0
+        self._marks = marks
         self._backend = backend
         self._n_pos_factor = n_pos_factor
         backend.media = self
@@ -50,12 +52,13 @@ class FakeMedia:
         if media.data[:4] != b"FAKE":
             raise ApiError(400, f"{media.where}: the file can't be decoded")
         n_cells, n_chunks, _ = struct.unpack("<HHI", media.data[4:])
-        parts: list[list[int] | Chunk] = [[OPENING]]
+        parts: list[list[int] | Chunk] = [[OPENING]] if self._marks else []
         for i in range(n_chunks):
             ids = placeholders(f"{media.hash} {i}".encode(), n_cells // self._n_pos_factor)
             parts.append(Chunk(ids, n_cells))
         self.n_open += 1
-        return Prepared((*parts, [CLOSING]), _Owner(self))
+        parts += [[CLOSING]] if self._marks else []
+        return Prepared(tuple(parts), _Owner(self))
 
     def encode(self, chunk: Chunk) -> None:
         """Remember whose embeddings are there."""
@@ -96,9 +99,9 @@ class _Owner:
         self._media.n_open -= 1
 
 
-def written_out(prompt: list[int], files: list[Media]) -> list[int]:
+def written_out(prompt: list[int], files: list[Media], marks: bool = True) -> list[int]:
     """A prompt as the cache will hold it."""
-    fake = FakeMedia(FakeBackend(), audio=True)
+    fake = FakeMedia(FakeBackend(), audio=True, marks=marks)
     tokens: list[int] = []
     for token in prompt:
         parts = fake.prepare(files[-1 - token]).parts if token < 0 else ([token],)

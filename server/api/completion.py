@@ -17,7 +17,7 @@ from server.api import schema
 from server.api.constraints import read_constraint
 from server.api.context import Context
 from server.api.media import Files
-from server.api.prompt import read_prompts, shown
+from server.api.prompt import read_prompts, shown, without_files
 from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Final, Piece, Progress, SamplingParams, Task, Timings,
                                 TokenProbs)
 from server.errors import ApiError
@@ -45,7 +45,8 @@ class CompletionHandler:
             self._context.set_system_prompt(body["system_prompt"])
         completion = Completion(self._context, body)
         if is_verbose():
-            verbose("request", id=request.id, body=body, tokens=[list(task.prompt) for task in completion.tasks])
+            verbose("request", id=request.id, body=without_files(body),
+                    tokens=[list(task.prompt) for task in completion.tasks])
         return answer(completion, request)
 
 

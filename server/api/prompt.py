@@ -56,6 +56,12 @@ def special_ends(vocab: Vocab, add_special: bool) -> tuple[list[int], list[int]]
     return ends[:n_before], ends[n_before:]
 
 
+def without_files(body: Mapping[str, object]) -> dict[str, object]:
+    """A body as the log shows it: megabytes of base64 help nobody."""
+    kept = {name: value for name, value in body.items() if name != "image_data"}
+    return {**kept, "prompt": shown(body.get("prompt"))}
+
+
 def shown(prompt: object) -> object:
     """A prompt as answers repeat it: without the files in it."""
     if isinstance(prompt, list):

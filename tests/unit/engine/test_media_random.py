@@ -26,7 +26,8 @@ class Traffic:
         n_slots, can_trim = rng.choice((1, 2, 4)), rng.random() < 0.8
         self.backend = FakeBackend(n_ctx=N_CTX * n_slots, n_slots=n_slots, can_shift=can_trim, can_trim=can_trim,
                                    n_batch=max(n_slots, rng.choice((5, 64))))
-        self.media = FakeMedia(self.backend)
+        self.marks = rng.random() < 0.6
+        self.media = FakeMedia(self.backend, marks=self.marks)
         self.driver = Driver(self.backend, shift_context=can_trim and rng.random() < 0.5)
         self.files = [media(picture_bytes(i, rng.choice((1, 4, 20)), rng.choice((1, 1, 3)))) for i in range(4)]
         self.starts: list[tuple[list[int], list]] = [([BOS, *b"look: "], [])]
@@ -50,7 +51,7 @@ class Traffic:
         task = self.driver.post(prompt, n, media=tuple(files), cache_prompt=rng.random() < 0.8,
                                 id_slot=rng.choice((-1, -1, rng.randrange(self.backend.info.n_slots))),
                                 progress=rng.random() < 0.2)
-        right = None if BAD in files else written_out(prompt, files)
+        right = None if BAD in files else written_out(prompt, files, self.marks)
         if right is not None and len(right) < 120:
             self.starts.append((prompt, files))
         self.asked[task] = right
