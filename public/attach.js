@@ -5,6 +5,7 @@ import { t } from './i18n.js';
 
 const MAX_TEXT = 2 << 20;
 const MAX_MEDIA = 20 << 20;
+const AS_IT_IS = /^(image\/(png|jpeg|gif|bmp)|audio\/.*)$/;
 const MEDIA_URL = /^data:(image\/(?:png|jpeg|gif|webp|bmp)|audio\/[\w.+-]+);base64,[A-Za-z0-9+/=]+$/;
 
 // Read a File; throws with a message for the user. `modalities` is the object from /props.
@@ -20,13 +21,28 @@ export async function readFile(file, modalities) {
     return { name, kind, data: text };
   }
   if (!modalities[kind === 'image' ? 'vision' : 'audio']) throw new Error(t(`no-${kind}`, { name }));
-  const data = await new Promise((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new Error(t('file-unreadable', { name })));
-    reader.readAsDataURL(file);
-  });
-  return { name, kind, data };
+  try {
+    return { name, kind, data: await (AS_IT_IS.test(file.type) ? dataUrl(file) : asPng(file)) };
+  } catch {
+    throw new Error(t('file-unreadable', { name }));
+  }
+}
+
+const dataUrl = (file) => new Promise((resolve, reject) => {
+  const reader = new FileReader();
+  reader.onload = () => resolve(reader.result);
+  reader.onerror = reject;
+  reader.readAsDataURL(file);
+});
+
+// What the browser can show and the server can't decode (WebP, AVIF, ...).
+async function asPng(file) {
+  const picture = await createImageBitmap(file);
+  const canvas = document.createElement('canvas');
+  [canvas.width, canvas.height] = [picture.width, picture.height];
+  canvas.getContext('2d').drawImage(picture, 0, 0);
+  picture.close();
+  return canvas.toDataURL('image/png');
 }
 
 // Is this (from an import) a file as `readFile` makes them?
