@@ -65,7 +65,8 @@ def wish_of(config: EngineConfig) -> fit.Wish:
         n_batch=config.n_batch, n_ubatch=config.n_ubatch, n_outputs=context.get("n_outputs_max", 0),
         type_k=context.get("type_k", 1), type_v=context.get("type_v", 1),
         is_flash=context.get("flash_attn_type", -1) != OFF, is_window_full=context.get("swa_full", True),
-        is_cache_on_gpu=context.get("offload_kqv", True), fit_ctx=config.fit_ctx,
+        is_cache_on_gpu=context.get("offload_kqv", True),
+        is_split=config.exact, embeds=config.embeddings, fit_ctx=config.fit_ctx,
         margins=tuple(mib * fit.MIB for mib in config.fit_target),
         extra=sum(map(_size_of, [*(path for path, _ in config.lora), *filter(None, [config.spec.model, config.mmproj])])))
 

@@ -38,7 +38,9 @@ class Place:
 @dataclass(slots=True, frozen=True)
 class Wish:
     """What is asked for; None is open. `n_ctx` counts all slots together, 0 is the model's own. `type_k`, `type_v` are
-    keys of `gguf.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and the like."""
+    keys of `gguf.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and the like.
+    `is_split`: each sequence has cells of its own, the system prompt's, too; `embeds`: a second context computes
+    embeddings of texts as long as a slot's context."""
 
     n_slots: int = 1
     n_ctx: int | None = None
@@ -51,6 +53,8 @@ class Wish:
     is_flash: bool = True
     is_window_full: bool = True
     is_cache_on_gpu: bool = True
+    is_split: bool = False
+    embeds: bool = False
     fit_ctx: int = 4096
     margins: tuple[int, ...] = ()
     extra: int = 0
@@ -220,7 +224,9 @@ def _shares(layers: tuple[Layer, ...], gpus: tuple[Place, ...]) -> list[tuple[Pl
 
 def cache_bytes(layers: tuple[Layer, ...], wish: Wish, n_ctx: int, window: int = 0) -> int:
     """Keys, values and states of these layers. One more sequence than slots: the system prompt's."""
-    n_seqs = wish.n_slots + 1
+    n_seqs, n_slot = wish.n_slots + 1, n_ctx // wish.n_slots
+    n_ctx = n_slot * n_seqs if wish.is_split else n_ctx
+    n_ctx += n_slot + wish.n_ubatch if wish.embeds else 0
     n_window = n_ctx if wish.is_window_full or not window else min(n_ctx, _rounded(window * n_seqs + wish.n_ubatch))
     return sum((_row_bytes(layer.k, wish.type_k) + _row_bytes(layer.v, wish.type_v))
                * (n_window if layer.is_windowed else n_ctx) + layer.state * n_seqs for layer in layers)

@@ -149,6 +149,12 @@ def test_the_cache_depends_on_its_types(kind, part):
     assert cache_bytes(EIGHT_B.layers, Wish(type_k=kind, type_v=kind), 1024) == 1024 * CELL * part
 
 
+def test_a_cache_for_each_sequence_and_a_second_context():
+    plain = cache_bytes(EIGHT_B.layers, Wish(n_slots=3), 3072)
+    assert cache_bytes(EIGHT_B.layers, Wish(n_slots=3, is_split=True), 3072) == plain * 4 / 3
+    assert cache_bytes(EIGHT_B.layers, Wish(n_slots=3, embeds=True, n_ubatch=512), 3072) == plain + (1024 + 512) * CELL
+
+
 def test_windows_and_states():
     layers = (Layer(0, 64, 64, is_windowed=True), Layer(0, 64, 64), Layer(0, state=1000))
     assert cache_bytes(layers, Wish(n_slots=3), 8192, 512) == 2 * 8192 * 256 + 4000
