@@ -20,7 +20,7 @@ import requests
 from tests.support import NO_PROXY, PATIENCE, ServerProcess, wait_until
 
 N_CLIENTS = 16
-N_TOKENS = 300
+N_TOKENS = 200
 POSIX_ONLY = pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there are no such signals")
 ARGUMENTS = ("-np", N_CLIENTS, "-c", N_CLIENTS * 512, "-t", 1, "--memory-f32", "-fa", "off", "--metrics")
 PROMPTS = tuple(f"once upon a time the {animal} and the {thing} went" for animal in ("dog", "cat", "fox", "owl")
@@ -95,7 +95,7 @@ def kill_again_and_again(server: ServerProcess, clients: Clients, n_kills: int, 
     is there at several deaths without a token between them would be suspected."""
     rng = random.Random(seed)
     for i, number in zip(range(n_kills), cycle(numbers)):
-        n_tokens = rng.randrange(1, 200) if i % 8 else 0
+        n_tokens = rng.randrange(1, 120) if i % 8 else 0
         n_before = metric(server, "tokens_predicted_total")
         wait_until(lambda: clients.faults or metric(server, "tokens_predicted_total") >= n_before + n_tokens, "progress")
         assert not clients.faults, clients.faults[:2]
