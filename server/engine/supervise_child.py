@@ -32,7 +32,8 @@ log = get_logger("engine")
 class Child:
     """A running engine process. `ended` is set once it is gone and everything it sent has been handed on."""
 
-    def __init__(self, command: Sequence[str], codec: Codec, start: Start, on_message: Callable[[object], None]) -> None:
+    def __init__(self, command: Sequence[str], codec: Codec, start: Start,
+                 on_message: Callable[[object], None]) -> None:
         self._codec = codec
         self._on_message = on_message
         self._outbox: SimpleQueue = SimpleQueue()

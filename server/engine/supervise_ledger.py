@@ -23,7 +23,8 @@ from server.engine.task import (Cancel, Command, Embed, Embedded, Event, Failure
 STRIKES = 2
 SETTINGS = ("set_lora", "system_prompt")
 """Commands whose effect has to outlive the engine: the latest of each is repeated after a restart."""
-NO_COUNTERS = ("slots", "preparing", "n_deferred", "kv_used", "n_ctx", "histograms", "n_restarts", "n_replays", "n_suspects")
+NO_COUNTERS = ("slots", "preparing", "n_deferred", "kv_used", "n_ctx", "histograms", "n_restarts", "n_replays",
+               "n_suspects")
 """Fields of a snapshot that aren't summed up over the lives of engines."""
 
 
@@ -240,8 +241,8 @@ class Ledger:
         return [*tasks, *self._release_commands()]
 
     def _release_commands(self) -> list[Command]:
-        """Commands wait for the replayed tasks to be started: a system prompt must not get in before them."""
-        if self._to_start:
+        """Commands wait for all replayed tasks to be started: a system prompt must not get in before them."""
+        if self._to_start or self._probation:
             return []
         commands = [command for command in self._commands.values() if command.id not in self._sent_commands]
         self._sent_commands.update(command.id for command in commands)

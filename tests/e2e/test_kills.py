@@ -97,7 +97,8 @@ def kill_again_and_again(server: ServerProcess, clients: Clients, n_kills: int, 
     for i, number in zip(range(n_kills), cycle(numbers)):
         n_tokens = rng.randrange(1, 120) if i % 8 else 0
         n_before = metric(server, "tokens_predicted_total")
-        wait_until(lambda: clients.faults or metric(server, "tokens_predicted_total") >= n_before + n_tokens, "progress")
+        wait_until(lambda: clients.faults or metric(server, "tokens_predicted_total") >= n_before + n_tokens,
+                   "progress")
         assert not clients.faults, clients.faults[:2]
         n_restarts = metric(server, "engine_restarts_total")
         os.kill(engine_pid(server), number)

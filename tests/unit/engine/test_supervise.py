@@ -109,7 +109,7 @@ def is_running(pid: int) -> bool:
     return True
 
 
-# ---- a good life ------------------------------------------------------------------------------------------------------
+# ---- a good life ---------------------------------------------------------------------------------------------------
 
 def test_an_engine_in_a_process_of_its_own_loads_serves_and_ends(engine):
     one = engine(Orders()).start()
@@ -158,7 +158,7 @@ def test_stacks_of_the_engine_can_be_asked_for_while_it_is_busy(engine):
     assert "engine process" in text and "engine_child.py" in text
 
 
-# ---- every way to die -------------------------------------------------------------------------------------------------
+# ---- every way to die ----------------------------------------------------------------------------------------------
 
 DEATHS = ["exit", "leave", "abort", "nonsense", "half", "hang", *([] if sys.platform == "win32" else
                                                                 ["segv", "kill", "freeze"])]
@@ -231,7 +231,8 @@ def test_counts_and_times_of_a_task_that_was_interrupted(engine, tmp_path):
 
 def test_a_context_that_was_shifted_before_the_death_is_shifted_again(engine, tmp_path):
     orders = Orders(n_ctx=4 * 64, do="exit", nth=120, lives=1)
-    undisturbed = engine(dataclasses.replace(orders, do=""), shift_context=True).start().complete("hello", 150, n_keep=3)
+    calm = engine(dataclasses.replace(orders, do=""), shift_context=True).start()
+    undisturbed = calm.complete("hello", 150, n_keep=3)
     one = engine(dataclasses.replace(orders, lives_file=str(tmp_path / "lives")), shift_context=True).start()
     assert one.complete("hello", 150, n_keep=3) == undisturbed
     assert one.n_restarts == 1 and undisturbed != alone("hello", 150)
@@ -252,7 +253,7 @@ def test_a_command_under_way_says_that_the_engine_died(engine, tmp_path):
     assert one.complete("hello") == alone("hello", 40)
 
 
-# ---- whose fault it is ------------------------------------------------------------------------------------------------
+# ---- whose fault it is ---------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("fields, orders", [
     ({}, Orders(do="abort", poison="~")),
@@ -293,7 +294,7 @@ def test_too_many_deaths_without_progress_are_the_end_and_everybody_is_told(engi
     assert lives.stat().st_size == 3
 
 
-# ---- the first start --------------------------------------------------------------------------------------------------
+# ---- the first start -----------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("do, message", [("refuse", "the model file is rotten"), ("raise", "out of the blue"),
                                          ("exit", "exit code 3"), ("abort", "while it loaded the model"),
@@ -308,7 +309,8 @@ def test_a_first_load_that_fails_is_not_repeated(engine, tmp_path, do, message):
 
 
 @pytest.mark.parametrize("command, message", [
-    (("/no/such/program",), "can't be started"), ((sys.executable, "-c", "print('hello, I am not an engine')"), "nonsense"),
+    (("/no/such/program",), "can't be started"),
+    ((sys.executable, "-c", "print('hello, I am not an engine')"), "nonsense"),
     ((sys.executable, "-c", "import sys; sys.exit('my last words')"), "my last words"),
 ], ids=["missing", "another program", "one that fails"])
 def test_a_program_that_is_no_engine_is_an_error(engine, command, message):
@@ -341,7 +343,7 @@ def test_an_engine_that_comes_back_as_another_one_is_not_taken(engine, tmp_path)
     assert "not the same" in one.client.error
 
 
-# ---- what is left behind ----------------------------------------------------------------------------------------------
+# ---- what is left behind -------------------------------------------------------------------------------------------
 
 SERVER = """
 import os, sys, threading

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from server.engine.supervise_ledger import Ledger
-from server.engine.task import (Cancel, Command, Embed, Embedded, Failure, Final, Frame, Piece, Reply, SlotState, Snapshot,
+from server.engine.task import (Cancel, Command, Embed, Embedded, Failure, Final, Frame, Piece, Reply, SlotState,
+                               Snapshot,
                                 Starting, Task, Timings)
 
 
@@ -148,7 +149,7 @@ def test_the_engine_starts_a_task_and_the_clients_are_not_told(book):
     assert book.hear(Starting(1)).events == ()
 
 
-# ---- commands and settings --------------------------------------------------------------------------------------------
+# ---- commands and settings -----------------------------------------------------------------------------------------
 
 def test_a_command_that_was_under_way_fails(book):
     book.post(Command(1, "save", {"id_slot": 0}))
@@ -224,7 +225,23 @@ def test_embeddings_that_bring_the_engine_down_twice_fail(book):
     assert [(event.id, event.status) for event in events] == [(1, 500)] and book.sent_tasks == [2]
 
 
-# ---- blame ------------------------------------------------------------------------------------------------------------
+def test_commands_wait_for_suspects_that_have_not_had_their_turn(book):
+    book.post(Task(1, (5,)), Task(2, (5,)))
+    book.hear(Piece(1, (6,), "x"), Piece(2, (6,), "x"))
+    for _ in range(2):
+        book.work(1, 2)
+        book.die()
+    book.post(Command(3, "system_prompt", {"tokens": ()}))
+    book.hear(Starting(1))
+    assert [message.id for message in book.sent] == [1]
+    book.hear(Piece(1, (7,), "x"))
+    book.hear(Starting(2))
+    assert [message.id for message in book.sent] == [1, 2]
+    book.hear(Piece(2, (7,), "x"))
+    assert [message.id for message in book.sent] == [1, 2, 3]
+
+
+# ---- blame ---------------------------------------------------------------------------------------------------------
 
 def test_a_task_that_dies_twice_alone_without_progress_fails(book):
     book.post(Task(1, (5,)), Task(2, (5,)))
@@ -310,7 +327,7 @@ def test_progress_is_a_token_an_end_or_a_verdict(book):
     assert book.ledger.has_progressed, "one culprit less"
 
 
-# ---- counters ---------------------------------------------------------------------------------------------------------
+# ---- counters ------------------------------------------------------------------------------------------------------
 
 def test_counters_only_grow_over_the_lives_of_engines(book):
     first = Snapshot(n_steps=5, n_predicted_tokens=7, kv_used=3, n_ctx=64, predicted_ms=1.5,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from server.engine import config, task, wire
 from server.engine.config import EngineConfig
-from server.engine.task import (Command, Failure, Final, Frame, Media, Piece, Reply, SamplingParams, Snapshot, Task, Timings,
-                                TokenProbs)
+from server.engine.task import (Command, Failure, Final, Frame, Media, Piece, Reply, SamplingParams, Snapshot, Task,
+                                Timings, TokenProbs)
 from server.engine.wire import HEADER, MAGIC, Beat, Codec, FrameReader, Hello, LogLine, Start, WireError
 from tests.unit.engine.test_task import sample
 
@@ -94,9 +94,11 @@ def number(cls: type) -> int:
 
 
 @pytest.mark.parametrize("row", [
-    None, [], {}, 3, "x", [1.0], [True], [-1, 2], [9999], [number(Beat)], [number(Beat), 1, 2], [number(Beat), 1, 2, "x"],
+    None, [], {}, 3, "x", [1.0], [True], [-1, 2], [9999], [number(Beat)], [number(Beat), 1, 2],
+    [number(Beat), 1, 2, "x"],
     [number(Beat), 1, 2, True, 4], [number(Beat), None, 2, True], [number(Beat), 1.5, 2, True],
-    [number(Frame), [[number(Beat), 1, 2, True]], None], [number(Frame), 5, None], [number(Frame), [], [number(Beat), 1, 2, True]],
+    [number(Frame), [[number(Beat), 1, 2, True]], None], [number(Frame), 5, None],
+    [number(Frame), [], [number(Beat), 1, 2, True]],
     [number(Piece), 1, ["a"], "", [], None], [number(Piece), 1, [1], None, [], None], [number(Reply), 1, [], None],
     [number(Reply), 1, {}, [1]], [number(Reply), 1, {"x": {"$bytes": [0, 99]}}, None],
     [number(Reply), 1, {"x": {"$bytes": "no"}}, None], [number(Reply), 1, {"x": {"$bytes": [-1, 1]}}, None],
@@ -107,9 +109,11 @@ def test_json_that_is_no_message_is_an_error(row):
 
 
 @pytest.mark.parametrize("data", [
-    b"Traceback (most recent call last):", HEADER.pack(b"LSV\x02", 2, 0) + b"[]", HEADER.pack(MAGIC, wire.MAX_JSON + 1, 0),
+    b"Traceback (most recent call last):", HEADER.pack(b"LSV\x02", 2, 0) + b"[]",
+    HEADER.pack(MAGIC, wire.MAX_JSON + 1, 0),
     HEADER.pack(MAGIC, 2, wire.MAX_TAIL + 1), HEADER.pack(MAGIC, 3, 0) + b"\xff\xfe\xfd",
-    HEADER.pack(MAGIC, 200_000, 0) + b"[" * 200_000, HEADER.pack(MAGIC, 6000, 0) + b"9" * 6000, HEADER.pack(MAGIC, 0, 0),
+    HEADER.pack(MAGIC, 200_000, 0) + b"[" * 200_000,
+    HEADER.pack(MAGIC, 6000, 0) + b"9" * 6000, HEADER.pack(MAGIC, 0, 0),
 ], ids=range(8))
 def test_bytes_that_are_no_frame_are_an_error(data):
     for size in (None, 1000):
