@@ -8,8 +8,7 @@ import pytest
 
 from server.engine.supervise_ledger import Ledger
 from server.engine.task import (Cancel, Command, Embed, Embedded, Failure, Final, Frame, Piece, Reply, SlotState,
-                               Snapshot,
-                                Starting, Task, Timings)
+                                Snapshot, Starting, Task, Timings)
 
 
 class Clock:
