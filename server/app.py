@@ -227,6 +227,8 @@ def engine_config(options: Options, model: ModelPlace, draft_model: str = "") ->
         n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
         special=options.special, exact=options.exact, max_stall_ms=options.max_stall_ms,
         is_fitted=options.fit, fit_target=options.fit_target, fit_ctx=options.fit_ctx,
+        cache_ram=options.cache_ram, cache_disk=options.cache_disk or "", cache_disk_mib=options.cache_disk_size,
+        n_checkpoints=options.ctx_checkpoints, checkpoint_step=max(options.checkpoint_min_step, 64),
         embeddings=options.embeddings or options.reranking,
         spec=spec_config(options, draft_model), model_params=model_params, context_params=context_params,
         mmproj=find_projector(options, model), mmproj_params=projector_params(options))

@@ -131,9 +131,6 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     (IGNORED, TUNING, "each connection has a thread of its own, see --max-connections", """
         --threads-http N $LLAMA_ARG_THREADS_HTTP"""),
     (IGNORED, TUNING, CACHE, """
-        -ctxcp,--ctx-checkpoints,--swa-checkpoints N $LLAMA_ARG_CTX_CHECKPOINTS
-        -cms,--checkpoint-min-step N $LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT
-        -cram,--cache-ram MIB $LLAMA_ARG_CACHE_RAM
         --cache-idle-slots|--no-cache-idle-slots $LLAMA_ARG_CACHE_IDLE_SLOTS
         --cache-reuse N $LLAMA_ARG_CACHE_REUSE
         -sps,--slot-prompt-similarity N"""),

@@ -89,7 +89,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("kv_unified_per_slot", ("--kv-unified-per-slot",), "the same as --ctx-size, but for each slot", CONTEXT, int,
            None, "N", "LLAMA_ARG_KV_UNIFIED_PER_SLOT", 1, INT_MAX),
     Option("parallel", ("-np", "--parallel"), "slots: how many requests are computed at the same time; auto is 4",
-           CONTEXT, to.slot_count, 1, "N", "LLAMA_ARG_N_PARALLEL", 1, 255),
+           CONTEXT, to.slot_count, 1, "N", "LLAMA_ARG_N_PARALLEL", 1, 254),
     Option("cont_batching", ("-cb", "--cont-batching"), "start a request while others are generating; off, it waits "
            "for them", CONTEXT, None, True, env="LLAMA_ARG_CONT_BATCHING", off_flags=("-nocb", "--no-cont-batching"),
            default_2024=False),
@@ -129,6 +129,18 @@ OPTIONS: tuple[Option, ...] = (
            True, off_flags=("--no-warmup",)),
     Option("max_queue", ("--max-queue",), "requests that may wait for a slot; more get 503", CONTEXT, int, 1024, "N",
            "LLAMA_SRV_MAX_QUEUE", 0, 10**6),
+    Option("cache_ram", ("-cram", "--cache-ram"), "MiB of memory for prompts that had to leave the KV cache; 0 for none, "
+           "-1 for no limit (default: 8192, at most half of what is free)", CONTEXT, int, None, "MIB",
+           "LLAMA_ARG_CACHE_RAM", -1, INT_MAX),
+    Option("cache_disk", ("--cache-disk",), "folder that keeps computed prompts over restarts", CONTEXT, metavar="DIR",
+           env="LLAMA_SRV_CACHE_DISK"),
+    Option("cache_disk_size", ("--cache-disk-size",), "MiB that --cache-disk may take", CONTEXT, int, 10240, "MIB",
+           "LLAMA_SRV_CACHE_DISK_SIZE", 1, INT_MAX),
+    Option("ctx_checkpoints", ("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "copies of its state that a slot keeps "
+           "with models whose state can't be cut (recurrent, hybrid)", CONTEXT, int, 8, "N",
+           "LLAMA_ARG_CTX_CHECKPOINTS", 0, 1024),
+    Option("checkpoint_min_step", ("-cms", "--checkpoint-min-step"), "tokens between two of them (at least 64)", CONTEXT,
+           int, 1024, "N", "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT", 0, INT_MAX),
     Option("max_stall_ms", ("--max-stall-ms",), "how long running streams may wait while prompts are read, in ms; 0 for "
            "no limit", CONTEXT, float, 100.0, "MS", "LLAMA_SRV_MAX_STALL_MS", 0, 10**6),
 

@@ -47,6 +47,8 @@ tiny_bpe_model = _model_fixture("tiny_bpe_model", tiny_models.tiny_llama, kind="
 tiny_spm_fim_model = _model_fixture("tiny_spm_fim_model", tiny_models.tiny_llama, kind="spm", fim=True)
 tiny_bpe_fim_model = _model_fixture("tiny_bpe_fim_model", tiny_models.tiny_llama, kind="bpe", fim=True)
 tiny_lora = _model_fixture("tiny_lora", tiny_models.tiny_lora)
+tiny_mamba_model = _model_fixture("tiny_mamba_model", tiny_models.tiny_mamba)
+tiny_jamba_model = _model_fixture("tiny_jamba_model", tiny_models.tiny_mamba, is_hybrid=True)
 recite_model = _model_fixture("recite_model", tiny_models.recite)
 bert_embed_model = _model_fixture("bert_embed_model", tiny_models.tiny_bert)
 bert_rerank_model = _model_fixture("bert_rerank_model", tiny_models.tiny_bert, rerank=True)

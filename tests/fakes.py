@@ -411,11 +411,12 @@ class FakeBackend:
         return True
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
-        """Let `target` own cells of `source` too; it must go on exactly where it ends."""
+        """Let `target` own cells of `source` too; it must go on exactly where it ends (but for a block on its way)."""
         self.check_thread()
         assert self.can_share, "this model's cache can't be shared"
         have = [cell.pos for cell in self.cells.get(target, [])]
-        assert have == list(range(max(start, 0))), f"sequence {target} has {have}, shared from {start} on"
+        is_on_its_way = target == self.info.n_slots + 1 and not have
+        assert is_on_its_way or have == list(range(max(start, 0))), f"sequence {target} has {have}, shared from {start} on"
         end = self.info.n_ctx if end < 0 else end
         shared = [cell for cell in self.cells.get(source, []) if max(start, 0) <= cell.pos < end]
         self.cells.setdefault(target, []).extend(shared)
@@ -453,14 +454,29 @@ class FakeBackend:
         cells = self.cells.get(seq, [])
         return memoryview(json.dumps([(cell.pos, cell.token, cell.lora) for cell in cells]).encode())
 
-    def set_state(self, seq: int, state: bytearray) -> bool:
+    @staticmethod
+    def state_size(tokens: Sequence[int]) -> int:
+        """Bytes of a state of so many tokens, about."""
+        return len(json.dumps([(100, 100, ()) for _ in tokens]))
+
+    def set_state(self, seq: int, state: bytearray | memoryview) -> bool:
         """The reverse, for an empty sequence."""
         self.check_thread()
         assert not self.cells.get(seq), f"sequence {seq} is not empty"
-        if not self.takes_states:
+        n_cells = len(json.loads(bytes(state))) if self.takes_states else 0
+        if not self.takes_states or self.n_cells is not None and self.n_used + n_cells > self.n_cells:
             return False
-        self.cells[seq] = [Cell(pos, token, tuple(map(tuple, lora))) for pos, token, lora in json.loads(state)]
+        self.cells[seq] = [Cell(pos, token, tuple(map(tuple, lora))) for pos, token, lora in json.loads(bytes(state))]
         return True
+
+    def checkpoint(self, seq: int) -> memoryview:
+        """All of it, as a recurrent model's state is."""
+        return self.state(seq)
+
+    def restore_checkpoint(self, seq: int, state: bytearray | memoryview) -> bool:
+        """In the place of what the sequence has."""
+        self.cells[seq] = []
+        return self.set_state(seq, state)
 
     def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:
         """Remember the adapters of the next decode."""

@@ -3,6 +3,7 @@ the same bytes every time.
 
     tiny_llama   text model, SPM or BPE vocabulary; greedy text is lively and safe to compare (see below)
     recite       text model that knows one sentence by heart; its greedy text is known beforehand
+    tiny_mamba   recurrent text model: no attention, a state that can't be cut
     tiny_bert    embedding model, or with rerank=True a reranker
     tiny_lora    adapter for tiny_llama
     tiny_mmproj  image projector for tiny_llama (or any text model of the given width)
@@ -357,6 +358,61 @@ def recite(path: Path, words: Sequence[str] = RECITE_WORDS, *, n_ctx_train: int 
                        ("ffn_down", (n_ff, n_embd))):
         weights.fill(f"blk.0.{name}.weight", 0.0, *dims)
     return gguf.write(path)
+
+
+# ---------------------------------------------------------------------------------------- recurrent
+
+def tiny_mamba(path: Path, *, is_hybrid: bool = False, seed: int = 11) -> Path:
+    """Write a Mamba model with random weights and the SPM vocabulary, whose logits are far apart.
+
+    With `is_hybrid` it is a Jamba model: recurrent layers and, in between, one with attention.
+    """
+    name = "jamba" if is_hybrid else "mamba"
+    n_embd, n_inner, n_state, n_conv, rank, n_ff = 32, 64, 16, 4, 2, 48 if is_hybrid else 0
+    heads_kv = [0, 2, 0] if is_hybrid else [0, 0]
+    gguf = GgufFile(name, f"tiny-{name}")
+    vocabulary = spm_vocabulary(gguf, fim=False)
+    gguf.scalars(f"{name}.", "u32", context_length=2048, embedding_length=n_embd, block_count=len(heads_kv),
+                 feed_forward_length=n_ff, attention__head_count=2 if is_hybrid else 0, ssm__conv_kernel=n_conv,
+                 ssm__inner_size=n_inner, ssm__state_size=n_state, ssm__time_step_rank=rank)
+    if is_hybrid:
+        gguf.array("jamba.attention.head_count_kv", "i32", heads_kv)
+    gguf.scalar(f"{name}.attention.layer_norm_rms_epsilon", "f32", 1e-5)
+    weights = Weights(gguf, seed)
+    weights.matrix("token_embd.weight", n_embd, len(vocabulary.tokens), spread=1.0)
+    weights.fill("output_norm.weight", 1.0, n_embd)
+    weights.matrix("output.weight", n_embd, len(vocabulary.tokens), spread=2.0)
+    for block, n_heads in enumerate(heads_kv):
+        prefix = f"blk.{block}."
+        weights.fill(prefix + "attn_norm.weight", 1.0, n_embd)
+        if n_heads:
+            for part in ("q", "k", "v", "output"):
+                weights.matrix(f"{prefix}attn_{part}.weight", n_embd, n_embd)
+        else:
+            _recurrent(weights, prefix, n_embd, n_inner, n_state, n_conv, rank, has_norms=is_hybrid)
+        if n_ff:
+            weights.fill(prefix + "ffn_norm.weight", 1.0, n_embd)
+            weights.matrix(prefix + "ffn_gate.weight", n_embd, n_ff)
+            weights.matrix(prefix + "ffn_up.weight", n_embd, n_ff)
+            weights.matrix(prefix + "ffn_down.weight", n_ff, n_embd)
+    return gguf.write(path)
+
+
+def _recurrent(weights: Weights, prefix: str, n_embd: int, n_inner: int, n_state: int, n_conv: int, rank: int,
+               has_norms: bool) -> None:
+    """A Mamba layer that forgets slowly."""
+    weights.matrix(prefix + "ssm_in.weight", n_embd, 2 * n_inner)
+    weights.matrix(prefix + "ssm_conv1d.weight", n_conv, n_inner)
+    weights.fill(prefix + "ssm_conv1d.bias", 0.0, n_inner)
+    weights.matrix(prefix + "ssm_x.weight", n_inner, rank + 2 * n_state)
+    weights.matrix(prefix + "ssm_dt.weight", rank, n_inner)
+    weights.fill(prefix + "ssm_dt.bias", -3.0, n_inner)
+    weights.rows(prefix + "ssm_a", [[-1.0 - i for i in range(n_state)]] * n_inner)
+    weights.fill(prefix + "ssm_d", 1.0, n_inner)
+    weights.matrix(prefix + "ssm_out.weight", n_inner, n_embd, spread=1.0)
+    if has_norms:
+        for part, n in (("dt", rank), ("b", n_state), ("c", n_state)):
+            weights.fill(f"{prefix}ssm_{part}_norm.weight", 1.0, n)
 
 
 # ---------------------------------------------------------------------------------------- bert

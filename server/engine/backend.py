@@ -17,6 +17,7 @@ from ctypes_api import loader, vocabulary
 from ctypes_api.devices import list_devices
 from ctypes_api.errors import LibsError
 from ctypes_api.ggml import GGML_LOG_LEVEL_DEBUG, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
+from ctypes_api.llama_types import LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.backend_fit import AUTO_CTX, make_plan
 from server.engine.backend_mtmd import Projector
@@ -262,15 +263,30 @@ class LlamaBackend:
 
     def state(self, seq: int) -> memoryview:
         """See `Backend`."""
-        size = self._llama.llama_state_seq_get_size(self._context, seq)
+        return self._get_state(seq, 0)
+
+    def checkpoint(self, seq: int) -> memoryview:
+        """See `Backend`."""
+        return self._get_state(seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+
+    def _get_state(self, seq: int, flags: int) -> memoryview:
+        size = self._llama.llama_state_seq_get_size_ext(self._context, seq, flags)
         data = (ctypes.c_uint8 * size)()
-        n = self._llama.llama_state_seq_get_data(self._context, data, size, seq)
+        n = self._llama.llama_state_seq_get_data_ext(self._context, data, size, seq, flags)
         return memoryview(data).cast("B")[:n]
 
-    def set_state(self, seq: int, state: bytearray) -> bool:
+    def set_state(self, seq: int, state: bytearray | memoryview) -> bool:
         """See `Backend`; llama.cpp checks layers, types and sizes."""
+        return self._put_state(seq, state, 0)
+
+    def restore_checkpoint(self, seq: int, state: bytearray | memoryview) -> bool:
+        """See `Backend`."""
+        return self._put_state(seq, state, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+
+    def _put_state(self, seq: int, state: bytearray | memoryview, flags: int) -> bool:
         data = (ctypes.c_uint8 * len(state)).from_buffer(state)
-        return self._llama.llama_state_seq_set_data(self._context, data, len(state), seq) == len(state)
+        n = self._llama.llama_state_seq_set_data_ext(self._context, data, len(state), seq, flags)
+        return n == len(state)
 
     def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:
         """See `Backend`; costs nothing while nothing changes."""
@@ -325,7 +341,9 @@ class LlamaBackend:
         return n_ctx
 
     def _open_context(self, config: EngineConfig, n_ctx: int) -> Context:
-        n_seqs = config.n_slots + 1     # llama.cpp ends the process if a batch can't have a row for each
+        has_states = self._llama.llama_model_is_recurrent(self._model) or self._llama.llama_model_is_hybrid(self._model)
+        # one each for the system prompt and the block cache; a batch without a row for each would end the process
+        n_seqs = config.n_slots + (1 if config.exact or has_states else 2)
         n_batch = min(max(config.n_batch, n_seqs), max(n_ctx, n_seqs))
         if config.exact:        # a buffer for each sequence, so that nobody's cells depend on where others' are
             n_ctx = n_ctx // config.n_slots * (config.n_slots + 1)

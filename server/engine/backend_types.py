@@ -141,8 +141,14 @@ class Backend(Protocol):
     def state(self, seq: int) -> memoryview:
         """A copy of a sequence's cells as bytes."""
 
-    def set_state(self, seq: int, state: bytearray) -> bool:
+    def set_state(self, seq: int, state: bytearray | memoryview) -> bool:
         """Fill an empty sequence from `state`; False if it doesn't fit this model and context."""
+
+    def checkpoint(self, seq: int) -> memoryview:
+        """A copy of that part of a sequence's state which `seq_rm` can't cut (recurrent models)."""
+
+    def restore_checkpoint(self, seq: int, state: bytearray | memoryview) -> bool:
+        """Put it back; what `seq_rm` can cut is as it was. False if it doesn't fit."""
 
     def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:
         """Use these adapters, by index, in the decodes to come."""

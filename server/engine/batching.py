@@ -6,6 +6,7 @@ Engine thread only. Policy about who has a turn stands here, arithmetic about ro
 from __future__ import annotations
 
 from server.engine import planner, prompt_cache, prompt_probs
+from server.engine.checkpoints import Checkpoints
 from server.engine.pace import Pace
 from server.engine.planner import Job, Span
 from server.engine.prefixes import Prefixes
@@ -16,6 +17,9 @@ NOBODY: frozenset[int] = frozenset()
 STALLS_ALONE = 4
 """A step without a stream in it may take so many times the stall: nobody reads, but newcomers wait for its end."""
 
+EVEN_ROWS = 16
+"""Matrix kernels work in tiles: one row more than a multiple of this costs up to a sixth of the step."""
+
 
 class Batching:
     """Plans one batch after the other. `in_prefill` are the tasks of a batch with prompt rows; any thread may read it."""
@@ -25,6 +29,7 @@ class Batching:
         self._prefixes = prefixes
         self.in_prefill = NOBODY
         self._pace = Pace()
+        self._checkpoints = Checkpoints(state.backend, state.config.n_checkpoints, state.config.checkpoint_step)
         self._n_generating = self._n_prompt = 0     # rows of the latest plan
         self._served: dict[tuple, int] = {}
 
@@ -60,7 +65,8 @@ class Batching:
         if limit_ms == 0 or config.exact:       # steps of other lengths round differently
             return planner.UNLIMITED
         if self._n_generating:
-            return self._pace.rows_beside_streams(limit_ms)
+            n = self._n_generating + self._pace.rows_beside_streams(limit_ms)
+            return n - self._n_generating - (n % EVEN_ROWS if n > EVEN_ROWS else 0)
         n = max(self._pace.rows_alone(STALLS_ALONE * limit_ms), config.n_ubatch)
         return n - n % config.n_ubatch
 
@@ -80,6 +86,8 @@ class Batching:
         limit = prompt_probs.MAX_ROWS if all_rows else planner.UNLIMITED
         if slot.positions is None:
             pending = slot.pending
+            if is_prefill and self._checkpoints.is_on:
+                pending = pending[:self._checkpoints.rows(slot)]
             ends = not is_prefill or len(slot.tokens) + len(pending) == len(slot.run.prompt)
             return Job(slot.id, slot.seq, len(slot.tokens), pending, is_prefill, limit, ends, all_rows)
         prompt_cache.fold(self._state.backend, slot)

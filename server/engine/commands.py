@@ -14,7 +14,7 @@ from pathlib import Path
 from server.engine import prompt_cache, slot_files
 from server.engine.backend_types import DECODE_OK, Backend
 from server.engine.planner import Span
-from server.engine.slot import Slot
+from server.engine.slot import Checkpoint, Slot
 from server.engine.task import Command, Reply
 from server.errors import ApiError
 from server.log import get_logger
@@ -31,6 +31,7 @@ class Commands:
         self.lora = lora
         self._backend = backend
         self._slots = slots
+        self.unpark: Callable[[Slot], None] = lambda slot: None     # set by the owner of the cache in memory
         self._waiting: deque[Command] = deque()
         self._table: dict[str, Callable[..., dict[str, object]]] = {
             "save": self._save, "restore": self._restore, "erase": self._erase,
@@ -86,28 +87,32 @@ class Commands:
         if slot.positions is not None:
             raise ApiError(400, "a slot with self-extend can't be saved")
         started = time.perf_counter()
+        self.unpark(slot)
         state = self._backend.state(slot.seq) if slot.tokens else memoryview(b"")
         n_written = slot_files.write(Path(path), self._backend.fingerprint(), slot.tokens,
-                                     [list(pair) for pair in slot.lora], state)
+                                     [list(pair) for pair in slot.lora], state,
+                                     checkpoints=[(one.n, memoryview(one.state)) for one in slot.checkpoints])
         return {"n_saved": len(slot.tokens), "n_written": n_written, "ms": (time.perf_counter() - started) * 1e3}
 
     def _restore(self, id_slot: int, path: str) -> dict[str, object]:
         slot = self._slot(id_slot)
         started = time.perf_counter()
-        tokens, lora, state, size = slot_files.read(Path(path), self._backend.fingerprint())
-        if len(tokens) > slot.n_ctx:
-            raise ApiError(400, f"the saved slot has {len(tokens)} tokens, this one holds {slot.n_ctx}")
+        saved = slot_files.read(Path(path), self._backend.fingerprint())
+        n = len(saved.tokens)
+        if n > slot.n_ctx:
+            raise ApiError(400, f"the saved slot has {n} tokens, this one holds {slot.n_ctx}")
         prompt_cache.trim(self._backend, slot, 0)
-        if tokens and not self._backend.set_state(slot.seq, state):
+        if n and not self._backend.set_state(slot.seq, saved.state):
             self._backend.seq_rm(slot.seq, -1, -1)
             raise ApiError(400, "the saved slot doesn't fit this server's context (KV types or sizes differ)")
-        slot.tokens[:] = tokens
-        slot.lora = tuple((int(i), float(scale)) for i, scale in lora)
-        return {"n_restored": len(tokens), "n_read": size, "ms": (time.perf_counter() - started) * 1e3}
+        slot.tokens[:] = saved.tokens
+        slot.lora = tuple((int(i), float(scale)) for i, scale in saved.lora)
+        slot.checkpoints = [Checkpoint(at, state) for at, state in saved.checkpoints if 0 < at <= n]
+        return {"n_restored": n, "n_read": saved.size, "ms": (time.perf_counter() - started) * 1e3}
 
     def _erase(self, id_slot: int) -> dict[str, object]:
         slot = self._slot(id_slot)
-        n = len(slot.tokens)
+        n = len(slot.tokens or slot.parked)
         prompt_cache.trim(self._backend, slot, 0)
         return {"n_erased": n}
 

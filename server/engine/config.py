@@ -44,6 +44,9 @@ class EngineConfig:
     answers show special tokens. `exact` evaluates each task alone and from its beginning. `max_stall_ms` is what a step
     may take while somebody reads a stream, 0 for no limit. `model_offset` and `model_size` say where the model lies in its
     file (a bundle); size 0 is to its end.
+    `cache_ram` (MiB; None: a part of the free memory, -1: no limit) and `cache_disk` (a folder, of at most
+    `cache_disk_mib`) take what leaves the KV cache. Models whose state can't be cut keep up to `n_checkpoints` copies
+    of it for each slot, `checkpoint_step` tokens apart.
     `embeddings`: their context is made at start, not at the first request.
     """
 
@@ -61,6 +64,11 @@ class EngineConfig:
     warmup: bool = True
     max_queue: int = 1024
     max_stall_ms: float = 100.0
+    cache_ram: int | None = 0
+    cache_disk: str = ""
+    cache_disk_mib: int = 10240
+    n_checkpoints: int = 8
+    checkpoint_step: int = 1024
     cont_batching: bool = True
     shift_context: bool = False
     n_group: int = 1

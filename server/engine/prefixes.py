@@ -13,8 +13,11 @@ Not taken: a radix tree over all sequences. There are few of them, and comparing
 from __future__ import annotations
 
 import logging
+import math
 
 from server.engine import prompt_cache
+from server.engine.block_cache import BlockCache
+from server.engine.block_tree import Lora
 from server.engine.prompt_cache import MIN_SHARED
 from server.engine.self_extend import GroupAttention
 from server.engine.slot import Leader, Run, Slot, common_prefix
@@ -22,6 +25,9 @@ from server.engine.state import EngineState
 from server.engine.task import CACHE_SHARED, CACHE_SLOT, Task
 from server.log import get_logger
 
+MAX_SAVE_S = 1.0
+PARK_AFTER_ROWS = 64
+MIN_PARKED = 64
 LAST_TOKEN = "the last token is evaluated again"
 NOT_ASKED = "cache_prompt is false"
 OTHER_LORA = "computed with other adapters"
@@ -38,6 +44,10 @@ class Prefixes:
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
+        self.blocks = BlockCache(state.backend, state.config, state.clock)
+        devices = state.backend.info.devices
+        self._is_parking = self.blocks.has_memory and bool(devices) and all(name == "CPU" for name in devices)
+        state.commands.unpark = self.unpark
         self._shared: tuple[tuple[int, ...], int] = ((), 0)     # what the count was made of, and the count
 
     def kv_used(self) -> int:
@@ -56,8 +66,11 @@ class Prefixes:
     def begin(self, slot: Slot, run: Run) -> None:
         """Set the slot's cache to what is there of the prompt of `run`, and note how that came."""
         state, task = self._state, run.task
-        lora, n_known = state.lora_of(task), self._longest(run.prompt)
+        lora = state.lora_of(task)
+        n_known = self._longest(run.prompt, lora)
         self._log_difference(slot, run)
+        is_kept = task.cache_prompt and slot.lora == lora
+        self._give_up(slot, run.prompt, common_prefix(slot.tokens, run.prompt) if is_kept else 0)
         is_folding = state.config.n_group > 1
         if is_folding or state.config.exact or slot.lora != lora:
             prompt_cache.trim(state.backend, slot, 0)
@@ -83,9 +96,73 @@ class Prefixes:
             self._state.report_progress(slot)
         return run.leader is not None
 
-    def make_room(self) -> bool:
-        """Give up the least valuable cache of an idle slot; False if there is none."""
-        return prompt_cache.evict_one(self._state.backend, self._state.slots, self._state.clock())
+    def make_room(self, but: Slot | None = None) -> bool:
+        """Give up the least valuable cache of an idle slot (not of `but`); False if there is none."""
+        others = [slot for slot in self._state.slots if slot is not but]
+        slot = prompt_cache.least_valuable(others, self._state.clock())
+        if slot is None:
+            return False
+        self.blocks.save(slot, self._save_limit_s())
+        prompt_cache.trim(self._state.backend, slot, 0)
+        return True
+
+    def park(self, n_rows: int) -> None:
+        """After a step of `n_rows`: move the cells of a slot that many rows have had to look over out of their way.
+
+        In one cache for all, a row's attention goes over everybody's cells. On a CPU that costs more, after some tens of
+        rows, than moving idle cells to memory and back. One slot a step; nothing is given up that isn't kept whole.
+        """
+        state = self._state
+        state.n_rows += n_rows
+        if not self._is_parking:
+            return
+        for slot in state.slots:
+            is_idle = slot.run is None and len(slot.tokens) - slot.n_shared >= MIN_PARKED
+            if is_idle and state.n_rows - slot.n_rows_used >= PARK_AFTER_ROWS:
+                self._park(slot)
+                return
+
+    def unpark(self, slot: Slot) -> None:
+        """Bring an idle slot's tokens back from memory, as far as they are still there."""
+        tokens = slot.parked
+        if tokens:
+            self.blocks.restore(slot, tokens, len(tokens), lambda n: self._make_room_for(n, slot))
+            slot.parked = []
+
+    def _park(self, slot: Slot) -> None:
+        if not self.blocks.save(slot, self._save_limit_s()):
+            return      # the rest with the next step
+        if self.blocks.holds(slot):
+            tokens = list(slot.tokens)
+            prompt_cache.trim(self._state.backend, slot, 0)
+            slot.parked = tokens
+        else:
+            slot.n_rows_used = math.inf     # there is no room for it: it stays
+
+    def close(self) -> None:
+        """The engine ends: what the slots hold goes to disk, if there is one, within seconds."""
+        ends = self._state.clock() + MAX_SAVE_S
+        while self.blocks.save_idle(self._state.slots) and self._state.clock() < ends:
+            pass
+        self.blocks.close()
+
+    def _save_limit_s(self) -> float:
+        """What saving a cache may take: as long as a step if somebody reads a stream."""
+        limit_ms = self._state.config.max_stall_ms
+        is_read = any(slot.run.next_token is not None for slot in self._state.running)
+        return limit_ms / 1e3 if is_read and limit_ms > 0 else MAX_SAVE_S
+
+    def _make_room_for(self, n: int, slot: Slot) -> bool:
+        """Room for `n` more cells, without touching those of `slot`; False if there is none."""
+        while self.kv_used() + n > self._state.backend.info.n_ctx:
+            if not self.make_room(but=slot):
+                return False
+        return True
+
+    def _give_up(self, slot: Slot, prompt: list[int], n_kept: int) -> None:
+        """Most of a slot's cache is about to go: keep it elsewhere. The rest of a text that goes on needn't be."""
+        if 4 * n_kept < 3 * len(slot.tokens):
+            self.blocks.save(slot, self._save_limit_s())
 
     def _reuse(self, slot: Slot, run: Run) -> None:
         state, task = self._state, run.task
@@ -99,7 +176,19 @@ class Prefixes:
             run.cache_source = CACHE_SHARED
         elif n > n_before:
             run.cache_source = CACHE_SLOT
-        state.meter.n_reused += n - n_before
+        if task.cache_prompt:
+            self._fetch(slot, run)
+        state.meter.n_reused += run.n_cached - n_before
+
+    def _fetch(self, slot: Slot, run: Run) -> None:
+        """What memory or disk have of the prompt beyond what the slot has now."""
+        limit = run.layout.reusable(len(run.prompt))
+        n_known = min(self.blocks.known(slot.lora, run.prompt), limit)
+        if n_known >= len(slot.tokens) + MIN_SHARED:
+            n, source = self.blocks.restore(slot, run.prompt, limit,
+                                             lambda n: self._make_room_for(n, slot))
+            if n > run.n_cached:
+                run.n_cached, run.cache_source = n, source
 
     def _leader(self, slot: Slot, run: Run) -> Leader | None:
         """The running slot that is about to compute most of what `run` needs next, if that is worth waiting for."""
@@ -114,9 +203,10 @@ class Prefixes:
                     best, n_best = other, n
         return None if best is None else Leader(best, best.run, n_best)
 
-    def _longest(self, prompt: list[int]) -> int:
+    def _longest(self, prompt: list[int], lora: Lora) -> int:
         """How much of a prompt is in any cache, whether it can be used or not."""
-        return max(common_prefix(slot.tokens, prompt) for slot in (self._state.system, *self._state.slots))
+        slots = (self._state.system, *self._state.slots)
+        return max(self.blocks.known(lora, prompt), *(common_prefix(slot.tokens, prompt) for slot in slots))
 
     def _reason(self, slot: Slot, run: Run, n_known: int) -> str:
         n = len(slot.tokens)

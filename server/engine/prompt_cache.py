@@ -63,30 +63,39 @@ def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: 
 
 
 def trim(backend: Backend, slot: Slot, n: int) -> int:
-    """Cut the slot's cache to its first `n` tokens; fewer (none) where the model can't drop a tail.
+    """Cut the slot's cache to its first `n` tokens; fewer where the model can't drop a tail: to a checkpoint, or none.
 
     Folded positions (self-extend) can't be cut at a token: there it is all or nothing.
     """
     if slot.positions is not None and n < len(slot.tokens):
         n = 0
     if not backend.seq_rm(slot.seq, slot.next_pos if n == len(slot.tokens) else n, -1):
-        backend.seq_rm(slot.seq, -1, -1)
-        n = 0
+        n = _go_back(backend, slot, n)
     del slot.tokens[n:]
+    while slot.checkpoints and slot.checkpoints[-1].n > n:
+        slot.checkpoints.pop()
     slot.n_shared = min(slot.n_shared, n)
     if n == 0:
-        slot.is_sharing = False
+        slot.is_sharing = slot.is_shifted = False
+        slot.parked = []
         slot.positions = None
     return n
 
 
-def evict_one(backend: Backend, slots: Iterable[Slot], now: float = 0.0) -> bool:
-    """Give up the cache of the idle slot that is worth least; False if there is none."""
+def _go_back(backend: Backend, slot: Slot, n: int) -> int:
+    """To the last checkpoint within the first `n` tokens; how many there are then."""
+    for checkpoint in reversed(slot.checkpoints):
+        if checkpoint.n <= n and backend.restore_checkpoint(slot.seq, checkpoint.state):
+            if backend.seq_rm(slot.seq, checkpoint.n, -1):
+                return checkpoint.n
+    backend.seq_rm(slot.seq, -1, -1)
+    return 0
+
+
+def least_valuable(slots: Iterable[Slot], now: float = 0.0) -> Slot | None:
+    """The idle slot whose cache is worth least; None if there is none with a cache."""
     idle = [slot for slot in slots if slot.run is None and slot.tokens]
-    if not idle:
-        return False
-    trim(backend, min(idle, key=lambda slot: (value(slot, now), slot.t_used)), 0)
-    return True
+    return min(idle, key=lambda slot: (value(slot, now), slot.t_used), default=None)
 
 
 def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
@@ -104,6 +113,8 @@ def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
     backend.seq_rm(slot.seq, n_keep, n_keep + n_discard)
     backend.seq_add(slot.seq, n_keep + n_discard, n_past, -n_discard)
     del slot.tokens[n_keep:n_keep + n_discard]
+    slot.is_shifted = True
+    slot.checkpoints.clear()
     return n_discard
 
 

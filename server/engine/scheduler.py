@@ -121,6 +121,7 @@ class Scheduler:
             seconds = state.clock() - started
             state.meter.step(seconds, is_generating)
             self._batching.measured(seconds * 1e3)
+            self._prefixes.park(self._n_rows)
         if state.media.has_layouts:
             self._step_media()
         n_rows = self._embedder.plan(is_busy=bool(state.running)) if self._embedder else 0
@@ -142,6 +143,8 @@ class Scheduler:
         return bool(self._state.running or self._admission or self._state.commands or self._embedder)
 
     def _receive(self, block: bool) -> None:
+        while block and self._inbox.empty() and self._prefixes.blocks.save_idle(self.slots):
+            pass
         while block or not self._inbox.empty():
             message = self._inbox.get()
             self._handlers[type(message)](message)

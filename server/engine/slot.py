@@ -17,6 +17,14 @@ from server.engine.text import TextStream
 
 
 @dataclass(slots=True, frozen=True, eq=False)
+class Checkpoint:
+    """A copy of what can't be cut of a sequence's state, when it held `n` tokens."""
+
+    n: int
+    state: bytearray | memoryview
+
+
+@dataclass(slots=True, frozen=True, eq=False)
 class Leader:
     """Whose computing a task waits for: the first `n` tokens that `run` is evaluating on `slot`."""
 
@@ -71,7 +79,9 @@ class Slot:
 
     They are at positions 0, 1, ... unless `positions` folds them (self-extend). They were computed with the adapters
     of `lora`. With `is_sharing` some cells may belong to other sequences too, of the first `n_shared` tokens at most;
-    `n_shares` counts how often it was given cells of another.
+    `n_shares` counts how often it was given cells of another. After a context
+    shift (`is_shifted`) the cells aren't what its tokens alone would give. The engine had evaluated
+    `n_rows_used` rows when it was used last; tokens that were moved to memory since then are `parked`.
     """
 
     id: int
@@ -83,6 +93,10 @@ class Slot:
     is_sharing: bool = False
     n_shared: int = 0
     n_shares: int = 0
+    is_shifted: bool = False
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    n_rows_used: float = 0
+    parked: list[int] = field(default_factory=list)
     run: Run | None = None
     t_used: float = 0.0
     t_served: float = 0.0
@@ -113,7 +127,7 @@ class Slot:
         """The slot as the outside may see it: of the running task, else what the latest one left."""
         run = self.run
         if run is None and self.latest is not None:
-            return replace(self.latest, n_cached=len(self.tokens))
+            return replace(self.latest, n_cached=len(self.tokens or self.parked))
         if run is None:
             return SlotState(self.id, -1, False, self.n_ctx, 0, 0, 0, 0, -1, False, STOP_NONE, "", False)
         n_predict = run.task.n_predict

