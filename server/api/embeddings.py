@@ -111,8 +111,10 @@ class EmbeddingHandlers:
 
 def embed(context: Context, request: Request, inputs: Sequence[tuple[int, ...]]) -> Embedded:
     """Have the engine compute; a client that hangs up takes its request along."""
+    request.require_client()
     task = Embed(context.engine.new_id(), tuple(inputs), request.owner)
-    with context.engine.submit(task, stream=False) as results, request.on_disconnect(results.cancel):
+    with (context.engine.submit(task, stream=False) as results, request.on_disconnect(results.cancel),
+          context.running.entry((request.id,), request.key_id, results.abort)):
         return next(iter(results))
 
 

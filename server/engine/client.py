@@ -112,6 +112,12 @@ class Results:
             self._client.finish(task.id)
         return True
 
+    def abort(self) -> bool:
+        """From any thread: end it without an answer, which is an error then; False if it has ended."""
+        was_open = self._n_open > 0 and not self.is_cancelled
+        self.cancel("the request was aborted")
+        return was_open
+
     def put(self, event: Event) -> None:
         """The transport's thread: the next event of one of the tasks."""
         is_last = type(event) is not Piece and isinstance(event, LAST)

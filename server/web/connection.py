@@ -133,6 +133,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             self._refuse_head(error)
             return
         if head:
+            self.server.set_served(self.entry)
             exchange = Exchange(head, request_id(head))
             self._converse(exchange)
             self.close_connection = not exchange.keep_alive

@@ -48,13 +48,13 @@ OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 @dataclass(slots=True, eq=False)
 class Connection:
     """The server's entry for one connection. `sock` is replaced by the connection's thread when TLS starts,
-    `is_idle` (it waits for a request, since `t_idle`, so `stop` may cut it at once) is protected by the server's
-    lock."""
+    `is_idle` (it waits for a request, so `stop` may cut it at once) and `t_silent` (since when there has been no
+    whole request head, None while a request is served) are protected by the server's lock."""
 
     sock: socket.socket
     client: str
+    t_silent: float | None
     is_idle: bool = False
-    t_idle: float = 0.0
     thread: threading.Thread | None = None
 
 
@@ -119,7 +119,7 @@ class WebServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Accept thread: a thread for the connection, or the refusal."""
-        entry = Connection(request, client_name(client_address))
+        entry = Connection(request, client_name(client_address), time.monotonic())
         with self.lock:
             is_welcome = not self.is_stopping and self._has_room()
             if is_welcome:
@@ -141,15 +141,15 @@ class WebServer(ThreadingHTTPServer):
             self._refuse(request, FULL)
 
     def _has_room(self) -> bool:
-        """Whether one more connection is welcome, with the lock held. If all places are taken, who has been silent
-        for longest has to go: otherwise idle connections would be the cheapest way to keep everybody out."""
+        """Whether one more connection is welcome, with the lock held. If all places are taken, who has sent no whole
+        request head for longest has to go: otherwise silence would be the cheapest way to keep everybody out."""
         if len(self.connections) < self.limits.n_connections:
             return True
-        idle = [entry for entry in self.connections.values() if entry.is_idle]
-        oldest = min(idle, key=lambda entry: entry.t_idle, default=None)
-        if oldest is None or time.monotonic() - oldest.t_idle < self.limits.spare_s:
+        silent = [entry for entry in self.connections.values() if entry.t_silent is not None]
+        oldest = min(silent, key=lambda entry: entry.t_silent, default=None)
+        if oldest is None or time.monotonic() - oldest.t_silent < self.limits.spare_s:
             return False
-        oldest.is_idle = False
+        oldest.t_silent = None
         _cut(oldest.sock)
         return True
 
@@ -190,8 +190,14 @@ class WebServer(ThreadingHTTPServer):
         end."""
         with self.lock:
             entry.is_idle = is_idle
-            entry.t_idle = time.monotonic()
+            if is_idle:
+                entry.t_silent = time.monotonic()
             return not self.is_stopping
+
+    def set_served(self, entry: Connection) -> None:
+        """Note that a request has come: from now on the connection isn't closed for others."""
+        with self.lock:
+            entry.t_silent = None
 
     def _refuse(self, sock: socket.socket, reason: str) -> None:
         """Say 503 without ever waiting. Under TLS there is nobody to say it to yet."""

@@ -30,7 +30,7 @@ class Limits:
     idle_s: float = 75.0
     """Wait for the next request on a kept connection."""
     spare_s: float = 5.0
-    """A connection that has waited for a request for so long may be closed to make room for a new one."""
+    """A connection that has sent no whole request head for so long may be closed to make room for a new one."""
     head_s: float = 15.0
     """The first byte of a new connection, the TLS handshake, and a whole head however slowly it drips: this
     long for each."""

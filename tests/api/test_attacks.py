@@ -6,6 +6,7 @@ The rule for all: a clear 4xx, no slot taken, no 500, and the next honest reques
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import socket
@@ -183,13 +184,17 @@ def test_an_alias_is_only_ever_a_json_string(make_api):
 
 # ---- greedy and silent clients -----------------------------------------------------------------------------------
 
-def test_silent_connections_keep_nobody_out(make_api):
+@pytest.mark.parametrize("sent", [b"", b"G", b"GET /health HTTP/1.1\r\nX-A: b\r\n"])
+def test_silent_connections_keep_nobody_out(make_api, sent):
     silent: list[socket.socket] = []
     with patch.object(edge, "limits", lambda options: replace(LIMITS(options), spare_s=0.0)):
         api = make_api(None, ("--max-connections", "20")).start()
     try:
         for _ in range(15):
             silent += [api.connect() for _ in range(20)]
+            for sock in silent[-20:]:
+                with contextlib.suppress(ConnectionError):
+                    sock.sendall(sent)
             assert api.complete("x", 2)["tokens_predicted"] == 2
         assert api.server.n_connections <= 21
     finally:

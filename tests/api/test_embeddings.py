@@ -196,3 +196,19 @@ def test_a_client_that_hangs_up_takes_its_request_along(make_api):
     n = len(api.backend.embeddings.batches)
     assert api.post("/v1/embeddings", {"input": "x"}).status == 200
     assert len(api.backend.embeddings.batches) == n + 1, "nothing else was left to do"
+
+
+def test_a_request_can_be_aborted_by_its_id(make_api):
+    api = make_api(FakeBackend()).start()
+    api.backend.hold()
+    sock = api.connect()
+    body = b'{"input": ["' + b'", "'.join([b"x" * 30] * 20) + b'"]}'
+    sock.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: mine\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    api.wait_for_decode()
+    assert api.post("/v1/abort", {"id": "mine"}).json()["stopped"] is True
+    assert sock.recv(65536).startswith(b"HTTP/1.1 499 ")
+    assert api.post("/v1/abort", {"id": "mine"}).json()["stopped"] is False
+    api.backend.go()
+    sock.close()
+    api.settle()
+    assert api.n_requests == 0
