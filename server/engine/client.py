@@ -142,6 +142,7 @@ class EngineClient:
         self._ids = itertools.count()
         self._results: dict[int, Results] = {}
         self._replies: dict[int, SimpleQueue] = {}
+        self._lock = threading.Lock()       # protects changes of _recent and _turnover: clients' threads end tasks, too
         self._recent: dict[int, Task] = {}
         self._settled = threading.Event()
         self.state = LOADING
@@ -269,12 +270,13 @@ class EngineClient:
                 results.put(event)
 
     def _remember(self, results: Results, id_task: int) -> None:
-        self._turnover.ended(time.monotonic(), is_busy=bool(self._results))
         task = next(task for task in results.tasks if task.id == id_task)
-        if isinstance(task, Task):
-            self._recent[id_task] = replace(task, media=()) if task.media else task
-        while len(self._recent) > N_RECENT:
-            self._recent.pop(next(iter(self._recent)), None)
+        with self._lock:
+            self._turnover.ended(time.monotonic(), is_busy=bool(self._results))
+            if isinstance(task, Task):
+                self._recent[id_task] = replace(task, media=()) if task.media else task
+            while len(self._recent) > N_RECENT:
+                del self._recent[next(iter(self._recent))]
 
     def _on_loading(self, event: Loading) -> None:
         self.progress = event.progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -417,3 +418,34 @@ def test_a_slow_stream_still_gets_its_end(monkeypatch):
     with results:
         assert len(list(results)) == 6
     assert Cancel(id_task) not in transport.posted
+
+
+# ---- many threads ------------------------------------------------------------------------------------------------
+
+def test_tasks_may_end_on_all_threads_at_once(monkeypatch):
+    """Clients that leave end theirs on their own threads, while the transport's thread ends others."""
+    monkeypatch.setattr(client_module, "N_RECENT", 2)
+    client, _ = ready()
+    all_results = [submit(client) for _ in range(4000)]
+    errors: list[BaseException] = []
+
+    def end(mine: list) -> None:
+        try:
+            for number, (results, (id_task,)) in enumerate(mine):
+                if number % 2:
+                    results.cancel()
+                else:
+                    client.dispatch(Frame((final(id_task),)))
+        except BaseException as error:
+            errors.append(error)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=end, args=(all_results[i::4],)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE_S)
+    finally:
+        sys.setswitchinterval(before)
+    assert errors == [] and not client._results and len(client._recent) == 2
