@@ -247,7 +247,8 @@ def compute_bytes(shape: Shape, wish: Wish, n_ctx: int) -> int:
     """
     n_batch = min(max(wish.n_batch, wish.n_slots), n_ctx)
     rows = min(wish.n_ubatch, n_batch)
-    n_cells = n_ctx if any(layer.k for layer in shape.layers) else rows
+    is_recurrent = any(layer.state for layer in shape.layers)       # and looks at nothing else, if no layer has keys
+    n_cells = n_ctx if any(layer.k for layer in shape.layers) else 0 if is_recurrent else rows
     kinds = {layer.is_windowed for layer in shape.layers if layer.k}
     mask = n_cells * (2 if wish.is_flash else 4) * max(len(kinds), 1)
     scores = 0 if wish.is_flash else 4 * n_cells * shape.n_head

@@ -155,11 +155,12 @@ class _Reader:
         return (value,) * n_layers if isinstance(value, int) else ()
 
     def feed_forward(self) -> int:
-        """The widest hidden row of a token: of the dense network, or of all experts that a token uses."""
+        """The widest hidden row of a token: of the dense network, of all experts that a token uses, or of a recurrent
+        block, which has half as much again beside it."""
         experts = max(self.per_layer("expert_used_count", self.n_layers), default=0) * max(
             self.per_layer("expert_feed_forward_length", self.n_layers), default=0)
         dense = max(self.per_layer("feed_forward_length", self.n_layers), default=0)
-        return max(dense, experts + self.number("expert_shared_feed_forward_length"))
+        return max(dense, experts + self.number("expert_shared_feed_forward_length"), self.number("ssm.inner_size") * 3 // 2)
 
     def cache(self, i: int, names: list[str]) -> tuple[int, int, int, bool]:
         """What layer `i` keeps: (k, v, state, is_windowed)."""
