@@ -5,7 +5,9 @@
 // message: { id, chat, parent, role, content, time, reasoning?, files?, finish?, speed? }
 //          parent: id or null; messages with the same parent are versions of one another
 
-let opened = null;
+const OPEN_MS = 10000;
+
+let opened = null;              // promise of the database
 
 function database() {
   opened ??= new Promise((resolve, reject) => {
@@ -16,7 +18,10 @@ function database() {
     };
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
+    // Chromium never answers when an earlier page was left while it made the database.
+    setTimeout(() => reject(new Error('the storage of this browser does not answer: close its tabs of this page and open it again')), OPEN_MS);
   });
+  opened.catch(() => { opened = null; });
   return opened;
 }
 

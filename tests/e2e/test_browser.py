@@ -28,8 +28,12 @@ ANSWER = "".join(tiny_models.RECITE_WORDS)
 
 
 def set_prefs(browser: Browser, url: str, **prefs: object) -> None:  # noqa: F811
-    """Settings as the dialog would store them, for the next time that the page is opened."""
-    browser.open(url + "/")
+    """Settings as the dialog would store them, for the next time that the page is opened.
+
+    Set from another document of the server: Chromium's storage may never answer again when a page is left while it
+    makes its database.
+    """
+    browser.open(url + "/icon.svg")
     browser.run("localStorage.setItem('llama_srv.prefs', arguments[0])", json.dumps(prefs))
     browser.open("about:blank")
 
