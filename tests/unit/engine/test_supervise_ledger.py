@@ -340,3 +340,19 @@ def test_counters_only_grow_over_the_lives_of_engines(book):
     assert (now.n_steps, now.n_predicted_tokens, now.predicted_ms) == (6, 14, 3.0)
     assert (now.kv_used, now.n_ctx, now.histograms["step_seconds"]) == (2, 64, (2.0, 4.0, 1.0))
     assert (now.n_restarts, now.n_replays, now.n_suspects) == (1, 1, 0)
+
+
+def test_a_task_whose_files_bring_the_engine_down_is_found_beside_one_that_runs():
+    book = Book()
+    book.post(Task(1, (1,)), Task(2, (-1,)))
+    for _ in range(2):
+        book.hear(Starting(1), Starting(2), snapshot=dataclasses.replace(at_work(1), preparing=2))
+        assert book.die() == []
+    assert [message.id for message in book.sent] == [1], "both are suspected, one at a time"
+    book.work(1)
+    book.hear(final(1))
+    deaths = []
+    for _ in range(2):
+        book.hear(Starting(2), snapshot=Snapshot(preparing=2))
+        deaths.append(book.die())
+    assert deaths[0] == [] and isinstance(deaths[1][0], Failure) and deaths[1][0].id == 2
