@@ -78,8 +78,11 @@ def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> 
     try:
         backend = LlamaBackend(config, on_progress)
         try:
-            if config.spec.model:
+            if config.spec.model and backend.can_share and config.n_group <= 1:
                 backend.open_drafter(config)
+            elif config.spec.model:
+                log.warning("the draft model isn't loaded: with this model, or with --exact or self-extend, nothing is "
+                            "drafted")
         except BaseException:
             backend.close()
             raise

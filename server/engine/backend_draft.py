@@ -9,12 +9,11 @@ token ids, and means something only if both models mean the same by them.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from ctypes_api.llama_types import llama_token_data_array
 from server.engine.backend_custom import CustomSamplers
 from server.engine.backend_sampler import SamplerFactory
-from server.engine.config import EngineConfig, SpecConfig
+from server.engine.config import EngineConfig
 from server.engine.sampling import Stage
 
 N_BEST = 10
@@ -50,11 +49,13 @@ class Likeliest:
 
 
 def drafter_config(config: EngineConfig, n_ctx: int) -> EngineConfig:
-    """The small model as an engine of its own: the large one's shape, its own parameters."""
+    """The small model as an engine of its own: the large one's shape, its own file and parameters, no extras."""
     spec = config.spec
-    return replace(config, model=spec.model, n_ctx=n_ctx, n_threads=spec.n_threads,
-                   n_threads_batch=spec.n_threads_batch, n_group=1, lora=(), embeddings=False, spec=SpecConfig(),
-                   model_params=spec.model_params, context_params=spec.context_params)
+    return EngineConfig(
+        model=spec.model, libs=config.libs, cpu_variant=config.cpu_variant, n_slots=config.n_slots, n_ctx=n_ctx,
+        n_batch=config.n_batch, n_ubatch=config.n_ubatch, n_threads=spec.n_threads,
+        n_threads_batch=spec.n_threads_batch, warmup=config.warmup, is_fitted=False, model_params=spec.model_params,
+        context_params=spec.context_params)
 
 
 def vocab_difference(llama, large: int, small: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from server.engine.backend import open_backend
+from server.engine.backend_draft import drafter_config
 from server.engine.config import EngineConfig, SpecConfig
 from server.engine.task import SamplingParams
 from server.errors import ApiError
@@ -169,3 +170,19 @@ def test_a_draft_model_is_only_as_sure_as_asked(engine, tiny_spm_model):
     some, none = one.say(STEM, 40), one.say(STEM, 40, draft_p_min=1.0)
     assert some.tokens == none.tokens
     assert some.final.timings.draft_n > none.final.timings.draft_n
+
+
+@pytest.mark.parametrize("config", [{"exact": True}, {"n_group": 2, "group_width": 64}], ids=["exact", "self-extend"])
+def test_where_nothing_is_drafted_the_draft_model_is_not_loaded(engine, tiny_spm_model, config, caplog):
+    one = engine(tiny_spm_model, spec=by_model(tiny_spm_model), **config)
+    assert one.backend.drafter is None and "isn't loaded" in caplog.text
+    assert one.say(STEM, 20).final.timings.draft_n == 0
+
+
+def test_the_draft_model_has_nothing_of_the_large_ones_extras(tiny_spm_model):
+    config = EngineConfig("large", "libs", model_offset=99, model_size=9, mmproj="eye", lora=(("x", 1.0),), exact=True,
+                          embeddings=True, n_slots=3, spec=by_model(tiny_spm_model))
+    small = drafter_config(config, 512)
+    assert (small.model, small.n_ctx, small.n_slots) == (str(tiny_spm_model), 512, 3)
+    assert (small.model_offset, small.model_size, small.mmproj, small.lora, small.exact, small.embeddings,
+            small.spec.model) == (0, 0, "", (), False, False, "")
