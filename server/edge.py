@@ -107,7 +107,9 @@ def is_shared(options: Options) -> bool:
 
 
 def warn_if_open(options: Options, server: HttpServer, keys: KeyFiles) -> None:
-    """Say so when the whole network can use this server."""
+    """Say so when the whole network can use this server, and when its log shows one user what others write."""
     if not server.is_local and not len(keys.ring):
         log.warning("listening on %s without an API key: everybody who reaches this machine can use the model "
                     "(--api-key sets one)", ", ".join(options.host))
+    if options.verbose and is_shared(options):
+        log.warning("with --verbose, what all users write and get is in the log")

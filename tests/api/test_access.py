@@ -16,6 +16,7 @@ from unittest.mock import patch
 
 import pytest
 
+from server import edge
 from server.engine.task import Task
 from server.options import OptionError
 from tests.api.conftest import PATIENCE, Answer, Api
@@ -256,3 +257,15 @@ def test_all_paths_move_behind_a_prefix(make_api):
     assert api.get("/llm/v2/completion.js").status == 200
     for path in ("/health", "/completion", "/completion.js", "/llm/health", "/llm/v2x/health"):
         assert api.send("GET", path, None, key).status == 404, path
+
+
+# ---- what is said at the start -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("argv", "said"), [
+    ((), []), (("-v",), []), (("--host", "0.0.0.0"), ["without an API key"]), (("--host", "0.0.0.0", "--api-key", "k"), []),
+    (("--api-key", "k", "-v"), ["--verbose"]), (("--host", "0.0.0.0", "-v"), ["without an API key", "--verbose"])])
+def test_an_open_door_and_a_telling_log_are_warned_of(make_api, caplog, argv, said):
+    api = make_api(None, argv)
+    edge.warn_if_open(api.options, api.server, api.keys)
+    assert len(caplog.records) == len(said)
+    assert all(part in record.getMessage() for part, record in zip(said, caplog.records))
