@@ -302,7 +302,7 @@ export class ChatView {
         message.speed = { n: timings.predicted_n, rate: timings.predicted_per_second };
         message.used = timings.cache_n + timings.prompt_n + timings.predicted_n;
       },
-      busy: (count) => notify(count === null ? '' : t('busy', { n: count })),
+      busy: (n) => notify(t('busy', { n })),
       lost: (isLost) => notify(isLost ? t('lost') : ''),
     };
   }

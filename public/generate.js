@@ -16,7 +16,7 @@ export const countTokens = async (messages) =>
   (await post('v1/chat/completions/input_tokens', { messages })).input_tokens;
 
 // Generate the message that follows `messages`. `start` is its text so far ('' for a new one).
-// on.text(content, reasoning), on.progress({ total, cache, processed }), on.timings(timings), on.busy(count or null),
+// on.text(content, reasoning), on.progress({ total, cache, processed }), on.timings(timings), on.busy(place in the queue),
 // on.lost(boolean). Resolves to the finish reason: stop, length, or stopped (by `signal`).
 export async function generate({ messages, start, signal, on }) {
   const answer = { content: start, reasoning: '', isOpen: false };
@@ -51,26 +51,22 @@ async function attempt(messages, answer, signal, on) {
   const before = answer.content;
   let thinking = new ThinkSplitter(isContinued);
   let finish = '';
-  const watch = watchQueue(signal, on);
-  try {
-    for await (const chunk of stream('v1/chat/completions', body, signal)) {
-      watch.stop();
-      if (chunk.prompt_progress) on.progress(chunk.prompt_progress);
-      if (chunk.timings) on.timings(chunk.timings);
-      const choice = chunk.choices?.[0];
-      if (!choice) continue;
-      const { content, reasoning_content: reasoning } = choice.delta ?? {};
-      if (reasoning) answer.reasoning += reasoning;
-      if (content) {
-        thinking.feed(content);
-        answer.content = before + thinking.content;
-        if (thinking.reasoning) answer.reasoning = thinking.reasoning;
-      }
-      if (content || reasoning) on.text(answer.content, answer.reasoning);
-      finish = choice.finish_reason ?? finish;
+  for await (const chunk of stream('v1/chat/completions', body, signal)) {
+    const progress = chunk.prompt_progress;
+    if (progress?.queue_position) on.busy(progress.queue_position);
+    else if (progress) on.progress(progress);
+    if (chunk.timings) on.timings(chunk.timings);
+    const choice = chunk.choices?.[0];
+    if (!choice) continue;
+    const { content, reasoning_content: reasoning } = choice.delta ?? {};
+    if (reasoning) answer.reasoning += reasoning;
+    if (content) {
+      thinking.feed(content);
+      answer.content = before + thinking.content;
+      if (thinking.reasoning) answer.reasoning = thinking.reasoning;
     }
-  } finally {
-    watch.stop();
+    if (content || reasoning) on.text(answer.content, answer.reasoning);
+    finish = choice.finish_reason ?? finish;
   }
   return finish || 'stop';
 }
@@ -99,23 +95,4 @@ export class ThinkSplitter {
     this.reasoning = (end < 0 ? inner : inner.slice(0, end)).trim();
     this.content = end < 0 ? '' : inner.slice(end + 8).trimStart();
   }
-}
-
-// Until the first sign of work: is it because all slots are taken?
-function watchQueue(signal, on) {
-  let isOver = false;
-  (async () => {
-    for (let delay = 1200; !isOver && !signal.aborted; delay = 2000) {
-      await sleep(delay).catch(() => {});
-      if (isOver || signal.aborted) break;
-      const state = await health();
-      if (!isOver) on.busy(state && state.slots_idle === 0 ? state.slots_processing : null);
-    }
-  })();
-  return {
-    stop() {
-      if (!isOver) on.busy(null);
-      isOver = true;
-    },
-  };
 }

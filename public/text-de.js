@@ -22,7 +22,7 @@ export const DE = {
   continue: 'Antwort fortsetzen', 'save-send': 'Speichern und senden', 'version-before': 'Vorige Fassung', 'version-after': 'Nächste Fassung',
   'version-of': 'Fassung {i} von {n}', 'remove-one': 'Diese Nachricht löschen?',
   'remove-below': 'Diese Nachricht und die folgenden ({n}) löschen?', 'still-running': 'Es wird noch eine Antwort geschrieben.',
-  reading: 'Liest {n} Token… {percent} %', busy: 'Der Server arbeitet an {n} Anfragen; Ihre wartet.',
+  reading: 'Liest {n} Token… {percent} %', busy: 'Der Server ist beschäftigt. Ihre Anfrage wartet: Platz {n} in der Schlange.',
   lost: 'Verbindung verloren. Die Antwort geht weiter, sobald der Server wieder da ist.',
   'too-long': 'Das Gespräch hat {n} Token, der Kontext {size}. Nachrichten löschen oder ein neues Gespräch beginnen.',
   code: 'Code', 'code-label': 'Code, {n} Zeilen', table: 'Tabelle', task: 'Aufgabe', 'image-link': 'Bild: {name}',

@@ -22,7 +22,7 @@ export const EN = {
   continue: 'Continue this answer', 'save-send': 'Save and send', 'version-before': 'Previous version', 'version-after': 'Next version',
   'version-of': 'Version {i} of {n}', 'remove-one': 'Delete this message?',
   'remove-below': 'Delete this message and what follows ({n} messages)?', 'still-running': 'An answer is still being written.',
-  reading: 'Reading {n} tokens… {percent} %', busy: 'The server is busy with {n} requests; yours waits for its turn.',
+  reading: 'Reading {n} tokens… {percent} %', busy: 'The server is busy. Your request waits for its turn: number {n} in the queue.',
   lost: 'Connection lost. The answer goes on when the server is back.',
   'too-long': 'The conversation has {n} tokens, the context {size}. Delete messages or start a new chat.',
   code: 'code', 'code-label': 'Code, {n} lines', table: 'Table', task: 'Task', 'image-link': 'Image: {name}',

@@ -36,6 +36,7 @@ def set_prefs(browser: Browser, url: str, **prefs: object) -> None:  # noqa: F81
     browser.open(url + "/icon.svg")
     browser.run("localStorage.setItem('llama_srv.prefs', arguments[0])", json.dumps(prefs))
     browser.open("about:blank")
+    browser.console()  # a picture has no icon of its own
 
 
 def open_page(browser: Browser, server: ServerProcess, view: str = "") -> None:  # noqa: F811
