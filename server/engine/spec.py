@@ -110,7 +110,8 @@ class Speculation:
     def _from_model(self, wants: list[tuple[Span, Slot, int]], n_rows: int, n_generating: int,
                     cost: StepCost) -> None:
         """Drafts of one length for all that have none from the text."""
-        wants = [(span, slot, min(most, slot.run.drafting.n_model)) for span, slot, most in wants]
+        wants = [(span, slot, min(most, slot.run.drafting.n_model)) for span, slot, most in wants
+                 if slot.run.drafting.n_model]
         n = best_common_length([(slot.run.drafting.trust.chance, most) for _, slot, most in wants], n_rows,
                                n_generating, cost, self._model.cost, self._config.min_gain)
         if n == 0:

@@ -370,3 +370,11 @@ def test_the_portions_of_a_prompt_fit_into_half_a_stall(ms_per_row, most):
     d.finish()
     portions = [sum(map(len, batch)) for batch in d.backend.drafter.batches]
     assert max(portions) == most and portions[0] == 32
+
+
+def test_a_request_may_have_drafts_where_the_server_has_none_and_its_neighbour_still_gets_none():
+    d = driver(letters, SpecConfig(n_max=0, min_gain=0.0), letters, n_slots=2)
+    without, drafted = d.post("without", n_predict=40), d.post("drafted", n_predict=40, draft_n_max=4)
+    d.finish()
+    assert d.outcomes[without].final.timings.draft_n == 0 < d.outcomes[drafted].final.timings.draft_n
+    assert (d.text(without), d.text(drafted)) == (alone("without", 40), alone("drafted", 40))
