@@ -138,6 +138,7 @@ class Outbox:
                     self._changed.wait()
                 messages = list(self._waiting)
                 self._waiting.clear()
+                self._changed.notify_all()      # there is room now, however long sending takes
                 self._is_sending = True
                 if self._n_lost:
                     messages.append(_lost(self._n_lost))
