@@ -24,6 +24,7 @@ from tests.support import PATIENCE, ROOT, wait_until
 
 PROMPT = "once upon a time the dog and the moon"
 N = 60
+N_LONG = 1200          # so long that a signal comes before the end
 F32 = {"context_params": {"type_k": 0, "type_v": 0, "flash_attn_type": 0}}
 BASE = SamplingParams(seed=1234, temperature=1.2, ignore_eos=True)
 GRAMMAR = 'root ::= (word " ")+\nword ::= "the" | "dog" | "moon" | "cat" | "big" | "girl" | [a-z] [a-z]+'
@@ -103,12 +104,12 @@ class Supervised(Engine):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there is no such signal")
 def test_sampled_streams_survive_a_kill(libs_folder, tiny_spm_model):
-    one = Supervised(libs_folder, tiny_spm_model, n_slots=4, n_ctx=2048, **F32)
+    one = Supervised(libs_folder, tiny_spm_model, n_slots=4, n_ctx=8192, **F32)
     try:
         samplings = [SAMPLINGS[name] for name in ("dist", "mirostat v2", "grammar", "greedy penalties")]
-        whole = [one.say(PROMPT, 300, sampling) for sampling in samplings]
+        whole = [one.say(PROMPT, N_LONG, sampling) for sampling in samplings]
         n_before = one.client.snapshot.n_predicted_tokens
-        results = [one.client.submit(one.task(PROMPT, 300, sampling), stream=True) for sampling in samplings]
+        results = [one.client.submit(one.task(PROMPT, N_LONG, sampling), stream=True) for sampling in samplings]
         for _ in range(2):
             wait_until(lambda: one.client.snapshot.n_predicted_tokens > n_before + 150, "some tokens")
             n_before = one.client.snapshot.n_predicted_tokens
@@ -126,11 +127,11 @@ def test_sampled_streams_survive_a_kill(libs_folder, tiny_spm_model):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there is no such signal")
 def test_a_stopped_engine_is_replaced(libs_folder, tiny_spm_model):
-    one = Supervised(libs_folder, tiny_spm_model, Limits(silence_s=1.5, beat_s=0.2), n_slots=2, **F32)
+    one = Supervised(libs_folder, tiny_spm_model, Limits(silence_s=1.5, beat_s=0.2), n_slots=2, n_ctx=4096, **F32)
     try:
-        whole = one.say(PROMPT, 300)
+        whole = one.say(PROMPT, N_LONG)
         n_before = one.client.snapshot.n_predicted_tokens
-        results = one.client.submit(one.task(PROMPT, 300), stream=True)
+        results = one.client.submit(one.task(PROMPT, N_LONG), stream=True)
         wait_until(lambda: one.client.snapshot.n_predicted_tokens > n_before, "some tokens")
         os.kill(one.transport.pid, signal.SIGSTOP)
         with results:
