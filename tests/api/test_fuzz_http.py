@@ -56,8 +56,8 @@ def talk(api: Api, data: bytes, cut: int) -> bytes:
             sock.shutdown(socket.SHUT_WR)
             while more := sock.recv(65536):
                 received += more
-        except ConnectionError:
-            pass        # it was refused and left unread bytes
+        except OSError:
+            pass        # it was refused and left unread bytes, or is gone already
     return received
 
 

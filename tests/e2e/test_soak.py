@@ -241,7 +241,8 @@ def http_threads(server: ServerProcess) -> int:
 
 
 def test_nothing_grows_under_mixed_and_abusive_traffic(serve, tiny_spm_model, capsys):
-    server = serve("-m", tiny_spm_model, "-t", 1, "-c", 2048, "-np", 4, "--metrics", "--max-connections", 200)
+    server = serve("-m", tiny_spm_model, "-t", 1, "-c", 2048, "-np", 4, "--metrics", "--max-connections", 200,
+                   "--cache-ram", 0)        # which would go on filling up to its limit
     text = server.complete("the quiet fox", 40, cache_prompt=False)["content"]
     if IS_LONG:
         faulthandler.cancel_dump_traceback_later()      # pytest.ini ends a test after ten minutes
