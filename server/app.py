@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         own = one_shot.own_bundle()
         options = parse(argv, os.environ, bundled=own.defaults if own else ())
         if options.help:
-            print(usage(program=frozen.program().removeprefix("python ")))
+            print(usage(program=frozen.program().removeprefix("python ")), flush=True)
             return 0
         if options.version:
             print(version(options))
@@ -83,6 +83,9 @@ def main(argv: Sequence[str]) -> int:
             backend.LibsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:         # `--help | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return 130
 

@@ -210,3 +210,11 @@ def test_a_measurement_that_cannot_be_made(tiny_spm_model):
                              (["--ssl-key-file", key, "--ssl-cert-file", key, "--bench"], "plain HTTP")):
         found = run_command(["-m", tiny_spm_model, *arguments])
         assert found.returncode == 1 and words in found.stderr
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    process = subprocess.Popen([sys.executable, str(ROOT / "llama_srv.py"), "--help"], stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE)
+    process.stdout.close()
+    with process.stderr as errors:
+        assert (errors.read(), process.wait(PATIENCE)) == (b"", 0)
