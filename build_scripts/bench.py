@@ -2,8 +2,8 @@
 
 A command; its main thread starts the servers, runs the same workloads alternately on each, and prints medians and
 ratios. Imports the standard library, this folder and `server.bench`, which does the work. Anything that speaks
-/completion, /tokenize and /health can be measured, ours is only the default; --bare adds a loop that decodes and samples
-and does nothing else, over the same libraries. docs/benchmarks.md says how to get figures worth quoting.
+/completion, /tokenize and /health can be measured, ours is only the default; --bare adds a loop that decodes and
+samples and does nothing else, over the same libraries. docs/benchmarks.md says how to get figures worth quoting.
 """
 from __future__ import annotations
 

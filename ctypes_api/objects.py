@@ -88,7 +88,8 @@ class Model(Owner):
                  progress: Progress | None = None, **fields: Any) -> None:
         """Loads `path`. `progress(0.0..1.0)` is called on this thread; False stops the load.
 
-        With `offset` the GGUF begins there, inside a larger file (a multiple of 32, or it can't be mapped). Raises ModelLoadError with the last native error lines; whatever `progress` raised comes through.
+        With `offset` the GGUF begins there, inside a larger file (a multiple of 32, or it can't be mapped). Raises
+        ModelLoadError with the last native error lines; whatever `progress` raised comes through.
         """
         super().__init__(libs)
         self._file: CFile | None = None

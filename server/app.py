@@ -208,7 +208,8 @@ def find_model(options: Options, own: Bundle | None) -> ModelPlace:
 
 
 def find_projector(options: Options, model: ModelPlace) -> str:
-    """The path of the projector's file, "" for none; fetched first where an option names a URL. A bundle may hold one."""
+    """The path of the projector's file, "" for none; fetched first where an option names a URL. A bundle may hold
+    one."""
     if not options.mmproj_auto:
         return ""
     if not (options.mmproj or options.mmproj_url):
@@ -262,7 +263,8 @@ def check_chat_template(options: Options, context: Context) -> None:
 
 def _wait(options: Options, context: Context, server: HttpServer, house: Housekeeping, stop: threading.Event,
           system_prompt: object) -> int:
-    """Until a signal (0) or the end of the engine (1). The waits are short: a signal can't end a long one on Windows."""
+    """Until a signal (0) or the end of the engine (1). The waits are short: a signal can't end a long one on
+    Windows."""
     engine = context.engine
     while not stop.is_set() and not engine.wait_until_loaded(0.2):
         _show_progress(engine.progress)

@@ -1,6 +1,7 @@
 """Speculative decoding from the options: which small model drafts, and what the engine is told of it.
 
-Main thread, at start; part of the composition root. The small model's file is fetched and looked at like the large one's.
+Main thread, at start; part of the composition root. The small model's file is fetched and looked at like the large
+one's.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Read the header of a GGUF file: what it says about itself, checked against what is there.
 
-A leaf; pure Python, no library. Run by the web process before libllama sees the file, and by whoever plans memory. Nothing
-of the tensors' data is read, and long arrays (a vocabulary has up to half a million texts) are stepped over without
-making objects of their items. Everything a file claims is doubted: counts, lengths, types, offsets, alignment, sizes
-against the file's, names given twice. A fault ends in `GgufError`, one line that says what and where.
+A leaf; pure Python, no library. Run by the web process before libllama sees the file, and by whoever plans memory.
+Nothing of the tensors' data is read, and long arrays (a vocabulary has up to half a million texts) are stepped over
+without making objects of their items. Everything a file claims is doubted: counts, lengths, types, offsets,
+alignment, sizes against the file's, names given twice. A fault ends in `GgufError`, one line that says what and where.
 
 Layout, little endian, after https://github.com/ggml-org/ggml/blob/master/docs/gguf.md:
     "GGUF", u32 version, u64 tensors, u64 pairs

@@ -75,7 +75,8 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def published_minilm() -> Path:
-    """The archive that all-MiniLM-L6-v2 was published as, if `build_scripts/fetch_model.py --embedding` has fetched it."""
+    """The archive that all-MiniLM-L6-v2 was published as, if `build_scripts/fetch_model.py --embedding` has fetched
+    it."""
     common, fetch_model = build_script("common"), build_script("fetch_model")
     try:
         return fetch_model.ensure(offline=True, progress=common.Progress(quiet=True), key=fetch_model.EMBEDDING_ROW)

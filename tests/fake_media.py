@@ -25,7 +25,8 @@ def media(data: bytes, kind: str = IMAGE, where: str = "here") -> Media:
 
 
 class FakeMedia:
-    """See `backend_types.MediaBackend`. Puts `<` and `>` around each image if it has `marks`; gives back what isn't FAKE.
+    """See `backend_types.MediaBackend`. Puts `<` and `>` around each image if it has `marks`; gives back what isn't
+    FAKE.
 
     `n_pos_factor` 2 makes each position take two cells, as M-RoPE models do. `fail_at` has codes or exceptions for the
     Nth decode, `fail_encode_at` exceptions for the Nth encoding.

@@ -1,7 +1,8 @@
 """Take a GGUF file apart and put it together again with faults: for tests of what reads such files.
 
-`Parts` has the header's entries as raw bytes, so that each can be changed, dropped or doubled; nothing is checked. Knows
-only what `gguf_writer` writes: version 3, float32 tensors. Way not taken: the product's reader, which is what is tested.
+`Parts` has the header's entries as raw bytes, so that each can be changed, dropped or doubled; nothing is checked.
+Knows only what `gguf_writer` writes: version 3, float32 tensors. Way not taken: the product's reader, which is what
+is tested.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """More recipes of tiny models: a text model with M-RoPE (positions in three dimensions), its image projector, and ears.
 
     tiny_qwen2vl     text model, BPE vocabulary, random weights
-    tiny_merger      image projector for it: an image of W x H pixels takes W/28 * H/28 tokens, but max of the two positions
-    tiny_whisper     audio projector for `tiny_llama`: 30 seconds take 750 tokens
+    tiny_merger      image projector for it: an image of W x H pixels takes W/28 * H/28 tokens, but max of the two
+    positions tiny_whisper     audio projector for `tiny_llama`: 30 seconds take 750 tokens
 
 Random weights, unlike `tiny_models.tiny_llama`: a text that libmtmd's own evaluation gives too is all that is asked.
 """

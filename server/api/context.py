@@ -96,8 +96,8 @@ class SystemPrompt:
 
 @dataclass(slots=True)
 class Context:
-    """Shared by all handlers. `defaults` are the request defaults that the command line sets. With `is_shared` there may
-    be several users: none of them is shown what others ask."""
+    """Shared by all handlers. `defaults` are the request defaults that the command line sets. With `is_shared` there
+    may be several users: none of them is shown what others ask."""
 
     engine: Engine
     options: Options

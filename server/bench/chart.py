@@ -1,8 +1,8 @@
 """A chart of what was measured, as SVG: a row for each figure, a bar for each server, longest is best.
 
-Pure text in, text out. Imports the standard library and the types of this package. Bars are relative within a row, because
-tokens per second and milliseconds share no scale: the best server's bar is full, another's is as long as it is as good.
-The way not taken: a plotting package, for forty rectangles.
+Pure text in, text out. Imports the standard library and the types of this package. Bars are relative within a row,
+because tokens per second and milliseconds share no scale: the best server's bar is full, another's is as long as it
+is as good. The way not taken: a plotting package, for forty rectangles.
 """
 from __future__ import annotations
 

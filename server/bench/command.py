@@ -1,7 +1,7 @@
 """`--bench`: measure this server on the user's own model, and print a table.
 
-Runs on the main thread, instead of serving. The server is started as a child, the same program with the same options, on a
-port of its own, so that what is measured is what would be served. Imports this package only.
+Runs on the main thread, instead of serving. The server is started as a child, the same program with the same
+options, on a port of its own, so that what is measured is what would be served. Imports this package only.
 """
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class Outcome(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """One metric of one workload. `ratios[peer]` is first peer over that peer; `goal` says what was aimed at and whether
-    it was reached, "" where nothing was or nobody is there to compare with."""
+    """One metric of one workload. `ratios[peer]` is first peer over that peer; `goal` says what was aimed at and
+    whether it was reached, "" where nothing was or nobody is there to compare with."""
 
     values: dict
     medians: dict

@@ -1,8 +1,8 @@
 """Run workloads on servers, alternately, and collect what came out.
 
 Runs on the main thread of the measuring process. Imports the standard library and this package. Servers of one workload
-stay loaded side by side and are asked in turn, each repetition beginning with another one: machines get warm and throttle,
-and other programs come and go; so all suffer alike. Not taken: one server after the other.
+stay loaded side by side and are asked in turn, each repetition beginning with another one: machines get warm and
+throttle, and other programs come and go; so all suffer alike. Not taken: one server after the other.
 """
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The table of workloads: what a server is asked to do, and which figures come out of it.
 
 Pure descriptions and the functions behind them; run on the main thread of the measuring process. Imports the standard
-library and this package. A function gets a peer (a server, or the bare loop) and a `Plan`, and returns a value for each of its
-metrics. Texts are made of common words by a seeded generator: the same for every peer in a repetition, new in each
-repetition, so that no cache helps where it isn't meant to.
+library and this package. A function gets a peer (a server, or the bare loop) and a `Plan`, and returns a value for
+each of its metrics. Texts are made of common words by a seeded generator: the same for every peer in a repetition,
+new in each repetition, so that no cache helps where it isn't meant to.
 
 The way not taken: recorded conversations. They would have to be shipped, and their length couldn't be chosen.
 """
@@ -39,8 +39,8 @@ MORE, LESS = "more", "less"
 
 
 class Metric(NamedTuple):
-    """One figure: `better` is MORE or LESS. `target` is the ratio to the best other server that is aimed at, `bare` that
-    to the bare loop, `limit` a value that the figure itself should keep to; None for none."""
+    """One figure: `better` is MORE or LESS. `target` is the ratio to the best other server that is aimed at, `bare`
+    that to the bare loop, `limit` a value that the figure itself should keep to; None for none."""
 
     name: str
     unit: str

@@ -333,7 +333,8 @@ class LlamaBackend:
     # ---- opening ----------------------------------------------------------------------------------------------
 
     def _context_size(self, config: EngineConfig, plan: Plan | None) -> int:
-        """Tokens in the whole KV cache: what was asked for, or what fits (the model's own, if nothing is to be fitted)."""
+        """Tokens in the whole KV cache: what was asked for, or what fits (the model's own, if nothing is to be
+        fitted)."""
         n_train = self._llama.llama_model_n_ctx_train(self._model)
         n_ctx = config.n_ctx or n_train
         if config.n_ctx is None and config.is_fitted:

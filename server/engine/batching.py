@@ -22,7 +22,8 @@ EVEN_ROWS = 16
 
 
 class Batching:
-    """Plans one batch after the other. `in_prefill` are the tasks of a batch with prompt rows; any thread may read it."""
+    """Plans one batch after the other. `in_prefill` are the tasks of a batch with prompt rows; any thread may read
+    it."""
 
     def __init__(self, state: EngineState, prefixes: Prefixes) -> None:
         self._state = state

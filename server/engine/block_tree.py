@@ -82,7 +82,8 @@ class BlockTree:
         return self._roots.setdefault(lora, Block((), None))
 
     def find(self, lora: Lora, tokens: Sequence[int]) -> tuple[list[Block], int]:
-        """Blocks that hold the longest known beginning of `tokens`, and its length; the last may hold more than that."""
+        """Blocks that hold the longest known beginning of `tokens`, and its length; the last may hold more than
+        that."""
         block, path, n = self._roots.get(lora), [], 0
         while block is not None and block.children:
             wanted = tuple(tokens[n:n + BLOCK])

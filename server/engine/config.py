@@ -36,14 +36,14 @@ class EngineConfig:
     """One model on one set of libraries.
 
     `n_ctx` 0 is the model's own, None what fits into memory, at most that for each slot. With `is_fitted` what can't
-    fit is refused; `fit_target` in MiB to leave free, one value or one per GPU; `fit_ctx` tokens are enough of a context to
-    prefer layers on the GPU. `model_params` and `context_params` go by
+    fit is refused; `fit_target` in MiB to leave free, one value or one per GPU; `fit_ctx` tokens are enough of a
+    context to prefer layers on the GPU. `model_params` and `context_params` go by
     name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `lora` are
     (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `mmproj` is the projector's file, "" for none;
     `mmproj_params` go by name into `mtmd_context_params`. `n_group` above 1 switches self-extend on. With `special`
     answers show special tokens. `exact` evaluates each task alone and from its beginning. `max_stall_ms` is what a step
-    may take while somebody reads a stream, 0 for no limit. `model_offset` and `model_size` say where the model lies in its
-    file (a bundle); size 0 is to its end.
+    may take while somebody reads a stream, 0 for no limit. `model_offset` and `model_size` say where the model lies
+    in its file (a bundle); size 0 is to its end.
     `cache_ram` (MiB; None: a part of the free memory, -1: no limit) and `cache_disk` (a folder, of at most
     `cache_disk_mib`) take what leaves the KV cache. Models whose state can't be cut keep up to `n_checkpoints` copies
     of it for each slot, `checkpoint_step` tokens apart.

@@ -1,12 +1,13 @@
 """Does a model fit into memory, and with how much context and how many layers on the GPU? Numbers in, a plan out.
 
-Pure; runs where the engine is about to load, and for `--dry-run`. Choosing follows llama.cpp's `--fit`: what the user has
-set stays; an open context is the model's own if there is room, else smaller, down to `fit_ctx`; open layers stay on the CPU
-if even that is too much for the GPUs. What can't fit is refused with numbers, because the alternative is an allocation that
-fails after minutes of loading, or a machine that swaps.
+Pure; runs where the engine is about to load, and for `--dry-run`. Choosing follows llama.cpp's `--fit`: what the
+user has set stays; an open context is the model's own if there is room, else smaller, down to `fit_ctx`; open layers
+stay on the CPU if even that is too much for the GPUs. What can't fit is refused with numbers, because the
+alternative is an allocation that fails after minutes of loading, or a machine that swaps.
 
-The estimate of the cache is exact; of llama.cpp's working memory it has the three moments at which most is alive (fitted
-to v0.5.0 over models from 0.3 M to 1.1 B; a native test compares). Programs and libraries are left to the margin.
+The estimate of the cache is exact; of llama.cpp's working memory it has the three moments at which most is alive
+(fitted to v0.5.0 over models from 0.3 M to 1.1 B; a native test compares). Programs and libraries are left to the
+margin.
 """
 
 from __future__ import annotations

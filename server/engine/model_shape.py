@@ -3,8 +3,8 @@
 Pure; from `server.gguf.Gguf` to plain numbers for `fit`. Runs in the engine's process before it loads anything, and for
 `--dry-run`. Names and formulas are those of llama.cpp v0.5.0: llama_hparams, llama_model::create_memory.
 
-Not taken: a simulated load (`no_alloc`). It is exact, but it needs the library, takes as long as reading the vocabulary,
-and has to be repeated for each size that is considered.
+Not taken: a simulated load (`no_alloc`). It is exact, but it needs the library, takes as long as reading the
+vocabulary, and has to be repeated for each size that is considered.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ def plan(jobs: Iterable[Job], n_batch: int, n_prefill: int) -> list[Span]:
 
 
 def _share(prompts: list[Job], room: int) -> list[Span]:
-    """Spans of at most `room` prompt rows: half for the oldest, then the shortest, what is left for the oldest again."""
+    """Spans of at most `room` prompt rows: half for the oldest, then the shortest, what is left for the oldest
+    again."""
     if not prompts or room <= 0:
         return []
     oldest, *others = prompts

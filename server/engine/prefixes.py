@@ -109,8 +109,9 @@ class Prefixes:
     def park(self, n_rows: int) -> None:
         """After a step of `n_rows`: move the cells of a slot that many rows have had to look over out of their way.
 
-        In one cache for all, a row's attention goes over everybody's cells. On a CPU that costs more, after some tens of
-        rows, than moving idle cells to memory and back. One slot a step; nothing is given up that isn't kept whole.
+        In one cache for all, a row's attention goes over everybody's cells. On a CPU that costs more, after some
+        tens of rows, than moving idle cells to memory and back. One slot a step; nothing is given up that isn't kept
+        whole.
         """
         state = self._state
         state.n_rows += n_rows

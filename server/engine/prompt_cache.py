@@ -21,7 +21,8 @@ def choose_slot(slots: Iterable[Slot], prompt: list[int], cache_prompt: bool,
     """The idle slot to run `prompt` on: the one it continues, else an empty one, else the one of the least `value`.
 
     A prompt continues a slot if running there would keep at least three quarters of the slot's tokens, or if the
-    slot has all of the prompt (the same question again). A shared beginning alone is no reason to destroy another conversation's cache: it can be referenced from any slot.
+    slot has all of the prompt (the same question again). A shared beginning alone is no reason to destroy another
+    conversation's cache: it can be referenced from any slot.
     """
     idle = [slot for slot in slots if slot.run is None]
     if cache_prompt:

@@ -1,8 +1,8 @@
 """How likely a model finds the tokens of a prompt: all of its rows are outputs, and each row judges the token after it.
 
-Engine thread, from `evaluation`. The rows come in parts, because logits of each take a float per word of the vocabulary;
-one row's softmax costs about a millisecond with 50,000 words, all of it in C. What a cache holds has no logits, so
-nothing of such a prompt is reused but the system prompt, which isn't judged.
+Engine thread, from `evaluation`. The rows come in parts, because logits of each take a float per word of the
+vocabulary; one row's softmax costs about a millisecond with 50,000 words, all of it in C. What a cache holds has no
+logits, so nothing of such a prompt is reused but the system prompt, which isn't judged.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def are_wanted(run: Run) -> bool:
 
 
 def report(state: EngineState, slot: Slot, first_row: int, start: int, n: int) -> None:
-    """Tell what the `n` rows from `first_row` of the batch on, which hold the prompt from `start` on, think of the tokens
-    behind theirs. Places are counted from the beginning of the task's own prompt."""
+    """Tell what the `n` rows from `first_row` of the batch on, which hold the prompt from `start` on, think of the
+    tokens behind theirs. Places are counted from the beginning of the task's own prompt."""
     run = slot.run
     n_system = len(run.prompt) - len(run.task.prompt)
     begin, end = max(start + 1, n_system + 1), min(start + n + 1, len(run.prompt))

@@ -92,7 +92,8 @@ def read(path: Path, model: str) -> SavedSlot:
 
 
 def read_header(path: Path) -> dict:
-    """What the file says of itself (model, tokens, lora, n_state, crc32), its state unread. ApiError 400 if it is none."""
+    """What the file says of itself (model, tokens, lora, n_state, crc32), its state unread. ApiError 400 if it is
+    none."""
     with _open(path) as stream:
         return _read_header(stream, path.name, os.fstat(stream.fileno()).st_size)
 

@@ -1,8 +1,8 @@
 """How many requests one client may make: a token bucket for each API key, else for each address. Connection threads.
 
-Counted are requests that do something (POST and the like), before their body is read; and wrong keys, for their address,
-so that guessing is slow. Memory is bounded: a bucket that is full again is forgotten, and beyond `N_BUCKETS` the ones
-unused for longest are.
+Counted are requests that do something (POST and the like), before their body is read; and wrong keys, for their
+address, so that guessing is slow. Memory is bounded: a bucket that is full again is forgotten, and beyond
+`N_BUCKETS` the ones unused for longest are.
 
 Not taken: sliding windows (they remember every request), and believing `X-Forwarded-For` (anybody can write it).
 """

@@ -14,8 +14,8 @@ Handler = Callable[[Request], "Response | EventStream"]
 @dataclass(frozen=True, slots=True)
 class Route:
     """One row. In `path`, `{name}` stands for one segment and a last `{name...}` for all that remain.
-    `public` needs no API key; `is_free` is not counted by a rate limit; `body_optional` lets a POST come without any length (`curl -X POST` sends
-    none)."""
+    `public` needs no API key; `is_free` is not counted by a rate limit; `body_optional` lets a POST come without any
+    length (`curl -X POST` sends none)."""
 
     method: str
     path: str

@@ -26,8 +26,8 @@ from tests.support import wait_until
 
 BODY = {"prompt": "x", "n_predict": 1}
 FIELDS = sorted({name for field in (*COMPLETION_FIELDS, *SAMPLING_FIELDS) for name in (field.name, *field.aliases)} | set(
-    """messages model tools tool_choice response_format json_schema grammar regex choice logprobs top_logprobs stream_options
-    echo suffix chat_template_kwargs system_prompt user metadata image_data""".split())
+    """messages model tools tool_choice response_format json_schema grammar regex choice logprobs top_logprobs
+    stream_options echo suffix chat_template_kwargs system_prompt user metadata image_data""".split())
     - {"n_predict", "max_tokens", "max_completion_tokens", "n_cmpl", "n"})
 LIMITS = edge.limits
 

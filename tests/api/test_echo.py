@@ -1,4 +1,5 @@
-"""`echo` with `logprobs` in /v1/completions over the fake engine: an entry for each token, as evaluation programs need."""
+"""`echo` with `logprobs` in /v1/completions over the fake engine: an entry for each token, as evaluation programs
+need."""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
     unshare -rn python tests/e2e/air_gap.py COMMAND...
 
-A fresh namespace has its loopback interface down; this brings it up (as `ip link set lo up` would) and becomes the command.
+A fresh namespace has its loopback interface down; this brings it up (as `ip link set lo up` would) and becomes the
+command.
 """
 
 from __future__ import annotations

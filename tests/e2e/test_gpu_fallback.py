@@ -1,7 +1,7 @@
 """Libraries for a GPU on a machine that can't use it: one warning, and the work is done on the CPU.
 
-A stand-in for a GPU's plug-in, which no system's loader opens, is put beside the real libraries. What the real ones lack
-on a machine without a driver (libcuda, libcublas, libvulkan) is told in the same place.
+A stand-in for a GPU's plug-in, which no system's loader opens, is put beside the real libraries. What the real ones
+lack on a machine without a driver (libcuda, libcublas, libvulkan) is told in the same place.
 """
 
 from __future__ import annotations

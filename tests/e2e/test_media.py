@@ -1,4 +1,5 @@
-"""A server with a projector, started as a user starts it: images in chats, through a crash of the engine, and refusals."""
+"""A server with a projector, started as a user starts it: images in chats, through a crash of the engine, and
+refusals."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Embeddings through the real libraries on tiny models: in any company the same numbers, up to the longest input, beside
-text that is being written.
+"""Embeddings through the real libraries on tiny models: in any company the same numbers, up to the longest input,
+beside text that is being written.
 
 Vectors of an input alone are the reference; that those are the published ones of a real model is shown in
 tests/e2e. Needs the native libraries; runs in the test process, without HTTP.

@@ -1,5 +1,5 @@
-"""Log-probabilities of a prompt's tokens through the real libraries, against a softmax in plain Python over the logits of a
-context that evaluates one prefix at a time. Runs in the test process, without HTTP.
+"""Log-probabilities of a prompt's tokens through the real libraries, against a softmax in plain Python over the
+logits of a context that evaluates one prefix at a time. Runs in the test process, without HTTP.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What holds for all files of the web page, read as text: small, self-contained, in both languages, with nothing inline."""
+"""What holds for all files of the web page, read as text: small, self-contained, in both languages, with nothing
+inline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a stream sends together: events that have come meanwhile, and the last one with the tail. No engine, no socket."""
+"""What a stream sends together: events that have come meanwhile, and the last one with the tail. No engine, no
+socket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`engine.planner`: running streams first, then prompts, oldest and shortest sharing the budget; batches cut cleanly."""
+"""`engine.planner`: running streams first, then prompts, oldest and shortest sharing the budget; batches cut
+cleanly."""
 
 from __future__ import annotations
 

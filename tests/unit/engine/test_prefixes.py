@@ -1,4 +1,5 @@
-"""Where prompts' beginnings come from: computed once for all who need them, and everybody can see what came from where."""
+"""Where prompts' beginnings come from: computed once for all who need them, and everybody can see what came from
+where."""
 
 from __future__ import annotations
 

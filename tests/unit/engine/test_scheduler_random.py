@@ -1,4 +1,5 @@
-"""Random traffic over random engines: whatever is posted, cancelled, erased or fails, in whatever order, the rules hold.
+"""Random traffic over random engines: whatever is posted, cancelled, erased or fails, in whatever order, the rules
+hold.
 
 After every step the slots hold what the cache holds and only running tasks own samplers; at the end every task that
 nobody cancelled has one answer, every good answer is the right text, and nothing is left.
