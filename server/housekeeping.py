@@ -9,10 +9,8 @@ Not taken: a thread for it. The main thread has nothing else to do, and signals 
 
 from __future__ import annotations
 
-import faulthandler
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -72,8 +70,6 @@ class Housekeeping:
             signal.signal(signal.SIGHUP, lambda *_: self._must_reload.set())
         if hasattr(signal, "SIGUSR1"):
             signal.signal(signal.SIGUSR1, lambda *_: self._must_print.set())
-            if _is_file(sys.stderr):
-                faulthandler.register(signal.SIGUSR1, file=sys.stderr, all_threads=True, chain=True)
 
     def report(self, state: str) -> None:
         """The server is in another state: ready or stopping."""
@@ -127,7 +123,6 @@ class Housekeeping:
         """Take the files away and give the signals back."""
         self._files.remove()
         if hasattr(signal, "SIGUSR1"):
-            faulthandler.unregister(signal.SIGUSR1)
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
     def _write(self, state: str) -> None:
@@ -135,11 +130,8 @@ class Housekeeping:
                           started=round(self._started, 3))
 
     def _print_stacks(self) -> None:
-        """The engine's process only: this one's are on stderr already, unless there is none."""
-        text = self._engine.stacks()
-        if not _is_file(sys.stderr):
-            text = stacks("web process") + "\n" + text
-        for line in text.splitlines():
+        """Of both processes. Not by `faulthandler`, which reads frames of running threads and may get lost in them."""
+        for line in (stacks("web process") + "\n" + self._engine.stacks()).splitlines():
             log.info("%s", line)
 
 
@@ -150,10 +142,3 @@ def has_terminal() -> bool:
     except OSError:
         return False
     return True
-
-
-def _is_file(stream: object) -> bool:
-    try:
-        return stream.fileno() >= 0
-    except (AttributeError, OSError, ValueError):
-        return False

@@ -47,7 +47,8 @@ class EngineConfig:
     `cache_ram` (MiB; None: a part of the free memory, -1: no limit) and `cache_disk` (a folder, of at most
     `cache_disk_mib`) take what leaves the KV cache. Models whose state can't be cut keep up to `n_checkpoints` copies
     of it for each slot, `checkpoint_step` tokens apart.
-    `embeddings`: their context is made at start, not at the first request.
+    `embeddings`: their context is made at start, not at the first request. Tokens of streams may wait for
+    `stream_interval_s` seconds to be sent together.
     """
 
     model: str
@@ -78,6 +79,7 @@ class EngineConfig:
     embeddings: bool = False
     special: bool = False
     exact: bool = False
+    stream_interval_s: float = 0.0
     is_fitted: bool = True
     fit_target: tuple[int, ...] = ()
     fit_ctx: int = 4096

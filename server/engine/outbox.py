@@ -1,4 +1,4 @@
-"""Which events of a step may wait for company, and how pieces that waited become one. Pure functions, engine thread.
+"""How pieces that have waited for company become one. Pure functions, engine thread; `scheduler` decides who waits.
 
 An answer that isn't streamed is read at its end. Sending its tokens one by one would wake the web side's threads once
 per step for nothing, which costs several percent of a small model's speed where all cores compute.
@@ -6,24 +6,21 @@ per step for nothing, which costs several percent of a small model's speed where
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from server.engine.slot import Slot
 from server.engine.task import Event, Piece
 
 
-def can_wait(events: Iterable[Event], running: Iterable[Slot]) -> bool:
-    """Whether nobody reads a stream, and there are only pieces to tell."""
-    return all(type(event) is Piece for event in events) and not any(slot.run.task.stream for slot in running)
-
-
-def joined(events: Sequence[Event]) -> tuple[Event, ...]:
-    """The events with the pieces of each task joined into its first one. Other events of a task end its piece."""
+def joined(events: Sequence[Event], streams: frozenset[int] = frozenset()) -> tuple[Event, ...]:
+    """The events with the pieces of each task joined into its first one, but for the tasks of `streams`, whose tokens
+    are told one by one. Other events of a task end its piece."""
     parts: list[Event | list[Piece]] = []
     open_parts: dict[int, list[Piece]] = {}
     for event in events:
         if type(event) is not Piece:
             open_parts.pop(event.id, None)
+            parts.append(event)
+        elif event.id in streams:
             parts.append(event)
         elif event.id in open_parts:
             open_parts[event.id].append(event)

@@ -15,6 +15,7 @@ from collections import deque
 from statistics import median
 
 N_SAMPLES = 5
+N_LATELY = 16
 MIN_ROWS = 8
 MIN_ROWS_SAMPLE = 16
 FIRST_ROWS = 64
@@ -29,9 +30,12 @@ class Pace:
         self._generating_ms: deque[float] = deque(maxlen=N_SAMPLES)
         self._mixed_row_ms: deque[float] = deque(maxlen=N_SAMPLES)
         self._prompt_row_ms: deque[float] = deque(maxlen=N_SAMPLES)
+        self._lately_row_ms: deque[float] = deque(maxlen=N_LATELY)
 
     def observe(self, n_generating: int, n_prompt: int, ms: float) -> None:
         """A step of so many rows took `ms`."""
+        if n_prompt >= MIN_ROWS_SAMPLE:
+            self._lately_row_ms.append(ms / n_prompt)
         if n_prompt == 0:
             self._generating_ms.append(ms)
         elif n_prompt < MIN_ROWS_SAMPLE and self._mixed_row_ms:
@@ -49,7 +53,9 @@ class Pace:
     def rows_beside_streams(self, limit_ms: float) -> int:
         """Prompt rows for a step of `limit_ms` with generating rows in it.
 
-        Where the generating rows alone take longer than half of it, prompts still get as much time as they do.
+        Where the generating rows alone take longer than half of it, prompts still get as much time as they do. And
+        never fewer rows than half of the limit was enough for in the best step lately: a step has costs that don't
+        depend on its rows and grow with the context, and if rows were cut for them, each would seem to cost still more.
         """
         if self._mixed_row_ms:
             row_ms = median(self._mixed_row_ms)
@@ -57,7 +63,8 @@ class Pace:
             row_ms = MIXED_COST * median(self._prompt_row_ms)
         else:
             return FIRST_ROWS
-        return self._rows(max(limit_ms - self.base_ms, self.base_ms), row_ms)
+        rows = self._rows(max(limit_ms - self.base_ms, self.base_ms), row_ms)
+        return max(rows, int(limit_ms / 2 / max(min(self._lately_row_ms), 1e-6))) if self._lately_row_ms else rows
 
     def rows_alone(self, limit_ms: float) -> int:
         """Prompt rows for a step of `limit_ms` without generating rows."""

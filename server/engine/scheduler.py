@@ -28,7 +28,7 @@ from server.engine.media_steps import MediaSteps
 from server.engine.prefixes import Prefixes
 from server.engine.slot import Slot
 from server.engine.state import EngineState
-from server.engine.task import (STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Embed, Final, Frame, Snapshot, Starting,
+from server.engine.task import (STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Embed, Final, Frame, Piece, Snapshot, Starting,
                                 Task, Timings)
 from server.errors import ApiError
 from server.log import get_logger
@@ -59,6 +59,7 @@ class Scheduler:
         self._deadlines = Deadlines()
         self._t_snapshot = 0.0
         self._n_kept = 0                # events that wait for company
+        self._t_sent = self._t_flush = 0.0
         self._handlers = {Task: self._enqueue, Cancel: self._cancel, Close: self._close,
                           Command: self._state.commands.post, MediaReady: self._media_ready,
                           Embed: self._embed}
@@ -233,24 +234,31 @@ class Scheduler:
     def _flush(self) -> None:
         """Send what this step had to tell; a snapshot goes along when slots or queue changed, or when it is old.
 
-        Pieces that nobody waits for are kept until then: each frame wakes a thread, on a core that may be computing.
+        Pieces that nobody waits for are kept until then, those of streams for the stream interval: each frame wakes
+        threads, on cores that may be computing.
         """
         state, now = self._state, self._state.clock()
+        step_s, self._t_flush = now - self._t_flush, now
         snapshot = None
         if state.is_changed or now - self._t_snapshot >= SNAPSHOT_INTERVAL_S:
             snapshot = self.snapshot()
             self._t_snapshot, state.is_changed = now, False
-        elif not state.events or not self._is_awaited():
+        elif not state.events or not self._is_awaited(now + step_s):
             return
-        self._emit(Frame(outbox.joined(state.events) if self._n_kept else tuple(state.events), snapshot))
-        self._n_kept = 0
+        streams = frozenset(slot.run.task.id for slot in state.running if slot.run.task.stream)
+        self._emit(Frame(outbox.joined(state.events, streams) if self._n_kept else tuple(state.events), snapshot))
+        self._n_kept, self._t_sent = 0, now
         state.events.clear()
 
-    def _is_awaited(self) -> bool:
-        """Whether one of the latest events can't wait."""
+    def _is_awaited(self, t_next: float) -> bool:
+        """Whether one of the latest events can't wait for the next step, whose end is expected at `t_next`."""
         state = self._state
         new, self._n_kept = state.events[self._n_kept:], len(state.events)
-        return not outbox.can_wait(new, state.running)
+        if not all(type(event) is Piece for event in new):
+            return True
+        if not any(slot.run.task.stream for slot in state.running):
+            return False
+        return bool(self._batching.in_prefill) or t_next - self._t_sent >= state.config.stream_interval_s
 
     def snapshot(self) -> Snapshot:
         """The state as it is now."""

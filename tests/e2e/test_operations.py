@@ -51,7 +51,7 @@ def test_a_signal_shows_what_every_thread_does_and_changes_nothing(serve, tiny_s
     server = serve("-m", tiny_spm_model, "-t", 1)
     text = server.complete("the cat", 20)["content"]
     server.process.send_signal(signal.SIGUSR1)
-    server.wait_for_line("most recent call first")
+    server.wait_for_line("web process, process")
     wait_until(lambda: "scheduler.py" in server.log and "httpd.py" in server.log, "the threads of engine and edge")
     assert server.complete("the cat", 20)["content"] == text
     assert server.stop() == 0

@@ -35,6 +35,34 @@ def test_without_a_stream_pieces_come_a_few_times_a_second_and_at_the_end():
     assert 8 <= sum(any(isinstance(event, Piece) for event in frame.events) for frame in d.frames) <= 14
 
 
+def test_tokens_of_streams_are_sent_together_within_the_interval_and_told_one_by_one():
+    clock = Clock()
+    d = Driver(FakeBackend(), clock, stream_interval_s=0.016)
+    task = d.post("hello", n_predict=40)
+    times = []
+    while d.unfinished:
+        clock.now += 0.004
+        n = len(d.frames)
+        d.step()
+        times += [clock.now] * any(isinstance(event, Piece) for frame in d.frames[n:] for event in frame.events)
+    assert d.text(task) == alone("hello", 40)
+    assert {len(piece.tokens) for piece in d.outcomes[task].pieces[:-1]} == {1}     # the slot is free at the end
+    assert 10 <= len(times) <= 16
+    assert max(b - a for a, b in zip(times, times[1:])) <= 0.0161
+
+
+def test_slow_steps_are_told_at_once_whatever_the_interval():
+    clock = Clock()
+    d = Driver(FakeBackend(), clock, stream_interval_s=0.016)
+    d.post("hello", n_predict=20)
+    d.step()
+    for _ in range(10):
+        clock.now += 0.02
+        n = len(d.frames)
+        d.step()
+        assert any(isinstance(event, Piece) for frame in d.frames[n:] for event in frame.events)
+
+
 def test_one_stream_among_others_gets_its_tokens_at_once():
     d = Driver(FakeBackend(n_slots=2))
     d.post("hello", n_predict=100, stream=False)

@@ -66,7 +66,7 @@ def test_one_step_that_was_held_up_changes_nothing():
 def test_a_slower_machine_is_noticed_within_some_steps():
     pace = pace_after_a_reader(Machine(3, 1))
     steps(pace, Machine(3, 1), 100, 10)
-    assert steps(pace, Machine(3, 4), 100, 10)[-1] <= 110
+    assert steps(pace, Machine(3, 4), 100, 24)[-1] <= 110
 
 
 def test_the_short_end_of_a_prompt_says_nothing_about_large_batches():
