@@ -313,7 +313,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("debug_stacks", ("--debug-stacks",), "answer POST /debug/stacks with what every Python thread is doing", SERVER,
            None, False, env="LLAMA_SRV_DEBUG_STACKS"),
     Option("stream_interval_ms", ("--stream-interval-ms",), "how long tokens of a stream may wait for the next ones, to "
-           "be sent together; each is an event of its own all the same; 0 sends every one at once", SERVER, int, 16, "MS",
+           "be sent together; tokens of one step share an event, others don't; 0 sends every one at once", SERVER, int, 16, "MS",
            "LLAMA_SRV_STREAM_INTERVAL_MS", 0, 1000),
     Option("slots", ("--slots",), "answer GET /slots, which shows what users have written", SERVER, None, True,
            env="LLAMA_ARG_ENDPOINT_SLOTS", off_flags=("--no-slots", "--slots-endpoint-disable")),
