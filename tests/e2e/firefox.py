@@ -79,8 +79,8 @@ class Firefox(Browser):
         binary = next(path for path in map(shutil.which, BINARIES) if path)
         width, height = DESKTOP
         self._driver = subprocess.Popen(
-            [binary, "--headless", "--marionette", "-remote-allow-system-access", "--profile", self._profile, f"--width={width}",
-             f"--height={height + 85}"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [binary, "--headless", "--marionette", "-remote-allow-system-access", "--profile", self._profile,
+             f"--width={width}", f"--height={height + 85}"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             port_file = Path(self._profile, "MarionetteActivePort")
             wait_until(lambda: port_file.is_file() and port_file.read_text().strip(), "Firefox to listen")
@@ -132,15 +132,6 @@ class Firefox(Browser):
                                         "newSandbox": False})
         finally:
             self._command("Marionette:SetContext", {"value": "content"})
-
-    def text(self, selector: str) -> str:
-        """See `Browser`; a page that has just been replaced is looked at again."""
-        try:
-            return super().text(selector)
-        except WebDriverError as error:
-            if error.kind != "stale element reference":
-                raise
-            return super().text(selector)
 
     def cdp(self, command: str, **parameters: Any) -> Any:
         """What the tests want of Chromium's protocol: to run a script past the page's policy; no names of elements."""

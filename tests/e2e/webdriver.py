@@ -2,8 +2,8 @@
 
 Runs in the test process; imports requests and the standard library. One `Browser` is one chromedriver process
 with one session and an empty profile of its own; closing it ends both and removes the profile. Elements are
-named by CSS selectors in every call, so there are no handles that could go stale. Way not taken: selenium, 10
-MB for a dozen POST requests.
+named by CSS selectors in every call and looked up anew when the page replaces them between the look-up and the
+command, so no handle goes stale in a test's hands. Way not taken: selenium, 10 MB for a dozen POST requests.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic"
 DESKTOP = (1200, 900)
 PHONE = (390, 844)
 STARTED = re.compile(r"started successfully on port (\d+)")
+# what the browsers say of an element or a document that the page has just replaced: the command was not carried out
+REPLACED_KINDS = ("stale element reference", "no such element")
+REPLACED_WORDS = re.compile(r"does not belong to the document|No node with given id|Cannot find context with"
+                            r"|aborted by navigation|execution context|destroyed before query")
+NOT_YET_KINDS = ("element click intercepted", "element not interactable")   # it is still covered, or not shown
 
 
 class WebDriverError(AssertionError):
@@ -42,6 +48,7 @@ class WebDriverError(AssertionError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(f"{kind}: {message}")
         self.kind = kind
+        self.is_replaced = kind in REPLACED_KINDS or (kind == "unknown error" and bool(REPLACED_WORDS.search(message)))
 
 
 def browser_missing() -> str:
@@ -103,38 +110,54 @@ class Browser:
                 found = self._call("POST", "/element", {"using": "css selector", "value": selector})
                 return found[ELEMENT_KEY]
             except WebDriverError as error:
-                if error.kind != "no such element":
+                if not error.is_replaced:
                     raise
                 return ""
         return wait_until(look, f"an element {selector!r}")
+
+    def _ask(self, method: str, selector: str, command: str, body: dict[str, Any] | None = None,
+             also: tuple[str, ...] = ()) -> Any:
+        """A command for the first element that matches; looked up again if the page has replaced it meanwhile.
+
+        Errors of the kinds `also` are waited out as well. None of them has changed the page. The last one is raised
+        if it lasts.
+        """
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._call(method, f"/element/{self.find(selector)}/{command}", body)
+            except WebDriverError as error:
+                if not (error.is_replaced or error.kind in also) or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.02)
 
     def exists(self, selector: str) -> bool:
         """Is there such an element now?"""
         return bool(self._call("POST", "/elements", {"using": "css selector", "value": selector}))
 
     def click(self, selector: str) -> None:
-        """Click an element as a user would: it has to be visible and not covered."""
-        self._call("POST", f"/element/{self.find(selector)}/click")
+        """Click an element as a user would: once it is visible and not covered."""
+        self._ask("POST", selector, "click", also=NOT_YET_KINDS)
 
     def clear(self, selector: str) -> None:
         """Empty a field."""
-        self._call("POST", f"/element/{self.find(selector)}/clear")
+        self._ask("POST", selector, "clear", also=NOT_YET_KINDS)
 
     def type(self, selector: str, text: str) -> None:
         """Type into a field."""
-        self._call("POST", f"/element/{self.find(selector)}/value", {"text": text})
+        self._ask("POST", selector, "value", {"text": text}, also=NOT_YET_KINDS)
 
     def text(self, selector: str) -> str:
         """The visible text of an element."""
-        return self._call("GET", f"/element/{self.find(selector)}/text")
+        return self._ask("GET", selector, "text")
 
     def value(self, selector: str) -> Any:
         """The current value of a field."""
-        return self._call("GET", f"/element/{self.find(selector)}/property/value")
+        return self._ask("GET", selector, "property/value")
 
     def is_enabled(self, selector: str) -> bool:
         """Can the user press it?"""
-        return self._call("GET", f"/element/{self.find(selector)}/enabled")
+        return self._ask("GET", selector, "enabled")
 
     def run(self, script: str, *arguments: Any) -> Any:
         """Run JavaScript in the page: `return ...` gives the result, `arguments[0]` is the first argument."""
@@ -244,8 +267,9 @@ def browser(shared_browser: Browser, request: pytest.FixtureRequest) -> Iterator
     reads them with `console_errors`.
     """
     shared_browser.reset()
+    picture = screenshot_path(request, "end")
     yield shared_browser
-    shared_browser.screenshot(screenshot_path(request, "end"))
+    shared_browser.screenshot(picture)
     assert shared_browser.console_errors() == []
 
 
