@@ -278,7 +278,7 @@ def _wait(options: Options, context: Context, server: HttpServer, house: Houseke
             check_chat_template(options, context)
         log.info("%s: %d slots, %d tokens of context each, llama.cpp %s %s", info.desc, info.n_slots,
                  info.n_ctx_slot, info.llama_version, info.variant)
-        if options.is_set("ctx_size") and options.ctx_size not in (0, info.n_ctx):
+        if options.is_set("ctx_size") and 0 < options.ctx_size < info.n_ctx:
             log.warning("the context has %d tokens instead of the %d asked for: llama.cpp rounds up", info.n_ctx,
                         options.ctx_size)
         house.report("ready")

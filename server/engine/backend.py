@@ -25,6 +25,7 @@ from server.engine.backend_draft import Likeliest, drafter_config, vocab_differe
 from server.engine.backend_embed import (NON_CAUSAL, POOLING_NAMES, EmbeddingShape, LlamaEmbeddings, class_labels,
                                           encoder_shape, generative_shape, longest_input, pooling_of)
 from server.engine.backend_params import model_fields
+from server.engine.positions import bounded_context, learned_positions
 from server.engine.backend_report import NO_GPU, LoadReport, lacks_gpu
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
 from server.engine.config import EngineConfig
@@ -134,7 +135,8 @@ class LlamaBackend:
         self._config = config
         self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
         self._embeddings: LlamaEmbeddings | None = None
-        self._n_ctx = self._context_size(config, plan)
+        self._n_positions = learned_positions(self._model.meta().get("general.architecture", ""), config)
+        self._n_ctx = bounded_context(self._context_size(config, plan), config.n_slots, self._n_positions)
         self._context = self._open_context(config, self._n_ctx)
         self._is_generative = bool(self._context.memory and self._llama.llama_model_has_decoder(self._model))
         if not self._is_generative:
@@ -152,7 +154,7 @@ class LlamaBackend:
         self._batch = Batch(self._libs, self._n_batch)
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         self._memory = self._context.memory
-        self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory))
+        self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory)) and not self._n_positions
         if config.n_group > 1 and not self.can_shift:
             raise ApiError(400, "--grp-attn-n: this model's cache can't be folded; leave self-extend off")
         self.can_share = not (config.exact or self._llama.llama_model_is_recurrent(self._model)
@@ -226,6 +228,8 @@ class LlamaBackend:
         """Load the small model of speculative decoding. ApiError if it can't draft for this one."""
         self.drafter = LlamaBackend(drafter_config(config, self.info.n_ctx), lambda _: True)
         why = vocab_difference(self._llama, self._vocab, self.drafter._vocab)
+        if 0 < self.drafter._n_positions < self.info.n_ctx_slot:
+            why = f"it has {self.drafter._n_positions} learned positions, a slot {self.info.n_ctx_slot} tokens"
         if not self.drafter.can_share:
             why = "it is recurrent, and can't take back wrong guesses"
         if why:
@@ -376,10 +380,11 @@ class LlamaBackend:
         n_ctx = int(llama.llama_n_ctx(self._context))
         if config.exact:
             n_ctx = n_ctx // (config.n_slots + 1) * config.n_slots
+        n_ctx_slot = n_ctx // config.n_slots if self._is_generative else n_ctx
         return ModelInfo(
             path=config.model, desc=model.desc, size=model.size, n_params=model.n_params, n_vocab=n_vocab,
             n_ctx_train=llama.llama_model_n_ctx_train(model), n_embd=llama.llama_model_n_embd(model), n_ctx=n_ctx,
-            n_ctx_slot=n_ctx // config.n_slots if self._is_generative else n_ctx, n_slots=config.n_slots, n_batch=self._n_batch,
+            n_ctx_slot=min(n_ctx_slot, self._n_positions or n_ctx_slot), n_slots=config.n_slots, n_batch=self._n_batch,
             llama_version=self._libs.version, variant=self._libs.folder.name,
             devices=tuple(device.name for device in list_devices(self._libs)), adapters=self.adapters,
             bos_token=self._token_text(llama.llama_vocab_bos(self._vocab)),

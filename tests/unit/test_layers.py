@@ -56,6 +56,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.model_shape": ("server.gguf",),
     "server.engine.fit": ("server.gguf",),
     "server.engine.host_memory": (),
+    "server.engine.positions": (*LEAVES, "server.gguf"),
     "server.engine.backend_fit": (*NATIVE, "server.gguf"),
     "server.engine.backend": NATIVE,
     "server.engine.backend_sampler": NATIVE,        # parts of the backend, see IMPORTED_ONLY_BY
