@@ -238,6 +238,7 @@ def test_a_lost_connection_loses_no_text(endless, browser: Browser):
         assert messages(browser)[-1][1].startswith(kept)
         browser.press(ESCAPE)
         wait_until(lambda: not is_running(browser), "its end")
+        browser.open("about:blank")  # the page asks for the server's health as long as it is open
     browser.console_errors()  # the lost connections
 
 
@@ -257,8 +258,9 @@ def test_text_files_go_with_the_message(server, browser: Browser, tmp_path: Path
     browser.run("""const files = new DataTransfer();
         files.items.add(new File(['dropped text'], '<img src=x onerror=alert(1)>.md'));
         document.querySelector('.view.chat').dispatchEvent(new DragEvent('drop', { dataTransfer: files,
-            bubbles: true, cancelable: true }));
-        const pasted = new DataTransfer();
+            bubbles: true, cancelable: true }));""")
+    wait_until(lambda: browser.run("return document.querySelectorAll('.chip').length") == 2, "what was dropped")
+    browser.run("""const pasted = new DataTransfer();
         pasted.items.add(new File(['pasted text'], 'pasted.py'));
         // Firefox lets no script fill a clipboard: there this one is dropped, too
         document.querySelector('#chat-input').dispatchEvent(navigator.userAgent.includes('Firefox')
@@ -287,7 +289,7 @@ def test_conversations_are_renamed_searched_and_deleted(server, browser: Browser
         wait_until(lambda: messages(browser) == [], "an empty conversation")
         say(browser, text)
     titles = "return [...document.querySelectorAll('.chats a')].map((one) => one.textContent)"
-    assert browser.run(titles) == ["About pears", "About apples"]
+    wait_until(lambda: browser.run(titles) == ["About pears", "About apples"], "both names, the latest first")
     browser.click(".chats li:first-child button")
     browser.clear("dialog input")
     browser.type("dialog input", "Fruit")

@@ -213,8 +213,7 @@ def test_the_server_view_shows_slots_and_draws_metrics(server, browser: Browser)
         return new Set(new Uint32Array(data.buffer)).size > 2; })"""),
         "lines in all charts",
     )
-    facts = browser.text(".facts")
-    assert "recite" in facts and "2,048" in facts
+    wait_until(lambda: "recite" in (facts := browser.text(".facts")) and "2,048" in facts, "the model's facts")
 
 
 def test_slots_have_no_buttons_where_they_cannot_be_saved(serve, browser: Browser, recite_model: Path):

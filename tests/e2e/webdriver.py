@@ -133,7 +133,14 @@ class Browser:
 
     def exists(self, selector: str) -> bool:
         """Is there such an element now?"""
-        return bool(self._call("POST", "/elements", {"using": "css selector", "value": selector}))
+        def look() -> list[bool]:
+            try:
+                return [bool(self._call("POST", "/elements", {"using": "css selector", "value": selector}))]
+            except WebDriverError as error:
+                if not error.is_replaced:
+                    raise
+                return []
+        return wait_until(look, "a page")[0]
 
     def click(self, selector: str) -> None:
         """Click an element as a user would: once it is visible and not covered."""
@@ -213,8 +220,12 @@ class Browser:
         return self._call("POST", "/se/log", {"type": "browser"})
 
     def console_errors(self) -> list[str]:
-        """The errors among them, failed requests included."""
-        return [entry["message"] for entry in self.console() if entry["level"] == "SEVERE"]
+        """The errors among them, failed requests included; not that of an icon which no page has named.
+
+        The browser asks for that one by itself, at a time of its own.
+        """
+        errors = [entry["message"] for entry in self.console() if entry["level"] == "SEVERE"]
+        return [message for message in errors if "/favicon.ico" not in message]
 
     def screenshot(self, path: Path) -> Path:
         """Save what the window shows as PNG."""
@@ -266,6 +277,8 @@ def browser(shared_browser: Browser, request: pytest.FixtureRequest) -> Iterator
     Screenshots lie in LLAMA_SRV_SCREENSHOTS, or else in pytest's temporary folder. A test that expects errors
     reads them with `console_errors`.
     """
+    if "serve" in request.fixturenames:
+        request.getfixturevalue("serve")        # made before, so ended after: a page asks its server until the end
     shared_browser.reset()
     picture = screenshot_path(request, "end")
     yield shared_browser
