@@ -33,7 +33,7 @@ COMMAND = (sys.executable, str(Path(__file__).resolve()))
 class Orders:
     """`do` is a key of FAULTS, done at `where` ("load", "decode", "sample", "start") in its `nth` call of a life, in
     the first `lives` lives; with `poison` whenever a row of the batch (or the grammar) has these bytes instead.
-    Each step takes `step_s` at least."""
+    Each step takes `step_s` at least. From the second life on it isn't loaded before there is a file `gate`."""
 
     lives_file: str = ""
     n_ctx: int = 8192
@@ -44,6 +44,7 @@ class Orders:
     lives: int = 10**9
     poison: str = ""
     step_s: float = 0.0
+    gate: str = ""
     n_embd: int = 0
 
     def text(self) -> str:
@@ -140,6 +141,8 @@ def main() -> None:
         faults = Faults(orders, pipes[1])
         on_progress(0.5)
         faults.meet("load")
+        while orders.gate and faults.life > 1 and not os.path.exists(orders.gate):
+            time.sleep(0.01)
         return FaultyBackend(orders, faults)
     process.main(open_backend)
 

@@ -12,12 +12,14 @@ import pytest
 
 from server.engine.config import EngineConfig
 from server.engine.supervise import Limits, ProcessTransport
+from tests.api.conftest import PATIENCE
 from tests.engine_child import COMMAND, Orders
 from tests.fakes import BOS, FakeBackend
 from tests.support import wait_until
 from tests.unit.engine.driving import alone
 
-LIMITS = Limits(silence_s=2.0, step_s=2.0, beat_s=0.2, backoff_s=(0.0,), end_s=0.5)
+# as patient as the tests: on a busy machine an engine must not be taken for a hanging one
+LIMITS = Limits(silence_s=PATIENCE, step_s=PATIENCE, beat_s=0.2, backoff_s=(0.0,), end_s=0.5)
 KILL = signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL
 
 
@@ -57,8 +59,9 @@ def test_streams_and_plain_answers_go_on_over_a_death(serve, tmp_path):
     assert api.get("/health").json()["status"] == "ok"
 
 
-def test_while_the_engine_is_away_health_says_so_and_requests_wait(serve):
-    api = serve(Orders(), dataclasses.replace(LIMITS, backoff_s=(0.7,)))
+def test_while_the_engine_is_away_health_says_so_and_requests_wait(serve, tmp_path):
+    gate = tmp_path / "gate"
+    api = serve(Orders(lives_file=str(tmp_path / "lives"), gate=str(gate)))
     os.kill(api.transport.pid, KILL)
     wait_until(lambda: api.client.state == "restarting engine", "the death to be noticed")
     health = api.get("/health")
@@ -66,7 +69,12 @@ def test_while_the_engine_is_away_health_says_so_and_requests_wait(serve):
     assert "again" in health.error["message"]
     assert api.get("/health/ready").status == 503 and api.get("/health/live").status == 200
     assert api.get("/slots").status == 200 and api.get("/props").status == 200 and api.get("/v1/models").status == 200
-    assert api.complete("hello", 8, temperature=0)["content"] == said("hello", 8)
+
+    def let_it_come() -> None:
+        wait_until(lambda: api.n_requests == 1, "the request to wait")
+        gate.touch()
+    answer, _ = api.at_the_same_time(lambda: api.complete("hello", 8, temperature=0), let_it_come)
+    assert answer["content"] == said("hello", 8)
     assert api.get("/health").json()["status"] == "ok"
 
 

@@ -127,7 +127,7 @@ def test_sampled_streams_survive_a_kill(libs_folder, tiny_spm_model):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there is no such signal")
 def test_a_stopped_engine_is_replaced(libs_folder, tiny_spm_model):
-    one = Supervised(libs_folder, tiny_spm_model, Limits(silence_s=1.5, beat_s=0.2), n_slots=2, n_ctx=4096, **F32)
+    one = Supervised(libs_folder, tiny_spm_model, Limits(silence_s=4.0, beat_s=0.2), n_slots=2, n_ctx=4096, **F32)
     try:
         whole = one.say(PROMPT, N_LONG)
         n_before = one.client.snapshot.n_predicted_tokens
