@@ -21,7 +21,7 @@ from typing import Protocol
 
 from server.engine.task import (CLOSED, FAILED, LOADING, READY, RESTARTING, Cancel, Closed, Command, Embed, Embedded,
                                 Event, Failure, Final, Frame, LoadFailed, Loading, ModelInfo, Piece, Progress, Ready,
-                                Reply, Restarting, Snapshot, Starting, Task)
+                                Reply, Restarting, Snapshot, Starting, Task, Tasks)
 from server.engine.turnover import Turnover
 from server.errors import ApiError
 from server.log import get_logger
@@ -188,7 +188,7 @@ class EngineClient:
             self._t_sign = time.monotonic()
         for task in tasks:
             self._results[task.id] = results
-            self._transport.post(task)
+        self._transport.post(tasks[0] if len(tasks) == 1 else Tasks(tasks))
         if self.state in (CLOSED, FAILED):
             self._fail_open()
         return results

@@ -29,7 +29,7 @@ from server.engine.prefixes import Prefixes
 from server.engine.slot import Slot
 from server.engine.state import EngineState
 from server.engine.task import (STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Embed, Final, Frame, Piece, Snapshot, Starting,
-                                Task, Timings)
+                                Task, Tasks, Timings)
 from server.errors import ApiError
 from server.log import get_logger
 
@@ -60,7 +60,7 @@ class Scheduler:
         self._t_snapshot = 0.0
         self._n_kept = 0                # events that wait for company
         self._t_sent = self._t_flush = 0.0
-        self._handlers = {Task: self._enqueue, Cancel: self._cancel, Close: self._close,
+        self._handlers = {Task: self._enqueue, Tasks: self._enqueue_all, Cancel: self._cancel, Close: self._close,
                           Command: self._state.commands.post, MediaReady: self._media_ready,
                           Embed: self._embed}
         self._state.media.post = self._inbox.put
@@ -73,7 +73,7 @@ class Scheduler:
 
     # ---- any thread -------------------------------------------------------------------------------------------
 
-    def post(self, message: Task | Embed | Cancel | Command | Close) -> None:
+    def post(self, message: Task | Tasks | Embed | Cancel | Command | Close) -> None:
         """Hand a message to the loop. A cancel interrupts a prefill that nobody else has a part in."""
         self._inbox.put(message)
         if isinstance(message, Cancel) and self._batching.in_prefill == {message.id}:
@@ -161,6 +161,10 @@ class Scheduler:
             self._take_media(task)
         else:
             self._admission.enqueue(task)
+
+    def _enqueue_all(self, message: Tasks) -> None:
+        for task in message.tasks:
+            self._enqueue(task)
 
     def _take_media(self, task: Task) -> None:
         """A task with files comes into the queue when they are prepared."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from server.engine.task import (Cancel, Command, Embed, Embedded, Event, Failure, Final, Frame, Piece, Reply, Snapshot,
-                                Starting, Task)
+                                Starting, Task, Tasks)
 
 STRIKES = 2
 SETTINGS = ("set_lora", "system_prompt")
@@ -96,11 +96,14 @@ class Ledger:
         """Note a message; it goes to the engine unless that must wait."""
         if isinstance(message, Cancel):
             return self._cancel(message)
+        if isinstance(message, Tasks):
+            self._tasks |= {task.id: Entry(task, self._clock()) for task in message.tasks}
         if isinstance(message, (Task, Embed)):
             self._tasks[message.id] = Entry(message, self._clock())
         elif isinstance(message, Command):
             self._commands[message.id] = message
-        return self._release() if self._is_ready and not self._probation else []
+        to_send = self._release() if self._is_ready and not self._probation else []
+        return together(to_send) if isinstance(message, Tasks) else to_send
 
     def _cancel(self, message: Cancel) -> list[object]:
         entry = self._tasks.get(message.id)
@@ -268,3 +271,10 @@ class Ledger:
                       for name, values in snapshot.histograms.items()}
         return dataclasses.replace(snapshot, **sums, histograms=histograms, n_restarts=self.n_restarts,
                                    n_replays=self.n_replays, n_suspects=self.n_suspects)
+
+
+def together(messages: list[object]) -> list[object]:
+    """Tasks in one message, if they are all there is to send."""
+    if len(messages) > 1 and all(isinstance(message, Task) for message in messages):
+        return [Tasks(tuple(messages))]
+    return messages

@@ -141,6 +141,14 @@ class Task:
 # ---- web side -> engine ---------------------------------------------------------------------------------------
 
 @dataclass(slots=True, frozen=True)
+class Tasks:
+    """All tasks of one request, so that they come into the queue with the same step: what a task's neighbours in a
+    batch are can decide a near tie between two tokens. From then on each is a task like any other."""
+
+    tasks: tuple[Task, ...]
+
+
+@dataclass(slots=True, frozen=True)
 class Cancel:
     """Task `id` isn't wanted any more: free its place in the queue or its slot. Unknown ids are ignored.
 

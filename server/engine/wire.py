@@ -111,12 +111,15 @@ class Tail:
         self.parts: list[bytes] = []
         self.size = 0
         self._data = data
+        self._places: dict[int, list[int]] = {}     # by identity; `parts` keeps what they name alive
 
     def add(self, value: bytes) -> list[int]:
-        """Append; where it is."""
-        self.parts.append(value)
-        self.size += len(value)
-        return [self.size - len(value), len(value)]
+        """Append; where it is. An object that is there already (a file of several tasks) isn't sent twice."""
+        if id(value) not in self._places:
+            self._places[id(value)] = [self.size, len(value)]
+            self.parts.append(value)
+            self.size += len(value)
+        return self._places[id(value)]
 
     def cut(self, place: object) -> bytes:
         """The bytes at a place that `add` gave."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from server.engine.config import EngineConfig
 from server.engine.scheduler import Scheduler
 from server.engine.task import (Cancel, Close, Command, Embed, Embedded, Failure, Final, Frame, Piece, Progress, Reply,
-                                SamplingParams, Snapshot, Starting, Task)
+                                SamplingParams, Snapshot, Starting, Task, Tasks)
 from tests.fakes import EOS, PATIENCE_S, FakeBackend, letters, said_by
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -85,6 +85,15 @@ class Driver:
         self.outcomes[task.id] = Outcome()
         self.scheduler.post(task)
         return task.id
+
+    def post_together(self, *prompts: str, n_predict: int = 8, **fields: object) -> list[int]:
+        """Post the tasks of one request; their ids."""
+        ids = range(self._n_posted, self._n_posted + len(prompts))
+        self._n_posted += len(prompts)
+        self.outcomes |= {id_task: Outcome() for id_task in ids}
+        self.scheduler.post(Tasks(tuple(Task(id_task, tuple(prompt.encode()), **{
+            "sampling": GREEDY, "n_predict": n_predict, **fields}) for id_task, prompt in zip(ids, prompts))))
+        return list(ids)
 
     def embed(self, *inputs: str | Sequence[int]) -> int:
         """Post a request for vectors; its id."""

@@ -10,7 +10,7 @@ import pytest
 from server.engine import client as client_module
 from server.engine.client import EngineClient, Results
 from server.engine.task import (Cancel, Closed, Command, Failure, Final, Frame, Loading, LoadFailed, ModelInfo, Piece,
-                                Progress, Ready, Reply, SlotState, Snapshot, Task, Timings)
+                                Progress, Ready, Reply, SlotState, Snapshot, Task, Tasks, Timings)
 from server.errors import ApiError
 from tests.fakes import PATIENCE_S, FakeVocab
 
@@ -231,6 +231,17 @@ def test_several_tasks_of_one_request_end_with_the_last(stream):
     for event in frames:
         transport.on_frame(Frame((event,)))
     assert drain(results) == frames
+
+
+def test_several_tasks_of_one_request_travel_together_and_end_one_by_one():
+    client, transport = ready()
+    results, ids = submit(client, n=3)
+    assert [message.tasks for message in transport.posted] == [results.tasks]
+    transport.on_frame(Frame((final(ids[1]),)))
+    results.cancel()
+    assert transport.posted[1:] == [Cancel(ids[0]), Cancel(ids[2])]
+    submit(client)
+    assert isinstance(transport.posted[-1], Task), "one alone needs no company"
 
 
 def test_when_one_of_several_tasks_fails_the_others_are_cancelled():

@@ -187,6 +187,15 @@ def test_a_new_prompt_joins_the_batches_of_a_running_text():
     assert (d.text(first), d.text(second)) == (alone("first", 20), alone("the second", 20))
 
 
+def test_all_tasks_of_a_request_begin_with_the_same_step():
+    d = driver(n_slots=4)
+    ids = d.post_together("one", "and two", "three")
+    d.step()
+    assert sorted(d.rows()) == [(0, 3, True), (1, 7, True), (2, 5, True)]
+    d.finish()
+    assert [d.text(id_task) for id_task in ids] == [alone("one", 8), alone("and two", 8), alone("three", 8)]
+
+
 def test_a_long_prompt_stalls_no_running_text():
     d = driver(n_slots=2, n_batch=8)
     first = d.post("ab", n_predict=30)

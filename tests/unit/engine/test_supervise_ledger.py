@@ -8,7 +8,7 @@ import pytest
 
 from server.engine.supervise_ledger import Ledger
 from server.engine.task import (Cancel, Command, Embed, Embedded, Failure, Final, Frame, Piece, Reply, SlotState,
-                                Snapshot, Starting, Task, Timings)
+                                Snapshot, Starting, Task, Tasks, Timings)
 
 
 class Clock:
@@ -114,6 +114,23 @@ def test_what_arrives_while_there_is_no_engine_waits_and_can_be_cancelled(book):
     book.post(Task(4, (1,)), Task(5, (1,)), Command(6, "erase", {"id_slot": 0}), Cancel(4))
     assert book.sent == []
     assert [message.id for message in book.ledger.ready()] == [5, 6]
+
+
+def test_tasks_of_one_request_are_sent_together_and_each_goes_on_by_itself(book):
+    tasks = tuple(Task(i, (5, i)) for i in range(3))
+    book.post(Tasks(tasks))
+    assert book.sent == [Tasks(tasks)]
+    book.hear(Starting(0), Starting(1), Piece(0, (10,), "a"), final(1))
+    book.post(Cancel(2))
+    assert book.sent[-1] == Cancel(2)
+    book.die()
+    assert book.sent_tasks == [0] and book.sent[0].resume == (10,)
+
+
+def test_tasks_of_one_request_that_wait_for_an_engine_keep_their_order(book):
+    book.ledger.died("exit code 1")
+    assert book.ledger.post(Tasks((Task(4, (1,)), Task(5, (1,))))) == []
+    assert [message.id for message in book.ledger.ready()] == [4, 5]
 
 
 def test_tasks_keep_their_order(book):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from server.engine import config, task, wire
 from server.engine.config import EngineConfig
 from server.engine.task import (Command, Failure, Final, Frame, Media, Piece, Reply, SamplingParams, Snapshot, Task,
-                                Timings, TokenProbs)
+                                Tasks, Timings, TokenProbs)
 from server.engine.wire import HEADER, MAGIC, Beat, Codec, FrameReader, Hello, LogLine, Start, WireError
 from tests.unit.engine.test_task import sample
 
@@ -72,6 +72,13 @@ def test_a_stream_of_messages_whole_in_pieces_and_with_a_beginning_of_the_next(m
 def test_infinities_and_bytes_survive():
     (back,) = read(whole(BIG))
     assert back.sampling.logit_bias == ((5, -math.inf), (6, 1.5)) and back.media[0].data == BIG.media[0].data
+
+
+def test_a_file_of_several_tasks_is_sent_once():
+    media = Media("image", bytes(5000), "hash", "here")
+    message = Tasks(tuple(Task(i, (1, -1), media=(media,)) for i in range(4)))
+    data = CODEC.encode(message)
+    assert len(data) < 9000 and list(FrameReader(CODEC).feed(data)) == [message]
 
 
 def test_what_is_no_message_is_refused_before_it_is_sent():
