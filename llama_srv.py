@@ -3,7 +3,7 @@
 
     python llama_srv.py -m model.gguf
 
-This file is only the door: everything behind it is in `server/` (start reading at server/app.py) and `ctypes_api/`.
+This file is only the door: everything behind it is in `server/` (start reading at server/launch.py and server/app.py) and `ctypes_api/`.
 """
 
 import sys
@@ -15,5 +15,5 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--engine-process"]:       # the server's own child: needs a tenth of the imports
         from server.engine.process import main as serve_engine
         serve_engine()
-    from server.app import main
+    from server.launch import main
     sys.exit(main(sys.argv[1:]))

@@ -6,9 +6,9 @@ one's.
 
 from __future__ import annotations
 
-from server.download import fetch_model
 from server.engine.config import SpecConfig
 from server.engine.model_file import check_model_file
+from server.fetching import fetched
 from server.option_spec import DRAFT, NGRAM
 from server.options import OptionError, Options, draft_params
 
@@ -19,8 +19,8 @@ def find_draft_model(options: Options) -> str:
     if DRAFT not in options.spec_type:
         return ""
     if options.spec_draft_hf:
-        path = str(fetch_model(None, options.spec_draft_hf, None, path=path or None, offline=options.offline,
-                               token=options.hf_token))
+        path = fetched(None, options.spec_draft_hf, None, path=path or None, offline=options.offline,
+                       token=options.hf_token)
     if path:
         check_model_file(path, "--model-draft")
     elif NGRAM not in options.spec_type:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server import bundle_make, frozen, shells
-from server.bundle import MMPROJ, MODEL, Bundle, BundleError, find, read
+from server.bundle import MMPROJ, MODEL, Bundle, BundleError, read
 from server.options import Options, OptionError, parse
 
 NO_BUNDLE = "this program holds no model: name a bundle with -m FILE, or make one with --bundle MODEL.gguf"
@@ -29,11 +29,6 @@ class ModelPlace:
     size: int = 0
     name: str = ""
     bundle: Bundle | None = None
-
-
-def own_bundle() -> Bundle | None:
-    """The bundle that this very program is, or has beside it."""
-    return find(frozen.own_file()) if frozen.is_frozen() else None
 
 
 def place_of(path: str) -> ModelPlace:

@@ -151,6 +151,8 @@ class EngineClient:
         self.progress = 0.0
         self.info: ModelInfo | None = None
         self.vocab = None
+        self._vocab_opening: threading.Thread | None = None
+        self._vocab_trouble: Exception | None = None
         self.snapshot = Snapshot()
         self._turnover = Turnover()
         self._t_sign = time.monotonic()     # when the engine last gave a sign of life, or was given work
@@ -233,6 +235,8 @@ class EngineClient:
     def close(self, grace_s: float = 0.0) -> None:
         """End the engine; running tasks get `grace_s` seconds, the others fail with 503."""
         self._transport.close(grace_s)
+        if self._vocab_opening is not None:
+            self._vocab_opening.join()      # the process mustn't end while libllama is at work in it
 
     def require_ready(self) -> None:
         """ApiError unless requests can be served now."""
@@ -280,14 +284,25 @@ class EngineClient:
                 del self._recent[next(iter(self._recent))]
 
     def _on_loading(self, event: Loading) -> None:
+        """The engine reads weights, so it has got past the vocabulary: that can be opened here, too, meanwhile."""
         self.progress = event.progress
+        if self._vocab_opening is None:
+            self._vocab_opening = threading.Thread(target=self._open, name="vocab", daemon=True)
+            self._vocab_opening.start()
+
+    def _open(self) -> None:
+        try:
+            self.vocab = self._open_vocab()
+        except Exception as error:
+            self._vocab_trouble = error
 
     def _on_ready(self, event: Ready) -> None:
-        try:
-            if self.vocab is None:
-                self.vocab = self._open_vocab()
-        except Exception as error:
-            log.exception("the vocabulary could not be opened")
+        if self._vocab_opening is None:
+            self._on_loading(Loading(1.0))
+        self._vocab_opening.join()
+        if self._vocab_trouble is not None:
+            error = self._vocab_trouble
+            log.error("the vocabulary could not be opened", exc_info=error)
             self._on_load_failed(LoadFailed(f"the vocabulary could not be opened: {error}"))
             return
         self.info = event.info

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -42,6 +43,7 @@ MAX_WAITING = 256               # frames that the web side hasn't taken; then th
 MAX_WAITING_LOGS = 4096
 FLUSH_S = 1.0
 ORPHAN_GRACE_S = 2.0            # from the end of the web process to our own, if the engine doesn't come to rest
+PROGRESS_S = 0.05
 SWITCH_INTERVAL_S = 0.0005      # see "The GIL" in docs/architecture.md
 PR_SET_PDEATHSIG = 1
 IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")   # a Ctrl-C or a service manager means the web process
@@ -53,6 +55,7 @@ log = get_logger("engine")
 
 def main(open_backend: OpenBackend | None = None) -> None:
     """Run an engine over this process's stdin and stdout; never returns. The backend is libllama's unless given."""
+    gc.disable()                # until the model is there: imports make no garbage
     inlet, outlet = _take_pipes()
     _live_and_die_with_parent()
     faulthandler.enable(file=2, all_threads=False)
@@ -207,6 +210,7 @@ class EngineProcess:
         self._backend: Backend | None = None
         self._scheduler: Scheduler | None = None
         self._working: set[int] = set()
+        self._t_progress = 0.0          # when progress was told last
         self._is_closing = False
 
     def run(self) -> int:
@@ -237,6 +241,8 @@ class EngineProcess:
                 scheduler.post(Close(0.0))
             self._outbox.put(Frame((Ready(self._backend.info),), scheduler.snapshot()))
             self._scheduler = scheduler
+            gc.freeze()
+            gc.enable()
             scheduler.run()
         finally:
             self._backend.close()
@@ -250,7 +256,11 @@ class EngineProcess:
             self._outbox.flush(FLUSH_S)
 
     def _on_progress(self, progress: float) -> bool:
-        self._outbox.put(Frame((Loading(progress),)))
+        """llama.cpp says it for each tensor: the first time is told, since it means that the vocabulary is read."""
+        now = time.monotonic()
+        if now - self._t_progress > PROGRESS_S or progress >= 1:
+            self._t_progress = now
+            self._outbox.put(Frame((Loading(progress),)))
         return not self._is_closing
 
     # ---- reader -----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import subprocess
 import threading
 import time
 from collections import deque
@@ -54,12 +55,15 @@ class Limits:
 
 
 class ProcessTransport:
-    """Runs `command` as the engine. `Transport` says what the methods promise."""
+    """Runs `command` as the engine. `Transport` says what the methods promise. `first` runs already and becomes the
+    first engine."""
 
-    def __init__(self, config: EngineConfig, command: Sequence[str], limits: Limits = Limits()) -> None:
+    def __init__(self, config: EngineConfig, command: Sequence[str], limits: Limits = Limits(),
+                 first: subprocess.Popen | None = None) -> None:
         self._config = config
         self._command = tuple(command)
         self._limits = limits
+        self._first = first
         self._codec = Codec()
         self._lock = threading.Lock()           # guards _ledger, and the order in which its messages are sent
         self._ledger = Ledger(tuple((i, scale) for i, (_, scale) in enumerate(config.lora) if scale))
@@ -157,8 +161,9 @@ class ProcessTransport:
     def _start_child(self) -> Child:
         self._load_error = ""
         level = logging.getLogger(log.name).getEffectiveLevel()
+        process, self._first = self._first, None
         child = self._child = Child(self._command, self._codec, Start(self._config, level, self._limits.beat_s),
-                                    self._on_message)
+                                    self._on_message, process)
         if self._closing.is_set():
             child.send(Close(0.0))
         return child

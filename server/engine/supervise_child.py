@@ -3,8 +3,6 @@
 Three threads each: `engine-reader` takes frames and hands them on, `engine-writer` sends what was posted (a stopped
 child fills its pipe, and no HTTP thread may wait for that), `engine-stderr` keeps the last lines that llama.cpp and
 Python's fault handler wrote. Nothing is decided here; `supervise` does that.
-
-Plain pipes and `subprocess` only, so it works the same on Windows: no fork, no descriptors to pass on.
 """
 
 from __future__ import annotations
@@ -18,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
+from server.engine.spawn import start_process
 from server.engine.wire import Beat, Codec, FrameReader, Hello, Start, WireError
 from server.log import get_logger
 
@@ -32,8 +31,9 @@ log = get_logger("engine")
 class Child:
     """A running engine process. `ended` is set once it is gone and everything it sent has been handed on."""
 
-    def __init__(self, command: Sequence[str], codec: Codec, start: Start,
-                 on_message: Callable[[object], None]) -> None:
+    def __init__(self, command: Sequence[str], codec: Codec, start: Start, on_message: Callable[[object], None],
+                 process: subprocess.Popen | None = None) -> None:
+        """`process` is one that runs already; OSError if it has to be started and can't be."""
         self._codec = codec
         self._on_message = on_message
         self._outbox: SimpleQueue = SimpleQueue()
@@ -44,9 +44,7 @@ class Child:
         self.beat = Beat(0, 0, False)
         self.is_greeted = False
         self.ended = threading.Event()
-        self.process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
-            **_own_group())
+        self.process = process or start_process(command)
         self.send(codec.hello)
         self.send(start)
         self._threads = [threading.Thread(target=target, name=name, daemon=True) for name, target in (
@@ -145,10 +143,3 @@ class Child:
                 rest = rest[-READ_BYTES:]
         if rest.strip():
             self.last_lines.append(rest.decode("utf-8", "replace").rstrip())
-
-
-def _own_group() -> dict[str, object]:
-    """So that a Ctrl-C in the terminal reaches the web process only."""
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"start_new_session": True}

@@ -18,12 +18,13 @@ from unittest.mock import patch
 
 import pytest
 
-from server.app import SWITCH_INTERVAL_S, make_context, make_server
+from server.app import SWITCH_INTERVAL_S
 from server.edge import KeyFiles
 from server.engine.client import EngineClient, Transport
 from server.engine.config import EngineConfig
 from server.engine.thread import ThreadTransport
 from server.options import parse
+from server.serving import make_context, make_server
 from server.web import httpd
 from tests.fakes import FakeBackend, FakeVocab
 from tests.support import wait_until

@@ -45,7 +45,7 @@ def test_help_lists_every_option_and_needs_no_libraries(flag):
 
 
 def test_help_imports_nothing_that_opens_a_library():
-    code = ("import sys; sys.argv = ['llama_srv.py', '--help']; from server.app import main; code = main(['--help']); "
+    code = ("import sys; sys.argv = ['llama_srv.py', '--help']; from server.launch import main; code = main(['--help']); "
             "sys.exit(code or int('ctypes_api.abi' in sys.modules and "
             "any('libllama' in line for line in (open('/proc/self/maps') if sys.platform == 'linux' else ()))))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=PATIENCE, check=False)
@@ -162,7 +162,7 @@ def test_a_cpu_variant_that_does_not_exist(libs_folder, tiny_spm_model):
 
 def test_an_engine_that_ends_by_itself_is_a_failure(libs_folder, tiny_spm_model: Path):
     code = ("import sys; from server.engine.scheduler import Scheduler; Scheduler.run = lambda self: None; "
-            "from server.app import main; sys.exit(main(sys.argv[1:]))")
+            "from server.launch import main; sys.exit(main(sys.argv[1:]))")
     done = subprocess.run([sys.executable, "-c", code, "-m", str(tiny_spm_model), "--engine", "thread", "--port", "0"], cwd=ROOT,
                           capture_output=True, timeout=PATIENCE, text=True, check=False)
     assert done.returncode == 1, done.stderr

@@ -82,7 +82,7 @@ def test_a_model_that_crashes_libllama_while_it_loads_is_one_line(libs_folder, t
             "def killed(self, *args):\n"
             "    start(self, *args); self.process.send_signal(signal.SIGSEGV)\n"
             "supervise_child.Child.__init__ = killed\n"
-            "from server.app import main; sys.exit(main(sys.argv[1:]))")
+            "from server.launch import main; sys.exit(main(sys.argv[1:]))")
     done = subprocess.run([sys.executable, "-c", code, "-m", str(tiny_spm_model), "--port", "0"], cwd=ROOT,
                           capture_output=True, timeout=PATIENCE, text=True, check=False)
     assert done.returncode == 1

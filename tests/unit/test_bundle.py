@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server import app, bundle, bundle_make, frozen, one_shot
+from server import app, bundle, bundle_make, frozen, launch, one_shot
 from server.bundle import ALIGN, BundleError
 from server.options import OptionError, parse
 
@@ -181,9 +181,9 @@ def test_what_a_bundle_starts_with_counts_least(tmp_path):
 def test_only_a_frozen_program_looks_for_its_bundle(base, model, monkeypatch):
     made = make(base, model)
     monkeypatch.setenv("LLAMA_SRV_FILE", str(made.path))
-    assert one_shot.own_bundle() is None and frozen.program() == "python llama_srv.py"
+    assert launch.own_bundle() is None and frozen.program() == "python llama_srv.py"
     monkeypatch.setattr("sys.frozen", True, raising=False)
-    assert one_shot.own_bundle() == made and frozen.program() == "app"
+    assert launch.own_bundle() == made and frozen.program() == "app"
     if os.name == "posix":
         assert frozen.is_one_file()
 

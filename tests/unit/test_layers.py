@@ -26,7 +26,7 @@ NATIVE = (*LEAVES, "ctypes_api")
 # module or package -> what of the product it may import (its own package is always allowed, except by
 # leaves); the longest matching row counts, an entry allows what lies below it too
 RULES: dict[str, tuple[str, ...]] = {
-    "llama_srv": ("server.app", "server.engine.process"),      # the same program is the engine's process
+    "llama_srv": ("server.launch", "server.engine.process"),   # the same program is the engine's process
     "ctypes_api": (),
     **{leaf: () for leaf in LEAVES},
     "server.option_row": (),                            # the option table is a leaf of six modules
@@ -38,8 +38,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.gguf": (),
     "server.bench": (),
     "server.download": LEAVES,
-    "server.draft_model": (*LEAVES, "server.download", "server.engine.config", "server.engine.model_file",
+    "server.draft_model": (*LEAVES, "server.fetching", "server.engine.config", "server.engine.model_file",
                            "server.option_spec"),
+    "server.fetching": (*LEAVES, "server.download"),
     "server.frozen": (),
     "server.bundle": (),
     "server.bundle_make": ("server.bundle",),
@@ -71,7 +72,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.api": API,
     "server.api.debug": (*API, "server.stacks"),
     "server.api.routes": (*API, "server.web.router"),   # the table of routes is made of the router's rows
+    "server.launch": (*LEAVES, "server.app", "server.bundle", "server.engine.spawn", "server.frozen"),
     "server.app": EVERYTHING,
+    "server.serving": EVERYTHING,
     "server": (),
 }
 # modules that all others leave alone: what knows the whole, and the inside of the native seam
@@ -79,7 +82,9 @@ BACKEND = ("server.engine.backend", "server.engine.backend_sampler", "server.eng
            "server.engine.backend_params", "server.engine.backend_draft", "server.engine.backend_mtmd",
            "server.engine.backend_embed", "server.engine.backend_fit", "server.engine.backend_report")
 IMPORTED_ONLY_BY = {
-    "server.app": ("llama_srv",),
+    "server.launch": ("llama_srv",),
+    "server.app": ("server.launch",),
+    "server.serving": ("server.app",),
     "server.engine.backend_sampler": BACKEND,
     "server.engine.backend_custom": BACKEND,
     "server.engine.backend_params": BACKEND,
@@ -181,7 +186,8 @@ def test_tests_import_only_packages_that_requirements_dev_pins():
     ("server.api.routes", "from server.web.router import Route"),
     ("server.api.completion", "from server.engine.task import Task\nfrom server.chat.template import render"),
     ("server.app", "from server.api import x\nfrom ctypes_api import y\nfrom server.web.httpd import z"),
-    ("llama_srv", "from server.app import main"),
+    ("llama_srv", "from server.launch import main"),
+    ("server.launch", "def later():\n    from server import app"),
     ("server.options", "import os"),
     ("ctypes_api.loader", "from ctypes_api.errors import LibsError\nfrom . import binding"),
 ])
@@ -207,7 +213,9 @@ def test_allowed_imports_pass(module: str, source: str):
     ("server.app", "import multiprocessing"),
     ("server.app", "import numpy as np"),
     ("server.web.router", "from server import app"),
-    ("server.app.extra", "from server.app import main"),
+    ("server.app.extra", "from server.app import run"),
+    ("server.launch", "from server import serving"),
+    ("llama_srv", "from server.app import run"),
     ("server.options", "from server.errors import ApiError"),
     ("server.errors", "from server.web.message import Response"),
     ("server.strange", "from server.web import router"),

@@ -1,0 +1,83 @@
+"""The first steps of the program: read the options, start the engine's process if there is to be one, go on to `app`.
+
+Main thread. Everything here is about the time until the server is ready: an interpreter takes a tenth of a second to
+import either half of the program, so the engine's half is started before the web's half is imported, and both do it at
+once. Hence this module imports next to nothing, and cyclic garbage isn't looked for until the server serves (there is
+none at a start, and looking for it among a hundred thousand new objects costs a tenth of the time).
+
+Not taken: starting the engine before the options are read. It would be for nothing with every --help.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from server import frozen
+from server.engine import spawn
+from server.options import OptionError, Options, parse, usage
+
+if TYPE_CHECKING:
+    from server.bundle import Bundle
+
+ERRANDS = ("help", "version", "cache_list", "list_devices", "bench", "dry_run", "completion", "completion_bash", "man",
+           "bundle", "bundle_info", "bundle_check", "unbundle")
+"""Options that ask for something else than a server."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The whole program; the exit code: 0 after a clean stop, 1 for anything that went wrong."""
+    gc.disable()
+    try:
+        return _run(argv)
+    except BrokenPipeError:         # `--help | head`: the reader has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(argv: Sequence[str]) -> int:
+    try:
+        own = own_bundle()
+        options = parse(argv, os.environ, bundled=own.defaults if own else ())
+    except OptionError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.help:
+        print(usage(program=frozen.program().removeprefix("python ")), flush=True)
+        return 0
+    process = _start_engine(options, own)
+    try:
+        from server import app              # here, while the engine's process gets ready
+        return app.run(options, own, argv, process)
+    finally:
+        if process is not None and process.poll() is None:
+            spawn.end_process(process)
+
+
+def own_bundle() -> Bundle | None:
+    """The bundle that this very program is, or has beside it. OptionError if it is damaged."""
+    if not frozen.is_frozen():
+        return None
+    from server.bundle import BundleError, find     # here, because Python source holds no bundle
+    try:
+        return find(frozen.own_file())
+    except BundleError as error:
+        raise OptionError(str(error)) from None
+
+
+def _start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | None:
+    """The engine's process, which waits for its configuration; None where it isn't clear that one will be needed."""
+    is_at_hand = (own or options.model) and not (options.model_url or options.hf_repo or options.spec_draft_hf
+                                                 or options.mmproj_url)
+    if not is_at_hand or options.engine == "thread" or any(getattr(options, name) for name in ERRANDS):
+        return None
+    try:
+        return spawn.start_process(spawn.engine_command())
+    except OSError:
+        return None                 # the supervisor tries again, and knows whom to tell

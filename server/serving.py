@@ -1,0 +1,138 @@
+"""The composition root's second part: HTTP, JSON and templates around an engine that is loading, until the end.
+
+Runs on the main thread, called by `app` while the engine's process loads the model; then it only waits for signals.
+Order of starting: listen, wait for the engine, serve; of stopping: stop listening, let requests finish, end the engine.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from server import edge, frozen, one_shot
+from server.api.constraints import read_constraint
+from server.api.context import Context, read_system_prompt
+from server.api.routes import routes
+from server.engine.client import EngineClient
+from server.engine.task import FAILED, READY, RESTARTING
+from server.errors import ApiError
+from server.housekeeping import Housekeeping
+from server.log import get_logger
+from server.options import OptionError, Options, request_defaults
+from server.run_files import RunFileError
+from server.web.httpd import HttpServer
+from server.web.listen import BindError
+from server.web.router import Router
+
+PUBLIC = Path(__file__).resolve().parents[1] / "public"
+
+log = get_logger("app")
+
+
+def serve(options: Options, engine: EngineClient, model: str, unpacked: frozen.UnpackedFolder, stop: threading.Event,
+          leave: list[Callable[[], None]]) -> int:
+    """Listen, wait for `engine`, serve until `stop`; the exit code. `model` is its name for the log, `leave` takes what
+    has to be put in order before a second signal ends everything. ApiError or OptionError if it can't be."""
+    read_constraint({}, request_defaults(options))  # a bad --grammar is told now, not with every request
+    system_prompt = read_prompt_file(options)
+    context = make_context(options, engine)
+    keys = edge.KeyFiles(options)
+    try:
+        server = make_server(options, context, keys)
+        house = Housekeeping(options, server, keys, engine, stop.set)
+        leave.append(house.close)
+        try:
+            house.start()
+            server.start()
+            gc.freeze()     # what has been imported stays: no need to look through it for garbage
+            gc.enable()
+            log.info("listening on %s, loading %s", " and ".join(server.urls), model)
+            unpacked.remove_unused()
+            edge.warn_if_open(options, server, keys)
+            return _wait(options, context, server, house, stop, system_prompt)
+        finally:
+            house.report("stopping")
+            server.stop(options.drain if engine.state in (READY, RESTARTING) else 0.0)
+            engine.close()
+            house.close()
+    except (BindError, RunFileError) as error:
+        raise OptionError(str(error)) from None
+
+
+def make_context(options: Options, engine: EngineClient) -> Context:
+    """What all handlers share."""
+    return Context(engine, options, request_defaults(options), template_kwargs=options.chat_template_kwargs or {},
+                   is_shared=edge.is_shared(options))
+
+
+def make_server(options: Options, context: Context, keys: edge.KeyFiles) -> HttpServer:
+    """The HTTP edge with all routes, bound and not started."""
+    return edge.http_server(options, Router(routes(context), options.api_prefix), keys, PUBLIC)
+
+
+def read_prompt_file(options: Options) -> object:
+    """The object in `--system-prompt-file`, checked; None without one."""
+    if not options.system_prompt_file:
+        return None
+    try:
+        value = json.loads(Path(options.system_prompt_file).read_text("utf-8-sig"))
+        value = value.get("system_prompt", value) if isinstance(value, dict) else value
+        read_system_prompt(value)
+    except (OSError, ValueError, ApiError) as error:
+        raise OptionError(f"--system-prompt-file {options.system_prompt_file}: {error}") from None
+    return value
+
+
+def check_chat_template(options: Options, context: Context) -> None:
+    """Compile the chat template now. A fault in the user's ends the server (ApiError), one in the model's is logged."""
+    try:
+        context.chat_template  # noqa: B018  (a property that compiles)
+    except ApiError as error:
+        if options.chat_template or options.chat_template_file:
+            raise
+        log.warning("%s; chats will be refused (--chat-template names another)", error)
+
+
+def _wait(options: Options, context: Context, server: HttpServer, house: Housekeeping, stop: threading.Event,
+          system_prompt: object) -> int:
+    """Until a signal (0) or the end of the engine (1). The waits are short: a signal can't end a long one on
+    Windows."""
+    engine = context.engine
+    while not stop.is_set() and not engine.wait_until_loaded(0.2):
+        _show_progress(engine.progress)
+        house.loading(engine.progress)
+    if engine.state == READY and not stop.is_set():
+        if system_prompt is not None:
+            context.set_system_prompt(system_prompt)
+        info = engine.info
+        if info.is_generative:
+            check_chat_template(options, context)
+        log.info("%s: %d slots, %d tokens of context each, llama.cpp %s %s", info.desc, info.n_slots,
+                 info.n_ctx_slot, info.llama_version, info.variant)
+        if options.is_set("ctx_size") and 0 < options.ctx_size < info.n_ctx:
+            log.warning("the context has %d tokens instead of the %d asked for: llama.cpp rounds up", info.n_ctx,
+                        options.ctx_size)
+        house.report("ready")
+        print(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", flush=True)
+        if options.open and not one_shot.open_page(server.url + options.api_prefix):
+            log.warning("--open: there is no browser here; the page is at the address above")
+    was_ready = engine.info is not None     # an engine that then fails for good leaves a server that says so
+    while not stop.is_set() and (engine.state in (READY, RESTARTING) or engine.state == FAILED and was_ready):
+        stop.wait(house.interval_s)
+        house.tick()
+    if not stop.is_set():
+        print(f"error: {engine.error or 'the engine ended by itself; see the log above'}", file=sys.stderr)
+        return 1
+    log.info("stopping; running requests have %g s to finish", options.drain)
+    return 0
+
+
+def _show_progress(progress: float) -> None:
+    if sys.stderr.isatty() and progress > 0:
+        filled = int(progress * 30)
+        end = "\r" if progress < 1 else "\n"
+        print(f"loading [{'#' * filled}{'.' * (30 - filled)}] {progress:4.0%}", end=end, file=sys.stderr, flush=True)
