@@ -31,7 +31,6 @@ ERRANDS = ("help", "version", "cache_list", "list_devices", "bench", "dry_run", 
 
 def main(argv: Sequence[str]) -> int:
     """The whole program; the exit code: 0 after a clean stop, 1 for anything that went wrong."""
-    gc.disable()
     try:
         return _run(argv)
     except BrokenPipeError:         # `--help | head`: the reader has had enough
@@ -51,11 +50,14 @@ def _run(argv: Sequence[str]) -> int:
     if options.help:
         print(usage(program=frozen.program().removeprefix("python ")), flush=True)
         return 0
-    process = _start_engine(options, own)
+    process = start_engine(options, own)
     try:
+        if process is not None:
+            gc.disable()                    # until it serves
         from server import app              # here, while the engine's process gets ready
         return app.run(options, own, argv, process)
     finally:
+        gc.enable()
         if process is not None and process.poll() is None:
             spawn.end_process(process)
 
@@ -71,7 +73,7 @@ def own_bundle() -> Bundle | None:
         raise OptionError(str(error)) from None
 
 
-def _start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | None:
+def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | None:
     """The engine's process, which waits for its configuration; None where it isn't clear that one will be needed."""
     is_at_hand = (own or options.model) and not (options.model_url or options.hf_repo or options.spec_draft_hf
                                                  or options.mmproj_url)

@@ -9,8 +9,8 @@ import pytest
 
 from server.engine import client as client_module
 from server.engine.client import EngineClient, Results
-from server.engine.task import (Cancel, Closed, Command, Failure, Final, Frame, Loading, LoadFailed, ModelInfo, Piece,
-                                Progress, Ready, Reply, SlotState, Snapshot, Task, Tasks, Timings)
+from server.engine.task import (READY, Cancel, Closed, Command, Failure, Final, Frame, Loading, LoadFailed,
+                                ModelInfo, Piece, Progress, Ready, Reply, SlotState, Snapshot, Task, Tasks, Timings)
 from server.errors import ApiError
 from tests.fakes import PATIENCE_S, FakeVocab
 
@@ -114,6 +114,40 @@ def test_a_vocabulary_that_cannot_be_opened_is_a_failed_load(caplog):
     client.start()
     transport.on_frame(Frame((Ready(INFO),)))
     assert client.state == "error" and "gone" in client.error and client.wait_until_loaded(0)
+
+
+def test_the_vocabulary_is_opened_while_the_engine_reads_weights():
+    """Not earlier: a file whose vocabulary ends libllama has to end the engine first, which may die."""
+    transport, opened, may_open = RecordingTransport(), threading.Event(), threading.Event()
+
+    def open_vocab():
+        opened.set()
+        assert may_open.wait(PATIENCE_S)
+        return FakeVocab()
+    client = EngineClient(transport, open_vocab)
+    client.start()
+    assert not opened.is_set()
+    transport.on_frame(Frame((Loading(0.0),)))
+    assert opened.wait(PATIENCE_S)
+    transport.on_frame(Frame((Loading(0.5),)))
+    may_open.set()
+    transport.on_frame(Frame((Ready(INFO),)))
+    assert client.state == READY and client.vocab.tokenize("a", False, False) == [97]
+
+
+def test_closing_waits_for_a_vocabulary_that_is_being_opened():
+    """The process would end with libllama at work in it."""
+    transport, may_open, done = RecordingTransport(), threading.Event(), []
+
+    def open_vocab():
+        assert may_open.wait(PATIENCE_S)
+        done.append(True)
+    client = EngineClient(transport, open_vocab)
+    client.start()
+    transport.on_frame(Frame((Loading(0.0),)))
+    threading.Timer(0.05, may_open.set).start()
+    client.close()
+    assert done == [True]
 
 
 def test_after_the_end_nothing_is_submitted():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -102,3 +103,16 @@ def test_a_record_of_an_exception_brings_its_traceback():
     while not pipe.read:
         pipe.take()
     assert pipe.read[0].text == "it failed" and "ValueError: deep inside" in pipe.read[0].trace
+
+
+def test_progress_is_told_at_its_beginning_and_end_and_now_and_then_between(monkeypatch):
+    """libllama reports each tensor; a frame for each would keep two processes busy while the model loads."""
+    told, now = [], [100.0]
+    monkeypatch.setattr(process.time, "monotonic", lambda: now[0])
+    engine = process.EngineProcess.__new__(process.EngineProcess)
+    engine._outbox, engine._t_progress, engine._is_closing = SimpleNamespace(put=told.append), 0.0, False
+    for i in range(101):
+        assert engine._on_progress(i / 100)
+        now[0] += 0.001
+    values = [frame.events[0].progress for frame in told]
+    assert values[0] == 0.0 and values[-1] == 1.0 and len(values) <= 4
