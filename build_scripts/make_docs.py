@@ -15,7 +15,6 @@ import math
 import pkgutil
 import re
 import sys
-from pathlib import Path
 from typing import Callable, Iterable, Iterator
 
 from common import ROOT, Failure, run_main

@@ -37,6 +37,7 @@ class Entry:
     tokens: list[int] = field(default_factory=list)
     lora: tuple[tuple[int, float], ...] | None = None
     ms: float = 0.0
+    told_ms: float = 0.0    # what the client was told of that, by the engine's clock, which doesn't see the pipe
     t_first: float = 0.0
     t_last: float = 0.0
     strikes: int = 0        # deaths over it without progress between them
@@ -44,16 +45,18 @@ class Entry:
     is_sent: bool = False
     is_finishing: bool = False
 
-    def on_piece(self, tokens: tuple[int, ...], now: float) -> None:
+    def on_piece(self, piece: Piece, now: float) -> None:
         """Some more tokens were delivered."""
-        self.tokens += tokens
+        self.tokens += piece.tokens
+        if piece.timings is not None:
+            self.told_ms = piece.timings.predicted_ms
         self.t_first = self.t_first or now
         self.t_last = now
 
     def on_death(self) -> None:
         """Forget what was true of the dead engine."""
         self.is_sent = False
-        self.ms += (self.t_last - self.t_first) * 1e3
+        self.ms = max(self.ms + (self.t_last - self.t_first) * 1e3, self.told_ms)
         self.t_first = self.t_last = 0.0
 
     def replay(self, now: float) -> Task | Embed:
@@ -157,7 +160,7 @@ class Ledger:
             return
         if not entry.tokens:
             entry.lora = self._lora
-        entry.on_piece(piece.tokens, self._clock())
+        entry.on_piece(piece, self._clock())
         self._n_delivered += len(piece.tokens)
         self.has_progressed = True
         if entry.strikes:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.api.openai_wire import chunks
-from tests.fakes import BOS, EOS, FakeBackend, FakeVocab, answer, judged, letters
+from tests.fakes import BOS, FakeBackend, FakeVocab, answer, judged, letters
 
 URL = "/v1/completions"
 LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset", "content")

@@ -13,7 +13,7 @@ import pytest
 
 from server.api.media_kinds import BadFile, check_image, kind_of
 from tests.api.conftest import Api
-from tests.fake_media import FakeMedia, media, written_out
+from tests.fake_media import FakeMedia, media
 from tests.fakes import BOS, FakeBackend, letters, said_by
 from tests.media_files import bmp, data_url, gif, picture, png, png_of, wav
 

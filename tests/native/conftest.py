@@ -8,7 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from ctypes_api import loader
+from ctypes_api.objects import Model
 from tests.native.engines import Engine, Reference
+
+
+@pytest.fixture(scope="session")
+def libs(libs_folder: Path) -> loader.Libs:
+    """The real libraries, loaded into this process for good."""
+    return loader.load(libs_folder)
+
+
+@pytest.fixture(scope="module")
+def model(libs: loader.Libs, tiny_spm_model: Path) -> Iterator[Model]:
+    """A tiny model, without a context."""
+    with Model(libs, tiny_spm_model) as made:
+        yield made
 
 
 @pytest.fixture

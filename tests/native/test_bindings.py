@@ -27,12 +27,6 @@ SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
 PREFIX = "" if sys.platform == "win32" else "lib"
 
 
-@pytest.fixture(scope="module")
-def libs(libs_folder: Path) -> loader.Libs:
-    """The real libraries, loaded into this process for good."""
-    return loader.load(libs_folder)
-
-
 @pytest.fixture(scope="session")
 def compiler() -> str:
     """A C compiler."""

@@ -12,14 +12,12 @@ import json
 import os
 import random
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ctypes_api import loader
 from ctypes_api.errors import LibsError
 from ctypes_api.llama_types import llama_token_data, llama_token_data_array
 from ctypes_api.objects import Batch, Context, Model, Sampler
@@ -44,17 +42,6 @@ CLOSE_AFTER = 60    # tokens, then texts are pushed towards their end
 @pytest.fixture(scope="module", autouse=True)
 def oracle():
     need(jsonschema is not None, "the package jsonschema isn't installed (requirements-dev.txt)")
-
-
-@pytest.fixture(scope="module")
-def libs(libs_folder: Path) -> loader.Libs:
-    return loader.load(libs_folder)
-
-
-@pytest.fixture(scope="module")
-def model(libs: loader.Libs, tiny_spm_model: Path) -> Iterator[Model]:
-    with Model(libs, tiny_spm_model) as made:
-        yield made
 
 
 def grammar_sampler(model: Model, grammar: str) -> Sampler:

@@ -24,17 +24,6 @@ from tests.support import need
 PROMPT = b"the quiet fox and the big river sang to the moon and the star near the old tree"
 
 
-@pytest.fixture(scope="module")
-def libs(libs_folder: Path) -> loader.Libs:
-    return loader.load(libs_folder)
-
-
-@pytest.fixture(scope="module")
-def model(libs: loader.Libs, tiny_spm_model: Path) -> Iterator[Model]:
-    with Model(libs, tiny_spm_model) as made:
-        yield made
-
-
 @pytest.fixture
 def context(model: Model) -> Iterator[Context]:
     """A context of two sequences over one KV memory, on one thread."""

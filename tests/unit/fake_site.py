@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -166,12 +166,29 @@ def partial(thing: Thing, request: dict[str, str],
     return 206, thing.data[start:], {**headers, **told, **thing.partial_headers}
 
 
-def without_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The machine's own proxy would not find the test's server."""
     for name in list(os.environ):
         if name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("no_proxy", "*")
+
+
+def _site() -> Iterator[Site]:
+    """A server with nothing on it yet."""
+    one = Site()
+    yield one
+    one.stop()
+
+
+site, other = pytest.fixture(_site, name="site"), pytest.fixture(_site, name="other")
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    """A cache in a folder of the test's own."""
+    return World(tmp_path)
 
 
 class World:

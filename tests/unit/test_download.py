@@ -20,37 +20,13 @@ import pytest
 from server.download import DownloadError, Progress, transfer
 from server.download.client import Redirects, shown
 from tests.support import ROOT
-from tests.unit.fake_site import Site, Thing, World, without_proxy
+from tests.unit.fake_site import Site, Thing, no_proxy, other, site, world  # noqa: F401
 
 MODEL = b"GGUF" + bytes(range(256)) * 1200
 OTHER = b"GGUF" + bytes(reversed(range(256))) * 1200
 HALF = len(MODEL) // 2
 SHA = hashlib.sha256(MODEL).hexdigest()
 CERTIFICATE = ROOT / "tests" / "api" / "localhost_tls.pem"
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    without_proxy(monkeypatch)
-
-
-@pytest.fixture
-def site():
-    site = Site()
-    yield site
-    site.stop()
-
-
-@pytest.fixture
-def other():
-    site = Site()
-    yield site
-    site.stop()
-
-
-@pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
 
 
 def interrupt(*args: object) -> None:

@@ -15,7 +15,7 @@ from server.download import client
 from server.download import hub as hub_module
 from server.download.hub import choose_file, split_names
 from server.download.local import is_safe_path, safe_name
-from tests.unit.fake_site import Site, World, without_proxy
+from tests.unit.fake_site import Site, World, no_proxy, other  # noqa: F401
 
 REPO = "someone/Tiny-1.5B-GGUF"
 TREE = f"/api/models/{REPO}/tree/main?recursive=true"
@@ -24,18 +24,6 @@ TOKEN = "hf_" + "SecretToken" * 3
 
 def model(name: str) -> bytes:
     return b"GGUF" + name.encode() * 1000
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    without_proxy(monkeypatch)
-
-
-@pytest.fixture
-def other():
-    site = Site()
-    yield site
-    site.stop()
 
 
 class FakeHub(Site):

@@ -19,27 +19,10 @@ import pytest
 
 from server.download import DownloadError, Progress, cache_folder, local, transfer
 from tests.support import ROOT, build_script
-from tests.unit.fake_site import Site, World, without_proxy
+from tests.unit.fake_site import no_proxy, site, world  # noqa: F401
 
 MODEL = b"GGUF" + bytes(range(256)) * 1200
 HALF = len(MODEL) // 2
-
-
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch):
-    without_proxy(monkeypatch)
-
-
-@pytest.fixture
-def site():
-    site = Site()
-    yield site
-    site.stop()
-
-
-@pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
 
 
 # -- folders and the disk
@@ -96,13 +79,11 @@ def test_too_little_room_is_noticed_before_anything_comes(site, world, monkeypat
 
 
 def test_room_is_needed_for_the_rest_only(site, world, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=HALF + 10))
     url = site.put("/x.gguf", MODEL, cuts=[HALF])
-    monkeypatch.setattr(transfer, "check_space", lambda *args: None)
     site.things["/x.gguf"].cuts += [0, 0, 0, 0]
-    world.refusal(url)
-    monkeypatch.undo()
-    without_proxy(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(transfer, "check_space", lambda *args: None)
+        world.refusal(url)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=HALF + 10))
     assert world.fetch(url).read_bytes() == MODEL
 

@@ -19,21 +19,10 @@ import pytest
 
 from server import log
 from tests.support import ROOT
+from tests.unit.test_log import untouched_logging  # noqa: F401
 
 posix_only = pytest.mark.skipif(os.name == "nt", reason="not on Windows")
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: /dev/full")
-
-
-@pytest.fixture(autouse=True)
-def untouched_logging():
-    """Each test may set up the log as it likes."""
-    root = logging.getLogger(log.ROOT)
-    before = root.handlers[:], root.level, root.propagate, logging.raiseExceptions
-    yield
-    for handler in root.handlers:
-        handler.close()
-    root.handlers[:], level, root.propagate, logging.raiseExceptions = before
-    root.setLevel(level)
 
 
 def info(*args):

@@ -6,6 +6,7 @@ thread of its own, for what only the loop does (errors of a step, blocking, the 
 
 from __future__ import annotations
 
+import random
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -200,6 +201,61 @@ class Driver:
             kind.append(event)
         if self._close_when_done and not self.unfinished:
             self.scheduler.post(Close(0.0))
+
+
+class Traffic:
+    """Random events on one engine, and what has to hold after each step. Subclasses say what is asked."""
+
+    most_events: int
+
+    def __init__(self, rng: random.Random, driver: Driver) -> None:
+        self.rng = rng
+        self.driver = driver
+        self.asked: dict[int, object] = {}      # task id -> what the subclass needs to know of it
+        self.cancelled: set[int] = set()
+
+    def post(self) -> None:
+        """Post a task and note it in `asked`."""
+        raise AssertionError("a subclass has to say what is asked")
+
+    def fail(self) -> None:
+        """Have something go wrong soon."""
+        raise AssertionError("a subclass has to say what fails")
+
+    def disturb(self) -> None:
+        """Post a command."""
+        raise AssertionError("a subclass has to say what disturbs")
+
+    def cancel(self) -> None:
+        """Some client leaves, maybe after its end."""
+        if self.asked:
+            id_task = self.rng.choice(list(self.asked))
+            self.cancelled.add(id_task)
+            self.driver.cancel(id_task)
+
+    def steps(self) -> None:
+        """One or some, each of them checked."""
+        for _ in range(self.rng.choice((1, 1, 3, 20))):
+            self.driver.step()
+            self.driver.clock.now += 0.01
+            self.check()
+
+    def run(self) -> None:
+        """Some random events, then everything to its end."""
+        events = (self.post,) * 8 + (self.steps,) * 10 + (self.cancel, self.fail, self.disturb)
+        for _ in range(self.rng.randrange(20, self.most_events)):
+            self.rng.choice(events)()
+        self.driver.step_until(lambda: not set(self.driver.unfinished) - self.cancelled, 20000)
+        self.driver.step(3)
+        self.check()
+        assert self.driver.is_clean()
+
+    def check(self) -> None:
+        """The slots hold what the cache holds, and only running tasks own samplers."""
+        backend, slots = self.driver.backend, self.driver.scheduler.slots
+        for slot in slots:
+            assert backend.history(slot.seq) == slot.tokens
+        assert backend.n_samplers == sum(slot.run is not None for slot in slots)
 
 
 def alone(prompt: str | Sequence[int], n: int, reply: Callable[[Sequence[int]], int] = letters) -> str:

@@ -12,28 +12,28 @@ import pytest
 
 from tests.fake_media import FakeMedia, media, picture_bytes, written_out
 from tests.fakes import BOS, FakeBackend
-from tests.unit.engine.driving import Driver, alone
+from tests.unit.engine.driving import Driver, Traffic, alone
 
 N_CTX = 256
 BAD = media(b"no picture", where="there")
 
 
-class Traffic:
+class MediaTraffic(Traffic):
     """One random engine, a handful of files, and what happens to them."""
 
+    most_events = 80
+
     def __init__(self, seed: int, folder: Path) -> None:
-        rng = self.rng = random.Random(seed)
+        rng = random.Random(seed)
         n_slots, can_trim = rng.choice((1, 2, 4)), rng.random() < 0.8
         self.backend = FakeBackend(n_ctx=N_CTX * n_slots, n_slots=n_slots, can_shift=can_trim, can_trim=can_trim,
                                    n_batch=max(n_slots, rng.choice((5, 64))))
         self.marks = rng.random() < 0.6
         self.media = FakeMedia(self.backend, marks=self.marks)
-        self.driver = Driver(self.backend, shift_context=can_trim and rng.random() < 0.5)
+        super().__init__(rng, Driver(self.backend, shift_context=can_trim and rng.random() < 0.5))
         self.files = [media(picture_bytes(i, rng.choice((1, 4, 20)), rng.choice((1, 1, 3)))) for i in range(4)]
         self.starts: list[tuple[list[int], list]] = [([BOS, *b"look: "], [])]
-        self.asked: dict[int, list[int] | None] = {}
         self.lengths: dict[int, int] = {}
-        self.cancelled: set[int] = set()
         self.path = str(folder / f"slot{seed}")
 
     def post(self) -> None:
@@ -57,44 +57,24 @@ class Traffic:
         self.asked[task] = right
         self.lengths[task] = n
 
-    def cancel(self) -> None:
-        if self.asked:
-            task = self.rng.choice(list(self.asked))
-            self.cancelled.add(task)
-            self.driver.cancel(task)
-
     def fail(self) -> None:
         """One of the next evaluations goes wrong: aborted, no room for a moment, or broken."""
         n = self.rng.randrange(1, 4)
         self.media.fail_at[self.media.n_decodes + n] = self.rng.choice((1, 2, -1, RuntimeError("broken")))
         self.backend.fail_at[len(self.backend.batches) + n] = self.rng.choice((1, 2, -1))
 
-    def keep(self) -> None:
+    def disturb(self) -> None:
+        """A slot is saved, erased and restored."""
         id_slot = self.rng.randrange(self.backend.info.n_slots)
         self.driver.command("save", id_slot=id_slot, path=self.path)
         self.driver.command("erase", id_slot=id_slot)
         self.driver.command("restore", id_slot=id_slot, path=self.path)
 
-    def steps(self) -> None:
-        for _ in range(self.rng.choice((1, 1, 3, 20))):
-            self.driver.step()
-            self.driver.clock.now += 0.01
-            self.check()
-
     def run(self) -> None:
-        events = (self.post,) * 8 + (self.steps,) * 10 + (self.cancel, self.fail, self.keep)
-        for _ in range(self.rng.randrange(20, 80)):
-            self.rng.choice(events)()
-        self.driver.step_until(lambda: not set(self.driver.unfinished) - self.cancelled, 20000)
-        self.driver.step(3)
-        self.check()
+        """And no file is left open."""
+        super().run()
         desk = self.driver.scheduler._state.media
-        assert self.driver.is_clean() and self.media.n_open == 0 and not desk.has_layouts and not len(desk)
-
-    def check(self) -> None:
-        for slot in self.driver.scheduler.slots:
-            assert self.backend.history(slot.seq) == slot.tokens
-        assert self.backend.n_samplers == sum(slot.run is not None for slot in self.driver.scheduler.slots)
+        assert self.media.n_open == 0 and not desk.has_layouts and not len(desk)
 
     def check_answer(self, task: int) -> None:
         right, outcome = self.asked[task], self.driver.outcomes[task]
@@ -108,7 +88,7 @@ class Traffic:
 @pytest.mark.parametrize("first", range(0, 60, 10))
 def test_random_traffic_with_files(first: int, tmp_path: Path):
     for seed in range(first, first + 10):
-        traffic = Traffic(seed, tmp_path)
+        traffic = MediaTraffic(seed, tmp_path)
         traffic.run()
         n_good = sum(outcome.final is not None for outcome in traffic.driver.outcomes.values())
         assert n_good or not traffic.asked

@@ -90,6 +90,15 @@ def test_a_task_goes_on_with_the_tokens_that_were_delivered(book):
     assert book.sent[0].resume == (10, 11, 12, 13, 14) and book.sent[0].resume_ms == 3000.0
 
 
+def test_a_task_s_time_never_goes_back_behind_what_its_client_was_told(book):
+    """Pieces that were held up on their way seem to have taken no time."""
+    book.post(Task(1, (5, 6), timings=True))
+    book.hear(Starting(1), snapshot=at_work(1))
+    book.hear(*(Piece(1, (10 + i,), "a", timings=Timings(0, 2, 1.0, 1 + i, 90.0 * i)) for i in range(2)))
+    book.die()
+    assert book.sent[0].resume_ms == 90.0
+
+
 def test_a_task_without_a_token_is_simply_asked_again(book):
     task = Task(1, (5, 6))
     book.post(task)
