@@ -22,6 +22,9 @@ LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 PATH = re.compile(r"`((?:server|ctypes_api|build_scripts|tests|public|docs)/[\w./-]+?\.\w+|llama_srv\.py)`")
 STATION = re.compile(r"\| `(?P<path>[\w./]+\.py)` \| (?P<names>(?:`\w+`(?:, )?)+) \|")
 COMMAND = re.compile(r"^ {4}(python (?:build_scripts/\w+|llama_srv)\.py\b.*)$", re.MULTILINE)
+FLAG = re.compile(r"(?<![\w`-])`?(--[a-z][\w-]+)")
+FLAGS_OF_OTHERS = {"--engine-process", "--fim-qwen-1", "--gpus", "--now"}      # hidden, a family's name, docker, systemctl
+VARIABLE = re.compile(r"\b(?:LLAMA|GGML|HF|CUDA)_[A-Z_0-9]+\b")
 
 
 def text_of(path: Path) -> str:
@@ -116,6 +119,20 @@ def test_printed_commands_name_scripts_and_options_that_exist():
                 source += text_of(ROOT / "docs" / "options.md")
             unknown += [f"{words[1]} {word}" for word in words[2:] if word.startswith("-")
                         and not re.search(rf"[\"'`]{re.escape(word)}[\"'` ]", source)]
+    assert unknown == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_and_variables_that_are_named_exist(page: Path):
+    from server.options import ALL_OPTIONS
+    flags = {flag for option in ALL_OPTIONS for flag in (*option.flags, *option.off_flags)} | FLAGS_OF_OTHERS
+    scripts = "".join(text_of(path) for folder in ("build_scripts", "examples") for path in (ROOT / folder).rglob("*")
+                      if path.suffix in (".py", ".sh", ".mjs", ".service"))
+    source = scripts + "".join(text_of(path) for folder in ("server", "ctypes_api", "tests")
+                               for path in (ROOT / folder).rglob("*.py"))
+    unknown = [flag for flag in FLAG.findall(text_of(page))
+               if flag not in flags and not re.search(rf"{re.escape(flag)}(?![\w-])", scripts)]
+    unknown += [name for name in VARIABLE.findall(text_of(page)) if name not in source]
     assert unknown == []
 
 
