@@ -62,18 +62,18 @@ def find_folder(root: Path, explicit: str | None, environment: Mapping[str, str]
     """The libs folder to use: `explicit`, else LLAMA_SRV_LIBS, else root/libs/<platform>-<backend>, best
     first.
 
-    Raises LibsNotFound naming every path tried.
+    Raises LibsNotFound naming every folder tried.
     """
     chosen = explicit or environment.get(ENVIRONMENT)
     tried = [Path(chosen)] if chosen else candidates(root)
     for folder in tried:
         if _has_libllama(folder):
             return folder.resolve()
-    paths = ", ".join(str(folder) for folder in tried)
     if chosen:
         source = "--libs" if explicit else ENVIRONMENT
-        raise LibsNotFound(f"no libllama in {paths}, the folder given by {source}: {FETCH} or name another")
-    raise LibsNotFound(f"no native libraries for this machine, tried {paths}: {FETCH}")
+        raise LibsNotFound(f"no libllama in {chosen}, the folder given by {source}: {FETCH} or name another")
+    names = ", ".join(folder.name for folder in tried)
+    raise LibsNotFound(f"no native libraries for this machine in {root / 'libs'}: {FETCH} (looked for {names})")
 
 
 def candidates(root: Path) -> list[Path]:

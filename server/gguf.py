@@ -35,6 +35,16 @@ CHUNK = 1 << 20
 TEXT, ARRAY = 8, 9
 SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
 INCOMPLETE = "the file is truncated or its download incomplete"
+CONVERT = "convert the model with llama.cpp's convert_hf_to_gguf.py, or get it as GGUF"
+OTHER_FILES = (
+    (rb"$", "it is empty; get it anew"),
+    (rb"version ", "it is the note that Git LFS leaves for a file; fetch the file itself with `git lfs pull`"),
+    (rb"(?i)<!doctype|<html", "it is a web page; download the file itself"),
+    (rb"(?s).{8}\{", f"it is a safetensors file; {CONVERT}"),
+    (rb"PK\x03\x04|\x80\x02", f"it is a file of PyTorch or an archive; {CONVERT}"),
+    (rb"lmgg|fmgg|tjgg|algg", "it is a model of before GGUF; get it as GGUF"),
+)
+"""(beginning, what such a file is and what helps): what people take for a model."""
 
 # type of a value -> struct code; texts and arrays are handled apart
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -259,11 +269,17 @@ def _repeated(texts: list[bytes]) -> bytes:
     return b""
 
 
+def _hint(source: _Source, magic: bytes) -> str:
+    """What the file seems to be instead, and what to do about it."""
+    beginning = magic + bytes(source.unpack(f"{min(source.rest, 8)}B", "the header"))
+    return next((f": {words}" for start, words in OTHER_FILES if re.match(start, beginning)), "")
+
+
 def _head(gguf: Gguf, source: _Source) -> tuple[int, int]:
     """Magic, version, counts."""
     magic = bytes(source.unpack(f"{min(source.rest, 4)}B", "the header"))
     if magic != MAGIC:
-        raise source.fail(f"is not a GGUF file (it begins with {magic!r})")
+        raise source.fail(f"is not a GGUF file (it begins with {magic!r}){_hint(source, magic)}")
     gguf.version, = source.unpack("I", "the version")
     if gguf.version & 0xFFFF == 0 and gguf.version:
         raise source.fail("is a big-endian GGUF file; convert it with llama.cpp's gguf_convert_endian.py")

@@ -116,7 +116,8 @@ class HostPolicy:
             return
         name = split_host(host)
         if not (is_loopback(name) or name in self.allowed):
-            raise forbidden("This Host name is not served here; use localhost or allow the name.")
+            raise forbidden("This Host name is not served here; use localhost, or start the server with "
+                            "--allowed-hosts.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,16 @@ def test_a_file_that_is_no_gguf(tmp_path, data):
     assert "not a GGUF file" in refusal(path)
 
 
+@pytest.mark.parametrize(("data", "words"), [
+    (b"", "empty"), (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+    (b"<!DOCTYPE html>", "web page"), (b"\x40\x01\0\0\0\0\0\0{\"a\":", "convert_hf_to_gguf.py"),
+    (b"PK\x03\x04" + bytes(40), "convert_hf_to_gguf.py"), (b"tjgg" + bytes(40), "get it as GGUF")])
+def test_what_is_often_taken_for_a_model_is_told_with_the_cure(tmp_path, data, words):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data)
+    assert words in refusal(path)
+
+
 @pytest.mark.parametrize("n_bytes", [4, 8, 23])
 def test_a_header_that_is_cut_off(tmp_path, n_bytes):
     path = tmp_path / "model.gguf"
