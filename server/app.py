@@ -129,7 +129,7 @@ def make_transport(options: Options, config: EngineConfig, process: subprocess.P
     if options.engine == "thread":
         from server.engine.backend import open_backend
         from server.engine.thread import ThreadTransport
-        return ThreadTransport(config, open_backend)
+        return ThreadTransport(config, open_backend, options.engine_timeout)
     return ProcessTransport(config, spawn.engine_command(), Limits(step_s=options.engine_timeout), process)
 
 

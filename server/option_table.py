@@ -122,9 +122,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("engine", ("--engine",), "where the model is computed: process, which is restarted if it crashes and goes on "
            "with all requests, or thread, within the server", CONTEXT, default="process", metavar="HOW",
            env="LLAMA_SRV_ENGINE", choices={"process": "process", "thread": "thread"}),
-    Option("engine_timeout", ("--engine-timeout",), "with --engine process: seconds without a step after which a busy "
-           "engine is taken for hanging and restarted (for each 256 tokens of the step)", CONTEXT, float, 60.0, "S",
-           "LLAMA_SRV_ENGINE_TIMEOUT", 1, 86400),
+    Option("engine_timeout", ("--engine-timeout",), "seconds without a step after which a busy engine is taken for "
+           "hanging (for each 256 tokens of the step): it is restarted, but with --engine thread only "
+           "/health?strict=1 tells", CONTEXT, float, 60.0, "S", "LLAMA_SRV_ENGINE_TIMEOUT", 1, 86400),
     Option("warmup", ("--warmup",), "compute once after loading, so that the first request is fast", CONTEXT, None,
            True, off_flags=("--no-warmup",)),
     Option("max_queue", ("--max-queue",), "requests that may wait for a slot; more get 503", CONTEXT, int, 1024, "N",

@@ -242,7 +242,7 @@ class _Parser:
             plain = _PLAIN_ESCAPES.get(body[index + 1])
             match = _HEX_ESCAPE.match(body, index + 1)
             if plain is None and match is None:
-                raise self.error(f"unknown or unfinished escape '\\{body[index + 1]}'", offset + index)
+                raise self.error(f"unknown or unfinished escape: a backslash and {body[index + 1]!r}", offset + index)
             code = ord(plain) if match is None else int(match.group(match.lastindex), 16)
             if code > _MAX_CODE_POINT:
                 raise self.error("this character is beyond U+10FFFF", offset + index)

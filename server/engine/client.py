@@ -4,7 +4,7 @@ Used by all HTTP threads. `dispatch` is called by the transport for each frame (
 reader of its pipe) and only moves events into queues; it never waits. A task's events arrive through its `Results`,
 which frees the engine when it is left early, for whatever reason: finished, failed write, client gone.
 
-A transport is anything with `start(on_frame)`, `post(message)` and `close(grace_s)`: `supervise.ProcessTransport` or
+A transport is anything with `start(on_frame)`, `post(message)`, `close(grace_s)`: `supervise.ProcessTransport` or
 `thread.ThreadTransport`.
 """
 
@@ -29,15 +29,16 @@ from server.log import get_logger
 N_RECENT = 512
 N_BACKLOG = 10_000
 """Events that a streaming client may be behind: the engine never waits for it, and memory has an end."""
-SILENCE_S = 60.0
-"""How long a step may take before an engine with work counts as stuck."""
 LAST = (Final, Embedded, Failure)      # with one of these a task has ended
 
 log = get_logger("engine")
 
 
 class Transport(Protocol):
-    """Carries messages to the engine and frames back."""
+    """Carries messages to the engine and frames back. `step_limit_s` is how long the step that runs now may take before
+    a busy engine counts as hanging."""
+
+    step_limit_s: float
 
     def start(self, on_frame: Callable[[Frame], None]) -> None:
         """Begin to load; every frame goes to `on_frame`, one at a time."""
@@ -168,7 +169,7 @@ class EngineClient:
     @property
     def is_stuck(self) -> bool:
         """Whether the engine has work and has said nothing for longer than a step can take."""
-        return bool(self._results or self._replies) and time.monotonic() - self._t_sign > SILENCE_S
+        return bool(self._results or self._replies) and time.monotonic() - self._t_sign > self._transport.step_limit_s
 
     def stacks(self, timeout_s: float = 5.0) -> str:
         """What all Python threads of the engine's process are doing; "" if that is this process, or doesn't answer."""

@@ -31,6 +31,15 @@ class SpecConfig:
     context_params: dict[str, object] = field(default_factory=dict)
 
 
+ROWS_PER_LIMIT = 256
+
+
+def step_limit_s(limit_s: float, n_rows: int) -> float:
+    """How long a step of `n_rows` rows may take before a busy engine counts as hanging: `limit_s` for each
+    `ROWS_PER_LIMIT` of them that have begun, so that a long prompt on a slow machine isn't taken for a hang."""
+    return limit_s * (1 + n_rows // ROWS_PER_LIMIT)
+
+
 @dataclass(slots=True, frozen=True)
 class EngineConfig:
     """One model on one set of libraries.

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
-from server.engine.config import EngineConfig
+from server.engine.config import EngineConfig, step_limit_s
 from server.engine.supervise_child import Child
 from server.engine.supervise_ledger import Ledger
 from server.engine.task import (Close, Closed, Event, Failure, Frame, Loading, LoadFailed, ModelInfo, Ready, Restarting)
@@ -39,14 +39,12 @@ log = get_logger("engine")
 class Limits:
     """When an engine counts as hanging, and how often it is restarted. Seconds; `start_s` is the longest silence until
     it is ready (opening large libraries holds the interpreter's lock), `silence_s` the one from then on; `step_s` is
-    for each `rows_per_step_limit` rows of a batch that have begun, so that a long prompt on a slow machine isn't taken
-    for a hang. `backoff_s` are the pauses before the first, second, ... restart without progress in between;
+    that of a short step, see `config.step_limit_s`. `backoff_s` are the pauses before the first, second, ... restart without progress in between;
     `end_s` is what an engine gets to end by itself."""
 
     start_s: float = 120.0
     silence_s: float = 10.0
     step_s: float = 60.0
-    rows_per_step_limit: int = 256
     beat_s: float = 1.0
     max_deaths: int = 5
     window_s: float = 60.0
@@ -118,6 +116,12 @@ class ProcessTransport:
                 return self._stacks.get(timeout=timeout_s)
             except Empty:
                 return ""
+
+    @property
+    def step_limit_s(self) -> float:
+        """See `Transport.step_limit_s`."""
+        child = self._child
+        return step_limit_s(self._limits.step_s, 0 if child is None else child.beat.n_rows)
 
     @property
     def pid(self) -> int | None:
@@ -221,7 +225,7 @@ class ProcessTransport:
             n_heard, n_steps = child.n_heard, beat.n_steps
             if quiet_s > (limits.silence_s if self._is_loaded else max(limits.start_s, limits.silence_s)):
                 child.kill(f"no sign of life for {quiet_s:.1f} s")
-            elif stuck_s > limits.step_s * (1 + beat.n_rows // limits.rows_per_step_limit):
+            elif stuck_s > step_limit_s(limits.step_s, beat.n_rows):
                 child.kill(f"no step for {stuck_s:.1f} s with work to do")
 
     def _show(self, cause: str, child: Child) -> None:

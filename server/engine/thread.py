@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from server.engine.backend_types import Backend
-from server.engine.config import EngineConfig
+from server.engine.config import EngineConfig, step_limit_s
 from server.engine.scheduler import Scheduler
 from server.engine.task import Close, Closed, Frame, Loading, LoadFailed, Ready
 from server.errors import ApiError
@@ -22,11 +22,13 @@ log = get_logger("engine")
 
 
 class ThreadTransport:
-    """Runs `open_backend(config, on_progress)` and then the scheduler on one thread called "engine"."""
+    """Runs `open_backend(config, on_progress)` and then the scheduler on one thread called "engine". `step_s` is how
+    long a short step may take (`config.step_limit_s`); a thread that hangs can only be told of."""
 
     def __init__(self, config: EngineConfig,
-                 open_backend: Callable[[EngineConfig, Callable[[float], bool]], Backend]) -> None:
+                 open_backend: Callable[[EngineConfig, Callable[[float], bool]], Backend], step_s: float = 60.0) -> None:
         self._config = config
+        self._step_s = step_s
         self._open_backend = open_backend
         self._thread: threading.Thread | None = None
         self._backend: Backend | None = None
@@ -48,6 +50,11 @@ class ThreadTransport:
     def stacks(self, timeout_s: float) -> str:
         """Nothing: whoever asks sees the engine's thread himself."""
         return ""
+
+    @property
+    def step_limit_s(self) -> float:
+        """See `Transport.step_limit_s`."""
+        return step_limit_s(self._step_s, 0 if self._scheduler is None else self._scheduler.pulse()[1])
 
     def close(self, grace_s: float) -> None:
         """See `Transport.close`. A decode that outlasts the grace time is aborted."""

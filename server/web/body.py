@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 
 from server.errors import ApiError
-from server.web.head import Framing, body_too_large, parse_header_line
+from server.web.head import SINGLE_HEADERS, Framing, body_too_large, parse_header_line
 from server.web.limits import Limits
 
 SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
@@ -125,7 +125,9 @@ class ChunkedDecoder:
         if not line:
             self.done = True
             return True
-        parse_header_line(line)
+        name, _ = parse_header_line(line)
+        if name in SINGLE_HEADERS:      # RFC 9110 6.5.1; a reader that merges trailers into the head would believe it
+            raise ApiError(400, f"{name!r} can't be in the trailer of a body.")
         self._n_trailer += len(line)
         if self._n_trailer > TRAILER_BYTES:
             raise ApiError(400, "The trailer of the chunked body is too long.")

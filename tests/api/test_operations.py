@@ -12,7 +12,10 @@ from unittest.mock import patch
 import pytest
 
 from server import housekeeping
+from server.app import make_transport
+from server.engine.config import EngineConfig, step_limit_s
 from server.housekeeping import Housekeeping
+from server.options import parse
 from tests.api.conftest import PATIENCE, Api
 from tests.api.test_access import PEM, ask, over_tls
 from tests.fakes import FakeBackend
@@ -51,7 +54,7 @@ def test_strict_health_asks_for_progress(make_api):
     client = api.begin({"prompt": "x", "n_predict": 3})
     api.wait_for_decode()
     assert api.get("/health?strict=1").status == 200, "a step may take a while"
-    with patch("server.engine.client.SILENCE_S", 0.0):
+    with patch.object(api.transport, "_step_s", 0.0):
         answer = api.get("/health?strict=1")
         assert answer.status == 503 and answer.json()["status"] == "error"
         assert "no progress" in answer.error["message"]
@@ -60,6 +63,26 @@ def test_strict_health_asks_for_progress(make_api):
         api.backend.go()
         wait_until(lambda: not api.n_requests, "the answer", PATIENCE)
         assert api.get("/health?strict=1").status == 200, "without work there is nothing to make progress with"
+    client.close()
+
+
+@pytest.mark.parametrize("kind", ["thread", "process"])
+def test_the_limit_of_strict_health_is_that_of_a_hang(kind):
+    transport = make_transport(parse(["-m", "fake.gguf", "--engine", kind, "--engine-timeout", "7"], {}), EngineConfig("", ""))
+    assert transport.step_limit_s == 7.0
+    assert [step_limit_s(7.0, n_rows) for n_rows in (1, 255, 256, 2048)] == [7.0, 7.0, 14.0, 63.0]
+
+
+def test_a_long_step_of_many_rows_is_not_stuck(make_api):
+    api = make_api(FakeBackend(n_ctx=1024)).start()
+    api.backend.hold()
+    client = api.begin({"prompt": "x" * 600, "n_predict": 3})
+    api.wait_for_decode()
+    with patch.object(api.transport, "_step_s", 1e6):
+        api.client._t_sign -= 1.5e6
+        assert not api.client.is_stuck, "a second limit's worth of rows"
+        api.client._t_sign -= 1.5e6
+        assert api.client.is_stuck
     client.close()
 
 

@@ -20,6 +20,8 @@ INFO = ModelInfo("fake.gguf", n_slots=2)
 class RecordingTransport:
     """Keeps what was posted; `on_post` may answer."""
 
+    step_limit_s = 60.0
+
     def __init__(self) -> None:
         self.posted: list[object] = []
         self.on_post = lambda message: None

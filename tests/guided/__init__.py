@@ -1,0 +1,1 @@
+"""Coverage-guided fuzzing: what is tried (`targets`) and how (`run`)."""
