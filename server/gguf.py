@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
-__all__ = ["Array", "Gguf", "GgufError", "Tensor", "TYPES", "read", "read_all"]
+__all__ = ["Array", "Gguf", "GgufError", "Tensor", "TYPES", "printable", "read", "read_all"]
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -63,6 +63,14 @@ TYPES = {
 
 class GgufError(ValueError):
     """One line: what is wrong with which file, and where."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A line that may quote what a file says, fit for a terminal: no line breaks, no other controls."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 @dataclass(slots=True, frozen=True)

@@ -207,6 +207,7 @@ class EngineClient:
                 self._fail_open()
             reply: Reply = queue.get(timeout=timeout_s)
         except Empty:
+            self._transport.post(Cancel(id_command))
             raise ApiError(503, f"the engine did not answer '{name}' within {timeout_s:g} s") from None
         finally:
             self._replies.pop(id_command, None)

@@ -44,6 +44,13 @@ class Commands:
         """Put it behind the others."""
         self._waiting.append(command)
 
+    def withdraw(self, id_command: int) -> bool:
+        """Forget a command that waits and that nobody waits for; False if it isn't here."""
+        found = next((command for command in self._waiting if command.id == id_command), None)
+        if found is not None:
+            self._waiting.remove(found)
+        return found is not None
+
     def reserved(self) -> set[int]:
         """Slots that waiting commands want, which must take no new task."""
         return {slot.id for command in self._waiting for slot in self._needs(command)}

@@ -47,7 +47,7 @@ def check_model_file(path: str, option: str = "-m", overrides: Iterable[tuple[st
     except gguf.GgufError as error:
         raise ApiError(400, str(error)) from None
     if fault:
-        raise ApiError(400, f"{path} {fault}")
+        raise ApiError(400, gguf.printable(f"{path} {fault}"))
     return parts
 
 

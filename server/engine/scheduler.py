@@ -190,7 +190,7 @@ class Scheduler:
             self._state.events += self._embedder.post(message)
 
     def _cancel(self, message: Cancel) -> None:
-        if self._embedder.cancel(message.id):
+        if self._embedder.cancel(message.id) or self._state.commands.withdraw(message.id):
             return
         is_waiting = self._admission.cancel(message.id)
         if self._state.media.forget(message.id) or is_waiting:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from server.engine.supervise_commands import OpenCommands
 from server.engine.task import (Cancel, Command, Embed, Embedded, Event, Failure, Final, Frame, Piece, Reply, Snapshot,
                                 Starting, Task, Tasks)
 
@@ -79,8 +80,7 @@ class Ledger:
         self.n_restarts = self.n_replays = self.n_suspects = 0
         self.has_progressed = False         # since the last death
         self._tasks: dict[int, Entry] = {}
-        self._commands: dict[int, Command] = {}
-        self._sent_commands: set[int] = set()
+        self._commands = OpenCommands()
         self._settings: dict[str, Command] = {}
         self._setting_up: set[int] = set()  # ids of repeated settings that the engine hasn't answered
         self._working: set[int] = set()
@@ -104,14 +104,14 @@ class Ledger:
         if isinstance(message, (Task, Embed)):
             self._tasks[message.id] = Entry(message, self._clock())
         elif isinstance(message, Command):
-            self._commands[message.id] = message
+            self._commands.add(message)
         to_send = self._release() if self._is_ready and not self._probation else []
         return together(to_send) if isinstance(message, Tasks) else to_send
 
     def _cancel(self, message: Cancel) -> list[object]:
         entry = self._tasks.get(message.id)
         if entry is None:
-            return []
+            return [message] if self._commands.withdraw(message.id) else []
         sent = [message] if entry.is_sent else []
         if message.finish:                  # an answer is wanted, from this engine or the next one
             entry.is_finishing = True
@@ -168,8 +168,7 @@ class Ledger:
             to_send += self._end_probation(piece.id)
 
     def _on_reply(self, reply: Reply) -> None:
-        command = self._commands.pop(reply.id, None)
-        self._sent_commands.discard(reply.id)
+        command = self._commands.answered(reply.id)
         if command is None or reply.error is not None:
             return
         if command.name in SETTINGS:
@@ -204,10 +203,7 @@ class Ledger:
         if working and working[0].n_alone >= STRIKES:
             events.append(self._convict(working[0], cause))
         self._probation = [id_task for id_task, entry in self._tasks.items() if entry.strikes >= STRIKES]
-        for id_command in self._sent_commands:
-            name = self._commands.pop(id_command).name
-            events.append(Reply(id_command, {}, (503, f"the engine died while it did '{name}'; try again")))
-        self._sent_commands.clear()
+        events += self._commands.died()
         self.has_progressed = bool(events)
         return events
 
@@ -248,11 +244,7 @@ class Ledger:
 
     def _release_commands(self) -> list[Command]:
         """Commands wait for all replayed tasks to be started: a system prompt must not get in before them."""
-        if self._to_start or self._probation:
-            return []
-        commands = [command for command in self._commands.values() if command.id not in self._sent_commands]
-        self._sent_commands.update(command.id for command in commands)
-        return commands
+        return [] if self._to_start or self._probation else self._commands.to_send()
 
     def _send(self, entry: Entry) -> list[object]:
         entry.is_sent = True

@@ -150,7 +150,7 @@ class Tasks:
 
 @dataclass(slots=True, frozen=True)
 class Cancel:
-    """Task `id` isn't wanted any more: free its place in the queue or its slot. Unknown ids are ignored.
+    """Task or command `id` isn't wanted any more: free its place in the queue or its slot. Unknown ids are ignored.
 
     Nobody waits for an answer, unless `finish` asks for a `Final` with what there is so far (stop `abort`).
     """

@@ -242,7 +242,8 @@ def ggufs(data: bytes) -> None:
     for tensor in parts[0].tensors.values():
         assert parts[0].data_start + tensor.offset + tensor.n_bytes <= parts[0].size
     for faults in (model_checks.model_faults, model_checks.adapter_faults, projector_checks.projector_faults):
-        assert all("\n" not in fault for fault in faults(parts))
+        for fault in faults(parts):
+            assert fault
 
 
 def with_checksum(data: bytes) -> bytes:
@@ -279,8 +280,8 @@ def frames(data: bytes) -> None:
     def read(pieces: Sequence[bytes]) -> tuple[list[bytes], bool]:
         reader, found = FrameReader(codec()), []
         try:
-            for piece in pieces:
-                found += [codec().encode(message) for message in reader.feed(piece)]
+            for message in (message for piece in pieces for message in reader.feed(piece)):
+                found.append(codec().encode(message))
         except WireError:
             return found, False
         return found, True

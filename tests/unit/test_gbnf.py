@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from server.chat.automaton import charset
 from server.chat.gbnf import GrammarError, Limits, check, parse
 from server.chat.gbnf_build import Builder, char_class, factored, literal, sequence
+from tests.fuzzing import fuzz
 from tests.unit.gbnf_oracle import Matcher, accepts
 
 ARITHMETIC = """\
@@ -208,6 +209,13 @@ def test_another_root_may_be_named():
     assert parse('a ::= "x"\nb ::= "y"', root="b").root == 1
 
 
+def test_an_error_that_quotes_a_line_break_is_one_line():
+    with pytest.raises(GrammarError, match="escape") as caught:
+        check('root ::= [\\\n]')
+    assert "\n" not in str(caught.value)
+
+
+@fuzz(100)
 @given(st.text(alphabet='ab"[]()|*+?{}0,1^-.\\\n:= <>!#xr', max_size=40))
 def test_any_text_is_taken_or_refused_with_a_place_inside_it(text: str):
     for grammar in (text, 'root ::= "a" ' + text):

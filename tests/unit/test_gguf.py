@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from server import gguf
 from server.gguf import Array, GgufError
+from tests.fuzzing import fuzz
 from tests.gguf_edit import Info, Parts, numbers, scalar, string, take_apart, text, texts
 
 
@@ -176,6 +177,7 @@ def read_or_refuse(path: Path) -> None:
         assert all(found[0].data_start + t.offset + t.n_bytes <= found[0].size for t in found[0].tensors.values())
 
 
+@fuzz(100)
 @given(st.data())
 def test_any_mutation_is_read_or_refused(small_file, tmp_path_factory, data):
     """Bytes replaced by others, by numbers that overflow, cut out or doubled."""
@@ -197,10 +199,16 @@ def test_any_mutation_is_read_or_refused(small_file, tmp_path_factory, data):
     read_or_refuse(write(path, bytes(spoilt)))
 
 
+@fuzz(100)
 @given(st.binary(max_size=200))
 def test_any_bytes_behind_a_header_are_read_or_refused(tmp_path_factory, rest):
     path = tmp_path_factory.getbasetemp() / "random.gguf"
     read_or_refuse(write(path, b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + rest))
+
+
+def test_names_from_a_file_cannot_break_the_line_or_reach_the_terminal(tmp_path):
+    path = Parts(tensors=[Info(b"a\n\x1b[2Jb", (), 0, 0)], data=bytes(32)).write(tmp_path / "x")
+    assert "tensor a\\n\\x1b[2Jb has 0 dimensions" in refusal(path)
 
 
 def test_a_key_is_compared_as_text(tmp_path):

@@ -16,11 +16,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from server.chat.gbnf import check
 from server.chat.json_schema import ANY_OBJECT, SchemaError, convert
+from tests.fuzzing import fuzz
 from tests.support import need
 from tests.unit.gbnf_oracle import Generator, Matcher
 from tests.unit.json_schema_cases import CASES, INT, NULL, NUM, STR, UNJUDGED, Case, obj
@@ -416,7 +417,7 @@ def random_judge(schema: object):
     return jsonschema.Draft202012Validator(json.loads(json.dumps(schema).replace('$"', '\\\\Z"')))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@fuzz(150)
 @given(SCHEMAS)
 def test_random_schemas_give_valid_texts(schema: object):
     try:
@@ -430,7 +431,7 @@ def test_random_schemas_give_valid_texts(schema: object):
         assert converted.warnings or judge.is_valid(value), text
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.too_slow])
+@fuzz(150)
 @given(SCHEMAS, JSON_VALUES)
 def test_random_values_are_judged_as_jsonschema_judges_them(schema: object, value: object):
     """One way only: what the grammar accepts is valid. (The other way has the order of keys and closed
@@ -454,7 +455,7 @@ ODD_VALUES = st.recursive(ODD_SCALARS, lambda inner: st.lists(inner, max_size=3)
     ODD_KEYS, inner, max_size=4), max_leaves=12)
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@fuzz(300)
 @given(ODD_VALUES, st.booleans())
 def test_garbage_gives_a_grammar_or_a_schema_error(schema: object, strict: bool):
     try:

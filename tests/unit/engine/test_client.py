@@ -412,6 +412,13 @@ def test_a_command_that_is_never_answered_ends_with_503():
     assert caught.value.status == 503
 
 
+def test_a_command_that_is_given_up_is_withdrawn():
+    client, transport = ready()
+    with pytest.raises(ApiError):
+        client.command("erase", timeout_s=0.01)
+    assert transport.posted[1:] == [Cancel(transport.posted[0].id)]
+
+
 def test_a_late_answer_to_a_command_is_ignored():
     client, transport = ready()
     with pytest.raises(ApiError):

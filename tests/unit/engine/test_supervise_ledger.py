@@ -176,11 +176,41 @@ def test_the_engine_starts_a_task_and_the_clients_are_not_told(book):
 
 # ---- commands and settings -----------------------------------------------------------------------------------------
 
-def test_a_command_that_was_under_way_fails(book):
+def test_a_slot_that_was_being_saved_is_not_saved_again_when_it_is_empty(book):
     book.post(Command(1, "save", {"id_slot": 0}))
     (reply,) = book.die()
-    assert reply.id == 1 and reply.error[0] == 503 and "'save'" in reply.error[1]
+    assert reply.id == 1 and reply.error[0] == 500 and "'save'" in reply.error[1] and "lost" in reply.error[1]
     assert book.sent == []
+
+
+@pytest.mark.parametrize("name", ["get_lora", "set_lora", "system_prompt", "erase", "restore"])
+def test_a_command_that_may_be_done_twice_is_asked_of_the_next_engine_but_not_of_a_third(book, name):
+    command = Command(1, name, {"scales": (), "tokens": ()})
+    book.post(command)
+    assert book.die() == [] and book.sent == [command]
+    (reply,) = book.die()
+    assert reply.id == 1 and reply.error[0] == 500 and f"'{name}'" in reply.error[1] and "2 times" in reply.error[1]
+    assert book.sent == []
+
+
+def test_repeated_commands_keep_their_order_and_are_answered_once(book):
+    first, second = Command(1, "erase", {"id_slot": 0}), Command(2, "set_lora", {"scales": ((0, 0.5),)})
+    book.post(first, second)
+    assert book.die() == [] and book.sent == [first, second]
+    book.hear(Reply(1, {}), Reply(2, {}))
+    assert [reply.id for reply in book.seen] == [1, 2]
+    book.die()
+    assert [(message.name, message.args) for message in book.sent] == [("set_lora", {"scales": ((0, 0.5),)})], "a setting"
+
+
+def test_a_command_that_nobody_waits_for_is_not_sent_or_withdrawn(book):
+    book.post(Command(1, "erase", {"id_slot": 0}))
+    book.post(Cancel(1))
+    assert book.sent[-1] == Cancel(1), "the engine may have it waiting for a busy slot"
+    book.ledger.died("exit code 1")
+    book.sent = []
+    book.post(Command(2, "erase", {"id_slot": 0}), Cancel(2))
+    assert book.sent == [] and book.ledger.ready() == []
 
 
 def test_settings_outlive_the_engine_and_come_before_the_tasks(book):

@@ -16,6 +16,7 @@ from server.engine.config import EngineConfig
 from server.engine.task import (Command, Failure, Final, Frame, Media, Piece, Reply, SamplingParams, Snapshot, Task,
                                 Tasks, Timings, TokenProbs)
 from server.engine.wire import HEADER, MAGIC, Beat, Codec, FrameReader, Hello, LogLine, Start, WireError
+from tests.fuzzing import fuzz
 from tests.unit.engine.test_task import sample
 
 CODEC = Codec()
@@ -128,6 +129,7 @@ def test_bytes_that_are_no_frame_are_an_error(data):
             read(data, size)
 
 
+@fuzz(100)
 @given(st.binary(max_size=200), st.integers(1, 50))
 @example(MAGIC + b"\0" * 8, 1)
 def test_random_bytes_never_do_anything_else(data, size):
@@ -137,6 +139,7 @@ def test_random_bytes_never_do_anything_else(data, size):
         pass
 
 
+@fuzz(100)
 @given(st.data())
 def test_a_damaged_frame_is_a_message_or_an_error(data):
     frame = bytearray(whole(FRAME, BIG if data.draw(st.booleans()) else Beat(1, 2, False)))
@@ -154,6 +157,7 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st
                     max_leaves=12)
 
 
+@fuzz(100)
 @given(st.sampled_from(range(60)), st.lists(JSON, max_size=7))
 def test_random_rows_are_messages_of_the_declared_types_or_errors(index, fields):
     try:

@@ -6,10 +6,11 @@ import copy
 import re
 from typing import Any
 
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from server.chat.jinja import Limits, Marked, Template, TemplateError, mark
+from tests.fuzzing import fuzz
 from tests.unit.jinja.oracle import FAILED, expected, ours
 
 CONTEXT: dict[str, Any] = {
@@ -178,13 +179,13 @@ def compare(source: str, strict: bool) -> None:
     assert ours(source, copy.deepcopy(CONTEXT), strict) == wanted
 
 
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@fuzz(80)
 @given(expression(), st.booleans())
 def test_random_expressions_give_what_jinja2_gives(source: str, strict: bool) -> None:
     compare(PRELUDE + "{{ " + source + " }}", strict)
 
 
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@fuzz(80)
 @given(statement(), st.booleans())
 def test_random_templates_print_what_jinja2_prints(source: str, strict: bool) -> None:
     compare(PRELUDE + source, strict)
@@ -217,20 +218,20 @@ def survive(source: str) -> None:
         assert str(error)
 
 
-@settings(max_examples=120, suppress_health_check=list(HealthCheck))
+@fuzz(120)
 @given(st.lists(tokens, max_size=25).map(" ".join))
 @example("{{ l ** n ** 9 }}")
 def test_token_soup_never_escapes_hangs_or_crashes(source: str) -> None:
     survive(source)
 
 
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@fuzz(80)
 @given(st.text(st.sampled_from("{}%#-+'\"\\ \n()[].,:|~*/=<>!x1eé_"), max_size=40))
 def test_character_soup_never_escapes_hangs_or_crashes(source: str) -> None:
     survive(source)
 
 
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@fuzz(80)
 @given(statement(), st.data())
 def test_damaged_templates_fail_where_jinja2_fails(source: str, data: Any) -> None:
     """A piece cut out of a good template: the parsers still agree about what is one."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from server.chat.jinja import Marked, Template, TemplateError, mark
 from server.chat.jinja.marked import concat, escape, segments, spans_of
+from tests.fuzzing import fuzz
 from tests.unit.jinja.test_jinja_fuzz import CONTEXT, PRELUDE, expression, statement
 
 USER = "\ue000 Ab <x>,\ue001\ty\n\ue002 "         # private characters can't come from a template
@@ -167,13 +168,13 @@ def mark_all(value: Any) -> Any:
     return type(value)(map(mark_all, value)) if isinstance(value, (list, tuple)) else mark(value)
 
 
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@fuzz(80)
 @given(expression())
 def test_marks_change_no_character_of_random_expressions(source: str) -> None:
     check_source(PRELUDE + "{{ " + source + " }}")
 
 
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@fuzz(80)
 @given(statement())
 def test_marks_change_no_character_of_random_templates(source: str) -> None:
     check_source(PRELUDE + source)
