@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from server.engine import prompt_cache, slot_files
@@ -26,7 +26,8 @@ class Commands:
     """The commands of one engine, those that wait, and what they change: `system` and `lora`."""
 
     def __init__(self, backend: Backend, slots: list[Slot], system: Slot,
-                 lora: tuple[tuple[int, float], ...]) -> None:
+                 lora: tuple[tuple[int, float], ...], settings: Mapping[str, object]) -> None:
+        self._settings = settings       # what saved slots depend on besides the model
         self.system = system
         self.lora = lora
         self._backend = backend
@@ -98,13 +99,14 @@ class Commands:
         state = self._backend.state(slot.seq) if slot.tokens else memoryview(b"")
         n_written = slot_files.write(Path(path), self._backend.fingerprint(), slot.tokens,
                                      [list(pair) for pair in slot.lora], state,
-                                     checkpoints=[(one.n, memoryview(one.state)) for one in slot.checkpoints])
+                                     checkpoints=[(one.n, memoryview(one.state)) for one in slot.checkpoints],
+                                     settings=self._settings)
         return {"n_saved": len(slot.tokens), "n_written": n_written, "ms": (time.perf_counter() - started) * 1e3}
 
     def _restore(self, id_slot: int, path: str) -> dict[str, object]:
         slot = self._slot(id_slot)
         started = time.perf_counter()
-        saved = slot_files.read(Path(path), self._backend.fingerprint())
+        saved = slot_files.read(Path(path), self._backend.fingerprint(), self._settings)
         n = len(saved.tokens)
         if n > slot.n_ctx:
             raise ApiError(400, f"the saved slot has {n} tokens, this one holds {slot.n_ctx}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from server.engine import prompt_cache
+from server.engine import prompt_cache, slot_files
 from server.engine.backend_types import Backend
 from server.engine.commands import Commands
 from server.engine.config import EngineConfig
@@ -32,7 +32,8 @@ class EngineState:
         self.slots = [Slot(i, i, backend.info.n_ctx_slot) for i in range(config.n_slots)]
         self.system = Slot(SYSTEM, config.n_slots, backend.info.n_ctx_slot)
         self.commands = Commands(backend, self.slots, self.system, tuple(
-            (i, scale) for i, (_, scale) in enumerate(config.lora) if scale))
+            (i, scale) for i, (_, scale) in enumerate(config.lora) if scale),
+            slot_files.settings_of(config.context_params, config.model_params))
         self.meter = Meter()
         self.speculation = Speculation(config, backend, clock)
         self.media = MediaDesk(None if backend.media is None else backend.media.prepare)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from server.engine.task import Cancel
 from tests.fakes import BOS, FakeBackend, letters
 from tests.unit.engine.driving import Driver, alone
 
@@ -44,6 +45,26 @@ def test_a_slot_survives_the_engine(tmp_path):
     first.answer("save", id_slot=0, path=str(tmp_path / "slot"))
     second.answer("restore", id_slot=0, path=str(tmp_path / "slot"))
     assert run(second, PROMPT + " and more") == len(" and more")
+
+
+def test_a_slot_saved_with_another_rope_is_refused(tmp_path):
+    first, second = driver(context_params={"rope_freq_base": 5e4}), driver()
+    run(first, PROMPT, id_slot=0)
+    first.answer("save", id_slot=0, path=str(tmp_path / "slot"))
+    status, message = second.refusal("restore", id_slot=0, path=str(tmp_path / "slot"))
+    assert status == 400 and "--rope-freq-base" in message
+
+
+def test_a_command_that_waits_can_be_withdrawn():
+    d = driver()
+    running = d.post("running", n_predict=6, id_slot=0)
+    d.step()
+    erase = d.command("erase", id_slot=0)
+    d.step()
+    d.scheduler.post(Cancel(erase))
+    d.finish()
+    assert erase not in d.replies and d.outcomes[running].final
+    assert d.scheduler.slots[0].tokens, "it was not done"
 
 
 def test_an_empty_slot_can_be_saved_and_restored(tmp_path):

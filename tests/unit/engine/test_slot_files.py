@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from server.engine import slot_files
 from server.errors import ApiError
+from tests.support import ROOT
 
 TOKENS, LORA, STATE, MODEL = [1, 2, 300], [[0, 0.5]], bytes(range(256)) * 5, "tiny, 0123abc"
 
@@ -49,6 +53,61 @@ def test_writing_again_replaces_the_file(saved):
 def test_a_state_of_another_model_is_refused_and_both_are_named(saved):
     message = refusal(saved, "other, 999")
     assert MODEL in message and "other, 999" in message
+
+
+ROPE = slot_files.settings_of({"rope_freq_base": 2e4, "n_threads": 3, "offload_kqv": False}, {"use_mmap": True})
+TYPES = slot_files.settings_of({"type_k": 8}, {})
+OVERRIDE = slot_files.settings_of({}, {"kv_overrides": (("llama.rope.freq_base", "float", 1.0),)})
+
+
+@pytest.mark.parametrize(("written", "read", "words"), [
+    (ROPE, {}, "--rope-freq-base (20000.0; here the default)"), ({}, ROPE, "--rope-freq-base (the default; here 20000.0)"),
+    ({**ROPE, "rope_freq_base": 1e4}, ROPE, "--rope-freq-base (10000.0; here 20000.0)"),
+    (TYPES, {}, "--cache-type-k (one of its own; here the default)"), ({}, OVERRIDE, "--override-kv")])
+def test_a_state_computed_with_other_settings_is_refused(tmp_path, written, read, words):
+    path = tmp_path / "slot"
+    slot_files.write(path, MODEL, TOKENS, LORA, memoryview(STATE), settings=written)
+    with pytest.raises(ApiError, match=re.escape(words)) as caught:
+        slot_files.read(path, MODEL, read)
+    assert caught.value.status == 400
+    assert slot_files.read(path, MODEL, written).tokens == TOKENS
+
+
+def test_settings_that_states_do_not_depend_on_are_not_kept():
+    assert ROPE == {"rope_freq_base": 2e4} and slot_files.settings_of({"n_threads": 3}, {"use_mmap": False}) == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux: files without a name")
+def test_an_engine_that_is_killed_while_it_writes_leaves_nothing(tmp_path):
+    code = ("import os, signal, sys; from pathlib import Path; from server.engine import slot_files\n"
+            "with slot_files._new_file(Path(sys.argv[1])) as stream:\n"
+            "    stream.write(b'x' * 100000); stream.flush(); os.kill(os.getpid(), signal.SIGKILL)")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "slot")], cwd=ROOT, check=False)
+    assert done.returncode == -signal.SIGKILL and os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only on Linux: files without a name")
+def test_where_links_are_not_allowed_the_new_file_is_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", lambda *args, **options: (_ for _ in ()).throw(OSError(errno.EXDEV, "no")))
+    slot_files.write(tmp_path / "slot", MODEL, TOKENS, LORA, memoryview(STATE))
+    assert slot_files.read(tmp_path / "slot", MODEL).tokens == TOKENS and os.listdir(tmp_path) == ["slot"]
+
+
+def test_where_files_need_a_name_the_new_one_is_a_neighbour_until_it_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(slot_files, "_nameless", lambda folder: None)
+    slot_files.write(tmp_path / "slot", MODEL, TOKENS, LORA, memoryview(STATE))
+    assert slot_files.read(tmp_path / "slot", MODEL).tokens == TOKENS and os.listdir(tmp_path) == ["slot"]
+    with pytest.raises(ZeroDivisionError), slot_files._new_file(tmp_path / "slot") as stream:
+        stream.write(b"half")
+        assert len(os.listdir(tmp_path)) == 2
+        raise ZeroDivisionError
+    assert slot_files.read(tmp_path / "slot", MODEL).tokens == TOKENS and os.listdir(tmp_path) == ["slot"]
+
+
+def test_a_leftover_with_our_number_is_no_hindrance(tmp_path):
+    (tmp_path / f".slot.{os.getpid()}.tmp").write_bytes(b"old")
+    slot_files.write(tmp_path / "slot", MODEL, TOKENS, LORA, memoryview(STATE))
+    assert slot_files.read(tmp_path / "slot", MODEL).tokens == TOKENS and os.listdir(tmp_path) == ["slot"]
 
 
 def test_a_file_that_is_not_there(tmp_path):
