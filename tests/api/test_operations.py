@@ -68,7 +68,7 @@ def test_strict_health_asks_for_progress(make_api):
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_the_limit_of_strict_health_is_that_of_a_hang(kind):
-    transport = make_transport(parse(["-m", "fake.gguf", "--engine", kind, "--engine-timeout", "7"], {}), EngineConfig("", ""))
+    transport = make_transport(parse(["-m", "fake.gguf", "--engine", kind, "--engine-timeout", "7"], {}), EngineConfig("", ""), None)
     assert transport.step_limit_s == 7.0
     assert [step_limit_s(7.0, n_rows) for n_rows in (1, 255, 256, 2048)] == [7.0, 7.0, 14.0, 63.0]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from server.api.constraints import read_constraint
 from server.api.media_kinds import BadFile, check_image, kind_of
 from server.api.routes import routes
-from server.app import make_context
+from server.serving import make_context
 from server.chat import gbnf
 from server.chat.jinja import Limits, Template, TemplateError, mark
 from server.engine import model_checks, projector_checks, slot_files
