@@ -7,11 +7,11 @@ warm start costs some milliseconds and leaves nothing behind.
 
 The way not taken: PyInstaller's own one-file mode (which Windows gets). It unpacks 50 MB at every start, keeps a
 second process waiting to remove them, leaves them behind when killed, and where the temporary folder runs no programs
-it fails with a message of the dynamic linker. """
+it fails with a message of the dynamic linker.
+"""
 from __future__ import annotations
 
 import gzip
-import hashlib
 import re
 import tarfile
 from pathlib import Path
@@ -80,12 +80,3 @@ def write_one_file(packed: Packed, title: str, target: Path) -> None:
         while block := archive.read(1 << 20):
             out.write(block)
     target.chmod(0o755)
-
-
-def tree_hash(folder: Path) -> str:
-    """One hash over names and contents, to compare two builds."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(folder).as_posix()} {sha256_of(path)}\n".encode())
-    return digest.hexdigest()

@@ -62,11 +62,6 @@ class Shape:
         """All of them, once."""
         return self.input + self.output + self.pinned + sum(layer.weights for layer in self.layers)
 
-    @property
-    def is_tied(self) -> bool:
-        """Whether the head is the embeddings used again; a GPU then gets a copy."""
-        return not self.output
-
 
 def shape_of(parts: list[Gguf], pinned: Iterable[str] = ()) -> Shape:
     """The shape of a model in one or more files. `pinned` are regular expressions of tensors kept on the CPU.

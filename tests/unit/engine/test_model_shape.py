@@ -32,7 +32,7 @@ def test_a_tiny_llama(tiny_spm_model):
     assert shape.weights == sum(tensor.n_bytes for tensor in found.tensors.values())
     assert [(layer.k, layer.v, layer.state) for layer in shape.layers] == [(64, 64, 0)] * 2
     assert (shape.n_ctx_train, shape.n_embd, shape.n_ff, shape.n_head) == (2048, 64, 64, 4)
-    assert shape.n_vocab == found.metadata["tokenizer.ggml.tokens"].count and not shape.is_tied
+    assert shape.n_vocab == found.metadata["tokenizer.ggml.tokens"].count and shape.output
 
 
 def test_an_embedding_model_keeps_nothing(bert_embed_model):
@@ -46,7 +46,7 @@ def test_weights_by_place():
     pinned = shape_of([header("llama", PLAIN, attention__head_count=4)], [r"blk\.1\."])
     assert pinned.pinned == 8 and pinned.weights == shape.weights
     tied = {name: n for name, n in PLAIN.items() if name != "output.weight"}
-    assert shape_of([header("llama", tied, attention__head_count=4)]).is_tied
+    assert shape_of([header("llama", tied, attention__head_count=4)]).output == 0
 
 
 def test_heads_in_one_number_or_in_a_list():
