@@ -18,11 +18,11 @@ from server.api.constraints import read_constraint
 from server.api.context import Context
 from server.api.media import Files
 from server.api.prompt import read_prompts, shown, without_files
-from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Final, Piece, Progress, SamplingParams, Task, Timings,
-                                TokenProbs)
+from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Event, Final, Piece, Progress, SamplingParams, Task,
+                                Timings, TokenProbs)
 from server.errors import ApiError
 from server.log import is_verbose, verbose
-from server.web.message import EventStream, Request, Response, json_response, to_json
+from server.web.message import EventStream, Request, Response, Writer, json_response, to_json
 from server.web.sse import comment, event
 
 MAX_SCALE = 1000.0      # of an adapter: far beyond use, and far from overflowing the model's numbers
@@ -246,14 +246,21 @@ class Stream:
 
     def __init__(self, completion: Completion, request: Request) -> None:
         self._stack = ExitStack()
-        results = self._stack.enter_context(completion.running(request))
-        self._chunks = self._iterate(completion, results)
+        self._completion = completion
+        self._results = self._stack.enter_context(completion.running(request))
+        self._chunks = self._iterate(completion, self._results)
 
     def __iter__(self) -> Iterator[bytes]:
         return self
 
     def __next__(self) -> bytes:
         return next(self._chunks)
+
+    def divert(self, writer: Writer) -> None:
+        """From now on what comes while `__next__` waits is sent by the thread that brings it (see `EventStream`)."""
+        def send(items: list[Event]) -> bool:
+            return writer.offer(b"".join([part for item in items for part in self._completion.events(item)]))
+        self._results.divert(send, writer.drain)
 
     def close(self) -> None:
         """The edge calls this when the stream has ended, for whatever reason."""

@@ -56,8 +56,12 @@ class Transport(Protocol):
 class Results:
     """The events of one request's tasks, in order: iterate once. Leaving the `with` block early cancels them.
 
-    With `stream` each event wakes the reader; without, they are collected and handed over together at the end.
+    With `stream` the events of a frame wake the reader; without, all are collected and handed over together at the end.
     Iterating ends when every task has its `Final` (or `Embedded`); the first `Failure` is raised as an ApiError.
+
+    A stream can be diverted: while its reader waits, the transport's thread passes events that don't end a task to a
+    function instead of waking it. Nothing gets out of order, since the reader holds `_is_waiting` false until it has
+    dealt with all that it was woken for.
     """
 
     def __init__(self, client: EngineClient, tasks: Sequence[Task | Embed], stream: bool) -> None:
@@ -65,8 +69,16 @@ class Results:
         self._client = client
         self._stream = stream
         self._queue: SimpleQueue = SimpleQueue()
-        self._collected: list[Event] = []
+        self._collected: list[Event] = []       # of a stream: those of the frame that is being dispatched
         self._n_open = len(self.tasks)
+        self._n_queued = 0
+        self._n_batch = 0                       # events of the latest batch that the reader hasn't got
+        self._lock = threading.Lock()           # guards _collected, _n_queued, _is_waiting; held while diverted
+        self._is_waiting = False                # the reader sleeps, and lets others write
+        self._divert: Callable[[list[Event]], bool] | None = None
+        self._resume: Callable[[], None] = lambda: None
+        self._t_diverted = 0.0
+        self._fault: Exception | None = None    # of `_divert`: the reader's own, as if it had called it
         self.is_cancelled = False
 
     def __enter__(self) -> Results:
@@ -78,25 +90,56 @@ class Results:
     def __iter__(self) -> Iterator[Piece | Progress | Final | Embedded]:
         return self.events(None)
 
+    def divert(self, send: Callable[[list[Event]], bool], resume: Callable[[], None]) -> None:
+        """The reader: from now on give events to `send` while I wait. It must not wait; when it answers False (the
+        client's socket is full) I am woken, and call `resume` before anything else."""
+        self._divert, self._resume = send, resume
+
     def events(self, silence_s: float | None) -> Iterator[Piece | Progress | Final | Embedded | None]:
         """Like iterating; whenever nothing has come for `silence_s` seconds, a None comes instead."""
         n_open = len(self.tasks)
         while n_open:
-            try:
-                batch = self._queue.get(timeout=silence_s)
-            except Empty:
+            batch = self._next_batch(silence_s)
+            if batch is None:
                 yield None
                 continue
+            self._n_batch = len(batch)
             for event in batch:
+                self._n_batch -= 1
                 if isinstance(event, Failure):
                     raise ApiError(event.status, event.message, event.type, self._client.advice(event), **event.extra)
                 yield event
                 n_open -= isinstance(event, LAST)
 
+    def _next_batch(self, silence_s: float | None) -> Sequence[Event] | None:
+        """What the reader is woken for, or None after `silence_s`. Whatever that is, nobody else writes from then on."""
+        if self._divert is not None:
+            with self._lock:
+                self._is_waiting = self._queue.empty()
+        batch = self._wait(silence_s)
+        with self._lock:
+            self._is_waiting = False
+            self._n_queued -= len(batch or ())
+        if self._divert is not None:
+            self._resume()
+        if self._fault is not None:
+            raise self._fault
+        return batch
+
+    def _wait(self, silence_s: float | None) -> Sequence[Event] | None:
+        """The next batch; None after so much time in which nothing was diverted either."""
+        left, started = silence_s, time.monotonic()
+        while left is None or left > 0:
+            try:
+                return self._queue.get(timeout=left)
+            except Empty:
+                left = silence_s - (time.monotonic() - max(started, self._t_diverted))
+        return None
+
     @property
     def has_more(self) -> bool:
         """Whether the next event is there already."""
-        return not self._queue.empty()
+        return self._n_batch > 0 or not self._queue.empty()
 
     def cancel(self, reason: str = "the client closed the request") -> None:
         """From any thread, any number of times: the answer isn't wanted any more."""
@@ -104,7 +147,8 @@ class Results:
             self.is_cancelled = True
             for task in self.tasks:
                 self._client.forget(task.id)
-            self._queue.put((Failure(self.tasks[0].id, 499, reason),))
+            with self._lock:
+                self._hand_over([Failure(self.tasks[0].id, 499, reason)])
 
     def finish(self) -> bool:
         """From any thread: let the answer end here, with what there is; False if it has ended."""
@@ -120,19 +164,53 @@ class Results:
         self.cancel("the request was aborted")
         return was_open
 
-    def put(self, event: Event) -> None:
-        """The transport's thread: the next event of one of the tasks."""
+    def put(self, event: Event) -> bool:
+        """The transport's thread: the next event of one of the tasks. True if `flush` has to be called behind the
+        frame that it came in; the end of a task takes along what has come before it."""
         is_last = type(event) is not Piece and isinstance(event, LAST)
-        self._n_open -= is_last
-        if self._stream:
-            if self._queue.qsize() < N_BACKLOG or is_last:
-                self._queue.put((event,))
+        if not (self._stream or is_last):
+            self._collected.append(event)
+            return False
+        with self._lock:
+            self._n_open -= is_last
+            self._collected.append(event)
+            if not is_last:
+                return len(self._collected) == 1
+            if self._stream or self._n_open == 0 or isinstance(event, Failure):
+                self._hand_over(self._take())
+        return False
+
+    def flush(self) -> None:
+        """The transport's thread, for a stream: hand over what has come with this frame."""
+        with self._lock:
+            events = self._take()
+            if self._is_waiting and events:
+                if not self._is_sent(events):
+                    self._is_waiting = False
+                    self._queue.put(())         # wakes the reader, which waits for its client
+            elif self._n_queued + len(events) <= N_BACKLOG:
+                if events:
+                    self._hand_over(events)
             else:
-                self.cancel("the client reads too slowly")
-            return
-        self._collected.append(event)
-        if self._n_open == 0 or isinstance(event, Failure):
-            self._queue.put(self._collected)
+                events = None
+        if events is None:
+            self.cancel("the client reads too slowly")
+
+    def _take(self) -> list[Event]:
+        events, self._collected = self._collected, []
+        return events
+
+    def _hand_over(self, events: list[Event]) -> None:
+        self._n_queued += len(events)
+        self._queue.put(events)
+
+    def _is_sent(self, events: list[Event]) -> bool:
+        self._t_diverted = time.monotonic()
+        try:
+            return self._divert(events)
+        except Exception as error:
+            self._fault = error
+            return False
 
 
 class EngineClient:
@@ -259,11 +337,12 @@ class EngineClient:
         self._t_sign = time.monotonic()
         if frame.snapshot is not None:
             self.snapshot = frame.snapshot
+        touched: list[Results] = []
         for event in frame.events:
             if type(event) is Piece:
                 results = self._results.get(event.id)
-                if results is not None:
-                    results.put(event)
+                if results is not None and results.put(event):
+                    touched.append(results)
                 continue
             handler = self._HANDLERS.get(type(event))
             if handler is not None:
@@ -274,7 +353,10 @@ class EngineClient:
             if results is not None:
                 if is_last:
                     self._remember(results, event.id)
-                results.put(event)
+                if results.put(event):
+                    touched.append(results)
+        for results in touched:
+            results.flush()
 
     def _remember(self, results: Results, id_task: int) -> None:
         task = next(task for task in results.tasks if task.id == id_task)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.errors import ApiError
 from server.log import get_logger
+from server.web.direct import lend
 from server.web.head import METHODS, METHODS_WITH_BODY, NO_BODY, UNKNOWN_BODY, Framing, Head, Headers
 from server.web.head import body_framing, split_target
 from server.web.message import EventStream, Request, Response, encode_head, error_response
@@ -294,12 +295,14 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         exchange.keep_alive = exchange.keep_alive and is_chunked  # without chunks its end is the connection's
         headers = STREAM_HEADERS | ({"Transfer-Encoding": "chunked"} if is_chunked else {})
         frame = frame_chunk if is_chunked else bytes
+        writer = None
         try:
             data = self._encode_head(exchange, stream, headers)
             if exchange.head.method == "HEAD":
                 self._send(exchange, data)
             else:
                 self._send(exchange, data + frame(stream.first))
+                writer = lend(stream.rest, self.wire, frame)
                 for chunk in stream.rest:
                     if chunk:
                         self._send(exchange, frame(chunk))
@@ -314,6 +317,8 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             get_logger("http").exception("the stream of request %s failed", exchange.id)
         finally:
             close_chunks(stream.rest)
+            if writer is not None:
+                exchange.n_bytes += writer.n_bytes
 
     def _encode_head(self, exchange: Exchange, answer: Response | StartedStream,
                      own: dict[str, str]) -> bytes:

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from server.errors import ApiError
 from server.web.head import Headers
@@ -87,13 +88,26 @@ class Response:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+class Writer(Protocol):
+    """Sends chunks of a stream in the place of the connection's thread; `server/web/direct.py`."""
+
+    def offer(self, data: bytes) -> bool:
+        """Send without waiting; False if not all of it could be sent."""
+
+    def drain(self) -> None:
+        """The connection's thread: send what is left."""
+
+
 @dataclass(slots=True)
 class EventStream:
     """A server-sent event stream; `chunks` come from `server.web.sse`.
 
     The first chunk is fetched before the head is written, so an ApiError until then is an ordinary error
     answer; an empty first chunk sends the head at once. `chunks.close()` is always called, also when the
-    client is gone. """
+    client is gone. If there is a `chunks.divert(writer)`, it is called after the first chunk: as long as the
+    iterator is waiting in `next`, and only then, any thread may send chunks with `writer.offer` instead
+    (`server/web/direct.py`); `writer.drain` comes first when the iterator goes on after an offer that was not
+    taken whole. """
 
     chunks: Iterable[bytes]
     headers: dict[str, str] = field(default_factory=dict)
