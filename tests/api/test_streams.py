@@ -60,11 +60,20 @@ def test_tokens_are_written_by_the_thread_that_brings_them(api, monkeypatch):
     assert set(writers) == {"engine"}
 
 
-def test_a_client_that_does_not_read_holds_up_nobody_and_misses_nothing(api):
+def test_a_client_that_does_not_read_holds_up_nobody_and_misses_nothing(api, monkeypatch):
+    taken = []
+    begin, offer = DirectWriter.__init__, DirectWriter.offer
+
+    def small(self, wire, frame):
+        wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        begin(self, wire, frame)
+    monkeypatch.setattr(DirectWriter, "__init__", small)
+    monkeypatch.setattr(DirectWriter, "offer", lambda self, data: (taken.append(offer(self, data)), taken[-1])[1])
     with ask(api) as slow, ask(api) as quick:
         text = text_of(rest_of(quick))          # to its end, while the other one hasn't read a byte
         assert len(text) == N_TOKENS
         assert text_of(rest_of(slow)) == text
+    assert False in taken
 
 
 def test_a_stream_is_the_same_text_as_the_whole_answer(api):
