@@ -197,7 +197,7 @@ def engine_config(options: Options, model: ModelPlace, draft_model: str = "") ->
         n_threads=options.threads, n_threads_batch=options.threads_batch, warmup=options.warmup,
         max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
         n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
-        special=options.special, exact=options.exact,
+        special=options.special, exact=options.exact, kv_unified=options.kv_unified,
         stream_interval_s=options.stream_interval_ms / 1e3, max_stall_ms=options.max_stall_ms,
         is_fitted=options.fit, fit_target=options.fit_target, fit_ctx=options.fit_ctx,
         cache_ram=options.cache_ram, cache_disk=options.cache_disk or "", cache_disk_mib=options.cache_disk_size,

@@ -80,7 +80,7 @@ class Option:
     def shown(self, value: object) -> str:
         """A value as the user would write it; "" for none."""
         if self.type is None:
-            return "on" if value else "off"
+            return "" if value is None else "on" if value else "off"
         for word, meaning in (self.choices or {}).items():
             if meaning == value and type(meaning) is type(value):
                 return word

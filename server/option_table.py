@@ -103,8 +103,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("system_prompt_file", ("-spf", "--system-prompt-file"), "JSON file with prompt, anti_prompt and "
            "assistant_name: what all slots start from", CONTEXT, to.existing_file, metavar="FILE",
            env="LLAMA_ARG_SYSTEM_PROMPT_FILE"),
-    Option("kv_unified", ("-kvu", "--kv-unified"), "one cache shared by all slots; there is no other way here", CONTEXT,
-           None, True, env="LLAMA_ARG_KV_UNIFIED", off_flags=("-no-kvu", "--no-kv-unified")),
+    Option("kv_unified", ("-kvu", "--kv-unified"), "one KV cache for all slots together; off: a part of it for each "
+           "slot, which computes many requests at once faster (default: on with one slot and for models with sliding "
+           "windows)", CONTEXT, None, None, env="LLAMA_ARG_KV_UNIFIED", off_flags=("-no-kvu", "--no-kv-unified")),
     Option("swa_full", ("--swa-full",), "keep all positions of sliding-window layers too; always on here", CONTEXT,
            None, True, env="LLAMA_ARG_SWA_FULL", target="context:swa_full"),
     Option("chat_template", ("--chat-template",), "chat template: a name that llama.cpp knows, or Jinja text (default: "

@@ -242,8 +242,8 @@ def _contradictions(o: Options) -> Iterator[str]:
         yield f"--cache-type-v {word} needs flash attention: add --flash-attn on"
     if o.ctx_size is not None and o.ctx_size > INT_MAX:
         yield f"--kv-unified-per-slot {o.kv_unified_per_slot} times {o.parallel} slots is too much"
-    if not o.kv_unified:
-        yield "--no-kv-unified: the slots of this server share one cache; leave the option out"
+    if o.exact and o.kv_unified:
+        yield "--exact needs a KV cache for each slot: leave out --kv-unified"
     if o.grp_attn_n > 1 and o.grp_attn_w % o.grp_attn_n:
         yield f"--grp-attn-w {o.grp_attn_w} is not a multiple of --grp-attn-n {o.grp_attn_n}"
     if bool(o.ssl_key_file) != bool(o.ssl_cert_file):

@@ -249,11 +249,25 @@ class FakeEmbeddings:
         self.is_closed = True
 
 
+class FakeParts:
+    """Cells as (pos, token, lora) that can be cut."""
+
+    def __init__(self, cells: list[list]) -> None:
+        self._cells = cells
+
+    def part(self, start: int, end: int) -> memoryview:
+        """Some of them, all of which must be there."""
+        cells = [cell for cell in self._cells if start <= cell[0] < end]
+        assert len(cells) == end - start, f"{len(cells)} cells at {start} to {end}"
+        return memoryview(json.dumps(cells).encode())
+
+
 class FakeBackend:
     """See the module. `cells[seq]` lists the cells of a sequence in order, `history(seq)` their tokens."""
 
     def __init__(self, reply: Callable[[Sequence[int]], int] = letters, n_ctx: int = 4096, n_slots: int = 1,
-                 n_cells: int | None = None, can_shift: bool = True, can_trim: bool = True, n_batch: int = 512) -> None:
+                 n_cells: int | None = None, can_shift: bool = True, can_trim: bool = True, n_batch: int = 512,
+                 is_split: bool = False) -> None:
         self.reply = reply
         self.cells: dict[int, list[Cell]] = {}
         self.outputs: dict[int, list[int]] = {}
@@ -264,7 +278,8 @@ class FakeBackend:
         self.can_shift = can_shift
         self.can_trim = can_trim
         self.can_share = can_trim
-        self.takes_states = True
+        self.is_split = is_split
+        self.takes_states = self.can_cut = True
         self.embeddings = FakeEmbeddings(self)
         self.adapters: tuple[str, ...] = ()
         self.media = None
@@ -355,6 +370,7 @@ class FakeBackend:
         for span in spans:
             self._check_span(span)
             cells = self.cells.setdefault(span.seq, [])
+            assert not self.is_split or len(cells) + min(len(span), n_rows) <= self.info.n_ctx_slot, "a stream is full"
             cells += (Cell(span.pos + i, token, self.lora) for i, token in enumerate(span.tokens[:n_rows]))
             n_rows = max(n_rows - len(span), 0)
             row += len(span)
@@ -365,7 +381,8 @@ class FakeBackend:
 
     def _check_span(self, span: Span) -> None:
         assert len(span) > 0, "an empty span"
-        assert 0 <= span.seq <= self.info.n_slots, f"there is no sequence {span.seq}"  # the last: system prompt
+        n_seqs = self.info.n_slots + (not self.is_split)    # in one cache for all also the system prompt's
+        assert 0 <= span.seq < n_seqs, f"there is no sequence {span.seq}"
         assert all(0 <= token < N_VOCAB for token in span.tokens), "a token that the vocabulary doesn't have"
         cells = self.cells.get(span.seq, [])
         assert all(cell.lora == self.lora for cell in cells), f"sequence {span.seq} was computed with other adapters"
@@ -400,6 +417,7 @@ class FakeBackend:
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """Drop a range of positions; only everything where `can_trim` is off."""
         self.check_thread()
+        self.check_sequences(seq)
         cells = self.cells.setdefault(seq, [])
         end = max((cell.pos for cell in cells), default=-1) + 1 if end < 0 else end
         left = [cell for cell in cells if not max(start, 0) <= cell.pos < end]
@@ -414,12 +432,27 @@ class FakeBackend:
         """Let `target` own cells of `source` too; it must go on exactly where it ends (but for a block on its way)."""
         self.check_thread()
         assert self.can_share, "this model's cache can't be shared"
+        if self.is_split:
+            self._copy(source, target, start, end)
+            return
         have = [cell.pos for cell in self.cells.get(target, [])]
         is_on_its_way = target == self.info.n_slots + 1 and not have
         assert is_on_its_way or have == list(range(max(start, 0))), f"sequence {target} has {have}, shared from {start} on"
         end = self.info.n_ctx if end < 0 else end
         shared = [cell for cell in self.cells.get(source, []) if max(start, 0) <= cell.pos < end]
         self.cells.setdefault(target, []).extend(shared)
+
+    def _copy(self, source: int, target: int, start: int, end: int) -> None:
+        """Into a stream of its own, in the place of what is there, which must be the same up to `start`."""
+        self.check_sequences(source, target)
+        assert source != target and self.history(target)[:start] == self.history(source)[:start]
+        copied = [Cell(cell.pos, cell.token, cell.lora) for cell in self.cells.get(source, []) if cell.pos < end]
+        assert len(copied) == end, f"sequence {source} has {len(copied)} of {end} cells"
+        self.cells[target] = copied
+
+    def check_sequences(self, *seqs: int) -> None:
+        """AssertionError if a split cache has no stream for one of them."""
+        assert not self.is_split or all(0 <= seq < self.info.n_slots for seq in seqs), f"no such sequence: {seqs}"
 
     def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
         """Renumber a range; what other sequences share is renumbered for them too."""
@@ -451,6 +484,7 @@ class FakeBackend:
     def state(self, seq: int) -> memoryview:
         """The cells as text."""
         self.check_thread()
+        self.check_sequences(seq)
         cells = self.cells.get(seq, [])
         return memoryview(json.dumps([(cell.pos, cell.token, cell.lora) for cell in cells]).encode())
 
@@ -462,12 +496,26 @@ class FakeBackend:
     def set_state(self, seq: int, state: bytearray | memoryview) -> bool:
         """The reverse, for an empty sequence."""
         self.check_thread()
+        self.check_sequences(seq)
         assert not self.cells.get(seq), f"sequence {seq} is not empty"
         n_cells = len(json.loads(bytes(state))) if self.takes_states else 0
         if not self.takes_states or self.n_cells is not None and self.n_used + n_cells > self.n_cells:
             return False
         self.cells[seq] = [Cell(pos, token, tuple(map(tuple, lora))) for pos, token, lora in json.loads(bytes(state))]
         return True
+
+    def read_parts(self, seq: int) -> FakeParts | None:
+        """The cells, to be cut."""
+        return FakeParts(json.loads(bytes(self.state(seq)))) if self.can_cut else None
+
+    def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
+        """Cells that must follow each other; the sequence may hold others."""
+        self.check_thread()
+        self.check_sequences(seq)
+        self.cells[seq] = []
+        cells = [cell for part in parts for cell in json.loads(bytes(part))]
+        assert [cell[0] for cell in cells] == list(range(len(cells))), "blocks that don't follow each other"
+        return self.set_state(seq, memoryview(json.dumps(cells).encode()))
 
     def checkpoint(self, seq: int) -> memoryview:
         """All of it, as a recurrent model's state is."""

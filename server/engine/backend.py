@@ -1,12 +1,13 @@
 """libllama behind the `Backend` interface: the ~30 C calls the engine needs, on the engine's thread.
 
 With its parts (`backend_*`) and `vocab` the only module that knows `ctypes_api`. Per decoded row it costs five writes
-into C arrays; prompt rows are written by slices. One KV buffer is shared by all sequences (`kv_unified`), because
-mixed batches run two to four times faster that way than with one buffer per sequence, and sequences can share cells.
+into C arrays; prompt rows are written by slices. The KV cache has one of two layouts (`is_split`): a stream for each
+sequence, where attention looks at nobody else's cells and what sequences have in common is copied, or one for all.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from ctypes_api.errors import LibsError
 from ctypes_api.ggml import GGML_LOG_LEVEL_DEBUG, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
 from ctypes_api.llama_types import LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
+from server.engine import fit, kv_parts
+from server.engine.backend_copies import SequenceCopies
 from server.engine.backend_fit import AUTO_CTX, make_plan
 from server.engine.backend_mtmd import Projector
 from server.engine.backend_draft import Likeliest, drafter_config, vocab_difference
@@ -135,6 +138,8 @@ class LlamaBackend:
         self._config = config
         self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
         self._embeddings: LlamaEmbeddings | None = None
+        self._has_window = self._llama.llama_model_n_swa(self._model) > 0
+        self.is_split = config.is_split(self._has_window)
         self._n_positions = learned_positions(self._model.meta().get("general.architecture", ""), config)
         self._n_ctx = bounded_context(self._context_size(config, plan), config.n_slots, self._n_positions)
         self._context = self._open_context(config, self._n_ctx)
@@ -154,11 +159,14 @@ class LlamaBackend:
         self._batch = Batch(self._libs, self._n_batch)
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         self._memory = self._context.memory
+        self._copies = SequenceCopies(self, self._has_window)
         self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory)) and not self._n_positions
         if config.n_group > 1 and not self.can_shift:
             raise ApiError(400, "--grp-attn-n: this model's cache can't be folded; leave self-extend off")
-        self.can_share = not (config.exact or self._llama.llama_model_is_recurrent(self._model)
-                              or self._llama.llama_model_is_hybrid(self._model))
+        is_recurrent = bool(self._llama.llama_model_is_recurrent(self._model))
+        self._is_hybrid = bool(self._llama.llama_model_is_hybrid(self._model))
+        self.can_share = not (config.exact or is_recurrent or self._is_hybrid)
+        self._n_streams = config.n_slots if self.is_split and not is_recurrent else 1
         self.adapters = tuple(path for path, _ in config.lora)
         self._lora: tuple[tuple[int, float], ...] = ()
         self.drafter: LlamaBackend | None = None
@@ -197,6 +205,7 @@ class LlamaBackend:
             at += n
         batch.n_tokens = at
         self._abort.clear()
+        self._copies.forget()
         code = self._llama.llama_decode(self._context, batch.struct)
         if code == 0 and self._has_gpu:
             self._llama.llama_synchronize(self._context)
@@ -226,7 +235,7 @@ class LlamaBackend:
 
     def open_drafter(self, config: EngineConfig) -> None:
         """Load the small model of speculative decoding. ApiError if it can't draft for this one."""
-        self.drafter = LlamaBackend(drafter_config(config, self.info.n_ctx), lambda _: True)
+        self.drafter = LlamaBackend(drafter_config(config, self.info.n_ctx, self.is_split), lambda _: True)
         why = vocab_difference(self._llama, self._vocab, self.drafter._vocab)
         if 0 < self.drafter._n_positions < self.info.n_ctx_slot:
             why = f"it has {self.drafter._n_positions} learned positions, a slot {self.info.n_ctx_slot} tokens"
@@ -237,16 +246,25 @@ class LlamaBackend:
 
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """See `Backend`."""
+        self._copies.forget(seq)
         return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, end))
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
         """See `Backend`."""
-        self._llama.llama_memory_seq_cp(self._memory, source, target, start, end)
+        if self.is_split:
+            self._copies.copy(source, target, end)
+        else:
+            self._llama.llama_memory_seq_cp(self._memory, source, target, start, end)
+
+    def seq_copy_stream(self, source: int, target: int) -> None:
+        """All of a stream, with the next decode; in a split cache only."""
+        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
         """See `Backend`; llama.cpp aborts the process where `can_shift` is False."""
         if not self.can_shift:
             raise ApiError(501, "this model's cache can't be shifted")
+        self._copies.forget(seq)
         self._llama.llama_memory_seq_add(self._memory, seq, start, end, delta)
 
     def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
@@ -269,12 +287,37 @@ class LlamaBackend:
             raise RuntimeError("a sequence's state did not fit back into the cache it came from")
 
     def state(self, seq: int) -> memoryview:
-        """See `Backend`."""
+        """See `Backend`. A form that isn't known goes as it is, and fits only into as many slots again."""
+        state = self.raw_state(seq)
+        with contextlib.suppress(kv_parts.UnknownState):
+            return kv_parts.with_streams(state, 1, self._is_hybrid) if self._n_streams > 1 else state
+        return state
+
+    def raw_state(self, seq: int) -> memoryview:
+        """As llama.cpp writes it, with all streams of the cache."""
         return self._get_state(seq, 0)
+
+    def read_parts(self, seq: int) -> kv_parts.KvParts | None:
+        """See `Backend`."""
+        try:
+            return kv_parts.KvParts(self.raw_state(seq))
+        except kv_parts.UnknownState:
+            return None
+
+    def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
+        """See `Backend`."""
+        try:
+            return self.put_raw_state(seq, kv_parts.joined(parts, self._n_streams))
+        except kv_parts.UnknownState:
+            return False
 
     def checkpoint(self, seq: int) -> memoryview:
         """See `Backend`."""
         return self._get_state(seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+
+    def state_bytes(self, seq: int) -> int:
+        """How long `state` is now; costs next to nothing."""
+        return self._llama.llama_state_seq_get_size_ext(self._context, seq, 0)
 
     def _get_state(self, seq: int, flags: int) -> memoryview:
         size = self._llama.llama_state_seq_get_size_ext(self._context, seq, flags)
@@ -284,6 +327,13 @@ class LlamaBackend:
 
     def set_state(self, seq: int, state: bytearray | memoryview) -> bool:
         """See `Backend`; llama.cpp checks layers, types and sizes."""
+        with contextlib.suppress(kv_parts.UnknownState):
+            if kv_parts.streams_of(state) != self._n_streams > 1:
+                state = kv_parts.with_streams(state, self._n_streams, self._is_hybrid)
+        return self.put_raw_state(seq, state)
+
+    def put_raw_state(self, seq: int, state: bytearray | memoryview) -> bool:
+        """The reverse of `raw_state`."""
         return self._put_state(seq, state, 0)
 
     def restore_checkpoint(self, seq: int, state: bytearray | memoryview) -> bool:
@@ -291,6 +341,7 @@ class LlamaBackend:
         return self._put_state(seq, state, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
 
     def _put_state(self, seq: int, state: bytearray | memoryview, flags: int) -> bool:
+        self._copies.forget(seq)
         data = (ctypes.c_uint8 * len(state)).from_buffer(state)
         n = self._llama.llama_state_seq_set_data_ext(self._context, data, len(state), seq, flags)
         return n == len(state)
@@ -351,12 +402,10 @@ class LlamaBackend:
     def _open_context(self, config: EngineConfig, n_ctx: int) -> Context:
         has_states = self._llama.llama_model_is_recurrent(self._model) or self._llama.llama_model_is_hybrid(self._model)
         # one each for the system prompt and the block cache; a batch without a row for each would end the process
-        n_seqs = config.n_slots + (1 if config.exact or has_states else 2)
+        n_seqs = config.n_slots + (0 if self.is_split else 1 if has_states else 2)
         n_batch = min(max(config.n_batch, n_seqs), max(n_ctx, n_seqs))
-        if config.exact:        # a buffer for each sequence, so that nobody's cells depend on where others' are
-            n_ctx = n_ctx // config.n_slots * (config.n_slots + 1)
         fields = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": min(config.n_ubatch, n_batch),
-                  "n_seq_max": n_seqs, "kv_unified": not config.exact, **self._threads(config)}
+                  "n_seq_max": n_seqs, "kv_unified": not self.is_split, **self._threads(config)}
         return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
 
     @staticmethod
@@ -378,8 +427,8 @@ class LlamaBackend:
     def _model_info(self, config: EngineConfig, n_vocab: int) -> ModelInfo:
         llama, model = self._llama, self._model
         n_ctx = int(llama.llama_n_ctx(self._context))
-        if config.exact:
-            n_ctx = n_ctx // (config.n_slots + 1) * config.n_slots
+        if self.is_split:       # where llama.cpp has rounded up each slot's part
+            n_ctx = min(n_ctx, -(-self._n_ctx // fit.CELLS) * fit.CELLS)
         n_ctx_slot = n_ctx // config.n_slots if self._is_generative else n_ctx
         return ModelInfo(
             path=config.model, desc=model.desc, size=model.size, n_params=model.n_params, n_vocab=n_vocab,

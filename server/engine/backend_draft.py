@@ -48,13 +48,14 @@ class Likeliest:
         candidates.selected = 0
 
 
-def drafter_config(config: EngineConfig, n_ctx: int) -> EngineConfig:
+def drafter_config(config: EngineConfig, n_ctx: int, is_split: bool) -> EngineConfig:
     """The small model as an engine of its own: the large one's shape, its own file and parameters, no extras."""
     spec = config.spec
     return EngineConfig(
         model=spec.model, libs=config.libs, cpu_variant=config.cpu_variant, n_slots=config.n_slots, n_ctx=n_ctx,
         n_batch=config.n_batch, n_ubatch=config.n_ubatch, n_threads=spec.n_threads,
-        n_threads_batch=spec.n_threads_batch, warmup=config.warmup, is_fitted=False, model_params=spec.model_params,
+        n_threads_batch=spec.n_threads_batch, warmup=config.warmup, is_fitted=False,
+        kv_unified=not is_split, model_params=spec.model_params,
         context_params=spec.context_params)
 
 

@@ -40,7 +40,7 @@ def make_plan(libs: Libs, config: EngineConfig) -> fit.Plan | None:
     if room is None:
         log.info("this system doesn't tell how much memory is free")
         room = 1 << 62 if config.n_ctx is not None else _fallback_room(shape, config)
-    plan = fit.plan(shape, wish_of(config), fit.Place("memory", room), places_of(list_devices(libs), config))
+    plan = fit.plan(shape, wish_of(config, bool(shape.window)), fit.Place("memory", room), places_of(list_devices(libs), config))
     if plan.n_ctx > MAX_CTX:
         raise ApiError(400, f"a context of {plan.n_ctx} tokens is more than llama.cpp can count")
     if plan.fault and config.is_fitted:
@@ -50,13 +50,13 @@ def make_plan(libs: Libs, config: EngineConfig) -> fit.Plan | None:
 
 def _fallback_room(shape: Shape, config: EngineConfig) -> int:
     """As if there were just enough for `AUTO_CTX` tokens."""
-    wish = wish_of(config)
+    wish = wish_of(config, bool(shape.window))
     n_ctx = min(AUTO_CTX, shape.n_ctx_train * config.n_slots)
     cache = fit.cache_bytes(shape.layers, wish, n_ctx, shape.window)
     return shape.weights + 2 * cache + fit.compute_bytes(shape, wish, n_ctx) + 2 * fit.DEFAULT_MARGIN
 
 
-def wish_of(config: EngineConfig) -> fit.Wish:
+def wish_of(config: EngineConfig, has_window: bool = False) -> fit.Wish:
     """The config in the planner's words. Only what the user has set is in the `*_params`."""
     model, context = config.model_params, config.context_params
     n_gpu_layers = model.get("n_gpu_layers", -1)
@@ -66,7 +66,7 @@ def wish_of(config: EngineConfig) -> fit.Wish:
         type_k=context.get("type_k", 1), type_v=context.get("type_v", 1),
         is_flash=context.get("flash_attn_type", -1) != OFF, is_window_full=context.get("swa_full", True),
         is_cache_on_gpu=context.get("offload_kqv", True),
-        is_split=config.exact, embeds=config.embeddings, fit_ctx=config.fit_ctx,
+        is_split=config.is_split(has_window), embeds=config.embeddings, fit_ctx=config.fit_ctx,
         margins=tuple(mib * fit.MIB for mib in config.fit_target),
         extra=sum(map(_size_of, [*(path for path, _ in config.lora), *filter(None, [config.spec.model, config.mmproj])])))
 

@@ -99,14 +99,28 @@ class EmbeddingBackend(Protocol):
         """Free it."""
 
 
+class StateParts(Protocol):
+    """A sequence as it was read out, to be cut."""
+
+    def part(self, start: int, end: int) -> memoryview:
+        """A state of the tokens at positions [start, end)."""
+
+
 class Backend(Protocol):
-    """A loaded model with one context. All but `abort` is called on the engine's thread only."""
+    """A loaded model with one context. All but `abort` is called on the engine's thread only.
+
+    With `is_split` each slot's sequence has a stream of the cache for itself: what it has in common with others is
+    copied, and there are no sequences but the slots'. Rows of a batch should come in the order of their sequences:
+    each gap and each step back costs a micro-batch. Without, sequences refer to cells of one cache, and there are
+    two more than slots: of the system prompt, and for what is on its way in or out.
+    """
 
     info: ModelInfo
     facts: VocabFacts
     eog_tokens: frozenset[int]
     can_shift: bool
     can_share: bool
+    is_split: bool
     adapters: tuple[str, ...]
     drafter: Drafter | None
     media: MediaBackend | None
@@ -127,7 +141,8 @@ class Backend(Protocol):
         """Drop positions [start, end) of a sequence (end -1: all the rest). False: only the whole can be dropped."""
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
-        """Let `target` share positions [start, end) of `source`."""
+        """Let `target`, which holds just what `source` has before `start`, have positions [start, end) of `source`
+        too: the same cells, or with `is_split` copies of all up to `end`."""
 
     def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
         """Renumber positions [start, end) by `delta`; only if `can_shift`."""
@@ -139,10 +154,16 @@ class Backend(Protocol):
         """Give a sequence cells of its own, with the same contents."""
 
     def state(self, seq: int) -> memoryview:
-        """A copy of a sequence's cells as bytes."""
+        """A copy of a sequence's cells as bytes, the same in both layouts of the cache."""
 
     def set_state(self, seq: int, state: bytearray | memoryview) -> bool:
         """Fill an empty sequence from `state`; False if it doesn't fit this model and context."""
+
+    def read_parts(self, seq: int) -> StateParts | None:
+        """A copy of a sequence that can be cut; None if the state of this model and context can't be."""
+
+    def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
+        """Fill a sequence from states of runs of tokens that follow each other; False if they don't fit."""
 
     def checkpoint(self, seq: int) -> memoryview:
         """A copy of that part of a sequence's state which `seq_rm` can't cut (recurrent models)."""

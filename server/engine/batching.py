@@ -46,6 +46,8 @@ class Batching:
         elif len(running) > 1 and self._state.backend.adapters:
             running = self._turn(running)
         self._state.backend.set_lora(running[0].lora)
+        if self._state.backend.is_split:        # rows in the order of the cache's streams: see `Backend`
+            running = sorted(running, key=_place)
         jobs = [self._job(slot) for slot in running]
         self._n_generating = sum(not job.is_prefill for job in jobs)
         if self._n_generating == len(jobs):
@@ -94,3 +96,8 @@ class Batching:
         prompt_cache.fold(self._state.backend, slot)
         return Job(slot.id, slot.seq, slot.next_pos, slot.pending, is_prefill, min(slot.positions.room, limit),
                    all_rows=all_rows)
+
+
+def _place(slot: Slot) -> tuple[bool, int]:
+    """Generating slots in the order of their sequences, then prompts in that of their arrival."""
+    return (True, 0) if slot.run.next_token is None else (False, slot.seq)

@@ -1,8 +1,8 @@
 """The prompt cache outside the KV cache, in memory and on disk: what slots have to give up, and what is fetched again.
 
-Engine thread only. States go block by block through a sequence that no slot has (`scratch`): cells of a slot are
-shared with it and read out, or filled in it and shared with the slot. So a slot can be given just what it lacks, and
-saving can stop after any block when its time is over. Blocks in memory that have to go stay on disk, if that is used.
+Engine thread only. States go block by block (`block_moves` has the ways): saving can stop after any of them when its
+time is over, and what many texts begin with is kept once. Blocks in memory that have to go stay on disk, if that is
+used.
 
 Only for models whose sequences can share and be cut. Nothing is kept of text behind an image (its placeholders say
 nothing about positions), with self-extend, or of a context that was shifted: it isn't what its tokens would give.
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from server.engine import host_memory
 from server.engine.backend_types import Backend
 from server.engine.block_files import BlockFiles, key_of
+from server.engine.block_moves import InParts, ThroughScratch
 from server.engine.block_tree import BLOCK, Block, BlockTree, Lora, Shelf
 from server.engine.config import EngineConfig
 from server.engine.slot import Slot
@@ -43,7 +44,7 @@ class BlockCache:
     def __init__(self, backend: Backend, config: EngineConfig, clock: Callable[[], float]) -> None:
         self._backend = backend
         self._clock = clock
-        self._scratch = config.n_slots + 1
+        self._moves = InParts(backend) if backend.is_split else ThroughScratch(backend, config.n_slots + 1)
         self._tree = BlockTree()
         is_possible = backend.can_share and not config.exact and config.n_group == 1
         self._ram = Shelf(ram_limit(config.cache_ram) if is_possible else 0)
@@ -83,13 +84,17 @@ class BlockCache:
         block, at = self._tree.missing(slot.lora, tokens)
         self._touch(block)
         while at < len(tokens):
-            if n_blocks == 0 or self._clock() - started > limit_s:
+            if n_blocks == 0:
+                return False    # the next call goes on with what has been read
+            if self._clock() - started > limit_s:
+                self._moves.done()
                 return False
             part = tuple(tokens[at:at + BLOCK])
             block = self._save_block(slot, block, at, part)
-            if block.state is None and not block.path:
-                return True     # all there is room for is the beginning
+            if block is None or block.state is None and not block.path:
+                break       # all there is room for is the beginning
             at, n_blocks = at + len(part), n_blocks - 1
+        self._moves.done()
         return True
 
     def holds(self, slot: Slot) -> bool:
@@ -104,6 +109,8 @@ class BlockCache:
         """
         path, n = self._tree.find(slot.lora, prompt)
         n, at, source = min(n, limit), 0, ""
+        if self._backend.is_split:
+            return self._restore_all(slot, path, prompt[:n])
         for block in path:
             end = min(at + len(block.tokens), n)
             if end > len(slot.tokens):
@@ -153,11 +160,14 @@ class BlockCache:
             return slot.tokens
         return slot.tokens[:next(i for i, token in enumerate(slot.tokens) if token < 0)]
 
-    def _save_block(self, slot: Slot, parent: Block, at: int, tokens: tuple[int, ...]) -> Block:
-        backend = self._backend
-        backend.seq_cp(slot.seq, self._scratch, at, at + len(tokens))
-        state = backend.state(self._scratch)
-        backend.seq_rm(self._scratch, -1, -1)
+    def _save_block(self, slot: Slot, parent: Block, at: int, tokens: tuple[int, ...]) -> Block | None:
+        """None if that can't be done with this model, now or ever."""
+        state = self._moves.out(slot, at, at + len(tokens))
+        if state is None:
+            log.info("prompts that leave the KV cache are not kept: this model's state can't be cut into blocks; with "
+                     "--kv-unified it can")
+            self._ram.limit, self._files = 0, None
+            return None
         block, needless = self._tree.add(parent, tokens)
         self._forget(needless)
         block.size = len(state) + 10 * len(tokens) + 300    # with what a file has around it
@@ -174,16 +184,37 @@ class BlockCache:
         return block
 
     def _restore_block(self, slot: Slot, block: Block, at: int, end: int) -> bool:
-        """Through the scratch sequence, only the cells that the slot lacks."""
-        state = block.state if block.state is not None else self._files.get(block.path)
-        is_there = state is not None and self._backend.set_state(self._scratch, state)
-        if is_there:
-            self._backend.seq_cp(self._scratch, slot.seq, len(slot.tokens), end)
-        else:
+        """Only what the slot lacks of it."""
+        is_there = self._moves.into(slot, self._state_of(block), end)
+        if not is_there:
             log.debug("prompt cache: a block of %d tokens at %d can't be used", len(block.tokens), at)
             self._forget(self._tree.remove(block))
-        self._backend.seq_rm(self._scratch, -1, -1)
         return is_there
+
+    def _restore_all(self, slot: Slot, path: list[Block], tokens: list[int]) -> tuple[int, str]:
+        """All blocks from the first on, in the place of what the slot has, if that is more."""
+        states, source, n = [], CACHE_RAM, 0
+        for block in path:
+            state = self._state_of(block) if n < len(tokens) else None
+            if state is None:
+                break
+            source = source if block.state is not None else CACHE_DISK
+            states.append(state)
+            n += len(block.tokens)
+            self._touch(block)
+        if n < len(tokens) and len(states) < len(path):
+            self._forget(self._tree.remove(path[len(states)]))      # its file was damaged, or is gone
+        tokens = tokens[:n]
+        if len(tokens) <= len(slot.tokens):
+            return len(slot.tokens), ""
+        if not self._moves.fill(slot, states, tokens):
+            log.debug("prompt cache: %d blocks can't be used", len(states))
+            self._forget(self._tree.remove(path[0]))
+            return 0, ""
+        return len(tokens), source
+
+    def _state_of(self, block: Block) -> bytearray | memoryview | None:
+        return block.state if block.state is not None else self._files.get(block.path)
 
     def _touch(self, block: Block | None) -> None:
         """The block was used, and so were those before it, which are therefore never given up before it."""

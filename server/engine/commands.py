@@ -138,15 +138,24 @@ class Commands:
         """Compute the shared prefix once; all slots start anew from it."""
         if len(tokens) >= self._slots[0].n_ctx:
             raise ApiError(400, f"the system prompt has {len(tokens)} tokens, a slot holds {self._slots[0].n_ctx}")
-        for slot in (*self._slots, self.system):
+        is_split = self._backend.is_split
+        for slot in self._slots if is_split else (*self._slots, self.system):
             prompt_cache.trim(self._backend, slot, 0)
-        self.system.lora = self.lora
+        self.system.tokens, self.system.state_copy = [], None
+        place = self._slots[0] if is_split else self.system
+        place.lora = self.system.lora = self.lora
         self._backend.set_lora(self.lora)
+        self._evaluate(place, tokens)
+        if is_split:
+            self.system.tokens = list(tokens)
+            self.system.state_copy = self._backend.state(place.seq)
+        return {"n_tokens": len(tokens)}
+
+    def _evaluate(self, slot: Slot, tokens: tuple[int, ...]) -> None:
         n_batch = self._backend.info.n_batch
         for start in range(0, len(tokens), n_batch):
             part = list(tokens[start:start + n_batch])
-            if self._backend.decode([Span(self.system.id, self.system.seq, start, part, False)]) != DECODE_OK:
-                prompt_cache.trim(self._backend, self.system, 0)
+            if self._backend.decode([Span(slot.id, slot.seq, start, part, False)]) != DECODE_OK:
+                prompt_cache.trim(self._backend, slot, 0)
                 raise ApiError(500, "the system prompt could not be evaluated")
-            self.system.tokens += part
-        return {"n_tokens": len(tokens)}
+            slot.tokens += part

@@ -50,7 +50,8 @@ class EngineConfig:
     name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `lora` are
     (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `mmproj` is the projector's file, "" for none;
     `mmproj_params` go by name into `mtmd_context_params`. `n_group` above 1 switches self-extend on. With `special`
-    answers show special tokens. `exact` evaluates each task alone and from its beginning. `max_stall_ms` is what a step
+    answers show special tokens. `exact` evaluates each task alone and from its beginning. With `kv_unified` all
+    slots share one KV cache, None leaves that open (`is_split`). `max_stall_ms` is what a step
     may take while somebody reads a stream, 0 for no limit. `model_offset` and `model_size` say where the model lies
     in its file (a bundle); size 0 is to its end.
     `cache_ram` (MiB; None: a part of the free memory, -1: no limit) and `cache_disk` (a folder, of at most
@@ -88,6 +89,7 @@ class EngineConfig:
     embeddings: bool = False
     special: bool = False
     exact: bool = False
+    kv_unified: bool | None = None
     stream_interval_s: float = 0.0
     is_fitted: bool = True
     fit_target: tuple[int, ...] = ()
@@ -97,3 +99,15 @@ class EngineConfig:
     mmproj_params: dict[str, object] = field(default_factory=dict)
     model_params: dict[str, object] = field(default_factory=dict)
     context_params: dict[str, object] = field(default_factory=dict)
+
+    def is_split(self, has_window: bool) -> bool:
+        """Whether each slot has a part of the KV cache that nobody else's attention looks at (a "stream").
+
+        `has_window`: the model has sliding windows. Their cells can't be read out and put back in parts, so there
+        sharing costs more than it saves as long as the layout is left open.
+        """
+        if self.exact:
+            return True
+        if self.kv_unified is not None:
+            return not self.kv_unified
+        return self.n_slots > 1 and not has_window

@@ -40,7 +40,7 @@ class Place:
 class Wish:
     """What is asked for; None is open. `n_ctx` counts all slots together, 0 is the model's own. `type_k`, `type_v` are
     keys of `gguf.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and the like.
-    `is_split`: each sequence has cells of its own, the system prompt's, too; `embeds`: a second context computes
+    `is_split`: each slot has a part of the cache for itself; `embeds`: a second context computes
     embeddings of texts as long as a slot's context."""
 
     n_slots: int = 1
@@ -224,9 +224,9 @@ def _shares(layers: tuple[Layer, ...], gpus: tuple[Place, ...]) -> list[tuple[Pl
 
 
 def cache_bytes(layers: tuple[Layer, ...], wish: Wish, n_ctx: int, window: int = 0) -> int:
-    """Keys, values and states of these layers. One more sequence than slots: the system prompt's."""
-    n_seqs, n_slot = wish.n_slots + 1, n_ctx // wish.n_slots
-    n_ctx = n_slot * n_seqs if wish.is_split else n_ctx
+    """Keys, values and states of these layers. In one cache for all there is a sequence more, the system prompt's."""
+    n_seqs, n_slot = wish.n_slots + (not wish.is_split), -(-n_ctx // wish.n_slots)
+    n_ctx = _rounded(n_slot) * n_seqs if wish.is_split else n_ctx
     n_ctx += n_slot + wish.n_ubatch if wish.embeds else 0
     n_window = n_ctx if wish.is_window_full or not window else min(n_ctx, _rounded(window * n_seqs + wish.n_ubatch))
     return sum((_row_bytes(layer.k, wish.type_k) + _row_bytes(layer.v, wish.type_v))
@@ -249,7 +249,8 @@ def compute_bytes(shape: Shape, wish: Wish, n_ctx: int) -> int:
     n_batch = min(max(wish.n_batch, wish.n_slots), n_ctx)
     rows = min(wish.n_ubatch, n_batch)
     is_recurrent = any(layer.state for layer in shape.layers)       # and looks at nothing else, if no layer has keys
-    n_cells = n_ctx if any(layer.k for layer in shape.layers) else 0 if is_recurrent else rows
+    n_looked_at = _rounded(-(-n_ctx // wish.n_slots)) if wish.is_split else n_ctx
+    n_cells = n_looked_at if any(layer.k for layer in shape.layers) else 0 if is_recurrent else rows
     kinds = {layer.is_windowed for layer in shape.layers if layer.k}
     mask = n_cells * (2 if wish.is_flash else 4) * max(len(kinds), 1)
     scores = 0 if wish.is_flash else 4 * n_cells * shape.n_head

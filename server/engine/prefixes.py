@@ -22,7 +22,7 @@ from server.engine.prompt_cache import MIN_SHARED
 from server.engine.self_extend import GroupAttention
 from server.engine.slot import Leader, Run, Slot, common_prefix
 from server.engine.state import EngineState
-from server.engine.task import CACHE_SHARED, CACHE_SLOT, Task
+from server.engine.task import CACHE_NONE, CACHE_SHARED, CACHE_SLOT, Task
 from server.log import get_logger
 
 MAX_SAVE_S = 1.0
@@ -46,12 +46,14 @@ class Prefixes:
         self._state = state
         self.blocks = BlockCache(state.backend, state.config, state.clock)
         devices = state.backend.info.devices
-        self._is_parking = self.blocks.has_memory and bool(devices) and all(name == "CPU" for name in devices)
+        self._is_parking = not state.backend.is_split and self.blocks.has_memory and bool(devices) and all(name == "CPU" for name in devices)
         state.commands.unpark = self.unpark
         self._shared: tuple[tuple[int, ...], int] = ((), 0)     # what the count was made of, and the count
 
     def kv_used(self) -> int:
         """Cells of the KV cache in use. Counting those that are shared takes time: only when that has changed."""
+        if self._state.backend.is_split:
+            return sum(len(slot.tokens) for slot in self._state.slots)
         slots = (*self._state.slots, self._state.system)
         sharing = tuple(n for slot in slots for n in (slot.n_shared, slot.n_shares))
         if sharing != self._shared[0]:
@@ -97,7 +99,10 @@ class Prefixes:
         return run.leader is not None
 
     def make_room(self, but: Slot | None = None) -> bool:
-        """Give up the least valuable cache of an idle slot (not of `but`); False if there is none."""
+        """Give up the least valuable cache of an idle slot (not of `but`); False if there is none, or if it would be
+        room for nobody else."""
+        if self._state.backend.is_split:
+            return False
         others = [slot for slot in self._state.slots if slot is not but]
         slot = prompt_cache.least_valuable(others, self._state.clock())
         if slot is None:
@@ -155,6 +160,8 @@ class Prefixes:
 
     def _make_room_for(self, n: int, slot: Slot) -> bool:
         """Room for `n` more cells, without touching those of `slot`; False if there is none."""
+        if self._state.backend.is_split:
+            return len(slot.tokens) + n <= slot.n_ctx
         while self.kv_used() + n > self._state.backend.info.n_ctx:
             if not self.make_room(but=slot):
                 return False
@@ -179,7 +186,7 @@ class Prefixes:
             run.cache_source = CACHE_SLOT
         if task.cache_prompt:
             self._fetch(slot, run)
-        state.meter.n_reused += run.n_cached - n_before
+        state.meter.n_reused += max(run.n_cached - n_before, 0)
 
     def _fetch(self, slot: Slot, run: Run) -> None:
         """What memory or disk have of the prompt beyond what the slot has now."""
@@ -188,8 +195,8 @@ class Prefixes:
         if n_known >= len(slot.tokens) + MIN_SHARED:
             n, source = self.blocks.restore(slot, run.prompt, limit,
                                              lambda n: self._make_room_for(n, slot))
-            if n > run.n_cached:
-                run.n_cached, run.cache_source = n, source
+            if n != run.n_cached:
+                run.n_cached, run.cache_source = n, source or CACHE_NONE
 
     def _leader(self, slot: Slot, run: Run) -> Leader | None:
         """The running slot that is about to compute most of what `run` needs next, if that is worth waiting for."""

@@ -1,9 +1,10 @@
 """What stays in the KV cache between and during tasks: reuse and sharing of prefixes, eviction, context shift.
 
 Engine thread only. Each function keeps the one invariant: `slot.tokens[i]` is what the cache holds for the slot's
-sequence as its i-th token. All of them go through `Backend.seq_*`. A prefix that another slot holds is referenced,
-not copied: a cell of the unified cache can belong to several sequences. Positions of shared cells must never be
-changed for one of them alone, so a slot that may share is given cells of its own (`unshare`) before it is shifted.
+sequence as its i-th token. All of them go through `Backend.seq_*`. A prefix that another slot holds is copied where
+each slot has its part of the cache, and referenced in one cache for all, whose cells can belong to several sequences.
+Positions of shared cells must never be changed for one of them alone, so a slot that may share is given cells of its
+own (`unshare`) before it is shifted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from server.engine.backend_types import Backend
 from server.engine.slot import Slot, common_prefix
 
 MIN_SHARED = 16
+COPY_COST = 32      # reading out so many tokens of a slot takes as long as evaluating one, at most
 
 
 def choose_slot(slots: Iterable[Slot], prompt: list[int], cache_prompt: bool,
@@ -53,14 +55,44 @@ def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: 
         return n
     donor = max(donors, key=lambda other: common_prefix(other.tokens, prompt))
     n_donor = min(common_prefix(donor.tokens, prompt), limit)
-    if n_donor < n + MIN_SHARED:
+    if n_donor < n + MIN_SHARED or backend.is_split and n_donor < n + len(donor.tokens) // COPY_COST:
         return n
+    if backend.is_split:
+        _copy(backend, slot, donor, prompt[:n_donor])
+        return n_donor
     backend.seq_cp(donor.seq, slot.seq, n, n_donor)
     slot.tokens[n:] = prompt[n:n_donor]
     slot.is_sharing = donor.is_sharing = True
     slot.n_shared, donor.n_shared = n_donor, max(donor.n_shared, n_donor)
     slot.n_shares += 1
     return n_donor
+
+
+def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> None:
+    """Let the slot hold what the donor has of `tokens`, its beginning. If that fails the slot is empty."""
+    n = len(slot.tokens)
+    forget(slot)
+    try:
+        if donor.state_copy is None:
+            backend.seq_cp(donor.seq, slot.seq, n, len(tokens))
+        elif not (backend.set_state(slot.seq, donor.state_copy) and backend.seq_rm(slot.seq, len(tokens), -1)):
+            raise RuntimeError("the system prompt's state did not fit back into the cache it came from")
+    except BaseException:
+        trim(backend, slot, 0)
+        raise
+    slot.is_shifted = donor.is_shifted
+    slot.n_shares += 1
+    slot.tokens[:] = tokens
+
+
+def forget(slot: Slot) -> None:
+    """The slot's sequence holds nothing any more, or is about to be filled with something else."""
+    slot.tokens.clear()
+    slot.checkpoints.clear()
+    slot.is_sharing = slot.is_shifted = False
+    slot.n_shared = 0
+    slot.parked = []
+    slot.positions = None
 
 
 def trim(backend: Backend, slot: Slot, n: int) -> int:
@@ -72,14 +104,13 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
         n = 0
     if not backend.seq_rm(slot.seq, slot.next_pos if n == len(slot.tokens) else n, -1):
         n = _go_back(backend, slot, n)
+    if n == 0:
+        forget(slot)
+        return 0
     del slot.tokens[n:]
     while slot.checkpoints and slot.checkpoints[-1].n > n:
         slot.checkpoints.pop()
     slot.n_shared = min(slot.n_shared, n)
-    if n == 0:
-        slot.is_sharing = slot.is_shifted = False
-        slot.parked = []
-        slot.positions = None
     return n
 
 

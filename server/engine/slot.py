@@ -81,7 +81,8 @@ class Slot:
     of `lora`. With `is_sharing` some cells may belong to other sequences too, of the first `n_shared` tokens at most;
     `n_shares` counts how often it was given cells of another. After a context
     shift (`is_shifted`) the cells aren't what its tokens alone would give. The engine had evaluated
-    `n_rows_used` rows when it was used last; tokens that were moved to memory since then are `parked`.
+    `n_rows_used` rows when it was used last; tokens that were moved to memory since then are `parked`. What isn't a
+    sequence of the cache at all has its `state_copy` (the system prompt of a split cache).
     """
 
     id: int
@@ -97,6 +98,7 @@ class Slot:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     n_rows_used: float = 0
     parked: list[int] = field(default_factory=list)
+    state_copy: memoryview | None = None
     run: Run | None = None
     t_used: float = 0.0
     t_served: float = 0.0

@@ -21,8 +21,8 @@ def allocated(folder: Path, path: Path, wish: fit.Wish, n_ctx: int) -> dict[str,
     lines: list[str] = []
     libs = loader.load(folder, log_callback=lambda level, line: lines.append(line))
     with Model(libs, path, use_extra_bufts=False) as model, Context(
-            model, n_ctx=n_ctx, n_batch=wish.n_batch, n_ubatch=wish.n_ubatch, n_seq_max=wish.n_slots + 1, n_threads=1,
-            n_threads_batch=1, kv_unified=True, type_k=wish.type_k, type_v=wish.type_v,
+            model, n_ctx=n_ctx, n_batch=wish.n_batch, n_ubatch=wish.n_ubatch, n_threads=1,
+            n_seq_max=wish.n_slots + (not wish.is_split), n_threads_batch=1, kv_unified=not wish.is_split, type_k=wish.type_k, type_v=wish.type_v,
             flash_attn_type=-1 if wish.is_flash else 0):
         pass
     found: dict[str, float] = {}
@@ -32,7 +32,7 @@ def allocated(folder: Path, path: Path, wish: fit.Wish, n_ctx: int) -> dict[str,
 
 
 WISHES = {"plain": (fit.Wish(), 4096), "long": (fit.Wish(), 32768), "small batches": (fit.Wish(n_ubatch=64), 4096),
-          "slots": (fit.Wish(n_slots=8), 4096), "without flash attention": (fit.Wish(is_flash=False), 8192),
+          "slots": (fit.Wish(n_slots=8), 4096), "a cache for each slot": (fit.Wish(n_slots=8, is_split=True), 8192), "without flash attention": (fit.Wish(is_flash=False), 8192),
           "eight-bit cache": (fit.Wish(type_k=8, type_v=8), 8192)}
 
 

@@ -182,7 +182,7 @@ def test_where_nothing_is_drafted_the_draft_model_is_not_loaded(engine, tiny_spm
 def test_the_draft_model_has_nothing_of_the_large_ones_extras(tiny_spm_model):
     config = EngineConfig("large", "libs", model_offset=99, model_size=9, mmproj="eye", lora=(("x", 1.0),), exact=True,
                           embeddings=True, n_slots=3, spec=by_model(tiny_spm_model))
-    small = drafter_config(config, 512)
+    small = drafter_config(config, 512, True)
     assert (small.model, small.n_ctx, small.n_slots) == (str(tiny_spm_model), 512, 3)
     assert (small.model_offset, small.model_size, small.mmproj, small.lora, small.exact, small.embeddings,
             small.spec.model) == (0, 0, "", (), False, False, "")

@@ -164,7 +164,7 @@ def test_every_row_is_sound(option):
     assert option.dest in ("", *(row.name for row in OPTIONS))
     assert option.type not in (int, float) or option.low is not None and option.high is not None, "NaN would pass"
     if option.type is None and works:
-        assert isinstance(option.default, bool) or option.dest
+        assert isinstance(option.default, bool) or option.dest or option.default is None and option.off_flags
     for default in (option.default, option.default_2024):
         if option.low is not None and isinstance(default, (int, float)):
             assert option.low <= default <= option.high
@@ -360,7 +360,7 @@ def test_values_that_can_not_work_are_refused_in_one_line(argv, words):
     (["--direct-io", "--mlock"], ["--direct-io"]), (["--hf-file", "x"], ["--hf-repo"]),
     (["-mu", "http://h/x", "-hf", "u/m"], ["--model-url", "--hf-repo"]),
     (["--grammar", "root ::= [a]", "-j", "{}"], ["--grammar", "--json-schema"]),
-    (["--log-disable", "--log-file", "x"], ["--log-file"]), (["--no-kv-unified"], ["--no-kv-unified"]),
+    (["--log-disable", "--log-file", "x"], ["--log-file"]), (["--exact", "--kv-unified"], ["--exact", "--kv-unified"]),
     (["-c", "512", "--kv-unified-per-slot", "512"], ["--ctx-size"]),
     (["--kv-unified-per-slot", "2147483647", "-np", "2"], ["too much"]),
     (["--rope-freq-base", "0"], ["--rope-freq-base"]), (["--rope-freq-scale", "0"], ["--rope-freq-scale"]),

@@ -52,7 +52,7 @@ class TextTraffic(Traffic):
         can_trim = rng.random() < 0.8
         n_cells = None if rng.random() < 0.6 else rng.randrange(self.n_ctx, self.n_ctx * n_slots + 1)
         self.backend = FakeBackend(letters, self.n_ctx * n_slots, n_slots, n_cells, can_trim, can_trim,
-                                   max(n_slots, rng.choice((4, 9, 64))))
+                                   max(n_slots, rng.choice((4, 9, 64))), is_split=seed % 2 == 1)
         self.backend.info = replace(self.backend.info, devices=("CPU",))
         self.backend.adapters = ("first", "second")
         self.is_shifting = can_trim and rng.random() < 0.5
