@@ -85,8 +85,9 @@ def test_neighbours_that_share_a_beginning_never_notice_an_endless_one(engine, t
 
 # ---- the shared system prompt ------------------------------------------------------------------------------------
 
-def test_cells_of_the_system_prompt_are_counted_once(engine, tiny_spm_model):
-    one = engine(tiny_spm_model, n_slots=4, n_ctx=1024)
+@pytest.mark.parametrize(("kv_unified", "n_copies"), [(True, 1), (False, 4)])
+def test_cells_of_the_system_prompt_are_counted_as_often_as_they_are_there(engine, tiny_spm_model, kv_unified, n_copies):
+    one = engine(tiny_spm_model, n_slots=4, n_ctx=1024, kv_unified=kv_unified)
     system = one.tokens(STEM)
     one.client.command("system_prompt", tokens=system)
     assert one.client.snapshot.kv_used == len(system)
@@ -94,7 +95,7 @@ def test_cells_of_the_system_prompt_are_counted_once(engine, tiny_spm_model):
     one.say_all([one.task(tail, 5, id_slot=i) for i, tail in enumerate(tails)])
     wait_until(lambda: one.client.snapshot.n_processing == 0, "all to be done")
     # the last token of a text is never evaluated, so each slot keeps four of its five
-    assert one.client.snapshot.kv_used == len(system) + sum(len(tail) + 4 for tail in tails)
+    assert one.client.snapshot.kv_used == n_copies * len(system) + sum(len(tail) + 4 for tail in tails)
 
 
 @pytest.mark.covers("B01")
