@@ -3,7 +3,8 @@
 
     python llama_srv.py -m model.gguf
 
-This file is only the door: everything behind it is in `server/` (start reading at server/launch.py and server/app.py) and `ctypes_api/`.
+This file is only the door: everything behind it is in `server/` (start reading at server/launch.py and server/app.py)
+and `ctypes_api/`.
 """
 
 import sys

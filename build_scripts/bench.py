@@ -36,7 +36,8 @@ def parse(argv: list | None) -> argparse.Namespace:
         prog="bench.py", description="Run the same workloads alternately on servers and print medians and ratios.",
         epilog="A COMMAND may use {model} {port} {threads} {slots} {ctx} (all slots together) {python} {root}, and "
                "begin with VAR=value; what a workload needs besides is put at its end. Example: bench.py -m model.gguf "
-               "--threads 4 --server 'ours={python} llama_srv.py -m {model} --port {port} -t {threads} -np {slots} -c {ctx}' "
+               "--threads 4 --server 'ours={python} llama_srv.py -m {model} --port {port} -t {threads} -np {slots} "
+               "-c {ctx}' "
                "--server 'theirs=llama-server -m {model} --port {port} -t {threads} -np {slots} -c {ctx}'")
     add = parser.add_argument
     add("-m", "--model", type=Path, metavar="FILE", help="the GGUF file that all of them serve")

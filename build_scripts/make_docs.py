@@ -35,10 +35,10 @@ OPTIONS_HEAD = """\
 <!-- Written by build_scripts/make_docs.py from server/options.py; don't edit. -->
 
 `python llama_srv.py -m MODEL.gguf [options]`. Every flag also takes `--flag=value`. An option that has a variable in
-the column "environment" can be set there. The command line wins over the environment, that over the file that `--config`
-names, and that over the defaults. Switches take no value on the command line; elsewhere they are `1`/`on`/`true`/`yes`
-or `0`/`off`/`false`/`no`. A mistake ends the program before it starts, with one line that names the option and what is
-allowed.
+the column "environment" can be set there. The command line wins over the environment, that over the file that
+`--config` names, and that over the defaults. Switches take no value on the command line; elsewhere they are
+`1`/`on`/`true`/`yes` or `0`/`off`/`false`/`no`. A mistake ends the program before it starts, with one line that names
+the option and what is allowed.
 """
 
 PROFILES_HEAD = """\
@@ -51,8 +51,8 @@ an option that is given wins over it.
 OTHERS_HEAD = """\
 ## Known, but without effect here
 
-Options of llama-server, of today and of 2024, that launch scripts may name. *Ignored* ones are taken, with a line in the
-log; *refused* ones end the program with their reason.
+Options of llama-server, of today and of 2024, that launch scripts may name. *Ignored* ones are taken, with a line in
+the log; *refused* ones end the program with their reason.
 """
 STATUS = {"ignored": "ignored", "planned": "refused for now", "refused": "refused"}
 

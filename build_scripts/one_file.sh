@@ -51,7 +51,8 @@ if [ -z "$found" ]; then
     libc=$(getconf GNU_LIBC_VERSION 2>/dev/null) || libc=''
     if [ -n "$glibc" ] && command -v getconf >/dev/null 2>&1; then
         minor=${libc#glibc 2.}
-        [ "${minor%%[!0-9]*}" -ge "$glibc" ] 2>/dev/null || complain "this program needs glibc 2.$glibc or newer, this" \
+        [ "${minor%%[!0-9]*}" -ge "$glibc" ] 2>/dev/null || complain \
+            "this program needs glibc 2.$glibc or newer, this" \
             "system has ${libc:-another C library}: use a newer system, or a program that was built on an older one"
     fi
     trap '[ -z "$new" ] || rm -rf "$new"; exit 130' HUP INT TERM

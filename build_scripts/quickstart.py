@@ -28,7 +28,8 @@ MODEL_ENVIRONMENT = ("LLAMA_ARG_MODEL", "LLAMA_ARG_MODEL_URL", "LLAMA_ARG_HF_REP
                      "LLAMA_ARG_DOCKER_REPO")
 LIBS_OPTIONS = ("--libs",)
 LIBS_ENVIRONMENT = ("LLAMA_SRV_LIBS",)
-NO_MODEL_NEEDED = ("--version", "--list-devices", "--completion-bash", "--completion", "--man", "--cache-list", "--bundle")
+NO_MODEL_NEEDED = ("--version", "--list-devices", "--completion-bash", "--completion", "--man", "--cache-list",
+                   "--bundle")
 HELP = """\
 usage: python build_scripts/quickstart.py [--backend NAME] [--offline] [options of llama_srv.py]
 

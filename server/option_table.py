@@ -35,10 +35,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("help", ("-h", "--help", "--usage"), "show this help and exit", GENERAL, None, False),
     Option("version", ("--version",), "show the versions of the server and of llama.cpp and exit", GENERAL, None,
            False),
-    Option("completion", ("--completion",), "print a script that lets a shell complete these options: bash, zsh, fish or "
-           "powershell", GENERAL, metavar="SHELL", choices=dict(zip(SHELLS, SHELLS))),
+    Option("completion", ("--completion",), "print a script that lets a shell complete these options: bash, zsh, fish "
+           "or powershell", GENERAL, metavar="SHELL", choices=dict(zip(SHELLS, SHELLS))),
     Option("completion_bash", ("--completion-bash",), "the same as --completion bash", GENERAL, None, False),
-    Option("man", ("--man",), "print the manual page (troff) and exit: llama-srv --man | man -l -", GENERAL, None, False),
+    Option("man", ("--man",), "print the manual page (troff) and exit: llama-srv --man | man -l -", GENERAL,
+           None, False),
     Option("config", ("--config",), "read options from an INI or JSON file; keys are the names below, with or without "
            "dashes", GENERAL, to.existing_file, metavar="FILE", env="LLAMA_SRV_CONFIG"),
     Option("compat", ("--compat",), "which defaults and shapes of answers to take where those of the 2024 documents "
@@ -84,8 +85,8 @@ OPTIONS: tuple[Option, ...] = (
            False),
 
     Option("ctx_size", ("-c", "--ctx-size"), "tokens of context, shared by all slots; 0 takes the model's own "
-           "(default: the model's for each slot, or what fits into memory)", CONTEXT, int, None, "N", "LLAMA_ARG_CTX_SIZE", 0, INT_MAX,
-           default_2024=512),
+           "(default: the model's for each slot, or what fits into memory)", CONTEXT, int, None, "N",
+           "LLAMA_ARG_CTX_SIZE", 0, INT_MAX, default_2024=512),
     Option("kv_unified_per_slot", ("--kv-unified-per-slot",), "the same as --ctx-size, but for each slot", CONTEXT, int,
            None, "N", "LLAMA_ARG_KV_UNIFIED_PER_SLOT", 1, INT_MAX),
     Option("parallel", ("-np", "--parallel"), "slots: how many requests are computed at the same time; auto is 4",
@@ -118,10 +119,10 @@ OPTIONS: tuple[Option, ...] = (
            None, True, env="LLAMA_ARG_JINJA", off_flags=("--no-jinja",)),
     Option("spm_infill", ("--spm-infill",), "put the suffix before the prefix in /infill, as some models want", CONTEXT,
            None, False),
-    Option("exact", ("--exact",), "evaluate every request alone and from its beginning: the same request gives the same "
-           "text whatever else is going on; much slower", CONTEXT, None, False, env="LLAMA_SRV_EXACT"),
-    Option("engine", ("--engine",), "where the model is computed: process, which is restarted if it crashes and goes on "
-           "with all requests, or thread, within the server", CONTEXT, default="process", metavar="HOW",
+    Option("exact", ("--exact",), "evaluate every request alone and from its beginning: the same request gives the "
+           "same text whatever else is going on; much slower", CONTEXT, None, False, env="LLAMA_SRV_EXACT"),
+    Option("engine", ("--engine",), "where the model is computed: process, which is restarted if it crashes and goes "
+           "on with all requests, or thread, within the server", CONTEXT, default="process", metavar="HOW",
            env="LLAMA_SRV_ENGINE", choices={"process": "process", "thread": "thread"}),
     Option("engine_timeout", ("--engine-timeout",), "seconds without a step after which a busy engine is taken for "
            "hanging (for each 256 tokens of the step): it is restarted, but with --engine thread only "
@@ -130,39 +131,39 @@ OPTIONS: tuple[Option, ...] = (
            True, off_flags=("--no-warmup",)),
     Option("max_queue", ("--max-queue",), "requests that may wait for a slot; more get 503", CONTEXT, int, 1024, "N",
            "LLAMA_SRV_MAX_QUEUE", 0, 10**6),
-    Option("cache_ram", ("-cram", "--cache-ram"), "MiB of memory for prompts that had to leave the KV cache; 0 for none, "
-           "-1 for no limit (default: 8192, at most half of what is free)", CONTEXT, int, None, "MIB",
+    Option("cache_ram", ("-cram", "--cache-ram"), "MiB of memory for prompts that had to leave the KV cache; 0 for "
+           "none, -1 for no limit (default: 8192, at most half of what is free)", CONTEXT, int, None, "MIB",
            "LLAMA_ARG_CACHE_RAM", -1, INT_MAX),
     Option("cache_disk", ("--cache-disk",), "folder that keeps computed prompts over restarts", CONTEXT, metavar="DIR",
            env="LLAMA_SRV_CACHE_DISK"),
     Option("cache_disk_size", ("--cache-disk-size",), "MiB that --cache-disk may take", CONTEXT, int, 10240, "MIB",
            "LLAMA_SRV_CACHE_DISK_SIZE", 1, INT_MAX),
-    Option("ctx_checkpoints", ("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "copies of its state that a slot keeps "
-           "with models whose state can't be cut (recurrent, hybrid)", CONTEXT, int, 8, "N",
+    Option("ctx_checkpoints", ("-ctxcp", "--ctx-checkpoints", "--swa-checkpoints"), "copies of its state that a slot "
+           "keeps with models whose state can't be cut (recurrent, hybrid)", CONTEXT, int, 8, "N",
            "LLAMA_ARG_CTX_CHECKPOINTS", 0, 1024),
-    Option("checkpoint_min_step", ("-cms", "--checkpoint-min-step"), "tokens between two of them (at least 64)", CONTEXT,
-           int, 1024, "N", "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT", 0, INT_MAX),
-    Option("max_stall_ms", ("--max-stall-ms",), "how long running streams may wait while prompts are read, in ms; 0 for "
-           "no limit", CONTEXT, float, 100.0, "MS", "LLAMA_SRV_MAX_STALL_MS", 0, 10**6),
+    Option("checkpoint_min_step", ("-cms", "--checkpoint-min-step"), "tokens between two of them (at least 64)",
+           CONTEXT, int, 1024, "N", "LLAMA_ARG_CHECKPOINT_MIN_SPACING_NT", 0, INT_MAX),
+    Option("max_stall_ms", ("--max-stall-ms",), "how long running streams may wait while prompts are read, in ms; 0 "
+           "for no limit", CONTEXT, float, 100.0, "MS", "LLAMA_SRV_MAX_STALL_MS", 0, 10**6),
 
-    Option("mmproj", ("-mm", "--mmproj"), "the model's projector, a GGUF file: with it the model takes images or sound, "
-           "as the file says", MEDIA, to.existing_file, metavar="FILE", env="LLAMA_ARG_MMPROJ"),
-    Option("mmproj_url", ("-mmu", "--mmproj-url"), "download the projector from here, unless it is there already", MEDIA,
-           to.url, metavar="URL", env="LLAMA_ARG_MMPROJ_URL"),
+    Option("mmproj", ("-mm", "--mmproj"), "the model's projector, a GGUF file: with it the model takes images or "
+           "sound, as the file says", MEDIA, to.existing_file, metavar="FILE", env="LLAMA_ARG_MMPROJ"),
+    Option("mmproj_url", ("-mmu", "--mmproj-url"), "download the projector from here, unless it is there already",
+           MEDIA, to.url, metavar="URL", env="LLAMA_ARG_MMPROJ_URL"),
     Option("mmproj_auto", ("--mmproj-auto",), "use the projector that is named; it is never looked for", MEDIA, None,
            True, env="LLAMA_ARG_MMPROJ_AUTO", off_flags=("--no-mmproj", "--no-mmproj-auto")),
     Option("mmproj_offload", ("--mmproj-offload",), "let the GPU encode images and sound", MEDIA, None, True,
            env="LLAMA_ARG_MMPROJ_OFFLOAD", off_flags=("--no-mmproj-offload",), target="mmproj:use_gpu"),
-    Option("mmproj_device", ("-mmdev", "--mmproj-device"), "the device that encodes them; none is the CPU (default: the "
-           "first GPU)", MEDIA, metavar="DEVICE", env="MTMD_BACKEND_DEVICE", target="mmproj:device"),
+    Option("mmproj_device", ("-mmdev", "--mmproj-device"), "the device that encodes them; none is the CPU (default: "
+           "the first GPU)", MEDIA, metavar="DEVICE", env="MTMD_BACKEND_DEVICE", target="mmproj:device"),
     Option("image_min_tokens", ("--image-min-tokens",), "fewest tokens an image takes, for models that can choose "
            "(default: the model's)", MEDIA, int, None, "N", "LLAMA_ARG_IMAGE_MIN_TOKENS", 1, 2**20,
            target="mmproj:image_min_tokens"),
     Option("image_max_tokens", ("--image-max-tokens",), "most tokens an image takes, for models that can choose "
            "(default: the model's)", MEDIA, int, None, "N", "LLAMA_ARG_IMAGE_MAX_TOKENS", 1, 2**20,
            target="mmproj:image_max_tokens"),
-    Option("image_max_pixels", ("--image-max-pixels",), "refuse larger images, by what their headers say, in millions of "
-           "pixels", MEDIA, int, 50, "N", "LLAMA_SRV_IMAGE_MAX_PIXELS", 1, 10_000),
+    Option("image_max_pixels", ("--image-max-pixels",), "refuse larger images, by what their headers say, in millions "
+           "of pixels", MEDIA, int, 50, "N", "LLAMA_SRV_IMAGE_MAX_PIXELS", 1, 10_000),
     Option("media_path", ("--media-path",), "folder whose files requests may name as file://NAME", MEDIA,
            to.existing_folder, metavar="DIR", env="LLAMA_SRV_MEDIA_PATH"),
     Option("media_urls", ("--media-urls",), "fetch images and sound that requests name by http or https; never from "
@@ -180,24 +181,25 @@ OPTIONS: tuple[Option, ...] = (
            default=-1, metavar="[WHEN]", env="LLAMA_ARG_FLASH_ATTN", default_2024=0, choices=FLASH_ATTENTION, bare="on",
            target="context:flash_attn_type"),
 
-    Option("bench", ("--bench",), "measure this server on the model instead of serving, print a table and exit; NAMES are "
-           "workloads of docs/benchmarks.md, separated by commas", GENERAL, metavar="[NAMES]", bare="own"),
-    Option("dry_run", ("--dry-run",), "print what the model would take of the memory, and the context and layers that would "
-           "be chosen, and exit", DEVICES, None, False),
+    Option("bench", ("--bench",), "measure this server on the model instead of serving, print a table and exit; NAMES "
+           "are workloads of docs/benchmarks.md, separated by commas", GENERAL, metavar="[NAMES]", bare="own"),
+    Option("dry_run", ("--dry-run",), "print what the model would take of the memory, and the context and layers that "
+           "would be chosen, and exit", DEVICES, None, False),
     Option("list_devices", ("--list-devices",), "show the devices that llama.cpp can compute on and exit", DEVICES,
            None, False),
     Option("devices", ("-dev", "--device"), "devices to use, separated by commas; none stays on the CPU (default: all)",
            DEVICES, to.items, None, "NAMES", "LLAMA_ARG_DEVICE", target="model:devices"),
     Option("n_gpu_layers", ("-ngl", "--n-gpu-layers", "--gpu-layers"), "layers to put on the GPU; all, auto and -1 are "
-           "as many as fit", DEVICES, to.gpu_layers, -1, "N", "LLAMA_ARG_N_GPU_LAYERS", -1, 2**20, target="model:n_gpu_layers"),
+           "as many as fit", DEVICES, to.gpu_layers, -1, "N", "LLAMA_ARG_N_GPU_LAYERS", -1, 2**20,
+           target="model:n_gpu_layers"),
     Option("fit", ("-fit", "--fit"), "choose the context and the layers on the GPU, where they aren't set, so that the "
            "model fits into memory, and refuse what can't: on or off", DEVICES, default=True, metavar="WHEN",
            env="LLAMA_ARG_FIT", choices={"on": True, "off": False}),
-    Option("fit_target", ("-fitt", "--fit-target"), "MiB to leave free on each device, separated by commas; one value is "
-           "for all (default: 1024, or an eighth of a small memory)", DEVICES, to.sizes, (), "MIB",
+    Option("fit_target", ("-fitt", "--fit-target"), "MiB to leave free on each device, separated by commas; one value "
+           "is for all (default: 1024, or an eighth of a small memory)", DEVICES, to.sizes, (), "MIB",
            "LLAMA_ARG_FIT_TARGET"),
-    Option("fit_ctx", ("-fitc", "--fit-ctx"), "a context for each slot below which --fit rather leaves layers on the CPU",
-           DEVICES, int, 4096, "N", "LLAMA_ARG_FIT_CTX", 1, INT_MAX),
+    Option("fit_ctx", ("-fitc", "--fit-ctx"), "a context for each slot below which --fit rather leaves layers on the "
+           "CPU", DEVICES, int, 4096, "N", "LLAMA_ARG_FIT_CTX", 1, INT_MAX),
     Option("split_mode", ("-sm", "--split-mode"), "how several GPUs share the model: none, layer, row or tensor "
            "(default: layer)", DEVICES, metavar="HOW", env="LLAMA_ARG_SPLIT_MODE", choices=SPLIT_MODES,
            target="model:split_mode"),
@@ -297,8 +299,8 @@ OPTIONS: tuple[Option, ...] = (
            "30)", SERVER, float, None, "S", "LLAMA_ARG_TIMEOUT", 0.1, 86400, default_2024=600.0),
     Option("max_connections", ("--max-connections",), "connections at the same time, each with a thread; more get 503",
            SERVER, int, 512, "N", "LLAMA_SRV_MAX_CONNECTIONS", 1, 100000),
-    Option("rate_limit", ("--rate-limit",), "requests that each API key, or without keys each address, may make: 60/min, "
-           "5/s or 1000/h; more get 429 (default: no limit)", SERVER, to.rate, metavar="N/UNIT",
+    Option("rate_limit", ("--rate-limit",), "requests that each API key, or without keys each address, may make: "
+           "60/min, 5/s or 1000/h; more get 429 (default: no limit)", SERVER, to.rate, metavar="N/UNIT",
            env="LLAMA_SRV_RATE_LIMIT"),
     Option("max_body", ("--max-body",), "largest request body, in MiB", SERVER, int, 64, "N", "LLAMA_SRV_MAX_BODY", 1,
            65536),
@@ -309,13 +311,13 @@ OPTIONS: tuple[Option, ...] = (
            int, 30, "S", "LLAMA_ARG_SSE_PING_INTERVAL", -1, 86400),
     Option("pid_file", ("--pid-file",), "write the process id to this file while running", SERVER, metavar="FILE",
            env="LLAMA_SRV_PID_FILE"),
-    Option("state_file", ("--state-file",), "keep a JSON object with url, pid, model and state (loading, ready, stopping) "
-           "in this file while running", SERVER, metavar="FILE", env="LLAMA_SRV_STATE_FILE"),
-    Option("debug_stacks", ("--debug-stacks",), "answer POST /debug/stacks with what every Python thread is doing", SERVER,
-           None, False, env="LLAMA_SRV_DEBUG_STACKS"),
-    Option("stream_interval_ms", ("--stream-interval-ms",), "how long tokens of a stream may wait for the next ones, to "
-           "be sent together; tokens of one step share an event, others don't; 0 sends every one at once", SERVER, int, 16, "MS",
-           "LLAMA_SRV_STREAM_INTERVAL_MS", 0, 1000),
+    Option("state_file", ("--state-file",), "keep a JSON object with url, pid, model and state (loading, ready, "
+           "stopping) in this file while running", SERVER, metavar="FILE", env="LLAMA_SRV_STATE_FILE"),
+    Option("debug_stacks", ("--debug-stacks",), "answer POST /debug/stacks with what every Python thread is doing",
+           SERVER, None, False, env="LLAMA_SRV_DEBUG_STACKS"),
+    Option("stream_interval_ms", ("--stream-interval-ms",), "how long tokens of a stream may wait for the next ones, "
+           "to be sent together; tokens of one step share an event, others don't; 0 sends every one at once", SERVER,
+           int, 16, "MS", "LLAMA_SRV_STREAM_INTERVAL_MS", 0, 1000),
     Option("slots", ("--slots",), "answer GET /slots, which shows what users have written", SERVER, None, True,
            env="LLAMA_ARG_ENDPOINT_SLOTS", off_flags=("--no-slots", "--slots-endpoint-disable")),
     Option("metrics", ("--metrics",), "answer GET /metrics", SERVER, None, False, env="LLAMA_ARG_ENDPOINT_METRICS"),
@@ -439,8 +441,9 @@ OPTIONS: tuple[Option, ...] = (
            to.existing_file, metavar="FILE"),
     Option("side_file", ("--side-file",), "put the model into FILE.bundle beside the program, as is always done for "
            "Windows", BUNDLES, None, False),
-    Option("bundle_info", ("--bundle-info",), "show what this bundle, or the one that -m names, holds, and exit", BUNDLES,
+    Option("bundle_info", ("--bundle-info",), "show what this bundle, or the one that -m names, holds, and exit",
+           BUNDLES, None, False),
+    Option("bundle_check", ("--bundle-check",), "compare its parts with their checksums, and exit", BUNDLES,
            None, False),
-    Option("bundle_check", ("--bundle-check",), "compare its parts with their checksums, and exit", BUNDLES, None, False),
     Option("unbundle", ("--unbundle",), "take it apart into this folder, and exit", BUNDLES, metavar="DIR"),
 )

@@ -1,7 +1,7 @@
 """What every Python thread of this process is doing, as text: for the question why nothing moves.
 
-Any thread; imports nothing of the product, so that both processes can. It needs the interpreter: an engine that is stuck
-in C with the interpreter's lock held is asked by `faulthandler` before it is killed.
+Any thread; imports nothing of the product, so that both processes can. It needs the interpreter: an engine that is
+stuck in C with the interpreter's lock held is asked by `faulthandler` before it is killed.
 """
 
 from __future__ import annotations

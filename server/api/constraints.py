@@ -40,7 +40,8 @@ def read_constraint(body: Mapping[str, object], defaults: Mapping[str, object] =
     if len(given) > 1:
         raise ApiError(400, f"{given[0]} and {given[1]} exclude each other; give one of them")
     if not given:
-        return read_constraint({name: defaults[name] for name in NAMES if name in defaults}) if defaults else Constraint()
+        ours = {name: defaults[name] for name in NAMES if name in defaults}
+        return read_constraint(ours) if ours else Constraint()
     if given[0] == "response_format":
         return schema_constraint("response_format", *wanted)
     value = body[given[0]]

@@ -47,7 +47,8 @@ class EmbeddingHandlers:
         body = self._body(request)
         answer = self._answer(request, body)
         if isinstance(body.get("input", body.get("content")), str):
-            return json_response({"embedding": answer[0]["embedding"] if self._is_by_token else answer[0]["embedding"][0]})
+            rows = answer[0]["embedding"]
+            return json_response({"embedding": rows if self._is_by_token else rows[0]})
         return json_response(answer)
 
     def list(self, request: Request) -> Response:

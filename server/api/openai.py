@@ -52,8 +52,8 @@ class OpenAiHandlers:
         """How many tokens the prompt of `messages` has."""
         tokens = chat_prompt(self._context, self._body(request)).tokens
         if tokens.media:
-            raise ApiError(400, f"{tokens.media[0].where}: how many tokens a file takes is known only when it is decoded; "
-                           "the usage of an answer has it")
+            raise ApiError(400, f"{tokens.media[0].where}: how many tokens a file takes is known only when it is "
+                           "decoded; the usage of an answer has it")
         n = len(tokens)
         return json_response({"object": "response.input_tokens", "input_tokens": n})
 

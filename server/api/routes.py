@@ -45,7 +45,7 @@ def routes(context: Context) -> list[Route]:
         Route("POST", "/v1/completions", openai.complete),
         Route("POST", "/apply-template", openai.apply_template),
         Route("POST", "/infill", InfillHandler(context).handle),
-        *(Route("POST", prefix + "/abort", AbortHandler(context.running).handle, is_free=True) for prefix in ("", "/v1")),
+        *(Route("POST", path, AbortHandler(context.running).handle, is_free=True) for path in ("/abort", "/v1/abort")),
         Route("POST", "/debug/stacks", DebugHandler(context).stacks, body_optional=True),
         Route("POST", "/embedding", embeddings.native),
         Route("POST", "/embeddings", embeddings.list),

@@ -158,8 +158,9 @@ class StatusHandlers:
         return {
             "id": slot.id, "task_id": slot.id_task, "id_task": slot.id_task, "state": int(slot.is_processing),
             "is_processing": slot.is_processing,
-            "speculative": bool(self._context.options.spec_type) and flat["speculative.n_max"] > 0, **flat, "n_ctx": slot.n_ctx, "prompt": prompt,
-            "next_token": next_token if self._context.is_2024 else [next_token], "params": flat, "n_prompt_tokens": slot.n_prompt,
+            "speculative": bool(self._context.options.spec_type) and flat["speculative.n_max"] > 0, **flat,
+            "n_ctx": slot.n_ctx, "prompt": prompt, "params": flat, "n_prompt_tokens": slot.n_prompt,
+            "next_token": next_token if self._context.is_2024 else [next_token],
             "n_prompt_tokens_processed": slot.n_prompt_done, "n_prompt_tokens_cache": slot.n_cached,
             "truncated": slot.truncated}
 

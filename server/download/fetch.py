@@ -67,7 +67,8 @@ def cached_models(environ: Mapping[str, str] = os.environ) -> list[str]:
     lines = []
     for path in sorted(folder.rglob("*.gguf")):
         kind, *parts = path.relative_to(folder).parts
-        name = f"-hf {'/'.join(parts[:2])} -hff {'/'.join(parts[2:])}" if kind == "hf" and len(parts) > 2 else f"-m {path}"
+        is_of_hub = kind == "hf" and len(parts) > 2
+        name = f"-hf {'/'.join(parts[:2])} -hff {'/'.join(parts[2:])}" if is_of_hub else f"-m {path}"
         lines.append(f"{path.stat().st_size / 2**20:9.1f} MiB  {name}")
     return lines or [f"no model has been downloaded to {folder}"]
 

@@ -68,7 +68,7 @@ def wish_of(config: EngineConfig, has_window: bool = False) -> fit.Wish:
         is_cache_on_gpu=context.get("offload_kqv", True),
         is_split=config.is_split(has_window), embeds=config.embeddings, fit_ctx=config.fit_ctx,
         margins=tuple(mib * fit.MIB for mib in config.fit_target),
-        extra=sum(map(_size_of, [*(path for path, _ in config.lora), *filter(None, [config.spec.model, config.mmproj])])))
+        extra=sum(map(_size_of, filter(None, [*(path for path, _ in config.lora), config.spec.model, config.mmproj]))))
 
 
 def places_of(devices: Iterable[Device], config: EngineConfig) -> tuple[fit.Place, ...]:

@@ -181,8 +181,8 @@ def _refused(plan_: Plan, wish: Wish) -> Plan:
     ways += ["a model with smaller weights"]
     return replace(plan_, fault=(
         f"the model doesn't fit: {row.place.name} would need {_mib(row.used)} MiB (weights {_mib(row.weights)}, cache "
-        f"{_mib(row.cache)} for {plan_.n_ctx} tokens, compute {_mib(row.compute)}) and has {_mib(row.place.free)} free; "
-        f"take {', '.join(ways)}, or --fit off to try nevertheless"))
+        f"{_mib(row.cache)} for {plan_.n_ctx} tokens, compute {_mib(row.compute)}) and has {_mib(row.place.free)} "
+        f"free; take {', '.join(ways)}, or --fit off to try nevertheless"))
 
 
 # ---- who takes how much ----------------------------------------------------------------------------------------------

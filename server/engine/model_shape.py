@@ -21,7 +21,8 @@ __all__ = ["Layer", "Shape", "shape_of"]
 BLOCK = re.compile(r"blk\.(\d+)\.")
 # architectures that keep nothing between two batches
 WITHOUT_CACHE = ("bert", "jina-bert-v2", "jina-bert-v3", "nomic-bert", "nomic-bert-moe", "neo-bert", "eurobert",
-                 "modern-bert", "gemma-embedding", "wavtokenizer-dec", "dream", "llada", "llada-moe", "rnd1", "t5encoder")
+                 "modern-bert", "gemma-embedding", "wavtokenizer-dec", "dream", "llada", "llada-moe", "rnd1",
+                 "t5encoder")
 # every nth layer sees everything, the others a window, where the file has no list of them
 WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "cohere2": 4, "olmo2": 4, "exaone4": 4,
                   "llama4": 4, "smallthinker": 4}
@@ -155,7 +156,8 @@ class _Reader:
         experts = max(self.per_layer("expert_used_count", self.n_layers), default=0) * max(
             self.per_layer("expert_feed_forward_length", self.n_layers), default=0)
         dense = max(self.per_layer("feed_forward_length", self.n_layers), default=0)
-        return max(dense, experts + self.number("expert_shared_feed_forward_length"), self.number("ssm.inner_size") * 3 // 2)
+        shared = self.number("expert_shared_feed_forward_length")
+        return max(dense, experts + shared, self.number("ssm.inner_size") * 3 // 2)
 
     def cache(self, i: int, names: list[str]) -> tuple[int, int, int, bool]:
         """What layer `i` keeps: (k, v, state, is_windowed)."""

@@ -40,7 +40,8 @@ def projector_faults(parts: list[Gguf]) -> Iterator[str]:
         yield "has no tensors"
     for kind in kinds:
         if kind in REFUSED:
-            yield f"is a projector of the kind {kind}, which this server can't use: its images depend on the text before"
+            yield (f"is a projector of the kind {kind}, which this server can't use: its images depend on the text "
+                   "before")
         for name in NEEDED.get(kind, ()):
             if name not in gguf.tensors:
                 yield f"has no tensor {name}, which a projector of the kind {kind} needs"

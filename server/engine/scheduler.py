@@ -28,8 +28,8 @@ from server.engine.media_steps import MediaSteps
 from server.engine.prefixes import Prefixes
 from server.engine.slot import Slot
 from server.engine.state import EngineState
-from server.engine.task import (STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Embed, Final, Frame, Piece, Snapshot, Starting,
-                                Task, Tasks, Timings)
+from server.engine.task import (STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Embed, Final, Frame, Piece, Snapshot,
+                                Starting, Task, Tasks, Timings)
 from server.errors import ApiError
 from server.log import get_logger
 
@@ -268,7 +268,8 @@ class Scheduler:
         """The state as it is now."""
         state, meter = self._state, self._state.meter
         return Snapshot(
-            slots=tuple(slot.state() for slot in state.slots), preparing=state.media.at_work, n_deferred=len(self._admission) + len(state.media),
+            slots=tuple(slot.state() for slot in state.slots), preparing=state.media.at_work,
+            n_deferred=len(self._admission) + len(state.media),
             kv_used=self._prefixes.kv_used(), n_ctx=state.backend.info.n_ctx,
             n_steps=meter.n_steps, n_prompt_tokens=meter.n_prompt, n_predicted_tokens=meter.n_predicted,
             n_reused_tokens=meter.n_reused, n_stalls=meter.n_stalls,

@@ -39,8 +39,8 @@ log = get_logger("engine")
 class Limits:
     """When an engine counts as hanging, and how often it is restarted. Seconds; `start_s` is the longest silence until
     it is ready (opening large libraries holds the interpreter's lock), `silence_s` the one from then on; `step_s` is
-    that of a short step, see `config.step_limit_s`. `backoff_s` are the pauses before the first, second, ... restart without progress in between;
-    `end_s` is what an engine gets to end by itself."""
+    that of a short step, see `config.step_limit_s`. `backoff_s` are the pauses before the first, second, ... restart
+    without progress in between; `end_s` is what an engine gets to end by itself."""
 
     start_s: float = 120.0
     silence_s: float = 10.0

@@ -450,8 +450,8 @@ class Restarting:
     cause: str
 
 
-Event = (Starting | Restarting | Progress | PromptProbs | Piece | Final | Embedded | Failure | Reply | Loading | Ready | LoadFailed
-         | Closed)
+Event = (Starting | Restarting | Progress | PromptProbs | Piece | Final | Embedded | Failure | Reply | Loading | Ready
+         | LoadFailed | Closed)
 
 
 @dataclass(slots=True, frozen=True)

@@ -26,7 +26,8 @@ class ThreadTransport:
     long a short step may take (`config.step_limit_s`); a thread that hangs can only be told of."""
 
     def __init__(self, config: EngineConfig,
-                 open_backend: Callable[[EngineConfig, Callable[[float], bool]], Backend], step_s: float = 60.0) -> None:
+                 open_backend: Callable[[EngineConfig, Callable[[float], bool]], Backend],
+                 step_s: float = 60.0) -> None:
         self._config = config
         self._step_s = step_s
         self._open_backend = open_backend

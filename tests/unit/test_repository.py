@@ -18,6 +18,7 @@ from tests.support import ROOT
 
 MAX_BYTES = 512 * 1024
 MAX_LINES = 600
+MAX_COLUMNS = 120
 NOT_OURS = {".git", ".venv-test", "__pycache__", ".pytest_cache", ".hypothesis", "build", "dist"}
 
 # written in pieces so that this file doesn't break its own rules
@@ -106,6 +107,12 @@ def test_python_file_is_short_or_says_why_not(path: Path):
     n_lines = len(source.splitlines())
     assert n_lines <= MAX_LINES or f"{MAX_LINES} lines" in docstring, (
         f"{n_lines} lines: cut it, or say in its docstring why it's longer than {MAX_LINES} lines")
+
+
+@pytest.mark.parametrize("path", [path for path in python_files() if is_product(path)], ids=relative)
+def test_lines_of_the_product_fit_a_screen(path: Path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert [f"line {n}: {len(line)}" for n, line in enumerate(lines, 1) if len(line) > MAX_COLUMNS] == []
 
 
 @pytest.mark.parametrize("path", [path for path in python_files() if is_product(path)], ids=relative)
