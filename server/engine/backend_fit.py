@@ -40,7 +40,8 @@ def make_plan(libs: Libs, config: EngineConfig) -> fit.Plan | None:
     if room is None:
         log.info("this system doesn't tell how much memory is free")
         room = 1 << 62 if config.n_ctx is not None else _fallback_room(shape, config)
-    plan = fit.plan(shape, wish_of(config, bool(shape.window)), fit.Place("memory", room), places_of(list_devices(libs), config))
+    memory = fit.Place("memory", room)
+    plan = fit.plan(shape, wish_of(config, bool(shape.window)), memory, places_of(list_devices(libs), config))
     if plan.n_ctx > MAX_CTX:
         raise ApiError(400, f"a context of {plan.n_ctx} tokens is more than llama.cpp can count")
     if plan.fault and config.is_fitted:

@@ -112,7 +112,8 @@ class Results:
                 n_open -= isinstance(event, LAST)
 
     def _next_batch(self, silence_s: float | None) -> Sequence[Event] | None:
-        """What the reader is woken for, or None after `silence_s`. Whatever that is, nobody else writes from then on."""
+        """What the reader is woken for, or None after `silence_s`. Whatever that is, nobody else writes from then
+        on."""
         if self._divert is not None:
             with self._lock:
                 self._is_waiting = self._queue.empty()
