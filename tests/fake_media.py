@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from server.engine.backend_types import DECODE_OK
 from server.engine.media import Chunk, Prepared, placeholders
 from server.engine.task import AUDIO, IMAGE, Media
 from server.errors import ApiError
-from tests.fakes import Cell, FakeBackend
+from tests.fakes import Cell, FakeBackend, vector_of
 from tests.media_files import sha256
 
 OPENING, CLOSING = ord("<"), ord(">")
@@ -45,6 +48,7 @@ class FakeMedia:
         self._backend = backend
         self._n_pos_factor = n_pos_factor
         backend.media = self
+        backend.media_embeddings = FakeMediaEmbeddings(backend, self)
 
     def prepare(self, media: Media) -> Prepared:
         """Any thread."""
@@ -89,6 +93,59 @@ class FakeMedia:
         return code, chunk.n_tokens - 1
 
 
+class FakeMediaEmbeddings:
+    """See `backend_types.MediaEmbeddingBackend`; a row is `vector_of` all positions up to it. `fail_at` has codes or
+    exceptions for the Nth evaluation. Without `can_trim` only all of it can be dropped."""
+
+    def __init__(self, backend: FakeBackend, eyes: FakeMedia, n_input: int = 200, n_rows: int = 8,
+                 can_trim: bool = True) -> None:
+        self.width, self.n_input, self.n_rows, self.can_trim = 4, n_input, n_rows, can_trim
+        self.held: list[int] = []
+        self.log: list[str | int] = []          # "encode", "chunk", or how many tokens of text
+        self.fail_at: dict[int, int | Exception] = {}
+        self._backend, self._eyes = backend, eyes
+        self._encoded: Chunk | None = None
+        self._n_evaluated = 0
+
+    def encode(self, chunk: Chunk) -> None:
+        """Keep it."""
+        self._eyes.encode(chunk)
+        self._encoded = chunk
+        self.log.append("encode")
+
+    def embed_chunk(self, chunk: Chunk, pos: int) -> tuple[int, bytes]:
+        """A row for each cell."""
+        assert self._encoded is chunk, "the embeddings of another chunk"
+        self.log.append("chunk")
+        n = len(chunk.ids)
+        return self._evaluate(chunk.ids, pos, [-(-n * (i + 1) // chunk.n_tokens) for i in range(chunk.n_tokens)])
+
+    def embed_tokens(self, tokens: Sequence[int], pos: int) -> tuple[int, bytes]:
+        """A row for each token."""
+        assert 0 < len(tokens) <= self.n_rows
+        self.log.append(len(tokens))
+        return self._evaluate(tokens, pos, range(1, len(tokens) + 1))
+
+    def trim(self, start: int) -> bool:
+        """Forget what comes behind `start`."""
+        if start and not self.can_trim:
+            return False
+        del self.held[start:]
+        return True
+
+    def _evaluate(self, ids: Sequence[int], pos: int, ends: Iterable[int]) -> tuple[int, bytes]:
+        self._backend.check_thread()
+        assert pos == len(self.held), f"position {pos}, it holds {len(self.held)}"
+        self._backend.wait_at_the_gate()
+        self._n_evaluated += 1
+        code = self.fail_at.pop(self._n_evaluated, DECODE_OK)
+        if isinstance(code, Exception):
+            raise code
+        self.held += ids if code == DECODE_OK else ids[:1]
+        rows = [struct.pack("4f", *vector_of(self.held[:pos + end])) for end in ends] if code == DECODE_OK else ()
+        return code, b"".join(rows)
+
+
 class _Owner:
     def __init__(self, media: FakeMedia) -> None:
         self._media = media
@@ -109,3 +166,23 @@ def written_out(prompt: list[int], files: list[Media], marks: bool = True) -> li
         for part in parts:
             tokens += part.ids if isinstance(part, Chunk) else part
     return tokens
+
+
+class Eyes(FakeMedia):
+    """Real files: each takes as many cells as its length says."""
+
+    def prepare(self, media):
+        number = sum(media.data) % 2**32
+        fake = b"FAKE" + (3 + len(media.data) % 5).to_bytes(2, "little") + b"\1\0" + number.to_bytes(4, "little")
+        return super().prepare(replace(media, data=fake))
+
+
+def seeing(vision: bool = True, audio: bool = True, **fields) -> FakeBackend:
+    backend = FakeBackend(**{"n_ctx": 4096, "n_slots": 2, **fields})
+    Eyes(backend, vision, audio)
+    backend.info = replace(backend.info, vision=vision, audio=audio)
+    return backend
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()

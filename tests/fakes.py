@@ -283,6 +283,7 @@ class FakeBackend:
         self.embeddings = FakeEmbeddings(self)
         self.adapters: tuple[str, ...] = ()
         self.media = None
+        self.media_embeddings: object = None
         self.lora: tuple = ()
         self.drafter: FakeBackend | None = None
         self.certainty = 1.0
@@ -475,6 +476,11 @@ class FakeBackend:
         """Give a sequence cells of its own."""
         self.check_thread()
         self.cells[seq] = [Cell(cell.pos, cell.token, cell.lora) for cell in self.cells.get(seq, [])]
+
+    def open_media_embeddings(self, n_at_once: int) -> object:
+        """What `tests.fake_media` has put there."""
+        self.check_thread()
+        return self.media_embeddings
 
     def open_embeddings(self) -> FakeEmbeddings:
         """The one there is."""

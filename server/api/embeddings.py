@@ -15,9 +15,11 @@ from collections.abc import Sequence
 from operator import mul
 
 from server.api.context import Context, Vocab
+from server.api.media import Files, Prompt, with_files, with_images
 from server.api.openai import model_name
+from server.api.prompt import with_files_in
 from server.api.schema import INT_MAX, Field, read, token_id
-from server.engine.task import Embed, Embedded
+from server.engine.task import Embed, Embedded, Media
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
@@ -28,7 +30,9 @@ FORMATS = ("float", "base64")
 FORMS = "give a string, a list of strings, a list of token ids, or a list of those lists"
 
 EMBEDDING_FIELDS = (
-    Field("input", list, None, "a text, token ids, or a list of texts or of lists of ids", aliases=("content",)),
+    Field("input", list, None, "a text, token ids, an object with `prompt_string` and `multimodal_data`, or a list of "
+          "texts, objects and lists of ids", aliases=("content",)),
+    Field("image_data", list, None, "images for a text with `[img-ID]` in it: objects with `data` in base64 and `id`"),
     Field("embd_normalize", int, EUCLIDEAN, "-1 leaves the numbers as they are, 0 makes the largest 32760, 1 is "
           "taxicab, 2 Euclidean, more a p-norm", -1, 1000),
     Field("dimensions", int, None, "only so many of the first numbers, normalised anew", 1, INT_MAX),
@@ -64,10 +68,9 @@ class EmbeddingHandlers:
             raise ApiError(400, "Pooling type 'none' is not OAI compatible. Please use a different pooling type")
         values = self._values(body)
         name = model_name(body, self._context)
-        inputs = read_inputs(values["input"], self._context.engine.vocab)
-        vectors = [rows[0] for rows in self._vectors(request, values, inputs)]
+        found, n_tokens = self._vectors(request, values)
+        vectors = [rows[0] for rows in found]
         encode = to_base64 if values["encoding_format"] == "base64" else list_of
-        n_tokens = sum(map(len, inputs))
         return json_response({
             "object": "list",
             "data": [{"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in
@@ -84,8 +87,6 @@ class EmbeddingHandlers:
         body = request.json()
         if not isinstance(body, dict):
             raise ApiError(400, "the request body must be a JSON object")
-        if body.get("image_data"):
-            raise ApiError(501, "image_data: this server has no embeddings of images")
         return body
 
     def _values(self, body: dict[str, object]) -> dict[str, object]:
@@ -95,45 +96,61 @@ class EmbeddingHandlers:
         return values
 
     def _answer(self, request: Request, body: dict[str, object]) -> list[dict[str, object]]:
-        values = self._values(body)
-        inputs = read_inputs(values["input"], self._context.engine.vocab)
-        return [{"index": i, "embedding": [list_of(row) for row in rows]}
-                for i, rows in enumerate(self._vectors(request, values, inputs))]
+        found, _ = self._vectors(request, self._values(body))
+        return [{"index": i, "embedding": [list_of(row) for row in rows]} for i, rows in enumerate(found)]
 
-    def _vectors(self, request: Request, values: dict[str, object], inputs: list[tuple[int, ...]]) -> list[list[array]]:
-        """The rows of each input, cut and normalised. Rows of tokens and scores of classes keep their sizes."""
-        result = embed(self._context, request, inputs)
+    def _vectors(self, request: Request, values: dict[str, object]) -> tuple[list[list[array]], int]:
+        """The rows of each input, cut and normalised, and the tokens of all inputs. Rows of tokens and scores of
+        classes keep their sizes."""
+        files = Files(self._context)
+        inputs = read_inputs(values["input"], self._context.engine.vocab, files, values["image_data"])
+        if files.media and self._context.engine.info.pooling == "rank":
+            raise ApiError(400, f"{files.media[0].where}: this model gives scores of texts, and none of files")
+        result = embed(self._context, request, *gathered(inputs))
         n = values["dimensions"] or result.width
         if n > result.width:
             raise ApiError(400, f"dimensions: {n} is more than this model has, {result.width}")
         kind = values["embd_normalize"] if result.pooling not in ("none", "rank") else -1
-        return [[normalise(row[:n], kind) for row in rows] for rows in rows_of(result)]
+        found = rows_of(result)
+        if files.media and result.pooling == "mean":
+            found = [[mean(rows)] for rows in found]
+        return ([[normalise(row[:n], kind) for row in rows] for rows in found],
+                result.n_tokens or sum(map(len, inputs)))
 
 
-def embed(context: Context, request: Request, inputs: Sequence[tuple[int, ...]]) -> Embedded:
+def embed(context: Context, request: Request, inputs: Sequence[tuple[int, ...]],
+          media: Sequence[Media] = ()) -> Embedded:
     """Have the engine compute; a client that hangs up takes its request along."""
     request.require_client()
-    task = Embed(context.engine.new_id(), tuple(inputs), request.owner)
+    task = Embed(context.engine.new_id(), tuple(inputs), request.owner, tuple(media))
     with (context.engine.submit(task, stream=False) as results, request.on_disconnect(results.cancel),
           context.running.entry((request.id,), request.key_id, results.abort)):
         return next(iter(results))
 
 
-def read_inputs(value: object, vocab: Vocab) -> list[tuple[int, ...]]:
+def read_inputs(value: object, vocab: Vocab, files: Files, image_data: object = None) -> list[tuple[int, ...]]:
     """Token ids of every input in any of the forms. ApiError 400 for what is none of them, and for empty texts."""
     if value is None:
         raise ApiError(400, "input: this field (or content) is required")
+    if image_data:
+        if not isinstance(value, str):
+            raise ApiError(400, "image_data goes with a content that is one string")
+        return [with_files_in(with_images(value, image_data, files, "content"), vocab, True, files)]
     is_one = not isinstance(value, list) or any(type(part) is int for part in value)
     parts = [value] if is_one else value
     if len(parts) > MAX_INPUTS:
         raise ApiError(400, f"input: {len(parts)} texts are too many, at most {MAX_INPUTS} are allowed")
     if not parts:
         raise ApiError(400, "input: the list is empty")
-    return [_tokens("input" if is_one else f"input[{i}]", part, vocab) for i, part in enumerate(parts)]
+    return [_tokens("input" if is_one else f"input[{i}]", part, vocab, files) for i, part in enumerate(parts)]
 
 
-def _tokens(name: str, value: object, vocab: Vocab) -> tuple[int, ...]:
-    """One input: a text, or a list of ids and texts that make one."""
+def _tokens(name: str, value: object, vocab: Vocab, files: Files) -> tuple[int, ...]:
+    """One input: a text, a list of ids and texts that make one, or a text with files."""
+    if isinstance(value, dict) and value.get("multimodal_data"):
+        return with_files_in(with_files(value, name, files), vocab, True, files)
+    if isinstance(value, dict):
+        value = value.get("prompt_string")
     if value == "" or value == []:
         raise ApiError(400, f"{name}: the text is empty")
     if isinstance(value, str):
@@ -147,6 +164,24 @@ def _tokens(name: str, value: object, vocab: Vocab) -> tuple[int, ...]:
         else:
             tokens.append(token_id(name, part, vocab))
     return tuple(tokens)
+
+
+def gathered(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[Media]]:
+    """Inputs whose files are numbered through all of them, and those files."""
+    media: list[Media] = []
+    numbered: list[tuple[int, ...]] = []
+    for tokens in inputs:
+        if isinstance(tokens, Prompt):
+            numbered.append(tuple(token if token >= 0 else token - len(media) for token in tokens))
+            media += tokens.media
+        else:
+            numbered.append(tokens)
+    return numbered, media
+
+
+def mean(rows: Sequence[array]) -> array:
+    """Of rows of numbers, one row."""
+    return array("f", [sum(column) / len(rows) for column in zip(*rows)])
 
 
 def rows_of(result: Embedded) -> list[list[array]]:

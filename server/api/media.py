@@ -152,8 +152,9 @@ def join(parts: Sequence[Segments | int], tokenize: Callable[[Segments], list[in
     return Prompt.of([*tokens, *ends[1]], files)
 
 
-def with_images(prompt: str, image_data: object, files: Files) -> list[Segments | int]:
-    """A prompt of 2024: `[img-12]` stands for the image of `image_data` whose `id` is 12."""
+def with_images(prompt: str, image_data: object, files: Files, name: str = "prompt") -> list[Segments | int]:
+    """A prompt of 2024, which came in the field `name`: `[img-12]` stands for the image of `image_data` whose `id` is
+    12."""
     ids: dict[int, int] = {}
     if not isinstance(image_data, list):
         raise ApiError(400, "image_data: give a list of objects with data and id")
@@ -171,13 +172,13 @@ def with_images(prompt: str, image_data: object, files: Files) -> list[Segments 
         if not i % 2:
             parts.append([(part, False)] if part else [])
         elif int(part) not in ids:
-            raise ApiError(400, f"prompt: there is no image with the id {int(part)} for [img-{part}] in image_data")
+            raise ApiError(400, f"{name}: there is no image with the id {int(part)} for [img-{part}] in image_data")
         else:
             used.add(int(part))
             parts.append(ids[int(part)])
     unused = next((number for number in ids if number not in used), None)
     if unused is not None:
-        raise ApiError(400, f"image_data[{ids[unused]}]: the prompt has no [img-{unused}]")
+        raise ApiError(400, f"image_data[{ids[unused]}]: the {name} has no [img-{unused}]")
     return parts
 
 

@@ -24,7 +24,7 @@ def read_prompts(prompt: object, vocab: Vocab, add_special: bool, strings_are_on
     if image_data:
         if not isinstance(prompt, str):
             raise ApiError(400, "image_data goes with a prompt that is one string")
-        return [_with_files(with_images(prompt, image_data, files), vocab, add_special, files)], False
+        return [with_files_in(with_images(prompt, image_data, files), vocab, add_special, files)], False
     if isinstance(prompt, list) and prompt:
         if any(isinstance(part, (list, dict)) for part in prompt):
             is_list = True
@@ -39,11 +39,12 @@ def read_prompts(prompt: object, vocab: Vocab, add_special: bool, strings_are_on
 
 def _one(prompt: object, vocab: Vocab, add_special: bool, files: Files, where: str) -> tuple[int, ...]:
     if isinstance(prompt, dict) and prompt.get("multimodal_data") is not None:
-        return _with_files(with_files(prompt, where, files), vocab, add_special, files)
+        return with_files_in(with_files(prompt, where, files), vocab, add_special, files)
     return prompt_tokens(prompt, vocab, add_special)
 
 
-def _with_files(parts: list, vocab: Vocab, add_special: bool, files: Files) -> Prompt:
+def with_files_in(parts: list, vocab: Vocab, add_special: bool, files: Files) -> Prompt:
+    """The prompt of texts and numbers of files."""
     def tokenize(segments: list[tuple[str, bool]]) -> list[int]:
         return vocab.tokenize("".join(text for text, _ in segments), False, True)
     return join(parts, tokenize, files.media, special_ends(vocab, add_special))

@@ -18,7 +18,7 @@ from ctypes_api import loader, vocabulary
 from ctypes_api.devices import list_devices
 from ctypes_api.errors import LibsError
 from ctypes_api.ggml import GGML_LOG_LEVEL_DEBUG, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
-from ctypes_api.llama_types import LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+from ctypes_api.llama_types import LLAMA_POOLING_TYPE_NONE, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine import fit, kv_parts
 from server.engine.backend_copies import SequenceCopies
@@ -27,6 +27,7 @@ from server.engine.backend_mtmd import Projector
 from server.engine.backend_draft import Likeliest, drafter_config, vocab_difference
 from server.engine.backend_embed import (NON_CAUSAL, POOLING_NAMES, EmbeddingShape, LlamaEmbeddings, class_labels,
                                           encoder_shape, generative_shape, longest_input, pooling_of)
+from server.engine.backend_embed_media import LlamaMediaEmbeddings
 from server.engine.backend_params import model_fields
 from server.engine.positions import bounded_context, learned_positions
 from server.engine.backend_report import NO_GPU, LoadReport, lacks_gpu
@@ -138,6 +139,7 @@ class LlamaBackend:
         self._config = config
         self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
         self._embeddings: LlamaEmbeddings | None = None
+        self._media_embeddings: LlamaMediaEmbeddings | None = None
         self._has_window = self._llama.llama_model_n_swa(self._model) > 0
         self.is_split = config.is_split(self._has_window)
         self._n_positions = learned_positions(self._model.meta().get("general.architecture", ""), config)
@@ -363,8 +365,23 @@ class LlamaBackend:
             config = self._config
             self._embeddings = LlamaEmbeddings(self._model, self._embedding_shape(config), self._abort,
                                                {**self._threads(config), **config.context_params})
-            self._embeddings.set_lora([(adapter, scale) for adapter, (_, scale) in zip(self._adapters, config.lora)])
+            self._embeddings.set_lora(self._lora_of(config))
         return self._embeddings
+
+    def open_media_embeddings(self, n_at_once: int) -> LlamaMediaEmbeddings:
+        """See `Backend`."""
+        if self._media_embeddings is None or self._media_embeddings.n_rows < n_at_once:
+            config, old = self._config, self._media_embeddings
+            if old is not None:
+                old.close()
+            shape = self._embedding_shape(config, LLAMA_POOLING_TYPE_NONE)
+            self._media_embeddings = LlamaMediaEmbeddings(self._model, self.media, shape, n_at_once, self._abort, {
+                **self._threads(config), **config.context_params})
+            self._media_embeddings.set_lora(self._lora_of(config))
+        return self._media_embeddings
+
+    def _lora_of(self, config: EngineConfig) -> list[tuple[Adapter, float]]:
+        return [(adapter, scale) for adapter, (_, scale) in zip(self._adapters, config.lora)]
 
     def fingerprint(self) -> str:
         """Model description and a hash over samples of its file."""
@@ -374,8 +391,9 @@ class LlamaBackend:
 
     def close(self) -> None:
         """The contexts go before their model."""
-        if self._embeddings is not None:
-            self._embeddings.close()
+        for context in (self._embeddings, self._media_embeddings):
+            if context is not None:
+                context.close()
         if self.media is not None:
             self.media.close()
         if self.drafter is not None:
@@ -414,9 +432,10 @@ class LlamaBackend:
         n_threads_batch = config.n_threads_batch if config.n_threads_batch > 0 else n_threads
         return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True}
 
-    def _embedding_shape(self, config: EngineConfig) -> EmbeddingShape:
+    def _embedding_shape(self, config: EngineConfig, pooling: int | None = None) -> EmbeddingShape:
         llama, n_ctx = self._llama, self._n_ctx
-        pooling = pooling_of(self._model, config.context_params, self._is_generative)
+        if pooling is None:
+            pooling = pooling_of(self._model, config.context_params, self._is_generative)
         if not self._is_generative:
             return encoder_shape(pooling, longest_input(self._model, n_ctx, config.context_params), config.n_ubatch)
         is_recurrent = bool(llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model))

@@ -76,6 +76,16 @@ def class_labels(model: Model) -> tuple[str, ...]:
     return tuple(label.decode("utf-8", "replace") if label else str(i) for i, label in enumerate(labels))
 
 
+def use_adapters(context: Context, adapters: Sequence[tuple[Adapter, float]]) -> None:
+    """Have a context compute with these adapters from now on."""
+    used = [(adapter, scale) for adapter, scale in adapters if scale]
+    if used:
+        raw = (ctypes.c_void_p * len(used))(*(adapter.raw for adapter, _ in used))
+        scales = (ctypes.c_float * len(used))(*(scale for _, scale in used))
+        if context.libs.llama.llama_set_adapters_lora(context, raw, len(used), scales) != 0:
+            raise RuntimeError("llama.cpp refused the LoRA adapters")
+
+
 def encoder_shape(pooling: int, n_ctx: int, n_ubatch: int) -> EmbeddingShape:
     """For a model without a KV cache. Longer inputs than `n_ubatch` make the ubatch larger, one at a time."""
     n = max(n_ctx, n_ubatch)
@@ -154,12 +164,7 @@ class LlamaEmbeddings:
 
     def set_lora(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
         """Compute with these adapters from now on."""
-        used = [(adapter, scale) for adapter, scale in adapters if scale]
-        if used:
-            raw = (ctypes.c_void_p * len(used))(*(adapter.raw for adapter, _ in used))
-            scales = (ctypes.c_float * len(used))(*(scale for _, scale in used))
-            if self._llama.llama_set_adapters_lora(self.context, raw, len(used), scales) != 0:
-                raise RuntimeError("llama.cpp refused the LoRA adapters")
+        use_adapters(self.context, adapters)
 
     def close(self) -> None:
         """More than once is fine."""

@@ -11,7 +11,9 @@ and gives no logits where a prompt ends with an image.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 
 from ctypes_api.errors import LibsError
 from ctypes_api.media import Bitmap, Chunks
@@ -87,31 +89,51 @@ class Projector:
     def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
         """Evaluate the embeddings of the chunk encoded last: a DECODE_* code, and the batch row of its end."""
         self._abort.clear()
-        if not chunk.is_causal:
-            self._llama.llama_set_causal_attn(self._context, False)
-        try:
-            for start in range(0, chunk.n_tokens, self._n_batch):
-                n = min(self._n_batch, chunk.n_tokens - start)
-                batch = self._batch(chunk, start, n, seq, pos)
-                batch.logits[n - 1] = output and start + n == chunk.n_tokens
+        with self.attending(self._context, chunk):
+            for batch, is_last in self.batches(chunk, self._output(), seq, pos, self._n_batch):
+                batch.logits[batch.n_tokens - 1] = output and is_last
                 code = self._llama.llama_decode(self._context, batch.struct)
                 if code != DECODE_OK:
                     return code, -1
+        self._llama.llama_synchronize(self._context)
+        return DECODE_OK, batch.n_tokens - 1
+
+    def encoded(self, chunk: Chunk) -> ctypes.Array:
+        """A copy of the embeddings of the chunk encoded last."""
+        size = chunk.n_tokens * self._n_embd
+        copy = (ctypes.c_float * size)()
+        ctypes.memmove(copy, self._output(), ctypes.sizeof(copy))
+        return copy
+
+    @contextlib.contextmanager
+    def attending(self, context: Context, chunk: Chunk) -> Iterator[None]:
+        """Have a context look at a chunk as that wants to be looked at: in order, or from all sides at once."""
+        if not chunk.is_causal:
+            self._llama.llama_set_causal_attn(context, False)
+        try:
+            yield
         finally:
             if not chunk.is_causal:
-                self._llama.llama_set_causal_attn(self._context, True)
-        self._llama.llama_synchronize(self._context)
-        return DECODE_OK, n - 1
+                self._llama.llama_set_causal_attn(context, True)
+
+    def batches(self, chunk: Chunk, source: int, seq: int, pos: int, n_batch: int) -> Iterator[tuple[Batch, bool]]:
+        """The chunk's embeddings, which lie at the address `source`, in batches, and which one is the last."""
+        for start in range(0, chunk.n_tokens, n_batch):
+            n = min(n_batch, chunk.n_tokens - start)
+            yield self._batch(chunk, source, start, n, seq, pos), start + n == chunk.n_tokens
 
     def close(self) -> None:
         """Before the model."""
         self._raw.close()
 
-    def _batch(self, chunk: Chunk, start: int, n: int, seq: int, pos: int) -> Batch:
+    def _output(self) -> int:
+        """The address of the embeddings of the chunk encoded last."""
+        return ctypes.cast(self._mtmd.mtmd_get_output_embd(self._raw), ctypes.c_void_p).value
+
+    def _batch(self, chunk: Chunk, source: int, start: int, n: int, seq: int, pos: int) -> Batch:
         """Rows [start, start + n) of the encoded chunk, which begins at position `pos`."""
         batch = Batch(self._libs, n, n_embd=self._n_embd, n_pos=self._n_pos)
         row_bytes = self._n_embd * ctypes.sizeof(ctypes.c_float)
-        source = ctypes.cast(self._mtmd.mtmd_get_output_embd(self._raw), ctypes.c_void_p).value
         ctypes.memmove(batch.embd, source + start * row_bytes, n * row_bytes)
         batch.seq[:] = [seq] * n
         for dimension, positions in enumerate(self._positions(chunk, pos)):

@@ -69,6 +69,32 @@ class MediaBackend(Protocol):
 
     def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
         """Evaluate the chunk encoded last: a `DECODE_*` code and the batch row of its end (logits with `output`)."""
+
+
+class MediaEmbeddingBackend(Protocol):
+    """A context with one sequence, which computes a vector for each token of texts and of encoded chunks.
+
+    `n_input` cells is the longest input, `n_rows` how many tokens of text may come at once. What is computed begins at
+    position `pos`, right behind what is there; the rows are float32, `width` of them for each token.
+    """
+
+    width: int
+    n_input: int
+    n_rows: int
+
+    def encode(self, chunk: Chunk) -> None:
+        """Compute a chunk's embeddings and keep a copy until the next call."""
+
+    def embed_chunk(self, chunk: Chunk, pos: int) -> tuple[int, bytes]:
+        """Evaluate the chunk encoded last: a `DECODE_*` code and its rows."""
+
+    def embed_tokens(self, tokens: Sequence[int], pos: int) -> tuple[int, bytes]:
+        """Evaluate text: a `DECODE_*` code and its rows."""
+
+    def trim(self, start: int) -> bool:
+        """Drop positions from `start` on. False: only the whole can be dropped."""
+
+
 class EmbeddingBackend(Protocol):
     """A context that computes vectors instead of text.
 
@@ -176,6 +202,10 @@ class Backend(Protocol):
 
     def open_embeddings(self) -> EmbeddingBackend:
         """A context for embeddings beside the one that generates; ApiError if there can be none."""
+
+    def open_media_embeddings(self, n_at_once: int) -> MediaEmbeddingBackend:
+        """A context for inputs with files, whose chunks have at most `n_at_once` tokens that must be seen at once; the
+        same one if it will do. ApiError if there can be none."""
 
     def fingerprint(self) -> str:
         """What a saved state depends on, in a few words and a hash."""

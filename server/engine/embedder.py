@@ -81,7 +81,7 @@ class Embedder:
                 raise ApiError(400, "there is no input")
             context = self._open()
             for i, tokens in enumerate(message.inputs):
-                check_length(context, tokens, i if len(message.inputs) > 1 else None)
+                check_length(context.n_input, len(tokens), i if len(message.inputs) > 1 else None, context.advice)
         except ApiError as error:
             return [Failure(message.id, error.status, error.message, error.type, error.extra)]
         n = len(message.inputs)
@@ -105,7 +105,7 @@ class Embedder:
 
     def plan(self, is_busy: bool) -> int:
         """Choose the next batch, a smaller one if somebody reads a stream (`is_busy`); its rows, 0 for no batch."""
-        self._spans = self._choose(self._budget(is_busy)) if self._requests else []
+        self._spans = self._choose(self.budget(self._context.n_rows, is_busy)) if self._requests else []
         return sum(map(len, self._spans))
 
     def compute(self) -> list[Event]:
@@ -135,9 +135,8 @@ class Embedder:
                 raise ApiError(500, f"no context for embeddings could be made: {error}") from None
         return self._context
 
-    def _budget(self, is_busy: bool) -> int:
-        """Rows of the next batch."""
-        most = self._context.n_rows
+    def budget(self, most: int, is_busy: bool) -> int:
+        """Rows of the next batch, at most `most`."""
         if not (is_busy and self._busy_s and self._rows_per_s):
             return most
         return max(min(most, int(self._rows_per_s * self._busy_s)), min(MIN_ROWS, most))
@@ -248,12 +247,12 @@ class Embedder:
             self._context.trim(part.seq, 0)
 
 
-def check_length(context: EmbeddingBackend, tokens: tuple[int, ...], index: int | None) -> None:
-    """ApiError 400 unless an input has tokens and fits; `index` says which one it is, None if there is just one."""
+def check_length(most: int, n: int, index: int | None, advice: str) -> None:
+    """ApiError 400 unless an input of `n` tokens has any and fits; `index` says which one it is, None if there is just
+    one."""
     name = "the input" if index is None else f"input {index}"
-    if not tokens:
+    if not n:
         raise ApiError(400, f"{name} is empty: it has no tokens")
-    if len(tokens) > context.n_input:
-        raise ApiError(400, f"{name} has {len(tokens)} tokens, this server embeds at most {context.n_input} at once; "
-                       f"{context.advice}", "exceed_context_size_error", n_prompt_tokens=len(tokens),
-                       n_ctx=context.n_input)
+    if n > most:
+        raise ApiError(400, f"{name} has {n} tokens, this server embeds at most {most} at once; {advice}",
+                       "exceed_context_size_error", n_prompt_tokens=n, n_ctx=most)

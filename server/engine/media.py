@@ -1,6 +1,6 @@
 """Images and sound in prompts: how they are prepared, and what stands for them among the tokens.
 
-A task comes with files and a prompt in which a negative id -1, -2, ... stands for the first, second, ... of them. A
+A task (or a request for vectors) comes with files and a prompt in which a negative id -1, -2, ... stands for the first, second, ... of them. A
 thread of its own (`media`) has the backend decode the files, so that a large picture stalls nobody; then the task goes
 into the queue like any other, its prompt written out: each chunk of an image as placeholders, ids below zero made of
 its content's hash, one for each position in the cache. So everything that compares tokens (reuse and sharing of
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Protocol
 
-from server.engine.task import Media, Task
+from server.engine.task import Embed, Media, Task
 from server.errors import ApiError
 from server.log import get_logger
 
@@ -97,21 +97,34 @@ def placeholders(key: bytes, n: int) -> tuple[int, ...]:
     return tuple(-1 - (number >> 1) for number in struct.unpack(f"<{n}I", digest))
 
 
-def write_out(task: Task, files: tuple[Prepared, ...]) -> tuple[Task, Layout]:
-    """The task with its prompt as the cache will hold it, and where the chunks are."""
-    tokens: list[int] = []
+def write_out(task: Task | Embed, files: tuple[Prepared, ...]) -> tuple[Task | Embed, Layout]:
+    """The task with its prompt as the cache will hold it, and where the chunks are; in a request for vectors that is
+    the place in all of its inputs, one behind the other."""
     layout = Layout(owners=[file.owner for file in files])
-    for token in task.prompt:
+    if isinstance(task, Task):
+        return replace(task, prompt=_written(task.prompt, files, layout, 0), media=()), layout
+    inputs: list[tuple[int, ...]] = []
+    start = 0
+    for tokens in task.inputs:
+        inputs.append(_written(tokens, files, layout, start))
+        start += len(inputs[-1])
+    return replace(task, inputs=tuple(inputs), media=()), layout
+
+
+def _written(prompt: Iterable[int], files: tuple[Prepared, ...], layout: Layout, start: int) -> tuple[int, ...]:
+    """One prompt, which begins at `start`; its chunks go into the layout."""
+    tokens: list[int] = []
+    for token in prompt:
         if token >= 0:
             tokens.append(token)
             continue
         for part in files[-1 - token].parts:
             if isinstance(part, Chunk):
-                layout.chunks[len(tokens)] = part
+                layout.chunks[start + len(tokens)] = part
                 tokens += part.ids
             else:
                 tokens += part
-    return replace(task, prompt=tuple(tokens), media=()), layout
+    return tuple(tokens)
 
 
 class MediaDesk:
@@ -126,9 +139,9 @@ class MediaDesk:
         self.announce: Callable[[int], None] = lambda id_task: None         # set by the loop, too
         self.at_work: int | None = None
         self._prepare = prepare
-        self._tasks: dict[int, Task] = {}       # in order of arrival
+        self._tasks: dict[int, Task | Embed] = {}       # in order of arrival
         self._layouts: dict[int, Layout] = {}
-        self._jobs: SimpleQueue[Task | None] = SimpleQueue()
+        self._jobs: SimpleQueue[Task | Embed | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def __len__(self) -> int:
@@ -139,7 +152,7 @@ class MediaDesk:
         """Whether any task that waits or runs has files."""
         return bool(self._layouts)
 
-    def take(self, task: Task, max_tasks: int) -> None:
+    def take(self, task: Task | Embed, max_tasks: int) -> None:
         """Have a task's files prepared; `MediaReady` is posted when they are. ApiError if this engine can't."""
         if len(self) > max_tasks:
             raise ApiError(503, f"the files of {len(self)} requests are waiting to be decoded; try later")
@@ -149,7 +162,7 @@ class MediaDesk:
         self._tasks[task.id] = task
         self._next()
 
-    def finish(self, ready: MediaReady) -> Task | None:
+    def finish(self, ready: MediaReady) -> Task | Embed | None:
         """The task, written out; None if nobody wants it any more. ApiError if a file is no good."""
         self.at_work = None
         task = self._tasks.pop(ready.id, None)
@@ -192,7 +205,7 @@ class MediaDesk:
             self.announce(task.id)
             self._begin(task)
 
-    def _begin(self, task: Task) -> None:
+    def _begin(self, task: Task | Embed) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="media", daemon=True)
             self._thread.start()
@@ -203,7 +216,7 @@ class MediaDesk:
         while (task := self._jobs.get()) is not None:
             self._prepare_files(task)
 
-    def _prepare_files(self, task: Task) -> None:
+    def _prepare_files(self, task: Task | Embed) -> None:
         files: list[Prepared] = []
         error: ApiError | None = None
         try:

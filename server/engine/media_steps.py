@@ -34,6 +34,13 @@ class MediaSteps:
         self._encoded: Chunk | None = None
         self._slot: Slot | None = None
 
+    def let_go(self) -> bool:
+        """Whether somebody else may have the projector encode now: not while a chunk is encoded and not evaluated."""
+        if self._encoded is not None and any(slot.chunk is self._encoded for slot in self._state.running):
+            return False
+        self._encoded = None
+        return True
+
     def begin(self) -> int:
         """Whether there is a piece of work, as the number of text rows that it may take the time of; 0 for none."""
         self._slot = next((slot for slot in self._state.running

@@ -24,6 +24,7 @@ from server.engine.deadlines import Deadlines
 from server.engine.embedder import Embedder
 from server.engine.evaluation import Evaluation
 from server.engine.media import MediaReady
+from server.engine.media_embedder import MediaEmbedder
 from server.engine.media_steps import MediaSteps
 from server.engine.prefixes import Prefixes
 from server.engine.slot import Slot
@@ -54,6 +55,7 @@ class Scheduler:
         self._state.announce = lambda id_task: emit(Frame((Starting(id_task),)))
         self._n_steps = self._n_rows = 0
         self._embedder = Embedder(self._state)
+        self._media_embedder = MediaEmbedder(self._state, self._embedder)
         self._inbox: SimpleQueue = SimpleQueue()
         self._deadline: float | None = None
         self._deadlines = Deadlines()
@@ -129,6 +131,8 @@ class Scheduler:
         if n_rows:
             self._n_steps, self._n_rows = self._n_steps + 1, n_rows
             state.events += self._embedder.compute()
+        if self._media_embedder:
+            self._step_media_embedder()
 
     def _step_media(self) -> None:
         """A piece of work on an image has a time limit of its own: encoding takes as long as many rows of text."""
@@ -140,8 +144,15 @@ class Scheduler:
             self._n_rows = n_rows
             self._media_steps.step()
 
+    def _step_media_embedder(self) -> None:
+        n_rows = self._media_embedder.plan(bool(self._state.running), self._media_steps.let_go())
+        if n_rows:
+            self._n_steps, self._n_rows = self._n_steps + 1, n_rows
+            self._state.events += self._media_embedder.step()
+
     def _is_busy(self) -> bool:
-        return bool(self._state.running or self._admission or self._state.commands or self._embedder)
+        return bool(self._state.running or self._admission or self._state.commands or self._embedder
+                    or self._media_embedder)
 
     def _receive(self, block: bool) -> None:
         while block and self._inbox.empty() and self._prefixes.blocks.save_idle(self.slots):
@@ -166,8 +177,8 @@ class Scheduler:
         for task in message.tasks:
             self._enqueue(task)
 
-    def _take_media(self, task: Task) -> None:
-        """A task with files comes into the queue when they are prepared."""
+    def _take_media(self, task: Task | Embed) -> None:
+        """A task with files comes into the queue when they are prepared; so does a request for vectors."""
         try:
             self._state.media.take(task, self._state.config.max_queue)
             self._state.is_changed = True
@@ -180,17 +191,22 @@ class Scheduler:
         except ApiError as error:
             self._state.fail(message.id, error.status, error.message)
         else:
-            if task is not None:
+            if isinstance(task, Embed):
+                self._media_embedder.enqueue(task)
+            elif task is not None:
                 self._admission.enqueue(task)
 
     def _embed(self, message: Embed) -> None:
         if self._deadline is not None:
             self._state.fail(message.id, 503, "the server is shutting down")
+        elif message.media:
+            self._take_media(message)
         else:
             self._state.events += self._embedder.post(message)
 
     def _cancel(self, message: Cancel) -> None:
-        if self._embedder.cancel(message.id) or self._state.commands.withdraw(message.id):
+        if (self._embedder.cancel(message.id) or self._media_embedder.cancel(message.id)
+                or self._state.commands.withdraw(message.id)):
             return
         is_waiting = self._admission.cancel(message.id)
         if self._state.media.forget(message.id) or is_waiting:
@@ -232,6 +248,7 @@ class Scheduler:
     def _fail_all(self, status: int, message: str) -> None:
         self._state.fail_all(status, message)
         self._state.events += self._embedder.fail_all(status, message)
+        self._state.events += self._media_embedder.fail_all(status, message)
 
     # ---- emit -------------------------------------------------------------------------------------------------
 

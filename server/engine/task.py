@@ -177,11 +177,15 @@ class Close:
 
 @dataclass(slots=True, frozen=True)
 class Embed:
-    """Vectors wanted of `inputs` (token ids each). Answered by one `Embedded` or a `Failure`."""
+    """Vectors wanted of `inputs` (token ids each). Answered by one `Embedded` or a `Failure`.
+
+    A negative id in an input stands for a file: -1 for the first of `media`, and so on.
+    """
 
     id: int
     inputs: tuple[tuple[int, ...], ...]
     owner: str = ""
+    media: tuple[Media, ...] = ()
 
 
 # ---- engine -> web side ---------------------------------------------------------------------------------------
@@ -282,7 +286,8 @@ class Embedded:
     """The answer to an `Embed`: rows of `width` float32 numbers, machine's byte order, one behind the other.
 
     `n_rows` says how many belong to each input, in the order of the inputs: one, or one per token with the `pooling`
-    "none". With "rank" a row holds the scores of the model's classes. Nothing is normalised.
+    "none". With "rank" a row holds the scores of the model's classes. Nothing is normalised. Inputs with files have one
+    row per token with "mean", too: whoever asked takes their mean. `n_tokens` counts those inputs' tokens, 0 of others.
     """
 
     id: int
@@ -290,6 +295,7 @@ class Embedded:
     width: int
     n_rows: tuple[int, ...]
     vectors: bytes
+    n_tokens: int = 0
 
 
 @dataclass(slots=True, frozen=True)

@@ -152,9 +152,10 @@ def test_an_input_longer_than_the_model_takes_is_refused_with_the_numbers(api):
     assert (error["n_prompt_tokens"], error["n_ctx"]) == (101, 64)
 
 
-def test_images_are_refused(api):
+def test_a_model_without_eyes_refuses_images_with_their_place(api):
     answer = api.post("/embedding", {"content": "[img-1]", "image_data": [{"id": 1, "data": ""}]})
-    assert answer.status == 501
+    assert answer.status == 400
+    assert answer.json()["error"]["message"].startswith("image_data[0]: this model can't take images or sounds")
 
 
 # ---- beside completions ------------------------------------------------------------------------------------------

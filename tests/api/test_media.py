@@ -2,38 +2,20 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from server.api.media_kinds import BadFile, check_image, kind_of
 from tests.api.conftest import Api
-from tests.fake_media import FakeMedia, media
+from tests.fake_media import Eyes, FakeMedia, b64, media, seeing
 from tests.fakes import BOS, FakeBackend, letters, said_by
 from tests.media_files import bmp, data_url, gif, picture, png, png_of, wav
 
 CAT, DOG = picture(1), picture(2)
-
-
-class Eyes(FakeMedia):
-    """Real files: each takes as many cells as its length says."""
-
-    def prepare(self, media):
-        number = sum(media.data) % 2**32
-        fake = b"FAKE" + (3 + len(media.data) % 5).to_bytes(2, "little") + b"\1\0" + number.to_bytes(4, "little")
-        return super().prepare(replace(media, data=fake))
-
-
-def seeing(vision: bool = True, audio: bool = True, **fields) -> FakeBackend:
-    backend = FakeBackend(**{"n_ctx": 4096, "n_slots": 2, **fields})
-    Eyes(backend, vision, audio)
-    backend.info = replace(backend.info, vision=vision, audio=audio)
-    return backend
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +26,6 @@ def eyes() -> Iterator[Api]:
     one.stop()
     assert one.backend.media.n_open == 0
     one.wait_for_threads()
-
-
-def b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def right(prompt: list[int | bytes], n: int = 8) -> str:

@@ -68,6 +68,18 @@ def test_the_documents_image_data_works(server: ServerProcess):
     assert result["content"] != other["content"] and result["tokens_evaluated"] == other["tokens_evaluated"]
 
 
+@pytest.mark.covers("E05", "Q29")
+def test_images_have_vectors(server: ServerProcess):
+    found = []
+    for i in (1, 2, 1):
+        data = base64.b64encode(picture(i)).decode()
+        answer = server.post("/embedding", {"content": "the dog [img-12]", "image_data": [{"data": data, "id": 12}]})
+        assert answer.status_code == 200, answer.text
+        found.append(answer.json()["embedding"])
+    assert found[0] == found[2] != found[1] and len(found[0]) == 64
+    assert sum(number * number for number in found[0]) == pytest.approx(1.0, abs=1e-4)
+
+
 def test_bad_images_are_refused_and_the_server_goes_on(server: ServerProcess):
     expected = say(server, look(png()))["choices"]
     for data in (png()[:100], b"no image at all", b"\xff\xd8\xff\xe0\0\x04ab\xff\xc0\0\x11\x08\0\x05\0\x07broken jpeg"):

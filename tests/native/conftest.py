@@ -11,6 +11,8 @@ import pytest
 from ctypes_api import loader
 from ctypes_api.objects import Model
 from tests.native.engines import Engine, Reference
+from tests.native.media_engines import QUIET
+from tests.support import need
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +52,24 @@ def reference(libs_folder: Path) -> Iterator[Callable[[Path], Reference]]:
 def tiny_model(request: pytest.FixtureRequest) -> Path:
     """Each of the two tiny text models."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def mtmd_folder(libs_folder: Path) -> Path:
+    """The folder of native libraries, which holds libmtmd."""
+    from ctypes_api import loader
+    need(loader.load(libs_folder).files.mtmd,
+         "libmtmd isn't here (run `python build_scripts/fetch_libs.py --with-mtmd`)")
+    return libs_folder
+
+
+@pytest.fixture
+def see(mtmd_folder: Path) -> Iterator[Callable[..., Engine]]:
+    """`see(model, mmproj, **config fields)` loads a model with its projector; the test's end closes it."""
+    with ExitStack() as stack:
+        def make(model: Path, mmproj: Path, **config: object) -> Engine:
+            params = {**QUIET, **config.pop("mmproj_params", {})}
+            engine = Engine(mtmd_folder, model, mmproj=str(mmproj), mmproj_params=params, **config)
+            stack.callback(engine.close)
+            return engine
+        yield make

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from server.engine.task import IMAGE, Media, Task
@@ -12,6 +12,7 @@ from tests.media_files import sha256
 from tests.native.engines import Engine
 
 Parts = Sequence[str | Media]
+QUIET = {"warmup": False, "use_gpu": False}
 
 
 def image(data: bytes, kind: str = IMAGE) -> Media:
@@ -63,20 +64,59 @@ class HelperReference:
 
     def _read(self, parts: Parts) -> int:
         """Evaluate a prompt; the next position."""
-        from ctypes_api.media import Bitmap
-        from ctypes_api.mtmd import mtmd_bitmap_p, mtmd_input_text
         mtmd = self._libs.mtmd
         self._libs.llama.llama_memory_clear(self._context.memory, True)
-        text = "".join("<__media__>" if isinstance(part, Media) else part for part in parts).encode()
-        files = [Bitmap(self._mtmd, part.data) for part in parts if isinstance(part, Media)]
-        chunks = mtmd.mtmd_input_chunks_init()
+        n_past = ctypes.c_int32(0)
+        with chunks_of(self._libs, self._mtmd, parts) as chunks:
+            assert mtmd.mtmd_helper_eval_chunks(self._mtmd, self._context, chunks, 0, 0, 512, True,
+                                                ctypes.byref(n_past)) == 0
+        return n_past.value
+
+
+class HelperVectors:
+    """A vector for each token of texts and images by `mtmd_helper_eval_chunk_single`, in a context of its own."""
+
+    def __init__(self, libs: Path, model: Path, mmproj: Path, stack: ExitStack) -> None:
+        from ctypes_api import loader
+        from ctypes_api.llama_types import LLAMA_POOLING_TYPE_NONE
+        from ctypes_api.objects import Context, Model, MtmdContext
+        self._libs = loader.load(libs, with_mtmd=True)
+        self._model = stack.enter_context(Model(self._libs, model))
+        self._context = stack.enter_context(Context(
+            self._model, n_ctx=2048, n_batch=1024, n_ubatch=1024, n_threads=1, n_threads_batch=1, embeddings=True,
+            pooling_type=LLAMA_POOLING_TYPE_NONE))
+        self._mtmd = stack.enter_context(MtmdContext(self._model, mmproj, n_threads=1, warmup=False, use_gpu=False))
+        self._width = self._libs.llama.llama_model_n_embd_out(self._model)
+
+    def rows(self, parts: Parts) -> list[list[float]]:
+        """In the order of the tokens."""
+        mtmd, llama = self._libs.mtmd, self._libs.llama
+        llama.llama_memory_clear(self._context.memory, True)
+        found: list[list[float]] = []
+        with chunks_of(self._libs, self._mtmd, parts) as chunks:
+            n_past = ctypes.c_int32(0)
+            for i in range(mtmd.mtmd_input_chunks_size(chunks)):
+                chunk = mtmd.mtmd_input_chunks_get(chunks, i)
+                assert mtmd.mtmd_helper_eval_chunk_single(self._mtmd, self._context, chunk, n_past.value, 0, 1024, True,
+                                                          ctypes.byref(n_past)) == 0
+                n = mtmd.mtmd_input_chunk_get_n_tokens(chunk)
+                assert n <= 1024, "one batch only"
+                numbers = llama.llama_get_embeddings(self._context)[:n * self._width]
+                found += [numbers[at:at + self._width] for at in range(0, len(numbers), self._width)]
+        return found
+
+
+@contextmanager
+def chunks_of(libs, context, parts: Parts) -> Iterator[int]:
+    """A prompt as libmtmd cuts it."""
+    from ctypes_api.media import Bitmap
+    from ctypes_api.mtmd import mtmd_bitmap_p, mtmd_input_text
+    text = "".join("<__media__>" if isinstance(part, Media) else part for part in parts).encode()
+    with ExitStack() as stack:
+        files = [stack.enter_context(Bitmap(context, part.data)) for part in parts if isinstance(part, Media)]
+        chunks = libs.mtmd.mtmd_input_chunks_init()
+        stack.callback(libs.mtmd.mtmd_input_chunks_free, chunks)
         given = mtmd_input_text(text, len(text), True, True)
         bitmaps = (mtmd_bitmap_p * len(files))(*(file.raw for file in files))
-        assert mtmd.mtmd_tokenize(self._mtmd, chunks, ctypes.byref(given), bitmaps, len(files)) == 0
-        n_past = ctypes.c_int32(0)
-        assert mtmd.mtmd_helper_eval_chunks(self._mtmd, self._context, chunks, 0, 0, 512, True,
-                                            ctypes.byref(n_past)) == 0
-        mtmd.mtmd_input_chunks_free(chunks)
-        for file in files:
-            file.close()
-        return n_past.value
+        assert libs.mtmd.mtmd_tokenize(context, chunks, ctypes.byref(given), bitmaps, len(files)) == 0
+        yield chunks

@@ -18,31 +18,7 @@ from server.errors import ApiError
 from tests import tiny_models
 from tests.media_files import bmp, gif, picture, png, wav
 from tests.native.engines import PROMPTS, Engine, Said
-from tests.native.media_engines import HelperReference, Parts, image, task
-from tests.support import need
-
-QUIET = {"warmup": False, "use_gpu": False}
-
-
-@pytest.fixture(scope="session")
-def mtmd_folder(libs_folder: Path) -> Path:
-    """The folder of native libraries, which holds libmtmd."""
-    from ctypes_api import loader
-    need(loader.load(libs_folder).files.mtmd,
-         "libmtmd isn't here (run `python build_scripts/fetch_libs.py --with-mtmd`)")
-    return libs_folder
-
-
-@pytest.fixture
-def see(mtmd_folder: Path) -> Iterator[Callable[..., Engine]]:
-    """`see(model, mmproj, **config fields)` loads a model with its projector; the test's end closes it."""
-    with ExitStack() as stack:
-        def make(model: Path, mmproj: Path, **config: object) -> Engine:
-            params = {**QUIET, **config.pop("mmproj_params", {})}
-            engine = Engine(mtmd_folder, model, mmproj=str(mmproj), mmproj_params=params, **config)
-            stack.callback(engine.close)
-            return engine
-        yield make
+from tests.native.media_engines import QUIET, HelperReference, Parts, image, task
 
 
 @pytest.fixture

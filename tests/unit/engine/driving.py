@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from server.engine.config import EngineConfig
 from server.engine.scheduler import Scheduler
-from server.engine.task import (Cancel, Close, Command, Embed, Embedded, Failure, Final, Frame, Piece, Progress, Reply,
+from server.engine.task import (Cancel, Close, Command, Embed, Embedded, Failure, Final, Frame, Media, Piece, Progress, Reply,
                                 SamplingParams, Snapshot, Starting, Task, Tasks)
 from tests.fakes import EOS, PATIENCE_S, FakeBackend, letters, said_by
 
@@ -96,12 +96,12 @@ class Driver:
             "sampling": GREEDY, "n_predict": n_predict, **fields}) for id_task, prompt in zip(ids, prompts))))
         return list(ids)
 
-    def embed(self, *inputs: str | Sequence[int]) -> int:
+    def embed(self, *inputs: str | Sequence[int], media: Sequence[Media] = ()) -> int:
         """Post a request for vectors; its id."""
         tokens = tuple(tuple(one.encode()) if isinstance(one, str) else tuple(one) for one in inputs)
         self._n_posted += 1
         self.outcomes[self._n_posted - 1] = Outcome()
-        self.scheduler.post(Embed(self._n_posted - 1, tokens))
+        self.scheduler.post(Embed(self._n_posted - 1, tokens, media=tuple(media)))
         return self._n_posted - 1
 
     def command(self, name: str, **args: object) -> int:
