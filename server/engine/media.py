@@ -1,11 +1,12 @@
 """Images and sound in prompts: how they are prepared, and what stands for them among the tokens.
 
-A task (or a request for vectors) comes with files and a prompt in which a negative id -1, -2, ... stands for the first, second, ... of them. A
-thread of its own (`media`) has the backend decode the files, so that a large picture stalls nobody; then the task goes
-into the queue like any other, its prompt written out: each chunk of an image as placeholders, ids below zero made of
-its content's hash, one for each position in the cache. So everything that compares tokens (reuse and sharing of
-prefixes, saved slots) works for images without knowing of them: same content, same ids. Two things are different. A
-chunk's cells come all together, from `media_steps`; and what is reused ends at a chunk's border.
+A task comes with files and a prompt in which a negative id -1, -2, ... stands for the first, second, ... of them; so
+does a request for vectors. A thread of its own (`media`) has the backend decode the files, so a large picture stalls
+nobody; then the task goes into the queue like any other, its prompt written out: each chunk of an image as
+placeholders, ids below zero made of its content's hash, one for each position in the cache. So everything that compares
+tokens (reuse and sharing of prefixes, saved slots) works for images without knowing of them: same content, same ids.
+Two things are different. A chunk's cells come all together, from `media_steps`; and what is reused ends at a chunk's
+border.
 
 Engine thread, but for `MediaDesk._run`. Not taken: encoding on the media thread too. On a CPU it would fight with the
 decoding threads for the cores, and the text of others would stall anyway.

@@ -110,7 +110,8 @@ def test_what_is_wrong_is_refused_with_its_place(eyes, body, words):
 
 
 def test_an_input_that_is_too_long_is_refused_with_the_numbers(eyes):
-    answer = eyes.post("/embedding", {"content": "[img-1]" + "x" * 300, "image_data": [{"data": PNG, "id": 1}]})
+    body = {"content": "[img-1]" + "x" * 300, "image_data": [{"data": PNG, "id": 1}]}
+    answer = eyes.post("/embedding", body)
     error = answer.json()["error"]
     assert answer.status == 400 and error["type"] == "exceed_context_size_error"
     assert error["n_prompt_tokens"] == len(tokens_of(CAT)) + 300 and error["n_ctx"] == 200
