@@ -13,7 +13,7 @@ from tests.native.engines import GREEDY, Engine
 
 QUESTIONS = ["Why is the sky blue?", "Write a poem about the sea.", "Count to thirty.", "Who was Ada Lovelace?",
              "Explain gravity to a child in a few sentences.", "Name ten animals and what they eat."]
-N = 40
+N = 24
 
 
 @pytest.fixture(scope="module")
