@@ -27,8 +27,8 @@ REQUIREMENTS = ROOT / "requirements-dev.txt"
 UNIT_FOLDERS = ("tests/unit", "tests/api")
 BROWSER_PACKAGES = ("chromium", "chromium-driver", "jq", "curl")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-NODE_PACKAGES = ("openai@7.57.0",)
-APT_ATTEMPTS = 3
+NODE_PACKAGES = ("openai@7.57.0", "axe-core@4.10.3")
+ATTEMPTS = 3            # at what needs the network, where nobody is there to start it again
 NO_TESTS_RAN = 5
 
 USAGE = """usage: python build_scripts/test.py [--unit] [--long] [pytest arguments]
@@ -113,6 +113,21 @@ def run_step(step: Step, strict: bool) -> str:
     return trouble
 
 
+def again(what: str, attempt: Callable[[], str], attempts: int | None = None) -> str:
+    """Attempt something that a bad moment of the network can spoil; `""`, or what the last attempt said of its failure.
+
+    One attempt, but in CI (CI=true) `ATTEMPTS`: a person sees at once what is wrong, and can start it again.
+    """
+    attempts = attempts or (ATTEMPTS if os.environ.get("CI") == "true" else 1)
+    for number in range(1, attempts + 1):
+        trouble = attempt()
+        if not trouble or number == attempts:
+            return trouble
+        say(f"attempt {number} of {attempts} to {what} failed: {trouble}")
+        time.sleep(number * 5)
+    raise AssertionError("not reached")
+
+
 def run_pytest(arguments: list, environment: dict) -> int:
     """Run pytest in its environment. That no test was found is an error, too."""
     begun = time.monotonic()
@@ -167,7 +182,8 @@ def make_environment(folder: Path) -> None:
     if not made:
         raise Failure(f"{sys.executable} can make no environment: install its pip and venv modules "
                       "(Debian, Ubuntu: apt install python3-pip python3-venv), then run this again")
-    if subprocess.run(install, env=environment, check=False).returncode:
+    if again("install the test packages", lambda: "see above" if subprocess.run(
+            install, env=environment, check=False).returncode else ""):
         raise Failure("pip couldn't install the test packages, see above: put that right, run this again")
 
 
@@ -210,11 +226,17 @@ def prepare_embedding_model() -> str:
 
 def run_script(name: str, *arguments: str) -> str:
     """Run a neighbour, which shows its progress on stderr; the path it prints."""
-    done = subprocess.run([sys.executable, str(ROOT / "build_scripts" / name), *arguments],
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise Missing(f"`{' '.join(['python build_scripts/' + name, *arguments])}` failed, see above")
-    return done.stdout.strip() or "ready"
+    command, said = " ".join(["python build_scripts/" + name, *arguments]), ""
+
+    def attempt() -> str:
+        nonlocal said
+        done = subprocess.run([sys.executable, str(ROOT / "build_scripts" / name), *arguments],
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+        said = done.stdout.strip()
+        return "see above" if done.returncode else ""
+    if again(f"run `{command}`", attempt):
+        raise Missing(f"`{command}` failed, see above")
+    return said or "ready"
 
 
 # --- browser ----------------------------------------------------------------------------------------------
@@ -236,18 +258,17 @@ def prepare_browser() -> str:
         raise Missing(f"no right to install it: sudo apt-get install {packages}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     apt_get = ["apt-get", "-qq", "-o", "Acquire::Retries=3", "-o", "DPkg::Lock::Timeout=300"]
-    for attempt in range(1, APT_ATTEMPTS + 1):
+
+    def attempt() -> str:
         # package lists of a fresh machine are empty, those of an old one name files that are gone
         for arguments in (["update"], ["install", "-y", "--no-install-recommends", *BROWSER_PACKAGES]):
             done = subprocess.run([*apt_get, *arguments], env=environment, stdin=subprocess.DEVNULL,
                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                   errors="replace", check=False)
-        if done.returncode == 0 and browser_found():
-            return f"installed, {browser_found()}"
-        say(f"attempt {attempt} of {APT_ATTEMPTS} to install {packages} failed:\n{done.stdout[-2000:]}")
-        if attempt < APT_ATTEMPTS:
-            time.sleep(attempt * 5)
-    raise Missing(f"apt-get install {packages} failed, see above")
+        return "" if done.returncode == 0 and browser_found() else f"apt-get said\n{done.stdout[-2000:]}"
+    if trouble := again(f"install {packages}", attempt, ATTEMPTS):
+        raise Missing(f"installing {packages} failed, {trouble}")
+    return f"installed, {browser_found()}"
 
 
 # --- Node.js ----------------------------------------------------------------------------------------------
@@ -269,8 +290,8 @@ def prepare_node_packages() -> str:
         (temp / "packages").mkdir()
         command_line = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock",
                         "--loglevel", "error", "--prefix", str(temp / "packages"), *NODE_PACKAGES]
-        if subprocess.run(command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                          check=False).returncode:
+        if again("install packages for Node.js", lambda: "see above" if subprocess.run(
+                command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode else ""):
             raise Missing(f"`npm install {' '.join(NODE_PACKAGES)}` failed, see above")
         swap_in(temp / "packages", folder, temp)
     return f"installed into {folder}"

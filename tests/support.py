@@ -11,6 +11,7 @@ engine).
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import re
@@ -58,6 +59,18 @@ def build_script(name: str) -> ModuleType:
         return importlib.import_module(name)
     finally:
         sys.path.remove(folder)
+
+
+def node_package(name: str) -> Path:
+    """Folder of a package for Node.js that `build_scripts/test.py` keeps; skips the test where it isn't there."""
+    build_script("common")
+    # its plain name belongs to the standard library's `test`
+    spec = importlib.util.spec_from_file_location("test_command", ROOT / "build_scripts" / "test.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    folder = script.node_packages_folder() / "node_modules" / name
+    need(folder.exists(), f"the JavaScript package {name} isn't here: run build_scripts/test.py")
+    return folder
 
 
 def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE,

@@ -8,11 +8,7 @@ waited for, never timed.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import socket
-import subprocess
-import tarfile
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,9 +17,8 @@ import pytest
 
 from tests import tiny_models
 from tests.e2e.webdriver import DESKTOP, PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
-from tests.support import PATIENCE, ServerProcess, need, wait_until
+from tests.support import ServerProcess, node_package, wait_until
 
-AXE = "axe-core@4.10.3"
 ANSWER = "".join(tiny_models.RECITE_WORDS)
 
 
@@ -185,23 +180,9 @@ def test_every_view_fits_its_window_and_names_its_controls(server, browser: Brow
 
 
 @pytest.fixture(scope="session")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The source of axe-core: the file that LLAMA_SRV_AXE names, or the npm package."""
-    if given := os.environ.get("LLAMA_SRV_AXE"):
-        return Path(given).read_text(encoding="utf-8")
-    need(shutil.which("npm"), "npm isn't installed, which fetches axe-core")
-    folder = tmp_path_factory.mktemp("axe")
-    packed = subprocess.run(
-        [shutil.which("npm"), "pack", AXE, "--silent"],
-        cwd=folder,
-        capture_output=True,
-        check=False,
-        timeout=PATIENCE,
-    )
-    archive = next(folder.glob("*.tgz"), None)
-    need(archive, f"axe-core can't be fetched: {packed.stderr.decode()[-200:]}")
-    with tarfile.open(archive) as opened:
-        return opened.extractfile("package/axe.min.js").read().decode("utf-8")
+def axe() -> str:
+    """The source of axe-core."""
+    return (node_package("axe-core") / "axe.min.js").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

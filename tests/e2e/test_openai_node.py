@@ -6,7 +6,6 @@ Each scenario of `openai_client.mjs` is a process of its own. Needs Node.js, the
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -15,25 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import PATIENCE, ROOT, ServerProcess, build_script, need, start_server, wait_until
+from tests.support import PATIENCE, ServerProcess, need, node_package, start_server, wait_until
 
 N_SLOTS = 2
-
-
-def package_file() -> Path:
-    """Where `build_scripts/test.py` keeps the package; its plain name belongs to the standard library's `test`."""
-    build_script("common")
-    spec = importlib.util.spec_from_file_location("test_command", ROOT / "build_scripts" / "test.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.node_packages_folder() / "node_modules" / "openai" / "index.mjs"
 
 
 @pytest.fixture(scope="module")
 def server(libs_folder, smollm2) -> Iterator[ServerProcess]:
     """One server for all tests of this file; its log is shown when one fails."""
     need(shutil.which("node"), "no Node.js on this machine")
-    need(package_file().exists(), "the JavaScript package openai isn't here: run build_scripts/test.py")
+    node_package("openai")
     arguments = ["-m", smollm2, "-c", 4096, "-np", N_SLOTS, "-t", 1, "-n", 256]
     with start_server([str(argument) for argument in arguments]) as running:
         yield running
@@ -42,7 +32,7 @@ def server(libs_folder, smollm2) -> Iterator[ServerProcess]:
 
 def run(server: ServerProcess, scenario: str) -> object:
     """What a scenario printed."""
-    command = [shutil.which("node"), str(Path(__file__).with_name("openai_client.mjs")), str(package_file()),
+    command = [shutil.which("node"), str(Path(__file__).with_name("openai_client.mjs")), str(node_package("openai") / "index.mjs"),
                server.url + "/v1", scenario]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr

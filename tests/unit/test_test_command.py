@@ -169,6 +169,24 @@ def test_installing_a_browser_is_tried_again(script, monkeypatch):
     assert installs == [False, True, False, True]
 
 
+@pytest.mark.parametrize("codes, is_there", [([1, 1, 0], True), ([1, 1, 1], False)])
+def test_what_the_network_spoils_is_tried_again_in_ci(script, monkeypatch, codes, is_there):
+    pauses = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, codes.pop(0), stdout="/a/folder\n")
+
+    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(script.time, "sleep", pauses.append)
+    monkeypatch.setenv("CI", "true")
+    if is_there:
+        assert script.run_script("fetch_libs.py") == "/a/folder"
+    else:
+        with pytest.raises(script.Missing, match="fetch_libs.py` failed"):
+            script.run_script("fetch_libs.py")
+    assert codes == [] and pauses == [5, 10]
+
+
 def test_packages_for_node_come_by_npm_and_only_whole(script, monkeypatch, tmp_path):
     codes, commands = [1, 0], []
 
@@ -180,6 +198,7 @@ def test_packages_for_node_come_by_npm_and_only_whole(script, monkeypatch, tmp_p
     monkeypatch.setattr(script, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(script.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.delenv("CI", raising=False)
     with pytest.raises(script.Missing, match="npm install openai@"):
         script.prepare_node_packages()
     assert not script.node_packages_folder().exists()
