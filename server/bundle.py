@@ -15,8 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+
+from server.records import record
 
 MAGIC = b"LLSRVBDL"
 TRAILER = struct.Struct("<8sQQ32s")
@@ -31,7 +33,7 @@ class BundleError(Exception):
     """What is wrong with a bundle, or why one can't be made: one line for the user."""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Part:
     """One file in a bundle. `role` is MODEL or MMPROJ, `name` the file's own, offset and size are in bytes."""
 
@@ -42,7 +44,7 @@ class Part:
     sha256: str
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Bundle:
     """What the index says. `program_size` is 0 for a side file; `defaults` are (option, text) pairs."""
 

@@ -20,9 +20,11 @@ import os
 import re
 import struct
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
 from pathlib import Path
+
+from server.records import record
 
 __all__ = ["Array", "Gguf", "GgufError", "Tensor", "TYPES", "printable", "read", "read_all"]
 
@@ -73,7 +75,7 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Array:
     """An array that was stepped over: the type of its items (see `SCALARS`, `TEXT`) and how many there are.
 
@@ -87,7 +89,7 @@ class Array:
     repeated: bytes = b""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Tensor:
     """Name, dims innermost first, key of `TYPES`, offset in the data, and size in bytes without padding."""
 
@@ -98,7 +100,7 @@ class Tensor:
     n_bytes: int
 
 
-@dataclass(slots=True)
+@record
 class Gguf:
     """One file. `metadata` has numbers, truth values and texts as such, short arrays of numbers as tuples, other
     arrays as `Array`."""

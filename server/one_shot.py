@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from server import bundle_make, frozen, shells
 from server.bundle import MMPROJ, MODEL, Bundle, BundleError, read
 from server.options import Options, OptionError, parse
+from server.records import record
 
 NO_BUNDLE = "this program holds no model: name a bundle with -m FILE, or make one with --bundle MODEL.gguf"
 NO_BASE = ("a bundle needs the one-file program, and this is {what}: name one with --base FILE "
            "(build_scripts/build_exe.py makes it), or take --side-file")
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class ModelPlace:
     """Where the model is: `path`, and for a bundle where in it. `size` 0 means to the end of the file."""
 

@@ -14,7 +14,8 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+
+from server.records import record
 
 SAME = object()
 """Of `Option.default_2024`: no difference between the profiles."""
@@ -35,7 +36,7 @@ class BadValue(ValueError):
     """Why a text is no value of an option; goes on behind the option's name."""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Option:
     """One option. `type` turns text into the value (None: a switch without value); `low`/`high` bound numbers.
 

@@ -8,7 +8,6 @@ parser overflows its stack on deep nesting. Results are cached, so that the same
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 
@@ -16,11 +15,12 @@ from server.chat import gbnf
 from server.chat.json_schema import ANY_OBJECT, SchemaError, convert
 from server.chat.regex_gbnf import Unsupported, choice_grammar, regex_grammar
 from server.errors import ApiError
+from server.records import record
 
 NAMES = ("grammar", "json_schema", "regex", "choice")
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Constraint:
     """A grammar ("" for none), and what of the request it doesn't enforce."""
 

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,6 +16,7 @@ from server.chat.choose import choose_template
 from server.engine.task import Embed, ModelInfo, Snapshot, Task
 from server.errors import ApiError
 from server.log import get_logger
+from server.records import record
 
 if TYPE_CHECKING:
     from server.options import Options
@@ -85,7 +86,7 @@ class Engine(Protocol):
         """What the threads of the engine's own process are doing."""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class SystemPrompt:
     """The prompt all slots start from, and what clients need to build theirs (`/props` shows these two)."""
 
@@ -94,7 +95,7 @@ class SystemPrompt:
     assistant_name: str = ""
 
 
-@dataclass(slots=True)
+@record
 class Context:
     """Shared by all handlers. `defaults` are the request defaults that the command line sets. With `is_shared` there
     may be several users: none of them is shown what others ask."""

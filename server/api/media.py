@@ -13,7 +13,7 @@ import hashlib
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from server.api import remote_media
@@ -22,6 +22,7 @@ from server.api.media_kinds import BadFile, check_image, kind_of
 from server.chat.template import Segments
 from server.engine.task import AUDIO, IMAGE, Media
 from server.errors import ApiError
+from server.records import record
 
 MAX_FILES = 256
 MIB = 1 << 20
@@ -45,7 +46,7 @@ class Prompt(tuple):
         return prompt
 
 
-@dataclass(slots=True)
+@record
 class Files:
     """The files of one request, in the order in which they were found, and the markers that stand for them."""
 

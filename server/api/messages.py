@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from server.api.context import Context, Vocab
 from server.api.media import PARTS, Files, Prompt, join
@@ -12,6 +11,7 @@ from server.api.prompt import special_ends
 from server.chat.jinja import TemplateError
 from server.chat.template import Segments, is_text, plain_text
 from server.errors import ApiError
+from server.records import record
 
 ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_MESSAGES = 20_000
@@ -21,7 +21,7 @@ FIELD_TYPES = {"name": (str, "a string"), "tool_call_id": (str, "a string"), "re
 REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class ChatPrompt:
     """A rendered conversation: its text, its tokens, and the text that the answer goes on with (assistant prefill)."""
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from server.errors import ApiError
+from server.records import record
 from server.web.message import Request, Response, json_response
 
 
-@dataclass(slots=True, eq=False)
+@record(eq=False)
 class Entry:
     """One request in work; `finish` ends it and says whether there was something to end."""
 

@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from server.engine.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.errors import ApiError
+from server.records import record
 
 INT_MAX = 2**31 - 1
 INF = math.inf
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Field:
     """One request field: `kind` is int, float, bool, str or list; `aliases` are read when `name` is absent."""
 

@@ -11,7 +11,9 @@ by byte. UTF-8 automata are smaller to run and far larger to print.
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from server.records import record
 
 Charset = tuple[tuple[int, int], ...]
 
@@ -100,7 +102,7 @@ def partition(sets: list[Charset]) -> list[tuple[int, Charset]]:
     return [(mask, tuple(ranges)) for mask, ranges in pieces.items()]
 
 
-@dataclass(slots=True)
+@record
 class Nfa:
     """An automaton with free moves. `steps[s]` are (index into `sets`, target); `free[s]` are (condition,
     target), a condition being ALWAYS, AT_START (before the first character) or AT_END (behind the last)."""
@@ -142,7 +144,7 @@ class Nfa:
         return reached
 
 
-@dataclass(slots=True)
+@record
 class Dfa:
     """A deterministic automaton, start state 0; `moves[s]` are (characters, target), disjoint; a character
     without a move is refused."""

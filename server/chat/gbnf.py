@@ -13,8 +13,10 @@ refuse is refused here, with a line and a column.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import NamedTuple
+
+from server.records import record
 
 LITERAL, CHARS, TOKEN, REFERENCE, REPEAT = range(5)
 
@@ -42,7 +44,7 @@ class GrammarError(Exception):
         self.column = column
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Limits:
     """What a grammar may cost. `repetitions` is llama.cpp's own constant; the others keep its C++ stack and
     time small: `chain` native recursion levels, `visits` native calls of the left recursion search."""
@@ -65,7 +67,7 @@ class Item(NamedTuple):
     offset: int
 
 
-@dataclass(slots=True)
+@record
 class Grammar:
     """A parsed grammar: `rules[i]` is a list of alternatives, each a list of items; a group is a rule of its
     own. `names` maps the names written in the text to rule numbers."""
@@ -106,7 +108,7 @@ def parse(text: str, *, root: str = "root", limits: Limits = Limits()) -> Gramma
     return grammar
 
 
-@dataclass(slots=True)
+@record
 class _Group:
     """An open rule or parenthesis while parsing. `factor` mirrors llama.cpp's n_prev_rules: how many native
     rules the last item stands for, which limits how often it may be repeated."""

@@ -10,11 +10,12 @@ nodes; what is written once needs none.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Callable, Iterable
 
 from server.chat.automaton import Charset, Dfa, characters, complement
+from server.records import record
 
 # llama.cpp v0.5.0 unrolls counted repetitions and refuses more than 2000 (`MAX_REPETITION_THRESHOLD`).
 BLOCK = 1000
@@ -183,7 +184,7 @@ def optional(expression: str) -> str:
     return group(expression) + "?" if expression else ""
 
 
-@dataclass(slots=True)
+@record
 class Builder:
     """Collects rules. `define` gives the name of a rule with this body, an existing one if there is one."""
 

@@ -12,7 +12,6 @@ taken: members in any order; n! orders need n! rules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from server.chat import automaton
@@ -23,6 +22,7 @@ from server.chat.json_shapes import KEYWORDS_BY_TYPE, Shape
 from server.chat.json_strings import core, json_text, text_class
 from server.chat.json_values import (
     array_layout, fits, item_conjunction, key_conjunction, pattern_dfa, required_keys)
+from server.records import record
 
 if TYPE_CHECKING:
     from server.chat.json_schema import Converter
@@ -36,7 +36,7 @@ _PATTERNS_MAX = 4
 _KEY_STATES_MAX = 1000
 
 
-@dataclass(slots=True)
+@record
 class _Member:
     """A declared property, written without its opening quote, which all members share."""
 

@@ -9,7 +9,6 @@ the point (more in front of it if a bound has more); only a sign bound keeps the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
@@ -18,6 +17,7 @@ from server.chat import automaton
 from server.chat.automaton import Dfa, TooLarge
 from server.chat.gbnf_build import Choice
 from server.chat.regex_gbnf import compile_pattern
+from server.records import record
 
 DIGITS = 20
 _LARGEST = Decimal(10) ** 40
@@ -35,7 +35,7 @@ _POSITIVE = f'({_WHOLE} {_DECIMALS} | "0." "0"{{0,9}} [1-9] [0-9]{{0,9}}) {_EXPO
 _NOT_NEGATIVE = f'("0" | {_WHOLE}) {_DECIMALS} {_EXPONENT}'
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Range:
     """low <= x <= high; an open end excludes its bound; None: no bound. `multiple`: x is a multiple of it."""
 

@@ -8,8 +8,10 @@ a part of the same document or is an error.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import field
 from urllib.parse import unquote, urljoin
+
+from server.records import record
 
 SCHEMA = (dict, bool)
 KINDS: dict[str, tuple[type, ...]] = {
@@ -38,7 +40,7 @@ class SchemaError(Exception):
         self.pointer = pointer
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Part:
     """A schema and where it stands. Equal pointers are equal parts."""
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from decimal import Decimal
 from functools import lru_cache
 
@@ -31,6 +31,7 @@ from server.chat.json_strings import (
     FORMATS, FORMATS_LOOSE, core, format_dfa, json_text, reserve_core, text_class, value_expression)
 from server.chat.json_values import are_disjoint, fits_shape, kind_of, without_one_of
 from server.chat.regex_gbnf import STATES_MAX, Unsupported, compile_pattern, pattern_pieces
+from server.records import record
 
 __all__ = ["ANY_OBJECT", "Conversion", "SchemaError", "convert"]
 
@@ -52,7 +53,7 @@ _TYPE_ONLY = {"type", *ANNOTATIONS}
 ANY_OBJECT = {"type": "object"}
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Conversion:
     """A grammar with the rule `root`, and what it does not enforce: one line per place, JSON pointer
     first."""

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from decimal import Decimal
 from fractions import Fraction
 
 from server.chat.json_numbers import Range, common_multiple, exact_decimal
 from server.chat.json_parts import (
     COUNTS, KINDS, Conjunction, Part, Resources, SchemaError, check_kind, check_names, escape, identity)
+from server.records import record
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _FREE = len(TYPES) - 1  # "integer" goes where "number" is
@@ -56,7 +57,7 @@ _NO_BOUND = frozenset(_BOUNDS).isdisjoint
 FORBIDDEN_KEYS = object()
 
 
-@dataclass(slots=True)
+@record
 class Shape:
     """Merged constraints of one alternative. `parts` are its schemas without combinators; object and array
     keywords stay in them, the rest is merged here. An empty `types` means that no value fits."""
@@ -94,7 +95,7 @@ class Shape:
             key in part.schema for part in self.parts for keys in KEYWORDS_BY_TYPE.values() for key in keys)
 
 
-@dataclass(slots=True)
+@record
 class _Pending:
     """A conjunction on its way to an alternative: parts to look at, each with the pointers it came
     through."""

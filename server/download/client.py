@@ -16,11 +16,12 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from server.download.local import DownloadError, Progress, Trouble, one_line
+from server.records import record
 
 STALL_S = 60.0
 MAX_TRIES = 4
@@ -108,7 +109,7 @@ def authorize(request: urllib.request.Request, credentials: Mapping[Origin, str]
         request.add_unredirected_header("Authorization", value)
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Answer:
     """A response to read from. `header` finds those of redirects on the way as well; "" if there is none."""
 
@@ -117,7 +118,7 @@ class Answer:
     header: Callable[[str], str]
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Client:
     """Opens URLs. `token` is for `endpoint`, the hub's URL, alone."""
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, urljoin
 
 from server.download.client import SHA256, Client, origin, shown, split_url
 from server.download.local import DownloadError, is_safe_path, safe_name
 from server.download.transfer import Wanted
+from server.records import record
 
 REVISION = "main"
 QUANT_ORDER = ("Q4_K_M", "Q8_0")
@@ -58,7 +58,7 @@ def choose_file(paths: Iterable[str], quant: str) -> str:
     return models[0] if models and not quant else ""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Hub:
     """The repository `name` ("user/repo" or "user/repo:quant"), and what of it is below `cache`."""
 

@@ -17,18 +17,19 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 
 from server.download.client import CHECKSUM_HEADERS, SHA256, SIZE_HEADER, Answer, Client, shown
 from server.download.local import DownloadError, Trouble, check_space, disk_advice, megabytes
+from server.records import record
 
 MAGIC = b"GGUF"
 BLOCK = 1 << 18
 CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+)", re.ASCII)
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Wanted:
     """One file: where it is, where it goes, and what is known about it beforehand ("" and None: nothing).
 
@@ -42,7 +43,7 @@ class Wanted:
     is_cached: bool = True
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Facts:
     """What a server says of a file: bytes, entity tag or date that names this version, checksum."""
 
@@ -64,7 +65,7 @@ class Facts:
                    next((text.lower() for text in sums if SHA256.fullmatch(text)), ""))
 
 
-@dataclass(slots=True)
+@record
 class Transfer:
     """Fetches one file. Somebody holds its lock, and it is not there yet."""
 

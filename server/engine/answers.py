@@ -7,20 +7,21 @@ may be shown of its text that of `text`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from server.engine import prompt_cache, replay
 from server.engine.slot import Run, Slot
 from server.engine.state import EngineState
 from server.engine.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Final, Piece, TokenProbs
 from server.log import get_logger
+from server.records import record
 
 MAX_TOKENS_TO_FINISH_CHARACTER = 4
 
 log = get_logger("engine")
 
 
-@dataclass(slots=True)
+@record
 class Drawn:
     """What one step draws for one task: `texts` and `probs` by token, and why the task ends ("" if it goes on)."""
 

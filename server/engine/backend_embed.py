@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ctypes_api.llama_types import (LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_LAST, LLAMA_POOLING_TYPE_MEAN,
                                     LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_RANK)
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.planner import Span
+from server.records import record
 
 POOLING_NAMES = {LLAMA_POOLING_TYPE_NONE: "none", LLAMA_POOLING_TYPE_MEAN: "mean", LLAMA_POOLING_TYPE_CLS: "cls",
                  LLAMA_POOLING_TYPE_LAST: "last", LLAMA_POOLING_TYPE_RANK: "rank"}
@@ -30,7 +30,7 @@ LEARNED_POSITIONS = ("bert",)
 MIN_ROWS, MAX_ROWS = 32, 512
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class EmbeddingShape:
     """How large a context has to be, and what it can do; see `EmbeddingBackend` for the names."""
 

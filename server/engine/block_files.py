@@ -16,7 +16,6 @@ import os
 import threading
 from array import array
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -24,6 +23,7 @@ from server.engine import slot_files
 from server.engine.block_tree import BLOCK, Lora
 from server.errors import ApiError
 from server.log import get_logger
+from server.records import record
 
 SUFFIX = ".kvblock"
 MAX_PENDING = 256 << 20
@@ -32,7 +32,7 @@ CLOSE_S = 3.0
 log = get_logger("engine")
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class StoredBlock:
     """A file as it was found: `key` of itself and of the block before it ("" for none)."""
 

@@ -13,16 +13,17 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from server.engine.slot import common_prefix
+from server.records import record
 
 BLOCK = 128
 
 Lora = tuple[tuple[int, float], ...]
 
 
-@dataclass(slots=True, eq=False)
+@record(eq=False)
 class Block:
     """`tokens` behind those of `parent`. `size` is that of the state in bytes; `path` its file, "" for none."""
 

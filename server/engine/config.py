@@ -5,10 +5,12 @@ Part of the seam: an engine in its own process gets exactly this. Stdlib only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from server.records import record
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class SpecConfig:
     """Speculative decoding. Off unless `lookup` (drafts from the text itself) or `model` (a file with a small model).
 
@@ -40,7 +42,7 @@ def step_limit_s(limit_s: float, n_rows: int) -> float:
     return limit_s * (1 + n_rows // ROWS_PER_LIMIT)
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class EngineConfig:
     """One model on one set of libraries.
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from server.engine.backend_types import DECODE_ABORTED, DECODE_OK, EmbeddingBackend
 from server.engine.planner import Span
@@ -20,13 +20,14 @@ from server.engine.state import EngineState
 from server.engine.task import Embed, Embedded, Event, Failure
 from server.errors import ApiError
 from server.log import get_logger
+from server.records import record
 
 MIN_ROWS = 32       # below that a batch costs more than it computes
 
 log = get_logger("engine")
 
 
-@dataclass(slots=True, eq=False)
+@record(eq=False)
 class Request:
     """One message in work: the next input to begin with, and what has come out so far (one entry per input)."""
 
@@ -36,7 +37,7 @@ class Request:
     n_open: int = 0
 
 
-@dataclass(slots=True, eq=False)
+@record(eq=False)
 class Part:
     """One input in work on sequence `seq`; its first `n_done` tokens have been computed."""
 

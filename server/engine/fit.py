@@ -12,10 +12,11 @@ margin.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from server.engine.model_shape import Layer, Shape
 from server.gguf import TYPES
+from server.records import record
 
 __all__ = ["MIB", "Place", "Plan", "Wish", "cache_bytes", "compute_bytes", "plan"]
 
@@ -27,7 +28,7 @@ CACHE_PART = 2              # an open context takes at most half of what weights
 MIN_CTX_SLOT = 256
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Place:
     """Memory that can be used: the host's, or a device's. `is_shared`: a device whose memory is the host's."""
 
@@ -36,7 +37,7 @@ class Place:
     is_shared: bool = False
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Wish:
     """What is asked for; None is open. `n_ctx` counts all slots together, 0 is the model's own. `type_k`, `type_v` are
     keys of `gguf.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and the like.
@@ -61,7 +62,7 @@ class Wish:
     extra: int = 0
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Row:
     """What goes into one place, in bytes."""
 
@@ -81,7 +82,7 @@ class Row:
         return self.place.free - self.used
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Plan:
     """`n_ctx` for all slots together; `n_gpu_layers` counts the head as one; `fault` says why it can't be."""
 

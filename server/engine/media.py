@@ -18,13 +18,14 @@ import hashlib
 import struct
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from queue import SimpleQueue
 from typing import Protocol
 
 from server.engine.task import Embed, Media, Task
 from server.errors import ApiError
 from server.log import get_logger
+from server.records import record
 
 log = get_logger("engine")
 
@@ -36,7 +37,7 @@ class Closable(Protocol):
         """Free it."""
 
 
-@dataclass(slots=True, frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Chunk:
     """A stretch of embeddings: `ids` are its placeholders, one per position; `n_tokens` cells of the cache.
 
@@ -49,7 +50,7 @@ class Chunk:
     native: int = 0
 
 
-@dataclass(slots=True, frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Prepared:
     """What a file becomes in a prompt: lists of ordinary tokens and chunks, in order; `owner` frees the chunks."""
 
@@ -57,7 +58,7 @@ class Prepared:
     owner: Closable
 
 
-@dataclass(slots=True, frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class MediaReady:
     """From the media thread to the loop: a task's files are prepared, or why they can't be."""
 
@@ -66,7 +67,7 @@ class MediaReady:
     error: ApiError | None = None
 
 
-@dataclass(slots=True)
+@record
 class Layout:
     """Where in a prompt chunks begin, and what frees them."""
 

@@ -12,10 +12,10 @@ about a missing key or tensor is as good.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from math import inf
 
 from server.gguf import TEXT, TYPES, Array, Gguf, Tensor
+from server.records import record
 
 __all__ = ["KEPT", "adapter_faults", "model_faults"]
 
@@ -32,7 +32,7 @@ NO_WEIGHTS = ("i8", "i16", "i32", "i64", "f64", "q8_1", "q8_K")
 REQUIRED = ("context_length", "embedding_length", "block_count", "attention.head_count")
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Tokenizer:
     """What a kind of vocabulary falls back to, and whether texts begin or end with a special token by default."""
 

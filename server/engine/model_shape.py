@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import prod
 
 from server.gguf import Gguf, GgufError, Tensor
+from server.records import record
 
 __all__ = ["Layer", "Shape", "shape_of"]
 
@@ -30,7 +30,7 @@ STATE_TENSORS = ("ssm_", "time_mix_", "shortconv.")
 ATTENTION_TENSORS = ("attn_k.", "attn_k_b.", "attn_kv_a_mqa.")
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Layer:
     """One block. `weights` in bytes; `k`, `v`: numbers in the cache per cell; `state`: bytes per sequence."""
 
@@ -41,7 +41,7 @@ class Layer:
     is_windowed: bool = False
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Shape:
     """A model. `input` (embeddings), `output` (the head) and `pinned` (what the user keeps on the CPU) in bytes;
     widths in numbers; `n_vocab` is 0 where no logits are computed; `window` 0 without sliding windows."""

@@ -12,13 +12,14 @@ Not taken: prefill-only steps (shorter code, but every running stream stalls whi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from server.records import record
 
 
 UNLIMITED = 2**31
 
 
-@dataclass(slots=True)
+@record
 class Job:
     """What one sequence still has to evaluate: `tokens` from position `pos` on. `id` is the caller's (slot id).
 
@@ -37,7 +38,7 @@ class Job:
     all_rows: bool = False
 
 
-@dataclass(slots=True)
+@record
 class Span:
     """Consecutive rows of one sequence in a batch. With `output`, logits of the last row are wanted.
 

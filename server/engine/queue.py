@@ -14,16 +14,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from server.engine.task import Task
+from server.records import record
 
 QUANTUM = 256
 COST_OF_ANSWER = 256
 OLDEST_EVERY = 8
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Waiting:
     """A task in the queue, and when it came."""
 
@@ -36,7 +37,7 @@ class Waiting:
         return len(self.task.prompt) + COST_OF_ANSWER
 
 
-@dataclass(slots=True)
+@record
 class Line:
     """What one owner has waiting, in order of arrival, and what is left of its turns."""
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from server.engine.task import SamplingParams
+from server.records import record
 
 
 # C computes with 32-bit floats: these keep a logit that is biased or divided by the temperature far from infinity.
@@ -26,7 +26,7 @@ MAX_BIAS = 1e9
 MIN_TEMPERATURE = 1e-6
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Stage:
     """One sampler of the chain: `name` as in `Backend.new_sampler`'s table, `args` in its order."""
 
@@ -34,7 +34,7 @@ class Stage:
     args: tuple
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class VocabFacts:
     """What building a chain needs to know of the vocabulary: the tokens that end a text, and n_ctx for -1."""
 

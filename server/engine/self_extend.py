@@ -8,10 +8,11 @@ them moves back, so that positions stay within what the model knows. The formula
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from server.records import record
 
 
-@dataclass(slots=True, frozen=True)
+
+@record(frozen=True)
 class Fold:
     """Three operations on positions [start, end) of a sequence, in order: add, divide, add."""
 
@@ -25,7 +26,7 @@ class Fold:
     rest_delta: int
 
 
-@dataclass(slots=True)
+@record
 class GroupAttention:
     """State of one sequence: `pos` is its next position, `ga_i` how far it has been folded."""
 

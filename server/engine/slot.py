@@ -6,7 +6,7 @@ the next task may reuse; all that belongs to one task is in its `Run`, which is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from server.engine.backend_types import TokenSampler
 from server.engine.media import Chunk, Layout
@@ -14,9 +14,10 @@ from server.engine.self_extend import GroupAttention
 from server.engine.spec_task import Drafting
 from server.engine.task import CACHE_NONE, STOP_NONE, SlotState, Task, Timings
 from server.engine.text import TextStream
+from server.records import record
 
 
-@dataclass(slots=True, frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Checkpoint:
     """A copy of what can't be cut of a sequence's state, when it held `n` tokens."""
 
@@ -24,7 +25,7 @@ class Checkpoint:
     state: bytearray | memoryview
 
 
-@dataclass(slots=True, frozen=True, eq=False)
+@record(frozen=True, eq=False)
 class Leader:
     """Whose computing a task waits for: the first `n` tokens that `run` is evaluating on `slot`."""
 
@@ -33,7 +34,7 @@ class Leader:
     n: int
 
 
-@dataclass(slots=True, eq=False)
+@record(eq=False)
 class Run:
     """One task in work. `prompt` may be shorter than the task's (cut to fit); times are clock seconds.
 
@@ -73,7 +74,7 @@ class Run:
                        self.cache_source, self.cache_reason)
 
 
-@dataclass(slots=True, eq=False)
+@record(eq=False)
 class Slot:
     """`tokens` are those whose keys and values the cache holds for sequence `seq`, at most `n_ctx` of them.
 

@@ -22,12 +22,13 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
 
 from server.errors import ApiError
+from server.records import record
 
 MAGIC = b"llsrvkv1"
 HEAD = struct.Struct("<8sQ")
@@ -39,7 +40,7 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 BINARY = getattr(os, "O_BINARY", 0)
 
 
-@dataclass(slots=True)
+@record
 class SavedSlot:
     """What a file holds, and its size in bytes. `checkpoints` are (number of tokens, state) pairs."""
 

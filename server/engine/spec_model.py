@@ -11,13 +11,13 @@ Not taken: feeding it each batch of the large model (prompts would cost both mod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from server.engine.backend_types import DECODE_OK, Drafter
 from server.engine.planner import Span
 from server.engine.slot import common_prefix
 from server.engine.spec_cost import StepCost
 from server.log import get_logger
+from server.records import record
 
 CATCH_UP_ROWS = (512, 256, 128, 64, 32)     # prompt tokens read per step of the large model, as time allows
 GOES_ALONG = 8          # so few missing tokens are read with the first drafting step
@@ -25,7 +25,7 @@ GOES_ALONG = 8          # so few missing tokens are read with the first drafting
 log = get_logger("engine")
 
 
-@dataclass(slots=True)
+@record
 class Want:
     """Draft at most `n` tokens behind `text` in sequence `seq`, as long as each is at least `p_min` likely."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
 from server.engine.spec_lookup import Lookup
 from server.engine.spec_trust import ModelTrust
+from server.records import record
 
 
-@dataclass(slots=True, eq=False)
+@record(eq=False)
 class Drafting:
     """A task's limits, its sources of drafts, and how the drafts fared.
 

@@ -20,7 +20,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 
 from server.engine.config import EngineConfig, step_limit_s
@@ -29,13 +28,14 @@ from server.engine.supervise_ledger import Ledger
 from server.engine.task import (Close, Closed, Event, Failure, Frame, Loading, LoadFailed, ModelInfo, Ready, Restarting)
 from server.engine.wire import AskStacks, Codec, LogLine, Stacks, Start, WireError
 from server.log import get_logger, handle_foreign
+from server.records import record
 
 N_SHOWN_LINES = 20
 
 log = get_logger("engine")
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Limits:
     """When an engine counts as hanging, and how often it is restarted. Seconds; `start_s` is the longest silence until
     it is ready (opening large libraries holds the interpreter's lock), `silence_s` the one from then on; `step_s` is

@@ -8,16 +8,16 @@ would write an empty one over the file, so who asked is told what happened.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
 from server.engine.task import Command, Reply
+from server.records import record
 
 MAX_DEATHS = 2
 ONCE = {"save": "what the slot held is lost, and the file is the one from before or the whole new one"}
 """Commands that may not be repeated, and what to tell instead."""
 
 
-@dataclass(slots=True)
+@record
 class _Open:
     """A command without an answer: whether this engine has it, and how many have died with it."""
 

@@ -15,11 +15,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from server.engine.supervise_commands import OpenCommands
 from server.engine.task import (Cancel, Command, Embed, Embedded, Event, Failure, Final, Frame, Piece, Reply, Snapshot,
                                 Starting, Task, Tasks)
+from server.records import record
 
 STRIKES = 2
 SETTINGS = ("set_lora", "system_prompt")
@@ -29,7 +30,7 @@ NO_COUNTERS = ("slots", "preparing", "n_deferred", "kv_used", "n_ctx", "histogra
 """Fields of a snapshot that aren't summed up over the lives of engines."""
 
 
-@dataclass(slots=True)
+@record
 class Entry:
     """An open task: what it was given so far, and how often the engine has died over it without progress."""
 

@@ -9,7 +9,9 @@ Not taken: passing slots, futures or callbacks across; they would tie the engine
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from server.records import record
 
 STOP_NONE, STOP_EOS, STOP_LIMIT, STOP_WORD, STOP_ABORT = "none", "eos", "limit", "word", "abort"
 CACHE_NONE, CACHE_SLOT, CACHE_SHARED, CACHE_RAM, CACHE_DISK = "none", "slot", "shared", "ram", "disk"
@@ -38,7 +40,7 @@ HISTOGRAM_BOUNDS: dict[str, tuple[float, ...]] = {
 }
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class SamplingParams:
     """Everything that shapes the choice of one token. Names and meanings are those of `/completion`.
 
@@ -83,7 +85,7 @@ class SamplingParams:
     grammar: str = ""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Media:
     """A file in a prompt: `kind` is IMAGE or AUDIO, `hash` the SHA-256 of `data`, `where` its place in the request."""
 
@@ -93,7 +95,7 @@ class Media:
     where: str
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Task:
     """One sequence to complete. `prompt` is token ids; `n_predict` -1 means until the end of the text.
 
@@ -140,7 +142,7 @@ class Task:
 
 # ---- web side -> engine ---------------------------------------------------------------------------------------
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Tasks:
     """All tasks of one request, so that they come into the queue with the same step: what a task's neighbours in a
     batch are can decide a near tie between two tokens. From then on each is a task like any other."""
@@ -148,7 +150,7 @@ class Tasks:
     tasks: tuple[Task, ...]
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Cancel:
     """Task or command `id` isn't wanted any more: free its place in the queue or its slot. Unknown ids are ignored.
 
@@ -159,7 +161,7 @@ class Cancel:
     finish: bool = False
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Command:
     """Something else to do between two steps, by `name` with plain `args`; answered by one `Reply` with this `id`."""
 
@@ -168,14 +170,14 @@ class Command:
     args: dict[str, object]
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Close:
     """Take nothing new; running tasks may go on for `grace_s` seconds, then the engine ends."""
 
     grace_s: float
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Embed:
     """Vectors wanted of `inputs` (token ids each). Answered by one `Embedded` or a `Failure`.
 
@@ -190,7 +192,7 @@ class Embed:
 
 # ---- engine -> web side ---------------------------------------------------------------------------------------
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class TokenProbs:
     """One generated token with alternatives.
 
@@ -205,7 +207,7 @@ class TokenProbs:
     top_logprobs: tuple[tuple[int, float], ...]
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class PromptProbs:
     """How likely the model finds the prompt's tokens from `start` on (never the first: nothing is before it).
 
@@ -217,7 +219,7 @@ class PromptProbs:
     probs: tuple[TokenProbs, ...]
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Progress:
     """Prefill of task `id` has reached `n_processed` of `n_prompt` tokens, `n_cached` of them reused.
 
@@ -232,7 +234,7 @@ class Progress:
     place: int = 0
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Timings:
     """The engine's own clock for one task, in milliseconds. `prompt_n` counts evaluated tokens, not reused ones.
 
@@ -251,7 +253,7 @@ class Timings:
     cache_reason: str = ""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Piece:
     """Tokens generated in one step and the text that is now safe to show (it can be "" while text is held back).
 
@@ -265,7 +267,7 @@ class Piece:
     timings: Timings | None = None
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Final:
     """The end of a task that went well. `text` is what had been held back and turned out to be no stop word."""
 
@@ -281,7 +283,7 @@ class Final:
     timings: Timings
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Embedded:
     """The answer to an `Embed`: rows of `width` float32 numbers, machine's byte order, one behind the other.
 
@@ -298,7 +300,7 @@ class Embedded:
     n_tokens: int = 0
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Failure:
     """The end of a task that went wrong: an HTTP `status`, one line, the error type, extra fields of the body."""
 
@@ -309,7 +311,7 @@ class Failure:
     extra: dict[str, object] = field(default_factory=dict)
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Reply:
     """The answer to a `Command`: `result`, or `error` as (status, message)."""
 
@@ -318,7 +320,7 @@ class Reply:
     error: tuple[int, str] | None = None
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class SlotState:
     """One slot as `/slots` shows it. `id_task` is -1 before the first task; the rest is about the latest one."""
 
@@ -337,7 +339,7 @@ class SlotState:
     truncated: bool
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Snapshot:
     """The engine's state after a step. Counters only grow; `kv_used` counts tokens held in the KV cache. `preparing` is
     the task whose files are being decoded beside the loop.
@@ -382,7 +384,7 @@ class Snapshot:
         return len(self.slots) - self.n_processing
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class ModelInfo:
     """What the engine knows about the loaded model. `n_ctx` is the whole KV cache, `n_ctx_slot` one slot's share.
 
@@ -416,40 +418,40 @@ class ModelInfo:
     audio: bool = False
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Loading:
     """The model is being read: `progress` from 0 to 1."""
 
     progress: float
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Ready:
     """The model is loaded and requests are served from now on."""
 
     info: ModelInfo
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class LoadFailed:
     """The model can't be served; `message` is one line for the user."""
 
     message: str
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Closed:
     """The engine has ended; no further message comes."""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Starting:
     """Task `id` is about to be started on a slot; told before, because the engine may die of it."""
 
     id: int
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Restarting:
     """The engine has died of `cause`; another one is being started, and will go on with the open tasks."""
 
@@ -460,7 +462,7 @@ Event = (Starting | Restarting | Progress | PromptProbs | Piece | Final | Embedd
          | LoadFailed | Closed)
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Frame:
     """All that one step has to tell, sent as one message; `snapshot` only when it says something new."""
 

@@ -21,10 +21,10 @@ import types
 import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from server.engine import config, task
 from server.engine.config import EngineConfig
+from server.records import record
 
 PROTOCOL = 1
 HEADER = struct.Struct(">4sII")
@@ -40,7 +40,7 @@ class WireError(Exception):
     """What came through the pipe is no message of ours; one line."""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Hello:
     """The first frame in each direction: the protocol's number and the hash over all messages."""
 
@@ -48,7 +48,7 @@ class Hello:
     build: str
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Start:
     """To the engine, after Hello: what to load, from which level on to report log records, how often to beat."""
 
@@ -57,7 +57,7 @@ class Start:
     beat_s: float
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Beat:
     """From the engine: it lives. `n_steps` grows with every decode, `n_rows` is the size of the running one."""
 
@@ -66,7 +66,7 @@ class Beat:
     is_busy: bool
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class LogLine:
     """A log record of the engine; `trace` is a formatted traceback, `created` a time in seconds."""
 
@@ -80,12 +80,12 @@ class LogLine:
     trace: str
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class AskStacks:
     """To the engine: say what your threads are doing. Answered by the thread that reads, whatever the others do."""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Stacks:
     """From the engine: what its Python threads are doing, as text."""
 

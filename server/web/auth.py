@@ -10,10 +10,10 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from server.errors import ApiError
+from server.records import record
 from server.web.head import Headers
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
@@ -91,7 +91,7 @@ def split_host(authority: str) -> str:
     return (match[1] or match[2]).lower().rstrip(".") if match else ""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class HostPolicy:
     """A web page may point its own name at 127.0.0.1 and then read what only local users should (DNS
     rebinding): a server bound to loopback therefore answers only to local names. `enforced` is false for wide
@@ -120,7 +120,7 @@ class HostPolicy:
                             "--allowed-hosts.")
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class CorsPolicy:
     """Which web pages may read our answers: same origin, pages of this machine, and `origins` (`*` for
     all)."""

@@ -12,13 +12,14 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 
 from server.errors import ApiError
 from server.log import get_logger
+from server.records import record
 from server.web.direct import lend
 from server.web.head import METHODS, METHODS_WITH_BODY, NO_BODY, UNKNOWN_BODY, Framing, Head, Headers
 from server.web.head import body_framing, split_target
@@ -41,7 +42,7 @@ CLIENT_CLOSED = 499
 """In the access log only, as nginx has it: the client left before there was an answer."""
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class AccessRecord:
     """One answered request, for the access log. `n_bytes` were sent, `seconds` passed since its head was
     complete; `complete` is false when the client left before the end. The path comes without its query, which
@@ -57,7 +58,7 @@ class AccessRecord:
     complete: bool
 
 
-@dataclass(slots=True)
+@record
 class Exchange:
     """One request and its answer on the way. Lives only as long as both, so nothing of it stays on the
     connection."""
@@ -78,7 +79,7 @@ class Exchange:
     start: float = field(default_factory=time.monotonic)
 
 
-@dataclass(slots=True)
+@record
 class StartedStream:
     """An `EventStream` whose first chunk has been fetched (b"" if it ended at once)."""
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from server.errors import ApiError
+from server.records import record
 from server.web.limits import Limits
 
 TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
@@ -51,7 +51,7 @@ class Headers(dict[str, str]):
         return super().get(name.lower(), default)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Head:
     """Request line and header fields; `target` is as received."""
 
@@ -67,7 +67,7 @@ class Head:
         return "keep-alive" in options if self.version < (1, 1) else "close" not in options
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Framing:
     """How the body is delimited: `kind` is "none", "length", "chunked", or "unknown" when it can't be told
     where the next request begins; `n_bytes` counts for "length"."""

@@ -16,12 +16,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
 from typing import Any
 
 from server.errors import ApiError
 from server.log import get_logger
+from server.records import record
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing
 from server.web.connection import AccessRecord, ConnectionHandler
 from server.web.limits import Limits
@@ -45,7 +45,7 @@ STOPPING = "The server is stopping."
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
-@dataclass(slots=True, eq=False)
+@record(eq=False)
 class Connection:
     """The server's entry for one connection. `sock` is replaced by the connection's thread when TLS starts,
     `is_idle` (it waits for a request, so `stop` may cut it at once) and `t_silent` (since when there has been no

@@ -7,13 +7,14 @@ keep-alive connection deserve different patience. """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from server.records import record
+
 
 KIB = 1024
 MIB = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Limits:
     """Bytes, counts, and seconds (`_s`)."""
 

@@ -12,10 +12,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
 from server.errors import ApiError
+from server.records import record
 from server.web.head import Headers
 from server.web.presence import Presence
 
@@ -35,7 +36,7 @@ ESCAPE = re.compile(rf"\\u[dD][89abAB]{HEX_PATTERN}\\u[dD][c-fC-F]{HEX_PATTERN}"
                     rf"|\\(u[dD][89a-fA-F]{HEX_PATTERN})|\\.", re.DOTALL)
 
 
-@dataclass(slots=True)
+@record
 class Request:
     """One request with its whole body. `path` is decoded, `query` has the last value of each name, `client`
     is the peer's address without port ("unix" for a UNIX socket), `id` is safe to print, `params` are the
@@ -78,7 +79,7 @@ class Request:
             raise ApiError(499, "the client closed the request")
 
 
-@dataclass(slots=True)
+@record
 class Response:
     """An answer with a known body. Content-Length, Date, Server, CORS and X-Request-Id are added by the
     edge."""
@@ -98,7 +99,7 @@ class Writer(Protocol):
         """The connection's thread: send what is left."""
 
 
-@dataclass(slots=True)
+@record
 class EventStream:
     """A server-sent event stream; `chunks` come from `server.web.sse`.
 

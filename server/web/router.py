@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from server.errors import ApiError
+from server.records import record
 from server.web.message import EventStream, Request, Response
 
 Handler = Callable[[Request], "Response | EventStream"]
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Route:
     """One row. In `path`, `{name}` stands for one segment and a last `{name...}` for all that remain.
     `public` needs no API key; `is_free` is not counted by a rate limit; `body_optional` lets a POST come without any
@@ -25,7 +26,7 @@ class Route:
     is_free: bool = False
 
 
-@dataclass(slots=True)
+@record
 class _Node:
     """What one path answers to: method -> route."""
 

@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import ROOT
 
-LEAVES = ("server.errors", "server.log", "server.metrics", "server.options")
+LEAVES = ("server.errors", "server.log", "server.metrics", "server.options", "server.records")
 EVERYTHING = ("server", "ctypes_api")
 PRODUCT = ("llama_srv", *EVERYTHING)
 API = (*LEAVES, "server.web.message", "server.web.sse", "server.chat", "server.engine.task")
@@ -29,33 +29,34 @@ RULES: dict[str, tuple[str, ...]] = {
     "llama_srv": ("server.launch", "server.engine.process"),   # the same program is the engine's process
     "ctypes_api": (),
     **{leaf: () for leaf in LEAVES},
-    "server.option_row": (),                            # the option table is a leaf of six modules
+    "server.option_row": ("server.records",),                            # the option table is a leaf of six modules
     "server.option_table": ("server.option_row", "server.option_spec"),
     "server.option_spec": ("server.option_row",),
     "server.option_rest": ("server.option_row",),
     "server.config_file": ("server.option_row",),
     "server.options": ("server.option_row", "server.option_table", "server.option_rest", "server.config_file"),
-    "server.gguf": (),
+    "server.gguf": ("server.records",),
     "server.bench": (),
     "server.download": LEAVES,
     "server.draft_model": (*LEAVES, "server.fetching", "server.engine.config", "server.engine.model_file",
                            "server.option_spec"),
     "server.fetching": (*LEAVES, "server.download"),
     "server.frozen": (),
-    "server.bundle": (),
+    "server.bundle": ("server.records",),
     "server.bundle_make": ("server.bundle",),
     "server.shells": ("server.option_row", "server.option_table"),
-    "server.one_shot": ("server.bundle", "server.bundle_make", "server.frozen", "server.shells", "server.options"),
+    "server.one_shot": ("server.bundle", "server.bundle_make", "server.frozen", "server.shells", "server.options",
+                        "server.records"),
     "server.edge": (*LEAVES, "server.web"),
     "server.housekeeping": (*LEAVES, "server.edge", "server.run_files", "server.systemd", "server.stacks", "server.web"),
     "server.web": LEAVES,
     "server.chat": LEAVES,
     "server.engine": LEAVES,
-    "server.engine.model_checks": ("server.gguf",),
+    "server.engine.model_checks": ("server.gguf", "server.records"),
     "server.engine.projector_checks": ("server.gguf",),
     "server.engine.model_file": (*LEAVES, "server.gguf"),
-    "server.engine.model_shape": ("server.gguf",),
-    "server.engine.fit": ("server.gguf",),
+    "server.engine.model_shape": ("server.gguf", "server.records"),
+    "server.engine.fit": ("server.gguf", "server.records"),
     "server.engine.host_memory": (),
     "server.engine.positions": (*LEAVES, "server.gguf"),
     "server.engine.backend_fit": (*NATIVE, "server.gguf"),

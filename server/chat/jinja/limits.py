@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from .errors import TemplateLimitError
+
+from server.records import record
 
 LARGE_TEXT = 4096       # characters; shorter texts aren't worth counting
 TEXT_PER_STEP = 256     # characters of a large text that cost as much as one step
@@ -20,7 +21,7 @@ ITEMS_PER_STEP = 16     # items of a sequence built at once that cost one step
 STEPS_PER_LOOK = 32     # steps between two looks at the clock
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Limits:
     """How much one rendering may use.
 

@@ -8,10 +8,12 @@ one generic node with a kind, which would save lines here and cost certainty eve
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
+
+from server.records import record
 
 
-@dataclass(slots=True)
+@record
 class Node:
     """Anything with a place in the source."""
 
@@ -20,14 +22,14 @@ class Node:
 
 # ------------------------------------------------------------------------------------------ expressions
 
-@dataclass(slots=True)
+@record
 class Const(Node):
     """A literal: string, number, true, false or none."""
 
     value: object
 
 
-@dataclass(slots=True)
+@record
 class Name(Node):
     """A variable; `use` is load, store or param (store as parameter of a scope)."""
 
@@ -35,7 +37,7 @@ class Name(Node):
     use: str = "load"
 
 
-@dataclass(slots=True)
+@record
 class NamespaceRef(Node):
     """`name.attribute` as the target of an assignment."""
 
@@ -43,21 +45,21 @@ class NamespaceRef(Node):
     attribute: str
 
 
-@dataclass(slots=True)
+@record
 class TupleNode(Node):
     """`a, b` as an expression or as targets."""
 
     items: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class ListNode(Node):
     """`[a, b]`."""
 
     items: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class DictNode(Node):
     """`{key: value}`."""
 
@@ -65,7 +67,7 @@ class DictNode(Node):
     values: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class Attribute(Node):
     """`owner.name`."""
 
@@ -73,7 +75,7 @@ class Attribute(Node):
     name: str
 
 
-@dataclass(slots=True)
+@record
 class Item(Node):
     """`owner[key]`."""
 
@@ -81,7 +83,7 @@ class Item(Node):
     key: Node
 
 
-@dataclass(slots=True)
+@record
 class Slice(Node):
     """`start:stop:step` inside brackets."""
 
@@ -90,7 +92,7 @@ class Slice(Node):
     step: Node | None
 
 
-@dataclass(slots=True)
+@record
 class Arguments(Node):
     """What is between the parentheses of a call."""
 
@@ -101,7 +103,7 @@ class Arguments(Node):
     double_star: Node | None = None
 
 
-@dataclass(slots=True)
+@record
 class Call(Node):
     """`callee(arguments)`."""
 
@@ -109,7 +111,7 @@ class Call(Node):
     arguments: Arguments
 
 
-@dataclass(slots=True)
+@record
 class Filter(Node):
     """`value | name(arguments)`; without a value it takes the text of its block."""
 
@@ -118,7 +120,7 @@ class Filter(Node):
     arguments: Arguments
 
 
-@dataclass(slots=True)
+@record
 class Test(Node):
     """`value is name(arguments)`."""
 
@@ -127,7 +129,7 @@ class Test(Node):
     arguments: Arguments
 
 
-@dataclass(slots=True)
+@record
 class Unary(Node):
     """`-value` or `+value`."""
 
@@ -135,14 +137,14 @@ class Unary(Node):
     value: Node
 
 
-@dataclass(slots=True)
+@record
 class Not(Node):
     """`not value`."""
 
     value: Node
 
 
-@dataclass(slots=True)
+@record
 class Arithmetic(Node):
     """`first (operator value)...`, from left to right: a chain, so that long sums aren't deep."""
 
@@ -151,7 +153,7 @@ class Arithmetic(Node):
     values: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class Logic(Node):
     """`a and b and c`, or the same with `or`."""
 
@@ -159,14 +161,14 @@ class Logic(Node):
     values: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class Concat(Node):
     """`a ~ b ~ c`."""
 
     values: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class Compare(Node):
     """`first (operator value)...`: all neighbours have to fit, as in Python."""
 
@@ -175,7 +177,7 @@ class Compare(Node):
     values: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class Conditional(Node):
     """`yes if test else no`."""
 
@@ -186,21 +188,21 @@ class Conditional(Node):
 
 # ------------------------------------------------------------------------------------------ statements
 
-@dataclass(slots=True)
+@record
 class Data(Node):
     """Text of the template itself, inside an `Output`."""
 
     text: str
 
 
-@dataclass(slots=True)
+@record
 class Output(Node):
     """Text and `{{ expressions }}` in a row."""
 
     parts: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class For(Node):
     """`{% for target in items if test recursive %} body {% else %} otherwise {% endfor %}`."""
 
@@ -212,7 +214,7 @@ class For(Node):
     recursive: bool
 
 
-@dataclass(slots=True)
+@record
 class If(Node):
     """`{% if %}` with its `elif`s, each an `If` without branches of its own."""
 
@@ -222,7 +224,7 @@ class If(Node):
     otherwise: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class Set(Node):
     """`{% set target = value %}`."""
 
@@ -230,7 +232,7 @@ class Set(Node):
     value: Node
 
 
-@dataclass(slots=True)
+@record
 class SetBlock(Node):
     """`{% set target | filter %} body {% endset %}`."""
 
@@ -239,7 +241,7 @@ class SetBlock(Node):
     body: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class MacroNode(Node):
     """`{% macro name(parameters) %}`; the last parameters have the defaults."""
 
@@ -249,7 +251,7 @@ class MacroNode(Node):
     body: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class CallBlock(Node):
     """`{% call(parameters) call %} body {% endcall %}`; without a call: `{% generation %}`."""
 
@@ -259,7 +261,7 @@ class CallBlock(Node):
     body: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class FilterBlock(Node):
     """`{% filter name %} body {% endfilter %}`."""
 
@@ -267,7 +269,7 @@ class FilterBlock(Node):
     body: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class With(Node):
     """`{% with target = value, ... %} body {% endwith %}`."""
 
@@ -276,14 +278,14 @@ class With(Node):
     body: list[Node]
 
 
-@dataclass(slots=True)
+@record
 class Do(Node):
     """`{% do expression %}`."""
 
     value: Node
 
 
-@dataclass(slots=True)
+@record
 class Jump(Node):
     """`{% break %}` or `{% continue %}`."""
 

@@ -9,11 +9,13 @@ generating Python source as jinja2 does, which is faster and turns every slip in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from .lexer import Source
 from .scopes import Function, Scope, Slot
 from .values import MISSING
+
+from server.records import record
 
 RUN, OUT, PARENT = 0, 1, 2
 
@@ -22,7 +24,7 @@ Evaluate = Callable[[Frame], object]
 Execute = Callable[[Frame], "str | None"]       # gives "break" or "continue" when a loop is to be left
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class Place:
     """Where a node stands.
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from .errors import TemplateLimitError
 from .limits import Run
 from .marked import Marked, build, concat, marked_if, segments, unsafe, whole
 from .values import Group, Loop, Namespace, Undefined
+
+from server.records import record
 
 KEYS, VALUES, ITEMS = type({}.keys()), type({}.values()), type({}.items())
 VIEWS = {KEYS: "dict_keys", VALUES: "dict_values", ITEMS: "dict_items"}
@@ -28,7 +29,7 @@ SCALARS = frozenset((int, float, bool, type(None), Undefined))
 JSON_WORDS = {None: "null", True: "true", False: "false"}
 
 
-@dataclass(slots=True)
+@record
 class Weight:
     """What is inside a value: `nodes` values in `depth` levels, `length` characters, `marked` text or not."""
 
@@ -139,7 +140,7 @@ def _spell(value: object) -> Iterator[str]:
         yield repr(value)
 
 
-@dataclass(frozen=True, slots=True)
+@record(frozen=True)
 class JsonStyle:
     """How `tojson` writes; the fields mean what they mean to `json.dumps`."""
 
