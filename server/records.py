@@ -73,7 +73,8 @@ def _compiled_init(cls: type, frozen: bool) -> Callable[..., None]:
     if hasattr(cls, "__post_init__"):
         body.append("self.__post_init__()")
     parameters = ["self", *places[False], *(["*", *places[True]] if places[True] else [])]
-    exec(f"def __init__({', '.join(parameters)}):\n  " + "\n  ".join(body or ["pass"]), scope)     # names of fields only
+    source = f"def __init__({', '.join(parameters)}):\n  " + "\n  ".join(body or ["pass"])
+    exec(source, scope)         # nothing but the names of fields, as in the standard library
     init = scope["__init__"]
     init.__qualname__ = f"{cls.__qualname__}.__init__"
     return init
