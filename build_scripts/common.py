@@ -269,13 +269,15 @@ def run_child(command: list, *, folder: Path, describe: Callable[[float], str], 
     own_group = {"start_new_session": True} if os.name == "posix" else {}
     begun = time.monotonic()
     progress.start()
+    child = None
     with open(log, "wb") as out:
         try:
-            child = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=out,
-                                     stderr=subprocess.STDOUT, **own_group)
-        except OSError as error:
-            raise Failure(f"{command[0]} can't be started ({error.strerror}): reinstall it") from error
-        try:
+            with endings_held_back():
+                try:
+                    child = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=out,
+                                             stderr=subprocess.STDOUT, **own_group)
+                except OSError as error:
+                    raise Failure(f"{command[0]} can't be started ({error.strerror}): reinstall it") from error
             while True:
                 try:
                     child.wait(timeout=0.2)
@@ -283,7 +285,8 @@ def run_child(command: list, *, folder: Path, describe: Callable[[float], str], 
                 except subprocess.TimeoutExpired:
                     progress.show(describe(time.monotonic() - begun))
         except BaseException:
-            stop_child(child)
+            if child is not None:
+                stop_child(child)
             raise
         finally:
             progress.clear()
@@ -347,6 +350,29 @@ def endings_as_exceptions() -> Iterator[None]:
     finally:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
+
+
+@contextlib.contextmanager
+def endings_held_back() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP count at the end of the block: between the start of a child and the moment that we
+    know of it an exception would leave it running. Main thread only; elsewhere signals raise nothing anyway."""
+    came: list = []
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {}
+    try:
+        for name in names:
+            number = getattr(signal, name)
+            if callable(signal.getsignal(number)):
+                before[number] = signal.signal(number, lambda number, frame: came.append(number))
+    except ValueError:
+        before.clear()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        signal.raise_signal(came[0])
 
 
 def run_main(name: str, body: Callable[[], int]) -> int:

@@ -5,6 +5,8 @@ import errno
 import io
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -171,6 +173,27 @@ def test_size_grows_while_the_client_writes(tmp_path):
                               describe=lambda seconds: str(common.folder_size(tmp_path)))
     threads[0].join()
     assert result.code == 0 and seen[-1] >= 1000
+
+
+@posix_only
+@pytest.mark.parametrize("number, error", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, common.Terminated)])
+def test_a_signal_that_comes_while_the_client_is_started_ends_it_too(tmp_path, monkeypatch, number, error):
+    children, popen = [], subprocess.Popen
+
+    def start(*arguments, **options):
+        children.append(popen(*arguments, **options))
+        signal.raise_signal(number)
+        return children[0]
+    monkeypatch.setattr(common.subprocess, "Popen", start)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(error), common.endings_as_exceptions():
+            common.run_child([sys.executable, "-c", "import time; time.sleep(600)"], folder=tmp_path,
+                             progress=common.Progress(quiet=True), describe=lambda seconds: "")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert children[0].returncode is not None, "the client runs on"
 
 
 def test_a_client_that_cannot_be_started(tmp_path):

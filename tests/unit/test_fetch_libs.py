@@ -412,7 +412,7 @@ def test_the_variant_that_is_published_wrongly_is_refused_before_downloading(wor
 
 def start(world, *arguments, **environ):
     """The command as a process of its own."""
-    code = ("import sys; sys.path.insert(0, sys.argv.pop(1)); import pathlib, fetch_libs; "
+    code = ("import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); sys.path.insert(0, sys.argv.pop(1)); import pathlib, fetch_libs; "
             "lock = pathlib.Path(sys.argv.pop(1)); sys.exit(fetch_libs.main(sys.argv[1:], lock))")
     return subprocess.Popen(
         [sys.executable, "-c", code, str(fake.BUILD_SCRIPTS), str(world.lock_path), "--platform", "linux-x64",
