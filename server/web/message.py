@@ -22,14 +22,21 @@ from server.web.presence import Presence
 
 JSON_TYPE = "application/json; charset=utf-8"
 JSON_DEPTH = 256
+JSON_VALUES = 2_000_000
+"""Values in a body: Python's reader keeps the interpreter's lock to the end of what it reads, and all streams wait."""
+JSON_PARTS = 250_000
+"""Arrays, objects and keys of objects among them, which cost more."""
+LARGE = 1 << 17         # bytes; the numbers of larger bodies are converted one by one, where others get their turn
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 UNSAFE_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 # One encoder for all: `json.dumps` with these arguments would make a new one each time.
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
-STRING_PATTERN = r'"[^"\\]*(?:\\.[^"\\]*)*"'
-BRACKET = re.compile(STRING_PATTERN + r"|([\[{])|([\]}])", re.DOTALL)
+# Also one that isn't closed: else each of its quotes would be tried as the beginning of another, in quadratic time.
+STRING_PATTERN = r'"[^"\\]*(?:\\.[^"\\]*)*"?'
+BRACKET = re.compile(STRING_PATTERN + r"|([\[\]{}])", re.DOTALL)
+MARK = re.compile(STRING_PATTERN + r"|([\[\]{},:])", re.DOTALL)
 SURROGATE_HINT = re.compile(r"\\u[dD][89a-fA-F]")
 HEX_PATTERN = r"[0-9a-fA-F]{2}"
 ESCAPE = re.compile(rf"\\u[dD][89abAB]{HEX_PATTERN}\\u[dD][c-fC-F]{HEX_PATTERN}"
@@ -161,7 +168,7 @@ def parse_json(body: bytes) -> object:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ApiError(400, f"The request body is not UTF-8: bad byte at position {error.start}.") from None
-    _check_depth(text)
+    _check_shape(text)
     _check_surrogates(text)
 
     def refuse(literal: str) -> float:
@@ -172,28 +179,49 @@ def parse_json(body: bytes) -> object:
         return value if math.isfinite(value) else refuse(literal)
 
     try:
-        return json.loads(text, parse_constant=refuse, parse_float=finite)
+        whole = _whole if len(text) > LARGE else None
+        return json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole)
     except json.JSONDecodeError as error:
         raise _json_error(text, error.pos, error.msg) from None
     except RecursionError:
         raise ApiError(400, "Invalid JSON: nested too deeply.") from None
     except ValueError:
         # CPython refuses to convert integers of more than 4,300 digits (quadratic time).
-        match = re.search(r"[0-9]{1000}", text)
+        match = re.search(r"(?<![0-9])[0-9]{1000}", text)
         raise _json_error(text, match.start() if match else 0, "a number has too many digits") from None
 
 
-def _check_depth(text: str) -> None:
-    if text.count("[") + text.count("{") <= JSON_DEPTH:
+def _check_shape(text: str) -> None:
+    """Depth and numbers of values and parts, first roughly, then without what is inside strings."""
+    n_brackets = text.count("[") + text.count("{")
+    is_small = text.count(",") <= JSON_VALUES and text.count(":") + n_brackets <= JSON_PARTS
+    if is_small and n_brackets <= JSON_DEPTH:
         return
-    depth = 0
-    for match in BRACKET.finditer(text):
-        if match[1]:
-            depth += 1
-            if depth > JSON_DEPTH:
-                raise _json_error(text, match.start(), f"nested deeper than {JSON_DEPTH} levels")
-        elif match[2]:
+    depth = n_values = n_parts = 0
+    for match in (BRACKET if is_small else MARK).finditer(text):
+        mark = match[1]
+        if mark is None:
+            continue
+        if mark == ",":
+            n_values += 1
+        elif mark in "]}":
             depth -= 1
+        else:
+            n_parts += 1
+            depth += mark != ":"
+        if depth < 0:
+            return              # no JSON, as its reader will say
+        if depth > JSON_DEPTH:
+            raise _json_error(text, match.start(), f"nested deeper than {JSON_DEPTH} levels")
+        if n_values > JSON_VALUES:
+            raise _json_error(text, match.start(), f"more than {JSON_VALUES:,} values")
+        if n_parts > JSON_PARTS:
+            raise _json_error(text, match.start(), f"more than {JSON_PARTS:,} arrays, objects and keys")
+
+
+def _whole(literal: str) -> int:
+    """`int`, but a function of Python's, between whose calls other threads run."""
+    return int(literal)
 
 
 def _check_surrogates(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import re
 
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from server.errors import ApiError
 from server.web import sse
 from server.web.head import Headers
-from server.web.message import (JSON_DEPTH, Request, encode_head, error_response, json_response, parse_json,
-                                to_json)
+from server.web.message import (JSON_DEPTH, JSON_PARTS, JSON_VALUES, LARGE, Request, encode_head, error_response,
+                                json_response, parse_json, to_json)
 
 
 def fault(body: bytes) -> str:
@@ -77,6 +78,35 @@ def test_brackets_in_strings_do_not_count_as_depth():
     text = "[{" * 500 + '\\"]'
     assert parse_json(json.dumps([text] * 10).encode()) == [text] * 10
     assert parse_json(json.dumps([[]] * 1000).encode()) == [[]] * 1000
+
+
+@pytest.mark.parametrize("body", [
+    b"[" + b"[]," * 300 + b'"' + b'\\"' * 400_000,                    # a string without an end, full of quotes
+    b'{"a": [' + b"[]," * 300 + b'"' + b"\\\\\"," * 200_000,
+    b"[" + (b"9" * 999 + b",") * 5000 + b"1" * 5000 + b"]",         # many long numbers and one that is too long
+    b"[" * 300 + b"]" * 3_000_000, b"[" * 200 + b"]" * 200 + b"[]" * 3_000_000,
+], ids=range(5))
+def test_no_body_takes_more_than_linear_time(body):
+    started = time.monotonic()
+    fault(body)
+    assert time.monotonic() - started < 30, "hours, if it were quadratic"
+
+
+@pytest.mark.parametrize(("body", "words"), [
+    (b"[" + b"1," * JSON_VALUES + b"1,1]", "more than 2,000,000 values"), (b"[" + b"{}," * JSON_PARTS + b"1]", "arrays, objects and keys"),
+    (b"{" + b'"a":1,' * JSON_PARTS + b'"b":1}', "arrays, objects and keys")])
+def test_bodies_of_endless_small_things_are_refused(body, words):
+    assert words in fault(body)
+
+
+def test_what_stands_in_strings_is_not_counted():
+    text = ",[{:" * JSON_VALUES
+    assert parse_json(json.dumps([text, 1.5, 7]).encode()) == [text, 1.5, 7]
+
+
+def test_numbers_of_large_bodies_are_the_same():
+    numbers = [*range(-30_000, 30_000), 2.5, 10**30]
+    assert parse_json(json.dumps(numbers).encode()) == numbers and len(json.dumps(numbers)) > LARGE
 
 
 def test_the_greatest_depth_is_accepted():
