@@ -1,9 +1,13 @@
-"""What goes into the next batch: the running slots as jobs, with the step's limits, for `planner.plan`.
+"""What goes into the next batch: rows of the slots that generate, or prompt rows, and how many of those.
 
-Engine thread only. Policy about who has a turn stands here, arithmetic about rows in `planner`.
+Engine thread only. Steps of both kinds alternate. Between two steps of the streams there is time for prompts until
+`--max-stall-ms` are over: one step at least, or more if they are short. Arithmetic about rows stands in `planner`, what
+can be foreseen about times in `pace`; here is the policy about whose turn it is.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from server.engine import planner, prompt_cache, prompt_probs
 from server.engine.checkpoints import Checkpoints
@@ -15,29 +19,33 @@ from server.engine.state import EngineState
 
 NOBODY: frozenset[int] = frozenset()
 STALLS_ALONE = 4
-"""A step without a stream in it may take so many times the stall: nobody reads, but newcomers wait for its end."""
-
-EVEN_ROWS = 16
-"""Matrix kernels work in tiles: one row more than a multiple of this costs up to a sixth of the step."""
+"""Steps may take so many times the stall where nobody reads a stream: then only newcomers wait for their end."""
 
 
 class Batching:
-    """Plans one batch after the other. `in_prefill` are the tasks of a batch with prompt rows; any thread may read
-    it."""
+    """Plans one batch after the other. `in_prefill` are the running tasks while a prompt is among them; any thread may
+    read it. `is_reading` says whether the latest batch has prompt rows."""
 
     def __init__(self, state: EngineState, prefixes: Prefixes) -> None:
         self._state = state
         self._prefixes = prefixes
         self.in_prefill = NOBODY
+        self.is_reading = False
         self._pace = Pace()
+        # llama.cpp cuts a batch of several sequences to pieces where each has a stream or a state of its own
+        self._is_one_by_one = state.backend.is_split or not state.backend.can_share
         self._checkpoints = Checkpoints(state.backend, state.config.n_checkpoints, state.config.checkpoint_step)
-        self._n_generating = self._n_prompt = 0     # rows of the latest plan
+        self._spans: list[Span] = []
+        self._ahead = 0         # rows that the oldest prompt has had more than the others
+        self._depth = 0         # of the latest prompt rows
+        self._has_read: set[tuple] = set()      # adapters whose streams have had no row since their prompts had some
         self._served: dict[tuple, int] = {}
 
     def plan(self) -> list[Span]:
         """The rows of the next batch. One batch has one set of adapters; sets take turns."""
         running = [slot for slot in self._state.running if not (slot.run.leader and self._prefixes.must_wait(slot))
                    and slot.chunk is None]
+        self.is_reading = False
         if not running:
             return []
         if self._state.config.exact:
@@ -46,32 +54,84 @@ class Batching:
         elif len(running) > 1 and self._state.backend.adapters:
             running = self._turn(running)
         self._state.backend.set_lora(running[0].lora)
-        if self._state.backend.is_split:        # rows in the order of the cache's streams: see `Backend`
-            running = sorted(running, key=_place)
-        jobs = [self._job(slot) for slot in running]
-        self._n_generating = sum(not job.is_prefill for job in jobs)
-        if self._n_generating == len(jobs):
-            self.in_prefill, self._n_prompt = NOBODY, 0
-            return planner.plan(jobs, self._state.backend.info.n_batch, 0)
-        self.in_prefill = frozenset(slot.run.task.id for slot in self._state.running)
-        spans = planner.plan(jobs, self._state.backend.info.n_batch, self._prompt_rows())
-        self._n_prompt = sum(map(len, spans[self._n_generating:]))
-        return spans
+        prompts = [slot for slot in running if slot.run.next_token is None]
+        self.in_prefill = frozenset(slot.run.task.id for slot in self._state.running) if prompts else NOBODY
+        streams = [slot for slot in running if slot.run.next_token is not None]
+        if not streams:
+            self._has_read.discard(running[0].lora)
+        spans = self._read(prompts, streams) if prompts else []
+        self.is_reading = bool(spans)
+        (self._has_read.add if spans else self._has_read.discard)(running[0].lora)
+        if not spans and self._is_one_by_one:
+            streams.sort(key=lambda slot: slot.seq)     # each step back is a micro-batch of its own, see `Backend`
+        self._spans = spans or planner.generating(map(self._job, streams), self._state.backend.info.n_batch)
+        return self._spans
 
     def measured(self, ms: float) -> None:
         """The planned batch took `ms`."""
-        self._pace.observe(self._n_generating, self._n_prompt, ms)
+        if self.is_reading:
+            self._pace.observe_prompt(sum(map(len, self._spans)), self._depth, ms)
+        else:
+            self._pace.observe_decode(ms)
 
-    def _prompt_rows(self) -> int:
-        """The budget of this step. Without a stream a whole micro-batch at least: less would only cost speed."""
-        limit_ms, config = self._state.config.max_stall_ms, self._state.config
-        if limit_ms == 0 or config.exact:       # steps of other lengths round differently
-            return planner.UNLIMITED
-        if self._n_generating:
-            n = self._n_generating + self._pace.rows_beside_streams(limit_ms)
-            return n - self._n_generating - (n % EVEN_ROWS if n > EVEN_ROWS else 0)
-        n = max(self._pace.rows_alone(STALLS_ALONE * limit_ms), config.n_ubatch)
-        return n - n % config.n_ubatch
+    # ---- prompts ----------------------------------------------------------------------------------------------
+
+    def _read(self, prompts: list[Slot], streams: list[Slot]) -> list[Span]:
+        """Prompt rows for this step; none if it is the streams' turn."""
+        jobs, is_alone = self._in_order([self._job(slot) for slot in prompts]), self._is_one_by_one
+        self._depth = self._n_cells(jobs[0])
+        n_left = len(jobs[0].tokens) if is_alone else sum(len(job.tokens) for job in jobs)
+        n_rows = self._rows_beside(streams, n_left) if streams else self._rows_alone(n_left)
+        spans = planner.reading(jobs, min(n_rows, self._state.backend.info.n_batch), is_alone)
+        self._account(prompts[0].id, jobs, spans)
+        return spans
+
+    def _in_order(self, jobs: list[Job]) -> list[Job]:
+        """First the one with the fewest rows left, or in its turn the one that came first: it has half of all rows.
+
+        So neither can a long prompt keep short ones waiting, nor many short ones a long one.
+        """
+        by_length = sorted(jobs, key=lambda job: len(job.tokens))
+        if self._ahead < 0:
+            by_length.remove(jobs[0])
+            by_length.insert(0, jobs[0])
+        return by_length
+
+    def _account(self, oldest: int, jobs: list[Job], spans: list[Span]) -> None:
+        """Note who had these rows, if there was a choice."""
+        if len(jobs) == 1:
+            self._ahead = 0
+        elif self._ahead < 0 or jobs[0].id != oldest:
+            self._ahead += sum(len(span) if span.id == oldest else -len(span) for span in spans)
+
+    def _rows_alone(self, n_left: int) -> int:
+        """Rows of a step without streams: a whole micro-batch at least, less would only cost speed."""
+        config = self._state.config
+        if config.max_stall_ms == 0 or config.exact:       # steps of other lengths round differently
+            return n_left
+        n = self._pace.rows(STALLS_ALONE * config.max_stall_ms, self._depth, n_left)
+        return n if n == n_left else max(n - n % config.n_ubatch, config.n_ubatch)
+
+    def _rows_beside(self, streams: Sequence[Slot], n_left: int) -> int:
+        """Rows of a step between two steps of the streams; 0 if it is their turn.
+
+        Between these there is one step for prompts, and further ones as far as they fit into the same time.
+        """
+        is_first, limit_ms = streams[0].lora not in self._has_read, self._state.config.max_stall_ms
+        if limit_ms == 0:
+            return n_left if is_first else 0
+        if not any(slot.run.task.stream for slot in streams):
+            limit_ms *= STALLS_ALONE
+        # where streams alone take long, prompts get as much time as they do
+        limit_ms = max(limit_ms - self._pace.decode_ms, self._pace.decode_ms)
+        waited_ms = (self._state.clock() - min(slot.run.t_last for slot in streams)) * 1e3
+        if is_first:        # somebody's vectors may have been computed meanwhile
+            return self._pace.rows(limit_ms - min(waited_ms, limit_ms / 2), self._depth, n_left)
+        return self._pace.rows_within(limit_ms - waited_ms, self._depth, n_left)
+
+    def _n_cells(self, job: Job) -> int:
+        """How many tokens a prompt's attention goes over: its own, or in a common stream everybody's."""
+        return job.pos if self._is_one_by_one else sum(len(slot.tokens) for slot in self._state.slots)
 
     def _turn(self, running: list[Slot]) -> list[Slot]:
         """Of slots with different adapters, those whose set has waited longest."""
@@ -96,8 +156,3 @@ class Batching:
         prompt_cache.fold(self._state.backend, slot)
         return Job(slot.id, slot.seq, slot.next_pos, slot.pending, is_prefill, min(slot.positions.room, limit),
                    all_rows=all_rows)
-
-
-def _place(slot: Slot) -> tuple[bool, int]:
-    """Generating slots in the order of their sequences, then prompts in that of their arrival."""
-    return (True, 0) if slot.run.next_token is None else (False, slot.seq)

@@ -40,7 +40,8 @@ class Evaluation:
             started = self._state.clock()
             code = self._state.backend.decode(piece)
             if code == DECODE_OK:
-                self._state.speculation.observe(piece, self._state.clock() - started)
+                if self._state.slots[piece[0].id].run.next_token is not None:
+                    self._state.speculation.observe(piece, self._state.clock() - started)
                 self._commit(piece)
                 rest = later
                 continue

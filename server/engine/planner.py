@@ -1,12 +1,12 @@
-"""Who gets which rows of the next batch: a pure function from jobs to spans.
+"""Which rows the next batch has: pure functions from jobs to spans.
 
-Every step carries one row for each sequence that is generating, then prompt tokens until the step's budget is used:
-half of it for the prompt that came first, the rest for the shortest of the others. So a long prompt can't keep streams
-or short prompts waiting, and many short ones can't keep a long one waiting.
-No thread, no backend, no clock; the scheduler says what the budget is. Jobs and spans live for one step and are made
-anew for each, so they aren't frozen (a frozen dataclass costs three times as much to make).
+A batch has either one row for each sequence that is generating, or prompt rows: attention over rows of one kind costs
+less than a mixture, and where each sequence has a KV stream of its own, llama.cpp would cut the mixture to pieces.
+No thread, no backend, no clock; `batching` says whose turn it is and for how many rows. Jobs and spans live for one step
+and are made anew for each, so they aren't frozen (a frozen dataclass costs three times as much to make).
 
-Not taken: prefill-only steps (shorter code, but every running stream stalls while a prompt is read).
+Not taken: batches of both kinds. Beside a reader, 64 rows of a prompt took 302 ms behind 1,500 tokens, and 246 + 9 ms
+when the reader's row had a step of its own (SmolLM2, 2 threads).
 """
 
 from __future__ import annotations
@@ -58,6 +58,30 @@ class Span:
         return len(self.tokens)
 
     def split(self, n: int) -> tuple[Span, Span]:
+        """The first `n` rows, and the rest (which keeps the output)."""
+        return (Span(self.id, self.seq, self.pos, self.tokens[:n], False, all_rows=self.all_rows),
+                Span(self.id, self.seq, self.pos + n, self.tokens[n:], self.output, all_rows=self.all_rows))
+
+
+def generating(jobs: Iterable[Job], n_batch: int) -> list[Span]:
+    """One row for each generating job, as long as there are no more than `n_batch`."""
+    return [Span(job.id, job.seq, job.pos, job.tokens, True) for job in jobs if not job.is_prefill][:n_batch]
+
+
+def reading(prompts: Iterable[Job], n_rows: int, is_alone: bool) -> list[Span]:
+    """Spans of at most `n_rows` prompt rows, of the first job only if `is_alone`, else of as many as it takes."""
+    spans: list[Span] = []
+    for job in prompts:
+        n = min(n_rows, len(job.tokens), job.limit)
+        if n <= 0 or spans and is_alone:
+            break
+        spans.append(Span(job.id, job.seq, job.pos, job.tokens[:n], job.ends and n == len(job.tokens),
+                          all_rows=job.all_rows))
+        n_rows -= n
+    return spans
+
+
+def split(self, n: int) -> tuple[Span, Span]:
         """The first `n` rows, and the rest (which keeps the output)."""
         return (Span(self.id, self.seq, self.pos, self.tokens[:n], False, all_rows=self.all_rows),
                 Span(self.id, self.seq, self.pos + n, self.tokens[n:], self.output, all_rows=self.all_rows))

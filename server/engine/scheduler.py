@@ -110,6 +110,7 @@ class Scheduler:
             state.is_changed = True
         self._admission.admit()
         spans = self._batching.plan()
+        is_read = any(slot.run.next_token is not None for slot in state.running)
         if spans:
             if any(slot.run.is_replaying for slot in state.running):
                 replay.extend(state, spans)
@@ -119,14 +120,15 @@ class Scheduler:
                 self._flush()  # a long batch must not hide that a slot is at work
             self._n_rows = sum(map(len, spans))
             started = state.clock()
-            is_generating = state.slots[spans[0].id].run.next_token is not None
             self._evaluation.evaluate(spans)
             seconds = state.clock() - started
-            state.meter.step(seconds, is_generating)
+            state.meter.step(seconds, is_read)
             self._batching.measured(seconds * 1e3)
             self._prefixes.park(self._n_rows)
         if state.media.has_layouts:
             self._step_media()
+        if is_read and self._batching.is_reading:
+            return      # the streams have waited for prompts: they are next
         n_rows = self._embedder.plan(is_busy=bool(state.running)) if self._embedder else 0
         if n_rows:
             self._n_steps, self._n_rows = self._n_steps + 1, n_rows

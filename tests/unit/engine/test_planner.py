@@ -1,12 +1,11 @@
-"""`engine.planner`: running streams first, then prompts, oldest and shortest sharing the budget; batches cut
-cleanly."""
+"""`engine.planner`: batches of streams, batches of prompts, batches cut cleanly."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.planner import Job, Span, plan, split
+from server.engine.planner import Job, Span, generating, reading, split
 
 
 def prompt(id_: int, n: int, pos: int = 0, **fields: int) -> Job:
@@ -22,94 +21,66 @@ def shape(spans: list[Span]) -> list[tuple[int, int, int, bool]]:
 
 
 def test_nothing_to_do_is_an_empty_batch():
-    assert plan([], 8, 8) == []
+    assert generating([], 8) == [] and reading([], 8, False) == []
+
+
+def test_each_running_stream_has_one_row_and_prompts_have_none():
+    assert shape(generating([prompt(0, 3), running(1), prompt(2, 2), running(3)], 8)) == [(1, 9, 1, True), (3, 9, 1, True)]
+
+
+def test_a_batch_holds_no_more_streams_than_rows():
+    assert shape(generating([running(0), running(1), running(2)], 2)) == [(0, 9, 1, True), (1, 9, 1, True)]
 
 
 def test_a_short_prompt_is_one_span_with_output():
-    assert plan([prompt(0, 3)], 8, 8) == [Span(0, 0, 0, [0, 1, 2], True)]
-
-
-def test_running_streams_come_before_prompts_that_arrived_earlier():
-    assert shape(plan([prompt(0, 3), running(1), prompt(2, 2), running(3)], 8, 8)) == [
-        (1, 9, 1, True), (3, 9, 1, True), (0, 0, 3, True), (2, 0, 2, True)]
-
-
-def test_a_long_prompt_takes_only_what_the_streams_leave():
-    assert shape(plan([running(0), running(1), prompt(2, 100, pos=5)], 8, 8)) == [
-        (0, 9, 1, True), (1, 9, 1, True), (2, 5, 6, False)]
+    assert reading([prompt(0, 3)], 8, False) == [Span(0, 0, 0, [0, 1, 2], True)]
 
 
 def test_the_budget_of_prompt_rows_is_kept():
-    assert shape(plan([running(0), prompt(1, 100)], 64, 16)) == [(0, 9, 1, True), (1, 0, 16, False)]
+    assert shape(reading([prompt(1, 100, pos=5)], 16, False)) == [(1, 5, 16, False)]
 
 
-def test_no_budget_leaves_the_streams_alone():
-    assert shape(plan([prompt(0, 5), running(1)], 64, 0)) == [(1, 9, 1, True)]
+def test_what_one_prompt_leaves_goes_to_the_next():
+    assert shape(reading([prompt(0, 3), prompt(1, 100), prompt(2, 1)], 8, False)) == [(0, 0, 3, True), (1, 0, 5, False)]
 
 
-def test_the_oldest_prompt_gets_half_of_the_rows_and_short_ones_the_other():
-    assert shape(plan([prompt(0, 100), prompt(1, 100), prompt(2, 1)], 8, 8)) == [
-        (0, 0, 4, False), (2, 0, 1, True), (1, 0, 3, False)]
-
-
-def test_an_only_prompt_gets_all_rows():
-    assert shape(plan([prompt(0, 100)], 8, 8)) == [(0, 0, 8, False)]
-
-
-def test_the_oldest_prompt_gets_what_the_short_ones_leave():
-    assert shape(plan([prompt(0, 100), prompt(1, 1)], 8, 8)) == [(0, 0, 7, False), (1, 0, 1, True)]
-
-
-def test_a_single_row_goes_to_the_oldest_prompt():
-    assert shape(plan([prompt(0, 100), prompt(1, 1)], 8, 1)) == [(0, 0, 1, False)]
+def test_a_prompt_can_have_a_batch_for_itself():
+    assert shape(reading([prompt(0, 3), prompt(1, 100)], 8, True)) == [(0, 0, 3, True)]
 
 
 def test_output_comes_only_with_the_last_row_of_a_prompt():
-    assert shape(plan([prompt(0, 8)], 8, 8)) == [(0, 0, 8, True)]
-    assert shape(plan([prompt(0, 9)], 8, 8)) == [(0, 0, 8, False)]
+    assert shape(reading([prompt(0, 8)], 8, False)) == [(0, 0, 8, True)]
+    assert shape(reading([prompt(0, 9)], 8, False)) == [(0, 0, 8, False)]
 
 
 def test_a_job_with_a_limit_of_its_own_leaves_room_for_the_next():
-    assert shape(plan([prompt(0, 8, limit=3), prompt(1, 2)], 8, 8)) == [(0, 0, 3, False), (1, 0, 2, True)]
+    assert shape(reading([prompt(0, 8, limit=3), prompt(1, 2)], 8, False)) == [(0, 0, 3, False), (1, 0, 2, True)]
 
 
-JOBS = st.lists(st.tuples(st.booleans(), st.integers(1, 30), st.integers(0, 50)), max_size=8).map(
-    lambda rows: [prompt(i, n, pos) if is_prefill else running(i, pos)
-                  for i, (is_prefill, n, pos) in enumerate(rows)])
+PROMPTS = st.lists(st.tuples(st.integers(1, 30), st.integers(0, 50)), min_size=1, max_size=8).map(
+    lambda rows: [prompt(i, n, pos) for i, (n, pos) in enumerate(rows)])
 
 
-@given(jobs=JOBS, n_batch=st.integers(8, 40), n_prefill=st.integers(0, 40))
-def test_every_batch_keeps_the_rules(jobs, n_batch, n_prefill):
-    spans = plan(jobs, n_batch, n_prefill)
-    by_id = {job.id: job for job in jobs}
-    streams = [job.id for job in jobs if not job.is_prefill]
-    prompts = [job.id for job in jobs if job.is_prefill]
-    assert sum(map(len, spans)) <= n_batch
-    assert sum(len(span) for span in spans if by_id[span.id].is_prefill) <= n_prefill
-    assert [span.id for span in spans[:len(streams)]] == streams
-    assert len({span.id for span in spans}) == len(spans)
-    for span in spans:
-        job = by_id[span.id]
+@given(jobs=PROMPTS, n_rows=st.integers(1, 60), is_alone=st.booleans())
+def test_every_batch_keeps_the_rules(jobs, n_rows, is_alone):
+    spans = reading(jobs, n_rows, is_alone)
+    assert [span.id for span in spans] == list(range(len(spans))), "in the order given, nobody left out"
+    for span, job in zip(spans, jobs):
         assert (span.seq, span.pos) == (job.seq, job.pos)
         assert 0 < len(span) and list(span.tokens) == list(job.tokens[:len(span)])
         assert span.output == (len(span) == len(job.tokens))
-    if prompts and n_prefill and len(streams) < n_batch:
-        by_prompt = {span.id: len(span) for span in spans if by_id[span.id].is_prefill}
-        n_rows = min(n_prefill, n_batch - len(streams))
-        assert sum(by_prompt.values()) == min(n_rows, sum(len(by_id[i].tokens) for i in prompts)), "rows were wasted"
-        assert by_prompt[prompts[0]] >= min(len(by_id[prompts[0]].tokens), n_rows / 2), "the oldest has its half"
-        unfinished = [i for i in prompts[1:] if by_prompt.get(i, 0) < len(by_id[i].tokens)]
-        finished = [i for i in prompts[1:] if i not in unfinished]
-        assert not unfinished or all(len(by_id[i].tokens) <= len(by_id[j].tokens) for i in finished for j in unfinished)
+    wanted = len(jobs[0].tokens) if is_alone else sum(len(job.tokens) for job in jobs)
+    assert sum(map(len, spans)) == min(n_rows, wanted), "rows were wasted"
+    assert len(spans) == 1 or not is_alone
 
 
-@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6), n_batch=st.integers(1, 16))
-def test_prompts_get_every_row_once_and_in_order(lengths, n_batch):
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=6), n_batch=st.integers(1, 16), is_alone=st.booleans())
+def test_prompts_get_every_row_once_and_in_order(lengths, n_batch, is_alone):
     rest = {i: list(range(n)) for i, n in enumerate(lengths)}
     seen: dict[int, list[int]] = {i: [] for i in rest}
     for _ in range(sum(lengths)):
-        for span in plan([Job(i, i, len(seen[i]), tokens, True) for i, tokens in rest.items() if tokens],
-                         n_batch, n_batch):
+        for span in reading([Job(i, i, len(seen[i]), tokens, True) for i, tokens in rest.items() if tokens],
+                            n_batch, is_alone):
             assert span.pos == len(seen[span.id])
             seen[span.id] += span.tokens
             rest[span.id] = rest[span.id][len(span):]

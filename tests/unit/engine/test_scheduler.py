@@ -174,13 +174,13 @@ def test_times_are_those_of_the_clock():
 # ---- batches -----------------------------------------------------------------------------------------------------
 
 @pytest.mark.covers("B06")
-def test_a_new_prompt_joins_the_batches_of_a_running_text():
+def test_a_new_prompt_is_read_at_once_and_joins_the_batches_of_a_running_text():
     d = driver(n_slots=2)
     first = d.post("first", n_predict=20)
     d.step(2)
     second = d.post("the second", n_predict=20)
     d.step()
-    assert d.rows() == [(0, 1, True), (1, 10, True)]
+    assert d.rows() == [(1, 10, True)]
     d.step()
     assert d.rows() == [(0, 1, True), (1, 1, True)]
     d.finish()
@@ -199,14 +199,14 @@ def test_all_tasks_of_a_request_begin_with_the_same_step():
 def test_a_long_prompt_stalls_no_running_text():
     d = driver(n_slots=2, n_batch=8)
     first = d.post("ab", n_predict=30)
-    d.step()
+    d.step(2)
     second = d.post("x" * 100, n_predict=3)
-    for _ in range(14):
+    for i in range(12):
+        d.step()
+        assert d.rows() == [(1, 8, False)]
         said = len(d.outcomes[first].tokens)
         d.step()
-        assert len(d.outcomes[first].tokens) == said + 1
-        assert d.rows()[0] == (0, 1, True)
-    assert [d.rows(i)[1][1] for i in range(1, 15)] == [7] * 14
+        assert d.rows() == [(0, 1, True)] and len(d.outcomes[first].tokens) == said + 1
     d.finish()
     assert (d.text(first), d.text(second)) == (alone("ab", 30), alone("x" * 100, 3))
 
@@ -219,12 +219,15 @@ def test_prompts_larger_than_a_batch_are_read_in_parts():
     assert d.text(task) == alone("0123456789" * 5, 2)
 
 
-def test_prompts_share_the_batches_whatever_their_slots():
-    d = driver(n_slots=3, n_batch=16)
+@pytest.mark.parametrize("is_split", [True, False])
+def test_prompts_are_read_in_the_order_of_their_coming_whatever_their_slots(is_split):
+    d = Driver(FakeBackend(n_ctx=768, n_slots=3, n_batch=16, is_split=is_split))
     first = d.post("a" * 30, n_predict=1, id_slot=2)
     second = d.post("b" * 30, n_predict=1, id_slot=0)
-    d.step(4)
-    assert [d.rows(i) for i in range(4)] == [[(2, 8, False), (0, 8, False)]] * 3 + [[(2, 6, True), (0, 6, True)]]
+    d.finish()
+    assert [d.rows(i) for i in range(len(d.backend.batches))] == (
+        [[(2, 16, False)], [(2, 14, True)], [(0, 16, False)], [(0, 14, True)]] if is_split else
+        [[(2, 16, False)], [(2, 14, True), (0, 2, False)], [(0, 16, False)], [(0, 12, True)]])
     d.finish()
     assert (d.text(first), d.text(second)) == (alone("a" * 30, 1), alone("b" * 30, 1))
 

@@ -141,13 +141,13 @@ def test_an_interrupted_prefill_leaves_nothing_behind():
     assert d.is_clean()
 
 
-def test_a_prefill_that_others_have_a_part_in_is_not_interrupted():
+def test_a_prefill_is_not_interrupted_while_others_are_at_work():
     d = driver()
     first = d.post("first " * 8, n_predict=3)
     second = d.post("second " * 3, n_predict=9)
-    cancel_while_decoding(d, first, batch=4)
+    cancel_while_decoding(d, first, batch=5)
     d.step_until(lambda: d.outcomes[second].ends)
-    assert d.rows(3) == [(1, 1, True), (0, 15, False)]
+    assert d.rows(3) == [(1, 1, True)] and d.rows(4) == [(0, 16, False)]
     assert d.text(second) == alone("second " * 3, 9)
     n_rows = sum(len(span) for batch in d.backend.batches for span in batch if span.seq == 1)
     assert n_rows == len("second " * 3) + 8, "nothing of the second was decoded twice"
