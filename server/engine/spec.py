@@ -18,12 +18,15 @@ from server.engine.backend_types import Backend
 from server.engine.config import EngineConfig
 from server.engine.planner import Span
 from server.engine.slot import Slot
-from server.engine.spec_cost import StepCost, best_common_length, best_lengths
+from server.engine.spec_cost import ASSUMED_DRAFT, StepCost, best_common_length, best_lengths, micro_batches
 from server.engine.spec_lookup import Lookup
 from server.engine.spec_model import ModelDrafts, Want
 from server.engine.spec_task import Drafting
 from server.engine.spec_trust import EXPLORE, ModelTrust
 from server.engine.task import Task
+
+MOST_AT_ODDS = 48
+"""Guesses of one step with several sequences that are weighed, where each has a stream of its own: that takes longer."""
 
 
 class Speculation:
@@ -32,6 +35,7 @@ class Speculation:
     def __init__(self, config: EngineConfig, backend: Backend, clock: Callable[[], float]) -> None:
         self._config = config.spec
         self._n_batch = backend.info.n_batch
+        self._is_split = backend.is_split
         self._costs: defaultdict[int, StepCost] = defaultdict(StepCost)    # by how many sequences there are, roughly
         self._usual = ModelTrust()      # over all texts: what a new one is expected to be like
         self._model = None if backend.drafter is None else ModelDrafts(
@@ -55,18 +59,16 @@ class Speculation:
         wants = [(span, slots[span.id], n) for span in spans if (n := _most(slots[span.id])) > 0]
         if not wants:
             return
-        n_rows = sum(map(len, spans))
-        n_generating = sum(slots[span.id].run.next_token is not None for span in spans)
-        room = self._n_batch - n_rows
-        cost = self._costs[len(spans).bit_length()]
         if self._config.lookup:
-            wants = self._from_text(wants, n_rows, n_generating, room, cost)
+            wants = self._from_text(wants, spans)
         if self._model is not None and wants:
-            self._from_model(wants, sum(map(len, spans)), n_generating, cost)
+            self._from_model(wants, spans)
 
     def observe(self, spans: Sequence[Span], seconds: float) -> None:
-        """A step with these spans took so long."""
-        self._costs[len(spans).bit_length()].observe(sum(map(len, spans)), seconds)
+        """A step with these spans of generating sequences took so long."""
+        sizes = micro_batches([(span.seq, len(span)) for span in spans]) if self._is_split else [sum(map(len, spans))]
+        if len(sizes) == 1:
+            self._cost(spans).observe(sizes[0], seconds)
 
     def judge(self, drafting: Drafting, n_draft: int, tokens: Sequence[int]) -> None:
         """A step drew `tokens`, all but the last of which were guessed right."""
@@ -87,13 +89,14 @@ class Speculation:
 
     # ---- sources ----------------------------------------------------------------------------------------------
 
-    def _from_text(self, wants: list[tuple[Span, Slot, int]], n_rows: int, n_generating: int,
-                   room: int, cost: StepCost) -> list[tuple[Span, Slot, int]]:
+    def _from_text(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> list[tuple[Span, Slot, int]]:
         """Drafts from each sequence's own text; which spans got none."""
         chances = [self._lookup(slot).chances(min(n, slot.run.drafting.n_lookup)) for _, slot, n in wants]
         if not any(chances):
             return wants
-        lengths = best_lengths(chances, n_rows, n_generating, room, cost, self._config.min_gain)
+        room = self._n_batch - sum(map(len, spans))
+        room = min(room, MOST_AT_ODDS) if self._is_split and len(spans) > 1 else room
+        lengths = best_lengths(chances, len(spans), room, self._seconds(wants, spans), self._config.min_gain)
         left = []
         for want, n in zip(wants, lengths):
             span, slot, _ = want
@@ -107,22 +110,47 @@ class Speculation:
             drafting.lookup = Lookup([*slot.tokens, run.next_token], self._config.ngram)
         return drafting.lookup
 
-    def _from_model(self, wants: list[tuple[Span, Slot, int]], n_rows: int, n_generating: int,
-                    cost: StepCost) -> None:
+    def _from_model(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> None:
         """Drafts of one length for all that have none from the text."""
         wants = [(span, slot, min(most, slot.run.drafting.n_model)) for span, slot, most in wants
                  if slot.run.drafting.n_model]
-        n = best_common_length([(slot.run.drafting.trust.chance, most) for _, slot, most in wants], n_rows,
-                               n_generating, cost, self._model.cost, self._config.min_gain)
+        n = best_common_length([(slot.run.drafting.trust.chance, most) for _, slot, most in wants], len(spans),
+                               self._seconds(wants, spans), self._draft_seconds(spans), self._config.min_gain)
         if n == 0:
             wants = [want for want in wants if want[1].run.drafting.trust.is_time_to_explore()]
             n = EXPLORE
-        n = min(n, (self._n_batch - n_rows) // max(len(wants), 1))
+        n = min(n, (self._n_batch - sum(map(len, spans))) // max(len(wants), 1))
         asked = [Want(slot.seq, [*slot.tokens, slot.run.next_token], min(n, most), slot.run.drafting.p_min)
                  for _, slot, most in wants]
         if n > 0 and asked:
             for (span, slot, _), draft in zip(wants, self._model.draft(asked)):
                 _add(span, slot.run.drafting, draft, True)
+
+    # ---- costs ------------------------------------------------------------------------------------------------
+
+    def _cost(self, spans: Sequence[Span]) -> StepCost:
+        """What steps of so many sequences cost; in streams of their own, micro-batches are what counts."""
+        return self._costs[0 if self._is_split else len(spans).bit_length()]
+
+    def _seconds(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> Callable[[Sequence[int]], float]:
+        """What a step of `spans` takes with so many more rows for each of `wants`."""
+        cost, n_rows = self._cost(spans), sum(map(len, spans))
+        if not self._is_split or len(spans) == 1:
+            return lambda lengths: cost.estimate(n_rows + sum(lengths))
+        places = {span.seq: i for i, (span, _, _) in enumerate(wants)}
+        rows = [(span.seq, len(span), places.get(span.seq, -1)) for span in spans]
+
+        def seconds(lengths: Sequence[int]) -> float:
+            sizes = micro_batches([(seq, n + lengths[i] if i >= 0 else n) for seq, n, i in rows])
+            return sum(map(cost.estimate, sizes))
+        return seconds
+
+    def _draft_seconds(self, spans: Sequence[Span]) -> Callable[[int], float]:
+        """What a step of the small model with so many rows takes."""
+        if self._model.cost.is_known:
+            return self._model.cost.estimate
+        cost = self._cost(spans)
+        return lambda n_rows: ASSUMED_DRAFT * cost.estimate(n_rows)
 
 
 def _most(slot: Slot) -> int:

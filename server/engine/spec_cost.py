@@ -11,7 +11,7 @@ been seen for long is forgotten, and tried again when it looks worth it.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 DOWN, UP = 0.3, 0.06
 MAX_ROWS = 4096
@@ -74,46 +74,63 @@ class StepCost:
                 self._sizes.remove(n_rows)
 
 
-def best_lengths(chances: Sequence[Sequence[float]], n_rows: int, n_generating: int, room: int,
-                 cost: StepCost, min_gain: float) -> list[int]:
+def micro_batches(rows: Sequence[tuple[int, int]]) -> list[int]:
+    """Rows of the micro-batches that llama.cpp cuts a batch into where each sequence has a stream of its own.
+
+    `rows` are sequences, ascending, with how many rows each has. A micro-batch takes neighbouring sequences and equally
+    many rows of each.
+    """
+    sizes = []
+    while rows:
+        n_run = 1
+        while n_run < len(rows) and rows[n_run][0] == rows[n_run - 1][0] + 1:
+            n_run += 1
+        n = min(n for _, n in rows[:n_run])
+        sizes.append(n_run * n)
+        rows = [(seq, n_seq - n * (i < n_run)) for i, (seq, n_seq) in enumerate(rows) if n_seq > n or i >= n_run]
+    return sizes
+
+
+def best_lengths(chances: Sequence[Sequence[float]], n_generating: int, room: int,
+                 seconds: Callable[[Sequence[int]], float], min_gain: float) -> list[int]:
     """How many drafted tokens to add to a step for each sequence.
 
-    `chances[i]` are the probabilities (falling) that the first 1, 2, ... tokens of draft i hold. The step has `n_rows`
-    rows without drafts, `n_generating` of them give a token, and `room` more fit in. Only tokens that are given count
-    as gain, whatever else the step computes; it has to be `min_gain` times that of the step without drafts.
+    `chances[i]` are the probabilities (falling) that the first 1, 2, ... tokens of draft i hold; `seconds` tells what
+    the step takes with so many tokens of each draft. Of its rows `n_generating` give a token in any case, and `room`
+    more fit in. Only tokens that are given count as gain; it has to be `min_gain` times that of the step without drafts.
     """
     lengths = [0] * len(chances)
     rows = sorted(((chance, -i) for i, row in enumerate(chances) for chance in row), reverse=True)[:room]
     gained = float(n_generating)
-    best, n_best = min_gain * gained / cost.estimate(n_rows), 0
-    for n, (chance, _) in enumerate(rows, 1):
+    best, chosen = min_gain * gained / seconds(lengths), list(lengths)
+    for chance, i in rows:
         gained += chance
-        rate = gained / cost.estimate(n_rows + n)
-        if rate > best:
-            best, n_best = rate, n
-    for _, i in rows[:n_best]:
         lengths[-i] += 1
-    return lengths
+        rate = gained / seconds(lengths)
+        if rate > best:
+            best, chosen = rate, list(lengths)
+    return chosen
 
 
-def best_common_length(chances: Sequence[tuple[float, int]], n_rows: int, n_generating: int, cost: StepCost,
-                       draft_cost: StepCost, min_gain: float) -> int:
+def best_common_length(chances: Sequence[tuple[float, int]], n_generating: int, seconds: Callable[[Sequence[int]], float],
+                       draft_seconds: Callable[[int], float], min_gain: float) -> int:
     """How many tokens a small model should draft for each sequence, 0 if none.
 
     `chances` are pairs of how likely a token of the sequence's draft holds if those before it did, and how many the
-    sequence can use. Each further token costs a step of the small model, whose times are in `draft_cost`.
+    sequence can use. Each further token costs a step of the small model, `draft_seconds` by its number of rows.
     """
-    gained, seconds = float(n_generating), 0.0
-    best, n_best = min_gain * gained / cost.estimate(n_rows), 0
+    gained, drafting = float(n_generating), 0.0
+    lengths = [0] * len(chances)
+    best, n_best = min_gain * gained / seconds(lengths), 0
     survival = [1.0] * len(chances)
     for n in range(1, max((most for _, most in chances), default=0) + 1):
         live = [i for i, (_, most) in enumerate(chances) if most >= n]
         for i in live:
             survival[i] *= chances[i][0]
             gained += survival[i]
-        n_rows += len(live)
-        seconds += draft_cost.estimate(len(live)) if draft_cost.is_known else ASSUMED_DRAFT * cost.estimate(len(live))
-        rate = gained / (cost.estimate(n_rows) + seconds)
+            lengths[i] = n
+        drafting += draft_seconds(len(live))
+        rate = gained / (seconds(lengths) + drafting)
         if rate > best:
             best, n_best = rate, n
     return n_best

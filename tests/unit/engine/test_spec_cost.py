@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import pytest
 
-from server.engine.spec_cost import FORGET_AFTER, StepCost, best_common_length, best_lengths
+from server.engine.spec_cost import FORGET_AFTER, StepCost, best_common_length, best_lengths, micro_batches
 
 
 def measured(seconds_of, sizes=range(1, 65)) -> StepCost:
@@ -21,7 +23,15 @@ CPU = measured(lambda n: 0.010 * (1 if n == 1 else 1.4 + 0.28 * (n - 1)))
 
 
 def lengths(chance: float, cost: StepCost, n: int = 16, n_rows: int = 1, n_generating: int = 1, room: int = 100) -> int:
-    return best_lengths([[chance ** (i + 1) for i in range(n)]], n_rows, n_generating, room, cost, 1.05)[0]
+    return best_lengths([[chance ** (i + 1) for i in range(n)]], n_generating, room, seconds(cost, n_rows), 1.05)[0]
+
+
+def seconds(cost: StepCost, n_rows: int) -> Callable[[Sequence[int]], float]:
+    return lambda lengths: cost.estimate(n_rows + sum(lengths))
+
+
+def common_length(chances, n_rows: int, cost: StepCost, draft_seconds: Callable[[int], float], min_gain: float) -> int:
+    return best_common_length(chances, n_rows, seconds(cost, n_rows), draft_seconds, min_gain)
 
 
 def test_estimates_are_the_measured_times_between_and_beyond_them_plausible_ones():
@@ -82,9 +92,9 @@ def test_in_a_step_that_reads_a_prompt_drafts_are_nearly_free():
 
 def test_the_likelier_draft_gets_the_rows():
     likely, unlikely = [0.9 ** (i + 1) for i in range(8)], [0.2 ** (i + 1) for i in range(8)]
-    n_unlikely, n_likely = best_lengths([unlikely, likely], 2, 2, 100, FLAT, 1.05)
+    n_unlikely, n_likely = best_lengths([unlikely, likely], 2, 100, seconds(FLAT, 2), 1.05)
     assert n_likely > 5 and n_unlikely <= 2
-    assert best_lengths([unlikely, likely], 2, 2, 3, FLAT, 1.05) == [0, 3]
+    assert best_lengths([unlikely, likely], 2, 3, seconds(FLAT, 2), 1.05) == [0, 3]
 
 
 @pytest.mark.parametrize("room", [0, 1, 5])
@@ -93,25 +103,43 @@ def test_drafts_fit_into_the_batch(room):
 
 
 def test_no_draft_no_length():
-    assert best_lengths([], 1, 1, 10, FLAT, 1.05) == [] and best_lengths([[], []], 2, 2, 10, FLAT, 1.05) == [0, 0]
+    assert best_lengths([], 1, 10, seconds(FLAT, 1), 1.05) == []
+    assert best_lengths([[], []], 2, 10, seconds(FLAT, 2), 1.05) == [0, 0]
 
 
 @pytest.mark.parametrize(("chance", "draft_ms", "least", "most"), [
     (0.95, 0.1, 8, 16), (0.95, 3.0, 1, 8), (0.95, 12.0, 0, 0), (0.3, 3.0, 0, 0), (0.6, 1.0, 1, 4)])
 def test_a_draft_model_drafts_as_long_as_its_own_time_pays(chance, draft_ms, least, most):
-    draft_cost = measured(lambda n: draft_ms * 1e-3, (1,))
-    assert least <= best_common_length([(chance, 16)], 1, 1, FLAT, draft_cost, 1.05) <= most
-
-
-def test_a_draft_models_time_is_assumed_before_it_is_known():
-    assert best_common_length([(0.9, 16)], 1, 1, FLAT, StepCost(), 1.05) > 0
+    assert least <= common_length([(chance, 16)], 1, FLAT, lambda n: draft_ms * 1e-3, 1.05) <= most
 
 
 def test_without_a_least_gain_every_draft_is_sent():
-    assert best_lengths([[0.1]], 1, 1, 10, STEEP, 0.0) == [1]
-    assert best_common_length([(0.01, 4)], 1, 1, STEEP, STEEP, 0.0) == 1
+    assert best_lengths([[0.1]], 1, 10, seconds(STEEP, 1), 0.0) == [1]
+    assert common_length([(0.01, 4)], 1, STEEP, STEEP.estimate, 0.0) == 1
 
 
 def test_each_sequence_counts_as_far_as_it_can_use_a_draft():
-    assert best_common_length([(0.99, 2)], 1, 1, FLAT, StepCost(), 1.05) <= 2
-    assert best_common_length([], 0, 0, FLAT, StepCost(), 1.05) == 0
+    assert common_length([(0.99, 2)], 1, FLAT, lambda n: 0.0, 1.05) <= 2
+    assert common_length([], 1, FLAT, lambda n: 0.0, 1.05) == 0
+
+
+@pytest.mark.parametrize(("rows", "sizes"), [
+    ([(0, 1)], [1]), ([(0, 9)], [9]), ([(0, 1), (1, 1), (2, 1)], [3]),
+    ([(0, 9), (1, 1), (2, 1)], [3, 8]),                 # all have one, one has eight more
+    ([(0, 5), (1, 3), (2, 4), (3, 2), (4, 1)], [5, 4, 3, 2, 1]),
+    ([(0, 1), (2, 1), (3, 1)], [1, 2]),                 # nobody at 1
+    ([(0, 4), (1, 1), (2, 4)], [3, 3, 3]), ([], []),
+])
+def test_streams_of_their_own_are_cut_into_equal_rows_of_neighbours(rows, sizes):
+    assert sum(sizes) == sum(n for _, n in rows)
+    assert sorted(micro_batches(rows)) == sorted(sizes)
+
+
+@pytest.mark.parametrize("n_drafted", [1, 3, 8])
+def test_an_uneven_draft_pays_less_than_one_for_all(n_drafted):
+    def at_odds(extra: Sequence[int]) -> float:
+        return sum(CPU.estimate(n) for n in micro_batches([(i, 1 + n) for i, n in enumerate(extra)]))
+    chances = [[0.95 ** (i + 1) for i in range(8)] if n < n_drafted else [] for n in range(8)]
+    together = best_lengths(chances, 8, 48, seconds(CPU, 8), 1.05)
+    apart = best_lengths(chances, 8, 48, at_odds, 1.05)
+    assert sum(apart) <= sum(together) and (n_drafted == 8) == (sum(apart) > 0)
