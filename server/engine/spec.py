@@ -26,7 +26,7 @@ from server.engine.spec_trust import EXPLORE, ModelTrust
 from server.engine.task import Task
 
 MOST_AT_ODDS = 48
-"""Guesses of one step with several sequences that are weighed, where each has a stream of its own: that takes longer."""
+"""How many guesses of one step with several sequences are weighed where each has a stream of its own; it takes time."""
 
 
 class Speculation:
@@ -66,7 +66,9 @@ class Speculation:
 
     def observe(self, spans: Sequence[Span], seconds: float) -> None:
         """A step with these spans of generating sequences took so long."""
-        sizes = micro_batches([(span.seq, len(span)) for span in spans]) if self._is_split else [sum(map(len, spans))]
+        sizes = [sum(map(len, spans))]
+        if self._is_split:
+            sizes = micro_batches([(span.seq, len(span)) for span in spans])
         if len(sizes) == 1:
             self._cost(spans).observe(sizes[0], seconds)
 
@@ -132,7 +134,8 @@ class Speculation:
         """What steps of so many sequences cost; in streams of their own, micro-batches are what counts."""
         return self._costs[0 if self._is_split else len(spans).bit_length()]
 
-    def _seconds(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> Callable[[Sequence[int]], float]:
+    def _seconds(self, wants: list[tuple[Span, Slot, int]],
+                 spans: Sequence[Span]) -> Callable[[Sequence[int]], float]:
         """What a step of `spans` takes with so many more rows for each of `wants`."""
         cost, n_rows = self._cost(spans), sum(map(len, spans))
         if not self._is_split or len(spans) == 1:

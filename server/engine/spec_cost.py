@@ -112,8 +112,9 @@ def best_lengths(chances: Sequence[Sequence[float]], n_generating: int, room: in
     return chosen
 
 
-def best_common_length(chances: Sequence[tuple[float, int]], n_generating: int, seconds: Callable[[Sequence[int]], float],
-                       draft_seconds: Callable[[int], float], min_gain: float) -> int:
+def best_common_length(chances: Sequence[tuple[float, int]], n_generating: int,
+                       seconds: Callable[[Sequence[int]], float], draft_seconds: Callable[[int], float],
+                       min_gain: float) -> int:
     """How many tokens a small model should draft for each sequence, 0 if none.
 
     `chances` are pairs of how likely a token of the sequence's draft holds if those before it did, and how many the
