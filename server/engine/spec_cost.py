@@ -97,7 +97,7 @@ def best_lengths(chances: Sequence[Sequence[float]], n_generating: int, room: in
 
     `chances[i]` are the probabilities (falling) that the first 1, 2, ... tokens of draft i hold; `seconds` tells what
     the step takes with so many tokens of each draft. Of its rows `n_generating` give a token in any case, and `room`
-    more fit in. Only tokens that are given count as gain; it has to be `min_gain` times that of the step without drafts.
+    more fit in. Only tokens that are given count as gain; it has to be `min_gain` times that of the plain step.
     """
     lengths = [0] * len(chances)
     rows = sorted(((chance, -i) for i, row in enumerate(chances) for chance in row), reverse=True)[:room]
