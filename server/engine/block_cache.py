@@ -87,14 +87,14 @@ class BlockCache:
             if n_blocks == 0:
                 return False    # the next call goes on with what has been read
             if self._clock() - started > limit_s:
-                self._moves.done()
+                self._moves.done(slot)
                 return False
             part = tuple(tokens[at:at + BLOCK])
             block = self._save_block(slot, block, at, part)
             if block is None or block.state is None and not block.path:
                 break       # all there is room for is the beginning
             at, n_blocks = at + len(part), n_blocks - 1
-        self._moves.done()
+        self._moves.done(slot)
         return True
 
     def holds(self, slot: Slot) -> bool:

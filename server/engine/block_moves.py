@@ -32,7 +32,7 @@ class ThroughScratch:
         self._backend.seq_rm(self._scratch, -1, -1)
         return state
 
-    def done(self) -> None:
+    def done(self, slot: Slot) -> None:
         """No more of this slot."""
 
     def into(self, slot: Slot, state: State | None, end: int) -> bool:
@@ -61,9 +61,10 @@ class InParts:
         except UnknownState:
             return None
 
-    def done(self) -> None:
+    def done(self, slot: Slot) -> None:
         """No more of this slot."""
-        self._of = self._parts = None
+        if self._of == (slot.lora, slot.tokens):
+            self._of = self._parts = None
 
     def fill(self, slot: Slot, states: Sequence[State], tokens: list[int]) -> bool:
         """Let the slot hold `tokens`, which the blocks `states` begin with; if that fails it is empty."""

@@ -18,9 +18,12 @@ from tests.unit.engine.driving import Driver, alone
 TEXTS = [f"{name}'s conversation: " + f"{name} said this and that. " * 20 for name in ("anna", "bert", "carl", "dora")]
 
 
-def driver(n_slots: int = 1, backend: FakeBackend | None = None, **config) -> Driver:
+in_both_layouts = pytest.mark.parametrize("is_split", [False, True], ids=["one cache", "streams"])
+
+
+def driver(n_slots: int = 1, backend: FakeBackend | None = None, is_split: bool = False, **config) -> Driver:
     config = {"cache_ram": 8, **config}
-    return Driver(backend or FakeBackend(n_ctx=2048 * n_slots, n_slots=n_slots), **config)
+    return Driver(backend or FakeBackend(n_ctx=2048 * n_slots, n_slots=n_slots, is_split=is_split), **config)
 
 
 def ask(d: Driver, prompt: str, n: int = 3, **fields) -> Timings:
@@ -37,8 +40,9 @@ def blocks_of(text: str) -> int:
 
 # ---- memory -------------------------------------------------------------------------------------------------------
 
-def test_a_conversation_that_lost_its_slot_goes_on_without_being_read_again():
-    d = driver()
+@in_both_layouts
+def test_a_conversation_that_lost_its_slot_goes_on_without_being_read_again(is_split):
+    d = driver(is_split=is_split)
     for text in TEXTS:
         assert ask(d, text).cache_n == 0
     for text in TEXTS:
@@ -48,8 +52,9 @@ def test_a_conversation_that_lost_its_slot_goes_on_without_being_read_again():
         assert times.prompt_n == len(" and then?")
 
 
-def test_the_same_question_again_evaluates_one_token():
-    d = driver()
+@in_both_layouts
+def test_the_same_question_again_evaluates_one_token(is_split):
+    d = driver(is_split=is_split)
     for text in TEXTS[:2]:
         ask(d, text)
     times = ask(d, TEXTS[0])
@@ -66,8 +71,9 @@ def test_only_what_the_slot_lacks_is_fetched():
     assert times.cache_n == len(stem + TEXTS[0]) + 2 - 2 and times.cache_source == "ram"
 
 
-def test_what_conversations_have_in_common_is_kept_once():
-    d = driver()
+@in_both_layouts
+def test_what_conversations_have_in_common_is_kept_once(is_split):
+    d = driver(is_split=is_split)
     stem = "x" * (BLOCK * 4)
     for i in range(5):
         ask(d, stem + f"{i} of five", n=1)
@@ -77,15 +83,17 @@ def test_what_conversations_have_in_common_is_kept_once():
     assert sizes < 5.5 * one
 
 
-def test_without_cache_prompt_nothing_is_fetched():
-    d = driver()
+@in_both_layouts
+def test_without_cache_prompt_nothing_is_fetched(is_split):
+    d = driver(is_split=is_split)
     ask(d, TEXTS[0])
     ask(d, TEXTS[1])
     assert ask(d, TEXTS[0], cache_prompt=False).cache_n == 0
 
 
-def test_memory_keeps_to_its_limit_and_keeps_what_was_used_last():
-    d = driver()
+@in_both_layouts
+def test_memory_keeps_to_its_limit_and_keeps_what_was_used_last(is_split):
+    d = driver(is_split=is_split)
     blocks = d.scheduler._prefixes.blocks
     blocks._ram.limit = 40_000
     for i in range(8):
@@ -95,8 +103,9 @@ def test_memory_keeps_to_its_limit_and_keeps_what_was_used_last():
     assert ask(d, "0" * 600).cache_source == "none"
 
 
-def test_a_text_larger_than_all_memory_keeps_its_beginning():
-    d = driver()
+@in_both_layouts
+def test_a_text_larger_than_all_memory_keeps_its_beginning(is_split):
+    d = driver(is_split=is_split)
     blocks = d.scheduler._prefixes.blocks
     ask(d, "ab" * 600)
     blocks._ram.limit = 3 * FakeBackend.state_size([0] * BLOCK)
@@ -158,6 +167,82 @@ def test_the_limit_is_what_was_asked_for(mib, limit):
 
 def test_the_limit_by_itself_leaves_most_of_the_memory():
     assert 0 < ram_limit(None) <= 8192 * MIB
+
+
+# ---- a stream for each slot ----------------------------------------------------------------------------------------
+
+def test_what_a_slot_has_gives_way_to_more_from_memory():
+    d = driver(n_slots=2, is_split=True)
+    stem = "the system prompt of everybody " * 20
+    ask(d, stem + TEXTS[0], id_slot=0)
+    ask(d, TEXTS[1], id_slot=0)
+    ask(d, stem + "short", id_slot=1)
+    times = ask(d, stem + TEXTS[0] + "more", id_slot=1)
+    assert times.cache_n == len(stem + TEXTS[0]) and times.cache_source == "ram"
+
+
+def test_a_state_that_does_not_fit_costs_reading_the_prompt_and_nothing_else():
+    d = driver(n_slots=2, is_split=True)
+    for text in TEXTS[:3]:
+        ask(d, text)
+    d.backend.takes_states = False
+    for text in TEXTS[:3]:
+        ask(d, text + "!")
+    d.backend.takes_states = True
+    for text in TEXTS[:3]:
+        ask(d, text + "?")
+    assert ask(d, TEXTS[0] + "!").cache_n >= len(TEXTS[0])
+
+
+def test_states_that_can_not_be_cut_are_not_kept_and_that_is_said_once(caplog):
+    d = driver(n_slots=2, is_split=True)
+    d.backend.can_cut = False
+    with caplog.at_level("INFO"):
+        for text in TEXTS:
+            ask(d, text)
+            ask(d, text + "!")
+    assert d.scheduler._prefixes.blocks.ram_used == 0
+    assert len([record for record in caplog.records if "can't be cut" in record.message]) == 1
+
+
+def test_saving_a_stream_stops_when_its_time_is_over():
+    d = driver(n_slots=2, is_split=True, max_stall_ms=100)
+    ask(d, TEXTS[0] * 2, id_slot=1)
+    reader = d.post("somebody reads", n_predict=300, id_slot=0)
+    d.step(3)
+    read_parts = d.backend.read_parts
+
+    def slow_parts(seq):
+        d.clock.now += 0.2
+        return read_parts(seq)
+    d.backend.read_parts = slow_parts
+    other = d.post(TEXTS[1], n_predict=1, id_slot=1)
+    d.step()
+    assert d.scheduler._prefixes.blocks.known((), list((TEXTS[0] * 2).encode())) == BLOCK
+    d.finish()
+    assert d.text(reader) == alone("somebody reads", 300) and d.text(other) == alone(TEXTS[1], 1)
+
+
+def test_idle_slots_are_written_to_disk_reading_each_of_them_once(tmp_path):
+    d = on_disk(tmp_path, n_slots=2, is_split=True)
+    calls = []
+    read_parts = d.backend.read_parts
+    d.backend.read_parts = lambda seq: calls.append(seq) or read_parts(seq)
+    ask(d, TEXTS[0] * 3, id_slot=0)
+    ask(d, TEXTS[1] * 3, id_slot=1)
+    while d.scheduler._prefixes.blocks.save_idle(d.scheduler.slots):
+        pass
+    assert calls == [0, 1]
+    end(d)
+    assert len(list(tmp_path.iterdir())) == blocks_of(TEXTS[0] * 3 + "..") + blocks_of(TEXTS[1] * 3 + "..")
+
+
+def test_blocks_of_one_layout_are_read_in_the_other(tmp_path):
+    for layouts in ((False, True), (True, False)):
+        for i, is_split in enumerate(layouts):
+            d = on_disk(tmp_path, n_slots=2, is_split=is_split)
+            assert (ask(d, TEXTS[layouts[0]] + "!" * i).cache_source == "disk") == bool(i)
+            end(d)
 
 
 # ---- out of the way -----------------------------------------------------------------------------------------------
@@ -231,50 +316,54 @@ def end(d: Driver) -> None:
     d.scheduler._prefixes.close()
 
 
-def test_a_restarted_engine_knows_what_the_last_one_knew(tmp_path):
-    first = on_disk(tmp_path)
+@in_both_layouts
+def test_a_restarted_engine_knows_what_the_last_one_knew(tmp_path, is_split):
+    first = on_disk(tmp_path, is_split=is_split)
     for text in TEXTS[:2]:
         ask(first, text)
     end(first)
-    second = on_disk(tmp_path)
+    second = on_disk(tmp_path, is_split=is_split)
     for text in TEXTS[:2]:
         times = ask(second, text + "!")
         assert times.cache_n >= len(text) and times.cache_source == "disk"
     assert ask(second, TEXTS[2]).cache_n == 0
 
 
-def test_what_left_memory_is_still_on_disk(tmp_path):
-    d = on_disk(tmp_path, cache_ram=0)
+@in_both_layouts
+def test_what_left_memory_is_still_on_disk(tmp_path, is_split):
+    d = on_disk(tmp_path, is_split=is_split, cache_ram=0)
     ask(d, TEXTS[0])
     ask(d, TEXTS[1])
     end(d)
     assert ask(d, TEXTS[0]).cache_source == "disk"
 
 
+@in_both_layouts
 @pytest.mark.parametrize("damage", [
     lambda data: data[:-1], lambda data: data + b"x", lambda data: data[:5], lambda data: b"",
     lambda data: data[:-9] + bytes([data[-9] ^ 1]) + data[-8:], lambda data: b"hello" * 100])
-def test_a_damaged_file_is_removed_and_the_prompt_read_as_usual(tmp_path, damage):
-    first = on_disk(tmp_path)
+def test_a_damaged_file_is_removed_and_the_prompt_read_as_usual(tmp_path, damage, is_split):
+    first = on_disk(tmp_path, is_split=is_split)
     ask(first, TEXTS[0])
     end(first)
     files = sorted(tmp_path.iterdir())
     assert len(files) == blocks_of(TEXTS[0] + "..")
     for file in files:
         file.write_bytes(damage(file.read_bytes()))
-    second = on_disk(tmp_path)
+    second = on_disk(tmp_path, is_split=is_split)
     assert ask(second, TEXTS[0]).cache_n == 0
     second.scheduler._prefixes.blocks.close()
     assert not set(files) & set(tmp_path.iterdir()), "what is damaged is gone"
 
 
-def test_blocks_whose_beginning_is_lost_are_removed(tmp_path):
-    first = on_disk(tmp_path)
+@in_both_layouts
+def test_blocks_whose_beginning_is_lost_are_removed(tmp_path, is_split):
+    first = on_disk(tmp_path, is_split=is_split)
     ask(first, TEXTS[0])
     end(first)
     (beginning,) = tmp_path.glob("*.first.kvblock")
     beginning.unlink()
-    assert ask(on_disk(tmp_path), TEXTS[0]).cache_n == 0
+    assert ask(on_disk(tmp_path, is_split=is_split), TEXTS[0]).cache_n == 0
     assert list(tmp_path.iterdir()) == []
 
 
