@@ -280,6 +280,7 @@ class FakeBackend:
         self.can_share = can_trim
         self.is_split = is_split
         self.takes_states = self.can_cut = True
+        self.n_swaps = 0
         self.embeddings = FakeEmbeddings(self)
         self.adapters: tuple[str, ...] = ()
         self.media = None
@@ -450,6 +451,16 @@ class FakeBackend:
         copied = [Cell(cell.pos, cell.token, cell.lora) for cell in self.cells.get(source, []) if cell.pos < end]
         assert len(copied) == end, f"sequence {source} has {len(copied)} of {end} cells"
         self.cells[target] = copied
+
+    def swap(self, a: int, b: int) -> bool:
+        """Exchange two streams."""
+        self.check_thread()
+        assert self.is_split and a != b
+        self.check_sequences(a, b)
+        if self.takes_states:
+            self.n_swaps += 1
+            self.cells[a], self.cells[b] = self.cells.get(b, []), self.cells.get(a, [])
+        return self.takes_states
 
     def check_sequences(self, *seqs: int) -> None:
         """AssertionError if a split cache has no stream for one of them."""

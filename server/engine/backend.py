@@ -32,6 +32,7 @@ from server.engine.backend_params import model_fields
 from server.engine.positions import bounded_context, learned_positions
 from server.engine.backend_report import NO_GPU, LoadReport, lacks_gpu
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
+from server.engine.backend_types import DECODE_NO_ROOM, DECODE_OK
 from server.engine.config import EngineConfig
 from server.engine.fit import Plan
 from server.engine.model_file import sample_hash
@@ -162,6 +163,7 @@ class LlamaBackend:
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         self._memory = self._context.memory
         self._copies = SequenceCopies(self, self._has_window)
+        self._shifted: set[int] = set()     # whose keys are turned with the next decode
         self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory)) and not self._n_positions
         if config.n_group > 1 and not self.can_shift:
             raise ApiError(400, "--grp-attn-n: this model's cache can't be folded; leave self-extend off")
@@ -209,6 +211,8 @@ class LlamaBackend:
         self._abort.clear()
         self._copies.forget()
         code = self._llama.llama_decode(self._context, batch.struct)
+        if code == 0:
+            self._shifted.clear()
         if code == 0 and self._has_gpu:
             self._llama.llama_synchronize(self._context)
         return code
@@ -258,6 +262,10 @@ class LlamaBackend:
         else:
             self._llama.llama_memory_seq_cp(self._memory, source, target, start, end)
 
+    def swap(self, a: int, b: int) -> bool:
+        """See `Backend`."""
+        return self._copies.swap(a, b)
+
     def seq_copy_stream(self, source: int, target: int) -> None:
         """All of a stream, with the next decode; in a split cache only."""
         self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
@@ -267,6 +275,7 @@ class LlamaBackend:
         if not self.can_shift:
             raise ApiError(501, "this model's cache can't be shifted")
         self._copies.forget(seq)
+        self._shifted.add(seq)
         self._llama.llama_memory_seq_add(self._memory, seq, start, end, delta)
 
     def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
@@ -296,7 +305,14 @@ class LlamaBackend:
         return state
 
     def raw_state(self, seq: int) -> memoryview:
-        """As llama.cpp writes it, with all streams of the cache."""
+        """As llama.cpp writes it, with all streams of the cache. Keys that are still to be turned are turned before."""
+        if seq in self._shifted:
+            pos = int(self._llama.llama_memory_seq_pos_max(self._memory, seq)) + 1
+            code = self.decode([Span(seq, seq, pos, [0], False)])
+            self._shifted.clear()       # that comes before anything else of a decode
+            if code not in (DECODE_OK, DECODE_NO_ROOM):
+                raise RuntimeError("a context shift could not be completed")
+            self.seq_rm(seq, pos, -1)
         return self._get_state(seq, 0)
 
     def read_parts(self, seq: int) -> kv_parts.KvParts | None:

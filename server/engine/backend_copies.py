@@ -61,6 +61,22 @@ class SequenceCopies:
             raise RuntimeError("a sequence could not be copied")
         self._backend.seq_rm(target, n, -1)
 
+    def swap(self, a: int, b: int) -> bool:
+        """See `Backend`. RuntimeError if something is lost."""
+        if self._has_window:
+            return False
+        states = self._backend.raw_state(a), self._backend.raw_state(b)
+        if self._put(b, states[0]) and self._put(a, states[1]):
+            return True
+        if not (self._put(a, states[0]) and self._put(b, states[1])):
+            raise RuntimeError("two sequences could not be exchanged")
+        return False
+
+    def _put(self, seq: int, state: memoryview) -> bool:
+        """An empty state leaves in place what is there."""
+        self._backend.seq_rm(seq, -1, -1)
+        return self._backend.put_raw_state(seq, state)
+
     def forget(self, seq: int | None = None) -> None:
         """A sequence, or any, is about to change. (Chunks of media go in another way; they make it longer.)"""
         if seq is None or seq == self._source:

@@ -68,8 +68,20 @@ def wish_of(config: EngineConfig, has_window: bool = False) -> fit.Wish:
         is_flash=context.get("flash_attn_type", -1) != OFF, is_window_full=context.get("swa_full", True),
         is_cache_on_gpu=context.get("offload_kqv", True),
         is_split=config.is_split(has_window), embeds=config.embeddings, fit_ctx=config.fit_ctx,
+        draft=_draft_shape(config), draft_type_k=config.spec.context_params.get("type_k", 1),
+        draft_type_v=config.spec.context_params.get("type_v", 1),
         margins=tuple(mib * fit.MIB for mib in config.fit_target),
         extra=sum(map(_size_of, filter(None, [*(path for path, _ in config.lora), config.spec.model, config.mmproj]))))
+
+
+def _draft_shape(config: EngineConfig) -> Shape | None:
+    """Of the draft model; None without one, or if loading it will say what is wrong with its file."""
+    if not config.spec.model:
+        return None
+    try:
+        return shape_of(gguf.read_all(config.spec.model))
+    except (OSError, gguf.GgufError):
+        return None
 
 
 def places_of(devices: Iterable[Device], config: EngineConfig) -> tuple[fit.Place, ...]:

@@ -170,6 +170,9 @@ class Backend(Protocol):
         """Let `target`, which holds just what `source` has before `start`, have positions [start, end) of `source`
         too: the same cells, or with `is_split` copies of all up to `end`."""
 
+    def swap(self, a: int, b: int) -> bool:
+        """Exchange two sequences of a split cache. False: that can't be done, and nothing has changed."""
+
     def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
         """Renumber positions [start, end) by `delta`; only if `can_shift`."""
 

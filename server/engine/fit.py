@@ -42,7 +42,8 @@ class Wish:
     """What is asked for; None is open. `n_ctx` counts all slots together, 0 is the model's own. `type_k`, `type_v` are
     keys of `gguf.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and the like.
     `is_split`: each slot has a part of the cache for itself; `embeds`: a second context computes
-    embeddings of texts as long as a slot's context."""
+    embeddings of texts as long as a slot's context; `draft`: a small model with as much context, whose memory is the
+    host's here, with its own types. What `embeds` and `draft` add is theirs from the start."""
 
     n_slots: int = 1
     n_ctx: int | None = None
@@ -60,6 +61,9 @@ class Wish:
     fit_ctx: int = 4096
     margins: tuple[int, ...] = ()
     extra: int = 0
+    draft: Shape | None = None
+    draft_type_k: int = 1
+    draft_type_v: int = 1
 
 
 @record(frozen=True)
@@ -193,6 +197,8 @@ def _rows(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_laye
     first = len(shape.layers) - max(n_layers - 1, 0)       # the head counts as a layer, and goes first
     staying, going = shape.layers[:first], shape.layers[first:]
     compute = compute_bytes(shape, wish, n_ctx)
+    if wish.embeds:     # in batches of which each row is an output
+        compute += compute_bytes(shape, replace(wish, n_batch=wish.n_ubatch, n_outputs=wish.n_ubatch), n_ctx)
     rows, shared = [], 0
     for place, layers, has_head in _shares(going, gpus):
         if not n_layers:
@@ -207,9 +213,19 @@ def _rows(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], n_laye
     weights = shape.input + shape.pinned + wish.extra + sum(layer.weights for layer in staying)
     weights += 0 if n_layers else shape.output
     is_idle = n_layers and not staying and wish.is_cache_on_gpu
-    own = Row(replace(host, free=host.free - shared), weights, cache_bytes(on_host, wish, n_ctx, shape.window),
-              compute // 8 if is_idle else compute)      # a host that only feeds GPUs holds their inputs
+    compute = compute // 8 if is_idle else compute      # a host that only feeds GPUs holds their inputs
+    cache = cache_bytes(on_host, wish, n_ctx, shape.window)
+    more_cache, more_compute = _draft_bytes(wish, n_ctx)
+    own = Row(replace(host, free=host.free - shared), weights, cache + more_cache, compute + more_compute)
     return own, *rows
+
+
+def _draft_bytes(wish: Wish, n_ctx: int) -> tuple[int, int]:
+    """Cache and working memory of the draft model; its weights are in `extra`."""
+    if wish.draft is None:
+        return 0, 0
+    own = replace(wish, type_k=wish.draft_type_k, type_v=wish.draft_type_v, embeds=False, n_outputs=0)
+    return (cache_bytes(wish.draft.layers, own, n_ctx, wish.draft.window), compute_bytes(wish.draft, own, n_ctx))
 
 
 def _shares(layers: tuple[Layer, ...], gpus: tuple[Place, ...]) -> list[tuple[Place, tuple[Layer, ...], bool]]:

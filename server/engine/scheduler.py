@@ -27,6 +27,7 @@ from server.engine.media import MediaReady
 from server.engine.media_embedder import MediaEmbedder
 from server.engine.media_steps import MediaSteps
 from server.engine.prefixes import Prefixes
+from server.engine.ranks import Ranks
 from server.engine.slot import Slot
 from server.engine.state import EngineState
 from server.engine.task import (STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, Embed, Final, Frame, Piece, Snapshot,
@@ -56,6 +57,7 @@ class Scheduler:
         self._n_steps = self._n_rows = 0
         self._embedder = Embedder(self._state)
         self._media_embedder = MediaEmbedder(self._state, self._embedder)
+        self._ranks = Ranks(self._state)
         self._inbox: SimpleQueue = SimpleQueue()
         self._deadline: float | None = None
         self._deadlines = Deadlines()
@@ -109,6 +111,7 @@ class Scheduler:
             state.events += state.commands.run_ready()
             state.is_changed = True
         self._admission.admit()
+        self._ranks.close_up()
         spans = self._batching.plan()
         is_read = any(slot.run.next_token is not None for slot in state.running)
         if spans:

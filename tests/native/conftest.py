@@ -29,12 +29,13 @@ def model(libs: loader.Libs, tiny_spm_model: Path) -> Iterator[Model]:
 
 
 @pytest.fixture
-def engine(libs_folder: Path) -> Iterator[Callable[..., Engine]]:
-    """`engine(model, **config fields)` loads a model; the test's end closes it."""
+def engine(libs_folder: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Engine]]:
+    """`engine(model, **config fields)` loads a model; the test's end closes it. See `in_both_layouts`."""
     made: list[Engine] = []
+    layout = getattr(request, "param", {})
 
     def make(model: Path, **config: object) -> Engine:
-        made.append(Engine(libs_folder, model, **config))
+        made.append(Engine(libs_folder, model, **{**layout, **config}))
         return made[-1]
     yield make
     for one in made:

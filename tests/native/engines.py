@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from server.engine import backend as native
 from server.engine.client import EngineClient
 from server.engine.config import EngineConfig
@@ -17,6 +19,9 @@ from server.engine.vocab import open_vocab
 from tests.support import PATIENCE
 
 GREEDY = SamplingParams(temperature=0.0)
+# the test's engines have one KV cache for all slots, or a stream for each
+in_both_layouts = pytest.mark.parametrize("engine", [{"kv_unified": True}, {"kv_unified": False}],
+                                          ids=["one cache", "streams"], indirect=True)
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 import pytest
 
 from server.engine.task import SamplingParams
-from tests.native.engines import STEM, Reference
+from tests.native.engines import Reference, STEM, in_both_layouts
 from tests.support import PATIENCE, wait_until
 
 N_CTX = 64
@@ -61,6 +61,7 @@ def test_a_model_that_cannot_shift_ends_where_the_context_does_and_the_process_l
     assert one.say("the cat", 5).final.n_predicted == 5
 
 
+@in_both_layouts
 def test_neighbours_that_share_a_beginning_never_notice_an_endless_one(engine, tiny_spm_model):
     one = engine(tiny_spm_model, n_slots=3, n_ctx=768, shift_context=True)
     prompts = [STEM + name for name in ("the moon", "the star", "a fox")]
@@ -98,6 +99,7 @@ def test_cells_of_the_system_prompt_are_counted_as_often_as_they_are_there(engin
     assert one.client.snapshot.kv_used == n_copies * len(system) + sum(len(tail) + 4 for tail in tails)
 
 
+@in_both_layouts
 @pytest.mark.covers("B01")
 def test_the_system_prompt_changes_behind_running_texts(engine, tiny_spm_model):
     one = engine(tiny_spm_model, n_slots=2, n_ctx=1024)

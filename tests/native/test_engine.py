@@ -20,7 +20,7 @@ from server.engine.config import EngineConfig
 from server.engine.planner import Span
 from server.engine.task import SamplingParams, Task
 from server.errors import ApiError
-from tests.native.engines import PROMPTS, STEM, Engine
+from tests.native.engines import Engine, PROMPTS, STEM, in_both_layouts
 from tests.support import PATIENCE, wait_until
 from tests.tiny_models import RECITE_WORDS
 
@@ -32,6 +32,7 @@ def test_the_text_of_one_request_is_the_reference_s(engine, reference, tiny_mode
         assert one.say(prompt, 20).tokens == other.greedy(one.tokens(prompt), 20)
 
 
+@in_both_layouts
 @pytest.mark.parametrize("cache_prompt", [True, False], ids=["cache", "no cache"])
 @pytest.mark.parametrize("n_batch", [2048, 24], ids=["large batch", "small batch"])
 def test_eight_at_once_on_four_slots_get_what_each_gets_alone(engine, tiny_model, cache_prompt, n_batch):
@@ -51,6 +52,7 @@ def test_a_streamed_text_is_the_plain_text(engine, tiny_model):
         assert one.ask(one.task(prompt, 30), stream=True).text == one.ask(one.task(prompt, 30)).text
 
 
+@in_both_layouts
 def test_slots_that_shift_do_not_disturb_each_other(engine, tiny_spm_model):
     one = engine(tiny_spm_model, n_slots=2, n_ctx=256, shift_context=True)
     assert one.client.info.n_ctx_slot == 128
@@ -83,6 +85,7 @@ def test_after_a_shift_the_text_goes_on_as_if_the_dropped_part_had_never_been(en
     assert n_shifts == 2
 
 
+@in_both_layouts
 def test_a_shift_leaves_cells_alone_that_a_neighbour_shares(engine, tiny_spm_model):
     one = engine(tiny_spm_model, n_slots=2, n_ctx=256, shift_context=True)
     prompt = STEM + "the moon " * 20
@@ -103,6 +106,7 @@ def test_the_same_prompt_again_evaluates_one_token_and_says_the_same(engine, tin
     assert second.final.timings.prompt_n == 1 and second.final.timings.cache_n == len(one.tokens(STEM)) - 1
 
 
+@in_both_layouts
 def test_the_cache_of_a_neighbour_is_shared(engine, tiny_spm_model):
     one = engine(tiny_spm_model, n_slots=2)
     alone = one.say(STEM + "the star", 30, cache_prompt=False).text
@@ -372,6 +376,7 @@ def test_a_cancelled_prompt_frees_its_slot_and_the_next_text_is_right(engine, ti
     assert one.say(STEM, 20).text == alone
 
 
+@in_both_layouts
 def test_many_tasks_that_are_cancelled_leave_the_others_right(engine, tiny_spm_model):
     one = engine(tiny_spm_model, n_slots=4)
     alone = [one.say(prompt, 60, cache_prompt=False).text for prompt in PROMPTS]

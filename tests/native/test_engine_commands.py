@@ -8,11 +8,12 @@ import pytest
 
 from server.engine.task import SamplingParams
 from server.errors import ApiError
-from tests.native.engines import PROMPTS, STEM
+from tests.native.engines import PROMPTS, STEM, in_both_layouts
 
 
 # ---- slot files --------------------------------------------------------------------------------------------------
 
+@in_both_layouts
 def test_a_saved_slot_is_the_same_in_another_slot_and_another_engine(engine, tiny_model, tmp_path):
     one = engine(tiny_model, n_slots=2)
     alone = one.say(STEM + "the moon", 30, cache_prompt=False).text

@@ -155,6 +155,16 @@ def test_a_cache_for_each_sequence_and_a_second_context():
     assert cache_bytes(EIGHT_B.layers, Wish(n_slots=3, embeds=True, n_ubatch=512), 3072) == plain + (1024 + 512) * CELL
 
 
+def test_a_draft_model_and_a_context_for_embeddings_are_counted():
+    host = Place("memory", 64 << 30)
+    wish = Wish(n_slots=2, n_ctx=8192, is_split=True)
+    plain, drafted, embedding = (plan(EIGHT_B, one, host).rows[0] for one in (
+        wish, replace(wish, draft=EIGHT_B, draft_type_k=8, draft_type_v=8), replace(wish, embeds=True)))
+    assert drafted.cache == plain.cache + 8192 * CELL * 34 / 64
+    assert drafted.compute == 2 * plain.compute and drafted.weights == plain.weights
+    assert embedding.cache == plain.cache + (4096 + 512) * CELL and embedding.compute > plain.compute
+
+
 def test_windows_and_states():
     layers = (Layer(0, 64, 64, is_windowed=True), Layer(0, 64, 64), Layer(0, state=1000))
     assert cache_bytes(layers, Wish(n_slots=3), 8192, 512) == 2 * 8192 * 256 + 4000
