@@ -131,6 +131,7 @@ class FakeSampler:
         self.grammar = grammar
         self.accepted: list[int] = []
         self.is_closed = False
+        self.row_ahead: int | None = None
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Remember what penalties would see."""
@@ -141,9 +142,16 @@ class FakeSampler:
         """The reply to the sequence whose last row `row` was."""
         self._backend.check_thread()
         assert not self.is_closed, "sampling with a freed sampler"
+        assert self.row_ahead in (None, row), f"row {row} is drawn where {self.row_ahead} was announced"
+        self.row_ahead = None
         token = self._backend.reply(self._backend.outputs[row])
         self.accepted.append(token)
         return token
+
+    def announce(self, row: int) -> None:
+        """The next thing is a draw from this row."""
+        assert self.row_ahead is None, f"row {self.row_ahead} was announced, and not drawn from"
+        self.row_ahead = row
 
     def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
         """Certainty, with made-up alternatives."""
@@ -415,6 +423,12 @@ class FakeBackend:
         self.n_samplers += 1
         self.samplers.append(FakeSampler(self, stages, grammar))
         return self.samplers[-1]
+
+    def draw_ahead(self, wanted: Sequence[tuple[FakeSampler, int]]) -> None:
+        """Nothing is drawn, but each has to be asked next for just this row."""
+        self.check_thread()
+        for sampler, row in wanted:
+            sampler.announce(row)
 
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """Drop a range of positions; only everything where `can_trim` is off."""

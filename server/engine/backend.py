@@ -34,6 +34,7 @@ from server.engine.backend_report import NO_GPU, LoadReport, lacks_gpu
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
 from server.engine.backend_types import DECODE_NO_ROOM, DECODE_OK
 from server.engine.config import EngineConfig
+from server.engine.draws import Draws
 from server.engine.fit import Plan
 from server.engine.model_file import sample_hash
 from server.engine.planner import Span
@@ -184,6 +185,7 @@ class LlamaBackend:
         self.info = self._model_info(config, n_vocab)
         self.facts = VocabFacts(self.info.eog_tokens, self._suppress_tokens(), self.info.n_ctx_slot)
         self._samplers = SamplerFactory(self._llama, self._vocab, n_vocab)
+        self._draws = Draws(min(self._threads(config)["n_threads"], cpu_count()) - 1)
         if config.warmup:
             self._warm_up()
 
@@ -232,6 +234,13 @@ class LlamaBackend:
     def new_sampler(self, stages: Sequence[Stage], grammar: str) -> LlamaSampler:
         """A chain for one task."""
         return LlamaSampler(self._samplers, self._context, stages, grammar)
+
+    def draw_ahead(self, wanted: Sequence[tuple[LlamaSampler, int]]) -> None:
+        """See `Backend`. The first look at a batch's logits may put them in order, so it isn't left to the helpers."""
+        jobs = [(sampler.draw_ahead, row) for sampler, row in wanted if sampler.can_draw_ahead]
+        if jobs:
+            self._llama.llama_get_logits_ith(self._context, jobs[0][1])
+            self._draws.run(jobs)
 
     def likeliest(self, row: int) -> tuple[int, float]:
         """See `Drafter`."""
@@ -407,6 +416,7 @@ class LlamaBackend:
 
     def close(self) -> None:
         """The contexts go before their model."""
+        self._draws.close()
         for context in (self._embeddings, self._media_embeddings):
             if context is not None:
                 context.close()

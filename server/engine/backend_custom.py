@@ -26,6 +26,11 @@ class CustomSamplers:
         self._newline = newline
         self._alive: list[object] = []
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether the chain is C's alone."""
+        return not self._alive
+
     def tail_free(self, z: float, min_keep: int) -> int:
         """Tail-free sampling (2020, trentbrick.github.io/Tail-Free-Sampling): cut where the curve of the sorted
         probabilities has flattened out, at the share `z` of its whole bend."""

@@ -120,8 +120,11 @@ class LlamaSampler:
         self._grammar = factory.grammar(grammar)
         self._chain, self._custom = factory.chain(stages)
         self._is_greedy = stages[-1].name == GREEDY_STAGE
+        self._ahead: int | None = None
         if self._grammar is None:
             self.sample = self._sample_plain
+        # Python's own samplers need the GIL; under a grammar all candidates are in one array that chains share
+        self.can_draw_ahead = self._grammar is None and self._custom.is_empty
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Show the chain tokens of the prompt (the grammar starts behind it)."""
@@ -130,7 +133,15 @@ class LlamaSampler:
             accept(chain, token)
 
     def _sample_plain(self, row: int) -> int:
-        return self._llama.llama_sampler_sample(self._chain, self._ctx, row)
+        token = self._ahead
+        if token is None:
+            return self._llama.llama_sampler_sample(self._chain, self._ctx, row)
+        self._ahead = None
+        return token
+
+    def draw_ahead(self, row: int) -> None:
+        """Any thread: what the next `sample` of this row would do, which then only gives the token. Without the GIL."""
+        self._ahead = self._llama.call_llama_sampler_sample(self._chain, self._ctx, row)
 
     def sample(self, row: int) -> int:
         """Draw from batch row `row` under the grammar, and accept."""

@@ -163,6 +163,10 @@ class Backend(Protocol):
     def new_sampler(self, stages: Sequence[Stage], grammar: str) -> TokenSampler:
         """Build a sampler chain; ApiError(400) when the grammar can't be parsed."""
 
+    def draw_ahead(self, wanted: Sequence[tuple[TokenSampler, int]]) -> None:
+        """Each of these samplers is about to be asked to `sample` this row of the latest batch, whatever happens to
+        the others: draw now, all together, if that is quicker."""
+
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """Drop positions [start, end) of a sequence (end -1: all the rest). False: only the whole can be dropped."""
 

@@ -87,7 +87,22 @@ class Evaluation:
                 self._state.fail(slot.run.task.id, 500, "the model's state was lost in an interrupted step; ask again")
                 self._state.drop(slot, keep_cache=False)
 
+    def _draw_ahead(self, piece: Sequence[Span]) -> None:
+        """Name the rows that are sure to be drawn from: of sequences that are generating, the one that stands before
+        any guesses. Probabilities are taken with the draw, and replayed tokens aren't drawn."""
+        if len(piece) == 1:
+            return
+        slots, wanted, row = self._state.slots, [], -1
+        for span in piece:
+            row += len(span)
+            run = slots[span.id].run
+            if (span.output and run.next_token is not None and not run.is_replaying
+                    and not run.task.sampling.n_probs):
+                wanted.append((run.sampler, row - span.n_draft))
+        self._state.backend.draw_ahead(wanted)
+
     def _commit(self, piece: Sequence[Span]) -> None:
+        self._draw_ahead(piece)
         row = -1
         for span in piece:
             row += len(span)
