@@ -1,7 +1,7 @@
 """Draw the tokens of a step's rows on several threads at once: what waits for its turn is a tenth of a step.
 
 The engine's thread calls `run` right after a decode, when the compute threads have nothing to do. Sampling is a C call
-without the GIL, each row has a sampler of its own, and logits are only read; so helpers (`draw-1`, ...) and the engine's
+without the GIL, each row has its own sampler, and logits are only read; so helpers (`draw-1`, ...) and the engine's
 thread take rows from one list until it is empty. Nobody waits for a helper that has got nothing done: one whose core is
 busy costs nothing but its help. The draws are the same whoever makes them, since chance is the sampler's.
 
