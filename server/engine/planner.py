@@ -81,58 +81,6 @@ def reading(prompts: Iterable[Job], n_rows: int, is_alone: bool) -> list[Span]:
     return spans
 
 
-def split(self, n: int) -> tuple[Span, Span]:
-        """The first `n` rows, and the rest (which keeps the output)."""
-        return (Span(self.id, self.seq, self.pos, self.tokens[:n], False, all_rows=self.all_rows),
-                Span(self.id, self.seq, self.pos + n, self.tokens[n:], self.output, all_rows=self.all_rows))
-
-
-def plan(jobs: Iterable[Job], n_batch: int, n_prefill: int) -> list[Span]:
-    """Spans for one `llama_decode`: at most `n_batch` rows, of them at most `n_prefill` prompt rows.
-
-    Jobs come in order of arrival. Generating jobs always have room as long as there are no more than `n_batch`.
-    """
-    spans: list[Span] = []
-    prompts: list[Job] = []
-    room = n_batch
-    for job in jobs:
-        if job.is_prefill:
-            prompts.append(job)
-        elif room:
-            spans.append(Span(job.id, job.seq, job.pos, job.tokens, True))
-            room -= 1
-    return spans + _share(prompts, min(room, n_prefill))
-
-
-def _share(prompts: list[Job], room: int) -> list[Span]:
-    """Spans of at most `room` prompt rows: half for the oldest, then the shortest, what is left for the oldest
-    again."""
-    if not prompts or room <= 0:
-        return []
-    oldest, *others = prompts
-    n_oldest = _rows(oldest, room - room // 2)
-    room -= n_oldest
-    spans: list[Span] = []
-    for job in sorted(others, key=_length):
-        n = _rows(job, room)
-        if n:
-            spans.append(_span(job, n))
-            room -= n
-    return [_span(oldest, _rows(oldest, n_oldest + room)), *spans]
-
-
-def _length(job: Job) -> int:
-    return len(job.tokens)
-
-
-def _rows(job: Job, room: int) -> int:
-    return min(room, len(job.tokens), job.limit)
-
-
-def _span(job: Job, n: int) -> Span:
-    return Span(job.id, job.seq, job.pos, job.tokens[:n], job.ends and n == len(job.tokens), all_rows=job.all_rows)
-
-
 def split(spans: Sequence[Span], n_rows: int) -> tuple[list[Span], list[Span]]:
     """Cut a batch in two, the first part with at most `n_rows` rows; the order of rows stays."""
     first: list[Span] = []
