@@ -10,7 +10,7 @@ import pytest
 from server.engine import client as client_module
 from server.engine.client import EngineClient, Results
 from server.engine.task import (READY, Cancel, Closed, Command, Failure, Final, Frame, Loading, LoadFailed,
-                                ModelInfo, Piece, Progress, Ready, Reply, SlotState, Snapshot, Task, Tasks, Timings)
+                                ModelInfo, Piece, Progress, Ready, Reply, SlotState, Snapshot, Task, Timings)
 from server.errors import ApiError
 from tests.fakes import PATIENCE_S, FakeVocab
 
