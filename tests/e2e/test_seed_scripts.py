@@ -84,12 +84,13 @@ def slots_folder(tmp_path_factory) -> Path:
 def server(libs_folder, smollm2, slots_folder) -> Iterator[ServerProcess]:
     """`./server -m ... -c 2048` with what the documents let one switch on, in the profile of their time.
 
-    `-n` cuts the longest of their examples short, for slow machines.
+    `-n` cuts the longest of their examples short, for slow machines; `--seed` leaves nothing to chance in those that
+    draw at random.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(slots_folder)           # llama.log goes there
         with start_server(["-m", smollm2, "-c", 2048, "--compat", "2024", "--metrics", "--slot-save-path",
-                           slots_folder, "-np", 2, "-cb", "-n", 130, "-t", 1]) as running:
+                           slots_folder, "-np", 2, "-cb", "-n", 130, "--seed", 1, "-t", 1]) as running:
             yield running
 
 
