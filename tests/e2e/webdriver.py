@@ -32,6 +32,7 @@ ELEMENT_KEY = "element-6066-11e4-a52e-4f735466cecf"     # how the protocol marks
 ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync",
              "--disable-dev-shm-usage", "--window-size=1200,900")
+STARTS = 3
 DESKTOP = (1200, 900)
 PHONE = (390, 844)
 STARTED = re.compile(r"started successfully on port (\d+)")
@@ -70,15 +71,26 @@ class Browser:
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
             self._base = f"http://127.0.0.1:{self._port()}"
-            binary = next(path for path in map(shutil.which, BROWSERS) if path)
-            chrome = {"binary": binary, "args": [*ARGUMENTS, f"--user-data-dir={self._profile}"]}
-            wanted = {"browserName": "chrome", "goog:chromeOptions": chrome,
-                      "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
-            session = self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})
-            self._base += f"/session/{session['sessionId']}"
+            self._base += f"/session/{self._start()}"
         except BaseException:
             self.close()
             raise
+
+    def _start(self) -> str:
+        """Have chromedriver start the browser; the session's id. One that doesn't come up on a busy machine is started
+        again, in a profile that nothing has touched."""
+        binary = next(path for path in map(shutil.which, BROWSERS) if path)
+        for number in range(1, STARTS + 1):
+            profile = Path(self._profile, str(number))
+            chrome = {"binary": binary, "args": [*ARGUMENTS, f"--user-data-dir={profile}"]}
+            wanted = {"browserName": "chrome", "goog:chromeOptions": chrome,
+                      "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+            try:
+                return self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
+            except WebDriverError as error:
+                if error.kind != "session not created" or number == STARTS:
+                    raise
+        raise AssertionError("not reached")
 
     def _port(self) -> int:
         """Read chromedriver's output up to its port; a thread reads the rest, so that it never blocks."""
