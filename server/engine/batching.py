@@ -21,6 +21,10 @@ NOBODY: frozenset[int] = frozenset()
 STALLS_ALONE = 4
 """Steps may take so many times the stall where nobody reads a stream: then only newcomers wait for their end."""
 
+STALLS_BEGUN = 2
+"""The same as long as all streams have but one token, for short prompts that came with theirs: then a whole group goes
+on together, instead of some pausing once more for the others."""
+
 
 class Batching:
     """Plans one batch after the other. `in_prefill` are the running tasks while a prompt is among them; any thread may
@@ -127,7 +131,11 @@ class Batching:
         waited_ms = (self._state.clock() - min(slot.run.t_last for slot in streams)) * 1e3
         if is_first:        # somebody's vectors may have been computed meanwhile
             return self._pace.rows(limit_ms - min(waited_ms, limit_ms / 2), self._depth, n_left)
-        return self._pace.rows_within(limit_ms - waited_ms, self._depth, n_left)
+        n_rows = self._pace.rows_within(limit_ms - waited_ms, self._depth, n_left)
+        if not n_rows and all(slot.run.n_decoded <= 1 for slot in streams):
+            n_rows = self._pace.rows_within(STALLS_BEGUN * limit_ms - waited_ms, self._depth, n_left)
+            return n_rows if n_rows == n_left else 0
+        return n_rows
 
     def _n_cells(self, job: Job) -> int:
         """How many tokens a prompt's attention goes over: its own, or in a common stream everybody's."""
