@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.gguf_writer import GgufFile
 from tests.tiny_models import WORDS, Weights, bpe_vocabulary
 
 
-def tiny_gpt2(path: Path, *, n_positions: int = 64, seed: int = 7) -> Path:
-    """Write a text model with random weights, the BPE vocabulary and `n_positions` positions."""
+def tiny_gpt2(path: Path, *, n_positions: int = 64, seed: int = 7, words: Sequence[str] = (),
+              rerank_template: str = "", pooling: int = -1) -> Path:
+    """Write a text model with random weights, the BPE vocabulary with more `words`, and `n_positions` positions.
+
+    A `rerank_template` makes it a reranker that answers in words; `pooling` is what its metadata says.
+    """
     n_embd, n_head, n_ff, n_blocks = 32, 4, 64, 2
     gguf = GgufFile("gpt2", "tiny-gpt2")
-    vocabulary = bpe_vocabulary(gguf, (" " + word for word in WORDS), fim=False)
+    vocabulary = bpe_vocabulary(gguf, (*(" " + word for word in WORDS), *words), fim=False)
+    if rerank_template:
+        gguf.string("tokenizer.chat_template.rerank", rerank_template)
+    if pooling >= 0:
+        gguf.scalar("gpt2.pooling_type", "u32", pooling)
     gguf.scalars("gpt2.", "u32", context_length=n_positions, embedding_length=n_embd, block_count=n_blocks,
                  feed_forward_length=n_ff, attention__head_count=n_head)
     gguf.scalar("gpt2.attention.layer_norm_epsilon", "f32", 1e-5)

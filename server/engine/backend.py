@@ -18,7 +18,7 @@ from ctypes_api import loader, vocabulary
 from ctypes_api.devices import list_devices
 from ctypes_api.errors import LibsError
 from ctypes_api.ggml import GGML_LOG_LEVEL_DEBUG, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
-from ctypes_api.llama_types import LLAMA_POOLING_TYPE_NONE, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+from ctypes_api.llama_types import LLAMA_POOLING_TYPE_LAST, LLAMA_POOLING_TYPE_NONE, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine import fit, kv_parts
 from server.engine.backend_copies import SequenceCopies
@@ -30,6 +30,7 @@ from server.engine.backend_embed import (NON_CAUSAL, POOLING_NAMES, EmbeddingSha
 from server.engine.backend_embed_media import LlamaMediaEmbeddings
 from server.engine.backend_params import model_fields
 from server.engine.positions import bounded_context, learned_positions
+from server.engine.backend_rerank import WORDS, LlamaWordScores, answers_in_words
 from server.engine.backend_report import NO_GPU, LoadReport, lacks_gpu
 from server.engine.backend_sampler import LlamaSampler, SamplerFactory
 from server.engine.backend_types import DECODE_NO_ROOM, DECODE_OK
@@ -38,6 +39,7 @@ from server.engine.draws import Draws
 from server.engine.fit import Plan
 from server.engine.model_file import sample_hash
 from server.engine.planner import Span
+from server.engine.rerankers import with_template
 from server.engine.sampling import Stage, VocabFacts
 from server.engine.task import ModelInfo
 from server.errors import ApiError
@@ -148,6 +150,8 @@ class LlamaBackend:
         self._n_ctx = bounded_context(self._context_size(config, plan), config.n_slots, self._n_positions)
         self._context = self._open_context(config, self._n_ctx)
         self._is_generative = bool(self._context.memory and self._llama.llama_model_has_decoder(self._model))
+        self._pooling = pooling_of(self._model, config.context_params, self._is_generative)
+        self._answers_in_words = self._is_generative and answers_in_words(self._pooling, config)
         if not self._is_generative:
             self._context.close()       # such a model has no use for it; that for embeddings takes its place
             self._context = self.open_embeddings().context
@@ -387,9 +391,14 @@ class LlamaBackend:
     def open_embeddings(self) -> LlamaEmbeddings:
         """See `Backend`; the same one every time."""
         if self._embeddings is None:
-            config = self._config
-            self._embeddings = LlamaEmbeddings(self._model, self._embedding_shape(config), self._abort,
-                                               {**self._threads(config), **config.context_params})
+            config, model = self._config, self._model
+            fields = {**self._threads(config), **config.context_params}
+            if self._answers_in_words:
+                shape = self._embedding_shape(config, LLAMA_POOLING_TYPE_LAST)
+                self._embeddings = LlamaWordScores(model, shape, config.n_ubatch, self._abort, fields)
+            else:
+                shape = self._embedding_shape(config, self._pooling)
+                self._embeddings = LlamaEmbeddings(model, shape, self._abort, fields)
             self._embeddings.set_lora(self._lora_of(config))
         return self._embeddings
 
@@ -458,10 +467,8 @@ class LlamaBackend:
         n_threads_batch = config.n_threads_batch if config.n_threads_batch > 0 else n_threads
         return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True}
 
-    def _embedding_shape(self, config: EngineConfig, pooling: int | None = None) -> EmbeddingShape:
+    def _embedding_shape(self, config: EngineConfig, pooling: int) -> EmbeddingShape:
         llama, n_ctx = self._llama, self._n_ctx
-        if pooling is None:
-            pooling = pooling_of(self._model, config.context_params, self._is_generative)
         if not self._is_generative:
             return encoder_shape(pooling, longest_input(self._model, n_ctx, config.context_params), config.n_ubatch)
         is_recurrent = bool(llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model))
@@ -484,8 +491,8 @@ class LlamaBackend:
             bos_token=self._token_text(llama.llama_vocab_bos(self._vocab)),
             eos_token=self._token_text(llama.llama_vocab_eos(self._vocab)),
             eog_tokens=tuple(sorted(self.eog_tokens)), is_generative=self._is_generative,
-            pooling=POOLING_NAMES[pooling_of(model, config.context_params, self._is_generative)],
-            classes=class_labels(model), meta=model.meta(),
+            pooling=POOLING_NAMES[self._pooling],
+            classes=WORDS if self._answers_in_words else class_labels(model), meta=with_template(model.meta()),
             vision=self.media is not None and self.media.vision, audio=self.media is not None and self.media.audio)
 
     def _token_text(self, token: int) -> str:

@@ -18,6 +18,7 @@ from ctypes_api.llama_types import (LLAMA_POOLING_TYPE_CLS, LLAMA_POOLING_TYPE_L
                                     LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_RANK)
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.planner import Span
+from server.engine.rerankers import template_of
 from server.records import record
 
 POOLING_NAMES = {LLAMA_POOLING_TYPE_NONE: "none", LLAMA_POOLING_TYPE_MEAN: "mean", LLAMA_POOLING_TYPE_CLS: "cls",
@@ -53,6 +54,8 @@ def pooling_of(model: Model, params: Mapping[str, object], is_generative: bool) 
     own = meta.get(f"{meta.get('general.architecture', '')}.pooling_type")
     if own is not None and own.isdecimal():
         return int(own)
+    if is_generative and template_of(meta):
+        return LLAMA_POOLING_TYPE_RANK
     return LLAMA_POOLING_TYPE_LAST if is_generative else LLAMA_POOLING_TYPE_NONE
 
 
@@ -115,7 +118,7 @@ class LlamaEmbeddings:
         n_seqs = min(shape.n_seqs, shape.n_ubatch)      # llama.cpp ends the process if outputs are fewer
         self.context = Context(model, abort=abort, **{
             **fields, "n_ctx": shape.n_ctx, "n_batch": shape.n_ubatch, "n_ubatch": shape.n_ubatch,
-            "n_seq_max": n_seqs, "kv_unified": True, "embeddings": True, "pooling_type": shape.pooling})
+            "n_seq_max": n_seqs, "kv_unified": True, **self._context_fields(shape, n_seqs)})
         self._batch = Batch(model.libs, shape.n_ubatch)
         self._is_pooled = shape.pooling != LLAMA_POOLING_TYPE_NONE
         is_encoder = self._llama.llama_model_has_encoder(model) and not self._llama.llama_model_has_decoder(model)
@@ -127,15 +130,25 @@ class LlamaEmbeddings:
         self.can_split = shape.can_split
         self.advice = shape.advice
 
+    @staticmethod
+    def _context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, object]:
+        """What the context is for."""
+        return {"embeddings": True, "pooling_type": shape.pooling}
+
+    @staticmethod
+    def _outputs(span: Span) -> bytes:
+        """Which rows are outputs: all, whatever their flag says."""
+        return b"\x01" * len(span)
+
     def embed(self, spans: Sequence[Span]) -> int:
-        """See `EmbeddingBackend`. All rows are outputs, whatever their flag says."""
+        """See `EmbeddingBackend`."""
         batch, at = self._batch, 0
         for span in spans:
             n = len(span)
             batch.token[at:at + n] = span.tokens
             batch.pos[at:at + n] = range(span.pos, span.pos + n)
             batch.seq[at:at + n] = [span.seq] * n
-            batch.logits[at:at + n] = b"\x01" * n
+            batch.logits[at:at + n] = self._outputs(span)
             at += n
         batch.n_tokens = at
         self._abort.clear()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from server import gguf
 from server.engine import model_checks, projector_checks
+from server.engine.rerankers import template_of
 from server.errors import ApiError
 
 FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
@@ -60,11 +61,17 @@ def check_all(model: str, others: Mapping[str, Iterable[str]],
     return check_model_file(model, "-m", overrides, span)
 
 
+def has_head(parts: list[gguf.Gguf]) -> bool:
+    """Whether the model has a classification head."""
+    return any(tensor.startswith(RANKING_HEADS) for part in parts for tensor in part.tensors)
+
+
 def check_ranker(parts: list[gguf.Gguf]) -> None:
-    """ApiError unless the model has a classification head: without one libllama takes any number for a score."""
-    if not any(tensor.startswith(RANKING_HEADS) for part in parts for tensor in part.tensors):
-        raise ApiError(400, f"{parts[0].path} has no classification head, so it can't rank: leave out --reranking and "
-                       "--pooling rank, or take a reranking model")
+    """ApiError unless the model has a classification head or can be asked: without either libllama takes any number
+    for a score."""
+    if not has_head(parts) and not template_of(parts[0].metadata):
+        raise ApiError(400, f"{parts[0].path} has no classification head, and no template that it could be asked with, "
+                       "so it can't rank: leave out --reranking and --pooling rank, or take a reranking model")
 
 
 def sample_hash(path: str, span: tuple[int, int] = (0, 0)) -> str:

@@ -5,6 +5,7 @@ Tiny models that the tests write. That the numbers of a real model are right is 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from tests.e2e.test_kills import engine_pid, metric
 from tests.support import PATIENCE, ServerProcess, run_command, wait_until
+from tests.tiny_gpt2 import tiny_gpt2
 from tests.tiny_models import WORDS
 
 TEXTS = [" ".join(WORDS[(7 * i + k) % len(WORDS)] for k in range(1 + i % 50)) for i in range(600)]
@@ -91,3 +93,20 @@ def test_classes_and_the_template_of_a_reranker_come_from_its_metadata(serve, be
     assert answer["usage"]["prompt_tokens"] == len(prompt), "what a document writes is no separator"
     scores = server.post("/embedding", {"content": prompt}).json()[0]["embedding"][0]
     assert scores == pytest.approx(list(result["scores"].values()), abs=1e-5)
+
+
+@pytest.mark.parametrize("argv", [[], ["--reranking"]])
+def test_a_model_without_a_head_is_asked_and_answers_in_words(serve, tmp_path, argv):
+    model = tiny_gpt2(tmp_path / "ranker.gguf", n_positions=512, words=("yes", "no"),
+                      rerank_template="is {document} about {query}?")
+    server = serve("-m", model, "-t", 1, *argv)
+    body = {"query": "the house", "documents": ["the dog", "a bird came home", "water"], "return_documents": True}
+    results = server.post("/v1/rerank", body).json()["results"]
+    assert [one["relevance_score"] for one in results] == sorted((one["relevance_score"] for one in results), reverse=True)
+    for one in results:
+        prompt = f"is {one['document']['text']} about the house?"
+        answer = server.post("/completion", {"prompt": prompt, "n_predict": 1, "temperature": -1, "n_probs": 400}).json()
+        (token,) = answer["completion_probabilities"]
+        chances = {top["token"]: math.exp(top["logprob"]) for top in token["top_logprobs"]}
+        assert one["relevance_score"] == pytest.approx(chances["yes"] / (chances["yes"] + chances["no"]), abs=1e-3)
+        assert one["scores"]["no"] == pytest.approx(1 - one["relevance_score"], abs=1e-5)

@@ -69,6 +69,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.backend_draft": NATIVE,
     "server.engine.backend_embed": NATIVE,
     "server.engine.backend_embed_media": NATIVE,
+    "server.engine.backend_rerank": (*NATIVE, "server.gguf"),
     "server.engine.vocab": NATIVE,
     "server.engine.process": (*LEAVES, "server.stacks"),
     "server.api": API,
@@ -82,8 +83,8 @@ RULES: dict[str, tuple[str, ...]] = {
 # modules that all others leave alone: what knows the whole, and the inside of the native seam
 BACKEND = ("server.engine.backend", "server.engine.backend_sampler", "server.engine.backend_custom",
            "server.engine.backend_params", "server.engine.backend_draft", "server.engine.backend_mtmd",
-           "server.engine.backend_embed", "server.engine.backend_embed_media", "server.engine.backend_fit",
-           "server.engine.backend_report")
+           "server.engine.backend_embed", "server.engine.backend_embed_media", "server.engine.backend_rerank",
+           "server.engine.backend_fit", "server.engine.backend_report")
 IMPORTED_ONLY_BY = {
     "server.launch": ("llama_srv",),
     "server.app": ("server.launch",),
@@ -96,6 +97,7 @@ IMPORTED_ONLY_BY = {
     "server.engine.backend_draft": BACKEND,
     "server.engine.backend_embed": BACKEND,
     "server.engine.backend_embed_media": BACKEND,
+    "server.engine.backend_rerank": BACKEND,
     "server.engine.backend_report": BACKEND,
 }
 FORBIDDEN_STDLIB = {

@@ -9,9 +9,11 @@ import struct
 import pytest
 
 from server.engine.model_file import check_all, check_model_file, check_ranker
+from server.engine.rerankers import QWEN_TEMPLATE, TEMPLATE_KEY, template_of
 from server.errors import ApiError
 from tests.gguf_edit import scalar, take_apart
 from tests.malformed import FAULTS, LEFT_TO_LIBLLAMA
+from tests.tiny_gpt2 import tiny_gpt2
 
 GOOD = struct.pack("<4sIQQ", b"GGUF", 3, 0, 0)
 
@@ -59,6 +61,25 @@ def test_only_a_model_with_a_classification_head_can_rank(bert_rerank_model, ber
     for model in (bert_embed_model, tiny_spm_model):
         with pytest.raises(ApiError, match="no classification head"):
             check_ranker(check_model_file(str(model)))
+
+
+def test_a_model_that_can_be_asked_needs_no_head_to_rank(tmp_path):
+    asked = tiny_gpt2(tmp_path / "asked.gguf", rerank_template="is {document} about {query}?")
+    check_ranker(check_model_file(str(asked)))
+    with pytest.raises(ApiError, match="no template that it could be asked with"):
+        check_ranker(check_model_file(str(tiny_gpt2(tmp_path / "other.gguf"))))
+
+
+@pytest.mark.parametrize("meta, template", [
+    ({"general.architecture": "qwen3", "general.name": "Qwen3 Reranker 0.6B"}, QWEN_TEMPLATE),
+    ({"general.architecture": "qwen3", "general.basename": "Qwen3-Reranker"}, QWEN_TEMPLATE),
+    ({"general.architecture": "qwen3vl", "general.name": "Qwen3-VL-Reranker-2B"}, QWEN_TEMPLATE),
+    ({"general.architecture": "qwen3", "general.name": "Qwen3 0.6B"}, ""),
+    ({"general.architecture": "llama", "general.name": "Qwen3 Reranker"}, ""),
+    ({"general.architecture": "qwen3", "general.name": "Qwen3 Reranker", TEMPLATE_KEY: "{query}"}, "{query}"),
+    ({TEMPLATE_KEY: ""}, ""), ({}, "")])
+def test_the_template_of_a_reranker_comes_from_its_metadata_or_its_name(meta, template):
+    assert template_of(meta) == template
 
 
 def test_adapters_and_projectors_are_accepted_where_they_belong(tiny_lora, mmproj_gemma3, tiny_spm_model):
