@@ -21,9 +21,8 @@ from ctypes_api.objects import AbortFlag, Model
 from server import gguf
 from server.engine.backend_embed import POOLING_NAMES, EmbeddingShape, LlamaEmbeddings
 from server.engine.config import EngineConfig
-from server.engine.model_file import has_head
 from server.engine.planner import Span
-from server.engine.rerankers import TEMPLATE_KEY, template_of
+from server.engine.rerankers import TEMPLATE_KEY, has_head, template_of
 from server.errors import ApiError
 
 WORDS = ("yes", "no")
@@ -31,8 +30,10 @@ WORDS = ("yes", "no")
 
 def answers_in_words(pooling: int, config: EngineConfig) -> bool:
     """Whether a model ranks although it has no head to do so."""
-    return pooling == LLAMA_POOLING_TYPE_RANK and not has_head(
-        gguf.read_all(config.model, span=(config.model_offset, config.model_size)))
+    if pooling != LLAMA_POOLING_TYPE_RANK:
+        return False
+    parts = gguf.read_all(config.model, span=(config.model_offset, config.model_size))
+    return not has_head(tensor for part in parts for tensor in part.tensors)
 
 
 class LlamaWordScores(LlamaEmbeddings):

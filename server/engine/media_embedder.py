@@ -11,7 +11,7 @@ Not taken: many sequences, as `embedder` has. Encoding takes most of the time he
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from server.engine.backend_types import DECODE_ABORTED, DECODE_OK, MediaEmbeddingBackend
 from server.engine.embedder import Embedder, check_length
@@ -21,13 +21,14 @@ from server.engine.state import EngineState
 from server.engine.task import Embed, Embedded, Event, Failure
 from server.errors import ApiError
 from server.log import get_logger
+from server.records import record
 
 FIRST, LAST = "cls", "last"
 
 log = get_logger("engine")
 
 
-@dataclass(slots=True, eq=False)
+@record(eq=False)
 class Request:
     """One message in work. `index` is the input it is at, which begins at `start` in the layout; of that input `n_done`
     positions are computed, with these `rows`. `vectors` are those of the inputs that are done."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from server import gguf
 from server.engine import model_checks, projector_checks
-from server.engine.rerankers import template_of
+from server.engine.rerankers import has_head, template_of
 from server.errors import ApiError
 
 FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
@@ -24,7 +24,6 @@ FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
     "--mmproj": projector_checks.projector_faults,
 }
 SAMPLE_BYTES = 1 << 20
-RANKING_HEADS = ("cls.weight", "cls.output.weight")
 
 
 def check_model_file(path: str, option: str = "-m", overrides: Iterable[tuple[str, str, object]] = (),
@@ -61,15 +60,10 @@ def check_all(model: str, others: Mapping[str, Iterable[str]],
     return check_model_file(model, "-m", overrides, span)
 
 
-def has_head(parts: list[gguf.Gguf]) -> bool:
-    """Whether the model has a classification head."""
-    return any(tensor.startswith(RANKING_HEADS) for part in parts for tensor in part.tensors)
-
-
 def check_ranker(parts: list[gguf.Gguf]) -> None:
     """ApiError unless the model has a classification head or can be asked: without either libllama takes any number
     for a score."""
-    if not has_head(parts) and not template_of(parts[0].metadata):
+    if not has_head(tensor for part in parts for tensor in part.tensors) and not template_of(parts[0].metadata):
         raise ApiError(400, f"{parts[0].path} has no classification head, and no template that it could be asked with, "
                        "so it can't rank: leave out --reranking and --pooling rank, or take a reranking model")
 

@@ -7,8 +7,9 @@ conversions of Qwen's rerankers lack it, and are known by their names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+HEADS = ("cls.weight", "cls.output.weight")
 TEMPLATE_KEY = "tokenizer.chat_template.rerank"
 QWEN_ARCHITECTURES = ("qwen3", "qwen3vl")
 QWEN_NAMES = ("qwen3-reranker", "qwen3-vl-reranker")
@@ -20,6 +21,11 @@ QWEN_TEMPLATE = (
     "<|im_start|>user\n<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n"
     "<Query>: {query}\n<Document>: {document}<|im_end|>\n"
     "<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def has_head(tensors: Iterable[str]) -> bool:
+    """Whether a model with these tensors has a classification head."""
+    return any(name.startswith(HEADS) for name in tensors)
 
 
 def template_of(meta: Mapping[str, object]) -> str:
