@@ -198,6 +198,8 @@ def logit_bias(value: object, vocab) -> tuple[tuple[int, float], ...]:
             raise ApiError(400, f"logit_bias: {_shown(pair)} is not a pair of a token and its bias")
         amount = _bias_amount(pair[1])
         bias += [(token, amount) for token in _bias_tokens(pair[0], vocab, isinstance(value, dict))]
+        if len(bias) > vocab.n_tokens:
+            raise ApiError(400, f"logit_bias: more entries than this vocabulary has tokens, {vocab.n_tokens}")
     return tuple(bias)
 
 

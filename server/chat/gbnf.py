@@ -13,6 +13,7 @@ refuse is refused here, with a line and a column.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import field
 from typing import NamedTuple
 
@@ -47,7 +48,9 @@ class GrammarError(Exception):
 @record(frozen=True)
 class Limits:
     """What a grammar may cost. `repetitions` is llama.cpp's own constant; the others keep its C++ stack and
-    time small: `chain` native recursion levels, `visits` native calls of the left recursion search."""
+    time small: `chain` native recursion levels, `visits` native calls of the left recursion search, `width` ways to go
+    on at one place, each of which costs llama.cpp a look at the whole vocabulary for every token (measured with 49,000
+    tokens: 1.3 ms a way)."""
 
     text_bytes: int = 1 << 20
     depth: int = 200
@@ -56,6 +59,7 @@ class Limits:
     repetitions: int = 2_000
     chain: int = 1_000
     visits: int = 2_000_000
+    width: int = 1_000
 
 
 class Item(NamedTuple):
@@ -461,7 +465,8 @@ def _check_loops(grammar: Grammar, limits: Limits) -> None:
         for items in alternatives:
             _add_edges(grammar, items, nullable, found)
         edges.append(found)
-    _check_chains(grammar, edges, limits)
+    order = _check_chains(grammar, edges, limits)
+    _check_widths(grammar, nullable, order, limits)
 
 
 def _add_edges(grammar: Grammar, items: list[Item], nullable: list[bool], found: list[_Edge]) -> None:
@@ -489,9 +494,10 @@ def _add_edges(grammar: Grammar, items: list[Item], nullable: list[bool], found:
         leftmost = leftmost and empty
 
 
-def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) -> None:
+def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) -> list[int]:
     """Depth-first over leftmost references: a cycle is left recursion; depth and visits are summed on the way
-    up."""
+    up. The rules, each behind those that it can begin with."""
+    order = []
     depth = [0] * len(edges)
     visits = [0] * len(edges)
     state = [0] * len(edges)
@@ -510,6 +516,7 @@ def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) ->
                     stack.append((edge.rule, 0))
                 continue
             state[rule] = 2
+            order.append(rule)
             depth[rule] = 1 + max((edge.levels + (depth[edge.rule] if edge.rule is not None else 0)
                                    for edge in edges[rule]), default=0)
             visits[rule] = 1 + sum(edge.visits + (edge.times * visits[edge.rule] if edge.rule is not None
@@ -521,6 +528,48 @@ def _check_chains(grammar: Grammar, edges: list[list[_Edge]], limits: Limits) ->
             if visits[rule] > limits.visits:
                 raise grammar.error("too many ways to reach the first character: rules that begin with"
                                     " several references to the same rule multiply", edges[rule][0].offset)
+    return order
+
+
+def _check_widths(grammar: Grammar, nullable: list[bool], order: list[int], limits: Limits) -> None:
+    """Refuses places where too many different things can follow. `order` is that of `_check_chains`: what a rule can
+    begin with has been counted before it; then any item of any rule is a place."""
+    widths = [0] * len(grammar.rules)
+    for rule in order:
+        widths[rule] = min(1 << 60, sum(next(_widths(items, nullable, widths), 0) for items in grammar.rules[rule]))
+    for rule in order:
+        for items in grammar.rules[rule]:
+            widest = max(_widths(items, nullable, widths), default=0)
+            if max(widest, widths[rule]) > limits.width:
+                raise grammar.error(f"more than {limits.width} ways to go on from here: let alternatives with the same "
+                                    "beginning share it, as 'choice' does", items[0].offset)
+
+
+def _widths(items: list[Item], nullable: list[bool], widths: list[int]) -> Iterator[int]:
+    """How many ways there are to go on at each item up to the first that can't be empty, and behind it likewise."""
+    run: list[int] = []
+    for item in items:
+        copies, empty, inner = 1, False, item
+        while inner.kind == REPEAT:
+            inner, least, most = inner.value[0][0], inner.value[1], inner.value[2]
+            empty = empty or least == 0
+            copies *= (most or least or 1) if _can_be_empty(inner, nullable) else 1
+        empty = empty or _is_empty(inner, nullable)
+        run.append((widths[inner.value] if inner.kind == REFERENCE else 1) * copies)
+        if not empty:
+            yield sum(run)
+            run = []
+    if run:
+        yield sum(run)
+
+
+def _can_be_empty(item: Item, nullable: list[bool]) -> bool:
+    """Whether any item can produce the empty text."""
+    while item.kind == REPEAT:
+        if item.value[1] == 0:
+            return True
+        item = item.value[0][0]
+    return _is_empty(item, nullable)
 
 
 def _name_of(grammar: Grammar, stack: list[tuple[int, int]]) -> str:

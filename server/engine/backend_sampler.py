@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
 from collections.abc import Callable, Sequence
+from itertools import chain as chained
 
 from ctypes_api.llama_types import llama_logit_bias, llama_token_data, llama_token_data_array
 from server.engine.backend_custom import CustomSamplers
@@ -252,7 +254,8 @@ class LlamaSampler:
 
 
 def _logit_bias(factory: SamplerFactory, bias: tuple[tuple[int, float], ...]) -> int:
-    rows = (llama_logit_bias * len(bias))(*(llama_logit_bias(token, amount) for token, amount in bias))
+    numbers = chained.from_iterable(bias)         # packed at once: a struct each would take a second for a vocabulary
+    rows = (llama_logit_bias * len(bias)).from_buffer_copy(struct.pack("if" * len(bias), *numbers))
     return factory.llama.llama_sampler_init_logit_bias(factory.n_vocab, len(bias), rows)
 
 

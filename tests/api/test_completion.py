@@ -201,6 +201,12 @@ def test_samplers_are_taken_in_their_order_under_all_their_names(api, sent, read
     assert api.complete("x", 1, samplers=sent)["generation_settings"]["samplers"] == read
 
 
+def test_more_biases_than_tokens_are_refused(api):
+    assert api.complete("x", 1, logit_bias=[[i % 256, -1] for i in range(N_VOCAB)])["content"]
+    answer = api.post("/completion", {"prompt": "x", "logit_bias": [[i % 256, -1] for i in range(N_VOCAB + 1)]})
+    assert answer.status == 400 and "logit_bias" in answer.error["message"]
+
+
 @pytest.mark.covers("Q27")
 @pytest.mark.parametrize(("sent", "read"), [
     ([[5, 1.5]], [[5, 1.5]]), ([[5, False]], [[5, False]]), ([["ab", -0.5]], [[97, -0.5], [98, -0.5]]),

@@ -204,6 +204,26 @@ def test_limits_are_parameters():
             check(grammar, limits=limits)
 
 
+WIDE = " | ".join(f'"{i}"' for i in range(1001))
+
+
+@pytest.mark.parametrize("grammar", [
+    f"root ::= {WIDE}", f'root ::= "x" ({WIDE}) "y"', f'root ::= "x" a\na ::= b | "c"\nb ::= {WIDE}',
+    'root ::= "x" ' + " ".join(f'"{i}"?' for i in range(1001)), f'root ::= (a | "")\na ::= b* "x"\nb ::= {WIDE}',
+    "root ::= x x? | y\n" + f"x ::= {WIDE[:6000]}\ny ::= {WIDE[6000:].partition('| ')[2]}",
+], ids=range(6))
+def test_too_many_ways_to_go_on_are_refused(grammar):
+    with pytest.raises(GrammarError, match="more than 1000 ways"):
+        check(grammar)
+
+
+def test_many_alternatives_are_fine_where_they_are_spread():
+    check(f"root ::= {WIDE.rpartition(' |')[0]}")
+    check("root ::= " + " | ".join(f'"{i}" a{i}' for i in range(20)) + "\n" + "\n".join(
+        f"a{i} ::= " + " | ".join(f'"{j}"' for j in range(900)) for i in range(20)))
+    check('root ::= x{1,2000} [a-z]{0,1999}\nx ::= "a"? "b"')
+
+
 def test_another_root_may_be_named():
     check('a ::= "x"', root="a")
     assert parse('a ::= "x"\nb ::= "y"', root="b").root == 1
