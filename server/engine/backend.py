@@ -37,6 +37,7 @@ from server.engine.backend_types import DECODE_NO_ROOM, DECODE_OK
 from server.engine.config import EngineConfig
 from server.engine.draws import Draws
 from server.engine.fit import Plan
+from server.engine.meanwhile import Meanwhile
 from server.engine.model_file import sample_hash
 from server.engine.planner import Span
 from server.engine.rerankers import with_template
@@ -148,7 +149,13 @@ class LlamaBackend:
         self.is_split = config.is_split(self._has_window)
         self._n_positions = learned_positions(self._model.meta().get("general.architecture", ""), config)
         self._n_ctx = bounded_context(self._context_size(config, plan), config.n_slots, self._n_positions)
-        self._context = self._open_context(config, self._n_ctx)
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
+        eog_tokens = Meanwhile(lambda: frozenset(
+            token for token in range(n_vocab) if self._llama.llama_vocab_is_eog(self._vocab, token)))
+        with eog_tokens:
+            self._context = self._open_context(config, self._n_ctx)
+        self.eog_tokens = eog_tokens.result()
         self._is_generative = bool(self._context.memory and self._llama.llama_model_has_decoder(self._model))
         self._pooling = pooling_of(self._model, config.context_params, self._is_generative)
         self._answers_in_words = self._is_generative and answers_in_words(self._pooling, config)
@@ -165,7 +172,6 @@ class LlamaBackend:
         self._has_gpu = any(device.type != "CPU" for device in devices)
         self._n_batch = int(self._llama.llama_n_batch(self._context))
         self._batch = Batch(self._libs, self._n_batch)
-        self._vocab = self._llama.llama_model_get_vocab(self._model)
         self._memory = self._context.memory
         self._copies = SequenceCopies(self, self._has_window)
         self._shifted: set[int] = set()     # whose keys are turned with the next decode
@@ -183,9 +189,6 @@ class LlamaBackend:
         self._fingerprint = ""
         self._pieces: dict[int, bytes] = {}
         self._special = config.special
-        n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
-        self.eog_tokens = frozenset(
-            token for token in range(n_vocab) if self._llama.llama_vocab_is_eog(self._vocab, token))
         self.info = self._model_info(config, n_vocab)
         self.facts = VocabFacts(self.info.eog_tokens, self._suppress_tokens(), self.info.n_ctx_slot)
         self._samplers = SamplerFactory(self._llama, self._vocab, n_vocab)

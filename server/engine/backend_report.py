@@ -36,6 +36,8 @@ class LoadReport:
 
     def hear(self, line: str) -> None:
         """Take what a line of the log tells."""
+        if "buffer size" not in line and "offloaded" not in line:
+            return              # a thousand lines are about other things
         if found := BUFFER.search(line):
             device = found[1].split("_")[0] if not found[1].endswith("_Host") else "CPU"    # pinned memory of the host
             uses = self._memory.setdefault(device, {})

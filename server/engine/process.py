@@ -28,15 +28,18 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
-from server.engine.backend_types import Backend
 from server.engine.config import EngineConfig
-from server.engine.scheduler import Scheduler
 from server.engine.task import Close, Closed, Frame, Loading, LoadFailed, Ready, Starting
 from server.engine.wire import AskStacks, Beat, Codec, FrameReader, Hello, LogLine, Stacks, Start, WireError
 from server.errors import ApiError
 from server.log import ROOT, get_logger
 from server.stacks import stacks
+
+if TYPE_CHECKING:
+    from server.engine.backend_types import Backend
+    from server.engine.scheduler import Scheduler
 
 READ_BYTES = 1 << 16
 MAX_WAITING = 256               # frames that the web side hasn't taken; then the engine waits
@@ -48,7 +51,7 @@ SWITCH_INTERVAL_S = 0.0005      # see "The GIL" in docs/architecture.md
 PR_SET_PDEATHSIG = 1
 IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")   # a Ctrl-C or a service manager means the web process
 
-OpenBackend = Callable[[EngineConfig, Callable[[float], bool]], Backend]
+OpenBackend = Callable[[EngineConfig, Callable[[float], bool]], "Backend"]
 
 log = get_logger("engine")
 
@@ -228,6 +231,7 @@ class EngineProcess:
         return 0
 
     def _serve(self, config: EngineConfig) -> None:
+        threading.Thread(target=_import_scheduler, name="imports", daemon=True).start()
         try:
             self._backend = self._open_backend(config, self._on_progress)
         except Exception as error:
@@ -236,6 +240,7 @@ class EngineProcess:
             self._outbox.put(Frame((LoadFailed(str(error)),)))
             return
         try:
+            from server.engine.scheduler import Scheduler       # there by now
             scheduler = Scheduler(self._backend, config, self._emit)
             if self._is_closing:
                 scheduler.post(Close(0.0))
@@ -315,6 +320,11 @@ class EngineProcess:
             n_steps, n_rows, is_busy = (0, 0, False) if scheduler is None else scheduler.pulse()
             self._outbox.put(Beat(n_steps, n_rows, is_busy))
             time.sleep(every_s)
+
+
+def _import_scheduler() -> None:
+    """While libllama loads the model, without Python's lock."""
+    import server.engine.scheduler  # noqa: F401
 
 
 def _forward_logs(outbox: Outbox, level: int) -> None:

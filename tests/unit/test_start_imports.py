@@ -1,0 +1,37 @@
+"""What each process imports before it can go on: guards the time to start without measuring it.
+
+Each module listed here was imported at some time for the sake of a rare feature, and cost every start some milliseconds.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import ROOT
+
+RARE = ("argparse", "asyncio", "difflib", "multiprocessing", "unittest", "webbrowser", "urllib.request", "server.bench",
+        "server.download")
+HTTP = ("http.client", "http.server", "email.parser", "ssl", "server.web", "server.api", "server.chat")
+ENGINE = ("server.engine.scheduler", "server.engine.backend", "server.engine.thread")
+
+
+@pytest.mark.parametrize("module, not_imported", [
+    # before the engine's process is started
+    ("server.launch", (*RARE, *HTTP, *ENGINE, "ctypes", "logging", "server.log", "server.engine.task", "server.gguf")),
+    # before the engine is told what to load
+    ("server.app", (*RARE, *HTTP, *ENGINE)),
+    # while it loads
+    ("server.serving", (*RARE, *ENGINE)),
+    # the engine's process, before it takes its configuration; its scheduler comes while libllama loads
+    ("server.engine.process", (*RARE, *HTTP, *ENGINE, "server.options", "server.gguf")),
+    ("server.engine.backend", (*RARE, *HTTP, "server.engine.scheduler", "server.options")),
+])
+def test_nothing_is_imported_that_can_wait(module: str, not_imported: tuple[str, ...]):
+    code = f"import {module}, sys; print('\\n'.join(sys.modules))"
+    found = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = found.stdout.split()
+    assert module in loaded
+    assert [name for name in loaded if any(name == rare or name.startswith(rare + ".") for rare in not_imported)] == []
