@@ -287,6 +287,8 @@ class FakeBackend:
         self.can_trim = can_trim
         self.can_share = can_trim
         self.is_split = is_split
+        self.window = 0
+        self.least: dict[int, int] = {}
         self.takes_states = self.can_cut = True
         self.n_swaps = 0
         self.embeddings = FakeEmbeddings(self)
@@ -443,6 +445,10 @@ class FakeBackend:
         if not left:
             self._divided.discard(seq)
         return True
+
+    def least_left(self, seq: int) -> int:
+        """As a test wants it."""
+        return self.least.get(seq, 0)
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
         """Let `target` own cells of `source` too; it must go on exactly where it ends (but for a block on its way)."""

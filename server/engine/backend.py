@@ -145,8 +145,8 @@ class LlamaBackend:
         self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
         self._embeddings: LlamaEmbeddings | None = None
         self._media_embeddings: LlamaMediaEmbeddings | None = None
-        self._has_window = self._llama.llama_model_n_swa(self._model) > 0
-        self.is_split = config.is_split(self._has_window)
+        self.window = int(self._llama.llama_model_n_swa(self._model))
+        self.is_split = config.is_split(self.window > 0)
         self._n_positions = learned_positions(self._model.meta().get("general.architecture", ""), config)
         self._n_ctx = bounded_context(self._context_size(config, plan), config.n_slots, self._n_positions)
         self._vocab = self._llama.llama_model_get_vocab(self._model)
@@ -173,7 +173,7 @@ class LlamaBackend:
         self._n_batch = int(self._llama.llama_n_batch(self._context))
         self._batch = Batch(self._libs, self._n_batch)
         self._memory = self._context.memory
-        self._copies = SequenceCopies(self, self._has_window)
+        self._copies = SequenceCopies(self, self.window > 0)
         self._shifted: set[int] = set()     # whose keys are turned with the next decode
         self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory)) and not self._n_positions
         if config.n_group > 1 and not self.can_shift:
@@ -270,6 +270,11 @@ class LlamaBackend:
         """See `Backend`."""
         self._copies.forget(seq)
         return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, end))
+
+    def least_left(self, seq: int) -> int:
+        """See `Backend`. llama.cpp overwrites cells that windows have passed, and leaves them out of states."""
+        first = int(self._llama.llama_memory_seq_pos_min(self._memory, seq)) if self.window else 0
+        return first + self.window - 1 if first > 0 else 0
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
         """See `Backend`."""

@@ -135,6 +135,7 @@ class StateParts(Protocol):
 class Backend(Protocol):
     """A loaded model with one context. All but `abort` is called on the engine's thread only.
 
+    `window` is how far sliding windows look back, 0 without them: llama.cpp may drop what they will never see again.
     With `is_split` each slot's sequence has a stream of the cache for itself: what it has in common with others is
     copied, and there are no sequences but the slots'. Rows of a batch should come in the order of their sequences:
     each gap and each step back costs a micro-batch. Without, sequences refer to cells of one cache, and there are
@@ -147,6 +148,7 @@ class Backend(Protocol):
     can_shift: bool
     can_share: bool
     is_split: bool
+    window: int
     adapters: tuple[str, ...]
     drafter: Drafter | None
     media: MediaBackend | None
@@ -169,6 +171,9 @@ class Backend(Protocol):
 
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """Drop positions [start, end) of a sequence (end -1: all the rest). False: only the whole can be dropped."""
+
+    def least_left(self, seq: int) -> int:
+        """To how few tokens a sequence can be cut, other than none: sliding windows miss what has been dropped."""
 
     def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
         """Let `target`, which holds just what `source` has before `start`, have positions [start, end) of `source`

@@ -46,7 +46,8 @@ class BlockCache:
         self._clock = clock
         self._moves = InParts(backend) if backend.is_split else ThroughScratch(backend, config.n_slots + 1)
         self._tree = BlockTree()
-        is_possible = backend.can_share and not config.exact and config.n_group == 1
+        is_possible = (backend.can_share and not config.exact and config.n_group == 1
+                       and not 0 < backend.window < BLOCK)     # blocks would lack what their windows no longer see
         self._ram = Shelf(ram_limit(config.cache_ram) if is_possible else 0)
         self._disk = Shelf(config.cache_disk_mib * MIB)
         self._files: BlockFiles | None = None
@@ -154,7 +155,7 @@ class BlockCache:
         log.info("prompt cache on disk: %d blocks, %d MiB", len(self._disk), self._disk.size // MIB)
 
     def _savable(self, slot: Slot) -> list[int]:
-        if slot.positions is not None or slot.is_shifted:
+        if slot.positions is not None or slot.is_shifted or self._backend.least_left(slot.seq):
             return []
         if min(slot.tokens, default=0) >= 0:
             return slot.tokens

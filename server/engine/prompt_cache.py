@@ -51,6 +51,9 @@ def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: 
     if limit is None:
         limit = max(len(prompt) - 1, 0)
     n = trim(backend, slot, min(common_prefix(slot.tokens, prompt), limit) if cache_prompt else 0)
+    if backend.window:
+        donors = [other for other in donors
+                  if min(common_prefix(other.tokens, prompt), limit) >= _least_left(backend, other)]
     if not (backend.can_share and donors):
         return n
     donor = max(donors, key=lambda other: common_prefix(other.tokens, prompt))
@@ -66,6 +69,13 @@ def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: 
     slot.n_shared, donor.n_shared = n_donor, max(donor.n_shared, n_donor)
     slot.n_shares += 1
     return n_donor
+
+
+def _least_left(backend: Backend, slot: Slot) -> int:
+    """How much of a slot a prompt must have in common with it, where there are sliding windows."""
+    if slot.state_copy is None:
+        return backend.least_left(slot.seq)
+    return len(slot.tokens) - 1 if len(slot.tokens) > backend.window else 0
 
 
 def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> None:
@@ -101,6 +111,8 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
     Folded positions (self-extend) can't be cut at a token: there it is all or nothing.
     """
     if slot.positions is not None and n < len(slot.tokens):
+        n = 0
+    if backend.window and n < len(slot.tokens) and n < backend.least_left(slot.seq):
         n = 0
     if not backend.seq_rm(slot.seq, slot.next_pos if n == len(slot.tokens) else n, -1):
         n = _go_back(backend, slot, n)

@@ -17,6 +17,7 @@ from tests.native.engines import STEM, Engine
 
 NAMES = ("the moon", "the star", "the cat", "the old house")
 TEXTS = [f"{name} . " + STEM * 6 + name for name in NAMES]
+F32 = {"type_k": 0, "type_v": 0}      # of a cache in F16 near ties fall differently
 LAYOUTS = [(True, False), (False, True), (False, False)]
 
 
@@ -118,7 +119,7 @@ def test_a_sequence_that_was_just_shifted_is_read_out_as_it_will_be(libs_folder,
 
 @pytest.mark.parametrize("kv_unified", [True, False])
 def test_windows_see_the_same_after_a_beginning_was_copied(engine, window_model, kv_unified):
-    one = engine(window_model, n_slots=3, n_ctx=3072, n_batch=64, kv_unified=kv_unified, cache_ram=64)
+    one = engine(window_model, n_slots=3, n_ctx=3072, n_batch=64, kv_unified=kv_unified, cache_ram=64, context_params=F32)
     prompts = [[(7 * i) % 500 + 50 for i in range(300)] + tail for tail in ([60, 61], [70, 71, 72], [80])]
     expected = [one.say(prompt, 25, cache_prompt=False).tokens for prompt in prompts]
     one.client.command("erase", id_slot=0)
@@ -128,6 +129,22 @@ def test_windows_see_the_same_after_a_beginning_was_copied(engine, window_model,
     said = one.say_all([one.task(prompt, 25) for prompt in prompts])
     assert [one_said.tokens for one_said in said] == expected
     assert [one_said.final.timings.cache_source for one_said in said].count(CACHE_SHARED) == 2
+
+
+@pytest.mark.parametrize("kv_unified", [True, False])
+def test_a_restored_slot_with_windows_goes_on_where_it_ended_and_nowhere_before(engine, window_model, tmp_path, kv_unified):
+    one = engine(window_model, n_slots=2, n_ctx=2048, n_batch=64, kv_unified=kv_unified, context_params=F32)
+    stem = [(7 * i) % 500 + 50 for i in range(600)]
+    prompts = stem, [*stem, 60, 61], [*stem[:300], 70, 71, 72]
+    expected = [one.say(prompt, 25, cache_prompt=False).tokens for prompt in prompts]
+    one.say(stem, 1, id_slot=0)
+    one.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    for prompt, tokens, n_cached in zip(prompts, expected, (599, 600, 0), strict=True):
+        one.client.command("erase", id_slot=1)
+        one.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))
+        said = one.say(prompt, 25, id_slot=0)
+        assert said.tokens == tokens and said.final.timings.cache_n == n_cached
+        assert one.say(prompt, 25, id_slot=1).tokens == tokens
 
 
 def test_the_layout_is_chosen_by_slots_and_model(engine, tiny_spm_model, window_model):

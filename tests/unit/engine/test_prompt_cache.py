@@ -10,6 +10,7 @@ from server.engine import prompt_cache
 from server.engine.planner import Span
 from server.engine.slot import Slot
 from tests.fakes import FakeBackend
+from tests.unit.engine.driving import Driver
 
 
 def filled(backend: FakeBackend, *contents: list[int]) -> list[Slot]:
@@ -211,3 +212,22 @@ def test_an_over_long_prompt_is_cut_as_the_server_of_2024_cut_it(n_ctx, extra, n
     cut = prompt_cache.cut_prompt(prompt, n_ctx, n_keep)
     assert cut == cut_of_2024(prompt, n_ctx, n_keep)
     assert len(cut) < n_ctx and cut[-1] == prompt[-1]
+
+
+def test_with_sliding_windows_a_beginning_whose_cells_were_dropped_is_neither_kept_nor_shared():
+    d = Driver(FakeBackend(n_ctx=1024, n_slots=2))
+    prompt = "a long beginning that windows have passed by now"
+    d.post(prompt, n_predict=3, id_slot=0)
+    d.finish()
+    d.backend.window = 8
+    d.backend.least = {0: len(prompt) - 4}
+    branch = d.post(prompt[:30] + " and another end", n_predict=3, id_slot=1)
+    d.finish()
+    assert d.outcomes[branch].final.timings.cache_n == 0
+    longer = d.post(prompt + " with more", n_predict=3, id_slot=1)
+    d.finish()
+    assert d.outcomes[longer].final.timings.cache_n == len(prompt)
+    own = d.post(prompt[:30] + " and another end", n_predict=3, id_slot=0)
+    d.finish()
+    assert d.outcomes[own].final.timings.cache_n in (0, 30) and d.text(own) == d.text(branch)
+    assert d.backend.history(0)[:30] == list(prompt[:30].encode())
