@@ -105,8 +105,8 @@ def test_a_model_without_a_head_is_asked_and_answers_in_words(serve, tmp_path, a
     assert [one["relevance_score"] for one in results] == sorted((one["relevance_score"] for one in results), reverse=True)
     for one in results:
         prompt = f"is {one['document']['text']} about the house?"
-        answer = server.post("/completion", {"prompt": prompt, "n_predict": 1, "temperature": -1, "n_probs": 400}).json()
-        (token,) = answer["completion_probabilities"]
+        answer = server.post("/completion", {"prompt": prompt, "n_predict": 1, "temperature": -1, "n_probs": 999}).json()
+        token = answer["completion_probabilities"][0]       # more are said if the first is half a character
         chances = {top["token"]: math.exp(top["logprob"]) for top in token["top_logprobs"]}
         assert one["relevance_score"] == pytest.approx(chances["yes"] / (chances["yes"] + chances["no"]), abs=1e-3)
         assert one["scores"]["no"] == pytest.approx(1 - one["relevance_score"], abs=1e-5)
