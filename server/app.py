@@ -28,7 +28,7 @@ from server.engine.config import EngineConfig
 from server.engine.model_file import check_all, check_model_file, check_ranker
 from server.engine.supervise import Limits, ProcessTransport
 from server.errors import ApiError
-from server.fetching import fetched
+from server.fetching import fetched, repository_projector
 from server.log import LogFileError, get_logger
 from server.one_shot import ModelPlace, place_in, place_of
 from server.option_table import POOLING
@@ -173,11 +173,13 @@ def find_model(options: Options, own: Bundle | None) -> ModelPlace:
 
 
 def find_projector(options: Options, model: ModelPlace) -> str:
-    """The path of the projector's file, "" for none; fetched first where an option names a URL. A bundle may hold
-    one."""
+    """The path of the projector's file, "" for none; fetched first where an option names a URL, or a repository that
+    has one. A bundle may hold one."""
     if not options.mmproj_auto:
         return ""
     if not (options.mmproj or options.mmproj_url):
+        if options.hf_repo:
+            return repository_projector(options, model.path, libs_folder(options))
         if model.bundle is None:
             return ""
         from server.download import cache_folder

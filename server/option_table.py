@@ -150,8 +150,8 @@ OPTIONS: tuple[Option, ...] = (
            "sound, as the file says", MEDIA, to.existing_file, metavar="FILE", env="LLAMA_ARG_MMPROJ"),
     Option("mmproj_url", ("-mmu", "--mmproj-url"), "download the projector from here, unless it is there already",
            MEDIA, to.url, metavar="URL", env="LLAMA_ARG_MMPROJ_URL"),
-    Option("mmproj_auto", ("--mmproj-auto",), "use the projector that is named; it is never looked for", MEDIA, None,
-           True, env="LLAMA_ARG_MMPROJ_AUTO", off_flags=("--no-mmproj", "--no-mmproj-auto")),
+    Option("mmproj_auto", ("--mmproj-auto",), "use the projector that is named, or that the repository of "
+           "-hf has", MEDIA, None, True, env="LLAMA_ARG_MMPROJ_AUTO", off_flags=("--no-mmproj", "--no-mmproj-auto")),
     Option("mmproj_offload", ("--mmproj-offload",), "let the GPU encode images and sound", MEDIA, None, True,
            env="LLAMA_ARG_MMPROJ_OFFLOAD", off_flags=("--no-mmproj-offload",), target="mmproj:use_gpu"),
     Option("mmproj_device", ("-mmdev", "--mmproj-device"), "the device that encodes them; none is the CPU (default: "

@@ -9,7 +9,7 @@ Way not taken: the layout of the Hugging Face cache (blobs, and snapshots made o
 else's to change, and links need rights on Windows.
 """
 
-from server.download.fetch import cached_models, fetch_model
+from server.download.fetch import cached_models, fetch_model, fetch_projector
 from server.download.local import DownloadError, Progress, cache_folder
 
-__all__ = ["DownloadError", "Progress", "cache_folder", "cached_models", "fetch_model"]
+__all__ = ["DownloadError", "Progress", "cache_folder", "cached_models", "fetch_model", "fetch_projector"]

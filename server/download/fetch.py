@@ -60,6 +60,23 @@ def fetch_model(url: str | None = None, hf_repo: str | None = None, hf_file: str
     return files[0].target
 
 
+def fetch_projector(hf_repo: str, model: Path, *, offline: bool = False, token: str | None = None,
+                    cache: Path | None = None, environ: Mapping[str, str] | None = None,
+                    progress: Progress | None = None, sleep: Callable[[float], None] = time.sleep) -> Path | None:
+    """The projector that the repository has for this model of it, downloaded unless it is there; None if it has none.
+    DownloadError; the rest as for `fetch_model`."""
+    environ = os.environ if environ is None else environ
+    client = Client(_endpoint(environ), _token(token, environ), sleep, progress or Progress())
+    cache = (cache or cache_folder(environ)) / "models"
+    try:
+        wanted = Hub(client, hf_repo, cache / "hf", offline).projector(model)
+        if wanted is not None:
+            _provide(client, wanted, offline, checks=False)
+    except OSError as error:
+        raise DownloadError(disk_advice(error, cache)) from None
+    return None if wanted is None else wanted.target
+
+
 def cached_models(environ: Mapping[str, str] = os.environ) -> list[str]:
     """One line per downloaded model: its size, and what names it on the command line (a repository's file as
     `-hf user/repo -hff file`, one from elsewhere by its path)."""

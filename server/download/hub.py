@@ -19,7 +19,11 @@ from server.records import record
 REVISION = "main"
 QUANT_ORDER = ("Q4_K_M", "Q8_0")
 """What a repository without a quantisation means, as in llama.cpp; after these the first model file."""
-NOT_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
+PROJECTOR = "mmproj"
+NO_PROJECTOR = ".no-mmproj"
+"""The file that notes, below a repository's folder, that it has no projector: so the hub isn't asked at each start."""
+TAG = re.compile(r"[-.]([A-Z0-9_]+)\.gguf", re.IGNORECASE | re.ASCII)
+NOT_MODELS = (PROJECTOR, "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 MAX_PAGES = 100
 N_SHOWN = 8
 REPO = re.compile(r"\w+(?:[.-]+\w+)*/\w+(?:[.-]+\w+)*", re.ASCII)
@@ -58,6 +62,24 @@ def choose_file(paths: Iterable[str], quant: str) -> str:
     return models[0] if models and not quant else ""
 
 
+def n_bits(path: str) -> int:
+    """What a file's name says of its numbers: 4 for `x-Q4_K_M.gguf`, 16 for `x-BF16.gguf`, 0 if nothing."""
+    tag = TAG.search(path)
+    digits = re.search(r"[0-9]+", tag[1]) if tag else None
+    return int(digits[0][:4]) if digits else 0
+
+
+def choose_projector(paths: Iterable[str], model: str) -> str:
+    """The projector that llama.cpp would take for a model of the same repository, "" if there is none: in the model's
+    folder or the nearest above it, with numbers of about as many bits."""
+    folder = model.split("/")[:-1]
+
+    def fits(path: str) -> bool:
+        parents = path.split("/")[:-1]
+        return path.lower().endswith(".gguf") and PROJECTOR in path and parents == folder[:len(parents)]
+    return min(filter(fits, paths), key=lambda path: (-path.count("/"), abs(n_bits(path) - n_bits(model))), default="")
+
+
 @record(frozen=True)
 class Hub:
     """The repository `name` ("user/repo" or "user/repo:quant"), and what of it is below `cache`."""
@@ -88,6 +110,26 @@ class Hub:
             url = f"{self.client.endpoint}/{repo}/resolve/{REVISION}/{quote(name)}"
             files.append(Wanted(url, place, *known.get(name, ("", None)), is_cached=target is None))
         return files
+
+    def projector(self, model: Path) -> Wanted | None:
+        """The projector that goes with a model of this repository; None if it has none. Asks the hub unless the cache
+        knows."""
+        repo = self.name.partition(":")[0]
+        folder = self.cache.joinpath(*map(safe_name, repo.split("/")))
+        name = model.relative_to(folder).as_posix() if model.is_relative_to(folder) else model.name
+        cached = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))
+        known: Listing = {}
+        found = choose_projector(cached, name)
+        if not found and not self.offline and not (folder / NO_PROJECTOR).exists():
+            known = self._list(repo)
+            found = choose_projector(known, name)
+            if not found:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / NO_PROJECTOR).touch()
+        if not found:
+            return None
+        url = f"{self.client.endpoint}/{repo}/resolve/{REVISION}/{quote(found)}"
+        return Wanted(url, folder.joinpath(*found.split("/")), *known.get(found, ("", None)))
 
     def _choose(self, repo: str, quant: str, folder: Path) -> tuple[str, Listing]:
         cached = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.gguf"))

@@ -6,15 +6,20 @@ Runs in the test process, against a fake hub on 127.0.0.1.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+from pathlib import Path
 
 import pytest
 
-from server.download import cached_models
+from server import app
+from server.download import cached_models, fetch_projector
 from server.download import client
 from server.download import hub as hub_module
-from server.download.hub import choose_file, split_names
-from server.download.local import is_safe_path, safe_name
+from server.download.hub import choose_file, choose_projector, split_names
+from server.download.local import Progress, is_safe_path, safe_name
+from server.fetching import repository_projector
+from server.options import parse
 from tests.unit.fake_site import Site, World, no_proxy, other  # noqa: F401
 
 REPO = "someone/Tiny-1.5B-GGUF"
@@ -393,3 +398,70 @@ def test_downloaded_models_are_listed_as_one_would_ask_for_them(tmp_path):
         path.write_bytes(b"x" * 2**19)
     assert [line.split(maxsplit=2) for line in cached_models(environ)] == [
         ["0.5", "MiB", "-hf user/repo -hff sub/a.gguf"], ["0.5", "MiB", f"-m {tmp_path / 'models/url/host/abc/b.gguf'}"]]
+
+
+# -- the projector beside a model
+
+@pytest.mark.parametrize("model, files, expected", [
+    ("a-Q4_K_M.gguf", ["a-Q4_K_M.gguf"], ""),
+    ("a-Q4_K_M.gguf", ["mmproj-a-F16.gguf", "a-Q4_K_M.gguf", "mmproj-a-F32.gguf"], "mmproj-a-F16.gguf"),
+    ("a-Q8_0.gguf", ["mmproj-a-F16.gguf", "mmproj-a-Q8_0.gguf"], "mmproj-a-Q8_0.gguf"),
+    ("a-BF16.gguf", ["mmproj-a-Q8_0.gguf", "mmproj-BF16.gguf"], "mmproj-BF16.gguf"),
+    ("sub/a-Q8_0.gguf", ["mmproj-a-Q8_0.gguf", "sub/mmproj-F16.gguf", "other/mmproj-Q8_0.gguf"], "sub/mmproj-F16.gguf"),
+    ("a-Q8_0.gguf", ["sub/mmproj-Q8_0.gguf", "mmproj.txt"], ""),
+    ("a-Q8_0.gguf", ["a.mmproj-Q8_0.GGUF"], "a.mmproj-Q8_0.GGUF"),
+])
+def test_the_projector_is_the_one_that_llama_cpp_takes(model, files, expected):
+    assert choose_projector(files, model) == expected
+
+
+def projector(world, path, **options):
+    options = {"environ": world.environ, "cache": world.cache, "sleep": world.sleep,
+               "progress": Progress(io.StringIO(), world.say)} | options
+    return fetch_projector(REPO, path, **options)
+
+
+def test_a_projector_is_downloaded_once(hub, world):
+    hub.publish("a-Q8_0.gguf", "mmproj-a-F16.gguf")
+    path = world.fetch(hf_repo=REPO)
+    found = projector(world, path)
+    assert found == path.with_name("mmproj-a-F16.gguf") and found.read_bytes() == model("mmproj-a-F16.gguf")
+    n = len(hub.seen)
+    assert projector(world, path) == projector(world, path, offline=True) == found
+    assert len(hub.seen) == n
+    assert world.fetch(hf_repo=REPO, offline=True) == path, "it isn't taken for a model"
+
+
+def test_a_repository_without_a_projector_is_asked_once(hub, world):
+    hub.publish("a-Q8_0.gguf")
+    path = world.fetch(hf_repo=REPO)
+    assert projector(world, path) is None
+    n = len(hub.seen)
+    assert projector(world, path) is None and len(hub.seen) == n
+
+
+def test_offline_nobody_is_asked_for_a_projector(hub, world):
+    hub.publish("a-Q8_0.gguf", "mmproj-a-F16.gguf")
+    path = world.fetch(hf_repo=REPO, hf_file="a-Q8_0.gguf")
+    n = len(hub.seen)
+    assert projector(world, path, offline=True) is None and len(hub.seen) == n
+
+
+@pytest.mark.covers("C32")
+def test_a_model_of_a_repository_gets_its_projector(hub, tmp_path, monkeypatch, tiny_bpe_model, mmproj_mlp, caplog):
+    for name, path in (("a-F32.gguf", tiny_bpe_model), ("mmproj-a-F32.gguf", mmproj_mlp)):
+        hub.put(f"/{REPO}/resolve/main/{name}", path.read_bytes())
+    hub.list([{"type": "file", "path": name, "size": None} for name in ("a-F32.gguf", "mmproj-a-F32.gguf")])
+    monkeypatch.setenv("MODEL_ENDPOINT", hub.url)
+    monkeypatch.setenv("LLAMA_SRV_CACHE", str(tmp_path / "cache"))
+    libs = tmp_path / "libs"
+    libs.mkdir()
+    options = parse(["-hf", REPO], {})
+    place = app.find_model(options, None)
+    assert repository_projector(options, place.path, str(libs)) == "", "nothing could use it"
+    (libs / "libmtmd.so").touch()
+    found = repository_projector(options, place.path, str(libs))
+    assert Path(found).read_bytes() == mmproj_mlp.read_bytes()
+    assert app.find_projector(parse(["-hf", REPO, "--no-mmproj"], {}), place) == ""
+    Path(found).write_bytes(b"GGUF but no projector")
+    assert repository_projector(options, place.path, str(libs)) == "" and "going on without images" in caplog.text

@@ -40,7 +40,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.download": LEAVES,
     "server.draft_model": (*LEAVES, "server.fetching", "server.engine.config", "server.engine.model_file",
                            "server.option_spec"),
-    "server.fetching": (*LEAVES, "server.download"),
+    "server.fetching": (*LEAVES, "server.download", "server.engine.model_file"),
     "server.frozen": (),
     "server.bundle": ("server.records",),
     "server.bundle_make": ("server.bundle",),
