@@ -17,6 +17,9 @@ from server.engine.text import TextStream
 from server.errors import ApiError
 from server.log import get_logger
 
+ADMIT_S = 0.005
+"""Starting tasks takes time where caches have to be saved for them: beside running tasks so much in one step."""
+
 log = get_logger("engine")
 
 
@@ -63,13 +66,17 @@ class Admission:
         if not self._waiting:
             return
         state = self._state
-        if not state.running or state.config.cont_batching:
+        is_patient = not state.config.cont_batching     # then those that start together are all there will be
+        if not state.running or not is_patient:
             reserved = state.commands.reserved() if state.commands else ()
             free = [slot for slot in state.slots if slot.run is None and slot.id not in reserved]
+            ends = state.clock() + ADMIT_S
             while free and (waiting := self._waiting.pop(
                     lambda task: task.id_slot < 0 or state.slots[task.id_slot] in free)) is not None:
                 state.is_changed = True
                 self._try(waiting, free)
+                if state.running and not is_patient and state.clock() >= ends:
+                    break
         self._tell_places()
 
     def _try(self, waiting: Waiting, free: list[Slot]) -> None:

@@ -339,3 +339,18 @@ def test_a_long_prompt_gets_on_while_short_ones_keep_coming():
         d.step()
     n_rows = sum(len(span) for batch in d.backend.batches for span in batch if len(span) > 1)
     assert n_rows <= 2 * 1000 + 300, "it had half of the rows"
+
+
+def test_starting_many_tasks_takes_no_longer_than_a_reader_can_wait():
+    d = slow_driver(n_slots=9, max_stall_ms=100)
+    reader = reading(d)
+    make = d.backend.new_sampler
+
+    def slow_start(stages, grammar):
+        d.clock.now += 0.05     # as if the slot's cache had to be saved
+        return make(stages, grammar)
+    d.backend.new_sampler = slow_start
+    tasks = [d.post(f"{i} a short question", n_predict=20, stream=True) for i in range(8)]
+    assert max(gaps_of(d, reader, lambda: all(d.outcomes[task].pieces for task in tasks))) <= 170
+    d.finish()
+    assert [d.text(task) for task in tasks] == [alone(f"{i} a short question", 20) for i in range(8)]
