@@ -22,11 +22,11 @@ import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 
-from server.engine import config, task
+from server.engine import config, task, wire_pieces
 from server.engine.config import EngineConfig
 from server.records import record
 
-PROTOCOL = 1
+PROTOCOL = 2
 HEADER = struct.Struct(">4sII")
 MAGIC = b"LSV\x01"
 MAX_JSON = 256 << 20
@@ -141,6 +141,7 @@ class Codec:
         self._encoders = [[(place, encode) for place, (_, annotation) in enumerate(fields, 1)
                            if (encode := _encoder(self, annotation)) is not None] for fields in self._fields]
         self._decoders = [[_decoder(self, annotation) for _, annotation in fields] for fields in self._fields]
+        self._events_in_columns()
         self.build = describe((cls.__name__, fields) for cls, fields in zip(self._classes, self._fields))
         self.hello = Hello(PROTOCOL, self.build)
 
@@ -148,6 +149,21 @@ class Codec:
     def _fields_of(cls: type) -> list[tuple[str, object]]:
         hints = typing.get_type_hints(cls)
         return [(field.name, hints[field.name]) for field in dataclasses.fields(cls)]
+
+    def _events_in_columns(self) -> None:
+        """The one field that is written in a way of its own (`wire_pieces`): what each token of a stream comes in."""
+        number, names = self._numbers[task.Frame], [field.name for field in dataclasses.fields(task.Frame)]
+        place, kinds = names.index("events"), typing.get_args(task.Event)
+
+        def decode(value: object, tail: Tail) -> object:
+            try:
+                return wire_pieces.events_in(value, lambda row: self.message(row, tail, kinds))
+            except ValueError as error:
+                raise WireError(str(error)) from None
+        self._decoders[number][place] = decode
+        self._encoders[number] = [(at, encode) for at, encode in self._encoders[number] if at != place + 1]
+        self._encoders[number].append((place + 1, lambda events, tail: wire_pieces.events_out(
+            events, lambda event: self.row(event, tail))))
 
     def encode(self, message: object) -> bytes:
         """One frame. TypeError for what is no message."""
