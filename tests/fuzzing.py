@@ -1,7 +1,7 @@
 """Settings for tests that try random input: a few seconds each in CI, many minutes with LLAMA_SRV_TEST_LONG=1.
 
-Way not taken: a coverage-guided fuzzer. It finds more in a night, but needs an instrumented interpreter; Hypothesis
-shrinks what it finds to the few bytes that matter, and the examples of CI are the same ones in every run.
+Hypothesis knows the shape of what it makes, shrinks what it finds to the few bytes that matter, and tries the same
+examples in every run of CI. What only coverage finds is searched for in `tests/guided`.
 """
 
 from __future__ import annotations

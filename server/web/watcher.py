@@ -51,7 +51,7 @@ class _Watch:
 class Watcher:
     """`watch(sock, callback)` is a context; inside, `callback` runs once if the peer closes or resets."""
 
-    def __init__(self, recheck_s: float = 0.2) -> None:
+    def __init__(self, recheck_s: float = 0.1) -> None:
         self._recheck_s = recheck_s
         # Protects is_live of all watches, _changes, _thread, _is_stopped, _is_woken. Held while a socket is peeked at,
         # so that no connection thread reads from it meanwhile and leaves the peek waiting.

@@ -240,9 +240,11 @@ def http_threads(server: ServerProcess) -> int:
     return sum(f"socket:[{row[9]}]" in inodes and row[3] != "0A" for row in rows)
 
 
-def test_nothing_grows_under_mixed_and_abusive_traffic(serve, tiny_spm_model, capsys):
+def test_nothing_grows_under_mixed_and_abusive_traffic(serve, tiny_spm_model, tmp_path, capsys):
     server = serve("-m", tiny_spm_model, "-t", 1, "-c", 2048, "-np", 4, "--metrics", "--max-connections", 200,
-                   "--cache-ram", 0)        # which would go on filling up to its limit
+                   "--cache-ram", 0,        # which would go on filling up to its limit
+                   environment={"TMPDIR": str(tmp_path)})
+    processes = child_processes(server.process.pid)
     text = server.complete("the quiet fox", 40, cache_prompt=False)["content"]
     if IS_LONG:
         faulthandler.cancel_dump_traceback_later()      # pytest.ini ends a test after ten minutes
@@ -263,5 +265,7 @@ def test_nothing_grows_under_mixed_and_abusive_traffic(serve, tiny_spm_model, ca
     assert min(counts[f"{kind} 200"] for kind in ("complete", "stream", "chat", "sampling")) > 0, counts
     assert after.kb <= before.kb * GROWTH, counts
     assert marks[-1].n_threads <= before.n_threads and marks[-1].n_files <= before.n_files
+    assert child_processes(server.process.pid) == processes, "one engine from the first to the last, and no dead one"
     assert "Traceback" not in server.log
     assert server.stop() == 0
+    assert list(tmp_path.iterdir()) == []
