@@ -87,10 +87,14 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
 
 
 def child_processes(pid: int) -> list[int]:
-    """Processes that `pid` has started, and theirs. Linux only."""
+    """Processes that `pid` has started, and theirs, while its threads come and go. Linux only."""
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
+        try:
+            children = (task / "children").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue            # a thread that has ended since
+        for child in map(int, children.split()):
             found += [child, *child_processes(child)]
     return found
 

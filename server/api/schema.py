@@ -110,6 +110,7 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
           "(default: the server's)", -1, 86400),
 )
 
+MAX_BREAKERS = 100
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list"}
 
 
@@ -138,7 +139,15 @@ def sampling_params(body: Mapping[str, object], values: Mapping[str, object], vo
         samplers=samplers,
         logit_bias=bias,
         penalty_prompt=penalty_prompt(values["penalty_prompt"], vocab),
-        dry_sequence_breakers=strings("dry_sequence_breakers", values["dry_sequence_breakers"]))
+        dry_sequence_breakers=breakers(values["dry_sequence_breakers"]))
+
+
+def breakers(value: object) -> tuple[str, ...]:
+    """`dry_sequence_breakers`. llama.cpp looks for each of them in every token of the vocabulary, while all wait."""
+    found = strings("dry_sequence_breakers", value)
+    if len(found) > MAX_BREAKERS:
+        raise ApiError(400, f"dry_sequence_breakers: {len(found)} are too many, at most {MAX_BREAKERS} are allowed")
+    return found
 
 
 def penalty_prompt(value: object, vocab) -> tuple[int, ...] | None:

@@ -201,6 +201,12 @@ def test_samplers_are_taken_in_their_order_under_all_their_names(api, sent, read
     assert api.complete("x", 1, samplers=sent)["generation_settings"]["samplers"] == read
 
 
+def test_too_many_breakers_are_refused(api):
+    assert api.complete("x", 1, dry_sequence_breakers=[str(i) for i in range(100)])["content"]
+    answer = api.post("/completion", {"prompt": "x", "dry_sequence_breakers": [str(i) for i in range(101)]})
+    assert answer.status == 400 and "dry_sequence_breakers" in answer.error["message"]
+
+
 def test_more_biases_than_tokens_are_refused(api):
     assert api.complete("x", 1, logit_bias=[[i % 256, -1] for i in range(N_VOCAB)])["content"]
     answer = api.post("/completion", {"prompt": "x", "logit_bias": [[i % 256, -1] for i in range(N_VOCAB + 1)]})
