@@ -110,7 +110,9 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
           "(default: the server's)", -1, 86400),
 )
 
-MAX_BREAKERS = 100
+# How many strings a list may have where each costs time in the engine, for which everybody waits: a breaker is looked
+# for in every token of the vocabulary, a sampler goes over it for every token.
+MAX_STRINGS = {"dry_sequence_breakers": 100, "samplers": 100, "stop": 10_000}
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list"}
 
 
@@ -139,15 +141,7 @@ def sampling_params(body: Mapping[str, object], values: Mapping[str, object], vo
         samplers=samplers,
         logit_bias=bias,
         penalty_prompt=penalty_prompt(values["penalty_prompt"], vocab),
-        dry_sequence_breakers=breakers(values["dry_sequence_breakers"]))
-
-
-def breakers(value: object) -> tuple[str, ...]:
-    """`dry_sequence_breakers`. llama.cpp looks for each of them in every token of the vocabulary, while all wait."""
-    found = strings("dry_sequence_breakers", value)
-    if len(found) > MAX_BREAKERS:
-        raise ApiError(400, f"dry_sequence_breakers: {len(found)} are too many, at most {MAX_BREAKERS} are allowed")
-    return found
+        dry_sequence_breakers=strings("dry_sequence_breakers", values["dry_sequence_breakers"]))
 
 
 def penalty_prompt(value: object, vocab) -> tuple[int, ...] | None:
@@ -193,6 +187,8 @@ def strings(name: str, value: object) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
         raise ApiError(400, f"{name}: {_shown(value)} is not a list of strings")
+    if len(items) > MAX_STRINGS.get(name, len(items)):
+        raise ApiError(400, f"{name}: {len(items)} are too many, at most {MAX_STRINGS[name]} are allowed")
     return tuple(items)
 
 

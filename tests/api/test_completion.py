@@ -201,10 +201,11 @@ def test_samplers_are_taken_in_their_order_under_all_their_names(api, sent, read
     assert api.complete("x", 1, samplers=sent)["generation_settings"]["samplers"] == read
 
 
-def test_too_many_breakers_are_refused(api):
-    assert api.complete("x", 1, dry_sequence_breakers=[str(i) for i in range(100)])["content"]
-    answer = api.post("/completion", {"prompt": "x", "dry_sequence_breakers": [str(i) for i in range(101)]})
-    assert answer.status == 400 and "dry_sequence_breakers" in answer.error["message"]
+@pytest.mark.parametrize("field, item, most", [("dry_sequence_breakers", "?", 100), ("samplers", "top_k", 100), ("stop", "?", 10_000)])
+def test_lists_that_cost_the_engine_time_have_an_end(api, field, item, most):
+    assert api.complete("x", 1, **{field: [item] * most})["content"]
+    answer = api.post("/completion", {"prompt": "x", field: [item] * (most + 1)})
+    assert answer.status == 400 and field in answer.error["message"] and str(most) in answer.error["message"]
 
 
 def test_more_biases_than_tokens_are_refused(api):
