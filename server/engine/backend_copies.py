@@ -65,7 +65,10 @@ class SequenceCopies:
         """See `Backend`. RuntimeError if something is lost."""
         if self._has_window:
             return False
-        states = self._backend.raw_state(a), self._backend.raw_state(b)
+        try:
+            states = self._backend.raw_state(a), self._backend.raw_state(b)
+        except MemoryError:
+            return False
         if self._put(b, states[0]) and self._put(a, states[1]):
             return True
         if not (self._put(a, states[0]) and self._put(b, states[1])):

@@ -13,9 +13,12 @@ from collections.abc import Iterable, Sequence
 
 from server.engine.backend_types import Backend
 from server.engine.slot import Slot, common_prefix
+from server.log import get_logger
 
 MIN_SHARED = 16
 COPY_COST = 32      # reading out so many tokens of a slot takes as long as evaluating one, at most
+
+log = get_logger("engine")
 
 
 def choose_slot(slots: Iterable[Slot], prompt: list[int], cache_prompt: bool,
@@ -61,8 +64,7 @@ def reuse_prefix(backend: Backend, slot: Slot, prompt: list[int], cache_prompt: 
     if n_donor < n + MIN_SHARED or backend.is_split and n_donor < n + len(donor.tokens) // COPY_COST:
         return n
     if backend.is_split:
-        _copy(backend, slot, donor, prompt[:n_donor])
-        return n_donor
+        return n_donor if _copy(backend, slot, donor, prompt[:n_donor]) else 0
     backend.seq_cp(donor.seq, slot.seq, n, n_donor)
     slot.tokens[n:] = prompt[n:n_donor]
     slot.is_sharing = donor.is_sharing = True
@@ -78,8 +80,8 @@ def _least_left(backend: Backend, slot: Slot) -> int:
     return len(slot.tokens) - 1 if len(slot.tokens) > backend.window else 0
 
 
-def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> None:
-    """Let the slot hold what the donor has of `tokens`, its beginning. If that fails the slot is empty."""
+def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
+    """Let the slot hold what the donor has of `tokens`, its beginning. False: that failed, and the slot is empty."""
     n = len(slot.tokens)
     forget(slot)
     try:
@@ -87,12 +89,14 @@ def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> None:
             backend.seq_cp(donor.seq, slot.seq, n, len(tokens))
         elif not (backend.set_state(slot.seq, donor.state_copy) and backend.seq_rm(slot.seq, len(tokens), -1)):
             raise RuntimeError("the system prompt's state did not fit back into the cache it came from")
-    except BaseException:
+    except (RuntimeError, MemoryError) as error:
+        log.warning("a prompt is read where it could have been copied: %s", error or "there is no memory for a copy")
         trim(backend, slot, 0)
-        raise
+        return False
     slot.is_shifted = donor.is_shifted
     slot.n_shares += 1
     slot.tokens[:] = tokens
+    return True
 
 
 def forget(slot: Slot) -> None:

@@ -184,3 +184,44 @@ def test_what_others_share_is_not_lost_with_a_slot():
     task = d.post("something new", n_predict=1)
     d.finish()
     assert d.outcomes[task].final.id_slot in (0, 1)
+
+
+# ---- a stream for each slot -----------------------------------------------------------------------------------------
+
+def test_a_copy_that_fails_costs_reading_the_prompt_and_nothing_else(caplog):
+    d = Driver(FakeBackend(n_ctx=4096, n_slots=4, n_batch=32, is_split=True))
+    seq_cp, n_calls = d.backend.seq_cp, []
+
+    def failing(source, target, start, end):
+        n_calls.append(target)
+        if len(n_calls) in (1, 2, 4):
+            d.backend.seq_rm(target, -1, -1)
+            raise RuntimeError("a sequence could not be copied")
+        seq_cp(source, target, start, end)
+    d.backend.seq_cp = failing
+    prompts = [STEM + f" end {i}" for i in range(8)]
+    tasks = [d.post(prompt, n_predict=5) for prompt in prompts]
+    d.finish()
+    assert [d.text(task) for task in tasks] == [alone(prompt, 5) for prompt in prompts]
+    assert len(n_calls) >= 4 and "could have been copied" in caplog.text
+
+
+def test_each_of_many_slots_gets_its_own_copy_of_a_beginning_that_is_computed_once():
+    d = Driver(FakeBackend(n_ctx=8192, n_slots=8, n_batch=32, is_split=True))
+    prompts = [STEM + f" end {i}" for i in range(16)]
+    tasks = [d.post(prompt, n_predict=1) for prompt in prompts]
+    d.finish()
+    assert [d.text(task) for task in tasks] == [alone(prompt, 1) for prompt in prompts]
+    assert n_rows(d) <= 1.05 * (len(STEM) + 16 * len(" end 0"))
+    assert {timings(d, task).cache_source for task in tasks[1:8]} == {"shared"}
+    assert d.snapshot.kv_used == sum(len(slot.tokens) for slot in d.scheduler.slots) == d.backend.n_used
+
+
+def test_a_few_tokens_are_not_copied_from_a_long_slot():
+    d = Driver(FakeBackend(n_ctx=8192, n_slots=2, is_split=True))
+    d.post(STEM * 8, n_predict=1, id_slot=0)
+    d.finish()
+    n = len(STEM * 8) // 32
+    few, more = (d.post(STEM[:k] + "!", n_predict=1, id_slot=1) for k in (n - 4, n + 4))
+    d.finish()
+    assert timings(d, few).cache_n == 0 and timings(d, more).cache_n >= n - 4
