@@ -53,6 +53,10 @@ class Meter:
         self._step(seconds)
         self.n_stalls += is_generating and seconds > STALL_S
 
+    def beside(self, seconds: float, is_generating: bool) -> None:
+        """Work beside a step's batch (an image, vectors), which keeps streams waiting no less."""
+        self.n_stalls += is_generating and seconds > STALL_S
+
     def prompt_done(self, n_tokens: int, seconds: float) -> None:
         """A prompt of `n_tokens` evaluated tokens has been read."""
         self.prompt_ms += seconds * 1e3

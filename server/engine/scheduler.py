@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from queue import SimpleQueue
+from typing import TypeVar
 
 from server.engine import outbox, replay
 from server.engine.admission import Admission
@@ -35,6 +36,7 @@ from server.engine.task import (STOP_ABORT, STOP_LIMIT, Cancel, Close, Command, 
 from server.errors import ApiError
 from server.log import get_logger
 
+T = TypeVar("T")
 SNAPSHOT_INTERVAL_S = 0.1
 
 log = get_logger("engine")
@@ -128,10 +130,10 @@ class Scheduler:
             state.meter.step(seconds, is_read)
             self._batching.measured(seconds * 1e3)
             self._prefixes.park(self._n_rows)
-        if state.media.has_layouts:
-            self._step_media()
         if is_read and self._batching.is_reading:
             return      # the streams have waited for prompts: they are next
+        if state.media.has_layouts:
+            self._step_media()
         n_rows = self._embedder.plan(is_busy=bool(state.running)) if self._embedder else 0
         if n_rows:
             self._n_steps, self._n_rows = self._n_steps + 1, n_rows
@@ -147,13 +149,21 @@ class Scheduler:
                 self._flush()
             self._n_steps += 1
             self._n_rows = n_rows
-            self._media_steps.step()
+            self._timed(self._media_steps.step)
 
     def _step_media_embedder(self) -> None:
         n_rows = self._media_embedder.plan(bool(self._state.running), self._media_steps.let_go())
         if n_rows:
             self._n_steps, self._n_rows = self._n_steps + 1, n_rows
-            self._state.events += self._media_embedder.step()
+            self._state.events += self._timed(self._media_embedder.step)
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        """Work on media, with its time noted: streams wait for it."""
+        is_generating = any(slot.run.next_token is not None for slot in self._state.running)
+        started = self._state.clock()
+        result = work()
+        self._state.meter.beside(self._state.clock() - started, is_generating)
+        return result
 
     def _is_busy(self) -> bool:
         return bool(self._state.running or self._admission or self._state.commands or self._embedder

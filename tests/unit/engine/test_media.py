@@ -91,6 +91,46 @@ def test_each_chunk_is_encoded_once_and_in_steps_of_its_own():
     assert d.text(task) == right_text(CAT, DOG) and d.text(other) == alone("somebody else", 40)
 
 
+def test_a_stream_gets_a_token_between_any_two_pieces_of_work_on_files():
+    d = driver(n_slots=3)
+    stream = d.post("hello", n_predict=60)
+    d.step(3)
+    pieces: list[int] = []
+    eyes = d.backend.media
+    encode, decode = eyes.encode, eyes.decode
+
+    def noted(work):
+        return lambda *args: (pieces.append(d.scheduler._state.meter.n_predicted), work(*args))[1]
+    eyes.encode, eyes.decode = noted(encode), noted(decode)
+    other = post(d, CAT, DOG, CAT)
+    vectors = d.embed([-1, -2, 5], media=(DOG, CAT))
+    d.step_until(lambda: d.outcomes[other].ends and d.outcomes[vectors].ends)
+    assert len(pieces) >= 8 and not d.outcomes[stream].ends
+    assert all(pieces.count(n) <= 2 for n in pieces), f"at most one for a slot and one for vectors: {pieces}"
+    d.finish()
+    assert d.text(stream) == alone("hello", 60)
+
+
+def test_an_image_that_keeps_streams_waiting_for_long_counts_as_a_stall():
+    d = driver(n_slots=2)
+    encode = d.backend.media.encode
+
+    def slowly(chunk):
+        d.clock.now += 0.5
+        encode(chunk)
+    d.backend.media.encode = slowly
+    post(d, CAT)
+    d.finish()
+    assert d.scheduler.snapshot().n_stalls == 0, "nobody waited"
+    stream = d.post("hello", n_predict=30)
+    d.step(3)
+    post(d, DOG, n_predict=1)
+    d.step_until(lambda: d.backend.media.encoded[-1].ids != d.backend.media.encoded[0].ids)
+    assert d.scheduler.snapshot().n_stalls == 1
+    d.finish()
+    assert d.text(stream) == alone("hello", 30)
+
+
 def test_many_tasks_with_files_at_once_all_get_their_own_text():
     d = driver(n_slots=4)
     tasks = {post(d, *files): files for files in ((CAT,), (DOG,), (CAT, DOG), (DOG, CAT), (CAT, CAT), (DOG,)) * 2}
