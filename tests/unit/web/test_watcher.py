@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from server.web import watcher as watcher_module
 from server.web.watcher import DATA, GONE, Watcher, peer_state, tls_is_closing
 from tests.support import wait_until
 
@@ -174,3 +175,20 @@ def test_our_own_shutdown_counts_as_leaving(watcher, pair):
 ])
 def test_tls_alerts_are_told_from_data(record, closing):
     assert tls_is_closing(record) is closing
+
+
+def test_short_requests_wake_the_thread_once_for_many(watcher, pair, monkeypatch):
+    """Each wake-up is a fight for the interpreter's lock with the thread that answers."""
+    monkeypatch.setattr(watcher_module, "GATHER_S", 0.5)
+    n_woken = []
+    wake = watcher._wake
+    monkeypatch.setattr(watcher, "_wake", lambda: n_woken.append(1) or wake())
+    for _ in range(50):
+        with watcher.watch(pair[0], lambda: pytest.fail("called")):
+            pass
+    assert len(n_woken) < 25
+    monkeypatch.undo()
+    gone = threading.Event()
+    with watcher.watch(pair[0], gone.set):      # and none is forgotten
+        pair[1].close()
+        assert gone.wait(PATIENCE)
