@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -81,6 +80,7 @@ class UnpackedFolder:
 
 
 def _remove_if_unused(folder: Path, now: float) -> None:
+    import shutil       # here, because it brings archives along, and only the one-file program has what to remove
     age = now - folder.stat().st_mtime
     if folder.name.startswith(NEW):
         if age > HALF_DONE_S:

@@ -12,8 +12,6 @@ from what is a default, nor options that are known but refused; with the table a
 from __future__ import annotations
 
 import re
-import shutil
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from server import config_file
@@ -375,6 +373,8 @@ def compat_rows() -> list[tuple[str, str, str, str]]:
 
 def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py") -> str:
     """The text of `--help`, in groups, as wide as the terminal."""
+    import shutil       # here, because only --help needs it
+    import textwrap
     width = max(min(shutil.get_terminal_size((100, 25)).columns, 110), 50)
     about = "Serves a language model over HTTP, on this machine and without a network."
     lines = [f"usage: {program} -m MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
@@ -403,6 +403,7 @@ def _help_lines(option: Option, width: int) -> list[str]:
     if option.env:
         text += f" [{option.env}]"
     margin = 30 if width >= 80 else 8
+    import textwrap
     head = textwrap.wrap(f"  {flags}", width, subsequent_indent="      ", break_on_hyphens=False)
     body = [" " * margin + line for line in textwrap.wrap(text, width - margin, break_on_hyphens=False)]
     if len(head) == 1 and len(head[0]) < margin - 1:

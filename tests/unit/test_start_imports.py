@@ -20,7 +20,7 @@ ENGINE = ("server.engine.scheduler", "server.engine.backend", "server.engine.thr
 
 @pytest.mark.parametrize("module, not_imported", [
     # before the engine's process is started
-    ("server.launch", (*RARE, *HTTP, *ENGINE, "ctypes", "logging", "server.log", "server.engine.task", "server.gguf")),
+    ("server.launch", (*RARE, *HTTP, *ENGINE, "ctypes", "logging", "shutil", "textwrap", "server.log", "server.engine.task", "server.gguf")),
     # before the engine is told what to load
     ("server.app", (*RARE, *HTTP, *ENGINE)),
     # while it loads
