@@ -294,14 +294,21 @@ def test_who_has_begun_to_read_does_not_wait_for_a_whole_group():
     assert max(gaps_of(d, reader, lambda: all(d.outcomes[task].pieces for task in tasks))) <= 110
 
 
-def test_texts_go_on_when_the_time_for_further_prompts_is_over():
-    d = slow_driver(n_slots=32, max_stall_ms=100)
-    for i in range(32):
+def prompts_before_the_texts_go_on(n_tasks: int, max_stall_ms: float) -> int:
+    """So many short questions come at once: how many of them are read before a stream has its second token."""
+    d = slow_driver(n_slots=n_tasks, max_stall_ms=max_stall_ms)
+    for i in range(n_tasks):
         d.post(f"{i:02} a short question", n_predict=20, stream=True)
     d.finish()
-    n_prompts = [sum(len(span) > 1 for span in batch) for batch in d.backend.batches]
-    runs = "".join(map(str, n_prompts)).split("0")
-    assert sum(map(len, runs)) == 32 and 3 <= max(map(len, runs)) <= 14
+    return next(i for i, batch in enumerate(d.backend.batches) if len(batch[0]) == 1)
+
+
+def test_a_group_that_comes_at_once_is_read_before_its_texts_go_on():
+    assert prompts_before_the_texts_go_on(32, 100) == 32
+
+
+def test_texts_go_on_when_the_time_for_further_prompts_is_over():
+    assert 5 <= prompts_before_the_texts_go_on(32, 20) <= 24
 
 
 def test_streams_with_different_adapters_all_go_on_while_prompts_are_read():
