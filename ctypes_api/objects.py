@@ -15,6 +15,7 @@ import ctypes
 import os
 import sys
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from ctypes import POINTER, c_char, c_float, c_int8, c_int32
 from typing import Any
@@ -32,7 +33,7 @@ Progress = Callable[[float], bool]
 _NO_SAMPLER = "the native library refused to make a sampler: a grammar that doesn't parse, or a bad argument"
 
 
-class Owner:
+class Owner(ABC):
     """Base: a native pointer, its children, and what must live as long as it does."""
 
     raw: int | None = None              # on the class, so that a failed constructor is harmless
@@ -67,8 +68,9 @@ class Owner:
         if self.parent is not None:
             self.parent._children.remove(self)
 
+    @abstractmethod
     def _free(self, raw: int) -> None:
-        raise NotImplementedError
+        """Give `raw` back to C."""
 
     def __enter__(self) -> Any:
         return self

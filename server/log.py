@@ -21,6 +21,7 @@ import os
 import re
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol, TextIO
@@ -393,7 +394,7 @@ class Handler(logging.Handler):
                                              (self._n_lost, self._why), None, "emit"))
 
 
-class Sink:
+class Sink(ABC):
     """Somewhere that bytes go. Remembers whether a failed write left the beginning of a line behind, and
     whether nobody read it the last time, so that a stuck reader is waited for only once."""
 
@@ -401,9 +402,9 @@ class Sink:
         self._is_torn = False
         self._is_stuck = False
 
+    @abstractmethod
     def write(self, text: str) -> None:
         """Whole lines: all of it, or OSError or ValueError."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Let go of what is ours. Idempotent."""

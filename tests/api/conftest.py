@@ -26,6 +26,7 @@ from server.engine.thread import ThreadTransport
 from server.options import parse
 from server.serving import make_context, make_server
 from server.web import httpd
+from tests.fake_media import seeing
 from tests.fakes import FakeBackend, FakeVocab
 from tests.support import wait_until
 
@@ -231,6 +232,16 @@ def api() -> Iterator[Api]:
     one = Api(FakeBackend(n_ctx=8192, n_slots=2)).start()
     yield one
     one.stop()
+    one.wait_for_threads()
+
+
+@pytest.fixture(scope="module")
+def eyes() -> Iterator[Api]:
+    """One server with eyes and ears for a whole file."""
+    one = Api(seeing()).start()
+    yield one
+    one.stop()
+    assert one.backend.media.n_open == 0
     one.wait_for_threads()
 
 

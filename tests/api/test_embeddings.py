@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import math
+import socket
 import struct
 from dataclasses import replace
 
 import pytest
 
+from tests.api.conftest import Api
 from tests.fakes import BOS, FakeBackend, FakeEmbeddings, vector_of
 
 HELLO = [BOS, *b"hello"]
@@ -183,13 +185,20 @@ def test_a_model_that_only_embeds_says_so(make_api):
     assert api.get("/health").status == 200 and api.get("/slots").status == 200
 
 
-def test_a_client_that_hangs_up_takes_its_request_along(make_api):
-    api = make_api(FakeBackend()).start()
+def held(api: Api) -> socket.socket:
+    """The connection of a request named `mine` for twenty texts, the first of which are being computed."""
     api.backend.hold()
     sock = api.connect()
     body = b'{"input": ["' + b'", "'.join([b"x" * 30] * 20) + b'"]}'
-    sock.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    sock.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: mine\r\n"
+                 b"Content-Length: %d\r\n\r\n" % len(body) + body)
     api.wait_for_decode()
+    return sock
+
+
+def test_a_client_that_hangs_up_takes_its_request_along(make_api):
+    api = make_api(FakeBackend()).start()
+    sock = held(api)
     sock.close()
     api.backend.go()
     api.settle()
@@ -201,11 +210,7 @@ def test_a_client_that_hangs_up_takes_its_request_along(make_api):
 
 def test_a_request_can_be_aborted_by_its_id(make_api):
     api = make_api(FakeBackend()).start()
-    api.backend.hold()
-    sock = api.connect()
-    body = b'{"input": ["' + b'", "'.join([b"x" * 30] * 20) + b'"]}'
-    sock.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: mine\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-    api.wait_for_decode()
+    sock = held(api)
     assert api.post("/v1/abort", {"id": "mine"}).json()["stopped"] is True
     assert sock.recv(65536).startswith(b"HTTP/1.1 499 ")
     assert api.post("/v1/abort", {"id": "mine"}).json()["stopped"] is False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,16 +16,6 @@ from tests.fakes import BOS, FakeBackend, letters, said_by
 from tests.media_files import bmp, data_url, gif, picture, png, png_of, wav
 
 CAT, DOG = picture(1), picture(2)
-
-
-@pytest.fixture(scope="module")
-def eyes() -> Iterator[Api]:
-    """One server with eyes and ears for the whole file."""
-    one = Api(seeing()).start()
-    yield one
-    one.stop()
-    assert one.backend.media.n_open == 0
-    one.wait_for_threads()
 
 
 def right(prompt: list[int | bytes], n: int = 8) -> str:

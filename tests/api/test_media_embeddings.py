@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from tests.api.conftest import Api
 from tests.api.test_embeddings import close, unit
 from tests.fake_media import Eyes, b64, media, seeing
 from tests.fakes import BOS, FakeBackend, vector_of
@@ -15,15 +13,6 @@ from tests.media_files import data_url, picture, png, wav
 
 CAT, DOG, MEOW = picture(1), picture(2), wav(0.1)
 PNG = b64(CAT)
-
-
-@pytest.fixture(scope="module")
-def eyes() -> Iterator[Api]:
-    """One server with eyes and ears for the whole file."""
-    one = Api(seeing()).start()
-    yield one
-    one.stop()
-    assert one.backend.media.n_open == 0
 
 
 def tokens_of(*parts: str | bytes) -> list[int]:

@@ -35,13 +35,17 @@ class SlowLoad:
 
 @pytest.fixture
 def busy(make_api):
-    """A server with two slots, both working on endless texts."""
+    """A server with two slots, both working on endless texts, in the middle of a step (nobody reads them: an engine
+    that went on would soon be so far ahead that they are cut off)."""
     api = make_api(FakeBackend(n_ctx=128, n_slots=2), shift_context=True).start()
     clients = [api.begin({"prompt": f"endless {i}", "stream": True, "n_keep": 3 + i}) for i in range(2)]
     api.wait_for(n_processing=2)
+    api.backend.hold()
+    api.wait_for_decode()
     yield api
     for client in clients:
         client.close()
+    api.backend.go()
     api.wait_for(0, 0)
 
 

@@ -142,20 +142,22 @@ def test_a_shifted_context_is_not_kept():
     assert d.scheduler._prefixes.blocks.ram_used == 0
 
 
-def test_saving_stops_when_its_time_is_over():
-    d = driver(n_slots=2, max_stall_ms=100)
+@pytest.mark.parametrize(("is_split", "name", "seconds", "n_blocks"),
+                         [(False, "state", 0.06, 2), (True, "read_parts", 0.2, 1)])
+def test_saving_stops_when_its_time_is_over(is_split, name, seconds, n_blocks):
+    d = driver(n_slots=2, is_split=is_split, max_stall_ms=100)
     ask(d, TEXTS[0] * 2, id_slot=1)
     reader = d.post("somebody reads", n_predict=300, id_slot=0)
     d.step(3)
-    state = d.backend.state
+    read = getattr(d.backend, name)
 
-    def slow_state(seq):
-        d.clock.now += 0.06
-        return state(seq)
-    d.backend.state = slow_state
+    def slow(seq):
+        d.clock.now += seconds
+        return read(seq)
+    setattr(d.backend, name, slow)
     other = d.post(TEXTS[1], n_predict=1, id_slot=1)
     d.step()
-    assert d.scheduler._prefixes.blocks.known((), list((TEXTS[0] * 2).encode())) == 2 * BLOCK
+    assert d.scheduler._prefixes.blocks.known((), list((TEXTS[0] * 2).encode())) == n_blocks * BLOCK
     d.finish()
     assert d.text(reader) == alone("somebody reads", 300) and d.text(other) == alone(TEXTS[1], 1)
 
@@ -203,24 +205,6 @@ def test_states_that_can_not_be_cut_are_not_kept_and_that_is_said_once(caplog):
             ask(d, text + "!")
     assert d.scheduler._prefixes.blocks.ram_used == 0
     assert len([record for record in caplog.records if "can't be cut" in record.message]) == 1
-
-
-def test_saving_a_stream_stops_when_its_time_is_over():
-    d = driver(n_slots=2, is_split=True, max_stall_ms=100)
-    ask(d, TEXTS[0] * 2, id_slot=1)
-    reader = d.post("somebody reads", n_predict=300, id_slot=0)
-    d.step(3)
-    read_parts = d.backend.read_parts
-
-    def slow_parts(seq):
-        d.clock.now += 0.2
-        return read_parts(seq)
-    d.backend.read_parts = slow_parts
-    other = d.post(TEXTS[1], n_predict=1, id_slot=1)
-    d.step()
-    assert d.scheduler._prefixes.blocks.known((), list((TEXTS[0] * 2).encode())) == BLOCK
-    d.finish()
-    assert d.text(reader) == alone("somebody reads", 300) and d.text(other) == alone(TEXTS[1], 1)
 
 
 def test_idle_slots_are_written_to_disk_reading_each_of_them_once(tmp_path):

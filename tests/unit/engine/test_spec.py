@@ -32,7 +32,7 @@ def poet(history: Sequence[int]) -> int:
 def driver(reply: Callable = poet, spec: SpecConfig = LOOKUP, drafter: Callable | None = None, n_slots: int = 1,
            n_ctx_slot: int = 1024, n_batch: int = 512, **config) -> Driver:
     backend = FakeBackend(reply, n_ctx_slot * n_slots, n_slots, n_batch=n_batch,
-                          **{name: config.pop(name) for name in ("n_cells", "can_trim") if name in config})
+                          **{name: config.pop(name) for name in ("n_cells", "can_trim", "is_split") if name in config})
     if drafter is not None:
         backend.drafter = FakeBackend(drafter, n_ctx_slot * n_slots, n_slots)
     return Driver(backend, spec=spec, **config)
@@ -116,6 +116,15 @@ def test_many_sequences_are_drafted_for_in_one_batch(n_batch):
         assert d.text(task) == alone(prompts[i], 50 + i, poet)
     if n_batch > 4:
         assert any(sum(span.n_draft > 0 for span in batch) > 1 for batch in d.backend.batches)
+
+
+def test_with_a_stream_for_each_sequence_others_do_not_wait_for_many_guesses():
+    d = driver(n_slots=4, is_split=True)
+    tasks = [d.post(POEM, n_predict=80) for _ in range(4)]
+    d.finish()
+    assert {d.text(task) for task in tasks} == {alone(POEM, 80, poet)}
+    n_guesses = [sum(span.n_draft for span in batch) for batch in d.backend.batches if len(batch) > 1]
+    assert 0 < max(n_guesses) <= 8
 
 
 def test_drafts_go_on_while_another_prompt_is_read():
