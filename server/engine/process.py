@@ -3,13 +3,13 @@
 It gets its configuration and its messages as frames on stdin, and answers with frames on what was its stdout: file
 descriptor 1 itself is pointed at stderr first, so that nothing that native code prints can get between the frames.
 
-Threads: the main one loads the model and runs the scheduler; `reader` takes messages, `writer` sends frames (encoding
-and sending overlap with the next decode, which runs without the GIL), `beat` tells each second that the process lives
-and how far it is. When the web process is gone, stdin ends and so does this process, even in the middle of a decode.
+Threads: the main one loads the model, runs the scheduler and sends its frames; `reader` takes messages, `writer` sends
+what the pipe has no room for at the moment, `beat` tells each second that the process lives and how far it is. When the
+web process is gone, stdin ends and so does this process, even in the middle of a decode.
 
 May import the engine and the leaves; nothing of HTTP, so that it starts quickly. Not taken: `multiprocessing` (it
-starts copies in ways that differ per system and break in frozen programs); sending from the engine's thread (a slow
-web process would slow down decoding).
+starts copies in ways that differ per system and break in frozen programs); sending all from a thread of its own (it
+competes with the decode that follows, for a core that computes and for the interpreter's lock).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import faulthandler
 import gc
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -102,60 +103,101 @@ def _live_and_die_with_parent() -> None:
 
 
 class Outbox:
-    """Frames and log records on their way to the web process. The engine waits in `put` when too many are waiting."""
+    """Frames and log records on their way to the web process. The engine waits in `put` when too many are waiting.
+
+    Whoever puts a frame sends it, if nothing else is on its way and the pipe takes it at once; the thread `writer` has
+    the rest. Waking that thread for each step would have it compete with the next decode for a core. Where a pipe
+    can't be asked not to wait (Windows), `writer` sends everything.
+    """
 
     def __init__(self, fd: int, codec: Codec) -> None:
         self._fd = fd
         self._codec = codec
-        self._changed = threading.Condition()       # guards the rest
+        self._never_waits = _unblocked(fd)
+        self._lock = threading.Lock()               # guards the rest
+        self._work = threading.Condition(self._lock)        # there may be something for `writer` to do
+        self._progress = threading.Condition(self._lock)    # something was sent
         self._waiting: deque[object] = deque()
+        self._rest = b""                            # of a frame that the pipe has taken a part of
         self._n_lost = 0
-        self._is_sending = False
+        self._is_sending = False                    # somebody writes into the pipe, without holding the lock
         threading.Thread(target=self._run, name="writer", daemon=True).start()
 
     def put(self, message: object) -> None:
         """Any thread: send this. Waits while the web side is far behind."""
-        with self._changed:
+        with self._lock:
             while len(self._waiting) >= MAX_WAITING:
-                self._changed.wait()
-            self._waiting.append(message)
-            self._changed.notify_all()
+                self._progress.wait()
+            if not self._never_waits or self._is_sending or self._waiting or self._rest:
+                self._waiting.append(message)
+                self._work.notify()
+                return
+            self._is_sending = True
+        rest = b""
+        try:
+            data = self._codec.encode(message)
+            rest = data[self._write(data):]
+        finally:
+            with self._lock:
+                self._is_sending, self._rest = False, rest
+                self._progress.notify_all()
+                if self._rest or self._waiting:
+                    self._work.notify()
 
     def offer(self, message: LogLine) -> None:
         """Any thread: send this, or drop it if that would mean waiting (a log record; they are counted)."""
-        with self._changed:
+        with self._lock:
             if len(self._waiting) < MAX_WAITING_LOGS:
                 self._waiting.append(message)
-                self._changed.notify_all()
+                self._work.notify()
             else:
                 self._n_lost += 1
 
     def flush(self, patience_s: float) -> None:
         """Wait until everything is sent, but not for ever."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and not self._is_sending, patience_s)
+        with self._lock:
+            self._progress.wait_for(lambda: not (self._waiting or self._rest or self._is_sending), patience_s)
+
+    def _write(self, data: bytes | memoryview) -> int:
+        """How many bytes the pipe has taken: all if nobody reads any more, which `reader` sees, too, and then ends
+        the process."""
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)
 
     def _run(self) -> None:
         while True:
-            with self._changed:
-                self._is_sending = False
-                self._changed.notify_all()
-                while not self._waiting:
-                    self._changed.wait()
-                messages = list(self._waiting)
+            with self._lock:
+                while self._is_sending or not (self._waiting or self._rest):
+                    self._work.wait()
+                messages, rest = list(self._waiting), self._rest
                 self._waiting.clear()
-                self._changed.notify_all()      # there is room now, however long sending takes
+                self._rest = b""
                 self._is_sending = True
+                self._progress.notify_all()     # there is room now, however long sending takes
                 if self._n_lost:
                     messages.append(_lost(self._n_lost))
                     self._n_lost = 0
-            data = b"".join(map(self._codec.encode, merge_frames(messages)))
-            try:
-                left = memoryview(data)
-                while left:
-                    left = left[os.write(self._fd, left):]
-            except OSError:
-                return              # nobody reads any more: the reader sees the same and ends the process
+            left = memoryview(rest + b"".join(map(self._codec.encode, merge_frames(messages))))
+            while left:
+                n_taken = self._write(left)
+                left = left[n_taken:]
+                if not n_taken:
+                    select.select((), (self._fd,), ())
+            with self._lock:
+                self._is_sending = False
+                self._progress.notify_all()
+
+
+def _unblocked(fd: int) -> bool:
+    """Have writes to a pipe take what there is room for; False where that can't be (`select` there knows no pipes)."""
+    if sys.platform == "win32":
+        return False
+    os.set_blocking(fd, False)
+    return True
 
 
 def merge_frames(messages: list[object]) -> list[object]:

@@ -48,7 +48,10 @@ def test_frames_that_pile_up_become_one_and_the_last_snapshot_counts():
                       Frame((*frame(3).events, *frame(4).events, *frame(5).events), last)]
 
 
-def test_the_engine_waits_for_a_web_side_that_does_not_read_and_nothing_is_lost():
+@pytest.mark.parametrize("is_unblocked", [True, False])
+def test_the_engine_waits_for_a_web_side_that_does_not_read_and_nothing_is_lost(monkeypatch, is_unblocked):
+    if not is_unblocked:        # as on Windows
+        monkeypatch.setattr(process, "_unblocked", lambda fd: False)
     pipe, n = Pipe(), 20_000
     putting = threading.Thread(target=lambda: [pipe.outbox.put(frame(i)) for i in range(n)], daemon=True)
     putting.start()
@@ -60,6 +63,26 @@ def test_the_engine_waits_for_a_web_side_that_does_not_read_and_nothing_is_lost(
     assert pipe.tokens() == list(range(n))
     pipe.outbox.flush(PATIENCE_S)
     assert not pipe.outbox._waiting
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a pipe there can't be asked not to wait")
+def test_what_the_pipe_takes_is_sent_by_whoever_has_it_and_the_rest_by_the_writer(monkeypatch):
+    pipe, senders, write = Pipe(), [], os.write
+
+    def watched(fd, data):
+        senders.append(threading.current_thread().name)
+        return write(fd, data)
+    monkeypatch.setattr(process.os, "write", watched)
+    me = threading.current_thread().name
+    pipe.outbox.put(frame(1))
+    pipe.take()
+    assert pipe.tokens() == [1] and senders == [me]
+    long = Frame((Piece(0, (2,), "x" * 1_000_000),))
+    pipe.outbox.put(long)
+    pipe.outbox.put(frame(3))
+    while pipe.tokens() != [1, 2, 3]:
+        pipe.take()
+    assert senders[1] == me and set(senders[2:]) == {"writer"} and pipe.read[1] == long
 
 
 def test_log_records_never_wait_and_losses_are_counted(monkeypatch):
