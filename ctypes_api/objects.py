@@ -175,8 +175,12 @@ class AbortFlag:
 class Context(Owner):
     """A llama_context on a model. Fields: llama_context_params (n_ctx, n_seq_max, kv_unified, ...)."""
 
-    def __init__(self, model: Model, *, abort: AbortFlag | None = None, **fields: Any) -> None:
-        """Raises ModelLoadError with the last native error lines (usually: not enough memory)."""
+    def __init__(self, model: Model, *, abort: AbortFlag | None = None, pool: Threadpool | None = None,
+                 **fields: Any) -> None:
+        """Raises ModelLoadError with the last native error lines (usually: not enough memory).
+
+        Without a `pool`, which may serve several contexts one after the other, ggml starts threads for each graph.
+        """
         super().__init__(model.libs)
         params = self.libs.llama.llama_context_default_params()
         _set_fields(params, fields, self._keep)
@@ -188,6 +192,9 @@ class Context(Owner):
         if self.raw is None:
             raise ModelLoadError(_failure("can't create a context", self.libs, mark))
         self.memory: int | None = self.libs.llama.llama_get_memory(self)    # None: an encoder-only model
+        if pool is not None:
+            self._keep.append(pool)
+            self.libs.llama.llama_attach_threadpool(self, pool, pool)
 
     def _free(self, raw: int) -> None:
         self.libs.llama.llama_free(raw)
@@ -196,7 +203,8 @@ class Context(Owner):
 class Threadpool(Owner):
     """A ggml thread pool for llama_attach_threadpool. Fields: ggml_threadpool_params (prio, poll, ...).
 
-    Detach it from every context (or close them) before closing it.
+    Detach it from every context (or close them) before closing it. The thread that makes it gets `cpumask` and `prio`,
+    too: it computes along.
     """
 
     def __init__(self, libs: Libs, n_threads: int, **fields: Any) -> None:

@@ -32,7 +32,7 @@ from server.fetching import fetched, repository_projector
 from server.log import LogFileError, get_logger
 from server.one_shot import ModelPlace, place_in, place_of
 from server.option_table import POOLING
-from server.options import OptionError, Options, native_params, projector_params, secret_values
+from server.options import OptionError, Options, native_params, pool_params, projector_params, secret_values
 
 VERSION = "0.1.0"
 SWITCH_INTERVAL_S = 0.0005
@@ -206,6 +206,7 @@ def engine_config(options: Options, model: ModelPlace, draft_model: str = "") ->
         n_checkpoints=options.ctx_checkpoints, checkpoint_step=max(options.checkpoint_min_step, 64),
         embeddings=options.embeddings or options.reranking,
         spec=spec_config(options, draft_model), model_params=model_params, context_params=context_params,
+        pool_params=pool_params(options),
         mmproj=find_projector(options, model), mmproj_params=projector_params(options))
 
 

@@ -16,7 +16,7 @@ SPECULATIVE, MODELS, PAGE = "Speculative decoding", "Several models, ready-made 
 TUNING, OTHER = "Tuning", "Other"
 OTHER_GROUPS = (OLD, CHAT, MEDIA, SPECULATIVE, MODELS, PAGE, TUNING, OTHER)
 
-SYSTEM_PLACES = "the system places the threads"
+SYSTEM_PLACES = "the system places its threads"
 CACHE = "this server's prompt cache works without such a limit"
 DRAFTS = "drafts are found and bounded in another way here; see --spec-type"
 REASONING = "this version shows a model's reasoning as part of its answer"
@@ -117,12 +117,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --mcp-servers-json JSON $LLAMA_ARG_MCP_SERVERS_JSON
         -ag,--agent|-no-ag,--no-agent $LLAMA_ARG_AGENT"""),
 
-    (IGNORED, TUNING, SYSTEM_PLACES, """
-        -C,--cpu-mask M
-        -Cr,--cpu-range LO-HI
-        --cpu-strict 0/1
-        --prio N
-        --poll N
+    (IGNORED, TUNING, "prompts are read by the threads that generate", """
         -Cb,--cpu-mask-batch M
         -Crb,--cpu-range-batch LO-HI
         --cpu-strict-batch 0/1

@@ -24,6 +24,8 @@ WORKS, IGNORED, PLANNED, REFUSED = "works", "ignored", "planned", "refused"
 """Of `Option.status`: does what it says; taken with a warning, since doing without harms nobody; refused until this
 server can do it; refused for good."""
 
+MAX_CPUS = 512          # GGML_MAX_N_THREADS, the length of llama.cpp's masks
+
 SWITCH_WORDS = {"1": True, "on": True, "true": True, "yes": True, "enabled": True,
                 "0": False, "off": False, "false": False, "no": False, "disabled": False}
 
@@ -43,8 +45,8 @@ class Option:
     `flags` are all spellings; `off_flags` set a switch to False. `default_2024` replaces `default` with
     `--compat 2024`. `dest` is the attribute that is set, if not `name`. `choices` maps the allowed words to values.
     `bare` is the text that counts when no value follows. With `repeat` the type gives tuples, which add up. `target`
-    says where `native_params` and `request_defaults` put the value: `context:FIELD`, `model:FIELD` or `mmproj:FIELD` of
-    llama.cpp's structs, or `request:FIELD`. `note` says why an option that doesn't work doesn't. `secret` values are
+    says where `native_params` and `request_defaults` put the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or `pool:FIELD`
+    of llama.cpp's structs, or `request:FIELD`. `note` says why an option that doesn't work doesn't. `secret` values are
     never shown.
     """
 
@@ -249,6 +251,26 @@ def sizes(text: str) -> tuple[int, ...]:
     if min(numbers) < 0:
         raise BadValue(f"'{text}' is not a list of sizes such as 1024,512")
     return numbers
+
+
+def cpu_mask(text: str) -> tuple[int, ...]:
+    """`f` or `0xF`, `3c`: the numbers of the bits that are set."""
+    try:
+        bits = int(text, 16)
+    except ValueError:
+        bits = 0
+    if bits <= 0 or bits >> MAX_CPUS:
+        raise BadValue(f"'{text}' is not a hexadecimal mask of CPUs such as 0xF")
+    return tuple(cpu for cpu in range(MAX_CPUS) if bits >> cpu & 1)
+
+
+def cpu_range(text: str) -> tuple[int, ...]:
+    """`0-3`: the numbers from 0 to 3; either end may be left out, as llama-server has it."""
+    match = re.fullmatch(r"(\d*)-(\d*)", text)
+    low, high = (int(match[1] or 0), int(match[2] or MAX_CPUS - 1)) if match else (1, 0)
+    if not 0 <= low <= high < MAX_CPUS:
+        raise BadValue(f"'{text}' is not a range of CPUs such as 0-3")
+    return tuple(range(low, high + 1))
 
 
 def gpu_layers(text: str) -> int:

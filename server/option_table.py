@@ -173,6 +173,16 @@ OPTIONS: tuple[Option, ...] = (
            "LLAMA_ARG_THREADS", -1, MAX_THREADS),
     Option("threads_batch", ("-tb", "--threads-batch"), "threads for reading prompts (default: same as --threads)",
            COMPUTE, int, -1, "N", "LLAMA_ARG_THREADS_BATCH", -1, MAX_THREADS),
+    Option("cpu_mask", ("-C", "--cpu-mask"), "CPUs for the threads that compute, as a hexadecimal mask (default: the "
+           "system places them)", COMPUTE, to.cpu_mask, (), "M", repeat=True, target="pool:cpumask"),
+    Option("cpu_range", ("-Cr", "--cpu-range"), "the same as a range of CPU numbers; adds to the mask", COMPUTE,
+           to.cpu_range, metavar="LO-HI", dest="cpu_mask", repeat=True),
+    Option("cpu_strict", ("--cpu-strict",), "one of these CPUs for each thread: 0 or 1", COMPUTE, default=False,
+           metavar="0/1", choices={"0": False, "1": True}, target="pool:strict_cpu"),
+    Option("prio", ("--prio",), "priority of the threads that compute: -1 low, 0 normal, 1 medium, 2 high, 3 realtime",
+           COMPUTE, int, 0, "N", low=-1, high=3, target="pool:prio"),
+    Option("poll", ("--poll",), "how busily they wait for the next step: 0 sleeps, 100 never does, which is quicker only "
+           "where CPUs are to spare", COMPUTE, int, 0, "N", low=0, high=100, target="pool:poll"),
     Option("batch_size", ("-b", "--batch-size"), "most tokens evaluated in one step", COMPUTE, int, 2048, "N",
            "LLAMA_ARG_BATCH", 1, 2**20),
     Option("ubatch_size", ("-ub", "--ubatch-size"), "most tokens computed at once within a step", COMPUTE, int, 512,

@@ -20,7 +20,7 @@ from server.option_row import IGNORED, SAME, WORKS, Option, OptionError, convert
 from server.option_table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS, POOLING, ROPE_SCALING
 
 __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", "Option", "OptionError", "Options",
-           "compat_rows", "draft_params", "native_params", "parse", "projector_params", "request_defaults",
+           "compat_rows", "draft_params", "native_params", "parse", "pool_params", "projector_params", "request_defaults",
            "secret_values", "usage"]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
@@ -149,7 +149,8 @@ def _unknown(word: str, by_flag: Mapping[str, tuple[Option, bool]]) -> str:
 def _did_you_mean(word: str, by_name: Mapping[str, tuple[Option, bool]]) -> str:
     import difflib
     names = [name for name, (option, _) in by_name.items() if option.status == WORKS]
-    close = difflib.get_close_matches(word, names, 1)
+    close = difflib.get_close_matches(word, names, 3)
+    close.sort(key=lambda name: sorted(name) != sorted(word))       # letters that changed places are the likeliest slip
     return f", did you mean {close[0]}?" if close else "; --help lists them"
 
 
@@ -294,6 +295,11 @@ def draft_params(options: Options) -> tuple[dict[str, object], dict[str, object]
         model["tensor_buft_overrides"] = buffers
     context = {name: context[name] for name in SHARED_WITH_DRAFT if name in context}
     return model, context | dict(_targets(options, "draft_context"))
+
+
+def pool_params(options: Options) -> dict[str, object]:
+    """What the user has set of ggml_threadpool_params, by field name; `cpumask` is a tuple of CPU numbers."""
+    return dict(_targets(options, "pool"))
 
 
 def projector_params(options: Options) -> dict[str, object]:

@@ -29,6 +29,7 @@ from server.engine.backend_embed import (NON_CAUSAL, POOLING_NAMES, EmbeddingSha
                                           encoder_shape, generative_shape, longest_input, pooling_of)
 from server.engine.backend_embed_media import LlamaMediaEmbeddings
 from server.engine.backend_params import model_fields
+from server.engine.backend_pool import cpu_count, open_pool, thread_counts
 from server.engine.positions import bounded_context, learned_positions
 from server.engine.backend_rerank import WORDS, LlamaWordScores, answers_in_words
 from server.engine.backend_report import NO_GPU, LoadReport, lacks_gpu
@@ -151,6 +152,7 @@ class LlamaBackend:
         self._n_ctx = bounded_context(self._context_size(config, plan), config.n_slots, self._n_positions)
         self._vocab = self._llama.llama_model_get_vocab(self._model)
         n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
+        self._pool = open_pool(self._libs, config)
         eog_tokens = Meanwhile(lambda: frozenset(
             token for token in range(n_vocab) if self._llama.llama_vocab_is_eog(self._vocab, token)))
         with eog_tokens:
@@ -192,7 +194,7 @@ class LlamaBackend:
         self.info = self._model_info(config, n_vocab)
         self.facts = VocabFacts(self.info.eog_tokens, self._suppress_tokens(), self.info.n_ctx_slot)
         self._samplers = SamplerFactory(self._llama, self._vocab, n_vocab)
-        self._draws = Draws(min(self._threads(config)["n_threads"], cpu_count()) - 1)
+        self._draws = Draws(min(thread_counts(config)[0], cpu_count()) - 1)
         if config.warmup:
             self._warm_up()
 
@@ -400,7 +402,7 @@ class LlamaBackend:
         """See `Backend`; the same one every time."""
         if self._embeddings is None:
             config, model = self._config, self._model
-            fields = {**self._threads(config), **config.context_params}
+            fields = {**self._compute(config), **config.context_params}
             if self._answers_in_words:
                 shape = self._embedding_shape(config, LLAMA_POOLING_TYPE_LAST)
                 self._embeddings = LlamaWordScores(model, shape, config.n_ubatch, self._abort, fields)
@@ -418,7 +420,7 @@ class LlamaBackend:
                 old.close()
             shape = self._embedding_shape(config, LLAMA_POOLING_TYPE_NONE)
             self._media_embeddings = LlamaMediaEmbeddings(self._model, self.media, shape, n_at_once, self._abort, {
-                **self._threads(config), **config.context_params})
+                **self._compute(config), **config.context_params})
             self._media_embeddings.set_lora(self._lora_of(config))
         return self._media_embeddings
 
@@ -445,6 +447,8 @@ class LlamaBackend:
             self._likeliest.close()
         self._context.close()
         self._model.close()
+        if self._pool is not None:
+            self._pool.close()
 
     # ---- opening ----------------------------------------------------------------------------------------------
 
@@ -466,14 +470,13 @@ class LlamaBackend:
         n_seqs = config.n_slots + (0 if self.is_split else 1 if has_states else 2)
         n_batch = min(max(config.n_batch, n_seqs), max(n_ctx, n_seqs))
         fields = {"n_ctx": n_ctx, "n_batch": n_batch, "n_ubatch": min(config.n_ubatch, n_batch),
-                  "n_seq_max": n_seqs, "kv_unified": not self.is_split, **self._threads(config)}
+                  "n_seq_max": n_seqs, "kv_unified": not self.is_split, **self._compute(config)}
         return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
 
-    @staticmethod
-    def _threads(config: EngineConfig) -> dict[str, int | bool]:
-        n_threads = config.n_threads if config.n_threads > 0 else cpu_count()
-        n_threads_batch = config.n_threads_batch if config.n_threads_batch > 0 else n_threads
-        return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True}
+    def _compute(self, config: EngineConfig) -> dict[str, object]:
+        """What all contexts have in common: they compute one after the other, with the same threads."""
+        n_threads, n_threads_batch = thread_counts(config)
+        return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True, "pool": self._pool}
 
     def _embedding_shape(self, config: EngineConfig, pooling: int) -> EmbeddingShape:
         llama, n_ctx = self._llama, self._n_ctx
@@ -531,10 +534,3 @@ def _fitted_params(config: EngineConfig, plan: Plan | None) -> dict[str, object]
         if config.is_fitted and len(plan.rows) > 1 and params.get("n_gpu_layers", -1) < 0:
             params["n_gpu_layers"] = plan.n_gpu_layers
     return params
-
-
-def cpu_count() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -49,7 +49,8 @@ class EngineConfig:
     `n_ctx` 0 is the model's own, None what fits into memory, at most that for each slot. With `is_fitted` what can't
     fit is refused; `fit_target` in MiB to leave free, one value or one per GPU; `fit_ctx` tokens are enough of a
     context to prefer layers on the GPU. `model_params` and `context_params` go by
-    name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `lora` are
+    name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `pool_params`
+    go into `ggml_threadpool_params`, where `cpumask` is a tuple of CPU numbers. `lora` are
     (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `mmproj` is the projector's file, "" for none;
     `mmproj_params` go by name into `mtmd_context_params`. `n_group` above 1 switches self-extend on. With `special`
     answers show special tokens. `exact` evaluates each task alone and from its beginning. With `kv_unified` all
@@ -101,6 +102,7 @@ class EngineConfig:
     mmproj_params: dict[str, object] = field(default_factory=dict)
     model_params: dict[str, object] = field(default_factory=dict)
     context_params: dict[str, object] = field(default_factory=dict)
+    pool_params: dict[str, object] = field(default_factory=dict)
 
     def is_split(self, has_window: bool) -> bool:
         """Whether each slot has a part of the KV cache that nobody else's attention looks at (a "stream").

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator
@@ -184,6 +185,25 @@ def test_threads_and_batches_are_what_the_getters_say(opened):
     assert (one.get("llama_n_threads"), one.get("llama_n_threads_batch")) == (2, 2)
     one = opened("-b", "64")
     assert (one.get("llama_n_batch"), one.get("llama_n_ubatch")) == (64, 64)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux tells where threads may run")
+def test_compute_threads_outlive_a_step_and_run_where_the_user_says(opened):
+    def threads() -> dict[str, str]:
+        """Where each thread of this process may run."""
+        return {task.name: re.search(r"Cpus_allowed_list:\s*(\S+)", (task / "status").read_text())[1]
+                for task in Path("/proc/self/task").iterdir()}
+    cpus = os.sched_getaffinity(0)
+    last = max(cpus)
+    try:
+        before = threads()
+        one = opened("-t", "3", "-C", f"{1 << last:x}")
+        pool = {thread: where for thread, where in threads().items() if thread not in before}
+        assert sorted(pool.values()) == [str(last)] * 2 and os.sched_getaffinity(0) == {last}
+        one.logits()
+        assert threads().keys() == before.keys() | pool.keys(), "no other threads were started"
+    finally:
+        os.sched_setaffinity(0, cpus)       # this thread computes along
 
 
 def test_the_context_of_2024_has_512_tokens_and_that_of_slots_is_multiplied(libs_folder, opened, tiny_spm_model):

@@ -64,6 +64,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.backend_sampler": NATIVE,        # parts of the backend, see IMPORTED_ONLY_BY
     "server.engine.backend_custom": NATIVE,
     "server.engine.backend_params": NATIVE,
+    "server.engine.backend_pool": NATIVE,
     "server.engine.backend_report": NATIVE,
     "server.engine.backend_mtmd": NATIVE,
     "server.engine.backend_draft": NATIVE,

@@ -96,9 +96,10 @@ def test_an_empty_file_says_nothing(config):
 
 
 def test_what_has_no_effect_warns_with_its_place(config):
-    assert config("prio = 1\n").warnings == ("my.conf line 1: prio has no effect: the system places the threads",)
-    warning, = config({"a": {"prio": 1}}).warnings
-    assert warning.startswith("my.conf at a.prio: prio has no effect")
+    assert config("perf = 1\n").warnings == ("my.conf line 1: perf has no effect: llama.cpp's own timings are off; answers "
+                                              "and /metrics have this server's",)
+    warning, = config({"a": {"perf": 1}}).warnings
+    assert warning.startswith("my.conf at a.perf: perf has no effect")
 
 
 @pytest.mark.parametrize(("content", "words"), [

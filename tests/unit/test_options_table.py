@@ -15,7 +15,7 @@ from server.api.embeddings import EMBEDDING_FIELDS
 from server.engine.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.option_row import IGNORED, PLANNED, REFUSED, SAME, WORKS
 from server.options import (ALL_OPTIONS, GROUPS, OPTIONS, OTHER_GROUPS, OTHER_OPTIONS, OptionError, compat_rows,
-                            native_params, parse, request_defaults, secret_values)
+                            native_params, parse, pool_params, request_defaults, secret_values)
 from tests.support import ROOT
 
 # llama-server v0.5.0: the flags of each option and its variable ($X is LLAMA_ARG_X unless it has another prefix)
@@ -416,6 +416,21 @@ def test_what_looks_like_a_contradiction_but_is_none(file):
 ])
 def test_what_the_user_sets_goes_to_llama_cpp_and_nothing_else(argv, model, context):
     assert native_params(parse(argv, {})) == (model, context)
+
+
+@pytest.mark.parametrize(("argv", "params"), [
+    ([], {}), (["-C", "0x5", "--cpu-strict", "1"], {"cpumask": (0, 2), "strict_cpu": True}),
+    (["-C", "8", "-Cr", "0-1"], {"cpumask": (3, 0, 1)}), (["-Cr", "510-"], {"cpumask": (510, 511)}),
+    (["--prio", "-1", "--poll", "50"], {"prio": -1, "poll": 50})])
+def test_how_compute_threads_run_is_the_user_s_choice(argv, params):
+    assert pool_params(parse(argv, {})) == params
+
+
+@pytest.mark.parametrize("argv", [["-C", "0"], ["-C", "wide"], ["-C", "-1"], ["-C", "1" + "0" * 128], ["-Cr", "3-1"],
+                                  ["-Cr", "0-512"], ["-Cr", "3"], ["--poll", "101"], ["--prio", "4"]])
+def test_cpus_that_can_not_be_are_refused(argv):
+    with pytest.raises(OptionError, match=argv[1]):
+        parse(argv, {})
 
 
 def test_tensors_stay_on_the_cpu_where_the_user_says_so():
