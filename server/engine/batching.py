@@ -21,10 +21,15 @@ NOBODY: frozenset[int] = frozenset()
 STALLS_ALONE = 4
 """Steps may take so many times the stall where nobody reads a stream: then only newcomers wait for their end."""
 
-STALLS_BEGUN = 16
+STALLS_BEGUN = 32
 """The same as long as all streams have but one token, for short prompts that came with theirs: then a whole group goes
 on together. Otherwise the first of them pause again and again for the others, in steps of few rows that cost nearly as
-much as one of many (32 at once: with 2 the last had its first token after 2.4 s, with 16 after 1.4)."""
+much as one of many (32 at once on one machine: with 2 the last had its first token after 2.4 s, with 16 after 1.4; on
+one without matrix units with 16 after 3.4, with 32 after 2.7)."""
+
+
+TOGETHER_S, ALIKE = 0.1, 1.5
+"""Prompts have come together if so many seconds lie between them, and are alike if one is so many times as long."""
 
 
 class Batching:
@@ -84,12 +89,29 @@ class Batching:
     def _read(self, prompts: list[Slot], streams: list[Slot]) -> list[Span]:
         """Prompt rows for this step; none if it is the streams' turn."""
         jobs, is_alone = self._in_order([self._job(slot) for slot in prompts]), self._is_one_by_one
+        chosen = jobs[0]
+        if self._state.backend.is_split and streams and len(jobs) > 1:
+            self._put_first(jobs, range(min(slot.seq for slot in streams), max(slot.seq for slot in streams) + 1))
         self._depth = self._n_cells(jobs[0])
         n_left = len(jobs[0].tokens) if is_alone else sum(len(job.tokens) for job in jobs)
         n_rows = self._rows_beside(streams, n_left) if streams else self._rows_alone(n_left)
         spans = planner.reading(jobs, min(n_rows, self._state.backend.info.n_batch), is_alone)
-        self._account(prompts[0].id, jobs, spans)
+        self._account(prompts[0].id, chosen.id, jobs, spans)
         return spans
+
+    def _put_first(self, jobs: list[Job], block: range) -> None:
+        """Of the first prompt and those that came with it and are like it, take the one beside the streams (`block`).
+
+        Streams side by side cost less (see `ranks`), and who is one of many that came at once has no place in a queue.
+        """
+        def arrived(job: Job) -> float:
+            return self._state.slots[job.id].run.t_arrived
+
+        t_first, n_most = arrived(jobs[0]), ALIKE * len(jobs[0].tokens)
+        best = min((job for job in jobs if abs(arrived(job) - t_first) <= TOGETHER_S and len(job.tokens) <= n_most),
+                   key=lambda job: max(block[0] - job.seq, job.seq - block[-1], 0))
+        jobs.remove(best)
+        jobs.insert(0, best)
 
     def _in_order(self, jobs: list[Job]) -> list[Job]:
         """First the one with the fewest rows left, or in its turn the one that came first: it has half of all rows.
@@ -102,12 +124,13 @@ class Batching:
             by_length.insert(0, jobs[0])
         return by_length
 
-    def _account(self, oldest: int, jobs: list[Job], spans: list[Span]) -> None:
-        """Note who had these rows, if there was a choice."""
+    def _account(self, oldest: int, chosen: int, jobs: list[Job], spans: list[Span]) -> None:
+        """Note who had these rows, if there was a choice; what a neighbour of the `chosen` one had was his."""
         if len(jobs) == 1:
             self._ahead = 0
-        elif self._ahead < 0 or jobs[0].id != oldest:
-            self._ahead += sum(len(span) if span.id == oldest else -len(span) for span in spans)
+        elif self._ahead < 0 or chosen != oldest:
+            owners = ((chosen if span.id == jobs[0].id else span.id, len(span)) for span in spans)
+            self._ahead += sum(n if owner == oldest else -n for owner, n in owners)
 
     def _rows_alone(self, n_left: int) -> int:
         """Rows of a step without streams: a whole micro-batch at least, less would only cost speed."""

@@ -129,6 +129,8 @@ class Scheduler:
             seconds = state.clock() - started
             state.meter.step(seconds, is_read)
             self._batching.measured(seconds * 1e3)
+            if not self._batching.is_reading:
+                self._ranks.measured(spans, seconds)
             self._prefixes.park(self._n_rows)
         if is_read and self._batching.is_reading:
             return      # the streams have waited for prompts: they are next

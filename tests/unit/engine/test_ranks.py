@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.ranks import PATIENCE_STEPS, best_window
+from server.engine.ranks import S_PER_TOKEN, best_window
 from tests.fakes import FakeBackend
 from tests.unit.engine.driving import Driver, alone
 
 
-def driver(n_slots: int = 6, is_split: bool = True, **config) -> Driver:
-    return Driver(FakeBackend(n_ctx=512 * n_slots, n_slots=n_slots, is_split=is_split), **config)
+def driver(n_slots: int = 6, is_split: bool = True, step_s: float = 0.002, **config) -> Driver:
+    """A step takes `step_s`, an exchange no time (a token of one is expected to take `S_PER_TOKEN` at first)."""
+    d = Driver(FakeBackend(n_ctx=512 * n_slots, n_slots=n_slots, is_split=is_split), **config)
+    decode = d.backend.decode
+
+    def timed(spans):
+        d.clock.now += step_s
+        return decode(spans)
+    d.backend.decode = timed
+    return d
 
 
 def seqs(d: Driver) -> list[int]:
@@ -24,17 +32,29 @@ def test_as_few_as_possible_have_to_move(running, n_slots, window):
     assert best_window(running, n_slots) == range(*window)
 
 
-def test_a_gap_is_closed_after_some_steps_and_texts_go_on():
-    d = driver()
-    prompts = [f"{name} has a long story to tell" for name in ("anna", "bert", "carl")]
+def test_a_gap_is_closed_once_it_has_cost_as_much_as_that_will_and_texts_go_on():
+    step_s, prompts = 1e-4, [f"{name} has a long story to tell" for name in ("anna", "bert", "carl")]
+    d = driver(step_s=step_s)
     tasks = [d.post(prompt, n_predict=60, id_slot=i) for prompt, i in zip(prompts, (0, 2, 5))]
-    d.step(2)
+    d.step_until(lambda: all(slot.run.n_decoded for slot in d.scheduler.slots if slot.run) and len(seqs(d)) == 3)
+    n_tokens = len(prompts[0]) + 1              # of the slot that moves; the one in the gap is empty
+    lost_s = step_s * 2 / 3                     # by three micro-batches instead of one; each step makes it longer, too
+    d.step(int(n_tokens * S_PER_TOKEN / (lost_s - S_PER_TOKEN)) - 1)
     assert seqs(d) == [0, 2, 5]
-    d.step(2 * (PATIENCE_STEPS + 2))
+    d.step(4)
     assert seqs(d) == [0, 1, 2]
     d.finish()
     assert [d.text(task) for task in tasks] == [alone(prompt, 60) for prompt in prompts]
     assert d.backend.n_swaps == 1
+
+
+def test_where_steps_are_dear_all_gaps_are_closed_at_once():
+    d = driver(n_slots=9, step_s=0.1)
+    tasks = [d.post(f"{i} runs", n_predict=30, id_slot=i) for i in (0, 2, 4, 6, 8)]
+    d.step_until(lambda: d.backend.n_swaps > 0)
+    assert d.backend.n_swaps == 2 and len(seqs(d)) == 5 and seqs(d)[-1] - seqs(d)[0] == 4
+    d.finish()
+    assert [d.text(task) for task in tasks] == [alone(f"{i} runs", 30) for i in (0, 2, 4, 6, 8)]
 
 
 def test_what_an_idle_slot_held_is_still_its_own():
@@ -53,7 +73,7 @@ def test_what_an_idle_slot_held_is_still_its_own():
 
 
 def test_a_newcomer_may_fill_the_gap_first():
-    d = driver(n_slots=3)
+    d = driver(n_slots=3, step_s=1e-6)
     for i in (0, 2):
         d.post(f"{i} runs", n_predict=40, id_slot=i)
     d.step(3)

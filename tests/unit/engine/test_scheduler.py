@@ -232,6 +232,34 @@ def test_prompts_are_read_in_the_order_of_their_coming_whatever_their_slots(is_s
     assert (d.text(first), d.text(second)) == (alone("a" * 30, 1), alone("b" * 30, 1))
 
 
+def test_of_prompts_that_come_together_those_beside_the_running_texts_are_read_first():
+    d = Driver(FakeBackend(n_ctx=256 * 6, n_slots=6, is_split=True))
+    running = d.post("this one runs", n_predict=60, id_slot=3)
+    d.step(2)
+    together = [d.post(f"{i}" * (20 + i), n_predict=30, id_slot=slot) for i, slot in enumerate((0, 5, 1, 2, 4))]
+    d.finish()
+    first_rows = {}
+    for n, batch in enumerate(d.backend.batches):
+        for span in batch:
+            first_rows.setdefault(span.seq, n)
+    order = sorted(first_rows, key=first_rows.get)
+    assert order[0] == 3 and all(min(abs(seq - other) for other in order[:i]) == 1 for i, seq in enumerate(order) if i)
+    assert d.text(running) == alone("this one runs", 60)
+    assert [d.text(task) for task in together] == [alone(f"{i}" * (20 + i), 30) for i in range(5)]
+
+
+def test_a_prompt_that_came_first_is_not_put_behind_one_beside_the_running_texts():
+    d = Driver(FakeBackend(n_ctx=256 * 6, n_slots=6, is_split=True))
+    d.post("this one runs", n_predict=60, id_slot=0)
+    d.step(2)
+    first = d.post("a" * 20, n_predict=30, id_slot=5)
+    d.scheduler._receive(False)
+    d.clock.now += 1
+    second = d.post("b" * 20, n_predict=30, id_slot=1)
+    d.step_until(lambda: d.outcomes[first].pieces or d.outcomes[second].pieces)
+    assert d.outcomes[first].pieces and not d.outcomes[second].pieces
+
+
 def test_without_continuous_batching_a_prompt_waits_until_nothing_runs():
     d = driver(n_slots=2, cont_batching=False)
     first = d.post("first", n_predict=3)
