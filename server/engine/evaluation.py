@@ -40,8 +40,9 @@ class Evaluation:
             started = self._state.clock()
             code = self._state.backend.decode(piece)
             if code == DECODE_OK:
-                if self._state.slots[piece[0].id].run.next_token is not None:
-                    self._state.speculation.observe(piece, self._state.clock() - started)
+                speculation, seconds = self._state.speculation, self._state.clock() - started
+                is_prompt = self._state.slots[piece[0].id].run.next_token is None
+                (speculation.observe_prompt if is_prompt else speculation.observe)(piece, seconds)
                 self._commit(piece)
                 rest = later
                 continue

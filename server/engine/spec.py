@@ -18,7 +18,7 @@ from server.engine.backend_types import Backend
 from server.engine.config import EngineConfig
 from server.engine.planner import Span
 from server.engine.slot import Slot
-from server.engine.spec_cost import ASSUMED_DRAFT, StepCost, best_common_length, best_lengths, micro_batches
+from server.engine.spec_cost import ASSUMED_DRAFT, RowCost, StepCost, best_common_length, best_lengths, micro_batches
 from server.engine.spec_lookup import Lookup
 from server.engine.spec_model import ModelDrafts, Want
 from server.engine.spec_task import Drafting
@@ -37,7 +37,9 @@ class Speculation:
         self._config = config.spec
         self._n_batch = backend.info.n_batch
         self._is_split = backend.is_split
-        self._costs: defaultdict[int, StepCost] = defaultdict(StepCost)    # by how many sequences there are, roughly
+        self._prompt_row = RowCost()
+        self._costs: defaultdict[int, StepCost] = defaultdict(     # by how many sequences there are, roughly
+            lambda: StepCost(self._prompt_row))
         self._usual = ModelTrust()      # over all texts: what a new one is expected to be like
         self._model = None if backend.drafter is None else ModelDrafts(
             backend.drafter, backend.info.n_vocab, config.max_stall_ms / 2e3, clock)
@@ -72,6 +74,11 @@ class Speculation:
             sizes = micro_batches([(span.seq, len(span)) for span in spans])
         if len(sizes) == 1:
             self._cost(spans).observe(sizes[0], seconds)
+
+    def observe_prompt(self, spans: Sequence[Span], seconds: float) -> None:
+        """A step of prompt rows took so long."""
+        if len(spans) == 1:
+            self._prompt_row.observe(len(spans[0]), seconds)
 
     def judge(self, drafting: Drafting, n_draft: int, tokens: Sequence[int]) -> None:
         """A step drew `tokens`, all but the last of which were guessed right."""

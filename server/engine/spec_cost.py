@@ -4,6 +4,9 @@ A draft pays if the tokens it is likely to give come cheaper than by steps of th
 machine, and what else is in the step: a CPU with 32 streams gains nothing, with one stream a step of 8 rows costs it
 about three of one. So the times are measured as they occur, and a draft is as long as the best ratio of tokens to time.
 
+What is unmeasured is bounded by what was: rows of prompts are computed in the same way, and cheaper, since nobody wants
+their logits. Without that a machine whose every row takes its time would be asked again and again.
+
 Noise only ever adds time (somebody else's work), so an estimate follows faster downwards than upwards. What has not
 been seen for long is forgotten, and tried again when it looks worth it.
 """
@@ -15,15 +18,32 @@ from collections.abc import Callable, Sequence
 
 DOWN, UP = 0.3, 0.06
 MAX_ROWS = 4096
+MAX_WAIT = 1.25
+MIN_PROMPT_ROWS = 16    # fewer tell little about a row
 FORGET_AFTER = 2000     # steps
 FIRST_EXTRA, EXTRA_ROW = 0.35, 0.25     # of one step's time, before anything is measured
 ASSUMED_DRAFT = 0.2                     # a small model's step in terms of the large one's, likewise
 
 
-class StepCost:
-    """Seconds of a step with n rows. Unmeasured numbers are interpolated, beyond them a plausible slope is assumed."""
+class RowCost:
+    """Seconds of a prompt's row in steps of many, lately; 0.0 before there was one."""
 
     def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def observe(self, n_rows: int, seconds: float) -> None:
+        """A step of `n_rows` rows of one prompt took `seconds`."""
+        if n_rows >= MIN_PROMPT_ROWS:
+            row, known = seconds / n_rows, self.seconds
+            self.seconds = known + (DOWN if row < known else UP) * (min(row, 3 * known) - known) if known else row
+
+
+class StepCost:
+    """Seconds of a step with n rows. Unmeasured numbers are interpolated, beyond them a plausible slope is assumed, or
+    that of prompts (`row`), whichever is steeper."""
+
+    def __init__(self, row: RowCost | None = None) -> None:
+        self._row = row or RowCost()
         self._seconds: dict[int, float] = {}
         self._seen: dict[int, int] = {}
         self._sizes: list[int] = []
@@ -65,7 +85,7 @@ class StepCost:
         if i < len(sizes):
             high = sizes[i]
             return at_low + (self._seconds[high] - at_low) * (n_rows - low) / (high - low)
-        return at_low * _plausible(n_rows) / _plausible(low)
+        return max(at_low * _plausible(n_rows) / _plausible(low), at_low + self._row.seconds * (n_rows - low))
 
     def _forget(self) -> None:
         for n_rows, step in list(self._seen.items()):
@@ -97,18 +117,19 @@ def best_lengths(chances: Sequence[Sequence[float]], n_generating: int, room: in
 
     `chances[i]` are the probabilities (falling) that the first 1, 2, ... tokens of draft i hold; `seconds` tells what
     the step takes with so many tokens of each draft. Of its rows `n_generating` give a token in any case, and `room`
-    more fit in. Only tokens that are given count as gain; it has to be `min_gain` times that of the plain step.
+    more fit in. Only tokens that are given count as gain; it has to be `min_gain` times that of the plain step. As long
+    as a sequence has no guesses, those of the others may make it wait `MAX_WAIT` times as long at most.
     """
     lengths = [0] * len(chances)
     rows = sorted(((chance, -i) for i, row in enumerate(chances) for chance in row), reverse=True)[:room]
-    gained = float(n_generating)
-    best, chosen = min_gain * gained / seconds(lengths), list(lengths)
+    gained, plain_s = float(n_generating), seconds(lengths)
+    best, chosen = min_gain * gained / plain_s, list(lengths)
     for chance, i in rows:
         gained += chance
         lengths[-i] += 1
-        rate = gained / seconds(lengths)
-        if rate > best:
-            best, chosen = rate, list(lengths)
+        step_s = seconds(lengths)
+        if gained / step_s > best and (step_s <= MAX_WAIT * plain_s or n_generating == sum(map(bool, lengths))):
+            best, chosen = gained / step_s, list(lengths)
     return chosen
 
 

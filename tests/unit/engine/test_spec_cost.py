@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from server.engine.spec_cost import FORGET_AFTER, StepCost, best_common_length, best_lengths, micro_batches
+from server.engine.spec_cost import FORGET_AFTER, MAX_WAIT, RowCost, StepCost, best_common_length, best_lengths, micro_batches
 
 
 def measured(seconds_of, sizes=range(1, 65)) -> StepCost:
@@ -143,3 +143,30 @@ def test_an_uneven_draft_pays_less_than_one_for_all(n_drafted):
     together = best_lengths(chances, 8, 48, seconds(CPU, 8), 1.05)
     apart = best_lengths(chances, 8, 48, at_odds, 1.05)
     assert sum(apart) <= sum(together) and (n_drafted == 8) == (sum(apart) > 0)
+
+
+def test_unmeasured_rows_cost_at_least_what_rows_of_prompts_do():
+    row = RowCost()
+    cost = StepCost(row)
+    cost.observe(1, 5e-3)
+    before = cost.estimate(17)
+    row.observe(8, 1.0)                 # too few to tell
+    assert cost.estimate(17) == before
+    row.observe(64, 64 * 2e-3)
+    assert cost.estimate(17) == pytest.approx(5e-3 + 16 * 2e-3) and cost.estimate(17) > before
+    row.observe(64, 64.0)               # held up by something else
+    assert cost.estimate(17) < 1.2 * (5e-3 + 16 * 2e-3)
+    for _ in range(40):
+        row.observe(64, 64 * 1e-4)
+    assert cost.estimate(17) == before
+
+
+def test_who_has_no_guesses_does_not_wait_long_for_those_of_others():
+    chances = [0.99 ** (i + 1) for i in range(16)]
+
+    def step_s(lengths: Sequence[int]) -> float:
+        return FLAT.estimate(4) * (1 + 0.02 * sum(lengths))     # much to be gained by all
+    alone, = best_lengths([chances], 1, 100, step_s, 1.05)
+    with_others, = best_lengths([chances], 4, 100, step_s, 1.05)
+    assert alone == 16 and 0 < with_others and step_s([with_others]) <= MAX_WAIT * step_s([0]) < step_s([alone])
+    assert min(best_lengths([chances] * 4, 4, 100, step_s, 1.05)) > with_others, "all have guesses"
