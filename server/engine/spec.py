@@ -26,8 +26,9 @@ from server.engine.spec_trust import EXPLORE, ModelTrust
 from server.engine.task import Task
 
 MOST_AT_ODDS = 8
-"""How many guesses a step with several sequences may have where each has a stream of its own. More make micro-batches
-that others wait for: eight sampled texts had pauses of 100 ms while it was found out what 50 rows cost."""
+"""How many guesses a step with several sequences may have where each has a stream of its own, unless all get equally
+many. More make micro-batches that others wait for: eight sampled texts had pauses of 100 ms while it was found out what
+50 rows cost."""
 
 
 class Speculation:
@@ -104,9 +105,11 @@ class Speculation:
         chances = [self._lookup(slot).chances(min(n, slot.run.drafting.n_lookup)) for _, slot, n in wants]
         if not any(chances):
             return wants
-        room = self._n_batch - sum(map(len, spans))
-        room = min(room, MOST_AT_ODDS) if self._is_split and len(spans) > 1 else room
-        lengths = best_lengths(chances, len(spans), room, self._seconds(wants, spans), self._config.min_gain)
+        room = room_alike = self._n_batch - sum(map(len, spans))
+        if self._is_split and len(spans) > 1:
+            room = min(room, MOST_AT_ODDS)
+        lengths = best_lengths(chances, len(spans), room, self._seconds(wants, spans), self._config.min_gain,
+                               room_alike if self._is_split else 0)
         left = []
         for want, n in zip(wants, lengths):
             span, slot, _ = want

@@ -14,11 +14,12 @@ been seen for long is forgotten, and tried again when it looks worth it.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 DOWN, UP = 0.3, 0.06
 MAX_ROWS = 4096
 MAX_WAIT = 1.25
+MOST_ALIKE = 8
 MIN_PROMPT_ROWS = 16    # fewer tell little about a row
 FORGET_AFTER = 2000     # steps
 FIRST_EXTRA, EXTRA_ROW = 0.35, 0.25     # of one step's time, before anything is measured
@@ -112,25 +113,44 @@ def micro_batches(rows: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def best_lengths(chances: Sequence[Sequence[float]], n_generating: int, room: int,
-                 seconds: Callable[[Sequence[int]], float], min_gain: float) -> list[int]:
+                 seconds: Callable[[Sequence[int]], float], min_gain: float, room_alike: int = 0) -> list[int]:
     """How many drafted tokens to add to a step for each sequence.
 
     `chances[i]` are the probabilities (falling) that the first 1, 2, ... tokens of draft i hold; `seconds` tells what
     the step takes with so many tokens of each draft. Of its rows `n_generating` give a token in any case, and `room`
-    more fit in. Only tokens that are given count as gain; it has to be `min_gain` times that of the plain step. As long
+    more fit in, or `room_alike` if all sequences get equally many (which costs the least where each has a stream of its
+    own). Only tokens that are given count as gain; it has to be `min_gain` times that of the plain step. As long
     as a sequence has no guesses, those of the others may make it wait `MAX_WAIT` times as long at most.
     """
-    lengths = [0] * len(chances)
-    rows = sorted(((chance, -i) for i, row in enumerate(chances) for chance in row), reverse=True)[:room]
-    gained, plain_s = float(n_generating), seconds(lengths)
-    best, chosen = min_gain * gained / plain_s, list(lengths)
-    for chance, i in rows:
+    plain = [0] * len(chances)
+    plain_s = seconds(plain)
+    best, chosen = min_gain * n_generating / plain_s, plain
+    for lengths, gained in (*_likeliest_first(chances, room), *_alike(chances, room_alike)):
+        step_s = seconds(lengths)
+        rate = (n_generating + gained) / step_s
+        if rate > best and (step_s <= MAX_WAIT * plain_s or n_generating == sum(map(bool, lengths))):
+            best, chosen = rate, lengths
+    return chosen
+
+
+def _likeliest_first(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
+    """Drafts that grow by the likeliest token, and how many tokens of them hold."""
+    lengths, gained = [0] * len(chances), 0.0
+    for chance, i in sorted(((chance, -i) for i, row in enumerate(chances) for chance in row), reverse=True)[:room]:
         gained += chance
         lengths[-i] += 1
-        step_s = seconds(lengths)
-        if gained / step_s > best and (step_s <= MAX_WAIT * plain_s or n_generating == sum(map(bool, lengths))):
-            best, chosen = gained / step_s, list(lengths)
-    return chosen
+        yield list(lengths), gained
+
+
+def _alike(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
+    """The same for drafts of one length for several sequences, shorter only where there is no more."""
+    if len(chances) < 2:
+        return
+    for n in range(1, MOST_ALIKE + 1):
+        lengths = [min(n, len(row)) for row in chances]
+        if sum(lengths) > room or n not in lengths:
+            return
+        yield lengths, sum(sum(row[:n]) for row in chances)
 
 
 def best_common_length(chances: Sequence[tuple[float, int]], n_generating: int,

@@ -308,7 +308,7 @@ def test_a_group_that_comes_at_once_is_read_before_its_texts_go_on():
 
 
 def test_texts_go_on_when_the_time_for_further_prompts_is_over():
-    assert 5 <= prompts_before_the_texts_go_on(32, 20) <= 24
+    assert 5 <= prompts_before_the_texts_go_on(32, 10) <= 24
 
 
 def test_streams_with_different_adapters_all_go_on_while_prompts_are_read():

@@ -170,3 +170,18 @@ def test_who_has_no_guesses_does_not_wait_long_for_those_of_others():
     with_others, = best_lengths([chances], 4, 100, step_s, 1.05)
     assert alone == 16 and 0 < with_others and step_s([with_others]) <= MAX_WAIT * step_s([0]) < step_s([alone])
     assert min(best_lengths([chances] * 4, 4, 100, step_s, 1.05)) > with_others, "all have guesses"
+
+
+def test_streams_of_their_own_get_equally_many_guesses_where_that_costs_the_least():
+    chances = [[0.97 ** (i + 1) for i in range(6)] for _ in range(7)] + [[0.95, 0.9]]
+
+    def step_s(lengths: Sequence[int]) -> float:
+        return sum(map(CPU.estimate, micro_batches([(i, 1 + n) for i, n in enumerate(lengths)])))
+    one_by_one = best_lengths(chances, 8, 8, step_s, 1.05)
+    alike = best_lengths(chances, 8, 8, step_s, 1.05, 100)
+    assert alike[0] >= 2 and alike == [min(alike[0], len(row)) for row in chances]
+
+    def rate(lengths: Sequence[int]) -> float:
+        return (8 + sum(sum(row[:n]) for row, n in zip(chances, lengths))) / step_s(lengths)
+    assert rate(alike) > 1.04 * rate(one_by_one)
+    assert max(best_lengths(chances, 8, 8, step_s, 1.05, 7)) <= 1, "no room for one each"
