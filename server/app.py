@@ -119,6 +119,7 @@ def serve(options: Options, own: Bundle | None, process: subprocess.Popen | None
     try:
         engine.start()
         from server import serving          # here, while the engine loads the model
+        from server.engine import vocab     # noqa: F401  likewise: `open_vocab` is what the start ends with
         return serving.serve(options, engine, model.name or model.path, unpacked, stop, leave)
     finally:
         engine.close()

@@ -22,7 +22,7 @@ from ctypes_api.llama_types import LLAMA_POOLING_TYPE_LAST, LLAMA_POOLING_TYPE_N
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine import fit, kv_parts
 from server.engine.backend_copies import SequenceCopies
-from server.engine.backend_fit import AUTO_CTX, make_plan
+from server.engine.backend_fit import AUTO_CTX, make_plan, read_shape
 from server.engine.backend_mtmd import Projector
 from server.engine.backend_draft import Likeliest, drafter_config, vocab_difference
 from server.engine.backend_embed import (NON_CAUSAL, POOLING_NAMES, EmbeddingShape, LlamaEmbeddings, class_labels,
@@ -79,7 +79,7 @@ def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
 
 def plan_lines(config: EngineConfig) -> list[str]:
     """What the model would take and what would be chosen, for `--dry-run`. ApiError if it can't fit."""
-    plan = make_plan(_load(config.libs, config.cpu_variant), config)
+    plan = make_plan(_load(config.libs, config.cpu_variant), config, read_shape(config))
     return [config.model, *(plan.lines() if plan else ["nothing can be said about the memory it takes"]),
             *([plan.fault] if plan and plan.fault else [])]
 
@@ -131,6 +131,7 @@ class LlamaBackend:
     """A model and one context. See `Backend` for what the methods promise."""
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], bool]) -> None:
+        shape = Meanwhile(lambda: read_shape(config))
         self._libs = _load(config.libs, config.cpu_variant, bool(config.mmproj))
         self._llama = self._libs.llama
         if config.numa:
@@ -139,7 +140,7 @@ class LlamaBackend:
         report = LoadReport()
         self._libs.log.sink = report.listening(_on_loading_log)
         self._span = (config.model_offset, config.model_size)
-        plan = make_plan(self._libs, config)
+        plan = make_plan(self._libs, config, shape.result())
         self._model = Model(self._libs, config.model, offset=config.model_offset, progress=on_progress,
                             **model_fields(self._libs, _fitted_params(config, plan)))
         self._config = config
@@ -517,11 +518,16 @@ class LlamaBackend:
         return tuple(tokens[i] for i in range(n.value))
 
     def _warm_up(self) -> None:
-        """One decode, so that the first request finds weights and buffers in memory."""
-        llama = self._llama
+        """One decode, so that the first request finds weights and buffers in memory.
+
+        By one thread: the web process opens the vocabulary meanwhile, and compute threads that share a core take longer.
+        """
+        llama, counts = self._llama, thread_counts(self._config)
         token = max(llama.llama_vocab_bos(self._vocab), 0)
         if self._is_generative:
+            llama.llama_set_n_threads(self._context, 1, 1)
             self.decode([Span(0, 0, 0, [token], True)])
+            llama.llama_set_n_threads(self._context, *counts)
             llama.llama_memory_clear(self._memory, True)
 
 

@@ -26,15 +26,21 @@ MAX_CTX = 2**31 - 1
 log = get_logger("engine")
 
 
-def make_plan(libs: Libs, config: EngineConfig) -> fit.Plan | None:
-    """What to load with; None if it can't be estimated. ApiError 507 with the figures if it can't fit."""
+def read_shape(config: EngineConfig) -> Shape | None:
+    """What the header says of the model; None if it can't be read. Any thread: it needs no library."""
     try:
-        shape = shape_of(gguf.read_all(config.model, span=(config.model_offset, config.model_size)),
-                         pinned_patterns(config))
+        return shape_of(gguf.read_all(config.model, span=(config.model_offset, config.model_size)),
+                        pinned_patterns(config))
     except re.error as error:
         raise ApiError(400, f"--override-tensor: not a regular expression: {error}") from None
     except (OSError, gguf.GgufError) as error:
         log.warning("the memory that the model takes can't be estimated: %s", error)
+        return None
+
+
+def make_plan(libs: Libs, config: EngineConfig, shape: Shape | None) -> fit.Plan | None:
+    """What to load with; None if it can't be estimated. ApiError 507 with the figures if it can't fit."""
+    if shape is None:
         return None
     room = host_memory.available()
     if room is None:
