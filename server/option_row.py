@@ -45,9 +45,9 @@ class Option:
     `flags` are all spellings; `off_flags` set a switch to False. `default_2024` replaces `default` with
     `--compat 2024`. `dest` is the attribute that is set, if not `name`. `choices` maps the allowed words to values.
     `bare` is the text that counts when no value follows. With `repeat` the type gives tuples, which add up. `target`
-    says where `native_params` and `request_defaults` put the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or `pool:FIELD`
-    of llama.cpp's structs, or `request:FIELD`. `note` says why an option that doesn't work doesn't. `secret` values are
-    never shown.
+    says where `native_params` and `request_defaults` put the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or
+    `pool:FIELD` of llama.cpp's structs, or `request:FIELD`. `note` says why an option that doesn't work doesn't.
+    `secret` values are never shown.
     """
 
     name: str

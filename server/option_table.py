@@ -181,8 +181,8 @@ OPTIONS: tuple[Option, ...] = (
            metavar="0/1", choices={"0": False, "1": True}, target="pool:strict_cpu"),
     Option("prio", ("--prio",), "priority of the threads that compute: -1 low, 0 normal, 1 medium, 2 high, 3 realtime",
            COMPUTE, int, 0, "N", low=-1, high=3, target="pool:prio"),
-    Option("poll", ("--poll",), "how busily they wait for the next step: 0 sleeps, 100 never does, which is quicker only "
-           "where CPUs are to spare", COMPUTE, int, 0, "N", low=0, high=100, target="pool:poll"),
+    Option("poll", ("--poll",), "how busily they wait for the next step: 0 sleeps, 100 never does, which is quicker "
+           "only where CPUs are to spare", COMPUTE, int, 0, "N", low=0, high=100, target="pool:poll"),
     Option("batch_size", ("-b", "--batch-size"), "most tokens evaluated in one step", COMPUTE, int, 2048, "N",
            "LLAMA_ARG_BATCH", 1, 2**20),
     Option("ubatch_size", ("-ub", "--ubatch-size"), "most tokens computed at once within a step", COMPUTE, int, 512,

@@ -20,8 +20,8 @@ from server.option_row import IGNORED, SAME, WORKS, Option, OptionError, convert
 from server.option_table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS, POOLING, ROPE_SCALING
 
 __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", "Option", "OptionError", "Options",
-           "compat_rows", "draft_params", "native_params", "parse", "pool_params", "projector_params", "request_defaults",
-           "secret_values", "usage"]
+           "compat_rows", "draft_params", "native_params", "parse", "pool_params", "projector_params",
+           "request_defaults", "secret_values", "usage"]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
 NOT_IN_FILES = ("help", "version", "list_devices", "bench", "dry_run", "completion_bash", "completion", "man", "config",

@@ -21,6 +21,7 @@ from server.engine.client import EngineClient
 from server.engine.task import FAILED, READY, RESTARTING
 from server.errors import ApiError
 from server.housekeeping import Housekeeping
+from server.janitor import Janitor
 from server.log import get_logger
 from server.options import OptionError, Options, request_defaults
 from server.run_files import RunFileError
@@ -45,9 +46,11 @@ def serve(options: Options, engine: EngineClient, model: str, unpacked: frozen.U
         server = make_server(options, context, keys)
         house = Housekeeping(options, server, keys, engine, stop.set)
         leave.append(house.close)
+        janitor = None
         try:
             house.start()
             server.start()
+            janitor = watch_sockets(server)
             gc.freeze()     # what has been imported stays: no need to look through it for garbage
             gc.enable()
             log.info("listening on %s, loading %s", " and ".join(server.urls), model)
@@ -59,6 +62,8 @@ def serve(options: Options, engine: EngineClient, model: str, unpacked: frozen.U
             server.stop(options.drain if engine.state in (READY, RESTARTING) else 0.0)
             engine.close()
             house.close()
+            if janitor is not None:
+                janitor.close()
     except (BindError, RunFileError) as error:
         raise OptionError(str(error)) from None
 
@@ -72,6 +77,15 @@ def make_context(options: Options, engine: EngineClient) -> Context:
 def make_server(options: Options, context: Context, keys: edge.KeyFiles) -> HttpServer:
     """The HTTP edge with all routes, bound and not started."""
     return edge.http_server(options, Router(routes(context), options.api_prefix), keys, PUBLIC)
+
+
+def watch_sockets(server: HttpServer) -> Janitor | None:
+    """See to it that UNIX sockets go even if the server is killed."""
+    try:
+        return Janitor(server.socket_paths)
+    except OSError as error:
+        log.warning("a socket will stay behind if this server is killed: %s", error)
+        return None
 
 
 def read_prompt_file(options: Options) -> object:

@@ -520,7 +520,8 @@ class LlamaBackend:
     def _warm_up(self) -> None:
         """One decode, so that the first request finds weights and buffers in memory.
 
-        By one thread: the web process opens the vocabulary meanwhile, and compute threads that share a core take longer.
+        By one thread: the web process opens the vocabulary meanwhile, and compute threads that share a core take
+        longer.
         """
         llama, counts = self._llama, thread_counts(self._config)
         token = max(llama.llama_vocab_bos(self._vocab), 0)

@@ -1,8 +1,8 @@
 """How many threads compute, and the pool that they wait in between two graphs.
 
 Engine's thread, when the backend opens. A part of the backend (it knows `ctypes_api`). Without a pool ggml starts its
-threads anew for each graph, and a step has a graph for each micro-batch (for each change between CPU and GPU, too): that
-is a thirtieth of a step of a small model. All contexts share one pool, since they compute one after the other.
+threads anew for each graph, and a step has a graph for each micro-batch (for each change between CPU and GPU, too):
+that is a thirtieth of a step of a small model. All contexts share one pool, since they compute one after the other.
 
 Not taken: threads that poll between two steps by default, as llama-server's do: the web process and the clients need
 that core just then (`--poll` is for machines that have enough of them).

@@ -18,13 +18,18 @@ FLAG = "--engine-process"
 
 
 def engine_command() -> list[str]:
-    """This program once more, as the engine's process.
+    """This program once more, as the engine's process."""
+    return own_command(FLAG)
+
+
+def own_command(flag: str) -> list[str]:
+    """This program once more, as what the hidden `flag` stands for.
 
     From source without `site`: nothing is imported there that an environment could have installed.
     """
     if getattr(sys, "frozen", False):
-        return [sys.executable, FLAG]
-    return [sys.executable, "-S", str(ENTRY), FLAG]
+        return [sys.executable, flag]
+    return [sys.executable, "-S", str(ENTRY), flag]
 
 
 def start_process(command: Sequence[str]) -> subprocess.Popen:

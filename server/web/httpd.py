@@ -255,6 +255,11 @@ class HttpServer:
         """The first of them."""
         return self.urls[0]
 
+    @property
+    def socket_paths(self) -> list[str]:
+        """Files of the UNIX sockets that it listens on."""
+        return [host for host in self.hosts if host.endswith(".sock")]
+
     def _url(self, host: str) -> str:
         if host.endswith(".sock"):
             return f"unix:{host}"

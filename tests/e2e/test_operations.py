@@ -8,10 +8,12 @@ import re
 import signal
 import socket
 import stat
+import subprocess
 
 import pytest
 import requests
 
+from server.janitor import Janitor
 from tests.support import NO_PROXY, PATIENCE, ServerProcess, wait_until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="not on Windows: it has no such signals and sockets")
@@ -75,15 +77,40 @@ def test_systemd_hears_of_the_whole_life(serve, tiny_spm_model, tmp_path):
         wait_for("STOPPING=1")
 
 
-def test_a_socket_left_behind_by_a_killed_server_is_taken_over_and_removed(libs_folder, tiny_spm_model, tmp_path,
-                                                                           monkeypatch):
+def processes_with(word: str) -> list[str]:
+    """Command lines of running processes with this word in them."""
+    lines = subprocess.run(["ps", "-ww", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in lines if word in line]
+
+
+def test_a_killed_server_leaves_no_socket_and_no_process(libs_folder, tiny_spm_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)         # such paths must be short
-    arguments = ["-m", str(tiny_spm_model), "-t", "1", "--host", "llm.sock", "--pid-file", "pid"]
-    with ServerProcess(arguments) as killed:
+    with ServerProcess(["-m", str(tiny_spm_model), "-t", "1", "--host", "llm.sock"]) as killed:
         killed.wait_for_line("is ready")
+        assert stat.S_ISSOCK(os.stat("llm.sock").st_mode) and processes_with(str(tmp_path / "llm.sock"))
         killed.process.kill()
         killed.wait()
-    assert stat.S_ISSOCK(os.stat("llm.sock").st_mode) and os.path.exists("pid")
+        wait_until(lambda: not os.path.lexists("llm.sock"), "the socket to go", PATIENCE)
+        wait_until(lambda: not processes_with(str(tmp_path / "llm.sock")), "its janitor to end", PATIENCE)
+
+
+def test_a_killed_server_s_janitor_leaves_the_socket_of_its_successor_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
+        first.bind("llm.sock")
+        janitor = Janitor(["llm.sock"])
+        os.rename("llm.sock", "old.sock")       # so that its number isn't given to the other
+        second.bind("llm.sock")
+        janitor.close()                         # as far as it can tell, the server is dead
+        assert stat.S_ISSOCK(os.stat("llm.sock").st_mode)
+
+
+def test_a_socket_left_behind_is_taken_over_and_removed(libs_folder, tiny_spm_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["-m", str(tiny_spm_model), "-t", "1", "--host", "llm.sock", "--pid-file", "pid"]
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind("llm.sock")
+    (tmp_path / "pid").write_text("1\n")
     with ServerProcess(arguments) as server:
         server.wait_for_line("is ready")
         with socket.socket(socket.AF_UNIX) as client:

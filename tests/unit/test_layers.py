@@ -26,7 +26,8 @@ NATIVE = (*LEAVES, "ctypes_api")
 # module or package -> what of the product it may import (its own package is always allowed, except by
 # leaves); the longest matching row counts, an entry allows what lies below it too
 RULES: dict[str, tuple[str, ...]] = {
-    "llama_srv": ("server.launch", "server.engine.process"),   # the same program is the engine's process
+    "llama_srv": ("server.launch", "server.engine.process", "server.janitor"),      # the same program is all three
+    "server.janitor": ("server.engine.spawn",),
     "ctypes_api": (),
     **{leaf: () for leaf in LEAVES},
     "server.option_row": ("server.records",),                            # the option table is a leaf of six modules
