@@ -414,7 +414,7 @@ class Converter:
         shape = shapes[0]
         if shape.values is not None:
             return automaton.words([value for value in shape.values
-                                    if fits_shape(self.document, value, shape)])
+                                    if isinstance(value, str) and fits_shape(self.document, value, shape)])
         dfas, pieces = self.string_parts(shape, [v for v in shape.refused_values if isinstance(v, str)],
                                          "key")
         if pieces is not None:

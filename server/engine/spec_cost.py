@@ -128,7 +128,8 @@ def best_lengths(chances: Sequence[Sequence[float]], n_generating: int, room: in
     for lengths, gained in (*_likeliest_first(chances, room), *_alike(chances, room_alike)):
         step_s = seconds(lengths)
         rate = (n_generating + gained) / step_s
-        if rate > best and (step_s <= MAX_WAIT * plain_s or n_generating == sum(map(bool, lengths))):
+        is_short = step_s <= MAX_WAIT * plain_s or not min_gain
+        if rate > best and (is_short or n_generating == sum(map(bool, lengths))):
             best, chosen = rate, lengths
     return chosen
 

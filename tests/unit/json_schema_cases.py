@@ -262,6 +262,8 @@ OBJECTS = [
     Case("names of keys", obj(propertyNames={"pattern": "^[a-z]+$"}, additionalProperties=INT),
          [{}, {"ab": 1}], [{"A": 1}]),
     Case("length of keys", obj(propertyNames={"maxLength": 2}), [{"ab": 1}], [{"abc": 1}]),
+    Case("keys from a list with what is no text", obj(propertyNames={"enum": [None, 5, "a"]}), [{"a": 1}, {}],
+         [{"b": 1}, {"5": 1}]),
     Case("keys from a list", obj(propertyNames={"enum": ["a", "b"]}, additionalProperties=INT),
          [{"a": 1}, {"b": 1, "a": 2}],
          [{"c": 1}]),

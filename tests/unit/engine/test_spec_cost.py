@@ -170,6 +170,7 @@ def test_who_has_no_guesses_does_not_wait_long_for_those_of_others():
     with_others, = best_lengths([chances], 4, 100, step_s, 1.05)
     assert alone == 16 and 0 < with_others and step_s([with_others]) <= MAX_WAIT * step_s([0]) < step_s([alone])
     assert min(best_lengths([chances] * 4, 4, 100, step_s, 1.05)) > with_others, "all have guesses"
+    assert best_lengths([chances], 4, 100, step_s, 0.0) == [16], "all are sent"
 
 
 def test_streams_of_their_own_get_equally_many_guesses_where_that_costs_the_least():
