@@ -1,11 +1,11 @@
 """Removes the UNIX sockets of a server that was killed: a small process that waits for the server's end.
 
-`Janitor` is the server's side (main thread, only where it listens on such sockets), `main` the process, reached by the
-hidden flag `--janitor`. It reads from a pipe that nobody writes to, until the server has gone, whatever it died of.
-Then it removes what is still there and is still the same file (another server may have put its own in that place).
+`Janitor` is the server's side (main thread, only where it listens on such sockets), `main` the process, which the
+hidden flag `--janitor` starts. It reads from a pipe that nobody writes to, until the server has gone, whatever it died
+of. Then it removes what is still there and is still the same file (another server may have put its own in that place).
 
-Not taken: leaving that to the engine's process, which on Linux is to die with the server at once; leaving it to the next
-start (that takes such a socket over, but may never come).
+Not taken: leaving that to the engine's process, which on Linux is to die with the server at once; leaving it to the
+next start (that takes such a socket over, but may never come).
 """
 
 from __future__ import annotations

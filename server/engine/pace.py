@@ -6,9 +6,9 @@ taken to cost `speed * (1 + growth * depth)`: the speed is the median of the lat
 something else changes nothing), the growth is a line through the medians of the shallow and of the deep steps.
 
 Rows come in tiles of 64 where the time allows: below that, attention on a CPU goes row by row and a row costs up to
-twice as much, most of all deep in a text. So one tile may take twice its time; only where even that is too long (large
-models, slow machines) steps have fewer rows. How much more such a step's row costs is learnt apart: otherwise each cut
-would make rows look dearer, and the next cut deeper.
+twice as much, most of all deep in a text. So one tile may take `PATIENCE` times its time; only where even that is too
+long (large models, slow machines) steps have fewer rows. How much more such a step's row costs is learnt apart:
+otherwise each cut would make rows look dearer, and the next cut deeper.
 
 Not taken: a least-squares fit. One step that was held up bends its line.
 """
@@ -32,7 +32,7 @@ MIN_APART = 128
 FIRST_GROWTH, MAX_GROWTH = 1 / 512, 1 / 128
 """By how much of itself a row's cost grows with each token before it, as long as nothing was measured, and at most."""
 
-PATIENCE = 2.0
+PATIENCE = 2.5
 """How many times its limit a step of one tile may take."""
 
 OVERTIME = 1.2

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from server.engine.pace import FEW, TILE, Pace
+from server.engine.pace import FEW, PATIENCE, TILE, Pace
 from server.engine.planner import Span
 from tests.fakes import FakeBackend, letters
 from tests.unit.engine.driving import Driver, alone
@@ -90,7 +90,7 @@ def test_deep_in_a_text_a_tile_may_take_longer_because_less_would_hardly_be_quic
     pace = a_pace(machine)
     for _ in range(4):
         steps = read(pace, machine, 1600)
-        assert longest(steps) <= 2.2 * LIMIT_MS and min(n_rows for n_rows, _ in steps[:-1]) == TILE
+        assert longest(steps) <= 1.1 * PATIENCE * LIMIT_MS and min(n_rows for n_rows, _ in steps[:-1]) == TILE
 
 
 def test_prompts_take_little_longer_than_without_a_limit():
@@ -115,8 +115,8 @@ def test_a_slower_machine_is_noticed_within_some_steps(at, speed):
     read(pace, machine, at)
     machine.speed = speed
     steps = read(pace, machine, 1600)
-    assert longest(steps[4:]) <= 2.2 * LIMIT_MS
-    assert longest(steps[:4]) <= 2.2 * LIMIT_MS / speed
+    assert longest(steps[4:]) <= 1.1 * PATIENCE * LIMIT_MS
+    assert longest(steps[:4]) <= 1.1 * PATIENCE * LIMIT_MS / speed
 
 
 @pytest.mark.parametrize("speed", [0.5, 0.1])
