@@ -45,9 +45,10 @@ export class ChatView {
     });
     this.element.append(this.scroller, this.toEnd, this.composer.element);
     this.#start();
-    new IntersectionObserver(([entry]) => {
-      if (entry.isIntersecting && !this.earlier.hidden) this.#drawEarlier();
-    }, { root: this.scroller, rootMargin: '200px' }).observe(this.earlier);
+    this.nearTop = new IntersectionObserver((entries) => {
+      if (entries.at(-1).isIntersecting && !this.earlier.hidden) this.#drawEarlier();
+    }, { root: this.scroller, rootMargin: '200px' });
+    this.nearTop.observe(this.earlier);
   }
 
   // Show the conversation `id`, or a new one.
@@ -120,6 +121,8 @@ export class ChatView {
     this.#first = from;
     this.earlier.hidden = from === 0;
     this.scroller.scrollTop += this.scroller.scrollHeight - before;
+    this.nearTop.unobserve(this.earlier);       // only changes are told: who is at the top again before the next look
+    this.nearTop.observe(this.earlier);         // would never see more
   }
 
   #view(message) {
