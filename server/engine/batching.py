@@ -107,8 +107,6 @@ class Batching:
         def arrived(job: Job) -> float:
             return self._state.slots[job.id].run.t_arrived
 
-        if self._state.slots[jobs[0].id].run.is_replaying:
-            return      # after a restart all come at once: the order stays the one in which they came first
         t_first, n_most = arrived(jobs[0]), ALIKE * len(jobs[0].tokens)
         best = min((job for job in jobs if abs(arrived(job) - t_first) <= TOGETHER_S and len(job.tokens) <= n_most),
                    key=lambda job: max(block[0] - job.seq, job.seq - block[-1], 0))
