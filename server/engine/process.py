@@ -283,11 +283,10 @@ class EngineProcess:
             return
         try:
             from server.engine.scheduler import Scheduler       # there by now
-            scheduler = Scheduler(self._backend, config, self._emit)
+            self._scheduler = scheduler = Scheduler(self._backend, config, self._emit)
             if self._is_closing:
                 scheduler.post(Close(0.0))
-            self._outbox.put(Frame((Ready(self._backend.info),), scheduler.snapshot()))
-            self._scheduler = scheduler
+            self._outbox.put(Frame((Ready(self._backend.info),), scheduler.snapshot()))     # tasks may come from now on
             gc.freeze()
             gc.enable()
             scheduler.run()

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 
 from server.engine import process
-from server.engine.process import Outbox, PipeHandler, merge_frames
-from server.engine.task import Frame, Piece, Snapshot
+from server.engine.config import EngineConfig
+from server.engine.process import EngineProcess, Outbox, PipeHandler, merge_frames
+from server.engine.task import Close, Final, Frame, Piece, Ready, Snapshot, Task
 from server.engine.wire import Beat, Codec, FrameReader, LogLine
 from server.log import ROOT
-from tests.fakes import PATIENCE_S
+from tests.fakes import PATIENCE_S, FakeBackend
 from tests.support import wait_until
 
 CODEC = Codec()
@@ -139,3 +140,22 @@ def test_progress_is_told_at_its_beginning_and_end_and_now_and_then_between(monk
         now[0] += 0.001
     values = [frame.events[0].progress for frame in told]
     assert values[0] == 0.0 and values[-1] == 1.0 and len(values) <= 4
+
+
+def test_a_task_that_comes_while_the_engine_still_says_that_it_is_ready_is_not_lost(monkeypatch):
+    monkeypatch.setattr(process.gc, "freeze", lambda: None)
+    engine = EngineProcess(*os.pipe(), lambda config, on_progress: FakeBackend(n_slots=1))
+    finals: list[Final] = []
+
+    def put(frame: Frame) -> None:
+        for event in frame.events:
+            if isinstance(event, Ready):
+                engine._take(Task(1, (5, 6), n_predict=2))
+            elif isinstance(event, Final):
+                finals.append(event)
+                engine._take(Close(0.0))
+    monkeypatch.setattr(engine._outbox, "put", put)
+    serving = threading.Thread(target=engine._serve, args=(EngineConfig("", "", n_slots=1),), daemon=True)
+    serving.start()
+    serving.join(PATIENCE_S)
+    assert [final.id for final in finals] == [1]
