@@ -190,7 +190,7 @@ class ProcessTransport:
         for event in events:
             if isinstance(event, Failure):
                 log.error("task %d: %s", event.id, event.message)
-        if len(self._deaths) >= self._limits.max_deaths:
+        if len(self._deaths) >= self._limits.max_deaths and not self._ledger.has_progressed:
             self._give_up(cause, events)
             return False
         self._tell(Restarting(cause), *events)

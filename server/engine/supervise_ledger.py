@@ -7,13 +7,16 @@ Who is to blame for a death: the engine tells which tasks it works on before it 
 worked on when the engine died, and was again when the next one died, without a token in between, is suspected.
 Suspects are replayed alone, one at a time, while all others wait; one that dies alone twice running has done it, and
 fails for good. So an innocent neighbour never fails, and a death by chance (a kill, a full memory) costs nobody
-anything as long as there is progress between two of them.
+anything as long as there is progress between two of them. Where engines die so often that chance must be at work (more
+deaths within a window than it takes to find a culprit, and no culprit found), dying alone twice may be chance as well:
+it takes a third time then.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import field
 
@@ -23,6 +26,11 @@ from server.engine.task import (Cancel, Command, Embed, Embedded, Event, Failure
 from server.records import record
 
 STRIKES = 2
+UNLUCKY_STRIKES = 3
+"""Deaths alone that convict where others have died of something else lately."""
+FOUND_AFTER = 2 * STRIKES
+"""Deaths that it takes to find who brings the engine down: some together with others, some alone."""
+WINDOW_S = 60.0
 SETTINGS = ("set_lora", "system_prompt")
 """Commands whose effect has to outlive the engine: the latest of each is repeated after a restart."""
 NO_COUNTERS = ("slots", "preparing", "n_deferred", "kv_used", "n_ctx", "histograms", "n_restarts", "n_replays",
@@ -93,6 +101,7 @@ class Ledger:
         self._base: Snapshot | None = None  # the sum of what earlier engines counted
         self._latest = Snapshot()
         self._n_delivered = 0               # tokens, by all engines
+        self._unexplained: deque[float] = deque()   # times of deaths that no conviction explains
 
     # ---- from the web side --------------------------------------------------------------------------------------
 
@@ -201,15 +210,26 @@ class Ledger:
             entry.strikes += 1
             entry.n_alone = entry.n_alone + 1 if len(working) == 1 else 0
         events: list[Event] = []
-        if working and working[0].n_alone >= STRIKES:
+        n_strikes = self._n_strikes()
+        if working and working[0].n_alone >= n_strikes:
             events.append(self._convict(working[0], cause))
         self._probation = [id_task for id_task, entry in self._tasks.items() if entry.strikes >= STRIKES]
         events += self._commands.died()
         self.has_progressed = bool(events)
         return events
 
+    def _n_strikes(self) -> int:
+        """How often a task has to die alone to be at fault. Counts this death."""
+        now = self._clock()
+        self._unexplained.append(now)
+        while now - self._unexplained[0] > WINDOW_S:
+            self._unexplained.popleft()
+        return STRIKES if len(self._unexplained) <= FOUND_AFTER else UNLUCKY_STRIKES
+
     def _convict(self, entry: Entry, cause: str) -> Failure:
         self.n_suspects += 1
+        for _ in range(min(entry.strikes, len(self._unexplained))):
+            self._unexplained.pop()
         del self._tasks[entry.task.id]
         return Failure(entry.task.id, 500, f"this request has brought the engine down {entry.strikes} times ({cause}); "
                        "it is not tried again")

@@ -362,6 +362,54 @@ def test_a_suspect_that_is_cancelled_makes_way(book):
     assert book.sent_tasks == [0, 1, 2]
 
 
+def die_by_chance(book: Book, id_task: int, n: int) -> None:
+    """Deaths with a token between them, and one after the last."""
+    for token in range(n):
+        book.work(id_task)
+        assert book.die() == []
+        book.hear(Piece(id_task, (token,), "x"))
+
+
+def alone_until_it_fails(book: Book, id_task: int) -> int:
+    """How often it takes."""
+    for n in range(1, 9):
+        book.work(id_task)
+        if book.die():
+            return n
+    raise AssertionError("never")
+
+
+def test_where_engines_die_by_chance_a_suspect_gets_one_try_more(book):
+    book.post(Task(1, (5,)), Task(2, (5,)))
+    die_by_chance(book, 1, 2)
+    book.work(1, 2)
+    book.die()
+    book.work(1, 2)
+    book.die()
+    book.work(1)
+    assert book.die() == [] and book.sent_tasks == [1]
+    book.work(1)
+    assert book.die() == [] and book.sent_tasks == [1], "it may have been chance again"
+    book.hear(Piece(1, (7,), "x"))
+    assert book.sent_tasks == [1, 2]
+
+
+def test_chance_is_forgotten_after_a_minute(book):
+    book.post(Task(1, (5,)))
+    die_by_chance(book, 1, 9)
+    book.clock.now += 61.0
+    assert alone_until_it_fails(book, 1) == 2
+
+
+def test_deaths_that_a_culprit_explains_are_no_chance(book):
+    for id_task in range(9):
+        book.post(Task(id_task, (5,)))
+        assert alone_until_it_fails(book, id_task) == 2
+    book.post(Task(10, (5,)))
+    die_by_chance(book, 10, 9)
+    assert alone_until_it_fails(book, 10) == 3
+
+
 def test_a_death_without_work_is_nobodys_fault(book):
     book.post(Task(1, (5,)))
     for _ in range(9):
