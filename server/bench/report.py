@@ -1,8 +1,9 @@
 """From single runs to figures: medians, ratios, the text summary and the JSON file.
 
 Pure functions of what was collected. Imports the standard library and the types of `workloads` only. A ratio
-is that of two medians, always the first server's over the other's, whatever is better; the JSON has every single run,
-so that anybody may calculate otherwise.
+is always the first server's over the other's, whatever is better: the median of the ratios of runs that followed each
+other, because a machine that gets slower in the course of a minute does so for both. The JSON has every single run, so
+that anybody may calculate otherwise.
 
 The way not taken: means. One hiccup of the machine moves a mean, and a benchmark on a desktop has hiccups.
 """
@@ -49,9 +50,15 @@ def figures(outcome: Outcome, i_metric: int, first: str) -> Figures:
     """Medians and ratios of a metric over all peers that could do the workload."""
     values = {peer: [run[i_metric] for run in runs] for peer, runs in outcome.runs.items() if runs}
     medians = {peer: statistics.median(numbers) for peer, numbers in values.items()}
-    ratios = {peer: medians[first] / median for peer, median in medians.items()
-              if peer != first and first in medians and median}
+    ratios = {peer: ratio for peer in values if peer != first and first in values
+              and (ratio := pairwise(values[first], values[peer])) is not None}
     return Figures(values, medians, ratios, goal_of(outcome.workload.metrics[i_metric], medians, ratios, first))
+
+
+def pairwise(ours: list, theirs: list) -> float | None:
+    """The median of the ratios of runs that followed each other; None if nothing can be divided by."""
+    ratios = [own / other for own, other in zip(ours, theirs) if other]
+    return statistics.median(ratios) if ratios else None
 
 
 def goal_of(metric: Metric, medians: dict, ratios: dict, first: str) -> str:

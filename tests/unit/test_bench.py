@@ -182,10 +182,19 @@ def test_a_command_keeps_its_braces_and_gets_its_values():
 # ------------------------------------------------------------------------------------------------ figures
 
 def test_medians_and_ratios_are_of_the_first_over_the_others():
-    found = outcome({"a": [(10.0, 5.0), (30.0, 1.0), (20.0, 2.0)], "b": [(40.0, 4.0), (10.0, 4.0)]})
+    found = outcome({"a": [(10.0, 5.0), (30.0, 1.0), (20.0, 2.0)], "b": [(20.0, 4.0), (10.0, 4.0), (25.0, 4.0)]})
     rate, wait = (report.figures(found, i, "a") for i in (0, 1))
-    assert rate.medians == {"a": 20.0, "b": 25.0} and rate.ratios == {"b": 0.8}
+    assert rate.medians == {"a": 20.0, "b": 20.0} and rate.ratios == {"b": 0.8}
     assert wait.medians == {"a": 2.0, "b": 4.0} and wait.ratios == {"b": 0.5}
+
+
+def test_a_machine_that_gets_slower_in_the_course_of_a_run_moves_no_ratio():
+    found = outcome({"a": [(60.0 / i, 2.0 * i) for i in range(1, 6)], "b": [(30.0 / i, i) for i in range(1, 6)]})
+    assert [report.figures(found, i, "a").ratios for i in (0, 1)] == [{"b": 2.0}, {"b": 2.0}]
+
+
+def test_nothing_is_divided_by_nothing():
+    assert report.figures(outcome({"a": [(1.0, 1.0)], "b": [(0.0, 0.0)]}), 0, "a").ratios == {}
 
 
 def test_the_table_has_dashes_where_a_server_has_no_figure():
