@@ -15,7 +15,7 @@ if sys.version_info < (3, 10):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--engine-process"]:       # the server's own child: needs a tenth of the imports
         from server.engine.process import main as serve_engine
-        serve_engine()
+        serve_engine(sys.argv[2:])
     if sys.argv[1:2] == ["--janitor"]:              # likewise, where the server has UNIX sockets
         from server.janitor import main as clean_up
         clean_up(sys.argv[2:])

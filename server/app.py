@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ctypes_api.errors import LibsError
@@ -24,11 +24,14 @@ from server.bundle import Bundle, BundleError
 from server.draft_model import find_draft_model, spec_config
 from server.engine import spawn
 from server.engine.client import EngineClient, Transport
-from server.engine.config import EngineConfig
+from server.engine.config import EngineConfig, pinned_patterns
 from server.engine.model_file import check_all, check_model_file, check_ranker
+from server.engine.model_shape import shape_of
+from server.engine.shape import Shape
 from server.engine.supervise import Limits, ProcessTransport
 from server.errors import ApiError
 from server.fetching import fetched, repository_projector
+from server.gguf import Gguf, GgufError
 from server.log import LogFileError, get_logger
 from server.one_shot import ModelPlace, place_in, place_of
 from server.option_table import POOLING
@@ -104,8 +107,8 @@ def serve(options: Options, own: Bundle | None, process: subprocess.Popen | None
     """Load, listen, serve until a signal comes; the exit code. For the parameters see `run`."""
     set_up_logging(options)
     unpacked = frozen.UnpackedFolder(frozen.unpacked_folder())
-    model = find_model(options, own)
-    config = engine_config(options, model, find_draft_model(options))
+    model, headers = find_model(options, own)
+    config = engine_config(options, model, headers, find_draft_model(options))
     if options.dry_run:
         from server.engine import backend
         print("\n".join(backend.plan_lines(config)))
@@ -152,8 +155,9 @@ def set_up_logging(options: Options) -> None:
         log.warning("%s", line)
 
 
-def find_model(options: Options, own: Bundle | None) -> ModelPlace:
-    """Where the model is, fetched first where the options name a URL or a repository; `own` has one if they don't."""
+def find_model(options: Options, own: Bundle | None) -> tuple[ModelPlace, list[Gguf]]:
+    """Where the model is, fetched first where the options name a URL or a repository (`own` has one if they don't);
+    and the headers of its files, checked."""
     if options.model_url or options.hf_repo:
         place = ModelPlace(fetched(
             options.model_url, options.hf_repo, options.hf_file, path=options.model, offline=options.offline,
@@ -170,7 +174,7 @@ def find_model(options: Options, own: Bundle | None) -> ModelPlace:
         check_ranker(parts)
     if place.name and not options.alias:
         options.alias = place.name
-    return place
+    return place, parts
 
 
 def find_projector(options: Options, model: ModelPlace) -> str:
@@ -190,11 +194,21 @@ def find_projector(options: Options, model: ModelPlace) -> str:
     return path
 
 
-def engine_config(options: Options, model: ModelPlace, draft_model: str = "") -> EngineConfig:
-    """The engine's part of the options; LibsError if there are no libraries for this machine."""
+def shape_in(headers: Sequence[Gguf], model_params: Mapping[str, object]) -> Shape | None:
+    """What the planner of memory has to know of the model; None where the engine will say why that can't be seen."""
+    try:
+        return shape_of(headers, pinned_patterns(model_params)) if headers else None
+    except GgufError:
+        return None
+
+
+def engine_config(options: Options, model: ModelPlace, headers: Sequence[Gguf] = (),
+                  draft_model: str = "") -> EngineConfig:
+    """The engine's part of the options; LibsError if there are no libraries for this machine. `headers` are those of
+    the model's files: without them the engine reads them once more."""
     model_params, context_params = native_params(options)
     return EngineConfig(
-        model=model.path, model_offset=model.offset, model_size=model.size,
+        model=model.path, model_offset=model.offset, model_size=model.size, shape=shape_in(headers, model_params),
         libs=libs_folder(options), cpu_variant=options.cpu_variant,
         n_slots=options.parallel, n_ctx=options.ctx_size, n_batch=options.batch_size, n_ubatch=options.ubatch_size,
         n_threads=options.threads, n_threads_batch=options.threads_batch, warmup=options.warmup,

@@ -15,8 +15,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ctypes_api.errors import LibsError
+from ctypes_api.folder import find_folder
 from server import frozen
 from server.engine import spawn
 from server.options import OptionError, Options, parse, usage
@@ -24,6 +27,7 @@ from server.options import OptionError, Options, parse, usage
 if TYPE_CHECKING:
     from server.bundle import Bundle
 
+ROOT = Path(__file__).resolve().parents[1]
 ERRANDS = ("help", "version", "cache_list", "list_devices", "bench", "dry_run", "completion", "completion_bash", "man",
            "bundle", "bundle_info", "bundle_check", "unbundle")
 """Options that ask for something else than a server."""
@@ -80,6 +84,15 @@ def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | Non
     if not is_at_hand or options.engine == "thread" or any(getattr(options, name) for name in ERRANDS):
         return None
     try:
-        return spawn.start_process(spawn.engine_command())
+        return spawn.start_process(spawn.engine_command(*library_hints(options)))
     except OSError:
         return None                 # the supervisor tries again, and knows whom to tell
+
+
+def library_hints(options: Options) -> list[str]:
+    """The folder of the libraries, and the CPU variant if one is asked for; nothing if `app` will have to say why."""
+    try:
+        folder = str(find_folder(ROOT, options.libs))
+    except LibsError:
+        return []
+    return [folder, options.cpu_variant] if options.cpu_variant else [folder]

@@ -144,7 +144,7 @@ def main() -> None:
         while orders.gate and faults.life > 1 and not os.path.exists(orders.gate):
             time.sleep(0.01)
         return FaultyBackend(orders, faults)
-    process.main(open_backend)
+    process.main(open_backend=open_backend)
 
 
 if __name__ == "__main__":

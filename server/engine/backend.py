@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Sequence
 from logging import DEBUG
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ctypes_api import loader, vocabulary
 from ctypes_api.devices import list_devices
@@ -22,12 +23,10 @@ from ctypes_api.llama_types import LLAMA_POOLING_TYPE_LAST, LLAMA_POOLING_TYPE_N
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine import fit, kv_parts
 from server.engine.backend_copies import SequenceCopies
-from server.engine.backend_fit import AUTO_CTX, make_plan, read_shape
-from server.engine.backend_mtmd import Projector
+from server.engine.backend_fit import AUTO_CTX, find_shape, make_plan
 from server.engine.backend_draft import Likeliest, drafter_config, vocab_difference
 from server.engine.backend_embed import (NON_CAUSAL, POOLING_NAMES, EmbeddingShape, LlamaEmbeddings, class_labels,
                                           encoder_shape, generative_shape, longest_input, pooling_of)
-from server.engine.backend_embed_media import LlamaMediaEmbeddings
 from server.engine.backend_params import model_fields
 from server.engine.backend_pool import cpu_count, open_pool, thread_counts
 from server.engine.positions import bounded_context, learned_positions
@@ -39,7 +38,6 @@ from server.engine.config import EngineConfig
 from server.engine.draws import Draws
 from server.engine.fit import Plan
 from server.engine.meanwhile import Meanwhile
-from server.engine.model_file import sample_hash
 from server.engine.planner import Span
 from server.engine.rerankers import with_template
 from server.engine.sampling import Stage, VocabFacts
@@ -47,9 +45,14 @@ from server.engine.task import ModelInfo
 from server.errors import ApiError
 from server.log import VERBOSE, get_logger
 
-__all__ = ["LibsError", "LlamaBackend", "device_lines", "find_libs", "library_line", "open_backend"]
+if TYPE_CHECKING:
+    from server.engine.backend_embed_media import LlamaMediaEmbeddings
+    from server.engine.backend_mtmd import Projector
+
+__all__ = ["LibsError", "LlamaBackend", "device_lines", "find_libs", "library_line", "open_backend", "preload"]
 
 MIN_CTX_SLOT = 32
+_early_lines: list[tuple[int, str]] = []    # what the libraries said in `preload`
 BAD_FILES = ("mtmd_helper_", "mtmd_tokenize", "probe: ")   # lines about files in requests: the client is told
 
 log = get_logger("engine")
@@ -79,7 +82,7 @@ def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
 
 def plan_lines(config: EngineConfig) -> list[str]:
     """What the model would take and what would be chosen, for `--dry-run`. ApiError if it can't fit."""
-    plan = make_plan(_load(config.libs, config.cpu_variant), config, read_shape(config))
+    plan = make_plan(_load(config.libs, config.cpu_variant), config, find_shape(config))
     return [config.model, *(plan.lines() if plan else ["nothing can be said about the memory it takes"]),
             *([plan.fault] if plan and plan.fault else [])]
 
@@ -102,8 +105,18 @@ def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> 
         raise ApiError(500, str(error)) from None
 
 
+def preload(folder: str, cpu_variant: str | None = None) -> None:
+    """Load the libraries that a model will be opened with, before it is known which. What goes wrong is left to
+    `open_backend`, which comes to it again; so are the lines that they log."""
+    with contextlib.suppress(LibsError, OSError):
+        loader.load(Path(folder), cpu_variant=cpu_variant, log_callback=lambda *line: _early_lines.append(line))
+
+
 def _load(folder: str, cpu_variant: str | None, with_mtmd: bool = False) -> loader.Libs:
     libs = loader.load(Path(folder), cpu_variant=cpu_variant, with_mtmd=with_mtmd, log_callback=_on_loading_log)
+    for line in _early_lines:
+        _on_loading_log(*line)
+    _early_lines.clear()
     for note in libs.notes:
         log.warning("%s; going on without it", note)
     if lacks_gpu(libs.plugins, libs.notes, list_devices(libs)):
@@ -131,7 +144,6 @@ class LlamaBackend:
     """A model and one context. See `Backend` for what the methods promise."""
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], bool]) -> None:
-        shape = Meanwhile(lambda: read_shape(config))
         self._libs = _load(config.libs, config.cpu_variant, bool(config.mmproj))
         self._llama = self._libs.llama
         if config.numa:
@@ -140,7 +152,7 @@ class LlamaBackend:
         report = LoadReport()
         self._libs.log.sink = report.listening(_on_loading_log)
         self._span = (config.model_offset, config.model_size)
-        plan = make_plan(self._libs, config, shape.result())
+        plan = make_plan(self._libs, config, find_shape(config))
         self._model = Model(self._libs, config.model, offset=config.model_offset, progress=on_progress,
                             **model_fields(self._libs, _fitted_params(config, plan)))
         self._config = config
@@ -167,7 +179,7 @@ class LlamaBackend:
             self._context = self.open_embeddings().context
         elif config.embeddings:
             self.open_embeddings()
-        self.media = Projector(self._model, self._context, config, self._abort) if config.mmproj else None
+        self.media = self._open_projector() if config.mmproj else None
         self._libs.log.sink = _on_native_log
         devices = list_devices(self._libs)
         for line in report.lines(devices):
@@ -415,6 +427,7 @@ class LlamaBackend:
 
     def open_media_embeddings(self, n_at_once: int) -> LlamaMediaEmbeddings:
         """See `Backend`."""
+        from server.engine.backend_embed_media import LlamaMediaEmbeddings      # here, because hardly anybody asks
         if self._media_embeddings is None or self._media_embeddings.n_rows < n_at_once:
             config, old = self._config, self._media_embeddings
             if old is not None:
@@ -425,12 +438,17 @@ class LlamaBackend:
             self._media_embeddings.set_lora(self._lora_of(config))
         return self._media_embeddings
 
+    def _open_projector(self) -> Projector:
+        from server.engine.backend_mtmd import Projector    # here, because most models have none
+        return Projector(self._model, self._context, self._config, self._abort)
+
     def _lora_of(self, config: EngineConfig) -> list[tuple[Adapter, float]]:
         return [(adapter, scale) for adapter, (_, scale) in zip(self._adapters, config.lora)]
 
     def fingerprint(self) -> str:
         """Model description and a hash over samples of its file."""
         if not self._fingerprint:
+            from server.engine.model_file import sample_hash        # here, because it is needed to save a cache only
             self._fingerprint = f"{self.info.desc}, {sample_hash(self.info.path, self._span)}"
         return self._fingerprint
 

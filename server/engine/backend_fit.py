@@ -1,21 +1,19 @@
 """The plan for this machine: what the config asks for, the model's header and the devices' free memory, put into `fit`.
 
-A part of the backend (it knows `ctypes_api`); engine's thread, before the model is loaded, and `--dry-run`. Costs the
-reading of the header, ten to a hundred milliseconds.
+A part of the backend (it knows `ctypes_api`); engine's thread, before the model is loaded, and `--dry-run`. Reads the
+header only if nobody has done so before: that takes ten to a hundred milliseconds.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable
 
 from ctypes_api.devices import Device, list_devices
 from ctypes_api.loader import Libs
-from server import gguf
 from server.engine import fit, host_memory
-from server.engine.config import EngineConfig
-from server.engine.model_shape import Shape, shape_of
+from server.engine.config import EngineConfig, pinned_patterns
+from server.engine.shape import Shape
 from server.errors import ApiError
 from server.log import get_logger
 
@@ -26,14 +24,14 @@ MAX_CTX = 2**31 - 1
 log = get_logger("engine")
 
 
-def read_shape(config: EngineConfig) -> Shape | None:
-    """What the header says of the model; None if it can't be read. Any thread: it needs no library."""
+def find_shape(config: EngineConfig) -> Shape | None:
+    """What the header says of the model; None if it can't be read."""
+    if config.shape is not None:
+        return config.shape
+    from server.engine.model_shape import read_shape        # here, because nearly always it is known
     try:
-        return shape_of(gguf.read_all(config.model, span=(config.model_offset, config.model_size)),
-                        pinned_patterns(config))
-    except re.error as error:
-        raise ApiError(400, f"--override-tensor: not a regular expression: {error}") from None
-    except (OSError, gguf.GgufError) as error:
+        return read_shape(config.model, (config.model_offset, config.model_size), pinned_patterns(config.model_params))
+    except (OSError, ValueError) as error:
         log.warning("the memory that the model takes can't be estimated: %s", error)
         return None
 
@@ -84,9 +82,10 @@ def _draft_shape(config: EngineConfig) -> Shape | None:
     """Of the draft model; None without one, or if loading it will say what is wrong with its file."""
     if not config.spec.model:
         return None
+    from server.engine.model_shape import read_shape        # here, because hardly anybody has one
     try:
-        return shape_of(gguf.read_all(config.spec.model))
-    except (OSError, gguf.GgufError):
+        return read_shape(config.spec.model)
+    except (OSError, ValueError):
         return None
 
 
@@ -100,11 +99,6 @@ def places_of(devices: Iterable[Device], config: EngineConfig) -> tuple[fit.Plac
         found = [device for device in found if device.type == "GPU"]
     return tuple(fit.Place(device.name, device.memory_free, device.type == "IGPU" or device.backend in ("MTL", "Metal"))
                  for device in found)
-
-
-def pinned_patterns(config: EngineConfig) -> list[str]:
-    """Regular expressions of the tensors that the user keeps on the CPU."""
-    return [pattern for pattern, buffer in config.model_params.get("tensor_buft_overrides", ()) if buffer == "CPU"]
 
 
 def _size_of(path: str) -> int:

@@ -18,7 +18,6 @@ from dataclasses import replace
 from ctypes_api import vocabulary
 from ctypes_api.llama_types import LLAMA_POOLING_TYPE_NONE, LLAMA_POOLING_TYPE_RANK
 from ctypes_api.objects import AbortFlag, Model
-from server import gguf
 from server.engine.backend_embed import POOLING_NAMES, EmbeddingShape, LlamaEmbeddings
 from server.engine.config import EngineConfig
 from server.engine.planner import Span
@@ -32,6 +31,7 @@ def answers_in_words(pooling: int, config: EngineConfig) -> bool:
     """Whether a model ranks although it has no head to do so."""
     if pooling != LLAMA_POOLING_TYPE_RANK:
         return False
+    from server import gguf     # here, because hardly any model gets here
     parts = gguf.read_all(config.model, span=(config.model_offset, config.model_size))
     return not has_head(tensor for part in parts for tensor in part.tensors)
 

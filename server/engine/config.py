@@ -1,12 +1,14 @@
 """What the engine has to know to start: plain data, made from the options by `app`, read by `backend` and `vocab`.
 
-Part of the seam: an engine in its own process gets exactly this. Stdlib only.
+Part of the seam: an engine in its own process gets exactly this. Imports leaves only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import field
 
+from server.engine.shape import Shape
 from server.records import record
 
 
@@ -33,6 +35,11 @@ class SpecConfig:
     context_params: dict[str, object] = field(default_factory=dict)
 
 
+def pinned_patterns(model_params: Mapping[str, object]) -> list[str]:
+    """Regular expressions of the tensors that the user keeps on the CPU."""
+    return [pattern for pattern, buffer in model_params.get("tensor_buft_overrides", ()) if buffer == "CPU"]
+
+
 ROWS_PER_LIMIT = 256
 
 
@@ -56,7 +63,7 @@ class EngineConfig:
     answers show special tokens. `exact` evaluates each task alone and from its beginning. With `kv_unified` all
     slots share one KV cache, None leaves that open (`is_split`). `max_stall_ms` is what a step
     may take while somebody reads a stream, 0 for no limit. `model_offset` and `model_size` say where the model lies
-    in its file (a bundle); size 0 is to its end.
+    in its file (a bundle); size 0 is to its end. `shape` is what its header says, None if that isn't known.
     `cache_ram` (MiB; None: a part of the free memory, -1: no limit) and `cache_disk` (a folder, of at most
     `cache_disk_mib`) take what leaves the KV cache. Models whose state can't be cut keep up to `n_checkpoints` copies
     of it for each slot, `checkpoint_step` tokens apart.
@@ -68,6 +75,7 @@ class EngineConfig:
     libs: str
     model_offset: int = 0
     model_size: int = 0
+    shape: Shape | None = None
     cpu_variant: str | None = None
     n_slots: int = 1
     n_ctx: int | None = None

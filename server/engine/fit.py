@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from server.engine.model_shape import Layer, Shape
-from server.gguf import TYPES
+from server.engine.shape import Layer, Shape
+from server.ggml_types import TYPES
 from server.records import record
 
 __all__ = ["MIB", "Place", "Plan", "Wish", "cache_bytes", "compute_bytes", "plan"]
@@ -40,7 +40,7 @@ class Place:
 @record(frozen=True)
 class Wish:
     """What is asked for; None is open. `n_ctx` counts all slots together, 0 is the model's own. `type_k`, `type_v` are
-    keys of `gguf.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and the like.
+    keys of `ggml_types.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and such.
     `is_split`: each slot has a part of the cache for itself; `embeds`: a second context computes
     embeddings of texts as long as a slot's context; `draft`: a small model with as much context, whose memory is the
     host's here, with its own types. What `embeds` and `draft` add is theirs from the start."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +66,7 @@ def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
 
 def mac() -> int | None:
     """Free, inactive, speculative and purgeable pages, as `vm_stat` counts them."""
+    import subprocess       # here, because other systems have files for this
     try:
         text = subprocess.run(["vm_stat"], capture_output=True, text=True, timeout=5, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from server.records import record
 
 WORD = struct.Struct("<I")
 COUNTS = struct.Struct("<II")
@@ -36,7 +37,7 @@ class UnknownState(ValueError):
     """The bytes aren't what is described above."""
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Tensor:
     """Keys or values of a layer: `n_rows` times a unit of `n_bytes` for each cell, from `at` on; what is said before
     that is `head`."""
@@ -47,7 +48,7 @@ class Tensor:
     n_bytes: int
 
 
-@dataclass(slots=True, frozen=True)
+@record(frozen=True)
 class Section:
     """One cache's part of a state: `n_cells` cells with `words` numbers each from `at` on, up to `end`."""
 

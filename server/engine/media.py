@@ -14,7 +14,6 @@ decoding threads for the cores, and the text of others would stall anyway.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import threading
 from collections.abc import Callable, Iterable
@@ -95,6 +94,7 @@ class Layout:
 
 def placeholders(key: bytes, n: int) -> tuple[int, ...]:
     """`n` negative ids of 32 bits that only this key gives: no two contents share one by accident or by design."""
+    import hashlib      # here, because most models take no media
     digest = hashlib.shake_256(key).digest(4 * n)
     return tuple(-1 - (number >> 1) for number in struct.unpack(f"<{n}I", digest))
 

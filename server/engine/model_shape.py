@@ -1,7 +1,8 @@
 """What a model's header says about the memory it will take: bytes of weights and numbers per cell, layer by layer.
 
-Pure; from `server.gguf.Gguf` to plain numbers for `fit`. Runs in the engine's process before it loads anything, and for
-`--dry-run`. Names and formulas are those of llama.cpp v0.5.0: llama_hparams, llama_model::create_memory.
+Pure; from `server.gguf.Gguf` to plain numbers for `fit`. Runs in the web process, which reads the header anyway and
+tells the engine in `EngineConfig`; the engine does it for draft models. Names and formulas are those of llama.cpp
+v0.5.0: llama_hparams, llama_model::create_memory.
 
 Not taken: a simulated load (`no_alloc`). It is exact, but it needs the library, takes as long as reading the
 vocabulary, and has to be repeated for each size that is considered.
@@ -13,10 +14,11 @@ import re
 from collections.abc import Iterable
 from math import prod
 
-from server.gguf import Gguf, GgufError, Tensor
-from server.records import record
+from server.engine.shape import Layer, Shape
+from server.errors import ApiError
+from server.gguf import Gguf, GgufError, Tensor, read_all
 
-__all__ = ["Layer", "Shape", "shape_of"]
+__all__ = ["Layer", "Shape", "read_shape", "shape_of"]
 
 BLOCK = re.compile(r"blk\.(\d+)\.")
 # architectures that keep nothing between two batches
@@ -30,51 +32,21 @@ STATE_TENSORS = ("ssm_", "time_mix_", "shortconv.")
 ATTENTION_TENSORS = ("attn_k.", "attn_k_b.", "attn_kv_a_mqa.")
 
 
-@record(frozen=True)
-class Layer:
-    """One block. `weights` in bytes; `k`, `v`: numbers in the cache per cell; `state`: bytes per sequence."""
-
-    weights: int
-    k: int = 0
-    v: int = 0
-    state: int = 0
-    is_windowed: bool = False
-
-
-@record(frozen=True)
-class Shape:
-    """A model. `input` (embeddings), `output` (the head) and `pinned` (what the user keeps on the CPU) in bytes;
-    widths in numbers; `n_vocab` is 0 where no logits are computed; `window` 0 without sliding windows."""
-
-    layers: tuple[Layer, ...]
-    input: int
-    output: int
-    pinned: int
-    n_ctx_train: int
-    n_embd: int
-    n_ff: int
-    n_head: int
-    n_query: int
-    n_vocab: int
-    window: int = 0
-
-    @property
-    def weights(self) -> int:
-        """All of them, once."""
-        return self.input + self.output + self.pinned + sum(layer.weights for layer in self.layers)
+def read_shape(path: str, span: tuple[int, int] = (0, 0), pinned: Iterable[str] = ()) -> Shape:
+    """The shape of the model in these files; see `shape_of` and `gguf.read_all`. OSError, GgufError."""
+    return shape_of(read_all(path, span=span), pinned)
 
 
 def shape_of(parts: list[Gguf], pinned: Iterable[str] = ()) -> Shape:
     """The shape of a model in one or more files. `pinned` are regular expressions of tensors kept on the CPU.
 
-    GgufError if the header lacks what has to be known.
+    GgufError if the header lacks what has to be known, ApiError for what is no regular expression.
     """
     gguf = parts[0]
     arch = gguf.text("general.architecture")
     reader = _Reader(gguf, arch)
     n_layers = reader.needed("block_count")
-    patterns = [re.compile(pattern) for pattern in pinned]
-    groups = _grouped(parts, n_layers, patterns)
+    groups = _grouped(parts, n_layers, _compiled(pinned))
     names = [[tensor.name for tensor in group] for group in groups["layers"]]
     table = gguf.tensors.get("token_embd.weight")
     has_cache = arch not in WITHOUT_CACHE
@@ -87,6 +59,13 @@ def shape_of(parts: list[Gguf], pinned: Iterable[str] = ()) -> Shape:
         n_head=reader.n_head, n_query=reader.n_head * reader.head_size,
         n_vocab=table.dims[1] if table and len(table.dims) > 1 and has_cache else 0,
         window=reader.number("attention.sliding_window") if arch in WINDOW_PERIODS or reader.pattern else 0)
+
+
+def _compiled(patterns: Iterable[str]) -> list[re.Pattern[str]]:
+    try:
+        return [re.compile(pattern) for pattern in patterns]
+    except re.error as error:
+        raise ApiError(400, f"--override-tensor: not a regular expression: {error}") from None
 
 
 def _grouped(parts: list[Gguf], n_layers: int, pinned: list[re.Pattern[str]]) -> dict[str, list]:

@@ -7,7 +7,6 @@ say whether a model has one, so the file's header is read again, but only for ar
 
 from __future__ import annotations
 
-from server import gguf
 from server.engine.config import EngineConfig
 from server.log import get_logger
 
@@ -22,6 +21,7 @@ def learned_positions(architecture: str, config: EngineConfig) -> int:
     """The rows of the model's table of positions; 0 if it has none."""
     if architecture not in ARCHITECTURES:
         return 0
+    from server import gguf     # here, because hardly any model gets here
     for part in gguf.read_all(config.model, span=(config.model_offset, config.model_size)):
         if TABLE in part.tensors:
             return part.tensors[TABLE].dims[1]

@@ -27,7 +27,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -57,15 +57,18 @@ OpenBackend = Callable[[EngineConfig, Callable[[float], bool]], "Backend"]
 log = get_logger("engine")
 
 
-def main(open_backend: OpenBackend | None = None) -> None:
-    """Run an engine over this process's stdin and stdout; never returns. The backend is libllama's unless given."""
+def main(hints: Sequence[str] = (), open_backend: OpenBackend | None = None) -> None:
+    """Run an engine over this process's stdin and stdout; never returns. The backend is libllama's unless given;
+    `hints` are its libraries' folder and CPU variant, where they are known beforehand."""
     gc.disable()                # until the model is there: imports make no garbage
     inlet, outlet = _take_pipes()
     _live_and_die_with_parent()
     faulthandler.enable(file=2, all_threads=False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     if open_backend is None:
-        from server.engine.backend import open_backend
+        from server.engine.backend import open_backend, preload
+        if hints:
+            preload(*hints)     # the web process needs some time yet to say what to load
     code = 1
     try:
         code = EngineProcess(inlet, outlet, open_backend).run()

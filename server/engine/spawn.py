@@ -17,9 +17,9 @@ ENTRY = Path(__file__).resolve().parents[2] / "llama_srv.py"
 FLAG = "--engine-process"
 
 
-def engine_command() -> list[str]:
-    """This program once more, as the engine's process."""
-    return own_command(FLAG)
+def engine_command(*hints: str) -> list[str]:
+    """This program once more, as the engine's process; see `process.main` for the hints."""
+    return [*own_command(FLAG), *hints]
 
 
 def own_command(flag: str) -> list[str]:

@@ -22,7 +22,7 @@ import typing
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 
-from server.engine import config, task, wire_pieces
+from server.engine import config, shape, task, wire_pieces
 from server.engine.config import EngineConfig
 from server.records import record
 
@@ -134,7 +134,7 @@ class Codec:
     """Messages to frames and back. Making one reads the annotations (a few ms); then it is shared by all threads."""
 
     def __init__(self) -> None:
-        self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *classes(task, config)]
+        self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *classes(task, config, shape)]
         self._numbers = {cls: number for number, cls in enumerate(self._classes)}
         self._fields = [self._fields_of(cls) for cls in self._classes]
         self._getters = [_getter([name for name, _ in fields]) for fields in self._fields]

@@ -192,10 +192,10 @@ def test_the_projector_in_a_bundle_goes_with_its_model(tiny_spm_model, mmproj_ge
     monkeypatch.setenv("LLAMA_SRV_CACHE", str(tmp_path / "cache"))
     made = bundle_make.make(base, tmp_path / "app", tiny_spm_model, mmproj_gemma3, (), "x")
     options = parse(["-m", str(made.path)], {})
-    place = app.find_model(options, None)
+    place, _ = app.find_model(options, None)
     assert Path(app.find_projector(options, place)).read_bytes() == mmproj_gemma3.read_bytes()
     assert app.find_projector(parse(["--no-mmproj"], {}), place) == ""
     assert app.find_projector(parse(["--mmproj", str(mmproj_gemma3)], {}), place) == str(mmproj_gemma3)
     alone = one_shot.place_of(str(tiny_spm_model))
     assert app.find_projector(options, alone) == ""
-    assert (app.find_model(parse([], {}), made).offset, options.alias) == (place.offset, tiny_spm_model.name)
+    assert (app.find_model(parse([], {}), made)[0].offset, options.alias) == (place.offset, tiny_spm_model.name)

@@ -457,7 +457,7 @@ def test_a_model_of_a_repository_gets_its_projector(hub, tmp_path, monkeypatch, 
     libs = tmp_path / "libs"
     libs.mkdir()
     options = parse(["-hf", REPO], {})
-    place = app.find_model(options, None)
+    place, _ = app.find_model(options, None)
     assert repository_projector(options, place.path, str(libs)) == "", "nothing could use it"
     (libs / "libmtmd.so").touch()
     found = repository_projector(options, place.path, str(libs))

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from ctypes_api import folder
 from server import app, launch
 from server.engine import spawn
 from server.option_table import OPTIONS
 from server.options import parse
 
+LIBS = "the folder"
 SLEEPER = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 
 
@@ -19,6 +21,7 @@ SLEEPER = [sys.executable, "-c", "import sys; sys.stdin.read()"]
 def started(monkeypatch):
     """The commands of the processes that were started; they are no processes."""
     commands: list = []
+    monkeypatch.setattr(launch, "find_folder", lambda root, explicit: explicit or LIBS)
     monkeypatch.setattr(spawn, "start_process", lambda command: commands.append(command) or object())
     return commands
 
@@ -27,6 +30,17 @@ def started(monkeypatch):
                                   ["--model", "x.gguf", "--engine", "process"]], ids=" ".join)
 def test_a_command_line_that_serves_starts_the_engine_at_once(argv: list[str], started: list):
     assert launch.start_engine(parse(argv, {}), None) is not None
+    assert started == [spawn.engine_command(LIBS)]
+
+
+def test_the_engine_loads_the_libraries_that_the_server_will_name(started: list):
+    launch.start_engine(parse(["-m", "x.gguf", "--libs", "mine", "--cpu-variant", "haswell"], {}), None)
+    assert started == [spawn.engine_command("mine", "haswell")]
+
+
+def test_an_engine_is_started_without_hints_where_there_are_no_libraries(monkeypatch, started: list, tmp_path):
+    monkeypatch.setattr(launch, "find_folder", folder.find_folder)
+    launch.start_engine(parse(["-m", "x.gguf", "--libs", str(tmp_path)], {}), None)
     assert started == [spawn.engine_command()]
 
 
@@ -51,7 +65,7 @@ def test_errands_are_options():
 
 def test_an_engine_that_nobody_has_taken_over_is_ended(monkeypatch):
     processes: list = []
-    monkeypatch.setattr(spawn, "engine_command", lambda: SLEEPER)
+    monkeypatch.setattr(spawn, "engine_command", lambda *hints: SLEEPER)
     monkeypatch.setattr(app, "run", lambda options, own, argv, process: processes.append(process) or 1)
     assert launch.main(["-m", "x.gguf"]) == 1
     process, = processes
@@ -59,5 +73,5 @@ def test_an_engine_that_nobody_has_taken_over_is_ended(monkeypatch):
 
 
 def test_an_engine_that_cannot_be_started_early_is_left_to_the_supervisor(monkeypatch, tmp_path):
-    monkeypatch.setattr(spawn, "engine_command", lambda: [str(tmp_path / "nothing")])
+    monkeypatch.setattr(spawn, "engine_command", lambda *hints: [str(tmp_path / "nothing")])
     assert launch.start_engine(parse(["-m", "x.gguf"], {}), None) is None

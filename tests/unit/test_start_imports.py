@@ -27,7 +27,8 @@ ENGINE = ("server.engine.scheduler", "server.engine.backend", "server.engine.thr
     ("server.serving", (*RARE, *ENGINE)),
     # the engine's process, before it takes its configuration; its scheduler comes while libllama loads
     ("server.engine.process", (*RARE, *HTTP, *ENGINE, "server.options", "server.gguf")),
-    ("server.engine.backend", (*RARE, *HTTP, "server.engine.scheduler", "server.options")),
+    ("server.engine.backend", (*RARE, *HTTP, "server.engine.scheduler", "server.options", "server.gguf", "hashlib",
+                               "subprocess", "server.engine.backend_mtmd")),
 ])
 def test_nothing_is_imported_that_can_wait(module: str, not_imported: tuple[str, ...]):
     code = f"import {module}, sys; print('\\n'.join(sys.modules))"

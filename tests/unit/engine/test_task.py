@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.engine import config, task
+from server.engine import config, shape, task
 from server.engine.task import Final, Frame, Piece, SamplingParams, SlotState, Snapshot, Task, Timings
 
 PLAIN = (int, float, str, bytes, bool, type(None))
@@ -22,7 +22,7 @@ def classes(module: types.ModuleType) -> list[type]:
             if dataclasses.is_dataclass(value) and value.__module__ == module.__name__]
 
 
-MESSAGES = classes(task) + classes(config)
+MESSAGES = classes(task) + classes(config) + classes(shape)
 
 
 def parts(annotation: object) -> Iterator[object]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.engine import config, task, wire
+from server.engine import config, shape, task, wire
 from server.engine.config import EngineConfig
 from server.engine.task import (Command, Failure, Final, Frame, Media, Piece, Reply, SamplingParams, Snapshot, Task,
                                 Tasks, Timings, TokenProbs)
@@ -20,7 +20,7 @@ from tests.fuzzing import fuzz
 from tests.unit.engine.test_task import sample
 
 CODEC = Codec()
-MESSAGES = [Hello, Start, Beat, LogLine, *wire.classes(task, config)]
+MESSAGES = [Hello, Start, Beat, LogLine, *wire.classes(task, config, shape)]
 FRAME = Frame((Piece(7, (1, 2), "é😀", (TokenProbs(1, 0.5, -math.inf, ((1, 0.5),), ((1, -0.7),)),),
                      Timings(0, 1, 2.0, 3, 4.5)),
                Final(7, 0, "\ud800", "eos", "", 1, 2, 0, False, Timings(0, 1, 2.0, 3, 4.0)),
