@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import ctypes
 import os
-import platform
 import re
 import sys
 import threading
@@ -19,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctypes_api import abi, ggml, llama, llama_types, mtmd
+from ctypes_api import abi, ggml, llama, llama_types
 from ctypes_api.binding import Functions, bind, from_addresses, from_handle
 from ctypes_api.errors import LibsBroken, LibsError, LibsNotFound
 from ctypes_api.folder import FETCH, LibraryFiles, find_folder, platform_name, read_folder
@@ -147,6 +146,7 @@ def _open_all(files: LibraryFiles) -> tuple[dict[Path, ctypes.CDLL], list[Any]]:
 
 
 def _open_mtmd(libs: Libs) -> Functions:
+    from ctypes_api import mtmd         # here, because most models come without
     path = libs.files.mtmd
     if path is None:
         raise LibsNotFound(f"{libs.folder} holds no libmtmd, which images and audio need: run "
@@ -209,6 +209,7 @@ def _explain(path: Path, error: str) -> str:
     own = ((re.escape(f"{path}: cannot open"), _OTHER_MACHINE),) if path.is_file() else ()     # glibc's way
     for pattern, meaning in own + _REASONS:
         if match := re.search(pattern, error):
+            import platform             # here, because nearly all starts come without
             found = next(filter(None, match.groups()), "")
             meaning = meaning.format(found, libc=platform.libc_ver()[1] or "of another version",
                                      platform=platform_name())

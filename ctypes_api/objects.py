@@ -26,7 +26,6 @@ from ctypes_api.llama_types import (llama_batch, llama_progress_callback, llama_
                                     llama_sampler_apply_fn, llama_sampler_i, llama_sampler_name_fn,
                                     llama_sampler_reset_fn)
 from ctypes_api.loader import Libs
-from ctypes_api.mtmd import mtmd_progress_callback
 from ctypes_api.stdio import CFile
 
 Progress = Callable[[float], bool]
@@ -360,6 +359,7 @@ class MtmdContext(Owner):
     def __init__(self, model: Model, path: str | os.PathLike[str], *, progress: Progress | None = None,
                  **fields: Any) -> None:
         """Raises ModelLoadError with the last native error lines."""
+        from ctypes_api.mtmd import mtmd_progress_callback      # here, because most models come without
         super().__init__(model.libs)
         if self.libs.mtmd is None:
             raise LibsError("libmtmd isn't loaded: load the libraries with with_mtmd=True")
