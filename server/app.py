@@ -121,8 +121,10 @@ def serve(options: Options, own: Bundle | None, process: subprocess.Popen | None
     engine = EngineClient(make_transport(options, config, process), lambda: open_vocab(config))
     try:
         engine.start()
-        from server import serving          # here, while the engine loads the model
-        from server.engine import vocab     # noqa: F401  likewise: `open_vocab` is what the start ends with
+        if options.engine == "process":
+            from server.engine import vocab     # here, while the engine loads the model
+            vocab.preload(config.libs)          # `open_vocab` is what the start ends with
+        from server import serving              # likewise
         return serving.serve(options, engine, model.name or model.path, unpacked, stop, leave)
     finally:
         engine.close()

@@ -2,6 +2,7 @@
 up.
 
 Runs on the main thread, called by `app`, which knows what of this needs the native libraries and does that itself.
+A server imports this, too, for the place of its model; what only errands need is imported by them.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from server import bundle_make, frozen, shells
+from server import frozen
 from server.bundle import MMPROJ, MODEL, Bundle, BundleError, read
 from server.options import Options, OptionError, parse
 from server.records import record
@@ -48,8 +49,10 @@ def place_in(bundle: Bundle) -> ModelPlace:
 def run(options: Options, own: Bundle | None, version: str) -> int | None:
     """Do what the options ask for instead of serving: the exit code; None if they ask for a server."""
     if options.completion or options.completion_bash:
+        from server import shells
         print(shells.completion(options.completion or "bash"), end="")
     elif options.man:
+        from server import shells
         print(shells.manual(version), end="")
     elif options.bundle:
         _make(options, version)
@@ -61,6 +64,7 @@ def run(options: Options, own: Bundle | None, version: str) -> int | None:
 
 
 def _open_up(options: Options, own: Bundle | None) -> None:
+    from server import bundle_make
     bundle = read(Path(options.model)) if options.model else own
     if bundle is None:
         raise BundleError(f"{options.model} is not a bundle" if options.model else NO_BUNDLE)
@@ -74,6 +78,7 @@ def _open_up(options: Options, own: Bundle | None) -> None:
 
 
 def _make(options: Options, version: str) -> None:
+    from server import bundle_make
     model = Path(options.bundle)
     output = Path(options.output) if options.output else bundle_make.default_output(model)
     mmproj = Path(options.mmproj) if getattr(options, "mmproj", None) else None
@@ -105,7 +110,10 @@ def _base(options: Options) -> tuple[Path | None, bool]:
 def projector_of(model: ModelPlace, cache: Path) -> str:
     """The projector of the model's bundle as a file of its own, since libmtmd opens only such; "" if it has none."""
     part = model.bundle.part(MMPROJ) if model.bundle else None
-    return str(bundle_make.extract(model.bundle, part, cache)) if part else ""
+    if part is None:
+        return ""
+    from server import bundle_make
+    return str(bundle_make.extract(model.bundle, part, cache))
 
 
 def open_page(url: str) -> bool:

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from server.engine.backend_embed_media import LlamaMediaEmbeddings
     from server.engine.backend_mtmd import Projector
 
-__all__ = ["LibsError", "LlamaBackend", "device_lines", "find_libs", "library_line", "open_backend", "preload"]
+__all__ = ["LibsError", "LlamaBackend", "device_lines", "library_line", "open_backend", "preload"]
 
 MIN_CTX_SLOT = 32
 _early_lines: list[tuple[int, str]] = []    # what the libraries said in `preload`
@@ -57,11 +57,6 @@ BAD_FILES = ("mtmd_helper_", "mtmd_tokenize", "probe: ")   # lines about files i
 
 log = get_logger("engine")
 native_log = get_logger("llama")
-
-
-def find_libs(root: Path, explicit: str | None) -> str:
-    """The folder whose libraries will be used; LibsError says where it looked."""
-    return str(loader.find_folder(root, explicit))
 
 
 def library_line(folder: str) -> str:

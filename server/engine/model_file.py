@@ -7,7 +7,6 @@ they become one line for the user. What can't be seen in a header still can end 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -70,6 +69,7 @@ def check_ranker(parts: list[gguf.Gguf]) -> None:
 
 def sample_hash(path: str, span: tuple[int, int] = (0, 0)) -> str:
     """A hash over samples of a file and its size: cheap for any size, different for fine-tunes. `span` as above."""
+    import hashlib      # here, because a start needs none
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
         size = span[1] or stream.seek(0, os.SEEK_END) - span[0]

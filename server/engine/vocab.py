@@ -9,16 +9,24 @@ Not taken: sending text to the engine. It would put tokenizing on the one thread
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 
 from ctypes_api import loader, vocabulary
+from ctypes_api.errors import LibsError
 from ctypes_api.llama_types import llama_chat_message
 from ctypes_api.objects import Model
 from server.errors import ApiError
 
 FIM_TOKENS = ("pre", "suf", "mid", "rep", "sep")
+
+
+def preload(folder: str) -> None:
+    """Load the libraries beforehand. What goes wrong is left to `open_vocab`, which comes to it again."""
+    with contextlib.suppress(LibsError, OSError):
+        loader.load(Path(folder), with_backends=False)
 
 
 def open_vocab(folder: str, model: str, offset: int = 0) -> NativeVocab:
