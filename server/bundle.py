@@ -12,7 +12,6 @@ model off its alignment. """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import struct
 from dataclasses import asdict
@@ -89,6 +88,7 @@ def read(path: Path) -> Bundle | None:
             data = stream.read(size)
     except OSError:
         return None
+    import hashlib      # here, because most models are no bundles
     if hashlib.sha256(data).digest() != digest:
         raise BundleError(f"{path} has a damaged index: get it again")
     return _from_index(path, json.loads(data))
@@ -106,4 +106,5 @@ def tail_of(bundle: Bundle, offset: int) -> bytes:
     index = {"format": FORMAT, "made_by": bundle.made_by, "program_size": bundle.program_size,
              "defaults": bundle.defaults, "parts": [asdict(part) for part in bundle.parts]}
     data = json.dumps(index).encode()
+    import hashlib
     return data + TRAILER.pack(MAGIC, offset, len(data), hashlib.sha256(data).digest())

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["LibsError", "LlamaBackend", "device_lines", "library_line", "open_backend", "preload"]
 
 MIN_CTX_SLOT = 32
+VOCAB_READ = "token to piece cache size"    # the last that llama.cpp says of a vocabulary
 _early_lines: list[tuple[int, str]] = []    # what the libraries said in `preload`
 BAD_FILES = ("mtmd_helper_", "mtmd_tokenize", "probe: ")   # lines about files in requests: the client is told
 
@@ -124,6 +125,15 @@ def _on_loading_log(level: int, line: str) -> None:
     native_log.log(VERBOSE if level == GGML_LOG_LEVEL_DEBUG else DEBUG, "%s", line)
 
 
+def _telling(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
+    """The same, and progress from the end of the vocabulary on: somebody waits for that."""
+    def listen(level: int, line: str) -> None:
+        if VOCAB_READ in line:
+            on_progress(0.0)
+        _on_loading_log(level, line)
+    return listen
+
+
 def _on_native_log(level: int, line: str) -> None:
     if line.startswith(BAD_FILES):
         native_log.debug("%s", line)
@@ -145,7 +155,7 @@ class LlamaBackend:
             self._llama.llama_numa_init(config.numa)
         self._abort = AbortFlag()
         report = LoadReport()
-        self._libs.log.sink = report.listening(_on_loading_log)
+        self._libs.log.sink = report.listening(_telling(on_progress))
         self._span = (config.model_offset, config.model_size)
         plan = make_plan(self._libs, config, find_shape(config))
         self._model = Model(self._libs, config.model, offset=config.model_offset, progress=on_progress,

@@ -6,6 +6,7 @@ softmax in plain Python. Needs the native libraries; runs in the test process, w
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import threading
@@ -428,6 +429,25 @@ def test_loading_can_be_interrupted(libs_folder, tiny_spm_model):
     config = EngineConfig(str(tiny_spm_model), str(libs_folder), n_ctx=256)
     with pytest.raises(ApiError):
         native.open_backend(config, lambda progress: False)
+
+
+def test_progress_begins_when_the_vocabulary_is_read_and_before_the_weights_are(libs_folder, tiny_spm_model):
+    """The web process opens the vocabulary then: what brings a process down has done so to the engine by then."""
+    seen: list[tuple[float, bool]] = []
+    lines: list[str] = []
+    log = logging.getLogger("llama_srv.llama")
+    handler = logging.Handler(5)
+    handler.emit = lambda record: lines.append(record.getMessage())
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(5)
+    try:
+        native.open_backend(EngineConfig(str(tiny_spm_model), str(libs_folder), n_ctx=256), lambda progress: not seen.append(
+            (progress, any("load_tensors" in line for line in lines)))).close()
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    assert seen[0] == (0.0, False) and seen[-1] == (1.0, True)
 
 
 def test_special_tokens_are_shown_on_request(libs_folder, recite_model):
