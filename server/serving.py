@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server import edge, frozen, one_shot
-from server.api.constraints import read_constraint
+from server.api import constraints
 from server.api.context import Context, read_system_prompt
 from server.api.routes import routes
 from server.engine.client import EngineClient
@@ -38,7 +38,7 @@ def serve(options: Options, engine: EngineClient, model: str, unpacked: frozen.U
           leave: list[Callable[[], None]]) -> int:
     """Listen, wait for `engine`, serve until `stop`; the exit code. `model` is its name for the log, `leave` takes what
     has to be put in order before a second signal ends everything. ApiError or OptionError if it can't be."""
-    read_constraint({}, request_defaults(options))  # a bad --grammar is told now, not with every request
+    constraints.read_constraint({}, request_defaults(options))  # a bad --grammar is told now, not with every request
     system_prompt = read_prompt_file(options)
     context = make_context(options, engine)
     keys = edge.KeyFiles(options)
@@ -134,6 +134,8 @@ def _wait(options: Options, context: Context, server: HttpServer, house: Houseke
         print(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", flush=True)
         if options.open and not one_shot.open_page(server.url + options.api_prefix):
             log.warning("--open: there is no browser here; the page is at the address above")
+        if info.is_generative:
+            constraints.prepare()       # after all else: hardly anybody's first request needs it at once
     was_ready = engine.info is not None     # an engine that then fails for good leaves a server that says so
     while not stop.is_set() and (engine.state in (READY, RESTARTING) or engine.state == FAILED and was_ready):
         stop.wait(house.interval_s)

@@ -2,7 +2,8 @@
 `choice`.
 
 Connection thread; pure. Every grammar, also one made here, is parsed in Python before llama.cpp sees it: its own
-parser overflows its stack on deep nesting. Results are cached, so that the same form costs one look-up.
+parser overflows its stack on deep nesting. Results are cached, so that the same form costs one look-up. What makes and
+reads grammars is imported when it is first needed: it is a tenth of all that a server imports before it is ready.
 """
 
 from __future__ import annotations
@@ -11,9 +12,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 
-from server.chat import gbnf
-from server.chat.json_schema import ANY_OBJECT, SchemaError, convert
-from server.chat.regex_gbnf import Unsupported, choice_grammar, regex_grammar
 from server.errors import ApiError
 from server.records import record
 
@@ -48,11 +46,11 @@ def read_constraint(body: Mapping[str, object], defaults: Mapping[str, object] =
     if given[0] == "json_schema":
         return schema_constraint("json_schema", value, False)
     if given[0] == "choice":
-        return Constraint(_made("choice", choice_grammar, value))
+        return Constraint(_made("choice", value))
     if not isinstance(value, str):
         raise ApiError(400, f"{given[0]}: {str(value)[:60]!r} is not a string")
     if given[0] == "regex":
-        return Constraint(_made("regex", regex_grammar, value))
+        return Constraint(_made("regex", value))
     check_grammar(value)
     return Constraint(value)
 
@@ -67,6 +65,7 @@ def response_format_schema(value: object) -> tuple[object, bool] | None:
     if kind == "text":
         return None
     if kind == "json_object":
+        from server.chat.json_schema import ANY_OBJECT
         schema = value.get("schema")
         return ANY_OBJECT if schema is None else schema, False
     if kind == "json_schema":
@@ -82,6 +81,7 @@ def response_format_schema(value: object) -> tuple[object, bool] | None:
 
 def schema_constraint(name: str, schema: object, strict: bool) -> Constraint:
     """The grammar of a JSON schema."""
+    from server.chat.json_schema import SchemaError, convert
     try:
         conversion = convert(schema, strict=strict)
     except SchemaError as error:
@@ -90,7 +90,9 @@ def schema_constraint(name: str, schema: object, strict: bool) -> Constraint:
     return Constraint(conversion.grammar, tuple(conversion.warnings))
 
 
-def _made(name: str, make, value: object) -> str:
+def _made(name: str, value: object) -> str:
+    from server.chat.regex_gbnf import Unsupported, choice_grammar, regex_grammar
+    make = choice_grammar if name == "choice" else regex_grammar
     try:
         grammar = make(value)
     except (Unsupported, ValueError) as error:
@@ -108,8 +110,14 @@ def check_grammar(grammar: str) -> None:
 
 @lru_cache(maxsize=256)
 def _fault(grammar: str) -> str:
+    from server.chat import gbnf
     try:
         gbnf.check(grammar)
     except gbnf.GrammarError as error:
         return str(error)
     return ""
+
+
+def prepare() -> None:
+    """Import what the first request with a constraint would wait for."""
+    from server.chat import gbnf, json_schema, regex_gbnf  # noqa: F401

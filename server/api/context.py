@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from server.api.running import RunningRequests
-from server.chat.choose import choose_template
 from server.engine.task import Embed, ModelInfo, Snapshot, Task
 from server.errors import ApiError
 from server.log import get_logger
@@ -126,6 +125,7 @@ class Context:
     def chat_template(self):
         """The template of chats, compiled when first needed (`chat.template`). ApiError when it can't be."""
         if self._template is None:
+            from server.chat.choose import choose_template      # here, because a server is ready sooner without it
             with self._lock:
                 if self._template is None:
                     self._template = choose_template(self.options, self.engine.info, self.engine.vocab)

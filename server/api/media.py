@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from pathlib import Path
 from server.api import remote_media
 from server.api.context import Context
 from server.api.media_kinds import BadFile, check_image, kind_of
-from server.chat.template import Segments
+from server.chat.segments import Segments
 from server.engine.task import AUDIO, IMAGE, Media
 from server.errors import ApiError
 from server.records import record
@@ -84,6 +83,7 @@ class Files:
             raise ApiError(400, f"{where} {error}") from None
         if len(self.media) == MAX_FILES:
             raise ApiError(400, f"{where}: a request may have at most {MAX_FILES} images and sounds")
+        import hashlib      # here, because most models take no media
         self.media.append(Media(found, data, hashlib.sha256(data).hexdigest(), where))
         return f"<__media_{self._key}_{len(self.media) - 1}__>"
 

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from server.api.context import Context, Vocab
 from server.api.media import PARTS, Files, Prompt, join
 from server.api.prompt import special_ends
-from server.chat.jinja import TemplateError
-from server.chat.template import Segments, is_text, plain_text
+from server.chat.segments import Segments, is_text, plain_text
 from server.errors import ApiError
 from server.records import record
 
@@ -116,8 +115,10 @@ def template_variables(context: Context, body: Mapping[str, object]) -> dict[str
 def render(context: Context, messages: list[dict[str, object]], add_generation_prompt: bool,
            variables: Mapping[str, object]) -> Segments:
     """The template's segments; its errors become 400."""
+    template = context.chat_template
+    from server.chat.jinja import TemplateError     # here, because the line before has imported it
     try:
-        return context.chat_template.render(messages, add_generation_prompt, variables)
+        return template.render(messages, add_generation_prompt, variables)
     except TemplateError as error:
         where = {} if error.message_index is None else {"param": f"messages[{error.message_index}]"}
         raise ApiError(400, f"the chat template can't render these messages: {error}", **where) from None

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 
 from server.chat.jinja import Template, mark
+from server.chat.segments import Segments, is_text, plain_text
 
 CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
           "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
@@ -19,8 +20,6 @@ PROBE = "a9f1probe"
 UNMARKED_KEY = "role"           # templates make special tokens of it; its letters are checked before
 MARKED_VARIABLES = ("tools", "documents")
 WHITESPACE = " \t\n\v\f\r"      # what libllama's templates trim
-
-Segments = list[tuple[str, bool]]
 
 
 class ChatTemplate:
@@ -101,19 +100,6 @@ class BuiltinTemplate:
         parts = re.split(f"{key}-([0-9]+)-", self._apply(pairs, add_generation_prompt))
         segments = [(texts[int(part)], True) if i % 2 else (part, False) for i, part in enumerate(parts)]
         return [segment for segment in segments if segment[0]]
-
-
-def plain_text(content: object) -> str:
-    """The text of a message's content: a string, or its text parts."""
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content if is_text(part))
-    return content if isinstance(content, str) else ""
-
-
-def is_text(part: object) -> bool:
-    """Whether a content part is text."""
-    return isinstance(part, dict) and part.get("type", "text") in ("text", "input_text", "output_text") and isinstance(
-        part.get("text"), str)
 
 
 def _marked(message: dict[str, object]) -> dict[str, object]:

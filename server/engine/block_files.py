@@ -11,7 +11,6 @@ the folder is touched.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
 from array import array
@@ -47,6 +46,7 @@ class StoredBlock:
 def key_of(model: str, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
     """The name of a block: the same for the same tokens after the same beginning, on the same model and libraries."""
     about = f"{model}\n{lora!r}\n{parent}\n".encode()
+    import hashlib      # here, because only a cache on disk needs it
     return hashlib.sha256(about + array("q", tokens).tobytes()).hexdigest()[:32]
 
 

@@ -18,7 +18,6 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,6 +115,7 @@ def _name(nameless: int, path: Path) -> None:
     try:
         os.link(source, path, src_dir_fd=nameless)      # the folder doesn't matter, but only so Python follows the link
     except OSError:
+        import shutil       # here, because it brings archives along
         shutil.copyfile(source, path)
 
 

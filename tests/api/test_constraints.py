@@ -11,6 +11,7 @@ import json
 import pytest
 
 from server.api import constraints
+from server.chat import gbnf
 from server.chat.json_schema import ANY_OBJECT, convert
 from server.chat.regex_gbnf import choice_grammar, regex_grammar
 from tests.api.openai_wire import chunks
@@ -156,8 +157,8 @@ def test_what_cannot_be_kept_is_refused_if_strict(api):
 
 def test_the_same_form_twice_is_made_once(api, monkeypatch):
     checked: list[str] = []
-    real = constraints.gbnf.check
-    monkeypatch.setattr(constraints.gbnf, "check", lambda grammar: checked.append(grammar) or real(grammar))
+    real = gbnf.check
+    monkeypatch.setattr(gbnf, "check", lambda grammar: checked.append(grammar) or real(grammar))
     schema = {"type": "object", "properties": {f"only in this test {i}": {"type": "integer"} for i in range(5)}}
     for _ in range(3):
         grammar_of(api, response_format=json_schema(schema))

@@ -24,11 +24,12 @@ ENGINE = ("server.engine.scheduler", "server.engine.backend", "server.engine.thr
     # before the engine is told what to load
     ("server.app", (*RARE, *HTTP, *ENGINE)),
     # while it loads
-    ("server.serving", (*RARE, *ENGINE)),
+    ("server.serving", (*RARE, *ENGINE, "server.chat.jinja", "server.chat.json_schema", "server.chat.gbnf")),
     # the engine's process, before it takes its configuration; its scheduler comes while libllama loads
     ("server.engine.process", (*RARE, *HTTP, *ENGINE, "server.options", "server.gguf")),
     ("server.engine.backend", (*RARE, *HTTP, "server.engine.scheduler", "server.options", "server.gguf", "hashlib",
                                "subprocess", "server.engine.backend_mtmd")),
+    ("server.engine.scheduler", (*RARE, *HTTP, "server.options", "statistics", "shutil", "hashlib")),
 ])
 def test_nothing_is_imported_that_can_wait(module: str, not_imported: tuple[str, ...]):
     code = f"import {module}, sys; print('\\n'.join(sys.modules))"
