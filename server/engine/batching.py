@@ -21,11 +21,12 @@ NOBODY: frozenset[int] = frozenset()
 STALLS_ALONE = 4
 """Steps may take so many times the stall where nobody reads a stream: then only newcomers wait for their end."""
 
-STALLS_BEGUN = 32
-"""The same as long as all streams have but one token, for short prompts that came with theirs: then a whole group goes
-on together. Otherwise the first of them pause again and again for the others, in steps of few rows that cost nearly as
-much as one of many (32 at once on one machine: with 2 the last had its first token after 2.4 s, with 16 after 1.4; on
-one without matrix units with 16 after 3.4, with 32 after 2.7)."""
+STALLS_BEGUN, BEGUN_S = 96, 1.0
+"""The same as long as all streams have but one token, for short prompts that came within so many seconds of theirs:
+then a whole group goes on together. Otherwise the first of them pause again and again for the others, in steps of few
+rows that cost nearly as much as one of many (32 at once on one machine: with 2 the last had its first token after
+2.4 s, with 16 after 1.4; on one without matrix units with 16 after 3.4, with 32 after 2.7; there with a model of 1.1 B
+parameters with 32 after 7.1 s, with 96 after 5.0, and all ended 5 percent sooner)."""
 
 
 TOGETHER_S, ALIKE = 0.1, 1.5
@@ -94,7 +95,7 @@ class Batching:
             self._put_first(jobs, range(min(slot.seq for slot in streams), max(slot.seq for slot in streams) + 1))
         self._depth = self._n_cells(jobs[0])
         n_left = len(jobs[0].tokens) if is_alone else sum(len(job.tokens) for job in jobs)
-        n_rows = self._rows_beside(streams, n_left) if streams else self._rows_alone(n_left)
+        n_rows = self._rows_beside(streams, jobs[0], n_left) if streams else self._rows_alone(n_left)
         spans = planner.reading(jobs, min(n_rows, self._state.backend.info.n_batch), is_alone)
         self._account(prompts[0].id, chosen.id, jobs, spans)
         return spans
@@ -140,7 +141,7 @@ class Batching:
         n = self._pace.rows(STALLS_ALONE * config.max_stall_ms, self._depth, n_left)
         return n if n == n_left else max(n - n % config.n_ubatch, config.n_ubatch)
 
-    def _rows_beside(self, streams: Sequence[Slot], n_left: int) -> int:
+    def _rows_beside(self, streams: Sequence[Slot], job: Job, n_left: int) -> int:
         """Rows of a step between two steps of the streams; 0 if it is their turn.
 
         Between these there is one step for prompts, and further ones as far as they fit into the same time.
@@ -157,10 +158,16 @@ class Batching:
         if is_first:        # somebody's vectors may have been computed meanwhile
             return self._pace.rows(limit_ms - min(waited_ms, limit_ms / 2), self._depth, n_left)
         n_rows = self._pace.rows_within(limit_ms - waited_ms, self._depth, n_left)
-        if not n_rows and all(slot.run.n_decoded <= 1 for slot in streams):
+        if not n_rows and self._begins_with(streams, job):
             n_rows = self._pace.rows_within(limit_begun_ms - waited_ms, self._depth, n_left)
             return n_rows if n_rows == n_left else 0
         return n_rows
+
+    def _begins_with(self, streams: Sequence[Slot], job: Job) -> bool:
+        """Whether this prompt came with those of the streams, none of which has got any further."""
+        t_first = min(slot.run.t_arrived for slot in streams)
+        return (all(slot.run.n_decoded <= 1 for slot in streams)
+                and self._state.slots[job.id].run.t_arrived - t_first <= BEGUN_S)
 
     def _n_cells(self, job: Job) -> int:
         """How many tokens a prompt's attention goes over: its own, or in a common stream everybody's."""

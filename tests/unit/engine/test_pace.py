@@ -308,7 +308,18 @@ def test_a_group_that_comes_at_once_is_read_before_its_texts_go_on():
 
 
 def test_texts_go_on_when_the_time_for_further_prompts_is_over():
-    assert 5 <= prompts_before_the_texts_go_on(32, 10) <= 24
+    assert 5 <= prompts_before_the_texts_go_on(32, 3) <= 24
+
+
+@pytest.mark.parametrize("late_s, is_paused", [(0.5, True), (1.5, False)])
+def test_prompts_that_come_later_than_a_group_take_turns_with_its_texts(late_s, is_paused):
+    d = slow_driver(n_slots=9, max_stall_ms=100)
+    first = d.post("a short question", n_predict=20, stream=True)
+    d.step_until(lambda: d.outcomes[first].tokens)
+    d.clock.now += late_s
+    tasks = [d.post(f"{i} a short question", n_predict=20, stream=True) for i in range(8)]
+    d.step_until(lambda: len(d.outcomes[first].tokens) > 1)
+    assert all(d.outcomes[task].tokens for task in tasks) == is_paused
 
 
 def test_streams_with_different_adapters_all_go_on_while_prompts_are_read():
