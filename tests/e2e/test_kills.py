@@ -121,3 +121,17 @@ def test_streams_survive_kills_of_the_engine_at_random_moments(serve, tiny_spm_m
     assert undisturbed(server, FIELDS) == texts
     print(f"{n_kills} kills, {clients.n_done} streams of {N_TOKENS} tokens, "
           f"{metric(server, 'engine_replays_total')} replays")
+
+
+@POSIX_ONLY
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: finds the engine's process in /proc")
+@pytest.mark.parametrize("n_stops", [2, pytest.param(20, marks=pytest.mark.long)])
+def test_streams_survive_an_engine_that_is_stopped_at_random_moments(serve, tiny_spm_model, n_stops):
+    """Nothing ends by itself here: the supervisor has to notice that it hears nothing any more."""
+    server = serve("-m", tiny_spm_model, *ARGUMENTS)
+    texts = undisturbed(server, FIELDS)
+    clients = Clients(server, texts, FIELDS)
+    kill_again_and_again(server, clients, n_stops, [signal.SIGSTOP], 2)
+    clients.finish()
+    assert metric(server, "engine_restarts_total") == n_stops and metric(server, "engine_suspects_total") == 0
+    assert undisturbed(server, FIELDS) == texts
