@@ -107,8 +107,7 @@ def serve(options: Options, own: Bundle | None, process: subprocess.Popen | None
     """Load, listen, serve until a signal comes; the exit code. For the parameters see `run`."""
     set_up_logging(options)
     unpacked = frozen.UnpackedFolder(frozen.unpacked_folder())
-    model, headers = find_model(options, own)
-    config = engine_config(options, model, headers, find_draft_model(options))
+    model, config = read_model(options, own)
     if options.dry_run:
         from server.engine import backend
         print("\n".join(backend.plan_lines(config)))
@@ -155,6 +154,12 @@ def set_up_logging(options: Options) -> None:
     logging_setup.setup(level, colors=options.log_colors, secrets=secret_values(options), **profile)
     for line in options.warnings:
         log.warning("%s", line)
+
+
+def read_model(options: Options, own: Bundle | None) -> tuple[ModelPlace, EngineConfig]:
+    """Where the model is, and what the engine has to know. The headers are megabytes, and gone on return."""
+    model, headers = find_model(options, own)
+    return model, engine_config(options, model, headers, find_draft_model(options))
 
 
 def find_model(options: Options, own: Bundle | None) -> tuple[ModelPlace, list[Gguf]]:

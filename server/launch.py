@@ -15,7 +15,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ctypes_api.errors import LibsError
@@ -27,7 +26,6 @@ from server.options import OptionError, Options, parse, usage
 if TYPE_CHECKING:
     from server.bundle import Bundle
 
-ROOT = Path(__file__).resolve().parents[1]
 ERRANDS = ("help", "version", "cache_list", "list_devices", "bench", "dry_run", "completion", "completion_bash", "man",
            "bundle", "bundle_info", "bundle_check", "unbundle")
 """Options that ask for something else than a server."""
@@ -92,7 +90,7 @@ def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | Non
 def library_hints(options: Options) -> list[str]:
     """The folder of the libraries, and the CPU variant if one is asked for; nothing if `app` will have to say why."""
     try:
-        folder = str(find_folder(ROOT, options.libs))
+        folder = str(find_folder(spawn.ENTRY.parent, options.libs))
     except LibsError:
         return []
     return [folder, options.cpu_variant] if options.cpu_variant else [folder]

@@ -8,6 +8,7 @@ import pytest
 
 from server.engine.config import SpecConfig
 from tests.fakes import FakeBackend
+from tests.support import wait_until
 from tests.unit.engine.test_spec import POEM, alone, poet
 
 DRAFTING = {"spec": SpecConfig(lookup=True, min_gain=0.0)}
@@ -29,11 +30,15 @@ def test_an_answer_tells_how_its_drafts_fared(api):
 
 
 def test_a_stream_has_every_token_once_several_in_a_chunk(api):
-    *chunks, last = api.post("/completion", {"prompt": POEM, "n_predict": 80, "stream": True}).events()
-    assert "".join(chunk["content"] for chunk in chunks) == alone(POEM, 80, poet)
-    tokens = [token for chunk in chunks for token in chunk["tokens"]]
-    assert bytes(tokens).decode() == alone(POEM, 80, poet) and max(len(chunk["tokens"]) for chunk in chunks) > 1
-    assert last["timings"]["predicted_n"] == 80
+    def longest_chunk() -> int:
+        *chunks, last = api.post("/completion", {"prompt": POEM, "n_predict": 80, "stream": True}).events()
+        assert "".join(chunk["content"] for chunk in chunks) == alone(POEM, 80, poet)
+        tokens = [token for chunk in chunks for token in chunk["tokens"]]
+        assert bytes(tokens).decode() == alone(POEM, 80, poet)
+        assert last["timings"]["predicted_n"] == 80
+        return max(len(chunk["tokens"]) for chunk in chunks)
+    # how many guesses are sent at once follows the times of steps, and a busy machine may upset those once
+    wait_until(lambda: longest_chunk() > 3, "several tokens in a chunk")
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

@@ -106,19 +106,25 @@ def kill_again_and_again(server: ServerProcess, clients: Clients, n_kills: int, 
         server.wait_ready()
 
 
+def streams_survive(server: ServerProcess, n_kills: int, numbers: list[int], seed: int) -> Clients:
+    """Every stream is whole and right, nobody is suspected, and the server is as good as before; the clients."""
+    texts = undisturbed(server, FIELDS)
+    assert len(set(texts)) == N_CLIENTS
+    clients = Clients(server, texts, FIELDS)
+    kill_again_and_again(server, clients, n_kills, numbers, seed)
+    clients.finish()
+    assert metric(server, "engine_suspects_total") == 0
+    assert undisturbed(server, FIELDS) == texts
+    return clients
+
+
 @POSIX_ONLY
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: finds the engine's process in /proc")
 @pytest.mark.parametrize("n_kills", [50, pytest.param(500, marks=pytest.mark.long)])
 def test_streams_survive_kills_of_the_engine_at_random_moments(serve, tiny_spm_model, n_kills):
     server = serve("-m", tiny_spm_model, *ARGUMENTS)
-    texts = undisturbed(server, FIELDS)
-    assert len(set(texts)) == N_CLIENTS
-    clients = Clients(server, texts, FIELDS)
-    kill_again_and_again(server, clients, n_kills, [signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT], 1)
-    clients.finish()
+    clients = streams_survive(server, n_kills, [signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT], 1)
     assert server.process.poll() is None and metric(server, "engine_restarts_total") >= n_kills
-    assert metric(server, "engine_suspects_total") == 0
-    assert undisturbed(server, FIELDS) == texts
     print(f"{n_kills} kills, {clients.n_done} streams of {N_TOKENS} tokens, "
           f"{metric(server, 'engine_replays_total')} replays")
 
@@ -129,9 +135,5 @@ def test_streams_survive_kills_of_the_engine_at_random_moments(serve, tiny_spm_m
 def test_streams_survive_an_engine_that_is_stopped_at_random_moments(serve, tiny_spm_model, n_stops):
     """Nothing ends by itself here: the supervisor has to notice that it hears nothing any more."""
     server = serve("-m", tiny_spm_model, *ARGUMENTS)
-    texts = undisturbed(server, FIELDS)
-    clients = Clients(server, texts, FIELDS)
-    kill_again_and_again(server, clients, n_stops, [signal.SIGSTOP], 2)
-    clients.finish()
-    assert metric(server, "engine_restarts_total") == n_stops and metric(server, "engine_suspects_total") == 0
-    assert undisturbed(server, FIELDS) == texts
+    streams_survive(server, n_stops, [signal.SIGSTOP], 2)
+    assert metric(server, "engine_restarts_total") == n_stops
