@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Callable, Sequence
 from logging import DEBUG
 from pathlib import Path
@@ -126,7 +125,7 @@ def _on_loading_log(level: int, line: str) -> None:
 
 
 def _telling(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
-    """The same, and progress from the end of the vocabulary on: somebody waits for that."""
+    """`_on_loading_log`, and word of progress when the vocabulary is read: somebody waits for that."""
     def listen(level: int, line: str) -> None:
         if VOCAB_READ in line:
             on_progress(0.0)

@@ -10,7 +10,6 @@ import json
 
 import pytest
 
-from server.api import constraints
 from server.chat import gbnf
 from server.chat.json_schema import ANY_OBJECT, convert
 from server.chat.regex_gbnf import choice_grammar, regex_grammar
