@@ -31,6 +31,7 @@ ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 NAME = re.compile(r"[A-Za-z0-9._+-]+")
 POLL_S = 0.005
 LOG_LINES = 3
+NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"     # with it Python compiles at every start what is newer than its bytecode
 
 
 class Setup(NamedTuple):
@@ -146,7 +147,7 @@ def child_of(name: str, command: list, folder: Path, environment: dict, **stream
     with open(log, "ab") as out:
         streams = {"stdin": subprocess.DEVNULL, "stdout": out, **streams}
         try:
-            child = subprocess.Popen(command, env={**os.environ, **environment}, stderr=out, **streams, **own_group)
+            child = subprocess.Popen(command, env=child_environment(environment), stderr=out, **streams, **own_group)
         except OSError as error:
             raise BenchError(f"{name}: {command[0]} can't be started ({error.strerror})") from None
     try:
@@ -157,6 +158,12 @@ def child_of(name: str, command: list, folder: Path, environment: dict, **stream
             if stream is not None:
                 with contextlib.suppress(OSError):
                     stream.close()
+
+
+def child_environment(environment: dict) -> dict:
+    """Ours with that on top, but for a variable which would have each start measure Python's compiler."""
+    inherited = {name: value for name, value in os.environ.items() if name != NO_BYTECODE}
+    return {**inherited, **environment}
 
 
 def stop_child(child: subprocess.Popen, patience: float) -> None:

@@ -329,3 +329,11 @@ def test_peak_memory_covers_what_a_server_started(tmp_path: Path):
                           stdout=subprocess.PIPE) as (child, _):
         assert child.stdout.readline() == b"ready\n"
         assert 100 < servers.peak_memory(child.pid) < 300
+
+
+def test_servers_keep_their_bytecode_as_they_do_for_their_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    script = "import sys; print(sys.dont_write_bytecode, flush=True); input()"
+    with servers.child_of("some", [sys.executable, "-c", script], tmp_path, {}, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as (child, _):
+        assert child.stdout.readline() == b"False\n"
