@@ -43,7 +43,7 @@ SPEC_OPTIONS: tuple[Option, ...] = (
     Option("spec_ngram_size", ("--spec-ngram-simple-size-n", "--spec-ngram-size-n"), "how many tokens must be the same "
            "as before", SPECULATIVE, int, 3, "N", "", 1, 64),
     Option("spec_ngram_max", ("--spec-ngram-simple-size-m", "--spec-ngram-size-m"), "most tokens of a draft from the "
-           "text", SPECULATIVE, int, 24, "N", "", 1, MAX_DRAFT),
+           "text", SPECULATIVE, int, 127, "N", "", 1, MAX_DRAFT),
     Option("spec_draft_model", ("-md", "--spec-draft-model", "--model-draft"), "a small model with the same vocabulary "
            "that drafts for the large one", SPECULATIVE, metavar="FILE", env="LLAMA_ARG_SPEC_DRAFT_MODEL"),
     Option("spec_draft_hf", ("-hfd", "-hfrd", "--spec-draft-hf", "--hf-repo-draft"), "the same from a repository, like "

@@ -23,7 +23,7 @@ class SpecConfig:
 
     lookup: bool = False
     ngram: int = 3
-    lookup_max: int = 24
+    lookup_max: int = 127
     n_max: int = 16
     n_min: int = 0
     p_min: float = 0.0

@@ -32,7 +32,7 @@ FIRST_GROWTH, MAX_GROWTH = 1 / 512, 1 / 128
 """By how much of itself a row's cost grows with each token before it, as long as nothing was measured, and at most."""
 
 PATIENCE = 2.5
-"""How many times its limit a step of one tile may take."""
+"""How many times its limit a step of one tile, or of one text's guesses, may take."""
 
 OVERTIME = 1.2
 """How many times its limit a step may take that ends a prompt."""

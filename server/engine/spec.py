@@ -11,11 +11,13 @@ seed would no longer give the same text.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from server.engine.backend_types import Backend
 from server.engine.config import EngineConfig
+from server.engine.pace import PATIENCE
 from server.engine.planner import Span
 from server.engine.slot import Slot
 from server.engine.spec_cost import ASSUMED_DRAFT, RowCost, StepCost, best_common_length, best_lengths, micro_batches
@@ -37,6 +39,7 @@ class Speculation:
     def __init__(self, config: EngineConfig, backend: Backend, clock: Callable[[], float]) -> None:
         self._config = config.spec
         self._n_batch = backend.info.n_batch
+        self._longest_s = PATIENCE * config.max_stall_ms / 1e3 or math.inf
         self._is_split = backend.is_split
         self._prompt_row = RowCost()
         self._costs: defaultdict[int, StepCost] = defaultdict(     # by how many sequences there are, roughly
@@ -102,14 +105,14 @@ class Speculation:
 
     def _from_text(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> list[tuple[Span, Slot, int]]:
         """Drafts from each sequence's own text; which spans got none."""
-        chances = [self._lookup(slot).chances(min(n, slot.run.drafting.n_lookup)) for _, slot, n in wants]
-        if not any(chances):
-            return wants
         room = room_alike = self._n_batch - sum(map(len, spans))
         if self._is_split and len(spans) > 1:
             room = min(room, MOST_AT_ODDS)
+        chances = [self._lookup(slot).chances(min(n, slot.run.drafting.n_lookup, room)) for _, slot, n in wants]
+        if not any(chances):
+            return wants
         lengths = best_lengths(chances, len(spans), room, self._seconds(wants, spans), self._config.min_gain,
-                               room_alike if self._is_split else 0)
+                               room_alike if self._is_split else 0, self._longest_s)
         left = []
         for want, n in zip(wants, lengths):
             span, slot, _ = want

@@ -5,7 +5,8 @@ machine, and what else is in the step: a CPU with 32 streams gains nothing, with
 about three of one. So the times are measured as they occur, and a draft is as long as the best ratio of tokens to time.
 
 What is unmeasured is bounded by what was: rows of prompts are computed in the same way, and cheaper, since nobody wants
-their logits. Without that a machine whose every row takes its time would be asked again and again.
+their logits. Without that a machine whose every row takes its time would be asked again and again. It also shows that
+a tile of rows may be quicker than fewer are: attention on CPUs has a better way for it.
 
 Noise only ever adds time (somebody else's work), so an estimate follows faster downwards than upwards. What has not
 been seen for long is forgotten, and tried again when it looks worth it.
@@ -13,15 +14,20 @@ been seen for long is forgotten, and tried again when it looks worth it.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator, Sequence
+
+from server.engine.pace import TILE
 
 DOWN, UP = 0.3, 0.06
 MAX_ROWS = 4096
 MAX_WAIT = 1.25
+FEW_PLAIN = 8
 MOST_ALIKE = 8
 MIN_PROMPT_ROWS = 16    # fewer tell little about a row
 FORGET_AFTER = 2000     # steps
+TILE_ROW = 1.25         # what a row with logits costs in rows of prompts, where there are as many as these are read in
 FIRST_EXTRA, EXTRA_ROW = 0.35, 0.25     # of one step's time, before anything is measured
 ASSUMED_DRAFT = 0.2                     # a small model's step in terms of the large one's, likewise
 
@@ -86,7 +92,10 @@ class StepCost:
         if i < len(sizes):
             high = sizes[i]
             return at_low + (self._seconds[high] - at_low) * (n_rows - low) / (high - low)
-        return max(at_low * _plausible(n_rows) / _plausible(low), at_low + self._row.seconds * (n_rows - low))
+        guess = max(at_low * _plausible(n_rows) / _plausible(low), at_low + self._row.seconds * (n_rows - low))
+        if low < TILE <= n_rows and self._row.seconds:
+            return max(at_low, min(guess, TILE_ROW * self._row.seconds * n_rows))
+        return guess
 
     def _forget(self) -> None:
         for n_rows, step in list(self._seen.items()):
@@ -113,20 +122,25 @@ def micro_batches(rows: Sequence[tuple[int, int]]) -> list[int]:
 
 
 def best_lengths(chances: Sequence[Sequence[float]], n_generating: int, room: int,
-                 seconds: Callable[[Sequence[int]], float], min_gain: float, room_alike: int = 0) -> list[int]:
+                 seconds: Callable[[Sequence[int]], float], min_gain: float, room_alike: int = 0,
+                 longest_s: float = math.inf) -> list[int]:
     """How many drafted tokens to add to a step for each sequence.
 
     `chances[i]` are the probabilities (falling) that the first 1, 2, ... tokens of draft i hold; `seconds` tells what
     the step takes with so many tokens of each draft. Of its rows `n_generating` give a token in any case, and `room`
     more fit in, or `room_alike` if all sequences get equally many (which costs the least where each has a stream of its
     own). Only tokens that are given count as gain; it has to be `min_gain` times that of the plain step. As long
-    as a sequence has no guesses, those of the others may make it wait `MAX_WAIT` times as long at most.
+    as a sequence has no guesses, those of the others may make it wait `MAX_WAIT` times as long at most. No step takes
+    longer than `longest_s`, but for one of `FEW_PLAIN` plain ones.
     """
     plain = [0] * len(chances)
     plain_s = seconds(plain)
     best, chosen = min_gain * n_generating / plain_s, plain
+    longest_s = max(longest_s, FEW_PLAIN * plain_s) if min_gain else math.inf
     for lengths, gained in (*_likeliest_first(chances, room), *_alike(chances, room_alike)):
         step_s = seconds(lengths)
+        if step_s > longest_s:
+            continue
         rate = (n_generating + gained) / step_s
         is_short = step_s <= MAX_WAIT * plain_s or not min_gain
         if rate > best and (is_short or n_generating == sum(map(bool, lengths))):

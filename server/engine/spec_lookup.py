@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from server.engine.spec_trust import MAX_MATCH, N_GRAM, Trust
+from server.engine.spec_trust import N_GRAM, Trust
 
-MAX_PLACES = 8          # how many earlier places are compared
+MAX_PLACES = 8          # how many earlier places are compared...
+MOST_COMPARED = 24      # ...by so many tokens before each
 RESUME_WITHIN = 48      # a place so close behind the one that was left is likelier the right one...
 RESUME_BONUS = 8        # ...as much as so many equal tokens
 MIN_SURVIVAL = 0.05
@@ -101,7 +102,7 @@ class Lookup:
             if place < 0:
                 break
             n = self._n
-            while n < MAX_MATCH and place >= n and tokens[place - n] == tokens[end - n]:
+            while n < MOST_COMPARED and place >= n and tokens[place - n] == tokens[end - n]:
                 n += 1
             score = n + RESUME_BONUS * (0 <= place - left <= RESUME_WITHIN and left >= 0)
             if score > best_score:

@@ -7,14 +7,16 @@ Recent outcomes count more, so both follow a text that changes its nature.
 from __future__ import annotations
 
 N_GRAM = 3              # tokens that must be equal before a place is followed
-MAX_MATCH = 24          # more equal tokens than these aren't told apart
-DECAY = 0.9             # of the weight of earlier hits and misses, per token
+MAX_MATCH = 80          # more equal tokens than these aren't told apart
 PRIOR_WEIGHT = 2.0
 
-# How many tokens have matched so far -> how likely the next one does, before anything is known of this text. The
-# first entry is a guess: one token was exchanged, and the text goes on as before.
-PRIORS = ((0, 0.35), (N_GRAM, 0.45), (4, 0.55), (6, 0.7), (10, 0.8), (20, 0.9))
-_CLASS_OF = tuple(max(i for i, (n, _) in enumerate(PRIORS) if n <= length) for length in range(MAX_MATCH + 1))
+# How many tokens have matched so far -> how likely the next one does, before anything is known of this text, and how
+# much of the weight of earlier hits and misses is left after each token. The first entry is a guess: one token was
+# exchanged, and the text goes on as before. Where few misses are to be expected, more tokens tell how many.
+CLASSES = ((0, 0.35, 0.9), (N_GRAM, 0.45, 0.9), (4, 0.55, 0.9), (6, 0.7, 0.9), (10, 0.8, 0.9), (20, 0.9, 0.95),
+           (40, 0.96, 0.97), (MAX_MATCH, 0.98, 0.98))
+_PRIORS, _DECAYS = [prior for _, prior, _ in CLASSES], [decay for _, _, decay in CLASSES]
+_CLASS_OF = tuple(max(i for i, (n, _, _) in enumerate(CLASSES) if n <= length) for length in range(MAX_MATCH + 1))
 
 FIRST_CHANCE, FIRST_WEIGHT, MODEL_DECAY = 0.85, 3.0, 0.95
 EXPLORE = 4                             # tokens of a draft that is only to learn from
@@ -27,19 +29,19 @@ class Trust:
     __slots__ = ("_hits", "_trials")
 
     def __init__(self) -> None:
-        self._hits = [0.0] * len(PRIORS)
-        self._trials = [0.0] * len(PRIORS)
+        self._hits = [0.0] * len(CLASSES)
+        self._trials = [0.0] * len(CLASSES)
 
     def note(self, n_matched: int, is_hit: bool) -> None:
         """One prediction behind `n_matched` equal tokens came true, or not."""
         i = _CLASS_OF[min(n_matched, MAX_MATCH)]
-        self._hits[i] = self._hits[i] * DECAY + is_hit
-        self._trials[i] = self._trials[i] * DECAY + 1.0
+        self._hits[i] = self._hits[i] * _DECAYS[i] + is_hit
+        self._trials[i] = self._trials[i] * _DECAYS[i] + 1.0
 
     def chance(self, n_matched: int) -> float:
         """How likely the next prediction comes true."""
         i = _CLASS_OF[min(n_matched, MAX_MATCH)]
-        return (self._hits[i] + PRIORS[i][1] * PRIOR_WEIGHT) / (self._trials[i] + PRIOR_WEIGHT)
+        return (self._hits[i] + _PRIORS[i] * PRIOR_WEIGHT) / (self._trials[i] + PRIOR_WEIGHT)
 
 
 class ModelTrust:

@@ -186,3 +186,26 @@ def test_streams_of_their_own_get_equally_many_guesses_where_that_costs_the_leas
         return (8 + sum(sum(row[:n]) for row, n in zip(chances, lengths))) / step_s(lengths)
     assert rate(alike) > 1.04 * rate(one_by_one)
     assert max(best_lengths(chances, 8, 8, step_s, 1.05, 7)) <= 1, "no room for one each"
+
+
+def test_no_step_is_longer_than_the_others_may_wait_unless_plain_ones_are_as_slow():
+    chances = [0.9999 ** (i + 1) for i in range(100)]
+    step_s = lambda lengths: 0.01 + 0.002 * sum(lengths)        # noqa: E731
+    free, = best_lengths([chances], 1, 100, step_s, 1.05)
+    bound, = best_lengths([chances], 1, 100, step_s, 1.05, longest_s=0.1)
+    slow, = best_lengths([chances], 1, 100, lambda lengths: 100 * step_s(lengths), 1.05, longest_s=0.1)
+    assert free > bound == 45
+    assert 0 < slow == 35, "eight plain steps"
+    assert best_lengths([chances], 1, 100, step_s, 0.0, longest_s=0.01) == [free], "all are sent"
+
+
+def test_a_tile_is_expected_to_cost_what_prompts_show_until_it_is_measured():
+    row = RowCost()
+    row.observe(256, 256 * 0.002)
+    cost = StepCost(row)
+    for n_rows, seconds_ in ((1, 0.007), (16, 0.057), (24, 0.084)):
+        cost.observe(n_rows, seconds_)
+    assert cost.estimate(63) > 0.17 > cost.estimate(64) > 64 * 0.002
+    cost.observe(64, 0.3)
+    assert cost.estimate(64) == 0.3
+    assert cost.estimate(128) > 0.3

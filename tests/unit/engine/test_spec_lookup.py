@@ -122,14 +122,26 @@ def test_a_text_that_repeats_is_trusted_more_and_one_that_does_not_less():
     assert chance < Trust().chance(N_GRAM), "three equal tokens were always followed by another one"
 
 
-def test_trust_follows_the_latest_outcomes():
+@pytest.mark.parametrize(("n_matched", "n_misses"), [(12, 9), (20, 18), (40, 30), (MAX_MATCH + 5, 45)])
+def test_trust_follows_the_latest_outcomes(n_matched: int, n_misses: int):
+    """The longer the match, the rarer a miss, and the more of them it takes."""
     trust = Trust()
-    for is_hit in [True] * 50 + [False] * 9:
-        trust.note(MAX_MATCH + 5, is_hit)
-    assert trust.chance(MAX_MATCH + 5) < 0.5 < trust.chance(N_GRAM + 5)
-    for _ in range(20):
-        trust.note(MAX_MATCH, True)
-    assert trust.chance(MAX_MATCH) > 0.8
+    for is_hit in [True] * 50 + [False] * n_misses:
+        trust.note(n_matched, is_hit)
+    assert trust.chance(n_matched) < 0.5 < Trust().chance(n_matched)
+    for _ in range(3 * n_misses):
+        trust.note(n_matched, True)
+    assert trust.chance(n_matched) > 0.7
+
+
+def test_a_long_copy_is_trusted_for_many_tokens():
+    past = [*range(1000, 1200)]
+    lookup = Lookup([*past, *past[:3]])
+    lengths = []
+    for token in past[3:]:
+        lengths.append(sum(chance > 0.5 for chance in lookup.chances(127)))
+        lookup.append(token)
+    assert lengths[0] < 5 and lengths[30] < 40 < lengths[80] < lengths[150]
 
 
 def test_a_draft_model_is_judged_by_the_tokens_up_to_the_first_wrong_one():
