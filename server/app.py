@@ -36,9 +36,11 @@ from server.log import LogFileError, get_logger
 from server.one_shot import ModelPlace, place_in, place_of
 from server.option_table import POOLING
 from server.options import OptionError, Options, native_params, pool_params, projector_params, secret_values
+from server.tuned import chosen, remember
 
 VERSION = "0.1.0"
 SWITCH_INTERVAL_S = 0.0005
+TUNE_CTX = 1024             # tokens of each slot while steps are measured
 ROOT = Path(__file__).resolve().parents[1]
 
 NO_MODEL = """no model given. Three ways to get going:
@@ -64,12 +66,13 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
             return 0
         if options.list_devices:
             from server.engine import backend
-            print("\n".join(backend.device_lines(libs_folder(options), options.cpu_variant)))
+            variant = chosen(options, "", Path(libs_folder(options))).cpu_variant
+            print("\n".join(backend.device_lines(libs_folder(options), variant)))
             return 0
         if options.bench:
             return measure(options, argv)
         code = one_shot.run(options, own, VERSION)
-        return serve(options, own, process) if code is None else code
+        return serve(options, own, argv, process) if code is None else code
     except (OptionError, ApiError, BundleError, LogFileError, LibsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -79,14 +82,49 @@ def measure(options: Options, argv: Sequence[str]) -> int:
     """`--bench`: this program as a server of its own, measured; the exit code."""
     if options.ssl_key_file:
         raise OptionError("--bench speaks plain HTTP to itself: leave out --ssl-key-file and --ssl-cert-file")
-    program = [sys.executable] if frozen.is_frozen() else [sys.executable, str(ROOT / "llama_srv.py")]
     from server.bench import command     # here, because a server that serves starts faster without it
     names = command.OWN if options.bench == "own" else options.bench
     try:
-        return command.measure(program, argv, names, options.model or "", options.threads,
+        return command.measure(own_program(), argv, names, options.model or "", options.threads,
                                next(iter(options.api_key), ""))
     except command.BenchError as error:
         raise OptionError(str(error)) from None
+
+
+def own_program() -> list[str]:
+    """The words that start this program."""
+    return [sys.executable] if frozen.is_frozen() else [sys.executable, str(ROOT / "llama_srv.py")]
+
+
+def tune_model(options: Options, argv: Sequence[str], model: ModelPlace, config: EngineConfig) -> int:
+    """`--tune`: one CPU variant measured in this process if one is named, else all of them by children of it."""
+    from ctypes_api.folder import read_folder
+    from server import tune
+    if options.cpu_variant:
+        from server.engine.tuning import measure as measure_steps
+        print(tune.text_of(measure_steps(config)))
+        return 0
+    path = tunable(options, model)
+    if not path:
+        raise OptionError("--tune needs a model's file: name one with -m FILE")
+    from server.engine.backend_pool import cpu_count
+    plugins = read_folder(Path(config.libs)).cpu_variants
+    command = [*own_program(), *tune.without_tune(argv)]
+    print(f"{Path(path).name}: milliseconds of a step of so many rows", flush=True)
+    try:
+        tuned = tune.find_best(sorted(plugins), 0 if options.threads > 0 else cpu_count(),
+                               lambda words, timeout_s: tune.run_child(command, words, timeout_s))
+        print(tune.report(tuned, remember(path, plugins.get(tuned.cpu_variant or ""), tuned)))
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    except OSError as error:
+        raise OptionError(f"what --tune found can't be kept: {error}") from None
+    return 0
+
+
+def tunable(options: Options, model: ModelPlace) -> str:
+    """The file that `--tune` knows the model by; "" for the model in this very program."""
+    return options.model or ("" if model.bundle else model.path)
 
 
 def version(options: Options) -> str:
@@ -103,11 +141,15 @@ def libs_folder(options: Options) -> str:
     return str(find_folder(ROOT, options.libs))
 
 
-def serve(options: Options, own: Bundle | None, process: subprocess.Popen | None) -> int:
+def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: subprocess.Popen | None) -> int:
     """Load, listen, serve until a signal comes; the exit code. For the parameters see `run`."""
     set_up_logging(options)
     unpacked = frozen.UnpackedFolder(frozen.unpacked_folder())
+    if options.tune:
+        options.ctx_size = TUNE_CTX * options.parallel
     model, config = read_model(options, own)
+    if options.tune:
+        return tune_model(options, argv, model, config)
     if options.dry_run:
         from server.engine import backend
         print("\n".join(backend.plan_lines(config)))
@@ -214,11 +256,15 @@ def engine_config(options: Options, model: ModelPlace, headers: Sequence[Gguf] =
     """The engine's part of the options; LibsError if there are no libraries for this machine. `headers` are those of
     the model's files: without them the engine reads them once more."""
     model_params, context_params = native_params(options)
+    libs = libs_folder(options)
+    tuned = chosen(options, tunable(options, model), Path(libs))
+    if tuned != chosen(options, "", Path(libs)):
+        log.info("with %s, since --tune has found that to be quicker", tuned)
     return EngineConfig(
         model=model.path, model_offset=model.offset, model_size=model.size, shape=shape_in(headers, model_params),
-        libs=libs_folder(options), cpu_variant=options.cpu_variant,
+        libs=libs, cpu_variant=tuned.cpu_variant,
         n_slots=options.parallel, n_ctx=options.ctx_size, n_batch=options.batch_size, n_ubatch=options.ubatch_size,
-        n_threads=options.threads, n_threads_batch=options.threads_batch, warmup=options.warmup,
+        n_threads=tuned.n_threads, n_threads_batch=options.threads_batch, warmup=options.warmup,
         max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
         n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
         special=options.special, exact=options.exact, kv_unified=options.kv_unified,

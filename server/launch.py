@@ -22,12 +22,13 @@ from ctypes_api.folder import find_folder
 from server import frozen
 from server.engine import spawn
 from server.options import OptionError, Options, parse, usage
+from server.tuned import chosen
 
 if TYPE_CHECKING:
     from server.bundle import Bundle
 
-ERRANDS = ("help", "version", "cache_list", "list_devices", "bench", "dry_run", "completion", "completion_bash", "man",
-           "bundle", "bundle_info", "bundle_check", "unbundle")
+ERRANDS = ("help", "version", "cache_list", "list_devices", "bench", "tune", "dry_run", "completion", "completion_bash",
+           "man", "bundle", "bundle_info", "bundle_check", "unbundle")
 """Options that ask for something else than a server."""
 
 
@@ -90,7 +91,8 @@ def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | Non
 def library_hints(options: Options) -> list[str]:
     """The folder of the libraries, and the CPU variant if one is asked for; nothing if `app` will have to say why."""
     try:
-        folder = str(find_folder(spawn.ENTRY.parent, options.libs))
+        folder = find_folder(spawn.ENTRY.parent, options.libs)
     except LibsError:
         return []
-    return [folder, options.cpu_variant] if options.cpu_variant else [folder]
+    variant = chosen(options, options.model or "", folder).cpu_variant
+    return [str(folder), variant] if variant else [str(folder)]

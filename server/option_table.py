@@ -65,8 +65,9 @@ OPTIONS: tuple[Option, ...] = (
            False, target="model:check_tensors"),
     Option("libs", ("--libs",), "folder with the llama.cpp libraries (default: the best one in libs/)", MODEL,
            metavar="DIR", env="LLAMA_SRV_LIBS"),
-    Option("cpu_variant", ("--cpu-variant",), "use this libggml-cpu-* plug-in instead of the best one found, e.g. "
-           "haswell; helps when a CPU meets illegal instructions", MODEL, metavar="NAME", env="LLAMA_SRV_CPU_VARIANT"),
+    Option("cpu_variant", ("--cpu-variant",), "use this libggml-cpu-* plug-in instead of the one that --tune "
+           "found or llama.cpp chooses (auto), e.g. haswell; helps when a CPU meets illegal instructions", MODEL,
+           metavar="NAME", env="LLAMA_SRV_CPU_VARIANT"),
 
     Option("model_url", ("-mu", "--model-url"), "download the model from here, unless it is there already", DOWNLOAD,
            to.url, metavar="URL", env="LLAMA_ARG_MODEL_URL"),
@@ -193,6 +194,8 @@ OPTIONS: tuple[Option, ...] = (
 
     Option("bench", ("--bench",), "measure this server on the model instead of serving, print a table and exit; NAMES "
            "are workloads of docs/benchmarks.md, separated by commas", GENERAL, metavar="[NAMES]", bare="own"),
+    Option("tune", ("--tune",), "find out which CPU library, and how many threads, the model is quickest with on this "
+           "machine; later starts use them", GENERAL, None, False),
     Option("dry_run", ("--dry-run",), "print what the model would take of the memory, and the context and layers that "
            "would be chosen, and exit", DEVICES, None, False),
     Option("list_devices", ("--list-devices",), "show the devices that llama.cpp can compute on and exit", DEVICES,

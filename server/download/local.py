@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from server.cache_folder import cache_folder
+
 LOCK_POLL_S = 0.2
 LINE_EVERY_S = 10.0
 BAR_EVERY_S = 0.1
@@ -48,18 +50,6 @@ class Trouble(Exception):
 
 
 # -- names and folders
-
-def cache_folder(environ: Mapping[str, str], system: str = sys.platform) -> Path:
-    """Where downloads are kept: per user, outside the program; the same place as for `build_scripts`."""
-    if environ.get("LLAMA_SRV_CACHE"):
-        return Path(environ["LLAMA_SRV_CACHE"]).expanduser()
-    home = Path(environ.get("HOME") or Path.home())
-    if system == "win32":
-        return Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "llama_srv" / "cache"
-    if system == "darwin":
-        return home / "Library" / "Caches" / "llama_srv"
-    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "llama_srv"
-
 
 def safe_name(text: str) -> str:
     """A name for a file in our cache, whatever a URL said: no folders, nothing special on any system."""

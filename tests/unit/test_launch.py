@@ -51,7 +51,7 @@ def test_a_bundle_serves_the_model_that_it_holds(started: list):
 @pytest.mark.parametrize("argv", [
     [], ["-m", "x.gguf", "--engine", "thread"], ["-hf", "a/b"], ["-m", "x.gguf", "--model-url", "http://a/x.gguf"],
     ["-m", "x.gguf", "--version"], ["-m", "x.gguf", "--list-devices"], ["-m", "x.gguf", "--dry-run"],
-    ["-m", "x.gguf", "--bench"], ["-m", "x.gguf", "--bundle", "{file}"], ["-m", "x.gguf", "--bundle-info"],
+    ["-m", "x.gguf", "--bench"], ["-m", "x.gguf", "--tune"], ["-m", "x.gguf", "--bundle", "{file}"], ["-m", "x.gguf", "--bundle-info"],
     ["-m", "x.gguf", "--man"]], ids=lambda argv: argv[-1] if argv else "nothing")
 def test_no_engine_is_started_where_none_is_needed_or_not_yet(argv: list[str], started: list):
     argv = [word.replace("{file}", __file__) for word in argv]
