@@ -110,7 +110,8 @@ def tune_model(options: Options, argv: Sequence[str], model: ModelPlace, config:
     from server.engine.backend_pool import cpu_count
     plugins = read_folder(Path(config.libs)).cpu_variants
     command = [*own_program(), *tune.without_tune(argv)]
-    print(f"{Path(path).name}: milliseconds of a step of so many rows", flush=True)
+    print(f"{Path(path).name}: milliseconds of steps of one row, of some and of a prompt, near the beginning and "
+          "further on", flush=True)
     try:
         tuned = tune.find_best(sorted(plugins), 0 if options.threads > 0 else cpu_count(),
                                lambda words, timeout_s: tune.run_child(command, words, timeout_s))

@@ -25,7 +25,8 @@ __all__ = ["ALL_OPTIONS", "GROUPS", "OPTIONS", "OTHER_GROUPS", "OTHER_OPTIONS", 
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
 NOT_IN_FILES = ("help", "version", "list_devices", "bench", "tune", "dry_run", "completion_bash", "completion", "man",
-                "config", "bundle", "output", "base", "side_file", "defaults", "bundle_info", "bundle_check", "unbundle")
+                "config", "bundle", "output", "base", "side_file", "defaults", "bundle_info", "bundle_check",
+                "unbundle")
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 # What the small model of speculative decoding takes over from the large one's parameters.

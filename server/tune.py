@@ -2,8 +2,11 @@
 
 Main thread, instead of serving. llama.cpp takes the plug-in that knows most of the CPU's instructions, which isn't
 always the quickest: it depends on the type of the weights. Each is measured in a child process, the same program with
-the same options and `--tune --cpu-variant NAME`, since a process can hold only one. They take turns, and each is compared with llama.cpp's choice
-in the same turn, so that a machine that gets slower meanwhile favours none. Imports the standard library and `tuned`.
+the same options and `--tune --cpu-variant NAME`, since a process can hold only one. They take turns, and each is
+compared with llama.cpp's choice in the same turn, so that a machine that gets slower meanwhile favours none. Imports
+the standard library and `tuned`.
+
+Not taken: a rule by type of weights and kind of CPU; there are figures of one machine only.
 """
 
 from __future__ import annotations
@@ -19,21 +22,21 @@ from statistics import median
 
 from server.tuned import AUTO, NOTHING, Tuned
 
-ROUNDS = 6
+ROUNDS = 5
 HOPELESS = 0.85         # of the best one's speed: not measured again
-MOST_LEFT = 4           # that are measured in all rounds
+MOST_LEFT = 3           # that are measured in all rounds
 WORTH = 1.02            # of the speed with what is usual
 PATIENCE, PATIENCE_S = 4.0, 10.0    # how much longer than llama.cpp's choice another may take
 FEW_CORES = 4
-FIGURE = re.compile(r"(\d+) rows? ([\d.]+) ms")
+FIGURE = re.compile(r"(\d+ rows?[a-z ]*(?: behind \d+)?) ([\d.]+) ms")
 
-Figures = dict[int, float]
+Figures = dict[str, float]      # seconds by kind of step
 Run = Callable[[Sequence[str], "float | None"], "Figures | str"]
 
 
-def text_of(figures: Iterable[tuple[int, float]]) -> str:
-    """`1 row 5.02 ms, 4 rows 14.20 ms, 128 rows 250.10 ms`, which `run_child` reads again; seconds by rows."""
-    return ", ".join(f"{n_rows} row{'s' * (n_rows > 1)} {seconds * 1e3:.2f} ms" for n_rows, seconds in figures)
+def text_of(figures: Iterable[tuple[str, float]]) -> str:
+    """`1 row 5.02 ms, 8 rows behind 512 14.20 ms`, which `run_child` reads again."""
+    return ", ".join(f"{kind} {seconds * 1e3:.2f} ms" for kind, seconds in figures)
 
 
 def without_tune(argv: Sequence[str]) -> list[str]:
@@ -41,9 +44,14 @@ def without_tune(argv: Sequence[str]) -> list[str]:
     return [word for word in argv if word != "--tune"]
 
 
+def in_ms(figures: Figures) -> str:
+    """The milliseconds alone, below each other in columns."""
+    return "".join(f"{seconds * 1e3:9.2f}" for seconds in figures.values())
+
+
 def speed(figures: Figures, usual: Figures) -> float:
     """How many times as quick as usual, all kinds of steps counting alike."""
-    ratios = [math.log(usual[n_rows] / figures[n_rows]) for n_rows in usual if n_rows in figures]
+    ratios = [math.log(usual[kind] / figures[kind]) for kind in usual if kind in figures]
     return math.exp(sum(ratios) / len(ratios)) if ratios else 0.0
 
 
@@ -55,7 +63,7 @@ def sure_speed(runs: Sequence[Figures], usual: Sequence[Figures]) -> float:
 
 def shortest(runs: Sequence[Figures]) -> Figures:
     """The best of each kind of step."""
-    return {n_rows: min(figures.get(n_rows, seconds) for figures in runs) for n_rows, seconds in runs[0].items()}
+    return {kind: min(figures.get(kind, seconds) for figures in runs) for kind, seconds in runs[0].items()}
 
 
 def find_best(variants: Sequence[str], n_cores: int, run: Run, say: Callable[[str], None] = print) -> Tuned:
@@ -85,7 +93,7 @@ def _quickest(candidates: Mapping[str, Sequence[str]], usual: str, run: Run, say
             figures = run(candidates[name], patience_s)
             _show("")
             if turn == 0:
-                say(f"  {name:<16} {figures if isinstance(figures, str) else text_of(figures.items())}")
+                say(f"  {name:<16} {figures if isinstance(figures, str) else in_ms(figures)}")
             if not isinstance(figures, str):
                 found[name].append(figures)
             elif name == usual:
@@ -113,7 +121,7 @@ def run_child(command: Sequence[str], words: Sequence[str], timeout_s: float | N
                                timeout=timeout_s, check=False)
     except subprocess.TimeoutExpired:
         return "much slower"
-    found = {int(n_rows): float(ms) / 1e3 for n_rows, ms in FIGURE.findall(child.stdout.decode("utf-8", "replace"))}
+    found = {kind: float(ms) / 1e3 for kind, ms in FIGURE.findall(child.stdout.decode("utf-8", "replace"))}
     if child.returncode == 0 and found and all(found.values()):
         return found
     lines = child.stderr.decode("utf-8", "replace").strip().splitlines()

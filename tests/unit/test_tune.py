@@ -30,7 +30,7 @@ class Machine:
         if isinstance(factor, str):
             return factor
         self.now *= self.drift
-        return {n_rows: n_rows * factor * self.now for n_rows in (1, 8, 128)}
+        return {kind: n_rows * factor * self.now for n_rows, kind in ((1, "1 row"), (8, "8 rows behind 512"))}
 
 
 def best(factors: dict[str, object], drift: float = 1.0, n_cores: int = 0) -> Tuned:
@@ -41,6 +41,12 @@ def best(factors: dict[str, object], drift: float = 1.0, n_cores: int = 0) -> Tu
 
 def test_the_quickest_library_wins():
     assert best({"auto": 1.0, "haswell": 0.9, "zen4": 1.01}) == Tuned("haswell")
+
+
+def test_a_library_has_to_be_quick_in_all_kinds_of_steps():
+    runs = {"auto": {"a": 1.0, "b": 1.0}, "one": {"a": 0.8, "b": 1.25}, "two": {"a": 0.95, "b": 0.95}}
+    found = tune.find_best(["one", "two"], 0, lambda words, timeout_s: runs[words[-1]], lambda line: None)
+    assert found == Tuned("two")
 
 
 def test_what_is_hardly_quicker_does_not_count():
@@ -82,11 +88,13 @@ def test_few_cores_are_all_used():
 
 def test_figures_are_read_as_they_are_written(tmp_path: Path):
     script = tmp_path / "child.py"
-    text = tune.text_of([(1, 0.00502), (8, 0.0142), (128, 0.25)])
-    assert text == "1 row 5.02 ms, 8 rows 14.20 ms, 128 rows 250.00 ms"
+    figures = {"1 row": 0.00502, "8 rows": 0.0142, "128 rows of a prompt": 0.25, "1 row behind 512": 0.00711,
+               "128 rows of a prompt behind 512": 0.3}
+    text = tune.text_of(figures.items())
+    assert text.startswith("1 row 5.02 ms, 8 rows 14.20 ms, 128 rows of a prompt 250.00 ms, 1 row behind 512 7.11 ms")
     script.write_text(f"import sys; assert sys.argv[1:] == ['-t', '2', '--tune']; print({text!r})")
     found = tune.run_child([sys.executable, str(script)], ["-t", "2"], 60)
-    assert found == pytest.approx({1: 0.00502, 8: 0.0142, 128: 0.25})
+    assert found == pytest.approx(figures)
 
 
 @pytest.mark.parametrize(("script", "timeout_s", "says"), [
