@@ -63,10 +63,11 @@ class Section:
 
 
 class KvParts:
-    """A state that can be cut. UnknownState if it can't."""
+    """A state that can be cut. UnknownState if it can't. The state is this object's own: its beginning is changed."""
 
     def __init__(self, state: memoryview) -> None:
         self._state = state
+        self._head = bytes(state[:N_HEAD])
         self._section = section = read_section(state, N_HEAD)
         if section.end != len(state):
             raise UnknownState("more than one cache")
@@ -79,7 +80,12 @@ class KvParts:
         runs = _cut(self._runs, start, end)
         if sum(i1 - i0 for i0, i1 in runs) != end - start:
             raise UnknownState("positions are missing")
-        pieces = [state[:N_HEAD], COUNTS.pack(1, end - start)]
+        head = self._head + COUNTS.pack(1, end - start)
+        if runs == [(0, section.n_cells)] and not state.readonly:
+            at = section.at - len(head)         # where the counts of a cache with one stream or more begin, or behind
+            state[at:section.at] = head
+            return state[at:section.end - 4 * _n_behind(section)]
+        pieces = [head]
         n_meta = 4 * section.words
         pieces += (state[section.at + n_meta * i0:section.at + n_meta * i1] for i0, i1 in runs)
         pieces.append(section.counts)
@@ -124,7 +130,7 @@ def with_streams(state: memoryview | bytearray, n_streams: int, has_tail: bool) 
     while at < len(state):
         section = read_section(state, at)
         pieces += (WORD.pack(n_streams), bytes(4 * (n_streams - 1)), WORD.pack(section.n_cells),
-                   state[section.at:section.end - 4 * _n_behind(section, state)])
+                   state[section.at:section.end - 4 * _n_behind(section)])
         at = section.end
         if has_tail:
             pieces.append(state[at:])
@@ -165,7 +171,7 @@ def _read_stream(state: memoryview, start: int, at: int, n_streams: int, i: int,
     raise UnknownState("a layout that isn't known")
 
 
-def _n_behind(section: Section, state: memoryview) -> int:
+def _n_behind(section: Section) -> int:
     """How many empty streams come behind that with the cells."""
     if not section.n_cells:
         return 0

@@ -138,6 +138,8 @@ def best_lengths(chances: Sequence[Sequence[float]], n_generating: int, room: in
     best, chosen = min_gain * n_generating / plain_s, plain
     longest_s = max(longest_s, FEW_PLAIN * plain_s) if min_gain else math.inf
     for lengths, gained in (*_likeliest_first(chances, room), *_alike(chances, room_alike)):
+        if n_generating + gained <= best * plain_s:
+            continue            # not even if these rows cost nothing
         step_s = seconds(lengths)
         if step_s > longest_s:
             continue
