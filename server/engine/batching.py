@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from server.engine import planner, prompt_cache, prompt_probs
 from server.engine.checkpoints import Checkpoints
-from server.engine.pace import Pace
+from server.engine.pace import TILE, Pace
 from server.engine.planner import Job, Span
 from server.engine.prefixes import Prefixes
 from server.engine.slot import Slot
@@ -31,6 +31,11 @@ parameters with 32 after 7.1 s, with 96 after 5.0, and all ended 5 percent soone
 
 TOGETHER_S, ALIKE = 0.1, 1.5
 """Prompts have come together if so many seconds lie between them, and are alike if one is so many times as long."""
+
+GROUP_PART, AS_LONG = 4, 8
+"""Of short prompts that came together and differ by at most an eighth, one in four is in the same step. (32 of 33 rows,
+each in a slot of its own, took 2.04 s one by one, 1.95 by fours and 1.91 by eights; with 1.1 B parameters 4.14, 3.54 and
+3.46 s. llama.cpp cuts a batch where lengths differ: a gain of 14 percent is one of 3 if they do so by a fifth.)"""
 
 
 class Batching:
@@ -94,23 +99,52 @@ class Batching:
         if self._state.backend.is_split and streams and len(jobs) > 1:
             self._put_first(jobs, range(min(slot.seq for slot in streams), max(slot.seq for slot in streams) + 1))
         self._depth = self._n_cells(jobs[0])
-        n_left = len(jobs[0].tokens) if is_alone else sum(len(job.tokens) for job in jobs)
-        n_rows = self._rows_beside(streams, jobs[0], n_left) if streams else self._rows_alone(n_left)
-        spans = planner.reading(jobs, min(n_rows, self._state.backend.info.n_batch), is_alone)
+        if is_alone:
+            group = self._neighbours(jobs)
+            n_rows = self._n_rows(streams, jobs[0], group)
+            if n_rows < sum(len(job.tokens) for job in group) and len(group) > 1:
+                group = jobs[:1]
+                n_rows = self._n_rows(streams, jobs[0], group)
+            spans = planner.reading(group, min(n_rows, self._state.backend.info.n_batch), False)
+        else:
+            spans = planner.reading(jobs, min(self._n_rows(streams, jobs[0], jobs), self._state.backend.info.n_batch),
+                                    False)
         self._account(prompts[0].id, chosen.id, jobs, spans)
         return spans
+
+    def _n_rows(self, streams: list[Slot], first: Job, jobs: list[Job]) -> int:
+        """Rows of this step, of as many as these jobs have."""
+        n_left = sum(len(job.tokens) for job in jobs)
+        return self._rows_beside(streams, first, n_left) if streams else self._rows_alone(n_left)
+
+    def _neighbours(self, jobs: list[Job]) -> list[Job]:
+        """The first prompt, and in slots beside it a part of the short ones that came with it and are as long.
+
+        Few rows cost nearly what some more do. Not all at once: nobody would have a token before all have.
+        """
+        first, backend = jobs[0], self._state.backend
+        t_first = self._arrived(first)
+        alike = {job.seq: job for job in jobs if job.ends and not job.all_rows and job.limit == planner.UNLIMITED
+                 and len(job.tokens) < TILE and abs(self._arrived(job) - t_first) <= TOGETHER_S
+                 and abs(len(job.tokens) - len(first.tokens)) * AS_LONG <= len(first.tokens)}
+        if first.seq not in alike or not backend.is_split or not backend.can_share or self._state.config.exact:
+            return [first]
+        n_most, low, high = len(alike) // GROUP_PART, first.seq, first.seq
+        while high - low + 1 < n_most and (high + 1 in alike or low - 1 in alike):
+            low, high = (low, high + 1) if high + 1 in alike else (low - 1, high)
+        return [alike[seq] for seq in range(low, high + 1)]
+
+    def _arrived(self, job: Job) -> float:
+        return self._state.slots[job.id].run.t_arrived
 
     def _put_first(self, jobs: list[Job], block: range) -> None:
         """Of the first prompt and those that came with it and are like it, take the one beside the streams (`block`).
 
         Streams side by side cost less (see `ranks`), and who is one of many that came at once has no place in a queue.
         """
-        def arrived(job: Job) -> float:
-            return self._state.slots[job.id].run.t_arrived
-
-        t_first, n_most = arrived(jobs[0]), ALIKE * len(jobs[0].tokens)
-        best = min((job for job in jobs if abs(arrived(job) - t_first) <= TOGETHER_S and len(job.tokens) <= n_most),
-                   key=lambda job: max(block[0] - job.seq, job.seq - block[-1], 0))
+        t_first, n_most = self._arrived(jobs[0]), ALIKE * len(jobs[0].tokens)
+        best = min((job for job in jobs if abs(self._arrived(job) - t_first) <= TOGETHER_S
+                    and len(job.tokens) <= n_most), key=lambda job: max(block[0] - job.seq, job.seq - block[-1], 0))
         jobs.remove(best)
         jobs.insert(0, best)
 
