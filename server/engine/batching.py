@@ -33,9 +33,9 @@ TOGETHER_S, ALIKE = 0.1, 1.5
 """Prompts have come together if so many seconds lie between them, and are alike if one is so many times as long."""
 
 GROUP_PART, AS_LONG = 4, 8
-"""Of short prompts that came together and differ by at most an eighth, one in four is in the same step. (32 of 33 rows,
+"""Of short prompts that came together and differ by at most an eighth, one in four is in the same step. 32 of 33 rows,
 each in a slot of its own, took 2.04 s one by one, 1.95 by fours and 1.91 by eights; with 1.1 B parameters 4.14, 3.54
-and 3.46 s. llama.cpp cuts a batch where lengths differ: what is a gain of 14 percent is one of 3 if it is by a fifth.)"""
+and 3.46 s. (llama.cpp cuts a batch where lengths differ: a gain of 14 percent is one of 3 if they do so by a fifth.)"""
 
 
 class Batching:
