@@ -94,21 +94,17 @@ class Batching:
 
     def _read(self, prompts: list[Slot], streams: list[Slot]) -> list[Span]:
         """Prompt rows for this step; none if it is the streams' turn."""
-        jobs, is_alone = self._in_order([self._job(slot) for slot in prompts]), self._is_one_by_one
+        jobs = self._in_order([self._job(slot) for slot in prompts])
         chosen = jobs[0]
         if self._state.backend.is_split and streams and len(jobs) > 1:
             self._put_first(jobs, range(min(slot.seq for slot in streams), max(slot.seq for slot in streams) + 1))
         self._depth = self._n_cells(jobs[0])
-        if is_alone:
-            group = self._neighbours(jobs)
+        group = self._neighbours(jobs) if self._is_one_by_one else jobs
+        n_rows = self._n_rows(streams, jobs[0], group)
+        if self._is_one_by_one and len(group) > 1 and n_rows < sum(len(job.tokens) for job in group):
+            group = jobs[:1]
             n_rows = self._n_rows(streams, jobs[0], group)
-            if n_rows < sum(len(job.tokens) for job in group) and len(group) > 1:
-                group = jobs[:1]
-                n_rows = self._n_rows(streams, jobs[0], group)
-            spans = planner.reading(group, min(n_rows, self._state.backend.info.n_batch), False)
-        else:
-            spans = planner.reading(jobs, min(self._n_rows(streams, jobs[0], jobs), self._state.backend.info.n_batch),
-                                    False)
+        spans = planner.reading(group, min(n_rows, self._state.backend.info.n_batch), False)
         self._account(prompts[0].id, chosen.id, jobs, spans)
         return spans
 
