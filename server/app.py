@@ -29,7 +29,7 @@ from server.engine.model_file import check_all, check_model_file, check_ranker
 from server.engine.model_shape import shape_of
 from server.engine.shape import Shape
 from server.engine.supervise import Limits, ProcessTransport
-from server.errors import ApiError
+from server.errors import StartError
 from server.fetching import fetched, repository_projector
 from server.gguf import Gguf, GgufError
 from server.log import LogFileError, get_logger
@@ -73,7 +73,7 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
             return measure(options, argv)
         code = one_shot.run(options, own, VERSION)
         return serve(options, own, argv, process) if code is None else code
-    except (OptionError, ApiError, BundleError, LogFileError, LibsError) as error:
+    except (OptionError, StartError, BundleError, LogFileError, LibsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -1,8 +1,7 @@
-"""The one exception that becomes an HTTP answer.
+"""The two exceptions with a line for the user: one becomes an HTTP answer, the other ends a start.
 
-A leaf: any module of `server` may raise `ApiError`; only the HTTP edge (`server.web.httpd`) turns it into
-bytes. Validation never answers by itself, so every error has the same shape (the OpenAI one, with the extra
-types that llama.cpp's server documents).
+A leaf: any module of `server` may raise them. Validation never answers by itself: the HTTP edge (`server.web.connection`)
+catches an `ApiError` and gives it the shape that the route's clients expect.
 """
 
 from __future__ import annotations
@@ -25,15 +24,17 @@ TYPE_BY_STATUS = {
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
-class ApiError(Exception):
-    """An answer other than success: HTTP `status`, one-line `message`, error `type`, extra JSON fields.
+def one_line(message: str) -> str:
+    """`message` with what would break the line escaped: it may quote what a client or a file says."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], message)
 
-    Messages may quote what a client sent: what would break the line is escaped.
-    """
+
+class ApiError(Exception):
+    """An answer other than success: HTTP `status`, one-line `message`, error `type`, extra JSON fields."""
 
     def __init__(self, status: int, message: str, type: str | None = None,
                  headers: dict[str, str] | None = None, **extra: object) -> None:
-        message = CONTROL.sub(lambda found: repr(found[0])[1:-1], message)
+        message = one_line(message)
         super().__init__(message)
         self.status = status
         self.message = message
@@ -44,3 +45,10 @@ class ApiError(Exception):
     def body(self) -> dict[str, object]:
         """The JSON object sent to the client: `{"error": {"code", "message", "type", ...}}`."""
         return {"error": {"code": self.status, "message": self.message, "type": self.type, **self.extra}}
+
+
+class StartError(Exception):
+    """Why the server can't be started, or the model not be loaded: one line for the user."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))

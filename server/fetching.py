@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from server.engine.model_file import check_model_file
-from server.errors import ApiError
+from server.errors import StartError
 from server.log import get_logger
 from server.options import OptionError, Options
 
@@ -39,7 +39,7 @@ def repository_projector(options: Options, model: str, libs: str) -> str:
         if path is None:
             return ""
         check_model_file(str(path), "--mmproj")
-    except (DownloadError, ApiError) as error:
+    except (DownloadError, StartError) as error:
         log.warning("%s; going on without images and sound (--mmproj names a projector, --no-mmproj says none)", error)
         return ""
     log.info("projector: %s (--no-mmproj leaves it out)", path)

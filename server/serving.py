@@ -37,12 +37,12 @@ log = get_logger("app")
 def serve(options: Options, engine: EngineClient, model: str, unpacked: frozen.UnpackedFolder, stop: threading.Event,
           leave: list[Callable[[], None]]) -> int:
     """Listen, wait for `engine`, serve until `stop`; the exit code. `model` is its name for the log, `leave` takes what
-    has to be put in order before a second signal ends everything. ApiError or OptionError if it can't be."""
-    constraints.read_constraint({}, request_defaults(options))  # a bad --grammar is told now, not with every request
-    system_prompt = read_prompt_file(options)
-    context = make_context(options, engine)
-    keys = edge.KeyFiles(options)
+    has to be put in order before a second signal ends everything. OptionError if it can't be."""
     try:
+        constraints.read_constraint({}, request_defaults(options))  # a bad --grammar is told now, not with every request
+        system_prompt = read_prompt_file(options)
+        context = make_context(options, engine)
+        keys = edge.KeyFiles(options)
         server = make_server(options, context, keys)
         house = Housekeeping(options, server, keys, engine, stop.set)
         leave.append(house.close)
@@ -64,7 +64,7 @@ def serve(options: Options, engine: EngineClient, model: str, unpacked: frozen.U
             house.close()
             if janitor is not None:
                 janitor.close()
-    except (BindError, RunFileError) as error:
+    except (ApiError, BindError, RunFileError) as error:
         raise OptionError(str(error)) from None
 
 

@@ -23,7 +23,7 @@ if __name__ == "__main__":
 from server.engine import process
 from server.engine.planner import Span
 from server.engine.sampling import Stage
-from server.errors import ApiError
+from server.errors import StartError
 from tests.fakes import FakeBackend, FakeSampler
 
 COMMAND = (sys.executable, str(Path(__file__).resolve()))
@@ -76,7 +76,7 @@ class Faults:
 
 
 def _refuse(outlet: int) -> None:
-    raise ApiError(500, "the model file is rotten")
+    raise StartError("the model file is rotten")
 
 
 def _raise(outlet: int) -> None:

@@ -41,7 +41,7 @@ from server.engine.planner import Span
 from server.engine.rerankers import with_template
 from server.engine.sampling import Stage, VocabFacts
 from server.engine.task import ModelInfo
-from server.errors import ApiError
+from server.errors import ApiError, StartError
 from server.log import VERBOSE, get_logger
 
 if TYPE_CHECKING:
@@ -76,14 +76,14 @@ def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
 
 
 def plan_lines(config: EngineConfig) -> list[str]:
-    """What the model would take and what would be chosen, for `--dry-run`. ApiError if it can't fit."""
+    """What the model would take and what would be chosen, for `--dry-run`. StartError if it can't fit."""
     plan = make_plan(_load(config.libs, config.cpu_variant), config, find_shape(config))
     return [config.model, *(plan.lines() if plan else ["nothing can be said about the memory it takes"]),
             *([plan.fault] if plan and plan.fault else [])]
 
 
 def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> LlamaBackend:
-    """Load the libraries and the model. ApiError with one line if that can't be done."""
+    """Load the libraries and the model. StartError with one line if that can't be done."""
     try:
         backend = LlamaBackend(config, on_progress)
         try:
@@ -97,7 +97,7 @@ def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> 
             raise
         return backend
     except LibsError as error:
-        raise ApiError(500, str(error)) from None
+        raise StartError(str(error)) from None
 
 
 def preload(folder: str, cpu_variant: str | None = None) -> None:
@@ -196,7 +196,7 @@ class LlamaBackend:
         self._shifted: set[int] = set()     # whose keys are turned with the next decode
         self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory)) and not self._n_positions
         if config.n_group > 1 and not self.can_shift:
-            raise ApiError(400, "--grp-attn-n: this model's cache can't be folded; leave self-extend off")
+            raise StartError("--grp-attn-n: this model's cache can't be folded; leave self-extend off")
         is_recurrent = bool(self._llama.llama_model_is_recurrent(self._model))
         self._is_hybrid = bool(self._llama.llama_model_is_hybrid(self._model))
         self.can_share = not (config.exact or is_recurrent or self._is_hybrid)
@@ -275,7 +275,7 @@ class LlamaBackend:
         return self._likeliest.sample(row)
 
     def open_drafter(self, config: EngineConfig) -> None:
-        """Load the small model of speculative decoding. ApiError if it can't draft for this one."""
+        """Load the small model of speculative decoding. StartError if it can't draft for this one."""
         self.drafter = LlamaBackend(drafter_config(config, self.info.n_ctx, self.is_split), lambda _: True)
         why = vocab_difference(self._llama, self._vocab, self.drafter._vocab)
         if 0 < self.drafter._n_positions < self.info.n_ctx_slot:
@@ -283,7 +283,7 @@ class LlamaBackend:
         if not self.drafter.can_share:
             why = "it is recurrent, and can't take back wrong guesses"
         if why:
-            raise ApiError(400, f"{config.spec.model} can't draft for {config.model}: {why}")
+            raise StartError(f"{config.spec.model} can't draft for {config.model}: {why}")
 
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """See `Backend`."""
@@ -483,8 +483,8 @@ class LlamaBackend:
         if config.n_ctx is None and config.is_fitted:
             n_ctx = plan.n_ctx if plan else min(n_train, AUTO_CTX)
         if n_ctx // config.n_slots < MIN_CTX_SLOT:
-            raise ApiError(400, f"--ctx-size {n_ctx} leaves less than {MIN_CTX_SLOT} tokens for each of "
-                           f"{config.n_slots} slots; enlarge it or take fewer slots")
+            raise StartError(f"--ctx-size {n_ctx} leaves less than {MIN_CTX_SLOT} tokens for each of "
+                             f"{config.n_slots} slots; enlarge it or take fewer slots")
         return n_ctx
 
     def _open_context(self, config: EngineConfig, n_ctx: int) -> Context:

@@ -14,7 +14,7 @@ from ctypes_api.loader import Libs
 from server.engine import fit, host_memory
 from server.engine.config import EngineConfig, pinned_patterns
 from server.engine.shape import Shape
-from server.errors import ApiError
+from server.errors import StartError
 from server.log import get_logger
 
 AUTO_CTX = 16384        # for an open context where nothing is known about the model or the machine
@@ -37,7 +37,7 @@ def find_shape(config: EngineConfig) -> Shape | None:
 
 
 def make_plan(libs: Libs, config: EngineConfig, shape: Shape | None) -> fit.Plan | None:
-    """What to load with; None if it can't be estimated. ApiError 507 with the figures if it can't fit."""
+    """What to load with; None if it can't be estimated. StartError with the figures if it can't fit."""
     if shape is None:
         return None
     room = host_memory.available()
@@ -47,9 +47,9 @@ def make_plan(libs: Libs, config: EngineConfig, shape: Shape | None) -> fit.Plan
     memory = fit.Place("memory", room)
     plan = fit.plan(shape, wish_of(config, bool(shape.window)), memory, places_of(list_devices(libs), config))
     if plan.n_ctx > MAX_CTX:
-        raise ApiError(400, f"a context of {plan.n_ctx} tokens is more than llama.cpp can count")
+        raise StartError(f"a context of {plan.n_ctx} tokens is more than llama.cpp can count")
     if plan.fault and config.is_fitted:
-        raise ApiError(507, plan.fault)
+        raise StartError(plan.fault)
     return plan
 
 

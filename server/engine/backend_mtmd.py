@@ -25,7 +25,7 @@ from server.engine.config import EngineConfig
 from server.engine.media import Chunk, Prepared, placeholders
 from server.engine.model_file import sample_hash
 from server.engine.task import AUDIO, Media
-from server.errors import ApiError
+from server.errors import ApiError, StartError
 
 N_POS_MROPE = 4
 MIN_SAMPLES_BYTES = 8       # libmtmd aborts the process on a sound of one sample
@@ -45,7 +45,7 @@ class Projector:
         try:
             self._raw = MtmdContext(model, config.mmproj, **fields)
         except LibsError as error:
-            raise ApiError(400, f"--mmproj {config.mmproj}: {error}") from None
+            raise StartError(f"--mmproj {config.mmproj}: {error}") from None
         self.vision = bool(self._mtmd.mtmd_support_vision(self._raw))
         self.audio = bool(self._mtmd.mtmd_support_audio(self._raw))
         self._n_pos = N_POS_MROPE if self._mtmd.mtmd_decode_use_mrope(self._raw) else 1

@@ -14,7 +14,7 @@ from ctypes_api.llama_types import (LLAMA_KV_OVERRIDE_TYPE_BOOL, LLAMA_KV_OVERRI
                                     LLAMA_KV_OVERRIDE_TYPE_INT, LLAMA_KV_OVERRIDE_TYPE_STR, llama_model_kv_override,
                                     llama_model_tensor_buft_override)
 from ctypes_api.loader import Libs
-from server.errors import ApiError
+from server.errors import StartError
 
 KV_TYPES = {"int": (LLAMA_KV_OVERRIDE_TYPE_INT, "val_i64"), "float": (LLAMA_KV_OVERRIDE_TYPE_FLOAT, "val_f64"),
             "bool": (LLAMA_KV_OVERRIDE_TYPE_BOOL, "val_bool"), "str": (LLAMA_KV_OVERRIDE_TYPE_STR, "val_str")}
@@ -40,7 +40,7 @@ def devices(libs: Libs, names: tuple[str, ...], option: str = "--device") -> lis
     known = {device.name: device.raw for device in list_devices(libs) if device.type != "CPU"}
     for name in names:
         if name not in known:
-            raise ApiError(400, f"{option} {name}: there is no such device; there are: {', '.join(known) or 'none'}")
+            raise StartError(f"{option} {name}: there is no such device; there are: {', '.join(known) or 'none'}")
     return [known[name] for name in names]
 
 
@@ -65,10 +65,10 @@ def kv_override(key: str, kind: str, value: object) -> llama_model_kv_override:
 def tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) -> llama_model_tensor_buft_override:
     """One row of the buffer overrides. llama.cpp matches with C++ regular expressions, which throw if malformed."""
     if buffer not in known:
-        raise ApiError(400, f"--override-tensor {pattern}={buffer}: there is no such buffer; there are: "
-                       f"{', '.join(known)}")
+        raise StartError(f"--override-tensor {pattern}={buffer}: there is no such buffer; there are: "
+                         f"{', '.join(known)}")
     try:
         re.compile(pattern)
     except re.error as error:
-        raise ApiError(400, f"--override-tensor {pattern}: not a regular expression: {error}") from None
+        raise StartError(f"--override-tensor {pattern}: not a regular expression: {error}") from None
     return llama_model_tensor_buft_override(pattern.encode(), known[buffer])

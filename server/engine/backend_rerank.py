@@ -22,7 +22,7 @@ from server.engine.backend_embed import POOLING_NAMES, EmbeddingShape, LlamaEmbe
 from server.engine.config import EngineConfig
 from server.engine.planner import Span
 from server.engine.rerankers import TEMPLATE_KEY, has_head, template_of
-from server.errors import ApiError
+from server.errors import StartError
 
 WORDS = ("yes", "no")
 
@@ -38,18 +38,18 @@ def answers_in_words(pooling: int, config: EngineConfig) -> bool:
 
 class LlamaWordScores(LlamaEmbeddings):
     """See `EmbeddingBackend`: a row has the chances of "yes" and of "no". `shape` is that of a context which pools the
-    last token; ApiError 400 if nothing says that this model can be asked."""
+    last token; StartError if nothing says that this model can be asked."""
 
     def __init__(self, model: Model, shape: EmbeddingShape, n_ubatch: int, abort: AbortFlag,
                  fields: Mapping[str, object]) -> None:
         self._words = tuple(vocabulary.tokenize(model.libs, model.vocab, word.encode(), False, False)
                             for word in WORDS)
         if not template_of(model.meta()) or not shape.can_split:
-            raise ApiError(400, "this model can't rank: it has no classification head, and its metadata no template "
-                           f"to ask it with ({TEMPLATE_KEY})")
+            raise StartError("this model can't rank: it has no classification head, and its metadata no template "
+                             f"to ask it with ({TEMPLATE_KEY})")
         if any(len(tokens) != 1 for tokens in self._words):
-            raise ApiError(400, "this model can't rank: it has no classification head, and 'yes' and 'no' aren't "
-                           "tokens of its vocabulary")
+            raise StartError("this model can't rank: it has no classification head, and 'yes' and 'no' aren't "
+                             "tokens of its vocabulary")
         n_cells = shape.n_input + n_ubatch
         super().__init__(model, replace(shape, n_rows=n_ubatch, n_ubatch=n_ubatch, n_ctx=n_cells), abort, fields)
         self.pooling, self.width = POOLING_NAMES[LLAMA_POOLING_TYPE_RANK], len(WORDS)

@@ -20,7 +20,7 @@ from queue import SimpleQueue
 
 from server.engine import slot_files
 from server.engine.block_tree import BLOCK, Lora
-from server.errors import ApiError
+from server.errors import ApiError, StartError
 from server.log import get_logger
 from server.records import record
 
@@ -64,7 +64,7 @@ class BlockFiles:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ApiError(500, f"--cache-disk {folder}: {error.strerror}; name a folder that can be written") from None
+            raise StartError(f"--cache-disk {folder}: {error.strerror}; name a folder that can be written") from None
 
     def scan(self) -> Iterator[StoredBlock]:
         """Files of this model, used longest ago first, each behind its parent. Damaged ones are removed."""

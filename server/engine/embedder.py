@@ -18,7 +18,7 @@ from server.engine.backend_types import DECODE_ABORTED, DECODE_OK, EmbeddingBack
 from server.engine.planner import Span
 from server.engine.state import EngineState
 from server.engine.task import Embed, Embedded, Event, Failure
-from server.errors import ApiError
+from server.errors import ApiError, StartError
 from server.log import get_logger
 from server.records import record
 
@@ -129,8 +129,8 @@ class Embedder:
         if self._context is None:
             try:
                 self._context = self._state.backend.open_embeddings()
-            except ApiError:
-                raise
+            except StartError as error:
+                raise ApiError(400, str(error)) from None
             except Exception as error:
                 log.exception("no context for embeddings")
                 raise ApiError(500, f"no context for embeddings could be made: {error}") from None

@@ -14,7 +14,7 @@ from pathlib import Path
 from server import gguf
 from server.engine import model_checks, projector_checks
 from server.engine.rerankers import has_head, template_of
-from server.errors import ApiError
+from server.errors import StartError
 
 FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
     "-m": model_checks.model_faults,
@@ -27,26 +27,26 @@ SAMPLE_BYTES = 1 << 20
 
 def check_model_file(path: str, option: str = "-m", overrides: Iterable[tuple[str, str, object]] = (),
                      span: tuple[int, int] = (0, 0)) -> list[gguf.Gguf]:
-    """The headers of the model's files. ApiError with one line for the user if they can't be what `option` takes.
+    """The headers of the model's files. StartError with one line for the user if they can't be what `option` takes.
 
     `option` is a key of `FAULTS`; `overrides` are the (key, type, value) rows of `--override-kv`; `span` is offset
     and size of the model in a larger file.
     """
     file = Path(path)
     if not file.exists():
-        raise ApiError(400, f"there is no model file {path}; {option} takes the path of a .gguf file")
+        raise StartError(f"there is no model file {path}; {option} takes the path of a .gguf file")
     if file.is_dir():
-        raise ApiError(400, f"{path} is a folder; {option} takes the path of a .gguf file")
+        raise StartError(f"{path} is a folder; {option} takes the path of a .gguf file")
     try:
         parts = gguf.read_all(path, keep=model_checks.KEPT, span=span)
         model_checks.overridden(parts[0], {key: value for key, _, value in overrides})
         fault = next(FAULTS[option](parts), None)
     except OSError as error:
-        raise ApiError(400, f"{path} can't be read: {error.strerror or error}") from None
+        raise StartError(f"{path} can't be read: {error.strerror or error}") from None
     except gguf.GgufError as error:
-        raise ApiError(400, str(error)) from None
+        raise StartError(str(error)) from None
     if fault:
-        raise ApiError(400, gguf.printable(f"{path} {fault}"))
+        raise StartError(gguf.printable(f"{path} {fault}"))
     return parts
 
 
@@ -60,11 +60,11 @@ def check_all(model: str, others: Mapping[str, Iterable[str]],
 
 
 def check_ranker(parts: list[gguf.Gguf]) -> None:
-    """ApiError unless the model has a classification head or can be asked: without either libllama takes any number
+    """StartError unless the model has a classification head or can be asked: without either libllama takes any number
     for a score."""
     if not has_head(tensor for part in parts for tensor in part.tensors) and not template_of(parts[0].metadata):
-        raise ApiError(400, f"{parts[0].path} has no classification head, and no template that it could be asked with, "
-                       "so it can't rank: leave out --reranking and --pooling rank, or take a reranking model")
+        raise StartError(f"{parts[0].path} has no classification head, and no template that it could be asked with, "
+                         "so it can't rank: leave out --reranking and --pooling rank, or take a reranking model")
 
 
 def sample_hash(path: str, span: tuple[int, int] = (0, 0)) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from math import prod
 
 from server.engine.shape import Layer, Shape
-from server.errors import ApiError
+from server.errors import StartError
 from server.gguf import Gguf, GgufError, Tensor, read_all
 
 __all__ = ["Layer", "Shape", "read_shape", "shape_of"]
@@ -40,7 +40,7 @@ def read_shape(path: str, span: tuple[int, int] = (0, 0), pinned: Iterable[str] 
 def shape_of(parts: list[Gguf], pinned: Iterable[str] = ()) -> Shape:
     """The shape of a model in one or more files. `pinned` are regular expressions of tensors kept on the CPU.
 
-    GgufError if the header lacks what has to be known, ApiError for what is no regular expression.
+    GgufError if the header lacks what has to be known, StartError for what is no regular expression.
     """
     gguf = parts[0]
     arch = gguf.text("general.architecture")
@@ -65,7 +65,7 @@ def _compiled(patterns: Iterable[str]) -> list[re.Pattern[str]]:
     try:
         return [re.compile(pattern) for pattern in patterns]
     except re.error as error:
-        raise ApiError(400, f"--override-tensor: not a regular expression: {error}") from None
+        raise StartError(f"--override-tensor: not a regular expression: {error}") from None
 
 
 def _grouped(parts: list[Gguf], n_layers: int, pinned: list[re.Pattern[str]]) -> dict[str, list]:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING
 from server.engine.config import EngineConfig
 from server.engine.task import Close, Closed, Frame, Loading, LoadFailed, Ready, Starting
 from server.engine.wire import AskStacks, Beat, Codec, FrameReader, Hello, LogLine, Stacks, Start, WireError
-from server.errors import ApiError
+from server.errors import StartError
 from server.log import ROOT, get_logger
 from server.stacks import stacks
 
@@ -280,7 +280,7 @@ class EngineProcess:
         try:
             self._backend = self._open_backend(config, self._on_progress)
         except Exception as error:
-            if not isinstance(error, ApiError):
+            if not isinstance(error, StartError):
                 log.exception("the model could not be loaded")
             self._outbox.put(Frame((LoadFailed(str(error)),)))
             return

@@ -13,7 +13,7 @@ from server.engine.backend_types import Backend
 from server.engine.config import EngineConfig, step_limit_s
 from server.engine.scheduler import Scheduler
 from server.engine.task import Close, Closed, Frame, Loading, LoadFailed, Ready
-from server.errors import ApiError
+from server.errors import StartError
 from server.log import get_logger
 
 JOIN_MARGIN_S = 5.0
@@ -74,7 +74,7 @@ class ThreadTransport:
         try:
             self._backend = self._open_backend(self._config, self._on_progress)
         except Exception as error:
-            if not isinstance(error, ApiError):
+            if not isinstance(error, StartError):
                 log.exception("the model could not be loaded")
             self._on_frame(Frame((LoadFailed(str(error)), Closed())))
             return

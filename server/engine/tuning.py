@@ -14,7 +14,7 @@ from server.engine.backend import open_backend
 from server.engine.backend_types import DECODE_OK, Backend
 from server.engine.config import EngineConfig
 from server.engine.planner import Span
-from server.errors import ApiError
+from server.errors import StartError
 
 PROMPT_ROWS, MOST_SLOTS = 128, 8
 SHALLOW = 64
@@ -24,12 +24,12 @@ LEAST_TIMES, MOST_TIMES, ENOUGH_S = 3, 16, 0.4
 
 
 def measure(config: EngineConfig) -> list[tuple[str, float]]:
-    """(what kind of step, seconds). ApiError if the model can't be loaded, or doesn't write text."""
+    """(what kind of step, seconds). StartError if the model can't be loaded, or doesn't write text."""
     backend = open_backend(config, lambda _: True)
     try:
         info = backend.info
         if not info.is_generative:
-            raise ApiError(400, "--tune is for models that write text")
+            raise StartError("--tune is for models that write text")
         steps = Steps(backend, min(config.n_slots, MOST_SLOTS), min(PROMPT_ROWS, info.n_ctx_slot // 4, info.n_batch))
         deep = next((depth for size, depth in DEEP if info.size < size), LEAST_DEEP)
         figures = steps.measure(min(SHALLOW, info.n_ctx_slot // 4), "")
@@ -87,7 +87,7 @@ class Steps:
 
     def _decode(self, spans: list[Span]) -> None:
         if self._backend.decode(spans) != DECODE_OK:
-            raise ApiError(500, f"a step of {sum(map(len, spans))} rows could not be computed")
+            raise StartError(f"a step of {sum(map(len, spans))} rows could not be computed")
 
 
 def _shortest(step: Callable[[int], None], most: int) -> float:

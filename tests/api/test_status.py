@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from server.api.schema import SAMPLING_FIELDS
-from server.errors import ApiError
+from server.errors import StartError
 from tests.api.conftest import PATIENCE, Api
 from tests.fakes import FakeBackend, answer
 
@@ -80,7 +80,7 @@ def test_while_loading_requests_get_503_and_a_time_to_come_back(make_api):
     load.finish.set()
 
 
-@pytest.mark.parametrize("error", [ApiError(400, "tensor 'x' is missing"), ValueError("tensor 'x' is missing")])
+@pytest.mark.parametrize("error", [StartError("tensor 'x' is missing"), ValueError("tensor 'x' is missing")])
 def test_health_after_a_failed_load(make_api, error, caplog):
     caplog.set_level("CRITICAL", "llama_srv")
     load = SlowLoad(error)

@@ -20,7 +20,7 @@ from server.engine.backend_types import DECODE_ABORTED, DECODE_OK
 from server.engine.config import EngineConfig
 from server.engine.planner import Span
 from server.engine.task import SamplingParams, Task
-from server.errors import ApiError
+from server.errors import ApiError, StartError
 from tests.native.engines import Engine, PROMPTS, STEM, in_both_layouts
 from tests.support import PATIENCE, wait_until
 from tests.tiny_models import RECITE_WORDS
@@ -410,7 +410,7 @@ def test_without_a_context_size_it_is_the_model_s(engine, tiny_spm_model):
 
 def test_a_context_too_small_for_the_slots_is_refused(libs_folder, tiny_spm_model):
     config = EngineConfig(str(tiny_spm_model), str(libs_folder), n_slots=8, n_ctx=128)
-    with pytest.raises(ApiError, match="slots"):
+    with pytest.raises(StartError, match="slots"):
         native.open_backend(config, lambda progress: True)
 
 
@@ -420,14 +420,14 @@ def test_a_truncated_model_is_refused_in_one_line(libs_folder, tiny_spm_model, t
     path = tmp_path / "cut.gguf"
     path.write_bytes(data[:int(len(data) * part)])
     config = EngineConfig(str(path), str(libs_folder), n_ctx=256)
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(StartError) as caught:
         native.open_backend(config, lambda progress: True)
     assert "\n" not in str(caught.value) and "cut.gguf" in str(caught.value)
 
 
 def test_loading_can_be_interrupted(libs_folder, tiny_spm_model):
     config = EngineConfig(str(tiny_spm_model), str(libs_folder), n_ctx=256)
-    with pytest.raises(ApiError):
+    with pytest.raises(StartError):
         native.open_backend(config, lambda progress: False)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from server.engine.model_file import check_model_file
-from server.errors import ApiError
+from server.errors import StartError
 from tests.gguf_edit import Parts, take_apart
 from tests.malformed import FAULTS, LEFT_TO_LIBLLAMA, SPM
 from tests.support import PATIENCE
@@ -83,7 +83,7 @@ def test_random_numbers_in_a_header_never_end_libllama_once_they_pass(request, t
         path = parts.write(tmp_path / f"{i}.gguf")
         try:
             check_model_file(str(path))
-        except ApiError:
+        except StartError:
             path.unlink()
         else:
             paths.append(path)

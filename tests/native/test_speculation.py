@@ -15,7 +15,7 @@ from server.engine.backend import open_backend
 from server.engine.backend_draft import drafter_config
 from server.engine.config import EngineConfig, SpecConfig
 from server.engine.task import SamplingParams
-from server.errors import ApiError
+from server.errors import StartError
 from tests.native.engines import GREEDY, PROMPTS, STEM, Engine
 from tests.tiny_models import tiny_llama
 
@@ -140,10 +140,10 @@ def test_drafts_go_on_under_an_adapter(engine, tiny_spm_model, tiny_lora):
 # ---- the draft model ---------------------------------------------------------------------------------------------
 
 def refusal(libs: Path, model: Path, draft: Path) -> str:
-    with pytest.raises(ApiError) as info:
+    with pytest.raises(StartError) as info:
         open_backend(EngineConfig(str(model), str(libs), n_ctx=256, spec=by_model(draft)), lambda _: True)
-    assert "can't draft for" in info.value.message and "\n" not in info.value.message
-    return info.value.message
+    assert "can't draft for" in str(info.value) and "\n" not in str(info.value)
+    return str(info.value)
 
 
 def test_a_draft_model_with_another_vocabulary_is_refused_in_one_line(libs_folder, tmp_path, tiny_spm_model,

@@ -10,7 +10,7 @@ import pytest
 
 from server.engine.model_file import check_all, check_model_file, check_ranker
 from server.engine.rerankers import QWEN_TEMPLATE, TEMPLATE_KEY, template_of
-from server.errors import ApiError
+from server.errors import StartError
 from tests.gguf_edit import scalar, take_apart
 from tests.malformed import FAULTS, LEFT_TO_LIBLLAMA
 from tests.tiny_gpt2 import tiny_gpt2
@@ -19,7 +19,7 @@ GOOD = struct.pack("<4sIQQ", b"GGUF", 3, 0, 0)
 
 
 def refusal(path, option: str = "-m") -> str:
-    with pytest.raises(ApiError) as caught:
+    with pytest.raises(StartError) as caught:
         check_model_file(str(path), option)
     message = str(caught.value)
     assert "\n" not in message and str(path) in message
@@ -59,14 +59,14 @@ def test_only_a_model_with_a_classification_head_can_rank(bert_rerank_model, ber
     for model in (bert_rerank_model, bert_classes_model):
         check_ranker(check_model_file(str(model)))
     for model in (bert_embed_model, tiny_spm_model):
-        with pytest.raises(ApiError, match="no classification head"):
+        with pytest.raises(StartError, match="no classification head"):
             check_ranker(check_model_file(str(model)))
 
 
 def test_a_model_that_can_be_asked_needs_no_head_to_rank(tmp_path):
     asked = tiny_gpt2(tmp_path / "asked.gguf", rerank_template="is {document} about {query}?")
     check_ranker(check_model_file(str(asked)))
-    with pytest.raises(ApiError, match="no template that it could be asked with"):
+    with pytest.raises(StartError, match="no template that it could be asked with"):
         check_ranker(check_model_file(str(tiny_gpt2(tmp_path / "other.gguf"))))
 
 
@@ -94,7 +94,7 @@ def test_adapters_and_projectors_are_accepted_where_they_belong(tiny_lora, mmpro
 def test_a_truncated_adapter_is_refused_with_its_own_path(tmp_path, tiny_lora, tiny_spm_model):
     path = tmp_path / "adapter.gguf"
     path.write_bytes(tiny_lora.read_bytes()[:-10])
-    with pytest.raises(ApiError, match=re.escape(str(path))):
+    with pytest.raises(StartError, match=re.escape(str(path))):
         check_all(str(tiny_spm_model), {"--lora": [str(path)]})
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.draft_model import find_draft_model, spec_config
-from server.errors import ApiError
+from server.errors import StartError
 from server.options import OptionError, draft_params, parse
 
 
@@ -43,7 +43,7 @@ def test_what_this_server_can_not_do_is_refused_with_what_it_can(word):
 def test_a_draft_model_that_is_needed_or_not_there_is_told_before_the_start(tmp_path):
     with pytest.raises(OptionError, match="--spec-draft-model FILE"):
         find_draft_model(parse(["--spec-type", "draft"], {}))
-    with pytest.raises(ApiError, match="there is no model file"):
+    with pytest.raises(StartError, match="there is no model file"):
         find_draft_model(parse(["-md", str(tmp_path / "none.gguf")], {}))
 
 

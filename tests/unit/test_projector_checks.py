@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.engine.model_file import check_model_file
-from server.errors import ApiError
+from server.errors import StartError
 from tests import tiny_media_models, tiny_models
 from tests.gguf_edit import string, take_apart
 
@@ -31,11 +31,11 @@ def test_good_projectors_pass(tmp_path: Path, kind: str):
 def test_a_missing_tensor_that_libmtmd_would_crash_on_is_told(tmp_path: Path, kind: str, name: str):
     parts = take_apart(RECIPES[kind](tmp_path / "good.gguf"))
     parts.drop(name)
-    with pytest.raises(ApiError, match=f"bad.gguf has no tensor {name}"):
+    with pytest.raises(StartError, match=f"bad.gguf has no tensor {name}"):
         check_model_file(str(parts.write(tmp_path / "bad.gguf")), "--mmproj")
 
 
 def test_kinds_whose_images_depend_on_the_text_before_are_refused(tmp_path: Path):
     parts = take_apart(RECIPES["mlp"](tmp_path / "good.gguf")).set("clip.projector_type", string("hunyuanvl"))
-    with pytest.raises(ApiError, match="hunyuanvl, which this server can't use"):
+    with pytest.raises(StartError, match="hunyuanvl, which this server can't use"):
         check_model_file(str(parts.write(tmp_path / "bad.gguf")), "--mmproj")

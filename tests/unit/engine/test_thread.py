@@ -11,7 +11,7 @@ from server.engine.client import EngineClient
 from server.engine.config import EngineConfig
 from server.engine.task import Frame, Ready, Task
 from server.engine.thread import ThreadTransport
-from server.errors import ApiError
+from server.errors import ApiError, StartError
 from tests.fakes import PATIENCE_S, FakeBackend, FakeVocab
 from tests.unit.engine.driving import GREEDY, alone
 
@@ -39,7 +39,7 @@ class Engine:
             raise self.error
         self.went_on.append(on_progress(1.0))
         if not self.went_on[-1]:
-            raise ApiError(500, "loading was interrupted")
+            raise StartError("loading was interrupted")
         return self.backend
 
     def start(self) -> Engine:
@@ -100,7 +100,7 @@ def test_the_first_frame_of_a_ready_engine_tells_of_its_slots(engine):
     assert first.snapshot is not None and first.snapshot.n_idle == 2, "until then every slot would seem busy"
 
 
-@pytest.mark.parametrize("error", [ApiError(400, "the file is truncated"), OSError("the file is truncated")])
+@pytest.mark.parametrize("error", [StartError("the file is truncated"), OSError("the file is truncated")])
 def test_a_load_that_fails_says_why(engine, error, caplog):
     caplog.set_level(logging.CRITICAL, "llama_srv")
     one = engine(error=error).start()
