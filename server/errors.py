@@ -1,7 +1,7 @@
 """The two exceptions with a line for the user: one becomes an HTTP answer, the other ends a start.
 
-A leaf: any module of `server` may raise them. Validation never answers by itself: the HTTP edge (`server.web.connection`)
-catches an `ApiError` and gives it the shape that the route's clients expect.
+A leaf: any module of `server` may raise them. Validation never answers by itself: the HTTP edge
+(`server.web.connection`) catches an `ApiError` and gives it the shape that the route's clients expect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def one_line(message: str) -> str:
 
 
 class ApiError(Exception):
-    """An answer other than success: HTTP `status`, one-line `message`, error `type`, extra JSON fields."""
+    """An answer other than success: HTTP `status`, one-line `message`, error `type`, `extra` fields for its JSON."""
 
     def __init__(self, status: int, message: str, type: str | None = None,
                  headers: dict[str, str] | None = None, **extra: object) -> None:
@@ -41,10 +41,6 @@ class ApiError(Exception):
         self.type = type or TYPE_BY_STATUS.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.headers = headers or {}
         self.extra = extra
-
-    def body(self) -> dict[str, object]:
-        """The JSON object sent to the client: `{"error": {"code", "message", "type", ...}}`."""
-        return {"error": {"code": self.status, "message": self.message, "type": self.type, **self.extra}}
 
 
 class StartError(Exception):

@@ -39,7 +39,7 @@ def serve(options: Options, engine: EngineClient, model: str, unpacked: frozen.U
     """Listen, wait for `engine`, serve until `stop`; the exit code. `model` is its name for the log, `leave` takes what
     has to be put in order before a second signal ends everything. OptionError if it can't be."""
     try:
-        constraints.read_constraint({}, request_defaults(options))  # a bad --grammar is told now, not with every request
+        constraints.read_constraint({}, request_defaults(options))     # a bad --grammar is told now
         system_prompt = read_prompt_file(options)
         context = make_context(options, engine)
         keys = edge.KeyFiles(options)

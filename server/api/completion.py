@@ -22,7 +22,7 @@ from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Event, Final, P
                                 Timings, TokenProbs)
 from server.errors import ApiError
 from server.log import is_verbose, verbose
-from server.web.message import EventStream, Request, Response, Writer, json_response, to_json
+from server.web.message import EventStream, Request, Response, Writer, error_body, json_response, to_json
 from server.web.sse import comment, event
 
 MAX_SCALE = 1000.0      # of an adapter: far beyond use, and far from overflowing the model's numbers
@@ -332,7 +332,7 @@ def pick(result: dict[str, object], paths: tuple[str, ...]) -> dict[str, object]
 
 def error_event(error: ApiError) -> bytes:
     """An error inside a stream: an `error:` line as the 2024 server sent it, and a last `data:` object."""
-    body = error.body()
+    body = error_body(error)
     return b"error: " + to_json(body["error"]) + b"\n" + event({**body, "content": "", "stop": True})
 
 

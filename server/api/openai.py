@@ -21,7 +21,7 @@ from server.api.messages import chat_prompt, flag
 from server.api.prompt import read_prompts
 from server.engine.task import STOP_LIMIT, Final, Piece, Progress, PromptProbs, TokenProbs
 from server.errors import ApiError
-from server.web.message import EventStream, Request, Response, json_response
+from server.web.message import EventStream, Request, Response, error_body, json_response
 from server.web.sse import DONE, event, named_event
 
 MAX_TOP_LOGPROBS = 100
@@ -152,7 +152,7 @@ class OpenAiCompletion(Completion):
 
     def error(self, error: ApiError) -> bytes:
         """An `error` event, after which the stream ends."""
-        return named_event("error", error.body())
+        return named_event("error", error_body(error))
 
     def judged(self, index: int, item: PromptProbs) -> None:
         """How likely tokens of the prompt are, in dialects that ask for it."""

@@ -8,7 +8,7 @@ from server.api.context import Context
 from server.api.media import DEFAULT_MARKER
 from server.engine.task import FAILED, LOADING, READY, RESTARTING, ModelInfo, SlotState, Task
 from server.errors import ApiError
-from server.web.message import Request, Response, json_response
+from server.web.message import Request, Response, error_body, json_response
 
 BUILD_INFO = "llama_srv"
 NO = ("", "0", "false", "no", "off")
@@ -29,15 +29,16 @@ class StatusHandlers:
         engine = self._context.engine
         if engine.state == LOADING:
             error = ApiError(503, "Loading model", progress=round(engine.progress, 3))
-            return json_response({"status": LOADING, **error.body()}, 503, {"Retry-After": "1"})
+            return json_response({"status": LOADING, **error_body(error)}, 503, {"Retry-After": "1"})
         if engine.state == RESTARTING:
-            return json_response({"status": RESTARTING, **ApiError(503, COMING_BACK).body()}, 503, {"Retry-After": "1"})
+            error = ApiError(503, COMING_BACK)
+            return json_response({"status": RESTARTING, **error_body(error)}, 503, {"Retry-After": "1"})
         if engine.state != READY:
             message = engine.trouble if engine.state == FAILED else "shutting down"
             status = 500 if engine.state == FAILED else 503
-            return json_response({"status": "error", **ApiError(status, message).body()}, status)
+            return json_response({"status": "error", **error_body(ApiError(status, message))}, status)
         if request.query.get("strict", "0") not in NO and engine.is_stuck:
-            return json_response({"status": "error", **ApiError(503, STUCK).body()}, 503)
+            return json_response({"status": "error", **error_body(ApiError(503, STUCK))}, 503)
         snapshot = engine.snapshot
         is_full = snapshot.n_idle == 0
         body: dict[str, object] = {"status": "no slot available" if is_full else "ok",

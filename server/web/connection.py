@@ -168,19 +168,21 @@ class ConnectionHandler(BaseHTTPRequestHandler):
     # -- from the request to an answer
 
     def _answer(self, exchange: Exchange) -> Response | StartedStream:
-        """What the handler answers, or the error answer; raises only ClientGone."""
+        """What the handler answers, or the error answer in the route's shape; raises only ClientGone."""
         try:
             self._understand(exchange)
             return self._dispatch(exchange)
-        except ApiError as error:
-            return error_response(error)
+        except ApiError as fault:
+            error = fault
         except ClientSlow:
-            return error_response(ApiError(408, "The request body did not arrive in time."))
+            error = ApiError(408, "The request body did not arrive in time.")
         except ClientGone:
             raise
         except Exception:
             get_logger("http").exception("request %s failed", exchange.id)
-            return error_response(ApiError(500, f"Internal error; the log has it as request {exchange.id}."))
+            error = ApiError(500, f"Internal error; the log has it as request {exchange.id}.")
+        path = exchange.path or exchange.head.target.partition("?")[0]      # the head itself may be at fault
+        return error_response(error, self.server.router.error_shape(path))
 
     def _understand(self, exchange: Exchange) -> None:
         """Framing, method, target and Host; ApiError."""

@@ -30,6 +30,9 @@ LARGE = 1 << 17         # bytes; the numbers of larger bodies are converted one 
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 UNSAFE_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
+ErrorShape = Callable[[ApiError], object]
+"""Makes the JSON of an error as the clients of a route expect it."""
+
 # One encoder for all: `json.dumps` with these arguments would make a new one each time.
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
@@ -127,8 +130,15 @@ def json_response(obj: object, status: int = 200, headers: dict[str, str] | None
     return Response(status, to_json(obj), {"Content-Type": JSON_TYPE, **(headers or {})})
 
 
-def error_response(error: ApiError) -> Response:
-    return json_response(error.body(), error.status, error.headers)
+def error_body(error: ApiError) -> dict[str, object]:
+    """An error in OpenAI's shape, which all have unless their route has its own: `{"error": {"code", "message", "type",
+    ...}}`."""
+    return {"error": {"code": error.status, "message": error.message, "type": error.type, **error.extra}}
+
+
+def error_response(error: ApiError, shape: ErrorShape = error_body) -> Response:
+    """The answer that an error is."""
+    return json_response(shape(error), error.status, error.headers)
 
 
 def to_json(obj: object) -> bytes:

@@ -7,7 +7,7 @@ from dataclasses import field
 
 from server.errors import ApiError
 from server.records import record
-from server.web.message import EventStream, Request, Response
+from server.web.message import ErrorShape, EventStream, Request, Response, error_body
 
 Handler = Callable[[Request], "Response | EventStream"]
 
@@ -16,7 +16,8 @@ Handler = Callable[[Request], "Response | EventStream"]
 class Route:
     """One row. In `path`, `{name}` stands for one segment and a last `{name...}` for all that remain.
     `public` needs no API key; `is_free` is not counted by a rate limit; `body_optional` lets a POST come without any
-    length (`curl -X POST` sends none)."""
+    length (`curl -X POST` sends none); `error_shape` makes the JSON of all errors of this path, also of those that are
+    met before a handler is called."""
 
     method: str
     path: str
@@ -24,6 +25,7 @@ class Route:
     public: bool = False
     body_optional: bool = False
     is_free: bool = False
+    error_shape: ErrorShape = error_body
 
 
 @record
@@ -72,6 +74,11 @@ class Router:
             return []
         methods = sorted(node.routes)
         return methods + ["HEAD"] * ("GET" in methods and "HEAD" not in methods) + ["OPTIONS"]
+
+    def error_shape(self, path: str) -> ErrorShape:
+        """How errors of requests for this path look."""
+        node, _ = self._find(path)
+        return error_body if node is None else next(iter(node.routes.values())).error_shape
 
     def _find(self, path: str) -> tuple[_Node | None, dict[str, str]]:
         if path in self._exact:

@@ -156,6 +156,7 @@ class Site:
             Route("GET", "/slow", self.slow_start),
             Route("GET", "/early", self.fails_early),
             Route("GET", "/big", self.big),
+            Route("POST", "/shaped", lambda request: 1 / 0, error_shape=lambda error: {"own": error.status}),
             Route("GET", "/items/{name}", lambda request: json_response(request.params)),
         ]
 

@@ -289,6 +289,20 @@ def test_origins_can_be_opened(start):
 # -------------------------------------------------------------------------------------------------- errors
 # inside
 
+@pytest.mark.parametrize("data, status", [
+    (b"POST /shaped HTTP/1.1\r\n" + HOST + b"Authorization: Bearer k\r\nContent-Length: 2\r\n\r\n{}", 500),
+    (b"POST /shaped?x=1 HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\n\r\n{}", 401),
+    (b"POST /shaped HTTP/1.1\r\n" + HOST + b"Authorization: Bearer k\r\n\r\n", 411),
+    (b"POST /shaped HTTP/1.1\r\n" + HOST + b"Content-Length: 1001\r\n\r\n", 413),
+    (b"GET /shaped HTTP/1.1\r\n" + HOST + b"\r\n", 405), (b"POST /shaped HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", 400),
+])
+def test_all_errors_of_a_path_have_the_shape_of_its_route(start, data, status):
+    client = Client(start(auth=KeyRing(["k"]), body_bytes=1000))
+    answer = client.send(data).read()
+    assert (answer.status, answer.json()) == (status, {"own": status})
+    client.close()
+
+
 @pytest.mark.parametrize("path", ["/boom", "/file", "/odd"])
 def test_a_failing_handler_is_a_logged_500_and_the_connection_lives(client, path, caplog):
     answer = client.get(path, fields=b"X-Request-Id: my-id\r\n")

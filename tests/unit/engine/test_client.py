@@ -12,6 +12,7 @@ from server.engine.client import EngineClient, Results
 from server.engine.task import (READY, Cancel, Closed, Command, Failure, Final, Frame, Loading, LoadFailed,
                                 ModelInfo, Piece, Progress, Ready, Reply, SlotState, Snapshot, Task, Timings)
 from server.errors import ApiError
+from server.web.message import error_body
 from tests.fakes import PATIENCE_S, FakeVocab
 
 INFO = ModelInfo("fake.gguf", n_slots=2)
@@ -255,7 +256,7 @@ def test_a_failure_is_raised_with_all_that_it_says(stream):
     transport.on_frame(Frame((Failure(id_task, 400, "too long", "exceed_context_size_error", {"n_ctx": 64}),)))
     with pytest.raises(ApiError) as caught:
         drain(results)
-    assert caught.value.body() == {"error": {"code": 400, "message": "too long",
+    assert error_body(caught.value) == {"error": {"code": 400, "message": "too long",
                                              "type": "exceed_context_size_error", "n_ctx": 64}}
 
 

@@ -9,6 +9,7 @@ import pytest
 from server.errors import ApiError
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing, is_loopback, read_key_file, split_host
 from server.web.head import Headers
+from server.web.message import error_body
 
 KEYS = KeyRing(["first", "zwö", ""])
 
@@ -31,7 +32,7 @@ def test_a_known_key_opens(headers):
 def test_anything_else_is_a_401_in_the_documented_shape(headers):
     with pytest.raises(ApiError) as caught:
         KEYS.check(Headers(headers))
-    assert caught.value.body() == {
+    assert error_body(caught.value) == {
         "error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}}
 
 
