@@ -23,6 +23,7 @@ if __name__ == "__main__":
 from server.engine import process
 from server.engine.planner import Span
 from server.engine.sampling import Stage
+from server.engine.task import Task
 from server.errors import StartError
 from tests.fakes import FakeBackend, FakeSampler
 
@@ -31,8 +32,9 @@ COMMAND = (sys.executable, str(Path(__file__).resolve()))
 
 @dataclass(slots=True)
 class Orders:
-    """`do` is a key of FAULTS, done at `where` ("load", "decode", "sample", "start") in its `nth` call of a life, in
-    the first `lives` lives; with `poison` whenever a row of the batch (or the grammar) has these bytes instead.
+    """`do` is a key of FAULTS, done at `where` ("load", "receive", "decode", "sample", "start") in its `nth` call of a
+    life, in the first `lives` lives; with `poison` whenever a row of the batch (or the grammar, or the prompt of a task
+    that is received) has these bytes instead.
     Each step takes `step_s` at least. From the second life on it isn't loaded before there is a file `gate`."""
 
     lives_file: str = ""
@@ -135,10 +137,19 @@ def main() -> None:
     """Be an engine."""
     pipes = process._take_pipes()
     process._take_pipes = lambda: pipes
+    known: list[Faults] = []
+    take = process.EngineProcess._take
+
+    def take_task(engine, message):
+        if isinstance(message, Task) and known:
+            known[0].meet("receive", "".join(map(chr, message.prompt)))
+        take(engine, message)
+    process.EngineProcess._take = take_task
 
     def open_backend(config, on_progress):
         orders = Orders(**json.loads(config.model))
         faults = Faults(orders, pipes[1])
+        known.append(faults)
         on_progress(0.5)
         faults.meet("load")
         while orders.gate and faults.life > 1 and not os.path.exists(orders.gate):

@@ -27,7 +27,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -318,8 +318,7 @@ class EngineProcess:
         reader = FrameReader(self._codec)
         try:
             while data := os.read(self._inlet, READ_BYTES):
-                for message in reader.feed(data):
-                    self._take(message)
+                self._take_all(reader.feed(data))
         except OSError:
             pass
         except WireError as error:
@@ -327,6 +326,11 @@ class EngineProcess:
         except BaseException:
             traceback.print_exc()
         self._end()
+
+    def _take_all(self, messages: Iterator[object]) -> None:
+        """A function of its own, so that no message (they may have files) is kept until the next one comes."""
+        for message in messages:
+            self._take(message)
 
     def _take(self, message: object) -> None:
         if isinstance(message, (Hello, Start)):

@@ -4,7 +4,7 @@ One thread, `engine-supervisor`, starts the child, watches it and starts another
 abort, an exit, a broken frame, or because it hangs (no heartbeat, or no step while there is work). What to tell the new
 one comes from `supervise_ledger`; the clients' streams stay open meanwhile. Deaths with progress between them are
 survived for ever; `max_deaths` in a row without any within `window_s` are the end: then everything open fails, and
-the web side goes on to say so.
+the web side goes on to say so. Not while somebody can be blamed: then he fails, and the others go on.
 
 At the first start nothing is repeated: a model that can't be loaded ends the program with one line, as it does with
 the engine as a thread.
@@ -25,7 +25,8 @@ from queue import Empty, SimpleQueue
 from server.engine.config import EngineConfig, step_limit_s
 from server.engine.supervise_child import Child
 from server.engine.supervise_ledger import Ledger
-from server.engine.task import (Close, Closed, Event, Failure, Frame, Loading, LoadFailed, ModelInfo, Ready, Restarting)
+from server.engine.task import (Close, Closed, Command, Embed, Event, Failure, Frame, Loading, LoadFailed, ModelInfo,
+                                Ready, Restarting, Task, Tasks)
 from server.engine.wire import AskStacks, Codec, LogLine, Stacks, Start, WireError
 from server.log import get_logger, handle_foreign
 from server.records import record
@@ -167,7 +168,7 @@ class ProcessTransport:
         level = logging.getLogger(log.name).getEffectiveLevel()
         process, self._first = self._first, None
         child = self._child = Child(self._command, self._codec, Start(self._config, level, self._limits.beat_s),
-                                    self._on_message, process)
+                                    self._on_message, self._on_unsent, process)
         if self._closing.is_set():
             child.send(Close(0.0))
         return child
@@ -186,11 +187,12 @@ class ProcessTransport:
             while now - self._deaths[0] > self._limits.window_s:
                 self._deaths.popleft()
             log.info("%s", self._ledger.summary())
-            events = self._ledger.died(cause)
+            is_last = len(self._deaths) >= self._limits.max_deaths and not self._ledger.has_progressed
+            events = self._ledger.died(cause, is_last)
         for event in events:
             if isinstance(event, Failure):
                 log.error("task %d: %s", event.id, event.message)
-        if len(self._deaths) >= self._limits.max_deaths and not self._ledger.has_progressed:
+        if is_last and not (self._ledger.has_suspects or self._ledger.has_progressed):
             self._give_up(cause, events)
             return False
         self._tell(Restarting(cause), *events)
@@ -284,6 +286,19 @@ class ProcessTransport:
     def _send(self, messages: Sequence[object]) -> None:
         for message in messages:
             self._child.send(message)
+
+    def _on_unsent(self, message: object, error: Exception) -> None:
+        """The writer's thread: whose message can't be sent fails, alone. Tasks that came together are tried apart."""
+        if isinstance(message, Tasks):
+            for task in message.tasks:
+                self._child.send(task)
+            return
+        log.error("a message to the engine could not be sent: %s: %s", type(message).__name__, error)
+        if isinstance(message, (Task, Embed, Command)):
+            with self._lock:
+                events, to_send = self._ledger.refuse(message, f"this request could not be sent to the engine: {error}")
+                self._send(to_send)
+            self._tell(*events)
 
 
 _OWN = (Closed, LoadFailed)

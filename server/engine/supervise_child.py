@@ -32,10 +32,12 @@ class Child:
     """A running engine process. `ended` is set once it is gone and everything it sent has been handed on."""
 
     def __init__(self, command: Sequence[str], codec: Codec, start: Start, on_message: Callable[[object], None],
-                 process: subprocess.Popen | None = None) -> None:
-        """`process` is one that runs already; OSError if it has to be started and can't be."""
+                 on_unsent: Callable[[object, Exception], None], process: subprocess.Popen | None = None) -> None:
+        """`process` is one that runs already; OSError if it has to be started and can't be. `on_unsent` gets what can't
+        be made a frame of, on the writer's thread."""
         self._codec = codec
         self._on_message = on_message
+        self._on_unsent = on_unsent
         self._outbox: SimpleQueue = SimpleQueue()
         self._error = ""
         self.is_taking = False          # the web side is busy with what it said
@@ -121,18 +123,30 @@ class Child:
             self._on_message(message)
 
     def _write(self) -> None:
-        pipe = self.process.stdin
         try:
-            while (message := self._outbox.get()) is not None:
-                left = memoryview(self._codec.encode(message))
-                while left:
-                    left = left[os.write(pipe.fileno(), left):]
+            while self._send_next():
+                pass
         except OSError:
             pass                        # it is dying; the reader will see its end
         try:
-            pipe.close()
+            self.process.stdin.close()
         except OSError:
             pass
+
+    def _send_next(self) -> bool:
+        """Send a message; False at the end. A function of its own, so that nothing of it is kept while it waits for
+        the next one: files make messages large."""
+        message = self._outbox.get()
+        if message is None:
+            return False
+        try:
+            left = memoryview(self._codec.encode(message))
+        except Exception as error:
+            self._on_unsent(message, error)
+            return True
+        while left:
+            left = left[os.write(self.process.stdin.fileno(), left):]
+        return True
 
     def _read_stderr(self) -> None:
         rest = b""

@@ -4,7 +4,8 @@ Pure data, no thread and no pipe: `supervise` holds a lock around every call. Al
 here: each open task with the tokens it has delivered, and the settings that commands have changed.
 
 Who is to blame for a death: the engine tells which tasks it works on before it computes. A task that was being
-worked on when the engine died, and was again when the next one died, without a token in between, is suspected.
+worked on when the engine died, and was again when the next one died, without a token in between, is suspected. When
+engines have died so often that there would be no other, and nobody was at work, all tasks that the last one had are.
 Suspects are replayed alone, one at a time, while all others wait; one that dies alone twice running has done it, and
 fails for good. So an innocent neighbour never fails, and a death by chance (a kill, a full memory) costs nobody
 anything as long as there is progress between two of them. Where engines die so often that chance must be at work (more
@@ -88,6 +89,7 @@ class Ledger:
     def __init__(self, lora: tuple[tuple[int, float], ...] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self.n_restarts = self.n_replays = self.n_suspects = 0
         self.has_progressed = False         # since the last death
+        self.has_suspects = False           # somebody can be blamed for it
         self._tasks: dict[int, Entry] = {}
         self._commands = OpenCommands()
         self._settings: dict[str, Command] = {}
@@ -128,6 +130,15 @@ class Ledger:
             return sent
         del self._tasks[message.id]
         return [*sent, *self._on_started(message.id), *self._end_probation(message.id)]
+
+    def refuse(self, message: Task | Embed | Command, reason: str) -> tuple[list[Event], list[object]]:
+        """What was to be sent can't be: its answer if anybody waits for it, and what to send instead."""
+        if isinstance(message, Command):
+            known = self._commands.answered(message.id) is not None
+            return ([Reply(message.id, {}, (500, reason))] if known else []), []
+        if self._tasks.pop(message.id, None) is None:
+            return [], []
+        return [Failure(message.id, 500, reason)], [*self._on_started(message.id), *self._end_probation(message.id)]
 
     # ---- from the engine ----------------------------------------------------------------------------------------
 
@@ -195,9 +206,11 @@ class Ledger:
 
     # ---- death and resurrection ---------------------------------------------------------------------------------
 
-    def died(self, cause: str) -> list[Event]:
-        """The engine is gone. The answers of what won't be tried again."""
-        working = [self._tasks[id_task] for id_task in sorted(self._working) if id_task in self._tasks]
+    def died(self, cause: str, is_last: bool = False) -> list[Event]:
+        """The engine is gone. The answers of what won't be tried again. `is_last`: there will be no other one unless
+        somebody can be blamed."""
+        working = self._blamed(is_last)
+        self.has_suspects = bool(working)
         self._is_ready = False
         self._working = set()
         self._setting_up.clear()
@@ -207,7 +220,7 @@ class Ledger:
         for entry in self._tasks.values():
             entry.on_death()
         for entry in working:
-            entry.strikes += 1
+            entry.strikes = max(entry.strikes + 1, STRIKES if is_last else 0)
             entry.n_alone = entry.n_alone + 1 if len(working) == 1 else 0
         events: list[Event] = []
         n_strikes = self._n_strikes()
@@ -217,6 +230,13 @@ class Ledger:
         events += self._commands.died()
         self.has_progressed = bool(events)
         return events
+
+    def _blamed(self, is_last: bool) -> list[Entry]:
+        """Who was worked on. If the engine hasn't said: a suspect that it had alone; at the very last all it had."""
+        working = [self._tasks[id_task] for id_task in sorted(self._working) if id_task in self._tasks]
+        if not working and (self._probation or is_last):
+            working = [entry for entry in self._tasks.values() if entry.is_sent]
+        return working
 
     def _n_strikes(self) -> int:
         """How often a task has to die alone to be at fault. Counts this death."""

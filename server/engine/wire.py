@@ -166,9 +166,11 @@ class Codec:
             events, lambda event: self.row(event, tail))))
 
     def encode(self, message: object) -> bytes:
-        """One frame. TypeError for what is no message."""
+        """One frame. TypeError for what is no message, WireError for one that the other side wouldn't take."""
         tail = Tail()
         data = _to_json(self.row(message, tail)).encode("ascii")
+        if len(data) > MAX_JSON or tail.size > MAX_TAIL:
+            raise WireError(f"a frame of {len(data)} + {tail.size} bytes is too long")
         return b"".join((HEADER.pack(MAGIC, len(data), tail.size), data, *tail.parts))
 
     def decode(self, data: bytes, tail: bytes) -> object:

@@ -16,12 +16,14 @@ from collections import Counter
 
 import pytest
 
+from server.engine import wire
 from server.engine.client import EngineClient
 from server.engine.config import EngineConfig
 from server.engine.supervise import Limits, ProcessTransport
 from server.engine.task import Final, Frame, Piece, SamplingParams, Task
 from server.errors import ApiError
 from tests.engine_child import COMMAND, Orders
+from tests.fake_media import media
 from tests.fakes import PATIENCE_S, FakeVocab
 from tests.support import ROOT, wait_until
 from tests.unit.engine.driving import GREEDY, alone
@@ -295,6 +297,44 @@ def test_two_such_requests_at_once_both_fail_and_the_others_do_not(engine):
     assert texts == [alone(prompt, 60) for prompt in PROMPTS[:2]]
     assert (first.status, second.status) == (500, 500)
     wait_until(lambda: one.client.state == "ok", "the engine to come back", PATIENCE_S)
+
+
+def test_a_request_that_kills_the_engine_before_it_can_say_whose_it_is_fails_alone(engine):
+    one = engine(Orders(do="abort", poison="~", where="receive")).start()
+    with pytest.raises(ApiError, match="brought the engine down") as caught:
+        one.complete("poison ~")
+    assert caught.value.status == 500
+    assert one.complete("hello") == alone("hello", 40) and one.client.state == "ok"
+
+
+def test_nobody_is_given_up_while_there_is_somebody_to_blame(engine):
+    one = engine(Orders(do="abort", poison="~", where="receive"), dataclasses.replace(LIMITS, max_deaths=2)).start()
+    *texts, error = one.at_once([(prompt, {"n": 60}) for prompt in PROMPTS] + [("poison ~", {})])
+    assert texts == [alone(prompt, 60) for prompt in PROMPTS]
+    assert isinstance(error, ApiError) and error.status == 500 and "brought the engine down" in error.message
+
+
+def test_what_is_too_long_for_the_pipe_fails_alone_and_the_engine_never_sees_it(engine, monkeypatch):
+    one = engine(Orders()).start()
+    monkeypatch.setattr(wire, "MAX_TAIL", 1000)
+    long = {"media": (media(bytes(600)), media(bytes([1]) * 600))}
+    *texts, error = one.at_once([(prompt, {"n": 60}) for prompt in PROMPTS] + [("hello", long)])
+    assert texts == [alone(prompt, 60) for prompt in PROMPTS]
+    assert isinstance(error, ApiError) and error.status == 500 and "could not be sent" in error.message
+    tasks = [Task(one.client.new_id(), tuple(b"hello"), GREEDY, 40),
+             Task(one.client.new_id(), tuple(b"hello"), GREEDY, 40, **long)]
+    with one.client.submit(*tasks, stream=False) as results, pytest.raises(ApiError, match="could not be sent"):
+        list(results)
+    assert one.complete("hello") == alone("hello", 40) and one.n_restarts == 0
+
+
+def test_nothing_of_a_message_is_kept_when_it_has_been_answered(engine):
+    one = engine(Orders()).start()
+    data = bytes(100_000)
+    n = sys.getrefcount(data)
+    with pytest.raises(ApiError, match="--mmproj"):
+        one.complete("hello", media=(media(data),))
+    wait_until(lambda: sys.getrefcount(data) == n, "the writer to let go of the file", PATIENCE_S)
 
 
 def test_too_many_deaths_without_progress_are_the_end_and_everybody_is_told(engine, tmp_path):

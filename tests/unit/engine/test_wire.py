@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from server.engine import config, shape, task, wire
 from server.engine.config import EngineConfig
-from server.engine.task import (Command, Failure, Final, Frame, Media, Piece, Reply, SamplingParams, Snapshot, Task,
-                                Tasks, Timings, TokenProbs)
+from server.engine.task import (Command, Embed, Failure, Final, Frame, Media, Piece, Reply, SamplingParams, Snapshot,
+                                Task, Tasks, Timings, TokenProbs)
 from server.engine.wire import HEADER, MAGIC, Beat, Codec, FrameReader, Hello, LogLine, Start, WireError
 from tests.fuzzing import fuzz
 from tests.unit.engine.test_task import sample
@@ -127,6 +127,15 @@ def test_bytes_that_are_no_frame_are_an_error(data):
     for size in (None, 1000):
         with pytest.raises(WireError):
             read(data, size)
+
+
+def test_a_frame_that_the_other_side_would_not_take_is_not_made(monkeypatch):
+    message = Embed(1, ((5,),), media=(Media("image", bytes(500), "", ""), Media("image", bytes([1]) * 500, "", "")))
+    for name, limit in (("MAX_TAIL", 999), ("MAX_JSON", 10)):
+        with monkeypatch.context() as patch, pytest.raises(WireError, match="too long"):
+            patch.setattr(wire, name, limit)
+            CODEC.encode(message)
+    assert list(read(CODEC.encode(message))) == [message]
 
 
 @fuzz(100)
