@@ -13,11 +13,14 @@ if sys.version_info < (3, 10):
     sys.exit("error: llama_srv needs Python 3.10 or newer, this is " + sys.version.split()[0])
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--engine-process"]:       # the server's own child: needs a tenth of the imports
-        from server.engine.process import main as serve_engine
+    if sys.argv[1:2] == ["--engine-process"]:  # the server's own child: needs a tenth of the imports
+        from server.engine.entry.process import main as serve_engine
+
         serve_engine(sys.argv[2:])
-    if sys.argv[1:2] == ["--janitor"]:              # likewise, where the server has UNIX sockets
-        from server.janitor import main as clean_up
+    if sys.argv[1:2] == ["--janitor"]:  # likewise, where the server has UNIX sockets
+        from server.service.janitor import main as clean_up
+
         clean_up(sys.argv[2:])
     from server.launch import main
+
     sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ created.
 The way not taken: `extractall` with filters, which differ between Python versions and write hundreds of files
 we don't want (headers, executables, JavaScript).
 """
+
 from __future__ import annotations
 
 import os
@@ -25,13 +26,20 @@ from common import Failure
 
 LIBRARY_NAME = re.compile(r"^[^/\\]+\.(?:dll|dylib|so(?:\.\d+)*)$", re.IGNORECASE)
 LICENCE_NAME = re.compile(r"^(?:LICEN[CS]E|COPYING|NOTICE|THIRD_PARTY_NOTICES)(?:[.-]\w+)?$", re.IGNORECASE)
-BUILD_NOTE = "_nlcBuildMetadata.json"   # node-llama-cpp's note of the llama.cpp release inside
+BUILD_NOTE = "_nlcBuildMetadata.json"  # node-llama-cpp's note of the llama.cpp release inside
 MAX_FILES = 2000
 MAX_BYTES = 16 << 30
 MAX_LINK_HOPS = 8
 WALK_DEPTH = 4
-READ_ERRORS = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, UnicodeError, NotImplementedError,
-               RuntimeError)
+READ_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    UnicodeError,
+    NotImplementedError,
+    RuntimeError,
+)
 
 
 class Unpacked(NamedTuple):
@@ -58,8 +66,10 @@ class _Collector:
     def add(self, path: str, source: IO[bytes], size: int) -> None:
         self.bytes += size
         if len(self.files) >= MAX_FILES or self.bytes > MAX_BYTES:
-            raise Failure(f"more than {MAX_FILES} libraries or {MAX_BYTES >> 30} GiB of them in the archive: "
-                          "give one with llama.cpp's libraries only")
+            raise Failure(
+                f"more than {MAX_FILES} libraries or {MAX_BYTES >> 30} GiB of them in the archive: "
+                "give one with llama.cpp's libraries only"
+            )
         target = self.scratch / str(len(self.files))
         with open(target, "wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
@@ -92,7 +102,8 @@ def unpack(sources: list, scratch: Path) -> Unpacked:
     return Unpacked(
         libraries={path: found[path] for path, name in by_name.items() if LIBRARY_NAME.match(name)},
         licences={path: found[path] for path, name in by_name.items() if LICENCE_NAME.match(name)},
-        notes={path: found[path] for path, name in by_name.items() if name == BUILD_NOTE})
+        notes={path: found[path] for path, name in by_name.items() if name == BUILD_NOTE},
+    )
 
 
 def _read(source: Path, collector: _Collector) -> None:
@@ -100,16 +111,16 @@ def _read(source: Path, collector: _Collector) -> None:
         _read_folder(source, collector)
         return
     if not source.is_file():
-        raise Failure(
-            f"{source} doesn't exist: give the path of a llama.cpp archive (.zip, .tar.gz) or folder")
+        raise Failure(f"{source} doesn't exist: give the path of a llama.cpp archive (.zip, .tar.gz) or folder")
     try:
         if zipfile.is_zipfile(source):
             _read_zip(source, collector)
         else:
             _read_tar(source, collector)
     except tarfile.ReadError as error:
-        raise Failure(f"{source} is no complete archive (.zip, .whl, .tar, .tar.gz, .tar.xz are known): "
-                      "download it again") from error
+        raise Failure(
+            f"{source} is no complete archive (.zip, .whl, .tar, .tar.gz, .tar.xz are known): download it again"
+        ) from error
     except READ_ERRORS as error:
         raise Failure(f"{source} is damaged ({error}): download it again") from error
 
@@ -159,8 +170,7 @@ def safe_path(name: str, source: Path) -> str:
     """The member's path, normalised. An archive that tries to leave its folder is refused as a whole."""
     path = posixpath.normpath(name.replace("\\", "/"))
     if path.startswith(("/", "../")) or path == ".." or re.match(r"^[A-Za-z]:", path):
-        raise Failure(
-            f"{source} holds the unsafe path {name!r}: don't use this archive, get it from its maker")
+        raise Failure(f"{source} holds the unsafe path {name!r}: don't use this archive, get it from its maker")
     return path
 
 
@@ -173,13 +183,12 @@ def extract_one(source: Path, member: str, target: Path) -> None:
     """Copy the one regular file called `member` out of an archive of ours (its sha256 was checked)."""
     try:
         if zipfile.is_zipfile(source):
-            with zipfile.ZipFile(source) as archive, archive.open(member) as content, \
-                    open(target, "wb") as out:
+            with zipfile.ZipFile(source) as archive, archive.open(member) as content, open(target, "wb") as out:
                 shutil.copyfileobj(content, out, 1 << 20)
         else:
-            with tarfile.open(source, "r:*") as archive, archive.extractfile(member) as content, \
-                    open(target, "wb") as out:
+            with tarfile.open(source, "r:*") as archive, archive.extractfile(member) as content, open(
+                target, "wb"
+            ) as out:
                 shutil.copyfileobj(content, out, 1 << 20)
     except (KeyError, *READ_ERRORS) as error:
-        raise Failure(
-            f"{source} holds no readable {member} ({error}): delete it and run this again") from error
+        raise Failure(f"{source} holds no readable {member} ({error}): delete it and run this again") from error

@@ -5,6 +5,7 @@ ratios. Imports the standard library, this folder and `server.bench`, which does
 /completion, /tokenize and /health can be measured, ours is only the default; --bare adds a loop that decodes and
 samples and does nothing else, over the same libraries. docs/benchmarks.md says how to get figures worth quoting.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -33,17 +34,23 @@ IDLE_LOAD = 0.3
 
 def parse(argv: list | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="bench.py", description="Run the same workloads alternately on servers and print medians and ratios.",
+        prog="bench.py",
+        description="Run the same workloads alternately on servers and print medians and ratios.",
         epilog="A COMMAND may use {model} {port} {threads} {slots} {ctx} (all slots together) {python} {root}, and "
-               "begin with VAR=value; what a workload needs besides is put at its end. Example: bench.py -m model.gguf "
-               "--threads 4 --server 'ours={python} llama_srv.py -m {model} --port {port} -t {threads} -np {slots} "
-               "-c {ctx}' "
-               "--server 'theirs=llama-server -m {model} --port {port} -t {threads} -np {slots} -c {ctx}'")
+        "begin with VAR=value; what a workload needs besides is put at its end. Example: bench.py -m model.gguf "
+        "--threads 4 --server 'ours={python} llama_srv.py -m {model} --port {port} -t {threads} -np {slots} "
+        "-c {ctx}' "
+        "--server 'theirs=llama-server -m {model} --port {port} -t {threads} -np {slots} -c {ctx}'",
+    )
     add = parser.add_argument
     add("-m", "--model", type=Path, metavar="FILE", help="the GGUF file that all of them serve")
     add("-t", "--threads", type=int, default=core_count(), metavar="N", help="compute threads (default: all cores)")
-    add("--server", action="append", metavar="NAME=COMMAND",
-        help="a server to measure; repeat it for more, ratios are first over others (default: this one)")
+    add(
+        "--server",
+        action="append",
+        metavar="NAME=COMMAND",
+        help="a server to measure; repeat it for more, ratios are first over others (default: this one)",
+    )
     add("--bare", action="store_true", help="also measure a bare decode-and-sample loop over the same libraries")
     add("--libs", metavar="DIR", help="folder with the llama.cpp libraries, for our server and the bare loop")
     add("--workloads", metavar="A,B", help="only these (default: all, see --list)")
@@ -62,21 +69,36 @@ def parse(argv: list | None) -> argparse.Namespace:
 def settings_of(options: argparse.Namespace) -> Settings:
     """Checked; Failure says what is wrong."""
     if options.model is None or not options.model.is_file():
-        raise Failure(f"{options.model or 'no model given'}: name a GGUF file with -m "
-                      "(python build_scripts/fetch_model.py prints the path of a small one)")
+        raise Failure(
+            f"{options.model or 'no model given'}: name a GGUF file with -m "
+            "(python build_scripts/fetch_model.py prints the path of a small one)"
+        )
     if options.repeat < 1 or options.threads < 1 or not options.scale > 0:
         raise Failure("--repeat and --threads must be at least 1, --scale more than 0")
-    return Settings(options.model.resolve(), options.threads, options.repeat,
-                    QUICK_SCALE if options.quick else options.scale, options.seed, options.patience,
-                    options.one_at_a_time)
+    return Settings(
+        options.model.resolve(),
+        options.threads,
+        options.repeat,
+        QUICK_SCALE if options.quick else options.scale,
+        options.seed,
+        options.patience,
+        options.one_at_a_time,
+    )
 
 
 def noted(options: argparse.Namespace, settings: Settings) -> dict:
     """What the JSON file says about this call."""
-    return {"model": settings.model.name, "model_bytes": settings.model.stat().st_size, "threads": settings.threads,
-            "repeat": settings.repeat, "scale": settings.scale, "seed": settings.seed,
-            "servers": options.server or [OURS], "one_at_a_time": settings.one_at_a_time,
-            "date": time.strftime("%Y-%m-%d %H:%M")}
+    return {
+        "model": settings.model.name,
+        "model_bytes": settings.model.stat().st_size,
+        "threads": settings.threads,
+        "repeat": settings.repeat,
+        "scale": settings.scale,
+        "seed": settings.seed,
+        "servers": options.server or [OURS],
+        "one_at_a_time": settings.one_at_a_time,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+    }
 
 
 def warn_if_busy(progress: Progress) -> None:
@@ -89,8 +111,10 @@ def command(options: argparse.Namespace) -> int:
     workloads = choose(options.workloads)
     if options.list:
         for row in workloads:
-            print(f"{row.name:<14} {row.help} ({row.slots} slots of {row.slot_ctx} tokens"
-                  f"{'; also --bare' if row.bare else ''})")
+            print(
+                f"{row.name:<14} {row.help} ({row.slots} slots of {row.slot_ctx} tokens"
+                f"{'; also --bare' if row.bare else ''})"
+            )
         return 0
     settings = settings_of(options)
     if options.libs:
@@ -109,8 +133,9 @@ def command(options: argparse.Namespace) -> int:
         print(f"{title}\n", flush=True)
         outcomes = bench.run(workloads, tell)
     if options.json:
-        options.json.write_text(json.dumps(json_of(outcomes, bench.names, noted(options, settings)), indent=1) + "\n",
-                                encoding="utf-8")
+        options.json.write_text(
+            json.dumps(json_of(outcomes, bench.names, noted(options, settings)), indent=1) + "\n", encoding="utf-8"
+        )
         print(f"all runs: {options.json}")
     if options.svg:
         options.svg.write_text(svg_of(outcomes, bench.names, title), encoding="utf-8")
@@ -124,6 +149,7 @@ def main(argv: list | None = None) -> int:
             return command(parse(argv))
         except BenchError as error:
             raise Failure(str(error)) from None
+
     return run_main("bench", body)
 
 

@@ -7,6 +7,7 @@ HTTP, JSON, scheduling, and the client.
 
 The way not taken: reusing the server's backend. Then a slow backend would slow its own yardstick.
 """
+
 from __future__ import annotations
 
 import json
@@ -35,12 +36,21 @@ class Bare:
         self._libs = loader.load(loader.find_folder(ROOT, None))
         self._llama = self._libs.llama
         self._model = Model(self._libs, model)
-        self._context = Context(self._model, n_ctx=n_ctx, n_batch=N_BATCH, n_ubatch=N_UBATCH, n_seq_max=n_seqs,
-                                n_threads=n_threads, n_threads_batch=n_threads, kv_unified=True, no_perf=True)
+        self._context = Context(
+            self._model,
+            n_ctx=n_ctx,
+            n_batch=N_BATCH,
+            n_ubatch=N_UBATCH,
+            n_seq_max=n_seqs,
+            n_threads=n_threads,
+            n_threads_batch=n_threads,
+            kv_unified=True,
+            no_perf=True,
+        )
         self._batch = Batch(self._libs, N_BATCH)
         vocab, self._n_vocab = self._model.vocab, self._llama.llama_vocab_n_tokens(self._model.vocab)
         self._end_tokens = [i for i in range(self._n_vocab) if self._llama.llama_vocab_is_eog(vocab, i)]
-        self.decode([(0, 0, max(self._llama.llama_vocab_bos(vocab), 0), True)])     # warm
+        self.decode([(0, 0, max(self._llama.llama_vocab_bos(vocab), 0), True)])  # warm
 
     def generate(self, asks: list) -> list:
         """Each ask's tokens with their times in seconds since the call."""
@@ -52,8 +62,11 @@ class Bare:
         samplers = [self._sampler(ask["fields"]) for ask in asks]
         arrivals: list = [[] for _ in asks]
         pieces: list = [[] for _ in asks]
-        rows = [(seq, pos, token, pos == len(prompt) - 1)
-                for seq, prompt in enumerate(prompts) for pos, token in enumerate(prompt)]
+        rows = [
+            (seq, pos, token, pos == len(prompt) - 1)
+            for seq, prompt in enumerate(prompts)
+            for pos, token in enumerate(prompt)
+        ]
         while rows:
             later = rows[N_BATCH:]
             rows = rows[:N_BATCH]
@@ -69,8 +82,10 @@ class Bare:
             rows = [*following, *later]
         for sampler in samplers:
             sampler.close()
-        return [{"arrivals": times, "n_prompt": len(prompt), "text": b"".join(text).decode("utf-8", "replace")}
-                for times, prompt, text in zip(arrivals, prompts, pieces)]
+        return [
+            {"arrivals": times, "n_prompt": len(prompt), "text": b"".join(text).decode("utf-8", "replace")}
+            for times, prompt, text in zip(arrivals, prompts, pieces)
+        ]
 
     def decode(self, rows: list) -> None:
         """Evaluate rows of (sequence, position, token, whether its logits are wanted)."""
@@ -89,16 +104,19 @@ class Bare:
         """The chain that a server builds for these request fields, with end-of-text tokens banned."""
         llama = self._llama
         bias = (llama_logit_bias * len(self._end_tokens))(
-            *(llama_logit_bias(token, -math.inf) for token in self._end_tokens))
+            *(llama_logit_bias(token, -math.inf) for token in self._end_tokens)
+        )
         parts = [llama.llama_sampler_init_logit_bias(self._n_vocab, len(bias), bias)]
         if fields["temperature"] <= 0:
             parts.append(llama.llama_sampler_init_greedy())
         else:
-            parts += [llama.llama_sampler_init_top_k(fields["top_k"]),
-                      llama.llama_sampler_init_top_p(fields["top_p"], 0),
-                      llama.llama_sampler_init_min_p(fields["min_p"], 0),
-                      llama.llama_sampler_init_temp_ext(fields["temperature"], 0.0, 1.0),
-                      llama.llama_sampler_init_dist(fields["seed"])]
+            parts += [
+                llama.llama_sampler_init_top_k(fields["top_k"]),
+                llama.llama_sampler_init_top_p(fields["top_p"], 0),
+                llama.llama_sampler_init_min_p(fields["min_p"], 0),
+                llama.llama_sampler_init_temp_ext(fields["temperature"], 0.0, 1.0),
+                llama.llama_sampler_init_dist(fields["seed"]),
+            ]
         return Sampler.chain(self._libs, *parts)
 
     def close(self) -> None:

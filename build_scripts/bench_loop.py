@@ -2,6 +2,7 @@
 
 Runs in the process of bench.py, on its main thread. Imports the standard library, this folder and `server.bench`.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -23,11 +24,17 @@ class BareSpec(NamedTuple):
     @contextlib.contextmanager
     def run(self, setup: Setup, folder: Path, patience_s: float) -> Iterator[BarePeer]:
         """See `ServerSpec.run`."""
-        command = [sys.executable, str(ROOT / "build_scripts" / "bench_bare.py"), str(setup.model),
-                   str(setup.threads), str(setup.slots), str(setup.ctx)]
+        command = [
+            sys.executable,
+            str(ROOT / "build_scripts" / "bench_bare.py"),
+            str(setup.model),
+            str(setup.threads),
+            str(setup.slots),
+            str(setup.ctx),
+        ]
         with child_of(self.name, command, folder, {}, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as (child, log):
             peer = BarePeer(child, log)
-            peer.receive()              # its first line says that the model is loaded
+            peer.receive()  # its first line says that the model is loaded
             yield peer
 
 
@@ -44,8 +51,17 @@ class BarePeer:
         line = json.dumps([{"prompt": ask.prompt, "n_predict": ask.n_predict, "fields": ask.fields} for ask in asks])
         self._child.stdin.write(line.encode() + b"\n")
         self._child.stdin.flush()
-        return [Answer(tuple(answer["arrivals"]), answer["arrivals"][-1], answer["n_prompt"], answer["n_prompt"],
-                       len(answer["arrivals"]), answer["text"]) for answer in self.receive()]
+        return [
+            Answer(
+                tuple(answer["arrivals"]),
+                answer["arrivals"][-1],
+                answer["n_prompt"],
+                answer["n_prompt"],
+                len(answer["arrivals"]),
+                answer["text"],
+            )
+            for answer in self.receive()
+        ]
 
     def receive(self) -> object:
         """The next line; BenchError with the log's end if there is none."""

@@ -10,6 +10,7 @@ interpreter are the same, byte for byte.
 The way not taken: giving libs/ and public/ to PyInstaller. It scans what it is given, and adds each of llama.cpp's
 libraries a second time.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,25 +29,48 @@ import contents
 import fetch_libs
 import one_file
 import windows_resources
-from common import (ROOT, Failure, Progress, cache_folder, megabytes, run_child, run_main, sha256_of, swap_in,
-                    temp_folder, this_platform)
+from common import (
+    ROOT,
+    Failure,
+    Progress,
+    cache_folder,
+    megabytes,
+    run_child,
+    run_main,
+    sha256_of,
+    swap_in,
+    temp_folder,
+    this_platform,
+)
 from native_files import read_manifest
 
 sys.path.insert(0, str(ROOT))
-from server.shells import manual  # noqa: E402  (of the product only this table)
+from server.options.shells import manual  # noqa: E402  (of the product only this table)
 
 SPEC = Path(__file__).with_name("llama_srv.spec")
 PROGRAM = "llama-srv"
-ALIASES = ("llama-server", "server")        # what launch scripts of llama.cpp call, today's and those of 2024
+ALIASES = ("llama-server", "server")  # what launch scripts of llama.cpp call, today's and those of 2024
 MANUAL = "llama-srv.1"
 INPUTS = "inputs.json"
 SUMS = "SHA256SUMS"
 SOURCES = ("llama_srv.py", "ctypes_api", "server", "public", "LICENSE")
-OUR_SCRIPTS = ("build_exe.py", "contents.py", "one_file.py", "one_file.sh", "llama_srv.spec", "windows_resources.py",
-               "licences")
+OUR_SCRIPTS = (
+    "build_exe.py",
+    "contents.py",
+    "one_file.py",
+    "one_file.sh",
+    "llama_srv.spec",
+    "windows_resources.py",
+    "licences",
+)
 # what decides about hashes of sets and stamps in archives, so that two builds are the same
-REPRODUCIBLE = {"PYTHONHASHSEED": "0", "SOURCE_DATE_EPOCH": str(one_file.STAMP), "PYTHONDONTWRITEBYTECODE": "1",
-                "LC_ALL": "C.UTF-8", "TZ": "UTC"}
+REPRODUCIBLE = {
+    "PYTHONHASHSEED": "0",
+    "SOURCE_DATE_EPOCH": str(one_file.STAMP),
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "LC_ALL": "C.UTF-8",
+    "TZ": "UTC",
+}
 
 
 class Built(NamedTuple):
@@ -58,6 +82,7 @@ class Built(NamedTuple):
 
 
 # --- sources ------------------------------------------------------------------------------------------------
+
 
 def source_files() -> list:
     """Files below ROOT that go in, without what running them has left."""
@@ -76,22 +101,31 @@ def inputs_of(libs: Path) -> dict:
     digest = hashlib.sha256()
     for file in [*source_files(), *scripts]:
         digest.update(f"{file.relative_to(ROOT).as_posix()} {sha256_of(file)}\n".encode())
-    return {"sources": digest.hexdigest(), "libs": sha256_of(libs / "manifest.json"),
-            "python": f"{sys.version} {sys.base_prefix}", "platform": this_platform()}
+    return {
+        "sources": digest.hexdigest(),
+        "libs": sha256_of(libs / "manifest.json"),
+        "python": f"{sys.version} {sys.base_prefix}",
+        "platform": this_platform(),
+    }
 
 
 # --- building -----------------------------------------------------------------------------------------------
+
 
 def ensure(libs: Path, dest: Path, progress: Progress) -> Built:
     """The executables with the libraries in `libs`, in `dest`; built unless they are there. Raises Failure."""
     manifest = read_manifest(libs)
     if manifest is None or f"{manifest['platform']}" != this_platform():
-        raise Failure(f"{libs} holds no libraries for {this_platform()} with a manifest: fetch or import them with "
-                      "fetch_libs.py")
+        raise Failure(
+            f"{libs} holds no libraries for {this_platform()} with a manifest: fetch or import them with fetch_libs.py"
+        )
     name = f"{PROGRAM}-{manifest['platform']}-{manifest['backend']}"
     is_windows = sys.platform == "win32"
-    built = Built(dest / "folders" / name, dest / f"{name}{'.zip' if is_windows else '.tar.gz'}",
-                  dest / f"{name}{'.exe' if is_windows else ''}")
+    built = Built(
+        dest / "folders" / name,
+        dest / f"{name}{'.zip' if is_windows else '.tar.gz'}",
+        dest / f"{name}{'.exe' if is_windows else ''}",
+    )
     inputs = inputs_of(libs)
     if is_current(built, inputs):
         progress.say(f"  {name} is up to date")
@@ -105,9 +139,11 @@ def ensure(libs: Path, dest: Path, progress: Progress) -> Built:
         swap_in(folder, built.folder, temp)
         os.replace(temp / INPUTS, inputs_file(built))
     write_sums(dest)
-    progress.say(f"  {built.one_file}: {megabytes(built.one_file.stat().st_size)}, unpacked "
-                 f"{megabytes(sum(file.stat().st_size for file in built.folder.rglob('*') if file.is_file()))}, "
-                 f"{time.monotonic() - begun:.0f} s")
+    progress.say(
+        f"  {built.one_file}: {megabytes(built.one_file.stat().st_size)}, unpacked "
+        f"{megabytes(sum(file.stat().st_size for file in built.folder.rglob('*') if file.is_file()))}, "
+        f"{time.monotonic() - begun:.0f} s"
+    )
     return built
 
 
@@ -142,7 +178,7 @@ def freeze(temp: Path, libs: Path, name: str, progress: Progress) -> Path:
     contents.write_documents(folder, libs, name)
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() or path.name in (PROGRAM, f"{PROGRAM}.exe") else 0o644)
-    if sys.platform != "win32":         # where links need rights that few have
+    if sys.platform != "win32":  # where links need rights that few have
         for alias in ALIASES:
             (folder / alias).symlink_to(PROGRAM)
     shutil.move(str(folder), str(temp / PROGRAM))
@@ -151,13 +187,31 @@ def freeze(temp: Path, libs: Path, name: str, progress: Progress) -> Path:
 
 def run_pyinstaller(temp: Path, tree: Path, one_file_of: str, progress: Progress) -> None:
     """Run the spec; Failure with PyInstaller's last error line."""
-    environment = {**os.environ, **REPRODUCIBLE, "LLAMA_SRV_TREE": str(tree), "LLAMA_SRV_ONE_FILE": one_file_of,
-                   "PYINSTALLER_CONFIG_DIR": str(temp / "config"), **windows_resources.write(temp)}
+    environment = {
+        **os.environ,
+        **REPRODUCIBLE,
+        "LLAMA_SRV_TREE": str(tree),
+        "LLAMA_SRV_ONE_FILE": one_file_of,
+        "PYINSTALLER_CONFIG_DIR": str(temp / "config"),
+        **windows_resources.write(temp),
+    }
     environment.pop("PYTHONPATH", None)
-    command = [sys.executable, "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN", "--distpath",
-               str(temp / "dist"), "--workpath", str(temp / "work"), str(SPEC)]
-    outcome = run_child(command, folder=temp, env=environment, progress=progress,
-                        describe=lambda seconds: f"  freezing {seconds:.0f} s")
+    command = [
+        sys.executable,
+        "-m",
+        "PyInstaller",
+        "--noconfirm",
+        "--log-level",
+        "WARN",
+        "--distpath",
+        str(temp / "dist"),
+        "--workpath",
+        str(temp / "work"),
+        str(SPEC),
+    ]
+    outcome = run_child(
+        command, folder=temp, env=environment, progress=progress, describe=lambda seconds: f"  freezing {seconds:.0f} s"
+    )
     if outcome.code:
         lines = [line for line in outcome.output.splitlines() if line.strip()] or ["no output"]
         raise Failure(f"PyInstaller failed: {lines[-1]}")
@@ -202,19 +256,25 @@ def finish(folder: Path, built: Built, temp: Path, name: str, libs: Path, progre
 
 def write_sums(dest: Path) -> None:
     """SHA256SUMS over all that is for giving away, as `sha256sum -c` reads it."""
-    lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(dest.iterdir())
-             if path.is_file() and path.name.startswith(PROGRAM)]
+    lines = [
+        f"{sha256_of(path)}  {path.name}\n"
+        for path in sorted(dest.iterdir())
+        if path.is_file() and path.name.startswith(PROGRAM)
+    ]
     (dest / SUMS).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 # --- the command --------------------------------------------------------------------------------------------
 
+
 def in_environment(argv: list) -> int | None:
     """Run this script with the tests' interpreter if this one has no PyInstaller; None if it has."""
     import importlib.util
+
     if importlib.util.find_spec("PyInstaller"):
         return None
     import test as test_command
+
     folder = test_command.environment_folder()
     python = test_command.python_in(folder)
     if Path(sys.executable) == python:
@@ -231,8 +291,13 @@ def parse(argv: list) -> argparse.Namespace:
     add("--dest", type=Path, default=ROOT / "dist", metavar="DIR", help="where to put them (default: dist)")
     add("--offline", action="store_true", help="fetch nothing")
     add("--quiet", action="store_true", help="no progress")
-    add("--check-platform", nargs="?", const="all", metavar="NAME",
-        help="lay out and check what would go in for one variant (macos-arm64-metal) or all, without building")
+    add(
+        "--check-platform",
+        nargs="?",
+        const="all",
+        metavar="NAME",
+        help="lay out and check what would go in for one variant (macos-arm64-metal) or all, without building",
+    )
     return parser.parse_args(argv)
 
 

@@ -8,6 +8,7 @@ away), and small links in the folder lead the names it asks for (`libllama.so.0`
 The way not taken: building all of llama.cpp. That takes longer and would not be the libraries that are
 tested.
 """
+
 from __future__ import annotations
 
 import functools
@@ -22,26 +23,38 @@ import time
 from pathlib import Path
 
 from archives import extract_one
-from common import (Failure, Progress, check_space, replace_file, run_child, sha256_of, temp_folder,
-                    this_platform)
+from common import Failure, Progress, check_space, replace_file, run_child, sha256_of, temp_folder, this_platform
 from native_files import core_role, read_header, read_manifest, write_manifest
 from packages import Fetcher
 
 LIBRARY = "libmtmd.so"
-BUILD_BYTES = 700_000_000   # source checkout and objects, measured 0.5 GB
+BUILD_BYTES = 700_000_000  # source checkout and objects, measured 0.5 GB
 TOOLS = (("git",), ("cmake",), ("c++", "g++", "clang++"), ("cc", "gcc", "clang"), ("ninja", "make"))
 INSTALL_HINT = (
     "apt-get install git cmake g++ make (Debian, Ubuntu), dnf install git cmake gcc-c++ make (Fedora), "
-    "apk add git cmake g++ make linux-headers (Alpine)")
+    "apk add git cmake g++ make linux-headers (Alpine)"
+)
 CMAKE_OPTIONS = {
-    "CMAKE_BUILD_TYPE": "Release", "BUILD_SHARED_LIBS": "ON", "CMAKE_SHARED_LINKER_FLAGS": "-s",
-    "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON", "CMAKE_INSTALL_RPATH": "$ORIGIN",
-    "GGML_CPU": "OFF", "GGML_NATIVE": "OFF", "GGML_OPENMP": "OFF", "GGML_CCACHE": "OFF",
-    "LLAMA_BUILD_MTMD": "ON", "LLAMA_BUILD_COMMON": "OFF", "LLAMA_BUILD_TESTS": "OFF",
-    "LLAMA_BUILD_TOOLS": "OFF", "LLAMA_BUILD_EXAMPLES": "OFF", "LLAMA_BUILD_SERVER": "OFF",
-    "LLAMA_BUILD_APP": "OFF", "LLAMA_OPENSSL": "OFF", "LLAMA_USE_PREBUILT_UI": "OFF",
+    "CMAKE_BUILD_TYPE": "Release",
+    "BUILD_SHARED_LIBS": "ON",
+    "CMAKE_SHARED_LINKER_FLAGS": "-s",
+    "CMAKE_BUILD_WITH_INSTALL_RPATH": "ON",
+    "CMAKE_INSTALL_RPATH": "$ORIGIN",
+    "GGML_CPU": "OFF",
+    "GGML_NATIVE": "OFF",
+    "GGML_OPENMP": "OFF",
+    "GGML_CCACHE": "OFF",
+    "LLAMA_BUILD_MTMD": "ON",
+    "LLAMA_BUILD_COMMON": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_BUILD_TOOLS": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_SERVER": "OFF",
+    "LLAMA_BUILD_APP": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
 }
-STEP = re.compile(r"^\[\s*(\d+)(?:/(\d+)\]|%\])", re.MULTILINE)   # ninja's [12/345], make's [ 12%]
+STEP = re.compile(r"^\[\s*(\d+)(?:/(\d+)\]|%\])", re.MULTILINE)  # ninja's [12/345], make's [ 12%]
 SMOKE = """
 import ctypes, json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
@@ -60,12 +73,16 @@ def add_mtmd(folder: Path, cache: Path, fetcher: Fetcher, progress: Progress) ->
     if manifest["mtmd"]:
         return False
     if manifest["platform"] != this_platform() or sys.platform != "linux":
-        raise Failure(f"libmtmd for {manifest['platform']} can only be built on such a machine: "
-                      "run fetch_libs.py --with-mtmd there")
+        raise Failure(
+            f"libmtmd for {manifest['platform']} can only be built on such a machine: "
+            "run fetch_libs.py --with-mtmd there"
+        )
     source = fetcher.lock.get(f"npm:source-{manifest['version']}")
     if source is None:
-        raise Failure(f"the source of llama.cpp {manifest['version']} isn't in the lock file: "
-                      "build libmtmd with your own build and import both with --from")
+        raise Failure(
+            f"the source of llama.cpp {manifest['version']} isn't in the lock file: "
+            "build libmtmd with your own build and import both with --from"
+        )
     built = cache / "mtmd" / f"{manifest['version']}-{manifest['platform']}" / LIBRARY
     if not built.is_file():
         require_tools()
@@ -97,11 +114,17 @@ def _build(target: Path, package: Path, cache: Path, progress: Progress) -> None
         )
         begun = time.monotonic()
         for number, (name, command) in enumerate(steps, start=1):
-            result = run_child(command, folder=temp, progress=progress, describe=functools.partial(
-                _describe, f"  libmtmd {number}/{len(steps)} {name}", temp / "client.log"))
+            result = run_child(
+                command,
+                folder=temp,
+                progress=progress,
+                describe=functools.partial(_describe, f"  libmtmd {number}/{len(steps)} {name}", temp / "client.log"),
+            )
             if result.code != 0:
-                raise Failure(f"libmtmd: step {name} failed: {_complaint(result.output)}; "
-                              f"check compiler and cmake ({INSTALL_HINT})")
+                raise Failure(
+                    f"libmtmd: step {name} failed: {_complaint(result.output)}; "
+                    f"check compiler and cmake ({INSTALL_HINT})"
+                )
         real = next((path for path in objects.rglob(LIBRARY + "*") if not path.is_symlink()), None)
         if real is None:
             raise Failure(f"libmtmd: the build ended without a {LIBRARY}: update the checkout")
@@ -141,21 +164,31 @@ def _install(folder: Path, manifest: dict, built: Path) -> None:
         built.unlink()
         raise
     facts = {"sha256": sha256_of(folder / LIBRARY), "size": (folder / LIBRARY).stat().st_size}
-    write_manifest(folder, {**manifest, "mtmd": LIBRARY, "links": {**manifest["links"], **links},
-                            "files": {**manifest["files"], LIBRARY: facts}})
+    write_manifest(
+        folder,
+        {
+            **manifest,
+            "mtmd": LIBRARY,
+            "links": {**manifest["links"], **links},
+            "files": {**manifest["files"], LIBRARY: facts},
+        },
+    )
 
 
 def wanted_links(manifest: dict, needed: tuple) -> dict:
     """Names libmtmd asks for that the folder has under another name -> that name."""
     by_role = {core_role(name): name for name in manifest["load_order"] if core_role(name)}
-    return {name: by_role[core_role(name)] for name in needed
-            if core_role(name) in by_role and name not in manifest["files"]}
+    return {
+        name: by_role[core_role(name)]
+        for name in needed
+        if core_role(name) in by_role and name not in manifest["files"]
+    }
 
 
 def _smoke(folder: Path, order: list) -> None:
-    result = subprocess.run([sys.executable, "-I", "-c", SMOKE, str(folder), json.dumps(order)],
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", SMOKE, str(folder), json.dumps(order)], capture_output=True, text=True
+    )
     if result.returncode != 0:
         last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-        raise Failure(
-            f"the built {LIBRARY} doesn't load ({last}, {platform.platform()}): update the checkout")
+        raise Failure(f"the built {LIBRARY} doesn't load ({last}, {platform.platform()}): update the checkout")

@@ -8,6 +8,7 @@ needs; which libraries must the system have. Nothing is loaded: these are other 
 
 The way not taken: emulators. They would show one start on one system, at the price of a download each.
 """
+
 from __future__ import annotations
 
 import posixpath
@@ -32,8 +33,15 @@ def check(name: str, cache: Path, progress: Progress, offline: bool) -> int:
             print(f"{variant.name}: not built ({variant.unusable})")
             continue
         with temp_folder(cache, "check") as temp:
-            folder = fetch_libs.ensure(variant.platform, variant.backend, dest=temp, cache=cache, progress=progress,
-                                       offline=offline, source="npm")
+            folder = fetch_libs.ensure(
+                variant.platform,
+                variant.backend,
+                dest=temp,
+                cache=cache,
+                progress=progress,
+                offline=offline,
+                source="npm",
+            )
             found = troubles_of(folder)
             troubles += [f"{variant.name}: {trouble}" for trouble in found]
             print(f"{variant.name}: {'; '.join(found) or summary(folder)}", flush=True)
@@ -70,6 +78,7 @@ def role_troubles(folder: Path) -> list:
     """What the server's own search says about the folder."""
     from ctypes_api.errors import LibsError
     from ctypes_api.folder import read_folder
+
     try:
         files = read_folder(folder)
     except LibsError as error:
@@ -81,6 +90,7 @@ def role_troubles(folder: Path) -> list:
 def missing_functions(folder: Path, manifest: dict) -> list:
     """Functions that the server can't do without and that no library in the order of opening names."""
     from ctypes_api import ggml, llama
+
     data = b"".join((folder / name).read_bytes() for name in manifest["load_order"])
     rows = (*ggml.BASE_ROWS, *ggml.REGISTRY_ROWS, *llama.ROWS)
     # an ELF table lets names share their ends, and Mach-O puts a `_` before each: so only the end is looked at
@@ -97,6 +107,8 @@ def summary(folder: Path) -> str:
     manifest = read_manifest(folder)
     size = sum(facts["size"] for facts in manifest["files"].values())
     needed = {name for file in manifest["files"] for name in read_header(folder / file).needed if not is_ours(name)}
-    return (f"llama.cpp {manifest['version']}, {len(manifest['files'])} files, {megabytes(size)}; opened in the order "
-            f"{', '.join(map(posixpath.basename, manifest['load_order']))}; from the system: "
-            f"{', '.join(sorted(needed, key=str.lower))}")
+    return (
+        f"llama.cpp {manifest['version']}, {len(manifest['files'])} files, {megabytes(size)}; opened in the order "
+        f"{', '.join(map(posixpath.basename, manifest['load_order']))}; from the system: "
+        f"{', '.join(sorted(needed, key=str.lower))}"
+    )

@@ -8,6 +8,7 @@ sentence instead of a syntax error (hence NamedTuple and no dataclass slots in t
 The way not taken: downloading with urllib. The ordinary clients (npm, pip) already know the user's mirrors,
 proxies and certificates; we start them, watch how much they have written, and check what they brought.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -57,6 +58,7 @@ class Terminated(KeyboardInterrupt):
 
 # --- folders ------------------------------------------------------------------------------------------------
 
+
 def cache_folder(environ: dict | None = None, system: str | None = None) -> Path:
     """Where downloads and models are kept between runs: outside the tree, per user."""
     environ = os.environ if environ is None else environ
@@ -79,7 +81,7 @@ def temp_folder(parent: Path, label: str) -> Iterator[Path]:
     try:
         folder = Path(tempfile.mkdtemp(prefix=f"{TEMP_PREFIX}{label}-", dir=parent))
     except OSError as error:
-        error.filename = str(parent)    # the name of our own folder would tell the user nothing
+        error.filename = str(parent)  # the name of our own folder would tell the user nothing
         raise
     try:
         yield folder
@@ -119,10 +121,10 @@ def swap_in(new: Path, target: Path, temp: Path) -> None:
         except FileNotFoundError:
             aside = None
         except OSError as error:
-            raise Failure(f"{target} is in use ({error.strerror}): stop the server that runs from it, "
-                          "then run this again") from error
-    raise Failure(
-        f"{target} can't be replaced ({last.strerror}): stop other runs of this script, then run it again")
+            raise Failure(
+                f"{target} is in use ({error.strerror}): stop the server that runs from it, then run this again"
+            ) from error
+    raise Failure(f"{target} can't be replaced ({last.strerror}): stop other runs of this script, then run it again")
 
 
 def replace_file(new: Path, target: Path) -> None:
@@ -131,8 +133,7 @@ def replace_file(new: Path, target: Path) -> None:
     try:
         os.replace(new, target)
     except PermissionError as error:
-        raise Failure(
-            f"{target} is in use: stop the program that has it open, then run this again") from error
+        raise Failure(f"{target} is in use: stop the program that has it open, then run this again") from error
 
 
 def check_space(folder: Path, needed: int) -> None:
@@ -141,11 +142,14 @@ def check_space(folder: Path, needed: int) -> None:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise DiskFull(f"not enough room in {folder}: {megabytes(needed)} needed, {megabytes(free)} free; "
-                       "free some space, or choose another disk with LLAMA_SRV_CACHE or --dest")
+        raise DiskFull(
+            f"not enough room in {folder}: {megabytes(needed)} needed, {megabytes(free)} free; "
+            "free some space, or choose another disk with LLAMA_SRV_CACHE or --dest"
+        )
 
 
 # --- this machine -------------------------------------------------------------------------------------------
+
 
 def this_platform(system: str | None = None, tag: str | None = None, pointer_bits: int | None = None) -> str:
     """This process's platform, e.g. `linux-x64`: a 32-bit Python on a 64-bit kernel counts as 32-bit."""
@@ -179,11 +183,13 @@ def version_tuple(version: str) -> tuple:
 
 # --- progress and wording -----------------------------------------------------------------------------------
 
+
 class Progress:
     """What is going on, on stderr: a rewritten line on a terminal, elsewhere a line each `every` seconds."""
 
-    def __init__(self, stream=None, quiet: bool = False, every: float = 10.0,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream=None, quiet: bool = False, every: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.stream = sys.stderr if stream is None else stream
         self.quiet = quiet
         self.every = every
@@ -230,8 +236,10 @@ def bar(label: str, done: int, total: int, seconds: float) -> str:
     """`label [####....]  43 %  4.6 MB of 10.8 MB  3 s`; never over 99 % (the client still has to finish)."""
     share = min(done / total, 0.99) if total else 0.0
     blocks = int(share * 20)
-    return (f"{label} [{'#' * blocks}{'.' * (20 - blocks)}] {int(share * 100):3d} %  "
-            f"{megabytes(min(done, total))} of {megabytes(total)}  {seconds:.0f} s")
+    return (
+        f"{label} [{'#' * blocks}{'.' * (20 - blocks)}] {int(share * 100):3d} %  "
+        f"{megabytes(min(done, total))} of {megabytes(total)}  {seconds:.0f} s"
+    )
 
 
 def sha256_of(path: Path) -> str:
@@ -243,6 +251,7 @@ def sha256_of(path: Path) -> str:
 
 
 # --- children -----------------------------------------------------------------------------------------------
+
 
 class Outcome(NamedTuple):
     code: int
@@ -259,8 +268,9 @@ def folder_size(folder: Path) -> int:
     return total
 
 
-def run_child(command: list, *, folder: Path, describe: Callable[[float], str], progress: Progress,
-              env: dict | None = None) -> Outcome:
+def run_child(
+    command: list, *, folder: Path, describe: Callable[[float], str], progress: Progress, env: dict | None = None
+) -> Outcome:
     """Run `command` in `folder` with its output kept in a file there; `describe(seconds)` words the progress.
 
     The child gets its own process group, so that Ctrl-C ends also the compilers and helpers it started.
@@ -274,8 +284,15 @@ def run_child(command: list, *, folder: Path, describe: Callable[[float], str], 
         try:
             with endings_held_back():
                 try:
-                    child = subprocess.Popen(command, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=out,
-                                             stderr=subprocess.STDOUT, **own_group)
+                    child = subprocess.Popen(
+                        command,
+                        cwd=folder,
+                        env=env,
+                        stdin=subprocess.DEVNULL,
+                        stdout=out,
+                        stderr=subprocess.STDOUT,
+                        **own_group,
+                    )
                 except OSError as error:
                     raise Failure(f"{command[0]} can't be started ({error.strerror}): reinstall it") from error
             while True:
@@ -313,28 +330,33 @@ def stop_child(child: subprocess.Popen, patience: float = 5.0) -> None:
 
 # --- the edge: from exceptions to one line and an exit code -------------------------------------------------
 
+
 def require_python(version: tuple | None = None) -> None:
     version = tuple(sys.version_info[:3]) if version is None else version
     if version < PYTHON_NEEDED:
-        raise Failure("Python %d.%d or newer is needed, this is %d.%d: start this with a newer python3"
-                      % (PYTHON_NEEDED + tuple(version[:2])))
+        raise Failure(
+            "Python %d.%d or newer is needed, this is %d.%d: start this with a newer python3"
+            % (PYTHON_NEEDED + tuple(version[:2]))
+        )
 
 
 def explain_os_error(error: OSError) -> str:
     """One line for an error of the file system. The cures are the same whichever step met it."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
-        return (f"the disk is full{where}: free some space, or choose another disk with LLAMA_SRV_CACHE "
-                "or --dest")
+        return f"the disk is full{where}: free some space, or choose another disk with LLAMA_SRV_CACHE or --dest"
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return (f"no permission to write{where}: make that folder writable, or choose another with --dest "
-                "or LLAMA_SRV_CACHE")
+        return (
+            f"no permission to write{where}: make that folder writable, or choose another with --dest "
+            "or LLAMA_SRV_CACHE"
+        )
     return f"{error.strerror or error}{where}: put that right, then run this again"
 
 
 @contextlib.contextmanager
 def endings_as_exceptions() -> Iterator[None]:
     """SIGTERM and SIGHUP raise Terminated inside, so that `finally` blocks run. Main thread only."""
+
     def raise_terminated(number, frame):
         raise Terminated(number)
 
@@ -377,6 +399,7 @@ def endings_held_back() -> Iterator[None]:
 
 def run_main(name: str, body: Callable[[], int]) -> int:
     """Call `body` and turn every expected trouble into one line on stderr and an exit code (1, 130, 143)."""
+
     def complain(text: str, code: int) -> int:
         print(f"{name}: " + " ".join(text.split()), file=sys.stderr, flush=True)
         return code

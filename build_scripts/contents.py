@@ -6,6 +6,7 @@ PyInstaller brings along one day and nobody has looked at ends the build instead
 
 The way not taken: a generator for bills of materials, which would list the build's environment, not the program.
 """
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -30,10 +31,10 @@ class Component(NamedTuple):
     """`files`: pattern of paths in the folder. `version` and `texts` may ask the interpreter and the libraries."""
 
     name: str
-    licence: str            # SPDX expression
+    licence: str  # SPDX expression
     files: str
-    version: Callable       # (libs folder) -> str
-    texts: Callable         # (libs folder) -> list of paths
+    version: Callable  # (libs folder) -> str
+    texts: Callable  # (libs folder) -> list of paths
     about: str = ""
 
 
@@ -42,8 +43,11 @@ def _manifest_version(libs: Path) -> str:
 
 
 def _python_licence(_: Path) -> list:
-    places = [Path(sysconfig.get_path("stdlib")) / "LICENSE.txt", Path(sys.base_prefix) / "LICENSE.txt",
-              *Path("/usr/share/doc").glob("python3.*/copyright")]
+    places = [
+        Path(sysconfig.get_path("stdlib")) / "LICENSE.txt",
+        Path(sys.base_prefix) / "LICENSE.txt",
+        *Path("/usr/share/doc").glob("python3.*/copyright"),
+    ]
     found = [path for path in places if path.is_file()]
     if not found:
         raise Failure("this Python came without its LICENSE.txt: build with another one")
@@ -60,24 +64,50 @@ def _own(name: str) -> Callable:
 
 
 COMPONENTS = (
-    Component(OUR_OWN, "MIT", r"public/.*|LICENSE|llama-srv\.1|" + NOTICES, lambda libs: server_version(),
-              lambda libs: []),
-    Component("llama.cpp", "MIT", r"libs/.*", _manifest_version, lambda libs: sorted(libs.glob("LICENSE*")),
-              "the libraries in libs/, as their packages have them"),
-    Component("PyInstaller bootloader", "GPL-2.0-or-later WITH Bootloader-exception", r"llama-srv(?:\.exe)?",
-              lambda libs: importlib.metadata.version("pyinstaller"), _bootloader_licence,
-              "the exception lets programs be distributed under any licence; the program's own code is in there too"),
-    Component("OpenSSL", "Apache-2.0", r"lib(?:ssl|crypto)[-.\w]*", lambda libs: ssl.OPENSSL_VERSION.split()[1],
-              _own("Apache-2.0.txt")),
+    Component(
+        OUR_OWN, "MIT", r"public/.*|LICENSE|llama-srv\.1|" + NOTICES, lambda libs: server_version(), lambda libs: []
+    ),
+    Component(
+        "llama.cpp",
+        "MIT",
+        r"libs/.*",
+        _manifest_version,
+        lambda libs: sorted(libs.glob("LICENSE*")),
+        "the libraries in libs/, as their packages have them",
+    ),
+    Component(
+        "PyInstaller bootloader",
+        "GPL-2.0-or-later WITH Bootloader-exception",
+        r"llama-srv(?:\.exe)?",
+        lambda libs: importlib.metadata.version("pyinstaller"),
+        _bootloader_licence,
+        "the exception lets programs be distributed under any licence; the program's own code is in there too",
+    ),
+    Component(
+        "OpenSSL",
+        "Apache-2.0",
+        r"lib(?:ssl|crypto)[-.\w]*",
+        lambda libs: ssl.OPENSSL_VERSION.split()[1],
+        _own("Apache-2.0.txt"),
+    ),
     Component("zlib", "Zlib", r"libz\.[.\w]*|zlib1\.dll", lambda libs: zlib.ZLIB_RUNTIME_VERSION, _own("zlib.txt")),
     Component("libffi", "MIT", r"libffi[-.\w]*", lambda libs: "", _own("libffi.txt")),
     Component("mpdecimal", "BSD-2-Clause", r"libmpdec\+*[.\w]*", lambda libs: "", _own("mpdecimal.txt")),
-    Component("Microsoft Visual C++ runtime", "LicenseRef-Microsoft-Redistributable",
-              r"(?:vcruntime|msvcp|ucrtbase|api-ms-win)[-.\w]*\.dll", lambda libs: "", lambda libs: [],
-              "redistributable as part of a program, unchanged"),
-    Component("CPython", "PSF-2.0",
-              r"base_library\.zip|(?:lib)?python3[.\w]*|python3[.\d]*/.*|Python|[\w.]+\.(?:pyd|so)",
-              lambda libs: sys.version.split()[0], _python_licence),
+    Component(
+        "Microsoft Visual C++ runtime",
+        "LicenseRef-Microsoft-Redistributable",
+        r"(?:vcruntime|msvcp|ucrtbase|api-ms-win)[-.\w]*\.dll",
+        lambda libs: "",
+        lambda libs: [],
+        "redistributable as part of a program, unchanged",
+    ),
+    Component(
+        "CPython",
+        "PSF-2.0",
+        r"base_library\.zip|(?:lib)?python3[.\w]*|python3[.\d]*/.*|Python|[\w.]+\.(?:pyd|so)",
+        lambda libs: sys.version.split()[0],
+        _python_licence,
+    ),
 )
 
 
@@ -97,8 +127,10 @@ def sort_files(folder: Path) -> dict:
             continue
         component = next((row for row in COMPONENTS if re.fullmatch(row.files, inner)), None)
         if component is None:
-            raise Failure(f"{name} is of no known component: add its licence to build_scripts/contents.py, or exclude "
-                          "the module that brings it in build_scripts/llama_srv.spec")
+            raise Failure(
+                f"{name} is of no known component: add its licence to build_scripts/contents.py, or exclude "
+                "the module that brings it in build_scripts/llama_srv.spec"
+            )
         found.setdefault(component, []).append(name)
     return found
 
@@ -122,18 +154,36 @@ def bill_of_materials(components: dict, folder: Path, libs: Path, name: str) -> 
     rows = []
     for component, files in components.items():
         version = component.version(libs)
-        row = {"type": "application" if component.name == OUR_OWN else "library",
-               "bom-ref": component.name.lower().replace(" ", "-"), "name": component.name,
-               **({"version": version} if version else {}), "licenses": [_licence(component.licence)],
-               "components": [{"type": "file", "name": file,
-                               "hashes": [{"alg": "SHA-256", "content": sha256_of(folder / file)}]} for file in files]}
+        row = {
+            "type": "application" if component.name == OUR_OWN else "library",
+            "bom-ref": component.name.lower().replace(" ", "-"),
+            "name": component.name,
+            **({"version": version} if version else {}),
+            "licenses": [_licence(component.licence)],
+            "components": [
+                {"type": "file", "name": file, "hashes": [{"alg": "SHA-256", "content": sha256_of(folder / file)}]}
+                for file in files
+            ],
+        }
         rows.append(row)
     serial = uuid.uuid5(uuid.NAMESPACE_URL, json.dumps(rows, sort_keys=True))
-    return {"bomFormat": "CycloneDX", "specVersion": "1.5", "serialNumber": f"urn:uuid:{serial}", "version": 1,
-            "metadata": {"component": {"type": "application", "bom-ref": "program", "name": name,
-                                       "version": server_version(), "licenses": [_licence("MIT")]}},
-            "components": rows,
-            "dependencies": [{"ref": "program", "dependsOn": [row["bom-ref"] for row in rows]}]}
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.5",
+        "serialNumber": f"urn:uuid:{serial}",
+        "version": 1,
+        "metadata": {
+            "component": {
+                "type": "application",
+                "bom-ref": "program",
+                "name": name,
+                "version": server_version(),
+                "licenses": [_licence("MIT")],
+            }
+        },
+        "components": rows,
+        "dependencies": [{"ref": "program", "dependsOn": [row["bom-ref"] for row in rows]}],
+    }
 
 
 def _licence(expression: str) -> dict:

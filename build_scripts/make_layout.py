@@ -7,6 +7,7 @@ the tests compare the hand-written structures with. For who builds own libraries
 Run by hand; needs a C compiler (CC, cc, gcc or clang) and the headers of the release; standard library only.
 Not taken: reading the headers in Python: only a compiler knows what a compiler does.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -72,8 +73,10 @@ def find_compiler(named: str | None) -> str:
     names = [named] if named else [os.environ.get("CC", ""), "cc", "gcc", "clang"]
     found = next(filter(shutil.which, filter(None, names)), None)
     if found is None:
-        raise ProbeError(f"no C compiler found (tried {', '.join(filter(None, names))}): install one, or "
-                         f"name another with --compiler")
+        raise ProbeError(
+            f"no C compiler found (tried {', '.join(filter(None, names))}): install one, or "
+            f"name another with --compiler"
+        )
     return found
 
 

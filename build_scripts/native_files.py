@@ -11,6 +11,7 @@ one its neighbours ask for gives two copies of it in one process. So each file i
 which the others need it, and the load order follows from that. The way not taken: a table of layouts per
 packager.
 """
+
 from __future__ import annotations
 
 import json
@@ -29,21 +30,24 @@ MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1
 FALLBACK = "fallback"
 
-PLATFORMS = {   # platform -> (file format, machine)
-    "linux-x64": ("elf", "x64"), "linux-arm64": ("elf", "arm64"), "linux-armv7l": ("elf", "armv7l"),
-    "macos-arm64": ("macho", "arm64"), "macos-x64": ("macho", "x64"),
-    "windows-x64": ("pe", "x64"), "windows-arm64": ("pe", "arm64"),
+PLATFORMS = {  # platform -> (file format, machine)
+    "linux-x64": ("elf", "x64"),
+    "linux-arm64": ("elf", "arm64"),
+    "linux-armv7l": ("elf", "armv7l"),
+    "macos-arm64": ("macho", "arm64"),
+    "macos-x64": ("macho", "x64"),
+    "windows-x64": ("pe", "x64"),
+    "windows-arm64": ("pe", "arm64"),
 }
 ELF_MACHINES = {0x03: "x86", 0x28: "armv7l", 0x3E: "x64", 0xB7: "arm64", 0xF3: "riscv64"}
 MACHO_MACHINES = {0x01000007: "x64", 0x0100000C: "arm64"}
 PE_MACHINES = {0x014C: "x86", 0x8664: "x64", 0xAA64: "arm64"}
-GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")   # first found: the name
+GPU_BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl")  # first found: the name
 
-MAX_ROWS = 10_000   # of a header's table: more is no library but an attack
+MAX_ROWS = 10_000  # of a header's table: more is no library but an attack
 
 _EXTENSION = r"\.(?:dll|dylib|so(?:\.\d+)*)$"
-_CORE = re.compile(
-    r"^(?:lib)?(llama|ggml|ggml-base|mtmd)(?:\.[a-z]\w*)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION, re.I)
+_CORE = re.compile(r"^(?:lib)?(llama|ggml|ggml-base|mtmd)(?:\.[a-z]\w*)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION, re.I)
 _PLUGIN = re.compile(r"^(?:lib)?(ggml-(?!base\b)[\w+-]+?(?:\.\d+_\d+)?)(?:\.\d+)*" + _EXTENSION, re.I)
 _VERSION = re.compile(r"\.v?(\d+\.\d+\.\d+)(?:\.|$)")
 _TAG = re.compile(r"(?:^|[-_/])(v\d+\.\d+\.\d+|b\d{3,6})(?=[-_./]|$)")
@@ -51,11 +55,12 @@ _TAG = re.compile(r"(?:^|[-_/])(v\d+\.\d+\.\d+|b\d{3,6})(?=[-_./]|$)")
 
 # --- headers ------------------------------------------------------------------------------------------------
 
+
 class Header(NamedTuple):
-    format: str         # elf, macho, pe
+    format: str  # elf, macho, pe
     machine: str
-    name: str           # SONAME or install name without folder, "" if none
-    needed: tuple       # names of other libraries, without folders
+    name: str  # SONAME or install name without folder, "" if none
+    needed: tuple  # names of other libraries, without folders
 
 
 def read_header(path: Path) -> Header | None:
@@ -98,13 +103,13 @@ def _to_offset(address: int, ranges: list) -> int:
 def _read_elf(data: _Bytes) -> Header:
     wide, little = data.numbers("BB", 4)
     data.order = "<" if little == 1 else ">"
-    machine, = data.numbers("H", 18)
+    (machine,) = data.numbers("H", 18)
     if wide == 2:
-        table, = data.numbers("Q", 32)
+        (table,) = data.numbers("Q", 32)
         size, count = data.numbers("HH", 54)
         layout, pick, entry = "IIQQQQ", (0, 2, 3, 5), "qQ"
     else:
-        table, = data.numbers("I", 28)
+        (table,) = data.numbers("I", 28)
         size, count = data.numbers("HH", 42)
         layout, pick, entry = "IIIIII", (0, 1, 2, 4), "iI"
     ranges, dynamic = [], None
@@ -128,13 +133,13 @@ def _read_elf(data: _Bytes) -> Header:
 
 
 def _read_macho(data: _Bytes) -> Header:
-    cpu, = data.numbers("I", 4)
-    count, = data.numbers("I", 16)
+    (cpu,) = data.numbers("I", 4)
+    (count,) = data.numbers("I", 16)
     offset, name, needed = 32, "", []
     for _ in range(count):
         command, size = data.numbers("II", offset)
-        if command & 0xFF in (0x0C, 0x0D, 0x18, 0x1F):   # load, id, weak load, re-export of a library
-            at, = data.numbers("I", offset + 8)
+        if command & 0xFF in (0x0C, 0x0D, 0x18, 0x1F):  # load, id, weak load, re-export of a library
+            (at,) = data.numbers("I", offset + 8)
             text = posixpath.basename(data.text(offset + at, size - at))
             if command & 0xFF == 0x0D:
                 name = text
@@ -147,17 +152,17 @@ def _read_macho(data: _Bytes) -> Header:
 def _read_fat_macho(data: _Bytes) -> Header:
     """A universal file: the names of the first slice, the machines of all, joined by `+`."""
     data.order = ">"
-    count, = data.numbers("I", 4)
+    (count,) = data.numbers("I", 4)
     slices = [data.numbers("IIIII", 8 + index * 20) for index in range(min(count, 8))]
     first = _read_macho(_Bytes(data.file, slices[0][2]))
     return first._replace(machine="+".join(MACHO_MACHINES.get(cut[0], hex(cut[0])) for cut in slices))
 
 
 def _read_pe(data: _Bytes) -> Header:
-    start, = data.numbers("I", 0x3C)
+    (start,) = data.numbers("I", 0x3C)
     machine, sections = data.numbers("HH", start + 4)
-    optional_size, = data.numbers("H", start + 20)
-    magic, = data.numbers("H", start + 24)
+    (optional_size,) = data.numbers("H", start + 20)
+    (magic,) = data.numbers("H", start + 24)
     directories = start + 24 + (112 if magic == 0x20B else 96)
     imports, _ = data.numbers("II", directories + 8)
     ranges = []
@@ -174,6 +179,7 @@ def _read_pe(data: _Bytes) -> Header:
 
 
 # --- roles --------------------------------------------------------------------------------------------------
+
 
 def core_role(name: str) -> str | None:
     """`llama`, `ggml`, `ggml-base`, `mtmd`, or None for any other file name."""
@@ -209,8 +215,9 @@ class Layout(NamedTuple):
     @property
     def platform(self) -> str | None:
         machines = self.machine.split("+")
-        return next((name for name, (form, machine) in PLATFORMS.items()
-                     if form == self.format and machine in machines), None)
+        return next(
+            (name for name, (form, machine) in PLATFORMS.items() if form == self.format and machine in machines), None
+        )
 
 
 class _Shelf:
@@ -242,9 +249,7 @@ class _Shelf:
     def choose(self, candidates: list) -> str | None:
         """Of several names for one library: the one neighbours ask for, else its own, else the shortest."""
         asked = {self.fold(needed) for _, file in self.files.values() for needed in self.headers[file].needed}
-        rules = (lambda name: self.fold(name) in asked,
-                 lambda name: name == self.header(name).name,
-                 lambda name: True)
+        rules = (lambda name: self.fold(name) in asked, lambda name: name == self.header(name).name, lambda name: True)
         for rule in rules:
             fitting = sorted(filter(rule, candidates), key=lambda name: (len(name), name))
             if fitting:
@@ -254,14 +259,16 @@ class _Shelf:
     def with_needs(self, name: str, order: list) -> list:
         """Append `name` to `order` after everything it needs that we hold (post-order, each once)."""
         if name not in order:
-            order.append(name)      # marks it as seen, so that a cycle ends
+            order.append(name)  # marks it as seen, so that a cycle ends
             for needed in self.header(name).needed:
                 held = self.find(needed)
                 if held:
                     self.with_needs(held[0], order)
                 elif core_role(needed) or plugin_family(needed):
-                    raise Failure(f"{needed}, which {name} needs, isn't in the archive: "
-                                  "use a complete one, or give several with repeated --from")
+                    raise Failure(
+                        f"{needed}, which {name} needs, isn't in the archive: "
+                        "use a complete one, or give several with repeated --from"
+                    )
             order.remove(name)
             order.append(name)
         return order
@@ -270,16 +277,24 @@ class _Shelf:
 def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
     """Decide which files make a usable folder. `origin`: the archive's name, which may tell the version."""
     base = _base_folder(unpacked)
-    form = next(header.format for path, file in unpacked.libraries.items()
-                if posixpath.dirname(path) == base and core_role(posixpath.basename(path)) == "llama"
-                and (header := read_header(file)))
+    form = next(
+        header.format
+        for path, file in unpacked.libraries.items()
+        if posixpath.dirname(path) == base
+        and core_role(posixpath.basename(path)) == "llama"
+        and (header := read_header(file))
+    )
     shelf = _Shelf(unpacked, base, form)
-    roots = {role: shelf.choose(shelf.names(lambda name, role=role: core_role(name) == role))
-             for role in ("ggml-base", "ggml", "llama", "mtmd")}
+    roots = {
+        role: shelf.choose(shelf.names(lambda name, role=role: core_role(name) == role))
+        for role in ("ggml-base", "ggml", "llama", "mtmd")
+    }
     missing = [role for role in ("ggml-base", "ggml", "llama") if not roots[role]]
     if missing:
-        raise Failure(f"no {' and no '.join(missing)} library beside libllama: use a shared-library build "
-                      "(-DBUILD_SHARED_LIBS=ON), complete")
+        raise Failure(
+            f"no {' and no '.join(missing)} library beside libllama: use a shared-library build "
+            "(-DBUILD_SHARED_LIBS=ON), complete"
+        )
     load_order: list = []
     for role in ("ggml-base", "ggml", "llama"):
         shelf.with_needs(roots[role], load_order)
@@ -294,22 +309,36 @@ def arrange(unpacked: Unpacked, origin: str = "") -> Layout:
     if not cpu and not any((plugin_family(name) or "").startswith("ggml-cpu") for name in load_order):
         raise Failure(
             "there is no CPU backend (ggml-cpu) among the libraries: llama.cpp can't run without one, "
-            "give also the archive that holds it with a second --from")
-    if form == "pe":    # Windows finds neighbours by itself, and the C++ runtime is better loaded only once
+            "give also the archive that holds it with a second --from"
+        )
+    if form == "pe":  # Windows finds neighbours by itself, and the C++ runtime is better loaded only once
         load_order = [name for name in load_order if core_role(name) or plugin_family(name)]
     header = shelf.header(roots["llama"])
-    return Layout(files, load_order, cpu, [name for name in plugins if name not in cpu], list(fallback),
-                  roots["mtmd"], form, header.machine, _version(unpacked, base, origin))
+    return Layout(
+        files,
+        load_order,
+        cpu,
+        [name for name in plugins if name not in cpu],
+        list(fallback),
+        roots["mtmd"],
+        form,
+        header.machine,
+        _version(unpacked, base, origin),
+    )
 
 
 def _base_folder(unpacked: Unpacked) -> str:
     """The archive folder that holds libllama; of several at different depths the outermost."""
-    folders = {posixpath.dirname(path) for path, file in unpacked.libraries.items()
-               if core_role(posixpath.basename(path)) == "llama" and read_header(file)}
+    folders = {
+        posixpath.dirname(path)
+        for path, file in unpacked.libraries.items()
+        if core_role(posixpath.basename(path)) == "llama" and read_header(file)
+    }
     if not folders:
         raise Failure(
             "no libllama (libllama.so, libllama.dylib, llama.dll) in it: give a llama.cpp release archive "
-            "or the folder with the built libraries")
+            "or the folder with the built libraries"
+        )
     ordered = sorted(folders, key=lambda folder: (folder.count("/") if folder else -1, folder))
     if len(ordered) > 1 and ordered[0].count("/") == ordered[1].count("/") and ordered[0]:
         raise Failure(f"several builds in it ({', '.join(ordered)}): give the folder of one of them")
@@ -322,16 +351,20 @@ def _plugins(shelf: _Shelf, load_order: list) -> list:
     families: dict = {}
     for name in shelf.names(plugin_family):
         families.setdefault(plugin_family(name), []).append(name)
-    return [min(names, key=lambda name: (len(name), name))
-            for family, names in sorted(families.items()) if family not in linked]
+    return [
+        min(names, key=lambda name: (len(name), name))
+        for family, names in sorted(families.items())
+        if family not in linked
+    ]
 
 
 def _fallback(unpacked: Unpacked, base: str) -> dict:
     """Second builds of a backend (CUDA 12 beside CUDA 13), in a subfolder that ggml doesn't scan."""
     folder = posixpath.join(base, FALLBACK)
     split = {posixpath.split(path): file for path, file in sorted(unpacked.libraries.items())}
-    return {f"{FALLBACK}/{name}": file for (where, name), file in split.items()
-            if where == folder and plugin_family(name)}
+    return {
+        f"{FALLBACK}/{name}": file for (where, name), file in split.items() if where == folder and plugin_family(name)
+    }
 
 
 def _version(unpacked: Unpacked, base: str, origin: str) -> str | None:
@@ -352,6 +385,7 @@ def _version(unpacked: Unpacked, base: str, origin: str) -> str | None:
 
 # --- the installed folder -----------------------------------------------------------------------------------
 
+
 def write_folder(folder: Path, layout: Layout, unpacked: Unpacked, facts: dict) -> dict:
     """Put the chosen files, the licence and manifest.json into `folder` (new, empty); returns the manifest.
 
@@ -365,10 +399,17 @@ def write_folder(folder: Path, layout: Layout, unpacked: Unpacked, facts: dict) 
         written[name] = {"sha256": sha256_of(target), "size": target.stat().st_size}
     for name, file in _licence_names(unpacked).items():
         shutil.copyfile(file, folder / name)
-    manifest = {"format": MANIFEST_FORMAT, **facts, "load_order": layout.load_order,
-                "cpu_plugins": layout.cpu_plugins, "backend_plugins": layout.backend_plugins,
-                "fallback_plugins": layout.fallback_plugins, "mtmd": layout.mtmd, "links": {},
-                "files": dict(sorted(written.items()))}
+    manifest = {
+        "format": MANIFEST_FORMAT,
+        **facts,
+        "load_order": layout.load_order,
+        "cpu_plugins": layout.cpu_plugins,
+        "backend_plugins": layout.backend_plugins,
+        "fallback_plugins": layout.fallback_plugins,
+        "mtmd": layout.mtmd,
+        "links": {},
+        "files": dict(sorted(written.items())),
+    }
     write_manifest(folder, manifest)
     return manifest
 
@@ -386,8 +427,9 @@ def _licence_names(unpacked: Unpacked) -> dict:
     texts: dict = {}
     for path in sorted(unpacked.licences, key=lambda path: (path.count("/"), path)):
         texts.setdefault(unpacked.licences[path].read_bytes(), unpacked.licences[path])
-    return {"LICENSE" if number == 1 else f"LICENSE-{number}": file
-            for number, file in enumerate(texts.values(), start=1)}
+    return {
+        "LICENSE" if number == 1 else f"LICENSE-{number}": file for number, file in enumerate(texts.values(), start=1)
+    }
 
 
 def write_manifest(folder: Path, manifest: dict) -> None:

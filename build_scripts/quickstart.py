@@ -7,6 +7,7 @@ more than starting the server by hand.
 
 The way not taken: a menu of models or a configuration file. Whoever wants another model gives -m.
 """
+
 from __future__ import annotations
 
 import os
@@ -22,14 +23,37 @@ from common import ROOT, Failure, Progress, cache_folder, run_main, this_platfor
 from packages import load_lock
 
 SERVER = ROOT / "llama_srv.py"
-MODEL_OPTIONS = ("-m", "--model", "-mu", "--model-url", "-hf", "-hfr", "--hf-repo", "-hff", "--hf-file",
-                 "-dr", "--docker-repo")
-MODEL_ENVIRONMENT = ("LLAMA_ARG_MODEL", "LLAMA_ARG_MODEL_URL", "LLAMA_ARG_HF_REPO", "LLAMA_ARG_HF_FILE",
-                     "LLAMA_ARG_DOCKER_REPO")
+MODEL_OPTIONS = (
+    "-m",
+    "--model",
+    "-mu",
+    "--model-url",
+    "-hf",
+    "-hfr",
+    "--hf-repo",
+    "-hff",
+    "--hf-file",
+    "-dr",
+    "--docker-repo",
+)
+MODEL_ENVIRONMENT = (
+    "LLAMA_ARG_MODEL",
+    "LLAMA_ARG_MODEL_URL",
+    "LLAMA_ARG_HF_REPO",
+    "LLAMA_ARG_HF_FILE",
+    "LLAMA_ARG_DOCKER_REPO",
+)
 LIBS_OPTIONS = ("--libs",)
 LIBS_ENVIRONMENT = ("LLAMA_SRV_LIBS",)
-NO_MODEL_NEEDED = ("--version", "--list-devices", "--completion-bash", "--completion", "--man", "--cache-list",
-                   "--bundle")
+NO_MODEL_NEEDED = (
+    "--version",
+    "--list-devices",
+    "--completion-bash",
+    "--completion",
+    "--man",
+    "--cache-list",
+    "--bundle",
+)
 HELP = """\
 usage: python build_scripts/quickstart.py [--backend NAME] [--offline] [options of llama_srv.py]
 
@@ -81,8 +105,11 @@ def installed_folders(dest: Path, lock: dict) -> list:
     """Folders for this machine that are whole, whatever the backend: the server itself picks among them."""
     variants = {variant.name: variant for variant in fetch_libs.VARIANTS}
     folders = sorted(dest.glob(f"{this_platform()}-*"))
-    return [folder for folder in folders
-            if fetch_libs.folder_state(folder, variants.get(folder.name), lock) in ("current", "imported")]
+    return [
+        folder
+        for folder in folders
+        if fetch_libs.folder_state(folder, variants.get(folder.name), lock) in ("current", "imported")
+    ]
 
 
 def prepare(own: dict, rest: list, environ: dict, progress: Progress, lock: dict, dest: Path) -> list:
@@ -93,8 +120,9 @@ def prepare(own: dict, rest: list, environ: dict, progress: Progress, lock: dict
     elif own["backend"] is None and installed_folders(dest, lock):
         what = ", ".join(folder.name for folder in installed_folders(dest, lock))
     else:
-        what = fetch_libs.ensure(backend=own["backend"], dest=dest, lock=lock, progress=progress,
-                                 offline=own["offline"]).name
+        what = fetch_libs.ensure(
+            backend=own["backend"], dest=dest, lock=lock, progress=progress, offline=own["offline"]
+        ).name
     progress.say(f"[1/3] libraries: {what} ({time.monotonic() - begun:.1f} s)")
     begun = time.monotonic()
     if names_any(rest, MODEL_OPTIONS + NO_MODEL_NEEDED, environ, MODEL_ENVIRONMENT):

@@ -10,6 +10,7 @@ Ways not taken: tox or nox (one more thing to install first), the user's own sit
 belongs there, and their pytest plug-ins don't belong here), a prebuilt container image (CI starts from a bare
 machine).
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -28,7 +29,7 @@ UNIT_FOLDERS = ("tests/unit", "tests/api")
 BROWSER_PACKAGES = ("chromium", "chromium-driver", "jq", "curl")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NODE_PACKAGES = ("openai@7.57.0", "axe-core@4.10.3")
-ATTEMPTS = 3            # at what needs the network, where nobody is there to start it again
+ATTEMPTS = 3  # at what needs the network, where nobody is there to start it again
 NO_TESTS_RAN = 5
 
 USAGE = """usage: python build_scripts/test.py [--unit] [--long] [pytest arguments]
@@ -69,10 +70,14 @@ def command(arguments: list) -> int:
     strict = os.environ.get("CI") == "true"
     steps = [Step("packages", lambda: prepare_packages(environment_folder()))]
     if not quick:
-        steps += [Step("libraries", prepare_libraries), Step("image library", prepare_image_library),
-                  Step("model", prepare_model),
-                  Step("embedding model", prepare_embedding_model), Step("browser", prepare_browser),
-                  Step("Node.js packages", prepare_node_packages)]
+        steps += [
+            Step("libraries", prepare_libraries),
+            Step("image library", prepare_image_library),
+            Step("model", prepare_model),
+            Step("embedding model", prepare_embedding_model),
+            Step("browser", prepare_browser),
+            Step("Node.js packages", prepare_node_packages),
+        ]
     missing = [line for line in [run_step(step, strict) for step in steps] if line]
     if quick and not any(names_tests(argument) for argument in arguments):
         arguments = [*UNIT_FOLDERS, *arguments]
@@ -140,6 +145,7 @@ def run_pytest(arguments: list, environment: dict) -> int:
 
 # --- packages ---------------------------------------------------------------------------------------------
 
+
 def environment_folder() -> Path:
     """The environment for this interpreter and these requirements: a change of either makes a new one."""
     key = "\n".join((sys.version, sys.base_prefix, REQUIREMENTS.read_text(encoding="utf-8")))
@@ -170,8 +176,13 @@ def make_environment(folder: Path) -> None:
 
     Debian's Python comes without `ensurepip` unless python3-venv is installed, but often with pip.
     """
-    environment = {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0",
-                   "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
+    environment = {
+        **os.environ,
+        "PIP_USER": "0",
+        "PIP_REQUIRE_VIRTUALENV": "0",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_ROOT_USER_ACTION": "ignore",
+    }
     install = ["-m", "pip", "install", "--quiet", "--requirement", str(REQUIREMENTS)]
     if works([sys.executable, "-m", "pip", "--version"]):
         made = works([sys.executable, "-m", "venv", "--without-pip", str(folder)])
@@ -180,10 +191,14 @@ def make_environment(folder: Path) -> None:
         made = works([sys.executable, "-m", "venv", str(folder)])
         install = [str(python_in(folder)), *install]
     if not made:
-        raise Failure(f"{sys.executable} can make no environment: install its pip and venv modules "
-                      "(Debian, Ubuntu: apt install python3-pip python3-venv), then run this again")
-    if again("install the test packages", lambda: "see above" if subprocess.run(
-            install, env=environment, check=False).returncode else ""):
+        raise Failure(
+            f"{sys.executable} can make no environment: install its pip and venv modules "
+            "(Debian, Ubuntu: apt install python3-pip python3-venv), then run this again"
+        )
+    if again(
+        "install the test packages",
+        lambda: "see above" if subprocess.run(install, env=environment, check=False).returncode else "",
+    ):
         raise Failure("pip couldn't install the test packages, see above: put that right, run this again")
 
 
@@ -196,11 +211,16 @@ def site_packages(folder: Path) -> Path:
 
 def works(command_line: list) -> bool:
     """Run something quietly; did it end well?"""
-    return subprocess.run(command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL, check=False).returncode == 0
+    return (
+        subprocess.run(
+            command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+        ).returncode
+        == 0
+    )
 
 
 # --- libraries, model -------------------------------------------------------------------------------------
+
 
 def prepare_libraries() -> str:
     """The native libraries, unless the user has named a folder."""
@@ -230,16 +250,23 @@ def run_script(name: str, *arguments: str) -> str:
 
     def attempt() -> str:
         nonlocal said
-        done = subprocess.run([sys.executable, str(ROOT / "build_scripts" / name), *arguments],
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "build_scripts" / name), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
         said = done.stdout.strip()
         return "see above" if done.returncode else ""
+
     if again(f"run `{command}`", attempt):
         raise Missing(f"`{command}` failed, see above")
     return said or "ready"
 
 
 # --- browser ----------------------------------------------------------------------------------------------
+
 
 def browser_found() -> str:
     """The driver's path when browser, driver and the programs of the shell example are there, else `""`."""
@@ -262,16 +289,25 @@ def prepare_browser() -> str:
     def attempt() -> str:
         # package lists of a fresh machine are empty, those of an old one name files that are gone
         for arguments in (["update"], ["install", "-y", "--no-install-recommends", *BROWSER_PACKAGES]):
-            done = subprocess.run([*apt_get, *arguments], env=environment, stdin=subprocess.DEVNULL,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                                  errors="replace", check=False)
+            done = subprocess.run(
+                [*apt_get, *arguments],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                check=False,
+            )
         return "" if done.returncode == 0 and browser_found() else f"apt-get said\n{done.stdout[-2000:]}"
+
     if trouble := again(f"install {packages}", attempt, ATTEMPTS):
         raise Missing(f"installing {packages} failed, {trouble}")
     return f"installed, {browser_found()}"
 
 
 # --- Node.js ----------------------------------------------------------------------------------------------
+
 
 def node_packages_folder() -> Path:
     """Where the packages for Node.js are, in `node_modules`: another list makes another folder."""
@@ -288,10 +324,29 @@ def prepare_node_packages() -> str:
         raise Missing("install Node.js with npm")
     with temp_folder(folder.parent, "node") as temp:
         (temp / "packages").mkdir()
-        command_line = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-package-lock",
-                        "--loglevel", "error", "--prefix", str(temp / "packages"), *NODE_PACKAGES]
-        if again("install packages for Node.js", lambda: "see above" if subprocess.run(
-                command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False).returncode else ""):
+        command_line = [
+            npm,
+            "install",
+            "--ignore-scripts",
+            "--no-audit",
+            "--no-fund",
+            "--no-package-lock",
+            "--loglevel",
+            "error",
+            "--prefix",
+            str(temp / "packages"),
+            *NODE_PACKAGES,
+        ]
+        if again(
+            "install packages for Node.js",
+            lambda: (
+                "see above"
+                if subprocess.run(
+                    command_line, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, check=False
+                ).returncode
+                else ""
+            ),
+        ):
             raise Missing(f"`npm install {' '.join(NODE_PACKAGES)}` failed, see above")
         swap_in(temp / "packages", folder, temp)
     return f"installed into {folder}"

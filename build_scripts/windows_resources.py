@@ -1,7 +1,8 @@
 """Icon and version resource of the Windows executables, drawn and written at build time.
 
 Called by build_exe; imports the standard library and `contents`. Both are small enough to be made of code, so no
-binary file lies in the tree. Does nothing on other systems. """
+binary file lies in the tree. Does nothing on other systems."""
+
 from __future__ import annotations
 
 import struct
@@ -11,7 +12,7 @@ from pathlib import Path
 import contents
 
 SIZE = 32
-BLUE, WHITE, NOTHING = (0xD0, 0x5F, 0x2F, 0xFF), (0xFF, 0xFF, 0xFF, 0xFF), (0, 0, 0, 0)      # blue, green, red, alpha
+BLUE, WHITE, NOTHING = (0xD0, 0x5F, 0x2F, 0xFF), (0xFF, 0xFF, 0xFF, 0xFF), (0, 0, 0, 0)  # blue, green, red, alpha
 # the face of public/icon.svg in a grid of 16 by 16
 FACE = """
 .##############.

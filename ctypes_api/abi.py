@@ -7,6 +7,7 @@ default parameter. Imports the standard library, `errors` and `folder` only. The
 refusal: who has another build adds its version here after running build_scripts/make_layout.py on its
 headers.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -21,7 +22,7 @@ from ctypes_api.folder import FETCH
 EXPECTED = "llama.cpp v0.5.0"
 # Builds from a tag call themselves x.y.z, others (the prebuilt packages among them) x.y.z-dev.
 KNOWN_VERSIONS = ("0.5.0", "0.5.0-dev", "0.4.1-dev", "0.4.0", "0.4.0-dev")
-LAYOUT_FILE = "abi.json"        # optional, beside the libraries: what make_layout.py said about their headers
+LAYOUT_FILE = "abi.json"  # optional, beside the libraries: what make_layout.py said about their headers
 
 # struct -> (size, {field: (offset, size)})
 Layout = Mapping[str, tuple[int, Mapping[str, tuple[int, int]]]]
@@ -32,50 +33,110 @@ _F16, _TYPE_COUNT, _Q8_0 = 1, 43, 7
 Defaults = Mapping[str, Mapping[str, Any]]
 LLAMA_DEFAULTS: Defaults = {
     "llama_model_default_params": {
-        "devices": None, "tensor_buft_overrides": None, "n_gpu_layers": -1, "split_mode": 1, "load_mode": -1,
-        "lazy_mode": 1, "main_gpu": 0, "tensor_split": None, "progress_callback": None,
-        "progress_callback_user_data": None, "kv_overrides": None, "vocab_only": False,
-        "check_tensors": False, "use_extra_bufts": True, "no_host": False, "no_alloc": False,
+        "devices": None,
+        "tensor_buft_overrides": None,
+        "n_gpu_layers": -1,
+        "split_mode": 1,
+        "load_mode": -1,
+        "lazy_mode": 1,
+        "main_gpu": 0,
+        "tensor_split": None,
+        "progress_callback": None,
+        "progress_callback_user_data": None,
+        "kv_overrides": None,
+        "vocab_only": False,
+        "check_tensors": False,
+        "use_extra_bufts": True,
+        "no_host": False,
+        "no_alloc": False,
         "load_mtp": False,
     },
     "llama_context_default_params": {
-        "n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_rs_seq": 0, "n_outputs_max": 0,
-        "n_outputs_max_per_seq": 1, "n_threads": 4, "n_threads_batch": 4, "ctx_type": 0,
-        "rope_scaling_type": -1, "pooling_type": -1, "attention_type": -1, "flash_attn_type": -1,
+        "n_ctx": 512,
+        "n_batch": 2048,
+        "n_ubatch": 512,
+        "n_seq_max": 1,
+        "n_rs_seq": 0,
+        "n_outputs_max": 0,
+        "n_outputs_max_per_seq": 1,
+        "n_threads": 4,
+        "n_threads_batch": 4,
+        "ctx_type": 0,
+        "rope_scaling_type": -1,
+        "pooling_type": -1,
+        "attention_type": -1,
+        "flash_attn_type": -1,
         "rope_freq_base": 0.0,
-        "rope_freq_scale": 0.0, "yarn_ext_factor": -1.0, "yarn_attn_factor": -1.0, "yarn_beta_fast": -1.0,
-        "yarn_beta_slow": -1.0, "yarn_orig_ctx": 0, "defrag_thold": -1.0, "cb_eval": None,
-        "cb_eval_user_data": None, "type_k": _F16, "type_v": _F16, "abort_callback": None,
-        "abort_callback_data": None, "embeddings": False, "offload_kqv": True, "no_perf": True,
-        "op_offload": True, "swa_full": True, "kv_unified": False, "samplers": None, "n_samplers": 0,
+        "rope_freq_scale": 0.0,
+        "yarn_ext_factor": -1.0,
+        "yarn_attn_factor": -1.0,
+        "yarn_beta_fast": -1.0,
+        "yarn_beta_slow": -1.0,
+        "yarn_orig_ctx": 0,
+        "defrag_thold": -1.0,
+        "cb_eval": None,
+        "cb_eval_user_data": None,
+        "type_k": _F16,
+        "type_v": _F16,
+        "abort_callback": None,
+        "abort_callback_data": None,
+        "embeddings": False,
+        "offload_kqv": True,
+        "no_perf": True,
+        "op_offload": True,
+        "swa_full": True,
+        "kv_unified": False,
+        "samplers": None,
+        "n_samplers": 0,
         "ctx_other": None,
     },
     "llama_sampler_chain_default_params": {"no_perf": True},
     "llama_model_quantize_default_params": {
-        "nthread": 0, "ftype": _Q8_0, "output_tensor_type": _TYPE_COUNT, "token_embedding_type": _TYPE_COUNT,
-        "allow_requantize": False, "quantize_output_tensor": True, "only_copy": False, "pure": False,
-        "keep_split": False, "dry_run": False, "imatrix": None, "kv_overrides": None, "tt_overrides": None,
-        "prune_layers": None, "max_buf_size": _EIGHT_GIB,
+        "nthread": 0,
+        "ftype": _Q8_0,
+        "output_tensor_type": _TYPE_COUNT,
+        "token_embedding_type": _TYPE_COUNT,
+        "allow_requantize": False,
+        "quantize_output_tensor": True,
+        "only_copy": False,
+        "pure": False,
+        "keep_split": False,
+        "dry_run": False,
+        "imatrix": None,
+        "kv_overrides": None,
+        "tt_overrides": None,
+        "prune_layers": None,
+        "max_buf_size": _EIGHT_GIB,
     },
 }
 MTMD_DEFAULTS: Defaults = {
     "mtmd_context_params_default": {
-        "use_gpu": True, "device": None, "print_timings": True, "n_threads": 4, "image_marker": None,
-        "media_marker": b"<__media__>", "flash_attn_type": -1, "warmup": True, "image_min_tokens": -1,
-        "image_max_tokens": -1, "cb_eval": None, "cb_eval_user_data": None, "batch_max_tokens": 1024,
-        "progress_callback": None, "progress_callback_user_data": None,
+        "use_gpu": True,
+        "device": None,
+        "print_timings": True,
+        "n_threads": 4,
+        "image_marker": None,
+        "media_marker": b"<__media__>",
+        "flash_attn_type": -1,
+        "warmup": True,
+        "image_min_tokens": -1,
+        "image_max_tokens": -1,
+        "cb_eval": None,
+        "cb_eval_user_data": None,
+        "batch_max_tokens": 1024,
+        "progress_callback": None,
+        "progress_callback_user_data": None,
     },
-    "mtmd_helper_video_init_params_default": {
-        "fps_target": 4.0, "ffmpeg_bin_dir": None, "timestamp_interval_ms": 5000,
-    },
+    "mtmd_helper_video_init_params_default": {"fps_target": 4.0, "ffmpeg_bin_dir": None, "timestamp_interval_ms": 5000},
 }
 
 
 def check_platform(pointer_size: int = ctypes.sizeof(ctypes.c_void_p)) -> None:
     """Refuses a 32-bit Python: every prebuilt library is 64-bit, and so is the layout we know."""
     if pointer_size != 8:
-        raise LibsIncompatible(f"this Python is {8 * pointer_size}-bit, the libraries and these bindings are "
-                               f"64-bit: use a 64-bit Python")
+        raise LibsIncompatible(
+            f"this Python is {8 * pointer_size}-bit, the libraries and these bindings are 64-bit: use a 64-bit Python"
+        )
 
 
 def check_version(version: str, where: str) -> None:
@@ -83,14 +144,19 @@ def check_version(version: str, where: str) -> None:
     if version not in KNOWN_VERSIONS:
         raise LibsIncompatible(
             f"{where} is llama.cpp {version or 'of unknown version'}, these bindings are for {EXPECTED} "
-            f"(known to fit: {', '.join(KNOWN_VERSIONS)}): {FETCH} or choose another folder with --libs")
+            f"(known to fit: {', '.join(KNOWN_VERSIONS)}): {FETCH} or choose another folder with --libs"
+        )
 
 
 def layout_of(structs: Iterable[type[ctypes.Structure]]) -> dict[str, tuple[int, dict[str, tuple[int, int]]]]:
     """The layout ctypes gives our structures, in the form of `Layout`."""
-    return {struct.__name__: (ctypes.sizeof(struct), {
-        name: (getattr(struct, name).offset, getattr(struct, name).size) for name, *_ in struct._fields_})
-        for struct in structs}
+    return {
+        struct.__name__: (
+            ctypes.sizeof(struct),
+            {name: (getattr(struct, name).offset, getattr(struct, name).size) for name, *_ in struct._fields_},
+        )
+        for struct in structs
+    }
 
 
 def check_layout(ours: Layout, theirs: Layout, where: str) -> None:
@@ -101,8 +167,7 @@ def check_layout(ours: Layout, theirs: Layout, where: str) -> None:
         our_size, our_fields = ours[struct]
         for field in fields.keys() | our_fields.keys():
             if fields.get(field) != our_fields.get(field):
-                _refuse_layout(where, f"{struct}.{field}", _place(fields.get(field)),
-                               _place(our_fields.get(field)))
+                _refuse_layout(where, f"{struct}.{field}", _place(fields.get(field)), _place(our_fields.get(field)))
         if size != our_size:
             _refuse_layout(where, struct, f"{size} bytes", f"{our_size} bytes")
 
@@ -111,14 +176,16 @@ def read_layout(path: Path) -> Layout | None:
     """The layout file beside the libraries; None if there is none. Raises LibsIncompatible if broken."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return {struct: (int(size), {field: (int(offset), int(width))
-                                     for field, (offset, width) in fields.items()})
-                for struct, (size, fields) in data["structs"].items()}
+        return {
+            struct: (int(size), {field: (int(offset), int(width)) for field, (offset, width) in fields.items()})
+            for struct, (size, fields) in data["structs"].items()
+        }
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise LibsIncompatible(f"{path} is no layout file of build_scripts/make_layout.py ({error!r}): "
-                               f"make it again or remove it") from None
+        raise LibsIncompatible(
+            f"{path} is no layout file of build_scripts/make_layout.py ({error!r}): make it again or remove it"
+        ) from None
 
 
 def check_defaults(function: str, actual: ctypes.Structure, expected: Mapping[str, Any], where: str) -> None:
@@ -126,8 +193,10 @@ def check_defaults(function: str, actual: ctypes.Structure, expected: Mapping[st
     for field, value in expected.items():
         found = _plain(getattr(actual, field))
         if found != value:
-            raise LibsIncompatible(f"{where}: {function}().{field} is {found!r}, in {EXPECTED} it is "
-                                   f"{value!r}; the library doesn't fit these bindings: {FETCH}")
+            raise LibsIncompatible(
+                f"{where}: {function}().{field} is {found!r}, in {EXPECTED} it is "
+                f"{value!r}; the library doesn't fit these bindings: {FETCH}"
+            )
 
 
 def _plain(value: Any) -> Any:
@@ -142,5 +211,7 @@ def _place(field: tuple[int, int] | None) -> str:
 
 
 def _refuse_layout(where: str, what: str, theirs: str, ours: str) -> None:
-    raise LibsIncompatible(f"{where}: {what} is {theirs}, these bindings (for {EXPECTED}) have {ours}; "
-                           f"calling it would corrupt memory: {FETCH}")
+    raise LibsIncompatible(
+        f"{where}: {what} is {theirs}, these bindings (for {EXPECTED}) have {ours}; "
+        f"calling it would corrupt memory: {FETCH}"
+    )

@@ -13,6 +13,7 @@ What is bound is the raw ctypes function itself, with no Python wrapper around i
 path. Not taken: binding lazily on first use (saves 2 ms at start, but a missing symbol would show up in
 mid-request).
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -22,7 +23,7 @@ from typing import Any
 
 from ctypes_api.errors import LibsBroken, LibsIncompatible
 
-BASELINE = "v0.4.0"     # the oldest llama.cpp whose libraries we accept; rows without `since` are in it
+BASELINE = "v0.4.0"  # the oldest llama.cpp whose libraries we accept; rows without `since` are in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,9 @@ class Row:
     name: str
     result: Any
     arguments: tuple
-    kind: str                   # "call", "quick" or "both"
-    required: bool = True       # absent: refuse the library; otherwise a stub takes its place
-    since: str = BASELINE       # first llama.cpp version that has it
+    kind: str  # "call", "quick" or "both"
+    required: bool = True  # absent: refuse the library; otherwise a stub takes its place
+    since: str = BASELINE  # first llama.cpp version that has it
 
 
 def call(name: str, result: Any, *arguments: Any, since: str = BASELINE) -> Row:
@@ -70,11 +71,13 @@ def from_handle(handle: Any) -> Resolver:
 
 def from_addresses(address_of: Callable[[bytes], int | None]) -> Resolver:
     """Resolves through a C look-up such as ggml_backend_reg_get_proc_address."""
+
     def resolve(prototype: Any, name: str) -> Any:
         address = address_of(name.encode())
         if not address:
             raise AttributeError(name)
         return prototype(address)
+
     return resolve
 
 
@@ -98,7 +101,8 @@ def bind(rows: Iterable[Row], resolve: Resolver, into: Functions, *, version: st
         raise LibsBroken(
             f"{where} ({version or 'version unknown'}) lacks {len(missing)} function(s) that llama.cpp "
             f"{BASELINE} and newer have: {', '.join(missing)}; run `python build_scripts/fetch_libs.py` or "
-            f"choose another folder with --libs")
+            f"choose another folder with --libs"
+        )
 
 
 def is_stub(function: Any) -> bool:
@@ -111,16 +115,20 @@ def _names_of(row: Row) -> tuple[str, ...]:
 
 
 def _functions_of(row: Row, resolve: Resolver) -> dict[str, Any]:
-    factories = {"call": (ctypes.CFUNCTYPE,), "quick": (ctypes.PYFUNCTYPE,),
-                 "both": (ctypes.PYFUNCTYPE, ctypes.CFUNCTYPE)}[row.kind]
-    return {name: resolve(factory(row.result, *row.arguments), row.name)
-            for name, factory in zip(_names_of(row), factories)}
+    factories = {
+        "call": (ctypes.CFUNCTYPE,),
+        "quick": (ctypes.PYFUNCTYPE,),
+        "both": (ctypes.PYFUNCTYPE, ctypes.CFUNCTYPE),
+    }[row.kind]
+    return {
+        name: resolve(factory(row.result, *row.arguments), row.name) for name, factory in zip(_names_of(row), factories)
+    }
 
 
 def _stub(row: Row, version: str, where: str) -> Callable:
     def missing_function(*_arguments: Any) -> None:
-        raise LibsIncompatible(f"`{row.name}` needs llama.cpp {row.since} or newer; loaded is {version} from "
-                               f"{where}")
+        raise LibsIncompatible(f"`{row.name}` needs llama.cpp {row.since} or newer; loaded is {version} from {where}")
+
     missing_function.__name__ = row.name
     missing_function.is_stub = True
     return missing_function

@@ -3,6 +3,7 @@
 Runs on the starting thread: asking a GPU for its memory may take a moment. Imports the standard library and
 this package only.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from ctypes_api.ggml import ggml_backend_dev_props
 from ctypes_api.loader import Libs
 
-_TYPES = ("CPU", "GPU", "IGPU", "ACCEL", "META")        # by GGML_BACKEND_DEVICE_TYPE_*
+_TYPES = ("CPU", "GPU", "IGPU", "ACCEL", "META")  # by GGML_BACKEND_DEVICE_TYPE_*
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +21,12 @@ class Device:
 
     name: str
     description: str
-    type: str           # CPU, GPU, IGPU, ACCEL or META
+    type: str  # CPU, GPU, IGPU, ACCEL or META
     memory_free: int
     memory_total: int
     backend: str
     id: str
-    raw: int            # ggml_backend_dev_t, for Model(devices=[...])
+    raw: int  # ggml_backend_dev_t, for Model(devices=[...])
 
 
 def list_devices(libs: Libs) -> list[Device]:
@@ -39,8 +40,16 @@ def _device(libs: Libs, raw: int) -> Device:
     libs.ggml.ggml_backend_dev_get_props(raw, ctypes.byref(props))
     backend = libs.ggml.ggml_backend_reg_name(libs.ggml.ggml_backend_dev_backend_reg(raw))
     kind = _TYPES[props.type] if props.type < len(_TYPES) else str(props.type)
-    return Device(_text(props.name), _text(props.description), kind, props.memory_free, props.memory_total,
-                  _text(backend), _text(props.device_id), raw)
+    return Device(
+        _text(props.name),
+        _text(props.description),
+        kind,
+        props.memory_free,
+        props.memory_total,
+        _text(backend),
+        _text(props.device_id),
+        raw,
+    )
 
 
 def _text(value: bytes | None) -> str:

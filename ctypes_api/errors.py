@@ -3,6 +3,7 @@
 Raised on whatever thread calls into `ctypes_api`; imports nothing. `server/` decides what a client gets to
 see.
 """
+
 from __future__ import annotations
 
 

@@ -6,6 +6,7 @@ in order of preference, and a pattern for file names, because every packager nam
 Folders made by build_scripts/fetch_libs.py carry a manifest.json, whose load order then counts. Not taken:
 the system's own search path, where a stray libllama of another version is a trap.
 """
+
 from __future__ import annotations
 
 import json
@@ -22,20 +23,23 @@ from ctypes_api.errors import LibsBroken, LibsNotFound
 
 ENVIRONMENT = "LLAMA_SRV_LIBS"
 FETCH = "run `python build_scripts/fetch_libs.py`"
-FALLBACK = "fallback"           # subfolder of second builds of a backend, e.g. for older drivers
-BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl", "cpu")      # best first
+FALLBACK = "fallback"  # subfolder of second builds of a backend, e.g. for older drivers
+BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl", "cpu")  # best first
 SYSTEMS = {"darwin": "macos", "win32": "windows"}
 # end of sysconfig.get_platform() -> our name by 64-bit and 32-bit Python
-MACHINES = {"x86_64": ("x64", "x86"), "amd64": ("x64", "x86"), "arm64": ("arm64", "armv7l"),
-            "aarch64": ("arm64", "armv7l")}
+MACHINES = {
+    "x86_64": ("x64", "x86"),
+    "amd64": ("x64", "x86"),
+    "arm64": ("arm64", "armv7l"),
+    "aarch64": ("arm64", "armv7l"),
+}
 NEEDED = ("ggml-base", "ggml", "llama")
 
 _EXTENSION = r"(?:\.dylib|\.dll|\.so(?:\.\d+)*)"
 _LIBRARY = re.compile(
-    r"(?:lib)?(?P<role>llama|mtmd|ggml|ggml-base)(?:\.[a-z]+)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION,
-    re.IGNORECASE)
-_PLUGIN = re.compile(
-    r"(?:lib)?ggml-(?P<name>(?!base\b)[a-z0-9]+(?:-[\w.]+?)?)(?:\.\d+)*" + _EXTENSION, re.IGNORECASE)
+    r"(?:lib)?(?P<role>llama|mtmd|ggml|ggml-base)(?:\.[a-z]+)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION, re.IGNORECASE
+)
+_PLUGIN = re.compile(r"(?:lib)?ggml-(?P<name>(?!base\b)[a-z0-9]+(?:-[\w.]+?)?)(?:\.\d+)*" + _EXTENSION, re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +51,10 @@ class LibraryFiles:
     ggml: Path
     llama: Path
     mtmd: Path | None
-    order: tuple[Path, ...]         # what to open, in this order; holds the three above
-    plugins: dict[str, Path]        # of backends; some builds link them instead
+    order: tuple[Path, ...]  # what to open, in this order; holds the three above
+    plugins: dict[str, Path]  # of backends; some builds link them instead
     fallbacks: dict[str, Path]
-    release: str                    # llama.cpp version by the manifest, "" without one
+    release: str  # llama.cpp version by the manifest, "" without one
 
     @property
     def cpu_variants(self) -> dict[str, Path]:
@@ -114,10 +118,15 @@ def read_folder(folder: Path) -> LibraryFiles:
     found = {role: _one(paths) for role, paths in roles.items()}
     needed = [found[role] for role in NEEDED]
     order = dict.fromkeys([*(path.resolve() for path in order), *needed])
-    return LibraryFiles(folder, *needed, found.get("mtmd"), tuple(order),
-                        {name: paths[0] for name, paths in plugins.items()},
-                        {name: paths[0] for name, paths in fallbacks.items()},
-                        str(manifest.get("version") or ""))
+    return LibraryFiles(
+        folder,
+        *needed,
+        found.get("mtmd"),
+        tuple(order),
+        {name: paths[0] for name, paths in plugins.items()},
+        {name: paths[0] for name, paths in fallbacks.items()},
+        str(manifest.get("version") or ""),
+    )
 
 
 def _sort_out(paths: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, list[Path]]]:
@@ -140,8 +149,10 @@ def _one(paths: list[Path]) -> Path:
         raise LibsBroken(f"{error.filename} can't be read ({error.strerror}): {FETCH}") from None
     if len(set(real.values())) > 1:
         names = ", ".join(path.name for path in real)
-        raise LibsBroken(f"{paths[0].parent} holds different builds of one library ({names}): keep one, or "
-                         f"import the folder with fetch_libs.py --from")
+        raise LibsBroken(
+            f"{paths[0].parent} holds different builds of one library ({names}): keep one, or "
+            f"import the folder with fetch_libs.py --from"
+        )
     return next(iter(real))
 
 

@@ -9,8 +9,7 @@ A C function pointer argument takes no None: pass an empty instance, e.g. `ggml_
 """
 from __future__ import annotations
 
-from ctypes import (CFUNCTYPE, POINTER, Structure, c_bool, c_char_p, c_int, c_int64, c_size_t, c_uint32,
-                    c_void_p)
+from ctypes import CFUNCTYPE, POINTER, Structure, c_bool, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
 
 from ctypes_api.binding import call, quick
 

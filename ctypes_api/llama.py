@@ -10,17 +10,33 @@ n).from_buffer(...)`. A handle takes an owner of `objects` or an int address.
 """
 from __future__ import annotations
 
-from ctypes import (POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64,
-                    c_void_p)
+from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
 
 from ctypes_api.binding import both, call, quick
 from ctypes_api.ggml import ggml_abort_callback, ggml_log_callback, ggml_threadpool_t
 from ctypes_api.llama_types import (
-    llama_adapter_lora_p, llama_batch, llama_chat_message, llama_context_p, llama_context_params,
-    llama_logit_bias, llama_memory_t, llama_model_p, llama_model_params, llama_model_quantize_params,
-    llama_model_set_tensor_data_t, llama_perf_context_data, llama_perf_sampler_data, llama_pos,
-    llama_sampler_chain_params, llama_sampler_i, llama_sampler_p, llama_seq_id, llama_token,
-    llama_token_data_array, llama_vocab_p)
+                    llama_adapter_lora_p,
+                    llama_batch,
+                    llama_chat_message,
+                    llama_context_p,
+                    llama_context_params,
+                    llama_logit_bias,
+                    llama_memory_t,
+                    llama_model_p,
+                    llama_model_params,
+                    llama_model_quantize_params,
+                    llama_model_set_tensor_data_t,
+                    llama_perf_context_data,
+                    llama_perf_sampler_data,
+                    llama_pos,
+                    llama_sampler_chain_params,
+                    llama_sampler_i,
+                    llama_sampler_p,
+                    llama_seq_id,
+                    llama_token,
+                    llama_token_data_array,
+                    llama_vocab_p,
+)
 
 ROWS = (
     # --- Names, version, default parameters

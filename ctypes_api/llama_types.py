@@ -8,11 +8,31 @@ llama_opt_params and the rest of the training interface.
 """
 from __future__ import annotations
 
-from ctypes import (CFUNCTYPE, POINTER, Structure, Union, c_bool, c_char, c_char_p, c_double, c_float, c_int,
-                    c_int8, c_int32, c_int64, c_size_t, c_uint32, c_void_p)
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    Union,
+    c_bool,
+    c_char,
+    c_char_p,
+    c_double,
+    c_float,
+    c_int,
+    c_int8,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_void_p,
+)
 
-from ctypes_api.ggml import (ggml_abort_callback, ggml_backend_buffer_type_t, ggml_backend_dev_t,
-                             ggml_backend_sched_eval_callback)
+from ctypes_api.ggml import (
+    ggml_abort_callback,
+    ggml_backend_buffer_type_t,
+    ggml_backend_dev_t,
+    ggml_backend_sched_eval_callback,
+)
 
 # Opaque handles: addresses as int, None for NULL. Owners (`objects`) pass themselves through _as_parameter_.
 llama_model_p = c_void_p

@@ -6,6 +6,7 @@ their symbols global, log callback, ABI guard, backend plug-ins, llama_backend_i
 unloaded safely, so a process holds one set; asking for the same folder again gives the same `Libs`. Not
 taken: LD_LIBRARY_PATH or the libraries' own RUNPATH (wrong in copies), and an override for the guard.
 """
+
 from __future__ import annotations
 
 import atexit
@@ -30,20 +31,30 @@ __all__ = ["Libs", "find_folder", "load"]
 # What the system's loader says -> what it means. {0} is the first group that matched.
 _OTHER_MACHINE = "it was built for another machine than this {platform}, or is damaged: " + FETCH
 _REASONS = (
-    (r"version `(GLIBC_[\d.]+)' not found",
-     "it needs {0}, this system has glibc {libc}: use a newer system or import a build made on this one"),
+    (
+        r"version `(GLIBC_[\d.]+)' not found",
+        "it needs {0}, this system has glibc {libc}: use a newer system or import a build made on this one",
+    ),
     (r"version `([\w.]+)' not found", "it needs {0}, which this system's libstdc++ lacks: update that"),
     (r"(libcuda\.so[\w.]*): cannot open", "there is no NVIDIA driver on this machine ({0} is missing)"),
-    (r"(libcu\w+\.so[\w.]*): cannot open",
-     "{0} of the CUDA runtime is missing: install the CUDA version that this name ends in"),
+    (
+        r"(libcu\w+\.so[\w.]*): cannot open",
+        "{0} of the CUDA runtime is missing: install the CUDA version that this name ends in",
+    ),
     (r"(libvulkan\.so[\w.]*): cannot open", "{0} is missing: install a Vulkan driver and loader"),
     (r"(libgomp[\w.]*): cannot open", "{0} is missing: install it (Debian, Ubuntu: apt install libgomp1)"),
-    (r"(lib[\w.+-]+): cannot open|Library not loaded: (\S+)",
-     "{0}, which it needs, is missing: install it or fetch the folder again"),
-    (r"wrong ELF class|invalid ELF header|file too short|incompatible architecture|not a mach-o|WinError 193",
-     _OTHER_MACHINE),
-    (r"Could not find module|WinError 126",
-     "a DLL it needs is missing: install the Microsoft Visual C++ Redistributable or fetch the folder again"),
+    (
+        r"(lib[\w.+-]+): cannot open|Library not loaded: (\S+)",
+        "{0}, which it needs, is missing: install it or fetch the folder again",
+    ),
+    (
+        r"wrong ELF class|invalid ELF header|file too short|incompatible architecture|not a mach-o|WinError 193",
+        _OTHER_MACHINE,
+    ),
+    (
+        r"Could not find module|WinError 126",
+        "a DLL it needs is missing: install the Microsoft Visual C++ Redistributable or fetch the folder again",
+    ),
 )
 _LOADED_FROM = re.compile(r"loaded (\S+) backend from (.+)$")
 
@@ -54,25 +65,31 @@ class Libs:
 
     folder: Path
     files: LibraryFiles
-    version: str                        # what llama_version() says
-    log: NativeLog                      # holds the C log callback alive
+    version: str  # what llama_version() says
+    log: NativeLog  # holds the C log callback alive
     ggml: Functions
     llama: Functions
     mtmd: Functions | None = None
-    backends: tuple[str, ...] = ()      # registered backends, e.g. ("CUDA", "CPU")
-    plugins: tuple[str, ...] = ()       # plug-in files they came from; none if linked in
-    notes: tuple[str, ...] = ()         # one line per plug-in that was there but didn't load
-    cpu_variant: str | None = None      # as asked for
-    has_backends: bool = False          # else only a vocabulary can be opened
-    keep: list[Any] = field(default_factory=list)   # handles that must stay open
+    backends: tuple[str, ...] = ()  # registered backends, e.g. ("CUDA", "CPU")
+    plugins: tuple[str, ...] = ()  # plug-in files they came from; none if linked in
+    notes: tuple[str, ...] = ()  # one line per plug-in that was there but didn't load
+    cpu_variant: str | None = None  # as asked for
+    has_backends: bool = False  # else only a vocabulary can be opened
+    keep: list[Any] = field(default_factory=list)  # handles that must stay open
 
 
 _lock = threading.Lock()
-_loaded: dict[Path, Libs] = {}          # guarded by _lock; mirrors the process's own table of open libraries
+_loaded: dict[Path, Libs] = {}  # guarded by _lock; mirrors the process's own table of open libraries
 
 
-def load(folder: Path, *, cpu_variant: str | None = None, with_mtmd: bool = False,
-         log_callback: LogCallback | None = None, with_backends: bool = True) -> Libs:
+def load(
+    folder: Path,
+    *,
+    cpu_variant: str | None = None,
+    with_mtmd: bool = False,
+    log_callback: LogCallback | None = None,
+    with_backends: bool = True,
+) -> Libs:
     """Opens the libraries in `folder`, or returns what an earlier call opened from there.
 
     `cpu_variant` names one `ggml-cpu-*` plug-in instead of the best one. `log_callback(level, line)` gets
@@ -85,19 +102,22 @@ def load(folder: Path, *, cpu_variant: str | None = None, with_mtmd: bool = Fals
         libs = _loaded.get(folder)
         if libs is None:
             if _loaded:
-                raise LibsError(f"this process already holds the libraries of {next(iter(_loaded))}: start "
-                                f"another one for {folder}")
+                raise LibsError(
+                    f"this process already holds the libraries of {next(iter(_loaded))}: start another one for {folder}"
+                )
             libs = _open(folder, cpu_variant, log_callback)
             _loaded[folder] = libs
         elif libs.has_backends and cpu_variant not in (None, libs.cpu_variant):
-            raise LibsError(f"this process already holds {folder} with CPU variant "
-                            f"{libs.cpu_variant or 'auto'}: start another one for {cpu_variant}")
+            raise LibsError(
+                f"this process already holds {folder} with CPU variant "
+                f"{libs.cpu_variant or 'auto'}: start another one for {cpu_variant}"
+            )
         elif log_callback is not None:
             libs.log.sink = log_callback
         if with_backends and not libs.has_backends:
             libs.cpu_variant = cpu_variant
             _start_backends(libs)
-            libs.llama.llama_backend_init()     # without a backend it would look for some in the current folder
+            libs.llama.llama_backend_init()  # without a backend it would look for some in the current folder
             libs.has_backends = True
         if with_mtmd and libs.mtmd is None:
             libs.mtmd = _open_mtmd(libs)
@@ -108,20 +128,19 @@ def _open(folder: Path, cpu_variant: str | None, log_callback: LogCallback | Non
     abi.check_platform()
     files = read_folder(folder)
     if cpu_variant is not None:
-        _variant_file(files, cpu_variant)       # a misspelt name fails before anything is opened
+        _variant_file(files, cpu_variant)  # a misspelt name fails before anything is opened
     handles, keep = _open_all(files)
     base, registry, handle = (handles[path] for path in (files.ggml_base, files.ggml, files.llama))
     where = str(files.llama)
     version = _version_of(handle)
     abi.check_version(version, where)
     log = NativeLog(log_callback)
-    libs = Libs(folder, files, version, log, Functions(base), Functions(handle), cpu_variant=cpu_variant,
-                keep=keep)
+    libs = Libs(folder, files, version, log, Functions(base), Functions(handle), cpu_variant=cpu_variant, keep=keep)
     bind(ggml.BASE_ROWS, from_handle(base), libs.ggml, version=version, where=str(files.ggml_base))
     bind(ggml.REGISTRY_ROWS, from_handle(registry), libs.ggml, version=version, where=str(files.ggml))
     bind(llama.ROWS, from_handle(handle), libs.llama, version=version, where=where)
     _guard(folder, libs.llama, where, llama_types.STRUCTS + ggml.STRUCTS, abi.LLAMA_DEFAULTS)
-    libs.llama.llama_log_set(log.c_callback, None)      # sets ggml's, too
+    libs.llama.llama_log_set(log.c_callback, None)  # sets ggml's, too
     atexit.register(libs.llama.llama_log_set, _silent_callback(), None)
     return libs
 
@@ -146,11 +165,14 @@ def _open_all(files: LibraryFiles) -> tuple[dict[Path, ctypes.CDLL], list[Any]]:
 
 
 def _open_mtmd(libs: Libs) -> Functions:
-    from ctypes_api import mtmd         # here, because most models come without
+    from ctypes_api import mtmd  # here, because most models come without
+
     path = libs.files.mtmd
     if path is None:
-        raise LibsNotFound(f"{libs.folder} holds no libmtmd, which images and audio need: run "
-                           f"`python build_scripts/fetch_libs.py --with-mtmd`")
+        raise LibsNotFound(
+            f"{libs.folder} holds no libmtmd, which images and audio need: run "
+            f"`python build_scripts/fetch_libs.py --with-mtmd`"
+        )
     handle = _open_library(path)
     functions = Functions(handle)
     bind(mtmd.ROWS, from_handle(handle), functions, version=libs.version, where=str(path))
@@ -206,13 +228,15 @@ def _try_open(path: Path) -> ctypes.CDLL | None:
 def _explain(path: Path, error: str) -> str:
     """One line: which file, what it means, what the system said."""
     error = " ".join(error.split())
-    own = ((re.escape(f"{path}: cannot open"), _OTHER_MACHINE),) if path.is_file() else ()     # glibc's way
+    own = ((re.escape(f"{path}: cannot open"), _OTHER_MACHINE),) if path.is_file() else ()  # glibc's way
     for pattern, meaning in own + _REASONS:
         if match := re.search(pattern, error):
-            import platform             # here, because nearly all starts come without
+            import platform  # here, because nearly all starts come without
+
             found = next(filter(None, match.groups()), "")
-            meaning = meaning.format(found, libc=platform.libc_ver()[1] or "of another version",
-                                     platform=platform_name())
+            meaning = meaning.format(
+                found, libc=platform.libc_ver()[1] or "of another version", platform=platform_name()
+            )
             return f"{path} can't be opened: {meaning} ({error})"
     return f"{path} can't be opened: {error}"
 
@@ -220,7 +244,7 @@ def _explain(path: Path, error: str) -> str:
 def _start_backends(libs: Libs) -> None:
     """Registers the backends and fills in `backends`, `plugins` and `notes`."""
     mark = libs.log.mark()
-    if sys.platform == "win32":     # ggml's own LoadLibrary wouldn't look for a plug-in's DLLs beside it
+    if sys.platform == "win32":  # ggml's own LoadLibrary wouldn't look for a plug-in's DLLs beside it
         libs.keep += [_try_open(path) for name, path in libs.files.plugins.items() if not _is_cpu(name)]
     if libs.cpu_variant is None:
         libs.ggml.ggml_backend_load_all_from_path(os.fsencode(libs.folder))
@@ -230,18 +254,26 @@ def _start_backends(libs: Libs) -> None:
     libs.plugins = _plugin_files(libs, mark)
     libs.backends = tuple(
         libs.ggml.ggml_backend_reg_name(libs.ggml.ggml_backend_reg_get(i)).decode()
-        for i in range(libs.ggml.ggml_backend_reg_count()))
+        for i in range(libs.ggml.ggml_backend_reg_count())
+    )
     taken = {Path(file).name for file in libs.plugins}
-    libs.notes = tuple(_why_not(path) for name, path in libs.files.plugins.items()
-                       if taken and path.name not in taken and not _is_cpu(name))
+    libs.notes = tuple(
+        _why_not(path)
+        for name, path in libs.files.plugins.items()
+        if taken and path.name not in taken and not _is_cpu(name)
+    )
     device = libs.ggml.ggml_backend_dev_by_type(ggml.GGML_BACKEND_DEVICE_TYPE_CPU)
     if not device:
         names = ", ".join(sorted(libs.files.plugins)) or "none"
-        raise LibsBroken(f"no CPU backend in {libs.folder} works on this machine (plug-ins found: {names}): "
-                         f"{FETCH}")
+        raise LibsBroken(f"no CPU backend in {libs.folder} works on this machine (plug-ins found: {names}): {FETCH}")
     cpu = libs.ggml.ggml_backend_dev_backend_reg(device)
-    bind(ggml.CPU_ROWS, from_addresses(lambda name: libs.ggml.ggml_backend_reg_get_proc_address(cpu, name)),
-         libs.ggml, version=libs.version, where=f"the CPU backend of {libs.folder}")
+    bind(
+        ggml.CPU_ROWS,
+        from_addresses(lambda name: libs.ggml.ggml_backend_reg_get_proc_address(cpu, name)),
+        libs.ggml,
+        version=libs.version,
+        where=f"the CPU backend of {libs.folder}",
+    )
 
 
 def _load_by_hand(libs: Libs, variant: str) -> None:
@@ -251,8 +283,10 @@ def _load_by_hand(libs: Libs, variant: str) -> None:
             libs.ggml.ggml_backend_load(os.fsencode(path))
     path = _variant_file(libs.files, variant)
     if not libs.ggml.ggml_backend_load(os.fsencode(path)):
-        raise LibsBroken(f"CPU variant {variant} ({path.name}) doesn't work on this CPU; available: "
-                         f"{', '.join(sorted(libs.files.cpu_variants))}")
+        raise LibsBroken(
+            f"CPU variant {variant} ({path.name}) doesn't work on this CPU; available: "
+            f"{', '.join(sorted(libs.files.cpu_variants))}"
+        )
 
 
 def _load_fallbacks(libs: Libs, mark: int) -> None:

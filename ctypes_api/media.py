@@ -3,13 +3,14 @@
 Made on any thread (libmtmd says that decoding and tokenising may share a context), closed by whoever holds them;
 encoding needs the one thread that owns the context. Imports the standard library and this package only.
 """
+
 from __future__ import annotations
 
 import ctypes
 from ctypes import c_char_p, c_size_t
 
 from ctypes_api.errors import LibsError
-from ctypes_api.mtmd import (MTMD_INPUT_CHUNK_TYPE_TEXT, mtmd_bitmap_p, mtmd_helper_init_opt, mtmd_input_text)
+from ctypes_api.mtmd import MTMD_INPUT_CHUNK_TYPE_TEXT, mtmd_bitmap_p, mtmd_helper_init_opt, mtmd_input_text
 from ctypes_api.objects import MtmdContext, Owner
 
 # libmtmd hands what it can't decode to ffmpeg as a last try. Bytes of strangers are no business of a program that
@@ -72,9 +73,7 @@ class Chunks(Owner):
             return None
         n = c_size_t(0)
         tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(n))
-        return tokens[:n.value]
+        return tokens[: n.value]
 
     def _free(self, raw: int) -> None:
         self.libs.mtmd.mtmd_input_chunks_free(raw)
-
-

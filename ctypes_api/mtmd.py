@@ -7,13 +7,24 @@ and mtmd_test_create_input_chunks.
 """
 from __future__ import annotations
 
-from ctypes import (CFUNCTYPE, POINTER, Structure, c_bool, c_char_p, c_float, c_int, c_int32, c_int64,
-                    c_size_t, c_uint32, c_void_p)
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    Structure,
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_void_p,
+)
 
 from ctypes_api.binding import call, quick
 from ctypes_api.ggml import ggml_backend_dev_t, ggml_backend_sched_eval_callback, ggml_log_callback
-from ctypes_api.llama_types import (llama_batch, llama_context_p, llama_model_p, llama_pos, llama_seq_id,
-                                    llama_token)
+from ctypes_api.llama_types import llama_batch, llama_context_p, llama_model_p, llama_pos, llama_seq_id, llama_token
 
 # Opaque handles: addresses as int, None for NULL.
 mtmd_context_p = c_void_p

@@ -5,6 +5,7 @@ continuations, remembers the last problems, hands the line on. That is why funct
 native thread must be bound as `call`. Imports the standard library and `ggml`'s types only. Not taken: one
 hook per context, because the C side has one logger per process.
 """
+
 from __future__ import annotations
 
 import threading
@@ -14,8 +15,8 @@ from collections.abc import Callable
 from ctypes_api.ggml import GGML_LOG_LEVEL_CONT, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_INFO, ggml_log_callback
 
 LogCallback = Callable[[int, str], None]
-_REMEMBERED = 64            # lines kept of each kind
-_LONGEST = 1 << 16          # a line that never ends is cut here
+_REMEMBERED = 64  # lines kept of each kind
+_LONGEST = 1 << 16  # a line that never ends is cut here
 
 
 class NativeLog:
@@ -24,12 +25,12 @@ class NativeLog:
     def __init__(self, sink: LogCallback | None = None) -> None:
         self.sink = sink
         self.c_callback = ggml_log_callback(self._on_text)
-        self._lock = threading.Lock()       # guards all below: several native threads may log at once
+        self._lock = threading.Lock()  # guards all below: several native threads may log at once
         self._level = GGML_LOG_LEVEL_INFO
         self._pending = ""
         self._count = 0
         self._recent: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)
-        self._errors: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)    # a model load logs hundreds
+        self._errors: deque[tuple[int, str]] = deque(maxlen=_REMEMBERED)  # a model load logs hundreds
 
     def mark(self) -> int:
         """A point in the log, for `errors_since`."""
@@ -49,7 +50,7 @@ class NativeLog:
     def _on_text(self, level: int, text: bytes | None, _user_data: object) -> None:
         with self._lock:
             lines = self._take(level, (text or b"").decode("utf-8", "replace"))
-        if self.sink is not None:           # outside the lock: a sink may log, and may be slow
+        if self.sink is not None:  # outside the lock: a sink may log, and may be slow
             for line_level, line in lines:
                 self.sink(line_level, line)
 
@@ -57,7 +58,7 @@ class NativeLog:
         """Adds `text` and returns the lines that it completes."""
         complete = []
         if level != GGML_LOG_LEVEL_CONT:
-            if self._pending:               # an unfinished line ends where a new message begins
+            if self._pending:  # an unfinished line ends where a new message begins
                 complete.append((self._level, self._pending))
             self._level, self._pending = level, ""
         *lines, self._pending = (self._pending + text).split("\n")

@@ -9,6 +9,7 @@ only.
 Keyword fields are those of the C parameter struct under their C names; an unknown one is a TypeError. A list
 given for a pointer field becomes a zero-terminated C array, kept alive with the owner.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -22,9 +23,15 @@ from typing import Any
 
 from ctypes_api.errors import LibsError, ModelLoadError
 from ctypes_api.ggml import ggml_abort_callback
-from ctypes_api.llama_types import (llama_batch, llama_progress_callback, llama_sampler_accept_fn,
-                                    llama_sampler_apply_fn, llama_sampler_i, llama_sampler_name_fn,
-                                    llama_sampler_reset_fn)
+from ctypes_api.llama_types import (
+    llama_batch,
+    llama_progress_callback,
+    llama_sampler_accept_fn,
+    llama_sampler_apply_fn,
+    llama_sampler_i,
+    llama_sampler_name_fn,
+    llama_sampler_reset_fn,
+)
 from ctypes_api.loader import Libs
 from ctypes_api.stdio import CFile
 
@@ -35,13 +42,13 @@ _NO_SAMPLER = "the native library refused to make a sampler: a grammar that does
 class Owner(ABC):
     """Base: a native pointer, its children, and what must live as long as it does."""
 
-    raw: int | None = None              # on the class, so that a failed constructor is harmless
+    raw: int | None = None  # on the class, so that a failed constructor is harmless
 
     def __init__(self, libs: Libs) -> None:
         self.libs = libs
         self.parent: Owner | None = None
         self._children: list[Owner] = []
-        self._keep: list[Any] = []      # callbacks and arrays that C holds pointers to
+        self._keep: list[Any] = []  # callbacks and arrays that C holds pointers to
 
     def _own(self, raw: int | None, parent: Owner | None = None) -> None:
         """Takes over what the C constructor returned, as a child of `parent`; the caller raises for NULL."""
@@ -85,8 +92,15 @@ class Owner(ABC):
 class Model(Owner):
     """A loaded model file. Fields: llama_model_params (n_gpu_layers, vocab_only, devices=[...], ...)."""
 
-    def __init__(self, libs: Libs, path: str | os.PathLike[str], *, offset: int = 0,
-                 progress: Progress | None = None, **fields: Any) -> None:
+    def __init__(
+        self,
+        libs: Libs,
+        path: str | os.PathLike[str],
+        *,
+        offset: int = 0,
+        progress: Progress | None = None,
+        **fields: Any,
+    ) -> None:
         """Loads `path`. `progress(0.0..1.0)` is called on this thread; False stops the load.
 
         With `offset` the GGUF begins there, inside a larger file (a multiple of 32, or it can't be mapped). Raises
@@ -108,7 +122,7 @@ class Model(Owner):
         watch.check(self)
         if self.raw is None:
             raise ModelLoadError(_failure(f"can't load model {os.fspath(path)}", libs, mark))
-        self.vocab: int = libs.llama.llama_model_get_vocab(self)     # lives as long as the model
+        self.vocab: int = libs.llama.llama_model_get_vocab(self)  # lives as long as the model
 
     @property
     def desc(self) -> str:
@@ -174,8 +188,9 @@ class AbortFlag:
 class Context(Owner):
     """A llama_context on a model. Fields: llama_context_params (n_ctx, n_seq_max, kv_unified, ...)."""
 
-    def __init__(self, model: Model, *, abort: AbortFlag | None = None, pool: Threadpool | None = None,
-                 **fields: Any) -> None:
+    def __init__(
+        self, model: Model, *, abort: AbortFlag | None = None, pool: Threadpool | None = None, **fields: Any
+    ) -> None:
         """Raises ModelLoadError with the last native error lines (usually: not enough memory).
 
         Without a `pool`, which may serve several contexts one after the other, ggml starts threads for each graph.
@@ -190,7 +205,7 @@ class Context(Owner):
         self._own(self.libs.llama.llama_init_from_model(model, params), model)
         if self.raw is None:
             raise ModelLoadError(_failure("can't create a context", self.libs, mark))
-        self.memory: int | None = self.libs.llama.llama_get_memory(self)    # None: an encoder-only model
+        self.memory: int | None = self.libs.llama.llama_get_memory(self)  # None: an encoder-only model
         if pool is not None:
             self._keep.append(pool)
             self.libs.llama.llama_attach_threadpool(self, pool, pool)
@@ -227,11 +242,9 @@ class Batch:
     dimension). It owns no native memory, hence `close` only marks it; it must outlive the decode call.
     """
 
-    __slots__ = ("capacity", "embd", "logits", "n_seq_id", "n_seq_max", "pos", "seq", "seq_id", "struct",
-                 "token")
+    __slots__ = ("capacity", "embd", "logits", "n_seq_id", "n_seq_max", "pos", "seq", "seq_id", "struct", "token")
 
-    def __init__(self, _libs: Libs, n_tokens: int, n_seq_max: int = 1, *, n_embd: int = 0,
-                 n_pos: int = 1) -> None:
+    def __init__(self, _libs: Libs, n_tokens: int, n_seq_max: int = 1, *, n_embd: int = 0, n_pos: int = 1) -> None:
         self.capacity, self.n_seq_max = n_tokens, n_seq_max
         self.token = None if n_embd else (c_int32 * n_tokens)()
         self.embd = (c_float * (n_tokens * n_embd))() if n_embd else None
@@ -240,9 +253,15 @@ class Batch:
         self.logits = (c_int8 * n_tokens)()
         self.seq = (c_int32 * (n_tokens * n_seq_max))()
         self.seq_id = _rows(self.seq, n_tokens, n_seq_max)
-        self.struct = llama_batch(0, _first(self.token, c_int32), _first(self.embd, c_float),
-                                  _first(self.pos, c_int32), _first(self.n_seq_id, c_int32),
-                                  _first(self.seq_id, POINTER(c_int32)), _first(self.logits, c_int8))
+        self.struct = llama_batch(
+            0,
+            _first(self.token, c_int32),
+            _first(self.embd, c_float),
+            _first(self.pos, c_int32),
+            _first(self.n_seq_id, c_int32),
+            _first(self.seq_id, POINTER(c_int32)),
+            _first(self.logits, c_int8),
+        )
 
     @property
     def n_tokens(self) -> int:
@@ -289,14 +308,20 @@ class Sampler(Owner):
             if part is not None:
                 made.add(part)
         if None in parts:
-            made.close()        # with all the good parts, which nobody else owns
+            made.close()  # with all the good parts, which nobody else owns
             raise LibsError(_NO_SAMPLER)
         return made
 
     @classmethod
-    def custom(cls, libs: Libs, name: str, apply: Callable[[Any], None], *,
-               accept: Callable[[int], None] | None = None,
-               reset: Callable[[], None] | None = None) -> Sampler:
+    def custom(
+        cls,
+        libs: Libs,
+        name: str,
+        apply: Callable[[Any], None],
+        *,
+        accept: Callable[[int], None] | None = None,
+        reset: Callable[[], None] | None = None,
+    ) -> Sampler:
         """A sampler in Python. `apply(candidates)` gets a llama_token_data_array and changes it in place.
 
         For tests and experiments: over a whole vocabulary it costs milliseconds a token. The callbacks run on
@@ -306,7 +331,8 @@ class Sampler(Owner):
         label = ctypes.create_string_buffer(name.encode())
         interface = llama_sampler_i(
             name=llama_sampler_name_fn(lambda _raw: ctypes.addressof(label)),
-            apply=llama_sampler_apply_fn(lambda _raw, array: apply(array.contents)))
+            apply=llama_sampler_apply_fn(lambda _raw, array: apply(array.contents)),
+        )
         if accept is not None:
             interface.accept = llama_sampler_accept_fn(lambda _raw, token: accept(token))
         if reset is not None:
@@ -356,10 +382,12 @@ class Adapter(Owner):
 class MtmdContext(Owner):
     """A projector (mmproj) file for a model. Fields: mtmd_context_params. Needs load(..., with_mtmd=True)."""
 
-    def __init__(self, model: Model, path: str | os.PathLike[str], *, progress: Progress | None = None,
-                 **fields: Any) -> None:
+    def __init__(
+        self, model: Model, path: str | os.PathLike[str], *, progress: Progress | None = None, **fields: Any
+    ) -> None:
         """Raises ModelLoadError with the last native error lines."""
-        from ctypes_api.mtmd import mtmd_progress_callback      # here, because most models come without
+        from ctypes_api.mtmd import mtmd_progress_callback  # here, because most models come without
+
         super().__init__(model.libs)
         if self.libs.mtmd is None:
             raise LibsError("libmtmd isn't loaded: load the libraries with with_mtmd=True")
@@ -392,7 +420,7 @@ class _ProgressWatch:
     def _on_progress(self, value: float, _user_data: object) -> bool:
         try:
             self._stopped = not self._progress(value)
-        except BaseException as error:      # KeyboardInterrupt included: it must stop the load, too
+        except BaseException as error:  # KeyboardInterrupt included: it must stop the load, too
             self._error, self._stopped = error, True
         return not self._stopped
 
@@ -419,8 +447,9 @@ def _c_path(path: str | os.PathLike[str]) -> bytes:
     return encoded
 
 
-def _set_fields(params: ctypes.Structure, fields: Mapping[str, Any], keep: list[Any],
-                lengths: Mapping[str, int] | None = None) -> None:
+def _set_fields(
+    params: ctypes.Structure, fields: Mapping[str, Any], keep: list[Any], lengths: Mapping[str, int] | None = None
+) -> None:
     keep.append(params)
     types = {name: kind for name, kind, *_ in params._fields_}
     for name, value in fields.items():
@@ -461,8 +490,7 @@ def _string(function: Callable, *arguments: Any) -> str:
 def _metadata(owner: Owner, prefix: str) -> dict[str, str]:
     functions = vars(owner.libs.llama)
     key_at, value_at = functions[f"{prefix}_key_by_index"], functions[f"{prefix}_val_str_by_index"]
-    return {_string(key_at, owner, i): _string(value_at, owner, i)
-            for i in range(functions[f"{prefix}_count"](owner))}
+    return {_string(key_at, owner, i): _string(value_at, owner, i) for i in range(functions[f"{prefix}_count"](owner))}
 
 
 def _failure(what: str, libs: Libs, mark: int) -> str:

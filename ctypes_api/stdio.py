@@ -3,6 +3,7 @@
 Used on the thread that loads; imports the standard library only. The stream has to come from the C runtime that the
 native library uses: on Windows the universal one (the packages' DLLs import it), elsewhere the only one there is.
 """
+
 from __future__ import annotations
 
 import ctypes

@@ -4,6 +4,7 @@ Any thread may call them, the C side is thread-safe here. Text is bytes: a token
 Ids are checked first, because the C side ends the process over an unknown one. Imports the standard library
 and this package only.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -25,7 +26,7 @@ def tokenize(libs: Libs, vocab: int, text: bytes, add_special: bool, parse_speci
     has no vocabulary.
     """
     _check(libs, vocab, ())
-    room = len(text) + 8        # no token is shorter than a byte, plus BOS, EOS and a leading space
+    room = len(text) + 8  # no token is shorter than a byte, plus BOS, EOS and a leading space
     for _ in range(2):
         tokens = (ctypes.c_int32 * room)()
         count = libs.llama.llama_tokenize(vocab, text, len(text), tokens, room, add_special, parse_special)
@@ -48,16 +49,16 @@ def token_to_piece(libs: Libs, vocab: int, token: int, special: bool) -> bytes:
     return buffer.raw[:length]
 
 
-def detokenize(libs: Libs, vocab: int, tokens: Sequence[int], remove_special: bool = False,
-               unparse_special: bool = False) -> bytes:
+def detokenize(
+    libs: Libs, vocab: int, tokens: Sequence[int], remove_special: bool = False, unparse_special: bool = False
+) -> bytes:
     """The text of `tokens` together; flags as in llama_detokenize. An unknown id raises LibsError."""
     _check(libs, vocab, tokens)
     array = (ctypes.c_int32 * len(tokens))(*tokens)
-    room = 6 * len(tokens) + 64     # tokens have 4 bytes or so
+    room = 6 * len(tokens) + 64  # tokens have 4 bytes or so
     for _ in range(2):
         buffer = (ctypes.c_char * room)()
-        length = libs.llama.llama_detokenize(vocab, array, len(tokens), buffer, room, remove_special,
-                                             unparse_special)
+        length = libs.llama.llama_detokenize(vocab, array, len(tokens), buffer, room, remove_special, unparse_special)
         if length >= 0:
             return buffer.raw[:length]
         if length == _OVERFLOW:

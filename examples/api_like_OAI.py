@@ -17,8 +17,18 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-COPIED = ("temperature", "top_k", "top_p", "presence_penalty", "frequency_penalty", "repeat_penalty",
-          "mirostat", "mirostat_tau", "mirostat_eta", "seed")
+COPIED = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repeat_penalty",
+    "mirostat",
+    "mirostat_tau",
+    "mirostat_eta",
+    "seed",
+)
 CHAT_PATHS = ("/chat/completions", "/v1/chat/completions")
 TEXT_PATHS = ("/completions", "/v1/completions")
 MAX_BODY = 64 << 20
@@ -29,13 +39,19 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """The options; `\\n` in names and prompt means a line break."""
     parser = argparse.ArgumentParser(description="OpenAI-like API in front of a server with /completion.")
     add = parser.add_argument
-    add("--chat-prompt", help="text before every chat (default: %(default)r)",
+    add(
+        "--chat-prompt",
+        help="text before every chat (default: %(default)r)",
         default="A chat between a curious user and an artificial intelligence assistant. "
-                "The assistant follows the given rules no matter what.\\n")
+        "The assistant follows the given rules no matter what.\\n",
+    )
     add("--user-name", default="\\nUSER: ", help="what comes before a user's message (default: %(default)r)")
     add("--ai-name", default="\\nASSISTANT: ", help="what comes before an answer (default: %(default)r)")
-    add("--system-name", default="\\nASSISTANT's RULE: ",
-        help="what comes before a system message (default: %(default)r)")
+    add(
+        "--system-name",
+        default="\\nASSISTANT's RULE: ",
+        help="what comes before a system message (default: %(default)r)",
+    )
     add("--stop", default="</s>", help="end of an answer (default: %(default)r)")
     add("--llama-api", default="http://127.0.0.1:8080", help="where the server is (default: %(default)s)")
     add("--api-key", default="", help="key that clients must send; none by default")
@@ -92,17 +108,25 @@ def whole_answer(answer: dict[str, object], is_chat: bool) -> dict[str, object]:
         choice["message"] = {"role": "assistant", "content": answer["content"]}
     else:
         choice |= {"text": answer["content"], "logprobs": None}
-    return {"id": "chatcmpl" if is_chat else "cmpl",
-            "object": "chat.completion" if is_chat else "text_completion", "created": int(time.time()),
-            "truncated": answer["truncated"], "model": "LLaMA_CPP", "choices": [choice],
-            "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_predicted,
-                      "total_tokens": n_prompt + n_predicted}}
+    return {
+        "id": "chatcmpl" if is_chat else "cmpl",
+        "object": "chat.completion" if is_chat else "text_completion",
+        "created": int(time.time()),
+        "truncated": answer["truncated"],
+        "model": "LLaMA_CPP",
+        "choices": [choice],
+        "usage": {"prompt_tokens": n_prompt, "completion_tokens": n_predicted, "total_tokens": n_prompt + n_predicted},
+    }
 
 
 def stream_chunks(answers: Iterator[dict[str, object]], is_chat: bool) -> Iterator[dict[str, object]]:
     """OpenAI's chunks for the chunks of /completion."""
-    head = {"id": "chatcmpl" if is_chat else "cmpl", "created": int(time.time()), "model": "LLaMA_CPP",
-            "object": "chat.completion.chunk" if is_chat else "text_completion.chunk"}
+    head = {
+        "id": "chatcmpl" if is_chat else "cmpl",
+        "created": int(time.time()),
+        "model": "LLaMA_CPP",
+        "object": "chat.completion.chunk" if is_chat else "text_completion.chunk",
+    }
     if is_chat:
         yield {**head, "choices": [{"index": 0, "finish_reason": None, "delta": {"role": "assistant"}}]}
     for answer in answers:
@@ -115,7 +139,7 @@ def stream_chunks(answers: Iterator[dict[str, object]], is_chat: bool) -> Iterat
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; `server.options` are the options."""
+    """One connection; `server.options.parser` are the options."""
 
     protocol_version = "HTTP/1.1"
     timeout = TIMEOUT_S
@@ -162,14 +186,17 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, json.dumps(result).encode())
 
     def _ask(self, path: str, body: dict[str, object]):
-        request = urllib.request.Request(self.server.options.llama_api.rstrip("/") + path,
-                                         json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self.server.options.llama_api.rstrip("/") + path,
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
         return urllib.request.urlopen(request, timeout=TIMEOUT_S)
 
     def _stream(self, chunks: Iterator[dict[str, object]]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")         # its end is the connection's: no length is known
+        self.send_header("Connection", "close")  # its end is the connection's: no length is known
         self.end_headers()
         for chunk in chunks:
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())

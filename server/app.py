@@ -18,29 +18,30 @@ from pathlib import Path
 
 from ctypes_api.errors import LibsError
 from ctypes_api.folder import find_folder
-from server import frozen, one_shot
 from server import log as logging_setup
-from server.bundle import Bundle, BundleError
+from server import program as frozen
 from server.draft_model import find_draft_model, spec_config
-from server.engine import spawn
-from server.engine.client import EngineClient, Transport
-from server.engine.config import EngineConfig, pinned_patterns
-from server.engine.model_file import check_all, check_model_file, check_ranker
-from server.engine.model_shape import shape_of
-from server.engine.shape import Shape
-from server.engine.supervise import Limits, ProcessTransport
+from server.engine.client import spawn
+from server.engine.client.engine_client import EngineClient, Transport
+from server.engine.client.supervisor import Limits, ProcessTransport
+from server.engine.seam.config import EngineConfig, pinned_patterns
+from server.errands import one_shot
+from server.errands.bundle import Bundle, BundleError
+from server.errands.one_shot import ModelPlace, place_in, place_of
+from server.errands.tuned import chosen, remember
 from server.errors import StartError
 from server.fetching import fetched, repository_projector
-from server.gguf import Gguf, GgufError
 from server.log import LogFileError, get_logger
-from server.one_shot import ModelPlace, place_in, place_of
-from server.option_table import POOLING
-from server.options import OptionError, Options, native_params, pool_params, projector_params, secret_values
-from server.tuned import chosen, remember
+from server.model_files.checks import check_all, check_model_file, check_ranker
+from server.model_files.gguf import Gguf, GgufError
+from server.model_files.shape import Shape
+from server.model_files.shape_reader import shape_of
+from server.options.parser import OptionError, Options, native_params, pool_params, projector_params, secret_values
+from server.options.table import POOLING
 
 VERSION = "0.1.0"
 SWITCH_INTERVAL_S = 0.0005
-TUNE_CTX = 1024             # tokens of each slot while steps are measured
+TUNE_CTX = 1024  # tokens of each slot while steps are measured
 ROOT = Path(__file__).resolve().parents[1]
 
 NO_MODEL = """no model given. Three ways to get going:
@@ -62,10 +63,12 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
             return 0
         if options.cache_list:
             from server.download import cached_models
+
             print("\n".join(cached_models()))
             return 0
         if options.list_devices:
-            from server.engine import backend
+            from server.engine.llama import backend
+
             variant = chosen(options, "", Path(libs_folder(options))).cpu_variant
             print("\n".join(backend.device_lines(libs_folder(options), variant)))
             return 0
@@ -82,11 +85,13 @@ def measure(options: Options, argv: Sequence[str]) -> int:
     """`--bench`: this program as a server of its own, measured; the exit code."""
     if options.ssl_key_file:
         raise OptionError("--bench speaks plain HTTP to itself: leave out --ssl-key-file and --ssl-cert-file")
-    from server.bench import command     # here, because a server that serves starts faster without it
+    from server.bench import command  # here, because a server that serves starts faster without it
+
     names = command.OWN if options.bench == "own" else options.bench
     try:
-        return command.measure(own_program(), argv, names, options.model or "", options.threads,
-                               next(iter(options.api_key), ""))
+        return command.measure(
+            own_program(), argv, names, options.model or "", options.threads, next(iter(options.api_key), "")
+        )
     except command.BenchError as error:
         raise OptionError(str(error)) from None
 
@@ -99,22 +104,31 @@ def own_program() -> list[str]:
 def tune_model(options: Options, argv: Sequence[str], model: ModelPlace, config: EngineConfig) -> int:
     """`--tune`: one CPU variant measured in this process if one is named, else all of them by children of it."""
     from ctypes_api.folder import read_folder
-    from server import tune
+    from server.errands import tune
+
     if options.cpu_variant:
-        from server.engine.tuning import measure as measure_steps
+        from server.engine.entry.tuning import measure as measure_steps
+
         print(tune.text_of(measure_steps(config)))
         return 0
     path = tunable(options, model)
     if not path:
         raise OptionError("--tune needs a model's file: name one with -m FILE")
-    from server.engine.backend_pool import cpu_count
+    from server.engine.llama.pool import cpu_count
+
     plugins = read_folder(Path(config.libs)).cpu_variants
     command = [*own_program(), *tune.without_tune(argv)]
-    print(f"{Path(path).name}: milliseconds of steps of one row, of some and of a prompt, near the beginning and "
-          "further on", flush=True)
+    print(
+        f"{Path(path).name}: milliseconds of steps of one row, of some and of a prompt, near the beginning and "
+        "further on",
+        flush=True,
+    )
     try:
-        tuned = tune.find_best(sorted(plugins), 0 if options.threads > 0 else cpu_count(),
-                               lambda words, timeout_s: tune.run_child(command, words, timeout_s))
+        tuned = tune.find_best(
+            sorted(plugins),
+            0 if options.threads > 0 else cpu_count(),
+            lambda words, timeout_s: tune.run_child(command, words, timeout_s),
+        )
         print(tune.report(tuned, remember(path, plugins.get(tuned.cpu_variant or ""), tuned)))
     except ValueError as error:
         raise OptionError(str(error)) from None
@@ -130,7 +144,8 @@ def tunable(options: Options, model: ModelPlace) -> str:
 
 def version(options: Options) -> str:
     """`--version`: ours, llama.cpp's, and which libraries would be used."""
-    from server.engine import backend
+    from server.engine.llama import backend
+
     try:
         return f"llama_srv {VERSION}\nllama.cpp {backend.library_line(libs_folder(options))}"
     except LibsError as error:
@@ -152,7 +167,8 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
     if options.tune:
         return tune_model(options, argv, model, config)
     if options.dry_run:
-        from server.engine import backend
+        from server.engine.llama import backend
+
         print("\n".join(backend.plan_lines(config)))
         return 0
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -164,9 +180,11 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
     try:
         engine.start()
         if options.engine == "process":
-            from server.engine import vocab     # here, while the engine loads the model
-            vocab.preload(config.libs)          # `open_vocab` is what the start ends with
-        from server import serving              # likewise
+            from server.engine.client import vocab  # here, while the engine loads the model
+
+            vocab.preload(config.libs)  # `open_vocab` is what the start ends with
+        from server import serving  # likewise
+
         return serving.serve(options, engine, model.name or model.path, unpacked, stop, leave)
     finally:
         engine.close()
@@ -175,25 +193,33 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
 def make_transport(options: Options, config: EngineConfig, process: subprocess.Popen | None) -> Transport:
     """The engine as `--engine` wants it."""
     if options.engine == "thread":
-        from server.engine.backend import open_backend
-        from server.engine.thread import ThreadTransport
+        from server.engine.entry.thread import ThreadTransport
+        from server.engine.llama.backend import open_backend
+
         return ThreadTransport(config, open_backend, options.engine_timeout)
     return ProcessTransport(config, spawn.engine_command(), Limits(step_s=options.engine_timeout), process)
 
 
 def open_vocab(config: EngineConfig) -> object:
     """The vocabulary for the web process, once the engine has shown that the file can be opened."""
-    from server.engine import vocab
+    from server.engine.client import vocab
+
     return vocab.open_vocab(config.libs, config.model, config.model_offset)
 
 
 def set_up_logging(options: Options) -> None:
     """Where log lines go, then the warnings that the options have collected."""
-    level = logging_setup.VERBOSE if options.verbose else logging_setup.LEVEL_BY_VERBOSITY[
-        min(options.log_verbosity, max(logging_setup.LEVEL_BY_VERBOSITY))]
+    level = (
+        logging_setup.VERBOSE
+        if options.verbose
+        else logging_setup.LEVEL_BY_VERBOSITY[min(options.log_verbosity, max(logging_setup.LEVEL_BY_VERBOSITY))]
+    )
     profile = logging_setup.profile_settings(
-        options.compat, disable=options.log_disable, format=options.log_format,
-        file=options.log_file if options.is_set("log_file") else None)
+        options.compat,
+        disable=options.log_disable,
+        format=options.log_format,
+        file=options.log_file if options.is_set("log_file") else None,
+    )
     logging_setup.setup(level, colors=options.log_colors, secrets=secret_values(options), **profile)
     for line in options.warnings:
         log.warning("%s", line)
@@ -209,17 +235,29 @@ def find_model(options: Options, own: Bundle | None) -> tuple[ModelPlace, list[G
     """Where the model is, fetched first where the options name a URL or a repository (`own` has one if they don't);
     and the headers of its files, checked."""
     if options.model_url or options.hf_repo:
-        place = ModelPlace(fetched(
-            options.model_url, options.hf_repo, options.hf_file, path=options.model, offline=options.offline,
-            sha256=options.model_sha256, token=options.hf_token))
+        place = ModelPlace(
+            fetched(
+                options.model_url,
+                options.hf_repo,
+                options.hf_file,
+                path=options.model,
+                offline=options.offline,
+                sha256=options.model_sha256,
+                token=options.hf_token,
+            )
+        )
     elif options.model:
         place = place_of(options.model)
     elif own:
         place = place_in(own)
     else:
         raise OptionError(NO_MODEL if not frozen.is_frozen() else NO_MODEL_FROZEN.format(program=frozen.program()))
-    parts = check_all(place.path, {"--lora": [adapter for adapter, _ in options.lora]}, options.override_kv,
-                      (place.offset, place.size))
+    parts = check_all(
+        place.path,
+        {"--lora": [adapter for adapter, _ in options.lora]},
+        options.override_kv,
+        (place.offset, place.size),
+    )
     if options.reranking or options.pooling == POOLING["rank"]:
         check_ranker(parts)
     if place.name and not options.alias:
@@ -238,6 +276,7 @@ def find_projector(options: Options, model: ModelPlace) -> str:
         if model.bundle is None:
             return ""
         from server.download import cache_folder
+
         return one_shot.projector_of(model, cache_folder(os.environ))
     path = options.mmproj or fetched(options.mmproj_url, offline=options.offline, token=options.hf_token)
     check_model_file(path, "--mmproj")
@@ -252,8 +291,9 @@ def shape_in(headers: Sequence[Gguf], model_params: Mapping[str, object]) -> Sha
         return None
 
 
-def engine_config(options: Options, model: ModelPlace, headers: Sequence[Gguf] = (),
-                  draft_model: str = "") -> EngineConfig:
+def engine_config(
+    options: Options, model: ModelPlace, headers: Sequence[Gguf] = (), draft_model: str = ""
+) -> EngineConfig:
     """The engine's part of the options; LibsError if there are no libraries for this machine. `headers` are those of
     the model's files: without them the engine reads them once more."""
     model_params, context_params = native_params(options)
@@ -262,21 +302,47 @@ def engine_config(options: Options, model: ModelPlace, headers: Sequence[Gguf] =
     if tuned != chosen(options, "", Path(libs)):
         log.info("with %s, since --tune has found that to be quicker", tuned)
     return EngineConfig(
-        model=model.path, model_offset=model.offset, model_size=model.size, shape=shape_in(headers, model_params),
-        libs=libs, cpu_variant=tuned.cpu_variant,
-        n_slots=options.parallel, n_ctx=options.ctx_size, n_batch=options.batch_size, n_ubatch=options.ubatch_size,
-        n_threads=tuned.n_threads, n_threads_batch=options.threads_batch, warmup=options.warmup,
-        max_queue=options.max_queue, cont_batching=options.cont_batching, shift_context=options.context_shift,
-        n_group=options.grp_attn_n, group_width=options.grp_attn_w, lora=options.lora, numa=options.numa or 0,
-        special=options.special, exact=options.exact, kv_unified=options.kv_unified,
-        stream_interval_s=options.stream_interval_ms / 1e3, max_stall_ms=options.max_stall_ms,
-        is_fitted=options.fit, fit_target=options.fit_target, fit_ctx=options.fit_ctx,
-        cache_ram=options.cache_ram, cache_disk=options.cache_disk or "", cache_disk_mib=options.cache_disk_size,
-        n_checkpoints=options.ctx_checkpoints, checkpoint_step=max(options.checkpoint_min_step, 64),
+        model=model.path,
+        model_offset=model.offset,
+        model_size=model.size,
+        shape=shape_in(headers, model_params),
+        libs=libs,
+        cpu_variant=tuned.cpu_variant,
+        n_slots=options.parallel,
+        n_ctx=options.ctx_size,
+        n_batch=options.batch_size,
+        n_ubatch=options.ubatch_size,
+        n_threads=tuned.n_threads,
+        n_threads_batch=options.threads_batch,
+        warmup=options.warmup,
+        max_queue=options.max_queue,
+        cont_batching=options.cont_batching,
+        shift_context=options.context_shift,
+        n_group=options.grp_attn_n,
+        group_width=options.grp_attn_w,
+        lora=options.lora,
+        numa=options.numa or 0,
+        special=options.special,
+        exact=options.exact,
+        kv_unified=options.kv_unified,
+        stream_interval_s=options.stream_interval_ms / 1e3,
+        max_stall_ms=options.max_stall_ms,
+        is_fitted=options.fit,
+        fit_target=options.fit_target,
+        fit_ctx=options.fit_ctx,
+        cache_ram=options.cache_ram,
+        cache_disk=options.cache_disk or "",
+        cache_disk_mib=options.cache_disk_size,
+        n_checkpoints=options.ctx_checkpoints,
+        checkpoint_step=max(options.checkpoint_min_step, 64),
         embeddings=options.embeddings or options.reranking,
-        spec=spec_config(options, draft_model), model_params=model_params, context_params=context_params,
+        spec=spec_config(options, draft_model),
+        model_params=model_params,
+        context_params=context_params,
         pool_params=pool_params(options),
-        mmproj=find_projector(options, model), mmproj_params=projector_params(options))
+        mmproj=find_projector(options, model),
+        mmproj_params=projector_params(options),
+    )
 
 
 def _on_signal(stop: threading.Event, leave: Sequence[Callable[[], None]]) -> None:

@@ -32,8 +32,9 @@ def one_line(message: str) -> str:
 class ApiError(Exception):
     """An answer other than success: HTTP `status`, one-line `message`, error `type`, `extra` fields for its JSON."""
 
-    def __init__(self, status: int, message: str, type: str | None = None,
-                 headers: dict[str, str] | None = None, **extra: object) -> None:
+    def __init__(
+        self, status: int, message: str, type: str | None = None, headers: dict[str, str] | None = None, **extra: object
+    ) -> None:
         message = one_line(message)
         super().__init__(message)
         self.status = status

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.engine.model_file import check_model_file
 from server.errors import StartError
 from server.log import get_logger
-from server.options import OptionError, Options
+from server.model_files.checks import check_model_file
+from server.options.parser import OptionError, Options
 
 log = get_logger("app")
 
@@ -18,6 +18,7 @@ log = get_logger("app")
 def fetched(*where: str | None, **how: object) -> str:
     """The path of what `download.fetch_model` fetches or has; OptionError if that can't be had."""
     from server.download import DownloadError, fetch_model
+
     try:
         return str(fetch_model(*where, **how))
     except DownloadError as error:
@@ -30,10 +31,14 @@ def repository_projector(options: Options, model: str, libs: str) -> str:
     It is a gift: where it can't be had, or isn't one that works here, the model is served without.
     """
     if not any("mtmd" in path.name for path in Path(libs).iterdir()):
-        log.info("whether %s has a projector isn't looked at: there is no libmtmd here (build_scripts/fetch_libs.py "
-                 "--with-mtmd)", options.hf_repo)
+        log.info(
+            "whether %s has a projector isn't looked at: there is no libmtmd here (build_scripts/fetch_libs.py "
+            "--with-mtmd)",
+            options.hf_repo,
+        )
         return ""
     from server.download import DownloadError, fetch_projector
+
     try:
         path = fetch_projector(options.hf_repo, Path(model), offline=options.offline, token=options.hf_token)
         if path is None:

@@ -19,16 +19,30 @@ from typing import TYPE_CHECKING
 
 from ctypes_api.errors import LibsError
 from ctypes_api.folder import find_folder
-from server import frozen
-from server.engine import spawn
-from server.options import OptionError, Options, parse, usage
-from server.tuned import chosen
+from server import program as frozen
+from server.engine.client import spawn
+from server.errands.tuned import chosen
+from server.options.parser import OptionError, Options, parse, usage
 
 if TYPE_CHECKING:
-    from server.bundle import Bundle
+    from server.errands.bundle import Bundle
 
-ERRANDS = ("help", "version", "cache_list", "list_devices", "bench", "tune", "dry_run", "completion", "completion_bash",
-           "man", "bundle", "bundle_info", "bundle_check", "unbundle")
+ERRANDS = (
+    "help",
+    "version",
+    "cache_list",
+    "list_devices",
+    "bench",
+    "tune",
+    "dry_run",
+    "completion",
+    "completion_bash",
+    "man",
+    "bundle",
+    "bundle_info",
+    "bundle_check",
+    "unbundle",
+)
 """Options that ask for something else than a server."""
 
 
@@ -36,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     """The whole program; the exit code: 0 after a clean stop, 1 for anything that went wrong."""
     try:
         return _run(argv)
-    except BrokenPipeError:         # `--help | head`: the reader has had enough
+    except BrokenPipeError:  # `--help | head`: the reader has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -56,8 +70,9 @@ def _run(argv: Sequence[str]) -> int:
     process = start_engine(options, own)
     try:
         if process is not None:
-            gc.disable()                    # until it serves
-        from server import app              # here, while the engine's process gets ready
+            gc.disable()  # until it serves
+        from server import app  # here, while the engine's process gets ready
+
         return app.run(options, own, argv, process)
     finally:
         gc.enable()
@@ -69,7 +84,8 @@ def own_bundle() -> Bundle | None:
     """The bundle that this very program is, or has beside it. OptionError if it is damaged."""
     if not frozen.is_frozen():
         return None
-    from server.bundle import BundleError, find     # here, because Python source holds no bundle
+    from server.errands.bundle import BundleError, find  # here, because Python source holds no bundle
+
     try:
         return find(frozen.own_file())
     except BundleError as error:
@@ -78,14 +94,15 @@ def own_bundle() -> Bundle | None:
 
 def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | None:
     """The engine's process, which waits for its configuration; None where it isn't clear that one will be needed."""
-    is_at_hand = (own or options.model) and not (options.model_url or options.hf_repo or options.spec_draft_hf
-                                                 or options.mmproj_url)
+    is_at_hand = (own or options.model) and not (
+        options.model_url or options.hf_repo or options.spec_draft_hf or options.mmproj_url
+    )
     if not is_at_hand or options.engine == "thread" or any(getattr(options, name) for name in ERRANDS):
         return None
     try:
         return spawn.start_process(spawn.engine_command(*library_hints(options)))
     except OSError:
-        return None                 # the supervisor tries again, and knows whom to tell
+        return None  # the supervisor tries again, and knows whom to tell
 
 
 def library_hints(options: Options) -> list[str]:

@@ -29,21 +29,40 @@ from typing import Protocol, TextIO
 ROOT = "llama_srv"
 VERBOSE = 5
 """Below DEBUG: whole requests and answers, which hold what users wrote."""
-LEVELS = {"ERROR": logging.ERROR, "WARNING": logging.WARNING, "INFO": logging.INFO, "DEBUG": logging.DEBUG,
-          "VERBOSE": VERBOSE}
-LEVEL_BY_VERBOSITY = {0: logging.CRITICAL, 1: logging.ERROR, 2: logging.WARNING, 3: logging.INFO,
-                      4: logging.DEBUG, 5: VERBOSE}
+LEVELS = {
+    "ERROR": logging.ERROR,
+    "WARNING": logging.WARNING,
+    "INFO": logging.INFO,
+    "DEBUG": logging.DEBUG,
+    "VERBOSE": VERBOSE,
+}
+LEVEL_BY_VERBOSITY = {
+    0: logging.CRITICAL,
+    1: logging.ERROR,
+    2: logging.WARNING,
+    3: logging.INFO,
+    4: logging.DEBUG,
+    5: VERBOSE,
+}
 """For `--log-verbosity N`, whose numbers are llama.cpp's; larger ones mean 5."""
-LEVEL_NAMES = {logging.CRITICAL: "ERR", logging.ERROR: "ERR", logging.WARNING: "WARN", logging.INFO: "INFO",
-               logging.DEBUG: "DEBUG", VERBOSE: "VERB"}
+LEVEL_NAMES = {
+    logging.CRITICAL: "ERR",
+    logging.ERROR: "ERR",
+    logging.WARNING: "WARN",
+    logging.INFO: "INFO",
+    logging.DEBUG: "DEBUG",
+    VERBOSE: "VERB",
+}
 COLORS = {"ERR": "\x1b[31m", "WARN": "\x1b[33m", "DEBUG": "\x1b[2m", "VERB": "\x1b[2m"}
 COLOR_END = "\x1b[0m"
 FORMATS = ("text", "json")
-PROFILES = {"2024": {"stdout": True, "format": "json", "file": "llama.log"},
-            "modern": {"stdout": False, "format": "text", "file": None}}
+PROFILES = {
+    "2024": {"stdout": True, "format": "json", "file": "llama.log"},
+    "modern": {"stdout": False, "format": "text", "file": None},
+}
 
-FILE_MODE = 0o640                   # verbose lines hold prompts
-MIN_SECRET = 5                      # masking shorter ones would eat ordinary words
+FILE_MODE = 0o640  # verbose lines hold prompts
+MIN_SECRET = 5  # masking shorter ones would eat ordinary words
 MAX_PATH = 256
 MAX_DEPTH = 20
 WOULD_BLOCK_TRIES, WOULD_BLOCK_WAIT_S = 50, 0.01
@@ -85,9 +104,18 @@ def get_logger(name: str) -> logging.Logger:
 
 # -- setting up
 
-def setup(level: int | str = "INFO", *, format: str = "text", file: str | os.PathLike[str] | None = None,
-          file_optional: bool = False, stream: TextIO | None = None, quiet: bool = False,
-          colors: str = "auto", secrets: Iterable[str] = ()) -> None:
+
+def setup(
+    level: int | str = "INFO",
+    *,
+    format: str = "text",
+    file: str | os.PathLike[str] | None = None,
+    file_optional: bool = False,
+    stream: TextIO | None = None,
+    quiet: bool = False,
+    colors: str = "auto",
+    secrets: Iterable[str] = (),
+) -> None:
     """Send all lines of at least `level` (a key of LEVELS, or a number) to `stream` (stderr) and `file`.
 
     `quiet` leaves out the stream; `colors` is on, off or auto (on a terminal, unless NO_COLOR is set).
@@ -109,7 +137,7 @@ def setup(level: int | str = "INFO", *, format: str = "text", file: str | os.Pat
                 raise
             trouble = error
     stream = stream if stream is not None else sys.stderr
-    if not quiet and stream is not None:        # there is no stderr in a program without a console
+    if not quiet and stream is not None:  # there is no stderr in a program without a console
         in_color = colors == "on" or colors == "auto" and _wants_color(stream)
         sink = StreamSink(stream, utf8=format == "json")
         handlers.append(Handler(sink, _formatter(format, mask, color=in_color)))
@@ -118,17 +146,22 @@ def setup(level: int | str = "INFO", *, format: str = "text", file: str | os.Pat
         get_logger("log").warning("no log file: %s", trouble)
 
 
-def profile_settings(profile: str, *, disable: bool = False, format: str | None = None,
-                     file: str | None = None) -> dict[str, object]:
+def profile_settings(
+    profile: str, *, disable: bool = False, format: str | None = None, file: str | None = None
+) -> dict[str, object]:
     """`--compat`, `--log-disable`, `--log-format`, `--log-file` as arguments for `setup`; None: not given.
 
     2024: JSON to stdout and to `llama.log`, of which `--log-disable` drops the file. Modern: text to stderr,
     and `--log-disable` means no log, as in today's llama-server.
     """
     row = PROFILES[profile]
-    return {"format": format or row["format"],
-            "file": None if disable else file or row["file"], "file_optional": not file,
-            "stream": sys.stdout if row["stdout"] else None, "quiet": disable and not row["stdout"]}
+    return {
+        "format": format or row["format"],
+        "file": None if disable else file or row["file"],
+        "file_optional": not file,
+        "stream": sys.stdout if row["stdout"] else None,
+        "quiet": disable and not row["stdout"],
+    }
 
 
 def reopen() -> None:
@@ -164,8 +197,7 @@ def _install(handlers: list[Handler], level: int) -> None:
         handler.close()
 
 
-def _formatter(format: str, mask: Mask, *, color: bool = False,
-               dated: bool = False) -> JsonFormatter | TextFormatter:
+def _formatter(format: str, mask: Mask, *, color: bool = False, dated: bool = False) -> JsonFormatter | TextFormatter:
     return JsonFormatter(mask) if format == "json" else TextFormatter(mask, color=color, dated=dated)
 
 
@@ -173,7 +205,7 @@ def _wants_color(stream: TextIO) -> bool:
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return False
     if os.name == "nt" and not (os.environ.get("WT_SESSION") or os.environ.get("TERM")):
-        return False                            # the old console shows the codes
+        return False  # the old console shows the codes
     try:
         return stream.isatty()
     except (AttributeError, ValueError):
@@ -182,26 +214,42 @@ def _wants_color(stream: TextIO) -> bool:
 
 # -- what is logged
 
+
 def access_line(record: AccessRecord) -> None:
     """One line for one answered request, for the HTTP server's `access_log`.
 
     Server errors are warnings. The path comes without its query, which may hold secrets.
     """
-    is_quiet = record.status < 400 and (record.path.rstrip("/").endswith(QUIET_ENDINGS)
-                                        or record.path.endswith(STATIC_ENDINGS))
+    is_quiet = record.status < 400 and (
+        record.path.rstrip("/").endswith(QUIET_ENDINGS) or record.path.endswith(STATIC_ENDINGS)
+    )
     level = logging.DEBUG if is_quiet else logging.WARNING if record.status >= 500 else logging.INFO
     path = record.path if len(record.path) <= MAX_PATH else record.path[:MAX_PATH] + "..."
     get_logger("access").log(
-        level, "%s %s %s %d%s", record.client, record.method or "-", path or "-", record.status,
-        "" if record.complete else " (not complete: the client left)", stacklevel=2,
-        extra={"fields": {"request_id": record.id, "bytes": record.n_bytes,
-                          "ms": round(record.seconds * 1000, 1)},
-               "json_fields": {"client": record.client, "method": record.method, "path": path,
-                               "status": record.status, "complete": record.complete}})
+        level,
+        "%s %s %s %d%s",
+        record.client,
+        record.method or "-",
+        path or "-",
+        record.status,
+        "" if record.complete else " (not complete: the client left)",
+        stacklevel=2,
+        extra={
+            "fields": {"request_id": record.id, "bytes": record.n_bytes, "ms": round(record.seconds * 1000, 1)},
+            "json_fields": {
+                "client": record.client,
+                "method": record.method,
+                "path": path,
+                "status": record.status,
+                "complete": record.complete,
+            },
+        },
+    )
 
 
-def handle_foreign(name: str, level: int, text: str, function: str, line: int, thread: str, created: float,
-                   trace: str) -> None:
+def handle_foreign(
+    name: str, level: int, text: str, function: str, line: int, thread: str, created: float, trace: str
+) -> None:
     """A record that another process of ours has made. `trace` is a formatted traceback, or ""."""
     logger = get_logger(name)
     if not logger.isEnabledFor(level):
@@ -228,6 +276,7 @@ def verbose(message: str, **fields: object) -> None:
 
 # -- from records to lines
 
+
 class Mask:
     """Replaces secrets by `***`: the given ones, and what looks like a token or a password in a URL."""
 
@@ -242,8 +291,7 @@ class Mask:
             if len(secret) >= MIN_SECRET:
                 # as it stands, as %r shows it, and as it looks inside a JSON string, once or twice wrapped
                 wrapped = json.dumps(secret, ensure_ascii=False)[1:-1]
-                self._secrets |= {secret, repr(secret)[1:-1], wrapped,
-                                  json.dumps(wrapped, ensure_ascii=False)[1:-1]}
+                self._secrets |= {secret, repr(secret)[1:-1], wrapped, json.dumps(wrapped, ensure_ascii=False)[1:-1]}
         if self._secrets:
             longest_first = sorted(self._secrets, key=len, reverse=True)
             self._known = re.compile("|".join(map(re.escape, longest_first)))
@@ -295,9 +343,16 @@ class JsonFormatter(logging.Formatter):
             # not our callback: the C function, whose name llama.cpp's lines begin with
             found = NATIVE_FUNCTION.match(message)
             function, line = found[1] if found else "", 0
-        entry = {"tid": str(record.thread), "timestamp": round(record.created, 3),
-                 "level": _level_name(record.levelno), "function": function, "line": line, "msg": message,
-                 "logger": _part(record), "thread": record.threadName}
+        entry = {
+            "tid": str(record.thread),
+            "timestamp": round(record.created, 3),
+            "level": _level_name(record.levelno),
+            "function": function,
+            "line": line,
+            "msg": message,
+            "logger": _part(record),
+            "thread": record.threadName,
+        }
         fields = _fields(record) | (getattr(record, "json_fields", None) or {})
         entry |= {key: value for key, value in fields.items() if key not in entry}
         if record.exc_info:
@@ -308,7 +363,7 @@ class JsonFormatter(logging.Formatter):
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except Exception as error:   # a mistake in the call must not hide what it was about
+    except Exception as error:  # a mistake in the call must not hide what it was about
         return f"{record.msg!s} (arguments don't fit: {error})"
 
 
@@ -338,8 +393,11 @@ def _to_json(value: object, depth: int = 0) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
     except (ValueError, TypeError, RecursionError):
         if isinstance(value, dict) and depth < MAX_DEPTH:
-            return "{" + ", ".join(f"{_to_json(str(key))}: {_to_json(item, depth + 1)}"
-                                   for key, item in value.items()) + "}"
+            return (
+                "{"
+                + ", ".join(f"{_to_json(str(key))}: {_to_json(item, depth + 1)}" for key, item in value.items())
+                + "}"
+            )
         if isinstance(value, (list, tuple)) and depth < MAX_DEPTH:
             return "[" + ", ".join(_to_json(item, depth + 1) for item in value) + "]"
         return json.dumps(repr(value), ensure_ascii=False)
@@ -380,7 +438,7 @@ class Handler(logging.Handler):
                 lines.insert(0, self._loss())
             self.sink.write("".join(f"{line}\n" for line in lines))
             self._n_lost = 0
-        except Exception as error:              # OSError, ValueError for a closed file; anything in a __str__
+        except Exception as error:  # OSError, ValueError for a closed file; anything in a __str__
             self._n_lost += 1
             self._why = str(error)
 
@@ -390,8 +448,9 @@ class Handler(logging.Handler):
         super().close()
 
     def _loss(self) -> str:
-        return self.format(logging.LogRecord(f"{ROOT}.log", logging.ERROR, __file__, 0, LOST,
-                                             (self._n_lost, self._why), None, "emit"))
+        return self.format(
+            logging.LogRecord(f"{ROOT}.log", logging.ERROR, __file__, 0, LOST, (self._n_lost, self._why), None, "emit")
+        )
 
 
 class Sink(ABC):
@@ -475,9 +534,10 @@ class FileSink(Sink):
 
     def _open(self) -> io.RawIOBase:
         try:
-            return open(self.path, "ab", buffering=0,
-                        opener=lambda path, flags: os.open(path, flags, FILE_MODE))
+            return open(self.path, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, FILE_MODE))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise LogFileError(f"the log file {self.path} can't be written ({reason}): choose another one "
-                               "with --log-file, or --log-disable") from None
+            raise LogFileError(
+                f"the log file {self.path} can't be written ({reason}): choose another one "
+                "with --log-file, or --log-disable"
+            ) from None

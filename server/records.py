@@ -29,8 +29,8 @@ def record(cls: T | None = None, /, *, frozen: bool = False, eq: bool = True) ->
 
 
 def _made(cls: T, frozen: bool, eq: bool) -> T:
-    cls.__doc__ = cls.__doc__ or cls.__name__       # else it would be made of the signature, slowly
-    cls = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(cls)      # this compiles nothing
+    cls.__doc__ = cls.__doc__ or cls.__name__  # else it would be made of the signature, slowly
+    cls = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(cls)  # this compiles nothing
     cls.__init__ = _init_at_first_call(cls, frozen)
     if "__repr__" not in cls.__dict__:
         cls.__repr__ = _repr
@@ -47,6 +47,7 @@ def _init_at_first_call(cls: type, frozen: bool) -> Callable[..., None]:
     def __init__(self: object, *args: object, **kwargs: object) -> None:
         cls.__init__ = _compiled_init(cls, frozen)
         cls.__init__(self, *args, **kwargs)
+
     return __init__
 
 
@@ -74,7 +75,7 @@ def _compiled_init(cls: type, frozen: bool) -> Callable[..., None]:
         body.append("self.__post_init__()")
     parameters = ["self", *places[False], *(["*", *places[True]] if places[True] else [])]
     source = f"def __init__({', '.join(parameters)}):\n  " + "\n  ".join(body or ["pass"])
-    exec(source, scope)         # nothing but the names of fields, as in the standard library
+    exec(source, scope)  # nothing but the names of fields, as in the standard library
     init = scope["__init__"]
     init.__qualname__ = f"{cls.__qualname__}.__init__"
     return init
@@ -90,6 +91,7 @@ def _comparisons(cls: type) -> tuple[Callable[..., bool], Callable[..., int]]:
 
     def __hash__(self: object) -> int:
         return hash(values(self))
+
     return __eq__, __hash__
 
 

@@ -13,18 +13,20 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from server import edge, frozen, one_shot
+from server import program as frozen
 from server.api import constraints
 from server.api.context import Context, read_system_prompt
 from server.api.routes import routes
-from server.engine.client import EngineClient
-from server.engine.task import FAILED, READY, RESTARTING
+from server.engine.client.engine_client import EngineClient
+from server.engine.seam.task import FAILED, READY, RESTARTING
+from server.errands import one_shot
 from server.errors import ApiError
-from server.housekeeping import Housekeeping
-from server.janitor import Janitor
 from server.log import get_logger
-from server.options import OptionError, Options, request_defaults
-from server.run_files import RunFileError
+from server.options.parser import OptionError, Options, request_defaults
+from server.service import edge
+from server.service.housekeeping import Housekeeping
+from server.service.janitor import Janitor
+from server.service.run_files import RunFileError
 from server.web.httpd import HttpServer
 from server.web.listen import BindError
 from server.web.router import Router
@@ -34,12 +36,18 @@ PUBLIC = Path(__file__).resolve().parents[1] / "public"
 log = get_logger("app")
 
 
-def serve(options: Options, engine: EngineClient, model: str, unpacked: frozen.UnpackedFolder, stop: threading.Event,
-          leave: list[Callable[[], None]]) -> int:
+def serve(
+    options: Options,
+    engine: EngineClient,
+    model: str,
+    unpacked: frozen.UnpackedFolder,
+    stop: threading.Event,
+    leave: list[Callable[[], None]],
+) -> int:
     """Listen, wait for `engine`, serve until `stop`; the exit code. `model` is its name for the log, `leave` takes what
     has to be put in order before a second signal ends everything. OptionError if it can't be."""
     try:
-        constraints.read_constraint({}, request_defaults(options))     # a bad --grammar is told now
+        constraints.read_constraint({}, request_defaults(options))  # a bad --grammar is told now
         system_prompt = read_prompt_file(options)
         context = make_context(options, engine)
         keys = edge.KeyFiles(options)
@@ -51,7 +59,7 @@ def serve(options: Options, engine: EngineClient, model: str, unpacked: frozen.U
             house.start()
             server.start()
             janitor = watch_sockets(server)
-            gc.freeze()     # what has been imported stays: no need to look through it for garbage
+            gc.freeze()  # what has been imported stays: no need to look through it for garbage
             gc.enable()
             log.info("listening on %s, loading %s", " and ".join(server.urls), model)
             unpacked.remove_unused()
@@ -70,8 +78,13 @@ def serve(options: Options, engine: EngineClient, model: str, unpacked: frozen.U
 
 def make_context(options: Options, engine: EngineClient) -> Context:
     """What all handlers share."""
-    return Context(engine, options, request_defaults(options), template_kwargs=options.chat_template_kwargs or {},
-                   is_shared=edge.is_shared(options))
+    return Context(
+        engine,
+        options,
+        request_defaults(options),
+        template_kwargs=options.chat_template_kwargs or {},
+        is_shared=edge.is_shared(options),
+    )
 
 
 def make_server(options: Options, context: Context, keys: edge.KeyFiles) -> HttpServer:
@@ -111,8 +124,14 @@ def check_chat_template(options: Options, context: Context) -> None:
         log.warning("%s; chats will be refused (--chat-template names another)", error)
 
 
-def _wait(options: Options, context: Context, server: HttpServer, house: Housekeeping, stop: threading.Event,
-          system_prompt: object) -> int:
+def _wait(
+    options: Options,
+    context: Context,
+    server: HttpServer,
+    house: Housekeeping,
+    stop: threading.Event,
+    system_prompt: object,
+) -> int:
     """Until a signal (0) or the end of the engine (1). The waits are short: a signal can't end a long one on
     Windows."""
     engine = context.engine
@@ -125,18 +144,27 @@ def _wait(options: Options, context: Context, server: HttpServer, house: Houseke
         info = engine.info
         if info.is_generative:
             check_chat_template(options, context)
-        log.info("%s: %d slots, %d tokens of context each, llama.cpp %s %s", info.desc, info.n_slots,
-                 info.n_ctx_slot, info.llama_version, info.variant)
+        log.info(
+            "%s: %d slots, %d tokens of context each, llama.cpp %s %s",
+            info.desc,
+            info.n_slots,
+            info.n_ctx_slot,
+            info.llama_version,
+            info.variant,
+        )
         if options.is_set("ctx_size") and 0 < options.ctx_size < info.n_ctx:
-            log.warning("the context has %d tokens instead of the %d asked for: llama.cpp rounds up", info.n_ctx,
-                        options.ctx_size)
+            log.warning(
+                "the context has %d tokens instead of the %d asked for: llama.cpp rounds up",
+                info.n_ctx,
+                options.ctx_size,
+            )
         house.report("ready")
         print(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", flush=True)
         if options.open and not one_shot.open_page(server.url + options.api_prefix):
             log.warning("--open: there is no browser here; the page is at the address above")
         if info.is_generative:
-            constraints.prepare()       # after all else: hardly anybody's first request needs it at once
-    was_ready = engine.info is not None     # an engine that then fails for good leaves a server that says so
+            constraints.prepare()  # after all else: hardly anybody's first request needs it at once
+    was_ready = engine.info is not None  # an engine that then fails for good leaves a server that says so
     while not stop.is_set() and (engine.state in (READY, RESTARTING) or engine.state == FAILED and was_ready):
         stop.wait(house.interval_s)
         house.tick()

@@ -29,6 +29,7 @@ settings.load_profile("ours")
 
 # ------------------------------------------------------------------------------------------------ models
 
+
 @pytest.fixture(scope="session")
 def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for the session's models."""
@@ -38,6 +39,7 @@ def models_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _model_fixture(name: str, recipe: Callable[..., Path], **options: object) -> Callable[..., Path]:
     def fixture(models_folder: Path) -> Path:
         return recipe(models_folder / f"{name}.gguf", **options)
+
     fixture.__doc__ = f"A model written by `tiny_models.{recipe.__name__}` with {options or 'defaults'}."
     return pytest.fixture(scope="session", name=name)(fixture)
 
@@ -52,8 +54,13 @@ tiny_jamba_model = _model_fixture("tiny_jamba_model", tiny_models.tiny_mamba, is
 recite_model = _model_fixture("recite_model", tiny_models.recite)
 bert_embed_model = _model_fixture("bert_embed_model", tiny_models.tiny_bert)
 bert_rerank_model = _model_fixture("bert_rerank_model", tiny_models.tiny_bert, rerank=True)
-bert_classes_model = _model_fixture("bert_classes_model", tiny_models.tiny_bert, rerank=True, labels=("yes", "no", "maybe"),
-                                    rerank_template="[CLS] is {document} [SEP] {query} [SEP]")
+bert_classes_model = _model_fixture(
+    "bert_classes_model",
+    tiny_models.tiny_bert,
+    rerank=True,
+    labels=("yes", "no", "maybe"),
+    rerank_template="[CLS] is {document} [SEP] {query} [SEP]",
+)
 mmproj_gemma3 = _model_fixture("mmproj_gemma3", tiny_models.tiny_mmproj, kind="gemma3")
 mmproj_mlp = _model_fixture("mmproj_mlp", tiny_models.tiny_mmproj, kind="mlp")
 mrope_model = _model_fixture("mrope_model", tiny_media_models.tiny_qwen2vl)
@@ -88,10 +95,12 @@ def published_minilm() -> Path:
 
 # ------------------------------------------------------------------------------------------------ native code
 
+
 @pytest.fixture(scope="session")
 def libs_folder() -> Path:
     """The folder of native libraries that the server would choose."""
     from ctypes_api import errors, loader
+
     try:
         return loader.find_folder(ROOT, None)
     except errors.LibsNotFound as error:
@@ -120,6 +129,7 @@ def serve(libs_folder: Path) -> Iterator[Callable[..., ServerProcess]]:
 
 
 # ------------------------------------------------------------------------------------------------ rules
+
 
 def _folder(item: pytest.Item) -> str:
     return item.path.relative_to(ROOT / "tests").parts[0]

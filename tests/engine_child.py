@@ -20,10 +20,10 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from server.engine import process
-from server.engine.planner import Span
-from server.engine.sampling import Stage
-from server.engine.task import Task
+from server.engine.entry import process
+from server.engine.seam.task import Task
+from server.engine.slots.planner import Span
+from server.engine.slots.sampling import Stage
 from server.errors import StartError
 from tests.fakes import FakeBackend, FakeSampler
 
@@ -129,6 +129,7 @@ class FaultyBackend(FakeBackend):
         def faulty(row: int) -> int:
             self._faults.meet("sample")
             return sample(row)
+
         sampler.sample = faulty
         return sampler
 
@@ -144,6 +145,7 @@ def main() -> None:
         if isinstance(message, Task) and known:
             known[0].meet("receive", "".join(map(chr, message.prompt)))
         take(engine, message)
+
     process.EngineProcess._take = take_task
 
     def open_backend(config, on_progress):
@@ -155,6 +157,7 @@ def main() -> None:
         while orders.gate and faults.life > 1 and not os.path.exists(orders.gate):
             time.sleep(0.01)
         return FaultyBackend(orders, faults)
+
     process.main(open_backend=open_backend)
 
 

@@ -7,9 +7,9 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from server.engine.backend_types import DECODE_OK
-from server.engine.media import Chunk, Prepared, placeholders
-from server.engine.task import AUDIO, IMAGE, Media
+from server.engine.seam.task import AUDIO, IMAGE, Media
+from server.engine.slots.backend import DECODE_OK
+from server.engine.slots.media import Chunk, Prepared, placeholders
 from server.errors import ApiError
 from tests.fakes import Cell, FakeBackend, vector_of
 from tests.media_files import sha256
@@ -35,8 +35,9 @@ class FakeMedia:
     Nth decode, `fail_encode_at` exceptions for the Nth encoding.
     """
 
-    def __init__(self, backend: FakeBackend, vision: bool = True, audio: bool = False, n_pos_factor: int = 1,
-                 marks: bool = True) -> None:
+    def __init__(
+        self, backend: FakeBackend, vision: bool = True, audio: bool = False, n_pos_factor: int = 1, marks: bool = True
+    ) -> None:
         self.vision, self.audio = vision, audio
         self.encoded: list[Chunk] = []
         self.decoded: list[Chunk] = []
@@ -83,7 +84,7 @@ class FakeMedia:
         code = self.fail_at.pop(self.n_decodes, DECODE_OK)
         if isinstance(code, Exception):
             raise code
-        ids = chunk.ids if code == DECODE_OK else chunk.ids[:len(chunk.ids) // 2]
+        ids = chunk.ids if code == DECODE_OK else chunk.ids[: len(chunk.ids) // 2]
         cells += (Cell(pos + i, token, self._backend.lora) for i, token in enumerate(ids))
         self._backend.outputs.clear()
         if code == DECODE_OK:
@@ -97,11 +98,12 @@ class FakeMediaEmbeddings:
     """See `backend_types.MediaEmbeddingBackend`; a row is `vector_of` all positions up to it. `fail_at` has codes or
     exceptions for the Nth evaluation. Without `can_trim` only all of it can be dropped."""
 
-    def __init__(self, backend: FakeBackend, eyes: FakeMedia, n_input: int = 200, n_rows: int = 8,
-                 can_trim: bool = True) -> None:
+    def __init__(
+        self, backend: FakeBackend, eyes: FakeMedia, n_input: int = 200, n_rows: int = 8, can_trim: bool = True
+    ) -> None:
         self.width, self.n_input, self.n_rows, self.can_trim = 4, n_input, n_rows, can_trim
         self.held: list[int] = []
-        self.log: list[str | int] = []          # "encode", "chunk", or how many tokens of text
+        self.log: list[str | int] = []  # "encode", "chunk", or how many tokens of text
         self.fail_at: dict[int, int | Exception] = {}
         self._backend, self._eyes = backend, eyes
         self._encoded: Chunk | None = None
@@ -142,7 +144,7 @@ class FakeMediaEmbeddings:
         if isinstance(code, Exception):
             raise code
         self.held += ids if code == DECODE_OK else ids[:1]
-        rows = [struct.pack("4f", *vector_of(self.held[:pos + end])) for end in ends] if code == DECODE_OK else ()
+        rows = [struct.pack("4f", *vector_of(self.held[: pos + end])) for end in ends] if code == DECODE_OK else ()
         return code, b"".join(rows)
 
 

@@ -20,10 +20,10 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
-from server.engine.backend_types import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
-from server.engine.planner import Span
-from server.engine.sampling import Stage, VocabFacts
-from server.engine.task import ModelInfo, TokenProbs
+from server.engine.seam.task import ModelInfo, TokenProbs
+from server.engine.slots.backend import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
+from server.engine.slots.planner import Span
+from server.engine.slots.sampling import Stage, VocabFacts
 from server.errors import ApiError
 
 BOS, EOS = 256, 257
@@ -45,6 +45,7 @@ def recite(text: str | bytes) -> Callable[[Sequence[int]], int]:
             if list(history[-n:]) == list(data[:n]):
                 return data[n] if n < len(data) else EOS
         return data[0]
+
     return reply
 
 
@@ -55,6 +56,7 @@ def answer(text: str | bytes, end: str | bytes = "?") -> Callable[[Sequence[int]
     def reply(history: Sequence[int]) -> int:
         said = bytes(token if token < 256 else 0 for token in history).rpartition(mark)[2]
         return data[len(said)] if len(said) < len(data) else EOS
+
     return reply
 
 
@@ -66,7 +68,7 @@ def said_by(reply: Callable[[Sequence[int]], int], prompt: Sequence[int], n: int
         if token == EOS:
             break
         history.append(token)
-    return history[len(prompt):]
+    return history[len(prompt) :]
 
 
 def judged(history: Sequence[int], token: int) -> float:
@@ -157,8 +159,13 @@ class FakeSampler:
         """Certainty, with made-up alternatives."""
         token = self.sample(row)
         others = [(token + i) % 256 for i in range(n_probs)]
-        return TokenProbs(token, 1.0, 0.0, tuple((t, 1.0 if t == token else 0.0) for t in others),
-                          tuple((t, 0.0 if t == token else -10.0) for t in others))
+        return TokenProbs(
+            token,
+            1.0,
+            0.0,
+            tuple((t, 1.0 if t == token else 0.0) for t in others),
+            tuple((t, 0.0 if t == token else -10.0) for t in others),
+        )
 
     def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
         """The reply is certain; how likely any other token is depends on the sequence before it."""
@@ -205,8 +212,16 @@ class FakeEmbeddings:
     a decode that is to fail.
     """
 
-    def __init__(self, backend: FakeBackend, pooling: str = "mean", n_input: int = 64, n_rows: int = 32,
-                 n_seqs: int = 4, can_split: bool = False, can_trim: bool = True) -> None:
+    def __init__(
+        self,
+        backend: FakeBackend,
+        pooling: str = "mean",
+        n_input: int = 64,
+        n_rows: int = 32,
+        n_seqs: int = 4,
+        can_split: bool = False,
+        can_trim: bool = True,
+    ) -> None:
         self._backend = backend
         self.pooling, self.width = pooling, 4
         self.n_input, self.n_rows, self.n_seqs = n_input, n_rows, n_seqs
@@ -237,8 +252,10 @@ class FakeEmbeddings:
     def vectors(self, spans: Sequence[Span]) -> list[bytes]:
         """Those of the sequences that end, or of every token."""
         if self.pooling == "none":
-            return [b"".join(self._vector(self.held[span.seq][:span.pos + i + 1]) for i in range(len(span)))
-                    for span in spans]
+            return [
+                b"".join(self._vector(self.held[span.seq][: span.pos + i + 1]) for i in range(len(span)))
+                for span in spans
+            ]
         return [self._vector(self.held[span.seq]) if span.output else b"" for span in spans]
 
     @staticmethod
@@ -273,9 +290,17 @@ class FakeParts:
 class FakeBackend:
     """See the module. `cells[seq]` lists the cells of a sequence in order, `history(seq)` their tokens."""
 
-    def __init__(self, reply: Callable[[Sequence[int]], int] = letters, n_ctx: int = 4096, n_slots: int = 1,
-                 n_cells: int | None = None, can_shift: bool = True, can_trim: bool = True, n_batch: int = 512,
-                 is_split: bool = False) -> None:
+    def __init__(
+        self,
+        reply: Callable[[Sequence[int]], int] = letters,
+        n_ctx: int = 4096,
+        n_slots: int = 1,
+        n_cells: int | None = None,
+        can_shift: bool = True,
+        can_trim: bool = True,
+        n_batch: int = 512,
+        is_split: bool = False,
+    ) -> None:
         self.reply = reply
         self.cells: dict[int, list[Cell]] = {}
         self.outputs: dict[int, list[int]] = {}
@@ -302,12 +327,22 @@ class FakeBackend:
         self.n_samplers = 0
         self.eog_tokens = frozenset({EOS})
         self.facts = VocabFacts((EOS,), (), n_ctx // n_slots)
-        self.info = ModelInfo(path="fake.gguf", desc="fake", n_vocab=N_VOCAB, n_ctx_train=n_ctx, n_ctx=n_ctx,
-                              n_ctx_slot=n_ctx // n_slots, n_slots=n_slots, n_batch=n_batch, llama_version="fake", eog_tokens=(EOS,))
+        self.info = ModelInfo(
+            path="fake.gguf",
+            desc="fake",
+            n_vocab=N_VOCAB,
+            n_ctx_train=n_ctx,
+            n_ctx=n_ctx,
+            n_ctx_slot=n_ctx // n_slots,
+            n_slots=n_slots,
+            n_batch=n_batch,
+            llama_version="fake",
+            eog_tokens=(EOS,),
+        )
         self.decoding = threading.Semaphore(0)
         self._divided: set[int] = set()
         self._gate = threading.Condition()
-        self._n_allowed: float = math.inf       # decodes that need not wait; protected by _gate
+        self._n_allowed: float = math.inf  # decodes that need not wait; protected by _gate
         self._is_aborted = False
         self._thread = 0
         self.is_closed = False
@@ -389,11 +424,11 @@ class FakeBackend:
             if span.output or span.all_rows:
                 history = self.history(span.seq)
                 for i in range(len(span) if span.all_rows else span.n_draft + 1):
-                    self.outputs[row - i] = history[:len(history) - i]
+                    self.outputs[row - i] = history[: len(history) - i]
 
     def _check_span(self, span: Span) -> None:
         assert len(span) > 0, "an empty span"
-        n_seqs = self.info.n_slots + (not self.is_split)    # in one cache for all also the system prompt's
+        n_seqs = self.info.n_slots + (not self.is_split)  # in one cache for all also the system prompt's
         assert 0 <= span.seq < n_seqs, f"there is no sequence {span.seq}"
         assert all(0 <= token < N_VOCAB for token in span.tokens), "a token that the vocabulary doesn't have"
         cells = self.cells.get(span.seq, [])
@@ -459,7 +494,9 @@ class FakeBackend:
             return
         have = [cell.pos for cell in self.cells.get(target, [])]
         is_on_its_way = target == self.info.n_slots + 1 and not have
-        assert is_on_its_way or have == list(range(max(start, 0))), f"sequence {target} has {have}, shared from {start} on"
+        assert is_on_its_way or have == list(range(max(start, 0))), (
+            f"sequence {target} has {have}, shared from {start} on"
+        )
         end = self.info.n_ctx if end < 0 else end
         shared = [cell for cell in self.cells.get(source, []) if max(start, 0) <= cell.pos < end]
         self.cells.setdefault(target, []).extend(shared)

@@ -56,8 +56,9 @@ class Info:
 
     def pack(self) -> bytes:
         """As in the file."""
-        return text(self.name) + struct.pack(f"<I{len(self.dims)}QIQ", len(self.dims), *self.dims, self.kind,
-                                             self.offset)
+        return text(self.name) + struct.pack(
+            f"<I{len(self.dims)}QIQ", len(self.dims), *self.dims, self.kind, self.offset
+        )
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Parts:
     def set(self, key: str, value: bytes | None) -> Parts:
         """Replace, add or (None) drop an entry."""
         at = next((i for i, (name, _) in enumerate(self.pairs) if name == key.encode()), len(self.pairs))
-        self.pairs[at:at + 1] = [(key.encode(), value)] if value is not None else []
+        self.pairs[at : at + 1] = [(key.encode(), value)] if value is not None else []
         return self
 
     def get(self, key: str) -> bytes:
@@ -91,8 +92,8 @@ class Parts:
         kept, data = [], b""
         for info in self.tensors:
             if not info.name.startswith(prefix.encode()):
-                width = 2 if info.kind == 1 else 4      # f16, else f32: tests write nothing else
-                block = self.data[info.offset:info.offset + width * prod(info.dims)]
+                width = 2 if info.kind == 1 else 4  # f16, else f32: tests write nothing else
+                block = self.data[info.offset : info.offset + width * prod(info.dims)]
                 info.offset = len(data)
                 data += block + b"\0" * (-len(block) % ALIGNMENT)
                 kept.append(info)
@@ -128,21 +129,21 @@ def take_apart(path: Path) -> Parts:
         at = end
     for _ in range(n_tensors):
         name, at = _text(data, at)
-        n_dims, = struct.unpack_from("<I", data, at)
+        (n_dims,) = struct.unpack_from("<I", data, at)
         *dims, kind, offset = struct.unpack_from(f"<{n_dims}QIQ", data, at + 4)
         parts.tensors.append(Info(name, tuple(dims), kind, offset))
         at += 4 + 8 * n_dims + 12
-    parts.data = data[at + -at % ALIGNMENT:]
+    parts.data = data[at + -at % ALIGNMENT :]
     return parts
 
 
 def _text(data: bytes, at: int) -> tuple[bytes, int]:
-    n, = struct.unpack_from("<Q", data, at)
-    return data[at + 8:at + 8 + n], at + 8 + n
+    (n,) = struct.unpack_from("<Q", data, at)
+    return data[at + 8 : at + 8 + n], at + 8 + n
 
 
 def _value_end(data: bytes, at: int) -> int:
-    kind, = struct.unpack_from("<I", data, at)
+    (kind,) = struct.unpack_from("<I", data, at)
     if kind == 8:
         return _text(data, at + 4)[1]
     if kind != 9:

@@ -39,6 +39,7 @@ def _info(tensor: str, /, **fields: object) -> Callable[[Parts], object]:
     def spoil(parts: Parts) -> None:
         for field, value in fields.items():
             setattr(parts.tensor(tensor), field, value)
+
     return spoil
 
 
@@ -46,6 +47,7 @@ def _field(**fields: object) -> Callable[[Parts], object]:
     def spoil(parts: Parts) -> None:
         for field, value in fields.items():
             setattr(parts, field, value)
+
     return spoil
 
 
@@ -68,7 +70,7 @@ def _repeat_pair(parts: Parts) -> None:
 
 
 def _cut_data(parts: Parts) -> None:
-    parts.data = parts.data[:len(parts.data) // 2]
+    parts.data = parts.data[: len(parts.data) // 2]
 
 
 def _overlap(parts: Parts) -> None:
@@ -78,8 +80,8 @@ def _overlap(parts: Parts) -> None:
 def _half_norm(parts: Parts) -> None:
     info = parts.tensor("blk.1.ffn_norm.weight")
     half = struct.pack("<64e", *([1.0] * 64))
-    parts.data = parts.data[:info.offset] + half + parts.data[info.offset + 2 * len(half):]
-    for later in parts.tensors[parts.tensors.index(info) + 1:]:
+    parts.data = parts.data[: info.offset] + half + parts.data[info.offset + 2 * len(half) :]
+    for later in parts.tensors[parts.tensors.index(info) + 1 :]:
         later.offset -= len(half)
     info.kind = 1
 
@@ -92,6 +94,7 @@ def _experts(**counts: int) -> Callable[[Parts], object]:
     def spoil(parts: Parts) -> None:
         for key, value in counts.items():
             parts.set(f"llama.{key}", scalar("u32", value))
+
     return spoil
 
 
@@ -136,13 +139,11 @@ FAULTS = (
     Fault("alignment 3", SPM, _u32("general.alignment", 3), "general.alignment"),
     Fault("alignment as text", SPM, _raw("general.alignment", string("32")), "general.alignment"),
     Fault("huge alignment", SPM, _u32("general.alignment", 2**31), "general.alignment"),
-
     Fault("no architecture", SPM, _without("general.architecture"), "architecture"),
     Fault("architecture as number", SPM, _u32("general.architecture", 7), "general.architecture"),
     Fault("no weights", SPM, lambda parts: parts.drop(""), "no weights"),
     Fault("an adapter", "tiny_lora", lambda parts: None, "--lora"),
     Fault("a projector", "mmproj_mlp", lambda parts: None, "--mmproj"),
-
     Fault("no layers", SPM, _u32("llama.block_count", 0), "0 layers"),
     Fault("513 layers", SPM, _u32("llama.block_count", 513), "513 layers"),
     Fault("2**32-1 layers", SPM, _u32("llama.block_count", 2**32 - 1), "layers"),
@@ -154,8 +155,12 @@ FAULTS = (
     Fault("context length missing", SPM, _without("llama.context_length"), "context_length"),
     Fault("integer weights", SPM, _info("blk.0.ffn_up.weight", kind=26), "as i32"),
     Fault("an f16 norm", SPM, _half_norm, "as f16"),
-    Fault("epsilon that is no number", SPM, _raw("llama.attention.layer_norm_rms_epsilon", scalar("f32", math.nan)),
-          "epsilon nan"),
+    Fault(
+        "epsilon that is no number",
+        SPM,
+        _raw("llama.attention.layer_norm_rms_epsilon", scalar("f32", math.nan)),
+        "epsilon nan",
+    ),
     Fault("negative epsilon", SPM, _raw("llama.attention.layer_norm_rms_epsilon", scalar("f32", -1.0)), "epsilon -1"),
     Fault("other width", SPM, _u32(LLAMA_WIDTH, 128), "128 wide"),
     Fault("no embeddings", SPM, lambda parts: parts.drop("token_embd"), "token_embd"),
@@ -163,11 +168,15 @@ FAULTS = (
     Fault("more used than there", SPM, _experts(expert_count=2, expert_used_count=3), "experts"),
     Fault("experts that nobody uses", SPM, _experts(expert_count=2), "experts"),
     Fault("used without experts", SPM, _experts(expert_used_count=2), "experts"),
-    Fault("groups of experts", SPM, _experts(expert_count=4, expert_used_count=2, expert_group_count=3,
-                                             expert_group_used_count=1), "groups"),
-    Fault("as many groups as experts", SPM, _experts(expert_count=4, expert_used_count=2, expert_group_count=4),
-          "groups"),
-
+    Fault(
+        "groups of experts",
+        SPM,
+        _experts(expert_count=4, expert_used_count=2, expert_group_count=3, expert_group_used_count=1),
+        "groups",
+    ),
+    Fault(
+        "as many groups as experts", SPM, _experts(expert_count=4, expert_used_count=2, expert_group_count=4), "groups"
+    ),
     Fault("no vocabulary", SPM, _without("tokenizer.ggml.tokens"), "no vocabulary"),
     Fault("vocabulary of numbers", SPM, _raw("tokenizer.ggml.tokens", numbers("u32", [1, 2])), "no vocabulary"),
     Fault("empty vocabulary", SPM, _empty_vocabulary, "no vocabulary"),
@@ -176,10 +185,26 @@ FAULTS = (
     Fault("few scores", SPM, _raw("tokenizer.ggml.scores", numbers("f32", [0.0] * 5)), "5 entries"),
     Fault("few types", SPM, _raw("tokenizer.ggml.token_type", numbers("i32", [1] * 5)), "5 entries"),
     Fault("few tokens", BPE, _raw("tokenizer.ggml.tokens", texts([b"t%d" % i for i in range(40)])), "40 tokens"),
-    Fault("begins with nothing", BPE, lambda parts: parts.set("tokenizer.ggml.add_bos_token", scalar("bool", True)).set(
-        "tokenizer.ggml.bos_token_id", None).set("tokenizer.ggml.tokens", texts([b"a", b"b"])), "beginning"),
-    Fault("ends with nothing", BPE, lambda parts: parts.set("tokenizer.ggml.add_eos_token", scalar("bool", True)).set(
-        "tokenizer.ggml.eos_token_id", None).set("tokenizer.ggml.tokens", texts([b"a", b"b"])), "end of a text"),
+    Fault(
+        "begins with nothing",
+        BPE,
+        lambda parts: (
+            parts.set("tokenizer.ggml.add_bos_token", scalar("bool", True))
+            .set("tokenizer.ggml.bos_token_id", None)
+            .set("tokenizer.ggml.tokens", texts([b"a", b"b"]))
+        ),
+        "beginning",
+    ),
+    Fault(
+        "ends with nothing",
+        BPE,
+        lambda parts: (
+            parts.set("tokenizer.ggml.add_eos_token", scalar("bool", True))
+            .set("tokenizer.ggml.eos_token_id", None)
+            .set("tokenizer.ggml.tokens", texts([b"a", b"b"]))
+        ),
+        "end of a text",
+    ),
     Fault("no separator", BERT, _without("tokenizer.ggml.seperator_token_id"), "separating"),
     Fault("separator out of range", BERT, _u32("tokenizer.ggml.seperator_token_id", 5000), "separating"),
     Fault("no beginning", BERT, _without("tokenizer.ggml.bos_token_id"), "beginning"),
@@ -197,8 +222,15 @@ LEFT_TO_LIBLLAMA = (
     Fault("special ids out of range", SPM, _u32("tokenizer.ggml.eos_token_id", 10**6), ""),
     Fault("a norm of another size", SPM, _info("output_norm.weight", dims=(32, 2)), ""),
     Fault("a missing matrix", SPM, lambda parts: parts.drop("blk.0.ffn_up"), ""),
-    Fault("a tensor too many", SPM, lambda parts: parts.tensors.append(
-        Info(b"blk.0.more.weight", (32,), 0, len(parts.data))) or _field(data=parts.data + bytes(128))(parts), ""),
+    Fault(
+        "a tensor too many",
+        SPM,
+        lambda parts: (
+            parts.tensors.append(Info(b"blk.0.more.weight", (32,), 0, len(parts.data)))
+            or _field(data=parts.data + bytes(128))(parts)
+        ),
+        "",
+    ),
     Fault("no heads", SPM, _u32("llama.attention.head_count", 0), ""),
     Fault("three heads", SPM, _u32("llama.attention.head_count", 3), ""),
     Fault("no shared heads", SPM, _u32("llama.attention.head_count_kv", 0), ""),
@@ -211,6 +243,12 @@ LEFT_TO_LIBLLAMA = (
     Fault("context of 0", SPM, _u32("llama.context_length", 0), ""),
     Fault("context of 4 billion", SPM, _u32("llama.context_length", 2**32 - 1), ""),
     Fault("pooling 77", BERT, _u32("bert.pooling_type", 77), ""),
-    Fault("tokens that aren't UTF-8", BPE, lambda parts: parts.set("tokenizer.ggml.tokens", parts.get(
-        "tokenizer.ggml.tokens").replace(text("!"), text(b"\xff"))), ""),
+    Fault(
+        "tokens that aren't UTF-8",
+        BPE,
+        lambda parts: parts.set(
+            "tokenizer.ggml.tokens", parts.get("tokenizer.ggml.tokens").replace(text("!"), text(b"\xff"))
+        ),
+        "",
+    ),
 )

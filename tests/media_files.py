@@ -22,8 +22,10 @@ def png(width: int = 56, height: int = 56, colour: Callable[[int, int], Colour] 
 
 def png_of(width: int, height: int, data: bytes) -> bytes:
     """A PNG file whose header claims any size."""
+
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
@@ -39,8 +41,12 @@ def bmp(width: int = 8, height: int = 8, colour: Colour = (10, 200, 10)) -> byte
     """A 24-bit bitmap."""
     row = bytes(reversed(colour)) * width
     pixels = (row + b"\0" * (-len(row) % 4)) * height
-    return (b"BM" + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54)
-            + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, len(pixels), 2835, 2835, 0, 0) + pixels)
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 54 + len(pixels), 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, len(pixels), 2835, 2835, 0, 0)
+        + pixels
+    )
 
 
 def gif() -> bytes:
@@ -52,9 +58,15 @@ def wav(seconds: float = 1.0, hertz: float = 440.0, rate: int = 16000) -> bytes:
     """A tone: mono, 16 bits."""
     n = int(seconds * rate)
     samples = struct.pack(f"<{n}h", *(int(12000 * math.sin(2 * math.pi * hertz * i / rate)) for i in range(n)))
-    return (b"RIFF" + struct.pack("<I", 36 + len(samples)) + b"WAVEfmt "
-            + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16) + b"data" + struct.pack("<I", len(samples))
-            + samples)
+    return (
+        b"RIFF"
+        + struct.pack("<I", 36 + len(samples))
+        + b"WAVEfmt "
+        + struct.pack("<IHHIIHH", 16, 1, 1, rate, 2 * rate, 2, 16)
+        + b"data"
+        + struct.pack("<I", len(samples))
+        + samples
+    )
 
 
 def data_url(data: bytes, kind: str = "image/png") -> str:

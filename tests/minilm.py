@@ -23,9 +23,16 @@ from tests.gguf_writer import GgufFile
 N_BLOCKS, N_HEADS, EPSILON = 6, 12, 1e-12
 CLS, SEP, UNKNOWN, MAX_WORD = 101, 102, 100, 100
 # part of a block in GGUF -> in the published file
-PARTS = {"attn_q": "attention.self.query", "attn_k": "attention.self.key", "attn_v": "attention.self.value",
-         "attn_output": "attention.output.dense", "attn_output_norm": "attention.output.LayerNorm",
-         "ffn_up": "intermediate.dense", "ffn_down": "output.dense", "layer_output_norm": "output.LayerNorm"}
+PARTS = {
+    "attn_q": "attention.self.query",
+    "attn_k": "attention.self.key",
+    "attn_v": "attention.self.value",
+    "attn_output": "attention.output.dense",
+    "attn_output_norm": "attention.output.LayerNorm",
+    "ffn_up": "intermediate.dense",
+    "ffn_down": "output.dense",
+    "layer_output_norm": "output.LayerNorm",
+}
 
 
 class MiniLM:
@@ -57,9 +64,12 @@ class MiniLM:
     def vector(self, text: str) -> np.ndarray:
         """Mean of the tokens' last states, at length 1."""
         tokens = self.tokens(text)
-        x = self._norm("embeddings.LayerNorm", self.weights["embeddings.word_embeddings.weight"][tokens]
-                       + self.weights["embeddings.position_embeddings.weight"][:len(tokens)]
-                       + self.weights["embeddings.token_type_embeddings.weight"][0])
+        x = self._norm(
+            "embeddings.LayerNorm",
+            self.weights["embeddings.word_embeddings.weight"][tokens]
+            + self.weights["embeddings.position_embeddings.weight"][: len(tokens)]
+            + self.weights["embeddings.token_type_embeddings.weight"][0],
+        )
         for block in range(N_BLOCKS):
             x = self._block(f"encoder.layer.{block}.", x)
         mean = x.mean(axis=0)
@@ -67,14 +77,15 @@ class MiniLM:
 
     def _block(self, prefix: str, x: np.ndarray) -> np.ndarray:
         n, width = x.shape
-        q, k, v = (self._linear(f"{prefix}attention.self.{name}", x).reshape(n, N_HEADS, -1).transpose(1, 0, 2)
-                   for name in ("query", "key", "value"))
+        q, k, v = (
+            self._linear(f"{prefix}attention.self.{name}", x).reshape(n, N_HEADS, -1).transpose(1, 0, 2)
+            for name in ("query", "key", "value")
+        )
         scores = q @ k.transpose(0, 2, 1) / np.sqrt(np.float32(width // N_HEADS))
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         seen = (weights @ v).transpose(1, 0, 2).reshape(n, width)
-        x = self._norm(prefix + "attention.output.LayerNorm",
-                       x + self._linear(prefix + "attention.output.dense", seen))
+        x = self._norm(prefix + "attention.output.LayerNorm", x + self._linear(prefix + "attention.output.dense", seen))
         inner = gelu(self._linear(prefix + "intermediate.dense", x))
         return self._norm(prefix + "output.LayerNorm", x + self._linear(prefix + "output.dense", inner))
 
@@ -83,22 +94,34 @@ class MiniLM:
 
     def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
         centred = x - x.mean(axis=-1, keepdims=True)
-        scaled = centred / np.sqrt((centred ** 2).mean(axis=-1, keepdims=True) + np.float32(EPSILON))
+        scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + np.float32(EPSILON))
         return scaled * self.weights[name + ".weight"] + self.weights[name + ".bias"]
 
     def write_gguf(self, path: Path) -> Path:
         """The same as a GGUF file with f16 matrices."""
         gguf = GgufFile("bert", "all-MiniLM-L6-v2")
-        gguf.scalars("bert.", "u32", context_length=512, embedding_length=384, block_count=N_BLOCKS,
-                     feed_forward_length=1536, attention__head_count=N_HEADS, pooling_type=1)
+        gguf.scalars(
+            "bert.",
+            "u32",
+            context_length=512,
+            embedding_length=384,
+            block_count=N_BLOCKS,
+            feed_forward_length=1536,
+            attention__head_count=N_HEADS,
+            pooling_type=1,
+        )
         gguf.scalar("bert.attention.layer_norm_epsilon", "f32", EPSILON)
         gguf.scalar("bert.attention.causal", "bool", False)
         self._write_vocabulary(gguf)
         for name, source in tensor_names():
             values = self.weights[source]
             is_half = values.ndim == 2 and not source.startswith(("embeddings.position", "embeddings.token_type"))
-            gguf.raw(name, tuple(reversed(values.shape)), "f16" if is_half else "f32",
-                     values.astype("<f2" if is_half else "<f4").tobytes())
+            gguf.raw(
+                name,
+                tuple(reversed(values.shape)),
+                "f16" if is_half else "f32",
+                values.astype("<f2" if is_half else "<f4").tobytes(),
+            )
         return gguf.write(path)
 
     def _write_vocabulary(self, gguf: GgufFile) -> None:
@@ -106,11 +129,22 @@ class MiniLM:
         special = {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
         gguf.string("tokenizer.ggml.model", "bert")
         gguf.string("tokenizer.ggml.pre", "default")
-        gguf.strings("tokenizer.ggml.tokens", [name if name in special else name[2:] if name.startswith("##")
-                                               else "\u2581" + name for name in names])
+        gguf.strings(
+            "tokenizer.ggml.tokens",
+            [name if name in special else name[2:] if name.startswith("##") else "\u2581" + name for name in names],
+        )
         gguf.array("tokenizer.ggml.token_type", "i32", [3 if name in special else 1 for name in names])
-        gguf.scalars("tokenizer.ggml.", "u32", token_type_count=2, bos_token_id=CLS, eos_token_id=SEP,
-                     seperator_token_id=SEP, unknown_token_id=UNKNOWN, padding_token_id=0, mask_token_id=103)
+        gguf.scalars(
+            "tokenizer.ggml.",
+            "u32",
+            token_type_count=2,
+            bos_token_id=CLS,
+            eos_token_id=SEP,
+            seperator_token_id=SEP,
+            unknown_token_id=UNKNOWN,
+            padding_token_id=0,
+            mask_token_id=103,
+        )
 
 
 def tensor_names() -> Iterator[tuple[str, str]]:
@@ -127,8 +161,8 @@ def tensor_names() -> Iterator[tuple[str, str]]:
 
 def read_safetensors(data: bytes) -> dict[str, np.ndarray]:
     """The float32 tensors of a file: a length, JSON that says where each tensor is, and the numbers."""
-    n_head, = struct.unpack_from("<Q", data)
-    head = json.loads(data[8:8 + n_head])
+    (n_head,) = struct.unpack_from("<Q", data)
+    head = json.loads(data[8 : 8 + n_head])
     found = {}
     for name, row in head.items():
         if row.get("dtype") == "F32":
@@ -145,8 +179,12 @@ def words(text: str) -> list[str]:
 
 def is_sign(char: str) -> bool:
     """Punctuation: all of Unicode's, and in ASCII whatever is neither letter, digit nor blank."""
-    return unicodedata.category(char).startswith("P") or char.isascii() and char.isprintable() and not (
-        char.isalnum() or char == " ")
+    return (
+        unicodedata.category(char).startswith("P")
+        or char.isascii()
+        and char.isprintable()
+        and not (char.isalnum() or char == " ")
+    )
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

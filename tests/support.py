@@ -29,7 +29,7 @@ import pytest
 import requests
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 120.0                # seconds; only a hang gets that far
+PATIENCE = 120.0  # seconds; only a hang gets that far
 NO_PROXY = {"http": "", "https": ""}
 URL = re.compile(r"https?://[^\s,;'\"<>)]+")
 
@@ -73,8 +73,7 @@ def node_package(name: str) -> Path:
     return folder
 
 
-def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE,
-               every: float = 0.02) -> Any:
+def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIENCE, every: float = 0.02) -> Any:
     """Call `condition` until it returns something true, and return that; AssertionError at the deadline."""
     deadline = time.monotonic() + patience
     while True:
@@ -93,7 +92,7 @@ def child_processes(pid: int) -> list[int]:
         try:
             children = (task / "children").read_text()
         except (FileNotFoundError, ProcessLookupError):
-            continue            # a thread that has ended since
+            continue  # a thread that has ended since
         for child in map(int, children.split()):
             found += [child, *child_processes(child)]
     return found
@@ -110,21 +109,29 @@ def events(response: requests.Response) -> Iterator[Any]:
 class ServerProcess:
     """A running `llama_srv.py`, or `program`. Use `start_server`; a context manager that stops the process."""
 
-    def __init__(self, arguments: Sequence[str], environment: dict[str, str] | None = None,
-                 program: Sequence[str] = ()) -> None:
+    def __init__(
+        self, arguments: Sequence[str], environment: dict[str, str] | None = None, program: Sequence[str] = ()
+    ) -> None:
         self._lines: list[str] = []
-        self._changed = threading.Condition()       # guards _lines and _ended
+        self._changed = threading.Condition()  # guards _lines and _ended
         self._ended = False
         own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {}
         self.command = [*(program or (sys.executable, str(ROOT / "llama_srv.py"))), *arguments]
         self.process = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            self.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONUTF8": "1", **(environment or {})},
-            text=True, encoding="utf-8", errors="replace", **own_group)
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            **own_group,
+        )
         self._reader = threading.Thread(target=self._read, name="server-output", daemon=True)
         self._reader.start()
         self.session = requests.Session()
-        self.session.trust_env = False              # no proxy, no .netrc: the server is on this machine
+        self.session.trust_env = False  # no proxy, no .netrc: the server is on this machine
         self.url = ""
 
     def _read(self) -> None:
@@ -144,6 +151,7 @@ class ServerProcess:
 
     def wait_for_line(self, pattern: str | re.Pattern[str], patience: float = PATIENCE) -> re.Match[str]:
         """The first match of `pattern` in a printed line; AssertionError if none comes before the end."""
+
         def find() -> re.Match[str] | None:
             return next((found for line in self._lines if (found := re.search(pattern, line))), None)
 
@@ -151,12 +159,14 @@ class ServerProcess:
             self._changed.wait_for(lambda: find() or self._ended, patience)
             found = find()
         if found is None:
-            raise AssertionError(f"no line like {pattern!r} from {self.command} "
-                                 f"(exit code {self.process.poll()}):\n{self.log}")
+            raise AssertionError(
+                f"no line like {pattern!r} from {self.command} (exit code {self.process.poll()}):\n{self.log}"
+            )
         return found
 
     def wait_ready(self, patience: float = PATIENCE) -> None:
         """Wait for `/health` to answer 200; AssertionError at once if the process ends or loading fails."""
+
         def ready() -> bool:
             if self.process.poll() is not None:
                 raise AssertionError(f"the server ended with {self.process.returncode}:\n{self.log}")
@@ -167,6 +177,7 @@ class ServerProcess:
             if status == 500:
                 raise AssertionError(f"the server says that loading failed:\n{self.log}")
             return status == 200
+
         wait_until(ready, f"{self.url}/health to say 200", patience)
 
     def get(self, path: str, **options: Any) -> requests.Response:
@@ -230,8 +241,13 @@ class ServerProcess:
         self.stop()
 
 
-def start_server(arguments: Sequence[str | Path], *, environment: dict[str, str] | None = None,
-                 ready: bool = True, program: Sequence[str] = ()) -> ServerProcess:
+def start_server(
+    arguments: Sequence[str | Path],
+    *,
+    environment: dict[str, str] | None = None,
+    ready: bool = True,
+    program: Sequence[str] = (),
+) -> ServerProcess:
     """Start `llama_srv.py` with `arguments` on a free port and wait until it's ready to complete.
 
     With `ready=False` it only waits for the URL to be printed: the model may still be loading.
@@ -247,10 +263,18 @@ def start_server(arguments: Sequence[str | Path], *, environment: dict[str, str]
     return server
 
 
-def run_command(arguments: Sequence[str | Path], *, environment: dict[str, str] | None = None,
-                patience: float = PATIENCE) -> subprocess.CompletedProcess[str]:
+def run_command(
+    arguments: Sequence[str | Path], *, environment: dict[str, str] | None = None, patience: float = PATIENCE
+) -> subprocess.CompletedProcess[str]:
     """Run `llama_srv.py` to its end (`--help`, a bad model...): `.returncode`, `.stdout`, `.stderr`."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "llama_srv.py"), *map(str, arguments)], stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=patience,
-        env={**os.environ, "PYTHONUTF8": "1", **(environment or {})}, check=False)
+        [sys.executable, str(ROOT / "llama_srv.py"), *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=patience,
+        env={**os.environ, "PYTHONUTF8": "1", **(environment or {})},
+        check=False,
+    )

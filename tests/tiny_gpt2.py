@@ -9,8 +9,15 @@ from tests.gguf_writer import GgufFile
 from tests.tiny_models import WORDS, Weights, bpe_vocabulary
 
 
-def tiny_gpt2(path: Path, *, n_positions: int = 64, seed: int = 7, words: Sequence[str] = (),
-              rerank_template: str = "", pooling: int = -1) -> Path:
+def tiny_gpt2(
+    path: Path,
+    *,
+    n_positions: int = 64,
+    seed: int = 7,
+    words: Sequence[str] = (),
+    rerank_template: str = "",
+    pooling: int = -1,
+) -> Path:
     """Write a text model with random weights, the BPE vocabulary with more `words`, and `n_positions` positions.
 
     A `rerank_template` makes it a reranker that answers in words; `pooling` is what its metadata says.
@@ -22,8 +29,15 @@ def tiny_gpt2(path: Path, *, n_positions: int = 64, seed: int = 7, words: Sequen
         gguf.string("tokenizer.chat_template.rerank", rerank_template)
     if pooling >= 0:
         gguf.scalar("gpt2.pooling_type", "u32", pooling)
-    gguf.scalars("gpt2.", "u32", context_length=n_positions, embedding_length=n_embd, block_count=n_blocks,
-                 feed_forward_length=n_ff, attention__head_count=n_head)
+    gguf.scalars(
+        "gpt2.",
+        "u32",
+        context_length=n_positions,
+        embedding_length=n_embd,
+        block_count=n_blocks,
+        feed_forward_length=n_ff,
+        attention__head_count=n_head,
+    )
     gguf.scalar("gpt2.attention.layer_norm_epsilon", "f32", 1e-5)
     weights, n_vocab = Weights(gguf, seed), len(vocabulary.tokens)
     weights.matrix("token_embd.weight", n_embd, n_vocab, spread=1.0)

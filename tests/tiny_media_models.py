@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.gguf_writer import GgufFile
 from tests.tiny_models import CHATML, N_EMBD, WORDS, Weights, bpe_vocabulary
 
-WIDTH, N_HEAD, N_FF = 32, 4, 64         # of the encoders
+WIDTH, N_HEAD, N_FF = 32, 4, 64  # of the encoders
 
 
 def tiny_qwen2vl(path: Path, *, seed: int = 3) -> Path:
@@ -24,8 +24,16 @@ def tiny_qwen2vl(path: Path, *, seed: int = 3) -> Path:
     gguf = GgufFile("qwen2vl", "tiny-qwen2vl")
     vocabulary = bpe_vocabulary(gguf, (" " + word for word in WORDS), fim=False)
     gguf.string("tokenizer.chat_template", CHATML)
-    gguf.scalars("qwen2vl.", "u32", context_length=2048, embedding_length=n_embd, block_count=n_blocks,
-                 feed_forward_length=n_ff, attention__head_count=n_head, attention__head_count_kv=n_head)
+    gguf.scalars(
+        "qwen2vl.",
+        "u32",
+        context_length=2048,
+        embedding_length=n_embd,
+        block_count=n_blocks,
+        feed_forward_length=n_ff,
+        attention__head_count=n_head,
+        attention__head_count_kv=n_head,
+    )
     gguf.scalar("qwen2vl.attention.layer_norm_rms_epsilon", "f32", 1e-5)
     gguf.scalar("qwen2vl.rope.freq_base", "f32", 1e4)
     gguf.array("qwen2vl.rope.dimension_sections", "i32", [2, 3, 3, 0])
@@ -90,8 +98,16 @@ def tiny_whisper(path: Path, *, seed: int = 11) -> Path:
 
 
 def _encoder_shape(gguf: GgufFile, kind: str, **more: int) -> None:
-    gguf.scalars(f"clip.{kind}.", "u32", embedding_length=WIDTH, feed_forward_length=N_FF, block_count=1,
-                 projection_dim=N_EMBD, attention__head_count=N_HEAD, **more)
+    gguf.scalars(
+        f"clip.{kind}.",
+        "u32",
+        embedding_length=WIDTH,
+        feed_forward_length=N_FF,
+        block_count=1,
+        projection_dim=N_EMBD,
+        attention__head_count=N_HEAD,
+        **more,
+    )
     gguf.scalar(f"clip.{kind}.attention.layer_norm_epsilon", "f32", 1e-6)
 
 

@@ -33,14 +33,31 @@ from tests.gguf_writer import GgufFile
 WORDS = tuple(
     "the once upon time little girl boy fox dog cat bird tree river house moon star night day red blue green "
     "old new big small ran saw found went came said asked told sang slept woke and but then when very happy "
-    "sad quiet brave kind into over under near away home bread apple water café été größe naïve 😀".split())
+    "sad quiet brave kind into over under near away home bread apple water café été größe naïve 😀".split()
+)
 SIGNS = (",", ".", "!", "?")
-RECITE_WORDS = (" one", " two", " three", " four", " five", " six", " seven", " eight", " nine", " ten",
-                " héllo", " 世界", " 😀", " end")
+RECITE_WORDS = (
+    " one",
+    " two",
+    " three",
+    " four",
+    " five",
+    " six",
+    " seven",
+    " eight",
+    " nine",
+    " ten",
+    " héllo",
+    " 世界",
+    " 😀",
+    " end",
+)
 
-CHATML = ("{% for m in messages %}"
-          "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
-          "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+CHATML = (
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 # token types of a GGUF vocabulary
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
@@ -49,6 +66,7 @@ FIM_TOKENS = ("<PRE>", "<SUF>", "<MID>")
 
 
 # ---------------------------------------------------------------------------------------- weights
+
 
 class Weights:
     """Adds tensors with random, constant or hand-made values to a file.
@@ -91,6 +109,7 @@ class Weights:
 
 # ---------------------------------------------------------------------------------------- vocabularies
 
+
 @dataclass(slots=True)
 class Vocabulary:
     """Token texts as the file stores them, their types, and which of them tiny_llama may say."""
@@ -109,8 +128,9 @@ class Vocabulary:
         if fim:
             for text in FIM_TOKENS:
                 self.add(text, CONTROL)
-            ids = {f"fim_{name}_token_id": self.tokens.index(text)
-                   for name, text in zip(("pre", "suf", "mid"), FIM_TOKENS)}
+            ids = {
+                f"fim_{name}_token_id": self.tokens.index(text) for name, text in zip(("pre", "suf", "mid"), FIM_TOKENS)
+            }
             gguf.scalars("tokenizer.ggml.", "u32", **ids)
         gguf.string("tokenizer.ggml.model", model)
         gguf.strings("tokenizer.ggml.tokens", self.tokens)
@@ -176,36 +196,59 @@ def wordpiece_vocabulary(gguf: GgufFile) -> Vocabulary:
     for text in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"):
         vocabulary.add(text, CONTROL)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
-    for text in (*("\u2581" + letter for letter in letters + ".,!?'-"), *letters, "\u2581the", "\u2581cat",
-                 "\u2581dog", "\u2581is", "ing"):
+    for text in (
+        *("\u2581" + letter for letter in letters + ".,!?'-"),
+        *letters,
+        "\u2581the",
+        "\u2581cat",
+        "\u2581dog",
+        "\u2581is",
+        "ing",
+    ):
         vocabulary.add(text)
     vocabulary.write(gguf, "bert", fim=False)
     gguf.string("tokenizer.ggml.pre", "default")
     # "seperator" is spelled so in the format; without it libllama aborts at the first decode
-    gguf.scalars("tokenizer.ggml.", "u32", token_type_count=2, bos_token_id=2, eos_token_id=3,
-                 seperator_token_id=3, unknown_token_id=1, padding_token_id=0, mask_token_id=4)
+    gguf.scalars(
+        "tokenizer.ggml.",
+        "u32",
+        token_type_count=2,
+        bos_token_id=2,
+        eos_token_id=3,
+        seperator_token_id=3,
+        unknown_token_id=1,
+        padding_token_id=0,
+        mask_token_id=4,
+    )
     return vocabulary
 
 
 # ---------------------------------------------------------------------------------------- tiny llama
 
 N_EMBD, N_HEAD_KV, HEAD_SIZE, N_FF = 64, 2, 32, 64
-DISTANCES = ((0, 1, 4, 5), (11, 21, 32, 37))    # [block][head]: how far back that head looks, in tokens
-OWN = 0.4                                       # and how strongly at its own token: decides early in a text
-N_BITS = 32                                     # of a token: embedding rows 0..31
-CONSTANT = 32                                   # embedding row that is 1 in every token
-VOTE = 33                                       # rows from here collect the votes for the next token
-N_VOTES = 6                                     # 2**6 == 64 tokens to say
-BITS_PER_VOTE = 3                               # that one head gives: 3 * 8 heads + 1 = 25 in all
-VOTE_SIZE = 1 / 32                              # small, so that votes hardly change the length of the row
-KEY = 24.0                                      # size of queries and keys: makes attention pick one cell
-GAIN = math.sqrt(N_EMBD / (N_BITS + 1))         # what RMS norm multiplies our rows with
-SEED = 5                                        # with it no word goes on repeating itself for ever
-MIN_MARGIN = 0.3                                # logits between the best two tokens, at least
+DISTANCES = ((0, 1, 4, 5), (11, 21, 32, 37))  # [block][head]: how far back that head looks, in tokens
+OWN = 0.4  # and how strongly at its own token: decides early in a text
+N_BITS = 32  # of a token: embedding rows 0..31
+CONSTANT = 32  # embedding row that is 1 in every token
+VOTE = 33  # rows from here collect the votes for the next token
+N_VOTES = 6  # 2**6 == 64 tokens to say
+BITS_PER_VOTE = 3  # that one head gives: 3 * 8 heads + 1 = 25 in all
+VOTE_SIZE = 1 / 32  # small, so that votes hardly change the length of the row
+KEY = 24.0  # size of queries and keys: makes attention pick one cell
+GAIN = math.sqrt(N_EMBD / (N_BITS + 1))  # what RMS norm multiplies our rows with
+SEED = 5  # with it no word goes on repeating itself for ever
+MIN_MARGIN = 0.3  # logits between the best two tokens, at least
 
 
-def tiny_llama(path: Path, kind: str = "spm", *, n_ctx_train: int = 2048, fim: bool = False, seed: int = SEED,
-               chat_template: str | None = CHATML) -> Path:
+def tiny_llama(
+    path: Path,
+    kind: str = "spm",
+    *,
+    n_ctx_train: int = 2048,
+    fim: bool = False,
+    seed: int = SEED,
+    chat_template: str | None = CHATML,
+) -> Path:
     """Write the text model described on top: `kind` "spm" or "bpe"; another `seed` says other things."""
     gguf = GgufFile("llama", f"tiny-llama-{kind}")
     if kind == "spm":
@@ -217,8 +260,16 @@ def tiny_llama(path: Path, kind: str = "spm", *, n_ctx_train: int = 2048, fim: b
         spoken = ["".join(symbols[byte] for byte in (" " + word).encode()) for word in WORDS] + list(SIGNS)
     if chat_template is not None:
         gguf.string("tokenizer.chat_template", chat_template)
-    _llama_shape(gguf, n_ctx_train, n_blocks=len(DISTANCES), n_embd=N_EMBD, n_ff=N_FF,
-                 n_head=len(DISTANCES[0]), n_head_kv=N_HEAD_KV, head_size=HEAD_SIZE)
+    _llama_shape(
+        gguf,
+        n_ctx_train,
+        n_blocks=len(DISTANCES),
+        n_embd=N_EMBD,
+        n_ff=N_FF,
+        n_head=len(DISTANCES[0]),
+        n_head_kv=N_HEAD_KV,
+        head_size=HEAD_SIZE,
+    )
     weights = Weights(gguf, seed)
     _embedding(weights, len(vocabulary.tokens))
     _readout(weights, [spoken.index(text) if text in spoken else None for text in vocabulary.tokens])
@@ -228,20 +279,40 @@ def tiny_llama(path: Path, kind: str = "spm", *, n_ctx_train: int = 2048, fim: b
     return gguf.write(path)
 
 
-def _llama_shape(gguf: GgufFile, n_ctx_train: int, *, n_blocks: int, n_embd: int, n_ff: int, n_head: int,
-                 n_head_kv: int, head_size: int) -> None:
-    gguf.scalars("llama.", "u32", context_length=n_ctx_train, embedding_length=n_embd, block_count=n_blocks,
-                 feed_forward_length=n_ff, attention__head_count=n_head, attention__head_count_kv=n_head_kv,
-                 attention__key_length=head_size, attention__value_length=head_size,
-                 rope__dimension_count=head_size)
+def _llama_shape(
+    gguf: GgufFile,
+    n_ctx_train: int,
+    *,
+    n_blocks: int,
+    n_embd: int,
+    n_ff: int,
+    n_head: int,
+    n_head_kv: int,
+    head_size: int,
+) -> None:
+    gguf.scalars(
+        "llama.",
+        "u32",
+        context_length=n_ctx_train,
+        embedding_length=n_embd,
+        block_count=n_blocks,
+        feed_forward_length=n_ff,
+        attention__head_count=n_head,
+        attention__head_count_kv=n_head_kv,
+        attention__key_length=head_size,
+        attention__value_length=head_size,
+        rope__dimension_count=head_size,
+    )
     gguf.scalar("llama.attention.layer_norm_rms_epsilon", "f32", 1e-5)
 
 
 def _embedding(weights: Weights, n_vocab: int) -> None:
     """Token rows: 32 random bits as +-1, the constant, zeros where votes will be added."""
+
     def row() -> list[float]:
         bits = [math.copysign(1.0, weights.uniform(1.0)) for _ in range(N_BITS)]
         return bits + [1.0] + [0.0] * (N_EMBD - N_BITS - 1)
+
     weights.rows("token_embd.weight", [row() for _ in range(n_vocab)])
 
 
@@ -268,7 +339,7 @@ def _attention(weights: Weights, block: int, distances: Sequence[int]) -> None:
         row = output[VOTE + vote]
         voters = [head for head, _ in enumerate(distances)] * BITS_PER_VOTE
         if block == 0:
-            voters.append(0)                    # one more: their number has to be odd
+            voters.append(0)  # one more: their number has to be odd
         for head in voters:
             bit = _free_place(weights, row, head * HEAD_SIZE)
             row[bit] = math.copysign(VOTE_SIZE, weights.uniform(1.0))
@@ -311,6 +382,7 @@ def _readout(weights: Weights, places: Sequence[int | None]) -> None:
 
     The votes weigh a little differently, and each token has a small handicap, so that lower ranks differ too.
     """
+
     def row(place: int | None) -> list[float]:
         values = [0.0] * N_EMBD
         values[CONSTANT] = weights.uniform(0.05) if place is not None else -10.0 + weights.uniform(0.5)
@@ -319,11 +391,13 @@ def _readout(weights: Weights, places: Sequence[int | None]) -> None:
                 sign = 1.0 if place >> vote & 1 else -1.0
                 values[VOTE + vote] = sign * (0.25 + 0.015 * vote) / VOTE_SIZE
         return values
+
     weights.fill("output_norm.weight", 1.0 / GAIN, N_EMBD)
     weights.rows("output.weight", [row(place) for place in places])
 
 
 # ---------------------------------------------------------------------------------------- recite
+
 
 def recite(path: Path, words: Sequence[str] = RECITE_WORDS, *, n_ctx_train: int = 2048) -> Path:
     """Write a model whose next token depends on the last one alone, with certainty.
@@ -337,8 +411,9 @@ def recite(path: Path, words: Sequence[str] = RECITE_WORDS, *, n_ctx_train: int 
     gguf.string("tokenizer.chat_template", CHATML)
     n_vocab, n_ff, n_head, head_size = len(vocabulary.tokens), 32, 2, 32
     n_embd = -(-n_vocab // 32) * 32
-    _llama_shape(gguf, n_ctx_train, n_blocks=1, n_embd=n_embd, n_ff=n_ff, n_head=n_head, n_head_kv=1,
-                 head_size=head_size)
+    _llama_shape(
+        gguf, n_ctx_train, n_blocks=1, n_embd=n_embd, n_ff=n_ff, n_head=n_head, n_head_kv=1, head_size=head_size
+    )
     symbols = byte_symbols()
     chain = [vocabulary.tokens.index("".join(symbols[byte] for byte in word.encode())) for word in words]
     follower = dict(zip(chain, [*chain[1:], vocabulary.tokens.index("<|im_end|>")]))
@@ -352,15 +427,21 @@ def recite(path: Path, words: Sequence[str] = RECITE_WORDS, *, n_ctx_train: int 
     weights.rows("output.weight", readout)
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         weights.fill(name + ".weight", 1.0, n_embd)
-    for name, dims in (("attn_q", (n_embd, n_head * head_size)), ("attn_k", (n_embd, head_size)),
-                       ("attn_v", (n_embd, head_size)), ("attn_output", (n_head * head_size, n_embd)),
-                       ("ffn_gate", (n_embd, n_ff)), ("ffn_up", (n_embd, n_ff)),
-                       ("ffn_down", (n_ff, n_embd))):
+    for name, dims in (
+        ("attn_q", (n_embd, n_head * head_size)),
+        ("attn_k", (n_embd, head_size)),
+        ("attn_v", (n_embd, head_size)),
+        ("attn_output", (n_head * head_size, n_embd)),
+        ("ffn_gate", (n_embd, n_ff)),
+        ("ffn_up", (n_embd, n_ff)),
+        ("ffn_down", (n_ff, n_embd)),
+    ):
         weights.fill(f"blk.0.{name}.weight", 0.0, *dims)
     return gguf.write(path)
 
 
 # ---------------------------------------------------------------------------------------- recurrent
+
 
 def tiny_mamba(path: Path, *, is_hybrid: bool = False, seed: int = 11) -> Path:
     """Write a Mamba model with random weights and the SPM vocabulary, whose logits are far apart.
@@ -372,9 +453,19 @@ def tiny_mamba(path: Path, *, is_hybrid: bool = False, seed: int = 11) -> Path:
     heads_kv = [0, 2, 0] if is_hybrid else [0, 0]
     gguf = GgufFile(name, f"tiny-{name}")
     vocabulary = spm_vocabulary(gguf, fim=False)
-    gguf.scalars(f"{name}.", "u32", context_length=2048, embedding_length=n_embd, block_count=len(heads_kv),
-                 feed_forward_length=n_ff, attention__head_count=2 if is_hybrid else 0, ssm__conv_kernel=n_conv,
-                 ssm__inner_size=n_inner, ssm__state_size=n_state, ssm__time_step_rank=rank)
+    gguf.scalars(
+        f"{name}.",
+        "u32",
+        context_length=2048,
+        embedding_length=n_embd,
+        block_count=len(heads_kv),
+        feed_forward_length=n_ff,
+        attention__head_count=2 if is_hybrid else 0,
+        ssm__conv_kernel=n_conv,
+        ssm__inner_size=n_inner,
+        ssm__state_size=n_state,
+        ssm__time_step_rank=rank,
+    )
     if is_hybrid:
         gguf.array("jamba.attention.head_count_kv", "i32", heads_kv)
     gguf.scalar(f"{name}.attention.layer_norm_rms_epsilon", "f32", 1e-5)
@@ -398,8 +489,9 @@ def tiny_mamba(path: Path, *, is_hybrid: bool = False, seed: int = 11) -> Path:
     return gguf.write(path)
 
 
-def _recurrent(weights: Weights, prefix: str, n_embd: int, n_inner: int, n_state: int, n_conv: int, rank: int,
-               has_norms: bool) -> None:
+def _recurrent(
+    weights: Weights, prefix: str, n_embd: int, n_inner: int, n_state: int, n_conv: int, rank: int, has_norms: bool
+) -> None:
     """A Mamba layer that forgets slowly."""
     weights.matrix(prefix + "ssm_in.weight", n_embd, 2 * n_inner)
     weights.matrix(prefix + "ssm_conv1d.weight", n_conv, n_inner)
@@ -417,8 +509,16 @@ def _recurrent(weights: Weights, prefix: str, n_embd: int, n_inner: int, n_state
 
 # ---------------------------------------------------------------------------------------- bert
 
-def tiny_bert(path: Path, *, rerank: bool = False, n_ctx_train: int = 512, seed: int = 5,
-              labels: Sequence[str] = (), rerank_template: str = "") -> Path:
+
+def tiny_bert(
+    path: Path,
+    *,
+    rerank: bool = False,
+    n_ctx_train: int = 512,
+    seed: int = 5,
+    labels: Sequence[str] = (),
+    rerank_template: str = "",
+) -> Path:
     """Write an embedding model (32 wide, mean pooling) or a reranker (scores `[CLS] query [SEP] text [SEP]`).
 
     A reranker with `labels` has a score for each of them; a `rerank_template` says how its prompts are made.
@@ -429,8 +529,16 @@ def tiny_bert(path: Path, *, rerank: bool = False, n_ctx_train: int = 512, seed:
     n_embd, n_ff, n_head, n_blocks, gentle = 32, 64, 4, 2, 0.1
     gguf = GgufFile("bert", "tiny-bert-rerank" if rerank else "tiny-bert-embed")
     vocabulary = wordpiece_vocabulary(gguf)
-    gguf.scalars("bert.", "u32", context_length=n_ctx_train, embedding_length=n_embd, block_count=n_blocks,
-                 feed_forward_length=n_ff, attention__head_count=n_head, pooling_type=4 if rerank else 1)
+    gguf.scalars(
+        "bert.",
+        "u32",
+        context_length=n_ctx_train,
+        embedding_length=n_embd,
+        block_count=n_blocks,
+        feed_forward_length=n_ff,
+        attention__head_count=n_head,
+        pooling_type=4 if rerank else 1,
+    )
     gguf.scalar("bert.attention.layer_norm_epsilon", "f32", 1e-12)
     gguf.scalar("bert.attention.causal", "bool", False)
     if labels:
@@ -459,6 +567,7 @@ def tiny_bert(path: Path, *, rerank: bool = False, n_ctx_train: int = 512, seed:
 
 # ---------------------------------------------------------------------------------------- adapters, images
 
+
 def tiny_lora(path: Path, *, bits: Sequence[int] = range(8)) -> Path:
     """Write a LoRA adapter for `tiny_llama` that turns the given token bits around in every value.
 
@@ -468,7 +577,7 @@ def tiny_lora(path: Path, *, bits: Sequence[int] = range(8)) -> Path:
     gguf = GgufFile("llama", "tiny-llama-lora")
     gguf.string("general.type", "adapter")
     gguf.string("adapter.type", "lora")
-    gguf.scalar("adapter.lora.alpha", "f32", len(bits))         # effective scale = alpha / rank * scale
+    gguf.scalar("adapter.lora.alpha", "f32", len(bits))  # effective scale = alpha / rank * scale
     down = [_one_at(bit, 1.0) for bit in bits]
     up = [[-2.0 if row % N_BITS == bit else 0.0 for bit in bits] for row in range(N_HEAD_KV * HEAD_SIZE)]
     weights = Weights(gguf, seed=0)
@@ -489,9 +598,17 @@ def tiny_mmproj(path: Path, kind: str = "gemma3", *, n_embd_text: int = N_EMBD, 
     gguf.string("clip.projector_type", kind)
     gguf.scalar("clip.has_vision_encoder", "bool", True)
     gguf.scalar("clip.use_gelu", "bool", True)
-    gguf.scalars("clip.vision.", "u32", image_size=size, patch_size=patch, embedding_length=n_embd,
-                 feed_forward_length=n_ff, block_count=n_blocks, projection_dim=n_embd_text,
-                 attention__head_count=n_head)
+    gguf.scalars(
+        "clip.vision.",
+        "u32",
+        image_size=size,
+        patch_size=patch,
+        embedding_length=n_embd,
+        feed_forward_length=n_ff,
+        block_count=n_blocks,
+        projection_dim=n_embd_text,
+        attention__head_count=n_head,
+    )
     gguf.scalar("clip.vision.attention.layer_norm_epsilon", "f32", 1e-6)
     gguf.array("clip.vision.image_mean", "f32", [0.5] * 3)
     gguf.array("clip.vision.image_std", "f32", [0.5] * 3)

@@ -18,16 +18,27 @@ from server.api.constraints import read_constraint
 from server.api.context import Context
 from server.api.media import Files
 from server.api.prompt import read_prompts, shown, without_files
-from server.engine.task import (STOP_EOS, STOP_LIMIT, STOP_WORD, Event, Final, Piece, Progress, SamplingParams, Task,
-                                Timings, TokenProbs)
+from server.engine.seam.task import (
+    STOP_EOS,
+    STOP_LIMIT,
+    STOP_WORD,
+    Event,
+    Final,
+    Piece,
+    Progress,
+    SamplingParams,
+    Task,
+    Timings,
+    TokenProbs,
+)
 from server.errors import ApiError
 from server.log import is_verbose, verbose
 from server.web.message import EventStream, Request, Response, Writer, error_body, json_response, to_json
 from server.web.sse import comment, event
 
-MAX_SCALE = 1000.0      # of an adapter: far beyond use, and far from overflowing the model's numbers
+MAX_SCALE = 1000.0  # of an adapter: far beyond use, and far from overflowing the model's numbers
 MISSING = object()
-MAX_JOINED = 64         # events in one chunk of a stream
+MAX_JOINED = 64  # events in one chunk of a stream
 PING = comment("ping")
 
 
@@ -45,8 +56,12 @@ class CompletionHandler:
             self._context.set_system_prompt(body["system_prompt"])
         completion = Completion(self._context, body)
         if is_verbose():
-            verbose("request", id=request.id, body=without_files(body),
-                    tokens=[list(task.prompt) for task in completion.tasks])
+            verbose(
+                "request",
+                id=request.id,
+                body=without_files(body),
+                tokens=[list(task.prompt) for task in completion.tasks],
+            )
         return answer(completion, request)
 
 
@@ -81,8 +96,14 @@ class Completion:
         if prompts is None:
             if body.get("prompt") is None:
                 raise ApiError(400, "prompt: this field is required")
-            prompts, is_list = read_prompts(body["prompt"], context.engine.vocab, not context.system_prompt.prompt,
-                                            context.is_2024, Files(context), body.get("image_data"))
+            prompts, is_list = read_prompts(
+                body["prompt"],
+                context.engine.vocab,
+                not context.system_prompt.prompt,
+                context.is_2024,
+                Files(context),
+                body.get("image_data"),
+            )
         n = self.values["n_cmpl"]
         self.is_list = is_list or n > 1
         constraint = read_constraint(body, context.defaults)
@@ -106,16 +127,29 @@ class Completion:
         if number:
             params = replace(params, seed=(params.seed + number) % 2**32)
         return Task(
-            id=self._context.engine.new_id(), prompt=tuple(tokens), sampling=params, n_predict=n_predict,
+            id=self._context.engine.new_id(),
+            prompt=tuple(tokens),
+            sampling=params,
+            n_predict=n_predict,
             media=getattr(tokens, "media", ()),
-            n_keep=values["n_keep"], n_discard=values["n_discard"], stop=schema.strings("stop", values["stop"]),
-            id_slot=values["id_slot"], priority=values["priority"], cache_prompt=values["cache_prompt"],
-            progress=values["stream"] and values["return_progress"], lora=self._lora, n_indent=values["n_indent"],
-            t_max_prompt_ms=max(values["t_max_prompt_ms"], 0), t_max_predict_ms=max(values["t_max_predict_ms"], 0),
+            n_keep=values["n_keep"],
+            n_discard=values["n_discard"],
+            stop=schema.strings("stop", values["stop"]),
+            id_slot=values["id_slot"],
+            priority=values["priority"],
+            cache_prompt=values["cache_prompt"],
+            progress=values["stream"] and values["return_progress"],
+            lora=self._lora,
+            n_indent=values["n_indent"],
+            t_max_prompt_ms=max(values["t_max_prompt_ms"], 0),
+            t_max_predict_ms=max(values["t_max_predict_ms"], 0),
             t_max_ms=max(values["t_max_ms"], 0),
-            draft_n_max=values["speculative.n_max"], draft_n_min=values["speculative.n_min"],
+            draft_n_max=values["speculative.n_max"],
+            draft_n_min=values["speculative.n_min"],
             draft_p_min=values["speculative.p_min"],
-            stream=values["stream"], timings=values["stream"] and values["timings_per_token"])
+            stream=values["stream"],
+            timings=values["stream"] and values["timings_per_token"],
+        )
 
     @property
     def ping_s(self) -> float | None:
@@ -140,9 +174,11 @@ class Completion:
         client that leaves ends them, and so does POST /v1/abort with the request's id or that of the answer."""
         request.require_client()
         self.tasks = [replace(task, owner=request.owner) for task in self.tasks]
-        with (self._context.engine.submit(*self.tasks, stream=self.values["stream"]) as results,
-              request.on_disconnect(results.cancel),
-              self._context.running.entry((request.id, self.id), request.key_id, results.finish)):
+        with (
+            self._context.engine.submit(*self.tasks, stream=self.values["stream"]) as results,
+            request.on_disconnect(results.cancel),
+            self._context.running.entry((request.id, self.id), request.key_id, results.finish),
+        ):
             yield results
 
     def run(self, request: Request) -> object:
@@ -163,8 +199,11 @@ class Completion:
             index = self._index[item.id]
             if "\n" in item.text:
                 self._has_new_line[index] = True
-            text = ('data: {"index":%d,"content":%s,"tokens":[%s],"stop":false}\n\n'
-                    % (index, encode_basestring(item.text), ",".join(map(str, item.tokens))))
+            text = 'data: {"index":%d,"content":%s,"tokens":[%s],"stop":false}\n\n' % (
+                index,
+                encode_basestring(item.text),
+                ",".join(map(str, item.tokens)),
+            )
             return (text.encode("utf-8", "replace"),)
         return (event(self.chunk(item)),)
 
@@ -228,13 +267,14 @@ class Completion:
             result["warnings"] = list(self.warnings)
         if self._context.options.verbose:
             result["__prompt_processed"] = self._context.engine.vocab.detokenize(list(task.prompt)).decode(
-                "utf-8", "replace")
+                "utf-8", "replace"
+            )
         return pick(result, self._fields)
 
     def _shown_probs(self, probs: list[TokenProbs], stopping_word: str) -> list[dict[str, object]]:
         """Without the last ones that made up the stop word, counted as llama-server does: by the word's own tokens."""
         if stopping_word:
-            probs = probs[:-len(self._context.engine.vocab.tokenize(stopping_word, False, False)) or None]
+            probs = probs[: -len(self._context.engine.vocab.tokenize(stopping_word, False, False)) or None]
         return [self._probs(one) for one in probs]
 
     def _probs(self, probs: TokenProbs) -> dict[str, object]:
@@ -258,8 +298,10 @@ class Stream:
 
     def divert(self, writer: Writer) -> None:
         """From now on what comes while `__next__` waits is sent by the thread that brings it (see `EventStream`)."""
+
         def send(items: list[Event]) -> bool:
             return writer.offer(b"".join([part for item in items for part in self._completion.events(item)]))
+
         self._results.divert(send, writer.drain)
 
     def close(self) -> None:
@@ -310,8 +352,10 @@ def lora_scales(value: object, context: Context) -> dict[int, float]:
             raise ApiError(400, f"lora: the scale of adapter {item['id']} is not a number")
         scales[item["id"]] = schema.as_float("lora", scale)
         if abs(scale) > MAX_SCALE:
-            raise ApiError(400, f"lora: the scale of adapter {item['id']} is out of range, allowed is "
-                           f"{-MAX_SCALE:g} to {MAX_SCALE:g}")
+            raise ApiError(
+                400,
+                f"lora: the scale of adapter {item['id']} is out of range, allowed is {-MAX_SCALE:g} to {MAX_SCALE:g}",
+            )
     return scales
 
 
@@ -342,13 +386,22 @@ def settings(context: Context, task: Task, stream: bool) -> dict[str, object]:
     if task.sampling.ignore_eos:
         params["logit_bias"] += [[token, False] for token in context.engine.info.eog_tokens]
     return {
-        "n_ctx": context.engine.info.n_ctx_slot, "model": context.model_name, **params,
-        "n_predict": task.n_predict, "max_tokens": task.n_predict, "n_keep": task.n_keep, "n_discard": task.n_discard,
-        "stop": list(task.stop), "stream": stream, "cache_prompt": task.cache_prompt, "n_indent": task.n_indent,
+        "n_ctx": context.engine.info.n_ctx_slot,
+        "model": context.model_name,
+        **params,
+        "n_predict": task.n_predict,
+        "max_tokens": task.n_predict,
+        "n_keep": task.n_keep,
+        "n_discard": task.n_discard,
+        "stop": list(task.stop),
+        "stream": stream,
+        "cache_prompt": task.cache_prompt,
+        "n_indent": task.n_indent,
         "speculative.n_max": _own(task.draft_n_max, context.options.spec_draft_n_max),
         "speculative.n_min": _own(task.draft_n_min, context.options.spec_draft_n_min),
         "speculative.p_min": _own(task.draft_p_min, context.options.spec_draft_p_min),
-        "t_max_predict_ms": task.t_max_predict_ms, "t_max_ms": task.t_max_ms,
+        "t_max_predict_ms": task.t_max_predict_ms,
+        "t_max_ms": task.t_max_ms,
         "lora": [{"id": i, "scale": scale} for i, scale in task.lora or ()],
     }
 
@@ -367,8 +420,12 @@ def sampling_json(params: SamplingParams) -> dict[str, object]:
 
 def progress_json(progress: Progress) -> dict[str, object]:
     """`prompt_progress`; with `queue_position` as long as the task waits."""
-    result: dict[str, object] = {"total": progress.n_prompt, "cache": progress.n_cached,
-                                 "processed": progress.n_processed, "time_ms": round(progress.ms, 3)}
+    result: dict[str, object] = {
+        "total": progress.n_prompt,
+        "cache": progress.n_cached,
+        "processed": progress.n_processed,
+        "time_ms": round(progress.ms, 3),
+    }
     if progress.place:
         result["queue_position"] = progress.place
     return result

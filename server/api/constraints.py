@@ -65,7 +65,8 @@ def response_format_schema(value: object) -> tuple[object, bool] | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        from server.chat.json_schema import ANY_OBJECT
+        from server.grammar.json_schema.convert import ANY_OBJECT
+
         schema = value.get("schema")
         return ANY_OBJECT if schema is None else schema, False
     if kind == "json_schema":
@@ -81,7 +82,8 @@ def response_format_schema(value: object) -> tuple[object, bool] | None:
 
 def schema_constraint(name: str, schema: object, strict: bool) -> Constraint:
     """The grammar of a JSON schema."""
-    from server.chat.json_schema import SchemaError, convert
+    from server.grammar.json_schema.convert import SchemaError, convert
+
     try:
         conversion = convert(schema, strict=strict)
     except SchemaError as error:
@@ -91,7 +93,8 @@ def schema_constraint(name: str, schema: object, strict: bool) -> Constraint:
 
 
 def _made(name: str, value: object) -> str:
-    from server.chat.regex_gbnf import Unsupported, choice_grammar, regex_grammar
+    from server.grammar.regex_gbnf import Unsupported, choice_grammar, regex_grammar
+
     make = choice_grammar if name == "choice" else regex_grammar
     try:
         grammar = make(value)
@@ -110,7 +113,8 @@ def check_grammar(grammar: str) -> None:
 
 @lru_cache(maxsize=256)
 def _fault(grammar: str) -> str:
-    from server.chat import gbnf
+    from server.grammar import gbnf
+
     try:
         gbnf.check(grammar)
     except gbnf.GrammarError as error:
@@ -120,4 +124,5 @@ def _fault(grammar: str) -> str:
 
 def prepare() -> None:
     """Import what the first request with a constraint would wait for."""
-    from server.chat import gbnf, json_schema, regex_gbnf  # noqa: F401
+    from server.grammar import gbnf, regex_gbnf
+    from server.grammar.json_schema import convert as json_schema  # noqa: F401

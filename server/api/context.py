@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from server.api.running import RunningRequests
-from server.engine.task import Embed, ModelInfo, Snapshot, Task
+from server.engine.seam.task import Embed, ModelInfo, Snapshot, Task
 from server.errors import ApiError
 from server.log import get_logger
 from server.records import record
 
 if TYPE_CHECKING:
-    from server.options import Options
+    from server.options.parser import Options
 
 log = get_logger("api")
 
@@ -125,7 +125,8 @@ class Context:
     def chat_template(self):
         """The template of chats, compiled when first needed (`chat.template`). ApiError when it can't be."""
         if self._template is None:
-            from server.chat.choose import choose_template      # here, because a server is ready sooner without it
+            from server.chat.choose import choose_template  # here, because a server is ready sooner without it
+
             with self._lock:
                 if self._template is None:
                     self._template = choose_template(self.options, self.engine.info, self.engine.vocab)
@@ -147,8 +148,11 @@ class Context:
     def require_generative(self) -> None:
         """ApiError 501 unless the model writes text; the engine must be ready."""
         if not self.engine.info.is_generative:
-            raise ApiError(501, "this model writes no text, it only computes embeddings: use /v1/embeddings"
-                           + (" or /v1/rerank" if self.engine.info.pooling == "rank" else ""))
+            raise ApiError(
+                501,
+                "this model writes no text, it only computes embeddings: use /v1/embeddings"
+                + (" or /v1/rerank" if self.engine.info.pooling == "rank" else ""),
+            )
 
     def set_system_prompt(self, value: object) -> None:
         """Take over a `system_prompt` object; computed once, after the running tasks. The same again costs nothing."""

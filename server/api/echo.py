@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from server.api.completion import token_json
 from server.api.context import Vocab
-from server.engine.task import PromptProbs, TokenProbs
+from server.engine.seam.task import PromptProbs, TokenProbs
 
 
 class EchoedPrompt:
@@ -34,15 +34,21 @@ class EchoedPrompt:
         return {
             "tokens": [token_name(self._vocab.piece(token)) for token in self._tokens],
             "token_logprobs": [one and one.logprob for one in probs],
-            "top_logprobs": [one and {token_name(self._vocab.piece(id_)): logprob for id_, logprob in
-                                      one.top_logprobs[:n_top]} for one in probs],
+            "top_logprobs": [
+                one and {token_name(self._vocab.piece(id_)): logprob for id_, logprob in one.top_logprobs[:n_top]}
+                for one in probs
+            ],
             "text_offset": self._offsets(),
-            "content": [self._token(token, one, n_top) for token, one in zip(self._tokens, probs)]}
+            "content": [self._token(token, one, n_top) for token, one in zip(self._tokens, probs)],
+        }
 
     def _token(self, token: int, one: TokenProbs | None, n_top: int) -> dict[str, object]:
         top = one.top_logprobs[:n_top] if one else ()
-        return {**token_json(token, self._vocab), "logprob": one and one.logprob,
-                "top_logprobs": [{**token_json(id_, self._vocab), "logprob": logprob} for id_, logprob in top]}
+        return {
+            **token_json(token, self._vocab),
+            "logprob": one and one.logprob,
+            "top_logprobs": [{**token_json(id_, self._vocab), "logprob": logprob} for id_, logprob in top],
+        }
 
     def _offsets(self) -> list[int]:
         """At which character of the echoed text each token begins. Tokens may have a blank more in front than it."""

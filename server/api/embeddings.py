@@ -19,22 +19,34 @@ from server.api.media import Files, Prompt, with_files, with_images
 from server.api.openai import model_name
 from server.api.prompt import with_files_in
 from server.api.schema import INT_MAX, Field, read, token_id
-from server.engine.task import Embed, Embedded, Media
+from server.engine.seam.task import Embed, Embedded, Media
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
-MAX_INPUTS = 2048           # OpenAI's limit
-MAX_INT16 = 32760.0         # what the largest number becomes with the normalisation 0, as llama.cpp has it
+MAX_INPUTS = 2048  # OpenAI's limit
+MAX_INT16 = 32760.0  # what the largest number becomes with the normalisation 0, as llama.cpp has it
 EUCLIDEAN = 2
 FORMATS = ("float", "base64")
 FORMS = "give a string, a list of strings, a list of token ids, or a list of those lists"
 
 EMBEDDING_FIELDS = (
-    Field("input", list, None, "a text, token ids, an object with `prompt_string` and `multimodal_data`, or a list of "
-          "texts, objects and lists of ids", aliases=("content",)),
+    Field(
+        "input",
+        list,
+        None,
+        "a text, token ids, an object with `prompt_string` and `multimodal_data`, or a list of "
+        "texts, objects and lists of ids",
+        aliases=("content",),
+    ),
     Field("image_data", list, None, "images for a text with `[img-ID]` in it: objects with `data` in base64 and `id`"),
-    Field("embd_normalize", int, EUCLIDEAN, "-1 leaves the numbers as they are, 0 makes the largest 32760, 1 is "
-          "taxicab, 2 Euclidean, more a p-norm", -1, 1000),
+    Field(
+        "embd_normalize",
+        int,
+        EUCLIDEAN,
+        "-1 leaves the numbers as they are, 0 makes the largest 32760, 1 is taxicab, 2 Euclidean, more a p-norm",
+        -1,
+        1000,
+    ),
     Field("dimensions", int, None, "only so many of the first numbers, normalised anew", 1, INT_MAX),
     Field("encoding_format", str, "float", "float or base64 (of little-endian 32-bit numbers)"),
 )
@@ -71,12 +83,16 @@ class EmbeddingHandlers:
         found, n_tokens = self._vectors(request, values)
         vectors = [rows[0] for rows in found]
         encode = to_base64 if values["encoding_format"] == "base64" else list_of
-        return json_response({
-            "object": "list",
-            "data": [{"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in
-                     enumerate(vectors)],
-            "model": name,
-            "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}})
+        return json_response(
+            {
+                "object": "list",
+                "data": [
+                    {"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in enumerate(vectors)
+                ],
+                "model": name,
+                "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+            }
+        )
 
     @property
     def _is_by_token(self) -> bool:
@@ -114,17 +130,23 @@ class EmbeddingHandlers:
         found = rows_of(result)
         if files.media and result.pooling == "mean":
             found = [[mean(rows)] for rows in found]
-        return ([[normalise(row[:n], kind) for row in rows] for rows in found],
-                result.n_tokens or sum(map(len, inputs)))
+        return (
+            [[normalise(row[:n], kind) for row in rows] for rows in found],
+            result.n_tokens or sum(map(len, inputs)),
+        )
 
 
-def embed(context: Context, request: Request, inputs: Sequence[tuple[int, ...]],
-          media: Sequence[Media] = ()) -> Embedded:
+def embed(
+    context: Context, request: Request, inputs: Sequence[tuple[int, ...]], media: Sequence[Media] = ()
+) -> Embedded:
     """Have the engine compute; a client that hangs up takes its request along."""
     request.require_client()
     task = Embed(context.engine.new_id(), tuple(inputs), request.owner, tuple(media))
-    with (context.engine.submit(task, stream=False) as results, request.on_disconnect(results.cancel),
-          context.running.entry((request.id,), request.key_id, results.abort)):
+    with (
+        context.engine.submit(task, stream=False) as results,
+        request.on_disconnect(results.cancel),
+        context.running.entry((request.id,), request.key_id, results.abort),
+    ):
         return next(iter(results))
 
 
@@ -191,7 +213,7 @@ def rows_of(result: Embedded) -> list[list[array]]:
         raise ApiError(500, "the model has computed numbers that are not finite")
     n, rows, at = result.width, [], 0
     for n_rows in result.n_rows:
-        rows.append([numbers[i:i + n] for i in range(at, at + n_rows * n, n)])
+        rows.append([numbers[i : i + n] for i in range(at, at + n_rows * n, n)])
         at += n_rows * n
     return rows
 

@@ -16,7 +16,7 @@ from server.web.message import EventStream, Request, Response
 INFILL_FIELDS = (
     Field("input_prefix", str, "", "the text before the gap"),
     Field("input_suffix", str, "", "the text after the gap"),
-    Field("input_extra", list, (), "[{\"filename\", \"text\"}, ...]: other files to look at"),
+    Field("input_extra", list, (), '[{"filename", "text"}, ...]: other files to look at'),
     Field("prompt", str, "", "text after the prefix that the answer must begin with"),
 )
 RESERVE = 16
@@ -43,18 +43,24 @@ class InfillHandler:
         vocab, options = self._context.engine.vocab, self._context.options
         missing = [name for name in ("pre", "suf", "mid") if name not in vocab.fim]
         if missing:
-            raise ApiError(501, "Infill is not supported by this model: its vocabulary has no "
-                           f"{', '.join(missing)} token for filling in the middle")
+            raise ApiError(
+                501,
+                "Infill is not supported by this model: its vocabulary has no "
+                f"{', '.join(missing)} token for filling in the middle",
+            )
         values = read(values, INFILL_FIELDS)
         prefix = vocab.tokenize(values["input_prefix"], False, False) + vocab.tokenize(values["prompt"], False, False)
         suffix = vocab.tokenize(values["input_suffix"], False, False)
         n_predict = body.get("n_predict")
-        room = self._context.engine.info.n_ctx_slot - RESERVE - (n_predict if type(n_predict) is int and n_predict > 0
-                                                                 else 0)
+        room = (
+            self._context.engine.info.n_ctx_slot
+            - RESERVE
+            - (n_predict if type(n_predict) is int and n_predict > 0 else 0)
+        )
         prefix, suffix = fit(prefix, suffix, max(room, RESERVE))
         before, after = [vocab.fim["pre"], *prefix], [vocab.fim["suf"], *suffix]
         middle = [*after, *before] if options.spm_infill else [*before, *after]
-        extra = self._extra(values["input_extra"])[-max(room - len(middle), 0):] if room > len(middle) else []
+        extra = self._extra(values["input_extra"])[-max(room - len(middle), 0) :] if room > len(middle) else []
         bos = [vocab.bos] if vocab.add_bos and vocab.bos >= 0 else []
         return (*bos, *extra, *middle, vocab.fim["mid"])
 
@@ -88,4 +94,4 @@ def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], lis
         return prefix, suffix
     n_suffix = min(len(suffix), max(room // 4, room - len(prefix)))
     n_prefix = min(len(prefix), room - n_suffix)
-    return prefix[len(prefix) - n_prefix:], suffix[:n_suffix]
+    return prefix[len(prefix) - n_prefix :], suffix[:n_suffix]

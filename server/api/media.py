@@ -19,14 +19,14 @@ from server.api import remote_media
 from server.api.context import Context
 from server.api.media_kinds import BadFile, check_image, kind_of
 from server.chat.segments import Segments
-from server.engine.task import AUDIO, IMAGE, Media
+from server.engine.seam.task import AUDIO, IMAGE, Media
 from server.errors import ApiError
 from server.records import record
 
 MAX_FILES = 256
 MIB = 1 << 20
 PARTS = {"image_url": IMAGE, "input_image": IMAGE, "input_audio": AUDIO}
-DEFAULT_MARKER = "<__media__>"          # what clients write into `prompt_string`, and what answers show
+DEFAULT_MARKER = "<__media__>"  # what clients write into `prompt_string`, and what answers show
 OLD_MARKER = re.compile(r"\[img-([0-9]{1,18})\]")
 NOUNS = {IMAGE: "an image", AUDIO: "a sound"}
 VERBS = {IMAGE: "see images", AUDIO: "hear sounds", None: "take images or sounds"}
@@ -83,7 +83,8 @@ class Files:
             raise ApiError(400, f"{where} {error}") from None
         if len(self.media) == MAX_FILES:
             raise ApiError(400, f"{where}: a request may have at most {MAX_FILES} images and sounds")
-        import hashlib      # here, because most models take no media
+        import hashlib  # here, because most models take no media
+
         self.media.append(Media(found, data, hashlib.sha256(data).hexdigest(), where))
         return f"<__media_{self._key}_{len(self.media) - 1}__>"
 
@@ -108,8 +109,11 @@ class Files:
             return read_file(options.media_path, url, limit, where)
         if scheme in ("http", "https"):
             if not options.media_urls:
-                raise ApiError(400, f"{where}: this server fetches nothing from the network (--media-urls); "
-                               "send the file as a data: URL")
+                raise ApiError(
+                    400,
+                    f"{where}: this server fetches nothing from the network (--media-urls); "
+                    "send the file as a data: URL",
+                )
             try:
                 return remote_media.fetch(url, limit)
             except remote_media.FetchError as error:
@@ -139,8 +143,12 @@ class Files:
         return re.sub(f"<__media_{self._key}_[0-9]+__>", DEFAULT_MARKER, text) if self.media else text
 
 
-def join(parts: Sequence[Segments | int], tokenize: Callable[[Segments], list[int]], media: Sequence[Media],
-         ends: tuple[Sequence[int], Sequence[int]]) -> Prompt:
+def join(
+    parts: Sequence[Segments | int],
+    tokenize: Callable[[Segments], list[int]],
+    media: Sequence[Media],
+    ends: tuple[Sequence[int], Sequence[int]],
+) -> Prompt:
     """The prompt of stretches and files between two ends; texts are tokenised one by one, as libmtmd does it."""
     tokens: list[int] = list(ends[0])
     files: list[Media] = []
@@ -192,8 +200,10 @@ def with_files(prompt: Mapping[str, object], where: str, files: Files) -> list[S
         raise ApiError(400, f"{where}.multimodal_data is not a list of files in base64")
     texts = text.split(DEFAULT_MARKER) if data else [text]
     if len(texts) - 1 != len(data):
-        raise ApiError(400, f"{where}: prompt_string has {len(texts) - 1} markers {DEFAULT_MARKER}, multimodal_data "
-                       f"{len(data)} files")
+        raise ApiError(
+            400,
+            f"{where}: prompt_string has {len(texts) - 1} markers {DEFAULT_MARKER}, multimodal_data {len(data)} files",
+        )
     first = len(files.media)
     for i, item in enumerate(data):
         files.add_base64(item, f"{where}.multimodal_data[{i}]")
@@ -223,7 +233,7 @@ def read_file(folder: str | None, url: str, limit: int, where: str) -> bytes:
     """A file in the folder of `--media-path`, links that lead out of it not followed."""
     if not folder:
         raise ApiError(400, f"{where}: this server reads no files for requests (--media-path)")
-    name = url[len("file:"):].lstrip("/")
+    name = url[len("file:") :].lstrip("/")
     root = Path(folder).resolve()
     try:
         path = (root / name).resolve()

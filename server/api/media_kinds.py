@@ -10,12 +10,12 @@ from __future__ import annotations
 import struct
 import zlib
 
-from server.engine.task import AUDIO, IMAGE
+from server.engine.seam.task import AUDIO, IMAGE
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 GIFS = (b"GIF87a", b"GIF89a")
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-NO_SIZE = (0xC4, 0xC8, 0xCC)            # of the markers 0xC0 to 0xCF of a JPEG, those without a size
+NO_SIZE = (0xC4, 0xC8, 0xCC)  # of the markers 0xC0 to 0xCF of a JPEG, those without a size
 STEP = 1 << 20
 
 
@@ -48,8 +48,10 @@ def check_image(data: bytes, max_pixels: int) -> None:
     if width <= 0 or height <= 0:
         raise BadFile(f"is a broken image: its size is {width} x {height}")
     if width * height > max_pixels:
-        raise BadFile(f"is an image of {width} x {height} pixels; this server takes at most {max_pixels // 10**6} "
-                      "million (--image-max-pixels)")
+        raise BadFile(
+            f"is an image of {width} x {height} pixels; this server takes at most {max_pixels // 10**6} "
+            "million (--image-max-pixels)"
+        )
     if data.startswith(PNG):
         _check_png(data, height)
 
@@ -87,13 +89,13 @@ def _check_png(data: bytes, height: int) -> None:
     """BadFile if a PNG is cut off, or inflates to more than its size allows."""
     width, _, depth, colours = struct.unpack_from(">IIBB", data, 16)
     row = (width * PNG_CHANNELS.get(colours, 4) * depth + 7) // 8
-    room = (row + 9) * (height + 16) + STEP       # with what interlacing may add
+    room = (row + 9) * (height + 16) + STEP  # with what interlacing may add
     inflater = zlib.decompressobj()
     at = len(PNG)
     try:
         while True:
             length, name = struct.unpack_from(">I4s", data, at)
-            body = data[at + 8:at + 8 + length]
+            body = data[at + 8 : at + 8 + length]
             if len(body) < length or name == b"IEND":
                 break
             if name == b"IDAT":

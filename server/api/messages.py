@@ -15,8 +15,12 @@ from server.records import record
 ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_MESSAGES = 20_000
 CONTENT_TYPES = ("text", "input_text", "output_text", "refusal")
-FIELD_TYPES = {"name": (str, "a string"), "tool_call_id": (str, "a string"), "reasoning_content": (str, "a string"),
-               "tool_calls": (list, "a list of objects")}
+FIELD_TYPES = {
+    "name": (str, "a string"),
+    "tool_call_id": (str, "a string"),
+    "reasoning_content": (str, "a string"),
+    "tool_calls": (list, "a list of objects"),
+}
 REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 
 
@@ -49,8 +53,9 @@ def chat_prompt(context: Context, body: Mapping[str, object]) -> ChatPrompt:
     if prefill:
         segments = [*segments, (prefill, True)]
     text = "".join(part for part, _ in segments)
-    tokens = tokenize_all(context.engine.vocab, segments, context.chat_template.bos_token,
-                          not context.system_prompt.prompt, files)
+    tokens = tokenize_all(
+        context.engine.vocab, segments, context.chat_template.bos_token, not context.system_prompt.prompt, files
+    )
     return ChatPrompt(files.shown(text), tokens, files.shown(prefill or ""))
 
 
@@ -112,11 +117,13 @@ def template_variables(context: Context, body: Mapping[str, object]) -> dict[str
     return variables
 
 
-def render(context: Context, messages: list[dict[str, object]], add_generation_prompt: bool,
-           variables: Mapping[str, object]) -> Segments:
+def render(
+    context: Context, messages: list[dict[str, object]], add_generation_prompt: bool, variables: Mapping[str, object]
+) -> Segments:
     """The template's segments; its errors become 400."""
     template = context.chat_template
-    from server.chat.jinja import TemplateError     # here, because the line before has imported it
+    from server.chat.jinja import TemplateError  # here, because the line before has imported it
+
     try:
         return template.render(messages, add_generation_prompt, variables)
     except TemplateError as error:
@@ -129,8 +136,12 @@ def tokenize_all(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bo
     if not files.media:
         return Prompt(tokenize_segments(vocab, segments, bos_token, wants_bos))
     add_special = wants_bos and not begins_with_bos(segments, bos_token)
-    return join(files.split(segments), lambda stretch: tokenize_segments(vocab, stretch, bos_token, False),
-                files.media, special_ends(vocab, add_special))
+    return join(
+        files.split(segments),
+        lambda stretch: tokenize_segments(vocab, stretch, bos_token, False),
+        files.media,
+        special_ends(vocab, add_special),
+    )
 
 
 def begins_with_bos(segments: Segments, bos_token: str) -> bool:
@@ -150,8 +161,13 @@ def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str, wants_bo
     tokens = vocab.tokenize(text, add_special, True)
     if not any(is_user for _, is_user in segments):
         return tokens
-    own = [token for part, is_user in segments if not is_user for token in vocab.tokenize(part, False, True)
-           if vocab.is_control(token)]
+    own = [
+        token
+        for part, is_user in segments
+        if not is_user
+        for token in vocab.tokenize(part, False, True)
+        if vocab.is_control(token)
+    ]
     before, after = special_ends(vocab, add_special)
     if [token for token in tokens if vocab.is_control(token)] == [*before, *own, *after]:
         return tokens
@@ -171,7 +187,7 @@ def tokenize_between(vocab: Vocab, segments: Segments, special: Sequence[int]) -
     for part, is_user in segments:
         at = 0
         for found in names.finditer(part) if names and not is_user else ():
-            plain += part[at:found.start()]
+            plain += part[at : found.start()]
             tokens += vocab.tokenize(plain, False, False) if plain else []
             tokens.append(ids[found.group()])
             plain, at = "", found.end()

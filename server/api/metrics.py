@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import accumulate
 
 from server.api.context import Context
-from server.engine.task import HISTOGRAM_BOUNDS, Snapshot
+from server.engine.seam.task import HISTOGRAM_BOUNDS, Snapshot
 from server.errors import ApiError
 from server.web.message import Request, Response
 
@@ -67,12 +67,24 @@ def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
         ("counter", "engine_restarts_total", "Restarts of the engine's process after it died.", s.n_restarts),
         ("counter", "engine_replays_total", "Requests taken up again by a new engine.", s.n_replays),
         ("counter", "engine_suspects_total", "Requests given up because the engine died of them.", s.n_suspects),
-        ("gauge", "prompt_tokens_seconds", "Average prompt throughput in tokens/s.",
-         rate(s.n_prompt_tokens, s.prompt_ms)),
-        ("gauge", "predicted_tokens_seconds", "Average generation throughput in tokens/s.",
-         rate(s.n_predicted_tokens, s.predicted_ms)),
-        ("gauge", "kv_cache_usage_ratio", "KV-cache usage. 1 means 100 percent usage.",
-         s.kv_used / s.n_ctx if s.n_ctx else 0.0),
+        (
+            "gauge",
+            "prompt_tokens_seconds",
+            "Average prompt throughput in tokens/s.",
+            rate(s.n_prompt_tokens, s.prompt_ms),
+        ),
+        (
+            "gauge",
+            "predicted_tokens_seconds",
+            "Average generation throughput in tokens/s.",
+            rate(s.n_predicted_tokens, s.predicted_ms),
+        ),
+        (
+            "gauge",
+            "kv_cache_usage_ratio",
+            "KV-cache usage. 1 means 100 percent usage.",
+            s.kv_used / s.n_ctx if s.n_ctx else 0.0,
+        ),
         ("gauge", "kv_cache_tokens", "KV-cache tokens.", s.kv_used),
         ("gauge", "requests_processing", "Number of requests processing.", s.n_processing),
         ("gauge", "requests_deferred", "Number of requests deferred.", s.n_deferred),

@@ -19,7 +19,7 @@ from server.api.infill import InfillHandler
 from server.api.media import Files
 from server.api.messages import chat_prompt, flag
 from server.api.prompt import read_prompts
-from server.engine.task import STOP_LIMIT, Final, Piece, Progress, PromptProbs, TokenProbs
+from server.engine.seam.task import STOP_LIMIT, Final, Piece, Progress, PromptProbs, TokenProbs
 from server.errors import ApiError
 from server.web.message import EventStream, Request, Response, error_body, json_response
 from server.web.sse import DONE, event, named_event
@@ -52,8 +52,11 @@ class OpenAiHandlers:
         """How many tokens the prompt of `messages` has."""
         tokens = chat_prompt(self._context, self._body(request)).tokens
         if tokens.media:
-            raise ApiError(400, f"{tokens.media[0].where}: how many tokens a file takes is known only when it is "
-                           "decoded; the usage of an answer has it")
+            raise ApiError(
+                400,
+                f"{tokens.media[0].where}: how many tokens a file takes is known only when it is "
+                "decoded; the usage of an answer has it",
+            )
         n = len(tokens)
         return json_response({"object": "response.input_tokens", "input_tokens": n})
 
@@ -70,8 +73,9 @@ class OpenAiCompletion(Completion):
 
     object_name = chunk_name = id_prefix = ""
 
-    def __init__(self, context: Context, body: dict[str, object], native: dict[str, object],
-                 prompts: list[tuple[int, ...]]) -> None:
+    def __init__(
+        self, context: Context, body: dict[str, object], native: dict[str, object], prompts: list[tuple[int, ...]]
+    ) -> None:
         super().__init__(context, {**native, "seed": small_seed(native.get("seed"))}, prompts)
         self._model = model_name(body, context)
         self.id = self.id_prefix + secrets.token_urlsafe(18)
@@ -101,8 +105,12 @@ class OpenAiCompletion(Completion):
                 elif isinstance(item, PromptProbs):
                     self.judged(self._index[item.id], item)
         choices = [self.choice(i, self._finals[i]) for i in range(len(self.tasks))]
-        result = {**self._head(self.object_name), "choices": choices, "usage": self._usage(),
-                  "timings": timings_json(self._finals[0].timings)}
+        result = {
+            **self._head(self.object_name),
+            "choices": choices,
+            "usage": self._usage(),
+            "timings": timings_json(self._finals[0].timings),
+        }
         if self.warnings:
             result["warnings"] = list(self.warnings)
         if self._context.options.verbose:
@@ -146,8 +154,7 @@ class OpenAiCompletion(Completion):
     def tail(self) -> Iterator[bytes]:
         """Usage if asked for, then `[DONE]`."""
         if self._include_usage:
-            yield event({**self._chunk([]), "usage": self._usage(),
-                         "timings": timings_json(self._finals[0].timings)})
+            yield event({**self._chunk([]), "usage": self._usage(), "timings": timings_json(self._finals[0].timings)})
         yield DONE
 
     def error(self, error: ApiError) -> bytes:
@@ -192,8 +199,13 @@ class OpenAiCompletion(Completion):
         return "".join(piece.text for piece in self._pieces[index]) + final.text
 
     def _head(self, object_name: str) -> dict[str, object]:
-        return {"id": self.id, "object": object_name, "created": self._created, "model": self._model,
-                "system_fingerprint": f"llama.cpp-{self._context.engine.info.llama_version}"}
+        return {
+            "id": self.id,
+            "object": object_name,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": f"llama.cpp-{self._context.engine.info.llama_version}",
+        }
 
     def _chunk(self, choices: list[dict[str, object]]) -> dict[str, object]:
         return {**self._head(self.chunk_name), "choices": choices}
@@ -204,8 +216,12 @@ class OpenAiCompletion(Completion):
         n_prompt = sum(final.n_prompt for final in finals[::n_answers])
         n_predicted = sum(final.n_predicted for final in finals)
         n_cached = sum(final.timings.cache_n for final in finals[::n_answers])
-        return {"prompt_tokens": n_prompt, "completion_tokens": n_predicted, "total_tokens": n_prompt + n_predicted,
-                "prompt_tokens_details": {"cached_tokens": n_cached}}
+        return {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_predicted,
+            "total_tokens": n_prompt + n_predicted,
+            "prompt_tokens_details": {"cached_tokens": n_cached},
+        }
 
 
 class ChatCompletion(OpenAiCompletion):
@@ -215,8 +231,9 @@ class ChatCompletion(OpenAiCompletion):
 
     def __init__(self, context: Context, body: dict[str, object]) -> None:
         refuse_tool_choice(body)
-        native = {name: value for name, value in body.items()
-                  if name not in ("logprobs", "top_logprobs", "response_fields")}
+        native = {
+            name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs", "response_fields")
+        }
         self._n_top = count(body, "top_logprobs", MAX_TOP_LOGPROBS)
         if flag(body, "logprobs", False):
             native["n_probs"] = max(self._n_top, 1)
@@ -240,8 +257,12 @@ class ChatCompletion(OpenAiCompletion):
     def choice(self, index: int, final: Final) -> dict[str, object]:
         """The message."""
         text = self._text(index, final)
-        return {"index": index, "message": {"role": "assistant", "content": text},
-                "logprobs": self._logprobs(index, text), "finish_reason": finish_reason(final)}
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": text},
+            "logprobs": self._logprobs(index, text),
+            "finish_reason": finish_reason(final),
+        }
 
     def logprobs(self, tokens: list[tuple[TokenProbs, int]]) -> object:
         """Chat form: a list of tokens with their alternatives."""
@@ -270,8 +291,9 @@ class TextCompletion(OpenAiCompletion):
                 raise ApiError(400, "suffix: probabilities of the prompt (echo and logprobs) are for texts without one")
             prompts = [infill.prompt({"input_prefix": body["prompt"], "input_suffix": body["suffix"]}, body)]
         else:
-            prompts, _ = read_prompts(body["prompt"], context.engine.vocab, not context.system_prompt.prompt, False,
-                                      Files(context))
+            prompts, _ = read_prompts(
+                body["prompt"], context.engine.vocab, not context.system_prompt.prompt, False, Files(context)
+            )
         super().__init__(context, body, native, prompts)
         self._n_top = self.tasks[0].sampling.n_probs if body.get("logprobs") is None else n_probs
         self._echoed: list[EchoedPrompt] = []
@@ -305,18 +327,26 @@ class TextCompletion(OpenAiCompletion):
         logprobs = self._logprobs(index, text)
         if self._echoed:
             logprobs = joined([self._echoed[index].logprobs(self._n_top), logprobs, self._last_logprobs(index)])
-        return {"index": index, "text": self._prompt_text(index) + text if self._echo else text,
-                "logprobs": logprobs, "finish_reason": finish_reason(final)}
+        return {
+            "index": index,
+            "text": self._prompt_text(index) + text if self._echo else text,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason(final),
+        }
 
     def logprobs(self, tokens: list[tuple[TokenProbs, int]]) -> object:
         """Text form: parallel lists, with offsets into the text; the chat form's list beside them."""
         piece = self._context.engine.vocab.piece
-        return {"tokens": [token_name(piece(item.token)) for item, _ in tokens],
-                "token_logprobs": [item.logprob for item, _ in tokens],
-                "top_logprobs": [{token_name(piece(id_)): logprob for id_, logprob in item.top_logprobs[:self._n_top]}
-                                 for item, _ in tokens],
-                "text_offset": [place for _, place in tokens],
-                "content": [self._token(item, self._n_top) for item, _ in tokens]}
+        return {
+            "tokens": [token_name(piece(item.token)) for item, _ in tokens],
+            "token_logprobs": [item.logprob for item, _ in tokens],
+            "top_logprobs": [
+                {token_name(piece(id_)): logprob for id_, logprob in item.top_logprobs[: self._n_top]}
+                for item, _ in tokens
+            ],
+            "text_offset": [place for _, place in tokens],
+            "content": [self._token(item, self._n_top) for item, _ in tokens],
+        }
 
     def _prompt_text(self, index: int) -> str:
         prompt = self.prompt[index // self.values["n_cmpl"]] if self._is_list_of_strings() else self.prompt
@@ -345,7 +375,7 @@ class TokenPlaces:
         self._control: list[tuple[TokenProbs, int]] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._waiting: list[tuple[TokenProbs, int]] = []
-        self._n_tokens = self._n_text = 0       # characters: of all tokens, and of the text taken so far
+        self._n_tokens = self._n_text = 0  # characters: of all tokens, and of the text taken so far
 
     def add(self, probs: Iterable[TokenProbs]) -> None:
         """The next tokens."""

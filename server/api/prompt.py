@@ -9,12 +9,13 @@ from server.api.media import Files, Prompt, join, with_files, with_images
 from server.api.schema import token_id
 from server.errors import ApiError
 
-FORMS = "prompt: give a string, a list of strings and token ids, {\"prompt_string\": text}, or a list of those"
+FORMS = 'prompt: give a string, a list of strings and token ids, {"prompt_string": text}, or a list of those'
 MAX_PROMPTS = 1024
 
 
-def read_prompts(prompt: object, vocab: Vocab, add_special: bool, strings_are_one: bool, files: Files,
-                 image_data: object = None) -> tuple[list[tuple[int, ...]], bool]:
+def read_prompts(
+    prompt: object, vocab: Vocab, add_special: bool, strings_are_one: bool, files: Files, image_data: object = None
+) -> tuple[list[tuple[int, ...]], bool]:
     """Token ids of every prompt, and whether they came as a list (then the answer is a list too).
 
     A list of strings and ids is one sequence; a list with lists or objects in it is a list of prompts. A list of
@@ -45,8 +46,10 @@ def _one(prompt: object, vocab: Vocab, add_special: bool, files: Files, where: s
 
 def with_files_in(parts: list, vocab: Vocab, add_special: bool, files: Files) -> Prompt:
     """The prompt of texts and numbers of files."""
+
     def tokenize(segments: list[tuple[str, bool]]) -> list[int]:
         return vocab.tokenize("".join(text for text, _ in segments), False, True)
+
     return join(parts, tokenize, files.media, special_ends(vocab, add_special))
 
 

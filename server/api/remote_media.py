@@ -41,8 +41,16 @@ def fetch(url: str, limit: int, timeout_s: float = TIMEOUT_S, is_allowed: Callab
         timer.start()
         try:
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-            connection.request("GET", target, headers={"User-Agent": "llama_srv", "Accept": "image/*, audio/*",
-                                                       "Accept-Encoding": "identity", "Connection": "close"})
+            connection.request(
+                "GET",
+                target,
+                headers={
+                    "User-Agent": "llama_srv",
+                    "Accept": "image/*, audio/*",
+                    "Accept-Encoding": "identity",
+                    "Connection": "close",
+                },
+            )
             response = connection.getresponse()
             if response.status in REDIRECTS:
                 url = urljoin(url, response.getheader("Location", ""))
@@ -50,7 +58,7 @@ def fetch(url: str, limit: int, timeout_s: float = TIMEOUT_S, is_allowed: Callab
             if response.status != 200:
                 raise FetchError(f"{parts.hostname} answered {response.status}")
             data = _read(response, limit)
-            _left(deadline)     # what ends because it was cut ends like any other
+            _left(deadline)  # what ends because it was cut ends like any other
             return data
         except (OSError, http.client.HTTPException, ValueError) as error:
             _left(deadline)
@@ -65,9 +73,17 @@ def check_url(url: str) -> SplitResult:
     """The parts of a plain http or https URL. FetchError for anything else."""
     try:
         parts = urlsplit(url)
-        is_plain = (len(url) <= MAX_URL and url.isascii() and url.isprintable() and " " not in url
-                    and parts.scheme in ("http", "https") and parts.hostname and not parts.username
-                    and parts.password is None and parts.port != 0)
+        is_plain = (
+            len(url) <= MAX_URL
+            and url.isascii()
+            and url.isprintable()
+            and " " not in url
+            and parts.scheme in ("http", "https")
+            and parts.hostname
+            and not parts.username
+            and parts.password is None
+            and parts.port != 0
+        )
     except ValueError:
         is_plain = False
     if not is_plain:
@@ -111,7 +127,8 @@ def _connect(parts: SplitResult, deadline: float, is_allowed: Callable[[str], bo
 
 
 def _with_tls(sock: socket.socket, host: str) -> socket.socket:
-    import ssl      # half a megabyte of code that only this needs
+    import ssl  # half a megabyte of code that only this needs
+
     try:
         return ssl.create_default_context().wrap_socket(sock, server_hostname=host)
     except BaseException:
@@ -137,7 +154,7 @@ def _cut(sock: socket.socket) -> None:
     try:
         sock.shutdown(socket.SHUT_RDWR)
     except OSError:
-        pass    # it has ended by itself
+        pass  # it has ended by itself
 
 
 def _left(deadline: float) -> float:

@@ -40,8 +40,11 @@ class RerankHandler:
         context = self._context
         context.engine.require_ready()
         if context.engine.info.pooling != "rank":
-            raise ApiError(501, "This server does not support reranking. Start it with a reranking model, and with "
-                           "--reranking if the model doesn't say by itself that it is one")
+            raise ApiError(
+                501,
+                "This server does not support reranking. Start it with a reranking model, and with "
+                "--reranking if the model doesn't say by itself that it is one",
+            )
         body = request.json()
         values = read(body, RERANK_FIELDS)
         if not values["query"]:
@@ -50,13 +53,21 @@ class RerankHandler:
         is_tei = body.get("documents") is None
         prompts = [rank_prompt(context, values["query"], text) for text in texts]
         scores = [[row.tolist() for row in rows][0] for rows in rows_of(embed(context, request, prompts))]
-        results = [self._result(i, scores[i], texts[i] if values["return_documents"] else None, is_tei)
-                   for i in sorted(range(len(texts)), key=lambda i: -scores[i][0])[:values["top_n"]]]
+        results = [
+            self._result(i, scores[i], texts[i] if values["return_documents"] else None, is_tei)
+            for i in sorted(range(len(texts)), key=lambda i: -scores[i][0])[: values["top_n"]]
+        ]
         if is_tei:
             return json_response(results)
         n_tokens = sum(map(len, prompts))
-        return json_response({"model": model_name(body, context), "object": "list", "results": results,
-                              "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens}})
+        return json_response(
+            {
+                "model": model_name(body, context),
+                "object": "list",
+                "results": results,
+                "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
+            }
+        )
 
     def _result(self, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, object]:
         """One document; where the model names its classes, all of their scores."""
@@ -90,9 +101,14 @@ def rank_prompt(context: Context, query: str, document: str) -> tuple[int, ...]:
         texts = {"{query}": (query, True), "{document}": (document, True)}
         segments = [texts.get(part, (part, False)) for part in PLACES.split(template) if part]
         return tuple(tokenize_segments(vocab, segments, "", wants_bos=False))
-    return (*_when(vocab.add_bos, vocab.bos), *vocab.tokenize(query, False, False),
-            *_when(vocab.add_eos, _end(vocab)), *_when(vocab.add_sep, vocab.sep),
-            *vocab.tokenize(document, False, False), *_when(vocab.add_eos, _end(vocab)))
+    return (
+        *_when(vocab.add_bos, vocab.bos),
+        *vocab.tokenize(query, False, False),
+        *_when(vocab.add_eos, _end(vocab)),
+        *_when(vocab.add_sep, vocab.sep),
+        *vocab.tokenize(document, False, False),
+        *_when(vocab.add_eos, _end(vocab)),
+    )
 
 
 def _when(is_wanted: bool, token: int) -> tuple[int, ...]:

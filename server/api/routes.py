@@ -10,8 +10,8 @@ from server.api.infill import InfillHandler
 from server.api.lora import LoraHandlers
 from server.api.metrics import MetricsHandler
 from server.api.openai import OpenAiHandlers
-from server.api.running import AbortHandler
 from server.api.rerank import RerankHandler
+from server.api.running import AbortHandler
 from server.api.slots import SlotHandlers
 from server.api.status import StatusHandlers
 from server.api.tokens import TokenHandlers
@@ -38,10 +38,14 @@ def routes(context: Context) -> list[Route]:
         Route("GET", "/v1/models", status.models, public=True),
         Route("POST", "/completion", completion.handle),
         Route("POST", "/completions", completion.handle),
-        *(Route("POST", prefix + path, handler) for prefix in ("", "/v1") for path, handler in (
-            ("/chat/completions", openai.chat),
-            ("/chat/completions/input_tokens", openai.count_tokens),
-        )),
+        *(
+            Route("POST", prefix + path, handler)
+            for prefix in ("", "/v1")
+            for path, handler in (
+                ("/chat/completions", openai.chat),
+                ("/chat/completions/input_tokens", openai.count_tokens),
+            )
+        ),
         Route("POST", "/v1/completions", openai.complete),
         Route("POST", "/apply-template", openai.apply_template),
         Route("POST", "/infill", InfillHandler(context).handle),

@@ -27,7 +27,7 @@ class RunningRequests:
     """The register."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()       # protects _entries
+        self._lock = threading.Lock()  # protects _entries
         self._entries: dict[str, list[Entry]] = {}
 
     @contextmanager

@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from server.engine.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
+from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.errors import ApiError
 from server.records import record
 

@@ -50,8 +50,13 @@ def slot_path(folder: str, name: object) -> Path:
     """The file `name` inside `folder`; ApiError 400 for anything that isn't a plain file name."""
     if not isinstance(name, str) or not name:
         raise ApiError(400, "filename: give the name of a file")
-    if (len(name) > MAX_NAME or name.startswith(".") or name.endswith((".", " ")) or FORBIDDEN.search(name)
-            or DEVICES.match(name)):
+    if (
+        len(name) > MAX_NAME
+        or name.startswith(".")
+        or name.endswith((".", " "))
+        or FORBIDDEN.search(name)
+        or DEVICES.match(name)
+    ):
         raise ApiError(400, f"filename: {name[:60]!r} is not a plain file name")
     path = Path(folder) / name
     if path.is_symlink() or path.exists() and not path.is_file():

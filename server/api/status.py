@@ -6,7 +6,7 @@ from server.api import schema
 from server.api.completion import settings
 from server.api.context import Context
 from server.api.media import DEFAULT_MARKER
-from server.engine.task import FAILED, LOADING, READY, RESTARTING, ModelInfo, SlotState, Task
+from server.engine.seam.task import FAILED, LOADING, READY, RESTARTING, ModelInfo, SlotState, Task
 from server.errors import ApiError
 from server.web.message import Request, Response, error_body, json_response
 
@@ -41,8 +41,11 @@ class StatusHandlers:
             return json_response({"status": "error", **error_body(ApiError(503, STUCK))}, 503)
         snapshot = engine.snapshot
         is_full = snapshot.n_idle == 0
-        body: dict[str, object] = {"status": "no slot available" if is_full else "ok",
-                                   "slots_idle": snapshot.n_idle, "slots_processing": snapshot.n_processing}
+        body: dict[str, object] = {
+            "status": "no slot available" if is_full else "ok",
+            "slots_idle": snapshot.n_idle,
+            "slots_processing": snapshot.n_processing,
+        }
         if "include_slots" in request.query and self._context.options.slots:
             body["slots"] = self._slots(request)
         return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
@@ -67,29 +70,34 @@ class StatusHandlers:
         context.engine.require_ready()
         info = context.engine.info
         defaults = self._default_settings()
-        return json_response({
-            "assistant_name": context.system_prompt.assistant_name,
-            "user_name": context.system_prompt.anti_prompt,
-            "system_prompt": context.system_prompt.prompt,
-            "default_generation_settings": {**defaults, "params": defaults},
-            "total_slots": info.n_slots,
-            "model_path": info.path,
-            "model_alias": context.model_name,
-            "modalities": {"vision": info.vision, "audio": info.audio},
-            "media_marker": DEFAULT_MARKER,
-            "chat_template": self._template_source(),
-            "bos_token": info.bos_token,
-            "eos_token": info.eos_token,
-            "endpoint_slots": context.options.slots,
-            "endpoint_props": context.options.props,
-            "endpoint_metrics": context.options.metrics,
-            "endpoint_slot_actions": bool(context.options.slot_save_path),
-            "embeddings": {"pooling": info.pooling, "classes": list(info.classes),
-                           "is_generative": info.is_generative},
-            "compat": context.options.compat,
-            "is_sleeping": False,
-            "build_info": f"{BUILD_INFO}, llama.cpp {info.llama_version} {info.variant}".strip(),
-        })
+        return json_response(
+            {
+                "assistant_name": context.system_prompt.assistant_name,
+                "user_name": context.system_prompt.anti_prompt,
+                "system_prompt": context.system_prompt.prompt,
+                "default_generation_settings": {**defaults, "params": defaults},
+                "total_slots": info.n_slots,
+                "model_path": info.path,
+                "model_alias": context.model_name,
+                "modalities": {"vision": info.vision, "audio": info.audio},
+                "media_marker": DEFAULT_MARKER,
+                "chat_template": self._template_source(),
+                "bos_token": info.bos_token,
+                "eos_token": info.eos_token,
+                "endpoint_slots": context.options.slots,
+                "endpoint_props": context.options.props,
+                "endpoint_metrics": context.options.metrics,
+                "endpoint_slot_actions": bool(context.options.slot_save_path),
+                "embeddings": {
+                    "pooling": info.pooling,
+                    "classes": list(info.classes),
+                    "is_generative": info.is_generative,
+                },
+                "compat": context.options.compat,
+                "is_sleeping": False,
+                "build_info": f"{BUILD_INFO}, llama.cpp {info.llama_version} {info.variant}".strip(),
+            }
+        )
 
     def set_props(self, request: Request) -> Response:
         """POST /props: the system prompt is what can be changed at run time; needs `--props`."""
@@ -115,15 +123,36 @@ class StatusHandlers:
     def models(self, request: Request) -> Response:
         """The one model, in the shape of OpenAI's list, with what is known of it in `meta`."""
         info = self._context.engine.info
-        meta = None if info is None else {
-            "n_vocab": info.n_vocab, "n_ctx": info.n_ctx_slot, "n_ctx_train": info.n_ctx_train, "n_embd": info.n_embd,
-            "n_params": info.n_params, "size": info.size, "desc": info.desc, "pooling": info.pooling,
-            "classes": list(info.classes)}
+        meta = (
+            None
+            if info is None
+            else {
+                "n_vocab": info.n_vocab,
+                "n_ctx": info.n_ctx_slot,
+                "n_ctx_train": info.n_ctx_train,
+                "n_embd": info.n_embd,
+                "n_params": info.n_params,
+                "size": info.size,
+                "desc": info.desc,
+                "pooling": info.pooling,
+                "classes": list(info.classes),
+            }
+        )
         names = [name.strip() for name in (self._context.options.alias or "").split(",") if name.strip()]
         names = names or [self._context.model_name]
-        models = [{"id": name, "aliases": names, "object": "model", "created": self._context.started,
-                   "owned_by": "llama_srv", "tags": list(self._context.options.tags), "meta": meta,
-                   "architecture": modalities(info)} for name in names]
+        models = [
+            {
+                "id": name,
+                "aliases": names,
+                "object": "model",
+                "created": self._context.started,
+                "owned_by": "llama_srv",
+                "tags": list(self._context.options.tags),
+                "meta": meta,
+                "architecture": modalities(info),
+            }
+            for name in names
+        ]
         return json_response({"object": "list", "data": models})
 
     def _template_source(self) -> str:
@@ -152,18 +181,32 @@ class StatusHandlers:
         vocab = self._context.engine.vocab
         prompt = vocab.detokenize(list(task.prompt)).decode("utf-8", "replace") if task else ""
         next_token = {
-            "has_next_token": slot.has_next_token, "n_remain": slot.n_remain, "n_decoded": slot.n_decoded,
-            "num_tokens_predicted": slot.n_decoded, "stopped_eos": slot.stop == "eos",
-            "stopped_limit": slot.stop == "limit", "stopped_word": slot.stop == "word",
-            "stopping_word": "" if is_foreign else slot.stopping_word}
+            "has_next_token": slot.has_next_token,
+            "n_remain": slot.n_remain,
+            "n_decoded": slot.n_decoded,
+            "num_tokens_predicted": slot.n_decoded,
+            "stopped_eos": slot.stop == "eos",
+            "stopped_limit": slot.stop == "limit",
+            "stopped_word": slot.stop == "word",
+            "stopping_word": "" if is_foreign else slot.stopping_word,
+        }
         return {
-            "id": slot.id, "task_id": slot.id_task, "id_task": slot.id_task, "state": int(slot.is_processing),
+            "id": slot.id,
+            "task_id": slot.id_task,
+            "id_task": slot.id_task,
+            "state": int(slot.is_processing),
             "is_processing": slot.is_processing,
-            "speculative": bool(self._context.options.spec_type) and flat["speculative.n_max"] > 0, **flat,
-            "n_ctx": slot.n_ctx, "prompt": prompt, "params": flat, "n_prompt_tokens": slot.n_prompt,
+            "speculative": bool(self._context.options.spec_type) and flat["speculative.n_max"] > 0,
+            **flat,
+            "n_ctx": slot.n_ctx,
+            "prompt": prompt,
+            "params": flat,
+            "n_prompt_tokens": slot.n_prompt,
             "next_token": next_token if self._context.is_2024 else [next_token],
-            "n_prompt_tokens_processed": slot.n_prompt_done, "n_prompt_tokens_cache": slot.n_cached,
-            "truncated": slot.truncated}
+            "n_prompt_tokens_processed": slot.n_prompt_done,
+            "n_prompt_tokens_cache": slot.n_cached,
+            "truncated": slot.truncated,
+        }
 
 
 def modalities(info: ModelInfo | None) -> dict[str, list[str]]:

@@ -28,8 +28,9 @@ class TokenHandlers:
         vocab = self._context.engine.vocab
         tokens = vocab.tokenize(values["content"], values["add_special"], values["parse_special"])
         if values["with_pieces"]:
-            return json_response({"tokens": [{"id": token, "piece": piece_json(vocab.piece(token))}
-                                             for token in tokens]})
+            return json_response(
+                {"tokens": [{"id": token, "piece": piece_json(vocab.piece(token))} for token in tokens]}
+            )
         return json_response({"tokens": tokens})
 
     def detokenize(self, request: Request) -> Response:

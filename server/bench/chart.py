@@ -4,6 +4,7 @@ Pure text in, text out. Imports the standard library and the types of this packa
 because tokens per second and milliseconds share no scale: the best server's bar is full, another's is as long as it
 is as good. The way not taken: a plotting package, for forty rectangles.
 """
+
 from __future__ import annotations
 
 from html import escape
@@ -35,9 +36,11 @@ def svg_of(outcomes: list, peers: list, title: str) -> str:
                 parts.append(_text(LABEL + BAR * part + 6, y + 11, label))
                 y += ROW
             y += 4
-    head = (f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{y + 16}' "
-            f"viewBox='0 0 {WIDTH} {y + 16}' font-family='sans-serif' font-size='11'>"
-            f"<title>{escape(title)}</title><rect width='100%' height='100%' fill='white'/>")
+    head = (
+        f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{y + 16}' "
+        f"viewBox='0 0 {WIDTH} {y + 16}' font-family='sans-serif' font-size='11'>"
+        f"<title>{escape(title)}</title><rect width='100%' height='100%' fill='white'/>"
+    )
     return "\n".join([head, _text(16, 20, title, "font-size='14'"), *parts, "</svg>", ""])
 
 
@@ -49,14 +52,23 @@ def _figure_row(outcome: object, i_metric: int, peers: list) -> tuple | None:
     if not medians:
         return None
     best = min(medians.values()) if metric.better == LESS else max(medians.values())
-    bars = [(i, best / medians[peer] if metric.better == LESS else medians[peer] / best,
-             f"{number(medians[peer])} {metric.unit}") for i, peer in enumerate(peers) if peer in medians]
+    bars = [
+        (
+            i,
+            best / medians[peer] if metric.better == LESS else medians[peer] / best,
+            f"{number(medians[peer])} {metric.unit}",
+        )
+        for i, peer in enumerate(peers)
+        if peer in medians
+    ]
     return metric.name + (" (less is better)" if metric.better == LESS else ""), bars
 
 
 def _box(x: float, y: float, width: float, height: float, i_peer: int) -> str:
-    return (f"<rect x='{x:.0f}' y='{y:.0f}' width='{width:.1f}' height='{height:.0f}' "
-            f"fill='{COLOURS[i_peer % len(COLOURS)]}'/>")
+    return (
+        f"<rect x='{x:.0f}' y='{y:.0f}' width='{width:.1f}' height='{height:.0f}' "
+        f"fill='{COLOURS[i_peer % len(COLOURS)]}'/>"
+    )
 
 
 def _text(x: float, y: float, text: str, more: str = "") -> str:

@@ -8,6 +8,7 @@ because this client shares the machine with the server that it measures. Any ser
 The way not taken: an event loop for all streams. http.client in threads costs a few microseconds more per event, the
 same for every server, and is code that a reader can check.
 """
+
 from __future__ import annotations
 
 import json
@@ -74,7 +75,7 @@ class HttpPeer:
                 finally:
                     connection.close()
             except threading.BrokenBarrierError:
-                pass            # another request failed before the start, and says so itself
+                pass  # another request failed before the start, and says so itself
             except (OSError, HTTPException, ValueError, KeyError, BenchError) as error:
                 troubles.append(error)
                 gate.abort()
@@ -112,8 +113,9 @@ class HttpPeer:
         connection = self._open()
         try:
             begun = clock()
-            answer = self._checked(self._post(connection, "/v1/embeddings", json.dumps({"input": texts}).encode()),
-                                   "/v1/embeddings").read()
+            answer = self._checked(
+                self._post(connection, "/v1/embeddings", json.dumps({"input": texts}).encode()), "/v1/embeddings"
+            ).read()
             seconds = clock() - begun
             if len(json.loads(answer)["data"]) != len(texts):
                 raise BenchError(f"{self.name}: /v1/embeddings left texts out")
@@ -161,7 +163,7 @@ class HttpPeer:
             raise BenchError(f"a stream ended with {events[-1:] or 'nothing'}")
         text = "".join(event["content"] for event in events)
         # the last event brings no token, only the summary
-        return _answer(final, text, tuple(at - started for at in arrivals[:len(events) - 1]), ended)
+        return _answer(final, text, tuple(at - started for at in arrivals[: len(events) - 1]), ended)
 
     def _post(self, connection: HTTPConnection, path: str, body: bytes) -> HTTPResponse:
         connection.request("POST", path, body, self._headers)
@@ -208,11 +210,12 @@ class BackgroundReader:
         try:
             read_events(self._response, self.arrivals, self._stop.is_set)
         except (OSError, HTTPException):
-            pass                # the arrivals so far are what is measured
+            pass  # the arrivals so far are what is measured
 
 
-def read_events(response: HTTPResponse, arrivals: list | None = None,
-                is_enough: Callable[[], bool] = lambda: False) -> tuple:
+def read_events(
+    response: HTTPResponse, arrivals: list | None = None, is_enough: Callable[[], bool] = lambda: False
+) -> tuple:
     """(arrival times, bytes) of an event stream, read to its end: one time for each event that became complete."""
     arrivals = [] if arrivals is None else arrivals
     parts: list = []
@@ -237,8 +240,16 @@ def parse_events(raw: bytes) -> list:
 
 
 def _body(ask: Ask) -> bytes:
-    return json.dumps({"prompt": ask.prompt, "n_predict": ask.n_predict, "stream": ask.stream, "cache_prompt": True,
-                       "ignore_eos": True, **ask.fields}).encode()
+    return json.dumps(
+        {
+            "prompt": ask.prompt,
+            "n_predict": ask.n_predict,
+            "stream": ask.stream,
+            "cache_prompt": True,
+            "ignore_eos": True,
+            **ask.fields,
+        }
+    ).encode()
 
 
 def _answer(final: dict, text: str, arrivals: tuple, ended: float) -> Answer:

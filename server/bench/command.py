@@ -3,6 +3,7 @@
 Runs on the main thread, instead of serving. The server is started as a child, the same program with the same
 options, on a port of its own, so that what is measured is what would be served. Imports this package only.
 """
+
 from __future__ import annotations
 
 import sys
@@ -23,8 +24,16 @@ IDLE_LOAD = 0.5
 PLACES = ("--host", "127.0.0.1", "--port", "{port}", "-t", "{threads}", "-np", "{slots}", "-c", "{ctx}")
 
 
-def measure(program: Sequence[str], argv: Sequence[str], names: str, model: str, threads: int, key: str = "",
-            repeat: int = REPEAT, scale: float = 1.0) -> int:
+def measure(
+    program: Sequence[str],
+    argv: Sequence[str],
+    names: str,
+    model: str,
+    threads: int,
+    key: str = "",
+    repeat: int = REPEAT,
+    scale: float = 1.0,
+) -> int:
     """The exit code: 0 if all was measured. `program` and `argv` are the words that started this program; what they
     say about slots, context and the address is replaced. BenchError for unknown names of workloads."""
     workloads = choose(names)

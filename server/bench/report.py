@@ -7,6 +7,7 @@ that anybody may calculate otherwise.
 
 The way not taken: means. One hiccup of the machine moves a mean, and a benchmark on a desktop has hiccups.
 """
+
 from __future__ import annotations
 
 import math
@@ -50,8 +51,11 @@ def figures(outcome: Outcome, i_metric: int, first: str) -> Figures:
     """Medians and ratios of a metric over all peers that could do the workload."""
     values = {peer: [run[i_metric] for run in runs] for peer, runs in outcome.runs.items() if runs}
     medians = {peer: statistics.median(numbers) for peer, numbers in values.items()}
-    ratios = {peer: ratio for peer in values if peer != first and first in values
-              and (ratio := pairwise(values[first], values[peer])) is not None}
+    ratios = {
+        peer: ratio
+        for peer in values
+        if peer != first and first in values and (ratio := pairwise(values[first], values[peer])) is not None
+    }
     return Figures(values, medians, ratios, goal_of(outcome.workload.metrics[i_metric], medians, ratios, first))
 
 
@@ -66,10 +70,13 @@ def goal_of(metric: Metric, medians: dict, ratios: dict, first: str) -> str:
 
     A ratio to the loop counts only where no server is compared.
     """
-    best = max if metric.better == LESS else min      # of the ratios: the strongest opponent
+    best = max if metric.better == LESS else min  # of the ratios: the strongest opponent
     servers = [ratio for peer, ratio in ratios.items() if peer != BARE]
-    for bound, value in ((metric.limit, medians.get(first)), (metric.target, best(servers) if servers else None),
-                         (metric.bare, ratios.get(BARE))):
+    for bound, value in (
+        (metric.limit, medians.get(first)),
+        (metric.target, best(servers) if servers else None),
+        (metric.bare, ratios.get(BARE)),
+    ):
         if bound is not None and value is not None:
             is_reached = value <= bound if metric.better == LESS else value >= bound
             return f"{'<=' if metric.better == LESS else '>='} {bound:.2f} {'reached' if is_reached else 'missed'}"
@@ -113,18 +120,46 @@ def json_of(outcomes: list, peers: list, settings: dict) -> dict:
         metrics = []
         for i, metric in enumerate(outcome.workload.metrics):
             found = figures(outcome, i, peers[0])
-            metrics.append({"name": metric.name, "unit": metric.unit, "better": metric.better, "runs": found.values,
-                            "median": found.medians, "ratio": found.ratios, "goal": found.goal})
-        rows.append({"name": outcome.workload.name, "help": outcome.workload.help, "metrics": metrics,
-                     "failed": outcome.troubles, "foreign_cpu": outcome.foreign})
-    return {"format": FORMAT, "first": peers[0], "peers": peers, "settings": settings, "machine": machine(),
-            "workloads": rows}
+            metrics.append(
+                {
+                    "name": metric.name,
+                    "unit": metric.unit,
+                    "better": metric.better,
+                    "runs": found.values,
+                    "median": found.medians,
+                    "ratio": found.ratios,
+                    "goal": found.goal,
+                }
+            )
+        rows.append(
+            {
+                "name": outcome.workload.name,
+                "help": outcome.workload.help,
+                "metrics": metrics,
+                "failed": outcome.troubles,
+                "foreign_cpu": outcome.foreign,
+            }
+        )
+    return {
+        "format": FORMAT,
+        "first": peers[0],
+        "peers": peers,
+        "settings": settings,
+        "machine": machine(),
+        "workloads": rows,
+    }
 
 
 def machine() -> dict:
     """What somebody has to know to compare figures; nothing that tells whose machine it is."""
-    return {"system": platform.system(), "release": platform.release(), "machine": platform.machine(),
-            "processor": processor(), "cores": os.cpu_count(), "python": sys.version.split()[0]}
+    return {
+        "system": platform.system(),
+        "release": platform.release(),
+        "machine": platform.machine(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "python": sys.version.split()[0],
+    }
 
 
 def processor() -> str:

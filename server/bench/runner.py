@@ -4,6 +4,7 @@ Runs on the main thread of the measuring process. Imports the standard library a
 stay loaded side by side and are asked in turn, each repetition beginning with another one: machines get warm and
 throttle, and other programs come and go; so all suffer alike. Not taken: one server after the other.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -65,8 +66,13 @@ class Bench:
         return workload.fresh or self._settings.one_at_a_time
 
     def _setup(self, workload: Workload) -> Setup:
-        return Setup(self._settings.model, self._settings.threads, workload.slots, workload.slots * workload.slot_ctx,
-                     (*self._settings.extra, *workload.extra))
+        return Setup(
+            self._settings.model,
+            self._settings.threads,
+            workload.slots,
+            workload.slots * workload.slot_ctx,
+            (*self._settings.extra, *workload.extra),
+        )
 
     def _start_all(self, rows: list, stack: contextlib.ExitStack) -> tuple:
         """(running peers by name, why others don't run)."""
@@ -105,7 +111,7 @@ class Bench:
         return Outcome(workload, runs, troubles, foreign_share(before, cpu_seconds()))
 
     def _run_once(self, workload: Workload, spec: object, peer: object, plan: Plan) -> tuple:
-        time.sleep(PAUSE_S)         # let the one before fall asleep: its compute threads spin for a while
+        time.sleep(PAUSE_S)  # let the one before fall asleep: its compute threads spin for a while
         if peer is not None:
             return workload.run(peer, plan)
         with self._start(spec, workload) as fresh:

@@ -6,6 +6,7 @@ blanks need no quotes. Each program gets its own process group and a log file, w
 
 The way not taken: a configuration file of servers. One line in the user's shell history is enough.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -31,7 +32,7 @@ ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=")
 NAME = re.compile(r"[A-Za-z0-9._+-]+")
 POLL_S = 0.005
 LOG_LINES = 3
-NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"     # with it Python compiles at every start what is newer than its bytecode
+NO_BYTECODE = "PYTHONDONTWRITEBYTECODE"  # with it Python compiles at every start what is newer than its bytecode
 
 
 class Setup(NamedTuple):
@@ -57,8 +58,16 @@ class ServerSpec(NamedTuple):
     def run(self, setup: Setup, folder: Path, patience_s: float) -> Iterator[ServerPeer]:
         """Start it, wait until it is ready, and end it afterwards. Raises BenchError with the end of its log."""
         port = free_port()
-        values = {"model": setup.model, "port": port, "threads": setup.threads, "slots": setup.slots,
-                  "ctx": setup.ctx, "host": HOST, "python": sys.executable, "root": ROOT}
+        values = {
+            "model": setup.model,
+            "port": port,
+            "threads": setup.threads,
+            "slots": setup.slots,
+            "ctx": setup.ctx,
+            "host": HOST,
+            "python": sys.executable,
+            "root": ROOT,
+        }
         command = [*(fill(word, values) for word in self.words), *setup.extra]
         environment = {name: fill(text, values) for name, text in self.environment.items()}
         with child_of(self.name, command, folder, environment) as (child, log):
@@ -98,8 +107,9 @@ def parse_server(text: str) -> ServerSpec:
     """`NAME=[VAR=value ...] command with {placeholders}`; BenchError says what is wrong with it."""
     name, equals, command = text.partition("=")
     if not equals or not NAME.fullmatch(name) or name == BARE:
-        raise BenchError(f"--server {text!r}: write it as NAME=COMMAND, e.g. 'theirs=llama-server -m {{model}} "
-                      "--port {port}'")
+        raise BenchError(
+            f"--server {text!r}: write it as NAME=COMMAND, e.g. 'theirs=llama-server -m {{model}} --port {{port}}'"
+        )
     try:
         words = shlex.split(command, posix=os.name != "nt")
     except ValueError as error:
@@ -168,6 +178,7 @@ def child_environment(environment: dict) -> dict:
 
 def stop_child(child: subprocess.Popen, patience: float) -> None:
     """Ask it to end, with all that it started; by force when it doesn't."""
+
     def send(number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, number)
@@ -192,6 +203,7 @@ def log_end(log: Path) -> str:
 
 
 # --- processor time --------------------------------------------------------------------------------------------
+
 
 def cpu_seconds(proc: Path = Path("/proc"), ours: int = 0) -> tuple | None:
     """(seconds all cores were busy, seconds of them that were ours) since the machine started; None if it won't tell.
@@ -230,6 +242,7 @@ def family(rows: list, first: int) -> Iterator[tuple]:
 
 # --- memory ----------------------------------------------------------------------------------------------------
 
+
 def peak_memory(pid: int) -> float:
     """MiB. Linux and Windows know the peak, elsewhere it is what is used now. Mapped model pages count."""
     if sys.platform == "linux":
@@ -252,11 +265,16 @@ def linux_peaks(proc: Path, server: int) -> Iterator[int]:
 
 def windows_peak(pid: int) -> int:
     """Bytes of the process alone."""
-    class Counters(ctypes.Structure):
-        _fields_ = [("size", ctypes.c_uint32), ("page_faults", ctypes.c_uint32), ("peak", ctypes.c_size_t),
-                    *((f"other_{i}", ctypes.c_size_t) for i in range(7))]
 
-    query_information = 0x1000          # PROCESS_QUERY_LIMITED_INFORMATION
+    class Counters(ctypes.Structure):
+        _fields_ = [
+            ("size", ctypes.c_uint32),
+            ("page_faults", ctypes.c_uint32),
+            ("peak", ctypes.c_size_t),
+            *((f"other_{i}", ctypes.c_size_t) for i in range(7)),
+        ]
+
+    query_information = 0x1000  # PROCESS_QUERY_LIMITED_INFORMATION
     kernel = ctypes.WinDLL("kernel32", use_last_error=True)
     kernel.OpenProcess.restype = ctypes.c_void_p
     handle = kernel.OpenProcess(query_information, False, pid)

@@ -7,6 +7,7 @@ new in each repetition, so that no cache helps where it isn't meant to.
 
 The way not taken: recorded conversations. They would have to be shipped, and their length couldn't be chosen.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,17 +17,19 @@ from typing import Callable, NamedTuple
 
 from server.bench.client import Ask
 
-WORDS = ("the of and a to in is you that it he was for on are as with his they at be this have from or one had by "
-         "word but not what all were we when your can said there use an each which she do how their if will up other "
-         "about out many then them these so some her would make like him into time has look two more write go see "
-         "number no way could people my than first water been call who oil its now find long down day did get come "
-         "made may part over new sound take only little work know place year live me back give most very after thing "
-         "our just name good sentence man think say great where help through much before line right too mean old any "
-         "same tell boy follow came want show also around form three small set put end does another well large must "
-         "big even such because turn here why ask went men read need land different home us move try kind hand "
-         "picture again change off play spell air away animal house point page letter mother answer found study "
-         "still learn should world high every near add food between own below country plant last school father keep "
-         "tree never start city earth eye light thought head under story saw left few while along might close").split()
+WORDS = (
+    "the of and a to in is you that it he was for on are as with his they at be this have from or one had by "
+    "word but not what all were we when your can said there use an each which she do how their if will up other "
+    "about out many then them these so some her would make like him into time has look two more write go see "
+    "number no way could people my than first water been call who oil its now find long down day did get come "
+    "made may part over new sound take only little work know place year live me back give most very after thing "
+    "our just name good sentence man think say great where help through much before line right too mean old any "
+    "same tell boy follow came want show also around form three small set put end does another well large must "
+    "big even such because turn here why ask went men read need land different home us move try kind hand "
+    "picture again change off play spell air away animal house point page letter mother answer found study "
+    "still learn should world high every near add food between own below country plant last school father keep "
+    "tree never start city earth eye light thought head under story saw left few while along might close"
+).split()
 
 GREEDY = {"temperature": 0.0}
 SAMPLED = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "seed": 7}
@@ -64,7 +67,7 @@ class Plan(NamedTuple):
         """Sentences of `n_words` (scaled) words; `key` tells texts of one repetition apart."""
         chance = random.Random(f"{self.repetition} {key}")
         words = [chance.choice(WORDS) for _ in range(self.count(n_words))]
-        sentences = [" ".join(words[at:at + 12]).capitalize() + "." for at in range(0, len(words), 12)]
+        sentences = [" ".join(words[at : at + 12]).capitalize() + "." for at in range(0, len(words), 12)]
         return " ".join(sentences)
 
 
@@ -87,6 +90,7 @@ class Workload(NamedTuple):
 
 # --- the workloads -----------------------------------------------------------------------------------------------
 
+
 def start_up(peer: object, plan: Plan) -> tuple:
     """Measured while the peer was started."""
     return peer.listen_s, peer.ready_s
@@ -94,22 +98,25 @@ def start_up(peer: object, plan: Plan) -> tuple:
 
 def one_stream(fields: dict) -> Callable:
     """One request at a time: streamed (from first to last token), then plain (whole request)."""
+
     def run(peer: object, plan: Plan) -> tuple:
         n_tokens = plan.count(200)
-        streamed, = peer.generate([Ask(plan.text(30, "streamed"), n_tokens, fields)])
-        plain, = peer.generate([Ask(plan.text(30, "plain"), n_tokens, fields, stream=False)])
+        (streamed,) = peer.generate([Ask(plan.text(30, "streamed"), n_tokens, fields)])
+        (plain,) = peer.generate([Ask(plan.text(30, "plain"), n_tokens, fields, stream=False)])
         return decode_rate(streamed), plain.n_predicted / plain.ended
+
     return run
 
 
 def prefill(peer: object, plan: Plan) -> tuple:
     """One long prompt that no cache knows, and one token."""
-    answer, = peer.generate([Ask(plan.text(1200, "prefill"), 1, GREEDY, stream=False)])
+    (answer,) = peer.generate([Ask(plan.text(1200, "prefill"), 1, GREEDY, stream=False)])
     return (answer.n_evaluated / answer.ended,)
 
 
 def many_streams(n_streams: int, n_tokens: int) -> Callable:
     """`n_streams` requests at once, first plain, then streamed."""
+
     def run(peer: object, plan: Plan) -> tuple:
         def asks(stream: bool) -> list:
             return [Ask(plan.text(30, stream, i), plan.count(n_tokens), SAMPLED, stream) for i in range(n_streams)]
@@ -117,8 +124,15 @@ def many_streams(n_streams: int, n_tokens: int) -> Callable:
         plain, streamed = peer.generate(asks(False)), peer.generate(asks(True))
         first = sorted(answer.arrivals[0] for answer in streamed)
         gaps = sorted(gap for answer in streamed for gap in gaps_of(answer.arrivals))
-        return (throughput(plain), throughput(streamed), percentile(first, 50) * 1e3, first[-1] * 1e3,
-                percentile(gaps, 50) * 1e3, percentile(gaps, 99) * 1e3)
+        return (
+            throughput(plain),
+            throughput(streamed),
+            percentile(first, 50) * 1e3,
+            first[-1] * 1e3,
+            percentile(gaps, 50) * 1e3,
+            percentile(gaps, 99) * 1e3,
+        )
+
     return run
 
 
@@ -143,18 +157,19 @@ def disturbed_reader(peer: object, plan: Plan) -> tuple:
         n_before = len(reader.arrivals)
         intruders = peer.generate([Ask(plan.text(1200, "intruder", i), plan.count(16), SAMPLED) for i in range(4)])
         n_after = len(reader.arrivals)
-        reader.wait_for(n_after + 1)        # a gap that is still open counts, too
+        reader.wait_for(n_after + 1)  # a gap that is still open counts, too
     finally:
         arrivals = reader.finish()
-    gaps = gaps_of(arrivals[n_before - 1:n_after + 1]) or [math.inf]
+    gaps = gaps_of(arrivals[n_before - 1 : n_after + 1]) or [math.inf]
     return max(gaps) * 1e3, max(answer.ended for answer in intruders), median_rate(gaps)
 
 
 def shared_prefix(peer: object, plan: Plan) -> tuple:
     """Sixteen questions about one long text, at once."""
     prefix = plan.text(900, "prefix")
-    answers = peer.generate([Ask(f"{prefix}\n\n{plan.text(12, 'question', i)}", plan.count(16), SAMPLED)
-                             for i in range(16)])
+    answers = peer.generate(
+        [Ask(f"{prefix}\n\n{plan.text(12, 'question', i)}", plan.count(16), SAMPLED) for i in range(16)]
+    )
     n_prefix = len(peer.tokenize(prefix)[0])
     n_least = n_prefix + sum(answer.n_prompt - n_prefix for answer in answers)
     n_evaluated = sum(answer.n_evaluated for answer in answers)
@@ -169,9 +184,11 @@ def conversations(peer: object, plan: Plan) -> tuple:
         answers = peer.generate([Ask(text, plan.count(48), GREEDY) for text in said])
         seconds += max(answer.ended for answer in answers)
         n_evaluated += sum(answer.n_evaluated for answer in answers)
-        said = [f"{text}{answer.text}\n\n{plan.text(60, 'turn', turn, i)}\n\n"
-                for i, (text, answer) in enumerate(zip(said, answers))]
-        time.sleep(0.05)        # people don't answer within a millisecond; slots get free meanwhile
+        said = [
+            f"{text}{answer.text}\n\n{plan.text(60, 'turn', turn, i)}\n\n"
+            for i, (text, answer) in enumerate(zip(said, answers))
+        ]
+        time.sleep(0.05)  # people don't answer within a millisecond; slots get free meanwhile
     return seconds, n_evaluated
 
 
@@ -179,8 +196,16 @@ def rewrite(peer: object, plan: Plan) -> tuple:
     """A text of 300 words again, with small edits: most of the answer stands in the prompt."""
     text = plan.text(300, "rewrite")
     before, _, after = text.partition(". ")
-    answer, = peer.generate([Ask(f"Text:\n{text}\n\nThe same text once more:\n{before}. {after}\n\n"
-                                 f"And again, spelled out:\n{before}.", plan.count(300), GREEDY, stream=False)])
+    (answer,) = peer.generate(
+        [
+            Ask(
+                f"Text:\n{text}\n\nThe same text once more:\n{before}. {after}\n\nAnd again, spelled out:\n{before}.",
+                plan.count(300),
+                GREEDY,
+                stream=False,
+            )
+        ]
+    )
     return (answer.n_predicted / answer.ended,)
 
 
@@ -191,41 +216,106 @@ def embed(peer: object, plan: Plan) -> tuple:
 
 
 ONE_STREAM = (Metric("streamed", "tok/s", MORE, 1.0, 0.98), Metric("plain, whole request", "tok/s", MORE, 1.0, 0.98))
-STREAMS = (Metric("plain", "tok/s", MORE, 1.0, 0.98), Metric("streamed", "tok/s", MORE, 1.0, 0.98),
-           Metric("first token, median", "ms", LESS, 0.8), Metric("first token, last of all", "ms", LESS),
-           Metric("between tokens, median", "ms", LESS), Metric("between tokens, 99 %", "ms", LESS, 0.8))
+STREAMS = (
+    Metric("plain", "tok/s", MORE, 1.0, 0.98),
+    Metric("streamed", "tok/s", MORE, 1.0, 0.98),
+    Metric("first token, median", "ms", LESS, 0.8),
+    Metric("first token, last of all", "ms", LESS),
+    Metric("between tokens, median", "ms", LESS),
+    Metric("between tokens, 99 %", "ms", LESS, 0.8),
+)
 # the targets are about 8 streams; with 32 the same figures are only shown
 MANY_STREAMS = tuple(metric if metric.better == MORE else metric._replace(target=None) for metric in STREAMS)
 
 WORKLOADS = (
-    Workload("startup", "from the start of the process to readiness", start_up,
-             (Metric("listening", "s", LESS), Metric("ready", "s", LESS, 1.5)), 1, 2048, fresh=True),
+    Workload(
+        "startup",
+        "from the start of the process to readiness",
+        start_up,
+        (Metric("listening", "s", LESS), Metric("ready", "s", LESS, 1.5)),
+        1,
+        2048,
+        fresh=True,
+    ),
     Workload("single", "one request at a time, greedy", one_stream(GREEDY), ONE_STREAM, 1, 2048, bare=True),
     Workload("sampled", "one request at a time, sampled", one_stream(SAMPLED), ONE_STREAM, 1, 2048, bare=True),
-    Workload("constrained", "one request at a time, under a grammar", one_stream({**GREEDY, "grammar": JSON_LIST}),
-             ONE_STREAM, 1, 2048),
-    Workload("prefill", "one prompt of 1,200 words", prefill, (Metric("prompt", "tok/s", MORE, 1.0, 0.98),), 1, 4096,
-             bare=True),
+    Workload(
+        "constrained",
+        "one request at a time, under a grammar",
+        one_stream({**GREEDY, "grammar": JSON_LIST}),
+        ONE_STREAM,
+        1,
+        2048,
+    ),
+    Workload(
+        "prefill",
+        "one prompt of 1,200 words",
+        prefill,
+        (Metric("prompt", "tok/s", MORE, 1.0, 0.98),),
+        1,
+        4096,
+        bare=True,
+    ),
     Workload("tokenize", "/tokenize, one after the other", tokenize, (Metric("requests", "1/s", MORE, 0.5),), 1, 4096),
     Workload("rewrite", "a text of 300 words again", rewrite, (Metric("answer", "tok/s", MORE, 1.3),), 1, 4096),
     Workload("streams8", "8 requests at once", many_streams(8, 128), STREAMS, 8, 2048, bare=True),
-    Workload("memory", "peak memory after 8 long requests at once", memory, (Metric("peak", "MiB", LESS, 1.3),), 8,
-             2048, fresh=True),
+    Workload(
+        "memory",
+        "peak memory after 8 long requests at once",
+        memory,
+        (Metric("peak", "MiB", LESS, 1.3),),
+        8,
+        2048,
+        fresh=True,
+    ),
     Workload("streams32", "32 requests at once", many_streams(32, 64), MANY_STREAMS, 32, 512, bare=True),
-    Workload("reader", "a reader while four 1,200-word prompts arrive", disturbed_reader,
-             (Metric("longest gap", "ms", LESS, 0.05), Metric("the four are done", "s", LESS, 1.1),
-              Metric("reader meanwhile, median", "tok/s", MORE)), 8, 4096),
-    Workload("prefix", "16 requests with one 900-word prefix", shared_prefix,
-             (Metric("all done", "s", LESS, 0.2), Metric("prompt tokens evaluated", "", LESS),
-              Metric("evaluated / least possible", "", LESS, limit=1.05)), 8, 4096),
-    Workload("conversations", "6 conversations of 4 turns on 2 slots", conversations,
-             (Metric("all done", "s", LESS, 0.7), Metric("prompt tokens evaluated", "", LESS)), 2, 4096),
-    Workload("embeddings", "32 texts of 60 words in one request", embed, (Metric("texts", "1/s", MORE, 1.0),), 4, 2048,
-             extra=("--embeddings", "--pooling", "mean"), warms=False),
+    Workload(
+        "reader",
+        "a reader while four 1,200-word prompts arrive",
+        disturbed_reader,
+        (
+            Metric("longest gap", "ms", LESS, 0.05),
+            Metric("the four are done", "s", LESS, 1.1),
+            Metric("reader meanwhile, median", "tok/s", MORE),
+        ),
+        8,
+        4096,
+    ),
+    Workload(
+        "prefix",
+        "16 requests with one 900-word prefix",
+        shared_prefix,
+        (
+            Metric("all done", "s", LESS, 0.2),
+            Metric("prompt tokens evaluated", "", LESS),
+            Metric("evaluated / least possible", "", LESS, limit=1.05),
+        ),
+        8,
+        4096,
+    ),
+    Workload(
+        "conversations",
+        "6 conversations of 4 turns on 2 slots",
+        conversations,
+        (Metric("all done", "s", LESS, 0.7), Metric("prompt tokens evaluated", "", LESS)),
+        2,
+        4096,
+    ),
+    Workload(
+        "embeddings",
+        "32 texts of 60 words in one request",
+        embed,
+        (Metric("texts", "1/s", MORE, 1.0),),
+        4,
+        2048,
+        extra=("--embeddings", "--pooling", "mean"),
+        warms=False,
+    ),
 )
 
 
 # --- figures -----------------------------------------------------------------------------------------------------
+
 
 def decode_rate(answer: object) -> float:
     """Tokens per second from the first token's arrival to the last one's."""

@@ -38,8 +38,11 @@ def choose_template(options, info, vocab) -> ChatTemplate | BuiltinTemplate:
     if source in vocab.builtin_templates or not options.jinja:
         return builtin(source, vocab)
     if "{" not in source:
-        raise ApiError(500, f"--chat-template: '{source[:40]}' is neither Jinja text nor a name that llama.cpp knows; "
-                       f"known are {', '.join(vocab.builtin_templates)}")
+        raise ApiError(
+            500,
+            f"--chat-template: '{source[:40]}' is neither Jinja text nor a name that llama.cpp knows; "
+            f"known are {', '.join(vocab.builtin_templates)}",
+        )
     try:
         return ChatTemplate(source, info.bos_token, info.eos_token, tool_source)
     except TemplateError as error:
@@ -53,6 +56,9 @@ def builtin(source: str, vocab) -> BuiltinTemplate:
     try:
         template.render([{"role": "user", "content": "x"}], True, {})
     except ApiError:
-        raise ApiError(500, "--no-jinja: llama.cpp has no built-in template that is like this one; leave --no-jinja "
-                       "out, or name one with --chat-template") from None
+        raise ApiError(
+            500,
+            "--no-jinja: llama.cpp has no built-in template that is like this one; leave --no-jinja "
+            "out, or name one with --chat-template",
+        ) from None
     return template

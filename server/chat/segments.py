@@ -18,5 +18,8 @@ def plain_text(content: object) -> str:
 
 def is_text(part: object) -> bool:
     """Whether a content part is text."""
-    return isinstance(part, dict) and part.get("type", "text") in ("text", "input_text", "output_text") and isinstance(
-        part.get("text"), str)
+    return (
+        isinstance(part, dict)
+        and part.get("type", "text") in ("text", "input_text", "output_text")
+        and isinstance(part.get("text"), str)
+    )

@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from server.chat.jinja import Template, mark
 from server.chat.segments import Segments, is_text, plain_text
 
-CHATML = ("{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
-          "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 PROBE = "a9f1probe"
-UNMARKED_KEY = "role"           # templates make special tokens of it; its letters are checked before
+UNMARKED_KEY = "role"  # templates make special tokens of it; its letters are checked before
 MARKED_VARIABLES = ("tools", "documents")
-WHITESPACE = " \t\n\v\f\r"      # what libllama's templates trim
+WHITESPACE = " \t\n\v\f\r"  # what libllama's templates trim
 
 
 class ChatTemplate:
@@ -37,8 +39,9 @@ class ChatTemplate:
         self._base = {"bos_token": bos_token, "eos_token": eos_token}
         self._wants_parts = self._does_want_parts()
 
-    def render(self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool,
-               extra: Mapping[str, object]) -> Segments:
+    def render(
+        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool, extra: Mapping[str, object]
+    ) -> Segments:
         """The prompt for `messages` in segments; `extra` are further variables (tools, enable_thinking, ...).
 
         Raises `TemplateError` with the place in the template and the index of the message.
@@ -86,8 +89,9 @@ class BuiltinTemplate:
         self.bos_token = ""
         self._apply = apply
 
-    def render(self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool,
-               extra: Mapping[str, object]) -> Segments:
+    def render(
+        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool, extra: Mapping[str, object]
+    ) -> Segments:
         """See `ChatTemplate.render`; `extra` is not used."""
         key = secrets.token_hex(8)
         pairs: list[tuple[str, str]] = []

@@ -46,8 +46,7 @@ def check_url(url: str, option: str) -> SplitResult:
     """Its parts; DownloadError unless it is one for us. `file:` and the like are not."""
     parts = split_url(url)
     if parts is None:
-        raise DownloadError(f"{option} takes an address that begins with https:// or http://, "
-                            f"not {shown(url)!r}")
+        raise DownloadError(f"{option} takes an address that begins with https:// or http://, not {shown(url)!r}")
     return parts
 
 
@@ -83,23 +82,27 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         self._credentials = credentials
         self.told: dict[str, str] = {}
 
-    def redirect_request(self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any,
-                         newurl: str) -> urllib.request.Request | None:
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
         """The next request; DownloadError where we don't follow."""
         to = split_url(newurl)
         if to is None:
-            raise DownloadError(f"{shown(req.full_url)} leads to {shown(newurl)!r}, which is no web address: "
-                                "use another one")
+            raise DownloadError(
+                f"{shown(req.full_url)} leads to {shown(newurl)!r}, which is no web address: use another one"
+            )
         if req.type == "https" and to.scheme != "https":
-            raise DownloadError(f"{shown(req.full_url)} leads to {shown(newurl)}, which isn't encrypted: "
-                                "use that address itself if you trust it")
+            raise DownloadError(
+                f"{shown(req.full_url)} leads to {shown(newurl)}, which isn't encrypted: "
+                "use that address itself if you trust it"
+            )
         new = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
         if new is not None:
             self.told |= {name: headers[name] for name in TOLD_ON_THE_WAY if headers.get(name)}
             authorize(new, self._credentials)
         return new
 
-    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302      # unknown to Python 3.10
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302  # unknown to Python 3.10
 
 
 def authorize(request: urllib.request.Request, credentials: Mapping[Origin, str]) -> None:
@@ -137,8 +140,9 @@ class Client:
             request, credentials = self._request(url, headers)
             redirects = Redirects(credentials)
             with self._send(request, redirects) as response:
-                yield Answer(response.status, response, lambda name: (
-                    response.headers.get(name) or redirects.told.get(name, "")))
+                yield Answer(
+                    response.status, response, lambda name: response.headers.get(name) or redirects.told.get(name, "")
+                )
         except urllib.error.URLError as error:
             raise self._unreachable(host, error.reason) from None
         except (OSError, http.client.HTTPException) as error:
@@ -174,8 +178,7 @@ class Client:
                 self.progress.say(f"{label}: {trouble}; next try in {wait:.0f} s")
                 self.sleep(wait)
 
-    def _request(self, url: str,
-                 headers: Mapping[str, str]) -> tuple[urllib.request.Request, dict[Origin, str]]:
+    def _request(self, url: str, headers: Mapping[str, str]) -> tuple[urllib.request.Request, dict[Origin, str]]:
         credentials = {origin(self.endpoint): f"Bearer {self.token}"} if self.token else {}
         parts = urlsplit(url)
         login, at, host = parts.netloc.rpartition("@")
@@ -188,10 +191,15 @@ class Client:
         return request, credentials
 
     def _send(self, request: urllib.request.Request, redirects: Redirects) -> Any:
-        opener = urllib.request.OpenerDirector()    # build_opener's would open file: and ftp: as well
-        for handler in (urllib.request.ProxyHandler(), urllib.request.HTTPHandler(),
-                        self.https, urllib.request.HTTPDefaultErrorHandler(),
-                        urllib.request.HTTPErrorProcessor(), redirects):
+        opener = urllib.request.OpenerDirector()  # build_opener's would open file: and ftp: as well
+        for handler in (
+            urllib.request.ProxyHandler(),
+            urllib.request.HTTPHandler(),
+            self.https,
+            urllib.request.HTTPDefaultErrorHandler(),
+            urllib.request.HTTPErrorProcessor(),
+            redirects,
+        ):
             opener.add_handler(handler)
         try:
             return opener.open(request, timeout=STALL_S)
@@ -200,7 +208,7 @@ class Client:
                 return error
             with error:
                 raise self._refusal(error) from None
-        except ValueError as error:                 # http.client.InvalidURL too
+        except ValueError as error:  # http.client.InvalidURL too
             where = shown(request.full_url)
             raise DownloadError(f"{where} is no valid address, or leads to one ({error}): check it") from None
 
@@ -209,14 +217,18 @@ class Client:
         where, is_hub = shown(url), origin(url) == origin(self.endpoint)
         if error.code in RETRY_STATUS:
             wait = error.headers.get("Retry-After", "")
-            return Trouble(f"{urlsplit(url).hostname} answers {error.code} {error.reason}",
-                           min(float(wait), MAX_WAIT_S) if wait.isdecimal() else 0.0)
+            return Trouble(
+                f"{urlsplit(url).hostname} answers {error.code} {error.reason}",
+                min(float(wait), MAX_WAIT_S) if wait.isdecimal() else 0.0,
+            )
         if error.code in (401, 403):
             cure = "it takes an address with what lets you in"
             if is_hub:
-                cure = ("check that the token may read it, and accept its terms on its page"
-                        if self.token else
-                        "check the name; if it is private or gated, give --hf-token or HF_TOKEN")
+                cure = (
+                    "check that the token may read it, and accept its terms on its page"
+                    if self.token
+                    else "check the name; if it is private or gated, give --hf-token or HF_TOKEN"
+                )
             return DownloadError(f"{where} may not be read ({error.code}): {cure}")
         if error.code in (404, 410):
             return DownloadError(f"{where} doesn't exist ({error.code}): check the name")
@@ -224,9 +236,13 @@ class Client:
 
     def _unreachable(self, host: str | None, reason: object) -> DownloadError | Trouble:
         if isinstance(reason, ssl.SSLCertVerificationError):
-            return DownloadError(f"the certificate of {host} isn't trusted ({reason.verify_message}): if "
-                                 "your network has an authority of its own, name its file in SSL_CERT_FILE")
+            return DownloadError(
+                f"the certificate of {host} isn't trusted ({reason.verify_message}): if "
+                "your network has an authority of its own, name its file in SSL_CERT_FILE"
+            )
         if isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME:
-            return DownloadError(f"{host} isn't known on the network: check the name and the connection "
-                                 "(a proxy is taken from HTTPS_PROXY)")
+            return DownloadError(
+                f"{host} isn't known on the network: check the name and the connection "
+                "(a proxy is taken from HTTPS_PROXY)"
+            )
         return Trouble(f"{host} can't be reached ({reason})")

@@ -24,11 +24,20 @@ HUB_URL = "https://huggingface.co"
 ENDPOINT_VARIABLES = ("MODEL_ENDPOINT", "HF_ENDPOINT")
 
 
-def fetch_model(url: str | None = None, hf_repo: str | None = None, hf_file: str | None = None, *,
-                path: str | os.PathLike[str] | None = None, offline: bool = False, sha256: str | None = None,
-                token: str | None = None, cache: Path | None = None,
-                environ: Mapping[str, str] | None = None, progress: Progress | None = None,
-                sleep: Callable[[float], None] = time.sleep) -> Path:
+def fetch_model(
+    url: str | None = None,
+    hf_repo: str | None = None,
+    hf_file: str | None = None,
+    *,
+    path: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    sha256: str | None = None,
+    token: str | None = None,
+    cache: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path:
     """The model's path, downloaded unless it is there; of a model in several files the first. DownloadError.
 
     Either `url`, or `hf_repo` ("user/repo" or "user/repo:quant") with or without `hf_file`. `path` (`-m`) is
@@ -37,8 +46,9 @@ def fetch_model(url: str | None = None, hf_repo: str | None = None, hf_file: str
     """
     environ = os.environ if environ is None else environ
     if bool(url) == bool(hf_repo) or hf_file and not hf_repo:
-        raise DownloadError("it isn't clear what to download: give --model-url alone, or --hf-repo with or "
-                            "without --hf-file")
+        raise DownloadError(
+            "it isn't clear what to download: give --model-url alone, or --hf-repo with or without --hf-file"
+        )
     if sha256 and not SHA256.fullmatch(sha256):
         raise DownloadError(f"a sha256 has 64 hexadecimal digits, not {sha256[:80]!r}")
     client = Client(_endpoint(environ), _token(token, environ), sleep, progress or Progress())
@@ -60,9 +70,17 @@ def fetch_model(url: str | None = None, hf_repo: str | None = None, hf_file: str
     return files[0].target
 
 
-def fetch_projector(hf_repo: str, model: Path, *, offline: bool = False, token: str | None = None,
-                    cache: Path | None = None, environ: Mapping[str, str] | None = None,
-                    progress: Progress | None = None, sleep: Callable[[float], None] = time.sleep) -> Path | None:
+def fetch_projector(
+    hf_repo: str,
+    model: Path,
+    *,
+    offline: bool = False,
+    token: str | None = None,
+    cache: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+    progress: Progress | None = None,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Path | None:
     """The projector that the repository has for this model of it, downloaded unless it is there; None if it has none.
     DownloadError; the rest as for `fetch_model`."""
     environ = os.environ if environ is None else environ
@@ -116,8 +134,9 @@ def _files_of_url(url: str, cache: Path, target: Path | None) -> list[Wanted]:
         place = folder / (safe_name(unquote(name)) if name else "model.gguf")
         if target:
             place = target if len(names) == 1 else target.parent / place.name
-        files.append(Wanted(urlunsplit(parts._replace(path=f"{base}/{name}", fragment="")), place,
-                            is_cached=target is None))
+        files.append(
+            Wanted(urlunsplit(parts._replace(path=f"{base}/{name}", fragment="")), place, is_cached=target is None)
+        )
     return files
 
 
@@ -126,8 +145,10 @@ def _with_sha256(files: list[Wanted], sha256: str) -> Wanted:
         raise DownloadError("this model comes in several files, so one checksum can't be right: leave it out")
     [wanted] = files
     if wanted.sha256 not in ("", sha256):
-        raise DownloadError(f"the hub says that {wanted.target.name} has the sha256 {wanted.sha256}: correct "
-                            "the one that you gave, or leave it out")
+        raise DownloadError(
+            f"the hub says that {wanted.target.name} has the sha256 {wanted.sha256}: correct "
+            "the one that you gave, or leave it out"
+        )
     return Wanted(wanted.url, wanted.target, sha256, wanted.size, wanted.is_cached)
 
 
@@ -137,12 +158,12 @@ def _provide(client: Client, wanted: Wanted, offline: bool, checks: bool) -> Non
     if _is_there(client, wanted, checks):
         return
     if offline:
-        raise DownloadError(f"offline: {wanted.target} isn't there: run once without --offline, or copy "
-                            "the file there")
+        raise DownloadError(f"offline: {wanted.target} isn't there: run once without --offline, or copy the file there")
     wanted.target.parent.mkdir(parents=True, exist_ok=True)
     lock = wanted.target.with_name(name + ".lock")
-    with exclusive(lock, lambda: client.progress.say(f"another process downloads {name}: waiting for it"),
-                   client.sleep):
+    with exclusive(
+        lock, lambda: client.progress.say(f"another process downloads {name}: waiting for it"), client.sleep
+    ):
         if not _is_there(client, wanted, checks):
             _note_sha256(wanted, Transfer(client, wanted).run())
             client.progress.say(f"downloaded {wanted.target}")
@@ -161,8 +182,10 @@ def _is_there(client: Client, wanted: Wanted, checks: bool) -> bool:
             while block := file.read(BLOCK):
                 digest.update(block)
         if digest.hexdigest() != wanted.sha256:
-            raise DownloadError(f"{target} has the sha256 {digest.hexdigest()}, not the one given: delete "
-                                "it to fetch it anew, or correct the checksum")
+            raise DownloadError(
+                f"{target} has the sha256 {digest.hexdigest()}, not the one given: delete "
+                "it to fetch it anew, or correct the checksum"
+            )
         _note_sha256(wanted, digest.hexdigest())
     return True
 

@@ -47,8 +47,11 @@ def is_model_file(path: str) -> bool:
     """A GGUF file that is a model by itself, or the first file of one."""
     name = path.rpartition("/")[2]
     found = SPLIT.fullmatch(name)
-    return (name.lower().endswith(".gguf") and not any(word in name for word in NOT_MODELS)
-            and (not found or int(found[2]) == 1))
+    return (
+        name.lower().endswith(".gguf")
+        and not any(word in name for word in NOT_MODELS)
+        and (not found or int(found[2]) == 1)
+    )
 
 
 def choose_file(paths: Iterable[str], quant: str) -> str:
@@ -76,7 +79,8 @@ def choose_projector(paths: Iterable[str], model: str) -> str:
 
     def fits(path: str) -> bool:
         parents = path.split("/")[:-1]
-        return path.lower().endswith(".gguf") and PROJECTOR in path and parents == folder[:len(parents)]
+        return path.lower().endswith(".gguf") and PROJECTOR in path and parents == folder[: len(parents)]
+
     return min(filter(fits, paths), key=lambda path: (-path.count("/"), abs(n_bits(path) - n_bits(model))), default="")
 
 
@@ -138,8 +142,10 @@ class Hub:
         fallback = certain or choose_file(cached, quant)
         if certain or self.offline:
             if not fallback:
-                raise DownloadError(f"offline: {folder} has no fitting file of {self.name}: run once without "
-                                    "--offline, or copy the file there")
+                raise DownloadError(
+                    f"offline: {folder} has no fitting file of {self.name}: run once without "
+                    "--offline, or copy the file there"
+                )
             return fallback, {}
         try:
             listing = self._list(repo)
@@ -169,8 +175,12 @@ class Hub:
 
 
 def _is_file(row: object) -> bool:
-    return (isinstance(row, dict) and row.get("type") == "file" and isinstance(row.get("path"), str)
-            and is_safe_path(row["path"]))
+    return (
+        isinstance(row, dict)
+        and row.get("type") == "file"
+        and isinstance(row.get("path"), str)
+        and is_safe_path(row["path"])
+    )
 
 
 def _entry(row: Mapping[str, object]) -> tuple[str, tuple[str, int | None]]:

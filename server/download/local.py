@@ -51,6 +51,7 @@ class Trouble(Exception):
 
 # -- names and folders
 
+
 def safe_name(text: str) -> str:
     """A name for a file in our cache, whatever a URL said: no folders, nothing special on any system."""
     name = BAD_IN_NAMES.sub("_", text).strip(" ").rstrip(". ")
@@ -71,24 +72,29 @@ def check_space(folder: Path, n_bytes: int) -> None:
     try:
         free = shutil.disk_usage(folder).free
     except OSError:
-        return                                  # some file systems don't tell
+        return  # some file systems don't tell
     if free < n_bytes:
-        raise DownloadError(f"not enough room in {folder}: {megabytes(n_bytes)} needed, {megabytes(free)} "
-                            "free; free some space, or choose another disk with LLAMA_SRV_CACHE or -m")
+        raise DownloadError(
+            f"not enough room in {folder}: {megabytes(n_bytes)} needed, {megabytes(free)} "
+            "free; free some space, or choose another disk with LLAMA_SRV_CACHE or -m"
+        )
 
 
 def disk_advice(error: OSError, path: Path) -> str:
     """One line for an error of the file system."""
     where = f"({error.filename or path})"
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG):
-        return (f"the disk is full {where}: free some space, then run this again to go on, or choose another "
-                "disk with LLAMA_SRV_CACHE or -m")
+        return (
+            f"the disk is full {where}: free some space, then run this again to go on, or choose another "
+            "disk with LLAMA_SRV_CACHE or -m"
+        )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return f"no permission to write {where}: choose another folder with LLAMA_SRV_CACHE or -m"
     return f"{error.strerror or error} {where}: put that right, then run this again"
 
 
 # -- the lock
+
 
 @contextlib.contextmanager
 def exclusive(path: Path, waiting: Callable[[], None], sleep: Callable[[float], None]) -> Iterator[None]:
@@ -98,7 +104,7 @@ def exclusive(path: Path, waiting: Callable[[], None], sleep: Callable[[float], 
         yield
     finally:
         if os.name == "posix":
-            path.unlink(missing_ok=True)        # while we have it: a successor's must not be removed
+            path.unlink(missing_ok=True)  # while we have it: a successor's must not be removed
         file.close()
         if os.name != "posix":
             with contextlib.suppress(OSError):  # here an open file stays: another one waits for it
@@ -115,7 +121,7 @@ def _locked(path: Path, waiting: Callable[[], None], sleep: Callable[[float], No
                     waiting()
                     has_told = True
                 sleep(LOCK_POLL_S)
-            with contextlib.suppress(FileNotFoundError):    # its last holder may have removed it meanwhile
+            with contextlib.suppress(FileNotFoundError):  # its last holder may have removed it meanwhile
                 if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                     return file
         except BaseException:
@@ -129,10 +135,12 @@ def _try_lock(file: Any) -> bool:
     try:
         if os.name == "nt":
             import msvcrt
+
             file.seek(0)
             msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
+
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return error.errno not in (errno.EAGAIN, errno.EACCES, errno.EDEADLK)
@@ -140,6 +148,7 @@ def _try_lock(file: Any) -> bool:
 
 
 # -- progress
+
 
 def megabytes(n: int) -> str:
     """For people."""
@@ -152,15 +161,19 @@ class Progress:
     `stream` is stderr unless given; `say` takes the lines instead of it; `clock` counts seconds.
     """
 
-    def __init__(self, stream: TextIO | None = None, say: Callable[[str], None] | None = None,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        say: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._say = say
         self._clock = clock
         self._is_live = False
         with contextlib.suppress(OSError, ValueError):
             self._is_live = self._stream is not None and self._stream.isatty()
-        self._width = 0                         # of what is on the terminal's line now
+        self._width = 0  # of what is on the terminal's line now
         self._label, self._at_start = "", 0
         self._size: int | None = None
         self._begun = self._next = 0.0
@@ -188,7 +201,7 @@ class Progress:
         if not self._is_live:
             self.say(text)
             return
-        text = text[-(shutil.get_terminal_size().columns - 1):]
+        text = text[-(shutil.get_terminal_size().columns - 1) :]
         self._write("\r" + text.ljust(self._width))
         self._width = len(text)
 

@@ -55,14 +55,20 @@ class Facts:
     def of(cls, answer: Answer) -> Facts:
         """From the headers. The size is that of the whole file, also in a partial answer."""
         found = CONTENT_RANGE.fullmatch(answer.header("Content-Range"))
-        sizes = (answer.header(SIZE_HEADER), found[3] if found else "",
-                 answer.header("Content-Length") if answer.status == 200 else "")
+        sizes = (
+            answer.header(SIZE_HEADER),
+            found[3] if found else "",
+            answer.header("Content-Length") if answer.status == 200 else "",
+        )
         size = next((int(text) for text in sizes if text.isascii() and text.isdigit()), None)
         tag = answer.header("ETag").strip()
         sums = (answer.header(name).strip('" ') for name in CHECKSUM_HEADERS)
         # a weak tag (W/"...") says that the meaning is the same, not the bytes
-        return cls(size, tag if tag.startswith('"') else answer.header("Last-Modified").strip(),
-                   next((text.lower() for text in sums if SHA256.fullmatch(text)), ""))
+        return cls(
+            size,
+            tag if tag.startswith('"') else answer.header("Last-Modified").strip(),
+            next((text.lower() for text in sums if SHA256.fullmatch(text)), ""),
+        )
 
 
 @record
@@ -93,14 +99,15 @@ class Transfer:
         digest = self.part.digest.hexdigest()
         if expected and digest != expected:
             complaint = f"what has arrived has the sha256 {digest}, not {expected}"
-            if self.part.facts.size is None:    # perhaps only cut off: ask for the rest
+            if self.part.facts.size is None:  # perhaps only cut off: ask for the rest
                 raise Trouble(complaint)
             is_pieced = self.part.is_pieced
             self.part.restart()
-            if is_pieced:                       # perhaps of two versions
+            if is_pieced:  # perhaps of two versions
                 raise Trouble(complaint)
-            raise DownloadError(f"{self.wanted.target.name}: {complaint}: correct the checksum if it is "
-                                "yours, else run this again")
+            raise DownloadError(
+                f"{self.wanted.target.name}: {complaint}: correct the checksum if it is yours, else run this again"
+            )
         if self.part.head != MAGIC:
             raise self._no_model("")
 
@@ -117,7 +124,7 @@ class Transfer:
             if answer.status not in (206, 416):
                 self.part.restart()
             self.part.begin(facts)
-            if answer.status != 416:            # else nothing is missing, as the checksum will prove
+            if answer.status != 416:  # else nothing is missing, as the checksum will prove
                 self._receive(answer)
 
     def _check(self, answer: Answer, facts: Facts) -> None:
@@ -125,17 +132,22 @@ class Transfer:
         name, wanted = self.wanted.target.name, self.wanted
         packed = answer.header("Content-Encoding")
         if packed not in ("", "identity"):
-            raise DownloadError(f"{name}: the server sends it packed ({packed[:20]}), though asked not to: "
-                                "use another address")
+            raise DownloadError(
+                f"{name}: the server sends it packed ({packed[:20]}), though asked not to: use another address"
+            )
         is_other = wanted.sha256 and facts.sha256 not in ("", wanted.sha256)
         if is_other or wanted.size is not None and facts.size not in (None, wanted.size):
-            raise DownloadError(f"{name}: the server has another file ({facts.size} bytes, sha256 "
-                                f"{facts.sha256 or 'unknown'}): correct the checksum if it is yours, else "
-                                "run this again")
+            raise DownloadError(
+                f"{name}: the server has another file ({facts.size} bytes, sha256 "
+                f"{facts.sha256 or 'unknown'}): correct the checksum if it is yours, else "
+                "run this again"
+            )
         is_framed = answer.header("Transfer-Encoding").lower() == "chunked"
         if answer.status == 200 and facts.size is None and not (wanted.sha256 or facts.sha256 or is_framed):
-            raise DownloadError(f"{name}: the server doesn't say how long it is, so a cut-off file would go "
-                                "unnoticed: give its checksum, or use another address")
+            raise DownloadError(
+                f"{name}: the server doesn't say how long it is, so a cut-off file would go "
+                "unnoticed: give its checksum, or use another address"
+            )
         if facts.size is not None:
             check_space(wanted.target.parent, facts.size - (self.part.size if answer.status == 206 else 0))
 
@@ -148,8 +160,9 @@ class Transfer:
         has_proof = bool(self.wanted.sha256 or before.sha256)
         if answer.status == 416:
             return facts.size == part.size and has_proof
-        is_same = has_proof or (before.size in (None, facts.size)
-                                and (not facts.validator or before.validator in ("", facts.validator)))
+        is_same = has_proof or (
+            before.size in (None, facts.size) and (not facts.validator or before.validator in ("", facts.validator))
+        )
         return is_same and found[1] is not None and int(found[1]) == part.size
 
     def _receive(self, answer: Answer) -> None:
@@ -169,10 +182,13 @@ class Transfer:
     def _no_model(self, content_type: str) -> DownloadError:
         self.part.restart()
         if content_type.startswith("text/html"):
-            return DownloadError(f"{shown(self.wanted.url)} is a web page, not a model: use the address of "
-                                 "the file itself (on the hub the one with /resolve/, not /blob/)")
-        return DownloadError(f"{shown(self.wanted.url)} is not a GGUF file: use the address of one, most "
-                             "names end in .gguf")
+            return DownloadError(
+                f"{shown(self.wanted.url)} is a web page, not a model: use the address of "
+                "the file itself (on the hub the one with /resolve/, not /blob/)"
+            )
+        return DownloadError(
+            f"{shown(self.wanted.url)} is not a GGUF file: use the address of one, most names end in .gguf"
+        )
 
 
 class Part:
@@ -263,7 +279,7 @@ class Part:
     def _count(self, block: bytes | memoryview) -> None:
         self.digest.update(block)
         self.size += len(block)
-        self.head += bytes(block[:len(MAGIC) - len(self.head)])
+        self.head += bytes(block[: len(MAGIC) - len(self.head)])
 
     def _read_note(self) -> Facts | None:
         """What the part is of; None if it is of no use to us."""

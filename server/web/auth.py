@@ -1,7 +1,7 @@
 """Who may ask: API keys, the Host header (DNS rebinding), the Origin header (CORS and cross-site writes).
 
 Pure decisions over header values, called by connection threads; `httpd` turns a refusal into an answer.
-Immutable except for `KeyRing.replace`, which swaps one reference. """
+Immutable except for `KeyRing.replace`, which swaps one reference."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from server.errors import ApiError
 from server.records import record
-from server.web.head import Headers
+from server.web.http1.head import Headers
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 EXPOSED_HEADERS = "X-Request-Id, Retry-After, X-Queue-Position"
@@ -116,8 +116,9 @@ class HostPolicy:
             return
         name = split_host(host)
         if not (is_loopback(name) or name in self.allowed):
-            raise forbidden("This Host name is not served here; use localhost, or start the server with "
-                            "--allowed-hosts.")
+            raise forbidden(
+                "This Host name is not served here; use localhost, or start the server with --allowed-hosts."
+            )
 
 
 @record(frozen=True)
@@ -152,8 +153,12 @@ class CorsPolicy:
             return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED_HEADERS}
         if origin is None or not self.allows(origin, host):
             return {"Vary": "Origin"}
-        return {"Access-Control-Allow-Origin": origin, "Access-Control-Allow-Credentials": "true",
-                "Access-Control-Expose-Headers": EXPOSED_HEADERS, "Vary": "Origin"}
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Credentials": "true",
+            "Access-Control-Expose-Headers": EXPOSED_HEADERS,
+            "Vary": "Origin",
+        }
 
     def preflight(self, request_headers: Headers, methods: list[str]) -> dict[str, str]:
         """In addition, for OPTIONS."""
@@ -162,9 +167,11 @@ class CorsPolicy:
             return {}
         wanted = request_headers.get("access-control-request-headers", "")
         allowed = wanted if HEADER_LIST.fullmatch(wanted) else DEFAULT_ALLOWED_HEADERS
-        headers = {"Access-Control-Allow-Methods": ", ".join(methods),
-                   "Access-Control-Allow-Headers": allowed,
-                   "Access-Control-Max-Age": "86400"}
+        headers = {
+            "Access-Control-Allow-Methods": ", ".join(methods),
+            "Access-Control-Allow-Headers": allowed,
+            "Access-Control-Max-Age": "86400",
+        }
         if request_headers.get("access-control-request-private-network") == "true":
             headers["Access-Control-Allow-Private-Network"] = "true"
         return headers

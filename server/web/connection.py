@@ -20,21 +20,33 @@ from typing import TYPE_CHECKING, Any
 from server.errors import ApiError
 from server.log import get_logger
 from server.records import record
-from server.web.direct import lend
-from server.web.head import METHODS, METHODS_WITH_BODY, NO_BODY, UNKNOWN_BODY, Framing, Head, Headers
-from server.web.head import body_framing, split_target
+from server.web.http1.direct import lend
+from server.web.http1.head import (
+    METHODS,
+    METHODS_WITH_BODY,
+    NO_BODY,
+    UNKNOWN_BODY,
+    Framing,
+    Head,
+    Headers,
+    body_framing,
+    split_target,
+)
+from server.web.http1.wire import ClientGone, ClientSlow, Wire
 from server.web.message import EventStream, Request, Response, encode_head, error_response
 from server.web.presence import Presence
 from server.web.rate import network_of
 from server.web.router import Route
-from server.web.wire import ClientGone, ClientSlow, Wire
 
 if TYPE_CHECKING:
     from server.web.httpd import Connection, WebServer
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
-STREAM_HEADERS = {"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache",
-                  "X-Accel-Buffering": "no"}
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
 STATUS_WITHOUT_BODY = frozenset((204, 304))
 STATIC_METHODS = ("GET", "HEAD")
 LAST_CHUNK = b"0\r\n\r\n"
@@ -181,7 +193,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         except Exception:
             get_logger("http").exception("request %s failed", exchange.id)
             error = ApiError(500, f"Internal error; the log has it as request {exchange.id}.")
-        path = exchange.path or exchange.head.target.partition("?")[0]      # the head itself may be at fault
+        path = exchange.path or exchange.head.target.partition("?")[0]  # the head itself may be at fault
         return error_response(error, self.server.router.error_shape(path))
 
     def _understand(self, exchange: Exchange) -> None:
@@ -214,9 +226,20 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock))
         if head.method in METHODS_WITH_BODY:
             exchange.presence.begin()  # others are answered at once
-        answer = route.handler(Request(
-            head.method, exchange.path, exchange.query, head.headers, body, self.entry.client, exchange.id, params,
-            key_id, presence=exchange.presence))
+        answer = route.handler(
+            Request(
+                head.method,
+                exchange.path,
+                exchange.query,
+                head.headers,
+                body,
+                self.entry.client,
+                exchange.id,
+                params,
+                key_id,
+                presence=exchange.presence,
+            )
+        )
         if isinstance(answer, EventStream):
             return start_stream(answer)
         if not (isinstance(answer, Response) and isinstance(answer.body, bytes)):
@@ -249,8 +272,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         return self.server.static.respond(exchange.path, exchange.head.headers)
 
     def _check_length(self, exchange: Exchange, route: Route) -> None:
-        if (exchange.framing.kind == "none" and exchange.head.method in METHODS_WITH_BODY
-                and not route.body_optional):
+        if exchange.framing.kind == "none" and exchange.head.method in METHODS_WITH_BODY and not route.body_optional:
             # What a client without Content-Length sends next could be its body: don't read it as a request.
             exchange.framing = UNKNOWN_BODY
             raise ApiError(411, "The request needs a Content-Length, or a body in the chunked coding.")
@@ -323,11 +345,14 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             if writer is not None:
                 exchange.n_bytes += writer.n_bytes
 
-    def _encode_head(self, exchange: Exchange, answer: Response | StartedStream,
-                     own: dict[str, str]) -> bytes:
+    def _encode_head(self, exchange: Exchange, answer: Response | StartedStream, own: dict[str, str]) -> bytes:
         request_headers = exchange.head.headers
-        common = {"Server": self.server_version, "Date": self.date_time_string(), "X-Request-Id": exchange.id,
-                  **self.server.cors.headers(request_headers.get("origin"), exchange.host)}
+        common = {
+            "Server": self.server_version,
+            "Date": self.date_time_string(),
+            "X-Request-Id": exchange.id,
+            **self.server.cors.headers(request_headers.get("origin"), exchange.host),
+        }
         if not exchange.keep_alive:
             common["Connection"] = "close"
         else:
@@ -345,9 +370,18 @@ class ConnectionHandler(BaseHTTPRequestHandler):
 
     def _log(self, exchange: Exchange) -> None:
         if self.server.access_log:
-            self.server.access_log(AccessRecord(
-                exchange.id, self.entry.client, exchange.head.method, exchange.path, exchange.status,
-                exchange.n_bytes, time.monotonic() - exchange.start, exchange.complete))
+            self.server.access_log(
+                AccessRecord(
+                    exchange.id,
+                    self.entry.client,
+                    exchange.head.method,
+                    exchange.path,
+                    exchange.status,
+                    exchange.n_bytes,
+                    time.monotonic() - exchange.start,
+                    exchange.complete,
+                )
+            )
 
 
 def request_id(head: Head) -> str:

@@ -3,7 +3,7 @@
 Threads: `http-accept` runs the accept loop; each connection has one thread `http-N` (`connection.py`) that
 also runs the handler; `http-watcher` notices vanished clients. A thread per connection, bounded by
 `Limits.n_connections`, is the shape the stdlib gives; the way not taken is an event loop, which would need a
-second one for handlers. """
+second one for handlers."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from server.log import get_logger
 from server.records import record
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing
 from server.web.connection import AccessRecord, ConnectionHandler
+from server.web.http1.wire import BodyBudget
 from server.web.limits import Limits
 from server.web.listen import close_all, is_local, is_unix, listen_all
 from server.web.message import encode_head, error_response
@@ -31,7 +32,6 @@ from server.web.rate import RateLimiter
 from server.web.router import Router
 from server.web.static import StaticFiles
 from server.web.watcher import Watcher
-from server.web.wire import BodyBudget
 
 POLL_S = 0.25
 """Of the accept loop: how long `stop` may wait for it, and how often refused sockets are tidied up."""
@@ -128,8 +128,12 @@ class WebServer(ThreadingHTTPServer):
             self._refuse(request, STOPPING if self.is_stopping else FULL)
             return
         self._n_started += 1
-        entry.thread = threading.Thread(target=self.process_request_thread, args=(request, client_address),
-                                        name=f"http-{self._n_started}", daemon=True)
+        entry.thread = threading.Thread(
+            target=self.process_request_thread,
+            args=(request, client_address),
+            name=f"http-{self._n_started}",
+            daemon=True,
+        )
         try:
             if not is_unix(request):
                 request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -175,8 +179,9 @@ class WebServer(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """Accept thread, between connections: close refused ones that had time to read why."""
-        while self._refused and (len(self._refused) > REFUSED_MAX
-                                 or time.monotonic() - self._refused[0][0] > REFUSED_KEEP_S):
+        while self._refused and (
+            len(self._refused) > REFUSED_MAX or time.monotonic() - self._refused[0][0] > REFUSED_KEEP_S
+        ):
             _close_refused(self._refused.popleft()[1])
 
     def server_close(self) -> None:
@@ -217,13 +222,23 @@ class HttpServer:
     """Bound when constructed (clients may connect and wait), answering from `start()` to `stop()`.
 
     `hosts` are names, addresses (IPv6 with or without brackets) or paths of UNIX sockets (`*.sock`), one may come
-    alone; port 0 picks a free one. BindError if one can't be had. `router` may be replaced at any time. """
+    alone; port 0 picks a free one. BindError if one can't be had. `router` may be replaced at any time."""
 
-    def __init__(self, hosts: str | Sequence[str], port: int, router: Router, *, limits: Limits | None = None,
-                 cors: CorsPolicy | None = None, auth: KeyRing | None = None,
-                 static: StaticFiles | None = None, access_log: Callable[[AccessRecord], None] | None = None,
-                 tls: ssl.SSLContext | None = None, allowed_hosts: Iterable[str] = (),
-                 rate: RateLimiter | None = None) -> None:
+    def __init__(
+        self,
+        hosts: str | Sequence[str],
+        port: int,
+        router: Router,
+        *,
+        limits: Limits | None = None,
+        cors: CorsPolicy | None = None,
+        auth: KeyRing | None = None,
+        static: StaticFiles | None = None,
+        access_log: Callable[[AccessRecord], None] | None = None,
+        tls: ssl.SSLContext | None = None,
+        allowed_hosts: Iterable[str] = (),
+        rate: RateLimiter | None = None,
+    ) -> None:
         self.hosts = tuple(host.strip("[]") for host in ([hosts] if isinstance(hosts, str) else hosts))
         limits = limits or Limits()
         self._server = WebServer(listen_all(self.hosts, port, limits.n_backlog), limits)
@@ -297,8 +312,9 @@ class HttpServer:
 
     def start(self) -> None:
         """Begin to accept, on a thread of its own."""
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(POLL_S,), name="http-accept",
-                                        daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(POLL_S,), name="http-accept", daemon=True
+        )
         self._thread.start()
 
     def stop(self, deadline_s: float = 10.0) -> int:
@@ -344,8 +360,18 @@ def client_name(address: object) -> str:
 def refusal_bytes(reason: str) -> bytes:
     """The answer to a connection that gets no thread."""
     response = error_response(ApiError(503, reason, headers={"Retry-After": "1"}))
-    return encode_head(503, {**response.headers, "Content-Length": str(len(response.body)),
-                             "Connection": "close", "Server": "llama_srv"}) + response.body
+    return (
+        encode_head(
+            503,
+            {
+                **response.headers,
+                "Content-Length": str(len(response.body)),
+                "Connection": "close",
+                "Server": "llama_srv",
+            },
+        )
+        + response.body
+    )
 
 
 def _cut(sock: socket.socket) -> None:

@@ -3,12 +3,11 @@ thread.
 
 Each field is an option of its own because "safe" depends on the place: a phone and a public server differ.
 The way not taken is one `timeout` for everything (the 2024 option): a slow head, a slow body and a quiet
-keep-alive connection deserve different patience. """
+keep-alive connection deserve different patience."""
 
 from __future__ import annotations
 
 from server.records import record
-
 
 KIB = 1024
 MIB = 1024 * 1024

@@ -2,7 +2,7 @@
 threads.
 
 Handlers are testable without a socket: `Request(...)` can be made by hand. Imports the leaves and the head
-parser. """
+parser."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Protocol
 
 from server.errors import ApiError
 from server.records import record
-from server.web.head import Headers
+from server.web.http1.head import Headers
 from server.web.presence import Presence
 
 JSON_TYPE = "application/json; charset=utf-8"
@@ -26,7 +26,7 @@ JSON_VALUES = 2_000_000
 """Values in a body: Python's reader keeps the interpreter's lock to the end of what it reads, and all streams wait."""
 JSON_PARTS = 250_000
 """Arrays, objects and keys of objects among them, which cost more."""
-LARGE = 1 << 17         # bytes; the numbers of larger bodies are converted one by one, where others get their turn
+LARGE = 1 << 17  # bytes; the numbers of larger bodies are converted one by one, where others get their turn
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 UNSAFE_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -42,8 +42,11 @@ BRACKET = re.compile(STRING_PATTERN + r"|([\[\]{}])", re.DOTALL)
 MARK = re.compile(STRING_PATTERN + r"|([\[\]{},:])", re.DOTALL)
 SURROGATE_HINT = re.compile(r"\\u[dD][89a-fA-F]")
 HEX_PATTERN = r"[0-9a-fA-F]{2}"
-ESCAPE = re.compile(rf"\\u[dD][89abAB]{HEX_PATTERN}\\u[dD][c-fC-F]{HEX_PATTERN}"
-                    rf"|\\(u[dD][89a-fA-F]{HEX_PATTERN})|\\.", re.DOTALL)
+ESCAPE = re.compile(
+    rf"\\u[dD][89abAB]{HEX_PATTERN}\\u[dD][c-fC-F]{HEX_PATTERN}"
+    rf"|\\(u[dD][89a-fA-F]{HEX_PATTERN})|\\.",
+    re.DOTALL,
+)
 
 
 @record
@@ -100,7 +103,7 @@ class Response:
 
 
 class Writer(Protocol):
-    """Sends chunks of a stream in the place of the connection's thread; `server/web/direct.py`."""
+    """Sends chunks of a stream in the place of the connection's thread; `server/web/http1/direct.py`."""
 
     def offer(self, data: bytes) -> bool:
         """Send without waiting; False if not all of it could be sent."""
@@ -117,8 +120,8 @@ class EventStream:
     answer; an empty first chunk sends the head at once. `chunks.close()` is always called, also when the
     client is gone. If there is a `chunks.divert(writer)`, it is called after the first chunk: as long as the
     iterator is waiting in `next`, and only then, any thread may send chunks with `writer.offer` instead
-    (`server/web/direct.py`); `writer.drain` comes first when the iterator goes on after an offer that was not
-    taken whole. """
+    (`server/web/http1/direct.py`); `writer.drain` comes first when the iterator goes on after an offer that was not
+    taken whole."""
 
     chunks: Iterable[bytes]
     headers: dict[str, str] = field(default_factory=dict)
@@ -220,7 +223,7 @@ def _check_shape(text: str) -> None:
             n_parts += 1
             depth += mark != ":"
         if depth < 0:
-            return              # no JSON, as its reader will say
+            return  # no JSON, as its reader will say
         if depth > JSON_DEPTH:
             raise _json_error(text, match.start(), f"nested deeper than {JSON_DEPTH} levels")
         if n_values > JSON_VALUES:

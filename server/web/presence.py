@@ -24,7 +24,7 @@ class Presence:
         self.is_gone = False
         self._watch = watch
         self._watching: AbstractContextManager[object] | None = None
-        self._lock = threading.Lock()       # protects is_gone and _callbacks
+        self._lock = threading.Lock()  # protects is_gone and _callbacks
         self._callbacks: list[Callable[[], None]] = []
 
     def begin(self) -> None:

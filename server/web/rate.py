@@ -28,7 +28,7 @@ class RateLimiter:
         self._n = n
         self._seconds = seconds
         self._clock = clock
-        self._lock = threading.Lock()       # protects _full_at
+        self._lock = threading.Lock()  # protects _full_at
         self._full_at: OrderedDict[str, float] = OrderedDict()  # when each bucket will be full again
 
     def take(self, owner: str) -> None:
@@ -42,8 +42,11 @@ class RateLimiter:
             self._forget(now)
         if is_over:
             wait_s = full_at - now - self._seconds
-            raise ApiError(429, f"Too many requests: {self._n} in {self._seconds:g} s are allowed; try again later.",
-                           headers={"Retry-After": str(max(1, math.ceil(wait_s)))})
+            raise ApiError(
+                429,
+                f"Too many requests: {self._n} in {self._seconds:g} s are allowed; try again later.",
+                headers={"Retry-After": str(max(1, math.ceil(wait_s)))},
+            )
 
     def _forget(self, now: float) -> None:
         """The oldest buckets, if they are full or too many: two at a time, so they never pile up."""

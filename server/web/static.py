@@ -3,7 +3,7 @@
 A user's own folder may come first; what it lacks (`/completion.js`) is taken from the built-in one. Whole
 files in memory: what belongs to a page is small, and one code path for all answers is worth more than
 streaming. Text is compressed for each answer that isn't a 304: a few milliseconds for the whole page, and no
-cache to go stale. """
+cache to go stale."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from server.web.head import Headers
+from server.web.http1.head import Headers
 from server.web.message import Response
 
 FILE_BYTES_MAX = 64 * 1024 * 1024
@@ -43,13 +43,13 @@ MIME_TYPES = {
 .js."""
 
 SEGMENT = re.compile(r"[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]*(?<![. ])")
-DEVICE_NAME = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?",
-                         re.IGNORECASE)
+DEVICE_NAME = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE)
 """Windows opens a device under such a name in every folder."""
 
 
-COMPRESSED_SUFFIXES = frozenset((".css", ".htm", ".html", ".js", ".json", ".map", ".md", ".mjs", ".svg",
-                                 ".txt", ".webmanifest"))
+COMPRESSED_SUFFIXES = frozenset(
+    (".css", ".htm", ".html", ".js", ".json", ".map", ".md", ".mjs", ".svg", ".txt", ".webmanifest")
+)
 COMPRESSED_BYTES_MIN = 1024
 """Below, the header costs as much as it saves."""
 
@@ -79,16 +79,23 @@ class StaticFiles:
                 etag = f'W/"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
                 # no-cache means "ask each time": after an update of the server the page must not mix
                 # versions.
-                common = {"ETag": etag, "Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff",
-                          "Vary": "Accept-Encoding"}
+                common = {
+                    "ETag": etag,
+                    "Cache-Control": "no-cache",
+                    "X-Content-Type-Options": "nosniff",
+                    "Vary": "Accept-Encoding",
+                }
                 if self._builtin and file.is_relative_to(self._builtin):
                     common |= BUILTIN_HEADERS
                 if _matches(headers.get("if-none-match", ""), etag):
                     return Response(304, b"", common)
                 suffix = file.suffix.lower()
                 body = opened.read()
-                if (suffix in COMPRESSED_SUFFIXES and len(body) >= COMPRESSED_BYTES_MIN
-                        and accepts_gzip(headers.get("accept-encoding", ""))):
+                if (
+                    suffix in COMPRESSED_SUFFIXES
+                    and len(body) >= COMPRESSED_BYTES_MIN
+                    and accepts_gzip(headers.get("accept-encoding", ""))
+                ):
                     body = gzip.compress(body, 6, mtime=0)
                     common["Content-Encoding"] = "gzip"
                 content_type = MIME_TYPES.get(suffix, "application/octet-stream")
@@ -101,7 +108,7 @@ class StaticFiles:
         spelling."""
         if not path.startswith(self._prefix + "/"):
             return None
-        relative = path[len(self._prefix) + 1:]
+        relative = path[len(self._prefix) + 1 :]
         if not relative or relative.endswith("/"):
             relative += "index.html"
         segments = relative.split("/")

@@ -6,7 +6,7 @@ wakes hundreds of threads a second and still sees nothing inside a long call.
 
 The socket belongs to its connection thread; here it is only peeked at. All selector calls happen on the
 watcher's thread; others leave changes in a queue and wake it. Once woken it waits for `GATHER_S`: most requests are
-answered within that, and cost no further wake-up, no registration, and no fight for the interpreter's lock. """
+answered within that, and cost no further wake-up, no registration, and no fight for the interpreter's lock."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class Watcher:
 
     def _apply_changes(self) -> None:
         with self._lock:
-            self._is_woken = False      # what comes from now on may be missed below
+            self._is_woken = False  # what comes from now on may be missed below
         while self._changes:
             watch = self._changes.popleft()
             if watch.is_live and watch not in self._watches:

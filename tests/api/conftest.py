@@ -19,19 +19,19 @@ from unittest.mock import patch
 import pytest
 
 from server.app import SWITCH_INTERVAL_S
-from server.edge import KeyFiles
-from server.engine.client import EngineClient, Transport
-from server.engine.config import EngineConfig
-from server.engine.thread import ThreadTransport
-from server.options import parse
+from server.engine.client.engine_client import EngineClient, Transport
+from server.engine.entry.thread import ThreadTransport
+from server.engine.seam.config import EngineConfig
+from server.options.parser import parse
+from server.service.edge import KeyFiles
 from server.serving import make_context, make_server
 from server.web import httpd
 from tests.fake_media import seeing
 from tests.fakes import FakeBackend, FakeVocab
 from tests.support import wait_until
 
-PATIENCE = 30.0         # seconds; only a hang gets that far
-POLL_S = 0.01           # of the accept loop: a server of the tests ends at once
+PATIENCE = 30.0  # seconds; only a hang gets that far
+POLL_S = 0.01  # of the accept loop: a server of the tests ends at once
 
 
 @dataclass(slots=True)
@@ -72,14 +72,22 @@ class Answer:
 class Api:
     """A running server. `argv` are its options, `engine` fields of its EngineConfig."""
 
-    def __init__(self, backend: FakeBackend | None = None, argv: tuple[str, ...] = (),
-                 open_backend: Callable[..., FakeBackend] | None = None, vocab: FakeVocab | None = None,
-                 transport: Transport | None = None, **engine: object) -> None:
+    def __init__(
+        self,
+        backend: FakeBackend | None = None,
+        argv: tuple[str, ...] = (),
+        open_backend: Callable[..., FakeBackend] | None = None,
+        vocab: FakeVocab | None = None,
+        transport: Transport | None = None,
+        **engine: object,
+    ) -> None:
         self.backend = backend or FakeBackend()
         self.options = parse(["-m", "fake.gguf", "--port", "0", *argv], {})
         config = EngineConfig("fake.gguf", "", **{"n_slots": self.backend.info.n_slots, **engine})
         self.threads_before = set(threading.enumerate())
-        self.transport = transport or ThreadTransport(config, open_backend or (lambda config, on_progress: self.backend))
+        self.transport = transport or ThreadTransport(
+            config, open_backend or (lambda config, on_progress: self.backend)
+        )
         self.client = EngineClient(self.transport, lambda: vocab or FakeVocab())
         self.context = make_context(self.options, self.client)
         self.keys = KeyFiles(self.options)
@@ -117,15 +125,17 @@ class Api:
 
     def settle(self) -> None:
         """Wait until no client is left and the engine has taken all that it was told; the snapshot is then true."""
-        self.get("/health")                     # connections are accepted in order: the others' have been, too
+        self.get("/health")  # connections are accepted in order: the others' have been, too
         wait_until(lambda: self.server.n_connections == 0, "all connections to end", PATIENCE, every=0.002)
-        self.client.command("get_lora")         # answered in the frame that tells of everything before it
+        self.client.command("get_lora")  # answered in the frame that tells of everything before it
 
     def wait_for(self, n_processing: int | None = None, n_deferred: int | None = None) -> None:
         """Wait until so many slots work and so many tasks wait; None is any number."""
+
         def reached() -> bool:
             snapshot = self.client.snapshot
             return (n_processing in (None, snapshot.n_processing)) and (n_deferred in (None, snapshot.n_deferred))
+
         wait_until(reached, f"{n_processing} tasks at work and {n_deferred} waiting", PATIENCE, every=0.002)
 
     @property
@@ -192,8 +202,10 @@ class Api:
         """A connection that has sent a completion request (or only its head and the first `n_body` bytes)."""
         data = json.dumps(body).encode()
         sock = self.connect()
-        sock.sendall(b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data))
-                     + data[:n_body])
+        sock.sendall(
+            b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data))
+            + data[:n_body]
+        )
         return sock
 
     def at_the_same_time(self, *asks: Callable[[], object]) -> list[object]:
@@ -205,6 +217,7 @@ class Api:
                 results[i] = asks[i]()
             except BaseException as error:
                 results[i] = error
+
         threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(asks))]
         for thread in threads:
             thread.start()
@@ -253,6 +266,7 @@ def make_api() -> Iterator[Callable[..., Api]]:
     def make(*args: object, **options: object) -> Api:
         made.append(Api(*args, **options))
         return made[-1]
+
     yield make
     for one in made:
         one.stop()

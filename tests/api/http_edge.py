@@ -2,7 +2,7 @@
 port.
 
 Runs in the test process. Way not taken: `requests` or `http.client`, which can't send what the edge must
-refuse. """
+refuse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from server.web.httpd import HttpServer
 from server.web.limits import Limits
 from server.web.message import EventStream, Request, Response, json_response
 from server.web.router import Route, Router
-
 
 PATIENCE = 60.0
 TLS_FILE = Path(__file__).with_name("localhost_tls.pem")
@@ -45,8 +44,14 @@ class Client:
         return self
 
     def get(self, path: str, method: str = "GET", fields: bytes = b"", body: bytes = b"") -> Answer:
-        self.send(f"{method} {path} HTTP/1.1\r\n".encode() + HOST + fields
-                  + (b"Content-Length: %d\r\n" % len(body) if body else b"") + b"\r\n" + body)
+        self.send(
+            f"{method} {path} HTTP/1.1\r\n".encode()
+            + HOST
+            + fields
+            + (b"Content-Length: %d\r\n" % len(body) if body else b"")
+            + b"\r\n"
+            + body
+        )
         return self.read(method)
 
     def read(self, method: str = "GET") -> Answer:
@@ -75,7 +80,7 @@ class Answer:
         self.version, status, _ = file.readline().decode("latin-1").split(" ", 2)
         self.status = int(status)
         self.headers = {}
-        while (line := file.readline().decode("latin-1").strip()):
+        while line := file.readline().decode("latin-1").strip():
             name, _, value = line.partition(": ")
             assert name.lower() not in self.headers, f"{name} twice"
             self.headers[name.lower()] = value
@@ -183,15 +188,16 @@ class Site:
         return json_response({})
 
     def stream(self, request: Request) -> EventStream:
-        return EventStream(Chunks(self, [sse.event({"n": 1}), b"", sse.comment("ping"), sse.event({"n": 2}),
-                                         sse.DONE]))
+        return EventStream(Chunks(self, [sse.event({"n": 1}), b"", sse.comment("ping"), sse.event({"n": 2}), sse.DONE]))
 
     def slow_start(self, request: Request) -> EventStream:
         """The head at once, the first event when the test says so."""
+
         def chunks():
             yield b""
             self.may_go_on.wait(PATIENCE)
             yield sse.event({"n": 1})
+
         return EventStream(chunks())
 
     def endless(self, request: Request) -> EventStream:
@@ -202,6 +208,7 @@ class Site:
                     yield sse.comment("x" * 20_000)
             finally:
                 self.closed.release()
+
         return EventStream(chunks())
 
     def fails_late(self, request: Request) -> EventStream:
@@ -211,6 +218,7 @@ class Site:
                 raise KeyError("late")
             finally:
                 self.closed.release()
+
         return EventStream(chunks())
 
     def fails_early(self, request: Request) -> EventStream:
@@ -232,8 +240,9 @@ def start(site: Site) -> Iterator[Callable[..., HttpServer]]:
 
     def start_server(host: str = "127.0.0.1", **options: object) -> HttpServer:
         limits = {name: options.pop(name) for name in list(options) if name in Limits.__dataclass_fields__}
-        server = HttpServer(host, 0, Router(site.routes()), limits=Limits(**limits),
-                            access_log=site.access.append, **options)
+        server = HttpServer(
+            host, 0, Router(site.routes()), limits=Limits(**limits), access_log=site.access.append, **options
+        )
         servers.append(server)
         server.start()
         return server

@@ -27,8 +27,9 @@ class Asking:
     def __init__(self, api: Api, path: str, body: dict, **headers: str) -> None:
         self._answers: list[Answer] = []
         names = {name.replace("_", "-"): value for name, value in headers.items()}
-        self._thread = threading.Thread(target=lambda: self._answers.append(api.send("POST", path, body, names)),
-                                        daemon=True)
+        self._thread = threading.Thread(
+            target=lambda: self._answers.append(api.send("POST", path, body, names)), daemon=True
+        )
         self._thread.start()
 
     def answer(self) -> Answer:
@@ -49,6 +50,7 @@ def has_said(api: Api, n: int = 5) -> None:
 
 
 # ---- abort -------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("path", ["/v1/abort", "/abort"])
 def test_a_running_request_ends_with_the_text_so_far(api, path):
@@ -74,8 +76,10 @@ def test_a_stream_ends_as_streams_do(api):
 def test_a_chat_is_found_by_the_id_of_its_answer(api):
     asked = json.dumps({**CHAT, "stream": True}).encode()
     with api.connect() as sock, sock.makefile("rb") as lines:
-        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-                     b"Content-Length: %d\r\n\r\n" % len(asked) + asked)
+        sock.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(asked) + asked
+        )
         first = next(json.loads(line[6:]) for line in lines if line.startswith(b"data: "))
         assert abort(api, first["id"])
         events = [line[6:].strip() for line in lines if line.startswith(b"data: ")]
@@ -128,11 +132,15 @@ def test_only_the_key_that_asked_may_abort(make_api):
 
 def test_nothing_is_kept_of_requests_that_have_ended(api):
     for i in range(5):
-        assert api.send("POST", "/completion", {"prompt": "x", "n_predict": 1}, {"X-Request-Id": f"r{i % 2}"}).status == 200
+        assert (
+            api.send("POST", "/completion", {"prompt": "x", "n_predict": 1}, {"X-Request-Id": f"r{i % 2}"}).status
+            == 200
+        )
     assert not api.context.running._entries
 
 
 # ---- time limits -------------------------------------------------------------------------------------------------
+
 
 def test_a_request_whose_time_is_up_ends_with_the_text_so_far(api):
     result = api.complete("text", -1, t_max_ms=50)

@@ -16,12 +16,12 @@ from unittest.mock import patch
 
 import pytest
 
-from server import edge
-from server.engine.task import Task
-from server.options import OptionError
+from server.engine.seam.task import Task
+from server.options.parser import OptionError
+from server.service import edge
 from tests.api.conftest import PATIENCE, Answer, Api
 
-PEM = Path(__file__).with_name("localhost_tls.pem")     # a key and its certificate for localhost
+PEM = Path(__file__).with_name("localhost_tls.pem")  # a key and its certificate for localhost
 PAGE = {"Origin": "http://localhost:3000"}
 BODY = {"prompt": "x", "n_predict": 2}
 INVALID = {"error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}}
@@ -35,14 +35,23 @@ def ask(api: Api, key: str | None) -> int:
 
 # ---- keys --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("C26", "E18")
 def test_with_a_key_set_nobody_is_served_without_it(make_api):
     api = make_api(None, ("--api-key", "first", "--api-key", "second,third")).start()
-    for headers in ({"Authorization": "Bearer first"}, {"Authorization": "Bearer second"}, {"X-Api-Key": "third"},
-                    {"Authorization": "first"}):
+    for headers in (
+        {"Authorization": "Bearer first"},
+        {"Authorization": "Bearer second"},
+        {"X-Api-Key": "third"},
+        {"Authorization": "first"},
+    ):
         assert api.send("POST", "/completion", BODY, headers).status == 200, headers
-    for headers in ({}, {"Authorization": "Bearer wrong"}, {"X-Api-Key": "first,second"},
-                    {"Authorization": "Bearer second,third"}):
+    for headers in (
+        {},
+        {"Authorization": "Bearer wrong"},
+        {"X-Api-Key": "first,second"},
+        {"Authorization": "Bearer second,third"},
+    ):
         answer = api.send("POST", "/completion", BODY, headers)
         assert (answer.status, answer.json()) == (401, INVALID), headers
 
@@ -67,11 +76,26 @@ def test_without_keys_a_task_is_its_address_s(make_api):
     assert [call.args[0].owner for call in post.call_args_list if isinstance(call.args[0], Task)] == ["127.0.0.1"]
 
 
-@pytest.mark.parametrize(("method", "path"), [
-    ("POST", "/completion"), ("POST", "/completions"), ("POST", "/v1/completions"), ("POST", "/v1/chat/completions"),
-    ("POST", "/infill"), ("POST", "/tokenize"), ("POST", "/detokenize"), ("GET", "/props"), ("POST", "/props"),
-    ("GET", "/slots"), ("POST", "/slots/0?action=erase"), ("GET", "/metrics"), ("GET", "/lora-adapters"),
-    ("POST", "/lora-adapters"), ("POST", "/apply-template")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/completion"),
+        ("POST", "/completions"),
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/chat/completions"),
+        ("POST", "/infill"),
+        ("POST", "/tokenize"),
+        ("POST", "/detokenize"),
+        ("GET", "/props"),
+        ("POST", "/props"),
+        ("GET", "/slots"),
+        ("POST", "/slots/0?action=erase"),
+        ("GET", "/metrics"),
+        ("GET", "/lora-adapters"),
+        ("POST", "/lora-adapters"),
+        ("POST", "/apply-template"),
+    ],
+)
 def test_everything_that_tells_or_does_something_wants_a_key(keyed, method, path):
     answer = keyed.send(method, path, {} if method == "POST" else None)
     assert (answer.status, answer.json()) == (401, INVALID)
@@ -84,8 +108,11 @@ def test_whether_it_is_alive_what_it_serves_and_the_page_are_public(keyed, path)
 
 
 def test_asking_what_may_be_done_needs_no_key(keyed):
-    answer = keyed.send("OPTIONS", "/completion", headers={
-        **PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"})
+    answer = keyed.send(
+        "OPTIONS",
+        "/completion",
+        headers={**PAGE, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"},
+    )
     assert answer.status == 204 and answer.body == b""
     assert answer.headers["access-control-allow-origin"] == PAGE["Origin"]
     assert "authorization" in answer.headers["access-control-allow-headers"].lower()
@@ -112,7 +139,7 @@ def test_a_key_file_adds_keys_and_is_read_again_when_it_changes(make_api, tmp_pa
     api = make_api(None, ("--api-key", "given", "--api-key-file", str(path))).start()
     assert [ask(api, key) for key in ("given", "one", "two", "# a comment", None)] == [200, 200, 200, 401, 401]
     path.write_text("three\n")
-    os.utime(path, (1, 1))      # a clock that doesn't tick between two writes hides nothing
+    os.utime(path, (1, 1))  # a clock that doesn't tick between two writes hides nothing
     api.keys.refresh()
     assert [ask(api, key) for key in ("given", "one", "three")] == [200, 401, 200]
 
@@ -145,13 +172,23 @@ def test_a_key_file_without_a_key_does_not_open_the_server(tmp_path, data):
 
 # ---- pages of other origins --------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("E14")
-@pytest.mark.parametrize(("method", "path", "body", "status"), [
-    ("POST", "/completion", BODY, 200), ("POST", "/completion", {**BODY, "stream": True}, 200),
-    ("POST", "/completion", {**BODY, "top_k": "x"}, 400), ("POST", "/completion", b"{", 400),
-    ("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}, 200),
-    ("GET", "/health", None, 200), ("GET", "/metrics", None, 501), ("GET", "/nothing", None, 404),
-    ("DELETE", "/completion", None, 405), ("GET", "/", None, 200)])
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/completion", BODY, 200),
+        ("POST", "/completion", {**BODY, "stream": True}, 200),
+        ("POST", "/completion", {**BODY, "top_k": "x"}, 400),
+        ("POST", "/completion", b"{", 400),
+        ("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}, 200),
+        ("GET", "/health", None, 200),
+        ("GET", "/metrics", None, 501),
+        ("GET", "/nothing", None, 404),
+        ("DELETE", "/completion", None, 405),
+        ("GET", "/", None, 200),
+    ],
+)
 def test_every_kind_of_answer_may_be_read_by_pages_of_this_machine(api, method, path, body, status):
     answer = api.send(method, path, body, PAGE)
     assert answer.status == status, answer
@@ -167,23 +204,32 @@ def test_a_refused_key_may_be_read_too(keyed):
 
 def test_further_origins_are_an_option(make_api):
     page = {"Origin": "https://chat.example"}
-    closed, opened, all_open = (make_api(None, argv).start() for argv in (
-        (), ("--cors-origins", "https://chat.example"), ("--cors-origins", "*")))
+    closed, opened, all_open = (
+        make_api(None, argv).start()
+        for argv in ((), ("--cors-origins", "https://chat.example"), ("--cors-origins", "*"))
+    )
     assert closed.send("POST", "/completion", BODY, page).status == 403
     assert opened.send("POST", "/completion", BODY, page).headers["access-control-allow-origin"] == page["Origin"]
-    assert all_open.send("POST", "/completion", {**BODY, "stream": True}, page
-                         ).headers["access-control-allow-origin"] == "*"
+    assert (
+        all_open.send("POST", "/completion", {**BODY, "stream": True}, page).headers["access-control-allow-origin"]
+        == "*"
+    )
 
 
 def test_answers_say_their_type_and_characters(api):
-    for path, kind in (("/health", "application/json; charset=utf-8"), ("/props", "application/json; charset=utf-8"),
-                       ("/nothing", "application/json; charset=utf-8"), ("/", "text/html; charset=utf-8")):
+    for path, kind in (
+        ("/health", "application/json; charset=utf-8"),
+        ("/props", "application/json; charset=utf-8"),
+        ("/nothing", "application/json; charset=utf-8"),
+        ("/", "text/html; charset=utf-8"),
+    ):
         assert api.get(path).headers["content-type"] == kind, path
     stream = api.post("/completion", {**BODY, "stream": True})
     assert stream.headers["content-type"].startswith("text/event-stream")
 
 
 # ---- TLS ---------------------------------------------------------------------------------------------------------
+
 
 def over_tls(api: Api, path: str, body: object = None, trust: Path = PEM) -> Answer:
     """One request over TLS by a client that checks the certificate and the name."""
@@ -227,18 +273,21 @@ def test_what_is_no_certificate_is_refused_in_one_line(tmp_path):
 
 # ---- addresses ---------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("C23")
 @pytest.mark.skipif(os.name == "nt", reason="not on Windows: no UNIX sockets")
 def test_a_unix_socket_serves_completions(make_api, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)         # such paths must be short
+    monkeypatch.chdir(tmp_path)  # such paths must be short
     make_api(None, ("--host", "llm.sock", "--api-key", "good")).start()
     body = json.dumps({**BODY, "stream": True}).encode()
     for key, status in ((b"good", b"200"), (b"bad", b"401")):
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(PATIENCE)
             sock.connect("llm.sock")
-            sock.sendall(b"POST /completion HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Api-Key: %s\r\n"
-                         b"Content-Length: %d\r\n\r\n%s" % (key, len(body), body))
+            sock.sendall(
+                b"POST /completion HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Api-Key: %s\r\n"
+                b"Content-Length: %d\r\n\r\n%s" % (key, len(body), body)
+            )
             answer = sock.makefile("rb").read()
         assert answer.split(b" ")[1] == status
         assert (b'"stop":true' in answer) == (key == b"good")
@@ -261,9 +310,18 @@ def test_all_paths_move_behind_a_prefix(make_api):
 
 # ---- what is said at the start -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("argv", "said"), [
-    ((), []), (("-v",), []), (("--host", "0.0.0.0"), ["without an API key"]), (("--host", "0.0.0.0", "--api-key", "k"), []),
-    (("--api-key", "k", "-v"), ["--verbose"]), (("--host", "0.0.0.0", "-v"), ["without an API key", "--verbose"])])
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ((), []),
+        (("-v",), []),
+        (("--host", "0.0.0.0"), ["without an API key"]),
+        (("--host", "0.0.0.0", "--api-key", "k"), []),
+        (("--api-key", "k", "-v"), ["--verbose"]),
+        (("--host", "0.0.0.0", "-v"), ["without an API key", "--verbose"]),
+    ],
+)
 def test_an_open_door_and_a_telling_log_are_warned_of(make_api, caplog, argv, said):
     api = make_api(None, argv)
     edge.warn_if_open(api.options, api.server, api.keys)

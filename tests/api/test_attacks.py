@@ -15,20 +15,24 @@ from unittest.mock import patch
 
 import pytest
 
-from server import edge
 from server.api.context import Context
 from server.api.routes import routes
 from server.api.schema import COMPLETION_FIELDS, SAMPLING_FIELDS
-from server.options import parse
+from server.options.parser import parse
+from server.service import edge
 from tests.api.conftest import PATIENCE, Api
 from tests.fakes import FakeBackend
 from tests.support import wait_until
 
 BODY = {"prompt": "x", "n_predict": 1}
-FIELDS = sorted({name for field in (*COMPLETION_FIELDS, *SAMPLING_FIELDS) for name in (field.name, *field.aliases)} | set(
-    """messages model tools tool_choice response_format json_schema grammar regex choice logprobs top_logprobs
-    stream_options echo suffix chat_template_kwargs system_prompt user metadata image_data""".split())
-    - {"n_predict", "max_tokens", "max_completion_tokens", "n_cmpl", "n"})
+FIELDS = sorted(
+    {name for field in (*COMPLETION_FIELDS, *SAMPLING_FIELDS) for name in (field.name, *field.aliases)}
+    | set(
+        """messages model tools tool_choice response_format json_schema grammar regex choice logprobs top_logprobs
+    stream_options echo suffix chat_template_kwargs system_prompt user metadata image_data""".split()
+    )
+    - {"n_predict", "max_tokens", "max_completion_tokens", "n_cmpl", "n"}
+)
 LIMITS = edge.limits
 
 
@@ -42,8 +46,13 @@ def open_api():
 
 def post_paths() -> list[str]:
     """Every POST route, with its placeholders filled in."""
-    return sorted({route.path.replace("{id_slot}", "0") for route in routes(Context(None, parse([], {})))
-                   if route.method == "POST"})
+    return sorted(
+        {
+            route.path.replace("{id_slot}", "0")
+            for route in routes(Context(None, parse([], {})))
+            if route.method == "POST"
+        }
+    )
 
 
 def serves(api: Api) -> None:
@@ -56,19 +65,41 @@ def serves(api: Api) -> None:
 # ---- bodies ------------------------------------------------------------------------------------------------------
 
 NASTY = {
-    "nothing": b"", "blank": b" \n", "half": b'{"prompt": "x', "two": b"{} {}", "number": b"5", "text": b'"x"', "null": b"null",
-    "list": b"[]", "list of lists": b"[" * 200 + b"]" * 200, "deep list": b"[" * 100_000, "deep object": b'{"a":' * 100_000,
+    "nothing": b"",
+    "blank": b" \n",
+    "half": b'{"prompt": "x',
+    "two": b"{} {}",
+    "number": b"5",
+    "text": b'"x"',
+    "null": b"null",
+    "list": b"[]",
+    "list of lists": b"[" * 200 + b"]" * 200,
+    "deep list": b"[" * 100_000,
+    "deep object": b'{"a":' * 100_000,
     "deep and closed": b'{"prompt":' + b"[" * 5000 + b"]" * 5000 + b"}",
-    "NaN": b'{"prompt": "x", "temperature": NaN}', "Infinity": b'{"prompt": "x", "top_k": Infinity}',
-    "minus Infinity": b'{"prompt": "x", "top_p": -Infinity}', "1e999": b'{"prompt": "x", "temperature": 1e999}',
-    "digits": b'{"prompt": "x", "n_predict": ' + b"9" * 100_000 + b"}", "lone surrogate": b'{"prompt": "\\ud800"}',
-    "lone surrogate in a name": b'{"\\udfff": 1, "prompt": "x"}', "raw NUL": b'{"prompt": "a\0b"}',
-    "raw newline": b'{"prompt": "a\nb"}', "UTF-16": '{"prompt": "x"}'.encode("utf-16"), "UTF-32": '{"prompt": "x"}'.encode("utf-32"),
-    "Latin-1": '{"prompt": "é"}'.encode("latin-1"), "half a character": b'{"prompt": "\xe2\x82"}',
-    "overlong": b'{"prompt": "\xc0\xaf"}', "surrogate in UTF-8": b'{"prompt": "\xed\xa0\x80"}',
-    "comment": b'{"prompt": "x" /* y */}', "single quotes": b"{'prompt': 'x'}", "trailing comma": b'{"prompt": "x",}',
-    "form": b"prompt=x&n_predict=1", "multipart": b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--x--',
-    "gzip": gzip.compress(b'{"prompt": "x"}'), "pickle": b"\x80\x04\x95.", "xml": b"<?xml version='1.0'?><a/>",
+    "NaN": b'{"prompt": "x", "temperature": NaN}',
+    "Infinity": b'{"prompt": "x", "top_k": Infinity}',
+    "minus Infinity": b'{"prompt": "x", "top_p": -Infinity}',
+    "1e999": b'{"prompt": "x", "temperature": 1e999}',
+    "digits": b'{"prompt": "x", "n_predict": ' + b"9" * 100_000 + b"}",
+    "lone surrogate": b'{"prompt": "\\ud800"}',
+    "lone surrogate in a name": b'{"\\udfff": 1, "prompt": "x"}',
+    "raw NUL": b'{"prompt": "a\0b"}',
+    "raw newline": b'{"prompt": "a\nb"}',
+    "UTF-16": '{"prompt": "x"}'.encode("utf-16"),
+    "UTF-32": '{"prompt": "x"}'.encode("utf-32"),
+    "Latin-1": '{"prompt": "é"}'.encode("latin-1"),
+    "half a character": b'{"prompt": "\xe2\x82"}',
+    "overlong": b'{"prompt": "\xc0\xaf"}',
+    "surrogate in UTF-8": b'{"prompt": "\xed\xa0\x80"}',
+    "comment": b'{"prompt": "x" /* y */}',
+    "single quotes": b"{'prompt': 'x'}",
+    "trailing comma": b'{"prompt": "x",}',
+    "form": b"prompt=x&n_predict=1",
+    "multipart": b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\nx\r\n--x--',
+    "gzip": gzip.compress(b'{"prompt": "x"}'),
+    "pickle": b"\x80\x04\x95.",
+    "xml": b"<?xml version='1.0'?><a/>",
 }
 
 
@@ -77,21 +108,51 @@ def test_a_body_that_is_no_json_object_is_refused_by_every_route(open_api, path)
     for name, body in NASTY.items():
         answer = open_api.send("POST", path, body)
         if path == "/debug/stacks" or path.startswith("/slots/"):
-            assert answer.status in (200, 400, 501), (name, answer)     # these take no body
+            assert answer.status in (200, 400, 501), (name, answer)  # these take no body
             continue
-        expected = (400, 501) if path != "/lora-adapters" else (200, 400)   # there, an empty list is a fine one
+        expected = (400, 501) if path != "/lora-adapters" else (200, 400)  # there, an empty list is a fine one
         assert answer.status in expected, (name, answer)
         assert answer.status == 200 or len(answer.error["message"]) < 300, name
     serves(open_api)
 
 
-@pytest.mark.parametrize("value", [
-    1e308, -1e308, 5e-324, 2**31, 2**63, 2**64, -2**63, 10**400, True, "", "x" * 100_000, "\0", "\x1b[2J", "\r\nX-A: b", [], {},
-    [[]], [None], {"a": {"b": []}}, "../../etc/passwd", "%00", "é" * 1000, "\u202e", [1e308] * 1000, list(range(10_000)),
-], ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(
+    "value",
+    [
+        1e308,
+        -1e308,
+        5e-324,
+        2**31,
+        2**63,
+        2**64,
+        -(2**63),
+        10**400,
+        True,
+        "",
+        "x" * 100_000,
+        "\0",
+        "\x1b[2J",
+        "\r\nX-A: b",
+        [],
+        {},
+        [[]],
+        [None],
+        {"a": {"b": []}},
+        "../../etc/passwd",
+        "%00",
+        "é" * 1000,
+        "\u202e",
+        [1e308] * 1000,
+        list(range(10_000)),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
 def test_an_odd_value_in_any_field_is_taken_or_refused(open_api, value):
-    for path, body in (("/completion", BODY), ("/v1/completions", {"prompt": "x", "max_tokens": 1}),
-                       ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1})):
+    for path, body in (
+        ("/completion", BODY),
+        ("/v1/completions", {"prompt": "x", "max_tokens": 1}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 1}),
+    ):
         for name in FIELDS:
             answer = open_api.post(path, {**body, "n_predict": 1, name: value})
             assert answer.status in (200, 400, 501), (path, name, answer)
@@ -99,8 +160,22 @@ def test_an_odd_value_in_any_field_is_taken_or_refused(open_api, value):
     serves(open_api)
 
 
-@pytest.mark.parametrize("prompt", ["\0", "a\0b", "\ufeff", "\uffff", "\U0010ffff", "\x7f\x80\x9f", "\u2028\u2029", "\\u0000",
-                                    "<s></s><s>", "\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"], ids=ascii)
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "\0",
+        "a\0b",
+        "\ufeff",
+        "\uffff",
+        "\U0010ffff",
+        "\x7f\x80\x9f",
+        "\u2028\u2029",
+        "\\u0000",
+        "<s></s><s>",
+        "\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+    ],
+    ids=ascii,
+)
 def test_every_character_may_stand_in_a_prompt(open_api, prompt):
     assert open_api.complete(prompt, 1)["prompt"] == prompt
 
@@ -120,10 +195,23 @@ def test_compressed_bodies_are_refused_before_they_are_looked_at(open_api, codin
 
 # ---- pages and names ---------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost.evil.example", "file://",
-                                    "http://evil.example:8080", "chrome-extension://abc", "localhost"])
-@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
-                                  "application/json", ""])
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "null",
+        "http://localhost.evil.example",
+        "file://",
+        "http://evil.example:8080",
+        "chrome-extension://abc",
+        "localhost",
+    ],
+)
+@pytest.mark.parametrize(
+    "kind",
+    ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/json", ""],
+)
 def test_a_foreign_page_cannot_make_the_server_do_anything(open_api, origin, kind):
     headers = {"Origin": origin, **({"Content-Type": kind} if kind else {})}
     for path in post_paths():
@@ -135,14 +223,34 @@ def test_a_foreign_page_cannot_make_the_server_do_anything(open_api, origin, kin
 
 
 def test_a_foreign_page_gets_no_preflight(open_api):
-    answer = open_api.send("OPTIONS", "/completion", None, {
-        "Origin": "https://evil.example", "Access-Control-Request-Method": "POST",
-        "Access-Control-Request-Headers": "content-type", "Access-Control-Request-Private-Network": "true"})
+    answer = open_api.send(
+        "OPTIONS",
+        "/completion",
+        None,
+        {
+            "Origin": "https://evil.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type",
+            "Access-Control-Request-Private-Network": "true",
+        },
+    )
     assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example",
-                                  "[::1].evil.example", "127.0.0.1@evil.example", "evil.example#localhost", "0x7f.1", "169.254.169.254"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "evil.example:8080",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "[::1].evil.example",
+        "127.0.0.1@evil.example",
+        "evil.example#localhost",
+        "0x7f.1",
+        "169.254.169.254",
+    ],
+)
 def test_a_name_that_points_here_by_a_trick_is_not_served(open_api, host):
     for path in ("/slots", "/props", "/health", "/", "/v1/models"):
         with open_api.connect() as sock, sock.makefile("rb") as answer:
@@ -150,13 +258,37 @@ def test_a_name_that_points_here_by_a_trick_is_not_served(open_api, host):
             assert answer.readline().split()[1] in (b"403", b"400"), path
 
 
-@pytest.mark.parametrize("path", [
-    "/../llama_srv.py", "/..%2fllama_srv.py", "/%2e%2e/llama_srv.py", "/%2e%2e%2fllama_srv.py", "/..%5cllama_srv.py",
-    "/..\\llama_srv.py", "/%252e%252e/llama_srv.py", "/%c0%ae%c0%ae/llama_srv.py", "/%e0%80%ae%e0%80%ae/llama_srv.py",
-    "/....//llama_srv.py", "/./../llama_srv.py", "//etc/passwd", "/%2fetc%2fpasswd", "/C:/Windows/win.ini", "/C%3a%5cWindows",
-    "/index.html/../../llama_srv.py", "/index.html%00.png", "/index.html%0d%0aX-A:%20b", "/.git/config", "/%2egit/config",
-    "/index.html::$DATA", "/index.html.", "/con", "/slots/../completion.js", "/index.html%20", "/～/x",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../llama_srv.py",
+        "/..%2fllama_srv.py",
+        "/%2e%2e/llama_srv.py",
+        "/%2e%2e%2fllama_srv.py",
+        "/..%5cllama_srv.py",
+        "/..\\llama_srv.py",
+        "/%252e%252e/llama_srv.py",
+        "/%c0%ae%c0%ae/llama_srv.py",
+        "/%e0%80%ae%e0%80%ae/llama_srv.py",
+        "/....//llama_srv.py",
+        "/./../llama_srv.py",
+        "//etc/passwd",
+        "/%2fetc%2fpasswd",
+        "/C:/Windows/win.ini",
+        "/C%3a%5cWindows",
+        "/index.html/../../llama_srv.py",
+        "/index.html%00.png",
+        "/index.html%0d%0aX-A:%20b",
+        "/.git/config",
+        "/%2egit/config",
+        "/index.html::$DATA",
+        "/index.html.",
+        "/con",
+        "/slots/../completion.js",
+        "/index.html%20",
+        "/～/x",
+    ],
+)
 def test_no_spelling_of_a_path_leads_out_of_the_page_s_folder(open_api, path):
     with open_api.connect() as sock, sock.makefile("rb") as answer:
         sock.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n" % path.encode("utf-8"))
@@ -168,8 +300,10 @@ def test_no_spelling_of_a_path_leads_out_of_the_page_s_folder(open_api, path):
 @pytest.mark.parametrize("name", ["a\r\nX-Evil: 1", "a\0b", "é", "x" * 200, "<script>", "a b"])
 def test_an_id_that_could_do_harm_is_replaced(open_api, name):
     with open_api.connect() as sock, sock.makefile("rb") as answer:
-        sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Request-Id: %b\r\n\r\n"
-                     % name.encode("utf-8"))
+        sock.sendall(
+            b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Request-Id: %b\r\n\r\n"
+            % name.encode("utf-8")
+        )
         head = answer.read().partition(b"\r\n\r\n")[0]
     assert b"Evil" not in head and name.encode() not in head
 
@@ -183,6 +317,7 @@ def test_an_alias_is_only_ever_a_json_string(make_api):
 
 
 # ---- greedy and silent clients -----------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("sent", [b"", b"G", b"GET /health HTTP/1.1\r\nX-A: b\r\n"])
 def test_silent_connections_keep_nobody_out(make_api, sent):
@@ -233,8 +368,16 @@ def test_the_timeout_is_how_long_a_client_may_stay_silent(make_api):
 
 
 @pytest.mark.covers("C22")
-@pytest.mark.parametrize(("argv", "seconds"), [((), 30.0), (("--timeout", "600"), 600.0), (("-to", "5"), 5.0),
-                                               (("--compat", "2024"), 600.0), (("--compat", "2024", "-to", "7"), 7.0)])
+@pytest.mark.parametrize(
+    ("argv", "seconds"),
+    [
+        ((), 30.0),
+        (("--timeout", "600"), 600.0),
+        (("-to", "5"), 5.0),
+        (("--compat", "2024"), 600.0),
+        (("--compat", "2024", "-to", "7"), 7.0),
+    ],
+)
 def test_the_timeout_counts_for_reading_and_writing(argv, seconds):
     made = edge.limits(parse(list(argv), {}))
     assert (made.body_s, made.write_s) == (seconds, seconds)

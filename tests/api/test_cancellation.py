@@ -59,17 +59,23 @@ def assert_nothing_is_left(api: Api, kv_used: int | None = 0) -> None:
     right."""
     api.settle()
     assert api.is_idle()
-    wait_until(lambda: set(api.own_threads()) <= {"engine", "http-accept", "http-watcher"},
-               f"the end of {api.own_threads()}", PATIENCE)
+    wait_until(
+        lambda: set(api.own_threads()) <= {"engine", "http-accept", "http-watcher"},
+        f"the end of {api.own_threads()}",
+        PATIENCE,
+    )
     assert api.client.snapshot.kv_used == api.backend.n_used
     assert kv_used in (None, api.backend.n_used)
     assert api.n_requests == 0
     prompt = "and now a client that waits"
-    assert api.complete(prompt, 12, cache_prompt=False)["content"] == bytes(
-        said_by(letters, [BOS, *prompt.encode()], 12)).decode()
+    assert (
+        api.complete(prompt, 12, cache_prompt=False)["content"]
+        == bytes(said_by(letters, [BOS, *prompt.encode()], 12)).decode()
+    )
 
 
 # ---- one phase at a time -----------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("by_reset", [False, True])
 @pytest.mark.parametrize("n_body", [0, 10])
@@ -131,8 +137,14 @@ def test_the_only_client_s_prompt_is_not_read_to_its_end(api):
 @pytest.mark.parametrize("by_reset", [False, True])
 def test_while_the_text_is_generated(api, stream, by_reset):
     clients = [api.begin({"prompt": f"text {i}", "stream": stream, **ENDLESS}) for i in range(N_SLOTS)]
-    wait_until(lambda: all(len(sampler.accepted) > 20 for sampler in api.backend.samplers)
-               and len(api.backend.samplers) == N_SLOTS, "texts of some length", PATIENCE, every=0.002)
+    wait_until(
+        lambda: (
+            all(len(sampler.accepted) > 20 for sampler in api.backend.samplers) and len(api.backend.samplers) == N_SLOTS
+        ),
+        "texts of some length",
+        PATIENCE,
+        every=0.002,
+    )
     for client in clients:
         vanish(client, by_reset)
     assert_nothing_is_left(api)
@@ -180,11 +192,13 @@ def test_the_others_never_notice(api):
         for client in leaving:
             vanish(client, by_reset=True)
         return True
+
     assert all(api.at_the_same_time(*(lambda i=i: ask(i) for i in range(6)), leave))
     assert_nothing_is_left(api, kv_used=None)
 
 
 # ---- all at once -------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("seed", range(3))
 def test_sixty_four_clients_that_vanish_in_all_phases(api, seed):
@@ -215,6 +229,7 @@ def test_many_rounds_leave_no_more_than_one(api):
 
 # ---- before the engine knows -------------------------------------------------------------------------------------
 
+
 class SlowVocab(FakeVocab):
     """Waits inside the tokenizer, or inside the rendering of a chat, until told to go on."""
 
@@ -241,10 +256,14 @@ class SlowVocab(FakeVocab):
 
 @pytest.mark.parametrize("by_reset", [False, True])
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("phase", "path", "body"), [
-    ("tokenize", "/completion", {"prompt": "a slow one"}),
-    ("tokenize", "/v1/chat/completions", {"messages": [{"role": "user", "content": "a slow one"}]}),
-    ("template", "/v1/chat/completions", {"messages": [{"role": "user", "content": "a slow one"}]})])
+@pytest.mark.parametrize(
+    ("phase", "path", "body"),
+    [
+        ("tokenize", "/completion", {"prompt": "a slow one"}),
+        ("tokenize", "/v1/chat/completions", {"messages": [{"role": "user", "content": "a slow one"}]}),
+        ("template", "/v1/chat/completions", {"messages": [{"role": "user", "content": "a slow one"}]}),
+    ],
+)
 def test_while_the_prompt_is_made(make_api, phase, path, body, stream, by_reset):
     vocab = SlowVocab(phase)
     api = make_api(FakeBackend(n_ctx=256), ("--no-jinja", "--chat-template", "chatml"), vocab=vocab).start()

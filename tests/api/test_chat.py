@@ -19,7 +19,7 @@ from tests.support import wait_until
 URL = "/v1/chat/completions"
 HI = [{"role": "user", "content": "hi"}]
 HI_PROMPT = chatml(("user", "hi"))
-REPLY = "assistant\n"               # the end of a ChatML prompt: behind it the made-up models begin to talk
+REPLY = "assistant\n"  # the end of a ChatML prompt: behind it the made-up models begin to talk
 
 
 def ask(api, messages=HI, max_tokens: int | None = 6, **fields: object) -> dict:
@@ -56,10 +56,18 @@ def talker(make_api, text: str | bytes, *argv: str, **meta: str):
 
 # ---- messages ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("Q36")
-@pytest.mark.parametrize("pairs", [
-    [("user", "hi")], [("system", "be brief"), ("user", "hi")],
-    [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "ç 😀")], [("user", "")]], ids=repr)
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        [("user", "hi")],
+        [("system", "be brief"), ("user", "hi")],
+        [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "ç 😀")],
+        [("user", "")],
+    ],
+    ids=repr,
+)
 def test_the_answer_goes_on_from_exactly_this_prompt(api, pairs):
     messages = [{"role": role, "content": content} for role, content in pairs]
     prompt = chatml(*pairs)
@@ -73,7 +81,7 @@ def test_the_answer_goes_on_from_exactly_this_prompt(api, pairs):
 
 def test_content_in_parts_is_the_same_as_the_text(api):
     for parts in ([("hi",)], [("h",), ("i",)], [("",), ("hi",)]):
-        content = [{"type": "text", "text": text} for text, in parts]
+        content = [{"type": "text", "text": text} for (text,) in parts]
         assert text_of(api, [{"role": "user", "content": content}]) == text_of(api)
 
 
@@ -96,8 +104,16 @@ def test_an_answer_that_has_begun_is_continued(api):
 
 
 def test_bad_messages_are_a_400(api):
-    for messages in (None, [], {}, "hi", [5], [{"role": "user"}], [{"role": 5, "content": "x"}],
-                     [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}]):
+    for messages in (
+        None,
+        [],
+        {},
+        "hi",
+        [5],
+        [{"role": "user"}],
+        [{"role": 5, "content": "x"}],
+        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}],
+    ):
         error = refuse(api, messages=messages)
         assert error["type"] == "invalid_request_error" and "messages" in error["message"]
         for path in ("/apply-template", URL + "/input_tokens"):
@@ -123,8 +139,9 @@ def test_the_routes_are_there_without_v1_too(api, path):
 
 # ---- templates ---------------------------------------------------------------------------------------------------
 
-LOOP = ("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-        "{{ tools | length if tools else '' }}{{ extra }}")
+LOOP = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{{ tools | length if tools else '' }}{{ extra }}"
+)
 
 
 def prompt_of(api, messages=HI, **fields: object) -> str:
@@ -171,8 +188,10 @@ def test_a_model_without_template_is_warned_of_once(make_api, caplog):
 
 
 def test_a_template_that_refuses_is_a_400_with_the_message(make_api):
-    source = ("{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
-              "{{ m.content }}{% endfor %}")
+    source = (
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+        "{{ m.content }}{% endfor %}"
+    )
     api = talker(make_api, "x", "--chat-template", source)
     error = refuse(api, messages=[*HI, {"role": "tool", "content": "x"}])
     assert "no tools here" in error["message"] and error["param"] == "messages[1]"
@@ -188,17 +207,32 @@ def test_a_template_that_cannot_be_compiled_is_the_servers_fault(make_api):
 
 # ---- the plain answer --------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("E07")
 def test_every_field_of_a_plain_answer(api):
     result = ask(api, max_tokens=5, model="gpt-3.5-turbo")
-    usage = {"prompt_tokens": len(HI_PROMPT) + 1, "completion_tokens": 5, "total_tokens": len(HI_PROMPT) + 6,
-             "prompt_tokens_details": {"cached_tokens": result["usage"]["prompt_tokens_details"]["cached_tokens"]}}
+    usage = {
+        "prompt_tokens": len(HI_PROMPT) + 1,
+        "completion_tokens": 5,
+        "total_tokens": len(HI_PROMPT) + 6,
+        "prompt_tokens_details": {"cached_tokens": result["usage"]["prompt_tokens_details"]["cached_tokens"]},
+    }
     assert result.pop("id").startswith("chatcmpl-") and abs(result.pop("created") - api.context.started) < 10_000
     assert {"prompt_n", "prompt_ms", "predicted_n", "predicted_per_second", "cache_n"} <= set(result.pop("timings"))
     assert result == {
-        "object": "chat.completion", "model": "gpt-3.5-turbo", "system_fingerprint": "llama.cpp-fake", "usage": usage,
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": said(HI_PROMPT, 5)}, "logprobs": None,
-                     "finish_reason": "length"}]}
+        "object": "chat.completion",
+        "model": "gpt-3.5-turbo",
+        "system_fingerprint": "llama.cpp-fake",
+        "usage": usage,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": said(HI_PROMPT, 5)},
+                "logprobs": None,
+                "finish_reason": "length",
+            }
+        ],
+    }
 
 
 def test_usage_tells_what_came_from_the_cache(make_api):
@@ -213,8 +247,11 @@ def test_each_answer_has_its_own_id(api):
     assert ask(api)["id"] != ask(api)["id"]
 
 
-@pytest.mark.parametrize(("fields", "reason"), [
-    ({}, "stop"), ({"max_tokens": 3}, "length"), ({"stop": "lo"}, "stop"), ({"max_tokens": 0}, "length")], ids=repr)
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [({}, "stop"), ({"max_tokens": 3}, "length"), ({"stop": "lo"}, "stop"), ({"max_tokens": 0}, "length")],
+    ids=repr,
+)
 def test_finish_reasons(make_api, fields, reason):
     api = talker(make_api, "hello")
     fields = {"max_tokens": None, **fields}
@@ -258,11 +295,13 @@ def test_without_verbose_nobody_sees_it(api):
 
 # ---- the stream --------------------------------------------------------------------------------------------------
 
+
 def test_every_field_of_a_stream(api):
     found = stream(api, max_tokens=4)
     text = said(HI_PROMPT, 4)
-    heads = [{name: chunk[name] for name in ("id", "created", "model", "object", "system_fingerprint")}
-             for chunk in found]
+    heads = [
+        {name: chunk[name] for name in ("id", "created", "model", "object", "system_fingerprint")} for chunk in found
+    ]
     assert heads == [heads[0]] * len(found) and heads[0]["object"] == "chat.completion.chunk"
     deltas = [{"role": "assistant", "content": None}, *({"content": letter} for letter in text), {}]
     assert [choice["delta"] for choice in choices(found)] == deltas
@@ -282,8 +321,9 @@ def test_usage_comes_in_a_chunk_of_its_own(api):
         assert not any("usage" in chunk for chunk in stream(api, stream_options=options))
 
 
-@pytest.mark.parametrize("text", ["hello", "", "naïve 😀 世界", b"\xff\xfe!", "a\n\nb\r\n", "data: [DONE]\n\n"],
-                         ids=repr)
+@pytest.mark.parametrize(
+    "text", ["hello", "", "naïve 😀 世界", b"\xff\xfe!", "a\n\nb\r\n", "data: [DONE]\n\n"], ids=repr
+)
 def test_a_stream_has_the_text_of_the_plain_answer(make_api, text):
     api = talker(make_api, text)
     expected = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
@@ -377,21 +417,65 @@ def test_a_quiet_stream_is_kept_alive_by_pings(make_api, monkeypatch, path):
 
 # ---- fields ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("Q42")
-@pytest.mark.parametrize("fields", [
-    {"user": "me"}, {"user": 5}, {"metadata": {"a": "b"}}, {"store": True}, {"service_tier": "auto"},
-    {"parallel_tool_calls": True}, {"modalities": ["text"]}, {"prediction": None}, {"reasoning_effort": "low"},
-    {"no_such_field": [1, {}]}, {"functions": []}, {"verbosity": "low"}, {"prompt_cache_key": "x"},
-    {"response_format": {"type": "text"}}, {"tool_choice": "none"}, {"tool_choice": "auto"}, {"tools": []},
-    {"reasoning_format": "none"}, {"suffix": None}, {"echo": None}, {"prompt": "ignored"}], ids=repr)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"user": "me"},
+        {"user": 5},
+        {"metadata": {"a": "b"}},
+        {"store": True},
+        {"service_tier": "auto"},
+        {"parallel_tool_calls": True},
+        {"modalities": ["text"]},
+        {"prediction": None},
+        {"reasoning_effort": "low"},
+        {"no_such_field": [1, {}]},
+        {"functions": []},
+        {"verbosity": "low"},
+        {"prompt_cache_key": "x"},
+        {"response_format": {"type": "text"}},
+        {"tool_choice": "none"},
+        {"tool_choice": "auto"},
+        {"tools": []},
+        {"reasoning_format": "none"},
+        {"suffix": None},
+        {"echo": None},
+        {"prompt": "ignored"},
+    ],
+    ids=repr,
+)
 def test_what_is_not_for_this_server_is_ignored(api, fields):
     assert text_of(api, **fields) == said(HI_PROMPT, 6)
 
 
-NULLABLE = ("model", "max_completion_tokens", "stop", "stream", "seed", "temperature", "top_p", "n", "logprobs",
-            "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty", "response_format", "stream_options",
-            "tools", "tool_choice", "user", "metadata", "chat_template_kwargs", "grammar", "json_schema", "regex",
-            "choice")
+NULLABLE = (
+    "model",
+    "max_completion_tokens",
+    "stop",
+    "stream",
+    "seed",
+    "temperature",
+    "top_p",
+    "n",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "presence_penalty",
+    "frequency_penalty",
+    "response_format",
+    "stream_options",
+    "tools",
+    "tool_choice",
+    "user",
+    "metadata",
+    "chat_template_kwargs",
+    "grammar",
+    "json_schema",
+    "regex",
+    "choice",
+)
 
 
 @pytest.mark.parametrize("name", NULLABLE)
@@ -401,22 +485,36 @@ def test_null_is_as_good_as_nothing(api, name):
 
 WRONG = {
     "model": (5, True, [], {}),
-    "max_tokens": ("many", 1.5, True, [1], -2), "max_completion_tokens": ("many", 1.5, True, [1]),
-    "stream": ("yes", 1, []), "stream_options": (True, "x", [], {"include_usage": "yes"}),
-    "temperature": ("hot", True, [1]), "top_p": ("x", True, 1.1, -0.1), "n": ("two", 0, 1.5, True, 129),
-    "seed": ("x", 1.5, True, 2**63, []), "stop": (5, True, [5], {"a": "b"}),
-    "presence_penalty": ("x", True, []), "frequency_penalty": ("x", True, []),
+    "max_tokens": ("many", 1.5, True, [1], -2),
+    "max_completion_tokens": ("many", 1.5, True, [1]),
+    "stream": ("yes", 1, []),
+    "stream_options": (True, "x", [], {"include_usage": "yes"}),
+    "temperature": ("hot", True, [1]),
+    "top_p": ("x", True, 1.1, -0.1),
+    "n": ("two", 0, 1.5, True, 129),
+    "seed": ("x", 1.5, True, 2**63, []),
+    "stop": (5, True, [5], {"a": "b"}),
+    "presence_penalty": ("x", True, []),
+    "frequency_penalty": ("x", True, []),
     "logit_bias": (5, True, [5], {"5": "x"}, {str(N_VOCAB): 1}),
-    "logprobs": (1, "yes", []), "top_logprobs": (3, "x", True, -1, 101, 1.5),
-    "tools": ({}, "x", ["x"]), "tool_choice": ("required", {"type": "function", "function": {"name": "f"}}, 5),
+    "logprobs": (1, "yes", []),
+    "top_logprobs": (3, "x", True, -1, 101, 1.5),
+    "tools": ({}, "x", ["x"]),
+    "tool_choice": ("required", {"type": "function", "function": {"name": "f"}}, 5),
     "response_format": ("json", 5, [], {}, {"type": 5}, {"type": "xml"}, {"type": "json_schema"}),
-    "chat_template_kwargs": ("x", []), "add_generation_prompt": ("x", 1), "continue_final_message": ("x", 1),
-    "reasoning_format": (5, "x"), "top_k": ("x", True), "cache_prompt": ("x", 1), "grammar": (5, True),
+    "chat_template_kwargs": ("x", []),
+    "add_generation_prompt": ("x", 1),
+    "continue_final_message": ("x", 1),
+    "reasoning_format": (5, "x"),
+    "top_k": ("x", True),
+    "cache_prompt": ("x", 1),
+    "grammar": (5, True),
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values],
-                         ids=repr)
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values], ids=repr
+)
 def test_a_field_of_the_wrong_type_is_refused_by_name(api, name, value):
     error = refuse(api, **{"max_tokens": None, name: value})
     assert name in error["message"] and error["type"] == "invalid_request_error"
@@ -443,23 +541,38 @@ def last_settings(api) -> dict:
 
 def test_sampling_fields_reach_the_sampler(make_api):
     api = make_api().start()
-    wanted = {"temperature": 0.5, "top_p": 0.25, "presence_penalty": 0.5, "frequency_penalty": -0.5, "seed": 7,
-              "top_k": 3, "min_p": 0.125, "mirostat": 2, "repeat_penalty": 1.5, "ignore_eos": True}
+    wanted = {
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "seed": 7,
+        "top_k": 3,
+        "min_p": 0.125,
+        "mirostat": 2,
+        "repeat_penalty": 1.5,
+        "ignore_eos": True,
+    }
     ask(api, **wanted)
     got = last_settings(api)
     assert {name: got[name] for name in wanted} == wanted
 
 
-@pytest.mark.parametrize(("bias", "expected"), [
-    ({"97": 1}, [[97, 1.0]]), ({"a": -100}, [[97, -100.0]]), ([[97, 1.5]], [[97, 1.5]]), ({}, [])], ids=repr)
+@pytest.mark.parametrize(
+    ("bias", "expected"),
+    [({"97": 1}, [[97, 1.0]]), ({"a": -100}, [[97, -100.0]]), ([[97, 1.5]], [[97, 1.5]]), ({}, [])],
+    ids=repr,
+)
 def test_logit_bias_as_an_object_or_pairs(make_api, bias, expected):
     api = make_api().start()
     ask(api, logit_bias=bias)
     assert last_settings(api)["logit_bias"] == expected
 
 
-@pytest.mark.parametrize(("seed", "used"), [(5, 5), (2**32 - 1, 2**32 - 1), (2**32, 0), (2**63 - 1, 2**32 - 1),
-                                            (-2, 2**32 - 2), (-2**63 + 1, 1)])
+@pytest.mark.parametrize(
+    ("seed", "used"),
+    [(5, 5), (2**32 - 1, 2**32 - 1), (2**32, 0), (2**63 - 1, 2**32 - 1), (-2, 2**32 - 2), (-(2**63) + 1, 1)],
+)
 def test_seeds_of_64_bits_are_taken(make_api, seed, used):
     api = make_api().start()
     ask(api, seed=seed)
@@ -474,6 +587,7 @@ def test_several_answers_have_seeds_of_their_own(make_api):
 
 # ---- log-probabilities -------------------------------------------------------------------------------------------
 
+
 def token(text: str, logprob: float = 0.0, **more: object) -> dict:
     return {"id": ord(text), "token": text, "bytes": list(text.encode()), "logprob": logprob, **more}
 
@@ -481,9 +595,13 @@ def token(text: str, logprob: float = 0.0, **more: object) -> dict:
 def test_log_probabilities_of_a_chat(make_api):
     api = talker(make_api, "ab")
     logprobs = ask(api, max_tokens=None, logprobs=True, top_logprobs=2)["choices"][0]["logprobs"]
-    assert logprobs == {"refusal": None, "content": [
-        token("a", top_logprobs=[token("a"), token("b", -10.0)]),
-        token("b", top_logprobs=[token("b"), token("c", -10.0)])]}
+    assert logprobs == {
+        "refusal": None,
+        "content": [
+            token("a", top_logprobs=[token("a"), token("b", -10.0)]),
+            token("b", top_logprobs=[token("b"), token("c", -10.0)]),
+        ],
+    }
     found = stream(api, max_tokens=None, logprobs=True, top_logprobs=2)
     streamed = [choice["logprobs"] for choice in choices(found) if choice["logprobs"]]
     assert [one for part in streamed for one in part["content"]] == logprobs["content"]
@@ -506,8 +624,18 @@ def test_the_native_field_gives_log_probabilities_too(make_api):
     assert [len(one["top_logprobs"]) for one in logprobs["content"]] == [2, 2]
 
 
-@pytest.mark.parametrize(("text", "stop"), [("hello", None), ("naïve 😀!", None), (b"\xff\xe2\x82", None),
-                                            ("hello world", "lo w"), ("hello", "x"), ("aab", "ab"), ("héé!", "é!")])
+@pytest.mark.parametrize(
+    ("text", "stop"),
+    [
+        ("hello", None),
+        ("naïve 😀!", None),
+        (b"\xff\xe2\x82", None),
+        ("hello world", "lo w"),
+        ("hello", "x"),
+        ("aab", "ab"),
+        ("héé!", "é!"),
+    ],
+)
 def test_log_probabilities_are_those_of_the_text_alone(make_api, text, stop):
     """Neither the end's token nor a stop word's are in them; halves of characters wait for the whole."""
     api = talker(make_api, text)

@@ -9,7 +9,7 @@ import pytest
 
 from server.api import schema
 from server.api.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, Field
-from server.engine.task import SamplingParams
+from server.engine.seam.task import SamplingParams
 from tests.fakes import BOS, EOS, N_VOCAB, FakeBackend, answer, letters, said_by
 
 
@@ -24,17 +24,22 @@ def with_bos(text: str) -> list[int]:
 
 # ---- prompts -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("prompt", "tokens"), [
-    ("hello", with_bos("hello")),
-    ("", [BOS]),
-    ("héllo 😀", with_bos("héllo 😀")),
-    ("a<s>b", [BOS, 97, BOS, 98]),
-    ([104, 105], [104, 105]),
-    ([BOS, 104, 105], [BOS, 104, 105]),
-    (["hello"], with_bos("hello")),
-    (["he", 108, 108, "o"], with_bos("hello")),
-    ([104, "ello"], list(b"hello")),
-], ids=repr)
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        ("hello", with_bos("hello")),
+        ("", [BOS]),
+        ("héllo 😀", with_bos("héllo 😀")),
+        ("a<s>b", [BOS, 97, BOS, 98]),
+        ([104, 105], [104, 105]),
+        ([BOS, 104, 105], [BOS, 104, 105]),
+        (["hello"], with_bos("hello")),
+        (["he", 108, 108, "o"], with_bos("hello")),
+        ([104, "ello"], list(b"hello")),
+    ],
+    ids=repr,
+)
 def test_a_prompt_in_each_form_is_these_tokens(api, prompt, tokens):
     result = api.complete(prompt, 6)
     assert result["content"] == said(tokens, 6)
@@ -55,8 +60,11 @@ def test_a_list_of_prompts_gets_a_list_of_answers_in_its_order(api, prompts):
         assert result["content"] == said(with_bos(prompt) if isinstance(prompt, str) else prompt, 5)
 
 
-@pytest.mark.parametrize("prompt", [5, True, 1.5, {}, {"text": "x"}, [True], [1.5], [None], [-1], [N_VOCAB], [2**40],
-                                    ["a", N_VOCAB]], ids=repr)
+@pytest.mark.parametrize(
+    "prompt",
+    [5, True, 1.5, {}, {"text": "x"}, [True], [1.5], [None], [-1], [N_VOCAB], [2**40], ["a", N_VOCAB]],
+    ids=repr,
+)
 def test_what_is_no_prompt_is_refused(api, prompt):
     assert "prompt" in api.refuse(prompt=prompt)["message"]
 
@@ -86,13 +94,29 @@ def test_the_content_type_does_not_matter(api):
 # ---- every field -------------------------------------------------------------------------------------------------
 
 FIELDS = (*SAMPLING_FIELDS, *COMPLETION_FIELDS)
-WRONG_TYPES = {int: ("many", 1.5, True, [1], {}), float: ("much", True, [1.0], {}), bool: (1, 0, "true", []),
-               str: (5, True, ["x"], {})}
+WRONG_TYPES = {
+    int: ("many", 1.5, True, [1], {}),
+    float: ("much", True, [1.0], {}),
+    bool: (1, 0, "true", []),
+    str: (5, True, ["x"], {}),
+}
 WRONG_LISTS = {
     "stop": (5, True, [5], ["a", 5], {"a": 1}),
     "samplers": (5, ["no_such_sampler"], [5], True, "z"),
-    "logit_bias": (5, True, [5], [[1]], [[1, 2, 3]], [[1, "x"]], [[1, True]], [[None, 1]], [[N_VOCAB, 1]], [[-1, 1]],
-                   {str(N_VOCAB): 1}, {"5": "x"}),
+    "logit_bias": (
+        5,
+        True,
+        [5],
+        [[1]],
+        [[1, 2, 3]],
+        [[1, "x"]],
+        [[1, True]],
+        [[None, 1]],
+        [[N_VOCAB, 1]],
+        [[-1, 1]],
+        {str(N_VOCAB): 1},
+        {"5": "x"},
+    ),
     "dry_sequence_breakers": (5, [5], True),
     "penalty_prompt": (5, [N_VOCAB], ["x"], True),
     "lora": (5, [5], [{"id": 0}], [{"scale": 1}], True),
@@ -102,8 +126,12 @@ WRONG_LISTS = {
 
 def named(fields: tuple[Field, ...], *kinds: type) -> list:
     """The rows of these kinds, under every name that a request may use."""
-    return [pytest.param(field, name, id=name) for field in fields if field.kind in kinds
-            for name in (field.name, *field.aliases)]
+    return [
+        pytest.param(field, name, id=name)
+        for field in fields
+        if field.kind in kinds
+        for name in (field.name, *field.aliases)
+    ]
 
 
 @pytest.mark.parametrize(("field", "name"), named(FIELDS, int, float, bool, str))
@@ -130,7 +158,7 @@ def test_the_limits_themselves_are_allowed(field, name):
             assert schema.read({name: value}, [field]) == {field.name: value}
 
 
-@pytest.mark.parametrize("value", [10**30, -10**30, 10**400, 1e308])
+@pytest.mark.parametrize("value", [10**30, -(10**30), 10**400, 1e308])
 def test_huge_numbers_are_refused_not_computed_with(api, value):
     for name in ("n_predict", "top_k", "seed", "temperature", "id_slot"):
         assert name in api.refuse(**{name: value})["message"]
@@ -190,18 +218,23 @@ def test_a_seed_is_kept_and_without_one_a_real_one_is_drawn_and_reported(api):
     assert all(0 <= seed < 2**32 for seed in drawn) and len(set(drawn)) == 3
 
 
-@pytest.mark.parametrize(("sent", "read"), [
-    (["top_k", "temperature"], ["top_k", "temperature"]),
-    (["typ_p", "temp"], ["typical_p", "temperature"]),
-    (["top_k", "top_k"], ["top_k", "top_k"]),
-    ([], []),
-    ("kpt", ["top_k", "top_p", "temperature"]),
-])
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (["top_k", "temperature"], ["top_k", "temperature"]),
+        (["typ_p", "temp"], ["typical_p", "temperature"]),
+        (["top_k", "top_k"], ["top_k", "top_k"]),
+        ([], []),
+        ("kpt", ["top_k", "top_p", "temperature"]),
+    ],
+)
 def test_samplers_are_taken_in_their_order_under_all_their_names(api, sent, read):
     assert api.complete("x", 1, samplers=sent)["generation_settings"]["samplers"] == read
 
 
-@pytest.mark.parametrize("field, item, most", [("dry_sequence_breakers", "?", 100), ("samplers", "top_k", 100), ("stop", "?", 10_000)])
+@pytest.mark.parametrize(
+    "field, item, most", [("dry_sequence_breakers", "?", 100), ("samplers", "top_k", 100), ("stop", "?", 10_000)]
+)
 def test_lists_that_cost_the_engine_time_have_an_end(api, field, item, most):
     assert api.complete("x", 1, **{field: [item] * most})["content"]
     answer = api.post("/completion", {"prompt": "x", field: [item] * (most + 1)})
@@ -215,10 +248,18 @@ def test_more_biases_than_tokens_are_refused(api):
 
 
 @pytest.mark.covers("Q27")
-@pytest.mark.parametrize(("sent", "read"), [
-    ([[5, 1.5]], [[5, 1.5]]), ([[5, False]], [[5, False]]), ([["ab", -0.5]], [[97, -0.5], [98, -0.5]]),
-    ({"5": -100, "7": 1}, [[5, -100.0], [7, 1.0]]), ({"a": False}, [[97, False]]), ([], []), ([["5", 2]], [[53, 2.0]]),
-])
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        ([[5, 1.5]], [[5, 1.5]]),
+        ([[5, False]], [[5, False]]),
+        ([["ab", -0.5]], [[97, -0.5], [98, -0.5]]),
+        ({"5": -100, "7": 1}, [[5, -100.0], [7, 1.0]]),
+        ({"a": False}, [[97, False]]),
+        ([], []),
+        ([["5", 2]], [[53, 2.0]]),
+    ],
+)
 def test_logit_bias_in_each_form(api, sent, read):
     assert api.complete("x", 1, logit_bias=sent)["generation_settings"]["logit_bias"] == read
 
@@ -269,10 +310,12 @@ def test_several_answers_to_one_prompt(api):
 
 # ---- the answer --------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture(scope="module")
 def speaking():
     """A server whose model answers every question with the same sentence."""
     from tests.api.conftest import Api
+
     one = Api(FakeBackend(answer("Fine, thanks.\nAnd héllo 😀 end"), n_ctx=512), ("--alias", "speaker")).start()
     yield one
     one.stop()
@@ -305,15 +348,20 @@ def test_model_prompt_counts_and_slot(speaking, api):
 
 
 @pytest.mark.covers("R06", "R07", "R08", "R09")
-@pytest.mark.parametrize(("fields", "stop_type", "word"), [
-    ({"n_predict": -1}, "eos", ""), ({"n_predict": 4}, "limit", ""),
-    ({"n_predict": -1, "stop": ["thanks", "end"]}, "word", "thanks"),
-])
+@pytest.mark.parametrize(
+    ("fields", "stop_type", "word"),
+    [
+        ({"n_predict": -1}, "eos", ""),
+        ({"n_predict": 4}, "limit", ""),
+        ({"n_predict": -1, "stop": ["thanks", "end"]}, "word", "thanks"),
+    ],
+)
 def test_why_the_text_ended_in_both_generations_of_fields(speaking, fields, stop_type, word):
     result = speaking.complete("how?", **fields)
     assert (result["stop_type"], result["stopping_word"]) == (stop_type, word)
     assert [result[f"stopped_{kind}"] for kind in ("eos", "limit", "word")] == [
-        stop_type == kind for kind in ("eos", "limit", "word")]
+        stop_type == kind for kind in ("eos", "limit", "word")
+    ]
 
 
 @pytest.mark.covers("R10")
@@ -321,12 +369,25 @@ def test_timings_have_all_their_fields_and_add_up(speaking):
     timings = speaking.complete("how?", 6, cache_prompt=False)["timings"]
     assert timings.pop("cache_source") == "none"
     timings.pop("cache_reason", "")
-    assert set(timings) == {"cache_n", "prompt_n", "prompt_ms", "prompt_per_token_ms", "prompt_per_second",
-                            "predicted_n", "predicted_ms", "predicted_per_token_ms", "predicted_per_second"}
+    assert set(timings) == {
+        "cache_n",
+        "prompt_n",
+        "prompt_ms",
+        "prompt_per_token_ms",
+        "prompt_per_second",
+        "predicted_n",
+        "predicted_ms",
+        "predicted_per_token_ms",
+        "predicted_per_second",
+    }
     assert (timings["cache_n"], timings["prompt_n"], timings["predicted_n"]) == (0, 5, 6)
     assert all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in timings.values())
     again = speaking.complete("how?", 6)["timings"]
-    assert (again["cache_n"], again["cache_source"], again["cache_reason"]) == (4, "slot", "the last token is evaluated again")
+    assert (again["cache_n"], again["cache_source"], again["cache_reason"]) == (
+        4,
+        "slot",
+        "the last token is evaluated again",
+    )
     none = speaking.complete("how?", 0)["timings"]
     assert (none["predicted_n"], none["predicted_per_second"]) == (0, 0)
 
@@ -395,6 +456,7 @@ def test_both_paths_answer(speaking):
 
 # ---- streams -----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("B08", "Q10")
 def test_every_event_has_content_and_stop_and_only_the_last_stops(speaking):
     answer = speaking.post("/completion", {"prompt": "how?", "n_predict": -1, "stream": True})
@@ -406,20 +468,33 @@ def test_every_event_has_content_and_stop_and_only_the_last_stops(speaking):
     assert answer.body.count(b"\n\n") == len(events) == answer.body.count(b"data: ")
 
 
-@pytest.mark.parametrize("fields", [
-    {}, {"n_predict": 5}, {"stop": ["And"]}, {"stop": ["😀 end"]}, {"stop": ["never", "tha", "thanks"]},
-    {"n_predict": 0}, {"n_predict": 1}, {"n_predict": 20}, {"stop": ["Fine"]},
-], ids=repr)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"n_predict": 5},
+        {"stop": ["And"]},
+        {"stop": ["😀 end"]},
+        {"stop": ["never", "tha", "thanks"]},
+        {"n_predict": 0},
+        {"n_predict": 1},
+        {"n_predict": 20},
+        {"stop": ["Fine"]},
+    ],
+    ids=repr,
+)
 def test_the_streamed_text_is_the_plain_text(speaking, fields):
     fields = {"n_predict": -1, **fields}
     plain = speaking.complete("how?", **fields)
     events = speaking.stream("how?", **fields)
     assert "".join(event["content"] for event in events) == plain["content"]
     assert [token for event in events for token in event["tokens"]] == speaking.complete(
-        "how?", return_tokens=True, **fields)["tokens"]
+        "how?", return_tokens=True, **fields
+    )["tokens"]
     skip = ("content", "timings", "tokens", "generation_settings")
     assert {name: value for name, value in events[-1].items() if name not in skip} == {
-        name: value for name, value in plain.items() if name not in skip}
+        name: value for name, value in plain.items() if name not in skip
+    }
     assert events[-1]["generation_settings"]["stream"] is True
 
 
@@ -445,7 +520,11 @@ def test_progress_of_the_prompt_is_reported_when_asked_for(make_api):
     events = api.stream("0123456789", 2, return_progress=True)
     progress = [event["prompt_progress"] for event in events if "prompt_progress" in event]
     assert [(p["total"], p["cache"], p["processed"]) for p in progress] == [
-        (11, 0, 0), (11, 0, 4), (11, 0, 8), (11, 0, 11)]
+        (11, 0, 0),
+        (11, 0, 4),
+        (11, 0, 8),
+        (11, 0, 11),
+    ]
     assert all(event["content"] == "" and event["stop"] is False for event in events if "prompt_progress" in event)
     assert "".join(event["content"] for event in events) == said(with_bos("0123456789"), 2)
 
@@ -460,8 +539,12 @@ def test_a_list_of_prompts_in_one_stream(api):
 
 def test_an_error_before_the_first_event_has_its_own_status(make_api):
     api = make_api(FakeBackend(n_ctx=64)).start()
-    for body, word in (({"prompt": "x" * 99}, "context"), ({"prompt": "x", "grammar": "root ::= ("}, "grammar"),
-                       ({"prompt": "x", "top_k": "x"}, "top_k"), ({"prompt": "x", "id_slot": 7}, "id_slot")):
+    for body, word in (
+        ({"prompt": "x" * 99}, "context"),
+        ({"prompt": "x", "grammar": "root ::= ("}, "grammar"),
+        ({"prompt": "x", "top_k": "x"}, "top_k"),
+        ({"prompt": "x", "id_slot": 7}, "id_slot"),
+    ):
         answer = api.post("/completion", {**body, "stream": True})
         assert answer.status == 400 and word in answer.error["message"]
     error = api.post("/completion", {"prompt": "x" * 99, "stream": True}).error
@@ -497,6 +580,7 @@ def test_a_plain_request_that_fails_gets_the_status_of_its_failure(make_api):
 
 # ---- many at once ------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("E02")
 def test_more_clients_than_slots_are_all_served_completely(make_api):
     api = make_api(FakeBackend(n_ctx=4096, n_slots=4, n_batch=64)).start()
@@ -506,6 +590,7 @@ def test_more_clients_than_slots_are_all_served_completely(make_api):
         if i % 2:
             return prompt, n, api.complete(prompt, n, cache_prompt=i % 3 > 0)["content"]
         return prompt, n, "".join(event["content"] for event in api.stream(prompt, n, cache_prompt=i % 3 > 0))
+
     for prompt, n, text in api.at_the_same_time(*(lambda i=i: ask(i) for i in range(40))):
         assert text == said(with_bos(prompt), n)
     assert api.is_idle()

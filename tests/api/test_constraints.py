@@ -10,15 +10,19 @@ import json
 
 import pytest
 
-from server.chat import gbnf
-from server.chat.json_schema import ANY_OBJECT, convert
-from server.chat.regex_gbnf import choice_grammar, regex_grammar
+from server.grammar import gbnf
+from server.grammar.json_schema.convert import ANY_OBJECT, convert
+from server.grammar.regex_gbnf import choice_grammar, regex_grammar
 from tests.api.openai_wire import chunks
 from tests.fakes import FakeBackend
 
 ROUTES = ("/completion", "/v1/completions", "/v1/chat/completions")
-CITY = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"],
-        "additionalProperties": False}
+CITY = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}},
+    "required": ["name"],
+    "additionalProperties": False,
+}
 LOOSE = {"type": "array", "uniqueItems": True}
 GRAMMAR = 'root ::= "yes" | "no"'
 
@@ -61,12 +65,18 @@ FORMS = [
     ({"response_format": json_schema(CITY, strict=True)}, CITIES),
     ({"response_format": json_schema(CITY, strict=None, description="a city")}, CITIES),
     ({"response_format": {"type": "json_schema", "schema": CITY}}, CITIES),
-    ({"response_format": {"type": "json_object", "schema": {"type": "string", "minLength": 10, "maxLength": 100}}},
-     convert({"type": "string", "minLength": 10, "maxLength": 100}).grammar),
-    ({"json_schema": CITY}, CITIES), ({"json_schema": {}}, convert({}).grammar),
-    ({"grammar": GRAMMAR}, GRAMMAR), ({"regex": "[a-z]+"}, regex_grammar("[a-z]+")),
+    (
+        {"response_format": {"type": "json_object", "schema": {"type": "string", "minLength": 10, "maxLength": 100}}},
+        convert({"type": "string", "minLength": 10, "maxLength": 100}).grammar,
+    ),
+    ({"json_schema": CITY}, CITIES),
+    ({"json_schema": {}}, convert({}).grammar),
+    ({"grammar": GRAMMAR}, GRAMMAR),
+    ({"regex": "[a-z]+"}, regex_grammar("[a-z]+")),
     ({"choice": ["yes", "no"]}, choice_grammar(["yes", "no"])),
-    ({"response_format": {"type": "text"}}, ""), ({"response_format": None}, ""), ({"grammar": ""}, ""),
+    ({"response_format": {"type": "text"}}, ""),
+    ({"response_format": None}, ""),
+    ({"grammar": ""}, ""),
     ({"grammar": None, "json_schema": None, "regex": None, "choice": None}, ""),
     ({"grammar": "", "response_format": {"type": "text"}, "json_schema": CITY}, CITIES),
 ]
@@ -91,28 +101,50 @@ def test_every_answer_of_several_is_bound(api):
 
 
 @pytest.mark.parametrize("path", ROUTES)
-@pytest.mark.parametrize(("first", "second"), [
-    ({"grammar": GRAMMAR}, {"json_schema": CITY}), ({"grammar": GRAMMAR}, {"response_format": {"type": "json_object"}}),
-    ({"json_schema": CITY}, {"response_format": json_schema(CITY)}), ({"regex": "a"}, {"choice": ["a"]}),
-    ({"grammar": GRAMMAR}, {"regex": "a"})], ids=repr)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({"grammar": GRAMMAR}, {"json_schema": CITY}),
+        ({"grammar": GRAMMAR}, {"response_format": {"type": "json_object"}}),
+        ({"json_schema": CITY}, {"response_format": json_schema(CITY)}),
+        ({"regex": "a"}, {"choice": ["a"]}),
+        ({"grammar": GRAMMAR}, {"regex": "a"}),
+    ],
+    ids=repr,
+)
 def test_two_forms_at_once_are_refused(api, path, first, second):
     message = refuse(api, path, **first, **second)["message"]
     assert all(name in message for name in (*first, *second)) and "exclude" in message
 
 
 BAD = [
-    ({"grammar": 5}, "grammar"), ({"grammar": ["x"]}, "grammar"), ({"grammar": True}, "grammar"),
-    ({"regex": 5}, "regex"), ({"regex": "("}, "regex"), ({"regex": "a{5,2}"}, "regex"), ({"regex": r"(a)\1"}, "regex"),
-    ({"choice": []}, "choice"), ({"choice": "yes"}, "choice"), ({"choice": [5]}, "choice"), ({"choice": {}}, "choice"),
-    ({"json_schema": 5}, "json_schema"), ({"json_schema": "x"}, "json_schema"), ({"json_schema": []}, "json_schema"),
-    ({"json_schema": {"type": 5}}, "json_schema: #/type"), ({"json_schema": {"$ref": "#/nope"}}, "#/nope"),
+    ({"grammar": 5}, "grammar"),
+    ({"grammar": ["x"]}, "grammar"),
+    ({"grammar": True}, "grammar"),
+    ({"regex": 5}, "regex"),
+    ({"regex": "("}, "regex"),
+    ({"regex": "a{5,2}"}, "regex"),
+    ({"regex": r"(a)\1"}, "regex"),
+    ({"choice": []}, "choice"),
+    ({"choice": "yes"}, "choice"),
+    ({"choice": [5]}, "choice"),
+    ({"choice": {}}, "choice"),
+    ({"json_schema": 5}, "json_schema"),
+    ({"json_schema": "x"}, "json_schema"),
+    ({"json_schema": []}, "json_schema"),
+    ({"json_schema": {"type": 5}}, "json_schema: #/type"),
+    ({"json_schema": {"$ref": "#/nope"}}, "#/nope"),
     ({"json_schema": False}, "no value"),
-    ({"response_format": "json_object"}, "response_format"), ({"response_format": []}, "response_format"),
-    ({"response_format": {}}, "response_format"), ({"response_format": {"type": 5}}, "response_format"),
-    ({"response_format": {"type": "xml"}}, "json_schema"), ({"response_format": {"type": "json_schema"}}, "schema"),
+    ({"response_format": "json_object"}, "response_format"),
+    ({"response_format": []}, "response_format"),
+    ({"response_format": {}}, "response_format"),
+    ({"response_format": {"type": 5}}, "response_format"),
+    ({"response_format": {"type": "xml"}}, "json_schema"),
+    ({"response_format": {"type": "json_schema"}}, "schema"),
     ({"response_format": {"type": "json_schema", "json_schema": None}}, "schema"),
     ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "schema is missing"),
-    ({"response_format": json_schema(5)}, "response_format"), ({"response_format": json_schema({"type": 5})}, "#/type"),
+    ({"response_format": json_schema(5)}, "response_format"),
+    ({"response_format": json_schema({"type": 5})}, "#/type"),
     ({"response_format": json_schema(CITY, strict="yes")}, "strict"),
     ({"response_format": {"type": "json_object", "schema": 5}}, "response_format"),
     ({"response_format": {"type": "json_object", "schema": {"type": "nonsense"}}}, "response_format"),
@@ -126,11 +158,21 @@ def test_a_bad_form_is_refused(api, path, fields, words):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize(("grammar", "words"), [
-    ("root ::= (", "line 1, column 10"), ("x ::= \"a\"", "root"), ("root ::= nope", "nope"),
-    ("root ::= root", "left-recursive"), ('root ::= ("")*', "endless"), ("root = 5", "line 1, column 6"),
-    ('root ::= "a"\n\nother ::= [', "line 3"), ("root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "line 1"),
-    ('root ::= "a"{1000000}', "line 1")], ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(
+    ("grammar", "words"),
+    [
+        ("root ::= (", "line 1, column 10"),
+        ('x ::= "a"', "root"),
+        ("root ::= nope", "nope"),
+        ("root ::= root", "left-recursive"),
+        ('root ::= ("")*', "endless"),
+        ("root = 5", "line 1, column 6"),
+        ('root ::= "a"\n\nother ::= [', "line 3"),
+        ("root ::= " + "(" * 5000 + '"a"' + ")" * 5000, "line 1"),
+        ('root ::= "a"{1000000}', "line 1"),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
 def test_a_bad_grammar_is_refused_with_its_place_and_never_seen_by_the_engine(api, stream, grammar, words):
     for path in ROUTES:
         error = refuse(api, path, grammar=grammar, stream=stream)
@@ -180,6 +222,7 @@ def test_a_grammar_that_only_the_engine_refuses_is_a_400_too(make_api):
 
         def new_sampler(self, stages, grammar):
             return super().new_sampler(stages, "bad" if grammar else "")
+
     api = make_api(Picky()).start()
     for stream in (False, True):
         answer = api.post(ROUTES[2], body(grammar=GRAMMAR, stream=stream))

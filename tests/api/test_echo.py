@@ -34,8 +34,11 @@ def test_each_token_of_the_prompt_has_its_number(api, prompt):
     assert logprobs["tokens"] == ["<s>", *"hello"] and logprobs["token_logprobs"] == expected(tokens)
     assert logprobs["text_offset"] == [0, 0, 1, 2, 3, 4]
     assert logprobs["top_logprobs"][0] is None and [len(top) for top in logprobs["top_logprobs"][1:]] == [2] * 5
-    assert all(max(top.values()) == 0.0 and top[chr(letters(tokens[:i]))] == 0.0
-               for i, top in enumerate(logprobs["top_logprobs"]) if i)
+    assert all(
+        max(top.values()) == 0.0 and top[chr(letters(tokens[:i]))] == 0.0
+        for i, top in enumerate(logprobs["top_logprobs"])
+        if i
+    )
     assert [one["id"] for one in logprobs["content"]] == tokens
     assert [one["logprob"] for one in logprobs["content"]] == logprobs["token_logprobs"]
 
@@ -99,6 +102,7 @@ def test_a_blank_that_the_tokenizer_puts_in_front_does_not_shift_the_offsets(mak
     class BlankInFront(FakeVocab):
         def tokenize(self, text, add_special, parse_special):
             return super().tokenize(" " + text, add_special, parse_special)
+
     api = make_api(vocab=BlankInFront()).start()
     logprobs = ask(api, "ab", max_tokens=1)["logprobs"]
     assert logprobs["tokens"][:4] == ["<s>", " ", "a", "b"] and logprobs["text_offset"] == [0, 0, 0, 1, 2]
@@ -111,7 +115,7 @@ def test_the_system_prompt_is_shared_and_not_judged(make_api):
     system = api.backend.history(1)
     assert bytes(token for token in system if token < 256) == b"be kind "
     whole = expected([*system, *b"hello"])
-    assert logprobs["tokens"] == [*"hello"] and logprobs["token_logprobs"] == [None, *whole[len(system) + 1:]]
+    assert logprobs["tokens"] == [*"hello"] and logprobs["token_logprobs"] == [None, *whole[len(system) + 1 :]]
 
 
 def test_a_prompt_that_is_too_long_is_refused_even_where_others_are_cut(make_api):

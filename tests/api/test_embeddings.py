@@ -36,6 +36,7 @@ def with_pooling(make_api, pooling: str, *argv: str, **fields: object):
 
 # ---- shapes ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("E05", "X7")
 @pytest.mark.parametrize("field", ["content", "input"])
 def test_one_string_gives_the_object_of_2024(api, field):
@@ -46,8 +47,10 @@ def test_one_string_gives_the_object_of_2024(api, field):
 @pytest.mark.covers("X7")
 def test_a_list_gives_the_list_of_today(api):
     answer = api.post("/embedding", {"content": ["hello", "world"]}).json()
-    assert answer == [{"index": 0, "embedding": [close(unit(HELLO))]},
-                      {"index": 1, "embedding": [close(unit([BOS, *b"world"]))]}]
+    assert answer == [
+        {"index": 0, "embedding": [close(unit(HELLO))]},
+        {"index": 1, "embedding": [close(unit([BOS, *b"world"]))]},
+    ]
     assert api.post("/embedding", {"content": ["hello"]}).json() == answer[:1]
     assert api.post("/embedding", {"content": HELLO}).json() == answer[:1]
 
@@ -60,8 +63,12 @@ def test_the_plural_always_gives_the_list(api):
 @pytest.mark.parametrize("format", [{}, {"encoding_format": "float"}])
 def test_openai_s_answer(api, format):
     answer = api.post("/v1/embeddings", {"input": "hello", "model": "GPT-4", **format}).json()
-    assert answer == {"object": "list", "model": "GPT-4", "usage": {"prompt_tokens": 6, "total_tokens": 6},
-                      "data": [{"object": "embedding", "index": 0, "embedding": close(unit(HELLO))}]}
+    assert answer == {
+        "object": "list",
+        "model": "GPT-4",
+        "usage": {"prompt_tokens": 6, "total_tokens": 6},
+        "data": [{"object": "embedding", "index": 0, "embedding": close(unit(HELLO))}],
+    }
 
 
 @pytest.mark.covers("Q38")
@@ -71,9 +78,18 @@ def test_base64_is_the_same_numbers(api):
 
 
 @pytest.mark.covers("Q37")
-@pytest.mark.parametrize(("value", "inputs"), [
-    ("hello", [HELLO]), (["hello"], [HELLO]), (["hello", "you"], [HELLO, [BOS, *b"you"]]), ([104, 105], [[104, 105]]),
-    ([[104, 105], [1]], [[104, 105], [1]]), (["a", [104, "b"]], [[BOS, 97], [104, 98]]), (["a", 7], [[BOS, 97, 7]])])
+@pytest.mark.parametrize(
+    ("value", "inputs"),
+    [
+        ("hello", [HELLO]),
+        (["hello"], [HELLO]),
+        (["hello", "you"], [HELLO, [BOS, *b"you"]]),
+        ([104, 105], [[104, 105]]),
+        ([[104, 105], [1]], [[104, 105], [1]]),
+        (["a", [104, "b"]], [[BOS, 97], [104, 98]]),
+        (["a", 7], [[BOS, 97, 7]]),
+    ],
+)
 def test_every_form_of_the_input(api, value, inputs):
     answer = api.post("/v1/embeddings", {"input": value}).json()
     assert [item["embedding"] for item in answer["data"]] == [close(unit(tokens)) for tokens in inputs]
@@ -93,7 +109,7 @@ def test_texts_in_content_are_answered_natively_on_openai_s_route_too(api):
 
 def test_without_pooling_each_token_has_a_vector_as_the_model_made_it(make_api):
     api = with_pooling(make_api, "none")
-    rows = [close(vector_of(HELLO[:i + 1])) for i in range(len(HELLO))]
+    rows = [close(vector_of(HELLO[: i + 1])) for i in range(len(HELLO))]
     assert api.post("/embedding", {"content": "hello"}).json() == {"embedding": rows}
     assert api.post("/embeddings", {"content": ["hello"]}).json() == [{"index": 0, "embedding": rows}]
     answer = api.post("/v1/embeddings", {"input": "hello"})
@@ -102,13 +118,24 @@ def test_without_pooling_each_token_has_a_vector_as_the_model_made_it(make_api):
 
 # ---- numbers -----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("kind", "norm"), [
-    (2, lambda v: math.sqrt(sum(x * x for x in v))), (1, sum), (0, lambda v: max(v) / 32760), (-1, lambda v: 1.0),
-    (3, lambda v: sum(x ** 3 for x in v) ** (1 / 3)), (300, lambda v: max(v))])
+
+@pytest.mark.parametrize(
+    ("kind", "norm"),
+    [
+        (2, lambda v: math.sqrt(sum(x * x for x in v))),
+        (1, sum),
+        (0, lambda v: max(v) / 32760),
+        (-1, lambda v: 1.0),
+        (3, lambda v: sum(x**3 for x in v) ** (1 / 3)),
+        (300, lambda v: max(v)),
+    ],
+)
 def test_embeddings_are_normalised_as_asked_for(api, kind, norm):
     values = vector_of(HELLO)
     answer = api.post("/embedding", {"content": "hello", "embd_normalize": kind}).json()
-    assert answer["embedding"] == pytest.approx([value / norm(values) for value in values], rel=1e-3 if kind > 99 else 1e-6)
+    assert answer["embedding"] == pytest.approx(
+        [value / norm(values) for value in values], rel=1e-3 if kind > 99 else 1e-6
+    )
 
 
 def test_the_server_s_normalisation_is_the_default(make_api):
@@ -131,15 +158,32 @@ def test_numbers_that_are_not_finite_are_an_error_of_the_server(make_api):
 
 # ---- refusals ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("body", "words"), [
-    ({}, "required"), ({"input": None}, "required"), ({"input": ""}, "empty"), ({"input": []}, "empty"),
-    ({"input": ["fine", ""]}, "input[1]: the text is empty"), ({"input": ["fine", []]}, "input[1]: the text is empty"),
-    ({"input": 5}, "input"), ({"input": {"a": 1}}, "input"), ({"input": [{"a": 1}]}, "input[0]"),
-    ({"input": [1, 99999]}, "no token 99999"), ({"input": [True]}, "input[0]"), ({"input": [[1], [-1]]}, "input[1]"),
-    ({"input": "x", "encoding_format": "int8"}, "encoding_format"), ({"input": "x", "encoding_format": 5}, "encoding_format"),
-    ({"input": "x", "dimensions": 0}, "dimensions"), ({"input": "x", "dimensions": 5}, "5 is more than this model has, 4"),
-    ({"input": "x", "embd_normalize": -2}, "embd_normalize"), ({"input": "x", "model": 5}, "model"),
-    ({"input": ["x"] * 2049}, "at most 2048"), ([], "object")])
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "required"),
+        ({"input": None}, "required"),
+        ({"input": ""}, "empty"),
+        ({"input": []}, "empty"),
+        ({"input": ["fine", ""]}, "input[1]: the text is empty"),
+        ({"input": ["fine", []]}, "input[1]: the text is empty"),
+        ({"input": 5}, "input"),
+        ({"input": {"a": 1}}, "input"),
+        ({"input": [{"a": 1}]}, "input[0]"),
+        ({"input": [1, 99999]}, "no token 99999"),
+        ({"input": [True]}, "input[0]"),
+        ({"input": [[1], [-1]]}, "input[1]"),
+        ({"input": "x", "encoding_format": "int8"}, "encoding_format"),
+        ({"input": "x", "encoding_format": 5}, "encoding_format"),
+        ({"input": "x", "dimensions": 0}, "dimensions"),
+        ({"input": "x", "dimensions": 5}, "5 is more than this model has, 4"),
+        ({"input": "x", "embd_normalize": -2}, "embd_normalize"),
+        ({"input": "x", "model": 5}, "model"),
+        ({"input": ["x"] * 2049}, "at most 2048"),
+        ([], "object"),
+    ],
+)
 def test_what_is_no_request_is_refused_with_the_reason(api, body, words):
     answer = api.post("/v1/embeddings", body)
     assert answer.status == 400 and words in answer.error["message"]
@@ -162,13 +206,16 @@ def test_a_model_without_eyes_refuses_images_with_their_place(api):
 
 # ---- beside completions ------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("C28")
 @pytest.mark.parametrize("argv", [(), ("--embedding",), ("--embeddings",)])
 def test_one_server_answers_completions_and_embeddings(make_api, argv):
     api = make_api(FakeBackend(), argv).start()
     answers = api.at_the_same_time(
-        lambda: api.complete("hello"), lambda: api.post("/v1/embeddings", {"input": ["hello"] * 40}).json(),
-        lambda: api.complete("hello"))
+        lambda: api.complete("hello"),
+        lambda: api.post("/v1/embeddings", {"input": ["hello"] * 40}).json(),
+        lambda: api.complete("hello"),
+    )
     assert answers[0]["content"] == answers[2]["content"] != ""
     assert len(answers[1]["data"]) == 40
 
@@ -176,8 +223,12 @@ def test_one_server_answers_completions_and_embeddings(make_api, argv):
 def test_a_model_that_only_embeds_says_so(make_api):
     api = with_pooling(make_api, "mean", is_generative=False)
     chat = {"messages": [{"role": "user", "content": "hi"}]}
-    for path, body in (("/completion", {"prompt": "x"}), ("/v1/completions", {"prompt": "x"}), ("/v1/chat/completions", chat),
-                       ("/completion", {"prompt": "x", "system_prompt": "be kind"})):
+    for path, body in (
+        ("/completion", {"prompt": "x"}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", chat),
+        ("/completion", {"prompt": "x", "system_prompt": "be kind"}),
+    ):
         answer = api.post(path, body)
         assert answer.status == 501 and "/v1/embeddings" in answer.error["message"], path
     assert api.post("/v1/embeddings", {"input": "hello"}).status == 200
@@ -190,8 +241,10 @@ def held(api: Api) -> socket.socket:
     api.backend.hold()
     sock = api.connect()
     body = b'{"input": ["' + b'", "'.join([b"x" * 30] * 20) + b'"]}'
-    sock.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: mine\r\n"
-                 b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    sock.sendall(
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: mine\r\n"
+        b"Content-Length: %d\r\n\r\n" % len(body) + body
+    )
     api.wait_for_decode()
     return sock
 

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
-from server.engine.config import EngineConfig
-from server.engine.supervise import Limits, ProcessTransport
+from server.engine.client.supervisor import Limits, ProcessTransport
+from server.engine.seam.config import EngineConfig
 from tests.api.conftest import PATIENCE
 from tests.engine_child import COMMAND, Orders
 from tests.fakes import BOS, FakeBackend
@@ -26,11 +26,16 @@ KILL = signal.SIGTERM if sys.platform == "win32" else signal.SIGKILL
 @pytest.fixture
 def serve(make_api):
     """A server over a process with these orders."""
+
     def start(orders: Orders, limits: Limits = LIMITS, argv: tuple[str, ...] = ()):
         config = EngineConfig(orders.text(), "", n_slots=orders.n_slots)
-        api = make_api(FakeBackend(n_slots=orders.n_slots), ("--metrics", *argv),
-                       transport=ProcessTransport(config, COMMAND, limits))
+        api = make_api(
+            FakeBackend(n_slots=orders.n_slots),
+            ("--metrics", *argv),
+            transport=ProcessTransport(config, COMMAND, limits),
+        )
         return api.start()
+
     return start
 
 
@@ -48,12 +53,17 @@ def test_streams_and_plain_answers_go_on_over_a_death(serve, tmp_path):
     api = serve(Orders(lives_file=str(tmp_path / "lives"), do="abort", nth=12, lives=1, step_s=0.005))
     fields = {"n_predict": 60, "temperature": 0}
     streamed, plain, chat = api.at_the_same_time(
-        lambda: api.stream("one", **fields), lambda: api.complete("two", **fields),
-        lambda: api.post("/v1/completions", {"prompt": "three", "max_tokens": 60, "temperature": 0, "stream": True}))
+        lambda: api.stream("one", **fields),
+        lambda: api.complete("two", **fields),
+        lambda: api.post("/v1/completions", {"prompt": "three", "max_tokens": 60, "temperature": 0, "stream": True}),
+    )
     assert "".join(event["content"] for event in streamed) == said("one", 60)
     assert plain["content"] == said("two", 60) and plain["tokens_predicted"] == 60
-    chunks = [json.loads(line[6:]) for line in chat.body.decode().split("\n\n")
-              if line.startswith("data: ") and "[DONE]" not in line]
+    chunks = [
+        json.loads(line[6:])
+        for line in chat.body.decode().split("\n\n")
+        if line.startswith("data: ") and "[DONE]" not in line
+    ]
     assert "".join(choice["text"] for chunk in chunks for choice in chunk["choices"]) == said("three", 60)
     assert metric(api, "engine_restarts_total") == 1 and metric(api, "tokens_predicted_total") == 180
     assert api.get("/health").json()["status"] == "ok"
@@ -73,6 +83,7 @@ def test_while_the_engine_is_away_health_says_so_and_requests_wait(serve, tmp_pa
     def let_it_come() -> None:
         wait_until(lambda: api.n_requests == 1, "the request to wait")
         gate.touch()
+
     answer, _ = api.at_the_same_time(lambda: api.complete("hello", 8, temperature=0), let_it_come)
     assert answer["content"] == said("hello", 8)
     assert api.get("/health").json()["status"] == "ok"
@@ -95,7 +106,8 @@ def test_a_request_that_kills_the_engine_is_answered_with_500_and_no_other(serve
     api = serve(Orders(do="abort", poison="~"))
     texts, poisoned = api.at_the_same_time(
         lambda: api.complete("hello", 80, temperature=0)["content"],
-        lambda: api.post("/completion", {"prompt": "~", "n_predict": 5}))
+        lambda: api.post("/completion", {"prompt": "~", "n_predict": 5}),
+    )
     assert texts == said("hello", 80)
     assert poisoned.status == 500 and "brought the engine down" in poisoned.error["message"]
     wait_until(lambda: api.client.state == "ok", "the engine to come back")

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from server.options import OptionError
+from server.options.parser import OptionError
 from tests.api.conftest import Api
 from tests.fakes import FakeBackend
 
@@ -20,6 +20,7 @@ def statuses(api: Api, n: int, headers: dict[str, str] | None = None, path: str 
 
 
 # ---- rate limit --------------------------------------------------------------------------------------------------
+
 
 def test_each_key_has_a_limit_of_its_own(make_api):
     api = make_api(None, ("--rate-limit", "3/h", "--api-key", "alice,bobby")).start()
@@ -44,7 +45,9 @@ def test_looking_and_ending_are_free(make_api):
 
 def test_guessing_keys_is_limited_by_address_and_hurts_no_key(make_api):
     api = make_api(None, ("--rate-limit", "5/h", "--api-key", "alice")).start()
-    assert [api.send("GET", "/props", None, {"X-Api-Key": f"guess {i}"}).status for i in range(7)] == [401] * 5 + [429] * 2
+    assert [api.send("GET", "/props", None, {"X-Api-Key": f"guess {i}"}).status for i in range(7)] == [401] * 5 + [
+        429
+    ] * 2
     assert statuses(api, 2, {"X-Api-Key": "alice"}) == [200, 200]
 
 
@@ -72,6 +75,7 @@ def test_zero_is_no_limit(make_api):
 
 
 # ---- queue -------------------------------------------------------------------------------------------------------
+
 
 def test_a_full_queue_says_when_to_come_back(make_api):
     api = make_api(FakeBackend(n_ctx=256), ("--max-queue", "1"), shift_context=True, max_queue=1).start()
@@ -126,8 +130,9 @@ def test_a_stream_with_progress_says_its_place_in_the_queue(make_api, path):
 def test_the_priority_of_a_request_reaches_the_engine(make_api, monkeypatch, path):
     api = make_api(FakeBackend(n_ctx=256)).start()
     submitted, submit = [], api.client.submit
-    monkeypatch.setattr(api.client, "submit", lambda *tasks, stream: (
-        submitted.extend(tasks), submit(*tasks, stream=stream))[1])
+    monkeypatch.setattr(
+        api.client, "submit", lambda *tasks, stream: (submitted.extend(tasks), submit(*tasks, stream=stream))[1]
+    )
     assert api.post(path, {"prompt": "x", "n_predict": 1, "max_tokens": 1, "priority": 7}).status == 200
     assert [task.priority for task in submitted] == [7]
     assert api.post(path, {"prompt": "x", "priority": 101}).status == 400

@@ -16,14 +16,59 @@ from tests.fakes import FakeBackend
 from tests.fuzzing import fuzz
 from tests.unit.web.test_fuzz_requests import REQUESTS
 
-BODIES = st.sampled_from((b'{"prompt": "x", "n_predict": 2}', b'{"prompt": "x", "n_predict": 3, "stream": true}', b"{}", b"[]", b"{",
-                          b'{"prompt": 5}', b'{"messages": []}', b'{"content": "x"}', b'{"tokens": [1, 2]}', b'{"id": "x"}', b"\xff"))
-PATHS = st.sampled_from((b"/completion", b"/v1/completions", b"/v1/chat/completions", b"/tokenize", b"/detokenize", b"/infill", b"/health",
-                         b"/slots", b"/props", b"/v1/abort", b"/", b"/completion.js", b"/nothing", b"/apply-template", b"/slots/0?action=erase"))
-WHOLE = st.builds(lambda method, path, fields, body: b"%b %b HTTP/1.1\r\nHost: localhost\r\n%bContent-Length: %d\r\n\r\n%b" % (
-    method, path, fields, len(body), body), st.sampled_from((b"POST", b"GET", b"PUT", b"OPTIONS", b"HEAD")), PATHS,
-    st.sampled_from((b"", b"", b"Connection: close\r\n", b"Expect: 100-continue\r\n", b"Origin: http://localhost\r\n", b"X-Request-Id: a\r\n",
-                     b"Accept-Encoding: gzip\r\n")), BODIES)
+BODIES = st.sampled_from(
+    (
+        b'{"prompt": "x", "n_predict": 2}',
+        b'{"prompt": "x", "n_predict": 3, "stream": true}',
+        b"{}",
+        b"[]",
+        b"{",
+        b'{"prompt": 5}',
+        b'{"messages": []}',
+        b'{"content": "x"}',
+        b'{"tokens": [1, 2]}',
+        b'{"id": "x"}',
+        b"\xff",
+    )
+)
+PATHS = st.sampled_from(
+    (
+        b"/completion",
+        b"/v1/completions",
+        b"/v1/chat/completions",
+        b"/tokenize",
+        b"/detokenize",
+        b"/infill",
+        b"/health",
+        b"/slots",
+        b"/props",
+        b"/v1/abort",
+        b"/",
+        b"/completion.js",
+        b"/nothing",
+        b"/apply-template",
+        b"/slots/0?action=erase",
+    )
+)
+WHOLE = st.builds(
+    lambda method, path, fields, body: (
+        b"%b %b HTTP/1.1\r\nHost: localhost\r\n%bContent-Length: %d\r\n\r\n%b" % (method, path, fields, len(body), body)
+    ),
+    st.sampled_from((b"POST", b"GET", b"PUT", b"OPTIONS", b"HEAD")),
+    PATHS,
+    st.sampled_from(
+        (
+            b"",
+            b"",
+            b"Connection: close\r\n",
+            b"Expect: 100-continue\r\n",
+            b"Origin: http://localhost\r\n",
+            b"X-Request-Id: a\r\n",
+            b"Accept-Encoding: gzip\r\n",
+        )
+    ),
+    BODIES,
+)
 TRAFFIC = st.lists(st.one_of(WHOLE, WHOLE, REQUESTS, st.binary(max_size=20)), min_size=1, max_size=4).map(b"".join)
 
 
@@ -57,7 +102,7 @@ def talk(api: Api, data: bytes, cut: int) -> bytes:
             while more := sock.recv(65536):
                 received += more
         except OSError:
-            pass        # it was refused and left unread bytes, or is gone already
+            pass  # it was refused and left unread bytes, or is gone already
     return received
 
 
@@ -74,6 +119,7 @@ def test_a_server_survives_any_traffic(make_api, caplog):
                 assert all(status == 100 or 200 <= status < 504 for status in statuses), statuses
                 assert 500 not in statuses, received
             assert api.get("/health").status == 200
+
         survives()
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
     api.settle()

@@ -9,10 +9,8 @@ import pytest
 from server.web import sse
 from server.web.auth import CorsPolicy, KeyRing
 from server.web.static import StaticFiles
-from tests.api.http_edge import HOST, PATIENCE, Client, post
-from tests.api.http_edge import client, server, site, start  # noqa: F401 (fixtures)
+from tests.api.http_edge import HOST, PATIENCE, Client, client, post, server, site, start  # noqa: F401 (fixtures)
 from tests.support import wait_until
-
 
 # ---------------------------------------------------------------------------------------------- hostile
 # shapes
@@ -33,8 +31,7 @@ HOSTILE = {
     "no length": (post(), 411),
     "bad chunk size": (post(b"Transfer-Encoding: chunked", body=b"xyz\r\n"), 400),
     "overlong chunk": (post(b"Transfer-Encoding: chunked", body=b"1\r\nxx\r\n0\r\n\r\n"), 400),
-    "too large in chunks": (post(b"Transfer-Encoding: chunked", body=b"3e8\r\n" + b"x" * 1000 + b"\r\n1\r\n"),
-                            413),
+    "too large in chunks": (post(b"Transfer-Encoding: chunked", body=b"3e8\r\n" + b"x" * 1000 + b"\r\n1\r\n"), 413),
     "bare line feeds": (b"GET /hello HTTP/1.1\nHost: x\n\n", 400),
     "no version": (b"GET /hello\r\n\r\n", 400),
     "garbage": (b"hello\r\n", 400),
@@ -71,8 +68,11 @@ HARMLESS = {
     "trace": (b"TRACE /hello HTTP/1.1\r\n" + HOST + b"\r\n", 501),
     "foreign host": (b"GET /hello HTTP/1.1\r\nHost: evil.com\r\n\r\n", 403),
     "foreign absolute form": (b"GET http://evil.com/hello HTTP/1.1\r\n" + HOST + b"\r\n", 403),
-    "foreign page": (b"POST /echo HTTP/1.1\r\n" + HOST + b"Origin: http://evil.com\r\n"
-                     b"Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}", 403),
+    "foreign page": (
+        b"POST /echo HTTP/1.1\r\n" + HOST + b"Origin: http://evil.com\r\n"
+        b"Content-Type: text/plain\r\nContent-Length: 2\r\n\r\n{}",
+        403,
+    ),
 }
 
 
@@ -91,6 +91,7 @@ def test_a_405_names_the_methods(client):
 # ------------------------------------------------------------------------------------------- well-behaved
 # clients
 
+
 def test_one_connection_serves_many_requests(client, server):
     for i in range(20):
         answer = client.get(f"/hello?name={i}")
@@ -100,9 +101,16 @@ def test_one_connection_serves_many_requests(client, server):
 
 
 def test_pipelined_requests_are_answered_in_order(client):
-    client.send(b"".join(b"GET /hello?name=%d HTTP/1.1\r\n%b\r\n" % (i, HOST) for i in range(5))
-                + post(b"Content-Length: 5", body=b"hello") + b"GET /stream HTTP/1.1\r\n" + HOST + b"\r\n"
-                + b"GET /hello?name=last HTTP/1.1\r\n" + HOST + b"\r\n")
+    client.send(
+        b"".join(b"GET /hello?name=%d HTTP/1.1\r\n%b\r\n" % (i, HOST) for i in range(5))
+        + post(b"Content-Length: 5", body=b"hello")
+        + b"GET /stream HTTP/1.1\r\n"
+        + HOST
+        + b"\r\n"
+        + b"GET /hello?name=last HTTP/1.1\r\n"
+        + HOST
+        + b"\r\n"
+    )
     assert [client.read().json()["hello"] for _ in range(5)] == list("01234")
     assert client.read().json()["start"] == "hello"
     assert client.read().body.endswith(sse.DONE)
@@ -111,8 +119,7 @@ def test_pipelined_requests_are_answered_in_order(client):
 
 def test_a_chunked_body_is_read_whole_and_does_not_poison_the_next_request(client):
     body = b"5\r\nhello\r\n6;x=y\r\n world\r\n0\r\nA: b\r\n\r\n"
-    client.send(post(b"Transfer-Encoding: chunked", body=body)
-                + b"GET /hello?name=next HTTP/1.1\r\n" + HOST + b"\r\n")
+    client.send(post(b"Transfer-Encoding: chunked", body=body) + b"GET /hello?name=next HTTP/1.1\r\n" + HOST + b"\r\n")
     assert client.read().json() == {"n": 11, "start": "hello world"}
     assert client.read().json()["hello"] == "next"
 
@@ -150,10 +157,13 @@ def test_expect_100_is_answered_before_the_body(client):
     assert client.get("/hello").status == 200
 
 
-@pytest.mark.parametrize(("data", "status"), [
-    (post(b"Content-Length: 1001", b"Expect: 100-continue"), 413),
-    (b"POST /none HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n", 404),
-])
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (post(b"Content-Length: 1001", b"Expect: 100-continue"), 413),
+        (b"POST /none HTTP/1.1\r\n" + HOST + b"Content-Length: 5\r\nExpect: 100-continue\r\n\r\n", 404),
+    ],
+)
 def test_expect_100_is_refused_without_asking_for_the_body(start, data, status):
     client = Client(start(body_bytes=1000)).send(data)
     assert client.read().status == status
@@ -217,13 +227,22 @@ def test_pages_are_served_beside_the_routes(start, tmp_path):
     assert client.get("/hello").json()["hello"] == ""
     assert client.get("/", "HEAD").headers["content-length"] == "5"
     assert client.get("/", "POST", body=b"x").status == 404
-    for path in ("/../secret.txt", "/%2e%2e/secret.txt", "/..%2fsecret.txt", "/%2e%2e%5csecret.txt",
-                 "//secret.txt", "/%252e%252e/secret.txt", "/./../secret.txt", "/..%c0%afsecret.txt"):
+    for path in (
+        "/../secret.txt",
+        "/%2e%2e/secret.txt",
+        "/..%2fsecret.txt",
+        "/%2e%2e%5csecret.txt",
+        "//secret.txt",
+        "/%252e%252e/secret.txt",
+        "/./../secret.txt",
+        "/..%c0%afsecret.txt",
+    ):
         assert client.get(path).status in (400, 404)
 
 
 # --------------------------------------------------------------------------------------------------- request
 # ids
+
 
 def test_a_request_id_is_taken_if_it_is_harmless(client, site):
     answer = client.get("/hello", fields=b"X-Request-Id: req-1:a_b.c\r\n")
@@ -250,13 +269,13 @@ def test_the_access_log_has_one_record_per_answer(client, site):
 
 # --------------------------------------------------------------------------------------------- who may ask
 
+
 def test_a_key_is_asked_for_before_the_body(start):
     server = start(auth=KeyRing(["good"]))
     client = Client(server).send(post(b"Content-Length: 60000000", b"Authorization: Bearer bad"))
     answer = client.read()
     assert answer.status == 401
-    assert answer.json() == {
-        "error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}}
+    assert answer.json() == {"error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}}
     client = Client(server)
     assert client.get("/echo", "POST", b"Authorization: Bearer good\r\n", b"{}").status == 200
     assert client.get("/echo", "POST", b"X-Api-Key: good\r\n", b"{}").status == 200
@@ -271,8 +290,12 @@ def test_pages_of_allowed_origins_may_read_every_kind_of_answer(client):
         answer = client.get(path, fields=page)
         assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
         assert answer.headers["vary"] == "Origin"
-    preflight = client.get("/echo", "OPTIONS", page + b"Access-Control-Request-Method: POST\r\n"
-                           b"Access-Control-Request-Headers: authorization, x-stainless-os\r\n")
+    preflight = client.get(
+        "/echo",
+        "OPTIONS",
+        page + b"Access-Control-Request-Method: POST\r\n"
+        b"Access-Control-Request-Headers: authorization, x-stainless-os\r\n",
+    )
     assert preflight.headers["access-control-allow-headers"] == "authorization, x-stainless-os"
     assert "POST" in preflight.headers["access-control-allow-methods"]
     foreign = client.get("/hello", fields=b"Origin: http://evil.com\r\n")
@@ -289,13 +312,18 @@ def test_origins_can_be_opened(start):
 # -------------------------------------------------------------------------------------------------- errors
 # inside
 
-@pytest.mark.parametrize("data, status", [
-    (b"POST /shaped HTTP/1.1\r\n" + HOST + b"Authorization: Bearer k\r\nContent-Length: 2\r\n\r\n{}", 500),
-    (b"POST /shaped?x=1 HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\n\r\n{}", 401),
-    (b"POST /shaped HTTP/1.1\r\n" + HOST + b"Authorization: Bearer k\r\n\r\n", 411),
-    (b"POST /shaped HTTP/1.1\r\n" + HOST + b"Content-Length: 1001\r\n\r\n", 413),
-    (b"GET /shaped HTTP/1.1\r\n" + HOST + b"\r\n", 405), (b"POST /shaped HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", 400),
-])
+
+@pytest.mark.parametrize(
+    "data, status",
+    [
+        (b"POST /shaped HTTP/1.1\r\n" + HOST + b"Authorization: Bearer k\r\nContent-Length: 2\r\n\r\n{}", 500),
+        (b"POST /shaped?x=1 HTTP/1.1\r\n" + HOST + b"Content-Length: 2\r\n\r\n{}", 401),
+        (b"POST /shaped HTTP/1.1\r\n" + HOST + b"Authorization: Bearer k\r\n\r\n", 411),
+        (b"POST /shaped HTTP/1.1\r\n" + HOST + b"Content-Length: 1001\r\n\r\n", 413),
+        (b"GET /shaped HTTP/1.1\r\n" + HOST + b"\r\n", 405),
+        (b"POST /shaped HTTP/1.1\r\nContent-Length: 2\r\n\r\n{}", 400),
+    ],
+)
 def test_all_errors_of_a_path_have_the_shape_of_its_route(start, data, status):
     client = Client(start(auth=KeyRing(["k"]), body_bytes=1000))
     answer = client.send(data).read()

@@ -1,7 +1,7 @@
 """The life of connections: slow and vanishing clients, crowds, memory, stopping, addresses, TLS.
 
 No test depends on how fast the machine is: what must happen is waited for with patience, and tiny limits are
-set only where the client is meant to exceed them. """
+set only where the client is meant to exceed them."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ import pytest
 
 from server.web import httpd, listen
 from server.web.connection import ConnectionHandler
+from server.web.http1.wire import Wire
 from server.web.httpd import HttpServer
 from server.web.limits import Limits
 from server.web.listen import BindError
 from server.web.router import Router
-from server.web.wire import Wire
-from tests.api.http_edge import HOST, PATIENCE, Answer, Client, post, tls_context
-from tests.api.http_edge import client, server, site, start  # noqa: F401 (fixtures)
+from tests.api.http_edge import HOST, PATIENCE, Answer, Client, client, post, server, site, start, tls_context  # noqa: F401 (fixtures)
 from tests.support import wait_until
-
 
 # ---------------------------------------------------------------------------------------------------- slow
 # clients
+
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n"])
 def test_a_client_that_says_nothing_is_sent_away(start, sent):
@@ -52,8 +51,9 @@ def test_a_kept_connection_is_closed_when_idle(start):
     assert client.is_closed()
 
 
-@pytest.mark.parametrize("sent", [post(b"Content-Length: 5", body=b"he"),
-                                  post(b"Transfer-Encoding: chunked", body=b"5\r\nhe")])
+@pytest.mark.parametrize(
+    "sent", [post(b"Content-Length: 5", body=b"he"), post(b"Transfer-Encoding: chunked", body=b"5\r\nhe")]
+)
 def test_a_body_that_never_ends_is_a_408(start, sent):
     client = Client(start(body_s=0.05)).send(sent)
     answer = client.read()
@@ -76,6 +76,7 @@ def test_a_large_answer_arrives(client):
 
 # --------------------------------------------------------------------------------------------- vanishing
 # clients
+
 
 @pytest.mark.parametrize("leave", [Client.close, Client.reset], ids=["close", "reset"])
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -106,10 +107,17 @@ def test_a_stream_to_a_client_that_left_is_closed(server, site, caplog):
     assert caplog.text == "", "a broken pipe is no news"
 
 
-@pytest.mark.parametrize("sent", [b"", b"GET", b"GET /hello HTTP/1.1\r\n",
-                                  post(b"Content-Length: 5", body=b"he"),
-                                  post(b"Transfer-Encoding: chunked", body=b"5\r\nhe"),
-                                  b"GET /hello HTTP/1.1\r\n" + HOST + b"\r\n"])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET",
+        b"GET /hello HTTP/1.1\r\n",
+        post(b"Content-Length: 5", body=b"he"),
+        post(b"Transfer-Encoding: chunked", body=b"5\r\nhe"),
+        b"GET /hello HTTP/1.1\r\n" + HOST + b"\r\n",
+    ],
+)
 @pytest.mark.parametrize("leave", [Client.close, Client.reset], ids=["close", "reset"])
 def test_a_client_may_vanish_at_any_point_without_a_trace(server, caplog, sent, leave):
     for _ in range(5):
@@ -120,6 +128,7 @@ def test_a_client_may_vanish_at_any_point_without_a_trace(server, caplog, sent, 
 
 
 # --------------------------------------------------------------------------------------- threads and memory
+
 
 def http_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("http-")]
@@ -199,6 +208,7 @@ def test_a_bug_in_the_edge_itself_costs_one_connection(server, monkeypatch, capl
 # --------------------------------------------------------------------------------------------------------
 # stopping
 
+
 def test_stop_ends_idle_connections_at_once_and_lets_requests_finish(server, site):
     idle, fresh, busy = Client(server), Client(server), Client(server)
     assert idle.get("/hello").status == 200
@@ -250,6 +260,7 @@ def test_stop_may_come_twice_or_before_start(site):
 # -------------------------------------------------------------------------------------------------------
 # addresses
 
+
 def test_clients_may_connect_before_the_server_answers(site):
     server = HttpServer("localhost", 0, Router(site.routes()))
     client = Client(server).send(b"GET /hello HTTP/1.1\r\n" + HOST + b"\r\n")
@@ -265,8 +276,7 @@ def test_a_taken_port_is_one_line_of_advice(server):
     assert str(server.port) in str(caught.value) and "--port" in str(caught.value)
 
 
-@pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("127.0.0.1", 70_000), ("a" * 300, 0),
-                                            ("a..b", 0)])
+@pytest.mark.parametrize(("host", "port"), [("192.0.2.1", 0), ("127.0.0.1", 70_000), ("a" * 300, 0), ("a..b", 0)])
 def test_an_impossible_address_is_one_line(host, port):
     with pytest.raises(BindError) as caught:
         HttpServer(host, port, Router([]))
@@ -331,6 +341,7 @@ def test_a_stale_unix_socket_is_replaced_and_a_file_is_not(tmp_path, monkeypatch
 # ------------------------------------------------------------------------------------------------------------
 # - TLS
 
+
 def test_tls_is_spoken(start, site):
     server = start(tls=tls_context())
     assert server.url.startswith("https://")
@@ -363,16 +374,22 @@ def test_stop_ends_idle_tls_connections(start):
 
 # --------------------------------------------------------------------------------------- several addresses
 
+
 @pytest.mark.skipif(os.name == "nt", reason="not on Windows: no UNIX sockets")
 def test_all_addresses_are_served_by_one_server(site, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)         # such paths must be short
-    server = HttpServer(["127.0.0.1", "127.0.0.2", "llm.sock"], 0, Router(site.routes()), limits=Limits(n_connections=2))
+    monkeypatch.chdir(tmp_path)  # such paths must be short
+    server = HttpServer(
+        ["127.0.0.1", "127.0.0.2", "llm.sock"], 0, Router(site.routes()), limits=Limits(n_connections=2)
+    )
     server.start()
     assert server.urls == [f"http://127.0.0.1:{server.port}", f"http://127.0.0.2:{server.port}", "unix:llm.sock"]
     assert server.url == server.urls[0] and server.is_local
     clients = []
-    for family, address in ((socket.AF_INET, ("127.0.0.1", server.port)), (socket.AF_INET, ("127.0.0.2", server.port)),
-                            (socket.AF_UNIX, "llm.sock")):
+    for family, address in (
+        (socket.AF_INET, ("127.0.0.1", server.port)),
+        (socket.AF_INET, ("127.0.0.2", server.port)),
+        (socket.AF_UNIX, "llm.sock"),
+    ):
         sock = socket.socket(family)
         sock.settimeout(PATIENCE)
         sock.connect(address)
@@ -398,6 +415,8 @@ def test_if_one_address_can_t_be_had_none_is_kept(site, tmp_path, monkeypatch):
         socket.create_server(("127.0.0.2", other.getsockname()[1])).close()
 
 
-@pytest.mark.parametrize(("hosts", "is_local"), [(["127.0.0.1", "::1"], True), (["127.0.0.1", "0.0.0.0"], False), (["x.sock"], True)])
+@pytest.mark.parametrize(
+    ("hosts", "is_local"), [(["127.0.0.1", "::1"], True), (["127.0.0.1", "0.0.0.0"], False), (["x.sock"], True)]
+)
 def test_a_server_is_local_if_all_its_addresses_are(hosts, is_local):
     assert all(map(listen.is_local, hosts)) is is_local

@@ -18,7 +18,8 @@ def said(tokens: list[int], n: int = 6) -> str:
 def fim_api(make_api):
     """`fim_api(*argv, **more fim tokens)` makes a server whose model can fill in the middle."""
     return lambda *argv, n_ctx=1024, **fim: make_api(
-        FakeBackend(n_ctx=n_ctx), argv, vocab=FakeVocab({**FIM, **fim})).start()
+        FakeBackend(n_ctx=n_ctx), argv, vocab=FakeVocab({**FIM, **fim})
+    ).start()
 
 
 def infill(api, **body) -> dict:
@@ -74,9 +75,26 @@ def test_other_files_come_first_as_snippets(fim_api):
 
 def test_other_files_come_with_their_names_where_the_model_knows_repositories(fim_api):
     result = infill(fim_api(rep=REP, sep=SEP), input_prefix="ab", input_suffix="cd", input_extra=EXTRA)
-    assert result["content"] == said([
-        BOS, REP, *b"myproject\n", SEP, *b"a.py\n", *b"one", SEP, *b"tmp\n", *b"two", SEP, *b"filename\n",
-        PRE, *b"ab", SUF, *b"cd", MID])
+    assert result["content"] == said(
+        [
+            BOS,
+            REP,
+            *b"myproject\n",
+            SEP,
+            *b"a.py\n",
+            *b"one",
+            SEP,
+            *b"tmp\n",
+            *b"two",
+            SEP,
+            *b"filename\n",
+            PRE,
+            *b"ab",
+            SUF,
+            *b"cd",
+            MID,
+        ]
+    )
 
 
 def test_long_code_is_cut_far_from_the_gap(fim_api):
@@ -97,13 +115,19 @@ def test_a_model_that_cannot_fill_in_the_middle_says_so(make_api, missing):
     assert missing in answer.error["message"]
 
 
-@pytest.mark.parametrize(("body", "word"), [
-    ({"input_prefix": 5}, "input_prefix"), ({"input_suffix": ["x"]}, "input_suffix"), ({"prompt": 5}, "prompt"),
-    ({"input_extra": 5}, "input_extra"), ({"input_extra": [5]}, "input_extra"),
-    ({"input_extra": [{"filename": "x"}]}, "input_extra"),
-    ({"input_extra": [{"text": "x", "filename": 5}]}, "filename"),
-    ({"input_prefix": "a", "top_k": "x"}, "top_k"),
-])
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"input_prefix": 5}, "input_prefix"),
+        ({"input_suffix": ["x"]}, "input_suffix"),
+        ({"prompt": 5}, "prompt"),
+        ({"input_extra": 5}, "input_extra"),
+        ({"input_extra": [5]}, "input_extra"),
+        ({"input_extra": [{"filename": "x"}]}, "input_extra"),
+        ({"input_extra": [{"text": "x", "filename": 5}]}, "filename"),
+        ({"input_prefix": "a", "top_k": "x"}, "top_k"),
+    ],
+)
 def test_what_is_wrong_is_refused_by_name(fim_api, body, word):
     answer = fim_api().post("/infill", body)
     assert answer.status == 400 and word in answer.error["message"]

@@ -47,9 +47,22 @@ def test_a_request_may_have_adapters_of_its_own(api):
     assert settings["lora"] == [{"id": 1, "scale": 2.0}]
 
 
-@pytest.mark.parametrize("value", [{}, 5, [5], [{}], [{"id": 2, "scale": 1}], [{"id": -1, "scale": 1}],
-                                   [{"id": "0", "scale": 1}], [{"id": True, "scale": 1}], [{"id": 0, "scale": "x"}],
-                                   [{"id": 0, "scale": True}]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        5,
+        [5],
+        [{}],
+        [{"id": 2, "scale": 1}],
+        [{"id": -1, "scale": 1}],
+        [{"id": "0", "scale": 1}],
+        [{"id": True, "scale": 1}],
+        [{"id": 0, "scale": "x"}],
+        [{"id": 0, "scale": True}],
+    ],
+    ids=repr,
+)
 def test_what_names_no_adapter_is_refused(api, value):
     assert "lora" in api.post("/lora-adapters", value).error["message"]
     if value != {}:

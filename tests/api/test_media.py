@@ -34,8 +34,9 @@ def right(prompt: list[int | bytes], n: int = 8) -> str:
 
 
 def chat(api: Api, content: object, n: int = 8, **fields):
-    return api.post("/v1/chat/completions", {"messages": [{"role": "user", "content": content}], "max_tokens": n,
-                                             **fields})
+    return api.post(
+        "/v1/chat/completions", {"messages": [{"role": "user", "content": content}], "max_tokens": n, **fields}
+    )
 
 
 def image_part(data: bytes) -> dict:
@@ -47,10 +48,12 @@ CHATML_END = b"<|im_end|>\n<|im_start|>assistant\n"
 
 # ---- ways to send a file ---------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("Q29")
 def test_images_of_2024_go_where_the_prompt_names_them(eyes: Api):
-    result = eyes.complete("USER:[img-12] and [img-7]?", image_data=[
-        {"data": b64(DOG), "id": 7}, {"data": b64(CAT), "id": 12}])
+    result = eyes.complete(
+        "USER:[img-12] and [img-7]?", image_data=[{"data": b64(DOG), "id": 7}, {"data": b64(CAT), "id": 12}]
+    )
     assert result["content"] == right([b"USER:", CAT, b" and ", DOG, b"?"])
     assert result["prompt"] == "USER:[img-12] and [img-7]?"
 
@@ -75,11 +78,17 @@ def test_a_prompt_without_files_may_hold_the_markers_as_text(eyes: Api):
         assert eyes.complete(prompt)["content"] == right([text.encode()])
 
 
-@pytest.mark.parametrize("part", [
-    {"type": "image_url", "image_url": {"url": data_url(CAT)}}, {"type": "image_url", "image_url": data_url(CAT)},
-    {"type": "input_image", "image_url": data_url(CAT)}, {"type": "image_url", "image_url": {
-        "url": data_url(CAT), "detail": "low"}}, {"type": "image_url", "image_url": {"url": data_url(CAT, "x/y")}},
-], ids=["object", "string", "input_image", "detail", "other type"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": data_url(CAT)}},
+        {"type": "image_url", "image_url": data_url(CAT)},
+        {"type": "input_image", "image_url": data_url(CAT)},
+        {"type": "image_url", "image_url": {"url": data_url(CAT), "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": data_url(CAT, "x/y")}},
+    ],
+    ids=["object", "string", "input_image", "detail", "other type"],
+)
 def test_an_image_in_a_chat_stands_where_its_part_stands(eyes: Api, part: dict):
     answer = chat(eyes, [{"type": "text", "text": "what is "}, part, {"type": "text", "text": "?"}])
     assert answer.status == 200, answer
@@ -88,14 +97,29 @@ def test_an_image_in_a_chat_stands_where_its_part_stands(eyes: Api, part: dict):
 
 
 def test_several_files_in_several_messages_keep_the_templates_order(eyes: Api):
-    messages = [{"role": "user", "content": [image_part(CAT), image_part(DOG), {"type": "text", "text": "?"}]},
-                {"role": "assistant", "content": "two"},
-                {"role": "user", "content": [{"type": "text", "text": "and "}, {
-                    "type": "input_audio", "input_audio": {"data": b64(wav(0.1)), "format": "wav"}}]}]
+    messages = [
+        {"role": "user", "content": [image_part(CAT), image_part(DOG), {"type": "text", "text": "?"}]},
+        {"role": "assistant", "content": "two"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "and "},
+                {"type": "input_audio", "input_audio": {"data": b64(wav(0.1)), "format": "wav"}},
+            ],
+        },
+    ]
     answer = eyes.post("/v1/chat/completions", {"messages": messages, "max_tokens": 8})
     said = answer.json()["choices"][0]["message"]["content"]
-    assert said == right([b"<|im_start|>user\n", CAT, DOG, b"?<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n"
-                          b"<|im_start|>user\nand ", wav(0.1), CHATML_END])
+    assert said == right(
+        [
+            b"<|im_start|>user\n",
+            CAT,
+            DOG,
+            b"?<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n<|im_start|>user\nand ",
+            wav(0.1),
+            CHATML_END,
+        ]
+    )
     shown = eyes.post("/apply-template", {"messages": messages}).json()["prompt"]
     assert shown.startswith("<|im_start|>user\n<__media__><__media__>?<|im_end|>") and shown.count("<__media__>") == 3
 
@@ -106,7 +130,8 @@ def test_a_marker_that_somebody_types_is_text(eyes: Api):
         answer = chat(eyes, content)
         files = [CAT] if isinstance(content, list) else []
         assert answer.json()["choices"][0]["message"]["content"] == right(
-            [b"<|im_start|>user\n" + text.encode(), *files, CHATML_END])
+            [b"<|im_start|>user\n" + text.encode(), *files, CHATML_END]
+        )
 
 
 def test_images_can_be_streamed_about(eyes: Api):
@@ -125,25 +150,42 @@ def test_files_can_come_from_the_folder_of_media_path(make_api: Callable[..., Ap
     for url in ("file://sub/a cat.png", "file:///sub/a cat.png", "file://sub/../sub/a cat.png"):
         answer = chat(api, [{"type": "image_url", "image_url": {"url": url}}])
         assert answer.json()["choices"][0]["message"]["content"] == right([b"<|im_start|>user\n", CAT, CHATML_END])
-    for name in ("../secret.png", "link.png", "sub", "", "nothing.png", "a\0b", "x" * 5000, str(tmp_path / "secret.png")):
+    for name in (
+        "../secret.png",
+        "link.png",
+        "sub",
+        "",
+        "nothing.png",
+        "a\0b",
+        "x" * 5000,
+        str(tmp_path / "secret.png"),
+    ):
         answer = chat(api, [{"type": "image_url", "image_url": {"url": "file://" + name}}])
         assert answer.status == 400 and "there is no file" in answer.error["message"], name
 
 
 # ---- what can be wrong -----------------------------------------------------------------------------------------------
 
+
 def bomb() -> bytes:
     return png_of(10_000, 10_001, b"")
 
 
 BAD_FILES = {
-    "truncated": (CAT[:-20], "truncated"), "only a head": (CAT[:10], "header is not complete"),
-    "text": (b"hello, I am a text file of some length", "neither an image"), "html": (b"<html>", "neither an image"),
-    "100 megapixels": (bomb(), "10000 x 10001 pixels"), "no pixels": (png_of(0, 5, b""), "0 x 5"),
-    "webp": (b"RIFF\x10\0\0\0WEBPVP8 ", "WebP"), "a sound": (wav(0.1), "is a sound where an image should be"),
-    "no end": (CAT[:-12], "truncated"), "broken data": (png_of(8, 8, b"not zlib"), "broken"),
-    "one byte": (b"\xff", "neither"), "jpeg without size": (b"\xff\xd8\xff\xe0\0\x10JFIF", "header is not complete"),
-    "bmp head": (b"BM" + bytes(10), "header is not complete"), "gif head": (b"GIF89a", "header is not complete"),
+    "truncated": (CAT[:-20], "truncated"),
+    "only a head": (CAT[:10], "header is not complete"),
+    "text": (b"hello, I am a text file of some length", "neither an image"),
+    "html": (b"<html>", "neither an image"),
+    "100 megapixels": (bomb(), "10000 x 10001 pixels"),
+    "no pixels": (png_of(0, 5, b""), "0 x 5"),
+    "webp": (b"RIFF\x10\0\0\0WEBPVP8 ", "WebP"),
+    "a sound": (wav(0.1), "is a sound where an image should be"),
+    "no end": (CAT[:-12], "truncated"),
+    "broken data": (png_of(8, 8, b"not zlib"), "broken"),
+    "one byte": (b"\xff", "neither"),
+    "jpeg without size": (b"\xff\xd8\xff\xe0\0\x10JFIF", "header is not complete"),
+    "bmp head": (b"BM" + bytes(10), "header is not complete"),
+    "gif head": (b"GIF89a", "header is not complete"),
 }
 
 
@@ -159,36 +201,49 @@ def test_a_bad_file_is_refused_with_its_place_and_nothing_is_lost(eyes: Api, nam
         assert error["message"].startswith("image_data[0]") and words in error["message"]
 
 
-@pytest.mark.parametrize("part, words", [
-    ({"type": "image_url"}, "not a string"), ({"type": "image_url", "image_url": {"url": 5}}, "not a string"),
-    ({"type": "image_url", "image_url": {"url": "data:image/png;base64,@@@"}}, "not base64"),
-    ({"type": "image_url", "image_url": {"url": "data:image/png,abc"}}, "has to be base64"),
-    ({"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}, "is empty"),
-    ({"type": "image_url", "image_url": {"url": "ftp://x/y.png"}}, "neither a data:"),
-    ({"type": "image_url", "image_url": {"url": "cat.png"}}, "neither a data:"),
-    ({"type": "image_url", "image_url": {"url": "file://cat.png"}}, "--media-path"),
-    ({"type": "image_url", "image_url": {"url": "http://example.com/cat.png"}}, "--media-urls"),
-    ({"type": "input_audio"}, "not a string"), ({"type": "input_audio", "input_audio": {"data": "?"}}, "not base64"),
-    ({"type": "input_audio", "input_audio": {"data": b64(CAT), "format": "wav"}}, "is an image where a sound should be"),
-], ids=str)
+@pytest.mark.parametrize(
+    "part, words",
+    [
+        ({"type": "image_url"}, "not a string"),
+        ({"type": "image_url", "image_url": {"url": 5}}, "not a string"),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,@@@"}}, "not base64"),
+        ({"type": "image_url", "image_url": {"url": "data:image/png,abc"}}, "has to be base64"),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}, "is empty"),
+        ({"type": "image_url", "image_url": {"url": "ftp://x/y.png"}}, "neither a data:"),
+        ({"type": "image_url", "image_url": {"url": "cat.png"}}, "neither a data:"),
+        ({"type": "image_url", "image_url": {"url": "file://cat.png"}}, "--media-path"),
+        ({"type": "image_url", "image_url": {"url": "http://example.com/cat.png"}}, "--media-urls"),
+        ({"type": "input_audio"}, "not a string"),
+        ({"type": "input_audio", "input_audio": {"data": "?"}}, "not base64"),
+        (
+            {"type": "input_audio", "input_audio": {"data": b64(CAT), "format": "wav"}},
+            "is an image where a sound should be",
+        ),
+    ],
+    ids=str,
+)
 def test_a_bad_part_is_refused_with_its_place(eyes: Api, part: dict, words: str):
     answer = chat(eyes, [part])
     assert answer.status == 400
     assert answer.error["message"].startswith("messages[0].content[0]") and words in answer.error["message"]
 
 
-@pytest.mark.parametrize("body, words", [
-    ({"prompt": "x", "image_data": [{"data": b64(CAT), "id": 1}]}, "the prompt has no [img-1]"),
-    ({"prompt": "[img-2]", "image_data": [{"data": b64(CAT), "id": 1}]}, "no image with the id 2"),
-    ({"prompt": "[img-1]", "image_data": [{"data": b64(CAT), "id": 1}] * 2}, "given twice"),
-    ({"prompt": "[img-1]", "image_data": [{"data": b64(CAT)}]}, "image_data[0] is not an object"),
-    ({"prompt": "[img-1]", "image_data": {"data": b64(CAT), "id": 1}}, "give a list"),
-    ({"prompt": ["[img-1]", "y"], "image_data": [{"data": b64(CAT), "id": 1}]}, "one string"),
-    ({"prompt": {"prompt_string": "x", "multimodal_data": [b64(CAT)]}}, "0 markers <__media__>, multimodal_data 1"),
-    ({"prompt": {"prompt_string": "<__media__>" * 2, "multimodal_data": [b64(CAT)]}}, "2 markers"),
-    ({"prompt": {"prompt_string": "<__media__>", "multimodal_data": "x"}}, "not a list"),
-    ({"prompt": ["a", {"prompt_string": "<__media__>", "multimodal_data": ["@"]}]}, "prompt[1].multimodal_data[0]"),
-], ids=str)
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ({"prompt": "x", "image_data": [{"data": b64(CAT), "id": 1}]}, "the prompt has no [img-1]"),
+        ({"prompt": "[img-2]", "image_data": [{"data": b64(CAT), "id": 1}]}, "no image with the id 2"),
+        ({"prompt": "[img-1]", "image_data": [{"data": b64(CAT), "id": 1}] * 2}, "given twice"),
+        ({"prompt": "[img-1]", "image_data": [{"data": b64(CAT)}]}, "image_data[0] is not an object"),
+        ({"prompt": "[img-1]", "image_data": {"data": b64(CAT), "id": 1}}, "give a list"),
+        ({"prompt": ["[img-1]", "y"], "image_data": [{"data": b64(CAT), "id": 1}]}, "one string"),
+        ({"prompt": {"prompt_string": "x", "multimodal_data": [b64(CAT)]}}, "0 markers <__media__>, multimodal_data 1"),
+        ({"prompt": {"prompt_string": "<__media__>" * 2, "multimodal_data": [b64(CAT)]}}, "2 markers"),
+        ({"prompt": {"prompt_string": "<__media__>", "multimodal_data": "x"}}, "not a list"),
+        ({"prompt": ["a", {"prompt_string": "<__media__>", "multimodal_data": ["@"]}]}, "prompt[1].multimodal_data[0]"),
+    ],
+    ids=str,
+)
 def test_files_and_markers_that_do_not_match_are_refused(eyes: Api, body: dict, words: str):
     assert words in eyes.refuse(**body)["message"]
 
@@ -197,7 +252,8 @@ def test_a_file_that_only_its_decoder_can_refuse_is_told_with_its_place(eyes: Ap
     good, prepare = eyes.complete("x"), eyes.backend.media.prepare
 
     def fussy(media):
-        return FakeMedia.prepare(eyes.backend.media, media)     # takes only FAKE files
+        return FakeMedia.prepare(eyes.backend.media, media)  # takes only FAKE files
+
     eyes.client._transport._scheduler._state.media._prepare = fussy
     try:
         answer = chat(eyes, [image_part(CAT)])
@@ -269,17 +325,33 @@ def test_a_second_question_about_an_image_is_answered_from_the_cache(eyes: Api):
 
 # ---- files of all kinds ----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("data, kind", [(CAT, "image"), (bmp(), "image"), (gif(), "image"), (wav(0.1), "audio"),
-                                        (b"ID3" + bytes(20), "audio"), (b"\xff\xfb\x90\x00", "audio"),
-                                        (b"fLaC" + bytes(20), "audio"), (b"\xff\xd8\xff\xe0", "image")])
+
+@pytest.mark.parametrize(
+    "data, kind",
+    [
+        (CAT, "image"),
+        (bmp(), "image"),
+        (gif(), "image"),
+        (wav(0.1), "audio"),
+        (b"ID3" + bytes(20), "audio"),
+        (b"\xff\xfb\x90\x00", "audio"),
+        (b"fLaC" + bytes(20), "audio"),
+        (b"\xff\xd8\xff\xe0", "image"),
+    ],
+)
 def test_kinds_of_files_are_told_by_their_first_bytes(data: bytes, kind: str):
     assert kind_of(data) == kind
 
 
 def test_sizes_are_read_from_every_kind_of_header():
     jpeg = b"\xff\xd8\xff\xe0\0\x04ab\xff\xff\xc2\0\x11\x08\0\x05\0\x07"
-    for data, size in ((png(3, 4), "3 x 4"), (bmp(5, 6), "5 x 6"), (gif(), "1 x 1"), (jpeg, "7 x 5"),
-                       (b"BM" + bytes(12) + b"\x0c\0\0\0\x09\0\x08\0", "9 x 8")):
+    for data, size in (
+        (png(3, 4), "3 x 4"),
+        (bmp(5, 6), "5 x 6"),
+        (gif(), "1 x 1"),
+        (jpeg, "7 x 5"),
+        (b"BM" + bytes(12) + b"\x0c\0\0\0\x09\0\x08\0", "9 x 8"),
+    ):
         with pytest.raises(BadFile, match=size):
             check_image(data, 0)
         if data is not jpeg:
@@ -288,6 +360,7 @@ def test_sizes_are_read_from_every_kind_of_header():
 
 def test_a_png_that_inflates_to_far_more_than_its_size_is_refused():
     import zlib
+
     squeezed = zlib.compress(bytes(1 << 26), 9)
     assert len(squeezed) < 1 << 17
     with pytest.raises(BadFile, match="far more data"):
@@ -298,7 +371,7 @@ def test_no_bytes_at_all_bring_the_checks_down():
     rng = random.Random(1)
     seeds = [CAT, bmp(), gif(), wav(0.01), b"\xff\xd8\xff\xe0\0\x04ab\xff\xc0\0\x11\x08\0\x05\0\x07" + bytes(50)]
     for _ in range(3000):
-        data = bytearray(rng.choice(seeds)[:rng.choice((5, 20, 60, 10_000))])
+        data = bytearray(rng.choice(seeds)[: rng.choice((5, 20, 60, 10_000))])
         for _ in range(rng.randrange(8)):
             if data:
                 data[rng.randrange(min(len(data), 64))] = rng.randrange(256)
@@ -314,14 +387,20 @@ def test_random_requests_with_media_are_answered_or_refused(eyes: Api):
     values = (None, 5, "", "x", [], {}, b64(CAT), data_url(CAT), data_url(b"no"), {"url": data_url(DOG)}, [1], True)
     for _ in range(150):
         pick = rng.choice
-        part = {"type": pick(("image_url", "input_audio", "input_image", "image", "text")), pick((
-            "image_url", "input_audio", "text", "data")): pick(values)}
+        part = {
+            "type": pick(("image_url", "input_audio", "input_image", "image", "text")),
+            pick(("image_url", "input_audio", "text", "data")): pick(values),
+        }
         answer = chat(eyes, [part, pick(({"type": "text", "text": "x"}, part))], 1)
         assert answer.status in (200, 400), answer
-        answer = eyes.post("/completion", {"prompt": pick(("[img-1]", "x", {"prompt_string": "<__media__>",
-                                                                            "multimodal_data": pick(values)})),
-                                           "image_data": pick((None, [], [{"data": pick(values), "id": 1}])),
-                                           "n_predict": 1})
+        answer = eyes.post(
+            "/completion",
+            {
+                "prompt": pick(("[img-1]", "x", {"prompt_string": "<__media__>", "multimodal_data": pick(values)})),
+                "image_data": pick((None, [], [{"data": pick(values), "id": 1}])),
+                "n_predict": 1,
+            },
+        )
         assert answer.status in (200, 400), answer
     eyes.settle()
     assert eyes.is_idle()

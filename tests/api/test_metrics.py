@@ -61,10 +61,17 @@ def test_histograms_are_cumulative_and_end_in_infinity(make_api):
     for _ in range(3):
         api.complete("some words", 4)
     samples = scrape(api)
-    for name, n in (("queue_wait_seconds", 3), ("time_to_first_token_seconds", 3), ("time_between_tokens_seconds", 9),
-                    ("step_seconds", 12)):
-        buckets = [(float(key.split(" ")[1]), value) for key, value in samples.items()
-                   if key.startswith(f"llamacpp:{name}_bucket ")]
+    for name, n in (
+        ("queue_wait_seconds", 3),
+        ("time_to_first_token_seconds", 3),
+        ("time_between_tokens_seconds", 9),
+        ("step_seconds", 12),
+    ):
+        buckets = [
+            (float(key.split(" ")[1]), value)
+            for key, value in samples.items()
+            if key.startswith(f"llamacpp:{name}_bucket ")
+        ]
         assert [bound for bound, _ in buckets] == sorted(bound for bound, _ in buckets)
         counts = [count for _, count in buckets]
         assert counts == sorted(counts) and buckets[-1] == (float("inf"), n)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.engine.task import HISTOGRAM_BOUNDS
+from server.engine.seam.task import HISTOGRAM_BOUNDS
 from tests.api.conftest import Api
 from tests.fakes import FakeBackend
 
 # as in both documents: name, type
 DOCUMENTED = {
-    "prompt_tokens_total": "counter", "tokens_predicted_total": "counter", "prompt_tokens_seconds": "gauge",
-    "predicted_tokens_seconds": "gauge", "kv_cache_usage_ratio": "gauge", "kv_cache_tokens": "gauge",
-    "requests_processing": "gauge", "requests_deferred": "gauge"}
+    "prompt_tokens_total": "counter",
+    "tokens_predicted_total": "counter",
+    "prompt_tokens_seconds": "gauge",
+    "predicted_tokens_seconds": "gauge",
+    "kv_cache_usage_ratio": "gauge",
+    "kv_cache_tokens": "gauge",
+    "requests_processing": "gauge",
+    "requests_deferred": "gauge",
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +41,8 @@ def families():
 @pytest.mark.covers("E11", "C37", "M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8")
 def test_the_documented_metrics_are_read_under_their_names(families):
     for name, kind in DOCUMENTED.items():
-        family = families["llamacpp:" + name.removesuffix("_total")]    # the reader's way to name counters
-        sample, = family.samples
+        family = families["llamacpp:" + name.removesuffix("_total")]  # the reader's way to name counters
+        (sample,) = family.samples
         assert (family.type, sample.name, sample.labels) == (kind, "llamacpp:" + name, {})
         assert family.documentation and sample.value >= 0
 

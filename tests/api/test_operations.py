@@ -11,11 +11,11 @@ from unittest.mock import patch
 
 import pytest
 
-from server import housekeeping
 from server.app import make_transport
-from server.engine.config import EngineConfig, step_limit_s
-from server.housekeeping import Housekeeping
-from server.options import parse
+from server.engine.seam.config import EngineConfig, step_limit_s
+from server.options.parser import parse
+from server.service import housekeeping
+from server.service.housekeeping import Housekeeping
 from tests.api.conftest import PATIENCE, Api
 from tests.api.test_access import PEM, ask, over_tls
 from tests.fakes import FakeBackend
@@ -33,6 +33,7 @@ def keeper(api: Api, **environ: str) -> Housekeeping:
 
 
 # ---- health ------------------------------------------------------------------------------------------------------
+
 
 def test_alive_and_ready_are_different_questions(make_api):
     api = make_api(open_backend=lambda config, on_progress: pytest.fail("never loaded"))
@@ -68,7 +69,9 @@ def test_strict_health_asks_for_progress(make_api):
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_the_limit_of_strict_health_is_that_of_a_hang(kind):
-    transport = make_transport(parse(["-m", "fake.gguf", "--engine", kind, "--engine-timeout", "7"], {}), EngineConfig("", ""), None)
+    transport = make_transport(
+        parse(["-m", "fake.gguf", "--engine", kind, "--engine-timeout", "7"], {}), EngineConfig("", ""), None
+    )
     assert transport.step_limit_s == 7.0
     assert [step_limit_s(7.0, n_rows) for n_rows in (1, 255, 256, 2048)] == [7.0, 7.0, 14.0, 63.0]
 
@@ -94,13 +97,14 @@ def test_an_engine_that_idled_for_long_gets_time_for_its_next_task(make_api):
     client = api.begin({"prompt": "x", "n_predict": 3})
     wait_until(lambda: api.n_requests == 1, "the request", PATIENCE)
     assert not api.client.is_stuck
-    api.wait_for_decode()           # from here on nothing is heard of it
+    api.wait_for_decode()  # from here on nothing is heard of it
     api.client._t_sign -= 3600
     assert api.client.is_stuck
     client.close()
 
 
 # ---- reloading ---------------------------------------------------------------------------------------------------
+
 
 def test_a_new_certificate_counts_after_a_reload_and_a_bad_one_does_not(make_api, tmp_path, caplog):
     pem = tmp_path / "tls.pem"
@@ -143,9 +147,12 @@ def test_a_hangup_reloads_unless_the_terminal_has_gone(make_api, monkeypatch, ha
     api = make_api().start()
     house = Housekeeping(api.options, api.server, api.keys, api.client, lambda: calls.append("stop"), {})
     handlers = {}
-    with patch.object(signal, "signal", lambda number, handler: handlers.update({number: handler})), \
-            patch("faulthandler.register"), patch.object(signal, "getsignal", lambda number: signal.SIG_DFL), \
-            patch.object(house, "reload", lambda: calls.append("reload")):
+    with (
+        patch.object(signal, "signal", lambda number, handler: handlers.update({number: handler})),
+        patch("faulthandler.register"),
+        patch.object(signal, "getsignal", lambda number: signal.SIG_DFL),
+        patch.object(house, "reload", lambda: calls.append("reload")),
+    ):
         house.start()
         handlers[signal.SIGHUP]()
         assert calls == [], "a handler only takes note"
@@ -155,6 +162,7 @@ def test_a_hangup_reloads_unless_the_terminal_has_gone(make_api, monkeypatch, ha
 
 
 # ---- what is told ------------------------------------------------------------------------------------------------
+
 
 def test_the_state_file_follows_the_server(make_api, tmp_path):
     api = make_api(None, ("--state-file", str(tmp_path / "s"), "--pid-file", str(tmp_path / "p"))).start()
@@ -166,7 +174,8 @@ def test_the_state_file_follows_the_server(make_api, tmp_path):
         states.append(json.loads((tmp_path / "s").read_text()))
     assert [state["state"] for state in states] == ["loading", "ready", "stopping"]
     assert {(state["url"], state["pid"], state["model"]) for state in states} == {
-        (api.server.url, os.getpid(), "fake.gguf")}
+        (api.server.url, os.getpid(), "fake.gguf")
+    }
     house.close()
     assert os.listdir(tmp_path) == []
 
@@ -183,6 +192,7 @@ def test_systemd_hears_of_loading_readiness_life_reload_and_the_end(make_api, tm
 
         def heard(n: int) -> list[str]:
             return [manager.recv(4096).decode() for _ in range(n)]
+
         house.loading(0.25)
         assert heard(2) == ["STATUS=loading the model, 25%\nEXTEND_TIMEOUT_USEC=60000000", "WATCHDOG=1"]
         house.report("ready")
@@ -190,12 +200,15 @@ def test_systemd_hears_of_loading_readiness_life_reload_and_the_end(make_api, tm
         with patch.object(type(api.client), "is_stuck", True):
             house.tick()
         house.reload()
-        assert [message.split("\n")[0] for message in heard(2)] == ["RELOADING=1", "READY=1"], "a stuck engine is no life"
+        assert [message.split("\n")[0] for message in heard(2)] == ["RELOADING=1", "READY=1"], (
+            "a stuck engine is no life"
+        )
         house.report("stopping")
         assert heard(1) == ["STOPPING=1\nSTATUS=stopping"]
 
 
 # ---- stacks ------------------------------------------------------------------------------------------------------
+
 
 def test_stacks_are_shown_to_who_asked_for_them_at_start(make_api):
     api = make_api(None, ("--debug-stacks",)).start()

@@ -21,8 +21,9 @@ def stream_of(api: Api, path: str, **fields: object) -> bytes:
     api.backend.hold()
     data = json.dumps({**(CHAT if "chat" in path else TEXT), "stream": True, **fields}).encode()
     with api.connect() as sock:
-        sock.sendall(b"POST %s HTTP/1.0\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data))
-                     + data)
+        sock.sendall(
+            b"POST %s HTTP/1.0\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path.encode(), len(data)) + data
+        )
         seen = b""
         while part := sock.recv(65536):
             seen += part
@@ -31,23 +32,31 @@ def stream_of(api: Api, path: str, **fields: object) -> bytes:
     return seen.partition(b"\r\n\r\n")[2]
 
 
-@pytest.mark.parametrize(("path", "argv", "fields"), [
-    ("/v1/chat/completions", ("--sse-ping-interval", "1"), {}),
-    ("/v1/chat/completions", (), {"sse_ping_interval": 1}),
-    ("/completion", (), {"sse_ping_interval": 1}),
-])
+@pytest.mark.parametrize(
+    ("path", "argv", "fields"),
+    [
+        ("/v1/chat/completions", ("--sse-ping-interval", "1"), {}),
+        ("/v1/chat/completions", (), {"sse_ping_interval": 1}),
+        ("/completion", (), {"sse_ping_interval": 1}),
+    ],
+)
 def test_a_silent_stream_carries_comments(make_api, path, argv, fields):
     api = make_api(FakeBackend(), argv).start()
     body = stream_of(api, path, **fields)
     assert body.startswith(PING) and body.replace(PING, b"").startswith(b"data: {")
 
 
-@pytest.mark.parametrize(("kind", "argv", "fields", "seconds"), [
-    (ChatCompletion, (), {}, 30), (Completion, (), {}, None),
-    (ChatCompletion, ("--sse-ping-interval", "-1"), {}, None),
-    (Completion, ("--sse-ping-interval", "5"), {"sse_ping_interval": -1}, None),
-    (Completion, ("--sse-ping-interval", "5"), {}, 5), (Completion, (), {"sse_ping_interval": 0}, None),
-])
+@pytest.mark.parametrize(
+    ("kind", "argv", "fields", "seconds"),
+    [
+        (ChatCompletion, (), {}, 30),
+        (Completion, (), {}, None),
+        (ChatCompletion, ("--sse-ping-interval", "-1"), {}, None),
+        (Completion, ("--sse-ping-interval", "5"), {"sse_ping_interval": -1}, None),
+        (Completion, ("--sse-ping-interval", "5"), {}, 5),
+        (Completion, (), {"sse_ping_interval": 0}, None),
+    ],
+)
 def test_who_gets_them_by_default(make_api, kind, argv, fields, seconds):
     api = make_api(FakeBackend(), argv).start()
     assert kind(api.context, {**CHAT, **TEXT, **fields}).ping_s == seconds

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 
 from server.api.completion import timings_json
-from server.engine.task import Timings
+from server.engine.seam.task import Timings
 from tests.fakes import BOS, EOS, FakeBackend, letters, said_by
 
 
@@ -26,16 +26,23 @@ def text(prompt: str) -> list[int]:
 
 # ---- forms of prompts --------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("Q01")
-@pytest.mark.parametrize(("prompt", "sequences"), [
-    ({"prompt_string": "one"}, None),
-    ([{"prompt_string": "one"}], [text("one")]),
-    ([{"prompt_string": "one"}, "two", [104, 105], ["th", 114]],
-     [text("one"), text("two"), [104, 105], text("thr")]),
-    ([[104, "i"], [BOS]], [list(b"hi"), [BOS]]),
-    (["one", "two"], [text("one"), text("two")]),
-    (["one", 116], None),
-], ids=repr)
+@pytest.mark.parametrize(
+    ("prompt", "sequences"),
+    [
+        ({"prompt_string": "one"}, None),
+        ([{"prompt_string": "one"}], [text("one")]),
+        (
+            [{"prompt_string": "one"}, "two", [104, 105], ["th", 114]],
+            [text("one"), text("two"), [104, 105], text("thr")],
+        ),
+        ([[104, "i"], [BOS]], [list(b"hi"), [BOS]]),
+        (["one", "two"], [text("one"), text("two")]),
+        (["one", 116], None),
+    ],
+    ids=repr,
+)
 def test_one_prompt_gets_an_object_and_several_get_a_list_in_their_order(api, prompt, sequences):
     answer = api.post("/completion", {"prompt": prompt, "n_predict": 4}).json()
     if sequences is None:
@@ -47,9 +54,21 @@ def test_one_prompt_gets_an_object_and_several_get_a_list_in_their_order(api, pr
     assert [one["tokens_evaluated"] for one in answer] == [len(tokens) for tokens in sequences]
 
 
-@pytest.mark.parametrize("prompt", [
-    [{"prompt_string": 5}], [{}], [[104], {"x": "y"}], [["a", [1]]], [[1.5]], ["a", None], [None, "a"], [[True]],
-    [["a", {"prompt_string": "x"}]]], ids=repr)
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        [{"prompt_string": 5}],
+        [{}],
+        [[104], {"x": "y"}],
+        [["a", [1]]],
+        [[1.5]],
+        ["a", None],
+        [None, "a"],
+        [[True]],
+        [["a", {"prompt_string": "x"}]],
+    ],
+    ids=repr,
+)
 def test_what_is_no_list_of_prompts_is_refused(api, prompt):
     assert "prompt" in api.refuse(prompt=prompt)["message"]
 
@@ -70,6 +89,7 @@ def test_many_prompts_on_two_slots_are_all_answered_in_order(api):
 
 
 # ---- several answers ---------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", ["n_cmpl", "n"])
 def test_each_of_several_prompts_may_have_several_answers(api, name):
@@ -94,11 +114,14 @@ def test_a_wrong_number_of_answers_is_refused(api, n):
 
 # ---- fields of answers -------------------------------------------------------------------------------------------
 
+
 def test_wanted_fields_are_flat_and_hold_for_every_answer(api):
     fields = ["index", "generation_settings/n_predict", "timings/predicted_n", "stop_type", "timings/none", "content/x"]
     answers = api.post("/completion", {"prompt": ["one", "two"], "n_predict": 3, "response_fields": fields}).json()
-    assert answers == [{"index": i, "generation_settings/n_predict": 3, "timings/predicted_n": 3, "stop_type": "limit"}
-                       for i in range(2)]
+    assert answers == [
+        {"index": i, "generation_settings/n_predict": 3, "timings/predicted_n": 3, "stop_type": "limit"}
+        for i in range(2)
+    ]
 
 
 def test_tokens_are_in_every_piece_of_a_stream_and_in_the_plain_answer_only_when_wanted(api):
@@ -132,6 +155,7 @@ def test_the_settings_shown_are_those_that_took_effect(api):
 
 # ---- progress ----------------------------------------------------------------------------------------------------
 
+
 def test_progress_begins_at_what_is_cached_and_ends_at_the_total(make_api):
     api = make_api(FakeBackend(n_batch=8)).start()
     api.complete("a prompt of some length", 0)
@@ -153,6 +177,7 @@ def test_there_is_no_progress_in_a_plain_answer_nor_unasked(api):
 
 # ---- timings -----------------------------------------------------------------------------------------------------
 
+
 def test_rates_are_over_the_steps_between_tokens():
     timings = timings_json(Timings(cache_n=3, prompt_n=10, prompt_ms=50.0, predicted_n=5, predicted_ms=80.0))
     assert (timings["prompt_per_second"], timings["prompt_per_token_ms"]) == (200.0, 5.0)
@@ -168,8 +193,11 @@ def test_without_a_step_or_time_the_rate_is_zero(n, ms):
         assert timings["predicted_per_second"] == 0.0
 
 
-@pytest.mark.parametrize("fields", [{"n_predict": 0}, {"n_predict": 1}, {"n_predict": 2}, {"prompt": []},
-                                    {"n_predict": 3, "cache_prompt": False}], ids=repr)
+@pytest.mark.parametrize(
+    "fields",
+    [{"n_predict": 0}, {"n_predict": 1}, {"n_predict": 2}, {"prompt": []}, {"n_predict": 3, "cache_prompt": False}],
+    ids=repr,
+)
 def test_timings_are_numbers_whatever_was_asked(api, fields):
     for stream in (False, True):
         body = {"prompt": "one", **fields, "stream": stream, "n_predict": fields.get("n_predict", 1)}
@@ -183,6 +211,7 @@ def test_timings_are_numbers_whatever_was_asked(api, fields):
 
 
 # ---- both generations side by side -------------------------------------------------------------------------------
+
 
 @pytest.mark.covers("X2", "X3")
 def test_old_and_new_fields_say_the_same(api):
@@ -212,7 +241,7 @@ def test_a_slot_has_the_old_flat_keys_and_the_new_ones(api):
     slot = api.get("/slots").json()[1]
     assert slot["temperature"] == slot["params"]["temperature"] == 0.25
     assert slot["state"] == int(slot["is_processing"]) == 0 and slot["task_id"] == slot["id_task"] >= 0
-    token, = slot["next_token"]
+    (token,) = slot["next_token"]
     assert token["num_tokens_predicted"] == token["n_decoded"] == result["tokens_predicted"] == 3
     assert (token["stopped_limit"], token["has_next_token"], token["n_remain"]) == (True, False, 0)
 
@@ -249,9 +278,11 @@ def test_slots_can_be_hidden(make_api, flag):
 
 # ---- limits of time ----------------------------------------------------------------------------------------------
 
+
 def test_a_text_that_takes_too_long_ends_once_there_is_a_line_break(make_api):
     def lines(history):
         return 10 if len(history) % 50 == 0 else 97
+
     api = make_api(FakeBackend(lines, n_ctx=100_000)).start()
     result = api.complete("one", 50_000, t_max_predict_ms=1)
     assert result["stop_type"] == "limit" and 40 < result["tokens_predicted"] < 50_000
@@ -269,11 +300,21 @@ def test_a_prompt_that_takes_too_long_ends_without_text(make_api):
 
 # ---- numbers too large for anything ------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("body", [
-    '{"prompt": "x", "logit_bias": [[5, 1%s]]}', '{"prompt": "x", "logit_bias": [[1%s, 1]]}',
-    '{"prompt": "x", "logit_bias": {"5": -1%s}}', '{"prompt": [1%s]}', '{"prompt": "x", "seed": 1%s}',
-    '{"prompt": "x", "temperature": 1%s}', '{"prompt": "x", "stop": [1%s]}', '{"prompt": "x", "penalty_prompt": [1%s]}',
-    '{"prompt": "x", "id_slot": -1%s}'])
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"prompt": "x", "logit_bias": [[5, 1%s]]}',
+        '{"prompt": "x", "logit_bias": [[1%s, 1]]}',
+        '{"prompt": "x", "logit_bias": {"5": -1%s}}',
+        '{"prompt": [1%s]}',
+        '{"prompt": "x", "seed": 1%s}',
+        '{"prompt": "x", "temperature": 1%s}',
+        '{"prompt": "x", "stop": [1%s]}',
+        '{"prompt": "x", "penalty_prompt": [1%s]}',
+        '{"prompt": "x", "id_slot": -1%s}',
+    ],
+)
 def test_huge_numbers_are_a_mistake_of_the_client(api, body):
     answer = api.post("/completion", (body % ("0" * 400)).encode())
     assert answer.status == 400 and len(answer.error["message"]) < 300, answer

@@ -20,9 +20,11 @@ def said(prompt: str, n: int) -> str:
 
 def stopping(api: Api, grace_s: float) -> threading.Thread:
     """Stop the edge and then the engine, as the product does on a signal, from another thread."""
+
     def stop() -> None:
         api.server.stop(grace_s)
         api.client.close()
+
     thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     wait_until(lambda: api.server._server.is_stopping, "the server to begin to stop", PATIENCE, every=0.002)
@@ -97,6 +99,7 @@ def test_nothing_is_accepted_any_more(api):
         except ConnectionError:
             return True
         return False
+
     wait_until(is_refused, "new connections to be refused", PATIENCE)
     api.backend.go()
     assert text_of(client) == said("running", 3)
@@ -134,6 +137,7 @@ def test_stopping_while_the_model_loads(make_api):
         if not on_progress(0.5):
             raise RuntimeError("interrupted")
         return backend
+
     api = make_api(backend, open_backend=open_backend).start(is_ready=False)
     assert loading.wait(PATIENCE)
     thread = stopping(api, 0.0)

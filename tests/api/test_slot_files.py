@@ -30,12 +30,22 @@ def test_a_slot_is_saved_erased_and_restored(api, tmp_path):
     text = api.complete(PROMPT, 4, id_slot=0)["content"]
     saved = act(api, 0, "save", "my slot.bin").json()
     size = (tmp_path / "slots" / "my slot.bin").stat().st_size
-    assert saved == {"id_slot": 0, "filename": "my slot.bin", "n_saved": N_TOKENS, "n_written": size,
-                     "timings": {"save_ms": saved["timings"]["save_ms"]}}
+    assert saved == {
+        "id_slot": 0,
+        "filename": "my slot.bin",
+        "n_saved": N_TOKENS,
+        "n_written": size,
+        "timings": {"save_ms": saved["timings"]["save_ms"]},
+    }
     assert act(api, 0, "erase").json() == {"id_slot": 0, "n_erased": N_TOKENS}
     restored = act(api, 1, "restore", "my slot.bin").json()
-    assert restored == {"id_slot": 1, "filename": "my slot.bin", "n_restored": N_TOKENS, "n_read": size,
-                        "timings": {"restore_ms": restored["timings"]["restore_ms"]}}
+    assert restored == {
+        "id_slot": 1,
+        "filename": "my slot.bin",
+        "n_restored": N_TOKENS,
+        "n_read": size,
+        "timings": {"restore_ms": restored["timings"]["restore_ms"]},
+    }
     again = api.complete(PROMPT, 4, id_slot=1)
     assert (again["content"], again["timings"]["prompt_n"]) == (text, 1)
 
@@ -52,9 +62,37 @@ def test_without_a_folder_there_are_no_slot_actions(make_api):
         assert "--slot-save-path" in answer.error["message"]
 
 
-@pytest.mark.parametrize("name", [
-    "../out", "..", ".", ".hidden", "a/b", "/etc/passwd", "a\\b", "c:x", "a\x00b", "a\nb", "con", "NUL.bin", "com1",
-    "x.", "x ", "", "x" * 300, 5, ["x"], {"a": 1}, "a*b", "a?b", "a|b", "a<b", 'a"b'], ids=repr)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../out",
+        "..",
+        ".",
+        ".hidden",
+        "a/b",
+        "/etc/passwd",
+        "a\\b",
+        "c:x",
+        "a\x00b",
+        "a\nb",
+        "con",
+        "NUL.bin",
+        "com1",
+        "x.",
+        "x ",
+        "",
+        "x" * 300,
+        5,
+        ["x"],
+        {"a": 1},
+        "a*b",
+        "a?b",
+        "a|b",
+        "a<b",
+        'a"b',
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("action", ["save", "restore"])
 def test_a_name_that_is_no_plain_file_name_is_refused(api, tmp_path, action, name):
     answer = act(api, 0, action, name)
@@ -80,9 +118,18 @@ def test_no_link_leads_out_of_the_folder(api, tmp_path):
     assert secret.read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize(("id_slot", "action", "status"), [
-    (2, "save", 400), (99999999999, "save", 400), ("x", "save", 400), (-1, "erase", 400), (0, "dance", 400),
-    (0, "", 400), ("", "save", 404)])
+@pytest.mark.parametrize(
+    ("id_slot", "action", "status"),
+    [
+        (2, "save", 400),
+        (99999999999, "save", 400),
+        ("x", "save", 400),
+        (-1, "erase", 400),
+        (0, "dance", 400),
+        (0, "", 400),
+        ("", "save", 404),
+    ],
+)
 def test_a_wrong_slot_or_action_is_refused(api, id_slot, action, status):
     assert act(api, id_slot, action, "x").status == status
 

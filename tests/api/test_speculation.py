@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from server.engine.config import SpecConfig
+from server.engine.seam.config import SpecConfig
 from tests.fakes import FakeBackend
 from tests.support import wait_until
-from tests.unit.engine.test_spec import POEM, alone, poet
+from tests.unit.engine.speculation.test_speculation import POEM, alone, poet
 
 DRAFTING = {"spec": SpecConfig(lookup=True, min_gain=0.0)}
 
@@ -37,6 +37,7 @@ def test_a_stream_has_every_token_once_several_in_a_chunk(api):
         assert bytes(tokens).decode() == alone(POEM, 80, poet)
         assert last["timings"]["predicted_n"] == 80
         return max(len(chunk["tokens"]) for chunk in chunks)
+
     # how many guesses are sent at once follows the times of steps, and a busy machine may upset those once
     wait_until(lambda: longest_chunk() > 3, "several tokens in a chunk")
 
@@ -66,8 +67,10 @@ def test_a_stop_word_within_a_chunk(api):
     assert (last["stop_type"], last["stopping_word"]) == ("word", "honey")
 
 
-@pytest.mark.parametrize(("field", "value"), [("speculative.n_max", -2), ("speculative.n_max", "many"),
-                                              ("speculative.n_min", 1e9), ("speculative.p_min", 1.5)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("speculative.n_max", -2), ("speculative.n_max", "many"), ("speculative.n_min", 1e9), ("speculative.p_min", 1.5)],
+)
 def test_limits_out_of_range_are_refused(api, field, value):
     answer = api.post("/completion", {"prompt": POEM, field: value})
     assert answer.status == 400 and field in answer.json()["error"]["message"]
@@ -89,9 +92,9 @@ def test_metrics_count_drafts(api):
 
 
 def test_slots_say_whether_their_task_is_drafted_for(api):
-    slot, = api.get("/slots").json()
+    (slot,) = api.get("/slots").json()
     assert slot["speculative"] is True and slot["params"]["speculative.n_max"] == 16
     api.post("/completion", {"prompt": POEM, "n_predict": 2, "speculative.n_max": 0})
     api.settle()
-    slot, = api.get("/slots").json()
+    (slot,) = api.get("/slots").json()
     assert slot["speculative"] is False

@@ -51,6 +51,7 @@ def busy(make_api):
 
 # ---- health ------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("E01", "X1")
 def test_health_goes_from_loading_to_ok(make_api):
     load = SlowLoad()
@@ -69,9 +70,14 @@ def test_while_loading_requests_get_503_and_a_time_to_come_back(make_api):
     load = SlowLoad()
     api = make_api(load.backend, open_backend=load).start(is_ready=False)
     assert load.has_begun.wait(PATIENCE)
-    for method, path, body in (("POST", "/completion", {"prompt": "x"}), ("POST", "/tokenize", {"content": "x"}),
-                               ("POST", "/completion", {"prompt": "x", "stream": True}), ("GET", "/props", None),
-                               ("GET", "/slots", None), ("POST", "/detokenize", {"tokens": [1]})):
+    for method, path, body in (
+        ("POST", "/completion", {"prompt": "x"}),
+        ("POST", "/tokenize", {"content": "x"}),
+        ("POST", "/completion", {"prompt": "x", "stream": True}),
+        ("GET", "/props", None),
+        ("GET", "/slots", None),
+        ("POST", "/detokenize", {"tokens": [1]}),
+    ):
         answer = api.send(method, path, body)
         assert answer.status == 503 and "retry-after" in answer.headers, path
         assert "loading" in answer.error["message"].lower()
@@ -176,7 +182,7 @@ def test_what_a_slot_works_on_is_known_however_long_it_waited(make_api):
     api.wait_for(n_processing=1, n_deferred=140)
     first.close()
     api.wait_for(n_processing=1, n_deferred=139)
-    slot, = api.get("/slots").json()
+    (slot,) = api.get("/slots").json()
     assert (slot["prompt"], slot["temperature"]) == ("waiting", 0.5)
     for client in others:
         client.close()
@@ -184,6 +190,7 @@ def test_what_a_slot_works_on_is_known_however_long_it_waited(make_api):
 
 
 # ---- props and models --------------------------------------------------------------------------------------------
+
 
 @pytest.mark.covers("E08")
 def test_props_have_the_names_slots_and_defaults_of_the_documents(api):
@@ -202,12 +209,13 @@ def test_the_model_is_listed(make_api, path):
     api = make_api(FakeBackend(), ("--alias", "my-model")).start()
     listing = api.get(path).json()
     assert listing["object"] == "list"
-    model, = listing["data"]
+    (model,) = listing["data"]
     assert (model["id"], model["object"]) == ("my-model", "model")
     assert isinstance(model["created"], int) and model["meta"]["n_vocab"] == 258
 
 
 # ---- the page, and what is not there -----------------------------------------------------------------------------
+
 
 def test_the_page_and_its_files_are_served(api):
     page = api.get("/")
@@ -230,10 +238,15 @@ def test_what_is_not_there_is_404(api):
     assert api.post("/nothing", {}).status == 404
 
 
-@pytest.mark.parametrize(("method", "path", "allowed"), [
-    ("GET", "/completion", "POST"), ("POST", "/health", "GET"), ("DELETE", "/tokenize", "POST"),
-    ("PUT", "/slots", "GET"),
-])
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/completion", "POST"),
+        ("POST", "/health", "GET"),
+        ("DELETE", "/tokenize", "POST"),
+        ("PUT", "/slots", "GET"),
+    ],
+)
 def test_the_wrong_method_is_405_and_says_which_is_right(api, method, path, allowed):
     answer = api.send(method, path, {} if method != "GET" else None)
     assert answer.status == 405 and allowed in answer.headers["allow"]
@@ -248,6 +261,7 @@ def test_errors_leave_the_server_well(api):
 
 
 # ---- several users -----------------------------------------------------------------------------------------------
+
 
 def seen_as_of(api: Api, owner: str):
     """As if all tasks had come from `owner`."""
@@ -264,8 +278,13 @@ def shown(api: Api, path: str = "/slots", **headers: str) -> dict:
 
 def test_with_keys_everybody_sees_only_what_they_asked_themselves(make_api):
     api = make_api(FakeBackend(n_ctx=256), ("--api-key", "alice,bobby")).start()
-    body = {"prompt": "my secret", "n_predict": 5, "stop": ["secret stop"], "grammar": 'root ::= "secret" .*',
-            "temperature": 0.123}
+    body = {
+        "prompt": "my secret",
+        "n_predict": 5,
+        "stop": ["secret stop"],
+        "grammar": 'root ::= "secret" .*',
+        "temperature": 0.123,
+    }
     assert api.send("POST", "/completion", body, {"X-Api-Key": "alice"}).status == 200
     mine, theirs = shown(api, X_Api_Key="alice"), shown(api, X_Api_Key="bobby")
     assert (mine["prompt"], mine["stop"], mine["temperature"]) == ("my secret", ["secret stop"], 0.123)

@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from server.api.completion import Completion
-from server.web.direct import DirectWriter
+from server.web.http1.direct import DirectWriter
 from tests.api.conftest import PATIENCE, Api
 from tests.fakes import FakeBackend
 from tests.support import wait_until
@@ -37,7 +37,9 @@ def rest_of(sock: socket.socket) -> list[dict]:
     data = b""
     while part := sock.recv(65536):
         data += part
-    return [json.loads(block.removeprefix("data: ")) for block in data.partition(b"\r\n\r\n")[2].decode().split("\n\n")[:-1]]
+    return [
+        json.loads(block.removeprefix("data: ")) for block in data.partition(b"\r\n\r\n")[2].decode().split("\n\n")[:-1]
+    ]
 
 
 def text_of(events: list[dict]) -> str:
@@ -48,12 +50,15 @@ def text_of(events: list[dict]) -> str:
 def test_tokens_are_written_by_the_thread_that_brings_them(api, monkeypatch):
     writers = []
     offer = DirectWriter.offer
-    monkeypatch.setattr(DirectWriter, "offer", lambda self, data: (
-        writers.append(threading.current_thread().name), offer(self, data))[1])
+    monkeypatch.setattr(
+        DirectWriter,
+        "offer",
+        lambda self, data: (writers.append(threading.current_thread().name), offer(self, data))[1],
+    )
     api.backend.hold()
     with ask(api, 20) as sock:
         assert api.backend.decoding.acquire(timeout=PATIENCE)
-        api.backend.let()                       # the first token opens the stream on its own thread
+        api.backend.let()  # the first token opens the stream on its own thread
         wait_until(lambda: any(results._is_waiting for results in list(api.client._results.values())), "it sleeps")
         api.backend.go()
         assert len(text_of(rest_of(sock))) == 20
@@ -67,10 +72,11 @@ def test_a_client_that_does_not_read_holds_up_nobody_and_misses_nothing(api, mon
     def small(self, wire, frame):
         wire.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         begin(self, wire, frame)
+
     monkeypatch.setattr(DirectWriter, "__init__", small)
     monkeypatch.setattr(DirectWriter, "offer", lambda self, data: (taken.append(offer(self, data)), taken[-1])[1])
     with ask(api) as slow, ask(api) as quick:
-        text = text_of(rest_of(quick))          # to its end, while the other one hasn't read a byte
+        text = text_of(rest_of(quick))  # to its end, while the other one hasn't read a byte
         assert len(text) == N_TOKENS
         assert text_of(rest_of(slow)) == text
     assert False in taken
@@ -91,6 +97,7 @@ def test_a_fault_in_making_events_ends_that_stream_only(api, monkeypatch):
             raise ZeroDivisionError("a bug")
         self._seen.append(item)
         return events(self, item)
+
     monkeypatch.setattr(Completion, "_seen", [], raising=False)
     monkeypatch.setattr(Completion, "events", broken)
     with ask(api, 300, seed=6) as good, ask(api, 300, seed=5) as bad:

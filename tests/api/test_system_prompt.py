@@ -47,8 +47,11 @@ def test_post_props_sets_it_where_that_is_allowed(make_api):
     assert answer.status == 501 and "--props" in answer.error["message"]
 
 
-@pytest.mark.parametrize("value", [5, ["x"], True, {"prompt": 5}, {"prompt": "x", "anti_prompt": 5},
-                                   {"prompt": "x", "assistant_name": []}], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [5, ["x"], True, {"prompt": 5}, {"prompt": "x", "anti_prompt": 5}, {"prompt": "x", "assistant_name": []}],
+    ids=repr,
+)
 def test_what_is_no_system_prompt_is_refused(api, value):
     assert "system_prompt" in api.refuse(system_prompt=value)["message"]
 

@@ -44,10 +44,20 @@ def talker(make_api, text: str | bytes):
 
 # ---- prompts and answers -----------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("prompt", "tokens"), [
-    ("hello", [[BOS, *b"hello"]]), ("", [[BOS]]), ([104, 105], [[104, 105]]), (["one"], [[BOS, *b"one"]]),
-    (["one", "two", "three"], [[BOS, *b"one"], [BOS, *b"two"], [BOS, *b"three"]]),
-    ([[104], [105, 106]], [[104], [105, 106]]), (["one", [104]], [[BOS, *b"one"], [104]])], ids=repr)
+
+@pytest.mark.parametrize(
+    ("prompt", "tokens"),
+    [
+        ("hello", [[BOS, *b"hello"]]),
+        ("", [[BOS]]),
+        ([104, 105], [[104, 105]]),
+        (["one"], [[BOS, *b"one"]]),
+        (["one", "two", "three"], [[BOS, *b"one"], [BOS, *b"two"], [BOS, *b"three"]]),
+        ([[104], [105, 106]], [[104], [105, 106]]),
+        (["one", [104]], [[BOS, *b"one"], [104]]),
+    ],
+    ids=repr,
+)
 def test_each_form_of_the_prompt(api, prompt, tokens):
     result = ask(api, prompt)
     assert texts(result) == [said(one, 6) for one in tokens]
@@ -61,16 +71,21 @@ def test_every_field_of_an_answer(api):
     result = ask(api, model="gpt-3.5-turbo-instruct")
     assert result.pop("id").startswith("cmpl-") and isinstance(result.pop("created"), int) and result.pop("timings")
     assert result.pop("usage")["total_tokens"] == 9
-    assert result == {"object": "text_completion", "model": "gpt-3.5-turbo-instruct",
-                      "system_fingerprint": "llama.cpp-fake",
-                      "choices": [{"index": 0, "text": said("hi", 6), "logprobs": None, "finish_reason": "length"}]}
+    assert result == {
+        "object": "text_completion",
+        "model": "gpt-3.5-turbo-instruct",
+        "system_fingerprint": "llama.cpp-fake",
+        "choices": [{"index": 0, "text": said("hi", 6), "logprobs": None, "finish_reason": "length"}],
+    }
 
 
 def test_every_field_of_a_stream(api):
     found = stream(api, max_tokens=3, stream_options={"include_usage": True})
     assert [chunk["choices"] for chunk in found] == [
         *([{"index": 0, "text": letter, "logprobs": None, "finish_reason": None}] for letter in said("hi", 3)),
-        [{"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}], []]
+        [{"index": 0, "text": "", "logprobs": None, "finish_reason": "length"}],
+        [],
+    ]
     assert len({chunk["id"] for chunk in found}) == 1 and {chunk["object"] for chunk in found} == {"text_completion"}
     assert found[-1]["usage"]["completion_tokens"] == 3 and "usage" not in found[-2]
 
@@ -91,24 +106,58 @@ def test_what_is_no_prompt_is_refused(api, prompt):
     assert "prompt" in refuse(api, prompt=prompt)["message"]
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("echo", 1), ("echo", "yes"), ("logprobs", -1), ("logprobs", 101), ("logprobs", "x"), ("logprobs", 1.5),
-    ("logprobs", True), ("suffix", 5), ("suffix", ["x"]), ("model", 5), ("stop", 5), ("n", 0), ("stream", 1),
-    ("response_format", {"type": "xml"})], ids=repr)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("echo", 1),
+        ("echo", "yes"),
+        ("logprobs", -1),
+        ("logprobs", 101),
+        ("logprobs", "x"),
+        ("logprobs", 1.5),
+        ("logprobs", True),
+        ("suffix", 5),
+        ("suffix", ["x"]),
+        ("model", 5),
+        ("stop", 5),
+        ("n", 0),
+        ("stream", 1),
+        ("response_format", {"type": "xml"}),
+    ],
+    ids=repr,
+)
 def test_a_field_of_the_wrong_type_is_refused_by_name(api, name, value):
     assert name in refuse(api, **{name: value})["message"]
 
 
-@pytest.mark.parametrize("name", ["echo", "logprobs", "suffix", "best_of", "user", "model", "stop", "n", "stream",
-                                  "stream_options", "logit_bias", "seed", "temperature"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "echo",
+        "logprobs",
+        "suffix",
+        "best_of",
+        "user",
+        "model",
+        "stop",
+        "n",
+        "stream",
+        "stream_options",
+        "logit_bias",
+        "seed",
+        "temperature",
+    ],
+)
 def test_null_is_as_good_as_nothing(api, name):
     assert texts(ask(api, **{name: None})) == [said("hi", 6)]
 
 
 # ---- echo --------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("prompt", ["hi", " héllo 😀", "a<s>b", ["one", "two"], [104, 105], [[104], [105]],
-                                    ["h", 105]], ids=repr)
+
+@pytest.mark.parametrize(
+    "prompt", ["hi", " héllo 😀", "a<s>b", ["one", "two"], [104, 105], [[104], [105]], ["h", 105]], ids=repr
+)
 def test_echo_puts_the_prompt_before_the_text(api, prompt):
     plain, echoed = ask(api, prompt), ask(api, prompt, echo=True)
     is_several = isinstance(prompt, list) and len(plain["choices"]) > 1
@@ -127,6 +176,7 @@ def test_echo_of_nothing_generated_is_the_prompt(api):
 
 # ---- suffix ------------------------------------------------------------------------------------------------------
 
+
 def test_a_suffix_fills_in_the_middle(make_api):
     api = make_api(vocab=FakeVocab({"pre": 1, "suf": 2, "mid": 3})).start()
     result = ask(api, "before", suffix="after")
@@ -144,12 +194,17 @@ def test_a_suffix_needs_a_model_that_can(api):
 
 # ---- log-probabilities -------------------------------------------------------------------------------------------
 
+
 def test_log_probabilities_in_both_forms(make_api):
     api = talker(make_api, "ab")
     logprobs = ask(api, "?", None, logprobs=2)["choices"][0]["logprobs"]
     content = logprobs.pop("content")
-    assert logprobs == {"tokens": ["a", "b"], "token_logprobs": [0.0, 0.0], "text_offset": [0, 1],
-                        "top_logprobs": [{"a": 0.0, "b": -10.0}, {"b": 0.0, "c": -10.0}]}
+    assert logprobs == {
+        "tokens": ["a", "b"],
+        "token_logprobs": [0.0, 0.0],
+        "text_offset": [0, 1],
+        "top_logprobs": [{"a": 0.0, "b": -10.0}, {"b": 0.0, "c": -10.0}],
+    }
     assert [(one["token"], one["bytes"]) for one in content] == [("a", [97]), ("b", [98])]
     assert [len(one["top_logprobs"]) for one in content] == [2, 2]
 
@@ -165,23 +220,33 @@ def test_no_log_probabilities_unless_asked_for(api):
         assert ask(api, **fields)["choices"][0]["logprobs"] is None
 
 
-@pytest.mark.parametrize(("text", "tokens", "offsets"), [
-    ("aé", ["a", "bytes:\\xc3", "bytes:\\xa9"], [0, 1, 1]),
-    ("é!", ["bytes:\\xc3", "bytes:\\xa9", "!"], [0, 0, 1]),
-    (b"\xff!", ["bytes:\\xff", "!"], [0, 1])], ids=repr)
+@pytest.mark.parametrize(
+    ("text", "tokens", "offsets"),
+    [
+        ("aé", ["a", "bytes:\\xc3", "bytes:\\xa9"], [0, 1, 1]),
+        ("é!", ["bytes:\\xc3", "bytes:\\xa9", "!"], [0, 0, 1]),
+        (b"\xff!", ["bytes:\\xff", "!"], [0, 1]),
+    ],
+    ids=repr,
+)
 def test_halves_of_characters_have_names_of_their_own(make_api, text, tokens, offsets):
     api = talker(make_api, text)
     logprobs = ask(api, "?", None, logprobs=1)["choices"][0]["logprobs"]
     assert (logprobs["tokens"], logprobs["text_offset"]) == (tokens, offsets)
 
 
-@pytest.mark.parametrize(("text", "stop"), [("hello", None), ("naïve 😀!", None), ("hello world", "lo w"),
-                                            ("aab", "ab")])
+@pytest.mark.parametrize(
+    ("text", "stop"), [("hello", None), ("naïve 😀!", None), ("hello world", "lo w"), ("aab", "ab")]
+)
 def test_a_streams_log_probabilities_are_those_of_the_plain_answer(make_api, text, stop):
     api = talker(make_api, text)
     plain = ask(api, "?", None, logprobs=2, stop=stop)["choices"][0]
-    parts = [choice["logprobs"] for chunk in stream(api, "?", None, logprobs=2, stop=stop)
-             for choice in chunk["choices"] if choice["logprobs"]]
+    parts = [
+        choice["logprobs"]
+        for chunk in stream(api, "?", None, logprobs=2, stop=stop)
+        for choice in chunk["choices"]
+        if choice["logprobs"]
+    ]
     for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset", "content"):
         assert [one for part in parts for one in part[name]] == plain["logprobs"][name]
     assert all(offset < len(plain["text"]) for offset in plain["logprobs"]["text_offset"])

@@ -27,17 +27,25 @@ def test_special_tokens_are_recognised_unless_that_is_switched_off(api):
 
 def test_tokens_with_their_pieces(api):
     assert tokenize(api, content="aé", with_pieces=True) == [
-        {"id": 97, "piece": "a"}, {"id": 0xC3, "piece": [0xC3]}, {"id": 0xA9, "piece": [0xA9]}]
+        {"id": 97, "piece": "a"},
+        {"id": 0xC3, "piece": [0xC3]},
+        {"id": 0xA9, "piece": [0xA9]},
+    ]
 
 
 def test_no_content_is_no_tokens(api):
     assert tokenize(api) == [] and tokenize(api, content="") == []
 
 
-@pytest.mark.parametrize(("body", "word"), [
-    ({"content": 5}, "content"), ({"content": "x", "add_special": "yes"}, "add_special"),
-    ({"content": "x", "with_pieces": 1}, "with_pieces"), ([], "object"),
-])
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ({"content": 5}, "content"),
+        ({"content": "x", "add_special": "yes"}, "add_special"),
+        ({"content": "x", "with_pieces": 1}, "with_pieces"),
+        ([], "object"),
+    ],
+)
 def test_what_cannot_be_tokenised_is_refused(api, body, word):
     answer = api.post("/tokenize", body)
     assert answer.status == 400 and word in answer.error["message"]
@@ -50,7 +58,7 @@ def detokenize(api, tokens: list[int]) -> str:
 
 
 @pytest.mark.covers("E04")
-@pytest.mark.parametrize("text", ["", "plain", "héllo 世界 😀", "line\nbreak\t\"quoted\" \\ "])
+@pytest.mark.parametrize("text", ["", "plain", "héllo 世界 😀", 'line\nbreak\t"quoted" \\ '])
 def test_tokens_become_the_text_again(api, text):
     assert detokenize(api, tokenize(api, content=text)) == text
 

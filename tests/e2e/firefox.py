@@ -22,29 +22,40 @@ from tests.support import PATIENCE, wait_until
 
 BINARIES = ("firefox", "firefox-esr")
 PREFERENCES = {
-    "marionette.port": 0, "browser.shell.checkDefaultBrowser": False, "browser.startup.page": 0,
-    "datareporting.policy.dataSubmissionEnabled": False, "app.update.disabledForTesting": True,
-    "network.captive-portal-service.enabled": False, "network.connectivity-service.enabled": False,
-    "browser.safebrowsing.update.enabled": False, "extensions.update.enabled": False, "app.normandy.enabled": False,
-    "services.settings.server": "data:,#remote-settings-dummy/v1", "browser.topsites.contile.enabled": False,
-    "browser.newtabpage.activity-stream.feeds.section.topstories": False, "dom.ipc.processCount": 1,
+    "marionette.port": 0,
+    "browser.shell.checkDefaultBrowser": False,
+    "browser.startup.page": 0,
+    "datareporting.policy.dataSubmissionEnabled": False,
+    "app.update.disabledForTesting": True,
+    "network.captive-portal-service.enabled": False,
+    "network.connectivity-service.enabled": False,
+    "browser.safebrowsing.update.enabled": False,
+    "extensions.update.enabled": False,
+    "app.normandy.enabled": False,
+    "services.settings.server": "data:,#remote-settings-dummy/v1",
+    "browser.topsites.contile.enabled": False,
+    "browser.newtabpage.activity-stream.feeds.section.topstories": False,
+    "dom.ipc.processCount": 1,
 }
 # (method, path) of WebDriver as a pattern -> Marionette's command, and the names of the pattern's groups
-COMMANDS = [(method, re.compile(pattern), command, names) for method, pattern, command, names in (
-    ("POST", "/url", "WebDriver:Navigate", ()),
-    ("POST", "/element", "WebDriver:FindElement", ()),
-    ("POST", "/elements", "WebDriver:FindElements", ()),
-    ("POST", "/element/([^/]+)/click", "WebDriver:ElementClick", ("id",)),
-    ("POST", "/element/([^/]+)/clear", "WebDriver:ElementClear", ("id",)),
-    ("POST", "/element/([^/]+)/value", "WebDriver:ElementSendKeys", ("id",)),
-    ("GET", "/element/([^/]+)/text", "WebDriver:GetElementText", ("id",)),
-    ("GET", "/element/([^/]+)/property/(.+)", "WebDriver:GetElementProperty", ("id", "name")),
-    ("GET", "/element/([^/]+)/enabled", "WebDriver:IsElementEnabled", ("id",)),
-    ("POST", "/execute/sync", "WebDriver:ExecuteScript", ()),
-    ("POST", "/execute/async", "WebDriver:ExecuteAsyncScript", ()),
-    ("POST", "/actions", "WebDriver:PerformActions", ()),
-    ("GET", "/screenshot", "WebDriver:TakeScreenshot", ()),
-)]
+COMMANDS = [
+    (method, re.compile(pattern), command, names)
+    for method, pattern, command, names in (
+        ("POST", "/url", "WebDriver:Navigate", ()),
+        ("POST", "/element", "WebDriver:FindElement", ()),
+        ("POST", "/elements", "WebDriver:FindElements", ()),
+        ("POST", "/element/([^/]+)/click", "WebDriver:ElementClick", ("id",)),
+        ("POST", "/element/([^/]+)/clear", "WebDriver:ElementClear", ("id",)),
+        ("POST", "/element/([^/]+)/value", "WebDriver:ElementSendKeys", ("id",)),
+        ("GET", "/element/([^/]+)/text", "WebDriver:GetElementText", ("id",)),
+        ("GET", "/element/([^/]+)/property/(.+)", "WebDriver:GetElementProperty", ("id", "name")),
+        ("GET", "/element/([^/]+)/enabled", "WebDriver:IsElementEnabled", ("id",)),
+        ("POST", "/execute/sync", "WebDriver:ExecuteScript", ()),
+        ("POST", "/execute/async", "WebDriver:ExecuteAsyncScript", ()),
+        ("POST", "/actions", "WebDriver:PerformActions", ()),
+        ("GET", "/screenshot", "WebDriver:TakeScreenshot", ()),
+    )
+]
 WATCH_REQUESTS = """
 globalThis.llamaUrls = [];
 Services.obs.addObserver((subject) => {
@@ -79,8 +90,20 @@ class Firefox(Browser):
         binary = next(path for path in map(shutil.which, BINARIES) if path)
         width, height = DESKTOP
         self._driver = subprocess.Popen(
-            [binary, "--headless", "--marionette", "-remote-allow-system-access", "--profile", self._profile,
-             f"--width={width}", f"--height={height + 85}"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            [
+                binary,
+                "--headless",
+                "--marionette",
+                "-remote-allow-system-access",
+                "--profile",
+                self._profile,
+                f"--width={width}",
+                f"--height={height + 85}",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             port_file = Path(self._profile, "MarionetteActivePort")
             wait_until(lambda: port_file.is_file() and port_file.read_text().strip(), "Firefox to listen")
@@ -128,25 +151,28 @@ class Firefox(Browser):
         self._command("Marionette:SetContext", {"value": "chrome"})
         try:
             name = "WebDriver:ExecuteAsyncScript" if is_async else "WebDriver:ExecuteScript"
-            return self._command(name, {"script": script, "args": list(arguments), "sandbox": "system",
-                                        "newSandbox": False})
+            return self._command(
+                name, {"script": script, "args": list(arguments), "sandbox": "system", "newSandbox": False}
+            )
         finally:
             self._command("Marionette:SetContext", {"value": "content"})
 
     def cdp(self, command: str, **parameters: Any) -> Any:
         """What the tests want of Chromium's protocol: to run a script past the page's policy; no names of elements."""
         if command == "Runtime.evaluate":
-            return self._command("WebDriver:ExecuteScript", {"script": parameters["expression"], "args": [],
-                                                             "sandbox": None})
+            return self._command(
+                "WebDriver:ExecuteScript", {"script": parameters["expression"], "args": [], "sandbox": None}
+            )
         return {"nodes": []}
 
     def look(self, width: int, height: int, theme: str = "light", mobile: bool = False) -> None:
         """A page of this size with this colour scheme; there is no touch screen."""
         self._privileged(SET_THEME, 0 if theme == "dark" else 1)
-        for _ in range(2):          # the window is wider than its page by what the first try shows
+        for _ in range(2):  # the window is wider than its page by what the first try shows
             have = self.run("return [innerWidth, innerHeight, outerWidth, outerHeight]")
-            self._command("WebDriver:SetWindowRect", {"width": width + have[2] - have[0],
-                                                      "height": height + have[3] - have[1]})
+            self._command(
+                "WebDriver:SetWindowRect", {"width": width + have[2] - have[0], "height": height + have[3] - have[1]}
+            )
 
     def asked_urls(self) -> list[str]:
         """See `Browser`."""

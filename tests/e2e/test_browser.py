@@ -36,9 +36,7 @@ def set_prefs(browser: Browser, url: str, **prefs: object) -> None:  # noqa: F81
 def open_page(browser: Browser, server: ServerProcess, view: str = "") -> None:  # noqa: F811
     """Open the page and wait until it knows the model."""
     browser.open(f"{server.url}/{view}")
-    wait_until(
-        lambda: browser.run("return document.querySelector('#status')?.title"), "the model's name on the page"
-    )
+    wait_until(lambda: browser.run("return document.querySelector('#status')?.title"), "the model's name on the page")
 
 
 @pytest.fixture
@@ -128,9 +126,7 @@ def test_language_and_theme_are_settings(server: ServerProcess, browser: Browser
     browser.run(choose, 0, "dark")
     browser.run(choose, 1, "de")
     browser.click("dialog button.main")
-    wait_until(
-        lambda: browser.exists("#new-chat") and browser.text("#new-chat") == "Neues Gespräch", "German"
-    )
+    wait_until(lambda: browser.exists("#new-chat") and browser.text("#new-chat") == "Neues Gespräch", "German")
     assert browser.run("return document.documentElement.lang") == "de"
     background = browser.run("return getComputedStyle(document.body).backgroundColor")
     assert sum(map(int, background.removeprefix("rgb(").rstrip(")").split(","))) < 150
@@ -147,8 +143,7 @@ def test_every_view_fits_its_window_and_names_its_controls(server, browser: Brow
     wait_until(lambda: "end" in browser.text("#log"), "the answer")
     for view in ("chat", "complete", "server"):
         browser.run(
-            "location.hash = arguments[0]",
-            "#" + view if view != "chat" else browser.run("return location.hash"),
+            "location.hash = arguments[0]", "#" + view if view != "chat" else browser.run("return location.hash")
         )
         wait_until(lambda v=view: browser.run("return document.body.dataset.view") == v, view)
         browser.screenshot(screenshot_path(request, view))
@@ -280,13 +275,7 @@ def test_completion_js_offers_its_five_ways(server: ServerProcess, browser: Brow
     assert done["info"] == 2048
     url, body, headers = done["defaults"][0]
     assert url == "http://other:1/completion" and headers["Authorization"] == "Bearer k"
-    assert body == {
-        "stream": True,
-        "n_predict": 500,
-        "temperature": 0.2,
-        "stop": ["</s>"],
-        "prompt": "count: one",
-    }
+    assert body == {"stream": True, "n_predict": 500, "temperature": 0.2, "stop": ["</s>"], "prompt": "count: one"}
     assert done["error"].startswith("top_k: 'x'") and done["abort"] == "AbortError"
     assert len(browser.console_errors()) <= 1  # the refused request, which Firefox doesn't count as an error
 

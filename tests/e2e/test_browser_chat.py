@@ -151,9 +151,7 @@ def test_editing_regenerating_and_switching_versions(server, browser: Browser):
     wait_until(lambda: messages(browser) == changed and not is_running(browser), "the new answer")
     assert browser.text(".message.user .count") == "2 / 2"
     press_tool(browser, -1, "Answer again")
-    wait_until(
-        lambda: browser.exists(".message.assistant .count") and not is_running(browser), "another answer"
-    )
+    wait_until(lambda: browser.exists(".message.assistant .count") and not is_running(browser), "another answer")
     assert browser.text(".message.assistant .count") == "2 / 2"
     press_tool(browser, 0, "Previous version")
     wait_until(lambda: messages(browser)[0] == ["user", "Original"], "the first branch")
@@ -189,8 +187,7 @@ def test_an_answer_cut_at_the_limit_says_so_and_goes_on(server, browser: Browser
     assert "cut off" in browser.text(".message.assistant .note")
     press_tool(browser, -1, "Continue this answer")
     wait_until(
-        lambda: messages(browser)[-1][1] == "one two three four five six" and not is_running(browser),
-        "three more",
+        lambda: messages(browser)[-1][1] == "one two three four five six" and not is_running(browser), "three more"
     )
 
 
@@ -202,14 +199,12 @@ def test_a_refused_request_is_explained_in_place(server, browser: Browser):
     open_page(browser, server)
     say(browser, "Hi")
     assert "grammar" in browser.text(".message .note.error")
-    assert len(browser.console_errors()) <= 1   # the refused request, which Firefox doesn't count as an error
+    assert len(browser.console_errors()) <= 1  # the refused request, which Firefox doesn't count as an error
 
 
 def test_the_page_says_that_the_server_is_busy(endless, browser: Browser):
     open_page(browser, endless)
-    with_stream = endless.stream(
-        "/completion", {"prompt": "Once", "n_predict": N_CTX // 2, "ignore_eos": True}
-    )
+    with_stream = endless.stream("/completion", {"prompt": "Once", "n_predict": N_CTX // 2, "ignore_eos": True})
     next(with_stream)
     say(browser, "Hello", waits=False)
     wait_until(lambda: "waits" in browser.text(".notice"), "the notice")
@@ -270,10 +265,7 @@ def test_text_files_go_with_the_message(server, browser: Browser, tmp_path: Path
     browser.click(".chip:last-child button")
     say(browser, "What is the code?")
     prompt = server.get("/slots").json()[0]["prompt"]
-    assert (
-        "notes.txt:\n````\nThe code is 1234.\n```\nfence\n```\n````\n\n<img src=x onerror=alert(1)>.md:\n"
-        in prompt
-    )
+    assert "notes.txt:\n````\nThe code is 1234.\n```\nfence\n```\n````\n\n<img src=x onerror=alert(1)>.md:\n" in prompt
     assert "dropped text" in prompt and "pasted" not in prompt and prompt.count("What is the code?") == 1
     assert browser.run("return document.querySelectorAll('.message.user .file').length") == 2
     assert not browser.exists(".message img")
@@ -326,22 +318,12 @@ def test_an_exported_conversation_can_be_imported_again(server, browser: Browser
         const [chats, rows] = [await store.allChats(), await store.allMessages()];
         return { json: transfer.toJson(chats, rows), markdown: transfer.toMarkdown(chats[0],
             new Tree(rows).path(chats[0].leaf)) };""")
-    assert "# Keep me\n\n" in exported["markdown"] and exported["markdown"].endswith(
-        f"## Model\n\n{ANSWER}\n"
-    )
+    assert "# Keep me\n\n" in exported["markdown"] and exported["markdown"].endswith(f"## Model\n\n{ANSWER}\n")
     (tmp_path / "chats.json").write_text(exported["json"])
     browser.upload("#import-file", tmp_path / "chats.json")
-    wait_until(
-        lambda: browser.run("return document.querySelectorAll('.chats a').length") == 2, "the imported copy"
-    )
-    wait_until(
-        lambda: messages(browser) == [["user", "Keep me"], ["assistant", ANSWER.strip()]], "its messages"
-    )
-    for content, said in (
-        ("{", "not JSON"),
-        ('{"format": "other"}', "no conversations"),
-        ("[]", "no conversations"),
-    ):
+    wait_until(lambda: browser.run("return document.querySelectorAll('.chats a').length") == 2, "the imported copy")
+    wait_until(lambda: messages(browser) == [["user", "Keep me"], ["assistant", ANSWER.strip()]], "its messages")
+    for content, said in (("{", "not JSON"), ('{"format": "other"}', "no conversations"), ("[]", "no conversations")):
         (tmp_path / "bad.json").write_text(content)
         browser.upload("#import-file", tmp_path / "bad.json")
         wait_until(lambda s=said: s in browser.text("#toasts"), said)
@@ -365,9 +347,7 @@ EVIL = r"""# <img src=x onerror="fired.push(1)"> [a](javascript:fired.push(2)) !
 
 
 def check_harmless(browser: Browser) -> None:  # noqa: F811
-    browser.run(
-        "for (const one of document.querySelectorAll('main *')) one.dispatchEvent(new Event('mouseover'))"
-    )
+    browser.run("for (const one of document.querySelectorAll('main *')) one.dispatchEvent(new Event('mouseover'))")
     assert browser.run("return window.fired ?? []") == []
     assert not browser.exists("main script, main iframe, main svg:not(.icon), main style, main b, main img")
     links = browser.run("return [...document.querySelectorAll('main .body a')].map((one) => one.href)")
@@ -406,15 +386,7 @@ def test_html_in_an_imported_conversation_stays_text(server, browser: Browser, t
                 3,
             ],
         },
-        {
-            "id": "2",
-            "parent": "1",
-            "role": "assistant",
-            "content": EVIL,
-            "reasoning": EVIL,
-            "time": 2,
-            "finish": EVIL,
-        },
+        {"id": "2", "parent": "1", "role": "assistant", "content": EVIL, "reasoning": EVIL, "time": 2, "finish": EVIL},
         {"id": "3", "parent": "3", "role": "assistant", "content": "its own parent", "time": 3},
         {"id": "4", "parent": "2", "role": "<img>", "content": "no role", "time": 3},
         None,

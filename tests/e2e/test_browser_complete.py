@@ -20,9 +20,7 @@ def server(serve: Callable[..., ServerProcess], recite_model: Path, tmp_path: Pa
     """A server that recites, with all that the server view shows."""
     folder = tmp_path / "slots"
     folder.mkdir()
-    return serve(
-        "-m", recite_model, "-t", "1", "-c", "4096", "-np", "2", "--metrics", "--slot-save-path", folder
-    )
+    return serve("-m", recite_model, "-t", "1", "-c", "4096", "-np", "2", "--metrics", "--slot-save-path", folder)
 
 
 def complete(browser: Browser, text: str) -> None:  # noqa: F811
@@ -82,10 +80,7 @@ def test_stop_button_ends_the_completion_and_frees_the_slot(serve, browser: Brow
 def test_options_show_the_servers_defaults_and_only_changes_are_sent(server, browser: Browser):
     defaults = server.get("/props").json()["default_generation_settings"]
     open_page(browser, server, "#complete")
-    wait_until(
-        lambda: browser.run("return document.querySelector('[data-option=top_k]').placeholder"),
-        "the defaults",
-    )
+    wait_until(lambda: browser.run("return document.querySelector('[data-option=top_k]').placeholder"), "the defaults")
     shown = browser.run("""return Object.fromEntries([...document.querySelectorAll('.complete input[data-option]')]
         .map((one) => [one.name, one.placeholder]))""")
     assert {
@@ -109,9 +104,7 @@ def test_options_show_the_servers_defaults_and_only_changes_are_sent(server, bro
 def test_a_number_out_of_range_is_not_sent(server, browser: Browser):
     open_page(browser, server, "#complete")
     option(browser, "top_p", "7")
-    assert browser.run("return document.querySelector('[data-option=top_p]').validationMessage").startswith(
-        "top_p: "
-    )
+    assert browser.run("return document.querySelector('[data-option=top_p]').validationMessage").startswith("top_p: ")
     complete(browser, "count: one")
     assert output(browser).endswith(" end")
 
@@ -149,7 +142,9 @@ def test_a_gap_is_filled_in_the_middle(serve, browser: Browser, tiny_bpe_fim_mod
 @pytest.mark.covers("F01")
 def test_grammar_and_schema_are_checked_and_used(server, browser: Browser):
     open_page(browser, server, "#complete")
-    choose = "const s = document.querySelector('#constraint'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))"
+    choose = (
+        "const s = document.querySelector('#constraint'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))"
+    )
 
     def verdict(kind: str, text: str) -> str:
         browser.run(choose, kind)
@@ -183,8 +178,7 @@ def test_tokens_show_their_probabilities_and_alternatives(server, browser: Brows
     browser.press("\ue014")  # to the next token
     browser.press("\ue007")
     wait_until(
-        lambda: browser.run("return document.querySelector('.alternatives').matches(':popover-open')"),
-        "the menu",
+        lambda: browser.run("return document.querySelector('.alternatives').matches(':popover-open')"), "the menu"
     )
     choices = browser.run(
         "return [...document.querySelectorAll('.alternatives button')].map((one) => one.firstChild.textContent)"
@@ -194,9 +188,7 @@ def test_tokens_show_their_probabilities_and_alternatives(server, browser: Brows
         "[...document.querySelectorAll('.alternatives button')].find((one) => !one.disabled && one.firstChild.textContent !== '·three').click()"
     )
     wait_until(lambda: browser.is_enabled("#take"), "the other continuation")
-    assert output(browser).startswith("count: one two") and not output(browser).startswith(
-        "count: one two three"
-    )
+    assert output(browser).startswith("count: one two") and not output(browser).startswith("count: one two three")
 
 
 # ---------------------------------------------------------------------------------------- server view
@@ -229,9 +221,7 @@ def test_slots_are_saved_erased_and_restored(server, browser: Browser):
     wait_until(lambda: browser.exists(".card"), "the slots")
 
     def act(n: int) -> None:
-        browser.run(
-            "document.querySelectorAll('.card')[0].querySelectorAll('button')[arguments[0]].click()", n
-        )
+        browser.run("document.querySelectorAll('.card')[0].querySelectorAll('button')[arguments[0]].click()", n)
         browser.run("document.querySelector('dialog .row.end button:last-child').click()")
         wait_until(lambda: "Done, " in browser.text("#toasts"), "the answer")
         browser.run("document.querySelector('#toasts').replaceChildren()")

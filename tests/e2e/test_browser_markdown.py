@@ -39,14 +39,7 @@ def test_markdown_becomes_elements(server, browser: Browser, request, tmp_path: 
     open_page(browser, server)
     rows = [
         {"id": "1", "parent": None, "role": "user", "content": "Show **me**", "time": 1},
-        {
-            "id": "2",
-            "parent": "1",
-            "role": "assistant",
-            "content": RICH,
-            "reasoning": "Let me think.",
-            "time": 2,
-        },
+        {"id": "2", "parent": "1", "role": "assistant", "content": RICH, "reasoning": "Let me think.", "time": 2},
     ]
     import_file(
         browser,
@@ -90,10 +83,7 @@ def test_markdown_becomes_elements(server, browser: Browser, request, tmp_path: 
         "blockquote p": "quoted",
         "li.task": " done",
     }
-    assert (
-        browser.run("return document.querySelector('.body a').getAttribute('href')")
-        == "https://example.org/a_(b)"
-    )
+    assert browser.run("return document.querySelector('.body a').getAttribute('href')") == "https://example.org/a_(b)"
     assert "snake_case_name, 2 * 3 * 4" in browser.text(body + "p")
     assert browser.run("return document.querySelector('.message.user .body').textContent") == "Show **me**"
     assert not browser.run("return document.querySelector('.think').open")
@@ -147,11 +137,7 @@ class CannedFront(Front):
         yield b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
         text = RICH * 12 + "The end."
         for at in range(0, len(text), 12):
-            yield (
-                b"data: "
-                + json.dumps({"choices": [{"delta": {"content": text[at : at + 12]}}]}).encode()
-                + b"\n\n"
-            )
+            yield (b"data: " + json.dumps({"choices": [{"delta": {"content": text[at : at + 12]}}]}).encode() + b"\n\n")
             time.sleep(0.01)  # as a model would take
         yield b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\ndata: [DONE]\n\n'
 
@@ -180,8 +166,7 @@ def test_two_thousand_messages_stay_smooth(server, browser: Browser, tmp_path: P
             },
         )
         wait_until(
-            lambda: messages(browser) and "Message 1999" in messages(browser)[-1][1],
-            "the end of the conversation",
+            lambda: messages(browser) and "Message 1999" in messages(browser)[-1][1], "the end of the conversation"
         )
         assert len(messages(browser)) <= 120
         browser.run("""window.long = []; new PerformanceObserver((list) =>
@@ -193,7 +178,7 @@ def test_two_thousand_messages_stay_smooth(server, browser: Browser, tmp_path: P
         say(browser, "Go on")
         assert messages(browser)[-1][1].endswith("The end.")
         touched = set(browser.run("return [...window.touched]")) - {""}
-        assert len(touched) == 1 and not touched & {row["id"] for row in rows}     # the answer, no older message
+        assert len(touched) == 1 and not touched & {row["id"] for row in rows}  # the answer, no older message
         long = browser.run("return window.long") or [0]
         print("longest task while streaming:", max(long), "ms")
         # below 200 on a quiet machine; one of them may have been put off by other work, but not half of them

@@ -16,14 +16,23 @@ from tests.support import ServerProcess, wait_until
 
 
 @pytest.fixture
-def seeing(serve: Callable[..., ServerProcess], mtmd_folder: Path, tiny_bpe_model: Path,  # noqa: F811
-           mmproj_mlp: Path) -> ServerProcess:
+def seeing(
+    serve: Callable[..., ServerProcess],
+    mtmd_folder: Path,
+    tiny_bpe_model: Path,  # noqa: F811
+    mmproj_mlp: Path,
+) -> ServerProcess:
     """A model that sees."""
-    return serve("-m", tiny_bpe_model, "--mmproj", mmproj_mlp, "--no-mmproj-offload", "-t", "1", "-c", "2048", "-n", "24")
+    return serve(
+        "-m", tiny_bpe_model, "--mmproj", mmproj_mlp, "--no-mmproj-offload", "-t", "1", "-c", "2048", "-n", "24"
+    )
 
 
-def test_images_go_with_the_message_also_those_that_only_the_browser_knows(seeing, browser: Browser,  # noqa: F811
-                                                                           tmp_path: Path):
+def test_images_go_with_the_message_also_those_that_only_the_browser_knows(
+    seeing,
+    browser: Browser,  # noqa: F811
+    tmp_path: Path,
+):
     open_page(browser, seeing)
     (tmp_path / "cat.png").write_bytes(picture(1))
     (tmp_path / "tone.wav").write_bytes(wav(0.1))

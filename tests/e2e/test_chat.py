@@ -50,12 +50,15 @@ def prompt_of(server: ServerProcess, messages=HI, **fields: object) -> str:
 
 # ---- text --------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("model", ["tiny_spm_model", "tiny_bpe_model"])
 def test_chats_at_once_plain_and_streamed_get_what_each_gets_alone(serve, request, model):
     server = serve("-m", request.getfixturevalue(model), "-np", 4, "-t", 1)
     # the model looks back 37 tokens, so the chats differ in the answers that have begun
-    chats = [[*HI, {"role": "assistant", "content": f"the star sang {i} times , and then the {word}"}]
-             for i, word in enumerate(("moon", "fox", "old dog", "night", "apple", "brave girl"))]
+    chats = [
+        [*HI, {"role": "assistant", "content": f"the star sang {i} times , and then the {word}"}]
+        for i, word in enumerate(("moon", "fox", "old dog", "night", "apple", "brave girl"))
+    ]
     alone = [text_of(server, chat, cache_prompt=False) for chat in chats]
     assert len(set(alone)) == len(chats) and all(alone)
     with ThreadPoolExecutor(12) as pool:
@@ -87,11 +90,15 @@ def test_a_known_text_word_for_word(serve, recite_model):
     server = serve("-m", recite_model, "-t", 1, "-a", "reciter,other")
     text = "".join(tiny_models.RECITE_WORDS)
     answer = ask(server, max_tokens=-1, model="gpt-3.5-turbo")
-    assert answer["choices"][0] == {"index": 0, "message": {"role": "assistant", "content": text}, "logprobs": None,
-                                    "finish_reason": "stop"}
+    assert answer["choices"][0] == {
+        "index": 0,
+        "message": {"role": "assistant", "content": text},
+        "logprobs": None,
+        "finish_reason": "stop",
+    }
     assert answer["model"] == "reciter" and answer["usage"]["completion_tokens"] == len(tiny_models.RECITE_WORDS) + 1
     assert streamed(server, max_tokens=-1) == text
-    assert text_of(server, max_tokens=-1, stop=[" 世界"]) == text[:text.index(" 世界")]
+    assert text_of(server, max_tokens=-1, stop=[" 世界"]) == text[: text.index(" 世界")]
     logprobs = ask(server, max_tokens=-1, logprobs=True, top_logprobs=1)["choices"][0]["logprobs"]["content"]
     assert tuple(one["token"] for one in logprobs) == tiny_models.RECITE_WORDS
 
@@ -106,12 +113,13 @@ def test_templates_of_the_command_line(serve, tiny_spm_model, tmp_path):
     file = tmp_path / "chat.jinja"
     file.write_text(JINJA, "utf-8")
     for arguments, prompt in [
-            (("--chat-template", JINJA), "USER: the cat\nASSISTANT:"),
-            (("--chat-template-file", file), "USER: the cat\nASSISTANT:"),
-            (("--chat-template", "vicuna"), "USER: the cat\nASSISTANT:"),
-            (("--chat-template", "llama2"), "[INST] the cat [/INST]"),
-            (("--chat-template", "llama2", "--no-jinja"), "[INST] the cat [/INST]"),
-            (("--no-jinja",), CHATML_HI)]:
+        (("--chat-template", JINJA), "USER: the cat\nASSISTANT:"),
+        (("--chat-template-file", file), "USER: the cat\nASSISTANT:"),
+        (("--chat-template", "vicuna"), "USER: the cat\nASSISTANT:"),
+        (("--chat-template", "llama2"), "[INST] the cat [/INST]"),
+        (("--chat-template", "llama2", "--no-jinja"), "[INST] the cat [/INST]"),
+        (("--no-jinja",), CHATML_HI),
+    ]:
         with serve("-m", tiny_spm_model, "-t", 1, *arguments) as server:
             assert prompt_of(server) == prompt, arguments
             assert text_of(server) == server.complete(prompt, 24)["content"] != ""
@@ -131,13 +139,23 @@ def test_verbose_shows_the_native_answer(serve, recite_model):
 
 # ---- bound answers -----------------------------------------------------------------------------------------------
 
-PERSON = {"type": "object", "additionalProperties": False, "required": ["name", "age", "tags"], "properties": {
-    "name": {"type": "string", "minLength": 1, "maxLength": 8},
-    "age": {"type": "integer", "minimum": 0, "maximum": 130},
-    "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2}}}
-SCHEMAS = [PERSON, {"type": "string", "minLength": 2, "maxLength": 6}, {"enum": ["red", "green", 5, None]},
-           {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3},
-           {"anyOf": [{"type": "integer", "minimum": 10, "maximum": 99}, {"const": {"a": [1]}}]}]
+PERSON = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name", "age", "tags"],
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 8},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 2},
+    },
+}
+SCHEMAS = [
+    PERSON,
+    {"type": "string", "minLength": 2, "maxLength": 6},
+    {"enum": ["red", "green", 5, None]},
+    {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 3},
+    {"anyOf": [{"type": "integer", "minimum": 10, "maximum": 99}, {"const": {"a": [1]}}]},
+]
 
 
 @pytest.mark.covers("Q41")
@@ -147,16 +165,25 @@ def test_bound_answers_parse_and_validate(serve, request, model):
     server = serve("-m", request.getfixturevalue(model), "-np", 2, "-t", 1, "-c", 4096)
     schemas, temperatures = (SCHEMAS[:2], (0,)) if model == "smollm2" else (SCHEMAS, (0, 2))
     for schema in schemas:
-        for form in ({"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}},
-                     {"type": "json_object", "schema": schema}):
+        for form in (
+            {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": schema}},
+            {"type": "json_object", "schema": schema},
+        ):
             for temperature in temperatures:
-                answer = ask(server, [{"role": "user", "content": "Say something."}], 300, temperature=temperature,
-                             seed=5, response_format=form)
+                answer = ask(
+                    server,
+                    [{"role": "user", "content": "Say something."}],
+                    300,
+                    temperature=temperature,
+                    seed=5,
+                    response_format=form,
+                )
                 choice = answer["choices"][0]
                 assert choice["finish_reason"] == "stop", choice
                 jsonschema.validate(json.loads(choice["message"]["content"]), schema)
         assert streamed(server, response_format=form, max_tokens=300) == text_of(
-            server, response_format=form, max_tokens=300)
+            server, response_format=form, max_tokens=300
+        )
 
 
 def test_the_other_forms_bind_a_real_model(serve, smollm2):

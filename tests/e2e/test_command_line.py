@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from server.options import OPTIONS
+from server.options.parser import OPTIONS
 from tests.gguf_edit import take_apart
 from tests.malformed import FAULTS
 from tests.support import PATIENCE, ROOT, run_command
@@ -34,6 +34,7 @@ def failure(arguments: list[object], **options: object) -> str:
 
 # ---- what needs neither model nor libraries ----------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_lists_every_option_and_needs_no_libraries(flag):
     done = run_command([*NO_LIBS, flag])
@@ -45,9 +46,11 @@ def test_help_lists_every_option_and_needs_no_libraries(flag):
 
 
 def test_help_imports_nothing_that_opens_a_library():
-    code = ("import sys; sys.argv = ['llama_srv.py', '--help']; from server.launch import main; code = main(['--help']); "
-            "sys.exit(code or int('ctypes_api.abi' in sys.modules and "
-            "any('libllama' in line for line in (open('/proc/self/maps') if sys.platform == 'linux' else ()))))")
+    code = (
+        "import sys; sys.argv = ['llama_srv.py', '--help']; from server.launch import main; code = main(['--help']); "
+        "sys.exit(code or int('ctypes_api.abi' in sys.modules and "
+        "any('libllama' in line for line in (open('/proc/self/maps') if sys.platform == 'linux' else ()))))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0
 
@@ -82,16 +85,20 @@ def test_without_a_model_three_ways_to_get_going_are_shown():
 
 # ---- mistakes ----------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("arguments", "words"), [
-    (["--xyzzy"], ["--xyzzy", "--help"]),
-    (["--modle", "x.gguf"], ["--modle", "--model"]),
-    (["x.gguf"], ["x.gguf", "-m"]),
-    (["-m"], ["-m", "value"]),
-    (["-m", "x.gguf", "--port", "http"], ["--port", "http"]),
-    (["-m", "x.gguf", "--port", "70000"], ["--port", "70000", "65535"]),
-    (["-m", "x.gguf", "-np", "0"], ["-np", "0"]),
-    (["-m", "x.gguf", "-c", "many"], ["-c", "many"]),
-])
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--xyzzy"], ["--xyzzy", "--help"]),
+        (["--modle", "x.gguf"], ["--modle", "--model"]),
+        (["x.gguf"], ["x.gguf", "-m"]),
+        (["-m"], ["-m", "value"]),
+        (["-m", "x.gguf", "--port", "http"], ["--port", "http"]),
+        (["-m", "x.gguf", "--port", "70000"], ["--port", "70000", "65535"]),
+        (["-m", "x.gguf", "-np", "0"], ["-np", "0"]),
+        (["-m", "x.gguf", "-c", "many"], ["-c", "many"]),
+    ],
+)
 def test_a_mistake_on_the_command_line(arguments, words):
     line = failure(arguments)
     assert all(word in line for word in words), line
@@ -123,7 +130,7 @@ def test_a_model_that_is_no_gguf(tmp_path, data):
 def test_a_model_that_is_truncated(libs_folder, tiny_spm_model, tmp_path, part):
     data = tiny_spm_model.read_bytes()
     path = tmp_path / "model.gguf"
-    path.write_bytes(data[:max(int(len(data) * part), 12)])
+    path.write_bytes(data[: max(int(len(data) * part), 12)])
     assert str(path) in failure(["-m", path, "--port", "0"])
 
 
@@ -161,10 +168,18 @@ def test_a_cpu_variant_that_does_not_exist(libs_folder, tiny_spm_model):
 
 
 def test_an_engine_that_ends_by_itself_is_a_failure(libs_folder, tiny_spm_model: Path):
-    code = ("import sys; from server.engine.scheduler import Scheduler; Scheduler.run = lambda self: None; "
-            "from server.launch import main; sys.exit(main(sys.argv[1:]))")
-    done = subprocess.run([sys.executable, "-c", code, "-m", str(tiny_spm_model), "--engine", "thread", "--port", "0"], cwd=ROOT,
-                          capture_output=True, timeout=PATIENCE, text=True, check=False)
+    code = (
+        "import sys; from server.engine.loop.scheduler import Scheduler; Scheduler.run = lambda self: None; "
+        "from server.launch import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-m", str(tiny_spm_model), "--engine", "thread", "--port", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=PATIENCE,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
 
@@ -186,9 +201,23 @@ def test_what_cannot_fit_is_tried_with_fit_off(tiny_spm_model):
     assert found.returncode == 0 and "doesn't fit" in found.stdout
 
 
-@pytest.mark.parametrize("fault", [fault for fault in FAULTS if fault.name in (
-    "half of the data", "endless texts", "513 layers", "a token twice", "integer weights", "removed tensor type")],
-    ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        fault
+        for fault in FAULTS
+        if fault.name
+        in (
+            "half of the data",
+            "endless texts",
+            "513 layers",
+            "a token twice",
+            "integer weights",
+            "removed tensor type",
+        )
+    ],
+    ids=lambda fault: fault.name,
+)
 def test_a_malformed_model_is_one_line_and_no_crash(request, libs_folder, tmp_path, fault):
     parts = take_apart(request.getfixturevalue(fault.base))
     fault.spoil(parts)
@@ -206,15 +235,18 @@ def test_the_server_measures_itself(libs_folder, tiny_spm_model):
 
 def test_a_measurement_that_cannot_be_made(tiny_spm_model):
     key = str(ROOT / "tests" / "api" / "localhost_tls.pem")
-    for arguments, words in ((["--bench", "nonsense"], "nonsense is unknown; known are startup"),
-                             (["--ssl-key-file", key, "--ssl-cert-file", key, "--bench"], "plain HTTP")):
+    for arguments, words in (
+        (["--bench", "nonsense"], "nonsense is unknown; known are startup"),
+        (["--ssl-key-file", key, "--ssl-cert-file", key, "--bench"], "plain HTTP"),
+    ):
         found = run_command(["-m", tiny_spm_model, *arguments])
         assert found.returncode == 1 and words in found.stderr
 
 
 def test_a_reader_that_has_had_enough_is_no_error():
-    process = subprocess.Popen([sys.executable, str(ROOT / "llama_srv.py"), "--help"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "llama_srv.py"), "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     process.stdout.close()
     with process.stderr as errors:
         assert (errors.read(), process.wait(PATIENCE)) == (b"", 0)

@@ -89,7 +89,14 @@ def test_classes_and_the_template_of_a_reranker_come_from_its_metadata(serve, be
     def tokens(text: str, parse_special: bool = True) -> list[int]:
         body = {"content": text, "add_special": False, "parse_special": parse_special}
         return server.post("/tokenize", body).json()["tokens"]
-    prompt = [*tokens("[CLS]"), *tokens("is a dog [SEP]", False), *tokens("[SEP]"), *tokens("the cat"), *tokens("[SEP]")]
+
+    prompt = [
+        *tokens("[CLS]"),
+        *tokens("is a dog [SEP]", False),
+        *tokens("[SEP]"),
+        *tokens("the cat"),
+        *tokens("[SEP]"),
+    ]
     assert answer["usage"]["prompt_tokens"] == len(prompt), "what a document writes is no separator"
     scores = server.post("/embedding", {"content": prompt}).json()[0]["embedding"][0]
     assert scores == pytest.approx(list(result["scores"].values()), abs=1e-5)
@@ -97,16 +104,21 @@ def test_classes_and_the_template_of_a_reranker_come_from_its_metadata(serve, be
 
 @pytest.mark.parametrize("argv", [[], ["--reranking"]])
 def test_a_model_without_a_head_is_asked_and_answers_in_words(serve, tmp_path, argv):
-    model = tiny_gpt2(tmp_path / "ranker.gguf", n_positions=512, words=("yes", "no"),
-                      rerank_template="is {document} about {query}?")
+    model = tiny_gpt2(
+        tmp_path / "ranker.gguf", n_positions=512, words=("yes", "no"), rerank_template="is {document} about {query}?"
+    )
     server = serve("-m", model, "-t", 1, *argv)
     body = {"query": "the house", "documents": ["the dog", "a bird came home", "water"], "return_documents": True}
     results = server.post("/v1/rerank", body).json()["results"]
-    assert [one["relevance_score"] for one in results] == sorted((one["relevance_score"] for one in results), reverse=True)
+    assert [one["relevance_score"] for one in results] == sorted(
+        (one["relevance_score"] for one in results), reverse=True
+    )
     for one in results:
         prompt = f"is {one['document']['text']} about the house?"
-        answer = server.post("/completion", {"prompt": prompt, "n_predict": 1, "temperature": -1, "n_probs": 999}).json()
-        token = answer["completion_probabilities"][0]       # more are said if the first is half a character
+        answer = server.post(
+            "/completion", {"prompt": prompt, "n_predict": 1, "temperature": -1, "n_probs": 999}
+        ).json()
+        token = answer["completion_probabilities"][0]  # more are said if the first is half a character
         chances = {top["token"]: math.exp(top["logprob"]) for top in token["top_logprobs"]}
         assert one["relevance_score"] == pytest.approx(chances["yes"] / (chances["yes"] + chances["no"]), abs=1e-3)
         assert one["scores"]["no"] == pytest.approx(1 - one["relevance_score"], abs=1e-5)

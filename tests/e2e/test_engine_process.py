@@ -34,7 +34,8 @@ def streaming(server: ServerProcess) -> threading.Thread:
             for _ in server.stream("/completion", {"prompt": "once", "n_predict": -1, "ignore_eos": True}):
                 began.set()
         except OSError:
-            pass                        # the server is killed under it
+            pass  # the server is killed under it
+
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     assert began.wait(PATIENCE)
@@ -64,7 +65,7 @@ def test_signals_for_the_whole_group_leave_the_engine_to_the_server(serve, tiny_
     server = serve("-m", tiny_spm_model, "-t", 1)
     pid = engine_pid(server)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        os.kill(pid, number)            # what a terminal or a service manager sends to all of them
+        os.kill(pid, number)  # what a terminal or a service manager sends to all of them
     assert server.complete("once", 4)["tokens_predicted"] == 4
     assert engine_pid(server) == pid
     server.interrupt()
@@ -77,14 +78,22 @@ def test_the_engine_can_be_a_thread(serve, tiny_spm_model):
 
 
 def test_a_model_that_crashes_libllama_while_it_loads_is_one_line(libs_folder, tiny_spm_model, tmp_path):
-    code = ("import sys, os, signal; from server.engine import supervise_child; "
-            "start = supervise_child.Child.__init__\n"
-            "def killed(self, *args):\n"
-            "    start(self, *args); self.process.send_signal(signal.SIGSEGV)\n"
-            "supervise_child.Child.__init__ = killed\n"
-            "from server.launch import main; sys.exit(main(sys.argv[1:]))")
-    done = subprocess.run([sys.executable, "-c", code, "-m", str(tiny_spm_model), "--port", "0"], cwd=ROOT,
-                          capture_output=True, timeout=PATIENCE, text=True, check=False)
+    code = (
+        "import sys, os, signal; from server.engine import supervise_child; "
+        "start = supervise_child.Child.__init__\n"
+        "def killed(self, *args):\n"
+        "    start(self, *args); self.process.send_signal(signal.SIGSEGV)\n"
+        "supervise_child.Child.__init__ = killed\n"
+        "from server.launch import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-m", str(tiny_spm_model), "--port", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=PATIENCE,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ") and "SIGSEGV" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from tests.tiny_models import RECITE_WORDS
-from tests.unit.fake_packages import elf
+from tests.unit.build_scripts.fake_packages import elf
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: the stand-in is an ELF file")

@@ -23,8 +23,11 @@ N_CLIENTS = 16
 N_TOKENS = 200
 POSIX_ONLY = pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there are no such signals")
 ARGUMENTS = ("-np", N_CLIENTS, "-c", N_CLIENTS * 512, "-t", 1, "--memory-f32", "-fa", "off", "--metrics")
-PROMPTS = tuple(f"once upon a time the {animal} and the {thing} went" for animal in ("dog", "cat", "fox", "owl")
-                for thing in ("moon", "house", "river", "girl"))
+PROMPTS = tuple(
+    f"once upon a time the {animal} and the {thing} went"
+    for animal in ("dog", "cat", "fox", "owl")
+    for thing in ("moon", "house", "river", "girl")
+)
 FIELDS = {"n_predict": N_TOKENS, "temperature": 0, "ignore_eos": True, "cache_prompt": False}
 
 
@@ -65,8 +68,9 @@ class Clients:
         while not self._stop.is_set() and not self.faults:
             try:
                 body = {"prompt": PROMPTS[i], **self._fields, "seed": i + 1, "stream": True}
-                with requests.post(self._server.url + "/completion", json=body, stream=True, timeout=PATIENCE,
-                                   proxies=NO_PROXY) as response:
+                with requests.post(
+                    self._server.url + "/completion", json=body, stream=True, timeout=PATIENCE, proxies=NO_PROXY
+                ) as response:
                     lines = [line.partition(b": ") for line in response.iter_lines() if line]
                 events = [json.loads(data) for name, _, data in lines if name == b"data"]
                 text = "".join(event["content"] for event in events)
@@ -97,8 +101,9 @@ def kill_again_and_again(server: ServerProcess, clients: Clients, n_kills: int, 
     for i, number in zip(range(n_kills), cycle(numbers)):
         n_tokens = rng.randrange(1, 120) if i % 8 else 0
         n_before = metric(server, "tokens_predicted_total")
-        wait_until(lambda: clients.faults or metric(server, "tokens_predicted_total") >= n_before + n_tokens,
-                   "progress")
+        wait_until(
+            lambda: clients.faults or metric(server, "tokens_predicted_total") >= n_before + n_tokens, "progress"
+        )
         assert not clients.faults, clients.faults[:2]
         n_restarts = metric(server, "engine_restarts_total")
         os.kill(engine_pid(server), number)
@@ -125,8 +130,10 @@ def test_streams_survive_kills_of_the_engine_at_random_moments(serve, tiny_spm_m
     server = serve("-m", tiny_spm_model, *ARGUMENTS)
     clients = streams_survive(server, n_kills, [signal.SIGKILL, signal.SIGSEGV, signal.SIGKILL, signal.SIGABRT], 1)
     assert server.process.poll() is None and metric(server, "engine_restarts_total") >= n_kills
-    print(f"{n_kills} kills, {clients.n_done} streams of {N_TOKENS} tokens, "
-          f"{metric(server, 'engine_replays_total')} replays")
+    print(
+        f"{n_kills} kills, {clients.n_done} streams of {N_TOKENS} tokens, "
+        f"{metric(server, 'engine_replays_total')} replays"
+    )
 
 
 @POSIX_ONLY

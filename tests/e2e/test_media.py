@@ -24,8 +24,10 @@ QUIET = ("-t", "1", "--no-warmup", "-c", "2048")
 @pytest.fixture
 def mtmd_folder(libs_folder: Path) -> Path:
     """The folder of native libraries, which holds libmtmd."""
-    need(any("mtmd" in path.name for path in libs_folder.iterdir()),
-         "libmtmd isn't here (run `python build_scripts/fetch_libs.py --with-mtmd`)")
+    need(
+        any("mtmd" in path.name for path in libs_folder.iterdir()),
+        "libmtmd isn't here (run `python build_scripts/fetch_libs.py --with-mtmd`)",
+    )
     return libs_folder
 
 
@@ -36,8 +38,12 @@ def server(serve, mtmd_folder: Path, tiny_bpe_model: Path, mmproj_mlp: Path) -> 
 
 
 def look(data: bytes, text: str = "the dog") -> list[dict]:
-    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url(data)}},
-                                         {"type": "text", "text": text}]}]
+    return [
+        {
+            "role": "user",
+            "content": [{"type": "image_url", "image_url": {"url": data_url(data)}}, {"type": "text", "text": text}],
+        }
+    ]
 
 
 def say(server: ServerProcess, messages: list[dict], n: int = 24, **fields) -> dict:
@@ -94,8 +100,10 @@ def test_a_killed_engine_costs_a_talk_about_an_image_nothing(server: ServerProce
     expected = say(server, look(picture(5)), 400)["choices"][0]["message"]["content"]
     killed = threading.Event()
     text = ""
-    for event in server.stream("/v1/chat/completions", {"messages": look(picture(5)), "max_tokens": 400,
-                                                        "temperature": 0, "cache_prompt": False}):
+    for event in server.stream(
+        "/v1/chat/completions",
+        {"messages": look(picture(5)), "max_tokens": 400, "temperature": 0, "cache_prompt": False},
+    ):
         if event == "[DONE]":
             break
         text += event["choices"][0]["delta"].get("content") or ""
@@ -107,13 +115,15 @@ def test_a_killed_engine_costs_a_talk_about_an_image_nothing(server: ServerProce
 
 def engine_pid(server: ServerProcess) -> int:
     """The server's child process, whichever of its threads has started it."""
-    [pid] = [pid for path in Path(f"/proc/{server.process.pid}/task").glob("*/children")
-             for pid in path.read_text().split()]
+    [pid] = [
+        pid for path in Path(f"/proc/{server.process.pid}/task").glob("*/children") for pid in path.read_text().split()
+    ]
     return int(pid)
 
 
-def test_a_folder_without_libmtmd_says_what_to_do(libs_folder: Path, tiny_bpe_model: Path, mmproj_mlp: Path,
-                                                  tmp_path: Path):
+def test_a_folder_without_libmtmd_says_what_to_do(
+    libs_folder: Path, tiny_bpe_model: Path, mmproj_mlp: Path, tmp_path: Path
+):
     bare = tmp_path / "libs"
     shutil.copytree(libs_folder, bare, ignore=shutil.ignore_patterns("*mtmd*"))
     manifest = bare / "manifest.json"
@@ -127,9 +137,11 @@ def test_a_folder_without_libmtmd_says_what_to_do(libs_folder: Path, tiny_bpe_mo
     assert "fetch_libs.py --with-mtmd" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_projector_that_does_not_fit_ends_the_start_in_one_line(mtmd_folder: Path, tiny_bpe_model: Path,
-                                                                 tmp_path: Path):
+def test_a_projector_that_does_not_fit_ends_the_start_in_one_line(
+    mtmd_folder: Path, tiny_bpe_model: Path, tmp_path: Path
+):
     from tests import tiny_models
+
     other = tiny_models.tiny_mmproj(tmp_path / "other.gguf", "mlp", n_embd_text=96)
     for path in (other, tiny_bpe_model):
         done = run_command(["-m", tiny_bpe_model, "--mmproj", path, "--port", "0", *QUIET])

@@ -16,15 +16,26 @@ import pytest
 
 from tests.support import PATIENCE, ServerProcess, start_server
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")     # its threads spin, and others need the cores
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # its threads spin, and others need the cores
 np = pytest.importorskip("numpy", reason="the package numpy is not installed: run build_scripts/test.py")
 
 N_TEXTS = 200
 SENTENCES = (
-    "A man is eating food.", "The girl is carrying a baby.", "Dr. Smith's e-mail isn't read before 9:30 a.m. (usually)!",
-    "Größe, Äpfel und Straßen; déjà vu à la façade.", "北京是中国的首都。", "Ελληνικά γράμματα και русский текст",
-    "x = [1, 2.5, -3e7]; print(f'{x!r}')  # code", "😀 smile 🇫🇷", "   blanks \t and\nlines   ", "I", "?!",
-    "supercalifragilisticexpialidocious antidisestablishmentarianism", "a" * 100, "ﬁ Ⅳ ½ ™ İstanbul")
+    "A man is eating food.",
+    "The girl is carrying a baby.",
+    "Dr. Smith's e-mail isn't read before 9:30 a.m. (usually)!",
+    "Größe, Äpfel und Straßen; déjà vu à la façade.",
+    "北京是中国的首都。",
+    "Ελληνικά γράμματα και русский текст",
+    "x = [1, 2.5, -3e7]; print(f'{x!r}')  # code",
+    "😀 smile 🇫🇷",
+    "   blanks \t and\nlines   ",
+    "I",
+    "?!",
+    "supercalifragilisticexpialidocious antidisestablishmentarianism",
+    "a" * 100,
+    "ﬁ Ⅳ ½ ™ İstanbul",
+)
 # not among them: words of more than 100 characters, which BERT calls unknown and llama.cpp reads
 WORDS = """the a of and to in is was he for it with as his on be at by had not are but from or have an they which one you
 were all her she there would their we him been has when who will no more if out so up said what its about than into them can
@@ -40,6 +51,7 @@ number course until always away something fact water though less public put thin
 def minilm(published_minilm):
     """The published model."""
     from tests.minilm import MiniLM
+
     return MiniLM(published_minilm)
 
 
@@ -78,11 +90,13 @@ def test_200_texts_of_all_lengths_have_the_published_vectors(client, minilm):
     inputs = texts()
     n_tokens = [len(minilm.tokens(text)) for text in inputs]
     assert len(inputs) == N_TEXTS and min(n_tokens) < 5 and max(n_tokens) > 360
-    order = random.Random(1).sample(range(N_TEXTS), N_TEXTS)        # long and short ones share batches
+    order = random.Random(1).sample(range(N_TEXTS), N_TEXTS)  # long and short ones share batches
     answer = client.embeddings.create(model="all-MiniLM-L6-v2", input=[inputs[i] for i in order])
     assert answer.usage.prompt_tokens == sum(n_tokens), "the same words became the same tokens"
     assert [item.index for item in answer.data] == list(range(N_TEXTS))
-    worst = min((float(np.dot(item.embedding, minilm.vector(inputs[i]))), inputs[i]) for item, i in zip(answer.data, order))
+    worst = min(
+        (float(np.dot(item.embedding, minilm.vector(inputs[i]))), inputs[i]) for item, i in zip(answer.data, order)
+    )
     assert worst[0] > 0.9999, worst
     lengths = [float(np.linalg.norm(item.embedding)) for item in answer.data]
     assert max(abs(length - 1) for length in lengths) < 1e-5
@@ -99,8 +113,10 @@ def test_as_many_tokens_as_the_model_can_read_and_not_one_more(server, minilm):
 
 
 def test_what_is_alike_in_meaning_is_near(client):
-    answer = client.embeddings.create(model="m", input=["A cat sits on the mat", "A kitten is resting on a rug",
-                                                        "Quarterly revenue fell by three percent"])
+    answer = client.embeddings.create(
+        model="m",
+        input=["A cat sits on the mat", "A kitten is resting on a rug", "Quarterly revenue fell by three percent"],
+    )
     cat, kitten, revenue = (item.embedding for item in answer.data)
     assert np.dot(cat, kitten) > 0.5 > np.dot(cat, revenue) + 0.3
 
@@ -124,11 +140,13 @@ def test_tokens_and_fewer_dimensions(client, minilm):
 
 
 def test_langchain(server, minilm):
-    module = pytest.importorskip("langchain_openai",
-                                 reason="langchain-openai is not installed: run build_scripts/test.py")
+    module = pytest.importorskip(
+        "langchain_openai", reason="langchain-openai is not installed: run build_scripts/test.py"
+    )
     # cutting texts to OpenAI's own limits would need OpenAI's vocabulary from the network
-    one = module.OpenAIEmbeddings(base_url=server.url + "/v1", api_key="none", model="m", max_retries=0,
-                                  check_embedding_ctx_length=False)
+    one = module.OpenAIEmbeddings(
+        base_url=server.url + "/v1", api_key="none", model="m", max_retries=0, check_embedding_ctx_length=False
+    )
     vectors = [*one.embed_documents(["hello", "world"]), one.embed_query("query")]
     for vector, text in zip(vectors, ["hello", "world", "query"]):
         assert np.dot(vector, minilm.vector(text)) > 0.9999

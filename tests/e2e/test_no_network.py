@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import child_processes
 
-HOOK = '''
+HOOK = """
 import os, sys
 def hook(event, args, path=os.environ["AUDIT_FILE"], pid=os.getpid()):
     if event in ("socket.connect", "socket.sendto", "socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr",
@@ -21,7 +21,7 @@ def hook(event, args, path=os.environ["AUDIT_FILE"], pid=os.getpid()):
         os.close(fd)
 sys.addaudithook(hook)
 open(os.environ["AUDIT_FILE"], "a").write("begin\\n")
-'''
+"""
 
 
 @pytest.fixture
@@ -49,11 +49,16 @@ def test_nothing_is_connected_to_or_looked_up(serve, tiny_spm_model, audited):
     assert server.stop() == 0
     lines = path.read_text().splitlines()
     assert "begin" in lines, "the hook was not in force"
-    own = [line for line in lines if line.startswith(("socket.connect", "socket.getaddrinfo")) and "127.0.0.1" not in line]
+    own = [
+        line for line in lines if line.startswith(("socket.connect", "socket.getaddrinfo")) and "127.0.0.1" not in line
+    ]
     assert own == []
     assert [line for line in lines if line.startswith("socket.connect")] == []
-    assert [line for line in lines if line.split()[0] in ("socket.sendto", "socket.gethostbyname", "urllib.Request",
-                                                          "http.client.connect")] == []
+    assert [
+        line
+        for line in lines
+        if line.split()[0] in ("socket.sendto", "socket.gethostbyname", "urllib.Request", "http.client.connect")
+    ] == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only on Linux: sockets are read from /proc")

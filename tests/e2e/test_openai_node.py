@@ -32,8 +32,13 @@ def server(libs_folder, smollm2) -> Iterator[ServerProcess]:
 
 def run(server: ServerProcess, scenario: str) -> object:
     """What a scenario printed."""
-    command = [shutil.which("node"), str(Path(__file__).with_name("openai_client.mjs")), str(node_package("openai") / "index.mjs"),
-               server.url + "/v1", scenario]
+    command = [
+        shutil.which("node"),
+        str(Path(__file__).with_name("openai_client.mjs")),
+        str(node_package("openai") / "index.mjs"),
+        server.url + "/v1",
+        scenario,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -42,6 +47,7 @@ def run(server: ServerProcess, scenario: str) -> object:
 def assert_idle(server: ServerProcess) -> None:
     def is_idle() -> bool:
         return server.get("/health").json() == {"status": "ok", "slots_idle": N_SLOTS, "slots_processing": 0}
+
     wait_until(is_idle, "all slots to be idle")
 
 

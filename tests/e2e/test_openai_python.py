@@ -21,7 +21,7 @@ openai = pytest.importorskip("openai", reason="the package openai is not install
 pydantic = pytest.importorskip("pydantic", reason="the package pydantic is not installed: run build_scripts/test.py")
 
 N_SLOTS = 2
-N_PREDICT = 256                 # the server's limit: nobody waits for a model that doesn't come to an end
+N_PREDICT = 256  # the server's limit: nobody waits for a model that doesn't come to an end
 CAPITAL = [{"role": "user", "content": "What is the capital of France? Answer in one sentence."}]
 COUNT = [{"role": "user", "content": "Count from 1 to 500, one number per line, without any other text."}]
 ENDLESS = {"ignore_eos": True}
@@ -40,21 +40,24 @@ def server(libs_folder, smollm2) -> Iterator[ServerProcess]:
 @pytest.fixture
 def client(server) -> Iterator[openai.OpenAI]:
     """A client that doesn't try again: every failure shows."""
-    with openai.OpenAI(base_url=server.url + "/v1", api_key="sk-no-key-required", max_retries=0,
-                       timeout=PATIENCE) as one:
+    with openai.OpenAI(
+        base_url=server.url + "/v1", api_key="sk-no-key-required", max_retries=0, timeout=PATIENCE
+    ) as one:
         yield one
 
 
 def assert_idle(server: ServerProcess) -> None:
     """All slots become idle, though the generation would still take long."""
+
     def is_idle() -> bool:
         return server.get("/health").json() == {"status": "ok", "slots_idle": N_SLOTS, "slots_processing": 0}
+
     wait_until(is_idle, "all slots to be idle")
 
 
 # ---- the documents' examples -------------------------------------------------------------------------------------
 
-SNIPPET = '''\
+SNIPPET = """\
 import openai
 client = openai.OpenAI(
     base_url="http://localhost:8080/v1", # "http://<Your api-server IP>:port"
@@ -68,8 +71,8 @@ messages=[
 ]
 )
 print(completion.choices[0].message)
-'''
-CURL = '''\
+"""
+CURL = """\
 curl http://localhost:8080/v1/chat/completions \\
 -H "Content-Type: application/json" \\
 -H "Authorization: Bearer no-key" \\
@@ -86,7 +89,7 @@ curl http://localhost:8080/v1/chat/completions \\
 }
 ]
 }'
-'''
+"""
 
 
 def with_port(example: str, server: ServerProcess) -> str:
@@ -98,8 +101,14 @@ def with_port(example: str, server: ServerProcess) -> str:
 
 @pytest.mark.covers("B11")
 def test_the_documents_python_example(server):
-    done = subprocess.run([sys.executable, "-c", with_port(SNIPPET, server)], capture_output=True, text=True,
-                          encoding="utf-8", timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", with_port(SNIPPET, server)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ChatCompletionMessage(content=") and "role='assistant'" in done.stdout
 
@@ -115,6 +124,7 @@ def test_the_documents_curl_example(server):
 
 # ---- chats -------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("E07", "Q35", "Q36")
 def test_a_plain_answer_and_a_stream_are_the_same_text(client):
     plain = client.chat.completions.create(messages=CAPITAL, max_tokens=24, **GREEDY)
@@ -122,8 +132,9 @@ def test_a_plain_answer_and_a_stream_are_the_same_text(client):
     assert "Paris" in choice.message.content and choice.message.role == "assistant"
     assert choice.finish_reason in ("stop", "length") and plain.model == "gpt-3.5-turbo"
     assert plain.usage.total_tokens == plain.usage.prompt_tokens + plain.usage.completion_tokens > 0
-    stream = client.chat.completions.create(messages=CAPITAL, max_tokens=24, stream=True,
-                                            stream_options={"include_usage": True}, **GREEDY)
+    stream = client.chat.completions.create(
+        messages=CAPITAL, max_tokens=24, stream=True, stream_options={"include_usage": True}, **GREEDY
+    )
     chunks = list(stream)
     assert chunks[0].choices[0].delta.role == "assistant" and chunks[0].choices[0].delta.content is None
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == choice.message.content
@@ -143,19 +154,35 @@ def test_the_stream_helper_gathers_the_same_answer(client):
 
 @pytest.mark.covers("Q42")
 def test_the_usual_fields(client):
-    fields = {"max_completion_tokens": 8, "seed": 5, "logprobs": True, "top_logprobs": 3, "user": "me",
-              "logit_bias": {"5": -100}, "presence_penalty": 0.1, "frequency_penalty": 0.1, "top_p": 0.9,
-              "metadata": {"a": "b"}, "store": False, "service_tier": "auto"}
-    first, alone, again = (client.chat.completions.create(
-        model="x", messages=CAPITAL, temperature=1.5, n=n, extra_body={"cache_prompt": False}, **fields)
-        for n in (2, 1, 1))
+    fields = {
+        "max_completion_tokens": 8,
+        "seed": 5,
+        "logprobs": True,
+        "top_logprobs": 3,
+        "user": "me",
+        "logit_bias": {"5": -100},
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.1,
+        "top_p": 0.9,
+        "metadata": {"a": "b"},
+        "store": False,
+        "service_tier": "auto",
+    }
+    first, alone, again = (
+        client.chat.completions.create(
+            model="x", messages=CAPITAL, temperature=1.5, n=n, extra_body={"cache_prompt": False}, **fields
+        )
+        for n in (2, 1, 1)
+    )
     assert [choice.index for choice in first.choices] == [0, 1]
     # one by one: in company the steps of a quantised model round differently
     assert alone.choices[0].message.content == again.choices[0].message.content
     assert first.choices[0].message.content != first.choices[1].message.content
     for choice in first.choices:
-        assert bytes(b for one in choice.logprobs.content for b in one.bytes).decode(
-            "utf-8", "replace") == choice.message.content
+        assert (
+            bytes(b for one in choice.logprobs.content for b in one.bytes).decode("utf-8", "replace")
+            == choice.message.content
+        )
         assert all(len(one.top_logprobs) == 3 and one.logprob <= 0 for one in choice.logprobs.content)
     assert 2 <= first.usage.completion_tokens <= 16
 
@@ -167,8 +194,9 @@ def test_stop_words(client):
 
 
 def test_native_fields_as_extras(client):
-    plain = client.chat.completions.create(messages=CAPITAL, max_tokens=24, **GREEDY,
-                                           extra_body={"grammar": 'root ::= "Berlin" | "Rome"', "top_k": 40})
+    plain = client.chat.completions.create(
+        messages=CAPITAL, max_tokens=24, **GREEDY, extra_body={"grammar": 'root ::= "Berlin" | "Rome"', "top_k": 40}
+    )
     assert plain.choices[0].message.content in ("Berlin", "Rome")
     assert plain.choices[0].finish_reason == "stop" and plain.model_extra["timings"]["predicted_n"] > 0
 
@@ -191,8 +219,12 @@ def test_a_structured_answer_is_parsed_into_its_class(client):
 
 
 def test_any_json_object(client):
-    plain = client.chat.completions.create(messages=[{"role": "user", "content": "A tiny JSON object, please."}],
-                                           response_format={"type": "json_object"}, max_tokens=60, **GREEDY)
+    plain = client.chat.completions.create(
+        messages=[{"role": "user", "content": "A tiny JSON object, please."}],
+        response_format={"type": "json_object"},
+        max_tokens=60,
+        **GREEDY,
+    )
     text = plain.choices[0].message.content
     if plain.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(text), dict)
@@ -217,6 +249,7 @@ def test_the_models_list(client):
 
 # ---- text completions --------------------------------------------------------------------------------------------
 
+
 def test_text_completions(client):
     fields = {"model": "x", "prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
     plain = client.completions.create(**fields)
@@ -226,14 +259,16 @@ def test_text_completions(client):
     assert client.completions.create(echo=True, **fields).choices[0].text == fields["prompt"] + plain.choices[0].text
     logprobs = client.completions.create(logprobs=2, **fields).choices[0].logprobs
     assert "".join(logprobs.tokens) == plain.choices[0].text and len(logprobs.top_logprobs[0]) == 2
-    assert [plain.choices[0].text[at:][:len(token)] for at, token in zip(logprobs.text_offset, logprobs.tokens)
-            ] == logprobs.tokens
+    assert [
+        plain.choices[0].text[at:][: len(token)] for at, token in zip(logprobs.text_offset, logprobs.tokens)
+    ] == logprobs.tokens
     several = client.completions.create(**{**fields, "prompt": ["1 2 3 4 5 6", "A, B, C, D,"]})
     assert [choice.index for choice in several.choices] == [0, 1]
     assert "7" in several.choices[0].text and "E" in several.choices[1].text
 
 
 # ---- leaving early -----------------------------------------------------------------------------------------------
+
 
 def test_closing_a_stream_frees_the_slot(server, client):
     for _ in range(2 * N_SLOTS):
@@ -251,6 +286,7 @@ def test_a_client_that_loses_patience_frees_the_slot(server, client):
 def test_the_asynchronous_client_streams_and_cancels(server):
     async def talk() -> tuple[list[str], bool]:
         async with openai.AsyncOpenAI(base_url=server.url + "/v1", api_key="x", max_retries=0) as client:
+
             async def text() -> str:
                 stream = await client.chat.completions.create(messages=CAPITAL, max_tokens=12, stream=True, **GREEDY)
                 return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
@@ -261,6 +297,7 @@ def test_the_asynchronous_client_streams_and_cancels(server):
             task.cancel()
             await asyncio.wait([task])
             return texts, task.cancelled()
+
     texts, is_cancelled = asyncio.run(talk())
     assert is_cancelled and len(set(texts)) == 1 and "Paris" in texts[0]
     assert_idle(server)

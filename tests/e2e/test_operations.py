@@ -13,7 +13,7 @@ import subprocess
 import pytest
 import requests
 
-from server.janitor import Janitor
+from server.service.janitor import Janitor
 from tests.support import NO_PROXY, PATIENCE, ServerProcess, wait_until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="not on Windows: it has no such signals and sockets")
@@ -21,7 +21,9 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="not on Windows: it has 
 
 def status(server: ServerProcess, key: str) -> int:
     """Of a request with this API key."""
-    return requests.get(server.url + "/props", headers={"X-Api-Key": key}, timeout=PATIENCE, proxies=NO_PROXY).status_code
+    return requests.get(
+        server.url + "/props", headers={"X-Api-Key": key}, timeout=PATIENCE, proxies=NO_PROXY
+    ).status_code
 
 
 def test_the_files_follow_the_program_and_go_with_it(serve, tiny_spm_model, tmp_path):
@@ -68,8 +70,14 @@ def test_systemd_hears_of_the_whole_life(serve, tiny_spm_model, tmp_path):
         def wait_for(line: str) -> None:
             while line not in "\n".join(heard).split("\n"):
                 heard.append(manager.recv(4096).decode())
-        server = serve("-m", tiny_spm_model, "-t", 1,
-                       environment={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"})
+
+        server = serve(
+            "-m",
+            tiny_spm_model,
+            "-t",
+            1,
+            environment={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "1000000"},
+        )
         wait_for("READY=1")
         heard.clear()
         wait_for("WATCHDOG=1")
@@ -84,7 +92,7 @@ def processes_with(word: str) -> list[str]:
 
 
 def test_a_killed_server_leaves_no_socket_and_no_process(libs_folder, tiny_spm_model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)         # such paths must be short
+    monkeypatch.chdir(tmp_path)  # such paths must be short
     with ServerProcess(["-m", str(tiny_spm_model), "-t", "1", "--host", "llm.sock"]) as killed:
         killed.wait_for_line("is ready")
         assert stat.S_ISSOCK(os.stat("llm.sock").st_mode) and processes_with(str(tmp_path / "llm.sock"))
@@ -99,9 +107,9 @@ def test_a_killed_server_s_janitor_leaves_the_socket_of_its_successor_alone(tmp_
     with socket.socket(socket.AF_UNIX) as first, socket.socket(socket.AF_UNIX) as second:
         first.bind("llm.sock")
         janitor = Janitor(["llm.sock"])
-        os.rename("llm.sock", "old.sock")       # so that its number isn't given to the other
+        os.rename("llm.sock", "old.sock")  # so that its number isn't given to the other
         second.bind("llm.sock")
-        janitor.close()                         # as far as it can tell, the server is dead
+        janitor.close()  # as far as it can tell, the server is dead
         assert stat.S_ISSOCK(os.stat("llm.sock").st_mode)
 
 
@@ -123,7 +131,9 @@ def test_a_socket_left_behind_is_taken_over_and_removed(libs_folder, tiny_spm_mo
 
 
 def test_a_file_that_cannot_be_written_ends_the_program_in_one_line(libs_folder, tiny_spm_model, tmp_path):
-    with ServerProcess(["-m", str(tiny_spm_model), "--port", "0", "--pid-file", str(tmp_path / "no" / "pid")]) as server:
+    with ServerProcess(
+        ["-m", str(tiny_spm_model), "--port", "0", "--pid-file", str(tmp_path / "no" / "pid")]
+    ) as server:
         assert server.wait() == 1
         [line] = [line for line in server.log.splitlines() if line.startswith("error: ")]
         assert "--pid-file" in line
@@ -140,12 +150,22 @@ def test_a_changed_key_file_counts_without_a_signal(serve, tiny_spm_model, tmp_p
 
 def test_keys_never_get_into_the_log(serve, tiny_spm_model):
     server = serve("-m", tiny_spm_model, "-t", 1, "--api-key", "right-secret", "-v")
-    for headers in ({"Authorization": "Bearer right-secret"}, {"Authorization": "right-secret"}, {"X-Api-Key": "right-secret"},
-                    {"X-Request-Id": "right-secret"}, {"User-Agent": "right-secret"}):
+    for headers in (
+        {"Authorization": "Bearer right-secret"},
+        {"Authorization": "right-secret"},
+        {"X-Api-Key": "right-secret"},
+        {"X-Request-Id": "right-secret"},
+        {"User-Agent": "right-secret"},
+    ):
         for path in ("/props?api_key=right-secret", "/right-secret", "/v1/models#right-secret"):
             requests.get(server.url + path, headers=headers, timeout=PATIENCE, proxies=NO_PROXY)
-    answer = requests.post(server.url + "/completion", json={"prompt": "right-secret", "n_predict": 2}, timeout=PATIENCE,
-                           headers={"X-Api-Key": "right-secret"}, proxies=NO_PROXY)
+    answer = requests.post(
+        server.url + "/completion",
+        json={"prompt": "right-secret", "n_predict": 2},
+        timeout=PATIENCE,
+        headers={"X-Api-Key": "right-secret"},
+        proxies=NO_PROXY,
+    )
     assert answer.status_code == 200 and server.stop() == 0
     assert "right-secret" not in server.log and "***" in server.log
 
@@ -158,8 +178,21 @@ def test_a_context_of_another_size_than_asked_for_is_told(serve, tiny_spm_model,
 
 
 def test_a_second_signal_leaves_no_file_either(serve, tiny_spm_model, tmp_path):
-    server = serve("-m", tiny_spm_model, "-t", 1, "-c", 256, "--context-shift", "--pid-file", tmp_path / "pid", "--state-file",
-                   tmp_path / "state", "--drain", 86400)
+    server = serve(
+        "-m",
+        tiny_spm_model,
+        "-t",
+        1,
+        "-c",
+        256,
+        "--context-shift",
+        "--pid-file",
+        tmp_path / "pid",
+        "--state-file",
+        tmp_path / "state",
+        "--drain",
+        86400,
+    )
     stream = server.stream("/completion", {"prompt": "the cat", "n_predict": -1})
     next(stream)
     server.terminate()

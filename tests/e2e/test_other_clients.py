@@ -36,22 +36,26 @@ def server(libs_folder, smollm2) -> Iterator[ServerProcess]:
 def assert_idle(server: ServerProcess) -> None:
     def is_idle() -> bool:
         return server.get("/health").json() == {"status": "ok", "slots_idle": N_SLOTS, "slots_processing": 0}
+
     wait_until(is_idle, "all slots to be idle")
 
 
 # ---- langchain-openai --------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def chat(server, monkeypatch):
     """`chat(**fields)` makes a greedy ChatOpenAI."""
-    module = pytest.importorskip("langchain_openai",
-                                 reason="langchain-openai is not installed: run build_scripts/test.py")
+    module = pytest.importorskip(
+        "langchain_openai", reason="langchain-openai is not installed: run build_scripts/test.py"
+    )
     for variable in ("LANGCHAIN_TRACING_V2", "LANGSMITH_TRACING", "OPENAI_API_KEY", "OPENAI_BASE_URL"):
         monkeypatch.delenv(variable, raising=False)
 
     def make(**fields: object):
         options = {"model": "local", "temperature": 0, "max_tokens": 24, "max_retries": 0, **fields}
         return module.ChatOpenAI(base_url=server.url + "/v1", api_key="none", timeout=PATIENCE, **options)
+
     return make
 
 
@@ -70,13 +74,19 @@ def test_langchain_plain_stream_and_batch_are_the_same_text(chat):
 
 def test_langchain_content_in_parts(chat):
     from langchain_core.messages import HumanMessage
+
     parts = HumanMessage(content=[{"type": "text", "text": CAPITAL}])
     assert chat().invoke([parts]).content == chat().invoke(CAPITAL).content
 
 
-NAMED = {"title": "named", "description": "A name", "type": "object", "required": ["name", "age"],
-         "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "maximum": 99}},
-         "additionalProperties": False}
+NAMED = {
+    "title": "named",
+    "description": "A name",
+    "type": "object",
+    "required": ["name", "age"],
+    "properties": {"name": {"type": "string", "maxLength": 20}, "age": {"type": "integer", "maximum": 99}},
+    "additionalProperties": False,
+}
 
 
 def test_langchain_structured_output(chat):
@@ -108,21 +118,30 @@ def test_langchain_errors_are_those_of_openai(chat):
 
 # ---- llm ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.fixture
 def llm(server, tmp_path):
     """`llm(*arguments)` starts the command with one model, `local`, and nothing of the user's configuration."""
     if importlib.util.find_spec("llm") is None:
         pytest.skip("llm is not installed: run build_scripts/test.py")
     row = {"model_id": "local", "model_name": "local", "api_base": server.url + "/v1", "supports_schema": True}
-    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([row]), "utf-8")     # JSON is YAML
+    (tmp_path / "extra-openai-models.yaml").write_text(json.dumps([row]), "utf-8")  # JSON is YAML
     (tmp_path / "keys.json").write_text('{"openai": "sk-no-key-required"}', "utf-8")
     own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {}
 
     def start(*arguments: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "LLM_USER_PATH": str(tmp_path), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
-        return subprocess.Popen([sys.executable, "-m", "llm", *arguments], env=environment, stdin=subprocess.DEVNULL,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
-                                **own_group)
+        return subprocess.Popen(
+            [sys.executable, "-m", "llm", *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            **own_group,
+        )
+
     return start
 
 
@@ -151,8 +170,9 @@ def test_llm_goes_on_with_a_conversation_and_counts_tokens(llm, tmp_path: Path):
 
 
 def test_llm_with_a_schema(llm):
-    found = json.loads(said(llm("prompt", *GREEDY[:5], "-o", "max_tokens", "100", "--schema", json.dumps(NAMED),
-                                "Invent a dog.")))
+    found = json.loads(
+        said(llm("prompt", *GREEDY[:5], "-o", "max_tokens", "100", "--schema", json.dumps(NAMED), "Invent a dog."))
+    )
     assert set(found) == {"name", "age"} and isinstance(found["age"], int)
 
 

@@ -14,21 +14,56 @@ from pathlib import Path
 
 import pytest
 
-from server.options import compat_rows
+from server.options.parser import compat_rows
 from tests.support import ServerProcess, start_server, wait_until
 
 # the defaults in the table of request parameters, as both documents have it
 DOCUMENTED = {
-    "temperature": 0.8, "dynatemp_range": 0.0, "dynatemp_exponent": 1.0, "top_k": 40, "top_p": 0.95, "min_p": 0.05,
-    "n_predict": -1, "n_keep": 0, "stream": False, "stop": [], "tfs_z": 1.0, "typical_p": 1.0, "repeat_penalty": 1.1,
-    "repeat_last_n": 64, "penalize_nl": True, "presence_penalty": 0.0, "frequency_penalty": 0.0,
-    "penalty_prompt_tokens": [], "use_penalty_prompt_tokens": False, "mirostat": 0, "mirostat_tau": 5.0,
-    "mirostat_eta": 0.1, "grammar": "", "seed": -1, "ignore_eos": False, "logit_bias": [], "n_probs": 0, "min_keep": 0,
-    "cache_prompt": False, "n_ctx": 512}
+    "temperature": 0.8,
+    "dynatemp_range": 0.0,
+    "dynatemp_exponent": 1.0,
+    "top_k": 40,
+    "top_p": 0.95,
+    "min_p": 0.05,
+    "n_predict": -1,
+    "n_keep": 0,
+    "stream": False,
+    "stop": [],
+    "tfs_z": 1.0,
+    "typical_p": 1.0,
+    "repeat_penalty": 1.1,
+    "repeat_last_n": 64,
+    "penalize_nl": True,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "penalty_prompt_tokens": [],
+    "use_penalty_prompt_tokens": False,
+    "mirostat": 0,
+    "mirostat_tau": 5.0,
+    "mirostat_eta": 0.1,
+    "grammar": "",
+    "seed": -1,
+    "ignore_eos": False,
+    "logit_bias": [],
+    "n_probs": 0,
+    "min_keep": 0,
+    "cache_prompt": False,
+    "n_ctx": 512,
+}
 DOCUMENTED_SAMPLERS = ["top_k", "tfs_z", "typical_p", "top_p", "min_p", "temperature"]
 
-SEEN_HERE = {"--ctx-size", "--cont-batching", "--context-shift", "--repeat-penalty", "--cache-prompt", "--log-format",
-             "--log-file", "`next_token` in `/slots`", "`prompt` as a list of strings", "order of sampling"}
+SEEN_HERE = {
+    "--ctx-size",
+    "--cont-batching",
+    "--context-shift",
+    "--repeat-penalty",
+    "--cache-prompt",
+    "--log-format",
+    "--log-file",
+    "`next_token` in `/slots`",
+    "`prompt` as a list of strings",
+    "order of sampling",
+}
 SEEN_ELSEWHERE = {"--flash-attn", "--timeout"}
 
 
@@ -72,7 +107,8 @@ def test_the_defaults_of_2024_are_the_documented_ones(old):
     assert [name for name in shown["samplers"] if name in DOCUMENTED_SAMPLERS] == DOCUMENTED_SAMPLERS
     effective = old.complete("the cat", 1)["generation_settings"]
     assert {name: effective[name] for name in DOCUMENTED if name not in ("n_predict", "seed", "temperature")} == {
-        name: value for name, value in DOCUMENTED.items() if name not in ("n_predict", "seed", "temperature")}
+        name: value for name, value in DOCUMENTED.items() if name not in ("n_predict", "seed", "temperature")
+    }
 
 
 def test_today_s_defaults_differ_where_the_table_says(old, new):
@@ -95,8 +131,10 @@ def test_the_repeat_penalty_is_in_effect(old, new):
     """The same request; only in 2024 is a repeated word less likely than without penalty."""
     body = {"n_probs": 200, "temperature": 1.0, "samplers": ["top_k"], "top_k": 0, "seed": 1}
     for server, is_penalised in ((old, True), (new, False)):
-        plain, default = (server.complete("the cat saw the cat", 1, **body, **more)["completion_probabilities"][0]
-                          for more in ({"repeat_penalty": 1.0}, {}))
+        plain, default = (
+            server.complete("the cat saw the cat", 1, **body, **more)["completion_probabilities"][0]
+            for more in ({"repeat_penalty": 1.0}, {})
+        )
         assert (plain["probs"] != default["probs"]) is is_penalised
 
 
@@ -106,37 +144,44 @@ def test_a_prompt_is_kept_only_today(old, new):
         assert (second["timings"]["cache_n"] > 0) is is_kept
         assert first["content"] == second["content"]
         assert server.complete("the old tree near the river", 2, cache_prompt=True)["timings"]["prompt_n"] in (
-            1, first["tokens_evaluated"])
+            1,
+            first["tokens_evaluated"],
+        )
 
 
 def test_a_full_context_goes_on_only_in_2024(old, new):
     cat = old.post("/tokenize", {"content": "the cat"}).json()["tokens"]
     for server, n_ctx, goes_on in ((old, 512, True), (new, 2048, False)):
-        prompt = (cat * n_ctx)[:n_ctx - 20]
+        prompt = (cat * n_ctx)[: n_ctx - 20]
         result = server.complete(prompt, 60)
         assert result["truncated"] and (result["tokens_predicted"] == 60) is goes_on
         assert result["stop_type"] == "limit"
-        too_long = server.post("/completion", {"prompt": (cat * n_ctx)[:n_ctx + 100], "n_predict": 3})
+        too_long = server.post("/completion", {"prompt": (cat * n_ctx)[: n_ctx + 100], "n_predict": 3})
         assert too_long.status_code == (200 if goes_on else 400)
         if goes_on:
             assert too_long.json()["truncated"] and too_long.json()["tokens_evaluated"] < n_ctx
         else:
             error = too_long.json()["error"]
             assert (error["type"], error["n_prompt_tokens"], error["n_ctx"]) == (
-                "exceed_context_size_error", n_ctx + 100, n_ctx)
+                "exceed_context_size_error",
+                n_ctx + 100,
+                n_ctx,
+            )
 
 
 def test_next_token_has_the_shape_of_its_time(old, new):
     assert isinstance(old.get("/slots").json()[0]["next_token"], dict)
-    item, = new.get("/slots").json()[0]["next_token"]
+    (item,) = new.get("/slots").json()[0]["next_token"]
     assert item["n_decoded"] == item["num_tokens_predicted"]
 
 
 def test_a_list_of_strings_is_one_prompt_in_2024_and_several_today(old, new):
     body = {"prompt": ["the cat", " ran home"], "n_predict": 2, "temperature": 0}
     one = old.post("/completion", body).json()
-    parts = [old.post("/tokenize", {"content": text, "add_special": i == 0}).json()["tokens"]
-             for i, text in enumerate(body["prompt"])]
+    parts = [
+        old.post("/tokenize", {"content": text, "add_special": i == 0}).json()["tokens"]
+        for i, text in enumerate(body["prompt"])
+    ]
     assert one["tokens_evaluated"] == sum(map(len, parts)), "BOS once, in front"
     assert [answer["index"] for answer in new.post("/completion", body).json()] == [0, 1]
 

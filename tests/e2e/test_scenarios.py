@@ -69,6 +69,7 @@ def world(serve, tmp_path: Path) -> World:
 
 # ---- given -------------------------------------------------------------------------------------------------------
 
+
 @given("a server on the recite model")
 def recite(world: World, recite_model: Path):
     world.arguments += ["-m", recite_model]
@@ -112,6 +113,7 @@ def go_on_in_slot(world: World, prompt: str, slot: str):
 
 # ---- when --------------------------------------------------------------------------------------------------------
 
+
 @when(parsers.parse('"{prompt}" is continued by at most {n:d} tokens'))
 def go_on_so_far(world: World, prompt: str, n: int):
     world.go_on(prompt, n_predict=n)
@@ -143,8 +145,10 @@ def stream(world: World, prompt: str):
 def at_once(world: World, n: int, prompt: str):
     server = world.server
     with ThreadPoolExecutor(n) as pool:
-        answers = pool.map(lambda _: requests.post(server.url + "/completion", json={"prompt": prompt, "temperature": 0},
-                                                   timeout=120), range(n))
+        answers = pool.map(
+            lambda _: requests.post(server.url + "/completion", json={"prompt": prompt, "temperature": 0}, timeout=120),
+            range(n),
+        )
         world.texts = [answer.json()["content"] for answer in answers]
 
 
@@ -182,8 +186,9 @@ def say(world: World, text: str):
 
 @when(parsers.parse('the user says "{text}" and the answer has to match {rule}'))
 def say_bound(world: World, text: str, rule: str):
-    world.ask("/v1/chat/completions", {"messages": [{"role": "user", "content": text}], "temperature": 0,
-                                       **json.loads(rule)})
+    world.ask(
+        "/v1/chat/completions", {"messages": [{"role": "user", "content": text}], "temperature": 0, **json.loads(rule)}
+    )
 
 
 @when("a message without a role is sent")
@@ -192,6 +197,7 @@ def no_role(world: World):
 
 
 # ---- then --------------------------------------------------------------------------------------------------------
+
 
 @then(parsers.parse('the answer is "{text}"'))
 def answer_is(world: World, text: str):

@@ -22,7 +22,7 @@ import requests
 
 from tests import tiny_models
 from tests.support import NO_PROXY, PATIENCE, ROOT, URL, ServerProcess, events, need
-from tests.unit.gbnf_oracle import Matcher
+from tests.unit.grammar.gbnf_oracle import Matcher
 
 EXAMPLES = ROOT / "examples"
 ANSWER = "".join(tiny_models.RECITE_WORDS)
@@ -115,15 +115,11 @@ def test_chat_mjs_follows_a_schema_in_the_wanted_order(server: ServerProcess, tm
 
 def test_chat_mjs_follows_a_grammar(server: ServerProcess, tmp_path: Path):
     (tmp_path / "g.gbnf").write_text('root ::= " four" " two"')
-    assert " four two\n" in run(
-        server, "node", EXAMPLES / "chat.mjs", "--grammar", tmp_path / "g.gbnf", said="x\n"
-    )
+    assert " four two\n" in run(server, "node", EXAMPLES / "chat.mjs", "--grammar", tmp_path / "g.gbnf", said="x\n")
 
 
 @pytest.mark.parametrize(("command", "client"), [("node", "chat.mjs"), ("bash", "chat.sh")])
-def test_a_chat_client_ends_with_an_error_when_no_server_answers(
-    serve, recite_model: Path, command: str, client: str
-):
+def test_a_chat_client_ends_with_an_error_when_no_server_answers(serve, recite_model: Path, command: str, client: str):
     need(command == "node" or shutil.which("jq"), "jq isn't installed")
     server = serve("-m", recite_model)
     server.stop()
@@ -235,13 +231,7 @@ def test_the_wrapper_answers_chats_in_openais_form(server: ServerProcess, wrap):
 
 
 def test_the_wrapper_continues_texts_and_gives_tokens(server: ServerProcess, wrap):
-    body = {
-        "prompt": "count: one",
-        "stop": [" four"],
-        "tokenize": True,
-        "logit_bias": {"5": 0.0},
-        "temperature": 0,
-    }
+    body = {"prompt": "count: one", "stop": [" four"], "tokenize": True, "logit_bias": {"5": 0.0}, "temperature": 0}
     answer = wrap().post("/v1/completions", body).json()
     assert answer["choices"][0]["text"] == " two three" and answer["choices"][0]["finish_reason"] == "stop"
     assert answer["promptToken"] == server.post("/tokenize", {"content": "count: one"}).json()["tokens"]
@@ -273,11 +263,7 @@ def test_the_wrapper_wants_its_key_and_passes_errors_on(wrap):
 
 SCHEMAS = [
     (
-        {
-            "type": "object",
-            "properties": {"a": {"type": "integer"}, "b": {"type": "string"}},
-            "required": ["b"],
-        },
+        {"type": "object", "properties": {"a": {"type": "integer"}, "b": {"type": "string"}}, "required": ["b"]},
         ['{"b":"x"}', '{ "b": "x", "a": -3 }'],
         ['{"a":1}', "{}", '{"b":"x","c":1}', '{"b":"x",}'],
     ),
@@ -306,11 +292,7 @@ SCHEMAS = [
         ['"2024-02-29"', "7", "null"],
         ['"2024-2-29"', "true"],
     ),
-    (
-        {"type": "string", "pattern": "^[A-C]{2}-\\d+(x|y)?\\.$"},
-        ['"AB-12x."', '"CC-0."'],
-        ['"AB-x."', '"AD-1."'],
-    ),
+    ({"type": "string", "pattern": "^[A-C]{2}-\\d+(x|y)?\\.$"}, ['"AB-12x."', '"CC-0."'], ['"AB-x."', '"AD-1."']),
     (
         {
             "$ref": "#/$defs/node",

@@ -19,9 +19,9 @@ from tests.support import PATIENCE, ServerProcess, events, need, start_server, w
 
 SYSTEM_PROMPT = {
     "system_prompt": {
-        "prompt": "Transcript of a never ending dialog, where the User interacts with an Assistant.\nThe Assistant is helpful, kind, honest, good at writing, and never fails to answer the User's requests immediately and with precision.\nUser: Recommend a nice restaurant in the area.\nAssistant: I recommend the restaurant \"The Golden Duck\". It is a 5 star restaurant with a great view of the city. The food is delicious and the service is excellent. The prices are reasonable and the portions are generous. The restaurant is located at 123 Main Street, New York, NY 10001. The phone number is (212) 555-1234. The hours are Monday through Friday from 11:00 am to 10:00 pm. The restaurant is closed on Saturdays and Sundays.\nUser: Who is Richard Feynman?\nAssistant: Richard Feynman was an American physicist who is best known for his work in quantum mechanics and particle physics. He was awarded the Nobel Prize in Physics in 1965 for his contributions to the development of quantum electrodynamics. He was a popular lecturer and author, and he wrote several books, including \"Surely You're Joking, Mr. Feynman!\" and \"What Do You Care What Other People Think?\".\nUser:",  # noqa: E501
+        "prompt": 'Transcript of a never ending dialog, where the User interacts with an Assistant.\nThe Assistant is helpful, kind, honest, good at writing, and never fails to answer the User\'s requests immediately and with precision.\nUser: Recommend a nice restaurant in the area.\nAssistant: I recommend the restaurant "The Golden Duck". It is a 5 star restaurant with a great view of the city. The food is delicious and the service is excellent. The prices are reasonable and the portions are generous. The restaurant is located at 123 Main Street, New York, NY 10001. The phone number is (212) 555-1234. The hours are Monday through Friday from 11:00 am to 10:00 pm. The restaurant is closed on Saturdays and Sundays.\nUser: Who is Richard Feynman?\nAssistant: Richard Feynman was an American physicist who is best known for his work in quantum mechanics and particle physics. He was awarded the Nobel Prize in Physics in 1965 for his contributions to the development of quantum electrodynamics. He was a popular lecturer and author, and he wrote several books, including "Surely You\'re Joking, Mr. Feynman!" and "What Do You Care What Other People Think?".\nUser:',  # noqa: E501
         "anti_prompt": "User:",
-        "assistant_name": "Assistant:"
+        "assistant_name": "Assistant:",
     }
 }
 
@@ -67,8 +67,9 @@ SLOT = """dynatemp_exponent dynatemp_range frequency_penalty grammar id ignore_e
 mirostat_tau model n_ctx n_keep n_predict n_probs next_token penalize_nl penalty_prompt_tokens presence_penalty prompt
 repeat_last_n repeat_penalty samplers seed state stop stream task_id temperature tfs_z top_k top_p typical_p
 use_penalty_prompt_tokens""".split()
-NEXT_TOKEN = ("has_next_token n_remain num_tokens_predicted n_decoded stopped_eos stopped_limit stopped_word "
-              "stopping_word").split()
+NEXT_TOKEN = (
+    "has_next_token n_remain num_tokens_predicted n_decoded stopped_eos stopped_limit stopped_word stopping_word"
+).split()
 RESULT = """content stop generation_settings model prompt stopped_eos stopped_limit stopped_word stopping_word timings
 tokens_cached tokens_evaluated truncated""".split()
 METRICS = """prompt_tokens_total tokens_predicted_total prompt_tokens_seconds predicted_tokens_seconds
@@ -88,9 +89,29 @@ def server(libs_folder, smollm2, slots_folder) -> Iterator[ServerProcess]:
     draw at random.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(slots_folder)           # llama.log goes there
-        with start_server(["-m", smollm2, "-c", 2048, "--compat", "2024", "--metrics", "--slot-save-path",
-                           slots_folder, "-np", 2, "-cb", "-n", 130, "--seed", 1, "-t", 1]) as running:
+        patch.chdir(slots_folder)  # llama.log goes there
+        with start_server(
+            [
+                "-m",
+                smollm2,
+                "-c",
+                2048,
+                "--compat",
+                "2024",
+                "--metrics",
+                "--slot-save-path",
+                slots_folder,
+                "-np",
+                2,
+                "-cb",
+                "-n",
+                130,
+                "--seed",
+                1,
+                "-t",
+                1,
+            ]
+        ) as running:
             yield running
 
 
@@ -118,8 +139,9 @@ def test_testing_with_curl(server):
 def test_the_node_js_test(server, tmp_path):
     need(shutil.which("node"), "node isn't installed")
     (tmp_path / "index.js").write_text(INDEX_JS.replace("http://127.0.0.1:8080", server.url), encoding="utf-8")
-    done = subprocess.run(["node", "index.js"], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=PATIENCE,
-                          check=True)
+    done = subprocess.run(
+        ["node", "index.js"], cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=PATIENCE, check=True
+    )
     assert len(done.stdout.strip()) > 20 and not done.stderr
 
 
@@ -154,19 +176,39 @@ def test_the_options_with_their_examples(server):
     probs = server.post("/completion", {**ask, "n_probs": 3}).json()["completion_probabilities"]
     assert len(probs) == 6 and all(len(item["probs"]) == 3 for item in probs)
     assert all(set(prob) >= {"prob", "tok_str"} for item in probs for prob in item["probs"])
-    everything = {"dynatemp_range": 0.2, "dynatemp_exponent": 1.5, "top_k": 20, "top_p": 0.9, "min_p": 0.1,
-                  "n_keep": -1, "tfs_z": 0.95, "typical_p": 0.9, "repeat_penalty": 1.2, "repeat_last_n": -1,
-                  "penalize_nl": False, "presence_penalty": 0.1, "frequency_penalty": 0.1, "penalty_prompt": "France",
-                  "mirostat": 2, "mirostat_tau": 4.0, "mirostat_eta": 0.2, "seed": 42, "ignore_eos": True,
-                  "min_keep": 2, "slot_id": 1, "cache_prompt": True, "temperature": 0.7,
-                  "samplers": ["top_k", "tfs_z", "typical_p", "top_p", "min_p", "temperature"]}
+    everything = {
+        "dynatemp_range": 0.2,
+        "dynatemp_exponent": 1.5,
+        "top_k": 20,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "n_keep": -1,
+        "tfs_z": 0.95,
+        "typical_p": 0.9,
+        "repeat_penalty": 1.2,
+        "repeat_last_n": -1,
+        "penalize_nl": False,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.1,
+        "penalty_prompt": "France",
+        "mirostat": 2,
+        "mirostat_tau": 4.0,
+        "mirostat_eta": 0.2,
+        "seed": 42,
+        "ignore_eos": True,
+        "min_keep": 2,
+        "slot_id": 1,
+        "cache_prompt": True,
+        "temperature": 0.7,
+        "samplers": ["top_k", "tfs_z", "typical_p", "top_p", "min_p", "temperature"],
+    }
     first, second = (server.post("/completion", {**ask, **everything}).json() for _ in range(2))
     assert first["content"] == second["content"] and first["id_slot"] == first["slot_id"] == 1
     assert second["timings"]["cache_n"] > 0
     settings = first["generation_settings"]
-    assert {name: settings[name] for name in everything if name in settings and name not in (
-        "samplers", "slot_id")} == {name: value for name, value in everything.items()
-                                    if name in settings and name not in ("samplers", "slot_id")}
+    assert {
+        name: settings[name] for name in everything if name in settings and name not in ("samplers", "slot_id")
+    } == {name: value for name, value in everything.items() if name in settings and name not in ("samplers", "slot_id")}
     assert settings["use_penalty_prompt_tokens"] and settings["penalty_prompt_tokens"]
 
 
@@ -231,7 +273,8 @@ def test_saving_restoring_and_erasing_a_slot(server):
 def test_errors(libs_folder, smollm2):
     with start_server(["-m", smollm2, "--api-key", "secret", "--slots-endpoint-disable", "-c", 512, "-t", 1]) as server:
         assert server.post("/completion", {"prompt": "x"}).json() == {
-            "error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}}
+            "error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}
+        }
         key = {"Authorization": "Bearer secret"}
         for path, name in (("/metrics", "metrics"), ("/slots", "slots")):
             error = server.get(path, headers=key).json()["error"]
@@ -246,12 +289,17 @@ def test_changing_the_system_prompt_at_run_time_and_at_the_start(libs_folder, sm
     file = tmp_path / "system.json"
     file.write_text(json.dumps(SYSTEM_PROMPT), encoding="utf-8")
     options = ["-m", smollm2, "-c", 2048, "-np", 2, "--compat", "2024", "-t", 1]
-    question = {"prompt": " Who is Richard Feynman?\nAssistant:", "n_predict": 24, "temperature": 0,
-                "repeat_penalty": 1.0, "stop": ["User:"]}
+    question = {
+        "prompt": " Who is Richard Feynman?\nAssistant:",
+        "n_predict": 24,
+        "temperature": 0,
+        "repeat_penalty": 1.0,
+        "stop": ["User:"],
+    }
     answers = []
     for more, body in ((["-spf", file], question), ([], {**question, **SYSTEM_PROMPT})):
         with start_server([*options, *more]) as server:
-            if more:        # it is set behind the loading: the last thing before the line that says ready
+            if more:  # it is set behind the loading: the last thing before the line that says ready
                 server.wait_for_line("llama_srv is ready")
             answers.append(server.post("/completion", body).json())
             props = server.get("/props").json()

@@ -15,13 +15,21 @@ import pytest
 import requests
 
 from server.api.schema import COMPLETION_FIELDS, SAMPLING_FIELDS
-from server.engine.task import SAMPLER_NAMES
+from server.engine.seam.task import SAMPLER_NAMES
 from tests.support import PATIENCE, ServerProcess, wait_until
 from tests.tiny_models import RECITE_WORDS
 
 STEM = "Once upon a time the little girl and the big dog went into the old house near the river , and then "
-PROMPTS = (STEM + "the moon", STEM + "the star sang", "a", "the cat", STEM + "she said : naïve café , 😀 !",
-           "night and day " * 12, STEM, "the quiet fox slept under the tree")
+PROMPTS = (
+    STEM + "the moon",
+    STEM + "the star sang",
+    "a",
+    "the cat",
+    STEM + "she said : naïve café , 😀 !",
+    "night and day " * 12,
+    STEM,
+    "the quiet fox slept under the tree",
+)
 
 
 def together(asks: list) -> list:
@@ -39,6 +47,7 @@ def streamed(server: ServerProcess, prompt: str, n_predict: int, **fields: objec
 
 
 # ---- the text ----------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("model", ["tiny_spm_model", "tiny_bpe_model"])
 def test_eight_requests_at_once_on_four_slots_get_what_each_gets_alone(serve, request, model):
@@ -59,7 +68,7 @@ def test_a_known_text_word_for_word(serve, recite_model):
     assert (result["content"], result["stopped_eos"]) == (text, True)
     assert streamed(server, "count: one", -1) == text
     stopped = server.complete("count: one", -1, stop=["ree fo"])
-    assert (stopped["content"], stopped["stopping_word"]) == (text[:text.index("ree fo")], "ree fo")
+    assert (stopped["content"], stopped["stopping_word"]) == (text[: text.index("ree fo")], "ree fo")
     tokens = server.post("/tokenize", {"content": text}).json()["tokens"]
     assert len(tokens) == len(RECITE_WORDS) - 1
     assert server.post("/detokenize", {"tokens": tokens}).json()["content"] == text
@@ -75,6 +84,7 @@ def test_context_shift_over_http(serve, tiny_spm_model):
 
 
 # ---- requests that could bring a process down --------------------------------------------------------------------
+
 
 def assert_alive_and_right(server: ServerProcess, text: str) -> None:
     assert server.process.poll() is None, server.log
@@ -110,13 +120,21 @@ def extremes() -> list[dict[str, object]]:
     on = {"repeat_penalty": 1.5, "dry_multiplier": 1.0, "xtc_probability": 1.0, "top_n_sigma": 0.0, "typical_p": 0.0}
     bodies += [{**on, **body} for body in bodies[:]]
     bodies += [{"samplers": [name]} for name in SAMPLER_NAMES]
-    bodies += [{"samplers": list(SAMPLER_NAMES) * 3}, {"samplers": ["infill", "adaptive_p"], "adaptive_target": 0.5},
-               {"dry_multiplier": 1, "dry_sequence_breakers": ["", "\u0000", "é" * 500]},
-               {"dry_multiplier": 1, "dry_sequence_breakers": []}, {"stop": ["", "\u0000"]},
-               {"logit_bias": [[i, False] for i in range(250)]}, {"logit_bias": [[5, 1e38], [6, -1e38]] * 100},
-               {"prompt": [0]}, {"prompt": [1, 1, 2, 2]}, {"prompt": "\u0000<|im_end|>\ud7ff\uffff"},
-               {"prompt": "x" * 20000}, {"mirostat": 1, "grammar": "root ::= [a-z]*"},
-               {"grammar": "root ::= " + "(" * 150 + '"a"' + ")" * 150}]
+    bodies += [
+        {"samplers": list(SAMPLER_NAMES) * 3},
+        {"samplers": ["infill", "adaptive_p"], "adaptive_target": 0.5},
+        {"dry_multiplier": 1, "dry_sequence_breakers": ["", "\u0000", "é" * 500]},
+        {"dry_multiplier": 1, "dry_sequence_breakers": []},
+        {"stop": ["", "\u0000"]},
+        {"logit_bias": [[i, False] for i in range(250)]},
+        {"logit_bias": [[5, 1e38], [6, -1e38]] * 100},
+        {"prompt": [0]},
+        {"prompt": [1, 1, 2, 2]},
+        {"prompt": "\u0000<|im_end|>\ud7ff\uffff"},
+        {"prompt": "x" * 20000},
+        {"mirostat": 1, "grammar": "root ::= [a-z]*"},
+        {"grammar": "root ::= " + "(" * 150 + '"a"' + ")" * 150},
+    ]
     return bodies
 
 
@@ -148,7 +166,7 @@ FACTS = {
 
 
 def test_the_small_real_model_knows_a_few_things_alone_and_in_company(serve, smollm2):
-    server = serve("-m", smollm2, "-c", 4096, "-np", 8, "-t", 1)    # threads that wait spin: leave room for others
+    server = serve("-m", smollm2, "-c", 4096, "-np", 8, "-t", 1)  # threads that wait spin: leave room for others
     for prompt, word in FACTS.items():
         plain = server.complete(prompt, 6, cache_prompt=False)
         assert word in plain["content"], plain["content"]
@@ -162,6 +180,7 @@ def test_the_small_real_model_knows_a_few_things_alone_and_in_company(serve, smo
 
 
 # ---- start -------------------------------------------------------------------------------------------------------
+
 
 @pytest.mark.covers("C05", "C10", "C24", "C29")
 def test_port_zero_picks_a_port_and_reports_it(serve, tiny_spm_model):
@@ -211,7 +230,7 @@ def test_a_signal_lets_the_running_stream_finish(serve, tiny_spm_model, signal):
 @pytest.mark.parametrize("signal", SIGNALS, ids=["terminate", "interrupt"])
 def test_a_signal_ends_an_idle_server(serve, tiny_spm_model, signal):
     server = serve("-m", tiny_spm_model, "--drain", 86400)
-    assert server.get("/health").status_code == 200        # and its connection is kept open
+    assert server.get("/health").status_code == 200  # and its connection is kept open
     signal(server)
     assert_clean_end(server)
 
@@ -253,6 +272,7 @@ def test_while_it_stops_no_new_connection_is_taken(serve, tiny_spm_model):
         except requests.ConnectionError:
             return True
         return False
+
     wait_until(is_refused, "new connections to be refused")
     next(stream)
     stream.close()
@@ -269,8 +289,10 @@ def test_clients_that_vanish_leave_a_real_server_well(serve, tiny_spm_model):
     server = serve("-m", tiny_spm_model, "-c", 1024, "-np", 4, "--context-shift", "-t", 1)
     alone = server.complete("the cat", 30, cache_prompt=False)["content"]
     for n_read in (0, 1, 5):
-        streams = [server.stream("/completion", {"prompt": STEM + str(i), "n_predict": -1, "cache_prompt": False})
-                   for i in range(8)]
+        streams = [
+            server.stream("/completion", {"prompt": STEM + str(i), "n_predict": -1, "cache_prompt": False})
+            for i in range(8)
+        ]
         for stream in streams[:4]:
             list(islice(stream, n_read + 1))
         for stream in streams:
@@ -278,5 +300,6 @@ def test_clients_that_vanish_leave_a_real_server_well(serve, tiny_spm_model):
 
     def is_idle() -> bool:
         return server.get("/health").json() == {"status": "ok", "slots_idle": 4, "slots_processing": 0}
+
     wait_until(is_idle, "all slots to be idle")
     assert server.complete("the cat", 30)["content"] == alone

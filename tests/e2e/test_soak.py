@@ -65,8 +65,10 @@ class Crowd:
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         self._must_stop = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(random.Random(seed * 1000 + i),), daemon=True)
-                         for i in range(N_CLIENTS)]
+        self._threads = [
+            threading.Thread(target=self._run, args=(random.Random(seed * 1000 + i),), daemon=True)
+            for i in range(N_CLIENTS)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -130,16 +132,38 @@ class Crowd:
         return self._ask("/v1/chat/completions", {"messages": messages, "max_tokens": 8, "stream": rng.random() < 0.5})
 
     def do_constrained(self, rng: random.Random) -> int:
-        limits = rng.choice(({"grammar": 'root ::= [a-z ]{1,9}'}, {"regex": "[a-c]+d"}, {"choice": ["moon", "star"]},
-                             {"json_schema": {"type": "object", "properties": {f"p{rng.randint(0, 99)}": {"type": "integer"}}}}))
+        limits = rng.choice(
+            (
+                {"grammar": "root ::= [a-z ]{1,9}"},
+                {"regex": "[a-c]+d"},
+                {"choice": ["moon", "star"]},
+                {"json_schema": {"type": "object", "properties": {f"p{rng.randint(0, 99)}": {"type": "integer"}}}},
+            )
+        )
         return self._ask("/completion", self._body(rng, **limits))
 
     def do_sampling(self, rng: random.Random) -> int:
-        return self._ask("/completion", self._body(rng, n_probs=rng.randint(0, 5), mirostat=rng.randint(0, 2), n_cmpl=rng.randint(1, 3),
-                                                   repeat_penalty=1.1, logit_bias=[[5, -1.0]], stop=["cat"], seed=rng.randint(0, 9)))
+        return self._ask(
+            "/completion",
+            self._body(
+                rng,
+                n_probs=rng.randint(0, 5),
+                mirostat=rng.randint(0, 2),
+                n_cmpl=rng.randint(1, 3),
+                repeat_penalty=1.1,
+                logit_bias=[[5, -1.0]],
+                stop=["cat"],
+                seed=rng.randint(0, 9),
+            ),
+        )
 
     def do_look(self, rng: random.Random) -> int:
-        return self._ask(rng.choice(("/slots", "/health?strict=1", "/metrics", "/props", "/v1/models", "/", "/completion.js")), b"", "", "GET")
+        return self._ask(
+            rng.choice(("/slots", "/health?strict=1", "/metrics", "/props", "/v1/models", "/", "/completion.js")),
+            b"",
+            "",
+            "GET",
+        )
 
     def do_tokens(self, rng: random.Random) -> int:
         return self._ask("/tokenize", {"content": "moon " * rng.randint(1, 500)})
@@ -161,7 +185,9 @@ class Crowd:
     def do_abort(self, rng: random.Random) -> int:
         id_ = f"soak-{rng.randrange(10**9)}"
         with self._connect() as sock, sock.makefile("rb") as stream:
-            sock.sendall(self._request("/completion", self._body(rng, n_predict=200, stream=True), f"X-Request-Id: {id_}\r\n"))
+            sock.sendall(
+                self._request("/completion", self._body(rng, n_predict=200, stream=True), f"X-Request-Id: {id_}\r\n")
+            )
             stream.readline()
             self._ask("/v1/abort", {"id": id_})
             stream.read()
@@ -181,14 +207,24 @@ class Crowd:
     def do_half(self, rng: random.Random) -> str:
         data = self._request("/completion", self._body(rng))
         with self._connect() as sock:
-            sock.sendall(data[:rng.randrange(len(data))])
+            sock.sendall(data[: rng.randrange(len(data))])
             self._leave(sock, rng)
         return "sent"
 
     def do_bad_body(self, rng: random.Random) -> int:
-        bodies = (b"{", b"[" * 5000, b'{"prompt": "\\ud800"}', b"\xff" * 50, b'{"prompt": 5}', b'{"prompt": "x", "top_p": 1e999}',
-                  b'{"prompt": "x", "grammar": "root ::= root"}', b'{"prompt": "x", "grammar": "' + b"(" * 3000 + b'"}',
-                  b'{"prompt": "x", "regex": "((((("}', b'{"prompt": "x", "json_schema": {"$ref": "#"}}', b'{"prompt": "x", "id_slot": 99}')
+        bodies = (
+            b"{",
+            b"[" * 5000,
+            b'{"prompt": "\\ud800"}',
+            b"\xff" * 50,
+            b'{"prompt": 5}',
+            b'{"prompt": "x", "top_p": 1e999}',
+            b'{"prompt": "x", "grammar": "root ::= root"}',
+            b'{"prompt": "x", "grammar": "' + b"(" * 3000 + b'"}',
+            b'{"prompt": "x", "regex": "((((("}',
+            b'{"prompt": "x", "json_schema": {"$ref": "#"}}',
+            b'{"prompt": "x", "id_slot": 99}',
+        )
         return self._ask("/completion", rng.choice(bodies))
 
     def do_long_prompt(self, rng: random.Random) -> int:
@@ -215,7 +251,9 @@ class Crowd:
 
     def do_pipeline(self, rng: random.Random) -> str:
         with self._connect() as sock, sock.makefile("rb") as stream:
-            sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20 + self._request("/completion", self._body(rng)))
+            sock.sendall(
+                b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 20 + self._request("/completion", self._body(rng))
+            )
             n = stream.read().count(b"HTTP/1.1 200 ")
         if n != 21:
             self.faults.append(f"{n} of 21 pipelined answers")
@@ -224,10 +262,14 @@ class Crowd:
 
 def settle(server: ServerProcess) -> Footprint:
     """The footprint once everything has ended that the crowd has begun."""
+
     def is_quiet() -> bool:
         health = server.get("/health", headers={"Connection": "close"}).json()
-        return health["slots_processing"] == 0 and "llamacpp:requests_deferred 0\n" in server.get(
-            "/metrics", headers={"Connection": "close"}).text
+        return (
+            health["slots_processing"] == 0
+            and "llamacpp:requests_deferred 0\n" in server.get("/metrics", headers={"Connection": "close"}).text
+        )
+
     wait_until(is_quiet, "all slots to be idle", every=0.1)
     wait_until(lambda: http_threads(server) == 0, "all connections to end", every=0.1)
     return footprint(server.process.pid)
@@ -241,13 +283,26 @@ def http_threads(server: ServerProcess) -> int:
 
 
 def test_nothing_grows_under_mixed_and_abusive_traffic(serve, tiny_spm_model, tmp_path, capsys):
-    server = serve("-m", tiny_spm_model, "-t", 1, "-c", 2048, "-np", 4, "--metrics", "--max-connections", 200,
-                   "--cache-ram", 0,        # which would go on filling up to its limit
-                   environment={"TMPDIR": str(tmp_path)})
+    server = serve(
+        "-m",
+        tiny_spm_model,
+        "-t",
+        1,
+        "-c",
+        2048,
+        "-np",
+        4,
+        "--metrics",
+        "--max-connections",
+        200,
+        "--cache-ram",
+        0,  # which would go on filling up to its limit
+        environment={"TMPDIR": str(tmp_path)},
+    )
     processes = child_processes(server.process.pid)
     text = server.complete("the quiet fox", 40, cache_prompt=False)["content"]
     if IS_LONG:
-        faulthandler.cancel_dump_traceback_later()      # pytest.ini ends a test after ten minutes
+        faulthandler.cancel_dump_traceback_later()  # pytest.ini ends a test after ten minutes
     marks: list[Footprint] = []
     counts: Counter[str] = Counter()
     for round_, seconds in enumerate([WARM_UP_S, *[ROUND_S] * N_ROUNDS]):
@@ -259,8 +314,10 @@ def test_nothing_grows_under_mixed_and_abusive_traffic(serve, tiny_spm_model, tm
         marks.append(settle(server))
     before, after = marks[0], min(marks[-2:], key=lambda mark: mark.kb)
     with capsys.disabled():
-        print(f"\nsoak of {ROUND_S * N_ROUNDS} s after {WARM_UP_S} s: {counts.total()} requests, {before} -> {after}, "
-              f"memory x {after.kb / before.kb:.3f}, KiB {[mark.kb for mark in marks]}")
+        print(
+            f"\nsoak of {ROUND_S * N_ROUNDS} s after {WARM_UP_S} s: {counts.total()} requests, {before} -> {after}, "
+            f"memory x {after.kb / before.kb:.3f}, KiB {[mark.kb for mark in marks]}"
+        )
     assert server.complete("the quiet fox", 40, cache_prompt=False)["content"] == text
     assert min(counts[f"{kind} 200"] for kind in ("complete", "stream", "chat", "sampling")) > 0, counts
     assert after.kb <= before.kb * GROWTH, counts

@@ -15,14 +15,17 @@ GREEDY = {"prompt": LOOP, "n_predict": 120, "temperature": 0, "ignore_eos": True
 
 
 def post(server: ServerProcess, body: dict) -> dict:
-    request = urllib.request.Request(f"{server.url}/completion", json.dumps(body).encode(),
-                                     {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{server.url}/completion", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)
 
 
 def test_a_draft_model_drafts_for_the_program(serve, tiny_spm_model):
-    server = serve("-m", tiny_spm_model, "-md", tiny_spm_model, "-c", "1024", "-t", "1", "--metrics", "--spec-draft-n-max", "6")
+    server = serve(
+        "-m", tiny_spm_model, "-md", tiny_spm_model, "-c", "1024", "-t", "1", "--metrics", "--spec-draft-n-max", "6"
+    )
     drafted, plain = post(server, GREEDY), post(server, {**GREEDY, "speculative.n_max": 0})
     assert drafted["tokens"] == plain["tokens"] and len(drafted["tokens"]) == 120
     assert drafted["generation_settings"]["speculative.n_max"] == 6

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ctypes_api.folder import read_folder
-from server.tuned import NOTHING, Tuned, recall, remember
+from server.errands.tuned import NOTHING, Tuned, recall, remember
 from tests.e2e.test_kills import engine_pid
 from tests.support import need, run_command
 
@@ -48,8 +48,11 @@ def two_variants(libs_folder: Path, tmp_path: Path) -> Path:
     variants = read_folder(libs_folder).cpu_variants
     need({"x64", "sse42"} <= set(variants), "needs the CPU plug-ins x64 and sse42")
     folder = tmp_path / libs_folder.name
-    shutil.copytree(libs_folder, folder, ignore=lambda _, names: {
-        variants[name].name for name in variants if name not in ("x64", "sse42")} & set(names))
+    shutil.copytree(
+        libs_folder,
+        folder,
+        ignore=lambda _, names: {variants[name].name for name in variants if name not in ("x64", "sse42")} & set(names),
+    )
     return folder
 
 
@@ -67,8 +70,9 @@ def test_what_is_found_is_kept_and_told(tiny_spm_model, two_variants: Path, tmp_
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: sees a process's libraries in /proc")
 @pytest.mark.parametrize(("options", "library"), [([], "x64"), (["--cpu-variant", "sse42"], "sse42")])
-def test_the_next_start_takes_what_was_found(serve, tiny_spm_model, libs_folder: Path, tmp_path: Path, options: list,
-                                             library: str):
+def test_the_next_start_takes_what_was_found(
+    serve, tiny_spm_model, libs_folder: Path, tmp_path: Path, options: list, library: str
+):
     variants = read_folder(libs_folder).cpu_variants
     need({"x64", "sse42"} <= set(variants), "needs the CPU plug-ins x64 and sse42")
     environment = {"LLAMA_SRV_CACHE": str(tmp_path / "cache")}

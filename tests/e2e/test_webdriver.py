@@ -45,7 +45,7 @@ def test_a_field_that_is_replaced_can_be_read_and_pressed(browser: Browser):  # 
     open_html(browser, RESTLESS)
     assert {browser.value("input") for _ in range(100)} == {"there"}
     open_html(browser, RESTLESS)
-    browser.click("#one")           # where it lands is the page's affair: the button may go while it is held down
+    browser.click("#one")  # where it lands is the page's affair: the button may go while it is held down
 
 
 def test_a_click_waits_until_the_user_could_click(browser: Browser):  # noqa: F811

@@ -27,20 +27,31 @@ import requests
 from tests.support import PATIENCE, need, wait_until
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
-ELEMENT_KEY = "element-6066-11e4-a52e-4f735466cecf"     # how the protocol marks an element in JSON
+ELEMENT_KEY = "element-6066-11e4-a52e-4f735466cecf"  # how the protocol marks an element in JSON
 # no sandbox: CI runs as root in a container; the rest keeps the browser from calling anywhere by itself
-ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-             "--disable-background-networking", "--disable-component-update", "--disable-sync",
-             "--disable-dev-shm-usage", "--window-size=1200,900")
+ARGUMENTS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--window-size=1200,900",
+)
 STARTS = 3
 DESKTOP = (1200, 900)
 PHONE = (390, 844)
 STARTED = re.compile(r"started successfully on port (\d+)")
 # what the browsers say of an element or a document that the page has just replaced: the command was not carried out
 REPLACED_KINDS = ("stale element reference", "no such element")
-REPLACED_WORDS = re.compile(r"does not belong to the document|No node with given id|Cannot find context with"
-                            r"|aborted by navigation|execution context|destroyed before query")
-NOT_YET_KINDS = ("element click intercepted", "element not interactable")   # it is still covered, or not shown
+REPLACED_WORDS = re.compile(
+    r"does not belong to the document|No node with given id|Cannot find context with"
+    r"|aborted by navigation|execution context|destroyed before query"
+)
+NOT_YET_KINDS = ("element click intercepted", "element not interactable")  # it is still covered, or not shown
 
 
 class WebDriverError(AssertionError):
@@ -65,10 +76,15 @@ class Browser:
     def __init__(self) -> None:
         self._profile = tempfile.mkdtemp(prefix="llama-srv-browser-")
         self._http = requests.Session()
-        self._http.trust_env = False                    # chromedriver is on this machine, whatever the proxy
+        self._http.trust_env = False  # chromedriver is on this machine, whatever the proxy
         self._base = ""
-        self._driver = subprocess.Popen([shutil.which("chromedriver"), "--port=0"], stdin=subprocess.DEVNULL,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self._driver = subprocess.Popen(
+            [shutil.which("chromedriver"), "--port=0"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         try:
             self._base = f"http://127.0.0.1:{self._port()}"
             self._base += f"/session/{self._start()}"
@@ -83,8 +99,11 @@ class Browser:
         for number in range(1, STARTS + 1):
             profile = Path(self._profile, str(number))
             chrome = {"binary": binary, "args": [*ARGUMENTS, f"--user-data-dir={profile}"]}
-            wanted = {"browserName": "chrome", "goog:chromeOptions": chrome,
-                      "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+            wanted = {
+                "browserName": "chrome",
+                "goog:chromeOptions": chrome,
+                "goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"},
+            }
             try:
                 return self._call("POST", "/session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
             except WebDriverError as error:
@@ -117,6 +136,7 @@ class Browser:
 
     def find(self, selector: str) -> str:
         """Id of the first element that matches a CSS selector, once there is one."""
+
         def look() -> str:
             try:
                 found = self._call("POST", "/element", {"using": "css selector", "value": selector})
@@ -125,10 +145,12 @@ class Browser:
                 if not error.is_replaced:
                     raise
                 return ""
+
         return wait_until(look, f"an element {selector!r}")
 
-    def _ask(self, method: str, selector: str, command: str, body: dict[str, Any] | None = None,
-             also: tuple[str, ...] = ()) -> Any:
+    def _ask(
+        self, method: str, selector: str, command: str, body: dict[str, Any] | None = None, also: tuple[str, ...] = ()
+    ) -> Any:
         """A command for the first element that matches; looked up again if the page has replaced it meanwhile.
 
         Errors of the kinds `also` are waited out as well. None of them has changed the page. The last one is raised
@@ -145,6 +167,7 @@ class Browser:
 
     def exists(self, selector: str) -> bool:
         """Is there such an element now?"""
+
         def look() -> list[bool]:
             try:
                 return [bool(self._call("POST", "/elements", {"using": "css selector", "value": selector}))]
@@ -152,6 +175,7 @@ class Browser:
                 if not error.is_replaced:
                     raise
                 return []
+
         return wait_until(look, "a page")[0]
 
     def click(self, selector: str) -> None:
@@ -184,9 +208,11 @@ class Browser:
 
     def run_async(self, script: str, *arguments: Any) -> Any:
         """Run the body of an async function in the page; what it returns, or what it throws as WebDriverError."""
-        body = ("const done = arguments[arguments.length - 1], given = [...arguments].slice(0, -1);"
-                "(async (...arguments) => {" + script + "})(...given)"
-                ".then((value) => done({value}), (error) => done({problem: String(error)}));")
+        body = (
+            "const done = arguments[arguments.length - 1], given = [...arguments].slice(0, -1);"
+            "(async (...arguments) => {" + script + "})(...given)"
+            ".then((value) => done({value}), (error) => done({problem: String(error)}));"
+        )
         result = self._call("POST", "/execute/async", {"script": body, "args": list(arguments)})
         if "problem" in result:
             raise WebDriverError("javascript error", result["problem"])
@@ -250,7 +276,7 @@ class Browser:
             try:
                 self._call("DELETE", "")
             except (requests.RequestException, WebDriverError):
-                pass                                    # the browser is gone already; chromedriver follows
+                pass  # the browser is gone already; chromedriver follows
         self._base = ""
         self._http.close()
         self._driver.terminate()
@@ -273,6 +299,7 @@ def shared_browser() -> Iterator[Browser]:
     """One browser for a module's tests."""
     if os.environ.get("LLAMA_SRV_TEST_BROWSER") == "firefox":
         from tests.e2e.firefox import Firefox
+
         kind = Firefox
     else:
         missing = browser_missing()
@@ -290,7 +317,7 @@ def browser(shared_browser: Browser, request: pytest.FixtureRequest) -> Iterator
     reads them with `console_errors`.
     """
     if "serve" in request.fixturenames:
-        request.getfixturevalue("serve")        # made before, so ended after: a page asks its server until the end
+        request.getfixturevalue("serve")  # made before, so ended after: a page asks its server until the end
     shared_browser.reset()
     picture = screenshot_path(request, "end")
     yield shared_browser

@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--corpus", help="a folder that keeps what was found to reach new code")
     arguments = parser.parse_args()
     import atheris
+
     with atheris.instrument_imports(include=["server"]):
         from tests.guided import targets
     target = targets.TARGETS[arguments.name]
@@ -32,7 +33,9 @@ def main() -> None:
             targets.checked(target, data)
         except Exception:
             traceback.print_exc()
-            print(f"finding of {arguments.name}: {base64.b64encode(data).decode()}\n{data!r}", file=sys.stderr, flush=True)
+            print(
+                f"finding of {arguments.name}: {base64.b64encode(data).decode()}\n{data!r}", file=sys.stderr, flush=True
+            )
             raise
 
     with tempfile.TemporaryDirectory() as folder:
@@ -42,8 +45,20 @@ def main() -> None:
             (corpus / f"seed-{i}").write_bytes(seed)
         words = Path(folder, "words")
         words.write_text("".join(f'"{_escaped(word)}"\n' for word in target.words))
-        atheris.Setup([sys.argv[0], f"-max_total_time={arguments.seconds}", f"-max_len={targets.MAX_BYTES}", f"-dict={words}",
-                       f"-artifact_prefix={folder}/", "-timeout=60", "-rss_limit_mb=4096", "-print_final_stats=1", str(corpus)], check)
+        atheris.Setup(
+            [
+                sys.argv[0],
+                f"-max_total_time={arguments.seconds}",
+                f"-max_len={targets.MAX_BYTES}",
+                f"-dict={words}",
+                f"-artifact_prefix={folder}/",
+                "-timeout=60",
+                "-rss_limit_mb=4096",
+                "-print_final_stats=1",
+                str(corpus),
+            ],
+            check,
+        )
         atheris.Fuzz()
 
 

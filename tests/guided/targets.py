@@ -21,18 +21,31 @@ from pathlib import Path
 from server.api.constraints import read_constraint
 from server.api.media_kinds import BadFile, check_image, kind_of
 from server.api.routes import routes
-from server.serving import make_context
-from server.chat import gbnf
 from server.chat.jinja import Limits, Template, TemplateError, mark
-from server.engine import model_checks, projector_checks, slot_files
-from server.engine.client import EngineClient
-from server.engine.config import EngineConfig
-from server.engine.task import Cancel, Final, Frame, Piece, Progress, Reply, SamplingParams, Snapshot, Task, Timings
-from server.engine.thread import ThreadTransport
-from server.engine.wire import Beat, Codec, FrameReader, WireError
+from server.engine.cache import slot_files
+from server.engine.client.engine_client import EngineClient
+from server.engine.entry.thread import ThreadTransport
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import (
+    Cancel,
+    Final,
+    Frame,
+    Piece,
+    Progress,
+    Reply,
+    SamplingParams,
+    Snapshot,
+    Task,
+    Timings,
+)
+from server.engine.seam.wire import Beat, Codec, FrameReader, WireError
 from server.errors import ApiError
-from server.gguf import GgufError, read_all
-from server.options import OptionError, parse
+from server.grammar import gbnf
+from server.model_files import header_checks as model_checks
+from server.model_files import projector_checks
+from server.model_files.gguf import GgufError, read_all
+from server.options.parser import OptionError, parse
+from server.serving import make_context
 from server.web.message import EventStream, Request, Response, parse_json, to_json
 from server.web.router import Router
 from tests.fakes import FakeBackend, FakeVocab
@@ -40,7 +53,7 @@ from tests.gguf_edit import Info, Parts, numbers, scalar, string, texts
 from tests.media_files import png
 from tests.unit.web.test_fuzz_requests import Refused, ours, theirs
 
-PATIENCE_S = 20.0       # for one input, however slow the machine: what hangs takes for ever
+PATIENCE_S = 20.0  # for one input, however slow the machine: what hangs takes for ever
 MAX_BYTES = 4000
 RENDERING = Limits(steps=3000, depth=20, output=20_000, text=20_000, items=3000, seconds=5.0)
 
@@ -89,21 +102,24 @@ def one_line(error: Exception) -> None:
 
 # ---- the edge -----------------------------------------------------------------------------------------------------
 
+
 def http(data: bytes) -> None:
     """The same however it is cut, and what h11 reads in it."""
+
     def outcome(pieces: list[bytes]) -> object:
         try:
             return ours(pieces)
         except Refused:
             return "refused"
+
     taken = outcome([data])
-    assert taken == outcome([data[i:i + 1] for i in range(len(data))])
+    assert taken == outcome([data[i : i + 1] for i in range(len(data))])
     if taken is None or taken == "refused":
         return
     try:
         read = theirs(data)
     except Refused:
-        assert "host" not in taken[2]           # h11 wants it of HTTP/1.1 at once, here it is asked for a step later
+        assert "host" not in taken[2]  # h11 wants it of HTTP/1.1 at once, here it is asked for a step later
         return
     if "transfer-encoding" in taken[2]:
         taken[2]["transfer-encoding"] = taken[2]["transfer-encoding"].lower()
@@ -129,16 +145,31 @@ def api() -> Router:
     backend.info = replace(backend.info, adapters=backend.adapters)
     options = parse(["-m", "fake.gguf", "--metrics", "--slot-save-path", str(scratch()), "--props"], {})
     config = EngineConfig("fake.gguf", "", n_slots=2)
-    client = EngineClient(ThreadTransport(config, lambda config, on_progress: backend),
-                          lambda: FakeVocab({"pre": 1, "suf": 2, "mid": 3}))
+    client = EngineClient(
+        ThreadTransport(config, lambda config, on_progress: backend), lambda: FakeVocab({"pre": 1, "suf": 2, "mid": 3})
+    )
     client.start()
     assert client.wait_until_loaded(30), client.error
     return Router(routes(make_context(options, client)))
 
 
-POSTS = ("/completion", "/v1/completions", "/v1/chat/completions", "/v1/chat/completions/input_tokens", "/apply-template",
-         "/infill", "/v1/abort", "/embedding", "/v1/embeddings", "/v1/rerank", "/tokenize", "/detokenize", "/props",
-         "/lora-adapters", "/slots/0")
+POSTS = (
+    "/completion",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/chat/completions/input_tokens",
+    "/apply-template",
+    "/infill",
+    "/v1/abort",
+    "/embedding",
+    "/v1/embeddings",
+    "/v1/rerank",
+    "/tokenize",
+    "/detokenize",
+    "/props",
+    "/lora-adapters",
+    "/slots/0",
+)
 
 
 def bodies(data: bytes) -> None:
@@ -157,7 +188,10 @@ def bodies(data: bytes) -> None:
             finally:
                 answer.chunks.close()
             assert text.endswith(b"\n\n")
-            assert all(line == "" or line.startswith(("data: ", "error: ", "event: ", ":")) for line in text.decode().split("\n"))
+            assert all(
+                line == "" or line.startswith(("data: ", "error: ", "event: ", ":"))
+                for line in text.decode().split("\n")
+            )
             assert '"code":500' not in text.decode()
         else:
             assert isinstance(answer, Response) and (answer.status == 200 or 400 <= answer.status < 500), answer
@@ -176,6 +210,7 @@ def media(data: bytes) -> None:
 
 
 # ---- languages ----------------------------------------------------------------------------------------------------
+
 
 def grammars(data: bytes) -> None:
     try:
@@ -201,7 +236,9 @@ def schemas(data: bytes) -> None:
         schema = parse_json(data[1:])
     except ApiError:
         return
-    constrained({"response_format": {"type": "json_schema", "json_schema": {"schema": schema, "strict": bool(data[0] & 1)}}})
+    constrained(
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": schema, "strict": bool(data[0] & 1)}}}
+    )
 
 
 def patterns(data: bytes) -> None:
@@ -210,9 +247,16 @@ def patterns(data: bytes) -> None:
 
 def templates(data: bytes) -> None:
     """What may come out is text; segments tell users' text from the template's, and say the same."""
-    context = {"messages": mark([{"role": "user", "content": "Hi <|x|>"}, {"role": "assistant", "content": "Yes", "n": 3}]),
-               "tools": None, "bos_token": "<s>", "eos_token": "</s>", "add_generation_prompt": True, "n": 3, "l": [3, 1, 2, "a"],
-               "s": "text"}
+    context = {
+        "messages": mark([{"role": "user", "content": "Hi <|x|>"}, {"role": "assistant", "content": "Yes", "n": 3}]),
+        "tools": None,
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "add_generation_prompt": True,
+        "n": 3,
+        "l": [3, 1, 2, "a"],
+        "s": "text",
+    }
     try:
         template = Template(text_of(data))
         whole = template.render(context, limits=RENDERING)
@@ -230,6 +274,7 @@ def config_files(data: bytes) -> None:
 
 
 # ---- files and frames ---------------------------------------------------------------------------------------------
+
 
 def ggufs(data: bytes) -> None:
     """Nothing that is read lies outside the file, and the checks that follow survive whatever the header says."""
@@ -250,7 +295,7 @@ def with_checksum(data: bytes) -> bytes:
     """A slot file with the checksum that its contents would have."""
     end = slot_files.HEAD.size + int.from_bytes(data[8:16], "little")
     try:
-        header = json.loads(data[slot_files.HEAD.size:end])
+        header = json.loads(data[slot_files.HEAD.size : end])
         header["crc32"] = slot_files._checksum(header, data[end:])
         text = json.dumps(header).encode()
     except (ValueError, TypeError, RecursionError):
@@ -277,6 +322,7 @@ def codec() -> Codec:
 
 def frames(data: bytes) -> None:
     """Messages that can be written again, the same in one piece and byte by byte, or a `WireError`."""
+
     def read(pieces: Sequence[bytes]) -> tuple[list[bytes], bool]:
         reader, found = FrameReader(codec()), []
         try:
@@ -285,58 +331,157 @@ def frames(data: bytes) -> None:
         except WireError:
             return found, False
         return found, True
+
     found = read([data])
-    assert found == read([data[i:i + 1] for i in range(len(data))])
+    assert found == read([data[i : i + 1] for i in range(len(data))])
     assert read(found[0]) == (found[0], True)
 
 
 # ---- what to begin with -------------------------------------------------------------------------------------------
 
-HTTP_SEEDS = (b"GET /x?y=1 HTTP/1.1\r\nHost: h\r\n\r\n", b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n\r\n",
-              b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nA: b\r\n\r\nx",
-              b"\r\nPUT http://h/y HTTP/1.0\r\nConnection: keep-alive, close\r\nExpect: 100-continue\r\n\r\n")
-JSON_SEEDS = (b'{"a": [1, -2.5e3, true, null, "\\u00e9\\ud83d\\ude00"], "b": {}}', b'\xef\xbb\xbf[1, {"x": NaN}]', b'"\\ud800"')
-BODY_SEEDS = tuple(bytes([POSTS.index(path)]) + json.dumps(body).encode() for path, body in (
-    ("/completion", {"prompt": "x", "n_predict": 2, "stream": True, "n_probs": 2, "stop": ["a"], "samplers": ["top_k", "temperature"],
-                     "logit_bias": [[5, -1.0]], "id_slot": 0, "cache_prompt": True, "t_max_predict_ms": 5, "seed": 1}),
-    ("/completion", {"prompt": [[1, 2], "x", [3, "y"]], "n_predict": 1, "n_cmpl": 2, "response_fields": ["content", "timings/prompt_n"]}),
-    ("/completion", {"prompt": {"prompt_string": "x"}, "grammar": "root ::= [a-z]", "n_predict": 1, "lora": [{"id": 0, "scale": 1}]}),
-    ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 1, "echo": True, "logprobs": 2, "n": 2, "best_of": 2, "suffix": ""}),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}], "max_tokens": 2, "n": 2,
-                              "logprobs": True, "top_logprobs": 2, "stream": True, "stream_options": {"include_usage": True}}),
-    ("/v1/chat/completions", {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}], "max_tokens": 1,
-                              "response_format": {"type": "json_object"}, "chat_template_kwargs": {"a": 1}, "stop": "x"}),
-    ("/v1/chat/completions/input_tokens", {"messages": [{"role": "user", "content": "x"}]}),
-    ("/apply-template", {"messages": [{"role": "user", "content": "x", "name": "n"}], "add_generation_prompt": False}),
-    ("/infill", {"input_prefix": "a", "input_suffix": "b", "input_extra": [{"filename": "f", "text": "t"}], "n_predict": 1}),
-    ("/v1/abort", {"id": "x"}), ("/embedding", {"content": ["x", [1, 2]]}),
-    ("/v1/embeddings", {"input": ["x", "y"], "encoding_format": "base64", "dimensions": 2}),
-    ("/v1/rerank", {"query": "x", "documents": ["a", {"text": "b"}], "top_n": 1, "return_text": True}),
-    ("/tokenize", {"content": "x y", "add_special": True, "with_pieces": True}), ("/detokenize", {"tokens": [1, 2, 257]}),
-    ("/props", {"system_prompt": {"prompt": "x", "anti_prompt": "y", "assistant_name": "z"}}),
-    ("/lora-adapters", [{"id": 0, "scale": 0.5}]), ("/slots/0", {"filename": "x.bin"})))
-GRAMMAR_SEEDS = (b'root ::= "a" | [^b-c\\]]{2,5} (x "\\u00e9")* # c\nx ::= "y" | root?', b'root ::= <think> !<[12]> . "\\x41"+',
-                 b'root ::= x | y\nx ::= x "a"\ny ::= "b"{1000,}')
-SCHEMA_SEEDS = tuple(b"\x01" + json.dumps(schema).encode() for schema in (
-    {"type": "object", "properties": {"a": {"$ref": "#/$defs/x"}}, "$defs": {"x": {"enum": [1, "a"]}}, "required": ["a"]},
-    {"type": ["string", "null"], "minLength": 2, "maxLength": 5, "pattern": "^a[0-9]+$"}, {"anyOf": [{"const": 1}, {"type": "integer", "minimum": -3}]},
-    {"type": "array", "prefixItems": [{"format": "date"}], "items": False, "minItems": 1}, {"allOf": [{"$ref": "#"}], "not": {}},
-    {"type": "object", "patternProperties": {"^x": {"multipleOf": 3}}, "additionalProperties": {"type": "number"}}))
+HTTP_SEEDS = (
+    b"GET /x?y=1 HTTP/1.1\r\nHost: h\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\n\r\n",
+    b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nA: b\r\n\r\nx",
+    b"\r\nPUT http://h/y HTTP/1.0\r\nConnection: keep-alive, close\r\nExpect: 100-continue\r\n\r\n",
+)
+JSON_SEEDS = (
+    b'{"a": [1, -2.5e3, true, null, "\\u00e9\\ud83d\\ude00"], "b": {}}',
+    b'\xef\xbb\xbf[1, {"x": NaN}]',
+    b'"\\ud800"',
+)
+BODY_SEEDS = tuple(
+    bytes([POSTS.index(path)]) + json.dumps(body).encode()
+    for path, body in (
+        (
+            "/completion",
+            {
+                "prompt": "x",
+                "n_predict": 2,
+                "stream": True,
+                "n_probs": 2,
+                "stop": ["a"],
+                "samplers": ["top_k", "temperature"],
+                "logit_bias": [[5, -1.0]],
+                "id_slot": 0,
+                "cache_prompt": True,
+                "t_max_predict_ms": 5,
+                "seed": 1,
+            },
+        ),
+        (
+            "/completion",
+            {
+                "prompt": [[1, 2], "x", [3, "y"]],
+                "n_predict": 1,
+                "n_cmpl": 2,
+                "response_fields": ["content", "timings/prompt_n"],
+            },
+        ),
+        (
+            "/completion",
+            {
+                "prompt": {"prompt_string": "x"},
+                "grammar": "root ::= [a-z]",
+                "n_predict": 1,
+                "lora": [{"id": 0, "scale": 1}],
+            },
+        ),
+        (
+            "/v1/completions",
+            {"prompt": ["a", "b"], "max_tokens": 1, "echo": True, "logprobs": 2, "n": 2, "best_of": 2, "suffix": ""},
+        ),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}],
+                "max_tokens": 2,
+                "n": 2,
+                "logprobs": True,
+                "top_logprobs": 2,
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            },
+        ),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}],
+                "max_tokens": 1,
+                "response_format": {"type": "json_object"},
+                "chat_template_kwargs": {"a": 1},
+                "stop": "x",
+            },
+        ),
+        ("/v1/chat/completions/input_tokens", {"messages": [{"role": "user", "content": "x"}]}),
+        (
+            "/apply-template",
+            {"messages": [{"role": "user", "content": "x", "name": "n"}], "add_generation_prompt": False},
+        ),
+        (
+            "/infill",
+            {"input_prefix": "a", "input_suffix": "b", "input_extra": [{"filename": "f", "text": "t"}], "n_predict": 1},
+        ),
+        ("/v1/abort", {"id": "x"}),
+        ("/embedding", {"content": ["x", [1, 2]]}),
+        ("/v1/embeddings", {"input": ["x", "y"], "encoding_format": "base64", "dimensions": 2}),
+        ("/v1/rerank", {"query": "x", "documents": ["a", {"text": "b"}], "top_n": 1, "return_text": True}),
+        ("/tokenize", {"content": "x y", "add_special": True, "with_pieces": True}),
+        ("/detokenize", {"tokens": [1, 2, 257]}),
+        ("/props", {"system_prompt": {"prompt": "x", "anti_prompt": "y", "assistant_name": "z"}}),
+        ("/lora-adapters", [{"id": 0, "scale": 0.5}]),
+        ("/slots/0", {"filename": "x.bin"}),
+    )
+)
+GRAMMAR_SEEDS = (
+    b'root ::= "a" | [^b-c\\]]{2,5} (x "\\u00e9")* # c\nx ::= "y" | root?',
+    b'root ::= <think> !<[12]> . "\\x41"+',
+    b'root ::= x | y\nx ::= x "a"\ny ::= "b"{1000,}',
+)
+SCHEMA_SEEDS = tuple(
+    b"\x01" + json.dumps(schema).encode()
+    for schema in (
+        {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/$defs/x"}},
+            "$defs": {"x": {"enum": [1, "a"]}},
+            "required": ["a"],
+        },
+        {"type": ["string", "null"], "minLength": 2, "maxLength": 5, "pattern": "^a[0-9]+$"},
+        {"anyOf": [{"const": 1}, {"type": "integer", "minimum": -3}]},
+        {"type": "array", "prefixItems": [{"format": "date"}], "items": False, "minItems": 1},
+        {"allOf": [{"$ref": "#"}], "not": {}},
+        {"type": "object", "patternProperties": {"^x": {"multipleOf": 3}}, "additionalProperties": {"type": "number"}},
+    )
+)
 PATTERN_SEEDS = (b"^(a|b)*[^c-e]{2,3}\\d+(?:x)?$", b"(?=a)\\bword\\b", b"[[:alpha:]]\\u0041(?i)a", b"((a{9}){9}){9}")
 TEMPLATE_SEEDS = (
     b"{% for m in messages %}{{ '<|' + m['role'] + '|>' + m.content | trim }}{% if loop.last %}{{ eos_token }}{% endif %}{% endfor %}",
     b"{%- set ns = namespace(a=1) -%}{% macro f(x, y=2) %}{{ x ~ y }}{% endmacro %}{{ f(1) }}{% set ns.a = ns.a + 1 %}{{ ns.a ** 2 }}",
     b"{{ messages[1:]|map(attribute='content')|join(', ')|upper }}{% raw %}{{{% endraw %}{{ l|sort(reverse=true)|tojson }}",
-    b"{% filter upper %}{{ 'a'.split('b')[0] if s is defined and n > 2 else raise_exception('no') }}{% endfilter %}{# c #}")
-CONFIG_SEEDS = (b"[server]\nctx-size = 512 ; c\n# x\nport=8080\n", b'{"model": "m.gguf", "parallel": 2, "lora": ["a", "b"]}', b"mlock = true\r\nhost=::1\n")
+    b"{% filter upper %}{{ 'a'.split('b')[0] if s is defined and n > 2 else raise_exception('no') }}{% endfilter %}{# c #}",
+)
+CONFIG_SEEDS = (
+    b"[server]\nctx-size = 512 ; c\n# x\nport=8080\n",
+    b'{"model": "m.gguf", "parallel": 2, "lora": ["a", "b"]}',
+    b"mlock = true\r\nhost=::1\n",
+)
 
 
 def gguf_seeds() -> list[bytes]:
     """A sound small file, with what the checks look at."""
-    pairs = [(b"general.architecture", string("llama")), (b"llama.context_length", scalar("u32", 64)), (b"llama.embedding_length", scalar("u32", 8)),
-             (b"llama.block_count", scalar("u32", 1)), (b"llama.attention.head_count", scalar("u32", 2)), (b"n", numbers("u32", [1, 2, 3])),
-             (b"tokenizer.ggml.model", string("llama")), (b"tokenizer.ggml.tokens", texts([b"<unk>", b"<s>", b"</s>"])),
-             (b"tokenizer.ggml.token_type", numbers("i32", [2, 3, 3])), (b"llama.attention.layer_norm_rms_epsilon", scalar("f32", 1e-5))]
+    pairs = [
+        (b"general.architecture", string("llama")),
+        (b"llama.context_length", scalar("u32", 64)),
+        (b"llama.embedding_length", scalar("u32", 8)),
+        (b"llama.block_count", scalar("u32", 1)),
+        (b"llama.attention.head_count", scalar("u32", 2)),
+        (b"n", numbers("u32", [1, 2, 3])),
+        (b"tokenizer.ggml.model", string("llama")),
+        (b"tokenizer.ggml.tokens", texts([b"<unk>", b"<s>", b"</s>"])),
+        (b"tokenizer.ggml.token_type", numbers("i32", [2, 3, 3])),
+        (b"llama.attention.layer_norm_rms_epsilon", scalar("f32", 1e-5)),
+    ]
     tensors = [Info(b"token_embd.weight", (8, 3), 0, 0), Info(b"b.weight", (32,), 8, 96)]
     path = Parts(pairs, tensors, bytes(96 + 34)).write(scratch() / "seed.gguf")
     return [path.read_bytes(), b"GGUF" + b"\3\0\0\0" + bytes(16)]
@@ -354,31 +499,117 @@ def slot_seeds() -> list[bytes]:
 def frame_seeds() -> list[bytes]:
     """Messages of every shape."""
     timings = Timings(1, 2, 3.0, 4, 5.0)
-    messages = (codec().hello, Beat(1, 2, True), Cancel(3, True), Frame((Piece(1, (2, 3), "x\u00e9"), Progress(1, 2, 3, 4, 5.0)), Snapshot()),
-                Task(7, (1, 2), SamplingParams(logit_bias=((1, -2.0),)), stop=("a",)), Frame((Reply(1, {"x": b"bytes", "$y": [1]}),)),
-                Frame((Final(1, 0, "", "eos", "", 1, 2, 3, False, timings),)))
+    messages = (
+        codec().hello,
+        Beat(1, 2, True),
+        Cancel(3, True),
+        Frame((Piece(1, (2, 3), "x\u00e9"), Progress(1, 2, 3, 4, 5.0)), Snapshot()),
+        Task(7, (1, 2), SamplingParams(logit_bias=((1, -2.0),)), stop=("a",)),
+        Frame((Reply(1, {"x": b"bytes", "$y": [1]}),)),
+        Frame((Final(1, 0, "", "eos", "", 1, 2, 3, False, timings),)),
+    )
     return [codec().encode(message) for message in messages]
 
 
 def media_seeds() -> list[bytes]:
     """Beginnings of files of the known kinds."""
-    return [png(2, 2, lambda x, y: (1, 2, 3)), b"\xff\xd8\xff\xe0\0\x10JFIF\0" + b"\xff\xc0\0\x0b\x08\0\2\0\2\1\1\x11\0", b"GIF89a\2\0\2\0", b"BM" + bytes(52),
-            b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0", b"ID3\3\0\0\0\0\0\0", b"fLaC", b"RIFF\x10\0\0\0WEBPVP8 ", b"8BPS\0\1", b"P6 2 2 255\n"]
+    return [
+        png(2, 2, lambda x, y: (1, 2, 3)),
+        b"\xff\xd8\xff\xe0\0\x10JFIF\0" + b"\xff\xc0\0\x0b\x08\0\2\0\2\1\1\x11\0",
+        b"GIF89a\2\0\2\0",
+        b"BM" + bytes(52),
+        b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0",
+        b"ID3\3\0\0\0\0\0\0",
+        b"fLaC",
+        b"RIFF\x10\0\0\0WEBPVP8 ",
+        b"8BPS\0\1",
+        b"P6 2 2 255\n",
+    ]
 
 
 TARGETS: dict[str, Target] = {
-    "http": Target(http, lambda: HTTP_SEEDS, ("Content-Length: ", "Transfer-Encoding: chunked\r\n", "\r\n", "0\r\n\r\n", " HTTP/1.1", "Host: ", ": ", ";")),
-    "json": Target(json_bodies, lambda: JSON_SEEDS, ("{", "}", "[", "]", '"', "\\u", "\\ud800", "NaN", "1e999", "-0", "null")),
-    "bodies": Target(bodies, lambda: BODY_SEEDS, ('"', '": ', "[", "]", "{", "}", ", ", "null", "true", "-1", "0", "1e308", "99999999999", '""', "[]", "{}")),
+    "http": Target(
+        http,
+        lambda: HTTP_SEEDS,
+        ("Content-Length: ", "Transfer-Encoding: chunked\r\n", "\r\n", "0\r\n\r\n", " HTTP/1.1", "Host: ", ": ", ";"),
+    ),
+    "json": Target(
+        json_bodies, lambda: JSON_SEEDS, ("{", "}", "[", "]", '"', "\\u", "\\ud800", "NaN", "1e999", "-0", "null")
+    ),
+    "bodies": Target(
+        bodies,
+        lambda: BODY_SEEDS,
+        ('"', '": ', "[", "]", "{", "}", ", ", "null", "true", "-1", "0", "1e308", "99999999999", '""', "[]", "{}"),
+    ),
     "media": Target(media, media_seeds, ("\x89PNG", "IHDR", "WEBP", "VP8 ", "\xff\xd8", "BM", "GIF89a", "fmt ")),
-    "grammars": Target(grammars, lambda: GRAMMAR_SEEDS, ("root", " ::= ", '"', "[", "]", "(", ")", "*", "+", "?", "{2,}", "|", "\n", "\\", "^", "-", "<[1]>")),
-    "schemas": Target(schemas, lambda: SCHEMA_SEEDS, ('"type":', '"object"', '"$ref":"#"', '"properties":', '"items":', '"anyOf":', '"allOf":', '"not":',
-                                              '"enum":', '"const":', '"pattern":', '"minimum":', '"maxItems":', '"required":', "{", "}", "[", "]")),
-    "patterns": Target(patterns, lambda: PATTERN_SEEDS, ("(", ")", "[", "]", "^", "$", "*", "+?", "{2,3}", "|", "\\d", "(?:", "(?=", "\\b", "\\u0041")),
-    "templates": Target(templates, lambda: TEMPLATE_SEEDS, ("{{ ", " }}", "{% ", " %}", "for ", " in ", "endfor", "if ", "endif", "set ", "macro ", "|", "loop.",
-                                                    "namespace(", "messages", "[0]", "tojson", "~", "**", "'", "is ", "range(")),
+    "grammars": Target(
+        grammars,
+        lambda: GRAMMAR_SEEDS,
+        ("root", " ::= ", '"', "[", "]", "(", ")", "*", "+", "?", "{2,}", "|", "\n", "\\", "^", "-", "<[1]>"),
+    ),
+    "schemas": Target(
+        schemas,
+        lambda: SCHEMA_SEEDS,
+        (
+            '"type":',
+            '"object"',
+            '"$ref":"#"',
+            '"properties":',
+            '"items":',
+            '"anyOf":',
+            '"allOf":',
+            '"not":',
+            '"enum":',
+            '"const":',
+            '"pattern":',
+            '"minimum":',
+            '"maxItems":',
+            '"required":',
+            "{",
+            "}",
+            "[",
+            "]",
+        ),
+    ),
+    "patterns": Target(
+        patterns,
+        lambda: PATTERN_SEEDS,
+        ("(", ")", "[", "]", "^", "$", "*", "+?", "{2,3}", "|", "\\d", "(?:", "(?=", "\\b", "\\u0041"),
+    ),
+    "templates": Target(
+        templates,
+        lambda: TEMPLATE_SEEDS,
+        (
+            "{{ ",
+            " }}",
+            "{% ",
+            " %}",
+            "for ",
+            " in ",
+            "endfor",
+            "if ",
+            "endif",
+            "set ",
+            "macro ",
+            "|",
+            "loop.",
+            "namespace(",
+            "messages",
+            "[0]",
+            "tojson",
+            "~",
+            "**",
+            "'",
+            "is ",
+            "range(",
+        ),
+    ),
     "config": Target(config_files, lambda: CONFIG_SEEDS, ("=", "\n", "[", "]", '"', ":", "true", "ctx-size", ";")),
-    "gguf": Target(ggufs, gguf_seeds, ("GGUF", "\0\0\0\0", "\xff\xff\xff\xff", "split.count", "tokenizer.ggml.merges", "llama.rope.scaling.type")),
+    "gguf": Target(
+        ggufs,
+        gguf_seeds,
+        ("GGUF", "\0\0\0\0", "\xff\xff\xff\xff", "split.count", "tokenizer.ggml.merges", "llama.rope.scaling.type"),
+    ),
     "slots": Target(slots, slot_seeds, ("llsrvkv1", '"tokens"', '"checkpoints"', "[", "]", "-1", "null")),
     "frames": Target(frames, frame_seeds, ("[", "]", ",", "null", "$bytes", "true", "\0\0\0\0", '"')),
 }

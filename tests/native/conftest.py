@@ -37,6 +37,7 @@ def engine(libs_folder: Path, request: pytest.FixtureRequest) -> Iterator[Callab
     def make(model: Path, **config: object) -> Engine:
         made.append(Engine(libs_folder, model, **{**layout, **config}))
         return made[-1]
+
     yield make
     for one in made:
         one.close()
@@ -59,8 +60,10 @@ def tiny_model(request: pytest.FixtureRequest) -> Path:
 def mtmd_folder(libs_folder: Path) -> Path:
     """The folder of native libraries, which holds libmtmd."""
     from ctypes_api import loader
-    need(loader.load(libs_folder).files.mtmd,
-         "libmtmd isn't here (run `python build_scripts/fetch_libs.py --with-mtmd`)")
+
+    need(
+        loader.load(libs_folder).files.mtmd, "libmtmd isn't here (run `python build_scripts/fetch_libs.py --with-mtmd`)"
+    )
     return libs_folder
 
 
@@ -68,9 +71,11 @@ def mtmd_folder(libs_folder: Path) -> Path:
 def see(mtmd_folder: Path) -> Iterator[Callable[..., Engine]]:
     """`see(model, mmproj, **config fields)` loads a model with its projector; the test's end closes it."""
     with ExitStack() as stack:
+
         def make(model: Path, mmproj: Path, **config: object) -> Engine:
             params = {**QUIET, **config.pop("mmproj_params", {})}
             engine = Engine(mtmd_folder, model, mmproj=str(mmproj), mmproj_params=params, **config)
             stack.callback(engine.close)
             return engine
+
         yield make

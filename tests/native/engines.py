@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from server.engine import backend as native
-from server.engine.client import EngineClient
-from server.engine.config import EngineConfig
-from server.engine.task import Final, Piece, SamplingParams, Task, TokenProbs
-from server.engine.thread import ThreadTransport
-from server.engine.vocab import open_vocab
+from server.engine.client.engine_client import EngineClient
+from server.engine.client.vocab import open_vocab
+from server.engine.entry.thread import ThreadTransport
+from server.engine.llama import backend as native
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import Final, Piece, SamplingParams, Task, TokenProbs
 from tests.support import PATIENCE
 
 GREEDY = SamplingParams(temperature=0.0)
 # the test's engines have one KV cache for all slots, or a stream for each
-in_both_layouts = pytest.mark.parametrize("engine", [{"kv_unified": True}, {"kv_unified": False}],
-                                          ids=["one cache", "streams"], indirect=True)
+in_both_layouts = pytest.mark.parametrize(
+    "engine", [{"kv_unified": True}, {"kv_unified": False}], ids=["one cache", "streams"], indirect=True
+)
 
 
 @dataclass(slots=True)
@@ -46,8 +47,10 @@ class Engine:
         def open_backend(config, on_progress):
             self.backend = native.open_backend(config, on_progress)
             return self.backend
-        self.client = EngineClient(ThreadTransport(self.config, open_backend),
-                                   lambda: open_vocab(str(libs), str(model)))
+
+        self.client = EngineClient(
+            ThreadTransport(self.config, open_backend), lambda: open_vocab(str(libs), str(model))
+        )
         self.client.start()
         assert self.client.wait_until_loaded(PATIENCE) and self.client.state == "ok", self.client.error
 
@@ -64,9 +67,13 @@ class Engine:
             events = list(results)
         pieces = [event for event in events if isinstance(event, Piece)]
         final = events[-1]
-        return Said("".join(piece.text for piece in pieces) + final.text,
-                    [token for piece in pieces for token in piece.tokens], [piece.text for piece in pieces],
-                    [probs for piece in pieces for probs in piece.probs], final)
+        return Said(
+            "".join(piece.text for piece in pieces) + final.text,
+            [token for piece in pieces for token in piece.tokens],
+            [piece.text for piece in pieces],
+            [probs for piece in pieces for probs in piece.probs],
+            final,
+        )
 
     def say(self, prompt: str | Sequence[int], n: int = 24, sampling: SamplingParams = GREEDY, **fields) -> Said:
         return self.ask(self.task(prompt, n, sampling, **fields))
@@ -77,6 +84,7 @@ class Engine:
 
         def ask(i: int) -> None:
             said[i] = self.ask(tasks[i], stream(i))
+
         threads = [threading.Thread(target=ask, args=(i,), daemon=True) for i in range(len(tasks))]
         for thread in threads:
             thread.start()
@@ -96,11 +104,13 @@ class Reference:
     def __init__(self, libs: Path, model: Path, stack: ExitStack) -> None:
         from ctypes_api import loader
         from ctypes_api.objects import Batch, Context, Model
+
         loaded = loader.load(libs)
         self._llama = loaded.llama
         self._model = stack.enter_context(Model(loaded, model))
-        self._context = stack.enter_context(Context(self._model, n_ctx=2048, n_batch=2048, n_threads=1,
-                                                    n_threads_batch=1))
+        self._context = stack.enter_context(
+            Context(self._model, n_ctx=2048, n_batch=2048, n_threads=1, n_threads_batch=1)
+        )
         self._batch = stack.enter_context(Batch(loaded, 2048))
         self.n_vocab = self._llama.llama_vocab_n_tokens(self._model.vocab)
 
@@ -112,7 +122,7 @@ class Reference:
             self._batch.logits[i] = i == len(tokens) - 1
         self._batch.n_tokens = len(tokens)
         assert self._llama.llama_decode(self._context, self._batch.struct) == 0
-        return self._llama.llama_get_logits_ith(self._context, len(tokens) - 1)[:self.n_vocab]
+        return self._llama.llama_get_logits_ith(self._context, len(tokens) - 1)[: self.n_vocab]
 
     def greedy(self, tokens: Sequence[int], n: int) -> list[int]:
         """The `n` most likely tokens behind `tokens`."""
@@ -120,9 +130,17 @@ class Reference:
         for _ in range(n):
             logits = self.logits(history)
             history.append(logits.index(max(logits)))
-        return history[len(tokens):]
+        return history[len(tokens) :]
 
 
 STEM = "Once upon a time the little girl and the big dog went into the old house near the river , and then "
-PROMPTS = (STEM + "the moon", STEM + "the star sang", "a", "the cat", STEM + "she said : naïve café , 😀 !",
-           "night and day " * 30, STEM, "the quiet fox slept under the tree")
+PROMPTS = (
+    STEM + "the moon",
+    STEM + "the star sang",
+    "a",
+    "the cat",
+    STEM + "she said : naïve café , 😀 !",
+    "night and day " * 30,
+    STEM,
+    "the quiet fox slept under the tree",
+)

@@ -20,8 +20,10 @@ TEXT = "The fox, 世界! \x01 ~ naïve"
 
 def use(libs: loader.Libs, path: str) -> None:
     """Load, tokenize, decode one token where the model has a decoder."""
-    with Model(libs, path) as model, Context(model, n_ctx=64, n_batch=64, n_ubatch=64, n_threads=1,
-                                             n_threads_batch=1) as context:
+    with (
+        Model(libs, path) as model,
+        Context(model, n_ctx=64, n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1) as context,
+    ):
         if libs.llama.llama_model_has_decoder(model):
             with Batch(libs, 4) as batch:
                 batch.token[0], batch.pos[0], batch.seq[0], batch.logits[0] = 1, 0, 0, True

@@ -41,11 +41,26 @@ def test_the_bare_loop_computes_what_our_server_answers(libs_folder: Path, tiny_
         assert list(answer.arrivals) == sorted(answer.arrivals) and answer.arrivals[-1] <= answer.ended
 
 
-def test_one_run_compares_our_server_with_the_bare_loop(libs_folder: Path, tiny_spm_model: Path, tmp_path: Path,
-                                                        capfd: pytest.CaptureFixture[str]):
+def test_one_run_compares_our_server_with_the_bare_loop(
+    libs_folder: Path, tiny_spm_model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
     file = tmp_path / "figures.json"
-    code = bench.main(["-m", str(tiny_spm_model), "--threads", "1", "--workloads", "single,prefill,streams8", "--bare",
-                       "--quick", "--repeat", "2", "--json", str(file)])
+    code = bench.main(
+        [
+            "-m",
+            str(tiny_spm_model),
+            "--threads",
+            "1",
+            "--workloads",
+            "single,prefill,streams8",
+            "--bare",
+            "--quick",
+            "--repeat",
+            "2",
+            "--json",
+            str(file),
+        ]
+    )
     assert code == 0, capfd.readouterr()
     for row in json.loads(file.read_text())["workloads"]:
         for metric in row["metrics"]:
@@ -53,8 +68,9 @@ def test_one_run_compares_our_server_with_the_bare_loop(libs_folder: Path, tiny_
             assert set(metric["runs"]) == {"ours", "bare"} and metric["ratio"]["bare"] >= 0
 
 
-def test_a_model_that_cannot_be_loaded_is_reported(libs_folder: Path, tmp_path: Path,
-                                                   capfd: pytest.CaptureFixture[str]):
+def test_a_model_that_cannot_be_loaded_is_reported(
+    libs_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
     (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(100))
     code = bench.main(["-m", str(tmp_path / "broken.gguf"), "--workloads", "single", "--bare", "--repeat", "1"])
     out = capfd.readouterr().out

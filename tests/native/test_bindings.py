@@ -4,6 +4,7 @@ ones.
 A process holds one set of libraries, so whatever loads another one, or must fail to load, runs in a process
 of its own (`in_new_process`). Doctored libraries are compiled here where a C compiler is at hand.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -37,8 +38,12 @@ def compiler() -> str:
 
 def in_new_process(code: str, *arguments: object) -> str:
     """What `code` prints in a fresh Python, with `arguments` as sys.argv[1:]. A crash fails the test."""
-    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}",
-                           *map(str, arguments)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
@@ -78,11 +83,11 @@ def copy_of(libs_folder: Path, target: Path, *, plugins: bool = True) -> Path:
 
 # ------------------------------------------------------------------------------------------- loading
 
+
 def test_libraries_load_and_every_row_is_bound_raw(libs: loader.Libs) -> None:
     assert libs.version in abi.KNOWN_VERSIONS
     assert "CPU" in libs.backends
-    for functions, rows in ((libs.llama, llama.ROWS),
-                            (libs.ggml, ggml.BASE_ROWS + ggml.REGISTRY_ROWS + ggml.CPU_ROWS)):
+    for functions, rows in ((libs.llama, llama.ROWS), (libs.ggml, ggml.BASE_ROWS + ggml.REGISTRY_ROWS + ggml.CPU_ROWS)):
         for row in rows:
             function = getattr(functions, row.name)
             assert isinstance(function, ctypes._CFuncPtr) or not row.required and binding.is_stub(function)
@@ -132,15 +137,18 @@ def test_native_log_stays_off_the_terminal_and_reaches_the_callback(libs, capfd,
 
 
 def test_process_ends_well_with_everything_left_open(libs_folder: Path, tiny_spm_model: Path) -> None:
-    code = ("from ctypes_api import loader, objects\n"
-            "libs = loader.load(sys.argv[1])\n"
-            "model = objects.Model(libs, sys.argv[2])\n"
-            "context = objects.Context(model, n_ctx=64)\n"
-            "print('done')\n")
+    code = (
+        "from ctypes_api import loader, objects\n"
+        "libs = loader.load(sys.argv[1])\n"
+        "model = objects.Model(libs, sys.argv[2])\n"
+        "context = objects.Context(model, n_ctx=64)\n"
+        "print('done')\n"
+    )
     assert in_new_process(code, libs_folder, tiny_spm_model) == "done\n"
 
 
 # ------------------------------------------------------------------------------------------- backends
+
 
 def test_cpu_variant_by_hand_loads_that_plugin_only(libs_folder: Path) -> None:
     variants = folder.read_folder(libs_folder).cpu_variants
@@ -171,7 +179,7 @@ def test_second_build_of_a_backend_is_tried_when_the_first_fails(libs_folder: Pa
     (copy / name).write_bytes(b"no library at all")
     (copy / "fallback").mkdir()
     working = load_elsewhere(libs_folder)["plugins"][-1]
-    shutil.copyfile(working, copy / "fallback" / name)      # any plug-in that loads will do
+    shutil.copyfile(working, copy / "fallback" / name)  # any plug-in that loads will do
     assert load_elsewhere(copy)["plugins"][-1] == str(copy / "fallback" / name)
 
 
@@ -189,6 +197,7 @@ def test_mtmd_that_is_not_there_says_how_to_get_it(libs_folder: Path, tmp_path: 
 
 # ------------------------------------------------------------------------------------------- refusals
 
+
 def test_doctored_layout_beside_real_libraries_is_refused(libs_folder: Path, tmp_path: Path) -> None:
     copy = copy_of(libs_folder, tmp_path / "libs")
     structs = json.loads(json.dumps(layout.LAYOUT))
@@ -200,7 +209,8 @@ def test_doctored_layout_beside_real_libraries_is_refused(libs_folder: Path, tmp
     assert result["error"] == "LibsIncompatible"
     assert result["text"].startswith(
         f"{copy / 'abi.json'}: llama_context_params.n_threads is 4 bytes at offset 32, these bindings (for "
-        f"llama.cpp v0.5.0) have 4 bytes at offset 28")
+        f"llama.cpp v0.5.0) have 4 bytes at offset 28"
+    )
 
 
 def build(compiler: str, target: Path, source: str) -> None:
@@ -256,9 +266,11 @@ def test_other_defaults_are_refused_naming_both_values(compiler: str, tmp_path: 
     for row in llama.ROWS:
         if row.name in abi.LLAMA_DEFAULTS:
             size = ctypes.sizeof(row.result)
-            source += (f"struct {row.name}_result {{ char bytes[{size}]; }};\n"
-                       f"struct {row.name}_result {row.name}(void) {{ struct {row.name}_result all_zero; "
-                       f"memset(&all_zero, 0, {size}); return all_zero; }}\n")
+            source += (
+                f"struct {row.name}_result {{ char bytes[{size}]; }};\n"
+                f"struct {row.name}_result {row.name}(void) {{ struct {row.name}_result all_zero; "
+                f"memset(&all_zero, 0, {size}); return all_zero; }}\n"
+            )
         elif row.name != "llama_version":
             source += empty_functions([row.name])
     result = load_elsewhere(fake_libs(compiler, tmp_path / "libs", source))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.block_tree import BLOCK
+from server.engine.cache.block_tree import BLOCK
 from tests.native.engines import STEM, in_both_layouts
 from tests.support import wait_until
 
@@ -39,7 +39,9 @@ def test_a_restart_finds_them_on_disk(engine, tiny_model, tmp_path):
     first = engine(tiny_model, n_ctx=2048, cache_disk=str(tmp_path), cache_ram=64)
     said = [first.say(text, 20) for text in TEXTS[:3]]
     n_blocks = sum(-(-(len(first.tokens(text)) + 19) // BLOCK) for text in TEXTS[:3])
-    wait_until(lambda: len(list(tmp_path.glob("*.kvblock"))) == n_blocks, "all blocks to be written while nothing is to do")
+    wait_until(
+        lambda: len(list(tmp_path.glob("*.kvblock"))) == n_blocks, "all blocks to be written while nothing is to do"
+    )
     first.client.close()
     second = engine(tiny_model, n_ctx=2048, cache_disk=str(tmp_path), cache_ram=64)
     for text, before in zip(TEXTS, said, strict=False):

@@ -10,10 +10,10 @@ import pytest
 from ctypes_api import loader
 from ctypes_api.errors import ModelLoadError
 from ctypes_api.objects import Model
-from server import bundle, bundle_make, one_shot
-from server.engine.backend import open_backend
-from server.engine.config import EngineConfig
-from server.engine.vocab import open_vocab
+from server.engine.client.vocab import open_vocab
+from server.engine.llama.backend import open_backend
+from server.engine.seam.config import EngineConfig
+from server.errands import bundle, bundle_make, one_shot
 
 
 @pytest.fixture
@@ -29,13 +29,16 @@ def test_the_engine_and_the_vocabulary_open_it_where_it_lies(libs_folder, bundle
     assert bundled.offset >= 70_000
     fields = {"libs": str(libs_folder), "n_ctx": 64, "n_threads": 1}
     plain = open_backend(EngineConfig(str(recite_model), **fields), lambda progress: True)
-    inside = open_backend(EngineConfig(bundled.path, model_offset=bundled.offset, model_size=bundled.size, **fields),
-                          lambda progress: True)
-    assert inside.fingerprint() == plain.fingerprint()      # slot files of one fit the other
+    inside = open_backend(
+        EngineConfig(bundled.path, model_offset=bundled.offset, model_size=bundled.size, **fields),
+        lambda progress: True,
+    )
+    assert inside.fingerprint() == plain.fingerprint()  # slot files of one fit the other
     assert (inside.info.desc, inside.info.size, inside.info.meta) == (plain.info.desc, plain.info.size, plain.info.meta)
     vocab = open_vocab(str(libs_folder), bundled.path, bundled.offset)
-    assert vocab.tokenize("count: one", True, True) == open_vocab(
-        str(libs_folder), str(recite_model)).tokenize("count: one", True, True)
+    assert vocab.tokenize("count: one", True, True) == open_vocab(str(libs_folder), str(recite_model)).tokenize(
+        "count: one", True, True
+    )
     for closing in (inside, plain, vocab):
         closing.close()
 
@@ -57,7 +60,7 @@ def test_a_wrong_place_or_no_file_is_one_line(libs_folder, bundled, tmp_path):
 
 
 def test_a_side_file_is_a_model_by_itself(libs_folder, recite_model, tmp_path):
-    side, = bundle_make.make_with_side_file(None, tmp_path / "app", recite_model, None, (), "test")
+    (side,) = bundle_make.make_with_side_file(None, tmp_path / "app", recite_model, None, (), "test")
     assert bundle.read(side).part("model").offset == 0
     with Model(loader.load(Path(libs_folder)), side) as model:
         assert model.n_params > 0

@@ -14,17 +14,18 @@ from contextlib import ExitStack
 
 import pytest
 
-from server.engine.task import SamplingParams
-from tests.native.engines import Reference, STEM, in_both_layouts
+from server.engine.seam.task import SamplingParams
+from tests.native.engines import STEM, Reference, in_both_layouts
 from tests.support import PATIENCE, wait_until
 
 N_CTX = 64
-SMALL = {"n_ctx": 4 * N_CTX, "n_slots": 4, "shift_context": True}    # llama.cpp makes no smaller cache than 256
+SMALL = {"n_ctx": 4 * N_CTX, "n_slots": 4, "shift_context": True}  # llama.cpp makes no smaller cache than 256
 
 
 @pytest.mark.covers("B05", "Q09", "R14")
-@pytest.mark.parametrize(("n_keep", "n_discard"), [(0, 0), (7, 0), (-1, 0), (3, 9), (0, 1), (0, 1000), (60, 0),
-                                                   (1000, 0)])
+@pytest.mark.parametrize(
+    ("n_keep", "n_discard"), [(0, 0), (7, 0), (-1, 0), (3, 9), (0, 1), (0, 1000), (60, 0), (1000, 0)]
+)
 def test_an_endless_text_goes_on_many_contexts_long(engine, reference, tiny_spm_model, n_keep, n_discard):
     one, other = engine(tiny_spm_model, **SMALL), reference(tiny_spm_model)
     prompt = list(one.tokens(STEM))
@@ -37,11 +38,11 @@ def test_an_endless_text_goes_on_many_contexts_long(engine, reference, tiny_spm_
         if i % 3 == 0:
             assert other.greedy(history, 1) == [token], f"token {i}, {n_shifts} shifts"
         if len(history) == N_CTX:
-            del history[kept:kept + dropped]
+            del history[kept : kept + dropped]
             n_shifts += 1
         history.append(token)
     assert n_shifts >= 5
-    assert history[:min(kept, len(prompt))] == prompt[:kept]
+    assert history[: min(kept, len(prompt))] == prompt[:kept]
 
 
 def test_within_the_context_nothing_is_truncated(engine, tiny_spm_model):
@@ -66,12 +67,13 @@ def test_neighbours_that_share_a_beginning_never_notice_an_endless_one(engine, t
     one = engine(tiny_spm_model, n_slots=3, n_ctx=768, shift_context=True)
     prompts = [STEM + name for name in ("the moon", "the star", "a fox")]
     alone = [one.say(prompt, 20, cache_prompt=False).text for prompt in prompts]
-    one.say(STEM, 1, id_slot=0)         # whose cells the others share from now on
+    one.say(STEM, 1, id_slot=0)  # whose cells the others share from now on
     endless = one.task(prompts[0], 700, id_slot=0)
     texts: list[str] = []
 
     def run() -> None:
         texts.append(one.ask(endless, True).text)
+
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     n_rounds = 0
@@ -86,8 +88,11 @@ def test_neighbours_that_share_a_beginning_never_notice_an_endless_one(engine, t
 
 # ---- the shared system prompt ------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize(("kv_unified", "n_copies"), [(True, 1), (False, 4)])
-def test_cells_of_the_system_prompt_are_counted_as_often_as_they_are_there(engine, tiny_spm_model, kv_unified, n_copies):
+def test_cells_of_the_system_prompt_are_counted_as_often_as_they_are_there(
+    engine, tiny_spm_model, kv_unified, n_copies
+):
     one = engine(tiny_spm_model, n_slots=4, n_ctx=1024, kv_unified=kv_unified)
     system = one.tokens(STEM)
     one.client.command("system_prompt", tokens=system)
@@ -130,6 +135,7 @@ def test_the_system_prompt_changes_behind_running_texts(engine, tiny_spm_model):
 
 # ---- self-extend -------------------------------------------------------------------------------------------------
 
+
 class Folding(Reference):
     """A reference that evaluates token by token and, before each, moves every position where self-extend wants it."""
 
@@ -145,7 +151,7 @@ class Folding(Reference):
             self._batch.token[0], self._batch.pos[0], self._batch.seq[0], self._batch.logits[0] = token, end, 0, True
             self._batch.n_tokens = 1
             assert self._llama.llama_decode(self._context, self._batch.struct) == 0
-            yield self._llama.llama_get_logits_ith(self._context, 0)[:self.n_vocab]
+            yield self._llama.llama_get_logits_ith(self._context, 0)[: self.n_vocab]
             end += 1
 
 
@@ -159,7 +165,7 @@ def test_folded_positions_turn_the_keys_to_where_they_are(engine, libs_folder, t
     said = one.say(prompt, 3 * w, SamplingParams(temperature=0.0, n_probs=5))
     with ExitStack() as stack:
         other = Folding(libs_folder, tiny_spm_model, stack)
-        logits_of_each = list(other.logits_of_each([*prompt, *said.tokens[:-1]], n, w))[len(prompt) - 1:]
+        logits_of_each = list(other.logits_of_each([*prompt, *said.tokens[:-1]], n, w))[len(prompt) - 1 :]
     far_off, n_said = 0, len(said.probs)
     for probs, logits in zip(said.probs, logits_of_each, strict=True):
         highest = max(logits)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine import backend as native
-from server.engine.backend_sampler import LlamaSampler
-from server.engine.config import SpecConfig
-from server.engine.draws import Draws
-from server.engine.task import SamplingParams
+from server.engine.llama import backend as native
+from server.engine.llama.draws import Draws
+from server.engine.llama.sampler import LlamaSampler
+from server.engine.seam.config import SpecConfig
+from server.engine.seam.task import SamplingParams
 from tests.native.engines import GREEDY, PROMPTS, Engine
 
 N_SLOTS = 8
@@ -17,7 +17,7 @@ KINDS = {
     "greedy": GREEDY,
     "mirostat": SamplingParams(temperature=1.5, mirostat=2),
     "xtc": SamplingParams(temperature=1.5, xtc_probability=0.5, min_p=0.0),
-    "tail-free": SamplingParams(temperature=1.5, tfs_z=0.9),                    # Python's own: never drawn ahead
+    "tail-free": SamplingParams(temperature=1.5, tfs_z=0.9),  # Python's own: never drawn ahead
     "newline": SamplingParams(temperature=1.5, repeat_penalty=1.3, penalize_nl=False),
     "grammar": SamplingParams(temperature=1.5, grammar='root ::= ("a" | "b" | " ")+'),
     "probabilities": SamplingParams(temperature=1.5, n_probs=3),
@@ -28,8 +28,7 @@ KINDS = {
 @pytest.fixture
 def crowd(engine, tiny_spm_model) -> Engine:
     """One compute thread, since others may use the machine, and a helper all the same."""
-    crowd = engine(tiny_spm_model, n_slots=N_SLOTS, n_ctx=2048,
-                   spec=SpecConfig(lookup=True, ngram=2, min_gain=0.0))
+    crowd = engine(tiny_spm_model, n_slots=N_SLOTS, n_ctx=2048, spec=SpecConfig(lookup=True, ngram=2, min_gain=0.0))
     crowd.backend._draws = Draws(1)
     return crowd
 
@@ -42,9 +41,16 @@ def test_there_are_as_many_threads_as_compute(engine, tiny_spm_model, monkeypatc
 
 def tasks(engine: Engine) -> list:
     kinds = list(KINDS.values())
-    return [engine.task(f"{i} {PROMPTS[i % len(PROMPTS)]}", 24, SamplingParams(**{
-        **{name: getattr(kinds[i % len(kinds)], name) for name in SamplingParams.__slots__}, "seed": i}))
-        for i in range(3 * len(kinds))]
+    return [
+        engine.task(
+            f"{i} {PROMPTS[i % len(PROMPTS)]}",
+            24,
+            SamplingParams(
+                **{**{name: getattr(kinds[i % len(kinds)], name) for name in SamplingParams.__slots__}, "seed": i}
+            ),
+        )
+        for i in range(3 * len(kinds))
+    ]
 
 
 def test_the_same_tokens_as_one_after_the_other(crowd, monkeypatch):

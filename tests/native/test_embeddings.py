@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from server.engine.task import Embed, Embedded
+from server.engine.seam.task import Embed, Embedded
 from server.errors import ApiError
 from tests.native.engines import STEM, Engine
 from tests.support import PATIENCE
@@ -32,7 +32,7 @@ def vectors(one: Engine, *inputs: Sequence[int]) -> list[list[float]]:
     answer = ask(one, *inputs)
     numbers = array("f", answer.vectors).tolist()
     assert len(numbers) == answer.width * sum(answer.n_rows)
-    return [numbers[i:i + answer.width] for i in range(0, len(numbers), answer.width)]
+    return [numbers[i : i + answer.width] for i in range(0, len(numbers), answer.width)]
 
 
 def distance(a: Sequence[float], b: Sequence[float]) -> float:
@@ -85,8 +85,12 @@ def test_pooling_makes_of_the_tokens_what_its_name_says(engine, bert_embed_model
         tokens = texts(by_token, 9)[8]
         rows = vectors(by_token, tokens)
         assert len(rows) == len(tokens)
-        expected = {"none": rows, "cls": rows[:1], "last": rows[-1:],
-                    "mean": [[sum(column) / len(rows) for column in zip(*rows)]]}[pooling]
+        expected = {
+            "none": rows,
+            "cls": rows[:1],
+            "last": rows[-1:],
+            "mean": [[sum(column) / len(rows) for column in zip(*rows)]],
+        }[pooling]
         one = engine(model, context_params={"pooling_type": POOLING[pooling]})
         assert one.client.info.pooling == pooling == ask(one, tokens).pooling
         assert max(map(distance, vectors(one, tokens), expected)) < 1e-5
@@ -146,6 +150,7 @@ def test_closing_while_embeddings_are_computed_ends_in_time(engine, bert_embed_m
             ask(one, *inputs)
         except ApiError as error:
             errors.append(error)
+
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     while not one.client._results:

@@ -15,17 +15,18 @@ from dataclasses import replace
 
 import pytest
 
-from server.engine import backend as native
-from server.engine.backend_types import DECODE_ABORTED, DECODE_OK
-from server.engine.config import EngineConfig
-from server.engine.planner import Span
-from server.engine.task import SamplingParams, Task
+from server.engine.llama import backend as native
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import SamplingParams, Task
+from server.engine.slots.backend import DECODE_ABORTED, DECODE_OK
+from server.engine.slots.planner import Span
 from server.errors import ApiError, StartError
-from tests.native.engines import Engine, PROMPTS, STEM, in_both_layouts
+from tests.native.engines import PROMPTS, STEM, Engine, in_both_layouts
 from tests.support import PATIENCE, wait_until
 from tests.tiny_models import RECITE_WORDS
 
 # ---- the same text in any company --------------------------------------------------------------------------------
+
 
 def test_the_text_of_one_request_is_the_reference_s(engine, reference, tiny_model):
     one, other = engine(tiny_model), reference(tiny_model)
@@ -63,6 +64,7 @@ def test_slots_that_shift_do_not_disturb_each_other(engine, tiny_spm_model):
     def task(i: int, **fields) -> Task:
         prompt, shape = asks[i]
         return replace(one.task(prompt), **shape, **fields)
+
     alone = [one.ask(task(i, cache_prompt=False)) for i in range(2)]
     assert all(said.final.truncated and said.final.n_predicted == 300 for said in alone)
     for _ in range(2):
@@ -76,12 +78,12 @@ def test_after_a_shift_the_text_goes_on_as_if_the_dropped_part_had_never_been(en
     said = one.say(STEM, 500, n_keep=8, n_discard=235).tokens
     n_shifts = 0
     for i, token in enumerate(said):
-        if len(history) < 60:               # a shift leaves 8 + 13 tokens: the model looks back across the seam
+        if len(history) < 60:  # a shift leaves 8 + 13 tokens: the model looks back across the seam
             logits = other.logits(history)
             assert logits.index(max(logits)) == token, f"token {i}"
         if len(history) == 256:
             n_shifts += 1
-            del history[8:8 + 235]
+            del history[8 : 8 + 235]
         history.append(token)
     assert n_shifts == 2
 
@@ -135,21 +137,30 @@ def test_with_ignore_eos_the_text_goes_on(engine, recite_model):
 
 
 @pytest.mark.covers("Q11")
-@pytest.mark.parametrize(("stops", "word"), [
-    (("three",), "three"), (("ree fo",), "ree fo"), (("o three four fi",), "o three four fi"), ((" t",), " t"),
-    (("世",), "世"), (("界 😀",), "界 😀"), (("never", " ten"), " ten"), (("four five", "three four"), "three four"),
-    (("end",), "end"),
-])
+@pytest.mark.parametrize(
+    ("stops", "word"),
+    [
+        (("three",), "three"),
+        (("ree fo",), "ree fo"),
+        (("o three four fi",), "o three four fi"),
+        ((" t",), " t"),
+        (("世",), "世"),
+        (("界 😀",), "界 😀"),
+        (("never", " ten"), " ten"),
+        (("four five", "three four"), "three four"),
+        (("end",), "end"),
+    ],
+)
 @pytest.mark.parametrize("stream", [False, True])
 def test_stop_words_end_the_text_wherever_tokens_are_cut(engine, recite_model, stops, word, stream):
     one = engine(recite_model)
     said = one.ask(one.task("count: one", -1, stop=stops), stream)
-    assert (said.text, said.final.stop) == (RECITED[:RECITED.index(word)], "word")
+    assert (said.text, said.final.stop) == (RECITED[: RECITED.index(word)], "word")
     assert said.final.stopping_word == word
     shown = ""
     for piece in said.pieces:
         shown += piece
-        assert RECITED[:RECITED.index(word)].startswith(shown), "a part of the stop word was shown"
+        assert RECITED[: RECITED.index(word)].startswith(shown), "a part of the stop word was shown"
 
 
 def test_the_context_ends_the_text_where_it_is_full(engine, tiny_spm_model):
@@ -164,6 +175,7 @@ def test_the_context_ends_the_text_where_it_is_full(engine, tiny_spm_model):
 
 
 # ---- characters --------------------------------------------------------------------------------------------------
+
 
 def literal(text: str) -> SamplingParams:
     """Settings under which only `text` can be said."""
@@ -188,6 +200,7 @@ def test_the_limit_does_not_cut_a_character(engine, tiny_spm_model):
 
 # ---- probabilities -----------------------------------------------------------------------------------------------
 
+
 def log_softmax(logits: Sequence[float]) -> list[float]:
     highest = max(logits)
     total = math.log(math.fsum(math.exp(logit - highest) for logit in logits))
@@ -208,7 +221,8 @@ def test_logprobs_are_those_of_an_independent_softmax(engine, reference, tiny_mo
         assert [id_ for id_, _ in probs.top_logprobs] == ranking
         assert [value for _, value in probs.top_logprobs] == pytest.approx([expected[id_] for id_ in ranking], abs=1e-4)
         assert [value for _, value in probs.top] == pytest.approx(
-            [math.exp(expected[id_]) for id_ in ranking], abs=1e-4), "greedy: the plain softmax"
+            [math.exp(expected[id_]) for id_ in ranking], abs=1e-4
+        ), "greedy: the plain softmax"
         history.append(token)
 
 
@@ -232,8 +246,9 @@ def test_probabilities_after_sampling_are_those_of_the_settings(engine, referenc
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_all_probabilities_together_are_one_and_sorted(engine, tiny_spm_model, temperature):
     one = engine(tiny_spm_model)
-    params = SamplingParams(seed=1, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0,
-                            n_probs=one.client.info.n_vocab)
+    params = SamplingParams(
+        seed=1, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, n_probs=one.client.info.n_vocab
+    )
     for probs in one.say("the cat", 3, params).probs:
         for values in ([p for _, p in probs.top], [math.exp(l) for _, l in probs.top_logprobs]):
             assert math.fsum(values) == pytest.approx(1.0, abs=1e-3)
@@ -241,10 +256,16 @@ def test_all_probabilities_together_are_one_and_sorted(engine, tiny_spm_model, t
         assert len({id_ for id_, _ in probs.top}) == one.client.info.n_vocab
 
 
-@pytest.mark.parametrize("settings", [
-    {"temperature": 1.5, "top_k": 20}, {"temperature": 0.0, "repeat_penalty": 1e6},
-    {"temperature": 0.0, "grammar": "root ::= [a-z ]*", "frequency_penalty": 100.0}, {"mirostat": 2},
-], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.5, "top_k": 20},
+        {"temperature": 0.0, "repeat_penalty": 1e6},
+        {"temperature": 0.0, "grammar": "root ::= [a-z ]*", "frequency_penalty": 100.0},
+        {"mirostat": 2},
+    ],
+    ids=str,
+)
 def test_asking_for_probabilities_does_not_change_the_draws(engine, tiny_spm_model, settings):
     one = engine(tiny_spm_model)
     plain = SamplingParams(seed=11, **settings)
@@ -252,6 +273,7 @@ def test_asking_for_probabilities_does_not_change_the_draws(engine, tiny_spm_mod
 
 
 # ---- sampling ----------------------------------------------------------------------------------------------------
+
 
 def test_a_seed_repeats_its_draws_and_another_makes_others(engine, tiny_spm_model):
     one = engine(tiny_spm_model, n_slots=2)
@@ -277,13 +299,22 @@ def test_a_favoured_token_is_always_said(engine, recite_model):
 
 EVERYTHING = ("penalties", "dry", "top_n_sigma", "top_k", "typical_p", "tfs_z", "top_p", "min_p", "xtc", "temperature")
 KINDS = {
-    "every stage": {"samplers": EVERYTHING, "repeat_penalty": 1.2, "presence_penalty": 0.1, "frequency_penalty": 0.1,
-                    "dry_multiplier": 0.5, "top_n_sigma": 3.0, "typical_p": 0.95, "tfs_z": 0.95,
-                    "xtc_probability": 0.3},
+    "every stage": {
+        "samplers": EVERYTHING,
+        "repeat_penalty": 1.2,
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.1,
+        "dry_multiplier": 0.5,
+        "top_n_sigma": 3.0,
+        "typical_p": 0.95,
+        "tfs_z": 0.95,
+        "xtc_probability": 0.3,
+    },
     "every stage twice": {"samplers": EVERYTHING * 2, "repeat_penalty": 1.2, "dry_multiplier": 0.5, "tfs_z": 0.9},
     "no stage": {"samplers": ()},
     "newlines not penalised": {"repeat_penalty": 1.5, "penalize_nl": False},
-    "mirostat": {"mirostat": 1}, "mirostat 2": {"mirostat": 2},
+    "mirostat": {"mirostat": 1},
+    "mirostat 2": {"mirostat": 2},
     "dynamic temperature": {"dynatemp_range": 0.5, "dynatemp_exponent": 1.5},
     "adaptive": {"samplers": ("top_k", "adaptive_p"), "adaptive_target": 0.3},
     "infill": {"samplers": ("infill", "temperature")},
@@ -307,14 +338,18 @@ def test_a_penalty_keeps_repetitions_away(engine, tiny_spm_model):
 
 # ---- grammars ----------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.covers("Q23")
-@pytest.mark.parametrize(("grammar", "pattern"), [
-    ('root ::= [0-9]{3,5}', r"[0-9]{3,5}"),
-    ('root ::= "yes" | "no"', r"yes|no"),
-    ('root ::= ("a" | "b" root "c")', r"(b*)a(c*)"),
-    ('root ::= word (" " word)*\nword ::= [a-z]{2,4}', r"[a-z]{2,4}( [a-z]{2,4})*"),
-    ('root ::= "é" [à-ü]+ "!"', r"é[à-ü]+!"),
-])
+@pytest.mark.parametrize(
+    ("grammar", "pattern"),
+    [
+        ("root ::= [0-9]{3,5}", r"[0-9]{3,5}"),
+        ('root ::= "yes" | "no"', r"yes|no"),
+        ('root ::= ("a" | "b" root "c")', r"(b*)a(c*)"),
+        ('root ::= word (" " word)*\nword ::= [a-z]{2,4}', r"[a-z]{2,4}( [a-z]{2,4})*"),
+        ('root ::= "é" [à-ü]+ "!"', r"é[à-ü]+!"),
+    ],
+)
 @pytest.mark.parametrize("params", [{"temperature": 0.0}, {"temperature": 2.0, "seed": 5, "n_probs": 2}], ids=str)
 def test_a_grammar_is_followed(engine, tiny_model, grammar, pattern, params):
     one = engine(tiny_model)
@@ -328,7 +363,7 @@ def test_a_grammar_is_followed(engine, tiny_model, grammar, pattern, params):
 
 def test_a_grammar_that_is_wrong_is_refused_and_harms_nobody(engine, tiny_spm_model):
     one = engine(tiny_spm_model)
-    for grammar in ("root ::= undefined", "no root here", "start ::= \"a\"", "root ::= [a-"):
+    for grammar in ("root ::= undefined", "no root here", 'start ::= "a"', "root ::= [a-"):
         with pytest.raises(ApiError, match="grammar") as caught:
             one.say("say", 5, SamplingParams(grammar=grammar))
         assert caught.value.status == 400
@@ -345,6 +380,7 @@ def test_each_of_several_tasks_follows_its_own_grammar(engine, tiny_spm_model):
 
 # ---- interruption ------------------------------------------------------------------------------------------------
 
+
 def test_a_running_decode_can_be_aborted_and_leaves_nothing(libs_folder, tiny_spm_model):
     config = EngineConfig(str(tiny_spm_model), str(libs_folder), n_ctx=2048, n_ubatch=1, n_threads=1)
     backend = native.open_backend(config, lambda progress: True)
@@ -354,6 +390,7 @@ def test_a_running_decode_can_be_aborted_and_leaves_nothing(libs_folder, tiny_sp
     def abort() -> None:
         while not is_over.wait(0.0005):
             backend.abort()
+
     aborting = threading.Thread(target=abort)
     aborting.start()
     code = backend.decode([Span(0, 0, 0, tokens, True)])
@@ -387,6 +424,7 @@ def test_many_tasks_that_are_cancelled_leave_the_others_right(engine, tiny_spm_m
     def drop() -> None:
         for results in dropped:
             results.cancel()
+
     dropping = threading.Thread(target=drop)
     dropping.start()
     assert [said.text for said in one.say_all(tasks)] == alone
@@ -395,6 +433,7 @@ def test_many_tasks_that_are_cancelled_leave_the_others_right(engine, tiny_spm_m
 
 
 # ---- loading -----------------------------------------------------------------------------------------------------
+
 
 def test_what_is_known_of_a_loaded_model(engine, tiny_spm_model):
     info = engine(tiny_spm_model, n_slots=2, n_ctx=512).client.info
@@ -418,7 +457,7 @@ def test_a_context_too_small_for_the_slots_is_refused(libs_folder, tiny_spm_mode
 def test_a_truncated_model_is_refused_in_one_line(libs_folder, tiny_spm_model, tmp_path, part):
     data = tiny_spm_model.read_bytes()
     path = tmp_path / "cut.gguf"
-    path.write_bytes(data[:int(len(data) * part)])
+    path.write_bytes(data[: int(len(data) * part)])
     config = EngineConfig(str(path), str(libs_folder), n_ctx=256)
     with pytest.raises(StartError) as caught:
         native.open_backend(config, lambda progress: True)
@@ -442,8 +481,10 @@ def test_progress_begins_when_the_vocabulary_is_read_and_before_the_weights_are(
     log.addHandler(handler)
     log.setLevel(5)
     try:
-        native.open_backend(EngineConfig(str(tiny_spm_model), str(libs_folder), n_ctx=256), lambda progress: not seen.append(
-            (progress, any("load_tensors" in line for line in lines)))).close()
+        native.open_backend(
+            EngineConfig(str(tiny_spm_model), str(libs_folder), n_ctx=256),
+            lambda progress: not seen.append((progress, any("load_tensors" in line for line in lines))),
+        ).close()
     finally:
         log.removeHandler(handler)
         log.setLevel(level)

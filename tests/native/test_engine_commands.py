@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from server.engine.task import SamplingParams
+from server.engine.seam.task import SamplingParams
 from server.errors import ApiError
 from tests.native.engines import PROMPTS, STEM, in_both_layouts
 
-
 # ---- slot files --------------------------------------------------------------------------------------------------
+
 
 @in_both_layouts
 def test_a_saved_slot_is_the_same_in_another_slot_and_another_engine(engine, tiny_model, tmp_path):
@@ -54,6 +54,7 @@ def test_a_slot_that_shares_cells_can_be_saved_and_the_neighbour_is_not_touched(
 
 # ---- adapters ----------------------------------------------------------------------------------------------------
 
+
 def test_an_adapter_changes_the_text_where_it_is_switched_on(engine, tiny_spm_model, tiny_lora):
     plain = engine(tiny_spm_model).say(STEM, 30).text
     one = engine(tiny_spm_model, n_slots=2, lora=((str(tiny_lora), 1.0),))
@@ -77,6 +78,7 @@ def test_requests_with_and_without_the_adapter_at_the_same_time(engine, tiny_spm
 
 
 # ---- the shared system prompt ------------------------------------------------------------------------------------
+
 
 def test_a_shared_system_prompt_is_as_if_it_stood_in_every_prompt(engine, tiny_model):
     one = engine(tiny_model, n_slots=3)
@@ -109,6 +111,7 @@ def test_a_shift_behind_a_shared_system_prompt_leaves_the_others_alone(engine, t
 
 # ---- self-extend -------------------------------------------------------------------------------------------------
 
+
 def test_self_extend_goes_far_beyond_the_trained_context(engine, tiny_spm_model):
     one = engine(tiny_spm_model, n_slots=2, n_ctx=2048, n_group=4, group_width=64)
     tasks = [one.task(prompt * 4, 300) for prompt in PROMPTS[:2]]
@@ -119,6 +122,7 @@ def test_self_extend_goes_far_beyond_the_trained_context(engine, tiny_spm_model)
 
 
 # ---- samplers that libllama no longer has ------------------------------------------------------------------------
+
 
 def test_tail_free_sampling_leaves_only_the_likeliest_where_it_cuts_hard(engine, tiny_spm_model):
     one = engine(tiny_spm_model)
@@ -133,8 +137,9 @@ def test_a_newline_is_penalised_only_if_that_is_wanted(engine, tiny_spm_model):
     one = engine(tiny_spm_model)
     newline, other = (one.client.vocab.tokenize(text, False, False)[-1] for text in ("\n", "!"))
     # both are far ahead of everything else, the newline by less; once said, each is penalised if it may be
-    params = SamplingParams(temperature=0, logit_bias=((newline, 1100.0), (other, 1000.0)), frequency_penalty=20.0,
-                            repeat_last_n=64)
+    params = SamplingParams(
+        temperature=0, logit_bias=((newline, 1100.0), (other, 1000.0)), frequency_penalty=20.0, repeat_last_n=64
+    )
     said = one.say("x", 30, params).tokens
     assert set(said) == {newline, other}
     assert set(one.say("x", 30, replace(params, penalize_nl=False)).tokens) == {newline}

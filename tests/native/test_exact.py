@@ -8,11 +8,17 @@ from collections.abc import Iterator
 
 import pytest
 
-from server.engine.task import SamplingParams
+from server.engine.seam.task import SamplingParams
 from tests.native.engines import GREEDY, Engine
 
-QUESTIONS = ["Why is the sky blue?", "Write a poem about the sea.", "Count to thirty.", "Who was Ada Lovelace?",
-             "Explain gravity to a child in a few sentences.", "Name ten animals and what they eat."]
+QUESTIONS = [
+    "Why is the sky blue?",
+    "Write a poem about the sea.",
+    "Count to thirty.",
+    "Who was Ada Lovelace?",
+    "Explain gravity to a child in a few sentences.",
+    "Name ten animals and what they eat.",
+]
 N = 24
 
 

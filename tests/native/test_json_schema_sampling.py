@@ -22,13 +22,13 @@ from ctypes_api.errors import LibsError
 from ctypes_api.llama_types import llama_token_data, llama_token_data_array
 from ctypes_api.objects import Batch, Context, Model, Sampler
 from ctypes_api.vocabulary import token_to_piece
-from server.chat.gbnf import GrammarError, check
-from server.chat.json_schema import convert
-from server.chat.regex_gbnf import choice_grammar, regex_grammar
+from server.grammar.gbnf import GrammarError, check
+from server.grammar.json_schema.convert import convert
+from server.grammar.regex_gbnf import choice_grammar, regex_grammar
 from tests.support import need
-from tests.unit.json_schema_cases import CASES, UNJUDGED, Case
-from tests.unit.test_gbnf import TAKEN
-from tests.unit.test_regex_gbnf import WHOLE
+from tests.unit.grammar.json_schema_cases import CASES, UNJUDGED, Case
+from tests.unit.grammar.test_gbnf import TAKEN
+from tests.unit.grammar.test_regex_gbnf import WHOLE
 
 try:
     import jsonschema
@@ -36,7 +36,7 @@ except ImportError:
     jsonschema = None
 
 TOKENS_MAX = 400
-CLOSE_AFTER = 60    # tokens, then texts are pushed towards their end
+CLOSE_AFTER = 60  # tokens, then texts are pushed towards their end
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,8 +87,9 @@ class Dice:
         rng = random.Random(str(seed))
         llama = self.model.libs.llama
         made = b""
-        with Sampler.chain(self.model.libs, grammar_sampler(self.model, grammar),
-                           llama.llama_sampler_init_dist(rng.getrandbits(31))) as chain:
+        with Sampler.chain(
+            self.model.libs, grammar_sampler(self.model, grammar), llama.llama_sampler_init_dist(rng.getrandbits(31))
+        ) as chain:
             for step in range(TOKENS_MAX):
                 table = rng.choice(self.tables if step < CLOSE_AFTER else self.closing)
                 ctypes.memmove(self.data, table, ctypes.sizeof(table))
@@ -116,7 +117,7 @@ def test_sampled_texts_parse_and_validate(case: Case, dice: Dice):
     for seed in range(2):
         text = dice.text(converted.grammar, (case.name, seed))
         if text is None:
-            continue    # a long minimum, not done yet
+            continue  # a long minimum, not done yet
         value = json.loads(text.decode("utf-8", errors="replace"))
         if is_judged:
             kind = jsonschema.validators.validator_for(case.schema, default=jsonschema.Draft202012Validator)
@@ -136,9 +137,9 @@ def test_what_our_reader_takes_loads(grammar: str, model: Model):
     assert loads(model, grammar)
 
 
-@pytest.mark.parametrize("pattern",
-                         [pattern for pattern, _, _ in WHOLE] + [".{0,5000}", "(a|b)*a(a|b){12}",
-                                                                 "[ab]{3000}"])
+@pytest.mark.parametrize(
+    "pattern", [pattern for pattern, _, _ in WHOLE] + [".{0,5000}", "(a|b)*a(a|b){12}", "[ab]{3000}"]
+)
 def test_patterns_load(pattern: str, model: Model):
     assert loads(model, regex_grammar(pattern))
 
@@ -153,11 +154,11 @@ EXTREME = {
     "parentheses": "root ::= " + "(" * 200 + '"a"' + ")" * 200,
     "chain": "\n".join(["root ::= r0", *(f"r{i} ::= r{i + 1}" for i in range(996)), 'r996 ::= "a"']),
     "chain of options": 'root ::= x{0,900}\nx ::= "a" |',
-    "visits": "\n".join(["root ::= r0", *(f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(9)),
-                         'r9 ::= "a"']),
+    "visits": "\n".join(["root ::= r0", *(f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(9)), 'r9 ::= "a"']),
     "repetitions": 'root ::= "a"{2000} [b]{0,2000} c{1000,}\nc ::= "c"{0,2000} "d"',
-    "long to the right": "\n".join(["root ::= r0", *(f'r{i} ::= "a" r{i + 1}?' for i in range(15_000)),
-                                    'r15000 ::= "b"']),
+    "long to the right": "\n".join(
+        ["root ::= r0", *(f'r{i} ::= "a" r{i + 1}?' for i in range(15_000)), 'r15000 ::= "b"']
+    ),
     "wide": "root ::= " + " | ".join(f'"{i}"' for i in range(1_000)),
     "question marks": 'root ::= "a"' + "?" * 900,
 }
@@ -169,7 +170,7 @@ def test_what_is_just_within_the_limits_survives_on_a_small_stack(name: str, mod
     grammar = EXTREME[name]
     check(grammar)
     done: list[bool] = []
-    threading.stack_size(1 << 20)       # what a thread has on Windows
+    threading.stack_size(1 << 20)  # what a thread has on Windows
     try:
         thread = threading.Thread(target=lambda: done.append(loads(model, grammar)))
         thread.start()
@@ -181,17 +182,50 @@ def test_what_is_just_within_the_limits_survives_on_a_small_stack(name: str, mod
 
 def test_objects_as_wide_as_allowed_load(model: Model):
     optional = {"type": "object", "properties": {f"property{i}": {"type": "integer"} for i in range(800)}}
-    for schema in (optional, {**optional, "required": list(optional["properties"])},
-                   {**optional, "additionalProperties": True}):
+    for schema in (
+        optional,
+        {**optional, "required": list(optional["properties"])},
+        {**optional, "additionalProperties": True},
+    ):
         grammar = convert(schema).grammar
         check(grammar)
         assert loads(model, grammar)
 
 
-PIECES = st.sampled_from(['"a"', '"bc"', "[a-c]", "[^a]", ".", "x", "y", "(", ")", "|", "*", "+", "?", "{2}",
-                          "{0,3}", "{1,}", '""', "\n",
-                          "\nx ::= ", "\ny ::= ", " ", "# note\n", r'"\x41"', r"[\]\-]", "<[5]>", "!<[7]>",
-                          "]", '"', "{", "{0}"])
+PIECES = st.sampled_from(
+    [
+        '"a"',
+        '"bc"',
+        "[a-c]",
+        "[^a]",
+        ".",
+        "x",
+        "y",
+        "(",
+        ")",
+        "|",
+        "*",
+        "+",
+        "?",
+        "{2}",
+        "{0,3}",
+        "{1,}",
+        '""',
+        "\n",
+        "\nx ::= ",
+        "\ny ::= ",
+        " ",
+        "# note\n",
+        r'"\x41"',
+        r"[\]\-]",
+        "<[5]>",
+        "!<[7]>",
+        "]",
+        '"',
+        "{",
+        "{0}",
+    ]
+)
 
 
 @settings(max_examples=2000)
@@ -207,16 +241,22 @@ def test_random_grammars_that_our_reader_takes_load(model: Model, tail: str):
 
 def test_the_tiny_model_writes_what_the_schema_asks_for(model: Model):
     """The way it goes in the server: decode, sample with the grammar first, accept, decode."""
-    schema = {"type": "object", "required": ["name", "age", "tags"], "properties": {
-        "name": {"type": "string", "minLength": 2, "maxLength": 8},
-        "age": {"type": "integer", "minimum": 18, "maximum": 99},
-        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3}}}
+    schema = {
+        "type": "object",
+        "required": ["name", "age", "tags"],
+        "properties": {
+            "name": {"type": "string", "minLength": 2, "maxLength": 8},
+            "age": {"type": "integer", "minimum": 18, "maximum": 99},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 3},
+        },
+    }
     grammar = convert(schema).grammar
     llama = model.libs.llama
     for seed in range(3):
-        with Context(model, n_ctx=512, n_batch=64, n_threads=1, n_threads_batch=1) as context, \
-                Sampler.chain(model.libs, grammar_sampler(model, grammar),
-                              llama.llama_sampler_init_dist(seed)) as chain:
+        with (
+            Context(model, n_ctx=512, n_batch=64, n_threads=1, n_threads_batch=1) as context,
+            Sampler.chain(model.libs, grammar_sampler(model, grammar), llama.llama_sampler_init_dist(seed)) as chain,
+        ):
             made, token = b"", llama.llama_vocab_bos(model.vocab)
             for position in range(300):
                 batch = Batch(model.libs, 1)

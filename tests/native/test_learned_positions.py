@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.config import SpecConfig
-from server.engine.task import Embed, SamplingParams
+from server.engine.seam.config import SpecConfig
+from server.engine.seam.task import Embed, SamplingParams
 from server.errors import ApiError
 from tests.tiny_gpt2 import tiny_gpt2
 
@@ -24,10 +24,17 @@ def gpt2_model(models_folder: Path) -> Path:
     return tiny_gpt2(models_folder / "tiny_gpt2.gguf", n_positions=N)
 
 
-@pytest.mark.parametrize("config", [
-    {"n_ctx": None}, {"n_ctx": 256}, {"n_ctx": 1024, "n_slots": 2}, {"n_ctx": 1024, "shift_context": True},
-    {"n_ctx": 1024, "n_slots": 2, "exact": True}],
-    ids=["of the model", "larger", "two slots", "context shift", "exact"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"n_ctx": None},
+        {"n_ctx": 256},
+        {"n_ctx": 1024, "n_slots": 2},
+        {"n_ctx": 1024, "shift_context": True},
+        {"n_ctx": 1024, "n_slots": 2, "exact": True},
+    ],
+    ids=["of the model", "larger", "two slots", "context shift", "exact"],
+)
 def test_a_text_ends_where_the_table_of_positions_ends(engine, reference, gpt2_model: Path, config: dict):
     one, n_slots = engine(gpt2_model, **config), config.get("n_slots", 1)
     assert one.client.info.n_ctx_slot == N
@@ -44,7 +51,7 @@ def test_who_asks_for_more_than_the_table_has_is_told_so(engine, gpt2_model: Pat
     assert "limited to 64 tokens for each slot instead of 1024: this model has learned positions" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        engine(gpt2_model, n_ctx=256)       # to which llama.cpp rounds up anyway
+        engine(gpt2_model, n_ctx=256)  # to which llama.cpp rounds up anyway
     assert "learned positions" not in caplog.text
 
 
@@ -62,6 +69,7 @@ def test_an_input_for_a_vector_may_be_as_long_as_the_table_and_no_longer(engine,
     def embed(n: int):
         with one.client.submit(Embed(one.client.new_id(), ((5,) * n,)), stream=False) as results:
             return next(iter(results))
+
     assert embed(N).n_rows == (1,)
     with pytest.raises(ApiError, match=f"at most {N}"):
         embed(N + 1)

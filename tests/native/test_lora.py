@@ -15,8 +15,9 @@ from tests.native.engines import PROMPTS, STEM
 def adapters(tmp_path_factory) -> tuple[tuple[str, float], ...]:
     """Two adapters that turn different bits around, both switched off."""
     folder = tmp_path_factory.mktemp("adapters")
-    return tuple((str(tiny_models.tiny_lora(folder / f"{i}.gguf", bits=range(8 * i, 8 * i + 8))), 0.0)
-                 for i in range(2))
+    return tuple(
+        (str(tiny_models.tiny_lora(folder / f"{i}.gguf", bits=range(8 * i, 8 * i + 8))), 0.0) for i in range(2)
+    )
 
 
 SETS = {"none": (), "first": ((0, 1.0),), "second": ((1, 1.0),), "both": ((0, 1.0), (1, 1.0))}
@@ -54,7 +55,7 @@ def test_no_cache_is_shared_between_different_adapters(engine, tiny_spm_model, a
         for name in ("first", "second", "none", "both", "both", "first"):
             said = one.say(STEM, 20, lora=SETS[name], id_slot=id_slot)
             assert said.text == alone[name]
-            is_known = name == before or id_slot == 1 and name == "first"     # slot 0 was left with the first
+            is_known = name == before or id_slot == 1 and name == "first"  # slot 0 was left with the first
             assert (said.final.timings.cache_n > 0) is is_known, (id_slot, name)
             before = name
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.model_file import check_model_file
 from server.errors import StartError
+from server.model_files.checks import check_model_file
 from tests.gguf_edit import Parts, take_apart
 from tests.malformed import FAULTS, LEFT_TO_LIBLLAMA, SPM
 from tests.support import PATIENCE
@@ -28,15 +28,22 @@ def outcomes(libs_folder: Path, paths: list[Path]) -> Iterator[tuple[Path, str]]
     """(file, `ok`, `refused: ...` or `died`) for each; the child is started anew after a death."""
     rest = list(paths)
     while rest:
-        child = subprocess.run([sys.executable, str(PROBE), str(libs_folder), *map(str, rest)], capture_output=True,
-                               text=True, encoding="utf-8", errors="replace", timeout=PATIENCE, check=False)
+        child = subprocess.run(
+            [sys.executable, str(PROBE), str(libs_folder), *map(str, rest)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=PATIENCE,
+            check=False,
+        )
         lines = [line for line in child.stdout.splitlines() if line.startswith(("begin ", "ok", "refused: "))]
         results = [line for line in lines if not line.startswith("begin ")]
         if len(results) < len(rest):
             assert child.returncode != 0 and len(lines) > 2 * len(results), child.stderr[-2000:]
             results.append(f"died ({child.returncode}): {child.stderr[-500:]}")
         yield from zip(rest, results)
-        rest = rest[len(results):]
+        rest = rest[len(results) :]
 
 
 def spoilt(request: pytest.FixtureRequest, folder: Path, faults: tuple) -> dict[Path, str]:
@@ -61,9 +68,20 @@ def test_sound_models_pass_the_probe(request, libs_folder):
     assert [how for _, how in outcomes(libs_folder, paths)] == ["ok"] * 3
 
 
-@pytest.mark.parametrize("name", ["no layers", "unknown rope scaling", "a token twice", "more used than there",
-                                  "a byte without token", "no separator", "integer weights", "an f16 norm",
-                                  "epsilon that is no number"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no layers",
+        "unknown rope scaling",
+        "a token twice",
+        "more used than there",
+        "a byte without token",
+        "no separator",
+        "integer weights",
+        "an f16 norm",
+        "epsilon that is no number",
+    ],
+)
 def test_what_the_check_refuses_ends_libllama(request, tmp_path, libs_folder, name):
     files = spoilt(request, tmp_path, tuple(fault for fault in FAULTS if fault.name == name))
     assert len(files) == 1

@@ -9,9 +9,9 @@ import pytest
 
 from ctypes_api import loader
 from ctypes_api.objects import Context, Model
-from server import gguf
-from server.engine import fit
-from server.engine.model_shape import shape_of
+from server.model_files import gguf
+from server.model_files import memory_plan as fit
+from server.model_files.shape_reader import shape_of
 
 BUFFER = re.compile(r"(model|KV|RS|output|compute) buffer size\s*=\s*([\d.]+)")
 
@@ -20,10 +20,22 @@ def allocated(folder: Path, path: Path, wish: fit.Wish, n_ctx: int) -> dict[str,
     """MiB by kind of buffer, from the log."""
     lines: list[str] = []
     libs = loader.load(folder, log_callback=lambda level, line: lines.append(line))
-    with Model(libs, path, use_extra_bufts=False) as model, Context(
-            model, n_ctx=n_ctx, n_batch=wish.n_batch, n_ubatch=wish.n_ubatch, n_threads=1,
-            n_seq_max=wish.n_slots + (not wish.is_split), n_threads_batch=1, kv_unified=not wish.is_split, type_k=wish.type_k, type_v=wish.type_v,
-            flash_attn_type=-1 if wish.is_flash else 0):
+    with (
+        Model(libs, path, use_extra_bufts=False) as model,
+        Context(
+            model,
+            n_ctx=n_ctx,
+            n_batch=wish.n_batch,
+            n_ubatch=wish.n_ubatch,
+            n_threads=1,
+            n_seq_max=wish.n_slots + (not wish.is_split),
+            n_threads_batch=1,
+            kv_unified=not wish.is_split,
+            type_k=wish.type_k,
+            type_v=wish.type_v,
+            flash_attn_type=-1 if wish.is_flash else 0,
+        ),
+    ):
         pass
     found: dict[str, float] = {}
     for kind, size in BUFFER.findall("\n".join(lines)):
@@ -31,9 +43,15 @@ def allocated(folder: Path, path: Path, wish: fit.Wish, n_ctx: int) -> dict[str,
     return found
 
 
-WISHES = {"plain": (fit.Wish(), 4096), "long": (fit.Wish(), 32768), "small batches": (fit.Wish(n_ubatch=64), 4096),
-          "slots": (fit.Wish(n_slots=8), 4096), "a cache for each slot": (fit.Wish(n_slots=8, is_split=True), 8192), "without flash attention": (fit.Wish(is_flash=False), 8192),
-          "eight-bit cache": (fit.Wish(type_k=8, type_v=8), 8192)}
+WISHES = {
+    "plain": (fit.Wish(), 4096),
+    "long": (fit.Wish(), 32768),
+    "small batches": (fit.Wish(n_ubatch=64), 4096),
+    "slots": (fit.Wish(n_slots=8), 4096),
+    "a cache for each slot": (fit.Wish(n_slots=8, is_split=True), 8192),
+    "without flash attention": (fit.Wish(is_flash=False), 8192),
+    "eight-bit cache": (fit.Wish(type_k=8, type_v=8), 8192),
+}
 
 
 @pytest.mark.parametrize("name", WISHES)
@@ -53,7 +71,9 @@ def test_the_estimate_of_a_real_model(libs_folder, smollm2):
     wish = fit.Wish(n_slots=4)
     shape = shape_of(gguf.read_all(smollm2))
     found = allocated(libs_folder, smollm2, wish, 8192)
-    together = (shape.weights + fit.cache_bytes(shape.layers, wish, 8192) + fit.compute_bytes(shape, wish, 8192)) / fit.MIB
+    together = (
+        shape.weights + fit.cache_bytes(shape.layers, wish, 8192) + fit.compute_bytes(shape, wish, 8192)
+    ) / fit.MIB
     assert together == pytest.approx(sum(found.values()), rel=0.03)
 
 

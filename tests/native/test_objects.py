@@ -4,6 +4,7 @@ samplers.
 What is compared is greedy text of a model made for that (see tests/tiny_models.py), so that no test depends
 on how a CPU rounds.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -32,8 +33,18 @@ def context(model: Model) -> Iterator[Context]:
 
 
 def make_context(model: Model, **fields: object) -> Context:
-    return Context(model, **{"n_ctx": 256, "n_batch": 64, "n_seq_max": 2, "kv_unified": True, "n_threads": 1,
-                             "n_threads_batch": 1, **fields})
+    return Context(
+        model,
+        **{
+            "n_ctx": 256,
+            "n_batch": 64,
+            "n_seq_max": 2,
+            "kv_unified": True,
+            "n_threads": 1,
+            "n_threads_batch": 1,
+            **fields,
+        },
+    )
 
 
 def prompt_of(model: Model) -> list[int]:
@@ -71,9 +82,10 @@ def greedy_after_prompt(context: Context, n: int = 12, seq: int = 0) -> list[int
 
 # ------------------------------------------------------------------------------------------- models
 
+
 def test_model_tells_what_it_is(model: Model) -> None:
     assert "llama" in model.desc
-    assert model.n_params > 0 and model.size >= 4 * model.n_params      # float32 throughout
+    assert model.n_params > 0 and model.size >= 4 * model.n_params  # float32 throughout
     meta = model.meta()
     assert meta["general.architecture"] == "llama"
     assert int(meta["llama.context_length"]) == model.libs.llama.llama_model_n_ctx_train(model)
@@ -82,9 +94,10 @@ def test_model_tells_what_it_is(model: Model) -> None:
     assert template == meta.get("tokenizer.chat_template")
 
 
-@pytest.mark.parametrize("content, reason", [
-    (None, "No such file|failed to open"), (b"GG", "magic|failed to read"),
-    (b"\x1b[31m" + b"no model" * 99, "magic")])
+@pytest.mark.parametrize(
+    "content, reason",
+    [(None, "No such file|failed to open"), (b"GG", "magic|failed to read"), (b"\x1b[31m" + b"no model" * 99, "magic")],
+)
 def test_file_that_is_no_model_gives_one_printable_line(libs, tmp_path: Path, content, reason: str) -> None:
     path = tmp_path / "bad.gguf"
     if content is not None:
@@ -118,6 +131,7 @@ def test_progress_is_told_and_may_stop_the_load(libs, tiny_spm_model: Path) -> N
 def test_exception_in_progress_comes_through(libs, tiny_spm_model: Path) -> None:
     def progress(value: float) -> bool:
         raise KeyError("from the callback")
+
     with pytest.raises(KeyError, match="from the callback"):
         Model(libs, tiny_spm_model, progress=progress)
 
@@ -148,6 +162,7 @@ def test_device_list_is_taken(libs, tiny_spm_model: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------- life cycle
+
 
 def test_closing_a_model_closes_what_hangs_on_it_and_again_does_nothing(libs, tiny_spm_model: Path) -> None:
     model = Model(libs, tiny_spm_model)
@@ -187,6 +202,7 @@ def test_only_a_forgotten_owner_warns(libs, tiny_spm_model: Path) -> None:
 
 # ------------------------------------------------------------------------------------------- vocabulary
 
+
 def test_text_survives_tokenizing(model: Model) -> None:
     tokens = tokenize(model.libs, model.vocab, "the café 😀 äöü \x00\n".encode(), False, False)
     pieces = b"".join(token_to_piece(model.libs, model.vocab, token, False) for token in tokens)
@@ -214,10 +230,11 @@ def test_text_larger_than_the_first_buffer_comes_whole(model: Model) -> None:
 
 def test_pieces_larger_than_the_first_buffer_come_whole(model: Model, monkeypatch) -> None:
     libs, vocab = model.libs, model.vocab
-    pieces = {token: token_to_piece(libs, vocab, token, True)
-              for token in range(libs.llama.llama_vocab_n_tokens(vocab))}
+    pieces = {
+        token: token_to_piece(libs, vocab, token, True) for token in range(libs.llama.llama_vocab_n_tokens(vocab))
+    }
     longest = max(pieces, key=lambda token: len(pieces[token]))
-    assert len(pieces[longest]) > 7     # so that 100 of them are beyond the first guess
+    assert len(pieces[longest]) > 7  # so that 100 of them are beyond the first guess
     shown = detokenize(libs, vocab, [longest] * 100, unparse_special=True)
     assert shown.count(pieces[longest].strip()) == 100
     monkeypatch.setattr(vocabulary, "_PIECE", ctypes.c_char * 1)
@@ -248,6 +265,7 @@ def test_threads_may_tokenize_at_once(model: Model) -> None:
 
 # ------------------------------------------------------------------------------------------- decoding
 
+
 def test_prompt_at_once_and_token_by_token_give_the_same_text(model: Model) -> None:
     with make_context(model) as context:
         at_once = greedy_after_prompt(context)
@@ -256,7 +274,7 @@ def test_prompt_at_once_and_token_by_token_give_the_same_text(model: Model) -> N
         for position, token in enumerate(tokens):
             assert decode(context, [token], position) == 0
         assert greedy(context, len(at_once), len(tokens)) == at_once
-    assert len(set(at_once)) > 3        # lively enough to mean something
+    assert len(set(at_once)) > 3  # lively enough to mean something
 
 
 def test_context_has_what_was_asked_for(context: Context) -> None:
@@ -275,7 +293,7 @@ def test_logits_are_the_same_by_either_kind_and_fit_the_sample(context: Context)
     n_vocab = llama.llama_vocab_n_tokens(context.parent.vocab)
     logits = waited[:n_vocab]
     assert llama.llama_get_logits_ith(context, len(tokens) - 1)[:n_vocab] == logits
-    assert not llama.llama_get_logits_ith(context, 0)       # that row had no output
+    assert not llama.llama_get_logits_ith(context, 0)  # that row had no output
     with Sampler.chain(context.libs, llama.llama_sampler_init_greedy()) as sampler:
         best = max(range(n_vocab), key=logits.__getitem__)
         assert llama.llama_sampler_sample(sampler, context, -1) == best
@@ -342,6 +360,7 @@ def test_own_threadpool_computes_the_same(model: Model) -> None:
 
 # ------------------------------------------------------------------------------------------- state
 
+
 def test_sequence_state_moves_to_another_context_and_sequence(model: Model, context: Context) -> None:
     llama, tokens = model.libs.llama, prompt_of(model)
     assert decode(context, tokens[:-1], 0) == 0
@@ -370,11 +389,12 @@ def test_sequence_file_brings_tokens_and_state(model: Model, context: Context, t
     room, count = (ctypes.c_int32 * 256)(), ctypes.c_size_t()
     with make_context(model) as other:
         assert llama.llama_state_seq_load_file(other, path, 0, room, len(room), ctypes.byref(count)) > 0
-        assert room[:count.value] == tokens
+        assert room[: count.value] == tokens
         assert llama.llama_memory_seq_pos_max(other.memory, 0) == len(tokens) - 1
 
 
 # ------------------------------------------------------------------------------------------- samplers
+
 
 def test_sampler_written_in_python_decides(context: Context) -> None:
     """It works alone, in a chain, and in the chain's clone; Python errors in it don't cross into C."""
@@ -383,8 +403,7 @@ def test_sampler_written_in_python_decides(context: Context) -> None:
     def take_the_last(candidates) -> None:
         candidates.selected = candidates.size - 1
 
-    custom = Sampler.custom(libs, "last", take_the_last, accept=heard.append,
-                            reset=lambda: heard.append("reset"))
+    custom = Sampler.custom(libs, "last", take_the_last, accept=heard.append, reset=lambda: heard.append("reset"))
     assert llama.llama_sampler_name(custom) == b"last"
     assert decode(context, prompt_of(context.parent), 0) == 0
     llama.llama_synchronize(context)
@@ -407,9 +426,10 @@ def test_python_sampler_may_change_candidates_in_place(context: Context) -> None
 
     assert decode(context, prompt_of(context.parent), 0) == 0
     llama.llama_synchronize(context)
-    with Sampler.chain(libs, Sampler.custom(libs, "only 7", forbid_all_but_7),
-                       llama.llama_sampler_init_greedy()) as chain:
-        gc.collect()        # the chain alone keeps the callback alive now
+    with Sampler.chain(
+        libs, Sampler.custom(libs, "only 7", forbid_all_but_7), llama.llama_sampler_init_greedy()
+    ) as chain:
+        gc.collect()  # the chain alone keeps the callback alive now
         assert llama.llama_sampler_sample(chain, context, -1) == 7
 
 
@@ -445,6 +465,7 @@ def test_grammar_rules_what_is_said(context: Context) -> None:
 
 # ------------------------------------------------------------------------------------------- adapters,
 # projectors
+
 
 def test_adapter_changes_the_text_and_goes_with_its_model(libs, tiny_spm_model, tiny_lora: Path) -> None:
     model = Model(libs, tiny_spm_model)

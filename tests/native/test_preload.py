@@ -29,6 +29,10 @@ engine.close()
 
 @pytest.mark.parametrize("first", ["{folder}", "{folder}/", "{folder}/nothing"], ids=["right", "refused", "missing"])
 def test_libraries_are_loaded_beforehand_and_their_lines_told_later(libs_folder, tiny_spm_model, first):
-    done = subprocess.run([sys.executable, "-c", PROBE, first.format(folder=libs_folder), str(libs_folder),
-                           str(tiny_spm_model)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, first.format(folder=libs_folder), str(libs_folder), str(tiny_spm_model)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.split() == ["1", "True"], done.stderr

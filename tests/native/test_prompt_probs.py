@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from server.engine.task import PromptProbs, Task, TokenProbs
+from server.engine.seam.task import PromptProbs, Task, TokenProbs
 from tests.native.engines import GREEDY, STEM, Engine
 
 
@@ -25,8 +25,9 @@ def judge(one: Engine, tasks: Sequence[Task]) -> list[list[TokenProbs]]:
 
 
 def task(one: Engine, prompt: str, n_predict: int = 0, n_top: int = 3) -> Task:
-    return Task(one.client.new_id(), one.tokens(prompt), GREEDY, n_predict=n_predict, cache_prompt=False,
-                prompt_probs=n_top)
+    return Task(
+        one.client.new_id(), one.tokens(prompt), GREEDY, n_predict=n_predict, cache_prompt=False, prompt_probs=n_top
+    )
 
 
 def log_softmax(logits: Sequence[float]) -> list[float]:
@@ -47,9 +48,12 @@ def test_each_token_of_a_prompt_is_judged_as_the_reference_does(engine, referenc
         values = log_softmax(other.logits(tokens[:i]))
         assert item.logprob == pytest.approx(values[tokens[i]], abs=1e-3), i
         assert item.prob == pytest.approx(math.exp(values[tokens[i]]), abs=1e-3)
-        assert [logprob for _, logprob in item.top_logprobs] == pytest.approx(sorted(values, reverse=True)[:3], abs=1e-3)
+        assert [logprob for _, logprob in item.top_logprobs] == pytest.approx(
+            sorted(values, reverse=True)[:3], abs=1e-3
+        )
         assert [values[id_] for id_, _ in item.top_logprobs] == pytest.approx(
-            [logprob for _, logprob in item.top_logprobs], abs=1e-3)
+            [logprob for _, logprob in item.top_logprobs], abs=1e-3
+        )
 
 
 def test_prompts_judged_together_get_the_same_numbers_and_disturb_no_text(engine, tiny_model):

@@ -13,18 +13,18 @@ import sys
 
 import pytest
 
-from server.engine.client import EngineClient
-from server.engine.config import EngineConfig
-from server.engine.supervise import Limits, ProcessTransport
-from server.engine.task import Piece, SamplingParams
-from server.engine.vocab import open_vocab
+from server.engine.client.engine_client import EngineClient
+from server.engine.client.supervisor import Limits, ProcessTransport
+from server.engine.client.vocab import open_vocab
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import Piece, SamplingParams
 from server.errors import ApiError
 from tests.native.engines import GREEDY, Engine
 from tests.support import PATIENCE, ROOT, wait_until
 
 PROMPT = "once upon a time the dog and the moon"
 N = 60
-N_LONG = 1200          # so long that a signal comes before the end
+N_LONG = 1200  # so long that a signal comes before the end
 F32 = {"context_params": {"type_k": 0, "type_v": 0, "flash_attn_type": 0}}
 BASE = SamplingParams(seed=1234, temperature=1.2, ignore_eos=True)
 GRAMMAR = 'root ::= (word " ")+\nword ::= "the" | "dog" | "moon" | "cat" | "big" | "girl" | [a-z] [a-z]+'
@@ -32,17 +32,20 @@ SAMPLINGS = {
     "greedy": GREEDY,
     "dist": BASE,
     "probabilities": dataclasses.replace(BASE, n_probs=3),
-    "all truncations": dataclasses.replace(BASE, top_k=30, top_p=0.9, min_p=0.01, typical_p=0.95, tfs_z=0.98,
-                                           top_n_sigma=2.0),
+    "all truncations": dataclasses.replace(
+        BASE, top_k=30, top_p=0.9, min_p=0.01, typical_p=0.95, tfs_z=0.98, top_n_sigma=2.0
+    ),
     "xtc": dataclasses.replace(BASE, xtc_probability=0.5, xtc_threshold=0.05),
-    "penalties": dataclasses.replace(BASE, repeat_penalty=1.3, repeat_last_n=20, presence_penalty=0.2,
-                                     frequency_penalty=0.1, penalize_nl=False),
+    "penalties": dataclasses.replace(
+        BASE, repeat_penalty=1.3, repeat_last_n=20, presence_penalty=0.2, frequency_penalty=0.1, penalize_nl=False
+    ),
     "greedy penalties": dataclasses.replace(GREEDY, repeat_penalty=1.3, frequency_penalty=0.3),
     "dry": dataclasses.replace(BASE, dry_multiplier=0.8),
     "mirostat": dataclasses.replace(BASE, mirostat=1),
     "mirostat v2": dataclasses.replace(BASE, mirostat=2),
-    "adaptive-p": dataclasses.replace(BASE, adaptive_target=0.3,
-                                      samplers=("penalties", "top_k", "min_p", "temperature", "adaptive_p")),
+    "adaptive-p": dataclasses.replace(
+        BASE, adaptive_target=0.3, samplers=("penalties", "top_k", "min_p", "temperature", "adaptive_p")
+    ),
     "dynamic temperature": dataclasses.replace(BASE, dynatemp_range=0.5),
     "grammar": dataclasses.replace(BASE, grammar=GRAMMAR),
     "greedy grammar": dataclasses.replace(GREEDY, grammar=GRAMMAR),
@@ -85,9 +88,11 @@ def test_a_context_that_has_been_shifted_comes_out_the_same(libs_folder, tiny_sp
 def test_several_are_resumed_beside_new_ones(engine):
     tasks = [engine.task(f"{PROMPT} {i}", N, dataclasses.replace(BASE, seed=i)) for i in range(6)]
     whole = [engine.ask(task) for task in tasks]
-    resumed = [dataclasses.replace(task, id=engine.client.new_id(), resume=tuple(said.tokens[:10 * i]))
-               for i, (task, said) in enumerate(zip(tasks, whole))]
-    assert [said.tokens for said in engine.say_all(resumed)] == [said.tokens[10 * i:] for i, said in enumerate(whole)]
+    resumed = [
+        dataclasses.replace(task, id=engine.client.new_id(), resume=tuple(said.tokens[: 10 * i]))
+        for i, (task, said) in enumerate(zip(tasks, whole))
+    ]
+    assert [said.tokens for said in engine.say_all(resumed)] == [said.tokens[10 * i :] for i, said in enumerate(whole)]
 
 
 class Supervised(Engine):

@@ -16,13 +16,13 @@ from dataclasses import replace
 import pytest
 
 from server.api import schema
-from server.engine.sampling import VocabFacts, chain
-from server.engine.task import SamplingParams
+from server.engine.seam.task import SamplingParams
+from server.engine.slots.sampling import VocabFacts, chain
 from tests.native.engines import Engine, Reference
 
 N_CTX = 256
 PROMPT = "the cat saw the dog and the cat ran home\nthe cat saw the bird\n"
-Rows = list[tuple[int, float]]      # (token, logit), the highest logit first
+Rows = list[tuple[int, float]]  # (token, logit), the highest logit first
 OFF = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 NONE: dict[str, object] = {**OFF, "temperature": 1.0, "seed": 5}
 
@@ -37,6 +37,7 @@ def pair(libs_folder, tiny_spm_model) -> Iterator[tuple[Engine, Reference]]:
 
 
 # ---- the samplers in plain Python --------------------------------------------------------------------------------
+
 
 def ranked(rows: Rows) -> Rows:
     return sorted(rows, key=lambda row: -row[1])
@@ -54,7 +55,7 @@ def entropy(probs: Sequence[float]) -> float:
 
 
 def top_k(rows: Rows, p: SamplingParams) -> Rows:
-    return rows[:max(p.top_k, p.min_keep)] if p.top_k > 0 else rows
+    return rows[: max(p.top_k, p.min_keep)] if p.top_k > 0 else rows
 
 
 def top_p(rows: Rows, p: SamplingParams) -> Rows:
@@ -62,14 +63,14 @@ def top_p(rows: Rows, p: SamplingParams) -> Rows:
     for i, prob in enumerate(softmax(rows)):
         total += prob
         if total >= p.top_p and i + 1 >= p.min_keep:
-            return rows[:i + 1]
+            return rows[: i + 1]
     return rows
 
 
 def min_p(rows: Rows, p: SamplingParams) -> Rows:
     probs = softmax(rows)
     n = sum(prob >= p.min_p * probs[0] for prob in probs)
-    return rows[:max(n, p.min_keep)]
+    return rows[: max(n, p.min_keep)]
 
 
 def typical_p(rows: Rows, p: SamplingParams) -> Rows:
@@ -106,7 +107,7 @@ def temperature(rows: Rows, p: SamplingParams) -> Rows:
     if p.dynatemp_range > 0 and len(rows) > 1:
         low, high = max(heat - p.dynatemp_range, 0.0), heat + p.dynatemp_range
         share = entropy(softmax(rows)) / math.log(len(rows))
-        heat = low + (high - low) * share ** p.dynatemp_exponent
+        heat = low + (high - low) * share**p.dynatemp_exponent
     return [(token, logit / heat) for token, logit in rows]
 
 
@@ -115,7 +116,7 @@ def xtc(rows: Rows, p: SamplingParams) -> Rows:
     n = sum(prob >= p.xtc_threshold for prob in softmax(rows))
     if not p.xtc_probability or p.xtc_threshold > 0.5 or n < 2 or len(rows) - n + 1 < p.min_keep:
         return rows
-    return rows[n - 1:]
+    return rows[n - 1 :]
 
 
 def top_n_sigma(rows: Rows, p: SamplingParams) -> Rows:
@@ -128,8 +129,15 @@ def top_n_sigma(rows: Rows, p: SamplingParams) -> Rows:
 
 
 TRUNCATIONS: dict[str, Callable[[Rows, SamplingParams], Rows]] = {
-    "top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p, "tfs_z": tfs_z, "xtc": xtc,
-    "temperature": temperature, "top_n_sigma": top_n_sigma}
+    "top_k": top_k,
+    "top_p": top_p,
+    "min_p": min_p,
+    "typical_p": typical_p,
+    "tfs_z": tfs_z,
+    "xtc": xtc,
+    "temperature": temperature,
+    "top_n_sigma": top_n_sigma,
+}
 
 
 def penalties(rows: Rows, p: SamplingParams, history: list[int], newline: int) -> Rows:
@@ -158,8 +166,17 @@ def dry(rows: Rows, p: SamplingParams, history: list[int], breakers: set[int]) -
         if n >= p.dry_allowed_length:
             follower = window[end + 1]
             longest[follower] = max(longest.get(follower, 0), n)
-    return ranked([(token, logit - p.dry_multiplier * p.dry_base ** (longest[token] - p.dry_allowed_length)
-                    if token in longest and token not in breakers else logit) for token, logit in rows])
+    return ranked(
+        [
+            (
+                token,
+                logit - p.dry_multiplier * p.dry_base ** (longest[token] - p.dry_allowed_length)
+                if token in longest and token not in breakers
+                else logit,
+            )
+            for token, logit in rows
+        ]
+    )
 
 
 def simulate(p: SamplingParams, rows: Rows, history: list[int], newline: int, breakers: set[int]) -> dict[int, float]:
@@ -178,6 +195,7 @@ def simulate(p: SamplingParams, rows: Rows, history: list[int], newline: int, br
 
 # ---- engine and reference side by side ---------------------------------------------------------------------------
 
+
 def assert_same(got: dict[int, float], expected: dict[int, float]) -> None:
     for token in {*got, *expected}:
         assert got.get(token, 0.0) == pytest.approx(expected.get(token, 0.0), abs=2e-4, rel=2e-3), token
@@ -185,14 +203,22 @@ def assert_same(got: dict[int, float], expected: dict[int, float]) -> None:
     assert {token for token, prob in got.items() if prob > 1e-6} == clearly
 
 
-def compare(pair: tuple[Engine, Reference], n: int = 5, prompt: str | Sequence[int] = PROMPT,
-            biased: Sequence[tuple[int, float]] = (), **settings: object) -> list[dict[int, float]]:
+def compare(
+    pair: tuple[Engine, Reference],
+    n: int = 5,
+    prompt: str | Sequence[int] = PROMPT,
+    biased: Sequence[tuple[int, float]] = (),
+    **settings: object,
+) -> list[dict[int, float]]:
     """Let the engine draw `n` tokens with these settings and check all probabilities of each; those of the engine."""
     one, other = pair
     vocab = one.client.vocab
     newline = vocab.tokenize("\n", False, False)[-1]
-    breakers = {token for token in range(vocab.n_tokens)
-                if any(text.encode() in vocab.piece(token) for text in SamplingParams().dry_sequence_breakers)}
+    breakers = {
+        token
+        for token in range(vocab.n_tokens)
+        if any(text.encode() in vocab.piece(token) for text in SamplingParams().dry_sequence_breakers)
+    }
     params = SamplingParams(**{**NONE, "n_probs": vocab.n_tokens, "logit_bias": tuple(biased), **settings})
     said = one.say(prompt, n, params, cache_prompt=False)
     evaluated = list(one.tokens(prompt))
@@ -215,20 +241,31 @@ def only(*names: str, **settings: object) -> dict[str, object]:
 
 
 CUTS = {
-    "top_k 1": only("top_k", top_k=1), "top_k 7": only("top_k", top_k=7), "top_k off": only("top_k", top_k=0),
+    "top_k 1": only("top_k", top_k=1),
+    "top_k 7": only("top_k", top_k=7),
+    "top_k off": only("top_k", top_k=0),
     "top_k all": only("top_k", top_k=100_000),
-    "top_p": only("top_p", top_p=0.6), "top_p 0": only("top_p", top_p=0.0), "top_p off": only("top_p", top_p=1.0),
-    "min_p": only("min_p", min_p=0.2), "min_p 1": only("min_p", min_p=1.0), "min_p off": only("min_p", min_p=0.0),
-    "typical": only("typical_p", typical_p=0.5), "typical off": only("typical_p", typical_p=1.0),
-    "tfs": only("tfs_z", tfs_z=0.9), "tfs much": only("tfs_z", tfs_z=0.4), "tfs off": only("tfs_z", tfs_z=1.0),
-    "hot": only("temperature", temperature=2.5), "cold": only("temperature", temperature=0.3),
+    "top_p": only("top_p", top_p=0.6),
+    "top_p 0": only("top_p", top_p=0.0),
+    "top_p off": only("top_p", top_p=1.0),
+    "min_p": only("min_p", min_p=0.2),
+    "min_p 1": only("min_p", min_p=1.0),
+    "min_p off": only("min_p", min_p=0.0),
+    "typical": only("typical_p", typical_p=0.5),
+    "typical off": only("typical_p", typical_p=1.0),
+    "tfs": only("tfs_z", tfs_z=0.9),
+    "tfs much": only("tfs_z", tfs_z=0.4),
+    "tfs off": only("tfs_z", tfs_z=1.0),
+    "hot": only("temperature", temperature=2.5),
+    "cold": only("temperature", temperature=0.3),
     "temperature 1": only("temperature", temperature=1.0),
     "dynamic": only("temperature", temperature=1.2, dynatemp_range=0.7),
     "dynamic, exponent": only("temperature", temperature=1.2, dynatemp_range=0.7, dynatemp_exponent=2.5),
     "dynamic below 0": only("temperature", temperature=0.5, dynatemp_range=3.0),
     "xtc": only("xtc", xtc_probability=1.0, xtc_threshold=0.05),
     "xtc above a half": only("xtc", xtc_probability=1.0, xtc_threshold=0.6),
-    "top_n_sigma": only("top_n_sigma", top_n_sigma=1.0), "top_n_sigma off": only("top_n_sigma", top_n_sigma=-1.0),
+    "top_n_sigma": only("top_n_sigma", top_n_sigma=1.0),
+    "top_n_sigma off": only("top_n_sigma", top_n_sigma=-1.0),
     "none": only(),
 }
 
@@ -245,10 +282,12 @@ def test_samplers_that_are_off_by_their_value_are_off_though_named(pair):
 
 
 KEEPS = {
-    "top_k": only("top_k", top_k=2, min_keep=6), "top_p": only("top_p", top_p=0.1, min_keep=6),
-    "min_p": only("min_p", min_p=0.9, min_keep=6), "typical": only("typical_p", typical_p=0.1, min_keep=6),
-    "tfs": only("tfs_z", tfs_z=0.1, min_keep=6), "xtc, few": only("top_k", "xtc", top_k=8, xtc_probability=1.0,
-                                                                 xtc_threshold=0.03, min_keep=8),
+    "top_k": only("top_k", top_k=2, min_keep=6),
+    "top_p": only("top_p", top_p=0.1, min_keep=6),
+    "min_p": only("min_p", min_p=0.9, min_keep=6),
+    "typical": only("typical_p", typical_p=0.1, min_keep=6),
+    "tfs": only("tfs_z", tfs_z=0.1, min_keep=6),
+    "xtc, few": only("top_k", "xtc", top_k=8, xtc_probability=1.0, xtc_threshold=0.03, min_keep=8),
 }
 
 
@@ -261,10 +300,12 @@ def test_min_keep_leaves_so_many(pair, settings):
 
 
 PENALTIES = {
-    "repeat": {"repeat_penalty": 1.7}, "repeat below 1": {"repeat_penalty": 0.6},
-    "presence": {"presence_penalty": 1.5}, "presence below 0": {"presence_penalty": -1.5},
-    "frequency": {"frequency_penalty": 0.8}, "all three": {"repeat_penalty": 1.2, "presence_penalty": 0.4,
-                                                           "frequency_penalty": 0.3},
+    "repeat": {"repeat_penalty": 1.7},
+    "repeat below 1": {"repeat_penalty": 0.6},
+    "presence": {"presence_penalty": 1.5},
+    "presence below 0": {"presence_penalty": -1.5},
+    "frequency": {"frequency_penalty": 0.8},
+    "all three": {"repeat_penalty": 1.2, "presence_penalty": 0.4, "frequency_penalty": 0.3},
     "the last 3": {"repeat_penalty": 1.7, "frequency_penalty": 0.5, "repeat_last_n": 3},
     "nothing": {"repeat_penalty": 1.7, "repeat_last_n": 0},
     "the whole context": {"repeat_penalty": 1.7, "frequency_penalty": 0.1, "repeat_last_n": -1},
@@ -282,10 +323,15 @@ def test_penalties_change_the_logits_of_what_occurred(pair, settings):
 
 def test_no_request_makes_c_reserve_memory_for_more_than_the_context():
     far = 2**31 - 1
-    stages = chain(SamplingParams(repeat_penalty=1.1, repeat_last_n=far, dry_multiplier=1.0, dry_penalty_last_n=far),
-                   VocabFacts((), (), 512))
-    reach = {stage.name: stage.args[0 if stage.name == "penalties" else 3] for stage in stages
-             if stage.name in ("penalties", "dry")}
+    stages = chain(
+        SamplingParams(repeat_penalty=1.1, repeat_last_n=far, dry_multiplier=1.0, dry_penalty_last_n=far),
+        VocabFacts((), (), 512),
+    )
+    reach = {
+        stage.name: stage.args[0 if stage.name == "penalties" else 3]
+        for stage in stages
+        if stage.name in ("penalties", "dry")
+    }
     assert reach == {"penalties": 512, "dry": 512}
 
 
@@ -299,14 +345,20 @@ def test_penalties_reach_as_far_back_as_they_are_told(pair):
 @pytest.mark.covers("Q16")
 def test_line_breaks_are_left_alone_when_asked_for(pair):
     newline = pair[0].client.vocab.tokenize("\n", False, False)[-1]
-    settings = {"samplers": ("penalties",), "biased": [(newline, 12.0)], "repeat_penalty": 1.5,
-                "presence_penalty": 1.0, "frequency_penalty": 0.2}
+    settings = {
+        "samplers": ("penalties",),
+        "biased": [(newline, 12.0)],
+        "repeat_penalty": 1.5,
+        "presence_penalty": 1.0,
+        "frequency_penalty": 0.2,
+    }
     spared = compare(pair, 6, penalize_nl=False, **settings)
     punished = compare(pair, 6, penalize_nl=True, **settings)
     assert spared[0][newline] > 2 * punished[0][newline] > 0
     for order in (("top_k", "penalties"), ("penalties", "top_k", "penalties"), ("temperature", "penalties", "top_p")):
-        compare(pair, 4, penalize_nl=False, **{**settings, "samplers": order, "top_k": 30, "top_p": 0.9,
-                                               "temperature": 1.4})
+        compare(
+            pair, 4, penalize_nl=False, **{**settings, "samplers": order, "top_k": 30, "top_p": 0.9, "temperature": 1.4}
+        )
 
 
 @pytest.mark.covers("Q19")
@@ -319,7 +371,8 @@ def test_another_text_can_stand_for_the_prompt_in_penalties(pair):
 
 
 DRY = {
-    "default": {"dry_multiplier": 0.8}, "strong": {"dry_multiplier": 2.0, "dry_base": 1.3, "dry_allowed_length": 1},
+    "default": {"dry_multiplier": 0.8},
+    "strong": {"dry_multiplier": 2.0, "dry_base": 1.3, "dry_allowed_length": 1},
     "long repetitions only": {"dry_multiplier": 2.0, "dry_allowed_length": 4},
     "near ones only": {"dry_multiplier": 1.0, "dry_allowed_length": 1, "dry_penalty_last_n": 8},
     "switched off by its reach": {"dry_multiplier": 1.0, "dry_penalty_last_n": 0},
@@ -327,9 +380,15 @@ DRY = {
 }
 
 
-@pytest.mark.parametrize("prompt", ["the cat saw the dog and ran home. the cat saw the dog and",
-                                    "old tree: the cat saw: the cat saw", "the the the the the",
-                                    "red fox \" big red fox \" big red fox"])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "the cat saw the dog and ran home. the cat saw the dog and",
+        "old tree: the cat saw: the cat saw",
+        "the the the the the",
+        'red fox " big red fox " big red fox',
+    ],
+)
 @pytest.mark.parametrize("settings", DRY.values(), ids=DRY)
 def test_dry_punishes_what_would_go_on_with_a_repetition(pair, settings, prompt):
     compare(pair, 3, prompt, samplers=("dry",), **settings)
@@ -351,28 +410,40 @@ ORDERS = [
 @pytest.mark.covers("Q33")
 @pytest.mark.parametrize("order", ORDERS, ids=" ".join)
 def test_samplers_work_in_any_order_and_as_often_as_named(pair, order):
-    settings = {"top_k": 30, "top_p": 0.9, "min_p": 0.05, "typical_p": 0.9, "tfs_z": 0.97, "temperature": 1.4,
-                "xtc_probability": 1.0, "xtc_threshold": 0.15, "repeat_penalty": 1.3, "dry_multiplier": 0.5,
-                "top_n_sigma": 2.0}
+    settings = {
+        "top_k": 30,
+        "top_p": 0.9,
+        "min_p": 0.05,
+        "typical_p": 0.9,
+        "tfs_z": 0.97,
+        "temperature": 1.4,
+        "xtc_probability": 1.0,
+        "xtc_threshold": 0.15,
+        "repeat_penalty": 1.3,
+        "dry_multiplier": 0.5,
+        "top_n_sigma": 2.0,
+    }
     compare(pair, 6, samplers=order, **settings)
 
 
 def test_order_matters_and_so_does_repetition(pair):
-    first, second, third = (compare(pair, 1, samplers=order, top_p=0.7, temperature=3.0)[0]
-                            for order in (("top_p", "temperature"), ("temperature", "top_p"),
-                                          ("temperature", "top_p", "top_p")))
+    first, second, third = (
+        compare(pair, 1, samplers=order, top_p=0.7, temperature=3.0)[0]
+        for order in (("top_p", "temperature"), ("temperature", "top_p"), ("temperature", "top_p", "top_p"))
+    )
     assert len(first) < len(third) < len(second)
 
 
 # ---- Mirostat ----------------------------------------------------------------------------------------------------
+
 
 def mirostat_1(rows: Rows, mu: float, n_vocab: int) -> Rows:
     probs = softmax(rows)
     times = [math.log((i + 2) / (i + 1)) for i in range(min(99, len(rows) - 1))]
     drops = [math.log(probs[i] / probs[i + 1]) for i in range(len(times))]
     s = math.fsum(t * b for t, b in zip(times, drops)) / math.fsum(t * t for t in times)
-    k = ((s - 1) * 2 ** mu / (1 - n_vocab ** (1 - s))) ** (1 / s)
-    return rows[:max(int(k), 1)]
+    k = ((s - 1) * 2**mu / (1 - n_vocab ** (1 - s))) ** (1 / s)
+    return rows[: max(int(k), 1)]
 
 
 def mirostat_2(rows: Rows, mu: float, n_vocab: int) -> Rows:
@@ -386,8 +457,17 @@ def mirostat_2(rows: Rows, mu: float, n_vocab: int) -> Rows:
 def test_mirostat_steers_towards_its_surprise(pair, kind, cut, tau, eta):
     one, other = pair
     n_vocab = one.client.info.n_vocab
-    params = SamplingParams(seed=4, mirostat=kind, mirostat_tau=tau, mirostat_eta=eta, temperature=1.3,
-                            repeat_penalty=1.2, top_k=1, top_p=0.1, n_probs=n_vocab)     # cuts that Mirostat ignores
+    params = SamplingParams(
+        seed=4,
+        mirostat=kind,
+        mirostat_tau=tau,
+        mirostat_eta=eta,
+        temperature=1.3,
+        repeat_penalty=1.2,
+        top_k=1,
+        top_p=0.1,
+        n_probs=n_vocab,
+    )  # cuts that Mirostat ignores
     said = one.say(PROMPT, 12, params, cache_prompt=False)
     history, mu, sizes = list(one.tokens(PROMPT)), 2 * tau, set()
     for probs in said.probs:
@@ -403,6 +483,7 @@ def test_mirostat_steers_towards_its_surprise(pair, kind, cut, tau, eta):
 
 # ---- bias, the end of the text, probabilities --------------------------------------------------------------------
 
+
 @pytest.mark.covers("Q27")
 def test_each_form_of_bias_has_its_effect(pair):
     vocab = pair[0].client.vocab
@@ -410,8 +491,11 @@ def test_each_form_of_bias_has_its_effect(pair):
     cat, dog = sorted(plain, key=lambda token: -plain[token])[:2]
     texts = [vocab.piece(token).decode().strip() for token in (cat, dog)]
     forms = {
-        "ids": [[cat, -3.0], [dog, 1.5]], "never": [[cat, False]], "text": [[" ".join(texts), -0.5]],
-        "object": {str(cat): -2, texts[1]: -100}, "object with a ban": {texts[0]: False},
+        "ids": [[cat, -3.0], [dog, 1.5]],
+        "never": [[cat, False]],
+        "text": [[" ".join(texts), -0.5]],
+        "object": {str(cat): -2, texts[1]: -100},
+        "object with a ban": {texts[0]: False},
     }
     for name, value in forms.items():
         changed = compare(pair, 4, samplers=(), biased=schema.logit_bias(value, vocab))[0]
@@ -462,22 +546,29 @@ def test_probabilities_are_those_after_the_settings(pair):
 
 
 EXTREMES = {
-    "cold": {"temperature": 1e-38}, "colder": {"temperature": 1e-300},
-    "cold Mirostat": {"temperature": 1e-38, "mirostat": 2}, "hot": {"temperature": 100.0},
+    "cold": {"temperature": 1e-38},
+    "colder": {"temperature": 1e-300},
+    "cold Mirostat": {"temperature": 1e-38, "mirostat": 2},
+    "hot": {"temperature": 100.0},
     "a bias": {"logit_bias": ((300, 3e38),)},
     "a huge bias": {"logit_bias": ((300, 1e300), (301, 1e300))},
     "a bias and heat": {"logit_bias": ((300, 3e38),), "samplers": ("temperature",), "temperature": 0.1},
-    "a huge negative bias": {"logit_bias": tuple((token, -1e300) for token in range(700)),
-                             "samplers": ("temperature",)},
-    "a tiny penalty": {"repeat_penalty": 1e-6}, "a huge penalty": {"repeat_penalty": 1e6, "presence_penalty": 1e6},
+    "a huge negative bias": {
+        "logit_bias": tuple((token, -1e300) for token in range(700)),
+        "samplers": ("temperature",),
+    },
+    "a tiny penalty": {"repeat_penalty": 1e-6},
+    "a huge penalty": {"repeat_penalty": 1e6, "presence_penalty": 1e6},
     "mirostat": {"mirostat": 1, "mirostat_tau": 1e6, "mirostat_eta": 1e6},
     "mirostat 2": {"mirostat": 2, "mirostat_tau": 1e6, "mirostat_eta": 1e6},
     "mirostat nothing": {"mirostat": 1, "mirostat_tau": 0.0, "mirostat_eta": 0.0},
     "dry": {"dry_multiplier": 1e6, "dry_base": 1e6, "dry_allowed_length": 0},
     "dry nothing": {"dry_multiplier": 1.0, "dry_base": 0.0},
     "dynamic": {"dynatemp_range": 100.0, "dynatemp_exponent": 100.0},
-    "xtc everything": {"xtc_probability": 1.0, "xtc_threshold": 0.0}, "sigma 0": {"top_n_sigma": 0.0},
-    "typical 0": {"typical_p": 0.0}, "tfs 0": {"tfs_z": 0.0, "samplers": ("tfs_z",)},
+    "xtc everything": {"xtc_probability": 1.0, "xtc_threshold": 0.0},
+    "sigma 0": {"top_n_sigma": 0.0},
+    "typical 0": {"typical_p": 0.0},
+    "tfs 0": {"tfs_z": 0.0, "samplers": ("tfs_z",)},
     "everything kept": {"min_keep": 2**31 - 1, "top_k": 1, "typical_p": 0.1},
 }
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from server.engine.task import SamplingParams
+from server.engine.seam.task import SamplingParams
 from tests.native.engines import Engine, Reference
 from tests.native.test_samplers import NONE, PROMPT, Rows, assert_same, ranked, softmax, xtc
 
@@ -28,8 +28,9 @@ def pair(libs_folder, tiny_spm_model) -> Iterator[tuple[Engine, Reference]]:
         yield one, Reference(libs_folder, tiny_spm_model, stack)
 
 
-def drawn(pair: tuple[Engine, Reference], n: int, prompt: str = PROMPT,
-          **settings: object) -> Iterator[tuple[Rows, dict[int, float], int]]:
+def drawn(
+    pair: tuple[Engine, Reference], n: int, prompt: str = PROMPT, **settings: object
+) -> Iterator[tuple[Rows, dict[int, float], int]]:
     """For each of `n` drawn tokens: the plain rows, best first, the engine's probabilities, and the token."""
     one, other = pair
     params = SamplingParams(**{**NONE, "n_probs": one.client.info.n_vocab, **settings})
@@ -68,8 +69,9 @@ def test_adaptive_p_favours_tokens_whose_probability_makes_the_mean_reach_the_ta
     kept = min(decay, 0.99)
     total, weight = target / (1 - kept), 1 / (1 - kept)
     wanted = set()
-    for rows, got, token in drawn(pair, 15, samplers=("top_k", "adaptive_p"), top_k=40, adaptive_target=target,
-                                  adaptive_decay=decay):
+    for rows, got, token in drawn(
+        pair, 15, samplers=("top_k", "adaptive_p"), top_k=40, adaptive_target=target, adaptive_decay=decay
+    ):
         before = plain(rows[:40])
         aim = min(max(2 * target - total / weight, 0.0), 1.0)
         far = {one: abs(prob - aim) / 0.3 for one, prob in before.items()}
@@ -110,8 +112,9 @@ def test_infill_joins_beginnings_and_prefers_to_end(pair):
     vocab, ends = one.client.vocab, set(one.client.info.eog_tokens)
     pieces = [vocab.piece(token) if token not in ends else b"" for token in range(one.client.info.n_vocab)]
     cat, dog, moon = (vocab.tokenize(text, False, False)[-1] for text in ("cat", "dog", "moon"))
-    beginning = next(token for token, piece in enumerate(pieces)
-                     if piece and piece != pieces[cat] and pieces[cat].startswith(piece))
+    beginning = next(
+        token for token, piece in enumerate(pieces) if piece and piece != pieces[cat] and pieces[cat].startswith(piece)
+    )
     never = tuple((token, -60.0) for token in ends)
     logits = pair[1].logits(one.tokens(PROMPT))
 
@@ -119,9 +122,12 @@ def test_infill_joins_beginnings_and_prefers_to_end(pair):
         """Biases that give these words these logits."""
         tokens = {"cat": cat, "dog": dog, "moon": moon, "beginning": beginning}
         return (*never, *((tokens[name], value - logits[tokens[name]]) for name, value in values.items()))
+
     cases = {
-        "one word": wish(cat=40.0), "a word and its beginning": wish(cat=40.0, beginning=39.5),
-        "two words": wish(cat=40.0, dog=40.0), "one of three is too rare": wish(cat=40.0, dog=40.0, moon=38.0),
+        "one word": wish(cat=40.0),
+        "a word and its beginning": wish(cat=40.0, beginning=39.5),
+        "two words": wish(cat=40.0, dog=40.0),
+        "one of three is too rare": wish(cat=40.0, dog=40.0, moon=38.0),
         "nothing is likely": (*never,),
         "the end is likely": tuple((token, 8.0) for token in ends),
     }

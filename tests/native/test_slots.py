@@ -36,12 +36,16 @@ def act(server: ServerProcess, id_slot: int, action: str, body: dict | None = No
 def test_a_slot_survives_a_restart_to_the_token(start, tiny_spm_model, tmp_path):
     server = start(tiny_spm_model)
     first = server.complete(STEM, 10, id_slot=1, return_tokens=True)
-    n_kept = first["tokens_evaluated"] + first["tokens_predicted"] - 1      # the last token was never evaluated
+    n_kept = first["tokens_evaluated"] + first["tokens_predicted"] - 1  # the last token was never evaluated
     assert first["tokens_cached"] == n_kept
     saved = act(server, 1, "save", FILE)
     size = (tmp_path / FILE["filename"]).stat().st_size
     assert (saved["id_slot"], saved["filename"], saved["n_saved"], saved["n_written"]) == (
-        1, FILE["filename"], n_kept, size)
+        1,
+        FILE["filename"],
+        n_kept,
+        size,
+    )
     assert saved["timings"]["save_ms"] >= 0
     server.stop()
     server = start(tiny_spm_model)
@@ -68,16 +72,23 @@ def test_the_conversation_goes_on_where_it_was_saved(start, tiny_spm_model):
     assert result["content"] == expected and result["timings"]["prompt_n"] == 1
 
 
-def test_files_of_other_models_and_broken_ones_are_refused_and_harm_nothing(start, tiny_spm_model, tiny_bpe_model,
-                                                                           recite_model, tmp_path):
+def test_files_of_other_models_and_broken_ones_are_refused_and_harm_nothing(
+    start, tiny_spm_model, tiny_bpe_model, recite_model, tmp_path
+):
     server = start(tiny_spm_model)
     text = server.complete(STEM, 10, id_slot=0)["content"]
     n_written = act(server, 0, "save", FILE)["n_written"]
     data = (tmp_path / FILE["filename"]).read_bytes()
-    broken = {"cut": data[:-1], "half": data[:n_written // 2], "head": data[:20], "empty": b"",
-              "changed": data[:-100] + bytes([data[-100] ^ 1]) + data[-99:], "longer": data + b"x",
-              "foreign": tiny_bpe_model.read_bytes()[:4000],
-              "header": data.replace(b'"tokens": [1, ', b'"tokens": [2, ', 1)}
+    broken = {
+        "cut": data[:-1],
+        "half": data[: n_written // 2],
+        "head": data[:20],
+        "empty": b"",
+        "changed": data[:-100] + bytes([data[-100] ^ 1]) + data[-99:],
+        "longer": data + b"x",
+        "foreign": tiny_bpe_model.read_bytes()[:4000],
+        "header": data.replace(b'"tokens": [1, ', b'"tokens": [2, ', 1),
+    }
     for name, content in broken.items():
         (tmp_path / name).write_bytes(content)
         error = act(server, 0, "restore", {"filename": name}, 400)
@@ -119,8 +130,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only on Linux: a small file system")
     folder = tmp_path / "disk"
     folder.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True,
-                          text=True, check=False)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         pytest.skip("only on machines where the tests may mount a small file system")
     yield folder

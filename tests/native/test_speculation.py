@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.backend import open_backend
-from server.engine.backend_draft import drafter_config
-from server.engine.config import EngineConfig, SpecConfig
-from server.engine.task import SamplingParams
+from server.engine.llama.backend import open_backend
+from server.engine.llama.draft import drafter_config
+from server.engine.seam.config import EngineConfig, SpecConfig
+from server.engine.seam.task import SamplingParams
 from server.errors import StartError
 from tests.native.engines import GREEDY, PROMPTS, STEM, Engine
 from tests.tiny_models import tiny_llama
@@ -38,8 +38,12 @@ def other_spm_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(params=["lookup", "the model itself", "another model", "both"])
 def drafting(request, engine, tiny_spm_model, other_spm_model) -> Engine:
     """An engine with drafts of each kind."""
-    spec = {"lookup": LOOKUP, "the model itself": by_model(tiny_spm_model), "another model": by_model(other_spm_model),
-            "both": replace(by_model(tiny_spm_model), lookup=True, ngram=2)}[request.param]
+    spec = {
+        "lookup": LOOKUP,
+        "the model itself": by_model(tiny_spm_model),
+        "another model": by_model(other_spm_model),
+        "both": replace(by_model(tiny_spm_model), lookup=True, ngram=2),
+    }[request.param]
     return engine(tiny_spm_model, n_slots=4, n_ctx=2048, spec=spec)
 
 
@@ -49,6 +53,7 @@ def plain(engine, tiny_spm_model) -> Engine:
 
 
 # ---- the same tokens ---------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_tokens_are_those_of_plain_decoding(drafting, plain, sampling):
@@ -97,14 +102,19 @@ def test_a_full_context_shifts_at_the_same_place(engine, tiny_spm_model, spec):
 
 # ---- what else a sampler does ------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("sampling", [
-    SamplingParams(temperature=0.0, repeat_penalty=1.3, presence_penalty=0.2),
-    SamplingParams(seed=3, temperature=0.9, dry_multiplier=0.8),
-    SamplingParams(seed=3, mirostat=2),
-    SamplingParams(seed=3, temperature=1.0, xtc_probability=0.5),
-    SamplingParams(temperature=0.0, grammar='root ::= ("a" | "b" | " ")+'),
-    SamplingParams(seed=3, temperature=1.0, logit_bias=((300, 2.0),)),
-], ids=["penalties", "dry", "mirostat", "xtc", "grammar", "bias"])
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=0.0, repeat_penalty=1.3, presence_penalty=0.2),
+        SamplingParams(seed=3, temperature=0.9, dry_multiplier=0.8),
+        SamplingParams(seed=3, mirostat=2),
+        SamplingParams(seed=3, temperature=1.0, xtc_probability=0.5),
+        SamplingParams(temperature=0.0, grammar='root ::= ("a" | "b" | " ")+'),
+        SamplingParams(seed=3, temperature=1.0, logit_bias=((300, 2.0),)),
+    ],
+    ids=["penalties", "dry", "mirostat", "xtc", "grammar", "bias"],
+)
 def test_every_kind_of_sampling_draws_the_same(engine, tiny_spm_model, sampling):
     one, other = engine(tiny_spm_model, spec=by_model(tiny_spm_model, lookup=True, ngram=1)), engine(tiny_spm_model)
     said, expected = one.say(LOOP, 60, sampling), other.say(LOOP, 60, sampling)
@@ -125,7 +135,7 @@ def test_a_stop_word_in_the_middle_of_a_draft(engine, tiny_spm_model):
     one, other = engine(tiny_spm_model, spec=by_model(tiny_spm_model)), engine(tiny_spm_model)
     text = other.say(STEM, 60).text
     for start in range(5, 40, 3):
-        stop = (text[start:start + 4],)
+        stop = (text[start : start + 4],)
         said, expected = one.say(STEM, 60, stop=stop), other.say(STEM, 60, stop=stop)
         assert (said.text, said.final.stop, said.tokens) == (expected.text, expected.final.stop, expected.tokens)
         assert said.final.n_cached == expected.final.n_cached
@@ -139,6 +149,7 @@ def test_drafts_go_on_under_an_adapter(engine, tiny_spm_model, tiny_lora):
 
 # ---- the draft model ---------------------------------------------------------------------------------------------
 
+
 def refusal(libs: Path, model: Path, draft: Path) -> str:
     with pytest.raises(StartError) as info:
         open_backend(EngineConfig(str(model), str(libs), n_ctx=256, spec=by_model(draft)), lambda _: True)
@@ -146,8 +157,9 @@ def refusal(libs: Path, model: Path, draft: Path) -> str:
     return str(info.value)
 
 
-def test_a_draft_model_with_another_vocabulary_is_refused_in_one_line(libs_folder, tmp_path, tiny_spm_model,
-                                                                      tiny_bpe_model):
+def test_a_draft_model_with_another_vocabulary_is_refused_in_one_line(
+    libs_folder, tmp_path, tiny_spm_model, tiny_bpe_model
+):
     assert "kind of vocabulary" in refusal(libs_folder, tiny_spm_model, tiny_bpe_model)
     renamed = tmp_path / "renamed.gguf"
     renamed.write_bytes(tiny_spm_model.read_bytes().replace(b"\xe2\x96\x81moon", b"\xe2\x96\x81m00n"))
@@ -156,8 +168,9 @@ def test_a_draft_model_with_another_vocabulary_is_refused_in_one_line(libs_folde
 
 
 @pytest.mark.parametrize("is_larger", [False, True])
-def test_vocabularies_that_differ_in_their_last_tokens_go_together(engine, tiny_spm_model, tiny_spm_fim_model,
-                                                                   is_larger):
+def test_vocabularies_that_differ_in_their_last_tokens_go_together(
+    engine, tiny_spm_model, tiny_spm_fim_model, is_larger
+):
     models = (tiny_spm_model, tiny_spm_fim_model) if is_larger else (tiny_spm_fim_model, tiny_spm_model)
     one, other = engine(models[0], spec=by_model(models[1])), engine(models[0])
     last = other.client.info.n_vocab - 1
@@ -180,9 +193,26 @@ def test_where_nothing_is_drafted_the_draft_model_is_not_loaded(engine, tiny_spm
 
 
 def test_the_draft_model_has_nothing_of_the_large_ones_extras(tiny_spm_model):
-    config = EngineConfig("large", "libs", model_offset=99, model_size=9, mmproj="eye", lora=(("x", 1.0),), exact=True,
-                          embeddings=True, n_slots=3, spec=by_model(tiny_spm_model))
+    config = EngineConfig(
+        "large",
+        "libs",
+        model_offset=99,
+        model_size=9,
+        mmproj="eye",
+        lora=(("x", 1.0),),
+        exact=True,
+        embeddings=True,
+        n_slots=3,
+        spec=by_model(tiny_spm_model),
+    )
     small = drafter_config(config, 512, True)
     assert (small.model, small.n_ctx, small.n_slots) == (str(tiny_spm_model), 512, 3)
-    assert (small.model_offset, small.model_size, small.mmproj, small.lora, small.exact, small.embeddings,
-            small.spec.model) == (0, 0, "", (), False, False, "")
+    assert (
+        small.model_offset,
+        small.model_size,
+        small.mmproj,
+        small.lora,
+        small.exact,
+        small.embeddings,
+        small.spec.model,
+    ) == (0, 0, "", (), False, False, "")

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from server.engine import backend as native
-from server.engine.config import EngineConfig
-from server.engine.planner import Span
-from server.engine.task import CACHE_SHARED
+from server.engine.llama import backend as native
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import CACHE_SHARED
+from server.engine.slots.planner import Span
 from tests.native import test_memory_architectures
 from tests.native.engines import STEM, Engine
 
 NAMES = ("the moon", "the star", "the cat", "the old house")
 TEXTS = [f"{name} . " + STEM * 6 + name for name in NAMES]
-F32 = {"type_k": 0, "type_v": 0}      # of a cache in F16 near ties fall differently
+F32 = {"type_k": 0, "type_v": 0}  # of a cache in F16 near ties fall differently
 LAYOUTS = [(True, False), (False, True), (False, False)]
 
 
@@ -32,10 +32,27 @@ def window_model(tmp_path_factory) -> Path:
         test_memory_architectures.write(path, "gemma3")
     rng = random.Random(3)
     data = bytearray(path.read_bytes())
-    n_weights = 4 * (2 * 128 * 600 + 128 + 6 * sum(a * b for a, b in (
-        (128, 1), (128, 1), (128, 128), (128, 64), (128, 64), (128, 128), (32, 2), (128, 1536), (128, 2))))
+    n_weights = 4 * (
+        2 * 128 * 600
+        + 128
+        + 6
+        * sum(
+            a * b
+            for a, b in (
+                (128, 1),
+                (128, 1),
+                (128, 128),
+                (128, 64),
+                (128, 64),
+                (128, 128),
+                (32, 2),
+                (128, 1536),
+                (128, 2),
+            )
+        )
+    )
     weights = array("f", (rng.gauss(0.0, 0.3) for _ in range(n_weights // 4)))
-    data[-len(weights) * 4:] = weights.tobytes()
+    data[-len(weights) * 4 :] = weights.tobytes()
     path.write_bytes(data)
     return path
 
@@ -61,9 +78,12 @@ def test_slots_that_are_moved_to_each_other_go_on_as_they_would_have(engine, tin
 
 
 @pytest.mark.parametrize(("before", "after"), LAYOUTS)
-@pytest.mark.parametrize(("model", "n_evaluated"), [("tiny_spm_model", 1), ("tiny_mamba_model", 4), ("tiny_jamba_model", 4)])
-def test_a_saved_slot_fits_into_other_layouts_and_numbers_of_slots(engine, request, tmp_path, model, n_evaluated, before,
-                                                                   after):
+@pytest.mark.parametrize(
+    ("model", "n_evaluated"), [("tiny_spm_model", 1), ("tiny_mamba_model", 4), ("tiny_jamba_model", 4)]
+)
+def test_a_saved_slot_fits_into_other_layouts_and_numbers_of_slots(
+    engine, request, tmp_path, model, n_evaluated, before, after
+):
     model = request.getfixturevalue(model)
     first = engine(model, n_slots=3, n_ctx=3072, kv_unified=before)
     expected = alone(first, TEXTS[:1], 20)[0]
@@ -76,8 +96,11 @@ def test_a_saved_slot_fits_into_other_layouts_and_numbers_of_slots(engine, reque
         assert said.tokens == expected and said.final.timings.prompt_n == n_evaluated
 
 
-@pytest.mark.parametrize("context_params", [{}, {"flash_attn_type": 0}, {"type_k": 8, "type_v": 8},
-                                            {"type_k": 0, "type_v": 0}], ids=["f16", "transposed", "q8_0", "f32"])
+@pytest.mark.parametrize(
+    "context_params",
+    [{}, {"flash_attn_type": 0}, {"type_k": 8, "type_v": 8}, {"type_k": 0, "type_v": 0}],
+    ids=["f16", "transposed", "q8_0", "f32"],
+)
 def test_every_kind_of_cache_can_be_cut(engine, tiny_spm_model, context_params):
     one = engine(tiny_spm_model, n_slots=2, n_ctx=4096, cache_ram=64, context_params=context_params)
     expected = alone(one, TEXTS, 20)
@@ -101,8 +124,9 @@ def test_blocks_on_disk_are_those_of_any_layout(engine, tiny_spm_model, tmp_path
 
 @pytest.mark.parametrize("kv_unified", [True, False])
 def test_a_sequence_that_was_just_shifted_is_read_out_as_it_will_be(libs_folder, tiny_spm_model, kv_unified):
-    config = EngineConfig(str(tiny_spm_model), str(libs_folder), n_slots=2, n_ctx=1024, n_threads=1, warmup=False,
-                          kv_unified=kv_unified)
+    config = EngineConfig(
+        str(tiny_spm_model), str(libs_folder), n_slots=2, n_ctx=1024, n_threads=1, warmup=False, kv_unified=kv_unified
+    )
     tokens = list(range(300, 340))
     states = []
     for is_read_at_once in (True, False):
@@ -119,7 +143,9 @@ def test_a_sequence_that_was_just_shifted_is_read_out_as_it_will_be(libs_folder,
 
 @pytest.mark.parametrize("kv_unified", [True, False])
 def test_windows_see_the_same_after_a_beginning_was_copied(engine, window_model, kv_unified):
-    one = engine(window_model, n_slots=3, n_ctx=3072, n_batch=64, kv_unified=kv_unified, cache_ram=64, context_params=F32)
+    one = engine(
+        window_model, n_slots=3, n_ctx=3072, n_batch=64, kv_unified=kv_unified, cache_ram=64, context_params=F32
+    )
     prompts = [[(7 * i) % 500 + 50 for i in range(300)] + tail for tail in ([60, 61], [70, 71, 72], [80])]
     expected = [one.say(prompt, 25, cache_prompt=False).tokens for prompt in prompts]
     one.client.command("erase", id_slot=0)
@@ -132,7 +158,9 @@ def test_windows_see_the_same_after_a_beginning_was_copied(engine, window_model,
 
 
 @pytest.mark.parametrize("kv_unified", [True, False])
-def test_a_restored_slot_with_windows_goes_on_where_it_ended_and_nowhere_before(engine, window_model, tmp_path, kv_unified):
+def test_a_restored_slot_with_windows_goes_on_where_it_ended_and_nowhere_before(
+    engine, window_model, tmp_path, kv_unified
+):
     one = engine(window_model, n_slots=2, n_ctx=2048, n_batch=64, kv_unified=kv_unified, context_params=F32)
     stem = [(7 * i) % 500 + 50 for i in range(600)]
     prompts = stem, [*stem, 60, 61], [*stem[:300], 70, 71, 72]

@@ -16,8 +16,7 @@ import pytest
 
 from tests import tiny_models
 
-PROMPTS = ("Once upon a time", "the little girl saw the fox and ran home", "a",
-           "prompt number 7, quite long " * 8)
+PROMPTS = ("Once upon a time", "the little girl saw the fox and ran home", "a", "prompt number 7, quite long " * 8)
 
 
 class Runner:
@@ -25,8 +24,8 @@ class Runner:
 
     def __init__(self, libs: Any, path: Path, stack: ExitStack, **fields: Any) -> None:
         from ctypes_api.objects import Batch, Context, Model
-        fields = {"n_ctx": 1024, "n_seq_max": 4, "kv_unified": True, "n_threads": 1, "n_threads_batch": 1,
-                  **fields}
+
+        fields = {"n_ctx": 1024, "n_seq_max": 4, "kv_unified": True, "n_threads": 1, "n_threads_batch": 1, **fields}
         self.libs, self.api = libs, libs.llama
         self.model = stack.enter_context(Model(libs, path))
         self.context = stack.enter_context(Context(self.model, **fields))
@@ -35,10 +34,12 @@ class Runner:
 
     def tokens(self, text: str, special: bool = True) -> list[int]:
         from ctypes_api.vocabulary import tokenize
+
         return tokenize(self.libs, self.model.vocab, text.encode(), special, True)
 
     def text(self, tokens: Sequence[int]) -> str:
         from ctypes_api.vocabulary import token_to_piece
+
         pieces = [token_to_piece(self.libs, self.model.vocab, token, False) for token in tokens]
         return b"".join(pieces).decode()
 
@@ -55,7 +56,7 @@ class Runner:
 
     def best(self, row: int) -> tuple[int, float]:
         """The best token of a row of the last batch, and by how many logits it leads."""
-        logits = self.api.llama_get_logits_ith(self.context, row)[:self.n_vocab]
+        logits = self.api.llama_get_logits_ith(self.context, row)[: self.n_vocab]
         first, second = sorted(logits)[-1:-3:-1]
         return logits.index(first), first - second
 
@@ -64,7 +65,7 @@ class Runner:
         self.clear()
         rows = [(token, i, 0, i == len(prompt) - 1) for i, token in enumerate(prompt)]
         for start in range(0, len(rows), chunk):
-            self.decode(rows[start:start + chunk])
+            self.decode(rows[start : start + chunk])
         said, margin, row = [], math.inf, (len(rows) - 1) % chunk
         for position in range(len(rows), len(rows) + n):
             token, lead = self.best(row)
@@ -87,6 +88,7 @@ class Runner:
 def run(libs_folder: Path) -> Iterator[Any]:
     """`run(path, **context fields)` opens a model; the test's end closes it."""
     from ctypes_api import loader
+
     libs = loader.load(libs_folder)
     with ExitStack() as stack:
         yield lambda path, **fields: Runner(libs, path, stack, **fields)
@@ -116,10 +118,17 @@ def test_said_text_tokenises_back_to_the_same_ids(run: Any, tiny_model: Path):
     assert runner.tokens("Once upon a time" + runner.text(said)) == [*prompt, *said]
 
 
-@pytest.mark.parametrize("fields", [
-    {}, {"flash_attn_type": 0}, {"n_ubatch": 16}, {"kv_unified": False, "n_ctx": 4096},
-    {"type_k": 8, "type_v": 8, "flash_attn_type": 1},
-], ids=str)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"flash_attn_type": 0},
+        {"n_ubatch": 16},
+        {"kv_unified": False, "n_ctx": 4096},
+        {"type_k": 8, "type_v": 8, "flash_attn_type": 1},
+    ],
+    ids=str,
+)
 def test_text_is_the_same_in_any_batch_and_cache(run: Any, tiny_spm_model: Path, fields: dict[str, Any]):
     plain = run(tiny_spm_model)
     prompts = [plain.tokens(prompt) for prompt in PROMPTS]
@@ -132,8 +141,8 @@ def test_text_is_the_same_in_any_batch_and_cache(run: Any, tiny_spm_model: Path,
     read = [0] * len(prompts)
     while min(map(len, said)) < 60:
         rows = []
-        for sequence, prompt in enumerate(prompts):     # each reads its prompt at another pace
-            for token in [*prompt, *said[sequence]][read[sequence]:read[sequence] + 5 + sequence]:
+        for sequence, prompt in enumerate(prompts):  # each reads its prompt at another pace
+            for token in [*prompt, *said[sequence]][read[sequence] : read[sequence] + 5 + sequence]:
                 read[sequence] += 1
                 rows.append((token, read[sequence] - 1, sequence, read[sequence] >= len(prompt)))
         other.decode(rows)
@@ -160,7 +169,7 @@ def test_recite_says_its_words_and_ends(run: Any, recite_model: Path):
     runner = run(recite_model)
     said, margin = runner.greedy(runner.tokens("count: one"), 50)
     assert runner.text(said) == "".join(tiny_models.RECITE_WORDS[1:])
-    assert len(said) == len(tiny_models.RECITE_WORDS)       # the others and the end of the text
+    assert len(said) == len(tiny_models.RECITE_WORDS)  # the others and the end of the text
     assert margin > 10
     said, _ = runner.greedy(runner.tokens("anything else"), 50)
     assert runner.text(said) == "".join(tiny_models.RECITE_WORDS)
@@ -170,6 +179,7 @@ def test_adapter_changes_the_text_at_scale_one_only(run: Any, tiny_spm_model: Pa
     import ctypes
 
     from ctypes_api.objects import Adapter
+
     runner = run(tiny_spm_model)
     prompt = runner.tokens("Once upon a time")
     plain, _ = runner.greedy(prompt, 40)
@@ -187,8 +197,10 @@ def test_adapter_changes_the_text_at_scale_one_only(run: Any, tiny_spm_model: Pa
 
 def test_embeddings_are_closer_for_texts_that_share_words(run: Any, bert_embed_model: Path):
     runner = run(bert_embed_model, n_ctx=512, embeddings=True)
-    cat, happy, physics = (runner.embedding(runner.tokens(text), 32) for text in
-                           ("the cat is happy", "the happy cat", "quantum physics 42"))
+    cat, happy, physics = (
+        runner.embedding(runner.tokens(text), 32)
+        for text in ("the cat is happy", "the happy cat", "quantum physics 42")
+    )
     assert _cosine(cat, happy) > 0.8 > _cosine(cat, physics)
 
 
@@ -199,8 +211,10 @@ def _cosine(a: Sequence[float], b: Sequence[float]) -> float:
 def test_reranker_scores_pairs_differently(run: Any, bert_rerank_model: Path):
     runner = run(bert_rerank_model, n_ctx=512, embeddings=True)
     query = runner.tokens("cat")
-    scores = [runner.embedding(query + runner.tokens(text)[1:], 1)[0]
-              for text in ("the cat is happy", "a dog barks", "physics")]
+    scores = [
+        runner.embedding(query + runner.tokens(text)[1:], 1)[0]
+        for text in ("the cat is happy", "a dog barks", "physics")
+    ]
     assert min(abs(a - b) for a, b in zip(scores, scores[1:])) > 0.01
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from server.api import media_kinds
-from server.engine.task import AUDIO, IMAGE, Cancel, Media, SamplingParams
+from server.engine.seam.task import AUDIO, IMAGE, Cancel, Media, SamplingParams
 from server.errors import ApiError
 from tests import tiny_models
 from tests.media_files import bmp, gif, picture, png, wav
@@ -67,8 +67,10 @@ def test_different_images_give_different_texts_and_the_same_image_the_same(see, 
 def test_formats_that_come_without_a_helper_program_are_decoded(see, tiny_bpe_model: Path, mmproj_mlp: Path):
     engine = see(tiny_bpe_model, mmproj_mlp)
     green = (10, 200, 10)
-    assert ask(engine, ("the", image(bmp(colour=green)), "!")).text == ask(
-        engine, ("the", image(png(8, 8, green)), "!")).text, "the same pixels in another format"
+    assert (
+        ask(engine, ("the", image(bmp(colour=green)), "!")).text
+        == ask(engine, ("the", image(png(8, 8, green)), "!")).text
+    ), "the same pixels in another format"
     white = png(1, 1, (255, 255, 255))
     assert ask(engine, ("the", image(gif()), "!")).text == ask(engine, ("the", image(white), "!")).text
 
@@ -83,8 +85,9 @@ def test_a_second_question_evaluates_only_what_is_new(see, helper, tiny_bpe_mode
     assert said.tokens == reference.greedy(second, len(said.tokens))
 
 
-def test_a_prompt_that_ends_with_an_image_is_answered_from_the_images_last_cell(see, tiny_bpe_model: Path,
-                                                                                mmproj_mlp: Path):
+def test_a_prompt_that_ends_with_an_image_is_answered_from_the_images_last_cell(
+    see, tiny_bpe_model: Path, mmproj_mlp: Path
+):
     engine = see(tiny_bpe_model, mmproj_mlp)
     parts = ("the river", image(picture(1)))
     fresh = ask(engine, parts)
@@ -110,9 +113,9 @@ def test_images_and_texts_at_the_same_time_all_get_their_own_text(see, reference
     tasks = [task(engine, parts) for parts in CONVERSATIONS * 2]
     tasks += [engine.task(text) for text in PROMPTS]
     said = engine.say_all(tasks)
-    assert [one.tokens for one in said[:len(alone) * 2]] == alone * 2
+    assert [one.tokens for one in said[: len(alone) * 2]] == alone * 2
     plain = reference(tiny_bpe_model)
-    for text, one in zip(PROMPTS, said[len(alone) * 2:]):
+    for text, one in zip(PROMPTS, said[len(alone) * 2 :]):
         assert one.tokens == plain.greedy(engine.tokens(text), len(one.tokens))
 
 
@@ -123,7 +126,7 @@ def test_a_cancelled_request_with_images_leaves_nothing_wrong(see, tiny_bpe_mode
     for _ in range(5):
         cancelled = task(engine, parts)
         with engine.client.submit(cancelled, stream=True):
-            ask(engine, ("a", image(picture(1)), "!"), 2)       # some of the other's chunks are evaluated meanwhile
+            ask(engine, ("a", image(picture(1)), "!"), 2)  # some of the other's chunks are evaluated meanwhile
         engine.client._transport.post(Cancel(cancelled.id))
     assert ask(engine, parts).tokens == expected.tokens
     assert engine.client.snapshot.n_processing == 0
@@ -141,15 +144,20 @@ def test_a_saved_slot_with_an_image_can_be_restored(see, tiny_bpe_model: Path, m
     assert again.tokens == said.tokens and again.final.timings.prompt_n == 1
 
 
-@pytest.mark.parametrize("data, complaint", [
-    (png()[:60], "can't be decoded"),
-    (b"", "can't be decoded"),
-    (b"\x89PNG\r\n\x1a\n" + b"no image" * 10, "can't be decoded"),
-    (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "can't be decoded"),
-    (wav(0.2), "can't be decoded"),
-], ids=["truncated", "empty", "garbage", "webp", "a sound"])
-def test_a_bad_file_is_refused_with_its_place_and_others_go_on(see, tiny_bpe_model: Path, mmproj_mlp: Path,
-                                                               data: bytes, complaint: str):
+@pytest.mark.parametrize(
+    "data, complaint",
+    [
+        (png()[:60], "can't be decoded"),
+        (b"", "can't be decoded"),
+        (b"\x89PNG\r\n\x1a\n" + b"no image" * 10, "can't be decoded"),
+        (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "can't be decoded"),
+        (wav(0.2), "can't be decoded"),
+    ],
+    ids=["truncated", "empty", "garbage", "webp", "a sound"],
+)
+def test_a_bad_file_is_refused_with_its_place_and_others_go_on(
+    see, tiny_bpe_model: Path, mmproj_mlp: Path, data: bytes, complaint: str
+):
     engine = see(tiny_bpe_model, mmproj_mlp)
     good = ("the", image(png()), " cat")
     expected = ask(engine, good)
@@ -172,8 +180,9 @@ def test_a_model_without_projector_refuses_images(engine, tiny_bpe_model: Path):
     assert caught.value.status == 400
 
 
-def test_an_image_that_must_be_seen_at_once_and_is_too_large_for_that_is_refused(see, tiny_bpe_model: Path,
-                                                                                 mmproj_gemma3: Path):
+def test_an_image_that_must_be_seen_at_once_and_is_too_large_for_that_is_refused(
+    see, tiny_bpe_model: Path, mmproj_gemma3: Path
+):
     engine = see(tiny_bpe_model, mmproj_gemma3, n_ubatch=2)
     with pytest.raises(ApiError, match="4 tokens.*--ubatch-size is 2"):
         ask(engine, ("the", image(png()), " cat"))
@@ -186,8 +195,9 @@ def test_an_image_larger_than_a_batch_is_read_in_parts(see, helper, tiny_bpe_mod
     assert said.tokens == reference.greedy(parts, len(said.tokens))
 
 
-def test_a_prompt_whose_images_fill_the_context_is_refused_even_where_texts_would_be_cut(see, tiny_bpe_model: Path,
-                                                                                          mmproj_mlp: Path):
+def test_a_prompt_whose_images_fill_the_context_is_refused_even_where_texts_would_be_cut(
+    see, tiny_bpe_model: Path, mmproj_mlp: Path
+):
     engine = see(tiny_bpe_model, mmproj_mlp, n_ctx=256, shift_context=True)
     with pytest.raises(ApiError, match="context of a slot holds 256") as caught:
         ask(engine, [image(picture(i)) for i in range(16)])
@@ -221,8 +231,9 @@ MROPE_CONVERSATIONS: tuple[Parts, ...] = (
 )
 
 
-def test_mrope_text_behind_images_is_that_of_libmtmds_own_evaluation(see, helper, mrope_model: Path,
-                                                                     mmproj_merger: Path):
+def test_mrope_text_behind_images_is_that_of_libmtmds_own_evaluation(
+    see, helper, mrope_model: Path, mmproj_merger: Path
+):
     engine, reference = see(mrope_model, mmproj_merger), helper(mrope_model, mmproj_merger)
     texts = set()
     for parts in MROPE_CONVERSATIONS:
@@ -234,8 +245,9 @@ def test_mrope_text_behind_images_is_that_of_libmtmds_own_evaluation(see, helper
     assert len(texts) == len(MROPE_CONVERSATIONS)
 
 
-def test_mrope_counts_tokens_for_usage_and_context_and_positions_for_the_cache(see, mrope_model: Path,
-                                                                              mmproj_merger: Path):
+def test_mrope_counts_tokens_for_usage_and_context_and_positions_for_the_cache(
+    see, mrope_model: Path, mmproj_merger: Path
+):
     engine = see(mrope_model, mmproj_merger, n_ctx=256)
     said = ask(engine, ("a", image(wide(1)), " b"), 300, sampling=ENDLESS)
     n_text = said.final.n_prompt - 32
@@ -243,8 +255,9 @@ def test_mrope_counts_tokens_for_usage_and_context_and_positions_for_the_cache(s
     assert said.final.stop == "limit" and len(said.tokens) == 256 - said.final.n_prompt + 1
 
 
-def test_mrope_images_are_shared_saved_and_restored(see, helper, mrope_model: Path, mmproj_merger: Path,
-                                                    tmp_path: Path):
+def test_mrope_images_are_shared_saved_and_restored(
+    see, helper, mrope_model: Path, mmproj_merger: Path, tmp_path: Path
+):
     engine, reference = see(mrope_model, mmproj_merger, n_slots=2), helper(mrope_model, mmproj_merger)
     start = ("the old house near the river", image(wide(1)), " and then")
     first = ask(engine, start, 6, id_slot=0)
@@ -263,17 +276,19 @@ def test_mrope_images_are_shared_saved_and_restored(see, helper, mrope_model: Pa
 
 # ---- sound -----------------------------------------------------------------------------------------------------------
 
+
 def sound(hertz: float, seconds: float = 1.0) -> Media:
     return image(wav(seconds, hertz), AUDIO)
 
 
 @pytest.mark.parametrize("text_model", ["tiny_bpe_model", "mrope_model"])
-def test_text_behind_sounds_is_that_of_libmtmds_own_evaluation(see, helper, text_model: str, mmproj_whisper: Path,
-                                                               request: pytest.FixtureRequest):
+def test_text_behind_sounds_is_that_of_libmtmds_own_evaluation(
+    see, helper, text_model: str, mmproj_whisper: Path, request: pytest.FixtureRequest
+):
     model = request.getfixturevalue(text_model)
     engine, reference = see(model, mmproj_whisper, n_ctx=2048), helper(model, mmproj_whisper)
     assert engine.client.info.audio and not engine.client.info.vision
-    second = sound(880, 31.0 if text_model == "tiny_bpe_model" else 0.3)     # a chunk more than 30 seconds take
+    second = sound(880, 31.0 if text_model == "tiny_bpe_model" else 0.3)  # a chunk more than 30 seconds take
     for parts in (("Once upon", sound(440), " the dog"), ("the", second, " cat")):
         said = ask(engine, parts)
         assert said.tokens == reference.greedy(parts, len(said.tokens))
@@ -286,9 +301,18 @@ def test_different_sounds_give_different_texts(see, mrope_model: Path, mmproj_wh
     assert len({ask(engine, ("the", sound(hertz), " dog")).text for hertz in (200, 3000)}) == 2
 
 
-@pytest.mark.parametrize("data", [wav(0.0), wav(1 / 16000), wav(1.0)[:30], b"ID3\x04" + bytes(40), b"fLaC" + bytes(30),
-                                  b"\xff\xfb\x90\x00" + bytes(100)],
-                         ids=["no samples", "one sample", "half a head", "mp3 tag", "flac", "mp3 frame"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        wav(0.0),
+        wav(1 / 16000),
+        wav(1.0)[:30],
+        b"ID3\x04" + bytes(40),
+        b"fLaC" + bytes(30),
+        b"\xff\xfb\x90\x00" + bytes(100),
+    ],
+    ids=["no samples", "one sample", "half a head", "mp3 tag", "flac", "mp3 frame"],
+)
 def test_a_sound_that_is_no_good_is_refused(see, tiny_bpe_model: Path, mmproj_whisper: Path, data: bytes):
     engine = see(tiny_bpe_model, mmproj_whisper)
     with pytest.raises(ApiError) as caught:
@@ -299,6 +323,7 @@ def test_a_sound_that_is_no_good_is_refused(see, tiny_bpe_model: Path, mmproj_wh
 
 # ---- hostile files ---------------------------------------------------------------------------------------------------
 
+
 def test_no_broken_file_brings_the_decoder_down(see, tiny_bpe_model: Path, mmproj_mlp: Path):
     """Changed and cut copies of good files; run in this process, so that a crash would be seen."""
     backend = see(tiny_bpe_model, mmproj_mlp).backend
@@ -308,7 +333,7 @@ def test_no_broken_file_brings_the_decoder_down(see, tiny_bpe_model: Path, mmpro
         data = bytearray(draw.choice(files))
         for _ in range(draw.randrange(6)):
             data[draw.randrange(len(data))] = draw.randrange(256)
-        data = bytes(data[:draw.randrange(len(data)) if draw.random() < 0.4 else None])
+        data = bytes(data[: draw.randrange(len(data)) if draw.random() < 0.4 else None])
         try:
             if media_kinds.kind_of(data) == IMAGE:
                 media_kinds.check_image(data, 10**6)

@@ -13,18 +13,24 @@ from pathlib import Path
 import pytest
 
 from server.api.embeddings import mean
-from server.engine.task import AUDIO, Cancel, Embed, Embedded, Media
+from server.engine.seam.task import AUDIO, Cancel, Embed, Embedded, Media
 from server.errors import ApiError
 from tests.media_files import picture, png, wav
 from tests.native.engines import STEM, Engine
 from tests.native.media_engines import HelperVectors, Parts, image, task
 
 POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3}
-KINDS = {"gemma3": ("tiny_spm_model", "mmproj_gemma3"), "mlp": ("tiny_bpe_model", "mmproj_mlp"),
-         "mrope": ("mrope_model", "mmproj_merger")}
+KINDS = {
+    "gemma3": ("tiny_spm_model", "mmproj_gemma3"),
+    "mlp": ("tiny_bpe_model", "mmproj_mlp"),
+    "mrope": ("mrope_model", "mmproj_merger"),
+}
 CONVERSATIONS: tuple[Parts, ...] = (
-    ("Once upon", image(picture(1)), " the dog"), ("a", image(picture(3)), " the", image(png()), " cat sang"),
-    (image(picture(4)),), ("the moon", image(picture(5)), image(picture(6))))
+    ("Once upon", image(picture(1)), " the dog"),
+    ("a", image(picture(3)), " the", image(png()), " cat sang"),
+    (image(picture(4)),),
+    ("the moon", image(picture(5)), image(picture(6))),
+)
 
 
 @pytest.fixture
@@ -61,7 +67,7 @@ def rows(answer: Embedded) -> list[list[list[float]]]:
     """The rows of each input."""
     numbers, found, at = array("f", answer.vectors).tolist(), [], 0
     for n in answer.n_rows:
-        found.append([numbers[i:i + answer.width] for i in range(at, at + n * answer.width, answer.width)])
+        found.append([numbers[i : i + answer.width] for i in range(at, at + n * answer.width, answer.width)])
         at += n * answer.width
     return found
 
@@ -92,8 +98,9 @@ def test_different_images_have_different_vectors_and_the_same_image_the_same(see
         assert found[one] != near([found[other]])[0]
 
 
-def test_parts_of_texts_and_images_larger_than_a_batch_make_the_same_vector(see, helper, tiny_bpe_model: Path,
-                                                                            mmproj_mlp: Path):
+def test_parts_of_texts_and_images_larger_than_a_batch_make_the_same_vector(
+    see, helper, tiny_bpe_model: Path, mmproj_mlp: Path
+):
     engine, reference = see(tiny_bpe_model, mmproj_mlp, n_ubatch=5), helper(tiny_bpe_model, mmproj_mlp)
     parts = (STEM * 2, image(picture(1)), STEM)
     assert rows(ask(engine, parts))[0] == near(reference.rows(parts)[-1:])
@@ -104,7 +111,7 @@ def test_an_image_seen_at_once_makes_the_context_as_wide_as_it_must_be(see, help
     engine, reference = see(*pair, n_ubatch=64), helper(*pair)
     first = rows(ask(engine, ("the", image(picture(1)))))[0]
     narrow = engine.backend.open_media_embeddings(0)
-    narrow.n_rows = 2                   # as if it had been opened narrower
+    narrow.n_rows = 2  # as if it had been opened narrower
     parts = ("a", image(picture(1)), " the dog sang")
     assert rows(ask(engine, parts))[0] == near(reference.rows(parts)[-1:])
     assert rows(ask(engine, ("the", image(picture(1)))))[0] == near(first)
@@ -140,7 +147,7 @@ def test_a_cancelled_request_leaves_nothing_wrong(see, pair):
     for _ in range(5):
         request = message(engine, *CONVERSATIONS * 4)
         with engine.client.submit(request, stream=False):
-            ask(engine, CONVERSATIONS[1])               # some of the other's chunks are evaluated meanwhile
+            ask(engine, CONVERSATIONS[1])  # some of the other's chunks are evaluated meanwhile
         engine.client._transport.post(Cancel(request.id))
     assert rows(ask(engine, CONVERSATIONS[0])) == expected
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.task import Embed, SamplingParams
+from server.engine.seam.task import Embed, SamplingParams
 from server.errors import ApiError
 from tests.native.engines import Engine
 from tests.tiny_gpt2 import tiny_gpt2
@@ -29,7 +29,7 @@ def ask(one: Engine, *inputs: Sequence[int]) -> list[list[float]]:
         answer = next(iter(results))
     assert (answer.pooling, answer.width) == ("rank", 2)
     numbers = array("f", answer.vectors).tolist()
-    return [numbers[i:i + 2] for i in range(0, len(numbers), 2)]
+    return [numbers[i : i + 2] for i in range(0, len(numbers), 2)]
 
 
 def texts(one: Engine, n: int) -> list[tuple[int, ...]]:
@@ -37,8 +37,9 @@ def texts(one: Engine, n: int) -> list[tuple[int, ...]]:
     return [one.tokens(" ".join(WORDS[(i * 7 + k) % len(WORDS)] for k in range(1 + i * 13 % 60))) for i in range(n)]
 
 
-@pytest.mark.parametrize("config", [{}, {"n_ubatch": 16}, {"n_slots": 3, "n_ctx": 2048}],
-                         ids=["whole", "in parts", "slots"])
+@pytest.mark.parametrize(
+    "config", [{}, {"n_ubatch": 16}, {"n_slots": 3, "n_ctx": 2048}], ids=["whole", "in parts", "slots"]
+)
 def test_scores_are_those_of_the_model_s_own_logits(engine, reference, ranker: Path, config: dict):
     one, plain = engine(ranker, **{"n_ctx": 512, **config}), reference(ranker)
     assert one.client.info.pooling == "rank" and one.client.info.classes == ("yes", "no")
@@ -64,18 +65,24 @@ def test_the_same_chances_as_those_of_the_next_token(engine, ranker: Path):
 
 def test_a_model_asked_for_by_its_pooling_answers_in_words_too(engine, ranker: Path, tmp_path: Path):
     by_option = engine(ranker, n_ctx=512, context_params={"pooling_type": RANK}, embeddings=True)
-    by_metadata = engine(tiny_gpt2(tmp_path / "rank.gguf", n_positions=512, words=("yes", "no"), pooling=RANK,
-                                   rerank_template=TEMPLATE), n_ctx=512)
+    by_metadata = engine(
+        tiny_gpt2(tmp_path / "rank.gguf", n_positions=512, words=("yes", "no"), pooling=RANK, rerank_template=TEMPLATE),
+        n_ctx=512,
+    )
     inputs = texts(by_option, 3)
     assert ask(by_option, *inputs) == ask(by_metadata, *inputs)
     assert by_option.say("the dog", 5).tokens == by_metadata.say("the dog", 5).tokens, "and says what it always says"
 
 
-@pytest.mark.parametrize("fields, words", [
-    ({"words": ("yes", "no")}, "its metadata no template to ask it with"),
-    ({"rerank_template": TEMPLATE}, "'yes' and 'no' aren't tokens"),
-    ({"rerank_template": TEMPLATE, "words": ("yes",)}, "'yes' and 'no' aren't tokens"),
-], ids=["no template", "no words", "one word"])
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"words": ("yes", "no")}, "its metadata no template to ask it with"),
+        ({"rerank_template": TEMPLATE}, "'yes' and 'no' aren't tokens"),
+        ({"rerank_template": TEMPLATE, "words": ("yes",)}, "'yes' and 'no' aren't tokens"),
+    ],
+    ids=["no template", "no words", "one word"],
+)
 def test_what_cant_be_asked_is_refused_when_it_is_asked(engine, tmp_path: Path, fields: dict, words: str):
     one = engine(tiny_gpt2(tmp_path / "rank.gguf", n_positions=512, pooling=RANK, **fields), n_ctx=512)
     with pytest.raises(ApiError, match=words) as caught:

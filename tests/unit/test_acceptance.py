@@ -43,8 +43,11 @@ def covers() -> dict[str, list[str]]:
 
 
 def test_every_item_is_listed_once_and_in_order():
-    expected = [f"{letter}{number:0{1 if letter in 'MX' else 2}d}"
-                for letter, count in COUNTS.items() for number in range(1, count + 1)]
+    expected = [
+        f"{letter}{number:0{1 if letter in 'MX' else 2}d}"
+        for letter, count in COUNTS.items()
+        for number in range(1, count + 1)
+    ]
     assert [id_ for id_, _ in table()] == expected
 
 
@@ -72,7 +75,9 @@ def test_planned_items_have_no_test_yet():
 
 
 def test_marks_are_found_on_functions_classes_and_parameters():
-    source = ('import pytest\n@pytest.mark.covers("A1", "A2")\ndef test_x(): pass\n'
-              '@pytest.mark.covers("A3")\nclass TestY: pass\n'
-              'z = pytest.param(1, marks=pytest.mark.covers("A4"))\n')
+    source = (
+        'import pytest\n@pytest.mark.covers("A1", "A2")\ndef test_x(): pass\n'
+        '@pytest.mark.covers("A3")\nclass TestY: pass\n'
+        'z = pytest.param(1, marks=pytest.mark.covers("A4"))\n'
+    )
     assert list(covered_in(source)) == [("A1", 2), ("A2", 2), ("A3", 4), ("A4", 6)]

@@ -23,7 +23,7 @@ PATH = re.compile(r"`((?:server|ctypes_api|build_scripts|tests|public|docs)/[\w.
 STATION = re.compile(r"\| `(?P<path>[\w./]+\.py)` \| (?P<names>(?:`\w+`(?:, )?)+) \|")
 COMMAND = re.compile(r"^ {4}(python (?:build_scripts/\w+|llama_srv)\.py\b.*)$", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w`-])`?(--[a-z][\w-]+)")
-FLAGS_OF_OTHERS = {"--engine-process", "--fim-qwen-1", "--gpus", "--now"}      # hidden, a family's name, docker, systemctl
+FLAGS_OF_OTHERS = {"--engine-process", "--fim-qwen-1", "--gpus", "--now"}  # hidden, a family's name, docker, systemctl
 VARIABLE = re.compile(r"\b(?:LLAMA|GGML|HF|CUDA)_[A-Z_0-9]+\b")
 
 
@@ -43,7 +43,8 @@ def test_generated_parts_are_up_to_date():
 
 
 def test_every_flag_is_in_the_options_page():
-    from server.options import ALL_OPTIONS
+    from server.options.parser import ALL_OPTIONS
+
     page = text_of(ROOT / "docs" / "options.md")
     flags = [flag for option in ALL_OPTIONS for flag in (*option.flags, *option.off_flags)]
     assert [flag for flag in flags if not re.search(rf"`{re.escape(flag)}[` ]", page)] == []
@@ -52,7 +53,8 @@ def test_every_flag_is_in_the_options_page():
 def test_every_route_and_field_is_in_the_api_page():
     from server.api.context import Context
     from server.api.routes import routes
-    from server.options import parse
+    from server.options.parser import parse
+
     page = text_of(ROOT / "docs" / "api.md")
     rows = routes(Context(None, parse([], {})))
     assert [row.path for row in rows if f"`{row.method} {row.path}`" not in page] == []
@@ -85,8 +87,11 @@ def test_the_traced_request_goes_through_functions_that_exist():
     missing = []
     for row in rows:
         source = text_of(ROOT / row["path"])
-        missing += [f"{row['path']}: {name}" for name in re.findall(r"`(\w+)`", row["names"])
-                    if not re.search(rf"(?:def|class) {name}\b", source)]
+        missing += [
+            f"{row['path']}: {name}"
+            for name in re.findall(r"`(\w+)`", row["names"])
+            if not re.search(rf"(?:def|class) {name}\b", source)
+        ]
     assert missing == []
 
 
@@ -117,32 +122,46 @@ def test_printed_commands_name_scripts_and_options_that_exist():
                 source = text_of(ROOT / "docs" / "options.md")
             if words[1].endswith("quickstart.py"):
                 source += text_of(ROOT / "docs" / "options.md")
-            unknown += [f"{words[1]} {word}" for word in words[2:] if word.startswith("-")
-                        and not re.search(rf"[\"'`]{re.escape(word)}[\"'` ]", source)]
+            unknown += [
+                f"{words[1]} {word}"
+                for word in words[2:]
+                if word.startswith("-") and not re.search(rf"[\"'`]{re.escape(word)}[\"'` ]", source)
+            ]
     assert unknown == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_and_variables_that_are_named_exist(page: Path):
-    from server.options import ALL_OPTIONS
+    from server.options.parser import ALL_OPTIONS
+
     flags = {flag for option in ALL_OPTIONS for flag in (*option.flags, *option.off_flags)} | FLAGS_OF_OTHERS
-    scripts = "".join(text_of(path) for folder in ("build_scripts", "examples") for path in (ROOT / folder).rglob("*")
-                      if path.suffix in (".py", ".sh", ".mjs", ".service"))
-    source = scripts + "".join(text_of(path) for folder in ("server", "ctypes_api", "tests")
-                               for path in (ROOT / folder).rglob("*.py"))
-    unknown = [flag for flag in FLAG.findall(text_of(page))
-               if flag not in flags and not re.search(rf"{re.escape(flag)}(?![\w-])", scripts)]
+    scripts = "".join(
+        text_of(path)
+        for folder in ("build_scripts", "examples")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".sh", ".mjs", ".service")
+    )
+    source = scripts + "".join(
+        text_of(path) for folder in ("server", "ctypes_api", "tests") for path in (ROOT / folder).rglob("*.py")
+    )
+    unknown = [
+        flag
+        for flag in FLAG.findall(text_of(page))
+        if flag not in flags and not re.search(rf"{re.escape(flag)}(?![\w-])", scripts)
+    ]
     unknown += [name for name in VARIABLE.findall(text_of(page)) if name not in source]
     assert unknown == []
 
 
 def test_a_new_group_and_a_new_table_appear_by_themselves(monkeypatch: pytest.MonkeyPatch):
-    from server import options
     from server.api import schema, tokens
+    from server.options import parser as options
+
     new = options.Option("zz", ("--zz-new",), "something | new", "Zoo", int, 3, "N", "ZZ", 1, 9)
     monkeypatch.setattr(options, "OPTIONS", (*options.OPTIONS, new))
-    monkeypatch.setattr(tokens, "ZEBRA_FIELDS", (schema.Field("stripes", int, 7, "how many", 0, 2**31 - 1, ("n_s",)),),
-                        raising=False)
+    monkeypatch.setattr(
+        tokens, "ZEBRA_FIELDS", (schema.Field("stripes", int, 7, "how many", 0, 2**31 - 1, ("n_s",)),), raising=False
+    )
     assert "## Zoo\n" in make_docs.options_page()
     assert "| `--zz-new N` | `3` | 1 to 9 | `ZZ` | something \\| new |" in make_docs.options_page()
     assert "### Zebra\n" in make_docs.fields_part()
@@ -154,9 +173,17 @@ def test_a_page_without_markers_is_refused():
         make_docs.api_page("# nothing here")
 
 
-@pytest.mark.parametrize("low, high, text", [
-    (None, None, ""), (1, 255, "1 to 255"), (0, 2**31 - 1, "0 and more"), (0.1, 86400, "0.1 to 86400"),
-    (float("-inf"), 1, "up to 1"), (float("-inf"), float("inf"), ""), (-1e6, 1e6, "-1000000 to 1000000"),
-])
+@pytest.mark.parametrize(
+    "low, high, text",
+    [
+        (None, None, ""),
+        (1, 255, "1 to 255"),
+        (0, 2**31 - 1, "0 and more"),
+        (0.1, 86400, "0.1 to 86400"),
+        (float("-inf"), 1, "up to 1"),
+        (float("-inf"), float("inf"), ""),
+        (-1e6, 1e6, "-1000000 to 1000000"),
+    ],
+)
 def test_bounds_are_readable(low: float | None, high: float | None, text: str):
     assert make_docs.bounds(low, high) == text

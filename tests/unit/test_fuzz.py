@@ -14,17 +14,17 @@ from pathlib import Path
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server import edge
 from server.api.constraints import read_constraint
-from server.chat import gbnf
 from server.errors import ApiError
-from server.options import OPTIONS, OptionError, parse
+from server.grammar import gbnf
+from server.options.parser import OPTIONS, OptionError, parse
+from server.service import edge
 from server.web.auth import CorsPolicy, HostPolicy, read_key_file, split_host
-from server.web.head import Headers, split_target
+from server.web.http1.head import Headers, split_target
 from server.web.message import parse_json, to_json
 from tests.fuzzing import fuzz
 
-PATIENCE_S = 20.0       # for one example, however slow the machine: what hangs takes for ever
+PATIENCE_S = 20.0  # for one example, however slow the machine: what hangs takes for ever
 
 
 def pieces(*words: str, most: int = 30) -> st.SearchStrategy[str]:
@@ -43,14 +43,55 @@ def quick(call, *arguments: object, **options: object) -> object:
 
 # ---- what answers must look like -----------------------------------------------------------------------------------
 
+
 @fuzz(300)
-@given(pieces("root", "::=", " ", "\n", "|", "(", ")", "*", "+", "?", "{", "}", "{2,5}", "{1000}", "\"", "a", "[", "]", "^", "-",
-              "[a-z]", "[^\"\\\\]", "\\", "\\x4", "\\u12", "\\U0010FFFF", "#", ".", "x ::= ", "root ::= ", "!<[1]>", "<", ">",
-              "root ::= \"a\" root | \"b\"", "((((", "))))", "\"\\\"", "é", "\0"))
-@example("root ::= " + "(" * 5000 + "\"a\"" + ")" * 5000)
+@given(
+    pieces(
+        "root",
+        "::=",
+        " ",
+        "\n",
+        "|",
+        "(",
+        ")",
+        "*",
+        "+",
+        "?",
+        "{",
+        "}",
+        "{2,5}",
+        "{1000}",
+        '"',
+        "a",
+        "[",
+        "]",
+        "^",
+        "-",
+        "[a-z]",
+        '[^"\\\\]',
+        "\\",
+        "\\x4",
+        "\\u12",
+        "\\U0010FFFF",
+        "#",
+        ".",
+        "x ::= ",
+        "root ::= ",
+        "!<[1]>",
+        "<",
+        ">",
+        'root ::= "a" root | "b"',
+        "((((",
+        "))))",
+        '"\\"',
+        "é",
+        "\0",
+    )
+)
+@example("root ::= " + "(" * 5000 + '"a"' + ")" * 5000)
 @example("root ::= root")
-@example("root ::= \"a\"{1000}{1000}{1000}")
-@example("root ::= (" * 300 + "\"a\"" + "*)*" * 300)
+@example('root ::= "a"{1000}{1000}{1000}')
+@example("root ::= (" * 300 + '"a"' + "*)*" * 300)
 def test_grammars(text):
     try:
         quick(gbnf.check, text)
@@ -58,33 +99,81 @@ def test_grammars(text):
         assert "\n" not in str(error)
 
 
-NAMES = st.sampled_from(("a", "b", "", "é\n\"", "$ref", "type"))
+NAMES = st.sampled_from(("a", "b", "", 'é\n"', "$ref", "type"))
 TYPES = ("object", "array", "string", "integer", "number", "boolean", "null", "nonsense")
-PATTERNS = pieces("a", "(", ")", "|", "*", "+?", "{2}", "{1,9999}", "[a-z]", "[^", "]", "\\d", "\\b", "(?=", "^", "$", "\\1", ".", most=8)
+PATTERNS = pieces(
+    "a",
+    "(",
+    ")",
+    "|",
+    "*",
+    "+?",
+    "{2}",
+    "{1,9999}",
+    "[a-z]",
+    "[^",
+    "]",
+    "\\d",
+    "\\b",
+    "(?=",
+    "^",
+    "$",
+    "\\1",
+    ".",
+    most=8,
+)
 KEYWORDS = {
-    "type": st.one_of(st.sampled_from(TYPES), st.lists(st.sampled_from(TYPES), max_size=3)), "pattern": PATTERNS,
-    "enum": st.lists(st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just({"a": [1]})), max_size=4),
-    "const": st.one_of(st.none(), st.integers(), st.text(max_size=5)), "minimum": st.one_of(st.integers(), st.floats(), st.text(max_size=2)),
-    "maximum": st.one_of(st.integers(), st.floats()), "exclusiveMinimum": st.one_of(st.integers(), st.booleans()),
-    "multipleOf": st.one_of(st.integers(-3, 100), st.floats()), "minLength": st.integers(-2, 10**6), "maxLength": st.integers(-2, 10**6),
-    "minItems": st.integers(-2, 10**6), "maxItems": st.integers(-2, 10**6), "format": st.sampled_from(("date", "uuid", "email", "x")),
-    "required": st.lists(NAMES, max_size=3), "$ref": st.sampled_from(("#", "#/$defs/a", "#/properties/a", "http://x/y", "#/nowhere", "")),
-    "uniqueItems": st.booleans(), "minProperties": st.integers(-1, 5), "maxProperties": st.integers(-1, 5),
+    "type": st.one_of(st.sampled_from(TYPES), st.lists(st.sampled_from(TYPES), max_size=3)),
+    "pattern": PATTERNS,
+    "enum": st.lists(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.just({"a": [1]})),
+        max_size=4,
+    ),
+    "const": st.one_of(st.none(), st.integers(), st.text(max_size=5)),
+    "minimum": st.one_of(st.integers(), st.floats(), st.text(max_size=2)),
+    "maximum": st.one_of(st.integers(), st.floats()),
+    "exclusiveMinimum": st.one_of(st.integers(), st.booleans()),
+    "multipleOf": st.one_of(st.integers(-3, 100), st.floats()),
+    "minLength": st.integers(-2, 10**6),
+    "maxLength": st.integers(-2, 10**6),
+    "minItems": st.integers(-2, 10**6),
+    "maxItems": st.integers(-2, 10**6),
+    "format": st.sampled_from(("date", "uuid", "email", "x")),
+    "required": st.lists(NAMES, max_size=3),
+    "$ref": st.sampled_from(("#", "#/$defs/a", "#/properties/a", "http://x/y", "#/nowhere", "")),
+    "uniqueItems": st.booleans(),
+    "minProperties": st.integers(-1, 5),
+    "maxProperties": st.integers(-1, 5),
 }
 
 
 def nested(inner: st.SearchStrategy) -> st.SearchStrategy:
     """A schema whose keywords hold others."""
-    holders = {"properties": st.dictionaries(NAMES, inner, max_size=3), "$defs": st.dictionaries(NAMES, inner, max_size=2),
-               "patternProperties": st.dictionaries(PATTERNS, inner, max_size=2), "additionalProperties": inner, "items": inner,
-               "prefixItems": st.lists(inner, max_size=3), "anyOf": st.lists(inner, max_size=3), "oneOf": st.lists(inner, max_size=3),
-               "allOf": st.lists(inner, max_size=3), "not": inner, "if": inner, "then": inner, "else": inner, "contains": inner,
-               "propertyNames": inner}
+    holders = {
+        "properties": st.dictionaries(NAMES, inner, max_size=3),
+        "$defs": st.dictionaries(NAMES, inner, max_size=2),
+        "patternProperties": st.dictionaries(PATTERNS, inner, max_size=2),
+        "additionalProperties": inner,
+        "items": inner,
+        "prefixItems": st.lists(inner, max_size=3),
+        "anyOf": st.lists(inner, max_size=3),
+        "oneOf": st.lists(inner, max_size=3),
+        "allOf": st.lists(inner, max_size=3),
+        "not": inner,
+        "if": inner,
+        "then": inner,
+        "else": inner,
+        "contains": inner,
+        "propertyNames": inner,
+    }
     return st.fixed_dictionaries({}, optional={**KEYWORDS, **holders})
 
 
-SCHEMAS = st.recursive(st.one_of(st.booleans(), st.fixed_dictionaries({}, optional=KEYWORDS), st.none(), st.integers()), nested,
-                       max_leaves=8)
+SCHEMAS = st.recursive(
+    st.one_of(st.booleans(), st.fixed_dictionaries({}, optional=KEYWORDS), st.none(), st.integers()),
+    nested,
+    max_leaves=8,
+)
 
 
 @fuzz(150)
@@ -119,9 +208,37 @@ def test_regular_expressions_become_grammars_or_are_refused(pattern):
 
 # ---- bodies and heads ----------------------------------------------------------------------------------------------
 
+
 @fuzz(400)
-@given(st.one_of(st.binary(max_size=60), pieces("{", "}", "[", "]", ",", ":", "\"a\"", "\"", "1", "-", "e9", ".5", "null", "true", "NaN",
-                                                 "Infinity", "\\ud800", "\\udc00", "\\u0000", "\\", " ", "\ufeff").map(str.encode)))
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        pieces(
+            "{",
+            "}",
+            "[",
+            "]",
+            ",",
+            ":",
+            '"a"',
+            '"',
+            "1",
+            "-",
+            "e9",
+            ".5",
+            "null",
+            "true",
+            "NaN",
+            "Infinity",
+            "\\ud800",
+            "\\udc00",
+            "\\u0000",
+            "\\",
+            " ",
+            "\ufeff",
+        ).map(str.encode),
+    )
+)
 def test_bodies_are_json_or_a_400_with_a_position(data):
     try:
         value = quick(parse_json, data)
@@ -132,7 +249,11 @@ def test_bodies_are_json_or_a_400_with_a_position(data):
 
 
 @fuzz(300)
-@given(pieces("/", "..", "%2e", "%2f", "%", "%00", "?", "&", "=", "+", "#", "*", "http://h", "a", "\\", ";").filter(str.isascii))
+@given(
+    pieces("/", "..", "%2e", "%2f", "%", "%00", "?", "&", "=", "+", "#", "*", "http://h", "a", "\\", ";").filter(
+        str.isascii
+    )
+)
 def test_targets_are_taken_apart_or_refused(target):
     try:
         _, path, query = quick(split_target, target)
@@ -160,8 +281,39 @@ def test_only_local_names_pass_a_local_server(text):
 # ---- what the user writes ------------------------------------------------------------------------------------------
 
 FLAGS = sorted(flag for option in OPTIONS for flag in (*option.flags, *option.off_flags))
-VALUES = st.one_of(st.sampled_from(("", "1", "-1", "0", "x", "on", "auto", "1e999", "nan", "9" * 40, "a=b", "a,b", "{}", "[", "\"", "-", "--",
-                                    "5/s", "*", "::1", "https://x", "K=int:5", "15043+1", "/no/such/file", "é", "\0")), st.text(max_size=8))
+VALUES = st.one_of(
+    st.sampled_from(
+        (
+            "",
+            "1",
+            "-1",
+            "0",
+            "x",
+            "on",
+            "auto",
+            "1e999",
+            "nan",
+            "9" * 40,
+            "a=b",
+            "a,b",
+            "{}",
+            "[",
+            '"',
+            "-",
+            "--",
+            "5/s",
+            "*",
+            "::1",
+            "https://x",
+            "K=int:5",
+            "15043+1",
+            "/no/such/file",
+            "é",
+            "\0",
+        )
+    ),
+    st.text(max_size=8),
+)
 
 
 def read_options(argv: list[str], environ: dict[str, str]) -> None:
@@ -172,7 +324,11 @@ def read_options(argv: list[str], environ: dict[str, str]) -> None:
 
 
 @fuzz(400)
-@given(st.lists(st.one_of(st.sampled_from(FLAGS), VALUES, st.tuples(st.sampled_from(FLAGS), VALUES).map("=".join)), max_size=6))
+@given(
+    st.lists(
+        st.one_of(st.sampled_from(FLAGS), VALUES, st.tuples(st.sampled_from(FLAGS), VALUES).map("=".join)), max_size=6
+    )
+)
 def test_command_lines(argv):
     read_options(argv, {})
 
@@ -184,8 +340,35 @@ def test_environments(environ):
 
 
 @fuzz(200)
-@given(st.one_of(st.binary(max_size=60), pieces("[", "]", "=", "\n", ";", "#", "{", "}", "\"", ":", ",", "model", "port", "8080", "true", "null",
-                                                 "ctx-size", "[server]", "\ufeff", "\r", "%(x)s", "\\").map(str.encode)))
+@given(
+    st.one_of(
+        st.binary(max_size=60),
+        pieces(
+            "[",
+            "]",
+            "=",
+            "\n",
+            ";",
+            "#",
+            "{",
+            "}",
+            '"',
+            ":",
+            ",",
+            "model",
+            "port",
+            "8080",
+            "true",
+            "null",
+            "ctx-size",
+            "[server]",
+            "\ufeff",
+            "\r",
+            "%(x)s",
+            "\\",
+        ).map(str.encode),
+    )
+)
 def test_config_files(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzzed.conf"
     path.write_bytes(data)

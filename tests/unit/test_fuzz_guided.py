@@ -25,8 +25,16 @@ def changed(rng: random.Random, target: Target) -> bytes:
     data = bytearray(rng.choice(target.seeds()))
     for _ in range(rng.randint(1, 6)):
         at, n = rng.randint(0, len(data)), rng.choice((1, 1, 2, 8, 30))
-        data[at:at + rng.choice((0, n))] = rng.choice((
-            rng.randbytes(n), rng.choice(target.words).encode("latin-1"), bytes(data[at:at + n] * 2), b"", bytes(n), b"\xff" * n))
+        data[at : at + rng.choice((0, n))] = rng.choice(
+            (
+                rng.randbytes(n),
+                rng.choice(target.words).encode("latin-1"),
+                bytes(data[at : at + n] * 2),
+                b"",
+                bytes(n),
+                b"\xff" * n,
+            )
+        )
     return bytes(data[:MAX_BYTES])
 
 
@@ -42,9 +50,17 @@ def test_seeds_and_some_changes_of_them(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_guided_by_coverage(name, capsys):
     need(has_atheris(), "atheris isn't there: pip install atheris, with Python 3.11 to 3.13")
-    done = subprocess.run([sys.executable, "-m", "tests.guided.run", name, "--seconds", str(SECONDS)], cwd=ROOT, text=True,
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace",
-                          timeout=SECONDS + 120, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.guided.run", name, "--seconds", str(SECONDS)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        errors="replace",
+        timeout=SECONDS + 120,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout[-4000:]
     with capsys.disabled():
         print(f"\n{name}: {re.search('number_of_executed_units: *([0-9]+)', done.stdout)[1]} inputs in {SECONDS} s")
@@ -52,4 +68,6 @@ def test_guided_by_coverage(name, capsys):
 
 def has_atheris() -> bool:
     """Whether the guided fuzzer can run here."""
-    return subprocess.run([sys.executable, "-c", "import atheris"], stderr=subprocess.DEVNULL, check=False).returncode == 0
+    return (
+        subprocess.run([sys.executable, "-c", "import atheris"], stderr=subprocess.DEVNULL, check=False).returncode == 0
+    )

@@ -9,9 +9,9 @@ import pytest
 
 from ctypes_api import folder
 from server import app, launch
-from server.engine import spawn
-from server.option_table import OPTIONS
-from server.options import parse
+from server.engine.client import spawn
+from server.options.parser import parse
+from server.options.table import OPTIONS
 
 LIBS = "the folder"
 SLEEPER = [sys.executable, "-c", "import sys; sys.stdin.read()"]
@@ -26,8 +26,11 @@ def started(monkeypatch):
     return commands
 
 
-@pytest.mark.parametrize("argv", [["-m", "x.gguf"], ["-m", "x.gguf", "--port", "0", "-np", "4"],
-                                  ["--model", "x.gguf", "--engine", "process"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "argv",
+    [["-m", "x.gguf"], ["-m", "x.gguf", "--port", "0", "-np", "4"], ["--model", "x.gguf", "--engine", "process"]],
+    ids=" ".join,
+)
 def test_a_command_line_that_serves_starts_the_engine_at_once(argv: list[str], started: list):
     assert launch.start_engine(parse(argv, {}), None) is not None
     assert started == [spawn.engine_command(LIBS)]
@@ -48,11 +51,24 @@ def test_a_bundle_serves_the_model_that_it_holds(started: list):
     assert launch.start_engine(parse([], {}), SimpleNamespace()) is not None
 
 
-@pytest.mark.parametrize("argv", [
-    [], ["-m", "x.gguf", "--engine", "thread"], ["-hf", "a/b"], ["-m", "x.gguf", "--model-url", "http://a/x.gguf"],
-    ["-m", "x.gguf", "--version"], ["-m", "x.gguf", "--list-devices"], ["-m", "x.gguf", "--dry-run"],
-    ["-m", "x.gguf", "--bench"], ["-m", "x.gguf", "--tune"], ["-m", "x.gguf", "--bundle", "{file}"], ["-m", "x.gguf", "--bundle-info"],
-    ["-m", "x.gguf", "--man"]], ids=lambda argv: argv[-1] if argv else "nothing")
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        ["-m", "x.gguf", "--engine", "thread"],
+        ["-hf", "a/b"],
+        ["-m", "x.gguf", "--model-url", "http://a/x.gguf"],
+        ["-m", "x.gguf", "--version"],
+        ["-m", "x.gguf", "--list-devices"],
+        ["-m", "x.gguf", "--dry-run"],
+        ["-m", "x.gguf", "--bench"],
+        ["-m", "x.gguf", "--tune"],
+        ["-m", "x.gguf", "--bundle", "{file}"],
+        ["-m", "x.gguf", "--bundle-info"],
+        ["-m", "x.gguf", "--man"],
+    ],
+    ids=lambda argv: argv[-1] if argv else "nothing",
+)
 def test_no_engine_is_started_where_none_is_needed_or_not_yet(argv: list[str], started: list):
     argv = [word.replace("{file}", __file__) for word in argv]
     assert launch.start_engine(parse(argv, {}), None) is None
@@ -68,7 +84,7 @@ def test_an_engine_that_nobody_has_taken_over_is_ended(monkeypatch):
     monkeypatch.setattr(spawn, "engine_command", lambda *hints: SLEEPER)
     monkeypatch.setattr(app, "run", lambda options, own, argv, process: processes.append(process) or 1)
     assert launch.main(["-m", "x.gguf"]) == 1
-    process, = processes
+    (process,) = processes
     assert process.returncode is not None and process.stdin.closed
 
 

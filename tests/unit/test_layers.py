@@ -26,11 +26,11 @@ NATIVE = (*LEAVES, "ctypes_api")
 # module or package -> what of the product it may import (its own package is always allowed, except by
 # leaves); the longest matching row counts, an entry allows what lies below it too
 RULES: dict[str, tuple[str, ...]] = {
-    "llama_srv": ("server.launch", "server.engine.process", "server.janitor"),      # the same program is all three
+    "llama_srv": ("server.launch", "server.engine.process", "server.janitor"),  # the same program is all three
     "server.janitor": ("server.engine.spawn",),
     "ctypes_api": (),
     **{leaf: () for leaf in LEAVES},
-    "server.option_row": ("server.records",),                            # the option table is a leaf of six modules
+    "server.option_row": ("server.records",),  # the option table is a leaf of six modules
     "server.option_table": ("server.option_row", "server.option_spec"),
     "server.option_spec": ("server.option_row",),
     "server.option_rest": ("server.option_row",),
@@ -43,17 +43,35 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.tuned": ("server.cache_folder", "server.options"),
     "server.tune": ("server.tuned",),
     "server.download": (*LEAVES, "server.cache_folder"),
-    "server.draft_model": (*LEAVES, "server.fetching", "server.engine.config", "server.engine.model_file",
-                           "server.option_spec"),
+    "server.draft_model": (
+        *LEAVES,
+        "server.fetching",
+        "server.engine.config",
+        "server.engine.model_file",
+        "server.option_spec",
+    ),
     "server.fetching": (*LEAVES, "server.download", "server.engine.model_file"),
     "server.frozen": (),
     "server.bundle": ("server.records",),
     "server.bundle_make": ("server.bundle",),
     "server.shells": ("server.option_row", "server.option_table"),
-    "server.one_shot": ("server.bundle", "server.bundle_make", "server.frozen", "server.shells", "server.options",
-                        "server.records"),
+    "server.one_shot": (
+        "server.bundle",
+        "server.bundle_make",
+        "server.frozen",
+        "server.shells",
+        "server.options",
+        "server.records",
+    ),
     "server.edge": (*LEAVES, "server.web"),
-    "server.housekeeping": (*LEAVES, "server.edge", "server.run_files", "server.systemd", "server.stacks", "server.web"),
+    "server.housekeeping": (
+        *LEAVES,
+        "server.edge",
+        "server.run_files",
+        "server.systemd",
+        "server.stacks",
+        "server.web",
+    ),
     "server.web": LEAVES,
     "server.chat": LEAVES,
     "server.engine": LEAVES,
@@ -67,7 +85,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.positions": (*LEAVES, "server.gguf"),
     "server.engine.backend_fit": NATIVE,
     "server.engine.backend": NATIVE,
-    "server.engine.backend_sampler": NATIVE,        # parts of the backend, see IMPORTED_ONLY_BY
+    "server.engine.backend_sampler": NATIVE,  # parts of the backend, see IMPORTED_ONLY_BY
     "server.engine.backend_custom": NATIVE,
     "server.engine.backend_params": NATIVE,
     "server.engine.backend_pool": NATIVE,
@@ -81,18 +99,35 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine.process": (*LEAVES, "server.stacks"),
     "server.api": API,
     "server.api.debug": (*API, "server.stacks"),
-    "server.api.routes": (*API, "server.web.router"),   # the table of routes is made of the router's rows
-    "server.launch": (*LEAVES, "ctypes_api.errors", "ctypes_api.folder", "server.app", "server.bundle",
-                      "server.engine.spawn", "server.frozen", "server.tuned"),
+    "server.api.routes": (*API, "server.web.router"),  # the table of routes is made of the router's rows
+    "server.launch": (
+        *LEAVES,
+        "ctypes_api.errors",
+        "ctypes_api.folder",
+        "server.app",
+        "server.bundle",
+        "server.engine.spawn",
+        "server.frozen",
+        "server.tuned",
+    ),
     "server.app": EVERYTHING,
     "server.serving": EVERYTHING,
     "server": (),
 }
 # modules that all others leave alone: what knows the whole, and the inside of the native seam
-BACKEND = ("server.engine.backend", "server.engine.backend_sampler", "server.engine.backend_custom",
-           "server.engine.backend_params", "server.engine.backend_draft", "server.engine.backend_mtmd",
-           "server.engine.backend_embed", "server.engine.backend_embed_media", "server.engine.backend_rerank",
-           "server.engine.backend_fit", "server.engine.backend_report")
+BACKEND = (
+    "server.engine.backend",
+    "server.engine.backend_sampler",
+    "server.engine.backend_custom",
+    "server.engine.backend_params",
+    "server.engine.backend_draft",
+    "server.engine.backend_mtmd",
+    "server.engine.backend_embed",
+    "server.engine.backend_embed_media",
+    "server.engine.backend_rerank",
+    "server.engine.backend_fit",
+    "server.engine.backend_report",
+)
 IMPORTED_ONLY_BY = {
     "server.launch": ("llama_srv",),
     "server.app": ("server.launch",),
@@ -108,9 +143,7 @@ IMPORTED_ONLY_BY = {
     "server.engine.backend_rerank": BACKEND,
     "server.engine.backend_report": BACKEND,
 }
-FORBIDDEN_STDLIB = {
-    "multiprocessing": "a frozen program has one entry: use threads, or start the program itself",
-}
+FORBIDDEN_STDLIB = {"multiprocessing": "a frozen program has one entry: use threads, or start the program itself"}
 
 
 def product_files() -> list[Path]:
@@ -133,12 +166,16 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[str, i
             for alias in node.names:
                 yield alias.name, node.lineno
         elif isinstance(node, ast.ImportFrom):
-            base = package[:len(package) - node.level + 1] if node.level else []
+            base = package[: len(package) - node.level + 1] if node.level else []
             base += node.module.split(".") if node.module else []
             for alias in node.names:
                 yield ".".join([*base, alias.name]), node.lineno
-        elif (isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant)
-              and ast.unparse(node.func) in ("__import__", "importlib.import_module", "import_module")):
+        elif (
+            isinstance(node, ast.Call)
+            and node.args
+            and isinstance(node.args[0], ast.Constant)
+            and ast.unparse(node.func) in ("__import__", "importlib.import_module", "import_module")
+        ):
             yield str(node.args[0].value), node.lineno
 
 
@@ -183,59 +220,67 @@ def test_tests_import_only_packages_that_requirements_dev_pins():
     pinned = re.findall(r"(?m)^([\w-]+)==", (ROOT / "requirements-dev.txt").read_text(encoding="utf-8"))
     known = {name.replace("-", "_") for name in pinned} | sys.stdlib_module_names | {"tests", *PRODUCT}
     known |= {path.stem for path in (ROOT / "build_scripts").glob("*.py")}
-    missing = [f"{path.relative_to(ROOT).as_posix()}:{line} imports {name}"
-               for path in sorted((ROOT / "tests").rglob("*.py"))
-               for name, line in imports(path.read_text(encoding="utf-8"), module_name(path), False)
-               if name.split(".")[0] not in known]
+    missing = [
+        f"{path.relative_to(ROOT).as_posix()}:{line} imports {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for name, line in imports(path.read_text(encoding="utf-8"), module_name(path), False)
+        if name.split(".")[0] not in known
+    ]
     assert missing == []
 
 
-@pytest.mark.parametrize("module, source", [
-    ("server.web.httpd", "import socket\nfrom server.errors import x\nfrom server.web.message import y"),
-    ("server.web.httpd", "from . import message\nfrom ..errors import ApiError"),
-    ("server.web.httpd", "from server import errors, log"),
-    ("server.engine.backend", "from ctypes_api import loader"),
-    ("server.engine.vocab", "import ctypes_api.objects"),
-    ("server.engine.backend", "from server.engine.backend_sampler import LlamaSampler"),
-    ("server.api.routes", "from server.web.router import Route"),
-    ("server.api.completion", "from server.engine.task import Task\nfrom server.chat.template import render"),
-    ("server.app", "from server.api import x\nfrom ctypes_api import y\nfrom server.web.httpd import z"),
-    ("llama_srv", "from server.launch import main"),
-    ("server.launch", "def later():\n    from server import app"),
-    ("server.options", "import os"),
-    ("ctypes_api.loader", "from ctypes_api.errors import LibsError\nfrom . import binding"),
-])
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("server.web.httpd", "import socket\nfrom server.errors import x\nfrom server.web.message import y"),
+        ("server.web.httpd", "from . import message\nfrom ..errors import ApiError"),
+        ("server.web.httpd", "from server import errors, log"),
+        ("server.engine.backend", "from ctypes_api import loader"),
+        ("server.engine.vocab", "import ctypes_api.objects"),
+        ("server.engine.backend", "from server.engine.backend_sampler import LlamaSampler"),
+        ("server.api.routes", "from server.web.router import Route"),
+        ("server.api.completion", "from server.engine.task import Task\nfrom server.chat.template import render"),
+        ("server.app", "from server.api import x\nfrom ctypes_api import y\nfrom server.web.httpd import z"),
+        ("llama_srv", "from server.launch import main"),
+        ("server.launch", "def later():\n    from server import app"),
+        ("server.options", "import os"),
+        ("ctypes_api.loader", "from ctypes_api.errors import LibsError\nfrom . import binding"),
+    ],
+)
 def test_allowed_imports_pass(module: str, source: str):
     assert violations(module, source) == []
 
 
-@pytest.mark.parametrize("module, source", [
-    ("server.web.httpd", "from server.engine.task import Task"),
-    ("server.web.httpd", "from ..engine import task"),
-    ("server.web.httpd", "def later():\n    from server.api import completion"),
-    ("server.web.httpd", "import importlib\nimportlib.import_module('server.engine.scheduler')"),
-    ("server.chat.template", "import jinja2"),
-    ("server.engine.scheduler", "import ctypes_api.llama"),
-    ("server.engine.scheduler", "from server.engine.backend_sampler import LlamaSampler"),
-    ("server.engine.scheduler", "from server.web import sse"),
-    ("server.engine.backendish", "import ctypes_api.llama"),
-    ("server.api.completion", "from server.web.router import Route"),
-    ("server.api.completion", "from server.engine.scheduler import Scheduler"),
-    ("server.api.completion", "from server.engine import scheduler"),
-    ("server.api.completion", "from server.web.httpd import HttpServer"),
-    ("server.api.completion", "from server import engine"),
-    ("server.app", "import multiprocessing"),
-    ("server.app", "import numpy as np"),
-    ("server.web.router", "from server import app"),
-    ("server.app.extra", "from server.app import run"),
-    ("server.launch", "from server import serving"),
-    ("llama_srv", "from server.app import run"),
-    ("server.options", "from server.errors import ApiError"),
-    ("server.errors", "from server.web.message import Response"),
-    ("server.strange", "from server.web import router"),
-    ("ctypes_api.loader", "from server.errors import ApiError"),
-    ("llama_srv", "from server.web.httpd import HttpServer"),
-    ("server", "from server.app import main"),
-])
+@pytest.mark.parametrize(
+    "module, source",
+    [
+        ("server.web.httpd", "from server.engine.task import Task"),
+        ("server.web.httpd", "from ..engine import task"),
+        ("server.web.httpd", "def later():\n    from server.api import completion"),
+        ("server.web.httpd", "import importlib\nimportlib.import_module('server.engine.scheduler')"),
+        ("server.chat.template", "import jinja2"),
+        ("server.engine.scheduler", "import ctypes_api.llama"),
+        ("server.engine.scheduler", "from server.engine.backend_sampler import LlamaSampler"),
+        ("server.engine.scheduler", "from server.web import sse"),
+        ("server.engine.backendish", "import ctypes_api.llama"),
+        ("server.api.completion", "from server.web.router import Route"),
+        ("server.api.completion", "from server.engine.scheduler import Scheduler"),
+        ("server.api.completion", "from server.engine import scheduler"),
+        ("server.api.completion", "from server.web.httpd import HttpServer"),
+        ("server.api.completion", "from server import engine"),
+        ("server.app", "import multiprocessing"),
+        ("server.app", "import numpy as np"),
+        ("server.web.router", "from server import app"),
+        ("server.app.extra", "from server.app import run"),
+        ("server.launch", "from server import serving"),
+        ("llama_srv", "from server.app import run"),
+        ("server.options", "from server.errors import ApiError"),
+        ("server.errors", "from server.web.message import Response"),
+        ("server.strange", "from server.web import router"),
+        ("ctypes_api.loader", "from server.errors import ApiError"),
+        ("llama_srv", "from server.web.httpd import HttpServer"),
+        ("server", "from server.app import main"),
+    ],
+)
 def test_forbidden_imports_are_found(module: str, source: str):
     assert len(violations(module, source)) == 1

@@ -53,12 +53,21 @@ def info(*args, part="engine", **kwargs):
 
 
 def access(**changes):
-    record = {"id": "r1", "client": "10.0.0.9", "method": "POST", "path": "/completion", "status": 200,
-              "n_bytes": 1234, "seconds": 0.5321, "complete": True} | changes
+    record = {
+        "id": "r1",
+        "client": "10.0.0.9",
+        "method": "POST",
+        "path": "/completion",
+        "status": 200,
+        "n_bytes": 1234,
+        "seconds": 0.5321,
+        "complete": True,
+    } | changes
     return lambda: log.access_line(SimpleNamespace(**record))
 
 
 # -- what lines look like
+
 
 @pytest.mark.covers("B10", "C41")
 def test_a_json_line_says_when_who_where_and_what():
@@ -88,10 +97,18 @@ def test_lines_in_a_text_file_carry_the_date(tmp_path):
     assert line.endswith(" I engine: hello\n") and line[4] == line[7] == "-" and line[10] == " "
 
 
-@pytest.mark.parametrize("level, expected", [
-    ("ERROR", ["E"]), ("WARNING", ["E", "W"]), ("INFO", ["E", "W", "I"]), ("DEBUG", ["E", "W", "I", "D"]),
-    ("VERBOSE", ["E", "W", "I", "D", "V"]), (logging.CRITICAL, []), (log.VERBOSE, ["E", "W", "I", "D", "V"]),
-])
+@pytest.mark.parametrize(
+    "level, expected",
+    [
+        ("ERROR", ["E"]),
+        ("WARNING", ["E", "W"]),
+        ("INFO", ["E", "W", "I"]),
+        ("DEBUG", ["E", "W", "I", "D"]),
+        ("VERBOSE", ["E", "W", "I", "D", "V"]),
+        (logging.CRITICAL, []),
+        (log.VERBOSE, ["E", "W", "I", "D", "V"]),
+    ],
+)
 def test_the_level_decides_which_lines_appear(level, expected):
     def all_levels():
         logger = log.get_logger("app")
@@ -155,16 +172,28 @@ def test_an_unknown_format_or_level_is_a_mistake_of_ours():
 
 # -- values of every kind
 
+
 @dataclass
 class Thing:
     n: int
 
 
-@pytest.mark.parametrize("value, expected", [
-    (float("nan"), "nan"), ([1.5, float("inf")], [1.5, "inf"]), ({(1, 2): "x"}, {"(1, 2)": "x"}),
-    (b"ab\xff", "ab\\xff"), (Thing(3), {"n": 3}), (frozenset({4}), [4]), ((1, "a"), [1, "a"]), (None, None),
-    ({"deep": [{"x": float("nan")}]}, {"deep": [{"x": "nan"}]}), ("größe", "größe"), (2**70, 2**70),
-])
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (float("nan"), "nan"),
+        ([1.5, float("inf")], [1.5, "inf"]),
+        ({(1, 2): "x"}, {"(1, 2)": "x"}),
+        (b"ab\xff", "ab\\xff"),
+        (Thing(3), {"n": 3}),
+        (frozenset({4}), [4]),
+        ((1, "a"), [1, "a"]),
+        (None, None),
+        ({"deep": [{"x": float("nan")}]}, {"deep": [{"x": "nan"}]}),
+        ("größe", "größe"),
+        (2**70, 2**70),
+    ],
+)
 def test_any_value_ends_up_as_json(value, expected):
     [line] = objects_of(lambda: log.verbose("x", value=value))
     assert line["value"] == expected
@@ -196,6 +225,7 @@ def test_an_object_that_can_not_be_shown_costs_its_line_and_is_told():
     class Hostile:
         def __str__(self):
             raise RuntimeError("no")
+
         __repr__ = __str__
 
     lines = lines_of(lambda: [info(Hostile())(), info("next")()])
@@ -204,9 +234,9 @@ def test_an_object_that_can_not_be_shown_costs_its_line_and_is_told():
 
 # -- what must not be in a line
 
+
 @pytest.mark.parametrize("format", log.FORMATS)
-@pytest.mark.parametrize("text", [
-    "a\nb", "a\r\nb", "a\x1b[2Jb", "a\x9bb", "a\x7fb", "a\u2028b", "a\u202eb", "a\x00b"])
+@pytest.mark.parametrize("text", ["a\nb", "a\r\nb", "a\x1b[2Jb", "a\x9bb", "a\x7fb", "a\u2028b", "a\u202eb", "a\x00b"])
 def test_what_clients_send_neither_forges_lines_nor_drives_a_terminal(text, format):
     def hostile():
         info("path %s", text)()
@@ -224,7 +254,7 @@ def test_what_clients_send_neither_forges_lines_nor_drives_a_terminal(text, form
 def test_a_traceback_can_not_forge_a_line(format):
     def fail():
         try:
-            raise ValueError("x\n12:00:00 I app: forged\n{\"level\": \"INFO\"}\r\x1b[2J\u202812:00:00 I app: x")
+            raise ValueError('x\n12:00:00 I app: forged\n{"level": "INFO"}\r\x1b[2J\u202812:00:00 I app: x')
         except ValueError:
             log.get_logger("http").exception("failed")
 
@@ -262,18 +292,25 @@ def test_secrets_are_in_no_line(format):
         assert part not in text
 
 
-@pytest.mark.parametrize("text, hidden", [
-    ("Authorization: Bearer abc.def-123", "abc.def"), ("authorization: bearer   abcdef123456", "abcdef"),
-    ("token hf_AbCdEfGhIjKlMnOp", "AbCdEf"), ("sk-proj-abcdefghijklmnop", "abcdef"),
-    ("https://anna:geheim@example.org/x", "geheim"), ("https://nur-token@example.org/x", "nur-token"),
-])
+@pytest.mark.parametrize(
+    "text, hidden",
+    [
+        ("Authorization: Bearer abc.def-123", "abc.def"),
+        ("authorization: bearer   abcdef123456", "abcdef"),
+        ("token hf_AbCdEfGhIjKlMnOp", "AbCdEf"),
+        ("sk-proj-abcdefghijklmnop", "abcdef"),
+        ("https://anna:geheim@example.org/x", "geheim"),
+        ("https://nur-token@example.org/x", "nur-token"),
+    ],
+)
 def test_what_looks_like_a_secret_is_masked_without_being_told(text, hidden):
     [line] = lines_of(info("%s", text))
     assert hidden not in line and "***" in line
 
 
-@pytest.mark.parametrize("text", [
-    "bearer of news", "hf_x", "see https://example.org/a?b=c@d", "sk-1", "GET /v1/models"])
+@pytest.mark.parametrize(
+    "text", ["bearer of news", "hf_x", "see https://example.org/a?b=c@d", "sk-1", "GET /v1/models"]
+)
 def test_ordinary_text_is_left_alone(text):
     [line] = lines_of(info("%s", text))
     assert line.endswith(text)
@@ -294,13 +331,23 @@ def test_keys_that_come_later_are_hidden_too(tmp_path):
 
 # -- the access log
 
+
 @pytest.mark.covers("B10")
 def test_an_answered_request_is_one_line_with_its_id():
     [line] = lines_of(access())
     assert line.endswith(" I access: 10.0.0.9 POST /completion 200 | request_id=r1 bytes=1234 ms=532.1")
     [entry] = objects_of(access())
-    expected = {"request_id": "r1", "client": "10.0.0.9", "method": "POST", "path": "/completion",
-                "status": 200, "bytes": 1234, "ms": 532.1, "complete": True, "logger": "access"}
+    expected = {
+        "request_id": "r1",
+        "client": "10.0.0.9",
+        "method": "POST",
+        "path": "/completion",
+        "status": 200,
+        "bytes": 1234,
+        "ms": 532.1,
+        "complete": True,
+        "logger": "access",
+    }
     assert expected.items() <= entry.items()
 
 
@@ -309,11 +356,19 @@ def test_an_unfinished_answer_and_an_unreadable_head_are_told():
     assert "10.0.0.9 - - 499 (not complete" in line
 
 
-@pytest.mark.parametrize("record, level", [
-    ({"path": "/health"}, "D"), ({"path": "/api/v1/health/"}, "D"), ({"path": "/metrics"}, "D"),
-    ({"path": "/health", "status": 503}, "W"), ({"path": "/health", "status": 401}, "I"),
-    ({"status": 500}, "W"), ({"status": 404}, "I"), ({"path": "/healthy"}, "I"),
-])
+@pytest.mark.parametrize(
+    "record, level",
+    [
+        ({"path": "/health"}, "D"),
+        ({"path": "/api/v1/health/"}, "D"),
+        ({"path": "/metrics"}, "D"),
+        ({"path": "/health", "status": 503}, "W"),
+        ({"path": "/health", "status": 401}, "I"),
+        ({"status": 500}, "W"),
+        ({"status": 404}, "I"),
+        ({"path": "/healthy"}, "I"),
+    ],
+)
 def test_probes_are_quiet_and_server_errors_stand_out(record, level):
     [line] = lines_of(access(**record))
     assert line.split()[1] == level
@@ -325,6 +380,7 @@ def test_a_long_path_is_cut():
 
 
 # -- verbose
+
 
 @pytest.mark.covers("C01")
 def test_verbose_shows_whole_requests_prompts_and_answers_and_nothing_else_does():
@@ -350,11 +406,19 @@ def test_callers_can_ask_whether_verbose_lines_are_wanted(level, expected):
 
 # -- colours
 
-@pytest.mark.parametrize("stream, colors, environ, expected", [
-    (Terminal, "auto", {}, True), (io.StringIO, "auto", {}, False), (io.StringIO, "on", {}, True),
-    (Terminal, "off", {}, False), (Terminal, "auto", {"NO_COLOR": "1"}, False),
-    (Terminal, "auto", {"TERM": "dumb"}, False), (Terminal, "on", {"NO_COLOR": "1"}, True),
-])
+
+@pytest.mark.parametrize(
+    "stream, colors, environ, expected",
+    [
+        (Terminal, "auto", {}, True),
+        (io.StringIO, "auto", {}, False),
+        (io.StringIO, "on", {}, True),
+        (Terminal, "off", {}, False),
+        (Terminal, "auto", {"NO_COLOR": "1"}, False),
+        (Terminal, "auto", {"TERM": "dumb"}, False),
+        (Terminal, "on", {"NO_COLOR": "1"}, True),
+    ],
+)
 def test_colours_appear_on_terminals_only(stream, colors, environ, expected, monkeypatch):
     for name, value in environ.items():
         monkeypatch.setenv(name, value)

@@ -31,18 +31,21 @@ def info(*args):
 
 # -- where lines go
 
+
 @pytest.mark.covers("C40", "C41")
-@pytest.mark.parametrize("profile, given, on_stdout, file, format", [
-    ("2024", {}, True, "llama.log", "json"),
-    ("2024", {"disable": True}, True, None, "json"),
-    ("2024", {"format": "text", "file": "a.log"}, True, "a.log", "text"),
-    ("2024", {"disable": True, "file": "a.log"}, True, None, "json"),
-    ("modern", {}, False, None, "text"),
-    ("modern", {"file": "a.log"}, False, "a.log", "text"),
-    ("modern", {"format": "json"}, False, None, "json"),
-])
-def test_the_profile_decides_where_lines_go(
-        profile, given, on_stdout, file, format, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "profile, given, on_stdout, file, format",
+    [
+        ("2024", {}, True, "llama.log", "json"),
+        ("2024", {"disable": True}, True, None, "json"),
+        ("2024", {"format": "text", "file": "a.log"}, True, "a.log", "text"),
+        ("2024", {"disable": True, "file": "a.log"}, True, None, "json"),
+        ("modern", {}, False, None, "text"),
+        ("modern", {"file": "a.log"}, False, "a.log", "text"),
+        ("modern", {"format": "json"}, False, None, "json"),
+    ],
+)
+def test_the_profile_decides_where_lines_go(profile, given, on_stdout, file, format, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     log.setup(**log.profile_settings(profile, **given))
     info("where am I")()
@@ -148,6 +151,7 @@ def test_the_root_logger_of_the_program_gets_nothing():
 
 
 # -- writing never hurts
+
 
 class Raw(io.RawIOBase):
     """A file that does what a script says: a number: takes so many bytes; None: would block; an error."""
@@ -262,7 +266,7 @@ def in_child(code, **options):
 def test_without_a_stderr_the_file_still_gets_its_lines(tmp_path):
     done = in_child(f"""
         sys.stderr = sys.stdout = None
-        log.setup(file={str(tmp_path / 'x.log')!r})
+        log.setup(file={str(tmp_path / "x.log")!r})
         log.get_logger("app").error("hello")
         """)
     assert done.returncode == 0 and (tmp_path / "x.log").read_text().endswith("hello\n")
@@ -275,11 +279,14 @@ def test_a_reader_that_left_changes_neither_output_nor_exit_code(name):
     os.close(read)
     other = "stderr" if name == "stdout" else "stdout"
     try:
-        done = in_child(f"""
+        done = in_child(
+            f"""
             log.setup(stream=sys.{name}, format="json")
             for number in range(3000):
                 log.get_logger("app").error("hello %d", number)
-            """, **{name: write, other: subprocess.PIPE})
+            """,
+            **{name: write, other: subprocess.PIPE},
+        )
     finally:
         os.close(write)
     assert done.returncode == 0 and getattr(done, other) == b""
@@ -290,26 +297,37 @@ def test_a_reader_that_left_changes_neither_output_nor_exit_code(name):
 def test_a_full_disk_changes_neither_output_nor_exit_code(name):
     other = "stderr" if name == "stdout" else "stdout"
     with open("/dev/full", "wb") as full:
-        done = in_child(f"""
+        done = in_child(
+            f"""
             log.setup(stream=sys.{name})
             log.get_logger("app").error("hello")
-            """, **{name: full, other: subprocess.PIPE})
+            """,
+            **{name: full, other: subprocess.PIPE},
+        )
     assert done.returncode == 0 and getattr(done, other) == b""
 
 
 def test_log_lines_and_printed_lines_keep_their_order():
-    done = in_child("""
+    done = in_child(
+        """
         log.setup(stream=sys.stdout)
         print("one")
         log.get_logger("app").info("two")
         print("three")
-        """, stdout=subprocess.PIPE, text=True)
+        """,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert [line.split()[-1] for line in done.stdout.splitlines()] == ["one", "two", "three"]
 
 
 def test_importing_the_module_sets_nothing_up():
-    done = in_child("""
+    done = in_child(
+        """
         import logging
         print(logging.getLogger(log.ROOT).handlers, logging.raiseExceptions)
-        """, stdout=subprocess.PIPE, text=True)
+        """,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert done.stdout.split("\n")[0] == "[] True"

@@ -44,9 +44,7 @@ def test_a_module_is_readable_and_never_makes_html(path: Path):
         assert forbidden not in source.replace("document.write(chunk", ""), forbidden
 
 
-@pytest.mark.parametrize(
-    "path", [*SCRIPTS, PUBLIC / "style.css", PUBLIC / "index.html"], ids=lambda path: path.name
-)
+@pytest.mark.parametrize("path", [*SCRIPTS, PUBLIC / "style.css", PUBLIC / "index.html"], ids=lambda path: path.name)
 def test_nothing_points_outside(path: Path):
     source = path.read_text(encoding="utf-8")
     urls = re.findall(r"\bhttps?://[\w.]+", source)
@@ -71,9 +69,7 @@ def test_both_languages_say_the_same_things():
 
 
 def test_every_text_that_is_asked_for_exists_and_every_text_is_used():
-    source = "\n".join(
-        path.read_text(encoding="utf-8") for path in SCRIPTS if not path.name.startswith("text-")
-    )
+    source = "\n".join(path.read_text(encoding="utf-8") for path in SCRIPTS if not path.name.startswith("text-"))
     english = set(texts("text-en.js"))
     asked = set(re.findall(r"\bt\('([\w-]+)'", source)) - {"key"}  # the example in i18n.js
     assert asked <= english

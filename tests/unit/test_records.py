@@ -17,6 +17,7 @@ from tests.support import ROOT
 
 def pair(**how: bool) -> tuple[type, type]:
     """The same class made by both."""
+
     def body() -> type:
         class Sample:
             """A sample."""
@@ -30,7 +31,9 @@ def pair(**how: bool) -> tuple[type, type]:
 
             def double(self) -> int:
                 return self.a * 2
+
         return Sample
+
     how = {"frozen": False, "eq": True} | how
     return record(**how)(body()), dataclasses.dataclass(slots=True, **how)(body())
 
@@ -59,13 +62,25 @@ class Leaf(Node):
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("args, kwargs", [
-    ((1,), {}), ((1, "x"), {}), ((1, "x", [2]), {"hidden": b"1"}), ((), {"a": 3, "named": 5}), ((), {}),
-    ((1, 2, 3, 4, 5), {}), ((1,), {"a": 1}), ((1,), {"later": 2}), ((1,), {"other": 1})], ids=repr)
+@pytest.mark.parametrize(
+    "args, kwargs",
+    [
+        ((1,), {}),
+        ((1, "x"), {}),
+        ((1, "x", [2]), {"hidden": b"1"}),
+        ((), {"a": 3, "named": 5}),
+        ((), {}),
+        ((1, 2, 3, 4, 5), {}),
+        ((1,), {"a": 1}),
+        ((1,), {"later": 2}),
+        ((1,), {"other": 1}),
+    ],
+    ids=repr,
+)
 def test_it_is_made_and_shown_like_a_dataclass(frozen: bool, args: tuple, kwargs: dict):
     outcomes = []
     for cls in pair(frozen=frozen):
-        for _ in range(2):              # the first call compiles
+        for _ in range(2):  # the first call compiles
             try:
                 made = cls(*args, **kwargs)
                 outcomes.append((repr(made), dataclasses.asdict(made), made.double(), cls.__match_args__))
@@ -103,8 +118,12 @@ def test_fields_that_are_not_there_cannot_be_set():
 
 def test_copies_and_pickles_are_equal():
     for made in (Point(1, 2), Node([Point(3)]), Leaf([1], "x", offset=4)):
-        for other in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made)),
-                      dataclasses.replace(made)):
+        for other in (
+            copy.copy(made),
+            copy.deepcopy(made),
+            pickle.loads(pickle.dumps(made)),
+            dataclasses.replace(made),
+        ):
             assert other == made and other is not made
     assert dataclasses.replace(Point(1, 2), y=5) == Point(1, 5)
 
@@ -133,15 +152,17 @@ def test_patterns_match_by_place():
 
 def test_making_one_compiles_nothing():
     """That is what it is for: a program has 150 of them, and needs the methods of few."""
-    code = ("import sys, dataclasses\n"
-            "from server.records import record\n"
-            "compiled = []\n"
-            "sys.addaudithook(lambda event, args: event == 'compile' and compiled.append(args))\n"
-            "class Sample:\n"
-            "    a: int\n"
-            "    b: int = 0\n"
-            "made = record(frozen=True)(Sample)\n"
-            "assert not compiled, compiled\n"
-            "made(1)\n"
-            "assert len(compiled) == 1, compiled\n")
+    code = (
+        "import sys, dataclasses\n"
+        "from server.records import record\n"
+        "compiled = []\n"
+        "sys.addaudithook(lambda event, args: event == 'compile' and compiled.append(args))\n"
+        "class Sample:\n"
+        "    a: int\n"
+        "    b: int = 0\n"
+        "made = record(frozen=True)(Sample)\n"
+        "assert not compiled, compiled\n"
+        "made(1)\n"
+        "assert len(compiled) == 1, compiled\n"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -12,25 +12,65 @@ import pytest
 
 from tests.support import ROOT
 
-RARE = ("argparse", "asyncio", "difflib", "multiprocessing", "unittest", "webbrowser", "urllib.request", "server.bench",
-        "server.download")
+RARE = (
+    "argparse",
+    "asyncio",
+    "difflib",
+    "multiprocessing",
+    "unittest",
+    "webbrowser",
+    "urllib.request",
+    "server.bench",
+    "server.download",
+)
 HTTP = ("http.client", "http.server", "email.parser", "ssl", "server.web", "server.api", "server.chat")
-ENGINE = ("server.engine.scheduler", "server.engine.backend", "server.engine.thread")
+ENGINE = ("server.engine.loop.scheduler", "server.engine.llama.backend", "server.engine.entry.thread")
 
 
-@pytest.mark.parametrize("module, not_imported", [
-    # before the engine's process is started
-    ("server.launch", (*RARE, *HTTP, *ENGINE, "ctypes", "logging", "shutil", "textwrap", "server.log", "server.engine.task", "server.gguf")),
-    # before the engine is told what to load
-    ("server.app", (*RARE, *HTTP, *ENGINE)),
-    # while it loads
-    ("server.serving", (*RARE, *ENGINE, "server.chat.jinja", "server.chat.json_schema", "server.chat.gbnf")),
-    # the engine's process, before it takes its configuration; its scheduler comes while libllama loads
-    ("server.engine.process", (*RARE, *HTTP, *ENGINE, "server.options", "server.gguf")),
-    ("server.engine.backend", (*RARE, *HTTP, "server.engine.scheduler", "server.options", "server.gguf", "hashlib",
-                               "subprocess", "server.engine.backend_mtmd")),
-    ("server.engine.scheduler", (*RARE, *HTTP, "server.options", "statistics", "shutil", "hashlib")),
-])
+@pytest.mark.parametrize(
+    "module, not_imported",
+    [
+        # before the engine's process is started
+        (
+            "server.launch",
+            (
+                *RARE,
+                *HTTP,
+                *ENGINE,
+                "ctypes",
+                "logging",
+                "shutil",
+                "textwrap",
+                "server.log",
+                "server.engine.seam.task",
+                "server.model_files.gguf",
+            ),
+        ),
+        # before the engine is told what to load
+        ("server.app", (*RARE, *HTTP, *ENGINE)),
+        # while it loads
+        (
+            "server.serving",
+            (*RARE, *ENGINE, "server.chat.jinja", "server.grammar.json_schema.convert", "server.grammar.gbnf"),
+        ),
+        # the engine's process, before it takes its configuration; its scheduler comes while libllama loads
+        ("server.engine.entry.process", (*RARE, *HTTP, *ENGINE, "server.options.parser", "server.model_files.gguf")),
+        (
+            "server.engine.llama.backend",
+            (
+                *RARE,
+                *HTTP,
+                "server.engine.loop.scheduler",
+                "server.options.parser",
+                "server.model_files.gguf",
+                "hashlib",
+                "subprocess",
+                "server.engine.llama.mtmd",
+            ),
+        ),
+        ("server.engine.loop.scheduler", (*RARE, *HTTP, "server.options.parser", "statistics", "shutil", "hashlib")),
+    ],
+)
 def test_nothing_is_imported_that_can_wait(module: str, not_imported: tuple[str, ...]):
     code = f"import {module}, sys; print('\\n'.join(sys.modules))"
     found = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

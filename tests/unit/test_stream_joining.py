@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from server.api.completion import MAX_JOINED, PING, Stream
-from server.engine.task import Final, Piece, Timings
+from server.engine.seam.task import Final, Piece, Timings
 from server.errors import ApiError
 
 

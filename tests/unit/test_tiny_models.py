@@ -57,23 +57,22 @@ class Reader:
         return values
 
     def string(self) -> str:
-        length, = self.take("<Q")
+        (length,) = self.take("<Q")
         return self.take(f"<{length}s")[0].decode("utf-8")
 
     def pair(self) -> tuple[str, Any]:
         key = self.string()
-        kind, = self.take("<I")
+        (kind,) = self.take("<I")
         if kind == 8:
             return key, self.string()
         if kind == 9:
             kind, count = self.take("<IQ")
-            return key, [self.string() if kind == 8 else self.take("<" + SCALAR_CODES[kind])[0]
-                         for _ in range(count)]
+            return key, [self.string() if kind == 8 else self.take("<" + SCALAR_CODES[kind])[0] for _ in range(count)]
         return key, self.take("<" + SCALAR_CODES[kind])[0]
 
     def info(self) -> tuple[str, tuple[int, ...], int, int]:
         name = self.string()
-        n_dims, = self.take("<I")
+        (n_dims,) = self.take("<I")
         dims = self.take(f"<{n_dims}Q")
         return name, dims, *self.take("<IQ")
 
@@ -101,8 +100,14 @@ def test_writer_keeps_values_and_types():
     gguf.tensor("v", (1,), [9])
     read = Reader(gguf.to_bytes())
     assert read.pairs == {
-        "general.architecture": "llama", "general.name": "naïve 😀", "a.b.c": 7, "flag": True, "third": 0.5,
-        "words": ["", "größe"], "scores": [-1, 2]}
+        "general.architecture": "llama",
+        "general.name": "naïve 😀",
+        "a.b.c": 7,
+        "flag": True,
+        "third": 0.5,
+        "words": ["", "größe"],
+        "scores": [-1, 2],
+    }
     assert read.tensors == {"m": ((3, 2), (1, 2, 3, 4, 5, 6)), "v": ((1,), (9,))}
 
 
@@ -121,7 +126,10 @@ def test_options_reach_the_file(tmp_path: Path):
     assert read.pairs["llama.context_length"] == 77
     assert "tokenizer.chat_template" not in read.pairs
     assert [tokens[read.pairs[f"tokenizer.ggml.fim_{name}_token_id"]] for name in ("pre", "suf", "mid")] == [
-        "<PRE>", "<SUF>", "<MID>"]
+        "<PRE>",
+        "<SUF>",
+        "<MID>",
+    ]
     other = tiny_models.tiny_llama(tmp_path / "b.gguf", n_ctx_train=77, fim=True, chat_template=None, seed=1)
     assert other.read_bytes() != path.read_bytes()
 
@@ -134,7 +142,7 @@ def test_each_head_clearly_prefers_one_cell_at_every_position(distance: int):
 
     def score(back: int) -> float:
         fit = sum(math.cos(a * (distance - back)) + tiny_models.OWN * math.cos(a * back) for a in angles)
-        return tiny_models.KEY ** 2 / math.sqrt(size) * fit
+        return tiny_models.KEY**2 / math.sqrt(size) * fit
 
     scores = [score(back) for back in range(2000)]
     best, runner_up = 0, -1
@@ -156,11 +164,11 @@ def test_every_vote_has_an_odd_number_of_voters_of_equal_weight(kind: str, tmp_p
         for block in range(len(tiny_models.DISTANCES)):
             (n_in, _), values = tensors[f"blk.{block}.attn_output.weight"]
             row = tiny_models.VOTE + vote
-            ballots += [abs(value) for value in values[row * n_in:(row + 1) * n_in] if value]
+            ballots += [abs(value) for value in values[row * n_in : (row + 1) * n_in] if value]
         assert len(ballots) % 2 == 1
         assert set(ballots) == {tiny_models.VOTE_SIZE}
 
 
 def test_there_is_a_word_for_every_outcome_of_the_votes():
     words = [*tiny_models.WORDS, *tiny_models.SIGNS]
-    assert len(set(words)) == len(words) == 2 ** tiny_models.N_VOTES
+    assert len(set(words)) == len(words) == 2**tiny_models.N_VOTES

@@ -27,6 +27,15 @@ from .marked import Marked, mark
 from .template import Template
 
 __all__ = [
-    "Limits", "Marked", "SecurityError", "Template", "TemplateError", "TemplateLimitError", "TemplateRaised",
-    "TemplateRuntimeError", "TemplateSyntaxError", "UndefinedError", "mark",
+    "Limits",
+    "Marked",
+    "SecurityError",
+    "Template",
+    "TemplateError",
+    "TemplateLimitError",
+    "TemplateRaised",
+    "TemplateRuntimeError",
+    "TemplateSyntaxError",
+    "UndefinedError",
+    "mark",
 ]

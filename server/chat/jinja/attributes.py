@@ -24,13 +24,42 @@ Method = Callable[..., object]
 HIDDEN = frozenset(name for kind in (dict, str, list) for name in dir(kind) if name.startswith("_"))
 
 TEXT_METHODS = (
-    "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii",
+    "capitalize",
+    "casefold",
+    "count",
+    "endswith",
+    "find",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
     "isdecimal",
-    "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle", "isupper",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
     "lower",
-    "lstrip", "partition", "removeprefix", "removesuffix", "rfind", "rindex", "rpartition", "rsplit",
+    "lstrip",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "rfind",
+    "rindex",
+    "rpartition",
+    "rsplit",
     "rstrip",
-    "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper")
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "upper",
+)
 PADDING_METHODS = ("center", "ljust", "rjust", "zfill")
 
 
@@ -49,7 +78,7 @@ def get_item(run: Run, owner: object, key: object) -> object:
     if type(key) is tuple:
         guard(run, key)
     try:
-        return owner[key]       # type: ignore[index]
+        return owner[key]  # type: ignore[index]
     except (TypeError, LookupError):
         if isinstance(key, str):
             found = type_attribute(run, owner, str.__str__(key))
@@ -80,11 +109,16 @@ def type_attribute(run: Run, owner: object, name: str) -> tuple[object] | None:
 
 
 def _unsafe(owner: object, name: str) -> Undefined:
-    return Undefined(f"access to attribute {name!r} of a {type(owner).__name__} is not allowed in templates",
-                     owner, name, SecurityError)
+    return Undefined(
+        f"access to attribute {name!r} of a {type(owner).__name__} is not allowed in templates",
+        owner,
+        name,
+        SecurityError,
+    )
 
 
 # ------------------------------------------------------------------------------------------ strings
+
 
 def _text_method(name: str) -> Method:
     plain, marked = getattr(str, name), getattr(Marked, name)
@@ -95,6 +129,7 @@ def _text_method(name: str) -> Method:
         if type(owner) is str:
             return plain(owner, *args, **kwargs)
         return marked(owner, *args, **kwargs)
+
     return method
 
 
@@ -104,6 +139,7 @@ def _padding_method(name: str) -> Method:
     def method(run: Run, owner: str, width: int, /, *fill: str) -> str:
         run.text(width)
         return marked(_with_marks(owner), width, *fill)
+
     return method
 
 
@@ -131,12 +167,12 @@ def join_text(run: Run, separator: str, items: Iterable[object], /) -> str:
     """`separator.join(items)` for strings."""
     texts = list(items)
     run.items(len(texts))
-    if is_safe(separator):      # as jinja2's Markup does, it takes anything
+    if is_safe(separator):  # as jinja2's Markup does, it takes anything
         texts = [escape(soft_text(run, text)) for text in texts]
     run.text(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
     if type(separator) is str and Marked not in set(map(type, texts)):
-        return separator.join(texts)        # type: ignore[arg-type]
-    return _with_marks(separator).join(texts)       # type: ignore[arg-type]
+        return separator.join(texts)  # type: ignore[arg-type]
+    return _with_marks(separator).join(texts)  # type: ignore[arg-type]
 
 
 def replace_text(run: Run, text: str, old: str, new: str, count: int = -1) -> str:
@@ -150,12 +186,14 @@ def replace_text(run: Run, text: str, old: str, new: str, count: int = -1) -> st
 
 # ------------------------------------------------------------------------------------------ containers
 
+
 def _search(name: str, kind: type) -> Method:
     plain = getattr(kind, name)
 
     def method(run: Run, owner: list[object] | tuple[object, ...], item: object, /, *bounds: int) -> int:
         guard(run, item, owner)
         return plain(owner, item, *bounds)
+
     return method
 
 
@@ -165,6 +203,7 @@ def _by_key(name: str) -> Method:
     def method(run: Run, owner: dict[object, object], key: object, /, *default: object) -> object:
         guard(run, key)
         return plain(owner, key, *default)
+
     return method
 
 
@@ -213,6 +252,7 @@ def _plain(call: Callable[..., object]) -> Method:
 
 # ------------------------------------------------------------------------------------------ loop
 
+
 def _cycle(run: Run, loop: Loop, /, *items: object) -> object:
     if not items:
         raise TypeError("no items for cycling given")
@@ -254,8 +294,11 @@ FIELDS: dict[type, dict[str, Callable[..., object]]] = {
         "caller": lambda macro: macro.takes_caller,
         "explicit_caller": lambda macro: "caller" in macro.parameters,
     },
-    Cycler: {"current": lambda cycler: cycler.items[cycler.position], "pos": lambda cycler: cycler.position,
-             "items": lambda cycler: cycler.items},
+    Cycler: {
+        "current": lambda cycler: cycler.items[cycler.position],
+        "pos": lambda cycler: cycler.position,
+        "items": lambda cycler: cycler.items,
+    },
     Joiner: {"sep": lambda joiner: joiner.separator, "used": lambda joiner: joiner.used},
     Group: {"grouper": lambda group: group[0], "list": lambda group: group[1]},
     range: {"start": lambda r: r.start, "stop": lambda r: r.stop, "step": lambda r: r.step},
@@ -267,7 +310,10 @@ FIELDS: dict[type, dict[str, Callable[..., object]]] = {
 _TEXT: dict[str, Method] = {
     **{name: _text_method(name) for name in TEXT_METHODS},
     **{name: _padding_method(name) for name in PADDING_METHODS},
-    "expandtabs": _expandtabs, "format": _format, "format_map": _format_map, "join": join_text,
+    "expandtabs": _expandtabs,
+    "format": _format,
+    "format_map": _format_map,
+    "join": join_text,
     "replace": lambda run, text, old, new, count=-1, /: replace_text(run, text, old, new, count),
 }
 _INTEGER: dict[str, Method] = {"bit_length": _plain(int.bit_length), "conjugate": _plain(int.conjugate)}
@@ -276,8 +322,13 @@ _PAIR: dict[str, Method] = {"count": _search("count", tuple), "index": _search("
 METHODS: dict[type, dict[str, Method]] = {
     str: _TEXT,
     Marked: _TEXT,
-    dict: {"copy": _copy, "get": _by_key("get"), "items": _plain(dict.items), "keys": _plain(dict.keys),
-           "values": _plain(dict.values)},
+    dict: {
+        "copy": _copy,
+        "get": _by_key("get"),
+        "items": _plain(dict.items),
+        "keys": _plain(dict.keys),
+        "values": _plain(dict.values),
+    },
     list: {"copy": _copy, "count": _search("count", list), "index": _search("index", list)},
     tuple: _PAIR,
     Group: _PAIR,
@@ -285,17 +336,32 @@ METHODS: dict[type, dict[str, Method]] = {
     bool: _INTEGER,
     int: _INTEGER,
     float: {"is_integer": _plain(float.is_integer), "conjugate": _plain(float.conjugate)},
-    KEYS: {}, VALUES: {}, ITEMS: {},
+    KEYS: {},
+    VALUES: {},
+    ITEMS: {},
     Loop: {"cycle": _cycle, "changed": _changed},
     Cycler: {"next": _plain(Cycler.next), "reset": _reset},
 }
 
 # methods that change the value they belong to
 CHANGES: dict[type, dict[str, Method]] = {
-    dict: {"clear": _plain(dict.clear), "pop": _by_key("pop"), "popitem": _plain(dict.popitem),
-           "setdefault": _by_key("setdefault"), "update": _update},
-    list: {"append": _append, "clear": _plain(list.clear), "extend": _extend, "insert": _insert,
-           "pop": _plain(list.pop), "remove": _remove, "reverse": _plain(list.reverse), "sort": _sort},
+    dict: {
+        "clear": _plain(dict.clear),
+        "pop": _by_key("pop"),
+        "popitem": _plain(dict.popitem),
+        "setdefault": _by_key("setdefault"),
+        "update": _update,
+    },
+    list: {
+        "append": _append,
+        "clear": _plain(list.clear),
+        "extend": _extend,
+        "insert": _insert,
+        "pop": _plain(list.pop),
+        "remove": _remove,
+        "reverse": _plain(list.reverse),
+        "sort": _sort,
+    },
 }
 
 # what a key of a dictionary can't replace when it is looked up with a dot

@@ -15,8 +15,7 @@ class TemplateError(Exception):
     the context's `messages` list that was being rendered, counted from 0, or None.
     """
 
-    def __init__(self, message: str, line: int = 0, column: int = 0,
-                 message_index: int | None = None) -> None:
+    def __init__(self, message: str, line: int = 0, column: int = 0, message_index: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.line = line

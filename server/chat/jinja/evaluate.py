@@ -51,6 +51,7 @@ def _name(node: nodes.Name, place: Place) -> Evaluate:
     def outer(frame: Frame) -> object:
         value = outer_frame(frame, hops)[index]
         return Undefined(name=name) if value is MISSING else value
+
     return outer if hops else own
 
 
@@ -74,6 +75,7 @@ def _dict(node: nodes.DictNode, place: Place) -> Evaluate:
             guard(frame[RUN], name)
             made[name] = value(frame)
         return made
+
     return make
 
 
@@ -86,6 +88,7 @@ def _attribute(node: nodes.Attribute, place: Place) -> Evaluate:
         if is_key and type(value) is dict and name in value:
             return value[name]
         return get_attribute(frame[RUN], value, name)
+
     return attribute
 
 
@@ -97,12 +100,12 @@ def _item(node: nodes.Item, place: Place) -> Evaluate:
 
     def item(frame: Frame, at: int = node.offset) -> object:
         return get_item(frame[RUN], owner(frame), key(frame))
+
     return item
 
 
 def _slice(owner: Evaluate, node: nodes.Slice, place: Place) -> Evaluate:
-    bounds = [compile_expression(bound, place) if bound else None
-              for bound in (node.start, node.stop, node.step)]
+    bounds = [compile_expression(bound, place) if bound else None for bound in (node.start, node.stop, node.step)]
 
     def cut(frame: Frame, at: int = node.offset) -> object:
         value = owner(frame)
@@ -110,7 +113,8 @@ def _slice(owner: Evaluate, node: nodes.Slice, place: Place) -> Evaluate:
             frame[RUN].items(len(value))
         if isinstance(value, str):
             frame[RUN].text(len(value))
-        return value[slice(*[bound(frame) if bound else None for bound in bounds])]     # type: ignore[index]
+        return value[slice(*[bound(frame) if bound else None for bound in bounds])]  # type: ignore[index]
+
     return cut
 
 
@@ -121,21 +125,24 @@ def compile_arguments(node: nodes.Arguments, place: Place) -> Callable[[Frame], 
     if not node.star and not node.double_star:
         if not names:
             return lambda frame: (tuple([value(frame) for value in positional]), {})
-        return lambda frame: (tuple([value(frame) for value in positional]),
-                              {name: value(frame) for name, value in zip(names, values)})
+        return lambda frame: (
+            tuple([value(frame) for value in positional]),
+            {name: value(frame) for name, value in zip(names, values)},
+        )
     star = compile_expression(node.star, place) if node.star else lambda frame: ()
     double_star = compile_expression(node.double_star, place) if node.double_star else lambda frame: {}
 
     def arguments(frame: Frame, at: int = node.offset) -> Args:
         args = [value(frame) for value in positional]
         kwargs = {name: value(frame) for name, value in zip(names, values)}
-        args += star(frame)     # type: ignore[operator]
+        args += star(frame)  # type: ignore[operator]
         more = double_star(frame)
         if type(more) is not dict or not all(isinstance(name, str) for name in more):
             raise TypeError("the argument after ** must be a dictionary of names")
         if kwargs.keys() & more.keys():
             raise TypeError("an argument is given twice")
         return tuple(args), {**kwargs, **more}
+
     return arguments
 
 
@@ -148,6 +155,7 @@ def _call(node: nodes.Call, place: Place) -> Evaluate:
     def call(frame: Frame, at: int = node.offset) -> object:
         function = callee(frame)
         return call_value(frame[RUN], function, *arguments(frame))
+
     return call
 
 
@@ -163,6 +171,7 @@ def _method_call(node: nodes.Attribute, arguments: Callable[[Frame], Args], plac
             return call_value(run, get_attribute(run, value, name), *arguments(frame))
         args, kwargs = arguments(frame)
         return method(run, value, *args, **kwargs)
+
     return call
 
 
@@ -176,8 +185,9 @@ def _test(node: nodes.Test, place: Place) -> Evaluate:
     return _application(_find("test", node, place), compile_expression(node.value, place), node, place)
 
 
-def _application(function: Callable[..., object], value: Evaluate, node: nodes.Filter | nodes.Test,
-                 place: Place) -> Evaluate:
+def _application(
+    function: Callable[..., object], value: Evaluate, node: nodes.Filter | nodes.Test, place: Place
+) -> Evaluate:
     """A filter or test applied to a value."""
     arguments = compile_arguments(node.arguments, place)
 
@@ -188,6 +198,7 @@ def _application(function: Callable[..., object], value: Evaluate, node: nodes.F
         subject = value(frame)
         args, kwargs = arguments(frame)
         return function(frame[RUN], subject, *args, **kwargs)
+
     return apply if any(True for _ in nodes.children(node.arguments)) else plain
 
 
@@ -196,13 +207,14 @@ def _find(kind: str, node: nodes.Filter | nodes.Test, place: Place) -> Callable[
     table = place.filters if kind == "filter" else place.tests
     function = table.get(node.name)
     if function is not None:
-        return function     # type: ignore[return-value]
+        return function  # type: ignore[return-value]
     message = f"No {kind} named {node.name!r}."
     if not place.soft:
         raise place.source.error(message, node.offset)
 
     def unknown(*_: object, **__: object) -> object:
         raise TemplateRuntimeError(message)
+
     return unknown
 
 
@@ -211,6 +223,7 @@ def _unary(node: nodes.Unary, place: Place) -> Evaluate:
 
     def unary(frame: Frame, at: int = node.offset) -> object:
         return apply(frame[RUN], value(frame))
+
     return unary
 
 
@@ -221,8 +234,7 @@ def _not(node: nodes.Not, place: Place) -> Evaluate:
 
 def _arithmetic(node: nodes.Arithmetic, place: Place) -> Evaluate:
     first = compile_expression(node.first, place)
-    steps = [(BINARY[symbol], compile_expression(value, place))
-             for symbol, value in zip(node.operators, node.values)]
+    steps = [(BINARY[symbol], compile_expression(value, place)) for symbol, value in zip(node.operators, node.values)]
 
     def chain(frame: Frame, at: int = node.offset) -> object:
         run = frame[RUN]
@@ -230,6 +242,7 @@ def _arithmetic(node: nodes.Arithmetic, place: Place) -> Evaluate:
         for apply, value in steps:
             result = apply(run, result, value(frame))
         return result
+
     return chain
 
 
@@ -249,6 +262,7 @@ def _logic(node: nodes.Logic, place: Place) -> Evaluate:
             if result:
                 return result
         return last(frame)
+
     return both if node.operator == "and" else either
 
 
@@ -258,13 +272,13 @@ def _concat(node: nodes.Concat, place: Place) -> Evaluate:
     def joined(frame: Frame, at: int = node.offset) -> object:
         run = frame[RUN]
         return join_text(run, "", [to_text(run, value(frame)) for value in values])
+
     return joined
 
 
 def _compare(node: nodes.Compare, place: Place) -> Evaluate:
     first = compile_expression(node.first, place)
-    steps = [(COMPARE[symbol], compile_expression(value, place))
-             for symbol, value in zip(node.operators, node.values)]
+    steps = [(COMPARE[symbol], compile_expression(value, place)) for symbol, value in zip(node.operators, node.values)]
     only, second = steps[0]
 
     def compare(frame: Frame, at: int = node.offset) -> object:
@@ -280,6 +294,7 @@ def _compare(node: nodes.Compare, place: Place) -> Evaluate:
                 break
             left = right
         return result
+
     return compare if len(steps) == 1 else chain
 
 

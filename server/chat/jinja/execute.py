@@ -31,6 +31,7 @@ def compile_template(statements: list[Node], place: Place) -> Execute:
     def render(frame: Frame) -> str | None:
         enter(frame)
         return body(frame)
+
     return render
 
 
@@ -45,10 +46,12 @@ def _block(statements: list[Node], place: Place) -> Execute:
             if signal is not None:
                 return signal
         return None
+
     return block
 
 
 # ------------------------------------------------------------------------------------------ scopes
+
 
 def _enter(place: Place) -> Callable[[Frame], None]:
     """A closure that gives the variables of the place's scope their first values."""
@@ -68,6 +71,7 @@ def _enter(place: Place) -> Callable[[Frame], None]:
             frame[index] = outer_frame(frame, hops)[outer]
         for index in missing:
             frame[index] = MISSING
+
     return enter
 
 
@@ -78,6 +82,7 @@ def _leave(place: Place) -> Callable[[Frame], None]:
     def leave(frame: Frame) -> None:
         for index in indices:
             frame[index] = MISSING
+
     return leave
 
 
@@ -89,6 +94,7 @@ def _scoped(scope_nodes: Iterable[Node], place: Place, captured: int = 0) -> Pla
 
 
 # ------------------------------------------------------------------------------------------ output
+
 
 def _write(frame: Frame, value: object) -> None:
     run: Run = frame[RUN]
@@ -105,22 +111,24 @@ def _write_text(frame: Frame, value: object) -> None:
 
 
 def _output(node: nodes.Output, place: Place) -> Execute:
-    parts = [part.text if isinstance(part, nodes.Data) else compile_expression(part, place)
-             for part in node.parts]
+    parts = [part.text if isinstance(part, nodes.Data) else compile_expression(part, place) for part in node.parts]
 
     def output(frame: Frame, at: int = node.offset) -> None:
         for part in parts:
             _write(frame, part if type(part) is str else part(frame))
+
     return output
 
 
 def _captured(body: Execute) -> Callable[[Frame], tuple[str | None, str]]:
     """A closure that runs a block and gives its signal and what it printed."""
+
     def capture(frame: Frame) -> tuple[str | None, str]:
         outer, frame[OUT] = frame[OUT], []
         signal = body(frame)
         inner, frame[OUT] = frame[OUT], outer
         return signal, _joined(frame[RUN], inner)
+
     return capture
 
 
@@ -131,6 +139,7 @@ def _joined(run: Run, texts: list[str]) -> str:
 
 # ------------------------------------------------------------------------------------------ assignment
 
+
 def _target(node: Node, place: Place) -> Assign:
     """A closure that assigns a value to a target."""
     if isinstance(node, nodes.Name):
@@ -138,10 +147,11 @@ def _target(node: Node, place: Place) -> Assign:
 
         def assign(frame: Frame, value: object) -> None:
             frame[index] = value
+
         return assign
     if isinstance(node, nodes.NamespaceRef):
         return _namespace_target(node, place)
-    return _tuple_target(node, place)       # type: ignore[arg-type]
+    return _tuple_target(node, place)  # type: ignore[arg-type]
 
 
 def _namespace_target(node: nodes.NamespaceRef, place: Place) -> Assign:
@@ -152,6 +162,7 @@ def _namespace_target(node: nodes.NamespaceRef, place: Place) -> Assign:
         if type(namespace) is not Namespace:
             raise TypeError("cannot assign attribute on non-namespace object")
         namespace.values[attribute] = value
+
     return assign
 
 
@@ -159,11 +170,12 @@ def _tuple_target(node: nodes.TupleNode, place: Place) -> Assign:
     targets = [_target(item, place) for item in node.items]
 
     def assign(frame: Frame, value: object, at: int = node.offset) -> None:
-        values = list(value)        # type: ignore[call-overload]
+        values = list(value)  # type: ignore[call-overload]
         if len(values) != len(targets):
             raise ValueError(f"{len(values)} values to unpack into {len(targets)} names")
         for target, item in zip(targets, values):
             target(frame, item)
+
     return assign
 
 
@@ -172,6 +184,7 @@ def _set(node: nodes.Set, place: Place) -> Execute:
 
     def execute(frame: Frame, at: int = node.offset) -> None:
         assign(frame, value(frame))
+
     return execute
 
 
@@ -187,6 +200,7 @@ def _set_block(node: nodes.SetBlock, place: Place) -> Execute:
             assign(frame, apply(frame, text))
         leave(frame)
         return signal
+
     return execute
 
 
@@ -201,6 +215,7 @@ def _filter_block(node: nodes.FilterBlock, place: Place) -> Execute:
             _write_text(frame, apply(frame, text))
         leave(frame)
         return signal
+
     return execute
 
 
@@ -216,15 +231,16 @@ def _filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place
     def apply(frame: Frame, text: str) -> object:
         frame[captured] = text
         return evaluate(frame)
+
     return inner, capture, apply
 
 
 # ------------------------------------------------------------------------------------------ branches
 
+
 def _if(node: nodes.If, place: Place) -> Execute:
     place = place.softer()
-    branches = [(compile_expression(branch.test, place), _block(branch.body, place))
-                for branch in (node, *node.elifs)]
+    branches = [(compile_expression(branch.test, place), _block(branch.body, place)) for branch in (node, *node.elifs)]
     otherwise = _block(node.otherwise, place)
 
     def execute(frame: Frame) -> str | None:
@@ -232,13 +248,15 @@ def _if(node: nodes.If, place: Place) -> Execute:
             if test(frame):
                 return body(frame)
         return otherwise(frame)
+
     return execute
 
 
 def _with(node: nodes.With, place: Place) -> Execute:
     inner = _scoped([*node.targets, *node.body], place)
-    values = [(_target(target, inner), compile_expression(value, place))
-              for target, value in zip(node.targets, node.values)]
+    values = [
+        (_target(target, inner), compile_expression(value, place)) for target, value in zip(node.targets, node.values)
+    ]
     enter, leave, body = _enter(inner), _leave(inner), _block(node.body, inner)
 
     def execute(frame: Frame, at: int = node.offset) -> str | None:
@@ -248,6 +266,7 @@ def _with(node: nodes.With, place: Place) -> Execute:
         signal = body(frame)
         leave(frame)
         return signal
+
     return execute
 
 
@@ -256,6 +275,7 @@ def _do(node: nodes.Do, place: Place) -> Execute:
 
     def execute(frame: Frame) -> None:
         value(frame)
+
     return execute
 
 
@@ -268,6 +288,7 @@ def _jump(node: nodes.Jump, place: Place) -> Execute:
 
 # ------------------------------------------------------------------------------------------ loops
 
+
 def _for(node: nodes.For, place: Place) -> Execute:
     for below in nodes.walk([node]):
         if isinstance(below, nodes.Name) and below.use == "store" and below.name == "loop":
@@ -276,8 +297,10 @@ def _for(node: nodes.For, place: Place) -> Execute:
     function = Function(place.scope.function) if node.recursive else place.scope.function
     walk = _loop(node, place, function)
     if not node.recursive:
+
         def execute(frame: Frame, at: int = node.offset) -> str | None:
             return walk(frame, frame, items(frame), None, 0)
+
         return execute
 
     def recurse(frame: Frame, at: int = node.offset) -> None:
@@ -287,7 +310,9 @@ def _for(node: nodes.For, place: Place) -> Execute:
             walk(inner, frame, nested, render, depth)
             inner[RUN].leave()
             return _joined(inner[RUN], inner[OUT])
+
         _write(frame, render(items(frame), 0))
+
     return recurse
 
 
@@ -310,7 +335,7 @@ def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., "s
             items = selected(outer, items)
         if has_loop:
             items = frame[loop_index] = Loop(items, render, depth)
-        completed = False       # like jinja2, `else` runs if no pass reached its end
+        completed = False  # like jinja2, `else` runs if no pass reached its end
         for item in items:
             run.tick()
             assign(frame, item)
@@ -322,6 +347,7 @@ def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., "s
                 break
         leave(frame)
         return None if completed else otherwise(frame)
+
     return walk
 
 
@@ -336,6 +362,7 @@ def _otherwise(statements: list[Node], place: Place, function: Function) -> Exec
         signal = body(frame)
         leave(frame)
         return signal
+
     return execute
 
 
@@ -344,10 +371,10 @@ def _loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[objec
     function = Function(place.scope.function)
     scope = Scope(function, place.scope)
     declare_target(scope, node.target)
-    analyze(scope, [node.test])     # type: ignore[list-item]
+    analyze(scope, [node.test])  # type: ignore[list-item]
     inner = place.inner(scope, in_loop=False)
     assign, enter = _target(node.target, inner), _enter(inner)
-    test = compile_expression(node.test, inner)     # type: ignore[arg-type]
+    test = compile_expression(node.test, inner)  # type: ignore[arg-type]
     reread = compile_expression(_as_loaded(node.target), inner)
 
     def select(outer: Frame, items: Iterable[object], at: int = node.offset) -> Iterator[object]:
@@ -358,6 +385,7 @@ def _loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[objec
             assign(frame, item)
             if test(frame):
                 yield reread(frame)
+
     return select
 
 
@@ -365,10 +393,11 @@ def _as_loaded(target: Node) -> Node:
     """The expression that reads what a target was assigned."""
     if isinstance(target, nodes.TupleNode):
         return nodes.TupleNode([_as_loaded(item) for item in target.items], offset=target.offset)
-    return nodes.Name(target.name, offset=target.offset)        # type: ignore[attr-defined]
+    return nodes.Name(target.name, offset=target.offset)  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------------------------------ macros
+
 
 def _macro(node: nodes.MacroNode, place: Place) -> Execute:
     make = _macro_maker(node, node.name, place)
@@ -376,14 +405,17 @@ def _macro(node: nodes.MacroNode, place: Place) -> Execute:
 
     def execute(frame: Frame) -> None:
         frame[index] = make(frame)
+
     return execute
 
 
 def _call_block(node: nodes.CallBlock, place: Place) -> Execute:
     make = _macro_maker(node, None, place)
     if node.call is None:
+
         def generation(frame: Frame, at: int = node.offset) -> None:
             _write(frame, make(frame).call(frame[RUN], (), {}))
+
         return generation
     callee = compile_expression(node.call.callee, place)
     arguments = compile_arguments(node.call.arguments, place)
@@ -394,11 +426,11 @@ def _call_block(node: nodes.CallBlock, place: Place) -> Execute:
         if "caller" in kwargs:
             raise TypeError("a call block can't be given another caller")
         _write_text(frame, call_value(frame[RUN], function, args, {**kwargs, "caller": caller}))
+
     return execute
 
 
-def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None,
-                 place: Place) -> Callable[[Frame], Macro]:
+def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None, place: Place) -> Callable[[Frame], Macro]:
     """A closure that makes the macro, which remembers the frame it was made in."""
     function = Function(place.scope.function)
     scope = Scope(function, place.scope)
@@ -408,8 +440,10 @@ def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None,
     for special in ("caller", "kwargs", "varargs"):
         if special in takes and special not in parameters:
             scope.parameter(special)
-    order = [*parameters, *(name for name in ("caller", "kwargs", "varargs")
-                            if name in takes and name not in parameters)]
+    order = [
+        *parameters,
+        *(name for name in ("caller", "kwargs", "varargs") if name in takes and name not in parameters),
+    ]
     indices = [scope.slots[parameter].index for parameter in order]
     inner = place.inner(scope, in_loop=False)
     defaults = _defaults(node, inner)
@@ -426,15 +460,18 @@ def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None,
                     own[index] = default(own)
             body(own)
             return _joined(own[RUN], own[OUT])
+
         return Macro(name, parameters, render, takes)
+
     return make
 
 
-def _special_parameters(node: nodes.MacroNode | nodes.CallBlock, parameters: tuple[str, ...],
-                        place: Place) -> frozenset[str]:
+def _special_parameters(
+    node: nodes.MacroNode | nodes.CallBlock, parameters: tuple[str, ...], place: Place
+) -> frozenset[str]:
     """Which of `caller`, `kwargs` and `varargs` the body uses as the special variables they are."""
     used = mentioned(node.body, ("caller", "kwargs", "varargs"))
-    if "caller" in used and "caller" in parameters[:len(parameters) - len(node.defaults)]:
+    if "caller" in used and "caller" in parameters[: len(parameters) - len(node.defaults)]:
         raise place.source.error("the special parameter 'caller' needs a default", node.offset)
     return frozenset(name for name in used if name == "caller" or name not in parameters)
 

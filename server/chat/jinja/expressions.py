@@ -24,8 +24,14 @@ class ExpressionParser:
     def __init__(self, source: Source) -> None:
         self.stream = TokenStream(source)
 
-    def tuple_or_expression(self, conditional: bool = True, until: str | None = None, empty: bool = False,
-                            simple: bool = False, namespaces: bool = False) -> Node:
+    def tuple_or_expression(
+        self,
+        conditional: bool = True,
+        until: str | None = None,
+        empty: bool = False,
+        simple: bool = False,
+        namespaces: bool = False,
+    ) -> Node:
         """An expression, or several with commas as a tuple.
 
         `conditional`: may it be an inline `if`? `until`: a word that ends the tuple. `empty`: may there be
@@ -156,7 +162,7 @@ class ExpressionParser:
             return self._name(namespaces)
         if token.type == STRING:
             texts = []
-            while self.stream.at(STRING):       # neighbours are one string
+            while self.stream.at(STRING):  # neighbours are one string
                 texts.append(str(self.stream.next().value))
             return nodes.Const("".join(texts), offset=token.offset)
         if token.type in (INTEGER, FLOAT):
@@ -244,7 +250,7 @@ class ExpressionParser:
         offset = self.stream.current.offset
         start = None if self.stream.at(":") else self.expression()
         if not self.stream.at(":"):
-            return start        # type: ignore[return-value]
+            return start  # type: ignore[return-value]
         bounds: list[Node | None] = []
         while len(bounds) < 2 and self.stream.skip(":"):
             bounds.append(None if self.stream.at("]", ",", ":") else self.expression())
@@ -296,7 +302,7 @@ class ExpressionParser:
             name = self._dotted_name()
             arguments = self._arguments() if self.stream.at("(") else nodes.Arguments(offset=offset)
             value = nodes.Filter(value, name, arguments, offset=offset)
-        return value        # type: ignore[return-value]
+        return value  # type: ignore[return-value]
 
     def _dotted_name(self) -> str:
         name = str(self.stream.expect(NAME).value)
@@ -311,8 +317,7 @@ class ExpressionParser:
         arguments = nodes.Arguments(offset=offset)
         if self.stream.at("("):
             arguments = self._arguments()
-        elif (self.stream.at(NAME, STRING, INTEGER, FLOAT, "[", "{")
-              and not self.stream.at_word("else", "or", "and")):
+        elif self.stream.at(NAME, STRING, INTEGER, FLOAT, "[", "{") and not self.stream.at_word("else", "or", "and"):
             if self.stream.at_word("is"):
                 self.stream.fail("tests can't be chained with 'is'")
             arguments.positional.append(self._postfix(self._primary()))

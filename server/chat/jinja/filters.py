@@ -26,8 +26,8 @@ from .sequences import FILTERS as SEQUENCE_FILTERS
 from .text import JsonStyle, soft_text, to_json, to_text
 from .values import Undefined
 
-MAX_PRECISION = 400     # decimal places `round` works with; a float has no more
-MAX_DIGITS = 4300       # digits of a text that becomes an integer, Python's own limit
+MAX_PRECISION = 400  # decimal places `round` works with; a float has no more
+MAX_DIGITS = 4300  # digits of a text that becomes an integer, Python's own limit
 WORD_STARTS = re.compile(r"([-\s({\[<]+)")
 WORDS = re.compile(r"\w+")
 
@@ -42,8 +42,15 @@ def do_trim(run: Run, value: Any, /, chars: str | None = None) -> str:
     return soft_text(run, value).strip(chars)
 
 
-def do_tojson(run: Run, value: Any, /, ensure_ascii: Any = False, indent: Any = None, separators: Any = None,
-              sort_keys: Any = False) -> str:
+def do_tojson(
+    run: Run,
+    value: Any,
+    /,
+    ensure_ascii: Any = False,
+    indent: Any = None,
+    separators: Any = None,
+    sort_keys: Any = False,
+) -> str:
     """The value as JSON, without escaping for HTML."""
     return to_json(run, value, JsonStyle(ensure_ascii, indent, separators, sort_keys))
 
@@ -85,6 +92,7 @@ def _text_filter(name: str) -> Callable[..., str]:
         text = soft_text(run, value)
         run.text(len(text))
         return plain(text) if type(text) is str else marked(text)
+
     return text_filter
 
 
@@ -125,26 +133,42 @@ def do_indent(run: Run, value: Any, /, width: int | str = 4, first: bool = False
     return build(text, spans_of(text), is_safe(value))
 
 
-def do_truncate(run: Run, value: Any, /, length: int = 255, killwords: bool = False, end: str = "...",
-                leeway: int | None = None) -> str:
+def do_truncate(
+    run: Run, value: Any, /, length: int = 255, killwords: bool = False, end: str = "...", leeway: int | None = None
+) -> str:
     """The text, cut to `length` characters."""
     leeway = 5 if leeway is None else leeway
     if length < len(end) or leeway < 0:
         raise ValueError(f"truncate() needs a length of at least {len(end)} and no negative leeway")
     if len(value) <= length + leeway:
         return value
-    kept = value[:length - len(end)]
+    kept = value[: length - len(end)]
     return kept + end if killwords else kept.rsplit(" ", 1)[0] + end
 
 
-def do_wordwrap(run: Run, value: Any, /, width: int = 79, break_long_words: bool = True,
-                wrapstring: str | None = None, break_on_hyphens: bool = True) -> str:
+def do_wordwrap(
+    run: Run,
+    value: Any,
+    /,
+    width: int = 79,
+    break_long_words: bool = True,
+    wrapstring: str | None = None,
+    break_on_hyphens: bool = True,
+) -> str:
     """The text in lines of at most `width` characters."""
     newline = "\n" if wrapstring is None else wrapstring
     run.text(len(value) * (1 + len(newline)))
-    lines = [textwrap.wrap(line, width=width, expand_tabs=False, replace_whitespace=False,
-                           break_long_words=break_long_words, break_on_hyphens=break_on_hyphens)
-             for line in str.splitlines(value)]
+    lines = [
+        textwrap.wrap(
+            line,
+            width=width,
+            expand_tabs=False,
+            replace_whitespace=False,
+            break_long_words=break_long_words,
+            break_on_hyphens=break_on_hyphens,
+        )
+        for line in str.splitlines(value)
+    ]
     return marked_if(newline.join(newline.join(parts) for parts in lines), value, newline)
 
 
@@ -173,8 +197,14 @@ def do_urlencode(run: Run, value: Any, /) -> str:
     if isinstance(value, str) or not isinstance(value, Iterable):
         return _quote(run, value, "/")
     pairs = value.items() if type(value) is dict else value
-    return join_text(run, "&", [concat([_quote(run, key, "").replace("%20", "+"), "=",
-                                        _quote(run, item, "").replace("%20", "+")]) for key, item in pairs])
+    return join_text(
+        run,
+        "&",
+        [
+            concat([_quote(run, key, "").replace("%20", "+"), "=", _quote(run, item, "").replace("%20", "+")])
+            for key, item in pairs
+        ],
+    )
 
 
 def _quote(run: Run, value: object, keep: str) -> str:
@@ -216,8 +246,8 @@ def do_round(run: Run, value: Any, /, precision: int = 0, method: str = "common"
         raise TemplateLimitError(f"round() with more than {MAX_PRECISION} decimal places")
     if method == "common":
         return round(value, precision)
-    rounded = math.ceil(value * 10 ** precision) if method == "ceil" else math.floor(value * 10 ** precision)
-    return rounded / 10 ** precision
+    rounded = math.ceil(value * 10**precision) if method == "ceil" else math.floor(value * 10**precision)
+    return rounded / 10**precision
 
 
 def do_format(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> str:

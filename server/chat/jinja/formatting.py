@@ -17,9 +17,12 @@ from .limits import Run
 from .marked import Marked, build, concat, escape, is_safe, part, spans_of
 from .text import CONTAINERS, notation, to_text, weigh
 
-PERCENT = re.compile(r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+)?)?"
-                     r"[hlL]?(?P<kind>.)", re.S)
-MAX_WIDTH = 100_000     # characters one field may be padded to
+PERCENT = re.compile(
+    r"%(?:\((?P<key>[^()]*)\))?[#0\- +]*(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d+)?)?"
+    r"[hlL]?(?P<kind>.)",
+    re.S,
+)
+MAX_WIDTH = 100_000  # characters one field may be padded to
 NUMBERS = re.compile(r"\d+")
 Access = tuple[Callable[[Run, object, str], object], Callable[[Run, object, object], object]]
 
@@ -99,8 +102,7 @@ def _percent_pieces(template: str, values: object) -> list[str]:
     return [*pieces, part(template, start, len(template))]
 
 
-def format_text(run: Run, template: str, args: Sequence[object], kwargs: Mapping[str, object],
-                access: Access) -> str:
+def format_text(run: Run, template: str, args: Sequence[object], kwargs: Mapping[str, object], access: Access) -> str:
     """`template.format(*args, **kwargs)`; `access` looks up attributes and items as templates do."""
     formatted = _Formatter(run, args, kwargs, access, is_safe(template)).format(template, 2)
     run.text(len(formatted))
@@ -111,14 +113,15 @@ def format_text(run: Run, template: str, args: Sequence[object], kwargs: Mapping
 class _Formatter:
     """One call of `format`: the arguments, and the count of automatic numbers."""
 
-    def __init__(self, run: Run, args: Sequence[object], kwargs: Mapping[str, object], access: Access,
-                 safe: bool) -> None:
+    def __init__(
+        self, run: Run, args: Sequence[object], kwargs: Mapping[str, object], access: Access, safe: bool
+    ) -> None:
         self.run = run
         self.args = args
         self.kwargs = kwargs
         self.get_attribute, self.get_item = access
         self.safe = safe
-        self.auto: int | None = None    # next automatic number; -1 after an explicit one
+        self.auto: int | None = None  # next automatic number; -1 after an explicit one
 
     def format(self, template: str, depth: int) -> str:
         """Fill in the fields; `depth` levels of format specifications may hold fields themselves."""
@@ -133,7 +136,7 @@ class _Formatter:
         return concat(pieces)
 
     def _field(self, name: str) -> object:
-        first = re.match(r"[^.\[]*", name).group()      # type: ignore[union-attr]
+        first = re.match(r"[^.\[]*", name).group()  # type: ignore[union-attr]
         value = self._argument(first)
         position = len(first)
         while position < len(name):

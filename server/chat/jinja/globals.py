@@ -16,7 +16,7 @@ from .marked import Marked, marked_if
 from .text import guard, to_text
 from .values import Cycler, Function, Joiner, Namespace
 
-MAX_RANGE = 100_000     # jinja2's sandbox has the same limit
+MAX_RANGE = 100_000  # jinja2's sandbox has the same limit
 MAX_TIME_FORMAT = 1000
 
 
@@ -58,6 +58,7 @@ def _imported_function(function: Callable[..., object], limit: int) -> Callable[
     def call(run: Run, /, *args: object, **kwargs: object) -> object:
         guard(run, args, kwargs)
         return import_value(function(*args, **kwargs), limit)
+
     return call
 
 
@@ -72,12 +73,12 @@ def make_range(run: Run, /, *bounds: int) -> range:
 def make_dict(run: Run, /, *args: object, **kwargs: object) -> dict[object, object]:
     """`dict(...)`."""
     guard(run, *args)
-    return dict(*args, **kwargs)       # type: ignore[arg-type]
+    return dict(*args, **kwargs)  # type: ignore[arg-type]
 
 
 def make_namespace(run: Run, /, *args: object, **kwargs: object) -> Namespace:
     """`namespace(...)`."""
-    return Namespace(make_dict(run, *args, **kwargs))       # type: ignore[arg-type]
+    return Namespace(make_dict(run, *args, **kwargs))  # type: ignore[arg-type]
 
 
 def make_cycler(run: Run, /, *items: object) -> Cycler:
@@ -104,6 +105,15 @@ def strftime_now(run: Run, format: str, /) -> str:
     return marked_if(datetime.datetime.now().strftime(format), format)
 
 
-GLOBALS: dict[str, Function] = {name: Function(name, call) for name, call in {
-    "range": make_range, "dict": make_dict, "namespace": make_namespace, "cycler": make_cycler,
-    "joiner": make_joiner, "raise_exception": raise_exception, "strftime_now": strftime_now}.items()}
+GLOBALS: dict[str, Function] = {
+    name: Function(name, call)
+    for name, call in {
+        "range": make_range,
+        "dict": make_dict,
+        "namespace": make_namespace,
+        "cycler": make_cycler,
+        "joiner": make_joiner,
+        "raise_exception": raise_exception,
+        "strftime_now": strftime_now,
+    }.items()
+}

@@ -19,22 +19,25 @@ DATA, PRINT, PRINT_END, TAG, TAG_END = "data", "print", "print end", "tag", "tag
 NAME, STRING, INTEGER, FLOAT, END = "name", "string", "integer", "float", "end of template"
 
 NEWLINES = re.compile(r"\r\n|\r|\n")
-OPENING = re.compile(r"(?P<text>.*?)(?:(?P<raw>\{%(?P<raw_sign>[-+]?)\s*raw\s*(?:-%\}\s*|%\}))"
-                     r"|(?P<kind>\{\{|\{%|\{#)(?P<sign>[-+]?))", re.S)
+OPENING = re.compile(
+    r"(?P<text>.*?)(?:(?P<raw>\{%(?P<raw_sign>[-+]?)\s*raw\s*(?:-%\}\s*|%\}))"
+    r"|(?P<kind>\{\{|\{%|\{#)(?P<sign>[-+]?))",
+    re.S,
+)
 RAW_END = re.compile(r"(?P<text>.*?)\{%(?P<sign>[-+]?)\s*endraw\s*(?:\+%\}|-%\}\s*|%\}\n?)", re.S)
 COMMENT_END = re.compile(r".*?(?:\+#\}|-#\}\s*|#\}\n?)", re.S)
-CLOSING = {
-    "{{": (PRINT_END, re.compile(r"-\}\}\s*|\}\}")),
-    "{%": (TAG_END, re.compile(r"\+%\}|-%\}\s*|%\}\n?")),
-}
+CLOSING = {"{{": (PRINT_END, re.compile(r"-\}\}\s*|\}\}")), "{%": (TAG_END, re.compile(r"\+%\}|-%\}\s*|%\}\n?"))}
 SPACE = re.compile(r"\s+")
-PIECE = re.compile(r"""
+PIECE = re.compile(
+    r"""
     (?P<float>(?<!\.)(?:\d+_)*\d+(?:(?:\.(?:\d+_)*\d+)?e[+-]?(?:\d+_)*\d+|\.(?:\d+_)*\d+))
     |(?P<integer>0b(?:_?[0-1])+|0o(?:_?[0-7])+|0x(?:_?[\da-f])+|[1-9](?:_?\d)*|0(?:_?0)*)
     |(?P<name>\w+)
     |(?P<string>'[^'\\]*(?:\\.[^'\\]*)*'|"[^"\\]*(?:\\.[^"\\]*)*")
     |(?P<operator>//|\*\*|==|!=|>=|<=|[-+/*%~\[\](){}<>=.:|,;])
-    """, re.X | re.S | re.I)
+    """,
+    re.X | re.S | re.I,
+)
 PARTNER = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -74,7 +77,7 @@ class _Lexer:
         self.source = source
         self.text = source.text
         self.position = 0
-        self.at_line_start = True       # did what came before the current text end a line?
+        self.at_line_start = True  # did what came before the current text end a line?
 
     def tokens(self) -> Iterator[Token]:
         """Template data and what is between the brackets."""
@@ -90,12 +93,12 @@ class _Lexer:
             else:
                 yield Token(PRINT if kind == "{{" else TAG, kind, start)
                 yield from self._expression(kind)
-        rest = self.text[self.position:]
+        rest = self.text[self.position :]
         if rest:
             yield Token(DATA, rest, self.position)
 
     def _advance(self, end: int) -> None:
-        self.at_line_start = self.text[end - 1:end] == "\n" if end > self.position else False
+        self.at_line_start = self.text[end - 1 : end] == "\n" if end > self.position else False
         self.position = end
 
     def _data(self, text: str, sign: str, may_strip: bool) -> Iterator[Token]:
@@ -121,7 +124,7 @@ class _Lexer:
     def _close(self, match: re.Match[str] | None, complaint: str, start: int) -> None:
         if match:
             self._advance(match.end())
-        elif self.position < len(self.text):        # nothing after the opening is no error, as in jinja2
+        elif self.position < len(self.text):  # nothing after the opening is no error, as in jinja2
             raise self.source.error(complaint, start)
 
     def _expression(self, kind: str) -> Iterator[Token]:

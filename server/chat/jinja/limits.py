@@ -11,14 +11,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from .errors import TemplateLimitError
-
 from server.records import record
 
-LARGE_TEXT = 4096       # characters; shorter texts aren't worth counting
-TEXT_PER_STEP = 256     # characters of a large text that cost as much as one step
-ITEMS_PER_STEP = 16     # items of a sequence built at once that cost one step
-STEPS_PER_LOOK = 32     # steps between two looks at the clock
+from .errors import TemplateLimitError
+
+LARGE_TEXT = 4096  # characters; shorter texts aren't worth counting
+TEXT_PER_STEP = 256  # characters of a large text that cost as much as one step
+ITEMS_PER_STEP = 16  # items of a sequence built at once that cost one step
+STEPS_PER_LOOK = 32  # steps between two looks at the clock
 
 
 @record(frozen=True)
@@ -45,9 +45,10 @@ class Run:
 
     __slots__ = ("limits", "steps", "output", "depth", "deadline", "variables", "filters", "tests", "mutable")
 
-    def __init__(self, limits: Limits, filters: Mapping[str, object], tests: Mapping[str, object],
-                 mutable: bool) -> None:
-        self.variables: Mapping[str, object] = {}       # the context with the globals
+    def __init__(
+        self, limits: Limits, filters: Mapping[str, object], tests: Mapping[str, object], mutable: bool
+    ) -> None:
+        self.variables: Mapping[str, object] = {}  # the context with the globals
         self.limits = limits
         self.steps = limits.steps
         self.output = limits.output

@@ -33,6 +33,7 @@ def _same_places(name: str) -> Callable[..., str]:
         text = plain(self)
         spans = self.spans if len(text) == len(self) else whole(text)
         return build(text, spans if self.spans else (), self.safe)
+
     return method
 
 
@@ -44,6 +45,7 @@ def _all_marked(name: str) -> Callable[..., str]:
         text = plain(self, *args, **options)
         user = self.spans or any(spans_of(argument) for argument in args if isinstance(argument, str))
         return build(text, whole(text) if user else (), self.safe)
+
     return method
 
 
@@ -171,7 +173,7 @@ class Marked(str):
     def _find_all(self, texts: list[str], gap: int | None) -> list[str]:
         found, start = [], 0
         for text in texts:
-            if gap is None:     # split at white space: each text starts where it is seen next
+            if gap is None:  # split at white space: each text starts where it is seen next
                 start = str.find(self, text, start)
             found.append(part(self, start, start + len(text), self.safe))
             start += len(text) + (gap or 0)
@@ -181,7 +183,7 @@ class Marked(str):
 
     def join(self, items: Iterable[str], /) -> str:
         items = list(items)
-        str.join(self, items)       # raises on anything but strings
+        str.join(self, items)  # raises on anything but strings
         parts: list[str] = []
         for item in items:
             parts += [self, escape(item) if self.safe else item]
@@ -222,8 +224,11 @@ def cut(spans: Spans, start: int, stop: int) -> Spans:
     """The spans of `text[start:stop]`, for 0 <= start <= stop."""
     if len(spans) == 1 and spans[0][0] <= start and stop <= spans[0][1]:
         return ((0, stop - start),) if start < stop else ()
-    return tuple((max(first, start) - start, min(last, stop) - start)
-                 for first, last in spans if first < stop and start < last and start < stop)
+    return tuple(
+        (max(first, start) - start, min(last, stop) - start)
+        for first, last in spans
+        if first < stop and start < last and start < stop
+    )
 
 
 def part(text: str, start: int, stop: int, safe: bool = False) -> str:

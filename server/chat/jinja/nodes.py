@@ -22,6 +22,7 @@ class Node:
 
 # ------------------------------------------------------------------------------------------ expressions
 
+
 @record
 class Const(Node):
     """A literal: string, number, true, false or none."""
@@ -187,6 +188,7 @@ class Conditional(Node):
 
 
 # ------------------------------------------------------------------------------------------ statements
+
 
 @record
 class Data(Node):

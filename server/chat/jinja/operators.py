@@ -17,7 +17,7 @@ from .text import CONTAINERS, guard
 
 BinaryOperator = Callable[[Run, object, object], object]
 
-NUMBERS = (int, float)      # bool is one of them
+NUMBERS = (int, float)  # bool is one of them
 
 
 def add(run: Run, left: object, right: object) -> object:
@@ -28,14 +28,14 @@ def add(run: Run, left: object, right: object) -> object:
             run.text(length)
     elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
         run.items(len(left) + len(right))
-    return left + right     # type: ignore[operator]
+    return left + right  # type: ignore[operator]
 
 
 def subtract(run: Run, left: object, right: object) -> object:
     """`left - right`, for numbers."""
     if type(left) in CONTAINERS:
         raise TypeError("unsupported operand type(s) for -")
-    return left - right     # type: ignore[operator]
+    return left - right  # type: ignore[operator]
 
 
 def multiply(run: Run, left: object, right: object) -> object:
@@ -51,14 +51,14 @@ def multiply(run: Run, left: object, right: object) -> object:
             _bound(run, left.bit_length() + right.bit_length())
     elif isinstance(left, int) and isinstance(right, int):
         _bound(run, left.bit_length() + right.bit_length())
-    return left * right     # type: ignore[operator]
+    return left * right  # type: ignore[operator]
 
 
 def power(run: Run, left: object, right: object) -> object:
     """`left ** right`."""
     if isinstance(left, int) and isinstance(right, int) and right > 0:
         _bound(run, left.bit_length() * right)
-    result = left ** right      # type: ignore[operator]
+    result = left**right  # type: ignore[operator]
     if isinstance(result, complex):
         raise ValueError("the root of a negative number")
     return result
@@ -71,7 +71,7 @@ def _bound(run: Run, bits: int) -> None:
 
 def modulo(run: Run, left: object, right: object) -> object:
     """`left % right`: the remainder, or a formatted string."""
-    return percent(run, left, right) if isinstance(left, str) else left % right     # type: ignore[operator]
+    return percent(run, left, right) if isinstance(left, str) else left % right  # type: ignore[operator]
 
 
 def _compared(compare: Callable[[object, object], bool]) -> BinaryOperator:
@@ -79,6 +79,7 @@ def _compared(compare: Callable[[object, object], bool]) -> BinaryOperator:
         if type(left) in CONTAINERS and type(right) in CONTAINERS:
             guard(run, left, right)
         return compare(left, right)
+
     return compared
 
 
@@ -86,7 +87,7 @@ def contains(run: Run, item: object, container: object, /) -> bool:
     """`item in container`."""
     if type(item) in CONTAINERS:
         guard(run, item, container)
-    return item in container        # type: ignore[operator]
+    return item in container  # type: ignore[operator]
 
 
 def not_contains(run: Run, item: object, container: object) -> bool:
@@ -96,12 +97,12 @@ def not_contains(run: Run, item: object, container: object) -> bool:
 
 def negative(run: Run, value: object) -> object:
     """`-value`."""
-    return -value       # type: ignore[operator]
+    return -value  # type: ignore[operator]
 
 
 def positive(run: Run, value: object) -> object:
     """`+value`."""
-    return +value       # type: ignore[operator]
+    return +value  # type: ignore[operator]
 
 
 BINARY: dict[str, BinaryOperator] = {

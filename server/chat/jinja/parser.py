@@ -31,7 +31,7 @@ class _Parser(ExpressionParser):
 
     def __init__(self, source: Source, extras: bool) -> None:
         super().__init__(source)
-        self._open_tags: list[str] = []     # for messages about a missing end
+        self._open_tags: list[str] = []  # for messages about a missing end
         self._tags: dict[str, Callable[[int], Node]] = {
             "for": self._tag_for,
             "if": self._tag_if,
@@ -194,5 +194,3 @@ class _Parser(ExpressionParser):
                 self.stream.expect(",")
             parts.append(self.expression())
         return nodes.Output(parts, offset=offset)
-
-

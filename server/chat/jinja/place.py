@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from server.records import record
+
 from .lexer import Source
 from .scopes import Function, Scope, Slot
 from .values import MISSING
-
-from server.records import record
 
 RUN, OUT, PARENT = 0, 1, 2
 
 Frame = list
 Evaluate = Callable[[Frame], object]
-Execute = Callable[[Frame], "str | None"]       # gives "break" or "continue" when a loop is to be left
+Execute = Callable[[Frame], "str | None"]  # gives "break" or "continue" when a loop is to be left
 
 
 @record(frozen=True)
@@ -53,7 +53,7 @@ class Place:
         count = 0
         function: Function | None = self.scope.function
         while function is not slot.function:
-            function = function.parent      # type: ignore[union-attr]
+            function = function.parent  # type: ignore[union-attr]
             count += 1
         return count
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from . import nodes
 from .nodes import Node, children
 
-FRAME_HEADER = 3    # entries of a frame before its variables, see `compiler`
+FRAME_HEADER = 3  # entries of a frame before its variables, see `compiler`
 
 
 class Slot(NamedTuple):
@@ -129,8 +129,7 @@ def _visit_children(scope: Scope, node: Node) -> None:
 
 
 def _visit_name(scope: Scope, node: nodes.Name) -> None:
-    uses: dict[str, Callable[[str], object]] = {
-        "load": scope.load, "store": scope.store, "param": scope.parameter}
+    uses: dict[str, Callable[[str], object]] = {"load": scope.load, "store": scope.store, "param": scope.parameter}
     uses[node.use](node.name)
 
 
@@ -158,14 +157,14 @@ def _visit_call_block(scope: Scope, node: nodes.CallBlock) -> None:
 
 
 _VISITORS: dict[type, Callable[[Scope, object], None]] = {
-    nodes.Name: _visit_name,        # type: ignore[dict-item]
+    nodes.Name: _visit_name,  # type: ignore[dict-item]
     nodes.NamespaceRef: lambda scope, node: scope.load(node.name),
-    nodes.If: _visit_if,            # type: ignore[dict-item]
+    nodes.If: _visit_if,  # type: ignore[dict-item]
     nodes.Set: lambda scope, node: analyze(scope, [node.value, node.target]),
     nodes.MacroNode: lambda scope, node: scope.store(node.name),
     # of inner blocks, only what is evaluated outside of them
     nodes.For: lambda scope, node: analyze(scope, [node.items]),
-    nodes.CallBlock: _visit_call_block,     # type: ignore[dict-item]
+    nodes.CallBlock: _visit_call_block,  # type: ignore[dict-item]
     nodes.FilterBlock: lambda scope, node: analyze(scope, [node.filter]),
     nodes.With: lambda scope, node: analyze(scope, node.values),
     nodes.SetBlock: lambda scope, node: analyze(scope, [node.target, *filter(None, [node.filter])]),

@@ -37,6 +37,7 @@ def attribute_getter(run: Run, attribute: object, default: object = None, fold_c
         if fold_case:
             return item.lower() if isinstance(item, str) else item
         return item
+
     return getter
 
 
@@ -47,6 +48,7 @@ def _sort_key(run: Run, attribute: object, fold_case: bool) -> Getter:
 
     def key(item: object) -> list[object]:
         return [getter(item) for getter in getters]
+
     return key
 
 
@@ -69,7 +71,7 @@ def _named(run: Run, kind: str, name: object) -> Callable[..., object]:
     call = table.get(name) if isinstance(name, str) else None
     if call is None:
         raise TemplateRuntimeError(f"No {kind} named {name!r}.")
-    return call     # type: ignore[return-value]
+    return call  # type: ignore[return-value]
 
 
 def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[object]:
@@ -81,6 +83,7 @@ def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[objec
         if kwargs:
             raise TypeError(f"Unexpected keyword argument {next(iter(kwargs))!r}")
     elif args:
+
         def getter(item: object) -> object:
             return _named(run, "filter", args[0])(run, item, *args[1:], **kwargs)
     else:
@@ -91,6 +94,7 @@ def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[objec
 
 def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[object]]:
     """`select`, `reject`, `selectattr` or `rejectattr`."""
+
     def select(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[object]:
         if not value:
             return
@@ -104,17 +108,18 @@ def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[object
                 tested = _named(run, "test", test[0])(run, tested, *test[1:], **kwargs)
             if bool(tested) is wanted:
                 yield item
+
     return select
 
 
-def do_sort(run: Run, value: Any, /, reverse: bool = False, case_sensitive: bool = False,
-            attribute: Any = None) -> list[object]:
+def do_sort(
+    run: Run, value: Any, /, reverse: bool = False, case_sensitive: bool = False, attribute: Any = None
+) -> list[object]:
     """The items in order."""
     return _sorted(run, value, _sort_key(run, attribute, not case_sensitive), reverse)
 
 
-def do_unique(run: Run, value: Any, /, case_sensitive: bool = False,
-              attribute: Any = None) -> Iterator[object]:
+def do_unique(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Iterator[object]:
     """The items without repetitions."""
     getter = attribute_getter(run, attribute, fold_case=not case_sensitive)
     seen = set()
@@ -128,6 +133,7 @@ def do_unique(run: Run, value: Any, /, case_sensitive: bool = False,
 
 def _extreme(choose: Callable[..., object]) -> Callable[..., object]:
     """`min` or `max`."""
+
     def extreme(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> object:
         items = list(_counted(run, value))
         if not items:
@@ -135,12 +141,14 @@ def _extreme(choose: Callable[..., object]) -> Callable[..., object]:
         getter = attribute_getter(run, attribute, fold_case=not case_sensitive)
         keyed = [(getter(item), item) for item in items]
         guard(run, [key for key, _ in keyed])
-        return choose(keyed, key=lambda pair: pair[0])[1]      # type: ignore[index]
+        return choose(keyed, key=lambda pair: pair[0])[1]  # type: ignore[index]
+
     return extreme
 
 
-def do_groupby(run: Run, value: Any, /, attribute: Any, default: Any = None,
-               case_sensitive: bool = False) -> list[Group]:
+def do_groupby(
+    run: Run, value: Any, /, attribute: Any, default: Any = None, case_sensitive: bool = False
+) -> list[Group]:
     """Pairs of an attribute's value and the items that have it, in order of the value."""
     key = attribute_getter(run, attribute, default, fold_case=not case_sensitive)
     shown = attribute_getter(run, attribute, default)
@@ -148,8 +156,9 @@ def do_groupby(run: Run, value: Any, /, attribute: Any, default: Any = None,
     return [Group((shown(items[0]), items)) for items in groups]
 
 
-def do_dictsort(run: Run, value: Any, /, case_sensitive: bool = False, by: Any = "key",
-                reverse: bool = False) -> list[object]:
+def do_dictsort(
+    run: Run, value: Any, /, case_sensitive: bool = False, by: Any = "key", reverse: bool = False
+) -> list[object]:
     """The pairs of a dictionary, in order of key or value."""
     if type(value) is Undefined:
         value.fail()
@@ -213,7 +222,7 @@ def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> ob
     if isinstance(start, str):
         raise TypeError("sum() can't sum strings")
     if all(isinstance(item, (int, float)) for item in items):
-        return sum(items, start)        # newer Pythons round differently than a loop would
+        return sum(items, start)  # newer Pythons round differently than a loop would
     for item in items:
         start = add(run, start, item)
     return start

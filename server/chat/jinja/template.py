@@ -45,8 +45,9 @@ class Template:
         place = Place(self._source, self._filters, TESTS, Scope(self._function))
         try:
             self._render = compile_template(statements, place)
-            self.names = frozenset(node.name for node in nodes.walk(statements)
-                                   if isinstance(node, nodes.Name) and node.use == "load")
+            self.names = frozenset(
+                node.name for node in nodes.walk(statements) if isinstance(node, nodes.Name) and node.use == "load"
+            )
         except RecursionError:
             raise self._source.error("the template is nested too deeply", 0) from None
 
@@ -57,8 +58,9 @@ class Template:
         """
         return "".join(self._rendered(context, limits))
 
-    def render_segments(self, context: Mapping[str, object], *,
-                        limits: Limits = DEFAULT_LIMITS) -> list[tuple[str, bool]]:
+    def render_segments(
+        self, context: Mapping[str, object], *, limits: Limits = DEFAULT_LIMITS
+    ) -> list[tuple[str, bool]]:
         """The prompt in pieces (text, is user input); joined, they are what `render` gives.
 
         User input is what comes from the `Marked` strings in the context. Pieces that are neighbours differ
@@ -95,7 +97,7 @@ class Template:
         while traceback is not None:
             names = traceback.tb_frame.f_locals
             if "at" in names and traceback.tb_frame.f_globals.get("__package__") == __package__:
-                offset = names["at"]        # one of the template's closures; the innermost comes last
+                offset = names["at"]  # one of the template's closures; the innermost comes last
                 error.message_index = numbers.get(id(names.get("item")), error.message_index)
             traceback = traceback.tb_next
         if offset is not None:

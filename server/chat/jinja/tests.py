@@ -67,7 +67,16 @@ TESTS: dict[str, Callable[..., object]] = {
     "true": lambda run, value, /: value is True,
     "undefined": lambda run, value, /: type(value) is Undefined,
     "upper": lambda run, value, /: to_text(run, value).isupper(),
-    **{name: COMPARE[symbol] for symbol, names in {
-        "==": ("==", "eq", "equalto"), "!=": ("!=", "ne"), "<": ("<", "lt", "lessthan"), "<=": ("<=", "le"),
-        ">": (">", "gt", "greaterthan"), ">=": (">=", "ge")}.items() for name in names},
+    **{
+        name: COMPARE[symbol]
+        for symbol, names in {
+            "==": ("==", "eq", "equalto"),
+            "!=": ("!=", "ne"),
+            "<": ("<", "lt", "lessthan"),
+            "<=": ("<=", "le"),
+            ">": (">", "gt", "greaterthan"),
+            ">=": (">=", "ge"),
+        }.items()
+        for name in names
+    },
 }

@@ -13,12 +13,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
+from server.records import record
+
 from .errors import TemplateLimitError
 from .limits import Run
 from .marked import Marked, build, concat, marked_if, segments, unsafe, whole
 from .values import Group, Loop, Namespace, Undefined
-
-from server.records import record
 
 KEYS, VALUES, ITEMS = type({}.keys()), type({}.values()), type({}.items())
 VIEWS = {KEYS: "dict_keys", VALUES: "dict_values", ITEMS: "dict_items"}
@@ -155,8 +155,14 @@ def to_json(run: Run, value: object, style: JsonStyle) -> str:
     weight = weigh(run, value)
     width = style.indent if isinstance(style.indent, int) else len(style.indent or "")
     run.text(weight.length + weight.nodes * weight.depth * max(width, 0))
-    text = json.dumps(value, ensure_ascii=style.ensure_ascii, indent=style.indent, sort_keys=style.sort_keys,
-                      separators=style.separators, default=_refuse)
+    text = json.dumps(
+        value,
+        ensure_ascii=style.ensure_ascii,
+        indent=style.indent,
+        sort_keys=style.sort_keys,
+        separators=style.separators,
+        default=_refuse,
+    )
     text = marked_if(text, style.indent, *(style.separators or ()))
     if not weight.marked or type(text) is Marked:
         return text
@@ -215,6 +221,7 @@ class _JsonSpeller:
         return concat([spelled, self.key_separator])
 
     def _string(self, text: str) -> str:
-        parts = [(json.dumps(piece, ensure_ascii=self.style.ensure_ascii)[1:-1], user)
-                 for piece, user in segments([text])]
+        parts = [
+            (json.dumps(piece, ensure_ascii=self.style.ensure_ascii)[1:-1], user) for piece, user in segments([text])
+        ]
         return concat(['"', *(build(piece, whole(piece)) if user else piece for piece, user in parts), '"'])

@@ -33,8 +33,13 @@ class Undefined:
 
     __slots__ = ("_hint", "_owner", "_name", "_error")
 
-    def __init__(self, hint: str | None = None, owner: object = MISSING, name: object = None,
-                 error: type[Exception] = UndefinedError) -> None:
+    def __init__(
+        self,
+        hint: str | None = None,
+        owner: object = MISSING,
+        name: object = None,
+        error: type[Exception] = UndefinedError,
+    ) -> None:
         self._hint = hint
         self._owner = owner
         self._name = name
@@ -133,8 +138,9 @@ class Macro:
 
     __slots__ = ("name", "parameters", "body", "takes_caller", "takes_kwargs", "takes_varargs")
 
-    def __init__(self, name: str | None, parameters: tuple[str, ...], body: Callable[[list[object]], str],
-                 takes: frozenset[str]) -> None:
+    def __init__(
+        self, name: str | None, parameters: tuple[str, ...], body: Callable[[list[object]], str], takes: frozenset[str]
+    ) -> None:
         self.name = name
         self.parameters = parameters
         self.body = body
@@ -158,7 +164,7 @@ class Macro:
         count = len(self.parameters)
         arguments = list(args[:count])
         has_caller = len(arguments) == count and "caller" in self.parameters
-        for name in self.parameters[len(arguments):]:
+        for name in self.parameters[len(arguments) :]:
             arguments.append(kwargs.pop(name, MISSING))
             has_caller = has_caller or name == "caller"
         if self.takes_caller and not has_caller:
@@ -181,11 +187,22 @@ class Loop:
     `render(items, depth)` renders the loop's body for other items (only for `recursive` loops).
     """
 
-    __slots__ = ("items", "iterator", "render", "depth0", "index0",
-                 "_length", "_after", "_current", "_before", "_changed")
+    __slots__ = (
+        "items",
+        "iterator",
+        "render",
+        "depth0",
+        "index0",
+        "_length",
+        "_after",
+        "_current",
+        "_before",
+        "_changed",
+    )
 
-    def __init__(self, items: Iterable[object], render: Callable[[object, int], str] | None = None,
-                 depth0: int = 0) -> None:
+    def __init__(
+        self, items: Iterable[object], render: Callable[[object, int], str] | None = None, depth0: int = 0
+    ) -> None:
         self.items = items
         self.iterator = iter(items)
         self.render = render
@@ -212,7 +229,7 @@ class Loop:
     def __len__(self) -> int:
         if self._length is None:
             try:
-                self._length = len(self.items)      # type: ignore[arg-type]
+                self._length = len(self.items)  # type: ignore[arg-type]
             except TypeError:
                 rest = list(self.iterator)
                 self.iterator = iter(rest)

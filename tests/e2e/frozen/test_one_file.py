@@ -24,8 +24,16 @@ linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on
 
 
 def run(command: list, *arguments: object, **options: object) -> subprocess.CompletedProcess:
-    return subprocess.run([*command, *map(str, arguments)], stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                          encoding="utf-8", timeout=PATIENCE, check=False, **options)
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        check=False,
+        **options,
+    )
 
 
 def processes_of(folder: Path) -> list[Path]:
@@ -41,6 +49,7 @@ def processes_of(folder: Path) -> list[Path]:
 
 
 # ---- showing things ------------------------------------------------------------------------------------------------
+
 
 def test_version_and_help_need_nothing_at_all(bare, home, tmp_path):
     version = run(bare, "--version", cwd=tmp_path)
@@ -71,6 +80,7 @@ def test_the_program_answers_to_the_names_of_llama_cpp(bare, built, tmp_path):
 
 # ---- serving -------------------------------------------------------------------------------------------------------
 
+
 @linux_only
 @pytest.mark.covers("F08")
 def test_one_file_is_all_it_takes(serve_frozen, recite_model, home):
@@ -88,10 +98,13 @@ def test_one_file_is_all_it_takes(serve_frozen, recite_model, home):
     server.terminate()
     assert server.wait() == 0
     assert processes_of(home) == []
-    unpacked, = (home / ".cache" / "llama_srv" / "programs").iterdir()
+    (unpacked,) = (home / ".cache" / "llama_srv" / "programs").iterdir()
     assert sorted(path.name for path in home.parent.iterdir()) == ["bin", "elsewhere", "home"]
-    assert [path.name for path in home.rglob("*") if unpacked not in (path, *path.parents)] == \
-        [".cache", "llama_srv", "programs"]
+    assert [path.name for path in home.rglob("*") if unpacked not in (path, *path.parents)] == [
+        ".cache",
+        "llama_srv",
+        "programs",
+    ]
 
 
 @linux_only
@@ -109,17 +122,20 @@ def test_a_killed_engine_is_started_again_and_the_stream_goes_on(serve_frozen, r
     server = serve_frozen("-m", recite_model, "-t", 1)
 
     def engines() -> list[int]:
-        return [int(process.name) for process in processes_of(home)
-                if b"--engine-process" in (process / "cmdline").read_bytes()]
+        return [
+            int(process.name)
+            for process in processes_of(home)
+            if b"--engine-process" in (process / "cmdline").read_bytes()
+        ]
 
-    first, = engines()
+    (first,) = engines()
     stream = server.stream("/completion", {"prompt": "count: one", "n_predict": -1, "temperature": 0})
     text = next(stream)["content"]
     os.kill(first, signal.SIGKILL)
     text += "".join(event["content"] for event in stream)
     assert text == TEXT
     assert server.complete("count: one", -1)["content"] == TEXT
-    second, = engines()
+    (second,) = engines()
     assert second != first
     server.terminate()
     assert server.wait() == 0 and processes_of(home) == []
@@ -139,8 +155,17 @@ def test_a_home_of_another_user_that_cant_be_written_to(one_file, serve_frozen, 
         for source, name in ((one_file, "llama srv"), (recite_model, "model.gguf")):
             shutil.copy(source, public / name)
             (public / name).chmod(0o755)
-        program = ["env", "-i", f"HOME={public / 'home'}", f"TMPDIR={public / 'tmp'}", "setpriv", "--reuid=65534",
-                   "--regid=65534", "--clear-groups", str(public / "llama srv")]
+        program = [
+            "env",
+            "-i",
+            f"HOME={public / 'home'}",
+            f"TMPDIR={public / 'tmp'}",
+            "setpriv",
+            "--reuid=65534",
+            "--regid=65534",
+            "--clear-groups",
+            str(public / "llama srv"),
+        ]
         os.chdir(public)
         server = serve_frozen("-m", public / "model.gguf", "-t", 1, program=program)
         assert server.complete("count: one", -1)["content"] == TEXT
@@ -189,6 +214,7 @@ def test_without_any_network_it_serves_page_and_text(bare, recite_model, tmp_pat
             data = answer.read()
             connection.close()
             return data
+
         assert b"<html" in ask("GET", "/")
         assert json.loads(ask("POST", "/completion", {"prompt": "count: one", "temperature": 0}))["content"] == TEXT
         server.terminate()
@@ -198,11 +224,23 @@ def test_without_any_network_it_serves_page_and_text(bare, recite_model, tmp_pat
 
 # ---- bundles -------------------------------------------------------------------------------------------------------
 
+
 @linux_only
 def test_a_bundle_starts_without_arguments_and_serves_the_model_in_it(bare, recite_model, tmp_path, home):
     app = tmp_path / "my äpp"
-    made = run(bare, "--bundle", recite_model, "-o", app, "--defaults", "port=0", "--defaults", "threads=1",
-               "--defaults", "alias=the counter")
+    made = run(
+        bare,
+        "--bundle",
+        recite_model,
+        "-o",
+        app,
+        "--defaults",
+        "port=0",
+        "--defaults",
+        "threads=1",
+        "--defaults",
+        "alias=the counter",
+    )
     assert made.returncode == 0, made.stderr
     shown = run([*bare[:-1], app], "--bundle-info", "--bundle-check")
     assert "starts with: alias = the counter" in shown.stdout and shown.returncode == 0
@@ -231,6 +269,7 @@ def test_a_side_file_beside_the_program_is_its_bundle(bare, built, recite_model,
 
 
 # ---- what was built ------------------------------------------------------------------------------------------------
+
 
 def test_what_is_given_away_is_complete_and_as_the_sums_say(built):
     contents, common = build_script("contents"), build_script("common")

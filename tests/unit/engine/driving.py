@@ -11,10 +11,27 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from server.engine.config import EngineConfig
-from server.engine.scheduler import Scheduler
-from server.engine.task import (Cancel, Close, Command, Embed, Embedded, Failure, Final, Frame, Media, Piece, Progress, Reply,
-                                SamplingParams, Snapshot, Starting, Task, Tasks)
+from server.engine.loop.scheduler import Scheduler
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import (
+    Cancel,
+    Close,
+    Command,
+    Embed,
+    Embedded,
+    Failure,
+    Final,
+    Frame,
+    Media,
+    Piece,
+    Progress,
+    Reply,
+    SamplingParams,
+    Snapshot,
+    Starting,
+    Task,
+    Tasks,
+)
 from tests.fakes import EOS, PATIENCE_S, FakeBackend, letters, said_by
 
 GREEDY = SamplingParams(temperature=0.0)
@@ -68,7 +85,7 @@ class Driver:
         config = {"n_slots": self.backend.info.n_slots, **config}
         self.scheduler = Scheduler(self.backend, EngineConfig("fake.gguf", "", **config), self._take, self.clock)
         desk = self.scheduler._state.media
-        desk._begin = desk._prepare_files       # at once, on this thread
+        desk._begin = desk._prepare_files  # at once, on this thread
         self.outcomes: dict[int, Outcome] = {}
         self.replies: dict[int, Reply] = {}
         self.snapshots: list[Snapshot] = []
@@ -92,8 +109,14 @@ class Driver:
         ids = range(self._n_posted, self._n_posted + len(prompts))
         self._n_posted += len(prompts)
         self.outcomes |= {id_task: Outcome() for id_task in ids}
-        self.scheduler.post(Tasks(tuple(Task(id_task, tuple(prompt.encode()), **{
-            "sampling": GREEDY, "n_predict": n_predict, **fields}) for id_task, prompt in zip(ids, prompts))))
+        self.scheduler.post(
+            Tasks(
+                tuple(
+                    Task(id_task, tuple(prompt.encode()), **{"sampling": GREEDY, "n_predict": n_predict, **fields})
+                    for id_task, prompt in zip(ids, prompts)
+                )
+            )
+        )
         return list(ids)
 
     def embed(self, *inputs: str | Sequence[int], media: Sequence[Media] = ()) -> int:
@@ -182,8 +205,12 @@ class Driver:
 
     def is_clean(self) -> bool:
         """Everything idle, nothing waiting, no sampler left."""
-        return (all(slot.run is None for slot in self.scheduler.slots) and self.snapshot.n_processing == 0
-                and self.snapshot.n_deferred == 0 and self.backend.n_samplers == 0)
+        return (
+            all(slot.run is None for slot in self.scheduler.slots)
+            and self.snapshot.n_processing == 0
+            and self.snapshot.n_deferred == 0
+            and self.backend.n_samplers == 0
+        )
 
     def _take(self, frame: Frame) -> None:
         self.frames.append(frame)
@@ -211,7 +238,7 @@ class Traffic:
     def __init__(self, rng: random.Random, driver: Driver) -> None:
         self.rng = rng
         self.driver = driver
-        self.asked: dict[int, object] = {}      # task id -> what the subclass needs to know of it
+        self.asked: dict[int, object] = {}  # task id -> what the subclass needs to know of it
         self.cancelled: set[int] = set()
 
     def post(self) -> None:

@@ -8,32 +8,50 @@ import pytest
 
 from server.errors import ApiError
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing, is_loopback, read_key_file, split_host
-from server.web.head import Headers
+from server.web.http1.head import Headers
 from server.web.message import error_body
 
 KEYS = KeyRing(["first", "zwö", ""])
 
 
-@pytest.mark.parametrize("headers", [
-    {"Authorization": "Bearer first"}, {"authorization": "bearer  first "}, {"Authorization": "first"},
-    {"X-Api-Key": "first"}, {"Authorization": "Bearer wrong", "X-Api-Key": "first"},
-    {"Authorization": "Bearer zwö".encode().decode("latin-1")},
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Authorization": "Bearer first"},
+        {"authorization": "bearer  first "},
+        {"Authorization": "first"},
+        {"X-Api-Key": "first"},
+        {"Authorization": "Bearer wrong", "X-Api-Key": "first"},
+        {"Authorization": "Bearer zwö".encode().decode("latin-1")},
+    ],
+)
 def test_a_known_key_opens(headers):
     assert KEYS.check(Headers(headers))
 
 
-@pytest.mark.parametrize("headers", [
-    {}, {"Authorization": ""}, {"Authorization": "Bearer "}, {"Authorization": "Bearer"}, {"X-Api-Key": ""},
-    {"Authorization": "Bearer firs"}, {"Authorization": "Bearer first2"}, {"Authorization": "Bearer FIRST"},
-    {"Authorization": "Basic first"}, {"Authorization": "Bearer first, zwö"}, {"X-Api-Key": "Bearer first"},
-    {"Cookie": "first"},
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer "},
+        {"Authorization": "Bearer"},
+        {"X-Api-Key": ""},
+        {"Authorization": "Bearer firs"},
+        {"Authorization": "Bearer first2"},
+        {"Authorization": "Bearer FIRST"},
+        {"Authorization": "Basic first"},
+        {"Authorization": "Bearer first, zwö"},
+        {"X-Api-Key": "Bearer first"},
+        {"Cookie": "first"},
+    ],
+)
 def test_anything_else_is_a_401_in_the_documented_shape(headers):
     with pytest.raises(ApiError) as caught:
         KEYS.check(Headers(headers))
     assert error_body(caught.value) == {
-        "error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}}
+        "error": {"code": 401, "message": "Invalid API Key", "type": "authentication_error"}
+    }
 
 
 def test_without_keys_everybody_is_served():
@@ -73,20 +91,46 @@ def test_key_files_of_any_editor_are_read(tmp_path):
     assert read_key_file(path) == ["first", "zwö", "third"]
 
 
-@pytest.mark.parametrize(("authority", "host"), [
-    ("localhost", "localhost"), ("LocalHost:8080", "localhost"), ("localhost.", "localhost"),
-    ("[::1]", "::1"),
-    ("[::1]:80", "::1"), ("127.0.0.1:8080", "127.0.0.1"), ("", ""), ("a@b", ""), ("::1", ""), ("[::1", ""),
-    ("a:b", ""), ("a/b", ""), ("localhost:80:80", ""), ("localhost:", "localhost"),
-])
+@pytest.mark.parametrize(
+    ("authority", "host"),
+    [
+        ("localhost", "localhost"),
+        ("LocalHost:8080", "localhost"),
+        ("localhost.", "localhost"),
+        ("[::1]", "::1"),
+        ("[::1]:80", "::1"),
+        ("127.0.0.1:8080", "127.0.0.1"),
+        ("", ""),
+        ("a@b", ""),
+        ("::1", ""),
+        ("[::1", ""),
+        ("a:b", ""),
+        ("a/b", ""),
+        ("localhost:80:80", ""),
+        ("localhost:", "localhost"),
+    ],
+)
 def test_host_headers_are_taken_apart(authority, host):
     assert split_host(authority) == host
 
 
 def test_what_is_loopback():
     assert all(map(is_loopback, ("localhost", "a.localhost", "127.0.0.1", "127.9.9.9", "::1")))
-    assert not any(map(is_loopback, ("", "0.0.0.0", "::", "evil.com", "localhost.evil.com",
-                                     "127.0.0.1.evil.com", "192.168.0.1", "notlocalhost")))
+    assert not any(
+        map(
+            is_loopback,
+            (
+                "",
+                "0.0.0.0",
+                "::",
+                "evil.com",
+                "localhost.evil.com",
+                "127.0.0.1.evil.com",
+                "192.168.0.1",
+                "notlocalhost",
+            ),
+        )
+    )
 
 
 @pytest.mark.parametrize("bound", ["127.0.0.1", "localhost", "::1"])
@@ -100,22 +144,40 @@ def test_a_local_server_answers_to_local_names_only(bound):
         assert (caught.value.status, caught.value.type) == (403, "permission_error")
 
 
-@pytest.mark.parametrize("policy", [HostPolicy.for_bind(["0.0.0.0"]), HostPolicy.for_bind(["192.168.0.7"]),
-                                    HostPolicy.for_bind(["127.0.0.1"], ["*"]),
-                                    HostPolicy.for_bind(["/run/x.sock"]), HostPolicy.for_bind(["127.0.0.1", "192.168.0.7"])])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        HostPolicy.for_bind(["0.0.0.0"]),
+        HostPolicy.for_bind(["192.168.0.7"]),
+        HostPolicy.for_bind(["127.0.0.1"], ["*"]),
+        HostPolicy.for_bind(["/run/x.sock"]),
+        HostPolicy.for_bind(["127.0.0.1", "192.168.0.7"]),
+    ],
+)
 def test_other_servers_answer_to_every_name(policy):
     policy.check("evil.com")
 
 
-@pytest.mark.parametrize(("origin", "allowed"), [
-    ("http://server:8080", True), ("HTTP://SERVER:8080", True), ("http://localhost:3000", True),
-    ("http://127.0.0.1", True), ("http://[::1]:5", True), ("https://app.example", True),
-    ("http://app.example", False), ("https://app.example:444", False), ("http://server", False),
-    ("null", False),
-    ("", False), ("http://localhost.evil.com", False), ("http://evil.com#localhost", False),
-    ("localhost", False),
-    ("http://localhost@evil.com", False),
-])
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        ("http://server:8080", True),
+        ("HTTP://SERVER:8080", True),
+        ("http://localhost:3000", True),
+        ("http://127.0.0.1", True),
+        ("http://[::1]:5", True),
+        ("https://app.example", True),
+        ("http://app.example", False),
+        ("https://app.example:444", False),
+        ("http://server", False),
+        ("null", False),
+        ("", False),
+        ("http://localhost.evil.com", False),
+        ("http://evil.com#localhost", False),
+        ("localhost", False),
+        ("http://localhost@evil.com", False),
+    ],
+)
 def test_which_pages_may_read(origin, allowed):
     policy = CorsPolicy(frozenset(["https://app.example"]))
     headers = policy.headers(origin, "server:8080")
@@ -151,9 +213,13 @@ def test_an_open_policy_allows_all_pages():
 
 
 def test_a_preflight_is_answered_with_what_was_asked():
-    asked = Headers({"Origin": "http://localhost:1",
-                     "Access-Control-Request-Headers": "authorization, x-stainless-os",
-                     "Access-Control-Request-Private-Network": "true"})
+    asked = Headers(
+        {
+            "Origin": "http://localhost:1",
+            "Access-Control-Request-Headers": "authorization, x-stainless-os",
+            "Access-Control-Request-Private-Network": "true",
+        }
+    )
     answer = CorsPolicy().preflight(asked, ["POST", "OPTIONS"])
     assert answer["Access-Control-Allow-Headers"] == "authorization, x-stainless-os"
     assert answer["Access-Control-Allow-Methods"] == "POST, OPTIONS"

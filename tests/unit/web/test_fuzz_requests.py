@@ -11,32 +11,105 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from server.errors import ApiError
-from server.web.body import body_decoder
-from server.web.head import HeadParser, body_framing
+from server.web.http1.body import body_decoder
+from server.web.http1.head import HeadParser, body_framing
 from server.web.limits import Limits
 from tests.fuzzing import fuzz
 
 LIMITS = Limits(request_line_bytes=2000, head_bytes=4000, n_headers=12, body_bytes=500)
-NAMES = ("Host", "Content-Length", "Transfer-Encoding", "Connection", "Content-Type", "X-A", "Expect", "host", "content-length",
-         "TRANSFER-ENCODING", "Content-Encoding")
-VALUES = ("localhost", "0", "3", "5", "+5", "-1", "5, 5", "5 ", " 5", "0x5", "chunked", "Chunked", "chunked, chunked", "gzip, chunked",
-          "identity", "close", "keep-alive", "100-continue", "a b", "", "\t", "é".encode().decode("latin-1"), "9" * 30)
-CHUNKS = ("3\r\nabc\r\n", "0\r\n\r\n", "0\r\nA: b\r\n\r\n", "3;x=y\r\nabc\r\n", "3 \r\nabc\r\n", "03\r\nabc\r\n", "0x3\r\nabc\r\n",
-          "3\nabc\n", "4\r\nabc\r\n", "2\r\nabc\r\n", "-1\r\n", "FFFFFFFFFFFFFFFFF\r\n", "\r\n", "abc", "", "GET / HTTP/1.1\r\n")
+NAMES = (
+    "Host",
+    "Content-Length",
+    "Transfer-Encoding",
+    "Connection",
+    "Content-Type",
+    "X-A",
+    "Expect",
+    "host",
+    "content-length",
+    "TRANSFER-ENCODING",
+    "Content-Encoding",
+)
+VALUES = (
+    "localhost",
+    "0",
+    "3",
+    "5",
+    "+5",
+    "-1",
+    "5, 5",
+    "5 ",
+    " 5",
+    "0x5",
+    "chunked",
+    "Chunked",
+    "chunked, chunked",
+    "gzip, chunked",
+    "identity",
+    "close",
+    "keep-alive",
+    "100-continue",
+    "a b",
+    "",
+    "\t",
+    "é".encode().decode("latin-1"),
+    "9" * 30,
+)
+CHUNKS = (
+    "3\r\nabc\r\n",
+    "0\r\n\r\n",
+    "0\r\nA: b\r\n\r\n",
+    "3;x=y\r\nabc\r\n",
+    "3 \r\nabc\r\n",
+    "03\r\nabc\r\n",
+    "0x3\r\nabc\r\n",
+    "3\nabc\n",
+    "4\r\nabc\r\n",
+    "2\r\nabc\r\n",
+    "-1\r\n",
+    "FFFFFFFFFFFFFFFFF\r\n",
+    "\r\n",
+    "abc",
+    "",
+    "GET / HTTP/1.1\r\n",
+)
 
 LINES = st.one_of(
     st.builds("{}: {}\r\n".format, st.sampled_from(NAMES), st.sampled_from(VALUES)),
-    st.builds("{}{}{}{}{}".format, st.sampled_from(NAMES), st.sampled_from((":", ": ", " : ", "", ":\t", "\0:")), st.sampled_from(VALUES),
-              st.sampled_from(("", " ", "\0", "\r", "\n ")), st.sampled_from(("\r\n", "\n", "\r", "\r\r\n"))))
-REQUEST_LINES = st.builds("{}{}{}{}{}{}".format, st.sampled_from(("GET", "POST", "HEAD", "get", "PO ST", "", "G\0T")),
-                          st.sampled_from((" ", "  ", "\t")), st.sampled_from(("/", "/a?b", "*", "http://h/x", "/\x7f", "/é", "")),
-                          st.sampled_from((" ", "  ", "")), st.sampled_from(("HTTP/1.1", "HTTP/1.0", "HTTP/2", "http/1.1", "HTTP/1.1 ", "")),
-                          st.sampled_from(("\r\n", "\n", "\r\n\r\n")))
-GOOD_LINE = st.sampled_from(("POST / HTTP/1.1\r\nHost: h\r\n", "GET /x HTTP/1.1\r\nHost: h\r\n", "POST / HTTP/1.0\r\n", "\r\nPUT /y HTTP/1.1\r\nHost: h\r\n"))
+    st.builds(
+        "{}{}{}{}{}".format,
+        st.sampled_from(NAMES),
+        st.sampled_from((":", ": ", " : ", "", ":\t", "\0:")),
+        st.sampled_from(VALUES),
+        st.sampled_from(("", " ", "\0", "\r", "\n ")),
+        st.sampled_from(("\r\n", "\n", "\r", "\r\r\n")),
+    ),
+)
+REQUEST_LINES = st.builds(
+    "{}{}{}{}{}{}".format,
+    st.sampled_from(("GET", "POST", "HEAD", "get", "PO ST", "", "G\0T")),
+    st.sampled_from((" ", "  ", "\t")),
+    st.sampled_from(("/", "/a?b", "*", "http://h/x", "/\x7f", "/é", "")),
+    st.sampled_from((" ", "  ", "")),
+    st.sampled_from(("HTTP/1.1", "HTTP/1.0", "HTTP/2", "http/1.1", "HTTP/1.1 ", "")),
+    st.sampled_from(("\r\n", "\n", "\r\n\r\n")),
+)
+GOOD_LINE = st.sampled_from(
+    (
+        "POST / HTTP/1.1\r\nHost: h\r\n",
+        "GET /x HTTP/1.1\r\nHost: h\r\n",
+        "POST / HTTP/1.0\r\n",
+        "\r\nPUT /y HTTP/1.1\r\nHost: h\r\n",
+    )
+)
 REQUESTS = st.builds(
     lambda line, fields, end, body, tail: (line + "".join(fields) + end + "".join(body) + tail).encode("latin-1"),
-    st.one_of(GOOD_LINE, GOOD_LINE, REQUEST_LINES), st.lists(LINES, max_size=4), st.sampled_from(("\r\n", "\r\n", "\r\n", "\n", "")),
-    st.lists(st.sampled_from(CHUNKS), max_size=4), st.sampled_from(("", "GET /next HTTP/1.1\r\n\r\n", "x")))
+    st.one_of(GOOD_LINE, GOOD_LINE, REQUEST_LINES),
+    st.lists(LINES, max_size=4),
+    st.sampled_from(("\r\n", "\r\n", "\r\n", "\n", "")),
+    st.lists(st.sampled_from(CHUNKS), max_size=4),
+    st.sampled_from(("", "GET /next HTTP/1.1\r\n\r\n", "x")),
+)
 
 
 class Refused(Exception):
@@ -55,7 +128,7 @@ def ours(pieces: list[bytes]) -> tuple | None:
                 decoder = body_decoder(body_framing(head, LIMITS), LIMITS)
                 piece = parser.rest
             if decoder.feed(piece):
-                rest = bytes(decoder.rest) + b"".join(pieces[i + 1:])
+                rest = bytes(decoder.rest) + b"".join(pieces[i + 1 :])
                 return head.method, head.target, dict(head.headers), bytes(decoder.body), rest
     except ApiError as error:
         assert 400 <= error.status < 600 and "\n" not in error.message
@@ -67,7 +140,7 @@ def theirs(data: bytes) -> tuple | None:
     """The same by h11."""
     connection = h11.Connection(h11.SERVER)
     try:
-        connection.receive_data(data.lstrip(b"\r\n"))      # old clients' empty lines, which RFC 9112 2.2 says to skip
+        connection.receive_data(data.lstrip(b"\r\n"))  # old clients' empty lines, which RFC 9112 2.2 says to skip
         request, body = connection.next_event(), b""
         if request is h11.NEED_DATA:
             return None
@@ -86,8 +159,12 @@ def theirs(data: bytes) -> tuple | None:
 
 @fuzz(1500)
 @given(REQUESTS)
-@example(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\n\r\n")
-@example(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nA: b\r\n\r\nGET /next HTTP/1.1\r\n\r\n")
+@example(
+    b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /x HTTP/1.1\r\n\r\n"
+)
+@example(
+    b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nA: b\r\n\r\nGET /next HTTP/1.1\r\n\r\n"
+)
 @example(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 5, 5\r\n\r\nabcde")
 def test_what_is_taken_is_read_as_the_reference_reads_it(data):
     try:
@@ -103,7 +180,7 @@ def test_what_is_taken_is_read_as_the_reference_reads_it(data):
         assert "host" not in taken[2]
         return
     if "transfer-encoding" in taken[2]:
-        taken[2]["transfer-encoding"] = taken[2]["transfer-encoding"].lower()       # as h11 shows it
+        taken[2]["transfer-encoding"] = taken[2]["transfer-encoding"].lower()  # as h11 shows it
     assert read == taken
 
 
@@ -115,9 +192,10 @@ def test_how_the_bytes_are_cut_changes_nothing(data, cuts):
             return ours(pieces)
         except Refused:
             return "refused"
+
     places = sorted({min(cut, len(data)) for cut in cuts})
     pieces = [data[a:b] for a, b in zip([0, *places], [*places, len(data)])]
-    assert outcome(pieces) == outcome([data]) == outcome([data[i:i + 1] for i in range(len(data))])
+    assert outcome(pieces) == outcome([data]) == outcome([data[i : i + 1] for i in range(len(data))])
 
 
 @fuzz(300)

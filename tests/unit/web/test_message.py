@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
-import time
 import re
+import time
 
 import pytest
 
 from server.errors import ApiError
 from server.web import sse
-from server.web.head import Headers
-from server.web.message import (JSON_DEPTH, JSON_PARTS, JSON_VALUES, LARGE, Request, encode_head, error_response,
-                                json_response, parse_json, to_json)
+from server.web.http1.head import Headers
+from server.web.message import (
+    JSON_DEPTH,
+    JSON_PARTS,
+    JSON_VALUES,
+    LARGE,
+    Request,
+    encode_head,
+    error_response,
+    json_response,
+    parse_json,
+    to_json,
+)
 
 
 def fault(body: bytes) -> str:
@@ -23,53 +33,70 @@ def fault(body: bytes) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize(("body", "value"), [
-    (b'{"a": [1, 2.5, null, true, "\xc3\xa4"]}', {"a": [1, 2.5, None, True, "ä"]}),
-    (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
-    (b'{"a": 1, "a": 2}', {"a": 2}),
-    (b' \n[]\t', []),
-    (b'"\\ud83d\\ude00"', "\U0001f600"),
-    (b'"\\\\ud800"', "\\ud800"),
-    (b'"\\u0000"', "\0"),
-    (b'1e308', 1e308),
-    (b'-0', 0),
-    (b'"NaN"', "NaN"),
-])
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'{"a": [1, 2.5, null, true, "\xc3\xa4"]}', {"a": [1, 2.5, None, True, "ä"]}),
+        (b'\xef\xbb\xbf{"a": 1}', {"a": 1}),
+        (b'{"a": 1, "a": 2}', {"a": 2}),
+        (b" \n[]\t", []),
+        (b'"\\ud83d\\ude00"', "\U0001f600"),
+        (b'"\\\\ud800"', "\\ud800"),
+        (b'"\\u0000"', "\0"),
+        (b"1e308", 1e308),
+        (b"-0", 0),
+        (b'"NaN"', "NaN"),
+    ],
+)
 def test_json_is_read(body, value):
     assert Request("POST", "/", body=body, headers={"Content-Type": "text/plain"}).json() == value
 
 
-@pytest.mark.parametrize(("body", "position"), [
-    (b'{"a": }', 6),
-    (b'{"a": 1} x', 9),
-    (b'{"a": NaN}', 6),
-    (b'["NaN", NaN]', 8),
-    (b'{"a": Infinity}', 6),
-    (b'[-Infinity]', 1),
-    (b'[1, 1e999]', 4),
-    (b'["1e999", -1e999]', 10),
-    (b'"\\ud800"', 1),
-    (b'["\\ud83d\\ude00", "\\ude00\\ud83d"]', 18),
-    (b'{"\\uDBFF": 1}', 2),
-    (b'"\\ud800\\u0041"', 1),
-    (b"{'a': 1}", 1),
-    (b'"\t"', 1),
-    (b'[' * (JSON_DEPTH + 1) + b']' * (JSON_DEPTH + 1), JSON_DEPTH),
-    (b'{"a":' * (JSON_DEPTH + 1) + b'1' + b'}' * (JSON_DEPTH + 1), JSON_DEPTH * 5),
-    (b'[' * 1_000_000, JSON_DEPTH),
-    (b'["[[", ' + b'[' * 1000, JSON_DEPTH - 1 + 7),
-])
+@pytest.mark.parametrize(
+    ("body", "position"),
+    [
+        (b'{"a": }', 6),
+        (b'{"a": 1} x', 9),
+        (b'{"a": NaN}', 6),
+        (b'["NaN", NaN]', 8),
+        (b'{"a": Infinity}', 6),
+        (b"[-Infinity]", 1),
+        (b"[1, 1e999]", 4),
+        (b'["1e999", -1e999]', 10),
+        (b'"\\ud800"', 1),
+        (b'["\\ud83d\\ude00", "\\ude00\\ud83d"]', 18),
+        (b'{"\\uDBFF": 1}', 2),
+        (b'"\\ud800\\u0041"', 1),
+        (b"{'a': 1}", 1),
+        (b'"\t"', 1),
+        (b"[" * (JSON_DEPTH + 1) + b"]" * (JSON_DEPTH + 1), JSON_DEPTH),
+        (b'{"a":' * (JSON_DEPTH + 1) + b"1" + b"}" * (JSON_DEPTH + 1), JSON_DEPTH * 5),
+        (b"[" * 1_000_000, JSON_DEPTH),
+        (b'["[[", ' + b"[" * 1000, JSON_DEPTH - 1 + 7),
+    ],
+)
 def test_faulty_json_is_refused_with_its_position(body, position):
     assert int(re.search(r"\(char (\d+)\)", fault(body))[1]) == position
 
 
 def test_position_counts_lines_and_columns():
-    assert "at line 3 column 2 (char 4)" in fault(b'{\n\n\tx}')
+    assert "at line 3 column 2 (char 4)" in fault(b"{\n\n\tx}")
 
 
-@pytest.mark.parametrize("body", [b"", b"  \r\n", b"\xff{}", b'{"a": "\xed\xa0\x80"}', "{}".encode("utf-16"),
-                                  b"\x00", b"{\x00}", b'{"a": ' + b"9" * 10_000 + b"}",
-                                  b"[" * 100_000 + b"x"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"  \r\n",
+        b"\xff{}",
+        b'{"a": "\xed\xa0\x80"}',
+        "{}".encode("utf-16"),
+        b"\x00",
+        b"{\x00}",
+        b'{"a": ' + b"9" * 10_000 + b"}",
+        b"[" * 100_000 + b"x",
+    ],
+)
 def test_hostile_bodies_are_a_400_with_one_line(body):
     assert "\n" not in fault(body)
 
@@ -80,21 +107,31 @@ def test_brackets_in_strings_do_not_count_as_depth():
     assert parse_json(json.dumps([[]] * 1000).encode()) == [[]] * 1000
 
 
-@pytest.mark.parametrize("body", [
-    b"[" + b"[]," * 300 + b'"' + b'\\"' * 400_000,                    # a string without an end, full of quotes
-    b'{"a": [' + b"[]," * 300 + b'"' + b"\\\\\"," * 200_000,
-    b"[" + (b"9" * 999 + b",") * 5000 + b"1" * 5000 + b"]",         # many long numbers and one that is too long
-    b"[" * 300 + b"]" * 3_000_000, b"[" * 200 + b"]" * 200 + b"[]" * 3_000_000,
-], ids=range(5))
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" + b"[]," * 300 + b'"' + b'\\"' * 400_000,  # a string without an end, full of quotes
+        b'{"a": [' + b"[]," * 300 + b'"' + b'\\\\",' * 200_000,
+        b"[" + (b"9" * 999 + b",") * 5000 + b"1" * 5000 + b"]",  # many long numbers and one that is too long
+        b"[" * 300 + b"]" * 3_000_000,
+        b"[" * 200 + b"]" * 200 + b"[]" * 3_000_000,
+    ],
+    ids=range(5),
+)
 def test_no_body_takes_more_than_linear_time(body):
     started = time.monotonic()
     fault(body)
     assert time.monotonic() - started < 30, "hours, if it were quadratic"
 
 
-@pytest.mark.parametrize(("body", "words"), [
-    (b"[" + b"1," * JSON_VALUES + b"1,1]", "more than 2,000,000 values"), (b"[" + b"{}," * JSON_PARTS + b"1]", "arrays, objects and keys"),
-    (b"{" + b'"a":1,' * JSON_PARTS + b'"b":1}', "arrays, objects and keys")])
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[" + b"1," * JSON_VALUES + b"1,1]", "more than 2,000,000 values"),
+        (b"[" + b"{}," * JSON_PARTS + b"1]", "arrays, objects and keys"),
+        (b"{" + b'"a":1,' * JSON_PARTS + b'"b":1}', "arrays, objects and keys"),
+    ],
+)
 def test_bodies_of_endless_small_things_are_refused(body, words):
     assert words in fault(body)
 
@@ -118,14 +155,17 @@ def test_what_is_sent_is_strict_json_on_one_line():
     assert b"\n" not in data and b"\r" not in data
     assert json.loads(data.decode("utf-8")) == {"a": [None, None, 1.5, ["x"]], "b": "ä\u2028\r\n?"}
     assert json_response({"a": 1}, 201, {"X": "y"}).headers == {
-        "Content-Type": "application/json; charset=utf-8", "X": "y"}
+        "Content-Type": "application/json; charset=utf-8",
+        "X": "y",
+    }
 
 
 def test_an_error_becomes_the_openai_shape_and_keeps_its_headers():
     response = error_response(ApiError(404, "gone", headers={"Allow": "GET"}, extra_field=3))
     assert response.status == 404 and response.headers["Allow"] == "GET"
     assert json.loads(response.body) == {
-        "error": {"code": 404, "message": "gone", "type": "not_found_error", "extra_field": 3}}
+        "error": {"code": 404, "message": "gone", "type": "not_found_error", "extra_field": 3}
+    }
 
 
 def test_nobody_can_smuggle_a_header_into_an_answer():

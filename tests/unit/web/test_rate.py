@@ -56,7 +56,9 @@ def test_everybody_has_a_bucket():
     assert [taken(limiter, owner, 5) for owner in ("a", "b", "a")] == [2, 2, 0]
 
 
-@pytest.mark.parametrize(("n", "seconds", "wait"), [(1, 60.0, "60"), (1, 3600.0, "3600"), (10, 1.0, "1"), (4, 60.0, "15")])
+@pytest.mark.parametrize(
+    ("n", "seconds", "wait"), [(1, 60.0, "60"), (1, 3600.0, "3600"), (10, 1.0, "1"), (4, 60.0, "15")]
+)
 def test_the_refusal_says_when_to_come_back_and_then_it_works(n, seconds, wait):
     clock = Clock()
     limiter = RateLimiter(n, seconds, clock)
@@ -82,9 +84,17 @@ def test_full_buckets_are_forgotten_and_the_others_bounded(monkeypatch):
     assert len(limiter._full_at) <= 101
 
 
-@pytest.mark.parametrize(("client", "network"), [
-    ("127.0.0.1", "127.0.0.1"), ("unix", "unix"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-    ("2001:db8:1:2::ffff", "2001:db8:1:2::/64"), ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
-    ("fe80::1%eth0", "fe80::/64"), ("::1", "::/64")])
+@pytest.mark.parametrize(
+    ("client", "network"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("unix", "unix"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::ffff", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::1", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::1", "::/64"),
+    ],
+)
 def test_of_an_ipv6_address_the_network_counts(client, network):
     assert network_of(client) == network

@@ -29,22 +29,40 @@ def resolve(method: str, path: str, prefix: str = "") -> tuple[str, dict[str, st
     return handler(None), params
 
 
-@pytest.mark.parametrize(("method", "path", "found"), [
-    ("GET", "/health", ("health", {})),
-    ("HEAD", "/health", ("health", {})),
-    ("POST", "/slots/3", ("slot", {"id_slot": "3"})),
-    ("GET", "/slots/all", ("all", {})),
-    ("GET", "/models/org/name", ("model", {"name": "org/name"})),
-    ("DELETE", "/models/a", ("unload", {"name": "a"})),
-    ("GET", "/a/1/b/ä ", ("two", {"x": "1", "y": "ä "})),
-])
+@pytest.mark.parametrize(
+    ("method", "path", "found"),
+    [
+        ("GET", "/health", ("health", {})),
+        ("HEAD", "/health", ("health", {})),
+        ("POST", "/slots/3", ("slot", {"id_slot": "3"})),
+        ("GET", "/slots/all", ("all", {})),
+        ("GET", "/models/org/name", ("model", {"name": "org/name"})),
+        ("DELETE", "/models/a", ("unload", {"name": "a"})),
+        ("GET", "/a/1/b/ä ", ("two", {"x": "1", "y": "ä "})),
+    ],
+)
 def test_a_path_finds_its_handler(method, path, found):
     assert resolve(method, path) == found
     assert resolve(method, "/api" + path, prefix="/api/") == found
 
 
-@pytest.mark.parametrize("path", ["/", "/Health", "/health/", "//health", "/slots/", "/slots/1/2", "/models",
-                                  "/models/", "/a//b/c", "/a/1/b", "*", ""])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/Health",
+        "/health/",
+        "//health",
+        "/slots/",
+        "/slots/1/2",
+        "/models",
+        "/models/",
+        "/a//b/c",
+        "/a/1/b",
+        "*",
+        "",
+    ],
+)
 def test_an_unknown_path_is_a_404(path):
     with pytest.raises(ApiError) as caught:
         resolve("GET", path)
@@ -56,12 +74,15 @@ def test_a_path_outside_the_prefix_is_a_404():
         resolve("GET", "/health", prefix="/api")
 
 
-@pytest.mark.parametrize(("method", "path", "allowed"), [
-    ("POST", "/health", "GET, HEAD, OPTIONS"),
-    ("GET", "/completion", "POST, OPTIONS"),
-    ("HEAD", "/completion", "POST, OPTIONS"),
-    ("PUT", "/models/x", "DELETE, GET, HEAD, OPTIONS"),
-])
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("POST", "/health", "GET, HEAD, OPTIONS"),
+        ("GET", "/completion", "POST, OPTIONS"),
+        ("HEAD", "/completion", "POST, OPTIONS"),
+        ("PUT", "/models/x", "DELETE, GET, HEAD, OPTIONS"),
+    ],
+)
 def test_a_wrong_method_is_a_405_that_names_the_right_ones(method, path, allowed):
     with pytest.raises(ApiError) as caught:
         resolve(method, path)

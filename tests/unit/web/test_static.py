@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.web.head import Headers
+from server.web.http1.head import Headers
 from server.web.static import StaticFiles, accepts_gzip
 
 
@@ -32,26 +32,62 @@ def get(folder: Path, path: str, **headers: str):
     return StaticFiles(folder).respond(path, Headers({k.replace("_", "-"): v for k, v in headers.items()}))
 
 
-@pytest.mark.parametrize(("path", "body", "content_type"), [
-    ("/", b"<p>home", "text/html; charset=utf-8"),
-    ("/index.html", b"<p>home", "text/html; charset=utf-8"),
-    ("/lib/", b"<p>lib", "text/html; charset=utf-8"),
-    ("/lib/a b.js", b"1", "text/javascript; charset=utf-8"),
-    ("/x.gguf", b"GGUF", "application/octet-stream"),
-])
+@pytest.mark.parametrize(
+    ("path", "body", "content_type"),
+    [
+        ("/", b"<p>home", "text/html; charset=utf-8"),
+        ("/index.html", b"<p>home", "text/html; charset=utf-8"),
+        ("/lib/", b"<p>lib", "text/html; charset=utf-8"),
+        ("/lib/a b.js", b"1", "text/javascript; charset=utf-8"),
+        ("/x.gguf", b"GGUF", "application/octet-stream"),
+    ],
+)
 def test_files_are_served_with_their_type(folder, path, body, content_type):
     response = get(folder, path)
     assert (response.status, response.body, response.headers["Content-Type"]) == (200, body, content_type)
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-@pytest.mark.parametrize("path", [
-    "/lib", "/none", "/.env", "/lib/..", "/../secret", "/lib/../../secret", "/..", "/.", "/./index.html",
-    "//index.html", "/lib//a b.js", "/..\\secret", "/lib\\a b.js", "\\..\\secret", "/C:/secret", "/c:secret",
-    "/index.html\0", "/\0", "/index.html:stream", "/index.html.", "/index.html ", "/con", "/NUL.txt", "/com1",
-    "/COM\u00b9.log", "/aux .txt", "", "index.html", "*", "/../public2/secret", "/" + "a" * 5000,
-    "/%2e%2e/secret", "/..%2fsecret", "/\u2025/secret", "/\ud800",
-])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/lib",
+        "/none",
+        "/.env",
+        "/lib/..",
+        "/../secret",
+        "/lib/../../secret",
+        "/..",
+        "/.",
+        "/./index.html",
+        "//index.html",
+        "/lib//a b.js",
+        "/..\\secret",
+        "/lib\\a b.js",
+        "\\..\\secret",
+        "/C:/secret",
+        "/c:secret",
+        "/index.html\0",
+        "/\0",
+        "/index.html:stream",
+        "/index.html.",
+        "/index.html ",
+        "/con",
+        "/NUL.txt",
+        "/com1",
+        "/COM\u00b9.log",
+        "/aux .txt",
+        "",
+        "index.html",
+        "*",
+        "/../public2/secret",
+        "/" + "a" * 5000,
+        "/%2e%2e/secret",
+        "/..%2fsecret",
+        "/\u2025/secret",
+        "/\ud800",
+    ],
+)
 def test_no_other_spelling_finds_anything(folder, path):
     assert get(folder, path) is None
 
@@ -109,15 +145,28 @@ def test_long_text_is_compressed_for_those_who_take_it(folder):
     plain = get(folder, "/long.mjs")
     assert (plain.body.decode(), plain.headers.get("Content-Encoding")) == (script, None)
     assert plain.headers["Vary"] == "Accept-Encoding"
-    for path in ("/", "/long.png"):         # too short, nothing to gain
+    for path in ("/", "/long.png"):  # too short, nothing to gain
         assert "Content-Encoding" not in get(folder, path, Accept_Encoding="gzip").headers
 
 
-@pytest.mark.parametrize(("header", "expected"), [
-    ("gzip", True), ("GZIP", True), ("deflate, gzip;q=1.0, *;q=0.5", True), ("*", True), ("x-gzip", True),
-    ("gzip;q=0.001", True), ("", False), ("br", False), ("gzip;q=0", False), ("gzip; q=0.000", False),
-    ("*;q=0", False), ("gzip;q=0, *", False), (";q=1,,", False),
-])
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("gzip", True),
+        ("GZIP", True),
+        ("deflate, gzip;q=1.0, *;q=0.5", True),
+        ("*", True),
+        ("x-gzip", True),
+        ("gzip;q=0.001", True),
+        ("", False),
+        ("br", False),
+        ("gzip;q=0", False),
+        ("gzip; q=0.000", False),
+        ("*;q=0", False),
+        ("gzip;q=0, *", False),
+        (";q=1,,", False),
+    ],
+)
 def test_accept_encoding_is_understood(header, expected):
     assert accepts_gzip(header) is expected
 

@@ -42,8 +42,11 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-@pytest.mark.parametrize("leave", [socket.socket.close, reset, lambda sock: sock.shutdown(socket.SHUT_WR)],
-                         ids=["close", "reset", "half close"])
+@pytest.mark.parametrize(
+    "leave",
+    [socket.socket.close, reset, lambda sock: sock.shutdown(socket.SHUT_WR)],
+    ids=["close", "reset", "half close"],
+)
 def test_a_client_that_leaves_is_noticed_once(watcher, pair, leave):
     calls = threading.Semaphore(0)
     with watcher.watch(pair[0], calls.release):
@@ -63,8 +66,7 @@ def test_a_client_that_left_before_is_noticed(watcher, pair):
 def test_a_client_that_waits_is_left_alone(watcher, pair):
     calls = []
     other = threading.Event()
-    with watcher.watch(pair[0], lambda: calls.append(1)), socket_that_is_gone() as gone, \
-            watcher.watch(gone, other.set):
+    with watcher.watch(pair[0], lambda: calls.append(1)), socket_that_is_gone() as gone, watcher.watch(gone, other.set):
         assert other.wait(PATIENCE)
     pair[1].close()
     with socket_that_is_gone() as gone, watcher.watch(gone, other.clear):
@@ -165,14 +167,17 @@ def test_our_own_shutdown_counts_as_leaving(watcher, pair):
         assert gone.wait(PATIENCE)
 
 
-@pytest.mark.parametrize(("record", "closing"), [
-    (b"\x15\x03\x03\x00\x02", True),            # TLS 1.2, clear or encrypted alert
-    (b"\x17\x03\x03\x00\x13", True),            # TLS 1.3, encrypted alert
-    (b"\x17\x03\x03\x00\x50", False),
-    (b"\x16\x03\x03\x00\x13", False),
-    (b"\x17\x03\x03", False),
-    (b"", False),
-])
+@pytest.mark.parametrize(
+    ("record", "closing"),
+    [
+        (b"\x15\x03\x03\x00\x02", True),  # TLS 1.2, clear or encrypted alert
+        (b"\x17\x03\x03\x00\x13", True),  # TLS 1.3, encrypted alert
+        (b"\x17\x03\x03\x00\x50", False),
+        (b"\x16\x03\x03\x00\x13", False),
+        (b"\x17\x03\x03", False),
+        (b"", False),
+    ],
+)
 def test_tls_alerts_are_told_from_data(record, closing):
     assert tls_is_closing(record) is closing
 
@@ -189,6 +194,6 @@ def test_short_requests_wake_the_thread_once_for_many(watcher, pair, monkeypatch
     assert len(n_woken) < 25
     monkeypatch.undo()
     gone = threading.Event()
-    with watcher.watch(pair[0], gone.set):      # and none is forgotten
+    with watcher.watch(pair[0], gone.set):  # and none is forgotten
         pair[1].close()
         assert gone.wait(PATIENCE)

@@ -1,0 +1,255 @@
+"""The prompt cache outside the KV cache, in memory and on disk: what slots have to give up, and what is fetched again.
+
+Engine thread only. States go block by block (`block_moves` has the ways): saving can stop after any of them when its
+time is over, and what many texts begin with is kept once. Blocks in memory that have to go stay on disk, if that is
+used.
+
+Only for models whose sequences can share and be cut. Nothing is kept of text behind an image (its placeholders say
+nothing about positions), with self-extend, or of a context that was shifted: it isn't what its tokens would give.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+from server.engine.cache.block_files import BlockFiles, key_of
+from server.engine.cache.block_moves import InParts, ThroughScratch
+from server.engine.cache.block_tree import BLOCK, Block, BlockTree, Lora, Shelf
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import CACHE_DISK, CACHE_RAM
+from server.engine.slots.backend import Backend
+from server.engine.slots.slot import Slot
+from server.log import get_logger
+from server.model_files import host_memory
+
+MIB = 1 << 20
+MAX_RAM_MIB = 8192
+UNLIMITED = 1 << 62
+
+log = get_logger("engine")
+
+
+def ram_limit(mib: int | None) -> int:
+    """Bytes for --cache-ram; None is 8 GiB, but at most half of what is free with the model loaded, -1 no limit."""
+    if mib is not None:
+        return UNLIMITED if mib < 0 else mib * MIB
+    free = host_memory.available()
+    return MAX_RAM_MIB * MIB if free is None else min(MAX_RAM_MIB * MIB, free // 2)
+
+
+class BlockCache:
+    """Saves from slots and restores to them."""
+
+    def __init__(self, backend: Backend, config: EngineConfig, clock: Callable[[], float]) -> None:
+        self._backend = backend
+        self._clock = clock
+        self._moves = InParts(backend) if backend.is_split else ThroughScratch(backend, config.n_slots + 1)
+        self._tree = BlockTree()
+        is_possible = (
+            backend.can_share and not config.exact and config.n_group == 1 and not 0 < backend.window < BLOCK
+        )  # blocks would lack what their windows no longer see
+        self._ram = Shelf(ram_limit(config.cache_ram) if is_possible else 0)
+        self._disk = Shelf(config.cache_disk_mib * MIB)
+        self._files: BlockFiles | None = None
+        self._model = ""
+        if config.cache_disk and is_possible:
+            self._open_files(config)
+        elif config.cache_disk:
+            log.warning("--cache-disk does nothing here: it needs a cache whose sequences can share and be cut")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is ever kept."""
+        return self._ram.limit > 0 or self._files is not None
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether memory is used."""
+        return self._ram.limit > 0
+
+    @property
+    def ram_used(self) -> int:
+        """Bytes in memory."""
+        return self._ram.size
+
+    def known(self, lora: Lora, tokens: list[int]) -> int:
+        """How long a beginning of `tokens` is kept here."""
+        return self._tree.find(lora, tokens)[1]
+
+    def save(self, slot: Slot, limit_s: float, n_blocks: int = UNLIMITED) -> bool:
+        """Keep what isn't kept yet of an idle slot's cache; False when time or blocks ran out before the end."""
+        tokens = self._savable(slot)
+        if not self.is_on or not tokens:
+            return True
+        started = self._clock()
+        block, at = self._tree.missing(slot.lora, tokens)
+        self._touch(block)
+        while at < len(tokens):
+            if n_blocks == 0:
+                return False  # the next call goes on with what has been read
+            if self._clock() - started > limit_s:
+                self._moves.done(slot)
+                return False
+            part = tuple(tokens[at : at + BLOCK])
+            block = self._save_block(slot, block, at, part)
+            if block is None or block.state is None and not block.path:
+                break  # all there is room for is the beginning
+            at, n_blocks = at + len(part), n_blocks - 1
+        self._moves.done(slot)
+        return True
+
+    def holds(self, slot: Slot) -> bool:
+        """Whether all that a slot has could be fetched from memory."""
+        path, n = self._tree.find(slot.lora, slot.tokens)
+        return n == len(slot.tokens) == len(self._savable(slot)) and all(block.state is not None for block in path)
+
+    def restore(self, slot: Slot, prompt: list[int], limit: int, room: Callable[[int], bool]) -> tuple[int, str]:
+        """Give the slot what it lacks of the first `limit` tokens of `prompt`; how many it has then, and the source.
+
+        `room(n)` makes room for so many cells, False if there is none.
+        """
+        path, n = self._tree.find(slot.lora, prompt)
+        n, at, source = min(n, limit), 0, ""
+        if self._backend.is_split:
+            return self._restore_all(slot, path, prompt[:n])
+        for block in path:
+            end = min(at + len(block.tokens), n)
+            if end > len(slot.tokens):
+                is_in_memory = block.state is not None
+                if not (room(len(block.tokens)) and self._restore_block(slot, block, at, end)):
+                    break
+                slot.tokens += prompt[len(slot.tokens) : end]
+                source = CACHE_RAM if is_in_memory and source != CACHE_DISK else CACHE_DISK
+            self._touch(block)
+            at += len(block.tokens)
+        return len(slot.tokens), source
+
+    def save_idle(self, slots: list[Slot]) -> bool:
+        """Nothing else is to be done: bring one more block to disk; False if there is none. Memory alone can wait."""
+        if self._files is None:
+            return False
+        return any(not self.save(slot, UNLIMITED, 1) for slot in slots if slot.run is None)
+
+    def close(self) -> None:
+        """Let what is pending be written."""
+        if self._files is not None:
+            self._files.close()
+
+    # ---- inside -----------------------------------------------------------------------------------------------
+
+    def _open_files(self, config: EngineConfig) -> None:
+        about = repr((sorted(config.context_params.items()), sorted(config.model_params.items())))
+        info = self._backend.info
+        self._model = f"{self._backend.fingerprint()}, {info.llama_version}, {zlib.crc32(about.encode()):08x}"
+        self._files = BlockFiles(config.cache_disk, self._model)
+        by_key: dict[str, Block] = {}
+        for stored in self._files.scan():
+            parent = by_key[stored.parent] if stored.parent else self._tree.root(stored.lora)
+            block, needless = self._tree.add(parent, stored.tokens)
+            self._forget(needless)
+            block.key, block.path, block.size = stored.key, stored.path, stored.size
+            by_key[stored.key] = block
+            self._disk.add(block)
+            self._touch(block)
+        self._keep_limits()
+        log.info("prompt cache on disk: %d blocks, %d MiB", len(self._disk), self._disk.size // MIB)
+
+    def _savable(self, slot: Slot) -> list[int]:
+        if slot.positions is not None or slot.is_shifted or self._backend.least_left(slot.seq):
+            return []
+        if min(slot.tokens, default=0) >= 0:
+            return slot.tokens
+        return slot.tokens[: next(i for i, token in enumerate(slot.tokens) if token < 0)]
+
+    def _save_block(self, slot: Slot, parent: Block, at: int, tokens: tuple[int, ...]) -> Block | None:
+        """None if that can't be done with this model, now or ever."""
+        state = self._moves.out(slot, at, at + len(tokens))
+        if state is None:
+            log.info(
+                "prompts that leave the KV cache are not kept: this model's state can't be cut into blocks; with "
+                "--kv-unified it can"
+            )
+            self._ram.limit, self._files = 0, None
+            return None
+        block, needless = self._tree.add(parent, tokens)
+        self._forget(needless)
+        block.size = len(state) + 10 * len(tokens) + 300  # with what a file has around it
+        if self._ram.limit:
+            block.state = state
+            self._ram.add(block)
+        if self._files is not None:
+            block.key = key_of(self._model, slot.lora, parent.key, tokens)
+            block.path = self._files.put(block.key, parent.key, tokens, slot.lora, state)
+            if block.path:
+                self._disk.add(block)
+        self._touch(block)
+        self._keep_limits()
+        return block
+
+    def _restore_block(self, slot: Slot, block: Block, at: int, end: int) -> bool:
+        """Only what the slot lacks of it."""
+        is_there = self._moves.into(slot, self._state_of(block), end)
+        if not is_there:
+            log.debug("prompt cache: a block of %d tokens at %d can't be used", len(block.tokens), at)
+            self._forget(self._tree.remove(block))
+        return is_there
+
+    def _restore_all(self, slot: Slot, path: list[Block], tokens: list[int]) -> tuple[int, str]:
+        """All blocks from the first on, in the place of what the slot has, if that is more."""
+        states, source, n = [], CACHE_RAM, 0
+        for block in path:
+            state = self._state_of(block) if n < len(tokens) else None
+            if state is None:
+                break
+            source = source if block.state is not None else CACHE_DISK
+            states.append(state)
+            n += len(block.tokens)
+            self._touch(block)
+        if n < len(tokens) and len(states) < len(path):
+            self._forget(self._tree.remove(path[len(states)]))  # its file was damaged, or is gone
+        tokens = tokens[:n]
+        if len(tokens) <= len(slot.tokens):
+            return len(slot.tokens), ""
+        if not self._moves.fill(slot, states, tokens):
+            log.debug("prompt cache: %d blocks can't be used", len(states))
+            self._forget(self._tree.remove(path[0]))
+            return 0, ""
+        return len(tokens), source
+
+    def _state_of(self, block: Block) -> bytearray | memoryview | None:
+        return block.state if block.state is not None else self._files.get(block.path)
+
+    def _touch(self, block: Block | None) -> None:
+        """The block was used, and so were those before it, which are therefore never given up before it."""
+        while block is not None:
+            self._ram.touch(block)
+            self._disk.touch(block)
+            block = block.parent
+
+    def _keep_limits(self) -> None:
+        for block in self._ram.too_much():
+            self._ram.discard(block)
+            block.state = None
+            if not block.path:
+                self._forget(self._tree.remove(block))
+        if self._files is None:
+            return
+        while self._files.foreign and self._disk.size + sum(f[2] for f in self._files.foreign) > self._disk.limit:
+            self._files.remove(self._files.foreign.pop(0)[1])
+        for block in self._disk.too_much():
+            self._disk.discard(block)
+            self._files.remove(block.path)
+            block.path = ""
+            if block.state is None:
+                self._forget(self._tree.remove(block))
+
+    def _forget(self, blocks: list[Block]) -> None:
+        """They are out of the tree: out of memory and off the disk with them."""
+        for block in blocks:
+            self._ram.discard(block)
+            self._disk.discard(block)
+            block.state = None
+            if block.path:
+                self._files.remove(block.path)
+                block.path = ""

@@ -1,0 +1,180 @@
+"""Blocks of the prompt cache on disk: one file each, written by a thread of its own, checked before use.
+
+A file is named by a hash of all it depends on: model, libraries, adapters, and every token before and in it. Its bytes
+are `slot_files`' format (magic, JSON header, CRC-32, state), written beside and renamed, so that it is whole or not
+there. What is damaged is removed when it is found; files of other models stay until room is needed. Nothing else in
+the folder is touched.
+
+`put` is called by the engine's thread and never waits: when the disk can't keep up, blocks are left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from queue import SimpleQueue
+
+from server.engine.cache import slot_files
+from server.engine.cache.block_tree import BLOCK, Lora
+from server.errors import ApiError, StartError
+from server.log import get_logger
+from server.records import record
+
+SUFFIX = ".kvblock"
+MAX_PENDING = 256 << 20
+CLOSE_S = 3.0
+
+log = get_logger("engine")
+
+
+@record(frozen=True)
+class StoredBlock:
+    """A file as it was found: `key` of itself and of the block before it ("" for none)."""
+
+    key: str
+    parent: str
+    tokens: tuple[int, ...]
+    lora: Lora
+    path: str
+    size: int
+
+
+def key_of(model: str, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
+    """The name of a block: the same for the same tokens after the same beginning, on the same model and libraries."""
+    about = f"{model}\n{lora!r}\n{parent}\n".encode()
+    import hashlib  # here, because only a cache on disk needs it
+
+    return hashlib.sha256(about + array("q", tokens).tobytes()).hexdigest()[:32]
+
+
+class BlockFiles:
+    """The folder. `model` is what states depend on."""
+
+    def __init__(self, folder: str, model: str) -> None:
+        self._folder = Path(folder)
+        self._model = model
+        self._jobs: SimpleQueue = SimpleQueue()
+        self._lock = threading.Lock()  # protects _n_pending
+        self._n_pending = 0
+        self._thread: threading.Thread | None = None
+        self.foreign: list[tuple[float, str, int]] = []  # of other models: (time of use, path, size), oldest first
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"--cache-disk {folder}: {error.strerror}; name a folder that can be written") from None
+
+    def scan(self) -> Iterator[StoredBlock]:
+        """Files of this model, used longest ago first, each behind its parent. Damaged ones are removed."""
+        for leftover in self._folder.glob(f".*{SUFFIX}.*.tmp"):
+            _unlink(leftover)
+        found: dict[str, tuple[float, StoredBlock]] = {}
+        for path in self._folder.glob(f"*{SUFFIX}"):
+            with contextlib.suppress(OSError):
+                stat = path.stat()
+                block = self._look(path, stat.st_size)
+                if block is not None:
+                    found[block.key] = stat.st_mtime, block
+                elif path.exists():
+                    self.foreign.append((stat.st_mtime, str(path), stat.st_size))
+        self.foreign.sort()
+        seen: set[str] = set()
+        for _, block in sorted(found.values(), key=lambda item: item[0]):
+            yield from self._with_parents(block, found, seen)
+
+    def put(self, key: str, parent: str, tokens: tuple[int, ...], lora: Lora, state: memoryview) -> str:
+        """Have a block written; the path it will have, or "" if the disk is behind."""
+        with self._lock:
+            if self._n_pending + len(state) > MAX_PENDING:
+                return ""
+            self._n_pending += len(state)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="cache-disk", daemon=True)
+            self._thread.start()
+        path = self._path(key, parent)
+        self._jobs.put((path, tokens, lora, state))
+        return str(path)
+
+    def get(self, path: str) -> memoryview | None:
+        """A block's state; None if the file is gone or damaged (then it is removed)."""
+        try:
+            state = slot_files.read(Path(path), self._model).state
+        except ApiError as error:
+            log.debug("prompt cache: %s", error.message)
+            self.remove(path)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return state
+
+    def remove(self, path: str) -> None:
+        """Delete a file, behind what is still to be written."""
+        if self._thread is not None:
+            self._jobs.put((Path(path), None, None, None))
+        else:
+            _unlink(Path(path))
+
+    def close(self) -> None:
+        """Write what is pending, for some seconds at most."""
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join(CLOSE_S)
+
+    def _path(self, key: str, parent: str) -> Path:
+        return self._folder / f"{key}.{parent or 'first'}{SUFFIX}"
+
+    def _look(self, path: Path, size: int) -> StoredBlock | None:
+        """What a file is by its header; None if it is of another model. A damaged one is removed."""
+        try:
+            header = slot_files.read_header(path)
+            key, parent = path.name.removesuffix(SUFFIX).split(".")
+            parent = "" if parent == "first" else parent
+            tokens, lora = tuple(header["tokens"]), tuple((int(i), float(scale)) for i, scale in header["lora"])
+            if header["model"] != self._model:
+                return None
+            if not 0 < len(tokens) <= BLOCK or key_of(self._model, lora, parent, tokens) != key:
+                raise ValueError
+        except (ApiError, ValueError, TypeError, OverflowError):
+            _unlink(path)
+            return None
+        return StoredBlock(key, parent, tokens, lora, str(path), size)
+
+    def _with_parents(
+        self, block: StoredBlock, found: dict[str, tuple[float, StoredBlock]], seen: set[str]
+    ) -> Iterator[StoredBlock]:
+        """The blocks before it and itself, as far as they weren't given yet; a block without its parent is removed."""
+        path = [block]
+        while path[-1].parent and path[-1].parent not in seen:
+            if path[-1].parent not in found:
+                for orphan in path:
+                    _unlink(Path(orphan.path))
+                return
+            path.append(found[path[-1].parent][1])
+        for one in reversed(path):
+            if one.key not in seen:
+                seen.add(one.key)
+                yield one
+
+    def _run(self) -> None:
+        """The writing thread."""
+        while (job := self._jobs.get()) is not None:
+            path, tokens, lora, state = job
+            if tokens is None:
+                _unlink(path)
+                continue
+            try:
+                slot_files.write(
+                    path, self._model, list(tokens), [list(pair) for pair in lora], state, is_durable=False
+                )
+            except ApiError as error:
+                log.warning("prompt cache on disk: %s", error.message)
+            with self._lock:
+                self._n_pending -= len(state)
+
+
+def _unlink(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,0 +1,245 @@
+"""A sequence's keys and values as llama.cpp v0.5.0 writes them, taken apart into runs of tokens and put together again.
+
+Pure functions on bytes, no backend; engine thread. A state is
+
+    magic u32, sequence i32, then for each cache of the model (one; two with sliding windows) a section:
+    streams u32, then for each stream: cells u32, and if there are any
+        for each cell: position i32, 1 u32 (how many sequences), 12 bytes more in some models, sequence i32
+        transposed u32, layers u32
+        for each layer its keys:   type i32, bytes of a row u64, a row for each cell
+        for each layer its values: the same; or transposed: type i32, bytes of a number u32, rows u32, and each row with
+                                   a number for each cell (some models have no values of their own)
+
+A sequence is in one stream, all others are empty. Outside this module and the backend a state has one stream: so it
+fits into a server with more slots or another layout of the cache. What doesn't look like this isn't cut.
+
+Not taken: a scratch sequence through which llama.cpp itself cuts, as in one cache for all. With streams it would cost
+a whole slot's memory. Nor whole sequences as entries of the prompt cache: see `block_tree`.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from server.records import record
+
+WORD = struct.Struct("<I")
+COUNTS = struct.Struct("<II")
+KEYS = struct.Struct("<iQ")
+TURNED = struct.Struct("<iII")
+N_HEAD = 8  # magic and sequence
+META_WORDS = (3, 6)
+MAX_LAYERS, MAX_TYPE = 4096, 256
+
+
+class UnknownState(ValueError):
+    """The bytes aren't what is described above."""
+
+
+@record(frozen=True)
+class Tensor:
+    """Keys or values of a layer: `n_rows` times a unit of `n_bytes` for each cell, from `at` on; what is said before
+    that is `head`."""
+
+    head: bytes
+    at: int
+    n_rows: int
+    n_bytes: int
+
+
+@record(frozen=True)
+class Section:
+    """One cache's part of a state: `n_cells` cells with `words` numbers each from `at` on, up to `end`."""
+
+    start: int
+    at: int
+    end: int
+    n_streams: int
+    n_cells: int
+    words: int = 3
+    counts: bytes = b""
+    tensors: tuple[Tensor, ...] = ()
+
+
+class KvParts:
+    """A state that can be cut. UnknownState if it can't. The state is this object's own: its beginning is changed."""
+
+    def __init__(self, state: memoryview) -> None:
+        self._state = state
+        self._head = bytes(state[:N_HEAD])
+        self._section = section = read_section(state, N_HEAD)
+        if section.end != len(state):
+            raise UnknownState("more than one cache")
+        meta = state[section.at : section.at + 4 * section.words * section.n_cells].cast("i")
+        self._runs = _runs(meta[:: section.words].tolist())
+
+    def part(self, start: int, end: int) -> memoryview:
+        """The tokens at positions [start, end) as a state of one stream. UnknownState if they aren't all there."""
+        section, state = self._section, self._state
+        runs = _cut(self._runs, start, end)
+        if sum(i1 - i0 for i0, i1 in runs) != end - start:
+            raise UnknownState("positions are missing")
+        head = self._head + COUNTS.pack(1, end - start)
+        if runs == [(0, section.n_cells)] and not state.readonly:
+            at = section.at - len(head)  # where the counts of a cache with one stream or more begin, or behind
+            state[at : section.at] = head
+            return state[at : section.end - 4 * _n_behind(section)]
+        pieces = [head]
+        n_meta = 4 * section.words
+        pieces += (state[section.at + n_meta * i0 : section.at + n_meta * i1] for i0, i1 in runs)
+        pieces.append(section.counts)
+        for tensor in section.tensors:
+            pieces.append(tensor.head)
+            stride, unit = tensor.n_bytes * section.n_cells, tensor.n_bytes
+            for at in range(tensor.at, tensor.at + tensor.n_rows * stride, stride):
+                pieces += (state[at + unit * i0 : at + unit * i1] for i0, i1 in runs)
+        return memoryview(bytearray().join(pieces))
+
+
+def joined(parts: Sequence[memoryview | bytearray], n_streams: int) -> bytearray:
+    """States of runs of tokens as one state in a cache of `n_streams`. UnknownState if they don't fit together."""
+    states = [memoryview(part) for part in parts]
+    sections = [read_section(state, N_HEAD) for state in states]
+    first = sections[0]
+    shape = [(tensor.head, tensor.n_rows) for tensor in first.tensors]
+    for state, section in zip(states, sections):
+        is_alike = section.words == first.words and section.counts == first.counts and section.end == len(state)
+        if not is_alike or [(tensor.head, tensor.n_rows) for tensor in section.tensors] != shape:
+            raise UnknownState("parts of different caches")
+    pieces = [
+        states[0][:N_HEAD],
+        WORD.pack(n_streams),
+        bytes(4 * (n_streams - 1)),
+        WORD.pack(sum(section.n_cells for section in sections)),
+    ]
+    pieces += (
+        state[section.at : section.at + 4 * section.words * section.n_cells] for state, section in zip(states, sections)
+    )
+    pieces.append(first.counts)
+    for i, (head, n_rows) in enumerate(shape):
+        pieces.append(head)
+        sizes = [section.tensors[i].n_bytes * section.n_cells for section in sections]
+        places = [section.tensors[i].at for section in sections]
+        for row in range(n_rows):
+            pieces += (state[at + row * n : at + (row + 1) * n] for state, at, n in zip(states, places, sizes))
+    return bytearray().join(pieces)
+
+
+def with_streams(state: memoryview | bytearray, n_streams: int, has_tail: bool) -> memoryview:
+    """The same state for a cache of `n_streams`. With `has_tail` something else follows the first section (the
+    recurrent part of hybrid models). UnknownState if it is none that can be read."""
+    state = memoryview(state)
+    pieces: list[bytes | memoryview] = [state[:N_HEAD]]
+    at = N_HEAD
+    while at < len(state):
+        section = read_section(state, at)
+        pieces += (
+            WORD.pack(n_streams),
+            bytes(4 * (n_streams - 1)),
+            WORD.pack(section.n_cells),
+            state[section.at : section.end - 4 * _n_behind(section)],
+        )
+        at = section.end
+        if has_tail:
+            pieces.append(state[at:])
+            break
+    return memoryview(bytearray().join(pieces))
+
+
+def streams_of(state: memoryview | bytearray) -> int:
+    """For a cache of how many streams a state is."""
+    return WORD.unpack_from(state, N_HEAD)[0] if len(state) >= N_HEAD + 4 else 0
+
+
+def read_section(state: memoryview, start: int) -> Section:
+    """What is where in a section that begins at `start`. UnknownState."""
+    try:
+        (n_streams,) = WORD.unpack_from(state, start)
+        at = start + 4
+        for i in range(n_streams):
+            (n_cells,) = WORD.unpack_from(state, at)
+            at += 4
+            if n_cells:
+                return _read_stream(state, start, at, n_streams, i, n_cells)
+    except struct.error:
+        raise UnknownState("it ends too early") from None
+    return Section(start, at, at, n_streams, 0)
+
+
+def _read_stream(state: memoryview, start: int, at: int, n_streams: int, i: int, n_cells: int) -> Section:
+    for words in META_WORDS:
+        tensors, end = _read_tensors(state, at + 4 * words * n_cells, n_cells)
+        if tensors and _is_meta(state, at, n_cells, words):
+            n_behind = 4 * (n_streams - 1 - i)
+            if len(state) < end + n_behind or any(state[end : end + n_behind]):
+                break
+            counts = at + 4 * words * n_cells
+            return Section(
+                start, at, end + n_behind, n_streams, n_cells, words, bytes(state[counts : counts + 8]), tuple(tensors)
+            )
+    raise UnknownState("a layout that isn't known")
+
+
+def _n_behind(section: Section) -> int:
+    """How many empty streams come behind that with the cells."""
+    if not section.n_cells:
+        return 0
+    return section.n_streams - 1 - (section.at - section.start - 8) // 4
+
+
+def _is_meta(state: memoryview, at: int, n_cells: int, words: int) -> bool:
+    numbers = state[at : at + 4 * words * n_cells]
+    return len(numbers) == 4 * words * n_cells and all(n == 1 for n in numbers.cast("i")[1::words].tolist())
+
+
+def _read_tensors(state: memoryview, at: int, n_cells: int) -> tuple[list[Tensor], int]:
+    """Keys and values of all layers and where they end; nothing if it can't be that."""
+    if at + 8 > len(state):
+        return [], at
+    is_turned, n_layers = COUNTS.unpack_from(state, at)
+    at += 8
+    if is_turned > 1 or not 0 < n_layers <= MAX_LAYERS:
+        return [], at
+    tensors: list[Tensor] = []
+    for i in range(2 * n_layers):
+        form = TURNED if is_turned and i >= n_layers else KEYS
+        if at + form.size > len(state):
+            break
+        kind, n_bytes, *more = form.unpack_from(state, at)
+        n_rows = more[0] if more else 1
+        end = at + form.size + n_rows * n_bytes * n_cells
+        if not (0 <= kind < MAX_TYPE and n_bytes and n_rows) or end > len(state):
+            break
+        tensors.append(Tensor(bytes(state[at : at + form.size]), at + form.size, n_rows, n_bytes))
+        at = end
+    if len(tensors) == 2 * n_layers:
+        return tensors, at
+    if len(tensors) < n_layers:
+        return [], at
+    del tensors[n_layers:]  # a model whose values are part of its keys
+    last = tensors[-1]
+    return tensors, last.at + last.n_bytes * n_cells
+
+
+def _runs(positions: list[int]) -> list[tuple[int, int, int]]:
+    """(position, index, length) of runs of cells whose positions follow each other, by position."""
+    n = len(positions)
+    if positions == list(range(positions[0], positions[0] + n)) if n else True:
+        return [(positions[0], 0, n)] if n else []
+    runs, start = [], 0
+    for i in range(1, n + 1):
+        if i == n or positions[i] != positions[i - 1] + 1:
+            runs.append((positions[start], start, i - start))
+            start = i
+    return sorted(runs)
+
+
+def _cut(runs: list[tuple[int, int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """Where the cells at positions [start, end) are, as ranges of indices in the order of positions."""
+    found = []
+    for pos, index, length in runs:
+        low, high = max(start, pos), min(end, pos + length)
+        if low < high:
+            found.append((index + low - pos, index + high - pos))
+    return found

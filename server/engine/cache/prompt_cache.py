@@ -1,0 +1,215 @@
+"""What stays in the KV cache between and during tasks: reuse and sharing of prefixes, eviction, context shift.
+
+Engine thread only. Each function keeps the one invariant: `slot.tokens[i]` is what the cache holds for the slot's
+sequence as its i-th token. All of them go through `Backend.seq_*`. A prefix that another slot holds is copied where
+each slot has its part of the cache, and referenced in one cache for all, whose cells can belong to several sequences.
+Positions of shared cells must never be changed for one of them alone, so a slot that may share is given cells of its
+own (`unshare`) before it is shifted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from server.engine.slots.backend import Backend
+from server.engine.slots.slot import Slot, common_prefix
+from server.log import get_logger
+
+MIN_SHARED = 16
+COPY_COST = 32  # reading out so many tokens of a slot takes as long as evaluating one, at most
+
+log = get_logger("engine")
+
+
+def choose_slot(
+    slots: Iterable[Slot],
+    prompt: list[int],
+    cache_prompt: bool,
+    lora: tuple[tuple[int, float], ...] = (),
+    now: float = 0.0,
+) -> Slot | None:
+    """The idle slot to run `prompt` on: the one it continues, else an empty one, else the one of the least `value`.
+
+    A prompt continues a slot if running there would keep at least three quarters of the slot's tokens, or if the
+    slot has all of the prompt (the same question again). A shared beginning alone is no reason to destroy another
+    conversation's cache: it can be referenced from any slot.
+    """
+    idle = [slot for slot in slots if slot.run is None]
+    if cache_prompt:
+        kept = {slot.id: common_prefix(slot.tokens, prompt) for slot in idle if slot.lora == lora}
+        continued = [
+            slot
+            for slot in idle
+            if slot.tokens
+            and (4 * kept.get(slot.id, 0) >= 3 * len(slot.tokens) or kept.get(slot.id, 0) >= len(prompt) - 1 > 0)
+        ]
+        if continued:
+            return max(continued, key=lambda slot: kept[slot.id])
+    return min(idle, key=lambda slot: (bool(slot.tokens), value(slot, now), slot.t_used), default=None)
+
+
+def value(slot: Slot, now: float) -> float:
+    """What would be lost with the cache of an idle slot: many tokens, just used. Shared ones aren't lost with it."""
+    return (len(slot.tokens) - slot.n_shared) / (1.0 + max(now - slot.t_used, 0.0))
+
+
+def reuse_prefix(
+    backend: Backend,
+    slot: Slot,
+    prompt: list[int],
+    cache_prompt: bool,
+    donors: Sequence[Slot] = (),
+    limit: int | None = None,
+) -> int:
+    """Keep what `prompt` can use of the slot's cache or of a donor's, drop the rest; how many tokens are there.
+
+    At least the prompt's last token is evaluated again: its logits are needed, and only evaluation gives them. `limit`
+    is given where more than that is.
+    """
+    if limit is None:
+        limit = max(len(prompt) - 1, 0)
+    n = trim(backend, slot, min(common_prefix(slot.tokens, prompt), limit) if cache_prompt else 0)
+    if backend.window:
+        donors = [
+            other for other in donors if min(common_prefix(other.tokens, prompt), limit) >= _least_left(backend, other)
+        ]
+    if not (backend.can_share and donors):
+        return n
+    donor = max(donors, key=lambda other: common_prefix(other.tokens, prompt))
+    n_donor = min(common_prefix(donor.tokens, prompt), limit)
+    if n_donor < n + MIN_SHARED or backend.is_split and n_donor < n + len(donor.tokens) // COPY_COST:
+        return n
+    if backend.is_split:
+        return n_donor if _copy(backend, slot, donor, prompt[:n_donor]) else 0
+    backend.seq_cp(donor.seq, slot.seq, n, n_donor)
+    slot.tokens[n:] = prompt[n:n_donor]
+    slot.is_sharing = donor.is_sharing = True
+    slot.n_shared, donor.n_shared = n_donor, max(donor.n_shared, n_donor)
+    slot.n_shares += 1
+    return n_donor
+
+
+def _least_left(backend: Backend, slot: Slot) -> int:
+    """How much of a slot a prompt must have in common with it, where there are sliding windows."""
+    if slot.state_copy is None:
+        return backend.least_left(slot.seq)
+    return len(slot.tokens) - 1 if len(slot.tokens) > backend.window else 0
+
+
+def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
+    """Let the slot hold what the donor has of `tokens`, its beginning. False: that failed, and the slot is empty."""
+    n = len(slot.tokens)
+    forget(slot)
+    try:
+        if donor.state_copy is None:
+            backend.seq_cp(donor.seq, slot.seq, n, len(tokens))
+        elif not (backend.set_state(slot.seq, donor.state_copy) and backend.seq_rm(slot.seq, len(tokens), -1)):
+            raise RuntimeError("the system prompt's state did not fit back into the cache it came from")
+    except (RuntimeError, MemoryError) as error:
+        log.warning("a prompt is read where it could have been copied: %s", error or "there is no memory for a copy")
+        trim(backend, slot, 0)
+        return False
+    slot.is_shifted = donor.is_shifted
+    slot.n_shares += 1
+    slot.tokens[:] = tokens
+    return True
+
+
+def forget(slot: Slot) -> None:
+    """The slot's sequence holds nothing any more, or is about to be filled with something else."""
+    slot.tokens.clear()
+    slot.checkpoints.clear()
+    slot.is_sharing = slot.is_shifted = False
+    slot.n_shared = 0
+    slot.parked = []
+    slot.positions = None
+
+
+def trim(backend: Backend, slot: Slot, n: int) -> int:
+    """Cut the slot's cache to its first `n` tokens; fewer where the model can't drop a tail: to a checkpoint, or none.
+
+    Folded positions (self-extend) can't be cut at a token: there it is all or nothing.
+    """
+    if slot.positions is not None and n < len(slot.tokens):
+        n = 0
+    if backend.window and n < len(slot.tokens) and n < backend.least_left(slot.seq):
+        n = 0
+    if not backend.seq_rm(slot.seq, slot.next_pos if n == len(slot.tokens) else n, -1):
+        n = _go_back(backend, slot, n)
+    if n == 0:
+        forget(slot)
+        return 0
+    del slot.tokens[n:]
+    while slot.checkpoints and slot.checkpoints[-1].n > n:
+        slot.checkpoints.pop()
+    slot.n_shared = min(slot.n_shared, n)
+    return n
+
+
+def _go_back(backend: Backend, slot: Slot, n: int) -> int:
+    """To the last checkpoint within the first `n` tokens; how many there are then."""
+    for checkpoint in reversed(slot.checkpoints):
+        if checkpoint.n <= n and backend.restore_checkpoint(slot.seq, checkpoint.state):
+            if backend.seq_rm(slot.seq, checkpoint.n, -1):
+                return checkpoint.n
+    backend.seq_rm(slot.seq, -1, -1)
+    return 0
+
+
+def least_valuable(slots: Iterable[Slot], now: float = 0.0) -> Slot | None:
+    """The idle slot whose cache is worth least; None if there is none with a cache."""
+    idle = [slot for slot in slots if slot.run is None and slot.tokens]
+    return min(idle, key=lambda slot: (value(slot, now), slot.t_used), default=None)
+
+
+def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
+    """Make room in a full slot: drop tokens after the first `n_keep`, renumber the rest; how many were dropped.
+
+    `n_discard` 0 means half of what isn't kept. The caller has checked `backend.can_shift`.
+    """
+    n_past = len(slot.tokens)
+    n_keep = max(min(n_keep, n_past - 4), 0)
+    n_left = n_past - n_keep
+    n_discard = min(n_discard or n_left // 2, n_left - 1) or 1
+    if slot.is_sharing:
+        backend.unshare(slot.seq)
+        slot.is_sharing, slot.n_shared = False, 0
+    backend.seq_rm(slot.seq, n_keep, n_keep + n_discard)
+    backend.seq_add(slot.seq, n_keep + n_discard, n_past, -n_discard)
+    del slot.tokens[n_keep : n_keep + n_discard]
+    slot.is_shifted = True
+    slot.checkpoints.clear()
+    return n_discard
+
+
+def fold(backend: Backend, slot: Slot) -> None:
+    """Self-extend: apply the folds that are due to the slot's positions in the cache."""
+    while (step := slot.positions.fold()) is not None:
+        backend.seq_add(slot.seq, step.add_start, step.add_end, step.add_delta)
+        backend.seq_div(slot.seq, step.divide_start, step.divide_end, slot.positions.factor)
+        backend.seq_add(slot.seq, step.rest_start, step.rest_end, step.rest_delta)
+
+
+def cut_prompt(prompt: list[int], n_ctx: int, n_keep: int) -> list[int]:
+    """Fit an over-long prompt: keep the first `n_keep`, drop whole blocks from the middle (2024 behaviour).
+
+    A block is half of what isn't kept; what is left is shorter than `n_ctx`.
+    """
+    n_keep = max(min(n_keep, n_ctx - 4), 0)
+    block = max((n_ctx - n_keep) // 2, 1)
+    n_blocks = (len(prompt) - n_keep - block) // block
+    return prompt[:n_keep] + prompt[n_keep + n_blocks * block :]
+
+
+def count_shared(slots: Iterable[Slot]) -> int:
+    """By how much the slots' tokens are more than the cells of the cache, because beginnings are shared."""
+    seen: list[Slot] = []
+    total = 0
+    for slot in slots:
+        if slot.n_shared:
+            total += max(
+                (min(common_prefix(slot.tokens[: slot.n_shared], other.tokens), other.n_shared) for other in seen),
+                default=0,
+            )
+            seen.append(slot)
+    return total

@@ -1,0 +1,1 @@
+"""The web process's half of the engine: client, supervision, vocabulary."""

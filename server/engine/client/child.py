@@ -1,0 +1,172 @@
+"""One engine process as the web side sees it: start it, talk to it, notice its end and say what it died of.
+
+Three threads each: `engine-reader` takes frames and hands them on, `engine-writer` sends what was posted (a stopped
+child fills its pipe, and no HTTP thread may wait for that), `engine-stderr` keeps the last lines that llama.cpp and
+Python's fault handler wrote. Nothing is decided here; `supervise` does that.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+
+from server.engine.client.spawn import start_process
+from server.engine.seam.wire import Beat, Codec, FrameReader, Hello, Start, WireError
+from server.log import get_logger
+
+READ_BYTES = 1 << 16
+N_LAST_LINES = 60
+STACKS_WAIT_S = 0.3
+STDERR_WAIT_S = 2.0  # a debugger that ggml has called for a backtrace may hold it open
+
+log = get_logger("engine")
+
+
+class Child:
+    """A running engine process. `ended` is set once it is gone and everything it sent has been handed on."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        codec: Codec,
+        start: Start,
+        on_message: Callable[[object], None],
+        on_unsent: Callable[[object, Exception], None],
+        process: subprocess.Popen | None = None,
+    ) -> None:
+        """`process` is one that runs already; OSError if it has to be started and can't be. `on_unsent` gets what can't
+        be made a frame of, on the writer's thread."""
+        self._codec = codec
+        self._on_message = on_message
+        self._on_unsent = on_unsent
+        self._outbox: SimpleQueue = SimpleQueue()
+        self._error = ""
+        self.is_taking = False  # the web side is busy with what it said
+        self.n_heard = 0  # how often anything was heard of it
+        self.last_lines: deque[str] = deque(maxlen=N_LAST_LINES)
+        self.beat = Beat(0, 0, False)
+        self.is_greeted = False
+        self.ended = threading.Event()
+        self.process = process or start_process(command)
+        self.send(codec.hello)
+        self.send(start)
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (
+                ("engine-reader", self._read),
+                ("engine-writer", self._write),
+                ("engine-stderr", self._read_stderr),
+            )
+        ]
+        for thread in reversed(self._threads):  # the reader last: it waits for the one that reads stderr
+            thread.start()
+
+    def send(self, message: object) -> None:
+        """Any thread, without waiting. What is sent to a dead engine is lost."""
+        self._outbox.put(message)
+
+    def kill(self, why: str) -> None:
+        """End it at once. A live one is asked for its Python stacks first, which go to `last_lines`."""
+        self._error = self._error or why
+        if hasattr(signal, "SIGUSR1") and self.process.poll() is None:
+            self.process.send_signal(signal.SIGUSR1)
+            self.ended.wait(STACKS_WAIT_S)
+        self.process.kill()
+
+    def cause(self) -> str:
+        """What it died of, in a few words."""
+        code = self.process.returncode
+        ending = f"exit code {code}"
+        if code is not None and code < 0:
+            try:
+                ending = f"signal {signal.Signals(-code).name}"
+            except ValueError:
+                ending = f"signal {-code}"
+        elif sys.platform == "win32" and code:
+            ending = f"exit code {code & 0xFFFFFFFF:#x}"
+        return f"{self._error} ({ending})" if self._error else ending
+
+    def join(self) -> None:
+        """Wait for the threads; only after `ended`."""
+        self._outbox.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    # ---- threads ----------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        reader, pipe = FrameReader(self._codec), self.process.stdout
+        try:
+            while data := os.read(pipe.fileno(), READ_BYTES):
+                self.is_taking = True
+                self.n_heard += 1
+                for message in reader.feed(data):
+                    self._take(message)
+                self.is_taking = False
+        except (WireError, OSError) as error:
+            self._error = f"it sent nonsense: {error}"
+        except Exception:
+            log.exception("a frame of the engine could not be handled")
+            self._error = "what it sent could not be handled"
+        self.is_taking = False
+        if self._error:
+            self.process.kill()
+        self.process.wait()
+        pipe.close()
+        self._outbox.put(None)
+        self._threads[2].join(STDERR_WAIT_S)  # the last lines belong to the story
+        self.ended.set()
+
+    def _take(self, message: object) -> None:
+        if type(message) is Beat:
+            self.beat = message
+        elif isinstance(message, Hello):
+            if message != self._codec.hello:
+                raise WireError(f"another protocol: {message} instead of {self._codec.hello}")
+            self.is_greeted = True
+        elif not self.is_greeted:
+            raise WireError("no greeting")
+        else:
+            self._on_message(message)
+
+    def _write(self) -> None:
+        try:
+            while self._send_next():
+                pass
+        except OSError:
+            pass  # it is dying; the reader will see its end
+        try:
+            self.process.stdin.close()
+        except OSError:
+            pass
+
+    def _send_next(self) -> bool:
+        """Send a message; False at the end. A function of its own, so that nothing of it is kept while it waits for
+        the next one: files make messages large."""
+        message = self._outbox.get()
+        if message is None:
+            return False
+        try:
+            left = memoryview(self._codec.encode(message))
+        except Exception as error:
+            self._on_unsent(message, error)
+            return True
+        while left:
+            left = left[os.write(self.process.stdin.fileno(), left) :]
+        return True
+
+    def _read_stderr(self) -> None:
+        rest = b""
+        with self.process.stderr as pipe:
+            while data := os.read(pipe.fileno(), READ_BYTES):
+                *lines, rest = (rest + data).split(b"\n")
+                self.last_lines.extend(line.decode("utf-8", "replace").rstrip() for line in lines if line.strip())
+                rest = rest[-READ_BYTES:]
+        if rest.strip():
+            self.last_lines.append(rest.decode("utf-8", "replace").rstrip())

@@ -1,0 +1,462 @@
+"""The web side of the engine: submit tasks, receive their events, know the engine's state.
+
+Used by all HTTP threads. `dispatch` is called by the transport for each frame (on the engine's thread, or on the
+reader of its pipe) and only moves events into queues; it never waits. A task's events arrive through its `Results`,
+which frees the engine when it is left early, for whatever reason: finished, failed write, client gone.
+
+A transport is anything with `start(on_frame)`, `post(message)`, `close(grace_s)`: `supervise.ProcessTransport` or
+`thread.ThreadTransport`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from server.engine.client.turnover import Turnover
+from server.engine.seam.task import (
+    CLOSED,
+    FAILED,
+    LOADING,
+    READY,
+    RESTARTING,
+    Cancel,
+    Closed,
+    Command,
+    Embed,
+    Embedded,
+    Event,
+    Failure,
+    Final,
+    Frame,
+    LoadFailed,
+    Loading,
+    ModelInfo,
+    Piece,
+    Progress,
+    Ready,
+    Reply,
+    Restarting,
+    Snapshot,
+    Starting,
+    Task,
+    Tasks,
+)
+from server.errors import ApiError
+from server.log import get_logger
+
+N_RECENT = 512
+N_BACKLOG = 10_000
+"""Events that a streaming client may be behind: the engine never waits for it, and memory has an end."""
+LAST = (Final, Embedded, Failure)  # with one of these a task has ended
+
+log = get_logger("engine")
+
+
+class Transport(Protocol):
+    """Carries messages to the engine and frames back. `step_limit_s` is how long the step that runs now may take before
+    a busy engine counts as hanging."""
+
+    step_limit_s: float
+
+    def start(self, on_frame: Callable[[Frame], None]) -> None:
+        """Begin to load; every frame goes to `on_frame`, one at a time."""
+
+    def post(self, message: object) -> None:
+        """Hand over a message from any thread, without waiting."""
+
+    def stacks(self, timeout_s: float) -> str:
+        """See `EngineClient.stacks`."""
+
+    def close(self, grace_s: float) -> None:
+        """End the engine, after at most `grace_s` seconds for running tasks, and wait until it is gone."""
+
+
+class Results:
+    """The events of one request's tasks, in order: iterate once. Leaving the `with` block early cancels them.
+
+    With `stream` the events of a frame wake the reader; without, all are collected and handed over together at the end.
+    Iterating ends when every task has its `Final` (or `Embedded`); the first `Failure` is raised as an ApiError.
+
+    A stream can be diverted: while its reader waits, the transport's thread passes events that don't end a task to a
+    function instead of waking it. Nothing gets out of order, since the reader holds `_is_waiting` false until it has
+    dealt with all that it was woken for.
+    """
+
+    def __init__(self, client: EngineClient, tasks: Sequence[Task | Embed], stream: bool) -> None:
+        self.tasks = tuple(tasks)
+        self._client = client
+        self._stream = stream
+        self._queue: SimpleQueue = SimpleQueue()
+        self._collected: list[Event] = []  # of a stream: those of the frame that is being dispatched
+        self._n_open = len(self.tasks)
+        self._n_queued = 0
+        self._n_batch = 0  # events of the latest batch that the reader hasn't got
+        self._lock = threading.Lock()  # guards _collected, _n_queued, _is_waiting; held while diverted
+        self._is_waiting = False  # the reader sleeps, and lets others write
+        self._divert: Callable[[list[Event]], bool] | None = None
+        self._resume: Callable[[], None] = lambda: None
+        self._t_diverted = 0.0
+        self._fault: Exception | None = None  # of `_divert`: the reader's own, as if it had called it
+        self.is_cancelled = False
+
+    def __enter__(self) -> Results:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.cancel()
+
+    def __iter__(self) -> Iterator[Piece | Progress | Final | Embedded]:
+        return self.events(None)
+
+    def divert(self, send: Callable[[list[Event]], bool], resume: Callable[[], None]) -> None:
+        """The reader: from now on give events to `send` while I wait. It must not wait; when it answers False (the
+        client's socket is full) I am woken, and call `resume` before anything else."""
+        self._divert, self._resume = send, resume
+
+    def events(self, silence_s: float | None) -> Iterator[Piece | Progress | Final | Embedded | None]:
+        """Like iterating; whenever nothing has come for `silence_s` seconds, a None comes instead."""
+        n_open = len(self.tasks)
+        while n_open:
+            batch = self._next_batch(silence_s)
+            if batch is None:
+                yield None
+                continue
+            self._n_batch = len(batch)
+            for event in batch:
+                self._n_batch -= 1
+                if isinstance(event, Failure):
+                    raise ApiError(event.status, event.message, event.type, self._client.advice(event), **event.extra)
+                yield event
+                n_open -= isinstance(event, LAST)
+
+    def _next_batch(self, silence_s: float | None) -> Sequence[Event] | None:
+        """What the reader is woken for, or None after `silence_s`. Whatever that is, nobody else writes from then
+        on."""
+        if self._divert is not None:
+            with self._lock:
+                self._is_waiting = self._queue.empty()
+        batch = self._wait(silence_s)
+        with self._lock:
+            self._is_waiting = False
+            self._n_queued -= len(batch or ())
+        if self._divert is not None:
+            self._resume()
+        if self._fault is not None:
+            raise self._fault
+        return batch
+
+    def _wait(self, silence_s: float | None) -> Sequence[Event] | None:
+        """The next batch; None after so much time in which nothing was diverted either."""
+        left, started = silence_s, time.monotonic()
+        while left is None or left > 0:
+            try:
+                return self._queue.get(timeout=left)
+            except Empty:
+                left = silence_s - (time.monotonic() - max(started, self._t_diverted))
+        return None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the next event is there already."""
+        return self._n_batch > 0 or not self._queue.empty()
+
+    def cancel(self, reason: str = "the client closed the request") -> None:
+        """From any thread, any number of times: the answer isn't wanted any more."""
+        if self._n_open > 0 and not self.is_cancelled:
+            self.is_cancelled = True
+            for task in self.tasks:
+                self._client.forget(task.id)
+            with self._lock:
+                self._hand_over([Failure(self.tasks[0].id, 499, reason)])
+
+    def finish(self) -> bool:
+        """From any thread: let the answer end here, with what there is; False if it has ended."""
+        if self._n_open <= 0 or self.is_cancelled:
+            return False
+        for task in self.tasks:
+            self._client.finish(task.id)
+        return True
+
+    def abort(self) -> bool:
+        """From any thread: end it without an answer, which is an error then; False if it has ended."""
+        was_open = self._n_open > 0 and not self.is_cancelled
+        self.cancel("the request was aborted")
+        return was_open
+
+    def put(self, event: Event) -> bool:
+        """The transport's thread: the next event of one of the tasks. True if `flush` has to be called behind the
+        frame that it came in; the end of a task takes along what has come before it."""
+        is_last = type(event) is not Piece and isinstance(event, LAST)
+        if not (self._stream or is_last):
+            self._collected.append(event)
+            return False
+        with self._lock:
+            self._n_open -= is_last
+            self._collected.append(event)
+            if not is_last:
+                return len(self._collected) == 1
+            if self._stream or self._n_open == 0 or isinstance(event, Failure):
+                self._hand_over(self._take())
+        return False
+
+    def flush(self) -> None:
+        """The transport's thread, for a stream: hand over what has come with this frame."""
+        with self._lock:
+            events = self._take()
+            if self._is_waiting and events:
+                if not self._is_sent(events):
+                    self._is_waiting = False
+                    self._queue.put(())  # wakes the reader, which waits for its client
+            elif self._n_queued + len(events) <= N_BACKLOG:
+                if events:
+                    self._hand_over(events)
+            else:
+                events = None
+        if events is None:
+            self.cancel("the client reads too slowly")
+
+    def _take(self) -> list[Event]:
+        events, self._collected = self._collected, []
+        return events
+
+    def _hand_over(self, events: list[Event]) -> None:
+        self._n_queued += len(events)
+        self._queue.put(events)
+
+    def _is_sent(self, events: list[Event]) -> bool:
+        self._t_diverted = time.monotonic()
+        try:
+            return self._divert(events)
+        except Exception as error:
+            self._fault = error
+            return False
+
+
+class EngineClient:
+    """The engine as the rest of the server sees it. `vocab` is there once `state` is READY."""
+
+    def __init__(self, transport: Transport, open_vocab: Callable[[], object]) -> None:
+        self._transport = transport
+        self._open_vocab = open_vocab
+        self._ids = itertools.count()
+        self._results: dict[int, Results] = {}
+        self._replies: dict[int, SimpleQueue] = {}
+        self._lock = threading.Lock()  # protects changes of _recent and _turnover: clients' threads end tasks, too
+        self._recent: dict[int, Task] = {}
+        self._settled = threading.Event()
+        self.state = LOADING
+        self.error = ""
+        self.progress = 0.0
+        self.info: ModelInfo | None = None
+        self.vocab = None
+        self._vocab_opening: threading.Thread | None = None
+        self._vocab_trouble: Exception | None = None
+        self.snapshot = Snapshot()
+        self._turnover = Turnover()
+        self._t_sign = time.monotonic()  # when the engine last gave a sign of life, or was given work
+
+    def start(self) -> None:
+        """Begin to load the model; returns at once."""
+        self._transport.start(self.dispatch)
+
+    def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
+        """Wait for READY or FAILED; False when it takes longer than `timeout_s`."""
+        return self._settled.wait(timeout_s)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the engine has work and has said nothing for longer than a step can take."""
+        return bool(self._results or self._replies) and time.monotonic() - self._t_sign > self._transport.step_limit_s
+
+    def stacks(self, timeout_s: float = 5.0) -> str:
+        """What all Python threads of the engine's process are doing; "" if that is this process, or doesn't answer."""
+        return self._transport.stacks(timeout_s)
+
+    def advice(self, failure: Failure) -> dict[str, str]:
+        """Headers for the answer to a failed task: when to come back, if that is what helps."""
+        return {"Retry-After": str(math.ceil(self._turnover.interval_s))} if failure.status == 503 else {}
+
+    def new_id(self) -> int:
+        """A task id: they only grow, so they also tell the order of arrival."""
+        return next(self._ids)
+
+    def submit(self, *tasks: Task | Embed, stream: bool) -> Results:
+        """Queue the tasks of one request. ApiError 503 while the model is loading, 500 if it could not be loaded."""
+        self.require_ready()
+        results = Results(self, tasks, stream)
+        if not self._results:
+            self._t_sign = time.monotonic()
+        for task in tasks:
+            self._results[task.id] = results
+        self._transport.post(tasks[0] if len(tasks) == 1 else Tasks(tasks))
+        if self.state in (CLOSED, FAILED):
+            self._fail_open()
+        return results
+
+    def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, object]:
+        """Have the engine do `name` between two steps and give its answer. ApiError if it refuses."""
+        self.require_ready()
+        id_command = self.new_id()
+        queue = self._replies[id_command] = SimpleQueue()
+        try:
+            self._transport.post(Command(id_command, name, args))
+            if self.state in (CLOSED, FAILED):
+                self._fail_open()
+            reply: Reply = queue.get(timeout=timeout_s)
+        except Empty:
+            self._transport.post(Cancel(id_command))
+            raise ApiError(503, f"the engine did not answer '{name}' within {timeout_s:g} s") from None
+        finally:
+            self._replies.pop(id_command, None)
+        if reply.error is not None:
+            raise ApiError(*reply.error)
+        return reply.result
+
+    def forget(self, id_task: int) -> None:
+        """Drop a task whose reader has gone."""
+        results = self._results.pop(id_task, None)
+        if results is not None:
+            self._remember(results, id_task)
+            self._transport.post(Cancel(id_task))
+
+    def finish(self, id_task: int) -> None:
+        """Have an open task end with what it has."""
+        if id_task in self._results:
+            self._transport.post(Cancel(id_task, finish=True))
+
+    def task(self, id_task: int) -> Task | None:
+        """What was asked in an open task, or in one that ended lately (a slot may still show it)."""
+        results = self._results.get(id_task)
+        if results is not None:
+            return next(task for task in results.tasks if task.id == id_task)
+        return self._recent.get(id_task)
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """End the engine; running tasks get `grace_s` seconds, the others fail with 503."""
+        self._transport.close(grace_s)
+        if self._vocab_opening is not None:
+            self._vocab_opening.join()  # the process mustn't end while libllama is at work in it
+
+    def require_ready(self) -> None:
+        """ApiError unless requests can be served now."""
+        if self.state is LOADING:
+            raise ApiError(503, "Loading model", headers={"Retry-After": "1"})
+        if self.state is FAILED:
+            raise ApiError(500, self.trouble)
+        if self.state is CLOSED:
+            raise ApiError(503, "the server is shutting down")
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be served, once `state` is FAILED: one line."""
+        return self.error if self.info is not None else f"the model could not be loaded: {self.error}"
+
+    def dispatch(self, frame: Frame) -> None:
+        """The transport's thread: spread one frame. `snapshot` is replaced before anybody is woken."""
+        self._t_sign = time.monotonic()
+        if frame.snapshot is not None:
+            self.snapshot = frame.snapshot
+        touched: list[Results] = []
+        for event in frame.events:
+            if type(event) is Piece:
+                results = self._results.get(event.id)
+                if results is not None and results.put(event):
+                    touched.append(results)
+                continue
+            handler = self._HANDLERS.get(type(event))
+            if handler is not None:
+                handler(self, event)
+                continue
+            is_last = isinstance(event, LAST)
+            results = (self._results.pop if is_last else self._results.get)(event.id, None)
+            if results is not None:
+                if is_last:
+                    self._remember(results, event.id)
+                if results.put(event):
+                    touched.append(results)
+        for results in touched:
+            results.flush()
+
+    def _remember(self, results: Results, id_task: int) -> None:
+        task = next(task for task in results.tasks if task.id == id_task)
+        with self._lock:
+            self._turnover.ended(time.monotonic(), is_busy=bool(self._results))
+            if isinstance(task, Task):
+                self._recent[id_task] = replace(task, media=()) if task.media else task
+            while len(self._recent) > N_RECENT:
+                del self._recent[next(iter(self._recent))]
+
+    def _on_loading(self, event: Loading) -> None:
+        """The engine reads weights, so it has got past the vocabulary: that can be opened here, too, meanwhile."""
+        self.progress = event.progress
+        if self._vocab_opening is None:
+            self._vocab_opening = threading.Thread(target=self._open, name="vocab", daemon=True)
+            self._vocab_opening.start()
+
+    def _open(self) -> None:
+        try:
+            self.vocab = self._open_vocab()
+        except Exception as error:
+            self._vocab_trouble = error
+
+    def _on_ready(self, event: Ready) -> None:
+        if self._vocab_opening is None:
+            self._on_loading(Loading(1.0))
+        self._vocab_opening.join()
+        if self._vocab_trouble is not None:
+            error = self._vocab_trouble
+            log.error("the vocabulary could not be opened", exc_info=error)
+            self._on_load_failed(LoadFailed(f"the vocabulary could not be opened: {error}"))
+            return
+        self.info = event.info
+        self.state = READY
+        self._settled.set()
+
+    def _on_load_failed(self, event: LoadFailed) -> None:
+        self.error = event.message
+        self.state = FAILED
+        self._settled.set()
+        self._fail_open()
+
+    def _on_restarting(self, event: Restarting) -> None:
+        self.state = RESTARTING
+
+    def _on_starting(self, event: Starting) -> None:
+        """Of interest to the supervisor only."""
+
+    def _on_reply(self, event: Reply) -> None:
+        queue = self._replies.get(event.id)
+        if queue is not None:
+            queue.put(event)
+
+    def _on_closed(self, event: Closed) -> None:
+        if self.state is not FAILED:
+            self.state = CLOSED
+        self._settled.set()
+        self._fail_open()
+
+    def _fail_open(self) -> None:
+        status, message = (500, self.trouble) if self.state is FAILED else (503, "the server is shutting down")
+        for id_task in list(self._results):
+            results = self._results.pop(id_task, None)
+            if results is not None:
+                results.put(Failure(id_task, status, message))
+        for id_command, queue in list(self._replies.items()):
+            queue.put(Reply(id_command, {}, (status, message)))
+
+    _HANDLERS = {
+        Loading: _on_loading,
+        Ready: _on_ready,
+        LoadFailed: _on_load_failed,
+        Reply: _on_reply,
+        Closed: _on_closed,
+        Restarting: _on_restarting,
+        Starting: _on_starting,
+    }

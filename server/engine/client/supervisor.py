@@ -1,0 +1,345 @@
+"""The engine as a supervised process of its own: the default transport of the seam. Loses nothing but time.
+
+One thread, `engine-supervisor`, starts the child, watches it and starts another one when it dies: by a signal, an
+abort, an exit, a broken frame, or because it hangs (no heartbeat, or no step while there is work). What to tell the new
+one comes from `supervise_ledger`; the clients' streams stay open meanwhile. Deaths with progress between them are
+survived for ever; `max_deaths` in a row without any within `window_s` are the end: then everything open fails, and
+the web side goes on to say so. Not while somebody can be blamed: then he fails, and the others go on.
+
+At the first start nothing is repeated: a model that can't be loaded ends the program with one line, as it does with
+the engine as a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+
+from server.engine.client.child import Child
+from server.engine.client.ledger import Ledger
+from server.engine.seam.config import EngineConfig, step_limit_s
+from server.engine.seam.task import (
+    Close,
+    Closed,
+    Command,
+    Embed,
+    Event,
+    Failure,
+    Frame,
+    LoadFailed,
+    Loading,
+    ModelInfo,
+    Ready,
+    Restarting,
+    Task,
+    Tasks,
+)
+from server.engine.seam.wire import AskStacks, Codec, LogLine, Stacks, Start, WireError
+from server.log import get_logger, handle_foreign
+from server.records import record
+
+N_SHOWN_LINES = 20
+
+log = get_logger("engine")
+
+
+@record(frozen=True)
+class Limits:
+    """When an engine counts as hanging, and how often it is restarted. Seconds; `start_s` is the longest silence until
+    it is ready (opening large libraries holds the interpreter's lock), `silence_s` the one from then on; `step_s` is
+    that of a short step, see `config.step_limit_s`. `backoff_s` are the pauses before the first, second, ... restart
+    without progress in between; `end_s` is what an engine gets to end by itself."""
+
+    start_s: float = 120.0
+    silence_s: float = 10.0
+    step_s: float = 60.0
+    beat_s: float = 1.0
+    max_deaths: int = 5
+    window_s: float = 60.0
+    end_s: float = 5.0
+    backoff_s: tuple[float, ...] = (0.0, 0.5, 1.0, 2.0, 4.0)
+
+
+class ProcessTransport:
+    """Runs `command` as the engine. `Transport` says what the methods promise. `first` runs already and becomes the
+    first engine."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        command: Sequence[str],
+        limits: Limits = Limits(),
+        first: subprocess.Popen | None = None,
+    ) -> None:
+        self._config = config
+        self._command = tuple(command)
+        self._limits = limits
+        self._first = first
+        self._codec = Codec()
+        self._lock = threading.Lock()  # guards _ledger, and the order in which its messages are sent
+        self._ledger = Ledger(tuple((i, scale) for i, (_, scale) in enumerate(config.lora) if scale))
+        self._child: Child | None = None
+        self._info: ModelInfo | None = None  # what the first engine said it serves
+        self._load_error = ""
+        self._is_loaded = False  # this engine, now
+        self._thread: threading.Thread | None = None
+        self._on_frame: Callable[[Frame], None] = lambda frame: None
+        self._closing = threading.Event()
+        self._deaths: deque[float] = deque()
+        self._stacks: SimpleQueue = SimpleQueue()
+        self._asking = threading.Lock()  # one question for stacks at a time
+
+    # ---- the web side's threads ---------------------------------------------------------------------------------
+
+    def start(self, on_frame: Callable[[Frame], None]) -> None:
+        """Begin to load."""
+        self._on_frame = on_frame
+        self._thread = threading.Thread(target=self._run, name="engine-supervisor", daemon=True)
+        self._thread.start()
+
+    def post(self, message: object) -> None:
+        """Note it, and send it unless the engine is away."""
+        with self._lock:
+            self._send(self._ledger.post(message))
+
+    def close(self, grace_s: float) -> None:
+        """See `Transport.close`."""
+        if self._thread is None:
+            return
+        self._closing.set()
+        child = self._child
+        if child is not None:
+            child.send(Close(grace_s))
+            if not child.ended.wait(grace_s + self._limits.end_s):
+                log.warning("the engine did not end in time and is killed")
+                child.kill("it did not end in time")
+        self._thread.join()
+
+    def stacks(self, timeout_s: float) -> str:
+        """What the engine's Python threads are doing; "" if it doesn't answer in time."""
+        child = self._child
+        if child is None:
+            return ""
+        with self._asking:
+            with contextlib.suppress(Empty):
+                while True:  # an answer that came too late for an earlier question
+                    self._stacks.get_nowait()
+            child.send(AskStacks())
+            try:
+                return self._stacks.get(timeout=timeout_s)
+            except Empty:
+                return ""
+
+    @property
+    def step_limit_s(self) -> float:
+        """See `Transport.step_limit_s`."""
+        child = self._child
+        return step_limit_s(self._limits.step_s, 0 if child is None else child.beat.n_rows)
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the engine that runs now."""
+        child = self._child
+        return None if child is None or child.ended.is_set() else child.process.pid
+
+    # ---- the supervisor's thread ----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set() and self._live():
+                pass
+        except Exception as error:
+            log.exception("the supervisor of the engine failed")
+            self._tell(LoadFailed(f"the engine can't be supervised: {error}"))
+        finally:
+            self._is_loaded = False
+            self._tell(Closed())
+
+    def _live(self) -> bool:
+        """One engine from its start to its end; False if there shall be no other."""
+        try:
+            child = self._start_child()
+        except OSError as error:
+            return self._first_start_failed(f"the engine process can't be started: {error}")
+        self._watch(child)
+        child.join()
+        self._is_loaded = False
+        cause = child.cause()
+        if self._closing.is_set():
+            return False
+        if self._load_error and self._info is None:
+            return self._first_start_failed(self._load_error)
+        self._show(cause, child)
+        if self._info is None:
+            return self._first_start_failed(
+                f"the engine process ended while it loaded the model: {cause}; {_last(child)}"
+            )
+        return self._after_death(self._load_error or cause)
+
+    def _start_child(self) -> Child:
+        self._load_error = ""
+        level = logging.getLogger(log.name).getEffectiveLevel()
+        process, self._first = self._first, None
+        child = self._child = Child(
+            self._command,
+            self._codec,
+            Start(self._config, level, self._limits.beat_s),
+            self._on_message,
+            self._on_unsent,
+            process,
+        )
+        if self._closing.is_set():
+            child.send(Close(0.0))
+        return child
+
+    def _first_start_failed(self, message: str) -> bool:
+        self._tell(LoadFailed(message))
+        return False
+
+    def _after_death(self, cause: str) -> bool:
+        """Decide whether and when to try again; False after too many deaths."""
+        now = time.monotonic()
+        with self._lock:
+            if self._ledger.has_progressed:
+                self._deaths.clear()
+            self._deaths.append(now)
+            while now - self._deaths[0] > self._limits.window_s:
+                self._deaths.popleft()
+            log.info("%s", self._ledger.summary())
+            is_last = len(self._deaths) >= self._limits.max_deaths and not self._ledger.has_progressed
+            events = self._ledger.died(cause, is_last)
+        for event in events:
+            if isinstance(event, Failure):
+                log.error("task %d: %s", event.id, event.message)
+        if is_last and not (self._ledger.has_suspects or self._ledger.has_progressed):
+            self._give_up(cause, events)
+            return False
+        self._tell(Restarting(cause), *events)
+        pause = self._limits.backoff_s[min(len(self._deaths), len(self._limits.backoff_s)) - 1]
+        if self._closing.wait(pause):
+            return False
+        self._ledger.n_restarts += 1
+        log.info("restarting the engine")
+        return True
+
+    def _give_up(self, cause: str, events: Sequence[Event]) -> None:
+        message = (
+            f"the engine died {len(self._deaths)} times within {self._limits.window_s:g} s without getting "
+            f"anywhere, the last time of this: {cause}; it is not started again: restart the server"
+        )
+        log.error("%s", message)
+        self._tell(*events, LoadFailed(message))
+
+    def _watch(self, child: Child) -> None:
+        """Until the child has ended; a hanging one is killed.
+
+        Time is counted in ticks: when the whole machine has slept, that is nobody's fault.
+        """
+        limits = self._limits
+        tick = min(0.25, limits.silence_s / 4, limits.step_s / 4)
+        quiet_s = stuck_s = 0.0
+        n_heard, n_steps, now = -1, -1, time.monotonic()
+        while not child.ended.wait(tick):
+            before, now = now, time.monotonic()
+            passed_s = min(now - before, 2 * tick)
+            beat = child.beat
+            quiet_s = 0.0 if child.is_taking or child.n_heard != n_heard else quiet_s + passed_s
+            stuck_s = 0.0 if not beat.is_busy or beat.n_steps != n_steps else stuck_s + passed_s
+            n_heard, n_steps = child.n_heard, beat.n_steps
+            if quiet_s > (limits.silence_s if self._is_loaded else max(limits.start_s, limits.silence_s)):
+                child.kill(f"no sign of life for {quiet_s:.1f} s")
+            elif stuck_s > step_limit_s(limits.step_s, beat.n_rows):
+                child.kill(f"no step for {stuck_s:.1f} s with work to do")
+
+    def _show(self, cause: str, child: Child) -> None:
+        """Why it died, for the log."""
+        log.error("the engine process %d died: %s", child.process.pid, cause)
+        for line in list(child.last_lines)[-N_SHOWN_LINES:]:
+            log.error("its last words: %s", line)
+
+    def _tell(self, *events: Event) -> None:
+        self._on_frame(Frame(events))
+
+    # ---- the reader's thread --------------------------------------------------------------------------------------
+
+    def _on_message(self, message: object) -> None:
+        if type(message) is Frame:
+            self._on_engine_frame(message)
+        elif isinstance(message, Stacks):
+            self._stacks.put(message.text)
+        elif isinstance(message, LogLine):
+            handle_foreign(
+                message.name,
+                message.level,
+                message.text,
+                message.function,
+                message.line,
+                message.thread,
+                message.created,
+                message.trace,
+            )
+        else:
+            raise WireError(f"{type(message).__name__} is nothing that an engine sends")
+
+    def _on_engine_frame(self, frame: Frame) -> None:
+        events = frame.events
+        if not self._is_loaded:
+            for event in events:
+                if isinstance(event, Ready):
+                    self._on_ready(event.info)
+                elif isinstance(event, LoadFailed):
+                    self._load_error = event.message
+        with self._lock:
+            frame, to_send = self._ledger.take(frame)
+            self._send(to_send)
+        if not self._is_loaded or any(type(event) in _OWN for event in frame.events):
+            frame = Frame(tuple(event for event in frame.events if self._is_for_clients(event)), frame.snapshot)
+        self._on_frame(frame)
+        if any(isinstance(event, Ready) for event in events):
+            with self._lock:
+                self._send(self._ledger.ready())
+
+    def _is_for_clients(self, event: Event) -> bool:
+        """The supervisor alone says that there is no engine; a restart's progress is of no interest."""
+        return not isinstance(event, (Closed, LoadFailed)) and not (isinstance(event, Loading) and self._info)
+
+    def _on_ready(self, info: ModelInfo) -> None:
+        """The second and later engines have to be what the first one was."""
+        if self._info is None:
+            self._info = info
+            self._config = dataclasses.replace(self._config, n_ctx=info.n_ctx)
+        elif info != self._info:
+            raise WireError("the model or the libraries are not the same as at the first start: restart the server")
+        self._is_loaded = True
+
+    def _send(self, messages: Sequence[object]) -> None:
+        for message in messages:
+            self._child.send(message)
+
+    def _on_unsent(self, message: object, error: Exception) -> None:
+        """The writer's thread: whose message can't be sent fails, alone. Tasks that came together are tried apart."""
+        if isinstance(message, Tasks):
+            for task in message.tasks:
+                self._child.send(task)
+            return
+        log.error("a message to the engine could not be sent: %s: %s", type(message).__name__, error)
+        if isinstance(message, (Task, Embed, Command)):
+            with self._lock:
+                events, to_send = self._ledger.refuse(message, f"this request could not be sent to the engine: {error}")
+                self._send(to_send)
+            self._tell(*events)
+
+
+_OWN = (Closed, LoadFailed)
+
+
+def _last(child: Child) -> str:
+    lines = [line for line in child.last_lines if line.strip()]
+    return f"its last words: {lines[-1].strip()[:200]}" if lines else "it left no word"

@@ -1,0 +1,1 @@
+"""The ways to run the loop: a process, a thread, --tune."""

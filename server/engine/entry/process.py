@@ -1,0 +1,401 @@
+"""The engine's process: the program started with the hidden flag `--engine-process`, which this is the main of.
+
+It gets its configuration and its messages as frames on stdin, and answers with frames on what was its stdout: file
+descriptor 1 itself is pointed at stderr first, so that nothing that native code prints can get between the frames.
+
+Threads: the main one loads the model, runs the scheduler and sends its frames; `reader` takes messages, `writer` sends
+what the pipe has no room for at the moment, `beat` tells each second that the process lives and how far it is. When the
+web process is gone, stdin ends and so does this process, even in the middle of a decode.
+
+May import the engine and the leaves; nothing of HTTP, so that it starts quickly. Not taken: `multiprocessing` (it
+starts copies in ways that differ per system and break in frozen programs); sending all from a thread of its own (it
+competes with the decode that follows, for a core that computes and for the interpreter's lock).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import gc
+import logging
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import Close, Closed, Frame, LoadFailed, Loading, Ready, Starting
+from server.engine.seam.wire import AskStacks, Beat, Codec, FrameReader, Hello, LogLine, Stacks, Start, WireError
+from server.errors import StartError
+from server.log import ROOT, get_logger
+from server.stacks import stacks
+
+if TYPE_CHECKING:
+    from server.engine.loop.scheduler import Scheduler
+    from server.engine.slots.backend import Backend
+
+READ_BYTES = 1 << 16
+MAX_WAITING = 256  # frames that the web side hasn't taken; then the engine waits
+MAX_WAITING_LOGS = 4096
+FLUSH_S = 1.0
+ORPHAN_GRACE_S = 2.0  # from the end of the web process to our own, if the engine doesn't come to rest
+PROGRESS_S = 0.05
+SWITCH_INTERVAL_S = 0.0005  # see "The GIL" in docs/architecture.md
+PR_SET_PDEATHSIG = 1
+IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # a Ctrl-C or a service manager means the web process
+
+OpenBackend = Callable[[EngineConfig, Callable[[float], bool]], "Backend"]
+
+log = get_logger("engine")
+
+
+def main(hints: Sequence[str] = (), open_backend: OpenBackend | None = None) -> None:
+    """Run an engine over this process's stdin and stdout; never returns. The backend is libllama's unless given;
+    `hints` are its libraries' folder and CPU variant, where they are known beforehand."""
+    gc.disable()  # until the model is there: imports make no garbage
+    inlet, outlet = _take_pipes()
+    _live_and_die_with_parent()
+    faulthandler.enable(file=2, all_threads=False)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    if open_backend is None:
+        from server.engine.llama.backend import open_backend, preload
+
+        if hints:
+            preload(*hints)  # the web process needs some time yet to say what to load
+    code = 1
+    try:
+        code = EngineProcess(inlet, outlet, open_backend).run()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)  # native threads may still run: there is nothing to gain from an orderly shutdown
+
+
+def _take_pipes() -> tuple[int, int]:
+    """File descriptors of our own for the two pipes; 0 is empty and 1 goes to stderr from now on."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        for number in (0, 1):
+            msvcrt.setmode(number, os.O_BINARY)
+    inlet, outlet = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    return inlet, outlet
+
+
+def _live_and_die_with_parent() -> None:
+    """Signals meant for the server don't end the engine; on Linux the server's death does, whatever we are doing."""
+    for name in IGNORED_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(faulthandler, "register") and hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+class Outbox:
+    """Frames and log records on their way to the web process. The engine waits in `put` when too many are waiting.
+
+    Whoever puts a frame sends it, if nothing else is on its way and the pipe takes it at once; the thread `writer` has
+    the rest. Waking that thread for each step would have it compete with the next decode for a core. Where a pipe
+    can't be asked not to wait (Windows), `writer` sends everything.
+    """
+
+    def __init__(self, fd: int, codec: Codec) -> None:
+        self._fd = fd
+        self._codec = codec
+        self._never_waits = _unblocked(fd)
+        self._lock = threading.Lock()  # guards the rest
+        self._work = threading.Condition(self._lock)  # there may be something for `writer` to do
+        self._progress = threading.Condition(self._lock)  # something was sent
+        self._waiting: deque[object] = deque()
+        self._rest = b""  # of a frame that the pipe has taken a part of
+        self._n_lost = 0
+        self._is_sending = False  # somebody writes into the pipe, without holding the lock
+        threading.Thread(target=self._run, name="writer", daemon=True).start()
+
+    def put(self, message: object) -> None:
+        """Any thread: send this. Waits while the web side is far behind."""
+        with self._lock:
+            while len(self._waiting) >= MAX_WAITING:
+                self._progress.wait()
+            if not self._never_waits or self._is_sending or self._waiting or self._rest:
+                self._waiting.append(message)
+                self._work.notify()
+                return
+            self._is_sending = True
+        rest = b""
+        try:
+            data = self._codec.encode(message)
+            rest = data[self._write(data) :]
+        finally:
+            with self._lock:
+                self._is_sending, self._rest = False, rest
+                self._progress.notify_all()
+                if self._rest or self._waiting:
+                    self._work.notify()
+
+    def offer(self, message: LogLine) -> None:
+        """Any thread: send this, or drop it if that would mean waiting (a log record; they are counted)."""
+        with self._lock:
+            if len(self._waiting) < MAX_WAITING_LOGS:
+                self._waiting.append(message)
+                self._work.notify()
+            else:
+                self._n_lost += 1
+
+    def flush(self, patience_s: float) -> None:
+        """Wait until everything is sent, but not for ever."""
+        with self._lock:
+            self._progress.wait_for(lambda: not (self._waiting or self._rest or self._is_sending), patience_s)
+
+    def _write(self, data: bytes | memoryview) -> int:
+        """How many bytes the pipe has taken: all if nobody reads any more, which `reader` sees, too, and then ends
+        the process."""
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            return len(data)
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while self._is_sending or not (self._waiting or self._rest):
+                    self._work.wait()
+                messages, rest = list(self._waiting), self._rest
+                self._waiting.clear()
+                self._rest = b""
+                self._is_sending = True
+                self._progress.notify_all()  # there is room now, however long sending takes
+                if self._n_lost:
+                    messages.append(_lost(self._n_lost))
+                    self._n_lost = 0
+            left = memoryview(rest + b"".join(map(self._codec.encode, merge_frames(messages))))
+            while left:
+                n_taken = self._write(left)
+                left = left[n_taken:]
+                if not n_taken:
+                    select.select((), (self._fd,), ())
+            with self._lock:
+                self._is_sending = False
+                self._progress.notify_all()
+
+
+def _unblocked(fd: int) -> bool:
+    """Have writes to a pipe take what there is room for; False where that can't be (`select` there knows no pipes)."""
+    if sys.platform == "win32":
+        return False
+    os.set_blocking(fd, False)
+    return True
+
+
+def merge_frames(messages: list[object]) -> list[object]:
+    """Neighbouring frames as one; of several snapshots the last one counts."""
+    merged: list[object] = []
+    for message in messages:
+        last = merged[-1] if merged else None
+        if type(message) is Frame and type(last) is Frame:
+            merged[-1] = Frame(last.events + message.events, message.snapshot or last.snapshot)
+        else:
+            merged.append(message)
+    return merged
+
+
+class PipeHandler(logging.Handler):
+    """Log records as messages. What is below `level` is dropped, but llama.cpp's own lines go to stderr: the web
+    process keeps the last of them and shows them when this process dies."""
+
+    def __init__(self, outbox: Outbox, level: int) -> None:
+        super().__init__()
+        self._outbox = outbox
+        self._least = level
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Never raises and never waits."""
+        try:
+            if record.levelno >= self._least:
+                self._outbox.offer(_log_line(record))
+            elif record.name == f"{ROOT}.llama":
+                os.write(2, (record.getMessage() + "\n").encode("utf-8", "backslashreplace"))
+        except Exception:
+            self.handleError(record)
+
+
+def _log_line(record: logging.LogRecord) -> LogLine:
+    trace = "".join(traceback.format_exception(*record.exc_info)) if record.exc_info else ""
+    return LogLine(
+        record.name.removeprefix(f"{ROOT}."),
+        record.levelno,
+        record.getMessage(),
+        record.funcName or "",
+        record.lineno,
+        record.threadName or "",
+        record.created,
+        trace,
+    )
+
+
+def _lost(n: int) -> LogLine:
+    return LogLine(
+        "engine",
+        logging.WARNING,
+        f"{n} log lines of the engine were lost: it logs faster than they are read",
+        "",
+        0,
+        "",
+        time.time(),
+        "",
+    )
+
+
+class EngineProcess:
+    """One engine between two pipes."""
+
+    def __init__(self, inlet: int, outlet: int, open_backend: OpenBackend) -> None:
+        self._codec = Codec()
+        self._inlet = inlet
+        self._open_backend = open_backend
+        self._outbox = Outbox(outlet, self._codec)
+        self._first: SimpleQueue = SimpleQueue()  # the messages before there is a scheduler; None at the end
+        self._backend: Backend | None = None
+        self._scheduler: Scheduler | None = None
+        self._working: set[int] = set()
+        self._t_progress = 0.0  # when progress was told last
+        self._is_closing = False
+
+    def run(self) -> int:
+        """Load, serve, end; the exit code."""
+        self._outbox.put(self._codec.hello)
+        threading.Thread(target=self._read, name="reader", daemon=True).start()
+        hello, start = self._first.get(), self._first.get()
+        if hello != self._codec.hello or not isinstance(start, Start):
+            raise WireError(f"the server speaks another protocol: {hello} instead of {self._codec.hello}")
+        _forward_logs(self._outbox, start.log_level)
+        threading.Thread(target=self._beat, args=(start.beat_s,), name="beat", daemon=True).start()
+        self._serve(start.config)
+        self._outbox.put(Frame((Closed(),)))
+        self._outbox.flush(ORPHAN_GRACE_S)
+        return 0
+
+    def _serve(self, config: EngineConfig) -> None:
+        threading.Thread(target=_import_scheduler, name="imports", daemon=True).start()
+        try:
+            self._backend = self._open_backend(config, self._on_progress)
+        except Exception as error:
+            if not isinstance(error, StartError):
+                log.exception("the model could not be loaded")
+            self._outbox.put(Frame((LoadFailed(str(error)),)))
+            return
+        try:
+            from server.engine.loop.scheduler import Scheduler  # there by now
+
+            self._scheduler = scheduler = Scheduler(self._backend, config, self._emit)
+            if self._is_closing:
+                scheduler.post(Close(0.0))
+            self._outbox.put(Frame((Ready(self._backend.info),), scheduler.snapshot()))  # tasks may come from now on
+            gc.freeze()
+            gc.enable()
+            scheduler.run()
+        finally:
+            self._backend.close()
+
+    def _emit(self, frame: Frame) -> None:
+        """What the engine is about to work on has to be told before it can die of it."""
+        self._outbox.put(frame)
+        working = self._working if frame.snapshot is None else frame.snapshot.working
+        if working != self._working or any(type(event) is Starting for event in frame.events):
+            self._working = working
+            self._outbox.flush(FLUSH_S)
+
+    def _on_progress(self, progress: float) -> bool:
+        """llama.cpp says it for each tensor: the first time is told, since it means that the vocabulary is read."""
+        now = time.monotonic()
+        if now - self._t_progress > PROGRESS_S or progress >= 1:
+            self._t_progress = now
+            self._outbox.put(Frame((Loading(progress),)))
+        return not self._is_closing
+
+    # ---- reader -----------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        reader = FrameReader(self._codec)
+        try:
+            while data := os.read(self._inlet, READ_BYTES):
+                self._take_all(reader.feed(data))
+        except OSError:
+            pass
+        except WireError as error:
+            log.error("from the server: %s", error)
+        except BaseException:
+            traceback.print_exc()
+        self._end()
+
+    def _take_all(self, messages: Iterator[object]) -> None:
+        """A function of its own, so that no message (they may have files) is kept until the next one comes."""
+        for message in messages:
+            self._take(message)
+
+    def _take(self, message: object) -> None:
+        if isinstance(message, (Hello, Start)):
+            self._first.put(message)
+        elif isinstance(message, Close):
+            self._is_closing = True
+            if self._scheduler is not None:
+                self._scheduler.post(message)
+                self._abort_later(message.grace_s + 0.1)
+        elif isinstance(message, AskStacks):
+            self._outbox.put(Stacks(stacks("engine process")))
+        elif self._scheduler is not None:  # nothing else is sent before Ready
+            self._scheduler.post(message)
+
+    def _abort_later(self, delay_s: float) -> None:
+        """A decode that outlasts the grace time is aborted."""
+        timer = threading.Timer(delay_s, self._backend.abort)
+        timer.daemon = True
+        timer.start()
+
+    def _end(self) -> None:
+        """The web process is gone: come to rest, or just end."""
+        self._is_closing = True
+        if self._scheduler is not None:
+            self._scheduler.post(Close(0.0))
+            self._backend.abort()
+            time.sleep(ORPHAN_GRACE_S)
+        os._exit(1)
+
+    # ---- beat -------------------------------------------------------------------------------------------------
+
+    def _beat(self, every_s: float) -> None:
+        while True:
+            scheduler = self._scheduler
+            n_steps, n_rows, is_busy = (0, 0, False) if scheduler is None else scheduler.pulse()
+            self._outbox.put(Beat(n_steps, n_rows, is_busy))
+            time.sleep(every_s)
+
+
+def _import_scheduler() -> None:
+    """While libllama loads the model, without Python's lock."""
+    import server.engine.loop.scheduler  # noqa: F401
+
+
+def _forward_logs(outbox: Outbox, level: int) -> None:
+    root = logging.getLogger(ROOT)
+    root.handlers[:] = [PipeHandler(outbox, level)]
+    root.setLevel(min(level, logging.DEBUG))
+    root.propagate = False

@@ -1,0 +1,96 @@
+"""The engine as a thread of this process: the simplest transport of the seam.
+
+`post` puts into the scheduler's inbox, frames are handed to the client on the engine's thread. Loading happens on
+that thread too, so the server listens meanwhile.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from server.engine.loop.scheduler import Scheduler
+from server.engine.seam.config import EngineConfig, step_limit_s
+from server.engine.seam.task import Close, Closed, Frame, LoadFailed, Loading, Ready
+from server.engine.slots.backend import Backend
+from server.errors import StartError
+from server.log import get_logger
+
+JOIN_MARGIN_S = 5.0
+
+log = get_logger("engine")
+
+
+class ThreadTransport:
+    """Runs `open_backend(config, on_progress)` and then the scheduler on one thread called "engine". `step_s` is how
+    long a short step may take (`config.step_limit_s`); a thread that hangs can only be told of."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        open_backend: Callable[[EngineConfig, Callable[[float], bool]], Backend],
+        step_s: float = 60.0,
+    ) -> None:
+        self._config = config
+        self._step_s = step_s
+        self._open_backend = open_backend
+        self._thread: threading.Thread | None = None
+        self._backend: Backend | None = None
+        self._scheduler: Scheduler | None = None
+        self._on_frame: Callable[[Frame], None] = lambda frame: None
+        self._is_closing = False
+
+    def start(self, on_frame: Callable[[Frame], None]) -> None:
+        """Begin to load on the engine's thread."""
+        self._on_frame = on_frame
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def post(self, message: object) -> None:
+        """Into the scheduler's inbox; nothing can be posted before `Ready`."""
+        if self._scheduler is not None:
+            self._scheduler.post(message)
+
+    def stacks(self, timeout_s: float) -> str:
+        """Nothing: whoever asks sees the engine's thread himself."""
+        return ""
+
+    @property
+    def step_limit_s(self) -> float:
+        """See `Transport.step_limit_s`."""
+        return step_limit_s(self._step_s, 0 if self._scheduler is None else self._scheduler.pulse()[1])
+
+    def close(self, grace_s: float) -> None:
+        """See `Transport.close`. A decode that outlasts the grace time is aborted."""
+        self._is_closing = True
+        if self._thread is None:
+            return
+        self.post(Close(grace_s))
+        self._thread.join(grace_s + 0.1)
+        if self._thread.is_alive() and self._backend is not None:
+            self._backend.abort()
+        self._thread.join(JOIN_MARGIN_S)
+        if self._thread.is_alive():
+            log.warning("the engine did not end in time")
+
+    def _run(self) -> None:
+        try:
+            self._backend = self._open_backend(self._config, self._on_progress)
+        except Exception as error:
+            if not isinstance(error, StartError):
+                log.exception("the model could not be loaded")
+            self._on_frame(Frame((LoadFailed(str(error)), Closed())))
+            return
+        try:
+            self._scheduler = Scheduler(self._backend, self._config, self._on_frame)
+            if self._is_closing:
+                self._scheduler.post(Close(0.0))
+            self._on_frame(Frame((Ready(self._backend.info),), self._scheduler.snapshot()))
+            self._scheduler.run()
+        finally:
+            self._on_frame(Frame((Closed(),)))
+            self._backend.close()
+
+    def _on_progress(self, progress: float) -> bool:
+        self._on_frame(Frame((Loading(progress),)))
+        return not self._is_closing

@@ -1,0 +1,109 @@
+"""How long a model's steps take on one set of libraries: what `--tune` compares.
+
+Main thread of a process of its own, which holds but one CPU plug-in. What is measured are the backend's steps, with
+the options as they are: one row, one for each slot (or guesses, if there is but one), and rows of a prompt, each near
+the beginning and further on, since builds differ in attention, too. Noise only adds time, so the shortest counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from server.engine.llama.backend import open_backend
+from server.engine.seam.config import EngineConfig
+from server.engine.slots.backend import DECODE_OK, Backend
+from server.engine.slots.planner import Span
+from server.errors import StartError
+
+PROMPT_ROWS, MOST_SLOTS = 128, 8
+SHALLOW = 64
+DEEP = ((1 << 30, 512), (1 << 32, 256))  # bytes of a model -> tokens that are read before it is measured further on
+LEAST_DEEP = 128
+LEAST_TIMES, MOST_TIMES, ENOUGH_S = 3, 16, 0.4
+
+
+def measure(config: EngineConfig) -> list[tuple[str, float]]:
+    """(what kind of step, seconds). StartError if the model can't be loaded, or doesn't write text."""
+    backend = open_backend(config, lambda _: True)
+    try:
+        info = backend.info
+        if not info.is_generative:
+            raise StartError("--tune is for models that write text")
+        steps = Steps(backend, min(config.n_slots, MOST_SLOTS), min(PROMPT_ROWS, info.n_ctx_slot // 4, info.n_batch))
+        deep = next((depth for size, depth in DEEP if info.size < size), LEAST_DEEP)
+        figures = steps.measure(min(SHALLOW, info.n_ctx_slot // 4), "")
+        if backend.can_share:  # else there is a state, and it is always as large
+            deep = min(deep, info.n_ctx_slot // 2)
+            figures += steps.measure(deep, f" behind {deep}")
+        return figures
+    finally:
+        backend.close()
+
+
+class Steps:
+    """Steps of one backend: `n_slots` sequences, prompts of `n_prompt` rows."""
+
+    def __init__(self, backend: Backend, n_slots: int, n_prompt: int) -> None:
+        self._backend = backend
+        self._n_slots, self._n_prompt = n_slots, n_prompt
+        self._n_guesses = MOST_SLOTS - 1 if n_slots == 1 else 0
+        self._depth = 0
+
+    def measure(self, depth: int, place: str) -> list[tuple[str, float]]:
+        """What the kinds of steps take behind `depth` tokens; `place` says so in their names."""
+        self._depth = depth
+        room = self._backend.info.n_ctx_slot - depth
+        for seq in range(self._n_slots):
+            self._fill(seq)
+        prompt_s = _shortest(self._read_prompt, MOST_TIMES)
+        self._cut(0)
+        row_s = _shortest(lambda i: self._decode([Span(0, 0, depth + i, [1], True)]), room)
+        self._cut(0)
+        n_few = 1 + self._n_guesses
+        few_s = _shortest(
+            lambda i: self._decode(
+                [Span(seq, seq, depth + i * n_few, [1] * n_few, True, self._n_guesses) for seq in range(self._n_slots)]
+            ),
+            room // n_few,
+        )
+        return [
+            (f"1 row{place}", row_s),
+            (f"{self._n_slots * n_few} rows{place}", few_s),
+            (f"{self._n_prompt} rows of a prompt{place}", prompt_s),
+        ]
+
+    def _fill(self, seq: int) -> None:
+        self._backend.seq_rm(seq, 0, -1)
+        if seq and self._backend.can_share:
+            self._backend.seq_cp(0, seq, 0, self._depth)
+        else:
+            self._decode([Span(seq, seq, 0, self._tokens(self._depth), False)])
+
+    def _cut(self, seq: int) -> None:
+        if not self._backend.seq_rm(seq, self._depth, -1):
+            self._fill(seq)
+
+    def _read_prompt(self, _: int) -> None:
+        self._cut(0)
+        self._decode([Span(0, 0, self._depth, self._tokens(self._n_prompt), True)])
+
+    def _tokens(self, n: int) -> list[int]:
+        return [(7919 * i) % self._backend.info.n_vocab for i in range(n)]
+
+    def _decode(self, spans: list[Span]) -> None:
+        if self._backend.decode(spans) != DECODE_OK:
+            raise StartError(f"a step of {sum(map(len, spans))} rows could not be computed")
+
+
+def _shortest(step: Callable[[int], None], most: int) -> float:
+    """Seconds of the quickest of several runs of `step`, which is told the number of each."""
+    begun = time.perf_counter()
+    best = float("inf")
+    for i in range(max(1, min(most, MOST_TIMES))):
+        before = time.perf_counter()
+        if i >= LEAST_TIMES and before - begun > ENOUGH_S:
+            break
+        step(i)
+        best = min(best, time.perf_counter() - before)
+    return best

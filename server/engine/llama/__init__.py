@@ -1,0 +1,1 @@
+"""The Backend over ctypes_api: llama.cpp."""

@@ -1,0 +1,625 @@
+"""libllama behind the `Backend` interface: the ~30 C calls the engine needs, on the engine's thread.
+
+With its parts (`backend_*`) and `vocab` the only module that knows `ctypes_api`. Per decoded row it costs five writes
+into C arrays; prompt rows are written by slices. The KV cache has one of two layouts (`is_split`): a stream for each
+sequence, where attention looks at nobody else's cells and what sequences have in common is copied, or one for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Callable, Sequence
+from logging import DEBUG
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ctypes_api import loader, vocabulary
+from ctypes_api.devices import list_devices
+from ctypes_api.errors import LibsError
+from ctypes_api.ggml import GGML_LOG_LEVEL_DEBUG, GGML_LOG_LEVEL_ERROR, GGML_LOG_LEVEL_WARN
+from ctypes_api.llama_types import LLAMA_POOLING_TYPE_LAST, LLAMA_POOLING_TYPE_NONE, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
+from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
+from server.engine.cache import kv_parts
+from server.engine.llama.copies import SequenceCopies
+from server.engine.llama.draft import Likeliest, drafter_config, vocab_difference
+from server.engine.llama.draws import Draws
+from server.engine.llama.embed import (
+    NON_CAUSAL,
+    POOLING_NAMES,
+    EmbeddingShape,
+    LlamaEmbeddings,
+    class_labels,
+    encoder_shape,
+    generative_shape,
+    longest_input,
+    pooling_of,
+)
+from server.engine.llama.fit import AUTO_CTX, find_shape, make_plan
+from server.engine.llama.meanwhile import Meanwhile
+from server.engine.llama.params import model_fields
+from server.engine.llama.pool import cpu_count, open_pool, thread_counts
+from server.engine.llama.positions import bounded_context, learned_positions
+from server.engine.llama.report import NO_GPU, LoadReport, lacks_gpu
+from server.engine.llama.rerank import WORDS, LlamaWordScores, answers_in_words
+from server.engine.llama.sampler import LlamaSampler, SamplerFactory
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import ModelInfo
+from server.engine.slots.backend import DECODE_NO_ROOM, DECODE_OK
+from server.engine.slots.planner import Span
+from server.engine.slots.sampling import Stage, VocabFacts
+from server.errors import ApiError, StartError
+from server.log import VERBOSE, get_logger
+from server.model_files import memory_plan as fit
+from server.model_files.memory_plan import Plan
+from server.model_files.rerankers import with_template
+
+if TYPE_CHECKING:
+    from server.engine.llama.embed_media import LlamaMediaEmbeddings
+    from server.engine.llama.mtmd import Projector
+
+__all__ = ["LibsError", "LlamaBackend", "device_lines", "library_line", "open_backend", "preload"]
+
+MIN_CTX_SLOT = 32
+VOCAB_READ = "token to piece cache size"  # the last that llama.cpp says of a vocabulary
+_early_lines: list[tuple[int, str]] = []  # what the libraries said in `preload`
+BAD_FILES = ("mtmd_helper_", "mtmd_tokenize", "probe: ")  # lines about files in requests: the client is told
+
+log = get_logger("engine")
+native_log = get_logger("llama")
+
+
+def library_line(folder: str) -> str:
+    """`0.5.0-dev (linux-x64-cpu, CPU)`, for `--version`."""
+    libs = _load(folder, None)
+    return f"{libs.version} ({libs.folder.name}, {' '.join(libs.backends)})"
+
+
+def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
+    """One line per device that llama.cpp can compute on."""
+    libs = _load(folder, cpu_variant)
+    lines = [f"libraries: {libs.folder} (llama.cpp {libs.version})"]
+    for device in list_devices(libs):
+        lines.append(
+            f"{device.name}: {device.description} ({device.memory_total >> 20} MiB, "
+            f"{device.memory_free >> 20} MiB free)"
+        )
+    return lines
+
+
+def plan_lines(config: EngineConfig) -> list[str]:
+    """What the model would take and what would be chosen, for `--dry-run`. StartError if it can't fit."""
+    plan = make_plan(_load(config.libs, config.cpu_variant), config, find_shape(config))
+    return [
+        config.model,
+        *(plan.lines() if plan else ["nothing can be said about the memory it takes"]),
+        *([plan.fault] if plan and plan.fault else []),
+    ]
+
+
+def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> LlamaBackend:
+    """Load the libraries and the model. StartError with one line if that can't be done."""
+    try:
+        backend = LlamaBackend(config, on_progress)
+        try:
+            if config.spec.model and backend.can_share and config.n_group <= 1:
+                backend.open_drafter(config)
+            elif config.spec.model:
+                log.warning(
+                    "the draft model isn't loaded: with this model, or with --exact or self-extend, nothing is drafted"
+                )
+        except BaseException:
+            backend.close()
+            raise
+        return backend
+    except LibsError as error:
+        raise StartError(str(error)) from None
+
+
+def preload(folder: str, cpu_variant: str | None = None) -> None:
+    """Load the libraries that a model will be opened with, before it is known which. What goes wrong is left to
+    `open_backend`, which comes to it again; so are the lines that they log."""
+    with contextlib.suppress(LibsError, OSError):
+        loader.load(Path(folder), cpu_variant=cpu_variant, log_callback=lambda *line: _early_lines.append(line))
+
+
+def _load(folder: str, cpu_variant: str | None, with_mtmd: bool = False) -> loader.Libs:
+    libs = loader.load(Path(folder), cpu_variant=cpu_variant, with_mtmd=with_mtmd, log_callback=_on_loading_log)
+    for line in _early_lines:
+        _on_loading_log(*line)
+    _early_lines.clear()
+    for note in libs.notes:
+        log.warning("%s; going on without it", note)
+    if lacks_gpu(libs.plugins, libs.notes, list_devices(libs)):
+        log.warning(NO_GPU)
+    return libs
+
+
+def _on_loading_log(level: int, line: str) -> None:
+    """While a model is being opened: errors come back as an exception's one line, so here they are details."""
+    native_log.log(VERBOSE if level == GGML_LOG_LEVEL_DEBUG else DEBUG, "%s", line)
+
+
+def _telling(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]:
+    """`_on_loading_log`, and word of progress when the vocabulary is read: somebody waits for that."""
+
+    def listen(level: int, line: str) -> None:
+        if VOCAB_READ in line:
+            on_progress(0.0)
+        _on_loading_log(level, line)
+
+    return listen
+
+
+def _on_native_log(level: int, line: str) -> None:
+    if line.startswith(BAD_FILES):
+        native_log.debug("%s", line)
+    elif level >= GGML_LOG_LEVEL_ERROR:
+        native_log.error("%s", line)
+    elif level >= GGML_LOG_LEVEL_WARN:
+        native_log.info("%s", line)
+    else:
+        _on_loading_log(level, line)
+
+
+class LlamaBackend:
+    """A model and one context. See `Backend` for what the methods promise."""
+
+    def __init__(self, config: EngineConfig, on_progress: Callable[[float], bool]) -> None:
+        self._libs = _load(config.libs, config.cpu_variant, bool(config.mmproj))
+        self._llama = self._libs.llama
+        if config.numa:
+            self._llama.llama_numa_init(config.numa)
+        self._abort = AbortFlag()
+        report = LoadReport()
+        self._libs.log.sink = report.listening(_telling(on_progress))
+        self._span = (config.model_offset, config.model_size)
+        plan = make_plan(self._libs, config, find_shape(config))
+        self._model = Model(
+            self._libs,
+            config.model,
+            offset=config.model_offset,
+            progress=on_progress,
+            **model_fields(self._libs, _fitted_params(config, plan)),
+        )
+        self._config = config
+        self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
+        self._embeddings: LlamaEmbeddings | None = None
+        self._media_embeddings: LlamaMediaEmbeddings | None = None
+        self.window = int(self._llama.llama_model_n_swa(self._model))
+        self.is_split = config.is_split(self.window > 0)
+        self._n_positions = learned_positions(self._model.meta().get("general.architecture", ""), config)
+        self._n_ctx = bounded_context(self._context_size(config, plan), config.n_slots, self._n_positions)
+        self._vocab = self._llama.llama_model_get_vocab(self._model)
+        n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
+        self._pool = open_pool(self._libs, config)
+        eog_tokens = Meanwhile(
+            lambda: frozenset(token for token in range(n_vocab) if self._llama.llama_vocab_is_eog(self._vocab, token))
+        )
+        with eog_tokens:
+            self._context = self._open_context(config, self._n_ctx)
+        self.eog_tokens = eog_tokens.result()
+        self._is_generative = bool(self._context.memory and self._llama.llama_model_has_decoder(self._model))
+        self._pooling = pooling_of(self._model, config.context_params, self._is_generative)
+        self._answers_in_words = self._is_generative and answers_in_words(self._pooling, config)
+        if not self._is_generative:
+            self._context.close()  # such a model has no use for it; that for embeddings takes its place
+            self._context = self.open_embeddings().context
+        elif config.embeddings:
+            self.open_embeddings()
+        self.media = self._open_projector() if config.mmproj else None
+        self._libs.log.sink = _on_native_log
+        devices = list_devices(self._libs)
+        for line in report.lines(devices):
+            log.info("%s", line)
+        self._has_gpu = any(device.type != "CPU" for device in devices)
+        self._n_batch = int(self._llama.llama_n_batch(self._context))
+        self._batch = Batch(self._libs, self._n_batch)
+        self._memory = self._context.memory
+        self._copies = SequenceCopies(self, self.window > 0)
+        self._shifted: set[int] = set()  # whose keys are turned with the next decode
+        self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory)) and not self._n_positions
+        if config.n_group > 1 and not self.can_shift:
+            raise StartError("--grp-attn-n: this model's cache can't be folded; leave self-extend off")
+        is_recurrent = bool(self._llama.llama_model_is_recurrent(self._model))
+        self._is_hybrid = bool(self._llama.llama_model_is_hybrid(self._model))
+        self.can_share = not (config.exact or is_recurrent or self._is_hybrid)
+        self._n_streams = config.n_slots if self.is_split and not is_recurrent else 1
+        self.adapters = tuple(path for path, _ in config.lora)
+        self._lora: tuple[tuple[int, float], ...] = ()
+        self.drafter: LlamaBackend | None = None
+        self._likeliest: Likeliest | None = None
+        self._fingerprint = ""
+        self._pieces: dict[int, bytes] = {}
+        self._special = config.special
+        self.info = self._model_info(config, n_vocab)
+        self.facts = VocabFacts(self.info.eog_tokens, self._suppress_tokens(), self.info.n_ctx_slot)
+        self._samplers = SamplerFactory(self._llama, self._vocab, n_vocab)
+        self._draws = Draws(min(thread_counts(config)[0], cpu_count()) - 1)
+        if config.warmup:
+            self._warm_up()
+
+    def decode(self, spans: Sequence[Span]) -> int:
+        """Write the rows into the batch and evaluate them; waits until the logits are there.
+
+        On a CPU they are when `llama_decode` returns; a second call would only give the GIL away once more.
+        """
+        batch, at = self._batch, 0
+        for span in spans:
+            n = len(span)
+            if n == 1:
+                batch.token[at] = span.tokens[0]
+                batch.pos[at] = span.pos
+                batch.seq[at] = span.seq
+                batch.logits[at] = span.output or span.all_rows
+            else:
+                batch.token[at : at + n] = span.tokens
+                batch.pos[at : at + n] = range(span.pos, span.pos + n)
+                batch.seq[at : at + n] = [span.seq] * n
+                n_output = n if span.all_rows else span.output * (1 + span.n_draft)
+                batch.logits[at : at + n] = bytes(n - n_output) + b"\1" * n_output
+            at += n
+        batch.n_tokens = at
+        self._abort.clear()
+        self._copies.forget()
+        code = self._llama.llama_decode(self._context, batch.struct)
+        if code == 0:
+            self._shifted.clear()
+        if code == 0 and self._has_gpu:
+            self._llama.llama_synchronize(self._context)
+        return code
+
+    def abort(self) -> None:
+        """Any thread: a decode on the CPU ends at the next node of its graph."""
+        self._abort.set()
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token, cached; placeholders of media have none, nor control tokens unless they are shown."""
+        piece = self._pieces.get(token) if token >= 0 else b""
+        if piece is None:
+            piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token, self._special)
+        return piece
+
+    def new_sampler(self, stages: Sequence[Stage], grammar: str) -> LlamaSampler:
+        """A chain for one task."""
+        return LlamaSampler(self._samplers, self._context, stages, grammar)
+
+    def draw_ahead(self, wanted: Sequence[tuple[LlamaSampler, int]]) -> None:
+        """See `Backend`. The first look at a batch's logits may put them in order, so it isn't left to the helpers."""
+        jobs = [(sampler.draw_ahead, row) for sampler, row in wanted if sampler.can_draw_ahead]
+        if jobs:
+            self._llama.llama_get_logits_ith(self._context, jobs[0][1])
+            self._draws.run(jobs)
+
+    def likeliest(self, row: int) -> tuple[int, float]:
+        """See `Drafter`."""
+        if self._likeliest is None:
+            self._likeliest = Likeliest(self._samplers, self._context)
+        return self._likeliest.sample(row)
+
+    def open_drafter(self, config: EngineConfig) -> None:
+        """Load the small model of speculative decoding. StartError if it can't draft for this one."""
+        self.drafter = LlamaBackend(drafter_config(config, self.info.n_ctx, self.is_split), lambda _: True)
+        why = vocab_difference(self._llama, self._vocab, self.drafter._vocab)
+        if 0 < self.drafter._n_positions < self.info.n_ctx_slot:
+            why = f"it has {self.drafter._n_positions} learned positions, a slot {self.info.n_ctx_slot} tokens"
+        if not self.drafter.can_share:
+            why = "it is recurrent, and can't take back wrong guesses"
+        if why:
+            raise StartError(f"{config.spec.model} can't draft for {config.model}: {why}")
+
+    def seq_rm(self, seq: int, start: int, end: int) -> bool:
+        """See `Backend`."""
+        self._copies.forget(seq)
+        return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, end))
+
+    def least_left(self, seq: int) -> int:
+        """See `Backend`. llama.cpp overwrites cells that windows have passed, and leaves them out of states."""
+        first = int(self._llama.llama_memory_seq_pos_min(self._memory, seq)) if self.window else 0
+        return first + self.window - 1 if first > 0 else 0
+
+    def seq_cp(self, source: int, target: int, start: int, end: int) -> None:
+        """See `Backend`."""
+        if self.is_split:
+            self._copies.copy(source, target, end)
+        else:
+            self._llama.llama_memory_seq_cp(self._memory, source, target, start, end)
+
+    def swap(self, a: int, b: int) -> bool:
+        """See `Backend`."""
+        return self._copies.swap(a, b)
+
+    def seq_copy_stream(self, source: int, target: int) -> None:
+        """All of a stream, with the next decode; in a split cache only."""
+        self._llama.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def seq_add(self, seq: int, start: int, end: int, delta: int) -> None:
+        """See `Backend`; llama.cpp aborts the process where `can_shift` is False."""
+        if not self.can_shift:
+            raise ApiError(501, "this model's cache can't be shifted")
+        self._copies.forget(seq)
+        self._shifted.add(seq)
+        self._llama.llama_memory_seq_add(self._memory, seq, start, end, delta)
+
+    def seq_div(self, seq: int, start: int, end: int, factor: int) -> None:
+        """See `Backend`. Position by position, upwards, so that what has moved is never met again.
+
+        Not `llama_memory_seq_div`: in llama.cpp v0.5.0 it notes the way back as the way to go, so that positions come
+        out right and keys are turned in the wrong direction (a native test compares the two).
+        """
+        if not self.can_shift:
+            raise ApiError(501, "this model's cache can't be divided")
+        for position in range(start, end):
+            if position // factor != position:
+                self.seq_add(seq, position, position + 1, position // factor - position)
+
+    def unshare(self, seq: int) -> None:
+        """Out and in again: what comes in gets cells of its own."""
+        state = bytearray(self.state(seq))
+        self.seq_rm(seq, -1, -1)
+        if not self.set_state(seq, state):
+            raise RuntimeError("a sequence's state did not fit back into the cache it came from")
+
+    def state(self, seq: int) -> memoryview:
+        """See `Backend`. A form that isn't known goes as it is, and fits only into as many slots again."""
+        state = self.raw_state(seq)
+        with contextlib.suppress(kv_parts.UnknownState):
+            return kv_parts.with_streams(state, 1, self._is_hybrid) if self._n_streams > 1 else state
+        return state
+
+    def raw_state(self, seq: int) -> memoryview:
+        """As llama.cpp writes it, with all streams of the cache. Keys that are still to be turned are turned before."""
+        if seq in self._shifted:
+            pos = int(self._llama.llama_memory_seq_pos_max(self._memory, seq)) + 1
+            code = self.decode([Span(seq, seq, pos, [0], False)])
+            self._shifted.clear()  # that comes before anything else of a decode
+            if code not in (DECODE_OK, DECODE_NO_ROOM):
+                raise RuntimeError("a context shift could not be completed")
+            self.seq_rm(seq, pos, -1)
+        return self._get_state(seq, 0)
+
+    def read_parts(self, seq: int) -> kv_parts.KvParts | None:
+        """See `Backend`."""
+        try:
+            return kv_parts.KvParts(self.raw_state(seq))
+        except kv_parts.UnknownState:
+            return None
+
+    def write_parts(self, seq: int, parts: Sequence[bytearray | memoryview]) -> bool:
+        """See `Backend`."""
+        try:
+            return self.put_raw_state(seq, kv_parts.joined(parts, self._n_streams))
+        except kv_parts.UnknownState:
+            return False
+
+    def checkpoint(self, seq: int) -> memoryview:
+        """See `Backend`."""
+        return self._get_state(seq, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+
+    def state_bytes(self, seq: int) -> int:
+        """How long `state` is now; costs next to nothing."""
+        return self._llama.llama_state_seq_get_size_ext(self._context, seq, 0)
+
+    def _get_state(self, seq: int, flags: int) -> memoryview:
+        size = self._llama.llama_state_seq_get_size_ext(self._context, seq, flags)
+        data = (ctypes.c_uint8 * size)()
+        n = self._llama.llama_state_seq_get_data_ext(self._context, data, size, seq, flags)
+        return memoryview(data).cast("B")[:n]
+
+    def set_state(self, seq: int, state: bytearray | memoryview) -> bool:
+        """See `Backend`; llama.cpp checks layers, types and sizes."""
+        with contextlib.suppress(kv_parts.UnknownState):
+            if kv_parts.streams_of(state) != self._n_streams > 1:
+                state = kv_parts.with_streams(state, self._n_streams, self._is_hybrid)
+        return self.put_raw_state(seq, state)
+
+    def put_raw_state(self, seq: int, state: bytearray | memoryview) -> bool:
+        """The reverse of `raw_state`."""
+        return self._put_state(seq, state, 0)
+
+    def restore_checkpoint(self, seq: int, state: bytearray | memoryview) -> bool:
+        """See `Backend`."""
+        return self._put_state(seq, state, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY)
+
+    def _put_state(self, seq: int, state: bytearray | memoryview, flags: int) -> bool:
+        self._copies.forget(seq)
+        data = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        n = self._llama.llama_state_seq_set_data_ext(self._context, data, len(state), seq, flags)
+        return n == len(state)
+
+    def set_lora(self, scales: tuple[tuple[int, float], ...]) -> None:
+        """See `Backend`; costs nothing while nothing changes."""
+        if scales == self._lora:
+            return
+        n = len(scales)
+        adapters = (ctypes.c_void_p * n)(*(self._adapters[i].raw for i, _ in scales))
+        values = (ctypes.c_float * n)(*(scale for _, scale in scales))
+        if self._llama.llama_set_adapters_lora(self._context, adapters, n, values) != 0:
+            raise RuntimeError("llama.cpp refused the LoRA adapters")
+        self._lora = scales
+
+    def open_embeddings(self) -> LlamaEmbeddings:
+        """See `Backend`; the same one every time."""
+        if self._embeddings is None:
+            config, model = self._config, self._model
+            fields = {**self._compute(config), **config.context_params}
+            if self._answers_in_words:
+                shape = self._embedding_shape(config, LLAMA_POOLING_TYPE_LAST)
+                self._embeddings = LlamaWordScores(model, shape, config.n_ubatch, self._abort, fields)
+            else:
+                shape = self._embedding_shape(config, self._pooling)
+                self._embeddings = LlamaEmbeddings(model, shape, self._abort, fields)
+            self._embeddings.set_lora(self._lora_of(config))
+        return self._embeddings
+
+    def open_media_embeddings(self, n_at_once: int) -> LlamaMediaEmbeddings:
+        """See `Backend`."""
+        from server.engine.llama.embed_media import LlamaMediaEmbeddings  # here, because hardly anybody asks
+
+        if self._media_embeddings is None or self._media_embeddings.n_rows < n_at_once:
+            config, old = self._config, self._media_embeddings
+            if old is not None:
+                old.close()
+            shape = self._embedding_shape(config, LLAMA_POOLING_TYPE_NONE)
+            self._media_embeddings = LlamaMediaEmbeddings(
+                self._model,
+                self.media,
+                shape,
+                n_at_once,
+                self._abort,
+                {**self._compute(config), **config.context_params},
+            )
+            self._media_embeddings.set_lora(self._lora_of(config))
+        return self._media_embeddings
+
+    def _open_projector(self) -> Projector:
+        from server.engine.llama.mtmd import Projector  # here, because most models have none
+
+        return Projector(self._model, self._context, self._config, self._abort)
+
+    def _lora_of(self, config: EngineConfig) -> list[tuple[Adapter, float]]:
+        return [(adapter, scale) for adapter, (_, scale) in zip(self._adapters, config.lora)]
+
+    def fingerprint(self) -> str:
+        """Model description and a hash over samples of its file."""
+        if not self._fingerprint:
+            from server.model_files.checks import sample_hash  # here, because it is needed to save a cache only
+
+            self._fingerprint = f"{self.info.desc}, {sample_hash(self.info.path, self._span)}"
+        return self._fingerprint
+
+    def close(self) -> None:
+        """The contexts go before their model."""
+        self._draws.close()
+        for context in (self._embeddings, self._media_embeddings):
+            if context is not None:
+                context.close()
+        if self.media is not None:
+            self.media.close()
+        if self.drafter is not None:
+            self.drafter.close()
+        if self._likeliest is not None:
+            self._likeliest.close()
+        self._context.close()
+        self._model.close()
+        if self._pool is not None:
+            self._pool.close()
+
+    # ---- opening ----------------------------------------------------------------------------------------------
+
+    def _context_size(self, config: EngineConfig, plan: Plan | None) -> int:
+        """Tokens in the whole KV cache: what was asked for, or what fits (the model's own, if nothing is to be
+        fitted)."""
+        n_train = self._llama.llama_model_n_ctx_train(self._model)
+        n_ctx = config.n_ctx or n_train
+        if config.n_ctx is None and config.is_fitted:
+            n_ctx = plan.n_ctx if plan else min(n_train, AUTO_CTX)
+        if n_ctx // config.n_slots < MIN_CTX_SLOT:
+            raise StartError(
+                f"--ctx-size {n_ctx} leaves less than {MIN_CTX_SLOT} tokens for each of "
+                f"{config.n_slots} slots; enlarge it or take fewer slots"
+            )
+        return n_ctx
+
+    def _open_context(self, config: EngineConfig, n_ctx: int) -> Context:
+        has_states = self._llama.llama_model_is_recurrent(self._model) or self._llama.llama_model_is_hybrid(self._model)
+        # one each for the system prompt and the block cache; a batch without a row for each would end the process
+        n_seqs = config.n_slots + (0 if self.is_split else 1 if has_states else 2)
+        n_batch = min(max(config.n_batch, n_seqs), max(n_ctx, n_seqs))
+        fields = {
+            "n_ctx": n_ctx,
+            "n_batch": n_batch,
+            "n_ubatch": min(config.n_ubatch, n_batch),
+            "n_seq_max": n_seqs,
+            "kv_unified": not self.is_split,
+            **self._compute(config),
+        }
+        return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
+
+    def _compute(self, config: EngineConfig) -> dict[str, object]:
+        """What all contexts have in common: they compute one after the other, with the same threads."""
+        n_threads, n_threads_batch = thread_counts(config)
+        return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True, "pool": self._pool}
+
+    def _embedding_shape(self, config: EngineConfig, pooling: int) -> EmbeddingShape:
+        llama, n_ctx = self._llama, self._n_ctx
+        if not self._is_generative:
+            return encoder_shape(pooling, longest_input(self._model, n_ctx, config.context_params), config.n_ubatch)
+        is_recurrent = bool(llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model))
+        is_causal = config.context_params.get("attention_type") != NON_CAUSAL
+        return generative_shape(
+            pooling,
+            n_ctx // config.n_slots,
+            config.n_ubatch,
+            llama.llama_vocab_n_tokens(self._model.vocab),
+            is_recurrent,
+            is_causal,
+        )
+
+    def _model_info(self, config: EngineConfig, n_vocab: int) -> ModelInfo:
+        llama, model = self._llama, self._model
+        n_ctx = int(llama.llama_n_ctx(self._context))
+        if self.is_split:  # where llama.cpp has rounded up each slot's part
+            n_ctx = min(n_ctx, -(-self._n_ctx // fit.CELLS) * fit.CELLS)
+        n_ctx_slot = n_ctx // config.n_slots if self._is_generative else n_ctx
+        return ModelInfo(
+            path=config.model,
+            desc=model.desc,
+            size=model.size,
+            n_params=model.n_params,
+            n_vocab=n_vocab,
+            n_ctx_train=llama.llama_model_n_ctx_train(model),
+            n_embd=llama.llama_model_n_embd(model),
+            n_ctx=n_ctx,
+            n_ctx_slot=min(n_ctx_slot, self._n_positions or n_ctx_slot),
+            n_slots=config.n_slots,
+            n_batch=self._n_batch,
+            llama_version=self._libs.version,
+            variant=self._libs.folder.name,
+            devices=tuple(device.name for device in list_devices(self._libs)),
+            adapters=self.adapters,
+            bos_token=self._token_text(llama.llama_vocab_bos(self._vocab)),
+            eos_token=self._token_text(llama.llama_vocab_eos(self._vocab)),
+            eog_tokens=tuple(sorted(self.eog_tokens)),
+            is_generative=self._is_generative,
+            pooling=POOLING_NAMES[self._pooling],
+            classes=WORDS if self._answers_in_words else class_labels(model),
+            meta=with_template(model.meta()),
+            vision=self.media is not None and self.media.vision,
+            audio=self.media is not None and self.media.audio,
+        )
+
+    def _token_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return vocabulary.token_to_piece(self._libs, self._vocab, token, True).decode("utf-8", "replace")
+
+    def _suppress_tokens(self) -> tuple[int, ...]:
+        n = ctypes.c_int32(0)
+        tokens = self._llama.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(n))
+        return tuple(tokens[i] for i in range(n.value))
+
+    def _warm_up(self) -> None:
+        """One decode, so that the first request finds weights and buffers in memory.
+
+        By one thread: the web process opens the vocabulary meanwhile, and compute threads that share a core take
+        longer.
+        """
+        llama, counts = self._llama, thread_counts(self._config)
+        token = max(llama.llama_vocab_bos(self._vocab), 0)
+        if self._is_generative:
+            llama.llama_set_n_threads(self._context, 1, 1)
+            self.decode([Span(0, 0, 0, [token], True)])
+            llama.llama_set_n_threads(self._context, *counts)
+            llama.llama_memory_clear(self._memory, True)
+
+
+def _fitted_params(config: EngineConfig, plan: Plan | None) -> dict[str, object]:
+    """The model's parameters, with as many layers on the GPU as the plan has where that was left open."""
+    params = dict(config.model_params)
+    if plan:
+        for line in plan.lines():
+            log.info("%s", line)
+        if config.is_fitted and len(plan.rows) > 1 and params.get("n_gpu_layers", -1) < 0:
+            params["n_gpu_layers"] = plan.n_gpu_layers
+    return params

@@ -1,0 +1,94 @@
+"""The small model of speculative decoding over libllama: opening it beside the large one, and its sure guesses.
+
+Engine thread. It is a `LlamaBackend` of its own with as many sequences and cells; what it needs beyond that is
+`Likeliest`, a sampler chain that picks the most likely token and says how likely it is among the ten likeliest (over
+the whole vocabulary would mean copying all logits to Python). The texts of all tokens are compared once: a draft is
+token ids, and means something only if both models mean the same by them.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ctypes_api.llama_types import llama_token_data_array
+from server.engine.llama.custom_samplers import CustomSamplers
+from server.engine.llama.sampler import SamplerFactory
+from server.engine.seam.config import EngineConfig
+from server.engine.slots.sampling import Stage
+
+N_BEST = 10
+MAX_SIZE_DIFFERENCE = 128  # vocabularies that differ only in padding, as llama.cpp's `common` has it
+
+
+class Likeliest:
+    """Picks from the logits of a batch row. One for all sequences: it remembers nothing."""
+
+    def __init__(self, factory: SamplerFactory, ctx) -> None:
+        self._llama = factory.llama
+        self._ctx = ctx
+        self._chance = 0.0
+        self._custom = CustomSamplers(factory.llama, -1)
+        self._chain, _ = factory.chain([Stage("top_k", (N_BEST,))])
+        factory.llama.llama_sampler_chain_add(self._chain, self._custom.make(b"likeliest", self._pick))
+
+    def sample(self, row: int) -> tuple[int, float]:
+        """The token and its share among the likeliest."""
+        token = self._llama.llama_sampler_sample(self._chain, self._ctx, row)
+        return token, self._chance
+
+    def close(self) -> None:
+        """Free the C samplers."""
+        self._llama.llama_sampler_free(self._chain)
+
+    def _pick(self, candidates: llama_token_data_array) -> None:
+        """C's call: the candidates are sorted by now."""
+        rows = candidates.data
+        best = rows[0].logit
+        self._chance = 1.0 / sum(math.exp(rows[i].logit - best) for i in range(min(candidates.size, N_BEST)))
+        candidates.selected = 0
+
+
+def drafter_config(config: EngineConfig, n_ctx: int, is_split: bool) -> EngineConfig:
+    """The small model as an engine of its own: the large one's shape, its own file and parameters, no extras."""
+    spec = config.spec
+    return EngineConfig(
+        model=spec.model,
+        libs=config.libs,
+        cpu_variant=config.cpu_variant,
+        n_slots=config.n_slots,
+        n_ctx=n_ctx,
+        n_batch=config.n_batch,
+        n_ubatch=config.n_ubatch,
+        n_threads=spec.n_threads,
+        n_threads_batch=spec.n_threads_batch,
+        warmup=config.warmup,
+        is_fitted=False,
+        kv_unified=not is_split,
+        model_params=spec.model_params,
+        context_params=spec.context_params,
+    )
+
+
+def vocab_difference(llama, large: int, small: int) -> str:
+    """Why the small model's tokens aren't those of the large one, "" if they are; both are vocabularies."""
+    if llama.llama_vocab_type(large) != llama.llama_vocab_type(small):
+        return "it has another kind of vocabulary"
+    for name in ("bos", "eos"):
+        special = getattr(llama, f"llama_vocab_{name}")
+        if special(large) != special(small):
+            return f"its {name.upper()} token is {special(small)}, not {special(large)}"
+    sizes = llama.llama_vocab_n_tokens(large), llama.llama_vocab_n_tokens(small)
+    if abs(sizes[0] - sizes[1]) > MAX_SIZE_DIFFERENCE:
+        return f"its vocabulary has {sizes[1]} tokens, not {sizes[0]}"
+    text = llama.llama_vocab_get_text
+    for token in range(min(sizes)):
+        if text(large, token) != text(small, token):
+            return (
+                f"token {token} is {_shown(text(small, token))} there and {_shown(text(large, token))} in the "
+                "model itself"
+            )
+    return ""
+
+
+def _shown(text: bytes) -> str:
+    return repr(text.decode("utf-8", "replace"))[:40]

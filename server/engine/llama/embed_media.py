@@ -1,0 +1,109 @@
+"""The embedding context for inputs with images or sound: texts and chunks by turns, a vector for each token.
+
+Engine thread only; a part of the backend. What a context pools it pools per batch, and an input with files takes
+several: libllama takes tokens or embeddings in one. So this context pools nothing, and the vectors are pooled by
+whoever asked. For a model that reads from left to right that is the same, since no token's vector depends on what
+comes behind it; a model that looks at a whole text at once can't be cut like that, and is refused.
+
+Not taken: the context that texts are embedded with, where it doesn't pool either. It would have to be kept from
+computing a text between two parts of such an input, and saves memory for that one kind of pooling only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+
+from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
+from server.engine.llama.embed import EmbeddingShape, use_adapters
+from server.engine.llama.mtmd import Projector
+from server.engine.slots.backend import DECODE_OK
+from server.engine.slots.media import Chunk
+from server.errors import ApiError
+
+
+class LlamaMediaEmbeddings:
+    """See `MediaEmbeddingBackend`. `shape` is that of a context without pooling; `fields` as for `LlamaEmbeddings`."""
+
+    def __init__(
+        self,
+        model: Model,
+        projector: Projector,
+        shape: EmbeddingShape,
+        n_at_once: int,
+        abort: AbortFlag,
+        fields: Mapping[str, object],
+    ) -> None:
+        if not shape.can_split:
+            raise ApiError(400, "this model reads a whole text at once, so it can't embed texts with files in them")
+        self._llama = model.libs.llama
+        self._projector, self._abort = projector, abort
+        self.n_rows = max(shape.n_rows, n_at_once)
+        self.n_input = shape.n_input
+        self.width = int(self._llama.llama_model_n_embd_out(model))
+        self.context = Context(
+            model,
+            abort=abort,
+            **{
+                **fields,
+                "n_ctx": shape.n_input + self.n_rows,
+                "n_batch": self.n_rows,
+                "n_ubatch": self.n_rows,
+                "n_seq_max": 1,
+                "kv_unified": True,
+                "embeddings": True,
+                "pooling_type": shape.pooling,
+            },
+        )
+        self._batch = Batch(model.libs, self.n_rows)
+        self._encoded: ctypes.Array | None = None
+
+    def encode(self, chunk: Chunk) -> None:
+        """See `MediaEmbeddingBackend`. A copy, since the projector keeps one chunk only, and a slot may want it."""
+        self._encoded = None
+        self._projector.encode(chunk)
+        self._encoded = self._projector.encoded(chunk)
+
+    def embed_chunk(self, chunk: Chunk, pos: int) -> tuple[int, bytes]:
+        """See `MediaEmbeddingBackend`."""
+        rows: list[bytes] = []
+        self._abort.clear()
+        with self._projector.attending(self.context, chunk):
+            for batch, _ in self._projector.batches(chunk, ctypes.addressof(self._encoded), 0, pos, self.n_rows):
+                code = self._compute(batch, rows)
+                if code != DECODE_OK:
+                    return code, b""
+        return DECODE_OK, b"".join(rows)
+
+    def embed_tokens(self, tokens: Sequence[int], pos: int) -> tuple[int, bytes]:
+        """See `MediaEmbeddingBackend`."""
+        batch, n, rows = self._batch, len(tokens), []
+        batch.token[:n] = tokens
+        batch.pos[:n] = range(pos, pos + n)
+        batch.seq[:n] = [0] * n
+        batch.n_tokens = n
+        self._abort.clear()
+        code = self._compute(batch, rows)
+        return code, b"".join(rows)
+
+    def trim(self, start: int) -> bool:
+        """See `MediaEmbeddingBackend`."""
+        return bool(self._llama.llama_memory_seq_rm(self.context.memory, 0, start, -1))
+
+    def set_lora(self, adapters: Sequence[tuple[Adapter, float]]) -> None:
+        """Compute with these adapters from now on."""
+        use_adapters(self.context, adapters)
+
+    def close(self) -> None:
+        """More than once is fine."""
+        self.context.close()
+
+    def _compute(self, batch: Batch, rows: list[bytes]) -> int:
+        """Evaluate a batch, all rows of which are outputs, and append their vectors."""
+        n = batch.n_tokens
+        batch.logits[:n] = b"\x01" * n
+        code = self._llama.llama_decode(self.context, batch.struct)
+        if code == DECODE_OK:
+            self._llama.llama_synchronize(self.context)
+            rows.append(ctypes.string_at(self._llama.llama_get_embeddings(self.context), 4 * self.width * n))
+        return code

@@ -1,0 +1,165 @@
+"""Images and sound through libmtmd: the projector's part of the backend.
+
+`prepare` runs on the thread that prepares media, beside the engine's (libmtmd allows it); all else on the engine's
+thread. A projector makes of a file some ordinary tokens (`<start_of_image>`) and chunks. A chunk is encoded to one
+embedding per cell, and those are decoded like tokens, but in a batch of their own: libllama takes tokens or
+embeddings, and some models look at an image from all sides at once (non-causal), which holds for a whole batch.
+
+Not taken: `mtmd_helper_eval_chunks`. It does the same (a test compares the two) without a place to stop in between,
+and gives no logits where a prompt ends with an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Iterator
+
+from ctypes_api.errors import LibsError
+from ctypes_api.media import Bitmap, Chunks
+from ctypes_api.mtmd import mtmd_decoder_pos
+from ctypes_api.objects import AbortFlag, Batch, Context, Model, MtmdContext
+from server.engine.llama.params import devices
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import AUDIO, Media
+from server.engine.slots.backend import DECODE_OK
+from server.engine.slots.media import Chunk, Prepared, placeholders
+from server.errors import ApiError, StartError
+from server.model_files.checks import sample_hash
+
+N_POS_MROPE = 4
+MIN_SAMPLES_BYTES = 8  # libmtmd aborts the process on a sound of one sample
+
+
+class Projector:
+    """One mmproj file beside a model and its context. See `backend_types.MediaBackend`."""
+
+    def __init__(self, model: Model, context: Context, config: EngineConfig, abort: AbortFlag) -> None:
+        self._libs = model.libs
+        self._llama, self._mtmd = self._libs.llama, self._libs.mtmd
+        self._context, self._abort = context, abort
+        fields = {
+            "n_threads": int(self._llama.llama_n_threads_batch(context)),
+            "print_timings": False,
+            **config.mmproj_params,
+        }
+        if "device" in fields:
+            fields["device"] = devices(self._libs, (fields["device"],), "--mmproj-device")[0]
+        try:
+            self._raw = MtmdContext(model, config.mmproj, **fields)
+        except LibsError as error:
+            raise StartError(f"--mmproj {config.mmproj}: {error}") from None
+        self.vision = bool(self._mtmd.mtmd_support_vision(self._raw))
+        self.audio = bool(self._mtmd.mtmd_support_audio(self._raw))
+        self._n_pos = N_POS_MROPE if self._mtmd.mtmd_decode_use_mrope(self._raw) else 1
+        self._n_embd = int(self._llama.llama_model_n_embd_inp(model))
+        self._n_batch = int(self._llama.llama_n_batch(context))
+        self._n_ubatch = int(self._llama.llama_n_ubatch(context))
+        self._key = f"{sample_hash(config.mmproj)} {sorted(config.mmproj_params.items())}".encode()
+
+    def prepare(self, media: Media) -> Prepared:
+        """Decode a file and see what it takes. ApiError 400 says what is wrong with it, and where it stands."""
+        if not (self.audio if media.kind == AUDIO else self.vision):
+            raise ApiError(400, f"{media.where}: this model can't take {media.kind} input")
+        try:
+            with Bitmap(self._raw, media.data) as bitmap:
+                if media.kind == AUDIO and bitmap.n_bytes < MIN_SAMPLES_BYTES:
+                    raise ApiError(400, f"{media.where}: the sound is too short")
+                chunks = Chunks(self._raw, bitmap)
+        except LibsError as error:
+            raise ApiError(400, f"{media.where}: {error}; is it a complete {media.kind} file?") from None
+        return Prepared(tuple(self._part(media, chunks, i) for i in range(len(chunks))), chunks)
+
+    def _part(self, media: Media, chunks: Chunks, index: int) -> list[int] | Chunk:
+        tokens = chunks.text_tokens(index)
+        if tokens is not None:
+            return tokens
+        raw = chunks[index]
+        n_tokens = self._mtmd.mtmd_input_chunk_get_n_tokens(raw)
+        n_pos = self._mtmd.mtmd_input_chunk_get_n_pos(raw)
+        is_causal = not self._mtmd.mtmd_decode_use_non_causal(self._raw, raw)
+        if not is_causal and n_tokens > self._n_ubatch:
+            raise ApiError(
+                400,
+                f"{media.where}: the {media.kind} has {n_tokens} tokens, which this model must see at "
+                f"once, and --ubatch-size is {self._n_ubatch}: start the server with a larger one",
+            )
+        key = b"%b %b %d" % (self._key, media.hash.encode(), index)
+        return Chunk(placeholders(key, n_pos), n_tokens, is_causal, raw)
+
+    def encode(self, chunk: Chunk) -> None:
+        """Compute a chunk's embeddings; they stay until the next `encode`. RuntimeError if that fails."""
+        if self._mtmd.mtmd_encode_chunk(self._raw, chunk.native) != 0:
+            raise RuntimeError("libmtmd could not encode it")
+
+    def decode(self, chunk: Chunk, seq: int, pos: int, output: bool) -> tuple[int, int]:
+        """Evaluate the embeddings of the chunk encoded last: a DECODE_* code, and the batch row of its end."""
+        self._abort.clear()
+        with self.attending(self._context, chunk):
+            for batch, is_last in self.batches(chunk, self._output(), seq, pos, self._n_batch):
+                batch.logits[batch.n_tokens - 1] = output and is_last
+                code = self._llama.llama_decode(self._context, batch.struct)
+                if code != DECODE_OK:
+                    return code, -1
+        self._llama.llama_synchronize(self._context)
+        return DECODE_OK, batch.n_tokens - 1
+
+    def encoded(self, chunk: Chunk) -> ctypes.Array:
+        """A copy of the embeddings of the chunk encoded last."""
+        size = chunk.n_tokens * self._n_embd
+        copy = (ctypes.c_float * size)()
+        ctypes.memmove(copy, self._output(), ctypes.sizeof(copy))
+        return copy
+
+    @contextlib.contextmanager
+    def attending(self, context: Context, chunk: Chunk) -> Iterator[None]:
+        """Have a context look at a chunk as that wants to be looked at: in order, or from all sides at once."""
+        if not chunk.is_causal:
+            self._llama.llama_set_causal_attn(context, False)
+        try:
+            yield
+        finally:
+            if not chunk.is_causal:
+                self._llama.llama_set_causal_attn(context, True)
+
+    def batches(self, chunk: Chunk, source: int, seq: int, pos: int, n_batch: int) -> Iterator[tuple[Batch, bool]]:
+        """The chunk's embeddings, which lie at the address `source`, in batches, and which one is the last."""
+        for start in range(0, chunk.n_tokens, n_batch):
+            n = min(n_batch, chunk.n_tokens - start)
+            yield self._batch(chunk, source, start, n, seq, pos), start + n == chunk.n_tokens
+
+    def close(self) -> None:
+        """Before the model."""
+        self._raw.close()
+
+    def _output(self) -> int:
+        """The address of the embeddings of the chunk encoded last."""
+        return ctypes.cast(self._mtmd.mtmd_get_output_embd(self._raw), ctypes.c_void_p).value
+
+    def _batch(self, chunk: Chunk, source: int, start: int, n: int, seq: int, pos: int) -> Batch:
+        """Rows [start, start + n) of the encoded chunk, which begins at position `pos`."""
+        batch = Batch(self._libs, n, n_embd=self._n_embd, n_pos=self._n_pos)
+        row_bytes = self._n_embd * ctypes.sizeof(ctypes.c_float)
+        ctypes.memmove(batch.embd, source + start * row_bytes, n * row_bytes)
+        batch.seq[:] = [seq] * n
+        for dimension, positions in enumerate(self._positions(chunk, pos)):
+            batch.pos[dimension * n : (dimension + 1) * n] = positions[start : start + n]
+        batch.n_tokens = n
+        return batch
+
+    def _positions(self, chunk: Chunk, pos: int) -> list[list[int]]:
+        """Per dimension the positions of all rows: one after the other, or by time, row and column (M-RoPE)."""
+        line = list(range(pos, pos + chunk.n_tokens))
+        if self._n_pos == 1:
+            return [line]
+        image = self._mtmd.mtmd_input_chunk_get_tokens_image(chunk.native)
+        if not image:
+            return [line] * N_POS_MROPE
+        places = (mtmd_decoder_pos * chunk.n_tokens)()
+        self._mtmd.mtmd_helper_image_get_decoder_pos(image, pos, places)
+        return [
+            [place.t for place in places],
+            [place.y for place in places],
+            [place.x for place in places],
+            [place.z for place in places],
+        ]

@@ -1,0 +1,84 @@
+"""Option texts as the C structs that llama_model_params points at: devices, metadata and buffer overrides.
+
+Engine's thread, before the model is loaded. A part of the backend (it knows `ctypes_api`). What it returns goes as
+keywords into `ctypes_api.objects.Model`, which makes terminated arrays of lists and keeps them alive.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from ctypes_api.devices import list_devices
+from ctypes_api.llama_types import (
+    LLAMA_KV_OVERRIDE_TYPE_BOOL,
+    LLAMA_KV_OVERRIDE_TYPE_FLOAT,
+    LLAMA_KV_OVERRIDE_TYPE_INT,
+    LLAMA_KV_OVERRIDE_TYPE_STR,
+    llama_model_kv_override,
+    llama_model_tensor_buft_override,
+)
+from ctypes_api.loader import Libs
+from server.errors import StartError
+
+KV_TYPES = {
+    "int": (LLAMA_KV_OVERRIDE_TYPE_INT, "val_i64"),
+    "float": (LLAMA_KV_OVERRIDE_TYPE_FLOAT, "val_f64"),
+    "bool": (LLAMA_KV_OVERRIDE_TYPE_BOOL, "val_bool"),
+    "str": (LLAMA_KV_OVERRIDE_TYPE_STR, "val_str"),
+}
+
+
+def model_fields(libs: Libs, params: Mapping[str, object]) -> dict[str, object]:
+    """`params` with names and texts replaced by what C wants. ApiError 400 names what this machine doesn't have."""
+    fields = dict(params)
+    if "devices" in fields:
+        fields["devices"] = devices(libs, fields["devices"])
+    if "kv_overrides" in fields:
+        fields["kv_overrides"] = [kv_override(*row) for row in fields["kv_overrides"]]
+    if "tensor_buft_overrides" in fields:
+        buffers = buffer_types(libs)
+        fields["tensor_buft_overrides"] = [tensor_override(*row, buffers) for row in fields["tensor_buft_overrides"]]
+    return fields
+
+
+def devices(libs: Libs, names: tuple[str, ...], option: str = "--device") -> list[int]:
+    """Handles of the named devices; `none` alone is an empty list: the CPU only."""
+    if names == ("none",):
+        return []
+    known = {device.name: device.raw for device in list_devices(libs) if device.type != "CPU"}
+    for name in names:
+        if name not in known:
+            raise StartError(f"{option} {name}: there is no such device; there are: {', '.join(known) or 'none'}")
+    return [known[name] for name in names]
+
+
+def buffer_types(libs: Libs) -> dict[str, int]:
+    """Handles of the buffer types that tensors may be put into, by name."""
+    found = {}
+    for device in list_devices(libs):
+        buffer = libs.ggml.ggml_backend_dev_buffer_type(device.raw)
+        if buffer:
+            found[libs.ggml.ggml_backend_buft_name(buffer).decode()] = buffer
+    return found
+
+
+def kv_override(key: str, kind: str, value: object) -> llama_model_kv_override:
+    """One row of the metadata overrides."""
+    tag, field = KV_TYPES[kind]
+    row = llama_model_kv_override(tag=tag, key=key.encode())
+    setattr(row, field, value.encode() if isinstance(value, str) else value)
+    return row
+
+
+def tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) -> llama_model_tensor_buft_override:
+    """One row of the buffer overrides. llama.cpp matches with C++ regular expressions, which throw if malformed."""
+    if buffer not in known:
+        raise StartError(
+            f"--override-tensor {pattern}={buffer}: there is no such buffer; there are: {', '.join(known)}"
+        )
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise StartError(f"--override-tensor {pattern}: not a regular expression: {error}") from None
+    return llama_model_tensor_buft_override(pattern.encode(), known[buffer])

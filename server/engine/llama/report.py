@@ -1,0 +1,73 @@
+"""Where the model went: which device, how many layers, how much memory for what. One log line per device at start.
+
+Part of the backend, on the engine's thread. llama.cpp tells this nowhere but in its log, so the lines are read while
+it loads; one that is worded differently some day is left out of the report and harms nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+from ctypes_api.devices import Device
+from ctypes_api.folder import BACKENDS
+
+GPU_BACKENDS = tuple(name for name in BACKENDS if name != "cpu")
+BUFFER = re.compile(r"(\S+) +(model|KV|RS|output|compute) buffer size = +([\d.]+) MiB")
+OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
+WORDS = {"model": "weights", "KV": "cache", "RS": "state", "output": "outputs", "compute": "work space"}
+NO_GPU = "no GPU can be used with these libraries here: computing on the CPU"
+
+Sink = Callable[[int, str], None]
+
+
+class LoadReport:
+    """Listens to llama.cpp's log between the beginning and the end of a load."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, dict[str, float]] = {}  # device -> use -> MiB
+        self._layers = (0, 0)
+
+    def listening(self, sink: Sink) -> Sink:
+        """`sink`, with an ear on what passes."""
+
+        def listen(level: int, line: str) -> None:
+            self.hear(line)
+            sink(level, line)
+
+        return listen
+
+    def hear(self, line: str) -> None:
+        """Take what a line of the log tells."""
+        if "buffer size" not in line and "offloaded" not in line:
+            return  # a thousand lines are about other things
+        if found := BUFFER.search(line):
+            device = found[1].split("_")[0] if not found[1].endswith("_Host") else "CPU"  # pinned memory of the host
+            uses = self._memory.setdefault(device, {})
+            uses[found[2]] = uses.get(found[2], 0.0) + float(found[3])
+        elif found := OFFLOADED.search(line):
+            self._layers = (int(found[1]), int(found[2]))
+
+    def lines(self, devices: Sequence[Device]) -> Iterator[str]:
+        """A line for each device that holds something, GPUs first, with the name and memory that `devices` knows."""
+        known = {device.name: device for device in devices}
+        for name in sorted(self._memory, key=lambda name: (self._is_cpu(name, known), name)):
+            memory = self._memory[name]
+            uses = ", ".join(f"{word} {memory[use]:.0f} MiB" for use, word in WORDS.items() if use in memory)
+            device, layers = known.get(name), ""
+            about = ""
+            if device:
+                about = f" ({device.description}, {device.memory_free >> 20} of {device.memory_total >> 20} MiB free)"
+            if not self._is_cpu(name, known):
+                layers = f"{self._layers[0]} of {self._layers[1]} layers, "
+            yield f"{name}{about}: {layers}{uses}"
+
+    @staticmethod
+    def _is_cpu(name: str, known: dict[str, Device]) -> bool:
+        """Whether it is the CPU, or memory that belongs to it (AMX, repacked weights)."""
+        return name not in known or known[name].type in ("CPU", "ACCEL")
+
+
+def lacks_gpu(plugins: Sequence[str], notes: Sequence[str], devices: Sequence[Device]) -> bool:
+    """Whether plug-ins for a GPU are loaded, without a complaint, and there is no GPU."""
+    has_gpu_plugin = any(f"ggml-{backend}." in plugin for plugin in plugins for backend in GPU_BACKENDS)
+    return has_gpu_plugin and not notes and all(device.type in ("CPU", "ACCEL") for device in devices)

@@ -1,0 +1,295 @@
+"""Sampler chains over libllama: one `LlamaSampler` per running task. Engine thread only.
+
+`STAGES` turns the stages of `sampling` into C samplers. Without grammar or probabilities a token costs one C call
+(`llama_sampler_sample`). With them the logits are copied into a candidate array of our own, a strided copy done by
+`memoryview`, and the chain is applied to that; nothing ever loops over the vocabulary in Python.
+
+The grammar is asked after the draw: first about the drawn token alone, and only if it refuses is the whole vocabulary
+filtered and drawn from again. Only tokens that it has allowed are ever accepted by it (anything else would throw a
+C++ exception through the C interface).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import struct
+from collections.abc import Callable, Sequence
+from itertools import chain as chained
+
+from ctypes_api.llama_types import llama_logit_bias, llama_token_data, llama_token_data_array
+from server.engine.llama.custom_samplers import CustomSamplers
+from server.engine.seam.task import TokenProbs
+from server.engine.slots.sampling import Stage
+from server.errors import ApiError
+
+GREEDY_STAGE = "greedy"
+MIROSTAT_M = 100
+MIN_PROB = 1e-45
+
+
+class Candidates:
+    """A `llama_token_data_array` over the whole vocabulary that can be refilled in one strided copy.
+
+    A row is (int32 id, float logit, float p): three 4-byte columns. Samplers reorder and shorten the array, so ids
+    are restored from a template each time.
+    """
+
+    def __init__(self, n_vocab: int) -> None:
+        self._rows = (llama_token_data * n_vocab)()
+        self._template = (llama_token_data * n_vocab)()
+        _column(self._template, "i", 0)[:] = memoryview((ctypes.c_int32 * n_vocab)(*range(n_vocab))).cast("B").cast("i")
+        self._logits = _column(self._rows, "f", 1)
+        self._n_vocab = n_vocab
+        self.array = llama_token_data_array()
+
+    def fill(self, logits: ctypes.POINTER(ctypes.c_float)) -> None:
+        """Take over the logits of one batch row (`n_vocab` floats)."""
+        ctypes.memmove(self._rows, self._template, ctypes.sizeof(self._rows))
+        source = ctypes.cast(logits, ctypes.POINTER(ctypes.c_float * self._n_vocab)).contents
+        self._logits[:] = memoryview(source).cast("B").cast("f")
+        self.array.data = ctypes.cast(self._rows, ctypes.POINTER(llama_token_data))
+        self.array.size = self._n_vocab
+        self.array.selected = -1
+        self.array.sorted = False
+
+    def rows(self, n: int) -> list[tuple[int, float, float]]:
+        """The first `n` rows as (id, logit, p)."""
+        data = self.array.data
+        return [(data[i].id, data[i].logit, data[i].p) for i in range(min(n, self.array.size))]
+
+    @property
+    def selected(self) -> int:
+        """The token id that the last sampler of a chain picked."""
+        return self.array.data[self.array.selected].id
+
+
+def _column(rows: ctypes.Array, format: str, column: int) -> memoryview:
+    return memoryview(rows).cast("B").cast(format)[column::3]
+
+
+class SamplerFactory:
+    """Makes the samplers of one model; owns what they share."""
+
+    def __init__(self, llama, vocab, n_vocab: int) -> None:
+        self.llama = llama
+        self.vocab = vocab
+        self.n_vocab = n_vocab
+        self.newline = llama.llama_vocab_nl(vocab)
+        self._candidates: Candidates | None = None
+
+    @property
+    def candidates(self) -> Candidates:
+        """The shared scratch array (1.5 MiB for 128k tokens), made when first needed."""
+        if self._candidates is None:
+            self._candidates = Candidates(self.n_vocab)
+        return self._candidates
+
+    def chain(self, stages: Sequence[Stage]) -> tuple[int, CustomSamplers]:
+        """A C sampler chain of `stages`, which the caller frees, and what must live as long as it does."""
+        raw = self.llama.llama_sampler_chain_init(self.llama.llama_sampler_chain_default_params())
+        custom = CustomSamplers(self.llama, self.newline)
+        for stage in stages:
+            for sampler in self._samplers(stage, custom):
+                self.llama.llama_sampler_chain_add(raw, sampler)
+        return raw, custom
+
+    def _samplers(self, stage: Stage, custom: CustomSamplers) -> list[int]:
+        if stage.name == "tfs_z":
+            return [custom.tail_free(*stage.args)]
+        if stage.name == "penalties" and not stage.args[-1]:
+            remember, restore = custom.keep_newline()
+            return [remember, STAGES["penalties"](self, *stage.args), restore]
+        return [STAGES[stage.name](self, *stage.args)]
+
+    def grammar(self, text: str) -> int | None:
+        """A grammar sampler, None for "" and ApiError 400 for one that llama.cpp can't parse."""
+        if not text:
+            return None
+        raw = self.llama.llama_sampler_init_grammar(self.vocab, text.encode(), b"root")
+        if not raw:
+            raise ApiError(400, "Failed to parse grammar")
+        return raw
+
+
+class LlamaSampler:
+    """A chain, and perhaps a grammar, in use for one task."""
+
+    def __init__(self, factory: SamplerFactory, ctx, stages: Sequence[Stage], grammar: str) -> None:
+        self._factory = factory
+        self._llama = factory.llama
+        self._ctx = ctx
+        self._grammar = factory.grammar(grammar)
+        self._chain, self._custom = factory.chain(stages)
+        self._is_greedy = stages[-1].name == GREEDY_STAGE
+        self._ahead: int | None = None
+        if self._grammar is None:
+            self.sample = self._sample_plain
+        # Python's own samplers need the GIL; under a grammar all candidates are in one array that chains share
+        self.can_draw_ahead = self._grammar is None and self._custom.is_empty
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Show the chain tokens of the prompt (the grammar starts behind it)."""
+        accept, chain = self._llama.llama_sampler_accept, self._chain
+        for token in tokens:
+            accept(chain, token)
+
+    def _sample_plain(self, row: int) -> int:
+        token = self._ahead
+        if token is None:
+            return self._llama.llama_sampler_sample(self._chain, self._ctx, row)
+        self._ahead = None
+        return token
+
+    def draw_ahead(self, row: int) -> None:
+        """Any thread: what the next `sample` of this row would do, which then only gives the token. Without the GIL."""
+        self._ahead = self._llama.call_llama_sampler_sample(self._chain, self._ctx, row)
+
+    def sample(self, row: int) -> int:
+        """Draw from batch row `row` under the grammar, and accept."""
+        candidates = self._draw(row)
+        return self._accept(candidates.selected)
+
+    def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
+        """Draw, accept, and report the `n_probs` likeliest tokens before and after the sampling settings."""
+        before, log_sum = self._model_probs(row, n_probs)
+        candidates = self._draw(row)
+        token = candidates.selected
+        logit = self._llama.llama_get_logits_ith(self._ctx, row)[token]
+        logprobs = tuple((id_, max(l - log_sum, -1e9)) for id_, l, _ in before)
+        if self._is_greedy:
+            top = tuple((id_, p) for id_, _, p in before)
+            prob = math.exp(logit - log_sum)
+        else:
+            prob = candidates.array.data[candidates.array.selected].p
+            top = self._after_chain(candidates, n_probs, before)
+        return TokenProbs(self._accept(token), prob, max(logit - log_sum, -1e9), top, logprobs)
+
+    def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
+        """See `TokenSampler`."""
+        top, log_sum = self._model_probs(row, n_probs)
+        logprob = max(self._llama.llama_get_logits_ith(self._ctx, row)[token] - log_sum, -1e9)
+        return TokenProbs(
+            token, math.exp(logprob), logprob, (), tuple((id_, max(logit - log_sum, -1e9)) for id_, logit, _ in top)
+        )
+
+    def replay(self, row: int, token: int) -> None:
+        """See `TokenSampler`. Without chance in it a draw leaves no trace, so it can be left out.
+
+        A token that the grammar doesn't allow would end the process: ApiError.
+        """
+        if not self._is_greedy:
+            self._draw(row)
+        if self._grammar is not None and not self._is_allowed(token):
+            raise ApiError(500, "the text so far doesn't fit the grammar any more after a restart of the engine")
+        self._accept(token)
+
+    def close(self) -> None:
+        """Free the C samplers; more than once is fine."""
+        for raw in (self._chain, self._grammar):
+            if raw:
+                self._llama.llama_sampler_free(raw)
+        self._chain = self._grammar = None
+
+    def _draw(self, row: int) -> Candidates:
+        llama, candidates = self._llama, self._factory.candidates
+        logits = llama.llama_get_logits_ith(self._ctx, row)
+        candidates.fill(logits)
+        llama.llama_sampler_apply(self._chain, candidates.array)
+        if self._grammar is not None and not self._is_allowed(candidates.selected):
+            candidates.fill(logits)
+            llama.call_llama_sampler_apply(self._grammar, candidates.array)
+            llama.llama_sampler_apply(self._chain, candidates.array)
+            if not self._is_allowed(candidates.selected):
+                self._draw_end(logits)
+        return candidates
+
+    def _draw_end(self, logits) -> None:
+        """Grammar and biases together leave no token: end the text if the grammar allows that, else ApiError.
+
+        Anything else would be accepted by a grammar that has refused it, which ends the process.
+        """
+        llama, candidates = self._llama, self._factory.candidates
+        candidates.fill(logits)
+        llama.call_llama_sampler_apply(self._grammar, candidates.array)
+        best = STAGES["top_k"](self._factory, 1)
+        llama.llama_sampler_apply(best, candidates.array)
+        llama.llama_sampler_free(best)
+        candidates.array.selected = 0
+        token = candidates.selected
+        if not (llama.llama_vocab_is_eog(self._factory.vocab, token) and self._is_allowed(token)):
+            raise ApiError(400, "the grammar and logit_bias together leave no token to choose")
+
+    def _is_allowed(self, token: int) -> bool:
+        one = (llama_token_data * 1)(llama_token_data(token, 1.0, 0.0))
+        array = llama_token_data_array(ctypes.cast(one, ctypes.POINTER(llama_token_data)), 1, -1, False)
+        self._llama.llama_sampler_apply(self._grammar, array)
+        return one[0].logit != -math.inf
+
+    def _accept(self, token: int) -> int:
+        self._llama.llama_sampler_accept(self._chain, token)
+        if self._grammar is not None:
+            self._llama.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def _model_probs(self, row: int, n: int) -> tuple[list[tuple[int, float, float]], float]:
+        """The `n` likeliest tokens of the model itself as (id, logit, p), and the log of the softmax's sum."""
+        llama, candidates = self._llama, self._factory.candidates
+        candidates.fill(llama.llama_get_logits_ith(self._ctx, row))
+        for stage in (Stage("dist", (0,)), Stage("top_k", (max(n, 1),))):
+            raw = STAGES[stage.name](self._factory, *stage.args)
+            llama.llama_sampler_apply(raw, candidates.array)
+            llama.llama_sampler_free(raw)
+        rows = candidates.rows(max(n, 1))
+        return rows[:n], rows[0][1] - math.log(max(rows[0][2], MIN_PROB))
+
+    def _after_chain(self, candidates: Candidates, n: int, before: list) -> tuple[tuple[int, float], ...]:
+        """What the chain left, likeliest first, filled up to `n` with tokens that it ruled out (probability 0)."""
+        raw = STAGES["top_k"](self._factory, n)
+        self._llama.llama_sampler_apply(raw, candidates.array)
+        self._llama.llama_sampler_free(raw)
+        top = [(id_, p) for id_, _, p in candidates.rows(n)]
+        kept = {id_ for id_, _ in top}
+        top += [(id_, 0.0) for id_, _, _ in before if id_ not in kept]
+        return tuple(top[:n])
+
+
+def _logit_bias(factory: SamplerFactory, bias: tuple[tuple[int, float], ...]) -> int:
+    numbers = chained.from_iterable(bias)  # packed at once: a struct each would take a second for a vocabulary
+    rows = (llama_logit_bias * len(bias)).from_buffer_copy(struct.pack("if" * len(bias), *numbers))
+    return factory.llama.llama_sampler_init_logit_bias(factory.n_vocab, len(bias), rows)
+
+
+def _penalties(
+    factory: SamplerFactory, last_n: int, repeat: float, frequency: float, presence: float, penalize_nl: bool
+) -> int:
+    return factory.llama.llama_sampler_init_penalties(factory.n_vocab, last_n, repeat, frequency, presence)
+
+
+def _dry(
+    factory: SamplerFactory, multiplier: float, base: float, allowed_length: int, last_n: int, breakers: tuple[str, ...]
+) -> int:
+    words = (ctypes.c_char_p * len(breakers))(*(word.encode() for word in breakers))
+    return factory.llama.llama_sampler_init_dry(
+        factory.vocab, multiplier, base, allowed_length, last_n, words, len(breakers)
+    )
+
+
+STAGES: dict[str, Callable[..., int]] = {
+    "logit_bias": _logit_bias,
+    "penalties": _penalties,
+    "dry": _dry,
+    "greedy": lambda f: f.llama.llama_sampler_init_greedy(),
+    "dist": lambda f, seed: f.llama.llama_sampler_init_dist(seed),
+    "top_k": lambda f, k: f.llama.llama_sampler_init_top_k(k),
+    "top_p": lambda f, p, keep: f.llama.llama_sampler_init_top_p(p, keep),
+    "min_p": lambda f, p, keep: f.llama.llama_sampler_init_min_p(p, keep),
+    "typical_p": lambda f, p, keep: f.llama.llama_sampler_init_typical(p, keep),
+    "top_n_sigma": lambda f, n: f.llama.llama_sampler_init_top_n_sigma(n),
+    "xtc": lambda f, p, t, keep, seed: f.llama.llama_sampler_init_xtc(p, t, keep, seed),
+    "temperature": lambda f, t, delta, exponent: f.llama.llama_sampler_init_temp_ext(t, delta, exponent),
+    "mirostat": lambda f, seed, tau, eta: f.llama.llama_sampler_init_mirostat(f.n_vocab, seed, tau, eta, MIROSTAT_M),
+    "mirostat_v2": lambda f, seed, tau, eta: f.llama.llama_sampler_init_mirostat_v2(seed, tau, eta),
+    "adaptive_p": lambda f, target, decay, seed: f.llama.llama_sampler_init_adaptive_p(target, decay, seed),
+    "infill": lambda f: f.llama.llama_sampler_init_infill(f.vocab),
+}

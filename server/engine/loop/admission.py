@@ -1,0 +1,176 @@
+"""From the queue to a slot: which task is started where, and with how much of its prompt already in the cache.
+
+Engine thread only, between two batches. A task that can't be started fails here and costs the others nothing.
+"""
+
+from __future__ import annotations
+
+from server.engine.cache import prompt_cache
+from server.engine.loop.answers import Answers
+from server.engine.loop.prefixes import Prefixes
+from server.engine.loop.state import EngineState
+from server.engine.seam.task import STOP_LIMIT, Progress, Task
+from server.engine.slots import sampling
+from server.engine.slots.media import Layout
+from server.engine.slots.queue import FairQueue, Waiting
+from server.engine.slots.slot import Run, Slot
+from server.engine.slots.text import TextStream
+from server.errors import ApiError
+from server.log import get_logger
+
+ADMIT_S = 0.005
+"""Starting tasks takes time where caches have to be saved for them: beside running tasks so much in one step."""
+
+log = get_logger("engine")
+
+
+class Admission:
+    """The queue of waiting tasks and the way from it to the slots."""
+
+    def __init__(self, state: EngineState, answers: Answers, prefixes: Prefixes) -> None:
+        self._state = state
+        self._prefixes = prefixes
+        self._answers = answers
+        self._waiting = FairQueue()
+        self._told: dict[int, int] = {}  # the places that tasks with `progress` were told
+        self._n_moves = 0  # of the queue, then
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def enqueue(self, task: Task) -> None:
+        """Take a task into the queue, or refuse it."""
+        state = self._state
+        n_free = sum(slot.run is None for slot in state.slots)
+        if task.id_slot >= len(state.slots):
+            state.fail(task.id, 400, f"id_slot: there is no slot {task.id_slot}; this server has {len(state.slots)}")
+        elif len(self._waiting) >= state.config.max_queue + n_free:
+            state.fail(task.id, 503, f"all slots are busy and {len(self._waiting)} requests are waiting; try later")
+        else:
+            self._waiting.push(Waiting(task, state.clock()))
+            state.is_changed = True
+
+    def cancel(self, id_task: int) -> bool:
+        """Forget a waiting task; False if it doesn't wait."""
+        if self._waiting.remove(id_task) is None:
+            return False
+        self._state.is_changed = True
+        return True
+
+    def refuse_all(self, status: int, message: str) -> None:
+        """Fail all waiting tasks."""
+        while (waiting := self._waiting.pop()) is not None:
+            self._state.fail(waiting.task.id, status, message)
+
+    def admit(self) -> None:
+        """Give waiting tasks to idle slots, as the queue says; a task that wants a busy slot lets others pass."""
+        if not self._waiting:
+            return
+        state = self._state
+        is_patient = not state.config.cont_batching  # then those that start together are all there will be
+        if not state.running or not is_patient:
+            reserved = state.commands.reserved() if state.commands else ()
+            free = [slot for slot in state.slots if slot.run is None and slot.id not in reserved]
+            ends = state.clock() + ADMIT_S
+            while (
+                free
+                and (waiting := self._waiting.pop(lambda task: task.id_slot < 0 or state.slots[task.id_slot] in free))
+                is not None
+            ):
+                state.is_changed = True
+                self._try(waiting, free)
+                if state.running and not is_patient and state.clock() >= ends:
+                    break
+        self._tell_places()
+
+    def _try(self, waiting: Waiting, free: list[Slot]) -> None:
+        """Start a task; what can't be started fails."""
+        task = waiting.task
+        try:
+            slot = self._place(waiting, free)
+        except ApiError as error:
+            self._state.fail(task.id, error.status, error.message, error.type, **error.extra)
+        except Exception:
+            log.exception("task %d could not be started", task.id)
+            self._state.fail(task.id, 500, "the engine could not start this request; see the server's log")
+        else:
+            if slot.run is not None:
+                free.remove(slot)
+
+    def _tell_places(self) -> None:
+        """Tell tasks that want to hear of their progress how many others are before them, whenever that changes."""
+        if self._n_moves == self._waiting.n_moves:
+            return
+        self._n_moves = self._waiting.n_moves
+        asking = {waiting.task.id: waiting for waiting in self._waiting if waiting.task.progress}
+        if not asking:
+            return
+        places = {id_task: place for place, id_task in enumerate(self._waiting.order(), 1) if id_task in asking}
+        for id_task, place in places.items():
+            if self._told.get(id_task) != place:
+                waiting = asking[id_task]
+                ms = (self._state.clock() - waiting.t_arrived) * 1e3
+                self._state.events.append(Progress(id_task, len(waiting.task.prompt), 0, 0, ms, place))
+        self._told = places
+
+    def _place(self, waiting: Waiting, free: list[Slot]) -> Slot:
+        """Start a task on the slot it wants, or on the free one that suits it best."""
+        task = waiting.task
+        prompt = self._state.system.tokens + list(task.prompt)
+        slot = self._state.slots[task.id_slot] if task.id_slot >= 0 else self._prefixes.choose_slot(free, task, prompt)
+        self._start(slot, waiting, prompt)
+        return slot
+
+    def _start(self, slot: Slot, waiting: Waiting, prompt: list[int]) -> None:
+        task, n_asked = waiting.task, len(prompt)
+        layout = self._state.media.layout(task.id).shifted(n_asked - len(task.prompt))
+        if layout.chunks and task.prompt_probs >= 0:
+            raise ApiError(400, "a prompt with images or sound can't be judged token by token")
+        prompt = self._fit_prompt(slot, task, prompt, layout)
+        stages = sampling.chain(task.sampling, self._state.backend.facts)
+        self._state.announce(task.id)
+        sampler = self._state.backend.new_sampler(stages, task.sampling.grammar)
+        now = self._state.clock()
+        run = Run(
+            task,
+            prompt,
+            sampler,
+            TextStream(task.stop, task.n_indent),
+            waiting.t_arrived,
+            now,
+            truncated=len(prompt) < n_asked,
+            layout=layout,
+            drafting=None if layout.chunks else self._state.speculation.begin(task),
+        )
+        try:
+            self._prefixes.begin(slot, run)
+        except BaseException:
+            sampler.close()
+            raise
+        slot.run = run
+        self._state.running.append(slot)
+        self._state.running.sort(key=lambda slot: slot.run.task.id)
+        self._state.meter.queue_wait(now - waiting.t_arrived)
+        n_history = sampling.history_length(task.sampling, slot.n_ctx)
+        if n_history:
+            history = prompt if task.sampling.penalty_prompt is None else task.sampling.penalty_prompt
+            sampler.accept([token for token in history[-n_history:] if token >= 0])
+        if task.progress and not task.resume:
+            self._state.report_progress(slot)
+        if not prompt:
+            self._answers.finish(slot, STOP_LIMIT)
+
+    def _fit_prompt(self, slot: Slot, task: Task, prompt: list[int], layout: Layout) -> list[int]:
+        n_prompt = len(prompt) + layout.n_extra()
+        if n_prompt < slot.n_ctx:
+            return prompt
+        if self._state.config.shift_context and not layout.chunks and task.prompt_probs < 0:
+            return prompt_cache.cut_prompt(prompt, slot.n_ctx, self._state.n_keep(task, prompt))
+        raise ApiError(
+            400,
+            f"the prompt has {n_prompt} tokens, the context of a slot holds {slot.n_ctx}; "
+            "shorten it, or start the server with a larger --ctx-size or with --context-shift",
+            "exceed_context_size_error",
+            n_prompt_tokens=n_prompt,
+            n_ctx=slot.n_ctx,
+        )

@@ -1,0 +1,180 @@
+"""What the engine can be asked to do besides completing text: slots, adapters, the shared system prompt.
+
+Engine thread, between two steps. A command that concerns a busy slot waits until that slot is idle, and the slot
+takes no new task meanwhile. Arguments and results are plain data; a refusal is an `ApiError`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from server.engine.cache import prompt_cache, slot_files
+from server.engine.seam.task import Command, Reply
+from server.engine.slots.backend import DECODE_OK, Backend
+from server.engine.slots.planner import Span
+from server.engine.slots.slot import Checkpoint, Slot
+from server.errors import ApiError
+from server.log import get_logger
+
+log = get_logger("engine")
+
+
+class Commands:
+    """The commands of one engine, those that wait, and what they change: `system` and `lora`."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        slots: list[Slot],
+        system: Slot,
+        lora: tuple[tuple[int, float], ...],
+        settings: Mapping[str, object],
+    ) -> None:
+        self._settings = settings  # what saved slots depend on besides the model
+        self.system = system
+        self.lora = lora
+        self._backend = backend
+        self._slots = slots
+        self.unpark: Callable[[Slot], None] = lambda slot: None  # set by the owner of the cache in memory
+        self._waiting: deque[Command] = deque()
+        self._table: dict[str, Callable[..., dict[str, object]]] = {
+            "save": self._save,
+            "restore": self._restore,
+            "erase": self._erase,
+            "get_lora": self._get_lora,
+            "set_lora": self._set_lora,
+            "system_prompt": self._set_system_prompt,
+        }
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def post(self, command: Command) -> None:
+        """Put it behind the others."""
+        self._waiting.append(command)
+
+    def withdraw(self, id_command: int) -> bool:
+        """Forget a command that waits and that nobody waits for; False if it isn't here."""
+        found = next((command for command in self._waiting if command.id == id_command), None)
+        if found is not None:
+            self._waiting.remove(found)
+        return found is not None
+
+    def reserved(self) -> set[int]:
+        """Slots that waiting commands want, which must take no new task."""
+        return {slot.id for command in self._waiting for slot in self._needs(command)}
+
+    def run_ready(self) -> list[Reply]:
+        """Do what can be done now; the answers."""
+        replies: list[Reply] = []
+        for _ in range(len(self._waiting)):
+            command = self._waiting.popleft()
+            if any(slot.run is not None for slot in self._needs(command)):
+                self._waiting.append(command)
+            else:
+                replies.append(self._answer(command))
+        return replies
+
+    def _needs(self, command: Command) -> list[Slot]:
+        if command.name == "system_prompt":
+            return self._slots
+        id_slot = command.args.get("id_slot")
+        return [self._slots[id_slot]] if isinstance(id_slot, int) and 0 <= id_slot < len(self._slots) else []
+
+    def _answer(self, command: Command) -> Reply:
+        method = self._table.get(command.name)
+        try:
+            if method is None:
+                raise ApiError(501, f"this engine has no command '{command.name}'")
+            return Reply(command.id, method(**command.args))
+        except ApiError as error:
+            return Reply(command.id, {}, (error.status, error.message))
+        except Exception:
+            log.exception("command %s failed", command.name)
+            return Reply(command.id, {}, (500, f"'{command.name}' failed in the engine; see the server's log"))
+
+    def _slot(self, id_slot: int) -> Slot:
+        if not 0 <= id_slot < len(self._slots):
+            raise ApiError(400, f"there is no slot {id_slot}; this server has {len(self._slots)}")
+        return self._slots[id_slot]
+
+    def _save(self, id_slot: int, path: str) -> dict[str, object]:
+        slot = self._slot(id_slot)
+        if slot.positions is not None:
+            raise ApiError(400, "a slot with self-extend can't be saved")
+        started = time.perf_counter()
+        self.unpark(slot)
+        state = self._backend.state(slot.seq) if slot.tokens else memoryview(b"")
+        n_written = slot_files.write(
+            Path(path),
+            self._backend.fingerprint(),
+            slot.tokens,
+            [list(pair) for pair in slot.lora],
+            state,
+            checkpoints=[(one.n, memoryview(one.state)) for one in slot.checkpoints],
+            settings=self._settings,
+        )
+        return {"n_saved": len(slot.tokens), "n_written": n_written, "ms": (time.perf_counter() - started) * 1e3}
+
+    def _restore(self, id_slot: int, path: str) -> dict[str, object]:
+        slot = self._slot(id_slot)
+        started = time.perf_counter()
+        saved = slot_files.read(Path(path), self._backend.fingerprint(), self._settings)
+        n = len(saved.tokens)
+        if n > slot.n_ctx:
+            raise ApiError(400, f"the saved slot has {n} tokens, this one holds {slot.n_ctx}")
+        prompt_cache.trim(self._backend, slot, 0)
+        if n and not self._backend.set_state(slot.seq, saved.state):
+            self._backend.seq_rm(slot.seq, -1, -1)
+            raise ApiError(400, "the saved slot doesn't fit this server's context (KV types or sizes differ)")
+        slot.tokens[:] = saved.tokens
+        slot.lora = tuple((int(i), float(scale)) for i, scale in saved.lora)
+        slot.checkpoints = [Checkpoint(at, state) for at, state in saved.checkpoints if 0 < at <= n]
+        return {"n_restored": n, "n_read": saved.size, "ms": (time.perf_counter() - started) * 1e3}
+
+    def _erase(self, id_slot: int) -> dict[str, object]:
+        slot = self._slot(id_slot)
+        n = len(slot.tokens or slot.parked)
+        prompt_cache.trim(self._backend, slot, 0)
+        return {"n_erased": n}
+
+    def _get_lora(self) -> dict[str, object]:
+        scales = dict(self.lora)
+        return {
+            "adapters": [
+                {"id": i, "path": path, "scale": scales.get(i, 0.0)} for i, path in enumerate(self._backend.adapters)
+            ]
+        }
+
+    def _set_lora(self, scales: tuple[tuple[int, float], ...]) -> dict[str, object]:
+        self.lora = tuple(sorted((i, scale) for i, scale in scales if scale))
+        return self._get_lora()
+
+    def _set_system_prompt(self, tokens: tuple[int, ...]) -> dict[str, object]:
+        """Compute the shared prefix once; all slots start anew from it."""
+        if len(tokens) >= self._slots[0].n_ctx:
+            raise ApiError(400, f"the system prompt has {len(tokens)} tokens, a slot holds {self._slots[0].n_ctx}")
+        is_split = self._backend.is_split
+        for slot in self._slots if is_split else (*self._slots, self.system):
+            prompt_cache.trim(self._backend, slot, 0)
+        self.system.tokens, self.system.state_copy = [], None
+        place = self._slots[0] if is_split else self.system
+        place.lora = self.system.lora = self.lora
+        self._backend.set_lora(self.lora)
+        self._evaluate(place, tokens)
+        if is_split:
+            self.system.tokens = list(tokens)
+            self.system.state_copy = self._backend.state(place.seq)
+        return {"n_tokens": len(tokens)}
+
+    def _evaluate(self, slot: Slot, tokens: tuple[int, ...]) -> None:
+        n_batch = self._backend.info.n_batch
+        for start in range(0, len(tokens), n_batch):
+            part = list(tokens[start : start + n_batch])
+            if self._backend.decode([Span(slot.id, slot.seq, start, part, False)]) != DECODE_OK:
+                prompt_cache.trim(self._backend, slot, 0)
+                raise ApiError(500, "the system prompt could not be evaluated")
+            slot.tokens += part

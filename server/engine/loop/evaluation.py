@@ -1,0 +1,150 @@
+"""Decode a batch and keep the books right whatever comes of it: no room, an error, an abort.
+
+Engine thread only. After each decode `slot.tokens` is again what the cache holds. A batch that fails is tried in
+smaller pieces and then sequence by sequence, so that only the task that fails alone is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.engine.cache import prompt_cache
+from server.engine.loop import prompt_probs
+from server.engine.loop.answers import Answers
+from server.engine.loop.prefixes import Prefixes
+from server.engine.loop.state import EngineState
+from server.engine.seam.task import STOP_LIMIT
+from server.engine.slots import planner
+from server.engine.slots.backend import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
+from server.engine.slots.planner import UNLIMITED, Span
+from server.engine.slots.slot import Run
+from server.engine.speculation.speculation import without_drafts
+from server.errors import ApiError
+from server.log import get_logger
+
+log = get_logger("engine")
+
+
+class Evaluation:
+    """Evaluates spans and passes each finished row on to `Answers`."""
+
+    def __init__(self, state: EngineState, answers: Answers, prefixes: Prefixes) -> None:
+        self._state = state
+        self._prefixes = prefixes
+        self._answers = answers
+
+    def evaluate(self, spans: Sequence[Span]) -> None:
+        """Decode all spans and draw the tokens they lead to, in as few pieces as the cache has room for."""
+        size = UNLIMITED
+        rest = list(spans)
+        while rest:
+            piece, later = (rest, []) if size == UNLIMITED else planner.split(rest, size)
+            started = self._state.clock()
+            code = self._state.backend.decode(piece)
+            if code == DECODE_OK:
+                speculation, seconds = self._state.speculation, self._state.clock() - started
+                is_prompt = self._state.slots[piece[0].id].run.next_token is None
+                (speculation.observe_prompt if is_prompt else speculation.observe)(piece, seconds)
+                self._commit(piece)
+                rest = later
+                continue
+            if code != DECODE_ABORTED and any(span.n_draft for span in piece):
+                self.undo(piece)  # guesses are the first to go
+                rest = without_drafts(rest)
+                continue
+            if code == DECODE_NO_ROOM and self._prefixes.make_room():
+                continue
+            if code == DECODE_NO_ROOM and (n_rows := sum(len(span) for span in piece)) > 1:
+                size = n_rows // 2
+                continue
+            self.undo(piece)
+            if code == DECODE_ABORTED:
+                return
+            self.isolate(piece, code)
+            rest = [span for span in later if self._state.slots[span.id].run is not None]
+
+    def isolate(self, piece: list[Span], code: int) -> None:
+        """A piece can't be decoded: with one task in it, fail that one; else let each be tried alone."""
+        if len({span.id for span in piece}) > 1:
+            for span in piece:
+                if self._state.slots[span.id].run is not None:
+                    self.evaluate([span])
+            return
+        slot = self._state.slots[piece[0].id]
+        if slot.run is None:
+            return  # its state was lost with the step
+        message = (
+            "the KV cache has no room left for this request"
+            if code == DECODE_NO_ROOM
+            else f"llama_decode failed with code {code}"
+        )
+        log.error("task %d: %s", slot.run.task.id, message)
+        self._state.fail(slot.run.task.id, 500, message)
+        self._state.drop(slot, keep_cache=False)
+
+    def undo(self, piece: Sequence[Span]) -> None:
+        """Drop what an unsuccessful decode may have left behind the tokens that are known to be in the cache.
+
+        A recurrent model can't: its state is lost, and with it the task.
+        """
+        for slot in {self._state.slots[span.id] for span in piece}:
+            n = len(slot.tokens)
+            if prompt_cache.trim(self._state.backend, slot, n) < n:
+                self._state.fail(slot.run.task.id, 500, "the model's state was lost in an interrupted step; ask again")
+                self._state.drop(slot, keep_cache=False)
+
+    def _draw_ahead(self, piece: Sequence[Span]) -> None:
+        """Name the rows that are sure to be drawn from: of sequences that are generating, the one that stands before
+        any guesses. Probabilities are taken with the draw, and replayed tokens aren't drawn."""
+        if len(piece) == 1:
+            return
+        slots, wanted, row = self._state.slots, [], -1
+        for span in piece:
+            row += len(span)
+            run = slots[span.id].run
+            if span.output and run.next_token is not None and not run.is_replaying and not run.task.sampling.n_probs:
+                wanted.append((run.sampler, row - span.n_draft))
+        self._state.backend.draw_ahead(wanted)
+
+    def _commit(self, piece: Sequence[Span]) -> None:
+        self._draw_ahead(piece)
+        row = -1
+        for span in piece:
+            row += len(span)
+            self.commit(span, row)
+
+    def commit(self, span: Span, row: int) -> None:
+        """A span is in the cache: note it, and draw from its last row, `row` of the batch, if that was asked for."""
+        slot = self._state.slots[span.id]
+        slot.tokens.extend(span.tokens)
+        if span.all_rows:
+            n = len(span)
+            prompt_probs.report(self._state, slot, row - n + 1, len(slot.tokens) - n, n)
+        if slot.positions is not None:
+            slot.positions.pos += len(span)
+        run = slot.run
+        if run.next_token is None:
+            self._state.meter.n_prompt += len(span)
+            if self._is_out_of_time(run):
+                self._answers.finish(slot, STOP_LIMIT)
+                return
+            if run.task.progress and not run.task.resume:
+                self._state.report_progress(slot)
+        if not span.output:
+            return
+        try:
+            if run.is_replaying:
+                self._answers.redraw(slot, run, range(row - span.n_draft, row + 1))
+            else:
+                self._answers.draw(slot, run, row - span.n_draft, span.tokens[len(span) - span.n_draft :])
+        except ApiError as error:
+            self._state.fail(run.task.id, error.status, error.message, error.type, **error.extra)
+            self._state.drop(slot)
+        except Exception:
+            log.exception("task %d: drawing a token failed", run.task.id)
+            self._state.fail(run.task.id, 500, "drawing a token failed; see the server's log")
+            self._state.drop(slot, keep_cache=False)
+
+    def _is_out_of_time(self, run: Run) -> bool:
+        limit = run.task.t_max_prompt_ms
+        return limit > 0 and (self._state.clock() - run.t_start) * 1e3 > limit and len(run.prompt) > 0

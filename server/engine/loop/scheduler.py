@@ -1,0 +1,357 @@
+"""The engine's loop: receive -> run commands -> admit -> plan -> decode -> draw -> flush. Owns the backend.
+
+Runs on one thread (`run`), in the web process or in one of its own. Messages come in through `post` from any thread;
+everything that leaves goes out as one `Frame` per step through the `emit` callback. This module only keeps the order:
+`admission` starts tasks on slots, `batching` says what the next batch is, `evaluation` decodes it and keeps a failing
+task from taking others with it, `answers` draws tokens and ends tasks. They share one `EngineState`.
+
+Not taken: locks. Other threads see only frames.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import TypeVar
+
+from server.engine.loop import outbox, replay
+from server.engine.loop.admission import Admission
+from server.engine.loop.answers import Answers
+from server.engine.loop.batching import Batching
+from server.engine.loop.deadlines import Deadlines
+from server.engine.loop.embedder import Embedder
+from server.engine.loop.evaluation import Evaluation
+from server.engine.loop.media_embedder import MediaEmbedder
+from server.engine.loop.media_steps import MediaSteps
+from server.engine.loop.prefixes import Prefixes
+from server.engine.loop.ranks import Ranks
+from server.engine.loop.state import EngineState
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import (
+    STOP_ABORT,
+    STOP_LIMIT,
+    Cancel,
+    Close,
+    Command,
+    Embed,
+    Final,
+    Frame,
+    Piece,
+    Snapshot,
+    Starting,
+    Task,
+    Tasks,
+    Timings,
+)
+from server.engine.slots.backend import Backend
+from server.engine.slots.media import MediaReady
+from server.engine.slots.slot import Slot
+from server.errors import ApiError
+from server.log import get_logger
+
+T = TypeVar("T")
+SNAPSHOT_INTERVAL_S = 0.1
+
+log = get_logger("engine")
+
+
+class Scheduler:
+    """The loop over slots and waiting tasks."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: EngineConfig,
+        emit: Callable[[Frame], None],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._state = EngineState(backend, config, clock)
+        self._answers = answers = Answers(self._state)
+        self._prefixes = prefixes = Prefixes(self._state)
+        self._admission = Admission(self._state, answers, prefixes)
+        self._batching = Batching(self._state, prefixes)
+        self._evaluation = Evaluation(self._state, answers, prefixes)
+        self._media_steps = MediaSteps(self._state, self._batching, self._evaluation, prefixes)
+        self._emit = emit
+        self._state.announce = lambda id_task: emit(Frame((Starting(id_task),)))
+        self._n_steps = self._n_rows = 0
+        self._embedder = Embedder(self._state)
+        self._media_embedder = MediaEmbedder(self._state, self._embedder)
+        self._ranks = Ranks(self._state)
+        self._inbox: SimpleQueue = SimpleQueue()
+        self._deadline: float | None = None
+        self._deadlines = Deadlines()
+        self._t_snapshot = 0.0
+        self._n_kept = 0  # events that wait for company
+        self._t_sent = self._t_flush = 0.0
+        self._handlers = {
+            Task: self._enqueue,
+            Tasks: self._enqueue_all,
+            Cancel: self._cancel,
+            Close: self._close,
+            Command: self._state.commands.post,
+            MediaReady: self._media_ready,
+            Embed: self._embed,
+        }
+        self._state.media.post = self._inbox.put
+        self._state.media.announce = self._state.announce
+
+    @property
+    def slots(self) -> list[Slot]:
+        """All slots, by id."""
+        return self._state.slots
+
+    # ---- any thread -------------------------------------------------------------------------------------------
+
+    def post(self, message: Task | Tasks | Embed | Cancel | Command | Close) -> None:
+        """Hand a message to the loop. A cancel interrupts a prefill that nobody else has a part in."""
+        self._inbox.put(message)
+        if isinstance(message, Cancel) and self._batching.in_prefill == {message.id}:
+            self._state.backend.abort()
+
+    def pulse(self) -> tuple[int, int, bool]:
+        """A number that grows with every step, the rows of the latest batch, and whether there is work."""
+        return self._n_steps, self._n_rows, self._is_busy()
+
+    # ---- the engine's thread ----------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Step until closed. An error of ours fails the running tasks, not the loop."""
+        self._flush()
+        while self._deadline is None or self._is_busy():
+            try:
+                self.step()
+            except Exception:
+                log.exception("a step of the engine failed")
+                self._fail_all(500, "the engine failed in this step; see the server's log")
+            self._flush()
+        self._drain()
+
+    def step(self, block: bool = True) -> None:
+        """Take the messages that came, then evaluate one batch and draw from it."""
+        state = self._state
+        self._n_steps += 1
+        self._receive(block and not self._is_busy())
+        self._expire()
+        if state.commands:
+            state.events += state.commands.run_ready()
+            state.is_changed = True
+        self._admission.admit()
+        self._ranks.close_up()
+        spans = self._batching.plan()
+        is_read = any(slot.run.next_token is not None for slot in state.running)
+        if spans:
+            if any(slot.run.is_replaying for slot in state.running):
+                replay.extend(state, spans)
+            if state.speculation.is_on:
+                state.speculation.extend(spans, state.slots)
+            if state.is_changed:
+                self._flush()  # a long batch must not hide that a slot is at work
+            self._n_rows = sum(map(len, spans))
+            started = state.clock()
+            self._evaluation.evaluate(spans)
+            seconds = state.clock() - started
+            state.meter.step(seconds, is_read)
+            self._batching.measured(seconds * 1e3)
+            if not self._batching.is_reading:
+                self._ranks.measured(spans, seconds)
+            self._prefixes.park(self._n_rows)
+        if is_read and self._batching.is_reading:
+            return  # the streams have waited for prompts: they are next
+        if state.media.has_layouts:
+            self._step_media()
+        n_rows = self._embedder.plan(is_busy=bool(state.running)) if self._embedder else 0
+        if n_rows:
+            self._n_steps, self._n_rows = self._n_steps + 1, n_rows
+            state.events += self._embedder.compute()
+        if self._media_embedder:
+            self._step_media_embedder()
+
+    def _step_media(self) -> None:
+        """A piece of work on an image has a time limit of its own: encoding takes as long as many rows of text."""
+        n_rows = self._media_steps.begin()
+        if n_rows:
+            if self._state.is_changed:
+                self._flush()
+            self._n_steps += 1
+            self._n_rows = n_rows
+            self._timed(self._media_steps.step)
+
+    def _step_media_embedder(self) -> None:
+        n_rows = self._media_embedder.plan(bool(self._state.running), self._media_steps.let_go())
+        if n_rows:
+            self._n_steps, self._n_rows = self._n_steps + 1, n_rows
+            self._state.events += self._timed(self._media_embedder.step)
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        """Work on media, with its time noted: streams wait for it."""
+        is_generating = any(slot.run.next_token is not None for slot in self._state.running)
+        started = self._state.clock()
+        result = work()
+        self._state.meter.beside(self._state.clock() - started, is_generating)
+        return result
+
+    def _is_busy(self) -> bool:
+        return bool(
+            self._state.running or self._admission or self._state.commands or self._embedder or self._media_embedder
+        )
+
+    def _receive(self, block: bool) -> None:
+        while block and self._inbox.empty() and self._prefixes.blocks.save_idle(self.slots):
+            pass
+        while block or not self._inbox.empty():
+            message = self._inbox.get()
+            self._handlers[type(message)](message)
+            block = False
+
+    def _enqueue(self, task: Task) -> None:
+        if self._deadline is not None:
+            self._state.fail(task.id, 503, "the server is shutting down")
+            return
+        if task.t_max_ms > 0:
+            self._deadlines.add(task.id, self._state.clock() + task.t_max_ms / 1e3)
+        if task.media:
+            self._take_media(task)
+        else:
+            self._admission.enqueue(task)
+
+    def _enqueue_all(self, message: Tasks) -> None:
+        for task in message.tasks:
+            self._enqueue(task)
+
+    def _take_media(self, task: Task | Embed) -> None:
+        """A task with files comes into the queue when they are prepared; so does a request for vectors."""
+        try:
+            self._state.media.take(task, self._state.config.max_queue)
+            self._state.is_changed = True
+        except ApiError as error:
+            self._state.fail(task.id, error.status, error.message)
+
+    def _media_ready(self, message: MediaReady) -> None:
+        try:
+            task = self._state.media.finish(message)
+        except ApiError as error:
+            self._state.fail(message.id, error.status, error.message)
+        else:
+            if isinstance(task, Embed):
+                self._media_embedder.enqueue(task)
+            elif task is not None:
+                self._admission.enqueue(task)
+
+    def _embed(self, message: Embed) -> None:
+        if self._deadline is not None:
+            self._state.fail(message.id, 503, "the server is shutting down")
+        elif message.media:
+            self._take_media(message)
+        else:
+            self._state.events += self._embedder.post(message)
+
+    def _cancel(self, message: Cancel) -> None:
+        if (
+            self._embedder.cancel(message.id)
+            or self._media_embedder.cancel(message.id)
+            or self._state.commands.withdraw(message.id)
+        ):
+            return
+        is_waiting = self._admission.cancel(message.id)
+        if self._state.media.forget(message.id) or is_waiting:
+            self._state.is_changed = True
+            if message.finish:
+                self._state.events.append(
+                    Final(message.id, -1, "", STOP_ABORT, "", 0, 0, 0, False, Timings(0, 0, 0.0, 0, 0.0))
+                )
+        elif slot := self._slot_of(message.id):
+            if message.finish:
+                self._answers.finish(slot, STOP_ABORT)
+            else:
+                self._state.drop(slot)
+
+    def _slot_of(self, id_task: int) -> Slot | None:
+        return next((slot for slot in self._state.running if slot.run.task.id == id_task), None)
+
+    def _close(self, message: Close) -> None:
+        self._deadline = self._state.clock() + message.grace_s
+        self._admission.refuse_all(503, "the server is shutting down")
+        for id_task in self._state.media.waiting():
+            self._state.fail(id_task, 503, "the server is shutting down")
+
+    def _expire(self) -> None:
+        if self._deadline is not None and self._state.clock() >= self._deadline:
+            self._fail_all(503, "the server is shutting down")
+        for id_task in self._deadlines.due(self._state.clock()):
+            self._time_out(id_task)
+
+    def _time_out(self, id_task: int) -> None:
+        """The time of a task is up: it ends with its text so far, or fails if it has none. It may have ended before."""
+        slot = self._slot_of(id_task)
+        if slot is not None and slot.run.n_decoded:
+            self._answers.finish(slot, STOP_LIMIT)
+        elif slot is not None or self._state.media.forget(id_task) or self._admission.cancel(id_task):
+            if slot is not None:
+                self._state.drop(slot)
+            self._state.fail(id_task, 504, "t_max_ms: the time of this request was up before its first token")
+
+    def _fail_all(self, status: int, message: str) -> None:
+        self._state.fail_all(status, message)
+        self._state.events += self._embedder.fail_all(status, message)
+        self._state.events += self._media_embedder.fail_all(status, message)
+
+    # ---- emit -------------------------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Send what this step had to tell; a snapshot goes along when slots or queue changed, or when it is old.
+
+        Pieces that nobody waits for are kept until then, those of streams for the stream interval: each frame wakes
+        threads, on cores that may be computing.
+        """
+        state, now = self._state, self._state.clock()
+        step_s, self._t_flush = now - self._t_flush, now
+        snapshot = None
+        if state.is_changed or now - self._t_snapshot >= SNAPSHOT_INTERVAL_S:
+            snapshot = self.snapshot()
+            self._t_snapshot, state.is_changed = now, False
+        elif not state.events or not self._is_awaited(now + step_s):
+            return
+        streams = frozenset(slot.run.task.id for slot in state.running if slot.run.task.stream)
+        self._emit(Frame(outbox.joined(state.events, streams) if self._n_kept else tuple(state.events), snapshot))
+        self._n_kept, self._t_sent = 0, now
+        state.events.clear()
+
+    def _is_awaited(self, t_next: float) -> bool:
+        """Whether one of the latest events can't wait for the next step, whose end is expected at `t_next`."""
+        state = self._state
+        new, self._n_kept = state.events[self._n_kept :], len(state.events)
+        if not all(type(event) is Piece for event in new):
+            return True
+        if not any(slot.run.task.stream for slot in state.running):
+            return False
+        return bool(self._batching.in_prefill) or t_next - self._t_sent >= state.config.stream_interval_s
+
+    def snapshot(self) -> Snapshot:
+        """The state as it is now."""
+        state, meter = self._state, self._state.meter
+        return Snapshot(
+            slots=tuple(slot.state() for slot in state.slots),
+            preparing=state.media.at_work,
+            n_deferred=len(self._admission) + len(state.media),
+            kv_used=self._prefixes.kv_used(),
+            n_ctx=state.backend.info.n_ctx,
+            n_steps=meter.n_steps,
+            n_prompt_tokens=meter.n_prompt,
+            n_predicted_tokens=meter.n_predicted,
+            n_reused_tokens=meter.n_reused,
+            n_stalls=meter.n_stalls,
+            n_drafts=state.speculation.n_drafts,
+            n_draft_tokens=state.speculation.n_drafted,
+            n_draft_accepted=state.speculation.n_accepted,
+            prompt_ms=meter.prompt_ms,
+            predicted_ms=meter.predicted_ms,
+            histograms=meter.histograms(),
+        )
+
+    def _drain(self) -> None:
+        """Answer what was posted too late."""
+        self._state.media.close()
+        self._receive(block=False)
+        self._flush()

@@ -1,0 +1,425 @@
+"""The seam's messages as bytes: length-prefixed frames for two pipes. Pure functions of bytes: no thread, no file.
+
+Used by both processes. A frame is a header (magic, length of the JSON, length of the tail), one message as JSON, and
+a tail that holds the bytes fields, which JSON can't. What a message looks like is derived from the dataclasses of
+`task`, `config` and this module: a row `[number of the class, field, field, ...]`, nested the same way. So a new
+message or field needs no line here, and both sides compare a hash over all of it when they meet (`Codec.build`).
+
+Whatever is read is checked against the annotations, as deep as they go: a corrupted engine gives a `WireError`, which
+is the engine's death, never a crash of the server. Fields annotated `object` hold any plain values; sequences in
+them arrive as tuples. Not taken: pickle and marshal (they trust the other side), a binary format of our own (the C
+code of `json` is faster than Python could pack).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import operator
+import struct
+import types
+import typing
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+
+from server.engine.seam import config, task, wire_pieces
+from server.engine.seam.config import EngineConfig
+from server.model_files import shape
+from server.records import record
+
+PROTOCOL = 2
+HEADER = struct.Struct(">4sII")
+MAGIC = b"LSV\x01"
+MAX_JSON = 256 << 20
+MAX_TAIL = 2 << 30
+BYTES_KEY = "$bytes"
+
+_to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+
+
+class WireError(Exception):
+    """What came through the pipe is no message of ours; one line."""
+
+
+@record(frozen=True)
+class Hello:
+    """The first frame in each direction: the protocol's number and the hash over all messages."""
+
+    protocol: int
+    build: str
+
+
+@record(frozen=True)
+class Start:
+    """To the engine, after Hello: what to load, from which level on to report log records, how often to beat."""
+
+    config: EngineConfig
+    log_level: int
+    beat_s: float
+
+
+@record(frozen=True)
+class Beat:
+    """From the engine: it lives. `n_steps` grows with every decode, `n_rows` is the size of the running one."""
+
+    n_steps: int
+    n_rows: int
+    is_busy: bool
+
+
+@record(frozen=True)
+class LogLine:
+    """A log record of the engine; `trace` is a formatted traceback, `created` a time in seconds."""
+
+    name: str
+    level: int
+    text: str
+    function: str
+    line: int
+    thread: str
+    created: float
+    trace: str
+
+
+@record(frozen=True)
+class AskStacks:
+    """To the engine: say what your threads are doing. Answered by the thread that reads, whatever the others do."""
+
+
+@record(frozen=True)
+class Stacks:
+    """From the engine: what its Python threads are doing, as text."""
+
+    text: str
+
+
+def classes(*modules: types.ModuleType) -> list[type]:
+    """The dataclasses of these modules, in the order of their definition."""
+    return [
+        value
+        for module in modules
+        for value in vars(module).values()
+        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+    ]
+
+
+def describe(layout: Iterable[tuple[str, list[tuple[str, object]]]]) -> str:
+    """A hash over names of classes and their (field, annotation) pairs."""
+    text = repr([(name, [(field, str(annotation)) for field, annotation in fields]) for name, fields in layout])
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+class Tail:
+    """The bytes behind a frame's JSON: collected while encoding, cut up while decoding."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self.parts: list[bytes] = []
+        self.size = 0
+        self._data = data
+        self._places: dict[int, list[int]] = {}  # by identity; `parts` keeps what they name alive
+
+    def add(self, value: bytes) -> list[int]:
+        """Append; where it is. An object that is there already (a file of several tasks) isn't sent twice."""
+        if id(value) not in self._places:
+            self._places[id(value)] = [self.size, len(value)]
+            self.parts.append(value)
+            self.size += len(value)
+        return self._places[id(value)]
+
+    def cut(self, place: object) -> bytes:
+        """The bytes at a place that `add` gave."""
+        if type(place) is list and list(map(type, place)) == [int, int]:
+            start, size = place
+            if 0 <= start <= start + size <= len(self._data):
+                return self._data[start : start + size]
+        raise WireError("a bytes field points outside its frame")
+
+
+class Codec:
+    """Messages to frames and back. Making one reads the annotations (a few ms); then it is shared by all threads."""
+
+    def __init__(self) -> None:
+        self._classes = [Hello, Start, Beat, LogLine, AskStacks, Stacks, *classes(task, config, shape)]
+        self._numbers = {cls: number for number, cls in enumerate(self._classes)}
+        self._fields = [self._fields_of(cls) for cls in self._classes]
+        self._getters = [_getter([name for name, _ in fields]) for fields in self._fields]
+        self._encoders = [
+            [
+                (place, encode)
+                for place, (_, annotation) in enumerate(fields, 1)
+                if (encode := _encoder(self, annotation)) is not None
+            ]
+            for fields in self._fields
+        ]
+        self._decoders = [[_decoder(self, annotation) for _, annotation in fields] for fields in self._fields]
+        self._events_in_columns()
+        self.build = describe((cls.__name__, fields) for cls, fields in zip(self._classes, self._fields))
+        self.hello = Hello(PROTOCOL, self.build)
+
+    @staticmethod
+    def _fields_of(cls: type) -> list[tuple[str, object]]:
+        hints = typing.get_type_hints(cls)
+        return [(field.name, hints[field.name]) for field in dataclasses.fields(cls)]
+
+    def _events_in_columns(self) -> None:
+        """The one field that is written in a way of its own (`wire_pieces`): what each token of a stream comes in."""
+        number, names = self._numbers[task.Frame], [field.name for field in dataclasses.fields(task.Frame)]
+        place, kinds = names.index("events"), typing.get_args(task.Event)
+
+        def decode(value: object, tail: Tail) -> object:
+            try:
+                return wire_pieces.events_in(value, lambda row: self.message(row, tail, kinds))
+            except ValueError as error:
+                raise WireError(str(error)) from None
+
+        self._decoders[number][place] = decode
+        self._encoders[number] = [(at, encode) for at, encode in self._encoders[number] if at != place + 1]
+        self._encoders[number].append(
+            (place + 1, lambda events, tail: wire_pieces.events_out(events, lambda event: self.row(event, tail)))
+        )
+
+    def encode(self, message: object) -> bytes:
+        """One frame. TypeError for what is no message, WireError for one that the other side wouldn't take."""
+        tail = Tail()
+        data = _to_json(self.row(message, tail)).encode("ascii")
+        if len(data) > MAX_JSON or tail.size > MAX_TAIL:
+            raise WireError(f"a frame of {len(data)} + {tail.size} bytes is too long")
+        return b"".join((HEADER.pack(MAGIC, len(data), tail.size), data, *tail.parts))
+
+    def decode(self, data: bytes, tail: bytes) -> object:
+        """The message in one frame's parts. WireError unless it is one, down to the last field."""
+        try:
+            return self.message(json.loads(data), Tail(tail))
+        except (ValueError, RecursionError) as error:
+            raise WireError(f"a frame holds no JSON: {str(error)[:100]}") from None
+
+    def row(self, message: object, tail: Tail) -> list[object]:
+        """A message as its number and fields."""
+        number = self._numbers.get(type(message))
+        if number is None:
+            raise TypeError(f"{type(message).__name__} is no message of the seam")
+        values = [number, *self._getters[number](message)]
+        for place, encode in self._encoders[number]:
+            values[place] = encode(values[place], tail)
+        return values
+
+    def message(self, row: object, tail: Tail, allowed: tuple[type, ...] | None = None) -> object:
+        """The reverse of `row`; `allowed` limits the classes."""
+        number = row[0] if type(row) is list and row else None
+        if type(number) is not int or not 0 <= number < len(self._classes):
+            raise WireError("a frame holds no message")
+        cls, decoders = self._classes[number], self._decoders[number]
+        if allowed is not None and cls not in allowed:
+            raise WireError(f"{cls.__name__} in a place where it can't be")
+        if len(row) != len(decoders) + 1:
+            raise WireError(f"{cls.__name__} with {len(row) - 1} fields instead of {len(decoders)}")
+        try:
+            return cls(*[decode(value, tail) for decode, value in zip(decoders, row[1:])])
+        except WireError as error:
+            raise WireError(f"{cls.__name__}: {error}") from None
+
+
+class FrameReader:
+    """Cuts a stream of bytes into frames, however it arrives. Memory is bounded by the largest allowed frame."""
+
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[object]:
+        """Take some bytes; the messages that they complete. WireError at the first that isn't one."""
+        buffer = self._buffer
+        buffer += data
+        at = 0
+        while len(buffer) - at >= HEADER.size:
+            magic, n_json, n_tail = HEADER.unpack_from(buffer, at)
+            if magic != MAGIC:
+                raise WireError(f"no frame begins with {bytes(buffer[at : at + 16])!r}")
+            if n_json > MAX_JSON or n_tail > MAX_TAIL:
+                raise WireError(f"a frame of {n_json} + {n_tail} bytes is too long")
+            middle = at + HEADER.size + n_json
+            if len(buffer) < middle + n_tail:
+                break
+            with memoryview(buffer) as view:
+                text, tail = bytes(view[at + HEADER.size : middle]), bytes(view[middle : middle + n_tail])
+            at = middle + n_tail
+            yield self._codec.decode(text, tail)
+        del buffer[:at]
+
+
+# ---- values by annotation -----------------------------------------------------------------------------------------
+
+Encoder = Callable[[object, Tail], object]
+_SCALARS = (int, float, str, bool, type(None))
+
+
+def _getter(names: list[str]) -> Callable[[object], tuple[object, ...]]:
+    """All fields of a message at once (in C for all but the shortest)."""
+    if len(names) > 1:
+        return operator.attrgetter(*names)
+    return lambda message: tuple(getattr(message, name) for name in names)
+
+
+def _union_of(annotation: object) -> tuple[object, ...] | None:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return None
+
+
+def _encoder(codec: Codec, annotation: object) -> Encoder | None:
+    """How a field is written; None: as it is (JSON's own types, and sequences of those)."""
+    if annotation in _SCALARS:
+        return None
+    if annotation is bytes:
+        return lambda value, tail: tail.add(value)
+    if annotation is object:
+        return _any_out
+    if dataclasses.is_dataclass(annotation):
+        return codec.row
+    members = _union_of(annotation)
+    if members is not None:
+        return _union_encoder(codec, members)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        encode = _encoder(codec, arguments[0])
+        return None if encode is None else lambda values, tail: [encode(value, tail) for value in values]
+    if origin is tuple:
+        encoders = [_encoder(codec, argument) for argument in arguments]
+        if not any(encoders):
+            return None
+        return lambda values, tail: [
+            value if encode is None else encode(value, tail) for encode, value in zip(encoders, values)
+        ]
+    if origin is dict and arguments[0] is str:
+        encode = _encoder(codec, arguments[1])
+        return None if encode is None else lambda value, tail: {key: encode(item, tail) for key, item in value.items()}
+    raise TypeError(f"{annotation} can't cross the seam")
+
+
+def _union_encoder(codec: Codec, members: tuple[object, ...]) -> Encoder | None:
+    encoders = {member: _encoder(codec, member) for member in members}
+    written = [encode for encode in encoders.values() if encode is not None]
+    if not written:
+        return None
+    if all(dataclasses.is_dataclass(member) or member in _SCALARS for member in members):
+        return lambda value, tail: codec.row(value, tail) if dataclasses.is_dataclass(value) else value
+    if len(members) == 2 and type(None) in members:
+        return lambda value, tail: None if value is None else written[0](value, tail)
+    raise TypeError(f"a choice of {members} can't cross the seam")
+
+
+def _any_out(value: object, tail: Tail) -> object:
+    """Any plain value, for fields annotated `object`."""
+    if isinstance(value, (str, int, float)) or value is None:
+        return value
+    if isinstance(value, (tuple, list)):
+        return [_any_out(item, tail) for item in value]
+    if isinstance(value, dict) and all(type(key) is str for key in value):
+        return {"$" + key if key.startswith("$") else key: _any_out(item, tail) for key, item in value.items()}
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return {BYTES_KEY: tail.add(bytes(value))}
+    raise TypeError(f"{type(value).__name__} can't cross the seam")
+
+
+def _any_in(value: object, tail: Tail) -> object:
+    if type(value) is list:
+        return tuple([_any_in(item, tail) for item in value])
+    if type(value) is dict:
+        if list(value) == [BYTES_KEY]:
+            return tail.cut(value[BYTES_KEY])
+        return {key.removeprefix("$"): _any_in(item, tail) for key, item in value.items()}
+    return value
+
+
+def _decoder(codec: Codec, annotation: object) -> Encoder:
+    """How a field is read and checked."""
+    if annotation in _SCALARS:
+        return _scalar_decoder(annotation)
+    if annotation is bytes:
+        return lambda value, tail: tail.cut(value)
+    if annotation is object:
+        return _any_in
+    if dataclasses.is_dataclass(annotation):
+        return lambda value, tail: codec.message(value, tail, (annotation,))
+    members = _union_of(annotation)
+    if members is not None:
+        return _union_decoder(codec, members)
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
+        return _list_decoder(codec, arguments[0])
+    if origin is tuple:
+        return _row_decoder([_decoder(codec, argument) for argument in arguments])
+    if origin is dict and arguments[0] is str:
+        return _dict_decoder(_decoder(codec, arguments[1]))
+    raise TypeError(f"{annotation} can't cross the seam")
+
+
+def _accepted(annotation: type) -> frozenset[type]:
+    """Python writes whole numbers into float fields here and there, and truth values into int ones."""
+    return frozenset({float: (float, int), int: (int, bool)}.get(annotation, (annotation,)))
+
+
+def _scalar_decoder(annotation: type) -> Encoder:
+    accepted = _accepted(annotation)
+
+    def decode(value: object, tail: Tail) -> object:
+        if type(value) in accepted:
+            return value
+        raise WireError(f"{type(value).__name__} instead of {annotation.__name__}")
+
+    return decode
+
+
+def _list_decoder(codec: Codec, item: object) -> Encoder:
+    if item in _SCALARS:
+        accepted = _accepted(item)
+
+        def scalars(value: object, tail: Tail) -> object:
+            if type(value) is list and accepted.issuperset(map(type, value)):
+                return tuple(value)
+            raise WireError(f"no sequence of {item.__name__}")
+
+        return scalars
+    decode = _decoder(codec, item)
+
+    def items(value: object, tail: Tail) -> object:
+        if type(value) is list:
+            return tuple([decode(part, tail) for part in value])
+        raise WireError(f"{type(value).__name__} instead of a sequence")
+
+    return items
+
+
+def _row_decoder(decoders: list[Encoder]) -> Encoder:
+    def decode(value: object, tail: Tail) -> object:
+        if type(value) is list and len(value) == len(decoders):
+            return tuple([decode(part, tail) for decode, part in zip(decoders, value)])
+        raise WireError(f"no sequence of {len(decoders)}")
+
+    return decode
+
+
+def _dict_decoder(decode: Encoder) -> Encoder:
+    def items(value: object, tail: Tail) -> object:
+        if type(value) is dict:
+            return {key: decode(item, tail) for key, item in value.items()}
+        raise WireError(f"{type(value).__name__} instead of a dict")
+
+    return items
+
+
+def _union_decoder(codec: Codec, members: tuple[object, ...]) -> Encoder:
+    scalars = frozenset().union(*(_accepted(member) for member in members if member in _SCALARS))
+    messages = tuple(member for member in members if dataclasses.is_dataclass(member))
+    rest = [_decoder(codec, member) for member in members if member not in _SCALARS and member not in messages]
+
+    def decode(value: object, tail: Tail) -> object:
+        if type(value) in scalars:
+            return value
+        if messages:
+            return codec.message(value, tail, messages)
+        if rest:
+            return rest[0](value, tail)
+        raise WireError(f"{type(value).__name__} instead of one of {len(members)} kinds")
+
+    return decode

@@ -1,0 +1,148 @@
+"""Who comes next: the queue of waiting tasks, shared fairly between owners. Engine thread; no clock, no backend.
+
+Tasks of a higher `priority` go first. Within one priority owners take turns by deficit round robin: a turn is worth
+`QUANTUM` tokens, a task costs its prompt and a fixed sum for what it will generate. So who sends many requests, or long
+ones, waits for himself and not the others for him. Within one owner it is first come, first served. Every
+`OLDEST_EVERY`th time the task that has waited longest goes first whatever its priority, so that nobody starves.
+
+Tasks that can't run now (their slot is busy) are passed over and keep their place.
+
+Not taken: shares by what was generated in the past. It would punish a client for the time when nobody else was there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import field
+
+from server.engine.seam.task import Task
+from server.records import record
+
+QUANTUM = 256
+COST_OF_ANSWER = 256
+OLDEST_EVERY = 8
+
+
+@record(frozen=True)
+class Waiting:
+    """A task in the queue, and when it came."""
+
+    task: Task
+    t_arrived: float
+
+    @property
+    def cost(self) -> int:
+        """In tokens."""
+        return len(self.task.prompt) + COST_OF_ANSWER
+
+
+@record
+class Line:
+    """What one owner has waiting, in order of arrival, and what is left of its turns."""
+
+    waiting: list[Waiting] = field(default_factory=list)
+    deficit: int = 0
+
+    def first(self, can_run: Callable[[Task], bool]) -> Waiting | None:
+        """The first that can run."""
+        return next((waiting for waiting in self.waiting if can_run(waiting.task)), None)
+
+
+class Level:
+    """All owners with tasks of one priority, in the order of their turns."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, Line] = {}
+        self._turns: deque[str] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._lines)
+
+    def push(self, waiting: Waiting) -> None:
+        """Behind the others of its owner."""
+        owner = waiting.task.owner
+        if owner not in self._lines:
+            self._lines[owner] = Line()
+            self._turns.append(owner)
+        self._lines[owner].waiting.append(waiting)
+
+    def remove(self, waiting: Waiting) -> None:
+        """Out of its line; an owner with nothing left loses what was left of its turns."""
+        owner = waiting.task.owner
+        self._lines[owner].waiting.remove(waiting)
+        if not self._lines[owner].waiting:
+            del self._lines[owner]
+            self._turns.remove(owner)
+
+    def pop(self, can_run: Callable[[Task], bool]) -> Waiting | None:
+        """The next whose turn it is."""
+        firsts = {owner: first for owner, line in self._lines.items() if (first := line.first(can_run)) is not None}
+        if not firsts:
+            return None
+        while True:
+            line, first = self._lines[self._turns[0]], firsts.get(self._turns[0])
+            if first is not None and (line.deficit >= first.cost or len(firsts) == 1):
+                line.deficit = max(line.deficit - first.cost, 0)
+                self.remove(first)
+                return first
+            line.deficit += QUANTUM if first is not None else 0
+            self._turns.rotate(-1)
+
+
+class FairQueue:
+    """All waiting tasks."""
+
+    def __init__(self) -> None:
+        self._levels: dict[int, Level] = {}
+        self._by_id: dict[int, Waiting] = {}
+        self._n_pops = 0
+        self.n_moves = 0  # so that others see whether anything has changed
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Waiting]:
+        """In order of arrival."""
+        return iter(self._by_id.values())
+
+    def push(self, waiting: Waiting) -> None:
+        """Take a task in."""
+        self.n_moves += 1
+        self._by_id[waiting.task.id] = waiting
+        self._levels.setdefault(waiting.task.priority, Level()).push(waiting)
+
+    def pop(self, can_run: Callable[[Task], bool] = lambda task: True) -> Waiting | None:
+        """Take out the task that goes next of those that can run; None if there is none."""
+        self._n_pops += 1
+        if self._n_pops % OLDEST_EVERY == 0:
+            oldest = next((waiting for waiting in self if can_run(waiting.task)), None)
+            return None if oldest is None else self.remove(oldest.task.id)
+        for priority in sorted(self._levels, reverse=True):
+            waiting = self._levels[priority].pop(can_run)
+            if waiting is not None:
+                self._forget(waiting)
+                return waiting
+        return None
+
+    def remove(self, id_task: int) -> Waiting | None:
+        """Take out a certain task; None if it doesn't wait."""
+        waiting = self._by_id.get(id_task)
+        if waiting is not None:
+            self._levels[waiting.task.priority].remove(waiting)
+            self._forget(waiting)
+        return waiting
+
+    def order(self) -> list[int]:
+        """The ids of all, about as they will go if nobody else comes."""
+        copy = FairQueue()
+        for waiting in self:
+            copy.push(waiting)
+        copy._n_pops = self._n_pops
+        return [copy.pop().task.id for _ in range(len(self))]
+
+    def _forget(self, waiting: Waiting) -> None:
+        self.n_moves += 1
+        del self._by_id[waiting.task.id]
+        if not self._levels[waiting.task.priority]:
+            del self._levels[waiting.task.priority]

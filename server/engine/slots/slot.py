@@ -1,0 +1,172 @@
+"""A slot: one sequence of the KV cache, and the task that is being run on it.
+
+Used by the engine's thread alone. A slot outlives its tasks, because the tokens they leave in the KV cache are what
+the next task may reuse; all that belongs to one task is in its `Run`, which is dropped as a whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import field, replace
+
+from server.engine.seam.task import CACHE_NONE, STOP_NONE, SlotState, Task, Timings
+from server.engine.slots.backend import TokenSampler
+from server.engine.slots.media import Chunk, Layout
+from server.engine.slots.self_extend import GroupAttention
+from server.engine.slots.text import TextStream
+from server.engine.speculation.drafting import Drafting
+from server.records import record
+
+
+@record(frozen=True, eq=False)
+class Checkpoint:
+    """A copy of what can't be cut of a sequence's state, when it held `n` tokens."""
+
+    n: int
+    state: bytearray | memoryview
+
+
+@record(frozen=True, eq=False)
+class Leader:
+    """Whose computing a task waits for: the first `n` tokens that `run` is evaluating on `slot`."""
+
+    slot: Slot
+    run: Run
+    n: int
+
+
+@record(eq=False)
+class Run:
+    """One task in work. `prompt` may be shorter than the task's (cut to fit); times are clock seconds.
+
+    `n_cached` tokens of the prompt came from `cache_source` (a CACHE_*); `cache_reason` says why not more did.
+    """
+
+    task: Task
+    prompt: list[int]
+    sampler: TokenSampler
+    text: TextStream
+    t_arrived: float
+    t_start: float
+    truncated: bool = False
+    n_cached: int = 0
+    cache_source: str = CACHE_NONE
+    cache_reason: str = ""
+    leader: Leader | None = None
+    n_decoded: int = 0
+    next_token: int | None = None
+    drafting: Drafting | None = None
+    t_first: float = 0.0
+    t_last: float = 0.0
+    layout: Layout = field(default_factory=Layout)
+
+    @property
+    def is_replaying(self) -> bool:
+        """Whether the next token is known from an engine before this one, see `replay`."""
+        return self.n_decoded < len(self.task.resume)
+
+    def timings(self) -> Timings:
+        """The task's times so far; a task without tokens has spent all of it on the prompt."""
+        t_first = self.t_first or self.t_last or self.t_start
+        n_drafted, n_accepted = (0, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
+        n_prompt = len(self.prompt) - self.n_cached + self.layout.n_extra(self.n_cached)
+        return Timings(
+            self.n_cached,
+            n_prompt,
+            (t_first - self.t_start) * 1e3,
+            self.n_decoded,
+            max(self.t_last - t_first, 0.0) * 1e3,
+            n_drafted,
+            n_accepted,
+            self.cache_source,
+            self.cache_reason,
+        )
+
+
+@record(eq=False)
+class Slot:
+    """`tokens` are those whose keys and values the cache holds for sequence `seq`, at most `n_ctx` of them.
+
+    They are at positions 0, 1, ... unless `positions` folds them (self-extend). They were computed with the adapters
+    of `lora`. With `is_sharing` some cells may belong to other sequences too, of the first `n_shared` tokens at most;
+    `n_shares` counts how often it was given cells of another. After a context
+    shift (`is_shifted`) the cells aren't what its tokens alone would give. The engine had evaluated
+    `n_rows_used` rows when it was used last; tokens that were moved to memory since then are `parked`. What isn't a
+    sequence of the cache at all has its `state_copy` (the system prompt of a split cache).
+    """
+
+    id: int
+    seq: int
+    n_ctx: int
+    tokens: list[int] = field(default_factory=list)
+    lora: tuple[tuple[int, float], ...] = ()
+    positions: GroupAttention | None = None
+    is_sharing: bool = False
+    n_shared: int = 0
+    n_shares: int = 0
+    is_shifted: bool = False
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    n_rows_used: float = 0
+    parked: list[int] = field(default_factory=list)
+    state_copy: memoryview | None = None
+    run: Run | None = None
+    t_used: float = 0.0
+    t_served: float = 0.0
+    latest: SlotState | None = None
+
+    @property
+    def next_pos(self) -> int:
+        """The position of the next token to evaluate."""
+        return len(self.tokens) if self.positions is None else self.positions.pos
+
+    @property
+    def pending(self) -> list[int]:
+        """What this slot has to evaluate next: its prompt's rest up to the next chunk, or the token drawn last."""
+        run = self.run
+        if run is None:
+            return []
+        if run.next_token is not None:
+            return [run.next_token]
+        n = len(self.tokens)
+        return run.prompt[n : run.layout.next_start(n, len(run.prompt))] if run.layout.chunks else run.prompt[n:]
+
+    @property
+    def chunk(self) -> Chunk | None:
+        """The chunk of an image or a sound that comes next; `pending` is empty then."""
+        return self.run.layout.chunks.get(len(self.tokens)) if self.run is not None else None
+
+    def state(self, stop: str = STOP_NONE) -> SlotState:
+        """The slot as the outside may see it: of the running task, else what the latest one left."""
+        run = self.run
+        if run is None and self.latest is not None:
+            return replace(self.latest, n_cached=len(self.tokens or self.parked))
+        if run is None:
+            return SlotState(self.id, -1, False, self.n_ctx, 0, 0, 0, 0, -1, False, STOP_NONE, "", False)
+        n_predict = run.task.n_predict
+        return SlotState(
+            id=self.id,
+            id_task=run.task.id,
+            is_processing=stop == STOP_NONE,
+            n_ctx=self.n_ctx,
+            n_cached=len(self.tokens),
+            n_prompt=len(run.prompt),
+            n_prompt_done=min(len(self.tokens), len(run.prompt)),
+            n_decoded=run.n_decoded,
+            n_remain=-1 if n_predict < 0 else max(n_predict - run.n_decoded, 0),
+            has_next_token=stop == STOP_NONE,
+            stop=stop,
+            stopping_word=run.text.stopping_word,
+            truncated=run.truncated,
+        )
+
+
+def common_prefix(a: list[int], b: list[int]) -> int:
+    """Length of the common beginning of two token lists (compared in blocks: most of it runs in C)."""
+    n = min(len(a), len(b))
+    if a[:n] == b[:n]:
+        return n
+    low, step = 0, 1024
+    while a[low : low + step] == b[low : low + step]:
+        low += step
+    while a[low] == b[low]:
+        low += 1
+    return low

@@ -1,0 +1,100 @@
+"""From token bytes to text that may be shown: UTF-8 across tokens, stop strings across tokens.
+
+Pure functions of the bytes fed so far: no thread, no clock, no engine. It runs on the engine's thread because a stop
+string ends the task. The result does not depend on how the bytes were cut into pieces: text ends at the stop string
+that is complete first (of two complete at once, the one that began first).
+
+Not taken: searching the whole text after every token; only what could still become a stop string is kept.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextStream:
+    """Turns pieces of bytes into text, holding back what may be the beginning of a stop string or of a character."""
+
+    __slots__ = ("_decoder", "_stops", "_held", "_n_indent", "_indent", "stopping_word", "has_new_line", "is_outdented")
+
+    def __init__(self, stops: Sequence[str] = (), n_indent: int = 0) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self._n_indent = n_indent
+        self._indent = -1
+        self.stopping_word = ""
+        self.has_new_line = False
+        self.is_outdented = False
+
+    def feed(self, piece: bytes) -> str:
+        """Take the bytes of the next token, give the text that is now certain. Sets `stopping_word` at the end."""
+        if self.stopping_word or self.is_outdented:
+            return ""
+        text = self._sift(self._decoder.decode(piece))
+        if "\n" in text:
+            self.has_new_line = True
+        return self._cut_outdent(text) if self._n_indent else text
+
+    def finish(self) -> str:
+        """No more tokens: give what was held back (broken UTF-8 becomes U+FFFD)."""
+        if self.stopping_word or self.is_outdented:
+            return ""
+        text = self._sift(self._decoder.decode(b"", True)) + self._held
+        self._held = ""
+        return self._cut_outdent(text) if self._n_indent else text
+
+    @property
+    def is_inside_character(self) -> bool:
+        """True while the bytes so far end in the middle of a multibyte character."""
+        return bool(self._decoder.getstate()[0])
+
+    def _sift(self, text: str) -> str:
+        if not self._stops:
+            return text
+        text = self._held + text
+        found = first_stop(text, self._stops)
+        if found is not None:
+            start, self.stopping_word = found
+            self._held = ""
+            return text[:start]
+        keep = partial_stop_length(text, self._stops)
+        cut = len(text) - keep
+        self._held = text[cut:]
+        return text[:cut]
+
+    def _cut_outdent(self, text: str) -> str:
+        """With `n_indent`, the text ends before the first line after a line break that is indented by less."""
+        for i, letter in enumerate(text):
+            if letter == "\n":
+                self._indent = 0
+            elif self._indent >= 0 and letter in " \t":
+                self._indent += 1
+            elif 0 <= self._indent < self._n_indent:
+                self.is_outdented = True
+                return text[:i]
+            else:
+                self._indent = -1
+        return text
+
+
+def first_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
+    """The stop string whose end comes first in `text`, as (start, stop); None if there is none."""
+    best: tuple[int, int, str] | None = None
+    for stop in stops:
+        start = text.find(stop)
+        if start >= 0 and (best is None or (start + len(stop), start) < best[:2]):
+            best = (start + len(stop), start, stop)
+    return None if best is None else (best[1], best[2])
+
+
+def partial_stop_length(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest end of `text` that begins one of `stops`: so much must be held back."""
+    longest = 0
+    for stop in stops:
+        for n in range(min(len(stop) - 1, len(text)), longest, -1):
+            if text.endswith(stop[:n]):
+                longest = n
+                break
+    return longest

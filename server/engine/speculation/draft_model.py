@@ -1,0 +1,134 @@
+"""Drafts from a small model: it is run greedily a few tokens ahead of the large one, for all sequences together.
+
+Engine thread. The small model is a `Drafter`, a backend of its own with as many sequences and as much context. What
+its cache holds of each sequence is known here as a list of tokens, and compared with the text before each draft: so
+rejected drafts, context shifts, a slot's next task and restored slots all need no message. What it lacks of a text (at
+first the whole prompt) is read in bounded portions; a text that hasn't been caught up with gets no draft yet.
+
+Not taken: feeding it each batch of the large model (prompts would cost both models' time even if nothing is drafted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from server.engine.slots.backend import DECODE_OK, Drafter
+from server.engine.slots.planner import Span
+from server.engine.slots.slot import common_prefix
+from server.engine.speculation.cost import StepCost
+from server.log import get_logger
+from server.records import record
+
+CATCH_UP_ROWS = (512, 256, 128, 64, 32)  # prompt tokens read per step of the large model, as time allows
+GOES_ALONG = 8  # so few missing tokens are read with the first drafting step
+
+log = get_logger("engine")
+
+
+@record
+class Want:
+    """Draft at most `n` tokens behind `text` in sequence `seq`, as long as each is at least `p_min` likely."""
+
+    seq: int
+    text: list[int]
+    n: int
+    p_min: float
+
+
+class ModelDrafts:
+    """The small model with its books."""
+
+    def __init__(self, drafter: Drafter, n_vocab: int, stall_s: float, clock: Callable[[], float]) -> None:
+        """`n_vocab` is the large model's; one of the two may know some tokens more. Reading a prompt may take about
+        `stall_s` seconds of a step, 0 for any time."""
+        self.cost = StepCost()
+        self._drafter = drafter
+        self._n_vocab = n_vocab
+        self._stall_s = stall_s
+        self._clock = clock
+        self._held: dict[int, list[int]] = {}
+        self._goes_along = max(min(GOES_ALONG, drafter.info.n_batch // drafter.info.n_slots - 1), 0)
+
+    def draft(self, wants: Sequence[Want]) -> list[list[int]]:
+        """A draft for each want, empty where there is none (yet)."""
+        drafts: list[list[int]] = [[] for _ in wants]
+        live = self._catch_up(wants)
+        for _ in range(max((want.n for want in wants), default=0)):
+            if not live:
+                break
+            rows: list[Span] = []
+            for i in live:
+                held = self._held[wants[i].seq]
+                rest = wants[i].text[len(held) :] or drafts[i][-1:]
+                rows.append(Span(i, wants[i].seq, len(held), rest, True))
+            if not self._evaluate(rows):
+                return [[] for _ in wants]
+            live = self._collect(rows, wants, drafts)
+        return drafts
+
+    def _collect(self, rows: Sequence[Span], wants: Sequence[Want], drafts: list[list[int]]) -> list[int]:
+        """Add one token to each draft that goes on; which these are."""
+        live = []
+        last_row = -1
+        for span in rows:
+            last_row += len(span)
+            token, chance = self._drafter.likeliest(last_row)
+            want, draft = wants[span.id], drafts[span.id]
+            if chance < want.p_min or token >= self._n_vocab:
+                continue
+            draft.append(token)
+            if len(draft) < want.n and token not in self._drafter.eog_tokens:
+                live.append(span.id)
+        return live
+
+    def _catch_up(self, wants: Sequence[Want]) -> list[int]:
+        """Bring the cache to all but the last tokens of the texts; the numbers of those that it got ready."""
+        budget = min(self._portion(), self._drafter.info.n_batch)
+        ready: list[int] = []
+        for i, want in enumerate(wants):
+            held = self._held.setdefault(want.seq, [])
+            n = min(common_prefix(held, want.text), len(want.text) - 1)
+            if n < len(held):
+                n = self._trim(want.seq, n)
+            if not 0 <= min(want.text[n:]) <= max(want.text[n:]) < self._drafter.info.n_vocab:
+                continue  # tokens of the large model alone, or placeholders for what is no text
+            n_missing = len(want.text) - 1 - n
+            if n_missing > self._goes_along:
+                part = want.text[n : n + min(n_missing, budget)]
+                if not part or not self._evaluate([Span(i, want.seq, n, part, False)]):
+                    continue
+                budget -= len(part)
+                n_missing -= len(part)
+            if n_missing <= self._goes_along:
+                ready.append(i)
+        return ready
+
+    def _portion(self) -> int:
+        """How much of a prompt can be read at once."""
+        if self._stall_s == 0:
+            return CATCH_UP_ROWS[0]
+        return next(
+            (n for n in CATCH_UP_ROWS if self.cost.is_known and self.cost.estimate(n) <= self._stall_s),
+            CATCH_UP_ROWS[-1],
+        )
+
+    def _evaluate(self, rows: Sequence[Span]) -> bool:
+        started = self._clock()
+        code = self._drafter.decode(rows)
+        if code != DECODE_OK:
+            log.debug("the draft model could not go on (code %d); its cache begins anew", code)
+            for seq in list(self._held):
+                self._trim(seq, 0)
+            return False
+        self.cost.observe(sum(map(len, rows)), self._clock() - started)
+        for span in rows:
+            self._held[span.seq] += span.tokens
+        return True
+
+    def _trim(self, seq: int, n: int) -> int:
+        """Cut a sequence to its first `n` tokens, or to none where the model can't drop a tail; how many are left."""
+        if not self._drafter.seq_rm(seq, n, -1):
+            self._drafter.seq_rm(seq, -1, -1)
+            n = 0
+        del self._held[seq][n:]
+        return n

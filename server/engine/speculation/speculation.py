@@ -1,0 +1,230 @@
+"""Speculative decoding: several tokens from one step where the next ones can be guessed.
+
+Engine thread. To the row of a generating sequence `extend` adds rows for guessed tokens, of which `spec_lookup` and
+`spec_model` know the sources and `spec_cost` how many pay. The scheduler draws row by row with the task's own sampler
+for as long as the drawn token is the guessed one, and cuts the rest out of the cache again. So a guess never decides
+anything: the tokens are those of plain decoding, drawn from the same distributions with the same random numbers.
+
+Not taken: accepting a draft by the ratio of both models' probabilities. It accepts a little more when sampling, but a
+seed would no longer give the same text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from server.engine.seam.config import EngineConfig
+from server.engine.seam.task import Task
+from server.engine.slots.backend import Backend
+from server.engine.slots.pace import PATIENCE
+from server.engine.slots.planner import Span
+from server.engine.slots.slot import Slot
+from server.engine.speculation.cost import (
+    ASSUMED_DRAFT,
+    RowCost,
+    StepCost,
+    best_common_length,
+    best_lengths,
+    micro_batches,
+)
+from server.engine.speculation.draft_model import ModelDrafts, Want
+from server.engine.speculation.drafting import Drafting
+from server.engine.speculation.lookup import Lookup
+from server.engine.speculation.trust import EXPLORE, ModelTrust
+
+MOST_AT_ODDS = 8
+"""How many guesses a step with several sequences may have where each has a stream of its own, unless all get equally
+many. More make micro-batches that others wait for: eight sampled texts had pauses of 100 ms while it was found out what
+50 rows cost."""
+
+
+class Speculation:
+    """All drafting of one engine."""
+
+    def __init__(self, config: EngineConfig, backend: Backend, clock: Callable[[], float]) -> None:
+        self._config = config.spec
+        self._n_batch = backend.info.n_batch
+        self._longest_s = PATIENCE * config.max_stall_ms / 1e3 or math.inf
+        self._is_split = backend.is_split
+        self._prompt_row = RowCost()
+        self._costs: defaultdict[int, StepCost] = defaultdict(  # by how many sequences there are, roughly
+            lambda: StepCost(self._prompt_row)
+        )
+        self._usual = ModelTrust()  # over all texts: what a new one is expected to be like
+        self._model = (
+            None
+            if backend.drafter is None
+            else ModelDrafts(backend.drafter, backend.info.n_vocab, config.max_stall_ms / 2e3, clock)
+        )
+        self.is_on = backend.can_share and config.n_group <= 1 and (config.spec.lookup or self._model is not None)
+        self.n_drafted = self.n_accepted = self.n_drafts = 0
+
+    def begin(self, task: Task) -> Drafting | None:
+        """The state for a new task; None if nothing is to be drafted for it."""
+        config, asked = self._config, task.draft_n_max
+        if not self.is_on or asked == 0:
+            return None
+        return Drafting(
+            n_lookup=config.lookup_max if asked < 0 else asked,
+            n_model=config.n_max if asked < 0 else asked,
+            n_min=config.n_min if task.draft_n_min < 0 else task.draft_n_min,
+            p_min=config.p_min if task.draft_p_min < 0 else task.draft_p_min,
+            trust=ModelTrust(self._usual.chance),
+        )
+
+    def extend(self, spans: Sequence[Span], slots: Sequence[Slot]) -> None:
+        """Add drafted tokens to the spans of generating sequences, as many as are worth it and fit in."""
+        wants = [(span, slots[span.id], n) for span in spans if (n := _most(slots[span.id])) > 0]
+        if not wants:
+            return
+        if self._config.lookup:
+            wants = self._from_text(wants, spans)
+        if self._model is not None and wants:
+            self._from_model(wants, spans)
+
+    def observe(self, spans: Sequence[Span], seconds: float) -> None:
+        """A step with these spans of generating sequences took so long."""
+        sizes = [sum(map(len, spans))]
+        if self._is_split:
+            sizes = micro_batches([(span.seq, len(span)) for span in spans])
+        if len(sizes) == 1:
+            self._cost(spans).observe(sizes[0], seconds)
+
+    def observe_prompt(self, spans: Sequence[Span], seconds: float) -> None:
+        """A step of prompt rows took so long."""
+        if len(spans) == 1:
+            self._prompt_row.observe(len(spans[0]), seconds)
+
+    def judge(self, drafting: Drafting, n_draft: int, tokens: Sequence[int]) -> None:
+        """A step drew `tokens`, all but the last of which were guessed right."""
+        if drafting.lookup is not None:
+            for token in tokens:
+                drafting.lookup.append(token)
+        if not n_draft:
+            return
+        n_accepted = len(tokens) - 1
+        if drafting.is_by_model:
+            drafting.trust.note(n_draft, n_accepted)
+            self._usual.note(n_draft, n_accepted)
+        drafting.n_drafted += n_draft
+        drafting.n_accepted += n_accepted
+        self.n_drafted += n_draft
+        self.n_accepted += n_accepted
+        self.n_drafts += 1
+
+    # ---- sources ----------------------------------------------------------------------------------------------
+
+    def _from_text(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> list[tuple[Span, Slot, int]]:
+        """Drafts from each sequence's own text; which spans got none."""
+        room = room_alike = self._n_batch - sum(map(len, spans))
+        if self._is_split and len(spans) > 1:
+            room = min(room, MOST_AT_ODDS)
+        chances = [self._lookup(slot).chances(min(n, slot.run.drafting.n_lookup, room)) for _, slot, n in wants]
+        if not any(chances):
+            return wants
+        lengths = best_lengths(
+            chances,
+            len(spans),
+            room,
+            self._seconds(wants, spans),
+            self._config.min_gain,
+            room_alike if self._is_split else 0,
+            self._longest_s,
+        )
+        left = []
+        for want, n in zip(wants, lengths):
+            span, slot, _ = want
+            if not n or not _add(span, slot.run.drafting, slot.run.drafting.lookup.draft(n), False):
+                left.append(want)
+        return left
+
+    def _lookup(self, slot: Slot) -> Lookup:
+        run, drafting = slot.run, slot.run.drafting
+        if drafting.lookup is None:
+            drafting.lookup = Lookup([*slot.tokens, run.next_token], self._config.ngram)
+        return drafting.lookup
+
+    def _from_model(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> None:
+        """Drafts of one length for all that have none from the text."""
+        wants = [
+            (span, slot, min(most, slot.run.drafting.n_model))
+            for span, slot, most in wants
+            if slot.run.drafting.n_model
+        ]
+        n = best_common_length(
+            [(slot.run.drafting.trust.chance, most) for _, slot, most in wants],
+            len(spans),
+            self._seconds(wants, spans),
+            self._draft_seconds(spans),
+            self._config.min_gain,
+        )
+        if n == 0:
+            wants = [want for want in wants if want[1].run.drafting.trust.is_time_to_explore()]
+            n = EXPLORE
+        n = min(n, (self._n_batch - sum(map(len, spans))) // max(len(wants), 1))
+        asked = [
+            Want(slot.seq, [*slot.tokens, slot.run.next_token], min(n, most), slot.run.drafting.p_min)
+            for _, slot, most in wants
+        ]
+        if n > 0 and asked:
+            for (span, slot, _), draft in zip(wants, self._model.draft(asked)):
+                _add(span, slot.run.drafting, draft, True)
+
+    # ---- costs ------------------------------------------------------------------------------------------------
+
+    def _cost(self, spans: Sequence[Span]) -> StepCost:
+        """What steps of so many sequences cost; in streams of their own, micro-batches are what counts."""
+        return self._costs[0 if self._is_split else len(spans).bit_length()]
+
+    def _seconds(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> Callable[[Sequence[int]], float]:
+        """What a step of `spans` takes with so many more rows for each of `wants`."""
+        cost, n_rows = self._cost(spans), sum(map(len, spans))
+        if not self._is_split or len(spans) == 1:
+            return lambda lengths: cost.estimate(n_rows + sum(lengths))
+        places = {span.seq: i for i, (span, _, _) in enumerate(wants)}
+        rows = [(span.seq, len(span), places.get(span.seq, -1)) for span in spans]
+
+        def seconds(lengths: Sequence[int]) -> float:
+            sizes = micro_batches([(seq, n + lengths[i] if i >= 0 else n) for seq, n, i in rows])
+            return sum(map(cost.estimate, sizes))
+
+        return seconds
+
+    def _draft_seconds(self, spans: Sequence[Span]) -> Callable[[int], float]:
+        """What a step of the small model with so many rows takes."""
+        if self._model.cost.is_known:
+            return self._model.cost.estimate
+        cost = self._cost(spans)
+        return lambda n_rows: ASSUMED_DRAFT * cost.estimate(n_rows)
+
+
+def _most(slot: Slot) -> int:
+    """The longest draft that the slot's task could use now."""
+    run = slot.run
+    if run.drafting is None or run.next_token is None or slot.positions is not None or run.is_replaying:
+        return 0
+    n = slot.n_ctx - len(slot.tokens) - 1
+    if run.task.n_predict >= 0:
+        n = min(n, run.task.n_predict - run.n_decoded - 1)
+    return n
+
+
+def _add(span: Span, drafting: Drafting, draft: list[int], is_by_model: bool) -> bool:
+    if not draft or len(draft) < drafting.n_min:
+        return False
+    span.tokens = [*span.tokens, *draft]
+    span.n_draft = len(draft)
+    drafting.is_by_model = is_by_model
+    return True
+
+
+def without_drafts(spans: Sequence[Span]) -> list[Span]:
+    """The same step without guesses."""
+    return [
+        Span(span.id, span.seq, span.pos, span.tokens[: len(span) - span.n_draft], span.output)
+        if span.n_draft
+        else span
+        for span in spans
+    ]

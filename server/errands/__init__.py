@@ -1,0 +1,1 @@
+"""What the program does instead of serving: bundles, completion scripts, --tune."""

@@ -1,0 +1,201 @@
+"""Making bundles, showing what is in one, taking it apart, checking it: what `--bundle` and its like do.
+
+Runs on the main thread instead of a server. Imports the leaf `bundle`. A bundle is written under another name and
+renamed when complete. Copying and hashing is one pass; a file of several gigabytes takes as long as the disk.
+
+Not taken: hard links or reflinks into the new file. They'd save the copy on few file systems and only for aligned
+parts."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from server.errands.bundle import ALIGN, MMPROJ, MODEL, Bundle, BundleError, Part, read, side_file, tail_of
+
+BLOCK = 8 << 20
+GGUF_MAGIC = b"GGUF"
+ONE_FILE_START = b"#!/bin/sh"
+WINDOWS_START = b"MZ"
+
+
+def make(
+    base: Path | None,
+    output: Path,
+    model: Path,
+    mmproj: Path | None,
+    defaults: tuple[tuple[str, str], ...],
+    made_by: str,
+) -> Bundle:
+    """Write `output` from the one-file program `base` (None: a side file alone) and the parts. BundleError."""
+    sources = [(MODEL, model)] + ([(MMPROJ, mmproj)] if mmproj else [])
+    for _, path in sources:
+        _check_gguf(path)
+    head = _program_size(base) if base else 0
+    needed = head + sum(path.stat().st_size + ALIGN for _, path in sources)
+    with _written(output, needed) as out:
+        if base:
+            with open(base, "rb") as stream:
+                _copy(stream, out, head)
+        parts = []
+        for role, path in sources:
+            out.write(bytes(-out.tell() % ALIGN))
+            offset, size = out.tell(), path.stat().st_size
+            with open(path, "rb") as stream:
+                parts.append(Part(role, path.name, offset, size, _copy(stream, out, size, path.name)))
+        bundle = Bundle(output, head, made_by, defaults, tuple(parts))
+        out.write(tail_of(bundle, out.tell()))
+    if base:
+        output.chmod(0o755)
+    return bundle
+
+
+def make_with_side_file(
+    base: Path | None,
+    output: Path,
+    model: Path,
+    mmproj: Path | None,
+    defaults: tuple[tuple[str, str], ...],
+    made_by: str,
+) -> list[Path]:
+    """Program and parts as two files; without `base` the second one alone. The paths written."""
+    side = side_file(output)
+    make(None, side, model, mmproj, defaults, made_by)
+    if base is None:
+        return [side]
+    size = _program_size(base)
+    with _written(output, size) as out, open(base, "rb") as stream:
+        _copy(stream, out, size)
+    output.chmod(0o755)
+    return [output, side]
+
+
+def info(bundle: Bundle) -> str:
+    """What is in it, for people."""
+    lines = [f"{bundle.path}: made by {bundle.made_by}"]
+    if bundle.program_size:
+        lines.append(f"  program: {bundle.program_size} bytes")
+    lines += [
+        f"  {part.role}: {part.name}, {part.size} bytes at {part.offset}, sha256 {part.sha256}" for part in bundle.parts
+    ]
+    lines += [f"  starts with: {key} = {value}" for key, value in bundle.defaults]
+    return "\n".join(lines)
+
+
+def check(bundle: Bundle) -> None:
+    """Hash all parts again; BundleError names those that aren't what they were."""
+    wrong = []
+    with open(bundle.path, "rb") as stream:
+        for part in bundle.parts:
+            stream.seek(part.offset)
+            if _copy(stream, None, part.size, part.name) != part.sha256:
+                wrong.append(part.name)
+    if wrong:
+        raise BundleError(f"{bundle.path} is damaged ({', '.join(wrong)}): get it again")
+
+
+def take_apart(bundle: Bundle, folder: Path) -> list[Path]:
+    """Write program and parts into `folder`, each under its own name; refuses to overwrite. The paths written."""
+    pieces = [(part.name, part.offset, part.size, part.sha256) for part in bundle.parts]
+    if bundle.program_size:
+        pieces.insert(0, ("llama-srv", 0, bundle.program_size, None))
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / Path(name).name for name, *_ in pieces]
+    for path in paths:
+        if path.exists():
+            raise BundleError(f"{path} is there already: name another folder, or remove it")
+    with open(bundle.path, "rb") as stream:
+        for path, (name, offset, size, sha256) in zip(paths, pieces):
+            stream.seek(offset)
+            with _written(path, size) as out:
+                if _copy(stream, out, size, name) != sha256 and sha256:
+                    raise BundleError(f"{bundle.path} is damaged ({name}): get it again")
+    if bundle.program_size:
+        paths[0].chmod(0o755)
+    return paths
+
+
+def extract(bundle: Bundle, part: Part, cache: Path) -> Path:
+    """The part as a file of its own in `cache`, for libraries that can only open a path; written once."""
+    path = cache / "parts" / f"{part.sha256[:16]}-{Path(part.name).name}"
+    try:
+        if path.stat().st_size == part.size:
+            return path
+    except OSError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with open(bundle.path, "rb") as stream, _written(path, part.size) as out:
+        stream.seek(part.offset)
+        if _copy(stream, out, part.size, part.name) != part.sha256:
+            raise BundleError(f"{bundle.path} is damaged ({part.name}): get it again")
+    return path
+
+
+def _program_size(base: Path) -> int:
+    """Bytes of the program in `base`, which may be a bundle already."""
+    try:
+        with open(base, "rb") as stream:
+            start = stream.read(len(ONE_FILE_START))
+    except OSError as error:
+        raise BundleError(f"--base {base} can't be read: {error.strerror}") from None
+    if not start.startswith((ONE_FILE_START, WINDOWS_START)):
+        raise BundleError(
+            f"{base} is not the one-file program: name it with --base (llama-srv-PLATFORM-BACKEND, made "
+            "by build_scripts/build_exe.py)"
+        )
+    bundle = read(base)
+    return bundle.program_size if bundle else base.stat().st_size
+
+
+def _check_gguf(path: Path) -> None:
+    try:
+        with open(path, "rb") as stream:
+            is_gguf = stream.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+    except OSError as error:
+        raise BundleError(f"{path} can't be read: {error.strerror}") from None
+    if not is_gguf:
+        raise BundleError(f"{path} is not a GGUF file")
+
+
+@contextlib.contextmanager
+def _written(path: Path, needed: int) -> Iterator[BinaryIO]:
+    """A new file, complete under its name or not there at all."""
+    temp = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        free = shutil.disk_usage(path.parent).free
+        if free < needed:
+            raise BundleError(f"not enough room in {path.parent}: {needed >> 20} MiB needed, {free >> 20} MiB free")
+        with open(temp, "wb") as out:
+            yield out
+        os.replace(temp, path)
+    except OSError as error:
+        raise BundleError(f"{path} can't be written: {error.strerror or error}") from None
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def _copy(source: BinaryIO, target: BinaryIO | None, size: int, label: str = "") -> str:
+    """Copy `size` bytes and return their sha256; without a target only that. Shows progress on a terminal."""
+    digest, left = hashlib.sha256(), size
+    is_shown = bool(label) and sys.stderr.isatty() and size > 16 * BLOCK
+    while left:
+        block = source.read(min(BLOCK, left))
+        if not block:
+            raise BundleError(f"{getattr(source, 'name', 'the file')} ended {left} bytes early: get it again")
+        digest.update(block)
+        if target is not None:
+            target.write(block)
+        left -= len(block)
+        if is_shown:
+            print(f"\r{label}: {(size - left) / size:4.0%}", end="" if left else "\n", file=sys.stderr, flush=True)
+    return digest.hexdigest()
+
+
+def default_output(model: Path) -> Path:
+    """Where a bundle goes without --output: `./NAME` for `.../NAME.gguf`."""
+    return Path(model.stem + (".exe" if sys.platform == "win32" else ""))

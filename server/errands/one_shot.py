@@ -1,0 +1,132 @@
+"""What the program does instead of serving: show a completion script or the manual page, make bundles and open them
+up.
+
+Runs on the main thread, called by `app`, which knows what of this needs the native libraries and does that itself.
+A server imports this, too, for the place of its model; what only errands need is imported by them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from server import program as frozen
+from server.errands.bundle import MMPROJ, MODEL, Bundle, BundleError, read
+from server.options.parser import OptionError, Options, parse
+from server.records import record
+
+NO_BUNDLE = "this program holds no model: name a bundle with -m FILE, or make one with --bundle MODEL.gguf"
+NO_BASE = (
+    "a bundle needs the one-file program, and this is {what}: name one with --base FILE "
+    "(build_scripts/build_exe.py makes it), or take --side-file"
+)
+
+
+@record(frozen=True)
+class ModelPlace:
+    """Where the model is: `path`, and for a bundle where in it. `size` 0 means to the end of the file."""
+
+    path: str
+    offset: int = 0
+    size: int = 0
+    name: str = ""
+    bundle: Bundle | None = None
+
+
+def place_of(path: str) -> ModelPlace:
+    """Where the model of `-m path` is: in the file, or in the bundle that the file is."""
+    bundle = read(Path(path))
+    return place_in(bundle) if bundle else ModelPlace(path)
+
+
+def place_in(bundle: Bundle) -> ModelPlace:
+    """Where a bundle has its model."""
+    part = bundle.part(MODEL)
+    if part is None:
+        raise BundleError(f"{bundle.path} holds no model")
+    return ModelPlace(str(bundle.path), part.offset, part.size, part.name, bundle)
+
+
+def run(options: Options, own: Bundle | None, version: str) -> int | None:
+    """Do what the options ask for instead of serving: the exit code; None if they ask for a server."""
+    if options.completion or options.completion_bash:
+        from server.options import shells
+
+        print(shells.completion(options.completion or "bash"), end="")
+    elif options.man:
+        from server.options import shells
+
+        print(shells.manual(version), end="")
+    elif options.bundle:
+        _make(options, version)
+    elif options.bundle_info or options.bundle_check or options.unbundle:
+        _open_up(options, own)
+    else:
+        return None
+    return 0
+
+
+def _open_up(options: Options, own: Bundle | None) -> None:
+    from server.errands import bundle_make
+
+    bundle = read(Path(options.model)) if options.model else own
+    if bundle is None:
+        raise BundleError(f"{options.model} is not a bundle" if options.model else NO_BUNDLE)
+    if options.bundle_info:
+        print(bundle_make.info(bundle))
+    if options.bundle_check:
+        bundle_make.check(bundle)
+        print(f"{bundle.path}: all {len(bundle.parts)} parts are what they were")
+    if options.unbundle:
+        print("\n".join(map(str, bundle_make.take_apart(bundle, Path(options.unbundle)))))
+
+
+def _make(options: Options, version: str) -> None:
+    from server.errands import bundle_make
+
+    model = Path(options.bundle)
+    output = Path(options.output) if options.output else bundle_make.default_output(model)
+    mmproj = Path(options.mmproj) if getattr(options, "mmproj", None) else None
+    try:
+        parse([], {}, bundled=options.defaults)
+    except OptionError as error:
+        raise BundleError(f"--defaults {error}") from None
+    made_by = f"llama_srv {version}"
+    base, with_side_file = _base(options)
+    if with_side_file:
+        paths = bundle_make.make_with_side_file(base, output, model, mmproj, options.defaults, made_by)
+    else:
+        bundle_make.make(base, output, model, mmproj, options.defaults, made_by)
+        paths = [output]
+    for path in paths:
+        print(f"{path}: {os.stat(path).st_size} bytes")
+
+
+def _base(options: Options) -> tuple[Path | None, bool]:
+    """The program to put the model behind (None: only the side file is written), and whether there is a side file."""
+    is_one_file = frozen.is_one_file()
+    base = Path(options.base) if options.base else frozen.own_file() if is_one_file else None
+    with_side_file = options.side_file or (base or Path()).suffix == ".exe"
+    if base is None and not with_side_file:
+        raise BundleError(NO_BASE.format(what="one in a folder" if frozen.is_frozen() else "Python source"))
+    return base, with_side_file
+
+
+def projector_of(model: ModelPlace, cache: Path) -> str:
+    """The projector of the model's bundle as a file of its own, since libmtmd opens only such; "" if it has none."""
+    part = model.bundle.part(MMPROJ) if model.bundle else None
+    if part is None:
+        return ""
+    from server.errands import bundle_make
+
+    return str(bundle_make.extract(model.bundle, part, cache))
+
+
+def open_page(url: str) -> bool:
+    """Open the page in the user's browser, without waiting for it; False where there is none."""
+    import webbrowser
+
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    return webbrowser.open(url)

@@ -1,0 +1,146 @@
+"""`--tune`: find out which CPU plug-in, and how many threads, a model is quickest with here, and keep that.
+
+Main thread, instead of serving. llama.cpp takes the plug-in that knows most of the CPU's instructions, which isn't
+always the quickest: it depends on the type of the weights. Each is measured in a child process, the same program with
+the same options and `--tune --cpu-variant NAME`, since a process can hold only one. They take turns, and each is
+compared with llama.cpp's choice in the same turn, so that a machine that gets slower meanwhile favours none. Imports
+the standard library and `tuned`.
+
+Not taken: a rule by type of weights and kind of CPU; there are figures of one machine only.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+from server.errands.tuned import AUTO, NOTHING, Tuned
+
+ROUNDS = 5
+HOPELESS = 0.85  # of the best one's speed: not measured again
+MOST_LEFT = 3  # that are measured in all rounds
+WORTH = 1.02  # of the speed with what is usual
+PATIENCE, PATIENCE_S = 4.0, 10.0  # how much longer than llama.cpp's choice another may take
+FEW_CORES = 4
+FIGURE = re.compile(r"(\d+ rows?[a-z ]*(?: behind \d+)?) ([\d.]+) ms")
+
+Figures = dict[str, float]  # seconds by kind of step
+Run = Callable[[Sequence[str], "float | None"], "Figures | str"]
+
+
+def text_of(figures: Iterable[tuple[str, float]]) -> str:
+    """`1 row 5.02 ms, 8 rows behind 512 14.20 ms`, which `run_child` reads again."""
+    return ", ".join(f"{kind} {seconds * 1e3:.2f} ms" for kind, seconds in figures)
+
+
+def without_tune(argv: Sequence[str]) -> list[str]:
+    """The command line that the children share."""
+    return [word for word in argv if word != "--tune"]
+
+
+def in_ms(figures: Figures) -> str:
+    """The milliseconds alone, below each other in columns."""
+    return "".join(f"{seconds * 1e3:9.2f}" for seconds in figures.values())
+
+
+def speed(figures: Figures, usual: Figures) -> float:
+    """How many times as quick as usual, all kinds of steps counting alike."""
+    ratios = [math.log(usual[kind] / figures[kind]) for kind in usual if kind in figures]
+    return math.exp(sum(ratios) / len(ratios)) if ratios else 0.0
+
+
+def sure_speed(runs: Sequence[Figures], usual: Sequence[Figures]) -> float:
+    """The same of several turns: at their best, or in most of them, whichever is less. A machine that is quicker at
+    times blurs the one, a turn that is disturbed the other."""
+    return min(speed(shortest(runs), shortest(usual)), median(map(speed, runs, usual)))
+
+
+def shortest(runs: Sequence[Figures]) -> Figures:
+    """The best of each kind of step."""
+    return {kind: min(figures.get(kind, seconds) for figures in runs) for kind, seconds in runs[0].items()}
+
+
+def find_best(variants: Sequence[str], n_cores: int, run: Run, say: Callable[[str], None] = print) -> Tuned:
+    """Measure the plug-ins, then numbers of threads up to `n_cores` (0: that is settled). ValueError if llama.cpp's own
+    choice can't be measured, with what went wrong."""
+    variant = AUTO
+    if variants:
+        variant = _quickest({name: ["--cpu-variant", name] for name in (AUTO, *variants)}, AUTO, run, say)
+    n_threads = -1
+    if n_cores >= FEW_CORES:
+        counts = dict.fromkeys(str(n) for n in (n_cores, 3 * n_cores // 4, n_cores // 2))
+        chosen = _quickest(
+            {f"{n} threads": ["--cpu-variant", variant, "-t", n] for n in counts}, f"{n_cores} threads", run, say
+        )
+        n_threads = -1 if chosen == f"{n_cores} threads" else int(chosen.split()[0])
+    return Tuned(None if variant == AUTO else variant, n_threads)
+
+
+def _quickest(candidates: Mapping[str, Sequence[str]], usual: str, run: Run, say: Callable[[str], None]) -> str:
+    """The name of the quickest candidate, or of the usual one if none is worth it."""
+    found: dict[str, list[Figures]] = {name: [] for name in candidates}
+    speeds: dict[str, float] = {}
+    patience_s = None
+    for turn in range(ROUNDS):
+        for number, name in enumerate(list(found), 1):
+            _show(f"round {turn + 1} of {ROUNDS}: {name} ({number} of {len(found)})")
+            begun = time.monotonic()
+            figures = run(candidates[name], patience_s)
+            _show("")
+            if turn == 0:
+                say(f"  {name:<16} {figures if isinstance(figures, str) else in_ms(figures)}")
+            if not isinstance(figures, str):
+                found[name].append(figures)
+            elif name == usual:
+                raise ValueError(figures)
+            else:
+                del found[name]
+            if patience_s is None:
+                patience_s = PATIENCE * (time.monotonic() - begun) + PATIENCE_S
+        speeds = {name: sure_speed(runs, found[usual]) for name, runs in found.items()}
+        best = sorted((name for name in found if name != usual), key=lambda name: -speeds[name])[:MOST_LEFT]
+        best = [name for name in best if speeds[name] > HOPELESS * max(speeds.values())]
+        found = {name: found[name] for name in (usual, *best)}
+        if list(found) == [usual]:
+            return usual
+    for name in sorted(found, key=lambda name: -speeds[name]):
+        say(f"{name:>18} {'is the measure' if name == usual else f'{100 * (speeds[name] - 1):+.0f} %'}")
+    winner = max(found, key=speeds.__getitem__)
+    return winner if speeds[winner] >= WORTH else usual
+
+
+def run_child(command: Sequence[str], words: Sequence[str], timeout_s: float | None) -> Figures | str:
+    """What a process prints that measures with these options besides, or why it doesn't."""
+    try:
+        child = subprocess.run(
+            [*command, *words, "--tune"], stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "much slower"
+    found = {kind: float(ms) / 1e3 for kind, ms in FIGURE.findall(child.stdout.decode("utf-8", "replace"))}
+    if child.returncode == 0 and found and all(found.values()):
+        return found
+    lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
+    why = lines[-1].removeprefix("error: ") if lines else f"ended with code {child.returncode}"
+    return why.partition(";")[0]  # the rest would be advice
+
+
+def report(tuned: Tuned, path: Path | str) -> str:
+    """What has been found, and what follows from it."""
+    if tuned == NOTHING:
+        return "\nnothing is quicker here than what llama.cpp chooses by itself"
+    return (
+        f"\nfrom now on this model is served with {tuned}, unless these options are given "
+        f"(--cpu-variant auto is llama.cpp's choice)\nkept in {path}"
+    )
+
+
+def _show(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r{text:<78.78}" if text else "\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)

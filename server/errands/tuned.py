@@ -1,0 +1,109 @@
+"""What `--tune` has found out for a model on this machine, kept in the cache folder and looked up at each start.
+
+Main thread. Imports next to nothing, because `launch` asks before the engine's process is started. One file for a
+model, by name and size, with a line for each CPU that it was measured on (homes are shared between machines). A line
+counts only where CPU and plug-in are the same as then, so that an update or another machine can't be told to use what
+isn't there. Whatever is wrong with such a file, it is as if there were none.
+
+Not taken: measuring without being asked. It takes the whole machine for some time, and a large model's weights twice.
+"""
+
+from __future__ import annotations
+
+import binascii
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from server.cache_folder import cache_folder
+
+if TYPE_CHECKING:
+    from server.options.parser import Options
+
+CPU_INFO = "/proc/cpuinfo"
+CPU_KEYS = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags", b"CPU ", b"Features")
+MOST_BYTES = 1 << 16
+MOST_THREADS = 1024
+
+
+class Tuned(NamedTuple):
+    """The CPU plug-in (None: the one that llama.cpp chooses) and how many threads (-1: as many as ever)."""
+
+    cpu_variant: str | None = None
+    n_threads: int = -1
+
+    def __str__(self) -> str:
+        """As options."""
+        words = [f"--cpu-variant {self.cpu_variant}"] * (self.cpu_variant is not None)
+        return " ".join(words + [f"-t {self.n_threads}"] * (self.n_threads > 0))
+
+
+AUTO = "auto"  # as a CPU variant: llama.cpp's choice, whatever was found
+NOTHING = Tuned()
+
+
+def chosen(options: Options, model: str, libs: Path) -> Tuned:
+    """What the options say, and where they leave it open what has been found for this model file ("" for none)."""
+    found = recall(model, libs) if model and not options.tune else NOTHING
+    variant = options.cpu_variant or found.cpu_variant
+    return Tuned(None if variant == AUTO else variant, options.threads if options.threads > 0 else found.n_threads)
+
+
+def recall(model: str, libs: Path, environ: Mapping[str, str] = os.environ) -> Tuned:
+    """What is known of this model file with the libraries in this folder, on this CPU."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        cpu = cpu_name()
+        for line in _read(_file_of(model, environ)):
+            fields = dict(word.split("=", 1) for word in line.split(" "))
+            n_threads = int(fields["threads"])
+            if (
+                fields["cpu"] == cpu
+                and _is_same_plugin(libs, fields["plugin"], int(fields["bytes"]))
+                and -1 <= n_threads <= MOST_THREADS
+            ):
+                return Tuned(fields["variant"] or None, n_threads or -1)
+    return NOTHING
+
+
+def remember(model: str, plugin: Path | None, tuned: Tuned, environ: Mapping[str, str] = os.environ) -> Path:
+    """Keep it for later starts; `plugin` is the file of `tuned.cpu_variant`. OSError where that can't be."""
+    path, cpu = _file_of(model, environ), cpu_name()
+    lines = []
+    with contextlib.suppress(OSError):
+        lines = [line for line in _read(path) if not line.startswith(f"cpu={cpu} ")]
+    if tuned != NOTHING:
+        name, n_bytes = (plugin.name, plugin.stat().st_size) if plugin else ("", 0)
+        lines.append(
+            f"cpu={cpu} plugin={name} bytes={n_bytes} variant={tuned.cpu_variant or ''} threads={tuned.n_threads}"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def cpu_name() -> str:
+    """This CPU and what it can do, as a few letters."""
+    try:
+        with open(CPU_INFO, "rb") as file:
+            first = file.read(MOST_BYTES).partition(b"\n\n")[0]
+        said = b"\n".join(line for line in first.split(b"\n") if line.startswith(CPU_KEYS))
+    except OSError:
+        said = os.environ.get("PROCESSOR_IDENTIFIER", "").encode("utf-8", "replace")
+    return f"{binascii.crc32(said):08x}"
+
+
+def _file_of(model: str, environ: Mapping[str, str]) -> Path:
+    return cache_folder(environ) / "tuned" / f"{os.path.basename(model)}-{os.stat(model).st_size}"
+
+
+def _read(path: Path) -> list[str]:
+    with open(path, encoding="utf-8") as file:
+        return file.read(MOST_BYTES).splitlines()
+
+
+def _is_same_plugin(libs: Path, name: str, n_bytes: int) -> bool:
+    return not name or (os.path.basename(name) == name and os.stat(libs / name).st_size == n_bytes)

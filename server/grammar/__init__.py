@@ -1,0 +1,1 @@
+"""Grammars: GBNF, regular expressions and JSON schemas. Pure text: no thread, no I/O."""

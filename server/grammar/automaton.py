@@ -1,0 +1,371 @@
+"""Finite automata over Unicode characters: the arithmetic behind patterns, formats and number ranges.
+
+Pure functions on HTTP handler threads; imports only the standard library. A grammar made from a deterministic
+automaton keeps one parse stack alive in llama.cpp's sampler, and intersection and complement give what GBNF
+can't say itself: two patterns at once, a pattern with a length, keys other than these.
+
+A character set is a sorted tuple of inclusive (low, high) code points without surrogates. Not taken: tables
+by byte. UTF-8 automata are smaller to run and far larger to print.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import field
+
+from server.records import record
+
+Charset = tuple[tuple[int, int], ...]
+
+ANY: Charset = ((0, 0xD7FF), (0xE000, 0x10FFFF))
+
+ALWAYS, AT_START, AT_END = range(3)
+
+
+class TooLarge(Exception):
+    """The automaton would pass its limit of states or work."""
+
+
+def charset(*ranges: tuple[int, int]) -> Charset:
+    """The ranges sorted and joined, surrogates removed."""
+    joined: list[tuple[int, int]] = []
+    for low, high in sorted(ranges):
+        if joined and low <= joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], max(high, joined[-1][1]))
+        else:
+            joined.append((low, high))
+    if any(low <= 0xDFFF and high >= 0xD800 for low, high in joined):
+        return intersection(tuple(joined), ANY)
+    return tuple(joined)
+
+
+def characters(text: str) -> Charset:
+    """The set of the characters of a text."""
+    return charset(*((ord(char), ord(char)) for char in text))
+
+
+def intersection(first: Charset, second: Charset) -> Charset:
+    """The characters in both."""
+    result = []
+    i = j = 0
+    while i < len(first) and j < len(second):
+        low, high = max(first[i][0], second[j][0]), min(first[i][1], second[j][1])
+        if low <= high:
+            result.append((low, high))
+        if first[i][1] < second[j][1]:
+            i += 1
+        else:
+            j += 1
+    return tuple(result)
+
+
+def complement(chars: Charset) -> Charset:
+    """All characters but these."""
+    gaps = []
+    previous = 0
+    for low, high in chars:
+        if low > previous:
+            gaps.append((previous, low - 1))
+        previous = high + 1
+    if previous <= 0x10FFFF:
+        gaps.append((previous, 0x10FFFF))
+    return intersection(tuple(gaps), ANY)
+
+
+def without(chars: Charset, other: Charset) -> Charset:
+    """The characters of the first set that are not in the second."""
+    return intersection(chars, complement(other))
+
+
+def contains(chars: Charset, code: int) -> bool:
+    """Whether the character with this code is in the set."""
+    index = bisect_right(chars, (code, 0x110000)) - 1
+    return index >= 0 and chars[index][1] >= code
+
+
+def partition(sets: list[Charset]) -> list[tuple[int, Charset]]:
+    """Splits the union of `sets` into pieces that lie wholly inside or outside each of them: (bit mask of the
+    sets that hold the piece, piece)."""
+    toggles: dict[int, int] = {}
+    for index, chars in enumerate(sets):
+        for low, high in chars:
+            toggles[low] = toggles.get(low, 0) ^ (1 << index)
+            toggles[high + 1] = toggles.get(high + 1, 0) ^ (1 << index)
+    pieces: dict[int, list[tuple[int, int]]] = {}
+    mask = previous = 0
+    for point in sorted(toggles):
+        if mask and toggles[point]:
+            pieces.setdefault(mask, []).append((previous, point - 1))
+        if toggles[point]:
+            previous = point
+        mask ^= toggles[point]
+    return [(mask, tuple(ranges)) for mask, ranges in pieces.items()]
+
+
+@record
+class Nfa:
+    """An automaton with free moves. `steps[s]` are (index into `sets`, target); `free[s]` are (condition,
+    target), a condition being ALWAYS, AT_START (before the first character) or AT_END (behind the last)."""
+
+    steps: list[list[tuple[int, int]]] = field(default_factory=list)
+    free: list[list[tuple[int, int]]] = field(default_factory=list)
+    sets: list[Charset] = field(default_factory=list)
+    set_index: dict[Charset, int] = field(default_factory=dict)
+    limit: int = 4000
+
+    def state(self) -> int:
+        """A new state."""
+        if len(self.steps) >= self.limit:
+            raise TooLarge
+        self.steps.append([])
+        self.free.append([])
+        return len(self.steps) - 1
+
+    def step(self, source: int, chars: Charset, target: int) -> None:
+        """A move that reads one character of `chars`."""
+        index = self.set_index.setdefault(chars, len(self.sets))
+        if index == len(self.sets):
+            self.sets.append(chars)
+        self.steps[source].append((index, target))
+
+    def move(self, source: int, target: int, condition: int = ALWAYS) -> None:
+        """A move that reads nothing."""
+        self.free[source].append((condition, target))
+
+    def closure(self, states: set[int], conditions: tuple[int, ...]) -> set[int]:
+        """All states reached by free moves under these conditions."""
+        reached = set(states)
+        stack = list(states)
+        while stack:
+            for condition, target in self.free[stack.pop()]:
+                if condition in conditions and target not in reached:
+                    reached.add(target)
+                    stack.append(target)
+        return reached
+
+
+@record
+class Dfa:
+    """A deterministic automaton, start state 0; `moves[s]` are (characters, target), disjoint; a character
+    without a move is refused."""
+
+    accept: list[bool]
+    moves: list[list[tuple[Charset, int]]]
+
+    def matches(self, text: str) -> bool:
+        """Whether the whole text is accepted."""
+        state: int | None = 0
+        for char in text:
+            code = ord(char)
+            state = next((target for chars, target in self.moves[state] if contains(chars, code)), None)
+            if state is None:
+                return False
+        return self.accept[state]
+
+    def is_empty(self) -> bool:
+        """Whether no text is accepted (for an automaton that came through `minimal`)."""
+        return not any(self.accept)
+
+    def lengths(self) -> tuple[int, int | None]:
+        """The shortest and the longest accepted length, None where there is no longest (after `minimal`)."""
+        shortest = 0
+        front, seen = {0}, {0}
+        while front and not any(self.accept[state] for state in front):
+            front = {target for state in front for _, target in self.moves[state]} - seen
+            seen |= front
+            shortest += 1
+        longest = 0
+        front = {0}
+        while True:
+            front = {target for state in front for _, target in self.moves[state]}
+            if not front:
+                return shortest, longest
+            longest += 1
+            if longest > len(self.accept):
+                return shortest, None
+
+
+def determinise(nfa: Nfa, start: int, final: int, limit: int) -> Dfa:
+    """The deterministic automaton of an NFA by subsets. Raises `TooLarge` beyond `limit` states, or when the
+    subsets together hold more than 100 times that many members."""
+    pieces = partition(nfa.sets)
+    first = nfa.closure({start}, (ALWAYS, AT_START))
+    numbers = {frozenset(first): 0}
+    subsets = [first]
+    accept = [final in nfa.closure({start}, (ALWAYS, AT_START, AT_END))]
+    moves: list[list[tuple[Charset, int]]] = []
+    work = 0
+    while len(moves) < len(subsets):
+        targets: dict[int, set[int]] = {}
+        for state in subsets[len(moves)]:
+            for index, target in nfa.steps[state]:
+                targets.setdefault(index, set()).add(target)
+        here: dict[int, list[tuple[int, int]]] = {}
+        for relevant, chars in _group_pieces(pieces, targets).items():
+            members = set().union(*(targets[i] for i in targets if relevant >> i & 1))
+            subset = nfa.closure(members, (ALWAYS,))
+            key = frozenset(subset)
+            number = numbers.setdefault(key, len(subsets))
+            work += len(subset)
+            if number == len(subsets):
+                subsets.append(subset)
+                accept.append(final in nfa.closure(subset, (ALWAYS, AT_END)))
+            here.setdefault(number, []).extend(chars)
+        if len(subsets) > limit or work > 100 * limit:
+            raise TooLarge
+        moves.append([(charset(*ranges), target) for target, ranges in here.items()])
+    return Dfa(accept, moves)
+
+
+def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]]) -> dict[int, list]:
+    """The pieces of the alphabet that lead somewhere from a subset, joined where they lead to the same
+    place."""
+    present = sum(1 << index for index in targets)
+    groups: dict[int, list[tuple[int, int]]] = {}
+    for mask, chars in pieces:
+        if mask & present:
+            groups.setdefault(mask & present, []).extend(chars)
+    return groups
+
+
+def both(first: Dfa, second: Dfa, limit: int) -> Dfa:
+    """The texts that both accept."""
+    numbers = {(0, 0): 0}
+    pairs = [(0, 0)]
+    moves: list[list[tuple[Charset, int]]] = []
+    while len(moves) < len(pairs):
+        one, two = pairs[len(moves)]
+        here = []
+        for chars_one, target_one in first.moves[one]:
+            for chars_two, target_two in second.moves[two]:
+                chars = intersection(chars_one, chars_two)
+                if chars:
+                    pair = (target_one, target_two)
+                    number = numbers.setdefault(pair, len(pairs))
+                    if number == len(pairs):
+                        pairs.append(pair)
+                    here.append((chars, number))
+        if len(pairs) > limit:
+            raise TooLarge
+        moves.append(_merge(here))
+    return Dfa([first.accept[one] and second.accept[two] for one, two in pairs], moves)
+
+
+def _merge(moves: list[tuple[Charset, int]]) -> list[tuple[Charset, int]]:
+    """The same moves with one character set per target."""
+    if len({target for _, target in moves}) == len(moves):
+        return moves
+    joined: dict[int, list[tuple[int, int]]] = {}
+    for chars, target in moves:
+        joined.setdefault(target, []).extend(chars)
+    return [(charset(*ranges), target) for target, ranges in joined.items()]
+
+
+def negation(dfa: Dfa) -> Dfa:
+    """The texts that `dfa` refuses."""
+    sink = len(dfa.accept)
+    moves = []
+    for here in dfa.moves:
+        rest = complement(charset(*(pair for chars, _ in here for pair in chars)))
+        moves.append(here + [(rest, sink)] if rest else list(here))
+    moves.append([(ANY, sink)])
+    return Dfa([not accept for accept in dfa.accept] + [True], moves)
+
+
+def words(texts: list[str]) -> Dfa:
+    """The automaton that accepts exactly these texts (their prefix tree)."""
+    children: list[dict[str, int]] = [{}]
+    accept = [False]
+    for text in texts:
+        state = 0
+        for char in text:
+            target = children[state].setdefault(char, len(children))
+            if target == len(children):
+                children.append({})
+                accept.append(False)
+            state = target
+        accept[state] = True
+    return Dfa(accept, [[(((ord(char), ord(char)),), target) for char, target in here.items()] for here in children])
+
+
+def length_between(least: int, most: int | None, limit: int) -> Dfa:
+    """Any text of `least` to `most` characters; most None: no upper bound."""
+    last = least if most is None else most
+    if last >= limit:
+        raise TooLarge
+    moves = [[(ANY, state + 1)] for state in range(last)] + [[(ANY, last)] if most is None else []]
+    return Dfa([state >= least for state in range(last + 1)], moves)
+
+
+def minimal(dfa: Dfa) -> Dfa:
+    """The smallest automaton with the same language, states numbered in order of first visit, no dead
+    states."""
+    dfa = _trim(dfa)
+    block = _blocks(dfa)
+    numbers = {block[0]: 0}
+    order = [0]
+    moves = []
+    while len(moves) < len(order):
+        here: dict[int, list[tuple[int, int]]] = {}
+        for chars, target in dfa.moves[order[len(moves)]]:
+            number = numbers.setdefault(block[target], len(order))
+            if number == len(order):
+                order.append(target)
+            here.setdefault(number, []).extend(chars)
+        moves.append(sorted((charset(*ranges), target) for target, ranges in here.items()))
+    return Dfa([dfa.accept[state] for state in order], moves)
+
+
+def _trim(dfa: Dfa) -> Dfa:
+    """Without the states that can't reach an accepting one (the start always stays)."""
+    sources: list[list[int]] = [[] for _ in dfa.moves]
+    for state, here in enumerate(dfa.moves):
+        for _, target in here:
+            sources[target].append(state)
+    alive = {state for state, accept in enumerate(dfa.accept) if accept}
+    stack = list(alive)
+    while stack:
+        for source in sources[stack.pop()]:
+            if source not in alive:
+                alive.add(source)
+                stack.append(source)
+    kept = [0] + [state for state in range(1, len(dfa.accept)) if state in alive]
+    number = {state: index for index, state in enumerate(kept)}
+    moves = [[(chars, number[target]) for chars, target in dfa.moves[state] if target in alive] for state in kept]
+    return Dfa([dfa.accept[state] for state in kept], moves)
+
+
+def _blocks(dfa: Dfa) -> list[int]:
+    """Hopcroft's refinement: the number of its equivalence class for each state."""
+    pieces = partition(list({chars: None for here in dfa.moves for chars, _ in here}))
+    letters = {
+        chars: [letter for letter, (_, piece) in enumerate(pieces) if contains(chars, piece[0][0])]
+        for here in dfa.moves
+        for chars, _ in here
+    }
+    inverse: dict[tuple[int, int], list[int]] = {}
+    for state, here in enumerate(dfa.moves):
+        for chars, target in here:
+            for letter in letters[chars]:
+                inverse.setdefault((letter, target), []).append(state)
+    block = [int(accept) for accept in dfa.accept]
+    members = [{s for s, b in enumerate(block) if b == number} for number in (0, 1)]
+    waiting = {(number, letter) for number in (0, 1) for letter in range(len(pieces))}
+    while waiting:
+        number, letter = waiting.pop()
+        touched: dict[int, set[int]] = {}
+        for target in members[number]:
+            for state in inverse.get((letter, target), ()):
+                touched.setdefault(block[state], set()).add(state)
+        for old, part in touched.items():
+            if len(part) == len(members[old]):
+                continue
+            new = len(members)
+            members[old] -= part
+            members.append(part)
+            for state in part:
+                block[state] = new
+            for other in range(len(pieces)):
+                smaller = new if len(part) <= len(members[old]) else old
+                waiting.add((new if (old, other) in waiting else smaller, other))
+    return block

@@ -1,0 +1,398 @@
+"""Writes GBNF: quoting, rules shared when their bodies are equal, counted repetition, common beginnings,
+and the print-out of automata.
+
+Used by the regex, choice and JSON schema converters on HTTP handler threads; imports only the standard
+library and `automaton`. Expressions are strings whose class tells how they may be put together: `Text` is one
+quoted string, `Sequence` items in a row, `Choice` has a '|' outside of parentheses. Not taken: a tree of
+nodes; what is written once needs none.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import field
+from functools import lru_cache
+from typing import Callable, Iterable
+
+from server.grammar.automaton import Charset, Dfa, characters, complement
+from server.records import record
+
+# llama.cpp v0.5.0 unrolls counted repetitions and refuses more than 2000 (`MAX_REPETITION_THRESHOLD`).
+BLOCK = 1000
+COUNT_MAX = BLOCK * 1000
+
+_UNSAFE_NAME = re.compile(r"[^A-Za-z0-9]+")
+_UNSAFE_TEXT = re.compile('["\\\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ud800-\udfff]')
+_LITERAL_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_CLASS_ESCAPES = {"]": "\\]", "[": "\\[", "\\": "\\\\", "-": "\\-", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ATOM = re.compile(r"[A-Za-z0-9-]+|\.|\[(?:[^\]\\]|\\.)*\]")
+_UNIT = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.", re.DOTALL)
+_INLINE_DEPTH = 6
+_TAIL_INLINE = 64
+_CLASS_RANGES_MAX = 6
+
+
+class Text(str):
+    """A quoted literal, so that neighbours can be joined into one."""
+
+    __slots__ = ()
+
+
+class Choice(str):
+    """Alternatives, to be wrapped in parentheses inside a sequence."""
+
+    __slots__ = ()
+
+
+class Sequence(str):
+    """Items in a row; `items` keeps them apart, so that strings at the seams can still be joined."""
+
+    items: tuple[str, ...]
+
+
+def literal(text: str) -> Text:
+    """The GBNF string for a text."""
+    return Text('"' + _UNSAFE_TEXT.sub(_escaped, text) + '"')
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return _LITERAL_ESCAPES.get(match.group()) or _printable(match.group())
+
+
+def _printable(char: str) -> str:
+    if not _UNSAFE_TEXT.match(char):
+        return char
+    code = ord(char)
+    return f"\\x{code:02X}" if code < 0x100 else f"\\u{code:04X}"
+
+
+@lru_cache(maxsize=1024)
+def char_class(chars: Charset) -> str:
+    """The GBNF class for a non-empty character set, never in the form `[^...]` or `.`.
+
+    llama.cpp refuses a token that ends inside a character if a negated class excludes any character it could
+    become, and lets half surrogates pass; with plain ranges it does neither.
+    """
+    if len(chars) == 1 and chars[0][0] == chars[0][1]:
+        return literal(chr(chars[0][0]))
+    return "[" + _class_body(chars) + "]"
+
+
+def _class_body(chars: Charset) -> str:
+    parts = []
+    for low, high in chars:
+        parts.append(_class_char(low))
+        if high > low:
+            parts.append(("-" if high > low + 1 else "") + _class_char(high))
+    return "".join(parts)
+
+
+def _class_char(code: int) -> str:
+    char = chr(code)
+    if char == "^":
+        return "\\x5E"
+    if code > 0xFFFF:
+        return f"\\U{code:08X}"
+    if code > 0x7E:
+        return f"\\u{code:04X}"
+    return _CLASS_ESCAPES.get(char) or _printable(char)
+
+
+def sequence(*parts: str) -> str:
+    """The parts one after the other; empty ones vanish, neighbouring strings become one."""
+    items: list[str] = []
+    texts: list[str] = []
+    for part in parts:
+        if not part:
+            continue
+        new = part.items if isinstance(part, Sequence) else (part,)
+        text = f"({part})" if isinstance(part, Choice) else part
+        if items and isinstance(items[-1], Text) and isinstance(new[0], Text):
+            items[-1] = Text(items[-1][:-1] + new[0][1:])
+            items.extend(new[1:])
+            texts[-1] = texts[-1][:-1] + text[1:]
+        else:
+            items.extend(new)
+            texts.append(text)
+    if len(items) < 2:
+        return items[0] if items else ""
+    result = Sequence(" ".join(texts))
+    result.items = tuple(items)
+    return result
+
+
+def choice(parts: Iterable[str]) -> str:
+    """The parts as alternatives, equal ones once; an empty one makes the whole optional."""
+    unique = dict.fromkeys(parts)
+    filled = [part for part in unique if part]
+    if not filled:
+        return ""
+    expression = filled[0] if len(filled) == 1 else Choice(" | ".join(filled))
+    return expression if len(filled) == len(unique) else optional(expression)
+
+
+def factored(parts: Iterable[str], depth: int = 0) -> str:
+    """The parts as alternatives whose common beginnings are written once.
+
+    The sampler tests the vocabulary against every open alternative, so thirty objects that begin with the
+    same key would cost thirty times as much until their values differ.
+    """
+    unique = list(dict.fromkeys(parts))
+    heads: dict[str, list[tuple[str, ...]]] = {}
+    for part in unique:
+        items = part.items if isinstance(part, Sequence) else (part,) if part else ()
+        is_text = bool(items) and isinstance(items[0], Text)
+        head = _UNIT.match(items[0], 1).group() if is_text else "".join(items[:1])
+        heads.setdefault(head, []).append(items)
+    if len(heads) == len(unique) or depth > _INLINE_DEPTH:
+        return choice(unique)
+    ways = []
+    for rows in heads.values():
+        common, rests = _split_common(rows)
+        ways.append(sequence(*common, factored([sequence(*rest) for rest in rests], depth + 1)))
+    return choice(ways)
+
+
+def _split_common(rows: list[tuple[str, ...]]) -> tuple[list[str], list[list[str]]]:
+    """The items that all rows begin with, and what is left of each; strings are split inside."""
+    size = 0
+    shortest = min(map(len, rows))
+    while size < shortest and all(row[size] == rows[0][size] for row in rows):
+        size += 1
+    common, rests = list(rows[0][:size]), [list(row[size:]) for row in rows]
+    if all(rest and isinstance(rest[0], Text) for rest in rests) and len(rows) > 1:
+        texts = [_UNIT.findall(rest[0][1:-1]) for rest in rests]
+        same = 0
+        while same < min(map(len, texts)) and all(text[same] == texts[0][same] for text in texts):
+            same += 1
+        if same:
+            common.append(Text('"' + "".join(texts[0][:same]) + '"'))
+            for rest, text in zip(rests, texts):
+                rest[:1] = [Text('"' + "".join(text[same:]) + '"')] if text[same:] else []
+    return common, rests
+
+
+def group(expression: str) -> str:
+    """The expression fit to stand before an operator."""
+    if isinstance(expression, Text) or _ATOM.fullmatch(expression):
+        return expression
+    return f"({expression})"
+
+
+def optional(expression: str) -> str:
+    """The expression or nothing."""
+    return group(expression) + "?" if expression else ""
+
+
+@record
+class Builder:
+    """Collects rules. `define` gives the name of a rule with this body, an existing one if there is one."""
+
+    rules: dict[str, str | None] = field(default_factory=dict)
+    names_by_body: dict[str, str] = field(default_factory=dict)
+    next_number: dict[str, int] = field(default_factory=dict)
+
+    def reserve(self, hint: str) -> str:
+        """A new name, its body to be set later (`rules[name] = body`): for rules that refer to themselves."""
+        base = _UNSAFE_NAME.sub("-", hint).strip("-")[:40] or "rule"
+        number = self.next_number.get(base, 1)
+        name = base if number == 1 else f"{base}-{number}"
+        while name in self.rules:
+            number += 1
+            name = f"{base}-{number}"
+        self.next_number[base] = number + 1
+        self.rules[name] = None
+        return name
+
+    def define(self, hint: str, body: str) -> str:
+        """The name of a rule with this body."""
+        name = self.names_by_body.get(body)
+        if name is None:
+            name = self.names_by_body[body] = self.reserve(hint)
+            self.rules[name] = body
+        return name
+
+    def char_class(self, chars: Charset) -> str:
+        """A class; long ones become rules, so that they are written once."""
+        text = char_class(chars)
+        return self.define("chars", text) if len(chars) > _CLASS_RANGES_MAX else text
+
+    def repeat(self, hint: str, expression: str, least: int, most: int | None) -> str:
+        """The expression `least` to `most` times (None: without end; at most COUNT_MAX), however large the
+        counts: beyond BLOCK they are made of rules that hold BLOCK copies each."""
+        if most == 0:
+            return ""
+        if (least, most) == (1, 1):
+            return expression
+        mark = {(0, None): "*", (1, None): "+", (0, 1): "?"}.get((least, most))
+        composite = not isinstance(expression, Text) and not _ATOM.fullmatch(expression)
+        if composite and (mark is None or "{" in expression):
+            expression = self.define(hint, expression)
+        item = group(expression)
+        if mark is not None:
+            return item + mark
+        if max(least, most or 0) <= BLOCK:
+            return item + _count(least, most)
+        return self._repeat_blocks(hint, item, least, most)
+
+    def _repeat_blocks(self, hint: str, item: str, least: int, most: int | None) -> str:
+        block = self.define(f"{hint}-{BLOCK}", f"{item}{{{BLOCK}}}")
+        blocks, rest = divmod(least, BLOCK)
+        head = sequence(*([f"{block}{{{blocks}}}"] if blocks else []), *([f"{item}{{{rest}}}"] if rest else []))
+        if most is None:
+            return sequence(head, f"{item}*")
+        blocks, rest = divmod(most - least, BLOCK)
+        if not blocks:
+            return sequence(head, f"{item}{{0,{rest}}}" if rest else "")
+        full = f"{block}{{{blocks}}}" + (f" {item}{{0,{rest}}}" if rest else "")
+        tail = f"{full} | {block}{{0,{blocks - 1}}} {item}{{0,{BLOCK - 1}}}"
+        return sequence(head, self.define(f"{hint}-tail", tail))
+
+    def text(self, root: str) -> str:
+        """The whole grammar; `root` is the expression of the root rule, or 'root' if a rule has that name."""
+        lines = [] if root == "root" else [f"root ::= {root}"]
+        lines += [f"{name} ::= {body}" for name, body in self.rules.items()]
+        return "\n".join(lines) + "\n"
+
+
+def _count(least: int, most: int | None) -> str:
+    if most is None:
+        return f"{{{least},}}"
+    return f"{{{least}}}" if least == most else f"{{{least},{most}}}"
+
+
+def excluded_words(builder: Builder, texts: list[str], char: str, class_of: Callable[[Charset], str]) -> str:
+    """Any text made of `char` except these words, read up to a terminator that `char` can't produce."""
+    children: dict[str, dict] = {}
+    ends: set[int] = set()
+    for text in texts:
+        node = children
+        for letter in text:
+            node = node.setdefault(letter, {})
+        ends.add(id(node))
+    order, index = [children], 0
+    while index < len(order):
+        order.extend(order[index].values())
+        index += 1
+    names: dict[int, str] = {}
+    for node in reversed(order):
+        parts = [sequence(class_of(characters(letter)), names[id(child)]) for letter, child in node.items()]
+        rest = complement(characters("".join(node)))
+        parts.append(sequence(class_of(rest), f"{char}*"))
+        names[id(node)] = builder.define("other", choice(parts if id(node) in ends else ["", *parts]))
+    return names[id(children)]
+
+
+def print_dfa(builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset], str]) -> str:
+    """The expression of a minimal automaton's language; `class_of` writes one character set.
+
+    States used once are written in place, runs of one class become counts, a state's move to itself a '*';
+    every other state gets a rule. Empty languages have no expression: the caller has to look
+    (`Dfa.is_empty`).
+    """
+    return _Printer(builder, dfa, hint, class_of).run()
+
+
+class _Printer:
+    def __init__(self, builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset], str]) -> None:
+        self.builder = builder
+        self.dfa = dfa
+        self.hint = hint
+        self.class_of = class_of
+        uses = [1] + [0] * (len(dfa.moves) - 1)
+        for state, here in enumerate(dfa.moves):
+            for _, target in here:
+                uses[target] += target != state
+        self.uses = uses
+        self.tails = _counted_tails(dfa)
+        self.names: dict[int, str] = {}
+        self.waiting: list[int] = []
+
+    def run(self) -> str:
+        result = self.reference(0) if self.uses[0] > 1 else self.body(0, 0)
+        while self.waiting:
+            state = self.waiting.pop()
+            self.builder.rules[self.names[state]] = self.body(state, 0)
+        return result
+
+    def reference(self, state: int) -> str:
+        if not self.dfa.moves[state]:
+            return ""
+        if self.tails[state] is not None:
+            chars, count, base = self.tails[state]
+            counted = self.builder.repeat(self.hint, self.class_of(chars), 0, count)
+            if count > _TAIL_INLINE:
+                counted = self.builder.define(f"{self.hint}-tail", counted)
+            return sequence(counted, self.reference(base))
+        if state not in self.names:
+            self.names[state] = self.builder.reserve(self.hint)
+            self.waiting.append(state)
+        return self.names[state]
+
+    def target(self, state: int, depth: int) -> str:
+        """What follows a move into `state`: its rule, or its body in place."""
+        if self.uses[state] > 1 or depth >= _INLINE_DEPTH:
+            return self.reference(state)
+        return self.body(state, depth)
+
+    def body(self, state: int, depth: int) -> str:
+        """The expression of the texts from `state` on; states with one way on are followed in a loop."""
+        parts: list[str] = []
+        while True:
+            if self.tails[state] is not None:
+                return sequence(*parts, self.reference(state))
+            loop = [chars for chars, target in self.dfa.moves[state] if target == state]
+            others = [(chars, target) for chars, target in self.dfa.moves[state] if target != state]
+            if loop:
+                parts.append(group(self.class_of(loop[0])) + "*")
+            if not others:
+                return sequence(*parts)
+            if len(others) > 1 or self.dfa.accept[state]:
+                break
+            chars, count, state = self.run_of(others[0])
+            parts.append(self.builder.repeat(self.hint, self.class_of(chars), count, count))
+            if self.uses[state] > 1:
+                return sequence(*parts, self.reference(state))
+        ways = [sequence(self.class_of(chars), self.target(target, depth + 1)) for chars, target in others]
+        tail = choice(ways)
+        return sequence(*parts, optional(tail) if self.dfa.accept[state] else tail)
+
+    def run_of(self, move: tuple[Charset, int]) -> tuple[Charset, int, int]:
+        """How often the same characters follow through states that have no other use: (characters, count,
+        last)."""
+        chars, state = move
+        count = 1
+        while (
+            self.uses[state] == 1
+            and not self.dfa.accept[state]
+            and len(self.dfa.moves[state]) == 1
+            and self.dfa.moves[state][0][0] == chars
+            and self.dfa.moves[state][0][1] != state
+        ):
+            state = self.dfa.moves[state][0][1]
+            count += 1
+        return chars, count, state
+
+
+def _counted_tails(dfa: Dfa) -> list[tuple[Charset, int, int] | None]:
+    """For each state that only puts up to n characters of one class before another state: (class, n, state).
+
+    Such a state has the other state's moves and one more, so the texts from it on are `class{0,n}` and the
+    other's.
+    """
+    tails: list[tuple[Charset, int, int] | None] = [None] * len(dfa.moves)
+    moves = [frozenset(here) for here in dfa.moves]
+    sources: list[list[tuple[int, Charset]]] = [[] for _ in moves]
+    ready: list[tuple[int, Charset, int, int, int]] = []
+    for state, here in enumerate(dfa.moves):
+        for chars, target in here:
+            sources[target].append((state, chars))
+            if state != target:
+                ready.append((state, chars, target, target, 1))
+    while ready:
+        state, chars, target, base, count = ready.pop()
+        same = dfa.accept[state] == dfa.accept[base] and moves[state] - {(chars, target)} == moves[base]
+        if same and tails[state] is None:
+            tails[state] = (chars, count, base)
+            ready += [(source, chars, state, base, count + 1) for source, other in sources[state] if other == chars]
+    return tails

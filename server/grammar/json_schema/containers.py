@@ -1,0 +1,406 @@
+"""Objects and arrays of a JSON schema as grammar.
+
+Runs on HTTP handler threads; imports only the standard library and its neighbours. Keys come in the order of
+the schema, further keys behind them. An object that lists properties and says nothing of others gets no
+others (as in llama.cpp: models invent keys), likewise an array that lists its first items; both are valid by
+the standard.
+
+Members and items are laid out backwards, from the end to the beginning, so that long lists need no recursion;
+`c` below is how many members are already written, as far as minProperties and maxProperties need to know. Not
+taken: members in any order; n! orders need n! rules.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from server.grammar import automaton
+from server.grammar.gbnf_build import BLOCK, COUNT_MAX, choice, excluded_words, literal, optional, print_dfa, sequence
+from server.grammar.json_schema.parts import Conjunction, Part, SchemaError, escape
+from server.grammar.json_schema.shapes import KEYWORDS_BY_TYPE, Shape
+from server.grammar.json_schema.strings import core, json_text, text_class
+from server.grammar.json_schema.values import (
+    array_layout,
+    fits,
+    item_conjunction,
+    key_conjunction,
+    pattern_dfa,
+    required_keys,
+)
+from server.records import record
+
+if TYPE_CHECKING:
+    from server.grammar.json_schema.convert import Converter
+
+_NO_OBJECT = frozenset(KEYWORDS_BY_TYPE["object"]).isdisjoint
+_NO_ARRAY = frozenset(KEYWORDS_BY_TYPE["array"]).isdisjoint
+PROPERTIES_MAX = 800
+PREFIX_MAX = 500
+_STATES_MAX = 2000
+_PATTERNS_MAX = 4
+_KEY_STATES_MAX = 1000
+
+
+@record
+class _Member:
+    """A declared property, written without its opening quote, which all members share."""
+
+    text: str
+    is_required: bool
+
+
+def object_expression(converter: Converter, shape: Shape, needs: list[Conjunction]) -> str | None:
+    """The grammar of the objects of a shape, None if there are none. Adds to `needs` what every one
+    contains."""
+    if not shape.forbidden_keys and all(_NO_OBJECT(part.schema) for part in shape.parts):
+        return core(converter.builder, "object")
+    members = _members(converter, shape, needs)
+    if members is None:
+        return None
+    return _lay_out_members(converter, shape, members, _further_members(converter, shape))
+
+
+def _declared_keys(shape: Shape) -> list[str]:
+    """The keys with a place of their own, in the order of the schema."""
+    keys: dict[str, None] = {}
+    for part in shape.having("properties"):
+        keys.update(dict.fromkeys(part.schema["properties"]))
+    for part in shape.having("required"):
+        keys.update(dict.fromkeys(part.schema["required"]))
+    return list(keys)
+
+
+def _members(converter: Converter, shape: Shape, needs: list[Conjunction]) -> list[_Member] | None:
+    """The declared properties that can be written; None if a required one can't."""
+    keys = _declared_keys(shape)
+    if len(keys) > PROPERTIES_MAX:
+        raise SchemaError(f"more than {PROPERTIES_MAX} properties in one object", shape.pointer)
+    required = required_keys(shape)
+    names = tuple(part.at("propertyNames") for part in shape.having("propertyNames"))
+    blank = core(converter.builder, "ws")
+    members = []
+    for key in keys:
+        conjunction = key_conjunction(converter.document, shape, key)
+        allowed = key not in shape.forbidden_keys and (not names or fits(converter.document, key, names))
+        value = converter.expression(conjunction, key) if allowed else None
+        if value is None and key in required:
+            converter.note_contradiction(shape.pointer, f"the required property {key!r} can have no value")
+            return None
+        if value is not None:
+            if key in required:
+                needs.append(conjunction)
+            text = sequence(literal(json_text(key)[1:] + ":"), blank, value)
+            members.append(_Member(text, key in required))
+    return members
+
+
+def _is_open(shape: Shape) -> bool:
+    """Whether keys may appear that no part mentions."""
+    for keyword in ("additionalProperties", "unevaluatedProperties"):
+        if shape.having(keyword):
+            return True
+    listed = [part for part in shape.parts if "properties" in part.schema or "patternProperties" in part.schema]
+    return not listed or shape.largest("minProperties") > len(_declared_keys(shape))
+
+
+def _further_members(converter: Converter, shape: Shape) -> str | None:
+    """Members with other keys, without their opening quote; None if there are none."""
+    patterns = _key_patterns(converter, shape)
+    is_open = _is_open(shape)
+    if not patterns and not is_open:
+        return None
+    blank = core(converter.builder, "ws")
+    ways = []
+    for mask in range(1 << len(patterns)):
+        matched = [pattern for bit, pattern in enumerate(patterns) if mask >> bit & 1]
+        if not matched and not is_open:
+            continue
+        value = converter.expression(_further_values(converter, shape, matched), "extra")
+        key = None if value is None else _further_key(converter, shape, patterns, matched)
+        if key is not None:
+            ways.append(sequence(key, literal('":'), blank, value))
+    return choice(ways) or None
+
+
+def _key_patterns(converter: Converter, shape: Shape) -> list[str]:
+    """The patterns of patternProperties that have an automaton, each once."""
+    found: dict[str, None] = {}
+    for part in shape.having("patternProperties"):
+        for pattern in part.schema["patternProperties"]:
+            pointer = f"{part.pointer}/patternProperties/{escape(pattern)}"
+            if pattern_dfa(pattern) is None:
+                converter.document.loosen(pointer, "this pattern of keys can't be converted and is not enforced")
+            elif len(found) >= _PATTERNS_MAX and pattern not in found:
+                converter.document.loosen(pointer, f"more than {_PATTERNS_MAX} patterns of keys; not enforced")
+            else:
+                found[pattern] = None
+    return list(found)
+
+
+def _further_values(converter: Converter, shape: Shape, matched: list[str]) -> Conjunction:
+    """What holds of the value under a further key that matches exactly these patterns."""
+    found: list[Part] = []
+    for part in shape.parts:
+        here = [
+            part.at("patternProperties", pattern)
+            for pattern in matched
+            if pattern in part.schema.get("patternProperties", ())
+        ]
+        if not here and "additionalProperties" in part.schema:
+            here.append(part.at("additionalProperties"))
+        elif not (matched or shape.having("additionalProperties")) and "unevaluatedProperties" in part.schema:
+            here.append(part.at("unevaluatedProperties"))
+        found += [converter.document.plain(part) for part in here]
+    return tuple(dict.fromkeys(found))
+
+
+def _further_key(converter: Converter, shape: Shape, patterns: list[str], matched: list[str]) -> str | None:
+    """The text of a further key behind its opening quote; None if no key is left."""
+    builder = converter.builder
+    taken = list(dict.fromkeys([*_declared_keys(shape), *sorted(shape.forbidden_keys)]))
+    names = [part.at("propertyNames") for part in shape.having("propertyNames")]
+
+    def class_of(chars: automaton.Charset) -> str:
+        return text_class(builder, chars)
+
+    if not patterns and not names:
+        char = core(builder, "char")
+        return excluded_words(builder, taken, char, class_of) if taken else f"{char}*"
+    dfas = [automaton.negation(automaton.words(taken))] if taken else []
+    for pattern in patterns:
+        dfa = pattern_dfa(pattern)
+        dfas.append(dfa if pattern in matched else automaton.negation(dfa))
+    dfas += [dfa for name in names if (dfa := converter.key_dfa(name)) is not None]
+    key = converter.common_dfa(dfas, shape.pointer, _KEY_STATES_MAX)
+    if key is None:
+        return f"{core(builder, 'char')}*"
+    return None if key.is_empty() else print_dfa(builder, key, "key", class_of)
+
+
+def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member], further: str | None) -> str | None:
+    """The whole object. `some[c]` is: at least one member from here on; `rest`: a comma and some, or
+    nothing."""
+    builder = converter.builder
+    least, most = _member_counts(converter, shape, members, further)
+    cap = least if most is None else most
+    blank = core(builder, "ws")
+    comma = sequence(literal(","), blank, literal('"'))
+    if further is not None and len(further) > 20:
+        further = builder.define("member-more", further)
+    some = [_further_run(converter, further, comma, count, least, most) for count in range(cap + 1)]
+    needed = 0
+    for index in range(len(members) - 1, -1, -1):
+        member = members[index]
+        shared = index > 0 and (not members[index - 1].is_required or cap > 0)
+        current = []
+        for count in range(cap + 1):
+            after = min(count + 1, cap)
+            rest = None if count == most else _rest(some[after], comma, needed == 0 and count + 1 >= least)
+            ways = [] if rest is None else [sequence(member.text, rest)]
+            if not member.is_required and some[count] is not None:
+                ways.append(some[count])
+            expression = choice(ways) or None
+            if shared and expression is not None and len(ways) + len(expression) > 30:
+                expression = builder.define("members", expression)
+            current.append(expression)
+        some = current
+        needed += member.is_required
+    return _braces(some[0], needed == 0 and least == 0, blank)
+
+
+def _braces(some: str | None, may_be_empty: bool, blank: str) -> str | None:
+    if some is None:
+        return sequence(literal("{"), blank, literal("}")) if may_be_empty else None
+    inside = sequence(literal('"'), some, blank)
+    return sequence(literal("{"), blank, optional(inside) if may_be_empty else inside, literal("}"))
+
+
+def _rest(some: str | None, comma: str, may_end: bool) -> str | None:
+    """What follows a member: None if the object can neither end nor go on here."""
+    if some is None:
+        return "" if may_end else None
+    more = sequence(comma, some)
+    return optional(more) if may_end else more
+
+
+def _further_run(
+    converter: Converter, further: str | None, comma: str, count: int, least: int, most: int | None
+) -> str | None:
+    """The run of further members at the end, at least one, when `count` members stand before it."""
+    fewest = max(least - count, 1)
+    largest = None if most is None else most - count
+    if further is None or (largest is not None and largest < fewest):
+        return None
+    again = converter.builder.repeat(
+        "member-next", sequence(comma, further), fewest - 1, None if largest is None else largest - 1
+    )
+    return sequence(further, again)
+
+
+def _member_counts(
+    converter: Converter, shape: Shape, members: list[_Member], further: str | None
+) -> tuple[int, int | None]:
+    """minProperties and maxProperties as far as they say more than the members do."""
+    least, most = shape.largest("minProperties"), shape.smallest("maxProperties")
+    if least <= sum(member.is_required for member in members):
+        least = 0
+    if most is not None and most >= len(members) and further is None:
+        most = None
+    cap = least if most is None else most
+    if cap > BLOCK or (len(members) + 1) * (cap + 1) > _STATES_MAX:
+        converter.document.loosen(shape.pointer, "the number of properties is not limited: too many combinations")
+        return 0, None
+    if least > 1 and further is not None:
+        converter.document.loosen(
+            shape.pointer, "a key that is written twice counts twice for 'minProperties'", fatal=False
+        )
+    return least, most
+
+
+# Arrays
+
+
+def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction]) -> str | None:
+    """The grammar of the arrays of a shape, None if there are none. Adds to `needs` what every one
+    contains."""
+    if all(_NO_ARRAY(part.schema) for part in shape.parts):
+        return core(converter.builder, "array")
+    least, most = shape.largest("minItems"), shape.smallest("maxItems")
+    if max(least, most or 0) > COUNT_MAX:
+        converter.document.loosen(shape.pointer, f"counts of items beyond {COUNT_MAX} are not enforced")
+        least, most = min(least, COUNT_MAX), None
+    layouts = [array_layout(part) for part in shape.parts]
+    size = max(len(first) for first, _ in layouts)
+    if size > PREFIX_MAX:
+        raise SchemaError(f"more than {PREFIX_MAX} items are listed one by one", shape.pointer)
+    is_open = bool(shape.having("unevaluatedItems")) or any(rest is not None for _, rest in layouts)
+    if size and least <= size and not is_open:
+        most = size if most is None else min(most, size)
+    items: list[str] = []
+    for index in range(size + 1 if most is None or most > size else most):
+        conjunction = item_conjunction(converter.document, shape, index)
+        item = converter.expression(conjunction, "item")
+        if item is None:
+            most = index
+            break
+        items.append(item)
+        if index < least:
+            needs.append(conjunction)
+    if most is not None and least > most:
+        converter.note_contradiction(shape.pointer, f"an array of {least} items can't be filled")
+        return None
+    _warn_unique(converter, shape, most)
+    inside = _lay_out_items(converter, shape, items, least, most)
+    blank = core(converter.builder, "ws")
+    if inside is None:
+        return None
+    filled = sequence(inside, blank) if inside else ""
+    return sequence(literal("["), blank, filled if least or _must_contain(shape) else optional(filled), literal("]"))
+
+
+def _warn_unique(converter: Converter, shape: Shape, most: int | None) -> None:
+    for part in shape.having("uniqueItems"):
+        if part.schema["uniqueItems"] and (most is None or most > 1):
+            converter.document.loosen(f"{part.pointer}/uniqueItems", "equal items are not prevented")
+
+
+def _must_contain(shape: Shape) -> bool:
+    return any(part.schema.get("minContains", 1) > 0 for part in shape.having("contains"))
+
+
+def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: int, most: int | None) -> str | None:
+    """The items and commas of a non-empty array; '' if only the empty one is possible, None if none is.
+
+    The last of `items` is the schema of all further ones where `most` allows more.
+    """
+    for part in shape.having("contains"):
+        if "maxContains" in part.schema:
+            converter.document.loosen(f"{part.pointer}/maxContains", "not enforced")
+    wanted = [part for part in shape.having("contains") if part.schema.get("minContains", 1) > 0]
+    for part in wanted[1:]:
+        converter.document.loosen(f"{part.pointer}/contains", "only the first of several 'contains' is enforced")
+    if wanted:
+        states = (max(len(items), least) if most is None else most) + 1
+        count = int(wanted[0].schema.get("minContains", 1))
+        if states * (count + 1) <= _STATES_MAX // 2:
+            return _ContainsLayout(converter, shape, wanted[0], items, least, most).run(count)
+        converter.document.loosen(f"{wanted[0].pointer}/contains", "not enforced: too many combinations")
+    if not items or most == 0:
+        return ""
+    builder = converter.builder
+    comma = sequence(literal(","), core(builder, "ws"))
+    fixed = len(items) - 1 if most is None or most > len(items) else len(items)
+    rest = ""
+    if fixed < len(items):
+        more = sequence(comma, items[fixed])
+        before = max(fixed, 1)
+        rest = builder.repeat("item-next", more, max(least - before, 0), None if most is None else most - before)
+    for index in range(fixed - 1, 0, -1):
+        rest = sequence(comma, items[index], rest)
+        if index >= least:
+            rest = optional(builder.define("items", rest) if len(rest) > 60 else rest)
+    return sequence(items[0], rest)
+
+
+class _ContainsLayout:
+    """Arrays of which `count` items must also fit `contains`: a rule for each (items so far, found so
+    far)."""
+
+    def __init__(
+        self, converter: Converter, shape: Shape, part: Part, items: list[str], least: int, most: int | None
+    ) -> None:
+        self.converter = converter
+        self.items = items
+        self.least = least
+        self.most = most
+        self.size = max(len(items), least) if most is None else most
+        wanted = converter.document.plain(part.at("contains"))
+        self.found = []
+        for index in range(len(items)):
+            both = (*item_conjunction(converter.document, shape, index), wanted)
+            self.found.append(converter.expression(tuple(dict.fromkeys(both)), "contained"))
+
+    def run(self, count: int) -> str | None:
+        """The non-empty arrays with at least `count` such items, None if there are none."""
+        if not any(self.found):
+            return None
+        table: list[str | None] = [None] * (count + 1)
+        for index in range(self.size, -1, -1):
+            row: list[str | None] = [None] * (count + 1)
+            for found in range(count, -1, -1):
+                row[found] = self.cell(index, found, count, table, row)
+            table = row
+        return table[0]
+
+    def cell(self, index: int, found: int, count: int, after: list[str | None], row: list[str | None]) -> str | None:
+        """What may follow when `index` items stand, `found` of them counted; `after` is the row of index + 1.
+
+        The last row of an unbounded array is followed by itself.
+        """
+        may_end = index >= self.least and found == count
+        builder = self.converter.builder
+        item, both = self.pick(self.items, index), self.pick(self.found, index)
+        comma = sequence(literal(","), core(builder, "ws")) if index else ""
+        if index == self.size:
+            if self.most is not None:
+                return "" if may_end else None
+            if found == count:
+                return builder.repeat("item-next", sequence(comma, item), 0, None)
+            if both is None:
+                return None
+            name = builder.reserve("contains")
+            ways = [sequence(item, name)] + [sequence(both, row[found + 1])]
+            builder.rules[name] = sequence(comma, choice(ways))
+            return name
+        ways = [] if after[found] is None else [sequence(item, after[found])]
+        if found < count and both is not None and after[found + 1] is not None:
+            ways.append(sequence(both, after[found + 1]))
+        if not ways:
+            return "" if may_end and index else None
+        expression = sequence(comma, choice(ways))
+        if may_end and index:
+            expression = optional(expression)
+        return builder.define("contains", expression) if len(expression) > 40 else expression
+
+    def pick(self, items: list[str | None], index: int) -> str | None:
+        return items[min(index, len(items) - 1)] if items else None

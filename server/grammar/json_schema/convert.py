@@ -1,0 +1,454 @@
+"""JSON schema to GBNF: `convert` is what the API layer and the tool calls use.
+
+Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are kept by the
+text of the schema, so that the same schema in the next request costs a look-up. The same schema always gives
+the same grammar.
+
+What a context-free grammar can't say is loosened, with a warning that names the JSON pointer; `strict`
+refuses instead. Objects and arrays are queued and written one after the other, so that recursion in a schema
+is recursion between rules. Alternatives that could never be finished (a required property that needs itself)
+are found at the end and left out in a second round. Not taken: translating keyword by keyword while walking
+the schema, as llama.cpp does; allOf, siblings of $ref and anyOf next to properties come out wrong that way.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from decimal import Decimal
+from functools import lru_cache
+
+from server.grammar import automaton
+from server.grammar.automaton import Charset, Dfa, TooLarge
+from server.grammar.gbnf import GrammarError, check
+from server.grammar.gbnf_build import COUNT_MAX, Builder, choice, factored, literal, print_dfa, sequence
+from server.grammar.json_schema.containers import array_expression, object_expression
+from server.grammar.json_schema.numbers import range_dfa, sign_expression
+from server.grammar.json_schema.parts import Conjunction, Part, SchemaError
+from server.grammar.json_schema.shapes import ANNOTATIONS, TYPES, Document, Shape
+from server.grammar.json_schema.strings import (
+    FORMATS,
+    FORMATS_LOOSE,
+    core,
+    format_dfa,
+    json_text,
+    reserve_core,
+    text_class,
+    value_expression,
+)
+from server.grammar.json_schema.values import are_disjoint, fits_shape, kind_of, without_one_of
+from server.grammar.regex_gbnf import STATES_MAX, Unsupported, compile_pattern, pattern_pieces
+from server.records import record
+
+__all__ = ["ANY_OBJECT", "Conversion", "SchemaError", "convert"]
+
+DEPTH_MAX = 128
+TEXT_MAX = 1 << 19
+GRAMMAR_MAX = 1 << 20
+_ROUNDS_MAX = 8
+_RULES_MAX = 5000
+_ONE_OF_MAX = 60
+_INLINE_MAX = 60
+_SHARED_LENGTH = 32  # llama.cpp unrolls counted repetitions, so longer ones are written once
+_UNROLLED_MAX = 50_000
+_COUNTS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
+_LARGEST_BOUND = Decimal(10) ** 40
+
+_TYPE_ONLY = {"type", *ANNOTATIONS}
+
+# What `response_format: {"type": "json_object"}` without a schema stands for.
+ANY_OBJECT = {"type": "object"}
+
+
+@record(frozen=True)
+class Conversion:
+    """A grammar with the rule `root`, and what it does not enforce: one line per place, JSON pointer
+    first."""
+
+    grammar: str
+    warnings: list[str]
+
+
+def convert(schema: object, *, strict: bool = False) -> Conversion:
+    """The grammar of the JSON texts that fit a schema. Raises `SchemaError` for what is no schema, fits
+    nothing, or under `strict` can't be enforced."""
+    _check_json(schema)
+    text = json.dumps(schema, ensure_ascii=True, separators=(",", ":"))
+    if len(text) > TEXT_MAX:
+        raise SchemaError(f"the schema has {len(text)} characters, the limit is {TEXT_MAX}", "#")
+    grammar, warnings = _convert_text(text, strict)
+    return Conversion(grammar, list(warnings))
+
+
+def _check_json(schema: object) -> None:
+    """Refuses what is no JSON value or nested too deep, without recursion."""
+    if not isinstance(schema, (dict, bool)):
+        raise SchemaError("a schema must be an object or a boolean", "#")
+    level: list[object] = [schema]
+    for _ in range(DEPTH_MAX):
+        below: list[object] = []
+        for node in level:
+            if isinstance(node, dict):
+                if not all(isinstance(key, str) for key in node):
+                    raise SchemaError("a key is not a string", "#")
+                below.extend(node.values())
+            elif isinstance(node, list):
+                below.extend(node)
+            elif node is not None and not isinstance(node, (str, int, float)):
+                raise SchemaError(f"{type(node).__name__} is no JSON value", "#")
+            elif isinstance(node, float) and node - node != 0:
+                raise SchemaError("numbers must be finite", "#")
+        if not below:
+            return
+        level = below
+    raise SchemaError(f"the schema is nested deeper than {DEPTH_MAX} levels", "#")
+
+
+@lru_cache(maxsize=64)
+def _convert_text(text: str, strict: bool) -> tuple[str, tuple[str, ...]]:
+    schema = json.loads(text)
+    dead: set[tuple[str, ...]] = set()
+    reason: tuple[str, str] | None = None
+    for _ in range(_ROUNDS_MAX):
+        document = Document(schema, strict)
+        converter = Converter(document, dead)
+        root = converter.run()
+        endless = converter.endless()
+        reason = reason or converter.contradiction
+        if not endless:
+            break
+        dead |= endless
+        reason = reason or ("every value would have to contain such a value again", min(endless)[0])
+    if root is None:
+        raise SchemaError(*(reason or ("no value fits this schema", "#")))
+    grammar = converter.builder.text(root)
+    if len(grammar) > GRAMMAR_MAX:
+        raise SchemaError(f"the grammar would have {len(grammar)} characters, the limit is {GRAMMAR_MAX}", "#")
+    if sum(int(most or least) for least, most in _COUNTS.findall(grammar)) > _UNROLLED_MAX:
+        try:
+            check(grammar)
+        except GrammarError as error:
+            raise SchemaError(f"the grammar would be too large for llama.cpp: {error.message}", "#") from None
+    return grammar, tuple(document.warnings)
+
+
+class Converter:
+    """One conversion: the rules written so far, and the conjunctions that wait for theirs."""
+
+    def __init__(self, document: Document, dead: set[tuple[str, ...]]) -> None:
+        self.document = document
+        self.dead = dead
+        self.builder = Builder()
+        reserve_core(self.builder)
+        self.builder.next_number["root"] = 2
+        self.contradiction: tuple[str, str] | None = None
+        self.known: dict[tuple[str, ...], str | None] = {}
+        self.queue: list[tuple[tuple[str, ...], list[Shape], str]] = []
+        self.needs: dict[tuple[str, ...], list[list[tuple[str, ...]]]] = {}
+        self.strings: dict[tuple, str | None] = {}
+
+    def note_contradiction(self, pointer: str, message: str) -> None:
+        """Remembers the first reason why something fits nothing, for the error if that turns out to be the
+        root."""
+        self.contradiction = self.contradiction or (message, pointer)
+
+    def run(self) -> str | None:
+        """The expression of the root; None if nothing fits."""
+        root = self.expression((self.document.plain(self.document.root),), "")
+        while self.queue:
+            key, shapes, name = self.queue.pop(0)
+            body = factored(self.alternatives(shapes, name, self.needs.setdefault(key, []), key))
+            self.builder.rules[name] = body or '""'
+        self.check_one_ofs()
+        return root
+
+    def expression(self, conjunction: Conjunction, hint: str) -> str | None:
+        """The expression of a conjunction, None if no value fits: a rule of its own as soon as it has
+        parts."""
+        key = tuple(part.pointer for part in conjunction)
+        if key in self.known:
+            return self.known[key]
+        plain = _plain_type(conjunction)
+        if plain is not None:
+            self.known[key] = core(self.builder, plain)
+            return plain
+        shapes = [] if key in self.dead else self.document.shapes(conjunction)
+        if not shapes:
+            self.note_contradiction(conjunction[0].pointer if conjunction else "#", "no value fits this schema")
+            self.known[key] = None
+        elif any(shape.is_free() for shape in shapes):
+            self.known[key] = core(self.builder, "value")
+        elif any(shape.values is None and ("object" in shape.types or "array" in shape.types) for shape in shapes):
+            self.known[key] = self.new_rule(_rule_hint(conjunction, hint))
+            self.queue.append((key, shapes, self.known[key]))
+            if len(self.known) > _RULES_MAX:
+                raise SchemaError(f"more than {_RULES_MAX} different schemas in one", "#")
+        else:
+            expression = factored(self.alternatives(shapes, hint, [])) or None
+            if expression is not None and len(expression) > _INLINE_MAX:
+                expression = self.builder.define(hint, expression)
+            self.known[key] = expression
+        return self.known[key]
+
+    def new_rule(self, hint: str) -> str:
+        """A new name; without a hint it is the root."""
+        if hint:
+            return self.builder.reserve(hint)
+        self.builder.rules["root"] = None
+        return "root"
+
+    def endless(self) -> set[tuple[str, ...]]:
+        """The conjunctions written as rules that no finite text fits (after `run`)."""
+        finite: set[tuple[str, ...]] = set()
+        grown = True
+        while grown:
+            grown = False
+            for key, alternatives in self.needs.items():
+                if key not in finite and any(
+                    all(need in finite or need not in self.needs for need in needs) for needs in alternatives
+                ):
+                    finite.add(key)
+                    grown = True
+        return self.needs.keys() - finite
+
+    def alternatives(
+        self, shapes: list[Shape], hint: str, needs: list[list[tuple[str, ...]]], key: tuple[str, ...] = ()
+    ) -> list[str]:
+        """The expressions of merged shapes; `needs` gets, for each, the conjunctions its values must contain.
+        A shape that is one part elsewhere, and not `key` itself, is left to that part's rule, unless there
+        are several: then they are written in place, where common beginnings can be found."""
+        found = []
+        containers = sum("object" in shape.types or "array" in shape.types for shape in shapes)
+        for shape in shapes:
+            if shape.is_free():
+                found.append(core(self.builder, "value"))
+                needs.append([])
+                continue
+            if shape.values is not None:
+                expression = self.enum_expression(shape)
+                found += [expression] if expression else []
+                needs += [[]] if expression else []
+                continue
+            if containers == 1 and key and len(shape.parts) == 1 and key != (shape.parts[0].pointer,):
+                expression = self.expression(shape.parts, hint)
+                found += [expression] if expression else []
+                needs += [[(shape.parts[0].pointer,)]] if expression else []
+                continue
+            for kind in shape.types:
+                inside: list[Conjunction] = []
+                expression = self.typed_expression(kind, shape, hint, inside)
+                if expression is not None:
+                    found.append(expression)
+                    needs.append([tuple(part.pointer for part in conjunction) for conjunction in inside])
+        return found
+
+    def typed_expression(self, kind: str, shape: Shape, hint: str, needs: list[Conjunction]) -> str | None:
+        """The values of one type, None if there are none."""
+        if kind == "object":
+            self.warn_refused(shape, kind)
+            return object_expression(self, shape, needs)
+        if kind == "array":
+            self.warn_refused(shape, kind)
+            return array_expression(self, shape, needs)
+        if kind == "string":
+            return self.string_expression(shape, hint)
+        if kind in ("number", "integer"):
+            self.warn_refused(shape, kind)
+            return self.number_expression(shape, kind == "integer", hint)
+        refused = [value for value in shape.refused_values if kind_of(value) == kind]
+        if kind == "null":
+            return None if refused else core(self.builder, "null")
+        left = [text for text in ("true", "false") if (text == "true") not in refused]
+        return core(self.builder, "boolean") if len(left) == 2 else choice(map(literal, left)) or None
+
+    def warn_refused(self, shape: Shape, kind: str) -> None:
+        """`not` with values is exact for texts, booleans and null only."""
+        for value in shape.refused_values:
+            if kind_of(value) == kind or (kind == "number" and kind_of(value) == "integer"):
+                self.document.loosen(shape.pointer, f"'not' does not exclude the {kind} {json_text(value)[:40]}")
+
+    def enum_expression(self, shape: Shape) -> str | None:
+        """The values of an enum or const that fit the rest of the shape."""
+        found = [
+            value_expression(self.builder, value) for value in shape.values if fits_shape(self.document, value, shape)
+        ]
+        if not found:
+            self.note_contradiction(shape.pointer, "no value of the enum fits the rest of the schema")
+        return factored(found) or None
+
+    def number_expression(self, shape: Shape, is_integer: bool, hint: str) -> str | None:
+        """Numbers within bounds, multiples included where that is feasible."""
+        wanted = replace(shape.numbers, integer=is_integer)
+        if (wanted.low or 0) > _LARGEST_BOUND or (wanted.high or 0) < -_LARGEST_BOUND:
+            self.document.loosen(shape.pointer, "bounds beyond 1e40 are not enforced")
+            wanted = replace(wanted, low=None, high=None)
+        if wanted == replace(wanted, low=None, high=None, multiple=None):
+            return core(self.builder, "integer" if is_integer else "number")
+        simple = sign_expression(wanted)
+        if simple is not None:
+            return self.builder.define(hint, simple)
+        try:
+            dfa = range_dfa(wanted)
+        except TooLarge:
+            self.document.loosen(f"{shape.pointer}/multipleOf", "not enforced: too many combinations")
+            return self.number_expression(replace(shape, numbers=replace(wanted, multiple=None)), is_integer, hint)
+        if dfa.is_empty():
+            self.note_contradiction(shape.pointer, "no number lies within these bounds")
+            return None
+        key = ("number", wanted)
+        if key not in self.strings:
+            self.strings[key] = print_dfa(self.builder, dfa, hint, self.builder.char_class)
+        return self.strings[key]
+
+    # Strings
+
+    def string_expression(self, shape: Shape, hint: str) -> str | None:
+        """Strings with their quotes."""
+        refused = [value for value in shape.refused_values if isinstance(value, str)]
+        if not (refused or shape.patterns or shape.formats or shape.min_length or shape.max_length is not None):
+            return core(self.builder, "string")
+        key = (shape.min_length, shape.max_length, tuple(shape.patterns), tuple(shape.formats), tuple(refused))
+        if key not in self.strings:
+            inside = self.string_contents(shape, refused, hint)
+            expression = None if inside is None else sequence(literal('"'), inside, literal('"'))
+            if expression and max(shape.min_length, shape.max_length or 0) > _SHARED_LENGTH:
+                expression = self.builder.define("string", expression)
+            self.strings[key] = expression
+        return self.strings[key]
+
+    def string_contents(self, shape: Shape, refused: list[str], hint: str) -> str | None:
+        """What stands between the quotes; None if nothing may."""
+        least, most = shape.min_length, shape.max_length
+        if max(least, most or 0) > COUNT_MAX:
+            self.document.loosen(shape.pointer, f"lengths beyond {COUNT_MAX} are not enforced")
+            least, most = min(least, COUNT_MAX), None
+        if most is not None and least > most:
+            self.note_contradiction(shape.pointer, "'minLength' is above 'maxLength'")
+            return None
+        dfas, pieces = self.string_parts(shape, refused, hint)
+        if pieces is not None:
+            if dfas or least or most is not None:
+                self.document.loosen(shape.pointer, "only the pattern is enforced, it is too large to be combined")
+            return pieces
+        if not dfas:
+            return self.builder.repeat("char", core(self.builder, "char"), least, most)
+        dfa = self.common_dfa(dfas, shape.pointer, STATES_MAX * 4)
+        if dfa is not None:
+            dfa = self.with_length(dfa, least, most, shape.pointer)
+        if dfa is None:
+            return self.builder.repeat("char", core(self.builder, "char"), least, most)
+        if dfa.is_empty():
+            self.note_contradiction(shape.pointer, "no text fits these conditions")
+            return None
+        return print_dfa(self.builder, dfa, hint, self.class_of)
+
+    def class_of(self, chars: Charset) -> str:
+        """One character of a set inside a JSON string."""
+        return text_class(self.builder, chars)
+
+    def string_parts(self, shape: Shape, refused: list[str], hint: str) -> tuple[list[Dfa], str | None]:
+        """The conditions on a text as automata; or, for a pattern too large for that, its expression."""
+        dfas, pieces = [], None
+        for pattern, pointer, is_negative in shape.patterns:
+            try:
+                dfa = compile_pattern(pattern, search=True)
+                dfas.append(automaton.minimal(automaton.negation(dfa)) if is_negative else dfa)
+            except Unsupported as error:
+                self.document.loosen(pointer, f"the pattern is not enforced: {error}")
+            except TooLarge:
+                pieces = self.large_pattern(pattern, pointer, is_negative, pieces, hint)
+        for name, pointer in shape.formats:
+            if name in FORMATS:
+                dfas.append(format_dfa(name))
+            else:
+                self.document.loosen(pointer, f"the format {name[:40]!r} is not enforced", name in FORMATS_LOOSE)
+        if refused:
+            dfas.append(automaton.negation(automaton.words(refused)))
+        return dfas, pieces
+
+    def large_pattern(self, pattern: str, pointer: str, is_negative: bool, pieces: str | None, hint: str) -> str | None:
+        """A pattern without automaton, translated piece by piece if it stands alone."""
+        try:
+            if not is_negative and pieces is None:
+                return pattern_pieces(self.builder, pattern, hint, self.class_of, f"{core(self.builder, 'char')}*")
+            self.document.loosen(pointer, "the pattern is not enforced: it is too large to be combined")
+        except Unsupported as error:
+            self.document.loosen(pointer, f"the pattern is not enforced: {error}")
+        return pieces
+
+    def common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
+        """The texts that all accept; None without any, or (with a warning) if the automaton would be too
+        large."""
+        common = None
+        for dfa in dfas:
+            try:
+                common = dfa if common is None else automaton.minimal(automaton.both(common, dfa, limit))
+            except TooLarge:
+                self.document.loosen(pointer, "not all conditions on the text are enforced: too many combinations")
+        return None if common is None else automaton.minimal(common)
+
+    def with_length(self, dfa: Dfa, least: int, most: int | None, pointer: str) -> Dfa:
+        """The automaton cut to a length, where that isn't so already."""
+        shortest, longest = dfa.lengths()
+        if dfa.is_empty() or (shortest >= least and (most is None or (longest is not None and longest <= most))):
+            return dfa
+        try:
+            return automaton.minimal(
+                automaton.both(dfa, automaton.length_between(least, most, STATES_MAX), STATES_MAX * 4)
+            )
+        except TooLarge:
+            self.document.loosen(pointer, "the length is not enforced beside the pattern: too many combinations")
+            return dfa
+
+    def key_dfa(self, part: Part) -> Dfa | None:
+        """The automaton of the texts that fit a schema of keys; None if it says nothing we can use."""
+        shapes = [shape for shape in self.document.shapes((part,)) if "string" in shape.types]
+        if not shapes:
+            return automaton.words([])
+        if len(shapes) > 1:
+            self.document.loosen(part.pointer, "alternatives of keys are not enforced")
+            return None
+        shape = shapes[0]
+        if shape.values is not None:
+            return automaton.words(
+                [value for value in shape.values if isinstance(value, str) and fits_shape(self.document, value, shape)]
+            )
+        dfas, pieces = self.string_parts(shape, [v for v in shape.refused_values if isinstance(v, str)], "key")
+        if pieces is not None:
+            self.document.loosen(part.pointer, "the pattern of keys is too large and not enforced")
+        dfa = self.common_dfa(dfas, part.pointer, STATES_MAX * 4)
+        if shape.min_length or shape.max_length is not None:
+            every = Dfa([True], [[(automaton.ANY, 0)]])
+            return self.with_length(dfa or every, shape.min_length, shape.max_length, part.pointer)
+        return dfa
+
+    # oneOf
+
+    def check_one_ofs(self) -> None:
+        """Warns where a value could fit two branches of a oneOf, which the grammar takes for anyOf."""
+        for part in list(self.document.one_ofs.values()):
+            count = len(part.schema["oneOf"])
+            rest = without_one_of(part)
+            branches = [(rest, self.document.plain(part.at("oneOf", index))) for index in range(count)]
+            if count > _ONE_OF_MAX or not all(
+                are_disjoint(self.document, branches[i], branches[j]) for i in range(count) for j in range(i)
+            ):
+                self.document.loosen(f"{part.pointer}/oneOf", "values that fit several branches are not excluded")
+
+
+def _plain_type(conjunction: Conjunction) -> str | None:
+    """The type of a schema that says nothing else: the short way for the bulk of all schemas."""
+    schema = conjunction[0].schema if len(conjunction) == 1 else None
+    if not isinstance(schema, dict) or not _TYPE_ONLY.issuperset(schema):
+        return None
+    kind = schema.get("type")
+    return kind if isinstance(kind, str) and kind in TYPES else None
+
+
+def _rule_hint(conjunction: Conjunction, hint: str) -> str:
+    """Shared definitions give their rule its name."""
+    segments = conjunction[0].pointer.split("/") if len(conjunction) == 1 else []
+    if len(segments) > 2 and segments[-2] in ("$defs", "definitions", "schemas"):
+        return segments[-1]
+    return hint

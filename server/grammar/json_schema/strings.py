@@ -1,0 +1,207 @@
+"""JSON's own texts as grammar: the fixed rules for any value, string contents with escapes, and named
+formats.
+
+Pure functions on HTTP handler threads; imports only the standard library and its neighbours. White space is
+at most one space, or one line end and 20 blanks: a model that may write blanks for ever sometimes does.
+Characters that could be written raw have no other spelling inside of patterns, keys and enum values; free
+strings take every escape JSON has, but no half surrogate pairs. Not taken: numbers of any length, for the
+same reason as blanks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+
+from server.grammar.automaton import ANY, Charset, Dfa, characters, charset, contains, without
+from server.grammar.gbnf_build import Builder, char_class, choice, literal, sequence
+from server.grammar.regex_gbnf import compile_pattern
+
+# name: (body, names it uses)
+CORE_RULES = {
+    "ws": ('(" " | "\\n" [ \\t]{0,20})?', ()),
+    "hex": ("[0-9a-fA-F]", ()),
+    "escape": (
+        r'["\\/bfnrt] | "u" ([0-9a-cA-CeEfF] hex{3} | [dD] ([0-7] hex{2} | high-surrogate))',
+        ("hex", "high-surrogate"),
+    ),
+    "high-surrogate": ("[89abAB] hex{2} low-surrogate", ("hex", "low-surrogate")),
+    "low-surrogate": (r'"\\u" [dD] [c-fC-F] hex{2}', ("hex",)),
+    "char": (r'[ !#-\[\]-\uD7FF\uE000-\U0010FFFF] | "\\" escape', ("escape",)),
+    "string": (r'"\"" char* "\""', ("char",)),
+    "integer": ('"0" | "-"? [1-9] [0-9]{0,19}', ()),
+    "number": ('"-"? ("0" | [1-9] [0-9]{0,19}) ("." [0-9]{1,20})? exponent?', ("exponent",)),
+    "exponent": ('[eE] ("+"? exponent-up | "-" exponent-down)', ("exponent-up", "exponent-down")),
+    "exponent-up": ('[03-9] [0-9]? | "1" [0-9]{0,2} | "2" ([0-7] [0-9]? | [89])?', ()),
+    "exponent-down": ("[03-9] [0-9]? | [12] [0-9]{0,2}", ()),
+    "boolean": ('"true" | "false"', ()),
+    "null": ('"null"', ()),
+    "array": ('"[" ws (value ("," ws value)* ws)? "]"', ("value", "ws")),
+    "object": ('"{" ws (member ("," ws member)* ws)? "}"', ("member", "ws")),
+    "member": ('string ":" ws value', ("string", "value", "ws")),
+    "value": (
+        "object | array | string | number | boolean | null",
+        ("object", "array", "string", "number", "boolean", "null"),
+    ),
+}
+
+_QUOTES = characters('"\\')
+_CONTROLS = charset((0, 0x1F))
+_SHORT_ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+_YEAR = r"(\d{3}[1-9]|\d{2}[1-9]0|\d[1-9]00|[1-9]000)"
+_LEAP_YEAR = r"(\d\d(0[48]|[2468][048]|[13579][26])|(0[48]|[2468][048]|[13579][26])00)"
+_MONTH_DAY = (
+    r"((0[13578]|1[02])-(0[1-9]|[12]\d|3[01])|(0[469]|11)-(0[1-9]|[12]\d|30)"
+    r"|02-(0[1-9]|1\d|2[0-8]))"
+)
+_DATE = rf"({_YEAR}-{_MONTH_DAY}|{_LEAP_YEAR}-02-29)"
+_TIME = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d{1,9})?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)"
+_BYTE = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+_IPV4 = rf"{_BYTE}(\.{_BYTE}){{3}}"
+_H16 = "[0-9a-fA-F]{1,4}"
+_IPV6 = "|".join(
+    [
+        rf"({_H16}:){{7}}{_H16}",
+        rf"({_H16}:){{1,7}}:",
+        *(rf"({_H16}:){{1,{left}}}(:{_H16}){{1,{7 - left}}}" for left in range(1, 7)),
+        rf":((:{_H16}){{1,7}}|:)",
+        rf"::[fF]{{4}}:{_IPV4}",
+        rf"({_H16}:){{6}}{_IPV4}",
+    ]
+)
+_WORD = "[A-Za-z0-9]+(-+[A-Za-z0-9]+)*"
+_LABEL = "[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_ATEXT = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_URI_CHAR = r"([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
+_AUTHORITY = (
+    r"(([A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})+@)?"
+    r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]{2,45}\])?(:\d{1,5})?"
+)
+_PATH = rf"(/{_URI_CHAR}*)*"
+_TAIL = rf"(\?({_URI_CHAR}|[/?])*)?(#({_URI_CHAR}|[/?])*)?"
+_DURATION_TIME = r"T(\d+H(\d+M)?(\d+S)?|\d+M(\d+S)?|\d+S)"
+
+# Formats as patterns of the whole text. Others are annotations, as the standard has it.
+FORMATS = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": f"{_DATE}T{_TIME}",
+    "duration": rf"P((\d+Y(\d+M)?(\d+D)?|\d+M(\d+D)?|\d+D)({_DURATION_TIME})?|{_DURATION_TIME}|\d+W)",
+    "uuid": "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}",
+    "email": rf"{_ATEXT}(\.{_ATEXT})*@{_WORD}(\.{_WORD})*",
+    "hostname": rf"{_LABEL}(\.{_LABEL})*",
+    "ipv4": _IPV4,
+    "ipv6": _IPV6,
+    "uri": rf"[A-Za-z][A-Za-z0-9+.-]*:(//{_AUTHORITY}{_PATH}|/?({_URI_CHAR}+{_PATH})?){_TAIL}",
+}
+
+# Standard formats with an exact meaning that is not enforced; unknown names are the user's own annotations.
+FORMATS_LOOSE = {
+    "idn-email",
+    "idn-hostname",
+    "iri",
+    "iri-reference",
+    "uri-reference",
+    "uri-template",
+    "json-pointer",
+    "relative-json-pointer",
+    "regex",
+}
+
+
+def format_dfa(name: str) -> Dfa:
+    """The automaton of one of FORMATS."""
+    return compile_pattern(FORMATS[name], search=False)
+
+
+def core(builder: Builder, name: str) -> str:
+    """The name of one of CORE_RULES, after adding it and what it uses."""
+    stack = [name]
+    while stack:
+        current = stack.pop()
+        if current not in builder.rules:
+            body, uses = CORE_RULES[current]
+            builder.rules[current] = body
+            builder.names_by_body.setdefault(body, current)
+            stack.extend(uses)
+    return name
+
+
+def reserve_core(builder: Builder) -> None:
+    """Keeps the names of CORE_RULES from being given to others."""
+    for name in CORE_RULES:
+        builder.next_number[name] = 2
+
+
+def json_text(value: object) -> str:
+    """A value as the one text the grammar accepts for it: raw characters where JSON allows, no blanks."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _SURROGATE.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
+
+
+def value_expression(builder: Builder, value: object) -> str:
+    """One fixed value, with the usual freedom of white space between its parts."""
+    parts: list[str] = []
+    stack: list[object] = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, _Raw):
+            parts.append(item.text)
+        elif isinstance(item, (dict, list)) and item:
+            stack.extend(reversed(_pieces(builder, item)))
+        else:
+            parts.append(literal(json_text(item)))
+    return sequence(*parts)
+
+
+class _Raw:
+    """A piece of grammar among values."""
+
+    __slots__ = ("text",)
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+
+def _pieces(builder: Builder, item: dict | list) -> list[object]:
+    blank = _Raw(core(builder, "ws"))
+    opening, closing = "{}" if isinstance(item, dict) else "[]"
+    pieces: list[object] = [_Raw(literal(opening)), blank]
+    for index, part in enumerate(item):
+        if index:
+            pieces += [_Raw(literal(",")), blank]
+        if isinstance(item, dict):
+            pieces += [_Raw(literal(json_text(part) + ":")), blank, item[part]]
+        else:
+            pieces.append(part)
+    return [*pieces, blank, _Raw(literal(closing))]
+
+
+def text_class(builder: Builder, chars: Charset) -> str:
+    """One character of a set as it stands inside a JSON string."""
+    if chars == ANY:
+        return core(builder, "char")
+    raw = without(without(chars, _QUOTES), _CONTROLS)
+    escapes = _escapes(chars)
+    if not escapes:
+        return builder.char_class(raw)
+    parts = [char_class(raw)] if raw else []
+    expression = choice([*parts, sequence(literal("\\"), escapes)])
+    return builder.define("chars", expression) if parts else expression
+
+
+@lru_cache(maxsize=256)
+def _escapes(chars: Charset) -> str:
+    """What may follow a backslash for the characters of the set that can't be written raw; '' if there are
+    none."""
+    short = "".join(letter for char, letter in _SHORT_ESCAPES.items() if contains(chars, ord(char)))
+    coded = [code for code in range(0x20) if contains(chars, code) and chr(code) not in _SHORT_ESCAPES]
+    parts = [char_class(characters(short))] if short else []
+    for high in (0, 1):
+        digits = "".join(f"{code & 15:x}{code & 15:X}" for code in coded if code >> 4 == high)
+        if digits:
+            parts.append(sequence(literal(f"u00{high}"), char_class(characters(digits))))
+    return choice(parts)

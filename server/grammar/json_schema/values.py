@@ -1,0 +1,214 @@
+"""Which values fit a merged shape, and whether two shapes share a value: what enums, fixed keys and oneOf
+ask.
+
+Pure functions on HTTP handler threads; imports only the standard library and its neighbours. This is no
+general validator: it looks at values that stand in the schema itself. Patterns are matched by automaton,
+never by Python's `re`, which a hostile pattern can stall.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from server.grammar import automaton
+from server.grammar.automaton import Dfa, TooLarge
+from server.grammar.json_schema.parts import Conjunction, Part, identity
+from server.grammar.json_schema.shapes import Document, Shape
+from server.grammar.regex_gbnf import Unsupported, compile_pattern
+
+_DEPTH_MAX = 3
+_PAIRS_MAX = 400
+_PRODUCT_MAX = 2000
+
+
+def kind_of(value: object) -> str:
+    """The JSON type of a value; whole numbers are integers."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else "boolean"
+    if isinstance(value, float):
+        return "integer" if value.is_integer() else "number"
+    return {int: "integer", str: "string", list: "array", dict: "object"}[type(value)]
+
+
+def pattern_dfa(pattern: str) -> Dfa | None:
+    """The automaton of the texts a pattern is found in; None if there is none we can make."""
+    try:
+        return compile_pattern(pattern, search=True)
+    except (Unsupported, TooLarge):
+        return None
+
+
+def fits(document: Document, value: object, conjunction: Conjunction) -> bool:
+    """Whether a value fits a conjunction, as far as can be told; what can't be told counts as fitting."""
+    return any(fits_shape(document, value, shape) for shape in document.shapes(conjunction))
+
+
+def fits_shape(document: Document, value: object, shape: Shape) -> bool:
+    """Whether a value fits one merged alternative."""
+    kind = kind_of(value)
+    if kind not in shape.types and not (kind == "integer" and "number" in shape.types):
+        return False
+    key = identity(value) if shape.values is not None or shape.refused_ids else None
+    if (shape.values is not None and key not in shape.value_ids) or key in shape.refused_ids:
+        return False
+    if kind in ("integer", "number"):
+        return shape.numbers.holds(value)
+    if kind == "string":
+        return _string_fits(value, shape)
+    if kind == "array":
+        return _array_fits(document, value, shape)
+    return kind != "object" or _object_fits(document, value, shape)
+
+
+def _string_fits(value: str, shape: Shape) -> bool:
+    if len(value) < shape.min_length or (shape.max_length is not None and len(value) > shape.max_length):
+        return False
+    for pattern, _, is_negative in shape.patterns:
+        dfa = pattern_dfa(pattern)
+        if dfa is not None and dfa.matches(value) == is_negative:
+            return False
+    return True
+
+
+def _array_fits(document: Document, value: list, shape: Shape) -> bool:
+    most = shape.smallest("maxItems")
+    if len(value) < shape.largest("minItems") or (most is not None and len(value) > most):
+        return False
+    if any(part.schema["uniqueItems"] for part in shape.having("uniqueItems")):
+        if len(set(map(identity, value))) < len(value):
+            return False
+    for part in shape.having("contains"):
+        found = sum(fits(document, item, (part.at("contains"),)) for item in value)
+        if not part.schema.get("minContains", 1) <= found <= part.schema.get("maxContains", len(value)):
+            return False
+    return all(fits(document, item, item_conjunction(document, shape, index)) for index, item in enumerate(value))
+
+
+def _object_fits(document: Document, value: dict, shape: Shape) -> bool:
+    most = shape.smallest("maxProperties")
+    if len(value) < shape.largest("minProperties") or (most is not None and len(value) > most):
+        return False
+    if not required_keys(shape) <= value.keys() or shape.forbidden_keys & value.keys():
+        return False
+    for part in shape.having("propertyNames"):
+        if not all(fits(document, key, (part.at("propertyNames"),)) for key in value):
+            return False
+    return all(fits(document, item, key_conjunction(document, shape, key)) for key, item in value.items())
+
+
+def required_keys(shape: Shape) -> set[str]:
+    """The keys an object of this shape must have."""
+    return {name for part in shape.having("required") for name in part.schema["required"]}
+
+
+def array_layout(part: Part) -> tuple[list[Part], Part | None]:
+    """The schemas of the first items and of the rest, in either spelling; None if `items` says nothing of the
+    rest."""
+    schema = part.schema
+    if isinstance(schema.get("items"), list):
+        first = [part.at("items", index) for index in range(len(schema["items"]))]
+        return first, part.at("additionalItems") if "additionalItems" in schema else None
+    first = [part.at("prefixItems", index) for index in range(len(schema.get("prefixItems", ())))]
+    return first, part.at("items") if "items" in schema else None
+
+
+def item_conjunction(document: Document, shape: Shape, index: int) -> Conjunction:
+    """What holds of the item at an index."""
+    layouts = [array_layout(part) for part in shape.parts]
+    found = [first[index] if index < len(first) else rest for first, rest in layouts]
+    if not any(found):
+        found += [part.at("unevaluatedItems") for part in shape.having("unevaluatedItems")]
+    return tuple(dict.fromkeys(document.plain(item) for item in found if item is not None))
+
+
+def key_conjunction(document: Document, shape: Shape, key: str) -> Conjunction:
+    """What holds of the value under a key."""
+    found = []
+    for part in shape.parts:
+        schema = part.schema
+        matched = []
+        if key in schema.get("properties", ()):
+            matched.append(part.at("properties", key))
+        for pattern in schema.get("patternProperties", ()):
+            dfa = pattern_dfa(pattern)
+            if dfa is not None and dfa.matches(key):
+                matched.append(part.at("patternProperties", pattern))
+        if not matched and "additionalProperties" in schema:
+            matched.append(part.at("additionalProperties"))
+        found += [document.plain(match) for match in matched]
+    return tuple(found) if len(found) < 2 else tuple(dict.fromkeys(found))
+
+
+def are_disjoint(document: Document, first: Conjunction, second: Conjunction, depth: int = 0) -> bool:
+    """Whether it is certain that no value fits both."""
+    document.check_time()
+    if len(document.shapes(first)) * len(document.shapes(second)) > _PAIRS_MAX:
+        return False
+    return all(
+        _shapes_disjoint(document, one, two, depth) for one in document.shapes(first) for two in document.shapes(second)
+    )
+
+
+def _shapes_disjoint(document: Document, one: Shape, two: Shape, depth: int) -> bool:
+    for here, other in ((one, two), (two, one)):
+        if here.values is not None:
+            return not any(
+                fits_shape(document, value, other) and fits_shape(document, value, here) for value in here.values
+            )
+    tests = {
+        "object": lambda: _objects_disjoint(document, one, two, depth),
+        "string": lambda: _strings_disjoint(one, two),
+        "number": lambda: _numbers_disjoint(one, two),
+    }
+    for kind in ("object", "array", "string", "number", "boolean", "null"):
+        both = all(kind in shape.types or (kind == "number" and "integer" in shape.types) for shape in (one, two))
+        if both and not (kind in tests and tests[kind]()):
+            return False
+    return True
+
+
+def _objects_disjoint(document: Document, one: Shape, two: Shape, depth: int) -> bool:
+    if depth >= _DEPTH_MAX:
+        return False
+    needed, also_needed = required_keys(one), required_keys(two)
+    if needed & two.forbidden_keys or also_needed & one.forbidden_keys:
+        return True
+    for key in sorted(needed | also_needed):
+        here, there = key_conjunction(document, one, key), key_conjunction(document, two, key)
+        if any(part.schema is False for part in (*here, *there)):
+            return True
+        if key in needed and key in also_needed and are_disjoint(document, here, there, depth + 1):
+            return True
+    return False
+
+
+def _strings_disjoint(one: Shape, two: Shape) -> bool:
+    for here, other in ((one, two), (two, one)):
+        if here.max_length is not None and here.max_length < other.min_length:
+            return True
+    dfas = [
+        pattern_dfa(pattern) for shape in (one, two) for pattern, _, is_negative in shape.patterns if not is_negative
+    ]
+    if not one.patterns or not two.patterns or None in dfas or len(dfas) < 2:
+        return False
+    try:
+        common = dfas[0]
+        for dfa in dfas[1:]:
+            common = automaton.minimal(automaton.both(common, dfa, _PRODUCT_MAX))
+    except TooLarge:
+        return False
+    return common.is_empty()
+
+
+def _numbers_disjoint(one: Shape, two: Shape) -> bool:
+    for here, other in ((one.numbers, two.numbers), (two.numbers, one.numbers)):
+        if here.high is not None and other.low is not None:
+            if here.high < other.low or (here.high == other.low and (here.high_open or other.low_open)):
+                return True
+    return False
+
+
+def without_one_of(part: Part) -> Part:
+    """The part without its `oneOf`, as context for its branches."""
+    rest = {key: value for key, value in part.schema.items() if key != "oneOf"}
+    return replace(part, pointer=f"{part.pointer}#rest", schema=rest)

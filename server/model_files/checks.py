@@ -1,0 +1,88 @@
+"""The first look at a model's files, before a server is started for them. Pure Python, no library.
+
+Runs on the main thread of the web process. What passes has a sound header, weights within the file, all its parts, and
+none of the faults known to end a process that runs libllama. `server.model_files.gguf` reads, `model_checks` knows the faults; here
+they become one line for the user. What can't be seen in a header still can end the engine's process, and no more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+from server.errors import StartError
+from server.model_files import gguf, projector_checks
+from server.model_files import header_checks as model_checks
+from server.model_files.rerankers import has_head, template_of
+
+FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
+    "-m": model_checks.model_faults,
+    "--model-draft": model_checks.model_faults,
+    "--lora": model_checks.adapter_faults,
+    "--mmproj": projector_checks.projector_faults,
+}
+SAMPLE_BYTES = 1 << 20
+
+
+def check_model_file(
+    path: str, option: str = "-m", overrides: Iterable[tuple[str, str, object]] = (), span: tuple[int, int] = (0, 0)
+) -> list[gguf.Gguf]:
+    """The headers of the model's files. StartError with one line for the user if they can't be what `option` takes.
+
+    `option` is a key of `FAULTS`; `overrides` are the (key, type, value) rows of `--override-kv`; `span` is offset
+    and size of the model in a larger file.
+    """
+    file = Path(path)
+    if not file.exists():
+        raise StartError(f"there is no model file {path}; {option} takes the path of a .gguf file")
+    if file.is_dir():
+        raise StartError(f"{path} is a folder; {option} takes the path of a .gguf file")
+    try:
+        parts = gguf.read_all(path, keep=model_checks.KEPT, span=span)
+        model_checks.overridden(parts[0], {key: value for key, _, value in overrides})
+        fault = next(FAULTS[option](parts), None)
+    except OSError as error:
+        raise StartError(f"{path} can't be read: {error.strerror or error}") from None
+    except gguf.GgufError as error:
+        raise StartError(str(error)) from None
+    if fault:
+        raise StartError(gguf.printable(f"{path} {fault}"))
+    return parts
+
+
+def check_all(
+    model: str,
+    others: Mapping[str, Iterable[str]],
+    overrides: Iterable[tuple[str, str, object]] = (),
+    span: tuple[int, int] = (0, 0),
+) -> list[gguf.Gguf]:
+    """The model and what goes with it: `others` has paths by option. The model's headers."""
+    for option, paths in others.items():
+        for path in paths:
+            check_model_file(path, option)
+    return check_model_file(model, "-m", overrides, span)
+
+
+def check_ranker(parts: list[gguf.Gguf]) -> None:
+    """StartError unless the model has a classification head or can be asked: without either libllama takes any number
+    for a score."""
+    if not has_head(tensor for part in parts for tensor in part.tensors) and not template_of(parts[0].metadata):
+        raise StartError(
+            f"{parts[0].path} has no classification head, and no template that it could be asked with, "
+            "so it can't rank: leave out --reranking and --pooling rank, or take a reranking model"
+        )
+
+
+def sample_hash(path: str, span: tuple[int, int] = (0, 0)) -> str:
+    """A hash over samples of a file and its size: cheap for any size, different for fine-tunes. `span` as above."""
+    import hashlib  # here, because a start needs none
+
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        size = span[1] or stream.seek(0, os.SEEK_END) - span[0]
+        digest.update(str(size).encode())
+        for at in (0, size // 3, 2 * size // 3, max(size - SAMPLE_BYTES, 0)):
+            stream.seek(span[0] + at)
+            digest.update(stream.read(min(SAMPLE_BYTES, size - at)))
+    return digest.hexdigest()[:16]

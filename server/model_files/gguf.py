@@ -1,0 +1,377 @@
+"""Read the header of a GGUF file: what it says about itself, checked against what is there.
+
+A leaf; pure Python, no library. Run by the web process before libllama sees the file, and by whoever plans memory.
+Nothing of the tensors' data is read, and long arrays (a vocabulary has up to half a million texts) are stepped over
+without making objects of their items. Everything a file claims is doubted: counts, lengths, types, offsets,
+alignment, sizes against the file's, names given twice. A fault ends in `GgufError`, one line that says what and where.
+
+Layout, little endian, after https://github.com/ggml-org/ggml/blob/master/docs/gguf.md:
+    "GGUF", u32 version, u64 tensors, u64 pairs
+    pairs:   text key, u32 type, value              text = u64 length, bytes; array = u32 type, u64 count, items
+    tensors: text name, u32 n_dims, u64 dims, u32 type, u64 offset from the start of the data
+    padding to the alignment, then the data of each tensor, each padded likewise
+
+Not taken: mapping the file. A file that shrinks while it is mapped ends the process with a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+from collections.abc import Container
+from dataclasses import field
+from math import prod
+from pathlib import Path
+
+from server.model_files.tensor_types import TYPES
+from server.records import record
+
+__all__ = ["Array", "Gguf", "GgufError", "Tensor", "TYPES", "printable", "read", "read_all"]
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32
+MAX_DIMS, MAX_NAME, MAX_KEY = 4, 64, 65535
+MAX_ALIGNMENT = 1 << 20
+SMALL_ARRAY = 2048  # items; shorter arrays of numbers are read at once
+CHUNK = 1 << 20
+TEXT, ARRAY = 8, 9
+SPLIT_NAME = re.compile(r"(?P<prefix>.*)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf")
+INCOMPLETE = "the file is truncated or its download incomplete"
+CONVERT = "convert the model with llama.cpp's convert_hf_to_gguf.py, or get it as GGUF"
+OTHER_FILES = (
+    (rb"$", "it is empty; get it anew"),
+    (rb"version ", "it is the note that Git LFS leaves for a file; fetch the file itself with `git lfs pull`"),
+    (rb"(?i)<!doctype|<html", "it is a web page; download the file itself"),
+    (rb"(?s).{8}\{", f"it is a safetensors file; {CONVERT}"),
+    (rb"PK\x03\x04|\x80\x02", f"it is a file of PyTorch or an archive; {CONVERT}"),
+    (rb"lmgg|fmgg|tjgg|algg", "it is a model of before GGUF; get it as GGUF"),
+)
+"""(beginning, what such a file is and what helps): what people take for a model."""
+
+# type of a value -> struct code; texts and arrays are handled apart
+SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+
+
+class GgufError(ValueError):
+    """One line: what is wrong with which file, and where."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A line that may quote what a file says, fit for a terminal: no line breaks, no other controls."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+@record(frozen=True)
+class Array:
+    """An array that was stepped over: the type of its items (see `SCALARS`, `TEXT`) and how many there are.
+
+    `texts` has the different items, as bytes, of an array that `read` was asked to keep, and `repeated` one of those
+    that are there more than once (empty texts don't count).
+    """
+
+    kind: int
+    count: int
+    texts: frozenset[bytes] = frozenset()
+    repeated: bytes = b""
+
+
+@record(frozen=True)
+class Tensor:
+    """Name, dims innermost first, key of `TYPES`, offset in the data, and size in bytes without padding."""
+
+    name: str
+    dims: tuple[int, ...]
+    kind: int
+    offset: int
+    n_bytes: int
+
+
+@record
+class Gguf:
+    """One file. `metadata` has numbers, truth values and texts as such, short arrays of numbers as tuples, other
+    arrays as `Array`."""
+
+    path: str
+    size: int
+    version: int = 3
+    metadata: dict[str, object] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    alignment: int = DEFAULT_ALIGNMENT
+    data_start: int = 0
+
+    def text(self, key: str, default: str = "") -> str:
+        """The text at `key`; `default` if there is none. GgufError if it is something else."""
+        value = self.metadata.get(key, default)
+        if not isinstance(value, str):
+            raise GgufError(f"{self.path}: {key} is no text")
+        return value
+
+    def number(self, key: str, default: int | None = None) -> int | None:
+        """The whole number at `key`; `default` if there is none. GgufError if it is something else."""
+        value = self.metadata.get(key, default)
+        if value is not default and (not isinstance(value, int) or isinstance(value, bool)):
+            raise GgufError(f"{self.path}: {key} is no whole number")
+        return value
+
+
+def read(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, int] = (0, 0)) -> Gguf:
+    """Read and check one file. `keep` names arrays of texts whose items are wanted. OSError as `open` raises it.
+
+    `span` is offset and size of a file that lies inside a larger one; size 0 is to its end.
+    """
+    with open(path, "rb") as stream:
+        size = span[1] or os.fstat(stream.fileno()).st_size - span[0]
+        stream.seek(span[0])
+        gguf = Gguf(str(path), size)
+        source = _Source(stream, str(path), size, span[0])
+        n_tensors, n_pairs = _head(gguf, source)
+        for i in range(n_pairs):
+            _pair(gguf, source, i, keep)
+        gguf.alignment = _alignment(gguf)
+        for i in range(n_tensors):
+            _tensor(gguf, source, i)
+        gguf.data_start = -(-source.position // gguf.alignment) * gguf.alignment
+    _check_offsets(gguf)
+    return gguf
+
+
+def read_all(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int, int] = (0, 0)) -> list[Gguf]:
+    """The file and, if it is the first of a split model, the others. GgufError if one is missing or doesn't belong."""
+    first = read(path, keep, span)
+    count = first.number("split.count", 0)
+    if count <= 1:
+        return [first]
+    found = SPLIT_NAME.fullmatch(Path(path).name)
+    if first.number("split.no", 0) != 0:
+        name = f"{found['prefix']}-00001-of-{count:05}.gguf" if found else "the one with 00001 in its name"
+        raise GgufError(f"{path} is part {first.number('split.no') + 1} of {count} of a model: name the first, {name}")
+    if not found or int(found["no"]) != 1 or int(found["count"]) != count:
+        raise GgufError(f"{path} is the first of {count} parts; its name has to end in -00001-of-{count:05}.gguf")
+    names = [f"{found['prefix']}-{no:05}-of-{count:05}.gguf" for no in range(2, count + 1)]
+    return [first, *_other_parts(first, [Path(path).with_name(name) for name in names], count)]
+
+
+def _other_parts(first: Gguf, paths: list[Path], count: int) -> list[Gguf]:
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise GgufError(
+            f"{first.path} is the first of {count} parts, and {missing[0]}{more} isn't there: "
+            "put all parts into one folder"
+        )
+    parts = []
+    names = set(first.tensors)
+    for no, path in enumerate(paths, 1):
+        part = read(path)
+        if part.number("split.no") != no:
+            raise GgufError(f"{path} says that it is part {part.number('split.no', -1) + 1}, not {no + 1}")
+        for name in part.tensors:
+            if name in names:
+                raise GgufError(f"{path}: tensor {name} is in another part, too")
+        names.update(part.tensors)
+        parts.append(part)
+    wanted = first.number("split.tensors.count", len(names))
+    if wanted != len(names):
+        raise GgufError(f"{first.path}: its parts should have {wanted} tensors and have {len(names)}")
+    return parts
+
+
+class _Source:
+    """Bytes of the file in order, a chunk at a time. `position` is that of the next byte, counted from `origin`."""
+
+    def __init__(self, stream: object, path: str, size: int, origin: int = 0) -> None:
+        self._stream, self._path, self._size, self._origin = stream, path, size, origin
+        self._data, self._at, self._base = b"", 0, 0
+
+    @property
+    def position(self) -> int:
+        return self._base + self._at
+
+    @property
+    def rest(self) -> int:
+        """Bytes up to the end of the file."""
+        return self._size - self.position
+
+    def fail(self, what: str) -> GgufError:
+        return GgufError(f"{self._path}: {what}")
+
+    def _need(self, n: int, what: str) -> None:
+        """Have `n` bytes at hand."""
+        if n > self.rest:
+            raise self.fail(
+                f"{what} needs {n} bytes at byte {self.position}, and the file ends at byte {self._size}: {INCOMPLETE}"
+            )
+        missing = n - (len(self._data) - self._at)
+        if missing > 0:
+            self._data, self._base, self._at = self._data[self._at :], self.position, 0
+            self._data += self._stream.read(max(missing, CHUNK))
+            if len(self._data) < n:
+                raise self.fail(f"{what} at byte {self.position} can't be read: the file has become shorter")
+
+    def unpack(self, code: str, what: str) -> tuple:
+        """Numbers by struct codes."""
+        n = struct.calcsize("<" + code)
+        self._need(n, what)
+        values = struct.unpack_from("<" + code, self._data, self._at)
+        self._at += n
+        return values
+
+    def skip(self, n: int, what: str) -> None:
+        """Step over `n` bytes."""
+        if n > self.rest or n <= len(self._data) - self._at:
+            self._need(n, what)
+            self._at += n
+        else:
+            self._base = self.position + n
+            self._data, self._at = b"", 0
+            self._stream.seek(self._origin + self._base)
+
+    def text(self, what: str, longest: int) -> str:
+        """A text of at most `longest` bytes; faulty UTF-8 is replaced."""
+        (n,) = self.unpack("Q", f"the length of {what}")
+        if n > longest:
+            raise self.fail(f"{what} would be {n} bytes long at byte {self.position}")
+        self._need(n, what)
+        self._at += n
+        return self._data[self._at - n : self._at].decode("utf-8", "replace")
+
+    def texts(self, count: int, what: str, is_kept: bool) -> tuple[frozenset[bytes], bytes]:
+        """Step over `count` texts: (those there are if they are to be kept, one that is there twice).
+
+        This loop decides how long reading takes: a tenth of a second for a million texts, for 300,000 if they are kept.
+        """
+        kept: list[bytes] = []
+        unpack = struct.Struct("<Q").unpack_from
+        data, at = self._data, self._at
+        for _ in range(count):
+            if at + 8 > len(data) or (end := at + 8 + unpack(data, at)[0]) > len(data):
+                self._at = at
+                self._need(8, what)
+                self._need(8 + unpack(self._data, self._at)[0], what)
+                data, at = self._data, self._at
+                end = at + 8 + unpack(data, at)[0]
+            if is_kept:
+                kept.append(data[at + 8 : end])
+            at = end
+        self._at = at
+        different = frozenset(kept)
+        return different, _repeated(kept) if len(different) < len(kept) else b""
+
+
+def _repeated(texts: list[bytes]) -> bytes:
+    """One that is there more than once; empty ones don't count."""
+    seen: set[bytes] = {b""}
+    for text in texts:
+        if text in seen and text:
+            return text
+        seen.add(text)
+    return b""
+
+
+def _hint(source: _Source, magic: bytes) -> str:
+    """What the file seems to be instead, and what to do about it."""
+    beginning = magic + bytes(source.unpack(f"{min(source.rest, 8)}B", "the header"))
+    return next((f": {words}" for start, words in OTHER_FILES if re.match(start, beginning)), "")
+
+
+def _head(gguf: Gguf, source: _Source) -> tuple[int, int]:
+    """Magic, version, counts."""
+    magic = bytes(source.unpack(f"{min(source.rest, 4)}B", "the header"))
+    if magic != MAGIC:
+        raise source.fail(f"is not a GGUF file (it begins with {magic!r}){_hint(source, magic)}")
+    (gguf.version,) = source.unpack("I", "the version")
+    if gguf.version & 0xFFFF == 0 and gguf.version:
+        raise source.fail("is a big-endian GGUF file; convert it with llama.cpp's gguf_convert_endian.py")
+    if gguf.version not in (2, 3):
+        old = "; convert the model anew with today's llama.cpp" if gguf.version < 2 else ""
+        raise source.fail(f"is GGUF version {gguf.version}; this server reads versions 2 and 3{old}")
+    n_tensors, n_pairs = source.unpack("QQ", "the header")
+    for n, what, least in ((n_pairs, "metadata entries", 13), (n_tensors, "tensors", 24)):
+        if n * least > source.rest:
+            raise source.fail(f"claims {n} {what}, more than its {gguf.size} bytes can hold: {INCOMPLETE}")
+    return n_tensors, n_pairs
+
+
+def _pair(gguf: Gguf, source: _Source, i: int, keep: Container[str]) -> None:
+    at = source.position
+    key = source.text(f"the key of metadata entry {i}", MAX_KEY)
+    if not key:
+        raise source.fail(f"metadata entry {i} at byte {at} has an empty key")
+    if key in gguf.metadata:
+        raise source.fail(f"the metadata entry {key!r} is there twice, again at byte {at}")
+    what = f"the value of {key!r}"
+    (kind,) = source.unpack("I", what)
+    if kind == TEXT:
+        gguf.metadata[key] = source.text(what, source.rest)
+    elif kind == ARRAY:
+        gguf.metadata[key] = _array(source, key, what, keep)
+    elif kind in SCALARS:
+        (gguf.metadata[key],) = source.unpack(SCALARS[kind], what)
+    else:
+        raise source.fail(f"{what} has the unknown type {kind} at byte {source.position - 4}")
+
+
+def _array(source: _Source, key: str, what: str, keep: Container[str]) -> Array | tuple:
+    kind, count = source.unpack("IQ", what)
+    least = 8 if kind == TEXT else struct.calcsize("<" + SCALARS.get(kind, "B"))
+    if kind != TEXT and kind not in SCALARS:
+        of = "arrays" if kind == ARRAY else f"the unknown type {kind}"
+        raise source.fail(f"{what} is an array of {of}, at byte {source.position - 12}")
+    if count * least > source.rest:
+        raise source.fail(f"{what} claims {count} items, more than the {source.rest} bytes left can hold: {INCOMPLETE}")
+    if kind == TEXT:
+        return Array(kind, count, *source.texts(count, what, key in keep))
+    if count <= SMALL_ARRAY:
+        return source.unpack(f"{count}{SCALARS[kind]}", what)
+    source.skip(count * least, what)
+    return Array(kind, count)
+
+
+def _alignment(gguf: Gguf) -> int:
+    value = gguf.number("general.alignment", DEFAULT_ALIGNMENT)
+    if not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
+        raise GgufError(f"{gguf.path}: general.alignment {value} is no power of two up to {MAX_ALIGNMENT}")
+    return value
+
+
+def _tensor(gguf: Gguf, source: _Source, i: int) -> None:
+    at = source.position
+    name = source.text(f"the name of tensor {i}", MAX_NAME - 1)
+    if not name or name in gguf.tensors:
+        raise source.fail(f"tensor {i} at byte {at} has " + (f"the name of another, {name}" if name else "no name"))
+    what = f"tensor {name}"
+    (n_dims,) = source.unpack("I", what)
+    if not 1 <= n_dims <= MAX_DIMS:
+        raise source.fail(f"{what} has {n_dims} dimensions at byte {source.position - 4}")
+    *dims, kind, offset = source.unpack(f"{n_dims}QIQ", what)
+    if kind not in TYPES:
+        raise source.fail(f"{what} has the type {kind}, which this llama.cpp doesn't know or has removed")
+    type_name, block, n_block_bytes = TYPES[kind]
+    n_elements = prod(dims)
+    if not 0 < n_elements < 2**63 or max(dims) >= 2**63:
+        raise source.fail(f"{what} has the impossible shape {'x'.join(map(str, dims))}")
+    if dims[0] % block:
+        raise source.fail(f"{what} has rows of {dims[0]} elements, no multiple of the {block} of {type_name}")
+    gguf.tensors[name] = Tensor(name, tuple(dims), kind, offset, n_elements // block * n_block_bytes)
+
+
+def _check_offsets(gguf: Gguf) -> None:
+    """Tensors follow each other without gaps (libllama insists on it), and all of them are within the file."""
+    expected = 0
+    for tensor in gguf.tensors.values():
+        if tensor.offset != expected:
+            raise GgufError(
+                f"{gguf.path}: tensor {tensor.name} should begin at byte {gguf.data_start + expected} and "
+                f"says {gguf.data_start + tensor.offset}"
+            )
+        end = gguf.data_start + expected + tensor.n_bytes
+        if end > gguf.size:
+            raise GgufError(
+                f"{gguf.path}: tensor {tensor.name} ends at byte {end}, the file has {gguf.size}: the "
+                "download is incomplete"
+            )
+        expected += -(-tensor.n_bytes // gguf.alignment) * gguf.alignment

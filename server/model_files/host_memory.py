@@ -1,0 +1,111 @@
+"""How much memory a new program could take on this machine, in bytes: the system's figure, or a container's limit.
+
+Runs in the engine's process before the model is loaded. Stdlib only. Linux counts what it could drop (page cache) as
+available; in a container the tightest control group above this process decides. None where a system doesn't tell.
+
+Not taken: ggml's figure for the CPU, which is all the memory that the machine has.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+__all__ = ["available"]
+
+
+def available() -> int | None:
+    """Bytes that can be allocated without pushing others out."""
+    return READERS.get(sys.platform, lambda: None)()
+
+
+def linux(root: Path = Path("/")) -> int | None:
+    """MemAvailable, or less where a control group (version 2 or 1) allows less."""
+    try:
+        text = (root / "proc/meminfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"(?m)^MemAvailable:\s+(\d+) kB", text)
+    return min([int(found[1]) * 1024, *_group_room(root)]) if found else None
+
+
+def _group_room(root: Path) -> Iterator[int]:
+    """What each control group that this process is in still allows."""
+    for folder, limit, used in _groups(root):
+        try:
+            most = int((folder / limit).read_text(encoding="ascii"))
+            taken = int((folder / used).read_text(encoding="ascii"))
+            stat = (folder / "memory.stat").read_text(encoding="ascii")
+        except (OSError, ValueError):
+            continue  # no limit (the text "max"), or none that may be read
+        droppable = re.search(r"(?m)^(?:total_)?inactive_file (\d+)", stat)
+        yield max(most - taken + int(droppable[1] if droppable else 0), 0)
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
+    """(folder, name of the limit, name of the usage), from this process's own group up to the top."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0":
+            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            top, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        yield from ((top.joinpath(*parts[:n]), *names) for n in range(len(parts), -1, -1))
+
+
+def mac() -> int | None:
+    """Free, inactive, speculative and purgeable pages, as `vm_stat` counts them."""
+    import subprocess  # here, because other systems have files for this
+
+    try:
+        text = subprocess.run(["vm_stat"], capture_output=True, text=True, timeout=5, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return parse_vm_stat(text)
+
+
+def parse_vm_stat(text: str) -> int | None:
+    """The sum of the pages that are free or can be freed."""
+    size = re.search(r"page size of (\d+) bytes", text)
+    pages = re.findall(r"(?m)^Pages (?:free|inactive|speculative|purgeable):\s+(\d+)\.", text)
+    return int(size[1]) * sum(map(int, pages)) if size and pages else None
+
+
+def windows() -> int | None:
+    """ullAvailPhys of GlobalMemoryStatusEx."""
+
+    class Status(ctypes.Structure):
+        _fields_ = [
+            ("length", ctypes.c_uint32),
+            ("load", ctypes.c_uint32),
+            *(
+                (name, ctypes.c_uint64)
+                for name in (
+                    "total",
+                    "available",
+                    "total_page",
+                    "available_page",
+                    "total_virtual",
+                    "available_virtual",
+                    "extended",
+                )
+            ),
+        ]
+
+    status = Status(length=ctypes.sizeof(Status))
+    done = ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status))
+    return int(status.available) if done else None
+
+
+READERS: dict[str, Callable[[], int | None]] = {"linux": linux, "darwin": mac, "win32": windows}

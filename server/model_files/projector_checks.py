@@ -1,0 +1,71 @@
+"""What makes libmtmd crash, rather than fail, and can be seen in a projector's header; see `model_checks`.
+
+Pure functions of `server.model_files.gguf.Gguf`; web process, before anything is loaded. libmtmd reports a missing tensor where its
+loader asks for it. Many it takes as optional though they aren't for the kind of projector at hand, and then it looks
+where nothing is. The tables are for common kinds; each entry was found by leaving the tensor out (llama.cpp v0.5.0).
+What crashes all the same ends the engine's process alone, and the start of the server with a line that says so.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from server.model_files.gguf import Gguf
+
+__all__ = ["projector_faults"]
+
+TYPE_KEYS = ("clip.projector_type", "clip.vision.projector_type", "clip.audio.projector_type")
+# kinds whose tokens depend on what stands before them in the prompt: this server prepares each file by itself
+REFUSED = ("deepseek4v", "hunyuanvl")
+PATCHES = "v.patch_embd.weight"
+NEEDED = {
+    "mlp": (PATCHES, "v.position_embd.weight", "mm.0.weight", "mm.2.weight"),
+    "gemma3": (PATCHES,),
+    "idefics3": (PATCHES,),
+    "internvl": (PATCHES,),
+    "pixtral": (PATCHES,),
+    "llama4": (PATCHES,),
+    "lfm2": (PATCHES,),
+    "qwen3vl_merger": (PATCHES, PATCHES + ".1"),
+    "qwen2vl_merger": (PATCHES, PATCHES + ".1"),
+    "qwen2.5vl_merger": (PATCHES, PATCHES + ".1"),
+    "qwen2a": ("a.position_embd.weight",),
+    "ultravox": ("a.position_embd.weight",),
+    "voxtral": ("a.position_embd.weight",),
+}
+AUDIO_NORMS = ("ln1.weight", "ln2.weight")
+BLOCK = re.compile(r"([va]\.blk\.[0-9]+\.)attn_out\.weight")
+
+
+def projector_faults(parts: list[Gguf]) -> Iterator[str]:
+    """What is wrong with an image or audio projector, as lines without the path; none if nothing is known."""
+    gguf = parts[0]
+    kinds = [gguf.text(key) for key in TYPE_KEYS if gguf.text(key)]
+    if gguf.text("general.architecture") != "clip":
+        yield "is not the image or audio part of a model (its architecture isn't clip)"
+    elif not gguf.tensors:
+        yield "has no tensors"
+    for kind in kinds:
+        if kind in REFUSED:
+            yield (
+                f"is a projector of the kind {kind}, which this server can't use: its images depend on the text before"
+            )
+        for name in NEEDED.get(kind, ()):
+            if name not in gguf.tensors:
+                yield f"has no tensor {name}, which a projector of the kind {kind} needs"
+    if any(kind in NEEDED for kind in kinds):
+        yield from _block_faults(gguf)
+
+
+def _block_faults(gguf: Gguf) -> Iterator[str]:
+    """Every block of an encoder has queries, keys and values, together or apart."""
+    for name in gguf.tensors:
+        if found := BLOCK.fullmatch(name):
+            prefix = found[1]
+            wanted = [f"attn_{part}.weight" for part in ("q", "k", "v")]
+            if prefix + "attn_qkv.weight" in gguf.tensors:
+                wanted = []
+            for part in (*wanted, *(AUDIO_NORMS if prefix[0] == "a" else ())):
+                if prefix + part not in gguf.tensors:
+                    yield f"has no tensor {prefix}{part}"

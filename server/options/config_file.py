@@ -1,0 +1,93 @@
+"""Reading a config file, INI or JSON, into (key, texts, place) triples. What the keys mean is `options`' business.
+
+Runs once at start on the main thread. A leaf. Sections are for the reader's eye only. JSON values come out as the texts
+that the command line would have. Mistakes are an `OptionError` that names the file and the line or the place.
+
+Not taken: `configparser`. It doesn't tell lines, takes `%` and `:` in values for syntax, and lower-cases keys (`-C`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from server.options.row import OptionError
+
+Setting = tuple[str, tuple[str, ...], str]
+"""A key as written, its value as texts (several only for a JSON list), and where it stands."""
+
+MAX_BYTES = 1 << 20
+
+
+def read(path: str, names: Collection[str]) -> list[Setting]:
+    """All settings of the file in their order.
+
+    `names` are keys, without dashes in front, whose values may be JSON objects; other objects are sections.
+    """
+    try:
+        with open(path, "rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+        text = data.decode("utf-8-sig")
+    except OSError as error:
+        raise OptionError(f"the config file {path} can't be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise OptionError(f"{path}: this is not UTF-8 text, byte {error.start} is wrong") from None
+    if len(data) > MAX_BYTES:
+        raise OptionError(f"{path}: larger than {MAX_BYTES >> 20} MiB, so it is no config file")
+    place = Path(path).name
+    return list(_json(text, place, names) if text.lstrip().startswith("{") else _ini(text, place))
+
+
+def _ini(text: str, place: str) -> Iterator[Setting]:
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line[0] in "#;":
+            continue
+        where = f"{place} line {number}"
+        if line[0] == "[":
+            if line[-1] != "]":
+                raise OptionError(f"{where}: the section {line} has no ] at its end")
+            continue
+        key, equals, value = (part.strip() for part in line.partition("="))
+        if not key:
+            raise OptionError(f"{where}: '{line}' has no name before the =")
+        if len(value) > 1 and value[0] == value[-1] == '"' and '"' not in value[1:-1]:
+            value = value[1:-1]
+        yield key, (value if equals else "on",), where
+
+
+class _Object(list):
+    """A JSON object as its pairs: in order, double keys included."""
+
+
+def _json(text: str, place: str, names: Collection[str]) -> Iterator[Setting]:
+    try:
+        yield from _walk(json.loads(text, object_pairs_hook=_Object), place, "", names)
+    except json.JSONDecodeError as error:
+        raise OptionError(f"{place} line {error.lineno}: this is not JSON: {error.msg}") from None
+    except (RecursionError, ValueError) as error:
+        raise OptionError(f"{place}: this is not JSON: {error}") from None
+
+
+def _walk(content: _Object, place: str, section: str, names: Collection[str]) -> Iterator[Setting]:
+    for key, value in content:
+        if isinstance(value, _Object) and key.lstrip("-").replace("_", "-") not in names:
+            yield from _walk(value, place, f"{section}{key}.", names)
+        elif value is not None:
+            texts = tuple(map(_text, value)) if type(value) is list else (_text(value),)
+            yield key, texts, f"{place} at {section}{key}"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return json.dumps(_plain(value))
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, _Object):
+        return {key: _plain(item) for key, item in value}
+    return [_plain(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,487 @@
+"""The command line, the environment and the config file: what the user wants, as one object.
+
+A leaf, used once at start by `app`. The table of options is data (`option_table`, `option_rest`); parsing, `--help`,
+the config file and the documents read the same rows. Values come from, first wins: command line, environment
+(`LLAMA_ARG_*`), config file, the defaults of the profile that `--compat` chooses. Mistakes end in `OptionError`, one
+line that names the option, the value and what is allowed.
+
+Not taken: argparse. It can't do `-np`/`-ngl` next to `-n` with values in every spelling, nor tell what the user has set
+from what is a default, nor options that are known but refused; with the table at hand the parser is forty lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from server.options import config_file
+from server.options.known import OTHER_GROUPS, OTHER_OPTIONS
+from server.options.row import IGNORED, SAME, WORKS, Option, OptionError, convert, switch
+from server.options.table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS, POOLING, ROPE_SCALING
+
+__all__ = [
+    "ALL_OPTIONS",
+    "GROUPS",
+    "OPTIONS",
+    "OTHER_GROUPS",
+    "OTHER_OPTIONS",
+    "Option",
+    "OptionError",
+    "Options",
+    "compat_rows",
+    "draft_params",
+    "native_params",
+    "parse",
+    "pool_params",
+    "projector_params",
+    "request_defaults",
+    "secret_values",
+    "usage",
+]
+
+ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
+NOT_IN_FILES = (
+    "help",
+    "version",
+    "list_devices",
+    "bench",
+    "tune",
+    "dry_run",
+    "completion_bash",
+    "completion",
+    "man",
+    "config",
+    "bundle",
+    "output",
+    "base",
+    "side_file",
+    "defaults",
+    "bundle_info",
+    "bundle_check",
+    "unbundle",
+)
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+# What the small model of speculative decoding takes over from the large one's parameters.
+SHARED_WITH_DRAFT = (
+    "devices",
+    "load_mode",
+    "lazy_mode",
+    "use_extra_bufts",
+    "no_host",
+    "flash_attn_type",
+    "offload_kqv",
+    "op_offload",
+)
+EXPERTS, DENSE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
+YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes it itself unless --yarn-ext-factor is 0"
+QUANTISED = tuple(number for word, number in KV_TYPES.items() if "q" in word)
+
+
+class Options:
+    """The values of all options as attributes; `warnings` are lines to log once there is a log."""
+
+    def __init__(self, values: Mapping[str, object], given: Iterable[str], warnings: Iterable[str] = ()) -> None:
+        self.__dict__.update(values)
+        self.warnings = tuple(warnings)
+        self._given = frozenset(given)
+
+    def is_set(self, name: str) -> bool:
+        """Whether the value came from the user rather than from the table."""
+        return name in self._given
+
+
+def parse(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    table: Sequence[Option] = ALL_OPTIONS,
+    bundled: Sequence[tuple[str, str]] = (),
+) -> Options:
+    """Read the command line (without the program's name), the environment, and the config file that one of them
+    names. `bundled` are (name, text) pairs that a bundle starts with; they count least. OptionError on the first
+    mistake, in one line whatever it quotes."""
+    try:
+        return _parse(argv, environ, table, bundled)
+    except OptionError as error:
+        raise OptionError(CONTROL.sub(lambda found: repr(found[0])[1:-1], str(error))) from None
+
+
+def _parse(
+    argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option], bundled: Sequence[tuple[str, str]]
+) -> Options:
+    line = _Source(table)
+    _read_argv(line, argv)
+    variables = _Source(table)
+    _read_environment(variables, environ)
+    path = line.values.get("config") or variables.values.get("config")
+    file = _Source(table)
+    if path:
+        _read_file(file, str(path))
+    start = _Source(table)
+    _read_settings(start, [(name, (text,), "in the bundle") for name, text in bundled])
+    given = {**start.values, **file.values, **variables.values, **line.values}
+    profile = str(given.get("compat", "modern"))
+    values = {option.key: option.default_for(profile) for option in table if not option.dest}
+    options = Options({**values, **given}, given, dict.fromkeys(file.warnings + variables.warnings + line.warnings))
+    if table is ALL_OPTIONS:
+        _finish(options)
+    return options
+
+
+class _Source:
+    """What one source says: `values` by attribute, and warnings about options without effect."""
+
+    def __init__(self, table: Sequence[Option]) -> None:
+        self.table = table
+        self.by_flag = {flag: (option, True) for option in table for flag in option.flags}
+        self.by_flag |= {flag: (option, False) for option in table for flag in option.off_flags}
+        self.values: dict[str, object] = {}
+        self.warnings: list[str] = []
+
+    def set(self, option: Option, source: str, value: object) -> None:
+        """Take `value`, or say why it has no effect."""
+        if option.status == IGNORED:
+            self.warnings.append(f"{source} has no effect: {option.note}")
+        elif option.repeat:
+            self.values[option.key] = (*self.values.get(option.key, ()), *value)
+        elif option.type is None and option.choices:
+            self.values[option.key] = option.choices["on" if value else "off"]
+        else:
+            self.values[option.key] = value
+
+
+def _refuse(option: Option, source: str) -> None:
+    if option.status not in (WORKS, IGNORED):
+        raise OptionError(f"{source}: {option.note}")
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+
+def _read_argv(source: _Source, argv: Sequence[str]) -> None:
+    rest = list(reversed(argv))
+    while rest:
+        word = rest.pop()
+        flag, equals, text = word.partition("=")
+        if flag.startswith("--"):
+            flag = flag.replace("_", "-")
+        option, is_on = source.by_flag.get(flag, (None, True))
+        if option is None:
+            raise OptionError(_unknown(word, source.by_flag))
+        _refuse(option, flag)
+        if option.type is None:
+            if equals:
+                raise OptionError(f"{flag} is a switch and takes no value")
+            source.set(option, flag, is_on)
+            continue
+        if not equals:
+            text = _next_word(option, flag, rest)
+        source.set(option, flag, convert(option, flag, text))
+
+
+def _next_word(option: Option, flag: str, rest: list[str]) -> str:
+    if option.bare is not None and (not rest or rest[-1].startswith("-")):
+        return option.bare
+    if not rest:
+        raise OptionError(f"{flag} needs a value: {flag} {option.metavar}")
+    return rest.pop()
+
+
+def _unknown(word: str, by_flag: Mapping[str, tuple[Option, bool]]) -> str:
+    if not word.startswith("-"):
+        return f"'{word}' is not an option (is a -m missing before the model file?); --help lists them"
+    word = word.partition("=")[0]  # what follows may be a secret
+    return f"unknown option {word}{_did_you_mean(word, by_flag)}"
+
+
+def _did_you_mean(word: str, by_name: Mapping[str, tuple[Option, bool]]) -> str:
+    import difflib
+
+    names = [name for name, (option, _) in by_name.items() if option.status == WORKS]
+    close = difflib.get_close_matches(word, names, 3)
+    close.sort(key=lambda name: sorted(name) != sorted(word))  # letters that changed places are the likeliest slip
+    return f", did you mean {close[0]}?" if close else "; --help lists them"
+
+
+# ---- the environment and the config file -----------------------------------------------------------------------------
+
+
+def _read_environment(source: _Source, environ: Mapping[str, str]) -> None:
+    """Empty variables count as not set: compose files leave such behind."""
+    for option in source.table:
+        off = option.env.replace("LLAMA_ARG_", "LLAMA_ARG_NO_") if option.off_flags else ""
+        if off != option.env and environ.get(off) and switch(off, environ[off]):
+            _refuse(option, off)
+            source.set(option, off, False)
+        elif option.env and environ.get(option.env):
+            _refuse(option, option.env)
+            source.set(option, option.env, convert(option, option.env, environ[option.env]))
+
+
+def _read_file(source: _Source, path: str) -> None:
+    takes_json = {name for name, (option, _) in _by_name(source).items() if option.metavar in ("SCHEMA", "JSON")}
+    _read_settings(source, config_file.read(path, takes_json))
+
+
+def _by_name(source: _Source) -> dict[str, tuple[Option, bool]]:
+    by_name = {flag.lstrip("-"): pair for flag, pair in source.by_flag.items()}
+    return by_name | {option.env: (option, True) for option in source.table if option.env}
+
+
+def _read_settings(source: _Source, settings: Iterable[config_file.Setting]) -> None:
+    by_name, seen = _by_name(source), {}
+    for key, texts, where in settings:
+        name = key.lstrip("-")
+        option, is_on = by_name.get(name) or by_name.get(name.replace("_", "-")) or (None, True)
+        if option is None:
+            raise OptionError(f"{where}: there is no option {key}{_did_you_mean(key, by_name)}")
+        if option.name in NOT_IN_FILES:
+            raise OptionError(f"{where}: {key} belongs on the command line")
+        place = f"{where}: {key}"
+        _refuse(option, place)
+        if not option.repeat:
+            if option.name in seen:
+                raise OptionError(f"{place} is set a second time, after {seen[option.name]}")
+            texts = (",".join(texts),)
+        seen[option.name] = where
+        for text in texts:
+            value = convert(option, place, text)
+            source.set(option, place, value if is_on else not value)
+
+
+# ---- what belongs together -------------------------------------------------------------------------------------------
+
+
+def _finish(options: Options) -> None:
+    """Fill in what follows from other options, and refuse what contradicts itself."""
+    if not options.is_set("ubatch_size"):
+        options.ubatch_size = min(options.ubatch_size, options.batch_size)
+    if options.is_set("kv_unified_per_slot"):
+        if options.is_set("ctx_size"):
+            raise OptionError("--ctx-size and --kv-unified-per-slot say the same thing: give one of them")
+        options.ctx_size = options.kv_unified_per_slot * options.parallel
+    if options.lora_init_without_apply:
+        options.lora = tuple((path, 0.0) for path, _ in options.lora)
+    if options.dry_sequence_breakers:
+        texts = options.dry_sequence_breakers
+        last_none = len(texts) - texts[::-1].index("none") if "none" in texts else 0
+        options.dry_sequence_breakers = texts[last_none:]
+    if options.escape:
+        options.stop = tuple(map(_unescape, options.stop))
+        options.dry_sequence_breakers = options.dry_sequence_breakers and tuple(
+            map(_unescape, options.dry_sequence_breakers)
+        )
+    is_yarn = options.rope_scaling == ROPE_SCALING["yarn"]
+    if is_yarn and options.yarn_attn_factor is not None and options.yarn_ext_factor != 0:
+        options.warnings += (YARN_ATTENTION,)
+    for message in _contradictions(options):
+        raise OptionError(message)
+
+
+def _unescape(text: str) -> str:
+    return re.sub(
+        r"\\(?:x([0-9a-fA-F]{2})|(.))",
+        lambda found: chr(int(found[1], 16)) if found[1] else ESCAPES.get(found[2], found[0]),
+        text,
+    )
+
+
+def _contradictions(o: Options) -> Iterator[str]:
+    if o.ubatch_size > o.batch_size:
+        yield f"--ubatch-size {o.ubatch_size} is more than --batch-size {o.batch_size}: raise the batch size too"
+    if o.memory_f32 and (o.is_set("cache_type_k") or o.is_set("cache_type_v")):
+        yield "--memory-f32 sets the types of the cache: leave it out, or --cache-type-k and --cache-type-v"
+    if o.cache_type_v in QUANTISED and not o.flash_attn:
+        word = next(word for word, number in KV_TYPES.items() if number == o.cache_type_v)
+        yield f"--cache-type-v {word} needs flash attention: add --flash-attn on"
+    if o.ctx_size is not None and o.ctx_size > INT_MAX:
+        yield f"--kv-unified-per-slot {o.kv_unified_per_slot} times {o.parallel} slots is too much"
+    if o.exact and o.kv_unified:
+        yield "--exact needs a KV cache for each slot: leave out --kv-unified"
+    if o.grp_attn_n > 1 and o.grp_attn_w % o.grp_attn_n:
+        yield f"--grp-attn-w {o.grp_attn_w} is not a multiple of --grp-attn-n {o.grp_attn_n}"
+    if bool(o.ssl_key_file) != bool(o.ssl_cert_file):
+        yield "HTTPS needs both --ssl-key-file and --ssl-cert-file"
+    if o.is_set("load_mode") and any(map(o.is_set, ("mlock", "mmap", "direct_io"))):
+        yield "--load-mode says it all: leave out --mlock, --mmap and --direct-io"
+    if o.direct_io and (o.mlock or o.is_set("mmap") and o.mmap):
+        yield "--direct-io excludes --mlock and --mmap"
+    if o.hf_file and not o.hf_repo:
+        yield "--hf-file needs the repository: add --hf-repo USER/MODEL"
+    if o.model_url and o.hf_repo:
+        yield "--model-url and --hf-repo name two models: give one of them"
+    if o.grammar and o.json_schema is not None:
+        yield "a text can follow one of --grammar and --json-schema, not both"
+    if o.log_disable and o.is_set("log_file"):
+        yield "--log-disable and --log-file contradict each other: leave one out"
+    if (
+        o.rope_freq_scale is not None
+        and not o.rope_freq_scale > 0
+        or o.rope_freq_base is not None
+        and not o.rope_freq_base > 0
+    ):
+        yield "--rope-freq-base and --rope-freq-scale have to be more than 0; leave them out to take the model's"
+
+
+# ---- what the options mean to others ---------------------------------------------------------------------------------
+
+
+def native_params(options: Options) -> tuple[dict[str, object], dict[str, object]]:
+    """What the user or the profile has set of llama_model_params and llama_context_params, by field name.
+
+    Plain values: enums as numbers, lists as tuples. `devices`, `kv_overrides` and `tensor_buft_overrides` of the model
+    are names and texts that the backend has to turn into C structs.
+    """
+    model, context = dict(_targets(options, "model")), dict(_targets(options, "context"))
+    mode = _load_mode(options)
+    if mode is not None:
+        model["load_mode"] = mode
+    buffers = (*options.override_tensor, *_on_cpu(options.cpu_moe, options.n_cpu_moe, options.n_cpu_ffn))
+    if buffers:
+        model["tensor_buft_overrides"] = buffers
+    if options.reranking:
+        context.setdefault("pooling_type", POOLING["rank"])
+    if options.memory_f32:
+        context |= {"type_k": KV_TYPES["f32"], "type_v": KV_TYPES["f32"]}
+    return model, context
+
+
+def draft_params(options: Options) -> tuple[dict[str, object], dict[str, object]]:
+    """The same for the small model of speculative decoding: what is about the machine it has from the large one."""
+    model, context = native_params(options)
+    model = {name: model[name] for name in SHARED_WITH_DRAFT if name in model} | dict(_targets(options, "draft_model"))
+    buffers = (*options.spec_draft_override_tensor, *_on_cpu(options.spec_draft_cpu_moe, options.spec_draft_n_cpu_moe))
+    if buffers:
+        model["tensor_buft_overrides"] = buffers
+    context = {name: context[name] for name in SHARED_WITH_DRAFT if name in context}
+    return model, context | dict(_targets(options, "draft_context"))
+
+
+def pool_params(options: Options) -> dict[str, object]:
+    """What the user has set of ggml_threadpool_params, by field name; `cpumask` is a tuple of CPU numbers."""
+    return dict(_targets(options, "pool"))
+
+
+def projector_params(options: Options) -> dict[str, object]:
+    """What the user has set of mtmd_context_params, by field name; `device` is a name. A device `none` is no GPU."""
+    params = {"warmup": options.warmup, **dict(_targets(options, "mmproj"))}
+    if params.get("device") == "none":
+        del params["device"]
+        params["use_gpu"] = False
+    return params
+
+
+def request_defaults(options: Options) -> dict[str, object]:
+    """Values that requests take for absent fields, by field name: what the user or the profile has set."""
+    defaults = dict(_targets(options, "request"))
+    if options.compat == "2024":
+        defaults["penalties_first"] = True
+    return defaults
+
+
+def secret_values(options: Options) -> tuple[str, ...]:
+    """Values that must not appear in logs (those in the key file aren't read here)."""
+    found: list[str] = []
+    for option in OPTIONS:
+        if option.secret:
+            value = getattr(options, option.key)
+            found += value if isinstance(value, tuple) else [value] if value else []
+    return tuple(found)
+
+
+def _targets(options: Options, kind: str) -> Iterator[tuple[str, object]]:
+    for option in OPTIONS:
+        target, _, field = option.target.partition(":")
+        is_profile = options.compat == "2024" and option.default_2024 is not SAME
+        if target == kind and (options.is_set(option.key) or is_profile):
+            yield field, getattr(options, option.key)
+
+
+def _load_mode(options: Options) -> int | None:
+    """The mode that the three older switches stand for; None if none of them was given."""
+    if options.direct_io:
+        return LOAD_MODES["dio"]
+    if options.mlock:
+        return LOAD_MODES["mmap+mlock" if options.mmap else "mlock"]
+    if options.is_set("mmap"):
+        return LOAD_MODES["mmap" if options.mmap else "none"]
+    return None
+
+
+def _on_cpu(all_experts: bool, n_experts: int, n_dense: int = 0) -> Iterator[tuple[str, str]]:
+    """Patterns for the tensors that --cpu-moe and its like keep on the CPU, as llama.cpp's `common` has them."""
+    if all_experts:
+        yield EXPERTS, "CPU"
+    for count, pattern in ((n_experts, EXPERTS), (n_dense, DENSE)):
+        yield from ((rf"blk\.{layer}{pattern}", "CPU") for layer in range(count))
+
+
+# ---- for people ------------------------------------------------------------------------------------------------------
+
+SHAPES_2024 = (
+    ("", "`next_token` in `/slots`", "a list of one object", "an object"),
+    ("", "`prompt` as a list of strings", "a prompt each", "one sequence"),
+    ("", "order of sampling", "penalties where `samplers` names them", "penalties first"),
+)
+"""Differences between the profiles that no option sets: option, what, modern, 2024."""
+
+
+def compat_rows() -> list[tuple[str, str, str, str]]:
+    """The table of what `--compat` changes: option, what it is about, modern, 2024."""
+    rows = []
+    for option in OPTIONS:
+        if option.default_2024 is not SAME:
+            about, _, default = option.help.rstrip(")").partition(" (default: ")
+            rows.append(
+                (
+                    next(flag for flag in option.flags if flag.startswith("--")),
+                    about,
+                    option.shown(option.default) or default,
+                    option.shown(option.default_2024),
+                )
+            )
+    return rows + list(SHAPES_2024)
+
+
+def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py") -> str:
+    """The text of `--help`, in groups, as wide as the terminal."""
+    import shutil  # here, because only --help needs it
+    import textwrap
+
+    width = max(min(shutil.get_terminal_size((100, 25)).columns, 110), 50)
+    about = "Serves a language model over HTTP, on this machine and without a network."
+    lines = [f"usage: {program} -m MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
+    for group in dict.fromkeys(option.group for option in table):
+        lines.append(f"{group}:")
+        for option in table:
+            if option.group == group:
+                lines += _help_lines(option, width)
+        lines.append("")
+    lines += textwrap.wrap(
+        "Environment variables in brackets. Every flag also takes --flag=value. The command line wins over the "
+        "environment, that over the file of --config. docs/options.md has a list of llama-server's options that are "
+        "known but have no effect here.",
+        width,
+    )
+    return "\n".join(lines)
+
+
+def _help_lines(option: Option, width: int) -> list[str]:
+    flags = ", ".join(option.flags + option.off_flags) + (f" {option.metavar}" if option.type is not None else "")
+    text = option.help
+    if "default" not in text and option.type is not None and option.default not in (None, ()):
+        text += f" (default {option.shown(option.default)})" if option.shown(option.default) else ""
+    elif option.type is None and option.default:
+        text += " (default on)"
+    if option.default_2024 is not SAME:
+        text += f" (2024: {option.shown(option.default_2024)})"
+    if option.env:
+        text += f" [{option.env}]"
+    margin = 30 if width >= 80 else 8
+    import textwrap
+
+    head = textwrap.wrap(f"  {flags}", width, subsequent_indent="      ", break_on_hyphens=False)
+    body = [" " * margin + line for line in textwrap.wrap(text, width - margin, break_on_hyphens=False)]
+    if len(head) == 1 and len(head[0]) < margin - 1:
+        return [head[0].ljust(margin) + body[0].lstrip(), *body[1:]]
+    return [*head, *body]

@@ -1,0 +1,453 @@
+"""One row of the option table, and how texts become its values.
+
+Pure functions on strings, used at start by the main thread; some read a file that the user named. A leaf: imports
+nothing of the product. Converters raise `BadValue`, whose message goes on behind the name of the option:
+`--lora-scaled: 'x.gguf' is not FILE:SCALE`.
+
+Not taken: one class per kind of option. A row is data, and what differs between kinds is a function from text to value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+
+from server.records import record
+
+SAME = object()
+"""Of `Option.default_2024`: no difference between the profiles."""
+
+WORKS, IGNORED, PLANNED, REFUSED = "works", "ignored", "planned", "refused"
+"""Of `Option.status`: does what it says; taken with a warning, since doing without harms nobody; refused until this
+server can do it; refused for good."""
+
+MAX_CPUS = 512  # GGML_MAX_N_THREADS, the length of llama.cpp's masks
+
+SWITCH_WORDS = {
+    "1": True,
+    "on": True,
+    "true": True,
+    "yes": True,
+    "enabled": True,
+    "0": False,
+    "off": False,
+    "false": False,
+    "no": False,
+    "disabled": False,
+}
+
+
+class OptionError(Exception):
+    """What is wrong with the command line, in one line for the user."""
+
+
+class BadValue(ValueError):
+    """Why a text is no value of an option; goes on behind the option's name."""
+
+
+@record(frozen=True)
+class Option:
+    """One option. `type` turns text into the value (None: a switch without value); `low`/`high` bound numbers.
+
+    `flags` are all spellings; `off_flags` set a switch to False. `default_2024` replaces `default` with
+    `--compat 2024`. `dest` is the attribute that is set, if not `name`. `choices` maps the allowed words to values.
+    `bare` is the text that counts when no value follows. With `repeat` the type gives tuples, which add up. `target`
+    says where `native_params` and `request_defaults` put the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or
+    `pool:FIELD` of llama.cpp's structs, or `request:FIELD`. `note` says why an option that doesn't work doesn't.
+    `secret` values are never shown.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    help: str
+    group: str
+    type: Callable[[str], object] | None = str
+    default: object = None
+    metavar: str = ""
+    env: str = ""
+    low: float | None = None
+    high: float | None = None
+    off_flags: tuple[str, ...] = ()
+    default_2024: object = SAME
+    dest: str = ""
+    choices: Mapping[str, object] | None = None
+    bare: str | None = None
+    repeat: bool = False
+    target: str = ""
+    status: str = WORKS
+    note: str = ""
+    secret: bool = False
+
+    @property
+    def key(self) -> str:
+        """The attribute of `Options` that this row sets."""
+        return self.dest or self.name
+
+    def default_for(self, profile: str) -> object:
+        """The value without any setting."""
+        return self.default if profile != "2024" or self.default_2024 is SAME else self.default_2024
+
+    def shown(self, value: object) -> str:
+        """A value as the user would write it; "" for none."""
+        if self.type is None:
+            return "" if value is None else "on" if value else "off"
+        for word, meaning in (self.choices or {}).items():
+            if meaning == value and type(meaning) is type(value):
+                return word
+        if isinstance(value, tuple):
+            return ", ".join(map(str, value))
+        if value is None:
+            return ""
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def convert(option: Option, source: str, text: str) -> object:
+    """The value of `text`, which came from `source` (a flag, a variable, a place in a file). OptionError."""
+    if option.type is None:
+        return switch(source, text)
+    try:
+        value = one_of(option.choices, text) if option.choices else option.type(text)
+    except BadValue as error:
+        raise OptionError(f"{source}: {error}") from None
+    except ValueError:
+        kind = {int: "a whole number", float: "a number"}.get(option.type, "a valid value")
+        raise OptionError(f"{source}: '{text}' is not {kind}") from None
+    if option.low is not None and isinstance(value, (int, float)) and not option.low <= value <= option.high:
+        raise OptionError(f"{source}: {text} is out of range, allowed is {option.low:.10g} to {option.high:.10g}")
+    return value
+
+
+def switch(source: str, text: str) -> bool:
+    """On or off, in the words of the environment and of files. OptionError."""
+    if text.lower() not in SWITCH_WORDS:
+        raise OptionError(f"{source}: '{text}' is neither on nor off")
+    return SWITCH_WORDS[text.lower()]
+
+
+def one_of(choices: Mapping[str, object], text: str) -> object:
+    """The value of a word; where on and off are among the words, so are their synonyms."""
+    word = text.lower()
+    if word not in choices and word in SWITCH_WORDS:
+        word = "on" if SWITCH_WORDS[word] else "off"
+    if word not in choices:
+        raise BadValue(f"'{text}' is none of {', '.join(choices)}")
+    return choices[word]
+
+
+# ---- converters ------------------------------------------------------------------------------------------------------
+
+
+def items(text: str) -> tuple[str, ...]:
+    """Comma-separated items without blanks around; `"a,b"` in double quotes is one item, `""` in there a quote."""
+    found = re.findall(r'\s*(?:"((?:[^"]|"")*)"\s*|([^,]*))(?:,|$)', text)
+    stripped = (quoted.replace('""', '"') or plain.strip() for quoted, plain in found)
+    return tuple(item for item in stripped if item)
+
+
+def existing_file(text: str) -> str:
+    """A path that can be opened for reading."""
+    if os.path.isdir(text):
+        raise BadValue(f"'{text}' is a folder, not a file")
+    if not os.path.exists(text):
+        raise BadValue(f"there is no file '{text}'")
+    if not os.access(text, os.R_OK):
+        raise BadValue(f"the file '{text}' can't be read: permission denied")
+    return text
+
+
+def existing_folder(text: str) -> str:
+    """A path of a folder."""
+    if not os.path.isdir(text):
+        raise BadValue(f"there is no folder '{text}'")
+    return text
+
+
+def file_text(text: str) -> str:
+    """What is in the file `text`."""
+    try:
+        with open(existing_file(text), encoding="utf-8-sig") as stream:
+            return stream.read()
+    except OSError as error:
+        raise BadValue(f"the file '{text}' can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise BadValue(f"the file '{text}' is not UTF-8 text") from None
+
+
+def json_schema(text: str) -> object:
+    """A JSON schema: an object or a boolean."""
+    try:
+        schema = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadValue(f"this is not JSON: {error}") from None
+    if not isinstance(schema, (dict, bool)):
+        raise BadValue('a JSON schema is an object such as {"type": "object"}')
+    return schema
+
+
+def json_object(text: str) -> dict[str, object]:
+    """A JSON object."""
+    value = json_schema(text)
+    if not isinstance(value, dict):
+        raise BadValue('this is not a JSON object such as {"enable_thinking": false}')
+    return value
+
+
+def json_schema_file(text: str) -> object:
+    """A JSON schema in a file."""
+    return json_schema(file_text(text))
+
+
+def key_value(text: str) -> tuple[tuple[str, str], ...]:
+    """`NAME=VALUE`, or `NAME` alone for a switch, as one (name, text) pair; dashes in front are taken off."""
+    name, equals, value = text.partition("=")
+    if not name.strip("-"):
+        raise BadValue(f"'{text}' is not NAME=VALUE")
+    return ((name.strip().lstrip("-"), value if equals else "on"),)
+
+
+def adapters(text: str) -> tuple[tuple[str, float], ...]:
+    """`FILE[,FILE...]` as (path, 1.0) pairs."""
+    return tuple((existing_file(path), 1.0) for path in some(text))
+
+
+def scaled_adapters(text: str) -> tuple[tuple[str, float], ...]:
+    """`FILE:SCALE[,FILE:SCALE...]` as (path, scale) pairs; a colon in the path is fine."""
+    pairs = []
+    for item in some(text):
+        path, colon, scale = item.rpartition(":")
+        if not colon or not is_number(scale):
+            raise BadValue(f"'{item}' is not FILE:SCALE")
+        pairs.append((existing_file(path), float(scale)))
+    return tuple(pairs)
+
+
+def some(text: str) -> tuple[str, ...]:
+    """`items`, at least one."""
+    found = items(text)
+    if not found:
+        raise BadValue(f"'{text}' names nothing")
+    return found
+
+
+def is_number(text: str) -> bool:
+    """Whether `text` is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def one_text(text: str) -> tuple[str, ...]:
+    """The text itself, for options that may be repeated."""
+    return (text,)
+
+
+def proportions(text: str) -> tuple[float, ...]:
+    """`3,1` or `3/1`: numbers from 0 on, not all of them 0."""
+    parts = [part for part in re.split(r"[,/]", text) if part.strip()]
+    if not all(map(is_number, parts)) or not any(float(part) > 0 for part in parts) or min(map(float, parts)) < 0:
+        raise BadValue(f"'{text}' is not a list of proportions such as 3,1")
+    return tuple(map(float, parts))
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """`1024` or `1024,512`: whole numbers from 0 on."""
+    try:
+        numbers = tuple(map(int, text.split(",")))
+    except ValueError:
+        numbers = (-1,)
+    if min(numbers) < 0:
+        raise BadValue(f"'{text}' is not a list of sizes such as 1024,512")
+    return numbers
+
+
+def cpu_mask(text: str) -> tuple[int, ...]:
+    """`f` or `0xF`, `3c`: the numbers of the bits that are set."""
+    try:
+        bits = int(text, 16)
+    except ValueError:
+        bits = 0
+    if bits <= 0 or bits >> MAX_CPUS:
+        raise BadValue(f"'{text}' is not a hexadecimal mask of CPUs such as 0xF")
+    return tuple(cpu for cpu in range(MAX_CPUS) if bits >> cpu & 1)
+
+
+def cpu_range(text: str) -> tuple[int, ...]:
+    """`0-3`: the numbers from 0 to 3; either end may be left out, as llama-server has it."""
+    match = re.fullmatch(r"(\d*)-(\d*)", text)
+    low, high = (int(match[1] or 0), int(match[2] or MAX_CPUS - 1)) if match else (1, 0)
+    if not 0 <= low <= high < MAX_CPUS:
+        raise BadValue(f"'{text}' is not a range of CPUs such as 0-3")
+    return tuple(range(low, high + 1))
+
+
+def gpu_layers(text: str) -> int:
+    """A number of layers; `all`, `auto` and negative numbers are -1: all of them."""
+    if text.lower() in ("all", "auto"):
+        return -1
+    return max(int(text), -1)
+
+
+def slot_count(text: str) -> int:
+    """A number of slots; `auto` and -1 are llama-server's 4."""
+    return 4 if text.lower() in ("auto", "-1") else int(text)
+
+
+def inverse(text: str) -> float:
+    """1/N, for the option that gives a frequency scale the other way round."""
+    value = float(text)
+    if not value > 0:
+        raise BadValue(f"{text} is out of range, it has to be more than 0")
+    return 1.0 / value
+
+
+def token_bias(text: str) -> tuple[tuple[int, float], ...]:
+    """`15043+1` or `15043-inf`: a token id and what is added to its logit."""
+    found = re.fullmatch(r"(\d{1,9})([+-](?:inf|\d+\.?\d*(?:e[+-]?\d+)?|\.\d+))", text.strip().lower())
+    if not found or found[2] == "+inf":
+        raise BadValue(f"'{text}' is not a token id with a bias, such as 15043+1 or 15043-inf")
+    return ((int(found[1]), float(found[2])),)
+
+
+def metadata_overrides(text: str) -> tuple[tuple[str, str, object], ...]:
+    """`KEY=TYPE:VALUE[,...]` as (key, type, value); types are int, float, bool, str."""
+    return tuple(map(_metadata_override, some(text)))
+
+
+def _metadata_override(item: str) -> tuple[str, str, object]:
+    key, _, rest = item.partition("=")
+    kind, colon, value = rest.partition(":")
+    readers = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
+    if not colon or not 0 < len(key.encode()) < 128 or kind not in readers or len(value.encode()) > 127:
+        raise BadValue(f"'{item}' is not KEY=TYPE:VALUE with a type of int, float, bool or str")
+    try:
+        return key, kind, readers[kind](value)
+    except (ValueError, KeyError):
+        raise BadValue(f"'{item}': '{value}' is no {kind}") from None
+
+
+def buffer_overrides(text: str) -> tuple[tuple[str, str], ...]:
+    """`PATTERN=BUFFER[,...]` as (regular expression, buffer type) pairs."""
+    pairs = []
+    for item in some(text):
+        pattern, equals, buffer = item.rpartition("=")
+        if not equals or not pattern or not buffer:
+            raise BadValue(f"'{item}' is not PATTERN=BUFFER, such as exps=CPU")
+        pairs.append((pattern, buffer))
+    return tuple(pairs)
+
+
+def hosts(text: str) -> tuple[str, ...]:
+    """Addresses, names, or paths of UNIX sockets."""
+    found = items(text)
+    if not found:
+        raise BadValue(f"'{text}' is not an address; 0.0.0.0 listens on all of this machine's")
+    return found
+
+
+def url(text: str) -> str:
+    """An http or https address."""
+    if not re.match(r"https?://[^/\s]", text):
+        raise BadValue(f"'{text}' is not an address that begins with http:// or https://")
+    return text
+
+
+def rate(text: str) -> tuple[int, float] | None:
+    """`60/min`, `5/s`, `1000/h`; without a unit it is a minute. (number, seconds); 0 is None, no limit."""
+    found = re.fullmatch(r"(\d{1,9})(?:/(s|min|h))?", text.strip().lower())
+    if not found:
+        raise BadValue(f"'{text}' is not a rate such as 60/min, 5/s or 1000/h")
+    return (int(found[1]), {"s": 1.0, "h": 3600.0}.get(found[2], 60.0)) if int(found[1]) else None
+
+
+def hf_repo(text: str) -> str:
+    """`USER/MODEL` or `USER/MODEL:QUANT`."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(?::[\w.-]+)?", text):
+        raise BadValue(f"'{text}' is not USER/MODEL or USER/MODEL:QUANT")
+    return text
+
+
+def sha256(text: str) -> str:
+    """64 hexadecimal digits, in lower case."""
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise BadValue(f"'{text}' is not a SHA-256 sum of 64 hexadecimal digits")
+    return text.lower()
+
+
+def path_prefix(text: str) -> str:
+    """`/some/prefix` without a slash at the end; "/" is none."""
+    text = text.rstrip("/")
+    if text and not re.fullmatch(r"(?:/[\w.~-]+)+", text) or "/.." in text:
+        raise BadValue(f"'{text}' is not a path such as /api")
+    return text
+
+
+def origins(text: str) -> tuple[str, ...]:
+    """`*` or SCHEME://HOST[:PORT] each. Pages of this machine always count, so `localhost` adds nothing."""
+    found = []
+    for item in items(text):
+        item = item.lower().rstrip("/")
+        if item != "*" and item != "localhost" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/\s,]+", item):
+            raise BadValue(f"'{item}' is not an origin such as https://example.org, nor * nor localhost")
+        found.append(item)
+    return tuple(item for item in found if item != "localhost")
+
+
+def lower_items(text: str) -> tuple[str, ...]:
+    """`items` in lower case."""
+    return tuple(item.lower() for item in items(text))
+
+
+# ---- samplers --------------------------------------------------------------------------------------------------------
+
+# the names of server.engine.seam.task and the letters of server.api.schema, which a leaf can't import; a test compares them
+SAMPLER_LETTERS = {
+    "e": "penalties",
+    "d": "dry",
+    "s": "top_n_sigma",
+    "k": "top_k",
+    "y": "typical_p",
+    "p": "top_p",
+    "m": "min_p",
+    "x": "xtc",
+    "t": "temperature",
+    "i": "infill",
+    "a": "adaptive_p",
+    "f": "tfs_z",
+}
+SAMPLER_ALIASES = {
+    "typ_p": "typical_p",
+    "typ-p": "typical_p",
+    "typical": "typical_p",
+    "typical-p": "typical_p",
+    "temp": "temperature",
+    "top-k": "top_k",
+    "top-p": "top_p",
+    "nucleus": "top_p",
+    "min-p": "min_p",
+    "top-n-sigma": "top_n_sigma",
+    "adaptive-p": "adaptive_p",
+    "tfs": "tfs_z",
+    "tfs-z": "tfs_z",
+}
+
+
+def sampler_names(text: str) -> tuple[str, ...]:
+    """`top_k;top_p;temperature`: samplers in the order of their use."""
+    names = [SAMPLER_ALIASES.get(name, name) for part in re.split("[;,]", text) if (name := part.strip().lower())]
+    for name in names:
+        if name not in SAMPLER_LETTERS.values():
+            raise BadValue(f"'{name}' is no sampler; known are {', '.join(SAMPLER_LETTERS.values())}")
+    return tuple(names)
+
+
+def sampler_sequence(text: str) -> tuple[str, ...]:
+    """`kpt`: one letter for each sampler."""
+    for letter in text:
+        if letter not in SAMPLER_LETTERS:
+            known = ", ".join(f"{letter} {name}" for letter, name in SAMPLER_LETTERS.items())
+            raise BadValue(f"'{letter}' stands for no sampler; known are {known}")
+    return tuple(SAMPLER_LETTERS[letter] for letter in text)

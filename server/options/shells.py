@@ -1,0 +1,235 @@
+"""What the option table says to shells and to `man`: completion scripts and the manual page.
+
+Pure functions from the table to text, run once for `--completion` and `--man`. A leaf
+that imports the table.
+
+Not taken: a script that calls the program at each Tab. Its start takes a quarter of a second, and the flags don't
+change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from server.options.row import Option
+from server.options.table import GROUPS, OPTIONS
+
+COMMANDS = ("llama-srv", "llama-server", "server", "llama_srv.py")
+"""Names that the program goes by; the two in the middle are those of llama.cpp, of today and of 2024."""
+FILES, FOLDERS = ("FILE", "MODEL"), ("DIR",)
+
+DESCRIPTION = """\
+Serves a language model in a GGUF file over HTTP: completions, chats and what belongs to them, in the shapes of
+llama.cpp's own server and of OpenAI's interface, and a web page to try it in. Everything happens on this machine; no
+connection to the outside is opened unless an option asks for a download.
+"""
+EXIT_STATUS = (
+    ("0", "after a clean stop (Ctrl-C, SIGTERM), or after showing what was asked for"),
+    ("1", "for anything that went wrong; one line on standard error says what to do"),
+    ("130", "when a second signal ended it at once"),
+)
+
+
+def completion(shell: str) -> str:
+    """The script for bash, zsh, fish or powershell."""
+    return WRITERS[shell]()
+
+
+def values_of(option: Option) -> tuple[str, ...]:
+    """Words that an option takes, if it takes only certain ones."""
+    return tuple(option.choices or ())
+
+
+def flags_of(option: Option) -> tuple[str, ...]:
+    """All spellings, those that switch off at the end."""
+    return option.flags + option.off_flags
+
+
+def summary(option: Option, limit: int = 90) -> str:
+    """The help text, cut where a list of candidates would break the line."""
+    text = option.help.split(";")[0].split(" (default")[0]
+    return text if len(text) <= limit else text[: limit - 3].rsplit(" ", 1)[0] + "..."
+
+
+# ---- shells ----------------------------------------------------------------------------------------------------------
+
+
+def bash() -> str:
+    """Files after options that take one, words after those that take words, else the flags."""
+    lines = [
+        "_llama_srv() {",
+        "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}",
+        "    case $before in",
+    ]
+    for option in OPTIONS:
+        answer = _bash_values(option)
+        if option.type is not None and answer:
+            lines.append(f'        {"|".join(option.flags)}) COMPREPLY=($(compgen {answer} -- "$word")); return ;;')
+    flags = " ".join(flag for option in OPTIONS for flag in flags_of(option))
+    lines += [
+        "    esac",
+        f"    COMPREPLY=($(compgen -W '{flags}' -- \"$word\"))",
+        "}",
+        f"complete -o default -F _llama_srv {' '.join(COMMANDS)} ./llama-srv ./llama_srv.py",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _bash_values(option: Option) -> str:
+    if option.choices:
+        return f"-W '{' '.join(values_of(option))}'"
+    return "-d" if option.metavar in FOLDERS else "-f" if option.metavar in FILES else ""
+
+
+def zsh() -> str:
+    """One specification for `_arguments` per flag; spellings of one option exclude each other unless it may repeat."""
+    lines = [f"#compdef {' '.join(COMMANDS)}", "_arguments \\"]
+    for option in OPTIONS:
+        others = "*" if option.repeat else f"({' '.join(flags_of(option))})"
+        for flag in flags_of(option):
+            value = ""
+            if option.type is not None and flag in option.flags:
+                value = f":{_zsh(option.metavar or 'value')}:" + (
+                    f"({' '.join(values_of(option))})"
+                    if option.choices
+                    else "_files -/"
+                    if option.metavar in FOLDERS
+                    else "_files"
+                    if option.metavar in FILES
+                    else " "
+                )
+            lines.append(f"  '{others}{flag}[{_zsh(summary(option))}]{value}' \\")
+    return "\n".join([*lines, "  '*:file:_files'", ""])
+
+
+def _zsh(text: str) -> str:
+    for mark in "\\:[]":
+        text = text.replace(mark, "\\" + mark)
+    return text.replace("'", "'\\''")
+
+
+def fish() -> str:
+    """One `complete` line per option and command."""
+    lines = []
+    for option in OPTIONS:
+        kinds = " ".join(
+            f"-l {flag[2:]}" if flag.startswith("--") else f"-{'s' if len(flag) == 2 else 'o'} {flag[1:]}"
+            for flag in flags_of(option)
+        )
+        value = ""
+        if option.type is not None:
+            value = (
+                f" -x -a '{' '.join(values_of(option))}'"
+                if option.choices
+                else " -x -a '(__fish_complete_directories)'"
+                if option.metavar in FOLDERS
+                else " -r -F"
+                if option.metavar in FILES
+                else " -x"
+            )
+        text = summary(option).replace("\\", "\\\\").replace("'", "\\'")
+        lines += [f"complete -c {command} {kinds}{value} -d '{text}'" for command in COMMANDS]
+    return "\n".join(lines) + "\n"
+
+
+def powershell() -> str:
+    """A native completer over a table of flags; what it doesn't know is left to PowerShell, which completes paths."""
+    rows, words = [], []
+    for option in OPTIONS:
+        text = summary(option).replace("'", "''")
+        rows += [f"    '{flag}' = '{text}'" for flag in flags_of(option)]
+        if option.choices:
+            values = ", ".join(f"'{word}'" for word in values_of(option))
+            words += [f"    '{flag}' = @({values})" for flag in option.flags]
+    names = ", ".join(f"'{name}'" for name in COMMANDS)
+    return "\n".join(
+        (
+            # a hash table of PowerShell knows no capitals, and -c and -C are two flags
+            "$flags = [System.Collections.Hashtable]::new([StringComparer]::Ordinal)",
+            "$words = [System.Collections.Hashtable]::new([StringComparer]::Ordinal)",
+            *(f"$flags[{row.strip().replace(' = ', '] = ', 1)}" for row in rows),
+            *(f"$words[{row.strip().replace(' = ', '] = ', 1)}" for row in words),
+            f"Register-ArgumentCompleter -Native -CommandName {names} -ScriptBlock {{",
+            "    param($word, $line, $position)",
+            "    $before = $line.CommandElements | Where-Object { $_.Extent.EndOffset -lt $position } |",
+            "        Select-Object -Last 1",
+            '    $choices = $words["$before"]',
+            '    if ($choices) { $choices | Where-Object { $_ -like "$word*" }; return }',
+            "    if (-not \"$word\".StartsWith('-')) { return }",
+            '    $flags.Keys | Where-Object { $_ -clike "$word*" } | Sort-Object | ForEach-Object {',
+            "        [System.Management.Automation.CompletionResult]::new($_, $_, 'ParameterName', $flags[$_]) }",
+            "}.GetNewClosure()",
+            "",
+        )
+    )
+
+
+WRITERS: dict[str, Callable[[], str]] = {"bash": bash, "zsh": zsh, "fish": fish, "powershell": powershell}
+
+
+# ---- the manual page -------------------------------------------------------------------------------------------------
+
+
+def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
+    """The page for section 1, in the macros that every `man` knows."""
+    lines = [
+        f'.TH LLAMA-SRV 1 "" "llama_srv {version}" "User Commands"',
+        ".SH NAME",
+        "llama\\-srv \\- serve a language model over HTTP, on this machine",
+        ".SH SYNOPSIS",
+        ".B llama\\-srv",
+        ".B \\-m",
+        ".I MODEL.gguf",
+        "[options]",
+        ".br",
+        ".B python llama_srv.py",
+        ".B \\-m",
+        ".I MODEL.gguf",
+        "[options]",
+        ".SH DESCRIPTION",
+        *_text(DESCRIPTION),
+        ".SH OPTIONS",
+        *_text(
+            "Every flag also takes --flag=value. The command line wins over the environment (the variable in "
+            "brackets), that over the file of --config, that over the defaults."
+        ),
+    ]
+    for group in dict.fromkeys((*GROUPS, *(option.group for option in table))):
+        rows = [option for option in table if option.group == group]
+        lines += [f'.SS "{group}"'] if rows else []
+        for option in rows:
+            lines += _man_option(option)
+    lines.append(".SH EXIT STATUS")
+    for code, text in EXIT_STATUS:
+        lines += [".TP", f".B {code}", *_text(text)]
+    lines += [
+        ".SH EXAMPLES",
+        ".TP",
+        ".B llama\\-srv \\-m model.gguf",
+        "Serve a model at http://127.0.0.1:8080.",
+        ".TP",
+        ".B llama\\-srv \\-m model.gguf \\-np 4 \\-\\-host 0.0.0.0 \\-\\-api\\-key SECRET",
+        "Four requests at a time, for the network, only for those who know the key.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _man_option(option: Option) -> list[str]:
+    flags = ", ".join(f"\\fB{_escaped(flag)}\\fR" for flag in flags_of(option))
+    value = f" \\fI{_escaped(option.metavar or 'VALUE')}\\fR" if option.type is not None else ""
+    text = option.help
+    if option.type is not None and option.default not in (None, ()) and "default" not in text:
+        text += f" (default {option.shown(option.default)})"
+    if option.env:
+        text += f" [{option.env}]"
+    return [".TP", flags + value, *_text(text)]
+
+
+def _text(text: str) -> list[str]:
+    return [_escaped(" ".join(text.split()))]
+
+
+def _escaped(text: str) -> str:
+    """Backslashes and minus signs as such; nothing at the beginning of a line that would be a request."""
+    text = text.replace("\\", "\\(rs").replace("-", "\\-")
+    return "\\&" + text if text.startswith((".", "'")) else text

@@ -1,0 +1,155 @@
+"""What a running server does besides serving: say how it is, and take over what has changed on disk. Main thread.
+
+Tells the world by `--pid-file`, `--state-file` and systemd's socket; re-reads keys, certificate and log file on SIGHUP
+(keys also by themselves); prints all stacks on SIGUSR1. Signal handlers only set a flag: the work is done by `tick`,
+which the main thread calls about twice a second.
+
+Not taken: a thread for it. The main thread has nothing else to do, and signals come there anyway.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from server import log as logging_setup
+from server.log import get_logger
+from server.options.parser import OptionError, Options
+from server.service import edge
+from server.service.run_files import RunFileError, RunFiles
+from server.service.systemd import Notifier
+from server.stacks import stacks
+from server.web.httpd import HttpServer
+
+TICK_S = 0.5
+EXTEND_US = 60_000_000
+"""How much longer systemd is to wait for a model that is still being read."""
+
+log = get_logger("app")
+
+
+class Engine(Protocol):
+    """What is asked of the engine here."""
+
+    is_stuck: bool
+
+    def stacks(self) -> str:
+        """What the engine's own process is doing, "" if it has none."""
+
+
+class Housekeeping:
+    """`stop` is called when the terminal that the server was started from has gone."""
+
+    def __init__(
+        self,
+        options: Options,
+        server: HttpServer,
+        keys: edge.KeyFiles,
+        engine: Engine,
+        stop: Callable[[], None],
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._options = options
+        self._server = server
+        self._keys = keys
+        self._engine = engine
+        self._stop = stop
+        self._files = RunFiles(options.pid_file, options.state_file)
+        self._notifier = Notifier(environ)
+        self._state = ""
+        self._must_reload = threading.Event()
+        self._must_print = threading.Event()
+        self.interval_s = min(TICK_S, self._notifier.watchdog_s / 4 or TICK_S)
+        self._had_terminal = False
+        self._progress = -1.0
+        self._started = time.time()
+
+    def start(self) -> None:
+        """Write the files and take the signals; RunFileError when a file can't be written."""
+        self._write("loading")
+        self._state = "loading"
+        if hasattr(signal, "SIGHUP"):
+            self._had_terminal = signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN and has_terminal()
+            signal.signal(signal.SIGHUP, lambda *_: self._must_reload.set())
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, lambda *_: self._must_print.set())
+
+    def report(self, state: str) -> None:
+        """The server is in another state: ready or stopping."""
+        self._state = state
+        try:
+            self._write(state)
+        except RunFileError as error:
+            log.error("%s", error)
+        if state == "ready":
+            self._notifier.send(READY=1, STATUS=f"serving on {self._server.url}")
+        elif state == "stopping":
+            self._notifier.send(STOPPING=1, STATUS="stopping")
+
+    def loading(self, progress: float) -> None:
+        """How much of the model has been read, from 0 to 1."""
+        if progress != self._progress:
+            self._progress = progress
+            self._notifier.send(STATUS=f"loading the model, {progress:.0%}", EXTEND_TIMEOUT_USEC=EXTEND_US)
+        self.tick()
+
+    def tick(self) -> None:
+        """What has come up since the last time."""
+        self._keys.refresh()
+        if self._must_print.is_set():
+            self._must_print.clear()
+            self._print_stacks()
+        if self._must_reload.is_set():
+            self._must_reload.clear()
+            if self._had_terminal and not has_terminal():
+                log.info("the terminal has gone")
+                self._stop()
+                return
+            self.reload()
+        if not self._engine.is_stuck:
+            self._notifier.alive()
+
+    def reload(self) -> None:
+        """Read keys and certificate again and open the log file anew. What can't be read stays as it is."""
+        self._notifier.reloading()
+        logging_setup.reopen()
+        self._keys.refresh(force=True)
+        try:
+            self._server.tls = edge.tls_context(self._options)
+        except OptionError as error:
+            log.error("the certificate stays as it is: %s", error)
+        log.info("reloaded")
+        if self._state == "ready":
+            self._notifier.send(READY=1)
+
+    def close(self) -> None:
+        """Take the files away and give the signals back."""
+        self._files.remove()
+        if hasattr(signal, "SIGUSR1"):
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    def _write(self, state: str) -> None:
+        self._files.write(
+            state,
+            url=self._server.url + self._options.api_prefix,
+            model=self._options.model or "",
+            started=round(self._started, 3),
+        )
+
+    def _print_stacks(self) -> None:
+        """Of both processes. Not by `faulthandler`, which reads frames of running threads and may get lost in them."""
+        for line in (stacks("web process") + "\n" + self._engine.stacks()).splitlines():
+            log.info("%s", line)
+
+
+def has_terminal() -> bool:
+    """Whether this process still has a terminal of its own (never on Windows)."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | getattr(os, "O_NOCTTY", 0)))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,134 @@
+"""Request bodies, delimited by a length or in the chunked coding: pure decoders fed with bytes, one
+interface.
+
+Chunks are decoded strictly, for the reason given in `head.py`. Extensions and trailers are checked for their
+form and dropped. Memory is bounded by the body limit; time too, because a body cut into one-byte chunks is
+refused (`N_CHUNKS_FREE`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from server.errors import ApiError
+from server.web.http1.head import SINGLE_HEADERS, Framing, body_too_large, parse_header_line
+from server.web.limits import Limits
+
+SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+LINE_BYTES = 4 * 1024
+TRAILER_BYTES = 8 * 1024
+N_CHUNKS_FREE = 16 * 1024
+"""Chunks that cost nothing; beyond them a chunk must carry `MEAN_BYTES` on average."""
+MEAN_BYTES = 64
+
+
+def body_decoder(framing: Framing, limits: Limits) -> LengthDecoder | ChunkedDecoder:
+    return ChunkedDecoder(limits) if framing.kind == "chunked" else LengthDecoder(framing.n_bytes)
+
+
+class LengthDecoder:
+    """Takes exactly `n_bytes`; same interface as `ChunkedDecoder`."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.body = bytearray()
+        self.rest = b""
+        self.done = n_bytes == 0
+        self._n_left = n_bytes
+
+    def feed(self, data: bytes) -> bool:
+        """True once the body is complete."""
+        part = data[: self._n_left]
+        self.body += part
+        self._n_left -= len(part)
+        self.done = self._n_left == 0
+        self.rest = data[len(part) :]
+        return self.done
+
+
+class ChunkedDecoder:
+    """Feed bytes until `done`; the body is in `body`, what follows it in `rest`."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.body = bytearray()
+        self.rest = b""
+        self.done = False
+        self._limits = limits
+        self._pending = bytearray()
+        self._n_left = 0  # of the current chunk
+        self._n_chunks = 0
+        self._n_trailer = 0
+        # A plain function, not a bound method: no reference cycle keeps an old body alive.
+        self._step: Callable[[ChunkedDecoder], bool] = ChunkedDecoder._read_size
+
+    def feed(self, data: bytes) -> bool:
+        """True once the body is complete; ApiError 400 or 413 as soon as it can't be."""
+        self._pending += data
+        while not self.done and self._step(self):
+            pass
+        if self.done:
+            self.rest = bytes(self._pending)
+            self._pending.clear()
+        return self.done
+
+    def _take_line(self) -> bytes | None:
+        end = self._pending.find(b"\n")
+        if (len(self._pending) if end < 0 else end) > LINE_BYTES:
+            raise ApiError(400, "A line of the chunked body is too long.")
+        if end < 0:
+            return None
+        line = bytes(self._pending[:end])
+        del self._pending[: end + 1]
+        if not line.endswith(b"\r"):
+            raise ApiError(400, "Lines of a chunked body must end with CRLF.")
+        return line[:-1]
+
+    def _read_size(self) -> bool:
+        line = self._take_line()
+        if line is None:
+            return False
+        match = SIZE_LINE.fullmatch(line)
+        if not match:
+            raise ApiError(400, "Malformed chunk size.")
+        self._n_left = int(match[1], 16)
+        if len(self.body) + self._n_left > self._limits.body_bytes:
+            raise body_too_large(self._limits)
+        self._n_chunks += 1
+        if self._n_chunks > N_CHUNKS_FREE + len(self.body) // MEAN_BYTES:
+            raise ApiError(400, "The body is cut into too many small chunks.")
+        self._step = ChunkedDecoder._read_data if self._n_left else ChunkedDecoder._read_trailer
+        return True
+
+    def _read_data(self) -> bool:
+        part = self._pending[: self._n_left]
+        self.body += part
+        del self._pending[: len(part)]
+        self._n_left -= len(part)
+        if self._n_left:
+            return False
+        self._step = ChunkedDecoder._read_data_end
+        return True
+
+    def _read_data_end(self) -> bool:
+        end = bytes(self._pending[:2])
+        if not b"\r\n".startswith(end):
+            raise ApiError(400, "A chunk is longer than its size says.")
+        if len(end) < 2:
+            return False
+        del self._pending[:2]
+        self._step = ChunkedDecoder._read_size
+        return True
+
+    def _read_trailer(self) -> bool:
+        line = self._take_line()
+        if line is None:
+            return False
+        if not line:
+            self.done = True
+            return True
+        name, _ = parse_header_line(line)
+        if name in SINGLE_HEADERS:  # RFC 9110 6.5.1; a reader that merges trailers into the head would believe it
+            raise ApiError(400, f"{name!r} can't be in the trailer of a body.")
+        self._n_trailer += len(line)
+        if self._n_trailer > TRAILER_BYTES:
+            raise ApiError(400, "The trailer of the chunked body is too long.")
+        return True

@@ -1,0 +1,182 @@
+"""One client's socket with patience: every read and write has a deadline, leftovers wait for the next
+request.
+
+Used by one connection thread. Turns what sockets throw into two plain conditions, so that an OSError of a
+handler is never mistaken for the client's: `ClientGone` (closed, reset, or too slow to read) and
+`ClientSlow`."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+
+from server.errors import ApiError
+from server.web.http1.body import body_decoder
+from server.web.http1.head import Framing, Head, HeadParser
+from server.web.limits import Limits
+
+RECV_BYTES = 256 * 1024
+
+
+class ClientGone(Exception):
+    """The connection can't be used any more."""
+
+
+class ClientSlow(Exception):
+    """The client did not send in time what it began to send."""
+
+
+class BodyBudget:
+    """Memory shared by all request bodies that are being received or handled."""
+
+    def __init__(self, n_max: int) -> None:
+        self._lock = threading.Lock()  # protects n_used
+        self.n_used = 0
+        self.n_max = n_max
+
+    def take(self, n_bytes: int) -> None:
+        """ApiError 503 when it is spent."""
+        with self._lock:
+            if self.n_used + n_bytes > self.n_max:
+                raise ApiError(503, "Too many large requests at once; try again.", headers={"Retry-After": "5"})
+            self.n_used += n_bytes
+
+    def give(self, n_bytes: int) -> None:
+        """Give back what was taken."""
+        with self._lock:
+            self.n_used -= n_bytes
+
+
+class Wire:
+    """`sock` is connected; from `start_tls` on it is the TLS socket over the same descriptor."""
+
+    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+        self.sock = sock
+        self._limits = limits
+        self._rest = b""
+        self._idle_s = limits.head_s  # the first request must come soon; a kept connection may rest longer
+
+    def start_tls(self, context: ssl.SSLContext) -> ssl.SSLSocket:
+        """Put TLS over the socket; the handshake comes apart, so that who keeps books about sockets can note
+        it."""
+        try:
+            self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
+        except (OSError, ValueError) as error:
+            raise ClientGone(str(error)) from None
+        return self.sock
+
+    def shake_hands(self) -> None:
+        """Within `head_s`; ClientGone if it fails (a plain client, a port scanner, a wrong version)."""
+        try:
+            self.sock.settimeout(self._limits.head_s)
+            self.sock.do_handshake()
+        except (OSError, ValueError) as error:
+            raise ClientGone(str(error)) from None
+
+    def read_head(self, on_first_byte: Callable[[], bool]) -> Head | None:
+        """The next request's head, None if the client closed or stayed idle instead, or if `on_first_byte`
+        says no; ClientGone, ClientSlow when it stops in the middle, ApiError when it sends nonsense."""
+        data, self._rest = self._rest, b""
+        if not data:
+            try:
+                data = self._recv(self._idle_s)
+            except (ClientSlow, ClientGone):
+                return None
+            if not data:
+                return None
+        if not on_first_byte():
+            return None
+        self._idle_s = self._limits.idle_s
+        deadline = time.monotonic() + self._limits.head_s
+        parser = HeadParser(self._limits)
+        while (head := parser.feed(data)) is None:
+            data = self._recv_more(deadline)
+        self._rest = parser.rest
+        return head
+
+    def read_body(self, framing: Framing, budget: BodyBudget) -> bytes:
+        """The whole body. The caller gives `len(body)` back to `budget`; after an exception that has been
+        done."""
+        decoder = body_decoder(framing, self._limits)
+        n_taken = n_received = 0
+        start = time.monotonic()
+        try:
+            data, self._rest = self._rest, b""
+            while not decoder.feed(data):
+                budget.take(len(decoder.body) - n_taken)
+                n_taken = len(decoder.body)
+                data = self._recv_more(start + self._limits.body_s + n_received / self._limits.body_rate)
+                n_received += len(data)
+            budget.take(len(decoder.body) - n_taken)
+        except BaseException:
+            budget.give(n_taken)
+            raise
+        self._rest = decoder.rest
+        return bytes(decoder.body)
+
+    def send(self, data: bytes) -> None:
+        """All of `data`: one send, unless it is longer than `write_slice`. ClientGone if the reader is dead
+        or slow."""
+        step = self._limits.write_slice
+        try:
+            if self.sock.gettimeout() != self._limits.write_s:  # setting it is a system call
+                self.sock.settimeout(self._limits.write_s)
+            if len(data) <= step:
+                self.sock.sendall(data)
+                return
+            view = memoryview(data)
+            for start in range(0, len(view), step):
+                self.sock.sendall(view[start : start + step])
+        except (OSError, ValueError) as error:
+            raise ClientGone(str(error)) from None
+
+    def close(self, linger: bool) -> None:
+        """Close in order. `linger`: the client may still be sending; closing at once would reset the
+        connection and take the answer from it, so what comes is dropped for `linger_s`."""
+        try:
+            if isinstance(self.sock, ssl.SSLSocket) and not linger:
+                self.sock.settimeout(0)
+                _say_goodbye(self.sock)
+            # The plain method also for TLS: SSLSocket.shutdown would change the object under a reader's feet.
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)
+            if linger:
+                self._drop_until(time.monotonic() + self._limits.linger_s)
+        except (OSError, ValueError, ClientGone, ClientSlow):
+            pass  # the client closed first
+        finally:
+            self.sock.close()
+
+    def _drop_until(self, deadline: float) -> None:
+        while (left := deadline - time.monotonic()) > 0:
+            self.sock.settimeout(left)
+            if not socket.socket.recv(self.sock, RECV_BYTES):
+                return
+
+    def _recv_more(self, deadline: float) -> bytes:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ClientSlow
+        data = self._recv(left)
+        if not data:
+            raise ClientGone("closed in the middle of a request")
+        return data
+
+    def _recv(self, timeout_s: float) -> bytes:
+        try:
+            self.sock.settimeout(timeout_s)
+            return self.sock.recv(RECV_BYTES)
+        except TimeoutError:
+            raise ClientSlow from None
+        except (OSError, ValueError) as error:
+            raise ClientGone(str(error)) from None
+
+
+def _say_goodbye(sock: ssl.SSLSocket) -> None:
+    """Send TLS close_notify without waiting for the peer's."""
+    try:
+        sock.unwrap()
+    except (OSError, ValueError):
+        pass  # SSLWantRead after sending ours, or the peer is gone

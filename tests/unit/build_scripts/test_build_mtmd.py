@@ -1,0 +1,166 @@
+"""fetch_libs --with-mtmd: adding libmtmd to a folder, building it, its troubles. Nothing is compiled."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+
+from tests.support import build_script
+from tests.unit.build_scripts import fake_packages as fake
+from tests.unit.build_scripts.fake_packages import manifest_of, posix_only, run
+
+build_mtmd = build_script("build_mtmd")
+common = build_script("common")
+fetch_libs = build_script("fetch_libs")
+packages = build_script("packages")
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    return fake.make_world(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def installed(world, capsys, monkeypatch):
+    """An installed linux-x64-cpu, the source in the lock, and a build that takes no time."""
+    if os.name != "posix":
+        pytest.skip("not on Windows: libmtmd is built on Linux")
+    run(world, capsys)
+    world.publish(
+        "npm:source-v0.5.0",
+        "npm",
+        "node-llama-cpp",
+        "source-1.0.0.tgz",
+        fake.tar_bytes({"package/llama/gitRelease.bundle": b"bundle"}),
+        llama_cpp="v0.5.0",
+    )
+    monkeypatch.setattr(build_mtmd, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(build_mtmd.sys, "platform", "linux")
+
+    def build(target, package, cache, progress):
+        target.parent.mkdir(parents=True)
+        target.write_bytes(fake.elf("libmtmd.so.0", ("libllama.so.0", "libggml.so.0", "libggml-base.so.0")))
+
+    monkeypatch.setattr(build_mtmd, "require_tools", lambda: None)
+    monkeypatch.setattr(build_mtmd, "_build", build)
+    monkeypatch.setattr(build_mtmd, "_smoke", lambda folder, order: None)
+    return world
+
+
+def test_libmtmd_is_added_with_the_links_that_lead_to_the_installed_libraries(installed, capsys):
+    assert run(installed, capsys, "--with-mtmd")[0] == 0
+    folder = installed.dest / "linux-x64-cpu"
+    manifest = manifest_of(folder)
+    assert manifest["mtmd"] == "libmtmd.so" and "libmtmd.so" in manifest["files"]
+    assert manifest["links"] == {
+        "libllama.so.0": "libllama.v0.5.0.so",
+        "libggml.so.0": "libggml.v0.5.0.so",
+        "libggml-base.so.0": "libggml-base.so",
+    }
+    assert {name: os.readlink(folder / name) for name in manifest["links"]} == manifest["links"]
+    assert run(installed, capsys, "--verify")[0] == 0
+    calls = list(installed.calls)
+    assert run(installed, capsys, "--with-mtmd")[0] == 0
+    assert run(installed, capsys, "--force", "--with-mtmd")[0] == 0  # the build is kept in the cache
+    assert installed.calls == calls and manifest_of(folder)["mtmd"] == "libmtmd.so"
+
+
+def test_no_link_takes_the_place_of_a_library_that_has_the_wanted_name():
+    manifest = {
+        "load_order": ["libggml-base.so.0", "libggml.so", "libllama.so.0"],
+        "files": {"libggml-base.so.0": {}, "libggml.so": {}, "libllama.so.0": {}},
+    }
+    assert build_mtmd.wanted_links(manifest, ("libllama.so.0", "libggml.so.0", "libc.so.6")) == {
+        "libggml.so.0": "libggml.so"
+    }
+
+
+def test_a_libmtmd_that_does_not_load_is_not_kept(installed, capsys, monkeypatch):
+    def smoke(folder, order):
+        raise common.Failure("the built libmtmd.so doesn't load (undefined symbol): update the checkout")
+
+    monkeypatch.setattr(build_mtmd, "_smoke", smoke)
+    code, complaint = run(installed, capsys, "--with-mtmd")
+    assert code == 1 and "doesn't load" in complaint
+    folder = installed.dest / "linux-x64-cpu"
+    assert manifest_of(folder)["mtmd"] is None and not (folder / "libmtmd.so").exists()
+    assert not list((installed.cache / "mtmd").rglob("libmtmd.so"))
+    assert (
+        fetch_libs.folder_state(
+            folder, fetch_libs.find_variant("linux-x64", "cpu"), packages.load_lock(installed.lock_path)
+        )
+        == "current"
+    )
+
+
+@posix_only
+def test_missing_build_tools_are_named_in_one_line(world, capsys, monkeypatch):
+    run(world, capsys)
+    world.publish("npm:source-v0.5.0", "npm", "node-llama-cpp", "source-1.0.0.tgz", b"", llama_cpp="v0.5.0")
+    monkeypatch.setattr(build_mtmd, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(build_mtmd.sys, "platform", "linux")
+    code, complaint = run(world, capsys, "--with-mtmd")
+    assert code == 1 and "needs git, cmake, c++, cc, ninja" in complaint and "apt-get install" in complaint
+
+
+def test_libmtmd_for_another_machine_or_an_unpinned_version_is_refused(installed, capsys, monkeypatch):
+    monkeypatch.setattr(build_mtmd, "this_platform", lambda: "linux-arm64")
+    assert "only be built on such a machine" in run(installed, capsys, "--with-mtmd")[1]
+    monkeypatch.setattr(build_mtmd, "this_platform", lambda: "linux-x64")
+    del installed.rows["npm:source-v0.5.0"]
+    installed.write_lock()
+    assert "isn't in the lock file" in run(installed, capsys, "--with-mtmd")[1]
+
+
+@posix_only
+def test_elsewhere_the_second_source_brings_libmtmd_ready_made(world, capsys):
+    world.install_client("pip3")
+    libraries = {
+        "libggml-base.0.dylib": fake.macho("b"),
+        "libggml-cpu.0.dylib": fake.macho("c"),
+        "libggml.0.dylib": fake.macho("g", ("libggml-cpu.0.dylib", "libggml-base.0.dylib")),
+        "libllama.0.dylib": fake.macho("l", ("libggml.0.dylib",)),
+        "libmtmd.dylib": fake.macho("m", ("libllama.0.dylib",)),
+    }
+    world.publish(
+        "pip:macos-arm64",
+        "pip",
+        "llama-cpp-py-sync",
+        "mac-1.0.0.whl",
+        fake.zip_bytes(libraries),
+        llama_cpp="b11067",
+        tag="macosx_14_0_arm64",
+    )
+    assert run(world, capsys, "--platform", "macos-arm64", "--with-mtmd")[0] == 0
+    assert manifest_of(world.dest / "macos-arm64-metal")["mtmd"] == "libmtmd.dylib"
+    code, complaint = run(world, capsys, "--platform", "windows-arm64", "--with-mtmd")
+    assert code == 1 and "no package has libmtmd for windows-arm64-cpu" in complaint
+
+
+@pytest.mark.parametrize(
+    "log, shown",
+    [
+        ("-- Configuring done", "step  7 s"),
+        ("[12/345] Building a\n[13/345] Building b\n", "step [13/345]  7 s"),
+        ("[ 12%] Building a\n[ 40%] Building b\n", "step [40 %]  7 s"),
+    ],
+)
+def test_build_progress_is_the_build_tools_own_count(tmp_path, log, shown):
+    path = tmp_path / "log"
+    path.write_text(log)
+    assert build_mtmd._describe("step", path, 7.2) == shown
+
+
+@posix_only
+def test_a_failing_build_step_ends_in_one_line_and_no_leftovers(world, monkeypatch):
+    tool = world.bin / "git"
+    tool.write_text(f"#!{sys.executable}\nprint('fatal: error: bundle is broken')\nraise SystemExit(128)\n")
+    tool.chmod(0o755)
+    package = world.root / "source.tgz"
+    package.write_bytes(fake.tar_bytes({"package/llama/gitRelease.bundle": b"bundle"}))
+    monkeypatch.setattr(build_mtmd.os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    with pytest.raises(common.Failure, match="step source failed: fatal: error: bundle is broken"):
+        build_mtmd._build(world.cache / "mtmd" / "libmtmd.so", package, world.cache, common.Progress(quiet=True))
+    assert world.leftovers() == [] and not (world.cache / "mtmd").exists()

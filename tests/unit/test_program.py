@@ -1,0 +1,62 @@
+"""The folder that the one-file program runs in: held while in use, removed when nobody has used it for long."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from server import program as frozen
+from server.program import HALF_DONE_S, UNUSED_S, UnpackedFolder
+
+pytest.importorskip("fcntl", reason="not on Windows: there nothing is unpacked by us")
+NOW = 2_000_000_000.0
+
+
+def folder(parent, name, age, complete=True):
+    path = parent / name
+    path.mkdir()
+    if complete:
+        (path / "llama-srv").write_text("")
+    os.utime(path, (NOW - age, NOW - age))
+    return path
+
+
+def test_versions_that_nobody_has_used_for_two_weeks_are_removed(tmp_path):
+    own = folder(tmp_path, "own", 3 * UNUSED_S)
+    folder(tmp_path, "recent", UNUSED_S - 60)
+    folder(tmp_path, "old", UNUSED_S + 60)
+    folder(tmp_path, "not ours", 10 * UNUSED_S, complete=False)
+    folder(tmp_path, ".new-a", HALF_DONE_S + 60, complete=False)
+    folder(tmp_path, ".new-b", 60, complete=False)
+    (tmp_path / "file").write_text("")
+    UnpackedFolder(own).remove_unused(NOW)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".new-b", "file", "not ours", "own", "recent"]
+    assert own.stat().st_mtime == NOW
+
+
+def test_a_folder_in_use_stays_however_old_it_is(tmp_path):
+    own, other = folder(tmp_path, "own", 0), folder(tmp_path, "other", 0)
+    running = UnpackedFolder(other)
+    os.utime(other, (NOW - 2 * UNUSED_S,) * 2)
+    UnpackedFolder(own).remove_unused(NOW)
+    assert other.is_dir()
+    running.close()
+    UnpackedFolder(own).remove_unused(NOW)
+    assert not other.exists()
+
+
+def test_two_programs_may_run_from_one_folder(tmp_path):
+    own, other = folder(tmp_path, "own", 0), folder(tmp_path, "other", 2 * UNUSED_S)
+    first, second = UnpackedFolder(own), UnpackedFolder(own)
+    second.remove_unused(NOW)
+    assert not other.exists() and own.is_dir()
+    first.close()
+    second.close()
+    second.close()
+
+
+def test_from_a_checkout_nothing_happens(tmp_path):
+    assert frozen.unpacked_folder() is None
+    UnpackedFolder(None).remove_unused(NOW)
+    UnpackedFolder(tmp_path / "gone").remove_unused(NOW)
