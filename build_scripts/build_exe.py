@@ -44,7 +44,6 @@ from common import (
 )
 from native_files import read_manifest
 
-sys.path.insert(0, str(ROOT))
 from server.options.shells import manual  # noqa: E402  (of the product only this table)
 
 SPEC = Path(__file__).with_name("llama_srv.spec")

@@ -12,14 +12,11 @@ The way not taken: emulators. They would show one start on one system, at the pr
 from __future__ import annotations
 
 import posixpath
-import sys
 from pathlib import Path
 
 import fetch_libs
-from common import ROOT, Failure, Progress, megabytes, temp_folder
+from common import Failure, Progress, megabytes, temp_folder
 from native_files import changed_files, core_role, plugin_family, read_header, read_manifest
-
-sys.path.insert(0, str(ROOT))
 
 
 def check(name: str, cache: Path, progress: Progress, offline: bool) -> int:

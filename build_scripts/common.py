@@ -26,7 +26,10 @@ import time
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from server.program import ROOT as ROOT  # noqa: E402 (for the neighbours, too)
+from server.program import cache_folder as cache_folder
+
 PYTHON_NEEDED = (3, 10)
 STALE_SECONDS = 24 * 3600
 TEMP_PREFIX = ".tmp-"
@@ -57,20 +60,6 @@ class Terminated(KeyboardInterrupt):
 
 
 # --- folders ------------------------------------------------------------------------------------------------
-
-
-def cache_folder(environ: dict | None = None, system: str | None = None) -> Path:
-    """Where downloads and models are kept between runs: outside the tree, per user."""
-    environ = os.environ if environ is None else environ
-    system = sys.platform if system is None else system
-    if environ.get("LLAMA_SRV_CACHE"):
-        return Path(environ["LLAMA_SRV_CACHE"]).expanduser()
-    home = Path(environ.get("HOME") or Path.home())
-    if system == "win32":
-        return Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "llama_srv" / "cache"
-    if system == "darwin":
-        return home / "Library" / "Caches" / "llama_srv"
-    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "llama_srv"
 
 
 @contextlib.contextmanager

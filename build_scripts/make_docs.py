@@ -20,8 +20,6 @@ from typing import Callable, Iterable, Iterator
 
 from common import ROOT, Failure, run_main
 
-sys.path.insert(0, str(ROOT))
-
 OPTIONS_PAGE, API_PAGE = ROOT / "docs" / "options.md", ROOT / "docs" / "api.md"
 LARGE = 2**20
 KINDS = {"int": "integer", "float": "number", "bool": "true/false", "str": "string", "list": "list"}

@@ -19,8 +19,7 @@ from pathlib import Path
 from ctypes_api.errors import LibsError
 from ctypes_api.folder import find_folder
 from server import log as logging_setup
-from server import program as frozen
-from server.draft_model import find_draft_model, spec_config
+from server import program
 from server.engine.client import spawn
 from server.engine.client.engine_client import EngineClient, Transport
 from server.engine.client.supervisor import Limits, ProcessTransport
@@ -30,19 +29,18 @@ from server.errands.bundle import Bundle, BundleError
 from server.errands.one_shot import ModelPlace, place_in, place_of
 from server.errands.tuned import chosen, remember
 from server.errors import StartError
-from server.fetching import fetched, repository_projector
 from server.log import LogFileError, get_logger
 from server.model_files.checks import check_all, check_model_file, check_ranker
 from server.model_files.gguf import Gguf, GgufError
 from server.model_files.shape import Shape
 from server.model_files.shape_reader import shape_of
+from server.model_sources import fetched, find_draft_model, repository_projector, spec_config
 from server.options.parser import OptionError, Options, native_params, pool_params, projector_params, secret_values
 from server.options.table import POOLING
 
 VERSION = "0.1.0"
 SWITCH_INTERVAL_S = 0.0005
 TUNE_CTX = 1024  # tokens of each slot while steps are measured
-ROOT = Path(__file__).resolve().parents[1]
 
 NO_MODEL = """no model given. Three ways to get going:
   python llama_srv.py -m model.gguf       serve a GGUF file that you have
@@ -90,15 +88,10 @@ def measure(options: Options, argv: Sequence[str]) -> int:
     names = command.OWN if options.bench == "own" else options.bench
     try:
         return command.measure(
-            own_program(), argv, names, options.model or "", options.threads, next(iter(options.api_key), "")
+            program.own_command(), argv, names, options.model or "", options.threads, next(iter(options.api_key), "")
         )
     except command.BenchError as error:
         raise OptionError(str(error)) from None
-
-
-def own_program() -> list[str]:
-    """The words that start this program."""
-    return [sys.executable] if frozen.is_frozen() else [sys.executable, str(ROOT / "llama_srv.py")]
 
 
 def tune_model(options: Options, argv: Sequence[str], model: ModelPlace, config: EngineConfig) -> int:
@@ -117,7 +110,7 @@ def tune_model(options: Options, argv: Sequence[str], model: ModelPlace, config:
     from server.engine.llama.pool import cpu_count
 
     plugins = read_folder(Path(config.libs)).cpu_variants
-    command = [*own_program(), *tune.without_tune(argv)]
+    command = program.own_command(*tune.without_tune(argv))
     print(
         f"{Path(path).name}: milliseconds of steps of one row, of some and of a prompt, near the beginning and "
         "further on",
@@ -154,13 +147,13 @@ def version(options: Options) -> str:
 
 def libs_folder(options: Options) -> str:
     """The folder whose libraries will be used; LibsError says where it looked."""
-    return str(find_folder(ROOT, options.libs))
+    return str(find_folder(program.ROOT, options.libs))
 
 
 def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: subprocess.Popen | None) -> int:
     """Load, listen, serve until a signal comes; the exit code. For the parameters see `run`."""
     set_up_logging(options)
-    unpacked = frozen.UnpackedFolder(frozen.unpacked_folder())
+    unpacked = program.UnpackedFolder(program.unpacked_folder())
     if options.tune:
         options.ctx_size = TUNE_CTX * options.parallel
     model, config = read_model(options, own)
@@ -251,7 +244,7 @@ def find_model(options: Options, own: Bundle | None) -> tuple[ModelPlace, list[G
     elif own:
         place = place_in(own)
     else:
-        raise OptionError(NO_MODEL if not frozen.is_frozen() else NO_MODEL_FROZEN.format(program=frozen.program()))
+        raise OptionError(NO_MODEL if not program.is_frozen() else NO_MODEL_FROZEN.format(program=program.program()))
     parts = check_all(
         place.path,
         {"--lora": [adapter for adapter, _ in options.lora]},
@@ -275,9 +268,7 @@ def find_projector(options: Options, model: ModelPlace) -> str:
             return repository_projector(options, model.path, libs_folder(options))
         if model.bundle is None:
             return ""
-        from server.download import cache_folder
-
-        return one_shot.projector_of(model, cache_folder(os.environ))
+        return one_shot.projector_of(model, program.cache_folder())
     path = options.mmproj or fetched(options.mmproj_url, offline=options.offline, token=options.hf_token)
     check_model_file(path, "--mmproj")
     return path

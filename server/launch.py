@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from ctypes_api.errors import LibsError
 from ctypes_api.folder import find_folder
-from server import program as frozen
+from server import program
 from server.engine.client import spawn
 from server.errands.tuned import chosen
 from server.options.parser import OptionError, Options, parse, usage
@@ -65,7 +65,7 @@ def _run(argv: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.help:
-        print(usage(program=frozen.program().removeprefix("python ")), flush=True)
+        print(usage(program=program.program().removeprefix("python ")), flush=True)
         return 0
     process = start_engine(options, own)
     try:
@@ -82,12 +82,12 @@ def _run(argv: Sequence[str]) -> int:
 
 def own_bundle() -> Bundle | None:
     """The bundle that this very program is, or has beside it. OptionError if it is damaged."""
-    if not frozen.is_frozen():
+    if not program.is_frozen():
         return None
     from server.errands.bundle import BundleError, find  # here, because Python source holds no bundle
 
     try:
-        return find(frozen.own_file())
+        return find(program.own_file())
     except BundleError as error:
         raise OptionError(str(error)) from None
 
@@ -108,7 +108,7 @@ def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | Non
 def library_hints(options: Options) -> list[str]:
     """The folder of the libraries, and the CPU variant if one is asked for; nothing if `app` will have to say why."""
     try:
-        folder = find_folder(spawn.ENTRY.parent, options.libs)
+        folder = find_folder(program.ROOT, options.libs)
     except LibsError:
         return []
     variant = chosen(options, options.model or "", folder).cpu_variant

@@ -1,10 +1,9 @@
-"""The program as a frozen executable: what it is called, which file the user started, and the folder it was unpacked
-to.
+"""This program itself: where it is, what it is called, how it starts itself once more, where it keeps its cache.
 
-A leaf, used at start by `app` on the main thread. From a checkout all of it is trivial. The one-file program
-(build_scripts/one_file.sh) has unpacked itself into `<folder>/<id>` and names its own file in LLAMA_SRV_FILE; here
-folders of other versions that nobody has used for two weeks are removed again. A running program holds a shared lock
-on its folder, so that none is taken from under it.
+A leaf, used at start on the main thread; it imports little, because every start needs it. From a checkout most of it is
+trivial. The one-file program (build_scripts/one_file.sh) has unpacked itself into `<folder>/<id>` and names its own
+file in LLAMA_SRV_FILE; folders of other versions that nobody has used for two weeks are removed here. A running program
+holds a shared lock on its folder, so that no other program removes it.
 
 Not taken: removing the folder at the end. The next start would unpack again, and a killed program can't.
 """
@@ -15,8 +14,11 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder with `libs/` and `public/`: of the checkout, or where a frozen program was unpacked."""
 OWN_FILE = "LLAMA_SRV_FILE"
 LOCK = ".in-use"
 NEW = ".new-"  # what one_file.sh calls folders that it is unpacking into
@@ -32,6 +34,27 @@ def is_frozen() -> bool:
 def program() -> str:
     """How the user starts this program, for help and messages."""
     return own_file().name if is_frozen() else "python llama_srv.py"
+
+
+def own_command(*words: str, is_bare: bool = False) -> list[str]:
+    """The command line that starts this program once more with `words`. `is_bare`: without the interpreter's `site`,
+    so that nothing is imported that an environment could have installed."""
+    if is_frozen():
+        return [sys.executable, *words]
+    return [sys.executable, *(["-S"] if is_bare else []), str(ROOT / "llama_srv.py"), *words]
+
+
+def cache_folder(environ: Mapping[str, str] | None = None, system: str = sys.platform) -> Path:
+    """Where what can be fetched again is kept: per user, outside the program."""
+    environ = os.environ if environ is None else environ
+    if environ.get("LLAMA_SRV_CACHE"):
+        return Path(environ["LLAMA_SRV_CACHE"]).expanduser()
+    home = Path(environ.get("HOME") or Path.home())
+    if system == "win32":
+        return Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "llama_srv" / "cache"
+    if system == "darwin":
+        return home / "Library" / "Caches" / "llama_srv"
+    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "llama_srv"
 
 
 def own_file() -> Path:

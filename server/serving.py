@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from server import program as frozen
+from server import program
 from server.api import constraints
 from server.api.context import Context, read_system_prompt
 from server.api.routes import routes
@@ -31,7 +31,7 @@ from server.web.httpd import HttpServer
 from server.web.listen import BindError
 from server.web.router import Router
 
-PUBLIC = Path(__file__).resolve().parents[1] / "public"
+PUBLIC = program.ROOT / "public"
 
 log = get_logger("app")
 
@@ -40,7 +40,7 @@ def serve(
     options: Options,
     engine: EngineClient,
     model: str,
-    unpacked: frozen.UnpackedFolder,
+    unpacked: program.UnpackedFolder,
     stop: threading.Event,
     leave: list[Callable[[], None]],
 ) -> int:

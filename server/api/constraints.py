@@ -124,5 +124,4 @@ def _fault(grammar: str) -> str:
 
 def prepare() -> None:
     """Import what the first request with a constraint would wait for."""
-    from server.grammar import gbnf, regex_gbnf
     from server.grammar.json_schema import convert as json_schema  # noqa: F401

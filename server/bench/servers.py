@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Iterator, NamedTuple
 
 from server.bench.client import BenchError, HttpPeer, clock
+from server.program import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 HOST = "127.0.0.1"
 BARE = "bare"
 OURS = "ours={python} {root}/llama_srv.py -m {model} --port {port} -t {threads} -np {slots} -c {ctx}"

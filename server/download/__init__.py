@@ -10,6 +10,6 @@ else's to change, and links need rights on Windows.
 """
 
 from server.download.fetch import cached_models, fetch_model, fetch_projector
-from server.download.local import DownloadError, Progress, cache_folder
+from server.download.local import DownloadError, Progress
 
-__all__ = ["DownloadError", "Progress", "cache_folder", "cached_models", "fetch_model", "fetch_projector"]
+__all__ = ["DownloadError", "Progress", "cached_models", "fetch_model", "fetch_projector"]

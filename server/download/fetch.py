@@ -17,8 +17,9 @@ from urllib.parse import unquote, urlunsplit
 
 from server.download.client import SHA256, Client, check_url
 from server.download.hub import Hub, split_names
-from server.download.local import DownloadError, Progress, cache_folder, disk_advice, exclusive, safe_name
+from server.download.local import DownloadError, Progress, disk_advice, exclusive, safe_name
 from server.download.transfer import BLOCK, Transfer, Wanted
+from server.program import cache_folder
 
 HUB_URL = "https://huggingface.co"
 ENDPOINT_VARIABLES = ("MODEL_ENDPOINT", "HF_ENDPOINT")

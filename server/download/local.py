@@ -12,11 +12,9 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
-
-from server.cache_folder import cache_folder
 
 LOCK_POLL_S = 0.2
 LINE_EVERY_S = 10.0

@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from server import program as frozen
+from server import program
 from server.errands.bundle import MMPROJ, MODEL, Bundle, BundleError, read
 from server.options.parser import OptionError, Options, parse
 from server.records import record
@@ -105,11 +105,11 @@ def _make(options: Options, version: str) -> None:
 
 def _base(options: Options) -> tuple[Path | None, bool]:
     """The program to put the model behind (None: only the side file is written), and whether there is a side file."""
-    is_one_file = frozen.is_one_file()
-    base = Path(options.base) if options.base else frozen.own_file() if is_one_file else None
+    is_one_file = program.is_one_file()
+    base = Path(options.base) if options.base else program.own_file() if is_one_file else None
     with_side_file = options.side_file or (base or Path()).suffix == ".exe"
     if base is None and not with_side_file:
-        raise BundleError(NO_BASE.format(what="one in a folder" if frozen.is_frozen() else "Python source"))
+        raise BundleError(NO_BASE.format(what="one in a folder" if program.is_frozen() else "Python source"))
     return base, with_side_file
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from server.cache_folder import cache_folder
+from server.program import cache_folder
 
 if TYPE_CHECKING:
     from server.options.parser import Options

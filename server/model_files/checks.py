@@ -1,8 +1,9 @@
 """The first look at a model's files, before a server is started for them. Pure Python, no library.
 
 Runs on the main thread of the web process. What passes has a sound header, weights within the file, all its parts, and
-none of the faults known to end a process that runs libllama. `server.model_files.gguf` reads, `model_checks` knows the faults; here
-they become one line for the user. What can't be seen in a header still can end the engine's process, and no more.
+none of the faults known to end a process that runs libllama. `server.model_files.gguf` reads, `header_checks` knows the
+faults; here they become one line for the user. What can't be seen in a header still can end the engine's process, and
+no more.
 """
 
 from __future__ import annotations

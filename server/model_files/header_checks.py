@@ -1,9 +1,9 @@
 """What makes libllama abort, rather than fail, and can be seen in a model's header: refused with one line.
 
-Pure functions of `server.model_files.gguf.Gguf`; web process, before anything is loaded. libllama reports most faults, and those
-are left to it. But it asserts some things, and lets C++ exceptions out of its tokenizer: that ends a process without
-a word. The tokenizer even runs beside the web server (`vocab`), so its preconditions matter most. Line numbers would
-age; the names of the asserting functions of llama.cpp v0.5.0 are given instead.
+Pure functions of `server.model_files.gguf.Gguf`; web process, before anything is loaded. libllama reports most faults,
+and those are left to it. But it asserts some things, and lets C++ exceptions out of its tokenizer: that ends a process
+without a word. The tokenizer even runs beside the web server (`vocab`), so its preconditions matter most. Line numbers
+would age; the names of the asserting functions of llama.cpp v0.5.0 are given instead.
 
 Not taken: describing every architecture. There are 130, and for all but the common ones below libllama's own message
 about a missing key or tensor is as good.

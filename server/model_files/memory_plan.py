@@ -193,9 +193,9 @@ def _refused(plan_: Plan, wish: Wish) -> Plan:
     return replace(
         plan_,
         fault=(
-            f"the model doesn't fit: {row.place.name} would need {_mib(row.used)} MiB (weights {_mib(row.weights)}, cache "
-            f"{_mib(row.cache)} for {plan_.n_ctx} tokens, compute {_mib(row.compute)}) and has {_mib(row.place.free)} "
-            f"free; take {', '.join(ways)}, or --fit off to try nevertheless"
+            f"the model doesn't fit: {row.place.name} would need {_mib(row.used)} MiB (weights {_mib(row.weights)}, "
+            f"cache {_mib(row.cache)} for {plan_.n_ctx} tokens, compute {_mib(row.compute)}) and has "
+            f"{_mib(row.place.free)} free; take {', '.join(ways)}, or --fit off to try nevertheless"
         ),
     )
 

@@ -1,9 +1,10 @@
 """What makes libmtmd crash, rather than fail, and can be seen in a projector's header; see `model_checks`.
 
-Pure functions of `server.model_files.gguf.Gguf`; web process, before anything is loaded. libmtmd reports a missing tensor where its
-loader asks for it. Many it takes as optional though they aren't for the kind of projector at hand, and then it looks
-where nothing is. The tables are for common kinds; each entry was found by leaving the tensor out (llama.cpp v0.5.0).
-What crashes all the same ends the engine's process alone, and the start of the server with a line that says so.
+Pure functions of `server.model_files.gguf.Gguf`; web process, before anything is loaded. libmtmd reports a missing
+tensor where its loader asks for it. Many it takes as optional though they aren't for the kind of projector at hand, and
+then it looks where nothing is. The tables are for common kinds; each entry was found by leaving the tensor out
+(llama.cpp v0.5.0). What crashes all the same ends the engine's process alone, and the start of the server with a line
+that says so.
 """
 
 from __future__ import annotations

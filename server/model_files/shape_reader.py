@@ -1,8 +1,8 @@
 """What a model's header says about the memory it will take: bytes of weights and numbers per cell, layer by layer.
 
-Pure; from `server.model_files.gguf.Gguf` to plain numbers for `fit`. Runs in the web process, which reads the header anyway and
-tells the engine in `EngineConfig`; the engine does it for draft models. Names and formulas are those of llama.cpp
-v0.5.0: llama_hparams, llama_model::create_memory.
+Pure; from `server.model_files.gguf.Gguf` to plain numbers for `memory_plan`. Runs in the web process, which reads the
+header anyway and tells the engine in `EngineConfig`; the engine does it for draft models. Names and formulas are those
+of llama.cpp v0.5.0: llama_hparams, llama_model::create_memory.
 
 Not taken: a simulated load (`no_alloc`). It is exact, but it needs the library, takes as long as reading the
 vocabulary, and has to be repeated for each size that is considered.

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 
-from server.engine.client import spawn
+from server.program import own_command
 
 FLAG = "--janitor"
 IGNORED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # meant for the server
@@ -35,7 +35,7 @@ class Janitor:
             None
             if not rows
             else subprocess.Popen(
-                [*spawn.own_command(FLAG), *rows],
+                own_command(FLAG, *rows, is_bare=True),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -10,16 +10,20 @@ from __future__ import annotations
 
 import re
 import secrets
+import socket
+import ssl
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import field
 from functools import partial
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from server.errors import ApiError
 from server.log import get_logger
 from server.records import record
+from server.web.auth import CorsPolicy, HostPolicy, KeyRing
 from server.web.http1.direct import lend
 from server.web.http1.head import (
     METHODS,
@@ -32,14 +36,14 @@ from server.web.http1.head import (
     body_framing,
     split_target,
 )
-from server.web.http1.wire import ClientGone, ClientSlow, Wire
+from server.web.http1.wire import BodyBudget, ClientGone, ClientSlow, Wire
+from server.web.limits import Limits
 from server.web.message import EventStream, Request, Response, encode_head, error_response
 from server.web.presence import Presence
-from server.web.rate import network_of
-from server.web.router import Route
-
-if TYPE_CHECKING:
-    from server.web.httpd import Connection, WebServer
+from server.web.rate import RateLimiter, network_of
+from server.web.router import Route, Router
+from server.web.static import StaticFiles
+from server.web.watcher import Watcher
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 STREAM_HEADERS = {
@@ -101,16 +105,52 @@ class StartedStream:
     rest: Iterator[bytes]
 
 
+@record(eq=False)
+class Connection:
+    """The server's entry for one connection. `sock` is replaced by the connection's thread when TLS starts,
+    `is_idle` (it waits for a request, so `stop` may cut it at once) and `t_silent` (since when there has been no
+    whole request head, None while a request is served) are protected by the server's lock."""
+
+    sock: socket.socket
+    client: str
+    t_silent: float | None
+    is_idle: bool = False
+    thread: threading.Thread | None = None
+
+
+class SharedState(Protocol):
+    """What all connections share; the server (`httpd.WebServer`) has it."""
+
+    limits: Limits
+    budget: BodyBudget
+    watcher: Watcher
+    router: Router
+    auth: KeyRing | None
+    cors: CorsPolicy
+    hosts: HostPolicy
+    static: StaticFiles | None
+    rate: RateLimiter | None
+    tls: ssl.SSLContext | None
+    access_log: Callable[[AccessRecord], None] | None
+    is_stopping: bool
+
+    def set_idle(self, entry: Connection, is_idle: bool) -> bool:
+        """Note whether a connection waits for a request; False if it has to end."""
+
+    def set_served(self, entry: Connection) -> None:
+        """Note that a request has come."""
+
+
 NO_HEAD = Head("", "", (1, 1), Headers())
 
 
 class ConnectionHandler(BaseHTTPRequestHandler):
     """`server` holds what all connections share, `entry` is this one's place in its books."""
 
-    server: WebServer
+    server: SharedState
     server_version = "llama_srv"
 
-    def __init__(self, sock: Any, client_address: object, server: WebServer, entry: Connection) -> None:
+    def __init__(self, sock: Any, client_address: object, server: SharedState, entry: Connection) -> None:
         self.entry = entry
         super().__init__(sock, client_address, server)
 

@@ -21,9 +21,8 @@ from typing import Any
 
 from server.errors import ApiError
 from server.log import get_logger
-from server.records import record
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing
-from server.web.connection import AccessRecord, ConnectionHandler
+from server.web.connection import AccessRecord, Connection, ConnectionHandler
 from server.web.http1.wire import BodyBudget
 from server.web.limits import Limits
 from server.web.listen import close_all, is_local, is_unix, listen_all
@@ -43,19 +42,6 @@ JOIN_S = 2.0
 FULL = "Too many connections; try again."
 STOPPING = "The server is stopping."
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-@record(eq=False)
-class Connection:
-    """The server's entry for one connection. `sock` is replaced by the connection's thread when TLS starts,
-    `is_idle` (it waits for a request, so `stop` may cut it at once) and `t_silent` (since when there has been no
-    whole request head, None while a request is served) are protected by the server's lock."""
-
-    sock: socket.socket
-    client: str
-    t_silent: float | None
-    is_idle: bool = False
-    thread: threading.Thread | None = None
 
 
 class WebServer(ThreadingHTTPServer):

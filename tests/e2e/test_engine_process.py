@@ -79,7 +79,7 @@ def test_the_engine_can_be_a_thread(serve, tiny_spm_model):
 
 def test_a_model_that_crashes_libllama_while_it_loads_is_one_line(libs_folder, tiny_spm_model, tmp_path):
     code = (
-        "import sys, os, signal; from server.engine import supervise_child; "
+        "import sys, os, signal; from server.engine.client import child as supervise_child; "
         "start = supervise_child.Child.__init__\n"
         "def killed(self, *args):\n"
         "    start(self, *args); self.process.send_signal(signal.SIGSEGV)\n"

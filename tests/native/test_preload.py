@@ -11,8 +11,8 @@ from tests.support import ROOT
 
 PROBE = """
 import logging, sys
-from server.engine import backend
-from server.engine.config import EngineConfig
+from server.engine.llama import backend
+from server.engine.seam.config import EngineConfig
 lines = []
 handler = logging.Handler(5)
 handler.emit = lambda record: lines.append(record.getMessage())

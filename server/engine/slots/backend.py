@@ -1,7 +1,7 @@
 """The interfaces between the scheduler and whatever computes: `Backend`, `TokenSampler` and `Drafter`.
 
-They have two implementations: `server.engine.llama.backend` over libllama, and the fake of the tests, which keeps a model
-KV cache of its own and checks every call against it. Stdlib and `task`, `planner`, `sampling` only.
+They have two implementations: `server.engine.llama.backend` over libllama, and the fake of the tests, which keeps a
+model KV cache of its own and checks every call against it. Stdlib and `task`, `planner`, `sampling` only.
 """
 
 from __future__ import annotations

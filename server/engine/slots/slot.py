@@ -7,14 +7,21 @@ the next task may reuse; all that belongs to one task is in its `Run`, which is 
 from __future__ import annotations
 
 from dataclasses import field, replace
+from typing import Protocol
 
 from server.engine.seam.task import CACHE_NONE, STOP_NONE, SlotState, Task, Timings
 from server.engine.slots.backend import TokenSampler
 from server.engine.slots.media import Chunk, Layout
 from server.engine.slots.self_extend import GroupAttention
 from server.engine.slots.text import TextStream
-from server.engine.speculation.drafting import Drafting
 from server.records import record
+
+
+class Drafts(Protocol):
+    """What speculative decoding keeps for a task, as far as a slot looks at it: tokens drafted, and those that held."""
+
+    n_drafted: int
+    n_accepted: int
 
 
 @record(frozen=True, eq=False)
@@ -54,7 +61,7 @@ class Run:
     leader: Leader | None = None
     n_decoded: int = 0
     next_token: int | None = None
-    drafting: Drafting | None = None
+    drafting: Drafts | None = None
     t_first: float = 0.0
     t_last: float = 0.0
     layout: Layout = field(default_factory=Layout)

@@ -17,7 +17,7 @@ from server.download import cached_models, client, fetch_projector
 from server.download import hub as hub_module
 from server.download.hub import choose_file, choose_projector, split_names
 from server.download.local import Progress, is_safe_path, safe_name
-from server.fetching import repository_projector
+from server.model_sources import repository_projector
 from server.options.parser import parse
 from tests.unit.download.fake_site import Site, World, no_proxy, other  # noqa: F401
 

@@ -17,7 +17,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.download import DownloadError, Progress, cache_folder, local, transfer
+from server.download import DownloadError, Progress, local, transfer
+from server.program import cache_folder
 from tests.support import ROOT, build_script
 from tests.unit.download.fake_site import no_proxy, site, world  # noqa: F401
 

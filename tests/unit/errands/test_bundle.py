@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server import app, launch
-from server import program as frozen
+from server import app, launch, program
 from server.errands import bundle, bundle_make, one_shot
 from server.errands.bundle import ALIGN, BundleError
 from server.options.parser import OptionError, parse
@@ -190,11 +189,11 @@ def test_what_a_bundle_starts_with_counts_least(tmp_path):
 def test_only_a_frozen_program_looks_for_its_bundle(base, model, monkeypatch):
     made = make(base, model)
     monkeypatch.setenv("LLAMA_SRV_FILE", str(made.path))
-    assert launch.own_bundle() is None and frozen.program() == "python llama_srv.py"
+    assert launch.own_bundle() is None and program.program() == "python llama_srv.py"
     monkeypatch.setattr("sys.frozen", True, raising=False)
-    assert launch.own_bundle() == made and frozen.program() == "app"
+    assert launch.own_bundle() == made and program.program() == "app"
     if os.name == "posix":
-        assert frozen.is_one_file()
+        assert program.is_one_file()
 
 
 def test_the_projector_in_a_bundle_goes_with_its_model(tiny_spm_model, mmproj_gemma3, base, tmp_path, monkeypatch):

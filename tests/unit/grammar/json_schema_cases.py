@@ -3,6 +3,8 @@
 Imports nothing of the product. `fits` and `fails` are meant as JSON schema has it (the tests ask the
 `jsonschema` package whether that is so); `kept_out` fits as well, but is left out of the grammar on purpose.
 `warns` is a part of each warning that is expected, in order.
+
+Over 700 lines: a list of cases.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from server.draft_model import find_draft_model, spec_config
 from server.errors import StartError
+from server.model_sources import find_draft_model, spec_config
 from server.options.parser import OptionError, draft_params, parse
 
 

@@ -88,7 +88,7 @@ def test_settings_that_states_do_not_depend_on_are_not_kept():
 @pytest.mark.skipif(sys.platform != "linux", reason="only on Linux: files without a name")
 def test_an_engine_that_is_killed_while_it_writes_leaves_nothing(tmp_path):
     code = (
-        "import os, signal, sys; from pathlib import Path; from server.engine import slot_files\n"
+        "import os, signal, sys; from pathlib import Path; from server.engine.cache import slot_files\n"
         "with slot_files._new_file(Path(sys.argv[1])) as stream:\n"
         "    stream.write(b'x' * 100000); stream.flush(); os.kill(os.getpid(), signal.SIGKILL)"
     )

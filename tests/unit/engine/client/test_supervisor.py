@@ -443,9 +443,9 @@ def test_an_engine_that_comes_back_as_another_one_is_not_taken(engine, tmp_path)
 SERVER = """
 import os, sys, threading
 sys.path.insert(0, sys.argv[1])
-from server.engine.config import EngineConfig
-from server.engine.supervise import ProcessTransport
-from server.engine.task import Ready, SamplingParams, Task
+from server.engine.seam.config import EngineConfig
+from server.engine.client.supervisor import ProcessTransport
+from server.engine.seam.task import Ready, SamplingParams, Task
 from tests.engine_child import COMMAND, Orders
 ready = threading.Event()
 transport = ProcessTransport(EngineConfig(Orders(step_s=float(sys.argv[2])).text(), "", n_slots=4), COMMAND)
