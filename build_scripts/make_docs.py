@@ -22,15 +22,26 @@ from common import ROOT, Failure, run_main
 
 OPTIONS_PAGE, API_PAGE = ROOT / "docs" / "options.md", ROOT / "docs" / "api.md"
 LARGE = 2**20
-KINDS = {"int": "integer", "float": "number", "bool": "true/false", "str": "string", "list": "list"}
+KINDS = {"int": "integer", "float": "number", "bool": "true/false", "str": "string", "dict": "object", "object": "any"}
 # headings of the field tables that deserve better ones than their names
 TITLES = {
     "COMPLETION_FIELDS": "Completion: the request",
     "SAMPLING_FIELDS": "Completion: choosing the next token",
-    "INFILL_FIELDS": "Infill: in addition",
-    "TOKENIZE_FIELDS": "Tokenize",
+    "PROMPT_FIELDS": "Prompt",
+    "CONSTRAINT_FIELDS": "Constraints",
+    "CHAT_FIELDS": "Chat",
+    "OPENAI_FIELDS": "OpenAI",
+    "TEXT_FIELDS": "Text completion",
+    "INFILL_FIELDS": "Infill",
     "EMBEDDING_FIELDS": "Embeddings",
     "RERANK_FIELDS": "Rerank",
+    "TOKENIZE_FIELDS": "Tokenize",
+    "DETOKENIZE_FIELDS": "Detokenize",
+    "LORA_FIELDS": "Adapters",
+    "PROPS_FIELDS": "Props",
+    "SLOT_FIELDS": "Slot files",
+    "ABORT_FIELDS": "Abort",
+    "IDLE_FIELDS": "Known, but without effect",
 }
 
 OPTIONS_HEAD = """\
@@ -136,10 +147,29 @@ def routes_part() -> str:
 
 
 def fields_part() -> str:
-    """A table for each table of request fields."""
-    parts = []
-    for name, fields in field_tables().items():
-        title = TITLES.get(name, name.replace("_FIELDS", "").replace("_", " ").capitalize())
+    """Which routes take which fields, and a table for each table of them."""
+    from server.api.fields import BODIES
+
+    tables = field_tables()
+    titles = {
+        id(fields): TITLES.get(name, name.replace("_FIELDS", "").replace("_", " ").capitalize())
+        for name, fields in tables.items()
+    }
+    parts = [
+        table(
+            ("routes", "tables of their fields", "without"),
+            [
+                (
+                    ", ".join(f"`{route}`" for route in body.routes),
+                    "; ".join(titles[id(fields)] for fields in body.tables),
+                    ", ".join(f"`{name}`" for name in body.without),
+                )
+                for body in BODIES
+            ],
+        )
+    ]
+    for name, fields in tables.items():
+        title = titles[id(fields)]
         rows = [
             (
                 ", ".join(f"`{spelling}`" for spelling in (field.name, *field.aliases)),

@@ -7,7 +7,7 @@ or collected. The answer carries the fields of the 2024 documents and those of t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from json.encoder import encode_basestring
@@ -16,6 +16,7 @@ from typing import Any
 from server.api import schema
 from server.api.constraints import read_constraint
 from server.api.context import Context
+from server.api.fields import COMPLETION
 from server.api.media import Files
 from server.api.prompt import read_prompts, shown, without_files
 from server.engine.seam.task import (
@@ -62,11 +63,12 @@ class CompletionHandler:
                 body=without_files(body),
                 tokens=[list(task.prompt) for task in completion.tasks],
             )
-        return answer(completion, request)
+        return answer(completion, request, COMPLETION.unread(body))
 
 
-def answer(completion: Completion, request: Request) -> Response | EventStream:
-    """Run a completion as its `stream` field says."""
+def answer(completion: Completion, request: Request, warnings: Sequence[str]) -> Response | EventStream:
+    """Run a completion as its `stream` field says; `warnings` about the request go into the answer too."""
+    completion.warnings = (*completion.warnings, *warnings)
     headers = {"X-Queue-Position": str(completion.queue_position())}
     if completion.values["stream"]:
         return EventStream(Stream(completion, request), headers)

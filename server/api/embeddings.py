@@ -15,41 +15,20 @@ from collections.abc import Sequence
 from operator import mul
 
 from server.api.context import Context, Vocab
+from server.api.fields import EMBEDDING, EMBEDDING_FIELDS
 from server.api.media import Files, Prompt, with_files, with_images
 from server.api.openai import model_name
 from server.api.prompt import with_files_in
-from server.api.schema import INT_MAX, Field, read, token_id
+from server.api.schema import read, token_id
 from server.engine.seam.task import Embed, Embedded, Media
 from server.errors import ApiError
-from server.web.message import Request, Response, json_response
+from server.web.message import Request, Response
 
 MAX_INPUTS = 2048  # OpenAI's limit
 MAX_INT16 = 32760.0  # what the largest number becomes with the normalisation 0, as llama.cpp has it
 EUCLIDEAN = 2
 FORMATS = ("float", "base64")
 FORMS = "give a string, a list of strings, a list of token ids, or a list of those lists"
-
-EMBEDDING_FIELDS = (
-    Field(
-        "input",
-        list,
-        None,
-        "a text, token ids, an object with `prompt_string` and `multimodal_data`, or a list of "
-        "texts, objects and lists of ids",
-        aliases=("content",),
-    ),
-    Field("image_data", list, None, "images for a text with `[img-ID]` in it: objects with `data` in base64 and `id`"),
-    Field(
-        "embd_normalize",
-        int,
-        EUCLIDEAN,
-        "-1 leaves the numbers as they are, 0 makes the largest 32760, 1 is taxicab, 2 Euclidean, more a p-norm",
-        -1,
-        1000,
-    ),
-    Field("dimensions", int, None, "only so many of the first numbers, normalised anew", 1, INT_MAX),
-    Field("encoding_format", str, "float", "float or base64 (of little-endian 32-bit numbers)"),
-)
 
 
 class EmbeddingHandlers:
@@ -64,18 +43,19 @@ class EmbeddingHandlers:
         answer = self._answer(request, body)
         if isinstance(body.get("input", body.get("content")), str):
             rows = answer[0]["embedding"]
-            return json_response({"embedding": rows if self._is_by_token else rows[0]})
-        return json_response(answer)
+            return EMBEDDING.reply({"embedding": rows if self._is_by_token else rows[0]}, body)
+        return EMBEDDING.reply(answer, body)
 
     def list(self, request: Request) -> Response:
         """`[{"index", "embedding": [[...]]}, ...]`: a list of rows for each input, one if the model pools."""
-        return json_response(self._answer(request, self._body(request)))
+        body = self._body(request)
+        return EMBEDDING.reply(self._answer(request, body), body)
 
     def openai(self, request: Request) -> Response:
         """OpenAI's list; texts in `content` get the native one."""
         body = self._body(request)
         if body.get("input") is None and body.get("content") is not None:
-            return json_response(self._answer(request, body))
+            return EMBEDDING.reply(self._answer(request, body), body)
         if self._is_by_token:
             raise ApiError(400, "Pooling type 'none' is not OAI compatible. Please use a different pooling type")
         values = self._values(body)
@@ -83,7 +63,7 @@ class EmbeddingHandlers:
         found, n_tokens = self._vectors(request, values)
         vectors = [rows[0] for rows in found]
         encode = to_base64 if values["encoding_format"] == "base64" else list_of
-        return json_response(
+        return EMBEDDING.reply(
             {
                 "object": "list",
                 "data": [
@@ -91,7 +71,8 @@ class EmbeddingHandlers:
                 ],
                 "model": name,
                 "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
-            }
+            },
+            body,
         )
 
     @property

@@ -9,16 +9,11 @@ from __future__ import annotations
 
 from server.api.completion import Completion, answer
 from server.api.context import Context
-from server.api.schema import Field, read
+from server.api.fields import INFILL, INFILL_FIELDS
+from server.api.schema import read
 from server.errors import ApiError
 from server.web.message import EventStream, Request, Response
 
-INFILL_FIELDS = (
-    Field("input_prefix", str, "", "the text before the gap"),
-    Field("input_suffix", str, "", "the text after the gap"),
-    Field("input_extra", list, (), '[{"filename", "text"}, ...]: other files to look at'),
-    Field("prompt", str, "", "text after the prefix that the answer must begin with"),
-)
 RESERVE = 16
 
 
@@ -36,7 +31,7 @@ class InfillHandler:
         if body.get("stream") is None:
             body = {**body, "stream": True}
         completion = Completion(self._context, body, [self.prompt(values, body)])
-        return answer(completion, request)
+        return answer(completion, request, INFILL.unread(body))
 
     def prompt(self, values: dict[str, object], body: dict[str, object]) -> tuple[int, ...]:
         """The tokens of the fill-in-the-middle prompt for checked INFILL_FIELDS. ApiError 501 as for `handle`."""

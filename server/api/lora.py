@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from server.api.completion import lora_scales
 from server.api.context import Context
+from server.api.fields import LORA
 from server.web.message import Request, Response, json_response
 
 
@@ -20,5 +21,6 @@ class LoraHandlers:
     def set(self, request: Request) -> Response:
         """Take over `[{"id", "scale"}, ...]`; adapters that are not named are switched off."""
         self._context.engine.require_ready()
-        scales = lora_scales(request.json(), self._context)
-        return json_response(self._context.engine.command("set_lora", scales=tuple(scales.items()))["adapters"])
+        body = request.json()
+        scales = lora_scales(body, self._context)
+        return LORA.reply(self._context.engine.command("set_lora", scales=tuple(scales.items()))["adapters"], body)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from server.api.context import Context, Vocab
+from server.api.fields import listed
 from server.api.media import PARTS, Files, Prompt, join
 from server.api.prompt import special_ends
 from server.chat.segments import Segments, is_text, plain_text
@@ -21,16 +22,20 @@ FIELD_TYPES = {
     "reasoning_content": (str, "a string"),
     "tool_calls": (list, "a list of objects"),
 }
+MAX_ARGUMENTS = 2 << 20  # characters of all tool calls: they may be read as JSON once more
+EFFORT_VARIABLES = ("reasoning_effort", "reasoning_strength")  # how templates call what requests name by the first
 REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 
 
 @record(frozen=True)
 class ChatPrompt:
-    """A rendered conversation: its text, its tokens, and the text that the answer goes on with (assistant prefill)."""
+    """A rendered conversation: its text, its tokens, the text that the answer goes on with (assistant prefill), and as
+    warnings what of the request the model doesn't get to see."""
 
     text: str
     tokens: Prompt
     prefill: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def chat_prompt(context: Context, body: Mapping[str, object]) -> ChatPrompt:
@@ -49,14 +54,16 @@ def chat_prompt(context: Context, body: Mapping[str, object]) -> ChatPrompt:
     if is_open and continues is not False and (add_generation_prompt or continues):
         prefill = plain_text(messages[-1].get("content"))
         messages, add_generation_prompt = messages[:-1], True
-    segments = render(context, messages, add_generation_prompt, template_variables(context, body))
+    variables = template_variables(context, body)
+    segments = render(context, messages, add_generation_prompt, variables)
     if prefill:
         segments = [*segments, (prefill, True)]
     text = "".join(part for part, _ in segments)
     tokens = tokenize_all(
         context.engine.vocab, segments, context.chat_template.bos_token, not context.system_prompt.prompt, files
     )
-    return ChatPrompt(files.shown(text), tokens, files.shown(prefill or ""))
+    warnings = left_out(context, body, messages, variables)
+    return ChatPrompt(files.shown(text), tokens, files.shown(prefill or ""), warnings)
 
 
 def check_messages(messages: object, files: Files | None = None) -> list[dict[str, object]]:
@@ -68,7 +75,14 @@ def check_messages(messages: object, files: Files | None = None) -> list[dict[st
         raise ApiError(400, "messages: give a non-empty list of messages")
     if len(messages) > MAX_MESSAGES:
         raise ApiError(400, f"messages: {len(messages)} are too many, at most {MAX_MESSAGES} are allowed")
-    return [_check_message(i, message, files) for i, message in enumerate(messages)]
+    checked = [_check_message(i, message, files) for i, message in enumerate(messages)]
+    n = sum(len(text) for message in checked for text in map(_arguments, message.get("tool_calls") or ()))
+    if n > MAX_ARGUMENTS:
+        raise ApiError(
+            400,
+            f"messages: {n} characters of arguments of tool calls are too many, at most {MAX_ARGUMENTS} are allowed",
+        )
+    return checked
 
 
 def _check_message(i: int, message: object, files: Files | None) -> dict[str, object]:
@@ -96,10 +110,17 @@ def _check_message(i: int, message: object, files: Files | None) -> dict[str, ob
     return {**message, "content": "" if content is None else content}
 
 
+def _arguments(call: Mapping[str, object]) -> str:
+    """A tool call's arguments where they are a text."""
+    function = call.get("function")
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    return arguments if isinstance(arguments, str) else ""
+
+
 def _marked_part(part: object, where: str, files: Files | None) -> object:
     """A text with a marker in place of an image or a sound."""
     if files is not None and isinstance(part, dict) and isinstance(part.get("type"), str) and part["type"] in PARTS:
-        return {"type": "text", "text": files.add_part(part, where)}
+        return {"type": "text", "text": files.add_part(part, where), "is_media": True}
     return part
 
 
@@ -111,10 +132,39 @@ def template_variables(context: Context, body: Mapping[str, object]) -> dict[str
     tools = body.get("tools")
     if tools is not None and not (isinstance(tools, list) and all_objects(tools)):
         raise ApiError(400, "tools: give a list of objects")
-    variables = {**context.template_kwargs, **(given or {})}
+    variables = {**context.template_kwargs, **(given or {}), **effort_variables(body)}
     if tools:
         variables["tools"] = tools
     return variables
+
+
+def effort_variables(body: Mapping[str, object]) -> dict[str, object]:
+    """OpenAI's `reasoning_effort` as variables of templates; `none` is no reasoning."""
+    effort = body.get("reasoning_effort")
+    if effort is None or effort == "":
+        return {}
+    if not isinstance(effort, str):
+        raise ApiError(400, f"reasoning_effort: {str(effort)[:40]!r} is not a string")
+    return {"enable_thinking": False} if effort == "none" else dict.fromkeys(EFFORT_VARIABLES, effort)
+
+
+def left_out(
+    context: Context, body: Mapping[str, object], messages: list[dict[str, object]], variables: Mapping[str, object]
+) -> tuple[str, ...]:
+    """What the template has no place for, as warnings."""
+    given, effort = body.get("chat_template_kwargs") or {}, effort_variables(body)
+    found = context.chat_template.leaves_out(messages, variables, [*given, *effort])
+    lines = []
+    if found.tools:
+        lines.append("tools: this model's chat template doesn't show them to the model")
+    if found.calls:
+        lines.append("messages: this model's chat template leaves tool calls out")
+    if effort and all(name in found.variables for name in effort):
+        lines.append("reasoning_effort has no effect: this model's chat template doesn't read it")
+    unread = [name for name in found.variables if name in given]
+    if unread:
+        lines.append(f"chat_template_kwargs: this model's chat template doesn't read {listed(unread)}")
+    return tuple(lines)
 
 
 def render(

@@ -1,7 +1,7 @@
 """POST /v1/chat/completions and /v1/completions: OpenAI's dialect over the same tasks as /completion.
 
-Connection thread. Every native field may be given as an extra; unknown fields are ignored. What differs is the way
-in (messages or prompt, `logprobs`, `n`) and the JSON of the answers.
+Connection thread. Every native field may be given as an extra. What differs is the way in (messages or prompt,
+`logprobs`, `n`) and the JSON of the answers.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from dataclasses import replace
 from server.api.completion import Completion, answer, progress_json, timings_json, token_json
 from server.api.context import Context, Vocab
 from server.api.echo import EchoedPrompt, joined, token_name
+from server.api.fields import CHAT, TEXT
 from server.api.infill import InfillHandler
 from server.api.media import Files
 from server.api.messages import chat_prompt, flag
 from server.api.prompt import read_prompts
 from server.engine.seam.task import STOP_LIMIT, Final, Piece, Progress, PromptProbs, TokenProbs
 from server.errors import ApiError
-from server.web.message import EventStream, Request, Response, error_body, json_response
+from server.web.message import EventStream, Request, Response, error_body
 from server.web.sse import DONE, event, named_event
 
 MAX_TOP_LOGPROBS = 100
@@ -37,28 +38,31 @@ class OpenAiHandlers:
     def chat(self, request: Request) -> Response | EventStream:
         """A conversation's next message."""
         body = self._body(request)
-        return answer(ChatCompletion(self._context, body), request)
+        return answer(ChatCompletion(self._context, body), request, CHAT.unread(body))
 
     def complete(self, request: Request) -> Response | EventStream:
         """A text's continuation; with `suffix` what belongs in between."""
         body = self._body(request)
-        return answer(TextCompletion(self._context, body, self._infill), request)
+        return answer(TextCompletion(self._context, body, self._infill), request, TEXT.unread(body))
 
     def apply_template(self, request: Request) -> Response:
         """The prompt that `messages` would become."""
-        return json_response({"prompt": chat_prompt(self._context, self._body(request)).text})
+        body = self._body(request)
+        prompt = chat_prompt(self._context, body)
+        return CHAT.reply({"prompt": prompt.text}, body, prompt.warnings)
 
     def count_tokens(self, request: Request) -> Response:
         """How many tokens the prompt of `messages` has."""
-        tokens = chat_prompt(self._context, self._body(request)).tokens
+        body = self._body(request)
+        prompt = chat_prompt(self._context, body)
+        tokens = prompt.tokens
         if tokens.media:
             raise ApiError(
                 400,
                 f"{tokens.media[0].where}: how many tokens a file takes is known only when it is "
                 "decoded; the usage of an answer has it",
             )
-        n = len(tokens)
-        return json_response({"object": "response.input_tokens", "input_tokens": n})
+        return CHAT.reply({"object": "response.input_tokens", "input_tokens": len(tokens)}, body, prompt.warnings)
 
     def _body(self, request: Request) -> dict[str, object]:
         self._context.engine.require_ready()
@@ -241,6 +245,7 @@ class ChatCompletion(OpenAiCompletion):
             raise ApiError(400, "top_logprobs needs logprobs to be true")
         prompt = chat_prompt(context, body)
         super().__init__(context, body, {**native, "prompt": prompt.text}, [prompt.tokens])
+        self.warnings = (*self.warnings, *prompt.warnings)
         if not body.get("logprobs"):
             self._n_top = self.tasks[0].sampling.n_probs
 

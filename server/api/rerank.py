@@ -12,21 +12,15 @@ import re
 
 from server.api.context import Context, Vocab
 from server.api.embeddings import MAX_INPUTS, embed, rows_of
+from server.api.fields import RERANK, RERANK_FIELDS
 from server.api.messages import tokenize_segments
 from server.api.openai import model_name
-from server.api.schema import INT_MAX, Field, read
+from server.api.schema import read
 from server.errors import ApiError
-from server.web.message import Request, Response, json_response
+from server.web.message import Request, Response
 
 TEMPLATE_KEY = "tokenizer.chat_template.rerank"
 PLACES = re.compile(r"(\{query\}|\{document\})")
-
-RERANK_FIELDS = (
-    Field("query", str, None, "what the documents are compared with"),
-    Field("documents", list, None, "texts, or objects with a `text`", aliases=("texts",)),
-    Field("top_n", int, None, "answer with the best N only", 1, INT_MAX),
-    Field("return_documents", bool, False, "give each document's text too", aliases=("return_text",)),
-)
 
 
 class RerankHandler:
@@ -58,15 +52,16 @@ class RerankHandler:
             for i in sorted(range(len(texts)), key=lambda i: -scores[i][0])[: values["top_n"]]
         ]
         if is_tei:
-            return json_response(results)
+            return RERANK.reply(results, body)
         n_tokens = sum(map(len, prompts))
-        return json_response(
+        return RERANK.reply(
             {
                 "model": model_name(body, context),
                 "object": "list",
                 "results": results,
                 "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
-            }
+            },
+            body,
         )
 
     def _result(self, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, object]:

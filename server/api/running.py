@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from server.api.fields import ABORT
 from server.errors import ApiError
 from server.records import record
-from server.web.message import Request, Response, json_response
+from server.web.message import Request, Response
 
 
 @record(eq=False)
@@ -66,4 +67,4 @@ class AbortHandler:
         id_ = body.get("id") if isinstance(body, dict) else None
         if not isinstance(id_, str) or not id_:
             raise ApiError(400, "id: give the X-Request-Id of a request, or the id of its answer")
-        return json_response({"id": id_, "stopped": self._running.abort(id_, request.key_id)})
+        return ABORT.reply({"id": id_, "stopped": self._running.abort(id_, request.key_id)}, body)

@@ -1,8 +1,8 @@
-"""The fields of requests: one table, read by validation, by `/props` and `/slots`, and by the documents.
+"""The fields of a completion: one table, read by validation, by `/props` and `/slots`, and by the documents.
 
 Pure functions on the connection's thread. A field that is absent or null takes its default; a wrong type or a value
-out of range is an `ApiError` 400 that names the field, the value and what is allowed. Unknown fields are ignored,
-because clients send many.
+out of range is an `ApiError` 400 that names the field, the value and what is allowed. Tables of the other fields, and
+what becomes of unknown ones, are in `fields`.
 """
 
 from __future__ import annotations

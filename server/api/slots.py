@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from server.api.context import Context
+from server.api.fields import SLOT
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
@@ -43,7 +44,7 @@ class SlotHandlers:
         path = slot_path(context.options.slot_save_path, name)
         done = context.engine.command(action, id_slot=id_slot, path=str(path))
         ms = round(done.pop("ms"), 3)
-        return json_response({"id_slot": id_slot, "filename": name, **done, "timings": {f"{action}_ms": ms}})
+        return SLOT.reply({"id_slot": id_slot, "filename": name, **done, "timings": {f"{action}_ms": ms}}, body)
 
 
 def slot_path(folder: str, name: object) -> Path:

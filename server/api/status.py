@@ -5,6 +5,7 @@ from __future__ import annotations
 from server.api import schema
 from server.api.completion import settings
 from server.api.context import Context
+from server.api.fields import PROPS
 from server.api.media import DEFAULT_MARKER
 from server.engine.seam.task import FAILED, LOADING, READY, RESTARTING, ModelInfo, SlotState, Task
 from server.errors import ApiError
@@ -109,7 +110,7 @@ class StatusHandlers:
             raise ApiError(400, "the request body must be a JSON object")
         if body.get("system_prompt") is not None:
             self._context.set_system_prompt(body["system_prompt"])
-        return json_response({"success": True})
+        return PROPS.reply({"success": True}, body)
 
     def slots(self, request: Request) -> Response:
         """Every slot with its latest task; with `fail_on_no_slot` 503 when none is free."""

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from server.api.context import Context
-from server.api.schema import Field, read, token_id
+from server.api.fields import DETOKENIZE, TOKENIZE, TOKENIZE_FIELDS
+from server.api.schema import read, token_id
 from server.errors import ApiError
-from server.web.message import Request, Response, json_response
-
-TOKENIZE_FIELDS = (
-    Field("content", str, "", "the text"),
-    Field("add_special", bool, False, "add BOS and the like where the model wants them"),
-    Field("parse_special", bool, True, "recognise special tokens that are written out"),
-    Field("with_pieces", bool, False, "give each token's text too"),
-)
+from server.web.message import Request, Response
 
 
 class TokenHandlers:
@@ -24,14 +18,13 @@ class TokenHandlers:
     def tokenize(self, request: Request) -> Response:
         """`{"tokens": [...]}`; with `with_pieces` each is `{"id", "piece"}`."""
         self._context.engine.require_ready()
-        values = read(request.json(), TOKENIZE_FIELDS)
+        body = request.json()
+        values = read(body, TOKENIZE_FIELDS)
         vocab = self._context.engine.vocab
         tokens = vocab.tokenize(values["content"], values["add_special"], values["parse_special"])
         if values["with_pieces"]:
-            return json_response(
-                {"tokens": [{"id": token, "piece": piece_json(vocab.piece(token))} for token in tokens]}
-            )
-        return json_response({"tokens": tokens})
+            tokens = [{"id": token, "piece": piece_json(vocab.piece(token))} for token in tokens]
+        return TOKENIZE.reply({"tokens": tokens}, body)
 
     def detokenize(self, request: Request) -> Response:
         """`{"content": text}`; bytes that are no UTF-8 become U+FFFD."""
@@ -41,7 +34,7 @@ class TokenHandlers:
             raise ApiError(400, "tokens: give a list of token ids")
         vocab = self._context.engine.vocab
         tokens = [token_id("tokens", token, vocab) for token in body.get("tokens", [])]
-        return json_response({"content": vocab.detokenize(tokens).decode("utf-8", "replace")})
+        return DETOKENIZE.reply({"content": vocab.detokenize(tokens).decode("utf-8", "replace")}, body)
 
 
 def piece_json(piece: bytes) -> str | list[int]:

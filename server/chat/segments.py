@@ -10,10 +10,18 @@ Segments = list[tuple[str, bool]]
 
 
 def plain_text(content: object) -> str:
-    """The text of a message's content: a string, or its text parts."""
-    if isinstance(content, list):
-        return "".join(part["text"] for part in content if is_text(part))
-    return content if isinstance(content, str) else ""
+    """The text of a message's content: a string, or its text parts, each on lines of its own. What stands for an image
+    or a sound (`is_media`) belongs to the line it is in."""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else ""
+    texts: list[str] = []
+    breaks = has_text = False
+    for part in filter(is_text, content):
+        is_media = bool(part.get("is_media"))
+        texts.append("\n" + part["text"] if breaks and not is_media else part["text"])
+        has_text = has_text or part["text"] != ""
+        breaks = has_text and not is_media
+    return "".join(texts)
 
 
 def is_text(part: object) -> bool:

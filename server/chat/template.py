@@ -9,19 +9,30 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from server.chat.jinja import Template, mark
-from server.chat.segments import Segments, is_text, plain_text
+from server.chat.adapt import adapt, rename_developer
+from server.chat.jinja import Template, TemplateError, mark
+from server.chat.probe import Probe
+from server.chat.segments import Segments, plain_text
+from server.records import record
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
     "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-PROBE = "a9f1probe"
 UNMARKED_KEY = "role"  # templates make special tokens of it; its letters are checked before
 MARKED_VARIABLES = ("tools", "documents")
 WHITESPACE = " \t\n\v\f\r"  # what libllama's templates trim
+
+
+@record(frozen=True)
+class LeftOut:
+    """What a template has no place for."""
+
+    tools: bool
+    calls: bool
+    variables: tuple[str, ...]
 
 
 class ChatTemplate:
@@ -35,9 +46,8 @@ class ChatTemplate:
         self.bos_token = bos_token
         self._for_tools = ChatTemplate(tool_source, bos_token, eos_token) if tool_source else None
         self._template = Template(source)
-        self._knows_developer = "developer" in source
         self._base = {"bos_token": bos_token, "eos_token": eos_token}
-        self._wants_parts = self._does_want_parts()
+        self._probe = Probe(self._template, self._base)
 
     def render(
         self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool, extra: Mapping[str, object]
@@ -48,33 +58,33 @@ class ChatTemplate:
         """
         if self._for_tools is not None and extra.get("tools"):
             return self._for_tools.render(messages, add_generation_prompt, extra)
-        shaped = [_marked(self._shaped(message)) for message in messages]
+        adapted = adapt(messages, self._probe)
         marked = {name: mark(extra[name]) for name in MARKED_VARIABLES if name in extra}
-        context = {**self._base, **extra, **marked, "messages": shaped, "add_generation_prompt": add_generation_prompt}
-        return self._template.render_segments(context)
-
-    def _shaped(self, message: Mapping[str, object]) -> dict[str, object]:
-        """Content in the form that this template reads: text parts joined to one string, or the reverse. OpenAI's
-        newer name for the system's role is used only where the template knows it."""
-        content = message.get("content")
-        if not self._knows_developer:
-            message = _without_developer(message)
-        if self._wants_parts and isinstance(content, str):
-            return {**message, "content": [{"type": "text", "text": content}]}
-        if not self._wants_parts and isinstance(content, list) and all(is_text(part) for part in content):
-            return {**message, "content": "".join(part["text"] for part in content)}
-        return dict(message)
-
-    def _does_want_parts(self) -> bool:
-        """Whether plain text gets lost in this template while a list of parts doesn't."""
-        return not self._shows(PROBE) and self._shows([{"type": "text", "text": PROBE}])
-
-    def _shows(self, content: object) -> bool:
-        context = {**self._base, "messages": [{"role": "user", "content": content}], "add_generation_prompt": False}
+        context = {
+            **self._base,
+            **extra,
+            **marked,
+            "messages": [_marked(message) for message in adapted],
+            "add_generation_prompt": add_generation_prompt,
+        }
         try:
-            return PROBE in self._template.render(context)
-        except Exception:
-            return False
+            return self._template.render_segments(context)
+        except TemplateError as error:
+            if len(adapted) != len(messages):
+                error.message_index = None  # counts others than the client's
+            raise
+
+    def leaves_out(
+        self, messages: Sequence[Mapping[str, object]], extra: Mapping[str, object], names: Iterable[str]
+    ) -> LeftOut:
+        """What of a conversation the model doesn't get to see, and which of the variables `names` are never read."""
+        if self._for_tools is not None and extra.get("tools"):
+            return self._for_tools.leaves_out(messages, extra, names)
+        return LeftOut(
+            bool(extra.get("tools")) and not self._probe.reads_tools,
+            has_calls(messages) and self._probe.call_form is None,
+            tuple(name for name in names if name not in self._template.names),
+        )
 
 
 class BuiltinTemplate:
@@ -96,7 +106,7 @@ class BuiltinTemplate:
         key = secrets.token_hex(8)
         pairs: list[tuple[str, str]] = []
         texts: list[str] = []
-        for message in map(_without_developer, messages):
+        for message in rename_developer(messages, None):
             content = plain_text(message.get("content"))
             text = content.strip(WHITESPACE)
             pairs.append((str(message["role"]), content.replace(text, f"{key}-{len(texts)}-", 1) if text else content))
@@ -105,10 +115,17 @@ class BuiltinTemplate:
         segments = [(texts[int(part)], True) if i % 2 else (part, False) for i, part in enumerate(parts)]
         return [segment for segment in segments if segment[0]]
 
+    def leaves_out(
+        self, messages: Sequence[Mapping[str, object]], extra: Mapping[str, object], names: Iterable[str]
+    ) -> LeftOut:
+        """See `ChatTemplate.leaves_out`."""
+        return LeftOut(bool(extra.get("tools")), has_calls(messages), tuple(names))
+
+
+def has_calls(messages: Sequence[Mapping[str, object]]) -> bool:
+    """Whether the assistant has called tools."""
+    return any(message.get("tool_calls") for message in messages)
+
 
 def _marked(message: dict[str, object]) -> dict[str, object]:
     return {key: value if key == UNMARKED_KEY else mark(value) for key, value in message.items()}
-
-
-def _without_developer(message: Mapping[str, object]) -> Mapping[str, object]:
-    return {**message, "role": "system"} if message.get("role") == "developer" else message

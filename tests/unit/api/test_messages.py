@@ -166,11 +166,11 @@ def test_reasoning_formats_are_known(name):
 
 def test_a_template_that_raises_is_a_400_that_names_the_message():
     source = (
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tool here') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
     )
-    error = refused({"messages": [USER, said("system", "x")]}, source)
-    assert "no system here" in error.message and "messages[1]" in error.message and "line 1" in error.message
+    error = refused({"messages": [USER, said("tool", "x")]}, source)
+    assert "no tool here" in error.message and "messages[1]" in error.message and "line 1" in error.message
     assert error.extra["param"] == "messages[1]"
 
 
@@ -200,7 +200,7 @@ def test_an_answer_that_has_begun_is_continued(fields):
 
 def test_an_answer_in_parts_is_continued():
     parts = [{"type": "text", "text": "On"}, {"type": "text", "text": "ce"}]
-    assert rendered(USER, said("assistant", parts)) == "[user]hi</s>[ai]Once"
+    assert rendered(USER, said("assistant", parts)) == "[user]hi</s>[ai]On\nce"
 
 
 @pytest.mark.parametrize(

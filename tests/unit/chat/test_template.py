@@ -12,7 +12,8 @@ import pytest
 
 from server.chat.choose import choose_template
 from server.chat.jinja import TemplateError
-from server.chat.template import CHATML, BuiltinTemplate, ChatTemplate, is_text, plain_text
+from server.chat.segments import is_text, plain_text
+from server.chat.template import CHATML, BuiltinTemplate, ChatTemplate
 from server.engine.seam.task import ModelInfo
 from server.errors import ApiError
 from tests.fakes import FakeVocab
@@ -112,7 +113,7 @@ def test_text_and_an_equal_part_give_the_same_prompt(source, expected):
 
 def test_several_parts_follow_one_another():
     messages = [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
-    assert prompt(template(LOOP), messages) == "[user]ab"
+    assert prompt(template(LOOP), messages) == "[user]a\nb"
     assert prompt(template(PARTS_ONLY), messages) == "(a)(b)"
 
 
@@ -170,7 +171,7 @@ def test_a_built_in_template_gets_contents_as_they_are(content):
 def test_a_built_in_template_reads_text_parts_and_developers():
     builtin = BuiltinTemplate("made-up", chat)
     messages = [{"role": "developer", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]
-    assert prompt(builtin, messages) == "<<ab>>"
+    assert prompt(builtin, messages) == "<<a\nb>>"
 
 
 # ---- content -----------------------------------------------------------------------------------------------------
@@ -198,7 +199,7 @@ def test_which_parts_are_text(part, expected):
 
 @pytest.mark.parametrize(
     ("content", "text"),
-    [("a", "a"), (None, ""), ([], ""), ([{"type": "text", "text": "a"}, {"type": "image_url"}, {"text": "b"}], "ab")],
+    [("a", "a"), (None, ""), ([], ""), ([{"type": "text", "text": "a"}, {"type": "image_url"}, {"text": "b"}], "a\nb")],
     ids=repr,
 )
 def test_the_plain_text_of_a_content(content, text):

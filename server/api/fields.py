@@ -1,0 +1,202 @@
+"""Which fields the body of each kind of request may have: one table, read by the documents, and by what names the
+fields of a request that do nothing.
+
+Connection thread. A field that is unknown here is ignored, for clients send many; but the answer names it in its
+`warnings`, or, where it is a list, in the header X-Warnings. Tables of the completion's own fields are in `schema`; the
+others are here, and read where they are used.
+
+The way not taken: refusing unknown fields. It would turn away every client that is newer than this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from server.api.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, Field
+from server.web.message import Response, json_response
+
+MAX_NAMES = 10  # unknown fields that are named
+MAX_NAME = 40  # characters of a name
+
+PROMPT_FIELDS = (
+    Field("prompt", object, None, "the text to continue, in one of the forms above"),
+    Field("image_data", list, None, "images for `[img-ID]` in the prompt: objects with `data` in base64 and `id`"),
+    Field("system_prompt", object, None, "from now on the text that all prompts begin with"),
+)
+CONSTRAINT_FIELDS = (
+    Field("json_schema", object, None, "JSON schema that the text must fit"),
+    Field("response_format", dict, None, "the same in OpenAI's form"),
+    Field("regex", str, None, "regular expression that the whole text must match"),
+    Field("choice", list, None, "texts, one of which it must be"),
+)
+OPENAI_FIELDS = (
+    Field("model", str, None, "a name of this model; the answer repeats it"),
+    Field("stream_options", dict, None, '`{"include_usage": true}`'),
+)
+CHAT_FIELDS = (
+    Field("messages", list, None, "the conversation"),
+    Field("top_logprobs", int, 0, "with `logprobs` (here true or false): report the N likeliest tokens too", 0, 100),
+    Field("tools", list, None, "functions that the template shows to the model"),
+    Field("tool_choice", str, "auto", "auto or none"),
+    Field("reasoning_effort", str, None, "how much the model is to think, if its template has a place for that"),
+    Field("chat_template_kwargs", dict, None, "variables for the template"),
+    Field("add_generation_prompt", bool, True, "end the prompt with the beginning of an answer"),
+    Field("continue_final_message", bool, None, "go on with the assistant's last message"),
+)
+TEXT_FIELDS = (
+    Field("echo", bool, False, "the answer begins with the prompt"),
+    Field("suffix", str, None, "the text behind the gap that the answer is to fill"),
+)
+INFILL_FIELDS = (
+    Field("input_prefix", str, "", "the text before the gap"),
+    Field("input_suffix", str, "", "the text after the gap"),
+    Field("input_extra", list, (), '[{"filename", "text"}, ...]: other files to look at'),
+    Field("prompt", str, "", "text after the prefix that the answer must begin with"),
+)
+EMBEDDING_FIELDS = (
+    Field(
+        "input",
+        list,
+        None,
+        "a text, token ids, an object with `prompt_string` and `multimodal_data`, or a list of "
+        "texts, objects and lists of ids",
+        aliases=("content",),
+    ),
+    Field("image_data", list, None, "images for a text with `[img-ID]` in it: objects with `data` in base64 and `id`"),
+    Field(
+        "embd_normalize",
+        int,
+        2,
+        "-1 leaves the numbers as they are, 0 makes the largest 32760, 1 is taxicab, 2 Euclidean, more a p-norm",
+        -1,
+        1000,
+    ),
+    Field("dimensions", int, None, "only so many of the first numbers, normalised anew", 1, INT_MAX),
+    Field("encoding_format", str, "float", "float or base64 (of little-endian 32-bit numbers)"),
+)
+RERANK_FIELDS = (
+    Field("query", str, None, "what the documents are compared with"),
+    Field("documents", list, None, "texts, or objects with a `text`", aliases=("texts",)),
+    Field("top_n", int, None, "answer with the best N only", 1, INT_MAX),
+    Field("return_documents", bool, False, "give each document's text too", aliases=("return_text",)),
+)
+TOKENIZE_FIELDS = (
+    Field("content", str, "", "the text"),
+    Field("add_special", bool, False, "add BOS and the like where the model wants them"),
+    Field("parse_special", bool, True, "recognise special tokens that are written out"),
+    Field("with_pieces", bool, False, "give each token's text too"),
+)
+DETOKENIZE_FIELDS = (Field("tokens", list, (), "token ids"),)
+LORA_FIELDS = (
+    Field("id", int, None, "number of an adapter, as GET shows it"),
+    Field("scale", float, 0.0, "how strongly it works"),
+)
+PROPS_FIELDS = (Field("system_prompt", object, None, "the text that all prompts begin with"),)
+SLOT_FIELDS = (Field("filename", str, None, "name of a file in the folder of `--slot-save-path`"),)
+ABORT_FIELDS = (Field("id", str, None, "the X-Request-Id of a request, or the id of its answer"),)
+
+
+# Fields that others' servers know. Here they do nothing, which answers say unless the value is the default.
+IDLE_FIELDS = (
+    Field("user", str, "", "requests are told apart by API key and address"),
+    Field("safety_identifier", str, "", "requests are told apart by API key and address"),
+    Field("api_key", str, "", "keys are read from headers"),
+    Field("model", str, None, "native answers come from the one model there is"),
+    Field("stream_options", dict, None, "native answers always have their numbers"),
+    Field("store", bool, False, "nothing is stored"),
+    Field("metadata", dict, None, "nothing is stored"),
+    Field("service_tier", str, "auto", "there is one tier"),
+    Field("prompt_cache_key", str, "", "common beginnings are found by themselves"),
+    Field("prompt_cache_retention", str, "", "what the cache keeps is the server's options' business"),
+    Field("n_cache_reuse", int, 0, "only common beginnings are reused"),
+    Field("best_of", int, 1, "answers are not compared; `n` gives all of them"),
+    Field("response_fields", list, None, "OpenAI's answers always have all their fields"),
+    Field("functions", list, None, "an older form of `tools`"),
+    Field("function_call", str, None, "an older form of `tool_choice`"),
+    Field("parallel_tool_calls", bool, True, "calls in answers are not parsed yet"),
+    Field("parse_tool_calls", bool, False, "calls in answers are not parsed yet"),
+    Field("reasoning_format", str, "none", "reasoning is part of the text so far"),
+    Field("reasoning_budget_tokens", int, -1, "reasoning is part of the text so far"),
+    Field("thinking_budget_tokens", int, -1, "reasoning is part of the text so far"),
+    Field("verbosity", str, "medium", "models have no such setting"),
+    Field("prediction", dict, None, "guesses are the server's own"),
+    Field("speculative.type", str, "", "the kind of guesses is an option of the server"),
+    Field("modalities", list, ["text"], "answers are text"),
+    Field("audio", dict, None, "answers are text"),
+    Field("web_search_options", dict, None, "this server searches nothing"),
+    Field("backend_sampling", bool, False, "tokens are drawn in one way only"),
+    Field("verbose", bool, False, "an option of the server"),
+)
+
+
+class Body:
+    """What the bodies of some routes may hold: the fields of some tables, but none of `without`."""
+
+    def __init__(
+        self, routes: tuple[str, ...], tables: tuple[tuple[Field, ...], ...], without: tuple[str, ...] = ()
+    ) -> None:
+        self.routes, self.tables, self.without = routes, tables, without
+        names = {name for table in tables for field in table for name in (field.name, *field.aliases)}
+        self.names = frozenset(names.difference(without))
+
+    def unread(self, body: object) -> tuple[str, ...]:
+        """Warnings about what of a request (an object, or a list of them) does nothing: a line for all unknown fields,
+        one for each idle one."""
+        objects = [part for part in (body if isinstance(body, list) else [body]) if isinstance(part, dict)]
+        values = {
+            name: value
+            for part in objects
+            for name, value in part.items()
+            if value is not None and name not in self.names
+        }
+        unknown = [name for name in values if name not in IDLE]
+        return (
+            *([f"unknown and ignored: {listed(unknown)}"] if unknown else []),
+            *(
+                f"{name} has no effect: {IDLE[name].help}"
+                for name, value in values.items()
+                if name in IDLE and value != IDLE[name].default
+            ),
+        )
+
+    def reply(self, answer: object, body: object, warnings: tuple[str, ...] = ()) -> Response:
+        """An answer as JSON, with all warnings in it or, where it is a list, in its head."""
+        warnings = (*warnings, *self.unread(body))
+        if not warnings:
+            return json_response(answer)
+        if isinstance(answer, dict):
+            return json_response({**answer, "warnings": list(warnings)})
+        return json_response(answer, headers={"X-Warnings": "; ".join(warnings)})
+
+
+IDLE = {field.name: field for field in IDLE_FIELDS}
+GENERATION = (COMPLETION_FIELDS, SAMPLING_FIELDS, CONSTRAINT_FIELDS)
+COMPLETION = Body(("/completion", "/completions"), (PROMPT_FIELDS, *GENERATION))
+CHAT = Body(
+    ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/apply-template"),
+    (CHAT_FIELDS, OPENAI_FIELDS, *GENERATION),
+    ("response_fields",),
+)
+TEXT = Body(
+    ("/v1/completions",),
+    (PROMPT_FIELDS, TEXT_FIELDS, OPENAI_FIELDS, *GENERATION),
+    ("response_fields", "image_data", "system_prompt"),
+)
+INFILL = Body(("/infill",), (INFILL_FIELDS, *GENERATION))
+EMBEDDING = Body(
+    ("/embedding", "/embeddings", "/v1/embeddings"), (EMBEDDING_FIELDS, OPENAI_FIELDS), ("stream_options",)
+)
+RERANK = Body(("/rerank", "/reranking"), (RERANK_FIELDS, OPENAI_FIELDS), ("stream_options",))
+TOKENIZE = Body(("/tokenize",), (TOKENIZE_FIELDS,))
+DETOKENIZE = Body(("/detokenize",), (DETOKENIZE_FIELDS,))
+LORA = Body(("/lora-adapters",), (LORA_FIELDS,))
+PROPS = Body(("/props",), (PROPS_FIELDS,))
+SLOT = Body(("/slots/{id_slot}",), (SLOT_FIELDS,))
+ABORT = Body(("/abort",), (ABORT_FIELDS,))
+BODIES = (COMPLETION, CHAT, TEXT, INFILL, EMBEDDING, RERANK, TOKENIZE, DETOKENIZE, LORA, PROPS, SLOT, ABORT)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names that a client has chosen, for one line of text: few, short, and in ASCII."""
+    shown = ", ".join(ascii(name if len(name) <= MAX_NAME else name[:MAX_NAME] + "...") for name in names[:MAX_NAMES])
+    return shown + (f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else "")

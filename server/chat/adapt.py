@@ -1,0 +1,144 @@
+"""A conversation in the form that one chat template reads, nothing of it lost on the way. Pure, on handler threads.
+
+Messages come as OpenAI's interface has them; `Probe` knows what the template makes of which form. What the template
+reads as it is stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from server.chat.probe import REASONING_KEYS, Message, Probe
+from server.chat.segments import is_text, plain_text
+
+SYSTEM_ROLES = ("system", "developer")
+
+
+def adapt(messages: Sequence[Message], probe: Probe) -> list[dict[str, object]]:
+    """The messages for a template; none of those given is changed."""
+    named = name_results(place_system(rename_developer(messages, probe), probe))
+    return [adapt_content(adapt_calls(adapt_reasoning(message, probe), probe), probe) for message in named]
+
+
+def rename_developer(messages: Sequence[Message], probe: Probe | None) -> list[Message]:
+    """OpenAI's newer name for the system's role stays only where the template knows it."""
+    if not any(message.get("role") == "developer" for message in messages) or probe and probe.knows_developer:
+        return list(messages)
+    return [{**message, "role": "system"} if message.get("role") == "developer" else message for message in messages]
+
+
+def place_system(messages: list[Message], probe: Probe) -> list[Message]:
+    """A system's message stands where the template shows it. If that is only the beginning, those that begin become
+    one; others become the user's, joined with what the user says right before or behind them."""
+    is_system = [message.get("role") in SYSTEM_ROLES for message in messages]
+    n_first = (*is_system, False).index(False)
+    is_question = not messages or messages[-1].get("role") == "user"
+    reads_first = n_first and (probe.reads_system if is_question else probe.reads_system_without_question)
+    if (not n_first or reads_first) and (sum(is_system) == n_first <= 1 or probe.reads_later_system):
+        return messages
+    placed: list[Message] = []
+    if reads_first:
+        placed, messages = [join_texts(messages[:n_first])], messages[n_first:]
+    was_moved = False
+    for message in messages:
+        is_moved = message.get("role") in SYSTEM_ROLES
+        if is_moved:
+            message = {**message, "role": "user"}
+        if placed and (is_moved or was_moved) and placed[-1].get("role") == message.get("role") == "user":
+            message = join_texts([placed.pop(), message])
+        placed.append(message)
+        was_moved = is_moved
+    return placed
+
+
+def join_texts(messages: Sequence[Message]) -> Message:
+    """One message with the texts of several, each on lines of its own."""
+    parts: list[object] = []
+    for message in messages:
+        content = message.get("content")
+        parts += content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
+    return {**messages[-1], "role": messages[0]["role"], "content": plain_text(parts)}
+
+
+def name_results(messages: list[Message]) -> list[Message]:
+    """Results of tools with the tool's name, which clients leave to the call with the same id."""
+    names: dict[str, object] = {}
+    named = []
+    for message in messages:
+        for call in message.get("tool_calls") or ():
+            if isinstance(call.get("id"), str) and isinstance(call.get("function"), dict):
+                names[call["id"]] = call["function"].get("name")
+        name = names.get(message.get("tool_call_id") or "") if message.get("role") == "tool" else None
+        named.append({**message, "name": name} if name and not message.get("name") else message)
+    return named
+
+
+def adapt_reasoning(message: Message, probe: Probe) -> Message:
+    """The assistant's reasoning under the name that the template reads, whatever the client's name for it is."""
+    if message.get("role") != "assistant":
+        return message
+    reasoning = next((message[key] for key in REASONING_KEYS if message.get(key) and isinstance(message[key], str)), "")
+    key = probe.reasoning_key if reasoning else ""
+    if not key or message.get(key) == reasoning:
+        return message
+    if key == "content":
+        return {**message, "content": [{"type": "thinking", "thinking": reasoning}, *text_parts(message)]}
+    if message.get("tool_calls") and message.get("content") and probe.refuses_text_beside_reasoning:
+        reasoning, message = f"{reasoning}\n{plain_text(message['content'])}", {**message, "content": ""}
+    return {**message, key: reasoning}
+
+
+def adapt_calls(message: Message, probe: Probe) -> Message:
+    """Tool calls with arguments as an object or as JSON text, whichever comes out rightly."""
+    calls = message.get("tool_calls")
+    if not calls or probe.call_form is None:
+        return message
+    content, wants_object = probe.call_form
+    adapted = {**message, "tool_calls": [_adapt_call(call, wants_object) for call in calls]}
+    return adapted if message.get("content") else {**adapted, "content": content}
+
+
+def _adapt_call(call: Mapping[str, object], wants_object: bool) -> Mapping[str, object]:
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return call
+    arguments = function.get("arguments")
+    if wants_object:
+        arguments = {} if arguments in (None, "") else read_object(arguments)
+    elif not isinstance(arguments, str):
+        arguments = json.dumps({} if arguments is None else arguments, ensure_ascii=False)
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def read_object(arguments: object) -> object:
+    """The object that JSON text stands for. A text that is none, as from an answer that was cut off, stays text: the
+    template then shows it or refuses it."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        value = json.loads(arguments)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        return arguments
+    return value if isinstance(value, dict) else arguments
+
+
+def adapt_content(message: Message, probe: Probe) -> dict[str, object]:
+    """Content as parts where the template wants them, or has been given some that it reads; else as text."""
+    content = message.get("content")
+    if isinstance(content, str) and probe.wants_parts:
+        return {**message, "content": [{"type": "text", "text": content}]}
+    if not isinstance(content, list) or not all(is_text(part) for part in content):
+        return dict(message)
+    has_media = any(part.get("is_media") for part in content)
+    if probe.wants_parts or not has_media and probe.reads_parts(str(message.get("role"))):
+        return {**message, "content": text_parts(message)}
+    return {**message, "content": plain_text(content)}
+
+
+def text_parts(message: Message) -> list[dict[str, object]]:
+    """A message's content as a list of parts of the type `text`."""
+    content = message.get("content")
+    texts = [part["text"] for part in content if is_text(part)] if isinstance(content, list) else [content or ""]
+    return [{"type": "text", "text": text} for text in texts]

@@ -1,0 +1,182 @@
+"""What a chat template reads, found by rendering made-up conversations with it.
+
+Templates differ in what they expect: text or a list of parts, a tool call's arguments as an object or as JSON text, the
+system's message in one place or anywhere, reasoning under one name or another. None of them says so. So each question
+is put to the template itself: a conversation with words that no template has is rendered, and the answer is whether
+they come out. A question is asked once, when a conversation first needs it; two threads that ask at once find the same.
+Pure, on handler threads.
+
+The way not taken: looking for names in the template's source. Templates name roles in their prose, and read keys
+without printing them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from server.chat.jinja import Template, TemplateError
+from server.chat.jinja.limits import Limits
+
+Message = Mapping[str, object]
+
+WORD, OTHER, KEY, NAME = "a9f1probe", "a9f2probe", "a9f3probe", "a9f4probe"
+STRANGER = "a9f5probe"  # a role that no template knows
+PARTS = [{"type": "text", "text": WORD}, {"type": "text", "text": OTHER}]
+AS_DATA = (f"'text': '{WORD}'", f'"text": "{WORD}"')  # parts that were printed instead of read
+ARGUMENTS = {KEY: WORD}
+ARGUMENTS_TEXT = json.dumps(ARGUMENTS)
+MISREAD = (str(ARGUMENTS), json.dumps(ARGUMENTS_TEXT)[1:-1])  # an object printed by Python, a text encoded again
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": NAME,
+            "description": "x",
+            "parameters": {
+                "type": "object",
+                "properties": {"x": {"type": "string", "description": "x"}},
+                "required": ["x"],
+            },
+        },
+    }
+]
+USER = {"role": "user", "content": "x"}
+ASSISTANT = {"role": "assistant", "content": "x"}
+CALL_ID = "a9f6probe"  # nine letters and digits, as some demand
+RESULT = {"role": "tool", "tool_call_id": CALL_ID, "name": NAME, "content": "x"}
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
+LIMITS = Limits(steps=100_000)
+
+
+class Probe:
+    """The questions that can be put to one template; `base` are the variables that it always has."""
+
+    def __init__(self, template: Template, base: Mapping[str, object]) -> None:
+        self._template = template
+        self._base = base
+        self._reads_parts: dict[str, bool] = {}
+
+    @cached_property
+    def wants_parts(self) -> bool:
+        """Whether plain text gets lost while a list of parts doesn't."""
+        return not self._shows([{"role": "user", "content": WORD}], WORD) and self.reads_parts("user")
+
+    def reads_parts(self, role: str) -> bool:
+        """Whether all text of a list of parts comes out in messages of this role."""
+        if role not in self._reads_parts:
+            message = {"role": role, "content": PARTS}
+            before, after = {
+                "user": ([], []),
+                "system": ([], [USER]),
+                "assistant": ([USER], [USER]),
+                "tool": ([USER, self._call()], []),
+            }.get(role, ([], [USER]))
+            self._reads_parts[role] = self._shows([*before, message, *after], WORD, OTHER, never=AS_DATA)
+        return self._reads_parts[role]
+
+    @cached_property
+    def knows_developer(self) -> bool:
+        """Whether `developer` is a role here, and not one like any word."""
+        if "developer" not in self._template.source:
+            return False
+        developer, stranger = (
+            self._render([{"role": role, "content": WORD}, USER]) for role in ("developer", STRANGER)
+        )
+        return (
+            developer is not None
+            and WORD in developer
+            and (
+                stranger is None or developer.replace("developer", STRANGER) != stranger.replace("developer", STRANGER)
+            )
+        )
+
+    @cached_property
+    def reads_system(self) -> bool:
+        """Whether a message of the system comes out that is the first one."""
+        return self._shows([{"role": "system", "content": WORD}, USER], WORD)
+
+    @cached_property
+    def reads_system_without_question(self) -> bool:
+        """Whether it does also when the last message isn't the user's, as behind a tool's result."""
+        return self.reads_system and self._shows([{"role": "system", "content": WORD}, USER, ASSISTANT], WORD)
+
+    @cached_property
+    def reads_later_system(self) -> bool:
+        """Whether one comes out also in the middle of a conversation, under each name that its role has here, and takes
+        nothing away from the first one."""
+        first = [{"role": "system", "content": OTHER}] if self.reads_system else []
+        return all(
+            self._shows(
+                [*first, USER, ASSISTANT, {"role": role, "content": WORD}, USER], WORD, *([OTHER] if first else [])
+            )
+            for role in ("system", "developer")[: 1 + self.knows_developer]
+        )
+
+    @cached_property
+    def call_form(self) -> tuple[str | None, bool] | None:
+        """How tool calls come out: with which content where there is none, and whether arguments have to be an object;
+        None if in no way."""
+        for content in ("", None):
+            for arguments in (ARGUMENTS, ARGUMENTS_TEXT):
+                messages = [USER, _call(content, arguments), RESULT]
+                if self._shows(messages, KEY, WORD, never=MISREAD):
+                    return content, arguments is ARGUMENTS
+        return None
+
+    @cached_property
+    def reads_tools(self) -> bool:
+        """Whether the model gets to see which tools there are."""
+        text = self._render([USER], has_tools=True)
+        return text is not None and NAME in text
+
+    @cached_property
+    def reasoning_key(self) -> str:
+        """Under which name the assistant's reasoning comes out: one of REASONING_KEYS, `content` for a part of type
+        `thinking`, "" for none."""
+        for key in REASONING_KEYS:
+            if self._shows_reasoning({key: WORD}):
+                return key
+        parts = [{"type": "thinking", "thinking": WORD}, {"type": "text", "text": OTHER}]
+        never = (f"'thinking': '{WORD}'", f'"thinking": "{WORD}"')
+        return "content" if self._shows([USER, {**ASSISTANT, "content": parts}, USER], WORD, OTHER, never=never) else ""
+
+    @cached_property
+    def refuses_text_beside_reasoning(self) -> bool:
+        """Whether a message with tool calls may have reasoning or a text, but not both."""
+        reasoning = {self.reasoning_key: WORD}
+        both = [USER, {**self._call(), **reasoning, "content": "x"}, RESULT]
+        return self._render(both) is None and self._shows([USER, {**self._call(), **reasoning}, RESULT], WORD)
+
+    def _shows_reasoning(self, reasoning: Message) -> bool:
+        """In an earlier answer, or in one that is still going on behind a tool's result."""
+        return self._shows([USER, {**ASSISTANT, **reasoning}, USER], WORD) or self._shows(
+            [USER, {**_call(*self._form(OTHER)), **reasoning}, RESULT], WORD
+        )
+
+    def _call(self) -> dict[str, object]:
+        return _call(*self._form(WORD))
+
+    def _form(self, value: str) -> tuple[str | None, object]:
+        content, is_object = self.call_form or ("", False)
+        return content, {KEY: value} if is_object else json.dumps({KEY: value})
+
+    def _shows(self, messages: Sequence[Message], *words: str, never: Sequence[str] = ()) -> bool:
+        text = self._render(messages)
+        return text is not None and all(word in text for word in words) and not any(bad in text for bad in never)
+
+    def _render(self, messages: Sequence[Message], has_tools: bool = False) -> str | None:
+        """The prompt, None if the template refuses; tools go with conversations that have calls."""
+        context = {**self._base, "messages": messages, "add_generation_prompt": True}
+        if has_tools or any("tool_calls" in message for message in messages):
+            context["tools"] = TOOLS
+        try:
+            return self._template.render(context, limits=LIMITS)
+        except TemplateError:
+            return None
+
+
+def _call(content: str | None, arguments: object) -> dict[str, object]:
+    call = {"id": CALL_ID, "type": "function", "function": {"name": NAME, "arguments": arguments}}
+    return {"role": "assistant", "content": content, "tool_calls": [call]}
