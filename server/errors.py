@@ -21,6 +21,22 @@ TYPE_BY_STATUS = {
 }
 
 
+REASON_BY_STATUS = {
+    401: "auth",
+    403: "forbidden",
+    404: "not_found",
+    405: "not_found",
+    408: "slow",
+    413: "too_large",
+    414: "too_large",
+    429: "rate_limit",
+    431: "too_large",
+    501: "unsupported",
+    503: "unavailable",
+    504: "time_limit",
+}
+REASON_BY_TYPE = {"exceed_context_size_error": "context"}
+
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -30,10 +46,21 @@ def one_line(message: str) -> str:
 
 
 class ApiError(Exception):
-    """An answer other than success: HTTP `status`, one-line `message`, error `type`, `extra` fields for its JSON."""
+    """An answer other than success: HTTP `status`, one-line `message`, error `type`, `extra` fields for its JSON.
+
+    `reason` is what `/metrics` counts it under (`server.metrics.REASONS`), "" where nothing was refused: the client has
+    left, or the server is at fault. Type or status say it unless it is given.
+    """
 
     def __init__(
-        self, status: int, message: str, type: str | None = None, headers: dict[str, str] | None = None, **extra: object
+        self,
+        status: int,
+        message: str,
+        type: str | None = None,
+        headers: dict[str, str] | None = None,
+        *,
+        reason: str = "",
+        **extra: object,
     ) -> None:
         message = one_line(message)
         super().__init__(message)
@@ -41,6 +68,8 @@ class ApiError(Exception):
         self.message = message
         self.type = type or TYPE_BY_STATUS.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.headers = headers or {}
+        by_status = REASON_BY_STATUS.get(status, "invalid" if status < 499 else "")
+        self.reason = reason or REASON_BY_TYPE.get(self.type) or by_status
         self.extra = extra
 
 

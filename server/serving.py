@@ -89,7 +89,7 @@ def make_context(options: Options, engine: EngineClient) -> Context:
 
 def make_server(options: Options, context: Context, keys: edge.KeyFiles) -> HttpServer:
     """The HTTP edge with all routes, bound and not started."""
-    return edge.http_server(options, Router(routes(context), options.api_prefix), keys, PUBLIC)
+    return edge.http_server(options, Router(routes(context), options.api_prefix), keys, PUBLIC, context.refusals)
 
 
 def watch_sockets(server: HttpServer) -> Janitor | None:

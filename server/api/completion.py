@@ -330,6 +330,7 @@ class Stream:
         except ApiError as error:
             if not is_open and not parts:
                 raise
+            completion._context.refusals.count(error.reason)
             yield b"".join((*parts, completion.error(error)))
 
 

@@ -15,6 +15,7 @@ from server.api.running import RunningRequests
 from server.engine.seam.task import Embed, ModelInfo, Snapshot, Task
 from server.errors import ApiError
 from server.log import get_logger
+from server.metrics import Refusals
 from server.records import record
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Context:
     template_kwargs: Mapping[str, object] = field(default_factory=dict)
     is_shared: bool = False
     running: RunningRequests = field(default_factory=RunningRequests)
+    refusals: Refusals = field(default_factory=Refusals)
     _template: object = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _numbers: Iterator[int] = field(default_factory=itertools.count)

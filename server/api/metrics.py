@@ -8,6 +8,7 @@ from itertools import accumulate
 from server.api.context import Context
 from server.engine.seam.task import HISTOGRAM_BOUNDS, Snapshot
 from server.errors import ApiError
+from server.metrics import REASONS
 from server.web.message import Request, Response
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -34,7 +35,7 @@ class MetricsHandler:
         if not self._context.options.metrics:
             raise ApiError(501, "This server does not support metrics endpoint. Start it with `--metrics`")
         self._context.engine.require_ready()
-        text = "".join(render(self._context.engine.snapshot))
+        text = "".join((*render(self._context.engine.snapshot), *refused(self._context.refusals.numbers())))
         return Response(200, text.encode(), {"Content-Type": CONTENT_TYPE})
 
 
@@ -49,6 +50,14 @@ def render(snapshot: Snapshot) -> Iterable[str]:
         for bound, count in zip((*map("{:g}".format, bounds), "+Inf"), counts):
             yield f'{PREFIX}{name}_bucket{{le="{bound}"}} {count:.10g}\n'
         yield f"{PREFIX}{name}_sum {values[-1]:.10g}\n{PREFIX}{name}_count {counts[-1]:.10g}\n"
+
+
+def refused(numbers: dict[str, int]) -> Iterable[str]:
+    """The lines about refused requests: one for each reason that there is."""
+    name = f"{PREFIX}requests_refused_total"
+    yield f"# HELP {name} Requests that were refused, by reason.\n# TYPE {name} counter\n"
+    for reason in REASONS:
+        yield f'{name}{{reason="{reason}"}} {numbers[reason]}\n'
 
 
 def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from server.log import access_line, get_logger, hide
+from server.metrics import Refusals
 from server.options.parser import OptionError, Options
 from server.web.auth import CorsPolicy, KeyRing, read_key_file
 from server.web.httpd import HttpServer
@@ -90,7 +91,7 @@ def limits(options: Options) -> Limits:
     return made
 
 
-def http_server(options: Options, router: Router, keys: KeyFiles, public: Path) -> HttpServer:
+def http_server(options: Options, router: Router, keys: KeyFiles, public: Path, refusals: Refusals) -> HttpServer:
     """The server, bound and not started. BindError when the address can't be had."""
     folder = Path(options.path) if options.path else public
     if not folder.is_dir():
@@ -107,6 +108,7 @@ def http_server(options: Options, router: Router, keys: KeyFiles, public: Path) 
         tls=tls_context(options),
         allowed_hosts=options.allowed_hosts,
         rate=RateLimiter(*options.rate_limit) if options.rate_limit else None,
+        refusals=refusals,
     )
 
 

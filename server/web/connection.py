@@ -194,6 +194,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
 
     def _refuse_head(self, error: ApiError) -> None:
         exchange = Exchange(NO_HEAD, request_id(NO_HEAD))
+        self.server.refusals.count(error.reason)
         try:
             self._write(exchange, error_response(error))
         finally:
@@ -233,6 +234,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         except Exception:
             get_logger("http").exception("request %s failed", exchange.id)
             error = ApiError(500, f"Internal error; the log has it as request {exchange.id}.")
+        self.server.refusals.count(error.reason)
         path = exchange.path or exchange.head.target.partition("?")[0]  # the head itself may be at fault
         return error_response(error, self.server.router.error_shape(path))
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from server.errors import ApiError
 from server.log import get_logger
+from server.metrics import Refusals
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing
 from server.web.connection import AccessRecord, Connection, ConnectionHandler
 from server.web.http1.wire import BodyBudget
@@ -50,7 +51,7 @@ class WebServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # joined with a deadline by HttpServer.stop, not without one here
 
-    def __init__(self, listeners: Sequence[socket.socket], limits: Limits) -> None:
+    def __init__(self, listeners: Sequence[socket.socket], limits: Limits, refusals: Refusals) -> None:
         self.listeners = listeners
         self.limits = limits
         self.is_stopping = False
@@ -68,6 +69,7 @@ class WebServer(ThreadingHTTPServer):
         self.rate: RateLimiter | None = None
         self.tls: ssl.SSLContext | None = None
         self.access_log: Callable[[AccessRecord], None] | None = None
+        self.refusals = refusals
         self._must_end = threading.Event()
         super().__init__(("", 0), ConnectionHandler, bind_and_activate=False)
         self.socket.close()  # its own one, which is bound to nothing
@@ -190,12 +192,14 @@ class WebServer(ThreadingHTTPServer):
         with self.lock:
             entry.t_silent = None
 
-    def _refuse(self, sock: socket.socket, reason: str) -> None:
+    def _refuse(self, sock: socket.socket, message: str) -> None:
         """Say 503 without ever waiting. Under TLS there is nobody to say it to yet."""
+        error = ApiError(503, message, headers={"Retry-After": "1"}, reason="connections" if message == FULL else "")
+        self.refusals.count(error.reason)
         try:
             sock.setblocking(False)
             if not self.tls:
-                sock.send(refusal_bytes(reason))
+                sock.send(refusal_bytes(error))
             sock.shutdown(socket.SHUT_WR)
         except OSError:
             pass  # it left
@@ -224,10 +228,11 @@ class HttpServer:
         tls: ssl.SSLContext | None = None,
         allowed_hosts: Iterable[str] = (),
         rate: RateLimiter | None = None,
+        refusals: Refusals | None = None,
     ) -> None:
         self.hosts = tuple(host.strip("[]") for host in ([hosts] if isinstance(hosts, str) else hosts))
         limits = limits or Limits()
-        self._server = WebServer(listen_all(self.hosts, port, limits.n_backlog), limits)
+        self._server = WebServer(listen_all(self.hosts, port, limits.n_backlog), limits, refusals or Refusals())
         self._server.router = router
         self._server.cors = cors or CorsPolicy()
         self._server.auth = auth
@@ -343,9 +348,9 @@ def client_name(address: object) -> str:
     return address[0].removeprefix("::ffff:")
 
 
-def refusal_bytes(reason: str) -> bytes:
+def refusal_bytes(error: ApiError) -> bytes:
     """The answer to a connection that gets no thread."""
-    response = error_response(ApiError(503, reason, headers={"Retry-After": "1"}))
+    response = error_response(error)
     return (
         encode_head(
             503,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
+from server.metrics import REASONS
+from tests.api.conftest import PATIENCE
 from tests.fakes import FakeBackend
+from tests.support import wait_until
 
-SAMPLE = re.compile(r'(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{le="(?P<le>[^"]+)"\})? (?P<value>[0-9.eE+-]+)')
+SAMPLE = re.compile(r'(?P<name>[a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(?:le|reason)="(?P<le>[^"]+)"\})? (?P<value>[0-9.eE+-]+)')
 
 
 def scrape(api) -> dict[str, float]:
@@ -76,6 +80,49 @@ def test_histograms_are_cumulative_and_end_in_infinity(make_api):
         counts = [count for _, count in buckets]
         assert counts == sorted(counts) and buckets[-1] == (float("inf"), n)
         assert samples[f"llamacpp:{name}_count"] == n and samples[f"llamacpp:{name}_sum"] >= 0
+
+
+def refused(api) -> dict[str, float]:
+    """Refused requests by reason; those that there were none of are left out."""
+    prefix = "llamacpp:requests_refused_total "
+    return {name.removeprefix(prefix): n for name, n in scrape(api).items() if name.startswith(prefix) and n}
+
+
+def test_refused_requests_are_counted_by_reason(make_api):
+    api = make_api(FakeBackend(n_ctx=64), ("--metrics", "--max-body", "1"), max_queue=1, shift_context=True).start()
+    api.post("/completion", {"prompt": 1.5})
+    api.post("/completion", {"prompt": "a", "temperature": "hot"})
+    api.get("/nothing")
+    api.post("/completion", {"prompt": "a" * (2 << 20)})
+    api.post("/infill", {"input_prefix": "a"})
+    api.post("/embedding", {"input": "a" * 100})
+    assert refused(api) == {"invalid": 2, "not_found": 1, "too_large": 1, "unsupported": 1, "context": 1}
+    with api.begin({"prompt": "endless"}), api.begin({"prompt": "endless"}):
+        api.wait_for(n_processing=1, n_deferred=1)
+        assert api.post("/completion", {"prompt": "c"}).status == 503
+        assert refused(api)["queue_full"] == 1
+
+
+def test_an_error_within_a_stream_counts_as_a_refusal(make_api):
+    api = make_api(FakeBackend(n_ctx=64, n_batch=16), ("--metrics",)).start()
+    api.backend.hold()
+    with api.begin({"prompt": "a" * 40, "stream": True, "return_progress": True, "t_max_ms": 1}) as client:
+        api.wait_for_decode()
+        assert b"prompt_progress" in client.recv(65536)  # the stream has begun
+        time.sleep(0.002)
+        api.backend.go()
+        answer = b""
+        while not answer.endswith(b"0\r\n\r\n"):
+            answer += client.recv(65536)
+        assert b"time of this request was up" in answer
+    wait_until(lambda: refused(api) == {"time_limit": 1}, "the refusal to be counted", PATIENCE)
+
+
+def test_reasons_of_refusals_are_fixed_and_all_are_shown(make_api):
+    api = make_api(FakeBackend(), ("--metrics",)).start()
+    api.get("/" + "x" * 50)
+    shown = [name.split(" ")[1] for name in scrape(api) if name.startswith("llamacpp:requests_refused_total ")]
+    assert shown == list(REASONS)
 
 
 @pytest.mark.covers("E19", "B09")

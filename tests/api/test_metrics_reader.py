@@ -6,6 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.engine.seam.task import HISTOGRAM_BOUNDS
+from server.metrics import REASONS
 from tests.api.conftest import Api
 from tests.fakes import FakeBackend
 
@@ -51,7 +52,8 @@ def test_every_metric_has_a_type_a_help_and_no_labels_of_users(families):
     for family in families.values():
         assert family.type in ("counter", "gauge", "histogram") and family.documentation, family.name
         for sample in family.samples:
-            assert set(sample.labels) <= {"le"}, "label-free: nothing grows with clients"
+            assert set(sample.labels) <= {"le", "reason"}, "nothing grows with clients"
+            assert sample.labels.get("reason", "invalid") in REASONS
 
 
 def test_histograms_are_whole(families):

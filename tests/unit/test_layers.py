@@ -17,7 +17,7 @@ import pytest
 
 from tests.support import ROOT
 
-LEAVES = ("server.errors", "server.log", "server.program", "server.records", "server.stacks")
+LEAVES = ("server.errors", "server.log", "server.metrics", "server.program", "server.records", "server.stacks")
 COMPOSITION = ("server.launch", "server.app", "server.serving", "server.model_sources")
 EVERYTHING = ("server", "ctypes_api")
 PRODUCT = ("llama_srv", *EVERYTHING)

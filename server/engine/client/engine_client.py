@@ -132,7 +132,14 @@ class Results:
             for event in batch:
                 self._n_batch -= 1
                 if isinstance(event, Failure):
-                    raise ApiError(event.status, event.message, event.type, self._client.advice(event), **event.extra)
+                    raise ApiError(
+                        event.status,
+                        event.message,
+                        event.type,
+                        self._client.advice(event),
+                        reason=event.reason,
+                        **event.extra,
+                    )
                 yield event
                 n_open -= isinstance(event, LAST)
 

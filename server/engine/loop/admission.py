@@ -45,7 +45,12 @@ class Admission:
         if task.id_slot >= len(state.slots):
             state.fail(task.id, 400, f"id_slot: there is no slot {task.id_slot}; this server has {len(state.slots)}")
         elif len(self._waiting) >= state.config.max_queue + n_free:
-            state.fail(task.id, 503, f"all slots are busy and {len(self._waiting)} requests are waiting; try later")
+            state.fail(
+                task.id,
+                503,
+                f"all slots are busy and {len(self._waiting)} requests are waiting; try later",
+                reason="queue_full",
+            )
         else:
             self._waiting.push(Waiting(task, state.clock()))
             state.is_changed = True
@@ -89,7 +94,7 @@ class Admission:
         try:
             slot = self._place(waiting, free)
         except ApiError as error:
-            self._state.fail(task.id, error.status, error.message, error.type, **error.extra)
+            self._state.refuse(task.id, error)
         except Exception:
             log.exception("task %d could not be started", task.id)
             self._state.fail(task.id, 500, "the engine could not start this request; see the server's log")

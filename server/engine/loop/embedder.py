@@ -77,14 +77,16 @@ class Embedder:
         """Take a request; a failure when it can't be answered."""
         try:
             if len(self._requests) >= self._max_queue:
-                raise ApiError(503, f"{len(self._requests)} requests for embeddings are waiting; try later")
+                raise ApiError(
+                    503, f"{len(self._requests)} requests for embeddings are waiting; try later", reason="queue_full"
+                )
             if not message.inputs:
                 raise ApiError(400, "there is no input")
             context = self._open()
             for i, tokens in enumerate(message.inputs):
                 check_length(context.n_input, len(tokens), i if len(message.inputs) > 1 else None, context.advice)
         except ApiError as error:
-            return [Failure(message.id, error.status, error.message, error.type, error.extra)]
+            return [Failure(message.id, error.status, error.message, error.type, error.extra, error.reason)]
         n = len(message.inputs)
         self._requests.append(Request(message, [b""] * n, n_open=n))
         return []

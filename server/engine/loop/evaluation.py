@@ -138,7 +138,7 @@ class Evaluation:
             else:
                 self._answers.draw(slot, run, row - span.n_draft, span.tokens[len(span) - span.n_draft :])
         except ApiError as error:
-            self._state.fail(run.task.id, error.status, error.message, error.type, **error.extra)
+            self._state.refuse(run.task.id, error)
             self._state.drop(slot)
         except Exception:
             log.exception("task %d: drawing a token failed", run.task.id)

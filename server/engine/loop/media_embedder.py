@@ -95,7 +95,7 @@ class MediaEmbedder:
                     "send less, or start the server with a larger --ctx-size",
                 )
         except ApiError as error:
-            self._state.fail(message.id, error.status, error.message, error.type, **error.extra)
+            self._state.refuse(message.id, error)
         else:
             self._requests.append(request)
 

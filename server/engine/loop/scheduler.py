@@ -226,13 +226,13 @@ class Scheduler:
             self._state.media.take(task, self._state.config.max_queue)
             self._state.is_changed = True
         except ApiError as error:
-            self._state.fail(task.id, error.status, error.message)
+            self._state.refuse(task.id, error)
 
     def _media_ready(self, message: MediaReady) -> None:
         try:
             task = self._state.media.finish(message)
         except ApiError as error:
-            self._state.fail(message.id, error.status, error.message)
+            self._state.refuse(message.id, error)
         else:
             if isinstance(task, Embed):
                 self._media_embedder.enqueue(task)

@@ -18,6 +18,7 @@ from server.engine.slots.backend import Backend
 from server.engine.slots.media import MediaDesk
 from server.engine.slots.slot import Slot
 from server.engine.speculation.speculation import Speculation
+from server.errors import ApiError
 
 SYSTEM = -1
 
@@ -47,11 +48,17 @@ class EngineState:
         self.n_rows = 0  # evaluated since the start
         self.announce: Callable[[int], None] = lambda id_task: None  # before a task is started; the loop sets it
 
-    def fail(self, id_task: int, status: int, message: str, type: str | None = None, **extra: object) -> None:
+    def fail(
+        self, id_task: int, status: int, message: str, type: str | None = None, reason: str = "", **extra: object
+    ) -> None:
         """The end of a task that went wrong, see `Failure`."""
-        self.events.append(Failure(id_task, status, message, type, extra))
+        self.events.append(Failure(id_task, status, message, type, extra, reason))
         self.media.forget(id_task)
         self.is_changed = True
+
+    def refuse(self, id_task: int, error: ApiError) -> None:
+        """The end of a task that went wrong with this error."""
+        self.fail(id_task, error.status, error.message, error.type, error.reason, **error.extra)
 
     def fail_all(self, status: int, message: str) -> None:
         """Fail all running tasks."""

@@ -336,13 +336,14 @@ class Embedded:
 
 @record(frozen=True)
 class Failure:
-    """The end of a task that went wrong: an HTTP `status`, one line, the error type, extra fields of the body."""
+    """The end of a task that went wrong: what an `ApiError` has, but for the headers."""
 
     id: int
     status: int
     message: str
     type: str | None = None
     extra: dict[str, object] = field(default_factory=dict)
+    reason: str = ""
 
 
 @record(frozen=True)

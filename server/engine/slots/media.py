@@ -158,7 +158,9 @@ class MediaDesk:
     def take(self, task: Task | Embed, max_tasks: int) -> None:
         """Have a task's files prepared; `MediaReady` is posted when they are. ApiError if this engine can't."""
         if len(self) > max_tasks:
-            raise ApiError(503, f"the files of {len(self)} requests are waiting to be decoded; try later")
+            raise ApiError(
+                503, f"the files of {len(self)} requests are waiting to be decoded; try later", reason="queue_full"
+            )
         if self._prepare is None:
             raise ApiError(
                 400,

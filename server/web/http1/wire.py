@@ -41,7 +41,9 @@ class BodyBudget:
         """ApiError 503 when it is spent."""
         with self._lock:
             if self.n_used + n_bytes > self.n_max:
-                raise ApiError(503, "Too many large requests at once; try again.", headers={"Retry-After": "5"})
+                raise ApiError(
+                    503, "Too many large requests at once; try again.", headers={"Retry-After": "5"}, reason="memory"
+                )
             self.n_used += n_bytes
 
     def give(self, n_bytes: int) -> None:
