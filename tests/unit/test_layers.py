@@ -80,7 +80,7 @@ IMPORTED_ONLY_BY = {
     "server.model_sources": ("server.app",),
 }
 MAX_MODULES = 12
-CROWDED_FOR_A_REASON = ("server.chat.jinja", "server.api", "server.engine.llama", "server.engine.loop")
+CROWDED_FOR_A_REASON = ("server.chat.jinja", "server.api", "server.engine.llama")
 FORBIDDEN_STDLIB = {"multiprocessing": "a frozen program has one entry: use threads, or start the program itself"}
 
 

@@ -23,12 +23,15 @@ from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.cache import kv_parts
 from server.engine.llama.copies import SequenceCopies
 from server.engine.llama.draft import Likeliest, drafter_config, vocab_difference
-from server.engine.llama.draws import Draws
+from server.engine.llama.draws import Draws, Meanwhile
 from server.engine.llama.embed import (
     NON_CAUSAL,
     POOLING_NAMES,
+    WORDS,
     EmbeddingShape,
     LlamaEmbeddings,
+    LlamaWordScores,
+    answers_in_words,
     class_labels,
     encoder_shape,
     generative_shape,
@@ -36,12 +39,10 @@ from server.engine.llama.embed import (
     pooling_of,
 )
 from server.engine.llama.fit import AUTO_CTX, find_shape, make_plan
-from server.engine.llama.meanwhile import Meanwhile
 from server.engine.llama.params import model_fields
 from server.engine.llama.pool import cpu_count, open_pool, thread_counts
 from server.engine.llama.positions import bounded_context, learned_positions
 from server.engine.llama.report import NO_GPU, LoadReport, lacks_gpu
-from server.engine.llama.rerank import WORDS, LlamaWordScores, answers_in_words
 from server.engine.llama.sampler import LlamaSampler, SamplerFactory
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.task import ModelInfo

@@ -81,3 +81,34 @@ class Draws:
             except Exception as error:
                 log.debug("row %d could not be drawn from ahead: %s", row, error)
             self._done.put(None)
+
+
+class Meanwhile:
+    """Does `work` on a thread of its own, while this one is in C without Python's lock. As a context manager: after the
+    block it is done, whatever happens in it."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._work = work
+        self._result: object = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="meanwhile", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> Meanwhile:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._thread.join()
+
+    def result(self) -> object:
+        """What `work` returned; what it raised is raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def _run(self) -> None:
+        try:
+            self._result = self._work()
+        except BaseException as error:
+            self._error = error

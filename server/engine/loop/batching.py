@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from server.engine.cache import prompt_cache
-from server.engine.cache.checkpoints import Checkpoints
-from server.engine.loop import prompt_probs
+from server.engine.cache.prompt_cache import Checkpoints
+from server.engine.loop.evaluation import PROMPT_PROBS_ROWS, wants_prompt_probs
 from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
 from server.engine.slots import planner
@@ -231,8 +231,8 @@ class Batching:
 
     def _job(self, slot: Slot) -> Job:
         is_prefill = slot.run.next_token is None
-        all_rows = is_prefill and prompt_probs.are_wanted(slot.run)
-        limit = prompt_probs.MAX_ROWS if all_rows else planner.UNLIMITED
+        all_rows = is_prefill and wants_prompt_probs(slot.run)
+        limit = PROMPT_PROBS_ROWS if all_rows else planner.UNLIMITED
         if slot.positions is None:
             pending = slot.pending
             if is_prefill and self._checkpoints.is_on:

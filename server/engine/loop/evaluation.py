@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from server.engine.cache import prompt_cache
-from server.engine.loop import prompt_probs
 from server.engine.loop.answers import Answers
 from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
-from server.engine.seam.task import STOP_LIMIT
+from server.engine.seam.task import STOP_LIMIT, PromptProbs
 from server.engine.slots import planner
 from server.engine.slots.backend import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
 from server.engine.slots.planner import UNLIMITED, Span
-from server.engine.slots.slot import Run
+from server.engine.slots.slot import Run, Slot
 from server.engine.speculation.speculation import without_drafts
 from server.errors import ApiError
 from server.log import get_logger
@@ -119,7 +118,7 @@ class Evaluation:
         slot.tokens.extend(span.tokens)
         if span.all_rows:
             n = len(span)
-            prompt_probs.report(self._state, slot, row - n + 1, len(slot.tokens) - n, n)
+            report_prompt_probs(self._state, slot, row - n + 1, len(slot.tokens) - n, n)
         if slot.positions is not None:
             slot.positions.pos += len(span)
         run = slot.run
@@ -148,3 +147,31 @@ class Evaluation:
     def _is_out_of_time(self, run: Run) -> bool:
         limit = run.task.t_max_prompt_ms
         return limit > 0 and (self._state.clock() - run.t_start) * 1e3 > limit and len(run.prompt) > 0
+
+
+# ---- probabilities of a prompt's tokens ------------------------------------------------------------------------------
+
+# All rows of such a prompt are outputs, and each row judges the token after it. The rows come in parts, because the
+# logits of each take a float per token of the vocabulary; one row's softmax costs about a millisecond with 50,000
+# tokens, all of it in C. What a cache holds has no logits, so nothing of such a prompt is reused but the system prompt,
+# which isn't judged.
+PROMPT_PROBS_ROWS = 64
+
+
+def wants_prompt_probs(run: Run) -> bool:
+    """Whether the tokens of this task's prompt are to be judged."""
+    return run.task.prompt_probs >= 0
+
+
+def report_prompt_probs(state: EngineState, slot: Slot, first_row: int, start: int, n: int) -> None:
+    """Tell what the `n` rows from `first_row` of the batch on, which hold the prompt from `start` on, think of the
+    tokens behind theirs. Places are counted from the beginning of the task's own prompt."""
+    run = slot.run
+    n_system = len(run.prompt) - len(run.task.prompt)
+    begin, end = max(start + 1, n_system + 1), min(start + n + 1, len(run.prompt))
+    if begin < end:
+        probs = tuple(
+            run.sampler.row_probs(first_row + place - start - 1, run.prompt[place], run.task.prompt_probs)
+            for place in range(begin, end)
+        )
+        state.events.append(PromptProbs(run.task.id, begin - n_system, probs))

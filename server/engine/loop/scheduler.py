@@ -10,16 +10,16 @@ Not taken: locks. Other threads see only frames.
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TypeVar
 
-from server.engine.loop import outbox, replay
+from server.engine.loop import answers
 from server.engine.loop.admission import Admission
 from server.engine.loop.answers import Answers
 from server.engine.loop.batching import Batching
-from server.engine.loop.deadlines import Deadlines
 from server.engine.loop.embedder import Embedder
 from server.engine.loop.evaluation import Evaluation
 from server.engine.loop.media_embedder import MediaEmbedder
@@ -35,6 +35,7 @@ from server.engine.seam.task import (
     Close,
     Command,
     Embed,
+    Event,
     Final,
     Frame,
     Piece,
@@ -143,7 +144,7 @@ class Scheduler:
         is_read = any(slot.run.next_token is not None for slot in state.running)
         if spans:
             if any(slot.run.is_replaying for slot in state.running):
-                replay.extend(state, spans)
+                answers.add_known_tokens(state, spans)
             if state.speculation.is_on:
                 state.speculation.extend(spans, state.slots)
             if state.is_changed:
@@ -314,7 +315,7 @@ class Scheduler:
         elif not state.events or not self._is_awaited(now + step_s):
             return
         streams = frozenset(slot.run.task.id for slot in state.running if slot.run.task.stream)
-        self._emit(Frame(outbox.joined(state.events, streams) if self._n_kept else tuple(state.events), snapshot))
+        self._emit(Frame(join_pieces(state.events, streams) if self._n_kept else tuple(state.events), snapshot))
         self._n_kept, self._t_sent = 0, now
         state.events.clear()
 
@@ -355,3 +356,64 @@ class Scheduler:
         self._state.media.close()
         self._receive(block=False)
         self._flush()
+
+
+# ---- pieces that have waited for company -----------------------------------------------------------------------------
+
+# An answer that isn't streamed is read at its end. Sending its tokens one by one would wake the web side's threads once
+# per step for nothing, which costs several percent of a small model's speed where all cores compute.
+
+
+def join_pieces(events: Sequence[Event], streams: frozenset[int] = frozenset()) -> tuple[Event, ...]:
+    """The events with the pieces of each task joined into its first one, but for the tasks of `streams`, whose tokens
+    are told one by one. Other events of a task end its piece."""
+    parts: list[Event | list[Piece]] = []
+    open_parts: dict[int, list[Piece]] = {}
+    for event in events:
+        if type(event) is not Piece:
+            open_parts.pop(event.id, None)
+            parts.append(event)
+        elif event.id in streams:
+            parts.append(event)
+        elif event.id in open_parts:
+            open_parts[event.id].append(event)
+        else:
+            open_parts[event.id] = [event]
+            parts.append(open_parts[event.id])
+    return tuple(_join(part) if type(part) is list else part for part in parts)
+
+
+def _join(pieces: list[Piece]) -> Piece:
+    if len(pieces) == 1:
+        return pieces[0]
+    return Piece(
+        pieces[0].id,
+        tuple(token for piece in pieces for token in piece.tokens),
+        "".join(piece.text for piece in pieces),
+        tuple(probs for piece in pieces for probs in piece.probs),
+        pieces[-1].timings,
+    )
+
+
+# ---- time limits of tasks --------------------------------------------------------------------------------------------
+
+# A heap, looked at once a step. A task that ended in time stays in it until its moment comes, and is unknown by then.
+# Not taken: a timer thread, which would need a way into the loop for the sake of a few milliseconds.
+
+
+class Deadlines:
+    """Task ids by the clock's second at which their time is up."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int]] = []
+
+    def add(self, id_task: int, t_end: float) -> None:
+        """Task `id_task` has to be done at `t_end`."""
+        heapq.heappush(self._heap, (t_end, id_task))
+
+    def due(self, now: float) -> list[int]:
+        """Take the ids whose time is up, the longest overdue first."""
+        ids = []
+        while self._heap and self._heap[0][0] <= now:
+            ids.append(heapq.heappop(self._heap)[1])
+        return ids

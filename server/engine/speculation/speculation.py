@@ -30,9 +30,9 @@ from server.engine.speculation.cost import (
     micro_batches,
 )
 from server.engine.speculation.draft_model import ModelDrafts, Want
-from server.engine.speculation.drafting import Drafting
 from server.engine.speculation.lookup import Lookup
 from server.engine.speculation.trust import EXPLORE, ModelTrust
+from server.records import record
 
 MOST_AT_ODDS = 8
 """How many guesses a step with several sequences may have where each has a stream of its own, unless all get equally
@@ -228,3 +228,22 @@ def without_drafts(spans: Sequence[Span]) -> list[Span]:
         else span
         for span in spans
     ]
+
+
+@record(eq=False)
+class Drafting:
+    """A task's limits, its sources of drafts, and how the drafts fared.
+
+    A draft has at least `n_min` tokens and at most `n_lookup` from the text or `n_model` from the small model, each of
+    these at least `p_min` likely. `lookup` is made when first needed. `is_by_model` is about the latest draft.
+    """
+
+    n_lookup: int
+    n_model: int
+    n_min: int
+    p_min: float
+    trust: ModelTrust
+    lookup: Lookup | None = None
+    is_by_model: bool = False
+    n_drafted: int = 0
+    n_accepted: int = 0

@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.engine.seam.task import Failure, Final, Frame, Piece, Timings, TokenProbs
-from server.engine.seam.wire import Codec, FrameReader, WireError
-from server.engine.seam.wire_pieces import COLUMNS, events_in, events_out
+from server.engine.seam.wire import COLUMNS, Codec, FrameReader, WireError, events_in, events_out
 
 CODEC = Codec()
 TIMINGS = Timings(0, 1, 1.0, 2, 2.0)

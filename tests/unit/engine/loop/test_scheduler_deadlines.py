@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.loop.deadlines import Deadlines
+from server.engine.loop.scheduler import Deadlines
 from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Cancel
 from tests.fakes import FakeBackend
 from tests.unit.engine.driving import Driver

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from server.engine.loop.meter import STALL_S, Histogram, Meter
+from server.engine.loop.state import STALL_S, Histogram, Meter
 from server.engine.seam.task import HISTOGRAM_BOUNDS
 from tests.fakes import FakeBackend
 from tests.unit.engine.driving import Clock, Driver

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from server.engine.llama.meanwhile import Meanwhile
+from server.engine.llama.draws import Meanwhile
 from tests.fakes import PATIENCE_S
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.engine.loop import outbox
+from server.engine.loop import scheduler
 from server.engine.seam.task import Failure, Piece, SamplingParams, TokenProbs
 from tests.fakes import FakeBackend
 from tests.unit.engine.driving import Clock, Driver, alone
@@ -14,12 +14,12 @@ def piece(id: int, *tokens: int) -> Piece:
 
 def test_pieces_of_a_task_become_one_and_keep_their_order():
     events = [piece(1, 97), piece(2, 98), piece(1, 99, 100), piece(2, 101)]
-    assert outbox.joined(events) == (piece(1, 97, 99, 100), piece(2, 98, 101))
+    assert scheduler.join_pieces(events) == (piece(1, 97, 99, 100), piece(2, 98, 101))
 
 
 def test_nothing_is_joined_over_another_event_of_the_task():
     end = Failure(1, 500, "made up")
-    assert outbox.joined([piece(1, 97), end, piece(1, 98)]) == (piece(1, 97), end, piece(1, 98))
+    assert scheduler.join_pieces([piece(1, 97), end, piece(1, 98)]) == (piece(1, 97), end, piece(1, 98))
 
 
 def test_without_a_stream_pieces_come_a_few_times_a_second_and_at_the_end():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.engine.client.turnover import LONGEST_S, SHORTEST_S, Turnover
+from server.engine.client.engine_client import LONGEST_S, SHORTEST_S, Turnover
 
 
 def after(*ends: tuple[float, bool]) -> float:
