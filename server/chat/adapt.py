@@ -37,19 +37,18 @@ def place_system(messages: list[Message], probe: Probe) -> list[Message]:
     reads_first = n_first and (probe.reads_system if is_question else probe.reads_system_without_question)
     if (not n_first or reads_first) and (sum(is_system) == n_first <= 1 or probe.reads_later_system):
         return messages
-    placed: list[Message] = []
-    if reads_first:
-        placed, messages = [join_texts(messages[:n_first])], messages[n_first:]
+    groups: list[list[Message]] = [messages[:n_first]] if reads_first else []
     was_moved = False
-    for message in messages:
+    for message in messages[n_first if reads_first else 0 :]:
         is_moved = message.get("role") in SYSTEM_ROLES
         if is_moved:
             message = {**message, "role": "user"}
-        if placed and (is_moved or was_moved) and placed[-1].get("role") == message.get("role") == "user":
-            message = join_texts([placed.pop(), message])
-        placed.append(message)
+        if groups and (is_moved or was_moved) and groups[-1][-1].get("role") == message.get("role") == "user":
+            groups[-1].append(message)
+        else:
+            groups.append([message])
         was_moved = is_moved
-    return placed
+    return [join_texts(group) if len(group) > 1 else group[0] for group in groups]
 
 
 def join_texts(messages: Sequence[Message]) -> Message:

@@ -119,7 +119,7 @@ def test_every_route_with_a_body_has_a_table(api):
 def test_what_handlers_read_is_in_a_table():
     known = frozenset().union(*(body.names for body in BODIES)) | {field.name for field in IDLE_FIELDS}
     read = set()
-    for file in Path(server.api.__file__).parent.glob("*.py"):
+    for file in Path(server.api.__file__).parent.rglob("*.py"):
         read |= set(re.findall(r"""\bbody(?:\.get\(|\[)"([a-z_.]+)\"""", file.read_text("utf-8")))
     read -= {"error", "slots"}  # of answers
     assert read - known == set() and len(read) > 15

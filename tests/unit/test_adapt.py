@@ -204,6 +204,11 @@ def test_a_system_without_a_place_stands_before_the_users_text_on_lines_of_its_o
     assert prompt(source, USER, system) == "[user]hi\nbe\nbrief"
 
 
+def test_thousands_of_messages_without_a_place_are_joined_once():
+    messages = [{"role": role, "content": "x" * 1000} for role in ("system", "user")] * 10_000
+    assert len(prompt(SYSTEMS["refuses all, wants turns"], *messages)) == len("[user]") + 20_000 * 1001 - 1
+
+
 def test_an_error_names_a_message_only_if_it_is_the_clients():
     source = SYSTEMS["refuses all, wants turns"]
     for messages, index in (([USER, USER], 1), ([{"role": "system", "content": "x"}, USER, ANSWER, ANSWER], None)):
