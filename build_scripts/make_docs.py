@@ -168,7 +168,7 @@ def fields_part() -> str:
             ],
         )
     ]
-    for name, fields in tables.items():
+    for fields in tables.values():
         title = titles[id(fields)]
         rows = [
             (
@@ -215,7 +215,8 @@ def api_page(text: str) -> str:
         pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
         if len(pattern.findall(text)) != 1:
             raise Failure(f"docs/api.md needs the lines '{begin}' and '{end}' once each: put them back")
-        text = pattern.sub(lambda _: f"{begin}\n\n{part()}\n{end}", text)
+        fresh = f"{begin}\n\n{part()}\n{end}"
+        text = pattern.sub(lambda _, fresh=fresh: fresh, text)
     return text
 
 

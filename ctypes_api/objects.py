@@ -86,7 +86,7 @@ class Owner(ABC):
 
     def __del__(self) -> None:
         if self.raw is not None and not sys.is_finalizing():
-            warnings.warn(f"{type(self).__name__} was never closed", ResourceWarning, source=self)
+            warnings.warn(f"{type(self).__name__} was never closed", ResourceWarning, stacklevel=2, source=self)
 
 
 class Model(Owner):

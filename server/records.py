@@ -15,12 +15,25 @@ import dataclasses
 from collections.abc import Callable
 from operator import attrgetter
 from reprlib import recursive_repr
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar, overload
+
+if TYPE_CHECKING:
+    from typing_extensions import dataclass_transform  # the type checker has it built in; nothing is installed for it
+else:
+
+    def dataclass_transform(**_: object) -> Callable[[T], T]:
+        return lambda function: function
+
 
 T = TypeVar("T", bound=type)
 _ABSENT = object()
 
 
+@overload
+def record(cls: T, /) -> T: ...
+@overload
+def record(cls: None = None, /, *, frozen: bool = False, eq: bool = True) -> Callable[[T], T]: ...
+@dataclass_transform(field_specifiers=(dataclasses.field,))
 def record(cls: T | None = None, /, *, frozen: bool = False, eq: bool = True) -> T | Callable[[T], T]:
     """Like `dataclass(slots=True, frozen=frozen, eq=eq)`, for classes without `InitVar` and `order`."""
     if cls is None:

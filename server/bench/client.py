@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException, HTTPResponse
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 READ_BYTES = 1 << 16
 PATIENCE_S = 1800.0

@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
 
 from server.bench.client import Ask, BenchError
 from server.bench.report import Outcome

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from server.bench.client import Ask
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urljoin
 
@@ -163,7 +164,7 @@ class Hub:
         url = f"{self.client.endpoint}/api/models/{repo}/tree/{REVISION}?recursive=true"
         found: dict[str, tuple[str, int | None]] = {}
         for _ in range(MAX_PAGES):
-            page, following = self.client.persist(lambda: self.client.read_json(url), lambda: 0, repo)
+            page, following = self.client.persist(partial(self.client.read_json, url), lambda: 0, repo)
             if not isinstance(page, list):
                 raise DownloadError(f"{shown(url)} doesn't list files: check MODEL_ENDPOINT")
             found.update(_entry(row) for row in page if _is_file(row))

@@ -10,9 +10,9 @@ nodes; what is written once needs none.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import field
 from functools import lru_cache
-from typing import Callable, Iterable
 
 from server.grammar.automaton import Charset, Dfa, characters, complement
 from server.records import record

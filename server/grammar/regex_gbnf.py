@@ -11,8 +11,8 @@ Not taken: copying the pattern's characters into GBNF, which has other escapes a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Callable
 
 from server.grammar import automaton
 from server.grammar.automaton import Charset, Dfa, Nfa, TooLarge

@@ -250,7 +250,7 @@ def test_all_probabilities_together_are_one_and_sorted(engine, tiny_spm_model, t
         seed=1, temperature=temperature, top_k=0, top_p=1.0, min_p=0.0, n_probs=one.client.info.n_vocab
     )
     for probs in one.say("the cat", 3, params).probs:
-        for values in ([p for _, p in probs.top], [math.exp(l) for _, l in probs.top_logprobs]):
+        for values in ([p for _, p in probs.top], [math.exp(logprob) for _, logprob in probs.top_logprobs]):
             assert math.fsum(values) == pytest.approx(1.0, abs=1e-3)
             assert values == sorted(values, reverse=True)
         assert len({id_ for id_, _ in probs.top}) == one.client.info.n_vocab

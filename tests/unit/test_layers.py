@@ -28,8 +28,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "llama_srv": ("server.launch", "server.engine.entry.process", "server.service.janitor"),  # one program is all three
     "ctypes_api": (),
     "server": (),
-    **{leaf: () for leaf in LEAVES},
-    **{module: EVERYTHING for module in COMPOSITION},
+    **dict.fromkeys(LEAVES, ()),
+    **dict.fromkeys(COMPOSITION, EVERYTHING),
     "server.options": (),
     "server.model_files": (),
     "server.download": (),

@@ -316,7 +316,7 @@ def _for(node: nodes.For, place: Place) -> Execute:
     return recurse
 
 
-def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., "str | None"]:
+def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., str | None]:
     """A closure (frame of the body, frame around the loop, items, renderer to recurse, depth) -> signal."""
     scope = Scope(function, place.scope)
     has_loop = node.recursive or bool(mentioned(node.body, ("loop",)))

@@ -156,7 +156,7 @@ class LlamaSampler:
         candidates = self._draw(row)
         token = candidates.selected
         logit = self._llama.llama_get_logits_ith(self._ctx, row)[token]
-        logprobs = tuple((id_, max(l - log_sum, -1e9)) for id_, l, _ in before)
+        logprobs = tuple((id_, max(logit - log_sum, -1e9)) for id_, logit, _ in before)
         if self._is_greedy:
             top = tuple((id_, p) for id_, _, p in before)
             prob = math.exp(logit - log_sum)

@@ -314,7 +314,7 @@ def test_an_archive_that_tries_to_leave_its_folder_is_refused(world, capsys, tmp
     before = set(tmp_path.rglob("*"))
     code, complaint = run(world, capsys, "--from", str(archive))
     assert code == 1 and "unsafe path" in complaint
-    assert {path for path in tmp_path.rglob("*")} - before <= {world.dest}
+    assert set(tmp_path.rglob("*")) - before <= {world.dest}
 
 
 @pytest.mark.parametrize("pack", [fake.tar_bytes, fake.zip_bytes])

@@ -491,7 +491,7 @@ def test_a_closed_owner_cannot_be_passed_to_c() -> None:
     assert owner._as_parameter_ == 1
     owner.close()
     with pytest.raises(LibsError, match="Closable is closed"):
-        owner._as_parameter_
+        _ = owner._as_parameter_
 
 
 def test_a_forgotten_owner_warns_and_frees_nothing() -> None:

@@ -215,7 +215,7 @@ def test_a_long_prompt_stalls_no_running_text():
     first = d.post("ab", n_predict=30)
     d.step(2)
     second = d.post("x" * 100, n_predict=3)
-    for i in range(12):
+    for _ in range(12):
         d.step()
         assert d.rows() == [(1, 8, False)]
         said = len(d.outcomes[first].tokens)
