@@ -18,10 +18,11 @@ from reprlib import recursive_repr
 from typing import TYPE_CHECKING, TypeVar, overload
 
 if TYPE_CHECKING:
-    from typing_extensions import dataclass_transform  # the type checker has it built in; nothing is installed for it
+    from typing import dataclass_transform  # of Python 3.11; only the type checker needs it
 else:
 
     def dataclass_transform(**_: object) -> Callable[[T], T]:
+        """Nothing at run time."""
         return lambda function: function
 
 
