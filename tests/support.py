@@ -85,6 +85,24 @@ def wait_until(condition: Callable[[], Any], what: str, patience: float = PATIEN
         time.sleep(every)
 
 
+def n_lines(work: Callable[[], object]) -> int:
+    """How many lines of Python `work` runs on this thread: what it costs, on a machine of whatever speed."""
+    n = 0
+
+    def trace(frame: object, event: str, argument: object) -> Callable[..., object]:
+        nonlocal n
+        n += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return n
+
+
 def child_processes(pid: int) -> list[int]:
     """Processes that `pid` has started, and theirs, while its threads come and go. Linux only."""
     found: list[int] = []

@@ -90,6 +90,7 @@ class Results:
 
     def __init__(self, client: EngineClient, tasks: Sequence[Task | Embed], stream: bool) -> None:
         self.tasks = tuple(tasks)
+        self.by_id = {task.id: task for task in tasks}
         self._client = client
         self._stream = stream
         self._queue: SimpleQueue = SimpleQueue()
@@ -341,7 +342,7 @@ class EngineClient:
         """What was asked in an open task, or in one that ended lately (a slot may still show it)."""
         results = self._results.get(id_task)
         if results is not None:
-            return next(task for task in results.tasks if task.id == id_task)
+            return results.by_id[id_task]
         return self._recent.get(id_task)
 
     def close(self, grace_s: float = 0.0) -> None:
@@ -391,7 +392,7 @@ class EngineClient:
             results.flush()
 
     def _remember(self, results: Results, id_task: int) -> None:
-        task = next(task for task in results.tasks if task.id == id_task)
+        task = results.by_id[id_task]
         with self._lock:
             self._turnover.ended(time.monotonic(), is_busy=bool(self._results))
             if isinstance(task, Task):

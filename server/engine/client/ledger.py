@@ -137,14 +137,18 @@ class Ledger:
         """Note a message; it goes to the engine unless that must wait."""
         if isinstance(message, Cancel):
             return self._cancel(message)
-        if isinstance(message, Tasks):
-            self._tasks |= {task.id: Entry(task, self._clock()) for task in message.tasks}
+        new: list[Entry] = []
         if isinstance(message, (Task, Embed)):
-            self._tasks[message.id] = Entry(message, self._clock())
+            new = [Entry(message, self._clock())]
+        elif isinstance(message, Tasks):
+            new = [Entry(task, self._clock()) for task in message.tasks]
         elif isinstance(message, Command):
             self._commands.add(message)
-        to_send = self._release() if self._is_ready and not self._probation else []
-        return together(to_send) if isinstance(message, Tasks) else to_send
+        self._tasks |= {entry.task.id: entry for entry in new}
+        if not self._is_ready or self._probation:
+            return []
+        tasks = [to_send for entry in new for to_send in self._send(entry)]  # what came before has been sent
+        return [*together(tasks), *self._release_commands()]
 
     def _cancel(self, message: Cancel) -> list[object]:
         entry = self._tasks.get(message.id)

@@ -18,6 +18,8 @@ from server.engine.slots.text import TextStream
 from server.errors import ApiError
 from server.log import get_logger
 
+PLACES_SHARE = 20
+"""Telling waiting tasks their places may take one part in so many of the time."""
 ADMIT_S = 0.005
 """Starting tasks takes time where caches have to be saved for them: beside running tasks so much in one step."""
 
@@ -34,6 +36,7 @@ class Admission:
         self._waiting = FairQueue()
         self._told: dict[int, int] = {}  # the places that tasks with `progress` were told
         self._n_moves = 0  # of the queue, then
+        self._t_places = 0.0  # when they may be told again
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -44,7 +47,7 @@ class Admission:
         n_free = sum(slot.run is None for slot in state.slots)
         if task.id_slot >= len(state.slots):
             state.fail(task.id, 400, f"id_slot: there is no slot {task.id_slot}; this server has {len(state.slots)}")
-        elif len(self._waiting) >= state.config.max_queue + n_free:
+        elif len(self._waiting) >= state.config.max_queue + n_free and not self._make_room(task.owner):
             state.fail(
                 task.id,
                 503,
@@ -54,6 +57,20 @@ class Admission:
         else:
             self._waiting.push(Waiting(task, state.clock()))
             state.is_changed = True
+
+    def _make_room(self, owner: str) -> bool:
+        """In a full queue: the owner who has most waiting loses the latest task, so that nobody can keep others out."""
+        waiting = self._waiting.crowding(owner)
+        if waiting is None:
+            return False
+        self._waiting.remove(waiting.task.id)
+        self._state.fail(
+            waiting.task.id,
+            503,
+            "the queue is full, others ask, too, and most that waits is yours; try later",
+            reason="queue_full",
+        )
+        return True
 
     def cancel(self, id_task: int) -> bool:
         """Forget a waiting task; False if it doesn't wait."""
@@ -104,7 +121,8 @@ class Admission:
 
     def _tell_places(self) -> None:
         """Tell tasks that want to hear of their progress how many others are before them, whenever that changes."""
-        if self._n_moves == self._waiting.n_moves:
+        started = self._state.clock()
+        if self._n_moves == self._waiting.n_moves or started < self._t_places:
             return
         self._n_moves = self._waiting.n_moves
         asking = {waiting.task.id: waiting for waiting in self._waiting if waiting.task.progress}
@@ -117,6 +135,8 @@ class Admission:
                 ms = (self._state.clock() - waiting.t_arrived) * 1e3
                 self._state.events.append(Progress(id_task, len(waiting.task.prompt), 0, 0, ms, place))
         self._told = places
+        ended = self._state.clock()
+        self._t_places = ended + PLACES_SHARE * (ended - started)
 
     def _place(self, waiting: Waiting, free: list[Slot]) -> Slot:
         """Start a task on the slot it wants, or on the free one that suits it best."""

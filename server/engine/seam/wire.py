@@ -5,6 +5,10 @@ a tail that holds the bytes fields, which JSON can't. What a message looks like 
 `task`, `config` and this module: a row `[number of the class, field, field, ...]`, nested the same way. So a new
 message or field needs no line here, and both sides compare a hash over all of it when they meet (`Codec.build`).
 
+Reading a frame keeps the interpreter's lock for as long as `json` needs, and a heart that beats in another thread waits
+for it. So what may be long is no JSON: token ids are packed into the tail, and of the tasks of one request each is
+written as what it has other than the one before.
+
 Whatever is read is checked against the annotations, as deep as they go: a corrupted engine gives a `WireError`, which
 is the engine's death, never a crash of the server. Fields annotated `object` hold any plain values; sequences in
 them arrive as tuples. Not taken: pickle and marshal (they trust the other side), a binary format of our own (the C
@@ -20,7 +24,9 @@ import struct
 import types
 import typing
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 
 from server.engine.seam import config, task
 from server.engine.seam.config import EngineConfig
@@ -28,12 +34,14 @@ from server.engine.seam.task import Event, Piece
 from server.model_files import shape
 from server.records import record
 
-PROTOCOL = 2
+PROTOCOL = 3
 HEADER = struct.Struct(">4sII")
 MAGIC = b"LSV\x01"
 MAX_JSON = 256 << 20
 MAX_TAIL = 2 << 30
 BYTES_KEY = "$bytes"
+INTS_KEY = "$ints"
+MIN_PACKED = 32  # fewer whole numbers are as quick in JSON
 
 _to_json = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
@@ -118,6 +126,8 @@ class Tail:
         self.size = 0
         self._data = data
         self._places: dict[int, list[int]] = {}  # by identity; `parts` keeps what they name alive
+        self._packed: dict[int, tuple[object, bytes]] = {}  # by identity of the numbers, which are kept alive
+        self._unpacked: dict[tuple[int, int], tuple[int, ...]] = {}
 
     def add(self, value: bytes) -> list[int]:
         """Append; where it is. An object that is there already (a file of several tasks) isn't sent twice."""
@@ -134,6 +144,30 @@ class Tail:
             if 0 <= start <= start + size <= len(self._data):
                 return self._data[start : start + size]
         raise WireError("a bytes field points outside its frame")
+
+    def add_ints(self, values: Sequence[int]) -> object:
+        """Whole numbers as 32 bits each, once for each object; as they are if they are few, or larger than that."""
+        if len(values) < MIN_PACKED:
+            return values
+        if id(values) not in self._packed:
+            try:
+                self._packed[id(values)] = values, array("i", values).tobytes()
+            except OverflowError:
+                return values
+        return {INTS_KEY: self.add(self._packed[id(values)][1])}
+
+    def cut_ints(self, value: dict[str, object]) -> tuple[int, ...]:
+        """The reverse for packed numbers: the same object for the same place."""
+        place = value.get(INTS_KEY)
+        data = self.cut(place)
+        if len(value) > 1 or len(data) % array("i").itemsize:
+            raise WireError("no packed numbers")
+        key = tuple(place)
+        if key not in self._unpacked:
+            numbers = array("i")
+            numbers.frombytes(data)
+            self._unpacked[key] = tuple(numbers)
+        return self._unpacked[key]
 
 
 class Codec:
@@ -154,6 +188,7 @@ class Codec:
         ]
         self._decoders = [[_decoder(self, annotation) for _, annotation in fields] for fields in self._fields]
         self._events_in_columns()
+        self._tasks_by_changes()
         self.build = describe((cls.__name__, fields) for cls, fields in zip(self._classes, self._fields))
         self.hello = Hello(PROTOCOL, self.build)
 
@@ -178,6 +213,55 @@ class Codec:
         self._encoders[number].append(
             (place + 1, lambda events, tail: events_out(events, lambda event: self.row(event, tail)))
         )
+
+    def _tasks_by_changes(self) -> None:
+        """Tasks of one request differ in little, and what they share may be large: each is written as its changes."""
+        number = self._numbers[task.Tasks]
+
+        def encode(tasks: Sequence[task.Task], tail: Tail) -> list[object]:
+            return [self.row(tasks[0], tail), *map(self.changes, tasks[1:], tasks, repeat(tail))] if tasks else []
+
+        def decode(rows: object, tail: Tail) -> tuple[task.Task, ...]:
+            if type(rows) is not list:
+                raise WireError(f"{type(rows).__name__} instead of a sequence")
+            tasks = [self.message(row, tail, (task.Task,)) for row in rows[:1]]
+            for row in rows[1:]:
+                tasks.append(self.changed(tasks[-1], row, tail))
+            return tuple(tasks)
+
+        self._encoders[number], self._decoders[number] = [(1, encode)], [decode]
+
+    def changes(self, message: object, base: object, tail: Tail) -> list[list[object]]:
+        """What a message has other than `base` of the same class: places of fields and their values."""
+        number = self._numbers[type(message)]
+        encoders, values = dict(self._encoders[number]), self._getters[number](message)
+        changes = []
+        for place, (value, before) in enumerate(zip(values, self._getters[number](base))):
+            if value is before:
+                continue
+            encode = encoders.get(place + 1)
+            if type(value) in self._numbers:
+                value = self.changes(value, before, tail)
+            elif encode is not None:
+                value = encode(value, tail)
+            changes.append([place, value])
+        return changes
+
+    def changed(self, base: object, changes: object, tail: Tail) -> object:
+        """The reverse of `changes`."""
+        number = self._numbers[type(base)]
+        values, decoders = list(self._getters[number](base)), self._decoders[number]
+        for change in changes if type(changes) is list else (None,):
+            if type(change) is not list or len(change) != 2 or type(change[0]) is not int:
+                raise WireError("no changes of a message")
+            place, value = change
+            if not 0 <= place < len(values):
+                raise WireError(f"{type(base).__name__} has no field {place}")
+            if type(values[place]) in self._numbers:
+                values[place] = self.changed(values[place], value, tail)
+            else:
+                values[place] = decoders[place](value, tail)
+        return type(base)(*values)
 
     def encode(self, message: object) -> bytes:
         """One frame. TypeError for what is no message, WireError for one that the other side wouldn't take."""
@@ -281,6 +365,8 @@ def _encoder(codec: Codec, annotation: object) -> Encoder | None:
     if members is not None:
         return _union_encoder(codec, members)
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation == tuple[int, ...]:
+        return lambda values, tail: tail.add_ints(values)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
         encode = _encoder(codec, arguments[0])
         return None if encode is None else lambda values, tail: [encode(value, tail) for value in values]
@@ -378,6 +464,8 @@ def _list_decoder(codec: Codec, item: object) -> Encoder:
         def scalars(value: object, tail: Tail) -> object:
             if type(value) is list and accepted.issuperset(map(type, value)):
                 return tuple(value)
+            if item is int and type(value) is dict:
+                return tail.cut_ints(value)
             raise WireError(f"no sequence of {item.__name__}")
 
         return scalars

@@ -5,7 +5,8 @@ Tasks of a higher `priority` go first. Within one priority owners take turns by 
 ones, waits for himself and not the others for him. Within one owner it is first come, first served. Every
 `OLDEST_EVERY`th time the task that has waited longest goes first whatever its priority, so that nobody starves.
 
-Tasks that can't run now (their slot is busy) are passed over and keep their place.
+Tasks that can't run now (their slot is busy) are passed over and keep their place. Whatever is done with one task takes
+the same time however many wait: a client that leaves may take a thousand along.
 
 Not taken: shares by what was generated in the past. It would punish a client for the time when nobody else was there.
 """
@@ -24,7 +25,7 @@ COST_OF_ANSWER = 256
 OLDEST_EVERY = 8
 
 
-@record(frozen=True)
+@record(frozen=True, eq=False)
 class Waiting:
     """A task in the queue, and when it came."""
 
@@ -39,14 +40,14 @@ class Waiting:
 
 @record
 class Line:
-    """What one owner has waiting, in order of arrival, and what is left of its turns."""
+    """What one owner has waiting, by id in order of arrival, and what is left of its turns."""
 
-    waiting: list[Waiting] = field(default_factory=list)
+    waiting: dict[int, Waiting] = field(default_factory=dict)
     deficit: int = 0
 
     def first(self, can_run: Callable[[Task], bool]) -> Waiting | None:
         """The first that can run."""
-        return next((waiting for waiting in self.waiting if can_run(waiting.task)), None)
+        return next((waiting for waiting in self.waiting.values() if can_run(waiting.task)), None)
 
 
 class Level:
@@ -65,12 +66,12 @@ class Level:
         if owner not in self._lines:
             self._lines[owner] = Line()
             self._turns.append(owner)
-        self._lines[owner].waiting.append(waiting)
+        self._lines[owner].waiting[waiting.task.id] = waiting
 
     def remove(self, waiting: Waiting) -> None:
         """Out of its line; an owner with nothing left loses what was left of its turns."""
         owner = waiting.task.owner
-        self._lines[owner].waiting.remove(waiting)
+        del self._lines[owner].waiting[waiting.task.id]
         if not self._lines[owner].waiting:
             del self._lines[owner]
             self._turns.remove(owner)
@@ -96,6 +97,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._levels: dict[int, Level] = {}
         self._by_id: dict[int, Waiting] = {}
+        self._by_owner: dict[str, dict[int, Waiting]] = {}  # in order of arrival
         self._n_pops = 0
         self.n_moves = 0  # so that others see whether anything has changed
 
@@ -110,6 +112,7 @@ class FairQueue:
         """Take a task in."""
         self.n_moves += 1
         self._by_id[waiting.task.id] = waiting
+        self._by_owner.setdefault(waiting.task.owner, {})[waiting.task.id] = waiting
         self._levels.setdefault(waiting.task.priority, Level()).push(waiting)
 
     def pop(self, can_run: Callable[[Task], bool] = lambda task: True) -> Waiting | None:
@@ -133,6 +136,13 @@ class FairQueue:
             self._forget(waiting)
         return waiting
 
+    def crowding(self, owner: str) -> Waiting | None:
+        """The latest task of whoever has most waiting, if `owner` with one more would still have fewer."""
+        longest = max(self._by_owner.values(), key=len, default={})
+        if len(longest) <= len(self._by_owner.get(owner, ())) + 1:
+            return None
+        return longest[next(reversed(longest))]
+
     def order(self) -> list[int]:
         """The ids of all, about as they will go if nobody else comes."""
         copy = FairQueue()
@@ -144,5 +154,9 @@ class FairQueue:
     def _forget(self, waiting: Waiting) -> None:
         self.n_moves += 1
         del self._by_id[waiting.task.id]
+        own = self._by_owner[waiting.task.owner]
+        del own[waiting.task.id]
+        if not own:
+            del self._by_owner[waiting.task.owner]
         if not self._levels[waiting.task.priority]:
             del self._levels[waiting.task.priority]

@@ -35,6 +35,7 @@ from tests.fuzzing import fuzz
 from tests.unit.engine.seam.test_task import sample
 
 CODEC = Codec()
+MESSAGE_NUMBERS = CODEC._numbers
 MESSAGES = [Hello, Start, Beat, LogLine, *wire.classes(task, config, shape)]
 FRAME = Frame(
     (
@@ -115,6 +116,63 @@ def test_a_file_of_several_tasks_is_sent_once():
     message = Tasks(tuple(Task(i, (1, -1), media=(media,)) for i in range(4)))
     data = CODEC.encode(message)
     assert len(data) < 9000 and list(FrameReader(CODEC).feed(data)) == [message]
+
+
+def test_what_tasks_of_one_request_share_is_sent_once_and_shared_again():
+    """Else a request of a few kilobytes, times its answers, is a message that takes seconds to read."""
+    prompt, bias, stop = tuple(range(20_000)), tuple((i, 1.5) for i in range(5000)), ("x" * 5000,)
+    sampling = SamplingParams(logit_bias=bias, grammar="g" * 50_000)
+    message = Tasks(
+        tuple(Task(i, prompt, dataclasses.replace(sampling, seed=i), stop=stop, media=BIG.media) for i in range(1000))
+    )
+    data = CODEC.encode(message)
+    _, n_json, n_tail = HEADER.unpack_from(data)
+    assert n_json < 1 << 18 and n_tail < 4 * len(prompt) + 100_000
+    (back,) = read(data)
+    assert back == message
+    first = back.tasks[0]
+    for one in back.tasks[1:]:
+        assert one.prompt is first.prompt and one.stop is first.stop
+        assert one.sampling.logit_bias is first.sampling.logit_bias
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=100), st.integers(0, 3))
+def test_whole_numbers_come_back_however_many_and_large(numbers, n):
+    numbers += [2**31] * (n == 1) + [-(2**63)] * (n == 2)
+    message = Embed(1, (tuple(numbers), (), tuple(numbers)))
+    assert read(whole(message)) == [message]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2), st.booleans()), max_size=6))
+def test_tasks_that_differ_in_whatever_way_come_back_as_they_were(kinds):
+    prompts = [(1, 2), tuple(range(50)), tuple(range(50))]
+    samplings = [SamplingParams(), SamplingParams(seed=7, penalty_prompt=tuple(range(40))), SamplingParams(grammar="g")]
+    loras = [None, (), ((0, 0.5),)]
+    message = Tasks(
+        tuple(
+            Task(i, prompts[a], samplings[b], lora=loras[c], stream=d, media=BIG.media if d else ())
+            for i, (a, b, c, d) in enumerate(kinds)
+        )
+    )
+    assert read(whole(message)) == [message]
+
+
+@pytest.mark.parametrize(
+    "change", [1, [], [1], [[1]], [[1, 2, 3]], [["id", 1]], [[True, 1]], [[-1, 1]], [[99, 1]], [[0, "x"]], [[2, 5]]]
+)
+def test_changes_that_are_none_are_refused(change):
+    row = json.loads(json.dumps(CODEC.row(Task(1, (1,)), wire.Tail())))
+    if change == []:
+        assert len(CODEC.message([MESSAGE_NUMBERS[Tasks], [row, change]], wire.Tail()).tasks) == 2
+        return
+    with pytest.raises(WireError):
+        CODEC.message([MESSAGE_NUMBERS[Tasks], [row, change]], wire.Tail())
+
+
+@pytest.mark.parametrize("value", [{"$ints": [0, 3]}, {"$ints": [0, 40]}, {"$ints": 1}, {}, {"$ints": [0, 4], "x": 1}])
+def test_packed_numbers_that_are_none_are_refused(value):
+    with pytest.raises(WireError):
+        CODEC.message([MESSAGE_NUMBERS[Embed], 1, [value], "", []], wire.Tail(bytes(8)))
 
 
 def test_what_is_no_message_is_refused_before_it_is_sent():
