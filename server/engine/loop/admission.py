@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from server.engine.cache import prompt_cache
 from server.engine.loop.answers import Answers
+from server.engine.loop.commands import Commands
 from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
 from server.engine.seam.task import STOP_LIMIT, Progress, Task
@@ -29,8 +30,9 @@ log = get_logger("engine")
 class Admission:
     """The queue of waiting tasks and the way from it to the slots."""
 
-    def __init__(self, state: EngineState, answers: Answers, prefixes: Prefixes) -> None:
+    def __init__(self, state: EngineState, answers: Answers, prefixes: Prefixes, commands: Commands) -> None:
         self._state = state
+        self._commands = commands
         self._prefixes = prefixes
         self._answers = answers
         self._waiting = FairQueue()
@@ -91,7 +93,7 @@ class Admission:
         state = self._state
         is_patient = not state.config.cont_batching  # then those that start together are all there will be
         if not state.running or not is_patient:
-            reserved = state.commands.reserved() if state.commands else ()
+            reserved = self._commands.reserved() if self._commands else ()
             free = [slot for slot in state.slots if slot.run is None and slot.id not in reserved]
             ends = state.clock() + ADMIT_S
             while (

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from server.engine.cache import prompt_cache, slot_files
+from server.engine.loop.prefixes import Prefixes
+from server.engine.loop.state import EngineState
 from server.engine.seam.task import Command, Reply
-from server.engine.slots.backend import DECODE_OK, Backend
+from server.engine.slots.backend import DECODE_OK
 from server.engine.slots.planner import Span
 from server.engine.slots.slot import Checkpoint, Slot
 from server.errors import ApiError
@@ -23,22 +25,15 @@ log = get_logger("engine")
 
 
 class Commands:
-    """The commands of one engine, those that wait, and what they change: `system` and `lora`."""
+    """The commands of one engine, and those of them that wait."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        slots: list[Slot],
-        system: Slot,
-        lora: tuple[tuple[int, float], ...],
-        settings: Mapping[str, object],
-    ) -> None:
-        self._settings = settings  # what saved slots depend on besides the model
-        self.system = system
-        self.lora = lora
-        self._backend = backend
-        self._slots = slots
-        self.unpark: Callable[[Slot], None] = lambda slot: None  # set by the owner of the cache in memory
+    def __init__(self, state: EngineState, prefixes: Prefixes) -> None:
+        self._state = state
+        self._prefixes = prefixes
+        self._backend = state.backend
+        self._slots = state.slots
+        config = state.config  # what saved slots depend on besides the model
+        self._settings = slot_files.settings_of(config.context_params, config.model_params)
         self._waiting: deque[Command] = deque()
         self._table: dict[str, Callable[..., dict[str, object]]] = {
             "save": self._save,
@@ -106,7 +101,7 @@ class Commands:
         if slot.positions is not None:
             raise ApiError(400, "a slot with self-extend can't be saved")
         started = time.perf_counter()
-        self.unpark(slot)
+        self._prefixes.unpark(slot)
         state = self._backend.state(slot.seq) if slot.tokens else memoryview(b"")
         n_written = slot_files.write(
             Path(path),
@@ -142,7 +137,7 @@ class Commands:
         return {"n_erased": n}
 
     def _get_lora(self) -> dict[str, object]:
-        scales = dict(self.lora)
+        scales = dict(self._state.lora)
         return {
             "adapters": [
                 {"id": i, "path": path, "scale": scales.get(i, 0.0)} for i, path in enumerate(self._backend.adapters)
@@ -150,24 +145,24 @@ class Commands:
         }
 
     def _set_lora(self, scales: tuple[tuple[int, float], ...]) -> dict[str, object]:
-        self.lora = tuple(sorted((i, scale) for i, scale in scales if scale))
+        self._state.lora = tuple(sorted((i, scale) for i, scale in scales if scale))
         return self._get_lora()
 
     def _set_system_prompt(self, tokens: tuple[int, ...]) -> dict[str, object]:
         """Compute the shared prefix once; all slots start anew from it."""
         if len(tokens) >= self._slots[0].n_ctx:
             raise ApiError(400, f"the system prompt has {len(tokens)} tokens, a slot holds {self._slots[0].n_ctx}")
-        is_split = self._backend.is_split
-        for slot in self._slots if is_split else (*self._slots, self.system):
+        system, is_split = self._state.system, self._backend.is_split
+        for slot in self._slots if is_split else (*self._slots, system):
             prompt_cache.trim(self._backend, slot, 0)
-        self.system.tokens, self.system.state_copy = [], None
-        place = self._slots[0] if is_split else self.system
-        place.lora = self.system.lora = self.lora
-        self._backend.set_lora(self.lora)
+        system.tokens, system.state_copy = [], None
+        place = self._slots[0] if is_split else system
+        place.lora = system.lora = self._state.lora
+        self._backend.set_lora(self._state.lora)
         self._evaluate(place, tokens)
         if is_split:
-            self.system.tokens = list(tokens)
-            self.system.state_copy = self._backend.state(place.seq)
+            system.tokens = list(tokens)
+            system.state_copy = self._backend.state(place.seq)
         return {"n_tokens": len(tokens)}
 
     def _evaluate(self, slot: Slot, tokens: tuple[int, ...]) -> None:

@@ -48,7 +48,6 @@ class Prefixes:
         devices = state.backend.info.devices
         is_on_cpu = bool(devices) and all(name == "CPU" for name in devices)
         self._is_parking = not state.backend.is_split and self.blocks.has_memory and is_on_cpu
-        state.commands.unpark = self.unpark
         self._shared: tuple[tuple[int, ...], int] = ((), 0)  # what the count was made of, and the count
 
     def kv_used(self) -> int:

@@ -20,6 +20,7 @@ from server.engine.loop import answers
 from server.engine.loop.admission import Admission
 from server.engine.loop.answers import Answers
 from server.engine.loop.batching import Batching
+from server.engine.loop.commands import Commands
 from server.engine.loop.embedder import Embedder
 from server.engine.loop.evaluation import Evaluation
 from server.engine.loop.media_embedder import MediaEmbedder
@@ -67,20 +68,22 @@ class Scheduler:
         emit: Callable[[Frame], None],
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._state = EngineState(backend, config, clock)
+        self._inbox: SimpleQueue = SimpleQueue()
+        self._state = EngineState(
+            backend, config, clock, lambda id_task: emit(Frame((Starting(id_task),))), self._inbox.put
+        )
         self._answers = answers = Answers(self._state)
         self._prefixes = prefixes = Prefixes(self._state)
-        self._admission = Admission(self._state, answers, prefixes)
+        self._commands = Commands(self._state, prefixes)
+        self._admission = Admission(self._state, answers, prefixes, self._commands)
         self._batching = Batching(self._state, prefixes)
         self._evaluation = Evaluation(self._state, answers, prefixes)
         self._media_steps = MediaSteps(self._state, self._batching, self._evaluation, prefixes)
         self._emit = emit
-        self._state.announce = lambda id_task: emit(Frame((Starting(id_task),)))
         self._n_steps = self._n_rows = 0
         self._embedder = Embedder(self._state)
         self._media_embedder = MediaEmbedder(self._state, self._embedder)
         self._ranks = Ranks(self._state)
-        self._inbox: SimpleQueue = SimpleQueue()
         self._deadline: float | None = None
         self._deadlines = Deadlines()
         self._t_snapshot = 0.0
@@ -91,12 +94,10 @@ class Scheduler:
             Tasks: self._enqueue_all,
             Cancel: self._cancel,
             Close: self._close,
-            Command: self._state.commands.post,
+            Command: self._commands.post,
             MediaReady: self._media_ready,
             Embed: self._embed,
         }
-        self._state.media.post = self._inbox.put
-        self._state.media.announce = self._state.announce
 
     @property
     def slots(self) -> list[Slot]:
@@ -135,8 +136,8 @@ class Scheduler:
         self._n_steps += 1
         self._receive(block and not self._is_busy())
         self._expire()
-        if state.commands:
-            state.events += state.commands.run_ready()
+        if self._commands:
+            state.events += self._commands.run_ready()
             state.is_changed = True
         self._admission.admit()
         self._ranks.close_up()
@@ -194,9 +195,7 @@ class Scheduler:
         return result
 
     def _is_busy(self) -> bool:
-        return bool(
-            self._state.running or self._admission or self._state.commands or self._embedder or self._media_embedder
-        )
+        return bool(self._state.running or self._admission or self._commands or self._embedder or self._media_embedder)
 
     def _receive(self, block: bool) -> None:
         while block and self._inbox.empty() and self._prefixes.blocks.save_idle(self.slots):
@@ -252,7 +251,7 @@ class Scheduler:
         if (
             self._embedder.cancel(message.id)
             or self._media_embedder.cancel(message.id)
-            or self._state.commands.withdraw(message.id)
+            or self._commands.withdraw(message.id)
         ):
             return
         is_waiting = self._admission.cancel(message.id)

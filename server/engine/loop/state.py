@@ -10,12 +10,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 
-from server.engine.cache import prompt_cache, slot_files
-from server.engine.loop.commands import Commands
+from server.engine.cache import prompt_cache
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.task import HISTOGRAM_BOUNDS, Event, Failure, Progress, Task
 from server.engine.slots.backend import Backend
-from server.engine.slots.media import MediaDesk
+from server.engine.slots.media import MediaDesk, MediaReady
 from server.engine.slots.slot import Slot
 from server.engine.speculation.speculation import Speculation
 from server.errors import ApiError
@@ -24,29 +23,33 @@ SYSTEM = -1
 
 
 class EngineState:
-    """`running` are the slots with a task, in order of arrival; `is_changed` asks for a snapshot with this step."""
+    """`running` are the slots with a task, in order of arrival; `is_changed` asks for a snapshot with this step.
 
-    def __init__(self, backend: Backend, config: EngineConfig, clock: Callable[[], float]) -> None:
+    `announce` is told each task before it is started; `post` takes what the media thread has prepared into the loop.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: EngineConfig,
+        clock: Callable[[], float],
+        announce: Callable[[int], None],
+        post: Callable[[MediaReady], None],
+    ) -> None:
         self.backend = backend
         self.config = config
         self.clock = clock
         self.slots = [Slot(i, i, backend.info.n_ctx_slot) for i in range(config.n_slots)]
         self.system = Slot(SYSTEM, config.n_slots, backend.info.n_ctx_slot)
-        self.commands = Commands(
-            backend,
-            self.slots,
-            self.system,
-            tuple((i, scale) for i, (_, scale) in enumerate(config.lora) if scale),
-            slot_files.settings_of(config.context_params, config.model_params),
-        )
+        self.lora = tuple((i, scale) for i, (_, scale) in enumerate(config.lora) if scale)
         self.meter = Meter()
         self.speculation = Speculation(config, backend, clock)
-        self.media = MediaDesk(None if backend.media is None else backend.media.prepare)
+        self.media = MediaDesk(None if backend.media is None else backend.media.prepare, announce, post)
         self.running: list[Slot] = []
         self.events: list[Event] = []
         self.is_changed = True
         self.n_rows = 0  # evaluated since the start
-        self.announce: Callable[[int], None] = lambda id_task: None  # before a task is started; the loop sets it
+        self.announce = announce
 
     def fail(
         self, id_task: int, status: int, message: str, type: str | None = None, reason: str = "", **extra: object
@@ -93,7 +96,7 @@ class EngineState:
 
     def lora_of(self, task: Task) -> tuple[tuple[int, float], ...]:
         """The adapters a task is computed with: its own, else the server's."""
-        return self.commands.lora if task.lora is None else task.lora
+        return self.lora if task.lora is None else task.lora
 
     def n_keep(self, task: Task, prompt: list[int]) -> int:
         """How many tokens of the prompt stay when the context is shifted."""

@@ -137,11 +137,16 @@ class MediaDesk:
     a file; so the next one begins only when the loop has taken the result.
     """
 
-    def __init__(self, prepare: Callable[[Media], Prepared] | None) -> None:
-        self.post: Callable[[MediaReady], None] = lambda message: None  # into the loop, which sets it
-        self.announce: Callable[[int], None] = lambda id_task: None  # set by the loop, too
+    def __init__(
+        self,
+        prepare: Callable[[Media], Prepared] | None,
+        announce: Callable[[int], None],
+        post: Callable[[MediaReady], None],
+    ) -> None:
         self.at_work: int | None = None
         self._prepare = prepare
+        self._announce = announce
+        self._post = post
         self._tasks: dict[int, Task | Embed] = {}  # in order of arrival
         self._layouts: dict[int, Layout] = {}
         self._jobs: SimpleQueue[Task | Embed | None] = SimpleQueue()
@@ -210,7 +215,7 @@ class MediaDesk:
         if self.at_work is None and self._tasks:
             task = next(iter(self._tasks.values()))
             self.at_work = task.id
-            self.announce(task.id)
+            self._announce(task.id)
             self._begin(task)
 
     def _begin(self, task: Task | Embed) -> None:
@@ -236,7 +241,7 @@ class MediaDesk:
         except Exception:
             log.exception("task %d: its media could not be prepared", task.id)
             error = ApiError(500, "the media of this request could not be prepared; see the server's log")
-        self.post(MediaReady(task.id, tuple(files), error))
+        self._post(MediaReady(task.id, tuple(files), error))
 
 
 def _close(owners: Iterable[Closable]) -> None:

@@ -373,7 +373,7 @@ def test_files_of_too_many_tasks_are_not_collected():
 def test_files_are_prepared_one_task_at_a_time_and_it_is_told_whose(monkeypatch):
     d = driver()
     desk, announced, held = d.scheduler._state.media, [], []
-    monkeypatch.setattr(desk, "announce", announced.append)
+    monkeypatch.setattr(desk, "_announce", announced.append)
     monkeypatch.setattr(desk, "_begin", held.append)
     first, second = post(d, CAT), post(d, DOG)
     d.step()
