@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from server.program import ROOT as ROOT  # noqa: E402 (for the neighbours, too)
-from server.program import cache_folder as cache_folder
+from server.program import ROOT as ROOT  # noqa: E402 (all three for the neighbours, too)
+from server.program import cache_folder as cache_folder  # noqa: E402
+from server.program import stop_child as stop_child  # noqa: E402
 
 PYTHON_NEEDED = (3, 10)
 STALE_SECONDS = 24 * 3600
@@ -292,29 +293,11 @@ def run_child(
                     progress.show(describe(time.monotonic() - begun))
         except BaseException:
             if child is not None:
-                stop_child(child)
+                stop_child(child, 5.0)
             raise
         finally:
             progress.clear()
     return Outcome(child.returncode, log.read_text(encoding="utf-8", errors="replace"))
-
-
-def stop_child(child: subprocess.Popen, patience: float = 5.0) -> None:
-    def send(number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, number)
-
-    if os.name == "posix":
-        send(signal.SIGTERM)
-    else:
-        child.terminate()
-    try:
-        child.wait(timeout=patience)
-    except subprocess.TimeoutExpired:
-        child.kill()
-    if os.name == "posix":
-        send(signal.SIGKILL)
-    child.wait()
 
 
 # --- the edge: from exceptions to one line and an exit code -------------------------------------------------

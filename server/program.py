@@ -16,6 +16,10 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import subprocess
 
 ROOT = Path(__file__).resolve().parents[1]
 """The folder with `libs/` and `public/`: of the checkout, or where a frozen program was unpacked."""
@@ -55,6 +59,28 @@ def cache_folder(environ: Mapping[str, str] | None = None, system: str = sys.pla
     if system == "darwin":
         return home / "Library" / "Caches" / "llama_srv"
     return Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "llama_srv"
+
+
+def stop_child(child: subprocess.Popen, patience: float) -> None:
+    """Ask a child (of a group of its own) to end, with all that it started; by force after `patience` seconds."""
+    import signal  # here, because hardly any start stops a child
+    from subprocess import TimeoutExpired
+
+    def send(number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
+
+    if os.name == "posix":
+        send(signal.SIGTERM)
+    else:
+        child.terminate()
+    try:
+        child.wait(timeout=patience)
+    except TimeoutExpired:
+        child.kill()
+    if os.name == "posix":
+        send(signal.SIGKILL)
+    child.wait()
 
 
 def own_file() -> Path:

@@ -17,9 +17,9 @@ from server.api.messages import tokenize_segments
 from server.api.openai import model_name
 from server.api.schema import read
 from server.errors import ApiError
+from server.model_files.rerankers import TEMPLATE_KEY
 from server.web.message import Request, Response
 
-TEMPLATE_KEY = "tokenizer.chat_template.rerank"
 PLACES = re.compile(r"(\{query\}|\{document\})")
 
 

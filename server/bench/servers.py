@@ -14,7 +14,6 @@ import ctypes
 import os
 import re
 import shlex
-import signal
 import socket
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from server.bench.client import BenchError, HttpPeer, clock
-from server.program import ROOT
+from server.program import ROOT, stop_child
 
 HOST = "127.0.0.1"
 BARE = "bare"
@@ -175,26 +174,6 @@ def child_environment(environment: dict) -> dict:
     """Ours with that on top, but for a variable which would have each start measure Python's compiler."""
     inherited = {name: value for name, value in os.environ.items() if name != NO_BYTECODE}
     return {**inherited, **environment}
-
-
-def stop_child(child: subprocess.Popen, patience: float) -> None:
-    """Ask it to end, with all that it started; by force when it doesn't."""
-
-    def send(number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, number)
-
-    if os.name == "posix":
-        send(signal.SIGTERM)
-    else:
-        child.terminate()
-    try:
-        child.wait(timeout=patience)
-    except subprocess.TimeoutExpired:
-        child.kill()
-    if os.name == "posix":
-        send(signal.SIGKILL)
-    child.wait()
 
 
 def log_end(log: Path) -> str:

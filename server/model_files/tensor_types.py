@@ -1,4 +1,7 @@
-"""The types of numbers that a tensor can have. A leaf without imports: the engine plans with it, and reads no file."""
+"""The types of numbers that a tensor can have: the one list of their names, numbers and sizes.
+
+No imports: the table of options reads it at every start, and the engine plans memory with it and reads no file.
+"""
 
 # type of a tensor -> (name, elements in a block, bytes of a block); ggml.c of llama.cpp v0.5.0
 TYPES = {
@@ -38,3 +41,7 @@ TYPES = {
     41: ("q1_0", 128, 18),
     42: ("q2_0", 64, 18),
 }
+NUMBERS = {name: number for number, (name, _, _) in TYPES.items()}
+
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
+"""Types that llama.cpp can keep keys and values in, in the order that help shows."""

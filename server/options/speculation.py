@@ -6,6 +6,7 @@ because here drafts switch themselves off where they don't pay, so that they can
 
 from __future__ import annotations
 
+from server.model_files.tensor_types import CACHE_TYPES, NUMBERS
 from server.options import row as to
 from server.options.row import BadValue, Option
 
@@ -16,7 +17,7 @@ TYPES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache"), (NGRAM,)),
 }
 HEADS = ("draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark")
-KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20, "q5_0": 6, "q5_1": 7}
+KV_TYPES = {name: NUMBERS[name] for name in CACHE_TYPES}
 MAX_THREADS = 512       # GGML_MAX_N_THREADS
 MAX_DRAFT = 1024
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from server.options import row as to
 from server.options.row import Option
-from server.options.speculation import SPEC_OPTIONS, SPECULATIVE
+from server.options.speculation import KV_TYPES, SPEC_OPTIONS, SPECULATIVE
 
 GENERAL, MODEL, DOWNLOAD, CONTEXT = "General", "Model and libraries", "Downloading the model", "Context and slots"
 BUNDLES, MEDIA = "Bundles: program and model in one file", "Images and sound"
@@ -21,7 +21,6 @@ GROUPS = (GENERAL, MODEL, DOWNLOAD, CONTEXT, MEDIA, COMPUTE, DEVICES, ROPE, SPEC
 
 INT_MAX = 2**31 - 1
 MAX_THREADS = 512       # GGML_MAX_N_THREADS
-KV_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20, "q5_0": 6, "q5_1": 7}
 FLASH_ATTENTION = {"on": 1, "off": 0, "auto": -1}
 ROPE_SCALING = {"none": 0, "linear": 1, "yarn": 2}
 POOLING = {"none": 0, "mean": 1, "cls": 2, "last": 3, "rank": 4}
