@@ -23,13 +23,14 @@ from server import program
 from server.engine.client import spawn
 from server.engine.client.engine_client import EngineClient, Transport
 from server.engine.client.supervisor import Limits, ProcessTransport
-from server.engine.seam.config import EngineConfig, pinned_patterns
+from server.engine.seam.config import EngineConfig, patience, pinned_patterns, threads_and_cores
 from server.errands import one_shot
 from server.errands.bundle import Bundle, BundleError
 from server.errands.one_shot import ModelPlace, place_in, place_of
 from server.errands.tuned import chosen, remember
 from server.errors import StartError
 from server.log import LogFileError, get_logger
+from server.model_files import host_cpus
 from server.model_files.checks import check_all, check_model_file, check_ranker
 from server.model_files.gguf import Gguf, GgufError
 from server.model_files.shape import Shape
@@ -75,7 +76,7 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
         code = one_shot.run(options, own, VERSION)
         return serve(options, own, argv, process) if code is None else code
     except (OptionError, StartError, BundleError, LogFileError, LibsError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        logging_setup.say(f"error: {error}", sys.stderr)
         return 1
 
 
@@ -107,8 +108,6 @@ def tune_model(options: Options, argv: Sequence[str], model: ModelPlace, config:
     path = tunable(options, model)
     if not path:
         raise OptionError("--tune needs a model's file: name one with -m FILE")
-    from server.engine.llama.pool import cpu_count
-
     plugins = read_folder(Path(config.libs)).cpu_variants
     command = program.own_command(*tune.without_tune(argv))
     print(
@@ -119,7 +118,7 @@ def tune_model(options: Options, argv: Sequence[str], model: ModelPlace, config:
     try:
         tuned = tune.find_best(
             sorted(plugins),
-            0 if options.threads > 0 else cpu_count(),
+            0 if options.threads > 0 else host_cpus.usable_cores(),
             lambda words, timeout_s: tune.run_child(command, words, timeout_s),
         )
         print(tune.report(tuned, remember(path, plugins.get(tuned.cpu_variant or ""), tuned)))
@@ -162,8 +161,11 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
     if options.dry_run:
         from server.engine.llama import backend
 
-        print("\n".join(backend.plan_lines(config)))
+        lines = backend.plan_lines(config)
+        logging_setup.flush()
+        print("\n".join(lines))
         return 0
+    warn_of_threads(config)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
     leave: list[Callable[[], None]] = []
@@ -183,14 +185,27 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
         engine.close()
 
 
+def warn_of_threads(config: EngineConfig) -> None:
+    """Say so if more threads are to compute than have a core."""
+    n_threads, n_cores = threads_and_cores(config)
+    if n_threads > max(n_cores, 1):
+        log.warning(
+            "%d threads and %.3g cores for them (-t, -tb): those without a core keep the others waiting, and a "
+            "step takes many times longer",
+            n_threads,
+            n_cores,
+        )
+
+
 def make_transport(options: Options, config: EngineConfig, process: subprocess.Popen | None) -> Transport:
     """The engine as `--engine` wants it."""
+    step_s = options.engine_timeout * patience(config)
     if options.engine == "thread":
         from server.engine.entry.thread import ThreadTransport
         from server.engine.llama.backend import open_backend
 
-        return ThreadTransport(config, open_backend, options.engine_timeout)
-    return ProcessTransport(config, spawn.engine_command(), Limits(step_s=options.engine_timeout), process)
+        return ThreadTransport(config, open_backend, step_s)
+    return ProcessTransport(config, spawn.engine_command(), Limits(step_s=step_s), process)
 
 
 def open_vocab(config: EngineConfig) -> object:
@@ -303,7 +318,7 @@ def engine_config(
         n_ctx=options.ctx_size,
         n_batch=options.batch_size,
         n_ubatch=options.ubatch_size,
-        n_threads=tuned.n_threads,
+        n_threads=tuned.n_threads if options.threads > 0 else min(tuned.n_threads, host_cpus.usable_cores()),
         n_threads_batch=options.threads_batch,
         warmup=options.warmup,
         max_queue=options.max_queue,
@@ -341,5 +356,6 @@ def _on_signal(stop: threading.Event, leave: Sequence[Callable[[], None]]) -> No
     if stop.is_set():
         for step in leave:
             step()
+        logging_setup.flush(logging_setup.SAY_S)
         os._exit(130)
     stop.set()

@@ -1,30 +1,26 @@
 """Log lines of the server: the stdlib's `logging` below one root name, text for people or JSON for programs.
 
-A leaf, used by every thread. Each record is one line (a traceback adds indented ones in text, a field in
-JSON) and one write, so that several processes can append to one file. llama.cpp's own lines come through the
+A leaf, used by every thread. Each record is one line (a traceback adds indented ones in text, a field in JSON), and
+whole lines are written, so that several processes can append to one file. llama.cpp's own lines come through the
 logger "llama", the access log through "access". What clients sent can't forge lines or drive a terminal:
-control characters are escaped. Secrets are masked in every line, whoever logs it. A full disk or a closed
-stderr costs lines, never an exception: they are counted, and the count is logged once writing works again.
+control characters are escaped. Secrets are masked in every line, whoever logs it. A full disk, a closed
+stderr or a reader that sleeps costs lines, never time or an exception (`log_output`).
 Nothing happens at import: `setup` is called by `app`, tests may leave it out.
-
-Way not taken: a queue and a writing thread. It would keep a stuck reader of stderr from holding up the
-server, but the last lines before a crash are the ones that count, and they would be lost.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import logging
 import os
 import re
 import sys
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Protocol, TextIO
+
+from server.log_output import FLUSH_S, FileSink, LogFileError, Output, Sink, StreamSink
 
 ROOT = "llama_srv"
 VERBOSE = 5
@@ -61,11 +57,11 @@ PROFILES = {
     "modern": {"stdout": False, "format": "text", "file": None},
 }
 
-FILE_MODE = 0o640  # verbose lines hold prompts
 MIN_SECRET = 5  # masking shorter ones would eat ordinary words
 MAX_PATH = 256
 MAX_DEPTH = 20
-WOULD_BLOCK_TRIES, WOULD_BLOCK_WAIT_S = 50, 0.01
+SAY_S = 0.2
+REOPEN_S = 2.0
 QUIET_ENDINGS = ("/health", "/health/live", "/health/ready", "/metrics")
 """Probes ask for these every few seconds: in the access log only from DEBUG on, unless they fail."""
 STATIC_ENDINGS = (".js", ".mjs", ".css", ".svg", ".ico", ".png", ".woff2")
@@ -78,10 +74,6 @@ TOKENS = (
 )
 NATIVE_FUNCTION = re.compile(r"(\w+): ")
 PLAIN_WORD = re.compile(r"[\w./:+%-]+")
-
-
-class LogFileError(OSError):
-    """The log file that the user asked for can't be written; one line that says what to do."""
 
 
 class AccessRecord(Protocol):
@@ -170,9 +162,10 @@ def reopen() -> None:
         if not isinstance(handler.sink, FileSink):
             continue
         try:
-            with handler.lock:
-                handler.sink.reopen()
-            get_logger("log").info("log file %s opened anew", handler.sink.path)
+            if handler.output.call(handler.sink.reopen, REOPEN_S):
+                get_logger("log").info("log file %s opened anew", handler.sink.path)
+            else:
+                get_logger("log").error("log file %s takes no lines; it is opened anew when it does", handler.sink.path)
         except LogFileError as error:
             get_logger("log").error("the old log file stays open: %s", error)
 
@@ -181,6 +174,43 @@ def hide(*secrets: str) -> None:
     """Mask these from now on too, e.g. API keys from a file that was read again."""
     for handler in _handlers():
         handler.formatter.mask.add(secrets)
+
+
+def say(text: str, stream: TextIO | None, end: str = "\n") -> None:
+    """`print` for a server that runs: after the log lines so far, and without waiting for who reads `stream`."""
+    if stream is None:
+        return
+    flush(SAY_S)
+    known = [
+        handler
+        for handler in [*_handlers(), *_speakers]
+        if isinstance(handler.sink, StreamSink) and handler.sink.stream is stream
+    ]
+    if not known:
+        known.append(Handler(StreamSink(stream, utf8=False), TextFormatter(Mask(()))))
+        _speakers.append(known[0])
+    with known[0].lock:
+        known[0].output.put(text + end)
+
+
+def flush(patience_s: float = FLUSH_S) -> None:
+    """Wait until the lines so far are written, but not for ever."""
+    for handler in [*_handlers(), *_speakers]:
+        handler.output.flush(patience_s)
+
+
+def n_lost() -> int:
+    """Lines that could not be written, here and in other processes of ours, so far."""
+    return sum(handler.output.n_lost for handler in _handlers()) + sum(_lost_elsewhere)
+
+
+def note_lost(n: int) -> None:
+    """Another process of ours has lost so many lines."""
+    _lost_elsewhere[0] += n
+
+
+_speakers: list[Handler] = []  # for streams that no log lines go to
+_lost_elsewhere = [0]  # by the thread that reads from the engine
 
 
 def _handlers() -> list[Handler]:
@@ -413,13 +443,13 @@ def _plain(value: object) -> object:
     return str(value)
 
 
-# -- from lines to bytes in files
+# -- from lines to outputs
 
 LOST = "%d log lines were lost: %s"
 
 
 class Handler(logging.Handler):
-    """Formats and writes; counts what could not be written. `logging` locks it around `emit`."""
+    """Formats, on the thread that logs, and leaves the line to its output. `logging` locks it around `emit`."""
 
     formatter: TextFormatter | JsonFormatter
 
@@ -427,117 +457,26 @@ class Handler(logging.Handler):
         super().__init__()
         self.sink = sink
         self.setFormatter(formatter)
-        self._n_lost = 0
-        self._why = ""
+        self.output = Output(sink, self._loss)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Never raises."""
+        """Never raises and never waits."""
         try:
-            lines = [self.format(record)]
-            if self._n_lost:
-                lines.insert(0, self._loss())
-            self.sink.write("".join(f"{line}\n" for line in lines))
-            self._n_lost = 0
-        except Exception as error:  # OSError, ValueError for a closed file; anything in a __str__
-            self._n_lost += 1
-            self._why = str(error)
+            self.output.put(self.format(record) + "\n")
+        except Exception as error:  # anything in a __str__
+            self.output.lose(str(error))
+
+    def flush(self) -> None:
+        """Called at the end of the program, too."""
+        self.output.flush()
 
     def close(self) -> None:
-        """Let go of the file."""
-        self.sink.close()
+        """Write what is left and let go of the file."""
+        self.output.close()
         super().close()
 
-    def _loss(self) -> str:
-        return self.format(
-            logging.LogRecord(f"{ROOT}.log", logging.ERROR, __file__, 0, LOST, (self._n_lost, self._why), None, "emit")
+    def _loss(self, n: int, why: str) -> str:
+        return (
+            self.format(logging.LogRecord(f"{ROOT}.log", logging.ERROR, __file__, 0, LOST, (n, why), None, "emit"))
+            + "\n"
         )
-
-
-class Sink(ABC):
-    """Somewhere that bytes go. Remembers whether a failed write left the beginning of a line behind, and
-    whether nobody read it the last time, so that a stuck reader is waited for only once."""
-
-    def __init__(self) -> None:
-        self._is_torn = False
-        self._is_stuck = False
-
-    @abstractmethod
-    def write(self, text: str) -> None:
-        """Whole lines: all of it, or OSError or ValueError."""
-
-    def close(self) -> None:
-        """Let go of what is ours. Idempotent."""
-
-    def _write_all(self, raw: io.RawIOBase, data: bytes) -> None:
-        """A write may take a part (pipes), or nothing for now (a terminal made non-blocking)."""
-        left = memoryview(b"\n" + data if self._is_torn else data)
-        tries = 0 if self._is_stuck else WOULD_BLOCK_TRIES
-        while left:
-            n = raw.write(left)
-            self._is_stuck = not n and tries <= 0
-            if self._is_stuck:
-                raise BlockingIOError("nobody reads it")
-            if n:
-                left = left[n:]
-                self._is_torn = bool(left)
-            else:
-                tries -= 1
-                time.sleep(WOULD_BLOCK_WAIT_S)
-
-
-class StreamSink(Sink):
-    """stdout or stderr, not ours to close. Writes past Python's buffers where it can: what a failed write
-    leaves in them would be complained about at the end of the program, and change its exit code."""
-
-    def __init__(self, stream: TextIO, *, utf8: bool) -> None:
-        super().__init__()
-        self._stream = stream
-        buffer = getattr(stream, "buffer", None)
-        raw = getattr(buffer, "raw", buffer)
-        self._raw = raw if isinstance(raw, io.RawIOBase) else None
-        encoding = getattr(stream, "encoding", None) or "utf-8"
-        self._encoding = "utf-8" if utf8 and self._raw else encoding
-
-    def write(self, text: str) -> None:
-        """What was printed before comes before."""
-        data = text.encode(self._encoding, "backslashreplace")
-        if self._raw is None:
-            self._stream.write(data.decode(self._encoding))
-            self._stream.flush()
-        else:
-            self._stream.flush()
-            self._write_all(self._raw, data)
-
-
-class FileSink(Sink):
-    """A file that is appended to, without a buffer. LogFileError if it can't be opened."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__()
-        self.path = Path(path)
-        self._raw = self._open()
-
-    def write(self, text: str) -> None:
-        """One write per call, so that lines of several processes don't mix."""
-        self._write_all(self._raw, text.encode("utf-8", "backslashreplace"))
-
-    def reopen(self) -> None:
-        """The file that has the name now, created if there is none; if that fails the old one stays."""
-        new = self._open()
-        self._raw.close()
-        self._raw = new
-        self._is_torn = False
-
-    def close(self) -> None:
-        """Idempotent."""
-        self._raw.close()
-
-    def _open(self) -> io.RawIOBase:
-        try:
-            return open(self.path, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, FILE_MODE))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise LogFileError(
-                f"the log file {self.path} can't be written ({reason}): choose another one "
-                "with --log-file, or --log-disable"
-            ) from None

@@ -21,7 +21,7 @@ from server.engine.client.engine_client import EngineClient
 from server.engine.seam.task import FAILED, READY, RESTARTING
 from server.errands import one_shot
 from server.errors import ApiError
-from server.log import get_logger
+from server.log import get_logger, say
 from server.options.parser import OptionError, Options, request_defaults
 from server.service import edge
 from server.service.housekeeping import Housekeeping
@@ -159,7 +159,7 @@ def _wait(
                 options.ctx_size,
             )
         house.report("ready")
-        print(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", flush=True)
+        say(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", sys.stdout)
         if options.open and not one_shot.open_page(server.url + options.api_prefix):
             log.warning("--open: there is no browser here; the page is at the address above")
         if info.is_generative:
@@ -169,7 +169,7 @@ def _wait(
         stop.wait(house.interval_s)
         house.tick()
     if not stop.is_set():
-        print(f"error: {engine.error or 'the engine ended by itself; see the log above'}", file=sys.stderr)
+        say(f"error: {engine.error or 'the engine ended by itself; see the log above'}", sys.stderr)
         return 1
     log.info("stopping; running requests have %g s to finish", options.drain)
     return 0
@@ -179,4 +179,4 @@ def _show_progress(progress: float) -> None:
     if sys.stderr.isatty() and progress > 0:
         filled = int(progress * 30)
         end = "\r" if progress < 1 else "\n"
-        print(f"loading [{'#' * filled}{'.' * (30 - filled)}] {progress:4.0%}", end=end, file=sys.stderr, flush=True)
+        say(f"loading [{'#' * filled}{'.' * (30 - filled)}] {progress:4.0%}", sys.stderr, end)

@@ -8,6 +8,7 @@ from itertools import accumulate
 from server.api.context import Context
 from server.engine.seam.task import HISTOGRAM_BOUNDS, Snapshot
 from server.errors import ApiError
+from server.log import n_lost
 from server.metrics import REASONS
 from server.web.message import Request, Response
 
@@ -76,6 +77,7 @@ def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
         ("counter", "engine_restarts_total", "Restarts of the engine's process after it died.", s.n_restarts),
         ("counter", "engine_replays_total", "Requests taken up again by a new engine.", s.n_replays),
         ("counter", "engine_suspects_total", "Requests given up because the engine died of them.", s.n_suspects),
+        ("counter", "log_lines_lost_total", "Log lines that nobody read in time or no disk took.", n_lost()),
         (
             "gauge",
             "prompt_tokens_seconds",

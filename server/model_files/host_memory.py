@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from server.model_files.host_cpus import control_groups
+
 __all__ = ["available"]
 
 
@@ -32,9 +34,13 @@ def linux(root: Path = Path("/")) -> int | None:
     return min([int(found[1]) * 1024, *_group_room(root)]) if found else None
 
 
+NAMES = {2: ("memory.max", "memory.current"), 1: ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+
+
 def _group_room(root: Path) -> Iterator[int]:
     """What each control group that this process is in still allows."""
-    for folder, limit, used in _groups(root):
+    for version, folder in control_groups(root, "memory"):
+        limit, used = NAMES[version]
         try:
             most = int((folder / limit).read_text(encoding="ascii"))
             taken = int((folder / used).read_text(encoding="ascii"))
@@ -43,25 +49,6 @@ def _group_room(root: Path) -> Iterator[int]:
             continue  # no limit (the text "max"), or none that may be read
         droppable = re.search(r"(?m)^(?:total_)?inactive_file (\d+)", stat)
         yield max(most - taken + int(droppable[1] if droppable else 0), 0)
-
-
-def _groups(root: Path) -> Iterator[tuple[Path, str, str]]:
-    """(folder, name of the limit, name of the usage), from this process's own group up to the top."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if number == "0":
-            top, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
-        elif "memory" in controllers.split(","):
-            top, names = root / "sys/fs/cgroup/memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        else:
-            continue
-        parts = [part for part in path.split("/") if part not in ("", "..")]
-        yield from ((top.joinpath(*parts[:n]), *names) for n in range(len(parts), -1, -1))
 
 
 def mac() -> int | None:

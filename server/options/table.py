@@ -169,8 +169,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("media_urls", ("--media-urls",), "fetch images and sound that requests name by http or https; never from "
            "this machine or a private network", MEDIA, None, False, env="LLAMA_SRV_MEDIA_URLS"),
 
-    Option("threads", ("-t", "--threads"), "threads for generating (default: the CPU cores)", COMPUTE, int, -1, "N",
-           "LLAMA_ARG_THREADS", -1, MAX_THREADS),
+    Option("threads", ("-t", "--threads"), "threads for generating (default: the CPU cores that the process may use)",
+           COMPUTE, int, -1, "N", "LLAMA_ARG_THREADS", -1, MAX_THREADS),
     Option("threads_batch", ("-tb", "--threads-batch"), "threads for reading prompts (default: same as --threads)",
            COMPUTE, int, -1, "N", "LLAMA_ARG_THREADS_BATCH", -1, MAX_THREADS),
     Option("cpu_mask", ("-C", "--cpu-mask"), "CPUs for the threads that compute, as a hexadecimal mask (default: the "

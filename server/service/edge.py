@@ -15,7 +15,7 @@ from server.metrics import Refusals
 from server.options.parser import OptionError, Options
 from server.web.auth import CorsPolicy, KeyRing, read_key_file
 from server.web.httpd import HttpServer
-from server.web.limits import Limits
+from server.web.limits import Limits, room_for_connections
 from server.web.listen import is_local
 from server.web.rate import RateLimiter
 from server.web.router import Router
@@ -85,7 +85,7 @@ def tls_context(options: Options) -> ssl.SSLContext | None:
 
 def limits(options: Options) -> Limits:
     """`--timeout` counts where the user gave it; otherwise a slow client has the edge's own, shorter limits."""
-    made = Limits(body_bytes=options.max_body << 20, n_connections=options.max_connections)
+    made = Limits(body_bytes=options.max_body << 20, n_connections=room_for_connections(options.max_connections))
     if options.is_set("timeout") or options.compat == "2024":
         made = replace(made, body_s=options.timeout, write_s=options.timeout)
     return made

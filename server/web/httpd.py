@@ -36,7 +36,10 @@ from server.web.watcher import Watcher
 POLL_S = 0.25
 """Of the accept loop: how long `stop` may wait for it, and how often refused sockets are tidied up."""
 REFUSED_KEEP_S = 1.0
-REFUSED_MAX = 256
+REFUSED_PART = 4
+"""So many connections for each refused one that is kept open, so that it can read why."""
+TELL_S = 1.0
+"""Between two lines about connections that can't be accepted."""
 REFUSED_DROP_BYTES = 64 * 1024
 JOIN_S = 2.0
 """Patience with threads whose sockets have been cut."""
@@ -61,6 +64,7 @@ class WebServer(ThreadingHTTPServer):
         self.connections: dict[socket.socket, Connection] = {}
         self._n_started = 0  # accept thread only
         self._refused: deque[tuple[float, socket.socket]] = deque()  # accept thread only
+        self._t_told = 0.0  # likewise
         self.router = Router(())
         self.auth: KeyRing | None = None
         self.cors = CorsPolicy()
@@ -91,12 +95,13 @@ class WebServer(ThreadingHTTPServer):
             _shut(listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        """One connection; out of descriptors wait a moment, since the listening socket stays readable."""
+        """One connection. Out of descriptors somebody silent has to go, and this thread waits a moment, since the
+        listening socket stays readable."""
         try:
             sock, address = listener.accept()
         except OSError as error:
             if error.errno in OUT_OF_DESCRIPTORS:
-                get_logger("http").error("no connection can be accepted: %s", error.strerror)
+                self._make_room(error)
                 time.sleep(POLL_S)
             return
         try:
@@ -104,6 +109,15 @@ class WebServer(ThreadingHTTPServer):
         except Exception:
             self.handle_error(sock, address)
             self.shutdown_request(sock)
+
+    def _make_room(self, error: OSError) -> None:
+        """Accept thread: the system gives no more descriptors."""
+        self._close_refused(0)
+        with self.lock:
+            self._cut_silent()
+        if time.monotonic() - self._t_told > TELL_S:
+            self._t_told = time.monotonic()
+            get_logger("http").error("no connection can be accepted: %s", error.strerror)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Accept thread: a thread for the connection, or the refusal."""
@@ -135,8 +149,10 @@ class WebServer(ThreadingHTTPServer):
     def _has_room(self) -> bool:
         """Whether one more connection is welcome, with the lock held. If all places are taken, who has sent no whole
         request head for longest has to go: otherwise silence would be the cheapest way to keep everybody out."""
-        if len(self.connections) < self.limits.n_connections:
-            return True
+        return len(self.connections) < self.limits.n_connections or self._cut_silent()
+
+    def _cut_silent(self) -> bool:
+        """Cut the connection that has sent no whole head for longest, with the lock held; False if there is none."""
         silent = [entry for entry in self.connections.values() if entry.t_silent is not None]
         oldest = min(silent, key=lambda entry: entry.t_silent, default=None)
         if oldest is None or time.monotonic() - oldest.t_silent < self.limits.spare_s:
@@ -167,16 +183,18 @@ class WebServer(ThreadingHTTPServer):
 
     def service_actions(self) -> None:
         """Accept thread, between connections: close refused ones that had time to read why."""
+        self._close_refused(max(self.limits.n_connections // REFUSED_PART, 1))
+
+    def _close_refused(self, n_kept: int) -> None:
         while self._refused and (
-            len(self._refused) > REFUSED_MAX or time.monotonic() - self._refused[0][0] > REFUSED_KEEP_S
+            len(self._refused) > n_kept or time.monotonic() - self._refused[0][0] > REFUSED_KEEP_S
         ):
             _close_refused(self._refused.popleft()[1])
 
     def server_close(self) -> None:
         """Close the listening sockets and what is left of refused ones."""
         close_all(self.listeners)
-        while self._refused:
-            _close_refused(self._refused.popleft()[1])
+        self._close_refused(0)
 
     def set_idle(self, entry: Connection, is_idle: bool) -> bool:
         """Note whether a connection waits for a request (then `stop` cuts it at once); False if it has to

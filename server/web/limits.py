@@ -7,10 +7,13 @@ keep-alive connection deserve different patience."""
 
 from __future__ import annotations
 
+from server.log import get_logger
 from server.records import record
 
 KIB = 1024
 MIB = 1024 * 1024
+RESERVE = 32
+"""Descriptors for what is open anyway: standard streams, pipes to the engine, listeners, log; twice over."""
 
 
 @record(frozen=True)
@@ -45,3 +48,43 @@ class Limits:
     refusal."""
     drain_bytes: int = 256 * KIB
     """An unread body up to this size is read and dropped, to keep the connection after an early error."""
+
+
+def room_for_connections(wanted: int) -> int:
+    """`wanted`, or as many as this process has file descriptors for, with a warning. The limit on those is raised as
+    far as the system lets us. Main thread, before it listens.
+
+    Not taken: a descriptor kept back to accept and refuse with when all are gone. That answers newcomers and leaves
+    nothing for the requests under way, which need files and sockets of their own.
+    """
+    try:
+        import resource
+    except ImportError:
+        return wanted  # Windows: a process may have millions of handles
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    needed = RESERVE - -wanted * 4 // 3  # one in four connections may have a file open or fetch one
+    if soft < needed:
+        soft = raised(needed, soft, hard)
+    room = max((soft - RESERVE) * 3 // 4, 1)
+    if room < wanted:
+        get_logger("http").warning(
+            "%d connections at the same time instead of %d: this process may have %d files open (ulimit -n)",
+            room,
+            wanted,
+            soft,
+        )
+    return min(room, wanted)
+
+
+def raised(needed: int, soft: int, hard: int) -> int:
+    """The new limit; the old one if the system doesn't agree (macOS has a lower one than it says)."""
+    import resource
+
+    most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    except (OSError, ValueError):
+        return soft
+    return most

@@ -6,6 +6,7 @@ parser."""
 
 from __future__ import annotations
 
+import encodings.utf_8_sig  # noqa: F401  (else the first body that comes would import it)
 import http
 import json
 import math

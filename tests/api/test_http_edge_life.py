@@ -6,6 +6,7 @@ set only where the client is meant to exceed them."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.client
 import os
 import socket
@@ -132,6 +133,26 @@ def test_a_client_may_vanish_at_any_point_without_a_trace(server, caplog, sent, 
 
 def http_threads() -> list[str]:
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("http-")]
+
+
+class NoDescriptors:
+    """A listening socket that somebody waits at while the process can't open anything more."""
+
+    def accept(self):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
+def test_out_of_descriptors_the_silent_make_room_and_the_log_is_told_once(start, monkeypatch, caplog):
+    server = start(spare_s=0.0)
+    monkeypatch.setattr(httpd, "POLL_S", 0.0)
+    silent, served = [Client(server) for _ in range(3)], Client(server)
+    assert served.get("/hello").status == 200
+    wait_until(lambda: server.n_connections == 4, "the connections")
+    for n_left in (3, 2, 1):
+        server._server._accept(NoDescriptors())
+        wait_until(lambda n=n_left: server.n_connections <= n, "a connection to go")
+    assert all(client.is_closed() for client in silent[:2])
+    assert caplog.text.count("can be accepted") == 1
 
 
 def test_connections_beyond_the_limit_get_a_503_and_no_thread(start, site, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 
 from server.app import make_transport
 from server.engine.seam.config import EngineConfig, step_limit_s
+from server.model_files.host_cpus import usable_cores
 from server.options.parser import parse
 from server.service import housekeeping
 from server.service.housekeeping import Housekeeping
@@ -73,6 +74,9 @@ def test_the_limit_of_strict_health_is_that_of_a_hang(kind):
         parse(["-m", "fake.gguf", "--engine", kind, "--engine-timeout", "7"], {}), EngineConfig("", ""), None
     )
     assert transport.step_limit_s == 7.0
+    crowded = EngineConfig("", "", n_threads=3 * usable_cores())
+    transport = make_transport(parse(["-m", "fake.gguf", "--engine", kind, "--engine-timeout", "7"], {}), crowded, None)
+    assert transport.step_limit_s >= 7.0 * 3**2, "threads without a core make it slow, no task does"
     assert [step_limit_s(7.0, n_rows) for n_rows in (1, 255, 256, 2048)] == [7.0, 7.0, 14.0, 63.0]
 
 

@@ -46,7 +46,8 @@ def test_a_hangup_takes_over_keys_and_a_moved_log_file(serve, tiny_spm_model, tm
     server.process.send_signal(signal.SIGHUP)
     server.wait_for_line("reloaded")
     assert (status(server, "first-key"), status(server, "other-key")) == (401, 200)
-    assert "reloaded" in log.read_text() and "listening" in (tmp_path / "log.1").read_text()
+    wait_until(lambda: "reloaded" in log.read_text(), "the file to have what stderr has", PATIENCE)
+    assert "listening" in (tmp_path / "log.1").read_text()
     for text in (server.log, log.read_text(), (tmp_path / "log.1").read_text()):
         assert "first-key" not in text and "other-key" not in text
 

@@ -17,7 +17,15 @@ import pytest
 
 from tests.support import ROOT
 
-LEAVES = ("server.errors", "server.log", "server.metrics", "server.program", "server.records", "server.stacks")
+LEAVES = (
+    "server.errors",
+    "server.log",
+    "server.log_output",
+    "server.metrics",
+    "server.program",
+    "server.records",
+    "server.stacks",
+)
 COMPOSITION = ("server.launch", "server.app", "server.serving", "server.model_sources")
 EVERYTHING = ("server", "ctypes_api")
 PRODUCT = ("llama_srv", *EVERYTHING)
@@ -29,6 +37,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "ctypes_api": (),
     "server": (),
     **dict.fromkeys(LEAVES, ()),
+    "server.log": ("server.log_output",),  # one leaf in two files
     **dict.fromkeys(COMPOSITION, EVERYTHING),
     "server.options": ("server.model_files.tensor_types",),
     "server.model_files": (),

@@ -41,6 +41,7 @@ def lines_of(function, level="VERBOSE", **settings):
     stream = io.StringIO()
     log.setup(level, stream=stream, **settings)
     function()
+    log.flush()
     return stream.getvalue().splitlines()
 
 
@@ -49,7 +50,8 @@ def objects_of(function, **settings):
 
 
 def info(*args, part="engine", **kwargs):
-    return lambda: log.get_logger(part).info(*args, **kwargs)
+    """Logs that and has it written."""
+    return lambda: (log.get_logger(part).info(*args, **kwargs), log.flush())
 
 
 def access(**changes):
@@ -153,6 +155,7 @@ def test_other_programs_loggers_are_left_alone():
     stream = io.StringIO()
     log.setup(stream=stream)
     logging.getLogger("urllib3").error("not ours")
+    log.flush()
     assert stream.getvalue() == ""
 
 
@@ -425,6 +428,7 @@ def test_colours_appear_on_terminals_only(stream, colors, environ, expected, mon
     stream = stream()
     log.setup(stream=stream, colors=colors)
     log.get_logger("app").error("x")
+    log.flush()
     text = stream.getvalue()
     assert text.startswith("\x1b[31m") is expected and text.endswith("\x1b[0m\n") is expected
 
@@ -433,8 +437,10 @@ def test_files_and_json_are_never_coloured(tmp_path):
     terminal = Terminal()
     log.setup(stream=terminal, file=tmp_path / "x.log", colors="on")
     log.get_logger("app").error("x")
+    log.flush()
     assert "\x1b" in terminal.getvalue() and "\x1b" not in (tmp_path / "x.log").read_text()
     terminal = Terminal()
     log.setup(stream=terminal, colors="on", format="json")
     log.get_logger("app").error("x")
+    log.flush()
     assert json.loads(terminal.getvalue())["msg"] == "x"

@@ -17,16 +17,18 @@ import threading
 
 import pytest
 
-from server import log
-from tests.support import ROOT
+from server import log, log_output
+from tests.support import ROOT, wait_until
 from tests.unit.test_log import untouched_logging  # noqa: F401
 
+PATIENCE_S = 60.0
 posix_only = pytest.mark.skipif(os.name == "nt", reason="not on Windows")
 linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: /dev/full")
 
 
 def info(*args):
-    return lambda: log.get_logger("engine").info(*args)
+    """Logs that and has it written."""
+    return lambda: (log.get_logger("engine").info(*args), log.flush())
 
 
 # -- where lines go
@@ -59,6 +61,7 @@ def test_the_profile_decides_where_lines_go(profile, given, on_stdout, file, for
 def test_today_log_disable_means_no_log(capsys):
     log.setup(**log.profile_settings("modern", disable=True))
     log.get_logger("app").error("x")
+    log.flush()
     assert capsys.readouterr() == ("", "")
 
 
@@ -134,6 +137,7 @@ def test_lines_of_many_threads_do_not_mix(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
+    log.flush()
     seen = [json.loads(line) for line in path.read_text().splitlines()]
     assert sorted((entry["n"], entry["i"]) for entry in seen) == [(n, i) for n in range(4) for i in range(50)]
 
@@ -145,6 +149,7 @@ def test_the_root_logger_of_the_program_gets_nothing():
     try:
         log.setup(stream=io.StringIO())
         log.get_logger("app").error("x")
+        log.flush()
     finally:
         logging.getLogger().removeHandler(handler)
     assert stream.getvalue() == ""
@@ -209,27 +214,115 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_next_one():
 
 
 def test_partial_writes_are_continued(monkeypatch):
-    monkeypatch.setattr(log.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(log_output.time, "sleep", lambda seconds: None)
     raw = Raw(3, None, 1, None, 2)
     log.setup(stream=stream_on(raw))
     info("in pieces")()
     assert raw.data.decode().endswith("in pieces\n") and raw.data.count(b"\n") == 1
 
 
-def test_a_reader_that_never_reads_costs_lines_and_not_the_server(monkeypatch):
-    waits = []
-    monkeypatch.setattr(log.time, "sleep", waits.append)
-    raw = Raw(*[None] * 1000)
+class Stuck(io.RawIOBase):
+    """A pipe that nobody reads until `reader` is set."""
+
+    def __init__(self):
+        self.reader, self.is_asked = threading.Event(), threading.Event()
+        self.data = b""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        self.is_asked.set()
+        self.reader.wait(PATIENCE_S)
+        self.data += bytes(data)
+        return len(data)
+
+
+def fill(raw, monkeypatch, n_waiting):
+    """Set up a log to `raw`; one line is being written, then so many characters may wait."""
+    monkeypatch.setattr(log_output, "MAX_WAITING", n_waiting)
+    monkeypatch.setattr(log_output, "FLUSH_S", 0.01)
     log.setup(stream=stream_on(raw))
-    for _ in range(100):
-        info("lost")()
-    assert 0 < sum(waits) <= 1
-    raw.script.clear()
-    info("seen")()
-    assert b"100 log lines were lost" in raw.data and raw.data.endswith(b"seen\n")
-    raw.script = [None, None]
-    info("patient again")()
-    assert raw.data.endswith(b"patient again\n")
+    log.get_logger("app").info("the first")
+    assert raw.is_asked.wait(PATIENCE_S)
+
+
+def test_a_reader_that_never_reads_costs_lines_and_nobody_waits(monkeypatch):
+    fill(raw := Stuck(), monkeypatch, 4000)
+    for number in range(1000):
+        log.get_logger("app").info("line %04d", number)  # by the thread that would wait
+    n_lost = log.n_lost()
+    assert 0 < n_lost < 1000 and raw.data == b""
+    raw.reader.set()
+    log.flush(PATIENCE_S)
+    *lines, last = raw.data.decode().splitlines()
+    assert [line.rpartition(" ")[2] for line in lines[1:]] == [f"{i:04d}" for i in range(1000 - n_lost)]
+    assert f"{n_lost} log lines were lost" in last and " E log: " in last
+
+
+def test_what_was_lost_is_told_where_it_is_missing(monkeypatch):
+    fill(raw := Stuck(), monkeypatch, 200)
+    log.get_logger("app").info("kept %s", "x" * 100)
+    log.get_logger("app").info("lost %s", "x" * 300)
+    log.get_logger("app").info("kept, too")
+    raw.reader.set()
+    log.flush(PATIENCE_S)
+    words = [line.split(": ", 1)[1].split(" ")[0] for line in raw.data.decode().splitlines()]
+    assert words == ["the", "kept", "1", "kept,"]
+
+
+def test_a_line_longer_than_what_may_wait_is_written_when_none_waits(monkeypatch):
+    monkeypatch.setattr(log_output, "MAX_WAITING", 100)
+    log.setup(stream=stream_on(raw := Raw()))
+    info("x" * 10_000)()
+    assert len(raw.data) > 10_000 and log.n_lost() == 0
+
+
+def test_a_stuck_stream_keeps_no_line_from_the_file(monkeypatch, tmp_path):
+    monkeypatch.setattr(log_output, "FLUSH_S", 0.01)
+    log.setup(stream=stream_on(raw := Stuck()), file=tmp_path / "x.log")
+    log.get_logger("app").info("one")
+    assert raw.is_asked.wait(PATIENCE_S)
+    log.get_logger("app").info("two")
+    wait_until(lambda: (tmp_path / "x.log").read_text().endswith("two\n"), "the file to have its lines", PATIENCE_S)
+    assert raw.data == b""
+    raw.reader.set()
+
+
+def test_a_terminal_that_would_block_is_asked_again():
+    raw = Raw(None, None)
+    log.setup(stream=stream_on(raw))
+    info("patient")()
+    assert raw.data.endswith(b"patient\n")
+
+
+def test_a_file_that_takes_no_line_is_opened_anew_when_it_does(monkeypatch, tmp_path):
+    monkeypatch.setattr(log, "REOPEN_S", 0.01)
+    log.setup(file=tmp_path / "x.log", quiet=True)
+    [handler] = log._handlers()
+    monkeypatch.setattr(handler.sink, "_raw", raw := Stuck())
+    log.get_logger("app").info("one")
+    assert raw.is_asked.wait(PATIENCE_S)
+    log.reopen()
+    raw.reader.set()
+    log.flush(PATIENCE_S)
+    assert raw.data.endswith(b"one\n")
+    assert "takes no lines" in (tmp_path / "x.log").read_text()
+
+
+def test_what_is_said_comes_after_the_lines_before_it_and_waits_for_nobody(monkeypatch):
+    raw, other = Raw(), Stuck()
+    stream, stuck = stream_on(raw), stream_on(other)
+    log.setup(stream=stream)
+    info("one")()
+    log.say("two", stream)
+    log.say("nobody reads this", stuck)
+    log.say("nor this, which there may be no stream for", None)
+    log.flush(0.01)
+    assert [line.split()[-1] for line in raw.data.decode().splitlines()] == ["one", "two"]
+    other.reader.set()
+    log.flush(PATIENCE_S)
+    assert other.data == b"nobody reads this\n"
 
 
 def test_a_terminal_that_knows_few_characters_gets_escapes():
@@ -254,6 +347,7 @@ def test_a_full_disk_under_the_file_is_no_trouble(capsys):
     log.setup(file="/dev/full")
     info("still on stderr")()
     log.get_logger("app").error("again")
+    log.flush()
     assert capsys.readouterr().err.count("\n") == 2
 
 
@@ -310,15 +404,48 @@ def test_a_full_disk_changes_neither_output_nor_exit_code(name):
 def test_log_lines_and_printed_lines_keep_their_order():
     done = in_child(
         """
-        log.setup(stream=sys.stdout)
         print("one")
+        log.setup(stream=sys.stdout)
         log.get_logger("app").info("two")
-        print("three")
+        log.say("three", sys.stdout)
         """,
         stdout=subprocess.PIPE,
         text=True,
     )
     assert [line.split()[-1] for line in done.stdout.splitlines()] == ["one", "two", "three"]
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_reader_that_sleeps_does_not_keep_the_program_from_ending(name):
+    read, write = os.pipe()
+    try:
+        done = in_child(
+            f"""
+            log.setup(stream=sys.{name})
+            for _ in range(300):
+                log.get_logger("app").error("x" * 1000)
+            """,
+            **{name: write},
+        )
+        assert done.returncode == 0
+        assert os.read(read, 4096)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+def test_all_lines_are_there_when_the_program_ends():
+    done = in_child(
+        """
+        log.setup(stream=sys.stdout)
+        for number in range(5000):
+            log.get_logger("app").error("line %d", number)
+        """,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert [int(line.split()[-1]) for line in done.stdout.splitlines()] == list(range(5000))
 
 
 def test_importing_the_module_sets_nothing_up():

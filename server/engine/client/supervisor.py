@@ -42,7 +42,7 @@ from server.engine.seam.task import (
     Tasks,
 )
 from server.engine.seam.wire import AskStacks, Codec, LogLine, Stacks, Start, WireError
-from server.log import get_logger, handle_foreign
+from server.log import get_logger, handle_foreign, note_lost
 from server.records import record
 
 N_SHOWN_LINES = 20
@@ -285,6 +285,7 @@ class ProcessTransport:
                 message.created,
                 message.trace,
             )
+            note_lost(message.n_lost)
         else:
             raise WireError(f"{type(message).__name__} is nothing that an engine sends")
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 READ_BYTES = 1 << 16
 MAX_WAITING = 256  # frames that the web side hasn't taken; then the engine waits
 MAX_WAITING_LOGS = 4096
+MAX_STDERR_LINE = 500  # a pipe that has any room has room for it (POSIX: 512 bytes)
 FLUSH_S = 1.0
 ORPHAN_GRACE_S = 2.0  # from the end of the web process to our own, if the engine doesn't come to rest
 PROGRESS_S = 0.05
@@ -221,10 +222,11 @@ class PipeHandler(logging.Handler):
     """Log records as messages. What is below `level` is dropped, but llama.cpp's own lines go to stderr: the web
     process keeps the last of them and shows them when this process dies."""
 
-    def __init__(self, outbox: Outbox, level: int) -> None:
+    def __init__(self, outbox: Outbox, level: int, fd: int = 2) -> None:
         super().__init__()
         self._outbox = outbox
         self._least = level
+        self._fd = fd
 
     def emit(self, record: logging.LogRecord) -> None:
         """Never raises and never waits."""
@@ -232,9 +234,16 @@ class PipeHandler(logging.Handler):
             if record.levelno >= self._least:
                 self._outbox.offer(_log_line(record))
             elif record.name == f"{ROOT}.llama":
-                os.write(2, (record.getMessage() + "\n").encode("utf-8", "backslashreplace"))
+                write_if_room(self._fd, record.getMessage().encode("utf-8", "backslashreplace"))
         except Exception:
             self.handleError(record)
+
+
+def write_if_room(fd: int, line: bytes) -> None:
+    """A line for stderr, cut and dropped rather than waited for. Not by a descriptor that never waits: then a full pipe
+    would swallow the message of an abort, too."""
+    if sys.platform == "win32" or select.select((), (fd,), (), 0)[1]:  # on Windows pipes can't be asked
+        os.write(fd, line[:MAX_STDERR_LINE] + b"\n")
 
 
 def _log_line(record: logging.LogRecord) -> LogLine:
@@ -261,6 +270,7 @@ def _lost(n: int) -> LogLine:
         "",
         time.time(),
         "",
+        n,
     )
 
 

@@ -40,11 +40,11 @@ from server.engine.llama.embed import (
 )
 from server.engine.llama.fit import AUTO_CTX, find_shape, make_plan
 from server.engine.llama.params import model_fields
-from server.engine.llama.pool import cpu_count, open_pool, thread_counts
+from server.engine.llama.pool import open_pool
 from server.engine.llama.positions import bounded_context, learned_positions
 from server.engine.llama.report import NO_GPU, LoadReport, lacks_gpu
 from server.engine.llama.sampler import LlamaSampler, SamplerFactory
-from server.engine.seam.config import EngineConfig
+from server.engine.seam.config import EngineConfig, thread_counts
 from server.engine.seam.task import ModelInfo
 from server.engine.slots.backend import DECODE_NO_ROOM, DECODE_OK
 from server.engine.slots.planner import Span
@@ -52,6 +52,7 @@ from server.engine.slots.sampling import Stage, VocabFacts
 from server.errors import ApiError, StartError
 from server.log import VERBOSE, get_logger
 from server.model_files import memory_plan as fit
+from server.model_files.host_cpus import usable_cores
 from server.model_files.memory_plan import Plan
 from server.model_files.rerankers import with_template
 
@@ -236,7 +237,7 @@ class LlamaBackend:
         self.info = self._model_info(config, n_vocab)
         self.facts = VocabFacts(self.info.eog_tokens, self._suppress_tokens(), self.info.n_ctx_slot)
         self._samplers = SamplerFactory(self._llama, self._vocab, n_vocab)
-        self._draws = Draws(min(thread_counts(config)[0], cpu_count()) - 1)
+        self._draws = Draws(min(thread_counts(config)[0], usable_cores()) - 1)
         if config.warmup:
             self._warm_up()
 

@@ -1,4 +1,4 @@
-"""How many threads compute, and the pool that they wait in between two graphs.
+"""The pool that compute threads wait in between two graphs.
 
 Engine's thread, when the backend opens. A part of the backend (it knows `ctypes_api`). Without a pool ggml starts its
 threads anew for each graph, and a step has a graph for each micro-batch (for each change between CPU and GPU, too):
@@ -10,13 +10,12 @@ that core just then (`--poll` is for machines that have enough of them).
 
 from __future__ import annotations
 
-import os
 from ctypes import c_bool
 
 from ctypes_api.ggml import GGML_MAX_N_THREADS
 from ctypes_api.loader import Libs
 from ctypes_api.objects import Threadpool
-from server.engine.seam.config import EngineConfig
+from server.engine.seam.config import EngineConfig, thread_counts
 
 
 def open_pool(libs: Libs, config: EngineConfig) -> Threadpool | None:
@@ -29,16 +28,3 @@ def open_pool(libs: Libs, config: EngineConfig) -> Threadpool | None:
     if cpus:
         fields["cpumask"] = (c_bool * GGML_MAX_N_THREADS)(*(cpu in cpus for cpu in range(GGML_MAX_N_THREADS)))
     return Threadpool(libs, n_threads, **fields)
-
-
-def thread_counts(config: EngineConfig) -> tuple[int, int]:
-    """Threads for generating and for reading prompts."""
-    n_threads = config.n_threads if config.n_threads > 0 else cpu_count()
-    return n_threads, config.n_threads_batch if config.n_threads_batch > 0 else n_threads
-
-
-def cpu_count() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -1,6 +1,6 @@
 """What the engine has to know to start: plain data, made from the options by `app`, read by `backend` and `vocab`.
 
-Part of the seam: an engine in its own process gets exactly this. Imports leaves only.
+Part of the seam: an engine in its own process gets exactly this. Imports leaves only, and what counts cores.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import field
 
+from server.model_files import host_cpus
 from server.model_files.shape import Shape
 from server.records import record
 
@@ -123,3 +124,23 @@ class EngineConfig:
         if self.kv_unified is not None:
             return not self.kv_unified
         return self.n_slots > 1 and not has_window
+
+
+def thread_counts(config: EngineConfig) -> tuple[int, int]:
+    """Threads for generating and for reading prompts."""
+    n_threads = config.n_threads if config.n_threads > 0 else host_cpus.usable_cores()
+    return n_threads, config.n_threads_batch if config.n_threads_batch > 0 else n_threads
+
+
+def threads_and_cores(config: EngineConfig) -> tuple[int, float]:
+    """Threads that compute at the same time, and the cores that there are for them."""
+    cpus = config.pool_params.get("cpumask", ())
+    n_threads = max(*thread_counts(config), config.spec.n_threads, config.spec.n_threads_batch)
+    return n_threads, min(host_cpus.available(), len(cpus) or float("inf"))
+
+
+def patience(config: EngineConfig) -> float:
+    """How many times longer a step may take than one whose threads have a core each, before it counts as hanging: each
+    of the many places where the threads meet waits for all that have no core, and there are more of both."""
+    n_threads, n_cores = threads_and_cores(config)
+    return max(n_threads / max(n_cores, 1.0), 1.0) ** 2

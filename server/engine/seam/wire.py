@@ -78,7 +78,8 @@ class Beat:
 
 @record(frozen=True)
 class LogLine:
-    """A log record of the engine; `trace` is a formatted traceback, `created` a time in seconds."""
+    """A log record of the engine; `trace` is a formatted traceback, `created` a time in seconds. `n_lost` others had to
+    be left out before it."""
 
     name: str
     level: int
@@ -88,6 +89,7 @@ class LogLine:
     thread: str
     created: float
     trace: str
+    n_lost: int = 0
 
 
 @record(frozen=True)

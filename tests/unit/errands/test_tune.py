@@ -238,13 +238,15 @@ def test_options_that_are_given_count_more(place, argv: list[str], expected: Tun
     assert chosen(parse(argv, {}), place.model, place.libs) == expected
 
 
-def test_the_engine_loads_what_the_configuration_will_name(place, monkeypatch):
+@pytest.mark.parametrize(("n_cores", "argv", "n_threads"), [(8, [], 6), (4, [], 4), (4, ["-t", "7"], 7)])
+def test_the_engine_loads_what_the_configuration_will_name(place, monkeypatch, n_cores, argv, n_threads):
+    monkeypatch.setattr(app.host_cpus, "usable_cores", lambda: n_cores)  # found with more of them, maybe
     remember(place.model, place.plugin, Tuned("haswell", 6))
-    options = parse(["-m", place.model], {})
+    options = parse(["-m", place.model, *argv], {})
     monkeypatch.setattr(launch, "find_folder", lambda root, explicit: place.libs)
     monkeypatch.setattr(app, "find_folder", lambda root, explicit: place.libs)
     config = app.engine_config(options, ModelPlace(place.model))
-    assert (config.cpu_variant, config.n_threads) == ("haswell", 6)
+    assert (config.cpu_variant, config.n_threads) == ("haswell", n_threads)
     assert launch.library_hints(options) == [str(place.libs), "haswell"]
 
 

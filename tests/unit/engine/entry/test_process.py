@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
@@ -104,8 +105,9 @@ def test_log_records_never_wait_and_losses_are_counted(monkeypatch):
     while not any(isinstance(message, LogLine) and "lost" in message.text for message in pipe.read):
         pipe.take()
     kept = [message for message in pipe.read if message == line]
-    lost = next(message.text for message in pipe.read if "lost" in message.text)
-    assert len(kept) + int(lost.split()[0]) == 10 and len(kept) < 10
+    lost = next(message for message in pipe.read if "lost" in message.text)
+    assert len(kept) + int(lost.text.split()[0]) == 10 and len(kept) < 10
+    assert lost.n_lost == 10 - len(kept)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +132,30 @@ def test_records_go_to_the_web_process_and_native_details_to_stderr(capfd, name,
         [(name, level, "seen 5", "here", 7)] if goes == "pipe" else []
     )
     assert capfd.readouterr().err == ("seen 5\n" if goes == "stderr" else "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="not on Windows: pipes there can't be asked")
+def test_native_details_are_dropped_where_stderr_has_no_room():
+    inlet, outlet = os.pipe()
+    os.set_blocking(outlet, False)
+    for size in (4096, 1):  # until not a byte more fits, as when the web process is busy
+        while True:
+            try:
+                os.write(outlet, b"x" * size)
+            except BlockingIOError:
+                break
+    os.set_blocking(outlet, True)
+    handler = PipeHandler(Pipe().outbox, logging.INFO, outlet)
+    record = logging.LogRecord(f"{ROOT}.llama", logging.DEBUG, __file__, 7, "%s", ("y" * 100_000,), None, "here")
+    handler.emit(record)  # would wait for ever
+    os.set_blocking(inlet, False)
+    with contextlib.suppress(BlockingIOError):
+        while os.read(inlet, 1 << 16):
+            pass
+    handler.emit(record)
+    assert set(os.read(inlet, 1 << 16)) == set(b"y\n")
+    os.close(inlet)
+    os.close(outlet)
 
 
 def test_a_record_of_an_exception_brings_its_traceback():

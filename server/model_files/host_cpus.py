@@ -1,0 +1,102 @@
+"""How many cores this process may keep busy. Stdlib only.
+
+Both processes ask: the engine for the default of `-t`, the web process to warn of more. Two things count: on which
+cores the system lets us run, and how much of their time a container leaves us (a quota). A part of a core counts as
+none: compute threads wait for each other by spinning, and one that has no core costs a step many times what it saves.
+
+Not taken: the physical cores. What hyper-threads give depends on the machine, and `--tune` measures it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+JOB_CPU_RATE = 15  # JobObjectCpuRateControlInformation
+RATE_ENABLED, RATE_HARD_CAP = 1, 4
+WHOLE_RATE = 10_000
+
+
+def usable_cores() -> int:
+    """Whole cores, at least one."""
+    return max(int(available()), 1)
+
+
+def available() -> float:
+    """Cores, or parts of one."""
+    return min([float(allowed_cores()), *QUOTAS.get(sys.platform, lambda: ())()])
+
+
+def allowed_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    if sys.platform == "win32":
+        return windows_affinity() or os.cpu_count() or 1
+    return os.cpu_count() or 1
+
+
+def linux_quotas(root: Path = Path("/")) -> Iterator[float]:
+    """What each control group allows, in cores."""
+    for version, folder in control_groups(root, "cpu"):
+        try:
+            if version == 2:
+                quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+            else:
+                quota, period = (
+                    (folder / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period")
+                )
+            cores = int(quota) / int(period)
+        except (OSError, ValueError, ZeroDivisionError):
+            continue  # no limit (the text "max"), or none that may be read
+        if cores > 0:  # -1 is no limit, too
+            yield cores
+
+
+def control_groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
+    """(version, folder) of the control groups that limit `controller` for this process, from its own one to the top."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        number, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0":
+            version, top = 2, root / "sys/fs/cgroup"
+        elif controller in controllers.split(","):
+            version, top = 1, root / "sys/fs/cgroup" / controller
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        yield from ((version, top.joinpath(*parts[:n])) for n in range(len(parts), -1, -1))
+
+
+def windows_affinity() -> int:
+    """0 where the process may use more than one group of 64 processors."""
+    import ctypes  # here, because other systems have files for this
+
+    kernel = ctypes.WinDLL("kernel32")
+    kernel.GetCurrentProcess.restype = ctypes.c_void_p
+    ours, all_of_them = ctypes.c_size_t(), ctypes.c_size_t()
+    done = kernel.GetProcessAffinityMask(
+        ctypes.c_void_p(kernel.GetCurrentProcess()), ctypes.byref(ours), ctypes.byref(all_of_them)
+    )
+    return bin(ours.value).count("1") if done else 0
+
+
+def windows_quotas() -> Iterator[float]:
+    """What the job that this process is in (a container) allows, in cores."""
+    import ctypes
+
+    info = (ctypes.c_uint32 * 2)()  # flags, and a rate of all processors in ten-thousandths
+    done = ctypes.WinDLL("kernel32").QueryInformationJobObject(
+        None, JOB_CPU_RATE, ctypes.byref(info), ctypes.sizeof(info), None
+    )
+    if done and info[0] & RATE_ENABLED and info[0] & RATE_HARD_CAP:
+        yield info[1] / WHOLE_RATE * (os.cpu_count() or 1)
+
+
+QUOTAS: dict[str, Callable[[], Iterator[float]]] = {"linux": linux_quotas, "win32": windows_quotas}
