@@ -30,7 +30,9 @@ TITLES = {
     "PROMPT_FIELDS": "Prompt",
     "CONSTRAINT_FIELDS": "Constraints",
     "CHAT_FIELDS": "Chat",
+    "MODEL_FIELDS": "Model",
     "OPENAI_FIELDS": "OpenAI",
+    "STREAM_OPTION_FIELDS": "Stream options",
     "TEXT_FIELDS": "Text completion",
     "INFILL_FIELDS": "Infill",
     "EMBEDDING_FIELDS": "Embeddings",
@@ -192,7 +194,12 @@ def field_tables() -> dict:
     found = {}
     for info in sorted(pkgutil.walk_packages(server.api.__path__, "server.api."), key=lambda info: info.name):
         for name, value in vars(importlib.import_module(info.name)).items():
-            if name.isupper() and isinstance(value, tuple) and value and all(isinstance(row, Field) for row in value):
+            if (
+                name.endswith("_FIELDS")
+                and isinstance(value, tuple)
+                and value
+                and all(isinstance(row, Field) for row in value)
+            ):
                 found.setdefault(name, value)
     first = [name for name in TITLES if name in found]
     return {name: found[name] for name in [*first, *(name for name in found if name not in first)]}

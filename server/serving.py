@@ -15,7 +15,8 @@ from pathlib import Path
 
 from server import program
 from server.api import constraints
-from server.api.context import Context, read_system_prompt
+from server.api.context import Context
+from server.api.model import Model, Models, read_system_prompt
 from server.api.routes import routes
 from server.engine.client.engine_client import EngineClient
 from server.engine.seam.task import FAILED, READY, RESTARTING
@@ -78,13 +79,8 @@ def serve(
 
 def make_context(options: Options, engine: EngineClient) -> Context:
     """What all handlers share."""
-    return Context(
-        engine,
-        options,
-        request_defaults(options),
-        template_kwargs=options.chat_template_kwargs or {},
-        is_shared=edge.is_shared(options),
-    )
+    model = Model(engine, options, request_defaults(options), template_kwargs=options.chat_template_kwargs or {})
+    return Context(Models(model), options, is_shared=edge.is_shared(options))
 
 
 def make_server(options: Options, context: Context, keys: edge.KeyFiles) -> HttpServer:
@@ -114,10 +110,10 @@ def read_prompt_file(options: Options) -> object:
     return value
 
 
-def check_chat_template(options: Options, context: Context) -> None:
+def check_chat_template(options: Options, model: Model) -> None:
     """Compile the chat template now. A fault in the user's ends the server (ApiError), one in the model's is logged."""
     try:
-        context.chat_template  # noqa: B018  (a property that compiles)
+        model.chat_template  # noqa: B018  (a property that compiles)
     except ApiError as error:
         if options.chat_template or options.chat_template_file:
             raise
@@ -134,16 +130,17 @@ def _wait(
 ) -> int:
     """Until a signal (0) or the end of the engine (1). The waits are short: a signal can't end a long one on
     Windows."""
-    engine = context.engine
+    model = context.models.default
+    engine = model.engine
     while not stop.is_set() and not engine.wait_until_loaded(0.2):
         _show_progress(engine.progress)
         house.loading(engine.progress)
     if engine.state == READY and not stop.is_set():
         if system_prompt is not None:
-            context.set_system_prompt(system_prompt)
+            model.set_system_prompt(system_prompt)
         info = engine.info
         if info.is_generative:
-            check_chat_template(options, context)
+            check_chat_template(options, model)
         log.info(
             "%s: %d slots, %d tokens of context each, llama.cpp %s %s",
             info.desc,

@@ -14,13 +14,13 @@ from array import array
 from collections.abc import Sequence
 from operator import mul
 
-from server.api.context import Context, Vocab
-from server.api.fields import EMBEDDING, EMBEDDING_FIELDS
+from server.api.context import Context
+from server.api.fields import EMBEDDING
 from server.api.media import Files, Prompt, with_files, with_images
-from server.api.openai import model_name
+from server.api.model import Model, Vocab
 from server.api.prompt import with_files_in
-from server.api.schema import read, token_id
-from server.engine.seam.task import Embed, Embedded, Media
+from server.api.schema import token_id
+from server.engine.seam.task import Embed, Embedded
 from server.errors import ApiError
 from server.web.message import Request, Response
 
@@ -39,28 +39,27 @@ class EmbeddingHandlers:
 
     def native(self, request: Request) -> Response:
         """`{"embedding": [...]}` for one string (the 2024 documents), else the list of today."""
-        body = self._body(request)
-        answer = self._answer(request, body)
+        model, body = self._read(request)
+        answer = self._answer(request, model, body)
         if isinstance(body.get("input", body.get("content")), str):
             rows = answer[0]["embedding"]
-            return EMBEDDING.reply({"embedding": rows if self._is_by_token else rows[0]}, body)
+            return EMBEDDING.reply({"embedding": rows if model.info.pooling == "none" else rows[0]}, body)
         return EMBEDDING.reply(answer, body)
 
     def list(self, request: Request) -> Response:
         """`[{"index", "embedding": [[...]]}, ...]`: a list of rows for each input, one if the model pools."""
-        body = self._body(request)
-        return EMBEDDING.reply(self._answer(request, body), body)
+        model, body = self._read(request)
+        return EMBEDDING.reply(self._answer(request, model, body), body)
 
     def openai(self, request: Request) -> Response:
         """OpenAI's list; texts in `content` get the native one."""
-        body = self._body(request)
+        model, body = self._read(request)
         if body.get("input") is None and body.get("content") is not None:
-            return EMBEDDING.reply(self._answer(request, body), body)
-        if self._is_by_token:
+            return EMBEDDING.reply(self._answer(request, model, body), body)
+        if model.info.pooling == "none":
             raise ApiError(400, "Pooling type 'none' is not OAI compatible. Please use a different pooling type")
-        values = self._values(body)
-        name = model_name(body, self._context)
-        found, n_tokens = self._vectors(request, values)
+        values = read_embedding_fields(model, body)
+        found, n_tokens = self._vectors(request, model, values)
         vectors = [rows[0] for rows in found]
         encode = to_base64 if values["encoding_format"] == "base64" else list_of
         return EMBEDDING.reply(
@@ -69,41 +68,28 @@ class EmbeddingHandlers:
                 "data": [
                     {"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in enumerate(vectors)
                 ],
-                "model": name,
+                "model": model.name_for(values["model"]),
                 "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
             },
             body,
         )
 
-    @property
-    def _is_by_token(self) -> bool:
-        return self._context.engine.info.pooling == "none"
+    def _read(self, request: Request) -> tuple[Model, dict[str, object]]:
+        body = request.json_object()
+        return self._context.models.get(body.get("model")), body
 
-    def _body(self, request: Request) -> dict[str, object]:
-        self._context.engine.require_ready()
-        body = request.json()
-        if not isinstance(body, dict):
-            raise ApiError(400, "the request body must be a JSON object")
-        return body
-
-    def _values(self, body: dict[str, object]) -> dict[str, object]:
-        values = read(body, EMBEDDING_FIELDS, self._context.defaults)
-        if values["encoding_format"] not in FORMATS:
-            raise ApiError(400, f"encoding_format: {values['encoding_format'][:40]!r} is neither float nor base64")
-        return values
-
-    def _answer(self, request: Request, body: dict[str, object]) -> list[dict[str, object]]:
-        found, _ = self._vectors(request, self._values(body))
+    def _answer(self, request: Request, model: Model, body: dict[str, object]) -> list[dict[str, object]]:
+        found, _ = self._vectors(request, model, read_embedding_fields(model, body))
         return [{"index": i, "embedding": [list_of(row) for row in rows]} for i, rows in enumerate(found)]
 
-    def _vectors(self, request: Request, values: dict[str, object]) -> tuple[list[list[array]], int]:
+    def _vectors(self, request: Request, model: Model, values: dict[str, object]) -> tuple[list[list[array]], int]:
         """The rows of each input, cut and normalised, and the tokens of all inputs. Rows of tokens and scores of
         classes keep their sizes."""
-        files = Files(self._context)
-        inputs = read_inputs(values["input"], self._context.engine.vocab, files, values["image_data"])
-        if files.media and self._context.engine.info.pooling == "rank":
+        files = Files(model)
+        inputs = read_inputs(values["input"], model.vocab, files, values["image_data"])
+        if files.media and model.info.pooling == "rank":
             raise ApiError(400, f"{files.media[0].where}: this model gives scores of texts, and none of files")
-        result = embed(self._context, request, *gathered(inputs))
+        result = embed(self._context, model, request, inputs)
         n = values["dimensions"] or result.width
         if n > result.width:
             raise ApiError(400, f"dimensions: {n} is more than this model has, {result.width}")
@@ -113,26 +99,37 @@ class EmbeddingHandlers:
             found = [[mean(rows)] for rows in found]
         return (
             [[normalise(row[:n], kind) for row in rows] for rows in found],
-            result.n_tokens or sum(map(len, inputs)),
+            result.n_tokens or sum(len(one.tokens) for one in inputs),
         )
 
 
-def embed(
-    context: Context, request: Request, inputs: Sequence[tuple[int, ...]], media: Sequence[Media] = ()
-) -> Embedded:
+def read_embedding_fields(model: Model, body: dict[str, object]) -> dict[str, object]:
+    """The checked fields."""
+    values = EMBEDDING.read(body, model.defaults)
+    if values["encoding_format"] not in FORMATS:
+        raise ApiError(400, f"encoding_format: {values['encoding_format'][:40]!r} is neither float nor base64")
+    return values
+
+
+def embed(context: Context, model: Model, request: Request, inputs: Sequence[Prompt]) -> Embedded:
     """Have the engine compute; a client that hangs up takes its request along."""
     request.require_client()
-    task = Embed(context.engine.new_id(), tuple(inputs), request.owner, tuple(media))
+    task = Embed(
+        model.engine.new_id(),
+        numbered(inputs),
+        request.owner,
+        tuple(media for prompt in inputs for media in prompt.media),
+    )
     with (
-        context.engine.submit(task, stream=False) as results,
+        model.engine.submit(task, stream=False) as results,
         request.on_disconnect(results.cancel),
         context.running.entry((request.id,), request.key_id, results.abort),
     ):
         return next(iter(results))
 
 
-def read_inputs(value: object, vocab: Vocab, files: Files, image_data: object = None) -> list[tuple[int, ...]]:
-    """Token ids of every input in any of the forms. ApiError 400 for what is none of them, and for empty texts."""
+def read_inputs(value: object, vocab: Vocab, files: Files, image_data: object = None) -> list[Prompt]:
+    """Every input in any of the forms. ApiError 400 for what is none of them, and for empty texts."""
     if value is None:
         raise ApiError(400, "input: this field (or content) is required")
     if image_data:
@@ -145,10 +142,10 @@ def read_inputs(value: object, vocab: Vocab, files: Files, image_data: object = 
         raise ApiError(400, f"input: {len(parts)} texts are too many, at most {MAX_INPUTS} are allowed")
     if not parts:
         raise ApiError(400, "input: the list is empty")
-    return [_tokens("input" if is_one else f"input[{i}]", part, vocab, files) for i, part in enumerate(parts)]
+    return [_input("input" if is_one else f"input[{i}]", part, vocab, files) for i, part in enumerate(parts)]
 
 
-def _tokens(name: str, value: object, vocab: Vocab, files: Files) -> tuple[int, ...]:
+def _input(name: str, value: object, vocab: Vocab, files: Files) -> Prompt:
     """One input: a text, a list of ids and texts that make one, or a text with files."""
     if isinstance(value, dict) and value.get("multimodal_data"):
         return with_files_in(with_files(value, name, files), vocab, True, files)
@@ -157,7 +154,7 @@ def _tokens(name: str, value: object, vocab: Vocab, files: Files) -> tuple[int, 
     if value == "" or value == []:
         raise ApiError(400, f"{name}: the text is empty")
     if isinstance(value, str):
-        return tuple(vocab.tokenize(value, True, True))
+        return Prompt(tuple(vocab.tokenize(value, True, True)))
     if not isinstance(value, list):
         raise ApiError(400, f"{name}: {FORMS}")
     tokens: list[int] = []
@@ -166,20 +163,20 @@ def _tokens(name: str, value: object, vocab: Vocab, files: Files) -> tuple[int, 
             tokens += vocab.tokenize(part, i == 0, True)
         else:
             tokens.append(token_id(name, part, vocab))
-    return tuple(tokens)
+    return Prompt(tuple(tokens))
 
 
-def gathered(inputs: Sequence[tuple[int, ...]]) -> tuple[list[tuple[int, ...]], list[Media]]:
-    """Inputs whose files are numbered through all of them, and those files."""
-    media: list[Media] = []
-    numbered: list[tuple[int, ...]] = []
-    for tokens in inputs:
-        if isinstance(tokens, Prompt):
-            numbered.append(tuple(token if token >= 0 else token - len(media) for token in tokens))
-            media += tokens.media
-        else:
-            numbered.append(tokens)
-    return numbered, media
+def numbered(inputs: Sequence[Prompt]) -> tuple[tuple[int, ...], ...]:
+    """Their token ids, with files numbered through all of them."""
+    n_media, found = 0, []
+    for prompt in inputs:
+        found.append(
+            tuple(token if token >= 0 else token - n_media for token in prompt.tokens)
+            if prompt.media
+            else prompt.tokens
+        )
+        n_media += len(prompt.media)
+    return tuple(found)
 
 
 def mean(rows: Sequence[array]) -> array:

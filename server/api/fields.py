@@ -1,22 +1,39 @@
-"""Which fields the body of each kind of request may have: one table, read by the documents, and by what names the
-fields of a request that do nothing.
+"""Which fields the body of each kind of request may have: one table, from which requests are read, fields that do
+nothing are named, and documents are made.
 
 Connection thread. A field that is unknown here is ignored, for clients send many; but the answer names it in its
-`warnings`, or, where it is a list, in the header X-Warnings. Tables of the completion's own fields are in `schema`; the
-others are here, and read where they are used.
+`warnings`, or, where it is a list, in the header X-Warnings. Tables of the fields that all requests for text have are in
+`schema`, the others are here.
 
 The way not taken: refusing unknown fields. It would turn away every client that is newer than this table.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
-from server.api.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, Field
+from server.api.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, Field, read
 from server.web.message import Response, json_response
 
 MAX_NAMES = 10  # unknown fields that are named
 MAX_NAME = 40  # characters of a name
+
+MAX_TOP_LOGPROBS = 100
+
+
+def small_seed(seed: object) -> object:
+    """OpenAI's seeds have 64 bits, ours 32; what isn't a seed at all is left to the ordinary check."""
+    if type(seed) is int and abs(seed) < 2**63 and not -1 <= seed < 2**32:
+        return seed % 2**32
+    return seed
+
+
+def unless_false(value: object) -> object:
+    """Some clients write false where a number is meant that they don't give."""
+    return None if value is False else value
+
 
 PROMPT_FIELDS = (
     Field("prompt", object, None, "the text to continue, in one of the forms above"),
@@ -29,13 +46,24 @@ CONSTRAINT_FIELDS = (
     Field("regex", str, None, "regular expression that the whole text must match"),
     Field("choice", list, None, "texts, one of which it must be"),
 )
+MODEL_FIELDS = (Field("model", str, None, "a name of this model; the answer repeats it"),)
 OPENAI_FIELDS = (
-    Field("model", str, None, "a name of this model; the answer repeats it"),
-    Field("stream_options", dict, None, '`{"include_usage": true}`'),
+    Field("seed", int, -1, "of up to 64 bits, of which 32 count; -1 draws one", -1, 2**32 - 1, convert=small_seed),
+    Field("stream_options", dict, {}, "an object of stream options"),
 )
+STREAM_OPTION_FIELDS = (Field("include_usage", bool, False, "a last chunk with the usage of the whole answer"),)
 CHAT_FIELDS = (
     Field("messages", list, None, "the conversation"),
-    Field("top_logprobs", int, 0, "with `logprobs` (here true or false): report the N likeliest tokens too", 0, 100),
+    Field("logprobs", bool, False, "report how likely the model found each token"),
+    Field(
+        "top_logprobs",
+        int,
+        0,
+        "with `logprobs`: report the N likeliest tokens too",
+        0,
+        MAX_TOP_LOGPROBS,
+        convert=unless_false,
+    ),
     Field("tools", list, None, "functions that the template shows to the model"),
     Field("tool_choice", str, "auto", "auto or none"),
     Field("reasoning_effort", str, None, "how much the model is to think, if its template has a place for that"),
@@ -44,6 +72,15 @@ CHAT_FIELDS = (
     Field("continue_final_message", bool, None, "go on with the assistant's last message"),
 )
 TEXT_FIELDS = (
+    Field(
+        "logprobs",
+        int,
+        None,
+        "report how likely the model found each token, and the N likeliest in its place",
+        0,
+        MAX_TOP_LOGPROBS,
+        convert=unless_false,
+    ),
     Field("echo", bool, False, "the answer begins with the prompt"),
     Field("suffix", str, None, "the text behind the gap that the answer is to fill"),
 )
@@ -130,14 +167,29 @@ IDLE_FIELDS = (
 
 
 class Body:
-    """What the bodies of some routes may hold: the fields of some tables, but none of `without`."""
+    """What the bodies of some routes may hold: the fields of some tables, but none of `without`. A name is what the
+    first table that has it says."""
 
     def __init__(
         self, routes: tuple[str, ...], tables: tuple[tuple[Field, ...], ...], without: tuple[str, ...] = ()
     ) -> None:
         self.routes, self.tables, self.without = routes, tables, without
-        names = {name for table in tables for field in table for name in (field.name, *field.aliases)}
-        self.names = frozenset(names.difference(without))
+        self._rows: list[Field] = []
+        taken = set(without)
+        for table in tables:
+            self._rows += [
+                replace(field, aliases=tuple(alias for alias in field.aliases if alias not in taken))
+                for field in table
+                if field.name not in taken
+            ]
+            taken.update(name for field in table for name in (field.name, *field.aliases))
+        self.names = frozenset(taken.difference(without))
+
+    def read(
+        self, body: Mapping[str, object], defaults: Mapping[str, object] = MappingProxyType({})
+    ) -> dict[str, object]:
+        """The values of all fields, checked; see `schema.read`."""
+        return read(body, self._rows, defaults)
 
     def unread(self, body: object) -> tuple[str, ...]:
         """Warnings about what of a request (an object, or a list of them) does nothing: a line for all unknown fields,
@@ -174,19 +226,17 @@ GENERATION = (COMPLETION_FIELDS, SAMPLING_FIELDS, CONSTRAINT_FIELDS)
 COMPLETION = Body(("/completion", "/completions"), (PROMPT_FIELDS, *GENERATION))
 CHAT = Body(
     ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/apply-template"),
-    (CHAT_FIELDS, OPENAI_FIELDS, *GENERATION),
+    (CHAT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
     ("response_fields",),
 )
 TEXT = Body(
     ("/v1/completions",),
-    (PROMPT_FIELDS, TEXT_FIELDS, OPENAI_FIELDS, *GENERATION),
+    (PROMPT_FIELDS, TEXT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
     ("response_fields", "image_data", "system_prompt"),
 )
 INFILL = Body(("/infill",), (INFILL_FIELDS, *GENERATION))
-EMBEDDING = Body(
-    ("/embedding", "/embeddings", "/v1/embeddings"), (EMBEDDING_FIELDS, OPENAI_FIELDS), ("stream_options",)
-)
-RERANK = Body(("/rerank", "/reranking"), (RERANK_FIELDS, OPENAI_FIELDS), ("stream_options",))
+EMBEDDING = Body(("/embedding", "/embeddings", "/v1/embeddings"), (EMBEDDING_FIELDS, MODEL_FIELDS))
+RERANK = Body(("/rerank", "/reranking"), (RERANK_FIELDS, MODEL_FIELDS))
 TOKENIZE = Body(("/tokenize",), (TOKENIZE_FIELDS,))
 DETOKENIZE = Body(("/detokenize",), (DETOKENIZE_FIELDS,))
 LORA = Body(("/lora-adapters",), (LORA_FIELDS,))

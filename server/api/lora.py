@@ -1,26 +1,60 @@
-"""GET and POST /lora-adapters: the loaded adapters and their scales for requests that don't say otherwise."""
+"""Adapters: `lora` in requests, and GET and POST /lora-adapters. Connection thread.
+
+Adapters are loaded at start (`--lora`); requests and these routes choose their scales.
+"""
 
 from __future__ import annotations
 
-from server.api.completion import lora_scales
-from server.api.context import Context
 from server.api.fields import LORA
+from server.api.model import Model, Models
+from server.api.schema import as_float
+from server.errors import ApiError
 from server.web.message import Request, Response, json_response
+
+MAX_SCALE = 1000.0  # of an adapter: far beyond use, and far from overflowing the model's numbers
 
 
 class LoraHandlers:
-    """Adapters are loaded at start (`--lora`); here only their scales change."""
+    """The scales for requests that don't say otherwise."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     def list(self, request: Request) -> Response:
         """`[{"id", "path", "scale"}, ...]`."""
-        return json_response(self._context.engine.command("get_lora")["adapters"])
+        return json_response(self._models.get().engine.command("get_lora")["adapters"])
 
     def set(self, request: Request) -> Response:
         """Take over `[{"id", "scale"}, ...]`; adapters that are not named are switched off."""
-        self._context.engine.require_ready()
+        model = self._models.get()
         body = request.json()
-        scales = lora_scales(body, self._context)
-        return LORA.reply(self._context.engine.command("set_lora", scales=tuple(scales.items()))["adapters"], body)
+        scales = lora_scales(body, model)
+        return LORA.reply(model.engine.command("set_lora", scales=tuple(scales.items()))["adapters"], body)
+
+
+def read_lora(value: object, model: Model) -> tuple[tuple[int, float], ...] | None:
+    """A request's `lora` list as (adapter, scale) pairs, None when it is absent."""
+    if value is None:
+        return None
+    return tuple(sorted((i, scale) for i, scale in lora_scales(value, model).items() if scale))
+
+
+def lora_scales(value: object, model: Model) -> dict[int, float]:
+    """`[{"id", "scale"}, ...]` checked against the loaded adapters."""
+    if not isinstance(value, list):
+        raise ApiError(400, "lora: give a list of objects with id and scale")
+    scales: dict[int, float] = {}
+    n = len(model.info.adapters)
+    for item in value:
+        if not isinstance(item, dict) or type(item.get("id")) is not int or not 0 <= item["id"] < n:
+            raise ApiError(400, f"lora: {str(item)[:60]} names no adapter; this server has {n}, ids start at 0")
+        scale = item.get("scale", 0.0)
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise ApiError(400, f"lora: the scale of adapter {item['id']} is not a number")
+        scales[item["id"]] = as_float("lora", scale)
+        if abs(scale) > MAX_SCALE:
+            raise ApiError(
+                400,
+                f"lora: the scale of adapter {item['id']} is out of range, allowed is {-MAX_SCALE:g} to {MAX_SCALE:g}",
+            )
+    return scales

@@ -11,13 +11,13 @@ import base64
 import binascii
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 
 from server.api import remote_media
-from server.api.context import Context
 from server.api.media_kinds import BadFile, check_image, kind_of
+from server.api.model import Model
 from server.chat.segments import Segments
 from server.engine.seam.task import AUDIO, IMAGE, Media
 from server.errors import ApiError
@@ -32,24 +32,19 @@ NOUNS = {IMAGE: "an image", AUDIO: "a sound"}
 VERBS = {IMAGE: "see images", AUDIO: "hear sounds", None: "take images or sounds"}
 
 
-class Prompt(tuple):
+@record(frozen=True)
+class Prompt:
     """Token ids of one prompt, in which -1 stands for the first file of `media`, -2 for the second, and so on."""
 
+    tokens: tuple[int, ...]
     media: tuple[Media, ...] = ()
-
-    @classmethod
-    def of(cls, tokens: Iterable[int], media: Iterable[Media]) -> Prompt:
-        """Tokens with their files."""
-        prompt = cls(tokens)
-        prompt.media = tuple(media)
-        return prompt
 
 
 @record
 class Files:
     """The files of one request, in the order in which they were found, and the markers that stand for them."""
 
-    context: Context
+    model: Model
     media: list[Media] = field(default_factory=list)
     _key: str = field(default_factory=lambda: secrets.token_hex(8))
 
@@ -78,7 +73,7 @@ class Files:
                 raise BadFile(f"is {NOUNS[found]} where {NOUNS[kind]} should be")
             self._require(found, where)
             if found is IMAGE:
-                check_image(data, self.context.options.image_max_pixels * 10**6)
+                check_image(data, self.model.options.image_max_pixels * 10**6)
         except BadFile as error:
             raise ApiError(400, f"{where} {error}") from None
         if len(self.media) == MAX_FILES:
@@ -89,7 +84,7 @@ class Files:
         return f"<__media_{self._key}_{len(self.media) - 1}__>"
 
     def _require(self, kind: str | None, where: str) -> None:
-        info = self.context.engine.info
+        info = self.model.info
         can = {IMAGE: info.vision, AUDIO: info.audio, None: info.vision or info.audio}
         if not can[kind]:
             advice = "" if can[None] else "; a model that can is started with its projector (--mmproj)"
@@ -97,7 +92,7 @@ class Files:
 
     def _load(self, url: str, where: str) -> bytes:
         """What a URL stands for: itself, a file of ours, or something far away."""
-        options = self.context.options
+        options = self.model.options
         limit = options.max_body * MIB
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
@@ -158,7 +153,7 @@ def join(
             tokens.append(-len(files))
         elif part:
             tokens += tokenize(part)
-    return Prompt.of([*tokens, *ends[1]], files)
+    return Prompt((*tokens, *ends[1]), tuple(files))
 
 
 def with_images(prompt: str, image_data: object, files: Files, name: str = "prompt") -> list[Segments | int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from server.api.context import Context, Vocab
 from server.api.fields import listed
 from server.api.media import PARTS, Files, Prompt, join
+from server.api.model import Model, Vocab
 from server.api.prompt import special_ends
 from server.chat.segments import Segments, is_text, plain_text
 from server.errors import ApiError
@@ -29,18 +29,18 @@ REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 
 @record(frozen=True)
 class ChatPrompt:
-    """A rendered conversation: its text, its tokens, the text that the answer goes on with (assistant prefill), and as
-    warnings what of the request the model doesn't get to see."""
+    """A rendered conversation: its text, the prompt that it makes, the text that the answer goes on with (assistant
+    prefill), and as warnings what of the request the model doesn't get to see."""
 
     text: str
-    tokens: Prompt
+    prompt: Prompt
     prefill: str = ""
     warnings: tuple[str, ...] = ()
 
 
-def chat_prompt(context: Context, body: Mapping[str, object]) -> ChatPrompt:
-    """Render and tokenise `messages` with the server's template. ApiError 400 says which message is wrong."""
-    files = Files(context)
+def chat_prompt(model: Model, body: Mapping[str, object]) -> ChatPrompt:
+    """Render and tokenise `messages` with the model's template. ApiError 400 says which message is wrong."""
+    files = Files(model)
     messages = check_messages(body.get("messages"), files)
     check_reasoning_format(body)
     prefill = None
@@ -54,16 +54,14 @@ def chat_prompt(context: Context, body: Mapping[str, object]) -> ChatPrompt:
     if is_open and continues is not False and (add_generation_prompt or continues):
         prefill = plain_text(messages[-1].get("content"))
         messages, add_generation_prompt = messages[:-1], True
-    variables = template_variables(context, body)
-    segments = render(context, messages, add_generation_prompt, variables)
+    variables = template_variables(model, body)
+    segments = render(model, messages, add_generation_prompt, variables)
     if prefill:
         segments = [*segments, (prefill, True)]
     text = "".join(part for part, _ in segments)
-    tokens = tokenize_all(
-        context.engine.vocab, segments, context.chat_template.bos_token, not context.system_prompt.prompt, files
-    )
-    warnings = left_out(context, body, messages, variables)
-    return ChatPrompt(files.shown(text), tokens, files.shown(prefill or ""), warnings)
+    prompt = tokenize_all(model.vocab, segments, model.chat_template.bos_token, not model.system_prompt.prompt, files)
+    warnings = left_out(model, body, messages, variables)
+    return ChatPrompt(files.shown(text), prompt, files.shown(prefill or ""), warnings)
 
 
 def check_messages(messages: object, files: Files | None = None) -> list[dict[str, object]]:
@@ -124,7 +122,7 @@ def _marked_part(part: object, where: str, files: Files | None) -> object:
     return part
 
 
-def template_variables(context: Context, body: Mapping[str, object]) -> dict[str, object]:
+def template_variables(model: Model, body: Mapping[str, object]) -> dict[str, object]:
     """What a template may read besides the messages: tools, and `chat_template_kwargs` of server and request."""
     given = body.get("chat_template_kwargs")
     if given is not None and not isinstance(given, dict):
@@ -132,7 +130,7 @@ def template_variables(context: Context, body: Mapping[str, object]) -> dict[str
     tools = body.get("tools")
     if tools is not None and not (isinstance(tools, list) and all_objects(tools)):
         raise ApiError(400, "tools: give a list of objects")
-    variables = {**context.template_kwargs, **(given or {}), **effort_variables(body)}
+    variables = {**model.template_kwargs, **(given or {}), **effort_variables(body)}
     if tools:
         variables["tools"] = tools
     return variables
@@ -149,11 +147,11 @@ def effort_variables(body: Mapping[str, object]) -> dict[str, object]:
 
 
 def left_out(
-    context: Context, body: Mapping[str, object], messages: list[dict[str, object]], variables: Mapping[str, object]
+    model: Model, body: Mapping[str, object], messages: list[dict[str, object]], variables: Mapping[str, object]
 ) -> tuple[str, ...]:
     """What the template has no place for, as warnings."""
     given, effort = body.get("chat_template_kwargs") or {}, effort_variables(body)
-    found = context.chat_template.leaves_out(messages, variables, [*given, *effort])
+    found = model.chat_template.leaves_out(messages, variables, [*given, *effort])
     lines = []
     if found.tools:
         lines.append("tools: this model's chat template doesn't show them to the model")
@@ -168,10 +166,10 @@ def left_out(
 
 
 def render(
-    context: Context, messages: list[dict[str, object]], add_generation_prompt: bool, variables: Mapping[str, object]
+    model: Model, messages: list[dict[str, object]], add_generation_prompt: bool, variables: Mapping[str, object]
 ) -> Segments:
     """The template's segments; its errors become 400."""
-    template = context.chat_template
+    template = model.chat_template
     from server.chat.jinja import TemplateError  # here, because the line before has imported it
 
     try:
@@ -184,7 +182,7 @@ def render(
 def tokenize_all(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bool, files: Files) -> Prompt:
     """`tokenize_segments`, stretch by stretch where files are in between."""
     if not files.media:
-        return Prompt(tokenize_segments(vocab, segments, bos_token, wants_bos))
+        return Prompt(tuple(tokenize_segments(vocab, segments, bos_token, wants_bos)))
     add_special = wants_bos and not begins_with_bos(segments, bos_token)
     return join(
         files.split(segments),

@@ -35,8 +35,8 @@ class MetricsHandler:
         """All metrics as text."""
         if not self._context.options.metrics:
             raise ApiError(501, "This server does not support metrics endpoint. Start it with `--metrics`")
-        self._context.engine.require_ready()
-        text = "".join((*render(self._context.engine.snapshot), *refused(self._context.refusals.numbers())))
+        model = self._context.models.get()
+        text = "".join((*render(model.engine.snapshot), *refused(self._context.refusals.numbers())))
         return Response(200, text.encode(), {"Content-Type": CONTENT_TYPE})
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from server.api.context import Vocab
 from server.api.media import Files, Prompt, join, with_files, with_images
+from server.api.model import Vocab
 from server.api.schema import token_id
 from server.errors import ApiError
 
@@ -15,8 +15,8 @@ MAX_PROMPTS = 1024
 
 def read_prompts(
     prompt: object, vocab: Vocab, add_special: bool, strings_are_one: bool, files: Files, image_data: object = None
-) -> tuple[list[tuple[int, ...]], bool]:
-    """Token ids of every prompt, and whether they came as a list (then the answer is a list too).
+) -> tuple[list[Prompt], bool]:
+    """Every prompt, and whether they came as a list (then the answer is a list too).
 
     A list of strings and ids is one sequence; a list with lists or objects in it is a list of prompts. A list of
     strings alone is one sequence in the 2024 documents (`strings_are_one`) and a list of prompts today. Images come
@@ -38,10 +38,10 @@ def read_prompts(
     return [_one(prompt, vocab, add_special, files, "prompt")], False
 
 
-def _one(prompt: object, vocab: Vocab, add_special: bool, files: Files, where: str) -> tuple[int, ...]:
+def _one(prompt: object, vocab: Vocab, add_special: bool, files: Files, where: str) -> Prompt:
     if isinstance(prompt, dict) and prompt.get("multimodal_data") is not None:
         return with_files_in(with_files(prompt, where, files), vocab, add_special, files)
-    return prompt_tokens(prompt, vocab, add_special)
+    return Prompt(prompt_tokens(prompt, vocab, add_special))
 
 
 def with_files_in(parts: list, vocab: Vocab, add_special: bool, files: Files) -> Prompt:
@@ -58,12 +58,6 @@ def special_ends(vocab: Vocab, add_special: bool) -> tuple[list[int], list[int]]
     ends = vocab.tokenize("", add_special, True)
     n_before = 1 if ends[:1] == [vocab.bos] else 0
     return ends[:n_before], ends[n_before:]
-
-
-def without_files(body: Mapping[str, object]) -> dict[str, object]:
-    """A body as the log shows it: megabytes of base64 help nobody."""
-    kept = {name: value for name, value in body.items() if name != "image_data"}
-    return {**kept, "prompt": shown(body.get("prompt"))}
 
 
 def shown(prompt: object) -> object:

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 
-from server.api.context import Context, Vocab
+from server.api.context import Context
 from server.api.embeddings import MAX_INPUTS, embed, rows_of
-from server.api.fields import RERANK, RERANK_FIELDS
+from server.api.fields import RERANK
+from server.api.media import Prompt
 from server.api.messages import tokenize_segments
-from server.api.openai import model_name
-from server.api.schema import read
+from server.api.model import Model, Vocab
 from server.errors import ApiError
 from server.model_files.rerankers import TEMPLATE_KEY
 from server.web.message import Request, Response
@@ -31,32 +31,32 @@ class RerankHandler:
 
     def handle(self, request: Request) -> Response:
         """Scores, best first. 501 unless the model is a reranker."""
-        context = self._context
-        context.engine.require_ready()
-        if context.engine.info.pooling != "rank":
+        body = request.json_object()
+        model = self._context.models.get(body.get("model"))
+        if model.info.pooling != "rank":
             raise ApiError(
                 501,
                 "This server does not support reranking. Start it with a reranking model, and with "
                 "--reranking if the model doesn't say by itself that it is one",
             )
-        body = request.json()
-        values = read(body, RERANK_FIELDS)
+        values = RERANK.read(body)
         if not values["query"]:
             raise ApiError(400, "query: this field is required, and must not be empty")
         texts = document_texts(values["documents"])
         is_tei = body.get("documents") is None
-        prompts = [rank_prompt(context, values["query"], text) for text in texts]
-        scores = [[row.tolist() for row in rows][0] for rows in rows_of(embed(context, request, prompts))]
+        prompts = [rank_prompt(model, values["query"], text) for text in texts]
+        found = rows_of(embed(self._context, model, request, prompts))
+        scores = [[row.tolist() for row in rows][0] for rows in found]
         results = [
-            self._result(i, scores[i], texts[i] if values["return_documents"] else None, is_tei)
+            result_json(model, i, scores[i], texts[i] if values["return_documents"] else None, is_tei)
             for i in sorted(range(len(texts)), key=lambda i: -scores[i][0])[: values["top_n"]]
         ]
         if is_tei:
             return RERANK.reply(results, body)
-        n_tokens = sum(map(len, prompts))
+        n_tokens = sum(len(prompt.tokens) for prompt in prompts)
         return RERANK.reply(
             {
-                "model": model_name(body, context),
+                "model": model.name_for(values["model"]),
                 "object": "list",
                 "results": results,
                 "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
@@ -64,14 +64,15 @@ class RerankHandler:
             body,
         )
 
-    def _result(self, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, object]:
-        """One document; where the model names its classes, all of their scores."""
-        result: dict[str, object] = {"index": index, "score" if is_tei else "relevance_score": scores[0]}
-        if text is not None:
-            result |= {"text": text} if is_tei else {"document": {"text": text}}
-        if self._context.engine.info.classes:
-            result["scores"] = dict(zip(self._context.engine.info.classes, scores))
-        return result
+
+def result_json(model: Model, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, object]:
+    """One document; where the model names its classes, all of their scores."""
+    result: dict[str, object] = {"index": index, "score" if is_tei else "relevance_score": scores[0]}
+    if text is not None:
+        result |= {"text": text} if is_tei else {"document": {"text": text}}
+    if model.info.classes:
+        result["scores"] = dict(zip(model.info.classes, scores))
+    return result
 
 
 def document_texts(documents: object) -> list[str]:
@@ -87,22 +88,24 @@ def document_texts(documents: object) -> list[str]:
     return texts
 
 
-def rank_prompt(context: Context, query: str, document: str) -> tuple[int, ...]:
+def rank_prompt(model: Model, query: str, document: str) -> Prompt:
     """What a model reads to compare the two: by its template, else `[BOS] query [EOS] [SEP] document [EOS]` with
     those of the tokens that it wants."""
-    vocab = context.engine.vocab
-    template = context.engine.info.meta.get(TEMPLATE_KEY)
+    vocab = model.vocab
+    template = model.info.meta.get(TEMPLATE_KEY)
     if template:
         texts = {"{query}": (query, True), "{document}": (document, True)}
         segments = [texts.get(part, (part, False)) for part in PLACES.split(template) if part]
-        return tuple(tokenize_segments(vocab, segments, "", wants_bos=False))
-    return (
-        *_when(vocab.add_bos, vocab.bos),
-        *vocab.tokenize(query, False, False),
-        *_when(vocab.add_eos, _end(vocab)),
-        *_when(vocab.add_sep, vocab.sep),
-        *vocab.tokenize(document, False, False),
-        *_when(vocab.add_eos, _end(vocab)),
+        return Prompt(tuple(tokenize_segments(vocab, segments, "", wants_bos=False)))
+    return Prompt(
+        (
+            *_when(vocab.add_bos, vocab.bos),
+            *vocab.tokenize(query, False, False),
+            *_when(vocab.add_eos, _end(vocab)),
+            *_when(vocab.add_sep, vocab.sep),
+            *vocab.tokenize(document, False, False),
+            *_when(vocab.add_eos, _end(vocab)),
+        )
     )
 
 

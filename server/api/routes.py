@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from server.api.completion import CompletionHandler
 from server.api.context import Context
 from server.api.debug import DebugHandler
+from server.api.dialects import infill, native, openai_chat, openai_text
 from server.api.embeddings import EmbeddingHandlers
-from server.api.infill import InfillHandler
+from server.api.generation import TextHandler
 from server.api.lora import LoraHandlers
 from server.api.metrics import MetricsHandler
-from server.api.openai import OpenAiHandlers
 from server.api.rerank import RerankHandler
 from server.api.running import AbortHandler
 from server.api.slots import SlotHandlers
@@ -20,8 +19,7 @@ from server.web.router import Route
 
 def routes(context: Context) -> list[Route]:
     """Rows of (method, path, handler); public ones need no API key."""
-    status, tokens, completion = StatusHandlers(context), TokenHandlers(context), CompletionHandler(context)
-    lora, openai = LoraHandlers(context), OpenAiHandlers(context)
+    status, tokens, lora = StatusHandlers(context), TokenHandlers(context.models), LoraHandlers(context.models)
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
     return [
         Route("GET", "/health", status.health, public=True),
@@ -36,19 +34,19 @@ def routes(context: Context) -> list[Route]:
         Route("POST", "/lora-adapters", lora.set),
         Route("GET", "/models", status.models, public=True),
         Route("GET", "/v1/models", status.models, public=True),
-        Route("POST", "/completion", completion.handle),
-        Route("POST", "/completions", completion.handle),
         *(
-            Route("POST", prefix + path, handler)
-            for prefix in ("", "/v1")
-            for path, handler in (
-                ("/chat/completions", openai.chat),
-                ("/chat/completions/input_tokens", openai.count_tokens),
+            Route("POST", path, TextHandler(context, dialect).handle, error_shape=dialect.error)
+            for path, dialect in (
+                ("/completion", native.DIALECT),
+                ("/completions", native.DIALECT),
+                ("/infill", infill.DIALECT),
+                ("/chat/completions", openai_chat.DIALECT),
+                ("/v1/chat/completions", openai_chat.DIALECT),
+                ("/v1/completions", openai_text.DIALECT),
             )
         ),
-        Route("POST", "/v1/completions", openai.complete),
-        Route("POST", "/apply-template", openai.apply_template),
-        Route("POST", "/infill", InfillHandler(context).handle),
+        *(Route("POST", prefix + "/chat/completions/input_tokens", tokens.count) for prefix in ("", "/v1")),
+        Route("POST", "/apply-template", tokens.apply_template),
         *(Route("POST", path, AbortHandler(context.running).handle, is_free=True) for path in ("/abort", "/v1/abort")),
         Route("POST", "/debug/stacks", DebugHandler(context).stacks, body_optional=True),
         Route("POST", "/embedding", embeddings.native),

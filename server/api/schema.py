@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
@@ -22,7 +22,11 @@ INF = math.inf
 
 @record(frozen=True)
 class Field:
-    """One request field: `kind` is int, float, bool, str or list; `aliases` are read when `name` is absent."""
+    """One request field: `kind` is int, float, bool, str, dict, list or object; `aliases` are read when `name` is absent.
+
+    The last two come in several forms, and are looked at by whoever reads them. `convert` turns what clients are known to send
+    into what is checked.
+    """
 
     name: str
     kind: type
@@ -31,6 +35,7 @@ class Field:
     low: float = -INF
     high: float = INF
     aliases: tuple[str, ...] = ()
+    convert: Callable[[object], object] | None = None
 
 
 _DEFAULTS = SamplingParams()
@@ -113,35 +118,32 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
 # How many strings a list may have where each costs time in the engine, for which everybody waits: a breaker is looked
 # for in every token of the vocabulary, a sampler goes over it for every token.
 MAX_STRINGS = {"dry_sequence_breakers": 100, "samplers": 100, "stop": 10_000}
-_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list"}
+_KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list",
+               dict: "an object"}
 
 
-def read(body: object, fields: Iterable[Field], defaults: Mapping[str, object] = MappingProxyType({}),
-         ) -> dict[str, object]:
-    """The values of `fields` in a request body (a JSON object), checked.
+def read(body: Mapping[str, object], fields: Iterable[Field], defaults: Mapping[str, object] = MappingProxyType({}),
+         where: str = "") -> dict[str, object]:
+    """The values of `fields` in a JSON object, checked; `where` is what its fields' names begin with in errors.
 
     What is absent or null is taken from `defaults`, else from the field.
     """
-    if not isinstance(body, dict):
-        raise ApiError(400, "the request body must be a JSON object")
-    return {field.name: _value(body, field, defaults) for field in fields}
+    return {field.name: _value(body, field, defaults, where) for field in fields}
 
 
-def sampling_params(body: Mapping[str, object], values: Mapping[str, object], vocab,
-                    defaults: Mapping[str, object] = MappingProxyType({})) -> SamplingParams:
-    """`SamplingParams` of a request; `values` are its checked COMPLETION_FIELDS."""
-    seed = values["seed"]
-    bias = logit_bias(values["logit_bias"], vocab)
+def sampling_params(values: Mapping[str, object], vocab, defaults: Mapping[str, object] = MappingProxyType({}),
+                    grammar: str = "") -> tuple[SamplingParams, ...]:
+    """The `SamplingParams` of each of the answers to a prompt, which differ in their seeds. `values` are the checked
+    fields of a text request of a request."""
     samplers = sampler_names(values["samplers"])
     if defaults.get("penalties_first") and "penalties" not in samplers:
         samplers = ("penalties", *samplers)
-    return SamplingParams(
-        **read(body, SAMPLING_FIELDS, defaults),
-        seed=random.getrandbits(32) if seed == -1 else seed,
-        samplers=samplers,
-        logit_bias=bias,
-        penalty_prompt=penalty_prompt(values["penalty_prompt"], vocab),
-        dry_sequence_breakers=strings("dry_sequence_breakers", values["dry_sequence_breakers"]))
+    fields = {field.name: values[field.name] for field in SAMPLING_FIELDS} | {
+        "grammar": grammar, "samplers": samplers, "logit_bias": logit_bias(values["logit_bias"], vocab),
+        "penalty_prompt": penalty_prompt(values["penalty_prompt"], vocab),
+        "dry_sequence_breakers": strings("dry_sequence_breakers", values["dry_sequence_breakers"])}
+    seed = random.getrandbits(32) if values["seed"] == -1 else values["seed"]
+    return tuple(SamplingParams(**fields, seed=(seed + i) % 2**32) for i in range(values["n_cmpl"]))
 
 
 def penalty_prompt(value: object, vocab) -> tuple[int, ...] | None:
@@ -223,24 +225,23 @@ def _bias_tokens(key: object, vocab, is_object: bool) -> list[int]:
     return [token_id("logit_bias", int(key) if isinstance(key, str) else key, vocab)]
 
 
-def _value(body: Mapping[str, object], field: Field, defaults: Mapping[str, object]) -> object:
-    name = field.name
-    for name in (field.name, *field.aliases):
-        if body.get(name) is not None:
-            break
-    else:
+def _value(body: Mapping[str, object], field: Field, defaults: Mapping[str, object], where: str) -> object:
+    name, value = next(((name, body[name]) for name in (field.name, *field.aliases) if body.get(name) is not None),
+                       (field.name, None))
+    if field.convert is not None and value is not None:
+        value = field.convert(value)
+    if value is None:
         return defaults.get(field.name, field.default)
-    value = body[name]
-    if field.kind is list:
+    if field.kind in (list, object):  # in several forms
         return value
     if field.kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if field.kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = as_float(name, value)
     if not isinstance(value, field.kind) or isinstance(value, bool) and field.kind is not bool:
-        raise ApiError(400, f"{name}: {_shown(body[name])} is not {_KIND_NAMES[field.kind]}")
+        raise ApiError(400, f"{where}{name}: {_shown(body[name])} is not {_KIND_NAMES[field.kind]}")
     if field.kind in (int, float) and not field.low <= value <= field.high:
-        raise ApiError(400, f"{name}: {_shown(body[name])} is out of range, allowed is {_limits(field)}")
+        raise ApiError(400, f"{where}{name}: {_shown(body[name])} is out of range, allowed is {_limits(field)}")
     return value
 
 

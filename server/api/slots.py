@@ -29,20 +29,20 @@ class SlotHandlers:
         context = self._context
         if not context.options.slot_save_path:
             raise ApiError(501, "This server does not support slots action. Start it with `--slot-save-path`")
-        context.engine.require_ready()
+        engine = context.models.get().engine
         if not re.fullmatch(r"\d{1,9}", request.params["id_slot"]):
             raise ApiError(400, "the slot's id in the URL is not a number")
         id_slot = int(request.params["id_slot"])
         action = request.query.get("action", "")
         if action == "erase":
-            done = context.engine.command("erase", id_slot=id_slot)
+            done = engine.command("erase", id_slot=id_slot)
             return json_response({"id_slot": id_slot, **done})
         if action not in ("save", "restore"):
             raise ApiError(400, f"action: '{action[:40]}' is unknown; known are save, restore, erase")
         body = request.json()
         name = body.get("filename") if isinstance(body, dict) else None
         path = slot_path(context.options.slot_save_path, name)
-        done = context.engine.command(action, id_slot=id_slot, path=str(path))
+        done = engine.command(action, id_slot=id_slot, path=str(path))
         ms = round(done.pop("ms"), 3)
         return SLOT.reply({"id_slot": id_slot, "filename": name, **done, "timings": {f"{action}_ms": ms}}, body)
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from server.api import schema
-from server.api.completion import settings
 from server.api.context import Context
-from server.api.fields import PROPS
+from server.api.fields import COMPLETION, PROPS
 from server.api.media import DEFAULT_MARKER
+from server.api.model import Model
+from server.api.serialize import settings_json
 from server.engine.seam.task import FAILED, LOADING, READY, RESTARTING, ModelInfo, SlotState, Task
 from server.errors import ApiError
 from server.web.message import Request, Response, error_body, json_response
@@ -27,7 +28,7 @@ class StatusHandlers:
     def health(self, request: Request) -> Response:
         """200 ok or no slot available (503 with `fail_on_no_slot`), 503 while loading, 500 after a failed load; with
         `strict` 503 also when the engine has work and makes no progress."""
-        engine = self._context.engine
+        engine = self._context.models.default.engine
         if engine.state == LOADING:
             error = ApiError(503, "Loading model", progress=round(engine.progress, 3))
             return json_response({"status": LOADING, **error_body(error)}, 503, {"Retry-After": "1"})
@@ -48,7 +49,7 @@ class StatusHandlers:
             "slots_processing": snapshot.n_processing,
         }
         if "include_slots" in request.query and self._context.options.slots:
-            body["slots"] = self._slots(request)
+            body["slots"] = self._slots(self._context.models.default, request)
         return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def live(self, request: Request) -> Response:
@@ -57,7 +58,7 @@ class StatusHandlers:
 
     def ready(self, request: Request) -> Response:
         """200 when a request would be served now, else 503 with the reason: for who spreads requests over servers."""
-        engine = self._context.engine
+        engine = self._context.models.default.engine
         if engine.state != READY:
             messages = {LOADING: "Loading model", RESTARTING: COMING_BACK, FAILED: engine.trouble}
             raise ApiError(503, messages.get(engine.state, "shutting down"))
@@ -68,21 +69,21 @@ class StatusHandlers:
     def props(self, request: Request) -> Response:
         """Settings of the server and the defaults of requests."""
         context = self._context
-        context.engine.require_ready()
-        info = context.engine.info
-        defaults = self._default_settings()
+        model = context.models.get()
+        info = model.info
+        defaults = default_settings(model)
         return json_response(
             {
-                "assistant_name": context.system_prompt.assistant_name,
-                "user_name": context.system_prompt.anti_prompt,
-                "system_prompt": context.system_prompt.prompt,
+                "assistant_name": model.system_prompt.assistant_name,
+                "user_name": model.system_prompt.anti_prompt,
+                "system_prompt": model.system_prompt.prompt,
                 "default_generation_settings": {**defaults, "params": defaults},
                 "total_slots": info.n_slots,
                 "model_path": info.path,
-                "model_alias": context.model_name,
+                "model_alias": model.name,
                 "modalities": {"vision": info.vision, "audio": info.audio},
                 "media_marker": DEFAULT_MARKER,
-                "chat_template": self._template_source(),
+                "chat_template": template_source(model),
                 "bos_token": info.bos_token,
                 "eos_token": info.eos_token,
                 "endpoint_slots": context.options.slots,
@@ -104,26 +105,25 @@ class StatusHandlers:
         """POST /props: the system prompt is what can be changed at run time; needs `--props`."""
         if not self._context.options.props:
             raise ApiError(501, "This server does not support changing global properties. Start it with `--props`")
-        self._context.engine.require_ready()
-        body = request.json()
-        if not isinstance(body, dict):
-            raise ApiError(400, "the request body must be a JSON object")
+        body = request.json_object()
+        model = self._context.models.get(body.get("model"))
         if body.get("system_prompt") is not None:
-            self._context.set_system_prompt(body["system_prompt"])
+            model.set_system_prompt(body["system_prompt"])
         return PROPS.reply({"success": True}, body)
 
     def slots(self, request: Request) -> Response:
         """Every slot with its latest task; with `fail_on_no_slot` 503 when none is free."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
-        self._context.engine.require_ready()
-        if "fail_on_no_slot" in request.query and self._context.engine.snapshot.n_idle == 0:
+        model = self._context.models.get()
+        if "fail_on_no_slot" in request.query and model.engine.snapshot.n_idle == 0:
             raise ApiError(503, "no slot available")
-        return json_response(self._slots(request))
+        return json_response(self._slots(model, request))
 
     def models(self, request: Request) -> Response:
         """The one model, in the shape of OpenAI's list, with what is known of it in `meta`."""
-        info = self._context.engine.info
+        model = self._context.models.default
+        info, names = model.info, model.names
         meta = (
             None
             if info is None
@@ -139,8 +139,6 @@ class StatusHandlers:
                 "classes": list(info.classes),
             }
         )
-        names = [name.strip() for name in (self._context.options.alias or "").split(",") if name.strip()]
-        names = names or [self._context.model_name]
         models = [
             {
                 "id": name,
@@ -148,7 +146,7 @@ class StatusHandlers:
                 "object": "model",
                 "created": self._context.started,
                 "owned_by": "llama_srv",
-                "tags": list(self._context.options.tags),
+                "tags": list(model.options.tags),
                 "meta": meta,
                 "architecture": modalities(info),
             }
@@ -156,31 +154,16 @@ class StatusHandlers:
         ]
         return json_response({"object": "list", "data": models})
 
-    def _template_source(self) -> str:
-        """The chat template in use; the model's own where that can't be compiled."""
-        try:
-            return self._context.chat_template.source
-        except ApiError:
-            return self._context.engine.info.meta.get("tokenizer.chat_template", "")
+    def _slots(self, model: Model, request: Request) -> list[dict[str, object]]:
+        return [self._slot(model, slot, request) for slot in model.engine.snapshot.slots]
 
-    def _default_settings(self) -> dict[str, object]:
-        context = self._context
-        values = schema.read({}, schema.COMPLETION_FIELDS, context.defaults)
-        params = schema.sampling_params({}, {**values, "seed": 0}, context.engine.vocab, context.defaults)
-        task = Task(-1, (), params, values["n_predict"], values["n_keep"], cache_prompt=values["cache_prompt"])
-        return {**settings(context, task, False), "seed": values["seed"]}
-
-    def _slots(self, request: Request) -> list[dict[str, object]]:
-        return [self._slot(slot, request) for slot in self._context.engine.snapshot.slots]
-
-    def _slot(self, slot: SlotState, request: Request) -> dict[str, object]:
-        task = self._context.engine.task(slot.id_task)
+    def _slot(self, model: Model, slot: SlotState, request: Request) -> dict[str, object]:
+        task = model.engine.task(slot.id_task)
         is_foreign = self._context.is_shared and task is not None and task.owner != request.owner
         if is_foreign:
             task = None  # its prompt, grammar and stop texts are somebody else's
-        flat = settings(self._context, task, False) if task else self._default_settings()
-        vocab = self._context.engine.vocab
-        prompt = vocab.detokenize(list(task.prompt)).decode("utf-8", "replace") if task else ""
+        flat = settings_json(model, task, False) if task else default_settings(model)
+        prompt = model.vocab.detokenize(list(task.prompt)).decode("utf-8", "replace") if task else ""
         next_token = {
             "has_next_token": slot.has_next_token,
             "n_remain": slot.n_remain,
@@ -197,7 +180,7 @@ class StatusHandlers:
             "id_task": slot.id_task,
             "state": int(slot.is_processing),
             "is_processing": slot.is_processing,
-            "speculative": bool(self._context.options.spec_type) and flat["speculative.n_max"] > 0,
+            "speculative": bool(model.options.spec_type) and flat["speculative.n_max"] > 0,
             **flat,
             "n_ctx": slot.n_ctx,
             "prompt": prompt,
@@ -208,6 +191,24 @@ class StatusHandlers:
             "n_prompt_tokens_cache": slot.n_cached,
             "truncated": slot.truncated,
         }
+
+
+def template_source(model: Model) -> str:
+    """The chat template in use; the model's own where that can't be compiled."""
+    try:
+        return model.chat_template.source
+    except ApiError:
+        return model.info.meta.get("tokenizer.chat_template", "")
+
+
+def default_settings(model: Model) -> dict[str, object]:
+    """`generation_settings` of a request that says nothing."""
+    values = COMPLETION.read({}, model.defaults)
+    [params] = schema.sampling_params(
+        {**values, "seed": 0, "n_cmpl": 1}, model.vocab, model.defaults, values["grammar"]
+    )
+    task = Task(-1, (), params, values["n_predict"], values["n_keep"], cache_prompt=values["cache_prompt"])
+    return {**settings_json(model, task, False), "seed": values["seed"]}
 
 
 def modalities(info: ModelInfo | None) -> dict[str, list[str]]:

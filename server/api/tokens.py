@@ -1,26 +1,27 @@
-"""POST /tokenize and /detokenize. Connection thread; the engine is not asked."""
+"""POST /tokenize, /detokenize, /apply-template and the counting of chats' tokens. Connection thread; the engine is not
+asked."""
 
 from __future__ import annotations
 
-from server.api.context import Context
-from server.api.fields import DETOKENIZE, TOKENIZE, TOKENIZE_FIELDS
-from server.api.schema import read, token_id
+from server.api.fields import CHAT, DETOKENIZE, TOKENIZE
+from server.api.messages import chat_prompt
+from server.api.model import Models
+from server.api.schema import token_id
 from server.errors import ApiError
 from server.web.message import Request, Response
 
 
 class TokenHandlers:
-    """Text to token ids and back."""
+    """Text to token ids and back, chats to text."""
 
-    def __init__(self, context: Context) -> None:
-        self._context = context
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     def tokenize(self, request: Request) -> Response:
         """`{"tokens": [...]}`; with `with_pieces` each is `{"id", "piece"}`."""
-        self._context.engine.require_ready()
-        body = request.json()
-        values = read(body, TOKENIZE_FIELDS)
-        vocab = self._context.engine.vocab
+        body = request.json_object()
+        vocab = self._models.get(body.get("model")).vocab
+        values = TOKENIZE.read(body)
         tokens = vocab.tokenize(values["content"], values["add_special"], values["parse_special"])
         if values["with_pieces"]:
             tokens = [{"id": token, "piece": piece_json(vocab.piece(token))} for token in tokens]
@@ -28,13 +29,31 @@ class TokenHandlers:
 
     def detokenize(self, request: Request) -> Response:
         """`{"content": text}`; bytes that are no UTF-8 become U+FFFD."""
-        self._context.engine.require_ready()
-        body = request.json()
-        if not isinstance(body, dict) or not isinstance(body.get("tokens", []), list):
+        body = request.json_object()
+        vocab = self._models.get(body.get("model")).vocab
+        if not isinstance(body.get("tokens", []), list):
             raise ApiError(400, "tokens: give a list of token ids")
-        vocab = self._context.engine.vocab
         tokens = [token_id("tokens", token, vocab) for token in body.get("tokens", [])]
         return DETOKENIZE.reply({"content": vocab.detokenize(tokens).decode("utf-8", "replace")}, body)
+
+    def apply_template(self, request: Request) -> Response:
+        """The prompt that `messages` would become."""
+        body = request.json_object()
+        prompt = chat_prompt(self._models.get(body.get("model")), body)
+        return CHAT.reply({"prompt": prompt.text}, body, prompt.warnings)
+
+    def count(self, request: Request) -> Response:
+        """How many tokens the prompt of `messages` has."""
+        body = request.json_object()
+        chat = chat_prompt(self._models.get(body.get("model")), body)
+        prompt = chat.prompt
+        if prompt.media:
+            raise ApiError(
+                400,
+                f"{prompt.media[0].where}: how many tokens a file takes is known only when it is "
+                "decoded; the usage of an answer has it",
+            )
+        return CHAT.reply({"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}, body, chat.warnings)
 
 
 def piece_json(piece: bytes) -> str | list[int]:

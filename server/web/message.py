@@ -81,6 +81,13 @@ class Request:
         """The body as JSON, whatever its content type; ApiError 400 with the position of the first fault."""
         return parse_json(self.body)
 
+    def json_object(self) -> dict[str, object]:
+        """The body as a JSON object; ApiError 400 for anything else."""
+        body = self.json()
+        if not isinstance(body, dict):
+            raise ApiError(400, "the request body must be a JSON object")
+        return body
+
     def on_disconnect(self, callback: Callable[[], None]) -> AbstractContextManager[object]:
         """Inside the returned context, `callback` is called at most once, from the watcher's thread, when the
         client closes or resets its connection. It must be quick and must not raise. When the block is left at

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.api.openai import OpenAiCompletion
+from server.api.text_request import TextRequest
 from tests.api.openai_wire import DONE, chatml, choices, chunks, contents, events, said
 from tests.fakes import BOS, N_VOCAB, FakeBackend
 from tests.fakes import answer as answers
@@ -395,7 +395,7 @@ def test_an_error_after_the_first_chunk_is_an_error_event_and_the_last(make_api,
 
 @pytest.mark.parametrize("path", [URL, "/v1/completions"])
 def test_a_quiet_stream_is_kept_alive_by_pings(make_api, monkeypatch, path):
-    monkeypatch.setattr(OpenAiCompletion, "ping_s", 0.01)
+    monkeypatch.setattr(TextRequest, "ping_s", 0.01)
     api = make_api().start()
     api.backend.hold()
     body = json.dumps({"messages": HI, "prompt": "hi", "stream": True, "max_tokens": 2}).encode()

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from server.api.completion import Completion
-from server.api.openai import ChatCompletion
+from server.api.dialects import native, openai_chat
 from tests.api.conftest import Api
 from tests.fakes import FakeBackend
 
@@ -47,16 +46,17 @@ def test_a_silent_stream_carries_comments(make_api, path, argv, fields):
 
 
 @pytest.mark.parametrize(
-    ("kind", "argv", "fields", "seconds"),
+    ("dialect", "argv", "fields", "seconds"),
     [
-        (ChatCompletion, (), {}, 30),
-        (Completion, (), {}, None),
-        (ChatCompletion, ("--sse-ping-interval", "-1"), {}, None),
-        (Completion, ("--sse-ping-interval", "5"), {"sse_ping_interval": -1}, None),
-        (Completion, ("--sse-ping-interval", "5"), {}, 5),
-        (Completion, (), {"sse_ping_interval": 0}, None),
+        (openai_chat.DIALECT, (), {}, 30),
+        (native.DIALECT, (), {}, None),
+        (openai_chat.DIALECT, ("--sse-ping-interval", "-1"), {}, None),
+        (native.DIALECT, ("--sse-ping-interval", "5"), {"sse_ping_interval": -1}, None),
+        (native.DIALECT, ("--sse-ping-interval", "5"), {}, 5),
+        (native.DIALECT, (), {"sse_ping_interval": 0}, None),
     ],
 )
-def test_who_gets_them_by_default(make_api, kind, argv, fields, seconds):
+def test_who_gets_them_by_default(make_api, dialect, argv, fields, seconds):
     api = make_api(FakeBackend(), argv).start()
-    assert kind(api.context, {**CHAT, **TEXT, **fields}).ping_s == seconds
+    model = api.context.models.get()
+    assert dialect.read(api.context, model, {**CHAT, **TEXT, **fields}).ping_s == seconds

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.api.completion import timings_json
+from server.api.serialize import timings_json
 from server.engine.seam.task import Timings
 from tests.fakes import BOS, EOS, FakeBackend, letters, said_by
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from server.api.completion import Completion
+from server.api.dialects.native import NativeReply
 from server.web.http1.direct import DirectWriter
 from tests.api.conftest import PATIENCE, Api
 from tests.fakes import FakeBackend
@@ -90,16 +90,15 @@ def test_a_stream_is_the_same_text_as_the_whole_answer(api):
 
 def test_a_fault_in_making_events_ends_that_stream_only(api, monkeypatch):
     """It happens on the thread that serves all streams."""
-    events = Completion.events
+    write, seen = NativeReply.event, []
 
-    def broken(self, item):
-        if self.values["seed"] == 5 and getattr(item, "text", "") and len(self._seen) > 2:
+    def broken(self, index, event):
+        if self._asked.values["seed"] == 5 and getattr(event, "text", "") and len(seen) > 2:
             raise ZeroDivisionError("a bug")
-        self._seen.append(item)
-        return events(self, item)
+        seen.append(event)
+        return write(self, index, event)
 
-    monkeypatch.setattr(Completion, "_seen", [], raising=False)
-    monkeypatch.setattr(Completion, "events", broken)
+    monkeypatch.setattr(NativeReply, "event", broken)
     with ask(api, 300, seed=6) as good, ask(api, 300, seed=5) as bad:
         assert b'"stop":true' not in b"".join(iter(lambda: bad.recv(65536), b""))
         assert len(text_of(rest_of(good))) == 300

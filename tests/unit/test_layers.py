@@ -30,6 +30,18 @@ COMPOSITION = ("server.launch", "server.app", "server.serving", "server.model_so
 EVERYTHING = ("server", "ctypes_api")
 PRODUCT = ("llama_srv", *EVERYTHING)
 
+API = (
+    "server.api.dialects",
+    "server.chat",
+    "server.engine.seam",
+    "server.grammar",
+    "server.model_files.rerankers",
+    "server.options",
+    "server.web.message",
+    "server.web.router",
+    "server.web.sse",
+)
+
 # folder -> what of the product its modules may import, besides their own folder and the leaves; a row for each folder,
 # and for the few modules that lie in none; an entry allows what lies below it, too
 RULES: dict[str, tuple[str, ...]] = {
@@ -51,16 +63,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.grammar.json_schema": ("server.grammar",),
     "server.chat": ("server.chat.jinja",),
     "server.chat.jinja": (),
-    "server.api": (
-        "server.chat",
-        "server.engine.seam",
-        "server.grammar",
-        "server.model_files.rerankers",
-        "server.options",
-        "server.web.message",
-        "server.web.router",
-        "server.web.sse",
-    ),
+    "server.chat.output": ("server.engine.seam",),
+    "server.api": API,
+    "server.api.dialects": ("server.api", *API),
     "server.engine": (),
     "server.engine.seam": ("server.model_files",),
     "server.engine.client": ("server.engine.seam", "ctypes_api"),

@@ -4,12 +4,16 @@ socket."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
-from server.api.completion import MAX_JOINED, PING, Stream
+from server.api.generation import MAX_JOINED, PING, Stream
+from server.chat.output.events import End, Text
+from server.chat.output.parser import go_on
 from server.engine.seam.task import Final, Piece, Timings
 from server.errors import ApiError
+from server.metrics import Refusals
 
 
 class Events:
@@ -28,14 +32,31 @@ class Events:
                 yield event
 
 
-class Dialect:
+class Run:
+    """A generation with one answer."""
+
     ping_s = None
+    refusals = Refusals()
 
-    def events(self, item: object) -> tuple[bytes, ...]:
-        return (b"end.",) if isinstance(item, Final) else (item.text.encode(),) if item.text else ()
+    def __init__(self, results: Events) -> None:
+        self._results = results
 
-    def tail(self) -> Iterator[bytes]:
-        yield b"tail"
+    @contextmanager
+    def run(self, answer_id: str) -> Iterator[Events]:
+        yield self._results
+
+    def feed(self, message: object) -> tuple[int, tuple]:
+        return 0, go_on(message)
+
+
+class Reply:
+    id = ""
+
+    def event(self, index: int, event: object) -> bytes:
+        return b"end." if isinstance(event, End) else event.text.encode() if isinstance(event, Text) else b""
+
+    def end(self) -> bytes:
+        return b"tail"
 
     def error(self, error: ApiError) -> bytes:
         return b"error"
@@ -49,7 +70,7 @@ def piece(text: str) -> Piece:
 
 
 def sent(*bursts: list[object]) -> list[bytes]:
-    return list(Stream._iterate(Dialect(), Events(*bursts)))
+    return list(Stream(Run(Events(*bursts)), Reply()))
 
 
 def test_events_that_come_one_by_one_go_one_by_one():

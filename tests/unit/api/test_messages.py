@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.context import SystemPrompt
 from server.api.messages import MAX_MESSAGES, chat_prompt, check_messages, tokenize_between, tokenize_segments
+from server.api.model import SystemPrompt
 from server.chat.template import ChatTemplate
 from server.engine.seam.task import ModelInfo
 from server.errors import ApiError
@@ -27,11 +27,12 @@ SOURCE = (
 def context(
     source: str = SOURCE, vocab: FakeVocab | None = None, template_kwargs: dict | None = None, system_prompt: str = ""
 ) -> SimpleNamespace:
-    """As much of `api.context.Context` as `chat_prompt` reads."""
+    """As much of `api.model.Model` as `chat_prompt` reads."""
     return SimpleNamespace(
         chat_template=ChatTemplate(source, "<s>", "</s>"),
         template_kwargs=template_kwargs or {},
-        engine=SimpleNamespace(vocab=vocab or FakeVocab(), info=ModelInfo("fake.gguf")),
+        vocab=vocab or FakeVocab(),
+        info=ModelInfo("fake.gguf"),
         system_prompt=SystemPrompt(system_prompt),
     )
 
@@ -253,7 +254,7 @@ def test_content_parts_give_the_prompt_of_the_same_text():
 
 
 def tokens_of(*messages: object, source: str = SOURCE, **options: object) -> list[int]:
-    return list(chat_prompt(context(source, **options), {"messages": list(messages)}).tokens)
+    return list(chat_prompt(context(source, **options), {"messages": list(messages)}).prompt.tokens)
 
 
 def test_the_template_makes_special_tokens_and_users_do_not():

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.api import schema
-from server.api.embeddings import EMBEDDING_FIELDS
+from server.api.fields import COMPLETION, EMBEDDING_FIELDS
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.options import row as option_row
 from server.options.parser import (
@@ -673,8 +673,8 @@ def test_request_defaults_pass_the_checks_of_requests():
     argv = ["--temp", "0.5", "--samplers", "top_k", "-l", "5-1", "-s", "7", "--dry-sequence-breaker", "none", "-r", "x"]
     for profile in ("modern", "2024"):
         defaults = request_defaults(parse([*argv, "--compat", profile], {}))
-        values = schema.read({}, schema.COMPLETION_FIELDS, defaults)
-        params = schema.sampling_params({}, values, NoVocab(), defaults)
+        values = COMPLETION.read({}, defaults)
+        [params] = schema.sampling_params(values, NoVocab(), defaults)
         assert (params.temperature, params.seed, params.logit_bias) == (0.5, 7, ((5, -1.0),))
         assert params.samplers == (("penalties", "top_k") if profile == "2024" else ("top_k",))
         assert params.dry_sequence_breakers == () and schema.strings("stop", values["stop"]) == ("x",)

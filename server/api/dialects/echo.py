@@ -10,8 +10,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from server.api.completion import token_json
-from server.api.context import Vocab
+from server.api.model import Vocab
+from server.api.serialize import token_json
 from server.engine.seam.task import PromptProbs, TokenProbs
 
 

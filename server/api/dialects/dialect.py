@@ -1,0 +1,73 @@
+"""What a dialect consists of. `server.api.generation` runs requests of any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
+from typing import Protocol
+
+from server.api.context import Context
+from server.api.model import Model
+from server.api.text_request import TextRequest
+from server.chat.output.events import End, Event, Text
+from server.engine.seam.task import Final, PromptProbs, Task, TokenProbs
+from server.errors import ApiError
+from server.records import record
+from server.web.message import ErrorShape, error_body
+
+
+@record
+class Answer:
+    """What one task has said, collected from its events."""
+
+    task: Task
+    parts: list[str] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    probs: list[TokenProbs] = field(default_factory=list)
+    prompt_probs: list[PromptProbs] = field(default_factory=list)
+    final: Final | None = None
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return "".join(self.parts)
+
+    def add(self, event: Event) -> None:
+        """The next event."""
+        if type(event) is Text:
+            self.parts.append(event.text)
+            self.tokens += event.tokens
+            self.probs += event.probs
+        elif isinstance(event, End):
+            self.final = event.final
+        elif isinstance(event, PromptProbs):
+            self.prompt_probs.append(event)
+
+
+class Reply(Protocol):
+    """Writes the answers to one request: event by event into a stream, or as a whole."""
+
+    id: str
+    """What the client knows the answer by; "" if it has no id."""
+
+    def event(self, index: int, event: Event) -> bytes:
+        """What a stream sends for an event of the answer `index`; b"" for nothing."""
+
+    def end(self) -> bytes:
+        """What a stream sends after the last event."""
+
+    def error(self, error: ApiError) -> bytes:
+        """What a stream that has begun sends before it breaks off."""
+
+    def whole(self, answers: Sequence[Answer]) -> object:
+        """The JSON of the whole answer."""
+
+
+@record(frozen=True)
+class Dialect:
+    """`read` checks a body and makes the request of it, `reply` makes what writes the answers of its tasks, `error` is
+    the shape of errors."""
+
+    read: Callable[[Context, Model, Mapping[str, object]], TextRequest]
+    reply: Callable[[Context, TextRequest, Sequence[Task]], Reply]
+    error: ErrorShape = error_body

@@ -1,0 +1,181 @@
+"""The dialect of POST /completion and /infill: a prompt in, text out, whole or as a stream. Connection thread.
+
+Answers carry the fields of the 2024 documents and those of today's server side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from json.encoder import encode_basestring
+
+from server.api.context import Context
+from server.api.dialects.dialect import Answer, Dialect
+from server.api.fields import COMPLETION
+from server.api.media import Files
+from server.api.model import Model
+from server.api.prompt import read_prompts, shown
+from server.api.schema import strings
+from server.api.serialize import probs_json, progress_json, settings_json, timings_json
+from server.api.text_request import TextRequest, text_request
+from server.chat.output.events import End, Event, Text
+from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Progress, Task
+from server.errors import ApiError
+from server.web.message import error_body, to_json
+from server.web.sse import event as sse_event
+
+MISSING = object()
+
+
+def read_completion(context: Context, model: Model, body: Mapping[str, object]) -> TextRequest:
+    """POST /completion. Its `system_prompt` counts from now on, and for all."""
+    if body.get("system_prompt") is not None:
+        model.set_system_prompt(body["system_prompt"])
+    values = COMPLETION.read(body, model.defaults)
+    if body.get("prompt") is None:
+        raise ApiError(400, "prompt: this field is required")
+    prompts, is_list = read_prompts(
+        body["prompt"],
+        model.vocab,
+        not model.system_prompt.prompt,
+        context.is_2024,
+        Files(model),
+        body.get("image_data"),
+    )
+    return text_request(
+        model,
+        COMPLETION,
+        body,
+        values,
+        prompts,
+        shown(body["prompt"]),
+        is_list=is_list,
+        default_ping_s=default_ping_s(context),
+    )
+
+
+def default_ping_s(context: Context) -> int:
+    """The documents of 2024 know no comments in streams, so here there are none unless somebody wants them."""
+    options = context.options
+    return options.sse_ping_interval if options.is_set("sse_ping_interval") else -1
+
+
+class NativeReply:
+    """Answers in this dialect."""
+
+    id = ""
+
+    def __init__(self, context: Context, asked: TextRequest, tasks: Sequence[Task]) -> None:
+        self._asked = asked
+        self._tasks = tasks
+        self._vocab = asked.model.vocab
+        self._is_after = asked.values["post_sampling_probs"]
+        self._is_verbose = context.options.verbose
+        self._fields = strings("response_fields", asked.values["response_fields"] or ())
+        self._has_new_line = [False] * len(tasks)
+        self._held = [""] * len(tasks)  # text without tokens: it goes into the last object
+
+    def event(self, index: int, event: Event) -> bytes:
+        """What a stream sends. The ordinary piece of text, one per token and reader, is put together by hand: that
+        takes a tenth of what building and encoding a dict takes."""
+        if type(event) is Text:
+            if "\n" in event.text:
+                self._has_new_line[index] = True
+            tokens = event.tokens
+            if not tokens:
+                self._held[index] += event.text
+                return b""
+            if not event.probs and event.timings is None:
+                ids = tokens[0] if len(tokens) == 1 else ",".join(map(str, tokens))
+                return (
+                    f'data: {{"index":{index},"content":{encode_basestring(event.text)},"tokens":[{ids}],'
+                    '"stop":false}\n\n'
+                ).encode("utf-8", "replace")
+            return sse_event(self._chunk(index, event))
+        if isinstance(event, End):
+            return sse_event(self._last(index, Answer(self._tasks[index], [self._held[index]], final=event.final)))
+        if isinstance(event, Progress):
+            return sse_event({**self._chunk(index, Text("")), "prompt_progress": progress_json(event)})
+        return b""
+
+    def _chunk(self, index: int, event: Text) -> dict[str, object]:
+        chunk: dict[str, object] = {"index": index, "content": event.text, "tokens": list(event.tokens), "stop": False}
+        if event.probs:
+            chunk["completion_probabilities"] = [probs_json(one, self._vocab, self._is_after) for one in event.probs]
+        if event.timings is not None:
+            chunk["timings"] = timings_json(event.timings)
+        return chunk
+
+    def end(self) -> bytes:
+        """Nothing: the last object has `stop: true`."""
+        return b""
+
+    def error(self, error: ApiError) -> bytes:
+        """An `error:` line as the 2024 server sent it, and a last `data:` object."""
+        body = error_body(error)
+        return b"error: " + to_json(body["error"]) + b"\n" + sse_event({**body, "content": "", "stop": True})
+
+    def whole(self, answers: Sequence[Answer]) -> object:
+        """An object, or a list of them in the order of the prompts."""
+        results = [self._last(i, answer) for i, answer in enumerate(answers)]
+        return results if self._asked.is_list else results[0]
+
+    def _last(self, index: int, answer: Answer) -> dict[str, object]:
+        has_new_line = self._has_new_line[index] or "\n" in answer.text
+        return pick(answer_json(self._asked, index, answer, has_new_line, self._is_verbose), self._fields)
+
+
+def answer_json(
+    asked: TextRequest, index: int, answer: Answer, has_new_line: bool, is_verbose: bool
+) -> dict[str, object]:
+    """The last object of an answer: all of it, or what a stream hasn't sent yet."""
+    task, final, values, vocab = answer.task, answer.final, asked.values, asked.model.vocab
+    result: dict[str, object] = {
+        "index": index,
+        "content": answer.text,
+        "tokens": answer.tokens if values["return_tokens"] else [],
+        "id_slot": final.id_slot,
+        "slot_id": final.id_slot,
+        "stop": True,
+        "model": asked.model.name,
+        "tokens_predicted": final.n_predicted,
+        "tokens_evaluated": final.n_prompt,
+        "tokens_cached": final.n_cached,
+        "generation_settings": settings_json(asked.model, task, values["stream"]),
+        "prompt": asked.shown,
+        "has_new_line": has_new_line,
+        "truncated": final.truncated,
+        "stop_type": final.stop,
+        "stopped_eos": final.stop == STOP_EOS,
+        "stopped_limit": final.stop == STOP_LIMIT,
+        "stopped_word": final.stop == STOP_WORD,
+        "stopping_word": final.stopping_word,
+        "timings": timings_json(final.timings),
+    }
+    probs = answer.probs
+    if final.stopping_word:  # without the tokens of the word, counted as llama-server does: by its own
+        probs = probs[: -len(vocab.tokenize(final.stopping_word, False, False)) or None]
+    if probs:
+        result["completion_probabilities"] = [probs_json(one, vocab, values["post_sampling_probs"]) for one in probs]
+    if asked.warnings:
+        result["warnings"] = list(asked.warnings)
+    if is_verbose:
+        result["__prompt_processed"] = vocab.detokenize(list(task.prompt)).decode("utf-8", "replace")
+    return result
+
+
+def pick(result: dict[str, object], paths: tuple[str, ...]) -> dict[str, object]:
+    """`response_fields`: only these fields; `a/b` reaches into objects and keeps its flat name. Absent ones are left
+    out; no paths means everything."""
+    if not paths:
+        return result
+    picked: dict[str, object] = {}
+    for path in paths:
+        value: object = result
+        for name in path.split("/"):
+            value = value.get(name, MISSING) if isinstance(value, dict) else MISSING
+        if value is not MISSING:
+            picked[path] = value
+    return picked
+
+
+DIALECT = Dialect(read_completion, NativeReply)

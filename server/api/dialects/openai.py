@@ -1,0 +1,250 @@
+"""What OpenAI's chat and text dialects have in common: fields, envelopes, chunks, usage. Connection thread.
+
+Every native field may be given as an extra. The two differ in how a choice looks, which is a `Form`'s business.
+"""
+
+from __future__ import annotations
+
+import codecs
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+from json.encoder import encode_basestring
+from typing import Protocol
+
+from server.api.context import Context
+from server.api.dialects.dialect import Answer
+from server.api.dialects.native import answer_json
+from server.api.fields import STREAM_OPTION_FIELDS
+from server.api.model import Vocab
+from server.api.schema import read
+from server.api.serialize import progress_json, timings_json, token_json
+from server.api.text_request import TextRequest
+from server.chat.output.events import End, Event, Text
+from server.engine.seam.task import STOP_LIMIT, Final, Progress, PromptProbs, Task, TokenProbs
+from server.errors import ApiError
+from server.web.message import error_body, to_json
+from server.web.sse import DONE, named_event
+from server.web.sse import event as sse_event
+
+
+class Form(Protocol):
+    """How the choices of one dialect look. Made for one request."""
+
+    object_name: str
+    chunk_name: str
+    id_prefix: str
+    n_echoed: list[int] | None
+    """Characters of the prompt that come before each text, if its tokens count; see `TokenPlaces`."""
+
+    def opening(self, index: int) -> dict[str, object] | None:
+        """The choice of a chunk before any text; None for no chunk."""
+
+    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, object]:
+        """The choice of a chunk; the last one has no text."""
+
+    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, object]:
+        """A whole choice. `rest` are the logprobs of tokens behind all text."""
+
+    def logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
+        """The `logprobs` object of tokens and their places in the text."""
+
+    def judged(self, index: int, part: PromptProbs) -> None:
+        """How likely tokens of the prompt are."""
+
+
+class OpenAiReply:
+    """Answers in either dialect."""
+
+    def __init__(self, context: Context, asked: TextRequest, tasks: Sequence[Task], form: Form) -> None:
+        model = asked.model
+        self.id = form.id_prefix + secrets.token_urlsafe(18)
+        self._asked, self._tasks, self._form = asked, tasks, form
+        self._is_verbose = context.options.verbose
+        self._created = int(time.time())
+        self._model_name = model.name_for(asked.values["model"])
+        self._fingerprint = f"llama.cpp-{model.info.llama_version}"
+        options = asked.values["stream_options"]
+        self._include_usage = read(options, STREAM_OPTION_FIELDS, where="stream_options.")["include_usage"]
+        self._has_probs = asked.values["n_probs"] > 0
+        self._places = [TokenPlaces(model.vocab, form.n_echoed and form.n_echoed[i]) for i in range(len(tasks))]
+        self._finals: dict[int, Final] = {}
+        self._frames: dict[int, tuple[bytes, bytes]] = {}
+
+    # ---- streams ----------------------------------------------------------------------------------------------
+
+    def event(self, index: int, event: Event) -> bytes:
+        """What a stream sends. Around an ordinary piece of text all is the same each time, and encoded once."""
+        if type(event) is Text:
+            if not self._has_probs and event.timings is None:
+                if not event.text:
+                    return b""
+                before, behind = self._frames.get(index) or self._frame(index)
+                return before + encode_basestring(event.text).encode("utf-8", "replace") + behind
+            return self._text(index, event)
+        if isinstance(event, End):
+            self._finals[index] = event.final
+            return sse_event(self._last_chunk(index, event.final))
+        if isinstance(event, PromptProbs):
+            self._form.judged(index, event)
+            return b""
+        if isinstance(event, Progress):
+            chunk = self._chunk([self._form.delta(index, None, None, None)])
+            return sse_event({**chunk, "prompt_progress": progress_json(event)})
+        opening = self._form.opening(index)
+        return b"" if opening is None else sse_event(self._chunk([opening]))
+
+    def _frame(self, index: int) -> tuple[bytes, bytes]:
+        """The bytes before and behind the text of a plain chunk."""
+        mark = secrets.token_hex(16)
+        data = sse_event(self._chunk([self._form.delta(index, mark, None, None)]))
+        before, _, behind = data.partition(to_json(mark))
+        self._frames[index] = before, behind
+        return before, behind
+
+    def _text(self, index: int, event: Text) -> bytes:
+        self._places[index].add(event.probs)
+        if not event.text:
+            return b""
+        chunk = self._chunk([self._form.delta(index, event.text, self._logprobs(index, event.text), None)])
+        if event.timings is not None:
+            chunk["timings"] = timings_json(event.timings)
+        return sse_event(chunk)
+
+    def _last_chunk(self, index: int, final: Final) -> dict[str, object]:
+        """Why a choice has ended; it has no text."""
+        last = self._chunk([self._form.delta(index, None, self._rest(index), finish_reason(final))])
+        last["timings"] = timings_json(final.timings)
+        if self._asked.warnings:
+            last["warnings"] = list(self._asked.warnings)
+        if self._is_verbose:
+            last["__verbose"] = self._native(index, Answer(self._tasks[index], [final.text], final=final))
+        return last
+
+    def end(self) -> bytes:
+        """Usage if asked for, then `[DONE]`."""
+        if not self._include_usage:
+            return DONE
+        usage = {**self._chunk([]), "usage": self._usage(), "timings": timings_json(self._finals[0].timings)}
+        return sse_event(usage) + DONE
+
+    def error(self, error: ApiError) -> bytes:
+        """An `error` event, after which the stream ends."""
+        return named_event("error", error_body(error))
+
+    # ---- whole answers ----------------------------------------------------------------------------------------
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, object]:
+        """One object with all choices."""
+        self._finals = {i: answer.final for i, answer in enumerate(answers)}
+        result = {
+            **self._head(self._form.object_name),
+            "choices": [self._choice(*pair) for pair in enumerate(answers)],
+            "usage": self._usage(),
+            "timings": timings_json(self._finals[0].timings),
+        }
+        if self._asked.warnings:
+            result["warnings"] = list(self._asked.warnings)
+        if self._is_verbose:
+            native = [self._native(i, answer) for i, answer in enumerate(answers)]
+            result["__verbose"] = native if len(native) > 1 else native[0]
+        return result
+
+    def _choice(self, index: int, answer: Answer) -> dict[str, object]:
+        for part in answer.prompt_probs:
+            self._form.judged(index, part)
+        self._places[index].add(answer.probs)
+        text = answer.text
+        return self._form.choice(
+            index, text, self._logprobs(index, text), self._rest(index), finish_reason(answer.final)
+        )
+
+    # ---- parts of both ----------------------------------------------------------------------------------------
+
+    def _logprobs(self, index: int, text: str) -> object:
+        """The `logprobs` object for the next part of a choice's text, None unless it was asked for."""
+        return self._form.logprobs(self._places[index].take(text)) if self._has_probs else None
+
+    def _rest(self, index: int) -> object:
+        """The `logprobs` object of tokens behind all text (an end of text, where those count), else None."""
+        rest = self._places[index].rest()
+        return self._form.logprobs(rest) if rest else None
+
+    def _native(self, index: int, answer: Answer) -> dict[str, object]:
+        """What POST /completion would say."""
+        return answer_json(self._asked, index, answer, "\n" in answer.text, self._is_verbose)
+
+    def _head(self, object_name: str) -> dict[str, object]:
+        return {
+            "id": self.id,
+            "object": object_name,
+            "created": self._created,
+            "model": self._model_name,
+            "system_fingerprint": self._fingerprint,
+        }
+
+    def _chunk(self, choices: list[dict[str, object]]) -> dict[str, object]:
+        return {**self._head(self._form.chunk_name), "choices": choices}
+
+    def _usage(self) -> dict[str, object]:
+        finals = [self._finals[i] for i in sorted(self._finals)]
+        n_answers = len(self._asked.sampling)
+        n_prompt = sum(final.n_prompt for final in finals[::n_answers])
+        n_predicted = sum(final.n_predicted for final in finals)
+        n_cached = sum(final.timings.cache_n for final in finals[::n_answers])
+        return {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_predicted,
+            "total_tokens": n_prompt + n_predicted,
+            "prompt_tokens_details": {"cached_tokens": n_cached},
+        }
+
+
+class TokenPlaces:
+    """Which tokens a text is made of, and at which character each begins.
+
+    Tokens are known before their text is: that of half a character or of what may become a stop word is held back, and
+    a stop word's never comes. Control tokens, such as the one that ends a text, are no part of it; they are kept for
+    `rest` where the text goes on behind an echoed prompt of `n_echoed` characters, since then each token counts.
+    """
+
+    def __init__(self, vocab: Vocab, n_echoed: int | None = None) -> None:
+        self._vocab = vocab
+        self._keeps_control = n_echoed is not None
+        self._first = n_echoed or 0
+        self._control: list[tuple[TokenProbs, int]] = []
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._waiting: list[tuple[TokenProbs, int]] = []
+        self._n_tokens = self._n_text = 0  # characters: of all tokens, and of the text taken so far
+
+    def add(self, probs: Iterable[TokenProbs]) -> None:
+        """The next tokens."""
+        for item in probs:
+            if not self._vocab.is_control(item.token):
+                self._waiting.append((item, self._n_tokens))
+                self._n_tokens += len(self._decoder.decode(self._vocab.piece(item.token)))
+            elif self._keeps_control:
+                self._control.append((item, self._first + self._n_tokens))
+
+    def take(self, text: str) -> list[tuple[TokenProbs, int]]:
+        """The tokens that begin in the next part of the text, with their places."""
+        self._n_text += len(text)
+        n = sum(place < self._n_text for _, place in self._waiting)
+        taken, self._waiting = self._waiting[:n], self._waiting[n:]
+        return [(item, self._first + place) for item, place in taken]
+
+    def rest(self) -> list[tuple[TokenProbs, int]]:
+        """Tokens that are no text, at the end."""
+        rest, self._control = self._control, []
+        return rest
+
+
+def likely_json(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, object]:
+    """A token as chats show it, with its likeliest rivals."""
+    top = [{**token_json(id_, vocab), "logprob": logprob} for id_, logprob in probs.top_logprobs[:n_top]]
+    return {**token_json(probs.token, vocab), "logprob": probs.logprob, "top_logprobs": top}
+
+
+def finish_reason(final: Final) -> str:
+    """`length` where a limit ended the text, else `stop`."""
+    return "length" if final.stop == STOP_LIMIT else "stop"

@@ -1,0 +1,135 @@
+"""The dialect of POST /v1/completions: prompts in, their continuations out. Connection thread.
+
+With `suffix` the text in between is wanted, with `echo` the prompt comes first, and with `logprobs` as well its tokens
+are judged, too: then all tokens have their entries, and offsets count the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from server.api.context import Context
+from server.api.dialects.dialect import Dialect
+from server.api.dialects.echo import EchoedPrompt, joined, token_name
+from server.api.dialects.infill import infill_prompt
+from server.api.dialects.openai import OpenAiReply, likely_json
+from server.api.fields import TEXT
+from server.api.media import Files, Prompt
+from server.api.model import Model, Vocab
+from server.api.prompt import read_prompts, shown
+from server.api.text_request import TextRequest, text_request
+from server.engine.seam.task import PromptProbs, Task, TokenProbs
+from server.errors import ApiError
+
+
+def read_text(context: Context, model: Model, body: Mapping[str, object]) -> TextRequest:
+    """Prompts, whose continuations are wanted, in the order of the choices."""
+    if body.get("prompt") is None:
+        raise ApiError(400, "prompt: this field is required")
+    values = TEXT.read(body, model.defaults)
+    if values["logprobs"] is not None:
+        values["n_probs"] = max(values["logprobs"], 1)
+    is_judged = values["echo"] and values["n_probs"] > 0
+    if body.get("suffix"):
+        prompts = [between(model, body, values["n_predict"], is_judged)]
+    else:
+        prompts, _ = read_prompts(body["prompt"], model.vocab, not model.system_prompt.prompt, False, Files(model))
+    return text_request(
+        model,
+        TEXT,
+        body,
+        values,
+        prompts,
+        shown(body["prompt"]),
+        default_ping_s=context.options.sse_ping_interval,
+        prompt_probs=n_top(values) if is_judged else -1,
+    )
+
+
+def between(model: Model, body: Mapping[str, object], n_predict: int, is_judged: bool) -> Prompt:
+    """The prompt for what belongs between `prompt` and `suffix`."""
+    for name in ("prompt", "suffix"):
+        if not isinstance(body[name], str):
+            raise ApiError(400, f"{name}: {str(body[name])[:40]!r} is not a string, which a suffix needs")
+    if is_judged:
+        raise ApiError(400, "suffix: probabilities of the prompt (echo and logprobs) are for texts without one")
+    return infill_prompt(model, body["prompt"], body["suffix"], n_predict)
+
+
+def n_top(values: Mapping[str, object]) -> int:
+    """How many alternatives to a token are shown."""
+    return values["n_probs"] if values["logprobs"] is None else values["logprobs"]
+
+
+class TextForm:
+    """Choices with a text."""
+
+    object_name = chunk_name = "text_completion"
+    id_prefix = "cmpl-"
+
+    def __init__(self, asked: TextRequest, tasks: Sequence[Task]) -> None:
+        self._vocab = vocab = asked.model.vocab
+        self._n_top = n_top(asked.values)
+        self._prompts = prompt_texts(asked, tasks, vocab) if asked.values["echo"] else None
+        self._judged: list[EchoedPrompt] = []
+        self.n_echoed = None
+        if asked.prompt_probs >= 0:
+            self._judged = [EchoedPrompt(task.prompt, text, vocab) for task, text in zip(tasks, self._prompts)]
+            self.n_echoed = [len(text) for text in self._prompts]
+
+    def opening(self, index: int) -> dict[str, object] | None:
+        """With `echo`, the prompt."""
+        if self._prompts is None:
+            return None
+        logprobs = self._judged[index].logprobs(self._n_top) if self._judged else None
+        return self.delta(index, self._prompts[index], logprobs, None)
+
+    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, object]:
+        """The next part of the text."""
+        return {"index": index, "text": text or "", "logprobs": logprobs, "finish_reason": finish}
+
+    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, object]:
+        """The text."""
+        if self._judged:
+            logprobs = joined([self._judged[index].logprobs(self._n_top), logprobs, rest])
+        return {
+            "index": index,
+            "text": text if self._prompts is None else self._prompts[index] + text,
+            "logprobs": logprobs,
+            "finish_reason": finish,
+        }
+
+    def logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
+        """Parallel lists, with offsets into the text; the chat form's list beside them."""
+        piece = self._vocab.piece
+        return {
+            "tokens": [token_name(piece(item.token)) for item, _ in tokens],
+            "token_logprobs": [item.logprob for item, _ in tokens],
+            "top_logprobs": [
+                {token_name(piece(id_)): logprob for id_, logprob in item.top_logprobs[: self._n_top]}
+                for item, _ in tokens
+            ],
+            "text_offset": [place for _, place in tokens],
+            "content": [likely_json(item, self._n_top, self._vocab) for item, _ in tokens],
+        }
+
+    def judged(self, index: int, part: PromptProbs) -> None:
+        """The next tokens of a prompt."""
+        self._judged[index].add(part)
+
+
+def prompt_texts(asked: TextRequest, tasks: Sequence[Task], vocab: Vocab) -> list[str]:
+    """What `echo` puts before each choice: the prompt as it came, or the text of its tokens."""
+    given = asked.shown if isinstance(asked.shown, list) else [asked.shown]
+    if all(isinstance(prompt, str) for prompt in given) and len(given) == len(asked.prompts):
+        return [prompt for prompt in given for _ in asked.sampling]
+    visible = ([token for token in task.prompt if not vocab.is_control(token)] for task in tasks)
+    return [vocab.detokenize(tokens).decode("utf-8", "replace") for tokens in visible]
+
+
+def text_reply(context: Context, asked: TextRequest, tasks: Sequence[Task]) -> OpenAiReply:
+    """What writes the answers."""
+    return OpenAiReply(context, asked, tasks, TextForm(asked, tasks))
+
+
+DIALECT = Dialect(read_text, text_reply)

@@ -1,0 +1,164 @@
+"""Requests for text while they run: their tasks, and the one stream of events from which every answer is made.
+
+Connection thread; of a stream whose own thread sleeps, the engine's reader thread runs `feed` and what writes its events
+(`Stream.divert`). An event is made once, whether it is streamed or collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from server.api.context import Context
+from server.api.dialects.dialect import Answer, Dialect, Reply
+from server.api.text_request import TextRequest
+from server.chat.output.events import Event
+from server.chat.output.parser import Message, OutputParser
+from server.engine.seam.task import Final
+from server.errors import ApiError
+from server.log import is_verbose, verbose
+from server.web.message import EventStream, Request, Response, Writer, json_response
+from server.web.sse import comment
+
+MAX_JOINED = 64  # events in one chunk of a stream
+PING = comment("ping")
+UNLOGGED = ("image_data", "messages")  # of bodies: megabytes of base64 help nobody
+
+
+class TextHandler:
+    """`handle` answers requests for text in one dialect."""
+
+    def __init__(self, context: Context, dialect: Dialect) -> None:
+        self._context = context
+        self._dialect = dialect
+
+    def handle(self, request: Request) -> Response | EventStream:
+        """Read the request, have the model write, and answer as its `stream` says."""
+        body = request.json_object()
+        model = self._context.models.get(body.get("model"))
+        model.require_generative()
+        asked = self._dialect.read(self._context, model, body)
+        self._context.keep_prompt(asked.shown)
+        generation = Generation(self._context, asked, request)
+        reply = self._dialect.reply(self._context, asked, generation.tasks)
+        if is_verbose():
+            verbose(
+                "request",
+                id=request.id,
+                body=logged(body, asked.shown),
+                tokens=[list(task.prompt) for task in generation.tasks],
+            )
+        headers = {"X-Queue-Position": str(model.queue_position)}
+        if asked.values["stream"]:
+            return EventStream(Stream(generation, reply), headers)
+        result = reply.whole(generation.collect(reply.id))
+        if is_verbose():
+            verbose("response", id=request.id, body=result)
+        return json_response(result, headers=headers)
+
+
+class Generation:
+    """The tasks of one request."""
+
+    def __init__(self, context: Context, asked: TextRequest, request: Request) -> None:
+        self.tasks = asked.tasks(request.owner)
+        self.ping_s = asked.ping_s
+        self._engine = asked.model.engine
+        self._stream = asked.values["stream"]
+        self._request = request
+        self._running = context.running
+        self.refusals = context.refusals
+        self._answers = {task.id: (i, OutputParser()) for i, task in enumerate(self.tasks)}
+
+    @contextmanager
+    def run(self, answer_id: str) -> Iterator[Any]:
+        """The `Results` of the tasks, which the engine has as long as the block lasts. A client that leaves ends them,
+        and so does POST /v1/abort with the request's id or that of the answer."""
+        request = self._request
+        request.require_client()
+        with (
+            self._engine.submit(*self.tasks, stream=self._stream) as results,
+            request.on_disconnect(results.cancel),
+            self._running.entry((request.id, answer_id), request.key_id, results.finish),
+        ):
+            yield results
+
+    def feed(self, message: Message) -> tuple[int, Sequence[Event]]:
+        """What became ready with a message of the engine: which answer it is about, and its next events."""
+        index, parser = self._answers[message.id]
+        return index, parser.feed(message)
+
+    def collect(self, answer_id: str) -> list[Answer]:
+        """Run to the end; all answers."""
+        answers = [Answer(task) for task in self.tasks]
+        with self.run(answer_id) as results:
+            for message in results:
+                index, events = self.feed(message)
+                for event in events:
+                    answers[index].add(event)
+        return answers
+
+
+class Stream:
+    """The chunks of one streamed answer. Closing it, at any point, frees the engine."""
+
+    def __init__(self, generation: Generation, reply: Reply) -> None:
+        self._stack = ExitStack()
+        self._feed, self._write = generation.feed, reply.event
+        self._refusals = generation.refusals
+        self._results = self._stack.enter_context(generation.run(reply.id))
+        self._chunks = self._iterate(generation.ping_s, reply)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
+
+    def divert(self, writer: Writer) -> None:
+        """From now on what comes while `__next__` waits is sent by the thread that brings it (see `EventStream`)."""
+        self._results.divert(lambda messages: writer.offer(b"".join(self._written(messages))), writer.drain)
+
+    def close(self) -> None:
+        """The edge calls this when the stream has ended, for whatever reason."""
+        self._stack.close()
+
+    def _written(self, messages: Iterable[Message]) -> list[bytes]:
+        """The events of these messages as the dialect writes them."""
+        feed, write, parts = self._feed, self._write, []
+        for message in messages:
+            index, events = feed(message)
+            for event in events:
+                data = write(index, event)
+                if data:
+                    parts.append(data)
+        return parts
+
+    def _iterate(self, ping_s: float | None, reply: Reply) -> Iterator[bytes]:
+        """An error before the first chunk is raised (the answer gets its status); later ones become an event.
+
+        What has come meanwhile goes out together, and so do the last event and the end: each send is a system call,
+        and wakes the client.
+        """
+        is_open = False
+        parts: list[bytes] = []
+        results = self._results
+        try:
+            for message in results.events(ping_s):
+                parts += (PING,) if message is None else self._written((message,))
+                if parts and type(message) is not Final and (len(parts) >= MAX_JOINED or not results.has_more):
+                    yield b"".join(parts)
+                    is_open = True
+                    parts.clear()
+            yield b"".join((*parts, reply.end()))
+        except ApiError as error:
+            if not is_open and not parts:
+                raise
+            self._refusals.count(error.reason)
+            yield b"".join((*parts, reply.error(error)))
+
+
+def logged(body: Mapping[str, object], shown: object) -> dict[str, object]:
+    """A body as the log shows it."""
+    return {**{name: value for name, value in body.items() if name not in UNLOGGED}, "prompt": shown}

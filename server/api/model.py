@@ -1,0 +1,195 @@
+"""A model as handlers see it: its engine, vocabulary, template, defaults and system prompt; and all of them by name.
+
+Made once by `serving`, used by all connection threads. A handler asks `Models.get` for the model that a request names
+and passes it on; nothing in here knows a request. Not taken: handlers that reach for the engine, the options and the
+template one by one; with several models each would have to choose three times.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import field
+from typing import TYPE_CHECKING, Protocol
+
+from server.engine.seam.task import Embed, ModelInfo, Snapshot, Task
+from server.errors import ApiError
+from server.records import record
+
+if TYPE_CHECKING:
+    from server.options.parser import Options
+
+
+class Vocab(Protocol):
+    """Text to tokens and back; safe to use from all threads. `fim` holds the fill-in-the-middle tokens it has.
+
+    `bos`, `eos` and `sep` are -1 where there is none; `add_*` says whether the model wants them around a text.
+    """
+
+    n_tokens: int
+    add_bos: bool
+    bos: int
+    add_eos: bool
+    eos: int
+    add_sep: bool
+    sep: int
+    fim: Mapping[str, int]
+    builtin_templates: tuple[str, ...]
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """Token ids of `text`."""
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of one token, special tokens included."""
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token is a special one, which text must not become by accident."""
+
+    def apply_template(self, template: str, messages: list[tuple[str, str]], add_generation_prompt: bool) -> str:
+        """Have libllama render (role, content) pairs with a template of its own list."""
+
+    def detokenize(self, tokens: list[int]) -> bytes:
+        """The bytes of all of them."""
+
+
+class Engine(Protocol):
+    """The part of `engine.client.EngineClient` that handlers use."""
+
+    state: str
+    trouble: str
+    progress: float
+    info: ModelInfo | None
+    vocab: Vocab
+    snapshot: Snapshot
+    is_stuck: bool
+
+    def new_id(self) -> int:
+        """The next task id."""
+
+    def submit(self, *tasks: Task | Embed, stream: bool):
+        """Queue tasks; their `Results`."""
+
+    def task(self, id_task: int) -> Task | None:
+        """What was asked in a recent task."""
+
+    def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, object]:
+        """Have the engine do something else."""
+
+    def require_ready(self) -> None:
+        """ApiError unless requests can be served."""
+
+    def stacks(self) -> str:
+        """What the threads of the engine's own process are doing."""
+
+
+@record(frozen=True)
+class SystemPrompt:
+    """The prompt all slots start from, and what clients need to build theirs (`/props` shows these two)."""
+
+    prompt: str = ""
+    anti_prompt: str = ""
+    assistant_name: str = ""
+
+
+@record
+class Model:
+    """One model. `defaults` are what requests get that don't say otherwise, `template_kwargs` what every chat's template
+    may read."""
+
+    engine: Engine
+    options: Options
+    defaults: Mapping[str, object] = field(default_factory=dict)
+    template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    system_prompt: SystemPrompt = SystemPrompt()
+    _template: object = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # protects _template and system_prompt
+
+    @property
+    def vocab(self) -> Vocab:
+        """Its vocabulary; there once the engine is ready."""
+        return self.engine.vocab
+
+    @property
+    def info(self) -> ModelInfo | None:
+        """What the engine knows about it; None before that is ready."""
+        return self.engine.info
+
+    @property
+    def names(self) -> list[str]:
+        """Its aliases, else the path it was loaded from."""
+        return self._aliases() or [str(self.options.model)]
+
+    @property
+    def name(self) -> str:
+        """How answers name it: the first of its names."""
+        return self.names[0]
+
+    def name_for(self, model: str | None) -> str:
+        """How an answer in OpenAI's dialect names it: as the request does (`model`) where that is an alias, or where it
+        has none."""
+        return model if model and (model in self.names or not self._aliases()) else self.name
+
+    def _aliases(self) -> list[str]:
+        return [alias.strip() for alias in (self.options.alias or "").split(",") if alias.strip()]
+
+    @property
+    def chat_template(self):
+        """The template of chats, compiled when first needed (`chat.template`). ApiError when it can't be."""
+        if self._template is None:
+            from server.chat.choose import choose_template  # here, because a server is ready sooner without it
+
+            with self._lock:
+                if self._template is None:
+                    self._template = choose_template(self.options, self.info, self.vocab)
+        return self._template
+
+    @property
+    def queue_position(self) -> int:
+        """The place in the queue that a task would get now: 0 is a slot at once, 1 the next one."""
+        snapshot = self.engine.snapshot
+        return 0 if snapshot.n_idle > snapshot.n_deferred else snapshot.n_deferred + 1
+
+    def require_generative(self) -> None:
+        """ApiError 501 unless the model writes text; the engine must be ready."""
+        if not self.info.is_generative:
+            raise ApiError(
+                501,
+                "this model writes no text, it only computes embeddings: use /v1/embeddings"
+                + (" or /v1/rerank" if self.info.pooling == "rank" else ""),
+            )
+
+    def set_system_prompt(self, value: object) -> None:
+        """Take over a `system_prompt` object; computed once, after the running tasks. The same again costs nothing."""
+        new = read_system_prompt(value)
+        self.require_generative()
+        with self._lock:
+            if new.prompt != self.system_prompt.prompt:
+                tokens = self.vocab.tokenize(new.prompt, True, True) if new.prompt else []
+                self.engine.command("system_prompt", tokens=tuple(tokens))
+            self.system_prompt = new
+
+
+class Models:
+    """The models that are served. One today, which answers to every name."""
+
+    def __init__(self, model: Model) -> None:
+        self.default = model
+
+    def get(self, name: object = None) -> Model:
+        """The model for a request whose `model` is `name`, ready to serve. ApiError 503 while it is loading, 500 if it
+        could not be loaded."""
+        self.default.engine.require_ready()
+        return self.default
+
+
+def read_system_prompt(value: object) -> SystemPrompt:
+    """A checked `system_prompt`: an object with `prompt`, `anti_prompt`, `assistant_name`; a text alone is a prompt."""
+    if isinstance(value, str):
+        value = {"prompt": value}
+    if not isinstance(value, dict):
+        raise ApiError(400, "system_prompt: give an object with prompt, anti_prompt and assistant_name")
+    names = ("prompt", "anti_prompt", "assistant_name")
+    for name in names:
+        if not isinstance(value.get(name, ""), str):
+            raise ApiError(400, f"system_prompt.{name} is not a string")
+    return SystemPrompt(*(value.get(name, "") for name in names))

@@ -1,0 +1,113 @@
+"""The engine's messages and settings as JSON, in the words of the documents. Pure functions, connection threads."""
+
+from __future__ import annotations
+
+import math
+
+from server.api.model import Model, Vocab
+from server.engine.seam.task import Progress, SamplingParams, Task, Timings, TokenProbs
+
+
+def settings_json(model: Model, task: Task, stream: bool) -> dict[str, object]:
+    """`generation_settings`: the options as they took effect, under the documents' names."""
+    params = sampling_json(task.sampling)
+    if task.sampling.ignore_eos:
+        params["logit_bias"] += [[token, False] for token in model.info.eog_tokens]
+    options = model.options
+    return {
+        "n_ctx": model.info.n_ctx_slot,
+        "model": model.name,
+        **params,
+        "n_predict": task.n_predict,
+        "max_tokens": task.n_predict,
+        "n_keep": task.n_keep,
+        "n_discard": task.n_discard,
+        "stop": list(task.stop),
+        "stream": stream,
+        "cache_prompt": task.cache_prompt,
+        "n_indent": task.n_indent,
+        "speculative.n_max": _own(task.draft_n_max, options.spec_draft_n_max),
+        "speculative.n_min": _own(task.draft_n_min, options.spec_draft_n_min),
+        "speculative.p_min": _own(task.draft_p_min, options.spec_draft_p_min),
+        "t_max_predict_ms": task.t_max_predict_ms,
+        "t_max_ms": task.t_max_ms,
+        "lora": [{"id": i, "scale": scale} for i, scale in task.lora or ()],
+    }
+
+
+def sampling_json(params: SamplingParams) -> dict[str, object]:
+    """`SamplingParams` as JSON; a banned token has the bias false, as requests write it."""
+    fields = {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
+    fields["samplers"] = list(params.samplers)
+    fields["dry_sequence_breakers"] = list(params.dry_sequence_breakers)
+    fields["logit_bias"] = [[token, False if bias == -math.inf else bias] for token, bias in params.logit_bias]
+    prompt = fields.pop("penalty_prompt")
+    fields["penalty_prompt_tokens"] = list(prompt or ())
+    fields["use_penalty_prompt_tokens"] = prompt is not None
+    return fields
+
+
+def progress_json(progress: Progress) -> dict[str, object]:
+    """`prompt_progress`; with `queue_position` as long as the task waits."""
+    result: dict[str, object] = {
+        "total": progress.n_prompt,
+        "cache": progress.n_cached,
+        "processed": progress.n_processed,
+        "time_ms": round(progress.ms, 3),
+    }
+    if progress.place:
+        result["queue_position"] = progress.place
+    return result
+
+
+def timings_json(timings: Timings) -> dict[str, object]:
+    """`timings`: milliseconds and rates; a rate over no time is 0, never infinite."""
+    n_steps = max(timings.predicted_n - 1, 0)
+    drafts = {"draft_n": timings.draft_n, "draft_n_accepted": timings.draft_n_accepted} if timings.draft_n else {}
+    return {
+        "cache_n": timings.cache_n,
+        "cache_source": timings.cache_source,
+        **({"cache_reason": timings.cache_reason} if timings.cache_reason else {}),
+        "prompt_n": timings.prompt_n,
+        "prompt_ms": round(timings.prompt_ms, 3),
+        "prompt_per_token_ms": _ratio(timings.prompt_ms, timings.prompt_n),
+        "prompt_per_second": _ratio(timings.prompt_n * 1e3, timings.prompt_ms),
+        "predicted_n": timings.predicted_n,
+        "predicted_ms": round(timings.predicted_ms, 3),
+        "predicted_per_token_ms": _ratio(timings.predicted_ms, n_steps),
+        "predicted_per_second": _ratio(n_steps * 1e3, timings.predicted_ms),
+        **drafts,
+    }
+
+
+def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict[str, object]:
+    """One item of `completion_probabilities`: 2024's `content` and `probs`, today's `logprob` and `top_logprobs`
+    (or `prob` and `top_probs` with `post_sampling_probs`)."""
+    token = token_json(probs.token, vocab)
+    result = {
+        "content": token["token"],
+        "probs": [{"tok_str": vocab.piece(id_).decode("utf-8", "replace"), "prob": prob} for id_, prob in probs.top],
+        **token,
+    }
+    if is_after_sampling:
+        result["prob"] = probs.prob
+        result["top_probs"] = [{**token_json(id_, vocab), "prob": prob} for id_, prob in probs.top]
+    else:
+        result["logprob"] = probs.logprob
+        result["top_logprobs"] = [{**token_json(id_, vocab), "logprob": logprob} for id_, logprob in probs.top_logprobs]
+    return result
+
+
+def token_json(token: int, vocab: Vocab) -> dict[str, object]:
+    """A token as `id`, text and bytes."""
+    piece = vocab.piece(token)
+    return {"id": token, "token": piece.decode("utf-8", "replace"), "bytes": list(piece)}
+
+
+def _own(value: float, default: float) -> float:
+    """A task's value, the server's where it is negative."""
+    return default if value < 0 else value
+
+
+def _ratio(a: float, b: float) -> float:
+    return round(a / b, 3) if b > 0 else 0.0

@@ -1,0 +1,5 @@
+"""What a model writes, as typed events: the station between the engine's text and the dialects.
+
+Pure; runs on whatever thread brings the text. May import the engine's messages (`server.engine.seam.task`) and the leaves.
+`events` has the types, `parser` makes them.
+"""
