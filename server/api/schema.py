@@ -24,8 +24,8 @@ INF = math.inf
 class Field:
     """One request field: `kind` is int, float, bool, str, dict, list or object; `aliases` are read when `name` is absent.
 
-    The last two come in several forms, and are looked at by whoever reads them. `convert` turns what clients are known to send
-    into what is checked.
+    Lists and objects of any kind come in several forms, and are looked at by whoever reads them. `convert` turns what
+    clients are known to send into what is checked.
     """
 
     name: str
