@@ -2,8 +2,8 @@
 nothing are named, and documents are made.
 
 Connection thread. A field that is unknown here is ignored, for clients send many; but the answer names it in its
-`warnings`, or, where it is a list, in the header X-Warnings. Tables of the fields that all requests for text have are in
-`schema`, the others are here.
+`warnings`, or, where it is a list, in the header X-Warnings. Tables of the fields that all requests for text have are
+in `schema`, the others are here.
 
 The way not taken: refusing unknown fields. It would turn away every client that is newer than this table.
 """

@@ -1,7 +1,7 @@
 """Requests for text while they run: their tasks, and the one stream of events from which every answer is made.
 
-Connection thread; of a stream whose own thread sleeps, the engine's reader thread runs `feed` and what writes its events
-(`Stream.divert`). An event is made once, whether it is streamed or collected.
+Connection thread; of a stream whose own thread sleeps, the engine's reader thread runs `feed` and what writes its
+events (`Stream.divert`). An event is made once, whether it is streamed or collected.
 """
 
 from __future__ import annotations

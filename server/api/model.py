@@ -93,8 +93,8 @@ class SystemPrompt:
 
 @record
 class Model:
-    """One model. `defaults` are what requests get that don't say otherwise, `template_kwargs` what every chat's template
-    may read."""
+    """One model. `defaults` are what requests get that don't say otherwise, `template_kwargs` what every chat's
+    template may read."""
 
     engine: Engine
     options: Options

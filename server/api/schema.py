@@ -22,7 +22,8 @@ INF = math.inf
 
 @record(frozen=True)
 class Field:
-    """One request field: `kind` is int, float, bool, str, dict, list or object; `aliases` are read when `name` is absent.
+    """One request field: `kind` is int, float, bool, str, dict, list or object; `aliases` are read when `name` is
+    absent.
 
     Lists and objects of any kind come in several forms, and are looked at by whoever reads them. `convert` turns what
     clients are known to send into what is checked.

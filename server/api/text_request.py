@@ -93,8 +93,8 @@ def text_request(
     prompt_probs: int = -1,
     warnings: tuple[str, ...] = (),
 ) -> TextRequest:
-    """The request of a dialect that has read its fields (`values`, of its `table`) and its prompts, with `warnings` about
-    these."""
+    """The request of a dialect that has read its fields (`values`, of its `table`) and its prompts, with `warnings`
+    about these."""
     constraint = read_constraint(body, model.defaults)
     sampling = sampling_params(values, model.vocab, model.defaults, constraint.grammar)
     return TextRequest(

@@ -1,5 +1,6 @@
 """What a model writes, as typed events: the station between the engine's text and the dialects.
 
-Pure; runs on whatever thread brings the text. May import the engine's messages (`server.engine.seam.task`) and the leaves.
+Pure; runs on whatever thread brings the text. May import the engine's messages (`server.engine.seam.task`) and the
+leaves.
 `events` has the types, `parser` makes them.
 """

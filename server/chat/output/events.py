@@ -1,8 +1,8 @@
 """The events of one answer, in order: `Start`, then `Text`, then `End`. Everything a dialect sends is made of them.
 
 A leaf but for the engine's messages. Made by `parser`, once, whether the answer is streamed or collected. Progress of
-the prompt (`Progress`) and its tokens' probabilities (`PromptProbs`) are the engine's own messages and come as they are.
-Events aren't frozen, because one is made for each token, but nobody changes them.
+the prompt (`Progress`) and its tokens' probabilities (`PromptProbs`) are the engine's own messages and come as they
+are. Events aren't frozen, because one is made for each token, but nobody changes them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class Start:
 
 @record
 class Text:
-    """The next part of what the model says. `tokens` are those that came with it, `probs` theirs if they were asked for,
-    `timings` the state of the clock if that was. The text of some of these tokens may come with a later event, and the
-    last text before `End` may have no tokens."""
+    """The next part of what the model says. `tokens` are those that came with it, `probs` theirs if they were asked
+    for, `timings` the state of the clock if that was. The text of some of these tokens may come with a later event, and
+    the last text before `End` may have no tokens."""
 
     text: str
     tokens: tuple[int, ...] = ()
