@@ -54,9 +54,32 @@ class WebServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False  # joined with a deadline by HttpServer.stop, not without one here
 
-    def __init__(self, listeners: Sequence[socket.socket], limits: Limits, refusals: Refusals) -> None:
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        router: Router,
+        *,
+        limits: Limits,
+        hosts: HostPolicy,
+        cors: CorsPolicy,
+        auth: KeyRing | None,
+        static: StaticFiles | None,
+        rate: RateLimiter | None,
+        tls: ssl.SSLContext | None,
+        access_log: Callable[[AccessRecord], None] | None,
+        refusals: Refusals,
+    ) -> None:
         self.listeners = listeners
+        self.router = router
         self.limits = limits
+        self.hosts = hosts
+        self.cors = cors
+        self.auth = auth
+        self.static = static
+        self.rate = rate
+        self.tls = tls  # of new connections; another certificate may take its place
+        self.access_log = access_log
+        self.refusals = refusals
         self.is_stopping = False
         self.budget = BodyBudget(limits.all_bodies_bytes)
         self.watcher = Watcher()
@@ -65,15 +88,6 @@ class WebServer(ThreadingHTTPServer):
         self._n_started = 0  # accept thread only
         self._refused: deque[tuple[float, socket.socket]] = deque()  # accept thread only
         self._t_told = 0.0  # likewise
-        self.router = Router(())
-        self.auth: KeyRing | None = None
-        self.cors = CorsPolicy()
-        self.hosts = HostPolicy(False)
-        self.static: StaticFiles | None = None
-        self.rate: RateLimiter | None = None
-        self.tls: ssl.SSLContext | None = None
-        self.access_log: Callable[[AccessRecord], None] | None = None
-        self.refusals = refusals
         self._must_end = threading.Event()
         super().__init__(("", 0), ConnectionHandler, bind_and_activate=False)
         self.socket.close()  # its own one, which is bound to nothing
@@ -230,7 +244,7 @@ class HttpServer:
     """Bound when constructed (clients may connect and wait), answering from `start()` to `stop()`.
 
     `hosts` are names, addresses (IPv6 with or without brackets) or paths of UNIX sockets (`*.sock`), one may come
-    alone; port 0 picks a free one. BindError if one can't be had. `router` may be replaced at any time."""
+    alone; port 0 picks a free one. BindError if one can't be had."""
 
     def __init__(
         self,
@@ -250,16 +264,20 @@ class HttpServer:
     ) -> None:
         self.hosts = tuple(host.strip("[]") for host in ([hosts] if isinstance(hosts, str) else hosts))
         limits = limits or Limits()
-        self._server = WebServer(listen_all(self.hosts, port, limits.n_backlog), limits, refusals or Refusals())
-        self._server.router = router
-        self._server.cors = cors or CorsPolicy()
-        self._server.auth = auth
-        self._server.static = static
-        self._server.rate = rate
-        self._server.access_log = access_log
-        self._server.tls = tls
-        self._server.hosts = HostPolicy.for_bind(self.hosts, allowed_hosts)
-        listeners = self._server.listeners
+        listeners = listen_all(self.hosts, port, limits.n_backlog)
+        self._server = WebServer(
+            listeners,
+            router,
+            limits=limits,
+            hosts=HostPolicy.for_bind(self.hosts, allowed_hosts),
+            cors=cors or CorsPolicy(),
+            auth=auth,
+            static=static,
+            rate=rate,
+            tls=tls,
+            access_log=access_log,
+            refusals=refusals or Refusals(),
+        )
         self._port = next((listener.getsockname()[1] for listener in listeners if not is_unix(listener)), 0)
         self._thread: threading.Thread | None = None
         self._is_closed = False
@@ -295,15 +313,6 @@ class HttpServer:
     def is_local(self) -> bool:
         """Whether only this machine can reach the server."""
         return all(map(is_local, self.hosts))
-
-    @property
-    def router(self) -> Router:
-        """The routes in force."""
-        return self._server.router
-
-    @router.setter
-    def router(self, router: Router) -> None:
-        self._server.router = router
 
     @property
     def tls(self) -> ssl.SSLContext | None:
