@@ -339,6 +339,7 @@ def engine_config(
         cache_ram=options.cache_ram,
         cache_disk=options.cache_disk or "",
         cache_disk_mib=options.cache_disk_size,
+        slot_files=bool(options.slot_save_path),
         n_checkpoints=options.ctx_checkpoints,
         checkpoint_step=max(options.checkpoint_min_step, 64),
         embeddings=options.embeddings or options.reranking,

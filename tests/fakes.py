@@ -25,6 +25,7 @@ from server.engine.slots.backend import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_O
 from server.engine.slots.planner import Span
 from server.engine.slots.sampling import Stage, VocabFacts
 from server.errors import ApiError
+from server.model_files.identity import Identity
 
 BOS, EOS = 256, 257
 N_VOCAB = 258
@@ -318,6 +319,7 @@ class FakeBackend:
         self.n_swaps = 0
         self.embeddings = FakeEmbeddings(self)
         self.adapters: tuple[str, ...] = ()
+        self.identity = Identity(about={"model": "fake"})
         self.media = None
         self.media_embeddings: object = None
         self.lora: tuple = ()
@@ -604,10 +606,6 @@ class FakeBackend:
         """Remember the adapters of the next decode."""
         self.check_thread()
         self.lora = scales
-
-    def fingerprint(self) -> str:
-        """There is one fake model."""
-        return "fake"
 
     def close(self) -> None:
         """Everything must have been given back."""

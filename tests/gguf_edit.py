@@ -137,6 +137,23 @@ def take_apart(path: Path) -> Parts:
     return parts
 
 
+def split(path: Path, folder: Path, **changes: bytes) -> list[Path]:
+    """Two files of a split model: the first has the metadata, the second the last tensors."""
+    first, second = take_apart(path), take_apart(path)
+    n = len(first.tensors)
+    cut = first.tensors[n // 2].offset
+    second.pairs, second.tensors = [], second.tensors[n // 2 :]
+    second.data, first.data, first.tensors = second.data[cut:], first.data[:cut], first.tensors[: n // 2]
+    for info in second.tensors:
+        info.offset -= cut
+    for no, part in enumerate((first, second)):
+        part.set("split.no", struct.pack("<IH", 2, no)).set("split.count", struct.pack("<IH", 2, 2))
+        part.set("split.tensors.count", scalar("i32", n))
+    for key, value in changes.items():
+        second.set(key.replace("__", "."), value)
+    return [part.write(folder / f"m-0000{no}-of-00002.gguf") for no, part in enumerate((first, second), 1)]
+
+
 def _text(data: bytes, at: int) -> tuple[bytes, int]:
     (n,) = struct.unpack_from("<Q", data, at)
     return data[at + 8 : at + 8 + n], at + 8 + n

@@ -60,7 +60,7 @@ CHATML = (
 )
 
 # token types of a GGUF vocabulary
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+NORMAL, UNKNOWN, CONTROL, UNUSED, BYTE = 1, 2, 3, 5, 6
 
 FIM_TOKENS = ("<PRE>", "<SUF>", "<MID>")
 
@@ -149,7 +149,7 @@ def prefixes(word: str) -> list[str]:
     return [word[:end] for end in range(2, len(word) + 1)]
 
 
-def spm_vocabulary(gguf: GgufFile, fim: bool) -> Vocabulary:
+def spm_vocabulary(gguf: GgufFile, fim: bool, n_unused: int = 0) -> Vocabulary:
     """SentencePiece style: bytes as fallback, printable ASCII, `WORDS`; `<s>` 1 and `</s>` 2."""
     vocabulary = Vocabulary()
     for text, kind in (("<unk>", UNKNOWN), ("<s>", CONTROL), ("</s>", CONTROL)):
@@ -164,6 +164,8 @@ def spm_vocabulary(gguf: GgufFile, fim: bool) -> Vocabulary:
             vocabulary.add(piece)
     # merging takes the best score first: longer is better, single characters are never the result of a merge
     scores = [0.0] * n_fixed + [len(text) - 1000.0 for text in vocabulary.tokens[n_fixed:]]
+    vocabulary.tokens += [f"<unused{i}>" for i in range(n_unused)]
+    vocabulary.types += [UNUSED] * n_unused
     vocabulary.write(gguf, "llama", fim)
     gguf.array("tokenizer.ggml.scores", "f32", scores + [0.0] * (len(vocabulary.tokens) - len(scores)))
     gguf.scalars("tokenizer.ggml.", "u32", bos_token_id=1, eos_token_id=2, unknown_token_id=0)
@@ -236,6 +238,7 @@ BITS_PER_VOTE = 3  # that one head gives: 3 * 8 heads + 1 = 25 in all
 VOTE_SIZE = 1 / 32  # small, so that votes hardly change the length of the row
 KEY = 24.0  # size of queries and keys: makes attention pick one cell
 GAIN = math.sqrt(N_EMBD / (N_BITS + 1))  # what RMS norm multiplies our rows with
+N_MEMORIES, MEMORY = 12, 8.0  # of the values of a head, and how strong they are, see `remembers`
 SEED = 5  # with it no word goes on repeating itself for ever
 MIN_MARGIN = 0.3  # logits between the best two tokens, at least
 
@@ -248,11 +251,18 @@ def tiny_llama(
     fim: bool = False,
     seed: int = SEED,
     chat_template: str | None = CHATML,
+    remembers: bool = False,
+    n_unused: int = 0,
 ) -> Path:
-    """Write the text model described on top: `kind` "spm" or "bpe"; another `seed` says other things."""
+    """Write the text model described on top: `kind` "spm" or "bpe"; another `seed` says other things.
+
+    With `remembers` the values of the second block depend on the tokens before, as in any real model: what was computed
+    behind one beginning doesn't fit another. (Then there is no margin that is guaranteed.) `n_unused` tokens more make
+    an "spm" file of half a kilobyte more each.
+    """
     gguf = GgufFile("llama", f"tiny-llama-{kind}")
     if kind == "spm":
-        vocabulary = spm_vocabulary(gguf, fim)
+        vocabulary = spm_vocabulary(gguf, fim, n_unused)
         spoken = ["\u2581" + word for word in WORDS] + list(SIGNS)
     else:
         vocabulary = bpe_vocabulary(gguf, (" " + word for word in WORDS), fim)
@@ -274,7 +284,7 @@ def tiny_llama(
     _embedding(weights, len(vocabulary.tokens))
     _readout(weights, [spoken.index(text) if text in spoken else None for text in vocabulary.tokens])
     for block, distances in enumerate(DISTANCES):
-        _attention(weights, block, distances)
+        _attention(weights, block, distances, N_MEMORIES if remembers and block else 0)
         _feed_forward(weights, block)
     return gguf.write(path)
 
@@ -316,13 +326,14 @@ def _embedding(weights: Weights, n_vocab: int) -> None:
     weights.rows("token_embd.weight", [row() for _ in range(n_vocab)])
 
 
-def _attention(weights: Weights, block: int, distances: Sequence[int]) -> None:
+def _attention(weights: Weights, block: int, distances: Sequence[int], n_memories: int = 0) -> None:
     """Heads that each copy the bits of the token at one distance, and the votes those bits cast.
 
     RoPE turns pair j of a query or key at position p by p * 10000**(-2j/size). A key of (1, 0) and a query of
     (cos a, -sin a) with a = distance * that angle fit best where the key lies `distance` before the query. A
     second, weaker fit at distance 0 gives each head one clear choice also while the text is still too short;
-    the distances are chosen for that (a test checks it).
+    the distances are chosen for that (a test checks it). The last `n_memories` values are votes of the block before in
+    the place of bits.
     """
     angles = [10000.0 ** (-2.0 * j / HEAD_SIZE) for j in range(HEAD_SIZE // 2)]
     query, key, value = [], [], []
@@ -333,7 +344,7 @@ def _attention(weights: Weights, block: int, distances: Sequence[int]) -> None:
     for _ in range(N_HEAD_KV):
         for j in range(HEAD_SIZE):
             key.append(_one_at(CONSTANT, KEY if j % 2 == 0 else 0.0))
-            value.append(_one_at(j, 1.0))
+            value.append(_one_at(j, 1.0) if j < HEAD_SIZE - n_memories else _one_at(VOTE + j % N_VOTES, MEMORY))
     output = [[0.0] * (len(distances) * HEAD_SIZE) for _ in range(N_EMBD)]
     for vote in range(N_VOTES):
         row = output[VOTE + vote]

@@ -8,7 +8,6 @@ no more.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -23,7 +22,6 @@ FAULTS: dict[str, Callable[[list[gguf.Gguf]], Iterator[str]]] = {
     "--lora": model_checks.adapter_faults,
     "--mmproj": projector_checks.projector_faults,
 }
-SAMPLE_BYTES = 1 << 20
 
 
 def check_model_file(
@@ -73,17 +71,3 @@ def check_ranker(parts: list[gguf.Gguf]) -> None:
             f"{parts[0].path} has no classification head, and no template that it could be asked with, "
             "so it can't rank: leave out --reranking and --pooling rank, or take a reranking model"
         )
-
-
-def sample_hash(path: str, span: tuple[int, int] = (0, 0)) -> str:
-    """A hash over samples of a file and its size: cheap for any size, different for fine-tunes. `span` as above."""
-    import hashlib  # here, because a start needs none
-
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        size = span[1] or stream.seek(0, os.SEEK_END) - span[0]
-        digest.update(str(size).encode())
-        for at in (0, size // 3, 2 * size // 3, max(size - SAMPLE_BYTES, 0)):
-            stream.seek(span[0] + at)
-            digest.update(stream.read(min(SAMPLE_BYTES, size - at)))
-    return digest.hexdigest()[:16]

@@ -306,7 +306,7 @@ def with_checksum(data: bytes) -> bytes:
 def slots(data: bytes) -> None:
     """As it was written, or refused. The checksum is made right: else one input in four billion would get past it."""
     path = as_file(with_checksum(data), "fuzzed.slot")
-    for read in (lambda: slot_files.read_header(path), lambda: slot_files.read(path, "m")):
+    for read in (lambda: slot_files.read_header(path), lambda: slot_files.read(path, {"model": "m"})):
         try:
             read()
         except ApiError as error:
@@ -491,7 +491,7 @@ def slot_seeds() -> list[bytes]:
     """Slot files with and without checkpoints."""
     path, found = scratch() / "seed.slot", []
     for checkpoints in ((), ((2, memoryview(b"cp")),)):
-        slot_files.write(path, "m", [1, 2, 3], [[0, 0.5]], memoryview(b"state"), False, checkpoints)
+        slot_files.write(path, {"model": "m"}, [1, 2, 3], [[0, 0.5]], memoryview(b"state"), False, checkpoints)
         found.append(path.read_bytes())
     return found
 

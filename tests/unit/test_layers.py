@@ -69,7 +69,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.engine": (),
     "server.engine.seam": ("server.model_files",),
     "server.engine.client": ("server.engine.seam", "ctypes_api"),
-    "server.engine.slots": ("server.engine.seam",),
+    "server.engine.slots": ("server.engine.seam", "server.model_files"),
     "server.engine.cache": ("server.engine.slots", "server.engine.seam", "server.model_files"),
     "server.engine.speculation": ("server.engine.slots", "server.engine.seam"),
     "server.engine.loop": (

@@ -1,19 +1,20 @@
 """The prompt cache outside the KV cache, in memory and on disk: what slots have to give up, and what is fetched again.
 
-Engine thread only. States go block by block (`block_moves` has the ways): saving can stop after any of them when its
-time is over, and what many texts begin with is kept once. Blocks in memory that have to go stay on disk, if that is
-used.
+Engine thread only, but for `scan`. States go block by block (`block_moves` has the ways): saving can stop after any of
+them when its time is over, and what many texts begin with is kept once. Blocks in memory that have to go stay on disk,
+if that is used. The disk is used from `open` on, when it is known which blocks are ours (`identity`); those in memory
+are written to it then.
 
 Only for models whose sequences can share and be cut. Nothing is kept of text behind an image (its placeholders say
-nothing about positions), with self-extend, or of a context that was shifted: it isn't what its tokens would give.
+nothing about positions), with self-extend, or of the part of a context that was shifted: it isn't what its tokens would
+give.
 """
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from server.engine.cache.block_files import BlockFiles, key_of
+from server.engine.cache.block_files import BlockFiles, StoredBlock
 from server.engine.cache.block_moves import InParts, ThroughScratch
 from server.engine.cache.block_tree import BLOCK, Block, BlockTree, Lora, Shelf
 from server.engine.seam.config import EngineConfig
@@ -51,17 +52,20 @@ class BlockCache:
         )  # blocks would lack what their windows no longer see
         self._ram = Shelf(ram_limit(config.cache_ram) if is_possible else 0)
         self._disk = Shelf(config.cache_disk_mib * MIB)
-        self._files: BlockFiles | None = None
-        self._model = ""
-        if config.cache_disk and is_possible:
-            self._open_files(config)
-        elif config.cache_disk:
+        self._folder = BlockFiles(config.cache_disk) if config.cache_disk and is_possible else None
+        self._files: BlockFiles | None = None  # the folder, once it is open
+        if config.cache_disk and not is_possible:
             log.warning("--cache-disk does nothing here: it needs a cache whose sequences can share and be cut")
 
     @property
     def is_on(self) -> bool:
         """Whether anything is ever kept."""
         return self._ram.limit > 0 or self._files is not None
+
+    @property
+    def has_disk(self) -> bool:
+        """Whether a disk is used, or will be."""
+        return self._folder is not None
 
     @property
     def has_memory(self) -> bool:
@@ -72,6 +76,33 @@ class BlockCache:
     def ram_used(self) -> int:
         """Bytes in memory."""
         return self._ram.size
+
+    def scan(self, facts: Mapping[str, object]) -> list[StoredBlock]:
+        """Any thread, before `open`: what is on disk of this identity."""
+        return [] if self._folder is None else self._folder.scan(facts)
+
+    def open(self, found: list[StoredBlock]) -> None:
+        """Use the disk from now on, with what `scan` has found there."""
+        self._files = self._folder
+        if self._files is None:
+            return
+        by_key: dict[str, Block] = {}
+        for stored in found:
+            parent = by_key[stored.parent] if stored.parent else self._tree.root(stored.lora)
+            block = parent.children.get(stored.tokens)
+            if block is None:
+                block, needless = self._tree.add(parent, stored.tokens)
+                self._forget(needless)
+                block.size = stored.size
+            block.key, block.path = stored.key, stored.path
+            by_key[stored.key] = block
+            self._disk.add(block)
+            self._touch(block)
+        for lora, block in self._tree:
+            if not block.key:
+                self._write(block, lora)
+        self._keep_limits()
+        log.info("prompt cache on disk: %d blocks, %d MiB", len(self._disk), self._disk.size // MIB)
 
     def known(self, lora: Lora, tokens: list[int]) -> int:
         """How long a beginning of `tokens` is kept here."""
@@ -138,29 +169,13 @@ class BlockCache:
 
     # ---- inside -----------------------------------------------------------------------------------------------
 
-    def _open_files(self, config: EngineConfig) -> None:
-        about = repr((sorted(config.context_params.items()), sorted(config.model_params.items())))
-        info = self._backend.info
-        self._model = f"{self._backend.fingerprint()}, {info.llama_version}, {zlib.crc32(about.encode()):08x}"
-        self._files = BlockFiles(config.cache_disk, self._model)
-        by_key: dict[str, Block] = {}
-        for stored in self._files.scan():
-            parent = by_key[stored.parent] if stored.parent else self._tree.root(stored.lora)
-            block, needless = self._tree.add(parent, stored.tokens)
-            self._forget(needless)
-            block.key, block.path, block.size = stored.key, stored.path, stored.size
-            by_key[stored.key] = block
-            self._disk.add(block)
-            self._touch(block)
-        self._keep_limits()
-        log.info("prompt cache on disk: %d blocks, %d MiB", len(self._disk), self._disk.size // MIB)
-
     def _savable(self, slot: Slot) -> list[int]:
-        if slot.positions is not None or slot.is_shifted or self._backend.least_left(slot.seq):
+        if slot.positions is not None or self._backend.least_left(slot.seq):
             return []
-        if min(slot.tokens, default=0) >= 0:
-            return slot.tokens
-        return slot.tokens[: next(i for i, token in enumerate(slot.tokens) if token < 0)]
+        tokens = slot.tokens if slot.shifted_at is None else slot.tokens[: slot.shifted_at]
+        if min(tokens, default=0) >= 0:
+            return tokens
+        return tokens[: next(i for i, token in enumerate(tokens) if token < 0)]
 
     def _save_block(self, slot: Slot, parent: Block, at: int, tokens: tuple[int, ...]) -> Block | None:
         """None if that can't be done with this model, now or ever."""
@@ -170,7 +185,7 @@ class BlockCache:
                 "prompts that leave the KV cache are not kept: this model's state can't be cut into blocks; with "
                 "--kv-unified it can"
             )
-            self._ram.limit, self._files = 0, None
+            self._ram.limit, self._files, self._folder = 0, None, None
             return None
         block, needless = self._tree.add(parent, tokens)
         self._forget(needless)
@@ -179,13 +194,18 @@ class BlockCache:
             block.state = state
             self._ram.add(block)
         if self._files is not None:
-            block.key = key_of(self._model, slot.lora, parent.key, tokens)
-            block.path = self._files.put(block.key, parent.key, tokens, slot.lora, state)
-            if block.path:
-                self._disk.add(block)
+            self._write(block, slot.lora, state)
         self._touch(block)
         self._keep_limits()
         return block
+
+    def _write(self, block: Block, lora: Lora, state: memoryview | None = None) -> None:
+        """To disk, if it keeps up."""
+        state = block.state if state is None else state
+        block.key = self._files.key(lora, block.parent.key, block.tokens)
+        block.path = self._files.put(block.key, block.parent.key, block.tokens, lora, state)
+        if block.path:
+            self._disk.add(block)
 
     def _restore_block(self, slot: Slot, block: Block, at: int, end: int) -> bool:
         """Only what the slot lacks of it."""

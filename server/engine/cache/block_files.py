@@ -1,20 +1,22 @@
 """Blocks of the prompt cache on disk: one file each, written by a thread of its own, checked before use.
 
-A file is named by a hash of all it depends on: model, libraries, adapters, and every token before and in it. Its bytes
-are `slot_files`' format (magic, JSON header, CRC-32, state), written beside and renamed, so that it is whole or not
-there. What is damaged is removed when it is found; files of other models stay until room is needed. Nothing else in
-the folder is touched.
+A file is named by a hash of all it depends on: the identity (`identity`), the adapters' strengths, and every token
+before and in it. Its bytes are `slot_files`' format (magic, JSON header, CRC-32, state), written beside and renamed, so
+that it is whole or not there. What is damaged, or of an earlier format, is removed when it is found; files of other
+models stay until room is needed. Nothing else in the folder is touched.
 
-`put` is called by the engine's thread and never waits: when the disk can't keep up, blocks are left out.
+`scan` comes first, on any thread; the rest is the engine's. `put` never waits: when the disk can't keep up, blocks are
+left out.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -43,20 +45,21 @@ class StoredBlock:
     size: int
 
 
-def key_of(model: str, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
+def key_of(identity: str, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
     """The name of a block: the same for the same tokens after the same beginning, on the same model and libraries."""
-    about = f"{model}\n{lora!r}\n{parent}\n".encode()
+    about = f"{identity}\n{lora!r}\n{parent}\n".encode()
     import hashlib  # here, because only a cache on disk needs it
 
     return hashlib.sha256(about + array("q", tokens).tobytes()).hexdigest()[:32]
 
 
 class BlockFiles:
-    """The folder. `model` is what states depend on."""
+    """The folder."""
 
-    def __init__(self, folder: str, model: str) -> None:
+    def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
-        self._model = model
+        self._facts: dict[str, object] = {}  # the identity of our blocks, and as a text
+        self._identity = ""
         self._jobs: SimpleQueue = SimpleQueue()
         self._lock = threading.Lock()  # protects _n_pending
         self._n_pending = 0
@@ -67,23 +70,34 @@ class BlockFiles:
         except OSError as error:
             raise StartError(f"--cache-disk {folder}: {error.strerror}; name a folder that can be written") from None
 
-    def scan(self) -> Iterator[StoredBlock]:
-        """Files of this model, used longest ago first, each behind its parent. Damaged ones are removed."""
+    def scan(self, facts: Mapping[str, object]) -> list[StoredBlock]:
+        """Files of this identity, used longest ago first, each behind its parent. Damaged ones are removed."""
+        self._facts, self._identity = dict(facts), json.dumps(facts, sort_keys=True)
         for leftover in self._folder.glob(f".*{SUFFIX}.*.tmp"):
             _unlink(leftover)
         found: dict[str, tuple[float, StoredBlock]] = {}
+        removed: list[str] = []
         for path in self._folder.glob(f"*{SUFFIX}"):
             with contextlib.suppress(OSError):
                 stat = path.stat()
-                block = self._look(path, stat.st_size)
+                block = self._look(path, stat.st_size, removed)
                 if block is not None:
                     found[block.key] = stat.st_mtime, block
                 elif path.exists():
                     self.foreign.append((stat.st_mtime, str(path), stat.st_size))
+        if removed:
+            log.info("prompt cache on disk: %d files were removed, the first since %s", len(removed), removed[0])
         self.foreign.sort()
         seen: set[str] = set()
-        for _, block in sorted(found.values(), key=lambda item: item[0]):
-            yield from self._with_parents(block, found, seen)
+        return [
+            one
+            for _, block in sorted(found.values(), key=lambda item: item[0])
+            for one in self._with_parents(block, found, seen)
+        ]
+
+    def key(self, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
+        """The name of a block of ours."""
+        return key_of(self._identity, lora, parent, tokens)
 
     def put(self, key: str, parent: str, tokens: tuple[int, ...], lora: Lora, state: memoryview) -> str:
         """Have a block written; the path it will have, or "" if the disk is behind."""
@@ -101,7 +115,7 @@ class BlockFiles:
     def get(self, path: str) -> memoryview | None:
         """A block's state; None if the file is gone or damaged (then it is removed)."""
         try:
-            state = slot_files.read(Path(path), self._model).state
+            state = slot_files.read(Path(path), self._facts).state
         except ApiError as error:
             log.debug("prompt cache: %s", error.message)
             self.remove(path)
@@ -126,18 +140,19 @@ class BlockFiles:
     def _path(self, key: str, parent: str) -> Path:
         return self._folder / f"{key}.{parent or 'first'}{SUFFIX}"
 
-    def _look(self, path: Path, size: int) -> StoredBlock | None:
-        """What a file is by its header; None if it is of another model. A damaged one is removed."""
+    def _look(self, path: Path, size: int, removed: list[str]) -> StoredBlock | None:
+        """What a file is by its header; None if it is of another model. A damaged one is removed, and why is told."""
         try:
             header = slot_files.read_header(path)
             key, parent = path.name.removesuffix(SUFFIX).split(".")
             parent = "" if parent == "first" else parent
             tokens, lora = tuple(header["tokens"]), tuple((int(i), float(scale)) for i, scale in header["lora"])
-            if header["model"] != self._model:
+            if header["identity"] != self._facts:
                 return None
-            if not 0 < len(tokens) <= BLOCK or key_of(self._model, lora, parent, tokens) != key:
-                raise ValueError
-        except (ApiError, ValueError, TypeError, OverflowError):
+            if not 0 < len(tokens) <= BLOCK or self.key(lora, parent, tokens) != key:
+                raise ValueError("its name doesn't fit")
+        except (ApiError, ValueError, TypeError, OverflowError) as error:
+            removed.append(str(error))
             _unlink(path)
             return None
         return StoredBlock(key, parent, tokens, lora, str(path), size)
@@ -167,7 +182,7 @@ class BlockFiles:
                 continue
             try:
                 slot_files.write(
-                    path, self._model, list(tokens), [list(pair) for pair in lora], state, is_durable=False
+                    path, self._facts, list(tokens), [list(pair) for pair in lora], state, is_durable=False
                 )
             except ApiError as error:
                 log.warning("prompt cache on disk: %s", error.message)

@@ -49,13 +49,13 @@ class InParts:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._of: tuple[tuple[tuple[int, float], ...], list[int]] | None = None
+        self._of: tuple[object, ...] | None = None  # whose parts these are
         self._parts: StateParts | None = None
 
     def out(self, slot: Slot, start: int, end: int) -> memoryview | None:
         """A copy of the slot's tokens [start, end); None if this model's states can't be cut."""
-        if self._of != (slot.lora, slot.tokens):
-            self._of, self._parts = (slot.lora, list(slot.tokens)), self._backend.read_parts(slot.seq)
+        if self._of != _contents(slot):
+            self._of, self._parts = _contents(slot), self._backend.read_parts(slot.seq)
         try:
             return None if self._parts is None else self._parts.part(start, end)
         except UnknownState:
@@ -63,7 +63,7 @@ class InParts:
 
     def done(self, slot: Slot) -> None:
         """No more of this slot."""
-        if self._of == (slot.lora, slot.tokens):
+        if self._of == _contents(slot):
             self._of = self._parts = None
 
     def fill(self, slot: Slot, states: Sequence[State], tokens: list[int]) -> bool:
@@ -75,3 +75,8 @@ class InParts:
             return False
         slot.tokens[:] = tokens
         return True
+
+
+def _contents(slot: Slot) -> tuple[object, ...]:
+    """What the keys and values of a slot's sequence are of."""
+    return slot.lora, slot.shifted_at, list(slot.tokens)

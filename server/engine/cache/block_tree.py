@@ -78,6 +78,14 @@ class BlockTree:
     def __init__(self) -> None:
         self._roots: dict[Lora, Block] = {}
 
+    def __iter__(self) -> Iterator[tuple[Lora, Block]]:
+        """Every block with its adapters, behind its parent."""
+        for lora, root in self._roots.items():
+            blocks = [*root.children.values()]
+            for block in blocks:
+                yield lora, block
+                blocks += block.children.values()
+
     def root(self, lora: Lora) -> Block:
         """The block before the first."""
         return self._roots.setdefault(lora, Block((), None))

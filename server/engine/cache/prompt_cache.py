@@ -36,7 +36,7 @@ def choose_slot(
     """
     idle = [slot for slot in slots if slot.run is None]
     if cache_prompt:
-        kept = {slot.id: common_prefix(slot.tokens, prompt) for slot in idle if slot.lora == lora}
+        kept = {slot.id: slot.reusable(prompt) for slot in idle if slot.lora == lora}
         continued = [
             slot
             for slot in idle
@@ -68,15 +68,13 @@ def reuse_prefix(
     """
     if limit is None:
         limit = max(len(prompt) - 1, 0)
-    n = trim(backend, slot, min(common_prefix(slot.tokens, prompt), limit) if cache_prompt else 0)
+    n = trim(backend, slot, min(slot.reusable(prompt), limit) if cache_prompt else 0)
     if backend.window:
-        donors = [
-            other for other in donors if min(common_prefix(other.tokens, prompt), limit) >= _least_left(backend, other)
-        ]
+        donors = [other for other in donors if min(other.reusable(prompt), limit) >= _least_left(backend, other)]
     if not (backend.can_share and donors):
         return n
-    donor = max(donors, key=lambda other: common_prefix(other.tokens, prompt))
-    n_donor = min(common_prefix(donor.tokens, prompt), limit)
+    donor = max(donors, key=lambda other: other.reusable(prompt))
+    n_donor = min(donor.reusable(prompt), limit)
     if n_donor < n + MIN_SHARED or backend.is_split and n_donor < n + len(donor.tokens) // COPY_COST:
         return n
     if backend.is_split:
@@ -109,7 +107,6 @@ def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
         log.warning("a prompt is read where it could have been copied: %s", error or "there is no memory for a copy")
         trim(backend, slot, 0)
         return False
-    slot.is_shifted = donor.is_shifted
     slot.n_shares += 1
     slot.tokens[:] = tokens
     return True
@@ -119,7 +116,7 @@ def forget(slot: Slot) -> None:
     """The slot's sequence holds nothing any more, or is about to be filled with something else."""
     slot.tokens.clear()
     slot.checkpoints.clear()
-    slot.is_sharing = slot.is_shifted = False
+    slot.is_sharing, slot.shifted_at = False, None
     slot.n_shared = 0
     slot.parked = []
     slot.positions = None
@@ -143,6 +140,8 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
     while slot.checkpoints and slot.checkpoints[-1].n > n:
         slot.checkpoints.pop()
     slot.n_shared = min(slot.n_shared, n)
+    if slot.shifted_at is not None and n <= slot.shifted_at:
+        slot.shifted_at = None
     return n
 
 
@@ -177,7 +176,7 @@ def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
     backend.seq_rm(slot.seq, n_keep, n_keep + n_discard)
     backend.seq_add(slot.seq, n_keep + n_discard, n_past, -n_discard)
     del slot.tokens[n_keep : n_keep + n_discard]
-    slot.is_shifted = True
+    slot.shifted_at = n_keep if slot.shifted_at is None else min(slot.shifted_at, n_keep)
     slot.checkpoints.clear()
     return n_discard
 

@@ -1,9 +1,8 @@
 """Files that hold a slot's KV state: written whole or not at all, read only if every byte is what was written.
 
-Engine thread. A file is: 8 bytes magic, a header length, a JSON header (model, settings, adapters and tokens it belongs
-to, size of the state, CRC-32 of all that and of the state), then llama.cpp's state of one sequence. The model is named
-by what the state depends on, so that a renamed model file still fits and another one doesn't; so are the settings that
-keys and values are computed with.
+Engine thread. A file is: 8 bytes magic, a header length, a JSON header (identity, adapters and tokens it belongs to,
+size of the state, CRC-32 of all that and of the state), then llama.cpp's state of one sequence. The identity is all
+that keys and values depend on (`identity`), so that a renamed model file still fits and another one doesn't.
 
 Where the system has files without a name (Linux) the new file gets its name when it is whole: an engine that is killed
 while it writes leaves nothing behind.
@@ -23,17 +22,19 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO
 
 from server.errors import ApiError
+from server.model_files.identity import difference
 from server.records import record
 
-MAGIC = b"llsrvkv1"
+MAGIC, OLD_MAGIC = b"llsrvkv2", b"llsrvkv1"
 HEAD = struct.Struct("<8sQ")
-CHECKED = ("model", "tokens", "lora", "n_state", "checkpoints", "settings")
-SHAPING = ("rope_", "yarn_", "type_k", "type_v")  # beginnings of the context's fields that states depend on
-FLAGS = {"rope_scaling_type": "--rope-scaling", "type_k": "--cache-type-k", "type_v": "--cache-type-v"}
+CHECKED = ("identity", "tokens", "lora", "n_state", "checkpoints", "shifted_at")
+OLD = (
+    "was saved by an earlier version of this program, which didn't note all that it depends on (adapters, further "
+    "parts of the model): save it again"
+)
 MAX_HEADER = 1 << 28
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 BINARY = getattr(os, "O_BINARY", 0)
@@ -41,37 +42,39 @@ BINARY = getattr(os, "O_BINARY", 0)
 
 @record
 class SavedSlot:
-    """What a file holds, and its size in bytes. `checkpoints` are (number of tokens, state) pairs."""
+    """What a file holds, and its size in bytes. `checkpoints` are (number of tokens, state) pairs; `shifted_at` as in
+    `Slot`."""
 
     tokens: list[int]
     lora: list[list[float]]
     state: memoryview
     size: int
     checkpoints: list[tuple[int, memoryview]] = field(default_factory=list)
+    shifted_at: int | None = None
 
 
 def write(
     path: Path,
-    model: str,
+    identity: Mapping[str, object],
     tokens: list[int],
     lora: list[list[float]],
     state: memoryview,
     is_durable: bool = True,
     checkpoints: Sequence[tuple[int, memoryview]] = (),
-    settings: Mapping[str, object] = MappingProxyType({}),
+    shifted_at: int | None = None,
 ) -> int:
     """Write the file at `path`, whole or not at all; its size in bytes. ApiError names what went wrong.
 
-    `checkpoints` are (number of tokens, state) pairs, written behind the state. Without `is_durable` a power cut may
-    damage the file (which is noticed when it is read). `settings` are those of `settings_of`.
+    `identity` are the facts of an `Identity`. `checkpoints` are (number of tokens, state) pairs, written behind the
+    state. Without `is_durable` a power cut may damage the file (which is noticed when it is read).
     """
     n_state = len(state) + sum(len(part) for _, part in checkpoints)
-    about = {"model": model, "tokens": tokens, "lora": lora, "n_state": n_state}
+    about = {"identity": dict(identity), "tokens": tokens, "lora": lora, "n_state": n_state}
     if checkpoints:
         about["checkpoints"] = [[n, len(part)] for n, part in checkpoints]
         state = memoryview(b"".join((state, *(part for _, part in checkpoints))))
-    if settings:
-        about["settings"] = dict(settings)
+    if shifted_at is not None:
+        about["shifted_at"] = shifted_at
     header = json.dumps({**about, "crc32": _checksum(about, state)}).encode()
     try:
         with _new_file(path) as stream:
@@ -127,42 +130,18 @@ def _name(nameless: int, path: Path) -> None:
         shutil.copyfile(source, path)
 
 
-def settings_of(context_params: Mapping[str, object], model_params: Mapping[str, object]) -> dict[str, object]:
-    """What the user has set of what keys and values depend on, as plain JSON. By fields of llama.cpp's structs."""
-    found = {name: value for name, value in context_params.items() if name.startswith(SHAPING)}
-    if model_params.get("kv_overrides"):
-        found["override_kv"] = repr(sorted(map(repr, model_params["kv_overrides"])))
-    return dict(sorted(found.items()))
-
-
-def _check_settings(name: str, saved: Mapping[str, object], ours: Mapping[str, object]) -> None:
-    """ApiError 400 naming the first setting that differs."""
-    for key in sorted({*saved, *ours}):
-        if saved.get(key) != ours.get(key):
-            flag = FLAGS.get(key, "--" + key.replace("_", "-"))
-            was, has = [
-                value if type(value) is float else "the default" if value is None else "one of its own"
-                for value in (saved.get(key), ours.get(key))
-            ]
-            raise ApiError(
-                400,
-                f"{name} was saved with another {flag} ({was}; here {has}): start the server with the same settings",
-            )
-
-
-def read(path: Path, model: str, settings: Mapping[str, object] = MappingProxyType({})) -> SavedSlot:
-    """All of a file. ApiError 400 if it is not a slot of this model with these settings (see `settings_of`)."""
+def read(path: Path, identity: Mapping[str, object]) -> SavedSlot:
+    """All of a file. ApiError 400 if it is not a slot of this identity (the facts of an `Identity`)."""
     with _open(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         header = _read_header(stream, path.name, size)
-        if header["model"] != model:
-            raise ApiError(400, f"{path.name} was saved with another model ({header['model']}); this is {model}")
-        _check_settings(path.name, header.get("settings", {}), settings)
+        if found := difference(header["identity"], identity):
+            raise ApiError(400, f"{path.name} was saved with {found}")
         state = bytearray(header["n_state"])
         if stream.readinto(state) != len(state) or _checksum(header, state) != header["crc32"]:
             raise ApiError(400, f"{path.name} is damaged: it is not what was saved")
     parts, at = memoryview(state), len(state) - sum(n_bytes for _, n_bytes in header.get("checkpoints", ()))
-    saved = SavedSlot(header["tokens"], header["lora"], parts[:at], size)
+    saved = SavedSlot(header["tokens"], header["lora"], parts[:at], size, shifted_at=header.get("shifted_at"))
     for n, n_bytes in header.get("checkpoints", ()):
         saved.checkpoints.append((n, parts[at : at + n_bytes]))
         at += n_bytes
@@ -170,7 +149,7 @@ def read(path: Path, model: str, settings: Mapping[str, object] = MappingProxyTy
 
 
 def read_header(path: Path) -> dict:
-    """What the file says of itself (model, tokens, lora, n_state, crc32), its state unread. ApiError 400 if it is
+    """What the file says of itself (identity, tokens, lora, n_state, crc32), its state unread. ApiError 400 if it is
     none."""
     with _open(path) as stream:
         return _read_header(stream, path.name, os.fstat(stream.fileno()).st_size)
@@ -193,6 +172,8 @@ def _checksum(header: dict, state: memoryview | bytearray) -> int:
 
 def _read_header(stream, name: str, size: int) -> dict:
     head = stream.read(HEAD.size)
+    if head[:8] == OLD_MAGIC:
+        raise ApiError(400, f"{name} {OLD}")
     if len(head) < HEAD.size or head[:8] != MAGIC:
         raise ApiError(400, f"{name} is not a saved slot")
     n_header = HEAD.unpack(head)[1]
@@ -200,14 +181,17 @@ def _read_header(stream, name: str, size: int) -> dict:
         raise ApiError(400, f"{name} is damaged: its header is too long")
     try:
         header = json.loads(stream.read(n_header))
+        identity = header["identity"]
         is_sound = (
-            isinstance(header["model"], str)
+            isinstance(identity, dict)
+            and isinstance(identity.get("settings", {}), dict)
+            and type(header.get("shifted_at", 0)) is int
+            and header.get("shifted_at", 0) >= 0
             and isinstance(header["lora"], list)
             and isinstance(header["crc32"], int)
             and all(type(token) is int for token in header["tokens"])
             and type(header["n_state"]) is int
             and header["n_state"] == size - HEAD.size - n_header
-            and isinstance(header.get("settings", {}), dict)
             and all(
                 type(n) is int and type(n_bytes) is int and 0 <= n_bytes for n, n_bytes in header.get("checkpoints", ())
             )

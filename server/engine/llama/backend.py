@@ -53,6 +53,7 @@ from server.errors import ApiError, StartError
 from server.log import VERBOSE, get_logger
 from server.model_files import memory_plan as fit
 from server.model_files.host_cpus import usable_cores
+from server.model_files.identity import Identity, Source, model_sources, reach_of, settings_of, source
 from server.model_files.memory_plan import Plan
 from server.model_files.rerankers import with_template
 
@@ -175,7 +176,7 @@ class LlamaBackend:
         self._abort = AbortFlag()
         report = LoadReport()
         self._libs.log.sink = report.listening(_telling(on_progress))
-        self._span = (config.model_offset, config.model_size)
+        files = _files_of(config, self._libs)  # as they are before anything is read of them
         plan = make_plan(self._libs, config, find_shape(config))
         self._model = Model(
             self._libs,
@@ -231,10 +232,14 @@ class LlamaBackend:
         self._lora: tuple[tuple[int, float], ...] = ()
         self.drafter: LlamaBackend | None = None
         self._likeliest: Likeliest | None = None
-        self._fingerprint = ""
         self._pieces: dict[int, bytes] = {}
         self._special = config.special
         self.info = self._model_info(config, n_vocab)
+        reach = reach_of(self.info.meta, config.model_params, int(self._llama.llama_n_ctx_seq(self._context)))
+        settings = settings_of(config.context_params, config.model_params, config.mmproj_params)
+        self.identity = Identity(
+            files, {"model": self.info.desc, "libraries": self._libs.version, "settings": {**settings, **reach}}
+        )
         self.facts = VocabFacts(self.info.eog_tokens, self._suppress_tokens(), self.info.n_ctx_slot)
         self._samplers = SamplerFactory(self._llama, self._vocab, n_vocab)
         self._draws = Draws(min(thread_counts(config)[0], usable_cores()) - 1)
@@ -482,14 +487,6 @@ class LlamaBackend:
     def _lora_of(self, config: EngineConfig) -> list[tuple[Adapter, float]]:
         return [(adapter, scale) for adapter, (_, scale) in zip(self._adapters, config.lora)]
 
-    def fingerprint(self) -> str:
-        """Model description and a hash over samples of its file."""
-        if not self._fingerprint:
-            from server.model_files.checks import sample_hash  # here, because it is needed to save a cache only
-
-            self._fingerprint = f"{self.info.desc}, {sample_hash(self.info.path, self._span)}"
-        return self._fingerprint
-
     def close(self) -> None:
         """The contexts go before their model."""
         self._draws.close()
@@ -614,6 +611,18 @@ class LlamaBackend:
             self.decode([Span(0, 0, 0, [token], True)])
             llama.llama_set_n_threads(self._context, *counts)
             llama.llama_memory_clear(self._memory, True)
+
+
+def _files_of(config: EngineConfig, libs: loader.Libs) -> dict[str, list[Source]]:
+    """What states depend on, by the names of `Identity`. All plug-ins count: they are one build, whichever is taken."""
+    files = libs.files
+    libraries = {*files.order, *files.plugins.values(), *files.fallbacks.values()}
+    return {
+        "model": model_sources(config.model, config.model_offset, config.model_size),
+        "lora": [source(path) for path, _ in config.lora],
+        "mmproj": [source(config.mmproj)] if config.mmproj else [],
+        "libraries": [source(path) for path in sorted(libraries | ({files.mtmd} if config.mmproj else set()))],
+    }
 
 
 def _fitted_params(config: EngineConfig, plan: Plan | None) -> dict[str, object]:

@@ -25,7 +25,6 @@ from server.engine.seam.task import AUDIO, Media
 from server.engine.slots.backend import DECODE_OK
 from server.engine.slots.media import Chunk, Prepared, placeholders
 from server.errors import ApiError, StartError
-from server.model_files.checks import sample_hash
 
 N_POS_MROPE = 4
 MIN_SAMPLES_BYTES = 8  # libmtmd aborts the process on a sound of one sample
@@ -55,7 +54,6 @@ class Projector:
         self._n_embd = int(self._llama.llama_model_n_embd_inp(model))
         self._n_batch = int(self._llama.llama_n_batch(context))
         self._n_ubatch = int(self._llama.llama_n_ubatch(context))
-        self._key = f"{sample_hash(config.mmproj)} {sorted(config.mmproj_params.items())}".encode()
 
     def prepare(self, media: Media) -> Prepared:
         """Decode a file and see what it takes. ApiError 400 says what is wrong with it, and where it stands."""
@@ -84,8 +82,7 @@ class Projector:
                 f"{media.where}: the {media.kind} has {n_tokens} tokens, which this model must see at "
                 f"once, and --ubatch-size is {self._n_ubatch}: start the server with a larger one",
             )
-        key = b"%b %b %d" % (self._key, media.hash.encode(), index)
-        return Chunk(placeholders(key, n_pos), n_tokens, is_causal, raw)
+        return Chunk(placeholders(f"{media.hash} {index}".encode(), n_pos), n_tokens, is_causal, raw)
 
     def encode(self, chunk: Chunk) -> None:
         """Compute a chunk's embeddings; they stay until the next `encode`. RuntimeError if that fails."""

@@ -1,7 +1,8 @@
 """What the engine can be asked to do besides completing text: slots, adapters, the shared system prompt.
 
 Engine thread, between two steps. A command that concerns a busy slot waits until that slot is idle, and the slot
-takes no new task meanwhile. Arguments and results are plain data; a refusal is an `ApiError`.
+takes no new task meanwhile. What is about slot files waits until the model's identity is known, and keeps no slot for
+itself before. Arguments and results are plain data; a refusal is an `ApiError`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from server.engine.slots.slot import Checkpoint, Slot
 from server.errors import ApiError
 from server.log import get_logger
 
+WITH_FILES = ("save", "restore")
+
 log = get_logger("engine")
 
 
@@ -32,8 +35,6 @@ class Commands:
         self._prefixes = prefixes
         self._backend = state.backend
         self._slots = state.slots
-        config = state.config  # what saved slots depend on besides the model
-        self._settings = slot_files.settings_of(config.context_params, config.model_params)
         self._waiting: deque[Command] = deque()
         self._table: dict[str, Callable[..., dict[str, object]]] = {
             "save": self._save,
@@ -45,7 +46,8 @@ class Commands:
         }
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        """Whether there is one to look at with each step."""
+        return any(not self._is_early(command) for command in self._waiting)
 
     def post(self, command: Command) -> None:
         """Put it behind the others."""
@@ -60,18 +62,28 @@ class Commands:
 
     def reserved(self) -> set[int]:
         """Slots that waiting commands want, which must take no new task."""
-        return {slot.id for command in self._waiting for slot in self._needs(command)}
+        return {slot.id for command in self._waiting if not self._is_early(command) for slot in self._needs(command)}
 
     def run_ready(self) -> list[Reply]:
         """Do what can be done now; the answers."""
         replies: list[Reply] = []
         for _ in range(len(self._waiting)):
             command = self._waiting.popleft()
-            if any(slot.run is not None for slot in self._needs(command)):
+            if self._is_early(command) or any(slot.run is not None for slot in self._needs(command)):
                 self._waiting.append(command)
             else:
                 replies.append(self._answer(command))
         return replies
+
+    def _is_early(self, command: Command) -> bool:
+        return command.name in WITH_FILES and self._backend.identity.is_open
+
+    def _identity(self) -> dict[str, object]:
+        """What saved slots depend on."""
+        identity = self._backend.identity
+        if identity.facts is None:
+            raise ApiError(500, f"slots can't be saved or restored: {identity.fault}")
+        return identity.facts
 
     def _needs(self, command: Command) -> list[Slot]:
         if command.name == "system_prompt":
@@ -105,19 +117,19 @@ class Commands:
         state = self._backend.state(slot.seq) if slot.tokens else memoryview(b"")
         n_written = slot_files.write(
             Path(path),
-            self._backend.fingerprint(),
+            self._identity(),
             slot.tokens,
             [list(pair) for pair in slot.lora],
             state,
             checkpoints=[(one.n, memoryview(one.state)) for one in slot.checkpoints],
-            settings=self._settings,
+            shifted_at=slot.shifted_at,
         )
         return {"n_saved": len(slot.tokens), "n_written": n_written, "ms": (time.perf_counter() - started) * 1e3}
 
     def _restore(self, id_slot: int, path: str) -> dict[str, object]:
         slot = self._slot(id_slot)
         started = time.perf_counter()
-        saved = slot_files.read(Path(path), self._backend.fingerprint(), self._settings)
+        saved = slot_files.read(Path(path), self._identity())
         n = len(saved.tokens)
         if n > slot.n_ctx:
             raise ApiError(400, f"the saved slot has {n} tokens, this one holds {slot.n_ctx}")
@@ -126,7 +138,7 @@ class Commands:
             self._backend.seq_rm(slot.seq, -1, -1)
             raise ApiError(400, "the saved slot doesn't fit this server's context (KV types or sizes differ)")
         slot.tokens[:] = saved.tokens
-        slot.lora = tuple((int(i), float(scale)) for i, scale in saved.lora)
+        slot.lora, slot.shifted_at = tuple((int(i), float(scale)) for i, scale in saved.lora), saved.shifted_at
         slot.checkpoints = [Checkpoint(at, state) for at, state in saved.checkpoints if 0 < at <= n]
         return {"n_restored": n, "n_read": saved.size, "ms": (time.perf_counter() - started) * 1e3}
 

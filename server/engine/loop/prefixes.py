@@ -31,6 +31,7 @@ MIN_PARKED = 64
 LAST_TOKEN = "the last token is evaluated again"
 NOT_ASKED = "cache_prompt is false"
 OTHER_LORA = "computed with other adapters"
+SHIFTED = "the context was shifted"
 SELF_EXTEND = "self-extend starts anew"
 EXACT = "--exact starts anew"
 NO_TRIM = "the model can't drop a tail"
@@ -68,10 +69,10 @@ class Prefixes:
         """Set the slot's cache to what is there of the prompt of `run`, and note how that came."""
         state, task = self._state, run.task
         lora = state.lora_of(task)
-        n_known = self._longest(run.prompt, lora)
+        n_known, why_not = self._longest(run.prompt, lora)
         self._log_difference(slot, run)
         is_kept = task.cache_prompt and slot.lora == lora
-        self._give_up(slot, run.prompt, common_prefix(slot.tokens, run.prompt) if is_kept else 0)
+        self._give_up(slot, run.prompt, slot.reusable(run.prompt) if is_kept else 0)
         is_folding = state.config.n_group > 1
         if is_folding or state.config.exact or slot.lora != lora:
             prompt_cache.trim(state.backend, slot, 0)
@@ -81,7 +82,7 @@ class Prefixes:
         elif not state.config.exact:
             self._reuse(slot, run)
             run.leader = self._leader(slot, run)
-        run.cache_reason = self._reason(slot, run, n_known)
+        run.cache_reason = self._reason(slot, run, n_known, why_not)
 
     def must_wait(self, slot: Slot) -> bool:
         """Whether a slot's prompt waits for its leader; once it need not, it has the leader's cells."""
@@ -175,7 +176,7 @@ class Prefixes:
         state, task = self._state, run.task
         others = (state.system, *state.slots) if task.cache_prompt else (state.system,)
         donors = [other for other in others if other is not slot and other.tokens and other.lora == slot.lora]
-        n_own = common_prefix(slot.tokens, run.prompt) if task.cache_prompt else 0
+        n_own = slot.reusable(run.prompt) if task.cache_prompt else 0
         n_before = run.n_cached
         run.n_cached = n = prompt_cache.reuse_prefix(
             state.backend, slot, run.prompt, task.cache_prompt, donors, run.layout.reusable(len(run.prompt))
@@ -210,12 +211,14 @@ class Prefixes:
                     best, n_best = other, n
         return None if best is None else Leader(best, best.run, n_best)
 
-    def _longest(self, prompt: list[int], lora: Lora) -> int:
-        """How much of a prompt is in any cache, whether it can be used or not."""
+    def _longest(self, prompt: list[int], lora: Lora) -> tuple[int, str]:
+        """How much of a prompt is in any cache, whether it can be used or not, and why it might not."""
         slots = (self._state.system, *self._state.slots)
-        return max(self.blocks.known(lora, prompt), *(common_prefix(slot.tokens, prompt) for slot in slots))
+        best = max(slots, key=lambda slot: common_prefix(slot.tokens, prompt))
+        n = common_prefix(best.tokens, prompt)
+        return max(self.blocks.known(lora, prompt), n), SHIFTED if n > best.reusable(prompt) else OTHER_LORA
 
-    def _reason(self, slot: Slot, run: Run, n_known: int) -> str:
+    def _reason(self, slot: Slot, run: Run, n_known: int, why_not: str) -> str:
         n = len(slot.tokens)
         if n >= n_known:
             return ""
@@ -229,7 +232,7 @@ class Prefixes:
             return EXACT
         if not self._state.backend.can_share:
             return NO_TRIM
-        return TOO_SHORT if n_known < n + MIN_SHARED else OTHER_LORA
+        return TOO_SHORT if n_known < n + MIN_SHARED else why_not
 
     def _log_difference(self, slot: Slot, run: Run) -> None:
         if not log.isEnabledFor(logging.DEBUG):

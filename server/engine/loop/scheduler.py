@@ -11,16 +11,18 @@ Not taken: locks. Other threads see only frames.
 from __future__ import annotations
 
 import heapq
+import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import TypeVar
 
+from server.engine.cache.block_files import StoredBlock
 from server.engine.loop import answers
 from server.engine.loop.admission import Admission
 from server.engine.loop.answers import Answers
 from server.engine.loop.batching import Batching
-from server.engine.loop.commands import Commands
+from server.engine.loop.commands import WITH_FILES, Commands
 from server.engine.loop.embedder import Embedder
 from server.engine.loop.evaluation import Evaluation
 from server.engine.loop.media_embedder import MediaEmbedder
@@ -51,11 +53,20 @@ from server.engine.slots.media import MediaReady
 from server.engine.slots.slot import Slot
 from server.errors import ApiError
 from server.log import get_logger
+from server.records import record
 
 T = TypeVar("T")
 SNAPSHOT_INTERVAL_S = 0.1
+IDENTIFY_S = 0.5  # how long the end waits for the model's files to be read
 
 log = get_logger("engine")
+
+
+@record(frozen=True)
+class Identified:
+    """From the thread `identity` to the loop: it is known what states depend on, and what the disk has of that."""
+
+    found: list[StoredBlock]
 
 
 class Scheduler:
@@ -94,10 +105,14 @@ class Scheduler:
             Tasks: self._enqueue_all,
             Cancel: self._cancel,
             Close: self._close,
-            Command: self._commands.post,
+            Command: self._command,
             MediaReady: self._media_ready,
             Embed: self._embed,
+            Identified: self._identified,
         }
+        self._identifying: threading.Thread | None = None
+        if config.slot_files or prefixes.blocks.has_disk:
+            self._identify()
 
     @property
     def slots(self) -> list[Slot]:
@@ -239,6 +254,39 @@ class Scheduler:
             elif task is not None:
                 self._admission.enqueue(task)
 
+    def _command(self, message: Command) -> None:
+        if message.name in WITH_FILES:
+            self._identify()
+        self._commands.post(message)
+
+    def _identify(self) -> None:
+        """See to it that it becomes known what states depend on."""
+        if self._identifying is None and self._state.backend.identity.is_open:
+            if self._state.backend.identity.recall():
+                self._identified(Identified(self._prefixes.blocks.scan(self._state.backend.identity.facts)))
+            else:
+                self._identifying = threading.Thread(target=self._read_files, name="identity", daemon=True)
+                self._identifying.start()
+
+    def _read_files(self) -> None:
+        """The thread `identity`: seconds per gigabyte, once for a file."""
+        identity, found = self._state.backend.identity, []
+        try:
+            identity.find(self._is_busy)
+            if identity.facts is not None:
+                found = self._prefixes.blocks.scan(identity.facts)
+        except Exception:
+            log.exception("the model's files, or those of --cache-disk, could not be looked at")
+            identity.fault = "see the server's log"
+        self._inbox.put(Identified(found))
+
+    def _identified(self, message: Identified) -> None:
+        identity = self._state.backend.identity
+        if identity.facts is not None:
+            self._prefixes.blocks.open(message.found)
+        else:
+            log.warning("slots can't be saved, and nothing is kept on disk: %s", identity.fault)
+
     def _embed(self, message: Embed) -> None:
         if self._deadline is not None:
             self._state.fail(message.id, 503, "the server is shutting down")
@@ -351,10 +399,13 @@ class Scheduler:
         )
 
     def _drain(self) -> None:
-        """Answer what was posted too late."""
+        """Answer what was posted too late, and let the disk have what the slots hold."""
         self._state.media.close()
+        if self._identifying is not None and self._prefixes.blocks.has_disk:
+            self._identifying.join(IDENTIFY_S)
         self._receive(block=False)
         self._flush()
+        self._prefixes.close()
 
 
 # ---- pieces that have waited for company -----------------------------------------------------------------------------

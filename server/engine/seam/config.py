@@ -66,8 +66,8 @@ class EngineConfig:
     may take while somebody reads a stream, 0 for no limit. `model_offset` and `model_size` say where the model lies
     in its file (a bundle); size 0 is to its end. `shape` is what its header says, None if that isn't known.
     `cache_ram` (MiB; None: a part of the free memory, -1: no limit) and `cache_disk` (a folder, of at most
-    `cache_disk_mib`) take what leaves the KV cache. Models whose state can't be cut keep up to `n_checkpoints` copies
-    of it for each slot, `checkpoint_step` tokens apart.
+    `cache_disk_mib`) take what leaves the KV cache. With `slot_files` slots may be saved to files. Models whose state
+    can't be cut keep up to `n_checkpoints` copies of it for each slot, `checkpoint_step` tokens apart.
     `embeddings`: their context is made at start, not at the first request. Tokens of streams may wait for
     `stream_interval_s` seconds to be sent together.
     """
@@ -90,6 +90,7 @@ class EngineConfig:
     cache_ram: int | None = 0
     cache_disk: str = ""
     cache_disk_mib: int = 10240
+    slot_files: bool = False
     n_checkpoints: int = 8
     checkpoint_step: int = 1024
     cont_batching: bool = True

@@ -13,6 +13,7 @@ from server.engine.seam.task import Media, ModelInfo, TokenProbs
 from server.engine.slots.media import Chunk, Prepared
 from server.engine.slots.planner import Span
 from server.engine.slots.sampling import Stage, VocabFacts
+from server.model_files.identity import Identity
 
 DECODE_OK, DECODE_NO_ROOM, DECODE_ABORTED = 0, 1, 2
 
@@ -150,6 +151,7 @@ class Backend(Protocol):
     is_split: bool
     window: int
     adapters: tuple[str, ...]
+    identity: Identity
     drafter: Drafter | None
     media: MediaBackend | None
 
@@ -218,9 +220,6 @@ class Backend(Protocol):
     def open_media_embeddings(self, n_at_once: int) -> MediaEmbeddingBackend:
         """A context for inputs with files, whose chunks have at most `n_at_once` tokens that must be seen at once; the
         same one if it will do. ApiError if there can be none."""
-
-    def fingerprint(self) -> str:
-        """What a saved state depends on, in a few words and a hash."""
 
     def close(self) -> None:
         """Free everything, in the order C wants."""

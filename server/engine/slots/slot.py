@@ -95,10 +95,10 @@ class Slot:
 
     They are at positions 0, 1, ... unless `positions` folds them (self-extend). They were computed with the adapters
     of `lora`. With `is_sharing` some cells may belong to other sequences too, of the first `n_shared` tokens at most;
-    `n_shares` counts how often it was given cells of another. After a context
-    shift (`is_shifted`) the cells aren't what its tokens alone would give. The engine had evaluated
-    `n_rows_used` rows when it was used last; tokens that were moved to memory since then are `parked`. What isn't a
-    sequence of the cache at all has its `state_copy` (the system prompt of a split cache).
+    `n_shares` counts how often it was given cells of another. After a context shift the cells from token `shifted_at`
+    on aren't what the tokens alone would give (None: all are). The engine had evaluated `n_rows_used` rows when it was
+    used last; tokens that were moved to memory since then are `parked`. What isn't a sequence of the cache at all has
+    its `state_copy` (the system prompt of a split cache).
     """
 
     id: int
@@ -110,7 +110,7 @@ class Slot:
     is_sharing: bool = False
     n_shared: int = 0
     n_shares: int = 0
-    is_shifted: bool = False
+    shifted_at: int | None = None
     checkpoints: list[Checkpoint] = field(default_factory=list)
     n_rows_used: float = 0
     parked: list[int] = field(default_factory=list)
@@ -119,6 +119,12 @@ class Slot:
     t_used: float = 0.0
     t_served: float = 0.0
     latest: SlotState | None = None
+
+    def reusable(self, prompt: list[int]) -> int:
+        """How many of its first tokens `prompt` begins with and may reuse: none from a shift on, since another prompt
+        of these tokens would be answered otherwise."""
+        n = common_prefix(self.tokens, prompt)
+        return n if self.shifted_at is None else min(n, self.shifted_at)
 
     @property
     def next_pos(self) -> int:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from server.model_files import gguf
 from server.model_files.gguf import Array, GgufError
 from tests.fuzzing import fuzz
-from tests.gguf_edit import Info, Parts, numbers, scalar, string, take_apart, text, texts
+from tests.gguf_edit import Info, Parts, numbers, scalar, split, string, take_apart, text, texts
 
 
 def write(path: Path, data: bytes) -> Path:
@@ -126,23 +126,6 @@ def test_a_tensor_that_ends_behind_the_file_is_named_with_both_numbers(tmp_path,
     said = refusal(write(tmp_path / "x.gguf", data[:-100]))
     last = take_apart(tiny_spm_model).tensors[-1].name.decode()
     assert last in said and str(len(data) - 100) in said and "download is incomplete" in said
-
-
-def split(path: Path, folder: Path, **changes: bytes) -> list[Path]:
-    """Two files of a split model: the first has the metadata, the second the last tensors."""
-    first, second = take_apart(path), take_apart(path)
-    n = len(first.tensors)
-    cut = first.tensors[n // 2].offset
-    second.pairs, second.tensors = [], second.tensors[n // 2 :]
-    second.data, first.data, first.tensors = second.data[cut:], first.data[:cut], first.tensors[: n // 2]
-    for info in second.tensors:
-        info.offset -= cut
-    for no, part in enumerate((first, second)):
-        part.set("split.no", struct.pack("<IH", 2, no)).set("split.count", struct.pack("<IH", 2, 2))
-        part.set("split.tensors.count", scalar("i32", n))
-    for key, value in changes.items():
-        second.set(key.replace("__", "."), value)
-    return [part.write(folder / f"m-0000{no}-of-00002.gguf") for no, part in enumerate((first, second), 1)]
 
 
 def test_parts_of_a_split_model_belong_together(tmp_path, tiny_spm_model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from server.engine.cache.block_cache import MIB, ram_limit
 from server.engine.cache.block_tree import BLOCK
 from server.engine.loop.prefixes import LAST_TOKEN
 from server.engine.seam.task import Timings
-from tests.fakes import FakeBackend
+from server.model_files import identity
+from server.model_files.identity import Identity, source
+from tests.fakes import PATIENCE_S, FakeBackend
 from tests.unit.engine.driving import Driver, alone
 
 TEXTS = [f"{name}'s conversation: " + f"{name} said this and that. " * 20 for name in ("anna", "bert", "carl", "dora")]
@@ -371,7 +374,7 @@ def test_another_model_uses_nothing_and_removes_nothing_until_it_needs_the_room(
     end(first)
     theirs = set(tmp_path.iterdir())
     backend = FakeBackend(n_ctx=2048)
-    backend.fingerprint = lambda: "another"
+    backend.identity = Identity(about={"model": "another"})
     second = on_disk(tmp_path, backend=backend)
     assert ask(second, TEXTS[0]).cache_n == 0
     end(second)
@@ -421,3 +424,65 @@ def test_a_folder_that_cannot_be_made_is_one_line_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(Exception, match="--cache-disk .*name a folder"):
         on_disk(tmp_path / "file" / "below")
+
+
+# ---- before it is known which blocks are ours --------------------------------------------------------------------
+
+
+@in_both_layouts
+def test_the_disk_is_used_once_the_model_s_files_are_read_and_then_for_what_was_kept_before(
+    tmp_path, monkeypatch, is_split
+):
+    monkeypatch.setenv("LLAMA_SRV_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "model").write_bytes(b"weights")
+    go, digest = threading.Event(), identity._digest
+    monkeypatch.setattr(identity, "_digest", lambda one, is_busy: (go.wait(PATIENCE_S), digest(one, is_busy))[1])
+
+    def start() -> Driver:
+        backend = FakeBackend(n_ctx=2048, is_split=is_split)
+        backend.identity = Identity({"model": [source(tmp_path / "model")]})
+        return on_disk(tmp_path / "disk", backend=backend)
+
+    def know(d: Driver) -> None:
+        d.scheduler._identifying.join(PATIENCE_S)
+        d.step()
+
+    first = start()
+    ask(first, TEXTS[0])
+    ask(first, TEXTS[1])
+    assert ask(first, TEXTS[0]).cache_source == "ram", "memory is used from the start on"
+    assert list((tmp_path / "disk").iterdir()) == []
+    go.set()
+    know(first)
+    ask(first, TEXTS[0] + alone(TEXTS[0], 2) + " and a longer end of it" * 10)
+    end(first)
+    go.clear()
+    second = start()
+    assert ask(second, TEXTS[2]).cache_n == 0
+    assert ask(second, TEXTS[1] + "!").cache_n == 0, "nothing is read before"
+    go.set()
+    know(second)
+    longer = ask(second, TEXTS[0] + alone(TEXTS[0], 2) + " and a longer end of it" * 10 + "!")
+    assert longer.cache_source == "disk" and longer.cache_n > len(TEXTS[0]) + 200
+    assert ask(second, TEXTS[2]).cache_source == "ram"
+
+
+def test_blocks_of_the_earlier_format_are_removed_with_the_reason(tmp_path, caplog):
+    first = on_disk(tmp_path)
+    ask(first, TEXTS[0])
+    end(first)
+    for file in tmp_path.iterdir():
+        file.write_bytes(b"llsrvkv1" + file.read_bytes()[8:])
+    with caplog.at_level("INFO"):
+        assert ask(on_disk(tmp_path), TEXTS[0]).cache_n == 0
+    assert "earlier version" in caplog.text and f"{blocks_of(TEXTS[0] + '..')} files were removed" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_shifted_context_only_what_was_kept_is_known_outside(tmp_path):
+    d = Driver(FakeBackend(n_ctx=512), shift_context=True, cache_ram=8, cache_disk=str(tmp_path))
+    d.post("once " * 60, n_predict=400, n_keep=200)
+    d.finish()
+    held = list(d.scheduler.slots[0].tokens)
+    ask(d, "another " * 30)
+    assert d.scheduler._prefixes.blocks.known((), held) == 200

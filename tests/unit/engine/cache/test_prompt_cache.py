@@ -241,3 +241,30 @@ def test_with_sliding_windows_a_beginning_whose_cells_were_dropped_is_neither_ke
     d.finish()
     assert d.outcomes[own].final.timings.cache_n in (0, 30) and d.text(own) == d.text(branch)
     assert d.backend.history(0)[:30] == list(prompt[:30].encode())
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+def test_only_what_was_kept_of_a_shifted_context_is_reused_or_shared(is_split):
+    """The rest is not what its tokens alone would give, though the tokens are equal."""
+    backend = backend_for(2, is_split=is_split)
+    slots = filled(backend, LONG, [])
+    prompt_cache.shift(backend, slots[0], 20, 10)
+    held = list(slots[0].tokens)
+    assert prompt_cache.choose_slot(slots, held, True) is slots[1], "an empty slot is as good"
+    assert prompt_cache.reuse_prefix(backend, slots[1], [*held, 1], True, [slots[0]]) == 20
+    assert slots[1].shifted_at is None
+    assert prompt_cache.reuse_prefix(backend, slots[0], [*held, 1], True) == 20
+    assert slots[0].shifted_at is None, "what is left is what its tokens give"
+    assert_true(backend, slots)
+
+
+def test_the_earliest_shift_counts():
+    backend = backend_for(1)
+    slots = filled(backend, LONG)
+    for n_keep, shifted_at in ((20, 20), (30, 20), (5, 5)):
+        prompt_cache.shift(backend, slots[0], n_keep, 10)
+        assert slots[0].shifted_at == shifted_at
+    prompt_cache.trim(backend, slots[0], 6)
+    assert slots[0].shifted_at == 5
+    prompt_cache.trim(backend, slots[0], 5)
+    assert slots[0].shifted_at is None

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 
 from server.engine.cache import slot_files
 from server.errors import ApiError
+from server.model_files.identity import settings_of
 from tests.support import ROOT
 
-TOKENS, LORA, STATE, MODEL = [1, 2, 300], [[0, 0.5]], bytes(range(256)) * 5, "tiny, 0123abc"
+TOKENS, LORA, STATE = [1, 2, 300], [[0, 0.5]], bytes(range(256)) * 5
+MODEL = {"model": "tiny, 0123abc", "lora": "none", "mmproj": "none", "libraries": "0.5.0, 456def", "settings": {}}
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def saved(tmp_path):
     return path
 
 
-def refusal(path, model: str = MODEL) -> str:
+def refusal(path, model: dict = MODEL) -> str:
     with pytest.raises(ApiError) as caught:
         slot_files.read(path, model)
     assert caught.value.status == 400 and path.name in str(caught.value) and str(path.parent) not in str(caught.value)
@@ -52,14 +54,35 @@ def test_writing_again_replaces_the_file(saved):
     assert slot_files.read(saved, MODEL).tokens == [7]
 
 
-def test_a_state_of_another_model_is_refused_and_both_are_named(saved):
-    message = refusal(saved, "other, 999")
-    assert MODEL in message and "other, 999" in message
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model", "another model"),
+        ("lora", "other adapters (--lora)"),
+        ("mmproj", "another projector (--mmproj)"),
+        ("libraries", "another build of llama.cpp"),
+        ("one of a later version", "something else"),
+    ],
+)
+def test_a_state_of_other_files_is_refused_and_both_are_named(saved, name, words):
+    message = refusal(saved, {**MODEL, name: "other, 999"})
+    assert words in message and (name not in MODEL or MODEL[name] in message and "other, 999" in message)
 
 
-ROPE = slot_files.settings_of({"rope_freq_base": 2e4, "n_threads": 3, "offload_kqv": False}, {"use_mmap": True})
-TYPES = slot_files.settings_of({"type_k": 8}, {})
-OVERRIDE = slot_files.settings_of({}, {"kv_overrides": (("llama.rope.freq_base", "float", 1.0),)})
+def test_a_file_of_the_earlier_format_is_refused_with_the_reason(saved):
+    saved.write_bytes(b"llsrvkv1" + saved.read_bytes()[8:])
+    assert "earlier version" in refusal(saved) and "save it again" in refusal(saved)
+
+
+def test_where_a_context_was_shifted_comes_back(tmp_path):
+    for at in (None, 0, 7):
+        slot_files.write(tmp_path / "slot", MODEL, [1] * 10, [], memoryview(b"all"), shifted_at=at)
+        assert slot_files.read(tmp_path / "slot", MODEL).shifted_at == at
+
+
+ROPE = settings_of({"rope_freq_base": 2e4, "offload_kqv": False}, {"n_gpu_layers": 3})
+TYPES = settings_of({"type_k": 8}, {})
+OVERRIDE = settings_of({}, {"kv_overrides": (("llama.rope.freq_base", "float", 1.0),)})
 
 
 @pytest.mark.parametrize(
@@ -74,15 +97,11 @@ OVERRIDE = slot_files.settings_of({}, {"kv_overrides": (("llama.rope.freq_base",
 )
 def test_a_state_computed_with_other_settings_is_refused(tmp_path, written, read, words):
     path = tmp_path / "slot"
-    slot_files.write(path, MODEL, TOKENS, LORA, memoryview(STATE), settings=written)
+    slot_files.write(path, {**MODEL, "settings": written}, TOKENS, LORA, memoryview(STATE))
     with pytest.raises(ApiError, match=re.escape(words)) as caught:
-        slot_files.read(path, MODEL, read)
+        slot_files.read(path, {**MODEL, "settings": read})
     assert caught.value.status == 400
-    assert slot_files.read(path, MODEL, written).tokens == TOKENS
-
-
-def test_settings_that_states_do_not_depend_on_are_not_kept():
-    assert ROPE == {"rope_freq_base": 2e4} and slot_files.settings_of({"n_threads": 3}, {"use_mmap": False}) == {}
+    assert slot_files.read(path, {**MODEL, "settings": written}).tokens == TOKENS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only on Linux: files without a name")
@@ -131,9 +150,9 @@ def test_a_file_that_is_not_there(tmp_path):
         b"short",
         b"GGUF" + bytes(100),
         bytes(16),
-        b"llsrvkv1" + b"\xff" * 8,
-        b"llsrvkv1" + (5).to_bytes(8, "little") + b"[1,2]",
-        b"llsrvkv1" + (2).to_bytes(8, "little") + b"{}",
+        b"llsrvkv2" + b"\xff" * 8,
+        b"llsrvkv2" + (5).to_bytes(8, "little") + b"[1,2]",
+        b"llsrvkv2" + (2).to_bytes(8, "little") + b"{}",
     ],
 )
 def test_a_file_that_is_no_saved_slot(tmp_path, data):
@@ -175,14 +194,17 @@ def test_a_file_with_more_behind_it_is_refused(saved):
         {"tokens": None},
         {"n_state": -1},
         {"crc32": "x"},
-        {"model": 5},
+        {"identity": 5},
         {"lora": None},
         {"tokens": [1.5]},
+        {"shifted_at": -1},
+        {"shifted_at": "2"},
+        {"identity": {"settings": 3}},
     ],
 )
 def test_a_header_of_the_wrong_types_is_refused(tmp_path, change):
     path = tmp_path / "file"
-    header = json.dumps({"model": MODEL, "tokens": [1], "lora": [], "n_state": 0, "crc32": 0, **change}).encode()
+    header = json.dumps({"identity": MODEL, "tokens": [1], "lora": [], "n_state": 0, "crc32": 0, **change}).encode()
     path.write_bytes(slot_files.HEAD.pack(slot_files.MAGIC, len(header)) + header)
     refusal(path)
 

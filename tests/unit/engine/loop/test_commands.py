@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import pytest
 
 from server.engine.seam.task import Cancel
-from tests.fakes import BOS, FakeBackend, letters
+from server.model_files import identity
+from server.model_files.identity import Identity, settings_of, source
+from tests.fakes import BOS, PATIENCE_S, FakeBackend, letters
 from tests.unit.engine.driving import Driver, alone
 
 PROMPT = "a prompt of some length to be saved"
@@ -49,7 +54,8 @@ def test_a_slot_survives_the_engine(tmp_path):
 
 
 def test_a_slot_saved_with_another_rope_is_refused(tmp_path):
-    first, second = driver(context_params={"rope_freq_base": 5e4}), driver()
+    first, second = driver(), driver()
+    first.backend.identity = Identity(about={"model": "fake", "settings": settings_of({"rope_freq_base": 5e4}, {})})
     run(first, PROMPT, id_slot=0)
     first.answer("save", id_slot=0, path=str(tmp_path / "slot"))
     status, message = second.refusal("restore", id_slot=0, path=str(tmp_path / "slot"))
@@ -253,3 +259,90 @@ def test_a_system_prompt_that_does_not_fit_or_cannot_be_computed_is_refused():
     d.backend.refuse = lambda spans: -1 if spans[0].seq == 2 else 0
     assert d.refusal("system_prompt", tokens=tuple(SYSTEM[:20]))[0] == 500
     assert d.backend.n_used == 0 and run(d, "question") == 8
+
+
+# ---- while it isn't known what saved slots depend on -------------------------------------------------------------
+
+
+class SlowFiles:
+    """A backend whose files are read when the test says so."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("LLAMA_SRV_CACHE", str(folder / "cache"))
+        self.path = folder / "model"
+        self.path.write_bytes(b"weights")
+        self.go, digest = threading.Event(), identity._digest
+
+        def slow(one, is_busy):
+            assert self.go.wait(PATIENCE_S)
+            return digest(one, is_busy)
+
+        monkeypatch.setattr(identity, "_digest", slow)
+
+    def driver(self, **config: object) -> Driver:
+        backend = FakeBackend(letters, 512, 2)
+        backend.identity = Identity({"model": [source(self.path)]})
+        return Driver(backend, **config)
+
+    def finish(self, d: Driver) -> None:
+        """Let them be read, and the engine hear of it."""
+        self.go.set()
+        d.scheduler._identifying.join(PATIENCE_S)
+        d.step()
+
+
+@pytest.fixture
+def slow_files(tmp_path, monkeypatch) -> SlowFiles:
+    return SlowFiles(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["read from the start on", "read when first needed"])
+def test_slot_files_wait_until_the_model_s_files_are_read_and_nobody_else_does(slow_files, tmp_path, is_told):
+    d = slow_files.driver(slot_files=is_told)
+    run(d, PROMPT, id_slot=0)
+    path = str(tmp_path / "slot")
+    save = d.command("save", id_slot=0, path=path)
+    restore = d.command("restore", id_slot=1, path=path)
+    d.step(3)
+    assert not d.replies and not d.scheduler._is_busy(), "the loop sleeps"
+    run(d, PROMPT, id_slot=0)
+    run(d, PROMPT, id_slot=1)
+    d.answer("erase", id_slot=1)
+    slow_files.finish(d)
+    assert d.replies[save].error is None and d.replies[restore].error is None
+    assert run(d, PROMPT, id_slot=1) == 1
+
+
+def test_a_command_that_waits_for_files_can_be_withdrawn(slow_files, tmp_path):
+    d = slow_files.driver()
+    waiting = d.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    d.step()
+    d.scheduler.post(Cancel(waiting))
+    slow_files.finish(d)
+    assert waiting not in d.replies and not (tmp_path / "slot").exists()
+
+
+def test_files_that_changed_since_they_were_loaded_are_told_and_nothing_is_written(slow_files, tmp_path):
+    d = slow_files.driver(slot_files=True, cache_disk=str(tmp_path / "disk"))
+    save = d.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    slow_files.path.write_bytes(b"other weights")
+    slow_files.finish(d)
+    status, message = d.replies[save].error
+    assert status == 500 and "model has changed since it was loaded" in message
+    assert d.refusal("restore", id_slot=0, path=str(tmp_path / "slot"))[0] == 500
+    run(d, PROMPT * 5)
+    d.scheduler._prefixes.close()
+    assert not (tmp_path / "slot").exists() and not list((tmp_path / "disk").iterdir())
+
+
+def test_a_shifted_slot_stays_one_in_a_file(tmp_path):
+    d = driver(n_ctx_slot=64, shift_context=True)
+    d.post(PROMPT, n_predict=60, n_keep=20, id_slot=0)
+    d.finish()
+    held, shifted_at = list(d.scheduler.slots[0].tokens), d.scheduler.slots[0].shifted_at
+    assert shifted_at == 20
+    d.answer("save", id_slot=0, path=str(tmp_path / "slot"))
+    assert d.answer("restore", id_slot=1, path=str(tmp_path / "slot"))["n_restored"] == len(held)
+    assert (d.scheduler.slots[1].tokens, d.scheduler.slots[1].shifted_at) == (held, 20)
+    d.answer("erase", id_slot=0)
+    assert run(d, held, n_predict=3, id_slot=1) == len(held) - 20

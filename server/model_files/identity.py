@@ -1,0 +1,273 @@
+"""What keys and values depend on: the content of all files they were computed with, and the settings.
+
+Saved slots and blocks on disk carry it, so that none is taken for one of another model. Files count by all of their
+bytes: each part of the model, each adapter, the projector, the native libraries. That takes about a second per
+gigabyte, so it is done only where something is saved or read back, on a thread of its own (`Scheduler`), and is
+remembered in the cache folder for as long as the system says the same of a file (device, inode, size, times). What the
+system says is noted before the model is loaded, and compared when its bytes have been read: a file that was changed in
+between has no identity.
+
+Engine's process; `Identity.find` runs on that thread, all else on the engine's. Not taken: samples of the files (they
+miss an edit between them), or size and times alone (a copy of a model is the same model).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+
+from server.log import get_logger
+from server.program import cache_folder
+from server.records import record
+
+MIB = 1 << 20
+READ_BYTES = 4 * MIB
+REST = 10  # times as long as a piece took to read, where tasks are running: they need the cores
+SETTLED_S = 2.0  # the clocks of file systems are that coarse: a file changed just now may change unseen
+MOST_REMEMBERED = 256
+MOST_SHOWN = 200  # characters of what a file says of itself
+NOTHING: Mapping[str, object] = MappingProxyType({})
+# fields of llama.cpp's structs that say where and how fast something is computed, not what
+NEUTRAL = frozenset(
+    (
+        "check_tensors",
+        "device",
+        "devices",
+        "load_mode",
+        "lazy_mode",
+        "main_gpu",
+        "n_gpu_layers",
+        "no_host",
+        "offload_kqv",
+        "op_offload",
+        "pooling_type",
+        "split_mode",
+        "tensor_buft_overrides",
+        "tensor_split",
+        "use_extra_bufts",
+        "use_gpu",
+        "warmup",
+    )
+)
+FLAGS = {
+    "rope_scaling_type": "--rope-scaling",
+    "type_k": "--cache-type-k",
+    "type_v": "--cache-type-v",
+    "flash_attn_type": "--flash-attn",
+    "kv_overrides": "--override-kv",
+    "context": "--ctx-size",
+}
+NAMES = {
+    "model": "another model",
+    "lora": "other adapters (--lora)",
+    "mmproj": "another projector (--mmproj)",
+    "libraries": "another build of llama.cpp",
+}
+
+log = get_logger("engine")
+
+
+@record(frozen=True)
+class Source:
+    """A file, or `size` bytes of it from `offset` on (0: the rest). `mark` is what the system says of it, "" if it is
+    not there."""
+
+    path: str
+    mark: str
+    offset: int = 0
+    size: int = 0
+
+
+def source(path: str | os.PathLike[str], offset: int = 0, size: int = 0) -> Source:
+    """The file as it is now."""
+    return Source(str(path), _mark(path, offset, size), offset, size)
+
+
+def model_sources(path: str, offset: int = 0, size: int = 0) -> list[Source]:
+    """All parts of a model."""
+    if offset or size or "-of-" not in path:
+        return [source(path, offset, size)]
+    from server.model_files.gguf import SPLIT_NAME  # here, because few models have parts
+
+    found = SPLIT_NAME.fullmatch(Path(path).name)
+    if not found:
+        return [source(path)]
+    names = (f"{found['prefix']}-{no:05}-of-{found['count']}.gguf" for no in range(1, int(found["count"]) + 1))
+    paths = [Path(path).with_name(name) for name in names]
+    return [source(part) for part in paths if part.is_file()]
+
+
+def settings_of(
+    context_params: Mapping[str, object],
+    model_params: Mapping[str, object],
+    mmproj_params: Mapping[str, object] = NOTHING,
+) -> dict[str, object]:
+    """What the user has set of what keys and values depend on, as plain JSON. By fields of llama.cpp's structs; a field
+    that isn't known here counts."""
+    found = {**model_params, **context_params, **mmproj_params}
+    return {
+        name: value if isinstance(value, (bool, int, float, str)) else repr(value)
+        for name, value in sorted(found.items())
+        if name not in NEUTRAL
+    }
+
+
+def reach_of(meta: Mapping[str, str], model_params: Mapping[str, object], n_ctx: int) -> dict[str, str]:
+    """A setting of models with scaled positions: whether a sequence may be longer than they were first trained for.
+    Some then turn all keys in another way (`rope_factors_long` in llama.cpp)."""
+    arch = meta.get("general.architecture", "")
+    facts = {**meta, **{key: value for key, _, value in model_params.get("kv_overrides", ())}}
+    if not any(key.startswith(f"{arch}.rope.scaling.") for key in facts):
+        return {}
+    n = int(facts.get(f"{arch}.rope.scaling.original_context_length", facts.get(f"{arch}.context_length", 0)))
+    return {"context": f"more than {n} tokens" if n_ctx > n else f"{n} tokens or less"}
+
+
+def difference(saved: Mapping[str, object], ours: Mapping[str, object]) -> str:
+    """In what two identities differ first, "" if they are the same: `another model (...); this is ...`."""
+    for name, what in NAMES.items():
+        if saved.get(name) != ours.get(name):
+            return f"{what} ({str(saved.get(name))[:MOST_SHOWN]}); this is {ours.get(name)}"
+    before, now = saved.get("settings", NOTHING), ours.get("settings", NOTHING)
+    for key in sorted({*before, *now}):
+        if before.get(key) != now.get(key):
+            flag = FLAGS.get(key, "--" + key.replace("_", "-"))
+            was, has = (
+                value
+                if type(value) is float or key == "context"
+                else "the default"
+                if value is None
+                else "one of its own"
+                for value in (before.get(key), now.get(key))
+            )
+            return f"another {flag} ({was}; here {has}): start the server with the same settings"
+    return "" if saved == ours else "something else"
+
+
+class Identity:
+    """`facts` are what states depend on, as plain JSON; None while that isn't known. `fault` says why it never will be.
+
+    `files` are those of each name in `facts`; `about` is what is known of them without reading, and all else.
+    """
+
+    def __init__(self, files: Mapping[str, Sequence[Source]] = NOTHING, about: Mapping[str, object] = NOTHING) -> None:
+        self.facts: dict[str, object] | None = None
+        self.fault = ""
+        self._files = files
+        self._about = about
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the answer is still to come."""
+        return self.facts is None and not self.fault
+
+    def recall(self) -> bool:
+        """Whether the facts are known, or are so now, without a file being read."""
+        if self.facts is None and not self.fault:
+            known = _remembered() if self._files else {}
+            with contextlib.suppress(KeyError):
+                self._conclude({one: known[one.mark] for one in self._sources()})
+        return self.facts is not None
+
+    def find(self, is_busy: Callable[[], bool] = lambda: False) -> None:
+        """Read what isn't remembered, slowly while `is_busy()`. See `fault` for what can be wrong with a file."""
+        started, known, n_bytes = time.monotonic(), _remembered(), 0
+        digests: dict[Source, str] = {}
+        try:
+            for one in self._sources():
+                digests[one] = known.get(one.mark, "")
+                if not digests[one]:
+                    digests[one], n = _digest(one, is_busy)
+                    n_bytes += n
+                    if _mark(one.path, one.offset, one.size) != one.mark:
+                        self.fault = f"{Path(one.path).name} has changed since it was loaded"
+                        return
+                    _remember(one, digests[one])
+        except OSError as error:
+            self.fault = f"{Path(one.path).name} can't be read: {error.strerror or error}"
+            return
+        self._conclude(digests)
+        log.info(
+            "what saved states depend on is known: %d MiB read in %.1f s", n_bytes // MIB, time.monotonic() - started
+        )
+
+    def _sources(self) -> list[Source]:
+        return [one for sources in self._files.values() for one in sources]
+
+    def _conclude(self, digests: Mapping[Source, str]) -> None:
+        facts = dict(self._about)
+        for name, sources in self._files.items():
+            told = [facts[name]] if name in facts else []
+            facts[name] = ", ".join((*told, _joined([digests[one] for one in sources])))
+        self.facts = facts
+
+
+def _joined(digests: Sequence[str]) -> str:
+    """One hash for some files in order."""
+    if not digests:
+        return "none"
+    import hashlib  # here, because most servers save nothing
+
+    return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]
+
+
+def _mark(path: str | os.PathLike[str], offset: int, size: int) -> str:
+    """What the system says of a file; on Windows, `ctime` is when it was made."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return ""
+    return "-".join(
+        map(str, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, offset, size))
+    )
+
+
+def _digest(one: Source, is_busy: Callable[[], bool]) -> tuple[str, int]:
+    """The SHA-256 of a file, and how many bytes that was."""
+    import hashlib
+
+    digest, buffer, n = hashlib.sha256(), memoryview(bytearray(READ_BYTES)), 0
+    with open(one.path, "rb", buffering=0) as stream:
+        stream.seek(one.offset)
+        started = time.perf_counter()
+        while n_read := stream.readinto(buffer[: min(READ_BYTES, one.size - n)] if one.size else buffer):
+            digest.update(buffer[:n_read])
+            n += n_read
+            if is_busy():
+                time.sleep(REST * (time.perf_counter() - started))
+            started = time.perf_counter()
+    return digest.hexdigest(), n
+
+
+def _memory() -> Path:
+    return cache_folder(os.environ) / "hashes"
+
+
+def _remembered() -> dict[str, str]:
+    """Hashes by mark, of earlier starts."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
+        lines = _memory().read_text("ascii").splitlines()
+        return {
+            mark: digest for mark, _, digest in (line.partition(" ") for line in lines) if mark and len(digest) == 64
+        }
+    return {}
+
+
+def _remember(one: Source, digest: str) -> None:
+    """For later starts; not of a file that was changed a moment ago. Where that can't be, it is read again."""
+    with contextlib.suppress(OSError, RuntimeError):
+        stat = os.stat(one.path)
+        if not stat.st_ino or time.time() - max(stat.st_mtime, stat.st_ctime) < SETTLED_S:
+            return
+        known = _remembered()
+        known.pop(one.mark, None)
+        lines = [f"{mark} {text}\n" for mark, text in (*known.items(), (one.mark, digest))][-MOST_REMEMBERED:]
+        path = _memory()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text("".join(lines), "ascii")
+        os.replace(temporary, path)
