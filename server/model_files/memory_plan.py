@@ -24,8 +24,11 @@ MIB = 1 << 20
 CELLS = 256  # llama.cpp rounds contexts up to multiples of this
 DEFAULT_MARGIN = 1024 * MIB
 MARGIN_PART = 8  # of a small memory, an eighth is margin enough
-CACHE_PART = 2  # an open context takes at most half of what weights leave of the host's memory
+CONTEXT_PART = 2  # an open context takes at most half of what weights leave of the host's memory
 MIN_CTX_SLOT = 256
+USEFUL_CTX = 1 << 20  # tokens; what a header claims beyond that is left to --ctx-size
+CREDIBLE_CTX = 1 << 24  # no model has been trained for so many: what claims more claims nothing
+UNKNOWN_CTX = 16384
 
 
 @record(frozen=True)
@@ -122,7 +125,8 @@ def plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...] = ()) ->
     n_most = len(shape.layers) + 1
     n_layers = n_most if wish.n_gpu_layers is None else min(wish.n_gpu_layers, n_most)
     n_layers = n_layers if gpus else 0
-    largest = _rounded(wish.n_ctx or shape.n_ctx_train * (wish.n_slots if wish.n_ctx is None else 1))
+    open_ctx = useful_context(shape.n_ctx_train) * wish.n_slots
+    largest = _rounded(open_ctx if wish.n_ctx is None else wish.n_ctx or shape.n_ctx_train)
     smallest = largest if wish.n_ctx is not None else min(largest, _rounded(wish.fit_ctx * wish.n_slots))
     for layers in range(n_layers, -1, -1):
         for floor in (smallest, _rounded(min(MIN_CTX_SLOT * wish.n_slots, smallest))):
@@ -135,6 +139,11 @@ def plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...] = ()) ->
         if wish.n_gpu_layers is not None:
             break
     return _refused(_plan(shape, wish, host, gpus, n_layers if wish.n_gpu_layers is not None else 0, smallest), wish)
+
+
+def useful_context(n_claimed: int) -> int:
+    """What a slot gets of the context that a header claims, where nothing else is asked for and there is room."""
+    return min(n_claimed, USEFUL_CTX) if n_claimed <= CREDIBLE_CTX else UNKNOWN_CTX
 
 
 def _rounded(n_ctx: int) -> int:
@@ -151,7 +160,9 @@ def _largest_fitting(
         if any(row.used and row.left < _margin(wish, i, row.place) for i, row in enumerate(rows)):
             return False
         own = rows[0]
-        is_modest = own.cache * CACHE_PART <= own.place.free - _margin(wish, 0, own.place) - own.weights
+        is_modest = (own.cache + own.compute) * CONTEXT_PART <= own.place.free - _margin(
+            wish, 0, own.place
+        ) - own.weights
         return wish.n_ctx is not None or is_modest or n_ctx <= _rounded(wish.fit_ctx * wish.n_slots)
 
     low, high = span[0] // CELLS, span[1] // CELLS
@@ -175,7 +186,12 @@ def _margin(wish: Wish, i: int, place: Place) -> int:
 
 def _plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], layers: int, n_ctx: int) -> Plan:
     notes = []
-    wanted = _rounded(shape.n_ctx_train * wish.n_slots)
+    useful = useful_context(shape.n_ctx_train)
+    wanted = _rounded(useful * wish.n_slots)
+    if wish.n_ctx is None and useful < shape.n_ctx_train:
+        notes.append(
+            f"the model's header claims a context of {shape.n_ctx_train} tokens, which is beyond use: taken for {useful}"
+        )
     if wish.n_ctx is None and n_ctx < wanted:
         notes.append(f"the model could use {wanted} tokens; --ctx-size takes more than half of the free memory")
     if gpus:

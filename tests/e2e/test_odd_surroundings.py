@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests import tiny_models
 from tests.support import NO_PROXY, PATIENCE, ROOT, wait_until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="not on Windows: it has no such pipes and limits")
@@ -187,6 +188,15 @@ def test_a_container_s_share_of_the_cpu_decides_how_many_threads_there_are():
     finally:
         group.rmdir()
     assert done.stdout == "1\n"
+
+
+@pytest.mark.parametrize("arguments", [(), ("-np", 4), ("-np", 4, "-kvu"), ("--embeddings",)])
+def test_a_header_that_claims_an_absurd_context_gets_a_usable_one(serve, tmp_path, arguments):
+    model = tiny_models.tiny_llama(tmp_path / "model.gguf", n_ctx_train=2**31)
+    server = serve("-m", model, "-t", 1, *arguments)
+    assert "claims a context of 2147483648 tokens" in server.log
+    assert server.get("/slots").json()[0]["n_ctx"] == 16384
+    assert server.complete("the cat", 4)["tokens_predicted"] == 4
 
 
 HOOK = """

@@ -18,7 +18,7 @@ from server.model_files import host_memory
 from server.model_files import memory_plan as fit
 from server.model_files.shape import Shape
 
-AUTO_CTX = 16384  # for an open context where nothing is known about the model or the machine
+AUTO_CTX = fit.UNKNOWN_CTX  # for an open context where nothing is known about the model or the machine
 OFF = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
 MAX_CTX = 2**31 - 1
 

@@ -49,8 +49,50 @@ def test_each_slot_has_the_models_own_context_if_there_is_room():
 def test_an_open_context_takes_half_of_what_weights_leave():
     found = plan(EIGHT_B, Wish(), host(16))
     room = 15 * GIB - EIGHT_B.weights
-    assert found.n_ctx * CELL <= room / 2 < (found.n_ctx + 256) * CELL and found.n_ctx % 256 == 0
+    taken, more = (found.n_ctx * CELL + compute_bytes(EIGHT_B, Wish(), found.n_ctx), 256 * (CELL + 2 * 512))
+    assert taken <= room / 2 < taken + more and found.n_ctx % 256 == 0
     assert "131072" in found.notes[0] and "--ctx-size" in found.notes[0]
+
+
+TINY = Shape(
+    layers=(Layer(MIB, 64, 64),),
+    input=MIB,
+    output=0,
+    pinned=0,
+    n_ctx_train=2**20,
+    n_embd=64,
+    n_ff=64,
+    n_head=1,
+    n_query=64,
+    n_vocab=100,
+)
+
+
+def test_working_memory_counts_into_that_half():
+    """A tiny model's mask takes more for each token of the context than its keys and values do."""
+    found = plan(TINY, Wish(), host(1)).rows[0]
+    assert 0 < found.cache < found.compute and found.cache + found.compute <= GIB * 7 // 8 // 2
+
+
+@pytest.mark.parametrize(
+    ("claimed", "n_slots", "n_ctx"),
+    [
+        (2**20, 1, 2**20),
+        (2**20 + 1, 1, 2**20),
+        (10 * 2**20, 1, 2**20),
+        (2**24 + 1, 1, 16384),
+        (2**31, 4, 4 * 16384),
+        (2**32 - 1, 1, 16384),
+    ],
+)
+def test_a_claim_beyond_use_is_cut_and_told(claimed, n_slots, n_ctx):
+    found = plan(replace(TINY, n_ctx_train=claimed), Wish(n_slots=n_slots), host(1000))
+    assert found.n_ctx == n_ctx and not found.fault
+    assert [str(claimed) in note for note in found.notes] == [True] * (claimed > 2**20)
+
+
+def test_who_asks_for_such_a_context_gets_it():
+    assert plan(replace(TINY, n_ctx_train=2**31), Wish(n_ctx=2**25), host(1000)).n_ctx == 2**25
 
 
 def test_a_small_context_may_take_more_than_half():
