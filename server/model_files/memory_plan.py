@@ -190,7 +190,7 @@ def _plan(shape: Shape, wish: Wish, host: Place, gpus: tuple[Place, ...], layers
     wanted = _rounded(useful * wish.n_slots)
     if wish.n_ctx is None and useful < shape.n_ctx_train:
         notes.append(
-            f"the model's header claims a context of {shape.n_ctx_train} tokens, which is beyond use: taken for {useful}"
+            f"the header claims a context of {shape.n_ctx_train} tokens, which is beyond use: taken for {useful}"
         )
     if wish.n_ctx is None and n_ctx < wanted:
         notes.append(f"the model could use {wanted} tokens; --ctx-size takes more than half of the free memory")
