@@ -44,10 +44,25 @@ class Bitmap(Owner):
         self.libs.mtmd.mtmd_bitmap_free(raw)
 
 
+class EmptyBitmap(Owner):
+    """An image or a sound of some size without data: good for counting the tokens that it would take."""
+
+    def __init__(self, context: MtmdContext, width: int, height: int = 0) -> None:
+        """An image; with height 0 a sound of so many samples."""
+        super().__init__(context.libs)
+        mtmd = self.libs.mtmd
+        self._own(
+            mtmd.mtmd_bitmap_init(width, height, None) if height else mtmd.mtmd_bitmap_init_from_audio(width, None)
+        )
+
+    def _free(self, raw: int) -> None:
+        self.libs.mtmd.mtmd_bitmap_free(raw)
+
+
 class Chunks(Owner):
     """What a bitmap becomes in a prompt: text tokens and media chunks in order. Freeing it frees its chunks."""
 
-    def __init__(self, context: MtmdContext, bitmap: Bitmap) -> None:
+    def __init__(self, context: MtmdContext, bitmap: Bitmap | EmptyBitmap) -> None:
         """Raises LibsError if the projector can't take this bitmap."""
         super().__init__(context.libs)
         mtmd = self.libs.mtmd
@@ -74,6 +89,10 @@ class Chunks(Owner):
         n = c_size_t(0)
         tokens = mtmd.mtmd_input_chunk_get_tokens_text(chunk, ctypes.byref(n))
         return tokens[: n.value]
+
+    def n_tokens(self, index: int) -> int:
+        """Cells that a chunk takes."""
+        return self.libs.mtmd.mtmd_input_chunk_get_n_tokens(self[index])
 
     def _free(self, raw: int) -> None:
         self.libs.mtmd.mtmd_input_chunks_free(raw)

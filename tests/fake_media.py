@@ -51,6 +51,10 @@ class FakeMedia:
         backend.media = self
         backend.media_embeddings = FakeMediaEmbeddings(backend, self)
 
+    def least_tokens(self, media: Media) -> int:
+        """One for each pixel and each second, if anybody has looked; any thread."""
+        return media.width * media.height + int(media.seconds)
+
     def prepare(self, media: Media) -> Prepared:
         """Any thread."""
         if not (self.audio if media.kind == AUDIO else self.vision):
@@ -172,6 +176,9 @@ def written_out(prompt: list[int], files: list[Media], marks: bool = True) -> li
 
 class Eyes(FakeMedia):
     """Real files: each takes as many cells as its length says."""
+
+    def least_tokens(self, media):
+        return 3
 
     def prepare(self, media):
         number = sum(media.data) % 2**32

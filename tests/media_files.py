@@ -69,6 +69,72 @@ def wav(seconds: float = 1.0, hertz: float = 440.0, rate: int = 16000) -> bytes:
     )
 
 
+def riff(*chunks: tuple[bytes, bytes]) -> bytes:
+    """A WAV of chunks."""
+    body = b"".join(name + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2) for name, data in chunks)
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WAVE" + body
+
+
+def wav_format(rate: int = 16000, channels: int = 1, bits: int = 16, kind: int = 1) -> bytes:
+    """The part of a WAV that describes its samples."""
+    block = channels * bits // 8
+    return struct.pack("<HHIIHH", kind, channels, rate, rate * block, block, bits)
+
+
+def flac(levels: list[int], rate: int = 16000, claim: int | None = None, blocks: bytes = b"") -> bytes:
+    """Stretches of 4096 samples, all of one level each. The header claims `claim` samples; `blocks` stand behind it,
+    the last one marked as such."""
+    n = 4096 * len(levels) if claim is None else claim
+    info = struct.pack(">HHIH", 4096, 4096, 0, 0) + struct.pack(">Q", rate << 44 | 15 << 36 | n) + bytes(16)
+    data = b"fLaC" + (b"\0" if blocks else b"\x80") + b"\0\0\x22" + info + blocks
+    for i, level in enumerate(levels):
+        head = b"\xff\xf8\xc0\x08" + chr(i).encode()  # 4096 samples of 16 bits, mono, the header's rate
+        head += bytes((_crc(head, 8, 0x07),))
+        frame = head + b"\0" + struct.pack(">h", level)
+        data += frame + struct.pack(">H", _crc(frame, 16, 0x8005))
+    return data
+
+
+def _crc(data: bytes, bits: int, polynomial: int) -> int:
+    value = 0
+    for byte in data:
+        value ^= byte << bits - 8
+        for _ in range(8):
+            value = (value << 1 ^ (polynomial if value >> bits - 1 else 0)) & (1 << bits) - 1
+    return value
+
+
+def mp3(n_frames: int, claim: int | None = None, head: bytes = b"\xff\xfb\x90\xc4") -> bytes:
+    """Silent frames of layer III, 128 kbit/s, 44100 Hz, mono; the first one may claim any number of them."""
+    frame = head + bytes(413)
+    if claim is None:
+        return frame * n_frames
+    first = head + bytes(17) + b"Xing\0\0\0\1" + struct.pack(">I", claim)
+    return first + bytes(417 - len(first)) + frame * (n_frames - 1)
+
+
+def jpeg(width: int, height: int, n_bytes: int = 0, n_scans: int = 1) -> bytes:
+    """The headers of one, and as many bytes of nothing as it takes to be long enough."""
+    data = b"\xff\xd8\xff\xe0\0\x04ab\xff\xc2\0\x11\x08" + struct.pack(">HH", height, width) + b"\3" + bytes(9)
+    return (data + b"\xff\xda\0\2" * n_scans).ljust(n_bytes or width * height // 1024 + 1, b"\0")
+
+
+def gif_of(width: int, height: int, data: bytes, extensions: bytes = b"") -> bytes:
+    """A GIF whose screen and first frame have any size, and its compressed data."""
+    blocks = b"".join(bytes((len(data[i : i + 255]),)) + data[i : i + 255] for i in range(0, len(data), 255))
+    return (
+        b"GIF89a"
+        + struct.pack("<HHBBB", width, height, 0x80, 0, 0)
+        + bytes(6)
+        + extensions
+        + b","
+        + struct.pack("<HHHHB", 0, 0, width, height, 0)
+        + b"\2"
+        + blocks
+        + b"\0;"
+    )
+
+
 def data_url(data: bytes, kind: str = "image/png") -> str:
     """As a page sends it."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -85,7 +85,7 @@ class EmbeddingHandlers:
     def _vectors(self, request: Request, model: Model, values: dict[str, object]) -> tuple[list[list[array]], int]:
         """The rows of each input, cut and normalised, and the tokens of all inputs. Rows of tokens and scores of
         classes keep their sizes."""
-        files = Files(model)
+        files = Files(model, request)
         inputs = read_inputs(values["input"], model.vocab, files, values["image_data"])
         if files.media and model.info.pooling == "rank":
             raise ApiError(400, f"{files.media[0].where}: this model gives scores of texts, and none of files")

@@ -12,6 +12,7 @@ from typing import Any
 
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect, Reply
+from server.api.media import Files
 from server.api.text_request import TextRequest
 from server.chat.output.events import Event
 from server.chat.output.parser import Message, OutputParser
@@ -38,7 +39,7 @@ class TextHandler:
         body = request.json_object()
         model = self._context.models.get(body.get("model"))
         model.require_generative()
-        asked = self._dialect.read(self._context, model, body)
+        asked = self._dialect.read(self._context, model, body, Files(model, request))
         self._context.keep_prompt(asked.shown)
         generation = Generation(self._context, asked, request)
         reply = self._dialect.reply(self._context, asked, generation.tasks)

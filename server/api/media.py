@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +18,16 @@ from pathlib import Path
 
 from server.api import remote_media
 from server.api.media_kinds import BadFile, check_image, kind_of
+from server.api.media_sounds import plain_sound
 from server.api.model import Model
 from server.chat.segments import Segments
 from server.engine.seam.task import AUDIO, IMAGE, Media
 from server.errors import ApiError
 from server.records import record
+from server.web.message import Request
 
 MAX_FILES = 256
+SAMPLE_BYTES = 4 * 16_000  # of a second of sound, decoded
 MIB = 1 << 20
 PARTS = {"image_url": IMAGE, "input_image": IMAGE, "input_audio": AUDIO}
 DEFAULT_MARKER = "<__media__>"  # what clients write into `prompt_string`, and what answers show
@@ -42,10 +46,17 @@ class Prompt:
 
 @record
 class Files:
-    """The files of one request, in the order in which they were found, and the markers that stand for them."""
+    """The files of one request, in the order in which they were found, and the markers that stand for them.
+
+    All of them count into the bound on all bodies (`Request.hold`). What comes twice is taken once; what URLs bring is
+    `--max-body` bytes together at most. Between two files it is seen whether the client is still there.
+    """
 
     model: Model
+    request: Request = field(default_factory=lambda: Request("POST", "/"))  # without one nothing is counted
     media: list[Media] = field(default_factory=list)
+    _by_source: dict[str, Media] = field(default_factory=dict)
+    _n_brought: int = 0
     _key: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def add_part(self, part: Mapping[str, object], where: str) -> str:
@@ -55,33 +66,53 @@ class Files:
         value = part.get("input_audio" if kind is AUDIO else "image_url")
         if kind is AUDIO:
             data = value.get("data") if isinstance(value, dict) else None
-            return self._add(kind, decode(data, where, "input_audio.data"), where)
+            return self._add(kind, where, data, lambda: self._decode(data, where, "input_audio.data"))
         url = value.get("url") if isinstance(value, dict) else value
         if not isinstance(url, str):
             raise ApiError(400, f"{where}: image_url.url is not a string")
-        return self._add(kind, self._load(url, where), where)
+        return self._add(kind, where, url, lambda: self._load(url, where))
 
     def add_base64(self, text: object, where: str) -> str:
         """Take a file in base64, of whatever kind; its marker."""
         self._require(None, where)
-        return self._add(None, decode(text, where, "it"), where)
+        return self._add(None, where, text, lambda: self._decode(text, where, "it"))
 
-    def _add(self, kind: str | None, data: bytes, where: str) -> str:
+    def _add(self, kind: str | None, where: str, source: object, load: Callable[[], bytes]) -> str:
+        """Take a file, which `load` brings unless the same source has been there."""
+        if len(self.media) == MAX_FILES:
+            raise ApiError(400, f"{where}: a request may have at most {MAX_FILES} images and sounds")
+        self.request.require_client()
+        media = self._by_source.get(source) if isinstance(source, str) else None
+        if media is None:
+            media = self._read(kind, load(), where)
+            self._by_source[source] = media
+        if kind not in (None, media.kind):
+            raise ApiError(400, f"{where} is {NOUNS[media.kind]} where {NOUNS[kind]} should be")
+        self.media.append(media)
+        return f"<__media_{self._key}_{len(self.media) - 1}__>"
+
+    def _read(self, kind: str | None, data: bytes, where: str) -> Media:
+        """A file by its header."""
+        import hashlib  # here, because most models take no media
+
+        name = hashlib.sha256(data).hexdigest()
         try:
             found = kind_of(data)
             if kind not in (None, found):
                 raise BadFile(f"is {NOUNS[found]} where {NOUNS[kind]} should be")
             self._require(found, where)
             if found is IMAGE:
-                check_image(data, self.model.options.image_max_pixels * 10**6)
+                size = check_image(data, self.model.options.image_max_pixels * 10**6)
+                return Media(found, data, name, where, size.n_bytes, size.width, size.height)
+            data, seconds = plain_sound(data)
+            return Media(found, data, name, where, int(seconds * SAMPLE_BYTES), seconds=seconds)
         except BadFile as error:
             raise ApiError(400, f"{where} {error}") from None
-        if len(self.media) == MAX_FILES:
-            raise ApiError(400, f"{where}: a request may have at most {MAX_FILES} images and sounds")
-        import hashlib  # here, because most models take no media
 
-        self.media.append(Media(found, data, hashlib.sha256(data).hexdigest(), where))
-        return f"<__media_{self._key}_{len(self.media) - 1}__>"
+    def _decode(self, text: object, where: str, what: str) -> bytes:
+        data = decode(text, where, what)
+        self.request.hold(len(data))
+        return data
 
     def _require(self, kind: str | None, where: str) -> None:
         info = self.model.info
@@ -92,28 +123,33 @@ class Files:
 
     def _load(self, url: str, where: str) -> bytes:
         """What a URL stands for: itself, a file of ours, or something far away."""
-        options = self.model.options
-        limit = options.max_body * MIB
         scheme = url.partition(":")[0].lower()
         if scheme == "data":
             head, comma, text = url.partition(",")
             if not comma or not head.endswith(";base64"):
                 raise ApiError(400, f"{where}: a data: URL has to be base64, data:image/png;base64,...")
-            return decode(text, where, "the data: URL")
+            return self._decode(text, where, "the data: URL")
+        if scheme not in ("file", "http", "https"):
+            raise ApiError(400, f"{where}: image_url.url is neither a data:, file:, http: nor https: URL")
+        if scheme != "file" and not self.model.options.media_urls:
+            raise ApiError(
+                400,
+                f"{where}: this server fetches nothing from the network (--media-urls); send the file as a data: URL",
+            )
         if scheme == "file":
-            return read_file(options.media_path, url, limit, where)
-        if scheme in ("http", "https"):
-            if not options.media_urls:
-                raise ApiError(
-                    400,
-                    f"{where}: this server fetches nothing from the network (--media-urls); "
-                    "send the file as a data: URL",
-                )
-            try:
-                return remote_media.fetch(url, limit)
-            except remote_media.FetchError as error:
-                raise ApiError(400, f"{where}: {error}") from None
-        raise ApiError(400, f"{where}: image_url.url is neither a data:, file:, http: nor https: URL")
+            return read_file(self.model.options.media_path, url, self._bring, where)
+        try:
+            return remote_media.fetch(url, self.model.options.max_body * MIB, bring=self._bring)
+        except remote_media.FetchError as error:
+            raise ApiError(400, f"{where}: {error}") from None
+
+    def _bring(self, n_bytes: int) -> None:
+        """So many bytes more come from files or the network. ApiError if they are too many."""
+        limit = self.model.options.max_body
+        self._n_brought += n_bytes
+        if self._n_brought > limit * MIB:
+            raise ApiError(400, f"the files that this request names are larger than {limit} MiB together (--max-body)")
+        self.request.hold(n_bytes)
 
     # ---- texts with markers -----------------------------------------------------------------------------------
 
@@ -146,14 +182,15 @@ def join(
 ) -> Prompt:
     """The prompt of stretches and files between two ends; texts are tokenised one by one, as libmtmd does it."""
     tokens: list[int] = list(ends[0])
-    files: list[Media] = []
+    files: dict[str, Media] = {}  # in order; one that stands in several places comes along once
     for part in parts:
         if isinstance(part, int):
-            files.append(media[part])
-            tokens.append(-len(files))
+            file = media[part]
+            files.setdefault(file.hash, file)
+            tokens.append(-1 - list(files).index(file.hash))
         elif part:
             tokens += tokenize(part)
-    return Prompt((*tokens, *ends[1]), tuple(files))
+    return Prompt((*tokens, *ends[1]), tuple(files.values()))
 
 
 def with_images(prompt: str, image_data: object, files: Files, name: str = "prompt") -> list[Segments | int]:
@@ -224,8 +261,9 @@ def decode(text: object, where: str, what: str) -> bytes:
     return data
 
 
-def read_file(folder: str | None, url: str, limit: int, where: str) -> bytes:
-    """A file in the folder of `--media-path`, links that lead out of it not followed."""
+def read_file(folder: str | None, url: str, bring: Callable[[int], None], where: str) -> bytes:
+    """A file in the folder of `--media-path`, links that lead out of it not followed. `bring` is told its size
+    before it is read, and may refuse it."""
     if not folder:
         raise ApiError(400, f"{where}: this server reads no files for requests (--media-path)")
     name = url[len("file:") :].lstrip("/")
@@ -235,9 +273,8 @@ def read_file(folder: str | None, url: str, limit: int, where: str) -> bytes:
         if not name or "\0" in name or not path.is_relative_to(root) or not path.is_file():
             raise FileNotFoundError
         with open(path, "rb") as stream:
-            data = stream.read(limit + 1)
+            n = os.fstat(stream.fileno()).st_size
+            bring(n)
+            return stream.read(n)
     except (OSError, ValueError, RuntimeError):
         raise ApiError(400, f"{where}: there is no file {name[:80]!r} in the folder of --media-path") from None
-    if len(data) > limit:
-        raise ApiError(400, f"{where}: {name[:80]!r} is larger than {limit // MIB} MiB (--max-body)")
-    return data

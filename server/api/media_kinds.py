@@ -1,26 +1,55 @@
 """What bytes are: which kind of image or sound, and how large they get when decoded. Pure functions, any thread.
 
-Only formats that libmtmd decodes by itself are known. Sizes are read from headers before anything is decoded, because
-a file of a few kilobytes can claim a picture of gigabytes. A PNG is also inflated here, into nothing: its decoder
-inflates all there is before it looks at the size.
+Only formats that libmtmd decodes by itself are known. Headers are read before anything is decoded, because a file of a
+few bytes can claim a picture of gigabytes, or one that takes its decoder minutes; stb_image believes what it reads, and
+once it has begun nobody can stop it. So a reader here takes only what stb_image reads the same way, and says three
+things: how many pixels there are, how much more work they are than those of a plain image, and how many bytes such a
+file has at least. Whether a PNG inflates to what it says is tried in the engine (`slots/png.py`). Sounds are in
+`media_sounds`.
 """
 
 from __future__ import annotations
 
 import struct
-import zlib
+from collections.abc import Iterator
 
 from server.engine.seam.task import AUDIO, IMAGE
+from server.records import record
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 GIFS = (b"GIF87a", b"GIF89a")
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+BMP_HEADERS = (12, 40, 56, 108, 124)
+BMP_BITS = (1, 4, 8, 16, 24, 32)
+BMP_PLAIN = (0, 3)  # the other kinds are compressed
 NO_SIZE = (0xC4, 0xC8, 0xCC)  # of the markers 0xC0 to 0xCF of a JPEG, those without a size
-STEP = 1 << 20
+SCANS = 12  # of a progressive JPEG, as many as encoders make
+GIF_DATA = 1 << 18  # bytes of one frame: each may cost the decoder a thousand steps
+MAX_PARTS = 10_000  # of a header
+
+# Pixels (or bytes of them) that a byte of a file can stand for at most.
+DEFLATE_RATIO, JPEG_RATIO, GIF_RATIO = 1040, 1024, 4096
 
 
 class BadFile(ValueError):
     """Why a file is no good; goes on behind its place in the request."""
+
+
+@record(frozen=True)
+class Size:
+    """What an image's header says. `work` is how many times the decoder's work is that of a plain image of this size,
+    `n_least` how many bytes the file must have, `n_unpacked` what its data may become where that isn't its pixels."""
+
+    width: int
+    height: int
+    n_least: float
+    work: float = 1.0
+    n_unpacked: int = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """What decoding it takes, in bytes of plain pixels."""
+        return self.n_unpacked or int(3 * self.width * self.height * self.work)
 
 
 def kind_of(data: bytes) -> str:
@@ -37,42 +66,60 @@ def kind_of(data: bytes) -> str:
     raise BadFile("is neither an image (PNG, JPEG, GIF, BMP) nor a sound (WAV, MP3, FLAC)")
 
 
-def check_image(data: bytes, max_pixels: int) -> None:
-    """BadFile unless the image has a sane header and at most `max_pixels` pixels."""
+def check_image(data: bytes, max_pixels: int) -> Size:
+    """Its size. BadFile unless the header is sane, claims at most `max_pixels` pixels, no more work than they
+    take, and no more than the file can hold."""
     try:
-        width, height = _size(data)
-        if data.startswith(PNG):
-            struct.unpack_from(">BB", data, 24)
+        size = _size(data)
     except (struct.error, IndexError):
         raise BadFile("is a broken image: its header is not complete") from None
-    if width <= 0 or height <= 0:
-        raise BadFile(f"is a broken image: its size is {width} x {height}")
-    if width * height > max_pixels:
+    text = f"{size.width} x {size.height}"
+    if size.width <= 0 or size.height <= 0:
+        raise BadFile(f"is a broken image: its size is {text}")
+    if size.width * size.height > max_pixels:
         raise BadFile(
-            f"is an image of {width} x {height} pixels; this server takes at most {max_pixels // 10**6} "
-            "million (--image-max-pixels)"
+            f"is an image of {text} pixels; this server takes at most {max_pixels // 10**6} million "
+            "(--image-max-pixels)"
         )
-    if data.startswith(PNG):
-        _check_png(data, height)
+    if size.width * size.height * size.work > max_pixels:
+        raise BadFile(
+            f"is an image of {text} pixels, as much work as {size.work:.1f} plain ones of this size; this "
+            f"server takes at most {max_pixels // 10**6} million pixels (--image-max-pixels)"
+        )
+    if len(data) < size.n_least:
+        raise BadFile(f"is a broken or truncated image: {len(data)} bytes can't hold {text} pixels")
+    return size
 
 
-def _size(data: bytes) -> tuple[int, int]:
+def parts() -> Iterator[int]:
+    """Rounds of a loop over the parts of a header: a hostile file has millions of them."""
+    yield from range(MAX_PARTS)
+    raise BadFile("is broken: its header has too many parts")
+
+
+def _size(data: bytes) -> Size:
     if data.startswith(PNG):
-        return struct.unpack_from(">II", data, 16)
+        return _size_of_png(data)
     if data.startswith(GIFS):
-        return struct.unpack_from("<HH", data, 6)
-    if data.startswith(JPEG):
-        return _size_of_jpeg(data)
-    if struct.unpack_from("<I", data, 14)[0] == 12:
-        return struct.unpack_from("<HH", data, 18)
-    width, height = struct.unpack_from("<ii", data, 18)
-    return width, abs(height)
+        return _size_of_gif(data)
+    return _size_of_jpeg(data) if data.startswith(JPEG) else _size_of_bmp(data)
 
 
-def _size_of_jpeg(data: bytes) -> tuple[int, int]:
-    """The size in the frame header, behind segments that each say how long they are."""
+def _size_of_png(data: bytes) -> Size:
+    """In the first chunk, which has to be IHDR: a decoder would believe the one behind another."""
+    if data[8:16] != b"\0\0\0\rIHDR":
+        raise BadFile("is a broken image: its header is not complete")
+    width, height, depth, colours = struct.unpack_from(">IIBB", data, 16)
+    bits = PNG_CHANNELS.get(colours, 4) * depth
+    n_unpacked = ((width * bits + 7) // 8 + 9) * (height + 16)  # with what interlacing may add
+    return Size(width, height, width * height * bits / 8 / DEFLATE_RATIO, max(bits / 32, 1.0), n_unpacked)
+
+
+def _size_of_jpeg(data: bytes) -> Size:
+    """In the frame header, behind segments that each say how long they are. A progressive one may have any number of
+    scans behind it, in each of which the decoder goes over the whole image."""
     at = 2
-    while True:
+    for _ in parts():
         if data[at] != 0xFF:
             raise BadFile("is a broken image: it is no JPEG behind its first bytes")
         marker = data[at + 1]
@@ -81,37 +128,52 @@ def _size_of_jpeg(data: bytes) -> tuple[int, int]:
             continue
         if 0xC0 <= marker <= 0xCF and marker not in NO_SIZE:
             height, width = struct.unpack_from(">HH", data, at + 5)
-            return width, height
+            return Size(width, height, width * height / JPEG_RATIO, max(data.count(b"\xff\xda", at) / SCANS, 1.0))
         at += 2 if marker == 1 or 0xD0 <= marker <= 0xD8 else 2 + max(struct.unpack_from(">H", data, at + 2)[0], 2)
 
 
-def _check_png(data: bytes, height: int) -> None:
-    """BadFile if a PNG is cut off, or inflates to more than its size allows."""
-    width, _, depth, colours = struct.unpack_from(">IIBB", data, 16)
-    row = (width * PNG_CHANNELS.get(colours, 4) * depth + 7) // 8
-    room = (row + 9) * (height + 16) + STEP  # with what interlacing may add
-    inflater = zlib.decompressobj()
-    at = len(PNG)
-    try:
-        while True:
-            length, name = struct.unpack_from(">I4s", data, at)
-            body = data[at + 8 : at + 8 + length]
-            if len(body) < length or name == b"IEND":
-                break
-            if name == b"IDAT":
-                room = _inflate(inflater, body, room)
-            at += 12 + length
-    except (struct.error, zlib.error):
-        name = b""
-    if name != b"IEND":
-        raise BadFile("is a broken or truncated PNG image")
+def _size_of_gif(data: bytes) -> Size:
+    """Of the screen, which is what is allocated; the data is that of the first frame."""
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    at = 13 + _palette(flags)
+    for _ in parts():  # extensions
+        if data[at] != 0x21:
+            break
+        if data[at + 1] == 0xF9 and data[at + 2] != 4:
+            raise BadFile("is a broken image: it has a bad block")
+        at = _behind_blocks(data, at + 2)
+    if data[at] != 0x2C:
+        raise BadFile("is a broken image: there is none in it")
+    start = at + 11 + _palette(data[at + 9])
+    n_data = _behind_blocks(data, start) - start
+    if n_data > GIF_DATA:
+        raise BadFile(
+            f"is a GIF with {n_data} bytes in its first frame; this server takes at most {GIF_DATA}: send PNG or JPEG"
+        )
+    return Size(width, height, width * height / GIF_RATIO, n_unpacked=max(3 * width * height, 1000 * n_data))
 
 
-def _inflate(inflater, body: bytes, room: int) -> int:
-    """Inflate in pieces that are thrown away; the room that is left."""
-    while body and not inflater.eof:
-        room -= len(inflater.decompress(body, STEP))
-        body = inflater.unconsumed_tail
-        if room < 0:
-            raise BadFile("is a PNG image that holds far more data than its size")
-    return room
+def _palette(flags: int) -> int:
+    return 3 * (2 << (flags & 7)) if flags & 0x80 else 0
+
+
+def _behind_blocks(data: bytes, at: int) -> int:
+    """Where a GIF goes on behind blocks that begin with their length; the last one has none."""
+    for _ in parts():
+        if not data[at]:
+            return at + 1
+        at += 1 + data[at]
+
+
+def _size_of_bmp(data: bytes) -> Size:
+    """Its rows are there as they are, from a given place on."""
+    start, n_header = struct.unpack_from("<II", data, 10)
+    if n_header == 12:
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+        packing = 0
+    else:
+        width, height, _, bits, packing = struct.unpack_from("<iiHHI", data, 18)
+    if n_header not in BMP_HEADERS or bits not in BMP_BITS or packing not in BMP_PLAIN:
+        raise BadFile("is a BMP of a kind that can't be decoded: send PNG or JPEG")
+    row = (abs(width) * bits + 7) // 8
+    return Size(width, abs(height), start + (row + -row % 4) * (abs(height) - 1) + row)

@@ -38,9 +38,9 @@ class ChatPrompt:
     warnings: tuple[str, ...] = ()
 
 
-def chat_prompt(model: Model, body: Mapping[str, object]) -> ChatPrompt:
+def chat_prompt(model: Model, body: Mapping[str, object], files: Files | None = None) -> ChatPrompt:
     """Render and tokenise `messages` with the model's template. ApiError 400 says which message is wrong."""
-    files = Files(model)
+    files = files or Files(model)
     messages = check_messages(body.get("messages"), files)
     check_reasoning_format(body)
     prefill = None

@@ -29,8 +29,15 @@ class FetchError(Exception):
     """Why a URL could not be fetched, in one line."""
 
 
-def fetch(url: str, limit: int, timeout_s: float = TIMEOUT_S, is_allowed: Callable[[str], bool] | None = None) -> bytes:
-    """The body behind `url`, at most `limit` bytes. FetchError. `is_allowed(address)` is for tests."""
+def fetch(
+    url: str,
+    limit: int,
+    timeout_s: float = TIMEOUT_S,
+    is_allowed: Callable[[str], bool] | None = None,
+    bring: Callable[[int], None] = lambda n_bytes: None,
+) -> bytes:
+    """The body behind `url`, at most `limit` bytes. FetchError. `bring` is told the size of each block that has come;
+    what it raises ends the fetching. `is_allowed(address)` is for tests."""
     deadline = time.monotonic() + timeout_s
     for _ in range(MAX_REDIRECTS + 1):
         parts = check_url(url)
@@ -57,7 +64,7 @@ def fetch(url: str, limit: int, timeout_s: float = TIMEOUT_S, is_allowed: Callab
                 continue
             if response.status != 200:
                 raise FetchError(f"{parts.hostname} answered {response.status}")
-            data = _read(response, limit)
+            data = _read(response, limit, bring)
             _left(deadline)  # what ends because it was cut ends like any other
             return data
         except (OSError, http.client.HTTPException, ValueError) as error:
@@ -136,13 +143,14 @@ def _with_tls(sock: socket.socket, host: str) -> socket.socket:
         raise
 
 
-def _read(response: http.client.HTTPResponse, limit: int) -> bytes:
+def _read(response: http.client.HTTPResponse, limit: int, bring: Callable[[int], None]) -> bytes:
     blocks: list[bytes] = []
     n = 0
     while block := response.read1(BLOCK):
         n += len(block)
         if n > limit:
             raise FetchError(f"the file is larger than {limit >> 20} MiB (--max-body)")
+        bring(len(block))
         blocks.append(block)
     if response.length:
         raise http.client.IncompleteRead(b"", response.length)

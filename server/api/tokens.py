@@ -4,6 +4,7 @@ asked."""
 from __future__ import annotations
 
 from server.api.fields import CHAT, DETOKENIZE, TOKENIZE
+from server.api.media import Files
 from server.api.messages import chat_prompt
 from server.api.model import Models
 from server.api.schema import token_id
@@ -39,13 +40,15 @@ class TokenHandlers:
     def apply_template(self, request: Request) -> Response:
         """The prompt that `messages` would become."""
         body = request.json_object()
-        prompt = chat_prompt(self._models.get(body.get("model")), body)
+        model = self._models.get(body.get("model"))
+        prompt = chat_prompt(model, body, Files(model, request))
         return CHAT.reply({"prompt": prompt.text}, body, prompt.warnings)
 
     def count(self, request: Request) -> Response:
         """How many tokens the prompt of `messages` has."""
         body = request.json_object()
-        chat = chat_prompt(self._models.get(body.get("model")), body)
+        model = self._models.get(body.get("model"))
+        chat = chat_prompt(model, body, Files(model, request))
         prompt = chat.prompt
         if prompt.media:
             raise ApiError(

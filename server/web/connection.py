@@ -214,6 +214,10 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             self._read_body(exchange)  # a refused request's: dropped to get to the next one
             self._release_body(exchange)
 
+    def _hold(self, exchange: Exchange, n_bytes: int) -> None:
+        self.server.budget.take(n_bytes)
+        exchange.n_body_held += n_bytes
+
     def _release_body(self, exchange: Exchange) -> None:
         self.server.budget.give(exchange.n_body_held)
         exchange.n_body_held = 0
@@ -226,7 +230,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             self._understand(exchange)
             return self._dispatch(exchange)
         except ApiError as fault:
-            error = fault
+            error = fault.with_traceback(None)  # a cycle with this frame would keep the whole request alive
         except ClientSlow:
             error = ApiError(408, "The request body did not arrive in time.")
         except ClientGone:
@@ -280,6 +284,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
                 params,
                 key_id,
                 presence=exchange.presence,
+                hold=partial(self._hold, exchange),
             )
         )
         if isinstance(answer, EventStream):

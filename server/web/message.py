@@ -67,6 +67,9 @@ class Request:
     params: dict[str, str] = field(default_factory=dict)
     key_id: str = ""
     presence: Presence = field(default_factory=Presence, repr=False)
+    hold: Callable[[int], None] = field(default=lambda n_bytes: None, repr=False)
+    """Counts memory that the request takes besides its body into the bound on all bodies, until its answer has been
+    written. ApiError 503 when that is spent."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.headers, Headers):

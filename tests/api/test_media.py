@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
+import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from server.api import media as module
 from server.api.media_kinds import BadFile, check_image, kind_of
-from tests.api.conftest import Api
+from server.engine.seam.task import Media
+from server.engine.slots.png import png_fault
+from server.web.presence import Presence
+from tests.api.conftest import PATIENCE, Api
 from tests.fake_media import Eyes, FakeMedia, b64, media, seeing
 from tests.fakes import BOS, FakeBackend, letters, said_by
 from tests.media_files import bmp, data_url, gif, picture, png, png_of, wav
+from tests.support import wait_until
 
 CAT, DOG = picture(1), picture(2)
 
@@ -281,9 +289,9 @@ def test_a_model_that_only_sees_refuses_sound(make_api: Callable[..., Api]):
 
 
 def test_the_limit_on_pixels_is_an_option(make_api: Callable[..., Api]):
-    api = make_api(seeing(), ("--image-max-pixels", "101")).start()
-    assert chat(api, [image_part(bomb())]).status == 200
-    assert "at most 101 million" in chat(api, [image_part(png_of(10_100, 10_001, b""))]).error["message"]
+    api = make_api(seeing(), ("--image-max-pixels", "2")).start()
+    assert chat(api, [image_part(png_of(2000, 1000, zlib.compress(bytes(6001 * 1000), 9)))]).status == 200
+    assert "at most 2 million" in chat(api, [image_part(png_of(2001, 1000, b""))]).error["message"]
 
 
 def test_a_template_that_leaves_an_image_out_is_told(make_api: Callable[..., Api]):
@@ -350,7 +358,7 @@ def test_sizes_are_read_from_every_kind_of_header():
         (bmp(5, 6), "5 x 6"),
         (gif(), "1 x 1"),
         (jpeg, "7 x 5"),
-        (b"BM" + bytes(12) + b"\x0c\0\0\0\x09\0\x08\0", "9 x 8"),
+        (b"BM" + bytes(12) + b"\x0c\0\0\0\x09\0\x08\0\1\0\x18\0" + bytes(8 * 28), "9 x 8"),
     ):
         with pytest.raises(BadFile, match=size):
             check_image(data, 0)
@@ -359,12 +367,12 @@ def test_sizes_are_read_from_every_kind_of_header():
 
 
 def test_a_png_that_inflates_to_far_more_than_its_size_is_refused():
-    import zlib
-
     squeezed = zlib.compress(bytes(1 << 26), 9)
     assert len(squeezed) < 1 << 17
-    with pytest.raises(BadFile, match="far more data"):
-        check_image(png_of(8, 8, squeezed), 10**6)
+    bomb = png_of(8, 8, squeezed)
+    assert "far more data" in png_fault(bomb, check_image(bomb, 10**6).n_bytes)
+    assert png_fault(CAT, check_image(CAT, 10**6).n_bytes) == ""
+    assert png_fault(bomb, 0, is_wanted=lambda: False) == "", "nobody wants to know"
 
 
 def test_no_bytes_at_all_bring_the_checks_down():
@@ -380,6 +388,116 @@ def test_no_bytes_at_all_bring_the_checks_down():
                 check_image(bytes(data), 10**6)
         except BadFile:
             pass
+
+
+# ---- bounds of a request, and of all -------------------------------------------------------------------------------
+
+
+def url_part(url: str) -> dict:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def with_folder(make_api, folder: Path, *argv: str, **fields) -> Api:
+    return make_api(seeing(**fields), ("--media-path", str(folder), *argv)).start()
+
+
+def test_a_file_that_is_named_many_times_is_read_counted_sent_and_decoded_once(make_api, tmp_path: Path):
+    (tmp_path / "cat.bmp").write_bytes(bmp(700, 300))
+    api = with_folder(make_api, tmp_path, "--max-body", "1")
+    taken = []
+    take = api.server._server.budget.take
+    api.server._server.budget.take = lambda n: (taken.append(n), take(n))
+    prepared = []
+    prepare = api.backend.media.prepare
+    api.transport._scheduler._state.media._prepare = lambda media: (prepared.append(media), prepare(media))[1]
+    answer = chat(api, [url_part("file://cat.bmp")] * 34)
+    assert answer.status == 200, answer
+    assert sum(taken) < 1.5 * len(bmp(700, 300)) and len(prepared) == 1
+    assert answer.json()["usage"]["prompt_tokens"] > 34 * 3
+
+
+def test_files_that_a_request_names_are_bounded_together(make_api, tmp_path: Path):
+    for i in range(3):
+        (tmp_path / f"{i}.bmp").write_bytes(bmp(400, 300, (i, 0, 0)))  # 360 kB
+    api = with_folder(make_api, tmp_path, "--max-body", "1")
+    assert chat(api, [url_part(f"file://{i}.bmp") for i in (0, 1, 1)]).status == 200
+    answer = chat(api, [url_part(f"file://{i}.bmp") for i in (0, 1, 2)])
+    assert answer.status == 400 and "larger than 1 MiB together (--max-body)" in answer.error["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_files_count_into_the_bound_of_all_bodies_until_their_answer_has_been_written(make_api, tmp_path: Path, stream):
+    (tmp_path / "a.bmp").write_bytes(bmp(400, 300))
+    api = with_folder(make_api, tmp_path)
+    budget, n = api.server._server.budget, len(bmp(400, 300))
+    seen = []
+    begin = api.backend.new_sampler
+    api.backend.new_sampler = lambda *args: (seen.append(budget.n_used), begin(*args))[1]
+    assert chat(api, [url_part("file://a.bmp")], stream=stream).status == 200
+    assert n < seen[0] < n + 2000
+    inline = chat(api, [image_part(CAT)], stream=stream)
+    assert inline.status == 200 and seen[1] > len(CAT) * 7 / 3, "the body and what it became"
+    api.settle()
+    assert budget.n_used == 0
+    budget.n_max = n
+    answer = chat(api, [url_part("file://a.bmp")])
+    assert answer.status == 503 and answer.headers["retry-after"]
+    assert chat(api, [image_part(CAT)]).status == 200
+    api.settle()
+    assert budget.n_used == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_files_are_gone_with_their_answer_and_do_not_wait_for_the_garbage_collector(make_api, tmp_path: Path, stream):
+    (tmp_path / "a.bmp").write_bytes(bmp(400, 300))
+    api = with_folder(make_api, tmp_path, n_ctx=64, n_slots=1)
+    gc.collect()
+    gc.disable()
+    try:
+        known = {id(one) for one in gc.get_objects()}
+        for n, bad in ((1, False), (30, False), (1, True)):  # answered, too long, no good
+            parts = [url_part("file://a.bmp")] * n + [image_part(CAT[:-20])] * bad
+            answer = chat(api, parts, stream=stream, messages=[{"role": "user", "content": parts}])
+            assert answer.status == (200 if (n, bad) == (1, False) else 400), answer
+            api.settle()
+            wait_until(
+                lambda: not [one for one in gc.get_objects() if type(one) is Media and id(one) not in known],
+                "the files to go",
+                PATIENCE,
+            )
+    finally:
+        gc.enable()
+
+
+def test_a_request_whose_client_has_left_brings_no_more_files(make_api, tmp_path: Path, monkeypatch):
+    (tmp_path / "a.bmp").write_bytes(bmp(4, 3))
+    api = with_folder(make_api, tmp_path)
+    read, read_file, left = [], module.read_file, threading.Event()
+
+    def read_and_leave(*args):
+        read.append(args[1])
+        client.close()
+        assert left.wait(PATIENCE)
+        return read_file(*args)
+
+    monkeypatch.setattr(module, "read_file", read_and_leave)
+    monkeypatch.setattr(Presence, "_leave", lambda self, leave=Presence._leave: (leave(self), left.set()))
+    parts = [url_part(f"file://{'./' * i}a.bmp") for i in range(5)]
+    client = api.begin({"messages": [{"role": "user", "content": parts}]}, path="/v1/chat/completions")
+    wait_until(lambda: read, "the first file to be read", PATIENCE)
+    api.settle()
+    assert len(read) == 1 and not api.backend.media.n_open
+
+
+def test_what_the_files_of_a_prompt_take_is_known_before_they_are_decoded(make_api):
+    api = make_api(seeing(n_ctx=512, n_slots=1)).start()
+    api.backend.media.least_tokens = FakeMedia.least_tokens.__get__(api.backend.media)  # a token for each pixel
+    api.transport._scheduler._state.media._least_tokens = api.backend.media.least_tokens
+    prepared = []
+    api.transport._scheduler._state.media._prepare = prepared.append
+    answer = chat(api, [image_part(png(30, 20))])
+    assert answer.status == 400 and answer.error["type"] == "exceed_context_size_error" and not prepared
+    assert "or more" in answer.error["message"] and answer.error["n_prompt_tokens"] > 600
 
 
 def test_random_requests_with_media_are_answered_or_refused(eyes: Api):

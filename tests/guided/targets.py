@@ -20,6 +20,7 @@ from pathlib import Path
 
 from server.api.constraints import read_constraint
 from server.api.media_kinds import BadFile, check_image, kind_of
+from server.api.media_sounds import MAX_SECONDS, plain_sound
 from server.api.routes import routes
 from server.chat.jinja import Limits, Template, TemplateError, mark
 from server.engine.cache import slot_files
@@ -39,6 +40,7 @@ from server.engine.seam.task import (
     Timings,
 )
 from server.engine.seam.wire import Beat, Codec, FrameReader, WireError
+from server.engine.slots.png import PNG, png_fault
 from server.errors import ApiError
 from server.grammar import gbnf
 from server.model_files import header_checks as model_checks
@@ -50,7 +52,7 @@ from server.web.message import EventStream, Request, Response, parse_json, to_js
 from server.web.router import Router
 from tests.fakes import FakeBackend, FakeVocab
 from tests.gguf_edit import Info, Parts, numbers, scalar, string, texts
-from tests.media_files import png
+from tests.media_files import flac, gif_of, mp3, png, wav
 from tests.unit.web.test_fuzz_requests import Refused, ours, theirs
 
 PATIENCE_S = 20.0  # for one input, however slow the machine: what hangs takes for ever
@@ -201,10 +203,16 @@ def bodies(data: bytes) -> None:
 
 
 def media(data: bytes) -> None:
-    """The first look at images and sounds."""
+    """The first look at images and sounds, and the media thread's at a PNG."""
     try:
         if kind_of(data) == "image":
-            check_image(data, 10**6)
+            size = check_image(data, 10**6)
+            assert 0 < size.width * size.height <= 10**6
+            if data.startswith(PNG):
+                assert "\n" not in png_fault(data, size.n_bytes)
+        else:
+            plain, seconds = plain_sound(data)
+            assert 0 <= seconds <= MAX_SECONDS and plain_sound(plain) == (plain, seconds)
     except BadFile as error:
         one_line(error)
 
@@ -524,6 +532,11 @@ def media_seeds() -> list[bytes]:
         b"RIFF\x10\0\0\0WEBPVP8 ",
         b"8BPS\0\1",
         b"P6 2 2 255\n",
+        wav(0.01),
+        flac([1], blocks=b"\x81\0\0\2ab"),
+        mp3(2),
+        mp3(2, 9),
+        gif_of(3, 2, b"\x84\x51"),
     ]
 
 
@@ -541,7 +554,25 @@ TARGETS: dict[str, Target] = {
         lambda: BODY_SEEDS,
         ('"', '": ', "[", "]", "{", "}", ", ", "null", "true", "-1", "0", "1e308", "99999999999", '""', "[]", "{}"),
     ),
-    "media": Target(media, media_seeds, ("\x89PNG", "IHDR", "WEBP", "VP8 ", "\xff\xd8", "BM", "GIF89a", "fmt ")),
+    "media": Target(
+        media,
+        media_seeds,
+        (
+            "\x89PNG",
+            "IHDR",
+            "WEBP",
+            "VP8 ",
+            "\xff\xd8",
+            "BM",
+            "GIF89a",
+            "fmt ",
+            "data",
+            "fLaC",
+            "ID3",
+            "Xing",
+            "\xff\xfb",
+        ),
+    ),
     "grammars": Target(
         grammars,
         lambda: GRAMMAR_SEEDS,

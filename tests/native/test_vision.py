@@ -5,20 +5,26 @@ The file's name puts it behind test_objects, which has to see the libraries with
 
 from __future__ import annotations
 
+import ctypes
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from server.api import media_kinds
+from ctypes_api.errors import LibsError
+from ctypes_api.media import Bitmap
+from server.api import media_kinds, media_sounds
 from server.engine.seam.task import AUDIO, IMAGE, Cancel, Media, SamplingParams
 from server.errors import ApiError
 from tests import tiny_models
-from tests.media_files import bmp, gif, picture, png, wav
+from tests.media_files import bmp, flac, gif, mp3, picture, png, riff, wav
 from tests.native.engines import PROMPTS, Engine, Said
 from tests.native.media_engines import QUIET, HelperReference, Parts, image, task
+
+SAMPLE = 4 * 16_000  # bytes of a second of sound, decoded
 
 
 @pytest.fixture
@@ -342,3 +348,81 @@ def test_no_broken_file_brings_the_decoder_down(see, tiny_bpe_model: Path, mmpro
         except (ApiError, media_kinds.BadFile):
             pass
     assert n_good > 100
+
+
+def around(data: bytes) -> list[bytes]:
+    """A sound's file as it is, and with things around it that its reader skips."""
+    id3, frames = b"ID3\4\0\0\0\0\0\x0a" + bytes(10), mp3(40, 99)
+    return {
+        b"RIFF": [data, riff((b"LIST", b"odd"), (b"fmt ", data[20:36]), (b"data", data[44:]), (b"id3 ", bytes(9)))],
+        b"fLaC": [data, flac([0, 9000, -9000] * 3, blocks=b"\3\0\0\x12" + bytes(18) + b"\x81\0\0\2ab")],
+        b"\xff\xfb\x90\xc4": [data, id3 + data + b"TAG" + bytes(125), frames[:417] + data],
+    }[data[:4]]
+
+
+PLAIN = {"wav": wav(0.7, 300), "flac": flac([0, 9000, -9000] * 3), "mp3": mp3(40)}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_sound_written_anew_is_the_same_sound(see, tiny_bpe_model: Path, mmproj_whisper: Path, name: str):
+    raw = see(tiny_bpe_model, mmproj_whisper).backend.media._raw
+    first, *others = around(PLAIN[name])
+    for data in others:
+        plain, seconds = media_sounds.plain_sound(data)
+        with Bitmap(raw, data) as one, Bitmap(raw, plain) as other:
+            assert abs(other.n_bytes / SAMPLE - seconds) < 0.06
+            if name != "mp3":  # where a wrong number of frames is made true
+                assert string_of(one) == string_of(other)
+        with Bitmap(raw, first) as whole:
+            assert abs(whole.n_bytes / SAMPLE - media_sounds.plain_sound(first)[1]) < 1e-3
+
+
+def string_of(bitmap: Bitmap) -> bytes:
+    return ctypes.string_at(bitmap.libs.mtmd.mtmd_bitmap_get_data(bitmap), bitmap.n_bytes)
+
+
+def test_no_sound_becomes_longer_than_was_read_in_its_header(see, tiny_bpe_model: Path, mmproj_whisper: Path):
+    """Changed and cut copies of good files; run in this process, so that a crash would be seen."""
+    raw = see(tiny_bpe_model, mmproj_whisper).backend.media._raw
+    draw, n_good = random.Random(7), 0
+    files = [data for one in PLAIN.values() for data in around(one)]
+    files += [mp3(30, 2**31), mp3(2) + flac([5]), flac([5]) + mp3(9)]
+    for _ in range(3000):
+        data = bytearray(draw.choice(files))
+        for _ in range(draw.randrange(6)):
+            place = draw.randrange(min(len(data), draw.choice((50, 500, 10**6))))
+            data[place] = draw.choice((0, 255, draw.randrange(256)))
+        data = bytes(data[: draw.randrange(len(data)) if draw.random() < 0.4 else None])
+        try:
+            if media_kinds.kind_of(data) == AUDIO:
+                plain, seconds = media_sounds.plain_sound(data, 600)
+                n_good += 1
+                with Bitmap(raw, plain) as bitmap:
+                    assert bitmap.n_bytes / SAMPLE < seconds + 0.06
+        except (LibsError, media_kinds.BadFile):
+            pass
+    assert n_good > 500
+
+
+@pytest.mark.parametrize("name", ["mmproj_merger", "mmproj_mlp", "mmproj_gemma3"])
+def test_how_many_tokens_an_image_takes_is_known_by_its_size(
+    see, tiny_bpe_model: Path, mrope_model: Path, name: str, request: pytest.FixtureRequest
+):
+    model = mrope_model if name == "mmproj_merger" else tiny_bpe_model
+    eyes = see(model, request.getfixturevalue(name)).backend.media
+    for width, height in ((56, 56), (300, 200), (1000, 30), (7, 900)):
+        file = replace(image(png(width, height)), width=width, height=height)
+        prepared = eyes.prepare(file)
+        assert eyes.least_tokens(file) == prepared.n_tokens
+        prepared.owner.close()
+    assert eyes.least_tokens(image(png())) == 0, "nobody has read its header"
+
+
+def test_how_many_tokens_a_long_sound_takes_is_known_roughly(see, tiny_bpe_model: Path, mmproj_whisper: Path):
+    ears = see(tiny_bpe_model, mmproj_whisper).backend.media
+    assert ears.least_tokens(replace(sound(440, 0.1), seconds=50.0)) == 0
+    for seconds in (61.0, 95.0):
+        prepared = ears.prepare(sound(440, seconds))
+        n = ears.least_tokens(replace(sound(440, 0.1), seconds=seconds))
+        assert prepared.n_tokens / 2.1 < n <= prepared.n_tokens
+        prepared.owner.close()

@@ -7,6 +7,7 @@ from dataclasses import field
 from typing import Protocol
 
 from server.api.context import Context
+from server.api.media import Files
 from server.api.model import Model
 from server.api.text_request import TextRequest
 from server.chat.output.events import End, Event, Text
@@ -65,9 +66,9 @@ class Reply(Protocol):
 
 @record(frozen=True)
 class Dialect:
-    """`read` checks a body and makes the request of it, `reply` makes what writes the answers of its tasks, `error` is
-    the shape of errors."""
+    """`read` checks a body and makes the request of it; its images and sounds go into `Files`. `reply` makes what writes
+    the answers of its tasks, `error` is the shape of errors."""
 
-    read: Callable[[Context, Model, Mapping[str, object]], TextRequest]
+    read: Callable[[Context, Model, Mapping[str, object], Files], TextRequest]
     reply: Callable[[Context, TextRequest, Sequence[Task]], Reply]
     error: ErrorShape = error_body

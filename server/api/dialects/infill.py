@@ -13,7 +13,7 @@ from server.api.context import Context
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.native import NativeReply, default_ping_s
 from server.api.fields import INFILL
-from server.api.media import Prompt
+from server.api.media import Files, Prompt
 from server.api.model import Model, Vocab
 from server.api.text_request import TextRequest, text_request
 from server.errors import ApiError
@@ -21,7 +21,7 @@ from server.errors import ApiError
 RESERVE = 16
 
 
-def read_infill(context: Context, model: Model, body: Mapping[str, object]) -> TextRequest:
+def read_infill(context: Context, model: Model, body: Mapping[str, object], files: Files) -> TextRequest:
     """POST /infill. ApiError 501 when the model has no fill-in-the-middle tokens."""
     values = INFILL.read(body, {**model.defaults, "stream": True})
     prompt = infill_prompt(

@@ -26,7 +26,7 @@ from server.web.sse import event as sse_event
 MISSING = object()
 
 
-def read_completion(context: Context, model: Model, body: Mapping[str, object]) -> TextRequest:
+def read_completion(context: Context, model: Model, body: Mapping[str, object], files: Files) -> TextRequest:
     """POST /completion. Its `system_prompt` counts from now on, and for all."""
     if body.get("system_prompt") is not None:
         model.set_system_prompt(body["system_prompt"])
@@ -34,12 +34,7 @@ def read_completion(context: Context, model: Model, body: Mapping[str, object]) 
     if body.get("prompt") is None:
         raise ApiError(400, "prompt: this field is required")
     prompts, is_list = read_prompts(
-        body["prompt"],
-        model.vocab,
-        not model.system_prompt.prompt,
-        context.is_2024,
-        Files(model),
-        body.get("image_data"),
+        body["prompt"], model.vocab, not model.system_prompt.prompt, context.is_2024, files, body.get("image_data")
     )
     return text_request(
         model,

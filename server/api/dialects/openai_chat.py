@@ -8,6 +8,7 @@ from server.api.context import Context
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.openai import OpenAiReply, likely_json
 from server.api.fields import CHAT
+from server.api.media import Files
 from server.api.messages import chat_prompt
 from server.api.model import Model
 from server.api.text_request import TextRequest, text_request
@@ -15,7 +16,7 @@ from server.engine.seam.task import PromptProbs, Task, TokenProbs
 from server.errors import ApiError
 
 
-def read_chat(context: Context, model: Model, body: Mapping[str, object]) -> TextRequest:
+def read_chat(context: Context, model: Model, body: Mapping[str, object], files: Files) -> TextRequest:
     """A conversation, whose next message is wanted."""
     refuse_tool_choice(body)
     values = CHAT.read(body, model.defaults)
@@ -23,7 +24,7 @@ def read_chat(context: Context, model: Model, body: Mapping[str, object]) -> Tex
         values["n_probs"] = max(values["top_logprobs"], 1)
     elif values["top_logprobs"]:
         raise ApiError(400, "top_logprobs needs logprobs to be true")
-    prompt = chat_prompt(model, body)
+    prompt = chat_prompt(model, body, files)
     return text_request(
         model,
         CHAT,

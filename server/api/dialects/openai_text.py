@@ -22,7 +22,7 @@ from server.engine.seam.task import PromptProbs, Task, TokenProbs
 from server.errors import ApiError
 
 
-def read_text(context: Context, model: Model, body: Mapping[str, object]) -> TextRequest:
+def read_text(context: Context, model: Model, body: Mapping[str, object], files: Files) -> TextRequest:
     """Prompts, whose continuations are wanted, in the order of the choices."""
     if body.get("prompt") is None:
         raise ApiError(400, "prompt: this field is required")
@@ -33,7 +33,7 @@ def read_text(context: Context, model: Model, body: Mapping[str, object]) -> Tex
     if body.get("suffix"):
         prompts = [between(model, body, values["n_predict"], is_judged)]
     else:
-        prompts, _ = read_prompts(body["prompt"], model.vocab, not model.system_prompt.prompt, False, Files(model))
+        prompts, _ = read_prompts(body["prompt"], model.vocab, not model.system_prompt.prompt, False, files)
     return text_request(
         model,
         TEXT,

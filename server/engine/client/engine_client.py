@@ -111,6 +111,7 @@ class Results:
 
     def __exit__(self, *exc_info: object) -> None:
         self.cancel()
+        self._divert = None  # a cycle with the reader, and with all that the request holds
 
     def __iter__(self) -> Iterator[Piece | Progress | Final | Embedded]:
         return self.events(None)

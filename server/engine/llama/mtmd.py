@@ -1,9 +1,9 @@
 """Images and sound through libmtmd: the projector's part of the backend.
 
-`prepare` runs on the thread that prepares media, beside the engine's (libmtmd allows it); all else on the engine's
-thread. A projector makes of a file some ordinary tokens (`<start_of_image>`) and chunks. A chunk is encoded to one
-embedding per cell, and those are decoded like tokens, but in a batch of their own: libllama takes tokens or
-embeddings, and some models look at an image from all sides at once (non-causal), which holds for a whole batch.
+`least_tokens` and `prepare` run on the thread that prepares media, beside the engine's (libmtmd allows it); all else on
+the engine's thread. A projector makes of a file some ordinary tokens (`<start_of_image>`) and chunks. A chunk is
+encoded to one embedding per cell, and those are decoded like tokens, but in a batch of their own: libllama takes tokens
+or embeddings, and some models look at an image from all sides at once (non-causal), which holds for a whole batch.
 
 Not taken: `mtmd_helper_eval_chunks`. It does the same (a test compares the two) without a place to stop in between,
 and gives no logits where a prompt ends with an image.
@@ -16,7 +16,7 @@ import ctypes
 from collections.abc import Iterator
 
 from ctypes_api.errors import LibsError
-from ctypes_api.media import Bitmap, Chunks
+from ctypes_api.media import Bitmap, Chunks, EmptyBitmap
 from ctypes_api.mtmd import mtmd_decoder_pos
 from ctypes_api.objects import AbortFlag, Batch, Context, Model, MtmdContext
 from server.engine.llama.params import devices
@@ -28,6 +28,7 @@ from server.errors import ApiError, StartError
 
 N_POS_MROPE = 4
 MIN_SAMPLES_BYTES = 8  # libmtmd aborts the process on a sound of one sample
+PROBE_S = 60
 
 
 class Projector:
@@ -54,6 +55,29 @@ class Projector:
         self._n_embd = int(self._llama.llama_model_n_embd_inp(model))
         self._n_batch = int(self._llama.llama_n_batch(context))
         self._n_ubatch = int(self._llama.llama_n_ubatch(context))
+        self._audio_rate: float | None = None
+
+    def least_tokens(self, media: Media) -> int:
+        """See `MediaBackend`. Exactly what an image takes, and a bit less than a sound longer than the probe does."""
+        if media.kind == AUDIO:
+            return int(media.seconds * self._tokens_per_second()) if media.seconds > PROBE_S else 0
+        return self._count(media.width, media.height) if media.width else 0
+
+    def _tokens_per_second(self) -> float:
+        """At least: measured once, between a second and a minute of silence. Projectors that cut a sound into windows
+        pad the last one, so the first of them counts for nothing."""
+        if self._audio_rate is None:
+            n = self._mtmd.mtmd_get_audio_sample_rate(self._raw)
+            self._audio_rate = max(self._count(PROBE_S * n) - self._count(n), 0) / PROBE_S
+        return self._audio_rate
+
+    def _count(self, width: int, height: int = 0) -> int:
+        """Tokens of an image, or of a sound of so many samples, without its data; 0 if that can't be told."""
+        try:
+            with EmptyBitmap(self._raw, width, height) as bitmap, Chunks(self._raw, bitmap) as chunks:
+                return sum(map(chunks.n_tokens, range(len(chunks))))
+        except LibsError:
+            return 0
 
     def prepare(self, media: Media) -> Prepared:
         """Decode a file and see what it takes. ApiError 400 says what is wrong with it, and where it stands."""
@@ -73,7 +97,7 @@ class Projector:
         if tokens is not None:
             return tokens
         raw = chunks[index]
-        n_tokens = self._mtmd.mtmd_input_chunk_get_n_tokens(raw)
+        n_tokens = chunks.n_tokens(index)
         n_pos = self._mtmd.mtmd_input_chunk_get_n_pos(raw)
         is_causal = not self._mtmd.mtmd_decode_use_non_causal(self._raw, raw)
         if not is_causal and n_tokens > self._n_ubatch:

@@ -49,7 +49,7 @@ from server.engine.seam.task import (
     Timings,
 )
 from server.engine.slots.backend import Backend
-from server.engine.slots.media import MediaReady
+from server.engine.slots.media_desk import MediaReady
 from server.engine.slots.slot import Slot
 from server.errors import ApiError
 from server.log import get_logger
@@ -244,15 +244,15 @@ class Scheduler:
             self._state.refuse(task.id, error)
 
     def _media_ready(self, message: MediaReady) -> None:
-        try:
-            task = self._state.media.finish(message)
-        except ApiError as error:
-            self._state.refuse(message.id, error)
+        task, error = self._state.media.finish(message), message.error
+        if task is None:
+            return
+        if error is not None:
+            self._state.refuse(task.id, error)
+        elif isinstance(task, Embed):
+            self._media_embedder.enqueue(task)
         else:
-            if isinstance(task, Embed):
-                self._media_embedder.enqueue(task)
-            elif task is not None:
-                self._admission.enqueue(task)
+            self._admission.enqueue(task)
 
     def _command(self, message: Command) -> None:
         if message.name in WITH_FILES:

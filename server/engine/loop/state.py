@@ -14,7 +14,7 @@ from server.engine.cache import prompt_cache
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.task import HISTOGRAM_BOUNDS, Event, Failure, Progress, Task
 from server.engine.slots.backend import Backend
-from server.engine.slots.media import MediaDesk, MediaReady
+from server.engine.slots.media_desk import MediaDesk, MediaReady
 from server.engine.slots.slot import Slot
 from server.engine.speculation.speculation import Speculation
 from server.errors import ApiError
@@ -44,7 +44,7 @@ class EngineState:
         self.lora = tuple((i, scale) for i, (_, scale) in enumerate(config.lora) if scale)
         self.meter = Meter()
         self.speculation = Speculation(config, backend, clock)
-        self.media = MediaDesk(None if backend.media is None else backend.media.prepare, announce, post)
+        self.media = MediaDesk(backend.media, backend.info.n_ctx_slot, announce, post)
         self.running: list[Slot] = []
         self.events: list[Event] = []
         self.is_changed = True

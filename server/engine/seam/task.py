@@ -119,12 +119,20 @@ class SamplingParams:
 
 @record(frozen=True)
 class Media:
-    """A file in a prompt: `kind` is IMAGE or AUDIO, `hash` the SHA-256 of `data`, `where` its place in the request."""
+    """A file in a prompt: `kind` is IMAGE or AUDIO, `hash` the SHA-256 of `data`, `where` its place in the request.
+
+    What its header says: the size of an image, the length of a sound, and `n_bytes`, what decoding it takes (a PNG
+    inflates to no more). 0 where nobody has read it.
+    """
 
     kind: str
     data: bytes
     hash: str
     where: str
+    n_bytes: int = 0
+    width: int = 0
+    height: int = 0
+    seconds: float = 0.0
 
 
 @record(frozen=True)

@@ -57,10 +57,14 @@ class Drafter(Protocol):
 
 
 class MediaBackend(Protocol):
-    """The projector of a model that takes images or sound. `prepare` runs on another thread than the rest."""
+    """The projector of a model that takes images or sound. `least_tokens` and `prepare` run on another thread than the
+    rest."""
 
     vision: bool
     audio: bool
+
+    def least_tokens(self, media: Media) -> int:
+        """How many tokens a file takes at least, without decoding it; 0 if that can't be known."""
 
     def prepare(self, media: Media) -> Prepared:
         """Decode a file and say what it takes in a prompt; ApiError(400) if it is no good."""

@@ -1,32 +1,25 @@
 """Images and sound in prompts: how they are prepared, and what stands for them among the tokens.
 
 A task comes with files and a prompt in which a negative id -1, -2, ... stands for the first, second, ... of them; so
-does a request for vectors. A thread of its own (`media`) has the backend decode the files, so a large picture stalls
-nobody; then the task goes into the queue like any other, its prompt written out: each chunk of an image as
-placeholders, ids below zero made of its content's hash, one for each position in the cache. So everything that compares
-tokens (reuse and sharing of prefixes, saved slots) works for images without knowing of them: same content, same ids.
-Two things are different. A chunk's cells come all together, from `media_steps`; and what is reused ends at a chunk's
-border.
+does a request for vectors. The backend decodes the files (`media_desk`); then the task goes into the queue like any
+other, its prompt written out: each chunk of an image as placeholders, ids below zero made of its content's hash, one
+for each position in the cache. So everything that compares tokens (reuse and sharing of prefixes, saved slots) works
+for images without knowing of them: same content, same ids. Two things are different. A chunk's cells come all together,
+from `media_steps`; and what is reused ends at a chunk's border.
 
-Engine thread, but for `MediaDesk._run`. Not taken: encoding on the media thread too. On a CPU it would fight with the
-decoding threads for the cores, and the text of others would stall anyway.
+Engine thread. Not taken: encoding on the media thread too. On a CPU it would fight with the decoding threads for the
+cores, and the text of others would stall anyway.
 """
 
 from __future__ import annotations
 
 import struct
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import field, replace
-from queue import SimpleQueue
 from typing import Protocol
 
-from server.engine.seam.task import Embed, Media, Task
-from server.errors import ApiError
-from server.log import get_logger
+from server.engine.seam.task import Embed, Task
 from server.records import record
-
-log = get_logger("engine")
 
 
 class Closable(Protocol):
@@ -56,14 +49,10 @@ class Prepared:
     parts: tuple[list[int] | Chunk, ...]
     owner: Closable
 
-
-@record(frozen=True, eq=False)
-class MediaReady:
-    """From the media thread to the loop: a task's files are prepared, or why they can't be."""
-
-    id: int
-    files: tuple[Prepared, ...] = ()
-    error: ApiError | None = None
+    @property
+    def n_tokens(self) -> int:
+        """Cells of the cache that it takes."""
+        return sum(part.n_tokens if isinstance(part, Chunk) else len(part) for part in self.parts)
 
 
 @record
@@ -128,122 +117,3 @@ def _written(prompt: Iterable[int], files: tuple[Prepared, ...], layout: Layout,
             else:
                 tokens += part
     return tuple(tokens)
-
-
-class MediaDesk:
-    """Tasks whose files are being prepared, one after the other, and the layouts of those that wait or run.
-
-    `at_work` is the task whose files are with the media thread. It is announced before, because the engine may die of
-    a file; so the next one begins only when the loop has taken the result.
-    """
-
-    def __init__(
-        self,
-        prepare: Callable[[Media], Prepared] | None,
-        announce: Callable[[int], None],
-        post: Callable[[MediaReady], None],
-    ) -> None:
-        self.at_work: int | None = None
-        self._prepare = prepare
-        self._announce = announce
-        self._post = post
-        self._tasks: dict[int, Task | Embed] = {}  # in order of arrival
-        self._layouts: dict[int, Layout] = {}
-        self._jobs: SimpleQueue[Task | Embed | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    @property
-    def has_layouts(self) -> bool:
-        """Whether any task that waits or runs has files."""
-        return bool(self._layouts)
-
-    def take(self, task: Task | Embed, max_tasks: int) -> None:
-        """Have a task's files prepared; `MediaReady` is posted when they are. ApiError if this engine can't."""
-        if len(self) > max_tasks:
-            raise ApiError(
-                503, f"the files of {len(self)} requests are waiting to be decoded; try later", reason="queue_full"
-            )
-        if self._prepare is None:
-            raise ApiError(
-                400,
-                f"{task.media[0].where}: this model can't take {task.media[0].kind} input; start the "
-                "server with its projector (--mmproj)",
-            )
-        self._tasks[task.id] = task
-        self._next()
-
-    def finish(self, ready: MediaReady) -> Task | Embed | None:
-        """The task, written out; None if nobody wants it any more. ApiError if a file is no good."""
-        self.at_work = None
-        task = self._tasks.pop(ready.id, None)
-        self._next()
-        if task is None or ready.error is not None:
-            _close(file.owner for file in ready.files)
-            if task is not None:
-                raise ready.error
-            return None
-        task, self._layouts[ready.id] = write_out(task, ready.files)
-        return task
-
-    def layout(self, id_task: int) -> Layout:
-        """Where a task's chunks are."""
-        return self._layouts.get(id_task) or Layout()
-
-    def forget(self, id_task: int) -> bool:
-        """The task has ended, or is not wanted any more. False if its files weren't being prepared."""
-        layout = self._layouts.pop(id_task, None)
-        if layout is not None:
-            _close(layout.owners)
-        return self._tasks.pop(id_task, None) is not None
-
-    def waiting(self) -> list[int]:
-        """The tasks whose files are being prepared."""
-        return list(self._tasks)
-
-    def close(self) -> None:
-        """End the thread, which finishes the file it is at."""
-        if self._thread is not None:
-            self._tasks.clear()
-            self._jobs.put(None)
-            self._thread.join()
-
-    def _next(self) -> None:
-        """Give the media thread the next task's files, if it is free."""
-        if self.at_work is None and self._tasks:
-            task = next(iter(self._tasks.values()))
-            self.at_work = task.id
-            self._announce(task.id)
-            self._begin(task)
-
-    def _begin(self, task: Task | Embed) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="media", daemon=True)
-            self._thread.start()
-        self._jobs.put(task)
-
-    def _run(self) -> None:
-        """The media thread."""
-        while (task := self._jobs.get()) is not None:
-            self._prepare_files(task)
-
-    def _prepare_files(self, task: Task | Embed) -> None:
-        files: list[Prepared] = []
-        error: ApiError | None = None
-        try:
-            for media in task.media:
-                if task.id in self._tasks:
-                    files.append(self._prepare(media))
-        except ApiError as fault:
-            error = fault
-        except Exception:
-            log.exception("task %d: its media could not be prepared", task.id)
-            error = ApiError(500, "the media of this request could not be prepared; see the server's log")
-        self._post(MediaReady(task.id, tuple(files), error))
-
-
-def _close(owners: Iterable[Closable]) -> None:
-    for owner in owners:
-        owner.close()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+import zlib
 from dataclasses import replace
 
 import pytest
 
-from server.engine.seam.task import Close
+from server.engine.seam.task import Close, Media
 from server.engine.slots.media import Chunk, Layout, Prepared, placeholders
 from tests.fake_media import CLOSING, OPENING, FakeMedia, media, picture_bytes, written_out
 from tests.fakes import PATIENCE_S, FakeBackend
+from tests.media_files import png_of
 from tests.unit.engine.driving import GREEDY, Driver, alone
 
 CAT, DOG = media(picture_bytes(1)), media(picture_bytes(2, n_cells=6))
@@ -368,6 +370,141 @@ def test_files_of_too_many_tasks_are_not_collected():
     d.step()
     assert [task for task in tasks if d.outcomes[task].failure] == tasks[3:]
     assert d.outcomes[tasks[4]].failure.status == 503
+
+
+def prepared_by(d: Driver) -> list[str]:
+    """The places of the files that are decoded from now on."""
+    desk, places = d.scheduler._state.media, []
+    desk._prepare = lambda media, prepare=desk._prepare: (places.append(media.where), prepare(media))[1]
+    return places
+
+
+def pictures(owner: str, n: int, n_bytes: int = 1000) -> list[Media]:
+    return [
+        replace(media(picture_bytes(zlib.crc32(f"{owner}{i}".encode()))), where=owner, n_bytes=n_bytes)
+        for i in range(n)
+    ]
+
+
+def hold_turns(d: Driver) -> list:
+    """Have the media thread's turns wait in a list."""
+    held: list = []
+    d.scheduler._state.media._begin = held.append
+    return held
+
+
+def take_turn(d: Driver, held: list) -> None:
+    d.scheduler._state.media._prepare_files(held.pop(0))
+    d.step()
+
+
+def test_owners_take_turns_file_by_file_and_a_newcomer_waits_for_one_file_at_most():
+    d = driver(n_slots=4, n_ctx=2048)
+    places, held = prepared_by(d), hold_turns(d)
+    many = [post(d, *pictures(f"many{i}", 10), owner="many") for i in range(3)]
+    few = post(d, *pictures("few", 3), owner="few")
+    d.step()
+    while held:
+        take_turn(d, held)
+    assert [place[:4] for place in places[:8]] == ["many", "few"] * 3 + ["many"] * 2
+    d.finish()
+    assert d.text(few) == right_text(*pictures("few", 3))
+    for i, task in enumerate(many):
+        assert d.text(task) == right_text(*pictures(f"many{i}", 10))
+    assert is_clean(d)
+
+
+def test_who_sends_large_files_has_fewer_turns():
+    d = driver(n_slots=4, n_ctx=2048)
+    places, held = prepared_by(d), hold_turns(d)
+    post(d, *pictures("large", 4, n_bytes=5000), owner="large")
+    post(d, *pictures("small", 12), owner="small")
+    d.step()
+    while held:
+        take_turn(d, held)
+    assert places == ["large"] + ["small"] * 5 + ["large"] + ["small"] * 5 + ["large"] + ["small"] * 2 + ["large"]
+    d.finish()
+    assert is_clean(d)
+
+
+def test_a_task_that_is_cancelled_between_two_turns_gives_its_files_back():
+    d = driver(n_slots=2, n_ctx=2048)
+    places, held = prepared_by(d), hold_turns(d)
+    many = post(d, *pictures("many", 30), owner="many")
+    few = post(d, *pictures("few", 3), owner="few")
+    d.step()
+    for _ in range(3):
+        take_turn(d, held)
+    assert d.backend.media.n_open == 3
+    d.cancel(many)
+    d.step()
+    while held:
+        take_turn(d, held)
+    d.step_until(lambda: d.outcomes[few].ends)
+    assert places.count("many") == 2 and d.text(few) == right_text(*pictures("few", 3)) and not d.outcomes[many].ends
+    assert is_clean(d)
+
+
+def test_no_file_of_a_cancelled_task_is_begun():
+    d = driver(n_slots=2, n_ctx=2048)
+    held, places = hold_turns(d), []
+    task = post(d, *pictures("many", 30))
+    d.step()
+    desk = d.scheduler._state.media
+
+    def leave(media, prepare=desk._prepare):
+        places.append(media.where)
+        if len(places) == 3:
+            d.cancel(task)
+            d.step()
+        return prepare(media)
+
+    desk._prepare = leave
+    take_turn(d, held)
+    assert len(places) == 3 and is_clean(d)
+
+
+def test_a_file_is_decoded_once_for_all_who_look_at_it():
+    d = driver(n_slots=4)
+    places = prepared_by(d)
+    tasks = [post(d, CAT, DOG, CAT, n_predict=30) for _ in range(3)]
+    vectors = d.embed([-1, 5], [-2], media=(DOG, CAT))
+    d.finish()
+    assert len(places) == 2
+    for task in tasks:
+        assert d.text(task) == right_text(CAT, DOG, CAT, n=30)
+    assert d.outcomes[vectors].ends and is_clean(d)
+
+
+def test_what_files_take_at_least_is_known_before_they_are_decoded():
+    d = driver(n_slots=1, n_ctx=64)
+    places = prepared_by(d)
+    big = replace(CAT, width=20, height=4)
+    task = post(d, DOG, big)
+    d.finish()
+    failure = d.outcomes[task].failure
+    assert failure.type == "exceed_context_size_error" and "or more" in failure.message and not places
+    assert failure.extra == {"n_prompt_tokens": len("see  what is it?") + 80, "n_ctx": 64}
+    assert is_clean(d)
+
+
+def test_no_more_files_are_decoded_than_the_context_holds():
+    d = driver(n_slots=1, n_ctx=64)
+    places = prepared_by(d)
+    task = post(d, *pictures("many", 50))
+    d.finish()
+    assert d.outcomes[task].failure.type == "exceed_context_size_error" and len(places) < 10
+    assert is_clean(d)
+
+
+def test_a_png_that_is_no_good_is_found_before_its_decoder_has_it():
+    d = driver()
+    places = prepared_by(d)
+    bomb = png_of(8, 8, zlib.compress(bytes(1 << 22)))
+    task = post(d, replace(media(bomb), n_bytes=600))
+    d.finish()
+    assert d.outcomes[task].failure.status == 400 and "far more data" in d.outcomes[task].failure.message
+    assert not places and is_clean(d)
 
 
 def test_files_are_prepared_one_task_at_a_time_and_it_is_told_whose(monkeypatch):

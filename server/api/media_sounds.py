@@ -1,0 +1,223 @@
+"""Sounds: how long they are, and their bytes in a form that can mean nothing else. Pure functions, any thread.
+
+miniaudio, which decodes for libmtmd, makes room for as many samples as a file claims; and what it can't read as WAV or
+FLAC it takes for MP3, wherever in the bytes that begins. So a file isn't only measured: what goes to the decoder is
+written anew, without the parts that only some readers see. A WAV gets a plain header before its samples, a FLAC
+nothing but its stream's description, an MP3 its frames alone and a true count of them.
+
+Not taken: checking files and passing them on as they are. Each difference between two readers would be a hole.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from server.api.media_kinds import BadFile, parts
+
+MAX_SECONDS = 3600
+WAV_BITS = {1: (8, 16, 24, 32), 3: (32, 64), 6: (8,), 7: (8,)}  # PCM, float, A-law, mu-law
+WAV_EXTENSIBLE = 0xFFFE
+MAX_RATE, MAX_CHANNELS = 384_000, 32
+FLAC_BLOCK, FLAC_FRAME = 65_535, 10  # the most samples, and the fewest bytes, of one frame
+
+MP3_KBPS = {
+    True: (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    False: (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+}
+MP3_RATES = (44_100, 48_000, 32_000)
+MP3_VERSIONS = {0xFA: (1152, 0), 0xF2: (576, 1), 0xE2: (576, 2)}  # samples of a frame, and how often rates are halved
+MP3_STRAY = 1 << 16  # bytes between frames that belong to none
+TAGS = (b"Xing", b"Info")
+
+
+def plain_sound(data: bytes, max_seconds: float = MAX_SECONDS) -> tuple[bytes, float]:
+    """A sound's bytes for the decoder, and how many seconds they are. BadFile."""
+    start = _behind_id3(data)
+    try:
+        if data.startswith(b"RIFF"):
+            return _plain_wav(data, max_seconds)
+        if data.startswith(b"fLaC", start):
+            return _plain_flac(data, start, max_seconds)
+        return _plain_mp3(data, start, max_seconds)
+    except (struct.error, IndexError):
+        raise BadFile("is a broken sound: its header is not complete") from None
+
+
+def _check_length(seconds: float, max_seconds: float) -> float:
+    if seconds > max_seconds:
+        raise BadFile(f"is a sound of {seconds:.0f} seconds; this server takes at most {max_seconds:g}")
+    return seconds
+
+
+# ---- WAV ----------------------------------------------------------------------------------------------------------
+
+
+def _plain_wav(data: bytes, max_seconds: float) -> tuple[bytes, float]:
+    fmt, start, n = _wav_parts(data)
+    tag, channels, rate, _, block, bits = struct.unpack_from("<HHIIHH", data, fmt)
+    if tag == WAV_EXTENSIBLE:
+        tag = struct.unpack_from("<H", data, fmt + 24)[0]
+    if (
+        bits not in WAV_BITS.get(tag, ())
+        or not 1 <= channels <= MAX_CHANNELS
+        or not 1 <= rate <= MAX_RATE
+        or block != channels * bits // 8
+    ):
+        raise BadFile(
+            f"is a WAV of a kind that can't be decoded (format {tag}, {channels} channels, {rate} Hz, {bits} "
+            "bits): send PCM"
+        )
+    n -= n % block
+    seconds = _check_length(n // block / rate, max_seconds)
+    head = struct.pack(
+        "<4sI8sIHHIIHH4sI", b"RIFF", 36 + n, b"WAVEfmt ", 16, tag, channels, rate, rate * block, block, bits, b"data", n
+    )
+    if len(data) == len(head) + n and data.startswith(head):
+        return data, seconds
+    return b"".join((head, memoryview(data)[start : start + n])), seconds
+
+
+def _wav_parts(data: bytes) -> tuple[int, int, int]:
+    """Where the format is described, where samples begin, and how many bytes of them there are."""
+    at, fmt = 12, 0
+    for _ in parts():
+        name, n = struct.unpack_from("<4sI", data, at)
+        at += 8
+        if name == b"fmt ":
+            fmt = at
+        elif name == b"data":
+            if not fmt:
+                raise BadFile("is a broken sound: its samples come before their format")
+            return fmt, at, min(n, len(data) - at)
+        at += n + n % 2
+
+
+# ---- FLAC ---------------------------------------------------------------------------------------------------------
+
+
+def _plain_flac(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
+    block, _, _, _, _, packed = struct.unpack_from(">IHHHIQ", data, start + 4)  # two sizes of frames are in between
+    info = data[start + 8 : start + 42]
+    rate, bits, n = packed >> 44, (packed >> 36 & 31) + 1, packed & (1 << 36) - 1
+    if block & 0x7FFFFFFF != 34 or len(info) < 34 or not 1 <= rate <= MAX_RATE or bits < 4:
+        raise BadFile("is a broken sound: it is no FLAC behind its first bytes")
+    if not n:
+        raise BadFile("is a FLAC that doesn't say how long it is")
+    seconds = _check_length(n / rate, max_seconds)
+    at, is_last = start + 42, block >> 31
+    for _ in parts():
+        if is_last:
+            break
+        word = struct.unpack_from(">I", data, at)[0]
+        is_last, at = word >> 31, at + 4 + (word & 0xFFFFFF)
+    if n // FLAC_BLOCK * FLAC_FRAME >= len(data) - at:
+        raise BadFile(f"is a broken or truncated sound: {len(data)} bytes can't hold {n} samples")
+    return b"".join((b"fLaC\x80\0\0\x22", info, memoryview(data)[at:])), seconds
+
+
+# ---- MP3 ----------------------------------------------------------------------------------------------------------
+
+
+def _frame_sizes() -> dict[int, int]:
+    """Bytes of a frame of layer III by the two bytes of its header that say it."""
+    sizes: dict[int, int] = {}
+    for version, (n_samples, halvings) in MP3_VERSIONS.items():
+        for i, rate in enumerate(MP3_RATES):
+            for k, kbps in enumerate(MP3_KBPS[not halvings], 1):
+                for padding in (0, 1):
+                    n = n_samples * kbps * 125 // (rate >> halvings) + padding
+                    sizes[version << 8 | k << 4 | i << 2 | padding << 1] = n
+    return sizes
+
+
+FRAME_SIZES = _frame_sizes()
+MAX_FRAME = max(FRAME_SIZES.values())
+
+
+def _plain_mp3(data: bytes, start: int, max_seconds: float) -> tuple[bytes, float]:
+    """All frames of the kind of the first one, and what the first one claims of their number made true."""
+    end = _before_tags(data, start)
+    pieces: list[tuple[int, int]] = []
+    kind, n_frames, seconds, n_stray, at = None, 0, 0.0, 0, start
+    while True:
+        first = data.find(b"\xff", at, end)
+        n_stray += (end if first < 0 else first) - at
+        if n_stray > MP3_STRAY:
+            raise BadFile("is a broken sound: it is no MP3, or has too much else in it")
+        if first < 0:
+            break
+        if not _is_first(data, first, end, kind):
+            n_stray, at = n_stray + 1, first + 1
+            continue
+        kind, at = kind or _kind(data, first), first
+        n_samples, halvings = MP3_VERSIONS[kind[0]]
+        frame_s = n_samples / (MP3_RATES[kind[1] >> 2] >> halvings)
+        while size := _frame_size(data, at, end, kind):
+            if n_frames and _tag(data, at) is not None:
+                raise BadFile("is a broken sound: a frame in its middle says how many there are")
+            n_frames, at = n_frames + 1, at + size
+            seconds = _check_length(n_frames * frame_s, max_seconds)
+        pieces.append((first, at))
+    if not pieces:
+        raise BadFile("is a broken sound: it is no MP3 behind its first bytes")
+    return _joined(data, pieces, n_frames), seconds
+
+
+def _is_first(data: bytes, at: int, end: int, kind: tuple[int, int, bool] | None) -> bool:
+    """Whether a row of frames begins here: one whole frame, and behind it the beginning of another or the end."""
+    size = _frame_size(data, at, end, kind)
+    behind = at + size
+    return size > 0 and (behind == end or _frame_size(data, behind, end + MAX_FRAME, _kind(data, at)) > 0)
+
+
+def _frame_size(data: bytes, at: int, end: int, kind: tuple[int, int, bool] | None) -> int:
+    """Bytes of the frame at this place; 0 if there is no whole one, or one of another kind."""
+    if data[at : at + 1] != b"\xff" or at + 4 > len(data):
+        return 0
+    size = FRAME_SIZES.get((data[at + 1] & 0xFE) << 8 | data[at + 2] & 0xFE, 0)
+    return size if at + size <= end and (kind is None or _kind(data, at) == kind) else 0
+
+
+def _kind(data: bytes, at: int) -> tuple[int, int, bool]:
+    """Version, rate, and whether there is one channel: what all frames of a file have in common."""
+    return data[at + 1] & 0xFE, data[at + 2] & 0x0C, data[at + 3] >> 6 == 3
+
+
+def _tag(data: bytes, at: int) -> int | None:
+    """Where in a frame the number of all frames is told, if it is one that does."""
+    version, _, is_mono = _kind(data, at)
+    n_side = (17 if is_mono else 32) if version == 0xFA else 9 if is_mono else 17
+    place = at + 4 + (0 if data[at + 1] & 1 else 2) + n_side
+    return place if data[place : place + 4] in TAGS else None
+
+
+def _joined(data: bytes, pieces: list[tuple[int, int]], n_frames: int) -> bytes:
+    first = pieces[0][0]
+    place = _tag(data, first)
+    if place is not None and data[place + 7] & 1 and struct.unpack_from(">I", data, place + 8)[0] > n_frames - 1:
+        pieces = [(first, place + 8), (-1, n_frames - 1), (place + 12, pieces[0][1]), *pieces[1:]]
+    if pieces == [(0, len(data))]:
+        return data
+    view = memoryview(data)
+    return b"".join(struct.pack(">I", stop) if start < 0 else view[start:stop] for start, stop in pieces)
+
+
+def _behind_id3(data: bytes) -> int:
+    """Where a file goes on behind a tag at its beginning."""
+    at = 0
+    for _ in parts():
+        if not data.startswith(b"ID3", at) or len(data) < at + 10:
+            return at
+        a, b, c, d = data[at + 6 : at + 10]
+        at += 10 + (a << 21 | b << 14 | c << 7 | d) + (10 if data[at + 5] & 0x10 else 0)
+
+
+def _before_tags(data: bytes, start: int) -> int:
+    """Where frames end, before tags at the end of a file."""
+    end = len(data)
+    if data[-128:-125] == b"TAG":
+        end -= 128
+    if data[end - 32 : end - 24] == b"APETAGEX":
+        n, _, flags = struct.unpack_from("<III", data, end - 20)
+        end -= n + (32 if flags >> 31 else 0)
+    return max(end, start)

@@ -1,0 +1,300 @@
+"""Where files of tasks are prepared: on a thread of their own (`media`), in turns between owners.
+
+So a large picture stalls nobody's text, and one who sends many doesn't stall others' for long. A prompt that is too
+long by what its files say is refused before any of them is decoded. Engine thread, but for what `MediaDesk._run` calls.
+
+Not taken: several such threads. Decoding is for the cores what computing is, and libmtmd's is not to be interrupted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import field
+from functools import partial
+from queue import SimpleQueue
+
+from server.engine.seam.task import Embed, Media, Task
+from server.engine.slots.backend import MediaBackend
+from server.engine.slots.media import Closable, Layout, Prepared, write_out
+from server.engine.slots.png import PNG, png_fault
+from server.errors import ApiError
+from server.log import get_logger
+from server.records import record
+
+MAX_EMBEDDED = 1 << 16  # tokens of one request for vectors: its files are prepared before any is computed
+
+log = get_logger("engine")
+
+
+class Shelf:
+    """Prepared files by their content, each as long as somebody holds it: one that several answers or requests look at
+    is decoded once. Any thread gives back; the media thread alone takes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _held
+        self._held: dict[str, Held] = {}
+
+    def take(self, key: str, prepare: Callable[[], Prepared]) -> Prepared:
+        """The file, prepared now unless it is there. Closing its `owner` gives it back."""
+        with self._lock:
+            held = self._held.get(key)
+            if held is not None:
+                held.n_holders += 1
+        if held is None:
+            held = Held(self, key, prepare())
+            with self._lock:
+                self._held[key] = held
+        return Prepared(held.file.parts, held)
+
+    def give(self, held: Held) -> None:
+        """One holder less; the last one frees it."""
+        with self._lock:
+            held.n_holders -= 1
+            is_last = not held.n_holders
+            if is_last:
+                del self._held[held.key]
+        if is_last:
+            held.file.owner.close()
+
+
+@record(eq=False)
+class Held:
+    """A file on the shelf."""
+
+    shelf: Shelf
+    key: str
+    file: Prepared
+    n_holders: int = 1
+
+    def close(self) -> None:
+        """Give it back, once for each time that it was taken."""
+        self.shelf.give(self)
+
+
+@record(eq=False)
+class Job:
+    """A task, those of its files that are prepared, and how many tokens each takes at least. `n_text` tokens of its
+    prompt are text, `n_uses` says how often each file stands in it. `n_bytes` is the work of this turn."""
+
+    task: Task | Embed
+    files: list[Prepared] = field(default_factory=list)
+    least: list[int] = field(default_factory=list)
+    n_text: int = 0
+    n_uses: list[int] = field(default_factory=list)
+    n_bytes: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all files are prepared."""
+        return len(self.files) == len(self.task.media)
+
+    def n_tokens(self) -> int:
+        """How many tokens the prompt has at least; exactly when all files are prepared."""
+        sizes = [file.n_tokens for file in self.files] + self.least[len(self.files) :]
+        return self.n_text + sum(map(operator.mul, sizes, self.n_uses))
+
+
+@record(frozen=True, eq=False)
+class MediaReady:
+    """From the media thread to the loop: the end of a job's turn, or why its files can't be prepared."""
+
+    job: Job
+    error: ApiError | None = None
+
+
+class MediaDesk:
+    """Tasks whose files are being prepared, and the layouts of those that wait or run.
+
+    Owners take turns file by file: it is always the one's turn for whom least has been decoded, counted in bytes from
+    when he came. `at_work` is the task whose files are with the media thread. It is announced before, because the
+    engine may die of a file; so the next one begins only when the loop has taken the result.
+    """
+
+    def __init__(
+        self, eyes: MediaBackend | None, n_ctx: int, announce: Callable[[int], None], post: Callable[[MediaReady], None]
+    ) -> None:
+        """`n_ctx` tokens are what a slot holds; `announce` is told whose file is next, `post` puts into the loop."""
+        self.at_work: int | None = None
+        self._prepare = None if eyes is None else eyes.prepare
+        self._least_tokens = None if eyes is None else eyes.least_tokens
+        self._n_ctx = n_ctx
+        self._announce = announce
+        self._post = post
+        self._jobs: dict[int, Job] = {}  # in order of arrival
+        self._decoded: dict[str, int] = {}  # bytes, of owners with jobs
+        self._shelf = Shelf()
+        self._layouts: dict[int, Layout] = {}
+        self._turns: SimpleQueue[Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def has_layouts(self) -> bool:
+        """Whether any task that waits or runs has files."""
+        return bool(self._layouts)
+
+    def take(self, task: Task | Embed, max_tasks: int) -> None:
+        """Have a task's files prepared; `MediaReady` is posted when they are. ApiError if this engine can't."""
+        if len(self) > max_tasks:
+            raise ApiError(
+                503, f"the files of {len(self)} requests are waiting to be decoded; try later", reason="queue_full"
+            )
+        if self._prepare is None:
+            raise ApiError(
+                400,
+                f"{task.media[0].where}: this model can't take {task.media[0].kind} input; start the "
+                "server with its projector (--mmproj)",
+            )
+        self._jobs[task.id] = Job(task)
+        self._decoded.setdefault(task.owner, min(self._decoded.values(), default=0))
+        self._next()
+
+    def finish(self, ready: MediaReady) -> Task | Embed | None:
+        """The task, written out, or as it came if a file is no good (`ready.error`). None if it has more files, or
+        nobody wants it any more."""
+        job, task, self.at_work = ready.job, ready.job.task, None
+        is_wanted = task.id in self._jobs
+        if is_wanted:
+            self._decoded[task.owner] += job.n_bytes
+            job.n_bytes = 0
+            if job.is_done or ready.error is not None:
+                self._drop(task.id)
+        self._next()
+        if not is_wanted or ready.error is not None:
+            _close(file.owner for file in job.files)
+            return task if is_wanted else None
+        if not job.is_done:
+            return None
+        task, self._layouts[task.id] = write_out(task, tuple(job.files))
+        return task
+
+    def layout(self, id_task: int) -> Layout:
+        """Where a task's chunks are."""
+        return self._layouts.get(id_task) or Layout()
+
+    def forget(self, id_task: int) -> bool:
+        """The task has ended, or is not wanted any more. False if its files weren't being prepared."""
+        layout = self._layouts.pop(id_task, None)
+        if layout is not None:
+            _close(layout.owners)
+        job = self._drop(id_task)
+        if job is not None and self.at_work != id_task:
+            _close(file.owner for file in job.files)
+        return job is not None
+
+    def waiting(self) -> list[int]:
+        """The tasks whose files are being prepared."""
+        return list(self._jobs)
+
+    def close(self) -> None:
+        """End the thread, which finishes the file it is at."""
+        if self._thread is not None:
+            for id_task in self.waiting():
+                self.forget(id_task)
+            self._turns.put(None)
+            self._thread.join()
+
+    def _drop(self, id_task: int) -> Job | None:
+        job = self._jobs.pop(id_task, None)
+        if job is not None and not any(other.task.owner == job.task.owner for other in self._jobs.values()):
+            del self._decoded[job.task.owner]
+        return job
+
+    def _next(self) -> None:
+        """Give the media thread the files of the task whose turn it is, if it is free."""
+        if self.at_work is None and self._jobs:
+            job = min(self._jobs.values(), key=lambda job: self._decoded[job.task.owner])
+            self.at_work = job.task.id
+            self._announce(job.task.id)
+            self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="media", daemon=True)
+            self._thread.start()
+        self._turns.put(job)
+
+    # ---- the media thread ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while self._take_turn():
+            pass
+
+    def _take_turn(self) -> bool:
+        """One turn; False at the end. A function of its own, so that no file is kept until the next one comes."""
+        job = self._turns.get()
+        if job is None:
+            return False
+        self._prepare_files(job)
+        return True
+
+    def _prepare_files(self, job: Job) -> None:
+        """Files of a job: all, or one if there are other owners; none any more when it is cancelled."""
+        error: ApiError | None = None
+        try:
+            if not job.n_uses:
+                self._measure(job)
+            while not job.is_done and job.task.id in self._jobs:
+                media = job.task.media[len(job.files)]
+                job.files.append(self._shelf.take(f"{media.kind} {media.hash}", partial(self._prepared, job, media)))
+                self._require_room(job)
+                if len(self._decoded) > 1:
+                    break
+        except ApiError as fault:
+            error = fault.with_traceback(None)  # which would keep the files alive
+        except Exception:
+            log.exception("task %d: its media could not be prepared", job.task.id)
+            error = ApiError(500, "the media of this request could not be prepared; see the server's log")
+        self._post(MediaReady(job, error))
+
+    def _prepared(self, job: Job, media: Media) -> Prepared:
+        """A file, decoded. What inflates is tried first, in a way that can be stopped."""
+        job.n_bytes += media.n_bytes
+        fault = png_fault(media.data, media.n_bytes, lambda: job.task.id in self._jobs) if is_png(media) else ""
+        if fault:
+            raise ApiError(400, f"{media.where}: the file can't be decoded: it {fault}")
+        return self._prepare(media)
+
+    def _measure(self, job: Job) -> None:
+        """How long the prompt is at least, before anything is decoded. ApiError if that is too long."""
+        task = job.task
+        prompts = (task.prompt,) if isinstance(task, Task) else task.inputs
+        job.n_text = sum(token >= 0 for prompt in prompts for token in prompt)
+        job.n_uses = [0] * len(task.media)
+        for token in itertools.chain(*prompts):
+            if token < 0:
+                job.n_uses[-1 - token] += 1
+        for media in task.media:
+            job.least.append(self._least_tokens(media))
+            self._require_room(job)
+
+    def _require_room(self, job: Job) -> None:
+        is_task = isinstance(job.task, Task)
+        n, most = job.n_tokens(), self._n_ctx - 1 if is_task else max(self._n_ctx, MAX_EMBEDDED)
+        if n > most:
+            more = "" if job.is_done else " or more"
+            raise ApiError(
+                400,
+                f"the prompt has {n} tokens{more}, the context of a slot holds {self._n_ctx}; "
+                "shorten it, or start the server with a larger --ctx-size"
+                if is_task
+                else f"the inputs have {n} tokens{more}, this server takes at most {most} with files; send less",
+                "exceed_context_size_error",
+                n_prompt_tokens=n,
+                n_ctx=self._n_ctx,
+            )
+
+
+def is_png(media: Media) -> bool:
+    """Whether a file is a PNG whose header has been read."""
+    return bool(media.n_bytes) and media.data.startswith(PNG)
+
+
+def _close(owners: Iterable[Closable]) -> None:
+    for owner in owners:
+        owner.close()
