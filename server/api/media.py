@@ -53,7 +53,7 @@ class Files:
     """
 
     model: Model
-    request: Request = field(default_factory=lambda: Request("POST", "/"))  # without one nothing is counted
+    request: Request = field(default_factory=lambda: Request("POST", "/"))  # none: nothing is counted
     media: list[Media] = field(default_factory=list)
     _by_source: dict[str, Media] = field(default_factory=dict)
     _n_brought: int = 0

@@ -66,8 +66,8 @@ class Reply(Protocol):
 
 @record(frozen=True)
 class Dialect:
-    """`read` checks a body and makes the request of it; its images and sounds go into `Files`. `reply` makes what writes
-    the answers of its tasks, `error` is the shape of errors."""
+    """`read` checks a body and makes the request of it; its images and sounds go into `Files`. `reply` makes what
+    writes the answers of its tasks, `error` is the shape of errors."""
 
     read: Callable[[Context, Model, Mapping[str, object], Files], TextRequest]
     reply: Callable[[Context, TextRequest, Sequence[Task]], Reply]
