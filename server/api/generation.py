@@ -13,7 +13,7 @@ from typing import Any
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect, Reply
 from server.api.media import Files
-from server.api.text_request import TextRequest
+from server.api.text_request import Incoming, TextRequest
 from server.chat.output.events import Event
 from server.chat.output.parser import Message, OutputParser
 from server.engine.seam.task import Final
@@ -39,16 +39,16 @@ class TextHandler:
         body = request.json_object()
         model = self._context.models.get(body.get("model"))
         model.require_generative()
-        asked = self._dialect.read(self._context, model, body, Files(model, request))
+        asked = self._dialect.read(Incoming(self._context, model, body, Files(model, request), request.owner))
         self._context.keep_prompt(asked.shown)
         generation = Generation(self._context, asked, request)
-        reply = self._dialect.reply(self._context, asked, generation.tasks)
+        reply = self._dialect.reply(self._context, asked)
         if is_verbose():
             verbose(
                 "request",
                 id=request.id,
                 body=logged(body, asked.shown),
-                tokens=[list(task.prompt) for task in generation.tasks],
+                tokens=[list(task.prompt) for task in asked.tasks],
             )
         headers = {"X-Queue-Position": str(model.queue_position)}
         if asked.values["stream"]:
@@ -63,14 +63,14 @@ class Generation:
     """The tasks of one request."""
 
     def __init__(self, context: Context, asked: TextRequest, request: Request) -> None:
-        self.tasks = asked.tasks(request.owner)
+        self._tasks = asked.tasks
         self.ping_s = asked.ping_s
         self._engine = asked.model.engine
         self._stream = asked.values["stream"]
         self._request = request
         self._running = context.running
         self.refusals = context.refusals
-        self._answers = {task.id: (i, OutputParser()) for i, task in enumerate(self.tasks)}
+        self._answers = {task.id: (i, OutputParser()) for i, task in enumerate(asked.tasks)}
 
     @contextmanager
     def run(self, answer_id: str) -> Iterator[Any]:
@@ -79,7 +79,7 @@ class Generation:
         request = self._request
         request.require_client()
         with (
-            self._engine.submit(*self.tasks, stream=self._stream) as results,
+            self._engine.submit(*self._tasks, stream=self._stream) as results,
             request.on_disconnect(results.cancel),
             self._running.entry((request.id, answer_id), request.key_id, results.finish),
         ):
@@ -92,7 +92,7 @@ class Generation:
 
     def collect(self, answer_id: str) -> list[Answer]:
         """Run to the end; all answers."""
-        answers = [Answer(task) for task in self.tasks]
+        answers = [Answer(task) for task in self._tasks]
         with self.run(answer_id) as results:
             for message in results:
                 index, events = self.feed(message)

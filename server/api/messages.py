@@ -56,11 +56,11 @@ def chat_prompt(model: Model, body: Mapping[str, object], files: Files | None = 
         messages, add_generation_prompt = messages[:-1], True
     variables = template_variables(model, body)
     segments = render(model, messages, add_generation_prompt, variables)
+    warnings = left_out(model, body, messages, variables)
     if prefill:
         segments = [*segments, (prefill, True)]
     text = "".join(part for part, _ in segments)
     prompt = tokenize_all(model.vocab, segments, model.chat_template.bos_token, not model.system_prompt.prompt, files)
-    warnings = left_out(model, body, messages, variables)
     return ChatPrompt(files.shown(text), prompt, files.shown(prefill or ""), warnings)
 
 

@@ -9,31 +9,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from server.api.constraints import read_constraint
-from server.api.fields import Body
+from server.api.context import Context
 from server.api.lora import read_lora
-from server.api.media import Prompt
+from server.api.media import Files, Prompt
 from server.api.model import Model
 from server.api.schema import sampling_params, strings
-from server.engine.seam.task import SamplingParams, Task
+from server.engine.seam.task import Task
 from server.records import record
+
+
+@record
+class Incoming:
+    """A request as a dialect gets it to read: its JSON, the model that it names, where its images and sounds go, and
+    whose it is."""
+
+    context: Context
+    model: Model
+    body: Mapping[str, object]
+    files: Files
+    owner: str
 
 
 @record(frozen=True)
 class TextRequest:
-    """`values` are the checked fields of the dialect's table, `shown` is the prompt as answers repeat it. There is one
-    answer for each prompt and each of `sampling`, in this order; with `is_list` the client wants a list of them.
-    `warnings` is what of the request isn't kept."""
+    """A request that has been read. `values` are the checked fields of its dialect, `shown` is the prompt as answers
+    repeat it. There is a task for each of the `n` answers to each prompt, in the order of the prompts; with `is_list`
+    the client wants a list of answers. `warnings` is what of the request isn't kept."""
 
     model: Model
     values: Mapping[str, object]
-    prompts: tuple[Prompt, ...]
+    tasks: tuple[Task, ...]
+    n: int
     shown: object
     is_list: bool
-    sampling: tuple[SamplingParams, ...]
-    stop: tuple[str, ...]
-    lora: tuple[tuple[int, float], ...] | None
     warnings: tuple[str, ...]
-    prompt_probs: int
     default_ping_s: int
 
     @property
@@ -43,47 +52,9 @@ class TextRequest:
         seconds = self.default_ping_s if asked is None else asked
         return seconds if seconds > 0 else None
 
-    def tasks(self, owner: str) -> tuple[Task, ...]:
-        """One for each answer. They are `owner`'s."""
-        return tuple(self._task(prompt, sampling, owner) for prompt in self.prompts for sampling in self.sampling)
-
-    def _task(self, prompt: Prompt, sampling: SamplingParams, owner: str) -> Task:
-        values, stream = self.values, self.values["stream"]
-        cap, n_predict = self.model.options.n_predict, values["n_predict"]
-        if cap >= 0:
-            n_predict = cap if n_predict < 0 else min(n_predict, cap)
-        return Task(
-            id=self.model.engine.new_id(),
-            owner=owner,
-            prompt=prompt.tokens,
-            media=prompt.media,
-            sampling=sampling,
-            stop=self.stop,
-            lora=self.lora,
-            n_predict=n_predict,
-            n_keep=values["n_keep"],
-            n_discard=values["n_discard"],
-            n_indent=values["n_indent"],
-            id_slot=values["id_slot"],
-            priority=values["priority"],
-            cache_prompt=values["cache_prompt"] and self.prompt_probs < 0,
-            prompt_probs=self.prompt_probs,
-            t_max_prompt_ms=max(values["t_max_prompt_ms"], 0),
-            t_max_predict_ms=max(values["t_max_predict_ms"], 0),
-            t_max_ms=max(values["t_max_ms"], 0),
-            draft_n_max=values["speculative.n_max"],
-            draft_n_min=values["speculative.n_min"],
-            draft_p_min=values["speculative.p_min"],
-            stream=stream,
-            progress=stream and values["return_progress"],
-            timings=stream and values["timings_per_token"],
-        )
-
 
 def text_request(
-    model: Model,
-    table: Body,
-    body: Mapping[str, object],
+    incoming: Incoming,
     values: Mapping[str, object],
     prompts: Sequence[Prompt],
     shown: object,
@@ -93,20 +64,48 @@ def text_request(
     prompt_probs: int = -1,
     warnings: tuple[str, ...] = (),
 ) -> TextRequest:
-    """The request of a dialect that has read its fields (`values`, of its `table`) and its prompts, with `warnings`
-    about these."""
-    constraint = read_constraint(body, model.defaults)
-    sampling = sampling_params(values, model.vocab, model.defaults, constraint.grammar)
+    """The request of a dialect that has read its fields (`values`, of a table with those of a completion) and its
+    prompts, with `warnings` about these. For `prompt_probs` see `Task`."""
+    model = incoming.model
+    constraint = read_constraint(incoming.body, model.defaults)
+    samplings = sampling_params(values, model.vocab, model.defaults, constraint.grammar)
+    n_max, n_predict, stream = model.options.n_predict, values["n_predict"], values["stream"]
+    if n_max >= 0:
+        n_predict = n_max if n_predict < 0 else min(n_predict, n_max)
+    same = {
+        "owner": incoming.owner,
+        "stop": strings("stop", values["stop"]),
+        "lora": read_lora(values["lora"], model),
+        "n_predict": n_predict,
+        "n_keep": values["n_keep"],
+        "n_discard": values["n_discard"],
+        "n_indent": values["n_indent"],
+        "id_slot": values["id_slot"],
+        "priority": values["priority"],
+        "cache_prompt": values["cache_prompt"] and prompt_probs < 0,
+        "prompt_probs": prompt_probs,
+        "t_max_prompt_ms": max(values["t_max_prompt_ms"], 0),
+        "t_max_predict_ms": max(values["t_max_predict_ms"], 0),
+        "t_max_ms": max(values["t_max_ms"], 0),
+        "draft_n_max": values["speculative.n_max"],
+        "draft_n_min": values["speculative.n_min"],
+        "draft_p_min": values["speculative.p_min"],
+        "stream": stream,
+        "progress": stream and values["return_progress"],
+        "timings": stream and values["timings_per_token"],
+    }
+    tasks = [
+        Task(id=model.engine.new_id(), prompt=prompt.tokens, media=prompt.media, sampling=sampling, **same)
+        for prompt in prompts
+        for sampling in samplings
+    ]
     return TextRequest(
         model=model,
         values=values,
-        prompts=tuple(prompts),
+        tasks=tuple(tasks),
+        n=len(samplings),
         shown=shown,
-        is_list=is_list or len(sampling) > 1,
-        sampling=sampling,
-        stop=strings("stop", values["stop"]),
-        lora=read_lora(values["lora"], model),
-        warnings=(*constraint.warnings, *warnings, *table.unread(body)),
-        prompt_probs=prompt_probs,
+        is_list=is_list or len(samplings) > 1,
+        warnings=(*constraint.warnings, *warnings),
         default_ping_s=default_ping_s,
     )

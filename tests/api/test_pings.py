@@ -7,6 +7,8 @@ import json
 import pytest
 
 from server.api.dialects import native, openai_chat
+from server.api.media import Files
+from server.api.text_request import Incoming
 from tests.api.conftest import Api
 from tests.fakes import FakeBackend
 
@@ -59,4 +61,5 @@ def test_a_silent_stream_carries_comments(make_api, path, argv, fields):
 def test_who_gets_them_by_default(make_api, dialect, argv, fields, seconds):
     api = make_api(FakeBackend(), argv).start()
     model = api.context.models.get()
-    assert dialect.read(api.context, model, {**CHAT, **TEXT, **fields}).ping_s == seconds
+    incoming = Incoming(api.context, model, {**CHAT, **TEXT, **fields}, Files(model), "")
+    assert dialect.read(incoming).ping_s == seconds

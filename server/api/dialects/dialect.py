@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import Protocol
 
 from server.api.context import Context
-from server.api.media import Files
-from server.api.model import Model
-from server.api.text_request import TextRequest
+from server.api.text_request import Incoming, TextRequest
 from server.chat.output.events import End, Event, Text
 from server.engine.seam.task import Final, PromptProbs, Task, TokenProbs
 from server.errors import ApiError
@@ -66,9 +64,9 @@ class Reply(Protocol):
 
 @record(frozen=True)
 class Dialect:
-    """`read` checks a body and makes the request of it; its images and sounds go into `Files`. `reply` makes what
-    writes the answers of its tasks, `error` is the shape of errors."""
+    """`read` checks a request's JSON and makes a typed request of it, `reply` makes what writes the answers to that,
+    `error` is the shape of errors."""
 
-    read: Callable[[Context, Model, Mapping[str, object], Files], TextRequest]
-    reply: Callable[[Context, TextRequest, Sequence[Task]], Reply]
+    read: Callable[[Incoming], TextRequest]
+    reply: Callable[[Context, TextRequest], Reply]
     error: ErrorShape = error_body

@@ -7,23 +7,21 @@ is given, as the 2024 documents say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from server.api.context import Context
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.native import NativeReply, default_ping_s
 from server.api.fields import INFILL
-from server.api.media import Files, Prompt
+from server.api.media import Prompt
 from server.api.model import Model, Vocab
-from server.api.text_request import TextRequest, text_request
+from server.api.text_request import Incoming, TextRequest, text_request
 from server.errors import ApiError
 
 RESERVE = 16
 
 
-def read_infill(context: Context, model: Model, body: Mapping[str, object], files: Files) -> TextRequest:
+def read_infill(incoming: Incoming) -> TextRequest:
     """POST /infill. ApiError 501 when the model has no fill-in-the-middle tokens."""
-    values = INFILL.read(body, {**model.defaults, "stream": True})
+    model, body = incoming.model, incoming.body
+    values, unread = INFILL.read(body, {**model.defaults, "stream": True}), INFILL.unread(body)
     prompt = infill_prompt(
         model,
         values["input_prefix"],
@@ -32,7 +30,9 @@ def read_infill(context: Context, model: Model, body: Mapping[str, object], file
         values["prompt"],
         values["input_extra"],
     )
-    return text_request(model, INFILL, body, values, [prompt], values["prompt"], default_ping_s=default_ping_s(context))
+    return text_request(
+        incoming, values, [prompt], values["prompt"], default_ping_s=default_ping_s(incoming.context), warnings=unread
+    )
 
 
 def infill_prompt(

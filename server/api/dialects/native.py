@@ -5,20 +5,18 @@ Answers carry the fields of the 2024 documents and those of today's server side 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from json.encoder import encode_basestring
 
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect
 from server.api.fields import COMPLETION
-from server.api.media import Files
-from server.api.model import Model
 from server.api.prompt import read_prompts, shown
 from server.api.schema import strings
 from server.api.serialize import probs_json, progress_json, settings_json, timings_json
-from server.api.text_request import TextRequest, text_request
+from server.api.text_request import Incoming, TextRequest, text_request
 from server.chat.output.events import End, Event, Text
-from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Progress, Task
+from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Progress
 from server.errors import ApiError
 from server.web.message import error_body, to_json
 from server.web.sse import event as sse_event
@@ -26,25 +24,30 @@ from server.web.sse import event as sse_event
 MISSING = object()
 
 
-def read_completion(context: Context, model: Model, body: Mapping[str, object], files: Files) -> TextRequest:
+def read_completion(incoming: Incoming) -> TextRequest:
     """POST /completion. Its `system_prompt` counts from now on, and for all."""
+    model, body = incoming.model, incoming.body
     if body.get("system_prompt") is not None:
         model.set_system_prompt(body["system_prompt"])
-    values = COMPLETION.read(body, model.defaults)
-    if body.get("prompt") is None:
+    values, unread = COMPLETION.read(body, model.defaults), COMPLETION.unread(body)
+    if values["prompt"] is None:
         raise ApiError(400, "prompt: this field is required")
     prompts, is_list = read_prompts(
-        body["prompt"], model.vocab, not model.system_prompt.prompt, context.is_2024, files, body.get("image_data")
+        values["prompt"],
+        model.vocab,
+        not model.system_prompt.prompt,
+        incoming.context.is_2024,
+        incoming.files,
+        values["image_data"],
     )
     return text_request(
-        model,
-        COMPLETION,
-        body,
+        incoming,
         values,
         prompts,
-        shown(body["prompt"]),
+        shown(values["prompt"]),
         is_list=is_list,
-        default_ping_s=default_ping_s(context),
+        default_ping_s=default_ping_s(incoming.context),
+        warnings=unread,
     )
 
 
@@ -59,15 +62,15 @@ class NativeReply:
 
     id = ""
 
-    def __init__(self, context: Context, asked: TextRequest, tasks: Sequence[Task]) -> None:
+    def __init__(self, context: Context, asked: TextRequest) -> None:
         self._asked = asked
-        self._tasks = tasks
+        self._tasks = asked.tasks
         self._vocab = asked.model.vocab
         self._is_after = asked.values["post_sampling_probs"]
         self._is_verbose = context.options.verbose
         self._fields = strings("response_fields", asked.values["response_fields"] or ())
-        self._has_new_line = [False] * len(tasks)
-        self._held = [""] * len(tasks)  # text without tokens: it goes into the last object
+        self._has_new_line = [False] * len(asked.tasks)
+        self._held = [""] * len(asked.tasks)  # text without tokens: it goes into the last object
 
     def event(self, index: int, event: Event) -> bytes:
         """What a stream sends. The ordinary piece of text, one per token and reader, is put together by hand: that

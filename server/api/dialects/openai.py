@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from json.encoder import encode_basestring
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from server.api.schema import read
 from server.api.serialize import progress_json, timings_json, token_json
 from server.api.text_request import TextRequest
 from server.chat.output.events import End, Event, Text
-from server.engine.seam.task import STOP_LIMIT, Final, Progress, PromptProbs, Task, TokenProbs
+from server.engine.seam.task import STOP_LIMIT, Final, Progress, PromptProbs, TokenProbs
 from server.errors import ApiError
 from server.web.message import error_body, to_json
 from server.web.sse import DONE, named_event
@@ -56,18 +56,19 @@ class Form(Protocol):
 class OpenAiReply:
     """Answers in either dialect."""
 
-    def __init__(self, context: Context, asked: TextRequest, tasks: Sequence[Task], form: Form) -> None:
-        model = asked.model
-        self.id = form.id_prefix + secrets.token_urlsafe(18)
-        self._asked, self._tasks, self._form = asked, tasks, form
+    def __init__(self, context: Context, asked: TextRequest, make_form: Callable[[TextRequest], Form]) -> None:
+        model, values = asked.model, asked.values
+        self._asked = asked
+        self._form = form = make_form(asked)
         self._is_verbose = context.options.verbose
+        self.id = form.id_prefix + secrets.token_urlsafe(18)
         self._created = int(time.time())
-        self._model_name = model.name_for(asked.values["model"])
+        self._model_name = model.name_for(values["model"])
         self._fingerprint = f"llama.cpp-{model.info.llama_version}"
-        options = asked.values["stream_options"]
-        self._include_usage = read(options, STREAM_OPTION_FIELDS, where="stream_options.")["include_usage"]
-        self._has_probs = asked.values["n_probs"] > 0
-        self._places = [TokenPlaces(model.vocab, form.n_echoed and form.n_echoed[i]) for i in range(len(tasks))]
+        options = read(values["stream_options"], STREAM_OPTION_FIELDS, where="stream_options.")
+        self._include_usage = options["include_usage"]
+        self._has_probs = values["n_probs"] > 0
+        self._places = [TokenPlaces(model.vocab, form.n_echoed and form.n_echoed[i]) for i in range(len(asked.tasks))]
         self._finals: dict[int, Final] = {}
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
@@ -118,7 +119,7 @@ class OpenAiReply:
         if self._asked.warnings:
             last["warnings"] = list(self._asked.warnings)
         if self._is_verbose:
-            last["__verbose"] = self._native(index, Answer(self._tasks[index], [final.text], final=final))
+            last["__verbose"] = self._native(index, Answer(self._asked.tasks[index], [final.text], final=final))
         return last
 
     def end(self) -> bytes:
@@ -188,7 +189,7 @@ class OpenAiReply:
 
     def _usage(self) -> dict[str, object]:
         finals = [self._finals[i] for i in sorted(self._finals)]
-        n_answers = len(self._asked.sampling)
+        n_answers = self._asked.n
         n_prompt = sum(final.n_prompt for final in finals[::n_answers])
         n_predicted = sum(final.n_predicted for final in finals)
         n_cached = sum(final.timings.cache_n for final in finals[::n_answers])

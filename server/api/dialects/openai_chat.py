@@ -3,37 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from server.api.context import Context
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.openai import OpenAiReply, likely_json
 from server.api.fields import CHAT
-from server.api.media import Files
 from server.api.messages import chat_prompt
-from server.api.model import Model
-from server.api.text_request import TextRequest, text_request
-from server.engine.seam.task import PromptProbs, Task, TokenProbs
+from server.api.text_request import Incoming, TextRequest, text_request
+from server.engine.seam.task import PromptProbs, TokenProbs
 from server.errors import ApiError
 
 
-def read_chat(context: Context, model: Model, body: Mapping[str, object], files: Files) -> TextRequest:
+def read_chat(incoming: Incoming) -> TextRequest:
     """A conversation, whose next message is wanted."""
+    model, body = incoming.model, incoming.body
     refuse_tool_choice(body)
-    values = CHAT.read(body, model.defaults)
+    values, unread = CHAT.read(body, model.defaults), CHAT.unread(body)
     if values["logprobs"]:
         values["n_probs"] = max(values["top_logprobs"], 1)
     elif values["top_logprobs"]:
         raise ApiError(400, "top_logprobs needs logprobs to be true")
-    prompt = chat_prompt(model, body, files)
+    chat = chat_prompt(model, body, incoming.files)
     return text_request(
-        model,
-        CHAT,
-        body,
+        incoming,
         values,
-        [prompt.prompt],
-        prompt.text,
-        default_ping_s=context.options.sse_ping_interval,
-        warnings=prompt.warnings,
+        [chat.prompt],
+        chat.text,
+        default_ping_s=incoming.context.options.sse_ping_interval,
+        warnings=(*chat.warnings, *unread),
     )
 
 
@@ -82,9 +79,4 @@ class ChatForm:
         """Chats don't ask for that."""
 
 
-def chat_reply(context: Context, asked: TextRequest, tasks: Sequence[Task]) -> OpenAiReply:
-    """What writes the answers."""
-    return OpenAiReply(context, asked, tasks, ChatForm(asked))
-
-
-DIALECT = Dialect(read_chat, chat_reply)
+DIALECT = Dialect(read_chat, partial(OpenAiReply, make_form=ChatForm))

@@ -7,53 +7,52 @@ are judged, too: then all tokens have their entries, and offsets count the promp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
-from server.api.context import Context
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.echo import EchoedPrompt, joined, token_name
 from server.api.dialects.infill import infill_prompt
 from server.api.dialects.openai import OpenAiReply, likely_json
 from server.api.fields import TEXT
-from server.api.media import Files, Prompt
-from server.api.model import Model, Vocab
+from server.api.media import Prompt
+from server.api.model import Model
 from server.api.prompt import read_prompts, shown
-from server.api.text_request import TextRequest, text_request
-from server.engine.seam.task import PromptProbs, Task, TokenProbs
+from server.api.text_request import Incoming, TextRequest, text_request
+from server.engine.seam.task import PromptProbs, TokenProbs
 from server.errors import ApiError
 
 
-def read_text(context: Context, model: Model, body: Mapping[str, object], files: Files) -> TextRequest:
+def read_text(incoming: Incoming) -> TextRequest:
     """Prompts, whose continuations are wanted, in the order of the choices."""
-    if body.get("prompt") is None:
+    model, body = incoming.model, incoming.body
+    values, unread = TEXT.read(body, model.defaults), TEXT.unread(body)
+    if values["prompt"] is None:
         raise ApiError(400, "prompt: this field is required")
-    values = TEXT.read(body, model.defaults)
     if values["logprobs"] is not None:
         values["n_probs"] = max(values["logprobs"], 1)
     is_judged = values["echo"] and values["n_probs"] > 0
-    if body.get("suffix"):
-        prompts = [between(model, body, values["n_predict"], is_judged)]
+    if values["suffix"]:
+        prompts = [between(model, values, is_judged)]
     else:
-        prompts, _ = read_prompts(body["prompt"], model.vocab, not model.system_prompt.prompt, False, files)
+        prompts, _ = read_prompts(values["prompt"], model.vocab, not model.system_prompt.prompt, False, incoming.files)
     return text_request(
-        model,
-        TEXT,
-        body,
+        incoming,
         values,
         prompts,
-        shown(body["prompt"]),
-        default_ping_s=context.options.sse_ping_interval,
+        shown(values["prompt"]),
+        default_ping_s=incoming.context.options.sse_ping_interval,
         prompt_probs=n_top(values) if is_judged else -1,
+        warnings=unread,
     )
 
 
-def between(model: Model, body: Mapping[str, object], n_predict: int, is_judged: bool) -> Prompt:
+def between(model: Model, values: Mapping[str, object], is_judged: bool) -> Prompt:
     """The prompt for what belongs between `prompt` and `suffix`."""
-    for name in ("prompt", "suffix"):
-        if not isinstance(body[name], str):
-            raise ApiError(400, f"{name}: {str(body[name])[:40]!r} is not a string, which a suffix needs")
+    if not isinstance(values["prompt"], str):
+        raise ApiError(400, f"prompt: {str(values['prompt'])[:40]!r} is not a string, which a suffix needs")
     if is_judged:
         raise ApiError(400, "suffix: probabilities of the prompt (echo and logprobs) are for texts without one")
-    return infill_prompt(model, body["prompt"], body["suffix"], n_predict)
+    return infill_prompt(model, values["prompt"], values["suffix"], values["n_predict"])
 
 
 def n_top(values: Mapping[str, object]) -> int:
@@ -67,14 +66,15 @@ class TextForm:
     object_name = chunk_name = "text_completion"
     id_prefix = "cmpl-"
 
-    def __init__(self, asked: TextRequest, tasks: Sequence[Task]) -> None:
-        self._vocab = vocab = asked.model.vocab
+    def __init__(self, asked: TextRequest) -> None:
+        self._vocab = asked.model.vocab
         self._n_top = n_top(asked.values)
-        self._prompts = prompt_texts(asked, tasks, vocab) if asked.values["echo"] else None
+        self._prompts = prompt_texts(asked) if asked.values["echo"] else None
         self._judged: list[EchoedPrompt] = []
         self.n_echoed = None
-        if asked.prompt_probs >= 0:
-            self._judged = [EchoedPrompt(task.prompt, text, vocab) for task, text in zip(tasks, self._prompts)]
+        if asked.tasks[0].prompt_probs >= 0:
+            pairs = zip(asked.tasks, self._prompts)
+            self._judged = [EchoedPrompt(task.prompt, text, self._vocab) for task, text in pairs]
             self.n_echoed = [len(text) for text in self._prompts]
 
     def opening(self, index: int) -> dict[str, object] | None:
@@ -118,18 +118,14 @@ class TextForm:
         self._judged[index].add(part)
 
 
-def prompt_texts(asked: TextRequest, tasks: Sequence[Task], vocab: Vocab) -> list[str]:
+def prompt_texts(asked: TextRequest) -> list[str]:
     """What `echo` puts before each choice: the prompt as it came, or the text of its tokens."""
     given = asked.shown if isinstance(asked.shown, list) else [asked.shown]
-    if all(isinstance(prompt, str) for prompt in given) and len(given) == len(asked.prompts):
-        return [prompt for prompt in given for _ in asked.sampling]
-    visible = ([token for token in task.prompt if not vocab.is_control(token)] for task in tasks)
+    if all(isinstance(prompt, str) for prompt in given) and len(given) * asked.n == len(asked.tasks):
+        return [prompt for prompt in given for _ in range(asked.n)]
+    vocab = asked.model.vocab
+    visible = ([token for token in task.prompt if not vocab.is_control(token)] for task in asked.tasks)
     return [vocab.detokenize(tokens).decode("utf-8", "replace") for tokens in visible]
 
 
-def text_reply(context: Context, asked: TextRequest, tasks: Sequence[Task]) -> OpenAiReply:
-    """What writes the answers."""
-    return OpenAiReply(context, asked, tasks, TextForm(asked, tasks))
-
-
-DIALECT = Dialect(read_text, text_reply)
+DIALECT = Dialect(read_text, partial(OpenAiReply, make_form=TextForm))
