@@ -150,7 +150,7 @@ def routes_part() -> str:
 
 def fields_part() -> str:
     """Which routes take which fields, and a table for each table of them."""
-    from server.api.fields import BODIES
+    from server.api.request.fields import BODIES
 
     tables = field_tables()
     titles = {
@@ -189,7 +189,7 @@ def fields_part() -> str:
 def field_tables() -> dict:
     """Every tuple of fields in `server.api` by its name, the completion's first."""
     import server.api
-    from server.api.schema import Field
+    from server.api.request.schema import Field
 
     found = {}
     for info in sorted(pkgutil.walk_packages(server.api.__path__, "server.api."), key=lambda info: info.name):

@@ -14,15 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from server import program
-from server.api import constraints
 from server.api.context import Context
-from server.api.model import Model, Models, read_system_prompt
+from server.api.request import constraints
 from server.api.routes import routes
 from server.engine.client.engine_client import EngineClient
 from server.engine.seam.task import FAILED, READY, RESTARTING
 from server.errands import one_shot
 from server.errors import ApiError
 from server.log import get_logger, say
+from server.models.model import Model, Models, read_system_prompt
 from server.options.parser import OptionError, Options, request_defaults
 from server.service import edge
 from server.service.housekeeping import Housekeeping

@@ -10,10 +10,10 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.api.model import Models
 from server.api.running import RunningRequests
 from server.log import get_logger
 from server.metrics import Refusals
+from server.models.model import Models
 from server.records import record
 
 if TYPE_CHECKING:

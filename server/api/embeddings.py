@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from operator import mul
 
 from server.api.context import Context
-from server.api.fields import EMBEDDING
-from server.api.media import Files, Prompt, with_files, with_images
-from server.api.model import Model, Vocab
-from server.api.prompt import with_files_in
-from server.api.schema import token_id
+from server.api.request.fields import EMBEDDING
+from server.api.request.media import Files, Prompt, with_files, with_images
+from server.api.request.prompt import with_files_in
+from server.api.request.schema import token_id
 from server.engine.seam.task import Embed, Embedded
 from server.errors import ApiError
+from server.models.model import Model, Vocab
 from server.web.message import Request, Response
 
 MAX_INPUTS = 2048  # OpenAI's limit

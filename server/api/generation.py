@@ -12,8 +12,8 @@ from typing import Any
 
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect, Reply
-from server.api.media import Files
-from server.api.text_request import Incoming, TextRequest
+from server.api.request.media import Files
+from server.api.request.text_request import Incoming, TextRequest
 from server.chat.output.events import Event
 from server.chat.output.parser import Message, OutputParser
 from server.engine.seam.task import Final

@@ -12,12 +12,12 @@ import re
 
 from server.api.context import Context
 from server.api.embeddings import MAX_INPUTS, embed, rows_of
-from server.api.fields import RERANK
-from server.api.media import Prompt
-from server.api.messages import tokenize_segments
-from server.api.model import Model, Vocab
+from server.api.request.fields import RERANK
+from server.api.request.media import Prompt
+from server.api.request.messages import tokenize_segments
 from server.errors import ApiError
 from server.model_files.rerankers import TEMPLATE_KEY
+from server.models.model import Model, Vocab
 from server.web.message import Request, Response
 
 PLACES = re.compile(r"(\{query\}|\{document\})")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from server.api.admin.debug import DebugHandler
+from server.api.admin.lora import LoraHandlers
+from server.api.admin.metrics import MetricsHandler
+from server.api.admin.slots import SlotHandlers
+from server.api.admin.status import StatusHandlers
 from server.api.context import Context
-from server.api.debug import DebugHandler
 from server.api.dialects import infill, native, openai_chat, openai_text
 from server.api.embeddings import EmbeddingHandlers
 from server.api.generation import TextHandler
-from server.api.lora import LoraHandlers
-from server.api.metrics import MetricsHandler
 from server.api.rerank import RerankHandler
 from server.api.running import AbortHandler
-from server.api.slots import SlotHandlers
-from server.api.status import StatusHandlers
 from server.api.tokens import TokenHandlers
 from server.web.router import Route
 

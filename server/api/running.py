@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from server.api.fields import ABORT
+from server.api.request.fields import ABORT
 from server.errors import ApiError
 from server.records import record
 from server.web.message import Request, Response

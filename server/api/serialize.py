@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from server.api.model import Model, Vocab
 from server.engine.seam.task import Progress, SamplingParams, Task, Timings, TokenProbs
+from server.models.model import Model, Vocab
 
 
 def settings_json(model: Model, task: Task, stream: bool) -> dict[str, object]:

@@ -3,12 +3,12 @@ asked."""
 
 from __future__ import annotations
 
-from server.api.fields import CHAT, DETOKENIZE, TOKENIZE
-from server.api.media import Files
-from server.api.messages import chat_prompt
-from server.api.model import Models
-from server.api.schema import token_id
+from server.api.request.fields import CHAT, DETOKENIZE, TOKENIZE
+from server.api.request.media import Files
+from server.api.request.messages import chat_prompt
+from server.api.request.schema import token_id
 from server.errors import ApiError
+from server.models.model import Models
 from server.web.message import Request, Response
 
 

@@ -403,8 +403,8 @@ def lower_items(text: str) -> tuple[str, ...]:
 
 # ---- samplers --------------------------------------------------------------------------------------------------------
 
-# the names of server.engine.seam.task and the letters of server.api.schema, which can't be imported here; a test
-# compares them
+# the names of server.engine.seam.task and the letters of server.api.request.schema, which can't be imported here; a
+# test compares them
 SAMPLER_LETTERS = {
     "e": "penalties",
     "d": "dry",

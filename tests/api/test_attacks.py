@@ -16,8 +16,8 @@ from unittest.mock import patch
 import pytest
 
 from server.api.context import Context
+from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS
 from server.api.routes import routes
-from server.api.schema import COMPLETION_FIELDS, SAMPLING_FIELDS
 from server.options.parser import parse
 from server.service import edge
 from tests.api.conftest import PATIENCE, Api

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.api.text_request import TextRequest
+from server.api.request.text_request import TextRequest
 from tests.api.openai_wire import DONE, chatml, choices, chunks, contents, events, said
 from tests.fakes import BOS, N_VOCAB, FakeBackend
 from tests.fakes import answer as answers

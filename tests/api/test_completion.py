@@ -7,8 +7,8 @@ import math
 
 import pytest
 
-from server.api import schema
-from server.api.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, Field
+from server.api.request import schema
+from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, Field
 from server.engine.seam.task import SamplingParams
 from tests.fakes import BOS, EOS, N_VOCAB, FakeBackend, answer, letters, said_by
 

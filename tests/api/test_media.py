@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from server.api import media as module
-from server.api.media_kinds import BadFile, check_image, kind_of
+from server.api.request import media as module
+from server.api.request.media_kinds import BadFile, check_image, kind_of
 from server.engine.seam.task import Media
 from server.engine.slots.png import png_fault
 from server.web.presence import Presence

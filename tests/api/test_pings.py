@@ -7,8 +7,8 @@ import json
 import pytest
 
 from server.api.dialects import native, openai_chat
-from server.api.media import Files
-from server.api.text_request import Incoming
+from server.api.request.media import Files
+from server.api.request.text_request import Incoming
 from tests.api.conftest import Api
 from tests.fakes import FakeBackend
 

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from server.api.schema import SAMPLING_FIELDS
+from server.api.request.schema import SAMPLING_FIELDS
 from server.errors import StartError
 from tests.api.conftest import PATIENCE, Api
 from tests.fakes import FakeBackend, answer

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import server.api
-from server.api.fields import BODIES, CHAT, COMPLETION, IDLE_FIELDS, LORA, MAX_NAMES, listed
+from server.api.request.fields import BODIES, CHAT, COMPLETION, IDLE_FIELDS, LORA, MAX_NAMES, listed
 from server.api.routes import routes
 from tests.api.openai_wire import DONE, chunks, events
 from tests.fakes import FakeVocab

@@ -14,7 +14,7 @@ from itertools import islice
 import pytest
 import requests
 
-from server.api.schema import COMPLETION_FIELDS, SAMPLING_FIELDS
+from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS
 from server.engine.seam.task import SAMPLER_NAMES
 from tests.support import PATIENCE, ServerProcess, wait_until
 from tests.tiny_models import RECITE_WORDS

@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
-from server.api.constraints import read_constraint
-from server.api.media_kinds import BadFile, check_image, kind_of
-from server.api.media_sounds import MAX_SECONDS, plain_sound
+from server.api.request.constraints import read_constraint
+from server.api.request.media_kinds import BadFile, check_image, kind_of
+from server.api.request.media_sounds import MAX_SECONDS, plain_sound
 from server.api.routes import routes
 from server.chat.jinja import Limits, Template, TemplateError, mark
 from server.engine.cache import slot_files

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.api.messages import chat_prompt, tokenize_between, tokenize_segments
-from server.api.model import SystemPrompt
+from server.api.request.messages import chat_prompt, tokenize_between, tokenize_segments
 from server.chat.template import CHATML, BuiltinTemplate, ChatTemplate
 from server.engine.client.vocab import open_vocab
+from server.models.model import SystemPrompt
 
 IM_START, IM_END = 1, 2  # of the tiny BPE model
 LLAMA2 = (

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.api import schema
+from server.api.request import schema
 from server.engine.seam.task import SamplingParams
 from server.engine.slots.sampling import VocabFacts, chain
 from tests.native.engines import Engine, Reference

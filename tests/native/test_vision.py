@@ -16,7 +16,7 @@ import pytest
 
 from ctypes_api.errors import LibsError
 from ctypes_api.media import Bitmap
-from server.api import media_kinds, media_sounds
+from server.api.request import media_kinds, media_sounds
 from server.engine.seam.task import AUDIO, IMAGE, Cancel, Media, SamplingParams
 from server.errors import ApiError
 from tests import tiny_models

@@ -154,7 +154,8 @@ def test_flags_and_variables_that_are_named_exist(page: Path):
 
 
 def test_a_new_group_and_a_new_table_appear_by_themselves(monkeypatch: pytest.MonkeyPatch):
-    from server.api import schema, tokens
+    from server.api import tokens
+    from server.api.request import schema
     from server.options import parser as options
 
     new = options.Option("zz", ("--zz-new",), "something | new", "Zoo", int, 3, "N", "ZZ", 1, 9)

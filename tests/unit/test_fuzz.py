@@ -14,7 +14,7 @@ from pathlib import Path
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from server.api.constraints import read_constraint
+from server.api.request.constraints import read_constraint
 from server.errors import ApiError
 from server.grammar import gbnf
 from server.options.parser import OPTIONS, OptionError, parse

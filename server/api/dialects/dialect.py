@@ -7,7 +7,7 @@ from dataclasses import field
 from typing import Protocol
 
 from server.api.context import Context
-from server.api.text_request import Incoming, TextRequest
+from server.api.request.text_request import Incoming, TextRequest
 from server.chat.output.events import End, Event, Text
 from server.engine.seam.task import Final, PromptProbs, Task, TokenProbs
 from server.errors import ApiError

@@ -10,9 +10,9 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-from server.api.model import Vocab
 from server.api.serialize import token_json
 from server.engine.seam.task import PromptProbs, TokenProbs
+from server.models.model import Vocab
 
 
 class EchoedPrompt:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.native import NativeReply, default_ping_s
-from server.api.fields import INFILL
-from server.api.media import Prompt
-from server.api.model import Model, Vocab
-from server.api.text_request import Incoming, TextRequest, text_request
+from server.api.request.fields import INFILL
+from server.api.request.media import Prompt
+from server.api.request.text_request import Incoming, TextRequest, text_request
 from server.errors import ApiError
+from server.models.model import Model, Vocab
 
 RESERVE = 16
 

@@ -10,11 +10,11 @@ from json.encoder import encode_basestring
 
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect
-from server.api.fields import COMPLETION
-from server.api.prompt import read_prompts, shown
-from server.api.schema import strings
+from server.api.request.fields import COMPLETION
+from server.api.request.prompt import read_prompts, shown
+from server.api.request.schema import strings
+from server.api.request.text_request import Incoming, TextRequest, text_request
 from server.api.serialize import probs_json, progress_json, settings_json, timings_json
-from server.api.text_request import Incoming, TextRequest, text_request
 from server.chat.output.events import End, Event, Text
 from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Progress
 from server.errors import ApiError

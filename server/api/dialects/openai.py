@@ -15,14 +15,14 @@ from typing import Protocol
 from server.api.context import Context
 from server.api.dialects.dialect import Answer
 from server.api.dialects.native import answer_json
-from server.api.fields import STREAM_OPTION_FIELDS
-from server.api.model import Vocab
-from server.api.schema import read
+from server.api.request.fields import STREAM_OPTION_FIELDS
+from server.api.request.schema import read
+from server.api.request.text_request import TextRequest
 from server.api.serialize import progress_json, timings_json, token_json
-from server.api.text_request import TextRequest
 from server.chat.output.events import End, Event, Text
 from server.engine.seam.task import STOP_LIMIT, Final, Progress, PromptProbs, TokenProbs
 from server.errors import ApiError
+from server.models.model import Vocab
 from server.web.message import error_body, to_json
 from server.web.sse import DONE, named_event
 from server.web.sse import event as sse_event

@@ -7,9 +7,9 @@ from functools import partial
 
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.openai import OpenAiReply, likely_json
-from server.api.fields import CHAT
-from server.api.messages import chat_prompt
-from server.api.text_request import Incoming, TextRequest, text_request
+from server.api.request.fields import CHAT
+from server.api.request.messages import chat_prompt
+from server.api.request.text_request import Incoming, TextRequest, text_request
 from server.engine.seam.task import PromptProbs, TokenProbs
 from server.errors import ApiError
 

@@ -13,13 +13,13 @@ from server.api.dialects.dialect import Dialect
 from server.api.dialects.echo import EchoedPrompt, joined, token_name
 from server.api.dialects.infill import infill_prompt
 from server.api.dialects.openai import OpenAiReply, likely_json
-from server.api.fields import TEXT
-from server.api.media import Prompt
-from server.api.model import Model
-from server.api.prompt import read_prompts, shown
-from server.api.text_request import Incoming, TextRequest, text_request
+from server.api.request.fields import TEXT
+from server.api.request.media import Prompt
+from server.api.request.prompt import read_prompts, shown
+from server.api.request.text_request import Incoming, TextRequest, text_request
 from server.engine.seam.task import PromptProbs, TokenProbs
 from server.errors import ApiError
+from server.models.model import Model
 
 
 def read_text(incoming: Incoming) -> TextRequest:

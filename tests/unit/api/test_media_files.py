@@ -9,8 +9,8 @@ import zlib
 
 import pytest
 
-from server.api.media_kinds import GIF_DATA, BadFile, check_image, kind_of
-from server.api.media_sounds import plain_sound
+from server.api.request.media_kinds import GIF_DATA, BadFile, check_image, kind_of
+from server.api.request.media_sounds import plain_sound
 from server.engine.slots.png import png_fault
 from tests.media_files import bmp, flac, gif, gif_of, jpeg, mp3, png, png_of, riff, wav, wav_format
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.api import schema
-from server.api.fields import COMPLETION, EMBEDDING_FIELDS
+from server.api.request import schema
+from server.api.request.fields import COMPLETION, EMBEDDING_FIELDS
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.options import row as option_row
 from server.options.parser import (

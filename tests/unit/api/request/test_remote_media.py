@@ -10,8 +10,8 @@ from unittest.mock import patch
 
 import pytest
 
-from server.api import remote_media
-from server.api.remote_media import FetchError, check_url, fetch, is_public
+from server.api.request import remote_media
+from server.api.request.remote_media import FetchError, check_url, fetch, is_public
 
 LIMIT = 1 << 20
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import struct
 
-from server.api.media_kinds import BadFile, parts
+from server.api.request.media_kinds import BadFile, parts
 
 MAX_SECONDS = 3600
 WAV_BITS = {1: (8, 16, 24, 32), 3: (32, 64), 6: (8,), 7: (8,)}  # PCM, float, A-law, mu-law

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from server.api.media import Files, Prompt, join, with_files, with_images
-from server.api.model import Vocab
-from server.api.schema import token_id
+from server.api.request.media import Files, Prompt, join, with_files, with_images
+from server.api.request.schema import token_id
 from server.errors import ApiError
+from server.models.model import Vocab
 
 FORMS = 'prompt: give a string, a list of strings and token ids, {"prompt_string": text}, or a list of those'
 MAX_PROMPTS = 1024

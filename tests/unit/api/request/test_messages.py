@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.messages import MAX_MESSAGES, chat_prompt, check_messages, tokenize_between, tokenize_segments
-from server.api.model import SystemPrompt
+from server.api.request.messages import MAX_MESSAGES, chat_prompt, check_messages, tokenize_between, tokenize_segments
 from server.chat.template import ChatTemplate
 from server.engine.seam.task import ModelInfo
 from server.errors import ApiError
+from server.models.model import SystemPrompt
 from tests.fakes import BOS, EOS, FakeVocab
 
 SOURCE = (

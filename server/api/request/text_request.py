@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from server.api.constraints import read_constraint
 from server.api.context import Context
-from server.api.lora import read_lora
-from server.api.media import Files, Prompt
-from server.api.model import Model
-from server.api.schema import sampling_params, strings
+from server.api.request.constraints import read_constraint
+from server.api.request.lora import read_lora
+from server.api.request.media import Files, Prompt
+from server.api.request.schema import sampling_params, strings
 from server.engine.seam.task import Task
+from server.models.model import Model
 from server.records import record
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from server.api.context import Context
-from server.api.fields import SLOT
+from server.api.request.fields import SLOT
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 

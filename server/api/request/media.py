@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 
-from server.api import remote_media
-from server.api.media_kinds import BadFile, check_image, kind_of
-from server.api.media_sounds import plain_sound
-from server.api.model import Model
+from server.api.request import remote_media
+from server.api.request.media_kinds import BadFile, check_image, kind_of
+from server.api.request.media_sounds import plain_sound
 from server.chat.segments import Segments
 from server.engine.seam.task import AUDIO, IMAGE, Media
 from server.errors import ApiError
+from server.models.model import Model
 from server.records import record
 from server.web.message import Request
 

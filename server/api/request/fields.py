@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
-from server.api.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, Field, read
+from server.api.request.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, Field, read
 from server.web.message import Response, json_response
 
 MAX_NAMES = 10  # unknown fields that are named

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from server.api import schema
 from server.api.context import Context
-from server.api.fields import COMPLETION, PROPS
-from server.api.media import DEFAULT_MARKER
-from server.api.model import Model
+from server.api.request import schema
+from server.api.request.fields import COMPLETION, PROPS
+from server.api.request.media import DEFAULT_MARKER
 from server.api.serialize import settings_json
 from server.engine.seam.task import FAILED, LOADING, READY, RESTARTING, ModelInfo, SlotState, Task
 from server.errors import ApiError
+from server.models.model import Model
 from server.web.message import Request, Response, error_body, json_response
 
 BUILD_INFO = "llama_srv"

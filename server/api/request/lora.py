@@ -1,35 +1,15 @@
-"""Adapters: `lora` in requests, and GET and POST /lora-adapters. Connection thread.
+"""The `lora` of requests: which adapters, and how strong. Connection thread, pure.
 
-Adapters are loaded at start (`--lora`); requests and these routes choose their scales.
+Adapters are loaded at start (`--lora`); requests and /lora-adapters choose their scales.
 """
 
 from __future__ import annotations
 
-from server.api.fields import LORA
-from server.api.model import Model, Models
-from server.api.schema import as_float
+from server.api.request.schema import as_float
 from server.errors import ApiError
-from server.web.message import Request, Response, json_response
+from server.models.model import Model
 
 MAX_SCALE = 1000.0  # of an adapter: far beyond use, and far from overflowing the model's numbers
-
-
-class LoraHandlers:
-    """The scales for requests that don't say otherwise."""
-
-    def __init__(self, models: Models) -> None:
-        self._models = models
-
-    def list(self, request: Request) -> Response:
-        """`[{"id", "path", "scale"}, ...]`."""
-        return json_response(self._models.get().engine.command("get_lora")["adapters"])
-
-    def set(self, request: Request) -> Response:
-        """Take over `[{"id", "scale"}, ...]`; adapters that are not named are switched off."""
-        model = self._models.get()
-        body = request.json()
-        scales = lora_scales(body, model)
-        return LORA.reply(model.engine.command("set_lora", scales=tuple(scales.items()))["adapters"], body)
 
 
 def read_lora(value: object, model: Model) -> tuple[tuple[int, float], ...] | None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from server.api.fields import listed
-from server.api.media import PARTS, Files, Prompt, join
-from server.api.model import Model, Vocab
-from server.api.prompt import special_ends
+from server.api.request.fields import listed
+from server.api.request.media import PARTS, Files, Prompt, join
+from server.api.request.prompt import special_ends
 from server.chat.segments import Segments, is_text, plain_text
 from server.errors import ApiError
+from server.models.model import Model, Vocab
 from server.records import record
 
 ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")

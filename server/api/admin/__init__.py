@@ -1,0 +1,1 @@
+"""Routes about the server itself: status, slots, adapters, metrics."""

@@ -1,0 +1,26 @@
+"""GET and POST /lora-adapters: the adapters' scales for requests that name none. Connection thread."""
+
+from __future__ import annotations
+
+from server.api.request.fields import LORA
+from server.api.request.lora import lora_scales
+from server.models.model import Models
+from server.web.message import Request, Response, json_response
+
+
+class LoraHandlers:
+    """The scales for requests that don't say otherwise."""
+
+    def __init__(self, models: Models) -> None:
+        self._models = models
+
+    def list(self, request: Request) -> Response:
+        """`[{"id", "path", "scale"}, ...]`."""
+        return json_response(self._models.get().engine.command("get_lora")["adapters"])
+
+    def set(self, request: Request) -> Response:
+        """Take over `[{"id", "scale"}, ...]`; adapters that are not named are switched off."""
+        model = self._models.get()
+        body = request.json()
+        scales = lora_scales(body, model)
+        return LORA.reply(model.engine.command("set_lora", scales=tuple(scales.items()))["adapters"], body)

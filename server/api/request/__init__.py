@@ -1,0 +1,1 @@
+"""What the body of a request says: its fields, prompt, messages, files and constraints. See docs/architecture.md."""

@@ -1,0 +1,1 @@
+"""A model as handlers see it, and all of them by name."""
