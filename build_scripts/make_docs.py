@@ -139,11 +139,12 @@ def routes_part() -> str:
     """The table of all routes."""
     from server.api.context import Context
     from server.api.routes import routes
+    from server.options.groups import group
     from server.options.parser import parse
 
     rows = [
         (f"`{route.method} {route.path}`", "" if route.public else "yes")
-        for route in routes(Context(None, parse([], {})))
+        for route in routes(Context(None, group(parse([], {})).api))
     ]
     return table(("route", "needs the API key, if there is one"), rows)
 

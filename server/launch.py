@@ -22,28 +22,11 @@ from ctypes_api.folder import find_folder
 from server import program
 from server.engine.client import spawn
 from server.errands.tuned import chosen
-from server.options.parser import OptionError, Options, parse, usage
+from server.options.groups import Options, group
+from server.options.parser import OptionError, parse, usage
 
 if TYPE_CHECKING:
     from server.errands.bundle import Bundle
-
-ERRANDS = (
-    "help",
-    "version",
-    "cache_list",
-    "list_devices",
-    "bench",
-    "tune",
-    "dry_run",
-    "completion",
-    "completion_bash",
-    "man",
-    "bundle",
-    "bundle_info",
-    "bundle_check",
-    "unbundle",
-)
-"""Options that ask for something else than a server."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,11 +43,11 @@ def main(argv: Sequence[str]) -> int:
 def _run(argv: Sequence[str]) -> int:
     try:
         own = own_bundle()
-        options = parse(argv, os.environ, bundled=own.defaults if own else ())
+        options = group(parse(argv, os.environ, bundled=own.defaults if own else ()))
     except OptionError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if options.help:
+    if options.errands.help:
         print(usage(program=program.program().removeprefix("python ")), flush=True)
         return 0
     process = start_engine(options, own)
@@ -94,10 +77,9 @@ def own_bundle() -> Bundle | None:
 
 def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | None:
     """The engine's process, which waits for its configuration; None where it isn't clear that one will be needed."""
-    is_at_hand = (own or options.model) and not (
-        options.model_url or options.hf_repo or options.spec_draft_hf or options.mmproj_url
-    )
-    if not is_at_hand or options.engine == "thread" or any(getattr(options, name) for name in ERRANDS):
+    sources = options.model.sources
+    is_at_hand = (own or sources.model) and not sources.must_fetch
+    if not is_at_hand or options.engines.engine == "thread" or options.errands:
         return None
     try:
         return spawn.start_process(spawn.engine_command(*library_hints(options)))
@@ -108,8 +90,8 @@ def start_engine(options: Options, own: Bundle | None) -> subprocess.Popen | Non
 def library_hints(options: Options) -> list[str]:
     """The folder of the libraries, and the CPU variant if one is asked for; nothing if `app` will have to say why."""
     try:
-        folder = find_folder(program.ROOT, options.libs)
+        folder = find_folder(program.ROOT, options.engines.libs)
     except LibsError:
         return []
-    variant = chosen(options, options.model or "", folder).cpu_variant
+    variant = chosen(options.model, options.model.sources.model or "", folder).cpu_variant
     return [str(folder), variant] if variant else [str(folder)]

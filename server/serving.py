@@ -23,7 +23,8 @@ from server.errands import one_shot
 from server.errors import ApiError
 from server.log import get_logger, say
 from server.models.model import Model, Models, read_system_prompt
-from server.options.parser import OptionError, Options, request_defaults
+from server.options.groups import HttpOptions, Options, TemplateOptions
+from server.options.row import OptionError
 from server.service import edge
 from server.service.housekeeping import Housekeeping
 from server.service.janitor import Janitor
@@ -45,15 +46,16 @@ def serve(
     stop: threading.Event,
     leave: list[Callable[[], None]],
 ) -> int:
-    """Listen, wait for `engine`, serve until `stop`; the exit code. `model` is its name for the log, `leave` takes what
-    has to be put in order before a second signal ends everything. OptionError if it can't be."""
+    """Listen, wait for `engine`, serve until `stop`; the exit code. `model` is the name of its model, `leave` takes
+    what has to be put in order before a second signal ends everything. OptionError if it can't be."""
+    http, path = options.http, options.model.sources.model or ""
     try:
-        constraints.read_constraint({}, request_defaults(options))  # a bad --grammar is told now
-        system_prompt = read_prompt_file(options)
-        context = make_context(options, engine)
-        keys = edge.KeyFiles(options)
-        server = make_server(options, context, keys)
-        house = Housekeeping(options, server, keys, engine, stop.set)
+        constraints.read_constraint({}, options.model.requests.values)  # a bad --grammar is told now
+        system_prompt = read_prompt_file(options.model.system_prompt_file)
+        context = make_context(options, engine, model)
+        keys = edge.KeyFiles(http)
+        server = make_server(http, context, keys)
+        house = Housekeeping(options.service, http, path, server, keys, engine, stop.set)
         leave.append(house.close)
         janitor = None
         try:
@@ -64,11 +66,11 @@ def serve(
             gc.enable()
             log.info("listening on %s, loading %s", " and ".join(server.urls), model)
             unpacked.remove_unused()
-            edge.warn_if_open(options, server, keys)
+            edge.warn_if_open(http, server, keys, options.logging.verbose)
             return _wait(options, context, server, house, stop, system_prompt)
         finally:
             house.report("stopping")
-            server.stop(options.drain if engine.state in (READY, RESTARTING) else 0.0)
+            server.stop(options.service.drain if engine.state in (READY, RESTARTING) else 0.0)
             engine.close()
             house.close()
             if janitor is not None:
@@ -77,13 +79,13 @@ def serve(
         raise OptionError(str(error)) from None
 
 
-def make_context(options: Options, engine: EngineClient) -> Context:
-    """What all handlers share."""
-    model = Model(engine, options, request_defaults(options), template_kwargs=options.chat_template_kwargs or {})
-    return Context(Models(model), options, is_shared=edge.is_shared(options))
+def make_context(options: Options, engine: EngineClient, name: str) -> Context:
+    """What all handlers share. `name` is the model's where it has no alias."""
+    model = Model(engine, options.model, options.media, name)
+    return Context(Models(model), options.api, is_shared=edge.is_shared(options.http))
 
 
-def make_server(options: Options, context: Context, keys: edge.KeyFiles) -> HttpServer:
+def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> HttpServer:
     """The HTTP edge with all routes, bound and not started."""
     return edge.http_server(options, Router(routes(context), options.api_prefix), keys, PUBLIC, context.refusals)
 
@@ -97,20 +99,20 @@ def watch_sockets(server: HttpServer) -> Janitor | None:
         return None
 
 
-def read_prompt_file(options: Options) -> object:
+def read_prompt_file(path: str | None) -> object:
     """The object in `--system-prompt-file`, checked; None without one."""
-    if not options.system_prompt_file:
+    if not path:
         return None
     try:
-        value = json.loads(Path(options.system_prompt_file).read_text("utf-8-sig"))
+        value = json.loads(Path(path).read_text("utf-8-sig"))
         value = value.get("system_prompt", value) if isinstance(value, dict) else value
         read_system_prompt(value)
     except (OSError, ValueError, ApiError) as error:
-        raise OptionError(f"--system-prompt-file {options.system_prompt_file}: {error}") from None
+        raise OptionError(f"--system-prompt-file {path}: {error}") from None
     return value
 
 
-def check_chat_template(options: Options, model: Model) -> None:
+def check_chat_template(options: TemplateOptions, model: Model) -> None:
     """Compile the chat template now. A fault in the user's ends the server (ApiError), one in the model's is logged."""
     try:
         model.chat_template  # noqa: B018  (a property that compiles)
@@ -140,7 +142,7 @@ def _wait(
             model.set_system_prompt(system_prompt)
         info = engine.info
         if info.is_generative:
-            check_chat_template(options, model)
+            check_chat_template(options.model.template, model)
         log.info(
             "%s: %d slots, %d tokens of context each, llama.cpp %s %s",
             info.desc,
@@ -149,15 +151,14 @@ def _wait(
             info.llama_version,
             info.variant,
         )
-        if options.is_set("ctx_size") and 0 < options.ctx_size < info.n_ctx:
+        n_asked = options.model.ctx_size if options.model.is_ctx_given else None
+        if n_asked and n_asked < info.n_ctx:
             log.warning(
-                "the context has %d tokens instead of the %d asked for: llama.cpp rounds up",
-                info.n_ctx,
-                options.ctx_size,
+                "the context has %d tokens instead of the %d asked for: llama.cpp rounds up", info.n_ctx, n_asked
             )
         house.report("ready")
-        say(f"llama_srv is ready: {server.url}{options.api_prefix}  (Ctrl-C stops it)", sys.stdout)
-        if options.open and not one_shot.open_page(server.url + options.api_prefix):
+        say(f"llama_srv is ready: {server.url}{options.http.api_prefix}  (Ctrl-C stops it)", sys.stdout)
+        if options.service.open and not one_shot.open_page(server.url + options.http.api_prefix):
             log.warning("--open: there is no browser here; the page is at the address above")
         if info.is_generative:
             constraints.prepare()  # after all else: hardly anybody's first request needs it at once
@@ -168,7 +169,7 @@ def _wait(
     if not stop.is_set():
         say(f"error: {engine.error or 'the engine ended by itself; see the log above'}", sys.stderr)
         return 1
-    log.info("stopping; running requests have %g s to finish", options.drain)
+    log.info("stopping; running requests have %g s to finish", options.service.drain)
     return 0
 
 

@@ -17,7 +17,7 @@ from server.models.model import Models
 from server.records import record
 
 if TYPE_CHECKING:
-    from server.options.parser import Options
+    from server.options.groups import ApiOptions
 
 log = get_logger("api")
 
@@ -27,17 +27,12 @@ class Context:
     """With `is_shared` there may be several users: none of them is shown what others ask."""
 
     models: Models
-    options: Options
+    options: ApiOptions
     started: int = field(default_factory=lambda: int(time.time()))
     is_shared: bool = False
     running: RunningRequests = field(default_factory=RunningRequests)
     refusals: Refusals = field(default_factory=Refusals)
     _numbers: Iterator[int] = field(default_factory=itertools.count)
-
-    @property
-    def is_2024(self) -> bool:
-        """Whether the profile is that of the 2024 documents."""
-        return self.options.compat == "2024"
 
     def keep_prompt(self, prompt: object) -> None:
         """`--log-prompts-dir`: write a request's prompt, text or JSON, into a file named after the time (ms)."""

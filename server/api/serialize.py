@@ -13,7 +13,7 @@ def settings_json(model: Model, task: Task, stream: bool) -> dict[str, object]:
     params = sampling_json(task.sampling)
     if task.sampling.ignore_eos:
         params["logit_bias"] += [[token, False] for token in model.info.eog_tokens]
-    options = model.options
+    spec = model.options.spec
     return {
         "n_ctx": model.info.n_ctx_slot,
         "model": model.name,
@@ -26,9 +26,9 @@ def settings_json(model: Model, task: Task, stream: bool) -> dict[str, object]:
         "stream": stream,
         "cache_prompt": task.cache_prompt,
         "n_indent": task.n_indent,
-        "speculative.n_max": _own(task.draft_n_max, options.spec_draft_n_max),
-        "speculative.n_min": _own(task.draft_n_min, options.spec_draft_n_min),
-        "speculative.p_min": _own(task.draft_p_min, options.spec_draft_p_min),
+        "speculative.n_max": _own(task.draft_n_max, spec.spec_draft_n_max),
+        "speculative.n_min": _own(task.draft_n_min, spec.spec_draft_n_min),
+        "speculative.p_min": _own(task.draft_p_min, spec.spec_draft_p_min),
         "t_max_predict_ms": task.t_max_predict_ms,
         "t_max_ms": task.t_max_ms,
         "lora": [{"id": i, "scale": scale} for i, scale in task.lora or ()],

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from server import program
 from server.errands.bundle import MMPROJ, MODEL, Bundle, BundleError, read
-from server.options.parser import OptionError, Options, parse
+from server.options.groups import ErrandOptions, SourceOptions
+from server.options.parser import OptionError, parse
 from server.records import record
 
 NO_BUNDLE = "this program holds no model: name a bundle with -m FILE, or make one with --bundle MODEL.gguf"
@@ -48,8 +49,8 @@ def place_in(bundle: Bundle) -> ModelPlace:
     return ModelPlace(str(bundle.path), part.offset, part.size, part.name, bundle)
 
 
-def run(options: Options, own: Bundle | None, version: str) -> int | None:
-    """Do what the options ask for instead of serving: the exit code; None if they ask for a server."""
+def run(options: ErrandOptions, sources: SourceOptions, own: Bundle | None, version: str) -> int | None:
+    """Do what the options ask for instead of serving: the exit code; None if this isn't the place for it."""
     if options.completion or options.completion_bash:
         from server.options import shells
 
@@ -59,20 +60,20 @@ def run(options: Options, own: Bundle | None, version: str) -> int | None:
 
         print(shells.manual(version), end="")
     elif options.bundle:
-        _make(options, version)
+        _make(options, sources.mmproj, version)
     elif options.bundle_info or options.bundle_check or options.unbundle:
-        _open_up(options, own)
+        _open_up(options, sources.model, own)
     else:
         return None
     return 0
 
 
-def _open_up(options: Options, own: Bundle | None) -> None:
+def _open_up(options: ErrandOptions, model: str | None, own: Bundle | None) -> None:
     from server.errands import bundle_make
 
-    bundle = read(Path(options.model)) if options.model else own
+    bundle = read(Path(model)) if model else own
     if bundle is None:
-        raise BundleError(f"{options.model} is not a bundle" if options.model else NO_BUNDLE)
+        raise BundleError(f"{model} is not a bundle" if model else NO_BUNDLE)
     if options.bundle_info:
         print(bundle_make.info(bundle))
     if options.bundle_check:
@@ -82,12 +83,12 @@ def _open_up(options: Options, own: Bundle | None) -> None:
         print("\n".join(map(str, bundle_make.take_apart(bundle, Path(options.unbundle)))))
 
 
-def _make(options: Options, version: str) -> None:
+def _make(options: ErrandOptions, projector: str | None, version: str) -> None:
     from server.errands import bundle_make
 
-    model = Path(options.bundle)
+    model = Path(options.bundle or "")
     output = Path(options.output) if options.output else bundle_make.default_output(model)
-    mmproj = Path(options.mmproj) if getattr(options, "mmproj", None) else None
+    mmproj = Path(projector) if projector else None
     try:
         parse([], {}, bundled=options.defaults)
     except OptionError as error:
@@ -103,7 +104,7 @@ def _make(options: Options, version: str) -> None:
         print(f"{path}: {os.stat(path).st_size} bytes")
 
 
-def _base(options: Options) -> tuple[Path | None, bool]:
+def _base(options: ErrandOptions) -> tuple[Path | None, bool]:
     """The program to put the model behind (None: only the side file is written), and whether there is a side file."""
     is_one_file = program.is_one_file()
     base = Path(options.base) if options.base else program.own_file() if is_one_file else None

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from server.program import cache_folder
 
 if TYPE_CHECKING:
-    from server.options.parser import Options
+    from server.options.groups import ModelOptions
 
 CPU_INFO = "/proc/cpuinfo"
 CPU_KEYS = (b"vendor_id", b"cpu family", b"model", b"stepping", b"flags", b"CPU ", b"Features")
@@ -44,9 +44,9 @@ AUTO = "auto"  # as a CPU variant: llama.cpp's choice, whatever was found
 NOTHING = Tuned()
 
 
-def chosen(options: Options, model: str, libs: Path) -> Tuned:
+def chosen(options: ModelOptions, model: str, libs: Path) -> Tuned:
     """What the options say, and where they leave it open what has been found for this model file ("" for none)."""
-    found = recall(model, libs) if model and not options.tune else NOTHING
+    found = recall(model, libs) if model else NOTHING
     variant = options.cpu_variant or found.cpu_variant
     return Tuned(None if variant == AUTO else variant, options.threads if options.threads > 0 else found.n_threads)
 

@@ -17,7 +17,7 @@ from server.errors import ApiError
 from server.records import record
 
 if TYPE_CHECKING:
-    from server.options.parser import Options
+    from server.options.groups import MediaOptions, ModelOptions
 
 
 class Vocab(Protocol):
@@ -93,13 +93,12 @@ class SystemPrompt:
 
 @record
 class Model:
-    """One model. `defaults` are what requests get that don't say otherwise, `template_kwargs` what every chat's
-    template may read."""
+    """One model. `media` is what its requests may bring, `own_name` how it is called where it has no alias."""
 
     engine: Engine
-    options: Options
-    defaults: Mapping[str, object] = field(default_factory=dict)
-    template_kwargs: Mapping[str, object] = field(default_factory=dict)
+    options: ModelOptions
+    media: MediaOptions
+    own_name: str
     system_prompt: SystemPrompt = SystemPrompt()
     _template: object = None
     _lock: threading.Lock = field(default_factory=threading.Lock)  # protects _template and system_prompt
@@ -116,8 +115,8 @@ class Model:
 
     @property
     def names(self) -> list[str]:
-        """Its aliases, else the path it was loaded from."""
-        return self._aliases() or [str(self.options.model)]
+        """Its aliases, else its own name: that in its bundle, or its file's path."""
+        return list(self.options.aliases) or [self.own_name]
 
     @property
     def name(self) -> str:
@@ -127,10 +126,17 @@ class Model:
     def name_for(self, model: str | None) -> str:
         """How an answer in OpenAI's dialect names it: as the request does (`model`) where that is an alias, or where it
         has none."""
-        return model if model and (model in self.names or not self._aliases()) else self.name
+        return model if model and (model in self.names or not self.options.aliases) else self.name
 
-    def _aliases(self) -> list[str]:
-        return [alias.strip() for alias in (self.options.alias or "").split(",") if alias.strip()]
+    @property
+    def defaults(self) -> Mapping[str, object]:
+        """What requests get that don't say otherwise."""
+        return self.options.requests.values
+
+    @property
+    def template_kwargs(self) -> Mapping[str, object]:
+        """What every chat's template may read."""
+        return self.options.template.chat_template_kwargs or {}
 
     @property
     def chat_template(self):
@@ -140,7 +146,7 @@ class Model:
 
             with self._lock:
                 if self._template is None:
-                    self._template = choose_template(self.options, self.info, self.vocab)
+                    self._template = choose_template(self.options.template, self.info, self.vocab)
         return self._template
 
     @property

@@ -1,9 +1,9 @@
-"""The command line, the environment and the config file: what the user wants, as one object.
+"""The command line, the environment and the config file: what the user wants, option by option.
 
-A leaf, used once at start by `app`. The table of options is data (`option_table`, `option_rest`); parsing, `--help`,
-the config file and the documents read the same rows. Values come from, first wins: command line, environment
-(`LLAMA_ARG_*`), config file, the defaults of the profile that `--compat` chooses. Mistakes end in `OptionError`, one
-line that names the option, the value and what is allowed.
+A leaf, used once at start by `launch`. The tables of options are data (`table`, `known`); parsing, `--help`, the config
+file and the documents read the same rows. Values come from, first wins: command line, environment (`LLAMA_ARG_*`),
+config file, the defaults of the profile that `--compat` chooses. Mistakes end in `OptionError`, one line that names the
+option, the value and what is allowed. `groups` makes typed groups of what comes out, for those who use it.
 
 Not taken: argparse. It can't do `-np`/`-ngl` next to `-n` with values in every spelling, nor tell what the user has set
 from what is a default, nor options that are known but refused; with the table at hand the parser is forty lines.
@@ -15,9 +15,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from server.options import config_file
+from server.options.groups import ERRAND, Settings, scope_of
 from server.options.known import OTHER_GROUPS, OTHER_OPTIONS
 from server.options.row import IGNORED, SAME, WORKS, Option, OptionError, convert, switch
-from server.options.table import GROUPS, INT_MAX, KV_TYPES, LOAD_MODES, OPTIONS, POOLING, ROPE_SCALING
+from server.options.table import GROUPS, INT_MAX, KV_TYPES, OPTIONS, ROPE_SCALING
 
 __all__ = [
     "ALL_OPTIONS",
@@ -27,68 +28,17 @@ __all__ = [
     "OTHER_OPTIONS",
     "Option",
     "OptionError",
-    "Options",
+    "Settings",
     "compat_rows",
-    "draft_params",
-    "native_params",
     "parse",
-    "pool_params",
-    "projector_params",
-    "request_defaults",
-    "secret_values",
     "usage",
 ]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
-NOT_IN_FILES = (
-    "help",
-    "version",
-    "list_devices",
-    "bench",
-    "tune",
-    "dry_run",
-    "completion_bash",
-    "completion",
-    "man",
-    "config",
-    "bundle",
-    "output",
-    "base",
-    "side_file",
-    "defaults",
-    "bundle_info",
-    "bundle_check",
-    "unbundle",
-)
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
-# What the small model of speculative decoding takes over from the large one's parameters.
-SHARED_WITH_DRAFT = (
-    "devices",
-    "load_mode",
-    "lazy_mode",
-    "use_extra_bufts",
-    "no_host",
-    "flash_attn_type",
-    "offload_kqv",
-    "op_offload",
-)
-EXPERTS, DENSE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
 YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes it itself unless --yarn-ext-factor is 0"
 QUANTISED = tuple(number for word, number in KV_TYPES.items() if "q" in word)
-
-
-class Options:
-    """The values of all options as attributes; `warnings` are lines to log once there is a log."""
-
-    def __init__(self, values: Mapping[str, object], given: Iterable[str], warnings: Iterable[str] = ()) -> None:
-        self.__dict__.update(values)
-        self.warnings = tuple(warnings)
-        self._given = frozenset(given)
-
-    def is_set(self, name: str) -> bool:
-        """Whether the value came from the user rather than from the table."""
-        return name in self._given
 
 
 def parse(
@@ -96,7 +46,7 @@ def parse(
     environ: Mapping[str, str],
     table: Sequence[Option] = ALL_OPTIONS,
     bundled: Sequence[tuple[str, str]] = (),
-) -> Options:
+) -> Settings:
     """Read the command line (without the program's name), the environment, and the config file that one of them
     names. `bundled` are (name, text) pairs that a bundle starts with; they count least. OptionError on the first
     mistake, in one line whatever it quotes."""
@@ -108,7 +58,7 @@ def parse(
 
 def _parse(
     argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option], bundled: Sequence[tuple[str, str]]
-) -> Options:
+) -> Settings:
     line = _Source(table)
     _read_argv(line, argv)
     variables = _Source(table)
@@ -122,10 +72,9 @@ def _parse(
     given = {**start.values, **file.values, **variables.values, **line.values}
     profile = str(given.get("compat", "modern"))
     values = {option.key: option.default_for(profile) for option in table if not option.dest}
-    options = Options({**values, **given}, given, dict.fromkeys(file.warnings + variables.warnings + line.warnings))
-    if table is ALL_OPTIONS:
-        _finish(options)
-    return options
+    warnings = tuple(dict.fromkeys(file.warnings + variables.warnings + line.warnings))
+    settings = Settings(**{**values, **given}, given=frozenset(given), warnings=warnings)
+    return _finished(settings) if table is ALL_OPTIONS else settings
 
 
 class _Source:
@@ -235,7 +184,7 @@ def _read_settings(source: _Source, settings: Iterable[config_file.Setting]) -> 
         option, is_on = by_name.get(name) or by_name.get(name.replace("_", "-")) or (None, True)
         if option is None:
             raise OptionError(f"{where}: there is no option {key}{_did_you_mean(key, by_name)}")
-        if option.name in NOT_IN_FILES:
+        if scope_of(option) == ERRAND or option.name == "config":
             raise OptionError(f"{where}: {key} belongs on the command line")
         place = f"{where}: {key}"
         _refuse(option, place)
@@ -252,30 +201,31 @@ def _read_settings(source: _Source, settings: Iterable[config_file.Setting]) -> 
 # ---- what belongs together -------------------------------------------------------------------------------------------
 
 
-def _finish(options: Options) -> None:
-    """Fill in what follows from other options, and refuse what contradicts itself."""
-    if not options.is_set("ubatch_size"):
-        options.ubatch_size = min(options.ubatch_size, options.batch_size)
-    if options.is_set("kv_unified_per_slot"):
-        if options.is_set("ctx_size"):
+def _finished(s: Settings) -> Settings:
+    """The same with what follows from other options; OptionError for what contradicts itself."""
+    changes: dict[str, object] = {}
+    if not s.is_set("ubatch_size"):
+        changes["ubatch_size"] = min(s.ubatch_size, s.batch_size)
+    if s.is_set("kv_unified_per_slot"):
+        if s.is_set("ctx_size"):
             raise OptionError("--ctx-size and --kv-unified-per-slot say the same thing: give one of them")
-        options.ctx_size = options.kv_unified_per_slot * options.parallel
-    if options.lora_init_without_apply:
-        options.lora = tuple((path, 0.0) for path, _ in options.lora)
-    if options.dry_sequence_breakers:
-        texts = options.dry_sequence_breakers
-        last_none = len(texts) - texts[::-1].index("none") if "none" in texts else 0
-        options.dry_sequence_breakers = texts[last_none:]
-    if options.escape:
-        options.stop = tuple(map(_unescape, options.stop))
-        options.dry_sequence_breakers = options.dry_sequence_breakers and tuple(
-            map(_unescape, options.dry_sequence_breakers)
-        )
-    is_yarn = options.rope_scaling == ROPE_SCALING["yarn"]
-    if is_yarn and options.yarn_attn_factor is not None and options.yarn_ext_factor != 0:
-        options.warnings += (YARN_ATTENTION,)
-    for message in _contradictions(options):
+        changes["ctx_size"] = s.kv_unified_per_slot * s.parallel
+    if s.lora_init_without_apply:
+        changes["lora"] = tuple((path, 0.0) for path, _ in s.lora)
+    breakers = s.dry_sequence_breakers
+    if breakers and "none" in breakers:
+        breakers = breakers[len(breakers) - breakers[::-1].index("none") :]
+    if s.escape:
+        changes["stop"] = tuple(map(_unescape, s.stop))
+        breakers = breakers and tuple(map(_unescape, breakers))
+    changes["dry_sequence_breakers"] = breakers
+    is_yarn = s.rope_scaling == ROPE_SCALING["yarn"]
+    if is_yarn and s.yarn_attn_factor is not None and s.yarn_ext_factor != 0:
+        changes["warnings"] = (*s.warnings, YARN_ATTENTION)
+    settings = s.replace(**changes)
+    for message in _contradictions(settings):
         raise OptionError(message)
+    return settings
 
 
 def _unescape(text: str) -> str:
@@ -286,7 +236,7 @@ def _unescape(text: str) -> str:
     )
 
 
-def _contradictions(o: Options) -> Iterator[str]:
+def _contradictions(o: Settings) -> Iterator[str]:
     if o.ubatch_size > o.batch_size:
         yield f"--ubatch-size {o.ubatch_size} is more than --batch-size {o.batch_size}: raise the batch size too"
     if o.memory_f32 and (o.is_set("cache_type_k") or o.is_set("cache_type_v")):
@@ -321,99 +271,6 @@ def _contradictions(o: Options) -> Iterator[str]:
         and not o.rope_freq_base > 0
     ):
         yield "--rope-freq-base and --rope-freq-scale have to be more than 0; leave them out to take the model's"
-
-
-# ---- what the options mean to others ---------------------------------------------------------------------------------
-
-
-def native_params(options: Options) -> tuple[dict[str, object], dict[str, object]]:
-    """What the user or the profile has set of llama_model_params and llama_context_params, by field name.
-
-    Plain values: enums as numbers, lists as tuples. `devices`, `kv_overrides` and `tensor_buft_overrides` of the model
-    are names and texts that the backend has to turn into C structs.
-    """
-    model, context = dict(_targets(options, "model")), dict(_targets(options, "context"))
-    mode = _load_mode(options)
-    if mode is not None:
-        model["load_mode"] = mode
-    buffers = (*options.override_tensor, *_on_cpu(options.cpu_moe, options.n_cpu_moe, options.n_cpu_ffn))
-    if buffers:
-        model["tensor_buft_overrides"] = buffers
-    if options.reranking:
-        context.setdefault("pooling_type", POOLING["rank"])
-    if options.memory_f32:
-        context |= {"type_k": KV_TYPES["f32"], "type_v": KV_TYPES["f32"]}
-    return model, context
-
-
-def draft_params(options: Options) -> tuple[dict[str, object], dict[str, object]]:
-    """The same for the small model of speculative decoding: what is about the machine it has from the large one."""
-    model, context = native_params(options)
-    model = {name: model[name] for name in SHARED_WITH_DRAFT if name in model} | dict(_targets(options, "draft_model"))
-    buffers = (*options.spec_draft_override_tensor, *_on_cpu(options.spec_draft_cpu_moe, options.spec_draft_n_cpu_moe))
-    if buffers:
-        model["tensor_buft_overrides"] = buffers
-    context = {name: context[name] for name in SHARED_WITH_DRAFT if name in context}
-    return model, context | dict(_targets(options, "draft_context"))
-
-
-def pool_params(options: Options) -> dict[str, object]:
-    """What the user has set of ggml_threadpool_params, by field name; `cpumask` is a tuple of CPU numbers."""
-    return dict(_targets(options, "pool"))
-
-
-def projector_params(options: Options) -> dict[str, object]:
-    """What the user has set of mtmd_context_params, by field name; `device` is a name. A device `none` is no GPU."""
-    params = {"warmup": options.warmup, **dict(_targets(options, "mmproj"))}
-    if params.get("device") == "none":
-        del params["device"]
-        params["use_gpu"] = False
-    return params
-
-
-def request_defaults(options: Options) -> dict[str, object]:
-    """Values that requests take for absent fields, by field name: what the user or the profile has set."""
-    defaults = dict(_targets(options, "request"))
-    if options.compat == "2024":
-        defaults["penalties_first"] = True
-    return defaults
-
-
-def secret_values(options: Options) -> tuple[str, ...]:
-    """Values that must not appear in logs (those in the key file aren't read here)."""
-    found: list[str] = []
-    for option in OPTIONS:
-        if option.secret:
-            value = getattr(options, option.key)
-            found += value if isinstance(value, tuple) else [value] if value else []
-    return tuple(found)
-
-
-def _targets(options: Options, kind: str) -> Iterator[tuple[str, object]]:
-    for option in OPTIONS:
-        target, _, field = option.target.partition(":")
-        is_profile = options.compat == "2024" and option.default_2024 is not SAME
-        if target == kind and (options.is_set(option.key) or is_profile):
-            yield field, getattr(options, option.key)
-
-
-def _load_mode(options: Options) -> int | None:
-    """The mode that the three older switches stand for; None if none of them was given."""
-    if options.direct_io:
-        return LOAD_MODES["dio"]
-    if options.mlock:
-        return LOAD_MODES["mmap+mlock" if options.mmap else "mlock"]
-    if options.is_set("mmap"):
-        return LOAD_MODES["mmap" if options.mmap else "none"]
-    return None
-
-
-def _on_cpu(all_experts: bool, n_experts: int, n_dense: int = 0) -> Iterator[tuple[str, str]]:
-    """Patterns for the tensors that --cpu-moe and its like keep on the CPU, as llama.cpp's `common` has them."""
-    if all_experts:
-        yield EXPERTS, "CPU"
-    for count, pattern in ((n_experts, EXPERTS), (n_dense, DENSE)):
-        yield from ((rf"blk\.{layer}{pattern}", "CPU") for layer in range(count))
 
 
 # ---- for people ------------------------------------------------------------------------------------------------------

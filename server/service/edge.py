@@ -12,7 +12,8 @@ from pathlib import Path
 
 from server.log import access_line, get_logger, hide
 from server.metrics import Refusals
-from server.options.parser import OptionError, Options
+from server.options.groups import HttpOptions
+from server.options.row import OptionError
 from server.web.auth import CorsPolicy, KeyRing, read_key_file
 from server.web.httpd import HttpServer
 from server.web.limits import Limits, room_for_connections
@@ -27,7 +28,7 @@ log = get_logger("http")
 class KeyFiles:
     """The API keys of the command line and of `--api-key-file`, which is read again when it has changed."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: HttpOptions) -> None:
         self._given = tuple(options.api_key)
         self._path = Path(options.api_key_file) if options.api_key_file else None
         self._stamp: tuple[float, int] | None = None
@@ -68,7 +69,7 @@ class KeyFiles:
         self._stamp = stamp
 
 
-def tls_context(options: Options) -> ssl.SSLContext | None:
+def tls_context(options: HttpOptions) -> ssl.SSLContext | None:
     """TLS with the certificate of the options, None without one. OptionError when it can't be used."""
     if not options.ssl_cert_file:
         return None
@@ -83,15 +84,15 @@ def tls_context(options: Options) -> ssl.SSLContext | None:
     return context
 
 
-def limits(options: Options) -> Limits:
-    """`--timeout` counts where the user gave it; otherwise a slow client has the edge's own, shorter limits."""
+def limits(options: HttpOptions) -> Limits:
+    """`--timeout` counts where somebody gave it; otherwise a slow client has the edge's own, shorter limits."""
     made = Limits(body_bytes=options.max_body << 20, n_connections=room_for_connections(options.max_connections))
-    if options.is_set("timeout") or options.compat == "2024":
+    if options.timeout is not None:
         made = replace(made, body_s=options.timeout, write_s=options.timeout)
     return made
 
 
-def http_server(options: Options, router: Router, keys: KeyFiles, public: Path, refusals: Refusals) -> HttpServer:
+def http_server(options: HttpOptions, router: Router, keys: KeyFiles, public: Path, refusals: Refusals) -> HttpServer:
     """The server, bound and not started. BindError when the address can't be had."""
     folder = Path(options.path) if options.path else public
     if not folder.is_dir():
@@ -112,12 +113,12 @@ def http_server(options: Options, router: Router, keys: KeyFiles, public: Path, 
     )
 
 
-def is_shared(options: Options) -> bool:
+def is_shared(options: HttpOptions) -> bool:
     """Whether there may be several users: keys tell them apart, or other machines can reach the server."""
     return bool(options.api_key or options.api_key_file) or not all(map(is_local, options.host))
 
 
-def warn_if_open(options: Options, server: HttpServer, keys: KeyFiles) -> None:
+def warn_if_open(options: HttpOptions, server: HttpServer, keys: KeyFiles, is_verbose: bool) -> None:
     """Say so when the whole network can use this server, and when its log shows one user what others write."""
     if not server.is_local and not len(keys.ring):
         log.warning(
@@ -125,5 +126,5 @@ def warn_if_open(options: Options, server: HttpServer, keys: KeyFiles) -> None:
             "(--api-key sets one)",
             ", ".join(options.host),
         )
-    if options.verbose and is_shared(options):
+    if is_verbose and is_shared(options):
         log.warning("with --verbose, what all users write and get is in the log")

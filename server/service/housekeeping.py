@@ -18,7 +18,8 @@ from typing import Protocol
 
 from server import log as logging_setup
 from server.log import get_logger
-from server.options.parser import OptionError, Options
+from server.options.groups import HttpOptions, ServiceOptions
+from server.options.row import OptionError
 from server.service import edge
 from server.service.run_files import RunFileError, RunFiles
 from server.service.systemd import Notifier
@@ -42,18 +43,21 @@ class Engine(Protocol):
 
 
 class Housekeeping:
-    """`stop` is called when the terminal that the server was started from has gone."""
+    """`stop` is called when the terminal that the server was started from has gone. `model` is its name for others."""
 
     def __init__(
         self,
-        options: Options,
+        options: ServiceOptions,
+        http: HttpOptions,
+        model: str,
         server: HttpServer,
         keys: edge.KeyFiles,
         engine: Engine,
         stop: Callable[[], None],
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self._options = options
+        self._http = http
+        self._model = model
         self._server = server
         self._keys = keys
         self._engine = engine
@@ -119,7 +123,7 @@ class Housekeeping:
         logging_setup.reopen()
         self._keys.refresh(force=True)
         try:
-            self._server.tls = edge.tls_context(self._options)
+            self._server.tls = edge.tls_context(self._http)
         except OptionError as error:
             log.error("the certificate stays as it is: %s", error)
         log.info("reloaded")
@@ -134,10 +138,7 @@ class Housekeeping:
 
     def _write(self, state: str) -> None:
         self._files.write(
-            state,
-            url=self._server.url + self._options.api_prefix,
-            model=self._options.model or "",
-            started=round(self._started, 3),
+            state, url=self._server.url + self._http.api_prefix, model=self._model, started=round(self._started, 3)
         )
 
     def _print_stacks(self) -> None:

@@ -22,6 +22,7 @@ from server.app import SWITCH_INTERVAL_S
 from server.engine.client.engine_client import EngineClient, Transport
 from server.engine.entry.thread import ThreadTransport
 from server.engine.seam.config import EngineConfig
+from server.options.groups import group
 from server.options.parser import parse
 from server.service.edge import KeyFiles
 from server.serving import make_context, make_server
@@ -82,16 +83,16 @@ class Api:
         **engine: object,
     ) -> None:
         self.backend = backend or FakeBackend()
-        self.options = parse(["-m", "fake.gguf", "--port", "0", *argv], {})
+        self.options = group(parse(["-m", "fake.gguf", "--port", "0", *argv], {}))
         config = EngineConfig("fake.gguf", "", **{"n_slots": self.backend.info.n_slots, **engine})
         self.threads_before = set(threading.enumerate())
         self.transport = transport or ThreadTransport(
             config, open_backend or (lambda config, on_progress: self.backend)
         )
         self.client = EngineClient(self.transport, lambda: vocab or FakeVocab())
-        self.context = make_context(self.options, self.client)
-        self.keys = KeyFiles(self.options)
-        self.server = make_server(self.options, self.context, self.keys)
+        self.context = make_context(self.options, self.client, "fake.gguf")
+        self.keys = KeyFiles(self.options.http)
+        self.server = make_server(self.options.http, self.context, self.keys)
 
     def start(self, is_ready: bool = True) -> Api:
         """Listen and load."""

@@ -324,6 +324,6 @@ def test_all_paths_move_behind_a_prefix(make_api):
 )
 def test_an_open_door_and_a_telling_log_are_warned_of(make_api, caplog, argv, said):
     api = make_api(None, argv)
-    edge.warn_if_open(api.options, api.server, api.keys)
+    edge.warn_if_open(api.options.http, api.server, api.keys, api.options.logging.verbose)
     assert len(caplog.records) == len(said)
     assert all(part in record.getMessage() for part, record in zip(said, caplog.records))

@@ -18,6 +18,7 @@ import pytest
 from server.api.context import Context
 from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS
 from server.api.routes import routes
+from server.options.groups import group
 from server.options.parser import parse
 from server.service import edge
 from tests.api.conftest import PATIENCE, Api
@@ -49,7 +50,7 @@ def post_paths() -> list[str]:
     return sorted(
         {
             route.path.replace("{id_slot}", "0")
-            for route in routes(Context(None, parse([], {})))
+            for route in routes(Context(None, group(parse([], {})).api))
             if route.method == "POST"
         }
     )
@@ -379,5 +380,5 @@ def test_the_timeout_is_how_long_a_client_may_stay_silent(make_api):
     ],
 )
 def test_the_timeout_counts_for_reading_and_writing(argv, seconds):
-    made = edge.limits(parse(list(argv), {}))
+    made = edge.limits(group(parse(list(argv), {})).http)
     assert (made.body_s, made.write_s) == (seconds, seconds)

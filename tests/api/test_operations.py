@@ -14,6 +14,7 @@ import pytest
 from server.app import make_transport
 from server.engine.seam.config import EngineConfig, step_limit_s
 from server.model_files.host_cpus import usable_cores
+from server.options.groups import group
 from server.options.parser import parse
 from server.service import housekeeping
 from server.service.housekeeping import Housekeeping
@@ -27,7 +28,9 @@ OTHER_PEM = Path(__file__).with_name("localhost_tls_other.pem")
 
 def keeper(api: Api, **environ: str) -> Housekeeping:
     """Housekeeping as the product has it, without touching the test process' signals."""
-    one = Housekeeping(api.options, api.server, api.keys, api.client, lambda: None, environ)
+    one = Housekeeping(
+        api.options.service, api.options.http, "fake.gguf", api.server, api.keys, api.client, lambda: None, environ
+    )
     with patch.object(signal, "signal"), patch("faulthandler.register"):
         one.start()
     return one
@@ -70,12 +73,12 @@ def test_strict_health_asks_for_progress(make_api):
 
 @pytest.mark.parametrize("kind", ["thread", "process"])
 def test_the_limit_of_strict_health_is_that_of_a_hang(kind):
-    transport = make_transport(
-        parse(["-m", "fake.gguf", "--engine", kind, "--engine-timeout", "7"], {}), EngineConfig("", ""), None
-    )
+    options = group(parse(["-m", "fake.gguf", "--engine", kind, "--engine-timeout", "7"], {}))
+    engines, timeout_s = options.engines, options.model.engine_timeout
+    transport = make_transport(engines, timeout_s, EngineConfig("", ""), None)
     assert transport.step_limit_s == 7.0
     crowded = EngineConfig("", "", n_threads=3 * usable_cores())
-    transport = make_transport(parse(["-m", "fake.gguf", "--engine", kind, "--engine-timeout", "7"], {}), crowded, None)
+    transport = make_transport(engines, timeout_s, crowded, None)
     assert transport.step_limit_s >= 7.0 * 3**2, "threads without a core make it slow, no task does"
     assert [step_limit_s(7.0, n_rows) for n_rows in (1, 255, 256, 2048)] == [7.0, 7.0, 14.0, 63.0]
 
@@ -149,7 +152,16 @@ def test_a_hangup_reloads_unless_the_terminal_has_gone(make_api, monkeypatch, ha
     terminal = [True, not has_gone]
     monkeypatch.setattr(housekeeping, "has_terminal", lambda: terminal.pop(0))
     api = make_api().start()
-    house = Housekeeping(api.options, api.server, api.keys, api.client, lambda: calls.append("stop"), {})
+    house = Housekeeping(
+        api.options.service,
+        api.options.http,
+        "fake.gguf",
+        api.server,
+        api.keys,
+        api.client,
+        lambda: calls.append("stop"),
+        {},
+    )
     handlers = {}
     with (
         patch.object(signal, "signal", lambda number, handler: handlers.update({number: handler})),

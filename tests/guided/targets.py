@@ -46,6 +46,7 @@ from server.grammar import gbnf
 from server.model_files import header_checks as model_checks
 from server.model_files import projector_checks
 from server.model_files.gguf import GgufError, read_all
+from server.options.groups import group
 from server.options.parser import OptionError, parse
 from server.serving import make_context
 from server.web.message import EventStream, Request, Response, parse_json, to_json
@@ -145,14 +146,14 @@ def api() -> Router:
     backend = FakeBackend(n_ctx=256, n_slots=2)
     backend.adapters = ("a.gguf",)
     backend.info = replace(backend.info, adapters=backend.adapters)
-    options = parse(["-m", "fake.gguf", "--metrics", "--slot-save-path", str(scratch()), "--props"], {})
+    options = group(parse(["-m", "fake.gguf", "--metrics", "--slot-save-path", str(scratch()), "--props"], {}))
     config = EngineConfig("fake.gguf", "", n_slots=2)
     client = EngineClient(
         ThreadTransport(config, lambda config, on_progress: backend), lambda: FakeVocab({"pre": 1, "suf": 2, "mid": 3})
     )
     client.start()
     assert client.wait_until_loaded(30), client.error
-    return Router(routes(make_context(options, client)))
+    return Router(routes(make_context(options, client, "fake.gguf")))
 
 
 POSTS = (

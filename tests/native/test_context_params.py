@@ -1,6 +1,6 @@
 """Options reach llama.cpp: what is passed to its two constructors, what its getters say, and what changes.
 
-From the command line through `app.engine_config` to an opened backend on tiny models. llama.cpp prints what it made of
+From the command line through `engine_config` to an opened backend on tiny models. llama.cpp prints what it made of
 most parameters, so its log is evidence beside the structs. Needs the native libraries; nothing here needs a GPU, whose
 options are followed as far as the struct.
 """
@@ -20,12 +20,13 @@ from pathlib import Path
 import pytest
 
 from ctypes_api import ggml, layout, llama_types, loader
-from server.app import engine_config
 from server.engine.llama import backend as native
 from server.engine.slots.planner import Span
 from server.errands.one_shot import ModelPlace
 from server.errors import StartError
+from server.model_sources import engine_config
 from server.options import table
+from server.options.groups import group
 from server.options.parser import parse
 from tests.support import PATIENCE, wait_until
 
@@ -94,8 +95,12 @@ def opened(libs_folder: Path, tiny_spm_model: Path, monkeypatch) -> Iterator[Cal
 
     def start(*argv: str, model: Path = tiny_spm_model) -> Opened:
         lines.clear()
-        options = parse(["--libs", str(libs_folder), "-t", "1", "-c", "256", "--no-warmup", *argv], {})
-        backends.append(native.open_backend(engine_config(options, ModelPlace(str(model))), lambda _progress: True))
+        options = group(parse(["--libs", str(libs_folder), "-t", "1", "-c", "256", "--no-warmup", *argv], {}))
+        backends.append(
+            native.open_backend(
+                engine_config(options.model, str(libs_folder), ModelPlace(str(model))), lambda _progress: True
+            )
+        )
         return Opened(backends[-1], list(lines), seen["model"], seen["context"], numa)
 
     yield start
@@ -259,8 +264,10 @@ def test_compute_threads_outlive_a_step_and_run_where_the_user_says(opened):
 
 def test_the_context_of_2024_has_512_tokens_and_that_of_slots_is_multiplied(libs_folder, opened, tiny_spm_model):
     def n_ctx(*argv: str) -> int:
-        options = parse(["--libs", str(libs_folder), "--no-warmup", "-t", "1", *argv], {})
-        backend = native.open_backend(engine_config(options, ModelPlace(str(tiny_spm_model))), lambda _progress: True)
+        options = group(parse(["--libs", str(libs_folder), "--no-warmup", "-t", "1", *argv], {}))
+        backend = native.open_backend(
+            engine_config(options.model, str(libs_folder), ModelPlace(str(tiny_spm_model))), lambda _progress: True
+        )
         try:
             return backend.info.n_ctx
         finally:

@@ -53,10 +53,11 @@ def test_every_flag_is_in_the_options_page():
 def test_every_route_and_field_is_in_the_api_page():
     from server.api.context import Context
     from server.api.routes import routes
+    from server.options.groups import group
     from server.options.parser import parse
 
     page = text_of(ROOT / "docs" / "api.md")
-    rows = routes(Context(None, parse([], {})))
+    rows = routes(Context(None, group(parse([], {})).api))
     assert [row.path for row in rows if f"`{row.method} {row.path}`" not in page] == []
     tables = make_docs.field_tables()
     assert {"COMPLETION_FIELDS", "SAMPLING_FIELDS"} <= set(tables)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from server.api.request.constraints import read_constraint
 from server.errors import ApiError
 from server.grammar import gbnf
+from server.options.groups import group
 from server.options.parser import OPTIONS, OptionError, parse
 from server.service import edge
 from server.web.auth import CorsPolicy, HostPolicy, read_key_file, split_host
@@ -386,7 +387,7 @@ def test_key_files(tmp_path_factory, data):
         keys = []
     assert all(key and key == key.strip() and "\n" not in key and "\r" not in key for key in keys)
     try:
-        ring = edge.KeyFiles(parse(["--api-key-file", str(path)], {})).ring
+        ring = edge.KeyFiles(group(parse(["--api-key-file", str(path)], {})).http).ring
     except OptionError:
         assert not keys
     else:

@@ -10,6 +10,7 @@ import pytest
 from ctypes_api import folder
 from server import app, launch
 from server.engine.client import spawn
+from server.options.groups import ErrandOptions, group
 from server.options.parser import parse
 from server.options.table import OPTIONS
 
@@ -32,23 +33,23 @@ def started(monkeypatch):
     ids=" ".join,
 )
 def test_a_command_line_that_serves_starts_the_engine_at_once(argv: list[str], started: list):
-    assert launch.start_engine(parse(argv, {}), None) is not None
+    assert launch.start_engine(group(parse(argv, {})), None) is not None
     assert started == [spawn.engine_command(LIBS)]
 
 
 def test_the_engine_loads_the_libraries_that_the_server_will_name(started: list):
-    launch.start_engine(parse(["-m", "x.gguf", "--libs", "mine", "--cpu-variant", "haswell"], {}), None)
+    launch.start_engine(group(parse(["-m", "x.gguf", "--libs", "mine", "--cpu-variant", "haswell"], {})), None)
     assert started == [spawn.engine_command("mine", "haswell")]
 
 
 def test_an_engine_is_started_without_hints_where_there_are_no_libraries(monkeypatch, started: list, tmp_path):
     monkeypatch.setattr(launch, "find_folder", folder.find_folder)
-    launch.start_engine(parse(["-m", "x.gguf", "--libs", str(tmp_path)], {}), None)
+    launch.start_engine(group(parse(["-m", "x.gguf", "--libs", str(tmp_path)], {})), None)
     assert started == [spawn.engine_command()]
 
 
 def test_a_bundle_serves_the_model_that_it_holds(started: list):
-    assert launch.start_engine(parse([], {}), SimpleNamespace()) is not None
+    assert launch.start_engine(group(parse([], {})), SimpleNamespace()) is not None
 
 
 @pytest.mark.parametrize(
@@ -71,12 +72,12 @@ def test_a_bundle_serves_the_model_that_it_holds(started: list):
 )
 def test_no_engine_is_started_where_none_is_needed_or_not_yet(argv: list[str], started: list):
     argv = [word.replace("{file}", __file__) for word in argv]
-    assert launch.start_engine(parse(argv, {}), None) is None
+    assert launch.start_engine(group(parse(argv, {})), None) is None
     assert started == []
 
 
 def test_errands_are_options():
-    assert set(launch.ERRANDS) <= {option.key for option in OPTIONS}
+    assert set(ErrandOptions.__annotations__) <= {option.key for option in OPTIONS}
 
 
 def test_an_engine_that_nobody_has_taken_over_is_ended(monkeypatch):
@@ -90,4 +91,4 @@ def test_an_engine_that_nobody_has_taken_over_is_ended(monkeypatch):
 
 def test_an_engine_that_cannot_be_started_early_is_left_to_the_supervisor(monkeypatch, tmp_path):
     monkeypatch.setattr(spawn, "engine_command", lambda *hints: [str(tmp_path / "nothing")])
-    assert launch.start_engine(parse(["-m", "x.gguf"], {}), None) is None
+    assert launch.start_engine(group(parse(["-m", "x.gguf"], {})), None) is None

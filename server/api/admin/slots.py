@@ -26,10 +26,10 @@ class SlotHandlers:
 
     def act(self, request: Request) -> Response:
         """The documents' answers for save, restore and erase."""
-        context = self._context
-        if not context.options.slot_save_path:
+        model = self._context.models.default
+        if not model.options.slot_save_path:
             raise ApiError(501, "This server does not support slots action. Start it with `--slot-save-path`")
-        engine = context.models.get().engine
+        engine = self._context.models.get().engine
         if not re.fullmatch(r"\d{1,9}", request.params["id_slot"]):
             raise ApiError(400, "the slot's id in the URL is not a number")
         id_slot = int(request.params["id_slot"])
@@ -41,7 +41,7 @@ class SlotHandlers:
             raise ApiError(400, f"action: '{action[:40]}' is unknown; known are save, restore, erase")
         body = request.json()
         name = body.get("filename") if isinstance(body, dict) else None
-        path = slot_path(context.options.slot_save_path, name)
+        path = slot_path(model.options.slot_save_path, name)
         done = engine.command(action, id_slot=id_slot, path=str(path))
         ms = round(done.pop("ms"), 3)
         return SLOT.reply({"id_slot": id_slot, "filename": name, **done, "timings": {f"{action}_ms": ms}}, body)

@@ -36,7 +36,7 @@ def read_completion(incoming: Incoming) -> TextRequest:
         values["prompt"],
         model.vocab,
         not model.system_prompt.prompt,
-        incoming.context.is_2024,
+        incoming.context.options.is_2024,
         incoming.files,
         values["image_data"],
     )
@@ -53,8 +53,7 @@ def read_completion(incoming: Incoming) -> TextRequest:
 
 def default_ping_s(context: Context) -> int:
     """The documents of 2024 know no comments in streams, so here there are none unless somebody wants them."""
-    options = context.options
-    return options.sse_ping_interval if options.is_set("sse_ping_interval") else -1
+    return context.options.native_ping_interval
 
 
 class NativeReply:
@@ -67,7 +66,7 @@ class NativeReply:
         self._tasks = asked.tasks
         self._vocab = asked.model.vocab
         self._is_after = asked.values["post_sampling_probs"]
-        self._is_verbose = context.options.verbose
+        self._is_verbose = context.options.is_verbose
         self._fields = strings("response_fields", asked.values["response_fields"] or ())
         self._has_new_line = [False] * len(asked.tasks)
         self._held = [""] * len(asked.tasks)  # text without tokens: it goes into the last object

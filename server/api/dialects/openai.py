@@ -60,7 +60,7 @@ class OpenAiReply:
         model, values = asked.model, asked.values
         self._asked = asked
         self._form = form = make_form(asked)
-        self._is_verbose = context.options.verbose
+        self._is_verbose = context.options.is_verbose
         self.id = form.id_prefix + secrets.token_urlsafe(18)
         self._created = int(time.time())
         self._model_name = model.name_for(values["model"])

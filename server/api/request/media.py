@@ -102,7 +102,7 @@ class Files:
                 raise BadFile(f"is {NOUNS[found]} where {NOUNS[kind]} should be")
             self._require(found, where)
             if found is IMAGE:
-                size = check_image(data, self.model.options.image_max_pixels * 10**6)
+                size = check_image(data, self.model.media.image_max_pixels * 10**6)
                 return Media(found, data, name, where, size.n_bytes, size.width, size.height)
             data, seconds = plain_sound(data)
             return Media(found, data, name, where, int(seconds * SAMPLE_BYTES), seconds=seconds)
@@ -131,21 +131,21 @@ class Files:
             return self._decode(text, where, "the data: URL")
         if scheme not in ("file", "http", "https"):
             raise ApiError(400, f"{where}: image_url.url is neither a data:, file:, http: nor https: URL")
-        if scheme != "file" and not self.model.options.media_urls:
+        if scheme != "file" and not self.model.media.media_urls:
             raise ApiError(
                 400,
                 f"{where}: this server fetches nothing from the network (--media-urls); send the file as a data: URL",
             )
         if scheme == "file":
-            return read_file(self.model.options.media_path, url, self._bring, where)
+            return read_file(self.model.media.media_path, url, self._bring, where)
         try:
-            return remote_media.fetch(url, self.model.options.max_body * MIB, bring=self._bring)
+            return remote_media.fetch(url, self.model.media.max_mib * MIB, bring=self._bring)
         except remote_media.FetchError as error:
             raise ApiError(400, f"{where}: {error}") from None
 
     def _bring(self, n_bytes: int) -> None:
         """So many bytes more come from files or the network. ApiError if they are too many."""
-        limit = self.model.options.max_body
+        limit = self.model.media.max_mib
         self._n_brought += n_bytes
         if self._n_brought > limit * MIB:
             raise ApiError(400, f"the files that this request names are larger than {limit} MiB together (--max-body)")

@@ -69,7 +69,7 @@ def text_request(
     model = incoming.model
     constraint = read_constraint(incoming.body, model.defaults)
     samplings = sampling_params(values, model.vocab, model.defaults, constraint.grammar)
-    n_max, n_predict, stream = model.options.n_predict, values["n_predict"], values["stream"]
+    n_max, n_predict, stream = model.options.requests.n_predict, values["n_predict"], values["stream"]
     if n_max >= 0:
         n_predict = n_max if n_predict < 0 else min(n_predict, n_max)
     same = {

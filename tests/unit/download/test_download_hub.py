@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from server import app
 from server.download import cached_models, client, fetch_projector
 from server.download import hub as hub_module
 from server.download.hub import choose_file, choose_projector, split_names
 from server.download.local import Progress, is_safe_path, safe_name
-from server.model_sources import repository_projector
+from server.model_sources import find_model, find_projector, repository_projector
+from server.options.groups import group
 from server.options.parser import parse
 from tests.unit.download.fake_site import Site, World, no_proxy, other  # noqa: F401
 
@@ -583,12 +583,16 @@ def test_a_model_of_a_repository_gets_its_projector(hub, tmp_path, monkeypatch, 
     monkeypatch.setenv("LLAMA_SRV_CACHE", str(tmp_path / "cache"))
     libs = tmp_path / "libs"
     libs.mkdir()
-    options = parse(["-hf", REPO], {})
-    place, _ = app.find_model(options, None)
-    assert repository_projector(options, place.path, str(libs)) == "", "nothing could use it"
+    options = group(parse(["-hf", REPO], {}))
+    place, _ = find_model(options.model, options.downloads, None)
+    assert repository_projector(REPO, options.downloads, place.path, str(libs)) == "", "nothing could use it"
     (libs / "libmtmd.so").touch()
-    found = repository_projector(options, place.path, str(libs))
+    found = repository_projector(REPO, options.downloads, place.path, str(libs))
     assert Path(found).read_bytes() == mmproj_mlp.read_bytes()
-    assert app.find_projector(parse(["-hf", REPO, "--no-mmproj"], {}), place) == ""
+    without = group(parse(["-hf", REPO, "--no-mmproj"], {})).model.sources
+    assert find_projector(without, options.downloads, str(libs), place) == ""
     Path(found).write_bytes(b"GGUF but no projector")
-    assert repository_projector(options, place.path, str(libs)) == "" and "going on without images" in caplog.text
+    assert (
+        repository_projector(REPO, options.downloads, place.path, str(libs)) == ""
+        and "going on without images" in caplog.text
+    )

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from server import app, launch, program
+from server import launch, program
 from server.errands import bundle, bundle_make, one_shot
-from server.errands.bundle import ALIGN, BundleError
+from server.errands.bundle import ALIGN, Bundle, BundleError
+from server.model_sources import find_model, find_projector
+from server.options.groups import group
 from server.options.parser import OptionError, parse
 
 PROGRAM = b"#!/bin/sh\nexit 0\n" + bytes(5000)
@@ -142,7 +144,8 @@ def test_a_newer_format_names_the_version_that_made_it(base, model, monkeypatch)
 
 
 def run(*argv):
-    return one_shot.run(parse([str(word) for word in argv], {}), None, "1.2.3")
+    options = group(parse([str(word) for word in argv], {}))
+    return one_shot.run(options.errands, options.model.sources, None, "1.2.3")
 
 
 def test_options_make_show_check_and_open_up(base, model, tmp_path, capsys):
@@ -199,11 +202,20 @@ def test_only_a_frozen_program_looks_for_its_bundle(base, model, monkeypatch):
 def test_the_projector_in_a_bundle_goes_with_its_model(tiny_spm_model, mmproj_gemma3, base, tmp_path, monkeypatch):
     monkeypatch.setenv("LLAMA_SRV_CACHE", str(tmp_path / "cache"))
     made = bundle_make.make(base, tmp_path / "app", tiny_spm_model, mmproj_gemma3, (), "x")
-    options = parse(["-m", str(made.path)], {})
-    place, _ = app.find_model(options, None)
-    assert Path(app.find_projector(options, place)).read_bytes() == mmproj_gemma3.read_bytes()
-    assert app.find_projector(parse(["--no-mmproj"], {}), place) == ""
-    assert app.find_projector(parse(["--mmproj", str(mmproj_gemma3)], {}), place) == str(mmproj_gemma3)
+
+    def place_of(own: Bundle | None, *argv: str) -> one_shot.ModelPlace:
+        options = group(parse(argv, {}))
+        return find_model(options.model, options.downloads, own)[0]
+
+    def projector(place: one_shot.ModelPlace, *argv: str) -> str:
+        options = group(parse(argv, {}))
+        return find_projector(options.model.sources, options.downloads, "no libraries", place)
+
+    by_name = ("-m", str(made.path))
+    place = place_of(None, *by_name)
+    assert Path(projector(place, *by_name)).read_bytes() == mmproj_gemma3.read_bytes()
+    assert projector(place, "--no-mmproj") == ""
+    assert projector(place, "--mmproj", str(mmproj_gemma3)) == str(mmproj_gemma3)
     alone = one_shot.place_of(str(tiny_spm_model))
-    assert app.find_projector(options, alone) == ""
-    assert (app.find_model(parse([], {}), made)[0].offset, options.alias) == (place.offset, tiny_spm_model.name)
+    assert projector(alone, *by_name) == ""
+    assert (place_of(made).offset, place.name) == (place.offset, tiny_spm_model.name)

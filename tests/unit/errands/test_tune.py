@@ -8,10 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from server import app, launch
+from server import app, launch, model_sources
+from server.engine.seam.config import EngineConfig
 from server.errands import tune, tuned
 from server.errands.one_shot import ModelPlace
 from server.errands.tuned import NOTHING, Tuned, chosen, recall, remember
+from server.options.groups import group
 from server.options.parser import parse
 
 # ---- measuring ---------------------------------------------------------------------------------------------------
@@ -228,30 +230,47 @@ def test_a_file_that_is_no_good_is_none(place, text: str):
         (["--cpu-variant", "auto"], Tuned(None, 6)),
         (["--cpu-variant", "zen4"], Tuned("zen4", 6)),
         (["-t", "2"], Tuned("haswell", 2)),
-        (["--tune"], NOTHING),
-        (["--tune", "--cpu-variant", "zen4"], Tuned("zen4")),
     ],
     ids=lambda argv: " ".join(argv) if isinstance(argv, list) else "",
 )
 def test_options_that_are_given_count_more(place, argv: list[str], expected: Tuned):
     remember(place.model, place.plugin, Tuned("haswell", 6))
-    assert chosen(parse(argv, {}), place.model, place.libs) == expected
+    assert chosen(group(parse(argv, {})).model, place.model, place.libs) == expected
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"), [([], NOTHING), (["--cpu-variant", "zen4"], Tuned("zen4"))], ids=lambda value: str(value)
+)
+def test_tuning_starts_from_what_is_given_and_not_from_what_was_found(place, monkeypatch, argv, expected: Tuned):
+    remember(place.model, place.plugin, Tuned("haswell", 6))
+    configs: list[EngineConfig] = []
+    monkeypatch.setattr(model_sources, "find_model", lambda *_: (ModelPlace(place.model), []))
+    monkeypatch.setattr(model_sources, "find_folder", lambda root, explicit: place.libs)
+    monkeypatch.setattr(app, "set_up_logging", lambda *_: None)
+    monkeypatch.setattr(app, "tune_model", lambda options, argv, place, config: configs.append(config) or 0)
+    assert app.serve(group(parse(["-m", place.model, "-np", "3", "--tune", *argv], {})), None, (), None) == 0
+    (config,) = configs
+    assert Tuned(config.cpu_variant, config.n_threads) == expected
+    assert (config.n_slots, config.n_ctx) == (3, 3 * app.TUNE_CTX)
 
 
 @pytest.mark.parametrize(("n_cores", "argv", "n_threads"), [(8, [], 6), (4, [], 4), (4, ["-t", "7"], 7)])
 def test_the_engine_loads_what_the_configuration_will_name(place, monkeypatch, n_cores, argv, n_threads):
-    monkeypatch.setattr(app.host_cpus, "usable_cores", lambda: n_cores)  # found with more of them, maybe
+    monkeypatch.setattr(model_sources.host_cpus, "usable_cores", lambda: n_cores)  # found with more of them, maybe
     remember(place.model, place.plugin, Tuned("haswell", 6))
-    options = parse(["-m", place.model, *argv], {})
+    options = group(parse(["-m", place.model, *argv], {}))
     monkeypatch.setattr(launch, "find_folder", lambda root, explicit: place.libs)
-    monkeypatch.setattr(app, "find_folder", lambda root, explicit: place.libs)
-    config = app.engine_config(options, ModelPlace(place.model))
+    config = model_sources.engine_config(options.model, str(place.libs), ModelPlace(place.model))
     assert (config.cpu_variant, config.n_threads) == ("haswell", n_threads)
     assert launch.library_hints(options) == [str(place.libs), "haswell"]
 
 
 def test_the_model_inside_this_program_has_no_file_to_know_it_by(place):
     inside = ModelPlace(place.model, bundle=SimpleNamespace())
-    assert app.tunable(parse([], {}), inside) == ""
-    assert app.tunable(parse(["-m", place.model], {}), inside) == place.model
-    assert app.tunable(parse(["-hf", "a/b"], {}), ModelPlace(place.model)) == place.model
+
+    def tunable(place: ModelPlace, *argv: str) -> str:
+        return model_sources.tunable(group(parse(argv, {})).model.sources, place)
+
+    assert tunable(inside) == ""
+    assert tunable(inside, "-m", place.model) == place.model
+    assert tunable(ModelPlace(place.model), "-hf", "a/b") == place.model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.options.parser import OptionError, Options, parse
+from server.options.parser import OptionError, Settings, parse
 
 INI = """\
 # a comment
@@ -29,7 +29,7 @@ c:d
 def config(tmp_path: Path):
     """`config(text, *argv, **environ)`: the options with that file (JSON if it isn't a text)."""
 
-    def load(content: object, *argv: str, **environ: str) -> Options:
+    def load(content: object, *argv: str, **environ: str) -> Settings:
         path = tmp_path / "my.conf"
         text = content if isinstance(content, (str, bytes)) else json.dumps(content)
         path.write_bytes(text if isinstance(text, bytes) else text.encode())

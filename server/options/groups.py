@@ -1,0 +1,500 @@
+"""The options as typed, immutable groups: each part of the server gets the groups that it needs, never all options.
+
+Made once at start, on the main thread, from what the parser has found (`group`). A leaf. Which options are the
+server's, which a model's and which ask for an errand is data here, too (`SCOPES`): a server with several models has the
+former once and a `ModelOptions` for each. What several options say together, such as the parameters of llama.cpp's
+structs, is computed here once. A test holds the groups against the table: names, types, and that none is left out.
+
+Not taken: `record`. Its `__init__` for this many fields takes two milliseconds to compile, before every start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from server.options import table
+from server.options.row import SAME, Option
+from server.options.table import KV_TYPES, LOAD_MODES, OPTIONS, POOLING
+from server.records import dataclass_transform
+
+SERVER, MODEL, ERRAND = "server", "model", "errand"
+SCOPES = {
+    table.GENERAL: ERRAND,
+    table.BUNDLES: ERRAND,
+    table.SERVER: SERVER,
+    table.ACCESS: SERVER,
+    table.LOGGING: SERVER,
+    table.MODEL: MODEL,
+    table.DOWNLOAD: MODEL,
+    table.CONTEXT: MODEL,
+    table.MEDIA: MODEL,
+    table.COMPUTE: MODEL,
+    table.DEVICES: MODEL,
+    table.ROPE: MODEL,
+    table.SPECULATIVE: MODEL,
+    table.EMBEDDINGS: MODEL,
+    table.REQUESTS: MODEL,
+}
+"""Whose options the groups of the table are: the server's, each model's, or what to do instead of serving."""
+
+EXCEPTIONS = {
+    SERVER: (
+        "config",
+        "compat",
+        "libs",
+        "engine",
+        "hf_token",
+        "offline",
+        "image_max_pixels",
+        "media_path",
+        "media_urls",
+    ),
+    MODEL: ("slot_save_path", "stream_interval_ms"),
+    ERRAND: ("cache_list", "dry_run", "list_devices"),
+}
+"""Single options with another scope than their group."""
+
+SHARED_WITH_DRAFT = (
+    "devices",
+    "load_mode",
+    "lazy_mode",
+    "use_extra_bufts",
+    "no_host",
+    "flash_attn_type",
+    "offload_kqv",
+    "op_offload",
+)
+"""What the small model of speculative decoding takes over from the large one's parameters."""
+
+TARGETS = ("model", "context", "pool", "mmproj", "draft_model", "draft_context", "request")
+EXPERTS, DENSE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
+Params = dict[str, object]  # of a struct of llama.cpp, by field name; what is absent keeps its default
+
+
+def scope_of(option: Option) -> str | None:
+    """Whose option it is; None if it does nothing here."""
+    special = next((scope for scope, names in EXCEPTIONS.items() if option.name in names), None)
+    return special or SCOPES.get(option.group)
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+class Group:
+    """Some options. Their names and types are the annotations of the class; nothing changes them."""
+
+    def __init__(self, **values: object) -> None:
+        self.__dict__.update(values)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"options don't change, and {name} is one")
+
+    def replace(self: G, **changes: object) -> G:
+        """A copy with other values."""
+        return type(self)(**{**self.__dict__, **changes})
+
+
+G = TypeVar("G", bound=Group)
+
+
+class Settings(Group):
+    """What the parser has found: the values of all options by name, without regard to who needs them.
+
+    `given` are the names that the user has set, `warnings` lines to log once there is a log.
+    """
+
+    given: frozenset[str]
+    warnings: tuple[str, ...]
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    def is_set(self, name: str) -> bool:
+        """Whether the value came from the user rather than from the table."""
+        return name in self.given
+
+
+# ---- instead of serving ----------------------------------------------------------------------------------------------
+
+
+HOW = ("output", "base", "side_file", "defaults")  # what is to be done, the others say
+
+
+class ErrandOptions(Group):
+    """What to do instead of serving, and how."""
+
+    help: bool
+    version: bool
+    completion: str | None
+    completion_bash: bool
+    man: bool
+    cache_list: bool
+    list_devices: bool
+    dry_run: bool
+    bench: str | None
+    tune: bool
+    bundle: str | None
+    output: str | None
+    base: str | None
+    side_file: bool
+    defaults: tuple[tuple[str, str], ...]
+    bundle_info: bool
+    bundle_check: bool
+    unbundle: str | None
+
+    def __bool__(self) -> bool:
+        """Whether there is anything to do but serve."""
+        return any(value for name, value in vars(self).items() if name not in HOW)
+
+
+# ---- the server ------------------------------------------------------------------------------------------------------
+
+
+class HttpOptions(Group):
+    """Where to listen, who may come in, and how much they may send."""
+
+    host: tuple[str, ...]
+    port: int
+    api_prefix: str
+    path: str | None
+    timeout: float | None  # None: the edge's own limits
+    max_connections: int
+    max_body: int
+    rate_limit: tuple[int, float] | None
+    api_key: tuple[str, ...]
+    api_key_file: str | None
+    ssl_key_file: str | None
+    ssl_cert_file: str | None
+    cors_origins: tuple[str, ...]
+    allowed_hosts: tuple[str, ...]
+
+
+class ApiOptions(Group):
+    """What the routes show and allow, and which shapes their answers have."""
+
+    compat: str
+    slots: bool
+    metrics: bool
+    props: bool
+    debug_stacks: bool
+    sse_ping_interval: int
+    native_ping_interval: int  # of streams that aren't OpenAI's
+    log_prompts_dir: str | None
+    is_verbose: bool
+
+    @property
+    def is_2024(self) -> bool:
+        """Whether the profile is that of the 2024 documents."""
+        return self.compat == "2024"
+
+
+class MediaOptions(Group):
+    """Which images and sounds requests may bring, or have fetched."""
+
+    image_max_pixels: int
+    media_path: str | None
+    media_urls: bool
+    max_mib: int
+
+
+class ServiceOptions(Group):
+    """How the server shows itself to the system, and how it ends."""
+
+    pid_file: str | None
+    state_file: str | None
+    drain: float
+    open: bool
+
+
+class LoggingOptions(Group):
+    """What is logged, how and where to. `secrets` are masked."""
+
+    verbose: bool
+    log_verbosity: int
+    log_format: str
+    log_file: str | None  # None: as `profile` has it
+    log_disable: bool
+    log_colors: str
+    profile: str
+    secrets: tuple[str, ...]
+
+
+class EngineOptions(Group):
+    """How engines are run, whatever their model."""
+
+    libs: str | None
+    engine: str
+
+
+class DownloadOptions(Group):
+    """How what isn't here is fetched."""
+
+    hf_token: str | None
+    offline: bool
+
+
+# ---- a model ---------------------------------------------------------------------------------------------------------
+
+
+class SourceOptions(Group):
+    """Where a model's files are, or come from."""
+
+    model: str | None
+    model_url: str | None
+    hf_repo: str | None
+    hf_file: str | None
+    model_sha256: str | None
+    lora: tuple[tuple[str, float], ...]
+    mmproj: str | None
+    mmproj_url: str | None
+    mmproj_auto: bool
+    spec_draft_model: str | None
+    spec_draft_hf: str | None
+
+    @property
+    def must_fetch(self) -> bool:
+        """Whether a file may have to be fetched before the model can be loaded."""
+        return bool(self.model_url or self.hf_repo or self.mmproj_url or self.spec_draft_hf)
+
+
+class SpecOptions(Group):
+    """Speculative decoding."""
+
+    spec_type: tuple[str, ...]
+    spec_ngram_size: int
+    spec_ngram_max: int
+    spec_draft_n_max: int
+    spec_draft_n_min: int
+    spec_draft_p_min: float
+    spec_draft_threads: int
+    spec_draft_threads_batch: int
+    model_params: Params
+    context_params: Params
+
+
+class TemplateOptions(Group):
+    """How chats become prompts."""
+
+    chat_template: str | None
+    chat_template_file: str | None
+    chat_template_kwargs: dict[str, object] | None
+    jinja: bool
+
+
+class RequestOptions(Group):
+    """What requests get that don't say otherwise (`values`, by field name), and the most they may ask for."""
+
+    n_predict: int
+    values: dict[str, object]
+
+
+class ModelOptions(Group):
+    """One model: its files, its names, how it is computed, what its requests get."""
+
+    sources: SourceOptions
+    spec: SpecOptions
+    template: TemplateOptions
+    requests: RequestOptions
+    aliases: tuple[str, ...]
+    tags: tuple[str, ...]
+    system_prompt_file: str | None
+    spm_infill: bool
+    special: bool
+    embeddings: bool
+    reranking: bool
+    pooling: int | None
+    ctx_size: int | None
+    is_ctx_given: bool  # by the user, in just that number
+    parallel: int
+    cont_batching: bool
+    context_shift: bool
+    kv_unified: bool | None
+    exact: bool
+    warmup: bool
+    max_queue: int
+    max_stall_ms: float
+    stream_interval_ms: int
+    engine_timeout: float
+    cache_ram: int | None
+    cache_disk: str | None
+    cache_disk_size: int
+    slot_save_path: str | None
+    ctx_checkpoints: int
+    checkpoint_min_step: int
+    cpu_variant: str | None
+    threads: int
+    threads_batch: int
+    batch_size: int
+    ubatch_size: int
+    numa: int | None
+    fit: bool
+    fit_target: tuple[int, ...]
+    fit_ctx: int
+    grp_attn_n: int
+    grp_attn_w: int
+    override_kv: tuple[tuple[str, str, object], ...]
+    model_params: Params
+    context_params: Params
+    pool_params: Params
+    mmproj_params: Params
+
+
+class Options(Group):
+    """All groups."""
+
+    errands: ErrandOptions
+    http: HttpOptions
+    api: ApiOptions
+    media: MediaOptions
+    service: ServiceOptions
+    logging: LoggingOptions
+    engines: EngineOptions
+    downloads: DownloadOptions
+    model: ModelOptions
+    warnings: tuple[str, ...]
+
+
+def group(settings: Settings) -> Options:
+    """The groups of what the parser has found."""
+    s, targets = settings, _targets(settings)
+    return Options(
+        errands=_of(ErrandOptions, s),
+        http=_of(HttpOptions, s),
+        api=_of(
+            ApiOptions,
+            s,
+            native_ping_interval=s.sse_ping_interval if s.is_set("sse_ping_interval") else -1,
+            is_verbose=s.verbose,
+        ),
+        media=_of(MediaOptions, s, max_mib=s.max_body),
+        service=_of(ServiceOptions, s),
+        logging=_of(
+            LoggingOptions,
+            s,
+            log_file=s.log_file if s.is_set("log_file") else None,
+            profile=s.compat,
+            secrets=_secrets(s),
+        ),
+        engines=_of(EngineOptions, s),
+        downloads=_of(DownloadOptions, s),
+        model=_of(
+            ModelOptions,
+            s,
+            sources=_of(SourceOptions, s),
+            spec=_of(
+                SpecOptions,
+                s,
+                model_params=_draft_model_params(s, targets),
+                context_params=_draft_context_params(targets),
+            ),
+            template=_of(TemplateOptions, s),
+            requests=_of(RequestOptions, s, values=_request_values(s, targets)),
+            aliases=tuple(name for part in (s.alias or "").split(",") if (name := part.strip())),
+            is_ctx_given=s.is_set("ctx_size"),
+            model_params=_model_params(s, targets),
+            context_params=_context_params(s, targets),
+            pool_params=targets["pool"],
+            mmproj_params=_projector_params(s, targets),
+        ),
+        warnings=s.warnings,
+    )
+
+
+def _of(kind: type[G], settings: Settings, **derived: object) -> G:
+    """The group of this kind: what has the name of an option from the settings, the rest from `derived`."""
+    values = vars(settings)
+    return kind(**{name: derived[name] if name in derived else values[name] for name in kind.__annotations__})
+
+
+# ---- what several options say together -------------------------------------------------------------------------------
+
+
+def _targets(s: Settings) -> dict[str, Params]:
+    """What the user or the profile has set of the structs of llama.cpp and of requests, see `Option.target`.
+
+    Plain values: enums as numbers, lists as tuples. `devices`, `kv_overrides` and `tensor_buft_overrides` of a model
+    are names and texts that the backend has to turn into C structs; `cpumask` is a tuple of CPU numbers.
+    """
+    found: dict[str, Params] = {kind: {} for kind in TARGETS}
+    for option in OPTIONS:
+        if option.target and (s.is_set(option.key) or s.compat == "2024" and option.default_2024 is not SAME):
+            kind, _, field = option.target.partition(":")
+            found[kind][field] = getattr(s, option.key)
+    return found
+
+
+def _model_params(s: Settings, targets: dict[str, Params]) -> Params:
+    params = dict(targets["model"])
+    mode = _load_mode(s)
+    if mode is not None:
+        params["load_mode"] = mode
+    buffers = (*s.override_tensor, *_on_cpu(s.cpu_moe, s.n_cpu_moe, s.n_cpu_ffn))
+    if buffers:
+        params["tensor_buft_overrides"] = buffers
+    return params
+
+
+def _context_params(s: Settings, targets: dict[str, Params]) -> Params:
+    params = dict(targets["context"])
+    if s.reranking:
+        params.setdefault("pooling_type", POOLING["rank"])
+    if s.memory_f32:
+        params |= {"type_k": KV_TYPES["f32"], "type_v": KV_TYPES["f32"]}
+    return params
+
+
+def _draft_model_params(s: Settings, targets: dict[str, Params]) -> Params:
+    """Of the small model of speculative decoding: what is about the machine it has from the large one."""
+    large = _model_params(s, targets)
+    params = {name: large[name] for name in SHARED_WITH_DRAFT if name in large} | targets["draft_model"]
+    buffers = (*s.spec_draft_override_tensor, *_on_cpu(s.spec_draft_cpu_moe, s.spec_draft_n_cpu_moe))
+    if buffers:
+        params["tensor_buft_overrides"] = buffers
+    return params
+
+
+def _draft_context_params(targets: dict[str, Params]) -> Params:
+    large = targets["context"]
+    return {name: large[name] for name in SHARED_WITH_DRAFT if name in large} | targets["draft_context"]
+
+
+def _projector_params(s: Settings, targets: dict[str, Params]) -> Params:
+    """Of mtmd_context_params; `device` is a name. A device `none` is no GPU."""
+    params = {"warmup": s.warmup, **targets["mmproj"]}
+    if params.get("device") == "none":
+        del params["device"]
+        params["use_gpu"] = False
+    return params
+
+
+def _request_values(s: Settings, targets: dict[str, Params]) -> dict[str, object]:
+    return {**targets["request"], "penalties_first": True} if s.compat == "2024" else targets["request"]
+
+
+def _secrets(s: Settings) -> tuple[str, ...]:
+    """Values that must not appear in logs (those in the key file aren't read here)."""
+    found: list[str] = []
+    for option in OPTIONS:
+        if option.secret:
+            value = getattr(s, option.key)
+            found += value if isinstance(value, tuple) else [value] if value else []
+    return tuple(found)
+
+
+def _load_mode(s: Settings) -> int | None:
+    """The mode that the three older switches stand for; None if none of them was given."""
+    if s.direct_io:
+        return LOAD_MODES["dio"]
+    if s.mlock:
+        return LOAD_MODES["mmap+mlock" if s.mmap else "mlock"]
+    if s.is_set("mmap"):
+        return LOAD_MODES["mmap" if s.mmap else "none"]
+    return None
+
+
+def _on_cpu(all_experts: bool, n_experts: int, n_dense: int = 0) -> Iterator[tuple[str, str]]:
+    """Patterns for the tensors that --cpu-moe and its like keep on the CPU, as llama.cpp's `common` has them."""
+    if all_experts:
+        yield EXPERTS, "CPU"
+    for count, pattern in ((n_experts, EXPERTS), (n_dense, DENSE)):
+        yield from ((rf"blk\.{layer}{pattern}", "CPU") for layer in range(count))
