@@ -13,8 +13,7 @@ import re
 from server.api.context import Context
 from server.api.embeddings import MAX_INPUTS, embed, rows_of
 from server.api.request.fields import RERANK
-from server.api.request.media import Prompt
-from server.api.request.messages import tokenize_segments
+from server.api.request.tokenization import Prompt, tokenize_segments
 from server.errors import ApiError
 from server.model_files.rerankers import TEMPLATE_KEY
 from server.models.model import Model, Vocab

@@ -12,7 +12,7 @@ import binascii
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from pathlib import Path
 
@@ -31,17 +31,8 @@ SAMPLE_BYTES = 4 * 16_000  # of a second of sound, decoded
 MIB = 1 << 20
 PARTS = {"image_url": IMAGE, "input_image": IMAGE, "input_audio": AUDIO}
 DEFAULT_MARKER = "<__media__>"  # what clients write into `prompt_string`, and what answers show
-OLD_MARKER = re.compile(r"\[img-([0-9]{1,18})\]")
 NOUNS = {IMAGE: "an image", AUDIO: "a sound"}
 VERBS = {IMAGE: "see images", AUDIO: "hear sounds", None: "take images or sounds"}
-
-
-@record(frozen=True)
-class Prompt:
-    """Token ids of one prompt, in which -1 stands for the first file of `media`, -2 for the second, and so on."""
-
-    tokens: tuple[int, ...]
-    media: tuple[Media, ...] = ()
 
 
 @record
@@ -172,78 +163,6 @@ class Files:
     def shown(self, text: str) -> str:
         """A text with markers as answers show it."""
         return re.sub(f"<__media_{self._key}_[0-9]+__>", DEFAULT_MARKER, text) if self.media else text
-
-
-def join(
-    parts: Sequence[Segments | int],
-    tokenize: Callable[[Segments], list[int]],
-    media: Sequence[Media],
-    ends: tuple[Sequence[int], Sequence[int]],
-) -> Prompt:
-    """The prompt of stretches and files between two ends; texts are tokenised one by one, as libmtmd does it."""
-    tokens: list[int] = list(ends[0])
-    files: dict[str, Media] = {}  # in order; one that stands in several places comes along once
-    for part in parts:
-        if isinstance(part, int):
-            file = media[part]
-            files.setdefault(file.hash, file)
-            tokens.append(-1 - list(files).index(file.hash))
-        elif part:
-            tokens += tokenize(part)
-    return Prompt((*tokens, *ends[1]), tuple(files.values()))
-
-
-def with_images(prompt: str, image_data: object, files: Files, name: str = "prompt") -> list[Segments | int]:
-    """A prompt of 2024, which came in the field `name`: `[img-12]` stands for the image of `image_data` whose `id` is
-    12."""
-    ids: dict[int, int] = {}
-    if not isinstance(image_data, list):
-        raise ApiError(400, "image_data: give a list of objects with data and id")
-    for i, item in enumerate(image_data):
-        where = f"image_data[{i}]"
-        if not isinstance(item, dict) or type(item.get("id")) is not int:
-            raise ApiError(400, f"{where} is not an object with data and id")
-        if item["id"] in ids:
-            raise ApiError(400, f"{where}: the id {item['id']} is given twice")
-        files.add_base64(item.get("data"), where)
-        ids[item["id"]] = i
-    parts: list[Segments | int] = []
-    used: set[int] = set()
-    for i, part in enumerate(OLD_MARKER.split(prompt)):
-        if not i % 2:
-            parts.append([(part, False)] if part else [])
-        elif int(part) not in ids:
-            raise ApiError(400, f"{name}: there is no image with the id {int(part)} for [img-{part}] in image_data")
-        else:
-            used.add(int(part))
-            parts.append(ids[int(part)])
-    unused = next((number for number in ids if number not in used), None)
-    if unused is not None:
-        raise ApiError(400, f"image_data[{ids[unused]}]: the {name} has no [img-{unused}]")
-    return parts
-
-
-def with_files(prompt: Mapping[str, object], where: str, files: Files) -> list[Segments | int]:
-    """A prompt of today: the markers of `prompt_string` stand for the files of `multimodal_data`, in order."""
-    text, data = prompt.get("prompt_string"), prompt.get("multimodal_data")
-    if not isinstance(text, str):
-        raise ApiError(400, f"{where}.prompt_string is not a string")
-    if not isinstance(data, list):
-        raise ApiError(400, f"{where}.multimodal_data is not a list of files in base64")
-    texts = text.split(DEFAULT_MARKER) if data else [text]
-    if len(texts) - 1 != len(data):
-        raise ApiError(
-            400,
-            f"{where}: prompt_string has {len(texts) - 1} markers {DEFAULT_MARKER}, multimodal_data {len(data)} files",
-        )
-    first = len(files.media)
-    for i, item in enumerate(data):
-        files.add_base64(item, f"{where}.multimodal_data[{i}]")
-    parts: list[Segments | int] = []
-    for i, part in enumerate(texts):
-        parts += [first + i - 1] if i else []
-        parts.append([(part, False)] if part else [])
-    return parts
 
 
 def decode(text: object, where: str, what: str) -> bytes:

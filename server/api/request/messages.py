@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from server.api.request.fields import listed
-from server.api.request.media import PARTS, Files, Prompt, join
-from server.api.request.prompt import special_ends
+from server.api.request.media import PARTS, Files
+from server.api.request.tokenization import Prompt, tokenize_all
 from server.chat.segments import Segments, is_text, plain_text
 from server.errors import ApiError
-from server.models.model import Model, Vocab
+from server.models.model import Model
 from server.records import record
 
 ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -177,70 +177,6 @@ def render(
     except TemplateError as error:
         where = {} if error.message_index is None else {"param": f"messages[{error.message_index}]"}
         raise ApiError(400, f"the chat template can't render these messages: {error}", **where) from None
-
-
-def tokenize_all(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bool, files: Files) -> Prompt:
-    """`tokenize_segments`, stretch by stretch where files are in between."""
-    if not files.media:
-        return Prompt(tuple(tokenize_segments(vocab, segments, bos_token, wants_bos)))
-    add_special = wants_bos and not begins_with_bos(segments, bos_token)
-    return join(
-        files.split(segments),
-        lambda stretch: tokenize_segments(vocab, stretch, bos_token, False),
-        files.media,
-        special_ends(vocab, add_special),
-    )
-
-
-def begins_with_bos(segments: Segments, bos_token: str) -> bool:
-    """Whether the template itself has written the token that texts begin with."""
-    return bool(bos_token and segments and not segments[0][1] and segments[0][0].startswith(bos_token))
-
-
-def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bool = True) -> list[int]:
-    """Token ids of a rendered prompt in which no user text has become a special token.
-
-    Usually the whole text is tokenised at once, as the model has seen it in training. Only where that gives special
-    tokens that the template itself didn't write, they are put in by hand between plain text. `wants_bos`: whether the
-    model's BOS comes first where its metadata asks for it and the template (`bos_token`) hasn't written it.
-    """
-    text = "".join(part for part, _ in segments)
-    add_special = wants_bos and not begins_with_bos(segments, bos_token)
-    tokens = vocab.tokenize(text, add_special, True)
-    if not any(is_user for _, is_user in segments):
-        return tokens
-    own = [
-        token
-        for part, is_user in segments
-        if not is_user
-        for token in vocab.tokenize(part, False, True)
-        if vocab.is_control(token)
-    ]
-    before, after = special_ends(vocab, add_special)
-    if [token for token in tokens if vocab.is_control(token)] == [*before, *own, *after]:
-        return tokens
-    return [*before, *tokenize_between(vocab, segments, own), *after]
-
-
-def tokenize_between(vocab: Vocab, segments: Segments, special: Sequence[int]) -> list[int]:
-    """Tokens of the segments with those of `special` where the template has written their names, and nowhere else.
-
-    What lies between two of them is tokenised as one piece, which is what the tokenizer does itself; so this is the
-    same as tokenising the whole, but for names in users' text. (White space that some special tokens swallow stays.)
-    """
-    ids = {vocab.piece(token).decode("utf-8", "replace"): token for token in special}
-    names = re.compile("|".join(re.escape(name) for name in sorted(ids, key=len, reverse=True))) if ids else None
-    tokens: list[int] = []
-    plain = ""
-    for part, is_user in segments:
-        at = 0
-        for found in names.finditer(part) if names and not is_user else ():
-            plain += part[at : found.start()]
-            tokens += vocab.tokenize(plain, False, False) if plain else []
-            tokens.append(ids[found.group()])
-            plain, at = "", found.end()
-        plain += part[at:]
-    return tokens + (vocab.tokenize(plain, False, False) if plain else [])
 
 
 def check_reasoning_format(body: Mapping[str, object]) -> None:

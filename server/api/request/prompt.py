@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-from server.api.request.media import Files, Prompt, join, with_files, with_images
+from server.api.request.media import DEFAULT_MARKER, Files
 from server.api.request.schema import token_id
+from server.api.request.tokenization import Prompt, join, special_ends
+from server.chat.segments import Segments
 from server.errors import ApiError
 from server.models.model import Vocab
 
 FORMS = 'prompt: give a string, a list of strings and token ids, {"prompt_string": text}, or a list of those'
 MAX_PROMPTS = 1024
+OLD_MARKER = re.compile(r"\[img-([0-9]{1,18})\]")
 
 
 def read_prompts(
@@ -53,13 +57,6 @@ def with_files_in(parts: list, vocab: Vocab, add_special: bool, files: Files) ->
     return join(parts, tokenize, files.media, special_ends(vocab, add_special))
 
 
-def special_ends(vocab: Vocab, add_special: bool) -> tuple[list[int], list[int]]:
-    """The tokens that the model's metadata wants before and behind a text."""
-    ends = vocab.tokenize("", add_special, True)
-    n_before = 1 if ends[:1] == [vocab.bos] else 0
-    return ends[:n_before], ends[n_before:]
-
-
 def shown(prompt: object) -> object:
     """A prompt as answers repeat it: without the files in it."""
     if isinstance(prompt, list):
@@ -88,3 +85,56 @@ def prompt_tokens(prompt: object, vocab: Vocab, add_special: bool = True) -> tup
         else:
             tokens.append(token_id("prompt", part, vocab))
     return tuple(tokens)
+
+
+def with_images(prompt: str, image_data: object, files: Files, name: str = "prompt") -> list[Segments | int]:
+    """A prompt of 2024, which came in the field `name`: `[img-12]` stands for the image of `image_data` whose `id` is
+    12."""
+    ids: dict[int, int] = {}
+    if not isinstance(image_data, list):
+        raise ApiError(400, "image_data: give a list of objects with data and id")
+    for i, item in enumerate(image_data):
+        where = f"image_data[{i}]"
+        if not isinstance(item, dict) or type(item.get("id")) is not int:
+            raise ApiError(400, f"{where} is not an object with data and id")
+        if item["id"] in ids:
+            raise ApiError(400, f"{where}: the id {item['id']} is given twice")
+        files.add_base64(item.get("data"), where)
+        ids[item["id"]] = i
+    parts: list[Segments | int] = []
+    used: set[int] = set()
+    for i, part in enumerate(OLD_MARKER.split(prompt)):
+        if not i % 2:
+            parts.append([(part, False)] if part else [])
+        elif int(part) not in ids:
+            raise ApiError(400, f"{name}: there is no image with the id {int(part)} for [img-{part}] in image_data")
+        else:
+            used.add(int(part))
+            parts.append(ids[int(part)])
+    unused = next((number for number in ids if number not in used), None)
+    if unused is not None:
+        raise ApiError(400, f"image_data[{ids[unused]}]: the {name} has no [img-{unused}]")
+    return parts
+
+
+def with_files(prompt: Mapping[str, object], where: str, files: Files) -> list[Segments | int]:
+    """A prompt of today: the markers of `prompt_string` stand for the files of `multimodal_data`, in order."""
+    text, data = prompt.get("prompt_string"), prompt.get("multimodal_data")
+    if not isinstance(text, str):
+        raise ApiError(400, f"{where}.prompt_string is not a string")
+    if not isinstance(data, list):
+        raise ApiError(400, f"{where}.multimodal_data is not a list of files in base64")
+    texts = text.split(DEFAULT_MARKER) if data else [text]
+    if len(texts) - 1 != len(data):
+        raise ApiError(
+            400,
+            f"{where}: prompt_string has {len(texts) - 1} markers {DEFAULT_MARKER}, multimodal_data {len(data)} files",
+        )
+    first = len(files.media)
+    for i, item in enumerate(data):
+        files.add_base64(item, f"{where}.multimodal_data[{i}]")
+    parts: list[Segments | int] = []
+    for i, part in enumerate(texts):
+        parts += [first + i - 1] if i else []
+        parts.append([(part, False)] if part else [])
+    return parts

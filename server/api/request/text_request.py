@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from server.api.context import Context
 from server.api.request.constraints import read_constraint
 from server.api.request.lora import read_lora
-from server.api.request.media import Files, Prompt
+from server.api.request.media import Files
 from server.api.request.schema import sampling_params, strings
+from server.api.request.tokenization import Prompt
 from server.engine.seam.task import Task
 from server.models.model import Model
 from server.records import record
