@@ -133,7 +133,7 @@ IMPORTED_ONLY_BY = {
     "server.model_sources": ("server.app",),
 }
 MAX_MODULES = 12
-CROWDED_FOR_A_REASON = ("server.chat.jinja", "server.engine.llama")
+CROWDED_FOR_A_REASON = ("server.chat.jinja",)  # one language, cut along its grammar
 FORBIDDEN_STDLIB = {"multiprocessing": "a frozen program has one entry: use threads, or start the program itself"}
 
 

@@ -38,10 +38,8 @@ from server.engine.llama.embed import (
     longest_input,
     pooling_of,
 )
-from server.engine.llama.fit import AUTO_CTX, find_shape, make_plan
-from server.engine.llama.params import model_fields
-from server.engine.llama.pool import open_pool
-from server.engine.llama.positions import bounded_context, learned_positions
+from server.engine.llama.fit import AUTO_CTX, bounded_context, find_shape, learned_positions, make_plan
+from server.engine.llama.params import model_fields, open_pool
 from server.engine.llama.report import NO_GPU, LoadReport, lacks_gpu
 from server.engine.llama.sampler import LlamaSampler, SamplerFactory
 from server.engine.seam.config import EngineConfig, thread_counts

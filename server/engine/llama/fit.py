@@ -121,3 +121,41 @@ def _size_of(path: str) -> int:
         return os.path.getsize(path)
     except OSError:
         return 0
+
+
+# ---- models with a table of positions --------------------------------------------------------------------------------
+
+# Most models have as many positions as one likes, those with a learned table no more than its rows. ggml reads the
+# table's row for each token and ends the process where there is none, so a slot of such a model never gets more cells
+# than the table has rows. llama.cpp doesn't say whether a model has one, so the file's header is read again, but only
+# for architectures that may.
+TABLE = "position_embd.weight"
+ARCHITECTURES = ("bert", "gpt2", "mpt", "starcoder")  # of llama.cpp v0.5.0, with a table always or sometimes
+PADDING = 256  # llama.cpp makes contexts a multiple of that
+
+
+def learned_positions(architecture: str, config: EngineConfig) -> int:
+    """The rows of the model's table of positions; 0 if it has none."""
+    if architecture not in ARCHITECTURES:
+        return 0
+    from server.model_files import gguf  # here, because hardly any model gets here
+
+    for part in gguf.read_all(config.model, span=(config.model_offset, config.model_size)):
+        if TABLE in part.tensors:
+            return part.tensors[TABLE].dims[1]
+    return 0
+
+
+def bounded_context(n_ctx: int, n_slots: int, n_positions: int) -> int:
+    """The size of a context that was asked for, or what the slots can use of it."""
+    most = n_positions * n_slots
+    if not n_positions or n_ctx <= most:
+        return n_ctx
+    if n_ctx > -(-most // PADDING) * PADDING:
+        log.warning(
+            "the context is limited to %d tokens for each slot instead of %d: this model has learned "
+            "positions, and no more of them",
+            n_positions,
+            n_ctx // n_slots,
+        )
+    return most

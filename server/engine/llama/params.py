@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from ctypes import c_bool
 
 from ctypes_api.devices import list_devices
+from ctypes_api.ggml import GGML_MAX_N_THREADS
 from ctypes_api.llama_types import (
     LLAMA_KV_OVERRIDE_TYPE_BOOL,
     LLAMA_KV_OVERRIDE_TYPE_FLOAT,
@@ -19,6 +21,8 @@ from ctypes_api.llama_types import (
     llama_model_tensor_buft_override,
 )
 from ctypes_api.loader import Libs
+from ctypes_api.objects import Threadpool
+from server.engine.seam.config import EngineConfig, thread_counts
 from server.errors import StartError
 
 KV_TYPES = {
@@ -82,3 +86,24 @@ def tensor_override(pattern: str, buffer: str, known: Mapping[str, int]) -> llam
     except re.error as error:
         raise StartError(f"--override-tensor {pattern}: not a regular expression: {error}") from None
     return llama_model_tensor_buft_override(pattern.encode(), known[buffer])
+
+
+# ---- the thread pool -------------------------------------------------------------------------------------------------
+
+# Compute threads wait in it between two graphs. Without a pool ggml starts its threads anew for each graph, and a step
+# has a graph for each micro-batch (for each change between CPU and GPU, too): a thirtieth of a step of a small model.
+# All contexts share one pool, since they compute one after the other. Not taken: threads that poll between two steps by
+# default, as llama-server's do: the web process and the clients need that core just then (`--poll` is for machines with
+# enough of them).
+
+
+def open_pool(libs: Libs, config: EngineConfig) -> Threadpool | None:
+    """The pool; None where one thread computes, which is the engine's own, and nothing is wanted of it."""
+    n_threads = max(thread_counts(config))
+    if n_threads == 1 and not config.pool_params:
+        return None
+    fields = {"poll": 0, **config.pool_params}
+    cpus = fields.get("cpumask", ())
+    if cpus:
+        fields["cpumask"] = (c_bool * GGML_MAX_N_THREADS)(*(cpu in cpus for cpu in range(GGML_MAX_N_THREADS)))
+    return Threadpool(libs, n_threads, **fields)
