@@ -12,12 +12,23 @@ taken: members in any order; n! orders need n! rules.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from server.grammar import automaton
-from server.grammar.gbnf_build import BLOCK, COUNT_MAX, choice, excluded_words, literal, optional, print_dfa, sequence
+from server.grammar.automaton import Dfa
+from server.grammar.gbnf_build import (
+    BLOCK,
+    COUNT_MAX,
+    Builder,
+    choice,
+    excluded_words,
+    literal,
+    optional,
+    print_dfa,
+    sequence,
+)
 from server.grammar.json_schema.parts import Conjunction, Part, SchemaError, escape
-from server.grammar.json_schema.shapes import KEYWORDS_BY_TYPE, Shape
+from server.grammar.json_schema.shapes import KEYWORDS_BY_TYPE, Document, Shape
 from server.grammar.json_schema.strings import core, json_text, text_class
 from server.grammar.json_schema.values import (
     array_layout,
@@ -29,9 +40,6 @@ from server.grammar.json_schema.values import (
 )
 from server.records import record
 
-if TYPE_CHECKING:
-    from server.grammar.json_schema.convert import Converter
-
 _NO_OBJECT = frozenset(KEYWORDS_BY_TYPE["object"]).isdisjoint
 _NO_ARRAY = frozenset(KEYWORDS_BY_TYPE["array"]).isdisjoint
 PROPERTIES_MAX = 800
@@ -39,6 +47,25 @@ PREFIX_MAX = 500
 _STATES_MAX = 2000
 _PATTERNS_MAX = 4
 _KEY_STATES_MAX = 1000
+
+
+class Converter(Protocol):
+    """What is needed here of the conversion in progress (`convert.Converter`)."""
+
+    builder: Builder
+    document: Document
+
+    def expression(self, conjunction: Conjunction, hint: str) -> str | None:
+        """The grammar of a schema, None if nothing fits it."""
+
+    def key_dfa(self, part: Part) -> Dfa | None:
+        """The automaton of the texts that fit a schema of keys; None if it says nothing of use."""
+
+    def common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
+        """The automaton of the texts that all accept; None without any."""
+
+    def note_contradiction(self, pointer: str, message: str) -> None:
+        """Remember the first reason why something fits nothing."""
 
 
 @record
