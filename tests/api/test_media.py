@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gc
 import os
 import random
@@ -16,6 +17,7 @@ from server.api.request import media as module
 from server.api.request.media_kinds import BadFile, check_image, kind_of
 from server.engine.seam.task import Media
 from server.engine.slots.png import png_fault
+from server.errors import ApiError
 from server.web.presence import Presence
 from tests.api.conftest import PATIENCE, Api
 from tests.fake_media import Eyes, FakeMedia, b64, media, seeing
@@ -423,6 +425,28 @@ def test_files_that_a_request_names_are_bounded_together(make_api, tmp_path: Pat
     assert chat(api, [url_part(f"file://{i}.bmp") for i in (0, 1, 1)]).status == 200
     answer = chat(api, [url_part(f"file://{i}.bmp") for i in (0, 1, 2)])
     assert answer.status == 400 and "larger than 1 MiB together (--max-body)" in answer.error["message"]
+
+
+def test_base64_is_read_in_pieces_as_if_it_were_in_one(monkeypatch):
+    rng = random.Random(4)
+    for step in (1, 2, 3, 4, 5, 8, 64):
+        monkeypatch.setattr(module, "STEP", step)
+        for _ in range(200):
+            text = b64(rng.randbytes(rng.randrange(1, 30)))
+            if rng.random() < 0.5:
+                place = rng.randrange(len(text) + 1)
+                text = text[:place] + rng.choice((" ", "\n", "=", "==", "@", "A", "é")) + text[place:]
+            if rng.random() < 0.2:
+                text = text[: rng.randrange(len(text))]
+            try:
+                right = base64.b64decode("".join(text.split()), validate=True) or None
+            except ValueError:
+                right = None
+            try:
+                found = module.decode(text, "here", "it")
+            except ApiError:
+                found = None
+            assert found == right, (step, text)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -12,7 +12,7 @@ import binascii
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from server.web.message import Request
 MAX_FILES = 256
 SAMPLE_BYTES = 4 * 16_000  # of a second of sound, decoded
 MIB = 1 << 20
+STEP = 1 << 20  # characters of base64 at a time
 PARTS = {"image_url": IMAGE, "input_image": IMAGE, "input_audio": AUDIO}
 DEFAULT_MARKER = "<__media__>"  # what clients write into `prompt_string`, and what answers show
 NOUNS = {IMAGE: "an image", AUDIO: "a sound"}
@@ -172,12 +173,25 @@ def decode(text: object, where: str, what: str) -> bytes:
     if text[:5] == "data:":
         text = text.partition(",")[2]
     try:
-        data = base64.b64decode("".join(text.split()), validate=True)
+        data = b"".join(_decoded(text))
     except (binascii.Error, ValueError):
         raise ApiError(400, f"{where}: {what} is not base64") from None
     if not data:
         raise ApiError(400, f"{where}: {what} is empty")
     return data
+
+
+def _decoded(text: str) -> Iterator[bytes]:
+    """Base64 in pieces, between which other threads run; white space is skipped."""
+    rest = ""
+    for at in range(0, len(text), STEP):
+        piece = rest + "".join(text[at : at + STEP].split())
+        n = max(len(piece) - 4, 0) // 4 * 4  # what follows may be the end
+        if "=" in piece[:n][-2:]:
+            raise binascii.Error("something comes behind the end")
+        yield base64.b64decode(piece[:n], validate=True)
+        rest = piece[n:]
+    yield base64.b64decode(rest, validate=True)
 
 
 def read_file(folder: str | None, url: str, bring: Callable[[int], None], where: str) -> bytes:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 
 from server.engine.client.spawn import start_process
+from server.engine.seam.task import Cancel, Embed, Task, Tasks
 from server.engine.seam.wire import Beat, Codec, FrameReader, Hello, Start, WireError
 from server.log import get_logger
 
@@ -25,7 +26,52 @@ N_LAST_LINES = 60
 STACKS_WAIT_S = 0.3
 STDERR_WAIT_S = 2.0  # a debugger that ggml has called for a backtrace may hold it open
 
+END = object()  # no more is sent
+LARGE_BYTES = 1 << 20  # of files: what a pipe takes noticeable time for
+
 log = get_logger("engine")
+
+
+class Outbox:
+    """Messages on their way to the engine, in order. But those with large files let all others pass, and so does a
+    `Cancel` of what is in one of them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the order of both queues
+        self._queue: SimpleQueue = SimpleQueue()  # None for each large one
+        self._large: deque[object] = deque()
+
+    def put(self, message: object) -> None:
+        """Any thread."""
+        with self._lock:
+            if n_file_bytes(message) > LARGE_BYTES or (isinstance(message, Cancel) and self._has_large(message.id)):
+                self._large.append(message)
+                message = None
+            self._queue.put(message)
+
+    def get(self) -> object:
+        """The next one, which is waited for."""
+        while (message := self._queue.get()) is None:
+            with self._lock:
+                if self._queue.qsize() < len(self._large):  # all that wait are large
+                    return self._large.popleft()
+                self._queue.put(None)
+        return message
+
+    def _has_large(self, id_task: int) -> bool:
+        return any(task.id == id_task for message in self._large for task in tasks_in(message))
+
+
+def tasks_in(message: object) -> tuple[Task | Embed, ...]:
+    """The tasks of a message."""
+    if isinstance(message, Tasks):
+        return message.tasks
+    return (message,) if isinstance(message, (Task, Embed)) else ()
+
+
+def n_file_bytes(message: object) -> int:
+    """How much of a message is files."""
+    return sum(len(media.data) for task in tasks_in(message) for media in task.media)
 
 
 class Child:
@@ -45,7 +91,7 @@ class Child:
         self._codec = codec
         self._on_message = on_message
         self._on_unsent = on_unsent
-        self._outbox: SimpleQueue = SimpleQueue()
+        self._outbox = Outbox()
         self._error = ""
         self.is_taking = False  # the web side is busy with what it said
         self.n_heard = 0  # how often anything was heard of it
@@ -94,7 +140,7 @@ class Child:
 
     def join(self) -> None:
         """Wait for the threads; only after `ended`."""
-        self._outbox.put(None)
+        self._outbox.put(END)
         for thread in self._threads:
             thread.join()
 
@@ -119,7 +165,7 @@ class Child:
             self.process.kill()
         self.process.wait()
         pipe.close()
-        self._outbox.put(None)
+        self._outbox.put(END)
         self._threads[2].join(STDERR_WAIT_S)  # the last lines belong to the story
         self.ended.set()
 
@@ -150,7 +196,7 @@ class Child:
         """Send a message; False at the end. A function of its own, so that nothing of it is kept while it waits for
         the next one: files make messages large."""
         message = self._outbox.get()
-        if message is None:
+        if message is END:
             return False
         try:
             left = memoryview(self._codec.encode(message))
