@@ -272,21 +272,21 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock))
         if head.method in METHODS_WITH_BODY:
             exchange.presence.begin()  # others are answered at once
-        answer = route.handler(
-            Request(
-                head.method,
-                exchange.path,
-                exchange.query,
-                head.headers,
-                body,
-                self.entry.client,
-                exchange.id,
-                params,
-                key_id,
-                presence=exchange.presence,
-                hold=partial(self._hold, exchange),
-            )
+        request = Request(
+            head.method,
+            exchange.path,
+            exchange.query,
+            head.headers,
+            body,
+            self.entry.client,
+            exchange.id,
+            params,
+            key_id,
+            presence=exchange.presence,
+            hold=partial(self._hold, exchange),
         )
+        del body  # the handler lets go of it
+        answer = route.handler(request)
         if isinstance(answer, EventStream):
             return start_stream(answer)
         if not (isinstance(answer, Response) and isinstance(answer.body, bytes)):

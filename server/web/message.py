@@ -81,8 +81,10 @@ class Request:
         return self.key_id or self.client
 
     def json(self) -> object:
-        """The body as JSON, whatever its content type; ApiError 400 with the position of the first fault."""
-        return parse_json(self.body)
+        """The body as JSON, whatever its content type; ApiError 400 with the position of the first fault. Once:
+        what it was made of, which may be large, is let go."""
+        body, self.body = self.body, b""
+        return parse_json(body)
 
     def json_object(self) -> dict[str, object]:
         """The body as a JSON object; ApiError 400 for anything else."""
