@@ -11,7 +11,7 @@ import pytest
 from server.api.dialects.native import NativeReply
 from server.web.http1.direct import DirectWriter
 from tests.api.conftest import PATIENCE, Api
-from tests.fakes import FakeBackend
+from tests.fakes import FakeBackend, answer
 from tests.support import wait_until
 
 N_TOKENS = 3000
@@ -102,3 +102,25 @@ def test_a_fault_in_making_events_ends_that_stream_only(api, monkeypatch):
     with ask(api, 300, seed=6) as good, ask(api, 300, seed=5) as bad:
         assert b'"stop":true' not in b"".join(iter(lambda: bad.recv(65536), b""))
         assert len(text_of(rest_of(good))) == 300
+
+
+@pytest.mark.parametrize("path", ["/completion", "/v1/completions", "/v1/chat/completions"])
+def test_chunks_put_together_by_hand_are_those_that_are_encoded_whole(make_api, path):
+    """Ordinary text takes a shorter way into a stream than text with timings."""
+    text = 'a "quoted"\\ line\n\ttab \x7f\u2028 Zürich 😀 </s> [DONE] data: {"content":"x"}'
+    api = make_api(FakeBackend(answer(text, end="hi" if "chat" not in path else "assistant\n"), n_ctx=512)).start()
+    body = {"prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "n_predict": 200, "seed": 1}
+    body |= {"model": 'm","content":"x', "n": 2}
+
+    def chunks(**fields: object) -> list[dict]:
+        reply = api.post(path, {**body, "stream": True, **fields})
+        assert reply.status == 200, reply
+        lines = [line[6:] for line in reply.body.split(b"\n") if line.startswith(b"data: ") and b"[DONE]" != line[6:]]
+        found = [json.loads(line) for line in lines]
+        for chunk in found:
+            for name in ("timings", "id", "created"):
+                chunk.pop(name, None)
+        return [chunk for chunk in found if not chunk.get("stop")]
+
+    by_hand, whole = chunks(), chunks(timings_per_token=True)
+    assert len(by_hand) > 40 and sorted(map(json.dumps, by_hand)) == sorted(map(json.dumps, whole))
