@@ -28,7 +28,7 @@ def media(data: bytes, kind: str = IMAGE, where: str = "here") -> Media:
 
 
 class FakeMedia:
-    """See `backend_types.MediaBackend`. Puts `<` and `>` around each image if it has `marks`; gives back what isn't
+    """See `slots.backend.MediaBackend`. Puts `<` and `>` around each image if it has `marks`; gives back what isn't
     FAKE.
 
     `n_pos_factor` 2 makes each position take two cells, as M-RoPE models do. `fail_at` has codes or exceptions for the
@@ -99,7 +99,7 @@ class FakeMedia:
 
 
 class FakeMediaEmbeddings:
-    """See `backend_types.MediaEmbeddingBackend`; a row is `vector_of` all positions up to it. `fail_at` has codes or
+    """See `slots.backend.MediaEmbeddingBackend`; a row is `vector_of` all positions up to it. `fail_at` has codes or
     exceptions for the Nth evaluation. Without `can_trim` only all of it can be dropped."""
 
     def __init__(

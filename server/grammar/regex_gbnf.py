@@ -1,7 +1,7 @@
 """Regular expressions and lists of choices as grammars: the request fields `regex` and `choice`, and JSON
 schema's `pattern`.
 
-Runs on HTTP handler threads; imports only the standard library and its neighbours in `server.chat`. A pattern
+Runs on HTTP handler threads; imports only the standard library and its neighbours in `server.grammar`. A pattern
 becomes a minimal automaton and that becomes the grammar, so that one parse stack stays alive while sampling
 however ambiguous the pattern was. Patterns whose automaton would be too large are translated piece by piece
 instead.

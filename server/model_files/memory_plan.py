@@ -43,7 +43,7 @@ class Place:
 @record(frozen=True)
 class Wish:
     """What is asked for; None is open. `n_ctx` counts all slots together, 0 is the model's own. `type_k`, `type_v` are
-    keys of `ggml_types.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and such.
+    keys of `tensor_types.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and such.
     `is_split`: each slot has a part of the cache for itself; `embeds`: a second context computes
     embeddings of texts as long as a slot's context; `draft`: a small model with as much context, whose memory is the
     host's here, with its own types. What `embeds` and `draft` add is theirs from the start."""

@@ -1,4 +1,4 @@
-"""What makes libmtmd crash, rather than fail, and can be seen in a projector's header; see `model_checks`.
+"""What makes libmtmd crash, rather than fail, and can be seen in a projector's header; see `header_checks`.
 
 Pure functions of `server.model_files.gguf.Gguf`; web process, before anything is loaded. libmtmd reports a missing
 tensor where its loader asks for it. Many it takes as optional though they aren't for the kind of projector at hand, and

@@ -1,4 +1,4 @@
-"""Reading a config file, INI or JSON, into (key, texts, place) triples. What the keys mean is `options`' business.
+"""Reading a config file, INI or JSON, into (key, texts, place) triples. What the keys mean is `parser`' business.
 
 Runs once at start on the main thread. A leaf. Sections are for the reader's eye only. JSON values come out as the texts
 that the command line would have. Mistakes are an `OptionError` that names the file and the line or the place.

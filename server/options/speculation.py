@@ -1,4 +1,4 @@
-"""The options of speculative decoding: rows of `option_table`, which puts them into its order.
+"""The options of speculative decoding: rows of `table`, which puts them into its order.
 
 Data only, a leaf. Names and variables are those of llama-server v0.5.0, and those that it has removed. Defaults differ,
 because here drafts switch themselves off where they don't pay, so that they can be on without being asked for.

@@ -2,7 +2,7 @@
 
 Data only, a leaf. Flags, variables and meanings are those of the two documents of 2024 and of llama-server v0.5.0 where
 they have the option; the order within a group is that of `--help`. What is known from there but does nothing here is in
-`option_rest`. Numbers behind words are values of llama.cpp's enums, which a native test compares with the bindings.
+`known`. Numbers behind words are values of llama.cpp's enums, which a native test compares with the bindings.
 """
 
 from __future__ import annotations

@@ -234,6 +234,21 @@ def test_a_folder_has_no_more_modules_than_one_can_keep_in_mind(folder: str):
     assert folder in CROWDED_FOR_A_REASON or len(folders()[folder]) <= MAX_MODULES
 
 
+def test_the_architecture_page_has_a_row_for_each_folder():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    listed = re.findall(r"(?m)^\| `([\w/]+)` \|", page.split("## The rooms")[1].split("\n## ")[0])
+    assert sorted(listed) == sorted(folder.replace(".", "/") for folder in folders())
+
+
+def test_the_unit_tests_have_the_folders_of_the_product():
+    known = {folder.removeprefix("server.") for folder in folders()} | {"build_scripts"}
+    found = {
+        ".".join(path.parent.relative_to(ROOT / "tests" / "unit").parts)
+        for path in (ROOT / "tests" / "unit").rglob("test_*.py")
+    }
+    assert found - known <= {""}
+
+
 def test_no_module_imports_itself_by_a_detour():
     """Imports inside functions and under TYPE_CHECKING count: a cycle of names is a cycle for the reader."""
     files = {module_name(path): path for path in product_files()}

@@ -2,7 +2,7 @@
 
 Three threads each: `engine-reader` takes frames and hands them on, `engine-writer` sends what was posted (a stopped
 child fills its pipe, and no HTTP thread may wait for that), `engine-stderr` keeps the last lines that llama.cpp and
-Python's fault handler wrote. Nothing is decided here; `supervise` does that.
+Python's fault handler wrote. Nothing is decided here; `supervisor` does that.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Used by all HTTP threads. `dispatch` is called by the transport for each frame (
 reader of its pipe) and only moves events into queues; it never waits. A task's events arrive through its `Results`,
 which frees the engine when it is left early, for whatever reason: finished, failed write, client gone.
 
-A transport is anything with `start(on_frame)`, `post(message)`, `close(grace_s)`: `supervise.ProcessTransport` or
+A transport is anything with `start(on_frame)`, `post(message)`, `close(grace_s)`: `supervisor.ProcessTransport` or
 `thread.ThreadTransport`.
 """
 

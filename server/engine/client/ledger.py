@@ -1,6 +1,6 @@
 """What the web side has asked of the engine and not yet been answered: the book from which a new engine goes on.
 
-Pure data, no thread and no pipe: `supervise` holds a lock around every call. All that a replay needs is kept
+Pure data, no thread and no pipe: `supervisor` holds a lock around every call. All that a replay needs is kept
 here: each open task with the tokens it has delivered, and the settings that commands have changed.
 
 Who is to blame for a death: the engine tells which tasks it works on before it computes. A task that was being

@@ -1,7 +1,7 @@
 """Starts this program once more, as the engine's process, and only that.
 
 Called by `launch` before nearly everything else is imported: so the two processes get ready at the same time, and this
-module imports as little as it can. `supervise_child` calls it for every engine after the first.
+module imports as little as it can. `child` calls it for every engine after the first.
 
 Plain pipes and `subprocess` only, so it works the same on Windows: no fork, no descriptors to pass on.
 """

@@ -2,7 +2,7 @@
 
 One thread, `engine-supervisor`, starts the child, watches it and starts another one when it dies: by a signal, an
 abort, an exit, a broken frame, or because it hangs (no heartbeat, or no step while there is work). What to tell the new
-one comes from `supervise_ledger`; the clients' streams stay open meanwhile. Deaths with progress between them are
+one comes from `ledger`; the clients' streams stay open meanwhile. Deaths with progress between them are
 survived for ever; `max_deaths` in a row without any within `window_s` are the end: then everything open fails, and
 the web side goes on to say so. Not while somebody can be blamed: then he fails, and the others go on.
 

@@ -1,4 +1,4 @@
-"""libllama behind the `Backend` interface: the ~30 C calls the engine needs, on the engine's thread.
+"""libllama behind the `Backend` interface: all that the engine asks of llama.cpp, on the engine's thread.
 
 With its parts (`backend_*`) and `vocab` the only module that knows `ctypes_api`. Per decoded row it costs five writes
 into C arrays; prompt rows are written by slices. The KV cache has one of two layouts (`is_split`): a stream for each

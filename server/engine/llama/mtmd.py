@@ -32,7 +32,7 @@ PROBE_S = 60
 
 
 class Projector:
-    """One mmproj file beside a model and its context. See `backend_types.MediaBackend`."""
+    """One mmproj file beside a model and its context. See `slots.backend.MediaBackend`."""
 
     def __init__(self, model: Model, context: Context, config: EngineConfig, abort: AbortFlag) -> None:
         self._libs = model.libs

@@ -68,7 +68,7 @@ class Run:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether the next token is known from an engine before this one, see `replay`."""
+        """Whether the next token is known from an engine before this one, see `loop.answers`."""
         return self.n_decoded < len(self.task.resume)
 
     def timings(self) -> Timings:

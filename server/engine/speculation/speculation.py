@@ -1,7 +1,7 @@
 """Speculative decoding: several tokens from one step where the next ones can be guessed.
 
-Engine thread. To the row of a generating sequence `extend` adds rows for guessed tokens, of which `spec_lookup` and
-`spec_model` know the sources and `spec_cost` how many pay. The scheduler draws row by row with the task's own sampler
+Engine thread. To the row of a generating sequence `extend` adds rows for guessed tokens, of which `lookup` and
+`draft_model` know the sources and `cost` how many pay. The scheduler draws row by row with the task's own sampler
 for as long as the drawn token is the guessed one, and cuts the rest out of the cache again. So a guess never decides
 anything: the tokens are those of plain decoding, drawn from the same distributions with the same random numbers.
 
