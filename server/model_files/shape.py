@@ -1,4 +1,4 @@
-"""A model as the planner of memory sees it: plain data, part of the seam. A leaf; `shape_reader` makes it of headers."""
+"""A model as the planner of memory sees it: plain data, which `shape_reader` makes of headers."""
 
 from __future__ import annotations
 

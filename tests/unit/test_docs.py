@@ -17,7 +17,11 @@ from tests.support import ROOT, build_script
 make_docs = build_script("make_docs")
 common = build_script("common")
 
-PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "ACCEPTANCE.md")]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name != "ACCEPTANCE.md"),
+]
 LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
 PATH = re.compile(r"`((?:server|ctypes_api|build_scripts|tests|public|docs)/[\w./-]+?\.\w+|llama_srv\.py)`")
 STATION = re.compile(r"\| `(?P<path>[\w./]+\.py)` \| (?P<names>(?:`\w+`(?:, )?)+) \|")

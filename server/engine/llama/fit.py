@@ -1,4 +1,4 @@
-"""The plan for this machine: what the config asks for, the model's header and the devices' free memory, put into `memory_plan`.
+"""The plan for this machine: what the config asks for, the model's header and the free memory, given to `memory_plan`.
 
 A part of the backend (it knows `ctypes_api`); engine's thread, before the model is loaded, and `--dry-run`. Reads the
 header only if nobody has done so before: that takes ten to a hundred milliseconds.

@@ -200,7 +200,7 @@ class Codec:
         return [(field.name, hints[field.name]) for field in dataclasses.fields(cls)]
 
     def _events_in_columns(self) -> None:
-        """The one field that is written in a way of its own (`events_in` and `events_out`): what each token of a stream comes in."""
+        """The one field with a form of its own (`events_out`, `events_in`): what each token of a stream comes in."""
         number, names = self._numbers[task.Frame], [field.name for field in dataclasses.fields(task.Frame)]
         place, kinds = names.index("events"), typing.get_args(task.Event)
 
