@@ -7,10 +7,15 @@ This file is only the door: everything behind it is in `server/` (start reading 
 and `ctypes_api/`.
 """
 
+import os
 import sys
 
 if sys.version_info < (3, 10):
     sys.exit("error: llama_srv needs Python 3.10 or newer, this is " + sys.version.split()[0])
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+if HERE not in sys.path and not getattr(sys, "frozen", False):
+    sys.path.insert(0, HERE)  # python -I, -P and PYTHONSAFEPATH leave it out
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--engine-process"]:  # the server's own child: needs a tenth of the imports

@@ -28,16 +28,41 @@ from server.options.parser import OptionError, parse, usage
 if TYPE_CHECKING:
     from server.errands.bundle import Bundle
 
+MIN_ADDRESS_SPACE = 1 << 30
+"""Mapped, not used: threads reserve most of it. With less, some can't be started, and native code aborts."""
+NO_MEMORY = "there is not enough memory, or a limit such as ulimit -v allows too little"
+
 
 def main(argv: Sequence[str]) -> int:
     """The whole program; the exit code: 0 after a clean stop, 1 for anything that went wrong."""
+    program.open_standard_streams()
     try:
-        return _run(argv)
+        code = _run(argv)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except BrokenPipeError:  # `--help | head`: the reader has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
     except KeyboardInterrupt:
         return 130
+    except (OSError, MemoryError, RuntimeError) as error:  # a full disk under stdout, a limit of the system
+        if type(error) is RuntimeError and "thread" not in str(error):
+            raise
+        return _fail(NO_MEMORY if isinstance(error, MemoryError) else str(error))
+
+
+def _drop_output() -> None:
+    """What stdout still holds can't be written, and the interpreter must not try."""
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(why: str) -> int:
+    _drop_output()
+    if sys.stderr is not None:
+        print(f"error: {why}", file=sys.stderr)
+    return 1
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -45,11 +70,16 @@ def _run(argv: Sequence[str]) -> int:
         own = own_bundle()
         options = group(parse(argv, os.environ, bundled=own.defaults if own else ()))
     except OptionError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _fail(str(error))
     if options.errands.help:
         print(usage(program=program.program().removeprefix("python ")), flush=True)
         return 0
+    room = address_space()
+    if room is not None and room < MIN_ADDRESS_SPACE:
+        return _fail(
+            f"ulimit -v allows {room >> 20} MiB of address space; {MIN_ADDRESS_SPACE >> 20} MiB and the model's "
+            "size are needed"
+        )
     process = start_engine(options, own)
     try:
         if process is not None:
@@ -61,6 +91,16 @@ def _run(argv: Sequence[str]) -> int:
         gc.enable()
         if process is not None and process.poll() is None:
             spawn.end_process(process)
+
+
+def address_space() -> int | None:
+    """Bytes that each of our processes may map; None for no limit."""
+    try:
+        import resource
+    except ImportError:
+        return None  # Windows has no such limit
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if soft == resource.RLIM_INFINITY else soft
 
 
 def own_bundle() -> Bundle | None:

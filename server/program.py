@@ -49,16 +49,37 @@ def own_command(*words: str, is_bare: bool = False) -> list[str]:
 
 
 def cache_folder(environ: Mapping[str, str] | None = None, system: str = sys.platform) -> Path:
-    """Where what can be fetched again is kept: per user, outside the program."""
+    """Where what can be fetched again is kept: per user, outside the program. OSError for a user without a home."""
     environ = os.environ if environ is None else environ
     if environ.get("LLAMA_SRV_CACHE"):
-        return Path(environ["LLAMA_SRV_CACHE"]).expanduser()
-    home = Path(environ.get("HOME") or Path.home())
+        return Path(os.path.expanduser(environ["LLAMA_SRV_CACHE"]))
     if system == "win32":
-        return Path(environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "llama_srv" / "cache"
+        return Path(environ.get("LOCALAPPDATA") or _home(environ) / "AppData" / "Local") / "llama_srv" / "cache"
     if system == "darwin":
-        return home / "Library" / "Caches" / "llama_srv"
-    return Path(environ.get("XDG_CACHE_HOME") or home / ".cache") / "llama_srv"
+        return _home(environ) / "Library" / "Caches" / "llama_srv"
+    return Path(environ.get("XDG_CACHE_HOME") or _home(environ) / ".cache") / "llama_srv"
+
+
+def _home(environ: Mapping[str, str]) -> Path:
+    try:
+        return Path(environ.get("HOME") or Path.home())
+    except RuntimeError:
+        raise OSError("this user has no home folder: name a folder in LLAMA_SRV_CACHE") from None
+
+
+def open_standard_streams() -> None:
+    """Give each standard stream that is closed to nobody. What is opened next would get its number, and with it what
+    native code or a dying interpreter prints."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def shows_progress() -> bool:
+    """Whether somebody looks at stderr, which a program without a console doesn't even have."""
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def stop_child(child: subprocess.Popen, patience: float) -> None:

@@ -174,7 +174,7 @@ def _wait(
 
 
 def _show_progress(progress: float) -> None:
-    if sys.stderr.isatty() and progress > 0:
+    if progress > 0 and program.shows_progress():
         filled = int(progress * 30)
         end = "\r" if progress < 1 else "\n"
         say(f"loading [{'#' * filled}{'.' * (30 - filled)}] {progress:4.0%}", sys.stderr, end)

@@ -15,6 +15,7 @@ from server.bench.client import BenchError
 from server.bench.report import text_of
 from server.bench.runner import Bench, Settings, choose
 from server.bench.servers import ServerSpec, core_count, load_average
+from server.program import shows_progress
 
 __all__ = ["OWN", "BenchError", "measure"]
 
@@ -66,5 +67,5 @@ def without_bench(argv: Sequence[str]) -> list[str]:
 
 
 def _show(text: str) -> None:
-    if sys.stderr.isatty():
+    if shows_progress():
         print(f"\r{text:<78.78}" if text else "\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)

@@ -74,6 +74,8 @@ def side_file(program: Path) -> Path:
 
 def read(path: Path) -> Bundle | None:
     """The bundle in `path`; None where there is no such file, or it is no bundle. BundleError for a damaged one."""
+    if not path.is_file():
+        return None  # nor is a pipe one, which would have to be waited for
     try:
         with open(path, "rb") as stream:
             end = stream.seek(0, 2)

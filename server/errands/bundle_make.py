@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from server.errands.bundle import ALIGN, MMPROJ, MODEL, Bundle, BundleError, Part, read, side_file, tail_of
+from server.program import shows_progress
 
 BLOCK = 8 << 20
 GGUF_MAGIC = b"GGUF"
@@ -182,7 +183,7 @@ def _written(path: Path, needed: int) -> Iterator[BinaryIO]:
 def _copy(source: BinaryIO, target: BinaryIO | None, size: int, label: str = "") -> str:
     """Copy `size` bytes and return their sha256; without a target only that. Shows progress on a terminal."""
     digest, left = hashlib.sha256(), size
-    is_shown = bool(label) and sys.stderr.isatty() and size > 16 * BLOCK
+    is_shown = bool(label) and shows_progress() and size > 16 * BLOCK
     while left:
         block = source.read(min(BLOCK, left))
         if not block:

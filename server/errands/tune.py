@@ -21,6 +21,7 @@ from pathlib import Path
 from statistics import median
 
 from server.errands.tuned import AUTO, NOTHING, Tuned
+from server.program import shows_progress
 
 ROUNDS = 5
 HOPELESS = 0.85  # of the best one's speed: not measured again
@@ -142,5 +143,5 @@ def report(tuned: Tuned, path: Path | str) -> str:
 
 
 def _show(text: str) -> None:
-    if sys.stderr.isatty():
+    if shows_progress():
         print(f"\r{text:<78.78}" if text else "\r" + " " * 78 + "\r", end="", file=sys.stderr, flush=True)

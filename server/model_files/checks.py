@@ -37,6 +37,8 @@ def check_model_file(
         raise StartError(f"there is no model file {path}; {option} takes the path of a .gguf file")
     if file.is_dir():
         raise StartError(f"{path} is a folder; {option} takes the path of a .gguf file")
+    if not file.is_file():
+        raise StartError(f"{path} is a pipe or a device; {option} takes the path of a .gguf file")
     try:
         parts = gguf.read_all(path, keep=model_checks.KEPT, span=span)
         model_checks.overridden(parts[0], {key: value for key, _, value in overrides})

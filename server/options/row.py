@@ -147,6 +147,14 @@ def items(text: str) -> tuple[str, ...]:
     return tuple(item for item in stripped if item)
 
 
+def keys(text: str) -> tuple[str, ...]:
+    """Items, one at least: who gives an empty key has meant to give one."""
+    found = items(text)
+    if not found:
+        raise BadValue("it holds no key; leave it out to serve everybody")
+    return found
+
+
 def existing_file(text: str) -> str:
     """A path that can be opened for reading."""
     if os.path.isdir(text):

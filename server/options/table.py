@@ -338,7 +338,7 @@ OPTIONS: tuple[Option, ...] = (
            SERVER, to.existing_folder, metavar="DIR", env="LLAMA_ARG_SLOT_SAVE_PATH"),
 
     Option("api_key", ("--api-key",), "keys that clients may show, separated by commas; may be repeated; without any, "
-           "everybody is served", ACCESS, to.items, (), "KEY", "LLAMA_API_KEY", repeat=True, secret=True),
+           "everybody is served", ACCESS, to.keys, (), "KEY", "LLAMA_API_KEY", repeat=True, secret=True),
     Option("api_key_file", ("--api-key-file",), "file with more keys, one a line; changes are noticed", ACCESS,
            to.existing_file, metavar="FILE", env="LLAMA_ARG_API_KEY_FILE"),
     Option("ssl_key_file", ("--ssl-key-file",), "private key for HTTPS, PEM", ACCESS, to.existing_file, metavar="FILE",

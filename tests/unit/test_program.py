@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from server import program
+from server import program, serving
 from server.program import HALF_DONE_S, UNUSED_S, UnpackedFolder
 
 pytest.importorskip("fcntl", reason="not on Windows: there nothing is unpacked by us")
@@ -60,3 +60,9 @@ def test_from_a_checkout_nothing_happens(tmp_path):
     assert program.unpacked_folder() is None
     UnpackedFolder(None).remove_unused(NOW)
     UnpackedFolder(tmp_path / "gone").remove_unused(NOW)
+
+
+def test_a_program_without_a_console_shows_no_progress(monkeypatch):
+    monkeypatch.setattr(program.sys, "stderr", None)
+    serving._show_progress(0.5)
+    assert not program.shows_progress()

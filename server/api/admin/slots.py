@@ -5,6 +5,7 @@ File names come from clients: only plain names inside `--slot-save-path` are tak
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from server.api.request.fields import SLOT
 from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
-MAX_NAME = 200
+MAX_NAME = 200  # bytes; most file systems take 255, and a half-written file has a longer name
 FORBIDDEN = re.compile(r'[\x00-\x1f/\\:*?"<>|]')
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?$", re.IGNORECASE)
 
@@ -52,7 +53,7 @@ def slot_path(folder: str, name: object) -> Path:
     if not isinstance(name, str) or not name:
         raise ApiError(400, "filename: give the name of a file")
     if (
-        len(name) > MAX_NAME
+        len(os.fsencode(name)) > MAX_NAME
         or name.startswith(".")
         or name.endswith((".", " "))
         or FORBIDDEN.search(name)

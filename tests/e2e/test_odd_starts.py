@@ -1,0 +1,135 @@
+"""Starts of the real program as odd places make them: no standard streams, no home, a shy interpreter, little memory.
+
+Each start either serves, or ends with one line that says why; never with a traceback, never by waiting for ever.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_odd_surroundings import quiet
+from tests.support import PATIENCE, ROOT, run_command
+
+PROGRAM = str(ROOT / "llama_srv.py")
+posix_only = pytest.mark.skipif(os.name == "nt", reason="not on Windows: it has no such limits and files")
+linux_only = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: /dev/full, /proc")
+
+
+def run(command: Sequence[object], **options: object) -> subprocess.CompletedProcess[str]:
+    """To its end, with both outputs as text unless `options` say otherwise."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run(
+        list(map(str, command)), stdin=subprocess.DEVNULL, text=True, timeout=PATIENCE, check=False, **options
+    )
+
+
+def one_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The line that a failed start ends with."""
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def without_streams(*numbers: int):
+    """To be run in a child."""
+    return lambda: [os.close(number) for number in numbers]
+
+
+@posix_only
+@pytest.mark.parametrize("closed", [(2,), (1, 2), (0, 1, 2)], ids=str)
+def test_a_server_without_standard_streams_serves(libs_folder, tiny_spm_model, tmp_path, closed):
+    with quiet(
+        "-m", tiny_spm_model, "-t", 1, "-c", 512, "--log-file", tmp_path / "log", preexec_fn=without_streams(*closed)
+    ) as server:
+        assert server.post("/completion", {"prompt": "the cat", "n_predict": 2}).status_code == 200
+        if sys.platform.startswith("linux"):  # nothing of ours has got a number that others print to
+            for number in closed:
+                assert os.readlink(f"/proc/{server.process.pid}/fd/{number}") == os.devnull
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(PATIENCE) == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@posix_only
+def test_a_failure_without_stderr_is_an_exit_code(tmp_path):
+    done = run([sys.executable, PROGRAM, "-m", tmp_path / "nothing"], preexec_fn=without_streams(2))
+    assert done.returncode == 1 and done.stdout == ""
+
+
+@pytest.fixture
+def homeless(tmp_path) -> dict[str, str]:
+    """The environment of a user whom the system doesn't know."""
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(
+        "import os, pathlib\n"
+        "def home():\n    raise RuntimeError('Could not determine home directory.')\n"
+        "pathlib.Path.home = home\n"
+        "for name in ('HOME', 'USERPROFILE', 'XDG_CACHE_HOME', 'LOCALAPPDATA', 'LLAMA_SRV_CACHE'):\n"
+        "    os.environ.pop(name, None)\n"
+    )
+    return {"PYTHONPATH": str(tmp_path / "hook")}
+
+
+def test_a_user_without_a_home_is_served(serve, tiny_spm_model, homeless):
+    server = serve("-m", tiny_spm_model, "-t", 1, "-c", 512, environment=homeless)
+    assert server.complete("the cat", 2)["tokens_predicted"] == 2
+
+
+@pytest.mark.parametrize("arguments", [("-hf", "user/model", "--offline"), ("--cache-list",)], ids=str)
+def test_what_needs_a_home_says_so(homeless, arguments):
+    assert "LLAMA_SRV_CACHE" in one_error(run_command(arguments, environment=homeless))
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment"), [(["-I"], {}), (["-P"], {}), ([], {"PYTHONSAFEPATH": "1"})], ids=["-I", "-P", "variable"]
+)
+def test_an_interpreter_that_trusts_no_folder_finds_the_program(libs_folder, tiny_spm_model, flags, environment):
+    if flags == ["-P"] and sys.version_info < (3, 11):
+        pytest.skip("only on Python 3.11 and newer: there is no -P before")
+    done = run([sys.executable, *flags, PROGRAM, "-m", tiny_spm_model, "--dry-run"], env={**os.environ, **environment})
+    assert done.returncode == 0 and "context: " in done.stdout, done.stderr
+
+
+def test_a_server_and_its_engine_start_where_no_folder_is_trusted(serve, tiny_spm_model):
+    server = serve("-m", tiny_spm_model, "-t", 1, "-c", 512, environment={"PYTHONSAFEPATH": "1"})
+    assert server.complete("the cat", 2)["tokens_predicted"] == 2
+
+
+@linux_only
+@pytest.mark.parametrize("option", ["--help", "--version", "--man", "--completion-bash"])
+def test_what_cannot_be_printed_is_one_line(option):
+    with open("/dev/full", "w") as full:
+        assert "No space left" in one_error(run([sys.executable, PROGRAM, option], stdout=full))
+
+
+@linux_only
+@pytest.mark.parametrize("mib", [40, 80, 160, 640])
+def test_too_little_memory_is_one_line(libs_folder, tiny_spm_model, mib):
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
+
+    done = run([sys.executable, PROGRAM, "-m", tiny_spm_model, "--port", 0], preexec_fn=limit)
+    assert "ulimit -v" in one_error(done) and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@posix_only
+@pytest.mark.parametrize("option", ["-m", "--lora", "--mmproj"])
+def test_a_pipe_in_a_file_s_place_is_refused_and_not_waited_for(tiny_spm_model, tmp_path, option):
+    os.mkfifo(tmp_path / "pipe")
+    model = [] if option == "-m" else ["-m", tiny_spm_model]
+    done = run([sys.executable, PROGRAM, *model, option, tmp_path / "pipe"])
+    assert "a pipe or a device" in one_error(done)
+
+
+@pytest.mark.parametrize("value", ["", ",", " "])
+def test_an_empty_key_protects_nothing_and_is_refused(tmp_path: Path, value):
+    assert "--api-key" in one_error(run_command(["-m", tmp_path / "none", "--api-key", value]))
