@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, MemoryError, RuntimeError) as error:  # a full disk under stdout, a limit of the system
-        if type(error) is RuntimeError and "thread" not in str(error):
+        if isinstance(error, RuntimeError) and "thread" not in str(error):
             raise
         return _fail(NO_MEMORY if isinstance(error, MemoryError) else str(error))
 
