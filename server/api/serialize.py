@@ -83,25 +83,28 @@ def timings_json(timings: Timings) -> dict[str, object]:
 def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict[str, object]:
     """One item of `completion_probabilities`: 2024's `content` and `probs`, today's `logprob` and `top_logprobs`
     (or `prob` and `top_probs` with `post_sampling_probs`)."""
-    token = token_json(probs.token, vocab)
+    piece = vocab.piece(probs.token)
+    text = piece.decode("utf-8", "replace")
     result = {
-        "content": token["token"],
+        "content": text,
         "probs": [{"tok_str": vocab.piece(id_).decode("utf-8", "replace"), "prob": prob} for id_, prob in probs.top],
-        **token,
+        "id": probs.token,
+        "token": text,
+        "bytes": list(piece),
     }
     if is_after_sampling:
         result["prob"] = probs.prob
-        result["top_probs"] = [{**token_json(id_, vocab), "prob": prob} for id_, prob in probs.top]
+        result["top_probs"] = [token_json(id_, vocab, prob=prob) for id_, prob in probs.top]
     else:
         result["logprob"] = probs.logprob
-        result["top_logprobs"] = [{**token_json(id_, vocab), "logprob": logprob} for id_, logprob in probs.top_logprobs]
+        result["top_logprobs"] = [token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs]
     return result
 
 
-def token_json(token: int, vocab: Vocab) -> dict[str, object]:
-    """A token as `id`, text and bytes."""
+def token_json(token: int, vocab: Vocab, **numbers: float | None) -> dict[str, object]:
+    """A token as `id`, text and bytes, and how likely it is."""
     piece = vocab.piece(token)
-    return {"id": token, "token": piece.decode("utf-8", "replace"), "bytes": list(piece)}
+    return {"id": token, "token": piece.decode("utf-8", "replace"), "bytes": list(piece), **numbers}
 
 
 def _own(value: float, default: float) -> float:

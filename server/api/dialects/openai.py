@@ -242,8 +242,8 @@ class TokenPlaces:
 
 def likely_json(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, object]:
     """A token as chats show it, with its likeliest rivals."""
-    top = [{**token_json(id_, vocab), "logprob": logprob} for id_, logprob in probs.top_logprobs[:n_top]]
-    return {**token_json(probs.token, vocab), "logprob": probs.logprob, "top_logprobs": top}
+    top = [token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs[:n_top]]
+    return {**token_json(probs.token, vocab, logprob=probs.logprob), "top_logprobs": top}
 
 
 def finish_reason(final: Final) -> str:
