@@ -11,6 +11,7 @@ by byte. UTF-8 automata are smaller to run and far larger to print.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import field
 
 from server.records import record
@@ -185,11 +186,12 @@ class Dfa:
                 return shortest, None
 
 
-def determinise(nfa: Nfa, start: int, final: int, limit: int) -> Dfa:
-    """The deterministic automaton of an NFA by subsets. Raises `TooLarge` beyond `limit` states, or when the
-    subsets together hold more than 100 times that many members."""
+def determinise(nfa: Nfa, start: int, final: int, limit: int,
+                keep: Callable[[set[int]], set[int]] = lambda states: states) -> Dfa:
+    """The deterministic automaton of an NFA by subsets; `keep` may drop states of one that others make needless.
+    Raises `TooLarge` beyond `limit` states, or when the subsets together hold more than 100 times that many members."""
     pieces = partition(nfa.sets)
-    first = nfa.closure({start}, (ALWAYS, AT_START))
+    first = keep(nfa.closure({start}, (ALWAYS, AT_START)))
     numbers = {frozenset(first): 0}
     subsets = [first]
     accept = [final in nfa.closure({start}, (ALWAYS, AT_START, AT_END))]
@@ -203,7 +205,7 @@ def determinise(nfa: Nfa, start: int, final: int, limit: int) -> Dfa:
         here: dict[int, list[tuple[int, int]]] = {}
         for relevant, chars in _group_pieces(pieces, targets).items():
             members = set().union(*(targets[i] for i in targets if relevant >> i & 1))
-            subset = nfa.closure(members, (ALWAYS,))
+            subset = keep(nfa.closure(members, (ALWAYS,)))
             key = frozenset(subset)
             number = numbers.setdefault(key, len(subsets))
             work += len(subset)

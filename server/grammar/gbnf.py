@@ -94,6 +94,13 @@ def check(text: str, *, root: str = "root", limits: Limits = Limits()) -> None:
 
 def parse(text: str, *, root: str = "root", limits: Limits = Limits()) -> Grammar:
     """The checked grammar as data. Raises `GrammarError`."""
+    grammar = read(text, root=root, limits=limits)
+    check_loops(grammar, limits)
+    return grammar
+
+
+def read(text: str, *, root: str = "root", limits: Limits = Limits()) -> Grammar:
+    """The grammar as data, whatever it may cost. Raises `GrammarError`."""
     grammar = Grammar(text)
     try:
         size = len(text.encode("utf-8"))
@@ -107,7 +114,6 @@ def parse(text: str, *, root: str = "root", limits: Limits = Limits()) -> Gramma
     if root not in grammar.names or grammar.rules[grammar.names[root]] is None:
         raise grammar.error(f"the grammar has no rule named '{root}'", 0)
     grammar.root = grammar.names[root]
-    _check_loops(grammar, limits)
     return grammar
 
 
@@ -471,7 +477,7 @@ class _Edge(NamedTuple):
     visits: int
 
 
-def _check_loops(grammar: Grammar, limits: Limits) -> None:
+def check_loops(grammar: Grammar, limits: Limits = Limits()) -> None:
     """Refuses loops that consume nothing, and leftmost chains that are too long or too many."""
     nullable = nullable_rules(grammar)
     edges: list[list[_Edge]] = []

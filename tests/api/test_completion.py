@@ -10,6 +10,7 @@ import pytest
 from server.api.request import schema
 from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, Field
 from server.engine.seam.task import SamplingParams
+from server.errors import ApiError
 from tests.fakes import BOS, EOS, N_VOCAB, FakeBackend, answer, letters, said_by
 
 
@@ -239,6 +240,39 @@ def test_lists_that_cost_the_engine_time_have_an_end(api, field, item, most):
     assert api.complete("x", 1, **{field: [item] * most})["content"]
     answer = api.post("/completion", {"prompt": "x", field: [item] * (most + 1)})
     assert answer.status == 400 and field in answer.error["message"] and str(most) in answer.error["message"]
+
+
+class LargeVocab:
+    """As many tokens as a model of today has, of which many end with `e` and none with `#`."""
+
+    n_tokens = 200_000
+
+    def piece(self, token: int) -> bytes:
+        return b" the" if token % 10 == 0 else b" dog"
+
+
+DRY = {"dry_multiplier": 0.8, "temperature": 0.0}
+
+
+def test_breakers_are_looked_for_once_each_and_as_far_as_llama_cpp_looks(api):
+    sent = ["\n", "x" * 100_000, "\n", "\u00e9" * 50]
+    settings = api.complete("x", 1, dry_sequence_breakers=sent, **DRY)["generation_settings"]
+    assert settings["dry_sequence_breakers"] == ["\n", "x" * 40, "\u00e9" * 20]
+    assert api.complete("x", 1, dry_sequence_breakers=sent)["generation_settings"]["dry_sequence_breakers"] == sent
+
+
+@pytest.mark.parametrize("texts, is_taken", [
+    (schema._DEFAULTS.dry_sequence_breakers, True), (["#" * 40, "# # #", "###\n"], True), ([], True),
+    ([f"{i}:" for i in range(100)], False), (["e" * 40], False), (["e " * 20] * 100, False),
+    (["e" * 100_000] * 100, False)])
+def test_breakers_that_take_long_to_look_for_are_refused(texts, is_taken):
+    """What it costs depends on how many tokens end as a breaker begins, and on how much is left of it then."""
+    if is_taken:
+        assert schema.dry_breakers(texts, LargeVocab()) == tuple(texts)
+        return
+    with pytest.raises(ApiError, match="dry_sequence_breakers: .* in 200000 tokens takes some") as caught:
+        schema.dry_breakers(texts, LargeVocab())
+    assert caught.value.status == 400
 
 
 def test_more_biases_than_tokens_are_refused(api):

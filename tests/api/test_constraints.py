@@ -10,11 +10,14 @@ import json
 
 import pytest
 
-from server.grammar import gbnf
+from server.grammar import gbnf_rewrite
+from server.grammar.gbnf import parse
+from server.grammar.gbnf_cost import cost
 from server.grammar.json_schema.convert import ANY_OBJECT, convert
 from server.grammar.regex_gbnf import choice_grammar, regex_grammar
 from tests.api.openai_wire import chunks
 from tests.fakes import FakeBackend
+from tests.hostile_grammars import FOUND
 
 ROUTES = ("/completion", "/v1/completions", "/v1/chat/completions")
 CITY = {
@@ -201,10 +204,26 @@ def test_what_cannot_be_kept_is_refused_if_strict(api):
     assert "uniqueItems" in error["message"] and "strict" in error["message"]
 
 
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_grammar_with_too_many_ways_is_refused_with_its_place(api, path):
+    error = refuse(api, path, grammar=FOUND["recursion that may open or not"])
+    assert "too many ways to read the same text" in error["message"] and "(line 1, column " in error["message"]
+
+
+@pytest.mark.parametrize("name", ["nullable body under a count", "runs in a loop", "blanks and blanks"])
+def test_a_costly_way_of_writing_is_written_anew(api, name):
+    grammar = grammar_of(api, grammar=FOUND[name])
+    assert grammar != FOUND[name] and cost(parse(grammar))[0] < 50
+
+
+def test_loops_of_loops_are_taken(api):
+    assert grammar_of(api, grammar='root ::= ("a"*)* "b"') == 'root ::= "a"* "b"\n'
+
+
 def test_the_same_form_twice_is_made_once(api, monkeypatch):
     checked: list[str] = []
-    real = gbnf.check
-    monkeypatch.setattr(gbnf, "check", lambda grammar: checked.append(grammar) or real(grammar))
+    real = gbnf_rewrite.affordable
+    monkeypatch.setattr(gbnf_rewrite, "affordable", lambda grammar: checked.append(grammar) or real(grammar))
     schema = {"type": "object", "properties": {f"only in this test {i}": {"type": "integer"} for i in range(5)}}
     for _ in range(3):
         grammar_of(api, response_format=json_schema(schema))

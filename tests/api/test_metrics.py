@@ -45,6 +45,7 @@ def test_the_documents_metrics_add_up(make_api):
     after = scrape(api)
     assert after["llamacpp:prompt_tokens_total"] == 11 + 1
     assert after["llamacpp:tokens_predicted_total"] == 12
+    assert 0 < after["llamacpp:sampler_seconds_total"] < after["llamacpp:step_seconds_sum"]
     assert after["llamacpp:prompt_tokens_seconds"] > 0 and after["llamacpp:predicted_tokens_seconds"] > 0
     assert after["llamacpp:kv_cache_tokens"] == 16 and after["llamacpp:kv_cache_usage_ratio"] == 0.16
     assert after["llamacpp:requests_processing"] == after["llamacpp:requests_deferred"] == 0

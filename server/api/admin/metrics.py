@@ -68,6 +68,8 @@ def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
         ("counter", "prompt_seconds_total", "Prompt process time in seconds.", s.prompt_ms / 1e3),
         ("counter", "tokens_predicted_total", "Number of generation tokens processed.", s.n_predicted_tokens),
         ("counter", "tokens_predicted_seconds_total", "Predict process time in seconds.", s.predicted_ms / 1e3),
+        ("counter", "sampler_seconds_total", "Time to choose tokens after their steps in seconds, grammars included.",
+         s.sampler_ms / 1e3),
         ("counter", "prompt_tokens_reused_total", "Prompt tokens found in the cache.", s.n_reused_tokens),
         ("counter", "n_decode_total", "Number of steps of the engine.", s.n_steps),
         ("counter", "stalls_total", "Steps that kept running streams waiting for long.", s.n_stalls),

@@ -51,8 +51,7 @@ def read_constraint(body: Mapping[str, object], defaults: Mapping[str, object] =
         raise ApiError(400, f"{given[0]}: {str(value)[:60]!r} is not a string")
     if given[0] == "regex":
         return Constraint(_made("regex", value))
-    check_grammar(value)
-    return Constraint(value)
+    return Constraint(check_grammar(value))
 
 
 def response_format_schema(value: object) -> tuple[object, bool] | None:
@@ -88,8 +87,7 @@ def schema_constraint(name: str, schema: object, strict: bool) -> Constraint:
         conversion = convert(schema, strict=strict)
     except SchemaError as error:
         raise ApiError(400, f"{name}: {error}") from None
-    check_grammar(conversion.grammar)
-    return Constraint(conversion.grammar, tuple(conversion.warnings))
+    return Constraint(check_grammar(conversion.grammar), tuple(conversion.warnings))
 
 
 def _made(name: str, value: object) -> str:
@@ -100,28 +98,28 @@ def _made(name: str, value: object) -> str:
         grammar = make(value)
     except (Unsupported, ValueError) as error:
         raise ApiError(400, f"{name}: {error}") from None
-    check_grammar(grammar)
-    return grammar
+    return check_grammar(grammar)
 
 
-def check_grammar(grammar: str) -> None:
-    """ApiError 400 with line and column unless llama.cpp can take this grammar."""
-    fault = _fault(grammar)
+def check_grammar(grammar: str) -> str:
+    """The grammar as llama.cpp is to have it, perhaps rewritten. ApiError 400 with line and column if it can't run it."""
+    affordable, fault = _checked(grammar)
     if fault:
         raise ApiError(400, f"Failed to parse grammar: {fault}", param="grammar")
+    return affordable
 
 
 @lru_cache(maxsize=256)
-def _fault(grammar: str) -> str:
-    from server.grammar import gbnf
+def _checked(grammar: str) -> tuple[str, str]:
+    from server.grammar import gbnf, gbnf_rewrite
 
     try:
-        gbnf.check(grammar)
+        return gbnf_rewrite.affordable(grammar), ""
     except gbnf.GrammarError as error:
-        return str(error)
-    return ""
+        return "", str(error)
 
 
 def prepare() -> None:
     """Import what the first request with a constraint would wait for."""
+    from server.grammar import gbnf_rewrite  # noqa: F401
     from server.grammar.json_schema import convert as json_schema  # noqa: F401

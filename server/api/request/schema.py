@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
@@ -119,6 +119,12 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
 # How many strings a list may have where each costs time in the engine, for which everybody waits: a breaker is looked
 # for in every token of the vocabulary, a sampler goes over it for every token.
 MAX_STRINGS = {"dry_sequence_breakers": 100, "samplers": 100, "stop": 10_000}
+
+# llama.cpp's DRY sampler looks at the first bytes of a breaker. It takes so long for each token of the vocabulary, and if
+# the breaker may begin at that token's end, so long for the rest and for each of its bytes. All breakers together may
+# take `BREAKERS_S`; how many tokens end so is seen from a sample of the vocabulary.
+BREAKER_BYTES, BREAKER_TOKEN_S, BREAKER_TAIL_S, BREAKER_BYTE_S = 40, 50e-9, 15e-6, 0.3e-6
+BREAKERS_S, VOCAB_SAMPLE = 0.3, 1024
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list",
                dict: "an object"}
 
@@ -139,12 +145,32 @@ def sampling_params(values: Mapping[str, object], vocab, defaults: Mapping[str, 
     samplers = sampler_names(values["samplers"])
     if defaults.get("penalties_first") and "penalties" not in samplers:
         samplers = ("penalties", *samplers)
+    breakers = strings("dry_sequence_breakers", values["dry_sequence_breakers"])
+    if values["dry_multiplier"] and "dry" in samplers:
+        breakers = dry_breakers(breakers, vocab)
     fields = {field.name: values[field.name] for field in SAMPLING_FIELDS} | {
         "grammar": grammar, "samplers": samplers, "logit_bias": logit_bias(values["logit_bias"], vocab),
         "penalty_prompt": penalty_prompt(values["penalty_prompt"], vocab),
-        "dry_sequence_breakers": strings("dry_sequence_breakers", values["dry_sequence_breakers"])}
+        "dry_sequence_breakers": breakers}
     seed = random.getrandbits(32) if values["seed"] == -1 else values["seed"]
     return tuple(SamplingParams(**fields, seed=(seed + i) % 2**32) for i in range(values["n_cmpl"]))
+
+
+def dry_breakers(texts: Sequence[str], vocab) -> tuple[str, ...]:
+    """The breakers as llama.cpp sees them, once each. ApiError if looking for them in the vocabulary takes too long.
+
+    It looks at each token for each of them, and cuts what is left of a text where a token may begin it into tokens.
+    """
+    cut = tuple(dict.fromkeys(text.encode()[:BREAKER_BYTES].decode(errors="ignore") for text in texts))
+    sample = [vocab.piece(token)[-1:] for token in range(0, vocab.n_tokens, vocab.n_tokens // VOCAB_SAMPLE + 1)]
+    seconds = 0.0
+    for text in map(str.encode, cut):
+        part = sample.count(text[:1]) / len(sample) if len(text) > 1 else 0.0
+        seconds += vocab.n_tokens * (BREAKER_TOKEN_S + part * (BREAKER_TAIL_S + BREAKER_BYTE_S * len(text)))
+    if seconds > BREAKERS_S:
+        raise ApiError(400, f"dry_sequence_breakers: to look for these {len(cut)} in {vocab.n_tokens} tokens takes some "
+                       f"{seconds:.1f} s, for which others would wait; fewer and shorter ones, please")
+    return cut
 
 
 def penalty_prompt(value: object, vocab) -> tuple[int, ...] | None:

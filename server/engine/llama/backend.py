@@ -497,6 +497,7 @@ class LlamaBackend:
             self.drafter.close()
         if self._likeliest is not None:
             self._likeliest.close()
+        self._samplers.close()
         self._context.close()
         self._model.close()
         if self._pool is not None:

@@ -6,7 +6,8 @@
 
 The grammar is asked after the draw: first about the drawn token alone, and only if it refuses is the whole vocabulary
 filtered and drawn from again. Only tokens that it has allowed are ever accepted by it (anything else would throw a
-C++ exception through the C interface).
+C++ exception through the C interface). Nothing can stop C in the middle of a filter, so the vocabulary goes to it in
+parts, with a look at the clock behind each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import math
 import struct
+import time
 from collections.abc import Callable, Sequence
 from itertools import chain as chained
 
@@ -26,6 +28,12 @@ from server.errors import ApiError
 GREEDY_STAGE = "greedy"
 MIROSTAT_M = 100
 MIN_PROB = 1e-45
+
+FILTER_S = 0.5
+"""The processor's time for one filter of a grammar, for which all streams wait."""
+
+FILTER_TOKENS = 8192
+DRY_KEPT = 8
 
 
 class Candidates:
@@ -42,6 +50,7 @@ class Candidates:
         self._logits = _column(self._rows, "f", 1)
         self._n_vocab = n_vocab
         self.array = llama_token_data_array()
+        self.parts = [self._part(start) for start in range(0, n_vocab, FILTER_TOKENS)]
 
     def fill(self, logits: ctypes.POINTER(ctypes.c_float)) -> None:
         """Take over the logits of one batch row (`n_vocab` floats)."""
@@ -52,6 +61,12 @@ class Candidates:
         self.array.size = self._n_vocab
         self.array.selected = -1
         self.array.sorted = False
+
+    def _part(self, start: int) -> llama_token_data_array:
+        """Some of the rows as an array of their own."""
+        row = ctypes.byref(self._rows, start * ctypes.sizeof(llama_token_data))
+        n = min(FILTER_TOKENS, self._n_vocab - start)
+        return llama_token_data_array(ctypes.cast(row, ctypes.POINTER(llama_token_data)), n, -1, False)
 
     def rows(self, n: int) -> list[tuple[int, float, float]]:
         """The first `n` rows as (id, logit, p)."""
@@ -76,7 +91,9 @@ class SamplerFactory:
         self.vocab = vocab
         self.n_vocab = n_vocab
         self.newline = llama.llama_vocab_nl(vocab)
+        self.clock = time.thread_time
         self._candidates: Candidates | None = None
+        self._dry: dict[tuple, int] = {}
 
     @property
     def candidates(self) -> Candidates:
@@ -101,6 +118,20 @@ class SamplerFactory:
             remember, restore = custom.keep_newline()
             return [remember, STAGES["penalties"](self, *stage.args), restore]
         return [STAGES[stage.name](self, *stage.args)]
+
+    def dry(self, *args: object) -> int:
+        """A DRY sampler, copied from one that was made before if possible: making one looks for each breaker in each
+        token of the vocabulary."""
+        made = self._dry.pop(args, None)
+        self._dry[args] = made = _dry(self, *args) if made is None else made
+        if len(self._dry) > DRY_KEPT:
+            self.llama.llama_sampler_free(self._dry.pop(next(iter(self._dry))))
+        return self.llama.llama_sampler_clone(made)
+
+    def close(self) -> None:
+        """Free what is kept to be copied."""
+        while self._dry:
+            self.llama.llama_sampler_free(self._dry.popitem()[1])
 
     def grammar(self, text: str) -> int | None:
         """A grammar sampler, None for "" and ApiError 400 for one that llama.cpp can't parse."""
@@ -198,7 +229,7 @@ class LlamaSampler:
         llama.llama_sampler_apply(self._chain, candidates.array)
         if self._grammar is not None and not self._is_allowed(candidates.selected):
             candidates.fill(logits)
-            llama.call_llama_sampler_apply(self._grammar, candidates.array)
+            self._filter(candidates)
             llama.llama_sampler_apply(self._chain, candidates.array)
             if not self._is_allowed(candidates.selected):
                 self._draw_end(logits)
@@ -211,7 +242,7 @@ class LlamaSampler:
         """
         llama, candidates = self._llama, self._factory.candidates
         candidates.fill(logits)
-        llama.call_llama_sampler_apply(self._grammar, candidates.array)
+        self._filter(candidates)
         best = STAGES["top_k"](self._factory, 1)
         llama.llama_sampler_apply(best, candidates.array)
         llama.llama_sampler_free(best)
@@ -219,6 +250,16 @@ class LlamaSampler:
         token = candidates.selected
         if not (llama.llama_vocab_is_eog(self._factory.vocab, token) and self._is_allowed(token)):
             raise ApiError(400, "the grammar and logit_bias together leave no token to choose")
+
+    def _filter(self, candidates: Candidates) -> None:
+        """Rule out the tokens that the grammar doesn't allow. ApiError if that takes too long."""
+        clock = self._factory.clock
+        ends = clock() + FILTER_S
+        for part in candidates.parts:
+            self._llama.call_llama_sampler_apply(self._grammar, part)
+            if clock() > ends:
+                raise ApiError(400, f"the grammar took more than {FILTER_S:g} s to choose from the tokens that may come "
+                               "next, and others wait for it: it has too many ways to go on from here")
 
     def _is_allowed(self, token: int) -> bool:
         one = (llama_token_data * 1)(llama_token_data(token, 1.0, 0.0))
@@ -278,7 +319,7 @@ def _dry(
 STAGES: dict[str, Callable[..., int]] = {
     "logit_bias": _logit_bias,
     "penalties": _penalties,
-    "dry": _dry,
+    "dry": SamplerFactory.dry,
     "greedy": lambda f: f.llama.llama_sampler_init_greedy(),
     "dist": lambda f, seed: f.llama.llama_sampler_init_dist(seed),
     "top_k": lambda f, k: f.llama.llama_sampler_init_top_k(k),

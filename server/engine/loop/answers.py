@@ -14,10 +14,14 @@ from server.engine.loop.state import EngineState
 from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Final, Piece, TokenProbs
 from server.engine.slots.planner import UNLIMITED, Span
 from server.engine.slots.slot import Run, Slot
+from server.errors import ApiError
 from server.log import get_logger
 from server.records import record
 
 MAX_TOKENS_TO_FINISH_CHARACTER = 4
+
+DRAWS_S, DRAW_S = 5.0, 0.2
+"""What a task's draws may take the processor: so much in all, and so much for each token."""
 
 log = get_logger("engine")
 
@@ -52,9 +56,12 @@ class Answers:
         n_certain = len(slot.tokens) - len(draft)
         gap = self._tick(run)
         drawn = Drawn()
+        started = self._state.work_clock()
         try:
             self._draw_rows(run, row, draft, drawn)
         finally:
+            run.draw_s = self._state.work_clock() - started
+            run.draws_s += run.draw_s
             if drawn.tokens:
                 self._tell(run, drawn, gap)
             if draft:
@@ -63,6 +70,9 @@ class Answers:
             self._state.speculation.judge(run.drafting, len(draft), drawn.tokens)
         if drawn.stop or not self._has_room(slot, run):
             self.finish(slot, drawn.stop or STOP_LIMIT)
+        elif run.draws_s > DRAWS_S + DRAW_S * run.n_decoded:
+            raise ApiError(400, f"choosing this text's {run.n_decoded} tokens took {run.draws_s:.1f} s, for which others "
+                           "waited: its grammar has too many ways to go on, or its samplers have too much to do")
         else:
             run.next_token = drawn.tokens[-1]
 

@@ -34,6 +34,9 @@ parameters with 32 after 7.1 s, with 96 after 5.0, and all ended 5 percent soone
 TOGETHER_S, ALIKE = 0.1, 1.5
 """Prompts have come together if so many seconds lie between them, and are alike if one is so many times as long."""
 
+SLOW_S = 0.005
+"""A draw that takes the processor longer than this is slow: most take a hundredth of it."""
+
 GROUP_PART, AS_LONG = 4, 8
 """Of short prompts that came together and differ by at most an eighth, one in four is in the same step. 32 of 33 rows,
 each in a slot of its own, took 2.04 s one by one, 1.95 by fours and 1.91 by eights; with 1.1 B parameters 4.14, 3.54
@@ -85,8 +88,23 @@ class Batching:
         (self._has_read.add if spans else self._has_read.discard)(running[0].lora)
         if not spans and self._is_one_by_one:
             streams.sort(key=lambda slot: slot.seq)  # each step back is a micro-batch of its own, see `Backend`
-        self._spans = spans or planner.generating(map(self._job, streams), self._state.backend.info.n_batch)
+        self._spans = spans or planner.generating(
+            map(self._job, self._in_time(streams)), self._state.backend.info.n_batch
+        )
         return self._spans
+
+    def _in_time(self, streams: list[Slot]) -> list[Slot]:
+        """Those whose draws take long (a grammar with many ways) take turns: in one step at most the stall's time."""
+        slow = sorted((slot for slot in streams if slot.run.draw_s > SLOW_S), key=lambda slot: slot.run.t_last)
+        if len(slow) < 2 or not self._state.config.max_stall_ms:
+            return streams
+        left_s, out = self._state.config.max_stall_ms / 1e3 - slow[0].run.draw_s, set()
+        for slot in slow[1:]:
+            if slot.run.draw_s > left_s:
+                out.add(slot.id)
+            else:
+                left_s -= slot.run.draw_s
+        return [slot for slot in streams if slot.id not in out]
 
     def measured(self, ms: float) -> None:
         """The planned batch took `ms`."""

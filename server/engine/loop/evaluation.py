@@ -106,11 +106,13 @@ class Evaluation:
         self._state.backend.draw_ahead(wanted)
 
     def _commit(self, piece: Sequence[Span]) -> None:
+        started = self._state.clock()
         self._draw_ahead(piece)
         row = -1
         for span in piece:
             row += len(span)
             self.commit(span, row)
+        self._state.meter.sampler_ms += (self._state.clock() - started) * 1e3
 
     def commit(self, span: Span, row: int) -> None:
         """A span is in the cache: note it, and draw from its last row, `row` of the batch, if that was asked for."""

@@ -78,10 +78,11 @@ class Scheduler:
         config: EngineConfig,
         emit: Callable[[Frame], None],
         clock: Callable[[], float] = time.perf_counter,
+        work_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._inbox: SimpleQueue = SimpleQueue()
         self._state = EngineState(
-            backend, config, clock, lambda id_task: emit(Frame((Starting(id_task),))), self._inbox.put
+            backend, config, clock, work_clock, lambda id_task: emit(Frame((Starting(id_task),))), self._inbox.put
         )
         self._answers = answers = Answers(self._state)
         self._prefixes = prefixes = Prefixes(self._state)
@@ -395,6 +396,7 @@ class Scheduler:
             n_draft_accepted=state.speculation.n_accepted,
             prompt_ms=meter.prompt_ms,
             predicted_ms=meter.predicted_ms,
+            sampler_ms=meter.sampler_ms,
             histograms=meter.histograms(),
         )
 

@@ -33,12 +33,14 @@ class EngineState:
         backend: Backend,
         config: EngineConfig,
         clock: Callable[[], float],
+        work_clock: Callable[[], float],
         announce: Callable[[int], None],
         post: Callable[[MediaReady], None],
     ) -> None:
         self.backend = backend
         self.config = config
         self.clock = clock
+        self.work_clock = work_clock  # the time that this thread has computed
         self.slots = [Slot(i, i, backend.info.n_ctx_slot) for i in range(config.n_slots)]
         self.system = Slot(SYSTEM, config.n_slots, backend.info.n_ctx_slot)
         self.lora = tuple((i, scale) for i, (_, scale) in enumerate(config.lora) if scale)
@@ -135,7 +137,7 @@ class Meter:
 
     def __init__(self) -> None:
         self.n_steps = self.n_prompt = self.n_predicted = self.n_reused = self.n_stalls = 0
-        self.prompt_ms = self.predicted_ms = 0.0
+        self.prompt_ms = self.predicted_ms = self.sampler_ms = 0.0
         self._histograms = {name: Histogram(bounds) for name, bounds in HISTOGRAM_BOUNDS.items()}
         self.queue_wait = self._histograms["queue_wait_seconds"].observe
         self.first_token = self._histograms["time_to_first_token_seconds"].observe

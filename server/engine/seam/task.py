@@ -405,6 +405,7 @@ class Snapshot:
     n_draft_accepted: int = 0
     prompt_ms: float = 0.0
     predicted_ms: float = 0.0
+    sampler_ms: float = 0.0
     n_restarts: int = 0
     n_replays: int = 0
     n_suspects: int = 0

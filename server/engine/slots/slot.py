@@ -45,6 +45,7 @@ class Leader:
 class Run:
     """One task in work. `prompt` may be shorter than the task's (cut to fit); times are clock seconds.
 
+    The latest step's draws took the processor `draw_s`, all of them together `draws_s`.
     `n_cached` tokens of the prompt came from `cache_source` (a CACHE_*); `cache_reason` says why not more did.
     """
 
@@ -62,6 +63,8 @@ class Run:
     n_decoded: int = 0
     next_token: int | None = None
     drafting: Drafts | None = None
+    draw_s: float = 0.0
+    draws_s: float = 0.0
     t_first: float = 0.0
     t_last: float = 0.0
     layout: Layout = field(default_factory=Layout)

@@ -8,7 +8,7 @@ shared tails. Not taken: an Earley parser, which would also take grammars that l
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from server.grammar.gbnf import CHARS, LITERAL, REFERENCE, REPEAT, Grammar, Item, parse
 
@@ -18,8 +18,8 @@ Stack = tuple  # (item or character test, rest of the stack) or () at the end
 class Matcher:
     """Reads texts one character at a time. `stacks` are the ways to go on; `()` among them means: may end."""
 
-    def __init__(self, text: str) -> None:
-        self.grammar: Grammar = parse(text)
+    def __init__(self, text: str, reader: Callable[[str], Grammar] = parse) -> None:
+        self.grammar: Grammar = reader(text)
         self.shared: dict[tuple[int, int], Stack] = {}
         self.items: dict[tuple, Item] = {}
         self.end: Stack = ()
@@ -102,8 +102,8 @@ def accepts(grammar: str, text: str) -> bool:
 class Generator:
     """Random texts of a grammar. Beyond `size` characters only the shortest ways to an end are taken."""
 
-    def __init__(self, text: str, size: int = 80) -> None:
-        self.grammar = parse(text)
+    def __init__(self, text: str, size: int = 80, reader: Callable[[str], Grammar] = parse) -> None:
+        self.grammar = reader(text)
         self.size = size
         self.height = self.heights()
 

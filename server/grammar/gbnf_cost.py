@@ -1,0 +1,464 @@
+"""What a grammar costs llama.cpp for each token, bounded before it is taken: the number of its parse stacks.
+
+llama.cpp's sampler keeps every way to read the text so far as a stack, tests each token of the vocabulary on each of
+them, and inside a token follows each way on its own. An ambiguous grammar of 40 bytes so takes minutes for one token,
+and nothing can stop a sampler. Here the same stacks are made as numbers: from each place of the grammar where there is
+a choice, along the characters that keep most of them alive. One reading is what a deterministic grammar has; only
+where two or more read the same character is anything followed.
+
+Pure functions on HTTP handler threads; imports `gbnf` only. The work is bounded. Not taken: an exact bound (the texts
+are without end; what slips through meets the engine's own time limit, `backend_sampler`); a tree over the real
+vocabulary (it would take longer than the sampler).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+
+from server.grammar.gbnf import CHARS, LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, Item
+
+LIMIT = 1000.0
+"""The unit is one stack's look at all tokens: 0.11 ms with 49,000 tokens, 0.6 ms with 256,000."""
+
+MIXED = (1.0, 1.0, .12, .12, .09, .06, .04, .02)
+WORDS = (1.0, 1.0, .95, .87, .75, .60, .48, .36, .26, .18, .11, .07, .04, .02, .01) + (.005,) * 9
+RUNS = (1.0, .02, .01) + (.006,) * 9 + (.005,) * 12 + (.001,) * 24 + (.0003,) * 32
+"""How much of a vocabulary has more than 0, 1, 2, ... characters: of any kind, then of tokens that are letters but for
+the first one, and of one character again and again. Where only a few tokens are left, they count as more: each way
+costs some 300 ns of its own."""
+
+WAY, RARE = 0.002, 0.005
+"""The price of one place on the way from a character to those that may follow it; less for tokens that are rarer."""
+
+WIDE = 100
+WORK, WORK_TOKEN = 50_000, 50_000
+"""Steps of the search beyond the first look at each place, of one or two microseconds; what takes more steps for a single
+token is too dear anyway."""
+
+Run = tuple[tuple[int, int], ...]
+_LETTERS: Run = ((0x41, 0x5A), (0x61, 0x7A), (0xAA, 0x10FFFF))
+_BLANKS: Run = ((9, 10), (13, 13), (32, 32))
+
+END, ROOT = 0, -1
+_ALL = 0x10FFFF
+_TOKENS = _ALL + 1     # tokens as characters of their own
+_ANY_TOKEN = 1 << 33
+
+
+def cost(grammar: Grammar, limit: float = LIMIT) -> tuple[float, int]:
+    """What the dearest token found costs, in stacks that look at the whole vocabulary, and the place in the text from
+    where on; the search ends at `limit`."""
+    search = _Search(grammar, limit)
+    offset = search.run()
+    return search.dearest, offset
+
+
+class _TooDear(Exception):
+    """A single token has too many ways."""
+
+
+class Stacks:
+    """llama.cpp's stacks as numbers: `nodes[n]` is (frame, the stack below), 0 is the end. `frames[f]` is a place in
+    an alternative: (alternative, item, state); the state of a literal is the characters read, that of a repetition
+    (least, most, whether it comes from within the loop, which is another place in llama.cpp)."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.grammar = grammar
+        self.alternatives: list[list[Item]] = []
+        self.of_rule = [[self._alternative(items) for items in rule] for rule in grammar.rules]
+        self._inner: dict[int, int] = {}
+        self.frames: list[tuple] = []
+        self._frame_ids: dict[tuple, int] = {}
+        self.nodes: list[tuple[int, int]] = [(-1, -1)]
+        self._node_ids: dict[tuple[int, int], int] = {}
+        self._closed: dict[int, tuple[int, ...]] = {}
+        self._n_ways: dict[tuple[int, ...], int] = {}
+        self._after: dict[int, tuple[int, ...]] = {}
+        self._ranges: dict[int, tuple[tuple[int, int], ...]] = {}
+        self.work, self.ends_at = 0, math.inf
+
+    def _alternative(self, items: list[Item]) -> int:
+        self.alternatives.append([item for item in items if not _is_nothing(item)])
+        return len(self.alternatives) - 1
+
+    def inner(self, item: Item) -> int:
+        """What a repetition repeats, as an alternative."""
+        items = item.value[0]
+        number = self._inner.get(id(items))
+        if number is None:
+            number = self._inner[id(items)] = self._alternative(items)
+        return number
+
+    def place(self, alternative: int, index: int, rest: int, state: object = None) -> int:
+        """The stack that stands at an item of an alternative, on top of `rest`; behind its last item that is `rest`."""
+        items = self.alternatives[alternative]
+        if index == len(items):
+            return rest
+        if state is None:
+            kind = items[index].kind
+            state = 0 if kind == LITERAL else (*items[index].value[1:], False) if kind == REPEAT else None
+        key = (alternative, index, state)
+        frame = self._frame_ids.get(key)
+        if frame is None:
+            frame = self._frame_ids[key] = len(self.frames)
+            self.frames.append(key)
+        return self.push(frame, rest)
+
+    def push(self, frame: int, rest: int) -> int:
+        """The stack with one more frame."""
+        key = (frame, rest)
+        node = self._node_ids.get(key)
+        if node is None:
+            node = self._node_ids[key] = len(self.nodes)
+            self.nodes.append(key)
+        return node
+
+    def start(self, rule: int) -> tuple[int, ...]:
+        """The first stacks of a rule: those that read something, and END if it may be empty."""
+        firsts = (self.close(self.place(alternative, 0, END)) for alternative in self.of_rule[rule])
+        return tuple(dict.fromkeys(stack for stacks in firsts for stack in stacks))
+
+    def close(self, stack: int) -> tuple[int, ...]:
+        """The stacks that read a character next, or are at the end, where this one may go without reading."""
+        found = self._closed.get(stack)
+        return self.walk(stack)[0] if found is None else found
+
+    def walk(self, stack: int) -> tuple[tuple[int, ...], set[int]]:
+        """The same, with all stacks on the way."""
+        todo, passed, ends = [stack], set(), []
+        while todo:
+            one = todo.pop()
+            if one in passed:
+                continue
+            passed.add(one)
+            self.work += 1
+            if self.work > self.ends_at:
+                raise _TooDear
+            ways = self.ways(one)
+            if ways is None:
+                ends.append(one)
+            else:
+                todo += ways
+        found = self._closed[stack] = tuple(ends)
+        self._n_ways[found] = len(passed)
+        return found, passed
+
+    def n_ways(self, stack: int) -> int:
+        """How many places there are on the ways behind the character that this stack reads."""
+        return self._n_ways[self.after(stack)] if stack != END else 0
+
+    def ways(self, stack: int) -> list[int] | None:
+        """Where a stack goes without reading; None for one that reads, or is at its end."""
+        if stack == END:
+            return None
+        frame, rest = self.nodes[stack]
+        alternative, index, state = self.frames[frame]
+        item = self.alternatives[alternative][index]
+        if item.kind == REFERENCE:
+            rest = self.place(alternative, index + 1, rest)
+            return [self.place(one, 0, rest) for one in self.of_rule[item.value]]
+        if item.kind != REPEAT:
+            return None
+        least, most, _ = state
+        again = self.place(self.inner(item), 0, self.again(alternative, index, state, rest))
+        return [again] if least else [again, self.place(alternative, index + 1, rest)]
+
+    def again(self, alternative: int, index: int, state: tuple, rest: int) -> int:
+        """The stack behind one more round of a repetition."""
+        least, most, _ = state
+        if most == 1:
+            return self.place(alternative, index + 1, rest)
+        return self.place(alternative, index, rest,
+                          (max(least - 1, 0), None if most is None else most - 1, least == 0))
+
+    def after(self, stack: int) -> tuple[int, ...]:
+        """The stacks behind the character that this one reads."""
+        found = self._after.get(stack)
+        if found is None:
+            frame, rest = self.nodes[stack]
+            alternative, index, state = self.frames[frame]
+            item = self.alternatives[alternative][index]
+            if item.kind == LITERAL and state + 1 < len(item.value):
+                follow = self.place(alternative, index, rest, state + 1)
+            else:
+                follow = self.place(alternative, index + 1, rest)
+            found = self._after[stack] = self.close(follow)
+        return found
+
+    def ranges(self, stack: int) -> tuple[tuple[int, int], ...]:
+        """The characters that a stack can read; tokens count as characters of their own."""
+        frame = self.nodes[stack][0]
+        found = self._ranges.get(frame)
+        if found is None:
+            alternative, index, state = self.frames[frame]
+            item = self.alternatives[alternative][index]
+            if item.kind == LITERAL:
+                code = ord(item.value[state])
+                found = ((code, code),)
+            else:
+                found = tuple(_ranges(item))
+            self._ranges[frame] = found
+        return found
+
+    def rebased(self, stack: int, base: int) -> int:
+        """The stack with another stack in place of its end."""
+        frames = []
+        while stack != END:
+            frame, stack = self.nodes[stack]
+            frames.append(frame)
+        for frame in reversed(frames):
+            base = self.push(frame, base)
+        return base
+
+
+def _is_nothing(item: Item) -> bool:
+    """Whether llama.cpp has no element for an item."""
+    return item.kind == LITERAL and not item.value or item.kind == REPEAT and item.value[2] == 0
+
+
+def _ranges(item: Item) -> Iterator[tuple[int, int]]:
+    is_negated, value = item.value
+    if item.kind == TOKEN:
+        code = _TOKENS + (value if isinstance(value, int) else (1 << 32) + hash(value) % (1 << 32))
+        value, low, high = ((code, code),), _TOKENS, _ANY_TOKEN
+    else:
+        low, high = 0, _ALL
+    if not is_negated:
+        yield from value
+        return
+    for first, last in sorted(value):
+        if first > low:
+            yield low, first - 1
+        low = max(low, last + 1)
+    if low <= high:
+        yield low, high
+
+
+class _Search:
+    """Looks for the dearest token. A `situation` is the set of stacks that one text leads to, from one place of the
+    grammar on; their common rest below is left out until one of them comes to its end, then it is that of any place
+    where the alternative is used."""
+
+    def __init__(self, grammar: Grammar, limit: float) -> None:
+        self.stacks = Stacks(grammar)
+        self.limit = limit
+        self.dearest, self.dearest_offset, self.offset = 1.0, 0, 0
+        self.users: dict[int, list[tuple[int, int, object]]] = {}
+        self.bases: dict[int, dict[int, None]] = {}
+        self.seen: set[tuple[int, frozenset[int]]] = set()
+        self.covered: dict[int, int] = {}
+
+    def run(self) -> int:
+        """The offset of the place from which the dearest token comes."""
+        stacks = self.stacks
+        places = list(self.places())
+        self.follow_ends()
+        todo: deque[tuple[int, int, frozenset[int]]] = deque()
+        try:
+            stacks.ends_at = WORK_TOKEN
+            self.look(0, ROOT, stacks.start(stacks.grammar.root), todo)
+            for alternative, index, state in places:
+                self.offset = stacks.alternatives[alternative][index].offset
+                place = stacks.place(alternative, index, END, state)
+                if not self.is_covered(place, alternative):
+                    stacks.ends_at = stacks.work + WORK_TOKEN
+                    self.look(self.offset, alternative, self.cover(place, alternative), todo)
+            ends_at = stacks.work + WORK
+            while todo and stacks.work < ends_at:
+                self.offset, alternative, situation = todo.popleft()
+                for alternative, following in self.following(alternative, situation):
+                    self.look(self.offset, alternative, following, todo)
+        except _TooDear:
+            self.dearest = math.inf
+        return self.dearest_offset
+
+    def look(self, offset: int, alternative: int, situation: Iterable[int], todo: deque) -> None:
+        """Find out what a situation costs; if there is more than one way in it, it is to be followed."""
+        situation = frozenset(situation)
+        if (alternative, situation) in self.seen or len(situation) < 2:
+            return
+        self.seen.add((alternative, situation))
+        shared = self.shared(situation)
+        price = self.ahead(situation, shared) if shared or len(situation) > WIDE else len(situation)
+        if price > self.dearest:
+            self.dearest, self.dearest_offset = price, offset
+        if price > self.limit:
+            raise _TooDear
+        if shared or END in situation:
+            todo.append((offset, alternative, situation))
+
+    def cover(self, place: int, alternative: int) -> tuple[int, ...]:
+        """The situation at a place, whose stacks are a part of those at places that it may pass over."""
+        found, passed = self.stacks.walk(place)
+        for stack in passed:
+            self.covered.setdefault(stack, alternative)
+        return found
+
+    def is_covered(self, place: int, alternative: int) -> bool:
+        """Whether another place has this one's stacks among its own, and as many uses."""
+        others = {self.covered.get(way) for way in self.stacks.ways(place) or (place,)}
+        uses = self.bases.get(alternative, {}).keys()
+        return None not in others and all(uses <= self.bases.get(other, {}).keys() for other in others)
+
+    def following(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, Iterable[int]]]:
+        """The situations behind one more character; or at each place where the alternative is used, if it may end."""
+        if END in situation and alternative != ROOT:
+            yield from self.used(alternative, situation)
+            return
+        for _, matching in self.shared(situation):
+            yield alternative, {stack for one in matching for stack in self.stacks.after(one)}
+
+    def places(self) -> Iterator[tuple[int, int, object]]:
+        """Each place with a choice; notes on the way which places use which alternative."""
+        stacks = self.stacks
+        todo, seen = list(stacks.of_rule[stacks.grammar.root]), {stacks.grammar.root}
+        while todo:
+            one = todo.pop()
+            for i, item in enumerate(stacks.alternatives[one]):
+                if item.kind == REFERENCE:
+                    for used in stacks.of_rule[item.value]:
+                        self.users.setdefault(used, []).append((one, i + 1, None))
+                    if item.value not in seen:
+                        seen.add(item.value)
+                        todo += stacks.of_rule[item.value]
+                    yield one, i, None
+                elif item.kind == REPEAT:
+                    yield from self.rounds(one, i, item)
+                    todo.append(stacks.inner(item))
+
+    def rounds(self, alternative: int, index: int, item: Item) -> Iterator[tuple[int, int, object]]:
+        """The places of a repetition: where it begins, and where its optional rounds do."""
+        _, least, most = item.value
+        inside = self.users.setdefault(self.stacks.inner(item), [])
+        begins = [(least, most, False)] + ([(0, None if most is None else most - least, False)] if least else [])
+        for state in begins:
+            if state[1] == 0:
+                continue
+            yield alternative, index, state
+            least, most, _ = state
+            rest = (max(least - 1, 0), None if most is None else most - 1, least == 0)
+            inside.append((alternative, index, rest) if most != 1 else (alternative, index + 1, None))
+
+    def used(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, frozenset[int]]]:
+        """The situation at each place where the alternative is used."""
+        stacks = self.stacks
+        others = [stack for stack in situation if stack != END]
+        for base in self.bases.get(alternative, ()):
+            if base == END:
+                yield ROOT, situation
+                continue
+            owner = stacks.frames[stacks.nodes[base][0]][0]
+            stacks.work += len(others)
+            yield owner, frozenset((*stacks.close(base), *(stacks.rebased(stack, base) for stack in others)))
+
+    def follow_ends(self) -> None:
+        """Fill `bases`: what may follow each alternative, as stacks, END behind the root. Where an alternative stands
+        last in another one, that is what follows the other one."""
+        stacks = self.stacks
+        inside: dict[int, list[int]] = {}
+        todo = [(one, END) for one in stacks.of_rule[stacks.grammar.root]]
+        for one, users in self.users.items():
+            for user, index, state in users:
+                base = stacks.place(user, index, END, state)
+                if base == END:
+                    inside.setdefault(user, []).append(one)
+                else:
+                    todo.append((one, base))
+        while todo and len(self.bases) < WORK:
+            one, base = todo.pop()
+            bases = self.bases.setdefault(one, {})
+            if base not in bases:
+                bases[base] = None
+                todo += [(inner, base) for inner in inside.get(one, ())]
+
+    def shared(self, situation: Iterable[int]) -> list[tuple[int, frozenset[int]]]:
+        """The characters that two stacks or more read, with these stacks; only the largest such sets."""
+        opens: dict[int, list[int]] = {}
+        shuts: dict[int, list[int]] = {}
+        for stack in situation:
+            if stack != END:
+                for low, high in self.stacks.ranges(stack):
+                    opens.setdefault(low, []).append(stack)
+                    shuts.setdefault(high + 1, []).append(stack)
+        self.stacks.work += len(opens)
+        alive: set[int] = set()
+        sets: dict[frozenset[int], int] = {}
+        for code in sorted({*opens, *shuts}):
+            if code in shuts:
+                alive.difference_update(shuts[code])
+            if code in opens:
+                alive.update(opens[code])
+                if len(alive) > 1:
+                    sets.setdefault(frozenset(alive), code)
+        return [(code, one) for one, code in sets.items() if len(sets) == 1 or not any(one < other for other in sets)]
+
+    def ahead(self, situation: frozenset[int], shared: list[tuple[int, frozenset[int]]]) -> float:
+        """What the tokens cost from here, along the texts with the most ways to read them."""
+        self.stacks.ends_at = self.stacks.work + WORK_TOKEN
+        price = max(self.along(situation, MIXED), self.along(situation, WORDS, _LETTERS))
+        for run in (_BLANKS, *(((code, code),) for code, _ in shared)):
+            if price > self.limit:
+                break
+            price = max(price, self.along(situation, RUNS, run))
+        return price
+
+    def along(self, situation: frozenset[int], shares: tuple[float, ...], run: Run | None = None) -> float:
+        """The price of tokens whose characters, or in a word all but the first, are those of `run`."""
+        stacks = self.stacks
+        ways = dict.fromkeys(situation, 1)
+        price, alive = 0.0, 1.0
+        for n, share in enumerate(shares):
+            total = sum(ways.values())
+            n_ways = sum(n * stacks.n_ways(one) for one, n in ways.items())
+            price += total * max(min(share, alive), min(share, RARE)) + n_ways * WAY * min(share / RARE, 1.0)
+            if total < 2 or price > self.limit:
+                return price
+            stacks.work += len(ways)
+            following: dict[int, int] = {}
+            busiest, part = self.busiest(ways, None if run is _LETTERS and not n else run)
+            alive *= part
+            for one in busiest:
+                for stack in stacks.after(one):
+                    following[stack] = following.get(stack, 0) + ways[one]
+            if following == ways and part == 1.0:
+                return price + sum(total * share + n_ways * WAY * min(share / RARE, 1.0) for share in shares[n + 1:])
+            ways = following
+        return price
+
+    def busiest(self, ways: dict[int, int], run: Run | None) -> tuple[list[int], float]:
+        """The stacks that read the character, of those in `run`, with most ways behind it; and how much of a vocabulary
+        goes on, as if all of it had as many ways."""
+        stacks = self.stacks
+        changes: dict[int, int] = {}
+        parts = [(stack, low, high) for stack in ways if stack != END for low, high in stacks.ranges(stack)]
+        if run is not None:
+            parts = [(stack, max(low, first), min(high, last)) for stack, low, high in parts
+                     for first, last in run if low <= last and first <= high]
+        for stack, low, high in parts:
+            n = ways[stack] * len(stacks.after(stack))
+            changes[low] = changes.get(low, 0) + n
+            changes[high + 1] = changes.get(high + 1, 0) - n
+        best = best_code = total = before = 0
+        tested = 0.0
+        for code in sorted(changes):
+            tested += total * (_mass(code) - _mass(before))
+            before = code
+            total += changes[code]
+            if total > best:
+                best, best_code = total, code
+        if not best:
+            return [], 0.0
+        return [stack for stack, low, high in parts if low <= best_code <= high], min(tested / best, 1.0)
+
+
+def _mass(code: int) -> float:
+    """How much of a vocabulary has a character before this one in some place: an upper bound, so more than 1 in all."""
+    return _MASSES[code] if code < 128 else _MASSES[127] + min(code / 0x3000, 1.0) * 0.2
+
+
+_MASSES = [0.0]
+for _code in range(127):
+    _MASSES.append(_MASSES[-1] + (0.5 if _code == 32 else 0.06 if 97 <= _code <= 122 else 0.03 if 65 <= _code <= 90
+                                  else 0.01))

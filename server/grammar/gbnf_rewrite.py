@@ -1,0 +1,271 @@
+"""A grammar that llama.cpp can afford: the one that was given, or one of the same language with fewer ways to read it.
+
+What has no recursion in it is a regular language, so it has an automaton with one way to read each text: stretches of
+a grammar that are regular become automata, are made deterministic and minimal, and are written down again. So nested
+counts, alternatives with common beginnings and `("a"*)*` cost no more than they mean.
+
+Pure functions on HTTP handler threads. Grammars that are cheap stay as they are, character by character. Not taken:
+rules for single cases (a class for alternatives of one character, ...): they are what the minimal automaton has anyway.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from server.grammar import gbnf, gbnf_cost
+from server.grammar.automaton import AT_END, Charset, Dfa, Nfa, TooLarge, characters, charset, complement, determinise, minimal
+from server.grammar.gbnf import CHARS, LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, GrammarError, Item
+from server.grammar.gbnf_build import Builder, choice, literal, print_dfa, sequence
+
+STATES, PLACES, MOVES, DEPTH = 2500, 10_000, 100_000, 60
+
+
+def affordable(text: str) -> str:
+    """The grammar, or one of the same language that costs llama.cpp less. GrammarError if it is neither."""
+    grammar = gbnf.read(text)
+    try:
+        gbnf.check_loops(grammar)
+        _check_cost(grammar)
+        return text
+    except GrammarError as error:
+        refusal = error
+    try:
+        rewritten = _Rewriting(grammar).run()
+        _check_cost(gbnf.parse(rewritten))
+        return rewritten
+    except (GrammarError, TooLarge):
+        raise refusal from None
+
+
+def _check_cost(grammar: Grammar) -> None:
+    price, offset = gbnf_cost.cost(grammar)
+    if price > gbnf_cost.LIMIT:
+        raise grammar.error("there are too many ways to read the same text from here on, and llama.cpp follows them all:"
+                            " write it so that the next character tells which way it is", offset)
+
+
+class _Rewriting:
+    """Writes the rules that the root needs. `regular` says which rules have no recursion and no tokens."""
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.grammar = grammar
+        self.regular = _regular_rules(grammar)
+        self.builder = Builder()
+        self.names: dict[int, str] = {}
+        self.waiting: list[int] = []
+
+    def run(self) -> str:
+        root = self.builder.reserve("root")
+        self.builder.rules[root] = self.alternatives([[Item(REFERENCE, self.grammar.root, 0)]]) or '""'
+        while self.waiting:
+            rule = self.waiting.pop()
+            self.builder.rules[self.names[rule]] = self.alternatives(self.grammar.rules[rule]) or '""'
+        return self.builder.text(root)
+
+    def alternatives(self, alternatives: list[list[Item]]) -> str:
+        return choice(self.items(items) for items in alternatives)
+
+    def items(self, items: list[Item]) -> str:
+        """An alternative: its regular stretches as automata, the others as they were."""
+        parts, stretch = [], []
+        for item in [*items, None]:
+            if item is not None and _is_regular(item, self.regular):
+                stretch.append(item)
+                continue
+            if stretch:
+                parts.append(self.automaton(stretch))
+                stretch = []
+            if item is not None:
+                parts.append(self.item(item))
+        return sequence(*parts)
+
+    def automaton(self, items: list[Item]) -> str:
+        """A regular stretch, written with one way to read each text."""
+        if all(item.kind == LITERAL for item in items):
+            return sequence(*(literal(item.value) for item in items if item.value))
+        dfa = _Automaton(self.grammar).of(items)
+        if dfa.is_empty():
+            raise TooLarge
+        return print_dfa(self.builder, dfa, "part", self.builder.char_class)
+
+    def item(self, item: Item) -> str:
+        """What isn't regular, as it stands in the grammar."""
+        if item.kind == REFERENCE:
+            if item.value not in self.names:
+                self.names[item.value] = self.builder.reserve("rule")
+                self.waiting.append(item.value)
+            return self.names[item.value]
+        if item.kind == REPEAT:
+            inner, least, most = item.value
+            return self.builder.repeat("again", self.items(inner), least, most)
+        is_negated, token = item.value
+        return ("!" if is_negated else "") + (f"<[{token}]>" if isinstance(token, int) else token)
+
+
+def _is_regular(item: Item, regular: list[bool]) -> bool:
+    while item.kind == REPEAT:
+        item = item.value[0][0]
+    return item.kind != TOKEN and (item.kind != REFERENCE or regular[item.value])
+
+
+def _regular_rules(grammar: Grammar) -> list[bool]:
+    """For each rule whether neither it nor a rule that it uses refers back to itself or has tokens: those whose uses
+    can all be taken away."""
+    users: list[list[int]] = [[] for _ in grammar.rules]
+    missing = [0] * len(grammar.rules)
+    for rule, alternatives in enumerate(grammar.rules):
+        for items in alternatives:
+            for item in items:
+                while item.kind == REPEAT:
+                    item = item.value[0][0]
+                if item.kind == REFERENCE:
+                    users[item.value].append(rule)
+                missing[rule] += item.kind in (REFERENCE, TOKEN)
+    regular = [False] * len(grammar.rules)
+    ready = [rule for rule, n in enumerate(missing) if n == 0]
+    while ready:
+        rule = ready.pop()
+        regular[rule] = True
+        for user in users[rule]:
+            missing[user] -= 1
+            if missing[user] == 0:
+                ready.append(user)
+    return regular
+
+
+class _Part(NamedTuple):
+    """A piece of the automaton: the states of its first and of its last characters, and whether it may be empty."""
+
+    first: list[int]
+    last: list[int]
+    is_empty: bool
+
+
+_NOTHING = _Part([], [], True)
+
+
+class _Automaton:
+    """The automaton of regular items: a state for each character of the grammar that may have been read last.
+
+    Of two states at the same place inside of optional rounds, the one with no fewer rounds left accepts all that the
+    other does: `places[s]` is (place, rounds done in each of the repetitions around it).
+    """
+
+    def __init__(self, grammar: Grammar) -> None:
+        self.grammar = grammar
+        self.nfa = Nfa(limit=PLACES)
+        self.chars: list[Charset] = []
+        self.places: list[tuple[tuple, tuple[int, ...]]] = []
+        self.n_moves = 0
+
+    def of(self, items: list[Item]) -> Dfa:
+        """The smallest deterministic automaton of items in a row."""
+        start, final = (self.state((), (), ()) for _ in range(2))
+        part = self.sequence(items, (), (), 0)
+        self.connect([start], part.first)
+        for state in (*part.last, *([start] if part.is_empty else ())):
+            self.nfa.move(state, final, AT_END)
+        return minimal(determinise(self.nfa, start, final, STATES, self.best))
+
+    def best(self, states: set[int]) -> set[int]:
+        """The states without those that others make needless."""
+        groups: dict[tuple, list[int]] = {}
+        for state in states:
+            groups.setdefault(self.places[state][0], []).append(state)
+        if len(groups) == len(states):
+            return states
+        kept: list[int] = []
+        for alike in groups.values():
+            front: list[int] = []
+            for state in sorted(alike, key=lambda state: self.places[state][1]):
+                done = self.places[state][1]
+                if not any(all(map(int.__le__, self.places[other][1], done)) for other in front):
+                    front.append(state)
+            kept += front
+        return set(kept)
+
+    def state(self, chars: Charset, place: tuple, done: tuple[int, ...]) -> int:
+        self.chars.append(chars)
+        self.places.append((place, done))
+        return self.nfa.state()
+
+    def connect(self, sources: list[int], targets: list[int]) -> None:
+        """What may be read behind what."""
+        self.n_moves += len(sources) * len(targets)
+        if self.n_moves > MOVES:
+            raise TooLarge
+        for source in sources:
+            for target in targets:
+                self.nfa.step(source, self.chars[target], target)
+
+    def joined(self, one: _Part, other: _Part) -> _Part:
+        """One behind the other."""
+        self.connect(one.last, other.first)
+        return _Part(one.first + other.first if one.is_empty else one.first,
+                     other.last + one.last if other.is_empty else other.last, one.is_empty and other.is_empty)
+
+    def sequence(self, items: list[Item], place: tuple, done: tuple[int, ...], depth: int) -> _Part:
+        if depth > DEPTH:
+            raise TooLarge
+        part = _NOTHING
+        for i, item in enumerate(items):
+            part = self.joined(part, self.item(item, (*place, i), done, depth + 1))
+        return part
+
+    def item(self, item: Item, place: tuple, done: tuple[int, ...], depth: int) -> _Part:
+        if item.kind == REPEAT:
+            return self.repeat(item, place, done, depth)
+        if item.kind == REFERENCE:
+            return self.choice(self.grammar.rules[item.value], place, done, depth)
+        if item.kind == LITERAL:
+            return self.choice([[item]], place, done, depth)
+        state = self.state(_chars(item), place, done)
+        return _Part([state], [state], False)
+
+    def choice(self, alternatives: list[list[Item]], place: tuple, done: tuple[int, ...], depth: int) -> _Part:
+        """Alternatives; strings at their beginnings share what they have in common: there may be thousands."""
+        begun: dict[str, int] = {}
+        first: list[int] = []
+        last: list[int] = []
+        is_empty = False
+        for i, items in enumerate(alternatives):
+            text = items[0].value if items and items[0].kind == LITERAL else ""
+            for n in range(1, len(text) + 1):
+                if text[:n] not in begun:
+                    begun[text[:n]] = self.state(characters(text[n - 1]), (*place, text[:n]), done)
+                    if n > 1:
+                        self.connect([begun[text[:n - 1]]], [begun[text[:n]]])
+                    else:
+                        first.append(begun[text[:n]])
+            part = self.sequence(items[1:] if text else items, (*place, i), done, depth)
+            if text:
+                self.connect([begun[text]], part.first)
+                last += [begun[text]] if part.is_empty else []
+            else:
+                first += part.first
+                is_empty = is_empty or part.is_empty
+            last += part.last
+        return _Part(first, last, is_empty)
+
+    def repeat(self, item: Item, place: tuple, done: tuple[int, ...], depth: int) -> _Part:
+        inner, least, most = item.value
+        part = _NOTHING
+        for i in range(least):
+            part = self.joined(part, self.sequence(inner, (*place, i), done, depth))
+        if most is None:
+            loop = self.sequence(inner, (*place, -1), done, depth)
+            self.connect(loop.last, loop.first)
+            return self.joined(part, _Part(loop.first, loop.last, True))
+        rounds, last = _NOTHING, []
+        for i in range(most - least):       # an empty round is none: the one before has no fewer to come
+            one = self.sequence(inner, (*place, -1), (*done, i), depth)
+            self.connect(rounds.last, one.first)
+            rounds = _Part(rounds.first if i else one.first, one.last, True)
+            last += one.last
+        return self.joined(part, _Part(rounds.first, last, True))
+
+
+def _chars(item: Item) -> Charset:
+    is_negated, ranges = item.value
+    chars = charset(*ranges)
+    return complement(chars) if is_negated else chars

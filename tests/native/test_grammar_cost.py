@@ -1,0 +1,152 @@
+"""Grammars against llama.cpp's own hands: it keeps as many stacks as were counted, what was found to stop a server is
+refused or quick, and a filter that takes too long ends its own request."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ctypes_api.objects import Model
+from server.grammar.gbnf import GrammarError, parse
+from server.grammar.gbnf_cost import END, Stacks
+from server.grammar.gbnf_rewrite import affordable
+from server.grammar.json_schema.convert import convert
+from server.engine.llama import sampler as backend_sampler
+from server.engine.seam.task import SamplingParams
+from server.errors import ApiError
+from tests.hostile_grammars import FOUND, hostile_grammar
+from tests.native.engines import Engine
+from tests.support import PATIENCE
+from tests.unit.grammar.gbnf_oracle import Generator
+from tests.unit.grammar.json_schema_cases import CASES
+from tests.unit.grammar.test_gbnf import ARITHMETIC, TAKEN, VALUES
+from tests.unit.grammar.test_gbnf_cost import some_grammars, step
+
+GREEDY = SamplingParams(temperature=0.0)
+INIT = ("_Z23llama_grammar_init_implPK11llama_vocabPKcS3_bPS3_mPKim", ctypes.c_void_p,
+        (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_bool, ctypes.c_void_p, ctypes.c_size_t,
+         ctypes.c_void_p, ctypes.c_size_t))
+ACCEPT = ("_Z20llama_grammar_acceptP13llama_grammarj", None, (ctypes.c_void_p, ctypes.c_uint32))
+STACKS = ("_Z24llama_grammar_get_stacksP13llama_grammar", ctypes.POINTER(ctypes.c_void_p), (ctypes.c_void_p,))
+FREE = ("_Z23llama_grammar_free_implP13llama_grammar", None, (ctypes.c_void_p,))
+VECTOR_BYTES = 24
+
+
+class Native:
+    """llama.cpp's own grammar, through functions of C++ that it exports for its tests."""
+
+    def __init__(self, model: Model) -> None:
+        self.vocab = model.vocab
+        library = ctypes.CDLL(str(model.libs.files.llama))
+        self.init, self.accept, self.stacks, self.free = (self.function(library, *row)
+                                                          for row in (INIT, ACCEPT, STACKS, FREE))
+
+    @staticmethod
+    def function(library: ctypes.CDLL, name: str, result: object, arguments: tuple):
+        function = library[name]
+        function.restype, function.argtypes = result, arguments
+        return function
+
+    def counts(self, grammar: str, text: str) -> Iterator[int]:
+        """The number of stacks before each character and at the end."""
+        raw = self.init(self.vocab, grammar.encode(), b"root", False, None, 0, None, 0)
+        try:
+            for char in [*text, None]:
+                begin, end = self.stacks(raw)[:2]
+                yield ((end or 0) - (begin or 0)) // VECTOR_BYTES
+                if char is not None:
+                    self.accept(raw, ord(char))
+        finally:
+            self.free(raw)
+
+
+@pytest.fixture(scope="module")
+def native(model: Model) -> Native:
+    return Native(model)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="llama.cpp exports these functions under other names there")
+@pytest.mark.parametrize("grammar", [ARITHMETIC, VALUES, *(grammar for grammar, fits, _ in TAKEN if fits),
+                                     *(convert(case.schema).grammar for case in CASES[::4]), *some_grammars(60, 9)])
+def test_llama_cpp_has_as_many_stacks_as_were_counted(grammar: str, native: Native):
+    rng, stacks = random.Random(1), Stacks(parse(grammar))
+    for _ in range(3):
+        text = Generator(grammar, 12).text(rng)[:24]
+        situation = set(stacks.start(stacks.grammar.root))
+        ours = [len(situation)]
+        for char in text:
+            situation = step(stacks, situation, char)
+            ours.append(len(situation))
+        assert list(native.counts(grammar, text)) == ours
+        assert END in situation or len(text) == 24
+
+
+def spoken_under(engine: Engine, grammar: str) -> str:
+    return engine.say("the cat", 12, SamplingParams(temperature=1.0, seed=3, grammar=grammar)).text
+
+
+@pytest.mark.parametrize("grammar", [*FOUND.values(), *(hostile_grammar(random.Random(n)) for n in range(40))])
+def test_hostile_grammars_are_refused_or_quick(grammar: str, one: Engine):
+    """The filter's own limit of the processor's time would fail the request, and with it the test."""
+    try:
+        ready = affordable(grammar)
+    except GrammarError:
+        return
+    assert spoken_under(one, ready) is not None
+
+
+@pytest.fixture(scope="module")
+def one(libs_folder, tiny_spm_model) -> Iterator[Engine]:
+    engine = Engine(libs_folder, tiny_spm_model, n_ctx=1024, n_slots=3)
+    yield engine
+    engine.close()
+
+
+def test_a_filter_that_takes_too_long_ends_its_request_alone(one: Engine):
+    """The clock says that each part of the vocabulary takes a second."""
+    expected = one.say("the dog", 40).tokens
+    factory, now = one.backend._samplers, [0.0]
+
+    def clock() -> float:
+        now[0] += 1.0
+        return now[0]
+    factory.clock = clock
+    try:
+        task = one.task("the cat", 10, SamplingParams(temperature=1.0, seed=1, grammar='root ::= "zq"*'))
+        said = []
+        beside = threading.Thread(target=lambda: said.append(one.say("the dog", 40)), daemon=True)
+        beside.start()
+        with pytest.raises(ApiError, match="grammar took more than 0.5 s"):
+            one.ask(task)
+        beside.join(PATIENCE)
+        assert said[0].tokens == expected
+    finally:
+        factory.clock = time.thread_time
+    assert spoken_under(one, 'root ::= "a"*') is not None
+
+
+@pytest.mark.parametrize("n", [1, 7, 100, 8192])
+def test_a_filter_in_parts_rules_out_what_a_whole_one_does(n: int, one: Engine, monkeypatch):
+    expected = spoken_under(one, VALUES)
+    monkeypatch.setattr(backend_sampler, "FILTER_TOKENS", n)
+    monkeypatch.setattr(one.backend._samplers, "_candidates", None)
+    assert spoken_under(one, VALUES) == expected
+
+
+def test_a_copied_dry_sampler_draws_as_a_new_one(one: Engine):
+    params = SamplingParams(temperature=1.0, seed=3, dry_multiplier=2.0, dry_allowed_length=1,
+                            dry_sequence_breakers=("\n", "the"))
+    factory = one.backend._samplers
+    factory.close()
+    first = one.say("the cat the cat", 40, params).tokens
+    assert len(factory._dry) == 1
+    assert [one.say("the cat the cat", 40, params).tokens for _ in range(2)] == [first, first]
+    for i in range(3 * backend_sampler.DRY_KEPT):
+        one.say("the cat", 2, SamplingParams(temperature=1.0, dry_multiplier=1.0 + i))
+    assert len(factory._dry) == backend_sampler.DRY_KEPT
