@@ -17,8 +17,25 @@ FOUND = {
     "recursion that may open or not": 'root ::= "a" root "a" | "a" root | "a"',
     "any two": "root ::= (. | . .)* [xyz]{0,30}",
 }
-ATOMS = ('[a-z]', '" "', '"a"', '"aa"', '"ab"', '[ \\t\\n]', '"-"', '"--"', '"="', '.', '[^x]', '[0-9]', '"e"', '"the"',
-         '","', '[a-zA-Z ]', '"\\n"')
+ATOMS = (
+    "[a-z]",
+    '" "',
+    '"a"',
+    '"aa"',
+    '"ab"',
+    "[ \\t\\n]",
+    '"-"',
+    '"--"',
+    '"="',
+    ".",
+    "[^x]",
+    "[0-9]",
+    '"e"',
+    '"the"',
+    '","',
+    "[a-zA-Z ]",
+    '"\\n"',
+)
 
 
 def hostile_grammar(rng: random.Random) -> str:
@@ -33,14 +50,25 @@ def hostile_grammar(rng: random.Random) -> str:
 
     def count() -> str:
         low, high = rng.choice((1, 2, 3)), rng.choice((3, 5, 10, 40))
-        return rng.choice(("*", "?", "+", f"{{0,{rng.choice((2, 3, 5, 10, 30, 60, 100))}}}", f"{{{low},{high}}}",
-                           f"{{{rng.choice((2, 3, 8))}}}"))
+        return rng.choice(
+            (
+                "*",
+                "?",
+                "+",
+                f"{{0,{rng.choice((2, 3, 5, 10, 30, 60, 100))}}}",
+                f"{{{low},{high}}}",
+                f"{{{rng.choice((2, 3, 8))}}}",
+            )
+        )
 
     def item(depth: int) -> str:
         text = atom() if depth <= 0 or rng.random() < 0.4 else f"({alternatives(depth - 1)})"
         return text + count() if rng.random() < 0.55 else text
 
     def alternatives(depth: int) -> str:
-        return " | ".join(" ".join(item(depth) for _ in range(rng.choice((1, 1, 2, 2, 3, 4))))
-                          for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 8))))
+        return " | ".join(
+            " ".join(item(depth) for _ in range(rng.choice((1, 1, 2, 2, 3, 4))))
+            for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 8)))
+        )
+
     return "\n".join([f"root ::= {alternatives(3)}", *(f"{name} ::= {alternatives(2)}" for name in names)])

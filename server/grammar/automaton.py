@@ -186,8 +186,9 @@ class Dfa:
                 return shortest, None
 
 
-def determinise(nfa: Nfa, start: int, final: int, limit: int,
-                keep: Callable[[set[int]], set[int]] = lambda states: states) -> Dfa:
+def determinise(
+    nfa: Nfa, start: int, final: int, limit: int, keep: Callable[[set[int]], set[int]] = lambda states: states
+) -> Dfa:
     """The deterministic automaton of an NFA by subsets; `keep` may drop states of one that others make needless.
     Raises `TooLarge` beyond `limit` states, or when the subsets together hold more than 100 times that many members."""
     pieces = partition(nfa.sets)

@@ -7,7 +7,7 @@ a choice, along the characters that keep most of them alive. One reading is what
 where two or more read the same character is anything followed.
 
 Pure functions on HTTP handler threads; imports `gbnf` only. The work is bounded. Not taken: an exact bound (the texts
-are without end; what slips through meets the engine's own time limit, `backend_sampler`); a tree over the real
+are without end; what slips through meets the engine's own time limits); a tree over the real
 vocabulary (it would take longer than the sampler).
 """
 
@@ -22,9 +22,9 @@ from server.grammar.gbnf import CHARS, LITERAL, REFERENCE, REPEAT, TOKEN, Gramma
 LIMIT = 1000.0
 """The unit is one stack's look at all tokens: 0.11 ms with 49,000 tokens, 0.6 ms with 256,000."""
 
-MIXED = (1.0, 1.0, .12, .12, .09, .06, .04, .02)
-WORDS = (1.0, 1.0, .95, .87, .75, .60, .48, .36, .26, .18, .11, .07, .04, .02, .01) + (.005,) * 9
-RUNS = (1.0, .02, .01) + (.006,) * 9 + (.005,) * 12 + (.001,) * 24 + (.0003,) * 32
+MIXED = (1.0, 1.0, 0.12, 0.12, 0.09, 0.06, 0.04, 0.02)
+WORDS = (1.0, 1.0, 0.95, 0.87, 0.75, 0.60, 0.48, 0.36, 0.26, 0.18, 0.11, 0.07, 0.04, 0.02, 0.01) + (0.005,) * 9
+RUNS = (1.0, 0.02, 0.01) + (0.006,) * 9 + (0.005,) * 12 + (0.001,) * 24 + (0.0003,) * 32
 """How much of a vocabulary has more than 0, 1, 2, ... characters: of any kind, then of tokens that are letters but for
 the first one, and of one character again and again. Where only a few tokens are left, they count as more: each way
 costs some 300 ns of its own."""
@@ -33,9 +33,11 @@ WAY, RARE = 0.002, 0.005
 """The price of one place on the way from a character to those that may follow it; less for tokens that are rarer."""
 
 WIDE = 100
-WORK, WORK_TOKEN = 50_000, 50_000
+"""So many stacks are looked at more closely even where no two of them read the same character."""
+
+WORK, WORK_TOKEN, WORK_ENDS = 50_000, 50_000, 1_000_000
 """Steps of the search beyond the first look at each place, of one or two microseconds; what takes more steps for a single
-token is too dear anyway."""
+token, or to find out what may follow what, is too dear anyway."""
 
 Run = tuple[tuple[int, int], ...]
 _LETTERS: Run = ((0x41, 0x5A), (0x61, 0x7A), (0xAA, 0x10FFFF))
@@ -43,7 +45,7 @@ _BLANKS: Run = ((9, 10), (13, 13), (32, 32))
 
 END, ROOT = 0, -1
 _ALL = 0x10FFFF
-_TOKENS = _ALL + 1     # tokens as characters of their own
+_TOKENS = _ALL + 1  # tokens as characters of their own
 _ANY_TOKEN = 1 << 33
 
 
@@ -170,8 +172,7 @@ class Stacks:
         least, most, _ = state
         if most == 1:
             return self.place(alternative, index + 1, rest)
-        return self.place(alternative, index, rest,
-                          (max(least - 1, 0), None if most is None else most - 1, least == 0))
+        return self.place(alternative, index, rest, (max(least - 1, 0), None if most is None else most - 1, least == 0))
 
     def after(self, stack: int) -> tuple[int, ...]:
         """The stacks behind the character that this one reads."""
@@ -225,14 +226,14 @@ def _ranges(item: Item) -> Iterator[tuple[int, int]]:
         value, low, high = ((code, code),), _TOKENS, _ANY_TOKEN
     else:
         low, high = 0, _ALL
-    if not is_negated:
-        yield from value
-        return
-    for first, last in sorted(value):
-        if first > low:
+    for first, last in sorted(value):  # apart from each other, for a stack that counts twice would count for two
+        first = max(first, low)
+        if is_negated and first > low:
             yield low, first - 1
+        elif not is_negated and first <= last:
+            yield first, last
         low = max(low, last + 1)
-    if low <= high:
+    if is_negated and low <= high:
         yield low, high
 
 
@@ -254,16 +255,14 @@ class _Search:
         """The offset of the place from which the dearest token comes."""
         stacks = self.stacks
         places = list(self.places())
-        self.follow_ends()
         todo: deque[tuple[int, int, frozenset[int]]] = deque()
         try:
-            stacks.ends_at = WORK_TOKEN
+            self.follow_ends()
             self.look(0, ROOT, stacks.start(stacks.grammar.root), todo)
             for alternative, index, state in places:
                 self.offset = stacks.alternatives[alternative][index].offset
                 place = stacks.place(alternative, index, END, state)
                 if not self.is_covered(place, alternative):
-                    stacks.ends_at = stacks.work + WORK_TOKEN
                     self.look(self.offset, alternative, self.cover(place, alternative), todo)
             ends_at = stacks.work + WORK
             while todo and stacks.work < ends_at:
@@ -271,12 +270,13 @@ class _Search:
                 for alternative, following in self.following(alternative, situation):
                     self.look(self.offset, alternative, following, todo)
         except _TooDear:
-            self.dearest = math.inf
+            self.dearest, self.dearest_offset = math.inf, self.offset
         return self.dearest_offset
 
     def look(self, offset: int, alternative: int, situation: Iterable[int], todo: deque) -> None:
         """Find out what a situation costs; if there is more than one way in it, it is to be followed."""
         situation = frozenset(situation)
+        self.stacks.ends_at = self.stacks.work + WORK_TOKEN
         if (alternative, situation) in self.seen or len(situation) < 2:
             return
         self.seen.add((alternative, situation))
@@ -366,8 +366,12 @@ class _Search:
                     inside.setdefault(user, []).append(one)
                 else:
                     todo.append((one, base))
-        while todo and len(self.bases) < WORK:
+        n_steps = 0
+        while todo:
             one, base = todo.pop()
+            n_steps += 1
+            if n_steps > WORK_ENDS:
+                raise _TooDear
             bases = self.bases.setdefault(one, {})
             if base not in bases:
                 bases[base] = None
@@ -392,11 +396,11 @@ class _Search:
                 alive.update(opens[code])
                 if len(alive) > 1:
                     sets.setdefault(frozenset(alive), code)
+        self.stacks.work += len(sets) ** 2 // 8
         return [(code, one) for one, code in sets.items() if len(sets) == 1 or not any(one < other for other in sets)]
 
     def ahead(self, situation: frozenset[int], shared: list[tuple[int, frozenset[int]]]) -> float:
         """What the tokens cost from here, along the texts with the most ways to read them."""
-        self.stacks.ends_at = self.stacks.work + WORK_TOKEN
         price = max(self.along(situation, MIXED), self.along(situation, WORDS, _LETTERS))
         for run in (_BLANKS, *(((code, code),) for code, _ in shared)):
             if price > self.limit:
@@ -415,7 +419,8 @@ class _Search:
             price += total * max(min(share, alive), min(share, RARE)) + n_ways * WAY * min(share / RARE, 1.0)
             if total < 2 or price > self.limit:
                 return price
-            stacks.work += len(ways)
+            if stacks.work > stacks.ends_at:
+                raise _TooDear
             following: dict[int, int] = {}
             busiest, part = self.busiest(ways, None if run is _LETTERS and not n else run)
             alive *= part
@@ -423,7 +428,7 @@ class _Search:
                 for stack in stacks.after(one):
                     following[stack] = following.get(stack, 0) + ways[one]
             if following == ways and part == 1.0:
-                return price + sum(total * share + n_ways * WAY * min(share / RARE, 1.0) for share in shares[n + 1:])
+                return price + sum(total * share + n_ways * WAY * min(share / RARE, 1.0) for share in shares[n + 1 :])
             ways = following
         return price
 
@@ -434,8 +439,13 @@ class _Search:
         changes: dict[int, int] = {}
         parts = [(stack, low, high) for stack in ways if stack != END for low, high in stacks.ranges(stack)]
         if run is not None:
-            parts = [(stack, max(low, first), min(high, last)) for stack, low, high in parts
-                     for first, last in run if low <= last and first <= high]
+            parts = [
+                (stack, max(low, first), min(high, last))
+                for stack, low, high in parts
+                for first, last in run
+                if low <= last and first <= high
+            ]
+        stacks.work += len(parts)
         for stack, low, high in parts:
             n = ways[stack] * len(stacks.after(stack))
             changes[low] = changes.get(low, 0) + n
@@ -460,5 +470,6 @@ def _mass(code: int) -> float:
 
 _MASSES = [0.0]
 for _code in range(127):
-    _MASSES.append(_MASSES[-1] + (0.5 if _code == 32 else 0.06 if 97 <= _code <= 122 else 0.03 if 65 <= _code <= 90
-                                  else 0.01))
+    _MASSES.append(
+        _MASSES[-1] + (0.5 if _code == 32 else 0.06 if 97 <= _code <= 122 else 0.03 if 65 <= _code <= 90 else 0.01)
+    )

@@ -13,7 +13,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from server.grammar import gbnf, gbnf_cost
-from server.grammar.automaton import AT_END, Charset, Dfa, Nfa, TooLarge, characters, charset, complement, determinise, minimal
+from server.grammar.automaton import (
+    AT_END,
+    Charset,
+    Dfa,
+    Nfa,
+    TooLarge,
+    characters,
+    charset,
+    complement,
+    determinise,
+    minimal,
+)
 from server.grammar.gbnf import CHARS, LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, GrammarError, Item
 from server.grammar.gbnf_build import Builder, choice, literal, print_dfa, sequence
 
@@ -40,8 +51,11 @@ def affordable(text: str) -> str:
 def _check_cost(grammar: Grammar) -> None:
     price, offset = gbnf_cost.cost(grammar)
     if price > gbnf_cost.LIMIT:
-        raise grammar.error("there are too many ways to read the same text from here on, and llama.cpp follows them all:"
-                            " write it so that the next character tells which way it is", offset)
+        raise grammar.error(
+            "there are too many ways to read the same text from here on, and llama.cpp follows them all:"
+            " write it so that the next character tells which way it is",
+            offset,
+        )
 
 
 class _Rewriting:
@@ -201,8 +215,11 @@ class _Automaton:
     def joined(self, one: _Part, other: _Part) -> _Part:
         """One behind the other."""
         self.connect(one.last, other.first)
-        return _Part(one.first + other.first if one.is_empty else one.first,
-                     other.last + one.last if other.is_empty else other.last, one.is_empty and other.is_empty)
+        return _Part(
+            one.first + other.first if one.is_empty else one.first,
+            other.last + one.last if other.is_empty else other.last,
+            one.is_empty and other.is_empty,
+        )
 
     def sequence(self, items: list[Item], place: tuple, done: tuple[int, ...], depth: int) -> _Part:
         if depth > DEPTH:
@@ -234,7 +251,7 @@ class _Automaton:
                 if text[:n] not in begun:
                     begun[text[:n]] = self.state(characters(text[n - 1]), (*place, text[:n]), done)
                     if n > 1:
-                        self.connect([begun[text[:n - 1]]], [begun[text[:n]]])
+                        self.connect([begun[text[: n - 1]]], [begun[text[:n]]])
                     else:
                         first.append(begun[text[:n]])
             part = self.sequence(items[1:] if text else items, (*place, i), done, depth)
@@ -257,7 +274,7 @@ class _Automaton:
             self.connect(loop.last, loop.first)
             return self.joined(part, _Part(loop.first, loop.last, True))
         rounds, last = _NOTHING, []
-        for i in range(most - least):       # an empty round is none: the one before has no fewer to come
+        for i in range(most - least):  # an empty round is none: the one before has no fewer to come
             one = self.sequence(inner, (*place, -1), (*done, i), depth)
             self.connect(rounds.last, one.first)
             rounds = _Part(rounds.first if i else one.first, one.last, True)

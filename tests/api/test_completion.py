@@ -261,10 +261,18 @@ def test_breakers_are_looked_for_once_each_and_as_far_as_llama_cpp_looks(api):
     assert api.complete("x", 1, dry_sequence_breakers=sent)["generation_settings"]["dry_sequence_breakers"] == sent
 
 
-@pytest.mark.parametrize("texts, is_taken", [
-    (schema._DEFAULTS.dry_sequence_breakers, True), (["#" * 40, "# # #", "###\n"], True), ([], True),
-    ([f"{i}:" for i in range(100)], False), (["e" * 40], False), (["e " * 20] * 100, False),
-    (["e" * 100_000] * 100, False)])
+@pytest.mark.parametrize(
+    "texts, is_taken",
+    [
+        (schema._DEFAULTS.dry_sequence_breakers, True),
+        (["#" * 40, "# # #", "###\n"], True),
+        ([], True),
+        ([f"{i}:" for i in range(100)], False),
+        (["e" * 40], False),
+        (["e " * 20] * 100, False),
+        (["e" * 100_000] * 100, False),
+    ],
+)
 def test_breakers_that_take_long_to_look_for_are_refused(texts, is_taken):
     """What it costs depends on how many tokens end as a breaker begins, and on how much is left of it then."""
     if is_taken:

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 import pytest
 
 from ctypes_api.objects import Model
+from server.engine.llama import sampler as backend_sampler
+from server.engine.seam.task import SamplingParams
+from server.errors import ApiError
 from server.grammar.gbnf import GrammarError, parse
 from server.grammar.gbnf_cost import END, Stacks
 from server.grammar.gbnf_rewrite import affordable
 from server.grammar.json_schema.convert import convert
-from server.engine.llama import sampler as backend_sampler
-from server.engine.seam.task import SamplingParams
-from server.errors import ApiError
 from tests.hostile_grammars import FOUND, hostile_grammar
 from tests.native.engines import Engine
 from tests.support import PATIENCE
@@ -29,9 +29,20 @@ from tests.unit.grammar.test_gbnf import ARITHMETIC, TAKEN, VALUES
 from tests.unit.grammar.test_gbnf_cost import some_grammars, step
 
 GREEDY = SamplingParams(temperature=0.0)
-INIT = ("_Z23llama_grammar_init_implPK11llama_vocabPKcS3_bPS3_mPKim", ctypes.c_void_p,
-        (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_bool, ctypes.c_void_p, ctypes.c_size_t,
-         ctypes.c_void_p, ctypes.c_size_t))
+INIT = (
+    "_Z23llama_grammar_init_implPK11llama_vocabPKcS3_bPS3_mPKim",
+    ctypes.c_void_p,
+    (
+        ctypes.c_void_p,
+        ctypes.c_char_p,
+        ctypes.c_char_p,
+        ctypes.c_bool,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+        ctypes.c_void_p,
+        ctypes.c_size_t,
+    ),
+)
 ACCEPT = ("_Z20llama_grammar_acceptP13llama_grammarj", None, (ctypes.c_void_p, ctypes.c_uint32))
 STACKS = ("_Z24llama_grammar_get_stacksP13llama_grammar", ctypes.POINTER(ctypes.c_void_p), (ctypes.c_void_p,))
 FREE = ("_Z23llama_grammar_free_implP13llama_grammar", None, (ctypes.c_void_p,))
@@ -44,8 +55,9 @@ class Native:
     def __init__(self, model: Model) -> None:
         self.vocab = model.vocab
         library = ctypes.CDLL(str(model.libs.files.llama))
-        self.init, self.accept, self.stacks, self.free = (self.function(library, *row)
-                                                          for row in (INIT, ACCEPT, STACKS, FREE))
+        self.init, self.accept, self.stacks, self.free = (
+            self.function(library, *row) for row in (INIT, ACCEPT, STACKS, FREE)
+        )
 
     @staticmethod
     def function(library: ctypes.CDLL, name: str, result: object, arguments: tuple):
@@ -72,8 +84,16 @@ def native(model: Model) -> Native:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="llama.cpp exports these functions under other names there")
-@pytest.mark.parametrize("grammar", [ARITHMETIC, VALUES, *(grammar for grammar, fits, _ in TAKEN if fits),
-                                     *(convert(case.schema).grammar for case in CASES[::4]), *some_grammars(60, 9)])
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        ARITHMETIC,
+        VALUES,
+        *(grammar for grammar, fits, _ in TAKEN if fits),
+        *(convert(case.schema).grammar for case in CASES[::4]),
+        *some_grammars(60, 9),
+    ],
+)
 def test_llama_cpp_has_as_many_stacks_as_were_counted(grammar: str, native: Native):
     rng, stacks = random.Random(1), Stacks(parse(grammar))
     for _ in range(3):
@@ -116,13 +136,14 @@ def test_a_filter_that_takes_too_long_ends_its_request_alone(one: Engine):
     def clock() -> float:
         now[0] += 1.0
         return now[0]
+
     factory.clock = clock
     try:
         task = one.task("the cat", 10, SamplingParams(temperature=1.0, seed=1, grammar='root ::= "zq"*'))
         said = []
         beside = threading.Thread(target=lambda: said.append(one.say("the dog", 40)), daemon=True)
         beside.start()
-        with pytest.raises(ApiError, match="grammar took more than 0.5 s"):
+        with pytest.raises(ApiError, match="grammar took more than 0.8 s"):
             one.ask(task)
         beside.join(PATIENCE)
         assert said[0].tokens == expected
@@ -140,8 +161,9 @@ def test_a_filter_in_parts_rules_out_what_a_whole_one_does(n: int, one: Engine, 
 
 
 def test_a_copied_dry_sampler_draws_as_a_new_one(one: Engine):
-    params = SamplingParams(temperature=1.0, seed=3, dry_multiplier=2.0, dry_allowed_length=1,
-                            dry_sequence_breakers=("\n", "the"))
+    params = SamplingParams(
+        temperature=1.0, seed=3, dry_multiplier=2.0, dry_allowed_length=1, dry_sequence_breakers=("\n", "the")
+    )
     factory = one.backend._samplers
     factory.close()
     first = one.say("the cat the cat", 40, params).tokens

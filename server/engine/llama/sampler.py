@@ -29,7 +29,7 @@ GREEDY_STAGE = "greedy"
 MIROSTAT_M = 100
 MIN_PROB = 1e-45
 
-FILTER_S = 0.5
+FILTER_S = 0.8
 """The processor's time for one filter of a grammar, for which all streams wait."""
 
 FILTER_TOKENS = 8192
@@ -258,8 +258,11 @@ class LlamaSampler:
         for part in candidates.parts:
             self._llama.call_llama_sampler_apply(self._grammar, part)
             if clock() > ends:
-                raise ApiError(400, f"the grammar took more than {FILTER_S:g} s to choose from the tokens that may come "
-                               "next, and others wait for it: it has too many ways to go on from here")
+                raise ApiError(
+                    400,
+                    f"the grammar took more than {FILTER_S:g} s to choose from the tokens that may come "
+                    "next, and others wait for it: it has too many ways to go on from here",
+                )
 
     def _is_allowed(self, token: int) -> bool:
         one = (llama_token_data * 1)(llama_token_data(token, 1.0, 0.0))

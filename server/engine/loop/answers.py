@@ -71,8 +71,11 @@ class Answers:
         if drawn.stop or not self._has_room(slot, run):
             self.finish(slot, drawn.stop or STOP_LIMIT)
         elif run.draws_s > DRAWS_S + DRAW_S * run.n_decoded:
-            raise ApiError(400, f"choosing this text's {run.n_decoded} tokens took {run.draws_s:.1f} s, for which others "
-                           "waited: its grammar has too many ways to go on, or its samplers have too much to do")
+            raise ApiError(
+                400,
+                f"choosing this text's {run.n_decoded} tokens took {run.draws_s:.1f} s, for which others "
+                "waited: its grammar has too many ways to go on, or its samplers have too much to do",
+            )
         else:
             run.next_token = drawn.tokens[-1]
 

@@ -79,13 +79,19 @@ class Outcome:
 class Driver:
     """Posts tasks, steps, and sorts the events by task. Every task may end once and say nothing afterwards."""
 
-    def __init__(self, backend: FakeBackend | None = None, clock: Clock | None = None, work_clock: Clock | None = None,
-                 **config: object) -> None:
+    def __init__(
+        self,
+        backend: FakeBackend | None = None,
+        clock: Clock | None = None,
+        work_clock: Clock | None = None,
+        **config: object,
+    ) -> None:
         self.backend = backend or FakeBackend()
         self.clock = clock or Clock()
         config = {"n_slots": self.backend.info.n_slots, **config}
-        self.scheduler = Scheduler(self.backend, EngineConfig("fake.gguf", "", **config), self._take, self.clock,
-                                   work_clock or Clock())
+        self.scheduler = Scheduler(
+            self.backend, EngineConfig("fake.gguf", "", **config), self._take, self.clock, work_clock or Clock()
+        )
         desk = self.scheduler._state.media
         desk._begin = desk._prepare_files  # at once, on this thread
         self.outcomes: dict[int, Outcome] = {}

@@ -11,6 +11,7 @@ import pytest
 from server.grammar import gbnf_cost
 from server.grammar.gbnf import GrammarError, parse, read
 from server.grammar.gbnf_rewrite import affordable
+from server.grammar.json_schema.convert import convert
 from tests.hostile_grammars import FOUND, hostile_grammar
 from tests.unit.grammar.gbnf_oracle import Generator, Matcher
 from tests.unit.grammar.test_gbnf import TAKEN
@@ -39,7 +40,12 @@ def texts(grammar: str, rng: random.Random, n: int) -> list[str]:
         made.append(text)
         if text:
             at = rng.randrange(len(text))
-            made += [text[:at] + text[at + 1:], text[:at] + rng.choice("ab x-\n") + text[at:], text[:at], text + text[at:]]
+            made += [
+                text[:at] + text[at + 1 :],
+                text[:at] + rng.choice("ab x-\n") + text[at:],
+                text[:at],
+                text + text[at:],
+            ]
     return made
 
 
@@ -69,15 +75,25 @@ def test_regular_stretches_of_others_too(name):
 
 
 def test_tokens_stay_where_they_are():
-    assert affordable(PARTS["beside tokens"]).split() == ["root", "::=", "rule", "rule", "::=", '"', '"*', "<[5]>", '"a"*',
-                                                         "!<[6]>"]
+    assert affordable(PARTS["beside tokens"]).split() == [
+        "root",
+        "::=",
+        "rule",
+        "rule",
+        "::=",
+        '"',
+        '"*',
+        "<[5]>",
+        '"a"*',
+        "!<[6]>",
+    ]
 
 
 def test_random_grammars_mean_the_same_afterwards():
     rng, n_rewritten = random.Random(5), 0
     while n_rewritten < 12:
         grammar = hostile_grammar(rng)
-        if len(grammar) > 200:      # the tests' own reading is slow
+        if len(grammar) > 200:  # the tests' own reading is slow
             continue
         try:
             rewritten = affordable(grammar)
@@ -93,14 +109,24 @@ def test_what_is_cheap_stays_as_it_is(grammar):
     assert affordable(grammar) == grammar
 
 
-@pytest.mark.parametrize("grammar, message", [
-    (FOUND["recursion that may open or not"], r"too many ways to read the same text.*\(line 1, column \d+\)"),
-    ('root ::= ("a"? root?)* "b"', "endless loop"),
-    ('root ::= root "x" | "y"', "left-recursive"),
-    ("root ::= [a", "never closed"),
-    ('root ::= (("(" root ")")?)* "b"', "endless loop"),
-    ('root ::= "\\uD800"* ("a" | "aa")* "\\uD800"', "too many ways"),      # no text at all
-])
+def test_wide_schemas_stay_as_they_are():
+    optional = {"type": "object", "properties": {f"property{i}": {"type": "integer"} for i in range(800)}}
+    for schema in (optional, {**optional, "additionalProperties": True}, {"enum": [f"{i}{i}" for i in range(3000)]}):
+        grammar = convert(schema).grammar
+        assert affordable(grammar) == grammar
+
+
+@pytest.mark.parametrize(
+    "grammar, message",
+    [
+        (FOUND["recursion that may open or not"], r"too many ways to read the same text.*\(line 1, column \d+\)"),
+        ('root ::= ("a"? root?)* "b"', "endless loop"),
+        ('root ::= root "x" | "y"', "left-recursive"),
+        ("root ::= [a", "never closed"),
+        ('root ::= (("(" root ")")?)* "b"', "endless loop"),
+        ('root ::= "\\uD800"* ("a" | "aa")* "\\uD800"', "too many ways"),  # no text at all
+    ],
+)
 def test_the_rest_is_refused_as_before(grammar, message):
     with pytest.raises(GrammarError, match=message) as caught:
         affordable(grammar)

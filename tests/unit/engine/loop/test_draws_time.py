@@ -28,6 +28,7 @@ class SlowBackend(FakeBackend):
             def sample(row: int) -> int:
                 self.clock.now += self.seconds
                 return draw(row)
+
             sampler.sample = sample
         return sampler
 
@@ -82,7 +83,7 @@ def test_slow_draws_take_turns_in_the_time_of_a_stall(n_slow, seconds, longest):
     for i in range(n_slow):
         d.post(f"abc{i}", 30, sampling=SLOW)
     for _ in range(3 * n_slow):
-        d.step()                # the first draw of each is the one that tells
+        d.step()  # the first draw of each is the one that tells
     stream = d.post("xyz", 100, stream=True)
     assert max(gaps(d, stream)) <= longest + 1e-9
     d.finish()
@@ -104,6 +105,7 @@ def test_texts_are_the_same_in_turns():
         tasks = [d.post(f"abc{i}", 20, sampling=SLOW) for i in range(6)]
         d.finish()
         return ["".join(piece.text for piece in d.outcomes[task].pieces) for task in tasks]
+
     assert said(0.09) == said(0.0)
 
 
