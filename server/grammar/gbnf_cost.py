@@ -36,8 +36,8 @@ WIDE = 100
 """So many stacks are looked at more closely even where no two of them read the same character."""
 
 WORK, WORK_TOKEN, WORK_ENDS = 50_000, 50_000, 1_000_000
-"""Steps of the search beyond the first look at each place, of one or two microseconds; what takes more steps for a single
-token, or to find out what may follow what, is too dear anyway."""
+"""Steps of the search beyond the first look at each place, of one or two microseconds; what takes more steps for a
+single token, or to find out what may follow what, is too dear anyway."""
 
 Run = tuple[tuple[int, int], ...]
 _LETTERS: Run = ((0x41, 0x5A), (0x61, 0x7A), (0xAA, 0x10FFFF))

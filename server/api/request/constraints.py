@@ -102,7 +102,7 @@ def _made(name: str, value: object) -> str:
 
 
 def check_grammar(grammar: str) -> str:
-    """The grammar as llama.cpp is to have it, perhaps rewritten. ApiError 400 with line and column if it can't run it."""
+    """The grammar as llama.cpp is to have it, perhaps rewritten. ApiError 400 with line and column if it can't be."""
     affordable, fault = _checked(grammar)
     if fault:
         raise ApiError(400, f"Failed to parse grammar: {fault}", param="grammar")

@@ -120,9 +120,9 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
 # for in every token of the vocabulary, a sampler goes over it for every token.
 MAX_STRINGS = {"dry_sequence_breakers": 100, "samplers": 100, "stop": 10_000}
 
-# llama.cpp's DRY sampler looks at the first bytes of a breaker. It takes so long for each token of the vocabulary, and if
-# the breaker may begin at that token's end, so long for the rest and for each of its bytes. All breakers together may
-# take `BREAKERS_S`; how many tokens end so is seen from a sample of the vocabulary.
+# llama.cpp's DRY sampler looks at the first bytes of a breaker. It takes so long for each token of the vocabulary, and
+# if the breaker may begin at that token's end, so long for the rest and for each of its bytes. All breakers together
+# may take `BREAKERS_S`; how many tokens end so is seen from a sample of the vocabulary.
 BREAKER_BYTES, BREAKER_TOKEN_S, BREAKER_TAIL_S, BREAKER_BYTE_S = 40, 50e-9, 15e-6, 0.3e-6
 BREAKERS_S, VOCAB_SAMPLE = 0.3, 1024
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list",
@@ -168,8 +168,8 @@ def dry_breakers(texts: Sequence[str], vocab) -> tuple[str, ...]:
         part = sample.count(text[:1]) / len(sample) if len(text) > 1 else 0.0
         seconds += vocab.n_tokens * (BREAKER_TOKEN_S + part * (BREAKER_TAIL_S + BREAKER_BYTE_S * len(text)))
     if seconds > BREAKERS_S:
-        raise ApiError(400, f"dry_sequence_breakers: to look for these {len(cut)} in {vocab.n_tokens} tokens takes some "
-                       f"{seconds:.1f} s, for which others would wait; fewer and shorter ones, please")
+        raise ApiError(400, f"dry_sequence_breakers: to look for these {len(cut)} in {vocab.n_tokens} tokens takes "
+                       f"some {seconds:.1f} s, for which others would wait; fewer and shorter ones, please")
     return cut
 
 
