@@ -21,6 +21,7 @@ Charset = tuple[tuple[int, int], ...]
 ANY: Charset = ((0, 0xD7FF), (0xE000, 0x10FFFF))
 
 ALWAYS, AT_START, AT_END = range(3)
+_WORK_MAX = 500_000
 
 
 class TooLarge(Exception):
@@ -153,10 +154,12 @@ class Dfa:
     accept: list[bool]
     moves: list[list[tuple[Charset, int]]]
 
-    def matches(self, text: str) -> bool:
-        """Whether the whole text is accepted."""
+    def matches(self, text: str, check: Callable[[], None] = lambda: None) -> bool:
+        """Whether the whole text is accepted. `check` is called now and then, and raises when it takes too long."""
         state: int | None = 0
-        for char in text:
+        for index, char in enumerate(text):
+            if index % 1000 == 0:
+                check()
             code = ord(char)
             state = next((target for chars, target in self.moves[state] if contains(chars, code)), None)
             if state is None:
@@ -175,15 +178,19 @@ class Dfa:
             front = {target for state in front for _, target in self.moves[state]} - seen
             seen |= front
             shortest += 1
-        longest = 0
-        front = {0}
-        while True:
-            front = {target for state in front for _, target in self.moves[state]}
-            if not front:
-                return shortest, longest
-            longest += 1
-            if longest > len(self.accept):
-                return shortest, None
+        entries = [0] * len(self.moves)
+        for here in self.moves:
+            for _, target in here:
+                entries[target] += 1
+        depth = [0] * len(self.moves)
+        ready = [state for state, count in enumerate(entries) if not count]
+        for state in ready:  # in topological order; a loop never gets ready
+            for _, target in self.moves[state]:
+                depth[target] = max(depth[target], depth[state] + 1)
+                entries[target] -= 1
+                if not entries[target]:
+                    ready.append(target)
+        return shortest, max(depth) if len(ready) == len(depth) else None
 
 
 def determinise(
@@ -232,13 +239,17 @@ def _group_pieces(pieces: list[tuple[int, Charset]], targets: dict[int, set[int]
 
 
 def both(first: Dfa, second: Dfa, limit: int) -> Dfa:
-    """The texts that both accept."""
+    """The texts that both accept. Raises `TooLarge` beyond `limit` states, or for too many pairs of moves."""
     numbers = {(0, 0): 0}
     pairs = [(0, 0)]
     moves: list[list[tuple[Charset, int]]] = []
+    work = 0
     while len(moves) < len(pairs):
         one, two = pairs[len(moves)]
         here = []
+        work += len(first.moves[one]) * len(second.moves[two])
+        if work > _WORK_MAX:
+            raise TooLarge
         for chars_one, target_one in first.moves[one]:
             for chars_two, target_two in second.moves[two]:
                 chars = intersection(chars_one, chars_two)
@@ -291,11 +302,9 @@ def words(texts: list[str]) -> Dfa:
     return Dfa(accept, [[(((ord(char), ord(char)),), target) for char, target in here.items()] for here in children])
 
 
-def length_between(least: int, most: int | None, limit: int) -> Dfa:
+def length_between(least: int, most: int | None) -> Dfa:
     """Any text of `least` to `most` characters; most None: no upper bound."""
     last = least if most is None else most
-    if last >= limit:
-        raise TooLarge
     moves = [[(ANY, state + 1)] for state in range(last)] + [[(ANY, last)] if most is None else []]
     return Dfa([state >= least for state in range(last + 1)], moves)
 

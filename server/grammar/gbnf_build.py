@@ -29,6 +29,7 @@ _ATOM = re.compile(r"[A-Za-z0-9-]+|\.|\[(?:[^\]\\]|\\.)*\]")
 _UNIT = re.compile(r"\\(?:x..|u.{4}|U.{8}|.)|.", re.DOTALL)
 _INLINE_DEPTH = 6
 _TAIL_INLINE = 64
+_UNROLLED_MAX = 4000  # characters in counted tails of one automaton; those of a long number would be quadratic
 _CLASS_RANGES_MAX = 6
 
 
@@ -186,15 +187,18 @@ def optional(expression: str) -> str:
 
 @record
 class Builder:
-    """Collects rules. `define` gives the name of a rule with this body, an existing one if there is one."""
+    """Collects rules. `define` gives the name of a rule with this body, an existing one if there is one; `check` is
+    called for each, and raises when it has taken too long."""
 
+    check: Callable[[], None] = lambda: None
     rules: dict[str, str | None] = field(default_factory=dict)
     names_by_body: dict[str, str] = field(default_factory=dict)
     next_number: dict[str, int] = field(default_factory=dict)
 
     def reserve(self, hint: str) -> str:
         """A new name, its body to be set later (`rules[name] = body`): for rules that refer to themselves."""
-        base = _UNSAFE_NAME.sub("-", hint).strip("-")[:40] or "rule"
+        self.check()
+        base = _UNSAFE_NAME.sub("-", hint[:100]).strip("-")[:40] or "rule"
         number = self.next_number.get(base, 1)
         name = base if number == 1 else f"{base}-{number}"
         while name in self.rules:
@@ -206,6 +210,7 @@ class Builder:
 
     def define(self, hint: str, body: str) -> str:
         """The name of a rule with this body."""
+        self.check()
         name = self.names_by_body.get(body)
         if name is None:
             name = self.names_by_body[body] = self.reserve(hint)
@@ -266,6 +271,7 @@ def excluded_words(builder: Builder, texts: list[str], char: str, class_of: Call
     children: dict[str, dict] = {}
     ends: set[int] = set()
     for text in texts:
+        builder.check()
         node = children
         for letter in text:
             node = node.setdefault(letter, {})
@@ -276,6 +282,7 @@ def excluded_words(builder: Builder, texts: list[str], char: str, class_of: Call
         index += 1
     names: dict[int, str] = {}
     for node in reversed(order):
+        builder.check()
         parts = [sequence(class_of(characters(letter)), names[id(child)]) for letter, child in node.items()]
         rest = complement(characters("".join(node)))
         parts.append(sequence(class_of(rest), f"{char}*"))
@@ -293,6 +300,13 @@ def print_dfa(builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset
     return _Printer(builder, dfa, hint, class_of).run()
 
 
+def count_rules(dfa: Dfa) -> int:
+    """How many rules `print_dfa` writes for a minimal automaton."""
+    builder = Builder()
+    print_dfa(builder, dfa, "rule", lambda chars: "x")
+    return len(builder.rules)
+
+
 class _Printer:
     def __init__(self, builder: Builder, dfa: Dfa, hint: str, class_of: Callable[[Charset], str]) -> None:
         self.builder = builder
@@ -305,6 +319,7 @@ class _Printer:
                 uses[target] += target != state
         self.uses = uses
         self.tails = _counted_tails(dfa)
+        self.unrolled = 0
         self.names: dict[int, str] = {}
         self.waiting: list[int] = []
 
@@ -318,6 +333,10 @@ class _Printer:
     def reference(self, state: int) -> str:
         if not self.dfa.moves[state]:
             return ""
+        if self.tails[state] is not None:
+            self.unrolled += self.tails[state][1]
+            if self.unrolled > _UNROLLED_MAX:
+                self.tails[state] = None
         if self.tails[state] is not None:
             chars, count, base = self.tails[state]
             counted = self.builder.repeat(self.hint, self.class_of(chars), 0, count)

@@ -11,6 +11,7 @@ Not taken: copying the pattern's characters into GBNF, which has other escapes a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -20,9 +21,11 @@ from server.grammar.gbnf import GrammarError, check
 from server.grammar.gbnf_build import COUNT_MAX, Builder, choice, factored, literal, print_dfa, sequence
 from server.grammar.regex_parse import Node, Unsupported, is_nullable, parse
 
-__all__ = ["Unsupported", "choice_grammar", "compile_pattern", "pattern_pieces", "regex_grammar"]
+__all__ = ["Unsupported", "bounded_pieces", "choice_grammar", "compile_pattern", "pattern_pieces", "regex_grammar"]
 
 STATES_MAX = 400
+_LOOKS_MAX = 4  # apart from those at the front
+_ANY_TEXT: Node = ("rep", ("set", automaton.ANY), 0, None)
 CHOICES_MAX = 10_000
 
 
@@ -32,7 +35,7 @@ def regex_grammar(pattern: str) -> str:
     try:
         dfa = compile_pattern(pattern, search=False)
     except TooLarge:
-        return _checked(builder.text(pattern_pieces(builder, pattern, "part", builder.char_class, any_text=None)))
+        return _checked(builder.text(pattern_pieces(builder, pattern, "part", builder.char_class, search=False)))
     if dfa.is_empty():
         raise Unsupported("no text matches this pattern")
     return builder.text(print_dfa(builder, dfa, "part", builder.char_class) or '""')
@@ -80,20 +83,67 @@ def compile_pattern(pattern: str, *, search: bool) -> Dfa:
 
 def _split_looks(node: Node) -> tuple[list[tuple[bool, Node]], Node]:
     """Takes lookaheads off the front of a pattern, `^(?=...)(?!...)...`, where they are plain conditions on
-    the whole text. Elsewhere they stay, and are refused later."""
+    the whole text. Elsewhere they stay."""
     if node[0] != "cat" or not any(item[0] == "look" for item in node[1]):
-        return ([(node[1], node[2])], ("cat", [])) if node[0] == "look" else ([], node)
+        return [], node
     items = node[1]
     first = 1 if items[0][0] == "start" else 0
     last = first
     while last < len(items) and items[last][0] == "look":
         last += 1
-    if first == 0 and last > 0:
-        raise Unsupported("lookahead is supported only behind a '^' that begins the pattern")
+    if first == 0:
+        return [], node
     return [(item[1], item[2]) for item in items[first:last]], ("cat", items[:first] + items[last:])
 
 
+def _count_looks(node: Node) -> int:
+    if node[0] in ("cat", "alt"):
+        return sum(map(_count_looks, node[1]))
+    return 1 if node[0] == "look" else _count_looks(node[1]) if node[0] == "rep" else 0
+
+
+def _has_start(node: Node) -> bool:
+    parts = node[1] if node[0] in ("cat", "alt") else [part for part in node[1:] if isinstance(part, tuple)]
+    return node[0] == "start" or (node[0] not in ("set", "dfa") and any(map(_has_start, parts)))
+
+
+def _without_looks(items: list[Node]) -> Node:
+    """Items up to the end of the text, with each lookahead and what follows it as one automaton."""
+    for index, item in enumerate(items):
+        if not _count_looks(item):
+            continue
+        before, after = items[:index], items[index + 1 :]
+        if item[0] == "cat":
+            return ("cat", [*before, _without_looks([*item[1], *after])])
+        if item[0] == "rep" and item[2:] == (0, 1):
+            item = ("alt", [item[1], ("cat", [])])
+        if item[0] == "alt":
+            return ("cat", [*before, ("alt", [_without_looks([part, *after]) for part in item[1]])])
+        if item[0] == "rep" or _has_start(item[2]):
+            raise Unsupported("a lookahead inside a repetition, or with a '^' inside")
+        ahead = automaton.minimal(_automaton(("cat", [item[2], _ANY_TEXT]), search=False))
+        then = automaton.minimal(_automaton(("cat", after), search=False))
+        return (
+            "cat",
+            [
+                *before,
+                (
+                    "dfa",
+                    automaton.minimal(
+                        automaton.both(automaton.negation(ahead) if item[1] else ahead, then, STATES_MAX * 4)
+                    ),
+                ),
+            ],
+        )
+    return ("cat", items)
+
+
 def _automaton(node: Node, search: bool) -> Dfa:
+    n_looks = _count_looks(node)
+    if n_looks > _LOOKS_MAX:
+        raise Unsupported(f"more than {_LOOKS_MAX} lookaheads inside")
+    if n_looks:
+        node, search = _without_looks([_ANY_TEXT, node, _ANY_TEXT] if search else [node]), False
     nfa = Nfa()
     start, final = nfa.state(), nfa.state()
     if search:
@@ -128,8 +178,18 @@ def _build(nfa: Nfa, node: Node) -> tuple[int, int]:
     elif kind in ("start", "end"):
         nfa.move(entry, leave, automaton.AT_START if kind == "start" else automaton.AT_END)
     else:
-        raise Unsupported("lookahead is supported only behind a '^' that begins the pattern")
+        _build_automaton(nfa, node[1], entry, leave)
     return entry, leave
+
+
+def _build_automaton(nfa: Nfa, dfa: Dfa, entry: int, leave: int) -> None:
+    states = [nfa.state() for _ in dfa.accept]
+    nfa.move(entry, states[0])
+    for state, here, accept in zip(states, dfa.moves, dfa.accept):
+        for chars, target in here:
+            nfa.step(state, chars, states[target])
+        if accept:
+            nfa.move(state, leave)
 
 
 def _build_repetition(nfa: Nfa, node: Node, entry: int, leave: int) -> None:
@@ -154,26 +214,81 @@ def _build_repetition(nfa: Nfa, node: Node, entry: int, leave: int) -> None:
 
 
 def pattern_pieces(
-    builder: Builder, pattern: str, hint: str, class_of: Callable[[Charset], str], any_text: str | None
+    builder: Builder, pattern: str, hint: str, class_of: Callable[[Charset], str], *, search: bool
 ) -> str:
-    """A pattern translated piece by piece, for those that are too large as automata. `any_text` is put where
-    a search is not anchored; None means that the whole text has to match. Raises `Unsupported`."""
-    node = parse(pattern)
-    branches = node[1] if node[0] == "alt" else [node]
+    """A pattern translated piece by piece, for those that are too large as automata; with `search` any text may stand
+    where it is not anchored. Raises `Unsupported`."""
+    return _piece(builder, _whole(parse(pattern), search), hint, class_of)
+
+
+def bounded_pieces(
+    builder: Builder,
+    pattern: str,
+    hint: str,
+    class_of: Callable[[Charset], str],
+    *,
+    search: bool,
+    least: int,
+    most: int,
+) -> str | None:
+    """Texts of a pattern that have `least` to `most` characters, for those that are too large as automata; None if
+    there is no easy way. Open repetitions get a count each, so long texts of some forms are left out. Raises
+    `Unsupported`."""
+    node = _whole(parse(pattern), search)
+    longest, n_open = _extent(node)
+    if longest > most or _shortest(node) < least:
+        return None
+    return _piece(builder, _counted(node, (most - longest) // max(n_open, 1)), hint, class_of)
+
+
+def _whole(node: Node, search: bool) -> Node:
+    """The pattern as one for the whole text: without the anchors at its ends, or with any text in their place."""
     parts = []
-    for branch in branches:
+    for branch in node[1] if node[0] == "alt" else [node]:
         items = list(branch[1]) if branch[0] == "cat" else [branch]
-        anchored_left = bool(items) and items[0] == ("start",)
-        anchored_right = bool(items) and items[-1] == ("end",)
-        core = items[anchored_left : len(items) - anchored_right]
+        left, right = items[:1] == [("start",)], items[-1:] == [("end",)]
+        any_text = [_ANY_TEXT] if search else []
         parts.append(
-            sequence(
-                "" if anchored_left or not any_text else any_text,
-                *(_piece(builder, item, hint, class_of) for item in core),
-                "" if anchored_right or not any_text else any_text,
-            )
+            ("cat", ([] if left else any_text) + items[left : len(items) - right] + ([] if right else any_text))
         )
-    return choice(parts)
+    return ("alt", parts)
+
+
+def _extent(node: Node) -> tuple[int, int]:
+    """The longest text while open repetitions run as seldom as they may, and how many of them add to its length."""
+    kind = node[0]
+    if kind == "set":
+        return 1, 0
+    if kind in ("cat", "alt"):
+        pairs = [_extent(part) for part in node[1]]
+        join = sum if kind == "cat" else max
+        return join([size for size, _ in pairs] or [0]), join([n_open for _, n_open in pairs] or [0])
+    if kind == "rep":
+        size, n_open = _extent(node[1])
+        times = node[2] if node[3] is None else node[3]
+        return times * size, times * n_open + (node[3] is None)
+    return 0, 0
+
+
+def _shortest(node: Node) -> int:
+    kind = node[0]
+    if kind in ("cat", "alt"):
+        return (sum if kind == "cat" else min)([_shortest(part) for part in node[1]] or [0])
+    return node[2] * _shortest(node[1]) if kind == "rep" else int(kind == "set")
+
+
+def _counted(node: Node, share: int) -> Node:
+    """The node with each open repetition cut so that it adds at most `share` characters."""
+    if node[0] in ("cat", "alt"):
+        return (node[0], [_counted(part, share) for part in node[1]])
+    if node[0] != "rep":
+        return node
+    _, part, least, most = node
+    if most is not None:
+        return ("rep", _counted(part, share), least, most)
+    part = _counted(part, math.isqrt(share))
+    size = _extent(part)[0]
+    return ("rep", part, least, least + (share // size if size else 0))
 
 
 def _piece(builder: Builder, node: Node, hint: str, class_of: Callable[[Charset], str]) -> str:

@@ -200,8 +200,25 @@ def test_what_cannot_be_kept_is_told_in_the_answer(api):
 
 
 def test_what_cannot_be_kept_is_refused_if_strict(api):
-    error = refuse(api, response_format=json_schema(LOOSE, strict=True))
-    assert "uniqueItems" in error["message"] and "strict" in error["message"]
+    error = refuse(api, response_format=json_schema({"type": "integer", "not": {"minimum": 3}}, strict=True))
+    assert "#/not" in error["message"] and "strict" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "uniqueItems": True, "items": {"type": "string"}},
+        {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083},
+        {"type": "string", "format": "duration"},
+        {"type": "number", "minimum": -3.4028234663852886e38},
+        {"type": "integer", "minimum": 0, "maximum": 10**300},
+    ],
+)
+def test_what_clients_make_of_their_types_is_taken_if_strict(api, schema: dict):
+    fields = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 2}
+    answer = api.post("/v1/chat/completions", {**fields, "response_format": json_schema(schema, strict=True)})
+    assert answer.status == 200
+    assert answer.json().get("warnings", []) == convert(schema).warnings
 
 
 @pytest.mark.parametrize("path", ROUTES)

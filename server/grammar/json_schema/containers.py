@@ -16,24 +16,16 @@ from typing import Protocol
 
 from server.grammar import automaton
 from server.grammar.automaton import Dfa
-from server.grammar.gbnf_build import (
-    BLOCK,
-    COUNT_MAX,
-    Builder,
-    choice,
-    excluded_words,
-    literal,
-    optional,
-    print_dfa,
-    sequence,
-)
+from server.grammar.gbnf_build import BLOCK, Builder, choice, excluded_words, literal, optional, print_dfa, sequence
 from server.grammar.json_schema.parts import Conjunction, Part, SchemaError, escape
 from server.grammar.json_schema.shapes import KEYWORDS_BY_TYPE, Document, Shape
-from server.grammar.json_schema.strings import core, json_text, text_class
+from server.grammar.json_schema.strings import core, json_text, text_class, value_expression
 from server.grammar.json_schema.values import (
-    array_layout,
+    count_listed,
+    finite_values,
     fits,
     item_conjunction,
+    item_part,
     key_conjunction,
     pattern_dfa,
     required_keys,
@@ -45,6 +37,7 @@ _NO_ARRAY = frozenset(KEYWORDS_BY_TYPE["array"]).isdisjoint
 PROPERTIES_MAX = 800
 PREFIX_MAX = 500
 _STATES_MAX = 2000
+_ANY_ORDER_MAX = 6
 _PATTERNS_MAX = 4
 _KEY_STATES_MAX = 1000
 
@@ -63,6 +56,9 @@ class Converter(Protocol):
 
     def common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
         """The automaton of the texts that all accept; None without any."""
+
+    def counts(self, pointer: str, least: int, most: int | None, what: str) -> tuple[int, int | None]:
+        """Two bounds as far as they can be written."""
 
     def note_contradiction(self, pointer: str, message: str) -> None:
         """Remember the first reason why something fits nothing."""
@@ -215,6 +211,15 @@ def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member],
     if further is not None and len(further) > 20:
         further = builder.define("member-more", further)
     some = [_further_run(converter, further, comma, count, least, most) for count in range(cap + 1)]
+    needed = sum(member.is_required for member in members)
+    return _braces(_in_order(builder, members, some, comma, least, most), needed == 0 and least == 0, blank)
+
+
+def _in_order(
+    builder: Builder, members: list[_Member], some: list[str | None], comma: str, least: int, most: int | None
+) -> str | None:
+    """At least one of the members, each once and in this order, and `some` behind them; None if that can't be."""
+    cap = least if most is None else most
     needed = 0
     for index in range(len(members) - 1, -1, -1):
         member = members[index]
@@ -232,7 +237,7 @@ def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member],
             current.append(expression)
         some = current
         needed += member.is_required
-    return _braces(some[0], needed == 0 and least == 0, blank)
+    return some[0]
 
 
 def _braces(some: str | None, may_be_empty: bool, blank: str) -> str | None:
@@ -273,8 +278,13 @@ def _member_counts(
         least = 0
     if most is not None and most >= len(members) and further is None:
         most = None
-    cap = least if most is None else most
-    if cap > BLOCK or (len(members) + 1) * (cap + 1) > _STATES_MAX:
+    room = _room(members)
+    if most is not None and most > room >= max(least, sum(member.is_required for member in members)):
+        converter.document.loosen(
+            shape.pointer, f"objects get {room} properties at most: too many combinations", fatal=False
+        )
+        most = room
+    if (least if most is None else most) > room:
         converter.document.loosen(shape.pointer, "the number of properties is not limited: too many combinations")
         return 0, None
     if least > 1 and further is not None:
@@ -282,6 +292,11 @@ def _member_counts(
             shape.pointer, "a key that is written twice counts twice for 'minProperties'", fatal=False
         )
     return least, most
+
+
+def _room(members: list) -> int:
+    """How far members can be counted."""
+    return min(BLOCK, _STATES_MAX // (len(members) + 1) - 1)
 
 
 # Arrays
@@ -293,14 +308,11 @@ def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction
     if all(_NO_ARRAY(part.schema) for part in shape.parts):
         return core(converter.builder, "array")
     least, most = shape.largest("minItems"), shape.smallest("maxItems")
-    if max(least, most or 0) > COUNT_MAX:
-        converter.document.loosen(shape.pointer, f"counts of items beyond {COUNT_MAX} are not enforced")
-        least, most = min(least, COUNT_MAX), None
-    layouts = [array_layout(part) for part in shape.parts]
-    size = max(len(first) for first, _ in layouts)
+    least, most = converter.counts(shape.pointer, least, most, "counts of items")
+    size = max(map(count_listed, shape.parts))
     if size > PREFIX_MAX:
         raise SchemaError(f"more than {PREFIX_MAX} items are listed one by one", shape.pointer)
-    is_open = bool(shape.having("unevaluatedItems")) or any(rest is not None for _, rest in layouts)
+    is_open = bool(shape.having("unevaluatedItems")) or any(item_part(part, size) for part in shape.parts)
     if size and least <= size and not is_open:
         most = size if most is None else min(most, size)
     items: list[str] = []
@@ -316,8 +328,20 @@ def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction
     if most is not None and least > most:
         converter.note_contradiction(shape.pointer, f"an array of {least} items can't be filled")
         return None
-    _warn_unique(converter, shape, most)
-    inside = _lay_out_items(converter, shape, items, least, most)
+    values = None
+    unique = [part for part in shape.having("uniqueItems") if part.schema["uniqueItems"]]
+    if unique and (most is None or most > 1):
+        if not size and not shape.having("contains"):
+            values = finite_values(converter.document, item_conjunction(converter.document, shape, 0))
+        if values is None:
+            converter.document.loosen(f"{unique[0].pointer}/uniqueItems", "equal items are not prevented", fatal=False)
+    if values is None:
+        inside = _lay_out_items(converter, shape, items, least, most)
+    elif len(values) < least:
+        converter.note_contradiction(shape.pointer, f"there are no {least} different items")
+        return None
+    else:
+        inside = _lay_out_distinct(converter, shape, values, least, most)
     blank = core(converter.builder, "ws")
     if inside is None:
         return None
@@ -325,10 +349,36 @@ def array_expression(converter: Converter, shape: Shape, needs: list[Conjunction
     return sequence(literal("["), blank, filled if least or _must_contain(shape) else optional(filled), literal("]"))
 
 
-def _warn_unique(converter: Converter, shape: Shape, most: int | None) -> None:
-    for part in shape.having("uniqueItems"):
-        if part.schema["uniqueItems"] and (most is None or most > 1):
-            converter.document.loosen(f"{part.pointer}/uniqueItems", "equal items are not prevented")
+def _lay_out_distinct(
+    converter: Converter, shape: Shape, values: list[object], least: int, most: int | None
+) -> str | None:
+    """Items that are all different: up to a handful of values in any order, more in the order of the schema."""
+    builder = converter.builder
+    most = len(values) if most is None else min(most, len(values))
+    comma = sequence(literal(","), core(builder, "ws"))
+    texts = [value_expression(builder, value) for value in values]
+    if len(texts) <= _ANY_ORDER_MAX:
+        return _in_any_order(builder, texts, comma, least, most)
+    room = _room(texts)
+    if least > room:
+        converter.document.loosen(f"{shape.pointer}/minItems", "not enforced: too many combinations")
+        least = 0
+    most = None if most == len(texts) else min(most, room)
+    some = [None] * ((least if most is None else most) + 1)
+    return _in_order(builder, [_Member(text, False) for text in texts], some, comma, least, most)
+
+
+def _in_any_order(builder: Builder, texts: list[str], comma: str, least: int, most: int) -> str:
+    """A rule for each set of texts that are still to be had."""
+    after = {0: ""}
+    for left in sorted(range(1, 1 << len(texts)), key=int.bit_count):
+        count = len(texts) - left.bit_count()
+        ways = [sequence(text, after[left & ~(1 << index)]) for index, text in enumerate(texts) if left >> index & 1]
+        more = sequence(comma, choice(ways)) if count else choice(ways)
+        after[left] = (
+            "" if count == most else builder.define("distinct", optional(more) if count >= max(least, 1) else more)
+        )
+    return after[(1 << len(texts)) - 1]
 
 
 def _must_contain(shape: Shape) -> bool:

@@ -16,20 +16,19 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from decimal import Decimal
 from functools import lru_cache
 
 from server.grammar import automaton
 from server.grammar.automaton import Charset, Dfa, TooLarge
 from server.grammar.gbnf import GrammarError, check
-from server.grammar.gbnf_build import COUNT_MAX, Builder, choice, factored, literal, print_dfa, sequence
+from server.grammar.gbnf_build import COUNT_MAX, Builder, choice, count_rules, factored, literal, print_dfa, sequence
 from server.grammar.json_schema.containers import array_expression, object_expression
 from server.grammar.json_schema.numbers import range_dfa, sign_expression
 from server.grammar.json_schema.parts import Conjunction, Part, SchemaError
-from server.grammar.json_schema.shapes import ANNOTATIONS, TYPES, Document, Shape
+from server.grammar.json_schema.shapes import ANNOTATIONS, TYPES, Document, Shape, deadline
 from server.grammar.json_schema.strings import (
     FORMATS,
-    FORMATS_LOOSE,
+    FORMATS_BOUNDED,
     core,
     format_dfa,
     json_text,
@@ -38,7 +37,7 @@ from server.grammar.json_schema.strings import (
     value_expression,
 )
 from server.grammar.json_schema.values import are_disjoint, fits_shape, kind_of, without_one_of
-from server.grammar.regex_gbnf import STATES_MAX, Unsupported, compile_pattern, pattern_pieces
+from server.grammar.regex_gbnf import STATES_MAX, Unsupported, bounded_pieces, compile_pattern, pattern_pieces
 from server.records import record
 
 __all__ = ["ANY_OBJECT", "Conversion", "SchemaError", "convert"]
@@ -46,14 +45,19 @@ __all__ = ["ANY_OBJECT", "Conversion", "SchemaError", "convert"]
 DEPTH_MAX = 128
 TEXT_MAX = 1 << 19
 GRAMMAR_MAX = 1 << 20
+_BITS_MAX = 3321  # of numbers with 1,000 digits
+_POINTERS_MAX = 50_000_000
 _ROUNDS_MAX = 8
 _RULES_MAX = 5000
 _ONE_OF_MAX = 60
 _INLINE_MAX = 60
 _SHARED_LENGTH = 32  # llama.cpp unrolls counted repetitions, so longer ones are written once
 _UNROLLED_MAX = 50_000
+_TEXT_STATES_MAX = 4000
+_TEXT_RULES_MAX = 500  # beyond that a form with a count for each repetition is tried first
+_RULES_MOST = 1600
+_SHORTER = (2000, 1000, 500, 200, 100)  # lengths tried in place of one that a pattern can't be combined with
 _COUNTS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
-_LARGEST_BOUND = Decimal(10) ** 40
 
 _TYPE_ONLY = {"type", *ANNOTATIONS}
 
@@ -82,23 +86,30 @@ def convert(schema: object, *, strict: bool = False) -> Conversion:
 
 
 def _check_json(schema: object) -> None:
-    """Refuses what is no JSON value or nested too deep, without recursion."""
+    """Refuses what is no JSON value, nested too deep, or too large once its parts have pointers; without recursion."""
     if not isinstance(schema, (dict, bool)):
         raise SchemaError("a schema must be an object or a boolean", "#")
-    level: list[object] = [schema]
+    level: list[tuple[object, int]] = [(schema, 1)]
+    pointers = 0
     for _ in range(DEPTH_MAX):
-        below: list[object] = []
-        for node in level:
+        below: list[tuple[object, int]] = []
+        for node, length in level:
+            if isinstance(node, (dict, list, bool)):
+                pointers += length
             if isinstance(node, dict):
                 if not all(isinstance(key, str) for key in node):
                     raise SchemaError("a key is not a string", "#")
-                below.extend(node.values())
+                below.extend((child, length + 1 + len(key)) for key, child in node.items())
             elif isinstance(node, list):
-                below.extend(node)
+                below.extend((child, length + 6) for child in node)
             elif node is not None and not isinstance(node, (str, int, float)):
                 raise SchemaError(f"{type(node).__name__} is no JSON value", "#")
             elif isinstance(node, float) and node - node != 0:
                 raise SchemaError("numbers must be finite", "#")
+            elif isinstance(node, int) and node.bit_length() > _BITS_MAX:
+                raise SchemaError("a number has more than 1,000 digits", "#")
+        if pointers > _POINTERS_MAX:
+            raise SchemaError("the keys on the way to the parts of this schema are too long", "#")
         if not below:
             return
         level = below
@@ -108,10 +119,11 @@ def _check_json(schema: object) -> None:
 @lru_cache(maxsize=64)
 def _convert_text(text: str, strict: bool) -> tuple[str, tuple[str, ...]]:
     schema = json.loads(text)
+    until = deadline()
     dead: set[tuple[str, ...]] = set()
     reason: tuple[str, str] | None = None
     for _ in range(_ROUNDS_MAX):
-        document = Document(schema, strict)
+        document = Document(schema, strict, until)
         converter = Converter(document, dead)
         root = converter.run()
         endless = converter.endless()
@@ -139,7 +151,7 @@ class Converter:
     def __init__(self, document: Document, dead: set[tuple[str, ...]]) -> None:
         self.document = document
         self.dead = dead
-        self.builder = Builder()
+        self.builder = Builder(check=document.check_time)
         reserve_core(self.builder)
         self.builder.next_number["root"] = 2
         self.contradiction: tuple[str, str] | None = None
@@ -167,6 +179,7 @@ class Converter:
         """The expression of a conjunction, None if no value fits: a rule of its own as soon as it has
         parts."""
         key = tuple(part.pointer for part in conjunction)
+        self.document.check_time()
         if key in self.known:
             return self.known[key]
         plain = _plain_type(conjunction)
@@ -204,7 +217,8 @@ class Converter:
         grown = True
         while grown:
             grown = False
-            for key, alternatives in self.needs.items():
+            for key, alternatives in reversed(self.needs.items()):  # what others need was found after them
+                self.document.check_time()
                 if key not in finite and any(
                     all(need in finite or need not in self.needs for need in needs) for needs in alternatives
                 ):
@@ -280,9 +294,6 @@ class Converter:
     def number_expression(self, shape: Shape, is_integer: bool, hint: str) -> str | None:
         """Numbers within bounds, multiples included where that is feasible."""
         wanted = replace(shape.numbers, integer=is_integer)
-        if (wanted.low or 0) > _LARGEST_BOUND or (wanted.high or 0) < -_LARGEST_BOUND:
-            self.document.loosen(shape.pointer, "bounds beyond 1e40 are not enforced")
-            wanted = replace(wanted, low=None, high=None)
         if wanted == replace(wanted, low=None, high=None, multiple=None):
             return core(self.builder, "integer" if is_integer else "number")
         simple = sign_expression(wanted)
@@ -319,87 +330,153 @@ class Converter:
 
     def string_contents(self, shape: Shape, refused: list[str], hint: str) -> str | None:
         """What stands between the quotes; None if nothing may."""
-        least, most = shape.min_length, shape.max_length
-        if max(least, most or 0) > COUNT_MAX:
-            self.document.loosen(shape.pointer, f"lengths beyond {COUNT_MAX} are not enforced")
-            least, most = min(least, COUNT_MAX), None
+        least, most = self.counts(shape.pointer, shape.min_length, shape.max_length, "lengths")
         if most is not None and least > most:
             self.note_contradiction(shape.pointer, "'minLength' is above 'maxLength'")
             return None
-        dfas, pieces = self.string_parts(shape, refused, hint)
-        if pieces is not None:
-            if dfas or least or most is not None:
-                self.document.loosen(shape.pointer, "only the pattern is enforced, it is too large to be combined")
-            return pieces
-        if not dfas:
+        text = self.text(shape, refused, least, most, hint)
+        if text is None:
             return self.builder.repeat("char", core(self.builder, "char"), least, most)
-        dfa = self.common_dfa(dfas, shape.pointer, STATES_MAX * 4)
-        if dfa is not None:
-            dfa = self.with_length(dfa, least, most, shape.pointer)
-        if dfa is None:
-            return self.builder.repeat("char", core(self.builder, "char"), least, most)
-        if dfa.is_empty():
+        if isinstance(text, str):
+            return text
+        if text.is_empty():
             self.note_contradiction(shape.pointer, "no text fits these conditions")
             return None
-        return print_dfa(self.builder, dfa, hint, self.class_of)
+        return print_dfa(self.builder, text, hint, self.class_of)
+
+    def counts(self, pointer: str, least: int, most: int | None, what: str) -> tuple[int, int | None]:
+        """Two bounds as far as they can be written: an upper one can always be lowered."""
+        if least > COUNT_MAX:
+            self.document.loosen(pointer, f"{what} beyond {COUNT_MAX} are not enforced")
+            return COUNT_MAX, None
+        if most is not None and most > COUNT_MAX:
+            self.document.loosen(pointer, f"{what} beyond {COUNT_MAX} are not written", fatal=False)
+        return least, most if most is None else min(most, COUNT_MAX)
 
     def class_of(self, chars: Charset) -> str:
         """One character of a set inside a JSON string."""
         return text_class(self.builder, chars)
 
-    def string_parts(self, shape: Shape, refused: list[str], hint: str) -> tuple[list[Dfa], str | None]:
-        """The conditions on a text as automata; or, for a pattern too large for that, its expression."""
-        dfas, pieces = [], None
+    def text(self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str) -> Dfa | str | None:
+        """The texts of a shape: an automaton, or an expression where that would be too large; None if only the length
+        counts. Formats are annotations, so one that can't be combined with what else is said is left out."""
+        text = self.asserted_text(shape, refused, least, most, hint)
+        for name, pointer in shape.formats:
+            better = None
+            if name in FORMATS and text is None:
+                better = self.with_length(format_dfa(name), least, most)
+                if better is None:
+                    better = self.bounded(FORMATS_BOUNDED[name], False, least, most, hint)
+            elif name in FORMATS and isinstance(text, Dfa):
+                better = self.both(text, format_dfa(name))
+            if better is None or (isinstance(better, Dfa) and better.is_empty()):
+                beside = " beside the other conditions" if name in FORMATS else ""
+                self.document.loosen(pointer, f"the format {name[:40]!r} is not enforced{beside}", fatal=False)
+            else:
+                text = better
+        return text
+
+    def asserted_text(
+        self, shape: Shape, refused: list[str], least: int, most: int | None, hint: str
+    ) -> Dfa | str | None:
+        """The same without formats."""
+        dfas, large = self.conditions(shape, refused, hint)
+        if large is not None:
+            pattern, pieces = large
+            if not dfas and not least and most is None:
+                return pieces
+            bounded = None if dfas else self.bounded(pattern, True, least, most, hint)
+            if bounded is None:
+                self.document.loosen(shape.pointer, "only the pattern is enforced, it is too large to be combined")
+            return bounded or pieces
+        dfa = self.common_dfa(dfas, shape.pointer, STATES_MAX * 4)
+        found = dfa and self.with_length(dfa, least, most)
+        if dfa is None or found is not None:
+            return found
+        if len(dfas) == 1 and len(shape.patterns) == 1 and not shape.patterns[0][2]:
+            found = self.bounded(shape.patterns[0][0], True, least, most, hint)
+        for end in (most, *_SHORTER):
+            if found is None and (end is None or least < end) and (end == most or most is None or end < most):
+                found = self.with_length(dfa, least, end, _RULES_MOST)
+                if found is not None and end != most:
+                    self.document.loosen(
+                        shape.pointer,
+                        f"texts end after {end} characters: pattern and length make too many combinations",
+                        fatal=False,
+                    )
+        if found is None:
+            self.document.loosen(shape.pointer, "the length is not enforced beside the pattern: too many combinations")
+        return found or dfa
+
+    def conditions(self, shape: Shape, refused: list[str], hint: str) -> tuple[list[Dfa], tuple[str, str] | None]:
+        """What patterns and `not` say of a text, as automata; and, for a pattern too large for that, it and its
+        expression."""
+        dfas, large = [], None
         for pattern, pointer, is_negative in shape.patterns:
+            self.document.check_time()
             try:
                 dfa = compile_pattern(pattern, search=True)
                 dfas.append(automaton.minimal(automaton.negation(dfa)) if is_negative else dfa)
             except Unsupported as error:
                 self.document.loosen(pointer, f"the pattern is not enforced: {error}")
             except TooLarge:
-                pieces = self.large_pattern(pattern, pointer, is_negative, pieces, hint)
-        for name, pointer in shape.formats:
-            if name in FORMATS:
-                dfas.append(format_dfa(name))
-            else:
-                self.document.loosen(pointer, f"the format {name[:40]!r} is not enforced", name in FORMATS_LOOSE)
+                large = self.large_pattern(pattern, pointer, is_negative, large, hint)
         if refused:
             dfas.append(automaton.negation(automaton.words(refused)))
-        return dfas, pieces
+        return dfas, large
 
-    def large_pattern(self, pattern: str, pointer: str, is_negative: bool, pieces: str | None, hint: str) -> str | None:
+    def large_pattern(
+        self, pattern: str, pointer: str, is_negative: bool, large: tuple[str, str] | None, hint: str
+    ) -> tuple[str, str] | None:
         """A pattern without automaton, translated piece by piece if it stands alone."""
         try:
-            if not is_negative and pieces is None:
-                return pattern_pieces(self.builder, pattern, hint, self.class_of, f"{core(self.builder, 'char')}*")
+            if not is_negative and large is None:
+                return pattern, pattern_pieces(self.builder, pattern, hint, self.class_of, search=True)
             self.document.loosen(pointer, "the pattern is not enforced: it is too large to be combined")
         except Unsupported as error:
             self.document.loosen(pointer, f"the pattern is not enforced: {error}")
-        return pieces
+        return large
+
+    def bounded(self, pattern: str, search: bool, least: int, most: int | None, hint: str) -> str | None:
+        """A pattern within a length, piece by piece; None if that can't be done."""
+        try:
+            return (
+                None
+                if most is None
+                else bounded_pieces(self.builder, pattern, hint, self.class_of, search=search, least=least, most=most)
+            )
+        except Unsupported:
+            return None
 
     def common_dfa(self, dfas: list[Dfa], pointer: str, limit: int) -> Dfa | None:
         """The texts that all accept; None without any, or (with a warning) if the automaton would be too
         large."""
         common = None
         for dfa in dfas:
+            self.document.check_time()
             try:
                 common = dfa if common is None else automaton.minimal(automaton.both(common, dfa, limit))
             except TooLarge:
                 self.document.loosen(pointer, "not all conditions on the text are enforced: too many combinations")
         return None if common is None else automaton.minimal(common)
 
-    def with_length(self, dfa: Dfa, least: int, most: int | None, pointer: str) -> Dfa:
-        """The automaton cut to a length, where that isn't so already."""
+    def both(self, one: Dfa, other: Dfa, rules_max: int = _TEXT_RULES_MAX) -> Dfa | None:
+        """The texts that both accept; None if that would be too large."""
+        self.document.check_time()
+        try:
+            dfa = automaton.minimal(automaton.both(one, other, _TEXT_STATES_MAX))
+        except TooLarge:
+            return None
+        return dfa if count_rules(dfa) <= rules_max else None
+
+    def with_length(self, dfa: Dfa, least: int, most: int | None, rules_max: int = _TEXT_RULES_MAX) -> Dfa | None:
+        """The automaton cut to a length, where that isn't so already; None if that would be too large."""
         shortest, longest = dfa.lengths()
         if dfa.is_empty() or (shortest >= least and (most is None or (longest is not None and longest <= most))):
             return dfa
-        try:
-            return automaton.minimal(
-                automaton.both(dfa, automaton.length_between(least, most, STATES_MAX), STATES_MAX * 4)
-            )
-        except TooLarge:
-            self.document.loosen(pointer, "the length is not enforced beside the pattern: too many combinations")
-            return dfa
+        if max(least, most or 0) > _TEXT_STATES_MAX:
+            return None
+        return self.both(dfa, automaton.length_between(least, most), rules_max)
 
     def key_dfa(self, part: Part) -> Dfa | None:
         """The automaton of the texts that fit a schema of keys; None if it says nothing we can use."""
@@ -414,14 +491,13 @@ class Converter:
             return automaton.words(
                 [value for value in shape.values if isinstance(value, str) and fits_shape(self.document, value, shape)]
             )
-        dfas, pieces = self.string_parts(shape, [v for v in shape.refused_values if isinstance(v, str)], "key")
-        if pieces is not None:
-            self.document.loosen(part.pointer, "the pattern of keys is too large and not enforced")
-        dfa = self.common_dfa(dfas, part.pointer, STATES_MAX * 4)
-        if shape.min_length or shape.max_length is not None:
-            every = Dfa([True], [[(automaton.ANY, 0)]])
-            return self.with_length(dfa or every, shape.min_length, shape.max_length, part.pointer)
-        return dfa
+        least, most = shape.min_length, shape.max_length
+        text = self.text(shape, [value for value in shape.refused_values if isinstance(value, str)], least, most, "key")
+        if text is None and (least or most is not None):
+            text = self.with_length(Dfa([True], [[(automaton.ANY, 0)]]), least, most)
+        if isinstance(text, str) or (text is None and (least or most is not None)):
+            self.document.loosen(part.pointer, "the pattern or length of keys is too large and not enforced")
+        return text if isinstance(text, Dfa) else None
 
     # oneOf
 

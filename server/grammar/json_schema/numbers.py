@@ -1,31 +1,32 @@
 """JSON numbers between bounds, and multiples of something, as automata over their digits.
 
 Pure functions on HTTP handler threads; imports only the standard library and its neighbours. Bounds are exact
-decimal arithmetic. Bounded numbers are written without exponent, with at most DIGITS digits on either side of
-the point (more in front of it if a bound has more); only a sign bound keeps the exponent. Integers are never
-`-0`. Not taken: comparing floats, which gets 0.1 wrong at the border.
+decimal arithmetic, and their number of digits doesn't matter: a digit that is read is compared with the bound's digit
+at its place. Bounded numbers are written without exponent, with at most DIGITS digits on either side of the point (more
+if the bounds ask for them); only a sign bound keeps the exponent. Integers are never `-0`. Not taken: comparing floats,
+which gets 0.1 wrong at the border; patterns, which repeat a bound's beginning for each of its digits.
 """
 
 from __future__ import annotations
 
 import math
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal, localcontext
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from fractions import Fraction
-from functools import lru_cache
 
 from server.grammar import automaton
 from server.grammar.automaton import Dfa, TooLarge
 from server.grammar.gbnf_build import Choice
-from server.grammar.regex_gbnf import compile_pattern
 from server.records import record
 
 DIGITS = 20
-_LARGEST = Decimal(10) ** 40
-_STATES_MAX = 300
+_STATES_MAX = 500
 _PRODUCT_MAX = 4000
+_PLACES_MAX = 12
 _ENUMERATE_MAX = 256
 
-_FRACTION = rf"(\.\d{{1,{DIGITS}}})?"
+_DIGITS = "0123456789"
+_NOTHING = Dfa([False], [[]])
 
 # Numbers with no bound but a sign, as GBNF. Exponents are so short that no reader overflows or gets zero.
 _WHOLE = f"[1-9] [0-9]{{0,{DIGITS - 1}}}"
@@ -68,35 +69,36 @@ def common_multiple(first: Fraction | None, second: Fraction) -> Fraction:
     return Fraction(math.lcm(first.numerator, second.numerator), math.gcd(first.denominator, second.denominator))
 
 
-@lru_cache(maxsize=512)
 def range_dfa(wanted: Range) -> Dfa:
-    """The automaton of the numbers in a range, possibly empty. Raises `TooLarge` if the multiples need too
-    many states (without `multiple` it never does)."""
-    low, low_open = _inward(wanted.low, wanted.low_open, ROUND_CEILING)
-    high, high_open = _inward(wanted.high, wanted.high_open, ROUND_FLOOR)
+    """The automaton of the numbers in a range, possibly empty. Raises `TooLarge` if the multiples need too many states;
+    without `multiple` it has a few states for each digit of the bounds."""
     if wanted.integer:
-        return _integers(_integer_bound(low, low_open, +1), _integer_bound(high, high_open, -1), wanted.multiple)
-    longest = max(len(format(abs(Decimal(bound)), "f").partition(".")[0]) for bound in (low or 0, high or 0))
-    cap = max(DIGITS, longest + 1) if wanted.multiple is None else None
-    dfa = automaton.both(
-        _compile(_at_least(low, low_open, cap)), _compile(_at_most(high, high_open, cap)), _PRODUCT_MAX
+        return _integers(wanted)
+    dfa = _between(wanted, DIGITS)
+    if dfa.is_empty():  # bounds that differ further behind the point
+        bounds = [_Bound(bound) for bound in (wanted.low, wanted.high) if bound is not None]
+        dfa = _between(wanted, 1 + max(len(bound.decimals) for bound in bounds))
+    return dfa
+
+
+def _integers(wanted: Range) -> Dfa:
+    low = _integer_bound(wanted.low, wanted.low_open, +1)
+    high = _integer_bound(wanted.high, wanted.high_open, -1)
+    modulus = wanted.multiple.numerator if wanted.multiple is not None else 1
+    if low is not None and high is not None and (high - low) // modulus <= _ENUMERATE_MAX and modulus > 1:
+        first = -(-low // modulus) * modulus
+        return automaton.minimal(automaton.words([str(n) for n in range(first, high + 1, modulus)]))
+    return _between(
+        Range(
+            True,
+            None if low is None else Decimal(low),
+            False,
+            None if high is None else Decimal(high),
+            False,
+            None if modulus == 1 else Fraction(modulus),
+        ),
+        0,
     )
-    if wanted.multiple is not None:
-        dfa = _small(automaton.both(dfa, _multiples(wanted.multiple), _PRODUCT_MAX))
-    return automaton.minimal(dfa)
-
-
-def _inward(bound: Decimal | None, is_open: bool, rounding: str) -> tuple[Decimal | None, bool]:
-    """The bound cut to DIGITS decimals and 40 digits, towards the inside of the range."""
-    if bound is None:
-        return None, False
-    if abs(bound) > _LARGEST:
-        outside = (bound < 0) == (rounding == ROUND_CEILING)
-        return (_LARGEST.copy_sign(bound), False) if outside else (bound, is_open)
-    with localcontext() as context:
-        context.prec = 100
-        cut = bound.quantize(Decimal(1).scaleb(-DIGITS), rounding=rounding)
-    return (cut, is_open) if cut == bound else (cut, False)
 
 
 def _integer_bound(bound: Decimal | None, is_open: bool, direction: int) -> int | None:
@@ -106,140 +108,147 @@ def _integer_bound(bound: Decimal | None, is_open: bool, direction: int) -> int 
     return whole + direction if is_open and whole == bound else whole
 
 
-def _compile(pattern: str) -> Dfa:
-    return compile_pattern(pattern, search=False) if pattern else Dfa([False], [[]])
-
-
-def _integers(low: int | None, high: int | None, multiple: Fraction | None) -> Dfa:
-    modulus = multiple.numerator if multiple is not None else 1
-    if low is not None and high is not None and (high - low) // modulus <= _ENUMERATE_MAX and modulus > 1:
-        first = -(-low // modulus) * modulus
-        return automaton.minimal(automaton.words([str(n) for n in range(first, high + 1, modulus)]))
-    cap = None if modulus > 1 else DIGITS
-    parts = []
-    if high is None or high >= 0:
-        parts.append(_whole(max(low or 0, 0), high, cap))
-    if low is None or low < 0:
-        parts.append(
-            _prefixed("-", _whole(1 if high is None or high >= 0 else -high, None if low is None else -low, cap))
+def _between(wanted: Range, places: int) -> Dfa:
+    """The numbers in a range with at most so many decimals; without any they are integers, of which none is -0."""
+    low, high = wanted.low, wanted.high
+    plain = negative = _NOTHING
+    zero_open = high == 0 and wanted.high_open
+    if high is None or high > 0 or (high == 0 and not zero_open):
+        is_above = low is not None and low >= 0
+        plain = _unsigned(
+            low if is_above else Decimal(0),
+            is_above and wanted.low_open,
+            high,
+            wanted.high_open,
+            places,
+            wanted.multiple,
         )
-    dfa = _compile(_either(parts))
-    if modulus > 1:
-        dfa = _small(automaton.both(dfa, _multiples(Fraction(modulus)), _PRODUCT_MAX))
-    return automaton.minimal(dfa)
-
-
-def _small(dfa: Dfa) -> Dfa:
-    dfa = automaton.minimal(dfa)
-    if len(dfa.accept) > _STATES_MAX:
-        raise TooLarge
+    if low is None or low < 0:
+        is_below = high is not None and high < 0
+        negative = _unsigned(
+            high if is_below else Decimal(0),
+            wanted.high_open if is_below else zero_open or not places,
+            low,
+            wanted.low_open,
+            places,
+            wanted.multiple,
+        )
+    dfa = _with_minus(plain, negative)
+    if wanted.multiple is not None:
+        dfa = automaton.minimal(automaton.both(dfa, _multiples(wanted.multiple), _PRODUCT_MAX))
+        if len(dfa.accept) > _STATES_MAX:
+            raise TooLarge
     return dfa
 
 
-def _either(parts: list[str]) -> str:
-    """Alternatives as a pattern; '' stands for no number at all."""
-    return "(" + "|".join(part for part in parts if part) + ")" if any(parts) else ""
+class _Bound:
+    """The digits of a bound, without sign. A number's order (-1, 0, 1: below, equal, above) is carried from digit to
+    digit; that of whole parts is first the order of their digits, for what counts more is their length."""
+
+    def __init__(self, bound: Decimal) -> None:
+        self.whole, _, decimals = format(bound.copy_abs(), "f").partition(".")
+        self.decimals = decimals.rstrip("0")
+
+    def next_whole(self, order: int, used: int, digit: str) -> int:
+        if used >= len(self.whole):
+            return 1
+        return order or (digit > self.whole[used]) - (digit < self.whole[used])
+
+    def end_whole(self, order: int, used: int) -> int:
+        return order if used >= len(self.whole) else -1
+
+    def next_decimal(self, order: int, used: int, digit: str) -> int:
+        own = self.decimals[used : used + 1] or "0"
+        return order or (digit > own) - (digit < own)
+
+    def end(self, order: int, used: int) -> int:
+        return order if used >= len(self.decimals) else order or -1
 
 
-def _prefixed(prefix: str, pattern: str) -> str:
-    return prefix + pattern if pattern else ""
+class _Nowhere(_Bound):
+    """No upper bound: every number is below."""
+
+    def __init__(self) -> None:
+        self.whole = self.decimals = ""
+
+    def next_whole(self, order: int, used: int, digit: str) -> int:
+        return -1
+
+    next_decimal = next_whole
 
 
-def _whole(low: int, high: int | None, cap: int | None) -> str:
-    """Whole numbers >= 0 in a range as a pattern, '' if there are none. Without `high` they have at most
-    `cap` digits, or any number of them."""
-    parts = []
-    last = len(str(low)) if high is None else len(str(high))
-    for size in range(len(str(low)), last + 1):
-        least = max(low, 10 ** (size - 1) if size > 1 else 0)
-        most = 10**size - 1 if high is None else min(high, 10**size - 1)
-        if least <= most:
-            parts.append(_same_size(str(least), str(most)))
-    if high is None:
-        tail = f"{{{last},}}" if cap is None else f"{{{last},{max(cap - 1, last)}}}"
-        parts.append(rf"[1-9]\d{tail}")
-    return _either(parts)
+def _unsigned(
+    least: Decimal, least_open: bool, most: Decimal | None, most_open: bool, places: int, multiple: Fraction | None
+) -> Dfa:
+    """The decimals whose value lies between two others without their signs. Without `most` they have at most DIGITS
+    digits before the point, or one more than `least`. To be combined with a multiple, which takes few states, they have
+    any number of digits, and with `most` no more than they need.
+
+    A state is (phase, digits so far in this phase, order to `least`, order to `most`).
+    """
+    low, high = _Bound(least), _Nowhere() if most is None else _Bound(most)
+    size = max(DIGITS, len(low.whole) + 1, len(str(int(multiple or 0))) + 1)
+    if most is not None:
+        size = len(high.whole) if multiple is None else min(size, len(high.whole))
+    is_endless = multiple is not None and most is None
+
+    def steps(state: tuple[str, int, int, int]) -> Iterator[tuple[str, tuple]]:
+        phase, used, under, over = state
+        if phase in ("zero", "whole") and places:
+            yield ".", ("point", 0, low.end_whole(under, used), high.end_whole(over, used))
+        digits = (_DIGITS,) if under and over else _DIGITS  # once it is decided all digits are the same
+        if phase in ("start", "whole") and (used < size or is_endless):
+            for some in digits:
+                after = "zero" if phase == "start" and some == "0" else "whole"
+                yield (
+                    some,
+                    (after, min(used + 1, size), low.next_whole(under, used, some), high.next_whole(over, used, some)),
+                )
+        if phase in ("point", "decimals") and used < places and under >= 0 >= over:
+            for some in digits:
+                yield (
+                    some,
+                    ("decimals", used + 1, low.next_decimal(under, used, some), high.next_decimal(over, used, some)),
+                )
+
+    def accepts(state: tuple[str, int, int, int]) -> bool:
+        phase, used, under, over = state
+        if phase in ("zero", "whole"):
+            under, over, used = low.end_whole(under, used), high.end_whole(over, used), 0
+        under, over = low.end(under, used), high.end(over, used)
+        return (
+            phase not in ("start", "point")
+            and (under > 0 or (under == 0 and not least_open))
+            and (over < 0 or (over == 0 and not most_open))
+        )
+
+    return _explore(("start", 0, 0, 0), steps, accepts)
 
 
-def _same_size(low: str, high: str) -> str:
-    """Digit strings of one length between two such strings, as flat alternatives."""
-    size = len(low)
-    common = next((i for i in range(size) if low[i] != high[i]), size)
-    if common == size:
-        return low
-    parts = []
-    rest = size - common - 1
-    middle_low, middle_high = int(low[common]), int(high[common])
-    if set(low[common + 1 :]) <= {"0"}:
-        middle_low -= 1
-    else:
-        parts += _climb(low, common + 1, up=True)
-    if set(high[common + 1 :]) <= {"9"}:
-        middle_high += 1
-    else:
-        parts += _climb(high, common + 1, up=False)
-    if middle_low + 1 <= middle_high - 1:
-        parts.append(f"{low[:common]}[{middle_low + 1}-{middle_high - 1}]" + rf"\d{{{rest}}}")
-    return "|".join(parts)
+def _explore(
+    start: tuple, steps: Callable[[tuple], Iterable[tuple[str, tuple]]], accepts: Callable[[tuple], bool]
+) -> Dfa:
+    """The automaton of the states that can be reached; `steps(state)` are (characters, next state)."""
+    numbers = {start: 0}
+    states = [start]
+    moves = []
+    while len(moves) < len(states):
+        here: dict[int, list[str]] = {}
+        for chars, target in steps(states[len(moves)]):
+            number = numbers.setdefault(target, len(states))
+            if number == len(states):
+                states.append(target)
+            here.setdefault(number, []).append(chars)
+        moves.append([(automaton.characters("".join(chars)), number) for number, chars in here.items()])
+    return Dfa([accepts(state) for state in states], moves)
 
 
-def _climb(bound: str, start: int, up: bool) -> list[str]:
-    """Strings that share `bound[:start]` and are not below (up) or not above it."""
-    parts = [bound]
-    for index in range(start, len(bound)):
-        digit = int(bound[index])
-        first, last = (digit + 1, 9) if up else (0, digit - 1)
-        if first <= last:
-            parts.append(f"{bound[:index]}[{first}-{last}]" + rf"\d{{{len(bound) - index - 1}}}")
-    return parts
-
-
-def _split(bound: Decimal) -> tuple[int, str]:
-    """Whole part and decimals (without trailing zeros) of a non-negative number."""
-    whole, _, decimals = format(bound, "f").partition(".")
-    return int(whole), decimals.rstrip("0")
-
-
-def _from(bound: Decimal, is_open: bool, cap: int | None) -> str:
-    """Unsigned decimals not below `bound`."""
-    whole, decimals = _split(bound)
-    parts = [_whole(whole + 1, None, cap) + _FRACTION]
-    tails = [rf"{decimals[:i]}[{int(digit) + 1}-9]\d{{0,{DIGITS}}}" for i, digit in enumerate(decimals) if digit != "9"]
-    tails.append(decimals + (rf"0{{0,{DIGITS}}}[1-9]\d{{0,{DIGITS}}}" if is_open else rf"\d{{0,{DIGITS}}}"))
-    if not decimals and not is_open:
-        return _either([*parts, f"{whole}{_FRACTION}"])
-    return _either([*parts, rf"{whole}\.({'|'.join(tails)})"])
-
-
-def _upto(bound: Decimal, is_open: bool) -> str:
-    """Unsigned decimals not above `bound`; '' if there are none."""
-    whole, decimals = _split(bound)
-    parts = [_whole(0, whole - 1, None) + _FRACTION] if whole else []
-    if decimals:
-        tails = [
-            rf"{decimals[:i]}[0-{int(digit) - 1}]\d{{0,{DIGITS}}}" for i, digit in enumerate(decimals) if digit != "0"
-        ]
-        tails += [decimals[:i] for i in range(1, len(decimals))]
-        tails += [] if is_open else [decimals + rf"0{{0,{DIGITS}}}"]
-        parts.append(rf"{whole}(\.({'|'.join(tails)}))?")
-    elif not is_open:
-        parts.append(rf"{whole}(\.0{{1,{DIGITS}}})?")
-    return _either(parts)
-
-
-def _at_least(bound: Decimal | None, is_open: bool, cap: int | None) -> str:
-    if bound is not None and bound >= 0:
-        return _from(bound, is_open, cap)
-    plain = _whole(0, None, cap) + _FRACTION
-    return _either([plain, _prefixed("-", plain if bound is None else _upto(-bound, is_open))])
-
-
-def _at_most(bound: Decimal | None, is_open: bool, cap: int | None) -> str:
-    if bound is not None and bound < 0:
-        return "-" + _from(-bound, is_open, cap)
-    plain = _whole(0, None, cap) + _FRACTION
-    negative = _from(Decimal(0), True, cap) if bound == 0 and is_open else plain
-    return _either([plain if bound is None else _upto(bound, is_open), "-" + negative])
+def _with_minus(plain: Dfa, negative: Dfa) -> Dfa:
+    """Texts of the first, and texts of the second behind a minus. Nothing leads back to the start of the first."""
+    shift = len(plain.accept)
+    moves = [*plain.moves, *([(chars, target + shift) for chars, target in here] for here in negative.moves)]
+    moves[0] = [*moves[0], (automaton.characters("-"), shift)]
+    return automaton.minimal(Dfa(plain.accept + negative.accept, moves))
 
 
 def sign_expression(wanted: Range) -> str | None:
@@ -254,41 +263,42 @@ def sign_expression(wanted: Range) -> str | None:
 
 
 def _multiples(step: Fraction) -> Dfa:
-    """Decimals without exponent that are multiples of `step`: a remainder is carried from digit to digit."""
+    """Decimals without exponent that are multiples of `step`: a remainder is carried from digit to digit. Zeros at the
+    end are kept apart, so that a step with many of them is no large one.
+
+    A state is (phase, remainder of the digits so far without `zeros`, zeros, decimals so far).
+    """
     places = 0
     while (step * 10**places).denominator != 1:
         places += 1
-        if places > 12:
+        if places > _PLACES_MAX:
             raise TooLarge
     modulus = (step * 10**places).numerator
-    if modulus * (places + 1) > _PRODUCT_MAX:
+    wanted = 0
+    while modulus % 10 == 0:
+        modulus, wanted = modulus // 10, wanted + 1
+    if modulus * (places + wanted + 1) > _PRODUCT_MAX:
         raise TooLarge
-    numbers: dict[tuple, int] = {("start", 0, 0): 0}
-    order = [("start", 0, 0)]
-    moves = []
-    while len(moves) < len(order):
-        here = []
-        for char, target in _multiple_steps(order[len(moves)], modulus, places):
-            if target not in numbers:
-                numbers[target] = len(order)
-                order.append(target)
-            here.append((((ord(char), ord(char)),), numbers[target]))
-        moves.append(here)
-    accept = [
-        phase in ("whole", "decimals") and rest * 10 ** (places - used) % modulus == 0 for phase, rest, used in order
-    ]
-    return Dfa(accept, moves)
 
+    def steps(state: tuple[str, int, int, int]) -> Iterator[tuple[str, tuple]]:
+        phase, rest, zeros, used = state
+        if phase == "start":
+            yield "-", ("signed", 0, wanted, 0)
+        if phase == "whole" and places:
+            yield ".", ("point", rest, zeros, 0)
+        is_decimal = phase in ("point", "decimals")
+        if used < places or not is_decimal:
+            for digit in _DIGITS:
+                if digit == "0" and zeros < wanted:
+                    value, count = rest, zeros + 1
+                elif digit == "0":
+                    value, count = rest * 10 % modulus, zeros
+                else:
+                    value, count = (rest * 10 ** (zeros + 1) + int(digit)) % modulus, 0
+                yield digit, ("decimals" if is_decimal else "whole", value, count, used + is_decimal)
 
-def _multiple_steps(state: tuple, modulus: int, places: int) -> list[tuple[str, tuple]]:
-    """The moves of one state (phase, remainder so far, decimals so far)."""
-    phase, rest, used = state
-    steps = [("-", ("signed", 0, 0))] if phase == "start" else []
-    if phase == "whole" and places:
-        steps.append((".", ("point", rest, 0)))
-    if phase in ("point", "decimals"):
-        if used < places:
-            steps += [(str(d), ("decimals", (rest * 10 + d) % modulus, used + 1)) for d in range(10)]
-    else:
-        steps += [(str(d), ("whole", (rest * 10 + d) % modulus, 0)) for d in range(10)]
-    return steps
+    def accepts(state: tuple[str, int, int, int]) -> bool:
+        phase, rest, zeros, used = state
+        return phase in ("whole", "decimals") and zeros == wanted and rest * 10 ** (places - used) % modulus == 0
+
+    return _explore(("start", 0, wanted, 0), steps, accepts)

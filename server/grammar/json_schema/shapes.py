@@ -37,8 +37,9 @@ from server.records import record
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _FREE = len(TYPES) - 1  # "integer" goes where "number" is
 ALTERNATIVES_MAX = 300
-SECONDS_MAX = 10
+SECONDS_MAX = 5
 _STEPS_MAX = 6000
+_COPIED_MAX = 2_000_000  # parts in all the states of one conjunction
 
 # Keywords that say nothing about which values are valid.
 ANNOTATIONS = {
@@ -159,15 +160,21 @@ class _Pending:
         return _Pending(list(self.todo), list(self.flat), set(self.seen))
 
 
+def deadline() -> float:
+    """Until when a conversion that begins now may go on, in seconds of this thread's own work."""
+    return time.thread_time() + SECONDS_MAX
+
+
 class Document:
     """One schema with its references, warnings and merged shapes."""
 
-    def __init__(self, root: dict | bool, strict: bool) -> None:
+    def __init__(self, root: dict | bool, strict: bool, deadline: float) -> None:
         self.root = Part("#", root)
         self.strict = strict
-        self.deadline = time.monotonic() + SECONDS_MAX
+        self.deadline = deadline
         self.warnings: dict[str, None] = {}
         self.one_ofs: dict[str, Part] = {}
+        self.copied = 0
         self.merged: dict[tuple[str, ...], list[Shape]] = {}
         self.resources: Resources | None = None
         self.checked: set[str] = set()
@@ -212,10 +219,10 @@ class Document:
     # Checking
 
     def check_time(self) -> None:
-        """Raises `SchemaError` when the conversion takes too long: patterns can be made to cost a second
-        each."""
-        if time.monotonic() > self.deadline:
-            raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify the patterns", "#")
+        """Raises `SchemaError` when the conversion takes too long. To be called in every loop whose length the schema
+        decides, also by what writes rules: a step between two calls is a fraction of a second at most."""
+        if time.thread_time() > self.deadline:
+            raise SchemaError(f"the conversion takes longer than {SECONDS_MAX} s; simplify the schema", "#")
 
     def check_keywords(self, part: Part) -> None:
         """Raises `SchemaError` for a keyword whose value has the wrong type. Once per part."""
@@ -245,6 +252,7 @@ class Document:
             pending = [_Pending([(part, ()) for part in reversed(conjunction)], [], set())]
             steps = 0
             last_choice = ""
+            self.copied = 0
             while pending and len(result) <= ALTERNATIVES_MAX and steps <= _STEPS_MAX:
                 steps += 1
                 self.check_time()
@@ -306,7 +314,10 @@ class Document:
                     copy = current.copy()
                     copy.todo += [(part, chain) for part in reversed(branch)]
                     grown.append(copy)
-            if len(grown) > ALTERNATIVES_MAX * 4:
+                    self.copied += len(copy.todo) + len(copy.flat) + len(copy.seen)
+                if self.copied > _COPIED_MAX:
+                    break
+            if len(grown) > ALTERNATIVES_MAX * 4 or self.copied > _COPIED_MAX:
                 break
             states = grown
         else:
@@ -514,9 +525,9 @@ def _bounded(numbers: Range, keyword: str, schema: dict) -> Range:
 
 
 def _is_tighter(bound: Decimal, is_open: bool, old: Decimal | None, old_open: bool, direction: int) -> bool:
-    if old is None:
-        return True
-    return (bound - old) * direction > 0 or (bound == old and is_open and not old_open)
+    if old is None or bound == old:
+        return old is None or (is_open and not old_open)
+    return (bound > old) == (direction > 0)
 
 
 def _opposites(condition: Part) -> list[Conjunction] | None:

@@ -78,7 +78,7 @@ _ATEXT = "[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _URI_CHAR = r"([A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})"
 _AUTHORITY = (
     r"(([A-Za-z0-9._~!$&'()*+,;=:-]|%[0-9A-Fa-f]{2})+@)?"
-    r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]{2,45}\])?(:\d{1,5})?"
+    r"([A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])?(:\d{1,5})?"
 )
 _PATH = rf"(/{_URI_CHAR}*)*"
 _TAIL = rf"(\?({_URI_CHAR}|[/?])*)?(#({_URI_CHAR}|[/?])*)?"
@@ -98,17 +98,18 @@ FORMATS = {
     "uri": rf"[A-Za-z][A-Za-z0-9+.-]*:(//{_AUTHORITY}{_PATH}|/?({_URI_CHAR}+{_PATH})?){_TAIL}",
 }
 
-# Standard formats with an exact meaning that is not enforced; unknown names are the user's own annotations.
-FORMATS_LOOSE = {
-    "idn-email",
-    "idn-hostname",
-    "iri",
-    "iri-reference",
-    "uri-reference",
-    "uri-template",
-    "json-pointer",
-    "relative-json-pointer",
-    "regex",
+# How a format is written where its texts have a length: so that what is usual gets the most of it.
+_PLAIN = "[A-Za-z0-9._~!$&'()*+,;=:@/?-]"
+_REST = rf"({_PLAIN}*|({_PLAIN}|%[0-9A-Fa-f]{{2}})*)"
+_SHORT_LABEL = "[A-Za-z0-9]{1,12}(-[A-Za-z0-9]{1,12})?"
+_SHORT_HOST = rf"{_SHORT_LABEL}(\.{_SHORT_LABEL})*"
+_SHORT_ATEXT = _ATEXT[:-1] + "{1,24}"
+FORMATS_BOUNDED = {
+    **FORMATS,
+    "email": rf"{_SHORT_ATEXT}(\.{_SHORT_ATEXT}){{0,2}}@{_SHORT_HOST}",
+    "hostname": _SHORT_HOST,
+    "uri": rf"[A-Za-z][A-Za-z0-9+.-]{{0,9}}:(//[A-Za-z0-9._~-]+(:\d{{1,5}})?([/?]{_REST})?|[A-Za-z0-9]{_REST})"
+    rf"(#{_PLAIN}{{0,10}})?",
 }
 
 

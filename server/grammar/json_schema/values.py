@@ -8,6 +8,8 @@ never by Python's `re`, which a hostile pattern can stall.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Hashable
 from dataclasses import replace
 
 from server.grammar import automaton
@@ -19,6 +21,7 @@ from server.grammar.regex_gbnf import Unsupported, compile_pattern
 _DEPTH_MAX = 3
 _PAIRS_MAX = 400
 _PRODUCT_MAX = 2000
+_FEW_MAX = 200
 
 
 def kind_of(value: object) -> str:
@@ -45,6 +48,7 @@ def fits(document: Document, value: object, conjunction: Conjunction) -> bool:
 
 def fits_shape(document: Document, value: object, shape: Shape) -> bool:
     """Whether a value fits one merged alternative."""
+    document.check_time()
     kind = kind_of(value)
     if kind not in shape.types and not (kind == "integer" and "number" in shape.types):
         return False
@@ -54,18 +58,19 @@ def fits_shape(document: Document, value: object, shape: Shape) -> bool:
     if kind in ("integer", "number"):
         return shape.numbers.holds(value)
     if kind == "string":
-        return _string_fits(value, shape)
+        return _string_fits(document, value, shape)
     if kind == "array":
         return _array_fits(document, value, shape)
     return kind != "object" or _object_fits(document, value, shape)
 
 
-def _string_fits(value: str, shape: Shape) -> bool:
+def _string_fits(document: Document, value: str, shape: Shape) -> bool:
     if len(value) < shape.min_length or (shape.max_length is not None and len(value) > shape.max_length):
         return False
     for pattern, _, is_negative in shape.patterns:
+        document.check_time()
         dfa = pattern_dfa(pattern)
-        if dfa is not None and dfa.matches(value) == is_negative:
+        if dfa is not None and dfa.matches(value, document.check_time) == is_negative:
             return False
     return True
 
@@ -96,26 +101,58 @@ def _object_fits(document: Document, value: dict, shape: Shape) -> bool:
     return all(fits(document, item, key_conjunction(document, shape, key)) for key, item in value.items())
 
 
+def finite_values(document: Document, conjunction: Conjunction) -> list[object] | None:
+    """The values that fit a conjunction, each once, where they are few and known; None otherwise."""
+    found: dict[Hashable, object] = {}
+    for shape in document.shapes(conjunction):
+        candidates = shape.values
+        if candidates is None:
+            candidates = []
+            for kind in shape.types:
+                few = _few_values(kind, shape)
+                if few is None:
+                    return None
+                candidates += few
+        for value in candidates:
+            if fits_shape(document, value, shape):
+                found.setdefault(identity(value), value)
+    return list(found.values()) if len(found) <= _FEW_MAX else None
+
+
+def _few_values(kind: str, shape: Shape) -> list[object] | None:
+    if kind in ("null", "boolean"):
+        return [None] if kind == "null" else [True, False]
+    low, high = shape.numbers.low, shape.numbers.high
+    if kind == "integer" and low is not None and high is not None:
+        first, last = math.ceil(low), math.floor(high)
+        return list(range(first, last + 1)) if last - first < _FEW_MAX else None
+    return None
+
+
 def required_keys(shape: Shape) -> set[str]:
     """The keys an object of this shape must have."""
     return {name for part in shape.having("required") for name in part.schema["required"]}
 
 
-def array_layout(part: Part) -> tuple[list[Part], Part | None]:
-    """The schemas of the first items and of the rest, in either spelling; None if `items` says nothing of the
-    rest."""
-    schema = part.schema
-    if isinstance(schema.get("items"), list):
-        first = [part.at("items", index) for index in range(len(schema["items"]))]
-        return first, part.at("additionalItems") if "additionalItems" in schema else None
-    first = [part.at("prefixItems", index) for index in range(len(schema.get("prefixItems", ())))]
-    return first, part.at("items") if "items" in schema else None
+def count_listed(part: Part) -> int:
+    """How many items a part lists one by one, in either spelling."""
+    first = part.schema.get("items")
+    return len(first if isinstance(first, list) else part.schema.get("prefixItems", ()))
+
+
+def item_part(part: Part, index: int) -> Part | None:
+    """What a part says of the item at an index, None if nothing."""
+    is_old = isinstance(part.schema.get("items"), list)
+    if index < count_listed(part):
+        return part.at("items" if is_old else "prefixItems", index)
+    rest = "additionalItems" if is_old else "items"
+    return part.at(rest) if rest in part.schema else None
 
 
 def item_conjunction(document: Document, shape: Shape, index: int) -> Conjunction:
     """What holds of the item at an index."""
-    layouts = [array_layout(part) for part in shape.parts]
-    found = [first[index] if index < len(first) else rest for first, rest in layouts]
+    document.check_time()
+    found = [item_part(part, index) for part in shape.parts]
     if not any(found):
         found += [part.at("unevaluatedItems") for part in shape.having("unevaluatedItems")]
     return tuple(dict.fromkeys(document.plain(item) for item in found if item is not None))
@@ -130,8 +167,9 @@ def key_conjunction(document: Document, shape: Shape, key: str) -> Conjunction:
         if key in schema.get("properties", ()):
             matched.append(part.at("properties", key))
         for pattern in schema.get("patternProperties", ()):
+            document.check_time()
             dfa = pattern_dfa(pattern)
-            if dfa is not None and dfa.matches(key):
+            if dfa is not None and dfa.matches(key, document.check_time):
                 matched.append(part.at("patternProperties", pattern))
         if not matched and "additionalProperties" in schema:
             matched.append(part.at("additionalProperties"))

@@ -119,7 +119,25 @@ NUMBERS = [
         [0.3, 1.25, 0.125],
     ),
     Case("integer multiple of a fraction", {"type": "integer", "multipleOf": 2.5}, [0, 5, 10], [1, 2, 7]),
-    Case("large multiple", {"type": "integer", "multipleOf": 86400}, [86400], [], [], ["multipleOf: not enforced"]),
+    Case("large multiple", {"type": "integer", "multipleOf": 86413}, [86413], [], [], ["multipleOf: not enforced"]),
+    Case(
+        "large multiple with zeros",
+        {"type": "integer", "multipleOf": 86400},
+        [0, 86400, -172800, 864000],
+        [864, 8640, 86401, 86500, 1],
+    ),
+    Case(
+        "bounds of a float",
+        {"type": "number", "minimum": -3.4028234663852886e38, "maximum": 3.4028234663852886e38},
+        [0, -1.5, 10**38, -34 * 10**37],
+        [35 * 10**37, -(10**39)],
+    ),
+    Case(
+        "128 bits",
+        {"type": "integer", "minimum": 0, "exclusiveMaximum": 2**128},
+        [0, 7, 2**128 - 1],
+        [2**128, -1, 4 * 10**38],
+    ),
     Case("bounds without type", {"minimum": 3, "maximum": 5}, [3, 4.5], [2, 6], ["a"]),
 ]
 
@@ -1071,7 +1089,242 @@ REAL = [
     ),
 ]
 
-CASES = [*ANY, *NUMBERS, *STRINGS, *ENUMS, *OBJECTS, *ARRAYS, *COMBINED, *REFERENCES, *REAL]
+# What clients make of the types of their languages (here: as pydantic writes them). All of it is taken under `strict`.
+LINK = {"type": "string", "format": "uri", "minLength": 1, "maxLength": 2083}
+COLOR = {"type": "string", "title": "Color", "enum": ["red", "green", "blue"]}
+DIGITS_BEFORE_AND_AFTER = r"^(?!^[-+.]*$)[+-]?0*(?:\d{0,3}|(?=[\d.]{1,6}0*$)\d{0,3}\.\d{0,2}0*$)"
+CLIENTS = [
+    Case(
+        "link",
+        LINK,
+        ["https://example.com/a/b.html?q=1&r=%20#top", "mailto:a@b.c", "ftp://h:21/" + "x" * 300],
+        ["", "no link", "https://a/" + "x" * 2083],
+    ),
+    Case(
+        "short link",
+        {"type": "string", "format": "uri", "maxLength": 100},
+        ["https://example.com/a/b?c=d"],
+        ["x", "https://a/" + "x" * 100],
+    ),
+    Case(
+        "link of a scheme",
+        {"type": "string", "format": "uri", "pattern": "^https://", "maxLength": 2000},
+        ["https://example.com"],
+        ["ftp://a"],
+        [],
+        ["format 'uri' is not enforced beside"],
+    ),
+    Case(
+        "address of a person",
+        {"type": "string", "format": "email", "maxLength": 254},
+        ["first.last+tag@mail.example.com", "a@b.c"],
+        ["x", "a@" + "b" * 254],
+    ),
+    Case(
+        "set of texts",
+        {"type": "array", "items": STR, "uniqueItems": True},
+        [[], ["a", "b"]],
+        [[1]],
+        [],
+        ["equal items are not prevented"],
+    ),
+    Case(
+        "set of numbers with a size",
+        {"type": "array", "items": INT, "uniqueItems": True, "minItems": 1, "maxItems": 3},
+        [[1], [3, 2, 1]],
+        [[], [1, 2, 3, 4]],
+        [],
+        ["equal items are not prevented"],
+    ),
+    Case(
+        "set of links",
+        {"type": "array", "items": LINK, "uniqueItems": True},
+        [["https://a.b"]],
+        [[1]],
+        [],
+        ["equal items are not prevented"],
+    ),
+    Case(
+        "set of an enum",
+        {"type": "array", "items": {"$ref": "#/$defs/Color"}, "uniqueItems": True, "$defs": {"Color": COLOR}},
+        [[], ["blue"], ["blue", "red"], ["red", "blue", "green"]],
+        [["red", "red"], ["red", "blue", "red"], ["red", "blue", "green", "red"], ["x"]],
+    ),
+    Case(
+        "set with a size",
+        {"type": "array", "items": {"enum": ["a", "b", "c", 1]}, "uniqueItems": True, "minItems": 2, "maxItems": 3},
+        [["b", "a"], [1, "c", "b"]],
+        [[], ["a"], ["a", "a"], ["a", "b", "c", 1], ["a", "b", "a"]],
+    ),
+    Case(
+        "set of truth",
+        {"type": "array", "items": BOOL, "uniqueItems": True},
+        [[], [False], [True, False]],
+        [[True, True], [True, False, True]],
+    ),
+    Case(
+        "set of small numbers",
+        {
+            "type": "array",
+            "items": {"type": "integer", "minimum": 1, "exclusiveMaximum": 5},
+            "uniqueItems": True,
+            "minItems": 1,
+        },
+        [[4, 1], [1, 2, 3, 4]],
+        [[], [1, 1], [5]],
+    ),
+    Case(
+        "set of what may be missing",
+        {"type": "array", "items": {"anyOf": [{"enum": ["a", "b"]}, NULL]}, "uniqueItems": True},
+        [[None, "a"], ["b", None]],
+        [[None, None], ["a", "a"]],
+    ),
+    Case(
+        "set of many",
+        {"type": "array", "items": {"enum": [f"tag{i}" for i in range(40)]}, "uniqueItems": True},
+        [[], ["tag7"], ["tag0", "tag9", "tag39"]],
+        [["tag1", "tag1"], ["tag1", "tag2", "tag1"]],
+        [["tag9", "tag0"]],
+    ),
+    Case(
+        "set of many with a size",
+        {"type": "array", "items": {"enum": list(range(30))}, "uniqueItems": True, "minItems": 2, "maxItems": 4},
+        [[0, 29], [1, 2, 3, 4]],
+        [[1], [1, 1], [1, 2, 3, 4, 5]],
+        [[2, 1]],
+    ),
+    Case(
+        "set of one thing", {"type": "array", "items": {"const": "x"}, "uniqueItems": True}, [[], ["x"]], [["x", "x"]]
+    ),
+    Case("time that passes", {"type": "string", "format": "duration"}, ["PT1H30M", "P3D"], ["1h"]),
+    Case(
+        "number in a text",
+        {"anyOf": [NUM, {"type": "string", "pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"}]},
+        [1.5, "12.50", "-.5", "+3"],
+        ["x", "", "-", "1.2.3"],
+    ),
+    Case(
+        "number in a text with a size",
+        {"type": "string", "pattern": DIGITS_BEFORE_AND_AFTER},
+        ["123", "12.34", "-0.5", "0001.20", "1.500", "1234"],
+        ["", ".", "-"],
+    ),
+    Case(
+        "32 bits",
+        {"type": "integer", "minimum": -(2**31), "exclusiveMaximum": 2**31},
+        [-(2**31), 0, 2**31 - 1],
+        [2**31, -(2**31) - 1],
+    ),
+    Case(
+        "float of 64 bits",
+        {"type": "number", "minimum": -1.7976931348623157e308, "maximum": 1.7976931348623157e308},
+        [0, -1.5, 12345.678],
+        ["x"],
+    ),
+    Case("cents", {"type": "number", "minimum": 0, "multipleOf": 0.01}, [0, 0.01, 12.3, 99.99], [0.001, -1]),
+    Case(
+        "name without blanks",
+        {"type": "string", "pattern": r"^\S+$", "maxLength": 500},
+        ["a", "b" * 500],
+        ["", "a b", "b" * 501],
+    ),
+    Case(
+        "name of some size",
+        {"type": "string", "pattern": "^[A-Za-z0-9_-]+$", "minLength": 3, "maxLength": 1000},
+        ["abc", "x" * 1000],
+        ["ab", "a c", "x" * 1001],
+    ),
+    Case(
+        "words with dashes",
+        {"type": "string", "pattern": "^[a-z]+(-[a-z]+)*$", "maxLength": 2000},
+        ["a", "ab-cd-ef", "x" * 900],
+        ["-a", "a--b", "ab-" * 667 + "a"],
+    ),
+    Case(
+        "text of a column",
+        {"type": "string", "maxLength": 2**31 - 1},
+        ["", "x" * 5000],
+        [1],
+        [],
+        ["lengths beyond 1000000 are not written"],
+    ),
+    Case(
+        "words with a rule",
+        {"type": "string", "pattern": r"[A-Z]", "minLength": 8, "maxLength": 128},
+        ["aaaaaaaA", "A" * 128],
+        ["aaaaaaaa", "A", "A" * 129],
+    ),
+    Case(
+        "map by id",
+        obj(additionalProperties=INT, propertyNames={"format": "uuid"}),
+        [{"123e4567-e89b-12d3-a456-426614174000": 1}],
+        [{"x": 1}],
+    ),
+    Case(
+        "map of some size",
+        obj(additionalProperties=INT, minProperties=1, maxProperties=3),
+        [{"a": 1}, {"a": 1, "b": 2}],
+        [{}, {"a": 1, "b": 2, "c": 3, "d": 4}],
+    ),
+    Case("bytes", {"type": "string", "format": "binary"}, ["x"], [1], [], ["format 'binary' is not enforced"]),
+    Case("path", {"type": "string", "format": "path"}, ["/a"], [1], [], ["format 'path' is not enforced"]),
+    Case(
+        "expression of a pattern",
+        {"type": "string", "format": "regex"},
+        ["^a"],
+        [1],
+        [],
+        ["format 'regex' is not enforced"],
+    ),
+    Case(
+        "date in too few characters",
+        {"type": "string", "format": "date", "maxLength": 5},
+        [],
+        ["2024-01-01", 1],
+        [],
+        ["format 'date' is not enforced beside"],
+    ),
+    Case(
+        "one of two classes",
+        {
+            "oneOf": [{"$ref": "#/$defs/Cat"}, {"$ref": "#/$defs/Dog"}],
+            "discriminator": {"propertyName": "kind"},
+            "$defs": {
+                "Cat": obj({"kind": {"type": "string", "const": "cat"}, "m": INT}, ["kind", "m"]),
+                "Dog": obj({"kind": {"type": "string", "const": "dog"}, "b": NUM}, ["kind", "b"]),
+            },
+        },
+        [{"kind": "cat", "m": 1}, {"kind": "dog", "b": 1.5}],
+        [{"kind": "cat", "b": 1}],
+    ),
+    Case(
+        "record",
+        obj(
+            {
+                "url": LINK,
+                "tags": {"type": "array", "items": {"$ref": "#/$defs/Color"}, "uniqueItems": True},
+                "for": {"type": "string", "format": "duration"},
+                "size": {"type": "number", "exclusiveMinimum": 0},
+                "next": {"anyOf": [LINK, NULL], "default": None},
+            },
+            ["url", "tags", "for", "size"],
+            additionalProperties=False,
+            **{"$defs": {"Color": COLOR}},
+        ),
+        [{"url": "https://a.b/c", "tags": ["green", "red"], "for": "PT5M", "size": 1.5, "next": None}],
+        [{"url": "https://a.b/c", "tags": ["red", "red"], "for": "PT5M", "size": 1.5}, {"url": "x"}],
+    ),
+]
+
+CASES = [*ANY, *NUMBERS, *STRINGS, *ENUMS, *OBJECTS, *ARRAYS, *COMBINED, *REFERENCES, *REAL, *CLIENTS]
 
 # Cases that jsonschema can't judge: other dialects, and a recursion it doesn't survive.
-UNJUDGED = {"bad pattern", "named group", "draft 4 exclusive", "nullable", "nullable enum", "branch that is itself"}
+UNJUDGED = {
+    "bad pattern",
+    "named group",
+    "draft 4 exclusive",
+    "nullable",
+    "nullable enum",
+    "branch that is itself",
+    "date in too few characters",
+}

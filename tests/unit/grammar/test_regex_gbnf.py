@@ -51,6 +51,16 @@ WHOLE = [
     ("(a|ab)(c|bcd)", ["abcd", "ac", "abc"], ["abbc"]),
     ("^(?=.*x)[a-z]{3}$", ["axb", "xxx"], ["abc", "x"]),
     ("^(?!.*x)(?=a)[a-z]{3}", ["abc"], ["axc", "bcd"]),
+    ("a(?=b).c", ["abc"], ["acc", "ab"]),
+    ("a(?!b).*|c", ["a", "acb", "c"], ["ab", "abc", "cc"]),
+    ("x(a(?=b$)|c(?!d))?.*y?", ["x", "xab", "xce", "xcy", "xabd", "xcd"], ["a"]),
+    ("^(?=a.*z)(b|a(?=.y).*)$", ["axyz"], ["b", "ayz", "axy"]),
+    ("a(?=b(?!c)).*", ["ab", "abd"], ["abc", "a"]),
+    (
+        "^(?!^[-+.]*$)[+-]?0*(?:\\d{0,3}|(?=[\\d.]{1,6}0*$)\\d{0,3}\\.\\d{0,2}0*$)",
+        ["1", "-123", "12.34", "+00012.3", "0.500", "123.45"],
+        ["", "-", ".", "1234", "1.234", "12.345", "x"],
+    ),
     (r"\Aab\Z", ["ab"], ["abc"]),
     (r"\u0130|\u212a", ["\u0130", "\u212a"], ["i", "K"]),
     (r"[\s\S]", ["a", " ", "\x1c", "\ufeff", "\n"], ["", "aa"]),
@@ -78,6 +88,10 @@ def test_whole_output_matches(pattern: str, fits: list[str], fails: list[str]):
         ("x*", ["", "abc"], []),
         ("a.c", ["xabcx"], ["a\nc"]),
         ("(^|,)a(,|$)", ["a", "b,a", "a,b", "b,a,c"], ["ba", "b,ab"]),
+        ("a(?=b)", ["ab", "xabx"], ["a", "ba"]),
+        ("a(?!b)", ["a", "aba", "abac"], ["ab", "b"]),
+        ("(?=a)[ab]", ["xa"], ["b"]),
+        ("^x|a(?=b$)", ["xy", "ab", "cab"], ["abc", "yx"]),
         ("a$b", [], ["ab", "a"]),
         ("b^a", [], ["ba"]),
     ],
@@ -163,7 +177,7 @@ def test_large_patterns_are_translated_piece_by_piece(pattern: str, fits: list[s
 
 def test_large_patterns_may_be_searched_for():
     builder = Builder()
-    grammar = builder.text(pattern_pieces(builder, "^(ab|c){0,900}|z$", "p", builder.char_class, "[a-z]*"))
+    grammar = builder.text(pattern_pieces(builder, "^(ab|c){0,900}|z$", "p", builder.char_class, search=True))
     matcher = Matcher(grammar)
     assert all(map(matcher.accepts, ["", "abx", "z", "xyz"]))
 
@@ -218,7 +232,7 @@ def test_agrees_with_python(pattern: str, texts: list[str]):
 def test_both_ways_of_translation_agree(pattern: str, texts: list[str]):
     builder = Builder()
     try:
-        grammar = builder.text(pattern_pieces(builder, pattern, "p", builder.char_class, None) or '""')
+        grammar = builder.text(pattern_pieces(builder, pattern, "p", builder.char_class, search=False) or '""')
         check(grammar)
     except Unsupported:
         return
