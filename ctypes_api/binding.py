@@ -19,7 +19,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ctypes_api.errors import LibsBroken, LibsIncompatible
 
@@ -58,6 +58,10 @@ class Functions:
 
     def __init__(self, handle: object) -> None:
         self.handle = handle
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
 
 
 # A resolver turns (ctypes function type, symbol name) into a bound function, or raises AttributeError.

@@ -101,18 +101,7 @@ def plan_lines(config: EngineConfig) -> list[str]:
 def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> LlamaBackend:
     """Load the libraries and the model. StartError with one line if that can't be done."""
     try:
-        backend = LlamaBackend(config, on_progress)
-        try:
-            if config.spec.model and backend.can_share and config.n_group <= 1:
-                backend.open_drafter(config)
-            elif config.spec.model:
-                log.warning(
-                    "the draft model isn't loaded: with this model, or with --exact or self-extend, nothing is drafted"
-                )
-        except BaseException:
-            backend.close()
-            raise
-        return backend
+        return LlamaBackend(config, on_progress)
     except LibsError as error:
         raise StartError(str(error)) from None
 
@@ -167,40 +156,71 @@ class LlamaBackend:
     """A model and one context. See `Backend` for what the methods promise."""
 
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], bool]) -> None:
+        self._config = config
+        self._abort = AbortFlag()
+        self.drafter: LlamaBackend | None = None
+        self._embeddings: LlamaEmbeddings | None = None  # this and the two below are made when they are first needed
+        self._media_embeddings: LlamaMediaEmbeddings | None = None
+        self._likeliest: Likeliest | None = None
+        report = LoadReport()
+        self._open_libraries(report, on_progress)
+        files = _files_of(config, self._libs)  # as they are before anything is read of them
+        plan = make_plan(self._libs, config, find_shape(config))
+        self._open_model(plan, on_progress)
+        self._open_contexts(plan)
+        self.media = self._open_projector()
+        self._tell_what_was_loaded(report)
+        self._look_at_cache()
+        self._prepare_batches()
+        self.info = self._model_info()
+        self.identity = self._identity(files)
+        self._prepare_sampling()
+        if config.warmup:
+            self._warm_up()
+        self.drafter = self._open_drafter()
+
+    # The steps of `__init__`, in their order; each needs what those before it have opened.
+
+    def _open_libraries(self, report: LoadReport, on_progress: Callable[[float], bool]) -> None:
+        config = self._config
         self._libs = _load(config.libs, config.cpu_variant, bool(config.mmproj))
         self._llama = self._libs.llama
         if config.numa:
             self._llama.llama_numa_init(config.numa)
-        self._abort = AbortFlag()
-        report = LoadReport()
         self._libs.log.sink = report.listening(_telling(on_progress))
-        files = _files_of(config, self._libs)  # as they are before anything is read of them
-        plan = make_plan(self._libs, config, find_shape(config))
-        self._model = Model(
+
+    def _open_model(self, plan: Plan | None, on_progress: Callable[[float], bool]) -> None:
+        """Weights, vocabulary and adapters, and what the model is like."""
+        config, llama = self._config, self._llama
+        self._model = model = Model(
             self._libs,
             config.model,
             offset=config.model_offset,
             progress=on_progress,
             **model_fields(self._libs, _fitted_params(config, plan)),
         )
-        self._config = config
-        self._adapters = [Adapter(self._model, path) for path, _ in config.lora]
-        self._embeddings: LlamaEmbeddings | None = None
-        self._media_embeddings: LlamaMediaEmbeddings | None = None
-        self.window = int(self._llama.llama_model_n_swa(self._model))
+        self.adapters = tuple(path for path, _ in config.lora)
+        self._adapters = [Adapter(model, path) for path in self.adapters]
+        self._vocab = llama.llama_model_get_vocab(model)
+        self._n_vocab = int(llama.llama_vocab_n_tokens(self._vocab))
+        self._is_recurrent = bool(llama.llama_model_is_recurrent(model))
+        self._is_hybrid = bool(llama.llama_model_is_hybrid(model))
+        self._n_positions = learned_positions(model.meta().get("general.architecture", ""), config)
+        self.window = int(llama.llama_model_n_swa(model))
         self.is_split = config.is_split(self.window > 0)
-        self._n_positions = learned_positions(self._model.meta().get("general.architecture", ""), config)
-        self._n_ctx = bounded_context(self._context_size(config, plan), config.n_slots, self._n_positions)
-        self._vocab = self._llama.llama_model_get_vocab(self._model)
-        n_vocab = self._llama.llama_vocab_n_tokens(self._vocab)
+
+    def _open_contexts(self, plan: Plan | None) -> None:
+        """The context that generates, and that for embeddings where it is wanted at once."""
+        config, llama = self._config, self._llama
+        self._n_ctx = bounded_context(self._context_size(plan), config.n_slots, self._n_positions)
         self._pool = open_pool(self._libs, config)
         eog_tokens = Meanwhile(
-            lambda: frozenset(token for token in range(n_vocab) if self._llama.llama_vocab_is_eog(self._vocab, token))
+            lambda: frozenset(token for token in range(self._n_vocab) if llama.llama_vocab_is_eog(self._vocab, token))
         )
         with eog_tokens:
-            self._context = self._open_context(config, self._n_ctx)
+            self._context = self._open_context()
         self.eog_tokens = eog_tokens.result()
-        self._is_generative = bool(self._context.memory and self._llama.llama_model_has_decoder(self._model))
+        self._is_generative = bool(self._context.memory and llama.llama_model_has_decoder(self._model))
         self._pooling = pooling_of(self._model, config.context_params, self._is_generative)
         self._answers_in_words = self._is_generative and answers_in_words(self._pooling, config)
         if not self._is_generative:
@@ -208,41 +228,187 @@ class LlamaBackend:
             self._context = self.open_embeddings().context
         elif config.embeddings:
             self.open_embeddings()
-        self.media = self._open_projector() if config.mmproj else None
+
+    def _open_projector(self) -> Projector | None:
+        if not self._config.mmproj:
+            return None
+        from server.engine.llama.mtmd import Projector  # here, because most models have none
+
+        return Projector(self._model, self._context, self._config, self._abort)
+
+    def _tell_what_was_loaded(self, report: LoadReport) -> None:
         self._libs.log.sink = _on_native_log
         devices = list_devices(self._libs)
         for line in report.lines(devices):
             log.info("%s", line)
         self._has_gpu = any(device.type != "CPU" for device in devices)
-        self._n_batch = int(self._llama.llama_n_batch(self._context))
-        self._batch = Batch(self._libs, self._n_batch)
+
+    def _look_at_cache(self) -> None:
+        """What can be done with the cache. StartError if what was asked for can't."""
+        config = self._config
         self._memory = self._context.memory
-        self._copies = SequenceCopies(self, self.window > 0)
-        self._shifted: set[int] = set()  # whose keys are turned with the next decode
         self.can_shift = bool(self._llama.llama_memory_can_shift(self._memory)) and not self._n_positions
         if config.n_group > 1 and not self.can_shift:
             raise StartError("--grp-attn-n: this model's cache can't be folded; leave self-extend off")
-        is_recurrent = bool(self._llama.llama_model_is_recurrent(self._model))
-        self._is_hybrid = bool(self._llama.llama_model_is_hybrid(self._model))
-        self.can_share = not (config.exact or is_recurrent or self._is_hybrid)
-        self._n_streams = config.n_slots if self.is_split and not is_recurrent else 1
-        self.adapters = tuple(path for path, _ in config.lora)
+        self.can_share = not (config.exact or self._is_recurrent or self._is_hybrid)
+        self._n_streams = config.n_slots if self.is_split and not self._is_recurrent else 1
+
+    def _prepare_batches(self) -> None:
+        self._n_batch = int(self._llama.llama_n_batch(self._context))
+        self._batch = Batch(self._libs, self._n_batch)
+        self._copies = SequenceCopies(self, self.window > 0)
+        self._shifted: set[int] = set()  # whose keys are turned with the next decode
         self._lora: tuple[tuple[int, float], ...] = ()
-        self.drafter: LlamaBackend | None = None
-        self._likeliest: Likeliest | None = None
-        self._pieces: dict[int, bytes] = {}
-        self._special = config.special
-        self.info = self._model_info(config, n_vocab)
+
+    def _identity(self, files: dict[str, list[Source]]) -> Identity:
+        config = self._config
         reach = reach_of(self.info.meta, config.model_params, int(self._llama.llama_n_ctx_seq(self._context)))
         settings = settings_of(config.context_params, config.model_params, config.mmproj_params)
-        self.identity = Identity(
+        return Identity(
             files, {"model": self.info.desc, "libraries": self._libs.version, "settings": {**settings, **reach}}
         )
+
+    def _prepare_sampling(self) -> None:
         self.facts = VocabFacts(self.info.eog_tokens, self._suppress_tokens(), self.info.n_ctx_slot)
-        self._samplers = SamplerFactory(self._llama, self._vocab, n_vocab)
-        self._draws = Draws(min(thread_counts(config)[0], usable_cores()) - 1)
-        if config.warmup:
-            self._warm_up()
+        self._samplers = SamplerFactory(self._llama, self._vocab, self._n_vocab)
+        self._draws = Draws(min(thread_counts(self._config)[0], usable_cores()) - 1)
+        self._pieces: dict[int, bytes] = {}
+
+    def _open_drafter(self) -> LlamaBackend | None:
+        """The small model of speculative decoding; None without. StartError if it can't draft for this one."""
+        config = self._config
+        if not config.spec.model:
+            return None
+        if not self.can_share or config.n_group > 1:
+            log.warning(
+                "the draft model isn't loaded: with this model, or with --exact or self-extend, nothing is drafted"
+            )
+            return None
+        try:
+            drafter = LlamaBackend(drafter_config(config, self.info.n_ctx, self.is_split), lambda _: True)
+            why = vocab_difference(self._llama, self._vocab, drafter._vocab)
+            if 0 < drafter._n_positions < self.info.n_ctx_slot:
+                why = f"it has {drafter._n_positions} learned positions, a slot {self.info.n_ctx_slot} tokens"
+            if not drafter.can_share:
+                why = "it is recurrent, and can't take back wrong guesses"
+            if why:
+                drafter.close()
+                raise StartError(f"{config.spec.model} can't draft for {config.model}: {why}")
+        except BaseException:
+            self.close()
+            raise
+        return drafter
+
+    # What the steps above are made of.
+
+    def _context_size(self, plan: Plan | None) -> int:
+        """Tokens in the whole KV cache: what was asked for, or what fits (the model's own, if nothing is to be
+        fitted)."""
+        config = self._config
+        n_train = self._llama.llama_model_n_ctx_train(self._model)
+        n_ctx = config.n_ctx or n_train
+        if config.n_ctx is None and config.is_fitted:
+            n_ctx = plan.n_ctx if plan else min(n_train, AUTO_CTX)
+        if n_ctx // config.n_slots < MIN_CTX_SLOT:
+            raise StartError(
+                f"--ctx-size {n_ctx} leaves less than {MIN_CTX_SLOT} tokens for each of "
+                f"{config.n_slots} slots; enlarge it or take fewer slots"
+            )
+        return n_ctx
+
+    def _open_context(self) -> Context:
+        config, n_ctx = self._config, self._n_ctx
+        has_states = self._is_recurrent or self._is_hybrid
+        # one each for the system prompt and the block cache; a batch without a row for each would end the process
+        n_seqs = config.n_slots + (0 if self.is_split else 1 if has_states else 2)
+        n_batch = min(max(config.n_batch, n_seqs), max(n_ctx, n_seqs))
+        fields = {
+            "n_ctx": n_ctx,
+            "n_batch": n_batch,
+            "n_ubatch": min(config.n_ubatch, n_batch),
+            "n_seq_max": n_seqs,
+            "kv_unified": not self.is_split,
+            **self._compute(),
+        }
+        return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
+
+    def _compute(self) -> dict[str, object]:
+        """What all contexts have in common: they compute one after the other, with the same threads."""
+        n_threads, n_threads_batch = thread_counts(self._config)
+        return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True, "pool": self._pool}
+
+    def _embedding_shape(self, pooling: int) -> EmbeddingShape:
+        config, n_ctx = self._config, self._n_ctx
+        if not self._is_generative:
+            return encoder_shape(pooling, longest_input(self._model, n_ctx, config.context_params), config.n_ubatch)
+        is_causal = config.context_params.get("attention_type") != NON_CAUSAL
+        return generative_shape(
+            pooling,
+            n_ctx // config.n_slots,
+            config.n_ubatch,
+            self._n_vocab,
+            self._is_recurrent or self._is_hybrid,
+            is_causal,
+        )
+
+    def _model_info(self) -> ModelInfo:
+        config, llama, model = self._config, self._llama, self._model
+        n_ctx = int(llama.llama_n_ctx(self._context))
+        if self.is_split:  # where llama.cpp has rounded up each slot's part
+            n_ctx = min(n_ctx, -(-self._n_ctx // fit.CELLS) * fit.CELLS)
+        n_ctx_slot = n_ctx // config.n_slots if self._is_generative else n_ctx
+        return ModelInfo(
+            path=config.model,
+            desc=model.desc,
+            size=model.size,
+            n_params=model.n_params,
+            n_vocab=self._n_vocab,
+            n_ctx_train=llama.llama_model_n_ctx_train(model),
+            n_embd=llama.llama_model_n_embd(model),
+            n_ctx=n_ctx,
+            n_ctx_slot=min(n_ctx_slot, self._n_positions or n_ctx_slot),
+            n_slots=config.n_slots,
+            n_batch=self._n_batch,
+            llama_version=self._libs.version,
+            variant=self._libs.folder.name,
+            devices=tuple(device.name for device in list_devices(self._libs)),
+            adapters=self.adapters,
+            bos_token=self._token_text(llama.llama_vocab_bos(self._vocab)),
+            eos_token=self._token_text(llama.llama_vocab_eos(self._vocab)),
+            eog_tokens=tuple(sorted(self.eog_tokens)),
+            is_generative=self._is_generative,
+            pooling=POOLING_NAMES[self._pooling],
+            classes=WORDS if self._answers_in_words else class_labels(model),
+            meta=with_template(model.meta()),
+            vision=self.media is not None and self.media.vision,
+            audio=self.media is not None and self.media.audio,
+        )
+
+    def _token_text(self, token: int) -> str:
+        if token < 0:
+            return ""
+        return vocabulary.token_to_piece(self._libs, self._vocab, token, True).decode("utf-8", "replace")
+
+    def _suppress_tokens(self) -> tuple[int, ...]:
+        n = ctypes.c_int32(0)
+        tokens = self._llama.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(n))
+        return tuple(tokens[i] for i in range(n.value))
+
+    def _warm_up(self) -> None:
+        """One decode, so that the first request finds weights and buffers in memory.
+
+        By one thread: the web process opens the vocabulary meanwhile, and compute threads that share a core take
+        longer.
+        """
+        llama, counts = self._llama, thread_counts(self._config)
+        token = max(llama.llama_vocab_bos(self._vocab), 0)
+        if self._is_generative:
+            llama.llama_set_n_threads(self._context, 1, 1)
+            self.decode([Span(0, 0, 0, [token], True)])
+            llama.llama_set_n_threads(self._context, *counts)
+            llama.llama_memory_clear(self._memory, True)
+
+    # ---- what `Backend` promises ------------------------------------------------------------------------------
 
     def decode(self, spans: Sequence[Span]) -> int:
         """Write the rows into the batch and evaluate them; waits until the logits are there.
@@ -282,7 +448,8 @@ class LlamaBackend:
         """The bytes of a token, cached; placeholders of media have none, nor control tokens unless they are shown."""
         piece = self._pieces.get(token) if token >= 0 else b""
         if piece is None:
-            piece = self._pieces[token] = vocabulary.token_to_piece(self._libs, self._vocab, token, self._special)
+            piece = vocabulary.token_to_piece(self._libs, self._vocab, token, self._config.special)
+            self._pieces[token] = piece
         return piece
 
     def new_sampler(self, stages: Sequence[Stage], grammar: str) -> LlamaSampler:
@@ -301,17 +468,6 @@ class LlamaBackend:
         if self._likeliest is None:
             self._likeliest = Likeliest(self._samplers, self._context)
         return self._likeliest.sample(row)
-
-    def open_drafter(self, config: EngineConfig) -> None:
-        """Load the small model of speculative decoding. StartError if it can't draft for this one."""
-        self.drafter = LlamaBackend(drafter_config(config, self.info.n_ctx, self.is_split), lambda _: True)
-        why = vocab_difference(self._llama, self._vocab, self.drafter._vocab)
-        if 0 < self.drafter._n_positions < self.info.n_ctx_slot:
-            why = f"it has {self.drafter._n_positions} learned positions, a slot {self.info.n_ctx_slot} tokens"
-        if not self.drafter.can_share:
-            why = "it is recurrent, and can't take back wrong guesses"
-        if why:
-            raise StartError(f"{config.spec.model} can't draft for {config.model}: {why}")
 
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """See `Backend`."""
@@ -447,14 +603,14 @@ class LlamaBackend:
         """See `Backend`; the same one every time."""
         if self._embeddings is None:
             config, model = self._config, self._model
-            fields = {**self._compute(config), **config.context_params}
+            fields = {**self._compute(), **config.context_params}
             if self._answers_in_words:
-                shape = self._embedding_shape(config, LLAMA_POOLING_TYPE_LAST)
+                shape = self._embedding_shape(LLAMA_POOLING_TYPE_LAST)
                 self._embeddings = LlamaWordScores(model, shape, config.n_ubatch, self._abort, fields)
             else:
-                shape = self._embedding_shape(config, self._pooling)
+                shape = self._embedding_shape(self._pooling)
                 self._embeddings = LlamaEmbeddings(model, shape, self._abort, fields)
-            self._embeddings.set_lora(self._lora_of(config))
+            self._embeddings.set_lora(self._lora_of())
         return self._embeddings
 
     def open_media_embeddings(self, n_at_once: int) -> LlamaMediaEmbeddings:
@@ -465,25 +621,15 @@ class LlamaBackend:
             config, old = self._config, self._media_embeddings
             if old is not None:
                 old.close()
-            shape = self._embedding_shape(config, LLAMA_POOLING_TYPE_NONE)
+            shape = self._embedding_shape(LLAMA_POOLING_TYPE_NONE)
             self._media_embeddings = LlamaMediaEmbeddings(
-                self._model,
-                self.media,
-                shape,
-                n_at_once,
-                self._abort,
-                {**self._compute(config), **config.context_params},
+                self._model, self.media, shape, n_at_once, self._abort, {**self._compute(), **config.context_params}
             )
-            self._media_embeddings.set_lora(self._lora_of(config))
+            self._media_embeddings.set_lora(self._lora_of())
         return self._media_embeddings
 
-    def _open_projector(self) -> Projector:
-        from server.engine.llama.mtmd import Projector  # here, because most models have none
-
-        return Projector(self._model, self._context, self._config, self._abort)
-
-    def _lora_of(self, config: EngineConfig) -> list[tuple[Adapter, float]]:
-        return [(adapter, scale) for adapter, (_, scale) in zip(self._adapters, config.lora)]
+    def _lora_of(self) -> list[tuple[Adapter, float]]:
+        return [(adapter, scale) for adapter, (_, scale) in zip(self._adapters, self._config.lora)]
 
     def close(self) -> None:
         """The contexts go before their model."""
@@ -502,114 +648,6 @@ class LlamaBackend:
         self._model.close()
         if self._pool is not None:
             self._pool.close()
-
-    # ---- opening ----------------------------------------------------------------------------------------------
-
-    def _context_size(self, config: EngineConfig, plan: Plan | None) -> int:
-        """Tokens in the whole KV cache: what was asked for, or what fits (the model's own, if nothing is to be
-        fitted)."""
-        n_train = self._llama.llama_model_n_ctx_train(self._model)
-        n_ctx = config.n_ctx or n_train
-        if config.n_ctx is None and config.is_fitted:
-            n_ctx = plan.n_ctx if plan else min(n_train, AUTO_CTX)
-        if n_ctx // config.n_slots < MIN_CTX_SLOT:
-            raise StartError(
-                f"--ctx-size {n_ctx} leaves less than {MIN_CTX_SLOT} tokens for each of "
-                f"{config.n_slots} slots; enlarge it or take fewer slots"
-            )
-        return n_ctx
-
-    def _open_context(self, config: EngineConfig, n_ctx: int) -> Context:
-        has_states = self._llama.llama_model_is_recurrent(self._model) or self._llama.llama_model_is_hybrid(self._model)
-        # one each for the system prompt and the block cache; a batch without a row for each would end the process
-        n_seqs = config.n_slots + (0 if self.is_split else 1 if has_states else 2)
-        n_batch = min(max(config.n_batch, n_seqs), max(n_ctx, n_seqs))
-        fields = {
-            "n_ctx": n_ctx,
-            "n_batch": n_batch,
-            "n_ubatch": min(config.n_ubatch, n_batch),
-            "n_seq_max": n_seqs,
-            "kv_unified": not self.is_split,
-            **self._compute(config),
-        }
-        return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
-
-    def _compute(self, config: EngineConfig) -> dict[str, object]:
-        """What all contexts have in common: they compute one after the other, with the same threads."""
-        n_threads, n_threads_batch = thread_counts(config)
-        return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True, "pool": self._pool}
-
-    def _embedding_shape(self, config: EngineConfig, pooling: int) -> EmbeddingShape:
-        llama, n_ctx = self._llama, self._n_ctx
-        if not self._is_generative:
-            return encoder_shape(pooling, longest_input(self._model, n_ctx, config.context_params), config.n_ubatch)
-        is_recurrent = bool(llama.llama_model_is_recurrent(self._model) or llama.llama_model_is_hybrid(self._model))
-        is_causal = config.context_params.get("attention_type") != NON_CAUSAL
-        return generative_shape(
-            pooling,
-            n_ctx // config.n_slots,
-            config.n_ubatch,
-            llama.llama_vocab_n_tokens(self._model.vocab),
-            is_recurrent,
-            is_causal,
-        )
-
-    def _model_info(self, config: EngineConfig, n_vocab: int) -> ModelInfo:
-        llama, model = self._llama, self._model
-        n_ctx = int(llama.llama_n_ctx(self._context))
-        if self.is_split:  # where llama.cpp has rounded up each slot's part
-            n_ctx = min(n_ctx, -(-self._n_ctx // fit.CELLS) * fit.CELLS)
-        n_ctx_slot = n_ctx // config.n_slots if self._is_generative else n_ctx
-        return ModelInfo(
-            path=config.model,
-            desc=model.desc,
-            size=model.size,
-            n_params=model.n_params,
-            n_vocab=n_vocab,
-            n_ctx_train=llama.llama_model_n_ctx_train(model),
-            n_embd=llama.llama_model_n_embd(model),
-            n_ctx=n_ctx,
-            n_ctx_slot=min(n_ctx_slot, self._n_positions or n_ctx_slot),
-            n_slots=config.n_slots,
-            n_batch=self._n_batch,
-            llama_version=self._libs.version,
-            variant=self._libs.folder.name,
-            devices=tuple(device.name for device in list_devices(self._libs)),
-            adapters=self.adapters,
-            bos_token=self._token_text(llama.llama_vocab_bos(self._vocab)),
-            eos_token=self._token_text(llama.llama_vocab_eos(self._vocab)),
-            eog_tokens=tuple(sorted(self.eog_tokens)),
-            is_generative=self._is_generative,
-            pooling=POOLING_NAMES[self._pooling],
-            classes=WORDS if self._answers_in_words else class_labels(model),
-            meta=with_template(model.meta()),
-            vision=self.media is not None and self.media.vision,
-            audio=self.media is not None and self.media.audio,
-        )
-
-    def _token_text(self, token: int) -> str:
-        if token < 0:
-            return ""
-        return vocabulary.token_to_piece(self._libs, self._vocab, token, True).decode("utf-8", "replace")
-
-    def _suppress_tokens(self) -> tuple[int, ...]:
-        n = ctypes.c_int32(0)
-        tokens = self._llama.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(n))
-        return tuple(tokens[i] for i in range(n.value))
-
-    def _warm_up(self) -> None:
-        """One decode, so that the first request finds weights and buffers in memory.
-
-        By one thread: the web process opens the vocabulary meanwhile, and compute threads that share a core take
-        longer.
-        """
-        llama, counts = self._llama, thread_counts(self._config)
-        token = max(llama.llama_vocab_bos(self._vocab), 0)
-        if self._is_generative:
-            llama.llama_set_n_threads(self._context, 1, 1)
-            self.decode([Span(0, 0, 0, [token], True)])
-            llama.llama_set_n_threads(self._context, *counts)
-            llama.llama_memory_clear(self._memory, True)
 
 
 def _files_of(config: EngineConfig, libs: loader.Libs) -> dict[str, list[Source]]:
