@@ -18,7 +18,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from server.log_output import FLUSH_S, FileSink, LogFileError, Output, Sink, StreamSink
 
@@ -140,7 +140,7 @@ def setup(
 
 def profile_settings(
     profile: str, *, disable: bool = False, format: str | None = None, file: str | None = None
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """`--compat`, `--log-disable`, `--log-format`, `--log-file` as arguments for `setup`; None: not given.
 
     2024: JSON to stdout and to `llama.log`, of which `--log-disable` drops the file. Modern: text to stderr,

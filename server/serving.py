@@ -67,7 +67,7 @@ def serve(
             log.info("listening on %s, loading %s", " and ".join(server.urls), model)
             unpacked.remove_unused()
             edge.warn_if_open(http, server, keys, options.logging.verbose)
-            return _wait(options, context, server, house, stop, system_prompt)
+            return _wait(options, engine, context, server, house, stop, system_prompt)
         finally:
             house.report("stopping")
             server.stop(options.service.drain if engine.state in (READY, RESTARTING) else 0.0)
@@ -124,6 +124,7 @@ def check_chat_template(options: TemplateOptions, model: Model) -> None:
 
 def _wait(
     options: Options,
+    engine: EngineClient,
     context: Context,
     server: HttpServer,
     house: Housekeeping,
@@ -133,14 +134,13 @@ def _wait(
     """Until a signal (0) or the end of the engine (1). The waits are short: a signal can't end a long one on
     Windows."""
     model = context.models.default
-    engine = model.engine
     while not stop.is_set() and not engine.wait_until_loaded(0.2):
         _show_progress(engine.progress)
         house.loading(engine.progress)
-    if engine.state == READY and not stop.is_set():
+    info = engine.info
+    if engine.state == READY and info is not None and not stop.is_set():
         if system_prompt is not None:
             model.set_system_prompt(system_prompt)
-        info = engine.info
         if info.is_generative:
             check_chat_template(options.model.template, model)
         log.info(

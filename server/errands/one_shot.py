@@ -116,12 +116,13 @@ def _base(options: ErrandOptions) -> tuple[Path | None, bool]:
 
 def projector_of(model: ModelPlace, cache: Path) -> str:
     """The projector of the model's bundle as a file of its own, since libmtmd opens only such; "" if it has none."""
-    part = model.bundle.part(MMPROJ) if model.bundle else None
-    if part is None:
+    bundle = model.bundle
+    part = bundle.part(MMPROJ) if bundle else None
+    if bundle is None or part is None:
         return ""
     from server.errands import bundle_make
 
-    return str(bundle_make.extract(model.bundle, part, cache))
+    return str(bundle_make.extract(bundle, part, cache))
 
 
 def open_page(url: str) -> bool:

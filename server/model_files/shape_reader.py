@@ -11,7 +11,7 @@ vocabulary, and has to be repeated for each size that is considered.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import prod
 
 from server.errors import StartError
@@ -60,7 +60,7 @@ def read_shape(path: str, span: tuple[int, int] = (0, 0), pinned: Iterable[str] 
     return shape_of(read_all(path, span=span), pinned)
 
 
-def shape_of(parts: list[Gguf], pinned: Iterable[str] = ()) -> Shape:
+def shape_of(parts: Sequence[Gguf], pinned: Iterable[str] = ()) -> Shape:
     """The shape of a model in one or more files. `pinned` are regular expressions of tensors kept on the CPU.
 
     GgufError if the header lacks what has to be known, StartError for what is no regular expression.

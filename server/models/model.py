@@ -56,12 +56,18 @@ class Engine(Protocol):
     """The part of `engine.client.EngineClient` that handlers use."""
 
     state: str
-    trouble: str
     progress: float
     info: ModelInfo | None
     vocab: Vocab
     snapshot: Snapshot
-    is_stuck: bool
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be served, once `state` is FAILED: one line."""
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has work and has said nothing for longer than a step can take."""
 
     def new_id(self) -> int:
         """The next task id."""

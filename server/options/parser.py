@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from server.options import config_file
 from server.options.groups import ERRAND, Settings, scope_of
@@ -84,10 +85,10 @@ class _Source:
         self.table = table
         self.by_flag = {flag: (option, True) for option in table for flag in option.flags}
         self.by_flag |= {flag: (option, False) for option in table for flag in option.off_flags}
-        self.values: dict[str, object] = {}
+        self.values: dict[str, Any] = {}
         self.warnings: list[str] = []
 
-    def set(self, option: Option, source: str, value: object) -> None:
+    def set(self, option: Option, source: str, value: Any) -> None:
         """Take `value`, or say why it has no effect."""
         if option.status == IGNORED:
             self.warnings.append(f"{source} has no effect: {option.note}")
@@ -178,7 +179,8 @@ def _by_name(source: _Source) -> dict[str, tuple[Option, bool]]:
 
 
 def _read_settings(source: _Source, settings: Iterable[config_file.Setting]) -> None:
-    by_name, seen = _by_name(source), {}
+    by_name = _by_name(source)
+    seen: dict[str, str] = {}
     for key, texts, where in settings:
         name = key.lstrip("-")
         option, is_on = by_name.get(name) or by_name.get(name.replace("_", "-")) or (None, True)

@@ -113,10 +113,12 @@ def convert(option: Option, source: str, text: str) -> object:
     except BadValue as error:
         raise OptionError(f"{source}: {error}") from None
     except ValueError:
-        kind = {int: "a whole number", float: "a number"}.get(option.type, "a valid value")
+        kinds: dict[object, str] = {int: "a whole number", float: "a number"}
+        kind = kinds.get(option.type, "a valid value")
         raise OptionError(f"{source}: '{text}' is not {kind}") from None
-    if option.low is not None and isinstance(value, (int, float)) and not option.low <= value <= option.high:
-        raise OptionError(f"{source}: {text} is out of range, allowed is {option.low:.10g} to {option.high:.10g}")
+    low, high = option.low, option.high
+    if low is not None and high is not None and isinstance(value, (int, float)) and not low <= value <= high:
+        raise OptionError(f"{source}: {text} is out of range, allowed is {low:.10g} to {high:.10g}")
     return value
 
 
@@ -328,7 +330,12 @@ def metadata_overrides(text: str) -> tuple[tuple[str, str, object], ...]:
 def _metadata_override(item: str) -> tuple[str, str, object]:
     key, _, rest = item.partition("=")
     kind, colon, value = rest.partition(":")
-    readers = {"int": int, "float": float, "str": str, "bool": {"true": True, "false": False}.__getitem__}
+    readers: dict[str, Callable[[str], object]] = {
+        "int": int,
+        "float": float,
+        "str": str,
+        "bool": {"true": True, "false": False}.__getitem__,
+    }
     if not colon or not 0 < len(key.encode()) < 128 or kind not in readers or len(value.encode()) > 127:
         raise BadValue(f"'{item}' is not KEY=TYPE:VALUE with a type of int, float, bool or str")
     try:

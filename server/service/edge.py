@@ -35,7 +35,7 @@ class KeyFiles:
         self.ring = KeyRing(self._given)
         if self._path is not None:
             try:
-                self._read()
+                self._read(self._path)
             except (OSError, UnicodeDecodeError) as error:
                 raise OptionError(f"--api-key-file {self._path} can't be read: {error}") from None
             if not len(self.ring):
@@ -46,27 +46,29 @@ class KeyFiles:
         if self._path is None:
             return
         try:
-            if force or self._stat() != self._stamp:
-                self._read()
+            if force or stamp_of(self._path) != self._stamp:
+                self._read(self._path)
                 log.info("API keys read again: %d", len(self.ring))
         except (OSError, UnicodeDecodeError) as error:
             if self._stamp is not None:
                 log.error("%s can't be read, the keys stay as they are: %s", self._path, error)
             self._stamp = None
 
-    def _stat(self) -> tuple[float, int]:
-        status = self._path.stat()
-        return status.st_mtime, status.st_size
-
-    def _read(self) -> None:
-        stamp = self._stat()
-        keys = read_key_file(self._path)
+    def _read(self, path: Path) -> None:
+        stamp = stamp_of(path)
+        keys = read_key_file(path)
         if keys or not len(self.ring):
             self.ring.replace([*self._given, *keys])
             hide(*keys)
         else:
-            log.error("%s holds no key any more, the keys stay as they are", self._path)
+            log.error("%s holds no key any more, the keys stay as they are", path)
         self._stamp = stamp
+
+
+def stamp_of(path: Path) -> tuple[float, int]:
+    """What tells that a file has changed."""
+    status = path.stat()
+    return status.st_mtime, status.st_size
 
 
 def tls_context(options: HttpOptions) -> ssl.SSLContext | None:

@@ -36,7 +36,9 @@ log = get_logger("app")
 class Engine(Protocol):
     """What is asked of the engine here."""
 
-    is_stuck: bool
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it has work and has said nothing for longer than a step can take."""
 
     def stacks(self) -> str:
         """What the engine's own process is doing, "" if it has none."""

@@ -8,6 +8,7 @@ second one for handlers."""
 from __future__ import annotations
 
 import errno
+import math
 import os
 import selectors
 import socket
@@ -17,6 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from http.server import ThreadingHTTPServer
+from operator import itemgetter
 from typing import Any
 
 from server.errors import ApiError
@@ -108,7 +110,7 @@ class WebServer(ThreadingHTTPServer):
         for listener in self.listeners:
             _shut(listener)
 
-    def _accept(self, listener: socket.socket) -> None:
+    def _accept(self, listener: Any) -> None:
         """One connection. Out of descriptors somebody silent has to go, and this thread waits a moment, since the
         listening socket stays readable."""
         try:
@@ -167,9 +169,9 @@ class WebServer(ThreadingHTTPServer):
 
     def _cut_silent(self) -> bool:
         """Cut the connection that has sent no whole head for longest, with the lock held; False if there is none."""
-        silent = [entry for entry in self.connections.values() if entry.t_silent is not None]
-        oldest = min(silent, key=lambda entry: entry.t_silent, default=None)
-        if oldest is None or time.monotonic() - oldest.t_silent < self.limits.spare_s:
+        silent = [(entry.t_silent, entry) for entry in self.connections.values() if entry.t_silent is not None]
+        since, oldest = min(silent, key=itemgetter(0), default=(math.inf, None))
+        if oldest is None or time.monotonic() - since < self.limits.spare_s:
             return False
         oldest.t_silent = None
         _cut(oldest.sock)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.engine.seam.task import (
     CLOSED,
@@ -59,10 +59,11 @@ log = get_logger("engine")
 
 
 class Transport(Protocol):
-    """Carries messages to the engine and frames back. `step_limit_s` is how long the step that runs now may take before
-    a busy engine counts as hanging."""
+    """Carries messages to the engine and frames back."""
 
-    step_limit_s: float
+    @property
+    def step_limit_s(self) -> float:
+        """How long the step that runs now may take before a busy engine counts as hanging."""
 
     def start(self, on_frame: Callable[[Frame], None]) -> None:
         """Begin to load; every frame goes to `on_frame`, one at a time."""
@@ -263,7 +264,7 @@ class EngineClient:
         self.error = ""
         self.progress = 0.0
         self.info: ModelInfo | None = None
-        self.vocab = None
+        self.vocab: Any = None  # a `Vocab` once the engine is ready
         self._vocab_opening: threading.Thread | None = None
         self._vocab_trouble: Exception | None = None
         self.snapshot = Snapshot()

@@ -12,7 +12,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from logging import DEBUG
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ctypes_api import loader, vocabulary
 from ctypes_api.devices import list_devices
@@ -330,9 +330,9 @@ class LlamaBackend:
             "kv_unified": not self.is_split,
             **self._compute(),
         }
-        return Context(self._model, abort=self._abort, **{**fields, **config.context_params})
+        return Context(self._model, abort=self._abort, **(fields | config.context_params))
 
-    def _compute(self) -> dict[str, object]:
+    def _compute(self) -> dict[str, Any]:
         """What all contexts have in common: they compute one after the other, with the same threads."""
         n_threads, n_threads_batch = thread_counts(self._config)
         return {"n_threads": n_threads, "n_threads_batch": n_threads_batch, "no_perf": True, "pool": self._pool}
@@ -654,17 +654,19 @@ def _files_of(config: EngineConfig, libs: loader.Libs) -> dict[str, list[Source]
     """What states depend on, by the names of `Identity`. All plug-ins count: they are one build, whichever is taken."""
     files = libs.files
     libraries = {*files.order, *files.plugins.values(), *files.fallbacks.values()}
+    if config.mmproj and files.mtmd:
+        libraries.add(files.mtmd)
     return {
         "model": model_sources(config.model, config.model_offset, config.model_size),
         "lora": [source(path) for path, _ in config.lora],
         "mmproj": [source(config.mmproj)] if config.mmproj else [],
-        "libraries": [source(path) for path in sorted(libraries | ({files.mtmd} if config.mmproj else set()))],
+        "libraries": [source(path) for path in sorted(libraries)],
     }
 
 
 def _fitted_params(config: EngineConfig, plan: Plan | None) -> dict[str, object]:
     """The model's parameters, with as many layers on the GPU as the plan has where that was left open."""
-    params = dict(config.model_params)
+    params: dict[str, Any] = dict(config.model_params)
     if plan:
         for line in plan.lines():
             log.info("%s", line)

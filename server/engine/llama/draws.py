@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from typing import Generic, TypeVar
 
 from server.log import get_logger
 
@@ -21,6 +22,7 @@ MIN_ROWS = 4  # waking a helper takes as long as half a draw
 MAX_HELPERS = 3
 JOIN_S = 5.0
 
+T = TypeVar("T")
 log = get_logger("engine")
 
 Job = tuple[Callable[[int], None], int]
@@ -83,32 +85,32 @@ class Draws:
             self._done.put(None)
 
 
-class Meanwhile:
+class Meanwhile(Generic[T]):
     """Does `work` on a thread of its own, while this one is in C without Python's lock. As a context manager: after the
     block it is done, whatever happens in it."""
 
-    def __init__(self, work: Callable[[], object]) -> None:
+    def __init__(self, work: Callable[[], T]) -> None:
         self._work = work
-        self._result: object = None
+        self._results: list[T] = []
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="meanwhile", daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Meanwhile:
+    def __enter__(self) -> Meanwhile[T]:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._thread.join()
 
-    def result(self) -> object:
+    def result(self) -> T:
         """What `work` returned; what it raised is raised."""
         self._thread.join()
         if self._error is not None:
             raise self._error
-        return self._result
+        return self._results[0]
 
     def _run(self) -> None:
         try:
-            self._result = self._work()
+            self._results.append(self._work())
         except BaseException as error:
             self._error = error

@@ -9,8 +9,20 @@ from typing import Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from server.options.groups import ERRAND, EXCEPTIONS, MODEL, SCOPES, SERVER, Group, Options, group, scope_of
-from server.options.parser import ALL_OPTIONS, groups, parse
+from server.options.groups import (
+    ERRAND,
+    EXCEPTIONS,
+    MODEL,
+    SCOPES,
+    SERVER,
+    TARGETS,
+    Group,
+    ModelOptions,
+    Options,
+    group,
+    scope_of,
+)
+from server.options.parser import ALL_OPTIONS, OptionError, parse
 from server.options.row import WORKS
 from server.options.table import GROUPS, OPTIONS
 from tests.support import ROOT
@@ -32,7 +44,7 @@ FOLDED = {
 }
 """Options that reach a group under another name, too or only: as a part of the field beside them."""
 
-TARGETS = {
+FIELD_OF_TARGET = {
     "model": "model_params",
     "context": "context_params",
     "pool": "pool_params",
@@ -99,17 +111,17 @@ def test_an_option_that_works_is_in_one_group_of_its_scope_with_its_type(name: s
 
 
 def test_a_group_has_nothing_but_options_and_what_is_made_of_them():
-    made = {*FOLDED.values(), *TARGETS.values(), "warnings", "secrets"}
+    made = {*FOLDED.values(), *FIELD_OF_TARGET.values(), "warnings", "secrets"}
     assert {name for _, _, name, _ in fields()} - set(WORKING) <= made
     assert (
-        {option.target.partition(":")[0] for option in OPTIONS if option.target} == set(TARGETS) == set(groups.TARGETS)
+        {option.target.partition(":")[0] for option in OPTIONS if option.target} == set(FIELD_OF_TARGET) == set(TARGETS)
     )
     assert set(FOLDED) <= set(WORKING)
 
 
 def test_what_the_groups_have_is_read_by_somebody():
     """Otherwise an option would silently do nothing. `parse` itself reads `config`."""
-    owners = "|".join(("s", "o", r"\w*options", *get_type_hints(Options), *get_type_hints(groups.ModelOptions)))
+    owners = "|".join(("s", "o", r"\w*options", *get_type_hints(Options), *get_type_hints(ModelOptions)))
 
     def unread(names: set[str], *, inside: bool) -> set[str]:
         files = [path for path in (ROOT / "server").rglob("*.py") if (path.parent.name == "options") is inside]
@@ -165,8 +177,6 @@ def test_an_errand_is_told_from_how_it_is_to_be_done(argv: list[str], is_errand:
 
 
 def test_an_option_that_asks_for_an_errand_belongs_on_the_command_line(tmp_path):
-    from server.options.parser import OptionError
-
     file = tmp_path / "x.ini"
     for option in OPTIONS:
         if scope_of(option) == ERRAND:
