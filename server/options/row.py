@@ -55,9 +55,8 @@ class Option:
     `flags` are all spellings; `off_flags` set a switch to False. `default_2024` replaces `default` with
     `--compat 2024`. `dest` is the attribute that is set, if not `name`. `choices` maps the allowed words to values.
     `bare` is the text that counts when no value follows. With `repeat` the type gives tuples, which add up. `target`
-    says where `native_params` and `request_defaults` put the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or
-    `pool:FIELD` of llama.cpp's structs, or `request:FIELD`. `note` says why an option that doesn't work doesn't.
-    `secret` values are never shown.
+    says where `groups` puts the value: `context:FIELD`, `model:FIELD`, `mmproj:FIELD` or `pool:FIELD` of llama.cpp's
+    structs, or `request:FIELD`. `note` says why an option that doesn't work doesn't. `secret` values are never shown.
     """
 
     name: str
@@ -83,7 +82,7 @@ class Option:
 
     @property
     def key(self) -> str:
-        """The attribute of `Options` that this row sets."""
+        """The attribute of `Settings` that this row sets."""
         return self.dest or self.name
 
     def default_for(self, profile: str) -> object:

@@ -1,4 +1,4 @@
-"""What the engine has to know to start: plain data, made from the options by `app`, read by `backend` and `vocab`.
+"""What the engine has to know to start: plain data, made of a model's options by `model_sources`.
 
 Part of the seam: an engine in its own process gets exactly this. Imports leaves only, and what counts cores.
 """
