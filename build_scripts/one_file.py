@@ -1,9 +1,10 @@
 """Makes the one-folder program an archive, and the archive a program: one file for Linux and macOS.
 
 Called by build_exe on its main thread; imports the standard library and `common`. The file is a shell script
-(one_file.sh, padded to a fixed length) with the archive behind it. Its first start unpacks the archive into a folder
-named after the archive's hash, in the user's cache; each start replaces itself by the program in there, so that a
-warm start costs some milliseconds and leaves nothing behind.
+(one_file.sh, padded to a fixed length) with the archive behind it. Its first start compares the whole file with the
+sum in it, and unpacks the archive into a folder named after that sum, in the user's cache; each start replaces itself
+by the program in there, so that a warm start costs some milliseconds and leaves nothing behind. The sum is a sha256;
+a POSIX `cksum` stands in for it where a system has no tool for the former.
 
 The way not taken: PyInstaller's own one-file mode (which Windows gets). It unpacks 50 MB at every start, keeps a
 second process waiting to remove them, leaves them behind when killed, and where the temporary folder runs no programs
@@ -13,17 +14,21 @@ it fails with a message of the dynamic linker.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import re
 import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from common import Failure, sha256_of
+from common import Failure
 
 HEAD = Path(__file__).with_name("one_file.sh")
 HEAD_SIZE = 8192
 FOLDER = "llama-srv"  # in the archive; the program in it has the same name
 STAMP = 315532800  # 1980-01-01, the first day that every archive format knows
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 GLIBC = re.compile(rb"GLIBC_2\.(\d{1,3})(?:\.\d+)?\0")
 
 
@@ -72,18 +77,55 @@ def write_one_file(packed: Packed, title: str, target: Path) -> None:
     """Head and archive as one executable file."""
     values = {
         "TITLE": title,
-        "ID": sha256_of(packed.path)[:16],
         "HEAD": HEAD_SIZE,
         "SIZE": packed.path.stat().st_size,
         "GLIBC": "''" if packed.glibc is None else packed.glibc,
         "ROOM": packed.unpacked // 10**6 + 1,
         "ARCHIVE": packed.path.name,
+        "CRC": "0" * 10,
+        "SUM": "0" * 64,
     }
     head = re.sub(r"@(\w+)@", lambda found: str(values[found[1]]), HEAD.read_text(encoding="utf-8")).encode()
     if len(head) > HEAD_SIZE:
         raise Failure(f"{HEAD.name} has grown over {HEAD_SIZE} bytes: raise HEAD_SIZE")
-    with open(target, "wb") as out, open(packed.path, "rb") as archive:
-        out.write(head.ljust(HEAD_SIZE, b"\n"))
-        while block := archive.read(1 << 20):
-            out.write(block)
+    head = with_sums(head.ljust(HEAD_SIZE, b"\n"), packed.path)
+    with open(target, "wb") as out:
+        out.writelines(content(head, None, packed.path))
     target.chmod(0o755)
+
+
+def with_sums(head: bytes, archive: Path) -> bytes:
+    """The head with both sums filled in. The sha256 is also over the other one."""
+    head = fill_in(head, rb"crc='", f"{cksum(content(head, rb'(?:crc|sum)=', archive)):<10}")
+    return fill_in(head, rb"sum=", sha256(content(head, rb"sum=", archive)))
+
+
+def fill_in(head: bytes, name: bytes, value: str) -> bytes:
+    """The head with a value instead of the zeros behind `name`."""
+    return re.sub(rb"(?m)^(" + name + rb")0+", lambda found: found[1] + value.encode(), head)
+
+
+def content(head: bytes, left_out: bytes | None, archive: Path) -> Iterator[bytes]:
+    """What a sum is over: the head without its lines that begin with `left_out`, and the archive."""
+    yield re.sub(rb"(?m)^" + left_out + rb".*\n", b"", head) if left_out else head
+    with open(archive, "rb") as file:
+        while block := file.read(1 << 20):
+            yield block
+
+
+def sha256(blocks: Iterable[bytes]) -> str:
+    """The sha256 of all blocks."""
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def cksum(blocks: Iterable[bytes]) -> int:
+    """What POSIX `cksum` says: zlib's CRC with the bits of each byte and of the result in reverse, over the content and
+    its length."""
+    register, length = 0xFFFFFFFF, 0
+    for block in blocks:
+        register, length = zlib.crc32(block.translate(REVERSED), register), length + len(block)
+    count = length.to_bytes((length.bit_length() + 7) // 8, "little")
+    return int(f"{zlib.crc32(count.translate(REVERSED), register):032b}"[::-1], 2)

@@ -49,6 +49,11 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
         if errands.version:
             print(version(options.engines))
             return 0
+        if errands.verify:
+            from server.errands import verify
+
+            print(verify.report(Path(libs_folder(options.engines)), own))
+            return 0
         if errands.cache_list:
             from server.download import cached_models
 

@@ -13,9 +13,11 @@ model off its alignment."""
 from __future__ import annotations
 
 import json
+import re
 import struct
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 from server.records import record
 
@@ -26,6 +28,8 @@ ALIGN = 65536  # the largest page size of machines that this runs on
 SUFFIX = ".bundle"
 MAX_INDEX = 1 << 20
 MODEL, MMPROJ = "model", "mmproj"
+ONE_FILE_START = b"#!/bin/sh\n"
+ONE_FILE_SIZE = re.compile(rb"(?m)^head=(\d+) size=(\d+) ")  # in the first lines of build_scripts/one_file.sh
 
 
 class BundleError(Exception):
@@ -52,6 +56,7 @@ class Bundle:
     made_by: str
     defaults: tuple[tuple[str, str], ...]
     parts: tuple[Part, ...]
+    program_sha256: str = ""
 
     def part(self, role: str) -> Part | None:
         """The part with that role."""
@@ -64,6 +69,8 @@ def find(own_file: Path) -> Bundle | None:
         bundle = read(path)
         if bundle is not None:
             return bundle
+    if path.exists():
+        raise BundleError(f"{path} is incomplete: get it again")
     return None
 
 
@@ -82,6 +89,7 @@ def read(path: Path) -> Bundle | None:
             stream.seek(max(end - TRAILER.size, 0))
             tail = stream.read(TRAILER.size)
             if len(tail) < TRAILER.size or not tail.startswith(MAGIC):
+                _refuse_cut_off(path, stream, end)
                 return None
             _, offset, size, digest = TRAILER.unpack(tail)
             if size > MAX_INDEX or offset + size + TRAILER.size != end:
@@ -97,6 +105,21 @@ def read(path: Path) -> Bundle | None:
     return _from_index(path, json.loads(data))
 
 
+def _refuse_cut_off(path: Path, stream: BinaryIO, end: int) -> None:
+    """BundleError for a one-file program with something behind it that isn't a bundle's end."""
+    stream.seek(0)
+    if stream.read(len(ONE_FILE_START)) == ONE_FILE_START:
+        size = program_size(stream.read(4096))
+        if size and end > size:
+            raise BundleError(f"{path} is incomplete, a part of its model is missing: get it again")
+
+
+def program_size(start: bytes) -> int:
+    """Bytes of the one-file program that begins with `start`; 0 if it is none that says so."""
+    found = ONE_FILE_SIZE.search(start)
+    return int(found[1]) + int(found[2]) if found else 0
+
+
 def _from_index(path: Path, index: dict) -> Bundle:
     if index.get("format") != FORMAT:
         raise BundleError(f"{path} was made by a newer version of this program ({index.get('made_by')}): use that one")
@@ -106,6 +129,7 @@ def _from_index(path: Path, index: dict) -> Bundle:
         index["made_by"],
         tuple(map(tuple, index["defaults"])),
         tuple(Part(**part) for part in index["parts"]),
+        index.get("program_sha256", ""),
     )
 
 
@@ -115,6 +139,7 @@ def tail_of(bundle: Bundle, offset: int) -> bytes:
         "format": FORMAT,
         "made_by": bundle.made_by,
         "program_size": bundle.program_size,
+        "program_sha256": bundle.program_sha256,
         "defaults": bundle.defaults,
         "parts": [asdict(part) for part in bundle.parts],
     }

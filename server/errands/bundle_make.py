@@ -17,12 +17,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from server.errands.bundle import ALIGN, MMPROJ, MODEL, Bundle, BundleError, Part, read, side_file, tail_of
+from server.errands.bundle import (
+    ALIGN,
+    MMPROJ,
+    MODEL,
+    ONE_FILE_START,
+    Bundle,
+    BundleError,
+    Part,
+    program_size,
+    read,
+    side_file,
+    tail_of,
+)
 from server.program import shows_progress
 
 BLOCK = 8 << 20
 GGUF_MAGIC = b"GGUF"
-ONE_FILE_START = b"#!/bin/sh"
 WINDOWS_START = b"MZ"
 
 
@@ -38,19 +49,19 @@ def make(
     sources = [(MODEL, model)] + ([(MMPROJ, mmproj)] if mmproj else [])
     for _, path in sources:
         _check_gguf(path)
-    head = _program_size(base) if base else 0
+    head, program_sha256 = _program_size(base) if base else 0, ""
     needed = head + sum(path.stat().st_size + ALIGN for _, path in sources)
     with _written(output, needed) as out:
         if base:
             with open(base, "rb") as stream:
-                _copy(stream, out, head)
+                program_sha256 = _copy(stream, out, head)
         parts = []
         for role, path in sources:
             out.write(bytes(-out.tell() % ALIGN))
             offset, size = out.tell(), path.stat().st_size
             with open(path, "rb") as stream:
                 parts.append(Part(role, path.name, offset, size, _copy(stream, out, size, path.name)))
-        bundle = Bundle(output, head, made_by, defaults, tuple(parts))
+        bundle = Bundle(output, head, made_by, defaults, tuple(parts), program_sha256)
         out.write(tail_of(bundle, out.tell()))
     if base:
         output.chmod(0o755)
@@ -90,13 +101,16 @@ def info(bundle: Bundle) -> str:
 
 
 def check(bundle: Bundle) -> None:
-    """Hash all parts again; BundleError names those that aren't what they were."""
+    """Hash the program and all parts again; BundleError names those that aren't what they were."""
     wrong = []
+    pieces = [(part.name, part.offset, part.size, part.sha256) for part in bundle.parts]
+    if bundle.program_sha256:
+        pieces.insert(0, ("the program", 0, bundle.program_size, bundle.program_sha256))
     with open(bundle.path, "rb") as stream:
-        for part in bundle.parts:
-            stream.seek(part.offset)
-            if _copy(stream, None, part.size, part.name) != part.sha256:
-                wrong.append(part.name)
+        for name, offset, size, sha256 in pieces:
+            stream.seek(offset)
+            if _copy(stream, None, size, name) != sha256:
+                wrong.append(name)
     if wrong:
         raise BundleError(f"{bundle.path} is damaged ({', '.join(wrong)}): get it again")
 
@@ -105,7 +119,7 @@ def take_apart(bundle: Bundle, folder: Path) -> list[Path]:
     """Write program and parts into `folder`, each under its own name; refuses to overwrite. The paths written."""
     pieces = [(part.name, part.offset, part.size, part.sha256) for part in bundle.parts]
     if bundle.program_size:
-        pieces.insert(0, ("llama-srv", 0, bundle.program_size, None))
+        pieces.insert(0, ("llama-srv", 0, bundle.program_size, bundle.program_sha256))
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / Path(name).name for name, *_ in pieces]
     for path in paths:
@@ -141,7 +155,7 @@ def _program_size(base: Path) -> int:
     """Bytes of the program in `base`, which may be a bundle already."""
     try:
         with open(base, "rb") as stream:
-            start = stream.read(len(ONE_FILE_START))
+            start = stream.read(4096)
     except OSError as error:
         raise BundleError(f"--base {base} can't be read: {error.strerror}") from None
     if not start.startswith((ONE_FILE_START, WINDOWS_START)):
@@ -150,7 +164,10 @@ def _program_size(base: Path) -> int:
             "by build_scripts/build_exe.py)"
         )
     bundle = read(base)
-    return bundle.program_size if bundle else base.stat().st_size
+    size = base.stat().st_size
+    if bundle is None and program_size(start) > size:
+        raise BundleError(f"{base} is incomplete: get it again")
+    return bundle.program_size if bundle else size
 
 
 def _check_gguf(path: Path) -> None:

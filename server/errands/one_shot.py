@@ -78,7 +78,8 @@ def _open_up(options: ErrandOptions, model: str | None, own: Bundle | None) -> N
         print(bundle_make.info(bundle))
     if options.bundle_check:
         bundle_make.check(bundle)
-        print(f"{bundle.path}: all {len(bundle.parts)} parts are what they were")
+        what = f"{'the program and ' if bundle.program_sha256 else ''}all {len(bundle.parts)} parts"
+        print(f"{bundle.path}: {what} are what they were")
     if options.unbundle:
         print("\n".join(map(str, bundle_make.take_apart(bundle, Path(options.unbundle)))))
 

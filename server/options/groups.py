@@ -125,6 +125,7 @@ class ErrandOptions(Group):
 
     help: bool
     version: bool
+    verify: bool
     completion: str | None
     completion_bash: bool
     man: bool

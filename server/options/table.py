@@ -34,6 +34,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("help", ("-h", "--help", "--usage"), "show this help and exit", GENERAL, None, False),
     Option("version", ("--version",), "show the versions of the server and of llama.cpp and exit", GENERAL, None,
            False),
+    Option("verify", ("--verify",), "compare the files of this program and of llama.cpp with their checksums, and exit",
+           GENERAL, None, False),
     Option("completion", ("--completion",), "print a script that lets a shell complete these options: bash, zsh, fish "
            "or powershell", GENERAL, metavar="SHELL", choices=dict(zip(SHELLS, SHELLS))),
     Option("completion_bash", ("--completion-bash",), "the same as --completion bash", GENERAL, None, False),
@@ -455,7 +457,7 @@ OPTIONS: tuple[Option, ...] = (
            "Windows", BUNDLES, None, False),
     Option("bundle_info", ("--bundle-info",), "show what this bundle, or the one that -m names, holds, and exit",
            BUNDLES, None, False),
-    Option("bundle_check", ("--bundle-check",), "compare its parts with their checksums, and exit", BUNDLES,
-           None, False),
+    Option("bundle_check", ("--bundle-check",), "compare its program and its parts with their checksums, and exit",
+           BUNDLES, None, False),
     Option("unbundle", ("--unbundle",), "take it apart into this folder, and exit", BUNDLES, metavar="DIR"),
 )

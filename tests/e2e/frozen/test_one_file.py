@@ -6,6 +6,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -65,7 +66,7 @@ def test_version_and_help_need_nothing_at_all(bare, home, tmp_path):
 def test_libraries_that_cant_be_opened_are_explained_as_they_are_from_source(bare, libs_folder, tmp_path):
     shutil.copytree(libs_folder, tmp_path / "libs", symlinks=True)
     broken = tmp_path / "libs" / json.loads((libs_folder / "manifest.json").read_text())["load_order"][0]
-    broken.write_bytes(b"")
+    broken.write_bytes(bytes(broken.stat().st_size))
     result = run(bare, "--version", "--libs", tmp_path / "libs", cwd=tmp_path)
     assert f"{broken} can't be opened: it was built for another machine" in result.stdout, result.stdout
 
@@ -76,6 +77,45 @@ def test_the_program_answers_to_the_names_of_llama_cpp(bare, built, tmp_path):
         (tmp_path / name).symlink_to(bare[-1])
         assert run([*bare[:-1], tmp_path / name], "--version").stdout.startswith("llama_srv ")
         assert run([built.folder / name], "--version").stdout.startswith("llama_srv ")
+
+
+# ---- damage --------------------------------------------------------------------------------------------------------
+
+
+def write_at(path: Path, place: int, byte: int) -> None:
+    """Replace one byte. Closed before anything runs the file: what is open for writing can't be run."""
+    with open(path, "r+b") as file:
+        file.seek(place)
+        file.write(bytes([byte]))
+
+
+@linux_only
+@pytest.mark.parametrize("flips, cuts", [(8, 3), pytest.param(200, 20, marks=pytest.mark.long)])
+def test_a_damaged_program_is_refused_and_never_unpacked(one_file, tmp_path, flips, cuts):
+    data, chance = one_file.read_bytes(), random.Random(flips)
+    damaged, place = tmp_path / "damaged", tmp_path / "place"
+    environment = {**os.environ, "LLAMA_SRV_UNPACK": str(place)}
+
+    def is_refused(words: str) -> bool:
+        done = run([damaged], "--version", env=environment)
+        return done.returncode != 0 and not done.stdout and words in done.stderr and not place.exists()
+
+    damaged.write_bytes(data)
+    damaged.chmod(0o755)
+    for spot in [chance.randrange(len(data) * 8) for _ in range(flips)]:
+        write_at(damaged, spot // 8, data[spot // 8] ^ 1 << spot % 8)
+        assert is_refused("damaged" if spot // 8 >= 8192 else ""), spot
+        write_at(damaged, spot // 8, data[spot // 8])
+    for size in sorted((chance.randrange(8192, len(data)) for _ in range(cuts)), reverse=True):
+        os.truncate(damaged, size)
+        assert is_refused("incomplete"), size
+    damaged.write_bytes(data)
+    assert run([damaged], "--version", env=environment).stdout.startswith("llama_srv ")
+    assert "files are what they were" in run([damaged], "--verify", env=environment).stdout
+    library = next(place.rglob("libllama*.so"))
+    middle = library.stat().st_size // 2
+    write_at(library, middle, library.read_bytes()[middle] ^ 1)
+    assert str(library) in run([damaged], "--verify", env=environment).stderr
 
 
 # ---- serving -------------------------------------------------------------------------------------------------------

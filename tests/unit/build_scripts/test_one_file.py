@@ -4,6 +4,7 @@ says."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import build_script
+from tests.support import build_script, need
 
 one_file = build_script("one_file")
 common = build_script("common")
@@ -108,12 +109,73 @@ def test_no_place_at_all_names_each_and_the_ways_out(program, tmp_path):
     assert "LLAMA_SRV_UNPACK=DIR" in result.stderr and "made.tar.gz, which runs where it lies" in result.stderr
 
 
-def test_a_file_that_was_cut_off_is_not_taken_for_whole(program, tmp_path):
+def test_a_file_that_was_cut_off_anywhere_runs_nothing_of_it(program, tmp_path):
     data = program.read_bytes()
-    program.write_bytes(data[: one_file.HEAD_SIZE + (len(data) - one_file.HEAD_SIZE) // 2])
-    result = run(program, HOME=str(tmp_path / "home"), LLAMA_SRV_UNPACK=str(tmp_path / "place"))
-    assert result.returncode == 1 and "damaged" in result.stderr
+    for size in (12, 60, 1000, 3000, one_file.HEAD_SIZE - 1, one_file.HEAD_SIZE, len(data) - 1):
+        program.write_bytes(data[:size])
+        result = run(program, LLAMA_SRV_UNPACK=str(tmp_path / "place"))
+        assert result.returncode != 0 and result.stdout == "", size
+        assert not (tmp_path / "place").exists()
+    assert f"{program} is incomplete ({len(data) - 1} of {len(data)} bytes)" in result.stderr
+
+
+@pytest.mark.parametrize("tool", ["sha256sum", "openssl", "cksum"])
+def test_a_changed_bit_anywhere_is_found_before_anything_is_unpacked(program, tmp_path, tool):
+    need(shutil.which(tool), f"{tool} isn't here")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    others = "sh head tail sed wc id mkdir mktemp chmod gzip tar mv rm getconf".split()
+    for name in [tool, *others]:
+        (tools / name).symlink_to(shutil.which(name))
+    # this shell finds its tools where it is told, and in no folder of the system
+    data = program.read_bytes().replace(b":/usr/bin:/bin ", b"               ")
+    program.write_bytes(data)
+    archive = len(data) - one_file.HEAD_SIZE
+    resum(program, one_file.HEAD_SIZE)
+    data = program.read_bytes()
+    places = [one_file.HEAD_SIZE - 1, data.index(b"sum=") + 6, data.index(b"build_scripts/one_file.py puts")]
+    places += [one_file.HEAD_SIZE + archive * step // 25 for step in range(25)] + [len(data) - 1]
+    environment = {"LLAMA_SRV_UNPACK": str(tmp_path / "place"), "PATH": str(tools)}
+    for place in places:
+        changed = bytearray(data)
+        changed[place] ^= 1 << place % 8
+        program.write_bytes(changed)
+        result = run(program, **environment)
+        assert result.returncode == 1 and f"{program} is damaged: get it again" in result.stderr, place
+        assert not (tmp_path / "place").exists()
+    program.write_bytes(data)
+    assert run(program, "x", **environment).stdout.endswith("|x|")
+
+
+def resum(program, head_size):
+    """Write the sums that fit what is in the file now."""
+    data, rest = program.read_bytes(), program.with_name("rest")
+    rest.write_bytes(data[head_size:])
+    zeros = {b"sum=": b"0" * 64, b"crc='": b"0" * 10}
+    head = re.sub(rb"(?m)^(sum=|crc=')[0-9a-f ]+", lambda found: found[1] + zeros[found[1]], data[:head_size])
+    program.write_bytes(one_file.with_sums(head, rest) + rest.read_bytes())
+
+
+def test_a_folder_that_could_not_be_unpacked_wholly_is_not_used(program, tmp_path):
+    """gzip fails behind the last byte that tar needs: only gzip's own exit status tells."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "gzip").write_text(f'#!/bin/sh\n{shutil.which("gzip")} "$@"\nexit 1\n')
+    (tools / "gzip").chmod(0o755)
+    path = f"{tools}:{os.environ['PATH']}"
+    result = run(program, LLAMA_SRV_UNPACK=str(tmp_path / "place"), PATH=path)
+    assert result.returncode == 1 and result.stdout == ""
     assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_a_damaged_files_folder_is_never_that_of_the_good_one(program, tmp_path):
+    data = program.read_bytes()
+    program.write_bytes(data[:-100] + bytes(100))
+    assert run(program, LLAMA_SRV_UNPACK=str(tmp_path / "place")).returncode == 1
+    program.write_bytes(data)
+    assert run(program, "x", LLAMA_SRV_UNPACK=str(tmp_path / "place")).stdout.endswith("|x|")
+    (unpacked,) = (tmp_path / "place").iterdir()
+    assert f"sum={unpacked.name}".encode() in data
 
 
 def test_what_follows_the_archive_is_left_alone(program, tmp_path):
@@ -181,3 +243,11 @@ def test_the_newest_glibc_is_read_from_libraries_only(tmp_path):
     library.write_bytes(b"\x7fELF....\0GLIBC_2.4\0GLIBC_2.34\0GLIBC_2.2.5\0GLIBCXX_3.4.29\0")
     text.write_bytes(b"GLIBC_2.99\0")
     assert one_file.newest_glibc(library) == 34 and one_file.newest_glibc(text) is None
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 70000])
+def test_the_second_sum_is_that_of_cksum(size):
+    need(shutil.which("cksum"), "cksum isn't here")
+    data = os.urandom(size)
+    said = subprocess.run(["cksum"], input=data, capture_output=True, check=True).stdout
+    assert one_file.cksum([data[: size // 3], data[size // 3 :]]) == int(said.split()[0])

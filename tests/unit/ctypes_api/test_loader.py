@@ -168,6 +168,17 @@ def test_damaged_manifest_is_one_line(tmp_path: Path, text: str) -> None:
     assert "fetch_libs.py" in one_line(caught.value)
 
 
+@pytest.mark.parametrize("name", ["libllama.so", "libggml-cpu-x64.so"])
+def test_a_library_of_another_size_than_the_manifest_says_is_named(tmp_path: Path, name: str) -> None:
+    libs = make_folder(tmp_path / "libs", "libggml-base.so", "libggml.so", "libllama.so", "libggml-cpu-x64.so")
+    sizes = {path.name: {"size": path.stat().st_size} for path in libs.iterdir()}
+    (libs / "manifest.json").write_text(json.dumps({"files": sizes}))
+    folder.read_folder(libs)
+    (libs / name).write_bytes((libs / name).read_bytes() + b"x")
+    with pytest.raises(LibsBroken, match=f"{name} is damaged"):
+        folder.read_folder(libs)
+
+
 def test_file_that_the_manifest_names_but_is_gone(tmp_path: Path) -> None:
     libs = make_folder(tmp_path / "libs", *PREBUILT)
     order = ["libggml-base.so", "libggml.v0.5.0.so", "libllama.v0.6.0.so"]

@@ -101,6 +101,33 @@ def test_damage_is_told_apart(base, model, tmp_path):
         bundle.read(made.path)
 
 
+def test_the_check_covers_the_program(base, model, tmp_path):
+    made = make(base, model)
+    data = bytearray(made.path.read_bytes())
+    data[len(PROGRAM) // 2] ^= 4
+    made.path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"damaged \(the program\): get it again"):
+        bundle_make.check(bundle.read(made.path))
+    with pytest.raises(BundleError, match="damaged"):
+        bundle_make.take_apart(made, tmp_path / "out")
+
+
+def test_a_bundle_without_its_end_is_incomplete_not_a_program_without_a_model(base, model, tmp_path):
+    start = b"#!/bin/sh\nmain() {\nhead=%d size=%d glibc=34\n" % (60, len(PROGRAM) - 60)
+    base.write_bytes(start.ljust(60) + PROGRAM[60:])
+    made, whole = make(base, model), model.with_name("app").read_bytes()
+    assert bundle.find(base) is None
+    for size in (len(PROGRAM) + 1, made.part("model").offset + 1000, len(whole) - 1):
+        made.path.write_bytes(whole[:size])
+        for look in (bundle.read, bundle.find, one_shot.place_of):
+            with pytest.raises(BundleError, match="app is incomplete"):
+                look(made.path)
+    program, side = bundle_make.make_with_side_file(base, tmp_path / "two", model, None, (), "x")
+    side.write_bytes(side.read_bytes()[:-1])
+    with pytest.raises(BundleError, match="two.bundle is incomplete"):
+        bundle.find(program)
+
+
 def test_what_cant_be_made_says_why_and_leaves_nothing(base, model, tmp_path):
     before = sorted(tmp_path.iterdir())
     target = tmp_path / "app"
