@@ -8,6 +8,7 @@ and this package only.
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Sequence
 
 from ctypes_api.errors import LibsError
@@ -15,6 +16,7 @@ from ctypes_api.llama_types import LLAMA_VOCAB_TYPE_NONE
 from ctypes_api.loader import Libs
 
 _OVERFLOW = -(1 << 31)
+_MOST = (1 << 31) - 1
 _PIECE = ctypes.c_char * 64
 
 
@@ -50,18 +52,24 @@ def token_to_piece(libs: Libs, vocab: int, token: int, special: bool) -> bytes:
 
 
 def detokenize(
-    libs: Libs, vocab: int, tokens: Sequence[int], remove_special: bool = False, unparse_special: bool = False
+    libs: Libs,
+    vocab: int,
+    tokens: Sequence[int],
+    remove_special: bool = False,
+    unparse_special: bool = False,
+    most: int | None = None,
 ) -> bytes:
-    """The text of `tokens` together; flags as in llama_detokenize. An unknown id raises LibsError."""
+    """The text of `tokens` together; flags as in llama_detokenize. An unknown id raises LibsError, and so does a text
+    of more than `most` bytes."""
     _check(libs, vocab, tokens)
-    array = (ctypes.c_int32 * len(tokens))(*tokens)
-    room = 6 * len(tokens) + 64  # tokens have 4 bytes or so
+    numbers = (ctypes.c_int32 * len(tokens)).from_buffer(array("i", tokens))
+    room = min(6 * len(tokens) + 64, most or _MOST)  # tokens have 4 bytes or so
     for _ in range(2):
         buffer = (ctypes.c_char * room)()
-        length = libs.llama.llama_detokenize(vocab, array, len(tokens), buffer, room, remove_special, unparse_special)
+        length = libs.llama.llama_detokenize(vocab, numbers, len(tokens), buffer, room, remove_special, unparse_special)
         if length >= 0:
-            return buffer.raw[:length]
-        if length == _OVERFLOW:
+            return buffer[:length]
+        if length == _OVERFLOW or -length > (most or _MOST):
             break
         room = -length
     raise LibsError(f"{len(tokens)} tokens can't be turned into text: it would be too long")
@@ -71,6 +79,6 @@ def _check(libs: Libs, vocab: int, tokens: Sequence[int]) -> None:
     if libs.llama.llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE:
         raise LibsError("this model has no vocabulary: it can't turn text into tokens or back")
     count = libs.llama.llama_vocab_n_tokens(vocab)
-    for token in tokens:
+    for token in (min(tokens), max(tokens)) if tokens else ():
         if not 0 <= token < count:
             raise LibsError(f"token {token} isn't in the vocabulary of {count} tokens")

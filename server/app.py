@@ -162,7 +162,7 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: _on_signal(stop, leave))
     transport = make_transport(options.engines, model.engine_timeout, config, process)
-    engine = EngineClient(transport, lambda: open_vocab(config))
+    engine = EngineClient(transport, lambda: open_vocab(config), options.http.max_text << 20, model.context_shift)
     if place.name and not model.aliases:  # a bundle says what its model is called
         model = model.replace(aliases=(place.name,))
     try:

@@ -85,13 +85,20 @@ class FakeVocab:
     bos, eos, sep = BOS, EOS, -1
     add_sep = False
     builtin_templates = ("chatml",)
+    has_patterns = False
     fim: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, fim: Mapping[str, int] | None = None) -> None:
         if fim is not None:
             self.fim = fim
 
-    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+    max_bytes = 1 << 40
+
+    def measure(self, text: str) -> int:
+        """Its bytes."""
+        return len(text.encode())
+
+    def tokenize(self, text: str, add_special: bool, parse_special: bool, **bounds: bool) -> list[int]:
         """One token per byte, BOS first if asked for; `<s>` and `</s>` are special tokens if they may be."""
         tokens = list(text.encode())
         if parse_special:
@@ -110,9 +117,15 @@ class FakeVocab:
         """A made-up form."""
         return "".join(f"[{role}]{content}" for role, content in messages) + "[assistant]" * add_generation_prompt
 
-    def detokenize(self, tokens: Sequence[int]) -> bytes:
+    def detokenize(self, tokens: Sequence[int], most: int | None = None) -> bytes:
         """The bytes of all ordinary tokens."""
+        if most is not None and len(tokens) > most:
+            raise ApiError(400, "the text would be too long", reason="too_large")
         return bytes(token for token in tokens if 0 <= token < 256)
+
+    def least_tokens(self, text: str) -> int:
+        """The longest token is the name of a special one, with four bytes."""
+        return -(-len(text.encode()) // 4)
 
 
 def _parse_special(text: str) -> list[int]:

@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Sequence
 from operator import mul
 
+from server import memory
 from server.api.context import Context
 from server.api.request.fields import EMBEDDING
 from server.api.request.media import Files
@@ -23,11 +24,13 @@ from server.api.request.tokenization import Prompt
 from server.engine.seam.task import Embed, Embedded
 from server.errors import ApiError
 from server.models.model import Model, Vocab
-from server.web.message import Request, Response
+from server.web.message import Items, Request, Response
 
 MAX_INPUTS = 2048  # OpenAI's limit
 MAX_INT16 = 32760.0  # what the largest number becomes with the normalisation 0, as llama.cpp has it
 EUCLIDEAN = 2
+NUMBER_BYTES = 32  # as the engine sends it, as it is normalised, and in the answer
+MAX_BYTES = 512 << 20
 FORMATS = ("float", "base64")
 FORMS = "give a string, a list of strings, a list of token ids, or a list of those lists"
 
@@ -41,11 +44,11 @@ class EmbeddingHandlers:
     def native(self, request: Request) -> Response:
         """`{"embedding": [...]}` for one string (the 2024 documents), else the list of today."""
         model, body = self._read(request)
-        answer = self._answer(request, model, body)
-        if isinstance(body.get("input", body.get("content")), str):
-            rows = answer[0]["embedding"]
-            return EMBEDDING.reply({"embedding": rows if model.info.pooling == "none" else rows[0]}, body)
-        return EMBEDDING.reply(answer, body)
+        if not isinstance(body.get("input", body.get("content")), str):
+            return EMBEDDING.reply(self._answer(request, model, body), body)
+        (rows,), _ = self._vectors(request, model, read_embedding_fields(model, body))
+        embedding = Items(map(list_of, rows)) if model.info.pooling == "none" else list_of(rows[0])
+        return EMBEDDING.reply({"embedding": embedding}, body)
 
     def list(self, request: Request) -> Response:
         """`[{"index", "embedding": [[...]]}, ...]`: a list of rows for each input, one if the model pools."""
@@ -66,9 +69,9 @@ class EmbeddingHandlers:
         return EMBEDDING.reply(
             {
                 "object": "list",
-                "data": [
+                "data": Items(
                     {"object": "embedding", "index": i, "embedding": encode(vector)} for i, vector in enumerate(vectors)
-                ],
+                ),
                 "model": model.name_for(values["model"]),
                 "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
             },
@@ -79,9 +82,9 @@ class EmbeddingHandlers:
         body = request.json_object()
         return self._context.models.get(body.get("model")), body
 
-    def _answer(self, request: Request, model: Model, body: dict[str, object]) -> list[dict[str, object]]:
+    def _answer(self, request: Request, model: Model, body: dict[str, object]) -> Items:
         found, _ = self._vectors(request, model, read_embedding_fields(model, body))
-        return [{"index": i, "embedding": [list_of(row) for row in rows]} for i, rows in enumerate(found)]
+        return Items({"index": i, "embedding": [list_of(row) for row in rows]} for i, rows in enumerate(found))
 
     def _vectors(self, request: Request, model: Model, values: dict[str, object]) -> tuple[list[list[array]], int]:
         """The rows of each input, cut and normalised, and the tokens of all inputs. Rows of tokens and scores of
@@ -90,6 +93,8 @@ class EmbeddingHandlers:
         inputs = read_inputs(values["input"], model.vocab, files, values["image_data"])
         if files.media and model.info.pooling == "rank":
             raise ApiError(400, f"{files.media[0].where}: this model gives scores of texts, and none of files")
+        n_rows = sum(len(one.tokens) for one in inputs) if model.info.pooling == "none" else len(inputs)
+        hold_vectors(n_rows, model.info.n_embd)
         result = embed(self._context, model, request, inputs)
         n = values["dimensions"] or result.width
         if n > result.width:
@@ -102,6 +107,19 @@ class EmbeddingHandlers:
             [[normalise(row[:n], kind) for row in rows] for rows in found],
             result.n_tokens or sum(len(one.tokens) for one in inputs),
         )
+
+
+def hold_vectors(n_rows: int, width: int) -> None:
+    """Count the memory for so many rows. ApiError 400 if that is too much for one request."""
+    n_bytes = NUMBER_BYTES * n_rows * width
+    if n_bytes > MAX_BYTES:
+        raise ApiError(
+            400,
+            f"input: {n_rows:,} vectors of {width:,} numbers are too many, at most "
+            f"{MAX_BYTES // NUMBER_BYTES // width:,} are allowed",
+            reason="too_many",
+        )
+    memory.hold(n_bytes)
 
 
 def read_embedding_fields(model: Model, body: dict[str, object]) -> dict[str, object]:

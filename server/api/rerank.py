@@ -9,7 +9,9 @@ Hugging Face's server, those in `documents` in Jina's and Cohere's.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
+from server import memory
 from server.api.context import Context
 from server.api.embeddings import MAX_INPUTS, embed, rows_of
 from server.api.request.fields import RERANK
@@ -19,6 +21,7 @@ from server.model_files.rerankers import TEMPLATE_KEY
 from server.models.model import Model, Vocab
 from server.web.message import Request, Response
 
+TOKEN_BYTES = 8  # of a number that is there already
 PLACES = re.compile(r"(\{query\}|\{document\})")
 
 
@@ -43,7 +46,7 @@ class RerankHandler:
             raise ApiError(400, "query: this field is required, and must not be empty")
         texts = document_texts(values["documents"])
         is_tei = body.get("documents") is None
-        prompts = [rank_prompt(model, values["query"], text) for text in texts]
+        prompts = rank_prompts(model, values["query"], texts)
         found = rows_of(embed(self._context, model, request, prompts))
         scores = [[row.tolist() for row in rows][0] for rows in found]
         results = [
@@ -87,25 +90,29 @@ def document_texts(documents: object) -> list[str]:
     return texts
 
 
-def rank_prompt(model: Model, query: str, document: str) -> Prompt:
-    """What a model reads to compare the two: by its template, else `[BOS] query [EOS] [SEP] document [EOS]` with
-    those of the tokens that it wants."""
+def rank_prompts(model: Model, query: str, texts: Sequence[str]) -> list[Prompt]:
+    """What a model reads to compare each of the texts with the query: by its template, else
+    `[BOS] query [EOS] [SEP] text [EOS]` with those of the tokens that it wants."""
     vocab = model.vocab
     template = model.info.meta.get(TEMPLATE_KEY)
     if template:
-        texts = {"{query}": (query, True), "{document}": (document, True)}
-        segments = [texts.get(part, (part, False)) for part in PLACES.split(template) if part]
-        return Prompt(tuple(tokenize_segments(vocab, segments, "", wants_bos=False)))
-    return Prompt(
-        (
-            *_when(vocab.add_bos, vocab.bos),
-            *vocab.tokenize(query, False, False),
-            *_when(vocab.add_eos, _end(vocab)),
-            *_when(vocab.add_sep, vocab.sep),
-            *vocab.tokenize(document, False, False),
-            *_when(vocab.add_eos, _end(vocab)),
-        )
+        return [Prompt(tuple(rendered(vocab, template, query, text))) for text in texts]
+    end = _when(vocab.add_eos, _end(vocab))
+    head = (
+        *_when(vocab.add_bos, vocab.bos),
+        *vocab.tokenize(query, False, False),
+        *end,
+        *_when(vocab.add_sep, vocab.sep),
     )
+    memory.hold(TOKEN_BYTES * len(head) * len(texts))
+    return [Prompt((*head, *vocab.tokenize(text, False, False), *end)) for text in texts]
+
+
+def rendered(vocab: Vocab, template: str, query: str, text: str) -> list[int]:
+    """A reranker's own template with query and text in their places."""
+    texts = {"{query}": (query, True), "{document}": (text, True)}
+    segments = [texts.get(part, (part, False)) for part in PLACES.split(template) if part]
+    return tokenize_segments(vocab, segments, "", wants_bos=False)
 
 
 def _when(is_wanted: bool, token: int) -> tuple[int, ...]:

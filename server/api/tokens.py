@@ -9,7 +9,9 @@ from server.api.request.messages import chat_prompt
 from server.api.request.schema import token_id
 from server.errors import ApiError
 from server.models.model import Models
-from server.web.message import Request, Response
+from server.web.message import Items, Request, Response
+
+TOKENS_AT_ONCE = 4096
 
 
 class TokenHandlers:
@@ -23,10 +25,11 @@ class TokenHandlers:
         body = request.json_object()
         vocab = self._models.get(body.get("model")).vocab
         values = TOKENIZE.read(body)
-        tokens = vocab.tokenize(values["content"], values["add_special"], values["parse_special"])
+        tokens = vocab.tokenize(values["content"], values["add_special"], values["parse_special"], must_fit=False)
+        items = tokens
         if values["with_pieces"]:
-            tokens = [{"id": token, "piece": piece_json(vocab.piece(token))} for token in tokens]
-        return TOKENIZE.reply({"tokens": tokens}, body)
+            items = ({"id": token, "piece": piece_json(vocab.piece(token))} for token in tokens)
+        return TOKENIZE.reply({"tokens": Items(items, TOKENS_AT_ONCE)}, body)
 
     def detokenize(self, request: Request) -> Response:
         """`{"content": text}`; bytes that are no UTF-8 become U+FFFD."""
@@ -35,7 +38,7 @@ class TokenHandlers:
         if not isinstance(body.get("tokens", []), list):
             raise ApiError(400, "tokens: give a list of token ids")
         tokens = [token_id("tokens", token, vocab) for token in body.get("tokens", [])]
-        return DETOKENIZE.reply({"content": vocab.detokenize(tokens).decode("utf-8", "replace")}, body)
+        return DETOKENIZE.reply({"content": vocab.detokenize(tokens, vocab.max_bytes).decode("utf-8", "replace")}, body)
 
     def apply_template(self, request: Request) -> Response:
         """The prompt that `messages` would become."""

@@ -35,9 +35,17 @@ class Vocab(Protocol):
     sep: int
     fim: Mapping[str, int]
     builtin_templates: tuple[str, ...]
+    max_bytes: int
+    """What a text may have."""
 
-    def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
-        """Token ids of `text`."""
+    def tokenize(
+        self, text: str, add_special: bool, parse_special: bool, *, must_fit: bool = True, may_cut: bool = False
+    ) -> list[int]:
+        """Token ids of `text`. ApiError 400 for one that has too many bytes, or (`must_fit`) more than the context can
+        hold. `may_cut`: it is a prompt, so where the server drops the middle of those, all of it need not be read."""
+
+    def measure(self, text: str) -> int:
+        """The bytes of a text. ApiError 400 for one that `tokenize` wouldn't take."""
 
     def piece(self, token: int) -> bytes:
         """The bytes of one token, special tokens included."""
@@ -48,8 +56,8 @@ class Vocab(Protocol):
     def apply_template(self, template: str, messages: list[tuple[str, str]], add_generation_prompt: bool) -> str:
         """Have libllama render (role, content) pairs with a template of its own list."""
 
-    def detokenize(self, tokens: list[int]) -> bytes:
-        """The bytes of all of them."""
+    def detokenize(self, tokens: list[int], most: int | None = None) -> bytes:
+        """The bytes of all of them. ApiError 400 if those are more than `most`."""
 
 
 class Engine(Protocol):
@@ -160,6 +168,17 @@ class Model:
         """The place in the queue that a task would get now: 0 is a slot at once, 1 the next one."""
         snapshot = self.engine.snapshot
         return 0 if snapshot.n_idle > snapshot.n_deferred else snapshot.n_deferred + 1
+
+    def require_room(self, n_answers: int, n_prompts: int = 1) -> None:
+        """ApiError 400 for a request of more tasks than can ever run and wait at one time."""
+        n_tasks, n_places = n_prompts * n_answers, self.options.max_queue + self.info.n_slots
+        if n_tasks > n_places:
+            raise ApiError(
+                400,
+                f"prompt: {n_prompts} prompts with {n_answers} answers each are more than this server takes at once, "
+                f"{n_places} (--max-queue and the slots)",
+                reason="too_many",
+            )
 
     def require_generative(self) -> None:
         """ApiError 501 unless the model writes text; the engine must be ready."""

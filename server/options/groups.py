@@ -161,6 +161,7 @@ class HttpOptions(Group):
     timeout: float | None  # None: the edge's own limits
     max_connections: int
     max_body: int
+    max_text: int
     rate_limit: tuple[int, float] | None
     api_key: tuple[str, ...]
     api_key_file: str | None

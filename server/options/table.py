@@ -318,6 +318,8 @@ OPTIONS: tuple[Option, ...] = (
            env="LLAMA_SRV_RATE_LIMIT"),
     Option("max_body", ("--max-body",), "largest request body, in MiB", SERVER, int, 64, "N", "LLAMA_SRV_MAX_BODY", 1,
            65536),
+    Option("max_text", ("--max-text",), "longest text that is tokenized at once, in MiB: of a prompt, of /tokenize; it "
+           "takes 120 times as much memory meanwhile", SERVER, int, 4, "N", "LLAMA_SRV_MAX_TEXT", 1, 1024),
     Option("drain", ("--drain",), "seconds that running requests get to finish after Ctrl-C or SIGTERM", SERVER, float,
            10.0, "S", "LLAMA_SRV_DRAIN", 0, 86400),
     Option("sse_ping_interval", ("--sse-ping-interval",), "seconds of silence after which a stream of /v1 carries a "

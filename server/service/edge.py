@@ -22,6 +22,10 @@ from server.web.rate import RateLimiter
 from server.web.router import Router
 from server.web.static import StaticFiles
 
+BODY_SHARE, TEXT_SHARE = 12, 180
+"""What the largest body takes at most while it is read, and the longest text while it is tokenized, in times its size:
+alone they have to fit."""
+
 log = get_logger("http")
 
 
@@ -89,6 +93,8 @@ def tls_context(options: HttpOptions) -> ssl.SSLContext | None:
 def limits(options: HttpOptions) -> Limits:
     """`--timeout` counts where somebody gave it; otherwise a slow client has the edge's own, shorter limits."""
     made = Limits(body_bytes=options.max_body << 20, n_connections=room_for_connections(options.max_connections))
+    least = max(BODY_SHARE * options.max_body, TEXT_SHARE * options.max_text) << 20
+    made = replace(made, all_requests_bytes=max(made.all_requests_bytes, least))
     if options.timeout is not None:
         made = replace(made, body_s=options.timeout, write_s=options.timeout)
     return made

@@ -20,8 +20,10 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Protocol
 
+from server import memory
 from server.errors import ApiError
 from server.log import get_logger
+from server.memory import Budget, Share
 from server.records import record
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing
 from server.web.http1.direct import lend
@@ -36,7 +38,7 @@ from server.web.http1.head import (
     body_framing,
     split_target,
 )
-from server.web.http1.wire import BodyBudget, ClientGone, ClientSlow, Wire
+from server.web.http1.wire import ClientGone, ClientSlow, Wire
 from server.web.limits import Limits
 from server.web.message import EventStream, Request, Response, encode_head, error_response
 from server.web.presence import Presence
@@ -53,6 +55,7 @@ STREAM_HEADERS = {
 }
 STATUS_WITHOUT_BODY = frozenset((204, 304))
 STATIC_METHODS = ("GET", "HEAD")
+SMALL_ANSWER = 1 << 16  # bytes; what is written at once isn't counted
 LAST_CHUNK = b"0\r\n\r\n"
 CLIENT_CLOSED = 499
 """In the access log only, as nginx has it: the client left before there was an answer."""
@@ -81,12 +84,12 @@ class Exchange:
 
     head: Head
     id: str
+    share: Share
     path: str = ""
     query: dict[str, str] = field(default_factory=dict)
     host: str | None = None
     framing: Framing = UNKNOWN_BODY
     """Of what is still unread of the request."""
-    n_body_held: int = 0
     presence: Presence = field(default_factory=Presence)
     keep_alive: bool = False
     status: int = CLIENT_CLOSED
@@ -122,7 +125,7 @@ class SharedState(Protocol):
     """What all connections share; the server (`httpd.WebServer`) has it."""
 
     limits: Limits
-    budget: BodyBudget
+    budget: Budget
     watcher: Watcher
     router: Router
     auth: KeyRing | None
@@ -188,12 +191,12 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             return
         if head:
             self.server.set_served(self.entry)
-            exchange = Exchange(head, request_id(head))
+            exchange = Exchange(head, request_id(head), Share(self.server.budget))
             self._converse(exchange)
             self.close_connection = not exchange.keep_alive
 
     def _refuse_head(self, error: ApiError) -> None:
-        exchange = Exchange(NO_HEAD, request_id(NO_HEAD))
+        exchange = Exchange(NO_HEAD, request_id(NO_HEAD), Share(self.server.budget))
         self.server.refusals.count(error.reason)
         try:
             self._write(exchange, error_response(error))
@@ -204,23 +207,16 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         try:
             answer = self._answer(exchange)
             if isinstance(answer, Response):
-                self._release_body(exchange)  # its handler is done, a stream may still look at the request
+                # its handler is done, a stream may still look at the request
+                exchange.share.keep(len(answer.body) if len(answer.body) > SMALL_ANSWER else 0)
             self._write(exchange, answer)
         finally:
             exchange.presence.end()
-            self._release_body(exchange)
+            memory.use(None)
+            exchange.share.close()
             self._log(exchange)
         if exchange.keep_alive and exchange.framing.kind != "none":
             self._read_body(exchange)  # a refused request's: dropped to get to the next one
-            self._release_body(exchange)
-
-    def _hold(self, exchange: Exchange, n_bytes: int) -> None:
-        self.server.budget.take(n_bytes)
-        exchange.n_body_held += n_bytes
-
-    def _release_body(self, exchange: Exchange) -> None:
-        self.server.budget.give(exchange.n_body_held)
-        exchange.n_body_held = 0
 
     # -- from the request to an answer
 
@@ -269,6 +265,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         key_id = self._admit(head, route)
         self._check_length(exchange, route)
         body = self._read_body(exchange)
+        memory.use(exchange.share)
         exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock))
         if head.method in METHODS_WITH_BODY:
             exchange.presence.begin()  # others are answered at once
@@ -283,7 +280,6 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             params,
             key_id,
             presence=exchange.presence,
-            hold=partial(self._hold, exchange),
         )
         del body  # the handler lets go of it
         answer = route.handler(request)
@@ -328,8 +324,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         framing, exchange.framing = exchange.framing, UNKNOWN_BODY
         if framing.kind != "none" and "expect" in exchange.head.headers and exchange.head.version >= (1, 1):
             self.wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self.wire.read_body(framing, self.server.budget)
-        exchange.n_body_held = len(body)
+        body = self.wire.read_body(framing, exchange.share)
         exchange.framing = NO_BODY
         return body
 

@@ -23,10 +23,10 @@ from typing import Any
 
 from server.errors import ApiError
 from server.log import get_logger
+from server.memory import Budget
 from server.metrics import Refusals
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing
 from server.web.connection import AccessRecord, Connection, ConnectionHandler
-from server.web.http1.wire import BodyBudget
 from server.web.limits import Limits
 from server.web.listen import close_all, is_local, is_unix, listen_all
 from server.web.message import encode_head, error_response
@@ -83,7 +83,7 @@ class WebServer(ThreadingHTTPServer):
         self.access_log = access_log
         self.refusals = refusals
         self.is_stopping = False
-        self.budget = BodyBudget(limits.all_bodies_bytes)
+        self.budget = Budget(limits.all_requests_bytes)
         self.watcher = Watcher()
         self.lock = threading.Lock()  # protects connections, is_idle of each, is_stopping
         self.connections: dict[socket.socket, Connection] = {}

@@ -24,8 +24,8 @@ class Limits:
     head_bytes: int = 64 * KIB
     n_headers: int = 100
     body_bytes: int = 64 * MIB
-    all_bodies_bytes: int = 512 * MIB
-    """Sum of the bodies in memory at one time, over all connections; beyond it 503."""
+    all_requests_bytes: int = 768 * MIB
+    """What all requests hold in memory at one time, as `server.memory` counts it; beyond it 503."""
     n_connections: int = 512
     """Also the bound on handler threads: one each. Beyond it 503 and close."""
     n_backlog: int = 128

@@ -11,11 +11,15 @@ import http
 import json
 import math
 import re
+import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import field
+from itertools import islice
 from typing import Protocol
 
+from server import memory
 from server.errors import ApiError
 from server.records import record
 from server.web.http1.head import Headers
@@ -25,9 +29,14 @@ JSON_TYPE = "application/json; charset=utf-8"
 JSON_DEPTH = 256
 JSON_VALUES = 2_000_000
 """Values in a body: Python's reader keeps the interpreter's lock to the end of what it reads, and all streams wait."""
+VALUE_BYTES, PART_BYTES = 64, 256
+"""What a value takes in memory besides the letters that it has, and an array, an object or a key."""
 JSON_PARTS = 250_000
 """Arrays, objects and keys of objects among them, which cost more."""
 LARGE = 1 << 17  # bytes; the numbers of larger bodies are converted one by one, where others get their turn
+WIDEST = 4  # bytes of a letter in memory
+ROUGH_BYTES = 64 << 20  # what looks like more is counted exactly
+_one_large = threading.Lock()  # of large bodies, one is read at a time
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 UNSAFE_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -67,9 +76,6 @@ class Request:
     params: dict[str, str] = field(default_factory=dict)
     key_id: str = ""
     presence: Presence = field(default_factory=Presence, repr=False)
-    hold: Callable[[int], None] = field(default=lambda n_bytes: None, repr=False)
-    """Counts memory that the request takes besides its body into the bound on all bodies, until its answer has been
-    written. ApiError 503 when that is spent."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.headers, Headers):
@@ -84,7 +90,10 @@ class Request:
         """The body as JSON, whatever its content type; ApiError 400 with the position of the first fault. Once:
         what it was made of, which may be large, is let go."""
         body, self.body = self.body, b""
-        return parse_json(body)
+        try:
+            return parse_json(body)
+        finally:
+            memory.hold(-len(body))
 
     def json_object(self) -> dict[str, object]:
         """The body as a JSON object; ApiError 400 for anything else."""
@@ -141,9 +150,35 @@ class EventStream:
     status: int = 200
 
 
+@record
+class Items:
+    """A long list in an answer. Its values are made and encoded some at a time: others get their turn in between, and
+    what they take in memory is that of a few."""
+
+    values: Iterable[object]
+    n_at_once: int = 1
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        values, parts = iter(self.values), []
+        while some := list(islice(values, self.n_at_once)):
+            parts.append(to_json(some)[1:-1])
+        return b"[%b]" % b",".join(parts)
+
+
 def json_response(obj: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """`obj` as compact UTF-8 JSON."""
-    return Response(status, to_json(obj), {"Content-Type": JSON_TYPE, **(headers or {})})
+    """`obj` as compact UTF-8 JSON. It, or a field of it, may be `Items`."""
+    if type(obj) is Items:
+        body = obj.encode()
+    elif type(obj) is dict and any(type(value) is Items for value in obj.values()):
+        fields = (
+            to_json(name) + b":" + (value.encode() if type(value) is Items else to_json(value))
+            for name, value in obj.items()
+        )
+        body = b"{%b}" % b",".join(fields)
+    else:
+        body = to_json(obj)
+    return Response(status, body, {"Content-Type": JSON_TYPE, **(headers or {})})
 
 
 def error_body(error: ApiError) -> dict[str, object]:
@@ -190,11 +225,17 @@ def parse_json(body: bytes) -> object:
     most `JSON_DEPTH` levels. Of duplicate keys the last wins. ApiError 400 says where."""
     if not body or body.isspace():
         raise ApiError(400, "The request body is empty; expected JSON.")
+    with _one_large if len(body) > LARGE else nullcontext():
+        with memory.held(len(body) if body.isascii() else WIDEST * len(body)):
+            return _parsed(body)
+
+
+def _parsed(body: bytes) -> object:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ApiError(400, f"The request body is not UTF-8: bad byte at position {error.start}.") from None
-    _check_shape(text)
+    memory.hold(sys.getsizeof(text) + _values_bytes(text))
     _check_surrogates(text)
 
     def refuse(literal: str) -> float:
@@ -217,12 +258,16 @@ def parse_json(body: bytes) -> object:
         raise _json_error(text, match.start() if match else 0, "a number has too many digits") from None
 
 
-def _check_shape(text: str) -> None:
-    """Depth and numbers of values and parts, first roughly, then without what is inside strings."""
-    n_brackets = text.count("[") + text.count("{")
-    is_small = text.count(",") <= JSON_VALUES and text.count(":") + n_brackets <= JSON_PARTS
+def _values_bytes(text: str) -> int:
+    """What the values take in memory besides their letters. ApiError 400 if they are too many, or too deep.
+
+    First roughly, then without what is inside strings."""
+    n_values, n_brackets = text.count(","), text.count("[") + text.count("{")
+    n_parts = text.count(":") + n_brackets
+    n_bytes = VALUE_BYTES * n_values + PART_BYTES * n_parts
+    is_small = n_bytes <= ROUGH_BYTES and n_parts <= JSON_PARTS
     if is_small and n_brackets <= JSON_DEPTH:
-        return
+        return n_bytes
     depth = n_values = n_parts = 0
     for match in (BRACKET if is_small else MARK).finditer(text):
         mark = match[1]
@@ -236,13 +281,14 @@ def _check_shape(text: str) -> None:
             n_parts += 1
             depth += mark != ":"
         if depth < 0:
-            return  # no JSON, as its reader will say
+            break  # no JSON, as its reader will say
         if depth > JSON_DEPTH:
             raise _json_error(text, match.start(), f"nested deeper than {JSON_DEPTH} levels")
         if n_values > JSON_VALUES:
             raise _json_error(text, match.start(), f"more than {JSON_VALUES:,} values")
         if n_parts > JSON_PARTS:
             raise _json_error(text, match.start(), f"more than {JSON_PARTS:,} arrays, objects and keys")
+    return n_bytes if is_small else VALUE_BYTES * n_values + PART_BYTES * n_parts
 
 
 def _whole(literal: str) -> int:

@@ -370,7 +370,7 @@ def test_an_early_refusal_reaches_a_client_that_is_still_sending(start):
 
 
 def test_bodies_of_all_clients_together_are_bounded(start, site):
-    server = start(all_bodies_bytes=1000)
+    server = start(all_requests_bytes=1000)
     assert Client(server).get("/echo", "POST", body=b"x" * 1001).status == 503
     for _ in range(5):
         assert Client(server).get("/echo", "POST", body=b"x" * 900).status == 200

@@ -21,6 +21,7 @@ LEAVES = (
     "server.errors",
     "server.log",
     "server.log_output",
+    "server.memory",
     "server.metrics",
     "server.program",
     "server.records",
@@ -49,6 +50,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "ctypes_api": (),
     "server": (),
     **dict.fromkeys(LEAVES, ()),
+    "server.memory": ("server.errors",),
     "server.log": ("server.log_output",),  # one leaf in two files
     **dict.fromkeys(COMPOSITION, EVERYTHING),
     "server.options": ("server.model_files.tensor_types",),

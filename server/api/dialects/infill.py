@@ -16,6 +16,7 @@ from server.errors import ApiError
 from server.models.model import Model, Vocab
 
 RESERVE = 16
+MAX_LETTER = 4  # bytes of a character
 
 
 def read_infill(incoming: Incoming) -> TextRequest:
@@ -47,37 +48,49 @@ def infill_prompt(
             "Infill is not supported by this model: its vocabulary has no "
             f"{', '.join(missing)} token for filling in the middle",
         )
-    prefix = vocab.tokenize(input_prefix, False, False) + vocab.tokenize(begin, False, False)
-    suffix = vocab.tokenize(input_suffix, False, False)
+    prefix = [*tokenize_part(vocab, input_prefix, is_end=True), *tokenize_part(vocab, begin, is_end=True)]
+    suffix = tokenize_part(vocab, input_suffix, is_end=False)
     room = model.info.n_ctx_slot - RESERVE - max(n_predict, 0)
     prefix, suffix = fit(prefix, suffix, max(room, RESERVE))
     before, after = [vocab.fim["pre"], *prefix], [vocab.fim["suf"], *suffix]
     middle = [*after, *before] if model.options.spm_infill else [*before, *after]
-    extra = extra_tokens(vocab, input_extra)[-max(room - len(middle), 0) :] if room > len(middle) else []
+    extra = extra_tokens(vocab, input_extra, max(room - len(middle), 0))
     bos = [vocab.bos] if vocab.add_bos and vocab.bos >= 0 else []
     return Prompt((*bos, *extra, *middle, vocab.fim["mid"]))
 
 
-def extra_tokens(vocab: Vocab, files: object) -> list[int]:
-    """The other files: repository form where the vocabulary has its tokens, plain snippets else."""
+def tokenize_part(vocab: Vocab, text: str, is_end: bool) -> list[int]:
+    """Tokens of the end of a text, or of its beginning, by far more than fit: the rest would be dropped anyway."""
+    n = vocab.max_bytes // (2 * MAX_LETTER)
+    return vocab.tokenize(text[-n:] if is_end else text[:n], False, False, must_fit=False)
+
+
+def extra_tokens(vocab: Vocab, files: object, room: int) -> list[int]:
+    """As much of the other files as there is room for, the last ones: repository form where the vocabulary has its
+    tokens, plain snippets else."""
     if not isinstance(files, (list, tuple)):
         raise ApiError(400, "input_extra: give a list of objects with filename and text")
-    tokens: list[int] = []
     for file in files:
         if not isinstance(file, dict) or not isinstance(file.get("text"), str):
             raise ApiError(400, "input_extra: every item needs a text")
-        name = file.get("filename", "tmp")
-        if not isinstance(name, str):
+        if not isinstance(file.get("filename", ""), str):
             raise ApiError(400, "input_extra: filename is not a string")
-        if "rep" in vocab.fim and "sep" in vocab.fim:
-            head = [vocab.fim["sep"], *vocab.tokenize(name + "\n", False, False)]
+    is_repository = "rep" in vocab.fim and "sep" in vocab.fim
+    parts = [[vocab.fim["sep"], *vocab.tokenize("filename\n", False, False)]] if is_repository and files else []
+    n_tokens = sum(map(len, parts))
+    for file in reversed(files):
+        if n_tokens >= room:
+            break
+        if is_repository:
+            head = [vocab.fim["sep"], *vocab.tokenize(file.get("filename", "tmp") + "\n", False, False)]
         else:
             head = vocab.tokenize("\n\n--- snippet ---\n\n", False, False)
-        tokens += head + vocab.tokenize(file["text"], False, False)
-    if "rep" in vocab.fim and "sep" in vocab.fim and tokens:
-        repository = [vocab.fim["rep"], *vocab.tokenize("myproject\n", False, False)]
-        return [*repository, *tokens, vocab.fim["sep"], *vocab.tokenize("filename\n", False, False)]
-    return tokens
+        parts.append(head + tokenize_part(vocab, file["text"], is_end=True))
+        n_tokens += len(parts[-1])
+    if is_repository and files:
+        parts.append([vocab.fim["rep"], *vocab.tokenize("myproject\n", False, False)])
+    tokens = [token for part in reversed(parts) for token in part]
+    return tokens[max(len(tokens) - room, 0) :]
 
 
 def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], list[int]]:

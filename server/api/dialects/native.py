@@ -6,6 +6,7 @@ Answers carry the fields of the 2024 documents and those of today's server side 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from json.encoder import encode_basestring
 
 from server.api.context import Context
@@ -38,6 +39,7 @@ def read_completion(incoming: Incoming) -> TextRequest:
         not model.system_prompt.prompt,
         incoming.context.options.is_2024,
         incoming.files,
+        partial(model.require_room, values["n_cmpl"]),
         values["image_data"],
     )
     return text_request(
@@ -138,7 +140,7 @@ def answer_json(
         "tokens_evaluated": final.n_prompt,
         "tokens_cached": final.n_cached,
         "generation_settings": settings_json(asked.model, task, values["stream"]),
-        "prompt": asked.shown,
+        "prompt": asked.shown_for(index),
         "has_new_line": has_new_line,
         "truncated": final.truncated,
         "stop_type": final.stop,

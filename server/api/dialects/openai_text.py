@@ -34,7 +34,10 @@ def read_text(incoming: Incoming) -> TextRequest:
     if values["suffix"]:
         prompts = [between(model, values, is_judged)]
     else:
-        prompts, _ = read_prompts(values["prompt"], model.vocab, not model.system_prompt.prompt, False, incoming.files)
+        require_room = partial(model.require_room, values["n_cmpl"])
+        prompts, _ = read_prompts(
+            values["prompt"], model.vocab, not model.system_prompt.prompt, False, incoming.files, require_room
+        )
     return text_request(
         incoming,
         values,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
 
+from server import memory
 from server.api.request import remote_media
 from server.api.request.media_kinds import BadFile, check_image, kind_of
 from server.api.request.media_sounds import plain_sound
@@ -40,8 +41,8 @@ VERBS = {IMAGE: "see images", AUDIO: "hear sounds", None: "take images or sounds
 class Files:
     """The files of one request, in the order in which they were found, and the markers that stand for them.
 
-    All of them count into the bound on all bodies (`Request.hold`). What comes twice is taken once; what URLs bring is
-    `--max-body` bytes together at most. Between two files it is seen whether the client is still there.
+    All of them count into the bound on all requests (`server.memory`). What comes twice is taken once; what URLs bring
+    is `--max-body` bytes together at most. Between two files it is seen whether the client is still there.
     """
 
     model: Model
@@ -103,7 +104,7 @@ class Files:
 
     def _decode(self, text: object, where: str, what: str) -> bytes:
         data = decode(text, where, what)
-        self.request.hold(len(data))
+        memory.hold(len(data))
         return data
 
     def _require(self, kind: str | None, where: str) -> None:
@@ -141,7 +142,7 @@ class Files:
         self._n_brought += n_bytes
         if self._n_brought > limit * MIB:
             raise ApiError(400, f"the files that this request names are larger than {limit} MiB together (--max-body)")
-        self.request.hold(n_bytes)
+        memory.hold(n_bytes)
 
     # ---- texts with markers -----------------------------------------------------------------------------------
 

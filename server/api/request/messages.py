@@ -60,6 +60,7 @@ def chat_prompt(model: Model, body: Mapping[str, object], files: Files | None = 
     if prefill:
         segments = [*segments, (prefill, True)]
     text = "".join(part for part, _ in segments)
+    model.vocab.measure(text)
     prompt = tokenize_all(model.vocab, segments, model.chat_template.bos_token, not model.system_prompt.prompt, files)
     return ChatPrompt(files.shown(text), prompt, files.shown(prefill or ""), warnings)
 

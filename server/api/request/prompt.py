@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from server.api.request.media import DEFAULT_MARKER, Files
 from server.api.request.schema import token_id
@@ -18,9 +18,16 @@ OLD_MARKER = re.compile(r"\[img-([0-9]{1,18})\]")
 
 
 def read_prompts(
-    prompt: object, vocab: Vocab, add_special: bool, strings_are_one: bool, files: Files, image_data: object = None
+    prompt: object,
+    vocab: Vocab,
+    add_special: bool,
+    strings_are_one: bool,
+    files: Files,
+    require_room: Callable[[int], None],
+    image_data: object = None,
 ) -> tuple[list[Prompt], bool]:
-    """Every prompt, and whether they came as a list (then the answer is a list too).
+    """Every prompt, and whether they came as a list (then the answer is a list too). Before anything is made of them
+    `require_room` is told how many there are.
 
     A list of strings and ids is one sequence; a list with lists or objects in it is a list of prompts. A list of
     strings alone is one sequence in the 2024 documents (`strings_are_one`) and a list of prompts today. Images come
@@ -37,7 +44,9 @@ def read_prompts(
             is_list = not strings_are_one and len(prompt) > 1 and all(isinstance(part, str) for part in prompt)
         if is_list:
             if len(prompt) > MAX_PROMPTS:
-                raise ApiError(400, f"prompt: {len(prompt)} prompts are too many, at most {MAX_PROMPTS} are allowed")
+                message = f"prompt: {len(prompt)} prompts are too many, at most {MAX_PROMPTS} are allowed"
+                raise ApiError(400, message, reason="too_many")
+            require_room(len(prompt))
             return [_one(part, vocab, add_special, files, f"prompt[{i}]") for i, part in enumerate(prompt)], True
     return [_one(prompt, vocab, add_special, files, "prompt")], False
 
@@ -75,13 +84,13 @@ def prompt_tokens(prompt: object, vocab: Vocab, add_special: bool = True) -> tup
     if isinstance(prompt, dict):
         prompt = prompt.get("prompt_string")
     if isinstance(prompt, str):
-        return tuple(vocab.tokenize(prompt, add_special, True))
+        return tuple(vocab.tokenize(prompt, add_special, True, may_cut=True))
     if not isinstance(prompt, list):
         raise ApiError(400, FORMS)
     tokens: list[int] = []
     for i, part in enumerate(prompt):
         if isinstance(part, str):
-            tokens += vocab.tokenize(part, add_special and i == 0, True)
+            tokens += vocab.tokenize(part, add_special and i == 0, True, may_cut=True)
         else:
             tokens.append(token_id("prompt", part, vocab))
     return tuple(tokens)

@@ -14,9 +14,13 @@ from server.api.request.lora import read_lora
 from server.api.request.media import Files
 from server.api.request.schema import sampling_params, strings
 from server.api.request.tokenization import Prompt
-from server.engine.seam.task import Task
+from server.engine.seam.task import SamplingParams, Task
+from server.errors import ApiError
 from server.models.model import Model
 from server.records import record
+
+PAIR_BYTES, TOKEN_BYTES = 24, 8  # of a token and its bias in an answer, of a token
+MAX_REPEATED = 64 << 20
 
 
 @record
@@ -46,12 +50,29 @@ class TextRequest:
     warnings: tuple[str, ...]
     default_ping_s: int
 
+    def shown_for(self, index: int) -> object:
+        """The prompt as that answer repeats it: of several its own."""
+        return self.shown[index // self.n] if len(self.tasks) > self.n else self.shown
+
     @property
     def ping_s(self) -> float | None:
         """How long a stream may be silent, in seconds; None for ever."""
         asked = self.values["sse_ping_interval"]
         seconds = self.default_ping_s if asked is None else asked
         return seconds if seconds > 0 else None
+
+
+def require_small(n_answers: int, sampling: SamplingParams, stop: Sequence[str]) -> None:
+    """ApiError 400 if the fields that each answer repeats are too large in all of them."""
+    n_bytes = PAIR_BYTES * len(sampling.logit_bias) + TOKEN_BYTES * len(sampling.penalty_prompt or ())
+    n_bytes += sum(map(len, (sampling.grammar, *stop, *sampling.dry_sequence_breakers)))
+    if n_answers > 1 and n_answers * n_bytes > MAX_REPEATED:
+        raise ApiError(
+            400,
+            f"grammar, stop, logit_bias and the like have {n_bytes:,} bytes, which is too much for {n_answers} "
+            f"answers: at most {MAX_REPEATED:,} in all of them",
+            reason="too_many",
+        )
 
 
 def text_request(
@@ -69,13 +90,16 @@ def text_request(
     prompts, with `warnings` about these. For `prompt_probs` see `Task`."""
     model = incoming.model
     constraint = read_constraint(incoming.body, model.defaults)
+    model.require_room(values["n_cmpl"], len(prompts))
     samplings = sampling_params(values, model.vocab, model.defaults, constraint.grammar)
+    stop = strings("stop", values["stop"])
+    require_small(len(prompts) * len(samplings), samplings[0], stop)
     n_max, n_predict, stream = model.options.requests.n_predict, values["n_predict"], values["stream"]
     if n_max >= 0:
         n_predict = n_max if n_predict < 0 else min(n_predict, n_max)
     same = {
         "owner": incoming.owner,
-        "stop": strings("stop", values["stop"]),
+        "stop": stop,
         "lora": read_lora(values["lora"], model),
         "n_predict": n_predict,
         "n_keep": values["n_keep"],

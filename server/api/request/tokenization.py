@@ -47,7 +47,7 @@ def tokenize_segments(vocab: Vocab, segments: Segments, bos_token: str, wants_bo
     """
     text = "".join(part for part, _ in segments)
     add_special = wants_bos and not begins_with_bos(segments, bos_token)
-    tokens = vocab.tokenize(text, add_special, True)
+    tokens = vocab.tokenize(text, add_special, True, may_cut=True)
     if not any(is_user for _, is_user in segments):
         return tokens
     own = [
@@ -77,11 +77,11 @@ def tokenize_between(vocab: Vocab, segments: Segments, special: Sequence[int]) -
         at = 0
         for found in names.finditer(part) if names and not is_user else ():
             plain += part[at : found.start()]
-            tokens += vocab.tokenize(plain, False, False) if plain else []
+            tokens += vocab.tokenize(plain, False, False, may_cut=True) if plain else []
             tokens.append(ids[found.group()])
             plain, at = "", found.end()
         plain += part[at:]
-    return tokens + (vocab.tokenize(plain, False, False) if plain else [])
+    return tokens + (vocab.tokenize(plain, False, False, may_cut=True) if plain else [])
 
 
 def special_ends(vocab: Vocab, add_special: bool) -> tuple[list[int], list[int]]:

@@ -82,9 +82,13 @@ class Template:
             self._locate(error, variables)
             raise
         except Exception as error:
-            located = TemplateRuntimeError(_message(error)).with_traceback(error.__traceback__)
-            self._locate(located, variables)
-            raise located from error
+            raise self._located(error, variables) from error
+
+    def _located(self, error: Exception, variables: Mapping[str, object]) -> TemplateRuntimeError:
+        """Made in a function of its own: a variable of a frame that its traceback has would keep all of both alive."""
+        located = TemplateRuntimeError(_message(error)).with_traceback(error.__traceback__)
+        self._locate(located, variables)
+        return located
 
     def _locate(self, error: TemplateError, variables: Mapping[str, object]) -> None:
         """Find out from the traceback which place of the template and which message the error belongs to."""

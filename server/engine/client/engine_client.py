@@ -19,6 +19,8 @@ from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
+from server import memory
+from server.engine.client.bounded_vocab import MAX_TEXT, BoundedVocab
 from server.engine.seam.task import (
     CLOSED,
     FAILED,
@@ -50,9 +52,14 @@ from server.engine.seam.task import (
 from server.errors import ApiError
 from server.log import get_logger
 
-N_RECENT = 512
+RECENT_PER_SLOT = 8  # tasks that have ended; the latest of a slot can be asked for
 N_BACKLOG = 10_000
 """Events that a streaming client may be behind: the engine never waits for it, and memory has an end."""
+MAX_DIVERTED = 200
+"""Events, or probabilities, of one frame that the transport's thread writes itself."""
+N_COUNTED = 1024
+EVENT_BYTES, PROB_BYTES = 300, 2000
+"""What an event takes in memory until the answer is complete, and what a probability takes until it has been sent."""
 LAST = (Final, Embedded, Failure)  # with one of these a task has ended
 
 log = get_logger("engine")
@@ -97,7 +104,8 @@ class Results:
         self._queue: SimpleQueue = SimpleQueue()
         self._collected: list[Event] = []  # of a stream: those of the frame that is being dispatched
         self._n_open = len(self.tasks)
-        self._n_queued = 0
+        self._n_queued = 0  # the weights of events that the reader hasn't taken
+        self._share = memory.current()
         self._n_batch = 0  # events of the latest batch that the reader hasn't got
         self._lock = threading.Lock()  # guards _collected, _n_queued, _is_waiting; held while diverted
         self._is_waiting = False  # the reader sleeps, and lets others write
@@ -154,7 +162,7 @@ class Results:
         batch = self._wait(silence_s)
         with self._lock:
             self._is_waiting = False
-            self._n_queued -= len(batch or ())
+            self._n_queued -= weight(batch or ())
         if self._divert is not None:
             self._resume()
         if self._fault is not None:
@@ -176,14 +184,14 @@ class Results:
         """Whether the next event is there already."""
         return self._n_batch > 0 or not self._queue.empty()
 
-    def cancel(self, reason: str = "the client closed the request") -> None:
+    def cancel(self, message: str = "the client closed the request", status: int = 499, reason: str = "") -> None:
         """From any thread, any number of times: the answer isn't wanted any more."""
         if self._n_open > 0 and not self.is_cancelled:
             self.is_cancelled = True
             for task in self.tasks:
                 self._client.forget(task.id)
             with self._lock:
-                self._hand_over([Failure(self.tasks[0].id, 499, reason)])
+                self._hand_over([Failure(self.tasks[0].id, status, message, reason=reason)])
 
     def finish(self) -> bool:
         """From any thread: let the answer end here, with what there is; False if it has ended."""
@@ -205,6 +213,8 @@ class Results:
         is_last = type(event) is not Piece and isinstance(event, LAST)
         if not (self._stream or is_last):
             self._collected.append(event)
+            if event.probs or len(self._collected) % N_COUNTED == 0:
+                self._count_memory()
             return False
         with self._lock:
             self._n_open -= is_last
@@ -215,15 +225,28 @@ class Results:
                 self._hand_over(self._take())
         return False
 
+    def _count_memory(self) -> None:
+        """The latest event is large, or one of many. A request whose answer grows beyond all bounds ends here."""
+        n = len(self._collected)
+        n_bytes = PROB_BYTES * weight(self._collected[-1:]) + (EVENT_BYTES * N_COUNTED if n % N_COUNTED == 0 else 0)
+        try:
+            if self._share is not None:
+                self._share.take(n_bytes)
+        except ApiError as error:
+            self.cancel("the answer has grown too large; stream it, or ask for less", error.status, error.reason)
+
     def flush(self) -> None:
         """The transport's thread, for a stream: hand over what has come with this frame."""
         with self._lock:
             events = self._take()
             if self._is_waiting and events:
-                if not self._is_sent(events):
+                if weight(events) > MAX_DIVERTED:  # writing these takes long, and others' events come behind them
+                    self._is_waiting = False
+                    self._hand_over(events)
+                elif not self._is_sent(events):
                     self._is_waiting = False
                     self._queue.put(())  # wakes the reader, which waits for its client
-            elif self._n_queued + len(events) <= N_BACKLOG:
+            elif self._n_queued + weight(events) <= N_BACKLOG:
                 if events:
                     self._hand_over(events)
             else:
@@ -236,7 +259,7 @@ class Results:
         return events
 
     def _hand_over(self, events: list[Event]) -> None:
-        self._n_queued += len(events)
+        self._n_queued += weight(events)
         self._queue.put(events)
 
     def _is_sent(self, events: list[Event]) -> bool:
@@ -248,12 +271,25 @@ class Results:
             return False
 
 
+def weight(events: Sequence[Event]) -> int:
+    """How many events they count for: as many as they have probabilities, but one at least."""
+    return sum(max(sum(len(one.top_logprobs) for one in getattr(event, "probs", ())), 1) for event in events)
+
+
 class EngineClient:
     """The engine as the rest of the server sees it. `vocab` is there once `state` is READY."""
 
-    def __init__(self, transport: Transport, open_vocab: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        open_vocab: Callable[[], object],
+        max_text: int = MAX_TEXT,
+        cuts_prompts: bool = False,
+    ) -> None:
+        """`max_text` and `cuts_prompts` are those of `BoundedVocab`."""
         self._transport = transport
         self._open_vocab = open_vocab
+        self._text_bounds = max_text, cuts_prompts
         self._ids = itertools.count()
         self._results: dict[int, Results] = {}
         self._replies: dict[int, SimpleQueue] = {}
@@ -265,6 +301,7 @@ class EngineClient:
         self.progress = 0.0
         self.info: ModelInfo | None = None
         self.vocab: Any = None  # a `Vocab` once the engine is ready
+        self._opened: object = None
         self._vocab_opening: threading.Thread | None = None
         self._vocab_trouble: Exception | None = None
         self.snapshot = Snapshot()
@@ -398,8 +435,10 @@ class EngineClient:
         with self._lock:
             self._turnover.ended(time.monotonic(), is_busy=bool(self._results))
             if isinstance(task, Task):
-                self._recent[id_task] = replace(task, media=()) if task.media else task
-            while len(self._recent) > N_RECENT:
+                if task.media or len(task.prompt) > self.info.n_ctx > 0:  # files, and what was cut
+                    task = replace(task, media=(), prompt=task.prompt[: self.info.n_ctx])
+                self._recent[id_task] = task
+            while len(self._recent) > RECENT_PER_SLOT * self.info.n_slots:
                 del self._recent[next(iter(self._recent))]
 
     def _on_loading(self, event: Loading) -> None:
@@ -411,7 +450,7 @@ class EngineClient:
 
     def _open(self) -> None:
         try:
-            self.vocab = self._open_vocab()
+            self._opened = self._open_vocab()
         except Exception as error:
             self._vocab_trouble = error
 
@@ -424,6 +463,8 @@ class EngineClient:
             log.error("the vocabulary could not be opened", exc_info=error)
             self._on_load_failed(LoadFailed(f"the vocabulary could not be opened: {error}"))
             return
+        if self.vocab is None:
+            self.vocab = BoundedVocab(self._opened, event.info.n_ctx, *self._text_bounds)
         self.info = event.info
         self.state = READY
         self._settled.set()

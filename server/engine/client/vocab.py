@@ -4,6 +4,9 @@ A second, `vocab_only` load of the model file (20-50 MiB, a tenth of a second), 
 file successfully. libllama's tokenizer is thread-safe, so handler threads use it directly and the engine is never
 asked. Template and metadata strings are there too; sizes like n_embd are not, they come from the engine.
 
+For each character that no token has, SPM's tokenizer copies all tokens so far: minutes for a megabyte of them. Nothing
+can lie across the place before such a character, so there, and only there, long texts are cut.
+
 Not taken: sending text to the engine. It would put tokenizing on the one thread that must not wait.
 """
 
@@ -11,16 +14,30 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from ctypes_api import loader, vocabulary
 from ctypes_api.errors import LibsError
-from ctypes_api.llama_types import llama_chat_message
+from ctypes_api.llama_types import (
+    LLAMA_TOKEN_ATTR_CONTROL,
+    LLAMA_TOKEN_ATTR_LSTRIP,
+    LLAMA_TOKEN_ATTR_RSTRIP,
+    LLAMA_TOKEN_ATTR_USER_DEFINED,
+    LLAMA_VOCAB_TYPE_BPE,
+    LLAMA_VOCAB_TYPE_SPM,
+    llama_chat_message,
+)
 from ctypes_api.objects import Model
 from server.errors import ApiError
 
 FIM_TOKENS = ("pre", "suf", "mid", "rep", "sep")
+CUT_CHARACTERS = 1 << 14  # of a text for SPM that is cut where it can be
+STRIPS = LLAMA_TOKEN_ATTR_LSTRIP | LLAMA_TOKEN_ATTR_RSTRIP
+NAMED = LLAMA_TOKEN_ATTR_CONTROL | LLAMA_TOKEN_ATTR_USER_DEFINED
+CHANGED_BY_NORMALISATION = "A  a\n\n b\ufb01\u2460\uff21e\u0301\u00e9"
 
 
 def preload(folder: str) -> None:
@@ -35,12 +52,14 @@ def open_vocab(folder: str, model: str, offset: int = 0) -> NativeVocab:
 
 
 class NativeVocab:
-    """See `api.context.Vocab`."""
+    """See `api.model.Vocab`."""
 
     def __init__(self, libs: loader.Libs, path: str, offset: int = 0) -> None:
         self._libs = libs
         self._model = Model(libs, path, offset=offset, vocab_only=True)
         self._vocab = libs.llama.llama_model_get_vocab(self._model)
+        self._type = libs.llama.llama_vocab_type(self._vocab)
+        self.has_patterns = self._type == LLAMA_VOCAB_TYPE_BPE
         self._pieces: dict[int, bytes] = {}
         self.n_tokens = libs.llama.llama_vocab_n_tokens(self._vocab)
         self.add_bos = bool(libs.llama.llama_vocab_get_add_bos(self._vocab))
@@ -54,7 +73,80 @@ class NativeVocab:
 
     def tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`; with `add_special` BOS and EOS where the model wants them."""
+        if len(text) > 2 * CUT_CHARACTERS and self._type == LLAMA_VOCAB_TYPE_SPM:
+            return self._tokenize_cut(text, add_special, parse_special)
+        return self._tokenize(text, add_special, parse_special)
+
+    def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         return vocabulary.tokenize(self._libs, self._vocab, text.encode(), add_special, parse_special)
+
+    def _tokenize_cut(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        """The same tokens, one part of the text after the other. Where the model has texts begin with a space, the
+        parts behind the first get one that isn't there."""
+        parts = list(self._parts(text))
+        first = parts[-1][:1]
+        n_spaces = len(self._tokenize(first, False, False)) - len(first.encode())
+        if len(parts) == 1 or n_spaces not in (0, 1):
+            return self._tokenize(text, add_special, parse_special)
+        ends = self._tokenize("", add_special, parse_special)
+        n_before = 1 if ends[:1] == [self.bos] else 0
+        tokens = ends[:n_before]
+        for i, part in enumerate(parts):
+            tokens += self._tokenize(part, False, parse_special)[n_spaces if i else 0 :]
+        return tokens + ends[n_before:]
+
+    def _parts(self, text: str) -> Iterator[str]:
+        """Each begins with a character that no token has, and none lies behind a token that is found by its name: there
+        a text begins anew."""
+        start = 0
+        while len(text) - start > 2 * CUT_CHARACTERS:
+            found = self._foreign.search(text, start + CUT_CHARACTERS)
+            while found is not None and text.endswith(self._names, start, found.start()):
+                found = self._foreign.search(text, found.end())
+            if found is None:
+                break
+            yield text[start : found.start()]
+            start = found.start()
+        yield text[start:]
+
+    def least_tokens(self, text: str) -> int:
+        """A text has no fewer tokens than that; 0 if its bytes say nothing, because white space, accents or unknown
+        words may vanish."""
+        longest, lost = self._longest_piece
+        data = text.encode() if longest else b""
+        return -(-(len(data) - sum(map(data.count, lost))) // max(longest, 1))
+
+    @cached_property
+    def _longest_piece(self) -> tuple[int, bytes]:
+        """The bytes of the longest token, and those bytes that have no token and vanish; 0 if nothing is certain."""
+        tokens = self._tokenize(CHANGED_BY_NORMALISATION, False, False)
+        is_kept = b"".join(map(self.piece, tokens)).endswith(CHANGED_BY_NORMALISATION.encode())
+        if self._type not in (LLAMA_VOCAB_TYPE_SPM, LLAMA_VOCAB_TYPE_BPE) or not is_kept:
+            return 0, b""
+        if any(self._attributes(token) & STRIPS for token in range(self.n_tokens)):
+            return 0, b""
+        pieces = {vocabulary.token_to_piece(self._libs, self._vocab, token, True) for token in range(self.n_tokens)}
+        return max(map(len, pieces)), bytes(byte for byte in range(256) if bytes((byte,)) not in pieces)
+
+    @cached_property
+    def _foreign(self) -> re.Pattern[str]:
+        """Finds a character that no token has."""
+        texts = [self._text_of(token).decode("utf-8", "replace") for token in range(self.n_tokens)]
+        letters = {" ", "\0", *"".join(texts)}
+        return re.compile(f"[^{re.escape(''.join(letters))}]")
+
+    @cached_property
+    def _names(self) -> tuple[str, ...]:
+        """Tokens that are looked for in texts before all else."""
+        named = [token for token in range(self.n_tokens) if self._attributes(token) & NAMED]
+        return tuple(name for token in named if (name := self._text_of(token).decode("utf-8", "replace")))
+
+    def _text_of(self, token: int) -> bytes:
+        """A token as the file has it: at least as long as its piece."""
+        return self._libs.llama.llama_vocab_get_text(self._vocab, token)
+
+    def _attributes(self, token: int) -> int:
+        return self._libs.llama.llama_vocab_get_attr(self._vocab, token)
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token, control tokens by their names; cached. Placeholders of media have none."""
@@ -93,10 +185,14 @@ class NativeVocab:
             size = n
         raise ApiError(500, "llama.cpp's chat template did not fit its own measure")
 
-    def detokenize(self, tokens: Sequence[int]) -> bytes:
-        """The bytes of a token list, special tokens included; placeholders of media have none."""
+    def detokenize(self, tokens: Sequence[int], most: int | None = None) -> bytes:
+        """The bytes of a token list, special tokens included; placeholders of media have none. ApiError 400 if they are
+        more than `most`."""
         tokens = [token for token in tokens if token >= 0]
-        return vocabulary.detokenize(self._libs, self._vocab, tokens, unparse_special=True)
+        try:
+            return vocabulary.detokenize(self._libs, self._vocab, tokens, unparse_special=True, most=most)
+        except LibsError as error:
+            raise ApiError(400, str(error), reason="too_large") from None
 
     def close(self) -> None:
         """Free the vocabulary."""

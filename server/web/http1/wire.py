@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Callable
 
-from server.errors import ApiError
+from server.memory import Budget, Share
 from server.web.http1.body import body_decoder
 from server.web.http1.head import Framing, Head, HeadParser
 from server.web.limits import Limits
@@ -27,29 +26,6 @@ class ClientGone(Exception):
 
 class ClientSlow(Exception):
     """The client did not send in time what it began to send."""
-
-
-class BodyBudget:
-    """Memory shared by all request bodies that are being received or handled."""
-
-    def __init__(self, n_max: int) -> None:
-        self._lock = threading.Lock()  # protects n_used
-        self.n_used = 0
-        self.n_max = n_max
-
-    def take(self, n_bytes: int) -> None:
-        """ApiError 503 when it is spent."""
-        with self._lock:
-            if self.n_used + n_bytes > self.n_max:
-                raise ApiError(
-                    503, "Too many large requests at once; try again.", headers={"Retry-After": "5"}, reason="memory"
-                )
-            self.n_used += n_bytes
-
-    def give(self, n_bytes: int) -> None:
-        """Give back what was taken."""
-        with self._lock:
-            self.n_used -= n_bytes
 
 
 class Wire:
@@ -99,7 +75,7 @@ class Wire:
         self._rest = parser.rest
         return head
 
-    def read_body(self, framing: Framing, budget: BodyBudget) -> bytes:
+    def read_body(self, framing: Framing, budget: Budget | Share) -> bytearray:
         """The whole body. The caller gives `len(body)` back to `budget`; after an exception that has been
         done."""
         decoder = body_decoder(framing, self._limits)
@@ -117,7 +93,7 @@ class Wire:
             budget.give(n_taken)
             raise
         self._rest = decoder.rest
-        return bytes(decoder.body)
+        return decoder.body
 
     def send(self, data: bytes) -> None:
         """All of `data`: one send, unless it is longer than `write_slice`. ClientGone if the reader is dead

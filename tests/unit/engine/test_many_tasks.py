@@ -8,7 +8,7 @@ import pytest
 
 from server.engine.client.ledger import Ledger
 from server.engine.seam.task import READY, Cancel, Failure, Frame, Ready, Task, Tasks
-from tests.fakes import FakeBackend
+from tests.fakes import FakeBackend, FakeVocab
 from tests.support import n_lines
 from tests.unit.engine.client.test_engine_client import INFO, RecordingTransport
 from tests.unit.engine.driving import Driver
@@ -54,7 +54,7 @@ def end_one_by_one(n: int) -> None:
     from server.engine.client.engine_client import EngineClient
 
     transport = RecordingTransport()
-    client = EngineClient(transport, lambda: object())
+    client = EngineClient(transport, FakeVocab)
     client.start()
     transport.on_frame(Frame((Ready(INFO),)))
     assert client.state is READY

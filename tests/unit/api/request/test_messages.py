@@ -278,7 +278,7 @@ def test_one_forged_for_one_lost_is_noticed():
     class Greedy(FakeVocab):
         """In which `x<s>` swallows the template's `<s>`, as white space around special tokens can."""
 
-        def tokenize(self, text, add_special, parse_special):
+        def tokenize(self, text, add_special, parse_special, **bounds):
             return super().tokenize(text.replace("x<s>", "x"), add_special, parse_special)
 
     source = "{{ messages[0].content }}<s>"
@@ -287,7 +287,7 @@ def test_one_forged_for_one_lost_is_noticed():
 
 def test_bos_comes_once():
     class NoBos(FakeVocab):
-        def tokenize(self, text, add_special, parse_special):
+        def tokenize(self, text, add_special, parse_special, **bounds):
             return super().tokenize(text, False, parse_special)
 
     for source in (
@@ -306,7 +306,7 @@ def test_a_user_cannot_take_the_bos_away():
 
 def test_what_the_tokenizer_puts_at_the_end_stays_there():
     class WithEos(FakeVocab):
-        def tokenize(self, text, add_special, parse_special):
+        def tokenize(self, text, add_special, parse_special, **bounds):
             return super().tokenize(text, add_special, parse_special) + [EOS] * add_special
 
     assert tokens_of(USER, source="{{ messages[0].content }}", vocab=WithEos()) == [BOS, *b"hi", EOS]

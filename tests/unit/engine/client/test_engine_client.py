@@ -509,7 +509,7 @@ def test_a_slow_stream_still_gets_its_end(monkeypatch):
 
 def test_tasks_may_end_on_all_threads_at_once(monkeypatch):
     """Clients that leave end theirs on their own threads, while the transport's thread ends others."""
-    monkeypatch.setattr(client_module, "N_RECENT", 2)
+    monkeypatch.setattr(client_module, "RECENT_PER_SLOT", 1)
     client, _ = ready()
     all_results = [submit(client) for _ in range(4000)]
     errors: list[BaseException] = []

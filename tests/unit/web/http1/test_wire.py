@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from server.errors import ApiError
+from server.memory import Budget
 from server.web.http1 import wire
 from server.web.http1.head import NO_BODY, Framing
-from server.web.http1.wire import BodyBudget, ClientGone, ClientSlow, Wire
+from server.web.http1.wire import ClientGone, ClientSlow, Wire
 from server.web.limits import Limits
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -92,7 +93,7 @@ def test_a_kept_connection_may_rest_longer_than_a_new_one(clock):
 def test_pipelined_requests_are_read_without_waiting(clock):
     client, sock = wire_of(clock, HEAD + b"hello" + HEAD)
     client.read_head(yes)
-    assert client.read_body(Framing("length", 5), BodyBudget(100)) == b"hello"
+    assert client.read_body(Framing("length", 5), Budget(100)) == b"hello"
     assert client.read_head(yes).method == "GET"
     assert len(sock.timeouts) == 1
 
@@ -108,21 +109,21 @@ def test_a_client_that_leaves(clock, end):
     with pytest.raises(ClientGone):
         wire_of(clock, HEAD[:5], end)[0].read_head(yes)
     with pytest.raises(ClientGone):
-        wire_of(clock, b"he", end)[0].read_body(Framing("length", 5), BodyBudget(100))
+        wire_of(clock, b"he", end)[0].read_body(Framing("length", 5), Budget(100))
 
 
 def test_a_body_that_makes_progress_gets_more_time_and_one_that_stalls_does_not(clock):
     # 5 s of grace and 10 bytes a second: 100 bytes may take 15 s
     client, _ = wire_of(clock, *[(0.14, b"x")] * 100)
-    assert len(client.read_body(Framing("length", 100), BodyBudget(100))) == 100
+    assert len(client.read_body(Framing("length", 100), Budget(100))) == 100
     with pytest.raises(ClientSlow):
-        wire_of(clock, *[(0.16, b"x")] * 100)[0].read_body(Framing("length", 100), BodyBudget(100))
+        wire_of(clock, *[(0.16, b"x")] * 100)[0].read_body(Framing("length", 100), Budget(100))
     with pytest.raises(ClientSlow):
-        wire_of(clock, b"x", (5.2, b"x"))[0].read_body(Framing("length", 2), BodyBudget(100))
+        wire_of(clock, b"x", (5.2, b"x"))[0].read_body(Framing("length", 2), Budget(100))
 
 
 def test_the_budget_is_taken_as_bytes_come_and_given_back_after_a_failure(clock):
-    budget = BodyBudget(10)
+    budget = Budget(10)
     assert wire_of(clock, b"12345678")[0].read_body(Framing("length", 8), budget)
     assert budget.n_used == 8
     with pytest.raises(ApiError) as caught:

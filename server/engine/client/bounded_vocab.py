@@ -1,0 +1,152 @@
+"""The vocabulary as handlers use it: no text that they may pass on can end the server or stop the others. Connection
+threads.
+
+libllama's tokenizers take some 120 bytes of memory for each byte of a text, and the patterns of some models recurse
+once for each letter of a word (`std::regex`): 24,000 letters overflow an ordinary stack. So a text that can't fit is
+refused by its bytes, a long one is tokenized on a stack that is large enough, large ones go one after the other, and
+what they take is counted (`server.memory`).
+
+Not taken: cutting a text into parts (`vocab` does where no token can lie across the cut; elsewhere the ids may change);
+tokenizing in a process of its own, which would be a third one to start, feed and watch.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from server import memory
+from server.errors import ApiError
+
+T = TypeVar("T")
+MAX_TEXT = 4 << 20
+LONG = 1000  # characters; fewer fit on any thread's stack
+LARGE = 1 << 16  # bytes; of larger texts one is tokenized at a time
+N_AT_ONCE = 4  # of long ones
+WORK_BYTES = 120  # of libllama, for each byte of a text
+TOKEN_BYTES = 40  # of a number in a list
+STACK_BYTES = 1 << 20
+STACK_PER_LETTER = 512  # 340 measured with GCC on x86-64
+MAX_WORD = 400_000
+"""Characters without white space, or white space without anything else, that patterns are matched with."""
+WORD = re.compile(r"\S+|\s+")
+
+_large = threading.Lock()
+_long = threading.BoundedSemaphore(N_AT_ONCE)
+_starting = threading.Lock()  # the size of new threads' stacks is everybody's
+
+
+class BoundedVocab:
+    """See `api.model.Vocab`. `n_ctx` is what the context holds, `max_bytes` what any text may have. `cuts_prompts`:
+    the engine drops the middle of prompts that are too long."""
+
+    def __init__(self, vocab: Any, n_ctx: int, max_bytes: int = MAX_TEXT, cuts_prompts: bool = False) -> None:
+        self._vocab = vocab
+        self._n_ctx = n_ctx
+        self._cuts_prompts = cuts_prompts
+        self.max_bytes = max_bytes
+        self.piece, self.is_control = vocab.piece, vocab.is_control  # for each token: no detour
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vocab, name)
+
+    def tokenize(
+        self, text: str, add_special: bool, parse_special: bool, *, must_fit: bool = True, may_cut: bool = False
+    ) -> list[int]:
+        """See `Vocab`."""
+        if len(text) <= LONG:
+            return self._vocab.tokenize(text, add_special, parse_special)
+        if may_cut and self._cuts_prompts:
+            text, must_fit = without_middle(text, self.max_bytes), False
+        n_bytes = self.measure(text)
+        if must_fit and n_bytes > self._n_ctx:
+            self._require_fit(n_bytes, self._vocab.least_tokens(text))
+        is_large = n_bytes > LARGE
+        n_work, n_stack = WORK_BYTES * n_bytes, 0
+        if self._vocab.has_patterns:
+            n_stack = STACK_PER_LETTER * min(len(text), MAX_WORD)
+            n_work += STACK_PER_LETTER * longest_word(text) if is_large else n_stack
+        work = partial(self._vocab.tokenize, text, add_special, parse_special)
+        with _large if is_large else _long, memory.held(n_work):
+            tokens = on_deep_stack(work, STACK_BYTES + n_stack) if n_stack else work()
+        memory.hold(TOKEN_BYTES * len(tokens))
+        if must_fit:
+            self._require_fit(n_bytes, len(tokens))
+        return tokens
+
+    def detokenize(self, tokens: Sequence[int], most: int | None = None) -> bytes:
+        """See `Vocab`. ApiError 400 if the text would have more than `most` bytes."""
+        return self._vocab.detokenize(tokens, most)
+
+    def measure(self, text: str) -> int:
+        """See `Vocab`."""
+        n_bytes = len(text) if len(text) > self.max_bytes or text.isascii() else len(text.encode())
+        if n_bytes > self.max_bytes:
+            raise ApiError(
+                400,
+                f"a text of {n_bytes:,} bytes is too long: this server tokenizes at most {self.max_bytes:,} at once "
+                "(--max-text)",
+                reason="too_large",
+            )
+        if len(text) > MAX_WORD and self._vocab.has_patterns and (n := longest_word(text)) > MAX_WORD:
+            raise ApiError(
+                400,
+                f"{n:,} characters without a break are more than this model's tokenizer can take, {MAX_WORD:,}: put "
+                "white space in between",
+                reason="too_large",
+            )
+        return n_bytes
+
+    def _require_fit(self, n_bytes: int, n_tokens: int) -> None:
+        if n_tokens > self._n_ctx:
+            raise ApiError(
+                400,
+                f"a text of {n_bytes:,} bytes has {n_tokens:,} tokens or more, the context holds {self._n_ctx:,}; "
+                "shorten it, or start the server with a larger --ctx-size",
+                "exceed_context_size_error",
+                n_prompt_tokens=n_tokens,
+                n_ctx=self._n_ctx,
+            )
+
+
+def longest_word(text: str) -> int:
+    """Its characters, or those of the longest white space: none of the models' patterns goes over both."""
+    return max(len(found[0]) for found in WORD.finditer(text))
+
+
+def without_middle(text: str, n_bytes: int) -> str:
+    """At most so many bytes of a text: half of them from its beginning, half from its end."""
+    data = text.encode()
+    if len(data) <= n_bytes:
+        return text
+    return data[: n_bytes // 2].decode("utf-8", "ignore") + data[-(n_bytes // 2) :].decode("utf-8", "ignore")
+
+
+def on_deep_stack(work: Callable[[], T], n_bytes: int) -> T:
+    """What `work` returns or raises, on a thread of its own with a stack of so many bytes. Only what is used of it
+    takes memory."""
+    outcome: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    with _starting:
+        before = threading.stack_size(-(-n_bytes // STACK_BYTES) * STACK_BYTES)
+        try:
+            thread = threading.Thread(target=run, name="tokenizer", daemon=True)
+            thread.start()
+        except RuntimeError:
+            raise ApiError(503, "the system gives no more threads; try again", reason="memory") from None
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if errors:
+        raise errors[0]
+    return outcome[0]
