@@ -43,6 +43,7 @@ from server.engine.seam.wire import Beat, Codec, FrameReader, WireError
 from server.engine.slots.png import PNG, png_fault
 from server.errors import ApiError
 from server.grammar import gbnf
+from server.grammar.gbnf_rewrite import affordable
 from server.model_files import header_checks as model_checks
 from server.model_files import projector_checks
 from server.model_files.gguf import GgufError, read_all
@@ -223,7 +224,7 @@ def media(data: bytes) -> None:
 
 def grammars(data: bytes) -> None:
     try:
-        gbnf.check(text_of(data))
+        affordable(text_of(data))
     except gbnf.GrammarError as error:
         one_line(error)
 
