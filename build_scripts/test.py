@@ -274,8 +274,20 @@ def browser_found() -> str:
     return (shutil.which("chromedriver") or "") if is_complete else ""
 
 
+def may_install(packages: str) -> bool:
+    """Whether packages may go into this system: yes in CI (CI=true), else whoever sits there is asked, or it is no."""
+    if os.environ.get("CI") == "true":
+        return True
+    if not (sys.stdin and sys.stdin.isatty()):
+        return False
+    try:
+        return input(f"test: install {packages} into this system with apt-get? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
 def prepare_browser() -> str:
-    """Chromium and its driver; installed where that is possible without asking anybody."""
+    """Chromium and its driver; installed into the system only in CI or after a yes."""
     if browser_found():
         return f"ready, {browser_found()}"
     packages = " ".join(BROWSER_PACKAGES)
@@ -283,6 +295,8 @@ def prepare_browser() -> str:
         raise Missing("install Chromium or Chrome, and chromedriver")
     if os.geteuid() != 0:
         raise Missing(f"no right to install it: sudo apt-get install {packages}")
+    if not may_install(packages):
+        raise Missing(f"not installed without asking: apt-get install {packages}")
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     apt_get = ["apt-get", "-qq", "-o", "Acquire::Retries=3", "-o", "DPkg::Lock::Timeout=300"]
 

@@ -54,7 +54,8 @@ def run(options: ErrandOptions, sources: SourceOptions, own: Bundle | None, vers
     if options.completion or options.completion_bash:
         from server.options import shells
 
-        print(shells.completion(options.completion or "bash"), end="")
+        own_name = program.own_file().name if program.is_frozen() else ""
+        print(shells.completion(options.completion or "bash", own_name), end="")
     elif options.man:
         from server.options import shells
 

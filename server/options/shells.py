@@ -8,6 +8,7 @@ change."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from server.options.row import Option
@@ -29,9 +30,10 @@ EXIT_STATUS = (
 )
 
 
-def completion(shell: str) -> str:
-    """The script for bash, zsh, fish or powershell."""
-    return WRITERS[shell]()
+def completion(shell: str, own_name: str = "") -> str:
+    """The script for bash, zsh, fish or powershell. `own_name`: what the user's copy of the program is called."""
+    is_new = own_name not in COMMANDS and re.fullmatch(r"\w[\w.+-]*", own_name)
+    return WRITERS[shell]((*COMMANDS, own_name) if is_new else COMMANDS)
 
 
 def values_of(option: Option) -> tuple[str, ...]:
@@ -53,23 +55,28 @@ def summary(option: Option, limit: int = 90) -> str:
 # ---- shells ----------------------------------------------------------------------------------------------------------
 
 
-def bash() -> str:
-    """Files after options that take one, words after those that take words, else the flags."""
+def bash(commands: Sequence[str]) -> str:
+    """Words after options that take words, folders and files by bash's own means, which quote them, else the flags.
+
+    Bash takes `--option=value` for three words; `-o default` completes files where nothing is offered."""
     lines = [
         "_llama_srv() {",
         "    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]}",
+        "    COMPREPLY=()",
+        "    if [[ $word == = ]]; then word=; elif [[ $before == = ]]; then before=${COMP_WORDS[COMP_CWORD-2]}; fi",
         "    case $before in",
     ]
     for option in OPTIONS:
         answer = _bash_values(option)
         if option.type is not None and answer:
-            lines.append(f'        {"|".join(option.flags)}) COMPREPLY=($(compgen {answer} -- "$word")); return ;;')
+            lines.append(f"        {'|'.join(option.flags)}) {answer}; return ;;")
     flags = " ".join(flag for option in OPTIONS for flag in flags_of(option))
     lines += [
         "    esac",
+        "    [[ $word == -* ]] || [[ -z $word && $before != = ]] || return",
         f"    COMPREPLY=($(compgen -W '{flags}' -- \"$word\"))",
         "}",
-        f"complete -o default -F _llama_srv {' '.join(COMMANDS)} ./llama-srv ./llama_srv.py",
+        f"complete -o default -F _llama_srv {' '.join(commands)}",
         "",
     ]
     return "\n".join(lines)
@@ -77,13 +84,13 @@ def bash() -> str:
 
 def _bash_values(option: Option) -> str:
     if option.choices:
-        return f"-W '{' '.join(values_of(option))}'"
-    return "-d" if option.metavar in FOLDERS else "-f" if option.metavar in FILES else ""
+        return f"COMPREPLY=($(compgen -W '{' '.join(values_of(option))}' -- \"$word\"))"
+    return "compopt -o dirnames" if option.metavar in FOLDERS else ":" if option.metavar in FILES else ""
 
 
-def zsh() -> str:
+def zsh(commands: Sequence[str]) -> str:
     """One specification for `_arguments` per flag; spellings of one option exclude each other unless it may repeat."""
-    lines = [f"#compdef {' '.join(COMMANDS)}", "_arguments \\"]
+    lines = [f"#compdef {' '.join(commands)}", "_arguments \\"]
     for option in OPTIONS:
         others = "*" if option.repeat else f"({' '.join(flags_of(option))})"
         for flag in flags_of(option):
@@ -108,7 +115,7 @@ def _zsh(text: str) -> str:
     return text.replace("'", "'\\''")
 
 
-def fish() -> str:
+def fish(commands: Sequence[str]) -> str:
     """One `complete` line per option and command."""
     lines = []
     for option in OPTIONS:
@@ -128,11 +135,11 @@ def fish() -> str:
                 else " -x"
             )
         text = summary(option).replace("\\", "\\\\").replace("'", "\\'")
-        lines += [f"complete -c {command} {kinds}{value} -d '{text}'" for command in COMMANDS]
+        lines += [f"complete -c {command} {kinds}{value} -d '{text}'" for command in commands]
     return "\n".join(lines) + "\n"
 
 
-def powershell() -> str:
+def powershell(commands: Sequence[str]) -> str:
     """A native completer over a table of flags; what it doesn't know is left to PowerShell, which completes paths."""
     rows, words = [], []
     for option in OPTIONS:
@@ -141,7 +148,7 @@ def powershell() -> str:
         if option.choices:
             values = ", ".join(f"'{word}'" for word in values_of(option))
             words += [f"    '{flag}' = @({values})" for flag in option.flags]
-    names = ", ".join(f"'{name}'" for name in COMMANDS)
+    names = ", ".join(f"'{name}'" for name in commands)
     return "\n".join(
         (
             # a hash table of PowerShell knows no capitals, and -c and -C are two flags
@@ -164,7 +171,7 @@ def powershell() -> str:
     )
 
 
-WRITERS: dict[str, Callable[[], str]] = {"bash": bash, "zsh": zsh, "fish": fish, "powershell": powershell}
+WRITERS: dict[str, Callable[[Sequence[str]], str]] = {"bash": bash, "zsh": zsh, "fish": fish, "powershell": powershell}
 
 
 # ---- the manual page -------------------------------------------------------------------------------------------------

@@ -84,6 +84,18 @@ def test_systemd_accepts_the_unit(tmp_path):
     assert (done.returncode, complaints) == (0, [])
 
 
+def test_systemd_finds_the_service_hardly_exposed():
+    """0 is best; 10 is a service without any restriction."""
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("only on machines with systemd-analyze")
+    command = ["systemd-analyze", "security", "--offline=true", str(INSTALL / "llama-srv.service")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if "unrecognized option" in done.stderr:
+        pytest.skip("only with systemd 250 or newer")
+    level = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert level and float(level[1]) <= 3, done.stdout + done.stderr
+
+
 def test_the_property_list_is_one_and_restarts_only_after_a_fault():
     with open(INSTALL / "llama-srv.plist", "rb") as file:
         plist = plistlib.load(file)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import types
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -166,8 +167,36 @@ def test_installing_a_browser_is_tried_again(script, monkeypatch):
     monkeypatch.setattr(script.os, "geteuid", lambda: 0, raising=False)
     monkeypatch.setattr(script.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setenv("CI", "true")
     assert script.prepare_browser().startswith("installed")
     assert installs == [False, True, False, True]
+
+
+@pytest.mark.parametrize(
+    "is_terminal, answer, is_installed", [(False, "y", False), (True, "", False), (True, "y", True)]
+)
+def test_outside_ci_nothing_is_installed_into_the_system_without_a_yes(
+    script, monkeypatch, is_terminal, answer, is_installed
+):
+    calls = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        calls.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="")
+
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setattr(script, "browser_found", lambda: "/usr/bin/chromedriver" if calls else "")
+    monkeypatch.setattr(script.shutil, "which", lambda name: "/usr/bin/apt-get")
+    monkeypatch.setattr(script.os, "geteuid", lambda: 0, raising=False)
+    monkeypatch.setattr(script.subprocess, "run", run)
+    monkeypatch.setattr(script.sys, "stdin", types.SimpleNamespace(isatty=lambda: is_terminal))
+    monkeypatch.setattr("builtins.input", lambda question: answer)
+    if is_installed:
+        assert script.prepare_browser().startswith("installed")
+    else:
+        with pytest.raises(script.Missing, match="apt-get install chromium"):
+            script.prepare_browser()
+    assert bool(calls) == is_installed
 
 
 @pytest.mark.parametrize("codes, is_there", [([1, 1, 0], True), ([1, 1, 1], False)])

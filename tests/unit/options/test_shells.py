@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
+import select
 import shutil
+import struct
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from server.options import shells
 from server.options.row import Option
 from server.options.table import OPTIONS
+from tests.support import PATIENCE
+
+if os.name == "posix":
+    import fcntl
+    import termios
 
 FLAGS = [flag for option in OPTIONS for flag in option.flags + option.off_flags]
 CHECKS = {
@@ -48,25 +57,76 @@ def test_the_shell_accepts_its_script(shell, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def complete(line: str, cwd: object) -> list[str]:
-    """What bash offers at the end of `line`."""
-    words = line.split(" ")
-    script = (
-        f"{shells.completion('bash')}\nCOMP_WORDS=({' '.join(map(repr, words))})\nCOMP_CWORD={len(words) - 1}\n"
-        'COMPREPLY=()\n_llama_srv\nprintf "%s\\n" "${COMPREPLY[@]}"'
+def complete(line: str, cwd: Path, own_name: str = "") -> list[str]:
+    """The arguments that the program gets when somebody types `line` in bash, and has it insert all completions."""
+    import pty
+
+    command = line.split()[0].rpartition("/")[2]
+    script = cwd / "completion.bash"
+    show = f"{command}() {{ printf '<%s>\\n' \"$@\" E''ND; }}"
+    script.write_text(f"{shells.completion('bash', own_name)}\nPS1='$ '\n{show}\n")
+    ours, theirs = pty.openpty()
+    environment = {"PATH": os.environ["PATH"], "TERM": "dumb", "INPUTRC": "/dev/null"}
+    # a wide terminal: readline breaks long lines
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 5000, 0, 0))
+    shell = subprocess.Popen(
+        ["bash", "--noprofile", "--rcfile", str(script), "-i"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=cwd,
+        env=environment,
+        start_new_session=True,
     )
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, cwd=cwd, check=True)
-    return done.stdout.split()
+    os.close(theirs)
+    try:
+        read_until(ours, b"$ ")
+        os.write(ours, line.encode() + b"\x1b*\n")  # M-*: insert-completions
+        said = read_until(ours, b"<END>").decode()
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(ours)
+    return re.findall(r"(?m)^<(.*)>\r?$", said.partition("\n")[2])[:-1]
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="only on machines with bash")
+def read_until(terminal: int, wanted: bytes) -> bytes:
+    said = b""
+    while wanted not in said:
+        assert select.select([terminal], [], [], PATIENCE)[0], said
+        said += os.read(terminal, 4096)
+    return said
+
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), reason="only on machines with bash")
 def test_bash_offers_flags_words_files_and_folders(tmp_path):
-    (tmp_path / "model.gguf").touch()
-    (tmp_path / "models").mkdir()
+    (tmp_path / "my model.gguf").touch()
+    (tmp_path / "my models").mkdir()
+    (tmp_path / "mix").mkdir()
     assert complete("llama-srv --ctx-s", tmp_path) == ["--ctx-size"]
-    assert complete("llama-srv --compat ", tmp_path) == ["modern", "2024"]
-    assert sorted(complete("llama-srv -m mod", tmp_path)) == ["model.gguf", "models"]
-    assert complete("llama-srv --libs mod", tmp_path) == ["models"]
+    assert complete("llama-srv --compat ", tmp_path) == ["--compat", "2024", "modern"]
+    assert complete("llama-srv -m my", tmp_path) == ["-m", "my model.gguf", "my models"]
+    assert complete("llama-srv -m my\\ model.", tmp_path) == ["-m", "my model.gguf"]
+    assert complete("llama-srv --libs my", tmp_path) == ["--libs", "my models"]
+    assert complete("llama-srv my\\ model.", tmp_path) == ["my model.gguf"]
+
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), reason="only on machines with bash")
+def test_bash_completes_behind_an_equals_sign(tmp_path):
+    (tmp_path / "my model.gguf").touch()
+    (tmp_path / "mix").mkdir()
+    assert complete("llama-srv --compat=m", tmp_path) == ["--compat=modern"]
+    assert complete("llama-srv --log-format=j", tmp_path) == ["--log-format=json"]
+    assert complete("llama-srv --model=my", tmp_path) == ["--model=my model.gguf"]
+    assert complete("llama-srv --libs=m", tmp_path) == ["--libs=mix"]
+
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), reason="only on machines with bash")
+def test_a_program_completes_under_the_name_that_it_has(tmp_path):
+    assert complete("llama-srv-linux-x64-cpu --ctx-s", tmp_path, "llama-srv-linux-x64-cpu") == ["--ctx-size"]
+    for shell in CHECKS:
+        assert "llama-srv-x" in shells.completion(shell, "llama-srv-x")
+        assert shells.completion(shell, "my app; rm -r /") == shells.completion(shell)
 
 
 @pytest.mark.skipif(not shutil.which("fish"), reason="only on machines with fish")
