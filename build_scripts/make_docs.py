@@ -51,7 +51,7 @@ OPTIONS_HEAD = """\
 
 <!-- Written by build_scripts/make_docs.py from server/options/parser.py; don't edit. -->
 
-`python llama_srv.py -m MODEL.gguf [options]`. Every flag also takes `--flag=value`. An option that has a variable in
+`python llama_srv.py MODEL.gguf [options]`. Every flag also takes `--flag=value`. An option that has a variable in
 the column "environment" can be set there. The command line wins over the environment, that over the file that
 `--config` names, and that over the defaults. Switches take no value on the command line; elsewhere they are
 `1`/`on`/`true`/`yes` or `0`/`off`/`false`/`no`. A mistake ends the program before it starts, with one line that names

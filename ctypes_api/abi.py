@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ctypes_api.errors import LibsIncompatible
+from ctypes_api.errors import LibsIncompatible, advice
 from ctypes_api.folder import FETCH
 
 EXPECTED = "llama.cpp v0.5.0"
@@ -184,7 +184,8 @@ def read_layout(path: Path) -> Layout | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise LibsIncompatible(
-            f"{path} is no layout file of build_scripts/make_layout.py ({error!r}): make it again or remove it"
+            f"{path} is no layout file ({error!r}): remove it"
+            + advice(" or make it again with build_scripts/make_layout.py", "")
         ) from None
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ctypes_api.errors import LibsBroken, LibsIncompatible
+from ctypes_api.errors import LibsBroken, LibsIncompatible, advice
 
 BASELINE = "v0.4.0"  # the oldest llama.cpp whose libraries we accept; rows without `since` are in it
 
@@ -104,8 +104,9 @@ def bind(rows: Iterable[Row], resolve: Resolver, into: Functions, *, version: st
     if missing:
         raise LibsBroken(
             f"{where} ({version or 'version unknown'}) lacks {len(missing)} function(s) that llama.cpp "
-            f"{BASELINE} and newer have: {', '.join(missing)}; run `python build_scripts/fetch_libs.py` or "
-            f"choose another folder with --libs"
+            f"{BASELINE} and newer have: {', '.join(missing)}; "
+            + advice("run `python build_scripts/fetch_libs.py` or ", "")
+            + "choose another folder with --libs"
         )
 
 

@@ -1,10 +1,12 @@
 """Errors of the native layer: each is one line that says what is wrong and what to do next.
 
-Raised on whatever thread calls into `ctypes_api`; imports nothing. `server/` decides what a client gets to
-see.
+Raised on whatever thread calls into `ctypes_api`; imports nothing of the product. `server/` decides what a client gets
+to see.
 """
 
 from __future__ import annotations
+
+import sys
 
 
 class LibsError(Exception):
@@ -25,3 +27,8 @@ class LibsIncompatible(LibsError):
 
 class ModelLoadError(LibsError):
     """A model, adapter or projector file could not be loaded; carries the last native error lines."""
+
+
+def advice(source: str, frozen: str) -> str:
+    """What to do: `source` may name the scripts of a checkout, which an executable doesn't bring along."""
+    return frozen if getattr(sys, "frozen", False) else source

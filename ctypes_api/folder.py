@@ -19,10 +19,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ctypes_api.errors import LibsBroken, LibsNotFound
+from ctypes_api.errors import LibsBroken, LibsNotFound, advice
 
 ENVIRONMENT = "LLAMA_SRV_LIBS"
-FETCH = "run `python build_scripts/fetch_libs.py`"
+FETCH = advice(
+    "run `python build_scripts/fetch_libs.py`", "get this program again (its libraries are missing or damaged)"
+)
 FALLBACK = "fallback"  # subfolder of second builds of a backend, e.g. for older drivers
 BACKENDS = ("cuda", "metal", "vulkan", "hip", "sycl", "musa", "cann", "opencl", "cpu")  # best first
 SYSTEMS = {"darwin": "macos", "win32": "windows"}
@@ -165,8 +167,8 @@ def _one(paths: list[Path]) -> Path:
     if len(set(real.values())) > 1:
         names = ", ".join(path.name for path in real)
         raise LibsBroken(
-            f"{paths[0].parent} holds different builds of one library ({names}): keep one, or "
-            f"import the folder with fetch_libs.py --from"
+            f"{paths[0].parent} holds different builds of one library ({names}): keep one"
+            + advice(", or import the folder with fetch_libs.py --from", "")
         )
     return next(iter(real))
 
@@ -194,5 +196,5 @@ def _read_manifest(folder: Path) -> dict:
         and all(isinstance(facts, dict) for facts in manifest.get("files", {}).values())
     )
     if not is_known:
-        raise LibsBroken(f"{path} is no manifest of fetch_libs.py: {FETCH}")
+        raise LibsBroken(f"{path} is no manifest: {FETCH}")
     return manifest

@@ -21,7 +21,7 @@ from typing import Any
 
 from ctypes_api import abi, ggml, llama, llama_types
 from ctypes_api.binding import Functions, bind, from_addresses, from_handle
-from ctypes_api.errors import LibsBroken, LibsError, LibsNotFound
+from ctypes_api.errors import LibsBroken, LibsError, LibsNotFound, advice
 from ctypes_api.folder import FETCH, LibraryFiles, find_folder, platform_name, read_folder
 from ctypes_api.layout import LAYOUT
 from ctypes_api.native_log import LogCallback, NativeLog
@@ -170,8 +170,11 @@ def _open_mtmd(libs: Libs) -> Functions:
     path = libs.files.mtmd
     if path is None:
         raise LibsNotFound(
-            f"{libs.folder} holds no libmtmd, which images and audio need: run "
-            f"`python build_scripts/fetch_libs.py --with-mtmd`"
+            f"{libs.folder} holds no libmtmd, which images and audio need: "
+            + advice(
+                "run `python build_scripts/fetch_libs.py --with-mtmd`",
+                "name a folder of libraries that has it with --libs",
+            )
         )
     handle = _open_library(path)
     functions = Functions(handle)

@@ -27,7 +27,7 @@ from server.errands import one_shot
 from server.errands.bundle import Bundle, BundleError
 from server.errands.one_shot import ModelPlace
 from server.errands.tuned import chosen, remember
-from server.errors import StartError
+from server.errors import FAILED, MISCONFIGURED, PassingError, StartError
 from server.log import LogFileError, get_logger
 from server.model_files import host_cpus
 from server.model_sources import libs_folder, read_model, tunable
@@ -36,6 +36,8 @@ from server.options.row import OptionError
 
 VERSION = "0.1.0"
 SWITCH_INTERVAL_S = 0.0005
+STOPPING = ("SIGINT", "SIGTERM", "SIGBREAK")
+"""Signals that ask for an end; the last one is Ctrl-Break, on Windows only."""
 TUNE_CTX = 1024  # tokens of each slot while steps are measured
 
 log = get_logger("app")
@@ -71,7 +73,7 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
         return serve(options, own, argv, process) if code is None else code
     except (OptionError, StartError, BundleError, LogFileError, LibsError) as error:
         logging_setup.say(f"error: {error}", sys.stderr)
-        return 1
+        return FAILED if isinstance(error, PassingError) else MISCONFIGURED
 
 
 def measure(options: Options, names: str, argv: Sequence[str]) -> int:
@@ -159,8 +161,9 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
     leave: list[Callable[[], None]] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _on_signal(stop, leave))
+    for name in STOPPING:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_: _on_signal(stop, leave))
     transport = make_transport(options.engines, model.engine_timeout, config, process)
     engine = EngineClient(transport, lambda: open_vocab(config), options.http.max_text << 20, model.context_shift)
     if place.name and not model.aliases:  # a bundle says what its model is called

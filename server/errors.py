@@ -1,4 +1,4 @@
-"""The two exceptions with a line for the user: one becomes an HTTP answer, the other ends a start.
+"""The exceptions with a line for the user: one becomes an HTTP answer, the others end a start.
 
 A leaf: any module of `server` may raise them. Validation never answers by itself: the HTTP edge
 (`server.web.connection`) catches an `ApiError` and gives it the shape that the route's clients expect.
@@ -78,3 +78,11 @@ class StartError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+
+class PassingError(StartError):
+    """Why it can't be started now; the same start may succeed later, as when a port is free again."""
+
+
+FAILED, MISCONFIGURED = 1, 2
+"""Exit codes: something went wrong that may be otherwise next time; somebody has to change something first."""

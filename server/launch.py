@@ -21,7 +21,9 @@ from ctypes_api.errors import LibsError
 from ctypes_api.folder import find_folder
 from server import program
 from server.engine.client import spawn
+from server.errands import double_click
 from server.errands.tuned import chosen
+from server.errors import FAILED, MISCONFIGURED
 from server.options.groups import Options, group
 from server.options.parser import OptionError, parse, usage
 
@@ -34,10 +36,18 @@ NO_MEMORY = "there is not enough memory, or a limit such as ulimit -v allows too
 
 
 def main(argv: Sequence[str]) -> int:
-    """The whole program; the exit code: 0 after a clean stop, 1 for anything that went wrong."""
+    """The whole program; the exit code, see `shells.EXIT_STATUS`."""
     program.open_standard_streams()
+    is_click = double_click.is_one(argv)
+    code = _main(argv, is_click)
+    if code and is_click:
+        double_click.hold()
+    return code
+
+
+def _main(argv: Sequence[str], is_click: bool) -> int:
     try:
-        code = _run(argv)
+        code = _run(argv, is_click)
         if sys.stdout is not None:
             sys.stdout.flush()
         return code
@@ -58,21 +68,27 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _fail(why: str) -> int:
+def _fail(why: str, code: int = FAILED) -> int:
     _drop_output()
     if sys.stderr is not None:
         print(f"error: {why}", file=sys.stderr)
-    return 1
+    return code
 
 
-def _run(argv: Sequence[str]) -> int:
+def _run(argv: Sequence[str], is_click: bool) -> int:
     try:
         own = own_bundle()
-        options = group(parse(argv, os.environ, bundled=own.defaults if own else ()))
+        bundled = own.defaults if own else ()
+        options = group(parse(argv, os.environ, bundled=bundled))
+        if is_click:
+            sources = options.model.sources
+            argv = double_click.words(argv, bool(own or sources.model or sources.must_fetch))
+            options = group(parse(argv, os.environ, bundled=bundled))
     except OptionError as error:
-        return _fail(str(error))
+        return _fail(str(error), MISCONFIGURED)
     if options.errands.help:
-        print(usage(program=program.program().removeprefix("python ")), flush=True)
+        name = program.program().removeprefix("python ")
+        print(usage(program=name, is_short=options.errands.help == "short"), flush=True)
         return 0
     room = address_space()
     if room is not None and room < MIN_ADDRESS_SPACE:

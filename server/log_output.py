@@ -27,6 +27,8 @@ from queue import SimpleQueue
 from typing import TextIO
 
 FILE_MODE = 0o640  # verbose lines hold prompts
+APPEND = 0x4 | 0x80 | 0x100000  # FILE_APPEND_DATA, FILE_READ_ATTRIBUTES, SYNCHRONIZE
+SHARE_ALL, OPEN_ALWAYS, NORMAL = 7, 4, 0x80
 MAX_WAITING = 8 << 20
 """Characters that may wait; a longer line is taken where none waits."""
 MAX_WRITE = 1 << 16
@@ -212,15 +214,20 @@ class StreamSink(Sink):
 
 
 class FileSink(Sink):
-    """A file that is appended to, without a buffer. LogFileError if it can't be opened."""
+    """A file that is appended to, without a buffer. LogFileError if it can't be opened. Where there is no SIGHUP to say
+    so (`is_followed`), it finds out by itself that the file was moved, and makes a new one."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], is_followed: bool = os.name == "nt") -> None:
         super().__init__()
         self.path = Path(path)
+        self._is_followed = is_followed
         self._raw = self._open()
 
     def write(self, text: str) -> None:
         """One write per call, so that lines of several processes don't mix."""
+        if self._is_followed and not self._has_name():
+            with contextlib.suppress(LogFileError):
+                self.reopen()
         self._write_all(self._raw, text.encode("utf-8", "backslashreplace"))
 
     def reopen(self) -> None:
@@ -234,12 +241,35 @@ class FileSink(Sink):
         """Idempotent."""
         self._raw.close()
 
+    def _has_name(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._raw.fileno()))
+        except OSError:
+            return False
+
     def _open(self) -> io.RawIOBase:
         try:
-            return open(self.path, "ab", buffering=0, opener=lambda path, flags: os.open(path, flags, FILE_MODE))
+            return open(self.path, "ab", buffering=0, opener=opener)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             raise LogFileError(
                 f"the log file {self.path} can't be written ({reason}): choose another one "
                 "with --log-file, or --log-disable"
             ) from None
+
+
+def open_private(path: str, flags: int) -> int:
+    """A descriptor of the file, which is for its owner and their group."""
+    return os.open(path, flags, FILE_MODE)
+
+
+def open_shared(path: str, flags: int) -> int:
+    """A descriptor for appending that lets others move and remove the open file, as Python's own on Windows doesn't."""
+    import _winapi  # only on Windows
+    import msvcrt
+
+    handle = _winapi.CreateFile(os.fspath(path), APPEND, SHARE_ALL, 0, OPEN_ALWAYS, NORMAL, 0)
+    return msvcrt.open_osfhandle(handle, flags)
+
+
+opener = open_shared if os.name == "nt" else open_private

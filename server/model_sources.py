@@ -16,7 +16,7 @@ from server.errands import one_shot
 from server.errands.bundle import Bundle
 from server.errands.one_shot import ModelPlace, place_in, place_of
 from server.errands.tuned import chosen
-from server.errors import StartError
+from server.errors import PassingError, StartError
 from server.log import get_logger
 from server.model_files import host_cpus
 from server.model_files.checks import check_all, check_model_file, check_ranker
@@ -28,12 +28,13 @@ from server.options.row import OptionError
 from server.options.speculation import DRAFT, NGRAM
 from server.options.table import POOLING
 
-NO_MODEL = """no model given. Three ways to get going:
-  python llama_srv.py -m model.gguf       serve a GGUF file that you have
+NO_MODEL = program.advice(
+    """no model given. Three ways to get going:
+  python llama_srv.py model.gguf          serve a GGUF file that you have
   python build_scripts/quickstart.py      fetch the libraries and a small model, and serve it
-  LLAMA_ARG_MODEL=model.gguf              name the file in the environment (see --help for all options)"""
-
-NO_MODEL_FROZEN = "no model given: {program} -m model.gguf serves a GGUF file that you have; --help lists all options"
+  LLAMA_ARG_MODEL=model.gguf              name the file in the environment (see --help for the options)""",
+    "no model given: {program} model.gguf serves a GGUF file that you have; --help lists the options",
+)
 
 log = get_logger("app")
 
@@ -75,7 +76,7 @@ def find_model(options: ModelOptions, downloads: DownloadOptions, own: Bundle | 
     elif own:
         place = place_in(own)
     else:
-        raise OptionError(NO_MODEL if not program.is_frozen() else NO_MODEL_FROZEN.format(program=program.program()))
+        raise OptionError(NO_MODEL.format(program=program.program()))
     parts = check_all(
         place.path,
         {"--lora": [adapter for adapter, _ in sources.lora]},
@@ -125,9 +126,9 @@ def repository_projector(repo: str, downloads: DownloadOptions, model: str, libs
     """
     if not any("mtmd" in path.name for path in Path(libs).iterdir()):
         log.info(
-            "whether %s has a projector isn't looked at: there is no libmtmd here (build_scripts/fetch_libs.py "
-            "--with-mtmd)",
+            "whether %s has a projector isn't looked at: there is no libmtmd here%s",
             repo,
+            program.advice(" (build_scripts/fetch_libs.py --with-mtmd)", ""),
         )
         return ""
     from server.download import DownloadError, fetch_projector
@@ -152,7 +153,7 @@ def fetch(
     path: str | None = None,
     sha256: str | None = None,
 ) -> str:
-    """The path of what `download.fetch_model` fetches or has; OptionError if that can't be had."""
+    """The path of what `download.fetch_model` fetches or has; PassingError if that can't be had."""
     from server.download import DownloadError, fetch_model
 
     try:
@@ -160,7 +161,7 @@ def fetch(
             url, repo, file, path=path, offline=downloads.offline, sha256=sha256, token=downloads.hf_token
         )
     except DownloadError as error:
-        raise OptionError(str(error)) from None
+        raise PassingError(str(error)) from None
     return str(found)
 
 

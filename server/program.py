@@ -35,6 +35,11 @@ def is_frozen() -> bool:
     return bool(getattr(sys, "frozen", False))
 
 
+def advice(source: str, frozen: str) -> str:
+    """What to do: `source` may name the scripts of a checkout, which an executable doesn't bring along."""
+    return frozen if is_frozen() else source
+
+
 def program() -> str:
     """How the user starts this program, for help and messages."""
     return own_file().name if is_frozen() else "python llama_srv.py"

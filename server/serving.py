@@ -13,14 +13,14 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from server import program
+from server import errors, program
 from server.api.context import Context
 from server.api.request import constraints
 from server.api.routes import routes
 from server.engine.client.engine_client import EngineClient
 from server.engine.seam.task import FAILED, READY, RESTARTING
 from server.errands import one_shot
-from server.errors import ApiError
+from server.errors import MISCONFIGURED, ApiError, PassingError
 from server.log import get_logger, say
 from server.models.model import Model, Models, read_system_prompt
 from server.options.groups import HttpOptions, Options, TemplateOptions
@@ -53,6 +53,7 @@ def serve(
         constraints.read_constraint({}, options.model.requests.values)  # a bad --grammar is told now
         system_prompt = read_prompt_file(options.model.system_prompt_file)
         context = make_context(options, engine, model)
+        context.models.is_prepared = False
         keys = edge.KeyFiles(http)
         server = make_server(http, context, keys)
         house = Housekeeping(options.service, http, path, server, keys, engine, stop.set)
@@ -75,7 +76,9 @@ def serve(
             house.close()
             if janitor is not None:
                 janitor.close()
-    except (ApiError, BindError, RunFileError) as error:
+    except BindError as error:
+        raise PassingError(str(error)) from None
+    except (ApiError, RunFileError) as error:
         raise OptionError(str(error)) from None
 
 
@@ -131,7 +134,7 @@ def _wait(
     stop: threading.Event,
     system_prompt: object,
 ) -> int:
-    """Until a signal (0) or the end of the engine (1). The waits are short: a signal can't end a long one on
+    """Until a signal (0) or the end of the engine (1 or 2). The waits are short: a signal can't end a long one on
     Windows."""
     model = context.models.default
     while not stop.is_set() and not engine.wait_until_loaded(0.2):
@@ -143,6 +146,7 @@ def _wait(
             model.set_system_prompt(system_prompt)
         if info.is_generative:
             check_chat_template(options.model.template, model)
+        context.models.is_prepared = True
         log.info(
             "%s: %d slots, %d tokens of context each, llama.cpp %s %s",
             info.desc,
@@ -168,7 +172,7 @@ def _wait(
         house.tick()
     if not stop.is_set():
         say(f"error: {engine.error or 'the engine ended by itself; see the log above'}", sys.stderr)
-        return 1
+        return MISCONFIGURED if engine.is_refused else errors.FAILED
     log.info("stopping; running requests have %g s to finish", options.service.drain)
     return 0
 

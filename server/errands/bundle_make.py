@@ -30,7 +30,7 @@ from server.errands.bundle import (
     side_file,
     tail_of,
 )
-from server.program import shows_progress
+from server.program import advice, shows_progress
 
 BLOCK = 8 << 20
 GGUF_MAGIC = b"GGUF"
@@ -160,8 +160,8 @@ def _program_size(base: Path) -> int:
         raise BundleError(f"--base {base} can't be read: {error.strerror}") from None
     if not start.startswith((ONE_FILE_START, WINDOWS_START)):
         raise BundleError(
-            f"{base} is not the one-file program: name it with --base (llama-srv-PLATFORM-BACKEND, made "
-            "by build_scripts/build_exe.py)"
+            f"{base} is not the one-file program: name it with --base (llama-srv-PLATFORM-BACKEND"
+            + advice(", made by build_scripts/build_exe.py)", ")")
         )
     bundle = read(base)
     size = base.stat().st_size

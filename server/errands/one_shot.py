@@ -19,8 +19,9 @@ from server.records import record
 
 NO_BUNDLE = "this program holds no model: name a bundle with -m FILE, or make one with --bundle MODEL.gguf"
 NO_BASE = (
-    "a bundle needs the one-file program, and this is {what}: name one with --base FILE "
-    "(build_scripts/build_exe.py makes it), or take --side-file"
+    "a bundle needs the one-file program, and this is {what}: name one with --base FILE"
+    + program.advice(" (build_scripts/build_exe.py makes it)", "")
+    + ", or take --side-file"
 )
 
 

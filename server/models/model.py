@@ -96,6 +96,9 @@ class Engine(Protocol):
         """What the threads of the engine's own process are doing."""
 
 
+PREPARING = "Loading model: its system prompt and its chat template are being prepared"
+
+
 @record(frozen=True)
 class SystemPrompt:
     """The prompt all slots start from, and what clients need to build theirs (`/props` shows these two)."""
@@ -201,15 +204,19 @@ class Model:
 
 
 class Models:
-    """The models that are served. One today, which answers to every name."""
+    """The models that are served. One today, which answers to every name. `is_prepared` is False while `serving`
+    sees to what requests depend on besides the engine: the system prompt and the chat template."""
 
     def __init__(self, model: Model) -> None:
         self.default = model
+        self.is_prepared = True
 
     def get(self, name: object = None) -> Model:
         """The model for a request whose `model` is `name`, ready to serve. ApiError 503 while it is loading, 500 if it
         could not be loaded."""
         self.default.engine.require_ready()
+        if not self.is_prepared:
+            raise ApiError(503, PREPARING, headers={"Retry-After": "1"})
         return self.default
 
 

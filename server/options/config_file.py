@@ -1,7 +1,8 @@
 """Reading a config file, INI or JSON, into (key, texts, place) triples. What the keys mean is `parser`' business.
 
-Runs once at start on the main thread. A leaf. Sections are for the reader's eye only. JSON values come out as the texts
-that the command line would have. Mistakes are an `OptionError` that names the file and the line or the place.
+Runs once at start on the main thread. A leaf. Sections are for the reader's eye only, and so is what follows `#` or `;`
+in an INI file, at the beginning of a line or behind a blank, unless it stands in double quotes. JSON values come out as
+the texts that the command line would have. Mistakes are an `OptionError` that names the file and the line or the place.
 
 Not taken: `configparser`. It doesn't tell lines, takes `%` and `:` in values for syntax, and lower-cases keys (`-C`).
 """
@@ -9,6 +10,7 @@ Not taken: `configparser`. It doesn't tell lines, takes `%` and `:` in values fo
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -18,6 +20,8 @@ Setting = tuple[str, tuple[str, ...], str]
 """A key as written, its value as texts (several only for a JSON list), and where it stands."""
 
 MAX_BYTES = 1 << 20
+CONTENT = re.compile(r'(?:"(?:[^"\\]|\\.)*"|"[^"]*"|(?!(?:^|\s)[#;]).)*')
+"""Of a line, without its comment. Quotes may hold escaped ones, as in JSON, or end with a backslash, as in a path."""
 
 
 def read(path: str, names: Collection[str]) -> list[Setting]:
@@ -41,8 +45,8 @@ def read(path: str, names: Collection[str]) -> list[Setting]:
 
 def _ini(text: str, place: str) -> Iterator[Setting]:
     for number, line in enumerate(text.splitlines(), 1):
-        line = line.strip()
-        if not line or line[0] in "#;":
+        line = CONTENT.match(line.strip())[0].rstrip()
+        if not line:
             continue
         where = f"{place} line {number}"
         if line[0] == "[":

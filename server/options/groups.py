@@ -123,7 +123,7 @@ HOW = ("output", "base", "side_file", "defaults")  # what is to be done, the oth
 class ErrandOptions(Group):
     """What to do instead of serving, and how."""
 
-    help: bool
+    help: str | None
     version: bool
     verify: bool
     completion: str | None

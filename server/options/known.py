@@ -62,7 +62,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --spec-draft-cpu-strict-batch,--cpu-strict-batch-draft 0/1
         --spec-draft-prio-batch,--prio-batch-draft N
         --spec-draft-poll-batch,--poll-batch-draft N"""),
-    (REFUSED, SPECULATIVE, "only measures; build_scripts/bench.py does that here", """
+    (REFUSED, SPECULATIVE, "only measures; --bench does that here", """
         --spec-synth-len L $LLAMA_ARG_SPEC_SYNTH_LEN
         --spec-synth-rates P0,P1 $LLAMA_ARG_SPEC_SYNTH_RATES"""),
     (IGNORED, SPECULATIVE, DRAFTS, """

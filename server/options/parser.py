@@ -11,6 +11,7 @@ from what is a default, nor options that are known but refused; with the table a
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from server.options import config_file
 from server.options.groups import ERRAND, Settings, scope_of
 from server.options.known import OTHER_GROUPS, OTHER_OPTIONS
 from server.options.row import IGNORED, SAME, WORKS, Option, OptionError, convert, switch
-from server.options.table import GROUPS, INT_MAX, KV_TYPES, OPTIONS, ROPE_SCALING
+from server.options.table import GROUPS, INT_MAX, KV_TYPES, OPTIONS, ROPE_SCALING, SHORT_HELP
 
 __all__ = [
     "ALL_OPTIONS",
@@ -117,7 +118,8 @@ def _read_argv(source: _Source, argv: Sequence[str]) -> None:
             flag = flag.replace("_", "-")
         option, is_on = source.by_flag.get(flag, (None, True))
         if option is None:
-            raise OptionError(_unknown(word, source.by_flag))
+            _read_model(source, word)
+            continue
         _refuse(option, flag)
         if option.type is None:
             if equals:
@@ -127,6 +129,16 @@ def _read_argv(source: _Source, argv: Sequence[str]) -> None:
         if not equals:
             text = _next_word(option, flag, rest)
         source.set(option, flag, convert(option, flag, text))
+
+
+def _read_model(source: _Source, word: str) -> None:
+    """A word that is no option: the model's file, as it comes when a file is dropped on the program."""
+    option, _ = source.by_flag.get("--model", (None, True))
+    if option is None or word.startswith("-") or not (word.lower().endswith(".gguf") or os.path.isfile(word)):
+        raise OptionError(_unknown(word, source.by_flag))
+    if option.key in source.values:
+        raise OptionError(f"'{word}' would be a second model, after {source.values[option.key]}")
+    source.set(option, word, convert(option, word, word))
 
 
 def _next_word(option: Option, flag: str, rest: list[str]) -> str:
@@ -139,7 +151,7 @@ def _next_word(option: Option, flag: str, rest: list[str]) -> str:
 
 def _unknown(word: str, by_flag: Mapping[str, tuple[Option, bool]]) -> str:
     if not word.startswith("-"):
-        return f"'{word}' is not an option (is a -m missing before the model file?); --help lists them"
+        return f"'{word}' is neither an option nor a file (the model, for example); --help lists the options"
     word = word.partition("=")[0]  # what follows may be a secret
     return f"unknown option {word}{_did_you_mean(word, by_flag)}"
 
@@ -302,14 +314,18 @@ def compat_rows() -> list[tuple[str, str, str, str]]:
     return rows + list(SHAPES_2024)
 
 
-def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py") -> str:
-    """The text of `--help`, in groups, as wide as the terminal."""
+def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_short: bool = False) -> str:
+    """The text of `--help all`, or of `--help`, in groups, as wide as the terminal."""
     import shutil  # here, because only --help needs it
     import textwrap
 
     width = max(min(shutil.get_terminal_size((100, 25)).columns, 110), 50)
     about = "Serves a language model over HTTP, on this machine and without a network."
-    lines = [f"usage: {program} -m MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
+    lines = [f"usage: {program} MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
+    if is_short:
+        shown = [option for option in table if option.name in SHORT_HELP]
+        lines += [line for option in shown for line in _help_lines(option, width, is_short)]
+        return "\n".join([*lines, "", f"--help all shows all {len(table)} options, and where else they can be set."])
     for group in dict.fromkeys(option.group for option in table):
         lines.append(f"{group}:")
         for option in table:
@@ -325,16 +341,16 @@ def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py") -> s
     return "\n".join(lines)
 
 
-def _help_lines(option: Option, width: int) -> list[str]:
+def _help_lines(option: Option, width: int, is_short: bool = False) -> list[str]:
     flags = ", ".join(option.flags + option.off_flags) + (f" {option.metavar}" if option.type is not None else "")
     text = option.help
     if "default" not in text and option.type is not None and option.default not in (None, ()):
         text += f" (default {option.shown(option.default)})" if option.shown(option.default) else ""
     elif option.type is None and option.default:
         text += " (default on)"
-    if option.default_2024 is not SAME:
+    if option.default_2024 is not SAME and not is_short:
         text += f" (2024: {option.shown(option.default_2024)})"
-    if option.env:
+    if option.env and not is_short:
         text += f" [{option.env}]"
     margin = 30 if width >= 80 else 8
     import textwrap

@@ -25,7 +25,16 @@ connection to the outside is opened unless an option asks for a download.
 """
 EXIT_STATUS = (
     ("0", "after a clean stop (Ctrl-C, SIGTERM), or after showing what was asked for"),
-    ("1", "for anything that went wrong; one line on standard error says what to do"),
+    (
+        "1",
+        "when something went wrong that may be otherwise next time: a port in use, a download, too little memory, an "
+        "engine that can't be kept alive; one line on standard error says what",
+    ),
+    (
+        "2",
+        "when an option, the model or another file has to be changed first, and trying again is no use; one line on "
+        "standard error says what to do",
+    ),
     ("130", "when a second signal ended it at once"),
 )
 
@@ -185,12 +194,10 @@ def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
         "llama\\-srv \\- serve a language model over HTTP, on this machine",
         ".SH SYNOPSIS",
         ".B llama\\-srv",
-        ".B \\-m",
         ".I MODEL.gguf",
         "[options]",
         ".br",
         ".B python llama_srv.py",
-        ".B \\-m",
         ".I MODEL.gguf",
         "[options]",
         ".SH DESCRIPTION",

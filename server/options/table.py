@@ -29,9 +29,14 @@ LOAD_MODES = {"auto": -1, "none": 0, "mmap": 1, "mlock": 2, "mmap+mlock": 3, "di
 LAZY_MODES = {"off": 0, "auto": 1, "on": 2}
 SHELLS = ("bash", "zsh", "fish", "powershell")
 NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}
+SHORT_HELP = ("help", "version", "completion", "config", "tune", "model", "alias", "hf_repo", "ctx_size", "parallel",
+              "n_predict", "system_prompt_file", "chat_template_file", "mmproj", "threads", "n_gpu_layers", "dry_run",
+              "embeddings", "reranking", "open", "host", "port", "api_key", "temperature", "log_file", "verbose")
+"""What `--help` shows; the rest is in `--help all`."""
 
 OPTIONS: tuple[Option, ...] = (
-    Option("help", ("-h", "--help", "--usage"), "show this help and exit", GENERAL, None, False),
+    Option("help", ("-h", "--help", "--usage"), "show the options that most people want, with all every one, and exit",
+           GENERAL, metavar="[all]", choices={"short": "short", "all": "all"}, bare="short"),
     Option("version", ("--version",), "show the versions of the server and of llama.cpp and exit", GENERAL, None,
            False),
     Option("verify", ("--verify",), "compare the files of this program and of llama.cpp with their checksums, and exit",

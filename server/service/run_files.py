@@ -65,7 +65,8 @@ class RunFiles:
         if self._pid:
             self._pid.write(f"{os.getpid()}\n")
         if self._state:
-            self._state.write(json.dumps({"state": state, "pid": os.getpid(), **fields}, ensure_ascii=False) + "\n")
+            text = json.dumps({"state": state, "pid": os.getpid(), **fields}, ensure_ascii=False) + "\n"
+            self._state.write(text.encode("utf-8", "backslashreplace").decode())  # bytes of names that are no UTF-8
 
     def remove(self) -> None:
         """Both, if they are ours."""

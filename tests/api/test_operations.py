@@ -6,18 +6,22 @@ import json
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 from unittest.mock import patch
 
 import pytest
 
+from server import serving
 from server.app import make_transport
 from server.engine.seam.config import EngineConfig, step_limit_s
 from server.model_files.host_cpus import usable_cores
 from server.options.groups import group
 from server.options.parser import parse
+from server.program import UnpackedFolder
 from server.service import housekeeping
 from server.service.housekeeping import Housekeeping
+from server.service.run_files import RunFiles
 from tests.api.conftest import PATIENCE, Api
 from tests.api.test_access import PEM, ask, over_tls
 from tests.fakes import FakeBackend
@@ -51,6 +55,34 @@ def test_alive_and_ready_are_different_questions(make_api):
 def test_a_server_that_serves_is_ready_without_a_key(make_api):
     api = make_api(None, ("--api-key", "good")).start()
     assert [api.get(path).status for path in ("/health/live", "/health/ready", "/health?strict=1")] == [200] * 3
+
+
+def test_ready_is_who_has_computed_the_system_prompt_and_read_the_template(make_api, tmp_path, monkeypatch):
+    (tmp_path / "prompt.json").write_text('{"prompt": "be kind"}')
+    api = make_api(None, ("-spf", str(tmp_path / "prompt.json")))
+    model, stop, seen = api.context.models.default, threading.Event(), []
+
+    def look() -> None:
+        answer = api.post("/completion", {"prompt": "x", "n_predict": 1})
+        seen.append((api.get("/health/ready").status, api.get("/health").status, answer.status))
+
+    def during(name: str, work):
+        def wrapped(*args: object) -> object:
+            look()
+            return work(*args)
+
+        return name, wrapped
+
+    monkeypatch.setattr(type(model), *during("set_system_prompt", type(model).set_system_prompt))
+    monkeypatch.setattr(serving, *during("check_chat_template", serving.check_chat_template))
+    monkeypatch.setattr(serving, *during("say", lambda *_: stop.set()))
+    monkeypatch.setattr(serving, "make_context", lambda *_: api.context)
+    monkeypatch.setattr(serving, "make_server", lambda *_: api.server)
+    api.client.start()
+    with patch.object(signal, "signal"):
+        assert serving.serve(api.options, api.client, "fake.gguf", UnpackedFolder(None), stop, []) == 0
+    assert seen == [(503, 503, 503), (503, 503, 503), (200, 200, 200)]
+    assert model.system_prompt.prompt == "be kind"
 
 
 def test_strict_health_asks_for_progress(make_api):
@@ -178,6 +210,16 @@ def test_a_hangup_reloads_unless_the_terminal_has_gone(make_api, monkeypatch, ha
 
 
 # ---- what is told ------------------------------------------------------------------------------------------------
+
+
+def test_a_state_file_names_a_model_whose_path_is_no_text(tmp_path):
+    name = os.fsdecode(b"/models/\xff.gguf") if os.name == "posix" else "C:\\\udcff.gguf"
+    files = RunFiles(None, str(tmp_path / "s"))
+    for state in ("loading", "ready"):
+        files.write(state, model=name)
+        assert json.loads((tmp_path / "s").read_text("utf-8"))["model"] == name
+    files.remove()
+    assert os.listdir(tmp_path) == []
 
 
 def test_the_state_file_follows_the_server(make_api, tmp_path):

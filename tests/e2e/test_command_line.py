@@ -22,10 +22,10 @@ NO_LIBS = ["--libs", str(ROOT / "tests")]
 LOG_LINE = re.compile(r"\d\d:\d\d:\d\d(\.\d+)? [DIW] ")
 
 
-def failure(arguments: list[object], **options: object) -> str:
-    """The one line, `error: ...`, that a failing command leaves besides its log; the exit code is 1."""
+def failure(arguments: list[object], code: int = 2, **options: object) -> str:
+    """The one line, `error: ...`, that a failing command leaves besides its log."""
     done = run_command([str(argument) for argument in arguments], **options)
-    assert done.returncode == 1, done
+    assert done.returncode == code, done
     assert done.stdout == ""
     lines = [line for line in done.stderr.splitlines() if not LOG_LINE.match(line)]
     assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
@@ -37,12 +37,22 @@ def failure(arguments: list[object], **options: object) -> str:
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_lists_every_option_and_needs_no_libraries(flag):
-    done = run_command([*NO_LIBS, flag])
+    done = run_command([*NO_LIBS, flag, "all"])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("usage: llama_srv.py")
     for option in OPTIONS:
         for name in option.flags:
             assert re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", done.stdout), name
+
+
+def test_help_without_more_is_short_and_says_how_to_go_on():
+    done = run_command([*NO_LIBS, "--help"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--ctx-size" in done.stdout and "--help all" in done.stdout and "--xtc-threshold" not in done.stdout
+
+
+def test_a_model_alone_is_a_command_line(serve, tiny_spm_model):
+    assert serve(tiny_spm_model, "-t", 1, "-c", 512).complete("the cat", 2)["tokens_predicted"] == 2
 
 
 def test_help_imports_nothing_that_opens_a_library():
@@ -76,10 +86,10 @@ def test_devices_are_listed(libs_folder):
 
 def test_without_a_model_three_ways_to_get_going_are_shown():
     done = run_command([])
-    assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     first, *ways = done.stderr.splitlines()
     assert first.startswith("error: no model given") and len(ways) == 3
-    for word in ("-m ", "quickstart.py", "LLAMA_ARG_MODEL="):
+    for word in ("llama_srv.py model.gguf", "quickstart.py", "LLAMA_ARG_MODEL="):
         assert sum(word in way for way in ways) == 1
 
 
@@ -150,12 +160,12 @@ def test_a_port_that_is_in_use(libs_folder, tiny_spm_model):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        line = failure(["-m", tiny_spm_model, "--port", port])
+        line = failure(["-m", tiny_spm_model, "--port", port], 1)
     assert str(port) in line and "in use" in line
 
 
 def test_an_address_that_is_not_ours(libs_folder, tiny_spm_model):
-    assert "192.0.2.1" in failure(["-m", tiny_spm_model, "--host", "192.0.2.1", "--port", "0"])
+    assert "192.0.2.1" in failure(["-m", tiny_spm_model, "--host", "192.0.2.1", "--port", "0"], 1)
 
 
 def test_a_context_too_small_for_its_slots(libs_folder, tiny_spm_model):
@@ -192,7 +202,7 @@ def test_a_dry_run_prints_the_plan_and_ends(tiny_spm_model):
 
 def test_a_dry_run_of_what_cannot_fit_says_so_with_numbers(tiny_spm_model):
     found = run_command(["-m", tiny_spm_model, "-c", "2000000000", "--dry-run"])
-    assert found.returncode == 1
+    assert found.returncode == 2
     assert re.search(r"error: the model doesn't fit: memory would need \d+ MiB .* --ctx-size", found.stderr)
 
 
@@ -222,7 +232,7 @@ def test_a_malformed_model_is_one_line_and_no_crash(request, libs_folder, tmp_pa
     parts = take_apart(request.getfixturevalue(fault.base))
     fault.spoil(parts)
     found = run_command(["-m", parts.write(tmp_path / "model.gguf"), "--port", "0"])
-    assert found.returncode == 1
+    assert found.returncode == 2
     lines = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and re.search(fault.words, lines[0]) and "Traceback" not in found.stderr
 
@@ -240,7 +250,7 @@ def test_a_measurement_that_cannot_be_made(tiny_spm_model):
         (["--ssl-key-file", key, "--ssl-cert-file", key, "--bench"], "plain HTTP"),
     ):
         found = run_command(["-m", tiny_spm_model, *arguments])
-        assert found.returncode == 1 and words in found.stderr
+        assert found.returncode == 2 and words in found.stderr
 
 
 def test_a_reader_that_has_had_enough_is_no_error():

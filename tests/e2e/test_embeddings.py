@@ -75,7 +75,7 @@ def test_a_reranker_from_its_own_metadata(serve, bert_rerank_model):
 @pytest.mark.parametrize("argv", [["--reranking"], ["--pooling", "rank"]])
 def test_a_model_that_cannot_rank_is_refused_at_start(tiny_spm_model, argv):
     done = run_command(["-m", tiny_spm_model, *argv])
-    assert done.returncode == 1 and "no classification head" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and "no classification head" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_classes_and_the_template_of_a_reranker_come_from_its_metadata(serve, bert_classes_model):

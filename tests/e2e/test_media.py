@@ -133,7 +133,7 @@ def test_a_folder_without_libmtmd_says_what_to_do(
         known["files"] = {name: facts for name, facts in known["files"].items() if "mtmd" not in name}
         manifest.write_text(json.dumps(known))
     done = run_command(["-m", tiny_bpe_model, "--mmproj", mmproj_mlp, "--libs", bare, "--port", "0", *QUIET])
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "fetch_libs.py --with-mtmd" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -145,7 +145,7 @@ def test_a_projector_that_does_not_fit_ends_the_start_in_one_line(
     other = tiny_models.tiny_mmproj(tmp_path / "other.gguf", "mlp", n_embd_text=96)
     for path in (other, tiny_bpe_model):
         done = run_command(["-m", tiny_bpe_model, "--mmproj", path, "--port", "0", *QUIET])
-        assert done.returncode == 1 and str(path.name) in done.stderr.splitlines()[-1], done.stderr
+        assert done.returncode == 2 and str(path.name) in done.stderr.splitlines()[-1], done.stderr
 
 
 def test_no_mmproj_leaves_a_projector_out(serve, mtmd_folder: Path, tiny_bpe_model: Path, mmproj_mlp: Path):

@@ -135,7 +135,7 @@ def test_a_file_that_cannot_be_written_ends_the_program_in_one_line(libs_folder,
     with ServerProcess(
         ["-m", str(tiny_spm_model), "--port", "0", "--pid-file", str(tmp_path / "no" / "pid")]
     ) as server:
-        assert server.wait() == 1
+        assert server.wait() == 2
         [line] = [line for line in server.log.splitlines() if line.startswith("error: ")]
         assert "--pid-file" in line
 

@@ -33,13 +33,13 @@ def test_models_whose_memory_cannot_be_cut_are_measured_too(tiny_mamba_model):
 
 def test_a_model_that_writes_nothing_is_one_line(bert_embed_model):
     done = run_command(["-m", bert_embed_model, "--tune", "--cpu-variant", "auto"])
-    assert done.returncode == 1, done
+    assert done.returncode == 2, done
     assert done.stderr.splitlines()[-1] == ("error: --tune is for models that write text")
 
 
 def test_a_library_that_is_not_there_is_one_line(tiny_spm_model):
     done = run_command(["-m", tiny_spm_model, "--tune", "--cpu-variant", "none such"])
-    assert done.returncode == 1 and "error: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "error: " in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 @pytest.fixture

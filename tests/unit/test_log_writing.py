@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
 
 import pytest
 
@@ -458,3 +459,39 @@ def test_importing_the_module_sets_nothing_up():
         text=True,
     )
     assert done.stdout.split("\n")[0] == "[] True"
+
+
+def test_a_moved_file_is_followed_by_a_new_one_where_no_signal_tells(tmp_path):
+    sink = log_output.FileSink(tmp_path / "log", is_followed=True)
+    sink.write("a\n")
+    for name, line in (("log.1", "b\n"), ("log.2", "c\n")):
+        os.rename(tmp_path / "log", tmp_path / name)
+        sink.write(line)
+    sink.close()
+    assert [(tmp_path / name).read_text() for name in ("log.1", "log.2", "log")] == ["a\n", "b\n", "c\n"]
+
+
+def test_a_log_whose_folder_has_gone_goes_on_in_the_moved_file(tmp_path):
+    (tmp_path / "old").mkdir()
+    sink = log_output.FileSink(tmp_path / "old" / "log", is_followed=True)
+    os.rename(tmp_path / "old", tmp_path / "new")
+    sink.write("a\n")
+    sink.close()
+    assert (tmp_path / "new" / "log").read_text() == "a\n"
+
+
+def test_on_windows_the_open_log_may_be_moved(tmp_path, monkeypatch):
+    asked: list[tuple] = []
+
+    def create(name: str, access: int, share: int, security: int, how: int, flags: int, template: int) -> int:
+        asked.append((access & log_output.APPEND, share, how))
+        return os.open(name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    monkeypatch.setitem(sys.modules, "_winapi", types.SimpleNamespace(CreateFile=create))
+    monkeypatch.setitem(sys.modules, "msvcrt", types.SimpleNamespace(open_osfhandle=lambda handle, flags: handle))
+    monkeypatch.setattr(log_output, "opener", log_output.open_shared)
+    sink = log_output.FileSink(tmp_path / "log")
+    sink.write("a\n")
+    sink.close()
+    assert (tmp_path / "log").read_text() == "a\n"
+    assert asked == [(log_output.APPEND, 1 | 2 | 4, 4)]  # readers, writers, who moves it; made if need be

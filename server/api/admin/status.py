@@ -9,7 +9,7 @@ from server.api.request.media import DEFAULT_MARKER
 from server.api.serialize import settings_json
 from server.engine.seam.task import FAILED, LOADING, READY, RESTARTING, ModelInfo, SlotState, Task
 from server.errors import ApiError
-from server.models.model import Model
+from server.models.model import PREPARING, Model
 from server.web.message import Request, Response, error_body, json_response
 
 BUILD_INFO = "llama_srv"
@@ -31,6 +31,9 @@ class StatusHandlers:
         engine = self._context.models.default.engine
         if engine.state == LOADING:
             error = ApiError(503, "Loading model", progress=round(engine.progress, 3))
+            return json_response({"status": LOADING, **error_body(error)}, 503, {"Retry-After": "1"})
+        if engine.state == READY and not self._context.models.is_prepared:
+            error = ApiError(503, PREPARING)
             return json_response({"status": LOADING, **error_body(error)}, 503, {"Retry-After": "1"})
         if engine.state == RESTARTING:
             error = ApiError(503, COMING_BACK)
@@ -62,6 +65,8 @@ class StatusHandlers:
         if engine.state != READY:
             messages = {LOADING: "Loading model", RESTARTING: COMING_BACK, FAILED: engine.trouble}
             raise ApiError(503, messages.get(engine.state, "shutting down"))
+        if not self._context.models.is_prepared:
+            raise ApiError(503, PREPARING)
         if engine.is_stuck:
             raise ApiError(503, STUCK)
         return json_response({"status": "ok"})

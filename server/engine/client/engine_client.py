@@ -298,6 +298,7 @@ class EngineClient:
         self._settled = threading.Event()
         self.state = LOADING
         self.error = ""
+        self.is_refused = False  # by the model's files or the options: no other start will do better
         self.progress = 0.0
         self.info: ModelInfo | None = None
         self.vocab: Any = None  # a `Vocab` once the engine is ready
@@ -471,6 +472,7 @@ class EngineClient:
 
     def _on_load_failed(self, event: LoadFailed) -> None:
         self.error = event.message
+        self.is_refused = event.is_refusal
         self.state = FAILED
         self._settled.set()
         self._fail_open()

@@ -87,7 +87,7 @@ class ProcessTransport:
         self._ledger = Ledger(tuple((i, scale) for i, (_, scale) in enumerate(config.lora) if scale))
         self._child: Child | None = None
         self._info: ModelInfo | None = None  # what the first engine said it serves
-        self._load_error = ""
+        self._load_error, self._is_refusal = "", False
         self._is_loaded = False  # this engine, now
         self._thread: threading.Thread | None = None
         self._on_frame: Callable[[Frame], None] = lambda frame: None
@@ -175,7 +175,7 @@ class ProcessTransport:
         if self._closing.is_set():
             return False
         if self._load_error and self._info is None:
-            return self._first_start_failed(self._load_error)
+            return self._first_start_failed(self._load_error, self._is_refusal)
         self._show(cause, child)
         if self._info is None:
             return self._first_start_failed(
@@ -184,7 +184,7 @@ class ProcessTransport:
         return self._after_death(self._load_error or cause)
 
     def _start_child(self) -> Child:
-        self._load_error = ""
+        self._load_error, self._is_refusal = "", False
         level = logging.getLogger(log.name).getEffectiveLevel()
         process, self._first = self._first, None
         child = self._child = Child(
@@ -199,8 +199,8 @@ class ProcessTransport:
             child.send(Close(0.0))
         return child
 
-    def _first_start_failed(self, message: str) -> bool:
-        self._tell(LoadFailed(message))
+    def _first_start_failed(self, message: str, is_refusal: bool = False) -> bool:
+        self._tell(LoadFailed(message, is_refusal))
         return False
 
     def _after_death(self, cause: str) -> bool:
@@ -296,7 +296,7 @@ class ProcessTransport:
                 if isinstance(event, Ready):
                     self._on_ready(event.info)
                 elif isinstance(event, LoadFailed):
-                    self._load_error = event.message
+                    self._load_error, self._is_refusal = event.message, event.is_refusal
         with self._lock:
             frame, to_send = self._ledger.take(frame)
             self._send(to_send)

@@ -310,7 +310,7 @@ class EngineProcess:
         except Exception as error:
             if not isinstance(error, StartError):
                 log.exception("the model could not be loaded")
-            self._outbox.put(Frame((LoadFailed(str(error)),)))
+            self._outbox.put(Frame((LoadFailed(str(error), isinstance(error, StartError)),)))
             return
         try:
             from server.engine.loop.scheduler import Scheduler  # there by now

@@ -79,7 +79,7 @@ class ThreadTransport:
         except Exception as error:
             if not isinstance(error, StartError):
                 log.exception("the model could not be loaded")
-            self._on_frame(Frame((LoadFailed(str(error)), Closed())))
+            self._on_frame(Frame((LoadFailed(str(error), isinstance(error, StartError)), Closed())))
             return
         try:
             self._scheduler = Scheduler(self._backend, self._config, self._on_frame)

@@ -478,9 +478,10 @@ class Ready:
 
 @record(frozen=True)
 class LoadFailed:
-    """The model can't be served; `message` is one line for the user."""
+    """The model can't be served; `message` is one line for the user. `is_refusal`: the same start would fail again."""
 
     message: str
+    is_refusal: bool = False
 
 
 @record(frozen=True)

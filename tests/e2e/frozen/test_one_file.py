@@ -57,10 +57,10 @@ def test_version_and_help_need_nothing_at_all(bare, home, tmp_path):
     assert (version.returncode, version.stderr) == (0, "")
     assert re.match(r"llama_srv \d+\.\d+\.\d+\nllama.cpp 0\.5\.0", version.stdout), version.stdout
     text = run(bare, "--help", cwd=tmp_path)
-    assert text.returncode == 0 and text.stdout.startswith("usage: my llama é -m MODEL.gguf") or sys.platform == "win32"
+    assert text.returncode == 0 and text.stdout.startswith("usage: my llama é MODEL.gguf") or sys.platform == "win32"
     assert "--ctx-size" in text.stdout and text.stderr == ""
     nothing = run(bare, cwd=tmp_path)
-    assert nothing.returncode == 1 and "no model given: my llama é -m model.gguf" in nothing.stderr
+    assert nothing.returncode == 2 and "no model given: my llama é model.gguf" in nothing.stderr
 
 
 def test_libraries_that_cant_be_opened_are_explained_as_they_are_from_source(bare, libs_folder, tmp_path):
@@ -305,7 +305,7 @@ def test_a_side_file_beside_the_program_is_its_bundle(bare, built, recite_model,
     assert sorted(path.name for path in tmp_path.glob("app*")) == ["app", "app.bundle"]
     assert "n-predict = 3" in run([*bare[:-1], app], "--bundle-info").stdout
     refused = run([built.folder / "llama-srv"], "--bundle", recite_model, "-o", tmp_path / "x")
-    assert refused.returncode == 1 and "--base FILE" in refused.stderr
+    assert refused.returncode == 2 and "--base FILE" in refused.stderr
 
 
 # ---- what was built ------------------------------------------------------------------------------------------------

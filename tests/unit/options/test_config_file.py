@@ -157,3 +157,27 @@ def test_a_file_that_is_not_there_or_is_a_folder(tmp_path):
         parse(["--config", str(tmp_path / "x")], {})
     with pytest.raises(OptionError, match="LLAMA_SRV_CONFIG: .* is a folder"):
         parse([], {"LLAMA_SRV_CONFIG": str(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("alias = a # the model", "alias", "a"),
+        ("alias = a\t; the model", "alias", "a"),
+        ("alias = a#b;c", "alias", "a#b;c"),
+        ('alias = "a # b"', "alias", "a # b"),
+        ('alias = "a # b" ; c "d" # e', "alias", "a # b"),
+        ('alias = "a\\" # a path', "alias", "a\\"),
+        ('alias = x"a # b"y # c', "alias", 'x"a # b"y'),
+        ('json-schema = {"const": "\\" # b"} # c', "json_schema", {"const": '" # b'}),
+        ("metrics # with = a comment", "metrics", True),
+        ("[Server] ; all of it", "metrics", False),
+        ('[a "quoted # part"] # b', "metrics", False),
+    ],
+)
+def test_a_comment_ends_a_line_of_an_ini_file_unless_it_is_quoted(config, line, name, value):
+    assert getattr(config(line + "\n"), name) == value
+
+
+def test_a_comment_in_a_value_s_place_is_no_value(config):
+    assert "my.conf line 1: top-k" in refusal(config, "top-k = # seven\n")

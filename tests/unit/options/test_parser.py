@@ -8,6 +8,7 @@ import pytest
 
 from server.options.parser import GROUPS, OPTIONS, OTHER_OPTIONS, Option, OptionError, parse, usage
 from server.options.row import IGNORED, PLANNED, REFUSED, items
+from server.options.table import SHORT_HELP
 
 TABLE = (
     Option("model", ("-m", "--model"), "the model", "G", metavar="FILE", env="T_MODEL"),
@@ -231,7 +232,9 @@ def test_an_option_without_effect_warns_once_and_says_why(argv, environ, source)
         (["--shift=1"], {}, "--shift is a switch and takes no value"),
         (["--shfit"], {}, "unknown option --shfit, did you mean --shift?"),
         (["--nothing-like-it"], {}, "unknown option --nothing-like-it; --help lists them"),
-        (["model.gguf"], {}, "'model.gguf' is not an option (is a -m missing before the model file?)"),
+        (["model"], {}, "'model' is neither an option nor a file (the model, for example)"),
+        (["a.gguf", "b.gguf"], {}, "'b.gguf' would be a second model, after a.gguf"),
+        (["-m", "a.gguf", "b.gguf"], {}, "'b.gguf' would be a second model, after a.gguf"),
         ([], {"T_COUNT": "many"}, "T_COUNT: 'many' is not a whole number"),
         ([], {"T_COUNT": "1000"}, "T_COUNT: 1000 is out of range"),
         ([], {"T_SHIFT": "maybe"}, "T_SHIFT: 'maybe' is neither on nor off"),
@@ -298,3 +301,13 @@ def test_help_tells_defaults_as_the_user_would_write_them():
     text = " ".join(usage().split())
     assert "flash attention: on, off or auto; without a value on (default auto) (2024: off)" in text
     assert "(default 127.0.0.1)" in text and "reuse what a prompt shares with an earlier one (default on)" in text
+
+
+def test_short_help_fits_a_screen_or_two_and_says_how_to_go_on(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = usage(is_short=True)
+    names = [option.name for option in OPTIONS if has_word(text, option.flags[-1])]
+    assert set(SHORT_HELP) <= set(names) and {option.name for option in OPTIONS} >= set(SHORT_HELP)
+    assert len(SHORT_HELP) <= 30 and text.count("\n") < 60
+    assert f"--help all shows all {len(OPTIONS)} options" in " ".join(text.split())
+    assert len(usage().splitlines()) > 4 * len(text.splitlines())

@@ -363,7 +363,11 @@ def test_samplers_have_the_names_of_the_engine():
         (["--rope-scale", "4"], "rope_freq_scale", 0.25),
         (["--hf-repo", "u/m-GGUF:Q4_K_M"], "hf_repo", "u/m-GGUF:Q4_K_M"),
         (["--model-sha256", "AB" * 32], "model_sha256", "ab" * 32),
-        (["--help"], "help", True),
+        (["--help"], "help", "short"),
+        (["--help", "all"], "help", "all"),
+        (["-h", "-m", "x"], "help", "short"),
+        (["model.gguf", "-np", "2"], "model", "model.gguf"),
+        (["-np", "2", "Model=1.GGUF"], "model", "Model=1.GGUF"),
         (["-dev", "none"], "devices", ("none",)),
         (["-dev", "CUDA0,CUDA1"], "devices", ("CUDA0", "CUDA1")),
         (
