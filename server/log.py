@@ -397,7 +397,7 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg!s} (arguments don't fit: {error})"
 
 
-def _fields(record: logging.LogRecord) -> dict[str, object]:
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
     return getattr(record, "fields", None) or {}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ctypes_api.folder import find_folder
 from server import program
@@ -232,7 +233,7 @@ def engine_config(
     )
 
 
-def shape_in(headers: Sequence[Gguf], model_params: Mapping[str, object]) -> Shape | None:
+def shape_in(headers: Sequence[Gguf], model_params: Mapping[str, Any]) -> Shape | None:
     """What the planner of memory has to know of the model; None where the engine will say why that can't be seen."""
     try:
         return shape_of(headers, pinned_patterns(model_params)) if headers else None

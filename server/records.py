@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable
 from operator import attrgetter
 from reprlib import recursive_repr
-from typing import TYPE_CHECKING, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
     from typing import dataclass_transform  # of Python 3.11; only the type checker needs it
@@ -67,7 +67,7 @@ def _init_at_first_call(cls: type, frozen: bool) -> Callable[..., None]:
 
 def _compiled_init(cls: type, frozen: bool) -> Callable[..., None]:
     """`def __init__(self, a, b=..., *, c=...)`, each field assigned in order."""
-    scope: dict[str, object] = {"_absent": _ABSENT, "_set": object.__setattr__}
+    scope: dict[str, Any] = {"_absent": _ABSENT, "_set": object.__setattr__}
     places: dict[bool, list[str]] = {False: [], True: []}
     body = []
     for field in dataclasses.fields(cls):

@@ -13,6 +13,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 from operator import mul
+from typing import Any
 
 from server import memory
 from server.api.context import Context
@@ -78,15 +79,15 @@ class EmbeddingHandlers:
             body,
         )
 
-    def _read(self, request: Request) -> tuple[Model, dict[str, object]]:
+    def _read(self, request: Request) -> tuple[Model, dict[str, Any]]:
         body = request.json_object()
         return self._context.models.get(body.get("model")), body
 
-    def _answer(self, request: Request, model: Model, body: dict[str, object]) -> Items:
+    def _answer(self, request: Request, model: Model, body: dict[str, Any]) -> Items:
         found, _ = self._vectors(request, model, read_embedding_fields(model, body))
         return Items({"index": i, "embedding": [list_of(row) for row in rows]} for i, rows in enumerate(found))
 
-    def _vectors(self, request: Request, model: Model, values: dict[str, object]) -> tuple[list[list[array]], int]:
+    def _vectors(self, request: Request, model: Model, values: dict[str, Any]) -> tuple[list[list[array]], int]:
         """The rows of each input, cut and normalised, and the tokens of all inputs. Rows of tokens and scores of
         classes keep their sizes."""
         files = Files(model, request)
@@ -122,7 +123,7 @@ def hold_vectors(n_rows: int, width: int) -> None:
     memory.hold(n_bytes)
 
 
-def read_embedding_fields(model: Model, body: dict[str, object]) -> dict[str, object]:
+def read_embedding_fields(model: Model, body: dict[str, Any]) -> dict[str, Any]:
     """The checked fields."""
     values = EMBEDDING.read(body, model.defaults)
     if values["encoding_format"] not in FORMATS:
@@ -147,7 +148,7 @@ def embed(context: Context, model: Model, request: Request, inputs: Sequence[Pro
         return next(iter(results))
 
 
-def read_inputs(value: object, vocab: Vocab, files: Files, image_data: object = None) -> list[Prompt]:
+def read_inputs(value: Any, vocab: Vocab, files: Files, image_data: Any = None) -> list[Prompt]:
     """Every input in any of the forms. ApiError 400 for what is none of them, and for empty texts."""
     if value is None:
         raise ApiError(400, "input: this field (or content) is required")
@@ -164,7 +165,7 @@ def read_inputs(value: object, vocab: Vocab, files: Files, image_data: object = 
     return [_input("input" if is_one else f"input[{i}]", part, vocab, files) for i, part in enumerate(parts)]
 
 
-def _input(name: str, value: object, vocab: Vocab, files: Files) -> Prompt:
+def _input(name: str, value: Any, vocab: Vocab, files: Files) -> Prompt:
     """One input: a text, a list of ids and texts that make one, or a text with files."""
     if isinstance(value, dict) and value.get("multimodal_data"):
         return with_files_in(with_files(value, name, files), vocab, True, files)

@@ -160,6 +160,6 @@ class Stream:
             yield b"".join((*parts, reply.error(error)))
 
 
-def logged(body: Mapping[str, object], shown: object) -> dict[str, object]:
+def logged(body: Mapping[str, Any], shown: object) -> dict[str, Any]:
     """A body as the log shows it."""
     return {**{name: value for name, value in body.items() if name not in UNLOGGED}, "prompt": shown}

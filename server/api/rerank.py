@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from server import memory
 from server.api.context import Context
@@ -67,9 +68,9 @@ class RerankHandler:
         )
 
 
-def result_json(model: Model, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, object]:
+def result_json(model: Model, index: int, scores: list[float], text: str | None, is_tei: bool) -> dict[str, Any]:
     """One document; where the model names its classes, all of their scores."""
-    result: dict[str, object] = {"index": index, "score" if is_tei else "relevance_score": scores[0]}
+    result: dict[str, Any] = {"index": index, "score" if is_tei else "relevance_score": scores[0]}
     if text is not None:
         result |= {"text": text} if is_tei else {"document": {"text": text}}
     if model.info.classes:

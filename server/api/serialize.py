@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from server.engine.seam.task import Progress, SamplingParams, Task, Timings, TokenProbs
 from server.models.model import Model, Vocab
 
 
-def settings_json(model: Model, task: Task, stream: bool) -> dict[str, object]:
+def settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
     """`generation_settings`: the options as they took effect, under the documents' names."""
     params = sampling_json(task.sampling)
     if task.sampling.ignore_eos:
@@ -35,7 +36,7 @@ def settings_json(model: Model, task: Task, stream: bool) -> dict[str, object]:
     }
 
 
-def sampling_json(params: SamplingParams) -> dict[str, object]:
+def sampling_json(params: SamplingParams) -> dict[str, Any]:
     """`SamplingParams` as JSON; a banned token has the bias false, as requests write it."""
     fields = {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
     fields["samplers"] = list(params.samplers)
@@ -47,9 +48,9 @@ def sampling_json(params: SamplingParams) -> dict[str, object]:
     return fields
 
 
-def progress_json(progress: Progress) -> dict[str, object]:
+def progress_json(progress: Progress) -> dict[str, Any]:
     """`prompt_progress`; with `queue_position` as long as the task waits."""
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "total": progress.n_prompt,
         "cache": progress.n_cached,
         "processed": progress.n_processed,
@@ -60,7 +61,7 @@ def progress_json(progress: Progress) -> dict[str, object]:
     return result
 
 
-def timings_json(timings: Timings) -> dict[str, object]:
+def timings_json(timings: Timings) -> dict[str, Any]:
     """`timings`: milliseconds and rates; a rate over no time is 0, never infinite."""
     n_steps = max(timings.predicted_n - 1, 0)
     drafts = {"draft_n": timings.draft_n, "draft_n_accepted": timings.draft_n_accepted} if timings.draft_n else {}
@@ -80,7 +81,7 @@ def timings_json(timings: Timings) -> dict[str, object]:
     }
 
 
-def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict[str, object]:
+def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict[str, Any]:
     """One item of `completion_probabilities`: 2024's `content` and `probs`, today's `logprob` and `top_logprobs`
     (or `prob` and `top_probs` with `post_sampling_probs`)."""
     piece = vocab.piece(probs.token)
@@ -101,7 +102,7 @@ def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict
     return result
 
 
-def token_json(token: int, vocab: Vocab, **numbers: float | None) -> dict[str, object]:
+def token_json(token: int, vocab: Vocab, **numbers: float | None) -> dict[str, Any]:
     """A token as `id`, text and bytes, and how likely it is."""
     piece = vocab.piece(token)
     return {"id": token, "token": piece.decode("utf-8", "replace"), "bytes": list(piece), **numbers}

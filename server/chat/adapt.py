@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from server.chat.probe import REASONING_KEYS, Message, Probe
 from server.chat.segments import is_text, plain_text
@@ -15,7 +16,7 @@ from server.chat.segments import is_text, plain_text
 SYSTEM_ROLES = ("system", "developer")
 
 
-def adapt(messages: Sequence[Message], probe: Probe) -> list[dict[str, object]]:
+def adapt(messages: Sequence[Message], probe: Probe) -> list[dict[str, Any]]:
     """The messages for a template; none of those given is changed."""
     named = name_results(place_system(rename_developer(messages, probe), probe))
     return [adapt_content(adapt_calls(adapt_reasoning(message, probe), probe), probe) for message in named]
@@ -62,7 +63,7 @@ def join_texts(messages: Sequence[Message]) -> Message:
 
 def name_results(messages: list[Message]) -> list[Message]:
     """Results of tools with the tool's name, which clients leave to the call with the same id."""
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     named = []
     for message in messages:
         for call in message.get("tool_calls") or ():
@@ -98,7 +99,7 @@ def adapt_calls(message: Message, probe: Probe) -> Message:
     return adapted if message.get("content") else {**adapted, "content": content}
 
 
-def _adapt_call(call: Mapping[str, object], wants_object: bool) -> Mapping[str, object]:
+def _adapt_call(call: Mapping[str, Any], wants_object: bool) -> Mapping[str, Any]:
     function = call.get("function")
     if not isinstance(function, dict):
         return call
@@ -123,7 +124,7 @@ def read_object(arguments: object) -> object:
     return value if isinstance(value, dict) else arguments
 
 
-def adapt_content(message: Message, probe: Probe) -> dict[str, object]:
+def adapt_content(message: Message, probe: Probe) -> dict[str, Any]:
     """Content as parts where the template wants them, or has been given some that it reads; else as text."""
     content = message.get("content")
     if isinstance(content, str) and probe.wants_parts:
@@ -136,7 +137,7 @@ def adapt_content(message: Message, probe: Probe) -> dict[str, object]:
     return {**message, "content": plain_text(content)}
 
 
-def text_parts(message: Message) -> list[dict[str, object]]:
+def text_parts(message: Message) -> list[dict[str, Any]]:
     """A message's content as a list of parts of the type `text`."""
     content = message.get("content")
     texts = [part["text"] for part in content if is_text(part)] if isinstance(content, list) else [content or ""]

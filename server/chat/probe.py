@@ -15,11 +15,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from typing import Any
 
 from server.chat.jinja import Template, TemplateError
 from server.chat.jinja.limits import Limits
 
-Message = Mapping[str, object]
+Message = Mapping[str, Any]
 
 WORD, OTHER, KEY, NAME = "a9f1probe", "a9f2probe", "a9f3probe", "a9f4probe"
 STRANGER = "a9f5probe"  # a role that no template knows
@@ -53,7 +54,7 @@ LIMITS = Limits(steps=100_000)
 class Probe:
     """The questions that can be put to one template; `base` are the variables that it always has."""
 
-    def __init__(self, template: Template, base: Mapping[str, object]) -> None:
+    def __init__(self, template: Template, base: Mapping[str, Any]) -> None:
         self._template = template
         self._base = base
         self._reads_parts: dict[str, bool] = {}
@@ -155,7 +156,7 @@ class Probe:
             [USER, {**_call(*self._form(OTHER)), **reasoning}, RESULT], WORD
         )
 
-    def _call(self) -> dict[str, object]:
+    def _call(self) -> dict[str, Any]:
         return _call(*self._form(WORD))
 
     def _form(self, value: str) -> tuple[str | None, object]:
@@ -177,6 +178,6 @@ class Probe:
             return None
 
 
-def _call(content: str | None, arguments: object) -> dict[str, object]:
+def _call(content: str | None, arguments: object) -> dict[str, Any]:
     call = {"id": CALL_ID, "type": "function", "function": {"name": NAME, "arguments": arguments}}
     return {"role": "assistant", "content": content, "tool_calls": [call]}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from server.chat.adapt import adapt, rename_developer
 from server.chat.jinja import Template, TemplateError, mark
@@ -50,7 +51,7 @@ class ChatTemplate:
         self._probe = Probe(self._template, self._base)
 
     def render(
-        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool, extra: Mapping[str, object]
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any]
     ) -> Segments:
         """The prompt for `messages` in segments; `extra` are further variables (tools, enable_thinking, ...).
 
@@ -75,7 +76,7 @@ class ChatTemplate:
             raise
 
     def leaves_out(
-        self, messages: Sequence[Mapping[str, object]], extra: Mapping[str, object], names: Iterable[str]
+        self, messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any], names: Iterable[str]
     ) -> LeftOut:
         """What of a conversation the model doesn't get to see, and which of the variables `names` are never read."""
         if self._for_tools is not None and extra.get("tools"):
@@ -100,7 +101,7 @@ class BuiltinTemplate:
         self._apply = apply
 
     def render(
-        self, messages: Sequence[Mapping[str, object]], add_generation_prompt: bool, extra: Mapping[str, object]
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any]
     ) -> Segments:
         """See `ChatTemplate.render`; `extra` is not used."""
         key = secrets.token_hex(8)
@@ -116,16 +117,16 @@ class BuiltinTemplate:
         return [segment for segment in segments if segment[0]]
 
     def leaves_out(
-        self, messages: Sequence[Mapping[str, object]], extra: Mapping[str, object], names: Iterable[str]
+        self, messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any], names: Iterable[str]
     ) -> LeftOut:
         """See `ChatTemplate.leaves_out`."""
         return LeftOut(bool(extra.get("tools")), has_calls(messages), tuple(names))
 
 
-def has_calls(messages: Sequence[Mapping[str, object]]) -> bool:
+def has_calls(messages: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the assistant has called tools."""
     return any(message.get("tool_calls") for message in messages)
 
 
-def _marked(message: dict[str, object]) -> dict[str, object]:
+def _marked(message: dict[str, Any]) -> dict[str, Any]:
     return {key: value if key == UNMARKED_KEY else mark(value) for key, value in message.items()}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urljoin
 
 from server.download.client import SHA256, Client, origin, shown, split_url
@@ -184,7 +185,7 @@ def _is_file(row: object) -> bool:
     )
 
 
-def _entry(row: Mapping[str, object]) -> tuple[str, tuple[str, int | None]]:
+def _entry(row: Mapping[str, Any]) -> tuple[str, tuple[str, int | None]]:
     lfs, size = row.get("lfs"), row.get("size")
     oid = lfs.get("oid") if isinstance(lfs, dict) else None
     checksum = oid.lower() if isinstance(oid, str) and SHA256.fullmatch(oid) else ""

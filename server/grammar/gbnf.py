@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from server.records import record
 
@@ -67,7 +67,7 @@ class Item(NamedTuple):
     (negated, id or text); REFERENCE rule number; REPEAT (items, least, most or None)."""
 
     kind: int
-    value: object
+    value: Any
     offset: int
 
 

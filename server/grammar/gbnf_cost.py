@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from server.grammar.gbnf import CHARS, LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, Item
 
@@ -93,7 +94,7 @@ class Stacks:
             number = self._inner[id(items)] = self._alternative(items)
         return number
 
-    def place(self, alternative: int, index: int, rest: int, state: object = None) -> int:
+    def place(self, alternative: int, index: int, rest: int, state: Any = None) -> int:
         """The stack that stands at an item of an alternative, on top of `rest`; behind its last item that is `rest`."""
         items = self.alternatives[alternative]
         if index == len(items):
@@ -246,7 +247,7 @@ class _Search:
         self.stacks = Stacks(grammar)
         self.limit = limit
         self.dearest, self.dearest_offset, self.offset = 1.0, 0, 0
-        self.users: dict[int, list[tuple[int, int, object]]] = {}
+        self.users: dict[int, list[tuple[int, int, Any]]] = {}
         self.bases: dict[int, dict[int, None]] = {}
         self.seen: set[tuple[int, frozenset[int]]] = set()
         self.covered: dict[int, int] = {}
@@ -310,7 +311,7 @@ class _Search:
         for _, matching in self.shared(situation):
             yield alternative, {stack for one in matching for stack in self.stacks.after(one)}
 
-    def places(self) -> Iterator[tuple[int, int, object]]:
+    def places(self) -> Iterator[tuple[int, int, Any]]:
         """Each place with a choice; notes on the way which places use which alternative."""
         stacks = self.stacks
         todo, seen = list(stacks.of_rule[stacks.grammar.root]), {stacks.grammar.root}
@@ -328,7 +329,7 @@ class _Search:
                     yield from self.rounds(one, i, item)
                     todo.append(stacks.inner(item))
 
-    def rounds(self, alternative: int, index: int, item: Item) -> Iterator[tuple[int, int, object]]:
+    def rounds(self, alternative: int, index: int, item: Item) -> Iterator[tuple[int, int, Any]]:
         """The places of a repetition: where it begins, and where its optional rounds do."""
         _, least, most = item.value
         inside = self.users.setdefault(self.stacks.inner(item), [])

@@ -23,6 +23,7 @@ from collections.abc import Container
 from dataclasses import field
 from math import prod
 from pathlib import Path
+from typing import Any
 
 from server.model_files.tensor_types import TYPES
 from server.records import record
@@ -98,7 +99,7 @@ class Gguf:
     path: str
     size: int
     version: int = 3
-    metadata: dict[str, object] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     alignment: int = DEFAULT_ALIGNMENT
     data_start: int = 0

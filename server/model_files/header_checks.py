@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import inf
+from typing import Any
 
 from server.model_files.gguf import TEXT, TYPES, Array, Gguf, Tensor
 from server.records import record
@@ -240,6 +241,6 @@ def _embedding_faults(gguf: Gguf, architecture: str, tokens: object) -> Iterator
         yield f"has {tokens.count} tokens, and embeddings for {table.dims[1]}"
 
 
-def overridden(gguf: Gguf, rows: Mapping[str, object]) -> None:
+def overridden(gguf: Gguf, rows: Mapping[str, Any]) -> None:
     """Put the user's values (`--override-kv`) into the metadata, as libllama will."""
     gguf.metadata.update(rows)

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from server.log import get_logger
 from server.program import cache_folder
@@ -30,7 +31,7 @@ REST = 10  # times as long as a piece took to read, where tasks are running: the
 SETTLED_S = 2.0  # the clocks of file systems are that coarse: a file changed just now may change unseen
 MOST_REMEMBERED = 256
 MOST_SHOWN = 200  # characters of what a file says of itself
-NOTHING: Mapping[str, object] = MappingProxyType({})
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 # fields of llama.cpp's structs that say where and how fast something is computed, not what
 NEUTRAL = frozenset(
     (
@@ -102,10 +103,8 @@ def model_sources(path: str, offset: int = 0, size: int = 0) -> list[Source]:
 
 
 def settings_of(
-    context_params: Mapping[str, object],
-    model_params: Mapping[str, object],
-    mmproj_params: Mapping[str, object] = NOTHING,
-) -> dict[str, object]:
+    context_params: Mapping[str, Any], model_params: Mapping[str, Any], mmproj_params: Mapping[str, Any] = NOTHING
+) -> dict[str, Any]:
     """What the user has set of what keys and values depend on, as plain JSON. By fields of llama.cpp's structs; a field
     that isn't known here counts."""
     found = {**model_params, **context_params, **mmproj_params}
@@ -116,7 +115,7 @@ def settings_of(
     }
 
 
-def reach_of(meta: Mapping[str, str], model_params: Mapping[str, object], n_ctx: int) -> dict[str, str]:
+def reach_of(meta: Mapping[str, str], model_params: Mapping[str, Any], n_ctx: int) -> dict[str, str]:
     """A setting of models with scaled positions: whether a sequence may be longer than they were first trained for.
     Some then turn all keys in another way (`rope_factors_long` in llama.cpp)."""
     arch = meta.get("general.architecture", "")
@@ -127,7 +126,7 @@ def reach_of(meta: Mapping[str, str], model_params: Mapping[str, object], n_ctx:
     return {"context": f"more than {n} tokens" if n_ctx > n else f"{n} tokens or less"}
 
 
-def difference(saved: Mapping[str, object], ours: Mapping[str, object]) -> str:
+def difference(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """In what two identities differ first, "" if they are the same: `another model (...); this is ...`."""
     for name, what in NAMES.items():
         if saved.get(name) != ours.get(name):
@@ -154,8 +153,8 @@ class Identity:
     `files` are those of each name in `facts`; `about` is what is known of them without reading, and all else.
     """
 
-    def __init__(self, files: Mapping[str, Sequence[Source]] = NOTHING, about: Mapping[str, object] = NOTHING) -> None:
-        self.facts: dict[str, object] | None = None
+    def __init__(self, files: Mapping[str, Sequence[Source]] = NOTHING, about: Mapping[str, Any] = NOTHING) -> None:
+        self.facts: dict[str, Any] | None = None
         self.fault = ""
         self._files = files
         self._about = about

@@ -8,6 +8,7 @@ conversions of Qwen's rerankers lack it, and are known by their names.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 HEADS = ("cls.weight", "cls.output.weight")
 TEMPLATE_KEY = "tokenizer.chat_template.rerank"
@@ -29,7 +30,7 @@ def has_head(tensors: Iterable[str]) -> bool:
     return any(name.startswith(HEADS) for name in tensors)
 
 
-def template_of(meta: Mapping[str, object]) -> str:
+def template_of(meta: Mapping[str, Any]) -> str:
     """The template, with `{query}` and `{document}` in it; "" if the metadata says nothing."""
     template = meta.get(TEMPLATE_KEY)
     if isinstance(template, str) and template:

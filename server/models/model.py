@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from server.engine.seam.task import Embed, ModelInfo, Snapshot, Task
 from server.errors import ApiError
@@ -86,7 +86,7 @@ class Engine(Protocol):
     def task(self, id_task: int) -> Task | None:
         """What was asked in a recent task."""
 
-    def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, object]:
+    def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
         """Have the engine do something else."""
 
     def require_ready(self) -> None:
@@ -146,12 +146,12 @@ class Model:
         return model if model and (model in self.names or not self.options.aliases) else self.name
 
     @property
-    def defaults(self) -> Mapping[str, object]:
+    def defaults(self) -> Mapping[str, Any]:
         """What requests get that don't say otherwise."""
         return self.options.requests.values
 
     @property
-    def template_kwargs(self) -> Mapping[str, object]:
+    def template_kwargs(self) -> Mapping[str, Any]:
         """What every chat's template may read."""
         return self.options.template.chat_template_kwargs or {}
 

@@ -69,7 +69,7 @@ SHARED_WITH_DRAFT = (
 
 TARGETS = ("model", "context", "pool", "mmproj", "draft_model", "draft_context", "request")
 EXPERTS, DENSE = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps", r"\.ffn_(up|down|gate)\."
-Params = dict[str, object]  # of a struct of llama.cpp, by field name; what is absent keeps its default
+Params = dict[str, Any]  # of a struct of llama.cpp, by field name; what is absent keeps its default
 
 
 def scope_of(option: Option) -> str | None:
@@ -279,7 +279,7 @@ class TemplateOptions(Group):
 
     chat_template: str | None
     chat_template_file: str | None
-    chat_template_kwargs: dict[str, object] | None
+    chat_template_kwargs: dict[str, Any] | None
     jinja: bool
 
 
@@ -287,7 +287,7 @@ class RequestOptions(Group):
     """What requests get that don't say otherwise (`values`, by field name), and the most they may ask for."""
 
     n_predict: int
-    values: dict[str, object]
+    values: dict[str, Any]
 
 
 class ModelOptions(Group):
@@ -469,7 +469,7 @@ def _projector_params(s: Settings, targets: dict[str, Params]) -> Params:
     return params
 
 
-def _request_values(s: Settings, targets: dict[str, Params]) -> dict[str, object]:
+def _request_values(s: Settings, targets: dict[str, Params]) -> dict[str, Any]:
     return {**targets["request"], "penalties_first": True} if s.compat == "2024" else targets["request"]
 
 

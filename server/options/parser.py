@@ -217,7 +217,7 @@ def _read_settings(source: _Source, settings: Iterable[config_file.Setting]) -> 
 
 def _finished(s: Settings) -> Settings:
     """The same with what follows from other options; OptionError for what contradicts itself."""
-    changes: dict[str, object] = {}
+    changes: dict[str, Any] = {}
     if not s.is_set("ubatch_size"):
         changes["ubatch_size"] = min(s.ubatch_size, s.batch_size)
     if s.is_set("kv_unified_per_slot"):

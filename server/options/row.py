@@ -14,6 +14,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from server.records import record
 
@@ -72,7 +73,7 @@ class Option:
     off_flags: tuple[str, ...] = ()
     default_2024: object = SAME
     dest: str = ""
-    choices: Mapping[str, object] | None = None
+    choices: Mapping[str, Any] | None = None
     bare: str | None = None
     repeat: bool = False
     target: str = ""
@@ -128,7 +129,7 @@ def switch(source: str, text: str) -> bool:
     return SWITCH_WORDS[text.lower()]
 
 
-def one_of(choices: Mapping[str, object], text: str) -> object:
+def one_of(choices: Mapping[str, Any], text: str) -> object:
     """The value of a word; where on and off are among the words, so are their synonyms."""
     word = text.lower()
     if word not in choices and word in SWITCH_WORDS:
@@ -196,7 +197,7 @@ def json_schema(text: str) -> object:
     return schema
 
 
-def json_object(text: str) -> dict[str, object]:
+def json_object(text: str) -> dict[str, Any]:
     """A JSON object."""
     value = json_schema(text)
     if not isinstance(value, dict):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import field
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol
 
 from server import memory
 from server.errors import ApiError
@@ -95,7 +95,7 @@ class Request:
         finally:
             memory.hold(-len(body))
 
-    def json_object(self) -> dict[str, object]:
+    def json_object(self) -> dict[str, Any]:
         """The body as a JSON object; ApiError 400 for anything else."""
         body = self.json()
         if not isinstance(body, dict):
@@ -181,7 +181,7 @@ def json_response(obj: object, status: int = 200, headers: dict[str, str] | None
     return Response(status, body, {"Content-Type": JSON_TYPE, **(headers or {})})
 
 
-def error_body(error: ApiError) -> dict[str, object]:
+def error_body(error: ApiError) -> dict[str, Any]:
     """An error in OpenAI's shape, which all have unless their route has its own: `{"error": {"code", "message", "type",
     ...}}`."""
     return {"error": {"code": error.status, "message": error.message, "type": error.type, **error.extra}}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from server.api.context import Context
 from server.api.request import schema
 from server.api.request.fields import COMPLETION, PROPS
@@ -46,7 +48,7 @@ class StatusHandlers:
             return json_response({"status": "error", **error_body(ApiError(503, STUCK))}, 503)
         snapshot = engine.snapshot
         is_full = snapshot.n_idle == 0
-        body: dict[str, object] = {
+        body: dict[str, Any] = {
             "status": "no slot available" if is_full else "ok",
             "slots_idle": snapshot.n_idle,
             "slots_processing": snapshot.n_processing,
@@ -159,10 +161,10 @@ class StatusHandlers:
         ]
         return json_response({"object": "list", "data": models})
 
-    def _slots(self, model: Model, request: Request) -> list[dict[str, object]]:
+    def _slots(self, model: Model, request: Request) -> list[dict[str, Any]]:
         return [self._slot(model, slot, request) for slot in model.engine.snapshot.slots]
 
-    def _slot(self, model: Model, slot: SlotState, request: Request) -> dict[str, object]:
+    def _slot(self, model: Model, slot: SlotState, request: Request) -> dict[str, Any]:
         task = model.engine.task(slot.id_task)
         is_foreign = self._context.is_shared and task is not None and task.owner != request.owner
         if is_foreign:
@@ -206,7 +208,7 @@ def template_source(model: Model) -> str:
         return model.info.meta.get("tokenizer.chat_template", "")
 
 
-def default_settings(model: Model) -> dict[str, object]:
+def default_settings(model: Model) -> dict[str, Any]:
     """`generation_settings` of a request that says nothing."""
     values = COMPLETION.read({}, model.defaults)
     [params] = schema.sampling_params(

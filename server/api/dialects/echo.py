@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from typing import Any
 
 from server.api.serialize import token_json
 from server.engine.seam.task import PromptProbs, TokenProbs
@@ -28,7 +29,7 @@ class EchoedPrompt:
         """The next part; the same again does no harm."""
         self._probs.update(enumerate(item.probs, item.start))
 
-    def logprobs(self, n_top: int) -> dict[str, list[object]]:
+    def logprobs(self, n_top: int) -> dict[str, list[Any]]:
         """Parallel lists as OpenAI has them. The first token has no number: nothing is before it."""
         probs = [self._probs.get(i) for i in range(len(self._tokens))]
         return {
@@ -42,7 +43,7 @@ class EchoedPrompt:
             "content": [self._token(token, one, n_top) for token, one in zip(self._tokens, probs)],
         }
 
-    def _token(self, token: int, one: TokenProbs | None, n_top: int) -> dict[str, object]:
+    def _token(self, token: int, one: TokenProbs | None, n_top: int) -> dict[str, Any]:
         top = one.top_logprobs[:n_top] if one else ()
         return {
             **token_json(token, self._vocab),
@@ -70,7 +71,7 @@ def token_name(piece: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
-def joined(parts: Sequence[dict[str, list[object]] | None]) -> dict[str, list[object]] | None:
+def joined(parts: Sequence[dict[str, list[Any]] | None]) -> dict[str, list[Any]] | None:
     """Parallel lists one behind the other; None if there are none."""
     parts = [part for part in parts if part]
     return {name: [value for part in parts for value in part[name]] for name in parts[0]} if parts else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from json.encoder import encode_basestring
+from typing import Any
 
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect
@@ -96,8 +97,8 @@ class NativeReply:
             return sse_event({**self._chunk(index, Text("")), "prompt_progress": progress_json(event)})
         return b""
 
-    def _chunk(self, index: int, event: Text) -> dict[str, object]:
-        chunk: dict[str, object] = {"index": index, "content": event.text, "tokens": list(event.tokens), "stop": False}
+    def _chunk(self, index: int, event: Text) -> dict[str, Any]:
+        chunk: dict[str, Any] = {"index": index, "content": event.text, "tokens": list(event.tokens), "stop": False}
         if event.probs:
             chunk["completion_probabilities"] = [probs_json(one, self._vocab, self._is_after) for one in event.probs]
         if event.timings is not None:
@@ -118,17 +119,15 @@ class NativeReply:
         results = [self._last(i, answer) for i, answer in enumerate(answers)]
         return results if self._asked.is_list else results[0]
 
-    def _last(self, index: int, answer: Answer) -> dict[str, object]:
+    def _last(self, index: int, answer: Answer) -> dict[str, Any]:
         has_new_line = self._has_new_line[index] or "\n" in answer.text
         return pick(answer_json(self._asked, index, answer, has_new_line, self._is_verbose), self._fields)
 
 
-def answer_json(
-    asked: TextRequest, index: int, answer: Answer, has_new_line: bool, is_verbose: bool
-) -> dict[str, object]:
+def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bool, is_verbose: bool) -> dict[str, Any]:
     """The last object of an answer: all of it, or what a stream hasn't sent yet."""
     task, final, values, vocab = answer.task, answer.final, asked.values, asked.model.vocab
-    result: dict[str, object] = {
+    result: dict[str, Any] = {
         "index": index,
         "content": answer.text,
         "tokens": answer.tokens if values["return_tokens"] else [],
@@ -162,12 +161,12 @@ def answer_json(
     return result
 
 
-def pick(result: dict[str, object], paths: tuple[str, ...]) -> dict[str, object]:
+def pick(result: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
     """`response_fields`: only these fields; `a/b` reaches into objects and keeps its flat name. Absent ones are left
     out; no paths means everything."""
     if not paths:
         return result
-    picked: dict[str, object] = {}
+    picked: dict[str, Any] = {}
     for path in paths:
         value: object = result
         for name in path.split("/"):

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from json.encoder import encode_basestring
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.api.context import Context
 from server.api.dialects.dialect import Answer
@@ -37,13 +37,13 @@ class Form(Protocol):
     n_echoed: list[int] | None
     """Characters of the prompt that come before each text, if its tokens count; see `TokenPlaces`."""
 
-    def opening(self, index: int) -> dict[str, object] | None:
+    def opening(self, index: int) -> dict[str, Any] | None:
         """The choice of a chunk before any text; None for no chunk."""
 
-    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, object]:
+    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, Any]:
         """The choice of a chunk; the last one has no text."""
 
-    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, object]:
+    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
         """A whole choice. `rest` are the logprobs of tokens behind all text."""
 
     def logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
@@ -112,7 +112,7 @@ class OpenAiReply:
             chunk["timings"] = timings_json(event.timings)
         return sse_event(chunk)
 
-    def _last_chunk(self, index: int, final: Final) -> dict[str, object]:
+    def _last_chunk(self, index: int, final: Final) -> dict[str, Any]:
         """Why a choice has ended; it has no text."""
         last = self._chunk([self._form.delta(index, None, self._rest(index), finish_reason(final))])
         last["timings"] = timings_json(final.timings)
@@ -135,7 +135,7 @@ class OpenAiReply:
 
     # ---- whole answers ----------------------------------------------------------------------------------------
 
-    def whole(self, answers: Sequence[Answer]) -> dict[str, object]:
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """One object with all choices."""
         self._finals = {i: answer.final for i, answer in enumerate(answers)}
         result = {
@@ -151,7 +151,7 @@ class OpenAiReply:
             result["__verbose"] = native if len(native) > 1 else native[0]
         return result
 
-    def _choice(self, index: int, answer: Answer) -> dict[str, object]:
+    def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         for part in answer.prompt_probs:
             self._form.judged(index, part)
         self._places[index].add(answer.probs)
@@ -171,11 +171,11 @@ class OpenAiReply:
         rest = self._places[index].rest()
         return self._form.logprobs(rest) if rest else None
 
-    def _native(self, index: int, answer: Answer) -> dict[str, object]:
+    def _native(self, index: int, answer: Answer) -> dict[str, Any]:
         """What POST /completion would say."""
         return answer_json(self._asked, index, answer, "\n" in answer.text, self._is_verbose)
 
-    def _head(self, object_name: str) -> dict[str, object]:
+    def _head(self, object_name: str) -> dict[str, Any]:
         return {
             "id": self.id,
             "object": object_name,
@@ -184,10 +184,10 @@ class OpenAiReply:
             "system_fingerprint": self._fingerprint,
         }
 
-    def _chunk(self, choices: list[dict[str, object]]) -> dict[str, object]:
+    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head(self._form.chunk_name), "choices": choices}
 
-    def _usage(self) -> dict[str, object]:
+    def _usage(self) -> dict[str, Any]:
         finals = [self._finals[i] for i in sorted(self._finals)]
         n_answers = self._asked.n
         n_prompt = sum(final.n_prompt for final in finals[::n_answers])
@@ -240,7 +240,7 @@ class TokenPlaces:
         return rest
 
 
-def likely_json(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, object]:
+def likely_json(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, Any]:
     """A token as chats show it, with its likeliest rivals."""
     top = [token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs[:n_top]]
     return {**token_json(probs.token, vocab, logprob=probs.logprob), "top_logprobs": top}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.openai import OpenAiReply, likely_json
@@ -34,7 +35,7 @@ def read_chat(incoming: Incoming) -> TextRequest:
     )
 
 
-def refuse_tool_choice(body: Mapping[str, object]) -> None:
+def refuse_tool_choice(body: Mapping[str, Any]) -> None:
     """Tools reach the template, but their calls aren't enforced or parsed yet: what can't be kept is refused."""
     choice = body.get("tool_choice")
     if choice not in (None, "auto", "none"):
@@ -52,17 +53,17 @@ class ChatForm:
         self._n_top = values["top_logprobs"] if values["logprobs"] else values["n_probs"]
         self._vocab = asked.model.vocab
 
-    def opening(self, index: int) -> dict[str, object]:
+    def opening(self, index: int) -> dict[str, Any]:
         """The role."""
         delta = {"role": "assistant", "content": None}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, object]:
+    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, Any]:
         """The next part of the message."""
         delta = {} if text is None else {"content": text}
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
-    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, object]:
+    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
         """The message."""
         return {
             "index": index,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.echo import EchoedPrompt, joined, token_name
@@ -49,7 +50,7 @@ def read_text(incoming: Incoming) -> TextRequest:
     )
 
 
-def between(model: Model, values: Mapping[str, object], is_judged: bool) -> Prompt:
+def between(model: Model, values: Mapping[str, Any], is_judged: bool) -> Prompt:
     """The prompt for what belongs between `prompt` and `suffix`."""
     if not isinstance(values["prompt"], str):
         raise ApiError(400, f"prompt: {str(values['prompt'])[:40]!r} is not a string, which a suffix needs")
@@ -58,7 +59,7 @@ def between(model: Model, values: Mapping[str, object], is_judged: bool) -> Prom
     return infill_prompt(model, values["prompt"], values["suffix"], values["n_predict"])
 
 
-def n_top(values: Mapping[str, object]) -> int:
+def n_top(values: Mapping[str, Any]) -> int:
     """How many alternatives to a token are shown."""
     return values["n_probs"] if values["logprobs"] is None else values["logprobs"]
 
@@ -80,18 +81,18 @@ class TextForm:
             self._judged = [EchoedPrompt(task.prompt, text, self._vocab) for task, text in pairs]
             self.n_echoed = [len(text) for text in self._prompts]
 
-    def opening(self, index: int) -> dict[str, object] | None:
+    def opening(self, index: int) -> dict[str, Any] | None:
         """With `echo`, the prompt."""
         if self._prompts is None:
             return None
         logprobs = self._judged[index].logprobs(self._n_top) if self._judged else None
         return self.delta(index, self._prompts[index], logprobs, None)
 
-    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, object]:
+    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, Any]:
         """The next part of the text."""
         return {"index": index, "text": text or "", "logprobs": logprobs, "finish_reason": finish}
 
-    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, object]:
+    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
         """The text."""
         if self._judged:
             logprobs = joined([self._judged[index].logprobs(self._n_top), logprobs, rest])

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
+from typing import Any
 
 from server.errors import ApiError
 from server.records import record
@@ -26,7 +27,7 @@ class Constraint:
     warnings: tuple[str, ...] = ()
 
 
-def read_constraint(body: Mapping[str, object], defaults: Mapping[str, object] = MappingProxyType({})) -> Constraint:
+def read_constraint(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Constraint:
     """The one constraint of a request, else the one of the command line (`defaults`).
 
     ApiError 400 for two at once or for one that can't be used.
@@ -54,7 +55,7 @@ def read_constraint(body: Mapping[str, object], defaults: Mapping[str, object] =
     return Constraint(check_grammar(value))
 
 
-def response_format_schema(value: object) -> tuple[object, bool] | None:
+def response_format_schema(value: Any) -> tuple[Any, bool] | None:
     """The schema that a `response_format` asks for and whether strictly; None for free text."""
     if value is None:
         return None
@@ -79,7 +80,7 @@ def response_format_schema(value: object) -> tuple[object, bool] | None:
     raise ApiError(400, f"response_format: type '{kind[:40]}' is unknown; known are text, json_object, json_schema")
 
 
-def schema_constraint(name: str, schema: object, strict: bool) -> Constraint:
+def schema_constraint(name: str, schema: Any, strict: bool) -> Constraint:
     """The grammar of a JSON schema."""
     from server.grammar.json_schema.convert import SchemaError, convert
 
@@ -90,7 +91,7 @@ def schema_constraint(name: str, schema: object, strict: bool) -> Constraint:
     return Constraint(check_grammar(conversion.grammar), tuple(conversion.warnings))
 
 
-def _made(name: str, value: object) -> str:
+def _made(name: str, value: Any) -> str:
     from server.grammar.regex_gbnf import Unsupported, choice_grammar, regex_grammar
 
     make = choice_grammar if name == "choice" else regex_grammar

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 from server.api.request.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, Field, read
 from server.web.message import Response, json_response
@@ -185,9 +186,7 @@ class Body:
             taken.update(name for field in table for name in (field.name, *field.aliases))
         self.names = frozenset(taken.difference(without))
 
-    def read(
-        self, body: Mapping[str, object], defaults: Mapping[str, object] = MappingProxyType({})
-    ) -> dict[str, object]:
+    def read(self, body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
         """The values of all fields, checked; see `schema.read`."""
         return read(body, self._rows, defaults)
 

@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import field
 from pathlib import Path
+from typing import Any
 
 from server import memory
 from server.api.request import remote_media
@@ -52,7 +53,7 @@ class Files:
     _n_brought: int = 0
     _key: str = field(default_factory=lambda: secrets.token_hex(8))
 
-    def add_part(self, part: Mapping[str, object], where: str) -> str:
+    def add_part(self, part: Mapping[str, Any], where: str) -> str:
         """Take a part of a chat message (`image_url`, `input_image`, `input_audio`); its marker."""
         kind = PARTS[part["type"]]
         self._require(kind, where)
@@ -65,12 +66,12 @@ class Files:
             raise ApiError(400, f"{where}: image_url.url is not a string")
         return self._add(kind, where, url, lambda: self._load(url, where))
 
-    def add_base64(self, text: object, where: str) -> str:
+    def add_base64(self, text: Any, where: str) -> str:
         """Take a file in base64, of whatever kind; its marker."""
         self._require(None, where)
         return self._add(None, where, text, lambda: self._decode(text, where, "it"))
 
-    def _add(self, kind: str | None, where: str, source: object, load: Callable[[], bytes]) -> str:
+    def _add(self, kind: str | None, where: str, source: Any, load: Callable[[], bytes]) -> str:
         """Take a file, which `load` brings unless the same source has been there."""
         if len(self.media) == MAX_FILES:
             raise ApiError(400, f"{where}: a request may have at most {MAX_FILES} images and sounds")
@@ -102,7 +103,7 @@ class Files:
         except BadFile as error:
             raise ApiError(400, f"{where} {error}") from None
 
-    def _decode(self, text: object, where: str, what: str) -> bytes:
+    def _decode(self, text: Any, where: str, what: str) -> bytes:
         data = decode(text, where, what)
         memory.hold(len(data))
         return data
@@ -167,7 +168,7 @@ class Files:
         return re.sub(f"<__media_{self._key}_[0-9]+__>", DEFAULT_MARKER, text) if self.media else text
 
 
-def decode(text: object, where: str, what: str) -> bytes:
+def decode(text: Any, where: str, what: str) -> bytes:
     """The bytes of base64 text, with or without the data: URL's head."""
     if not isinstance(text, str):
         raise ApiError(400, f"{where}: {what} is not a string in base64")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from server.api.request.fields import listed
 from server.api.request.media import PARTS, Files
@@ -38,7 +39,7 @@ class ChatPrompt:
     warnings: tuple[str, ...] = ()
 
 
-def chat_prompt(model: Model, body: Mapping[str, object], files: Files | None = None) -> ChatPrompt:
+def chat_prompt(model: Model, body: Mapping[str, Any], files: Files | None = None) -> ChatPrompt:
     """Render and tokenise `messages` with the model's template. ApiError 400 says which message is wrong."""
     files = files or Files(model)
     messages = check_messages(body.get("messages"), files)
@@ -65,7 +66,7 @@ def chat_prompt(model: Model, body: Mapping[str, object], files: Files | None = 
     return ChatPrompt(files.shown(text), prompt, files.shown(prefill or ""), warnings)
 
 
-def check_messages(messages: object, files: Files | None = None) -> list[dict[str, object]]:
+def check_messages(messages: object, files: Files | None = None) -> list[dict[str, Any]]:
     """`messages` as a list of objects with a role and readable content; ApiError names the first bad one.
 
     Images and sounds go into `files`, and a text with a marker takes their place.
@@ -84,7 +85,7 @@ def check_messages(messages: object, files: Files | None = None) -> list[dict[st
     return checked
 
 
-def _check_message(i: int, message: object, files: Files | None) -> dict[str, object]:
+def _check_message(i: int, message: object, files: Files | None) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise ApiError(400, f"messages[{i}] is not an object")
     role, content = message.get("role"), message.get("content")
@@ -109,7 +110,7 @@ def _check_message(i: int, message: object, files: Files | None) -> dict[str, ob
     return {**message, "content": "" if content is None else content}
 
 
-def _arguments(call: Mapping[str, object]) -> str:
+def _arguments(call: Mapping[str, Any]) -> str:
     """A tool call's arguments where they are a text."""
     function = call.get("function")
     arguments = function.get("arguments") if isinstance(function, dict) else None
@@ -123,7 +124,7 @@ def _marked_part(part: object, where: str, files: Files | None) -> object:
     return part
 
 
-def template_variables(model: Model, body: Mapping[str, object]) -> dict[str, object]:
+def template_variables(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
     """What a template may read besides the messages: tools, and `chat_template_kwargs` of server and request."""
     given = body.get("chat_template_kwargs")
     if given is not None and not isinstance(given, dict):
@@ -137,7 +138,7 @@ def template_variables(model: Model, body: Mapping[str, object]) -> dict[str, ob
     return variables
 
 
-def effort_variables(body: Mapping[str, object]) -> dict[str, object]:
+def effort_variables(body: Mapping[str, Any]) -> dict[str, Any]:
     """OpenAI's `reasoning_effort` as variables of templates; `none` is no reasoning."""
     effort = body.get("reasoning_effort")
     if effort is None or effort == "":
@@ -148,7 +149,7 @@ def effort_variables(body: Mapping[str, object]) -> dict[str, object]:
 
 
 def left_out(
-    model: Model, body: Mapping[str, object], messages: list[dict[str, object]], variables: Mapping[str, object]
+    model: Model, body: Mapping[str, Any], messages: list[dict[str, Any]], variables: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """What the template has no place for, as warnings."""
     given, effort = body.get("chat_template_kwargs") or {}, effort_variables(body)
@@ -167,7 +168,7 @@ def left_out(
 
 
 def render(
-    model: Model, messages: list[dict[str, object]], add_generation_prompt: bool, variables: Mapping[str, object]
+    model: Model, messages: list[dict[str, Any]], add_generation_prompt: bool, variables: Mapping[str, Any]
 ) -> Segments:
     """The template's segments; its errors become 400."""
     template = model.chat_template
@@ -180,7 +181,7 @@ def render(
         raise ApiError(400, f"the chat template can't render these messages: {error}", **where) from None
 
 
-def check_reasoning_format(body: Mapping[str, object]) -> None:
+def check_reasoning_format(body: Mapping[str, Any]) -> None:
     """The field is known, and does nothing until reasoning is parsed."""
     value = body.get("reasoning_format")
     if value is not None and value not in REASONING_FORMATS:
@@ -193,7 +194,7 @@ def all_objects(values: list[object]) -> bool:
     return all(isinstance(value, dict) for value in values)
 
 
-def flag(body: Mapping[str, object], name: str, default: bool | None) -> bool | None:
+def flag(body: Mapping[str, Any], name: str, default: bool | None) -> bool | None:
     """A boolean field; absent or null gives `default`."""
     value = body.get(name)
     if value is None:

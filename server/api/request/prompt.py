@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from server.api.request.media import DEFAULT_MARKER, Files
 from server.api.request.schema import token_id
@@ -126,7 +127,7 @@ def with_images(prompt: str, image_data: object, files: Files, name: str = "prom
     return parts
 
 
-def with_files(prompt: Mapping[str, object], where: str, files: Files) -> list[Segments | int]:
+def with_files(prompt: Mapping[str, Any], where: str, files: Files) -> list[Segments | int]:
     """A prompt of today: the markers of `prompt_string` stand for the files of `multimodal_data`, in order."""
     text, data = prompt.get("prompt_string"), prompt.get("multimodal_data")
     if not isinstance(text, str):

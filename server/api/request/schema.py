@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.errors import ApiError
@@ -129,8 +130,8 @@ _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", 
                dict: "an object"}
 
 
-def read(body: Mapping[str, object], fields: Iterable[Field], defaults: Mapping[str, object] = MappingProxyType({}),
-         where: str = "") -> dict[str, object]:
+def read(body: Mapping[str, Any], fields: Iterable[Field], defaults: Mapping[str, Any] = MappingProxyType({}),
+         where: str = "") -> dict[str, Any]:
     """The values of `fields` in a JSON object, checked; `where` is what its fields' names begin with in errors.
 
     What is absent or null is taken from `defaults`, else from the field.
@@ -138,7 +139,7 @@ def read(body: Mapping[str, object], fields: Iterable[Field], defaults: Mapping[
     return {field.name: _value(body, field, defaults, where) for field in fields}
 
 
-def sampling_params(values: Mapping[str, object], vocab, defaults: Mapping[str, object] = MappingProxyType({}),
+def sampling_params(values: Mapping[str, Any], vocab, defaults: Mapping[str, Any] = MappingProxyType({}),
                     grammar: str = "") -> tuple[SamplingParams, ...]:
     """The `SamplingParams` of each of the answers to a prompt, which differ in their seeds. `values` are the checked
     fields of a text request of a request."""
@@ -252,7 +253,7 @@ def _bias_tokens(key: object, vocab, is_object: bool) -> list[int]:
     return [token_id("logit_bias", int(key) if isinstance(key, str) else key, vocab)]
 
 
-def _value(body: Mapping[str, object], field: Field, defaults: Mapping[str, object], where: str) -> object:
+def _value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], where: str) -> object:
     name, value = next(((name, body[name]) for name in (field.name, *field.aliases) if body.get(name) is not None),
                        (field.name, None))
     if field.convert is not None and value is not None:

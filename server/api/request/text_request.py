@@ -7,6 +7,7 @@ same for all, and everything is made once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from server.api.context import Context
 from server.api.request.constraints import read_constraint
@@ -30,7 +31,7 @@ class Incoming:
 
     context: Context
     model: Model
-    body: Mapping[str, object]
+    body: Mapping[str, Any]
     files: Files
     owner: str
 
@@ -42,7 +43,7 @@ class TextRequest:
     the client wants a list of answers. `warnings` is what of the request isn't kept."""
 
     model: Model
-    values: Mapping[str, object]
+    values: Mapping[str, Any]
     tasks: tuple[Task, ...]
     n: int
     shown: object
@@ -77,7 +78,7 @@ def require_small(n_answers: int, sampling: SamplingParams, stop: Sequence[str])
 
 def text_request(
     incoming: Incoming,
-    values: Mapping[str, object],
+    values: Mapping[str, Any],
     prompts: Sequence[Prompt],
     shown: object,
     *,

@@ -10,6 +10,7 @@ a list of forbidden names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from .errors import SecurityError
 from .formatting import format_text
@@ -18,7 +19,7 @@ from .marked import Marked, escape, is_safe
 from .text import ITEMS, KEYS, VALUES, guard, soft_text
 from .values import BoundMethod, Cycler, Group, Joiner, Loop, Macro, Namespace, Undefined
 
-Method = Callable[..., object]
+Method = Callable[..., Any]
 
 # names that exist in Python and that templates may not use: they hide a dictionary's key of the same name
 HIDDEN = frozenset(name for kind in (dict, str, list) for name in dir(kind) if name.startswith("_"))
@@ -63,7 +64,7 @@ TEXT_METHODS = (
 PADDING_METHODS = ("center", "ljust", "rjust", "zfill")
 
 
-def get_attribute(run: Run, owner: object, name: str) -> object:
+def get_attribute(run: Run, owner: Any, name: str) -> Any:
     """`owner.name`: what the type offers first, then the item of that name."""
     found = type_attribute(run, owner, name)
     if found is not None:
@@ -73,12 +74,12 @@ def get_attribute(run: Run, owner: object, name: str) -> object:
     return Undefined(owner=owner, name=name)
 
 
-def get_item(run: Run, owner: object, key: object) -> object:
+def get_item(run: Run, owner: Any, key: Any) -> Any:
     """`owner[key]`: the item first, then what the type offers under that name."""
     if type(key) is tuple:
         guard(run, key)
     try:
-        return owner[key]  # type: ignore[index]
+        return owner[key]
     except (TypeError, LookupError):
         if isinstance(key, str):
             found = type_attribute(run, owner, str.__str__(key))
@@ -87,7 +88,7 @@ def get_item(run: Run, owner: object, key: object) -> object:
     return Undefined(owner=owner, name=key)
 
 
-def type_attribute(run: Run, owner: object, name: str) -> tuple[object] | None:
+def type_attribute(run: Run, owner: Any, name: str) -> tuple[Any] | None:
     """What the value's type offers under `name`, in a tuple of one; None if it offers nothing."""
     kind = type(owner)
     if kind is Namespace:
@@ -108,7 +109,7 @@ def type_attribute(run: Run, owner: object, name: str) -> tuple[object] | None:
     return (_unsafe(owner, name),) if name in HIDDEN else None
 
 
-def _unsafe(owner: object, name: str) -> Undefined:
+def _unsafe(owner: Any, name: str) -> Undefined:
     return Undefined(
         f"access to attribute {name!r} of a {type(owner).__name__} is not allowed in templates",
         owner,
@@ -123,7 +124,7 @@ def _unsafe(owner: object, name: str) -> Undefined:
 def _text_method(name: str) -> Method:
     plain, marked = getattr(str, name), getattr(Marked, name)
 
-    def method(run: Run, owner: str, /, *args: object, **kwargs: object) -> object:
+    def method(run: Run, owner: str, /, *args: Any, **kwargs: Any) -> Any:
         if len(owner) > LARGE_TEXT:
             run.spend(len(owner) // TEXT_PER_STEP)
         if type(owner) is str:
@@ -153,17 +154,17 @@ def _expandtabs(run: Run, owner: str, /, tabsize: int = 8) -> str:
     return owner.expandtabs(tabsize)
 
 
-def _format(run: Run, owner: str, /, *args: object, **kwargs: object) -> str:
+def _format(run: Run, owner: str, /, *args: Any, **kwargs: Any) -> str:
     return format_text(run, owner, args, kwargs, (get_attribute, get_item))
 
 
-def _format_map(run: Run, owner: str, mapping: dict[str, object], /) -> str:
+def _format_map(run: Run, owner: str, mapping: dict[str, Any], /) -> str:
     if type(mapping) is not dict:
         raise TypeError("format_map() needs a mapping")
     return format_text(run, owner, (), mapping, (get_attribute, get_item))
 
 
-def join_text(run: Run, separator: str, items: Iterable[object], /) -> str:
+def join_text(run: Run, separator: str, items: Iterable[Any], /) -> str:
     """`separator.join(items)` for strings."""
     texts = list(items)
     run.items(len(texts))
@@ -171,8 +172,8 @@ def join_text(run: Run, separator: str, items: Iterable[object], /) -> str:
         texts = [escape(soft_text(run, text)) for text in texts]
     run.text(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
     if type(separator) is str and Marked not in set(map(type, texts)):
-        return separator.join(texts)  # type: ignore[arg-type]
-    return _with_marks(separator).join(texts)  # type: ignore[arg-type]
+        return separator.join(texts)
+    return _with_marks(separator).join(texts)
 
 
 def replace_text(run: Run, text: str, old: str, new: str, count: int = -1) -> str:
@@ -190,7 +191,7 @@ def replace_text(run: Run, text: str, old: str, new: str, count: int = -1) -> st
 def _search(name: str, kind: type) -> Method:
     plain = getattr(kind, name)
 
-    def method(run: Run, owner: list[object] | tuple[object, ...], item: object, /, *bounds: int) -> int:
+    def method(run: Run, owner: list[Any] | tuple[Any, ...], item: Any, /, *bounds: int) -> int:
         guard(run, item, owner)
         return plain(owner, item, *bounds)
 
@@ -200,52 +201,52 @@ def _search(name: str, kind: type) -> Method:
 def _by_key(name: str) -> Method:
     plain = getattr(dict, name)
 
-    def method(run: Run, owner: dict[object, object], key: object, /, *default: object) -> object:
+    def method(run: Run, owner: dict[Any, Any], key: Any, /, *default: Any) -> Any:
         guard(run, key)
         return plain(owner, key, *default)
 
     return method
 
 
-def _copy(run: Run, owner: list[object] | dict[object, object], /) -> object:
+def _copy(run: Run, owner: list[Any] | dict[Any, Any], /) -> Any:
     run.items(len(owner))
     return owner.copy()
 
 
-def _update(run: Run, owner: dict[object, object], /, *args: object, **kwargs: object) -> None:
+def _update(run: Run, owner: dict[Any, Any], /, *args: Any, **kwargs: Any) -> None:
     for pairs in args:
         guard(run, pairs)
     owner.update(*args, **kwargs)
     run.items(len(owner))
 
 
-def _append(run: Run, owner: list[object], item: object, /) -> None:
+def _append(run: Run, owner: list[Any], item: Any, /) -> None:
     run.items(len(owner))
     owner.append(item)
 
 
-def _extend(run: Run, owner: list[object], items: Iterable[object], /) -> None:
+def _extend(run: Run, owner: list[Any], items: Iterable[Any], /) -> None:
     added = list(items)
     run.items(len(owner) + len(added))
     owner.extend(added)
 
 
-def _insert(run: Run, owner: list[object], position: int, item: object, /) -> None:
+def _insert(run: Run, owner: list[Any], position: int, item: Any, /) -> None:
     run.items(len(owner))
     owner.insert(position, item)
 
 
-def _remove(run: Run, owner: list[object], item: object, /) -> None:
+def _remove(run: Run, owner: list[Any], item: Any, /) -> None:
     guard(run, item, owner)
     owner.remove(item)
 
 
-def _sort(run: Run, owner: list[object], /, *, reverse: bool = False) -> None:
+def _sort(run: Run, owner: list[Any], /, *, reverse: bool = False) -> None:
     guard(run, owner)
     owner.sort(reverse=reverse)
 
 
-def _plain(call: Callable[..., object]) -> Method:
+def _plain(call: Callable[..., Any]) -> Method:
     """A method whose cost is bounded by the value it belongs to."""
     return lambda run, owner, /, *args: call(owner, *args)
 
@@ -253,13 +254,13 @@ def _plain(call: Callable[..., object]) -> Method:
 # ------------------------------------------------------------------------------------------ loop
 
 
-def _cycle(run: Run, loop: Loop, /, *items: object) -> object:
+def _cycle(run: Run, loop: Loop, /, *items: Any) -> Any:
     if not items:
         raise TypeError("no items for cycling given")
     return items[loop.index0 % len(items)]
 
 
-def _changed(run: Run, loop: Loop, /, *values: object) -> bool:
+def _changed(run: Run, loop: Loop, /, *values: Any) -> bool:
     guard(run, values)
     return loop.changed(values)
 
@@ -272,7 +273,7 @@ def _reset(run: Run, cycler: Cycler, /) -> None:
 
 NUMBER_FIELDS = {"real": lambda n: n.real, "imag": lambda n: n.imag}
 
-FIELDS: dict[type, dict[str, Callable[..., object]]] = {
+FIELDS: dict[type, dict[str, Callable[..., Any]]] = {
     Loop: {
         "index": lambda loop: loop.index0 + 1,
         "index0": lambda loop: loop.index0,

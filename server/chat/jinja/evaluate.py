@@ -9,6 +9,7 @@ closure.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from . import nodes
 from .attributes import DICT_NAMES, METHODS, get_attribute, get_item, join_text
@@ -19,8 +20,8 @@ from .place import RUN, Evaluate, Frame, Place, outer_frame
 from .text import guard, to_text
 from .values import MISSING, Undefined, call_value
 
-Args = tuple[tuple[object, ...], dict[str, object]]
-NO_METHODS: dict[str, Callable[..., object]] = {}
+Args = tuple[tuple[Any, ...], dict[str, Any]]
+NO_METHODS: dict[str, Callable[..., Any]] = {}
 
 
 def compile_expression(node: Node, place: Place) -> Evaluate:
@@ -44,11 +45,11 @@ def _name(node: nodes.Name, place: Place) -> Evaluate:
         raise place.source.error(f"the name {name!r} can't be used here", node.offset)
     index, hops = slot.index, place.hops(slot)
 
-    def own(frame: Frame) -> object:
+    def own(frame: Frame) -> Any:
         value = frame[index]
         return Undefined(name=name) if value is MISSING else value
 
-    def outer(frame: Frame) -> object:
+    def outer(frame: Frame) -> Any:
         value = outer_frame(frame, hops)[index]
         return Undefined(name=name) if value is MISSING else value
 
@@ -68,7 +69,7 @@ def _list(node: nodes.ListNode, place: Place) -> Evaluate:
 def _dict(node: nodes.DictNode, place: Place) -> Evaluate:
     pairs = list(zip(_all(node.keys, place), _all(node.values, place)))
 
-    def make(frame: Frame, at: int = node.offset) -> object:
+    def make(frame: Frame, at: int = node.offset) -> Any:
         made = {}
         for key, value in pairs:
             name = key(frame)
@@ -83,7 +84,7 @@ def _attribute(node: nodes.Attribute, place: Place) -> Evaluate:
     owner, name = compile_expression(node.owner, place), node.name
     is_key = name not in DICT_NAMES
 
-    def attribute(frame: Frame, at: int = node.offset) -> object:
+    def attribute(frame: Frame, at: int = node.offset) -> Any:
         value = owner(frame)
         if is_key and type(value) is dict and name in value:
             return value[name]
@@ -98,7 +99,7 @@ def _item(node: nodes.Item, place: Place) -> Evaluate:
         return _slice(owner, node.key, place)
     key = compile_expression(node.key, place)
 
-    def item(frame: Frame, at: int = node.offset) -> object:
+    def item(frame: Frame, at: int = node.offset) -> Any:
         return get_item(frame[RUN], owner(frame), key(frame))
 
     return item
@@ -107,13 +108,13 @@ def _item(node: nodes.Item, place: Place) -> Evaluate:
 def _slice(owner: Evaluate, node: nodes.Slice, place: Place) -> Evaluate:
     bounds = [compile_expression(bound, place) if bound else None for bound in (node.start, node.stop, node.step)]
 
-    def cut(frame: Frame, at: int = node.offset) -> object:
+    def cut(frame: Frame, at: int = node.offset) -> Any:
         value = owner(frame)
         if isinstance(value, (list, tuple)):
             frame[RUN].items(len(value))
         if isinstance(value, str):
             frame[RUN].text(len(value))
-        return value[slice(*[bound(frame) if bound else None for bound in bounds])]  # type: ignore[index]
+        return value[slice(*[bound(frame) if bound else None for bound in bounds])]
 
     return cut
 
@@ -135,7 +136,7 @@ def compile_arguments(node: nodes.Arguments, place: Place) -> Callable[[Frame], 
     def arguments(frame: Frame, at: int = node.offset) -> Args:
         args = [value(frame) for value in positional]
         kwargs = {name: value(frame) for name, value in zip(names, values)}
-        args += star(frame)  # type: ignore[operator]
+        args += star(frame)
         more = double_star(frame)
         if type(more) is not dict or not all(isinstance(name, str) for name in more):
             raise TypeError("the argument after ** must be a dictionary of names")
@@ -152,7 +153,7 @@ def _call(node: nodes.Call, place: Place) -> Evaluate:
         return _method_call(node.callee, arguments, place)
     callee = compile_expression(node.callee, place)
 
-    def call(frame: Frame, at: int = node.offset) -> object:
+    def call(frame: Frame, at: int = node.offset) -> Any:
         function = callee(frame)
         return call_value(frame[RUN], function, *arguments(frame))
 
@@ -163,7 +164,7 @@ def _method_call(node: nodes.Attribute, arguments: Callable[[Frame], Args], plac
     """`owner.name(...)` without the detour of a bound method."""
     owner, name = compile_expression(node.owner, place), node.name
 
-    def call(frame: Frame, at: int = node.offset) -> object:
+    def call(frame: Frame, at: int = node.offset) -> Any:
         value = owner(frame)
         run = frame[RUN]
         method = METHODS.get(type(value), NO_METHODS).get(name)
@@ -186,15 +187,15 @@ def _test(node: nodes.Test, place: Place) -> Evaluate:
 
 
 def _application(
-    function: Callable[..., object], value: Evaluate, node: nodes.Filter | nodes.Test, place: Place
+    function: Callable[..., Any], value: Evaluate, node: nodes.Filter | nodes.Test, place: Place
 ) -> Evaluate:
     """A filter or test applied to a value."""
     arguments = compile_arguments(node.arguments, place)
 
-    def plain(frame: Frame, at: int = node.offset) -> object:
+    def plain(frame: Frame, at: int = node.offset) -> Any:
         return function(frame[RUN], value(frame))
 
-    def apply(frame: Frame, at: int = node.offset) -> object:
+    def apply(frame: Frame, at: int = node.offset) -> Any:
         subject = value(frame)
         args, kwargs = arguments(frame)
         return function(frame[RUN], subject, *args, **kwargs)
@@ -202,17 +203,17 @@ def _application(
     return apply if any(True for _ in nodes.children(node.arguments)) else plain
 
 
-def _find(kind: str, node: nodes.Filter | nodes.Test, place: Place) -> Callable[..., object]:
+def _find(kind: str, node: nodes.Filter | nodes.Test, place: Place) -> Callable[..., Any]:
     """The filter or test; inside an `if` an unknown one becomes a function that raises."""
     table = place.filters if kind == "filter" else place.tests
     function = table.get(node.name)
     if function is not None:
-        return function  # type: ignore[return-value]
+        return function
     message = f"No {kind} named {node.name!r}."
     if not place.soft:
         raise place.source.error(message, node.offset)
 
-    def unknown(*_: object, **__: object) -> object:
+    def unknown(*_: Any, **__: Any) -> Any:
         raise TemplateRuntimeError(message)
 
     return unknown
@@ -221,7 +222,7 @@ def _find(kind: str, node: nodes.Filter | nodes.Test, place: Place) -> Callable[
 def _unary(node: nodes.Unary, place: Place) -> Evaluate:
     value, apply = compile_expression(node.value, place), UNARY[node.operator]
 
-    def unary(frame: Frame, at: int = node.offset) -> object:
+    def unary(frame: Frame, at: int = node.offset) -> Any:
         return apply(frame[RUN], value(frame))
 
     return unary
@@ -236,7 +237,7 @@ def _arithmetic(node: nodes.Arithmetic, place: Place) -> Evaluate:
     first = compile_expression(node.first, place)
     steps = [(BINARY[symbol], compile_expression(value, place)) for symbol, value in zip(node.operators, node.values)]
 
-    def chain(frame: Frame, at: int = node.offset) -> object:
+    def chain(frame: Frame, at: int = node.offset) -> Any:
         run = frame[RUN]
         result = first(frame)
         for apply, value in steps:
@@ -249,14 +250,14 @@ def _arithmetic(node: nodes.Arithmetic, place: Place) -> Evaluate:
 def _logic(node: nodes.Logic, place: Place) -> Evaluate:
     *others, last = _all(node.values, place)
 
-    def both(frame: Frame) -> object:
+    def both(frame: Frame) -> Any:
         for value in others:
             result = value(frame)
             if not result:
                 return result
         return last(frame)
 
-    def either(frame: Frame) -> object:
+    def either(frame: Frame) -> Any:
         for value in others:
             result = value(frame)
             if result:
@@ -269,7 +270,7 @@ def _logic(node: nodes.Logic, place: Place) -> Evaluate:
 def _concat(node: nodes.Concat, place: Place) -> Evaluate:
     values = _all(node.values, place)
 
-    def joined(frame: Frame, at: int = node.offset) -> object:
+    def joined(frame: Frame, at: int = node.offset) -> Any:
         run = frame[RUN]
         return join_text(run, "", [to_text(run, value(frame)) for value in values])
 
@@ -281,10 +282,10 @@ def _compare(node: nodes.Compare, place: Place) -> Evaluate:
     steps = [(COMPARE[symbol], compile_expression(value, place)) for symbol, value in zip(node.operators, node.values)]
     only, second = steps[0]
 
-    def compare(frame: Frame, at: int = node.offset) -> object:
+    def compare(frame: Frame, at: int = node.offset) -> Any:
         return only(frame[RUN], first(frame), second(frame))
 
-    def chain(frame: Frame, at: int = node.offset) -> object:
+    def chain(frame: Frame, at: int = node.offset) -> Any:
         run = frame[RUN]
         left, result = first(frame), True
         for apply, value in steps:

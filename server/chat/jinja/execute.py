@@ -9,6 +9,7 @@ disturb tracebacks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from . import nodes
 from .evaluate import compile_arguments, compile_expression
@@ -20,7 +21,7 @@ from .scopes import Function, Scope, analyze, declare_target, mentioned
 from .text import to_text
 from .values import MISSING, Loop, Macro, Namespace, Undefined, call_value
 
-Assign = Callable[[Frame, object], None]
+Assign = Callable[[Frame, Any], None]
 
 
 def compile_template(statements: list[Node], place: Place) -> Execute:
@@ -96,14 +97,14 @@ def _scoped(scope_nodes: Iterable[Node], place: Place, captured: int = 0) -> Pla
 # ------------------------------------------------------------------------------------------ output
 
 
-def _write(frame: Frame, value: object) -> None:
+def _write(frame: Frame, value: Any) -> None:
     run: Run = frame[RUN]
     text = value if type(value) is str else to_text(run, value)
     run.printed(len(text))
     frame[OUT].append(text)
 
 
-def _write_text(frame: Frame, value: object) -> None:
+def _write_text(frame: Frame, value: Any) -> None:
     """Where jinja2 forgets to convert to text, anything else is an error."""
     if not isinstance(value, str):
         raise TypeError("a filter or call block has to give a text")
@@ -145,7 +146,7 @@ def _target(node: Node, place: Place) -> Assign:
     if isinstance(node, nodes.Name):
         index = place.scope.slots[node.name].index
 
-        def assign(frame: Frame, value: object) -> None:
+        def assign(frame: Frame, value: Any) -> None:
             frame[index] = value
 
         return assign
@@ -157,7 +158,7 @@ def _target(node: Node, place: Place) -> Assign:
 def _namespace_target(node: nodes.NamespaceRef, place: Place) -> Assign:
     read, attribute = compile_expression(nodes.Name(node.name, offset=node.offset), place), node.attribute
 
-    def assign(frame: Frame, value: object, at: int = node.offset) -> None:
+    def assign(frame: Frame, value: Any, at: int = node.offset) -> None:
         namespace = read(frame)
         if type(namespace) is not Namespace:
             raise TypeError("cannot assign attribute on non-namespace object")
@@ -169,8 +170,8 @@ def _namespace_target(node: nodes.NamespaceRef, place: Place) -> Assign:
 def _tuple_target(node: nodes.TupleNode, place: Place) -> Assign:
     targets = [_target(item, place) for item in node.items]
 
-    def assign(frame: Frame, value: object, at: int = node.offset) -> None:
-        values = list(value)  # type: ignore[call-overload]
+    def assign(frame: Frame, value: Any, at: int = node.offset) -> None:
+        values = list(value)
         if len(values) != len(targets):
             raise ValueError(f"{len(values)} values to unpack into {len(targets)} names")
         for target, item in zip(targets, values):
@@ -228,7 +229,7 @@ def _filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place
         return inner, capture, lambda frame, text: text
     evaluate = compile_expression(filter_, inner)
 
-    def apply(frame: Frame, text: str) -> object:
+    def apply(frame: Frame, text: str) -> Any:
         frame[captured] = text
         return evaluate(frame)
 
@@ -304,7 +305,7 @@ def _for(node: nodes.For, place: Place) -> Execute:
         return execute
 
     def recurse(frame: Frame, at: int = node.offset) -> None:
-        def render(nested: object, depth: int) -> str:
+        def render(nested: Any, depth: int) -> str:
             inner = new_frame(frame, function)
             inner[RUN].enter()
             walk(inner, frame, nested, render, depth)
@@ -366,7 +367,7 @@ def _otherwise(statements: list[Node], place: Place, function: Function) -> Exec
     return execute
 
 
-def _loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[object]], Iterator[object]]:
+def _loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[Any]], Iterator[Any]]:
     """A generator of the items for which the loop's `if` holds, with its own copy of the loop's variables."""
     function = Function(place.scope.function)
     scope = Scope(function, place.scope)
@@ -377,7 +378,7 @@ def _loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[objec
     test = compile_expression(node.test, inner)  # type: ignore[arg-type]
     reread = compile_expression(_as_loaded(node.target), inner)
 
-    def select(outer: Frame, items: Iterable[object], at: int = node.offset) -> Iterator[object]:
+    def select(outer: Frame, items: Iterable[Any], at: int = node.offset) -> Iterator[Any]:
         frame = new_frame(outer, function)
         enter(frame)
         for item in items:
@@ -450,7 +451,7 @@ def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None, plac
     enter, body = _enter(inner), _block(node.body, inner)
 
     def make(frame: Frame) -> Macro:
-        def render(arguments: list[object]) -> str:
+        def render(arguments: list[Any]) -> str:
             own = new_frame(frame, function)
             for index, value in zip(indices, arguments):
                 own[index] = value

@@ -32,7 +32,7 @@ WORD_STARTS = re.compile(r"([-\s({\[<]+)")
 WORDS = re.compile(r"\w+")
 
 
-def do_default(run: Run, value: Any, /, default_value: Any = "", boolean: bool = False) -> object:
+def do_default(run: Run, value: Any, /, default_value: Any = "", boolean: bool = False) -> Any:
     """The value, or another one if it is undefined (with `boolean`: or false)."""
     return default_value if type(value) is Undefined or (boolean and not value) else value
 
@@ -55,7 +55,7 @@ def do_tojson(
     return to_json(run, value, JsonStyle(ensure_ascii, indent, separators, sort_keys))
 
 
-def do_from_json(run: Run, value: Any, /) -> object:
+def do_from_json(run: Run, value: Any, /) -> Any:
     """The value that a JSON text describes."""
     result = json.loads(value)
     return mark(result) if spans_of(value) else result
@@ -207,12 +207,12 @@ def do_urlencode(run: Run, value: Any, /) -> str:
     )
 
 
-def _quote(run: Run, value: object, keep: str) -> str:
+def _quote(run: Run, value: Any, keep: str) -> str:
     text = to_text(run, value)
     return marked_if(urllib.parse.quote(text.encode(), keep), text)
 
 
-def do_int(run: Run, value: Any, /, default: Any = 0, base: int = 10) -> object:
+def do_int(run: Run, value: Any, /, default: Any = 0, base: int = 10) -> Any:
     """The value as an integer, or `default`."""
     if isinstance(value, str) and len(value) > MAX_DIGITS:
         raise TemplateLimitError(f"a number of more than {MAX_DIGITS} digits")
@@ -225,7 +225,7 @@ def do_int(run: Run, value: Any, /, default: Any = 0, base: int = 10) -> object:
             return default
 
 
-def do_float(run: Run, value: Any, /, default: Any = 0.0) -> object:
+def do_float(run: Run, value: Any, /, default: Any = 0.0) -> Any:
     """The value as a floating point number, or `default`."""
     try:
         return float(value)
@@ -233,12 +233,12 @@ def do_float(run: Run, value: Any, /, default: Any = 0.0) -> object:
         return default
 
 
-def do_abs(run: Run, value: Any, /) -> object:
+def do_abs(run: Run, value: Any, /) -> Any:
     """The absolute value."""
     return abs(value)
 
 
-def do_round(run: Run, value: Any, /, precision: int = 0, method: str = "common") -> object:
+def do_round(run: Run, value: Any, /, precision: int = 0, method: str = "common") -> Any:
     """The number, rounded to `precision` decimal places."""
     if method not in ("common", "ceil", "floor"):
         raise ValueError("method must be common, ceil or floor")
@@ -257,13 +257,13 @@ def do_format(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> str:
     return percent(run, soft_text(run, value), kwargs or args)
 
 
-def do_attr(run: Run, value: Any, /, name: Any) -> object:
+def do_attr(run: Run, value: Any, /, name: Any) -> Any:
     """The attribute of that name, never the item."""
     found = type_attribute(run, value, name)
     return found[0] if found is not None else Undefined(owner=value, name=name)
 
 
-FILTERS: dict[str, Callable[..., object]] = {
+FILTERS: dict[str, Callable[..., Any]] = {
     **SEQUENCE_FILTERS,
     "abs": do_abs,
     "attr": do_attr,
@@ -295,4 +295,4 @@ FILTERS: dict[str, Callable[..., object]] = {
 }
 
 # filters that transformers doesn't have, but that templates in circulation use
-EXTRA_FILTERS: dict[str, Callable[..., object]] = {"from_json": do_from_json}
+EXTRA_FILTERS: dict[str, Callable[..., Any]] = {"from_json": do_from_json}

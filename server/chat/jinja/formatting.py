@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from .errors import TemplateLimitError
 from .limits import Run
@@ -24,15 +25,15 @@ PERCENT = re.compile(
 )
 MAX_WIDTH = 100_000  # characters one field may be padded to
 NUMBERS = re.compile(r"\d+")
-Access = tuple[Callable[[Run, object, str], object], Callable[[Run, object, object], object]]
+Access = tuple[Callable[[Run, Any, str], Any], Callable[[Run, Any, Any], Any]]
 
 FIELD = re.compile(r"(?:\.(?P<attribute>[^.\[]+)|\[(?P<item>[^\]]+)\])")
 
 
-def percent(run: Run, template: str, values: object) -> str:
+def percent(run: Run, template: str, values: Any) -> str:
     """`template % values`."""
     if isinstance(values, Mapping):
-        given: Sequence[object] = list(values.values())
+        given: Sequence[Any] = list(values.values())
     else:
         given = values if isinstance(values, tuple) else (values,)
     marked = isinstance(template, Marked) and bool(template.spans)
@@ -52,7 +53,7 @@ def percent(run: Run, template: str, values: object) -> str:
     return build(text, spans_of(pieces) if pieces == text else ((0, len(text)),), is_safe(template))
 
 
-def _bound_percent(template: str, values: Sequence[object]) -> None:
+def _bound_percent(template: str, values: Sequence[Any]) -> None:
     """Refuse widths that would fill the memory, whether written out or given as `*`."""
     for match in PERCENT.finditer(template):
         if match["kind"] == "(":
@@ -73,7 +74,7 @@ def _bound(width: int) -> None:
         raise TemplateLimitError(f"a format field is wider than {MAX_WIDTH} characters")
 
 
-def _escaped(run: Run, values: object) -> object:
+def _escaped(run: Run, values: Any) -> Any:
     """A safe template escapes what goes into it."""
     if isinstance(values, dict):
         return {key: _escaped(run, value) for key, value in values.items()}
@@ -82,7 +83,7 @@ def _escaped(run: Run, values: object) -> object:
     return values if isinstance(values, (int, float)) else escape(to_text(run, values))
 
 
-def _percent_pieces(template: str, values: object) -> list[str]:
+def _percent_pieces(template: str, values: Any) -> list[str]:
     """The result in pieces, as far as each `%` takes one value; otherwise the caller marks everything."""
     pieces, start = [], 0
     left = list(values) if isinstance(values, tuple) else [values]
@@ -102,7 +103,7 @@ def _percent_pieces(template: str, values: object) -> list[str]:
     return [*pieces, part(template, start, len(template))]
 
 
-def format_text(run: Run, template: str, args: Sequence[object], kwargs: Mapping[str, object], access: Access) -> str:
+def format_text(run: Run, template: str, args: Sequence[Any], kwargs: Mapping[str, Any], access: Access) -> str:
     """`template.format(*args, **kwargs)`; `access` looks up attributes and items as templates do."""
     formatted = _Formatter(run, args, kwargs, access, is_safe(template)).format(template, 2)
     run.text(len(formatted))
@@ -113,9 +114,7 @@ def format_text(run: Run, template: str, args: Sequence[object], kwargs: Mapping
 class _Formatter:
     """One call of `format`: the arguments, and the count of automatic numbers."""
 
-    def __init__(
-        self, run: Run, args: Sequence[object], kwargs: Mapping[str, object], access: Access, safe: bool
-    ) -> None:
+    def __init__(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any], access: Access, safe: bool) -> None:
         self.run = run
         self.args = args
         self.kwargs = kwargs
@@ -135,8 +134,8 @@ class _Formatter:
                 pieces.append(self._format(value, self.format(spec or "", depth - 1)))
         return concat(pieces)
 
-    def _field(self, name: str) -> object:
-        first = re.match(r"[^.\[]*", name).group()  # type: ignore[union-attr]
+    def _field(self, name: str) -> Any:
+        first = re.match(r"[^.\[]*", name).group()
         value = self._argument(first)
         position = len(first)
         while position < len(name):
@@ -151,7 +150,7 @@ class _Formatter:
             position = match.end()
         return value
 
-    def _argument(self, name: str) -> object:
+    def _argument(self, name: str) -> Any:
         if name and not name.isdecimal():
             return self.kwargs[name]
         if (self.auto == -1 and not name) or (name and self.auto is not None and self.auto >= 0):
@@ -162,7 +161,7 @@ class _Formatter:
         self.auto = (self.auto or 0) + 1
         return self.args[self.auto - 1]
 
-    def _convert(self, value: object, conversion: str | None) -> object:
+    def _convert(self, value: Any, conversion: str | None) -> Any:
         if conversion in (None, "s"):
             return value if conversion is None else to_text(self.run, value)
         if conversion in ("r", "a"):
@@ -170,7 +169,7 @@ class _Formatter:
             return text if conversion == "r" else _marked_as(ascii_text(text), text)
         raise ValueError(f"Unknown conversion specifier {conversion}")
 
-    def _format(self, value: object, spec: str) -> str:
+    def _format(self, value: Any, spec: str) -> str:
         for number in NUMBERS.findall(spec):
             _bound(_number(number))
         if isinstance(value, (str, int, float)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from .errors import TemplateLimitError, TemplateRaised, TemplateRuntimeError
 from .limits import Run
@@ -20,7 +21,7 @@ MAX_RANGE = 100_000  # jinja2's sandbox has the same limit
 MAX_TIME_FORMAT = 1000
 
 
-def import_value(value: object, limit: int) -> object:
+def import_value(value: Any, limit: int) -> Any:
     """A copy of the caller's data made of template values; `limit` levels deep at most."""
     kind = type(value)
     if kind in (str, int, float, bool, Marked) or value is None:
@@ -39,14 +40,14 @@ def import_value(value: object, limit: int) -> object:
     raise TemplateRuntimeError(f"a template can't use a value of type {kind.__name__}")
 
 
-def _import_plain(value: str | int | float) -> object:
+def _import_plain(value: str | int | float) -> Any:
     """Of derived types, such as enumerations, only the value counts."""
     if isinstance(value, str):
         return str.__str__(value)
     return int(value) if isinstance(value, int) else float(value)
 
 
-def _import_key(key: object) -> object:
+def _import_key(key: Any) -> Any:
     if type(key) in (str, Marked, bool) or key is None:
         return key
     if isinstance(key, (str, int, float)):
@@ -54,8 +55,8 @@ def _import_key(key: object) -> object:
     raise TemplateRuntimeError(f"a template can't use a dictionary with keys of type {type(key).__name__}")
 
 
-def _imported_function(function: Callable[..., object], limit: int) -> Callable[..., object]:
-    def call(run: Run, /, *args: object, **kwargs: object) -> object:
+def _imported_function(function: Callable[..., Any], limit: int) -> Callable[..., Any]:
+    def call(run: Run, /, *args: Any, **kwargs: Any) -> Any:
         guard(run, args, kwargs)
         return import_value(function(*args, **kwargs), limit)
 
@@ -70,30 +71,30 @@ def make_range(run: Run, /, *bounds: int) -> range:
     return made
 
 
-def make_dict(run: Run, /, *args: object, **kwargs: object) -> dict[object, object]:
+def make_dict(run: Run, /, *args: Any, **kwargs: Any) -> dict[Any, Any]:
     """`dict(...)`."""
     guard(run, *args)
-    return dict(*args, **kwargs)  # type: ignore[arg-type]
+    return dict(*args, **kwargs)
 
 
-def make_namespace(run: Run, /, *args: object, **kwargs: object) -> Namespace:
+def make_namespace(run: Run, /, *args: Any, **kwargs: Any) -> Namespace:
     """`namespace(...)`."""
-    return Namespace(make_dict(run, *args, **kwargs))  # type: ignore[arg-type]
+    return Namespace(make_dict(run, *args, **kwargs))
 
 
-def make_cycler(run: Run, /, *items: object) -> Cycler:
+def make_cycler(run: Run, /, *items: Any) -> Cycler:
     """`cycler(...)`."""
     if not items:
         raise TypeError("at least one item has to be provided")
     return Cycler(items)
 
 
-def make_joiner(run: Run, /, sep: object = ", ") -> Joiner:
+def make_joiner(run: Run, /, sep: Any = ", ") -> Joiner:
     """`joiner(...)`."""
     return Joiner(sep)
 
 
-def raise_exception(run: Run, message: object = "", /) -> None:
+def raise_exception(run: Run, message: Any = "", /) -> None:
     """`raise_exception(message)`: the template refuses the conversation."""
     raise TemplateRaised(str.__str__(to_text(run, message)))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import TemplateSyntaxError
 
@@ -45,7 +45,7 @@ class Token(NamedTuple):
     """`type`, the value it stands for (text, number or name) and where it starts."""
 
     type: str
-    value: object
+    value: Any
     offset: int
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from server.records import record
 
@@ -45,10 +46,8 @@ class Run:
 
     __slots__ = ("limits", "steps", "output", "depth", "deadline", "variables", "filters", "tests", "mutable")
 
-    def __init__(
-        self, limits: Limits, filters: Mapping[str, object], tests: Mapping[str, object], mutable: bool
-    ) -> None:
-        self.variables: Mapping[str, object] = {}  # the context with the globals
+    def __init__(self, limits: Limits, filters: Mapping[str, Any], tests: Mapping[str, Any], mutable: bool) -> None:
+        self.variables: Mapping[str, Any] = {}  # the context with the globals
         self.limits = limits
         self.steps = limits.steps
         self.output = limits.output

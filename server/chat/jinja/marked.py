@@ -19,6 +19,7 @@ would put a conversion into each comparison, dictionary lookup and test.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Any
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -41,7 +42,7 @@ def _all_marked(name: str) -> Callable[..., str]:
     """A method that pads or maps in ways not worth following: all of its result counts as user input."""
     plain = getattr(str, name)
 
-    def method(self: Marked, *args: object, **options: object) -> str:
+    def method(self: Marked, *args: Any, **options: Any) -> str:
         text = plain(self, *args, **options)
         user = self.spans or any(spans_of(argument) for argument in args if isinstance(argument, str))
         return build(text, whole(text) if user else (), self.safe)
@@ -85,14 +86,14 @@ class Marked(str):
             spans = _pick(self.spans, positions)
         return build(text, spans, self.safe)
 
-    def __add__(self, other: object) -> str:
+    def __add__(self, other: Any) -> str:
         if not isinstance(other, str):
             return NotImplemented
         if is_safe(other) and not self.safe:
             return other.__radd__(self)
         return self._like([self, escape(other) if self.safe else other])
 
-    def __radd__(self, other: object) -> str:
+    def __radd__(self, other: Any) -> str:
         if not isinstance(other, str):
             return NotImplemented
         return self._like([escape(other) if self.safe else other, self])
@@ -107,7 +108,7 @@ class Marked(str):
 
     __rmul__ = __mul__
 
-    def __mod__(self, values: object) -> str:
+    def __mod__(self, values: Any) -> str:
         return Marked(str.__mod__(self, values), None, self.safe)
 
     def __rmod__(self, template: str) -> str:
@@ -215,7 +216,7 @@ def spans_of(text: str) -> Spans:
     return text.spans if type(text) is Marked else ()
 
 
-def is_safe(value: object) -> bool:
+def is_safe(value: Any) -> bool:
     """Has the value been through `safe` or `escape`?"""
     return type(value) is Marked and value.safe
 
@@ -282,12 +283,12 @@ def unsafe(text: str) -> str:
     return build(text, text.spans) if is_safe(text) else text
 
 
-def marked_if(text: str, *sources: object) -> str:
+def marked_if(text: str, *sources: Any) -> str:
     """`text`, marked as a whole if any of the strings it was made from has a mark."""
     return Marked(text) if any(type(source) is Marked and source.spans for source in sources) else text
 
 
-def mark(value: object, plain: Collection[str] = ()) -> object:
+def mark(value: Any, plain: Collection[str] = ()) -> Any:
     """A copy of JSON-like data in which all strings, keys included, are marked as user input.
 
     Strings that equal one of `plain` stay as they are: roles, say, of which templates make special tokens.

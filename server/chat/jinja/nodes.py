@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import field, fields
+from typing import Any
 
 from server.records import record
 
@@ -27,7 +28,7 @@ class Node:
 class Const(Node):
     """A literal: string, number, true, false or none."""
 
-    value: object
+    value: Any
 
 
 @record

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from typing import Any
 
 from .errors import TemplateLimitError
 from .formatting import percent
 from .limits import LARGE_TEXT, Run
 from .text import CONTAINERS, guard
 
-BinaryOperator = Callable[[Run, object, object], object]
+BinaryOperator = Callable[[Run, Any, Any], Any]
 
 NUMBERS = (int, float)  # bool is one of them
 
 
-def add(run: Run, left: object, right: object) -> object:
+def add(run: Run, left: Any, right: Any) -> Any:
     """`left + right`."""
     if isinstance(left, str) and isinstance(right, str):
         length = len(left) + len(right)
@@ -28,17 +29,17 @@ def add(run: Run, left: object, right: object) -> object:
             run.text(length)
     elif isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
         run.items(len(left) + len(right))
-    return left + right  # type: ignore[operator]
+    return left + right
 
 
-def subtract(run: Run, left: object, right: object) -> object:
+def subtract(run: Run, left: Any, right: Any) -> Any:
     """`left - right`, for numbers."""
     if type(left) in CONTAINERS:
         raise TypeError("unsupported operand type(s) for -")
-    return left - right  # type: ignore[operator]
+    return left - right
 
 
-def multiply(run: Run, left: object, right: object) -> object:
+def multiply(run: Run, left: Any, right: Any) -> Any:
     """`left * right`; one of them may be a sequence to repeat."""
     if isinstance(left, NUMBERS) and not isinstance(right, NUMBERS):
         left, right = right, left
@@ -51,14 +52,14 @@ def multiply(run: Run, left: object, right: object) -> object:
             _bound(run, left.bit_length() + right.bit_length())
     elif isinstance(left, int) and isinstance(right, int):
         _bound(run, left.bit_length() + right.bit_length())
-    return left * right  # type: ignore[operator]
+    return left * right
 
 
-def power(run: Run, left: object, right: object) -> object:
+def power(run: Run, left: Any, right: Any) -> Any:
     """`left ** right`."""
     if isinstance(left, int) and isinstance(right, int) and right > 0:
         _bound(run, left.bit_length() * right)
-    result = left**right  # type: ignore[operator]
+    result = left**right
     if isinstance(result, complex):
         raise ValueError("the root of a negative number")
     return result
@@ -69,13 +70,13 @@ def _bound(run: Run, bits: int) -> None:
         raise TemplateLimitError(f"a number would have more than {run.limits.bits} bits")
 
 
-def modulo(run: Run, left: object, right: object) -> object:
+def modulo(run: Run, left: Any, right: Any) -> Any:
     """`left % right`: the remainder, or a formatted string."""
-    return percent(run, left, right) if isinstance(left, str) else left % right  # type: ignore[operator]
+    return percent(run, left, right) if isinstance(left, str) else left % right
 
 
-def _compared(compare: Callable[[object, object], bool]) -> BinaryOperator:
-    def compared(run: Run, left: object, right: object, /) -> bool:
+def _compared(compare: Callable[[Any, Any], bool]) -> BinaryOperator:
+    def compared(run: Run, left: Any, right: Any, /) -> bool:
         if type(left) in CONTAINERS and type(right) in CONTAINERS:
             guard(run, left, right)
         return compare(left, right)
@@ -83,26 +84,26 @@ def _compared(compare: Callable[[object, object], bool]) -> BinaryOperator:
     return compared
 
 
-def contains(run: Run, item: object, container: object, /) -> bool:
+def contains(run: Run, item: Any, container: Any, /) -> bool:
     """`item in container`."""
     if type(item) in CONTAINERS:
         guard(run, item, container)
-    return item in container  # type: ignore[operator]
+    return item in container
 
 
-def not_contains(run: Run, item: object, container: object) -> bool:
+def not_contains(run: Run, item: Any, container: Any) -> bool:
     """`item not in container`."""
     return not contains(run, item, container)
 
 
-def negative(run: Run, value: object) -> object:
+def negative(run: Run, value: Any) -> Any:
     """`-value`."""
-    return -value  # type: ignore[operator]
+    return -value
 
 
-def positive(run: Run, value: object) -> object:
+def positive(run: Run, value: Any) -> Any:
     """`+value`."""
-    return +value  # type: ignore[operator]
+    return +value
 
 
 BINARY: dict[str, BinaryOperator] = {
@@ -126,4 +127,4 @@ COMPARE: dict[str, BinaryOperator] = {
     "not in": not_contains,
 }
 
-UNARY: dict[str, Callable[[Run, object], object]] = {"-": negative, "+": positive}
+UNARY: dict[str, Callable[[Run, Any], Any]] = {"-": negative, "+": positive}

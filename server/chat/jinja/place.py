@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from server.records import record
 
@@ -20,7 +21,7 @@ from .values import MISSING
 RUN, OUT, PARENT = 0, 1, 2
 
 Frame = list
-Evaluate = Callable[[Frame], object]
+Evaluate = Callable[[Frame], Any]
 Execute = Callable[[Frame], "str | None"]  # gives "break" or "continue" when a loop is to be left
 
 
@@ -33,8 +34,8 @@ class Place:
     """
 
     source: Source
-    filters: Mapping[str, object]
-    tests: Mapping[str, object]
+    filters: Mapping[str, Any]
+    tests: Mapping[str, Any]
     scope: Scope
     soft: bool = False
     in_loop: bool = False
@@ -53,7 +54,7 @@ class Place:
         count = 0
         function: Function | None = self.scope.function
         while function is not slot.function:
-            function = function.parent  # type: ignore[union-attr]
+            function = function.parent
             count += 1
         return count
 

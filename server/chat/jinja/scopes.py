@@ -12,7 +12,7 @@ time, which is slower and differs in all the odd cases.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import nodes
 from .nodes import Node, children
@@ -129,7 +129,7 @@ def _visit_children(scope: Scope, node: Node) -> None:
 
 
 def _visit_name(scope: Scope, node: nodes.Name) -> None:
-    uses: dict[str, Callable[[str], object]] = {"load": scope.load, "store": scope.store, "param": scope.parameter}
+    uses: dict[str, Callable[[str], Any]] = {"load": scope.load, "store": scope.store, "param": scope.parameter}
     uses[node.use](node.name)
 
 
@@ -156,15 +156,15 @@ def _visit_call_block(scope: Scope, node: nodes.CallBlock) -> None:
         analyze(scope, [node.call])
 
 
-_VISITORS: dict[type, Callable[[Scope, object], None]] = {
-    nodes.Name: _visit_name,  # type: ignore[dict-item]
+_VISITORS: dict[type, Callable[[Scope, Any], None]] = {
+    nodes.Name: _visit_name,
     nodes.NamespaceRef: lambda scope, node: scope.load(node.name),
-    nodes.If: _visit_if,  # type: ignore[dict-item]
+    nodes.If: _visit_if,
     nodes.Set: lambda scope, node: analyze(scope, [node.value, node.target]),
     nodes.MacroNode: lambda scope, node: scope.store(node.name),
     # of inner blocks, only what is evaluated outside of them
     nodes.For: lambda scope, node: analyze(scope, [node.items]),
-    nodes.CallBlock: _visit_call_block,  # type: ignore[dict-item]
+    nodes.CallBlock: _visit_call_block,
     nodes.FilterBlock: lambda scope, node: analyze(scope, [node.filter]),
     nodes.With: lambda scope, node: analyze(scope, node.values),
     nodes.SetBlock: lambda scope, node: analyze(scope, [node.target, *filter(None, [node.filter])]),

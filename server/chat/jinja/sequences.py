@@ -22,14 +22,14 @@ from .values import Group, Undefined
 Getter = Callable[[Any], Any]
 
 
-def attribute_getter(run: Run, attribute: object, default: object = None, fold_case: bool = False) -> Getter:
+def attribute_getter(run: Run, attribute: Any, default: Any = None, fold_case: bool = False) -> Getter:
     """A function that looks up `attribute`: None (the item itself), an index, or names joined by dots."""
     if isinstance(attribute, str):
-        path: list[object] = [int(name) if name.isdigit() else name for name in attribute.split(".")]
+        path: list[Any] = [int(name) if name.isdigit() else name for name in attribute.split(".")]
     else:
         path = [] if attribute is None else [attribute]
 
-    def getter(item: object) -> object:
+    def getter(item: Any) -> Any:
         for name in path:
             item = get_item(run, item, name)
             if default is not None and type(item) is Undefined:
@@ -41,12 +41,12 @@ def attribute_getter(run: Run, attribute: object, default: object = None, fold_c
     return getter
 
 
-def _sort_key(run: Run, attribute: object, fold_case: bool) -> Getter:
+def _sort_key(run: Run, attribute: Any, fold_case: bool) -> Getter:
     """A key of several attributes, separated by commas."""
     names = attribute.split(",") if isinstance(attribute, str) else [attribute]
     getters = [attribute_getter(run, name, fold_case=fold_case) for name in names]
 
-    def key(item: object) -> list[object]:
+    def key(item: Any) -> list[Any]:
         return [getter(item) for getter in getters]
 
     return key
@@ -65,16 +65,16 @@ def _counted(run: Run, items: Iterable[Any]) -> Iterator[Any]:
         yield item
 
 
-def _named(run: Run, kind: str, name: object) -> Callable[..., object]:
+def _named(run: Run, kind: str, name: Any) -> Callable[..., Any]:
     """The filter or test that the template names in a string."""
     table = run.filters if kind == "filter" else run.tests
     call = table.get(name) if isinstance(name, str) else None
     if call is None:
         raise TemplateRuntimeError(f"No {kind} named {name!r}.")
-    return call  # type: ignore[return-value]
+    return call
 
 
-def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[object]:
+def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
     """Each item's attribute, or each item through a filter."""
     if not value:
         return
@@ -84,7 +84,7 @@ def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[objec
             raise TypeError(f"Unexpected keyword argument {next(iter(kwargs))!r}")
     elif args:
 
-        def getter(item: object) -> object:
+        def getter(item: Any) -> Any:
             return _named(run, "filter", args[0])(run, item, *args[1:], **kwargs)
     else:
         raise TypeError("map requires a filter argument")
@@ -92,10 +92,10 @@ def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[objec
         yield getter(item)
 
 
-def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[object]]:
+def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[Any]]:
     """`select`, `reject`, `selectattr` or `rejectattr`."""
 
-    def select(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[object]:
+    def select(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
         if not value:
             return
         if by_attribute and not args:
@@ -114,12 +114,12 @@ def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[object
 
 def do_sort(
     run: Run, value: Any, /, reverse: bool = False, case_sensitive: bool = False, attribute: Any = None
-) -> list[object]:
+) -> list[Any]:
     """The items in order."""
     return _sorted(run, value, _sort_key(run, attribute, not case_sensitive), reverse)
 
 
-def do_unique(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Iterator[object]:
+def do_unique(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Iterator[Any]:
     """The items without repetitions."""
     getter = attribute_getter(run, attribute, fold_case=not case_sensitive)
     seen = set()
@@ -131,17 +131,17 @@ def do_unique(run: Run, value: Any, /, case_sensitive: bool = False, attribute: 
             yield item
 
 
-def _extreme(choose: Callable[..., object]) -> Callable[..., object]:
+def _extreme(choose: Callable[..., Any]) -> Callable[..., Any]:
     """`min` or `max`."""
 
-    def extreme(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> object:
+    def extreme(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Any:
         items = list(_counted(run, value))
         if not items:
             return Undefined("No aggregated item, sequence was empty.")
         getter = attribute_getter(run, attribute, fold_case=not case_sensitive)
         keyed = [(getter(item), item) for item in items]
         guard(run, [key for key, _ in keyed])
-        return choose(keyed, key=lambda pair: pair[0])[1]  # type: ignore[index]
+        return choose(keyed, key=lambda pair: pair[0])[1]
 
     return extreme
 
@@ -158,7 +158,7 @@ def do_groupby(
 
 def do_dictsort(
     run: Run, value: Any, /, case_sensitive: bool = False, by: Any = "key", reverse: bool = False
-) -> list[object]:
+) -> list[Any]:
     """The pairs of a dictionary, in order of key or value."""
     if type(value) is Undefined:
         value.fail()
@@ -169,7 +169,7 @@ def do_dictsort(
     return _sorted(run, dict.items(value), lambda pair: key(pair[place]), reverse)
 
 
-def do_items(run: Run, value: Any, /) -> Iterator[object]:
+def do_items(run: Run, value: Any, /) -> Iterator[Any]:
     """The pairs of a dictionary; nothing if it is undefined."""
     if type(value) is Undefined:
         return
@@ -184,17 +184,17 @@ def do_join(run: Run, value: Any, /, d: Any = "", attribute: Any = None) -> str:
     return join_text(run, to_text(run, d), [to_text(run, getter(item)) for item in _counted(run, value)])
 
 
-def do_first(run: Run, value: Any, /) -> object:
+def do_first(run: Run, value: Any, /) -> Any:
     """The first item."""
     return next(iter(value), Undefined("No first item, sequence was empty."))
 
 
-def do_last(run: Run, value: Any, /) -> object:
+def do_last(run: Run, value: Any, /) -> Any:
     """The last item; lazy sequences have none."""
     return next(iter(reversed(value)), Undefined("No last item, sequence was empty."))
 
 
-def do_reverse(run: Run, value: Any, /) -> object:
+def do_reverse(run: Run, value: Any, /) -> Any:
     """A string backwards, or an iterator over the items from the end."""
     if isinstance(value, str):
         return value[::-1]
@@ -204,7 +204,7 @@ def do_reverse(run: Run, value: Any, /) -> object:
         return list(_counted(run, value))[::-1]
 
 
-def do_list(run: Run, value: Any, /) -> list[object]:
+def do_list(run: Run, value: Any, /) -> list[Any]:
     """A list of the items."""
     run.items(len(value) if hasattr(value, "__len__") else 0)
     return list(value)
@@ -215,7 +215,7 @@ def do_length(run: Run, value: Any, /) -> int:
     return len(value)
 
 
-def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> object:
+def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> Any:
     """The items added up, beginning with `start`."""
     getter = attribute_getter(run, attribute)
     items = [getter(item) for item in _counted(run, value)]
@@ -228,9 +228,9 @@ def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> ob
     return start
 
 
-def do_batch(run: Run, value: Any, /, linecount: int, fill_with: Any = None) -> Iterator[list[object]]:
+def do_batch(run: Run, value: Any, /, linecount: int, fill_with: Any = None) -> Iterator[list[Any]]:
     """Lists of `linecount` items each."""
-    batch: list[object] = []
+    batch: list[Any] = []
     for item in _counted(run, value):
         if len(batch) == linecount:
             yield batch
@@ -243,7 +243,7 @@ def do_batch(run: Run, value: Any, /, linecount: int, fill_with: Any = None) -> 
         yield batch
 
 
-def do_slice(run: Run, value: Any, /, slices: int, fill_with: Any = None) -> Iterator[list[object]]:
+def do_slice(run: Run, value: Any, /, slices: int, fill_with: Any = None) -> Iterator[list[Any]]:
     """The items dealt out to `slices` lists."""
     run.items(slices)
     items = list(_counted(run, value))
@@ -258,7 +258,7 @@ def do_slice(run: Run, value: Any, /, slices: int, fill_with: Any = None) -> Ite
         start = stop
 
 
-FILTERS: dict[str, Callable[..., object]] = {
+FILTERS: dict[str, Callable[..., Any]] = {
     "batch": do_batch,
     "count": do_length,
     "dictsort": do_dictsort,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from . import nodes
 from .errors import TemplateError, TemplateRuntimeError
@@ -39,7 +40,7 @@ class Template:
         self.source = source
         self.strict = strict
         self._source = Source(source)
-        self._filters: Mapping[str, object] = FILTERS if strict else {**FILTERS, **EXTRA_FILTERS}
+        self._filters: Mapping[str, Any] = FILTERS if strict else {**FILTERS, **EXTRA_FILTERS}
         statements = parse(self._source, extras=not strict)
         self._function = Function()
         place = Place(self._source, self._filters, TESTS, Scope(self._function))
@@ -51,16 +52,14 @@ class Template:
         except RecursionError:
             raise self._source.error("the template is nested too deeply", 0) from None
 
-    def render(self, context: Mapping[str, object], *, limits: Limits = DEFAULT_LIMITS) -> str:
+    def render(self, context: Mapping[str, Any], *, limits: Limits = DEFAULT_LIMITS) -> str:
         """The prompt. `context` holds JSON-like data and functions; nothing of it is changed.
 
         Raises `TemplateRuntimeError` with the place in the template and, where it is known, in `messages`.
         """
         return "".join(self._rendered(context, limits))
 
-    def render_segments(
-        self, context: Mapping[str, object], *, limits: Limits = DEFAULT_LIMITS
-    ) -> list[tuple[str, bool]]:
+    def render_segments(self, context: Mapping[str, Any], *, limits: Limits = DEFAULT_LIMITS) -> list[tuple[str, bool]]:
         """The prompt in pieces (text, is user input); joined, they are what `render` gives.
 
         User input is what comes from the `Marked` strings in the context. Pieces that are neighbours differ
@@ -68,9 +67,9 @@ class Template:
         """
         return segments(self._rendered(context, limits))
 
-    def _rendered(self, context: Mapping[str, object], limits: Limits) -> list[str]:
+    def _rendered(self, context: Mapping[str, Any], limits: Limits) -> list[str]:
         run = Run(limits, self._filters, TESTS, mutable=not self.strict)
-        variables: dict[str, object] = dict(GLOBALS)
+        variables: dict[str, Any] = dict(GLOBALS)
         try:
             for name, value in context.items():
                 variables[name] = import_value(value, limits.depth)
@@ -90,7 +89,7 @@ class Template:
         self._locate(located, variables)
         return located
 
-    def _locate(self, error: TemplateError, variables: Mapping[str, object]) -> None:
+    def _locate(self, error: TemplateError, variables: Mapping[str, Any]) -> None:
         """Find out from the traceback which place of the template and which message the error belongs to."""
         messages = variables.get("messages")
         numbers: dict[int, int] = {}

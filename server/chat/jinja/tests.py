@@ -42,7 +42,7 @@ def _is(kinds: type | tuple[type, ...]) -> Callable[..., bool]:
     return lambda run, value, /: isinstance(value, kinds)
 
 
-TESTS: dict[str, Callable[..., object]] = {
+TESTS: dict[str, Callable[..., Any]] = {
     "boolean": _is(bool),
     "callable": _is(CALLABLE_TYPES),
     "defined": lambda run, value, /: type(value) is not Undefined,

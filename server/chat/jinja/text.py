@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 from server.records import record
 
@@ -39,7 +40,7 @@ class Weight:
     marked: bool = False
 
 
-def weigh(run: Run, value: object) -> Weight:
+def weigh(run: Run, value: Any) -> Weight:
     """Walk through a value level by level, giving up when it unfolds to more than the limits allow."""
     weight = Weight()
     level = [value]
@@ -49,7 +50,7 @@ def weigh(run: Run, value: object) -> Weight:
         run.items(len(level))
         if weight.depth > run.limits.depth:
             raise TemplateLimitError(f"a value is nested more than {run.limits.depth} deep")
-        below: list[object] = []
+        below: list[Any] = []
         for item in level:
             if weight.nodes + len(below) > run.limits.items:
                 raise TemplateLimitError(f"a value unfolds to more than {run.limits.items} values")
@@ -71,14 +72,14 @@ def weigh(run: Run, value: object) -> Weight:
     return weight
 
 
-def guard(run: Run, *values: object) -> None:
+def guard(run: Run, *values: Any) -> None:
     """Before Python compares, sorts or hashes these values: make sure that it will end."""
     for value in values:
         if type(value) in CONTAINERS:
             weigh(run, value)
 
 
-def to_text(run: Run, value: object) -> str:
+def to_text(run: Run, value: Any) -> str:
     """The value as it is printed, concatenated or joined."""
     kind = type(value)
     if kind is str:
@@ -94,12 +95,12 @@ def to_text(run: Run, value: object) -> str:
     return str(value)
 
 
-def soft_text(run: Run, value: object) -> str:
+def soft_text(run: Run, value: Any) -> str:
     """Like `to_text`, but a string stays as it is, with its `safe` flag."""
     return value if isinstance(value, str) else to_text(run, value)
 
 
-def notation(run: Run, value: object) -> str:
+def notation(run: Run, value: Any) -> str:
     """`repr(value)`; marked strings inside keep their marks."""
     weight = weigh(run, value)
     text = repr(value)
@@ -109,7 +110,7 @@ def notation(run: Run, value: object) -> str:
     return spelled if spelled == text else Marked(text)
 
 
-def _spell(value: object) -> Iterator[str]:
+def _spell(value: Any) -> Iterator[str]:
     """The pieces of `repr(value)`."""
     kind = type(value)
     if kind is Marked:
@@ -150,7 +151,7 @@ class JsonStyle:
     sort_keys: bool = False
 
 
-def to_json(run: Run, value: object, style: JsonStyle) -> str:
+def to_json(run: Run, value: Any, style: JsonStyle) -> str:
     """`json.dumps(value, ...)`; what comes from marked strings is marked."""
     weight = weigh(run, value)
     width = style.indent if isinstance(style.indent, int) else len(style.indent or "")
@@ -170,7 +171,7 @@ def to_json(run: Run, value: object, style: JsonStyle) -> str:
     return spelled if spelled == text else Marked(text)
 
 
-def _refuse(value: object) -> object:
+def _refuse(value: Any) -> Any:
     raise TypeError(f"a value of type {type(value).__name__} can't be written as JSON")
 
 
@@ -184,7 +185,7 @@ class _JsonSpeller:
         indent = style.indent
         self.indent = None if indent is None else " " * indent if isinstance(indent, int) else indent
 
-    def pieces(self, value: object, newline: str) -> Iterator[str]:
+    def pieces(self, value: Any, newline: str) -> Iterator[str]:
         """The pieces of one value; `newline` starts a line at the value's own depth."""
         if isinstance(value, dict):
             pairs = sorted(value.items()) if self.style.sort_keys else value.items()
@@ -196,7 +197,7 @@ class _JsonSpeller:
         else:
             yield json.dumps(value)
 
-    def _block(self, left: str, right: str, members: list[tuple[str, object]], newline: str) -> Iterator[str]:
+    def _block(self, left: str, right: str, members: list[tuple[str, Any]], newline: str) -> Iterator[str]:
         if not members:
             yield left + right
             return
@@ -213,7 +214,7 @@ class _JsonSpeller:
             yield newline
         yield right
 
-    def _key(self, key: object) -> str:
+    def _key(self, key: Any) -> str:
         if isinstance(key, str):
             spelled = self._string(key)
         else:

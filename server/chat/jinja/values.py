@@ -10,7 +10,7 @@ what they may do.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .errors import UndefinedError
 from .limits import Run
@@ -34,11 +34,7 @@ class Undefined:
     __slots__ = ("_hint", "_owner", "_name", "_error")
 
     def __init__(
-        self,
-        hint: str | None = None,
-        owner: object = MISSING,
-        name: object = None,
-        error: type[Exception] = UndefinedError,
+        self, hint: str | None = None, owner: Any = MISSING, name: Any = None, error: type[Exception] = UndefinedError
     ) -> None:
         self._hint = hint
         self._owner = owner
@@ -55,7 +51,7 @@ class Undefined:
             return f"{type_name(self._owner)!r} has no attribute {self._name!r}"
         return f"{type_name(self._owner)} has no element {self._name!r}"
 
-    def fail(self, *_: object, **__: object) -> NoReturn:
+    def fail(self, *_: Any, **__: Any) -> NoReturn:
         """Raise the error that belongs to using this value."""
         raise self._error(self.describe())
 
@@ -63,7 +59,7 @@ class Undefined:
     __floordiv__ = __rfloordiv__ = __mod__ = __rmod__ = __pow__ = __rpow__ = __pos__ = __neg__ = fail
     __getitem__ = __lt__ = __le__ = __gt__ = __ge__ = __int__ = __float__ = fail
 
-    def __eq__(self, other: object) -> bool:
+    def __eq__(self, other: Any) -> bool:
         return type(other) is Undefined
 
     def __hash__(self) -> int:
@@ -78,14 +74,14 @@ class Undefined:
     def __len__(self) -> int:
         return 0
 
-    def __iter__(self) -> Iterator[object]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(())
 
     def __bool__(self) -> bool:
         return False
 
 
-def type_name(value: object) -> str:
+def type_name(value: Any) -> str:
     """A type as jinja2 names it in messages: `dict object`."""
     return "None" if value is None else f"{type(value).__name__.lower().replace('marked', 'str')} object"
 
@@ -95,7 +91,7 @@ class Namespace:
 
     __slots__ = ("values",)
 
-    def __init__(self, values: dict[str, object]) -> None:
+    def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
 
     def __repr__(self) -> str:
@@ -107,7 +103,7 @@ class Function:
 
     __slots__ = ("name", "call")
 
-    def __init__(self, name: str, call: Callable[..., object]) -> None:
+    def __init__(self, name: str, call: Callable[..., Any]) -> None:
         self.name = name
         self.call = call
 
@@ -120,7 +116,7 @@ class BoundMethod:
 
     __slots__ = ("owner", "name", "call")
 
-    def __init__(self, owner: object, name: str, call: Callable[..., object]) -> None:
+    def __init__(self, owner: Any, name: str, call: Callable[..., Any]) -> None:
         self.owner = owner
         self.name = name
         self.call = call
@@ -139,7 +135,7 @@ class Macro:
     __slots__ = ("name", "parameters", "body", "takes_caller", "takes_kwargs", "takes_varargs")
 
     def __init__(
-        self, name: str | None, parameters: tuple[str, ...], body: Callable[[list[object]], str], takes: frozenset[str]
+        self, name: str | None, parameters: tuple[str, ...], body: Callable[[list[Any]], str], takes: frozenset[str]
     ) -> None:
         self.name = name
         self.parameters = parameters
@@ -151,7 +147,7 @@ class Macro:
     def __repr__(self) -> str:
         return f"<Macro {'anonymous' if self.name is None else repr(self.name)}>"
 
-    def call(self, run: Run, args: tuple[object, ...], kwargs: dict[str, object]) -> str:
+    def call(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """Bind the arguments and render the body."""
         arguments = self._bind(args, kwargs)
         run.enter()
@@ -160,7 +156,7 @@ class Macro:
         finally:
             run.leave()
 
-    def _bind(self, args: tuple[object, ...], kwargs: dict[str, object]) -> list[object]:
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
         count = len(self.parameters)
         arguments = list(args[:count])
         has_caller = len(arguments) == count and "caller" in self.parameters
@@ -200,24 +196,22 @@ class Loop:
         "_changed",
     )
 
-    def __init__(
-        self, items: Iterable[object], render: Callable[[object, int], str] | None = None, depth0: int = 0
-    ) -> None:
+    def __init__(self, items: Iterable[Any], render: Callable[[Any, int], str] | None = None, depth0: int = 0) -> None:
         self.items = items
         self.iterator = iter(items)
         self.render = render
         self.depth0 = depth0
         self.index0 = -1
         self._length: int | None = None
-        self._after: object = MISSING
-        self._current: object = MISSING
-        self._before: object = MISSING
-        self._changed: object = MISSING
+        self._after: Any = MISSING
+        self._current: Any = MISSING
+        self._before: Any = MISSING
+        self._changed: Any = MISSING
 
     def __iter__(self) -> Loop:
         return self
 
-    def __next__(self) -> object:
+    def __next__(self) -> Any:
         if self._after is not MISSING:
             item, self._after = self._after, MISSING
         else:
@@ -236,7 +230,7 @@ class Loop:
                 self._length = len(rest) + self.index0 + 1 + (self._after is not MISSING)
         return self._length
 
-    def _peek(self) -> object:
+    def _peek(self) -> Any:
         if self._after is MISSING:
             self._after = next(self.iterator, MISSING)
         return self._after
@@ -245,23 +239,23 @@ class Loop:
         """Is there no item after the current one?"""
         return self._peek() is MISSING
 
-    def previtem(self) -> object:
+    def previtem(self) -> Any:
         """The item before the current one."""
         return Undefined("there is no previous item") if self.index0 == 0 else self._before
 
-    def nextitem(self) -> object:
+    def nextitem(self) -> Any:
         """The item after the current one."""
         item = self._peek()
         return Undefined("there is no next item") if item is MISSING else item
 
-    def changed(self, values: tuple[object, ...]) -> bool:
+    def changed(self, values: tuple[Any, ...]) -> bool:
         """Are these other values than at the last call?"""
         if self._changed != values:
             self._changed = values
             return True
         return False
 
-    def call(self, args: tuple[object, ...], kwargs: dict[str, object]) -> str:
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """`loop(items)` inside a recursive loop."""
         if self.render is None:
             raise TypeError("the loop must be marked 'recursive' to be called")
@@ -278,11 +272,11 @@ class Cycler:
 
     __slots__ = ("items", "position")
 
-    def __init__(self, items: tuple[object, ...]) -> None:
+    def __init__(self, items: tuple[Any, ...]) -> None:
         self.items = items
         self.position = 0
 
-    def next(self) -> object:
+    def next(self) -> Any:
         """The current item; steps on."""
         item = self.items[self.position]
         self.position = (self.position + 1) % len(self.items)
@@ -297,11 +291,11 @@ class Joiner:
 
     __slots__ = ("separator", "used")
 
-    def __init__(self, separator: object) -> None:
+    def __init__(self, separator: Any) -> None:
         self.separator = separator
         self.used = False
 
-    def call(self) -> object:
+    def call(self) -> Any:
         """The separator, but not the first time."""
         if not self.used:
             self.used = True
@@ -318,7 +312,7 @@ class Group(tuple):
     __slots__ = ()
 
 
-def call_value(run: Run, callee: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+def call_value(run: Run, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call whatever the template calls."""
     kind = type(callee)
     if kind is BoundMethod:

@@ -13,6 +13,7 @@ give.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from server.engine.cache.block_files import BlockFiles, StoredBlock
 from server.engine.cache.block_moves import InParts, ThroughScratch
@@ -77,7 +78,7 @@ class BlockCache:
         """Bytes in memory."""
         return self._ram.size
 
-    def scan(self, facts: Mapping[str, object]) -> list[StoredBlock]:
+    def scan(self, facts: Mapping[str, Any]) -> list[StoredBlock]:
         """Any thread, before `open`: what is on disk of this identity."""
         return [] if self._folder is None else self._folder.scan(facts)
 

@@ -19,6 +19,7 @@ from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from server.engine.cache import slot_files
 from server.engine.cache.block_tree import BLOCK, Lora
@@ -58,7 +59,7 @@ class BlockFiles:
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
-        self._facts: dict[str, object] = {}  # the identity of our blocks, and as a text
+        self._facts: dict[str, Any] = {}  # the identity of our blocks, and as a text
         self._identity = ""
         self._jobs: SimpleQueue = SimpleQueue()
         self._lock = threading.Lock()  # protects _n_pending
@@ -70,7 +71,7 @@ class BlockFiles:
         except OSError as error:
             raise StartError(f"--cache-disk {folder}: {error.strerror}; name a folder that can be written") from None
 
-    def scan(self, facts: Mapping[str, object]) -> list[StoredBlock]:
+    def scan(self, facts: Mapping[str, Any]) -> list[StoredBlock]:
         """Files of this identity, used longest ago first, each behind its parent. Damaged ones are removed."""
         self._facts, self._identity = dict(facts), json.dumps(facts, sort_keys=True)
         for leftover in self._folder.glob(f".*{SUFFIX}.*.tmp"):

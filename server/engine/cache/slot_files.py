@@ -22,7 +22,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from server.errors import ApiError
 from server.model_files.identity import difference
@@ -55,7 +55,7 @@ class SavedSlot:
 
 def write(
     path: Path,
-    identity: Mapping[str, object],
+    identity: Mapping[str, Any],
     tokens: list[int],
     lora: list[list[float]],
     state: memoryview,
@@ -130,7 +130,7 @@ def _name(nameless: int, path: Path) -> None:
         shutil.copyfile(source, path)
 
 
-def read(path: Path, identity: Mapping[str, object]) -> SavedSlot:
+def read(path: Path, identity: Mapping[str, Any]) -> SavedSlot:
     """All of a file. ApiError 400 if it is not a slot of this identity (the facts of an `Identity`)."""
     with _open(path) as stream:
         size = os.fstat(stream.fileno()).st_size

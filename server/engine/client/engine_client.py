@@ -347,7 +347,7 @@ class EngineClient:
             self._fail_open()
         return results
 
-    def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, object]:
+    def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
         """Have the engine do `name` between two steps and give its answer. ApiError if it refuses."""
         self.require_ready()
         id_command = self.new_id()

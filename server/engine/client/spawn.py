@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from server.program import own_command
 
@@ -37,7 +38,7 @@ def end_process(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _own_group() -> dict[str, object]:
+def _own_group() -> dict[str, Any]:
     """So that a Ctrl-C in the terminal reaches the web process only."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}

@@ -664,7 +664,7 @@ def _files_of(config: EngineConfig, libs: loader.Libs) -> dict[str, list[Source]
     }
 
 
-def _fitted_params(config: EngineConfig, plan: Plan | None) -> dict[str, object]:
+def _fitted_params(config: EngineConfig, plan: Plan | None) -> dict[str, Any]:
     """The model's parameters, with as many layers on the GPU as the plan has where that was left open."""
     params: dict[str, Any] = dict(config.model_params)
     if plan:

@@ -16,6 +16,7 @@ import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ctypes_api import vocabulary
 from ctypes_api.llama_types import (
@@ -61,7 +62,7 @@ class EmbeddingShape:
     advice: str
 
 
-def pooling_of(model: Model, params: Mapping[str, object], is_generative: bool) -> int:
+def pooling_of(model: Model, params: Mapping[str, Any], is_generative: bool) -> int:
     """The pooling that is asked for, else the model's own; generative models that name none: the last token's."""
     asked = params.get("pooling_type")
     if isinstance(asked, int) and asked >= 0:
@@ -75,7 +76,7 @@ def pooling_of(model: Model, params: Mapping[str, object], is_generative: bool) 
     return LLAMA_POOLING_TYPE_LAST if is_generative else LLAMA_POOLING_TYPE_NONE
 
 
-def longest_input(model: Model, n_ctx: int, params: Mapping[str, object]) -> int:
+def longest_input(model: Model, n_ctx: int, params: Mapping[str, Any]) -> int:
     """Tokens that an encoder can take: no more than it was trained on, unless rope settings stretch it.
 
     With learned positions (plain BERT) there is no row for a position beyond, and ggml ends the process.
@@ -153,7 +154,7 @@ def generative_shape(
 class LlamaEmbeddings:
     """See `EmbeddingBackend`. `fields` are those of the context that generates: threads, cache types and so on."""
 
-    def __init__(self, model: Model, shape: EmbeddingShape, abort: AbortFlag, fields: Mapping[str, object]) -> None:
+    def __init__(self, model: Model, shape: EmbeddingShape, abort: AbortFlag, fields: Mapping[str, Any]) -> None:
         self._llama = model.libs.llama
         self._abort = abort
         n_seqs = min(shape.n_seqs, shape.n_ubatch)  # llama.cpp ends the process if outputs are fewer
@@ -185,7 +186,7 @@ class LlamaEmbeddings:
         self.advice = shape.advice
 
     @staticmethod
-    def _context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, object]:
+    def _context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, Any]:
         """What the context is for."""
         return {"embeddings": True, "pooling_type": shape.pooling}
 
@@ -273,7 +274,7 @@ class LlamaWordScores(LlamaEmbeddings):
     last token; StartError if nothing says that this model can be asked."""
 
     def __init__(
-        self, model: Model, shape: EmbeddingShape, n_ubatch: int, abort: AbortFlag, fields: Mapping[str, object]
+        self, model: Model, shape: EmbeddingShape, n_ubatch: int, abort: AbortFlag, fields: Mapping[str, Any]
     ) -> None:
         self._words = tuple(vocabulary.tokenize(model.libs, model.vocab, word.encode(), False, False) for word in WORDS)
         if not template_of(model.meta()) or not shape.can_split:
@@ -291,7 +292,7 @@ class LlamaWordScores(LlamaEmbeddings):
         self.pooling, self.width = POOLING_NAMES[LLAMA_POOLING_TYPE_RANK], len(WORDS)
 
     @staticmethod
-    def _context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, object]:
+    def _context_fields(shape: EmbeddingShape, n_seqs: int) -> dict[str, Any]:
         """A context for text whose outputs are one row of each sequence."""
         return {"embeddings": False, "pooling_type": LLAMA_POOLING_TYPE_NONE, "n_outputs_max": n_seqs}
 

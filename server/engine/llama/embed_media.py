@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.llama.embed import EmbeddingShape, use_adapters
@@ -32,7 +33,7 @@ class LlamaMediaEmbeddings:
         shape: EmbeddingShape,
         n_at_once: int,
         abort: AbortFlag,
-        fields: Mapping[str, object],
+        fields: Mapping[str, Any],
     ) -> None:
         if not shape.can_split:
             raise ApiError(400, "this model reads a whole text at once, so it can't embed texts with files in them")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from ctypes import c_bool
+from typing import Any
 
 from ctypes_api.devices import list_devices
 from ctypes_api.ggml import GGML_MAX_N_THREADS
@@ -33,7 +34,7 @@ KV_TYPES = {
 }
 
 
-def model_fields(libs: Libs, params: Mapping[str, object]) -> dict[str, object]:
+def model_fields(libs: Libs, params: Mapping[str, Any]) -> dict[str, Any]:
     """`params` with names and texts replaced by what C wants. ApiError 400 names what this machine doesn't have."""
     fields = dict(params)
     if "devices" in fields:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from server.engine.cache import prompt_cache, slot_files
 from server.engine.loop.prefixes import Prefixes
@@ -36,7 +37,7 @@ class Commands:
         self._backend = state.backend
         self._slots = state.slots
         self._waiting: deque[Command] = deque()
-        self._table: dict[str, Callable[..., dict[str, object]]] = {
+        self._table: dict[str, Callable[..., dict[str, Any]]] = {
             "save": self._save,
             "restore": self._restore,
             "erase": self._erase,
@@ -78,7 +79,7 @@ class Commands:
     def _is_early(self, command: Command) -> bool:
         return command.name in WITH_FILES and self._backend.identity.is_open
 
-    def _identity(self) -> dict[str, object]:
+    def _identity(self) -> dict[str, Any]:
         """What saved slots depend on."""
         identity = self._backend.identity
         if identity.facts is None:
@@ -108,7 +109,7 @@ class Commands:
             raise ApiError(400, f"there is no slot {id_slot}; this server has {len(self._slots)}")
         return self._slots[id_slot]
 
-    def _save(self, id_slot: int, path: str) -> dict[str, object]:
+    def _save(self, id_slot: int, path: str) -> dict[str, Any]:
         slot = self._slot(id_slot)
         if slot.positions is not None:
             raise ApiError(400, "a slot with self-extend can't be saved")
@@ -126,7 +127,7 @@ class Commands:
         )
         return {"n_saved": len(slot.tokens), "n_written": n_written, "ms": (time.perf_counter() - started) * 1e3}
 
-    def _restore(self, id_slot: int, path: str) -> dict[str, object]:
+    def _restore(self, id_slot: int, path: str) -> dict[str, Any]:
         slot = self._slot(id_slot)
         started = time.perf_counter()
         saved = slot_files.read(Path(path), self._identity())
@@ -142,13 +143,13 @@ class Commands:
         slot.checkpoints = [Checkpoint(at, state) for at, state in saved.checkpoints if 0 < at <= n]
         return {"n_restored": n, "n_read": saved.size, "ms": (time.perf_counter() - started) * 1e3}
 
-    def _erase(self, id_slot: int) -> dict[str, object]:
+    def _erase(self, id_slot: int) -> dict[str, Any]:
         slot = self._slot(id_slot)
         n = len(slot.tokens or slot.parked)
         prompt_cache.trim(self._backend, slot, 0)
         return {"n_erased": n}
 
-    def _get_lora(self) -> dict[str, object]:
+    def _get_lora(self) -> dict[str, Any]:
         scales = dict(self._state.lora)
         return {
             "adapters": [
@@ -156,11 +157,11 @@ class Commands:
             ]
         }
 
-    def _set_lora(self, scales: tuple[tuple[int, float], ...]) -> dict[str, object]:
+    def _set_lora(self, scales: tuple[tuple[int, float], ...]) -> dict[str, Any]:
         self._state.lora = tuple(sorted((i, scale) for i, scale in scales if scale))
         return self._get_lora()
 
-    def _set_system_prompt(self, tokens: tuple[int, ...]) -> dict[str, object]:
+    def _set_system_prompt(self, tokens: tuple[int, ...]) -> dict[str, Any]:
         """Compute the shared prefix once; all slots start anew from it."""
         if len(tokens) >= self._slots[0].n_ctx:
             raise ApiError(400, f"the system prompt has {len(tokens)} tokens, a slot holds {self._slots[0].n_ctx}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
+from typing import Any
 
 from server.model_files import host_cpus
 from server.model_files.shape import Shape
@@ -32,11 +33,11 @@ class SpecConfig:
     model: str = ""
     n_threads: int = -1
     n_threads_batch: int = -1
-    model_params: dict[str, object] = field(default_factory=dict)
-    context_params: dict[str, object] = field(default_factory=dict)
+    model_params: dict[str, Any] = field(default_factory=dict)
+    context_params: dict[str, Any] = field(default_factory=dict)
 
 
-def pinned_patterns(model_params: Mapping[str, object]) -> list[str]:
+def pinned_patterns(model_params: Mapping[str, Any]) -> list[str]:
     """Regular expressions of the tensors that the user keeps on the CPU."""
     return [pattern for pattern, buffer in model_params.get("tensor_buft_overrides", ()) if buffer == "CPU"]
 
@@ -109,10 +110,10 @@ class EngineConfig:
     fit_ctx: int = 4096
     spec: SpecConfig = field(default_factory=SpecConfig)
     mmproj: str = ""
-    mmproj_params: dict[str, object] = field(default_factory=dict)
-    model_params: dict[str, object] = field(default_factory=dict)
-    context_params: dict[str, object] = field(default_factory=dict)
-    pool_params: dict[str, object] = field(default_factory=dict)
+    mmproj_params: dict[str, Any] = field(default_factory=dict)
+    model_params: dict[str, Any] = field(default_factory=dict)
+    context_params: dict[str, Any] = field(default_factory=dict)
+    pool_params: dict[str, Any] = field(default_factory=dict)
 
     def is_split(self, has_window: bool) -> bool:
         """Whether each slot has a part of the KV cache that nobody else's attention looks at (a "stream").

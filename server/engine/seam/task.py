@@ -10,6 +10,7 @@ Not taken: passing slots, futures or callbacks across; they would tie the engine
 from __future__ import annotations
 
 from dataclasses import field
+from typing import Any
 
 from server.records import record
 
@@ -208,7 +209,7 @@ class Command:
 
     id: int
     name: str
-    args: dict[str, object]
+    args: dict[str, Any]
 
 
 @record(frozen=True)
@@ -350,7 +351,7 @@ class Failure:
     status: int
     message: str
     type: str | None = None
-    extra: dict[str, object] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
 
 
@@ -359,7 +360,7 @@ class Reply:
     """The answer to a `Command`: `result`, or `error` as (status, message)."""
 
     id: int
-    result: dict[str, object]
+    result: dict[str, Any]
     error: tuple[int, str] | None = None
 
 

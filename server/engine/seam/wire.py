@@ -10,7 +10,7 @@ for it. So what may be long is no JSON: token ids are packed into the tail, and 
 written as what it has other than the one before.
 
 Whatever is read is checked against the annotations, as deep as they go: a corrupted engine gives a `WireError`, which
-is the engine's death, never a crash of the server. Fields annotated `object` hold any plain values; sequences in
+is the engine's death, never a crash of the server. Fields annotated `Any` hold any plain values; sequences in
 them arrive as tuples. Not taken: pickle and marshal (they trust the other side), a binary format of our own (the C
 code of `json` is faster than Python could pack).
 """
@@ -27,6 +27,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import repeat
+from typing import Any
 
 from server.engine.seam import config, task
 from server.engine.seam.config import EngineConfig
@@ -114,7 +115,7 @@ def classes(*modules: types.ModuleType) -> list[type]:
     ]
 
 
-def describe(layout: Iterable[tuple[str, list[tuple[str, object]]]]) -> str:
+def describe(layout: Iterable[tuple[str, list[tuple[str, Any]]]]) -> str:
     """A hash over names of classes and their (field, annotation) pairs."""
     text = repr([(name, [(field, str(annotation)) for field, annotation in fields]) for name, fields in layout])
     return f"{zlib.crc32(text.encode()):08x}"
@@ -139,7 +140,7 @@ class Tail:
             self.size += len(value)
         return self._places[id(value)]
 
-    def cut(self, place: object) -> bytes:
+    def cut(self, place: Any) -> bytes:
         """The bytes at a place that `add` gave."""
         if type(place) is list and list(map(type, place)) == [int, int]:
             start, size = place
@@ -147,7 +148,7 @@ class Tail:
                 return self._data[start : start + size]
         raise WireError("a bytes field points outside its frame")
 
-    def add_ints(self, values: Sequence[int]) -> object:
+    def add_ints(self, values: Sequence[int]) -> Any:
         """Whole numbers as 32 bits each, once for each object; as they are if they are few, or larger than that."""
         if len(values) < MIN_PACKED:
             return values
@@ -158,7 +159,7 @@ class Tail:
                 return values
         return {INTS_KEY: self.add(self._packed[id(values)][1])}
 
-    def cut_ints(self, value: dict[str, object]) -> tuple[int, ...]:
+    def cut_ints(self, value: dict[str, Any]) -> tuple[int, ...]:
         """The reverse for packed numbers: the same object for the same place."""
         place = value.get(INTS_KEY)
         data = self.cut(place)
@@ -195,7 +196,7 @@ class Codec:
         self.hello = Hello(PROTOCOL, self.build)
 
     @staticmethod
-    def _fields_of(cls: type) -> list[tuple[str, object]]:
+    def _fields_of(cls: type) -> list[tuple[str, Any]]:
         hints = typing.get_type_hints(cls)
         return [(field.name, hints[field.name]) for field in dataclasses.fields(cls)]
 
@@ -204,7 +205,7 @@ class Codec:
         number, names = self._numbers[task.Frame], [field.name for field in dataclasses.fields(task.Frame)]
         place, kinds = names.index("events"), typing.get_args(task.Event)
 
-        def decode(value: object, tail: Tail) -> object:
+        def decode(value: Any, tail: Tail) -> Any:
             try:
                 return events_in(value, lambda row: self.message(row, tail, kinds))
             except ValueError as error:
@@ -220,10 +221,10 @@ class Codec:
         """Tasks of one request differ in little, and what they share may be large: each is written as its changes."""
         number = self._numbers[task.Tasks]
 
-        def encode(tasks: Sequence[task.Task], tail: Tail) -> list[object]:
+        def encode(tasks: Sequence[task.Task], tail: Tail) -> list[Any]:
             return [self.row(tasks[0], tail), *map(self.changes, tasks[1:], tasks, repeat(tail))] if tasks else []
 
-        def decode(rows: object, tail: Tail) -> tuple[task.Task, ...]:
+        def decode(rows: Any, tail: Tail) -> tuple[task.Task, ...]:
             if type(rows) is not list:
                 raise WireError(f"{type(rows).__name__} instead of a sequence")
             tasks = [self.message(row, tail, (task.Task,)) for row in rows[:1]]
@@ -233,7 +234,7 @@ class Codec:
 
         self._encoders[number], self._decoders[number] = [(1, encode)], [decode]
 
-    def changes(self, message: object, base: object, tail: Tail) -> list[list[object]]:
+    def changes(self, message: Any, base: Any, tail: Tail) -> list[list[Any]]:
         """What a message has other than `base` of the same class: places of fields and their values."""
         number = self._numbers[type(message)]
         encoders, values = dict(self._encoders[number]), self._getters[number](message)
@@ -249,7 +250,7 @@ class Codec:
             changes.append([place, value])
         return changes
 
-    def changed(self, base: object, changes: object, tail: Tail) -> object:
+    def changed(self, base: Any, changes: Any, tail: Tail) -> Any:
         """The reverse of `changes`."""
         number = self._numbers[type(base)]
         values, decoders = list(self._getters[number](base)), self._decoders[number]
@@ -265,7 +266,7 @@ class Codec:
                 values[place] = decoders[place](value, tail)
         return type(base)(*values)
 
-    def encode(self, message: object) -> bytes:
+    def encode(self, message: Any) -> bytes:
         """One frame. TypeError for what is no message, WireError for one that the other side wouldn't take."""
         tail = Tail()
         data = _to_json(self.row(message, tail)).encode("ascii")
@@ -273,14 +274,14 @@ class Codec:
             raise WireError(f"a frame of {len(data)} + {tail.size} bytes is too long")
         return b"".join((HEADER.pack(MAGIC, len(data), tail.size), data, *tail.parts))
 
-    def decode(self, data: bytes, tail: bytes) -> object:
+    def decode(self, data: bytes, tail: bytes) -> Any:
         """The message in one frame's parts. WireError unless it is one, down to the last field."""
         try:
             return self.message(json.loads(data), Tail(tail))
         except (ValueError, RecursionError) as error:
             raise WireError(f"a frame holds no JSON: {str(error)[:100]}") from None
 
-    def row(self, message: object, tail: Tail) -> list[object]:
+    def row(self, message: Any, tail: Tail) -> list[Any]:
         """A message as its number and fields."""
         number = self._numbers.get(type(message))
         if number is None:
@@ -290,7 +291,7 @@ class Codec:
             values[place] = encode(values[place], tail)
         return values
 
-    def message(self, row: object, tail: Tail, allowed: tuple[type, ...] | None = None) -> object:
+    def message(self, row: Any, tail: Tail, allowed: tuple[type, ...] | None = None) -> Any:
         """The reverse of `row`; `allowed` limits the classes."""
         number = row[0] if type(row) is list and row else None
         if type(number) is not int or not 0 <= number < len(self._classes):
@@ -313,7 +314,7 @@ class FrameReader:
         self._codec = codec
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[object]:
+    def feed(self, data: bytes) -> Iterator[Any]:
         """Take some bytes; the messages that they complete. WireError at the first that isn't one."""
         buffer = self._buffer
         buffer += data
@@ -336,30 +337,30 @@ class FrameReader:
 
 # ---- values by annotation -----------------------------------------------------------------------------------------
 
-Encoder = Callable[[object, Tail], object]
+Encoder = Callable[[Any, Tail], Any]
 _SCALARS = (int, float, str, bool, type(None))
 
 
-def _getter(names: list[str]) -> Callable[[object], tuple[object, ...]]:
+def _getter(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
     """All fields of a message at once (in C for all but the shortest)."""
     if len(names) > 1:
         return operator.attrgetter(*names)
     return lambda message: tuple(getattr(message, name) for name in names)
 
 
-def _union_of(annotation: object) -> tuple[object, ...] | None:
+def _union_of(annotation: Any) -> tuple[Any, ...] | None:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
     return None
 
 
-def _encoder(codec: Codec, annotation: object) -> Encoder | None:
+def _encoder(codec: Codec, annotation: Any) -> Encoder | None:
     """How a field is written; None: as it is (JSON's own types, and sequences of those)."""
     if annotation in _SCALARS:
         return None
     if annotation is bytes:
         return lambda value, tail: tail.add(value)
-    if annotation is object:
+    if annotation is Any:
         return _any_out
     if dataclasses.is_dataclass(annotation):
         return codec.row
@@ -385,7 +386,7 @@ def _encoder(codec: Codec, annotation: object) -> Encoder | None:
     raise TypeError(f"{annotation} can't cross the seam")
 
 
-def _union_encoder(codec: Codec, members: tuple[object, ...]) -> Encoder | None:
+def _union_encoder(codec: Codec, members: tuple[Any, ...]) -> Encoder | None:
     encoders = {member: _encoder(codec, member) for member in members}
     written = [encode for encode in encoders.values() if encode is not None]
     if not written:
@@ -397,8 +398,8 @@ def _union_encoder(codec: Codec, members: tuple[object, ...]) -> Encoder | None:
     raise TypeError(f"a choice of {members} can't cross the seam")
 
 
-def _any_out(value: object, tail: Tail) -> object:
-    """Any plain value, for fields annotated `object`."""
+def _any_out(value: Any, tail: Tail) -> Any:
+    """Any plain value, for fields annotated `Any`."""
     if isinstance(value, (str, int, float)) or value is None:
         return value
     if isinstance(value, (tuple, list)):
@@ -410,7 +411,7 @@ def _any_out(value: object, tail: Tail) -> object:
     raise TypeError(f"{type(value).__name__} can't cross the seam")
 
 
-def _any_in(value: object, tail: Tail) -> object:
+def _any_in(value: Any, tail: Tail) -> Any:
     if type(value) is list:
         return tuple([_any_in(item, tail) for item in value])
     if type(value) is dict:
@@ -420,13 +421,13 @@ def _any_in(value: object, tail: Tail) -> object:
     return value
 
 
-def _decoder(codec: Codec, annotation: object) -> Encoder:
+def _decoder(codec: Codec, annotation: Any) -> Encoder:
     """How a field is read and checked."""
     if annotation in _SCALARS:
         return _scalar_decoder(annotation)
     if annotation is bytes:
         return lambda value, tail: tail.cut(value)
-    if annotation is object:
+    if annotation is Any:
         return _any_in
     if dataclasses.is_dataclass(annotation):
         return lambda value, tail: codec.message(value, tail, (annotation,))
@@ -451,7 +452,7 @@ def _accepted(annotation: type) -> frozenset[type]:
 def _scalar_decoder(annotation: type) -> Encoder:
     accepted = _accepted(annotation)
 
-    def decode(value: object, tail: Tail) -> object:
+    def decode(value: Any, tail: Tail) -> Any:
         if type(value) in accepted:
             return value
         raise WireError(f"{type(value).__name__} instead of {annotation.__name__}")
@@ -459,11 +460,11 @@ def _scalar_decoder(annotation: type) -> Encoder:
     return decode
 
 
-def _list_decoder(codec: Codec, item: object) -> Encoder:
+def _list_decoder(codec: Codec, item: Any) -> Encoder:
     if item in _SCALARS:
         accepted = _accepted(item)
 
-        def scalars(value: object, tail: Tail) -> object:
+        def scalars(value: Any, tail: Tail) -> Any:
             if type(value) is list and accepted.issuperset(map(type, value)):
                 return tuple(value)
             if item is int and type(value) is dict:
@@ -473,7 +474,7 @@ def _list_decoder(codec: Codec, item: object) -> Encoder:
         return scalars
     decode = _decoder(codec, item)
 
-    def items(value: object, tail: Tail) -> object:
+    def items(value: Any, tail: Tail) -> Any:
         if type(value) is list:
             return tuple([decode(part, tail) for part in value])
         raise WireError(f"{type(value).__name__} instead of a sequence")
@@ -482,7 +483,7 @@ def _list_decoder(codec: Codec, item: object) -> Encoder:
 
 
 def _row_decoder(decoders: list[Encoder]) -> Encoder:
-    def decode(value: object, tail: Tail) -> object:
+    def decode(value: Any, tail: Tail) -> Any:
         if type(value) is list and len(value) == len(decoders):
             return tuple([decode(part, tail) for decode, part in zip(decoders, value)])
         raise WireError(f"no sequence of {len(decoders)}")
@@ -491,7 +492,7 @@ def _row_decoder(decoders: list[Encoder]) -> Encoder:
 
 
 def _dict_decoder(decode: Encoder) -> Encoder:
-    def items(value: object, tail: Tail) -> object:
+    def items(value: Any, tail: Tail) -> Any:
         if type(value) is dict:
             return {key: decode(item, tail) for key, item in value.items()}
         raise WireError(f"{type(value).__name__} instead of a dict")
@@ -499,12 +500,12 @@ def _dict_decoder(decode: Encoder) -> Encoder:
     return items
 
 
-def _union_decoder(codec: Codec, members: tuple[object, ...]) -> Encoder:
+def _union_decoder(codec: Codec, members: tuple[Any, ...]) -> Encoder:
     scalars = frozenset().union(*(_accepted(member) for member in members if member in _SCALARS))
     messages = tuple(member for member in members if dataclasses.is_dataclass(member))
     rest = [_decoder(codec, member) for member in members if member not in _SCALARS and member not in messages]
 
-    def decode(value: object, tail: Tail) -> object:
+    def decode(value: Any, tail: Tail) -> Any:
         if type(value) in scalars:
             return value
         if messages:
@@ -527,9 +528,9 @@ COLUMNS = -1
 _INTS, _STRINGS, _LISTS = frozenset((int,)), frozenset((str,)), frozenset((list,))
 
 
-def events_out(events: Iterable[Event], row: Callable[[Event], list[object]]) -> list[list[object]]:
+def events_out(events: Iterable[Event], row: Callable[[Event], list[Any]]) -> list[list[Any]]:
     """The rows of `events`, in order; `row` makes that of one event."""
-    rows: list[list[object]] = []
+    rows: list[list[Any]] = []
     ids: list[int] | None = None
     for event in events:
         if type(event) is Piece and not event.probs and event.timings is None:
@@ -545,7 +546,7 @@ def events_out(events: Iterable[Event], row: Callable[[Event], list[object]]) ->
     return rows
 
 
-def events_in(rows: object, event: Callable[[object], Event]) -> tuple[Event, ...]:
+def events_in(rows: Any, event: Callable[[Any], Event]) -> tuple[Event, ...]:
     """The reverse; `event` reads one row. ValueError for what `events_out` doesn't write."""
     if type(rows) is not list:
         raise ValueError(f"{type(rows).__name__} instead of a sequence")
@@ -558,7 +559,7 @@ def events_in(rows: object, event: Callable[[object], Event]) -> tuple[Event, ..
     return tuple(events)
 
 
-def _pieces(row: list[object]) -> list[Piece]:
+def _pieces(row: list[Any]) -> list[Piece]:
     if len(row) == 4 and _LISTS.issuperset(map(type, row[1:])):
         _, ids, tokens, texts = row
         if (

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import field
+from typing import Any
 from urllib.parse import unquote, urljoin
 
 from server.records import record
@@ -80,7 +81,7 @@ class Part:
     """A schema and where it stands. Equal pointers are equal parts."""
 
     pointer: str
-    schema: dict | bool = field(compare=False)
+    schema: Any = field(compare=False)
 
     def at(self, *keys: str | int) -> Part:
         """The part below this one."""
@@ -101,7 +102,7 @@ def escape(key: str | int) -> str:
     return str(key).replace("~", "~0").replace("/", "~1")
 
 
-def identity(value: object) -> Hashable:
+def identity(value: Any) -> Hashable:
     """Equal for equal JSON values: 1 is 1.0 but not true, the order of keys does not count."""
     if isinstance(value, list):
         return "array", tuple(map(identity, value))
@@ -119,7 +120,7 @@ class Resources:
         self.parts: dict[str, Part] = {"": root}
         self.dynamic: dict[str, int] = {}
         is_old = isinstance(root.schema, dict) and "draft-04" in str(root.schema.get("$schema", ""))
-        stack: list[tuple[Part, str, object]] = [(root, "", root.schema)]
+        stack: list[tuple[Part, str, Any]] = [(root, "", root.schema)]
         while stack:
             part, base, node = stack.pop()
             if isinstance(node, dict):
@@ -170,7 +171,7 @@ class Resources:
 
 def _follow(start: Part, fragment: str) -> Part | None:
     """The part at a JSON pointer, None if there is none."""
-    node: object = start.schema
+    node: Any = start.schema
     keys: list[str | int] = []
     for segment in fragment.split("/")[1:]:
         key: str | int = segment.replace("~1", "/").replace("~0", "~")
@@ -185,7 +186,7 @@ def _follow(start: Part, fragment: str) -> Part | None:
     return start.at(*keys)
 
 
-def check_kind(pointer: str, key: str, value: object, kinds: tuple[type, ...]) -> None:
+def check_kind(pointer: str, key: str, value: Any, kinds: tuple[type, ...]) -> None:
     wrong = not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)
     if wrong or (isinstance(value, float) and value - value != 0):
         names = {dict: "an object", bool: "a boolean", list: "an array", str: "a string", int: "a number"}

@@ -18,6 +18,7 @@ from collections.abc import Hashable
 from dataclasses import field, replace
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 from server.grammar.json_schema.numbers import Range, common_multiple, exact_decimal
 from server.grammar.json_schema.parts import (
@@ -113,9 +114,9 @@ class Shape:
     pointer: str
     parts: Conjunction
     types: tuple[str, ...] = TYPES
-    values: list[object] | None = None
+    values: list[Any] | None = None
     value_ids: set[Hashable] = field(default_factory=set)
-    refused_values: list[object] = field(default_factory=list)
+    refused_values: list[Any] = field(default_factory=list)
     refused_ids: set[Hashable] = field(default_factory=set)
     forbidden_keys: set[str] = field(default_factory=set)
     numbers: Range = Range(False)
@@ -168,7 +169,7 @@ def deadline() -> float:
 class Document:
     """One schema with its references, warnings and merged shapes."""
 
-    def __init__(self, root: dict | bool, strict: bool, deadline: float) -> None:
+    def __init__(self, root: Any, strict: bool, deadline: float) -> None:
         self.root = Part("#", root)
         self.strict = strict
         self.deadline = deadline
@@ -474,13 +475,13 @@ class Document:
         return False
 
 
-def _is_count(value: object) -> bool:
+def _is_count(value: Any) -> bool:
     """Whether this is 0, 1, 2, ...; 2.0 counts as 2."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return is_number and value >= 0 and value == int(value)
 
 
-def _common_values(first: list[object], second: list[object]) -> list[object]:
+def _common_values(first: list[Any], second: list[Any]) -> list[Any]:
     known = set(map(identity, second))
     return [value for value in first if identity(value) in known]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable
 from dataclasses import replace
+from typing import Any
 
 from server.grammar import automaton
 from server.grammar.automaton import Dfa, TooLarge
@@ -24,7 +25,7 @@ _PRODUCT_MAX = 2000
 _FEW_MAX = 200
 
 
-def kind_of(value: object) -> str:
+def kind_of(value: Any) -> str:
     """The JSON type of a value; whole numbers are integers."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else "boolean"
@@ -41,12 +42,12 @@ def pattern_dfa(pattern: str) -> Dfa | None:
         return None
 
 
-def fits(document: Document, value: object, conjunction: Conjunction) -> bool:
+def fits(document: Document, value: Any, conjunction: Conjunction) -> bool:
     """Whether a value fits a conjunction, as far as can be told; what can't be told counts as fitting."""
     return any(fits_shape(document, value, shape) for shape in document.shapes(conjunction))
 
 
-def fits_shape(document: Document, value: object, shape: Shape) -> bool:
+def fits_shape(document: Document, value: Any, shape: Shape) -> bool:
     """Whether a value fits one merged alternative."""
     document.check_time()
     kind = kind_of(value)
@@ -101,9 +102,9 @@ def _object_fits(document: Document, value: dict, shape: Shape) -> bool:
     return all(fits(document, item, key_conjunction(document, shape, key)) for key, item in value.items())
 
 
-def finite_values(document: Document, conjunction: Conjunction) -> list[object] | None:
+def finite_values(document: Document, conjunction: Conjunction) -> list[Any] | None:
     """The values that fit a conjunction, each once, where they are few and known; None otherwise."""
-    found: dict[Hashable, object] = {}
+    found: dict[Hashable, Any] = {}
     for shape in document.shapes(conjunction):
         candidates = shape.values
         if candidates is None:
@@ -119,7 +120,7 @@ def finite_values(document: Document, conjunction: Conjunction) -> list[object] 
     return list(found.values()) if len(found) <= _FEW_MAX else None
 
 
-def _few_values(kind: str, shape: Shape) -> list[object] | None:
+def _few_values(kind: str, shape: Shape) -> list[Any] | None:
     if kind in ("null", "boolean"):
         return [None] if kind == "null" else [True, False]
     low, high = shape.numbers.low, shape.numbers.high

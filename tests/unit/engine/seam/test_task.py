@@ -8,6 +8,7 @@ import math
 import types
 import typing
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -30,14 +31,14 @@ MESSAGES = classes(task) + classes(config) + classes(shape)
 
 
 def parts(annotation: object) -> Iterator[object]:
-    """The leaves of an annotation. Values of `dict[str, object]` are what the messages' senders put there."""
+    """The leaves of an annotation. Values of `dict[str, Any]` are what the messages' senders put there."""
     origin = typing.get_origin(annotation)
     if origin is None:
         yield annotation
         return
     assert origin in (tuple, dict, typing.Union, types.UnionType), f"{annotation} is no plain container"
     for argument in typing.get_args(annotation):
-        if argument is Ellipsis or (origin is dict and argument is object):
+        if argument is Ellipsis or (origin is dict and argument is Any):
             continue
         yield from parts(argument)
 
@@ -52,7 +53,7 @@ def sample(annotation: object, depth: int = 0) -> object:
         return annotation(
             **{field.name: sample(hints[field.name], depth + 1) for field in dataclasses.fields(annotation)}
         )
-    if annotation is object:
+    if annotation is Any:
         return [1, "two", 3.5, None, {"four": (5,)}]
     if origin is tuple:
         return tuple(sample(argument, depth + 1) for argument in arguments if argument is not Ellipsis)
