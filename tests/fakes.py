@@ -85,7 +85,7 @@ class FakeVocab:
     bos, eos, sep = BOS, EOS, -1
     add_sep = False
     builtin_templates = ("chatml",)
-    has_patterns = False
+    has_patterns = is_none = False
     fim: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, fim: Mapping[str, int] | None = None) -> None:

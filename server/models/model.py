@@ -23,10 +23,12 @@ if TYPE_CHECKING:
 class Vocab(Protocol):
     """Text to tokens and back; safe to use from all threads. `fim` holds the fill-in-the-middle tokens it has.
 
-    `bos`, `eos` and `sep` are -1 where there is none; `add_*` says whether the model wants them around a text.
+    `bos`, `eos` and `sep` are -1 where there is none; `add_*` says whether the model wants them around a text. With
+    `is_none` there are no texts at all, and ApiError 501 instead.
     """
 
     n_tokens: int
+    is_none: bool
     add_bos: bool
     bos: int
     add_eos: bool
@@ -185,6 +187,11 @@ class Model:
 
     def require_generative(self) -> None:
         """ApiError 501 unless the model writes text; the engine must be ready."""
+        if self.vocab.is_none:
+            raise ApiError(
+                501,
+                "this model's file has no vocabulary, so it writes no text: /v1/embeddings takes lists of token ids",
+            )
         if not self.info.is_generative:
             raise ApiError(
                 501,

@@ -5,6 +5,7 @@ Each start either serves, or ends with one line that says why; never with a trac
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_odd_surroundings import quiet
+from tests.gguf_edit import scalar, string, take_apart
 from tests.support import PATIENCE, ROOT, run_command
 
 PROGRAM = str(ROOT / "llama_srv.py")
@@ -133,3 +135,66 @@ def test_a_pipe_in_a_file_s_place_is_refused_and_not_waited_for(tiny_spm_model, 
 @pytest.mark.parametrize("value", ["", ",", " "])
 def test_an_empty_key_protects_nothing_and_is_refused(tmp_path: Path, value):
     assert "--api-key" in one_error(run_command(["-m", tmp_path / "none", "--api-key", value]))
+
+
+def nameless(base: Path, path: Path) -> Path:
+    """The model of `base` in a file without a vocabulary."""
+    parts = take_apart(base)
+    for key in [name.decode() for name, _ in parts.pairs if name.startswith(b"tokenizer.")]:
+        parts.set(key, None)
+    n_tokens = parts.tensor("token_embd.weight").dims[1]
+    return (
+        parts.set("tokenizer.ggml.model", string("none")).set("llama.vocab_size", scalar("u32", n_tokens)).write(path)
+    )
+
+
+CHAT = {"messages": [{"role": "user", "content": "x"}]}
+
+
+def test_a_model_without_a_vocabulary_computes_on_ids_and_refuses_text(serve, tiny_spm_model, tmp_path):
+    server = serve("-m", nameless(tiny_spm_model, tmp_path / "none.gguf"), "-t", 1, "-c", 512, "--props")
+    for path, body in (
+        ("/completion", {"prompt": "a b"}),
+        ("/completion", {"prompt": "a b " * 1000, "stream": True}),
+        ("/completion", {"prompt": [1, 2]}),
+        ("/v1/chat/completions", CHAT),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/infill", {"input_prefix": "a", "input_suffix": "b"}),
+        ("/apply-template", CHAT),
+        ("/v1/chat/completions/input_tokens", CHAT),
+        ("/tokenize", {"content": "x"}),
+        ("/tokenize", {"content": "x y " * 1000}),
+        ("/detokenize", {"tokens": [1, 2]}),
+        ("/embedding", {"content": "x"}),
+        ("/v1/embeddings", {"input": ["x"]}),
+        ("/rerank", {"query": "a", "documents": ["b"]}),
+        ("/props", {"system_prompt": {"prompt": "x"}}),
+    ):
+        answer = server.post(path, body)
+        assert answer.status_code in (400, 501), (path, answer.text)
+        assert "\n" not in answer.json()["error"]["message"], path
+    assert server.post("/v1/embeddings", {"input": [[1, 2]]}).status_code == 200
+    for path in ("/slots", "/props", "/v1/models", "/health"):
+        assert server.get(path).status_code == 200, path
+    assert " E " not in server.log
+
+
+def test_a_system_prompt_without_a_vocabulary_is_one_line(libs_folder, tiny_spm_model, tmp_path):
+    (tmp_path / "prompt").write_text('{"prompt": "be kind"}')
+    model = nameless(tiny_spm_model, tmp_path / "none.gguf")
+    assert "no vocabulary" in one_error(
+        run([sys.executable, PROGRAM, "-m", model, "--port", 0, "-spf", tmp_path / "prompt"])
+    )
+
+
+@posix_only
+def test_a_model_whose_path_is_no_text_is_served_and_named_in_the_state_file(libs_folder, tiny_spm_model, tmp_path):
+    try:
+        model = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.gguf"))
+        model.write_bytes(tiny_spm_model.read_bytes())
+    except OSError:
+        pytest.skip("only on file systems that take any bytes as a name")
+    with quiet("-m", model, "-t", 1, "-c", 512, "--state-file", tmp_path / "state") as server:
+        assert server.post("/completion", {"prompt": "the cat", "n_predict": 2}).status_code == 200
+        state = json.loads((tmp_path / "state").read_text("utf-8"))
+        assert (state["model"], state["state"]) == (str(model), "ready")

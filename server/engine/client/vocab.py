@@ -18,6 +18,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any, NoReturn
 
 from ctypes_api import loader, vocabulary
 from ctypes_api.errors import LibsError
@@ -27,6 +28,7 @@ from ctypes_api.llama_types import (
     LLAMA_TOKEN_ATTR_RSTRIP,
     LLAMA_TOKEN_ATTR_USER_DEFINED,
     LLAMA_VOCAB_TYPE_BPE,
+    LLAMA_VOCAB_TYPE_NONE,
     LLAMA_VOCAB_TYPE_SPM,
     llama_chat_message,
 )
@@ -46,9 +48,10 @@ def preload(folder: str) -> None:
         loader.load(Path(folder), with_backends=False)
 
 
-def open_vocab(folder: str, model: str, offset: int = 0) -> NativeVocab:
+def open_vocab(folder: str, model: str, offset: int = 0) -> NativeVocab | NoVocab:
     """The vocabulary of `model` (from `offset` on in that file) through the libraries in `folder`."""
-    return NativeVocab(loader.load(Path(folder), with_backends=False), model, offset)
+    vocab = NativeVocab(loader.load(Path(folder), with_backends=False), model, offset)
+    return NoVocab(vocab) if vocab.is_none else vocab
 
 
 class NativeVocab:
@@ -59,6 +62,7 @@ class NativeVocab:
         self._model = Model(libs, path, offset=offset, vocab_only=True)
         self._vocab = libs.llama.llama_model_get_vocab(self._model)
         self._type = libs.llama.llama_vocab_type(self._vocab)
+        self.is_none = self._type == LLAMA_VOCAB_TYPE_NONE
         self.has_patterns = self._type == LLAMA_VOCAB_TYPE_BPE
         self._pieces: dict[int, bytes] = {}
         self.n_tokens = libs.llama.llama_vocab_n_tokens(self._vocab)
@@ -197,3 +201,20 @@ class NativeVocab:
     def close(self) -> None:
         """Free the vocabulary."""
         self._model.close()
+
+
+class NoVocab:
+    """That of a file which holds none: `tokenizer.ggml.model` is none there. Its model computes on token ids that
+    others have made; whatever needs text is refused with 501."""
+
+    def __init__(self, vocab: NativeVocab) -> None:
+        self._vocab = vocab
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vocab, name)
+
+    def refuse(self, *_: object, **__: object) -> NoReturn:
+        """ApiError, in the place of what needs tokens' texts."""
+        raise ApiError(501, "this model's file has no vocabulary: it takes lists of token ids and no text")
+
+    tokenize = detokenize = least_tokens = piece = is_control = refuse
