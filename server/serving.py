@@ -1,7 +1,8 @@
 """The composition root's second part: HTTP, JSON and templates around an engine that is loading, until the end.
 
 Runs on the main thread, called by `app` while the engine's process loads the model; then it only waits for signals.
-Order of starting: listen, wait for the engine, serve; of stopping: stop listening, let requests finish, end the engine.
+Order of starting: listen, wait for the engine, serve; of stopping: stop listening, let requests finish, end the engine
+(what still runs gets the end of its answer then), cut who doesn't take it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import gc
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +54,7 @@ def serve(
     try:
         constraints.read_constraint({}, options.model.requests.values)  # a bad --grammar is told now
         system_prompt = read_prompt_file(options.model.system_prompt_file)
-        context = make_context(options, engine, model)
+        context = make_context(options, engine, model, stop)
         context.models.is_prepared = False
         keys = edge.KeyFiles(http)
         server = make_server(http, context, keys)
@@ -71,7 +73,9 @@ def serve(
             return _wait(options, engine, context, server, house, stop, system_prompt)
         finally:
             house.report("stopping")
-            server.stop(options.service.drain if engine.state in (READY, RESTARTING) else 0.0)
+            if stop.is_set():
+                _stand_by(options.service.drain_delay, server, house, engine)
+            server.stop(options.service.drain if engine.state in (READY, RESTARTING) else 0.0, engine.close)
             engine.close()
             house.close()
             if janitor is not None:
@@ -82,10 +86,10 @@ def serve(
         raise OptionError(str(error)) from None
 
 
-def make_context(options: Options, engine: EngineClient, name: str) -> Context:
-    """What all handlers share. `name` is the model's where it has no alias."""
+def make_context(options: Options, engine: EngineClient, name: str, stop: threading.Event) -> Context:
+    """What all handlers share. `name` is the model's where it has no alias, `stop` is set when the server has to end."""
     model = Model(engine, options.model, options.media, name)
-    return Context(Models(model), options.api, is_shared=edge.is_shared(options.http))
+    return Context(Models(model), options.api, is_shared=edge.is_shared(options.http), stop=stop)
 
 
 def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> HttpServer:
@@ -173,8 +177,20 @@ def _wait(
     if not stop.is_set():
         say(f"error: {engine.error or 'the engine ended by itself; see the log above'}", sys.stderr)
         return MISCONFIGURED if engine.is_refused else errors.FAILED
-    log.info("stopping; running requests have %g s to finish", options.service.drain)
+    log.info(
+        "stopping; running requests have %g s to finish", options.service.drain_delay + options.service.drain
+    )
     return 0
+
+
+def _stand_by(seconds: float, server: HttpServer, house: Housekeeping, engine: EngineClient) -> None:
+    """Serve so much longer, while load balancers find out that this server goes."""
+    if seconds:
+        server.wind_down()
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0 and engine.state in (READY, RESTARTING):
+        time.sleep(min(left, house.interval_s))
+        house.tick()
 
 
 def _show_progress(progress: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import field
@@ -32,6 +33,8 @@ class Context:
     is_shared: bool = False
     running: RunningRequests = field(default_factory=RunningRequests)
     refusals: Refusals = field(default_factory=Refusals)
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set once the server has been asked to end."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     def keep_prompt(self, prompt: object) -> None:

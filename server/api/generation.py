@@ -19,7 +19,7 @@ from server.chat.output.parser import Message, OutputParser
 from server.engine.seam.task import Final
 from server.errors import ApiError
 from server.log import is_verbose, verbose
-from server.web.message import EventStream, Request, Response, Writer, json_response
+from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, json_response
 from server.web.sse import comment
 
 MAX_JOINED = 64  # events in one chunk of a stream
@@ -77,10 +77,10 @@ class Generation:
         """The `Results` of the tasks, which the engine has as long as the block lasts. A client that leaves ends them,
         and so does POST /v1/abort with the request's id or that of the answer."""
         request = self._request
-        request.require_client()
+        request.require_client(self._stream)
         with (
             self._engine.submit(*self._tasks, stream=self._stream) as results,
-            request.on_disconnect(results.cancel),
+            request.on_disconnect(results.cancel, results.ping if self._stream else None),
             self._running.entry((request.id, answer_id), request.key_id, results.finish),
         ):
             yield results
@@ -154,7 +154,7 @@ class Stream:
                     parts.clear()
             yield b"".join((*parts, reply.end()))
         except ApiError as error:
-            if not is_open and not parts:
+            if error.status == CLIENT_CLOSED or (not is_open and not parts):
                 raise
             self._refusals.count(error.reason)
             yield b"".join((*parts, reply.error(error)))

@@ -162,6 +162,7 @@ class HttpOptions(Group):
     max_connections: int
     max_body: int
     max_text: int
+    half_close: bool
     rate_limit: tuple[int, float] | None
     api_key: tuple[str, ...]
     api_key_file: str | None
@@ -205,6 +206,7 @@ class ServiceOptions(Group):
     pid_file: str | None
     state_file: str | None
     drain: float
+    drain_delay: float
     open: bool
 
 

@@ -318,6 +318,9 @@ OPTIONS: tuple[Option, ...] = (
            "30)", SERVER, float, None, "S", "LLAMA_ARG_TIMEOUT", 0.1, 86400, default_2024=600.0),
     Option("max_connections", ("--max-connections",), "connections at the same time, each with a thread; more get 503",
            SERVER, int, 512, "N", "LLAMA_SRV_MAX_CONNECTIONS", 1, 100000),
+    Option("half_close", ("--half-close",), "answer plain requests also of clients that end their sending side (FIN) "
+           "after the request; without it that counts as hanging up, except in streams", SERVER, None, False,
+           env="LLAMA_SRV_HALF_CLOSE"),
     Option("rate_limit", ("--rate-limit",), "requests that each API key, or without keys each address, may make: "
            "60/min, 5/s or 1000/h; more get 429 (default: no limit)", SERVER, to.rate, metavar="N/UNIT",
            env="LLAMA_SRV_RATE_LIMIT"),
@@ -327,6 +330,9 @@ OPTIONS: tuple[Option, ...] = (
            "takes 120 times as much memory meanwhile", SERVER, int, 4, "N", "LLAMA_SRV_MAX_TEXT", 1, 1024),
     Option("drain", ("--drain",), "seconds that running requests get to finish after Ctrl-C or SIGTERM", SERVER, float,
            10.0, "S", "LLAMA_SRV_DRAIN", 0, 86400),
+    Option("drain_delay", ("--drain-delay",), "seconds after Ctrl-C or SIGTERM in which requests are still accepted, "
+           "while GET /health/ready says 503: for load balancers that have to notice first", SERVER, float, 0.0, "S",
+           "LLAMA_SRV_DRAIN_DELAY", 0, 86400),
     Option("sse_ping_interval", ("--sse-ping-interval",), "seconds of silence after which a stream of /v1 carries a "
            "comment, so that nobody takes it for dead; streams of /completion only if it is set; -1 for never", SERVER,
            int, 30, "S", "LLAMA_ARG_SSE_PING_INTERVAL", -1, 86400),

@@ -118,6 +118,7 @@ def http_server(options: HttpOptions, router: Router, keys: KeyFiles, public: Pa
         allowed_hosts=options.allowed_hosts,
         rate=RateLimiter(*options.rate_limit) if options.rate_limit else None,
         refusals=refusals,
+        half_close=options.half_close,
     )
 
 

@@ -40,7 +40,7 @@ from server.web.http1.head import (
 )
 from server.web.http1.wire import ClientGone, ClientSlow, Wire
 from server.web.limits import Limits
-from server.web.message import EventStream, Request, Response, encode_head, error_response
+from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, encode_head, error_response
 from server.web.presence import Presence
 from server.web.rate import RateLimiter, network_of
 from server.web.router import Route, Router
@@ -53,12 +53,11 @@ STREAM_HEADERS = {
     "Cache-Control": "no-cache",
     "X-Accel-Buffering": "no",
 }
+STOPPING = "The server is stopping."
 STATUS_WITHOUT_BODY = frozenset((204, 304))
 STATIC_METHODS = ("GET", "HEAD")
 SMALL_ANSWER = 1 << 16  # bytes; what is written at once isn't counted
 LAST_CHUNK = b"0\r\n\r\n"
-CLIENT_CLOSED = 499
-"""In the access log only, as nginx has it: the client left before there was an answer."""
 
 
 @record(frozen=True)
@@ -135,10 +134,12 @@ class SharedState(Protocol):
     rate: RateLimiter | None
     tls: ssl.SSLContext | None
     access_log: Callable[[AccessRecord], None] | None
+    half_close: bool
     is_stopping: bool
+    is_winding_down: bool
 
     def set_idle(self, entry: Connection, is_idle: bool) -> bool:
-        """Note whether a connection waits for a request; False if it has to end."""
+        """Note whether a connection waits for a request; False if it need not wait any more."""
 
     def set_served(self, entry: Connection) -> None:
         """Note that a request has come."""
@@ -224,8 +225,12 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         """What the handler answers, or the error answer in the route's shape; raises only ClientGone."""
         try:
             self._understand(exchange)
+            if self.server.is_stopping:
+                raise ApiError(503, STOPPING, headers={"Retry-After": "1"})  # it came while idle connections ended
             return self._dispatch(exchange)
         except ApiError as fault:
+            if fault.status == CLIENT_CLOSED:
+                raise ClientGone from None
             error = fault.with_traceback(None)  # a cycle with this frame would keep the whole request alive
         except ClientSlow:
             error = ApiError(408, "The request body did not arrive in time.")
@@ -266,7 +271,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         self._check_length(exchange, route)
         body = self._read_body(exchange)
         memory.use(exchange.share)
-        exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock))
+        exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock), self.server.half_close)
         if head.method in METHODS_WITH_BODY:
             exchange.presence.begin()  # others are answered at once
         request = Request(
@@ -341,7 +346,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
 
     def _may_keep(self, exchange: Exchange) -> bool:
         framing = exchange.framing
-        if not exchange.head.keep_alive or self.server.is_stopping:
+        if not exchange.head.keep_alive or self.server.is_winding_down:
             return False
         if framing.kind == "none":
             return True
@@ -378,7 +383,9 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             exchange.complete = True
         except ClientGone:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, ApiError) and error.status == CLIENT_CLOSED:
+                raise ClientGone from None
             # Without the last chunk the client sees that the answer is not whole.
             exchange.keep_alive = False
             get_logger("http").exception("the stream of request %s failed", exchange.id)

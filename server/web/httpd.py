@@ -26,7 +26,7 @@ from server.log import get_logger
 from server.memory import Budget
 from server.metrics import Refusals
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing
-from server.web.connection import AccessRecord, Connection, ConnectionHandler
+from server.web.connection import STOPPING, AccessRecord, Connection, ConnectionHandler
 from server.web.limits import Limits
 from server.web.listen import close_all, is_local, is_unix, listen_all
 from server.web.message import encode_head, error_response
@@ -43,10 +43,11 @@ REFUSED_PART = 4
 TELL_S = 1.0
 """Between two lines about connections that can't be accepted."""
 REFUSED_DROP_BYTES = 64 * 1024
+ANSWER_S = 2.0
+"""Patience with threads that have been given the end of their answer: long enough for a client that reads."""
 JOIN_S = 2.0
 """Patience with threads whose sockets have been cut."""
 FULL = "Too many connections; try again."
-STOPPING = "The server is stopping."
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -70,6 +71,7 @@ class WebServer(ThreadingHTTPServer):
         tls: ssl.SSLContext | None,
         access_log: Callable[[AccessRecord], None] | None,
         refusals: Refusals,
+        half_close: bool,
     ) -> None:
         self.listeners = listeners
         self.router = router
@@ -82,7 +84,9 @@ class WebServer(ThreadingHTTPServer):
         self.tls = tls  # of new connections; another certificate may take its place
         self.access_log = access_log
         self.refusals = refusals
+        self.half_close = half_close
         self.is_stopping = False
+        self.is_winding_down = False
         self.budget = Budget(limits.all_requests_bytes)
         self.watcher = Watcher()
         self.lock = threading.Lock()  # protects connections, is_idle of each, is_stopping
@@ -263,6 +267,7 @@ class HttpServer:
         allowed_hosts: Iterable[str] = (),
         rate: RateLimiter | None = None,
         refusals: Refusals | None = None,
+        half_close: bool = False,
     ) -> None:
         self.hosts = tuple(host.strip("[]") for host in ([hosts] if isinstance(hosts, str) else hosts))
         limits = limits or Limits()
@@ -279,6 +284,7 @@ class HttpServer:
             tls=tls,
             access_log=access_log,
             refusals=refusals or Refusals(),
+            half_close=half_close,
         )
         self._port = next((listener.getsockname()[1] for listener in listeners if not is_unix(listener)), 0)
         self._thread: threading.Thread | None = None
@@ -337,15 +343,21 @@ class HttpServer:
         )
         self._thread.start()
 
-    def stop(self, deadline_s: float = 10.0) -> int:
-        """Accept no more, end idle connections, give running requests `deadline_s`, then cut them. The number
-        cut. Idempotent."""
+    def wind_down(self) -> None:
+        """From now on each answer is its connection's last; all else goes on. Clients that keep connections then learn
+        that this server goes, and don't send their next request into one that is being closed."""
+        self._server.is_winding_down = True
+
+    def stop(self, deadline_s: float = 10.0, conclude: Callable[[], None] | None = None) -> int:
+        """Accept no more, end idle connections, give running requests `deadline_s`. Then `conclude` has to see that each
+        of them gets the end of its answer; whose client doesn't take that in time is cut. The number cut. Idempotent.
+        """
         server = self._server
         with server.lock:
-            server.is_stopping = True
+            server.is_stopping = server.is_winding_down = True
             for entry in server.connections.values():
                 if entry.is_idle:
-                    _cut(entry.sock)
+                    _end_reading(entry.sock)
         if self._thread:
             server.shutdown()
             self._thread.join()
@@ -354,6 +366,9 @@ class HttpServer:
             self._is_closed = True
             server.server_close()
         self._join(time.monotonic() + deadline_s)
+        if conclude is not None:
+            conclude()
+            self._join(time.monotonic() + ANSWER_S)
         with server.lock:
             left = list(server.connections.values())
         for entry in left:
@@ -401,9 +416,17 @@ def _cut(sock: socket.socket) -> None:
         _close_quietly(sock)  # there, shutdown alone does not wake a waiting select
 
 
-def _shut(sock: socket.socket) -> None:
+def _end_reading(sock: socket.socket) -> None:
+    """End a connection whose thread waits for a request. One that has come already can still be answered."""
+    if os.name == "nt":
+        _cut(sock)
+    else:
+        _shut(sock, socket.SHUT_RD)
+
+
+def _shut(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:
     try:
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # plain also for TLS, see Wire.close
+        socket.socket.shutdown(sock, how)  # plain also for TLS, see Wire.close
     except OSError:
         pass  # not connected (any more)
 

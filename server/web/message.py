@@ -25,6 +25,8 @@ from server.records import record
 from server.web.http1.head import Headers
 from server.web.presence import Presence
 
+CLIENT_CLOSED = 499
+"""In the access log only, as nginx has it: the client left before there was an answer."""
 JSON_TYPE = "application/json; charset=utf-8"
 JSON_DEPTH = 256
 JSON_VALUES = 2_000_000
@@ -102,16 +104,20 @@ class Request:
             raise ApiError(400, "the request body must be a JSON object")
         return body
 
-    def on_disconnect(self, callback: Callable[[], None]) -> AbstractContextManager[object]:
+    def on_disconnect(
+        self, callback: Callable[[], None], on_end: Callable[[], None] | None = None
+    ) -> AbstractContextManager[object]:
         """Inside the returned context, `callback` is called at most once, from the watcher's thread, when the
         client closes or resets its connection. It must be quick and must not raise. When the block is left at
-        the very same moment, a call that has begun is not waited for."""
-        return self.presence.on_disconnect(callback)
+        the very same moment, a call that has begun is not waited for. For a stream `on_end` is called instead when
+        the client has only sent its last byte: write something soon, which shows whether it still reads."""
+        return self.presence.on_disconnect(callback, on_end)
 
-    def require_client(self) -> None:
-        """ApiError 499 when the client has left: between two phases of work that nobody waits for any more."""
-        if self.presence.is_gone:
-            raise ApiError(499, "the client closed the request")
+    def require_client(self, stream: bool = False) -> None:
+        """ApiError 499, which is never sent, when the client has left: between two phases of work that nobody waits for
+        any more. `stream` if the answer is one."""
+        if self.presence.is_lost(stream):
+            raise ApiError(CLIENT_CLOSED, "the client closed the request")
 
 
 @record

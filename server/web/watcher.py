@@ -1,5 +1,8 @@
 """One thread that notices vanished clients of running requests, also while nothing is written to them.
 
+A client that sends nothing more (a FIN, `shutdown(SHUT_WR)`) may still be reading, and looks like one that has closed
+until something is written to it: that is told apart from a connection that is no more.
+
 Handlers wait for the engine, not for the socket; without this a client that hangs up while queued or in
 prefill would cost a slot until the first token is written. The way not taken is polling in each handler: it
 wakes hundreds of threads a second and still sees nothing inside a long call.
@@ -23,7 +26,7 @@ from server.log import get_logger
 
 GATHER_S = 0.02
 """So much later a client that leaves is noticed at its request's beginning; a short request takes a hundredth of it."""
-QUIET, DATA, GONE = "quiet", "data", "gone"
+QUIET, DATA, ENDED, GONE = "quiet", "data", "ended", "gone"
 TLS_ALERT, TLS_DATA = 0x15, 0x17
 TLS13_ALERT_BYTES = 19
 """An encrypted alert of TLS 1.3: 2 bytes, 1 of type, 16 of tag. No HTTP data is that short."""
@@ -32,13 +35,17 @@ TLS13_ALERT_BYTES = 19
 class _Watch:
     """One request being watched; a context manager."""
 
-    __slots__ = ("watcher", "sock", "callback", "is_live")
+    __slots__ = ("watcher", "sock", "on_gone", "on_end", "is_live", "has_ended")
 
-    def __init__(self, watcher: Watcher, sock: socket.socket, callback: Callable[[], None]) -> None:
+    def __init__(
+        self, watcher: Watcher, sock: socket.socket, on_gone: Callable[[], None], on_end: Callable[[], None] | None
+    ) -> None:
         self.watcher = watcher
         self.sock = sock
-        self.callback = callback
+        self.on_gone = on_gone
+        self.on_end = on_end
         self.is_live = False
+        self.has_ended = False
 
     def __enter__(self) -> _Watch:
         self.watcher._add(self)
@@ -49,7 +56,8 @@ class _Watch:
 
 
 class Watcher:
-    """`watch(sock, callback)` is a context; inside, `callback` runs once if the peer closes or resets."""
+    """`watch(sock, on_gone)` is a context; inside, `on_gone` runs once if the peer closes or resets. With `on_end` that
+    is called once when the peer has sent its last byte, and `on_gone` when the connection is no more."""
 
     def __init__(self, recheck_s: float = 0.1) -> None:
         self._recheck_s = recheck_s
@@ -61,11 +69,13 @@ class Watcher:
         self._is_stopped = False
         self._is_woken = False  # it is going to look through _changes
         self._watches: set[_Watch] = set()  # watcher's thread only; every registered one
-        self._parked: set[_Watch] = set()  # of these, the ones with unread data, unregistered
+        self._parked: set[_Watch] = set()  # of these, the ones with unread data or an end, unregistered
 
-    def watch(self, sock: socket.socket, callback: Callable[[], None]) -> _Watch:
-        """See the class; `callback` must be quick and must not raise."""
-        return _Watch(self, sock, callback)
+    def watch(
+        self, sock: socket.socket, on_gone: Callable[[], None], on_end: Callable[[], None] | None = None
+    ) -> _Watch:
+        """See the class; the callbacks must be quick and must not raise."""
+        return _Watch(self, sock, on_gone, on_end)
 
     def stop(self) -> None:
         """End the thread; later watches are never called. Idempotent."""
@@ -166,27 +176,34 @@ class Watcher:
     def _look(self, watch: _Watch) -> None:
         with self._lock:
             state = peer_state(watch.sock) if watch.is_live else GONE
-        if state is GONE:
+        if state is GONE or (state is ENDED and watch.on_end is None):
             self._forget(watch)
             self._fire(watch)
-        elif state is DATA and watch not in self._parked:
-            # A pipelined request: level-triggered selectors would spin on it.
+        elif state is not QUIET and watch not in self._parked:
+            # A pipelined request, or an end: level-triggered selectors would spin on it.
             self._unregister(watch)
             self._parked.add(watch)
+        if state is ENDED and not watch.has_ended and watch.on_end is not None:
+            watch.has_ended = True
+            _call(watch.on_end)
 
     def _fire(self, watch: _Watch) -> None:
         with self._lock:
             was_live, watch.is_live = watch.is_live, False
         if was_live:
-            try:
-                watch.callback()
-            except Exception:
-                get_logger("http").exception("a disconnect callback failed")
+            _call(watch.on_gone)
+
+
+def _call(callback: Callable[[], None]) -> None:
+    try:
+        callback()
+    except Exception:
+        get_logger("http").exception("a disconnect callback failed")
 
 
 def peer_state(sock: socket.socket) -> str:
-    """GONE if the peer has closed or reset, DATA if bytes are waiting, else QUIET. Takes nothing from the
-    socket.
+    """GONE if the connection is no more, ENDED if the peer has sent its last byte (it may have closed, or still read),
+    DATA if bytes are waiting, else QUIET. Takes nothing from the socket.
 
     Works on the descriptor below TLS, where SSLSocket.recv refuses MSG_PEEK.
     """
@@ -196,9 +213,10 @@ def peer_state(sock: socket.socket) -> str:
         return QUIET
     except OSError:
         return GONE
-    if not head or (isinstance(sock, ssl.SSLSocket) and tls_is_closing(head)):
-        return GONE
-    return GONE if _is_closed_behind_data(sock) else DATA
+    behind = _state_behind_data(sock)
+    if behind is DATA and (not head or (isinstance(sock, ssl.SSLSocket) and tls_is_closing(head))):
+        return ENDED
+    return behind
 
 
 def tls_is_closing(record_head: bytes) -> bool:
@@ -210,21 +228,25 @@ def tls_is_closing(record_head: bytes) -> bool:
     return record_head[0] == TLS_ALERT or (record_head[0] == TLS_DATA and n_bytes == TLS13_ALERT_BYTES)
 
 
-def _is_closed_behind_data(sock: socket.socket) -> bool:
-    """EOF after unread bytes can't be peeked; Linux and the BSDs (macOS) say it elsewhere, Windows does
-    not."""
+def _state_behind_data(sock: socket.socket) -> str:
+    """GONE, ENDED, or DATA if neither can be seen. An end after unread bytes can't be peeked, nor a reset after an end;
+    Linux and the BSDs (macOS) say it elsewhere, Windows does not."""
     if hasattr(select, "POLLRDHUP"):
         poll = select.poll()
         poll.register(sock, select.POLLRDHUP)
-        return bool(poll.poll(0))
+        found = sum(events for _, events in poll.poll(0))
+        if found & (select.POLLHUP | select.POLLERR):
+            return GONE
+        return ENDED if found else DATA
     if hasattr(select, "kqueue"):
         queue = select.kqueue()
         try:
             wanted = select.kevent(sock.fileno(), select.KQ_FILTER_READ, select.KQ_EV_ADD)
-            return any(event.flags & select.KQ_EV_EOF for event in queue.control([wanted], 1, 0))
+            ends = [event for event in queue.control([wanted], 1, 0) if event.flags & select.KQ_EV_EOF]
+            return DATA if not ends else GONE if ends[0].fflags else ENDED  # `fflags` has the socket's error
         finally:
             queue.close()
-    return False
+    return DATA
 
 
 def _is_readable(sock: socket.socket) -> bool:

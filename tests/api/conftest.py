@@ -90,7 +90,7 @@ class Api:
             config, open_backend or (lambda config, on_progress: self.backend)
         )
         self.client = EngineClient(self.transport, lambda: vocab or FakeVocab())
-        self.context = make_context(self.options, self.client, "fake.gguf")
+        self.context = make_context(self.options, self.client, "fake.gguf", threading.Event())
         self.keys = KeyFiles(self.options.http)
         self.server = make_server(self.options.http, self.context, self.keys)
 
@@ -106,7 +106,7 @@ class Api:
     def stop(self, grace_s: float = 0.0) -> None:
         """End it in the order of the product, and see that samplers and connections are given back."""
         self.backend.go()
-        self.server.stop(grace_s)
+        self.server.stop(grace_s, self.client.close)
         self.client.close()
         assert self.backend.n_samplers == 0, "samplers were not freed"
         assert self.server.n_connections == 0

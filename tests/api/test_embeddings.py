@@ -265,7 +265,7 @@ def test_a_request_can_be_aborted_by_its_id(make_api):
     api = make_api(FakeBackend()).start()
     sock = held(api)
     assert api.post("/v1/abort", {"id": "mine"}).json()["stopped"] is True
-    assert sock.recv(65536).startswith(b"HTTP/1.1 499 ")
+    assert sock.recv(65536).startswith(b"HTTP/1.1 409 ")
     assert api.post("/v1/abort", {"id": "mine"}).json()["stopped"] is False
     api.backend.go()
     sock.close()

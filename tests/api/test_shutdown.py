@@ -6,11 +6,14 @@ import http.client
 import json
 import socket
 import threading
+from unittest.mock import patch
 
 import pytest
 
+from server.web import httpd
+from server.web.http1.wire import Wire
 from tests.api.conftest import PATIENCE, Api
-from tests.fakes import BOS, FakeBackend, letters, said_by
+from tests.fakes import BOS, FakeBackend, FakeVocab, letters, said_by
 from tests.support import wait_until
 
 
@@ -22,7 +25,7 @@ def stopping(api: Api, grace_s: float) -> threading.Thread:
     """Stop the edge and then the engine, as the product does on a signal, from another thread."""
 
     def stop() -> None:
-        api.server.stop(grace_s)
+        api.server.stop(grace_s, api.client.close)
         api.client.close()
 
     thread = threading.Thread(target=stop, daemon=True)
@@ -71,20 +74,116 @@ def test_requests_that_still_wait_are_served_within_the_time(api):
         client.close()
 
 
-def test_at_the_deadline_running_requests_are_cut_off(make_api):
-    api = make_api(FakeBackend(n_ctx=64), shift_context=True).start()
-    client = api.begin({"prompt": "endless", "stream": True})
-    api.wait_for(n_processing=1)
-    thread = stopping(api, 0.0)
-    thread.join(PATIENCE)
-    assert not thread.is_alive() and api.client.state == "closed"
-    client.settimeout(PATIENCE)
-    try:
-        while client.recv(65536):
-            pass
-    except ConnectionError:
-        pass
+def whole(sock: socket.socket) -> bytes:
+    """The body of a whole answer on a raw connection; one that is cut off fails the test."""
+    response = http.client.HTTPResponse(sock)
+    response.begin()
+    return b"%d " % response.status + response.read()
+
+
+STREAMS = {
+    "/completion": {"prompt": "endless"},
+    "/v1/completions": {"prompt": "endless", "max_tokens": -1},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "endless"}]},
+    "/infill": {"input_prefix": "endless", "input_suffix": "x"},
+}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("path", STREAMS)
+def test_at_the_deadline_running_requests_get_the_text_so_far_with_its_end(make_api, path, stream):
+    api = make_api(FakeBackend(n_ctx=512), vocab=FakeVocab({"pre": 1, "suf": 2, "mid": 3}), shift_context=True).start()
+    client = api.begin({**STREAMS[path], "n_predict": -1, "stream": stream}, path=path)
+    wait_until(lambda: api.backend.samplers and len(api.backend.samplers[0].accepted) > 20, "some text", PATIENCE)
+    stopping(api, 0.0).join(PATIENCE)
+    assert api.client.state == "closed"
+    answer = whole(client)
+    assert answer.startswith(b"200 ")
+    if stream and path.startswith("/v1"):
+        assert answer.endswith(b"data: [DONE]\n\n") and answer.count(b'"finish_reason":"length"') == 1
+    elif stream:
+        assert answer.count(b'"stop":true') == 1 and b'"stopped_limit":true' in answer
+    elif path.startswith("/v1"):
+        assert json.loads(answer[4:])["choices"][0]["finish_reason"] == "length"
+    else:
+        assert json.loads(answer[4:])["stopped_limit"] is True and len(json.loads(answer[4:])["content"]) > 19
     client.close()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_at_the_deadline_who_has_no_text_yet_is_told_that_the_server_stops(make_api, stream):
+    """Those in the queue, and one whose prompt is being read in a step that lasts."""
+    api = make_api(FakeBackend(n_ctx=256, n_slots=1)).start()
+    api.backend.hold()
+    reading = api.begin({"prompt": "reading", "stream": stream})
+    api.wait_for_decode()
+    waiting = [api.begin({"prompt": "waiting", "stream": stream}) for _ in range(3)]
+    vectors = api.begin({"input": "waiting"}, path="/v1/embeddings")
+    wait_until(lambda: api.n_requests == 5, "all requests to be known", PATIENCE)
+    stopping(api, 0.0).join(PATIENCE)
+    for client in (reading, *waiting, vectors):
+        answer = whole(client)
+        assert answer.startswith(b"503 ") and json.loads(answer[4:])["error"]["code"] == 503
+        client.close()
+
+
+def test_at_the_deadline_a_client_that_does_not_read_is_cut(make_api):
+    api = make_api(FakeBackend(n_ctx=64), shift_context=True).start()
+    client = api.begin({"prompt": "endless", "n_predict": -1, "stream": True})
+    api.wait_for(n_processing=1)
+    [entry] = api.server._server.connections.values()
+    may_write = threading.Event()
+    with (
+        patch.object(Wire, "send", lambda *_: may_write.wait(PATIENCE)),
+        patch.object(httpd, "ANSWER_S", 0.05),
+        patch.object(httpd, "JOIN_S", 0.05),
+    ):
+        thread = stopping(api, 0.0)
+        thread.join(PATIENCE)
+        may_write.set()
+        entry.thread.join(PATIENCE)
+    assert not thread.is_alive() and api.client.state == "closed"
+    client.close()
+
+
+def test_a_request_that_came_just_before_the_end_is_told_so(api):
+    """On a connection that was kept: its bytes are there, and its thread hasn't woken up yet."""
+    connection = http.client.HTTPConnection("127.0.0.1", api.server.port, timeout=PATIENCE)
+    connection.request("GET", "/health")
+    connection.getresponse().read()
+    server = api.server._server
+    stopping_now, was_idle = threading.Event(), server.set_idle
+
+    def late(entry, is_idle):
+        if not is_idle:
+            assert stopping_now.wait(PATIENCE)
+        return was_idle(entry, is_idle)
+
+    with patch.object(server, "set_idle", late):
+        connection.request("POST", "/completion", json.dumps({"prompt": "x", "n_predict": 1}))
+        thread = stopping(api, PATIENCE)
+        stopping_now.set()
+        response = connection.getresponse()
+    assert (response.status, response.headers["Connection"], response.headers["Retry-After"]) == (503, "close", "1")
+    assert json.loads(response.read())["error"]["code"] == 503
+    thread.join(PATIENCE)
+    connection.close()
+
+
+def test_while_it_winds_down_everything_is_served_and_each_connection_ends(api):
+    kept = http.client.HTTPConnection("127.0.0.1", api.server.port, timeout=PATIENCE)
+    kept.request("GET", "/health/ready")
+    response = kept.getresponse()
+    assert response.status == 200 and response.headers["Connection"] is None and response.read()
+    api.context.stop.set()
+    api.server.wind_down()
+    kept.request("GET", "/health/ready")
+    response = kept.getresponse()
+    assert (response.status, response.headers["Connection"]) == (503, "close")
+    assert json.loads(response.read())["error"]["message"] == "the server is stopping"
+    assert api.complete("x", 2)["content"] == said("x", 2)
+    assert api.get("/health/live").status == 200
+    kept.close()
 
 
 def test_nothing_is_accepted_any_more(api):

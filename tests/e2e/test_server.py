@@ -235,14 +235,26 @@ def test_a_signal_ends_an_idle_server(serve, tiny_spm_model, signal):
     assert_clean_end(server)
 
 
-def test_at_the_end_of_the_time_running_requests_are_cut_off(serve, tiny_spm_model):
-    server = serve("-m", tiny_spm_model, "-c", 256, "--context-shift", "-t", 1, "--drain", 0.1)
-    stream = server.stream("/completion", {"prompt": "the cat", "n_predict": -1})
-    next(stream)
-    server.terminate()
-    with pytest.raises((requests.RequestException, StopIteration)):
-        while True:
-            next(stream)
+def test_at_the_end_of_the_time_running_streams_end_with_what_they_have(serve, tiny_spm_model):
+    """On one slot: a stream that runs, and a stream and a plain request that wait."""
+    server = serve("-m", tiny_spm_model, "-c", 256, "-np", 1, "--context-shift", "-t", 1, "--drain", 0.1)
+    body = {"prompt": "the cat", "n_predict": -1, "stream": True}
+    running = server.stream("/completion", body)
+    events = [next(running)]
+
+    def wait(stream: bool) -> requests.Response:
+        return server.post("/completion", {**body, "stream": stream})
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(wait, stream) for stream in (True, False)]
+        wait_until(lambda: "requests_deferred 2" in server.get("/metrics").text, "both to wait")
+        server.terminate()
+        events += running
+        assert events[-1]["stop"] is True and events[-1]["stopped_limit"] is True
+        assert len("".join(event["content"] for event in events)) > 0
+        for answer in waiting:
+            assert answer.result(PATIENCE).status_code == 503
+            assert answer.result().json()["error"]["message"] == "the server is shutting down"
     assert_clean_end(server)
 
 

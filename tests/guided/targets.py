@@ -12,6 +12,7 @@ import atexit
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -154,7 +155,7 @@ def api() -> Router:
     )
     client.start()
     assert client.wait_until_loaded(30), client.error
-    return Router(routes(make_context(options, client, "fake.gguf")))
+    return Router(routes(make_context(options, client, "fake.gguf", threading.Event())))
 
 
 POSTS = (

@@ -69,6 +69,8 @@ class StatusHandlers:
             raise ApiError(503, messages.get(engine.state, "shutting down"))
         if not self._context.models.is_prepared:
             raise ApiError(503, PREPARING)
+        if self._context.stop.is_set():
+            raise ApiError(503, "the server is stopping")
         if engine.is_stuck:
             raise ApiError(503, STUCK)
         return json_response({"status": "ok"})

@@ -131,7 +131,7 @@ class Results:
         self._divert, self._resume = send, resume
 
     def events(self, silence_s: float | None) -> Iterator[Piece | Progress | Final | Embedded | None]:
-        """Like iterating; whenever nothing has come for `silence_s` seconds, a None comes instead."""
+        """Like iterating; whenever nothing has come for `silence_s` seconds, and after `ping`, a None comes instead."""
         n_open = len(self.tasks)
         while n_open:
             batch = self._next_batch(silence_s)
@@ -170,7 +170,7 @@ class Results:
         return batch
 
     def _wait(self, silence_s: float | None) -> Sequence[Event] | None:
-        """The next batch; None after so much time in which nothing was diverted either."""
+        """The next batch; None after a ping, or after so much time in which nothing was diverted either."""
         left, started = silence_s, time.monotonic()
         while left is None or left > 0:
             try:
@@ -185,13 +185,17 @@ class Results:
         return self._n_batch > 0 or not self._queue.empty()
 
     def cancel(self, message: str = "the client closed the request", status: int = 499, reason: str = "") -> None:
-        """From any thread, any number of times: the answer isn't wanted any more."""
+        """From any thread, any number of times: the answer isn't wanted any more. 499 is never sent to anybody."""
         if self._n_open > 0 and not self.is_cancelled:
             self.is_cancelled = True
             for task in self.tasks:
                 self._client.forget(task.id)
             with self._lock:
                 self._hand_over([Failure(self.tasks[0].id, status, message, reason=reason)])
+
+    def ping(self) -> None:
+        """From any thread, for a stream: have its reader get a None soon, as after silence."""
+        self._queue.put(None)
 
     def finish(self) -> bool:
         """From any thread: let the answer end here, with what there is; False if it has ended."""
@@ -204,7 +208,7 @@ class Results:
     def abort(self) -> bool:
         """From any thread: end it without an answer, which is an error then; False if it has ended."""
         was_open = self._n_open > 0 and not self.is_cancelled
-        self.cancel("the request was aborted")
+        self.cancel("the request was aborted", 409)
         return was_open
 
     def put(self, event: Event) -> bool:

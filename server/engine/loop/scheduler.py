@@ -327,9 +327,17 @@ class Scheduler:
 
     def _expire(self) -> None:
         if self._deadline is not None and self._state.clock() >= self._deadline:
-            self._fail_all(503, "the server is shutting down")
+            self._end_all()
         for id_task in self._deadlines.due(self._state.clock()):
             self._time_out(id_task)
+
+    def _end_all(self) -> None:
+        """The time to close has come: what has some text ends with it, everything else fails. So does a text that was
+        taken up again and hasn't got past what its client has."""
+        for slot in list(self._state.running):
+            if slot.run.n_decoded and not slot.run.is_replaying:
+                self._answers.finish(slot, STOP_LIMIT)
+        self._fail_all(503, "the server is shutting down")
 
     def _time_out(self, id_task: int) -> None:
         """The time of a task is up: it ends with its text so far, or fails if it has none. It may have ended before."""

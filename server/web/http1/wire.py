@@ -54,9 +54,8 @@ class Wire:
         except (OSError, ValueError) as error:
             raise ClientGone(str(error)) from None
 
-    def read_head(self, on_first_byte: Callable[[], bool]) -> Head | None:
-        """The next request's head, None if the client closed or stayed idle instead, or if `on_first_byte`
-        says no; ClientGone, ClientSlow when it stops in the middle, ApiError when it sends nonsense."""
+    def read_head(self, on_first_byte: Callable[[], object]) -> Head | None:
+        """The next request's head, None if the client closed or stayed idle instead; ClientGone, ClientSlow when it stops in the middle, ApiError when it sends nonsense."""
         data, self._rest = self._rest, b""
         if not data:
             try:
@@ -65,8 +64,7 @@ class Wire:
                 return None
             if not data:
                 return None
-        if not on_first_byte():
-            return None
+        on_first_byte()
         self._idle_s = self._limits.idle_s
         deadline = time.monotonic() + self._limits.head_s
         parser = HeadParser(self._limits)

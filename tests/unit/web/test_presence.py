@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from server.web.presence import Presence
 
 
@@ -14,11 +16,12 @@ class Watching:
     def __init__(self) -> None:
         self.n_begun = self.n_ended = 0
         self.leave: Callable[[], None] = lambda: None
+        self.end: Callable[[], None] = lambda: None
 
     @contextmanager
-    def __call__(self, callback: Callable[[], None]) -> Iterator[None]:
+    def __call__(self, on_gone: Callable[[], None], on_end: Callable[[], None]) -> Iterator[None]:
         self.n_begun += 1
-        self.leave = callback
+        self.leave, self.end = on_gone, on_end
         yield
         self.n_ended += 1
 
@@ -70,3 +73,36 @@ def test_without_a_watch_the_client_stays():
     with presence.on_disconnect(lambda: 1 / 0):
         assert not presence.is_gone
     presence.end()
+
+
+@pytest.mark.parametrize("half_close", [False, True])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_an_end_means_leaving_unless_the_answer_is_a_stream_or_the_server_was_told_otherwise(half_close, is_late):
+    watching, calls = Watching(), []
+    presence = Presence(watching, half_close)
+    presence.begin()
+    if is_late:
+        watching.end()
+    with (
+        presence.on_disconnect(lambda: calls.append("plain gone")),
+        presence.on_disconnect(lambda: calls.append("stream gone"), lambda: calls.append("stream ended")),
+    ):
+        if not is_late:
+            watching.end()
+        assert calls == (["stream ended"] if half_close else ["plain gone", "stream ended"])
+        assert (presence.is_lost(stream=False), presence.is_lost(stream=True)) == (not half_close, False)
+        watching.leave()
+        assert sorted(calls) == ["plain gone", "stream ended", "stream gone"], "each is told once"
+        assert presence.is_lost(stream=True) and presence.is_lost(stream=False)
+
+
+def test_who_comes_after_end_and_leave_is_told_that_the_client_has_left():
+    watching, calls = Watching(), []
+    presence = Presence(watching)
+    presence.begin()
+    watching.end()
+    watching.leave()
+    with presence.on_disconnect(lambda: calls.append("plain gone")):
+        assert calls == ["plain gone"]
+    with presence.on_disconnect(lambda: calls.append("gone"), lambda: None):
+        assert calls == ["plain gone", "gone"]

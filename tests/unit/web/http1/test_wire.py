@@ -98,11 +98,6 @@ def test_pipelined_requests_are_read_without_waiting(clock):
     assert len(sock.timeouts) == 1
 
 
-def test_a_server_that_stops_does_not_begin_a_request(clock):
-    client, _ = wire_of(clock, HEAD)
-    assert client.read_head(lambda: False) is None
-
-
 @pytest.mark.parametrize("end", [b"", ConnectionResetError(), BrokenPipeError()])
 def test_a_client_that_leaves(clock, end):
     assert wire_of(clock, end)[0].read_head(yes) is None
