@@ -87,7 +87,7 @@ def serve(
 
 
 def make_context(options: Options, engine: EngineClient, name: str, stop: threading.Event) -> Context:
-    """What all handlers share. `name` is the model's where it has no alias, `stop` is set when the server has to end."""
+    """What all handlers share. `name` is the model's where it has no alias, `stop` is set once the server shall end."""
     model = Model(engine, options.model, options.media, name)
     return Context(Models(model), options.api, is_shared=edge.is_shared(options.http), stop=stop)
 

@@ -237,7 +237,7 @@ def test_a_signal_ends_an_idle_server(serve, tiny_spm_model, signal):
 
 def test_at_the_end_of_the_time_running_streams_end_with_what_they_have(serve, tiny_spm_model):
     """On one slot: a stream that runs, and a stream and a plain request that wait."""
-    server = serve("-m", tiny_spm_model, "-c", 256, "-np", 1, "--context-shift", "-t", 1, "--drain", 0.1)
+    server = serve("-m", tiny_spm_model, "-c", 256, "-np", 1, "--context-shift", "-t", 1, "--metrics", "--drain", 0.1)
     body = {"prompt": "the cat", "n_predict": -1, "stream": True}
     running = server.stream("/completion", body)
     events = [next(running)]
@@ -247,7 +247,7 @@ def test_at_the_end_of_the_time_running_streams_end_with_what_they_have(serve, t
 
     with ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(wait, stream) for stream in (True, False)]
-        wait_until(lambda: "requests_deferred 2" in server.get("/metrics").text, "both to wait")
+        wait_until(lambda: "llamacpp:requests_deferred 2" in server.get("/metrics").text, "both to wait")
         server.terminate()
         events += running
         assert events[-1]["stop"] is True and events[-1]["stopped_limit"] is True
