@@ -177,9 +177,7 @@ def _wait(
     if not stop.is_set():
         say(f"error: {engine.error or 'the engine ended by itself; see the log above'}", sys.stderr)
         return MISCONFIGURED if engine.is_refused else errors.FAILED
-    log.info(
-        "stopping; running requests have %g s to finish", options.service.drain_delay + options.service.drain
-    )
+    log.info("stopping; running requests have %g s to finish", options.service.drain_delay + options.service.drain)
     return 0
 
 
