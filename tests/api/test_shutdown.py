@@ -148,21 +148,23 @@ def test_at_the_deadline_a_client_that_does_not_read_is_cut(make_api):
 
 def test_a_request_that_came_just_before_the_end_is_told_so(api):
     """On a connection that was kept: its bytes are there, and its thread hasn't woken up yet."""
-    connection = http.client.HTTPConnection("127.0.0.1", api.server.port, timeout=PATIENCE)
-    connection.request("GET", "/health")
-    connection.getresponse().read()
     server = api.server._server
-    stopping_now, was_idle = threading.Event(), server.set_idle
+    may_wake_up, set_idle = threading.Event(), server.set_idle
+    may_wake_up.set()
 
-    def late(entry, is_idle):
+    def set_idle_late(entry, is_idle):
         if not is_idle:
-            assert stopping_now.wait(PATIENCE)
-        return was_idle(entry, is_idle)
+            assert may_wake_up.wait(PATIENCE)
+        return set_idle(entry, is_idle)
 
-    with patch.object(server, "set_idle", late):
+    with patch.object(server, "set_idle", set_idle_late):
+        connection = http.client.HTTPConnection("127.0.0.1", api.server.port, timeout=PATIENCE)
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        may_wake_up.clear()
         connection.request("POST", "/completion", json.dumps({"prompt": "x", "n_predict": 1}))
         thread = stopping(api, PATIENCE)
-        stopping_now.set()
+        may_wake_up.set()
         response = connection.getresponse()
     assert (response.status, response.headers["Connection"], response.headers["Retry-After"]) == (503, "close", "1")
     assert json.loads(response.read())["error"]["code"] == 503

@@ -55,7 +55,8 @@ class Wire:
             raise ClientGone(str(error)) from None
 
     def read_head(self, on_first_byte: Callable[[], object]) -> Head | None:
-        """The next request's head, None if the client closed or stayed idle instead; ClientGone, ClientSlow when it stops in the middle, ApiError when it sends nonsense."""
+        """The next request's head, None if the client closed or stayed idle instead; ClientGone, ClientSlow when it
+        stops in the middle, ApiError when it sends nonsense."""
         data, self._rest = self._rest, b""
         if not data:
             try:
