@@ -349,9 +349,9 @@ class HttpServer:
         self._server.is_winding_down = True
 
     def stop(self, deadline_s: float = 10.0, conclude: Callable[[], None] | None = None) -> int:
-        """Accept no more, end idle connections, give running requests `deadline_s`. Then `conclude` has to see that each
-        of them gets the end of its answer; whose client doesn't take that in time is cut. The number cut. Idempotent.
-        """
+        """Accept no more, end idle connections, give running requests `deadline_s`. Then `conclude` has to see that
+        each of them gets the end of its answer; whose client doesn't take that in time is cut. The number cut.
+        Idempotent."""
         server = self._server
         with server.lock:
             server.is_stopping = server.is_winding_down = True
