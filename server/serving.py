@@ -49,7 +49,7 @@ def serve(
     leave: list[Callable[[], None]],
 ) -> int:
     """Listen, wait for `engine`, serve until `stop`; the exit code. `model` is the name of its model, `leave` takes
-    what has to be put in order before a second signal ends everything. OptionError if it can't be."""
+    what has to be put in order before a second signal ends everything. OptionError or PassingError if it can't be."""
     http, path = options.http, options.model.sources.model or ""
     try:
         constraints.read_constraint({}, options.model.requests.values)  # a bad --grammar is told now

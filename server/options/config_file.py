@@ -45,7 +45,7 @@ def read(path: str, names: Collection[str]) -> list[Setting]:
 
 def _ini(text: str, place: str) -> Iterator[Setting]:
     for number, line in enumerate(text.splitlines(), 1):
-        line = CONTENT.match(line.strip())[0].rstrip()
+        line = next(CONTENT.finditer(line.strip()))[0].rstrip()
         if not line:
             continue
         where = f"{place} line {number}"

@@ -38,8 +38,8 @@ class NoTransport:
 def test_a_model_is_called_by_its_aliases_else_as_in_its_bundle_else_by_its_file(argv, place, names, monkeypatch):
     found: list[list[str]] = []
 
-    def serve(options, engine, model, *_: object) -> int:
-        found.append(serving.make_context(options, engine, model).models.default.names)
+    def serve(options, engine, model, unpacked, stop, *_: object) -> int:
+        found.append(serving.make_context(options, engine, model, stop).models.default.names)
         return 0
 
     monkeypatch.setattr(app, "set_up_logging", lambda *_: None)
