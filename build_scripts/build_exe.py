@@ -308,7 +308,9 @@ def command(argv: list) -> int:
     code = in_environment(argv)
     if code is not None:
         return code
-    libs = options.libs or fetch_libs.ensure(backend=options.backend, progress=progress, offline=options.offline)
+    libs = options.libs or fetch_libs.ensure_with_media(
+        None, options.backend, progress=progress, offline=options.offline
+    )
     built = ensure(libs.resolve(), options.dest, progress)
     print(built.one_file)
     return 0

