@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import check_platform
 import contents
+import elf_versions
 import fetch_libs
 import one_file
 import windows_resources
@@ -56,6 +57,7 @@ SOURCES = ("llama_srv.py", "ctypes_api", "server", "public", "LICENSE")
 OUR_SCRIPTS = (
     "build_exe.py",
     "contents.py",
+    "elf_versions.py",
     "one_file.py",
     "one_file.sh",
     "llama_srv.spec",
@@ -171,6 +173,8 @@ def freeze(temp: Path, libs: Path, name: str, progress: Progress) -> Path:
     folder = temp / "dist" / PROGRAM
     inner = folder / "_internal"
     strip(inner)
+    for file in inner.rglob("*.so*") if sys.platform.startswith("linux") else ():
+        elf_versions.lower(file)
     shutil.copytree(tree / "public", inner / "public")
     (folder / MANUAL).write_text(manual(contents.server_version()), encoding="utf-8", newline="\n")
     copy_libs(libs, inner / "libs" / libs.name)

@@ -29,7 +29,7 @@ HEAD_SIZE = 8192
 FOLDER = "llama-srv"  # in the archive; the program in it has the same name
 STAMP = 315532800  # 1980-01-01, the first day that every archive format knows
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-GLIBC = re.compile(rb"GLIBC_2\.(\d{1,3})(?:\.\d+)?\0")
+GLIBC = re.compile(rb"(?<=\0)GLIBC_2\.(\d{1,3})(?:\.\d+)?\0")
 
 
 class Packed(NamedTuple):

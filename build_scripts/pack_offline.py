@@ -96,8 +96,9 @@ Windows (PowerShell):
     $env:LLAMA_SRV_CACHE = "$PWD\\cache"; $env:PIP_NO_INDEX = 1; $env:PIP_FIND_LINKS = "wheels"
     {python} build_scripts\\test.py
 
-Type them in this folder. The first command of the three sets where things are, the second serves the small model, the third makes an environment
-of the wheels in cache/ and runs the tests; those that want a browser or packages for Node.js are skipped.
+Type them in this folder. The first command of the three sets where things are, the second serves the small model, the
+third makes an environment of the wheels in cache/ and runs the tests; those that want a browser or packages for Node.js
+are skipped.
 """
 NO_TESTS = "The packages that the tests need were left out (--no-tests).\n"
 

@@ -328,6 +328,13 @@ def test_what_is_given_away_is_complete_and_as_the_sums_say(built):
     assert len(libraries) == len(set(libraries)), "a library is in there twice"
 
 
+@linux_only
+def test_no_file_asks_for_a_newer_glibc_only_because_of_a_name(built):
+    elf_versions = build_script("elf_versions")
+    copies = [path for path in built.folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert [path.name for path in copies if elf_versions.lower(path)] == []
+
+
 def test_two_builds_are_the_same(built, libs_folder, tmp_path):
     build_exe, common = build_script("build_exe"), build_script("common")
     second = build_exe.ensure(libs_folder, tmp_path / "again", common.Progress(quiet=True))

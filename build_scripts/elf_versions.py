@@ -1,0 +1,100 @@
+"""Lets a library that was built on a newer system run on an older glibc, where that is only a matter of a name.
+
+Called by build_exe on its main thread, on Linux; imports the standard library. glibc gives a function a new version when
+its outer behaviour changes, and a program that was built later asks for the new one. `hypot` of glibc 2.35 differs from
+that of 2.2.5 only in not calling `matherr`, a hook that no program can install any more; Python's own library asks for it
+and for nothing else of glibc 2.35. Here such a request becomes one for the older version of the same library.
+
+The way not taken: building the interpreter on an old system. It would be one more thing to build and to keep.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+SAME = {(b"hypot", b"GLIBC_2.35"), (b"hypotf", b"GLIBC_2.35")}  # like the version of the library's beginning
+FIRST = (b"GLIBC_2.2.5", b"GLIBC_2.17")  # that version on x64, on arm64
+ELF64 = b"\x7fELF\x02\x01"
+SECTION = struct.Struct("<IIQQQQIIQQ")
+SYMBOL = struct.Struct("<IBBHQQ")
+NEEDED, WANTED = struct.Struct("<HHIII"), struct.Struct("<IHHII")  # Verneed, Vernaux
+
+
+class Version(NamedTuple):
+    """A version that the file wants of one library. `place`: of its Vernaux in the file."""
+
+    place: int
+    library: int
+    index: int
+    name: bytes
+
+
+def lower(path: Path) -> list[bytes]:
+    """Change the file in place; the versions that it doesn't want any more."""
+    data = bytearray(path.read_bytes())
+    if not data.startswith(ELF64):
+        return []
+    sections = {kind: (offset, size) for kind, offset, size in sections_of(data)}
+    if not {11, 0x6FFFFFFE, 0x6FFFFFFF} <= sections.keys():
+        return []
+    strings = sections[3][0]
+    versions = list(versions_of(data, sections[0x6FFFFFFE][0], strings))
+    gone = []
+    for version in versions:
+        old = next((other for other in versions if other.library == version.library and other.name in FIRST), None)
+        users = users_of(data, sections, strings, version.index)
+        if old is None or not users or not {(name, version.name) for name in users} <= SAME:
+            continue
+        data[version.place : version.place + 4] = data[old.place : old.place + 4]  # the hash of the name
+        data[version.place + 8 : version.place + 12] = data[old.place + 8 : old.place + 12]  # the name
+        if all(other.name != version.name or other is version for other in versions):
+            place = data.index(version.name + b"\0", strings)
+            data[place : place + len(version.name)] = version.name.lower()
+        gone.append(version.name)
+    if gone:
+        path.write_bytes(data)
+    return gone
+
+
+def sections_of(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """(type, offset, size) of each section; of string tables only that of the dynamic symbols, as type 3."""
+    start, size, count = struct.unpack_from("<Q", data, 40)[0], *struct.unpack_from("<HH", data, 58)
+    rows = [SECTION.unpack_from(data, start + number * size) for number in range(count)]
+    for row in rows:
+        kind, offset, length, link = row[1], row[4], row[5], row[6]
+        if kind != 3:
+            yield kind, offset, length
+        if kind == 11:  # SHT_DYNSYM
+            yield 3, rows[link][4], rows[link][5]
+
+
+def versions_of(data: bytes, place: int, strings: int) -> Iterator[Version]:
+    """All versions that the file wants."""
+    while True:
+        _, count, _, first, following = NEEDED.unpack_from(data, place)
+        wanted = place + first
+        for _ in range(count):
+            _, _, index, name, step = WANTED.unpack_from(data, wanted)
+            yield Version(wanted, place, index, text_at(data, strings + name))
+            wanted += step
+        if not following:
+            return
+        place += following
+
+
+def users_of(data: bytes, sections: dict, strings: int, index: int) -> list[bytes]:
+    """Names of the functions that are wanted in that version."""
+    symbols, size = sections[11]
+    marks = sections[0x6FFFFFFF][0]
+    return [
+        text_at(data, strings + SYMBOL.unpack_from(data, symbols + number * SYMBOL.size)[0])
+        for number in range(size // SYMBOL.size)
+        if struct.unpack_from("<H", data, marks + 2 * number)[0] & 0x7FFF == index
+    ]
+
+
+def text_at(data: bytes, place: int) -> bytes:
+    return bytes(data[place : data.index(b"\0", place)])
