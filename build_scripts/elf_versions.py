@@ -1,9 +1,9 @@
 """Lets a library that was built on a newer system run on an older glibc, where that is only a matter of a name.
 
-Called by build_exe on its main thread, on Linux; imports the standard library. glibc gives a function a new version when
-its outer behaviour changes, and a program that was built later asks for the new one. `hypot` of glibc 2.35 differs from
-that of 2.2.5 only in not calling `matherr`, a hook that no program can install any more; Python's own library asks for it
-and for nothing else of glibc 2.35. Here such a request becomes one for the older version of the same library.
+Called by build_exe on its main thread, on Linux; imports the standard library. glibc gives a function a new version
+when its outer behaviour changes, and a program that was built later asks for the new one. `hypot` of glibc 2.35 differs
+from that of 2.2.5 only in not calling `matherr`, a hook that no program can install any more; Python's own library asks
+for it and for nothing else of glibc 2.35. Here such a request becomes one for the older version of the same library.
 
 The way not taken: building the interpreter on an old system. It would be one more thing to build and to keep.
 """
