@@ -27,6 +27,7 @@ from common import ROOT, Failure, cache_folder, run_main, swap_in, temp_folder
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 UNIT_FOLDERS = ("tests/unit", "tests/api")
 BROWSER_PACKAGES = ("chromium", "chromium-driver", "jq", "curl")
+BALANCERS = ("nginx", "haproxy")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 NODE_PACKAGES = ("openai@7.57.0", "axe-core@4.10.3")
 ATTEMPTS = 3  # at what needs the network, where nobody is there to start it again
@@ -76,6 +77,7 @@ def command(arguments: list) -> int:
             Step("model", prepare_model),
             Step("embedding model", prepare_embedding_model),
             Step("browser", prepare_browser),
+            Step("balancers", prepare_balancers),
             Step("Node.js packages", prepare_node_packages),
         ]
     missing = [line for line in [run_step(step, strict) for step in steps] if line]
@@ -288,11 +290,27 @@ def may_install(packages: str) -> bool:
 
 def prepare_browser() -> str:
     """Chromium and its driver; installed into the system only in CI or after a yes."""
-    if browser_found():
-        return f"ready, {browser_found()}"
-    packages = " ".join(BROWSER_PACKAGES)
+    return prepare_system_packages(BROWSER_PACKAGES, browser_found, "install Chromium or Chrome, and chromedriver")
+
+
+def prepare_balancers() -> str:
+    """The programs that the examples for load balancers are tested with; installed like the browser."""
+    return prepare_system_packages(BALANCERS, balancers_found, "install nginx and HAProxy")
+
+
+def balancers_found() -> str:
+    """Their paths when both are there, else `""`."""
+    found = [shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin") for name in BALANCERS]
+    return ", ".join(found) if all(found) else ""
+
+
+def prepare_system_packages(names: tuple, found: Callable[[], str], advice: str) -> str:
+    """See to it that `found` finds something; `advice` is for systems whose packages aren't known here."""
+    if found():
+        return f"ready, {found()}"
+    packages = " ".join(names)
     if not shutil.which("apt-get"):
-        raise Missing("install Chromium or Chrome, and chromedriver")
+        raise Missing(advice)
     if os.geteuid() != 0:
         raise Missing(f"no right to install it: sudo apt-get install {packages}")
     if not may_install(packages):
@@ -302,7 +320,7 @@ def prepare_browser() -> str:
 
     def attempt() -> str:
         # package lists of a fresh machine are empty, those of an old one name files that are gone
-        for arguments in (["update"], ["install", "-y", "--no-install-recommends", *BROWSER_PACKAGES]):
+        for arguments in (["update"], ["install", "-y", "--no-install-recommends", *names]):
             done = subprocess.run(
                 [*apt_get, *arguments],
                 env=environment,
@@ -313,11 +331,11 @@ def prepare_browser() -> str:
                 errors="replace",
                 check=False,
             )
-        return "" if done.returncode == 0 and browser_found() else f"apt-get said\n{done.stdout[-2000:]}"
+        return "" if done.returncode == 0 and found() else f"apt-get said\n{done.stdout[-2000:]}"
 
     if trouble := again(f"install {packages}", attempt, ATTEMPTS):
         raise Missing(f"installing {packages} failed, {trouble}")
-    return f"installed, {browser_found()}"
+    return f"installed, {found()}"
 
 
 # --- Node.js ----------------------------------------------------------------------------------------------

@@ -135,5 +135,7 @@ def warn_if_open(options: HttpOptions, server: HttpServer, keys: KeyFiles, is_ve
             "(--api-key sets one)",
             ", ".join(options.host),
         )
+    if "127.0.0.1" in options.host and not options.allowed_hosts:
+        log.info("only requests to a name of this machine are served: behind a proxy, --allowed-hosts has the proxy's")
     if is_verbose and is_shared(options):
         log.warning("with --verbose, what all users write and get is in the log")

@@ -117,7 +117,9 @@ class HostPolicy:
         name = split_host(host)
         if not (is_loopback(name) or name in self.allowed):
             raise forbidden(
-                "This Host name is not served here; use localhost, or start the server with --allowed-hosts."
+                f"The Host name {name[:64]!r} is not served here: ask for localhost, or start the server with "
+                f"--allowed-hosts and this name. A proxy should pass on the name that its clients use (nginx: "
+                f"proxy_set_header Host $http_host), and --allowed-hosts should have that."
             )
 
 

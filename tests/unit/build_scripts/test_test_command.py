@@ -16,7 +16,7 @@ import pytest
 
 from tests.support import ROOT, build_script
 
-STEPS = ("packages", "libraries", "image_library", "model", "embedding_model", "browser", "node_packages")
+STEPS = ("packages", "libraries", "image_library", "model", "embedding_model", "browser", "balancers", "node_packages")
 
 
 @pytest.fixture

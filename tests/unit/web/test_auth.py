@@ -144,6 +144,12 @@ def test_a_local_server_answers_to_local_names_only(bound):
         assert (caught.value.status, caught.value.type) == (403, "permission_error")
 
 
+def test_who_sends_a_foreign_host_name_is_told_what_to_set():
+    with pytest.raises(ApiError) as caught:
+        HostPolicy.for_bind(["127.0.0.1"]).check("llama")
+    assert all(part in caught.value.message for part in ("'llama'", "--allowed-hosts", "proxy_set_header Host"))
+
+
 @pytest.mark.parametrize(
     "policy",
     [

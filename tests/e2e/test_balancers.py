@@ -1,0 +1,134 @@
+"""The balancers' configurations in `examples/`, with real balancers and servers: a rolling restart loses no stream."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.support import NO_PROXY, PATIENCE, ROOT, ServerProcess, events, need, wait_until
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="not on Windows: neither nginx nor HAProxy runs there")
+NAME = "llm.example.com"
+N_STREAMS, N_TOKENS = 32, 60
+NGINX = """daemon off; master_process off; pid {folder}/pid; error_log stderr;
+events {{ }}
+http {{
+    access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
+    include {folder}/example.conf;
+}}
+"""
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def balancing(balancer: str, ports: list[int], folder: Path) -> Iterator[str]:
+    """A balancer with its example's configuration, but for the ports; its URL."""
+    program = shutil.which(balancer, path=os.environ["PATH"] + ":/usr/sbin")
+    need(program, f"{balancer} is not installed")
+    port = free_port()
+    name, listen = ("nginx.conf", "listen 8080") if balancer == "nginx" else ("haproxy.cfg", "bind :8080")
+    text = (ROOT / "examples" / name).read_text("utf-8")
+    assert text.count(listen) == 1
+    text = text.replace(listen, f"{listen.split()[0]} 127.0.0.1:{port}")
+    for old, new in zip((8081, 8082), ports, strict=True):
+        text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
+    (folder / "example.conf").write_text(text, "utf-8")
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder), "utf-8")
+    arguments = ("-c", folder / "nginx.conf") if balancer == "nginx" else ("-db", "-f", folder / "example.conf")
+    process = subprocess.Popen([program, *map(str, arguments)], stdin=subprocess.DEVNULL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: is_answering(url), "the balancer to pass a request on", PATIENCE)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(PATIENCE)
+
+
+def is_answering(url: str) -> bool:
+    try:
+        return requests.get(url + "/health", headers={"Host": NAME}, timeout=PATIENCE, proxies=NO_PROXY).ok
+    except requests.ConnectionError:
+        return False
+
+
+class Streams:
+    """Clients that ask for one stream after the other, until told to stop."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.done = threading.Event()
+        self.n_whole, self.faults, self.longest_s = 0, [], 0.0
+        self._lock = threading.Lock()  # protects the three
+        self._threads = [threading.Thread(target=self._run, args=(i,), daemon=True) for i in range(N_STREAMS)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self, i: int) -> None:
+        while not self.done.is_set():
+            begun, fault = time.monotonic(), ""
+            try:
+                fault = self._ask(i)
+            except (requests.RequestException, ValueError) as error:
+                fault = repr(error)
+            with self._lock:
+                self.n_whole += not fault
+                self.faults += [fault] if fault else []
+                self.longest_s = max(self.longest_s, time.monotonic() - begun)
+
+    def _ask(self, i: int) -> str:
+        body = {"prompt": f"client {i}", "n_predict": N_TOKENS, "ignore_eos": True, "stream": True}
+        with requests.post(
+            self.url + "/completion", json=body, headers={"Host": NAME}, stream=True, timeout=PATIENCE, proxies=NO_PROXY
+        ) as answer:
+            if answer.status_code != 200:
+                return f"{answer.status_code} {answer.text[:200]}"
+            got = list(events(answer))
+        is_whole = got and got[-1].get("stop") is True and got[-1].get("tokens_predicted") == N_TOKENS
+        return "" if is_whole else f"cut off after {len(got)} events: {got[-1:]}"
+
+    def stop(self) -> None:
+        self.done.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "a client got no answer"
+
+
+@pytest.mark.parametrize("balancer", ["nginx", "haproxy"])
+def test_a_rolling_restart_behind_a_balancer_loses_no_stream(serve, tiny_spm_model, tmp_path, balancer):
+    arguments = ["-m", str(tiny_spm_model), "-c", "4096", "-np", "8", "-t", "1"]
+    arguments += ["--allowed-hosts", NAME, "--drain-delay", "2.5", "--drain", str(PATIENCE)]
+    servers = [serve(*arguments) for _ in range(2)]
+    ports = [int(server.url.rpartition(":")[2]) for server in servers]
+    new: list[ServerProcess] = []
+    try:
+        with balancing(balancer, ports, tmp_path) as url:
+            streams = Streams(url)
+            for server, port in zip(servers, ports, strict=True):
+                n_before = streams.n_whole
+                wait_until(lambda n=n_before: streams.n_whole > n + N_STREAMS, "streams", PATIENCE)
+                server.terminate()
+                assert server.wait() == 0
+                new.append(ServerProcess([*arguments, "--port", str(port)]))
+                new[-1].wait_for_line("is ready")
+            streams.stop()
+        print(f"{balancer}: {streams.n_whole} streams, the longest took {streams.longest_s:.1f} s")
+        assert streams.faults == []
+    finally:
+        for server in new:
+            server.stop()
