@@ -18,7 +18,7 @@ from pathlib import Path
 from server import errors, program
 from server.api.context import Context
 from server.api.request import constraints
-from server.api.routes import routes
+from server.api.routes import hints, routes
 from server.engine.client.engine_client import EngineClient
 from server.engine.seam.task import FAILED, READY, RESTARTING
 from server.errands import one_shot
@@ -94,7 +94,9 @@ def make_context(options: Options, engine: EngineClient, name: str, stop: thread
 
 def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> HttpServer:
     """The HTTP edge with all routes, bound and not started."""
-    return edge.http_server(options, Router(routes(context), options.api_prefix), keys, PUBLIC, context.refusals)
+    table = routes(context)
+    router = Router(table, options.api_prefix, hints(table))
+    return edge.http_server(options, router, keys, PUBLIC, context.refusals)
 
 
 def watch_sockets(server: HttpServer) -> Janitor | None:

@@ -35,7 +35,7 @@ class Orders:
     """`do` is a key of FAULTS, done at `where` ("load", "receive", "decode", "sample", "start") in its `nth` call of a
     life, in the first `lives` lives; with `poison` whenever a row of the batch (or the grammar, or the prompt of a task
     that is received) has these bytes instead.
-    Each step takes `step_s` at least. From the second life on it isn't loaded before there is a file `gate`."""
+    It `says` that on stderr before. Each step takes `step_s` at least. From the second life on it isn't loaded before there is a file `gate`."""
 
     lives_file: str = ""
     n_ctx: int = 8192
@@ -47,6 +47,7 @@ class Orders:
     poison: str = ""
     step_s: float = 0.0
     gate: str = ""
+    says: str = ""
     n_embd: int = 0
 
     def text(self) -> str:
@@ -74,6 +75,7 @@ class Faults:
         if where != orders.where or self.life > orders.lives:
             return
         if orders.poison in seen if orders.poison else n == orders.nth:
+            os.write(2, orders.says.encode())
             FAULTS[orders.do](self._outlet)
 
 

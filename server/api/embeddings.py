@@ -149,7 +149,7 @@ def embed(context: Context, model: Model, request: Request, inputs: Sequence[Pro
 
 
 def read_inputs(value: Any, vocab: Vocab, files: Files, image_data: Any = None) -> list[Prompt]:
-    """Every input in any of the forms. ApiError 400 for what is none of them, and for empty texts."""
+    """Every input in any of the forms. ApiError 400 for what is none of them, and for what has no token."""
     if value is None:
         raise ApiError(400, "input: this field (or content) is required")
     if image_data:
@@ -162,17 +162,21 @@ def read_inputs(value: Any, vocab: Vocab, files: Files, image_data: Any = None) 
         raise ApiError(400, f"input: {len(parts)} texts are too many, at most {MAX_INPUTS} are allowed")
     if not parts:
         raise ApiError(400, "input: the list is empty")
-    return [_input("input" if is_one else f"input[{i}]", part, vocab, files) for i, part in enumerate(parts)]
+    names = ["input"] if is_one else [f"input[{i}]" for i in range(len(parts))]
+    inputs = [_input(name, part, vocab, files) for name, part in zip(names, parts)]
+    for name, one in zip(names, inputs):
+        if not one.tokens:
+            raise ApiError(400, f"{name}: the text is empty, and to this model's texts no token is added")
+    return inputs
 
 
 def _input(name: str, value: Any, vocab: Vocab, files: Files) -> Prompt:
-    """One input: a text, a list of ids and texts that make one, or a text with files."""
+    """One input: a text, a list of ids and texts that make one, or a text with files. An empty text is what the model
+    adds to every text, such as BOS, or CLS and SEP."""
     if isinstance(value, dict) and value.get("multimodal_data"):
         return with_files_in(with_files(value, name, files), vocab, True, files)
     if isinstance(value, dict):
         value = value.get("prompt_string")
-    if value == "" or value == []:
-        raise ApiError(400, f"{name}: the text is empty")
     if isinstance(value, str):
         return Prompt(tuple(vocab.tokenize(value, True, True)))
     if not isinstance(value, list):

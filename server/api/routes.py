@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from server.api.admin.debug import DebugHandler
 from server.api.admin.lora import LoraHandlers
 from server.api.admin.metrics import MetricsHandler
@@ -56,3 +58,13 @@ def routes(context: Context) -> list[Route]:
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),
     ]
+
+
+def hints(table: Iterable[Route]) -> dict[str, str]:
+    """What an unknown path's 404 says besides, by what the path begins with; see `Router`."""
+    known = sorted({route.path.removeprefix("/v1/") for route in table if route.path.startswith("/v1/")})
+    base = "base URL, which ends with {prefix}/v1"
+    return {
+        "/v1": f"Give a client of OpenAI's API the {base}; it asks for {', '.join(known)} below that.",
+        "/api": f"This is not Ollama's API but OpenAI's: give the client the {base}.",
+    }

@@ -168,10 +168,18 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         try:
             if self.server.tls:
                 self.entry.sock = self.wire.start_tls(self.server.tls)
-                self.wire.shake_hands()
+                self._shake_hands()
             super().handle()
         except (ClientGone, ClientSlow):
             pass
+
+    def _shake_hands(self) -> None:
+        try:
+            self.wire.shake_hands()
+        except ApiError as error:  # plain HTTP
+            self.entry.sock = self.wire.sock
+            self._refuse_head(error)
+            raise ClientGone(error.message) from None
 
     def finish(self) -> None:
         """Close the socket; after a refusal only when the client had time to read it."""

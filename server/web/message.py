@@ -35,6 +35,19 @@ VALUE_BYTES, PART_BYTES = 64, 256
 """What a value takes in memory besides the letters that it has, and an array, an object or a key."""
 JSON_PARTS = 250_000
 """Arrays, objects and keys of objects among them, which cost more."""
+JSON_FAULTS = {
+    "Expecting property name": "a name in double quotes is expected",
+    "Expecting value": "a value is expected",
+    "Expecting ':'": "a colon is expected",
+    "Expecting ','": "a comma or the end of the list or object is expected",
+    "Illegal trailing comma": "nothing follows this comma",
+    "Extra data": "there is more behind the end",
+    "Unterminated string": "this text has no closing quote",
+    "Invalid control character": "control characters in texts must be escaped, a line break as \\n",
+    "Invalid \\u": "\\u needs four hexadecimal digits",
+    "Invalid \\": "there is no such escape",
+}
+"""How the standard library's complaints begin, and what they mean in our words."""
 LARGE = 1 << 17  # bytes; the numbers of larger bodies are converted one by one, where others get their turn
 WIDEST = 4  # bytes of a letter in memory
 ROUGH_BYTES = 64 << 20  # what looks like more is counted exactly
@@ -255,7 +268,7 @@ def _parsed(body: bytes) -> object:
         whole = _whole if len(text) > LARGE else None
         return json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole)
     except json.JSONDecodeError as error:
-        raise _json_error(text, error.pos, error.msg) from None
+        raise _json_error(text, error.pos, _json_fault(text, error)) from None
     except RecursionError:
         raise ApiError(400, "Invalid JSON: nested too deeply.") from None
     except ValueError:
@@ -315,6 +328,16 @@ def _literal_position(text: str, literal: str) -> int:
         if match[0] == literal:
             return match.start()
     return 0
+
+
+def _json_fault(text: str, error: json.JSONDecodeError) -> str:
+    """What the standard library found, in our words, with the characters that it means."""
+    if text[error.pos : error.pos + 1] == "'":
+        return "texts and names need double quotes, not single ones (has a shell changed the quotes?)"
+    fault = next((ours for theirs, ours in JSON_FAULTS.items() if error.msg.startswith(theirs)), "this is no JSON")
+    if error.pos >= len(text.rstrip()):
+        return f"{fault}, but the body ends"
+    return fault
 
 
 def _json_error(text: str, position: int, fault: str) -> ApiError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import field
+from types import MappingProxyType
 
 from server.errors import ApiError
 from server.records import record
@@ -37,10 +38,14 @@ class _Node:
 
 
 class Router:
-    """`prefix` (for example `/llm`) is put before every path. HEAD goes to the GET route."""
+    """`prefix` (for example `/llm`) is put before every path. HEAD goes to the GET route. `hints` are for who asks for
+    something else at a path or below it, with or without the prefix; `{prefix}` in them becomes that."""
 
-    def __init__(self, routes: Iterable[Route], prefix: str = "") -> None:
+    def __init__(
+        self, routes: Iterable[Route], prefix: str = "", hints: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.prefix = prefix.rstrip("/")
+        self._hints = hints
         self._exact: dict[str, _Node] = {}
         self._patterns: dict[str, _Node] = {}
         for route in routes:
@@ -60,7 +65,7 @@ class Router:
         """As `resolve`, with the whole row."""
         node, params = self._find(path)
         if node is None:
-            raise ApiError(404, f"There is no {path[:200]!r} here.")
+            raise ApiError(404, f"There is no {path[:200]!r} here.{self._hint(path)}")
         route = node.routes.get(method) or (node.routes.get("GET") if method == "HEAD" else None)
         if route is None:
             allowed = ", ".join(self.allowed(path))
@@ -79,6 +84,12 @@ class Router:
         """How errors of requests for this path look."""
         node, _ = self._find(path)
         return error_body if node is None else next(iter(node.routes.values())).error_shape
+
+    def _hint(self, path: str) -> str:
+        for start, hint in self._hints.items():
+            if any(f"{path}/".startswith(f"{base}{start}/") for base in ("", self.prefix)):
+                return " " + hint.replace("{prefix}", self.prefix)
+        return ""
 
     def _find(self, path: str) -> tuple[_Node | None, dict[str, str]]:
         if path in self._exact:

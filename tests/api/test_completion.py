@@ -315,7 +315,33 @@ def test_n_predict_has_three_names_and_the_documents_one_wins(api):
     for name in ("max_tokens", "max_completion_tokens"):
         answer = api.post("/completion", {"prompt": "x", name: 3})
         assert answer.json()["tokens_predicted"] == 3
-    assert api.complete("x", 2, max_tokens=5)["tokens_predicted"] == 2
+    assert api.complete("x", 2, max_tokens=5, max_completion_tokens=4)["tokens_predicted"] == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "prompt"),
+    [
+        ("/completion", {"prompt": "x"}),
+        ("/v1/completions", {"prompt": "x"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}),
+    ],
+)
+@pytest.mark.parametrize(("old", "new", "n"), [(5, 3, 3), (3, 5, 5), (3, None, 3)])
+def test_the_newer_name_of_the_limit_wins(api, path, prompt, old, new, n):
+    answer = api.post(path, {**prompt, "max_tokens": old, "max_completion_tokens": new, "ignore_eos": True}).json()
+    assert (answer["usage"]["completion_tokens"] if "usage" in answer else answer["tokens_predicted"]) == n
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm"])
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_client_with_a_wrong_base_url_is_told_the_right_one(make_api, prefix, method):
+    api = make_api(None, ("--api-prefix", prefix) if prefix else ()).start()
+    for path in ("/v1", "/v1/", "/v1/v1/models", "/api/tags", "/api/generate", "/v1/no/such/route"):
+        for asked in {path, prefix + path}:
+            answer = api.send(method, asked, {} if method == "POST" else None)
+            assert answer.status == 404 and f"base URL, which ends with {prefix}/v1" in answer.error["message"]
+    assert "chat/completions" in api.send(method, prefix + "/v1", None).error["message"]
+    assert "base URL" not in api.send(method, prefix + "/no/such/route", None).error["message"]
 
 
 def test_the_server_s_own_limit_caps_every_request(make_api):

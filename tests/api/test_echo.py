@@ -25,6 +25,15 @@ def expected(tokens: list[int], reply=letters) -> list[float | None]:
     return [None] + [0.0 if tokens[i] == likely[i] else judged(tokens[:i], tokens[i]) for i in range(1, len(tokens))]
 
 
+def tops(tokens: list[int], n_top: int) -> list[dict[str, float] | None]:
+    """The likeliest tokens in the place of each, and the token itself, which is always there."""
+    found: list[dict[str, float] | None] = [None]
+    for i, logprob in enumerate(expected(tokens)[1:], 1):
+        likely = letters(tokens[:i])
+        found.append({chr((likely + j) % 256): -float(j) for j in range(n_top)} | {chr(tokens[i]): logprob})
+    return found
+
+
 @pytest.mark.parametrize("prompt", ["hello", [BOS, *b"hello"]])
 def test_each_token_of_the_prompt_has_its_number(api, prompt):
     choice = ask(api, prompt)
@@ -33,7 +42,8 @@ def test_each_token_of_the_prompt_has_its_number(api, prompt):
     logprobs = choice["logprobs"]
     assert logprobs["tokens"] == ["<s>", *"hello"] and logprobs["token_logprobs"] == expected(tokens)
     assert logprobs["text_offset"] == [0, 0, 1, 2, 3, 4]
-    assert logprobs["top_logprobs"][0] is None and [len(top) for top in logprobs["top_logprobs"][1:]] == [2] * 5
+    assert logprobs["top_logprobs"] == tops(tokens, 2)
+    assert [len(one["top_logprobs"]) for one in logprobs["content"]] == [0, 2, 2, 2, 2, 2]
     assert all(
         max(top.values()) == 0.0 and top[chr(letters(tokens[:i]))] == 0.0
         for i, top in enumerate(logprobs["top_logprobs"])
@@ -85,7 +95,7 @@ def test_several_prompts_at_once_have_their_own(api):
 
 
 def test_no_rivals_unless_asked_for(api):
-    assert ask(api, logprobs=0)["logprobs"]["top_logprobs"] == [None, {}, {}, {}, {}, {}]
+    assert ask(api, logprobs=0)["logprobs"]["top_logprobs"] == tops([BOS, *b"hello"], 0)
 
 
 def test_a_stream_has_the_same_entries(api):

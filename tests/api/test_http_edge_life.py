@@ -374,14 +374,26 @@ def test_tls_is_spoken(start, site):
     assert client.is_closed()
 
 
-def test_a_plain_or_silent_client_of_a_tls_port_disturbs_nobody(start, caplog):
+def test_a_noisy_or_silent_client_of_a_tls_port_disturbs_nobody(start, caplog):
     server = start(tls=tls_context(), head_s=5)
     silent = Client(server)
-    plain = Client(server).send(b"GET /hello HTTP/1.1\r\n" + HOST + b"\r\n")
-    assert plain.is_closed() or True  # OpenSSL may send an alert first
+    noise = Client(server).send(b"\0" * 100)
+    assert noise.is_closed() or True  # OpenSSL may send an alert first
     assert Client(server, tls=True).get("/hello").status == 200
     silent.close()
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("body", [b"", b"x" * 300_000], ids=["GET", "POST"])
+def test_plain_http_to_a_tls_port_is_told_so_in_plain_http(start, site, caplog, body):
+    server = start(tls=tls_context())
+    client = Client(server)
+    answer = client.get("/hello", "POST" if body else "GET", body=body)
+    assert answer.status == 400 and "https://" in answer.error()["message"]
+    assert client.is_closed() and caplog.text == ""
+    wait_until(lambda: [record.status for record in site.access] == [400], "the line in the access log")
+    wait_until(lambda: server.n_connections == 0, "the connection to be given up")
+    assert Client(server, tls=True).get("/hello").status == 200
 
 
 def test_stop_ends_idle_tls_connections(start):

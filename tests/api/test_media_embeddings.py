@@ -110,7 +110,7 @@ def test_dimensions_and_norms_are_those_of_texts(eyes):
         ({"content": ["a", {"prompt_string": "<__media__>", "multimodal_data": ["@"]}]}, "input[1].multimodal_data[0]"),
         ({"content": {"multimodal_data": [PNG]}}, "input.prompt_string is not a string"),
         ({"content": {}}, "give a string"),
-        ({"content": {"prompt_string": ""}}, "empty"),
+        ({"content": [{"prompt_string": ""}, []]}, "input[1]: the text is empty"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

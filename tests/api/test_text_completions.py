@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
+from server.engine.seam.task import TokenProbs
 from tests.api.openai_wire import chunks, said
-from tests.fakes import BOS, N_VOCAB, FakeBackend, FakeVocab
+from tests.fakes import BOS, N_VOCAB, FakeBackend, FakeSampler, FakeVocab
 from tests.fakes import answer as answers
 
 URL = "/v1/completions"
@@ -212,7 +215,29 @@ def test_log_probabilities_in_both_forms(make_api):
 @pytest.mark.parametrize(("fields", "n_top"), [({"logprobs": 0}, 0), ({"logprobs": 1}, 1), ({"n_probs": 3}, 3)])
 def test_as_many_rivals_as_asked_for(make_api, fields, n_top):
     logprobs = ask(talker(make_api, "ab"), "?", None, **fields)["choices"][0]["logprobs"]
-    assert [len(top) for top in logprobs["top_logprobs"]] == [n_top, n_top] and logprobs["tokens"] == ["a", "b"]
+    n_shown = max(n_top, 1)  # the token itself is always there
+    assert [len(top) for top in logprobs["top_logprobs"]] == [n_shown, n_shown] and logprobs["tokens"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("n_top", [0, 1, 2])
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_unlikely_token_is_there_beside_the_likeliest(make_api, monkeypatch, n_top, stream):
+    """A token that was drawn by chance is one more than was asked for, as with OpenAI."""
+    sample_probs = FakeSampler.sample_probs
+
+    def unlikely(self, row: int, n_probs: int) -> TokenProbs:
+        found = sample_probs(self, row, n_probs)
+        rivals = tuple((found.token + 1 + i, -1.0 - i) for i in range(n_probs))
+        return dataclasses.replace(found, logprob=-7.5, top_logprobs=rivals)
+
+    monkeypatch.setattr(FakeSampler, "sample_probs", unlikely)
+    api = talker(make_api, "ab")
+    body = {"prompt": "?", "max_tokens": 2, "logprobs": n_top, "stream": stream}
+    answer = api.post(URL, body)
+    parts = [choice for chunk in (chunks(answer) if stream else [answer.json()]) for choice in chunk["choices"]]
+    tops = [top for part in parts if part["logprobs"] for top in part["logprobs"]["top_logprobs"]]
+    rivals = {"a": {"b": -1.0, "c": -2.0}, "b": {"c": -1.0, "d": -2.0}}
+    assert tops == [{**dict(list(rivals[token].items())[:n_top]), token: -7.5} for token in "ab"]
 
 
 def test_no_log_probabilities_unless_asked_for(api):

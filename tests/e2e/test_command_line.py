@@ -198,6 +198,7 @@ def test_a_dry_run_prints_the_plan_and_ends(tiny_spm_model):
     found = run_command(["-m", tiny_spm_model, "-np", "2", "--dry-run"])
     assert found.returncode == 0, found.stderr
     assert "weights" in found.stdout and "context: 4096 tokens for 2 slots" in found.stdout
+    assert found.stdout.splitlines()[-1] == "it fits", "it ends with a verdict"
 
 
 def test_a_dry_run_of_what_cannot_fit_says_so_with_numbers(tiny_spm_model):
@@ -208,7 +209,7 @@ def test_a_dry_run_of_what_cannot_fit_says_so_with_numbers(tiny_spm_model):
 
 def test_what_cannot_fit_is_tried_with_fit_off(tiny_spm_model):
     found = run_command(["-m", tiny_spm_model, "-c", "2000000000", "--dry-run", "--fit", "off"])
-    assert found.returncode == 0 and "doesn't fit" in found.stdout
+    assert found.returncode == 0 and "doesn't fit" in found.stdout.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

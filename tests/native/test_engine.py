@@ -381,7 +381,8 @@ def test_each_of_several_tasks_follows_its_own_grammar(engine, tiny_spm_model):
 # ---- interruption ------------------------------------------------------------------------------------------------
 
 
-def test_a_running_decode_can_be_aborted_and_leaves_nothing(libs_folder, tiny_spm_model):
+def test_a_running_decode_can_be_aborted_and_leaves_nothing(libs_folder, tiny_spm_model, caplog):
+    caplog.set_level(logging.INFO, "llama_srv.llama")
     config = EngineConfig(str(tiny_spm_model), str(libs_folder), n_ctx=2048, n_ubatch=1, n_threads=1)
     backend = native.open_backend(config, lambda progress: True)
     tokens = [300 + i % 50 for i in range(1500)]
@@ -397,6 +398,7 @@ def test_a_running_decode_can_be_aborted_and_leaves_nothing(libs_folder, tiny_sp
     is_over.set()
     aborting.join(PATIENCE)
     assert code == DECODE_ABORTED
+    assert caplog.messages == [], "what was wanted is no error"
     assert backend.seq_rm(0, 0, -1)
     assert backend.decode([Span(0, 0, 0, tokens[:20], True)]) == DECODE_OK, "an old abort spoils no later decode"
     backend.close()

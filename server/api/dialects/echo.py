@@ -35,10 +35,7 @@ class EchoedPrompt:
         return {
             "tokens": [token_name(self._vocab.piece(token)) for token in self._tokens],
             "token_logprobs": [one and one.logprob for one in probs],
-            "top_logprobs": [
-                one and {token_name(self._vocab.piece(id_)): logprob for id_, logprob in one.top_logprobs[:n_top]}
-                for one in probs
-            ],
+            "top_logprobs": [one and top_logprobs(one, n_top, self._vocab) for one in probs],
             "text_offset": self._offsets(),
             "content": [self._token(token, one, n_top) for token, one in zip(self._tokens, probs)],
         }
@@ -61,6 +58,12 @@ class EchoedPrompt:
                 n += len(decoder.decode(self._vocab.piece(token)))
         surplus = max(n - len(self.text), 0)
         return [max(offset - surplus, 0) for offset in offsets]
+
+
+def top_logprobs(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, float]:
+    """The likeliest tokens in a token's place, and the token itself, which may be one more."""
+    pairs = [*probs.top_logprobs[:n_top], (probs.token, probs.logprob)]
+    return {token_name(vocab.piece(id_)): logprob for id_, logprob in pairs}
 
 
 def token_name(piece: bytes) -> str:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from server.api.dialects.dialect import Dialect
-from server.api.dialects.echo import EchoedPrompt, joined, token_name
+from server.api.dialects.echo import EchoedPrompt, joined, token_name, top_logprobs
 from server.api.dialects.infill import infill_prompt
 from server.api.dialects.openai import OpenAiReply, likely_json
 from server.api.request.fields import TEXT
@@ -109,10 +109,7 @@ class TextForm:
         return {
             "tokens": [token_name(piece(item.token)) for item, _ in tokens],
             "token_logprobs": [item.logprob for item, _ in tokens],
-            "top_logprobs": [
-                {token_name(piece(id_)): logprob for id_, logprob in item.top_logprobs[: self._n_top]}
-                for item, _ in tokens
-            ],
+            "top_logprobs": [top_logprobs(item, self._n_top, self._vocab) for item, _ in tokens],
             "text_offset": [place for _, place in tokens],
             "content": [likely_json(item, self._n_top, self._vocab) for item, _ in tokens],
         }

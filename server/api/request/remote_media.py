@@ -21,7 +21,42 @@ TIMEOUT_S = 10.0
 MAX_REDIRECTS = 3
 MAX_URL = 4096
 BLOCK = 1 << 16
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
+PRIVATE_IPV4 = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            "0.0.0.0/8",  # this network
+            "10.0.0.0/8",
+            "100.64.0.0/10",  # a provider's own
+            "127.0.0.0/8",
+            "169.254.0.0/16",  # link-local, where clouds keep their secrets
+            "172.16.0.0/12",
+            "192.0.0.0/24",  # protocols
+            "192.0.2.0/24",  # documentation
+            "192.88.99.0/24",  # relays of 6to4
+            "192.168.0.0/16",
+            "198.18.0.0/15",  # benchmarks
+            "198.51.100.0/24",  # documentation
+            "203.0.113.0/24",  # documentation
+            "224.0.0.0/3",  # multicast, reserved, broadcast
+        ),
+    )
+)
+GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
+"""All that IANA has given out so far. Loopback, link-local, unique local, site-local and multicast lie outside."""
+PRIVATE_IPV6 = tuple(
+    map(
+        ipaddress.IPv6Network,
+        (
+            "2001::/23",  # protocols, Teredo among them
+            "2001:db8::/32",  # documentation
+            "2002::/16",  # 6to4: through a relay to any IPv4 address
+            "3fff::/20",  # documentation
+        ),
+    )
+)
+WRAPPED_IPV4 = tuple(map(ipaddress.IPv6Network, ("::ffff:0:0/96", "64:ff9b::/96")))
+"""IPv4 addresses in an IPv6 socket, and behind NAT64, where networks without IPv4 find all of them."""
 REDIRECTS = (301, 302, 303, 307, 308)
 
 
@@ -99,19 +134,17 @@ def check_url(url: str) -> SplitResult:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the internet at large, also where it is wrapped into an IPv6 address."""
+    """Whether an address belongs to the internet at large, also where it is wrapped into an IPv6 address. By our own
+    table: `ipaddress.is_global` says other things in each version of Python."""
     try:
         ip = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
         return False
-    inner = None
-    if ip.version == 6:
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if ip in NAT64 or int(ip) >> 32 == 0:
-            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    if inner is not None:
-        return is_public(str(inner))
-    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+    if any(ip in network for network in WRAPPED_IPV4):
+        ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    if ip.version == 4:
+        return not any(ip in network for network in PRIVATE_IPV4)
+    return ip in GLOBAL_IPV6 and not any(ip in network for network in PRIVATE_IPV6)
 
 
 def _connect(parts: SplitResult, deadline: float, is_allowed: Callable[[str], bool]) -> http.client.HTTPConnection:

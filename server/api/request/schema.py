@@ -83,8 +83,8 @@ SAMPLING_FIELDS: tuple[Field, ...] = (
 
 # Fields that go into Task or shape the answer.
 COMPLETION_FIELDS: tuple[Field, ...] = (
-    Field("n_predict", int, -1, "most tokens to generate; -1 no limit, 0 only reads the prompt into the cache", -1,
-          INT_MAX, ("max_tokens", "max_completion_tokens")),
+    Field("n_predict", int, -1, "most tokens to generate; -1 no limit, 0 only reads the prompt into the cache; the "
+          "first given of these names counts", -1, INT_MAX, ("max_completion_tokens", "max_tokens")),
     Field("n_keep", int, 0, "prompt tokens to keep when the context overflows; -1 all", -1, INT_MAX),
     Field("n_discard", int, 0, "tokens to drop when the context overflows; 0 half of the rest", 0, INT_MAX),
     Field("seed", int, -1, "seed of the random numbers; -1 draws one", -1, 2**32 - 1),

@@ -2,7 +2,7 @@
 
 Three threads each: `engine-reader` takes frames and hands them on, `engine-writer` sends what was posted (a stopped
 child fills its pipe, and no HTTP thread may wait for that), `engine-stderr` keeps the last lines that llama.cpp and
-Python's fault handler wrote. Nothing is decided here; `supervisor` does that.
+Python's fault handler wrote, those of the routine log apart. Nothing is decided here; `supervisor` does that.
 """
 
 from __future__ import annotations
@@ -18,13 +18,18 @@ from queue import SimpleQueue
 
 from server.engine.client.spawn import start_process
 from server.engine.seam.task import Cancel, Embed, Task, Tasks
-from server.engine.seam.wire import Beat, Codec, FrameReader, Hello, Start, WireError
+from server.engine.seam.wire import ROUTINE, Beat, Codec, FrameReader, Hello, Start, WireError
 from server.log import get_logger
 
 READ_BYTES = 1 << 16
 N_LAST_LINES = 60
+N_ROUTINE_LINES = 20
 STACKS_WAIT_S = 0.3
 STDERR_WAIT_S = 2.0  # a debugger that ggml has called for a backtrace may hold it open
+
+OTHERS_SIGNALS = [
+    -getattr(signal, name) for name in ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+]
 
 END = object()  # no more is sent
 LARGE_BYTES = 1 << 20  # of files: what a pipe takes noticeable time for
@@ -96,6 +101,7 @@ class Child:
         self.is_taking = False  # the web side is busy with what it said
         self.n_heard = 0  # how often anything was heard of it
         self.last_lines: deque[str] = deque(maxlen=N_LAST_LINES)
+        self.routine_lines: deque[str] = deque(maxlen=N_ROUTINE_LINES)
         self.beat = Beat(0, 0, False)
         self.is_greeted = False
         self.ended = threading.Event()
@@ -137,6 +143,11 @@ class Child:
         elif sys.platform == "win32" and code:
             ending = f"exit code {code & 0xFFFFFFFF:#x}"
         return f"{self._error} ({ending})" if self._error else ending
+
+    @property
+    def was_ended_by_others(self) -> bool:
+        """Whether somebody ended it who is neither itself nor we: the system out of memory, or an operator."""
+        return not self._error and self.process.returncode in OTHERS_SIGNALS
 
     def join(self) -> None:
         """Wait for the threads; only after `ended`."""
@@ -212,7 +223,13 @@ class Child:
         with self.process.stderr as pipe:
             while data := os.read(pipe.fileno(), READ_BYTES):
                 *lines, rest = (rest + data).split(b"\n")
-                self.last_lines.extend(line.decode("utf-8", "replace").rstrip() for line in lines if line.strip())
+                for line in lines:
+                    self._keep(line)
                 rest = rest[-READ_BYTES:]
-        if rest.strip():
-            self.last_lines.append(rest.decode("utf-8", "replace").rstrip())
+        self._keep(rest)
+
+    def _keep(self, line: bytes) -> None:
+        kept = self.routine_lines if line.startswith(ROUTINE) else self.last_lines
+        text = line.removeprefix(ROUTINE).decode("utf-8", "replace").rstrip()
+        if text:
+            kept.append(text)

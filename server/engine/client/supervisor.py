@@ -45,8 +45,6 @@ from server.engine.seam.wire import AskStacks, Codec, LogLine, Stacks, Start, Wi
 from server.log import get_logger, handle_foreign, note_lost
 from server.records import record
 
-N_SHOWN_LINES = 20
-
 log = get_logger("engine")
 
 
@@ -259,10 +257,13 @@ class ProcessTransport:
                 child.kill(f"no step for {stuck_s:.1f} s with work to do")
 
     def _show(self, cause: str, child: Child) -> None:
-        """Why it died, for the log."""
+        """Why it died, for the log. Its last words tell more only if it has ended by itself, or hung."""
         log.error("the engine process %d died: %s", child.process.pid, cause)
-        for line in list(child.last_lines)[-N_SHOWN_LINES:]:
-            log.error("its last words: %s", line)
+        for line in child.routine_lines:
+            log.debug("its last log lines: %s", line)
+        level = logging.DEBUG if child.was_ended_by_others else logging.ERROR
+        for line in child.last_lines:
+            log.log(level, "its last words: %s", line)
 
     def _tell(self, *events: Event) -> None:
         self._on_frame(Frame(events))
@@ -342,5 +343,5 @@ _OWN = (Closed, LoadFailed)
 
 
 def _last(child: Child) -> str:
-    lines = [line for line in child.last_lines if line.strip()]
+    lines = child.last_lines or child.routine_lines
     return f"its last words: {lines[-1].strip()[:200]}" if lines else "it left no word"

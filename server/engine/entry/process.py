@@ -33,7 +33,18 @@ from typing import TYPE_CHECKING
 
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.task import Close, Closed, Frame, LoadFailed, Loading, Ready, Starting
-from server.engine.seam.wire import AskStacks, Beat, Codec, FrameReader, Hello, LogLine, Stacks, Start, WireError
+from server.engine.seam.wire import (
+    ROUTINE,
+    AskStacks,
+    Beat,
+    Codec,
+    FrameReader,
+    Hello,
+    LogLine,
+    Stacks,
+    Start,
+    WireError,
+)
 from server.errors import StartError
 from server.log import ROOT, get_logger
 from server.stacks import stacks
@@ -234,7 +245,7 @@ class PipeHandler(logging.Handler):
             if record.levelno >= self._least:
                 self._outbox.offer(_log_line(record))
             elif record.name == f"{ROOT}.llama":
-                write_if_room(self._fd, record.getMessage().encode("utf-8", "backslashreplace"))
+                write_if_room(self._fd, ROUTINE + record.getMessage().encode("utf-8", "backslashreplace"))
         except Exception:
             self.handleError(record)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import partial
 from logging import DEBUG
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -89,13 +90,12 @@ def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
 
 
 def plan_lines(config: EngineConfig) -> list[str]:
-    """What the model would take and what would be chosen, for `--dry-run`. StartError if it can't fit."""
+    """What the model would take and what would be chosen, for `--dry-run`; the last line is the verdict. StartError if
+    it can't fit and would not be loaded."""
     plan = make_plan(_load(config.libs, config.cpu_variant), config, find_shape(config))
-    return [
-        config.model,
-        *(plan.lines() if plan else ["nothing can be said about the memory it takes"]),
-        *([plan.fault] if plan and plan.fault else []),
-    ]
+    if plan is None:
+        return [config.model, "whether it fits can't be said: nothing is known about the memory that it takes"]
+    return [config.model, *plan.lines(), plan.fault or "it fits"]
 
 
 def open_backend(config: EngineConfig, on_progress: Callable[[float], bool]) -> LlamaBackend:
@@ -141,8 +141,9 @@ def _telling(on_progress: Callable[[float], bool]) -> Callable[[int, str], None]
     return listen
 
 
-def _on_native_log(level: int, line: str) -> None:
-    if line.startswith(BAD_FILES):
+def _on_native_log(abort: AbortFlag, level: int, line: str) -> None:
+    """From the load on. A decode that was aborted fails in three lines of llama.cpp, which is what was wanted."""
+    if abort.is_set() or line.startswith(BAD_FILES):
         native_log.debug("%s", line)
     elif level >= GGML_LOG_LEVEL_ERROR:
         native_log.error("%s", line)
@@ -237,7 +238,7 @@ class LlamaBackend:
         return Projector(self._model, self._context, self._config, self._abort)
 
     def _tell_what_was_loaded(self, report: LoadReport) -> None:
-        self._libs.log.sink = _on_native_log
+        self._libs.log.sink = partial(_on_native_log, self._abort)
         devices = list_devices(self._libs)
         for line in report.lines(devices):
             log.info("%s", line)

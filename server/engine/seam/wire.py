@@ -93,6 +93,10 @@ class LogLine:
     n_lost: int = 0
 
 
+ROUTINE = b"\x1f"
+"""Begins the lines on the engine's stderr that say nothing of its death: llama.cpp's log below the log level."""
+
+
 @record(frozen=True)
 class AskStacks:
     """To the engine: say what your threads are doing. Answered by the thread that reads, whatever the others do."""

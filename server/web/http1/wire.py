@@ -12,12 +12,15 @@ import ssl
 import time
 from collections.abc import Callable
 
+from server.errors import ApiError
 from server.memory import Budget, Share
 from server.web.http1.body import body_decoder
 from server.web.http1.head import Framing, Head, HeadParser
 from server.web.limits import Limits
 
 RECV_BYTES = 256 * 1024
+PLAIN_HTTP = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
+"""OpenSSL's names for what a client sends that speaks no TLS."""
 
 
 class ClientGone(Exception):
@@ -47,10 +50,16 @@ class Wire:
         return self.sock
 
     def shake_hands(self) -> None:
-        """Within `head_s`; ClientGone if it fails (a plain client, a port scanner, a wrong version)."""
+        """Within `head_s`; ClientGone if it fails (a port scanner, a wrong version). For a client that speaks plain
+        HTTP the socket is a plain one again: ApiError 400."""
         try:
             self.sock.settimeout(self._limits.head_s)
             self.sock.do_handshake()
+        except ssl.SSLError as error:
+            if error.reason not in PLAIN_HTTP:
+                raise ClientGone(str(error)) from None
+            self.sock = socket.socket(fileno=self.sock.detach())
+            raise ApiError(400, "This port speaks HTTPS only: begin the address with https://.") from None
         except (OSError, ValueError) as error:
             raise ClientGone(str(error)) from None
 

@@ -79,6 +79,44 @@ def test_faulty_json_is_refused_with_its_position(body, position):
     assert int(re.search(r"\(char (\d+)\)", fault(body))[1]) == position
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"{'prompt': 'x'}", "double quotes, not single ones"),
+        (b"'{prompt: x}'", "double quotes, not single ones"),
+        (b"{\"prompt\": 'x'}", "double quotes, not single ones"),
+        (b"{prompt: x}", "a name in double quotes is expected at line 1 column 2"),
+        (b'{"a": }', "a value is expected at line 1 column 7"),
+        (b'{"a": ', "a value is expected, but the body ends"),
+        (b'{"a" 1}', "a colon is expected"),
+        (b"[1 2]", "a comma or the end of the list"),
+        (b"[1", "a comma or the end of the list or object is expected, but the body ends"),
+        (b"{} {}", "there is more behind the end"),
+        (b'{"a": "x', "no closing quote"),
+        (b'"a\nb"', "a line break as \\n"),
+        (b'"\\u12"', "four hexadecimal digits"),
+        (b'"\\x"', "no such escape"),
+        (b"prompt=x", "a value is expected"),
+        (b'{"a": 1,}', ""),
+        (b"[1,]", ""),
+    ],
+)
+def test_faulty_json_is_explained_in_our_words(body, words):
+    message = fault(body)
+    assert words in message and re.search(r" at line \d+ column \d+ \(char \d+\)\.$", message)
+    for theirs in (
+        "Expecting",
+        "Extra data",
+        "Unterminated",
+        "Invalid control",
+        "Invalid \\",
+        "Illegal",
+        "no JSON",
+        "enclosed",
+    ):
+        assert theirs not in message
+
+
 def test_position_counts_lines_and_columns():
     assert "at line 3 column 2 (char 4)" in fault(b"{\n\n\tx}")
 

@@ -69,6 +69,19 @@ def test_an_unknown_path_is_a_404(path):
     assert (caught.value.status, caught.value.type) == (404, "not_found_error")
 
 
+@pytest.mark.parametrize("prefix", ["", "/llm"])
+@pytest.mark.parametrize(
+    ("path", "is_hinted"),
+    [("/old", True), ("/old/", True), ("/old/a/b", True), ("/older", False), ("/x/old", False), ("/", False)],
+)
+def test_an_unknown_path_gets_the_hint_of_its_beginning(prefix, path, is_hinted):
+    router = Router(ROUTES, prefix, {"/old": "Ask {prefix}/health."})
+    for asked in {path, prefix + path}:
+        with pytest.raises(ApiError) as caught:
+            router.resolve("GET", asked)
+        assert ("here. Ask " + prefix + "/health." in caught.value.message) == is_hinted
+
+
 def test_a_path_outside_the_prefix_is_a_404():
     with pytest.raises(ApiError):
         resolve("GET", "/health", prefix="/api")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -110,6 +111,23 @@ def test_this_machine_is_not_asked():
         "64:ff9b::7f00:1",
         "64:ff9b::a9fe:a9fe",
         "2001:db8::1",
+        "fec0::1",
+        "192.0.0.9",
+        "192.88.99.1",
+        "198.51.100.1",
+        "203.0.113.1",
+        "2002:101:101::1",
+        "2002::1",
+        "2001:2::1",
+        "2001:20::1",
+        "3fff::1",
+        "5f00::1",
+        "64:ff9b:1::101:101",
+        "100::1",
+        "4000::1",
+        "::1.1.1.1",
+        "::ffff:192.88.99.1",
+        "64:ff9b::c633:6401",
         "2001:0:4136:e378:8000:63bf:f5ff:fffe",
         "nonsense",
         "",
@@ -120,10 +138,20 @@ def test_private_addresses_are_not_public(address: str):
 
 
 @pytest.mark.parametrize(
-    "address", ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "::ffff:1.1.1.1", "64:ff9b::101:101"]
+    "address",
+    ["1.1.1.1", "93.184.216.34", "2606:4700:4700::1111", "2a00:1450:4001::1", "::ffff:1.1.1.1", "64:ff9b::101:101"],
 )
 def test_addresses_of_the_internet_are_public(address: str):
     assert is_public(address)
+
+
+def test_what_is_public_is_the_same_in_every_version_of_python(monkeypatch):
+    """What `ipaddress` says of an address has changed between versions, also within 3.10 to 3.13."""
+    for kind in (ipaddress.IPv4Address, ipaddress.IPv6Address):
+        for name in ("is_global", "is_private", "is_reserved", "is_site_local", "ipv4_mapped", "sixtofour", "teredo"):
+            monkeypatch.delattr(kind, name, raising=False)
+    assert is_public("1.1.1.1") and is_public("2606:4700:4700::1111") and is_public("::ffff:1.1.1.1")
+    assert not is_public("192.168.1.1") and not is_public("fec0::1") and not is_public("::ffff:10.0.0.1")
 
 
 def test_one_private_address_among_several_is_enough_to_refuse():

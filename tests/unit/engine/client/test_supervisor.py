@@ -379,6 +379,21 @@ def test_too_many_deaths_without_progress_are_the_end_and_everybody_is_told(engi
 # ---- the first start -----------------------------------------------------------------------------------------------
 
 
+@POSIX_ONLY
+@pytest.mark.parametrize("do, is_told", [("kill", False), ("abort", True)])
+def test_the_last_words_are_errors_only_of_an_engine_that_ended_itself(engine, caplog, tmp_path, do, is_told):
+    caplog.set_level(logging.DEBUG, "llama_srv.engine")
+    orders = Orders(lives_file=str(tmp_path / "lives"), lives=1, do=do, says="sad\n\x1froutine\n")
+    one = engine(orders).start()
+    assert one.complete("hello") == alone("hello", 40)
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert "died: signal SIG" in errors[0] and ("its last words: sad" in errors[1:]) == is_told
+    assert len(errors) == 1 or is_told
+    assert not any("routine" in line for line in errors)
+    details = [record.getMessage() for record in caplog.records if record.levelno == logging.DEBUG]
+    assert "its last log lines: routine" in details
+
+
 @pytest.mark.parametrize(
     "do, message",
     [
