@@ -135,5 +135,5 @@ def _stub(row: Row, version: str, where: str) -> Callable:
         raise LibsIncompatible(f"`{row.name}` needs llama.cpp {row.since} or newer; loaded is {version} from {where}")
 
     missing_function.__name__ = row.name
-    missing_function.is_stub = True
+    missing_function.is_stub = True  # type: ignore[attr-defined]
     return missing_function

@@ -118,14 +118,16 @@ def read_folder(folder: Path) -> LibraryFiles:
     if missing:
         raise LibsBroken(f"{folder} holds no library for {', '.join(missing)}: {FETCH}")
     found = {role: _one(paths) for role, paths in roles.items()}
-    needed = [found[role] for role in NEEDED]
+    ggml_base, ggml, llama = needed = [found[role] for role in NEEDED]
     _check_sizes(folder, manifest)
-    order = dict.fromkeys([*(path.resolve() for path in order), *needed])
+    to_open = dict.fromkeys([*(path.resolve() for path in order), *needed])
     return LibraryFiles(
         folder,
-        *needed,
+        ggml_base,
+        ggml,
+        llama,
         found.get("mtmd"),
-        tuple(order),
+        tuple(to_open),
         {name: paths[0] for name, paths in plugins.items()},
         {name: paths[0] for name, paths in fallbacks.items()},
         str(manifest.get("version") or ""),

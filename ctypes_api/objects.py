@@ -246,12 +246,12 @@ class Batch:
 
     def __init__(self, _libs: Libs, n_tokens: int, n_seq_max: int = 1, *, n_embd: int = 0, n_pos: int = 1) -> None:
         self.capacity, self.n_seq_max = n_tokens, n_seq_max
-        self.token = None if n_embd else (c_int32 * n_tokens)()
-        self.embd = (c_float * (n_tokens * n_embd))() if n_embd else None
-        self.pos = (c_int32 * (n_tokens * n_pos))()
+        self.token: Any = None if n_embd else (c_int32 * n_tokens)()
+        self.embd: Any = (c_float * (n_tokens * n_embd))() if n_embd else None
+        self.pos: Any = (c_int32 * (n_tokens * n_pos))()
         self.n_seq_id = (c_int32 * n_tokens)(*([1] * n_tokens))
-        self.logits = (c_int8 * n_tokens)()
-        self.seq = (c_int32 * (n_tokens * n_seq_max))()
+        self.logits: Any = (c_int8 * n_tokens)()
+        self.seq: Any = (c_int32 * (n_tokens * n_seq_max))()
         self.seq_id = _rows(self.seq, n_tokens, n_seq_max)
         self.struct = llama_batch(
             0,
@@ -411,7 +411,7 @@ class _ProgressWatch:
     """
 
     def __init__(self, progress: Progress | None, params: ctypes.Structure, callback_type: Any) -> None:
-        self._progress = progress
+        self._progress: Any = progress
         self._error: BaseException | None = None
         self._stopped = False
         if progress is not None:
@@ -451,7 +451,7 @@ def _set_fields(
     params: ctypes.Structure, fields: Mapping[str, Any], keep: list[Any], lengths: Mapping[str, int] | None = None
 ) -> None:
     keep.append(params)
-    types = {name: kind for name, kind, *_ in params._fields_}
+    types: dict[str, Any] = {name: kind for name, kind, *_ in params._fields_}
     for name, value in fields.items():
         if name not in types:
             raise TypeError(f"{type(params).__name__} has no field {name!r}")

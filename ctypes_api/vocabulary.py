@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from array import array
 from collections.abc import Sequence
+from typing import Any
 
 from ctypes_api.errors import LibsError
 from ctypes_api.llama_types import LLAMA_VOCAB_TYPE_NONE
@@ -65,7 +66,7 @@ def detokenize(
     numbers = (ctypes.c_int32 * len(tokens)).from_buffer(array("i", tokens))
     room = min(6 * len(tokens) + 64, most or _MOST)  # tokens have 4 bytes or so
     for _ in range(2):
-        buffer = (ctypes.c_char * room)()
+        buffer: Any = (ctypes.c_char * room)()
         length = libs.llama.llama_detokenize(vocab, numbers, len(tokens), buffer, room, remove_special, unparse_special)
         if length >= 0:
             return buffer[:length]

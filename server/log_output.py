@@ -126,7 +126,7 @@ class Output:
                     self._write_some()
                 else:
                     self._tell_loss()
-                    self._waiting.popleft()()
+                    self._waiting.popleft()()  # type: ignore[operator]
             self._tell_loss()
 
     def _end(self) -> None:
@@ -135,7 +135,7 @@ class Output:
 
     def _write_some(self) -> None:
         lines: list[str] = []
-        n_refused, n_chars = self._waiting[0][0], 0
+        n_refused, n_chars = self._waiting[0][0], 0  # type: ignore[index]
         while self._waiting and n_chars < MAX_WRITE:
             item = self._waiting[0]
             if not isinstance(item, tuple) or item[0] != n_refused:
@@ -268,8 +268,8 @@ def open_shared(path: str, flags: int) -> int:
     import _winapi  # only on Windows
     import msvcrt
 
-    handle = _winapi.CreateFile(os.fspath(path), APPEND, SHARE_ALL, 0, OPEN_ALWAYS, NORMAL, 0)
-    return msvcrt.open_osfhandle(handle, flags)
+    handle = _winapi.CreateFile(os.fspath(path), APPEND, SHARE_ALL, 0, OPEN_ALWAYS, NORMAL, 0)  # type: ignore[attr-defined]
+    return msvcrt.open_osfhandle(handle, flags)  # type: ignore[attr-defined]
 
 
 opener = open_shared if os.name == "nt" else open_private

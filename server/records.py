@@ -42,7 +42,7 @@ def record(cls: T | None = None, /, *, frozen: bool = False, eq: bool = True) ->
     return _made(cls, frozen, eq)
 
 
-def _made(cls: T, frozen: bool, eq: bool) -> T:
+def _made(cls: Any, frozen: bool, eq: bool) -> Any:
     cls.__doc__ = cls.__doc__ or cls.__name__  # else it would be made of the signature, slowly
     cls = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(cls)  # this compiles nothing
     cls.__init__ = _init_at_first_call(cls, frozen)
@@ -57,7 +57,7 @@ def _made(cls: T, frozen: bool, eq: bool) -> T:
     return cls
 
 
-def _init_at_first_call(cls: type, frozen: bool) -> Callable[..., None]:
+def _init_at_first_call(cls: Any, frozen: bool) -> Callable[..., None]:
     def __init__(self: object, *args: object, **kwargs: object) -> None:
         cls.__init__ = _compiled_init(cls, frozen)
         cls.__init__(self, *args, **kwargs)
@@ -65,10 +65,10 @@ def _init_at_first_call(cls: type, frozen: bool) -> Callable[..., None]:
     return __init__
 
 
-def _compiled_init(cls: type, frozen: bool) -> Callable[..., None]:
+def _compiled_init(cls: Any, frozen: bool) -> Callable[..., None]:
     """`def __init__(self, a, b=..., *, c=...)`, each field assigned in order."""
     scope: dict[str, Any] = {"_absent": _ABSENT, "_set": object.__setattr__}
-    places: dict[bool, list[str]] = {False: [], True: []}
+    places: dict[Any, list[str]] = {False: [], True: []}
     body = []
     for field in dataclasses.fields(cls):
         name, value, default = field.name, field.name, ""
@@ -95,7 +95,7 @@ def _compiled_init(cls: type, frozen: bool) -> Callable[..., None]:
     return init
 
 
-def _comparisons(cls: type) -> tuple[Callable[..., bool], Callable[..., int]]:
+def _comparisons(cls: Any) -> tuple[Callable[..., bool], Callable[..., int]]:
     """`__eq__` and `__hash__` over the fields that count."""
     names = [field.name for field in dataclasses.fields(cls) if field.compare]
     values = attrgetter(*names) if names else type
@@ -110,7 +110,7 @@ def _comparisons(cls: type) -> tuple[Callable[..., bool], Callable[..., int]]:
 
 
 @recursive_repr()
-def _repr(self: object) -> str:
+def _repr(self: Any) -> str:
     shown = [f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self) if field.repr]
     return f"{self.__class__.__qualname__}({', '.join(shown)})"
 
@@ -119,10 +119,10 @@ def _refuse(self: object, name: str, *value: object) -> None:
     raise dataclasses.FrozenInstanceError(f"cannot {'assign to' if value else 'delete'} field {name!r}")
 
 
-def _state(self: object) -> list[object]:
+def _state(self: Any) -> list[object]:
     return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
 
-def _set_state(self: object, state: list[object]) -> None:
+def _set_state(self: Any, state: list[object]) -> None:
     for field, value in zip(dataclasses.fields(self), state):
         object.__setattr__(self, field.name, value)

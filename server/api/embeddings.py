@@ -87,7 +87,7 @@ class EmbeddingHandlers:
         found, _ = self._vectors(request, model, read_embedding_fields(model, body))
         return Items({"index": i, "embedding": [list_of(row) for row in rows]} for i, rows in enumerate(found))
 
-    def _vectors(self, request: Request, model: Model, values: dict[str, Any]) -> tuple[list[list[array]], int]:
+    def _vectors(self, request: Request, model: Model, values: dict[str, Any]) -> tuple[Sequence[Sequence[array]], int]:
         """The rows of each input, cut and normalised, and the tokens of all inputs. Rows of tokens and scores of
         classes keep their sizes."""
         files = Files(model, request)

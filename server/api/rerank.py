@@ -84,7 +84,7 @@ def document_texts(documents: object) -> list[str]:
         raise ApiError(400, "documents: give a non-empty list of strings")
     if len(documents) > MAX_INPUTS:
         raise ApiError(400, f"documents: {len(documents)} are too many, at most {MAX_INPUTS} are allowed")
-    texts = [document.get("text") if isinstance(document, dict) else document for document in documents]
+    texts: list[Any] = [document.get("text") if isinstance(document, dict) else document for document in documents]
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise ApiError(400, f"documents[{i}] is neither a string nor an object with a text")

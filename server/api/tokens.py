@@ -3,6 +3,8 @@ asked."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from server.api.request.fields import CHAT, DETOKENIZE, TOKENIZE
 from server.api.request.media import Files
 from server.api.request.messages import chat_prompt
@@ -26,7 +28,7 @@ class TokenHandlers:
         vocab = self._models.get(body.get("model")).vocab
         values = TOKENIZE.read(body)
         tokens = vocab.tokenize(values["content"], values["add_special"], values["parse_special"], must_fit=False)
-        items = tokens
+        items: Any = tokens
         if values["with_pieces"]:
             items = ({"id": token, "piece": piece_json(vocab.piece(token))} for token in tokens)
         return TOKENIZE.reply({"tokens": Items(items, TOKENS_AT_ONCE)}, body)

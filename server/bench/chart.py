@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from html import escape
 
-from server.bench.report import figures, number
+from server.bench.report import Outcome, figures, number
 from server.bench.workloads import LESS
 
 WIDTH, LABEL, BAR, ROW = 920, 330, 400, 14
@@ -22,8 +22,8 @@ def svg_of(outcomes: list, peers: list, title: str) -> str:
     for i, peer in enumerate(peers):
         parts.append(_box(16 + 150 * i, 32, 10, 10, i) + _text(31 + 150 * i, 41, peer))
     for outcome in outcomes:
-        rows = [_figure_row(outcome, i, peers) for i in range(len(outcome.workload.metrics))]
-        rows = [row for row in rows if row]
+        found = [_figure_row(outcome, i, peers) for i in range(len(outcome.workload.metrics))]
+        rows = [row for row in found if row]
         if not rows:
             continue
         y += 14
@@ -44,7 +44,7 @@ def svg_of(outcomes: list, peers: list, title: str) -> str:
     return "\n".join([head, _text(16, 20, title, "font-size='14'"), *parts, "</svg>", ""])
 
 
-def _figure_row(outcome: object, i_metric: int, peers: list) -> tuple | None:
+def _figure_row(outcome: Outcome, i_metric: int, peers: list) -> tuple | None:
     """(label, bars as (index of the peer, length from 0 to 1, text)); None without a figure."""
     metric = outcome.workload.metrics[i_metric]
     found = figures(outcome, i_metric, peers[0])

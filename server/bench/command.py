@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from server.bench.client import BenchError
-from server.bench.report import text_of
+from server.bench.report import Outcome, text_of
 from server.bench.runner import Bench, Settings, choose
 from server.bench.servers import ServerSpec, core_count, load_average
 from server.program import shows_progress
@@ -46,7 +46,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="llama-srv-bench-") as folder:
         bench = Bench([spec], settings, Path(folder), _show)
 
-        def tell(outcome: object) -> None:
+        def tell(outcome: Outcome) -> None:
             _show("")
             print("\n".join(text_of(outcome, bench.names)), flush=True)
 

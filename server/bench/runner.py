@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from server.bench.client import Ask, BenchError
 from server.bench.report import Outcome
@@ -88,7 +89,7 @@ class Bench:
                 troubles[spec.name] = str(failure)
         return peers, troubles
 
-    def _start(self, spec: object, workload: Workload) -> contextlib.AbstractContextManager:
+    def _start(self, spec: Any, workload: Workload) -> contextlib.AbstractContextManager:
         self._show(f"{workload.name}: starting {spec.name}")
         return spec.run(self._setup(workload), self._folder, self._settings.patience_s)
 
@@ -110,7 +111,7 @@ class Bench:
                     runs.pop(spec.name, None)
         return Outcome(workload, runs, troubles, foreign_share(before, cpu_seconds()))
 
-    def _run_once(self, workload: Workload, spec: object, peer: object, plan: Plan) -> tuple:
+    def _run_once(self, workload: Workload, spec: Any, peer: Any, plan: Plan) -> tuple:
         time.sleep(PAUSE_S)  # let the one before fall asleep: its compute threads spin for a while
         if peer is not None:
             return workload.run(peer, plan)

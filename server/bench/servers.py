@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from server.bench.client import BenchError, HttpPeer, clock
 from server.program import ROOT, stop_child
@@ -150,10 +150,10 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def child_of(name: str, command: list, folder: Path, environment: dict, **streams: object) -> Iterator[tuple]:
+def child_of(name: str, command: list, folder: Path, environment: dict, **streams: Any) -> Iterator[tuple]:
     """(process, log file); the process and all that it started end with the block."""
     log = folder / f"{name}.log"
-    own_group = {"start_new_session": True} if os.name == "posix" else {}
+    own_group: dict[str, Any] = {"start_new_session": True} if os.name == "posix" else {}
     with open(log, "ab") as out:
         streams = {"stdin": subprocess.DEVNULL, "stdout": out, **streams}
         try:
@@ -255,7 +255,7 @@ def windows_peak(pid: int) -> int:
         ]
 
     query_information = 0x1000  # PROCESS_QUERY_LIMITED_INFORMATION
-    kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+    kernel = ctypes.WinDLL("kernel32", use_last_error=True)  # type: ignore[attr-defined]
     kernel.OpenProcess.restype = ctypes.c_void_p
     handle = kernel.OpenProcess(query_information, False, pid)
     counters = Counters(size=ctypes.sizeof(Counters))

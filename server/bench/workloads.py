@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from server.bench.client import Ask
 
@@ -92,7 +92,7 @@ class Workload(NamedTuple):
 # --- the workloads -----------------------------------------------------------------------------------------------
 
 
-def start_up(peer: object, plan: Plan) -> tuple:
+def start_up(peer: Any, plan: Plan) -> tuple:
     """Measured while the peer was started."""
     return peer.listen_s, peer.ready_s
 
@@ -100,7 +100,7 @@ def start_up(peer: object, plan: Plan) -> tuple:
 def one_stream(fields: dict) -> Callable:
     """One request at a time: streamed (from first to last token), then plain (whole request)."""
 
-    def run(peer: object, plan: Plan) -> tuple:
+    def run(peer: Any, plan: Plan) -> tuple:
         n_tokens = plan.count(200)
         (streamed,) = peer.generate([Ask(plan.text(30, "streamed"), n_tokens, fields)])
         (plain,) = peer.generate([Ask(plan.text(30, "plain"), n_tokens, fields, stream=False)])
@@ -109,7 +109,7 @@ def one_stream(fields: dict) -> Callable:
     return run
 
 
-def prefill(peer: object, plan: Plan) -> tuple:
+def prefill(peer: Any, plan: Plan) -> tuple:
     """One long prompt that no cache knows, and one token."""
     (answer,) = peer.generate([Ask(plan.text(1200, "prefill"), 1, GREEDY, stream=False)])
     return (answer.n_evaluated / answer.ended,)
@@ -118,7 +118,7 @@ def prefill(peer: object, plan: Plan) -> tuple:
 def many_streams(n_streams: int, n_tokens: int) -> Callable:
     """`n_streams` requests at once, first plain, then streamed."""
 
-    def run(peer: object, plan: Plan) -> tuple:
+    def run(peer: Any, plan: Plan) -> tuple:
         def asks(stream: bool) -> list:
             return [Ask(plan.text(30, stream, i), plan.count(n_tokens), SAMPLED, stream) for i in range(n_streams)]
 
@@ -137,20 +137,20 @@ def many_streams(n_streams: int, n_tokens: int) -> Callable:
     return run
 
 
-def tokenize(peer: object, plan: Plan) -> tuple:
+def tokenize(peer: Any, plan: Plan) -> tuple:
     """One text after the other on one connection."""
     n_times = plan.count(300)
     _, seconds = peer.tokenize(plan.text(200, "tokenize"), n_times)
     return (n_times / seconds,)
 
 
-def memory(peer: object, plan: Plan) -> tuple:
+def memory(peer: Any, plan: Plan) -> tuple:
     """After eight long requests at once, so that all buffers have been used."""
     peer.generate([Ask(plan.text(600, "memory", i), plan.count(32), SAMPLED) for i in range(8)])
     return (peer.peak_memory(),)
 
 
-def disturbed_reader(peer: object, plan: Plan) -> tuple:
+def disturbed_reader(peer: Any, plan: Plan) -> tuple:
     """Somebody reads a stream while four long prompts arrive at once."""
     reader = peer.read_along(Ask(plan.text(30, "reader"), 3600, SAMPLED))
     try:
@@ -165,7 +165,7 @@ def disturbed_reader(peer: object, plan: Plan) -> tuple:
     return max(gaps) * 1e3, max(answer.ended for answer in intruders), median_rate(gaps)
 
 
-def shared_prefix(peer: object, plan: Plan) -> tuple:
+def shared_prefix(peer: Any, plan: Plan) -> tuple:
     """Sixteen questions about one long text, at once."""
     prefix = plan.text(900, "prefix")
     answers = peer.generate(
@@ -177,7 +177,7 @@ def shared_prefix(peer: object, plan: Plan) -> tuple:
     return max(answer.ended for answer in answers), n_evaluated, n_evaluated / n_least
 
 
-def conversations(peer: object, plan: Plan) -> tuple:
+def conversations(peer: Any, plan: Plan) -> tuple:
     """Six conversations in step, four turns, on two slots: each turn brings all that was said before."""
     said = [plan.text(250, "opening", i) for i in range(6)]
     seconds, n_evaluated = 0.0, 0
@@ -193,7 +193,7 @@ def conversations(peer: object, plan: Plan) -> tuple:
     return seconds, n_evaluated
 
 
-def rewrite(peer: object, plan: Plan) -> tuple:
+def rewrite(peer: Any, plan: Plan) -> tuple:
     """A text of 300 words again, with small edits: most of the answer stands in the prompt."""
     text = plan.text(300, "rewrite")
     before, _, after = text.partition(". ")
@@ -210,7 +210,7 @@ def rewrite(peer: object, plan: Plan) -> tuple:
     return (answer.n_predicted / answer.ended,)
 
 
-def embed(peer: object, plan: Plan) -> tuple:
+def embed(peer: Any, plan: Plan) -> tuple:
     """Thirty-two texts of 60 words in one request."""
     texts = [plan.text(60, "embed", i) for i in range(32)]
     return (len(texts) / peer.embed(texts),)
@@ -318,7 +318,7 @@ WORKLOADS = (
 # --- figures -----------------------------------------------------------------------------------------------------
 
 
-def decode_rate(answer: object) -> float:
+def decode_rate(answer: Any) -> float:
     """Tokens per second from the first token's arrival to the last one's."""
     return (answer.n_predicted - 1) / (answer.arrivals[-1] - answer.arrivals[0])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from server.chat.jinja import TemplateError
 from server.chat.template import CHATML, BuiltinTemplate, ChatTemplate
@@ -15,7 +16,7 @@ TOOLS_META_KEY = META_KEY + ".tool_use"
 log = get_logger("chat")
 
 
-def choose_template(options, info, vocab) -> ChatTemplate | BuiltinTemplate:
+def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | BuiltinTemplate:
     """From `--chat-template-file`, `--chat-template`, the model's metadata (which may have a second one for
     conversations with tools), else ChatML with a warning.
 
@@ -49,7 +50,7 @@ def choose_template(options, info, vocab) -> ChatTemplate | BuiltinTemplate:
         raise ApiError(500, f"the chat template can't be compiled: {error}") from None
 
 
-def builtin(source: str, vocab) -> BuiltinTemplate:
+def builtin(source: str, vocab: Any) -> BuiltinTemplate:
     """libllama's own template that `source` names or looks like, tried once: what it can't do is better said at the
     start than with every chat."""
     template = BuiltinTemplate(source, lambda messages, add: vocab.apply_template(source, messages, add))

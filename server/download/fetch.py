@@ -61,7 +61,7 @@ def fetch_model(
         elif url:
             files = _files_of_url(url, cache / "url", target)
         else:
-            files = Hub(client, hf_repo, cache / "hf", offline).files(hf_file, target)
+            files = Hub(client, str(hf_repo), cache / "hf", offline).files(hf_file, target)
         if sha256:
             files = [_with_sha256(files, sha256.lower())]
         for wanted in files:
@@ -88,7 +88,7 @@ def fetch_projector(
     client = Client(_endpoint(environ), _token(token, environ), sleep, progress or Progress())
     cache = (cache or cache_folder(environ)) / "models"
     try:
-        wanted = Hub(client, hf_repo, cache / "hf", offline).projector(model)
+        wanted = Hub(client, str(hf_repo), cache / "hf", offline).projector(model)
         if wanted is not None:
             _provide(client, wanted, offline, checks=False)
     except OSError as error:

@@ -33,7 +33,7 @@ def n_console_processes() -> int:
     """How many processes share this console; in one that a click has opened, ours alone. The one-file one is two."""
     import ctypes
 
-    return ctypes.WinDLL("kernel32").GetConsoleProcessList((ctypes.c_uint32 * 8)(), 8)
+    return ctypes.WinDLL("kernel32").GetConsoleProcessList((ctypes.c_uint32 * 8)(), 8)  # type: ignore[attr-defined]
 
 
 def words(

@@ -92,9 +92,9 @@ def is_whole(file: Path) -> bool:
         if not start.startswith(ONE_FILE_START) or not size:
             return True
         stream.seek(0)
-        head = stream.read(int(HEAD_SIZE.search(start)[1]))
+        head = stream.read(int(HEAD_SIZE.search(start)[1]))  # type: ignore[index]
         digest, left = hashlib.sha256(HEAD_SUM.sub(b"", head)), size - len(head)
         while left > 0 and (block := stream.read(min(left, 1 << 20))):
             digest.update(block)
             left -= len(block)
-    return bool(found) and left == 0 and digest.hexdigest().encode() == found[1]
+    return found is not None and left == 0 and digest.hexdigest().encode() == found[1]

@@ -156,13 +156,13 @@ class Dfa:
 
     def matches(self, text: str, check: Callable[[], None] = lambda: None) -> bool:
         """Whether the whole text is accepted. `check` is called now and then, and raises when it takes too long."""
-        state: int | None = 0
+        state = 0
         for index, char in enumerate(text):
             if index % 1000 == 0:
                 check()
             code = ord(char)
-            state = next((target for chars, target in self.moves[state] if contains(chars, code)), None)
-            if state is None:
+            state = next((target for chars, target in self.moves[state] if contains(chars, code)), -1)
+            if state < 0:
                 return False
         return self.accept[state]
 
@@ -316,7 +316,7 @@ def minimal(dfa: Dfa) -> Dfa:
     block = _blocks(dfa)
     numbers = {block[0]: 0}
     order = [0]
-    moves = []
+    moves: list[list[tuple[Charset, int]]] = []
     while len(moves) < len(order):
         here: dict[int, list[tuple[int, int]]] = {}
         for chars, target in dfa.moves[order[len(moves)]]:

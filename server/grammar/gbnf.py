@@ -255,9 +255,12 @@ class _Parser:
                 continue
             plain = _PLAIN_ESCAPES.get(body[index + 1])
             match = _HEX_ESCAPE.match(body, index + 1)
-            if plain is None and match is None:
+            if match is not None:
+                code = int(match.group(match.lastindex or 0), 16)
+            elif plain is not None:
+                code = ord(plain)
+            else:
                 raise self.error(f"unknown or unfinished escape: a backslash and {body[index + 1]!r}", offset + index)
-            code = ord(plain) if match is None else int(match.group(match.lastindex), 16)
             if code > _MAX_CODE_POINT:
                 raise self.error("this character is beyond U+10FFFF", offset + index)
             index = index + 2 if match is None else match.end()
@@ -355,7 +358,8 @@ class _Parser:
         lines = len(self.groups) > 1
         self.position += 1
         self.skip_space(lines)
-        least = most = self.read_count()
+        least = self.read_count()
+        most: int | None = least
         self.skip_space(lines)
         if self.text.startswith(",", self.position):
             self.position += 1
@@ -562,7 +566,8 @@ def _check_widths(grammar: Grammar, nullable: list[bool], order: list[int], limi
     begin with has been counted before it; then any item of any rule is a place."""
     widths = [0] * len(grammar.rules)
     for rule in order:
-        widths[rule] = min(1 << 60, sum(next(_widths(items, nullable, widths), 0) for items in grammar.rules[rule]))
+        begins = [next(_widths(items, nullable, widths), 0) for items in grammar.rules[rule]]
+        widths[rule] = min(1 << 60, sum(begins))
     for rule in order:
         for items in grammar.rules[rule]:
             widest = max(_widths(items, nullable, widths), default=0)

@@ -333,12 +333,13 @@ class _Printer:
     def reference(self, state: int) -> str:
         if not self.dfa.moves[state]:
             return ""
-        if self.tails[state] is not None:
-            self.unrolled += self.tails[state][1]
+        tail = self.tails[state]
+        if tail is not None:
+            self.unrolled += tail[1]
             if self.unrolled > _UNROLLED_MAX:
-                self.tails[state] = None
-        if self.tails[state] is not None:
-            chars, count, base = self.tails[state]
+                tail = self.tails[state] = None
+        if tail is not None:
+            chars, count, base = tail
             counted = self.builder.repeat(self.hint, self.class_of(chars), 0, count)
             if count > _TAIL_INLINE:
                 counted = self.builder.define(f"{self.hint}-tail", counted)

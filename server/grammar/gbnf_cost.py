@@ -301,7 +301,9 @@ class _Search:
         """Whether another place has this one's stacks among its own, and as many uses."""
         others = {self.covered.get(way) for way in self.stacks.ways(place) or (place,)}
         uses = self.bases.get(alternative, {}).keys()
-        return None not in others and all(uses <= self.bases.get(other, {}).keys() for other in others)
+        return None not in others and all(
+            uses <= self.bases.get(other, {}).keys() for other in others if other is not None
+        )
 
     def following(self, alternative: int, situation: frozenset[int]) -> Iterator[tuple[int, Iterable[int]]]:
         """The situations behind one more character; or at each place where the alternative is used, if it may end."""

@@ -73,7 +73,7 @@ class _Rewriting:
         self.builder.rules[root] = self.alternatives([[Item(REFERENCE, self.grammar.root, 0)]]) or '""'
         while self.waiting:
             rule = self.waiting.pop()
-            self.builder.rules[self.names[rule]] = self.alternatives(self.grammar.rules[rule]) or '""'
+            self.builder.rules[self.names[rule]] = self.alternatives(self.grammar.rules[rule]) or '""'  # type: ignore[arg-type]
         return self.builder.text(root)
 
     def alternatives(self, alternatives: list[list[Item]]) -> str:

@@ -215,7 +215,7 @@ class _Parser:
         match = _HEX.match(self.pattern, start + 1)
         if match is not None:
             self.position = match.end()
-            return self.coded(int(match.group(match.lastindex), 16), start)
+            return self.coded(int(match.group(match.lastindex or 0), 16), start)
         if char.isalnum() and char.isascii():
             raise Unsupported(f"the escape '\\{char}' is not supported", start)
         return characters(char)

@@ -23,7 +23,7 @@ from collections.abc import Container
 from dataclasses import field
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from server.model_files.tensor_types import TYPES
 from server.records import record
@@ -111,6 +111,10 @@ class Gguf:
             raise GgufError(f"{self.path}: {key} is no text")
         return value
 
+    @overload
+    def number(self, key: str, default: int) -> int: ...
+    @overload
+    def number(self, key: str, default: None = None) -> int | None: ...
     def number(self, key: str, default: int | None = None) -> int | None:
         """The whole number at `key`; `default` if there is none. GgufError if it is something else."""
         value = self.metadata.get(key, default)
@@ -149,7 +153,9 @@ def read_all(path: str | os.PathLike, keep: Container[str] = (), span: tuple[int
     found = SPLIT_NAME.fullmatch(Path(path).name)
     if first.number("split.no", 0) != 0:
         name = f"{found['prefix']}-00001-of-{count:05}.gguf" if found else "the one with 00001 in its name"
-        raise GgufError(f"{path} is part {first.number('split.no') + 1} of {count} of a model: name the first, {name}")
+        raise GgufError(
+            f"{path} is part {first.number('split.no', 0) + 1} of {count} of a model: name the first, {name}"
+        )
     if not found or int(found["no"]) != 1 or int(found["count"]) != count:
         raise GgufError(f"{path} is the first of {count} parts; its name has to end in -00001-of-{count:05}.gguf")
     names = [f"{found['prefix']}-{no:05}-of-{count:05}.gguf" for no in range(2, count + 1)]
@@ -184,7 +190,7 @@ def _other_parts(first: Gguf, paths: list[Path], count: int) -> list[Gguf]:
 class _Source:
     """Bytes of the file in order, a chunk at a time. `position` is that of the next byte, counted from `origin`."""
 
-    def __init__(self, stream: object, path: str, size: int, origin: int = 0) -> None:
+    def __init__(self, stream: Any, path: str, size: int, origin: int = 0) -> None:
         self._stream, self._path, self._size, self._origin = stream, path, size, origin
         self._data, self._at, self._base = b"", 0, 0
 

@@ -216,7 +216,7 @@ def _common_faults(gguf: Gguf, architecture: str, tensors: Mapping[str, Tensor])
     if missing:
         yield f"lacks {architecture}.{missing[0]} in its metadata"
         return
-    n_layers = gguf.number(f"{architecture}.block_count")
+    n_layers = gguf.number(f"{architecture}.block_count", 0)
     if "token_embd.weight" not in tensors:
         yield "lacks the tensor token_embd.weight"
     elif not any(name.startswith(f"blk.{n_layers - 1}.") for name in tensors):

@@ -78,7 +78,7 @@ def windows_affinity() -> int:
     """0 where the process may use more than one group of 64 processors."""
     import ctypes  # here, because other systems have files for this
 
-    kernel = ctypes.WinDLL("kernel32")
+    kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined]
     kernel.GetCurrentProcess.restype = ctypes.c_void_p
     ours, all_of_them = ctypes.c_size_t(), ctypes.c_size_t()
     done = kernel.GetProcessAffinityMask(
@@ -92,7 +92,7 @@ def windows_quotas() -> Iterator[float]:
     import ctypes
 
     info = (ctypes.c_uint32 * 2)()  # flags, and a rate of all processors in ten-thousandths
-    done = ctypes.WinDLL("kernel32").QueryInformationJobObject(
+    done = ctypes.WinDLL("kernel32").QueryInformationJobObject(  # type: ignore[attr-defined]
         None, JOB_CPU_RATE, ctypes.byref(info), ctypes.sizeof(info), None
     )
     if done and info[0] & RATE_ENABLED and info[0] & RATE_HARD_CAP:

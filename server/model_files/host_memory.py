@@ -91,7 +91,7 @@ def windows() -> int | None:
         ]
 
     status = Status(length=ctypes.sizeof(Status))
-    done = ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status))
+    done = ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined]
     return int(status.available) if done else None
 
 

@@ -99,7 +99,7 @@ def _compiled(patterns: Iterable[str]) -> list[re.Pattern[str]]:
         raise StartError(f"--override-tensor: not a regular expression: {error}") from None
 
 
-def _grouped(parts: list[Gguf], n_layers: int, pinned: list[re.Pattern[str]]) -> dict[str, list]:
+def _grouped(parts: Sequence[Gguf], n_layers: int, pinned: list[re.Pattern[str]]) -> dict[str, list]:
     groups: dict[str, list] = {"layers": [[] for _ in range(n_layers)], "input": [], "output": [], "pinned": []}
     for part in parts:
         for tensor in part.tensors.values():

@@ -82,7 +82,7 @@ class Engine(Protocol):
     def new_id(self) -> int:
         """The next task id."""
 
-    def submit(self, *tasks: Task | Embed, stream: bool):
+    def submit(self, *tasks: Task | Embed, stream: bool) -> Any:
         """Queue tasks; their `Results`."""
 
     def task(self, id_task: int) -> Task | None:
@@ -158,7 +158,7 @@ class Model:
         return self.options.template.chat_template_kwargs or {}
 
     @property
-    def chat_template(self):
+    def chat_template(self) -> Any:
         """The template of chats, compiled when first needed (`chat.template`). ApiError when it can't be."""
         if self._template is None:
             from server.chat.choose import choose_template  # here, because a server is ready sooner without it

@@ -113,7 +113,7 @@ def http_server(options: HttpOptions, router: Router, keys: KeyFiles, public: Pa
         cors=CorsPolicy(frozenset(options.cors_origins)),
         auth=keys.ring,
         static=StaticFiles(folder, options.api_prefix, builtin=public),
-        access_log=access_line,
+        access_log=access_line,  # type: ignore[arg-type]
         tls=tls_context(options),
         allowed_hosts=options.allowed_hosts,
         rate=RateLimiter(*options.rate_limit) if options.rate_limit else None,

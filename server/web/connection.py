@@ -24,6 +24,7 @@ from server import memory
 from server.errors import ApiError
 from server.log import get_logger
 from server.memory import Budget, Share
+from server.metrics import Refusals
 from server.records import record
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing
 from server.web.http1.direct import lend
@@ -135,6 +136,7 @@ class SharedState(Protocol):
     tls: ssl.SSLContext | None
     access_log: Callable[[AccessRecord], None] | None
     half_close: bool
+    refusals: Refusals
     is_stopping: bool
     is_winding_down: bool
 
@@ -151,12 +153,12 @@ NO_HEAD = Head("", "", (1, 1), Headers())
 class ConnectionHandler(BaseHTTPRequestHandler):
     """`server` holds what all connections share, `entry` is this one's place in its books."""
 
-    server: SharedState
+    server: SharedState  # type: ignore[assignment]
     server_version = "llama_srv"
 
     def __init__(self, sock: Any, client_address: object, server: SharedState, entry: Connection) -> None:
         self.entry = entry
-        super().__init__(sock, client_address, server)
+        super().__init__(sock, client_address, server)  # type: ignore[arg-type]
 
     def setup(self) -> None:
         """No `rfile` and `wfile`: they would buffer on their own account."""
@@ -333,7 +335,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             exchange.framing = UNKNOWN_BODY
             raise ApiError(411, "The request needs a Content-Length, or a body in the chunked coding.")
 
-    def _read_body(self, exchange: Exchange) -> bytes:
+    def _read_body(self, exchange: Exchange) -> bytes | bytearray:
         framing, exchange.framing = exchange.framing, UNKNOWN_BODY
         if framing.kind != "none" and "expect" in exchange.head.headers and exchange.head.version >= (1, 1):
             self.wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -95,7 +95,7 @@ class WebServer(ThreadingHTTPServer):
         self._refused: deque[tuple[float, socket.socket]] = deque()  # accept thread only
         self._t_told = 0.0  # likewise
         self._must_end = threading.Event()
-        super().__init__(("", 0), ConnectionHandler, bind_and_activate=False)
+        super().__init__(("", 0), ConnectionHandler, bind_and_activate=False)  # type: ignore[arg-type]
         self.socket.close()  # its own one, which is bound to nothing
 
     def serve_forever(self, poll_interval: float = POLL_S) -> None:

@@ -85,7 +85,7 @@ class Request:
     path: str
     query: dict[str, str] = field(default_factory=dict, repr=False)
     headers: Headers = field(default_factory=Headers, repr=False)
-    body: bytes = field(default=b"", repr=False)
+    body: bytes | bytearray = field(default=b"", repr=False)
     client: str = ""
     id: str = ""
     params: dict[str, str] = field(default_factory=dict)
@@ -239,7 +239,7 @@ def _finite(obj: object) -> object:
     return obj
 
 
-def parse_json(body: bytes) -> object:
+def parse_json(body: bytes | bytearray) -> object:
     """Strict JSON from UTF-8 (a BOM is skipped): no NaN, no infinity in any spelling, no lone surrogates, at
     most `JSON_DEPTH` levels. Of duplicate keys the last wins. ApiError 400 says where."""
     if not body or body.isspace():
@@ -249,7 +249,7 @@ def parse_json(body: bytes) -> object:
             return _parsed(body)
 
 
-def _parsed(body: bytes) -> object:
+def _parsed(body: bytes | bytearray) -> object:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:

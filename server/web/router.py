@@ -103,7 +103,7 @@ class Router:
 
 
 def _fit(pattern: tuple[str, ...], segments: list[str]) -> dict[str, str] | None:
-    params = {}
+    params: dict[str, str] = {}
     for i, part in enumerate(pattern):
         if part.startswith("{") and part.endswith("...}"):
             rest = "/".join(segments[i:])

@@ -76,5 +76,5 @@ def token_name(piece: bytes) -> str:
 
 def joined(parts: Sequence[dict[str, list[Any]] | None]) -> dict[str, list[Any]] | None:
     """Parallel lists one behind the other; None if there are none."""
-    parts = [part for part in parts if part]
-    return {name: [value for part in parts for value in part[name]] for name in parts[0]} if parts else None
+    known = [part for part in parts if part]
+    return {name: [value for part in known for value in part[name]] for name in known[0]} if known else None

@@ -68,7 +68,9 @@ class OpenAiReply:
         options = read(values["stream_options"], STREAM_OPTION_FIELDS, where="stream_options.")
         self._include_usage = options["include_usage"]
         self._has_probs = values["n_probs"] > 0
-        self._places = [TokenPlaces(model.vocab, form.n_echoed and form.n_echoed[i]) for i in range(len(asked.tasks))]
+        self._places = [
+            TokenPlaces(model.vocab, form.n_echoed[i] if form.n_echoed else None) for i in range(len(asked.tasks))
+        ]
         self._finals: dict[int, Final] = {}
         self._frames: dict[int, tuple[bytes, bytes]] = {}
 
@@ -137,7 +139,7 @@ class OpenAiReply:
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """One object with all choices."""
-        self._finals = {i: answer.final for i, answer in enumerate(answers)}
+        self._finals = {i: answer.final for i, answer in enumerate(answers) if answer.final is not None}
         result = {
             **self._head(self._form.object_name),
             "choices": [self._choice(*pair) for pair in enumerate(answers)],
@@ -157,7 +159,7 @@ class OpenAiReply:
         self._places[index].add(answer.probs)
         text = answer.text
         return self._form.choice(
-            index, text, self._logprobs(index, text), self._rest(index), finish_reason(answer.final)
+            index, text, self._logprobs(index, text), self._rest(index), finish_reason(self._finals[index])
         )
 
     # ---- parts of both ----------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ class ChatForm:
     """Choices with a message."""
 
     object_name, chunk_name, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl-"
-    n_echoed = None
+    n_echoed: list[int] | None = None
 
     def __init__(self, asked: TextRequest) -> None:
         values = asked.values

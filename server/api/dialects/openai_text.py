@@ -77,7 +77,7 @@ class TextForm:
         self._judged: list[EchoedPrompt] = []
         self.n_echoed = None
         if asked.tasks[0].prompt_probs >= 0:
-            pairs = zip(asked.tasks, self._prompts)
+            pairs = zip(asked.tasks, self._prompts or ())
             self._judged = [EchoedPrompt(task.prompt, text, self._vocab) for task, text in pairs]
             self.n_echoed = [len(text) for text in self._prompts]
 
@@ -92,7 +92,7 @@ class TextForm:
         """The next part of the text."""
         return {"index": index, "text": text or "", "logprobs": logprobs, "finish_reason": finish}
 
-    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
+    def choice(self, index: int, text: str, logprobs: Any, rest: Any, finish: str) -> dict[str, Any]:
         """The text."""
         if self._judged:
             logprobs = joined([self._judged[index].logprobs(self._n_top), logprobs, rest])
@@ -121,7 +121,7 @@ class TextForm:
 
 def prompt_texts(asked: TextRequest) -> list[str]:
     """What `echo` puts before each choice: the prompt as it came, or the text of its tokens."""
-    given = asked.shown if isinstance(asked.shown, list) else [asked.shown]
+    given: list[Any] = asked.shown if isinstance(asked.shown, list) else [asked.shown]
     if all(isinstance(prompt, str) for prompt in given) and len(given) * asked.n == len(asked.tasks):
         return [prompt for prompt in given for _ in range(asked.n)]
     vocab = asked.model.vocab

@@ -41,7 +41,7 @@ def read_constraint(body: Mapping[str, Any], defaults: Mapping[str, Any] = Mappi
     if not given:
         ours = {name: defaults[name] for name in NAMES if name in defaults}
         return read_constraint(ours) if ours else Constraint()
-    if given[0] == "response_format":
+    if wanted is not None:
         return schema_constraint("response_format", *wanted)
     value = body[given[0]]
     if given[0] == "json_schema":

@@ -115,7 +115,7 @@ def _size_of_png(data: bytes) -> Size:
     return Size(width, height, width * height * bits / 8 / DEFLATE_RATIO, max(bits / 32, 1.0), n_unpacked)
 
 
-def _size_of_jpeg(data: bytes) -> Size:
+def _size_of_jpeg(data: bytes) -> Size:  # type: ignore[return]
     """In the frame header, behind segments that each say how long they are. A progressive one may have any number of
     scans behind it, in each of which the decoder goes over the whole image."""
     at = 2
@@ -157,7 +157,7 @@ def _palette(flags: int) -> int:
     return 3 * (2 << (flags & 7)) if flags & 0x80 else 0
 
 
-def _behind_blocks(data: bytes, at: int) -> int:
+def _behind_blocks(data: bytes, at: int) -> int:  # type: ignore[return]
     """Where a GIF goes on behind blocks that begin with their length; the last one has none."""
     for _ in parts():
         if not data[at]:

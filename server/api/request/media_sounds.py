@@ -77,7 +77,7 @@ def _plain_wav(data: bytes, max_seconds: float) -> tuple[bytes, float]:
     return b"".join((head, memoryview(data)[start : start + n])), seconds
 
 
-def _wav_parts(data: bytes) -> tuple[int, int, int]:
+def _wav_parts(data: bytes) -> tuple[int, int, int]:  # type: ignore[return]
     """Where the format is described, where samples begin, and how many bytes of them there are."""
     at, fmt = 12, 0
     for _ in parts():
@@ -202,7 +202,7 @@ def _joined(data: bytes, pieces: list[tuple[int, int]], n_frames: int) -> bytes:
     return b"".join(struct.pack(">I", stop) if start < 0 else view[start:stop] for start, stop in pieces)
 
 
-def _behind_id3(data: bytes) -> int:
+def _behind_id3(data: bytes) -> int:  # type: ignore[return]
     """Where a file goes on behind a tag at its beginning."""
     at = 0
     for _ in parts():

@@ -56,7 +56,7 @@ def chat_prompt(model: Model, body: Mapping[str, Any], files: Files | None = Non
         prefill = plain_text(messages[-1].get("content"))
         messages, add_generation_prompt = messages[:-1], True
     variables = template_variables(model, body)
-    segments = render(model, messages, add_generation_prompt, variables)
+    segments = render(model, messages, bool(add_generation_prompt), variables)
     warnings = left_out(model, body, messages, variables)
     if prefill:
         segments = [*segments, (prefill, True)]
@@ -177,7 +177,7 @@ def render(
     try:
         return template.render(messages, add_generation_prompt, variables)
     except TemplateError as error:
-        where = {} if error.message_index is None else {"param": f"messages[{error.message_index}]"}
+        where: dict[str, Any] = {} if error.message_index is None else {"param": f"messages[{error.message_index}]"}
         raise ApiError(400, f"the chat template can't render these messages: {error}", **where) from None
 
 

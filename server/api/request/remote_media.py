@@ -154,13 +154,14 @@ def _connect(parts: SplitResult, deadline: float, is_allowed: Callable[[str], bo
         found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise FetchError(f"there is no host {parts.hostname}") from None
-    addresses = [row[4][0] for row in found]
+    addresses = [str(row[4][0]) for row in found]
     if not addresses or not all(map(is_allowed, addresses)):
         raise FetchError(f"{parts.hostname} is not on the public internet")
-    connection = http.client.HTTPConnection(parts.hostname, port, timeout=_left(deadline))
+    host = parts.hostname or ""
+    connection = http.client.HTTPConnection(host, port, timeout=_left(deadline))
     try:
         sock = socket.create_connection((addresses[0], port), _left(deadline))
-        connection.sock = _with_tls(sock, parts.hostname) if parts.scheme == "https" else sock
+        connection.sock = _with_tls(sock, host) if parts.scheme == "https" else sock
     except OSError as error:
         raise FetchError(f"{parts.hostname} could not be reached: {type(error).__name__}") from None
     return connection

@@ -15,6 +15,7 @@ from typing import Any
 
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.errors import ApiError
+from server.models.model import Vocab
 from server.records import record
 
 INT_MAX = 2**31 - 1
@@ -139,7 +140,7 @@ def read(body: Mapping[str, Any], fields: Iterable[Field], defaults: Mapping[str
     return {field.name: _value(body, field, defaults, where) for field in fields}
 
 
-def sampling_params(values: Mapping[str, Any], vocab, defaults: Mapping[str, Any] = MappingProxyType({}),
+def sampling_params(values: Mapping[str, Any], vocab: Vocab, defaults: Mapping[str, Any] = MappingProxyType({}),
                     grammar: str = "") -> tuple[SamplingParams, ...]:
     """The `SamplingParams` of each of the answers to a prompt, which differ in their seeds. `values` are the checked
     fields of a text request of a request."""
@@ -157,7 +158,7 @@ def sampling_params(values: Mapping[str, Any], vocab, defaults: Mapping[str, Any
     return tuple(SamplingParams(**fields, seed=(seed + i) % 2**32) for i in range(values["n_cmpl"]))
 
 
-def dry_breakers(texts: Sequence[str], vocab) -> tuple[str, ...]:
+def dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
     """The breakers as llama.cpp sees them, once each. ApiError if looking for them in the vocabulary takes too long.
 
     It looks at each token for each of them, and cuts what is left of a text where a token may begin it into tokens.
@@ -174,7 +175,7 @@ def dry_breakers(texts: Sequence[str], vocab) -> tuple[str, ...]:
     return cut
 
 
-def penalty_prompt(value: object, vocab) -> tuple[int, ...] | None:
+def penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
     """`penalty_prompt`: a text or token ids that penalties look at instead of the prompt."""
     if value is None:
         return None
@@ -185,7 +186,7 @@ def penalty_prompt(value: object, vocab) -> tuple[int, ...] | None:
     return tuple(token_id("penalty_prompt", token, vocab) for token in value)
 
 
-def token_id(name: str, value: object, vocab) -> int:
+def token_id(name: str, value: object, vocab: Vocab) -> int:
     """`value` as a token id of this vocabulary, else ApiError 400 naming `name`."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ApiError(400, f"{name}: {_shown(value)} is not a token id")
@@ -222,7 +223,7 @@ def strings(name: str, value: object) -> tuple[str, ...]:
     return tuple(items)
 
 
-def logit_bias(value: object, vocab) -> tuple[tuple[int, float], ...]:
+def logit_bias(value: object, vocab: Vocab) -> tuple[tuple[int, float], ...]:
     """All forms of `logit_bias`: pairs of (token or text, number or false), or an object of them."""
     pairs = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(pairs, (list, tuple)):
@@ -246,14 +247,14 @@ def _bias_amount(value: object) -> float:
     return as_float("logit_bias", value)
 
 
-def _bias_tokens(key: object, vocab, is_object: bool) -> list[int]:
+def _bias_tokens(key: object, vocab: Vocab, is_object: bool) -> list[int]:
     """A text's tokens, or the one of an id; JSON objects can only have ids as strings."""
     if isinstance(key, str) and not (is_object and key.isascii() and key.isdecimal() and len(key) < 10):
         return vocab.tokenize(key, False, False)
     return [token_id("logit_bias", int(key) if isinstance(key, str) else key, vocab)]
 
 
-def _value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], where: str) -> object:
+def _value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], where: str) -> Any:
     name, value = next(((name, body[name]) for name in (field.name, *field.aliases) if body.get(name) is not None),
                        (field.name, None))
     if field.convert is not None and value is not None:
@@ -268,7 +269,7 @@ def _value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], w
         value = as_float(name, value)
     if not isinstance(value, field.kind) or isinstance(value, bool) and field.kind is not bool:
         raise ApiError(400, f"{where}{name}: {_shown(body[name])} is not {_KIND_NAMES[field.kind]}")
-    if field.kind in (int, float) and not field.low <= value <= field.high:
+    if field.kind in (int, float) and not field.low <= value <= field.high:  # type: ignore[operator]
         raise ApiError(400, f"{where}{name}: {_shown(body[name])} is out of range, allowed is {_limits(field)}")
     return value
 

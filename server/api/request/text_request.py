@@ -46,12 +46,12 @@ class TextRequest:
     values: Mapping[str, Any]
     tasks: tuple[Task, ...]
     n: int
-    shown: object
+    shown: Any
     is_list: bool
     warnings: tuple[str, ...]
     default_ping_s: int
 
-    def shown_for(self, index: int) -> object:
+    def shown_for(self, index: int) -> Any:
         """The prompt as that answer repeats it: of several its own."""
         return self.shown[index // self.n] if len(self.tasks) > self.n else self.shown
 
@@ -80,7 +80,7 @@ def text_request(
     incoming: Incoming,
     values: Mapping[str, Any],
     prompts: Sequence[Prompt],
-    shown: object,
+    shown: Any,
     *,
     default_ping_s: int,
     is_list: bool = False,

@@ -112,7 +112,9 @@ def _write_text(frame: Frame, value: Any) -> None:
 
 
 def _output(node: nodes.Output, place: Place) -> Execute:
-    parts = [part.text if isinstance(part, nodes.Data) else compile_expression(part, place) for part in node.parts]
+    parts: list[Any] = [
+        part.text if isinstance(part, nodes.Data) else compile_expression(part, place) for part in node.parts
+    ]
 
     def output(frame: Frame, at: int = node.offset) -> None:
         for part in parts:
@@ -220,7 +222,7 @@ def _filter_block(node: nodes.FilterBlock, place: Place) -> Execute:
     return execute
 
 
-def _filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place):
+def _filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place) -> tuple[Any, Any, Any]:
     """(place inside, closure that captures the block's text, closure that filters it)."""
     captured = place.scope.function.extra_slot().index
     inner = _scoped(body, place, captured)
@@ -330,7 +332,7 @@ def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., st
     selected = _loop_test(node, place) if node.test else None
     otherwise = _otherwise(node.otherwise, place, function)
 
-    def walk(frame: Frame, outer: Frame, items, render, depth: int, at: int = node.offset) -> str | None:
+    def walk(frame: Frame, outer: Frame, items: Any, render: Any, depth: int, at: int = node.offset) -> str | None:
         run: Run = frame[RUN]
         if selected:
             items = selected(outer, items)

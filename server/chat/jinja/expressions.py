@@ -8,6 +8,9 @@ irregular levels (`is`, filters, signs) would riddle with special cases.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from . import nodes
 from .lexer import FLOAT, INTEGER, NAME, PRINT_END, STRING, TAG_END, Source
 from .nodes import Node
@@ -136,7 +139,7 @@ class ExpressionParser:
     def _power(self) -> Node:
         return self._chain(self._unary, "**")
 
-    def _chain(self, operand, *symbols: str) -> Node:
+    def _chain(self, operand: Callable[[], Node], *symbols: str) -> Node:
         offset = self.stream.current.offset
         first = operand()
         operators: list[str] = []
@@ -188,9 +191,9 @@ class ExpressionParser:
             return nodes.NamespaceRef(name, str(self.stream.expect(NAME).value), offset=token.offset)
         return nodes.Name(name, offset=token.offset)
 
-    def _items(self, end: str, item) -> list:
+    def _items(self, end: str, item: Callable[[], Any]) -> list[Any]:
         """Members of a literal; a comma may follow the last one."""
-        items = []
+        items: list[Any] = []
         while not self.stream.at(end):
             if items:
                 self.stream.expect(",")

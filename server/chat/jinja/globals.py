@@ -106,15 +106,13 @@ def strftime_now(run: Run, format: str, /) -> str:
     return marked_if(datetime.datetime.now().strftime(format), format)
 
 
-GLOBALS: dict[str, Function] = {
-    name: Function(name, call)
-    for name, call in {
-        "range": make_range,
-        "dict": make_dict,
-        "namespace": make_namespace,
-        "cycler": make_cycler,
-        "joiner": make_joiner,
-        "raise_exception": raise_exception,
-        "strftime_now": strftime_now,
-    }.items()
+_CALLS: dict[str, Callable[..., Any]] = {
+    "range": make_range,
+    "dict": make_dict,
+    "namespace": make_namespace,
+    "cycler": make_cycler,
+    "joiner": make_joiner,
+    "raise_exception": raise_exception,
+    "strftime_now": strftime_now,
 }
+GLOBALS = {name: Function(name, call) for name, call in _CALLS.items()}

@@ -19,7 +19,7 @@ would put a conversion into each comparison, dictionary lookup and test.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, SupportsIndex, TypeGuard
 
 Spans = tuple[tuple[int, int], ...]
 
@@ -75,7 +75,7 @@ class Marked(str):
     def __iter__(self) -> Iterator[str]:
         return (part(self, index, index + 1) for index in range(len(self)))
 
-    def __getitem__(self, key: int | slice) -> str:
+    def __getitem__(self, key: Any) -> str:
         text = str.__getitem__(self, key)
         positions = range(len(self))[key]
         if isinstance(positions, int):
@@ -98,7 +98,7 @@ class Marked(str):
             return NotImplemented
         return self._like([escape(other) if self.safe else other, self])
 
-    def __mul__(self, count: int) -> str:
+    def __mul__(self, count: SupportsIndex) -> str:
         if not isinstance(count, int):
             return NotImplemented
         text = str.__mul__(self, count)
@@ -152,10 +152,10 @@ class Marked(str):
 
     # split and friends give stretches in order
 
-    def split(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         return self._find_all(str.split(self, sep, maxsplit), len(sep) if sep else None)
 
-    def rsplit(self, sep: str | None = None, maxsplit: int = -1) -> list[str]:
+    def rsplit(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         return self._find_all(str.rsplit(self, sep, maxsplit), len(sep) if sep else None)
 
     def splitlines(self, keepends: bool = False) -> list[str]:
@@ -165,11 +165,13 @@ class Marked(str):
             start += len(whole_line)
         return lines
 
-    def partition(self, sep: str, /) -> tuple[str, ...]:
-        return tuple(self._find_all(list(str.partition(self, sep)), 0))
+    def partition(self, sep: str, /) -> tuple[str, str, str]:
+        before, found, after = self._find_all(list(str.partition(self, sep)), 0)
+        return before, found, after
 
-    def rpartition(self, sep: str, /) -> tuple[str, ...]:
-        return tuple(self._find_all(list(str.rpartition(self, sep)), 0))
+    def rpartition(self, sep: str, /) -> tuple[str, str, str]:
+        before, found, after = self._find_all(list(str.rpartition(self, sep)), 0)
+        return before, found, after
 
     def _find_all(self, texts: list[str], gap: int | None) -> list[str]:
         found, start = [], 0
@@ -190,7 +192,7 @@ class Marked(str):
             parts += [self, escape(item) if self.safe else item]
         return self._like(parts[1:])
 
-    def replace(self, old: str, new: str, count: int = -1, /) -> str:
+    def replace(self, old: str, new: str, count: Any = -1, /) -> str:
         if self.safe:
             new = escape(new)
         parts, start = [], 0
@@ -216,7 +218,7 @@ def spans_of(text: str) -> Spans:
     return text.spans if type(text) is Marked else ()
 
 
-def is_safe(value: Any) -> bool:
+def is_safe(value: Any) -> TypeGuard[Marked]:
     """Has the value been through `safe` or `escape`?"""
     return type(value) is Marked and value.safe
 

@@ -24,7 +24,7 @@ class Slot(NamedTuple):
     """A variable: entry `index` in frames of `function`."""
 
     function: Function
-    index: int
+    index: int  # type: ignore[assignment]  # not the method of tuples
 
 
 class Load(NamedTuple):

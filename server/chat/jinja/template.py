@@ -74,7 +74,7 @@ class Template:
             for name, value in context.items():
                 variables[name] = import_value(value, limits.depth)
             run.variables = variables
-            frame = [run, [], None, *[MISSING] * len(self._function)]
+            frame: list[Any] = [run, [], None, *[MISSING] * len(self._function)]
             self._render(frame)
             return frame[OUT]
         except TemplateError as error:

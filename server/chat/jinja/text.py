@@ -21,7 +21,8 @@ from .limits import Run
 from .marked import Marked, build, concat, marked_if, segments, unsafe, whole
 from .values import Group, Loop, Namespace, Undefined
 
-KEYS, VALUES, ITEMS = type({}.keys()), type({}.values()), type({}.items())
+_NOTHING: dict[Any, Any] = {}
+KEYS, VALUES, ITEMS = type(_NOTHING.keys()), type(_NOTHING.values()), type(_NOTHING.items())
 VIEWS = {KEYS: "dict_keys", VALUES: "dict_values", ITEMS: "dict_items"}
 SEQUENCES = frozenset((list, tuple, Group, KEYS, VALUES, ITEMS))
 CONTAINERS = SEQUENCES | {dict, Namespace}

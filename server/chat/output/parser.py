@@ -37,4 +37,4 @@ def go_on(message: Message) -> Sequence[Event]:
     if isinstance(message, Final):
         end = End(message)
         return (Text(message.text), end) if message.text else (end,)
-    return (message,)
+    return (message,)  # type: ignore[return-value]

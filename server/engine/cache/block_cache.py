@@ -124,10 +124,10 @@ class BlockCache:
                 self._moves.done(slot)
                 return False
             part = tuple(tokens[at : at + BLOCK])
-            block = self._save_block(slot, block, at, part)
-            if block is None or block.state is None and not block.path:
+            saved = self._save_block(slot, block, at, part)
+            if saved is None or saved.state is None and not saved.path:
                 break  # all there is room for is the beginning
-            at, n_blocks = at + len(part), n_blocks - 1
+            block, at, n_blocks = saved, at + len(part), n_blocks - 1
         self._moves.done(slot)
         return True
 
@@ -200,11 +200,11 @@ class BlockCache:
         self._keep_limits()
         return block
 
-    def _write(self, block: Block, lora: Lora, state: memoryview | None = None) -> None:
+    def _write(self, block: Block, lora: Lora, state: bytearray | memoryview | None = None) -> None:
         """To disk, if it keeps up."""
         state = block.state if state is None else state
         block.key = self._files.key(lora, block.parent.key, block.tokens)
-        block.path = self._files.put(block.key, block.parent.key, block.tokens, lora, state)
+        block.path = self._files.put(block.key, block.parent.key, block.tokens, lora, state)  # type: ignore[arg-type]
         if block.path:
             self._disk.add(block)
 

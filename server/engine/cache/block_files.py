@@ -100,7 +100,7 @@ class BlockFiles:
         """The name of a block of ours."""
         return key_of(self._identity, lora, parent, tokens)
 
-    def put(self, key: str, parent: str, tokens: tuple[int, ...], lora: Lora, state: memoryview) -> str:
+    def put(self, key: str, parent: str, tokens: tuple[int, ...], lora: Lora, state: bytearray | memoryview) -> str:
         """Have a block written; the path it will have, or "" if the disk is behind."""
         with self._lock:
             if self._n_pending + len(state) > MAX_PENDING:

@@ -85,7 +85,7 @@ class KvParts:
             at = section.at - len(head)  # where the counts of a cache with one stream or more begin, or behind
             state[at : section.at] = head
             return state[at : section.end - 4 * _n_behind(section)]
-        pieces = [head]
+        pieces: list[bytes | memoryview] = [head]
         n_meta = 4 * section.words
         pieces += (state[section.at + n_meta * i0 : section.at + n_meta * i1] for i0, i1 in runs)
         pieces.append(section.counts)
@@ -107,7 +107,7 @@ def joined(parts: Sequence[memoryview | bytearray], n_streams: int) -> bytearray
         is_alike = section.words == first.words and section.counts == first.counts and section.end == len(state)
         if not is_alike or [(tensor.head, tensor.n_rows) for tensor in section.tensors] != shape:
             raise UnknownState("parts of different caches")
-    pieces = [
+    pieces: list[bytes | memoryview] = [
         states[0][:N_HEAD],
         WORD.pack(n_streams),
         bytes(4 * (n_streams - 1)),

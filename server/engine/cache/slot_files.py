@@ -21,6 +21,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -155,7 +156,7 @@ def read_header(path: Path) -> dict:
         return _read_header(stream, path.name, os.fstat(stream.fileno()).st_size)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> BufferedReader:
     try:
         return open(os.open(path, os.O_RDONLY | NO_FOLLOW | BINARY), "rb")
     except FileNotFoundError:
@@ -170,7 +171,7 @@ def _checksum(header: dict, state: memoryview | bytearray) -> int:
     return zlib.crc32(state, zlib.crc32(about.encode()))
 
 
-def _read_header(stream, name: str, size: int) -> dict:
+def _read_header(stream: BinaryIO, name: str, size: int) -> dict:
     head = stream.read(HEAD.size)
     if head[:8] == OLD_MAGIC:
         raise ApiError(400, f"{name} {OLD}")

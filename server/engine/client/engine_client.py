@@ -40,7 +40,6 @@ from server.engine.seam.task import (
     Loading,
     ModelInfo,
     Piece,
-    Progress,
     Ready,
     Reply,
     Restarting,
@@ -122,7 +121,7 @@ class Results:
         self.cancel()
         self._divert = None  # a cycle with the reader, and with all that the request holds
 
-    def __iter__(self) -> Iterator[Piece | Progress | Final | Embedded]:
+    def __iter__(self) -> Iterator[Any]:
         return self.events(None)
 
     def divert(self, send: Callable[[list[Event]], bool], resume: Callable[[], None]) -> None:
@@ -130,7 +129,7 @@ class Results:
         client's socket is full) I am woken, and call `resume` before anything else."""
         self._divert, self._resume = send, resume
 
-    def events(self, silence_s: float | None) -> Iterator[Piece | Progress | Final | Embedded | None]:
+    def events(self, silence_s: float | None) -> Iterator[Any]:
         """Like iterating; whenever nothing has come for `silence_s` seconds, and after `ping`, a None comes instead."""
         n_open = len(self.tasks)
         while n_open:
@@ -176,7 +175,7 @@ class Results:
             try:
                 return self._queue.get(timeout=left)
             except Empty:
-                left = silence_s - (time.monotonic() - max(started, self._t_diverted))
+                left = (silence_s or 0.0) - (time.monotonic() - max(started, self._t_diverted))
         return None
 
     @property
@@ -254,7 +253,7 @@ class Results:
                 if events:
                     self._hand_over(events)
             else:
-                events = None
+                events = None  # type: ignore[assignment]
         if events is None:
             self.cancel("the client reads too slowly")
 
@@ -269,7 +268,7 @@ class Results:
     def _is_sent(self, events: list[Event]) -> bool:
         self._t_diverted = time.monotonic()
         try:
-            return self._divert(events)
+            return self._divert(events)  # type: ignore[misc]
         except Exception as error:
             self._fault = error
             return False
@@ -346,7 +345,7 @@ class EngineClient:
             self._t_sign = time.monotonic()
         for task in tasks:
             self._results[task.id] = results
-        self._transport.post(tasks[0] if len(tasks) == 1 else Tasks(tasks))
+        self._transport.post(tasks[0] if len(tasks) == 1 else Tasks(tasks))  # type: ignore[arg-type]
         if self.state in (CLOSED, FAILED):
             self._fail_open()
         return results
@@ -386,7 +385,7 @@ class EngineClient:
         """What was asked in an open task, or in one that ended lately (a slot may still show it)."""
         results = self._results.get(id_task)
         if results is not None:
-            return results.by_id[id_task]
+            return results.by_id[id_task]  # type: ignore[return-value]
         return self._recent.get(id_task)
 
     def close(self, grace_s: float = 0.0) -> None:
@@ -507,7 +506,7 @@ class EngineClient:
         for id_command, queue in list(self._replies.items()):
             queue.put(Reply(id_command, {}, (status, message)))
 
-    _HANDLERS = {
+    _HANDLERS: dict[type, Callable[[Any, Any], None]] = {
         Loading: _on_loading,
         Ready: _on_ready,
         LoadFailed: _on_load_failed,

@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import field
+from typing import Any
 
 from server.engine.seam.task import (
     Cancel,
@@ -133,7 +134,7 @@ class Ledger:
 
     # ---- from the web side --------------------------------------------------------------------------------------
 
-    def post(self, message: object) -> list[object]:
+    def post(self, message: object) -> list[Any]:
         """Note a message; it goes to the engine unless that must wait."""
         if isinstance(message, Cancel):
             return self._cancel(message)
@@ -150,7 +151,7 @@ class Ledger:
         tasks = [to_send for entry in new for to_send in self._send(entry)]  # what came before has been sent
         return [*together(tasks), *self._release_commands()]
 
-    def _cancel(self, message: Cancel) -> list[object]:
+    def _cancel(self, message: Cancel) -> list[Any]:
         entry = self._tasks.get(message.id)
         if entry is None:
             return [message] if self._commands.withdraw(message.id) else []
@@ -161,7 +162,7 @@ class Ledger:
         del self._tasks[message.id]
         return [*sent, *self._on_started(message.id), *self._end_probation(message.id)]
 
-    def refuse(self, message: Task | Embed | Command, reason: str) -> tuple[list[Event], list[object]]:
+    def refuse(self, message: Task | Embed | Command, reason: str) -> tuple[list[Event], list[Any]]:
         """What was to be sent can't be: its answer if anybody waits for it, and what to send instead."""
         if isinstance(message, Command):
             known = self._commands.answered(message.id) is not None
@@ -172,9 +173,9 @@ class Ledger:
 
     # ---- from the engine ----------------------------------------------------------------------------------------
 
-    def take(self, frame: Frame) -> tuple[Frame, list[object]]:
+    def take(self, frame: Frame) -> tuple[Frame, list[Any]]:
         """Note what a frame tells; the frame as the web side should see it, and what to send to the engine now."""
-        to_send: list[object] = []
+        to_send: list[Any] = []
         events: list[Event] = []
         for event in frame.events:
             if type(event) is Piece:
@@ -205,7 +206,7 @@ class Ledger:
         self._to_start.discard(id_task)
         return self._release_commands()
 
-    def _on_piece(self, piece: Piece, to_send: list[object]) -> None:
+    def _on_piece(self, piece: Piece, to_send: list[Any]) -> None:
         entry = self._tasks.get(piece.id)
         if entry is None:
             return
@@ -291,23 +292,23 @@ class Ledger:
             f"this request has brought the engine down {entry.strikes} times ({cause}); it is not tried again",
         )
 
-    def ready(self) -> list[object]:
+    def ready(self) -> list[Any]:
         """A new engine is ready: first the settings, then (see `_on_set_up`) the tasks."""
         commands = [dataclasses.replace(command, id=-1 - i) for i, command in enumerate(self._settings.values())]
         self._setting_up = {command.id for command in commands}
         return commands or self._set_up()
 
-    def _on_set_up(self, reply: Reply) -> list[object]:
+    def _on_set_up(self, reply: Reply) -> list[Any]:
         self._setting_up.discard(reply.id)
         return [] if self._setting_up else self._set_up()
 
-    def _set_up(self) -> list[object]:
+    def _set_up(self) -> list[Any]:
         self._is_ready = True
         if not self._probation:
             return self._release()
         return self._send(self._tasks[self._probation[0]])
 
-    def _end_probation(self, id_task: int) -> list[object]:
+    def _end_probation(self, id_task: int) -> list[Any]:
         """A suspect has made progress or is gone: the next one's turn, or all others'."""
         if id_task not in self._probation:
             return []
@@ -315,7 +316,7 @@ class Ledger:
         self._probation.remove(id_task)
         return self._set_up() if was_first and self._is_ready else []
 
-    def _release(self) -> list[object]:
+    def _release(self) -> list[Any]:
         """Send everything that the engine hasn't got."""
         tasks = [message for entry in self._tasks.values() if not entry.is_sent for message in self._send(entry)]
         return [*tasks, *self._release_commands()]
@@ -324,7 +325,7 @@ class Ledger:
         """Commands wait for all replayed tasks to be started: a system prompt must not get in before them."""
         return [] if self._to_start or self._probation else self._commands.to_send()
 
-    def _send(self, entry: Entry) -> list[object]:
+    def _send(self, entry: Entry) -> list[Any]:
         entry.is_sent = True
         if entry.tokens:
             self.n_replays += 1
@@ -340,7 +341,7 @@ class Ledger:
             return snapshot
         sums = {
             name: getattr(base, name) + getattr(snapshot, name)
-            for name in Snapshot.__slots__
+            for name in Snapshot.__slots__  # type: ignore[attr-defined]
             if name not in NO_COUNTERS
         }
         histograms = {
@@ -357,7 +358,7 @@ class Ledger:
         )
 
 
-def together(messages: list[object]) -> list[object]:
+def together(messages: list[Any]) -> list[Any]:
     """Tasks in one message, if they are all there is to send."""
     if len(messages) > 1 and all(isinstance(message, Task) for message in messages):
         return [Tasks(tuple(messages))]

@@ -29,7 +29,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.task import Close, Closed, Frame, LoadFailed, Loading, Ready, Starting
@@ -78,10 +78,11 @@ def main(hints: Sequence[str] = (), open_backend: OpenBackend | None = None) -> 
     faulthandler.enable(file=2, all_threads=False)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     if open_backend is None:
-        from server.engine.llama.backend import open_backend, preload
+        from server.engine.llama import backend
 
+        open_backend = backend.open_backend
         if hints:
-            preload(*hints)  # the web process needs some time yet to say what to load
+            backend.preload(*hints)  # the web process needs some time yet to say what to load
     code = 1
     try:
         code = EngineProcess(inlet, outlet, open_backend).run()
@@ -134,13 +135,13 @@ class Outbox:
         self._lock = threading.Lock()  # guards the rest
         self._work = threading.Condition(self._lock)  # there may be something for `writer` to do
         self._progress = threading.Condition(self._lock)  # something was sent
-        self._waiting: deque[object] = deque()
+        self._waiting: deque[Any] = deque()
         self._rest = b""  # of a frame that the pipe has taken a part of
         self._n_lost = 0
         self._is_sending = False  # somebody writes into the pipe, without holding the lock
         threading.Thread(target=self._run, name="writer", daemon=True).start()
 
-    def put(self, message: object) -> None:
+    def put(self, message: Any) -> None:
         """Any thread: send this. Waits while the web side is far behind."""
         with self._lock:
             while len(self._waiting) >= MAX_WAITING:
@@ -217,9 +218,9 @@ def _unblocked(fd: int) -> bool:
     return True
 
 
-def merge_frames(messages: list[object]) -> list[object]:
+def merge_frames(messages: list[Any]) -> list[Any]:
     """Neighbouring frames as one; of several snapshots the last one counts."""
-    merged: list[object] = []
+    merged: list[Any] = []
     for message in messages:
         last = merged[-1] if merged else None
         if type(message) is Frame and type(last) is Frame:
@@ -367,12 +368,12 @@ class EngineProcess:
             traceback.print_exc()
         self._end()
 
-    def _take_all(self, messages: Iterator[object]) -> None:
+    def _take_all(self, messages: Iterator[Any]) -> None:
         """A function of its own, so that no message (they may have files) is kept until the next one comes."""
         for message in messages:
             self._take(message)
 
-    def _take(self, message: object) -> None:
+    def _take(self, message: Any) -> None:
         if isinstance(message, (Hello, Start)):
             self._first.put(message)
         elif isinstance(message, Close):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from server.engine.loop.scheduler import Scheduler
 from server.engine.seam.config import EngineConfig, step_limit_s
@@ -46,7 +47,7 @@ class ThreadTransport:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def post(self, message: object) -> None:
+    def post(self, message: Any) -> None:
         """Into the scheduler's inbox; nothing can be posted before `Ready`."""
         if self._scheduler is not None:
             self._scheduler.post(message)

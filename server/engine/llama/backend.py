@@ -58,7 +58,6 @@ from server.model_files.rerankers import with_template
 
 if TYPE_CHECKING:
     from server.engine.llama.embed_media import LlamaMediaEmbeddings
-    from server.engine.llama.mtmd import Projector
 
 __all__ = ["LibsError", "LlamaBackend", "device_lines", "library_line", "open_backend", "preload"]
 
@@ -159,7 +158,7 @@ class LlamaBackend:
     def __init__(self, config: EngineConfig, on_progress: Callable[[float], bool]) -> None:
         self._config = config
         self._abort = AbortFlag()
-        self.drafter: LlamaBackend | None = None
+        self.drafter: Any = None  # a LlamaBackend
         self._embeddings: LlamaEmbeddings | None = None  # this and the two below are made when they are first needed
         self._media_embeddings: LlamaMediaEmbeddings | None = None
         self._likeliest: Likeliest | None = None
@@ -230,7 +229,7 @@ class LlamaBackend:
         elif config.embeddings:
             self.open_embeddings()
 
-    def _open_projector(self) -> Projector | None:
+    def _open_projector(self) -> Any:
         if not self._config.mmproj:
             return None
         from server.engine.llama.mtmd import Projector  # here, because most models have none
@@ -457,7 +456,7 @@ class LlamaBackend:
         """A chain for one task."""
         return LlamaSampler(self._samplers, self._context, stages, grammar)
 
-    def draw_ahead(self, wanted: Sequence[tuple[LlamaSampler, int]]) -> None:
+    def draw_ahead(self, wanted: Sequence[tuple[Any, int]]) -> None:
         """See `Backend`. The first look at a batch's logits may put them in order, so it isn't left to the helpers."""
         jobs = [(sampler.draw_ahead, row) for sampler, row in wanted if sampler.can_draw_ahead]
         if jobs:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable
+from typing import Any
 
 from ctypes_api.llama_types import (
     llama_sampler_apply_fn,
@@ -25,7 +26,7 @@ FLAT = 1e-6
 class CustomSamplers:
     """Makes the custom samplers of one chain, and holds what C points at: it must outlive the chain."""
 
-    def __init__(self, llama, newline: int) -> None:
+    def __init__(self, llama: Any, newline: int) -> None:
         self._llama = llama
         self._newline = newline
         self._alive: list[object] = []

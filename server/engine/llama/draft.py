@@ -9,6 +9,7 @@ token ids, and means something only if both models mean the same by them.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ctypes_api.llama_types import llama_token_data_array
 from server.engine.llama.custom_samplers import CustomSamplers
@@ -23,7 +24,7 @@ MAX_SIZE_DIFFERENCE = 128  # vocabularies that differ only in padding, as llama.
 class Likeliest:
     """Picks from the logits of a batch row. One for all sequences: it remembers nothing."""
 
-    def __init__(self, factory: SamplerFactory, ctx) -> None:
+    def __init__(self, factory: SamplerFactory, ctx: Any) -> None:
         self._llama = factory.llama
         self._ctx = ctx
         self._chance = 0.0
@@ -69,7 +70,7 @@ def drafter_config(config: EngineConfig, n_ctx: int, is_split: bool) -> EngineCo
     )
 
 
-def vocab_difference(llama, large: int, small: int) -> str:
+def vocab_difference(llama: Any, large: int, small: int) -> str:
     """Why the small model's tokens aren't those of the large one, "" if they are; both are vocabularies."""
     if llama.llama_vocab_type(large) != llama.llama_vocab_type(small):
         return "it has another kind of vocabulary"

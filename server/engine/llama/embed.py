@@ -243,7 +243,7 @@ class LlamaEmbeddings:
         """More than once is fine."""
         self.context.close()
 
-    def _copy(self, vector: ctypes.POINTER(ctypes.c_float)) -> bytes:
+    def _copy(self, vector: Any) -> bytes:
         if not vector:
             raise RuntimeError("llama.cpp has no embedding for a row that it has computed")
         return ctypes.string_at(vector, 4 * self.width)

@@ -57,7 +57,7 @@ class LlamaMediaEmbeddings:
             },
         )
         self._batch = Batch(model.libs, self.n_rows)
-        self._encoded: ctypes.Array | None = None
+        self._encoded: Any = None
 
     def encode(self, chunk: Chunk) -> None:
         """See `MediaEmbeddingBackend`. A copy, since the projector keeps one chunk only, and a slot may want it."""
@@ -78,7 +78,8 @@ class LlamaMediaEmbeddings:
 
     def embed_tokens(self, tokens: Sequence[int], pos: int) -> tuple[int, bytes]:
         """See `MediaEmbeddingBackend`."""
-        batch, n, rows = self._batch, len(tokens), []
+        rows: list[bytes] = []
+        batch, n = self._batch, len(tokens)
         batch.token[:n] = tokens
         batch.pos[:n] = range(pos, pos + n)
         batch.seq[:n] = [0] * n

@@ -155,7 +155,7 @@ class Projector:
 
     def _output(self) -> int:
         """The address of the embeddings of the chunk encoded last."""
-        return ctypes.cast(self._mtmd.mtmd_get_output_embd(self._raw), ctypes.c_void_p).value
+        return ctypes.cast(self._mtmd.mtmd_get_output_embd(self._raw), ctypes.c_void_p).value  # type: ignore[return-value]
 
     def _batch(self, chunk: Chunk, source: int, start: int, n: int, seq: int, pos: int) -> Batch:
         """Rows [start, start + n) of the encoded chunk, which begins at position `pos`."""

@@ -43,7 +43,9 @@ def model_fields(libs: Libs, params: Mapping[str, Any]) -> dict[str, Any]:
         fields["kv_overrides"] = [kv_override(*row) for row in fields["kv_overrides"]]
     if "tensor_buft_overrides" in fields:
         buffers = buffer_types(libs)
-        fields["tensor_buft_overrides"] = [tensor_override(*row, buffers) for row in fields["tensor_buft_overrides"]]
+        fields["tensor_buft_overrides"] = [
+            tensor_override(pattern, buffer, buffers) for pattern, buffer in fields["tensor_buft_overrides"]
+        ]
     return fields
 
 

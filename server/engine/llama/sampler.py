@@ -18,6 +18,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from itertools import chain as chained
+from typing import Any, Literal
 
 from ctypes_api.llama_types import llama_logit_bias, llama_token_data, llama_token_data_array
 from server.engine.llama.custom_samplers import CustomSamplers
@@ -52,7 +53,7 @@ class Candidates:
         self.array = llama_token_data_array()
         self.parts = [self._part(start) for start in range(0, n_vocab, FILTER_TOKENS)]
 
-    def fill(self, logits: ctypes.POINTER(ctypes.c_float)) -> None:
+    def fill(self, logits: Any) -> None:
         """Take over the logits of one batch row (`n_vocab` floats)."""
         ctypes.memmove(self._rows, self._template, ctypes.sizeof(self._rows))
         source = ctypes.cast(logits, ctypes.POINTER(ctypes.c_float * self._n_vocab)).contents
@@ -79,14 +80,14 @@ class Candidates:
         return self.array.data[self.array.selected].id
 
 
-def _column(rows: ctypes.Array, format: str, column: int) -> memoryview:
+def _column(rows: ctypes.Array, format: Literal["i", "f"], column: int) -> Any:
     return memoryview(rows).cast("B").cast(format)[column::3]
 
 
 class SamplerFactory:
     """Makes the samplers of one model; owns what they share."""
 
-    def __init__(self, llama, vocab, n_vocab: int) -> None:
+    def __init__(self, llama: Any, vocab: Any, n_vocab: int) -> None:
         self.llama = llama
         self.vocab = vocab
         self.n_vocab = n_vocab
@@ -119,7 +120,7 @@ class SamplerFactory:
             return [remember, STAGES["penalties"](self, *stage.args), restore]
         return [STAGES[stage.name](self, *stage.args)]
 
-    def dry(self, *args: object) -> int:
+    def dry(self, *args: Any) -> int:
         """A DRY sampler, copied from one that was made before if possible: making one looks for each breaker in each
         token of the vocabulary."""
         made = self._dry.pop(args, None)
@@ -146,16 +147,17 @@ class SamplerFactory:
 class LlamaSampler:
     """A chain, and perhaps a grammar, in use for one task."""
 
-    def __init__(self, factory: SamplerFactory, ctx, stages: Sequence[Stage], grammar: str) -> None:
+    def __init__(self, factory: SamplerFactory, ctx: Any, stages: Sequence[Stage], grammar: str) -> None:
         self._factory = factory
         self._llama = factory.llama
         self._ctx = ctx
         self._grammar = factory.grammar(grammar)
+        self._chain: int | None
         self._chain, self._custom = factory.chain(stages)
         self._is_greedy = stages[-1].name == GREEDY_STAGE
         self._ahead: int | None = None
         if self._grammar is None:
-            self.sample = self._sample_plain
+            self.sample = self._sample_plain  # type: ignore[method-assign]
         # Python's own samplers need the GIL; under a grammar all candidates are in one array that chains share
         self.can_draw_ahead = self._grammar is None and self._custom.is_empty
 
@@ -235,7 +237,7 @@ class LlamaSampler:
                 self._draw_end(logits)
         return candidates
 
-    def _draw_end(self, logits) -> None:
+    def _draw_end(self, logits: Any) -> None:
         """Grammar and biases together leave no token: end the text if the grammar allows that, else ApiError.
 
         Anything else would be accepted by a grammar that has refused it, which ends the process.

@@ -67,7 +67,7 @@ class Answers:
             if draft:
                 prompt_cache.trim(self._state.backend, slot, n_certain + max(len(drawn.tokens) - 1, 0))
         if run.drafting is not None:
-            self._state.speculation.judge(run.drafting, len(draft), drawn.tokens)
+            self._state.speculation.judge(run.drafting, len(draft), drawn.tokens)  # type: ignore[arg-type]
         if drawn.stop or not self._has_room(slot, run):
             self.finish(slot, drawn.stop or STOP_LIMIT)
         elif run.draws_s > DRAWS_S + DRAW_S * run.n_decoded:
@@ -196,7 +196,7 @@ def add_known_tokens(state: EngineState, spans: Sequence[Span]) -> None:
 
     With `exact` none: then every row has to be computed as it was before, alone.
     """
-    slots = {span.id: state.slots[span.id] for span in spans if _is_within(state.slots[span.id].run)}
+    slots = {span.id: state.slots[span.id] for span in spans if _is_within(state.slots[span.id].run)}  # type: ignore[arg-type]
     info = state.backend.info
     n_logits = 0 if state.config.exact else max(MAX_LOGITS // (4 * info.n_vocab), len(slots))
     room = min(n_logits, info.n_batch - sum(map(len, spans)))

@@ -249,7 +249,7 @@ class Batching:
 
     def _job(self, slot: Slot) -> Job:
         is_prefill = slot.run.next_token is None
-        all_rows = is_prefill and wants_prompt_probs(slot.run)
+        all_rows = is_prefill and wants_prompt_probs(slot.run)  # type: ignore[arg-type]
         limit = PROMPT_PROBS_ROWS if all_rows else planner.UNLIMITED
         if slot.positions is None:
             pending = slot.pending

@@ -123,7 +123,7 @@ class Evaluation:
             report_prompt_probs(self._state, slot, row - n + 1, len(slot.tokens) - n, n)
         if slot.positions is not None:
             slot.positions.pos += len(span)
-        run = slot.run
+        run: Run = slot.run  # type: ignore[assignment]
         if run.next_token is None:
             self._state.meter.n_prompt += len(span)
             if self._is_out_of_time(run):

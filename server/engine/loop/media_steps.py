@@ -7,6 +7,8 @@ chunk or decoding it, for the slot whose task came first; before it comes the ba
 
 from __future__ import annotations
 
+from typing import Any
+
 from server.engine.loop.batching import Batching
 from server.engine.loop.evaluation import Evaluation
 from server.engine.loop.prefixes import Prefixes
@@ -31,7 +33,7 @@ class MediaSteps:
         self._batching = batching
         self._evaluation = evaluation
         self._encoded: Chunk | None = None
-        self._slot: Slot | None = None
+        self._slot: Any = None  # the Slot to work for
 
     def let_go(self) -> bool:
         """Whether somebody else may have the projector encode now: not while a chunk is encoded and not evaluated."""
@@ -56,7 +58,7 @@ class MediaSteps:
                 self._state.backend.media.encode(slot.chunk)
                 self._encoded = slot.chunk
             else:
-                self._decode(slot, slot.chunk)
+                self._decode(slot, slot.chunk)  # type: ignore[arg-type]
         except Exception as error:
             self._encoded = None
             log.exception("task %d: its media could not be evaluated", slot.run.task.id)

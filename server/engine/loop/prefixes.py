@@ -63,7 +63,7 @@ class Prefixes:
 
     def choose_slot(self, free: list[Slot], task: Task, prompt: list[int]) -> Slot:
         """The free slot that suits a task best."""
-        return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())
+        return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())  # type: ignore[return-value]
 
     def begin(self, slot: Slot, run: Run) -> None:
         """Set the slot's cache to what is there of the prompt of `run`, and note how that came."""
@@ -86,7 +86,7 @@ class Prefixes:
 
     def must_wait(self, slot: Slot) -> bool:
         """Whether a slot's prompt waits for its leader; once it need not, it has the leader's cells."""
-        run = slot.run
+        run: Run = slot.run  # type: ignore[assignment]
         if run.leader is None:
             return False
         if run.leader.slot.run is run.leader.run and len(run.leader.slot.tokens) < run.leader.n:
@@ -209,7 +209,7 @@ class Prefixes:
                 n = min(common_prefix(other.run.prompt, run.prompt), run.layout.reusable(len(run.prompt)))
                 if n > n_best:
                     best, n_best = other, n
-        return None if best is None else Leader(best, best.run, n_best)
+        return None if best is None else Leader(best, best.run, n_best)  # type: ignore[arg-type]
 
     def _longest(self, prompt: list[int], lora: Lora) -> tuple[int, str]:
         """How much of a prompt is in any cache, whether it can be used or not, and why it might not."""

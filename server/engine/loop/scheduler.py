@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from server.engine.cache.block_files import StoredBlock
 from server.engine.loop import answers
@@ -101,7 +101,7 @@ class Scheduler:
         self._t_snapshot = 0.0
         self._n_kept = 0  # events that wait for company
         self._t_sent = self._t_flush = 0.0
-        self._handlers = {
+        self._handlers: dict[type, Callable[[Any], None]] = {
             Task: self._enqueue,
             Tasks: self._enqueue_all,
             Cancel: self._cancel,
@@ -264,7 +264,7 @@ class Scheduler:
         """See to it that it becomes known what states depend on."""
         if self._identifying is None and self._state.backend.identity.is_open:
             if self._state.backend.identity.recall():
-                self._identified(Identified(self._prefixes.blocks.scan(self._state.backend.identity.facts)))
+                self._identified(Identified(self._prefixes.blocks.scan(self._state.backend.identity.facts)))  # type: ignore[arg-type]
             else:
                 self._identifying = threading.Thread(target=self._read_files, name="identity", daemon=True)
                 self._identifying.start()
@@ -440,7 +440,7 @@ def join_pieces(events: Sequence[Event], streams: frozenset[int] = frozenset()) 
         else:
             open_parts[event.id] = [event]
             parts.append(open_parts[event.id])
-    return tuple(_join(part) if type(part) is list else part for part in parts)
+    return tuple(_join(part) if type(part) is list else part for part in parts)  # type: ignore[misc]
 
 
 def _join(pieces: list[Piece]) -> Piece:

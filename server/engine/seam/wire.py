@@ -109,7 +109,7 @@ class Stacks:
     text: str
 
 
-def classes(*modules: types.ModuleType) -> list[type]:
+def classes(*modules: types.ModuleType) -> list[Any]:
     """The dataclasses of these modules, in the order of their definition."""
     return [
         value
@@ -165,7 +165,7 @@ class Tail:
 
     def cut_ints(self, value: dict[str, Any]) -> tuple[int, ...]:
         """The reverse for packed numbers: the same object for the same place."""
-        place = value.get(INTS_KEY)
+        place: Any = value.get(INTS_KEY)
         data = self.cut(place)
         if len(value) > 1 or len(data) % array("i").itemsize:
             raise WireError("no packed numbers")
@@ -295,7 +295,7 @@ class Codec:
             values[place] = encode(values[place], tail)
         return values
 
-    def message(self, row: Any, tail: Tail, allowed: tuple[type, ...] | None = None) -> Any:
+    def message(self, row: Any, tail: Tail, allowed: tuple[Any, ...] | None = None) -> Any:
         """The reverse of `row`; `allowed` limits the classes."""
         number = row[0] if type(row) is list and row else None
         if type(number) is not int or not 0 <= number < len(self._classes):
@@ -375,7 +375,7 @@ def _encoder(codec: Codec, annotation: Any) -> Encoder | None:
     if annotation == tuple[int, ...]:
         return lambda values, tail: tail.add_ints(values)
     if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis:
-        encode = _encoder(codec, arguments[0])
+        encode: Any = _encoder(codec, arguments[0])
         return None if encode is None else lambda values, tail: [encode(value, tail) for value in values]
     if origin is tuple:
         encoders = [_encoder(codec, argument) for argument in arguments]
@@ -535,6 +535,8 @@ _INTS, _STRINGS, _LISTS = frozenset((int,)), frozenset((str,)), frozenset((list,
 def events_out(events: Iterable[Event], row: Callable[[Event], list[Any]]) -> list[list[Any]]:
     """The rows of `events`, in order; `row` makes that of one event."""
     rows: list[list[Any]] = []
+    tokens: list[tuple[int, ...]]
+    texts: list[str]
     ids: list[int] | None = None
     for event in events:
         if type(event) is Piece and not event.probs and event.timings is None:

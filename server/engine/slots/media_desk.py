@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import field
 from functools import partial
 from queue import SimpleQueue
+from typing import Any
 
 from server.engine.seam.task import Embed, Media, Task
 from server.engine.slots.backend import MediaBackend
@@ -118,8 +119,8 @@ class MediaDesk:
     ) -> None:
         """`n_ctx` tokens are what a slot holds; `announce` is told whose file is next, `post` puts into the loop."""
         self.at_work: int | None = None
-        self._prepare = None if eyes is None else eyes.prepare
-        self._least_tokens = None if eyes is None else eyes.least_tokens
+        self._prepare: Any = None if eyes is None else eyes.prepare
+        self._least_tokens: Any = None if eyes is None else eyes.least_tokens
         self._n_ctx = n_ctx
         self._announce = announce
         self._post = post

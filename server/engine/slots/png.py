@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 PNG = b"\x89PNG\r\n\x1a\n"
 IN = OUT = 1 << 16  # bytes at a time
@@ -41,7 +42,7 @@ def png_fault(data: bytes, n_inflated: int, is_wanted: Callable[[], bool] = lamb
     return BROKEN
 
 
-def _inflate(inflater, piece: bytes | memoryview) -> int:
+def _inflate(inflater: Any, piece: bytes | memoryview) -> int:
     """How many bytes a piece of the data becomes; none of them is kept."""
     n = 0
     while piece and not inflater.eof:

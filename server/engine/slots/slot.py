@@ -6,6 +6,7 @@ the next task may reuse; all that belongs to one task is in its `Run`, which is 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import field, replace
 from typing import Protocol
 
@@ -175,7 +176,7 @@ class Slot:
         )
 
 
-def common_prefix(a: list[int], b: list[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common beginning of two token lists (compared in blocks: most of it runs in C)."""
     n = min(len(a), len(b))
     if a[:n] == b[:n]:

@@ -136,14 +136,14 @@ class Speculation:
         left = []
         for want, n in zip(wants, lengths):
             span, slot, _ = want
-            if not n or not _add(span, slot.run.drafting, slot.run.drafting.lookup.draft(n), False):
+            if not n or not _add(span, slot.run.drafting, slot.run.drafting.lookup.draft(n), False):  # type: ignore[arg-type]
                 left.append(want)
         return left
 
     def _lookup(self, slot: Slot) -> Lookup:
         run, drafting = slot.run, slot.run.drafting
         if drafting.lookup is None:
-            drafting.lookup = Lookup([*slot.tokens, run.next_token], self._config.ngram)
+            drafting.lookup = Lookup([*slot.tokens, run.next_token], self._config.ngram)  # type: ignore[list-item]
         return drafting.lookup
 
     def _from_model(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> None:
@@ -165,12 +165,12 @@ class Speculation:
             n = EXPLORE
         n = min(n, (self._n_batch - sum(map(len, spans))) // max(len(wants), 1))
         asked = [
-            Want(slot.seq, [*slot.tokens, slot.run.next_token], min(n, most), slot.run.drafting.p_min)
+            Want(slot.seq, [*slot.tokens, slot.run.next_token], min(n, most), slot.run.drafting.p_min)  # type: ignore[list-item]
             for _, slot, most in wants
         ]
         if n > 0 and asked:
             for (span, slot, _), draft in zip(wants, self._model.draft(asked)):
-                _add(span, slot.run.drafting, draft, True)
+                _add(span, slot.run.drafting, draft, True)  # type: ignore[arg-type]
 
     # ---- costs ------------------------------------------------------------------------------------------------
 

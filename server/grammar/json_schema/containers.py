@@ -12,7 +12,8 @@ taken: members in any order; n! orders need n! rules.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from server.grammar import automaton
 from server.grammar.automaton import Dfa
@@ -140,7 +141,7 @@ def _further_members(converter: Converter, shape: Shape) -> str | None:
             continue
         value = converter.expression(_further_values(converter, shape, matched), "extra")
         key = None if value is None else _further_key(converter, shape, patterns, matched)
-        if key is not None:
+        if key is not None and value is not None:
             ways.append(sequence(key, literal('":'), blank, value))
     return choice(ways) or None
 
@@ -191,7 +192,7 @@ def _further_key(converter: Converter, shape: Shape, patterns: list[str], matche
         return excluded_words(builder, taken, char, class_of) if taken else f"{char}*"
     dfas = [automaton.negation(automaton.words(taken))] if taken else []
     for pattern in patterns:
-        dfa = pattern_dfa(pattern)
+        dfa: Any = pattern_dfa(pattern)
         dfas.append(dfa if pattern in matched else automaton.negation(dfa))
     dfas += [dfa for name in names if (dfa := converter.key_dfa(name)) is not None]
     key = converter.common_dfa(dfas, shape.pointer, _KEY_STATES_MAX)
@@ -229,8 +230,9 @@ def _in_order(
             after = min(count + 1, cap)
             rest = None if count == most else _rest(some[after], comma, needed == 0 and count + 1 >= least)
             ways = [] if rest is None else [sequence(member.text, rest)]
-            if not member.is_required and some[count] is not None:
-                ways.append(some[count])
+            here = some[count]
+            if not member.is_required and here is not None:
+                ways.append(here)
             expression = choice(ways) or None
             if shared and expression is not None and len(ways) + len(expression) > 30:
                 expression = builder.define("members", expression)
@@ -364,7 +366,7 @@ def _lay_out_distinct(
         converter.document.loosen(f"{shape.pointer}/minItems", "not enforced: too many combinations")
         least = 0
     most = None if most == len(texts) else min(most, room)
-    some = [None] * ((least if most is None else most) + 1)
+    some: list[str | None] = [None] * ((least if most is None else most) + 1)
     return _in_order(builder, [_Member(text, False) for text in texts], some, comma, least, most)
 
 
@@ -449,7 +451,7 @@ class _ContainsLayout:
             table = row
         return table[0]
 
-    def cell(self, index: int, found: int, count: int, after: list[str | None], row: list[str | None]) -> str | None:
+    def cell(self, index: int, found: int, count: int, after: list[Any], row: list[Any]) -> str | None:
         """What may follow when `index` items stand, `found` of them counted; `after` is the row of index + 1.
 
         The last row of an unbounded array is followed by itself.
@@ -479,5 +481,5 @@ class _ContainsLayout:
             expression = optional(expression)
         return builder.define("contains", expression) if len(expression) > 40 else expression
 
-    def pick(self, items: list[str | None], index: int) -> str | None:
+    def pick(self, items: Sequence[str | None], index: int) -> Any:
         return items[min(index, len(items) - 1)] if items else None

@@ -193,8 +193,8 @@ class Converter:
         elif any(shape.is_free() for shape in shapes):
             self.known[key] = core(self.builder, "value")
         elif any(shape.values is None and ("object" in shape.types or "array" in shape.types) for shape in shapes):
-            self.known[key] = self.new_rule(_rule_hint(conjunction, hint))
-            self.queue.append((key, shapes, self.known[key]))
+            name = self.known[key] = self.new_rule(_rule_hint(conjunction, hint))
+            self.queue.append((key, shapes, name))
             if len(self.known) > _RULES_MAX:
                 raise SchemaError(f"more than {_RULES_MAX} different schemas in one", "#")
         else:
@@ -362,7 +362,7 @@ class Converter:
         counts. Formats are annotations, so one that can't be combined with what else is said is left out."""
         text = self.asserted_text(shape, refused, least, most, hint)
         for name, pointer in shape.formats:
-            better = None
+            better: Dfa | str | None = None
             if name in FORMATS and text is None:
                 better = self.with_length(format_dfa(name), least, most)
                 if better is None:
@@ -390,13 +390,17 @@ class Converter:
                 self.document.loosen(shape.pointer, "only the pattern is enforced, it is too large to be combined")
             return bounded or pieces
         dfa = self.common_dfa(dfas, shape.pointer, STATES_MAX * 4)
-        found = dfa and self.with_length(dfa, least, most)
+        found: Dfa | str | None = dfa and self.with_length(dfa, least, most)
         if dfa is None or found is not None:
             return found
         if len(dfas) == 1 and len(shape.patterns) == 1 and not shape.patterns[0][2]:
             found = self.bounded(shape.patterns[0][0], True, least, most, hint)
         for end in (most, *_SHORTER):
-            if found is None and (end is None or least < end) and (end == most or most is None or end < most):
+            if (
+                found is None
+                and (end is None or least < end)
+                and (most is None or end == most or end is not None and end < most)
+            ):
                 found = self.with_length(dfa, least, end, _RULES_MOST)
                 if found is not None and end != most:
                     self.document.loosen(

@@ -116,7 +116,7 @@ def _between(wanted: Range, places: int) -> Dfa:
     if high is None or high > 0 or (high == 0 and not zero_open):
         is_above = low is not None and low >= 0
         plain = _unsigned(
-            low if is_above else Decimal(0),
+            low if low is not None and is_above else Decimal(0),
             is_above and wanted.low_open,
             high,
             wanted.high_open,
@@ -126,7 +126,7 @@ def _between(wanted: Range, places: int) -> Dfa:
     if low is None or low < 0:
         is_below = high is not None and high < 0
         negative = _unsigned(
-            high if is_below else Decimal(0),
+            high if high is not None and is_below else Decimal(0),
             wanted.high_open if is_below else zero_open or not places,
             low,
             wanted.low_open,
@@ -231,7 +231,7 @@ def _explore(
     """The automaton of the states that can be reached; `steps(state)` are (characters, next state)."""
     numbers = {start: 0}
     states = [start]
-    moves = []
+    moves: list[list[tuple[automaton.Charset, int]]] = []
     while len(moves) < len(states):
         here: dict[int, list[str]] = {}
         for chars, target in steps(states[len(moves)]):

@@ -174,7 +174,7 @@ def _follow(start: Part, fragment: str) -> Part | None:
     node: Any = start.schema
     keys: list[str | int] = []
     for segment in fragment.split("/")[1:]:
-        key: str | int = segment.replace("~1", "/").replace("~0", "~")
+        key: Any = segment.replace("~1", "/").replace("~0", "~")
         if isinstance(node, list):
             if not key.isdigit() or len(key) > 9 or int(key) >= len(node):
                 return None

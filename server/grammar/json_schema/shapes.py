@@ -330,7 +330,8 @@ class Document:
 
     def choices(self, part: Part) -> list[tuple[str, list[Conjunction]]]:
         """The choices a part offers: (pointer, branches), a branch being parts that hold together."""
-        schema, result = part.schema, []
+        schema = part.schema
+        result: list[tuple[str, list[Conjunction]]] = []
         for key in ("anyOf", "oneOf"):
             if key in schema:
                 branches = [self.plain(part.at(key, index)) for index in range(len(schema[key]))]

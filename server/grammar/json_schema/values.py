@@ -225,10 +225,11 @@ def _strings_disjoint(one: Shape, two: Shape) -> bool:
     for here, other in ((one, two), (two, one)):
         if here.max_length is not None and here.max_length < other.min_length:
             return True
-    dfas = [
+    found = [
         pattern_dfa(pattern) for shape in (one, two) for pattern, _, is_negative in shape.patterns if not is_negative
     ]
-    if not one.patterns or not two.patterns or None in dfas or len(dfas) < 2:
+    dfas = [dfa for dfa in found if dfa is not None]
+    if not one.patterns or not two.patterns or len(dfas) < max(len(found), 2):
         return False
     try:
         common = dfas[0]

@@ -54,7 +54,7 @@ class Wire:
         HTTP the socket is a plain one again: ApiError 400."""
         try:
             self.sock.settimeout(self._limits.head_s)
-            self.sock.do_handshake()
+            self.sock.do_handshake()  # type: ignore[attr-defined]
         except ssl.SSLError as error:
             if error.reason not in PLAIN_HTTP:
                 raise ClientGone(str(error)) from None
