@@ -220,7 +220,8 @@ def _handlers() -> list[Handler]:
 def _install(handlers: list[Handler], level: int) -> None:
     root = logging.getLogger(ROOT)
     old = list(root.handlers)
-    root.handlers[:] = handlers or [logging.NullHandler()]  # type: ignore[list-item]  # without any, logging would fall back to stderr
+    # without any, logging would fall back to stderr
+    root.handlers[:] = handlers or [logging.NullHandler()]  # type: ignore[list-item]
     root.setLevel(level)
     root.propagate = False
     for handler in old:

@@ -268,7 +268,8 @@ def open_shared(path: str, flags: int) -> int:
     import _winapi  # only on Windows
     import msvcrt
 
-    handle = _winapi.CreateFile(os.fspath(path), APPEND, SHARE_ALL, 0, OPEN_ALWAYS, NORMAL, 0)  # type: ignore[attr-defined]
+    file = os.fspath(path)
+    handle = _winapi.CreateFile(file, APPEND, SHARE_ALL, 0, OPEN_ALWAYS, NORMAL, 0)  # type: ignore[attr-defined]
     return msvcrt.open_osfhandle(handle, flags)  # type: ignore[attr-defined]
 
 

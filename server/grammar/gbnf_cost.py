@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from server.grammar.gbnf import CHARS, LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, Item
+from server.grammar.gbnf import LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, Item
 
 LIMIT = 1000.0
 """The unit is one stack's look at all tokens: 0.11 ms with 49,000 tokens, 0.6 ms with 256,000."""

@@ -10,7 +10,7 @@ rules for single cases (a class for alternatives of one character, ...): they ar
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from server.grammar import gbnf, gbnf_cost
 from server.grammar.automaton import (
@@ -25,7 +25,7 @@ from server.grammar.automaton import (
     determinise,
     minimal,
 )
-from server.grammar.gbnf import CHARS, LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, GrammarError, Item
+from server.grammar.gbnf import LITERAL, REFERENCE, REPEAT, TOKEN, Grammar, GrammarError, Item
 from server.grammar.gbnf_build import Builder, choice, literal, print_dfa, sequence
 
 STATES, PLACES, MOVES, DEPTH = 2500, 10_000, 100_000, 60
@@ -73,10 +73,10 @@ class _Rewriting:
         self.builder.rules[root] = self.alternatives([[Item(REFERENCE, self.grammar.root, 0)]]) or '""'
         while self.waiting:
             rule = self.waiting.pop()
-            self.builder.rules[self.names[rule]] = self.alternatives(self.grammar.rules[rule]) or '""'  # type: ignore[arg-type]
+            self.builder.rules[self.names[rule]] = self.alternatives(self.grammar.rules[rule]) or '""'
         return self.builder.text(root)
 
-    def alternatives(self, alternatives: list[list[Item]]) -> str:
+    def alternatives(self, alternatives: Any) -> str:
         return choice(self.items(items) for items in alternatives)
 
     def items(self, items: list[Item]) -> str:

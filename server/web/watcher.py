@@ -242,7 +242,8 @@ def _state_behind_data(sock: socket.socket) -> str:
         queue = select.kqueue()
         try:
             wanted = select.kevent(sock.fileno(), select.KQ_FILTER_READ, select.KQ_EV_ADD)  # type: ignore[attr-defined]
-            ends = [event for event in queue.control([wanted], 1, 0) if event.flags & select.KQ_EV_EOF]  # type: ignore[attr-defined]
+            events = queue.control([wanted], 1, 0)
+            ends = [event for event in events if event.flags & select.KQ_EV_EOF]  # type: ignore[attr-defined]
             return DATA if not ends else GONE if ends[0].fflags else ENDED  # `fflags` has the socket's error
         finally:
             queue.close()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterator
+from typing import Any
 
 from ctypes_api.errors import LibsError
 from ctypes_api.media import Bitmap, Chunks, EmptyBitmap
@@ -153,9 +154,9 @@ class Projector:
         """Before the model."""
         self._raw.close()
 
-    def _output(self) -> int:
+    def _output(self) -> Any:
         """The address of the embeddings of the chunk encoded last."""
-        return ctypes.cast(self._mtmd.mtmd_get_output_embd(self._raw), ctypes.c_void_p).value  # type: ignore[return-value]
+        return ctypes.cast(self._mtmd.mtmd_get_output_embd(self._raw), ctypes.c_void_p).value
 
     def _batch(self, chunk: Chunk, source: int, start: int, n: int, seq: int, pos: int) -> Batch:
         """Rows [start, start + n) of the encoded chunk, which begins at position `pos`."""

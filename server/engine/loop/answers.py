@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import field
+from typing import Any
 
 from server.engine.cache import prompt_cache
 from server.engine.loop.state import EngineState
@@ -196,7 +197,7 @@ def add_known_tokens(state: EngineState, spans: Sequence[Span]) -> None:
 
     With `exact` none: then every row has to be computed as it was before, alone.
     """
-    slots = {span.id: state.slots[span.id] for span in spans if _is_within(state.slots[span.id].run)}  # type: ignore[arg-type]
+    slots = {span.id: state.slots[span.id] for span in spans if _is_within(state.slots[span.id].run)}
     info = state.backend.info
     n_logits = 0 if state.config.exact else max(MAX_LOGITS // (4 * info.n_vocab), len(slots))
     room = min(n_logits, info.n_batch - sum(map(len, spans)))
@@ -221,7 +222,7 @@ def redraw_known(state: EngineState, run: Run, rows: Iterable[int]) -> None:
         _go_on(run)
 
 
-def _is_within(run: Run) -> bool:
+def _is_within(run: Any) -> bool:
     """Whether the prompt has been read and known tokens are left."""
     return run.is_replaying and run.next_token is not None
 

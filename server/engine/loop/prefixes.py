@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+from typing import Any
 
 from server.engine.cache import prompt_cache
 from server.engine.cache.block_cache import BlockCache
@@ -61,9 +62,9 @@ class Prefixes:
             self._shared = sharing, prompt_cache.count_shared(slots)
         return sum(len(slot.tokens) for slot in slots) - self._shared[1]
 
-    def choose_slot(self, free: list[Slot], task: Task, prompt: list[int]) -> Slot:
+    def choose_slot(self, free: list[Slot], task: Task, prompt: list[int]) -> Any:
         """The free slot that suits a task best."""
-        return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())  # type: ignore[return-value]
+        return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())
 
     def begin(self, slot: Slot, run: Run) -> None:
         """Set the slot's cache to what is there of the prompt of `run`, and note how that came."""

@@ -264,7 +264,8 @@ class Scheduler:
         """See to it that it becomes known what states depend on."""
         if self._identifying is None and self._state.backend.identity.is_open:
             if self._state.backend.identity.recall():
-                self._identified(Identified(self._prefixes.blocks.scan(self._state.backend.identity.facts)))  # type: ignore[arg-type]
+                facts: Any = self._state.backend.identity.facts
+                self._identified(Identified(self._prefixes.blocks.scan(facts)))
             else:
                 self._identifying = threading.Thread(target=self._read_files, name="identity", daemon=True)
                 self._identifying.start()

@@ -11,6 +11,7 @@ Not taken: feeding it each batch of the large model (prompts would cost both mod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from server.engine.slots.backend import DECODE_OK, Drafter
 from server.engine.slots.planner import Span
@@ -30,7 +31,7 @@ class Want:
     """Draft at most `n` tokens behind `text` in sequence `seq`, as long as each is at least `p_min` likely."""
 
     seq: int
-    text: list[int]
+    text: list[Any]
     n: int
     p_min: float
 

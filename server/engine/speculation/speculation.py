@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.task import Task
@@ -136,7 +137,7 @@ class Speculation:
         left = []
         for want, n in zip(wants, lengths):
             span, slot, _ = want
-            if not n or not _add(span, slot.run.drafting, slot.run.drafting.lookup.draft(n), False):  # type: ignore[arg-type]
+            if not n or not _add(span, slot.run.drafting, slot.run.drafting.lookup.draft(n), False):
                 left.append(want)
         return left
 
@@ -165,12 +166,12 @@ class Speculation:
             n = EXPLORE
         n = min(n, (self._n_batch - sum(map(len, spans))) // max(len(wants), 1))
         asked = [
-            Want(slot.seq, [*slot.tokens, slot.run.next_token], min(n, most), slot.run.drafting.p_min)  # type: ignore[list-item]
+            Want(slot.seq, [*slot.tokens, slot.run.next_token], min(n, most), slot.run.drafting.p_min)
             for _, slot, most in wants
         ]
         if n > 0 and asked:
             for (span, slot, _), draft in zip(wants, self._model.draft(asked)):
-                _add(span, slot.run.drafting, draft, True)  # type: ignore[arg-type]
+                _add(span, slot.run.drafting, draft, True)
 
     # ---- costs ------------------------------------------------------------------------------------------------
 
@@ -211,7 +212,7 @@ def _most(slot: Slot) -> int:
     return n
 
 
-def _add(span: Span, drafting: Drafting, draft: list[int], is_by_model: bool) -> bool:
+def _add(span: Span, drafting: Any, draft: list[int], is_by_model: bool) -> bool:
     if not draft or len(draft) < drafting.n_min:
         return False
     span.tokens = [*span.tokens, *draft]
