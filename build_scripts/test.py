@@ -1,4 +1,4 @@
-"""Make what the tests need, then run them: `python build_scripts/test.py [--unit] [--long] [for pytest]`.
+"""Make what the tests need, then check the source and run them: `python build_scripts/test.py [--unit] [--long] ...`.
 
 A command of its own; one thread; imports the standard library and `common`. Each step looks first whether its
 work is done, so a second run goes straight to pytest: an environment with the packages of
@@ -29,6 +29,7 @@ UNIT_FOLDERS = ("tests/unit", "tests/api")
 BROWSER_PACKAGES = ("chromium", "chromium-driver", "jq", "curl")
 BALANCERS = ("nginx", "haproxy")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+CHECKS = (("ruff", "check", "--quiet", "."), ("ruff", "format", "--check", "--quiet", "."), ("mypy",))
 NODE_PACKAGES = ("openai@7.57.0", "axe-core@4.10.3")
 ATTEMPTS = 3  # at what needs the network, where nobody is there to start it again
 NO_TESTS_RAN = 5
@@ -81,9 +82,11 @@ def command(arguments: list) -> int:
             Step("Node.js packages", prepare_node_packages),
         ]
     missing = [line for line in [run_step(step, strict) for step in steps] if line]
-    if quick and not any(names_tests(argument) for argument in arguments):
+    is_whole = not any(names_tests(argument) for argument in arguments)
+    if quick and is_whole:
         arguments = [*UNIT_FOLDERS, *arguments]
-    code = run_pytest(arguments, environment)
+    code = run_checks(environment) if is_whole else 0
+    code = run_pytest(arguments, environment) or code
     for line in missing:
         say(f"not on this machine: {line}")
     return code
@@ -133,6 +136,18 @@ def again(what: str, attempt: Callable[[], str], attempts: int | None = None) ->
         say(f"attempt {number} of {attempts} to {what} failed: {trouble}")
         time.sleep(number * 5)
     raise AssertionError("not reached")
+
+
+def run_checks(environment: dict) -> int:
+    """The linter, the formatter and the type checker; 1 if one of them has something to say."""
+    code = 0
+    for words in CHECKS:
+        begun = time.monotonic()
+        command_line = [str(python_in(environment_folder())), "-m", *words]
+        found = subprocess.run(command_line, cwd=ROOT, env=environment, check=False).returncode
+        say(f"{' '.join(words)}: {'faults, see above' if found else 'fine'} [{time.monotonic() - begun:.1f} s]")
+        code = code or min(found, 1)
+    return code
 
 
 def run_pytest(arguments: list, environment: dict) -> int:

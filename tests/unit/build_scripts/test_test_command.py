@@ -17,6 +17,7 @@ import pytest
 from tests.support import ROOT, build_script
 
 STEPS = ("packages", "libraries", "image_library", "model", "embedding_model", "browser", "balancers", "node_packages")
+CHECKS = ("ruff", "ruff", "mypy")
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def script() -> ModuleType:
 class Calls:
     """Stands for everything that would change the machine; `.done` is what would have happened."""
 
-    def __init__(self, script: ModuleType, monkeypatch: pytest.MonkeyPatch, exit_code: int = 0) -> None:
+    def __init__(self, script: ModuleType, monkeypatch: pytest.MonkeyPatch, exit_code: int = 0, faulty: str = "") -> None:
         self.done: list[str] = []
         self.arguments: list[str] = []
         self.environment: dict[str, str] = {}
@@ -41,8 +42,10 @@ class Calls:
             return lambda *_: self.done.append(name) or "ready"
 
         def run_process(command: list[str], *, env: dict[str, str], **_: object) -> SimpleNamespace:
-            assert command[1:3] == ["-m", "pytest"]
-            self.done.append("pytest")
+            assert command[1] == "-m"
+            self.done.append(command[2])
+            if command[2] != "pytest":
+                return SimpleNamespace(returncode=2 * (command[2] == faulty))
             self.arguments, self.environment = command[3:], env
             return SimpleNamespace(returncode=exit_code)
 
@@ -63,14 +66,14 @@ def cannot(script: ModuleType, reason: str) -> Callable[[], str]:
 def test_everything_is_prepared_and_all_tests_run(script, monkeypatch):
     calls = Calls(script, monkeypatch)
     assert script.main([]) == 0
-    assert calls.done == [*STEPS, "pytest"]
+    assert calls.done == [*STEPS, *CHECKS, "pytest"]
     assert calls.arguments == []
 
 
 def test_unit_needs_only_the_packages(script, monkeypatch):
     calls = Calls(script, monkeypatch)
     assert script.main(["--unit", "-x"]) == 0
-    assert calls.done == ["packages", "pytest"]
+    assert calls.done == ["packages", *CHECKS, "pytest"]
     assert calls.arguments == ["tests/unit", "tests/api", "-x"]
 
 
@@ -85,6 +88,19 @@ def test_unit_with_named_tests_runs_just_those(script, monkeypatch):
     calls = Calls(script, monkeypatch)
     script.main(["--unit", "tests/unit/test_layers.py::test_x"])
     assert calls.arguments == ["tests/unit/test_layers.py::test_x"]
+
+
+@pytest.mark.parametrize("faulty", CHECKS[1:])
+def test_what_a_checker_finds_fails_the_run_and_the_tests_run_all_the_same(script, monkeypatch, faulty):
+    calls = Calls(script, monkeypatch, faulty=faulty)
+    assert script.main([]) == 1
+    assert calls.done[-1] == "pytest"
+
+
+def test_named_tests_run_without_the_checkers(script, monkeypatch):
+    calls = Calls(script, monkeypatch)
+    script.main(["tests/unit/test_layers.py"])
+    assert calls.done == [*STEPS, "pytest"]
 
 
 def test_the_users_python_path_stays_out(script, monkeypatch):
