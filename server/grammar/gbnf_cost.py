@@ -268,8 +268,8 @@ class _Search:
             ends_at = stacks.work + WORK
             while todo and stacks.work < ends_at:
                 self.offset, alternative, situation = todo.popleft()
-                for alternative, following in self.following(alternative, situation):
-                    self.look(self.offset, alternative, following, todo)
+                for next_alternative, following in self.following(alternative, situation):
+                    self.look(self.offset, next_alternative, following, todo)
         except _TooDear:
             self.dearest, self.dearest_offset = math.inf, self.offset
         return self.dearest_offset

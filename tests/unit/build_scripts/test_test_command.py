@@ -33,7 +33,9 @@ def script() -> ModuleType:
 class Calls:
     """Stands for everything that would change the machine; `.done` is what would have happened."""
 
-    def __init__(self, script: ModuleType, monkeypatch: pytest.MonkeyPatch, exit_code: int = 0, faulty: str = "") -> None:
+    def __init__(
+        self, script: ModuleType, monkeypatch: pytest.MonkeyPatch, exit_code: int = 0, faulty: str = ""
+    ) -> None:
         self.done: list[str] = []
         self.arguments: list[str] = []
         self.environment: dict[str, str] = {}
