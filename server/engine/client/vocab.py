@@ -4,8 +4,9 @@ A second, `vocab_only` load of the model file (20-50 MiB, a tenth of a second), 
 file successfully. libllama's tokenizer is thread-safe, so handler threads use it directly and the engine is never
 asked. Template and metadata strings are there too; sizes like n_embd are not, they come from the engine.
 
-For each character that no token has, SPM's tokenizer copies all tokens so far: minutes for a megabyte of them. Nothing
-can lie across the place before such a character, so there, and only there, long texts are cut.
+For each character that has no token, SPM's tokenizer copies all tokens so far: minutes for a megabyte of them. Nothing
+can lie across the place before a character that no token has behind its first, so there, and only there, long texts are
+cut.
 
 Not taken: sending text to the engine. It would put tokenizing on the one thread that must not wait.
 """
@@ -89,8 +90,9 @@ class NativeVocab:
         parts behind the first get one that isn't there."""
         parts = list(self._parts(text))
         first = parts[-1][:1]
-        n_spaces = len(self._tokenize(first, False, False)) - len(first.encode())
-        if len(parts) == 1 or n_spaces not in (0, 1):
+        pieces = [self.piece(token) for token in self._tokenize(first, False, False)]
+        n_spaces = pieces[0] == b" "
+        if len(parts) == 1 or b"".join(pieces[n_spaces:]) != first.encode():
             return self._tokenize(text, add_special, parse_special)
         ends = self._tokenize("", add_special, parse_special)
         n_before = 1 if ends[:1] == [self.bos] else 0
@@ -100,8 +102,8 @@ class NativeVocab:
         return tokens + ends[n_before:]
 
     def _parts(self, text: str) -> Iterator[str]:
-        """Each begins with a character that no token has, and none lies behind a token that is found by its name: there
-        a text begins anew."""
+        """None begins where a token can lie across, nor behind a token that is found by its name: there a text begins
+        anew."""
         start = 0
         while len(text) - start > 2 * CUT_CHARACTERS:
             found = self._foreign.search(text, start + CUT_CHARACTERS)
@@ -134,9 +136,9 @@ class NativeVocab:
 
     @cached_property
     def _foreign(self) -> re.Pattern[str]:
-        """Finds a character that no token has."""
-        texts = [self._text_of(token).decode("utf-8", "replace") for token in range(self.n_tokens)]
-        letters = {" ", "\0", *"".join(texts)}
+        """Finds a character that no token has, but at its beginning."""
+        texts = (self._text_of(token).decode("utf-8", "replace") for token in range(self.n_tokens))
+        letters = {" ", "\u2581", "\0", *"".join(text[1:] for text in texts), *"".join(self._names)}
         return re.compile(f"[^{re.escape(''.join(letters))}]")
 
     @cached_property

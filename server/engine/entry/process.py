@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from server.engine.slots.backend import Backend
 
 READ_BYTES = 1 << 16
-MAX_WAITING = 256  # frames that the web side hasn't taken; then the engine waits
+MAX_WAITING = 256  # frames that the web side hasn't taken, ...
+MAX_PROBS = 50_000  # ... or probabilities in them; then the engine waits
 MAX_WAITING_LOGS = 4096
 MAX_STDERR_LINE = 500  # a pipe that has any room has room for it (POSIX: 512 bytes)
 FLUSH_S = 1.0
@@ -136,6 +137,7 @@ class Outbox:
         self._work = threading.Condition(self._lock)  # there may be something for `writer` to do
         self._progress = threading.Condition(self._lock)  # something was sent
         self._waiting: deque[Any] = deque()
+        self._n_probs = 0  # of what waits
         self._rest = b""  # of a frame that the pipe has taken a part of
         self._n_lost = 0
         self._is_sending = False  # somebody writes into the pipe, without holding the lock
@@ -144,10 +146,11 @@ class Outbox:
     def put(self, message: Any) -> None:
         """Any thread: send this. Waits while the web side is far behind."""
         with self._lock:
-            while len(self._waiting) >= MAX_WAITING:
+            while len(self._waiting) >= MAX_WAITING or self._n_probs >= MAX_PROBS:
                 self._progress.wait()
             if not self._never_waits or self._is_sending or self._waiting or self._rest:
                 self._waiting.append(message)
+                self._n_probs += n_probs(message)
                 self._work.notify()
                 return
             self._is_sending = True
@@ -193,7 +196,7 @@ class Outbox:
                     self._work.wait()
                 messages, rest = list(self._waiting), self._rest
                 self._waiting.clear()
-                self._rest = b""
+                self._n_probs, self._rest = 0, b""
                 self._is_sending = True
                 self._progress.notify_all()  # there is room now, however long sending takes
                 if self._n_lost:
@@ -216,6 +219,12 @@ def _unblocked(fd: int) -> bool:
         return False
     os.set_blocking(fd, False)
     return True
+
+
+def n_probs(message: Any) -> int:
+    """Probabilities in a message: frames of hundreds of steps that have many would be too much to join."""
+    events = message.events if type(message) is Frame else ()
+    return sum(len(one.top_logprobs) for event in events for one in getattr(event, "probs", ()))
 
 
 def merge_frames(messages: list[Any]) -> list[Any]:

@@ -13,7 +13,7 @@ import pytest
 from server.engine.entry import process
 from server.engine.entry.process import EngineProcess, Outbox, PipeHandler, merge_frames
 from server.engine.seam.config import EngineConfig
-from server.engine.seam.task import Close, Final, Frame, Piece, Ready, Snapshot, Task
+from server.engine.seam.task import Close, Final, Frame, Piece, Ready, Snapshot, Task, TokenProbs
 from server.engine.seam.wire import Beat, Codec, FrameReader, LogLine
 from server.log import ROOT
 from tests.fakes import PATIENCE_S, FakeBackend
@@ -73,6 +73,20 @@ def test_the_engine_waits_for_a_web_side_that_does_not_read_and_nothing_is_lost(
     assert pipe.tokens() == list(range(n))
     pipe.outbox.flush(PATIENCE_S)
     assert not pipe.outbox._waiting
+
+
+def test_the_engine_waits_sooner_where_frames_are_large_and_none_becomes_too_large():
+    pipe, n = Pipe(), 30
+    probs = TokenProbs(1, 1.0, 0.0, (), tuple((i, -float(i)) for i in range(10_000)))
+    frames = [Frame((Piece(0, (i,), "x", (probs,)),)) for i in range(n)]
+    putting = threading.Thread(target=lambda: [pipe.outbox.put(one) for one in frames], daemon=True)
+    putting.start()
+    wait_until(lambda: pipe.outbox._n_probs >= process.MAX_PROBS, "the outbox to be full", PATIENCE_S)
+    assert len(pipe.outbox._waiting) <= 6 and putting.is_alive()
+    while len(pipe.tokens()) < n:
+        pipe.take()
+    putting.join(PATIENCE_S)
+    assert pipe.tokens() == list(range(n)) and max(len(one.events) for one in pipe.read) <= 6
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a pipe there can't be asked not to wait")
