@@ -16,7 +16,7 @@ from server.engine.entry.thread import ThreadTransport
 from server.engine.llama import backend as native
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.task import Final, Piece, SamplingParams, Task, TokenProbs
-from tests.support import PATIENCE
+from tests.support import PATIENCE, wait_until
 
 GREEDY = SamplingParams(temperature=0.0)
 # the test's engines have one KV cache for all slots, or a stream for each
@@ -56,8 +56,16 @@ class Engine:
 
     def tokens(self, prompt: str | Sequence[int]) -> tuple[int, ...]:
         if isinstance(prompt, str):
-            return tuple(self.client.vocab.tokenize(prompt, True, True))
+            return tuple(self.client.vocab.tokenize(prompt, True, True, must_fit=False))
         return tuple(prompt)
+
+    def settled(self) -> Engine:
+        """This engine, once it knows what its files are, and uses the disk."""
+        wait_until(
+            lambda: not any(thread.name == "identity" for thread in threading.enumerate()), "the files to be read"
+        )
+        self.client.command("get_lora")
+        return self
 
     def task(self, prompt: str | Sequence[int], n: int = 24, sampling: SamplingParams = GREEDY, **fields) -> Task:
         return Task(self.client.new_id(), self.tokens(prompt), sampling, n_predict=n, **fields)

@@ -43,18 +43,18 @@ def test_a_restart_finds_them_on_disk(engine, tiny_model, tmp_path):
         lambda: len(list(tmp_path.glob("*.kvblock"))) == n_blocks, "all blocks to be written while nothing is to do"
     )
     first.client.close()
-    second = engine(tiny_model, n_ctx=2048, cache_disk=str(tmp_path), cache_ram=64)
+    second = engine(tiny_model, n_ctx=2048, cache_disk=str(tmp_path), cache_ram=64).settled()
     for text, before in zip(TEXTS, said, strict=False):
         again = second.say(text, 20)
         assert again.text == before.text and again.final.timings.cache_source == "disk"
 
 
 def test_another_shape_of_cache_does_not_use_them(engine, tiny_spm_model, tmp_path):
-    first = engine(tiny_spm_model, n_ctx=2048, cache_disk=str(tmp_path))
+    first = engine(tiny_spm_model, n_ctx=2048, cache_disk=str(tmp_path)).settled()
     first.say(TEXTS[0], 5)
     first.client.close()
     second = engine(tiny_spm_model, n_ctx=2048, cache_disk=str(tmp_path), context_params={"rope_freq_base": 5000.0})
-    assert second.say(TEXTS[0], 5).final.timings.cache_n == 0
+    assert second.settled().say(TEXTS[0], 5).final.timings.cache_n == 0
 
 
 @in_both_layouts

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import threading
 from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
@@ -22,7 +21,6 @@ from server.errors import ApiError
 from tests import tiny_models
 from tests.gguf_edit import scalar, split, string, take_apart
 from tests.native.engines import STEM, Engine
-from tests.support import wait_until
 
 F32 = {"type_k": 0, "type_v": 0, "flash_attn_type": 0}
 N_SLOT = 128  # tokens of a slot
@@ -118,13 +116,6 @@ def open_engine(engine, files: Files) -> Callable[..., Engine]:
     return make
 
 
-def settled(one: Engine) -> Engine:
-    """Once it knows what its files are, and uses the disk."""
-    wait_until(lambda: not any(thread.name == "identity" for thread in threading.enumerate()), "the files to be read")
-    one.client.command("get_lora")
-    return one
-
-
 def refused(one: Engine, path: Path) -> str:
     with pytest.raises(ApiError) as caught:
         one.client.command("restore", id_slot=0, path=str(path))
@@ -155,7 +146,7 @@ def test_states_of_other_contents_are_neither_restored_nor_found(open_engine, fi
     first.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
     first.close()
     files.choose([kind == one for one in KINDS])
-    other = settled(open_engine(**config))
+    other = open_engine(**config).settled()
     assert words in refused(other, tmp_path / "slot")
     fresh = other.say(STEM, 20)
     assert fresh.final.timings.cache_n == 0 and fresh.tokens != said.tokens, "contents that make no difference"
@@ -223,14 +214,14 @@ def test_what_was_shifted_is_not_taken_for_what_its_tokens_give(open_engine, tmp
     if "saved" in way:
         one.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
         one.close()
-        one = settled(open_engine(**config))
+        one = open_engine(**config).settled()
         n = one.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))["n_restored"]
         assert n == len(held) - 1
     elif way == "another slot, then disk":
         one.say(held[:-1], 1, id_slot=1)  # takes what it can, and leaves it behind
     if "disk" in way:
         one.close()
-        one = settled(open_engine(**config))
+        one = open_engine(**config).settled()
     said = one.say(held, 24, id_slot=1 if way.endswith("another") or way == "another slot" else 0)
     assert said.tokens == fresh.say(held, 24).tokens
     assert said.final.timings.cache_n <= KEEP or way == "another slot, then disk"
@@ -246,7 +237,7 @@ def test_what_was_kept_before_a_shift_is_still_shared_and_goes_to_disk(open_engi
     said = one.say(prompt + " moon", 10, id_slot=1)
     assert said.final.timings.cache_n == n_kept and said.tokens == fresh.say(prompt + " moon", 10).tokens
     one.close()
-    again = settled(open_engine(**config)).say(prompt + " star", 10)
+    again = open_engine(**config).settled().say(prompt + " star", 10)
     assert again.final.timings.cache_n == n_kept and again.final.timings.cache_source == CACHE_DISK
     assert again.tokens == fresh.say(prompt + " star", 10).tokens
 
@@ -282,7 +273,7 @@ class Mixture:
             kv_unified=rng.random() < 0.5, cache_disk=str(self._folder / "disk"), cache_ram=rng.choice((0, 8))
         )
         if rng.random() < 0.7:
-            settled(one)
+            one.settled()
         for _ in range(rng.randrange(4, 9)):
             rng.choice((self._restore, self._save, self._shift, self._ask, self._ask, self._ask))(one, choice, wanted)
         return one

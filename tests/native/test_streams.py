@@ -113,10 +113,10 @@ def test_every_kind_of_cache_can_be_cut(engine, tiny_spm_model, context_params):
 
 @pytest.mark.parametrize(("before", "after"), LAYOUTS)
 def test_blocks_on_disk_are_those_of_any_layout(engine, tiny_spm_model, tmp_path, before, after):
-    first = engine(tiny_spm_model, n_slots=3, n_ctx=3072, kv_unified=before, cache_disk=str(tmp_path))
+    first = engine(tiny_spm_model, n_slots=3, n_ctx=3072, kv_unified=before, cache_disk=str(tmp_path)).settled()
     expected = [first.say(text, 20).tokens for text in TEXTS[:3]]
     first.client.close()
-    second = engine(tiny_spm_model, n_slots=2, n_ctx=2048, kv_unified=after, cache_disk=str(tmp_path))
+    second = engine(tiny_spm_model, n_slots=2, n_ctx=2048, kv_unified=after, cache_disk=str(tmp_path)).settled()
     for text, tokens in zip(TEXTS, expected, strict=False):
         said = second.say(text, 20)
         assert said.tokens == tokens and said.final.timings.cache_source == "disk"
