@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from server.engine.client import engine_client
 from tests.api.conftest import PATIENCE
 from tests.api.test_metrics import refused as refusals
 from tests.fakes import FakeBackend, FakeEmbeddings, FakeVocab
@@ -147,13 +146,6 @@ def test_a_request_whose_probabilities_grow_beyond_the_bound_ends_alone(flooded,
     finally:
         bystander.close()
     wait_until(lambda: budget.n_used == 0, "all to be given back", PATIENCE)
-
-
-def test_a_reader_who_is_behind_by_many_probabilities_is_cut_off(monkeypatch):
-    from server.engine.seam.task import Piece, TokenProbs
-
-    probs = TokenProbs(1, 1.0, 0.0, (), tuple((i, 0.0) for i in range(250)))
-    assert engine_client.weight([Piece(1, (1,), "x"), Piece(1, (1,), "x", (probs,))]) == 251
 
 
 # ---- long texts ------------------------------------------------------------------------------------------------------

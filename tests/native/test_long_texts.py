@@ -22,11 +22,10 @@ from tests.tiny_models import tiny_bert, tiny_llama
 
 RECURSING = ("tekken", "gpt-4o", "deepseek-coder")  # pre-tokenizers whose patterns std::regex matches
 CHILD = """
-import sys
+import importlib, sys
 sys.path.insert(0, sys.argv[1])
-from server.engine.client.engine_client.bounded_vocab import BoundedVocab
-from server.engine.client.vocab import open_vocab
-vocab = BoundedVocab(open_vocab(sys.argv[2], sys.argv[3]), 10**9)
+bounded, native = map(importlib.import_module, sys.argv[5:])
+vocab = bounded.BoundedVocab(native.open_vocab(sys.argv[2], sys.argv[3]), 10**9)
 for letter in ("a", "\\u6f22", " ", "="):
     text = letter * (int(sys.argv[4]) // len(letter.encode()))
     print(len(vocab.tokenize(text, False, True)), flush=True)
@@ -96,6 +95,7 @@ def test_a_word_without_end_does_not_overflow_the_stack(libs_folder: Path, tiny_
     """Once for each letter: an ordinary stack holds 24,000 of them. In a process of its own, which it would end."""
     path = take_apart(tiny_bpe_model).set("tokenizer.ggml.pre", string(pre)).write(tmp_path / f"{pre}.gguf")
     command = [sys.executable, "-c", CHILD, str(ROOT), str(libs_folder), str(path), str(MAX_WORD)]
+    command += [BoundedVocab.__module__, open_vocab.__module__]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr[-2000:])
     assert all(int(line) > 1000 for line in done.stdout.split()) and len(done.stdout.split()) == 4

@@ -55,10 +55,10 @@ RECENT_PER_SLOT = 8  # tasks that have ended; the latest of a slot can be asked 
 N_BACKLOG = 10_000
 """Events that a streaming client may be behind: the engine never waits for it, and memory has an end."""
 MAX_DIVERTED = 200
-"""Events, or probabilities, of one frame that the transport's thread writes itself."""
+"""Probabilities of one frame that the transport's thread writes itself: others' events come behind them."""
 N_COUNTED = 1024
-EVENT_BYTES, PROB_BYTES = 300, 2000
-"""What an event takes in memory until the answer is complete, and what a probability takes until it has been sent."""
+EVENT_BYTES, QUEUED_BYTES, ANSWERED_BYTES = 300, 220, 2000
+"""What an event takes in memory until the answer is complete; what a probability takes in a queue, and in an answer."""
 LAST = (Final, Embedded, Failure)  # with one of these a task has ended
 
 log = get_logger("engine")
@@ -103,7 +103,7 @@ class Results:
         self._queue: SimpleQueue = SimpleQueue()
         self._collected: list[Event] = []  # of a stream: those of the frame that is being dispatched
         self._n_open = len(self.tasks)
-        self._n_queued = 0  # the weights of events that the reader hasn't taken
+        self._n_queued = 0  # events that the reader hasn't taken
         self._share = memory.current()
         self._n_batch = 0  # events of the latest batch that the reader hasn't got
         self._lock = threading.Lock()  # guards _collected, _n_queued, _is_waiting; held while diverted
@@ -158,18 +158,20 @@ class Results:
         if self._divert is not None:
             with self._lock:
                 self._is_waiting = self._queue.empty()
-        batch = self._wait(silence_s)
+        batch, n_bytes = self._wait(silence_s) or (None, 0)
         with self._lock:
             self._is_waiting = False
-            self._n_queued -= weight(batch or ())
+            self._n_queued -= len(batch or ())
+        self._hold(-n_bytes)
         if self._divert is not None:
             self._resume()
         if self._fault is not None:
             raise self._fault
         return batch
 
-    def _wait(self, silence_s: float | None) -> Sequence[Event] | None:
-        """The next batch; None after a ping, or after so much time in which nothing was diverted either."""
+    def _wait(self, silence_s: float | None) -> tuple[Sequence[Event], int] | None:
+        """The next batch, and the bytes that it holds; None after a ping, or after so much time in which nothing was
+        diverted either."""
         left, started = silence_s, time.monotonic()
         while left is None or left > 0:
             try:
@@ -230,40 +232,48 @@ class Results:
 
     def _count_memory(self) -> None:
         """The latest event is large, or one of many. A request whose answer grows beyond all bounds ends here."""
-        n = len(self._collected)
-        n_bytes = PROB_BYTES * weight(self._collected[-1:]) + (EVENT_BYTES * N_COUNTED if n % N_COUNTED == 0 else 0)
+        n_bytes = EVENT_BYTES * N_COUNTED if len(self._collected) % N_COUNTED == 0 else 0
         try:
-            if self._share is not None:
-                self._share.take(n_bytes)
+            self._hold(n_bytes + ANSWERED_BYTES * n_probs(self._collected[-1:]))
         except ApiError as error:
             self.cancel("the answer has grown too large; stream it, or ask for less", error.status, error.reason)
 
+    def _hold(self, n_bytes: int) -> None:
+        """The request holds so many bytes more. ApiError 503 when they aren't there."""
+        if n_bytes and self._share is not None:
+            self._share.take(n_bytes)
+
     def flush(self) -> None:
         """The transport's thread, for a stream: hand over what has come with this frame."""
+        is_behind = False
         with self._lock:
             events = self._take()
-            if self._is_waiting and events:
-                if weight(events) > MAX_DIVERTED:  # writing these takes long, and others' events come behind them
+            n = n_probs(events)
+            if not events:
+                return
+            if self._is_waiting and n <= MAX_DIVERTED:
+                if not self._is_sent(events):
                     self._is_waiting = False
-                    self._hand_over(events)
-                elif not self._is_sent(events):
-                    self._is_waiting = False
-                    self._queue.put(())  # wakes the reader, which waits for its client
-            elif self._n_queued + weight(events) <= N_BACKLOG:
-                if events:
-                    self._hand_over(events)
-            else:
-                events = None  # type: ignore[assignment]
-        if events is None:
+                    self._queue.put(((), 0))  # wakes the reader, which waits for its client
+                return
+            try:
+                self._hold(QUEUED_BYTES * n)
+                is_behind = self._n_queued + len(events) > N_BACKLOG
+            except ApiError:
+                is_behind = True
+            if not is_behind:
+                self._is_waiting = False
+                self._hand_over(events, QUEUED_BYTES * n)
+        if is_behind:
             self.cancel("the client reads too slowly")
 
     def _take(self) -> list[Event]:
         events, self._collected = self._collected, []
         return events
 
-    def _hand_over(self, events: list[Event]) -> None:
-        self._n_queued += weight(events)
-        self._queue.put(events)
+    def _hand_over(self, events: list[Event], n_bytes: int = 0) -> None:
+        self._n_queued += len(events)
+        self._queue.put((events, n_bytes))
 
     def _is_sent(self, events: list[Event]) -> bool:
         self._t_diverted = time.monotonic()
@@ -274,9 +284,9 @@ class Results:
             return False
 
 
-def weight(events: Sequence[Event]) -> int:
-    """How many events they count for: as many as they have probabilities, but one at least."""
-    return sum(max(sum(len(one.top_logprobs) for one in getattr(event, "probs", ())), 1) for event in events)
+def n_probs(events: Sequence[Event]) -> int:
+    """Probabilities in them: what makes events large, and long to write."""
+    return sum(len(one.top_logprobs) for event in events for one in getattr(event, "probs", ()))
 
 
 class EngineClient:

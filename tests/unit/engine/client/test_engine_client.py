@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from server import memory
 from server.engine.client import engine_client as client_module
 from server.engine.client.engine_client import EngineClient, Results
 from server.engine.seam.task import (
@@ -28,8 +29,10 @@ from server.engine.seam.task import (
     Snapshot,
     Task,
     Timings,
+    TokenProbs,
 )
 from server.errors import ApiError
+from server.memory import Budget, Share
 from server.web.message import error_body
 from tests.fakes import PATIENCE_S, FakeVocab
 
@@ -255,7 +258,7 @@ def test_plain_events_come_together_at_the_end():
     results, (id_task,) = submit(client, stream=False)
     woken = []
     queue = results._queue.put
-    results._queue = type("Queue", (), {"put": lambda self, events: (woken.append(len(events)), queue(events))})()
+    results._queue = type("Queue", (), {"put": lambda self, item: (woken.append(len(item[0])), queue(item))})()
     for event in (Piece(id_task, (97,), "a"), Piece(id_task, (98,), "b"), final(id_task)):
         transport.on_frame(Frame((event,)))
     assert woken == [3]
@@ -476,6 +479,29 @@ def test_states_of_slots_pass_unchanged():
 
 
 # ---- slow readers ------------------------------------------------------------------------------------------------
+
+
+def test_what_waits_for_a_slow_reader_counts_into_the_memory_of_all():
+    client, transport = ready()
+    budget = Budget(1_000_000)
+    memory.use(Share(budget))
+    try:
+        results, (id_task,) = submit(client)
+    finally:
+        memory.use(None)
+    probs = TokenProbs(1, 1.0, 0.0, (), tuple((i, 0.0) for i in range(1000)))
+    large = Frame((Piece(id_task, (1,), "x", (probs,)),))
+    for _ in range(4):
+        client.dispatch(large)
+    assert budget.n_used == 4 * 220_000
+    events = iter(results)
+    assert [next(events) for _ in range(3)] == [large.events[0]] * 3 and budget.n_used == 220_000
+    for _ in range(4):
+        client.dispatch(large)
+    assert transport.posted.count(Cancel(id_task)) == 1, "there is room for three"
+    with pytest.raises(ApiError, match="reads too slowly"), results:
+        list(events)
+    assert budget.n_used == 0
 
 
 def test_a_stream_that_is_not_read_is_given_up_and_the_rest_of_it_not_kept(monkeypatch):

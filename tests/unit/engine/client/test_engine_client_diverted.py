@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 from server.engine.client import engine_client as client_module
-from server.engine.seam.task import Cancel, Failure, Final, Frame, Piece
+from server.engine.seam.task import Cancel, Failure, Final, Frame, Piece, TokenProbs
 from tests.fakes import PATIENCE_S
 from tests.support import wait_until
 from tests.unit.engine.client.test_engine_client import drain, final, ready, submit
@@ -85,7 +85,7 @@ def test_a_full_socket_wakes_the_reader_which_goes_on_in_order():
 
 def test_nothing_is_sent_for_a_reader_that_is_at_work():
     d = Diverted()
-    d.results._queue.put([first := Piece(d.ids[0], (1,), "a")])
+    d.results._queue.put(([first := Piece(d.ids[0], (1,), "a")], 0))
     events = d.results.events(None)
     assert next(events) == first  # it has that in its hands
     d.frame(second := Piece(d.ids[0], (2,), "b"))
@@ -93,6 +93,16 @@ def test_nothing_is_sent_for_a_reader_that_is_at_work():
     assert [entry for entry in d.log if entry != "resumed"] == []
     assert d.results.has_more
     assert list(events) == [second, final(d.ids[0])] and not d.results.has_more
+
+
+def test_what_takes_long_to_write_is_left_to_the_reader_and_nothing_passes_it():
+    """Others' events come behind it on the transport's thread."""
+    d = Diverted().start()
+    probs = TokenProbs(1, 1.0, 0.0, (), tuple((i, 0.0) for i in range(client_module.MAX_DIVERTED + 1)))
+    d.frame(large := Piece(d.ids[0], (1,), "a", (probs,)))
+    d.frame(small := Piece(d.ids[0], (2,), "b"))
+    told = [entry for entry in d.end() if entry != "resumed"]
+    assert told in ([large, ("sent", ["b"]), final(d.ids[0])], [large, small, final(d.ids[0])])
 
 
 def test_what_goes_wrong_in_sending_is_the_reader_s_error_and_nobody_else_s():
