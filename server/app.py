@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ctypes_api.errors import LibsError
 from server import log as logging_setup
-from server import program
+from server import memory, program
 from server.engine.client import spawn
 from server.engine.client.engine_client import EngineClient, Transport
 from server.engine.client.supervisor import Limits, ProcessTransport
@@ -159,6 +159,7 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
         return 0
     warn_of_threads(config)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    memory.return_large_blocks()
     stop = threading.Event()
     leave: list[Callable[[], None]] = []
     for name in STOPPING:

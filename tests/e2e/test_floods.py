@@ -39,7 +39,7 @@ def attacks() -> Iterator[tuple[str, str, bytes, int]]:
     yield "60 MB to tokenize", "/tokenize", body(content=PROSE), 3
     yield "wide letters", "/tokenize", body(content="\U0001f600" * (15 * MIB)), 1
     yield "4 MB with pieces", "/tokenize", body(content=PROSE[: 4 * MIB - 99], with_pieces=True), 1
-    yield "a prompt of 60 MB", "/completion", body(prompt=PROSE), 3
+    yield "a prompt of 60 MB", "/completion", body(prompt=PROSE), 8
     yield "prompts of 60 kB", "/completion", body(prompt=[PROSE[:60_000]] * 1000), 1
     yield "two million ids", "/completion", body(prompt=[5] * 1_999_000), 1
     yield "a chat of 60 MB", "/v1/chat/completions", body(messages=[{"role": "user", "content": PROSE}]), 2

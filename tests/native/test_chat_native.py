@@ -12,6 +12,7 @@ import pytest
 from server.api.request.messages import chat_prompt
 from server.api.request.tokenization import tokenize_between, tokenize_segments
 from server.chat.template import CHATML, BuiltinTemplate, ChatTemplate
+from server.engine.client.bounded_vocab import BoundedVocab
 from server.engine.client.vocab import open_vocab
 from server.models.model import SystemPrompt
 
@@ -32,14 +33,14 @@ CONVERSATIONS = [
 @pytest.fixture(scope="module", params=["tiny_bpe_model", "tiny_spm_model", "smollm2"])
 def vocab(request, libs_folder):
     opened = open_vocab(str(libs_folder), str(request.getfixturevalue(request.param)))
-    yield opened
+    yield BoundedVocab(opened, 10**6)
     opened.close()
 
 
 @pytest.fixture(scope="module")
 def bpe(libs_folder, tiny_bpe_model):
     opened = open_vocab(str(libs_folder), str(tiny_bpe_model))
-    yield opened
+    yield BoundedVocab(opened, 10**6)
     opened.close()
 
 
