@@ -75,5 +75,5 @@ def test_a_model_that_cannot_be_loaded_is_reported(
     code = bench.main(["-m", str(tmp_path / "broken.gguf"), "--workloads", "single", "--bare", "--repeat", "1"])
     out = capfd.readouterr().out
     assert code == 1
-    assert "ours failed: ours ended at its start with code 1: error: " in out
+    assert "ours failed: ours ended at its start with code 2: error: " in out
     assert "bare failed: bare ended with code 1: can't load model" in out
