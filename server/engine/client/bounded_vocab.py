@@ -40,7 +40,7 @@ _starting = threading.Lock()  # the size of new threads' stacks is everybody's
 
 
 class BoundedVocab:
-    """See `api.model.Vocab`. `n_ctx` is what the context holds, `max_bytes` what any text may have. `cuts_prompts`:
+    """See `models.model.Vocab`. `n_ctx` is what the context holds, `max_bytes` what any text may have. `cuts_prompts`:
     the engine drops the middle of prompts that are too long."""
 
     def __init__(self, vocab: Any, n_ctx: int, max_bytes: int = MAX_TEXT, cuts_prompts: bool = False) -> None:
@@ -104,7 +104,7 @@ class BoundedVocab:
         if n_tokens > self._n_ctx:
             raise ApiError(
                 400,
-                f"a text of {n_bytes:,} bytes has {n_tokens:,} tokens or more, the context holds {self._n_ctx:,}; "
+                f"a text of {n_bytes:,} bytes has {n_tokens} tokens or more, at most {self._n_ctx} fit; "
                 "shorten it, or start the server with a larger --ctx-size",
                 "exceed_context_size_error",
                 n_prompt_tokens=n_tokens,
