@@ -85,8 +85,10 @@ def command(arguments: list) -> int:
     is_whole = not any(names_tests(argument) for argument in arguments)
     if quick and is_whole:
         arguments = [*UNIT_FOLDERS, *arguments]
-    code = run_checks(environment) if is_whole else 0
-    code = run_pytest(arguments, environment) or code
+    faulty = run_checks(environment) if is_whole else []
+    code = run_pytest(arguments, environment) or min(len(faulty), 1)
+    for name in faulty:
+        say(f"{name} found faults: its output stands above the tests'")
     for line in missing:
         say(f"not on this machine: {line}")
     return code
@@ -138,16 +140,17 @@ def again(what: str, attempt: Callable[[], str], attempts: int | None = None) ->
     raise AssertionError("not reached")
 
 
-def run_checks(environment: dict) -> int:
-    """The linter, the formatter and the type checker; 1 if one of them has something to say."""
-    code = 0
+def run_checks(environment: dict) -> list:
+    """The linter, the formatter and the type checker; the names of those that found faults."""
+    faulty = []
     for words in CHECKS:
         begun = time.monotonic()
         command_line = [str(python_in(environment_folder())), "-m", *words]
         found = subprocess.run(command_line, cwd=ROOT, env=environment, check=False).returncode
         say(f"{' '.join(words)}: {'faults, see above' if found else 'fine'} [{time.monotonic() - begun:.1f} s]")
-        code = code or min(found, 1)
-    return code
+        if found:
+            faulty.append(" ".join(words))
+    return faulty
 
 
 def run_pytest(arguments: list, environment: dict) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from ctypes_api import ggml, llama
 from tests.support import ROOT, build_script
-from tests.unit.build_scripts.fake_packages import elf, linux_build
+from tests.unit.build_scripts.fake_packages import linux_build
 
 build_exe = build_script("build_exe")
 check_platform = build_script("check_platform")
