@@ -1,0 +1,115 @@
+"""How a model writes tool calls and reasoning, as plain descriptions: from one `CallFormat` come the parser that finds
+calls in a text (`parser`) and the grammar that makes them certain (`call_grammar`).
+
+Pure data. Which format a model speaks is found from its chat template (`find_format`). All texts are what the model
+writes, with special tokens spelled out. White space at the edges of these texts is advice: the grammar writes it as it
+stands here, the parser reads calls with more or less of it, too.
+"""
+
+from __future__ import annotations
+
+from server.records import record
+
+
+@record(frozen=True)
+class Tags:
+    """The texts around reasoning. `is_opened` where the template's generation prompt already ends with `open`."""
+
+    open: str
+    close: str
+    is_opened: bool = False
+
+
+@record(frozen=True)
+class JsonCall:
+    """An object that holds all: {"name": "f", "arguments": {...}}. `id_key` is "" where calls have no id."""
+
+    name_key: str = "name"
+    arguments_key: str = "arguments"
+    id_key: str = ""
+
+
+@record(frozen=True)
+class KeyedCall:
+    """An object whose only key is the function's name: {"f": {...}}."""
+
+
+@record(frozen=True)
+class NamedCall:
+    """The name between texts, then the arguments as a JSON object. `before_id` is "" where calls have no id."""
+
+    before_name: str
+    after_name: str
+    after_arguments: str = ""
+    before_id: str = ""
+
+
+@record(frozen=True)
+class ParameterCall:
+    """The name, then each argument with a tag of its own. Texts stand for themselves, other values are JSON.
+    `string_mark` are the two texts that say which of both a value is (("true", "false")), between `after_key` and
+    `after_mark`; () where the schema alone says it."""
+
+    before_name: str
+    after_name: str
+    before_key: str
+    after_key: str
+    after_value: str
+    after_arguments: str = ""
+    string_mark: tuple[str, ...] = ()
+    after_mark: str = ""
+
+
+@record(frozen=True)
+class PythonCall:
+    """A call as Python writes it, f(a="x", b=1)."""
+
+
+@record(frozen=True)
+class QuotelessCall:
+    """The name, then an object whose keys have no quotation marks and whose texts have `quote` around them."""
+
+    before_name: str
+    after_name: str = ""
+    quote: str = '"'
+
+
+Call = JsonCall | KeyedCall | NamedCall | ParameterCall | PythonCall | QuotelessCall
+
+
+@record(frozen=True)
+class IdForm:
+    """How ids of calls look, for those that this server makes: "call_" and 24 letters where a template has no wish."""
+
+    prefix: str = "call_"
+    n_letters: int = 24
+
+
+@record(frozen=True)
+class CallFormat:
+    """One family's way.
+
+    `family` names it in documents and in /props. A call stands between `before_call` and `after_call`, all calls of an
+    answer between `before_all` and `after_all`, with `between` from one to the next; `can_be_many` is False where an
+    answer has one call at most. `at_start` is True where a call is only one at the beginning of the answer (behind the
+    reasoning), because it has no mark of its own. `content` are the tags around visible text where a family has such
+    (Harmony's final channel). `is_native` is False for the generic form, of which the template knows nothing and
+    which a system message explains.
+    """
+
+    family: str
+    call: Call
+    before_all: str = ""
+    after_all: str = ""
+    before_call: str = ""
+    after_call: str = ""
+    between: str = "\n"
+    can_be_many: bool = True
+    at_start: bool = False
+    reasoning: Tags | None = None
+    content: Tags | None = None
+    ids: IdForm = IdForm()
+    is_native: bool = True
+
+
+GENERIC = CallFormat("generic", JsonCall(), before_call="<tool_call>\n", after_call="\n</tool_call>", is_native=False)
