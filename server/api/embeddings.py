@@ -19,9 +19,7 @@ from server import memory
 from server.api.context import Context
 from server.api.request.fields import EMBEDDING
 from server.api.request.media import Files
-from server.api.request.prompt import with_files, with_files_in, with_images
-from server.api.request.schema import token_id
-from server.api.request.tokenization import Prompt
+from server.api.request.prompt import Prompt, token_id, with_files, with_files_in, with_images
 from server.engine.seam.task import Embed, Embedded
 from server.errors import ApiError
 from server.models.model import Model, Vocab

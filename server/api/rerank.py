@@ -16,7 +16,7 @@ from server import memory
 from server.api.context import Context
 from server.api.embeddings import MAX_INPUTS, embed, rows_of
 from server.api.request.fields import RERANK
-from server.api.request.tokenization import Prompt, tokenize_segments
+from server.api.request.prompt import Prompt, tokenize_segments
 from server.errors import ApiError
 from server.model_files.rerankers import TEMPLATE_KEY
 from server.models.model import Model, Vocab

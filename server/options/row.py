@@ -418,7 +418,7 @@ def lower_items(text: str) -> tuple[str, ...]:
 
 # ---- samplers --------------------------------------------------------------------------------------------------------
 
-# the names of server.engine.seam.task and the letters of server.api.request.schema, which can't be imported here; a
+# the names of server.engine.seam.task and the letters of server.api.request.sampling, which can't be imported here; a
 # test compares them
 SAMPLER_LETTERS = {
     "e": "penalties",

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from server.api.request import schema
+from server.api.request import sampling, schema
 from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, Field
 from server.engine.seam.task import SamplingParams
 from server.errors import ApiError
@@ -264,7 +264,7 @@ def test_breakers_are_looked_for_once_each_and_as_far_as_llama_cpp_looks(api):
 @pytest.mark.parametrize(
     "texts, is_taken",
     [
-        (schema._DEFAULTS.dry_sequence_breakers, True),
+        (SamplingParams().dry_sequence_breakers, True),
         (["#" * 40, "# # #", "###\n"], True),
         ([], True),
         ([f"{i}:" for i in range(100)], False),
@@ -276,10 +276,10 @@ def test_breakers_are_looked_for_once_each_and_as_far_as_llama_cpp_looks(api):
 def test_breakers_that_take_long_to_look_for_are_refused(texts, is_taken):
     """What it costs depends on how many tokens end as a breaker begins, and on how much is left of it then."""
     if is_taken:
-        assert schema.dry_breakers(texts, LargeVocab()) == tuple(texts)
+        assert sampling.dry_breakers(texts, LargeVocab()) == tuple(texts)
         return
     with pytest.raises(ApiError, match="dry_sequence_breakers: .* in 200000 tokens takes some") as caught:
-        schema.dry_breakers(texts, LargeVocab())
+        sampling.dry_breakers(texts, LargeVocab())
     assert caught.value.status == 400
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import pytest
 
-from server.api.request import schema
+from server.api.request import sampling
 from server.engine.seam.task import SamplingParams
 from server.engine.slots.sampling import VocabFacts, chain
 from tests.native.engines import Engine, Reference
@@ -366,8 +366,8 @@ def test_another_text_can_stand_for_the_prompt_in_penalties(pair):
     vocab = pair[0].client.vocab
     settings = {"samplers": ("penalties",), "repeat_penalty": 1.6, "presence_penalty": 1.0}
     for value in ("moon river moon", vocab.tokenize("the cat", False, False), "", []):
-        compare(pair, 6, penalty_prompt=schema.penalty_prompt(value, vocab), **settings)
-    assert schema.penalty_prompt(None, vocab) is None
+        compare(pair, 6, penalty_prompt=sampling.penalty_prompt(value, vocab), **settings)
+    assert sampling.penalty_prompt(None, vocab) is None
 
 
 DRY = {
@@ -498,10 +498,10 @@ def test_each_form_of_bias_has_its_effect(pair):
         "object with a ban": {texts[0]: False},
     }
     for name, value in forms.items():
-        changed = compare(pair, 4, samplers=(), biased=schema.logit_bias(value, vocab))[0]
+        changed = compare(pair, 4, samplers=(), biased=sampling.logit_bias(value, vocab))[0]
         assert changed.get(cat, 0.0) < plain[cat] - 0.02, name
         assert (cat in changed) == (name not in ("never", "object with a ban")), name
-    both = compare(pair, 1, samplers=(), biased=schema.logit_bias(forms["text"], vocab))[0]
+    both = compare(pair, 1, samplers=(), biased=sampling.logit_bias(forms["text"], vocab))[0]
     assert both[dog] / both[cat] == pytest.approx(plain[dog] / plain[cat], rel=1e-3), "every token of the text"
 
 

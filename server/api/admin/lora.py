@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from server.api.request.fields import LORA
-from server.api.request.lora import lora_scales
+from server.api.request.text_request import lora_scales
 from server.models.model import Models
 from server.web.message import Request, Response, json_response
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from server.api.context import Context
-from server.api.request import schema
 from server.api.request.fields import COMPLETION, PROPS
 from server.api.request.media import DEFAULT_MARKER
+from server.api.request.sampling import sampling_params
 from server.api.serialize import settings_json
 from server.engine.seam.task import FAILED, LOADING, READY, RESTARTING, ModelInfo, SlotState, Task
 from server.errors import ApiError
@@ -213,9 +213,7 @@ def template_source(model: Model) -> str:
 def default_settings(model: Model) -> dict[str, Any]:
     """`generation_settings` of a request that says nothing."""
     values = COMPLETION.read({}, model.defaults)
-    [params] = schema.sampling_params(
-        {**values, "seed": 0, "n_cmpl": 1}, model.vocab, model.defaults, values["grammar"]
-    )
+    [params] = sampling_params({**values, "seed": 0, "n_cmpl": 1}, model.vocab, model.defaults, values["grammar"])
     task = Task(-1, (), params, values["n_predict"], values["n_keep"], cache_prompt=values["cache_prompt"])
     return {**settings_json(model, task, False), "seed": values["seed"]}
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.native import NativeReply, default_ping_s
 from server.api.request.fields import INFILL
+from server.api.request.prompt import Prompt
 from server.api.request.text_request import Incoming, TextRequest, text_request
-from server.api.request.tokenization import Prompt
 from server.errors import ApiError
 from server.models.model import Model, Vocab
 

@@ -14,7 +14,7 @@ from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect
 from server.api.request.fields import COMPLETION
 from server.api.request.prompt import read_prompts, shown
-from server.api.request.schema import strings
+from server.api.request.sampling import strings
 from server.api.request.text_request import Incoming, TextRequest, text_request
 from server.api.serialize import probs_json, progress_json, settings_json, timings_json
 from server.chat.output.events import End, Event, Text

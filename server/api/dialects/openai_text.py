@@ -15,9 +15,8 @@ from server.api.dialects.echo import EchoedPrompt, joined, token_name, top_logpr
 from server.api.dialects.infill import infill_prompt
 from server.api.dialects.openai import OpenAiReply, likely_json
 from server.api.request.fields import TEXT
-from server.api.request.prompt import read_prompts, shown
+from server.api.request.prompt import Prompt, read_prompts, shown
 from server.api.request.text_request import Incoming, TextRequest, text_request
-from server.api.request.tokenization import Prompt
 from server.engine.seam.task import PromptProbs, TokenProbs
 from server.errors import ApiError
 from server.models.model import Model

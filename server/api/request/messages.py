@@ -8,7 +8,7 @@ from typing import Any
 
 from server.api.request.fields import listed
 from server.api.request.media import PARTS, Files
-from server.api.request.tokenization import Prompt, tokenize_all
+from server.api.request.prompt import Prompt, tokenize_all
 from server.chat.segments import Segments, is_text, plain_text
 from server.errors import ApiError
 from server.models.model import Model

@@ -8,14 +8,12 @@ what becomes of unknown ones, are in `fields`.
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
+from server.engine.seam.task import SamplingParams
 from server.errors import ApiError
-from server.models.model import Vocab
 from server.records import record
 
 INT_MAX = 2**31 - 1
@@ -118,15 +116,6 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
           "(default: the server's)", -1, 86400),
 )
 
-# How many strings a list may have where each costs time in the engine, for which everybody waits: a breaker is looked
-# for in every token of the vocabulary, a sampler goes over it for every token.
-MAX_STRINGS = {"dry_sequence_breakers": 100, "samplers": 100, "stop": 10_000}
-
-# llama.cpp's DRY sampler looks at the first bytes of a breaker. It takes so long for each token of the vocabulary, and
-# if the breaker may begin at that token's end, so long for the rest and for each of its bytes. All breakers together
-# may take `BREAKERS_S`; how many tokens end so is seen from a sample of the vocabulary.
-BREAKER_BYTES, BREAKER_TOKEN_S, BREAKER_TAIL_S, BREAKER_BYTE_S = 40, 50e-9, 15e-6, 0.3e-6
-BREAKERS_S, VOCAB_SAMPLE = 0.3, 1024
 _KIND_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a string", list: "a list",
                dict: "an object"}
 
@@ -138,120 +127,6 @@ def read(body: Mapping[str, Any], fields: Iterable[Field], defaults: Mapping[str
     What is absent or null is taken from `defaults`, else from the field.
     """
     return {field.name: _value(body, field, defaults, where) for field in fields}
-
-
-def sampling_params(values: Mapping[str, Any], vocab: Vocab, defaults: Mapping[str, Any] = MappingProxyType({}),
-                    grammar: str = "") -> tuple[SamplingParams, ...]:
-    """The `SamplingParams` of each of the answers to a prompt, which differ in their seeds. `values` are the checked
-    fields of a text request of a request."""
-    samplers = sampler_names(values["samplers"])
-    if defaults.get("penalties_first") and "penalties" not in samplers:
-        samplers = ("penalties", *samplers)
-    breakers = strings("dry_sequence_breakers", values["dry_sequence_breakers"])
-    if values["dry_multiplier"] and "dry" in samplers:
-        breakers = dry_breakers(breakers, vocab)
-    fields = {field.name: values[field.name] for field in SAMPLING_FIELDS} | {
-        "grammar": grammar, "samplers": samplers, "logit_bias": logit_bias(values["logit_bias"], vocab),
-        "penalty_prompt": penalty_prompt(values["penalty_prompt"], vocab),
-        "dry_sequence_breakers": breakers}
-    seed = random.getrandbits(32) if values["seed"] == -1 else values["seed"]
-    return tuple(SamplingParams(**fields, seed=(seed + i) % 2**32) for i in range(values["n_cmpl"]))
-
-
-def dry_breakers(texts: Sequence[str], vocab: Vocab) -> tuple[str, ...]:
-    """The breakers as llama.cpp sees them, once each. ApiError if looking for them in the vocabulary takes too long.
-
-    It looks at each token for each of them, and cuts what is left of a text where a token may begin it into tokens.
-    """
-    cut = tuple(dict.fromkeys(text.encode()[:BREAKER_BYTES].decode(errors="ignore") for text in texts))
-    sample = [vocab.piece(token)[-1:] for token in range(0, vocab.n_tokens, vocab.n_tokens // VOCAB_SAMPLE + 1)]
-    seconds = 0.0
-    for text in map(str.encode, cut):
-        part = sample.count(text[:1]) / len(sample) if len(text) > 1 else 0.0
-        seconds += vocab.n_tokens * (BREAKER_TOKEN_S + part * (BREAKER_TAIL_S + BREAKER_BYTE_S * len(text)))
-    if seconds > BREAKERS_S:
-        raise ApiError(400, f"dry_sequence_breakers: to look for these {len(cut)} in {vocab.n_tokens} tokens takes "
-                       f"some {seconds:.1f} s, for which others would wait; fewer and shorter ones, please")
-    return cut
-
-
-def penalty_prompt(value: object, vocab: Vocab) -> tuple[int, ...] | None:
-    """`penalty_prompt`: a text or token ids that penalties look at instead of the prompt."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return tuple(vocab.tokenize(value, False, True))
-    if not isinstance(value, list):
-        raise ApiError(400, f"penalty_prompt: {_shown(value)} is neither a text nor a list of token ids")
-    return tuple(token_id("penalty_prompt", token, vocab) for token in value)
-
-
-def token_id(name: str, value: object, vocab: Vocab) -> int:
-    """`value` as a token id of this vocabulary, else ApiError 400 naming `name`."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise ApiError(400, f"{name}: {_shown(value)} is not a token id")
-    if not 0 <= value < vocab.n_tokens:
-        raise ApiError(400, f"{name}: there is no token {_shown(value)}; this vocabulary has 0 to {vocab.n_tokens - 1}")
-    return value
-
-
-# One letter per sampler, as `--sampling-seq` and a string in `samplers` write them.
-SAMPLER_LETTERS = {"e": "penalties", "d": "dry", "s": "top_n_sigma", "k": "top_k", "y": "typical_p", "p": "top_p",
-                   "m": "min_p", "x": "xtc", "t": "temperature", "i": "infill", "a": "adaptive_p", "f": "tfs_z"}
-
-
-def sampler_names(names: object) -> tuple[str, ...]:
-    """The `samplers` list (or string of letters) with aliases resolved; ApiError names an unknown one."""
-    if isinstance(names, str) and names not in SAMPLER_NAMES and names not in SAMPLER_ALIASES:
-        names = [SAMPLER_LETTERS.get(letter, letter) for letter in names]
-    known = []
-    for name in strings("samplers", names):
-        name = SAMPLER_ALIASES.get(name, name)
-        if name not in SAMPLER_NAMES:
-            raise ApiError(400, f"samplers: '{name[:40]}' is unknown; known are {', '.join(SAMPLER_NAMES)}")
-        known.append(name)
-    return tuple(known)
-
-
-def strings(name: str, value: object) -> tuple[str, ...]:
-    """A list of strings; one string alone counts as a list of one."""
-    items = [value] if isinstance(value, str) else value
-    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) for item in items):
-        raise ApiError(400, f"{name}: {_shown(value)} is not a list of strings")
-    if len(items) > MAX_STRINGS.get(name, len(items)):
-        raise ApiError(400, f"{name}: {len(items)} are too many, at most {MAX_STRINGS[name]} are allowed")
-    return tuple(items)
-
-
-def logit_bias(value: object, vocab: Vocab) -> tuple[tuple[int, float], ...]:
-    """All forms of `logit_bias`: pairs of (token or text, number or false), or an object of them."""
-    pairs = list(value.items()) if isinstance(value, dict) else value
-    if not isinstance(pairs, (list, tuple)):
-        raise ApiError(400, f"logit_bias: {_shown(value)} is neither a list of pairs nor an object")
-    bias: list[tuple[int, float]] = []
-    for pair in pairs:
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ApiError(400, f"logit_bias: {_shown(pair)} is not a pair of a token and its bias")
-        amount = _bias_amount(pair[1])
-        bias += [(token, amount) for token in _bias_tokens(pair[0], vocab, isinstance(value, dict))]
-        if len(bias) > vocab.n_tokens:
-            raise ApiError(400, f"logit_bias: more entries than this vocabulary has tokens, {vocab.n_tokens}")
-    return tuple(bias)
-
-
-def _bias_amount(value: object) -> float:
-    if value is False:
-        return -INF
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ApiError(400, f"logit_bias: {_shown(value)} is neither a number nor false")
-    return as_float("logit_bias", value)
-
-
-def _bias_tokens(key: object, vocab: Vocab, is_object: bool) -> list[int]:
-    """A text's tokens, or the one of an id; JSON objects can only have ids as strings."""
-    if isinstance(key, str) and not (is_object and key.isascii() and key.isdecimal() and len(key) < 10):
-        return vocab.tokenize(key, False, False)
-    return [token_id("logit_bias", int(key) if isinstance(key, str) else key, vocab)]
 
 
 def _value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], where: str) -> Any:
@@ -268,9 +143,9 @@ def _value(body: Mapping[str, Any], field: Field, defaults: Mapping[str, Any], w
     if field.kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = as_float(name, value)
     if not isinstance(value, field.kind) or isinstance(value, bool) and field.kind is not bool:
-        raise ApiError(400, f"{where}{name}: {_shown(body[name])} is not {_KIND_NAMES[field.kind]}")
+        raise ApiError(400, f"{where}{name}: {shorten(body[name])} is not {_KIND_NAMES[field.kind]}")
     if field.kind in (int, float) and not field.low <= value <= field.high:  # type: ignore[operator]
-        raise ApiError(400, f"{where}{name}: {_shown(body[name])} is out of range, allowed is {_limits(field)}")
+        raise ApiError(400, f"{where}{name}: {shorten(body[name])} is out of range, allowed is {_limits(field)}")
     return value
 
 
@@ -288,6 +163,7 @@ def _limits(field: Field) -> str:
     return f"at most {field.high:.10g}" if field.low == -INF else f"{field.low:.10g} to {field.high:.10g}"
 
 
-def _shown(value: object) -> str:
+def shorten(value: object) -> str:
+    """A value as an error shows it."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -11,10 +11,10 @@ from typing import Any
 
 from server.api.context import Context
 from server.api.request.constraints import read_constraint
-from server.api.request.lora import read_lora
 from server.api.request.media import Files
-from server.api.request.schema import sampling_params, strings
-from server.api.request.tokenization import Prompt
+from server.api.request.prompt import Prompt
+from server.api.request.sampling import sampling_params, strings
+from server.api.request.schema import as_float
 from server.engine.seam.task import SamplingParams, Task
 from server.errors import ApiError
 from server.models.model import Model
@@ -22,6 +22,7 @@ from server.records import record
 
 PAIR_BYTES, TOKEN_BYTES = 24, 8  # of a token and its bias in an answer, of a token
 MAX_REPEATED = 64 << 20
+MAX_SCALE = 1000.0  # of an adapter: far beyond use, and far from overflowing the model's numbers
 
 
 @record
@@ -135,3 +136,31 @@ def text_request(
         warnings=(*constraint.warnings, *warnings),
         default_ping_s=default_ping_s,
     )
+
+
+def read_lora(value: object, model: Model) -> tuple[tuple[int, float], ...] | None:
+    """A request's `lora` list as (adapter, scale) pairs, None when it is absent."""
+    if value is None:
+        return None
+    return tuple(sorted((i, scale) for i, scale in lora_scales(value, model).items() if scale))
+
+
+def lora_scales(value: object, model: Model) -> dict[int, float]:
+    """`[{"id", "scale"}, ...]` checked against the loaded adapters."""
+    if not isinstance(value, list):
+        raise ApiError(400, "lora: give a list of objects with id and scale")
+    scales: dict[int, float] = {}
+    n = len(model.info.adapters)
+    for item in value:
+        if not isinstance(item, dict) or type(item.get("id")) is not int or not 0 <= item["id"] < n:
+            raise ApiError(400, f"lora: {str(item)[:60]} names no adapter; this server has {n}, ids start at 0")
+        scale = item.get("scale", 0.0)
+        if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+            raise ApiError(400, f"lora: the scale of adapter {item['id']} is not a number")
+        scales[item["id"]] = as_float("lora", scale)
+        if abs(scale) > MAX_SCALE:
+            raise ApiError(
+                400,
+                f"lora: the scale of adapter {item['id']} is out of range, allowed is {-MAX_SCALE:g} to {MAX_SCALE:g}",
+            )
+    return scales

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server.api.request import schema
+from server.api.request import sampling, schema
 from server.api.request.fields import COMPLETION, EMBEDDING_FIELDS
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.options import row as option_row
@@ -325,7 +325,7 @@ def test_request_defaults_have_the_names_limits_and_defaults_of_request_fields(o
 
 
 def test_samplers_have_the_names_of_the_engine():
-    assert option_row.SAMPLER_LETTERS == schema.SAMPLER_LETTERS
+    assert option_row.SAMPLER_LETTERS == sampling.SAMPLER_LETTERS
     assert sorted(option_row.SAMPLER_LETTERS.values()) == sorted(SAMPLER_NAMES)
     assert option_row.SAMPLER_ALIASES == SAMPLER_ALIASES
 
@@ -674,10 +674,10 @@ def test_request_defaults_pass_the_checks_of_requests():
     for profile in ("modern", "2024"):
         defaults = request_defaults(parse([*argv, "--compat", profile], {}))
         values = COMPLETION.read({}, defaults)
-        [params] = schema.sampling_params(values, NoVocab(), defaults)
+        [params] = sampling.sampling_params(values, NoVocab(), defaults)
         assert (params.temperature, params.seed, params.logit_bias) == (0.5, 7, ((5, -1.0),))
         assert params.samplers == (("penalties", "top_k") if profile == "2024" else ("top_k",))
-        assert params.dry_sequence_breakers == () and schema.strings("stop", values["stop"]) == ("x",)
+        assert params.dry_sequence_breakers == () and sampling.strings("stop", values["stop"]) == ("x",)
 
 
 def test_secrets_are_known_as_such():

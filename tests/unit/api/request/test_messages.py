@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.api.request.messages import MAX_MESSAGES, chat_prompt, check_messages
-from server.api.request.tokenization import tokenize_between, tokenize_segments
+from server.api.request.prompt import tokenize_between, tokenize_segments
 from server.chat.template import ChatTemplate
 from server.engine.seam.task import ModelInfo
 from server.errors import ApiError
