@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from server.api.request.chat.messages import chat_prompt
 from server.api.request.fields import CHAT, DETOKENIZE, TOKENIZE
 from server.api.request.media import Files
-from server.api.request.messages import chat_prompt
 from server.api.request.prompt import token_id
 from server.errors import ApiError
 from server.models.model import Models

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.api.request.messages import chat_prompt
+from server.api.request.chat.messages import chat_prompt
 from server.api.request.prompt import tokenize_between, tokenize_segments
 from server.chat.template import CHATML, BuiltinTemplate, ChatTemplate
 from server.engine.client.bounded_vocab import BoundedVocab

@@ -106,6 +106,13 @@ RULES: dict[str, tuple[str, ...]] = {
         "server.models",
         "server.web.message",
     ),
+    "server.api.request.chat": (
+        "server.api.request",
+        "server.chat",
+        "server.engine.seam",
+        "server.grammar",
+        "server.models",
+    ),
     "server.engine": (),
     "server.engine.seam": ("server.model_files",),
     "server.engine.client": ("server.engine.seam", "ctypes_api"),
@@ -293,7 +300,7 @@ def test_tests_import_only_packages_that_requirements_dev_pins():
         ("server.engine.llama.backend", "from server.engine.llama.sampler import LlamaSampler"),
         ("server.api.routes", "from server.web.router import Route"),
         (
-            "server.api.request.messages",
+            "server.api.request.chat.messages",
             "from server.engine.seam.task import Task\nfrom server.chat.template import render",
         ),
         ("server.app", "from server.api import x\nfrom ctypes_api import y\nfrom server.web.httpd import z"),

@@ -8,8 +8,8 @@ from typing import Any
 
 from server.api.dialects.dialect import Dialect
 from server.api.dialects.openai import OpenAiReply, likely_json
+from server.api.request.chat.messages import chat_prompt
 from server.api.request.fields import CHAT
-from server.api.request.messages import chat_prompt
 from server.api.request.text_request import Incoming, TextRequest, text_request
 from server.engine.seam.task import PromptProbs, TokenProbs
 from server.errors import ApiError

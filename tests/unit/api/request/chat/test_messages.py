@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.request.messages import MAX_MESSAGES, chat_prompt, check_messages
+from server.api.request.chat.messages import MAX_MESSAGES, chat_prompt, check_messages
 from server.api.request.prompt import tokenize_between, tokenize_segments
 from server.chat.template import ChatTemplate
 from server.engine.seam.task import ModelInfo

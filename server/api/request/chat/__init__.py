@@ -1,0 +1,1 @@
+"""What the body of a chat says beyond that of any text: messages, tools, reasoning. Connection threads."""
