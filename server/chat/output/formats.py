@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from server.records import record
 
+KEY = "{key}"
+
 
 @record(frozen=True)
 class Tags:
@@ -22,11 +24,13 @@ class Tags:
 
 @record(frozen=True)
 class JsonCall:
-    """An object that holds all: {"name": "f", "arguments": {...}}. `id_key` is "" where calls have no id."""
+    """An object that holds all: {"name": "f", "arguments": {...}}. `id_key` is "" where calls have no id; `id_first`
+    where the id stands before the name, not behind the arguments."""
 
     name_key: str = "name"
     arguments_key: str = "arguments"
     id_key: str = ""
+    id_first: bool = False
 
 
 @record(frozen=True)
@@ -36,19 +40,30 @@ class KeyedCall:
 
 @record(frozen=True)
 class NamedCall:
-    """The name between texts, then the arguments as a JSON object. `before_id` is "" where calls have no id."""
+    """The name between texts, then the arguments as a JSON object.
+
+    `before_id` is "" where calls have no id. The id stands behind the name (name, `before_id`, id, `after_name`,
+    arguments), with `id_first` before it (`before_id`, id, `before_name`, name, `after_name`, arguments). Where
+    `before_index` isn't "", the call's number in digits stands behind it, between the name and `after_name`.
+    """
 
     before_name: str
     after_name: str
     after_arguments: str = ""
     before_id: str = ""
+    id_first: bool = False
+    before_index: str = ""
 
 
 @record(frozen=True)
 class ParameterCall:
     """The name, then each argument with a tag of its own. Texts stand for themselves, other values are JSON.
-    `string_mark` are the two texts that say which of both a value is (("true", "false")), between `after_key` and
-    `after_mark`; () where the schema alone says it."""
+
+    `string_mark` are the texts that say which of both a value is, between `after_key` and `after_mark`: the first one
+    for texts, any other for JSON (("true", "false"), or one for each of text, number, boolean, null, object and list);
+    () where the schema alone says it. `KEY` in `after_value` stands for the argument's name once more. `quotes` are two
+    texts that may stand around a text (as CDATA). `before_index` as in `NamedCall`.
+    """
 
     before_name: str
     after_name: str
@@ -58,6 +73,8 @@ class ParameterCall:
     after_arguments: str = ""
     string_mark: tuple[str, ...] = ()
     after_mark: str = ""
+    quotes: tuple[str, ...] = ()
+    before_index: str = ""
 
 
 @record(frozen=True)
@@ -79,10 +96,12 @@ Call = JsonCall | KeyedCall | NamedCall | ParameterCall | PythonCall | Quoteless
 
 @record(frozen=True)
 class IdForm:
-    """How ids of calls look, for those that this server makes: "call_" and 24 letters where a template has no wish."""
+    """How ids of calls look, for those that this server makes: "call_" and 24 letters where a template has no wish.
+    Where `pattern` isn't "", it is the whole id, with `{name}` and `{index}` (the number that was written)."""
 
     prefix: str = "call_"
     n_letters: int = 24
+    pattern: str = ""
 
 
 @record(frozen=True)
@@ -93,7 +112,9 @@ class CallFormat:
     answer between `before_all` and `after_all`, with `between` from one to the next; `can_be_many` is False where an
     answer has one call at most. `at_start` is True where a call is only one at the beginning of the answer (behind the
     reasoning), because it has no mark of its own. `content` are the tags around visible text where a family has such
-    (Harmony's final channel). `is_native` is False for the generic form, of which the template knows nothing and
+    (Harmony's final channel). `opening` is what the prompt has already written of the first mark: all marks, also
+    those of reasoning and content, are written as if an answer began with it. `also_before` are further texts that a
+    model may write before a call. `is_native` is False for the generic form, of which the template knows nothing and
     which a system message explains.
     """
 
@@ -108,6 +129,8 @@ class CallFormat:
     at_start: bool = False
     reasoning: Tags | None = None
     content: Tags | None = None
+    opening: str = ""
+    also_before: tuple[str, ...] = ()
     ids: IdForm = IdForm()
     is_native: bool = True
 
