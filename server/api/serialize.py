@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
-from server.engine.seam.task import Progress, SamplingParams, Task, Timings, TokenProbs
+from server.engine.seam.task import START, TOKEN, WORD, Progress, SamplingParams, Task, Timings, TokenProbs, Trigger
 from server.models.model import Model, Vocab
 
 
@@ -27,6 +28,7 @@ def settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
         "stream": stream,
         "cache_prompt": task.cache_prompt,
         "n_indent": task.n_indent,
+        "preserved_tokens": list(task.preserved_tokens),
         "speculative.n_max": _own(task.draft_n_max, spec.spec_draft_n_max),
         "speculative.n_min": _own(task.draft_n_min, spec.spec_draft_n_min),
         "speculative.p_min": _own(task.draft_p_min, spec.spec_draft_p_min),
@@ -42,10 +44,23 @@ def sampling_json(params: SamplingParams) -> dict[str, Any]:
     fields["samplers"] = list(params.samplers)
     fields["dry_sequence_breakers"] = list(params.dry_sequence_breakers)
     fields["logit_bias"] = [[token, False if bias == -math.inf else bias] for token, bias in params.logit_bias]
+    fields["grammar_triggers"] = [trigger_json(trigger) for trigger in params.grammar_triggers]
     prompt = fields.pop("penalty_prompt")
     fields["penalty_prompt_tokens"] = list(prompt or ())
     fields["use_penalty_prompt_tokens"] = prompt is not None
     return fields
+
+
+def trigger_json(trigger: Trigger) -> dict[str, Any]:
+    """A trigger in llama.cpp's form: its `type` is 0 for a token, 1 for a word, 2 for a pattern, 3 for a pattern that
+    has to match from the beginning of the text on."""
+    if trigger.kind == TOKEN:
+        return {"type": 0, "token": trigger.token}
+    if trigger.kind == WORD:
+        return {"type": 1, "value": trigger.text}
+    if trigger.kind == START:
+        return {"type": 3, "value": r"\s*" + re.escape(trigger.text)}
+    return {"type": 2 if len(trigger.states[1]) > 1 else 3, "value": trigger.text}
 
 
 def progress_json(progress: Progress) -> dict[str, Any]:

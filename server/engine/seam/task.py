@@ -63,12 +63,48 @@ HISTOGRAM_BOUNDS: dict[str, tuple[float, ...]] = {
 }
 
 
+WORD, START, TOKEN, PATTERN = "word", "start", "token", "pattern"
+
+
+@record(frozen=True)
+class Trigger:
+    """What begins a call in visible text: the `text` anywhere (WORD), the `text` behind nothing but white space
+    (START), the `token`, or what a regular expression matches (PATTERN).
+
+    `states` is the automaton of a pattern without free moves, two rows to begin with: 0 at the beginning of the text, 1
+    at any other place. A row is (1 if a match may end here, then for each move: lowest character, highest, next row).
+    """
+
+    kind: str
+    text: str = ""
+    token: int = -1
+    states: tuple[tuple[int, ...], ...] = ()
+
+
+@record(frozen=True)
+class Thinking:
+    """How a model writes what it thinks before it answers: between the texts `open` and `close`, at the beginning of
+    its answer. With `is_opened` the prompt ends with `open`, else the model may leave it out.
+
+    `end_tokens` are a message and `close`. They are what the model says next once it has thought for `budget` tokens
+    (-1 no limit), or wherever it is told to come to an end.
+    """
+
+    open: str
+    close: str
+    is_opened: bool = False
+    budget: int = -1
+    end_tokens: tuple[int, ...] = ()
+
+
 @record(frozen=True)
 class SamplingParams:
     """Everything that shapes the choice of one token. Names and meanings are those of `/completion`.
 
     `seed` is never -1 here: the web side draws it, so that a replay of the request makes the same draws.
     `samplers` is the order of the truncating stages; `logit_bias` holds (token, bias), -inf bans the token.
+    With `grammar_lazy` text is free until one of `grammar_triggers` is complete. From that trigger's first character on
+    the grammar holds. Where the grammar isn't lazy, triggers only say where a call begins.
     """
 
     seed: int = 0
@@ -116,6 +152,8 @@ class SamplingParams:
     logit_bias: tuple[tuple[int, float], ...] = ()
     ignore_eos: bool = False
     grammar: str = ""
+    grammar_lazy: bool = False
+    grammar_triggers: tuple[Trigger, ...] = ()
 
 
 @record(frozen=True)
@@ -151,6 +189,10 @@ class Task:
     on behind them.
     With `prompt_probs` 0 or more the tokens of the prompt are judged, each with that many alternatives (`PromptProbs`);
     that needs `cache_prompt` False.
+    The names of `preserved_tokens` are part of the text, though they are control tokens. With `reasoning` the model may
+    think before it answers: its grammar, its triggers and its stop words are about what follows the thinking. Stop
+    words end with the first trigger, too. With `ends_thinking` 0 or more it is told to come to an end behind that many
+    tokens.
     """
 
     id: int
@@ -179,6 +221,9 @@ class Task:
     media: tuple[Media, ...] = ()
     resume: tuple[int, ...] = ()
     resume_ms: float = 0.0
+    preserved_tokens: tuple[int, ...] = ()
+    reasoning: Thinking | None = None
+    ends_thinking: int = -1
 
 
 # ---- web side -> engine ---------------------------------------------------------------------------------------
@@ -312,7 +357,8 @@ class Piece:
 
 @record(frozen=True)
 class Final:
-    """The end of a task that went well. `text` is what had been held back and turned out to be no stop word."""
+    """The end of a task that went well. `text` is what had been held back and turned out to be no stop word.
+    `n_reasoning` of its `n_predicted` tokens are the model's thinking."""
 
     id: int
     id_slot: int
@@ -324,6 +370,7 @@ class Final:
     n_cached: int
     truncated: bool
     timings: Timings
+    n_reasoning: int = 0
 
 
 @record(frozen=True)

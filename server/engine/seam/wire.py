@@ -247,7 +247,7 @@ class Codec:
             if value is before:
                 continue
             encode = encoders.get(place + 1)
-            if type(value) in self._numbers:
+            if type(value) in self._numbers and before is not None:
                 value = self.changes(value, before, tail)
             elif encode is not None:
                 value = encode(value, tail)
@@ -264,7 +264,7 @@ class Codec:
             place, value = change
             if not 0 <= place < len(values):
                 raise WireError(f"{type(base).__name__} has no field {place}")
-            if type(values[place]) in self._numbers:
+            if type(values[place]) in self._numbers and value is not None:
                 values[place] = self.changed(values[place], value, tail)
             else:
                 values[place] = decoders[place](value, tail)

@@ -26,6 +26,7 @@ from server.engine.seam.task import (
     Snapshot,
     Task,
     Tasks,
+    Thinking,
     Timings,
     TokenProbs,
 )
@@ -134,6 +135,16 @@ def test_what_tasks_of_one_request_share_is_sent_once_and_shared_again():
     for one in back.tasks[1:]:
         assert one.prompt is first.prompt and one.stop is first.stop
         assert one.sampling.logit_bias is first.sampling.logit_bias
+
+
+def test_tasks_of_one_request_may_differ_in_what_only_some_of_them_have():
+    tasks = [
+        Task(1, (1,)),
+        Task(2, (1,), reasoning=Thinking("<a>", "</a>", end_tokens=(1, 2))),
+        Task(3, (1,), reasoning=Thinking("<a>", "</a>", budget=3)),
+        Task(4, (1,)),
+    ]
+    assert read(whole(Tasks(tuple(tasks)))) == [Tasks(tuple(tasks))]
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), max_size=100), st.integers(0, 3))
