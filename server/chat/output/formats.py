@@ -91,7 +91,21 @@ class QuotelessCall:
     quote: str = '"'
 
 
-Call = JsonCall | KeyedCall | NamedCall | ParameterCall | PythonCall | QuotelessCall
+@record(frozen=True)
+class ChannelCall:
+    """Harmony: an answer is a row of messages, each with a head that says what it is, from `start` to `message`. A head
+    that is addressed to functions.f makes the message a call of f, whose text is the arguments as JSON; the channel
+    `analysis` is reasoning, any other is visible text. Heads vary, so the parser reads them word by word; one of
+    `ends`, or the next `start`, ends a message. `call_head` is what the grammar writes, around the name."""
+
+    start: str = "<|start|>assistant"
+    channel: str = "<|channel|>"
+    message: str = "<|message|>"
+    ends: tuple[str, ...] = ("<|end|>", "<|call|>", "<|return|>")
+    call_head: tuple[str, str] = ("<|channel|>commentary to=functions.", " <|constrain|>json<|message|>")
+
+
+Call = JsonCall | KeyedCall | NamedCall | ParameterCall | PythonCall | QuotelessCall | ChannelCall
 
 
 @record(frozen=True)
@@ -112,7 +126,8 @@ class CallFormat:
     answer between `before_all` and `after_all`, with `between` from one to the next; `can_be_many` is False where an
     answer has one call at most. `at_start` is True where a call is only one at the beginning of the answer (behind the
     reasoning), because it has no mark of its own. `content` are the tags around visible text where a family has such
-    (Harmony's final channel). `opening` is what the prompt has already written of the first mark: all marks, also
+    (Command-R's <|START_RESPONSE|>). `silent` are further texts that say nothing, left out wherever they stand in
+    visible text. `opening` is what the prompt has already written of the first mark: all marks, also
     those of reasoning and content, are written as if an answer began with it. `also_before` are further texts that a
     model may write before a call. `is_native` is False for the generic form, of which the template knows nothing and
     which a system message explains.
@@ -129,6 +144,7 @@ class CallFormat:
     at_start: bool = False
     reasoning: Tags | None = None
     content: Tags | None = None
+    silent: tuple[str, ...] = ()
     opening: str = ""
     also_before: tuple[str, ...] = ()
     ids: IdForm = IdForm()
