@@ -172,10 +172,16 @@ def spm_vocabulary(gguf: GgufFile, fim: bool, n_unused: int = 0) -> Vocabulary:
     return vocabulary
 
 
-def bpe_vocabulary(gguf: GgufFile, words: Iterable[str], fim: bool) -> Vocabulary:
-    """GPT-2 style with ChatML's tokens: 256 bytes and `words`; `<|im_end|>` (2) ends a text, no BOS."""
+def bpe_vocabulary(
+    gguf: GgufFile, words: Iterable[str], fim: bool, *, control: Iterable[str] = (), unread: Iterable[str] = ()
+) -> Vocabulary:
+    """GPT-2 style with ChatML's tokens: 256 bytes and `words`; `<|im_end|>` (2) ends a text, no BOS.
+
+    `control` are more special tokens. `unread` are tokens, in symbols, that a model can say, but that no text is
+    tokenised to: no merge leads to them.
+    """
     vocabulary, merges, symbols = Vocabulary(), [], byte_symbols()
-    for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>"):
+    for text in ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *control):
         vocabulary.add(text, CONTROL)
     for symbol in symbols:
         vocabulary.add(symbol)
@@ -184,6 +190,8 @@ def bpe_vocabulary(gguf: GgufFile, words: Iterable[str], fim: bool) -> Vocabular
             if piece not in vocabulary.tokens:
                 vocabulary.add(piece)
                 merges.append(piece[:-1] + " " + piece[-1])
+    for piece in unread:
+        vocabulary.add(piece)
     vocabulary.write(gguf, "gpt2", fim)
     gguf.string("tokenizer.ggml.pre", "gpt-2")
     gguf.strings("tokenizer.ggml.merges", merges)
@@ -420,19 +428,25 @@ def recite(path: Path, words: Sequence[str] = RECITE_WORDS, *, n_ctx_train: int 
     gguf = GgufFile("llama", "recite")
     vocabulary = bpe_vocabulary(gguf, words, fim=False)
     gguf.string("tokenizer.chat_template", CHATML)
-    n_vocab, n_ff, n_head, head_size = len(vocabulary.tokens), 32, 2, 32
+    symbols = byte_symbols()
+    chain = [vocabulary.tokens.index("".join(symbols[byte] for byte in word.encode())) for word in words]
+    follower = dict(zip(chain, [*chain[1:], vocabulary.tokens.index("<|im_end|>")]))
+    n_vocab = len(vocabulary.tokens)
+    return follow(gguf, path, [follower.get(token, chain[0]) for token in range(n_vocab)], n_ctx_train)
+
+
+def follow(gguf: GgufFile, path: Path, followers: Sequence[int], n_ctx_train: int) -> Path:
+    """Add the weights of a model that says `followers[token]` after each token of its vocabulary, and write the file."""
+    n_vocab, n_ff, n_head, head_size = len(followers), 32, 2, 32
     n_embd = -(-n_vocab // 32) * 32
     _llama_shape(
         gguf, n_ctx_train, n_blocks=1, n_embd=n_embd, n_ff=n_ff, n_head=n_head, n_head_kv=1, head_size=head_size
     )
-    symbols = byte_symbols()
-    chain = [vocabulary.tokens.index("".join(symbols[byte] for byte in word.encode())) for word in words]
-    follower = dict(zip(chain, [*chain[1:], vocabulary.tokens.index("<|im_end|>")]))
     embedding = [[0.0] * n_embd for _ in range(n_vocab)]
     readout = [[0.0] * n_embd for _ in range(n_vocab)]
-    for token in range(n_vocab):
+    for token, follower in enumerate(followers):
         embedding[token][token] = 1.0
-        readout[follower.get(token, chain[0])][token] = 1.0
+        readout[follower][token] = 1.0
     weights = Weights(gguf, seed=0)
     weights.rows("token_embd.weight", embedding)
     weights.rows("output.weight", readout)
