@@ -13,7 +13,7 @@ without printing them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -52,9 +52,10 @@ LIMITS = Limits(steps=100_000)
 
 
 class Probe:
-    """The questions that can be put to one template; `base` are the variables that it always has."""
+    """The questions that can be put to one template; `base(tools)` are the variables that it has with these tools."""
 
-    def __init__(self, template: Template, base: Mapping[str, Any]) -> None:
+    def __init__(self, template: Template, base: Callable[[Sequence[Message]], Mapping[str, Any]]) -> None:
+        self.source = template.source
         self._template = template
         self._base = base
         self._reads_parts: dict[str, bool] = {}
@@ -82,9 +83,7 @@ class Probe:
         """Whether `developer` is a role here, and not one like any word."""
         if "developer" not in self._template.source:
             return False
-        developer, stranger = (
-            self._render([{"role": role, "content": WORD}, USER]) for role in ("developer", STRANGER)
-        )
+        developer, stranger = (self.render([{"role": role, "content": WORD}, USER]) for role in ("developer", STRANGER))
         return (
             developer is not None
             and WORD in developer
@@ -129,7 +128,7 @@ class Probe:
     @cached_property
     def reads_tools(self) -> bool:
         """Whether the model gets to see which tools there are."""
-        text = self._render([USER], has_tools=True)
+        text = self.render([USER], TOOLS)
         return text is not None and NAME in text
 
     @cached_property
@@ -148,7 +147,7 @@ class Probe:
         """Whether a message with tool calls may have reasoning or a text, but not both."""
         reasoning = {self.reasoning_key: WORD}
         both = [USER, {**self._call(), **reasoning, "content": "x"}, RESULT]
-        return self._render(both) is None and self._shows([USER, {**self._call(), **reasoning}, RESULT], WORD)
+        return self.render(both) is None and self._shows([USER, {**self._call(), **reasoning}, RESULT], WORD)
 
     def _shows_reasoning(self, reasoning: Message) -> bool:
         """In an earlier answer, or in one that is still going on behind a tool's result."""
@@ -164,14 +163,16 @@ class Probe:
         return content, {KEY: value} if is_object else json.dumps({KEY: value})
 
     def _shows(self, messages: Sequence[Message], *words: str, never: Sequence[str] = ()) -> bool:
-        text = self._render(messages)
+        text = self.render(messages)
         return text is not None and all(word in text for word in words) and not any(bad in text for bad in never)
 
-    def _render(self, messages: Sequence[Message], has_tools: bool = False) -> str | None:
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Message] = (), variables: Mapping[str, Any] | None = None
+    ) -> str | None:
         """The prompt, None if the template refuses; tools go with conversations that have calls."""
-        context = {**self._base, "messages": messages, "add_generation_prompt": True}
-        if has_tools or any("tool_calls" in message for message in messages):
-            context["tools"] = TOOLS
+        if not tools and any("tool_calls" in message for message in messages):
+            tools = TOOLS
+        context = {**self._base(tools), **(variables or {}), "messages": messages, "add_generation_prompt": True}
         try:
             return self._template.render(context, limits=LIMITS)
         except TemplateError:

@@ -10,12 +10,17 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from server.chat.adapt import adapt, rename_developer
+from server.chat.find_format import find_format
 from server.chat.jinja import Template, TemplateError, mark
+from server.chat.output.formats import GENERIC, CallFormat, Tags
 from server.chat.probe import Probe
 from server.chat.segments import Segments, plain_text
+from server.chat.variables import template_variables
 from server.records import record
 
 CHATML = (
@@ -23,7 +28,7 @@ CHATML = (
     "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 UNMARKED_KEY = "role"  # templates make special tokens of it; its letters are checked before
-MARKED_VARIABLES = ("tools", "documents")
+MARKED_VARIABLES = ("tools", "functions", "documents")
 WHITESPACE = " \t\n\v\f\r"  # what libllama's templates trim
 
 
@@ -48,7 +53,7 @@ class ChatTemplate:
         self._for_tools = ChatTemplate(tool_source, bos_token, eos_token) if tool_source else None
         self._template = Template(source)
         self._base = {"bos_token": bos_token, "eos_token": eos_token}
-        self._probe = Probe(self._template, self._base)
+        self._probe = Probe(self._template, lambda tools: self._variables({"tools": tools} if tools else {}))
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any]
@@ -60,11 +65,8 @@ class ChatTemplate:
         if self._for_tools is not None and extra.get("tools"):
             return self._for_tools.render(messages, add_generation_prompt, extra)
         adapted = adapt(messages, self._probe)
-        marked = {name: mark(extra[name]) for name in MARKED_VARIABLES if name in extra}
         context = {
-            **self._base,
-            **extra,
-            **marked,
+            **self._variables(extra),
             "messages": [_marked(message) for message in adapted],
             "add_generation_prompt": add_generation_prompt,
         }
@@ -74,6 +76,21 @@ class ChatTemplate:
             if len(adapted) != len(messages):
                 error.message_index = None  # counts others than the client's
             raise
+
+    def _variables(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        variables = template_variables(self._template.names, given)
+        marked = {name: mark(variables[name]) for name in MARKED_VARIABLES if name in variables}
+        return {**self._base, **variables, **marked}
+
+    @cached_property
+    def call_format(self) -> CallFormat:
+        """How the model writes calls and reasoning where there are tools; found when first needed."""
+        return self._for_tools.call_format if self._for_tools is not None else find_format(self._probe)
+
+    def reasoning_for(self, prompt: str, prefill: str = "") -> Tags | None:
+        """The tags of the reasoning in an answer to this prompt, which goes on with `prefill`: `is_opened` where the
+        prompt has begun it already. None where the model has none."""
+        return reasoning_for(self.call_format, prompt, prefill)
 
     def leaves_out(
         self, messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any], names: Iterable[str]
@@ -99,6 +116,7 @@ class BuiltinTemplate:
         self.source = source
         self.bos_token = ""
         self._apply = apply
+        self.call_format = GENERIC
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any]
@@ -116,11 +134,26 @@ class BuiltinTemplate:
         segments = [(texts[int(part)], True) if i % 2 else (part, False) for i, part in enumerate(parts)]
         return [segment for segment in segments if segment[0]]
 
+    def reasoning_for(self, prompt: str, prefill: str = "") -> Tags | None:
+        """See `ChatTemplate.reasoning_for`."""
+        return reasoning_for(self.call_format, prompt, prefill)
+
     def leaves_out(
         self, messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any], names: Iterable[str]
     ) -> LeftOut:
         """See `ChatTemplate.leaves_out`."""
         return LeftOut(bool(extra.get("tools")), has_calls(messages), tuple(names))
+
+
+def reasoning_for(format: CallFormat, prompt: str, prefill: str = "") -> Tags | None:
+    """See `ChatTemplate.reasoning_for`. Only the very end of a prompt counts: users may write such tags, too."""
+    tags = format.reasoning
+    if tags is None:
+        return None
+    opening, closing = tags.open.strip(), tags.close.strip()
+    written = format.opening + prefill if prefill else ""
+    is_begun = prompt.rstrip().endswith(opening) or written.lstrip().startswith(opening)
+    return replace(tags, is_opened=is_begun and closing not in prefill)
 
 
 def has_calls(messages: Sequence[Mapping[str, Any]]) -> bool:

@@ -63,7 +63,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.web.http1": ("server.web.limits",),
     "server.grammar": (),
     "server.grammar.json_schema": ("server.grammar",),
-    "server.chat": ("server.chat.jinja",),
+    "server.chat": ("server.chat.jinja", "server.chat.output"),
     "server.chat.jinja": (),
     "server.chat.output": ("server.engine.seam",),
     "server.models": ("server.chat", "server.engine.seam", "server.options"),

@@ -1,0 +1,153 @@
+"""What a probe can't tell about formats of calls and reasoning: tables, looked up by what stands in a template.
+
+Pure data. A row is here for one of three reasons: the template leaves calls out, although its model was trained with a
+format; the marks of calls and of text are headers of messages, which a probe takes for the template's; or reasoning
+isn't a part of the messages that it renders.
+"""
+
+from __future__ import annotations
+
+from server.chat.output.formats import CallFormat, IdForm, JsonCall, NamedCall, ParameterCall, PythonCall, Tags
+
+THINK = Tags("<think>\n", "\n</think>\n\n")
+
+HARMONY = CallFormat(
+    "harmony",
+    NamedCall(" to=functions.", " <|constrain|>json<|message|>", "<|call|>"),
+    before_call="<|start|>assistant<|channel|>commentary",
+    between="",
+    can_be_many=False,
+    reasoning=Tags("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>"),
+    content=Tags("<|start|>assistant<|channel|>final<|message|>", "<|end|>"),
+    opening="<|start|>assistant",
+)
+SOLAR = CallFormat(
+    "solar",
+    NamedCall("<|tool_call:name|>", "<|tool_call:args|>", before_id="<|tool_call:begin|>", id_first=True),
+    before_all="<|begin|>assistant<|tool_calls|>",
+    after_call="<|tool_call:end|>",
+    between="",
+    reasoning=Tags("<|begin|>assistant<|think|>", "<|end|>"),
+    content=Tags("<|begin|>assistant<|content|>", "<|end|>"),
+    opening="<|begin|>assistant",
+    ids=IdForm("", 10),
+)
+ATEM = CallFormat(
+    "atem",
+    ParameterCall(
+        '<atem:invoke name="', '">\n', '<atem:parameter name="', '">', "</atem:parameter>\n", "</atem:invoke>\n"
+    ),
+    before_call="<atem:function_calls>\n",
+    after_call="</atem:function_calls>",
+    between="<|eom|>",
+    reasoning=Tags("<|start|>assistant to=self<|message|>", "<|eom|>"),
+    content=Tags("<|start|>assistant to=user<|message|>", "<|eom|>"),
+    opening="<|start|>assistant",
+)
+KIMI_K3 = CallFormat(
+    "kimi-k3",
+    ParameterCall(
+        '<|open|>call tool="',
+        '"<|sep|>',
+        '<|open|>argument key="',
+        '" type="',
+        "<|close|>argument<|sep|>",
+        "<|close|>call<|sep|>",
+        ("string", "number", "boolean", "null", "object", "array"),
+        '"<|sep|>',
+        before_index='" index="',
+    ),
+    before_all="<|open|>tools<|sep|>",
+    after_all="<|close|>tools<|sep|><|close|>message<|sep|>",
+    between="",
+    reasoning=Tags("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
+    content=Tags("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
+)
+FUNCTIONARY_3_2 = CallFormat(
+    "functionary-3.2", NamedCall(">>>", "\n"), between="", content=Tags(">>>all\n", ""), opening=">>>"
+)
+LFM2 = CallFormat("lfm2", PythonCall(), before_all="<|tool_call_start|>[", after_all="]<|tool_call_end|>", between=", ")
+GRANITE = CallFormat("granite", JsonCall(), before_all="<|tool_call|>[", after_all="]", between=", ")
+
+# a text in a template's source -> the format that its model speaks
+FORMATS = (
+    ("<|channel|>analysis<|message|>", HARMONY),
+    ("<|tool_call:begin|>", SOLAR),
+    ("<atem:function_calls>", ATEM),
+    ("<|end_of_msg|>", KIMI_K3),
+    (">>>all\\n", FUNCTIONARY_3_2),
+    ("List of tools: <|tool_list_start|>[", LFM2),
+    ("List of tools: [", LFM2),
+    ("respond only with <|tool_call|> followed by a JSON list", GRANITE),
+)
+
+# a text in a template's source -> the tags of its model's reasoning
+REASONING = (
+    ("<|channel|>analysis<|message|>", HARMONY.reasoning),
+    ("<|inner_prefix|>", Tags("<|inner_prefix|>", "<|inner_suffix|>")),
+    ("Here are my reasoning steps:\\n", Tags("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n")),
+    ("[BEGIN FINAL RESPONSE]", Tags("", "\n[BEGIN FINAL RESPONSE]\n", is_opened=True)),
+)
+# a text in a template's source -> what is taken for reasoning if the probe finds none
+THINKING = (("</think>", THINK), ("[THINK]", Tags("[THINK]", "[/THINK]")), ("/think", THINK))
+CONTENT_TAGS = (
+    Tags("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
+    Tags("<|START_TEXT|>", "<|END_TEXT|>"),
+    Tags("<response>", "</response>"),
+    Tags("[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"),
+)
+QUOTES = (("<![CDATA[", "]]>"),)
+# marks that end an answer without being those of an answer in text
+END_MARKS = ("<|eom_id|>", "<|eot_id|>", "<|call|>", "<|calls|>", "<|end|>", "<|tool_response>", "<|im_end|>")
+
+# a text in a call as it is written -> the family's name; the first that fits
+FAMILIES = (
+    ("<｜DSML｜", "deepseek-dsml"),
+    ("<｜tool▁sep｜>", "deepseek"),
+    ("]<]minimax[>[", "minimax-m3"),
+    ("<minimax:tool_call>", "minimax-m2"),
+    ("<seed:tool_call>", "seed-oss"),
+    ("<tool_sep", "hunyuan"),
+    ("<arg_key>", "glm"),
+    ("<parameter=", "qwen3-coder"),
+    ("<param name=", "minicpm"),
+    ("<function=", "functionary-3.1"),
+    ("<|tool_calls_section_begin|>", "kimi-k2"),
+    ("<|tool_call>call:", "gemma"),
+    ("<|START_ACTION|>", "command-r"),
+    ("Action:\n```json", "command-r-plus"),
+    ("[CALL_ID]", "mistral-ids"),
+    ("[ARGS]", "mistral-args"),
+    ("[TOOL_CALLS]", "mistral"),
+    ("<TOOLCALL>", "nemotron"),
+    ("<|tool_call_start|>", "lfm2"),
+    ("<|tools_prefix|>", "apertus"),
+    ("functools[", "firefunction"),
+    ("<|role_sep|>", "gigachat"),
+    ("<|function_call|>", "gigachat"),
+    ("<tool_calls>\n", "minimax-m1"),
+    ("<tool_calls>[", "apriel"),
+    ("<tool_call>\n{", "hermes"),
+    ('{"name": "a9f4probe", "parameters"', "llama-3"),
+)
+
+
+def named_format(source: str) -> CallFormat | None:
+    """The format that a template's source names, None where a probe has to find it."""
+    return next((found for mark, found in FORMATS if mark in source), None)
+
+
+def named_reasoning(source: str) -> Tags | None:
+    """The tags that a template's source names."""
+    return next((tags for mark, tags in REASONING if mark in source), None)
+
+
+def likely_reasoning(source: str) -> Tags | None:
+    """The tags of a model whose template renders no reasoning, but takes it out of what a client sends back, or begins
+    it."""
+    return next((tags for mark, tags in THINKING if mark in source), None)
+
+
+def family_of(written: str) -> str:
+    """The name of the family that writes such a call."""
+    return next((name for mark, name in FAMILIES if mark in written), "other")

@@ -1,0 +1,108 @@
+"""Calls as a model writes them: a `CallFormat` read forwards.
+
+Pure. It shows a model how to call where its template doesn't, puts earlier calls into the text of a template that
+leaves them out, and proves that a format that was found is the template's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.chat.output.formats import (
+    KEY,
+    CallFormat,
+    JsonCall,
+    KeyedCall,
+    NamedCall,
+    ParameterCall,
+    PythonCall,
+    QuotelessCall,
+)
+from server.records import record
+
+
+@record(frozen=True)
+class WrittenCall:
+    """A call with all that a format may show of it. `index` is its number in the conversation."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    id: str = ""
+    index: int = 0
+
+
+def write_calls(format: CallFormat, calls: Sequence[WrittenCall]) -> str:
+    """The text of all calls of one answer."""
+    written = [f"{format.before_call}{write_call(format, call)}{format.after_call}" for call in calls]
+    return format.before_all + format.between.join(written) + format.after_all
+
+
+def write_call(format: CallFormat, call: WrittenCall) -> str:
+    """One call without the marks that all kinds of calls have around them."""
+    kind = format.call
+    if isinstance(kind, JsonCall):
+        return _write_json_call(kind, call)
+    if isinstance(kind, KeyedCall):
+        return to_json({call.name: call.arguments})
+    if isinstance(kind, NamedCall):
+        return _write_named_call(kind, call)
+    if isinstance(kind, ParameterCall):
+        return _write_parameter_call(kind, call)
+    if isinstance(kind, PythonCall):
+        return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})"
+    return kind.before_name + call.name + kind.after_name + _quoteless(kind, call.arguments)
+
+
+def to_json(value: object) -> str:
+    """JSON as templates write it."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _write_json_call(kind: JsonCall, call: WrittenCall) -> str:
+    ids = {kind.id_key: call.id} if kind.id_key else {}
+    body = {kind.name_key: call.name, kind.arguments_key: call.arguments}
+    return to_json({**ids, **body} if kind.id_first else {**body, **ids})
+
+
+def _write_named_call(kind: NamedCall, call: WrittenCall) -> str:
+    call_id = kind.before_id + call.id if kind.before_id else ""
+    index = f"{kind.before_index}{call.index}" if kind.before_index else ""
+    head = [call_id, kind.before_name + call.name] if kind.id_first else [kind.before_name + call.name, call_id]
+    return "".join(head) + index + kind.after_name + to_json(call.arguments) + kind.after_arguments
+
+
+def _write_parameter_call(kind: ParameterCall, call: WrittenCall) -> str:
+    index = f"{kind.before_index}{call.index}" if kind.before_index else ""
+    arguments = "".join(
+        f"{kind.before_key}{key}{kind.after_key}{_mark(kind, value)}{_plain(value)}{kind.after_value.replace(KEY, key)}"
+        for key, value in call.arguments.items()
+    )
+    return kind.before_name + call.name + index + kind.after_name + arguments + kind.after_arguments
+
+
+def _mark(kind: ParameterCall, value: object) -> str:
+    if not kind.string_mark:
+        return ""
+    return kind.string_mark[min(kind_number(value), len(kind.string_mark) - 1)] + kind.after_mark
+
+
+def kind_number(value: object) -> int:
+    """The place of a value's mark in a `string_mark` with a mark for each kind of value."""
+    kinds = {str: 0, bool: 2, type(None): 3, dict: 4, list: 5}
+    return kinds.get(type(value), 1)
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else to_json(value)
+
+
+def _quoteless(kind: QuotelessCall, value: object) -> str:
+    if isinstance(value, str):
+        return kind.quote + value + kind.quote
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_quoteless(kind, item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(_quoteless(kind, item) for item in value) + "]"
+    return to_json(value)
