@@ -21,7 +21,7 @@ from server.chat.output.formats import (
 from server.chat.output.write_calls import WrittenCall
 from server.records import record
 
-MARK = re.compile(r"<[^<>\s][^<>]*>|\[/?[A-Z_]+\]")
+MARK = re.compile(r"\]<\]\w+\[>\[|<[^<>\s][^<>]*>|\[/?[A-Z_]+\]")
 MAX_CANDIDATES = 40  # places at which an object is tried to be read
 Span = tuple[int, int]
 
@@ -69,7 +69,8 @@ def _kind_of(value: Mapping[str, object], call: WrittenCall) -> Call | None:
     if name_key is None or arguments_key is None or len(keys) > 3:
         return None
     id_key = next((key for key in keys if key not in (name_key, arguments_key)), "")
-    return JsonCall(name_key, arguments_key, id_key, bool(id_key) and keys[0] == id_key)
+    is_number = value.get(id_key) == str(call.index)
+    return JsonCall(name_key, arguments_key, id_key, bool(id_key) and keys[0] == id_key, is_number)
 
 
 def find_named(text: str, calls: Sequence[WrittenCall]) -> Found | None:

@@ -19,15 +19,7 @@ from typing import Any
 
 from server.chat.adapt import adapt
 from server.chat.find_calls import MARK, Found, common_end, common_start, cut_left, find_calls
-from server.chat.named_formats import (
-    CONTENT_TAGS,
-    END_MARKS,
-    QUOTES,
-    family_of,
-    likely_reasoning,
-    named_format,
-    named_reasoning,
-)
+from server.chat.named_formats import END_MARKS, QUOTES, family_of, likely_reasoning, named_details, named_format
 from server.chat.output.formats import GENERIC, Call, CallFormat, IdForm, NamedCall, ParameterCall, Tags
 from server.chat.output.write_calls import WrittenCall, write_calls
 from server.chat.probe import CALL_ID, NAME, OTHER, WORD, Probe
@@ -40,74 +32,41 @@ CALLS = (
     WrittenCall(NAME, {FIRST_KEY: WORD, SECOND_KEY: NUMBER}, CALL_ID, 0),
     WrittenCall(SECOND_NAME, {FIRST_KEY: OTHER, SECOND_KEY: NUMBER}, SECOND_ID, 1),
 )
-VALUES = (True, None, {FIRST_KEY: 1}, [1])  # of the kinds that have no number or text
+VALUES = (True, None, {FIRST_KEY: 1}, [1])  # neither text nor number
+PARAMETERS = {
+    "type": "object",
+    "properties": {
+        FIRST_KEY: {"type": "string", "description": "x"},
+        SECOND_KEY: {"type": "integer", "description": "x"},
+    },
+    "required": [FIRST_KEY],
+}
 TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": "x",
-            "parameters": {
-                "type": "object",
-                "properties": {FIRST_KEY: {"type": "string"}, SECOND_KEY: {"type": "integer"}},
-                "required": [FIRST_KEY],
-            },
-        },
-    }
+    {"type": "function", "function": {"name": name, "description": "x", "parameters": PARAMETERS}}
     for name in (NAME, SECOND_NAME)
 ]
 USER = {"role": "user", "content": QUESTION}
+PLAIN = {"role": "assistant", "content": "~"}
 
 
 def find_format(probe: Probe) -> CallFormat:
     """The format of the calls and the reasoning of a template; `GENERIC` with its reasoning where it has none."""
-    reasoning = find_reasoning(probe)
-    found = named_format(probe.source) or probe_format(probe, reasoning) or GENERIC
-    found = replace(found, reasoning=found.reasoning or reasoning)
-    content = next((tags for tags in CONTENT_TAGS if tags.open in probe.source), None)
-    return replace(found, content=found.content or content, ids=find_ids(probe, found))
+    details = {"reasoning": find_reasoning(probe), **named_details(probe.source)}
+    found = named_format(probe.source) or probe_format(probe, details["reasoning"]) or GENERIC
+    missing = {name: value for name, value in details.items() if not getattr(found, name)}
+    return replace(found, **missing, ids=find_ids(probe, found))
 
 
 def find_reasoning(probe: Probe) -> Tags | None:
     """The texts around reasoning, None where a template has none."""
-    named = named_reasoning(probe.source)
-    if named or not probe.reasoning_key:
-        return named or likely_reasoning(probe.source)
-    for calls in ((), CALLS[:1]):
-        text = _turn(probe, calls, content=OTHER, reasoning=WORD)
-        if text is not None and WORD in text:
-            before, after = text.split(WORD, 1)
-            close = after[: after.find(OTHER)] if OTHER in after else _first_mark(after)
-            start = _last_mark(before)
-            if start >= 0 and close.strip():
-                return Tags(before[start:], close)
-    return None
-
-
-def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
-    """The format of calls as rendered; None where they don't come out, or in a way that isn't understood."""
-    one, two = (_turn(probe, CALLS[:n]) for n in (1, 2))
-    if one is None or probe.call_form is None:
-        return None
-    can_be_many = two is not None and SECOND_NAME in two
-    text = two if can_be_many and two is not None else one
-    text = _without_reasoning(text, reasoning)
-    calls = CALLS[: 1 + can_be_many]
-    found = find_calls(text, calls)
-    if found is None:
-        return None
-    stops = _stops(probe)
-    made = split_marks(text, found, stops)
-    if isinstance(made.call, ParameterCall) and made.call.string_mark:
-        made = replace(made, call=_with_all_marks(probe, made.call))
-    made = replace(made, at_start=not made.before_all + made.before_call + head(made.call))
-    made = replace(made, also_before=("<|python_tag|>",) if made.at_start and "python" in probe.source else ())
-    if isinstance(made.call, ParameterCall):
-        quotes = next((quotes for quotes in QUOTES if quotes[0] in probe.source), ())
-        made = replace(made, call=replace(made.call, quotes=quotes))
-    written = write_calls(made, calls)
-    is_right = _squeezed(written) in _squeezed(text)
-    return replace(made, family=family_of(written)) if is_right else None
+    for calls in ((), CALLS[:1]) if probe.reasoning_key else ():
+        text = _rendered(probe, _conversation(calls, OTHER, WORD))
+        before, word, after = (text or "").partition(WORD)
+        opens = [match.start() for match in MARK.finditer(before)]
+        close = re.match(rf"\s*({MARK.pattern})\s*", after)
+        if word and opens and close:
+            return Tags(before[opens[-1] :], close[0])
+    return likely_reasoning(probe.source, probe.render([USER]) or "")
 
 
 def find_ids(probe: Probe, found: CallFormat) -> IdForm:
@@ -117,40 +76,73 @@ def find_ids(probe: Probe, found: CallFormat) -> IdForm:
     call = found.call
     if isinstance(call, NamedCall) and call.before_index and "functions." in found.before_call + call.before_name:
         return IdForm(pattern="functions.{name}:{index}")
-    if probe.call_form is not None and _turn(probe, [replace(CALLS[0], id="x")]) is None:
+    if found.is_native and _turn(probe, CALLS[:1]) and not _turn(probe, [replace(CALLS[0], id="x")]):
         return IdForm("", 9)
     return IdForm()
 
 
-def _with_all_marks(probe: Probe, call: ParameterCall) -> ParameterCall:
-    """With the marks of the other kinds of values, where they aren't all the same."""
+def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
+    """The format of calls as rendered; None where they don't come out, or in a way that isn't understood."""
+    if probe.call_form is None:
+        return None
+    one, two = (_turn(probe, CALLS[:n]) or "" for n in (1, 2))
+    calls = CALLS if SECOND_NAME in two else CALLS[:1]
+    text = _without_reasoning(two if len(calls) == 2 else one, reasoning)
+    found = find_calls(text, calls)
+    if found is None:
+        return None
+    made = split_marks(text, found, _stops(probe))
+    if isinstance(made.call, ParameterCall):
+        made = replace(made, call=_with_details(probe, made.call))
+    if not made.before_all + made.before_call + head(made.call):
+        made = replace(made, at_start=True, also_before=("<|python_tag|>",) if "ipython" in probe.source else ())
+    written = write_calls(made, calls)
+    return replace(made, family=family_of(written)) if _squeezed(written) in _squeezed(text) else None
+
+
+def _with_details(probe: Probe, call: ParameterCall) -> ParameterCall:
+    """With the marks of all kinds of values, where they aren't all the same, and with what may stand around texts."""
+    call = replace(call, quotes=next((quotes for quotes in QUOTES if quotes[0] in probe.source), ()))
     marks = list(call.string_mark)
-    for value in VALUES:
+    for value in VALUES if marks else ():
         text = _turn(probe, [replace(CALLS[0], arguments={FIRST_KEY: value})]) or ""
-        mark = text.partition(FIRST_KEY + call.after_key)[2].partition(call.after_mark)[0]
-        marks.append(mark or marks[1])
-    return call if len(set(marks)) == 2 else replace(call, string_mark=tuple(marks))
+        marks.append(text.partition(FIRST_KEY + call.after_key)[2].partition(call.after_mark)[0] or marks[1])
+    return replace(call, string_mark=tuple(marks)) if len(set(marks)) > 2 else call
 
 
 # what stands where in a rendered turn
 
 
-def _turn(probe: Probe, calls: Sequence[WrittenCall], content: str = "", reasoning: str = "") -> str | None:
-    """The assistant's turn from behind its role up to the result's or the next question's text; None if the template
-    refuses."""
-    message: dict[str, Any] = {"role": "assistant", "content": content}
-    if calls:
-        message["tool_calls"] = [_as_message(call) for call in calls]
-    if reasoning:
-        message["reasoning_content"] = reasoning
-    results = [{"role": "tool", "tool_call_id": call.id, "name": call.name, "content": RESULT} for call in calls]
-    text = _rendered(probe, [USER, message, *results])
-    plain = _rendered(probe, [USER, {"role": "assistant", "content": "~"}])
+def _turn(probe: Probe, calls: Sequence[WrittenCall]) -> str | None:
+    """The assistant's turn with these calls, from behind its role up to what depends on their results; None if the
+    template refuses."""
+    text = _rendered(probe, _conversation(calls))
+    plain = _rendered(probe, [USER, PLAIN])
     if text is None or plain is None:
         return None
     start = cut_left(text, len(commonprefix([text, plain])))
-    end = text.find(RESULT)
-    return text[start : end if end >= 0 else None]
+    end = cut_left(text, len(commonprefix([text, _rendered(probe, _conversation(calls)[:2]) or ""])))
+    if str(NUMBER) in text[end:]:  # without results it is another text
+        end = text.find(RESULT)
+    return text[start:end]
+
+
+def _conversation(calls: Sequence[WrittenCall], content: str = "", reasoning: str = "") -> list[dict[str, Any]]:
+    """A question, the assistant's calls or answer, and the calls' results."""
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if calls:
+        message["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.dumps(call.arguments)},
+            }
+            for call in calls
+        ]
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    results = [{"role": "tool", "tool_call_id": call.id, "name": call.name, "content": RESULT} for call in calls]
+    return [USER, message, *results]
 
 
 def _rendered(probe: Probe, messages: list[dict[str, Any]]) -> str | None:
@@ -159,32 +151,18 @@ def _rendered(probe: Probe, messages: list[dict[str, Any]]) -> str | None:
     return None if text is None or QUESTION not in text else text.rpartition(QUESTION)[2]
 
 
-def _as_message(call: WrittenCall) -> dict[str, Any]:
-    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": json.dumps(call.arguments)}}
-
-
 def _without_reasoning(text: str, reasoning: Tags | None) -> str:
     """Without the empty reasoning that some templates write before calls."""
     close = reasoning.close.strip() if reasoning else ""
     return text.rpartition(close)[2].lstrip() if close else text
 
 
-def _stops(probe: Probe) -> tuple[str, ...]:
-    """Texts that end a turn: what follows an answer without calls, what begins the next turn."""
-    text = _rendered(probe, [USER, {"role": "assistant", "content": "~"}, {"role": "user", "content": "x"}]) or ""
-    header, _, end = text.partition("~")
-    marks = [match[0] for match in MARK.finditer(header)] + [_first_mark(end)]
-    return (*filter(None, marks), *END_MARKS)
-
-
-def _first_mark(text: str) -> str:
-    match = MARK.search(text)
-    return match[0] if match else ""
-
-
-def _last_mark(text: str) -> int:
-    """Where the last mark begins; -1 if there is none."""
-    return max((match.start() for match in MARK.finditer(text)), default=-1)
+def _stops(probe: Probe) -> list[str]:
+    """Texts that end an answer: what follows one without calls, and what begins one."""
+    text = _rendered(probe, [USER, PLAIN, {"role": "user", "content": "x"}]) or ""
+    header, _, behind = text.partition("~")
+    end = re.match(rf"\s*({MARK.pattern}|\S+)", behind)
+    return [*(match[0] for match in MARK.finditer(header)), *([end[1]] if end else []), *END_MARKS]
 
 
 def _squeezed(text: str) -> str:
@@ -196,8 +174,7 @@ def _squeezed(text: str) -> str:
 
 def split_marks(text: str, found: Found, stops: Sequence[str]) -> CallFormat:
     """The format of calls that reach over `spans`, from what stands around and between them."""
-    start, end = found.spans[0][0], found.spans[-1][1]
-    before, after = text[:start], text[end:]
+    before, after = text[: found.spans[0][0]], text[found.spans[-1][1] :]
     after = after[: min((at for at in map(after.find, stops) if at >= 0), default=len(after))]
     if len(found.spans) == 1:
         made = CallFormat("", found.call, before_call=before, after_call=after, can_be_many=False)
@@ -236,10 +213,9 @@ def move_space(made: CallFormat) -> CallFormat:
 def name_marks(made: CallFormat) -> CallFormat:
     """Where two marks stand before a name, the second one belongs to it, and what closes it to the arguments."""
     call = made.call
-    if not isinstance(call, (NamedCall, ParameterCall)) or call.before_name:
-        return made
-    at, to = made.before_call.rfind("<"), _last_mark(made.after_call)
-    if at <= 0 or to <= 0:
+    at = made.before_call.rfind("<")
+    to = max((match.start() for match in MARK.finditer(made.after_call)), default=0)
+    if not isinstance(call, (NamedCall, ParameterCall)) or at <= 0 or to <= 0:
         return made
     call = replace(call, before_name=made.before_call[at:], after_arguments=made.after_call[:to])
     return replace(made, call=call, before_call=made.before_call[:at], after_call=made.after_call[to:])

@@ -1,24 +1,31 @@
 """What a probe can't tell about formats of calls and reasoning: tables, looked up by what stands in a template.
 
 Pure data. A row is here for one of three reasons: the template leaves calls out, although its model was trained with a
-format; the marks of calls and of text are headers of messages, which a probe takes for the template's; or reasoning
-isn't a part of the messages that it renders.
+format; the marks of calls and of text are heads of messages, which a probe takes for the template's; or reasoning isn't
+a part of the messages that it renders.
 """
 
 from __future__ import annotations
 
-from server.chat.output.formats import CallFormat, IdForm, JsonCall, NamedCall, ParameterCall, PythonCall, Tags
+from typing import Any
 
-THINK = Tags("<think>\n", "\n</think>\n\n")
+from server.chat.output.formats import (
+    CallFormat,
+    ChannelCall,
+    IdForm,
+    JsonCall,
+    NamedCall,
+    ParameterCall,
+    PythonCall,
+    Tags,
+)
 
 HARMONY = CallFormat(
     "harmony",
-    NamedCall(" to=functions.", " <|constrain|>json<|message|>", "<|call|>"),
-    before_call="<|start|>assistant<|channel|>commentary",
+    ChannelCall(),
     between="",
     can_be_many=False,
     reasoning=Tags("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>"),
-    content=Tags("<|start|>assistant<|channel|>final<|message|>", "<|end|>"),
     opening="<|start|>assistant",
 )
 SOLAR = CallFormat(
@@ -62,8 +69,9 @@ KIMI_K3 = CallFormat(
     between="",
     reasoning=Tags("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     content=Tags("<|open|>response<|sep|>", "<|close|>response<|sep|>"),
+    silent=("<|close|>message<|sep|>",),
 )
-FUNCTIONARY_3_2 = CallFormat(
+FUNCTIONARY = CallFormat(
     "functionary-3.2", NamedCall(">>>", "\n"), between="", content=Tags(">>>all\n", ""), opening=">>>"
 )
 LFM2 = CallFormat("lfm2", PythonCall(), before_all="<|tool_call_start|>[", after_all="]<|tool_call_end|>", between=", ")
@@ -75,30 +83,31 @@ FORMATS = (
     ("<|tool_call:begin|>", SOLAR),
     ("<atem:function_calls>", ATEM),
     ("<|end_of_msg|>", KIMI_K3),
-    (">>>all\\n", FUNCTIONARY_3_2),
+    (">>>all\\n", FUNCTIONARY),
     ("List of tools: <|tool_list_start|>[", LFM2),
     ("List of tools: [", LFM2),
     ("respond only with <|tool_call|> followed by a JSON list", GRANITE),
 )
 
-# a text in a template's source -> the tags of its model's reasoning
-REASONING = (
-    ("<|channel|>analysis<|message|>", HARMONY.reasoning),
-    ("<|inner_prefix|>", Tags("<|inner_prefix|>", "<|inner_suffix|>")),
-    ("Here are my reasoning steps:\\n", Tags("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n")),
-    ("[BEGIN FINAL RESPONSE]", Tags("", "\n[BEGIN FINAL RESPONSE]\n", is_opened=True)),
+# a text in a template's source -> fields of its format besides what the probe finds; the first one for a field counts
+DETAILS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("<|inner_prefix|>", {"reasoning": Tags("<|inner_prefix|>", "<|inner_suffix|>")}),
+    (
+        "Here are my reasoning steps:\\n",
+        {"reasoning": Tags("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n")},
+    ),
+    ("[BEGIN FINAL RESPONSE]", {"reasoning": Tags("", "\n[BEGIN FINAL RESPONSE]\n", is_opened=True)}),
+    ("[END FINAL RESPONSE]", {"silent": ("[END FINAL RESPONSE]",)}),
+    ("<|START_RESPONSE|>", {"content": Tags("<|START_RESPONSE|>", "<|END_RESPONSE|>")}),
+    ("<|START_TEXT|>", {"content": Tags("<|START_TEXT|>", "<|END_TEXT|>")}),
+    ("between <response></response>", {"content": Tags("<response>", "</response>")}),
 )
-# a text in a template's source -> what is taken for reasoning if the probe finds none
-THINKING = (("</think>", THINK), ("[THINK]", Tags("[THINK]", "[/THINK]")), ("/think", THINK))
-CONTENT_TAGS = (
-    Tags("<|START_RESPONSE|>", "<|END_RESPONSE|>"),
-    Tags("<|START_TEXT|>", "<|END_TEXT|>"),
-    Tags("<response>", "</response>"),
-    Tags("[BEGIN FINAL RESPONSE]", "[END FINAL RESPONSE]"),
-)
+# what opens reasoning and what closes it, where a template renders none but takes it out of what a client sends back
+THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+# texts that may stand around an argument
 QUOTES = (("<![CDATA[", "]]>"),)
-# marks that end an answer without being those of an answer in text
-END_MARKS = ("<|eom_id|>", "<|eot_id|>", "<|call|>", "<|calls|>", "<|end|>", "<|tool_response>", "<|im_end|>")
+# marks that end an answer with calls, and no other
+END_MARKS = ("<|eom_id|>", "<|call|>", "<|calls|>", "<|tool_response>")
 
 # a text in a call as it is written -> the family's name; the first that fits
 FAMILIES = (
@@ -128,7 +137,7 @@ FAMILIES = (
     ("<tool_calls>\n", "minimax-m1"),
     ("<tool_calls>[", "apriel"),
     ("<tool_call>\n{", "hermes"),
-    ('{"name": "a9f4probe", "parameters"', "llama-3"),
+    ('", "parameters": {', "llama-3"),
 )
 
 
@@ -137,15 +146,23 @@ def named_format(source: str) -> CallFormat | None:
     return next((found for mark, found in FORMATS if mark in source), None)
 
 
-def named_reasoning(source: str) -> Tags | None:
-    """The tags that a template's source names."""
-    return next((tags for mark, tags in REASONING if mark in source), None)
+def named_details(source: str) -> dict[str, Any]:
+    """The fields of a format that a template's source names."""
+    found: dict[str, Any] = {}
+    for mark, fields in DETAILS:
+        if mark in source:
+            found = {**fields, **found}
+    return found
 
 
-def likely_reasoning(source: str) -> Tags | None:
+def likely_reasoning(source: str, prompt: str) -> Tags | None:
     """The tags of a model whose template renders no reasoning, but takes it out of what a client sends back, or begins
-    it."""
-    return next((tags for mark, tags in THINKING if mark in source), None)
+    it at the end of a prompt."""
+    for opening, closing in THINKING:
+        if closing in source or prompt.rstrip().endswith(opening):
+            is_bare = prompt.endswith(opening)
+            return Tags(opening, closing) if is_bare else Tags(f"{opening}\n", f"\n{closing}\n\n")
+    return None
 
 
 def family_of(written: str) -> str:

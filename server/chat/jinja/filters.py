@@ -15,6 +15,7 @@ import re
 import textwrap
 import urllib.parse
 from collections.abc import Callable, Iterable
+from types import GeneratorType
 from typing import Any
 
 from .attributes import join_text, replace_text, type_attribute
@@ -23,6 +24,7 @@ from .formatting import percent
 from .limits import Run
 from .marked import Marked, build, concat, escape, is_safe, mark, marked_if, spans_of
 from .sequences import FILTERS as SEQUENCE_FILTERS
+from .sequences import do_list
 from .text import JsonStyle, soft_text, to_json, to_text
 from .values import Undefined
 
@@ -51,7 +53,10 @@ def do_tojson(
     separators: Any = None,
     sort_keys: Any = False,
 ) -> str:
-    """The value as JSON, without escaping for HTML."""
+    """The value as JSON, without escaping for HTML. Unless strict, what a filter gives one by one is a list: templates
+    written for llama.cpp rely on it."""
+    if run.mutable and isinstance(value, GeneratorType):
+        value = do_list(run, value)
     return to_json(run, value, JsonStyle(ensure_ascii, indent, separators, sort_keys))
 
 

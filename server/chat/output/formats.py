@@ -25,12 +25,14 @@ class Tags:
 @record(frozen=True)
 class JsonCall:
     """An object that holds all: {"name": "f", "arguments": {...}}. `id_key` is "" where calls have no id; `id_first`
-    where the id stands before the name, not behind the arguments."""
+    where the id stands before the name, not behind the arguments; `id_is_number` where it is only the call's number as
+    a text ("0"), no id for a client."""
 
     name_key: str = "name"
     arguments_key: str = "arguments"
     id_key: str = ""
     id_first: bool = False
+    id_is_number: bool = False
 
 
 @record(frozen=True)

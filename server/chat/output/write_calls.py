@@ -13,6 +13,7 @@ from typing import Any
 from server.chat.output.formats import (
     KEY,
     CallFormat,
+    ChannelCall,
     JsonCall,
     KeyedCall,
     NamedCall,
@@ -52,6 +53,8 @@ def write_call(format: CallFormat, call: WrittenCall) -> str:
         return _write_parameter_call(kind, call)
     if isinstance(kind, PythonCall):
         return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.arguments.items())})"
+    if isinstance(kind, ChannelCall):
+        return kind.start + call.name.join(kind.call_head) + to_json(call.arguments)
     return kind.before_name + call.name + kind.after_name + _quoteless(kind, call.arguments)
 
 
@@ -61,7 +64,7 @@ def to_json(value: object) -> str:
 
 
 def _write_json_call(kind: JsonCall, call: WrittenCall) -> str:
-    ids = {kind.id_key: call.id} if kind.id_key else {}
+    ids = {kind.id_key: str(call.index) if kind.id_is_number else call.id} if kind.id_key else {}
     body = {kind.name_key: call.name, kind.arguments_key: call.arguments}
     return to_json({**ids, **body} if kind.id_first else {**body, **ids})
 
