@@ -70,7 +70,7 @@ class Generation:
         self._request = request
         self._running = context.running
         self.refusals = context.refusals
-        self._answers = {task.id: (i, OutputParser()) for i, task in enumerate(asked.tasks)}
+        self._answers = {task.id: (i, (asked.new_parser or OutputParser)()) for i, task in enumerate(asked.tasks)}
 
     @contextmanager
     def run(self, answer_id: str) -> Iterator[Any]:

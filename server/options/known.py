@@ -19,7 +19,6 @@ OTHER_GROUPS = (OLD, CHAT, MEDIA, SPECULATIVE, MODELS, PAGE, TUNING, OTHER)
 SYSTEM_PLACES = "the system places its threads"
 CACHE = "this server's prompt cache works without such a limit"
 DRAFTS = "drafts are found and bounded in another way here; see --spec-type"
-REASONING = "this version shows a model's reasoning as part of its answer"
 ROUTER = "one server serves one model; start several"
 READY_MADE = "name the model itself, with -m FILE or -hf USER/MODEL"
 PAGES = "the web page has no settings of this kind yet"
@@ -35,15 +34,10 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     (IGNORED, OLD, "one earlier place is enough for a draft, and bad ones are recognised", """
         --spec-ngram-min-hits N"""),
 
-    (IGNORED, CHAT, REASONING, """
-        --reasoning-format FORMAT $LLAMA_ARG_THINK
-        -rea,--reasoning WHEN $LLAMA_ARG_REASONING
-        --reasoning-effort LEVEL $LLAMA_ARG_REASONING_EFFORT
-        --reasoning-budget N $LLAMA_ARG_THINK_BUDGET
-        --reasoning-budget-message TEXT $LLAMA_ARG_THINK_BUDGET_MESSAGE
-        --reasoning-preserve|--no-reasoning-preserve $LLAMA_ARG_REASONING_PRESERVE
-        --skip-chat-parsing|--no-skip-chat-parsing $LLAMA_ARG_SKIP_CHAT_PARSING
-        --prefill-assistant|--no-prefill-assistant $LLAMA_ARG_PREFILL_ASSISTANT"""),
+    (IGNORED, CHAT, "a template shows earlier reasoning as it likes; see --chat-template-kwargs", """
+        --reasoning-preserve|--no-reasoning-preserve $LLAMA_ARG_REASONING_PRESERVE"""),
+    (IGNORED, CHAT, "calls and reasoning are told from the text by fields of requests", """
+        --skip-chat-parsing|--no-skip-chat-parsing $LLAMA_ARG_SKIP_CHAT_PARSING"""),
 
     (IGNORED, MEDIA, "images are encoded one by one", """
         --mtmd-batch-max-tokens N $LLAMA_ARG_MTMD_BATCH_MAX_TOKENS"""),

@@ -451,6 +451,11 @@ SAMPLER_ALIASES = {
 }
 
 
+def unless_default(text: str) -> str | None:
+    """A word; `default` is none."""
+    return None if text == "default" else text
+
+
 def sampler_names(text: str) -> tuple[str, ...]:
     """`top_k;top_p;temperature`: samplers in the order of their use."""
     names = [SAMPLER_ALIASES.get(name, name) for part in re.split("[;,]", text) if (name := part.strip().lower())]

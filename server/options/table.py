@@ -28,6 +28,7 @@ SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}
 LOAD_MODES = {"auto": -1, "none": 0, "mmap": 1, "mlock": 2, "mmap+mlock": 3, "dio": 4}
 LAZY_MODES = {"off": 0, "auto": 1, "on": 2}
 SHELLS = ("bash", "zsh", "fish", "powershell")
+REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}
 SHORT_HELP = ("help", "version", "completion", "config", "tune", "model", "alias", "hf_repo", "ctx_size", "parallel",
               "n_predict", "system_prompt_file", "chat_template_file", "mmproj", "threads", "n_gpu_layers", "dry_run",
@@ -424,6 +425,24 @@ OPTIONS: tuple[Option, ...] = (
            "TEXT", repeat=True, target="request:dry_sequence_breakers"),
     Option("logit_bias", ("-l", "--logit-bias"), "make a token likelier (15043+1) or rarer (15043-1, 15043-inf); may "
            "be repeated", REQUESTS, to.token_bias, (), "ID+BIAS", repeat=True, target="request:logit_bias"),
+    Option("reasoning_format", ("--reasoning-format",), "where the reasoning of chats goes: auto or deepseek to "
+           "reasoning_content, none leaves it in the text, deepseek-legacy does both", REQUESTS, default="auto",
+           metavar="FORMAT", env="LLAMA_ARG_THINK", choices=dict(zip(REASONING_FORMATS, REASONING_FORMATS)),
+           target="request:reasoning_format"),
+    Option("reasoning", ("-rea", "--reasoning"), "whether a model thinks before it answers a chat: on, off, or auto "
+           "for what its template does by itself", REQUESTS, metavar="WHEN", env="LLAMA_ARG_REASONING", bare="on",
+           choices={"on": True, "off": False, "auto": None}, target="request:enable_thinking"),
+    Option("reasoning_effort", ("--reasoning-effort",), "how much it thinks, in a word that its template knows (low, "
+           "medium, high, ...); default for what the template does by itself", REQUESTS, to.unless_default,
+           metavar="LEVEL", env="LLAMA_ARG_REASONING_EFFORT", target="request:reasoning_effort"),
+    Option("reasoning_budget", ("--reasoning-budget",), "most tokens of reasoning in an answer; 0 is none, -1 no limit",
+           REQUESTS, int, -1, "N", "LLAMA_ARG_THINK_BUDGET", -1, INT_MAX, target="request:reasoning_budget_tokens"),
+    Option("reasoning_budget_message", ("--reasoning-budget-message",), "text that ends the reasoning when that is "
+           "used up", REQUESTS, metavar="TEXT", env="LLAMA_ARG_THINK_BUDGET_MESSAGE", default="",
+           target="request:reasoning_budget_message"),
+    Option("prefill_assistant", ("--prefill-assistant",), "go on with the assistant's message at the end of a chat; "
+           "off: it is a message like others", REQUESTS, None, True, env="LLAMA_ARG_PREFILL_ASSISTANT",
+           off_flags=("--no-prefill-assistant",), target="request:continue_final_message"),
     Option("special", ("-sp", "--special"), "show special tokens in the text of answers", REQUESTS, None, False),
     Option("stop", ("-r", "--reverse-prompt"), "a text that ends the answer; may be repeated", REQUESTS, to.one_text,
            (), "TEXT", repeat=True, target="request:stop"),

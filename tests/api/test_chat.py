@@ -22,6 +22,9 @@ HI_PROMPT = chatml(("user", "hi"))
 REPLY = "assistant\n"  # the end of a ChatML prompt: behind it the made-up models begin to talk
 
 
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in ("f", "g")]
+
+
 def ask(api, messages=HI, max_tokens: int | None = 6, **fields: object) -> dict:
     """A plain answer that must succeed."""
     answer = api.post(URL, {"messages": messages, "max_tokens": max_tokens, **fields})
@@ -159,7 +162,7 @@ def test_the_models_template_and_that_for_tools(make_api):
 
 def test_template_variables_of_a_request(make_api):
     api = talker(make_api, "x", **{"tokenizer.chat_template": LOOP})
-    assert prompt_of(api, chat_template_kwargs={"extra": "!"}, tools=[{}, {}]) == "<user>hi2!"
+    assert prompt_of(api, chat_template_kwargs={"extra": "!"}, tools=TOOLS) == "<user>hi2!"
 
 
 def test_template_variables_of_the_command_line_yield_to_those_of_a_request(make_api):
@@ -216,6 +219,7 @@ def test_every_field_of_a_plain_answer(api):
         "completion_tokens": 5,
         "total_tokens": len(HI_PROMPT) + 6,
         "prompt_tokens_details": {"cached_tokens": result["usage"]["prompt_tokens_details"]["cached_tokens"]},
+        "completion_tokens_details": {"reasoning_tokens": 0},
     }
     assert result.pop("id").startswith("chatcmpl-") and abs(result.pop("created") - api.context.started) < 10_000
     assert {"prompt_n", "prompt_ms", "predicted_n", "predicted_per_second", "cache_n"} <= set(result.pop("timings"))

@@ -49,7 +49,9 @@ def messages(pairs: list[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def context(vocab, template) -> SimpleNamespace:
-    return SimpleNamespace(chat_template=template, template_kwargs={}, vocab=vocab, system_prompt=SystemPrompt())
+    return SimpleNamespace(
+        chat_template=template, template_kwargs={}, defaults={}, vocab=vocab, system_prompt=SystemPrompt()
+    )
 
 
 def jinja(vocab, source: str) -> ChatTemplate:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from server.api.context import Context
 from server.api.request.text_request import Incoming, TextRequest
-from server.chat.output.events import End, Event, Text
+from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.engine.seam.task import Final, PromptProbs, Task, TokenProbs
 from server.errors import ApiError
 from server.records import record
@@ -16,11 +16,27 @@ from server.web.message import ErrorShape, error_body
 
 
 @record
+class Call:
+    """A tool call in an answer: the JSON text of its arguments in `parts`."""
+
+    id: str
+    name: str
+    parts: list[str] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> str:
+        """All of them."""
+        return "".join(self.parts)
+
+
+@record
 class Answer:
-    """What one task has said, collected from its events."""
+    """What one task has said, collected from its events. `tokens` and `probs` are those of the text."""
 
     task: Task
     parts: list[str] = field(default_factory=list)
+    thoughts: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     probs: list[TokenProbs] = field(default_factory=list)
     prompt_probs: list[PromptProbs] = field(default_factory=list)
@@ -31,12 +47,23 @@ class Answer:
         """All of it."""
         return "".join(self.parts)
 
+    @property
+    def reasoning(self) -> str:
+        """What the model has thought before, as far as that is told from the text."""
+        return "".join(self.thoughts)
+
     def add(self, event: Event) -> None:
         """The next event."""
         if type(event) is Text:
             self.parts.append(event.text)
             self.tokens += event.tokens
             self.probs += event.probs
+        elif type(event) is Reasoning:
+            self.thoughts.append(event.text)
+        elif type(event) is ToolCall:
+            if event.name:
+                self.calls.append(Call(event.id, event.name))
+            self.calls[event.index].parts.append(event.arguments)
         elif isinstance(event, End):
             self.final = event.final
         elif isinstance(event, PromptProbs):

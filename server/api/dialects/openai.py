@@ -19,13 +19,16 @@ from server.api.request.fields import STREAM_OPTION_FIELDS
 from server.api.request.schema import read
 from server.api.request.text_request import TextRequest
 from server.api.serialize import progress_json, timings_json, token_json
-from server.chat.output.events import End, Event, Text
-from server.engine.seam.task import STOP_LIMIT, Final, Progress, PromptProbs, TokenProbs
+from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
+from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Final, Progress, PromptProbs, TokenProbs
 from server.errors import ApiError
 from server.models.model import Vocab
 from server.web.message import error_body, to_json
 from server.web.sse import DONE, named_event
 from server.web.sse import event as sse_event
+
+MARK = secrets.token_hex(16)  # where a chunk's text goes; no client knows it
+Part = Text | Reasoning | ToolCall
 
 
 class Form(Protocol):
@@ -36,14 +39,16 @@ class Form(Protocol):
     id_prefix: str
     n_echoed: list[int] | None
     """Characters of the prompt that come before each text, if its tokens count; see `TokenPlaces`."""
+    calls_finish: str
+    """The `finish_reason` of a choice that calls tools."""
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """The choice of a chunk before any text; None for no chunk."""
 
-    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, Any]:
-        """The choice of a chunk; the last one has no text."""
+    def delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
+        """The choice of a chunk; the last one has no part."""
 
-    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
+    def choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
         """A whole choice. `rest` are the logprobs of tokens behind all text."""
 
     def logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
@@ -69,10 +74,12 @@ class OpenAiReply:
         self._include_usage = options["include_usage"]
         self._has_probs = values["n_probs"] > 0
         self._places = [
-            TokenPlaces(model.vocab, form.n_echoed[i] if form.n_echoed else None) for i in range(len(asked.tasks))
+            TokenPlaces(model.vocab, form.n_echoed[i] if form.n_echoed else None, asked.is_parsed)
+            for i in range(len(asked.tasks))
         ]
         self._finals: dict[int, Final] = {}
-        self._frames: dict[int, tuple[bytes, bytes]] = {}
+        self._calling: set[int] = set()  # which choices have called tools
+        self._frames: dict[object, tuple[bytes, bytes]] = {}
 
     # ---- streams ----------------------------------------------------------------------------------------------
 
@@ -82,9 +89,13 @@ class OpenAiReply:
             if not self._has_probs and event.timings is None:
                 if not event.text:
                     return b""
-                before, behind = self._frames.get(index) or self._frame(index)
+                before, behind = self._frames.get(index) or self._frame(index, index, Text(MARK))
                 return before + encode_basestring(event.text).encode("utf-8", "replace") + behind
             return self._text(index, event)
+        if type(event) is Reasoning:
+            return self._framed(index, event, event.text, (index, Reasoning), Reasoning(MARK))
+        if type(event) is ToolCall:
+            return self._call(index, event)
         if isinstance(event, End):
             self._finals[index] = event.final
             return sse_event(self._last_chunk(index, event.final))
@@ -97,26 +108,41 @@ class OpenAiReply:
         opening = self._form.opening(index)
         return b"" if opening is None else sse_event(self._chunk([opening]))
 
-    def _frame(self, index: int) -> tuple[bytes, bytes]:
-        """The bytes before and behind the text of a plain chunk."""
-        mark = secrets.token_hex(16)
-        data = sse_event(self._chunk([self._form.delta(index, mark, None, None)]))
-        before, _, behind = data.partition(to_json(mark))
-        self._frames[index] = before, behind
+    def _frame(self, key: object, index: int, part: Part) -> tuple[bytes, bytes]:
+        """The bytes before and behind the text of a plain chunk; `part` has MARK in its place."""
+        data = sse_event(self._chunk([self._form.delta(index, part, None, None)]))
+        before, _, behind = data.partition(to_json(MARK))
+        self._frames[key] = before, behind
         return before, behind
+
+    def _framed(self, index: int, part: Part, text: str, key: object, marked: Part) -> bytes:
+        """What is no text of the answer, with its `text` in the frame that `key` names."""
+        if part.timings is not None:
+            return self._timed(index, part, None)
+        if not text:
+            return b""
+        before, behind = self._frames.get(key) or self._frame(key, index, marked)
+        return before + encode_basestring(text).encode("utf-8", "replace") + behind
+
+    def _call(self, index: int, event: ToolCall) -> bytes:
+        if event.name:
+            self._calling.add(index)
+            return self._timed(index, event, None)
+        return self._framed(index, event, event.arguments, (index, event.index), ToolCall(event.index, arguments=MARK))
 
     def _text(self, index: int, event: Text) -> bytes:
         self._places[index].add(event.probs)
-        if not event.text:
-            return b""
-        chunk = self._chunk([self._form.delta(index, event.text, self._logprobs(index, event.text), None)])
-        if event.timings is not None:
-            chunk["timings"] = timings_json(event.timings)
+        return self._timed(index, event, self._logprobs(index, event.text)) if event.text else b""
+
+    def _timed(self, index: int, part: Part, logprobs: object) -> bytes:
+        chunk = self._chunk([self._form.delta(index, part, logprobs, None)])
+        if part.timings is not None:
+            chunk["timings"] = timings_json(part.timings)
         return sse_event(chunk)
 
     def _last_chunk(self, index: int, final: Final) -> dict[str, Any]:
         """Why a choice has ended; it has no text."""
-        last = self._chunk([self._form.delta(index, None, self._rest(index), finish_reason(final))])
+        last = self._chunk([self._form.delta(index, None, self._rest(index), self._finish(index, final))])
         last["timings"] = timings_json(final.timings)
         if self._asked.warnings:
             last["warnings"] = list(self._asked.warnings)
@@ -140,6 +166,7 @@ class OpenAiReply:
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """One object with all choices."""
         self._finals = {i: answer.final for i, answer in enumerate(answers) if answer.final is not None}
+        self._calling = {i for i, answer in enumerate(answers) if answer.calls}
         result = {
             **self._head(self._form.object_name),
             "choices": [self._choice(*pair) for pair in enumerate(answers)],
@@ -157,10 +184,9 @@ class OpenAiReply:
         for part in answer.prompt_probs:
             self._form.judged(index, part)
         self._places[index].add(answer.probs)
-        text = answer.text
-        return self._form.choice(
-            index, text, self._logprobs(index, text), self._rest(index), finish_reason(self._finals[index])
-        )
+        logprobs = self._logprobs(index, answer.text)
+        finish = self._finish(index, self._finals[index])
+        return self._form.choice(index, answer, logprobs, self._rest(index), finish)
 
     # ---- parts of both ----------------------------------------------------------------------------------------
 
@@ -172,6 +198,12 @@ class OpenAiReply:
         """The `logprobs` object of tokens behind all text (an end of text, where those count), else None."""
         rest = self._places[index].rest()
         return self._form.logprobs(rest) if rest else None
+
+    def _finish(self, index: int, final: Final) -> str:
+        """Why a choice has ended. One that was cut off may hold half a call, which is none yet."""
+        if final.stop == STOP_LIMIT:
+            return "length"
+        return self._form.calls_finish if index in self._calling and final.stop != STOP_ABORT else "stop"
 
     def _native(self, index: int, answer: Answer) -> dict[str, Any]:
         """What POST /completion would say."""
@@ -200,6 +232,7 @@ class OpenAiReply:
             "completion_tokens": n_predicted,
             "total_tokens": n_prompt + n_predicted,
             "prompt_tokens_details": {"cached_tokens": n_cached},
+            "completion_tokens_details": {"reasoning_tokens": sum(final.n_reasoning for final in finals)},
         }
 
 
@@ -209,11 +242,15 @@ class TokenPlaces:
     Tokens are known before their text is: that of half a character or of what may become a stop word is held back, and
     a stop word's never comes. Control tokens, such as the one that ends a text, are no part of it; they are kept for
     `rest` where the text goes on behind an echoed prompt of `n_echoed` characters, since then each token counts.
+
+    Where reasoning and calls have been taken out of the text (`is_parsed`), places say nothing: tokens come with text
+    that is theirs.
     """
 
-    def __init__(self, vocab: Vocab, n_echoed: int | None = None) -> None:
+    def __init__(self, vocab: Vocab, n_echoed: int | None = None, is_parsed: bool = False) -> None:
         self._vocab = vocab
         self._keeps_control = n_echoed is not None
+        self._is_parsed = is_parsed
         self._first = n_echoed or 0
         self._control: list[tuple[TokenProbs, int]] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -232,7 +269,7 @@ class TokenPlaces:
     def take(self, text: str) -> list[tuple[TokenProbs, int]]:
         """The tokens that begin in the next part of the text, with their places."""
         self._n_text += len(text)
-        n = sum(place < self._n_text for _, place in self._waiting)
+        n = sum(self._is_parsed or place < self._n_text for _, place in self._waiting)
         taken, self._waiting = self._waiting[:n], self._waiting[n:]
         return [(item, self._first + place) for item, place in taken]
 
@@ -246,8 +283,3 @@ def likely_json(probs: TokenProbs, n_top: int, vocab: Vocab) -> dict[str, Any]:
     """A token as chats show it, with its likeliest rivals."""
     top = [token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs[:n_top]]
     return {**token_json(probs.token, vocab, logprob=probs.logprob), "top_logprobs": top}
-
-
-def finish_reason(final: Final) -> str:
-    """`length` where a limit ended the text, else `stop`."""
-    return "length" if final.stop == STOP_LIMIT else "stop"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from server.api.dialects.dialect import Dialect
-from server.api.dialects.openai import OpenAiReply, likely_json
+from server.api.dialects.dialect import Answer, Dialect
+from server.api.dialects.openai import OpenAiReply, Part, likely_json
 from server.api.request.chat.messages import chat_prompt
+from server.api.request.chat.tools import REQUIRED
 from server.api.request.fields import CHAT
 from server.api.request.text_request import Incoming, TextRequest, text_request
+from server.chat.output.events import Reasoning, Text, ToolCall
 from server.engine.seam.task import PromptProbs, TokenProbs
 from server.errors import ApiError
 
@@ -18,13 +20,14 @@ from server.errors import ApiError
 def read_chat(incoming: Incoming) -> TextRequest:
     """A conversation, whose next message is wanted."""
     model, body = incoming.model, incoming.body
-    refuse_tool_choice(body)
     values, unread = CHAT.read(body, model.defaults), CHAT.unread(body)
     if values["logprobs"]:
         values["n_probs"] = max(values["top_logprobs"], 1)
     elif values["top_logprobs"]:
         raise ApiError(400, "top_logprobs needs logprobs to be true")
     chat = chat_prompt(model, body, incoming.files)
+    if chat.tools.choice == REQUIRED:
+        raise ApiError(400, "tool_choice: this server can't enforce tool calls yet; leave it out or say auto or none")
     return text_request(
         incoming,
         values,
@@ -35,13 +38,6 @@ def read_chat(incoming: Incoming) -> TextRequest:
     )
 
 
-def refuse_tool_choice(body: Mapping[str, Any]) -> None:
-    """Tools reach the template, but their calls aren't enforced or parsed yet: what can't be kept is refused."""
-    choice = body.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise ApiError(400, "tool_choice: this server can't enforce tool calls yet; leave it out or say auto or none")
-
-
 class ChatForm:
     """Choices with a message."""
 
@@ -50,6 +46,8 @@ class ChatForm:
 
     def __init__(self, asked: TextRequest) -> None:
         values = asked.values
+        self._is_old = bool(values["functions"])  # the request's form is the answer's
+        self.calls_finish = "function_call" if self._is_old else "tool_calls"
         self._n_top = values["top_logprobs"] if values["logprobs"] else values["n_probs"]
         self._vocab = asked.model.vocab
 
@@ -58,19 +56,40 @@ class ChatForm:
         delta = {"role": "assistant", "content": None}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, Any]:
+    def delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
         """The next part of the message."""
-        delta = {} if text is None else {"content": text}
+        delta: dict[str, Any] = {}
+        if isinstance(part, Text):
+            delta = {"content": part.text}
+        elif isinstance(part, Reasoning):
+            delta = {"reasoning_content": part.text}
+        elif part is not None:
+            delta = self._call_delta(part)
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
 
-    def choice(self, index: int, text: str, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
-        """The message."""
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": text},
-            "logprobs": logprobs,
-            "finish_reason": finish,
-        }
+    def _call_delta(self, part: ToolCall) -> dict[str, Any]:
+        """The beginning of a call, or more of its arguments."""
+        function = {**({"name": part.name} if part.name else {}), "arguments": part.arguments}
+        if self._is_old:
+            return {"function_call": function}
+        head = {"id": part.id, "type": "function"} if part.name else {}
+        return {"tool_calls": [{"index": part.index, **head, "function": function}]}
+
+    def choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
+        """The message. Its content is null where it has calls and no text."""
+        text, reasoning = answer.text, answer.reasoning
+        message: dict[str, Any] = {"role": "assistant", "content": text if text or not answer.calls else None}
+        if reasoning:
+            message["reasoning_content"] = reasoning
+        functions = [{"name": call.name, "arguments": call.arguments} for call in answer.calls]
+        if functions and self._is_old:
+            message["function_call"] = functions[0]
+        elif functions:
+            message["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": function}
+                for call, function in zip(answer.calls, functions)
+            ]
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
     def logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
         """A list of tokens with their alternatives."""

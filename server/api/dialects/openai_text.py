@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from server.api.dialects.dialect import Dialect
+from server.api.dialects.dialect import Answer, Dialect
 from server.api.dialects.echo import EchoedPrompt, joined, token_name, top_logprobs
 from server.api.dialects.infill import infill_prompt
-from server.api.dialects.openai import OpenAiReply, likely_json
+from server.api.dialects.openai import OpenAiReply, Part, likely_json
 from server.api.request.fields import TEXT
 from server.api.request.prompt import Prompt, read_prompts, shown
 from server.api.request.text_request import Incoming, TextRequest, text_request
+from server.chat.output.events import Text
 from server.engine.seam.task import PromptProbs, TokenProbs
 from server.errors import ApiError
 from server.models.model import Model
@@ -68,6 +69,7 @@ class TextForm:
 
     object_name = chunk_name = "text_completion"
     id_prefix = "cmpl-"
+    calls_finish = "stop"
 
     def __init__(self, asked: TextRequest) -> None:
         self._vocab = asked.model.vocab
@@ -85,14 +87,16 @@ class TextForm:
         if self._prompts is None:
             return None
         logprobs = self._judged[index].logprobs(self._n_top) if self._judged else None
-        return self.delta(index, self._prompts[index], logprobs, None)
+        return self.delta(index, Text(self._prompts[index]), logprobs, None)
 
-    def delta(self, index: int, text: str | None, logprobs: object, finish: str | None) -> dict[str, Any]:
+    def delta(self, index: int, part: Part | None, logprobs: object, finish: str | None) -> dict[str, Any]:
         """The next part of the text."""
-        return {"index": index, "text": text or "", "logprobs": logprobs, "finish_reason": finish}
+        text = part.text if isinstance(part, Text) else ""
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
-    def choice(self, index: int, text: str, logprobs: Any, rest: Any, finish: str) -> dict[str, Any]:
+    def choice(self, index: int, answer: Answer, logprobs: Any, rest: Any, finish: str) -> dict[str, Any]:
         """The text."""
+        text = answer.text
         if self._judged:
             logprobs = joined([self._judged[index].logprobs(self._n_top), logprobs, rest])
         return {

@@ -27,32 +27,48 @@ class Constraint:
     warnings: tuple[str, ...] = ()
 
 
-def read_constraint(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Constraint:
-    """The one constraint of a request, else the one of the command line (`defaults`).
+@record(frozen=True)
+class Wanted:
+    """The field that says what the answer must look like, and what it says: a schema where it is `json_schema` or
+    `response_format`, which `is_strict` where what can't be enforced is refused."""
 
-    ApiError 400 for two at once or for one that can't be used.
-    """
-    given = [name for name in NAMES if body.get(name) not in (None, "")]
+    field: str
+    value: Any
+    is_strict: bool = False
+
+    @property
+    def is_schema(self) -> bool:
+        """Whether it is a JSON schema."""
+        return self.field in ("json_schema", "response_format")
+
+
+def read_wanted(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Wanted | None:
+    """What a request wants of its answer, else what the command line does (`defaults`). ApiError 400 for two things at
+    once."""
+    given = [Wanted(name, body[name]) for name in NAMES if body.get(name) not in (None, "")]
     wanted = response_format_schema(body.get("response_format"))
     if wanted is not None:
-        given.append("response_format")
+        given.append(Wanted("response_format", *wanted))
     if len(given) > 1:
-        raise ApiError(400, f"{given[0]} and {given[1]} exclude each other; give one of them")
-    if not given:
-        ours = {name: defaults[name] for name in NAMES if name in defaults}
-        return read_constraint(ours) if ours else Constraint()
-    if wanted is not None:
-        return schema_constraint("response_format", *wanted)
-    value = body[given[0]]
-    if given[0] == "json_schema":
-        return schema_constraint("json_schema", value, False)
-    if given[0] == "choice":
-        return Constraint(_made("choice", value))
-    if not isinstance(value, str):
-        raise ApiError(400, f"{given[0]}: {str(value)[:60]!r} is not a string")
-    if given[0] == "regex":
-        return Constraint(_made("regex", value))
-    return Constraint(check_grammar(value))
+        raise ApiError(400, f"{given[0].field} and {given[1].field} exclude each other; give one of them")
+    ours = {name: defaults[name] for name in NAMES if name in defaults}
+    return given[0] if given else read_wanted(ours) if ours else None
+
+
+def read_constraint(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Constraint:
+    """The constraint of what is wanted. ApiError 400 for one that can't be used."""
+    wanted = read_wanted(body, defaults)
+    if wanted is None:
+        return Constraint()
+    if wanted.is_schema:
+        return schema_constraint(wanted.field, wanted.value, wanted.is_strict)
+    if wanted.field == "choice":
+        return Constraint(_made("choice", wanted.value))
+    if not isinstance(wanted.value, str):
+        raise ApiError(400, f"{wanted.field}: {str(wanted.value)[:60]!r} is not a string")
+    if wanted.field == "regex":
+        return Constraint(_made("regex", wanted.value))
+    return Constraint(check_grammar(wanted.value))
 
 
 def response_format_schema(value: Any) -> tuple[Any, bool] | None:

@@ -6,7 +6,7 @@ same for all, and everything is made once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from server.api.context import Context
@@ -15,6 +15,7 @@ from server.api.request.media import Files
 from server.api.request.prompt import Prompt
 from server.api.request.sampling import sampling_params, strings
 from server.api.request.schema import as_float
+from server.chat.output.parser import OutputParser
 from server.engine.seam.task import SamplingParams, Task
 from server.errors import ApiError
 from server.models.model import Model
@@ -41,7 +42,8 @@ class Incoming:
 class TextRequest:
     """A request that has been read. `values` are the checked fields of its dialect, `shown` is the prompt as answers
     repeat it. There is a task for each of the `n` answers to each prompt, in the order of the prompts; with `is_list`
-    the client wants a list of answers. `warnings` is what of the request isn't kept."""
+    the client wants a list of answers. `warnings` is what of the request isn't kept. `new_parser` makes what tells
+    calls and reasoning from the text of an answer, None where it is text alone."""
 
     model: Model
     values: Mapping[str, Any]
@@ -51,6 +53,12 @@ class TextRequest:
     is_list: bool
     warnings: tuple[str, ...]
     default_ping_s: int
+    new_parser: Callable[[], OutputParser] | None = None
+
+    @property
+    def is_parsed(self) -> bool:
+        """Whether calls and reasoning are told from the text."""
+        return self.new_parser is not None
 
     def shown_for(self, index: int) -> Any:
         """The prompt as that answer repeats it: of several its own."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from server.api.request import sampling, schema
-from server.api.request.fields import COMPLETION, EMBEDDING_FIELDS
+from server.api.request.fields import CHAT_FIELDS, COMPLETION, EMBEDDING_FIELDS
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
 from server.options import row as option_row
 from server.options.groups import group
@@ -313,14 +313,15 @@ def test_request_defaults_have_the_names_limits_and_defaults_of_request_fields(o
     name = option.target.partition(":")[2]
     if name == "json_schema":
         return  # not a field yet
-    field = {row.name: row for row in (*schema.SAMPLING_FIELDS, *schema.COMPLETION_FIELDS, *EMBEDDING_FIELDS)}[name]
+    rows = (*schema.SAMPLING_FIELDS, *schema.COMPLETION_FIELDS, *EMBEDDING_FIELDS, *CHAT_FIELDS)
+    field = {row.name: row for row in rows}[name]
     if option.type in (int, float):
         assert field.kind is option.type
         # an infinite limit of a field is a large number here, since nobody writes infinity on a command line
         assert (max(field.low, -1e6), min(field.high, 1e12)) == (option.low, option.high)
     if option.default not in (None, ()):
         assert option.default == field.default
-    known = {row.name for row in (*fields(SamplingParams), *schema.COMPLETION_FIELDS, *EMBEDDING_FIELDS)}
+    known = {row.name for row in (*fields(SamplingParams), *rows)}
     assert name in known
 
 

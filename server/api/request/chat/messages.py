@@ -6,9 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from server.api.request.fields import listed
+from server.api.request.chat.reasoning import ReasoningWish, read_reasoning, reasoning_variables
+from server.api.request.chat.tools import Tools, read_tools
+from server.api.request.fields import CHAT_FIELDS, listed
 from server.api.request.media import PARTS, Files
 from server.api.request.prompt import Prompt, tokenize_all
+from server.api.request.schema import read
 from server.chat.segments import Segments, is_text, plain_text
 from server.errors import ApiError
 from server.models.model import Model
@@ -22,48 +25,51 @@ FIELD_TYPES = {
     "tool_call_id": (str, "a string"),
     "reasoning_content": (str, "a string"),
     "tool_calls": (list, "a list of objects"),
+    "function_call": (dict, "an object"),
 }
 MAX_ARGUMENTS = 2 << 20  # characters of all tool calls: they may be read as JSON once more
-EFFORT_VARIABLES = ("reasoning_effort", "reasoning_strength")  # how templates call what requests name by the first
-REASONING_FORMATS = ("none", "auto", "deepseek", "deepseek-legacy")
 
 
 @record(frozen=True)
 class ChatPrompt:
     """A rendered conversation: its text, the prompt that it makes, the text that the answer goes on with (assistant
-    prefill), and as warnings what of the request the model doesn't get to see."""
+    prefill), what the answer may be, and as warnings what of the request the model doesn't get to see."""
 
     text: str
     prompt: Prompt
-    prefill: str = ""
+    prefill: str
+    tools: Tools
+    reasoning: ReasoningWish
     warnings: tuple[str, ...] = ()
 
 
 def chat_prompt(model: Model, body: Mapping[str, Any], files: Files | None = None) -> ChatPrompt:
     """Render and tokenise `messages` with the model's template. ApiError 400 says which message is wrong."""
     files = files or Files(model)
-    messages = check_messages(body.get("messages"), files)
-    check_reasoning_format(body)
+    values = read(body, CHAT_FIELDS, model.defaults)
+    tools = read_tools(values)
+    messages = with_tool_calls(check_messages(values["messages"], files))
+    variables = template_variables(model, values, body, tools)
+    reasoning = read_reasoning(values, variables)
     prefill = None
-    add_generation_prompt = flag(body, "add_generation_prompt", True)
-    continues = flag(body, "continue_final_message", None)
-    if continues and body.get("add_generation_prompt"):
+    add_generation_prompt = values["add_generation_prompt"]
+    must_continue = body.get("continue_final_message")
+    if must_continue and body.get("add_generation_prompt"):
         raise ApiError(400, "continue_final_message and add_generation_prompt exclude each other")
     is_open = messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls")
-    if continues and not is_open:
+    if must_continue and not is_open:
         raise ApiError(400, "continue_final_message: the last message is not one of the assistant")
-    if is_open and continues is not False and (add_generation_prompt or continues):
+    if is_open and values["continue_final_message"] and (add_generation_prompt or must_continue):
         prefill = plain_text(messages[-1].get("content"))
         messages, add_generation_prompt = messages[:-1], True
-    variables = template_variables(model, body)
-    segments = render(model, messages, bool(add_generation_prompt), variables)
+    segments = render(model, messages, add_generation_prompt, variables)
     warnings = left_out(model, body, messages, variables)
     if prefill:
         segments = [*segments, (prefill, True)]
     text = "".join(part for part, _ in segments)
     model.vocab.measure(text)
     prompt = tokenize_all(model.vocab, segments, model.chat_template.bos_token, not model.system_prompt.prompt, files)
-    return ChatPrompt(files.shown(text), prompt, files.shown(prefill or ""), warnings)
+    return ChatPrompt(files.shown(text), prompt, files.shown(prefill or ""), tools, reasoning, warnings)
 
 
 def check_messages(messages: object, files: Files | None = None) -> list[dict[str, Any]]:
@@ -105,9 +111,40 @@ def _check_message(i: int, message: object, files: Files | None) -> dict[str, An
         raise ApiError(400, f"messages[{i}].content is neither a string nor a list of parts")
     for name, (kind, kind_name) in FIELD_TYPES.items():
         value = message.get(name)
-        if value is not None and not (isinstance(value, kind) and (kind is str or all_objects(value))):
+        if value is not None and not (isinstance(value, kind) and (kind is not list or all_objects(value))):
             raise ApiError(400, f"messages[{i}].{name} is not {kind_name}")
+    for k, call in enumerate(message.get("tool_calls") or ()):
+        if call.get("function") is not None:
+            _check_call(call["function"], f"messages[{i}].tool_calls[{k}].function")
+    if message.get("function_call"):
+        _check_call(message["function_call"], f"messages[{i}].function_call")
     return {**message, "content": "" if content is None else content}
+
+
+def _check_call(function: object, where: str) -> None:
+    """What is called, and with which arguments: JSON text, or an object already."""
+    if not isinstance(function, dict):
+        raise ApiError(400, f"{where} is not an object")
+    if not isinstance(function.get("name"), str):
+        raise ApiError(400, f"{where}.name is not a string")
+    if not isinstance(function.get("arguments"), (str, dict, type(None))):
+        raise ApiError(400, f"{where}.arguments is neither JSON text nor an object")
+
+
+def with_tool_calls(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with `tool_calls` and the role `tool` in the place of their older forms `function_call` and
+    `function`. These know no ids; the ones made here have the form that all templates take."""
+    call_id, result = "", []
+    for i, message in enumerate(messages):
+        call = message.get("function_call")
+        if call and message["role"] == "assistant" and not message.get("tool_calls"):
+            call_id = f"call{i:05d}"
+            calls = [{"id": call_id, "type": "function", "function": call}]
+            message = {**{name: message[name] for name in message if name != "function_call"}, "tool_calls": calls}
+        elif message["role"] == "function":
+            message = {**message, "role": "tool", **({"tool_call_id": call_id} if call_id else {})}
+        result.append(message)
+    return result
 
 
 def _arguments(call: Mapping[str, Any]) -> str:
@@ -124,35 +161,24 @@ def _marked_part(part: object, where: str, files: Files | None) -> object:
     return part
 
 
-def template_variables(model: Model, body: Mapping[str, Any]) -> dict[str, Any]:
-    """What a template may read besides the messages: tools, and `chat_template_kwargs` of server and request."""
-    given = body.get("chat_template_kwargs")
-    if given is not None and not isinstance(given, dict):
-        raise ApiError(400, "chat_template_kwargs: give an object")
-    tools = body.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all_objects(tools)):
-        raise ApiError(400, "tools: give a list of objects")
-    variables = {**model.template_kwargs, **(given or {}), **effort_variables(body)}
-    if tools:
-        variables["tools"] = tools
+def template_variables(
+    model: Model, values: Mapping[str, Any], body: Mapping[str, Any], tools: Tools
+) -> dict[str, Any]:
+    """What a template may read besides the messages: tools, what server and request say about reasoning, and their
+    `chat_template_kwargs`."""
+    given = values["chat_template_kwargs"]
+    ours = {**model.template_kwargs, **reasoning_variables(read({}, CHAT_FIELDS, model.defaults))}
+    variables = {**ours, **(given or {}), **reasoning_variables(read(body, CHAT_FIELDS))}
+    if tools.shown:
+        variables["tools"] = list(tools.shown)
     return variables
-
-
-def effort_variables(body: Mapping[str, Any]) -> dict[str, Any]:
-    """OpenAI's `reasoning_effort` as variables of templates; `none` is no reasoning."""
-    effort = body.get("reasoning_effort")
-    if effort is None or effort == "":
-        return {}
-    if not isinstance(effort, str):
-        raise ApiError(400, f"reasoning_effort: {str(effort)[:40]!r} is not a string")
-    return {"enable_thinking": False} if effort == "none" else dict.fromkeys(EFFORT_VARIABLES, effort)
 
 
 def left_out(
     model: Model, body: Mapping[str, Any], messages: list[dict[str, Any]], variables: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """What the template has no place for, as warnings."""
-    given, effort = body.get("chat_template_kwargs") or {}, effort_variables(body)
+    given, effort = body.get("chat_template_kwargs") or {}, reasoning_variables(read(body, CHAT_FIELDS))
     found = model.chat_template.leaves_out(messages, variables, [*given, *effort])
     lines = []
     if found.tools:
@@ -181,24 +207,6 @@ def render(
         raise ApiError(400, f"the chat template can't render these messages: {error}", **where) from None
 
 
-def check_reasoning_format(body: Mapping[str, Any]) -> None:
-    """The field is known, and does nothing until reasoning is parsed."""
-    value = body.get("reasoning_format")
-    if value is not None and value not in REASONING_FORMATS:
-        known = ", ".join(REASONING_FORMATS)
-        raise ApiError(400, f"reasoning_format: {str(value)[:40]!r} is unknown; known are {known}")
-
-
 def all_objects(values: list[object]) -> bool:
     """Whether all are JSON objects."""
     return all(isinstance(value, dict) for value in values)
-
-
-def flag(body: Mapping[str, Any], name: str, default: bool | None) -> bool | None:
-    """A boolean field; absent or null gives `default`."""
-    value = body.get(name)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise ApiError(400, f"{name}: {str(value)[:40]!r} is not true or false")
-    return value

@@ -32,6 +32,7 @@ def context(
     return SimpleNamespace(
         chat_template=ChatTemplate(source, "<s>", "</s>"),
         template_kwargs=template_kwargs or {},
+        defaults={},
         vocab=vocab or FakeVocab(),
         info=ModelInfo("fake.gguf"),
         system_prompt=SystemPrompt(system_prompt),
@@ -95,6 +96,12 @@ BAD_MESSAGES = [
     ([said("assistant", None, tool_calls="x")], "messages[0].tool_calls"),
     ([said("assistant", None, tool_calls=["x"])], "messages[0].tool_calls"),
     ([said("assistant", "x", reasoning_content=5)], "messages[0].reasoning_content"),
+    ([said("assistant", None, tool_calls=[{"function": 5}])], "messages[0].tool_calls[0].function"),
+    ([said("assistant", None, tool_calls=[{}, {"function": {}}])], "messages[0].tool_calls[1].function.name"),
+    ([said("assistant", None, tool_calls=[{"function": {"name": "f", "arguments": 5}}])], "function.arguments"),
+    ([said("assistant", None, function_call="f")], "messages[0].function_call"),
+    ([said("assistant", None, function_call={"arguments": "{}"})], "messages[0].function_call.name"),
+    ([said("assistant", None, function_call={"name": "f", "arguments": []})], "function_call.arguments"),
 ]
 
 
@@ -161,6 +168,18 @@ def test_null_is_as_good_as_nothing(name):
 @pytest.mark.parametrize("name", ["none", "auto", "deepseek", "deepseek-legacy"])
 def test_reasoning_formats_are_known(name):
     assert rendered(USER, reasoning_format=name) == rendered(USER)
+
+
+def test_calls_and_results_of_the_older_form_are_those_of_today():
+    call = {"name": "f", "arguments": '{"x": 1}'}
+    old = [USER, said("assistant", None, function_call=call), said("function", "5", name="f"), USER]
+    source = (
+        "{% for m in messages %}[{{ m.role }}{% for c in m.tool_calls %} {{ c.id }} {{ c.function.name }}"
+        "{{ c.function.arguments }}{% endfor %}{{ ' ' + m.tool_call_id if m.tool_call_id }}]{{ m.content }}{% endfor %}"
+    )
+    expected = '[user]hi[assistant call00001 f{"x": 1}][tool call00001]5[user]hi'
+    assert rendered(*old, source=source).replace("'", '"') == expected
+    assert rendered(said("function", "5", name="f"), source=source) == "[tool]5"
 
 
 # ---- errors of the template --------------------------------------------------------------------------------------

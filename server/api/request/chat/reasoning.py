@@ -1,0 +1,45 @@
+"""How much a chat's model is to think before it answers, and where what it thinks goes. Connection thread; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.errors import ApiError
+from server.records import record
+
+FORMS = {"none": "none", "auto": "split", "deepseek": "split", "deepseek-legacy": "legacy"}
+EFFORT_VARIABLES = ("reasoning_effort", "reasoning_strength")  # how templates call what requests name by the first
+MAX_MESSAGE = 10_000  # characters, each of which is forced upon the model
+
+
+@record(frozen=True)
+class ReasoningWish:
+    """`form` is the parser's: "none" leaves reasoning in the text, "split" takes it out, "legacy" does both. `budget`
+    is the most tokens, -1 for any number; where they are used up, `message` ends the reasoning."""
+
+    form: str
+    budget: int
+    message: str
+
+
+def read_reasoning(values: Mapping[str, Any], variables: Mapping[str, Any]) -> ReasoningWish:
+    """What a chat with these fields wants, whose template gets these variables. ApiError 400."""
+    form, message = values["reasoning_format"], values["reasoning_budget_message"]
+    if form not in FORMS:
+        raise ApiError(400, f"reasoning_format: {form[:40]!r} is unknown; known are {', '.join(FORMS)}")
+    if len(message) > MAX_MESSAGE:
+        raise ApiError(400, f"reasoning_budget_message: {len(message)} characters are too many, at most {MAX_MESSAGE}")
+    is_off = variables.get("enable_thinking") is False
+    return ReasoningWish(FORMS[form], 0 if is_off else values["reasoning_budget_tokens"], message)
+
+
+def reasoning_variables(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What these fields say to a template."""
+    effort, is_enabled = values["reasoning_effort"], values["enable_thinking"]
+    if is_enabled is None and (effort == "none" or values["reasoning_budget_tokens"] == 0):
+        is_enabled = False
+    return {
+        **({} if is_enabled is None else {"enable_thinking": is_enabled}),
+        **(dict.fromkeys(EFFORT_VARIABLES, effort) if effort and effort != "none" else {}),
+    }
