@@ -467,6 +467,10 @@ class FakeBackend:
         """As a draft model: what it would say, with a made-up `certainty`."""
         return self.reply(self.outputs[row]), self.certainty
 
+    def letters(self, token: int) -> bytes:
+        """The byte."""
+        return self.piece(token) if token >= 0 else b""
+
     def new_sampler(self, stages: Sequence[Stage], grammar: str) -> FakeSampler:
         """Refuses the grammar "bad"."""
         self.check_thread()

@@ -6,7 +6,19 @@ import math
 import re
 from typing import Any
 
-from server.engine.seam.task import START, TOKEN, WORD, Progress, SamplingParams, Task, Timings, TokenProbs, Trigger
+from server.engine.seam.task import (
+    START,
+    TOKEN,
+    WORD,
+    CacheUse,
+    Difference,
+    Progress,
+    SamplingParams,
+    Task,
+    Timings,
+    TokenProbs,
+    Trigger,
+)
 from server.models.model import Model, Vocab
 
 
@@ -82,8 +94,6 @@ def timings_json(timings: Timings) -> dict[str, Any]:
     drafts = {"draft_n": timings.draft_n, "draft_n_accepted": timings.draft_n_accepted} if timings.draft_n else {}
     return {
         "cache_n": timings.cache_n,
-        "cache_source": timings.cache_source,
-        **({"cache_reason": timings.cache_reason} if timings.cache_reason else {}),
         "prompt_n": timings.prompt_n,
         "prompt_ms": round(timings.prompt_ms, 3),
         "prompt_per_token_ms": _ratio(timings.prompt_ms, timings.prompt_n),
@@ -94,6 +104,24 @@ def timings_json(timings: Timings) -> dict[str, Any]:
         "predicted_per_second": _ratio(n_steps * 1e3, timings.predicted_ms),
         **drafts,
     }
+
+
+def cache_json(cache: CacheUse, vocab: Vocab) -> dict[str, Any]:
+    """`cache`: what is null isn't known, or there is nothing of the kind."""
+    return {
+        "source": cache.source,
+        "reason": cache.reason or None,
+        "first_difference": cache.first_difference and _difference_json(cache.first_difference, vocab),
+    }
+
+
+def _difference_json(difference: Difference, vocab: Vocab) -> dict[str, Any]:
+    """Text before the place, then token by token: two texts may look the same and be cut differently."""
+    before, prompt, cached = (
+        [vocab.piece(token).decode("utf-8", "replace") for token in tokens]
+        for tokens in (difference.before, difference.prompt, difference.cached)
+    )
+    return {"position": difference.position, "before": "".join(before), "prompt": prompt, "cached": cached}
 
 
 def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict[str, Any]:

@@ -223,6 +223,7 @@ def test_every_field_of_a_plain_answer(api):
     }
     assert result.pop("id").startswith("chatcmpl-") and abs(result.pop("created") - api.context.started) < 10_000
     assert {"prompt_n", "prompt_ms", "predicted_n", "predicted_per_second", "cache_n"} <= set(result.pop("timings"))
+    assert set(result.pop("cache")) == {"source", "reason", "first_difference"}
     assert result == {
         "object": "chat.completion",
         "model": "gpt-3.5-turbo",
@@ -312,7 +313,7 @@ def test_every_field_of_a_stream(api):
     assert [choice["finish_reason"] for choice in choices(found)] == [None] * 5 + ["length"]
     assert all(choice["logprobs"] is None for choice in choices(found))
     assert not any("usage" in chunk for chunk in found)
-    assert [("timings" in chunk) for chunk in found] == [False] * 5 + [True]
+    assert [("timings" in chunk, "cache" in chunk) for chunk in found] == [(False, False)] * 5 + [(True, True)]
 
 
 def test_usage_comes_in_a_chunk_of_its_own(api):

@@ -432,11 +432,18 @@ def test_why_the_text_ended_in_both_generations_of_fields(speaking, fields, stop
     ]
 
 
+@pytest.mark.parametrize(("prompt", "is_text"), [("how?", True), ({"prompt_string": "how?"}, True), ([1, 2], False)])
+def test_only_a_prompt_that_came_as_text_may_get_other_tokens(speaking, prompt, is_text):
+    def may_respell(**fields) -> bool:
+        speaking.complete(prompt, 1, **fields)
+        return speaking.client.task(max(slot.id_task for slot in speaking.client.snapshot.slots)).may_respell
+
+    assert may_respell() == is_text and not may_respell(cache_prompt=False)
+
+
 @pytest.mark.covers("R10")
 def test_timings_have_all_their_fields_and_add_up(speaking):
     timings = speaking.complete("how?", 6, cache_prompt=False)["timings"]
-    assert timings.pop("cache_source") == "none"
-    timings.pop("cache_reason", "")
     assert set(timings) == {
         "cache_n",
         "prompt_n",
@@ -450,12 +457,11 @@ def test_timings_have_all_their_fields_and_add_up(speaking):
     }
     assert (timings["cache_n"], timings["prompt_n"], timings["predicted_n"]) == (0, 5, 6)
     assert all(isinstance(value, (int, float)) and math.isfinite(value) and value >= 0 for value in timings.values())
-    again = speaking.complete("how?", 6)["timings"]
-    assert (again["cache_n"], again["cache_source"], again["cache_reason"]) == (
-        4,
-        "slot",
-        "the last token is evaluated again",
-    )
+    again = speaking.complete("how?", 6)
+    assert again["timings"]["cache_n"] == 4
+    assert again["cache"] == {"source": "slot", "reason": "the last token is evaluated again", "first_difference": None}
+    other = speaking.complete("how!", 2)["cache"]["first_difference"]
+    assert other == {"position": 4, "before": "<s>how", "prompt": ["!"], "cached": list("?Fine,")}
     none = speaking.complete("how?", 0)["timings"]
     assert (none["predicted_n"], none["predicted_per_second"]) == (0, 0)
 

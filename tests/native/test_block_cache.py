@@ -22,7 +22,7 @@ def test_conversations_on_too_few_slots_say_what_they_say_alone(engine, tiny_mod
     for text, expected in zip(TEXTS, alone, strict=True):
         said = one.say(text, 30)
         assert said.text == expected.text
-        assert said.final.timings.cache_source in ("ram", "slot") and said.final.timings.prompt_n == 1
+        assert said.final.cache.source in ("ram", "slot") and said.final.timings.prompt_n == 1
     assert one.client.snapshot.kv_used <= 4096
 
 
@@ -46,7 +46,7 @@ def test_a_restart_finds_them_on_disk(engine, tiny_model, tmp_path):
     second = engine(tiny_model, n_ctx=2048, cache_disk=str(tmp_path), cache_ram=64).settled()
     for text, before in zip(TEXTS, said, strict=False):
         again = second.say(text, 20)
-        assert again.text == before.text and again.final.timings.cache_source == "disk"
+        assert again.text == before.text and again.final.cache.source == "disk"
 
 
 def test_another_shape_of_cache_does_not_use_them(engine, tiny_spm_model, tmp_path):
@@ -69,3 +69,19 @@ def test_who_waits_for_a_common_beginning_says_what_he_says_alone(engine, tiny_m
     assert [one_said.text for one_said in said] == alone
     n_stem, n_all = len(one.tokens(STEM * 8)), sum(len(one.tokens(prompt)) for prompt in prompts)
     assert one.client.snapshot.n_prompt_tokens - n_before <= n_stem + (n_all - 5 * n_stem) + 5 * 4
+
+
+@in_both_layouts
+def test_a_text_in_tokens_that_no_tokenizer_chooses_is_reused_when_it_comes_back(engine, tiny_model):
+    one = engine(tiny_model, n_slots=2, n_ctx=4096, cache_ram=64)
+    vocab = one.client.vocab
+    single = {vocab.piece(token): token for token in range(vocab.n_tokens)}
+    answer = " the moon and the star"
+    written = [*one.tokens(STEM), *(single[letter.encode()] for letter in answer)]
+    prompt = STEM + answer + " . " + STEM
+    one.say(written, 1, owner="me")
+    plain = one.say(prompt, 8, owner="you", may_respell=True)
+    said = one.say(prompt, 8, owner="me", may_respell=True)
+    assert plain.final.timings.cache_n < len(written) <= said.final.timings.cache_n
+    rest = one.tokens(prompt)[-(said.final.n_prompt - len(written)) :]
+    assert one.say([*written, *rest], 8, cache_prompt=False).tokens == said.tokens

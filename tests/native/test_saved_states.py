@@ -155,10 +155,10 @@ def test_states_of_other_contents_are_neither_restored_nor_found(open_engine, fi
     again = open_engine(**config)
     again.client.command("restore", id_slot=0, path=str(tmp_path / "slot"))
     restored = again.say(STEM, 20)
-    assert restored.tokens == said.tokens and restored.final.timings.cache_source == CACHE_SLOT
+    assert restored.tokens == said.tokens and restored.final.cache.source == CACHE_SLOT
     again.client.command("erase", id_slot=0)
     found = again.say(STEM, 20, id_slot=1)
-    assert found.tokens == said.tokens and found.final.timings.cache_source == CACHE_DISK
+    assert found.tokens == said.tokens and found.final.cache.source == CACHE_DISK
 
 
 def test_a_slot_of_another_projector_is_refused(see, tiny_bpe_model, mmproj_mlp, tmp_path):
@@ -238,7 +238,7 @@ def test_what_was_kept_before_a_shift_is_still_shared_and_goes_to_disk(open_engi
     assert said.final.timings.cache_n == n_kept and said.tokens == fresh.say(prompt + " moon", 10).tokens
     one.close()
     again = open_engine(**config).settled().say(prompt + " star", 10)
-    assert again.final.timings.cache_n == n_kept and again.final.timings.cache_source == CACHE_DISK
+    assert again.final.timings.cache_n == n_kept and again.final.cache.source == CACHE_DISK
     assert again.tokens == fresh.say(prompt + " star", 10).tokens
 
 
@@ -315,7 +315,7 @@ class Mixture:
         wanted.append((tuple(prompt), scales, said.tokens))
         self.n_asked += 1
         self.n_reused += said.final.timings.cache_n > 0
-        self.n_from_disk += said.final.timings.cache_source == CACHE_DISK
+        self.n_from_disk += said.final.cache.source == CACHE_DISK
 
     def _check(self, choice: tuple[int, ...], wanted: list) -> None:
         """Against an engine that has never seen anything."""

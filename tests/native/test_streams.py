@@ -107,7 +107,7 @@ def test_every_kind_of_cache_can_be_cut(engine, tiny_spm_model, context_params):
     for _ in range(2):
         said = [one.say(text, 20) for text in TEXTS]
         assert [one_said.tokens for one_said in said] == expected
-    assert {one_said.final.timings.cache_source for one_said in said} <= {"ram", "slot"}
+    assert {one_said.final.cache.source for one_said in said} <= {"ram", "slot"}
     assert all(one_said.final.timings.prompt_n == 1 for one_said in said)
 
 
@@ -119,7 +119,7 @@ def test_blocks_on_disk_are_those_of_any_layout(engine, tiny_spm_model, tmp_path
     second = engine(tiny_spm_model, n_slots=2, n_ctx=2048, kv_unified=after, cache_disk=str(tmp_path)).settled()
     for text, tokens in zip(TEXTS, expected, strict=False):
         said = second.say(text, 20)
-        assert said.tokens == tokens and said.final.timings.cache_source == "disk"
+        assert said.tokens == tokens and said.final.cache.source == "disk"
 
 
 @pytest.mark.parametrize("kv_unified", [True, False])
@@ -154,7 +154,7 @@ def test_windows_see_the_same_after_a_beginning_was_copied(engine, window_model,
         one.client.command("erase", id_slot=i)
     said = one.say_all([one.task(prompt, 25) for prompt in prompts])
     assert [one_said.tokens for one_said in said] == expected
-    assert [one_said.final.timings.cache_source for one_said in said].count(CACHE_SHARED) == 2
+    assert [one_said.final.cache.source for one_said in said].count(CACHE_SHARED) == 2
 
 
 @pytest.mark.parametrize("kv_unified", [True, False])

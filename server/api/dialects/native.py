@@ -16,7 +16,7 @@ from server.api.request.fields import COMPLETION
 from server.api.request.prompt import read_prompts, shown
 from server.api.request.sampling import strings
 from server.api.request.text_request import Incoming, TextRequest, text_request
-from server.api.serialize import probs_json, progress_json, settings_json, timings_json
+from server.api.serialize import cache_json, probs_json, progress_json, settings_json, timings_json
 from server.chat.output.events import End, Event, Text
 from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Progress
 from server.errors import ApiError
@@ -148,6 +148,7 @@ def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bo
         "stopped_word": final.stop == STOP_WORD,
         "stopping_word": final.stopping_word,
         "timings": timings_json(final.timings),
+        "cache": cache_json(final.cache, vocab),
     }
     probs = answer.probs
     if final.stopping_word:  # without the tokens of the word, counted as llama-server does: by its own

@@ -18,7 +18,7 @@ from server.api.dialects.native import answer_json
 from server.api.request.fields import STREAM_OPTION_FIELDS
 from server.api.request.schema import read
 from server.api.request.text_request import TextRequest
-from server.api.serialize import progress_json, timings_json, token_json
+from server.api.serialize import cache_json, progress_json, timings_json, token_json
 from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Final, Progress, PromptProbs, TokenProbs
 from server.errors import ApiError
@@ -143,7 +143,7 @@ class OpenAiReply:
     def _last_chunk(self, index: int, final: Final) -> dict[str, Any]:
         """Why a choice has ended; it has no text."""
         last = self._chunk([self._form.delta(index, None, self._rest(index), self._finish(index, final))])
-        last["timings"] = timings_json(final.timings)
+        last |= self._numbers(final)
         if self._asked.warnings:
             last["warnings"] = list(self._asked.warnings)
         if self._is_verbose:
@@ -154,7 +154,7 @@ class OpenAiReply:
         """Usage if asked for, then `[DONE]`."""
         if not self._include_usage:
             return DONE
-        usage = {**self._chunk([]), "usage": self._usage(), "timings": timings_json(self._finals[0].timings)}
+        usage = {**self._chunk([]), "usage": self._usage(), **self._numbers(self._finals[0])}
         return sse_event(usage) + DONE
 
     def error(self, error: ApiError) -> bytes:
@@ -171,7 +171,7 @@ class OpenAiReply:
             **self._head(self._form.object_name),
             "choices": [self._choice(*pair) for pair in enumerate(answers)],
             "usage": self._usage(),
-            "timings": timings_json(self._finals[0].timings),
+            **self._numbers(self._finals[0]),
         }
         if self._asked.warnings:
             result["warnings"] = list(self._asked.warnings)
@@ -220,6 +220,10 @@ class OpenAiReply:
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self._head(self._form.chunk_name), "choices": choices}
+
+    def _numbers(self, final: Final) -> dict[str, Any]:
+        """What an answer took."""
+        return {"timings": timings_json(final.timings), "cache": cache_json(final.cache, self._asked.model.vocab)}
 
     def _usage(self) -> dict[str, Any]:
         finals = [self._finals[i] for i in sorted(self._finals)]

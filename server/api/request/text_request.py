@@ -130,7 +130,14 @@ def text_request(
         "timings": stream and values["timings_per_token"],
     }
     tasks = [
-        Task(id=model.engine.new_id(), prompt=prompt.tokens, media=prompt.media, sampling=sampling, **same)
+        Task(
+            id=model.engine.new_id(),
+            prompt=prompt.tokens,
+            media=prompt.media,
+            may_respell=prompt.is_text and same["cache_prompt"],
+            sampling=sampling,
+            **same,
+        )
         for prompt in prompts
         for sampling in samplings
     ]

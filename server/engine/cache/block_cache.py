@@ -109,6 +109,19 @@ class BlockCache:
         """How long a beginning of `tokens` is kept here."""
         return self._tree.find(lora, tokens)[1]
 
+    def nearest(self, lora: Lora, tokens: list[int], owner: str) -> list[int]:
+        """That text of this owner here that `tokens` have most in common with; [] if they leave known texts within
+        somebody else's."""
+        path, n = self._tree.find(lora, tokens)
+        block: Block | None = path[-1] if path else self._tree.root(lora)
+        rest = block.tokens[n - sum(len(one.tokens) for one in path[:-1]) :]
+        if rest and block.owner != owner:
+            return []
+        text = [*tokens[:n], *rest]
+        while block := next((one for one in reversed(block.children.values()) if one.owner == owner), None):
+            text += block.tokens
+        return text
+
     def save(self, slot: Slot, limit_s: float, n_blocks: int = UNLIMITED) -> bool:
         """Keep what isn't kept yet of an idle slot's cache; False when time or blocks ran out before the end."""
         tokens = self._savable(slot)
@@ -190,6 +203,7 @@ class BlockCache:
             return None
         block, needless = self._tree.add(parent, tokens)
         self._forget(needless)
+        block.owner = slot.owner
         block.size = len(state) + 10 * len(tokens) + 300  # with what a file has around it
         if self._ram.limit:
             block.state = state

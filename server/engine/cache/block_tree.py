@@ -25,7 +25,8 @@ Lora = tuple[tuple[int, float], ...]
 
 @record(eq=False)
 class Block:
-    """`tokens` behind those of `parent`. `size` is that of the state in bytes; `path` its file, "" for none."""
+    """`tokens` behind those of `parent`. `size` is that of the state in bytes; `path` its file, "" for none; `owner`
+    whose text it is, None if nobody knows."""
 
     tokens: tuple[int, ...]
     parent: Block | None
@@ -33,6 +34,7 @@ class Block:
     size: int = 0
     state: bytearray | memoryview | None = None
     path: str = ""
+    owner: str | None = None
     children: dict[tuple[int, ...], Block] = field(default_factory=dict)
 
 

@@ -452,6 +452,11 @@ class LlamaBackend:
             self._pieces[token] = piece
         return piece
 
+    def letters(self, token: int) -> bytes:
+        """See `Backend`."""
+        is_text = token >= 0 and not self._llama.llama_vocab_is_control(self._vocab, token)
+        return self.piece(token) if is_text else b""
+
     def new_sampler(self, stages: Sequence[Stage], grammar: str) -> LlamaSampler:
         """A chain for one task."""
         return LlamaSampler(self._samplers, self._context, stages, grammar)

@@ -5,7 +5,7 @@ Engine thread only, between two batches. A task that can't be started fails here
 
 from __future__ import annotations
 
-from server.engine.cache import prompt_cache
+from server.engine.cache import prompt_cache, spelling
 from server.engine.loop.answers import Answers
 from server.engine.loop.commands import Commands
 from server.engine.loop.prefixes import Prefixes
@@ -144,11 +144,14 @@ class Admission:
         """Start a task on the slot it wants, or on the free one that suits it best."""
         task = waiting.task
         prompt = self._state.system.tokens + list(task.prompt)
+        cached = self._prefixes.nearest(task, prompt)
+        if task.may_respell:
+            prompt = self._prefixes.respelled(prompt, cached)
         slot = self._state.slots[task.id_slot] if task.id_slot >= 0 else self._prefixes.choose_slot(free, task, prompt)
-        self._start(slot, waiting, prompt)
+        self._start(slot, waiting, prompt, cached)
         return slot
 
-    def _start(self, slot: Slot, waiting: Waiting, prompt: list[int]) -> None:
+    def _start(self, slot: Slot, waiting: Waiting, prompt: list[int], cached: list[int]) -> None:
         task, n_asked = waiting.task, len(prompt)
         layout = self._state.media.layout(task.id).shifted(n_asked - len(task.prompt))
         if layout.chunks and task.prompt_probs >= 0:
@@ -166,6 +169,7 @@ class Admission:
             waiting.t_arrived,
             now,
             truncated=len(prompt) < n_asked,
+            first_difference=spelling.first_difference(prompt, cached),
             layout=layout,
             drafting=None if layout.chunks else self._state.speculation.begin(task),
         )

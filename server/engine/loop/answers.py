@@ -170,6 +170,7 @@ class Answers:
                 n_cached=len(slot.tokens),
                 truncated=run.truncated,
                 timings=run.timings(),
+                cache=run.cache_use(),
             )
         )
         self._state.meter.text_done(run.n_decoded, run.t_last - run.t_first)

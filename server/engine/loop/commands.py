@@ -139,6 +139,7 @@ class Commands:
             self._backend.seq_rm(slot.seq, -1, -1)
             raise ApiError(400, "the saved slot doesn't fit this server's context (KV types or sizes differ)")
         slot.tokens[:] = saved.tokens
+        slot.owner = None
         slot.lora, slot.shifted_at = tuple((int(i), float(scale)) for i, scale in saved.lora), saved.shifted_at
         slot.checkpoints = [Checkpoint(at, state) for at, state in saved.checkpoints if 0 < at <= n]
         return {"n_restored": n, "n_read": saved.size, "ms": (time.perf_counter() - started) * 1e3}

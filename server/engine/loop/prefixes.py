@@ -1,7 +1,8 @@
 """Where the beginning of a prompt comes from: the slot itself, another slot, or a prompt that is being read just now.
 
 Engine thread only. `prompt_cache` has the moves, this module the decisions, and it remembers them: what was reused,
-from where, and why not more (`Run.cache_source`, `Run.cache_reason`; the log names the first differing token).
+from where, and why not more (`Run.cache_use`). The text that a prompt is compared with, and shown beside it, is only
+ever one of the same owner (`nearest`).
 
 A task whose prompt begins like one that another slot is reading waits for that one (its leader) to get that far, and
 then shares the cells: what is computed once is computed for all. Who waits is nobody's leader, so nobody waits in a
@@ -16,7 +17,7 @@ import logging
 import math
 from typing import Any
 
-from server.engine.cache import prompt_cache
+from server.engine.cache import prompt_cache, spelling
 from server.engine.cache.block_cache import BlockCache
 from server.engine.cache.block_tree import Lora
 from server.engine.cache.prompt_cache import MIN_SHARED
@@ -66,12 +67,31 @@ class Prefixes:
         """The free slot that suits a task best."""
         return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())
 
+    def nearest(self, task: Task, prompt: list[int]) -> list[int]:
+        """That text of the task's owner in any cache that the prompt has most in common with."""
+        lora = self._state.lora_of(task)
+        texts = [
+            slot.tokens[: slot.shifted_at]
+            for slot in self._state.slots
+            if slot.owner == task.owner and slot.lora == lora
+        ]
+        texts.append(self.blocks.nearest(lora, prompt, task.owner))
+        return max(texts, key=lambda tokens: common_prefix(tokens, prompt))
+
+    def respelled(self, prompt: list[int], cached: list[int]) -> list[int]:
+        """The prompt in the tokens that are cached for its text, where those are others and can be reused."""
+        state = self._state
+        if state.config.exact or state.config.n_group > 1:
+            return prompt
+        spelled = spelling.respelled(prompt, cached, state.backend.letters)
+        return spelled if len(spelled) <= max(len(prompt), state.backend.info.n_ctx_slot - 1) else prompt
+
     def begin(self, slot: Slot, run: Run) -> None:
         """Set the slot's cache to what is there of the prompt of `run`, and note how that came."""
         state, task = self._state, run.task
         lora = state.lora_of(task)
         n_known, why_not = self._longest(run.prompt, lora)
-        self._log_difference(slot, run)
+        self._log_difference(run)
         is_kept = task.cache_prompt and slot.lora == lora
         self._give_up(slot, run.prompt, slot.reusable(run.prompt) if is_kept else 0)
         is_folding = state.config.n_group > 1
@@ -83,6 +103,7 @@ class Prefixes:
         elif not state.config.exact:
             self._reuse(slot, run)
             run.leader = self._leader(slot, run)
+        slot.owner = task.owner
         run.cache_reason = self._reason(slot, run, n_known, why_not)
 
     def must_wait(self, slot: Slot) -> bool:
@@ -235,20 +256,14 @@ class Prefixes:
             return NO_TRIM
         return TOO_SHORT if n_known < n + MIN_SHARED else why_not
 
-    def _log_difference(self, slot: Slot, run: Run) -> None:
-        if not log.isEnabledFor(logging.DEBUG):
-            return
-        n = common_prefix(slot.tokens, run.prompt)
-        if n < min(len(slot.tokens), len(run.prompt)):
-            piece = self._state.backend.piece
-            held, asked = slot.tokens[n], run.prompt[n]
+    def _log_difference(self, run: Run) -> None:
+        found = run.first_difference
+        if found is not None and log.isEnabledFor(logging.DEBUG):
+            text = [b"".join(map(self._state.backend.piece, tokens)) for tokens in (found.cached, found.prompt)]
             log.debug(
-                "task %d: slot %d holds the first %d tokens of the prompt; then it has %d %r, the prompt %d %r",
+                "task %d: its owner's nearest text in the cache has the first %d tokens of the prompt; then it has %r, "
+                "the prompt %r",
                 run.task.id,
-                slot.id,
-                n,
-                held,
-                piece(held),
-                asked,
-                piece(asked),
+                found.position,
+                *text,
             )

@@ -187,6 +187,7 @@ class Task:
     A negative id in `prompt` stands for a file: -1 for the first of `media`, and so on.
     `resume` are tokens that an engine before this one has generated and delivered, in `resume_ms` ms: the task goes
     on behind them.
+    `may_respell`: the prompt came as text, so that other tokens of the same text will do.
     With `prompt_probs` 0 or more the tokens of the prompt are judged, each with that many alternatives (`PromptProbs`);
     that needs `cache_prompt` False.
     The names of `preserved_tokens` are part of the text, though they are control tokens. With `reasoning` the model may
@@ -204,6 +205,7 @@ class Task:
     stop: tuple[str, ...] = ()
     id_slot: int = -1
     cache_prompt: bool = True
+    may_respell: bool = False
     progress: bool = False
     lora: tuple[tuple[int, float], ...] | None = None
     n_indent: int = 0
@@ -326,8 +328,7 @@ class Progress:
 class Timings:
     """The engine's own clock for one task, in milliseconds. `prompt_n` counts evaluated tokens, not reused ones.
 
-    `draft_n` tokens were guessed, and `draft_n_accepted` of those guesses were right. Reused tokens came from
-    `cache_source`; `cache_reason` says why more could not be reused although they are known ("" if all were).
+    `draft_n` tokens were guessed, and `draft_n_accepted` of those guesses were right.
     """
 
     cache_n: int
@@ -337,8 +338,31 @@ class Timings:
     predicted_ms: float
     draft_n: int = 0
     draft_n_accepted: int = 0
-    cache_source: str = CACHE_NONE
-    cache_reason: str = ""
+
+
+@record(frozen=True)
+class Difference:
+    """Where a prompt leaves a cached one: at token `position`. A few tokens each: what is right `before` that place in
+    both, how the `prompt` goes on and how the `cached` one."""
+
+    position: int
+    before: tuple[int, ...]
+    prompt: tuple[int, ...]
+    cached: tuple[int, ...]
+
+
+@record(frozen=True)
+class CacheUse:
+    """Where the reused tokens of a prompt came from (a CACHE_*), and why not more.
+
+    `reason` is for what is known and could not be reused all the same; "" if there is nothing of the kind.
+    `first_difference` is from the cached text of the same owner that the prompt has most in common with; None if the
+    prompt goes on where that one ends, or there is none.
+    """
+
+    source: str = CACHE_NONE
+    reason: str = ""
+    first_difference: Difference | None = None
 
 
 @record(frozen=True)
@@ -371,6 +395,7 @@ class Final:
     truncated: bool
     timings: Timings
     n_reasoning: int = 0
+    cache: CacheUse = field(default_factory=CacheUse)
 
 
 @record(frozen=True)

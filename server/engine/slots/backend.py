@@ -168,6 +168,9 @@ class Backend(Protocol):
     def piece(self, token: int) -> bytes:
         """The bytes of a token as shown to users (empty for control tokens)."""
 
+    def letters(self, token: int) -> bytes:
+        """The bytes of a token that is text; none of control tokens, whether they are shown or not."""
+
     def new_sampler(self, stages: Sequence[Stage], grammar: str) -> TokenSampler:
         """Build a sampler chain; ApiError(400) when the grammar can't be parsed."""
 

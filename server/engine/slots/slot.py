@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import field, replace
 from typing import Protocol
 
-from server.engine.seam.task import CACHE_NONE, STOP_NONE, SlotState, Task, Timings
+from server.engine.seam.task import CACHE_NONE, STOP_NONE, CacheUse, Difference, SlotState, Task, Timings
 from server.engine.slots.backend import TokenSampler
 from server.engine.slots.media import Chunk, Layout
 from server.engine.slots.self_extend import GroupAttention
@@ -47,7 +47,8 @@ class Run:
     """One task in work. `prompt` may be shorter than the task's (cut to fit); times are clock seconds.
 
     The latest step's draws took the processor `draw_s`, all of them together `draws_s`.
-    `n_cached` tokens of the prompt came from `cache_source` (a CACHE_*); `cache_reason` says why not more did.
+    `n_cached` tokens of the prompt were reused; `cache_source`, `cache_reason` and `first_difference` are what
+    `CacheUse` has.
     """
 
     task: Task
@@ -60,6 +61,7 @@ class Run:
     n_cached: int = 0
     cache_source: str = CACHE_NONE
     cache_reason: str = ""
+    first_difference: Difference | None = None
     leader: Leader | None = None
     n_decoded: int = 0
     next_token: int | None = None
@@ -88,9 +90,13 @@ class Run:
             max(self.t_last - t_first, 0.0) * 1e3,
             n_drafted,
             n_accepted,
-            self.cache_source,
-            self.cache_reason,
         )
+
+    def cache_use(self) -> CacheUse:
+        """What came from the cache. What differs in front of that came from somebody else's text."""
+        difference = self.first_difference
+        is_behind = difference is not None and difference.position >= self.n_cached
+        return CacheUse(self.cache_source, self.cache_reason, difference if is_behind else None)
 
 
 @record(eq=False)
@@ -101,8 +107,8 @@ class Slot:
     of `lora`. With `is_sharing` some cells may belong to other sequences too, of the first `n_shared` tokens at most;
     `n_shares` counts how often it was given cells of another. After a context shift the cells from token `shifted_at`
     on aren't what the tokens alone would give (None: all are). The engine had evaluated `n_rows_used` rows when it was
-    used last; tokens that were moved to memory since then are `parked`. What isn't a sequence of the cache at all has
-    its `state_copy` (the system prompt of a split cache).
+    used last; tokens that were moved to memory since then are `parked`. `owner` is whose text the tokens are, None if
+    nobody knows. What isn't a sequence of the cache at all has its `state_copy` (the system prompt of a split cache).
     """
 
     id: int
@@ -118,6 +124,7 @@ class Slot:
     checkpoints: list[Checkpoint] = field(default_factory=list)
     n_rows_used: float = 0
     parked: list[int] = field(default_factory=list)
+    owner: str | None = None
     state_copy: memoryview | None = None
     run: Run | None = None
     t_used: float = 0.0

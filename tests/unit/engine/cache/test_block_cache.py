@@ -12,7 +12,7 @@ import pytest
 from server.engine.cache.block_cache import MIB, ram_limit
 from server.engine.cache.block_tree import BLOCK
 from server.engine.loop.prefixes import LAST_TOKEN
-from server.engine.seam.task import Timings
+from server.engine.seam.task import Final
 from server.model_files import identity
 from server.model_files.identity import Identity, source
 from tests.fakes import PATIENCE_S, FakeBackend
@@ -29,12 +29,12 @@ def driver(n_slots: int = 1, backend: FakeBackend | None = None, is_split: bool 
     return Driver(backend or FakeBackend(n_ctx=2048 * n_slots, n_slots=n_slots, is_split=is_split), **config)
 
 
-def ask(d: Driver, prompt: str, n: int = 3, **fields) -> Timings:
+def ask(d: Driver, prompt: str, n: int = 3, **fields) -> Final:
     """The right text, and how its prompt was read."""
     task = d.post(prompt, n_predict=n, **fields)
     d.finish()
     assert d.text(task) == alone(prompt, n)
-    return d.outcomes[task].final.timings
+    return d.outcomes[task].final
 
 
 def blocks_of(text: str) -> int:
@@ -48,12 +48,12 @@ def blocks_of(text: str) -> int:
 def test_a_conversation_that_lost_its_slot_goes_on_without_being_read_again(is_split):
     d = driver(is_split=is_split)
     for text in TEXTS:
-        assert ask(d, text).cache_n == 0
+        assert ask(d, text).timings.cache_n == 0
     for text in TEXTS:
         longer = text + alone(text, 2) + " and then?"
-        times = ask(d, longer)
-        assert (times.cache_n, times.cache_source) == (len(text) + 2, "ram")
-        assert times.prompt_n == len(" and then?")
+        final = ask(d, longer)
+        assert (final.timings.cache_n, final.cache.source) == (len(text) + 2, "ram")
+        assert final.timings.prompt_n == len(" and then?")
 
 
 @in_both_layouts
@@ -61,8 +61,8 @@ def test_the_same_question_again_evaluates_one_token(is_split):
     d = driver(is_split=is_split)
     for text in TEXTS[:2]:
         ask(d, text)
-    times = ask(d, TEXTS[0])
-    assert (times.prompt_n, times.cache_source, times.cache_reason) == (1, "ram", LAST_TOKEN)
+    final = ask(d, TEXTS[0])
+    assert (final.timings.prompt_n, final.cache.source, final.cache.reason) == (1, "ram", LAST_TOKEN)
 
 
 def test_only_what_the_slot_lacks_is_fetched():
@@ -71,8 +71,8 @@ def test_only_what_the_slot_lacks_is_fetched():
     ask(d, stem + TEXTS[0], id_slot=0)
     ask(d, TEXTS[1], id_slot=0)
     ask(d, stem + "short", id_slot=1)
-    times = ask(d, stem + TEXTS[0] + "more", id_slot=1)
-    assert times.cache_n == len(stem + TEXTS[0]) + 2 - 2 and times.cache_source == "ram"
+    final = ask(d, stem + TEXTS[0] + "more", id_slot=1)
+    assert final.timings.cache_n == len(stem + TEXTS[0]) + 2 - 2 and final.cache.source == "ram"
 
 
 @in_both_layouts
@@ -92,7 +92,7 @@ def test_without_cache_prompt_nothing_is_fetched(is_split):
     d = driver(is_split=is_split)
     ask(d, TEXTS[0])
     ask(d, TEXTS[1])
-    assert ask(d, TEXTS[0], cache_prompt=False).cache_n == 0
+    assert ask(d, TEXTS[0], cache_prompt=False).timings.cache_n == 0
 
 
 @in_both_layouts
@@ -103,8 +103,8 @@ def test_memory_keeps_to_its_limit_and_keeps_what_was_used_last(is_split):
     for i in range(8):
         ask(d, f"{i}" * 600)
         assert blocks.ram_used <= 40_000
-    assert ask(d, "6" * 600).cache_source == "ram"
-    assert ask(d, "0" * 600).cache_source == "none"
+    assert ask(d, "6" * 600).cache.source == "ram"
+    assert ask(d, "0" * 600).cache.source == "none"
 
 
 @in_both_layouts
@@ -114,7 +114,7 @@ def test_a_text_larger_than_all_memory_keeps_its_beginning(is_split):
     ask(d, "ab" * 600)
     blocks._ram.limit = 3 * FakeBackend.state_size([0] * BLOCK)
     ask(d, "something else")
-    assert BLOCK <= ask(d, "ab" * 600).cache_n < 600
+    assert BLOCK <= ask(d, "ab" * 600).timings.cache_n < 600
     assert blocks.ram_used <= blocks._ram.limit
 
 
@@ -123,7 +123,7 @@ def test_without_room_in_the_kv_cache_the_prompt_is_read_as_usual():
     ask(d, TEXTS[0])
     ask(d, TEXTS[1])
     d.backend.takes_states = False
-    assert ask(d, TEXTS[0]).cache_n == 0
+    assert ask(d, TEXTS[0]).timings.cache_n == 0
     assert d.backend.history(2) == []
 
 
@@ -134,8 +134,8 @@ def test_a_cache_given_up_for_room_comes_back():
     ask(d, TEXTS[0], id_slot=0)
     ask(d, TEXTS[1], id_slot=1)
     assert not (backend.history(0) and backend.history(1)), "both don't fit"
-    times = ask(d, TEXTS[0] + "!", id_slot=0)
-    assert times.cache_n >= len(TEXTS[0]) and times.cache_source == "ram"
+    final = ask(d, TEXTS[0] + "!", id_slot=0)
+    assert final.timings.cache_n >= len(TEXTS[0]) and final.cache.source == "ram"
 
 
 def test_a_shifted_context_is_not_kept():
@@ -186,8 +186,8 @@ def test_what_a_slot_has_gives_way_to_more_from_memory():
     ask(d, stem + TEXTS[0], id_slot=0)
     ask(d, TEXTS[1], id_slot=0)
     ask(d, stem + "short", id_slot=1)
-    times = ask(d, stem + TEXTS[0] + "more", id_slot=1)
-    assert times.cache_n == len(stem + TEXTS[0]) and times.cache_source == "ram"
+    final = ask(d, stem + TEXTS[0] + "more", id_slot=1)
+    assert final.timings.cache_n == len(stem + TEXTS[0]) and final.cache.source == "ram"
 
 
 def test_a_state_that_does_not_fit_costs_reading_the_prompt_and_nothing_else():
@@ -200,7 +200,7 @@ def test_a_state_that_does_not_fit_costs_reading_the_prompt_and_nothing_else():
     d.backend.takes_states = True
     for text in TEXTS[:3]:
         ask(d, text + "?")
-    assert ask(d, TEXTS[0] + "!").cache_n >= len(TEXTS[0])
+    assert ask(d, TEXTS[0] + "!").timings.cache_n >= len(TEXTS[0])
 
 
 def test_states_that_can_not_be_cut_are_not_kept_and_that_is_said_once(caplog):
@@ -232,7 +232,7 @@ def test_blocks_of_one_layout_are_read_in_the_other(tmp_path):
     for layouts in ((False, True), (True, False)):
         for i, is_split in enumerate(layouts):
             d = on_disk(tmp_path, n_slots=2, is_split=is_split)
-            assert (ask(d, TEXTS[layouts[0]] + "!" * i).cache_source == "disk") == bool(i)
+            assert (ask(d, TEXTS[layouts[0]] + "!" * i).cache.source == "disk") == bool(i)
             end(d)
 
 
@@ -251,8 +251,8 @@ def test_idle_cells_are_moved_out_of_the_way_of_others_and_come_back():
     ask(d, TEXTS[1], n=100, id_slot=1)
     assert d.backend.history(0) == [], "whose rows would look over them"
     assert d.snapshot.slots[0].n_cached == len(TEXTS[0]) + 2
-    times = ask(d, TEXTS[0] + "!", id_slot=0)
-    assert times.cache_n >= len(TEXTS[0]) and times.cache_source == "ram"
+    final = ask(d, TEXTS[0] + "!", id_slot=0)
+    assert final.timings.cache_n >= len(TEXTS[0]) and final.cache.source == "ram"
 
 
 def test_a_few_rows_are_no_reason_to_move_anything():
@@ -294,7 +294,7 @@ def test_a_slot_that_was_moved_away_is_saved_and_erased_like_any_other(tmp_path)
     ask(d, TEXTS[2], n=100, id_slot=1)
     assert d.backend.history(0) == [] and d.answer("erase", id_slot=0)["n_erased"] == n
     assert d.answer("restore", id_slot=0, path=str(tmp_path / "slot"))["n_restored"] == n
-    assert ask(d, TEXTS[0] + "!", id_slot=0).cache_source == "slot"
+    assert ask(d, TEXTS[0] + "!", id_slot=0).cache.source == "slot"
 
 
 # ---- disk ---------------------------------------------------------------------------------------------------------
@@ -317,9 +317,9 @@ def test_a_restarted_engine_knows_what_the_last_one_knew(tmp_path, is_split):
     end(first)
     second = on_disk(tmp_path, is_split=is_split)
     for text in TEXTS[:2]:
-        times = ask(second, text + "!")
-        assert times.cache_n >= len(text) and times.cache_source == "disk"
-    assert ask(second, TEXTS[2]).cache_n == 0
+        final = ask(second, text + "!")
+        assert final.timings.cache_n >= len(text) and final.cache.source == "disk"
+    assert ask(second, TEXTS[2]).timings.cache_n == 0
 
 
 @in_both_layouts
@@ -328,7 +328,7 @@ def test_what_left_memory_is_still_on_disk(tmp_path, is_split):
     ask(d, TEXTS[0])
     ask(d, TEXTS[1])
     end(d)
-    assert ask(d, TEXTS[0]).cache_source == "disk"
+    assert ask(d, TEXTS[0]).cache.source == "disk"
 
 
 @in_both_layouts
@@ -352,7 +352,7 @@ def test_a_damaged_file_is_removed_and_the_prompt_read_as_usual(tmp_path, damage
     for file in files:
         file.write_bytes(damage(file.read_bytes()))
     second = on_disk(tmp_path, is_split=is_split)
-    assert ask(second, TEXTS[0]).cache_n == 0
+    assert ask(second, TEXTS[0]).timings.cache_n == 0
     second.scheduler._prefixes.blocks.close()
     assert not set(files) & set(tmp_path.iterdir()), "what is damaged is gone"
 
@@ -364,7 +364,7 @@ def test_blocks_whose_beginning_is_lost_are_removed(tmp_path, is_split):
     end(first)
     (beginning,) = tmp_path.glob("*.first.kvblock")
     beginning.unlink()
-    assert ask(on_disk(tmp_path, is_split=is_split), TEXTS[0]).cache_n == 0
+    assert ask(on_disk(tmp_path, is_split=is_split), TEXTS[0]).timings.cache_n == 0
     assert list(tmp_path.iterdir()) == []
 
 
@@ -376,7 +376,7 @@ def test_another_model_uses_nothing_and_removes_nothing_until_it_needs_the_room(
     backend = FakeBackend(n_ctx=2048)
     backend.identity = Identity(about={"model": "another"})
     second = on_disk(tmp_path, backend=backend)
-    assert ask(second, TEXTS[0]).cache_n == 0
+    assert ask(second, TEXTS[0]).timings.cache_n == 0
     end(second)
     assert theirs < set(tmp_path.iterdir())
     third = on_disk(tmp_path, cache_disk_mib=0)
@@ -450,7 +450,7 @@ def test_the_disk_is_used_once_the_model_s_files_are_read_and_then_for_what_was_
     first = start()
     ask(first, TEXTS[0])
     ask(first, TEXTS[1])
-    assert ask(first, TEXTS[0]).cache_source == "ram", "memory is used from the start on"
+    assert ask(first, TEXTS[0]).cache.source == "ram", "memory is used from the start on"
     assert list((tmp_path / "disk").iterdir()) == []
     go.set()
     know(first)
@@ -458,13 +458,13 @@ def test_the_disk_is_used_once_the_model_s_files_are_read_and_then_for_what_was_
     end(first)
     go.clear()
     second = start()
-    assert ask(second, TEXTS[2]).cache_n == 0
-    assert ask(second, TEXTS[1] + "!").cache_n == 0, "nothing is read before"
+    assert ask(second, TEXTS[2]).timings.cache_n == 0
+    assert ask(second, TEXTS[1] + "!").timings.cache_n == 0, "nothing is read before"
     go.set()
     know(second)
     longer = ask(second, TEXTS[0] + alone(TEXTS[0], 2) + " and a longer end of it" * 10 + "!")
-    assert longer.cache_source == "disk" and longer.cache_n > len(TEXTS[0]) + 200
-    assert ask(second, TEXTS[2]).cache_source == "ram"
+    assert longer.cache.source == "disk" and longer.timings.cache_n > len(TEXTS[0]) + 200
+    assert ask(second, TEXTS[2]).cache.source == "ram"
 
 
 def test_blocks_of_the_earlier_format_are_removed_with_the_reason(tmp_path, caplog):
@@ -474,7 +474,7 @@ def test_blocks_of_the_earlier_format_are_removed_with_the_reason(tmp_path, capl
     for file in tmp_path.iterdir():
         file.write_bytes(b"llsrvkv1" + file.read_bytes()[8:])
     with caplog.at_level("INFO"):
-        assert ask(on_disk(tmp_path), TEXTS[0]).cache_n == 0
+        assert ask(on_disk(tmp_path), TEXTS[0]).timings.cache_n == 0
     assert "earlier version" in caplog.text and f"{blocks_of(TEXTS[0] + '..')} files were removed" in caplog.text
     assert list(tmp_path.iterdir()) == []
 

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from server.engine.loop.prefixes import LAST_TOKEN, NO_TRIM, NOT_ASKED, OTHER_LORA, TOO_SHORT
-from server.engine.seam.task import Timings
+from server.engine.seam.task import CacheUse, Timings
 from tests.fakes import FakeBackend
 from tests.unit.engine.driving import Driver, alone
 
@@ -27,6 +27,10 @@ def timings(d: Driver, task: int) -> Timings:
     return d.outcomes[task].final.timings
 
 
+def cache_of(d: Driver, task: int) -> CacheUse:
+    return d.outcomes[task].final.cache
+
+
 # ---- together -----------------------------------------------------------------------------------------------------
 
 
@@ -37,8 +41,8 @@ def test_requests_that_arrive_together_compute_their_common_beginning_once():
     d.finish()
     assert [d.text(task) for task in tasks] == [alone(prompt, 1) for prompt in prompts]
     assert n_rows(d) <= 1.05 * (len(STEM) + 16 * len(" end 0"))
-    assert timings(d, tasks[0]).cache_source == "none"
-    assert {timings(d, task).cache_source for task in tasks[1:8]} == {"shared"}
+    assert cache_of(d, tasks[0]).source == "none"
+    assert {cache_of(d, task).source for task in tasks[1:8]} == {"shared"}
 
 
 def test_the_same_prompt_for_several_answers_is_read_once():
@@ -96,7 +100,7 @@ def test_models_that_cannot_share_read_their_prompts_side_by_side():
     tasks = [d.post(STEM, n_predict=2) for _ in range(2)]
     d.finish()
     assert {d.text(task) for task in tasks} == {alone(STEM, 2)}
-    assert {timings(d, task).cache_source for task in tasks} == {"none"}
+    assert {cache_of(d, task).source for task in tasks} == {"none"}
 
 
 def test_progress_says_what_was_shared():
@@ -114,8 +118,8 @@ def test_progress_says_what_was_shared():
 def told(d: Driver, prompt: str, **fields) -> tuple[int, str, str]:
     task = d.post(prompt, n_predict=1, **fields)
     d.finish()
-    times = timings(d, task)
-    return times.cache_n, times.cache_source, times.cache_reason
+    cache = cache_of(d, task)
+    return timings(d, task).cache_n, cache.source, cache.reason
 
 
 def test_the_source_of_reused_tokens_is_told():
@@ -149,7 +153,118 @@ def test_the_verbose_log_names_the_first_token_that_differs(caplog):
     told(d, "the red house")
     with caplog.at_level(logging.DEBUG, "llama_srv"):
         told(d, "the blue house")
-    assert any("holds the first 4 tokens" in line and "b'r'" in line and "b'b'" in line for line in caplog.messages)
+    assert any(
+        "has the first 4 tokens" in line and "b'red ho'" in line and "b'blue h'" in line for line in caplog.messages
+    )
+
+
+# ---- what differs -------------------------------------------------------------------------------------------------
+
+
+def remembering(n_slots: int, is_split: bool, **config) -> Driver:
+    """What leaves a slot goes to memory."""
+    return Driver(FakeBackend(n_ctx=1024 * n_slots, n_slots=n_slots, is_split=is_split), **{"cache_ram": 64, **config})
+
+
+def difference(d: Driver, prompt: str, owner: str, **fields) -> tuple[int, bytes, bytes] | None:
+    task = d.post(prompt, n_predict=1, owner=owner, **fields)
+    d.finish()
+    found = cache_of(d, task).first_difference
+    return found and (found.position, bytes(found.prompt), bytes(found.cached))
+
+
+everywhere = pytest.mark.parametrize(("n_slots", "is_split"), [(1, False), (1, True), (3, False), (3, True)])
+
+
+@everywhere
+def test_the_place_where_a_prompt_leaves_its_owners_nearest_text_is_told(n_slots, is_split):
+    d = remembering(n_slots, is_split)
+    assert difference(d, STEM + "it is noon", "me") is None, "nothing is cached yet"
+    assert difference(d, STEM + "it is night", "me") == (len(STEM) + 7, b"ight", b"oon")
+    assert difference(d, "?" * 300, "me") == (0, b"??????", b"once u")
+    assert difference(d, STEM + "it is nigh!", "me") == (len(STEM) + 10, b"!", b"t")
+
+
+@everywhere
+def test_what_others_have_said_is_never_shown(n_slots, is_split):
+    d = remembering(n_slots, is_split)
+    difference(d, STEM + "my secret" * 40, "me")
+    assert difference(d, STEM + "my guess", "you") is None
+    difference(d, "?" * 300, "you")
+    assert difference(d, STEM + "my guesses", "you") is None
+    assert difference(d, STEM + "my hut", "me") == (len(STEM) + 3, b"hut", b"secret")
+    difference(d, STEM + "my guess" * 9, "you")
+    assert difference(d, STEM + "my guess" * 8 + "!", "me") is None, "what is shared goes beyond one's own text"
+
+
+def test_a_restored_slot_is_nobodys_text(tmp_path):
+    d = driver(n_slots=2)
+    d.post(STEM + "my secret", n_predict=1, owner="me", id_slot=0)
+    d.finish()
+    for name in ("save", "restore"):
+        d.command(name, id_slot=0, path=str(tmp_path / "slot"))
+        d.finish()
+    assert difference(d, STEM + "my guess", "me", id_slot=0) is None
+
+
+def test_a_text_that_goes_on_differs_nowhere():
+    d = driver(n_slots=1)
+    task = d.post(STEM, n_predict=4, owner="me")
+    d.finish()
+    assert difference(d, STEM + d.text(task) + " and so on", "me") is None
+
+
+# ---- the same text in other tokens ----------------------------------------------------------------------------------
+
+PAIR = 1  # a token that stands for two letters
+TEXT = STEM.encode()
+
+
+def spelling_driver(n_slots: int = 1, is_split: bool = False, **config) -> Driver:
+    d = remembering(n_slots, is_split, **config)
+    piece = d.backend.piece
+    d.backend.piece = lambda token: b"ab" if token == PAIR else piece(token)
+    return d
+
+
+def n_reused(d: Driver, prompt: list[int], **fields) -> int:
+    task = d.post(prompt, n_predict=1, **{"owner": "me", "may_respell": True, **fields})
+    d.finish()
+    return timings(d, task).cache_n
+
+
+@everywhere
+def test_what_is_cached_in_other_tokens_of_the_same_text_is_reused(n_slots, is_split):
+    d = spelling_driver(n_slots, is_split)
+    n_reused(d, [*TEXT, *b"ab", *TEXT])
+    n_reused(d, [*b"?" * 300])  # with one slot the first text has to go to memory
+    assert n_reused(d, [*TEXT, PAIR, *TEXT, *b" more"]) == 2 * len(TEXT) + 2
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "n"),
+    [
+        ({}, {"may_respell": False}, len(TEXT)),
+        ({}, {"owner": "you"}, len(TEXT)),
+        ({}, {"cache_prompt": False, "may_respell": False}, 0),
+        ({"exact": True}, {}, 0),
+    ],
+    ids=["given as tokens", "somebody else's text", "not from the cache", "exact"],
+)
+def test_tokens_stay_as_they_are(config, fields, n):
+    d = spelling_driver(**config)
+    n_reused(d, [*TEXT, *b"ab", *TEXT])
+    prompt = [*TEXT, PAIR, *TEXT, *b" more"]
+    assert n_reused(d, prompt, **fields) == n
+    assert d.backend.history(0)[: len(prompt)] == prompt
+
+
+def test_a_prompt_that_fits_is_not_made_too_long():
+    d = spelling_driver()
+    n_reused(d, [*b"ab" * 500])
+    assert n_reused(d, [*b"ab" * 500, *[PAIR] * 23]) == 1000
+    prompt = [PAIR] * 900
+    assert n_reused(d, prompt) == 0 and d.backend.history(0)[:900] == prompt
 
 
 # ---- given up -----------------------------------------------------------------------------------------------------
@@ -218,7 +333,7 @@ def test_each_of_many_slots_gets_its_own_copy_of_a_beginning_that_is_computed_on
     d.finish()
     assert [d.text(task) for task in tasks] == [alone(prompt, 1) for prompt in prompts]
     assert n_rows(d) <= 1.05 * (len(STEM) + 16 * len(" end 0"))
-    assert {timings(d, task).cache_source for task in tasks[1:8]} == {"shared"}
+    assert {cache_of(d, task).source for task in tasks[1:8]} == {"shared"}
     assert d.snapshot.kv_used == sum(len(slot.tokens) for slot in d.scheduler.slots) == d.backend.n_used
 
 

@@ -1,0 +1,63 @@
+"""The same text in other tokens: what a model wrote comes back in a prompt, where the tokenizer cuts it differently.
+
+A model may write any tokens that make up a text (a grammar or a high temperature leads to rare ones), but a tokenizer
+knows one way only. So a conversation's next prompt can differ in tokens from what is cached although no letter has
+changed, and all behind that place would be evaluated again. `respelled` takes the cached tokens there.
+
+Pure functions on token lists, engine thread. Control tokens only ever match themselves: what users type can't become
+one. Not taken: remembering answers by their text in the web process. The cache has the tokens anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from server.engine.seam.task import Difference
+from server.engine.slots.slot import common_prefix
+
+MAX_STRETCH = 256
+"""Bytes after which two ways to write a text have to meet again."""
+N_BEFORE, N_BEHIND = 8, 6
+"""Tokens shown around a difference."""
+
+Letters = Callable[[int], bytes]  # the bytes of a token; none of one that is no text
+
+
+def respelled(prompt: list[int], cached: Sequence[int], letters: Letters) -> list[int]:
+    """The prompt, with the tokens of `cached` for as long as both are the same text."""
+    i = j = common_prefix(cached, prompt)
+    spelled = prompt[:j]
+    while (lengths := _same_text(cached, i, prompt, j, letters)) is not None:
+        start, i, j = i, i + lengths[0], j + lengths[1]
+        while i < len(cached) and j < len(prompt) and cached[i] == prompt[j]:
+            i, j = i + 1, j + 1
+        spelled += cached[start:i]
+    return spelled + prompt[j:]
+
+
+def _same_text(
+    cached: Sequence[int], i: int, prompt: Sequence[int], j: int, letters: Letters
+) -> tuple[int, int] | None:
+    """The fewest tokens of each, from these places on, that are the same text; None if there are none."""
+    a = b = b""
+    start_i, start_j = i, j
+    while not a or a != b:
+        if len(a) <= len(b):
+            part = letters(cached[i]) if i < len(cached) else b""
+            i, a = i + 1, a + part
+        else:
+            part = letters(prompt[j]) if j < len(prompt) else b""
+            j, b = j + 1, b + part
+        n = min(len(a), len(b))
+        if not part or a[:n] != b[:n] or n > MAX_STRETCH:
+            return None
+    return i - start_i, j - start_j
+
+
+def first_difference(prompt: Sequence[int], cached: Sequence[int]) -> Difference | None:
+    """Where the prompt leaves the cached one; None if one of them ends first."""
+    n = common_prefix(prompt, cached)
+    if n == min(len(prompt), len(cached)):
+        return None
+    end = n + N_BEHIND
+    return Difference(n, tuple(prompt[max(n - N_BEFORE, 0) : n]), tuple(prompt[n:end]), tuple(cached[n:end]))
