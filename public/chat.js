@@ -10,6 +10,7 @@ import { t } from './i18n.js';
 import { MessageView } from './message.js';
 import { prefs } from './prefs.js';
 import * as store from './store.js';
+import { readTools, ToolsBox } from './tools.js';
 import { Tree } from './tree.js';
 
 const PAGE = 40;                // messages drawn at once; earlier ones when they are scrolled to
@@ -30,13 +31,14 @@ export class ChatView {
       oninput: () => grow(this.system), onchange: () => this.#setSystem() });
     this.systemBox = h('details', { class: 'system-box', ontoggle: () => grow(this.system) },
       h('summary', {}, t('system')), this.system);
+    this.tools = new ToolsBox((source) => this.#setTools(source));
     this.earlier = h('button', { type: 'button', class: 'quiet', hidden: true, onclick: () => this.#drawEarlier() }, t('earlier'));
     this.log = h('div', { id: 'log', role: 'log', 'aria-label': t('conversation'), 'aria-live': 'off' });
     this.welcome = h('div', { class: 'welcome' });
     this.notice = h('p', { class: 'notice', role: 'status' });
     this.toEnd = iconButton('down', t('to-end'), () => this.#scrollToEnd(true), { class: 'round to-end', hidden: true });
     this.scroller = h('div', { class: 'scroller', onscroll: () => this.#scrolled(), tabindex: -1 },
-      h('div', { class: 'column' }, this.systemBox, this.earlier, this.welcome, this.log, this.notice));
+      h('div', { class: 'column' }, this.systemBox, this.tools.element, this.earlier, this.welcome, this.log, this.notice));
     this.element = h('section', { class: 'view chat', 'aria-label': t('chat') });
     this.composer = new Composer({
       dropZone: this.element,
@@ -59,7 +61,8 @@ export class ChatView {
     if (turn !== this.#opening) return;
     this.#start(chat, running?.tree ?? new Tree(rows));
     this.system.value = this.chat.system;
-    this.systemBox.open = false;
+    this.tools.source = this.chat.tools ?? '';
+    this.systemBox.open = this.tools.element.open = false;
     this.#draw();
     this.#scrollToEnd(true);
     this.composer.focus();
@@ -109,8 +112,17 @@ export class ChatView {
     const running = this.#running.get(this.chat.id);
     this.composer.setRunning(Boolean(running));
     this.#views.get(running?.message.id)?.setBusy(true);
+    this.#askForResults();
     this.#notify('');
     this.#drawContext();
+  }
+
+  // The last message's calls can be answered, unless it is still being written or was cut off.
+  #askForResults() {
+    const last = this.#path.at(-1);
+    for (const [id, view] of this.#views) {
+      view.calls.ask(id === last?.id && last.calls?.length > 0 && !isCut(last) && !this.#running.has(this.chat.id));
+    }
   }
 
   #drawEarlier() {
@@ -132,6 +144,7 @@ export class ChatView {
       go: (one) => this.#answer(one),
       remove: (one) => this.#remove(one),
       version: (one, step) => this.#switch(one, step),
+      answerCalls: (one, results) => this.#answerCalls(one, results),
     });
     this.#views.set(message.id, view);
     return view;
@@ -168,6 +181,10 @@ export class ChatView {
   // -- what the user does
 
   async #send(text, files) {
+    if (!this.#canAnswer()) {
+      this.composer.restore(text, files);
+      return;
+    }
     this.composer.setRunning(true);             // at once: a second Enter must not send twice
     const parent = this.#path.at(-1)?.id ?? null;
     if (!this.chat.title) this.chat.title = (text || files[0].name).split('\n')[0].slice(0, 60);
@@ -185,15 +202,35 @@ export class ChatView {
   }
 
   async #edit(message, text) {
-    if (this.#isBusy()) return;
-    const edited = this.#add({ parent: message.parent, role: message.role, content: text, files: message.files });
-    await this.#save(edited);
+    if (!this.#canAnswer()) return;
+    const path = this.#path;
+    const { id, chat, time, speed, used, error, finish, ...kept } = message;
+    const edited = [this.#add({ ...kept, content: text })];
+    // Results of the same answer's other calls stay.
+    if (message.role === 'tool') {
+      for (let i = path.indexOf(message) + 1; path[i]?.role === 'tool'; i++) {
+        edited.push(this.#add({ ...path[i], parent: edited.at(-1).id }));
+      }
+    }
+    await this.#save(...edited);
     this.#draw();
-    if (message.role === 'user') await this.#answerTo(edited);
+    if (message.role !== 'assistant') await this.#answerTo(edited.at(-1));
+  }
+
+  // Go on with what the tools gave back, one text for each call.
+  async #answerCalls(message, results) {
+    if (!this.#canAnswer()) return;
+    const rows = [];
+    message.calls.forEach((call, i) => {
+      rows.push(this.#add({ parent: rows.at(-1)?.id ?? message.id, role: 'tool', call: call.id, name: call.name, content: results[i] }));
+    });
+    await this.#save(...rows);
+    for (const row of rows) this.#append(row);
+    await this.#answerTo(rows.at(-1));
   }
 
   async #regenerate(message) {
-    if (this.#isBusy()) return;
+    if (!this.#canAnswer()) return;
     const fresh = this.#add({ parent: message.parent, role: 'assistant', content: '' });
     this.#draw();
     this.#scrollToEnd(true);
@@ -238,22 +275,32 @@ export class ChatView {
     if (this.tree.messages.size) await store.putChat(this.chat);
   }
 
+  async #setTools(source) {
+    this.chat.tools = source;
+    if (this.tree.messages.size) await store.putChat(this.chat);
+  }
+
   #isBusy() {
     const isBusy = this.#running.has(this.chat.id);
     if (isBusy) toast(t('still-running'));
     return isBusy;
   }
 
+  // Can an answer begin now? The user is told why not.
+  #canAnswer() {
+    return !this.#isBusy() && this.tools.isGood();
+  }
+
   #add(fields) {
-    const message = { id: store.newId(), chat: this.chat.id, time: Date.now(), ...fields };
+    const message = { ...fields, id: store.newId(), chat: this.chat.id, time: Date.now() };
     this.tree.add(message);
     this.chat.leaf = message.id;
     return message;
   }
 
-  async #save(message) {
+  async #save(...rows) {
     this.chat.changed = Date.now();
-    await store.putAll([this.chat], [message]);
+    await store.putAll([this.chat], rows);
     this.on.changed(this.chat.id);
   }
 
@@ -261,8 +308,9 @@ export class ChatView {
 
   // Generate into `message`, from the end of what it says already.
   async #answer(message) {
-    if (this.#isBusy()) return;
+    if (!this.#canAnswer()) return;
     const { chat, tree } = this;
+    const tools = readTools(chat.tools ?? '');
     const controller = new AbortController();
     this.#running.set(chat.id, { controller, message, tree });
     const isShown = () => this.chat.id === chat.id;
@@ -275,7 +323,7 @@ export class ChatView {
     await store.putAll([chat], [message]);
     try {
       message.finish = await generate({
-        messages, start: message.content, signal: controller.signal, on: this.#listener(message, pen, isShown) });
+        messages, tools, start: message, signal: controller.signal, on: this.#listener(message, pen, isShown) });
     } catch (error) {
       message.error = await this.#explain(error, messages);
     }
@@ -291,8 +339,8 @@ export class ChatView {
   #listener(message, pen, isShown) {
     const notify = (text, fraction) => isShown() && this.#notify(text, fraction);
     return {
-      text: (content, reasoning) => {
-        Object.assign(message, { content, reasoning });
+      text: ({ content, reasoning, thought, calls }) => {
+        Object.assign(message, { content, ...(reasoning ? { reasoning, thought } : {}), ...(calls.length ? { calls } : {}) });
         notify('');
         pen.move();
       },
@@ -324,6 +372,8 @@ export class ChatView {
     view?.setBusy(false);
     view?.draw(true);
     this.composer.setRunning(false);
+    this.#askForResults();
+    view?.setVersions(this.tree.versions(message));     // an answer with calls has other buttons
     this.#notify('');
     this.#drawContext();
     this.#scrollToEnd(isNear);
@@ -337,6 +387,9 @@ export class ChatView {
     return n === null ? error.message : t('too-long', { n, size: this.props().default_generation_settings.n_ctx });
   }
 }
+
+// Was the end of it left out?
+const isCut = (message) => ['length', 'stopped'].includes(message.finish);
 
 // Draws at most once per frame, and never for more than a fifth of the time.
 class Pen {

@@ -5,24 +5,40 @@ import { health, isConnectionError, isReady, post, sleep, stream } from './api.j
 import { prefs } from './prefs.js';
 import { requestContent } from './attach.js';
 
-// Messages of a path as the API wants them. Reasoning isn't sent back: models are trained without it.
+// Messages of a path as the API wants them. Reasoning is sent back only while a loop of calls goes on: models are
+// trained without that of earlier answers.
 export function toMessages(system, path) {
-  const messages = path.filter((message) => message.content || message.files?.length)
-    .map((message) => ({ role: message.role, content: requestContent(message) }));
+  const question = path.findLastIndex((message) => message.role === 'user');
+  const hasSomething = (message) => message.role === 'tool' || message.content || message.files?.length || message.calls?.length;
+  const messages = path.map((message, i) => hasSomething(message) && toMessage(message, i > question)).filter(Boolean);
   return system.trim() ? [{ role: 'system', content: system }, ...messages] : messages;
+}
+
+function toMessage(message, isInLoop) {
+  const { role, reasoning } = message;
+  const calls = message.calls?.filter(isWhole);
+  if (role === 'tool') return { role, tool_call_id: message.call, name: message.name, content: message.content };
+  if (!calls?.length) return { role, content: requestContent(message) };
+  return {
+    role, content: message.content || null,
+    ...(reasoning && isInLoop ? { reasoning_content: reasoning } : {}),
+    tool_calls: calls.map((call) => ({ id: call.id, type: 'function', function: { name: call.name, arguments: call.arguments } })),
+  };
 }
 
 export const countTokens = async (messages) =>
   (await post('v1/chat/completions/input_tokens', { messages })).input_tokens;
 
-// Generate the message that follows `messages`. `start` is its text so far ('' for a new one).
-// on.text(content, reasoning), on.progress({ total, cache, processed }), on.timings(timings), on.busy(place in the queue),
-// on.lost(boolean). Resolves to the finish reason: stop, length, or stopped (by `signal`).
-export async function generate({ messages, start, signal, on }) {
-  const answer = { content: start, reasoning: '', isOpen: false };
+// Generate the message that follows `messages`, with `tools` to call. `start` is the message so far; its text goes on.
+// on.text({ content, reasoning, thought, calls }) (thought: how long it has been thinking, ms), on.progress({ total, cache, processed }), on.timings(timings), on.busy(place in the queue),
+// on.lost(boolean). Resolves to the finish reason: stop,
+// tool_calls, length, or stopped (by `signal`).
+export async function generate({ messages, tools, start, signal, on }) {
+  const { content = '', reasoning = '', thought = 0 } = start;
+  const answer = { content, reasoning, thought, calls: [] };
   for (;;) {
     try {
-      return await attempt(messages, answer, signal, on);
+      return await attempt(messages, tools, answer, signal, on);
     } catch (error) {
       if (signal.aborted) return 'stopped';
       if (!isConnectionError(error)) throw error;
@@ -38,18 +54,21 @@ export async function generate({ messages, start, signal, on }) {
   }
 }
 
-async function attempt(messages, answer, signal, on) {
+async function attempt(messages, tools, answer, signal, on) {
   const isContinued = answer.content !== '';
-  if (!isContinued) answer.reasoning = '';
+  if (!isContinued) Object.assign(answer, { reasoning: '', thought: 0 });
+  answer.calls = [];            // a call that was cut off is written again
   const body = {
     ...prefs.sampling,
     messages: isContinued ? [...messages, { role: 'assistant', content: answer.content }] : messages,
     return_progress: true,
     timings_per_token: true,
   };
+  if (tools?.length) body.tools = tools;
   if (isContinued) body.continue_final_message = true;
   const before = answer.content;
-  let thinking = new ThinkSplitter(isContinued);
+  const thinking = new ThinkSplitter(isContinued);
+  const clock = new Clock(answer);
   let finish = '';
   for await (const chunk of stream('v1/chat/completions', body, signal)) {
     const progress = chunk.prompt_progress;
@@ -58,17 +77,57 @@ async function attempt(messages, answer, signal, on) {
     if (chunk.timings) on.timings(chunk.timings);
     const choice = chunk.choices?.[0];
     if (!choice) continue;
-    const { content, reasoning_content: reasoning } = choice.delta ?? {};
+    const { content, reasoning_content: reasoning, tool_calls: calls } = choice.delta ?? {};
     if (reasoning) answer.reasoning += reasoning;
     if (content) {
       thinking.feed(content);
       answer.content = before + thinking.content;
       if (thinking.reasoning) answer.reasoning = thinking.reasoning;
     }
-    if (content || reasoning) on.text(answer.content, answer.reasoning);
+    if (calls) addCalls(answer, calls);
+    clock.look();
+    if (content || reasoning || calls) on.text({ ...answer });
     finish = choice.finish_reason ?? finish;
   }
   return finish || 'stop';
+}
+
+// Are the arguments complete? Those of a call that was cut off can't be read.
+function isWhole(call) {
+  try {
+    JSON.parse(call.arguments || '{}');
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+// Pieces of calls as they stream: the head of a call first, then its arguments bit by bit.
+function addCalls(answer, pieces) {
+  const calls = [...answer.calls];
+  for (const { index = 0, id, function: { name = '', arguments: text = '' } = {} } of pieces) {
+    const call = calls[index] ?? { id: id ?? `call_${index}`, name: '', arguments: '' };
+    calls[index] = { ...call, name: call.name + name, arguments: call.arguments + text };
+  }
+  answer.calls = calls.filter(Boolean);
+}
+
+// Measures in `answer.thought` from the first bit of reasoning to the latest.
+class Clock {
+  #since = 0;
+
+  constructor(answer) {
+    this.answer = answer;
+    this.length = answer.reasoning.length;
+    this.before = answer.thought;
+  }
+
+  look() {
+    if (this.answer.reasoning.length === this.length) return;
+    this.length = this.answer.reasoning.length;
+    this.#since ||= performance.now();
+    this.answer.thought = Math.round(this.before + performance.now() - this.#since);
+  }
 }
 
 // Some models write their reasoning into the text, as <think>...</think> at its beginning.

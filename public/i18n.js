@@ -28,6 +28,14 @@ export function number(value, digits = 0) {
   return value.toLocaleString(language, { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
+// A duration as people say it: "12 s", "3 min 5 s".
+export function seconds(value) {
+  const unit = (n, name, digits) =>
+    n.toLocaleString(language, { style: 'unit', unit: name, unitDisplay: 'short', maximumFractionDigits: digits });
+  if (value < 60) return unit(value, 'second', value < 9.95 ? 1 : 0);
+  return `${unit(Math.floor(value / 60), 'minute', 0)} ${unit(Math.floor(value % 60), 'second', 0)}`;
+}
+
 export function date(milliseconds) {
   return new Date(milliseconds).toLocaleString(language, { dateStyle: 'medium', timeStyle: 'short' });
 }

@@ -1,26 +1,47 @@
 // One message on screen: its text, folded reasoning, files, versions, and what can be done with it. The chat view owns
 // the data and does the work; a MessageView only draws and reports clicks through `actions`.
 
+import { CallsView, callsText, pretty } from './calls.js';
 import { copy, grow, h, icon, iconButton } from './dom.js';
-import { number, t } from './i18n.js';
+import { number, seconds, t } from './i18n.js';
 import { MarkdownView } from './markdown.js';
 import { prefs } from './prefs.js';
 
+// Whose message it is, to be read.
+export function roleName({ role, name }) {
+  if (role === 'tool') return t('result-of', { name: name || t('tool') });
+  return t({ user: 'you', assistant: 'model' }[role] ?? 'system');
+}
+
+// A button that copies what `text()` gives.
+function copyButton(label, text) {
+  const button = iconButton('copy', label, async () => {
+    await copy(text());
+    button.classList.add('done');
+    setTimeout(() => button.classList.remove('done'), 1200);
+  });
+  return button;
+}
+
 export class MessageView {
-  // `actions` has edit(message, text), regenerate, go (continue), remove, version(message, step).
+  // `actions` has edit(message, text), regenerate, go (continue), remove, version(message, step), answerCalls(message, results).
   constructor(message, versions, actions) {
     this.message = message;
     this.actions = actions;
-    this.body = h('div', { class: 'body' });
+    this.body = h('div', { class: 'body md' });
     this.files = h('div', { class: 'files' });
-    this.think = h('details', { class: 'think', hidden: true },
-      h('summary', {}, t('reasoning')), this.thought = h('div', { class: 'thought' }));
+    this.thinkLabel = h('summary', { onclick: () => { this.isThinkTouched = true; } }, t('reasoning'));
+    this.think = h('details', { class: 'think', hidden: true }, this.thinkLabel,
+      h('div', { class: 'thought' }, copyButton(t('copy-reasoning'), () => message.reasoning), this.thought = h('div', { class: 'text md' })));
+    this.calls = new CallsView(message, actions.answerCalls);
     this.note = h('p', { class: 'note', hidden: true });
     this.meta = h('span', { class: 'meta' });
     this.tools = h('div', { class: 'tools' });
-    const name = t(message.role === 'user' ? 'you' : message.role === 'assistant' ? 'model' : 'system');
+    const name = roleName(message);
+    const isAnswer = message.role === 'assistant';
     this.element = h('article', { class: `message ${message.role}`, 'aria-label': name, 'data-id': message.id },
-      this.files, this.think, this.body, this.note, h('footer', {}, this.meta, this.tools));
+      message.role === 'tool' && h('p', { class: 'dim' }, icon('tool'), h('bdi', {}, name)),
+      this.files, isAnswer && this.think, this.body, isAnswer && this.calls.element, this.note, h('footer', {}, this.meta, this.tools));
     this.setVersions(versions);
     this.#drawFiles();
     this.draw(true);
@@ -28,24 +49,37 @@ export class MessageView {
 
   // Draw the message as it is now; `isFinal` when nothing more is coming.
   draw(isFinal = false) {
-    const { role, content, reasoning, finish, error } = this.message;
+    const { role, content, finish, error } = this.message;
     if (role === 'assistant') {
-      if (!this.view || isFinal) {
-        this.body.replaceChildren();
-        this.view = new MarkdownView(this.body);
-      }
-      this.view.update(content, isFinal);
-    } else this.body.textContent = content;
-    this.think.hidden = !reasoning;
-    if (reasoning) {
-      this.thought.textContent = reasoning;
-      this.think.querySelector('summary').textContent = t(content || isFinal ? 'reasoning' : 'thinking');
-    }
+      this.#drawMarkdown('view', this.body, content, isFinal);
+      this.#drawThinking(isFinal);
+      this.calls.draw(isFinal);
+    } else this.body.textContent = role === 'tool' ? pretty(content) : content;
     const note = error ?? (isFinal && finish === 'length' ? t('cut-off') : '');
     this.note.textContent = note;
     this.note.hidden = !note;
     this.note.classList.toggle('error', Boolean(error));
     this.#drawMeta();
+  }
+
+  // A text that may have grown since; the whole again when it is complete.
+  #drawMarkdown(name, element, text, isFinal) {
+    if (!this[name] || isFinal) {
+      element.replaceChildren();
+      this[name] = new MarkdownView(element);
+    }
+    this[name].update(text, isFinal);
+  }
+
+  // Reasoning is open while it is written, unless the user has chosen.
+  #drawThinking(isFinal) {
+    const { content, reasoning, thought, calls } = this.message;
+    this.think.hidden = !reasoning;
+    if (!reasoning) return;
+    const isThinking = !(content || calls?.length || isFinal);
+    this.#drawMarkdown('thoughtView', this.thought, reasoning, isFinal);
+    this.thinkLabel.textContent = t(isThinking ? 'thinking' : thought ? 'thought-for' : 'reasoning', { time: seconds((thought ?? 0) / 1000) });
+    if (!this.isThinkTouched) this.think.open = isThinking;
   }
 
   #drawMeta() {
@@ -72,11 +106,6 @@ export class MessageView {
     const { message, actions } = this;
     const at = versions.findIndex((one) => one.id === message.id);
     const isAnswer = message.role === 'assistant';
-    const copied = iconButton('copy', t('copy'), async () => {
-      await copy(message.content);
-      copied.classList.add('done');
-      setTimeout(() => copied.classList.remove('done'), 1200);
-    });
     this.tools.replaceChildren(
       ...(versions.length < 2 ? [] : [
         iconButton('left', t('version-before'), () => actions.version(message, -1), { disabled: at === 0 }),
@@ -84,11 +113,11 @@ export class MessageView {
           `${at + 1} / ${versions.length}`),
         iconButton('right', t('version-after'), () => actions.version(message, 1), { disabled: at === versions.length - 1 }),
       ]),
-      copied,
+      copyButton(t('copy'), () => [message.content, callsText(message.calls)].filter(Boolean).join('\n\n')),
       iconButton('edit', t('edit'), () => this.edit()),
       ...(isAnswer ? [
         iconButton('retry', t('regenerate'), () => actions.regenerate(message)),
-        iconButton('go', t('continue'), () => actions.go(message)),
+        ...(message.calls?.length && !['length', 'stopped'].includes(message.finish) ? [] : [iconButton('go', t('continue'), () => actions.go(message))]),
       ] : []),
       iconButton('trash', t('delete'), () => actions.remove(message)));
   }
@@ -114,7 +143,7 @@ export class MessageView {
       },
     }, area, h('div', { class: 'row end' },
       h('button', { type: 'button', onclick: close }, t('cancel')),
-      h('button', { type: 'submit', class: 'main' }, t(this.message.role === 'user' ? 'save-send' : 'save'))));
+      h('button', { type: 'submit', class: 'main' }, t(this.message.role === 'assistant' ? 'save' : 'save-send'))));
     this.element.classList.add('editing');
     this.body.after(form);
     grow(area);

@@ -6,6 +6,10 @@ import * as store from './store.js';
 import { Tree } from './tree.js';
 import { fileName, fromJson, toJson, toMarkdown } from './transfer.js';
 
+// All of a message that can be found.
+const searchText = ({ content, reasoning = '', calls = [] }) =>
+  [content, reasoning, ...calls.map((call) => `${call.name} ${call.arguments}`)].join('\n');
+
 export class Sidebar {
   #query = '';
   #current = null;
@@ -38,7 +42,7 @@ export class Sidebar {
     let chats = (await store.allChats()).sort((a, b) => b.changed - a.changed);
     if (this.#query) {
       const found = new Set((await store.allMessages())
-        .filter((message) => message.content.toLowerCase().includes(this.#query)).map((message) => message.chat));
+        .filter((message) => searchText(message).toLowerCase().includes(this.#query)).map((message) => message.chat));
       chats = chats.filter((chat) => found.has(chat.id) || chat.title.toLowerCase().includes(this.#query));
     }
     this.list.replaceChildren(...chats.map((chat) => this.#row(chat)));

@@ -1,8 +1,9 @@
 // Conversations in IndexedDB. Messages are rows of their own, so that saving one while it streams stays cheap however
 // long the conversation is.
 //
-// chat:    { id, title, created, changed, system, leaf }          leaf: id of the last message shown
-// message: { id, chat, parent, role, content, time, reasoning?, files?, finish?, speed? }
+// chat:    { id, title, created, changed, system, tools, leaf }   leaf: id of the last message shown; tools: their JSON
+// message: { id, chat, parent, role, content, time, reasoning?, thought?, calls?, call?, name?, files?, finish?, speed? }
+//          thought: ms of thinking; calls: [{ id, name, arguments }]; call, name: which one a tool's message answers
 //          parent: id or null; messages with the same parent are versions of one another
 
 const OPEN_MS = 10000;

@@ -2,11 +2,14 @@
 // Imports are strangers' data: every field is checked and copied by name, ids are made anew.
 
 import { fullText, isFile } from './attach.js';
+import { callsText, pretty } from './calls.js';
 import { date, t } from './i18n.js';
+import { roleName } from './message.js';
 import { newId } from './store.js';
 
 const FORMAT = 'llama_srv chats';
-const ROLES = ['user', 'assistant', 'system'];
+const ROLES = ['user', 'assistant', 'system', 'tool'];
+const MAX_CALLS = 1000;
 const MAX_MESSAGES = 200000;
 
 export const toJson = (chats, messages) => JSON.stringify({
@@ -18,7 +21,10 @@ export function toMarkdown(chat, path) {
   const parts = [`# ${chat.title}`, date(chat.created)];
   if (chat.system) parts.push(`## ${t('system')}`, chat.system);
   for (const message of path) {
-    parts.push(`## ${t(message.role === 'user' ? 'you' : message.role === 'assistant' ? 'model' : 'system')}`, fullText(message));
+    parts.push(`## ${roleName(message)}`);
+    if (message.reasoning) parts.push(message.reasoning.trim().split('\n').map((line) => `> ${line}`).join('\n'));
+    const text = message.role === 'tool' ? `\`\`\`\n${pretty(message.content)}\n\`\`\`` : fullText(message);
+    parts.push(...[text, callsText(message.calls)].filter(Boolean));
   }
   return `${parts.join('\n\n')}\n`;
 }
@@ -50,6 +56,14 @@ export function fromJson(source) {
   return { chats, messages };
 }
 
+// What a message has of calls: those it makes, or the one that it answers.
+function readCalls({ role, calls, call, name, thought }) {
+  if (role === 'tool') return { call: text(call, 200), name: text(name, 200) };
+  const good = (Array.isArray(calls) ? calls.slice(0, MAX_CALLS) : []).filter((one) => one && typeof one === 'object')
+    .map((one) => ({ id: text(one.id, 200), name: text(one.name, 200), arguments: text(one.arguments, 1e7) }));
+  return { ...(good.length ? { calls: good } : {}), ...(Number.isFinite(thought) && thought > 0 ? { thought } : {}) };
+}
+
 function readChat(given) {
   const ids = new Map();
   const list = (Array.isArray(given.messages) ? given.messages : [])
@@ -57,13 +71,13 @@ function readChat(given) {
   for (const one of list) ids.set(one.id, newId());
   const chat = {
     id: newId(), title: text(given.title, 200) || t('new-chat'), created: time(given.created), changed: time(given.changed),
-    system: text(given.system, 1e6), leaf: ids.get(given.leaf) ?? null,
+    system: text(given.system, 1e6), tools: text(given.tools, 1e6), leaf: ids.get(given.leaf) ?? null,
   };
   const rows = list.map((one) => ({
     id: ids.get(one.id), chat: chat.id, parent: ids.get(one.parent) ?? null, role: one.role, content: one.content,
     time: time(one.time), reasoning: text(one.reasoning, 1e7), files: (Array.isArray(one.files) ? one.files : [])
       .filter(isFile).map(({ name, kind, data }) => ({ name, kind, data })),
-    finish: text(one.finish, 20),
+    finish: text(one.finish, 20), ...readCalls(one),
   }));
   chat.leaf ??= rows.at(-1)?.id ?? null;
   return { chat, rows };

@@ -316,8 +316,9 @@ def browser(shared_browser: Browser, request: pytest.FixtureRequest) -> Iterator
     Screenshots lie in LLAMA_SRV_SCREENSHOTS, or else in pytest's temporary folder. A test that expects errors
     reads them with `console_errors`.
     """
-    if "serve" in request.fixturenames:
-        request.getfixturevalue("serve")  # made before, so ended after: a page asks its server until the end
+    for name in ("serve", "scripted"):
+        if name in request.fixturenames:
+            request.getfixturevalue(name)  # made before, so ended after: a page asks its server until the end
     shared_browser.reset()
     picture = screenshot_path(request, "end")
     yield shared_browser
