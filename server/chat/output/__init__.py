@@ -2,5 +2,7 @@
 
 Pure; runs on whatever thread brings the text. May import the engine's messages (`server.engine.seam.task`) and the
 leaves.
-`events` has the types, `parser` makes them.
+`events` has the types, `parser` makes them. How a family writes calls is described in `formats`; `reader`, on `calls`
+and `cursor`, reads that, with `heads`, `kinds` and `scanner` for what calls begin with, what types arguments have, and
+their values.
 """

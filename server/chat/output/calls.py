@@ -1,0 +1,449 @@
+"""Tool calls in all shapes: their heads, and arguments that become JSON while they come.
+
+Pure; a layer of `reader`. A call is certain once its head with the name of a known tool has been read; what turns out
+to be none comes out as text, and reading goes on where the head failed, not behind its marker: so all is read once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+from server.chat.output.cursor import SPACE, SPACE_MAX, Broken, Cursor, NoCall, Over, Steps
+from server.chat.output.formats import (
+    KEY,
+    CallFormat,
+    JsonCall,
+    KeyedCall,
+    NamedCall,
+    ParameterCall,
+    PythonCall,
+    QuotelessCall,
+)
+from server.chat.output.heads import ID, INDEX, NAME, OBJECT, Head, first_word, next_head, words
+from server.chat.output.kinds import fitting_json, kinds_of, property_of
+from server.chat.output.scanner import Scanner, inner_text
+
+VALUE_MAX = 65_536  # characters of an argument that could be a text or something else
+ID_MAX = 100
+
+_ID = re.compile(rf"[A-Za-z0-9_.:-]{{1,{ID_MAX}}}")
+_DIGITS = re.compile("[0-9]{1,9}")
+_WORD_CHAR = re.compile(r"[\w.-]")
+
+Sink = Callable[[str], object]
+
+
+class CallReader(Cursor):
+    """`calls` reads a row of calls. `tools` are the schemas of the arguments, by name."""
+
+    def __init__(
+        self, form: CallFormat, tools: Mapping[str, Mapping[str, Any]], reasoning: str, new_id: Callable[[], str]
+    ) -> None:
+        super().__init__(form.opening, reasoning, new_id)
+        self.form = form
+        self.tools = tools
+        self.name_max = max(map(len, tools), default=0)
+        self.next_head = next_head(form)
+        self.group_end = words(form.after_all)
+        self.call_end = words(form.after_call)
+        self.given: str | None = None  # arguments that came before the name
+        self.is_waiting = False  # for the call's id, which stands behind the arguments
+        self.body = self._body()
+
+    def _body(self) -> Callable[[], Steps]:
+        """What reads a call behind its head."""
+        call = self.form.call
+        if isinstance(call, (JsonCall, KeyedCall)):
+            return self.object_body
+        if isinstance(call, ParameterCall):
+            self.call_end = [*words(call.after_arguments), *self.call_end]
+            return self.parameters
+        if isinstance(call, PythonCall):
+            return self.python_arguments
+        if isinstance(call, QuotelessCall):
+            return self.quoteless_arguments
+        if isinstance(call, NamedCall):
+            self.call_end = [*words(call.after_arguments), *self.call_end]
+        return self.arguments
+
+    def calls(self, head: Head) -> Generator[None, None, bool]:
+        """One call after the other, if there is one; else the text that was looked at is visible."""
+        self.hold()
+        try:
+            yield from self.head(head)
+        except NoCall:
+            end = self.place()
+            self.let_go()
+            self.say_to(end)
+            return False
+        try:
+            while True:
+                yield from self.body()
+                yield from self.passes(self.call_end)
+                if not (yield from self.goes_on(head.in_group)):
+                    break
+            yield from self.space()
+        except Over:
+            self.at = len(self.text)
+        except Broken:
+            pass
+        self.drop_rest(*self.group_end, "".join(self.group_end), *(part.text for part in self.next_head.parts[:1]))
+        return True
+
+    def goes_on(self, in_group: bool) -> Generator[None, None, bool]:
+        """Whether another call follows; its head is passed, or the end of all."""
+        self.hold()
+        try:
+            yield from self.space()
+            if in_group and (yield from self.ends_group()):
+                return False
+            between = first_word(self.form.between)
+            if between and (yield from self.reads(between)):
+                yield from self.space()
+            yield from self.head(self.next_head)
+            return True
+        except NoCall:
+            self.let_go()
+            return False
+
+    def ends_group(self) -> Generator[None, None, bool]:
+        start = self.cursor
+        for word in self.group_end:
+            yield from self.space()
+            if not (yield from self.reads(word)):
+                self.cursor = start
+                return False
+        self.let_go(takes_it=bool(self.group_end))
+        return bool(self.group_end)
+
+    # Heads
+
+    def head(self, head: Head) -> Steps:
+        """A call up to its name and what follows that; then it is certain. Raises `NoCall` if it is none."""
+        self.name, self.call_id, self.given = "", "", None
+        for part in head.parts:
+            yield from self.space()
+            if part.text:
+                if not (yield from self.reads(part.text)):
+                    raise NoCall
+            elif part.kind == NAME:
+                self.name = yield from self.known_name()
+            elif part.kind == ID:
+                self.call_id = yield from self.run_of(_ID)
+            elif part.kind == INDEX:
+                index = yield from self.run_of(_DIGITS)
+                self.call_id = self.form.ids.pattern.replace("{name}", self.name).replace("{index}", index)
+            elif part.kind == OBJECT:
+                yield from self.object_head()
+        self.let_go(takes_it=True)
+        self.is_waiting = self.waits_for_id()
+        if not self.is_waiting:
+            self.announce()
+
+    def waits_for_id(self) -> bool:
+        """Whether the id stands behind the arguments, which then wait for it."""
+        call = self.form.call
+        return isinstance(call, JsonCall) and bool(call.id_key) and not call.id_first and not self.call_id
+
+    def known_name(self) -> Generator[None, None, str]:
+        """The name of a tool."""
+        while True:
+            place = self.place()
+            rest = self.text[place : place + self.name_max + 1]
+            name = max((name for name in self.tools if rest.startswith(name)), key=len, default="")
+            may_be_longer = any(other.startswith(rest) and other != name for other in self.tools)
+            if self.is_end or not (may_be_longer or len(rest) == len(name)):
+                break
+            yield
+        if not name or _WORD_CHAR.match(rest, len(name)):
+            raise NoCall
+        self.move(len(name))
+        return name
+
+    def run_of(self, pattern: re.Pattern[str]) -> Generator[None, None, str]:
+        """A run of certain characters."""
+        while True:
+            match = pattern.match(self.text, self.place())
+            if match is None and self.place() < len(self.text):
+                raise NoCall
+            if match is not None and match.end() < len(self.text):
+                self.move(len(match.group()))
+                return match.group()
+            yield from self.wait()
+
+    def object_head(self) -> Steps:
+        """The object that is a call, behind its bracket, up to the arguments, when the name is known; or its end."""
+        call = self.form.call
+        while True:
+            yield from self.space()
+            may_end = self.name and (self.given is not None or not self.form.at_start)
+            if may_end and (yield from self.reads("}")):
+                self.given = self.given or "{}"
+                return
+            key = _plain((yield from self.value()))
+            yield from self.space()
+            if not (yield from self.reads(":")):
+                raise NoCall
+            yield from self.space()
+            if isinstance(call, KeyedCall):
+                self.name = self.checked(key)
+                return
+            assert isinstance(call, JsonCall)
+            if key == call.name_key:
+                self.name = self.checked(_plain((yield from self.value())))
+            elif key == call.id_key:
+                self.call_id = _plain((yield from self.value()))
+            elif key == call.arguments_key and self.name:
+                return
+            else:
+                value = yield from self.value()
+                self.given = value if key == call.arguments_key else self.given
+            yield from self.space()
+            yield from self.reads(",")
+
+    def checked(self, name: str) -> str:
+        """The name of a tool."""
+        if name not in self.tools:
+            raise NoCall
+        return name
+
+    def value(self) -> Generator[None, None, str]:
+        """The JSON of the next value."""
+        scanner = Scanner()
+        parts = []
+        while True:
+            part, end = scanner.feed(self.text, self.place())
+            self.move(end - self.place())
+            parts.append(part)
+            if scanner.is_done:
+                return "".join(parts).strip()
+            if scanner.is_broken:
+                raise NoCall if self.is_held else Broken
+            yield from self.wait()
+
+    # Arguments as JSON
+
+    def object_body(self) -> Steps:
+        """The rest of an object that is a call, behind the key of the arguments."""
+        if self.given is not None:
+            self.take_id(self.given)
+            return
+        if not self.is_waiting:
+            yield from self.arguments()
+            if isinstance(self.form.call, JsonCall):
+                yield from self.further_keys()
+            yield from self.passes("}")
+            return
+        parts: list[str] = []
+        try:
+            yield from self.arguments(parts.append)
+            yield from self.further_keys()
+            yield from self.passes("}")
+        finally:
+            self.take_id("".join(parts))
+
+    def take_id(self, arguments: str) -> None:
+        """Shows a call that has waited for its id, if it has, and its arguments."""
+        if self.is_waiting:
+            self.announce()
+        self.write(arguments)
+
+    def further_keys(self) -> Steps:
+        """What stands in the object of a call behind its arguments."""
+        call = self.form.call
+        assert isinstance(call, JsonCall)
+        while True:
+            self.hold()
+            yield from self.space()
+            found = yield from self.reads(",")
+            self.let_go(found)
+            if not found:
+                return
+            key = _plain((yield from self.value()))
+            yield from self.passes(":")
+            value = yield from self.value()
+            if key == call.id_key:
+                self.call_id = _plain(value)
+
+    def arguments(self, sink: Sink | None = None) -> Steps:
+        """An object; missing or null arguments are none, and a text may hold the object."""
+        sink = sink or self.write
+        yield from self.space()
+        char = self.text[self.at : self.at + 1]
+        if char == "{":
+            yield from self.scan(Scanner(), sink)
+        elif not char and not self.is_complete:
+            raise Over
+        elif isinstance(self.form.call, (JsonCall, KeyedCall)) and char:
+            sink(_object((yield from self.value())))
+        else:
+            sink("{}")
+
+    def scan(self, scanner: Scanner, sink: Sink) -> Steps:
+        """What the scanner makes of the text, up to the end of its value."""
+        while True:
+            part, self.at = scanner.feed(self.text, self.at)
+            if part:
+                sink(part)
+            if scanner.is_done:
+                return
+            if scanner.is_broken:
+                raise Broken
+            yield from self.wait()
+
+    def python_arguments(self) -> Steps:
+        """The arguments of a Python call, behind its bracket."""
+        scanner = Scanner()
+        properties = self.tools[self.name].get("properties")
+        self.write(scanner.start_call(list(properties) if isinstance(properties, dict) else []))
+        yield from self.scan(scanner, self.write)
+
+    def quoteless_arguments(self) -> Steps:
+        """An object whose keys have no quotation marks, behind its bracket."""
+        assert isinstance(self.form.call, QuotelessCall)
+        scanner = Scanner(self.form.call.quote)
+        self.write(scanner.start_object())
+        yield from self.scan(scanner, self.write)
+
+    # Arguments with a tag for each
+
+    def parameters(self) -> Steps:
+        """Arguments with a tag for each, up to the text behind all of them."""
+        call = self.form.call
+        assert isinstance(call, ParameterCall)
+        start = "{"
+        while (yield from self.comes(words(call.before_key))):
+            key = (yield from self.until(first_word(call.after_key))).strip()
+            yield from self.passes(words(call.after_key)[1:])
+            mark = (yield from self.until(first_word(call.after_mark))) if call.string_mark else ""
+            if (call.after_mark or call.after_key).endswith("\n"):
+                yield from self.reads("\n")
+            self.write(f"{start}{json.dumps(key, ensure_ascii=False)}: ")
+            start = ", "
+            yield from self.parameter(call, key, mark)
+        self.drop_rest(first_word(call.before_key), *self.call_end)
+        if not self.text[self.at :].strip() and not self.is_complete:
+            raise Over
+        self.write("{}" if start == "{" else "}")
+
+    def comes(self, texts: list[str]) -> Generator[None, None, bool]:
+        """Whether these texts come next; if so, they are passed. Raises `Over` at the end of the text."""
+        self.hold()
+        try:
+            for text in texts:
+                yield from self.space()
+                if not (yield from self.reads(text)):
+                    self.let_go()
+                    return False
+        except NoCall:
+            self.let_go()
+            return False
+        self.let_go(takes_it=True)
+        return True
+
+    def parameter(self, call: ParameterCall, key: str, mark: str) -> Steps:
+        """The value of one argument: a text as it comes, others at their end."""
+        is_text = mark == call.string_mark[0] if mark else False
+        root = self.tools[self.name]
+        kinds = None if mark else kinds_of(property_of(root, key), root)
+        close = call.after_value.replace(KEY, key)
+        if call.quotes and (yield from self.reads(call.quotes[0])):
+            is_text, close = True, call.quotes[1]
+        value = _Value(self.write, is_text or kinds == frozenset(("string",)))
+        try:
+            yield from self.raw(close, value.add)
+        except (Over, Broken):
+            value.cut_off()
+            raise
+        value.end(kinds, bool(mark) and not is_text)
+        if call.quotes and close == call.quotes[1]:
+            yield from self.passes(words(call.after_value.replace(KEY, key)))
+
+    def raw(self, after: str, sink: Sink) -> Steps:
+        """Plain text up to the text `after` it. Where that is part of the text, since nothing of the format follows,
+        the text goes on."""
+        close = after.strip()
+        line_end = "\n" if after.startswith("\n") else ""
+        while True:
+            end = self.text.find(close, self.at)
+            stop = end if end >= 0 else len(self.text) - max(self.n_at_end(close), self.n_at_end(line_end + close))
+            if end > self.at and line_end and self.text[end - 1] == "\n":
+                stop -= 1
+            sink(self.text[self.at : stop])
+            self.at = stop
+            if end < 0:
+                yield from self.wait()
+                continue
+            self.hold()
+            self.move(end - stop + len(close))
+            if (yield from self.format_follows()):
+                self.let_go(takes_it=True)
+                return
+            sink(self.text[self.at : self.place()])
+            self.let_go(takes_it=True)
+
+    def format_follows(self) -> Generator[None, None, bool]:
+        """Whether what comes behind an argument is something of the format."""
+        call = self.form.call
+        assert isinstance(call, ParameterCall)
+        texts = [first_word(call.after_value), first_word(call.before_key), *self.call_end, *self.group_end[:1]]
+        texts = [text for text in texts[0 if call.quotes else 1 :] if text]
+        longest = max(map(len, texts)) + SPACE_MAX
+        while True:
+            match = SPACE.match(self.text, self.place())
+            assert match is not None
+            rest = self.text[match.end() : match.end() + longest]
+            if match.end() - self.place() > SPACE_MAX:
+                return False
+            if any(rest.startswith(text) for text in texts):
+                return True
+            if self.is_end or not any(text.startswith(rest) for text in texts):
+                return self.is_end and not rest
+            yield
+
+
+class _Value:
+    """The JSON of one argument that comes as plain text: a text passes through, what may be another value waits for its
+    end, if that isn't too far."""
+
+    def __init__(self, write: Sink, is_text: bool) -> None:
+        self.write = write
+        self.is_text = is_text
+        self.parts: list[str] = []
+        self.n_waiting = 0
+        if is_text:
+            write('"')
+
+    def add(self, text: str) -> None:
+        """The next part."""
+        if self.is_text:
+            self.write(inner_text(text))
+            return
+        self.parts.append(text)
+        self.n_waiting += len(text)
+        if self.n_waiting > VALUE_MAX:
+            self.is_text = True
+            self.write('"' + inner_text("".join(self.parts)))
+
+    def end(self, kinds: frozenset[str] | None, is_json: bool) -> None:
+        """The value is over: its JSON."""
+        self.write('"' if self.is_text else fitting_json("".join(self.parts), kinds, is_json))
+
+    def cut_off(self) -> None:
+        """The value is not over, but the answer: its beginning."""
+        if not self.is_text:
+            self.write("".join(self.parts).strip())
+
+
+def _plain(json_text: str) -> str:
+    """The text that a JSON value is, or the value's own text."""
+    return json.loads(json_text) if json_text.startswith('"') else json_text
+
+
+def _object(json_text: str) -> str:
+    """The JSON of an object that came as a text, {} for null."""
+    text = _plain(json_text).strip()
+    return "{}" if text in ("", "null") else text

@@ -1,0 +1,98 @@
+"""What a call begins with, per format: fixed texts, and between them what varies. Made once per answer; pure.
+
+A head is a row of parts that `reader` compares with the text one after the other. Fixed texts are cut at line ends and
+before a list's bracket, since models put more or less white space there.
+"""
+
+from __future__ import annotations
+
+import re
+
+from server.chat.output.formats import CallFormat, ChannelCall, NamedCall, ParameterCall, PythonCall, QuotelessCall
+from server.records import record
+
+NAME, ID, INDEX, OBJECT = "name", "id", "index", "object"
+MARKER_MIN = 4  # shorter texts are no marker by themselves
+
+
+@record(frozen=True)
+class Part:
+    """A fixed `text`, or something of a `kind` that varies: NAME, ID, INDEX, or OBJECT (the rest is JSON)."""
+
+    text: str = ""
+    kind: str = ""
+
+
+@record(frozen=True)
+class Head:
+    """The parts of a call's beginning; `in_group` where the texts around all calls are among them."""
+
+    parts: tuple[Part, ...]
+    in_group: bool
+
+
+def words(text: str) -> list[str]:
+    """A text of a format without the white space at its edges and line ends; a list's bracket by itself."""
+    found = []
+    for line in text.split("\n"):
+        match = re.fullmatch(r"\s*(.*?)\s*(\[?)\s*", line)
+        found += [] if match is None else [word for word in match.groups() if word]
+    return found
+
+
+def first_word(*texts: str) -> str:
+    """The first word of the first text that has one."""
+    return next((word for text in texts for word in words(text)), "")
+
+
+def fixed(*texts: str) -> list[Part]:
+    """The words of these texts as parts."""
+    return [Part(word) for text in texts for word in words(text)]
+
+
+def own_parts(form: CallFormat) -> list[Part]:
+    """What a call's own shape begins with, behind the texts that are around all calls and each one."""
+    call = form.call
+    if isinstance(call, NamedCall):
+        identity = [*fixed(call.before_id), Part(kind=ID)] if call.before_id else []
+        index = [*fixed(call.before_index), Part(kind=INDEX)] if call.before_index else []
+        name = [*fixed(call.before_name), Part(kind=NAME)]
+        return [*(identity + name if call.id_first else name + identity), *index, *fixed(call.after_name)]
+    if isinstance(call, ParameterCall):
+        index = [*fixed(call.before_index), Part(kind=INDEX)] if call.before_index else []
+        return [*fixed(call.before_name), Part(kind=NAME), *index, *fixed(call.after_name)]
+    if isinstance(call, QuotelessCall):
+        return [*fixed(call.before_name), Part(kind=NAME), *fixed(call.after_name), Part("{")]
+    if isinstance(call, PythonCall):
+        return [Part(kind=NAME), Part("(")]
+    return [Part("{"), Part(kind=OBJECT)]
+
+
+def next_head(form: CallFormat) -> Head:
+    """A call behind another one."""
+    return Head((*fixed(form.before_call), *own_parts(form)), bool(form.before_all))
+
+
+def start_head(form: CallFormat) -> Head:
+    """A call with all that stands before the first one."""
+    return Head((*fixed(form.before_all), *next_head(form).parts), bool(form.before_all))
+
+
+def find_heads(form: CallFormat) -> dict[str, Head]:
+    """The ways in which a call can begin within a text, by the marker that they begin with. Models forget the text
+    around all calls, or that around each; where what follows is a mark of its own, that is enough."""
+    if isinstance(form.call, ChannelCall):
+        return {}
+    own = own_parts(form)
+    found: dict[str, Head] = {}
+    ways = [] if form.at_start else [start_head(form)]
+    if form.before_all:
+        ways.append(Head(next_head(form).parts, False))
+    ways.append(Head(tuple(own), False))
+    ways += [Head((*fixed(text), *own), False) for text in form.also_before]
+    for head in ways:
+        marker = head.parts[0].text
+        is_mark = len(marker) >= MARKER_MIN and not marker[0].isalnum()
+        if is_mark or marker and head is ways[0] and not form.at_start:
+            found.setdefault(marker, head)
+    return found

@@ -1,0 +1,218 @@
+"""Finds reasoning and calls in one answer as its text comes: text in pieces -> events without tokens.
+
+Pure; one `Reader` per answer, used by `parser`. Nothing is held but white space, the beginning of a marker, the head of
+a call, and an argument that may be a text or something else, all of which have a limit.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+from server.chat.output.calls import CallReader
+from server.chat.output.cursor import SPACE, Broken, NoCall, Over, Steps
+from server.chat.output.events import Event
+from server.chat.output.formats import CallFormat, ChannelCall, Tags
+from server.chat.output.heads import Head, find_heads, start_head
+
+HEAD_MAX = 400  # characters of the head of a message
+
+_CALLED = re.compile(r"\bto=(?:functions\.)?([^\s<]+)")
+
+
+class Reader(CallReader):
+    """`feed` takes the next text and gives what is certain now. `is_plain`: nothing is held, and text in which
+    `may_begin` finds nothing is visible text."""
+
+    def __init__(
+        self, form: CallFormat, tools: Mapping[str, Mapping[str, Any]], reasoning: str, new_id: Callable[[], str]
+    ) -> None:
+        super().__init__(form, tools, reasoning, new_id)
+        self.is_plain = False
+        self.is_thinking = False
+        markers: dict[str, Head | None] = dict(find_heads(form)) if tools else {}
+        silent = (form.content.open, form.content.close, *form.silent) if form.content else form.silent
+        markers.update({text.lstrip(): None for text in silent if text.strip()})
+        if isinstance(form.call, ChannelCall):
+            markers.update(dict.fromkeys((*form.call.ends, form.call.start)))
+        self.markers = markers
+        self.longest = max(map(len, markers), default=0)
+        self.prefixes = {marker[:n] for marker in markers for n in range(1, len(marker))}
+        ways = "|".join(map(re.escape, sorted(markers, key=len, reverse=True)))
+        self.search = re.compile(ways).search if markers else None
+        firsts = "".join(re.escape(first) for first in sorted({marker[0] for marker in markers}))
+        at_end = r"|\s\Z" if tools else ""
+        self.may_begin = re.compile(f"[{firsts}]{at_end}" if firsts else "(?!)").search
+        self.steps = self.channels(form.call) if isinstance(form.call, ChannelCall) else self.answer()
+
+    def feed(self, text: str, is_end: bool = False, is_complete: bool = False) -> list[Event]:
+        """Reads the next text; `is_complete` where the model itself has ended it."""
+        self.text = self.text[self.at :] + text
+        self.at = 0
+        self.is_end, self.is_complete = is_end, is_complete
+        self.out = []
+        next(self.steps, None)
+        return self.out
+
+    # Text and reasoning
+
+    def answer(self) -> Steps:
+        """A whole answer: reasoning, then visible text and calls."""
+        yield from self.reason(self.form.reasoning is not None and self.form.reasoning.is_opened)
+        if self.form.at_start and self.tools:
+            yield from self.calls(start_head(self.form))
+        while True:
+            match = self.search(self.text, self.at) if self.search else None
+            if match is None or not self.is_end and self.text[match.start() :] in self.prefixes:  # may become another
+                self.say_to(len(self.text) if self.is_end else self.held_from())
+                if self.is_end:
+                    return
+                self.is_plain = self.at == len(self.text)
+                yield
+                self.is_plain = False
+                continue
+            head = self.markers[match.group()]
+            if head is None:
+                self.say_to(match.start())
+                self.drop_to(match.end())
+                continue
+            self.say_to(self.before_space(match.start()))
+            if (yield from self.calls(head)):
+                yield from self.reason(False)
+
+    def held_from(self) -> int:
+        """Where the end of the text begins that could be a marker's beginning, with the white space before it."""
+        end = len(self.text)
+        for start in range(max(self.at, end - self.longest + 1), end):
+            if self.text[start:] in self.prefixes:
+                end = start
+                break
+        return self.before_space(end) if self.tools else end
+
+    def reason(self, is_opened: bool) -> Steps:
+        """Reasoning, if it comes next."""
+        tags = self.form.reasoning
+        if tags is None:
+            return
+        self.hold()
+        try:
+            yield from self.space()
+            found = yield from self.reads(tags.open.strip())
+        except NoCall:
+            found = False
+        end = self.place()
+        self.let_go()
+        if found:
+            self.skip_to(end)
+        if found or is_opened:
+            yield from self.reason_until(tags)
+
+    def reason_until(self, tags: Tags) -> Steps:
+        """Reasoning up to its closing tag."""
+        close = tags.close.strip()
+        self.is_thinking = True
+        has_begun = False
+        while True:
+            end = self.text.find(close, self.at) if close else -1
+            stop = end if end >= 0 else len(self.text) - self.n_at_end(close)
+            if not has_begun:
+                match = SPACE.match(self.text, self.at, stop)
+                assert match is not None
+                self.skip_to(match.end())
+            stop = self.before_space(stop)
+            if self.is_end and end < 0:
+                stop = len(self.text)
+            if stop > self.at:
+                has_begun = True
+                self.think(self.text[self.at : stop])
+                self.at = stop
+            if end >= 0:
+                self.skip_to(end + len(close))
+                break
+            if self.is_end:
+                return
+            yield
+        while True:
+            match = SPACE.match(self.text, self.at)
+            assert match is not None
+            self.skip_to(match.end())
+            if self.at < len(self.text) or self.is_end:
+                self.is_thinking = False
+                return
+            yield
+
+    # Harmony
+
+    def channels(self, call: ChannelCall) -> Steps:
+        """A row of messages, each with a head."""
+        is_analysis = re.compile(re.escape(call.channel) + r"\s*analysis").search
+        while True:
+            yield from self.passes((call.start,))
+            head = yield from self.message_head(call)
+            called = _CALLED.search(head)
+            if called is not None and called.group(1) in self.tools:
+                self.name, self.call_id = called.group(1), ""
+                self.let_go(takes_it=True)
+                self.announce()
+                yield from self.message_call(call)
+            elif called is None and is_analysis(head):
+                end = self.place()
+                self.let_go()
+                self.skip_to(end)
+                self.is_thinking = True
+                yield from self.message(call, self.think)
+                self.is_thinking = False
+            else:
+                self.let_go(takes_it=called is None)
+                yield from self.message(call, self.say)
+            if self.is_end and self.at == len(self.text):
+                return
+
+    def message_head(self, call: ChannelCall) -> Generator[None, None, str]:
+        """The head of a message, which is held; \"\" where there is none."""
+        self.hold()
+        while True:
+            rest = self.text[self.at : self.at + HEAD_MAX]
+            end = rest.find(call.message)
+            begun = rest.lstrip()
+            is_head = begun.startswith((call.channel, "to="))
+            if is_head and end >= 0:
+                self.move(end + len(call.message))
+                return rest[:end]
+            may_be = is_head or call.channel.startswith(begun) or "to=".startswith(begun)
+            if self.is_end or not may_be or len(rest) == HEAD_MAX:
+                return ""
+            yield
+
+    def message_call(self, call: ChannelCall) -> Steps:
+        """The arguments that a message is, and its end."""
+        try:
+            yield from self.arguments()
+            yield from self.passes(call.ends)
+        except Over:
+            self.at = len(self.text)
+        except Broken:
+            yield from self.message(call, self.say)
+
+    def message(self, call: ChannelCall, sink: Callable[[str], None]) -> Steps:
+        """The text of a message, and its end."""
+        assert self.search is not None
+        while True:
+            match = self.search(self.text, self.at)
+            stop = match.start() if match else len(self.text) if self.is_end else self.held_from()
+            sink(self.text[self.at : stop])
+            self.at = stop
+            if match is not None:
+                if match.group() != call.start:
+                    (self.skip_to if self.is_thinking else self.drop_to)(match.end())
+                return
+            if self.is_end:
+                return
+            self.is_plain = self.at == len(self.text) and not self.is_thinking
+            yield
+            self.is_plain = False
+
+    def drop_to(self, end: int) -> None:
+        """What is up to `end` belongs to the form."""
+        self.at, self.n_unsaid = end, 0

@@ -1,0 +1,325 @@
+"""Reads the values that models write in calls (JSON, Python, an object without quotation marks) and writes them as
+JSON, a piece at a time.
+
+Pure, a leaf. What is JSON passes through letter by letter; what isn't, but is easily understood, is put right on the
+way: single quotes, True and None, keys without quotation marks, raw line ends in texts, escapes that JSON hasn't, a
+comma too many. So one scanner serves all shapes, and models that mix them up. Work is linear in the text, and nothing
+but an unfinished word or escape (at most WORD_MAX characters) is left for the next piece.
+
+The way not taken: Python's `json` and `ast`, which want the whole text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+DEPTH_MAX = 200
+WORD_MAX = 1000
+
+WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
+_SPACE = re.compile(r"[ \t\r\n]+")
+_WORD = re.compile(r"""[^\s"',:=\[\]{}()]+""")
+_KEY_BEFORE_EQUALS = re.compile(r"([^\W\d]\w*)[ \t\r\n]*(=)?")
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_PLAIN = {'"': re.compile(r'[^"\\\x00-\x1f]+'), "'": re.compile(r"[^'\"\\\x00-\x1f]+")}
+_KEPT_ESCAPES = '"\\/bfnrt'
+_CHANGED_ESCAPES = {"'": "'", "a": "\\u0007", "v": "\\u000b", "0": "\\u0000", "\n": ""}
+_HEX_LENGTH = {"u": 4, "x": 2, "U": 8}
+_HEX = re.compile("[0-9a-fA-F]+")
+
+
+_Step = Callable[[str, int], int]
+
+
+class _Container(NamedTuple):
+    end: str
+    json_end: str
+    has_keys: bool
+
+
+_OBJECT = _Container("}", "}", True)
+_LIST = _Container("]", "]", False)
+_TUPLE = _Container(")", "]", False)
+_CALL = _Container(")", "}", True)
+_OPEN = {"{": _OBJECT, "[": _LIST, "(": _TUPLE}
+
+
+def inner_text(text: str) -> str:
+    """A text as it stands between the quotation marks of JSON."""
+    return json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+class Scanner:
+    """One value. `feed` gives what it means as JSON and how far it has read; then `is_done` behind the value's end, or
+    `is_broken` before what can't be understood, or it wants more text.
+
+    `quote` is the text around texts where that is no quotation mark; there are no escapes in them.
+    """
+
+    def __init__(self, quote: str = "") -> None:
+        self.quote = quote
+        self.is_done = False
+        self.is_broken = False
+        self._names: Sequence[str] = ()
+        self._n_unnamed = 0
+        self._stack: list[_Container] = []
+        self._step: _Step = self._value
+        self._after_text: _Step | None = None
+        self._mark = ""  # what ends the text we are in
+        self._comma = ""  # a comma, and the white space behind it, that is written once something follows
+        self._out: list[str] = []
+
+    def feed(self, text: str, at: int = 0) -> tuple[str, int]:
+        """Reads from `at` on: (JSON, where it stopped)."""
+        while at < len(text) and not self.is_done and not self.is_broken:
+            new = self._step(text, at)
+            if new == at:
+                break
+            at = new
+        out = "".join(self._out)
+        self._out.clear()
+        return out, at
+
+    def start_call(self, names: Sequence[str]) -> str:
+        """From now on: the arguments of a Python call, behind its opening bracket, as an object. `names` are those of
+        arguments without a name. Returns the JSON's beginning."""
+        self._names = names
+        self._stack = [_CALL]
+        self._step = self._key
+        return "{"
+
+    def start_object(self) -> str:
+        """From now on: an object, behind its opening bracket. Returns the JSON's beginning."""
+        self._stack = [_OBJECT]
+        self._step = self._key
+        return "{"
+
+    # Steps: each reads something at `at` and returns where it ends; `at` itself if it needs more text.
+
+    def _value(self, text: str, at: int) -> int:
+        """Where a value begins, or a list ends."""
+        char = text[at]
+        if char in " \t\r\n":
+            return self._space(text, at)
+        container = _OPEN.get(char)
+        if container is not None:
+            return self._open(container, at)
+        if self._stack and char == self._stack[-1].end and not self._stack[-1].has_keys:
+            return self._close(at)
+        begun = self._begin_text(text, at)
+        if begun >= 0:
+            return begun
+        end = self._word_end(text, at)
+        if end > at:
+            word = text[at:end]
+            self._write(WORDS.get(word) or (word if _NUMBER.fullmatch(word) else json.dumps(word, ensure_ascii=False)))
+            self._after_value()
+        return end
+
+    def _key(self, text: str, at: int) -> int:
+        """Where a key begins, or its object ends."""
+        char = text[at]
+        if char in " \t\r\n":
+            return self._space(text, at)
+        container = self._stack[-1]
+        if char == container.end:
+            return self._close(at)
+        if container is _CALL:
+            return self._argument(text, at)
+        begun = self._begin_text(text, at)
+        if begun >= 0:
+            return begun
+        end = self._word_end(text, at)
+        if end > at:
+            self._write(json.dumps(text[at:end], ensure_ascii=False))
+            self._step = self._colon
+        return end
+
+    def _argument(self, text: str, at: int) -> int:
+        """An argument of a Python call; one without a name gets it by its place."""
+        match = _KEY_BEFORE_EQUALS.match(text, at)
+        if match is not None and match.end() == len(text) and not match.group(2):
+            return self._wait(text, at)
+        if match is not None and match.group(2):
+            self._write(f"{json.dumps(match.group(1), ensure_ascii=False)}: ")
+            self._step = self._value
+            return match.end()
+        n = self._n_unnamed
+        self._n_unnamed += 1
+        self._write(json.dumps(self._names[n] if n < len(self._names) else f"argument_{n + 1}") + ": ")
+        self._step = self._value
+        return self._value(text, at)
+
+    def _colon(self, text: str, at: int) -> int:
+        char = text[at]
+        if char in " \t\r\n":
+            return self._space(text, at)
+        if char != ":":
+            self.is_broken = True
+            return at
+        self._out.append(":")
+        self._step = self._value
+        return at + 1
+
+    def _after(self, text: str, at: int) -> int:
+        """Behind a value in a container."""
+        char = text[at]
+        if char in " \t\r\n":
+            return self._space(text, at)
+        container = self._stack[-1]
+        if char == container.end:
+            return self._close(at)
+        if char != ",":
+            self.is_broken = True
+            return at
+        self._comma = ","
+        self._step = self._key if container.has_keys else self._value
+        return at + 1
+
+    def _text(self, text: str, at: int) -> int:
+        """Inside of a text that `_mark` ends."""
+        mark = self._mark
+        if mark not in _PLAIN:
+            return self._marked_text(text, at)
+        char = text[at]
+        if char == mark:
+            self._end_text()
+            return at + 1
+        if char == "\\":
+            return self._escape(text, at)
+        match = _PLAIN[mark].match(text, at)
+        if match is None:  # a character that JSON wants as an escape
+            self._out.append(inner_text(char))
+            return at + 1
+        self._out.append(match.group())
+        return match.end()
+
+    def _marked_text(self, text: str, at: int) -> int:
+        """Inside of a text without escapes, up to `quote`."""
+        end = text.find(self.quote, at)
+        if end >= 0:
+            self._out.append(inner_text(text[at:end]))
+            self._end_text()
+            return end + len(self.quote)
+        longest = min(len(self.quote) - 1, len(text) - at)
+        end = len(text) - next((n for n in range(longest, 0, -1) if self.quote.startswith(text[-n:])), 0)
+        self._out.append(inner_text(text[at:end]))
+        return end
+
+    def _escape(self, text: str, at: int) -> int:
+        if at + 1 == len(text):
+            return at
+        char = text[at + 1]
+        if char in _KEPT_ESCAPES:
+            self._out.append(text[at : at + 2])
+            return at + 2
+        length = _HEX_LENGTH.get(char, 0)
+        if length:
+            digits = text[at + 2 : at + 2 + length]
+            if len(digits) < length and (not digits or _HEX.fullmatch(digits)):
+                return at
+            if _HEX.fullmatch(digits):
+                code = int(digits, 16)
+                if char == "U" and code > 0xFFFF:
+                    self._out.append(chr(code) if code <= 0x10FFFF else "\\ufffd")
+                else:
+                    self._out.append(f"\\u{digits[-4:]:0>4}")
+                return at + 2 + length
+        if char in _CHANGED_ESCAPES:
+            self._out.append(_CHANGED_ESCAPES[char])
+            return at + 2
+        self._out.append("\\\\")
+        return at + 1
+
+    # What steps have in common
+
+    def _write(self, json_text: str) -> None:
+        if self._comma:
+            self._out.append(self._comma)
+            self._comma = ""
+        self._out.append(json_text)
+
+    def _space(self, text: str, at: int) -> int:
+        match = _SPACE.match(text, at)
+        assert match is not None
+        if self._comma:
+            self._comma += match.group() if len(self._comma) < WORD_MAX else ""
+        else:
+            self._out.append(match.group())
+        return match.end()
+
+    def _word_end(self, text: str, at: int) -> int:
+        """The end of a word; `at` if that isn't known yet, or it is none."""
+        match = _WORD.match(text, at)
+        if match is None or match.end() - at > WORD_MAX:
+            self.is_broken = True
+            return at
+        return at if match.end() == len(text) else match.end()
+
+    def _wait(self, text: str, at: int) -> int:
+        if len(text) - at > WORD_MAX:
+            self.is_broken = True
+        return at
+
+    def _begin_text(self, text: str, at: int) -> int:
+        """The place behind a text's first mark; -1 where none begins."""
+        mark = text[at] if text[at] in _PLAIN else ""
+        if self.quote and text.startswith(self.quote, at):
+            mark = self.quote
+        elif self.quote.startswith(text[at:]):
+            return at
+        if not mark:
+            return -1
+        self._write('"')
+        self._mark = mark
+        self._after_text = self._colon if self._step == self._key else None
+        self._step = self._text
+        return at + len(mark)
+
+    def _end_text(self) -> None:
+        self._out.append('"')
+        if self._after_text is not None:
+            self._step = self._after_text
+        else:
+            self._after_value()
+
+    def _open(self, container: _Container, at: int) -> int:
+        if len(self._stack) == DEPTH_MAX:
+            self.is_broken = True
+            return at
+        self._write("{" if container.has_keys else "[")
+        self._stack.append(container)
+        self._step = self._key if container.has_keys else self._value
+        return at + 1
+
+    def _close(self, at: int) -> int:
+        self._out.append(self._comma[1:] + self._stack.pop().json_end)
+        self._comma = ""
+        self._after_value()
+        return at + 1
+
+    def _after_value(self) -> None:
+        self.is_done = not self._stack
+        self._step = self._after
+
+
+def read_value(text: str) -> str | None:
+    """The JSON of a whole text that is a value, None if it is none (a bare word or text isn't taken for one)."""
+    text = text.strip()
+    try:
+        json.loads(text, parse_constant=_refuse)
+        return text
+    except (ValueError, RecursionError):
+        pass
+    if text[:1] not in ("{", "[") and text not in WORDS:
+        return None
+    scanner = Scanner()
+    out, end = scanner.feed(f"{text}\n")
+    return out.strip() if scanner.is_done and not text[end:].strip() else None
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(name)
