@@ -46,7 +46,8 @@ TOOLS = [
     for name in (NAME, SECOND_NAME)
 ]
 USER = {"role": "user", "content": QUESTION}
-PLAIN = {"role": "assistant", "content": "~"}
+ANSWER = "~b9f6probe"  # begins like no mark and no name
+PLAIN = {"role": "assistant", "content": ANSWER}
 
 
 def find_format(probe: Probe) -> CallFormat:
@@ -160,7 +161,7 @@ def _without_reasoning(text: str, reasoning: Tags | None) -> str:
 def _stops(probe: Probe) -> list[str]:
     """Texts that end an answer: what follows one without calls, and what begins one."""
     text = _rendered(probe, [USER, PLAIN, {"role": "user", "content": "x"}]) or ""
-    header, _, behind = text.partition("~")
+    header, _, behind = text.partition(ANSWER)
     end = re.match(rf"\s*({MARK.pattern}|\S+)", behind)
     return [*(match[0] for match in MARK.finditer(header)), *([end[1]] if end else []), *END_MARKS]
 
