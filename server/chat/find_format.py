@@ -77,9 +77,7 @@ def find_ids(probe: Probe, found: CallFormat) -> IdForm:
     call = found.call
     if isinstance(call, NamedCall) and call.before_index and "functions." in found.before_call + call.before_name:
         return IdForm(pattern="functions.{name}:{index}")
-    if found.is_native and _turn(probe, CALLS[:1]) and not _turn(probe, [replace(CALLS[0], id="x")]):
-        return IdForm("", 9)
-    return IdForm()
+    return IdForm("", 9) if found.is_native and probe.wants_short_ids else IdForm()
 
 
 def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
