@@ -18,16 +18,14 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ctypes_api.errors import LibsBroken, LibsIncompatible, advice
 
 BASELINE = "v0.4.0"  # the oldest llama.cpp whose libraries we accept; rows without `since` are in it
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """One C function: name, result type (None = void), argument types, calling kind, and who has it."""
 
     name: str

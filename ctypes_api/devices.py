@@ -7,7 +7,7 @@ this package only.
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ctypes_api.ggml import ggml_backend_dev_props
 from ctypes_api.loader import Libs
@@ -15,8 +15,7 @@ from ctypes_api.loader import Libs
 _TYPES = ("CPU", "GPU", "IGPU", "ACCEL", "META")  # by GGML_BACKEND_DEVICE_TYPE_*
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(NamedTuple):
     """One device. Memory in bytes (the CPU's is the system's); `id` is the PCI bus id or empty."""
 
     name: str

@@ -14,10 +14,9 @@ import os
 import re
 import struct
 import sys
-import sysconfig
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ctypes_api.errors import LibsBroken, LibsNotFound, advice
 
@@ -38,14 +37,12 @@ MACHINES = {
 NEEDED = ("ggml-base", "ggml", "llama")
 
 _EXTENSION = r"(?:\.dylib|\.dll|\.so(?:\.\d+)*)"
-_LIBRARY = re.compile(
-    r"(?:lib)?(?P<role>llama|mtmd|ggml|ggml-base)(?:\.[a-z]+)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION, re.IGNORECASE
-)
-_PLUGIN = re.compile(r"(?:lib)?ggml-(?P<name>(?!base\b)[a-z0-9]+(?:-[\w.]+?)?)(?:\.\d+)*" + _EXTENSION, re.IGNORECASE)
+# of names in lower case
+_LIBRARY = re.compile(r"(?:lib)?(?P<role>llama|mtmd|ggml|ggml-base)(?:\.[a-z]+)?(?:\.v?\d+(?:\.\d+)*)?" + _EXTENSION)
+_PLUGIN = re.compile(r"(?:lib)?ggml-(?P<name>(?!base\b)[a-z0-9]+(?:-[\w.]+?)?)(?:\.\d+)*" + _EXTENSION)
 
 
-@dataclass(frozen=True, slots=True)
-class LibraryFiles:
+class LibraryFiles(NamedTuple):
     """The files of one folder by role. `plugins` maps a backend name (`cpu-haswell`, `cuda`) to its file."""
 
     folder: Path
@@ -92,6 +89,8 @@ def platform_name(system: str | None = None, tag: str | None = None, bits: int |
 
     Of the Python, not of the machine: an x64 Python on an arm64 Windows needs x64 libraries.
     """
+    import sysconfig  # here, because the engine's process is told where its libraries lie
+
     system = system or sys.platform
     tag = (tag or sysconfig.get_platform()).lower()
     bits = bits or 8 * struct.calcsize("P")
@@ -153,10 +152,11 @@ def _sort_out(paths: Iterable[Path]) -> tuple[dict[str, list[Path]], dict[str, l
     roles: dict[str, list[Path]] = {}
     plugins: dict[str, list[Path]] = {}
     for path in sorted(paths):
-        if match := _LIBRARY.fullmatch(path.name):
-            roles.setdefault(match["role"].lower(), []).append(path)
-        elif match := _PLUGIN.fullmatch(path.name):
-            plugins.setdefault(match["name"].lower(), []).append(path)
+        name = path.name.lower()
+        if match := _LIBRARY.fullmatch(name):
+            roles.setdefault(match["role"], []).append(path)
+        elif match := _PLUGIN.fullmatch(name):
+            plugins.setdefault(match["name"], []).append(path)
     return roles, plugins
 
 
@@ -180,7 +180,7 @@ def _has_libllama(folder: Path) -> bool:
         names = os.listdir(folder)
     except OSError:
         return False
-    return any((match := _LIBRARY.fullmatch(name)) and match["role"].lower() == "llama" for name in names)
+    return any((match := _LIBRARY.fullmatch(name.lower())) and match["role"] == "llama" for name in names)
 
 
 def _read_manifest(folder: Path) -> dict:

@@ -15,7 +15,6 @@ import os
 import re
 import sys
 import threading
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,23 +58,33 @@ _REASONS = (
 _LOADED_FROM = re.compile(r"loaded (\S+) backend from (.+)$")
 
 
-@dataclass(slots=True, eq=False)
 class Libs:
     """One loaded set of libraries. `llama`, `ggml`, `mtmd` carry the C functions as attributes."""
 
-    folder: Path
-    files: LibraryFiles
-    version: str  # what llama_version() says
-    log: NativeLog  # holds the C log callback alive
-    ggml: Functions
-    llama: Functions
-    mtmd: Functions | None = None
-    backends: tuple[str, ...] = ()  # registered backends, e.g. ("CUDA", "CPU")
-    plugins: tuple[str, ...] = ()  # plug-in files they came from; none if linked in
-    notes: tuple[str, ...] = ()  # one line per plug-in that was there but didn't load
-    cpu_variant: str | None = None  # as asked for
-    has_backends: bool = False  # else only a vocabulary can be opened
-    keep: list[Any] = field(default_factory=list)  # handles that must stay open
+    def __init__(
+        self,
+        folder: Path,
+        files: LibraryFiles,
+        version: str,
+        log: NativeLog,
+        ggml: Functions,
+        llama: Functions,
+        cpu_variant: str | None,
+        keep: list[Any],
+    ) -> None:
+        self.folder = folder
+        self.files = files
+        self.version = version  # what llama_version() says
+        self.log = log  # holds the C log callback alive
+        self.ggml = ggml
+        self.llama = llama
+        self.mtmd: Functions | None = None
+        self.backends: tuple[str, ...] = ()  # registered backends, e.g. ("CUDA", "CPU")
+        self.plugins: tuple[str, ...] = ()  # plug-in files they came from; none if linked in
+        self.notes: tuple[str, ...] = ()  # one line per plug-in that was there but didn't load
+        self.cpu_variant = cpu_variant  # as asked for
+        self.has_backends = False  # else only a vocabulary can be opened
+        self.keep = keep  # handles that must stay open
 
 
 _lock = threading.Lock()
@@ -135,7 +144,7 @@ def _open(folder: Path, cpu_variant: str | None, log_callback: LogCallback | Non
     version = _version_of(handle)
     abi.check_version(version, where)
     log = NativeLog(log_callback)
-    libs = Libs(folder, files, version, log, Functions(base), Functions(handle), cpu_variant=cpu_variant, keep=keep)
+    libs = Libs(folder, files, version, log, Functions(base), Functions(handle), cpu_variant, keep)
     bind(ggml.BASE_ROWS, from_handle(base), libs.ggml, version=version, where=str(files.ggml_base))
     bind(ggml.REGISTRY_ROWS, from_handle(registry), libs.ggml, version=version, where=str(files.ggml))
     bind(llama.ROWS, from_handle(handle), libs.llama, version=version, where=where)

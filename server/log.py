@@ -10,7 +10,6 @@ Nothing happens at import: `setup` is called by `app`, tests may leave it out.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
@@ -66,14 +65,15 @@ QUIET_ENDINGS = ("/health", "/health/live", "/health/ready", "/metrics")
 """Probes ask for these every few seconds: in the access log only from DEBUG on, unless they fail."""
 STATIC_ENDINGS = (".js", ".mjs", ".css", ".svg", ".ico", ".png", ".woff2")
 """Files of the web page, some thirty for one visit: likewise."""
-UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# patterns that are compiled when a line is written: the engine's process imports this module and writes none
+UNSAFE = "[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]"
 TOKENS = (
-    (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}"), r"\1***"),
-    (re.compile(r"\b(hf_|sk-)[\w-]{10,}"), r"\1***"),
-    (re.compile(r"(://)[^/\s\"@]+@"), r"\1***@"),
+    (r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}", r"\1***"),
+    (r"\b(hf_|sk-)[\w-]{10,}", r"\1***"),
+    (r"(://)[^/\s\"@]+@", r"\1***@"),
 )
-NATIVE_FUNCTION = re.compile(r"(\w+): ")
-PLAIN_WORD = re.compile(r"[\w./:+%-]+")
+NATIVE_FUNCTION = r"(\w+): "
+PLAIN_WORD = r"[\w./:+%-]+"
 
 
 class AccessRecord(Protocol):
@@ -331,7 +331,7 @@ class Mask:
         if self._known:
             line = self._known.sub("***", line)
         for pattern, replacement in TOKENS:
-            line = pattern.sub(replacement, line)
+            line = re.sub(pattern, replacement, line)
         return line
 
 
@@ -372,7 +372,7 @@ class JsonFormatter(logging.Formatter):
         function, line = record.funcName, record.lineno
         if record.name == f"{ROOT}.llama":
             # not our callback: the C function, whose name llama.cpp's lines begin with
-            found = NATIVE_FUNCTION.match(message)
+            found = re.match(NATIVE_FUNCTION, message)
             function, line = found[1] if found else "", 0
         entry = {
             "tid": str(record.thread),
@@ -388,7 +388,7 @@ class JsonFormatter(logging.Formatter):
         entry |= {key: value for key, value in fields.items() if key not in entry}
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return self.mask(UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", _to_json(entry)))
+        return self.mask(re.sub(UNSAFE, lambda found: f"\\u{ord(found[0]):04x}", _to_json(entry)))
 
 
 def _message(record: logging.LogRecord) -> str:
@@ -411,11 +411,11 @@ def _level_name(number: int) -> str:
 
 
 def _escape(text: str) -> str:
-    return UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return re.sub(UNSAFE, lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def _text_value(value: object) -> str:
-    return value if isinstance(value, str) and PLAIN_WORD.fullmatch(value) else _to_json(value)
+    return value if isinstance(value, str) and re.fullmatch(PLAIN_WORD, value) else _to_json(value)
 
 
 def _to_json(value: object, depth: int = 0) -> str:
@@ -435,6 +435,8 @@ def _to_json(value: object, depth: int = 0) -> str:
 
 
 def _plain(value: object) -> object:
+    import dataclasses  # here, because it takes longer to import than all else
+
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
     if isinstance(value, (bytes, bytearray)):

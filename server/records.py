@@ -1,23 +1,25 @@
-"""`record`: a dataclass whose methods are compiled when they are first needed. A leaf; imports the standard library.
+"""`record`: a dataclass of our own, quicker to make. A leaf; imports the standard library.
 
-`dataclasses.dataclass` writes and compiles the source of six methods for each class, half a millisecond: for the 27
-messages of the seam and the 33 kinds of template nodes that was a quarter of the time in which either process starts,
-and most of these methods are never called. Here `__init__` is compiled at the first call, and the others are functions
-that all records share. What comes out is a dataclass (`fields`, `replace`, `asdict`, `is_dataclass`, patterns, copying
-and pickling work), always with slots.
+Two processes define a hundred and fifty of them before a server is ready. `dataclasses.dataclass` writes and compiles
+the source of six methods for each class, which takes half a millisecond, and to import `dataclasses` takes four,
+because it imports `inspect`. Here `__init__` is compiled at the first call, the other methods are functions that all
+records share, and `dataclasses` is only imported by those who ask it about a record: its `fields`, `replace`, `asdict`
+and `is_dataclass` work, and so do patterns, copying and pickling. Records always have slots.
 
-Not taken: named tuples, which compare equal to any tuple and can't be changed; fewer, larger classes.
+Not taken: named tuples, which compare equal to any tuple and can't be changed; fewer, larger classes; a lazy `inspect`,
+which isn't safe when two threads are the first to use it.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from operator import attrgetter
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 if TYPE_CHECKING:
+    from dataclasses import field, fields, replace
+    from dataclasses import is_dataclass as is_record
     from typing import dataclass_transform  # of Python 3.11; only the type checker needs it
 else:
 
@@ -25,36 +27,96 @@ else:
         """Nothing at run time."""
         return lambda function: function
 
+    def field(**said: object) -> Field:
+        """See `dataclasses.field`."""
+        return Field(**said)
+
+    def fields(record: Any) -> tuple[Field, ...]:
+        """The fields of a record or of its class."""
+        return tuple(record.__record_fields__.values())
+
+    def is_record(value: object) -> bool:
+        """Whether this is a record or its class."""
+        return hasattr(value, "__record_fields__")
+
+    def replace(record: T, /, **changes: object) -> T:
+        """A record with other values in some fields."""
+        for field in record.__record_fields__.values():
+            if field.init and field.name not in changes:
+                changes[field.name] = getattr(record, field.name)
+        return record.__class__(**changes)
+
+
+__all__ = ["Field", "dataclass_transform", "field", "fields", "is_record", "record", "replace"]
 
 T = TypeVar("T", bound=type)
-_ABSENT = object()
+_ABSENT: Any = object()
+
+
+class Field:
+    """One field of a record: what `dataclasses.field` takes, and its name and annotation."""
+
+    __slots__ = ("compare", "default", "default_factory", "init", "kw_only", "name", "repr", "type")
+    name: str
+    type: Any
+
+    def __init__(
+        self,
+        default: Any = _ABSENT,
+        default_factory: Any = _ABSENT,
+        init: bool = True,
+        repr: bool = True,
+        compare: bool = True,
+        kw_only: bool = False,
+    ) -> None:
+        self.default, self.default_factory = default, default_factory
+        self.init, self.repr, self.compare, self.kw_only = init, repr, compare, kw_only
 
 
 @overload
 def record(cls: T, /) -> T: ...
 @overload
 def record(cls: None = None, /, *, frozen: bool = False, eq: bool = True) -> Callable[[T], T]: ...
-@dataclass_transform(field_specifiers=(dataclasses.field,))
+@dataclass_transform(field_specifiers=(field,))
 def record(cls: T | None = None, /, *, frozen: bool = False, eq: bool = True) -> T | Callable[[T], T]:
-    """Like `dataclass(slots=True, frozen=frozen, eq=eq)`, for classes without `InitVar` and `order`."""
+    """Like `dataclass(slots=True, frozen=frozen, eq=eq)`, for classes without `ClassVar`, `InitVar` and `order`."""
     if cls is None:
         return lambda cls: _made(cls, frozen, eq)
     return _made(cls, frozen, eq)
 
 
 def _made(cls: Any, frozen: bool, eq: bool) -> Any:
-    cls.__doc__ = cls.__doc__ or cls.__name__  # else it would be made of the signature, slowly
-    cls = dataclasses.dataclass(init=False, repr=False, eq=False, slots=True)(cls)  # this compiles nothing
-    cls.__init__ = _init_at_first_call(cls, frozen)
-    if "__repr__" not in cls.__dict__:
-        cls.__repr__ = _repr
+    """A class with slots can't be made of one without: it is a second class of the same content."""
+    body = dict(cls.__dict__)
+    all_fields: dict[str, Field] = {}
+    for base in cls.__mro__[:0:-1]:
+        all_fields.update(base.__dict__.get("__record_fields__", ()))
+    inherited = set(all_fields)
+    for name, annotation in cls.__annotations__.items():
+        default = body.pop(name, _ABSENT)
+        if type(default) is not Field:
+            if default.__class__.__hash__ is None or default.__class__.__module__ == "dataclasses":
+                raise TypeError(f"{name}: all would share this default; use `field` of this module")
+            default = Field(default)
+        default.name, default.type = name, annotation
+        all_fields[name] = default
+    body.pop("__dict__", None)
+    body.pop("__weakref__", None)
+    body["__slots__"] = tuple([name for name in all_fields if name not in inherited])
+    body["__qualname__"] = cls.__qualname__
+    body["__record_fields__"] = all_fields
+    body["__dataclass_fields__"] = _ASKED
+    body["__match_args__"] = tuple([field.name for field in all_fields.values() if field.init and not field.kw_only])
+    body.setdefault("__repr__", _repr)
     if eq:
-        cls.__eq__, hash_ = _comparisons(cls)
-        cls.__hash__ = hash_ if frozen else None
+        body["__eq__"], hash_ = _comparisons(all_fields)
+        body["__hash__"] = hash_ if frozen else None
     if frozen:
-        cls.__setattr__ = cls.__delattr__ = _refuse
-        cls.__getstate__, cls.__setstate__ = _state, _set_state
-    return cls
+        body["__setattr__"] = body["__delattr__"] = _refuse
+        body["__getstate__"], body["__setstate__"] = _state, _set_state
+    made = type(cls)(cls.__name__, cls.__bases__, body)
+    made.__init__ = _init_at_first_call(made, frozen)
+    return made
 
 
 def _init_at_first_call(cls: Any, frozen: bool) -> Callable[..., None]:
@@ -70,12 +132,12 @@ def _compiled_init(cls: Any, frozen: bool) -> Callable[..., None]:
     scope: dict[str, Any] = {"_absent": _ABSENT, "_set": object.__setattr__}
     places: dict[Any, list[str]] = {False: [], True: []}
     body = []
-    for field in dataclasses.fields(cls):
-        name, value, default = field.name, field.name, ""
-        if field.default_factory is not dataclasses.MISSING:
+    for name, field in cls.__record_fields__.items():
+        value, default = name, ""
+        if field.default_factory is not _ABSENT:
             scope[f"_make_{name}"] = field.default_factory
             value, default = f"_make_{name}() if {name} is _absent else {name}", "=_absent"
-        elif field.default is not dataclasses.MISSING:
+        elif field.default is not _ABSENT:
             scope[f"_default_{name}"] = field.default
             default = f"=_default_{name}"
         if field.init:
@@ -95,9 +157,9 @@ def _compiled_init(cls: Any, frozen: bool) -> Callable[..., None]:
     return init
 
 
-def _comparisons(cls: Any) -> tuple[Callable[..., bool], Callable[..., int]]:
+def _comparisons(all_fields: dict[str, Field]) -> tuple[Callable[..., bool], Callable[..., int]]:
     """`__eq__` and `__hash__` over the fields that count."""
-    names = [field.name for field in dataclasses.fields(cls) if field.compare]
+    names = [name for name, field in all_fields.items() if field.compare]
     values = attrgetter(*names) if names else type
 
     def __eq__(self: object, other: object) -> bool:
@@ -111,18 +173,41 @@ def _comparisons(cls: Any) -> tuple[Callable[..., bool], Callable[..., int]]:
 
 @recursive_repr()
 def _repr(self: Any) -> str:
-    shown = [f"{field.name}={getattr(self, field.name)!r}" for field in dataclasses.fields(self) if field.repr]
+    shown = [f"{name}={getattr(self, name)!r}" for name, field in self.__record_fields__.items() if field.repr]
     return f"{self.__class__.__qualname__}({', '.join(shown)})"
 
 
 def _refuse(self: object, name: str, *value: object) -> None:
-    raise dataclasses.FrozenInstanceError(f"cannot {'assign to' if value else 'delete'} field {name!r}")
+    from dataclasses import FrozenInstanceError
+
+    raise FrozenInstanceError(f"cannot {'assign to' if value else 'delete'} field {name!r}")
 
 
 def _state(self: Any) -> list[object]:
-    return [getattr(self, field.name) for field in dataclasses.fields(self)]
+    return [getattr(self, name) for name in self.__record_fields__]
 
 
 def _set_state(self: Any, state: list[object]) -> None:
-    for field, value in zip(dataclasses.fields(self), state):
-        object.__setattr__(self, field.name, value)
+    for name, value in zip(self.__record_fields__, state):
+        object.__setattr__(self, name, value)
+
+
+class _Asked:
+    """`__dataclass_fields__` of a record, made when `dataclasses` asks for it."""
+
+    def __get__(self, record: object, cls: Any) -> dict[str, Any]:
+        import dataclasses
+
+        rows = []
+        for field in cls.__record_fields__.values():
+            said = {name: getattr(field, name) for name in ("init", "repr", "compare", "kw_only")}
+            for name in ("default", "default_factory"):
+                if (value := getattr(field, name)) is not _ABSENT:
+                    said[name] = value
+            rows.append((field.name, field.type, dataclasses.field(**said)))
+        bare: Any = dataclasses.make_dataclass(cls.__name__, rows, init=False, repr=False, eq=False)
+        cls.__dataclass_fields__ = bare.__dataclass_fields__
+        return cls.__dataclass_fields__
+
+
+_ASKED = _Asked()

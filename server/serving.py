@@ -142,6 +142,8 @@ def _wait(
 ) -> int:
     """Until a signal (0) or the end of the engine (1 or 2). The waits are short: a signal can't end a long one on
     Windows."""
+    from server.chat import choose  # noqa: F401  (here, while the engine loads: its template is compiled right after)
+
     model = context.models.default
     while not stop.is_set() and not engine.wait_until_loaded(0.2):
         _show_progress(engine.progress)

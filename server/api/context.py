@@ -7,7 +7,6 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,7 @@ from server.api.running import RunningRequests
 from server.log import get_logger
 from server.metrics import Refusals
 from server.models.model import Models
-from server.records import record
+from server.records import field, record
 
 if TYPE_CHECKING:
     from server.options.groups import ApiOptions

@@ -16,12 +16,11 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 from server.download.local import DownloadError, Progress, Trouble, one_line
-from server.records import record
+from server.records import field, record
 
 STALL_S = 60.0
 MAX_TRIES = 4

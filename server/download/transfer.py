@@ -17,12 +17,11 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import field
 from pathlib import Path
 
 from server.download.client import CHECKSUM_HEADERS, SHA256, SIZE_HEADER, Answer, Client, shown
 from server.download.local import DownloadError, Trouble, check_space, disk_advice, megabytes
-from server.records import record
+from server.records import field, record
 
 MAGIC = b"GGUF"
 BLOCK = 1 << 18

@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import re
 import struct
-from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
@@ -135,6 +134,8 @@ def _from_index(path: Path, index: dict) -> Bundle:
 
 def tail_of(bundle: Bundle, offset: int) -> bytes:
     """Index and trailer, which begin at `offset`: the end of the file."""
+    from dataclasses import asdict  # here, because nearly all starts come without
+
     index = {
         "format": FORMAT,
         "made_by": bundle.made_by,

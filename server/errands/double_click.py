@@ -9,7 +9,6 @@ Not taken: a dialog for files. Consoles take a file that is dragged into them, a
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -48,6 +47,8 @@ def path_in(typed: str, system: str) -> list[str]:
     """The path as a console types a dragged file: in quotes on Windows, with backslashes before blanks elsewhere."""
     typed = typed.strip()
     if system != "win32":
+        import shlex  # here, because hardly any start is such a one
+
         try:
             typed = " ".join(shlex.split(typed))
         except ValueError:

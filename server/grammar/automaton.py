@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import field
 
-from server.records import record
+from server.records import field, record
 
 Charset = tuple[tuple[int, int], ...]
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import field
 from typing import Any, NamedTuple
 
-from server.records import record
+from server.records import field, record
 
 LITERAL, CHARS, TOKEN, REFERENCE, REPEAT = range(5)
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import field
 from functools import lru_cache
 
 from server.grammar.automaton import Charset, Dfa, characters, complement
-from server.records import record
+from server.records import field, record
 
 # llama.cpp v0.5.0 unrolls counted repetitions and refuses more than 2000 (`MAX_REPETITION_THRESHOLD`).
 BLOCK = 1000

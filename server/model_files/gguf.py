@@ -20,13 +20,12 @@ import os
 import re
 import struct
 from collections.abc import Container
-from dataclasses import field
 from math import prod
 from pathlib import Path
 from typing import Any, overload
 
 from server.model_files.tensor_types import TYPES
-from server.records import record
+from server.records import field, record
 
 __all__ = ["Array", "Gguf", "GgufError", "Tensor", "TYPES", "printable", "read", "read_all"]
 

@@ -12,11 +12,9 @@ margin.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from server.model_files.shape import Layer, Shape
 from server.model_files.tensor_types import TYPES
-from server.records import record
+from server.records import record, replace
 
 __all__ = ["MIB", "Place", "Plan", "Wish", "cache_bytes", "compute_bytes", "plan"]
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
-from dataclasses import field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from server.engine.seam.task import Embed, ModelInfo, Snapshot, Task
 from server.errors import ApiError
-from server.records import record
+from server.records import field, record
 
 if TYPE_CHECKING:
     from server.options.groups import MediaOptions, ModelOptions

@@ -7,13 +7,13 @@ restart. Imports `server.web` and the leaves; nothing here knows models.
 from __future__ import annotations
 
 import ssl
-from dataclasses import replace
 from pathlib import Path
 
 from server.log import access_line, get_logger, hide
 from server.metrics import Refusals
 from server.options.groups import HttpOptions
 from server.options.row import OptionError
+from server.records import replace
 from server.web.auth import CorsPolicy, KeyRing, read_key_file
 from server.web.httpd import HttpServer
 from server.web.limits import Limits, room_for_connections

@@ -15,7 +15,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import field
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from typing import Any, Protocol
@@ -25,7 +24,7 @@ from server.errors import ApiError
 from server.log import get_logger
 from server.memory import Budget, Share
 from server.metrics import Refusals
-from server.records import record
+from server.records import field, record
 from server.web.auth import CorsPolicy, HostPolicy, KeyRing
 from server.web.http1.direct import lend
 from server.web.http1.head import (

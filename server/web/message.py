@@ -15,13 +15,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import field
 from itertools import islice
 from typing import Any, Protocol
 
 from server import memory
 from server.errors import ApiError
-from server.records import record
+from server.records import field, record
 from server.web.http1.head import Headers
 from server.web.presence import Presence
 

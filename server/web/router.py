@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field
 from types import MappingProxyType
 
 from server.errors import ApiError
-from server.records import record
+from server.records import field, record
 from server.web.message import ErrorShape, EventStream, Request, Response, error_body
 
 Handler = Callable[[Request], "Response | EventStream"]

@@ -7,18 +7,19 @@ import dataclasses
 import pickle
 import subprocess
 import sys
-from dataclasses import field
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from server.records import record
+from server.records import field, fields, is_record, record, replace
 from tests.support import ROOT
 
 
 def pair(**how: bool) -> tuple[type, type]:
     """The same class made by both."""
 
-    def body() -> type:
+    def body(field: Callable[..., Any]) -> type:
         class Sample:
             """A sample."""
 
@@ -35,7 +36,7 @@ def pair(**how: bool) -> tuple[type, type]:
         return Sample
 
     how = {"frozen": False, "eq": True} | how
-    return record(**how)(body()), dataclasses.dataclass(slots=True, **how)(body())
+    return record(**how)(body(field)), dataclasses.dataclass(slots=True, **how)(body(dataclasses.field))
 
 
 @record(frozen=True)
@@ -123,9 +124,28 @@ def test_copies_and_pickles_are_equal():
             copy.deepcopy(made),
             pickle.loads(pickle.dumps(made)),
             dataclasses.replace(made),
+            replace(made),
         ):
             assert other == made and other is not made
-    assert dataclasses.replace(Point(1, 2), y=5) == Point(1, 5)
+    assert dataclasses.replace(Point(1, 2), y=5) == replace(Point(1, 2), y=5) == Point(1, 5)
+    with pytest.raises(TypeError):
+        replace(Point(1, 2), z=5)
+
+
+def test_what_is_known_of_the_fields_is_what_dataclasses_say():
+    ours, theirs = pair()
+    names = ("name", "type", "init", "repr", "compare", "kw_only")
+    rows = [
+        [[getattr(one, name) for name in names] for one in said] for said in (fields(ours), dataclasses.fields(ours))
+    ]
+    assert rows[0] == rows[1] == [[getattr(one, name) for name in names] for one in dataclasses.fields(theirs)]
+    assert [is_record(value) for value in (ours, ours(1), theirs, 1)] == [True, True, False, False]
+
+
+def test_a_default_that_all_would_share_is_refused():
+    for default in ([], {}, set(), dataclasses.field(default=1)):
+        with pytest.raises(TypeError, match="b: all would share"):
+            record(type("Sample", (), {"__annotations__": {"b": "list"}, "b": default}))
 
 
 def test_subclasses_inherit_fields():
@@ -150,11 +170,11 @@ def test_patterns_match_by_place():
             assert (x, y) == (1, 2)
 
 
-def test_making_one_compiles_nothing():
+def test_making_one_compiles_and_imports_nothing():
     """That is what it is for: a program has 150 of them, and needs the methods of few."""
     code = (
-        "import sys, dataclasses\n"
-        "from server.records import record\n"
+        "import sys\n"
+        "from server.records import record, replace\n"
         "compiled = []\n"
         "sys.addaudithook(lambda event, args: event == 'compile' and compiled.append(args))\n"
         "class Sample:\n"
@@ -162,7 +182,8 @@ def test_making_one_compiles_nothing():
         "    b: int = 0\n"
         "made = record(frozen=True)(Sample)\n"
         "assert not compiled, compiled\n"
-        "made(1)\n"
+        "assert replace(made(1), b=2) == made(1, 2)\n"
         "assert len(compiled) == 1, compiled\n"
+        "assert 'dataclasses' not in sys.modules and 'inspect' not in sys.modules\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, check=True)

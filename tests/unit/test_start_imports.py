@@ -15,7 +15,9 @@ from tests.support import ROOT
 RARE = (
     "argparse",
     "asyncio",
+    "dataclasses",
     "difflib",
+    "inspect",
     "multiprocessing",
     "unittest",
     "webbrowser",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import field
 from typing import Protocol
 
 from server.api.context import Context
@@ -11,7 +10,7 @@ from server.api.request.text_request import Incoming, TextRequest
 from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.engine.seam.task import Final, PromptProbs, Task, TokenProbs
 from server.errors import ApiError
-from server.records import record
+from server.records import field, record
 from server.web.message import ErrorShape, error_body
 
 

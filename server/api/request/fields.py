@@ -11,11 +11,11 @@ The way not taken: refusing unknown fields. It would turn away every client that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from server.api.request.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, Field, read
+from server.records import replace
 from server.web.message import Response, json_response
 
 MAX_NAMES = 10  # unknown fields that are named

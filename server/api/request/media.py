@@ -13,7 +13,6 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from server.chat.segments import Segments
 from server.engine.seam.task import AUDIO, IMAGE, Media
 from server.errors import ApiError
 from server.models.model import Model
-from server.records import record
+from server.records import field, record
 from server.web.message import Request
 
 MAX_FILES = 256

@@ -8,10 +8,9 @@ one generic node with a kind, which would save lines here and cost certainty eve
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import field, fields
 from typing import Any
 
-from server.records import record
+from server.records import field, fields, record
 
 
 @record

@@ -9,10 +9,9 @@ generating Python source as jinja2 does, which is faster and turns every slip in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
-from server.records import record
+from server.records import record, replace
 
 from .lexer import Source
 from .scopes import Function, Scope, Slot

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import field
 
 from server.engine.slots.slot import common_prefix
-from server.records import record
+from server.records import field, record
 
 BLOCK = 128
 

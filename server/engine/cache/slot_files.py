@@ -20,14 +20,13 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from server.errors import ApiError
 from server.model_files.identity import difference
-from server.records import record
+from server.records import field, record
 
 MAGIC, OLD_MAGIC = b"llsrvkv2", b"llsrvkv1"
 HEAD = struct.Struct("<8sQ")

@@ -15,7 +15,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
@@ -50,6 +49,7 @@ from server.engine.seam.task import (
 )
 from server.errors import ApiError
 from server.log import get_logger
+from server.records import replace
 
 RECENT_PER_SLOT = 8  # tasks that have ended; the latest of a slot can be asked for
 N_BACKLOG = 10_000

@@ -15,11 +15,9 @@ it takes a third time then.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import field
 from typing import Any
 
 from server.engine.seam.task import (
@@ -38,7 +36,7 @@ from server.engine.seam.task import (
     Task,
     Tasks,
 )
-from server.records import record
+from server.records import field, record, replace
 
 STRIKES = 2
 UNLUCKY_STRIKES = 3
@@ -99,9 +97,9 @@ class Entry:
         if isinstance(task, Embed):
             return task
         if task.t_max_ms > 0:
-            task = dataclasses.replace(task, t_max_ms=max(task.t_max_ms - int((now - self.t_posted) * 1e3), 1))
+            task = replace(task, t_max_ms=max(task.t_max_ms - int((now - self.t_posted) * 1e3), 1))
         if self.tokens:
-            task = dataclasses.replace(
+            task = replace(
                 task,
                 resume=tuple(self.tokens),
                 resume_ms=self.ms,
@@ -249,7 +247,7 @@ class Ledger:
         self._working = set()
         self._setting_up.clear()
         self._to_start.clear()
-        self._base = dataclasses.replace(
+        self._base = replace(
             self._latest, n_predicted_tokens=max(self._latest.n_predicted_tokens, self._n_delivered)
         )  # a snapshot is up to 0.1 s old
         for entry in self._tasks.values():
@@ -294,7 +292,7 @@ class Ledger:
 
     def ready(self) -> list[Any]:
         """A new engine is ready: first the settings, then (see `_on_set_up`) the tasks."""
-        commands = [dataclasses.replace(command, id=-1 - i) for i, command in enumerate(self._settings.values())]
+        commands = [replace(command, id=-1 - i) for i, command in enumerate(self._settings.values())]
         self._setting_up = {command.id for command in commands}
         return commands or self._set_up()
 
@@ -348,7 +346,7 @@ class Ledger:
             name: tuple(map(sum, zip(values, base.histograms.get(name) or (0,) * len(values))))
             for name, values in snapshot.histograms.items()
         }
-        return dataclasses.replace(
+        return replace(
             snapshot,
             **sums,
             histograms=histograms,

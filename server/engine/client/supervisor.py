@@ -13,7 +13,6 @@ the engine as a thread.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import subprocess
 import threading
@@ -43,7 +42,7 @@ from server.engine.seam.task import (
 )
 from server.engine.seam.wire import AskStacks, Codec, LogLine, Stacks, Start, WireError
 from server.log import get_logger, handle_foreign, note_lost
-from server.records import record
+from server.records import record, replace
 
 log = get_logger("engine")
 
@@ -316,7 +315,7 @@ class ProcessTransport:
         """The second and later engines have to be what the first one was."""
         if self._info is None:
             self._info = info
-            self._config = dataclasses.replace(self._config, n_ctx=info.n_ctx)
+            self._config = replace(self._config, n_ctx=info.n_ctx)
         elif info != self._info:
             raise WireError("the model or the libraries are not the same as at the first start: restart the server")
         self._is_loaded = True

@@ -15,7 +15,6 @@ import ctypes
 import math
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ctypes_api import vocabulary
@@ -31,7 +30,7 @@ from server.engine.seam.config import EngineConfig
 from server.engine.slots.planner import Span
 from server.errors import StartError
 from server.model_files.rerankers import TEMPLATE_KEY, has_head, template_of
-from server.records import record
+from server.records import record, replace
 
 POOLING_NAMES = {
     LLAMA_POOLING_TYPE_NONE: "none",

@@ -7,7 +7,6 @@ may be shown of its text that of `text`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import field
 from typing import Any
 
 from server.engine.cache import prompt_cache
@@ -17,7 +16,7 @@ from server.engine.slots.planner import UNLIMITED, Span
 from server.engine.slots.slot import Run, Slot
 from server.errors import ApiError
 from server.log import get_logger
-from server.records import record
+from server.records import field, record
 
 MAX_TOKENS_TO_FINISH_CHARACTER = 4
 

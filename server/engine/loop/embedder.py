@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import field
 
 from server.engine.loop.state import EngineState
 from server.engine.seam.task import Embed, Embedded, Event, Failure
@@ -20,7 +19,7 @@ from server.engine.slots.backend import DECODE_ABORTED, DECODE_OK, EmbeddingBack
 from server.engine.slots.planner import Span
 from server.errors import ApiError, StartError
 from server.log import get_logger
-from server.records import record
+from server.records import field, record
 
 MIN_ROWS = 32  # below that a batch costs more than it computes
 

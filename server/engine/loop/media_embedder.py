@@ -11,7 +11,6 @@ Not taken: many sequences, as `embedder` has. Encoding takes most of the time he
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import field
 
 from server.engine.loop.embedder import Embedder, check_length
 from server.engine.loop.media_steps import ROWS_PER_TOKEN
@@ -21,7 +20,7 @@ from server.engine.slots.backend import DECODE_ABORTED, DECODE_OK, MediaEmbeddin
 from server.engine.slots.media import Chunk, Layout
 from server.errors import ApiError
 from server.log import get_logger
-from server.records import record
+from server.records import field, record
 
 FIRST, LAST = "cls", "last"
 

@@ -6,12 +6,11 @@ Part of the seam: an engine in its own process gets exactly this. Imports leaves
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Any
 
 from server.model_files import host_cpus
 from server.model_files.shape import Shape
-from server.records import record
+from server.records import field, record
 
 
 @record(frozen=True)

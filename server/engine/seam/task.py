@@ -9,10 +9,9 @@ Not taken: passing slots, futures or callbacks across; they would tie the engine
 
 from __future__ import annotations
 
-from dataclasses import field
 from typing import Any
 
-from server.records import record
+from server.records import field, record
 
 STOP_NONE, STOP_EOS, STOP_LIMIT, STOP_WORD, STOP_ABORT = "none", "eos", "limit", "word", "abort"
 CACHE_NONE, CACHE_SLOT, CACHE_SHARED, CACHE_RAM, CACHE_DISK = "none", "slot", "shared", "ram", "disk"

@@ -17,7 +17,6 @@ code of `json` is faster than Python could pack).
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import operator
 import struct
@@ -33,7 +32,7 @@ from server.engine.seam import config, task
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.task import Event, Piece
 from server.model_files import shape
-from server.records import record
+from server.records import fields, is_record, record
 
 PROTOCOL = 3
 HEADER = struct.Struct(">4sII")
@@ -115,7 +114,7 @@ def classes(*modules: types.ModuleType) -> list[Any]:
         value
         for module in modules
         for value in vars(module).values()
-        if dataclasses.is_dataclass(value) and value.__module__ == module.__name__
+        if is_record(value) and value.__module__ == module.__name__
     ]
 
 
@@ -202,11 +201,11 @@ class Codec:
     @staticmethod
     def _fields_of(cls: type) -> list[tuple[str, Any]]:
         hints = typing.get_type_hints(cls)
-        return [(field.name, hints[field.name]) for field in dataclasses.fields(cls)]
+        return [(field.name, hints[field.name]) for field in fields(cls)]
 
     def _events_in_columns(self) -> None:
         """The one field with a form of its own (`events_out`, `events_in`): what each token of a stream comes in."""
-        number, names = self._numbers[task.Frame], [field.name for field in dataclasses.fields(task.Frame)]
+        number, names = self._numbers[task.Frame], [field.name for field in fields(task.Frame)]
         place, kinds = names.index("events"), typing.get_args(task.Event)
 
         def decode(value: Any, tail: Tail) -> Any:
@@ -366,7 +365,7 @@ def _encoder(codec: Codec, annotation: Any) -> Encoder | None:
         return lambda value, tail: tail.add(value)
     if annotation is Any:
         return _any_out
-    if dataclasses.is_dataclass(annotation):
+    if is_record(annotation):
         return codec.row
     members = _union_of(annotation)
     if members is not None:
@@ -395,8 +394,8 @@ def _union_encoder(codec: Codec, members: tuple[Any, ...]) -> Encoder | None:
     written = [encode for encode in encoders.values() if encode is not None]
     if not written:
         return None
-    if all(dataclasses.is_dataclass(member) or member in _SCALARS for member in members):
-        return lambda value, tail: codec.row(value, tail) if dataclasses.is_dataclass(value) else value
+    if all(is_record(member) or member in _SCALARS for member in members):
+        return lambda value, tail: codec.row(value, tail) if is_record(value) else value
     if len(members) == 2 and type(None) in members:
         return lambda value, tail: None if value is None else written[0](value, tail)
     raise TypeError(f"a choice of {members} can't cross the seam")
@@ -433,7 +432,7 @@ def _decoder(codec: Codec, annotation: Any) -> Encoder:
         return lambda value, tail: tail.cut(value)
     if annotation is Any:
         return _any_in
-    if dataclasses.is_dataclass(annotation):
+    if is_record(annotation):
         return lambda value, tail: codec.message(value, tail, (annotation,))
     members = _union_of(annotation)
     if members is not None:
@@ -506,7 +505,7 @@ def _dict_decoder(decode: Encoder) -> Encoder:
 
 def _union_decoder(codec: Codec, members: tuple[Any, ...]) -> Encoder:
     scalars = frozenset().union(*(_accepted(member) for member in members if member in _SCALARS))
-    messages = tuple(member for member in members if dataclasses.is_dataclass(member))
+    messages = tuple(member for member in members if is_record(member))
     rest = [_decoder(codec, member) for member in members if member not in _SCALARS and member not in messages]
 
     def decode(value: Any, tail: Tail) -> Any:

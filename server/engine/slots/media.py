@@ -15,11 +15,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
-from dataclasses import field, replace
 from typing import Protocol
 
 from server.engine.seam.task import Embed, Task
-from server.records import record
+from server.records import field, record, replace
 
 
 class Closable(Protocol):

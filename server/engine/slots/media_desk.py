@@ -12,7 +12,6 @@ import itertools
 import operator
 import threading
 from collections.abc import Callable, Iterable
-from dataclasses import field
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -23,7 +22,7 @@ from server.engine.slots.media import Closable, Layout, Prepared, write_out
 from server.engine.slots.png import PNG, png_fault
 from server.errors import ApiError
 from server.log import get_logger
-from server.records import record
+from server.records import field, record
 
 MAX_EMBEDDED = 1 << 16  # tokens of one request for vectors: its files are prepared before any is computed
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from server.records import record
 
 TILE = 64
 FEW = 8
@@ -44,7 +45,7 @@ FIRST_ROW = 0.25
 """What a prompt's row costs in steps of one row, before one was measured."""
 
 
-@dataclass(slots=True)
+@record
 class Step:
     """What was measured of a step of prompt rows; `depth` is that of its middle."""
 

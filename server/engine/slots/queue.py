@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import field
 
 from server.engine.seam.task import Task
-from server.records import record
+from server.records import field, record
 
 QUANTUM = 256
 COST_OF_ANSWER = 256

@@ -7,7 +7,6 @@ the next task may reuse; all that belongs to one task is in its `Run`, which is 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import field, replace
 from typing import Protocol
 
 from server.engine.seam.task import CACHE_NONE, STOP_NONE, CacheUse, Difference, SlotState, Task, Timings
@@ -15,7 +14,7 @@ from server.engine.slots.backend import TokenSampler
 from server.engine.slots.media import Chunk, Layout
 from server.engine.slots.self_extend import GroupAttention
 from server.engine.slots.text import TextStream
-from server.records import record
+from server.records import field, record, replace
 
 
 class Drafts(Protocol):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from functools import lru_cache
 
 from server.grammar import automaton
@@ -38,7 +37,7 @@ from server.grammar.json_schema.strings import (
 )
 from server.grammar.json_schema.values import are_disjoint, fits_shape, kind_of, without_one_of
 from server.grammar.regex_gbnf import STATES_MAX, Unsupported, bounded_pieces, compile_pattern, pattern_pieces
-from server.records import record
+from server.records import record, replace
 
 __all__ = ["ANY_OBJECT", "Conversion", "SchemaError", "convert"]
 

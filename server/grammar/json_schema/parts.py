@@ -8,11 +8,10 @@ a part of the same document or is an error.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import field
 from typing import Any
 from urllib.parse import unquote, urljoin
 
-from server.records import record
+from server.records import field, record
 
 SCHEMA = (dict, bool)
 KINDS: dict[str, tuple[type, ...]] = {

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Hashable
-from dataclasses import field, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -33,7 +32,7 @@ from server.grammar.json_schema.parts import (
     escape,
     identity,
 )
-from server.records import record
+from server.records import field, record, replace
 
 TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
 _FREE = len(TYPES) - 1  # "integer" goes where "number" is

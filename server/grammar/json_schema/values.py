@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import replace
 from typing import Any
 
 from server.grammar import automaton
@@ -18,6 +17,7 @@ from server.grammar.automaton import Dfa, TooLarge
 from server.grammar.json_schema.parts import Conjunction, Part, identity
 from server.grammar.json_schema.shapes import Document, Shape
 from server.grammar.regex_gbnf import Unsupported, compile_pattern
+from server.records import replace
 
 _DEPTH_MAX = 3
 _PAIRS_MAX = 400
