@@ -46,8 +46,7 @@ TOOLS = [
     for name in (NAME, SECOND_NAME)
 ]
 USER = {"role": "user", "content": QUESTION}
-ANSWER = "~b9f6probe"  # begins like no mark and no name
-PLAIN = {"role": "assistant", "content": ANSWER}
+PLAIN = {"role": "assistant", "content": "~"}
 
 
 def find_format(probe: Probe) -> CallFormat:
@@ -77,7 +76,9 @@ def find_ids(probe: Probe, found: CallFormat) -> IdForm:
     call = found.call
     if isinstance(call, NamedCall) and call.before_index and "functions." in found.before_call + call.before_name:
         return IdForm(pattern="functions.{name}:{index}")
-    return IdForm("", 9) if found.is_native and probe.wants_short_ids else IdForm()
+    if found.is_native and _turn(probe, CALLS[:1]) and not _turn(probe, [replace(CALLS[0], id="x")]):
+        return IdForm("", 9)
+    return IdForm()
 
 
 def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
@@ -159,7 +160,7 @@ def _without_reasoning(text: str, reasoning: Tags | None) -> str:
 def _stops(probe: Probe) -> list[str]:
     """Texts that end an answer: what follows one without calls, and what begins one."""
     text = _rendered(probe, [USER, PLAIN, {"role": "user", "content": "x"}]) or ""
-    header, _, behind = text.partition(ANSWER)
+    header, _, behind = text.partition("~")
     end = re.match(rf"\s*({MARK.pattern}|\S+)", behind)
     return [*(match[0] for match in MARK.finditer(header)), *([end[1]] if end else []), *END_MARKS]
 

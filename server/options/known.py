@@ -36,8 +36,6 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
 
     (IGNORED, CHAT, "a template shows earlier reasoning as it likes; see --chat-template-kwargs", """
         --reasoning-preserve|--no-reasoning-preserve $LLAMA_ARG_REASONING_PRESERVE"""),
-    (IGNORED, CHAT, "calls and reasoning are told from the text by fields of requests", """
-        --skip-chat-parsing|--no-skip-chat-parsing $LLAMA_ARG_SKIP_CHAT_PARSING"""),
 
     (IGNORED, MEDIA, "images are encoded one by one", """
         --mtmd-batch-max-tokens N $LLAMA_ARG_MTMD_BATCH_MAX_TOKENS"""),

@@ -125,6 +125,8 @@ OPTIONS: tuple[Option, ...] = (
            CONTEXT, to.json_object, metavar="JSON", env="LLAMA_ARG_CHAT_TEMPLATE_KWARGS"),
     Option("jinja", ("--jinja",), "render chat templates as Jinja; without it llama.cpp's fixed list does it", CONTEXT,
            None, True, env="LLAMA_ARG_JINJA", off_flags=("--no-jinja",)),
+    Option("skip_chat_parsing", ("--skip-chat-parsing",), "leave calls and reasoning in the text as the model writes "
+           "them", CONTEXT, None, False, env="LLAMA_ARG_SKIP_CHAT_PARSING", off_flags=("--no-skip-chat-parsing",)),
     Option("spm_infill", ("--spm-infill",), "put the suffix before the prefix in /infill, as some models want", CONTEXT,
            None, False),
     Option("exact", ("--exact",), "evaluate every request alone and from its beginning: the same request gives the "

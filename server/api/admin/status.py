@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from server.api.context import Context
+from server.api.request.constraints import Constraint
 from server.api.request.fields import COMPLETION, PROPS
 from server.api.request.media import DEFAULT_MARKER
 from server.api.request.sampling import sampling_params
@@ -87,7 +87,7 @@ class StatusHandlers:
                 "assistant_name": model.system_prompt.assistant_name,
                 "user_name": model.system_prompt.anti_prompt,
                 "system_prompt": model.system_prompt.prompt,
-                "default_generation_settings": {**defaults, "params": defaults, "sources": sources(model, defaults)},
+                "default_generation_settings": {**defaults, "params": defaults},
                 "total_slots": info.n_slots,
                 "model_path": info.path,
                 "model_alias": model.name,
@@ -214,15 +214,11 @@ def template_source(model: Model) -> str:
 def default_settings(model: Model) -> dict[str, Any]:
     """`generation_settings` of a request that says nothing."""
     values = COMPLETION.read({}, model.defaults)
-    [params] = sampling_params({**values, "seed": 0, "n_cmpl": 1}, model.vocab, model.defaults, values["grammar"])
+    [params] = sampling_params(
+        {**values, "seed": 0, "n_cmpl": 1}, model.vocab, model.defaults, Constraint(values["grammar"])
+    )
     task = Task(-1, (), params, values["n_predict"], values["n_keep"], cache_prompt=values["cache_prompt"])
     return {**settings_json(model, task, False), "seed": values["seed"]}
-
-
-def sources(model: Model, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Where defaults come from: `model` for what its file advises, `option` for the server's; others are built in."""
-    requests = model.options.requests
-    return {name: "model" if name in requests.advised else "option" for name in requests.values if name in settings}
 
 
 def modalities(info: ModelInfo | None) -> dict[str, list[str]]:

@@ -30,12 +30,14 @@ class Call:
 
 @record
 class Answer:
-    """What one task has said, collected from its events. `tokens` and `probs` are those of the text."""
+    """What one task has said, collected from its events. `tokens` and `probs` are those of the text; `judged` are all
+    events of text, reasoning and calls where tokens have probabilities."""
 
     task: Task
     parts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    judged: list[Text | Reasoning | ToolCall] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     probs: list[TokenProbs] = field(default_factory=list)
     prompt_probs: list[PromptProbs] = field(default_factory=list)
@@ -53,6 +55,8 @@ class Answer:
 
     def add(self, event: Event) -> None:
         """The next event."""
+        if isinstance(event, (Text, Reasoning, ToolCall)) and (event.probs or self.judged):
+            self.judged.append(event)
         if type(event) is Text:
             self.parts.append(event.text)
             self.tokens += event.tokens

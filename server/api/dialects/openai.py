@@ -30,6 +30,8 @@ from server.web.sse import event as sse_event
 MARK = secrets.token_hex(16)  # where a chunk's text goes; no client knows it
 Part = Text | Reasoning | ToolCall
 
+PlacedToken = tuple[TokenProbs, int]  # and the character at which it begins
+
 
 class Form(Protocol):
     """How the choices of one dialect look. Made for one request."""
@@ -51,7 +53,7 @@ class Form(Protocol):
     def choice(self, index: int, answer: Answer, logprobs: object, rest: object, finish: str) -> dict[str, Any]:
         """A whole choice. `rest` are the logprobs of tokens behind all text."""
 
-    def logprobs(self, tokens: Sequence[tuple[TokenProbs, int]]) -> object:
+    def logprobs(self, tokens: Sequence[PlacedToken]) -> object:
         """The `logprobs` object of tokens and their places in the text."""
 
     def judged(self, index: int, part: PromptProbs) -> None:
@@ -73,10 +75,12 @@ class OpenAiReply:
         options = read(values["stream_options"], STREAM_OPTION_FIELDS, where="stream_options.")
         self._include_usage = options["include_usage"]
         self._has_probs = values["n_probs"] > 0
+        n_echoed = form.n_echoed
         self._places = [
-            TokenPlaces(model.vocab, form.n_echoed[i] if form.n_echoed else None, asked.is_parsed)
-            for i in range(len(asked.tasks))
+            TokenPlaces(model.vocab, task.preserved_tokens, None if n_echoed is None else n_echoed[i], asked.is_parsed)
+            for i, task in enumerate(asked.tasks)
         ]
+        self._is_legacy = values.get("reasoning_format") == "deepseek-legacy"
         self._finals: dict[int, Final] = {}
         self._calling: set[int] = set()  # which choices have called tools
         self._frames: dict[object, tuple[bytes, bytes]] = {}
@@ -92,6 +96,8 @@ class OpenAiReply:
                 before, behind = self._frames.get(index) or self._frame(index, index, Text(MARK))
                 return before + encode_basestring(event.text).encode("utf-8", "replace") + behind
             return self._text(index, event)
+        if self._has_probs and isinstance(event, (Reasoning, ToolCall)):
+            self._tokens(index, event)
         if type(event) is Reasoning:
             return self._framed(index, event, event.text, (index, Reasoning), Reasoning(MARK))
         if type(event) is ToolCall:
@@ -117,22 +123,25 @@ class OpenAiReply:
 
     def _framed(self, index: int, part: Part, text: str, key: object, marked: Part) -> bytes:
         """What is no text of the answer, with its `text` in the frame that `key` names."""
-        if part.timings is not None:
-            return self._timed(index, part, None)
         if not text:
             return b""
+        if part.timings is not None:
+            return self._timed(index, part, None)
         before, behind = self._frames.get(key) or self._frame(key, index, marked)
         return before + encode_basestring(text).encode("utf-8", "replace") + behind
 
     def _call(self, index: int, event: ToolCall) -> bytes:
+        head = b""
         if event.name:
             self._calling.add(index)
-            return self._timed(index, event, None)
-        return self._framed(index, event, event.arguments, (index, event.index), ToolCall(event.index, arguments=MARK))
+            head = self._timed(index, ToolCall(event.index, event.id, event.name, timings=event.timings), None)
+            event = ToolCall(event.index, arguments=event.arguments, timings=event.timings)
+        marked = ToolCall(event.index, arguments=MARK)
+        return head + self._framed(index, event, event.arguments, (index, event.index), marked)
 
     def _text(self, index: int, event: Text) -> bytes:
-        self._places[index].add(event.probs)
-        return self._timed(index, event, self._logprobs(index, event.text)) if event.text else b""
+        tokens = self._tokens(index, event)
+        return self._timed(index, event, self._logprobs(tokens)) if event.text else b""
 
     def _timed(self, index: int, part: Part, logprobs: object) -> bytes:
         chunk = self._chunk([self._form.delta(index, part, logprobs, None)])
@@ -183,16 +192,23 @@ class OpenAiReply:
     def _choice(self, index: int, answer: Answer) -> dict[str, Any]:
         for part in answer.prompt_probs:
             self._form.judged(index, part)
-        self._places[index].add(answer.probs)
-        logprobs = self._logprobs(index, answer.text)
+        logprobs = self._logprobs([token for part in answer.judged for token in self._tokens(index, part)])
         finish = self._finish(index, self._finals[index])
         return self._form.choice(index, answer, logprobs, self._rest(index), finish)
 
     # ---- parts of both ----------------------------------------------------------------------------------------
 
-    def _logprobs(self, index: int, text: str) -> object:
-        """The `logprobs` object for the next part of a choice's text, None unless it was asked for."""
-        return self._form.logprobs(self._places[index].take(text)) if self._has_probs else None
+    def _tokens(self, index: int, part: Part) -> list[PlacedToken]:
+        """The tokens of the next part of a choice's text; none of what isn't its text."""
+        places = self._places[index]
+        places.add(part.probs)
+        if type(part) is Reasoning and not self._is_legacy:  # else it is part of the text as well
+            places.take(part.text)
+        return places.take(part.text) if type(part) is Text else []
+
+    def _logprobs(self, tokens: Sequence[PlacedToken]) -> object:
+        """The `logprobs` object of tokens, None unless it was asked for."""
+        return self._form.logprobs(tokens) if self._has_probs else None
 
     def _rest(self, index: int) -> object:
         """The `logprobs` object of tokens behind all text (an end of text, where those count), else None."""
@@ -247,37 +263,51 @@ class TokenPlaces:
     a stop word's never comes. Control tokens, such as the one that ends a text, are no part of it; they are kept for
     `rest` where the text goes on behind an echoed prompt of `n_echoed` characters, since then each token counts.
 
-    Where reasoning and calls have been taken out of the text (`is_parsed`), places say nothing: tokens come with text
-    that is theirs.
+    Where marks of calls and reasoning have been left out of the text (`is_parsed`), it is looked for in what the tokens
+    say; `preserved` are control tokens that are part of that.
     """
 
-    def __init__(self, vocab: Vocab, n_echoed: int | None = None, is_parsed: bool = False) -> None:
+    def __init__(
+        self, vocab: Vocab, preserved: Sequence[int] = (), n_echoed: int | None = None, is_parsed: bool = False
+    ) -> None:
         self._vocab = vocab
+        self._preserved = frozenset(preserved)
         self._keeps_control = n_echoed is not None
         self._is_parsed = is_parsed
         self._first = n_echoed or 0
-        self._control: list[tuple[TokenProbs, int]] = []
+        self._control: list[PlacedToken] = []
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._waiting: list[tuple[TokenProbs, int]] = []
+        self._waiting: list[PlacedToken] = []
         self._n_tokens = self._n_text = 0  # characters: of all tokens, and of the text taken so far
+        self._untaken = ""  # what tokens say behind the text taken so far
 
     def add(self, probs: Iterable[TokenProbs]) -> None:
         """The next tokens."""
         for item in probs:
-            if not self._vocab.is_control(item.token):
+            if item.token in self._preserved or not self._vocab.is_control(item.token):
                 self._waiting.append((item, self._n_tokens))
-                self._n_tokens += len(self._decoder.decode(self._vocab.piece(item.token)))
+                said = self._decoder.decode(self._vocab.piece(item.token))
+                self._n_tokens += len(said)
+                self._untaken += said if self._is_parsed else ""
             elif self._keeps_control:
                 self._control.append((item, self._first + self._n_tokens))
 
-    def take(self, text: str) -> list[tuple[TokenProbs, int]]:
+    def take(self, text: str) -> list[PlacedToken]:
         """The tokens that begin in the next part of the text, with their places."""
-        self._n_text += len(text)
-        n = sum(self._is_parsed or place < self._n_text for _, place in self._waiting)
-        taken, self._waiting = self._waiting[:n], self._waiting[n:]
-        return [(item, self._first + place) for item, place in taken]
+        if self._is_parsed and not self._untaken.startswith(text):
+            n_left_out = max(self._untaken.rfind(text), 0)
+            self._untaken = self._untaken[n_left_out:]
+            self._take(n_left_out)
+        self._untaken = self._untaken[len(text) :]
+        return [(item, self._first + place) for item, place in self._take(len(text))]
 
-    def rest(self) -> list[tuple[TokenProbs, int]]:
+    def _take(self, n_characters: int) -> list[PlacedToken]:
+        self._n_text += n_characters
+        n = sum(place < self._n_text for _, place in self._waiting)
+        taken, self._waiting = self._waiting[:n], self._waiting[n:]
+        return taken
+
+    def rest(self) -> list[PlacedToken]:
         """Tokens that are no text, at the end."""
         rest, self._control = self._control, []
         return rest

@@ -8,8 +8,8 @@ from typing import Any
 
 from server.api.dialects.dialect import Answer, Dialect
 from server.api.dialects.openai import OpenAiReply, Part, likely_json
+from server.api.request.chat.answer import answer_form
 from server.api.request.chat.messages import chat_prompt
-from server.api.request.chat.tools import REQUIRED
 from server.api.request.fields import CHAT
 from server.api.request.text_request import Incoming, TextRequest, text_request
 from server.chat.output.events import Reasoning, Text, ToolCall
@@ -26,8 +26,6 @@ def read_chat(incoming: Incoming) -> TextRequest:
     elif values["top_logprobs"]:
         raise ApiError(400, "top_logprobs needs logprobs to be true")
     chat = chat_prompt(model, body, incoming.files)
-    if chat.tools.choice == REQUIRED:
-        raise ApiError(400, "tool_choice: this server can't enforce tool calls yet; leave it out or say auto or none")
     return text_request(
         incoming,
         values,
@@ -35,6 +33,7 @@ def read_chat(incoming: Incoming) -> TextRequest:
         chat.text,
         default_ping_s=incoming.context.options.sse_ping_interval,
         warnings=(*chat.warnings, *unread),
+        form=answer_form(model, chat, values, body),
     )
 
 

@@ -8,11 +8,13 @@ reads grammars is imported when it is first needed: it is a tenth of all that a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+from server.chat.output.parser import OutputParser
+from server.engine.seam.task import Thinking, Trigger
 from server.errors import ApiError
 from server.records import record
 
@@ -21,10 +23,27 @@ NAMES = ("grammar", "json_schema", "regex", "choice")
 
 @record(frozen=True)
 class Constraint:
-    """A grammar ("" for none), and what of the request it doesn't enforce."""
+    """A grammar ("" for none), and what of the request it doesn't enforce. Where it `is_lazy` it holds from one of the
+    `triggers` on."""
 
     grammar: str = ""
     warnings: tuple[str, ...] = ()
+    is_lazy: bool = False
+    triggers: tuple[Trigger, ...] = ()
+
+
+FREE = Constraint()
+
+
+@record(frozen=True)
+class AnswerForm:
+    """What binds an answer, how the model writes what it thinks before, which control tokens are part of the text, and
+    what makes the parser that tells calls and reasoning from the text (None where it is text alone)."""
+
+    constraint: Constraint = FREE
+    thinking: Thinking | None = None
+    preserved_tokens: tuple[int, ...] = ()
+    new_parser: Callable[[], OutputParser] | None = None
 
 
 @record(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from server.api.request.constraints import FREE, Constraint
 from server.api.request.prompt import token_id
 from server.api.request.schema import SAMPLING_FIELDS, as_float, shorten
 from server.engine.seam.task import SAMPLER_ALIASES, SAMPLER_NAMES, SamplingParams
@@ -46,7 +47,10 @@ SAMPLER_LETTERS = {
 
 
 def sampling_params(
-    values: Mapping[str, Any], vocab: Vocab, defaults: Mapping[str, Any] = MappingProxyType({}), grammar: str = ""
+    values: Mapping[str, Any],
+    vocab: Vocab,
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    constraint: Constraint = FREE,
 ) -> tuple[SamplingParams, ...]:
     """The `SamplingParams` of each of the answers to a prompt, which differ in their seeds. `values` are the checked
     fields of a request for text."""
@@ -57,7 +61,9 @@ def sampling_params(
     if values["dry_multiplier"] and "dry" in samplers:
         breakers = dry_breakers(breakers, vocab)
     fields = {field.name: values[field.name] for field in SAMPLING_FIELDS} | {
-        "grammar": grammar,
+        "grammar": constraint.grammar,
+        "grammar_lazy": constraint.is_lazy,
+        "grammar_triggers": constraint.triggers,
         "samplers": samplers,
         "logit_bias": logit_bias(values["logit_bias"], vocab),
         "penalty_prompt": penalty_prompt(values["penalty_prompt"], vocab),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from server.api.context import Context
-from server.api.request.constraints import read_constraint
+from server.api.request.constraints import AnswerForm, read_constraint
 from server.api.request.media import Files
 from server.api.request.prompt import Prompt
 from server.api.request.sampling import sampling_params, strings
@@ -95,13 +95,15 @@ def text_request(
     is_list: bool = False,
     prompt_probs: int = -1,
     warnings: tuple[str, ...] = (),
+    form: AnswerForm | None = None,
 ) -> TextRequest:
     """The request of a dialect that has read its fields (`values`, of a table with those of a completion) and its
-    prompts, with `warnings` about these. For `prompt_probs` see `Task`."""
+    prompts, with `warnings` about these. Without a `form` the answer is text, in the form that the fields say. For
+    `prompt_probs` see `Task`."""
     model = incoming.model
-    constraint = read_constraint(incoming.body, model.defaults)
+    form = form or AnswerForm(read_constraint(incoming.body, model.defaults))
     model.require_room(values["n_cmpl"], len(prompts))
-    samplings = sampling_params(values, model.vocab, model.defaults, constraint.grammar)
+    samplings = sampling_params(values, model.vocab, model.defaults, form.constraint)
     stop = strings("stop", values["stop"])
     require_small(len(prompts) * len(samplings), samplings[0], stop)
     n_max, n_predict, stream = model.options.requests.n_predict, values["n_predict"], values["stream"]
@@ -128,6 +130,8 @@ def text_request(
         "stream": stream,
         "progress": stream and values["return_progress"],
         "timings": stream and values["timings_per_token"],
+        "preserved_tokens": form.preserved_tokens,
+        "reasoning": form.thinking,
     }
     tasks = [
         Task(
@@ -148,8 +152,9 @@ def text_request(
         n=len(samplings),
         shown=shown,
         is_list=is_list or len(samplings) > 1,
-        warnings=(*constraint.warnings, *warnings),
+        warnings=(*form.constraint.warnings, *warnings),
         default_ping_s=default_ping_s,
+        new_parser=form.new_parser,
     )
 
 

@@ -12,6 +12,7 @@ from server.api.request.fields import CHAT_FIELDS, listed
 from server.api.request.media import PARTS, Files
 from server.api.request.prompt import Prompt, tokenize_all
 from server.api.request.schema import read
+from server.chat.output.formats import Tags
 from server.chat.segments import Segments, is_text, plain_text
 from server.errors import ApiError
 from server.models.model import Model
@@ -33,13 +34,15 @@ MAX_ARGUMENTS = 2 << 20  # characters of all tool calls: they may be read as JSO
 @record(frozen=True)
 class ChatPrompt:
     """A rendered conversation: its text, the prompt that it makes, the text that the answer goes on with (assistant
-    prefill), what the answer may be, and as warnings what of the request the model doesn't get to see."""
+    prefill), what the answer may be and which tags are around reasoning in it, and as warnings what of the request the
+    model doesn't get to see."""
 
     text: str
     prompt: Prompt
     prefill: str
     tools: Tools
     reasoning: ReasoningWish
+    tags: Tags | None
     warnings: tuple[str, ...] = ()
 
 
@@ -63,13 +66,15 @@ def chat_prompt(model: Model, body: Mapping[str, Any], files: Files | None = Non
         prefill = plain_text(messages[-1].get("content"))
         messages, add_generation_prompt = messages[:-1], True
     segments = render(model, messages, add_generation_prompt, variables)
-    warnings = unread(model, body)
+    warnings = left_out(model, body, messages, variables)
+    end = "".join(part for part, is_user in segments[-3:] if not is_user)
+    tags = model.chat_template.reasoning_for(end, prefill or "")
     if prefill:
         segments = [*segments, (prefill, True)]
     text = "".join(part for part, _ in segments)
     model.vocab.measure(text)
     prompt = tokenize_all(model.vocab, segments, model.chat_template.bos_token, not model.system_prompt.prompt, files)
-    return ChatPrompt(files.shown(text), prompt, files.shown(prefill or ""), tools, reasoning, warnings)
+    return ChatPrompt(files.shown(text), prompt, files.shown(prefill or ""), tools, reasoning, tags, warnings)
 
 
 def check_messages(messages: object, files: Files | None = None) -> list[dict[str, Any]]:
@@ -174,16 +179,22 @@ def template_variables(
     return variables
 
 
-def unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the template has no use for, as warnings."""
+def left_out(
+    model: Model, body: Mapping[str, Any], messages: list[dict[str, Any]], variables: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """What the template has no place for, as warnings."""
     given, effort = body.get("chat_template_kwargs") or {}, reasoning_variables(read(body, CHAT_FIELDS))
-    names = model.chat_template.unread([*given, *effort])
+    found = model.chat_template.leaves_out(messages, variables, [*given, *effort])
     lines = []
-    if effort and all(name in names for name in effort):
+    if found.tools:
+        lines.append("tools: this model's chat template doesn't show them to the model")
+    if found.calls:
+        lines.append("messages: this model's chat template leaves tool calls out")
+    if effort and all(name in found.variables for name in effort):
         lines.append("reasoning_effort has no effect: this model's chat template doesn't read it")
-    if any(name in given for name in names):
-        unknown = listed([name for name in names if name in given])
-        lines.append(f"chat_template_kwargs: this model's chat template doesn't read {unknown}")
+    unread = [name for name in found.variables if name in given]
+    if unread:
+        lines.append(f"chat_template_kwargs: this model's chat template doesn't read {listed(unread)}")
     return tuple(lines)
 
 

@@ -1,0 +1,83 @@
+"""What a chat's answer may be, and how it is read: the calls that are wanted, what the model thinks before, the form of
+the rest. Connection thread; pure.
+
+The format in which the model's template has calls and reasoning (`CallFormat`) gives both: a grammar that leaves no
+other way, and the parser that tells calls and reasoning from the text.
+"""
+
+from __future__ import annotations
+
+import secrets
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
+from typing import Any
+
+from server.api.request.chat.messages import ChatPrompt
+from server.api.request.chat.reasoning import ReasoningWish
+from server.api.request.chat.tools import REQUIRED, Tools
+from server.api.request.constraints import AnswerForm, Constraint, read_constraint
+from server.chat.output.formats import CallFormat, ChannelCall, IdForm, Tags
+from server.chat.output.parser import OutputParser
+from server.engine.seam.task import Thinking
+from server.errors import ApiError
+from server.models.model import Model, Vocab
+
+LETTERS = string.ascii_letters + string.digits
+
+
+def answer_form(model: Model, chat: ChatPrompt, values: Mapping[str, Any], body: Mapping[str, Any]) -> AnswerForm:
+    """The form of the answers to this chat. ApiError 400 for one that can't be enforced."""
+    form = replace(model.chat_template.call_format, reasoning=chat.tags)
+    constraint = _constraint(model, form, chat.tools, body)
+    tools = chat.tools.callable if values["parse_tool_calls"] else ()
+    reasoning = chat.reasoning.form
+    if model.options.template.skip_chat_parsing:
+        tools, reasoning = (), "none"
+    has_marks = chat.tags or form.content or form.silent or isinstance(form.call, ChannelCall)
+    new_parser = None
+    if tools or reasoning != "none" and has_marks:
+        new_id = partial(make_id, form.ids)
+        new_parser = partial(OutputParser, form, tools, parse_calls=bool(tools), reasoning=reasoning, new_id=new_id)
+    return AnswerForm(
+        constraint, thinking(model.vocab, chat.tags, chat.reasoning), control_marks(model.vocab, form), new_parser
+    )
+
+
+def _constraint(model: Model, form: CallFormat, tools: Tools, body: Mapping[str, Any]) -> Constraint:
+    """Calls, as far as they are wanted, and else what the request wants of any text."""
+    if tools.choice == REQUIRED:
+        raise ApiError(400, "tool_choice: this server can't enforce tool calls yet; leave it out or say auto or none")
+    return read_constraint(body, model.defaults)
+
+
+def thinking(vocab: Vocab, tags: Tags | None, wish: ReasoningWish) -> Thinking | None:
+    """What the engine has to know about the reasoning of an answer."""
+    if tags is None:
+        return None
+    end = [*vocab.tokenize(wish.message, False, False), *vocab.tokenize(tags.close, False, True)]
+    return Thinking(tags.open.strip(), tags.close.strip(), tags.is_opened, wish.budget, tuple(end))
+
+
+def control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
+    """The control tokens among the marks of a format: they have to be seen, though such tokens aren't shown."""
+    tokens = {token for text in set(_texts(form)) - {""} for token in vocab.tokenize(text, False, True)}
+    return tuple(sorted(token for token in tokens if vocab.is_control(token)))
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts of a record, and of the records and tuples in it."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _texts(part)
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from _texts(getattr(value, field.name))
+
+
+def make_id(form: IdForm) -> str:
+    """A new id of a call."""
+    return form.prefix + "".join(secrets.choice(LETTERS) for _ in range(form.n_letters))
