@@ -301,6 +301,23 @@ def words(texts: list[str]) -> Dfa:
     return Dfa(accept, [[(((ord(char), ord(char)),), target) for char, target in here.items()] for here in children])
 
 
+def avoiding(text: str) -> Dfa:
+    """The texts in which a non-empty text doesn't occur: a state for each of its beginnings that the text so far ends
+    with."""
+    moves = []
+    for n in range(len(text)):
+        here: dict[int, list[str]] = {}
+        for char in dict.fromkeys(text):
+            so_far = text[:n] + char
+            size = next(size for size in range(min(len(so_far), len(text)), -1, -1) if so_far.endswith(text[:size]))
+            if size:
+                here.setdefault(size, []).append(char)
+        steps = [(characters("".join(chars)), size) for size, chars in here.items() if size < len(text)]
+        rest = complement(characters("".join(char for chars in here.values() for char in chars)))
+        moves.append([*steps, (rest, 0)])
+    return Dfa([True] * len(text), moves)
+
+
 def length_between(least: int, most: int | None) -> Dfa:
     """Any text of `least` to `most` characters; most None: no upper bound."""
     last = least if most is None else most

@@ -65,7 +65,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.grammar.json_schema": ("server.grammar",),
     "server.chat": ("server.chat.jinja", "server.chat.output"),
     "server.chat.jinja": (),
-    "server.chat.output": ("server.engine.seam",),
+    "server.chat.output": ("server.engine.seam", "server.grammar"),
     "server.models": ("server.chat", "server.engine.seam", "server.options"),
     "server.api": (
         "server.api.admin",

@@ -84,7 +84,7 @@ def object_expression(converter: Converter, shape: Shape, needs: list[Conjunctio
     return _lay_out_members(converter, shape, members, _further_members(converter, shape))
 
 
-def _declared_keys(shape: Shape) -> list[str]:
+def declared_keys(shape: Shape) -> list[str]:
     """The keys with a place of their own, in the order of the schema."""
     keys: dict[str, None] = {}
     for part in shape.having("properties"):
@@ -96,7 +96,7 @@ def _declared_keys(shape: Shape) -> list[str]:
 
 def _members(converter: Converter, shape: Shape, needs: list[Conjunction]) -> list[_Member] | None:
     """The declared properties that can be written; None if a required one can't."""
-    keys = _declared_keys(shape)
+    keys = declared_keys(shape)
     if len(keys) > PROPERTIES_MAX:
         raise SchemaError(f"more than {PROPERTIES_MAX} properties in one object", shape.pointer)
     required = required_keys(shape)
@@ -124,7 +124,7 @@ def _is_open(shape: Shape) -> bool:
         if shape.having(keyword):
             return True
     listed = [part for part in shape.parts if "properties" in part.schema or "patternProperties" in part.schema]
-    return not listed or shape.largest("minProperties") > len(_declared_keys(shape))
+    return not listed or shape.largest("minProperties") > len(declared_keys(shape))
 
 
 def _further_members(converter: Converter, shape: Shape) -> str | None:
@@ -181,7 +181,7 @@ def _further_values(converter: Converter, shape: Shape, matched: list[str]) -> C
 def _further_key(converter: Converter, shape: Shape, patterns: list[str], matched: list[str]) -> str | None:
     """The text of a further key behind its opening quote; None if no key is left."""
     builder = converter.builder
-    taken = list(dict.fromkeys([*_declared_keys(shape), *sorted(shape.forbidden_keys)]))
+    taken = list(dict.fromkeys([*declared_keys(shape), *sorted(shape.forbidden_keys)]))
     names = [part.at("propertyNames") for part in shape.having("propertyNames")]
 
     def class_of(chars: automaton.Charset) -> str:

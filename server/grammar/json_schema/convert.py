@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from functools import lru_cache
+from typing import TypeVar
 
 from server.grammar import automaton
 from server.grammar.automaton import Charset, Dfa, TooLarge
@@ -60,6 +62,8 @@ _COUNTS = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 _TYPE_ONLY = {"type", *ANNOTATIONS}
 
+AnyConverter = TypeVar("AnyConverter", bound="Converter")
+
 # What `response_format: {"type": "json_object"}` without a schema stands for.
 ANY_OBJECT = {"type": "object"}
 
@@ -76,12 +80,17 @@ class Conversion:
 def convert(schema: object, *, strict: bool = False) -> Conversion:
     """The grammar of the JSON texts that fit a schema. Raises `SchemaError` for what is no schema, fits
     nothing, or under `strict` can't be enforced."""
+    grammar, warnings = _convert_text(checked_text(schema), strict)
+    return Conversion(grammar, list(warnings))
+
+
+def checked_text(schema: object) -> str:
+    """A schema as JSON text, if it is JSON and not too large."""
     _check_json(schema)
     text = json.dumps(schema, ensure_ascii=True, separators=(",", ":"))
     if len(text) > TEXT_MAX:
         raise SchemaError(f"the schema has {len(text)} characters, the limit is {TEXT_MAX}", "#")
-    grammar, warnings = _convert_text(text, strict)
-    return Conversion(grammar, list(warnings))
+    return text
 
 
 def _check_json(schema: object) -> None:
@@ -117,13 +126,20 @@ def _check_json(schema: object) -> None:
 
 @lru_cache(maxsize=64)
 def _convert_text(text: str, strict: bool) -> tuple[str, tuple[str, ...]]:
-    schema = json.loads(text)
+    root, converter = settle(json.loads(text), strict, Converter)
+    return checked_grammar(converter.builder.text(root)), tuple(converter.document.warnings)
+
+
+def settle(
+    schema: object, strict: bool, kind: Callable[[Document, set[tuple[str, ...]]], AnyConverter]
+) -> tuple[str, AnyConverter]:
+    """The root's expression and the converter that has written it: one round after the other, each without what the
+    one before has found to be endless."""
     until = deadline()
     dead: set[tuple[str, ...]] = set()
     reason: tuple[str, str] | None = None
     for _ in range(_ROUNDS_MAX):
-        document = Document(schema, strict, until)
-        converter = Converter(document, dead)
+        converter = kind(Document(schema, strict, until), dead)
         root = converter.run()
         endless = converter.endless()
         reason = reason or converter.contradiction
@@ -133,7 +149,11 @@ def _convert_text(text: str, strict: bool) -> tuple[str, tuple[str, ...]]:
         reason = reason or ("every value would have to contain such a value again", min(endless)[0])
     if root is None:
         raise SchemaError(*(reason or ("no value fits this schema", "#")))
-    grammar = converter.builder.text(root)
+    return root, converter
+
+
+def checked_grammar(grammar: str) -> str:
+    """The grammar, if it isn't too large for us or llama.cpp."""
     if len(grammar) > GRAMMAR_MAX:
         raise SchemaError(f"the grammar would have {len(grammar)} characters, the limit is {GRAMMAR_MAX}", "#")
     if sum(int(most or least) for least, most in _COUNTS.findall(grammar)) > _UNROLLED_MAX:
@@ -141,7 +161,7 @@ def _convert_text(text: str, strict: bool) -> tuple[str, tuple[str, ...]]:
             check(grammar)
         except GrammarError as error:
             raise SchemaError(f"the grammar would be too large for llama.cpp: {error.message}", "#") from None
-    return grammar, tuple(document.warnings)
+    return grammar
 
 
 class Converter:
@@ -167,12 +187,16 @@ class Converter:
     def run(self) -> str | None:
         """The expression of the root; None if nothing fits."""
         root = self.expression((self.document.plain(self.document.root),), "")
+        self.write_queue()
+        self.check_one_ofs()
+        return root
+
+    def write_queue(self) -> None:
+        """Writes the rules that wait for their bodies, and those that these need."""
         while self.queue:
             key, shapes, name = self.queue.pop(0)
             body = factored(self.alternatives(shapes, name, self.needs.setdefault(key, []), key))
             self.builder.rules[name] = body or '""'
-        self.check_one_ofs()
-        return root
 
     def expression(self, conjunction: Conjunction, hint: str) -> str | None:
         """The expression of a conjunction, None if no value fits: a rule of its own as soon as it has

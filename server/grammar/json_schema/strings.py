@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 
 from server.grammar.automaton import ANY, Charset, Dfa, characters, charset, contains, without
@@ -131,6 +132,11 @@ def core(builder: Builder, name: str) -> str:
     return name
 
 
+def is_core(rules: Mapping[str, str | None]) -> bool:
+    """Whether those of these rules that have names of CORE_RULES are these."""
+    return all(body == CORE_RULES[name][0] for name, body in rules.items() if name in CORE_RULES)
+
+
 def reserve_core(builder: Builder) -> None:
     """Keeps the names of CORE_RULES from being given to others."""
     for name in CORE_RULES:
@@ -179,6 +185,12 @@ def _pieces(builder: Builder, item: dict | list) -> list[object]:
         else:
             pieces.append(part)
     return [*pieces, blank, _Raw(literal(closing))]
+
+
+def char_without(char: str) -> str:
+    """The body of the core rule for one character of a string, without one that is then written as an escape."""
+    raw = without(without(without(ANY, _QUOTES), _CONTROLS), characters(char))
+    return f'{char_class(raw)} | "\\\\" escape'
 
 
 def text_class(builder: Builder, chars: Charset) -> str:

@@ -1,0 +1,236 @@
+"""The grammar that makes tool calls certain: from a format, the tools and the choice among them.
+
+Pure functions on HTTP handler threads; results are kept, so that the next step of an agent's loop costs a look-up. What
+stands around calls is written here, and each call by `call_texts`. What comes out has passed the checks of cost that
+any grammar has to.
+
+The way not taken: one schema with a branch for each tool. Most formats are no JSON, and a warning should name its tool.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+from server.chat.output.call_texts import CallTexts, ToolSchemaError, text_literal
+from server.chat.output.formats import (
+    CallFormat,
+    ChannelCall,
+    JsonCall,
+    KeyedCall,
+    NamedCall,
+    ParameterCall,
+    PythonCall,
+    QuotelessCall,
+)
+from server.chat.output.heads import NAME, find_heads, first_word
+from server.chat.output.kinds import tool_parameters
+from server.grammar.gbnf import GrammarError
+from server.grammar.gbnf_build import Text, factored, literal, optional, sequence
+from server.grammar.gbnf_rewrite import affordable
+from server.records import record
+
+__all__ = ["CallConstraint", "ToolSchemaError", "call_constraint"]
+
+CALLS_MAX = 100  # of one answer
+_SLACK = r"[ \t\n]{0,4}"
+
+
+@record(frozen=True)
+class CallConstraint:
+    """What an answer is bound by.
+
+    `anchored`: the grammar is the whole answer, behind the reasoning. Else it begins at the first of the `triggers`,
+    anywhere in the visible text, or of the `start_triggers` at its beginning (white space ignored), and goes to the end
+    of the answer. `warnings`: what it doesn't enforce, a line each with the tool's name and the JSON pointer.
+    """
+
+    grammar: str
+    triggers: tuple[str, ...]
+    start_triggers: tuple[str, ...]
+    anchored: bool
+    warnings: tuple[str, ...]
+
+
+def call_constraint(
+    format: CallFormat,
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    choice: str,
+    names: Iterable[str] | None = None,
+    parallel: bool = True,
+    final_schema: object = None,
+    strict: bool = False,
+) -> CallConstraint:
+    """The constraint for `choice` "required" (nothing but calls) or "auto" (text, and calls from the first on).
+
+    `tools` in OpenAI's form; with `strict`, or `strict` in a tool, what can't be enforced is refused. `names` are those
+    that may be called, None for all. With a `final_schema` (None: none) the answer is a call or fits that schema.
+    Raises `ToolSchemaError`.
+    """
+    allowed = None if names is None else frozenset(names)
+    given = {
+        name: (parameters, strict or _is_strict(tools, name))
+        for name, parameters in tool_parameters(tools).items()
+        if allowed is None or name in allowed
+    }
+    if not given:
+        raise ToolSchemaError("", "there is no tool that may be called", "#")
+    try:
+        text = json.dumps([given, final_schema])
+    except (ValueError, TypeError, RecursionError):
+        raise ToolSchemaError("", "the schemas are no JSON", "#") from None
+    return _constraint(format, text, choice == "required", parallel, strict)
+
+
+def _is_strict(tools: Sequence[Mapping[str, Any]], name: str) -> bool:
+    functions = [tool.get("function") for tool in tools]
+    return any(isinstance(f, dict) and f.get("name") == name and f.get("strict") is True for f in functions)
+
+
+@lru_cache(maxsize=64)
+def _constraint(form: CallFormat, text: str, is_required: bool, parallel: bool, strict: bool) -> CallConstraint:
+    given, final_schema = json.loads(text)
+    texts = CallTexts(form, given)
+    frame = _Frame(texts, parallel and form.can_be_many)
+    anchored = is_required or final_schema is not None
+    if not anchored:
+        root = frame.from_trigger()
+    elif final_schema is None:
+        root = frame.answer()
+    else:
+        root = factored([frame.answer(), frame.final(final_schema, strict)])
+    try:
+        grammar = affordable(texts.builder.text(root))
+    except GrammarError as error:
+        raise ToolSchemaError("", f"the grammar of the calls is too much for llama.cpp: {error.message}", "#") from None
+    triggers, start_triggers = ((), ()) if anchored else find_triggers(form, list(given))
+    return CallConstraint(grammar, triggers, start_triggers, anchored, tuple(texts.warnings))
+
+
+def find_triggers(form: CallFormat, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The texts from which on an answer is calls: anywhere in the visible text, and at its beginning."""
+    call = form.call
+    if isinstance(call, ChannelCall):
+        addressed = _addressed(call)
+        return (call.call_head[0], f"{call.start} {addressed}"), (addressed,)
+    silent = [text.lstrip() for text in (form.content.open, *form.silent)] if form.content else list(form.silent)
+    found: list[str] = []
+    starts: list[str] = []
+    for marker, head in find_heads(form).items():
+        says_little = any(text.startswith(marker) for text in silent) and head.parts[1].kind == NAME
+        ways = [marker + name for name in names] if says_little else [marker]
+        found += ways
+        if form.opening and marker.startswith(form.opening):
+            ways = ways if marker != form.opening else [marker + name for name in names]
+            starts += [way[len(form.opening) :] for way in ways]
+    if form.at_start:
+        starts += [start for name in names for start in _starts(form, name)]
+    return tuple(found), tuple(starts)
+
+
+def _addressed(call: ChannelCall) -> str:
+    """How a head of Harmony names whom a message is for."""
+    return call.call_head[0][call.call_head[0].index("to=") :]
+
+
+def _starts(form: CallFormat, name: str) -> list[str]:
+    """What an answer begins with that is a call of a tool, where calls have no mark of their own."""
+    call = form.call
+    before = (form.before_all + form.before_call).strip()
+    if isinstance(call, JsonCall):
+        return [f'{before}{{"{call.name_key}":{blank}{json.dumps(name)}' for blank in ("", " ")]
+    if isinstance(call, KeyedCall):
+        return [f"{before}{{{json.dumps(name)}:"]
+    if isinstance(call, PythonCall):
+        return [f"{before}{name}("]
+    assert isinstance(call, (NamedCall, ParameterCall, QuotelessCall))
+    return [f"{before}{call.before_name}{name}{first_word(call.after_name)}".lstrip()]
+
+
+class _Frame:
+    """What stands around calls. `is_many` where there may be several."""
+
+    def __init__(self, texts: CallTexts, is_many: bool) -> None:
+        self.texts = texts
+        self.form = texts.form
+        self.is_many = is_many
+        self.call = texts.builder.define("call", factored(texts.calls))
+
+    def answer(self) -> str:
+        """Calls from the first token on, behind the reasoning. What the prompt has already written of the first one is
+        written again behind reasoning only."""
+        form = self.form
+        if isinstance(form.call, ChannelCall):
+            return sequence(optional(literal(form.call.start)), literal(form.call.call_head[0]), self.call)
+        start = form.before_all + form.before_call
+        if not form.opening:
+            first = sequence(text_literal(start), self.call)
+        else:
+            calls = [self.opened(sequence(text_literal(start), call)) for call in self.texts.calls]
+            first = self.texts.builder.define("first-call", factored(calls))
+        return self.group(sequence(first, text_literal(form.after_call)), form.after_all)
+
+    def opened(self, expression: str) -> str:
+        """An expression without what the prompt has already written of it."""
+        opening = literal(self.form.opening)[1:-1]
+        items = getattr(expression, "items", (expression,))
+        if not opening or not isinstance(items[0], Text) or not items[0][1:].startswith(opening):
+            return expression
+        rest = Text('"' + items[0][1 + len(opening) :])
+        rest_items = [rest, *items[1:]] if rest != '""' else items[1:]
+        again = optional(literal(self.form.opening)) if self.form.reasoning is not None else ""
+        return sequence(again, *rest_items)
+
+    def group(self, first: str, after_all: str) -> str:
+        """A first call and those behind it."""
+        form = self.form
+        more = sequence(text_literal(form.between + form.before_call), self.call, text_literal(form.after_call))
+        further = self.texts.builder.repeat("more", more, 0, CALLS_MAX - 1) if self.is_many else ""
+        return sequence(first, further, text_literal(after_all))
+
+    def from_trigger(self) -> str:
+        """Calls from a marker on."""
+        form = self.form
+        if isinstance(form.call, ChannelCall):
+            return self.channel_ways(form.call)
+        ways = [self.answer()] if form.at_start or form.opening else []
+        also = {first_word(text): text for text in form.also_before}
+        for marker, head in find_heads(form).items():
+            if head.in_group:
+                start, end, after_all = form.before_all + form.before_call, form.after_call, form.after_all
+            elif form.before_call and marker == first_word(form.before_call):
+                start, end, after_all = form.before_call, form.after_call, ""
+            else:
+                start, end, after_all = also.get(marker, ""), "", ""
+            first = sequence(self.after_marker(start), self.call, text_literal(end))
+            ways.append(self.group(first, after_all))
+        return factored(ways)
+
+    def after_marker(self, text: str) -> str:
+        """A text of the format. White space behind its first word is free: the token that ends the word may have
+        brought some."""
+        marker = first_word(text)
+        rest = text[text.index(marker) + len(marker) :]
+        if rest[:1].isspace() or marker and not rest and isinstance(self.form.call, (JsonCall, KeyedCall)):
+            return sequence(literal(marker), _SLACK, text_literal(rest.lstrip()))
+        return text_literal(text.lstrip())
+
+    def channel_ways(self, call: ChannelCall) -> str:
+        """Harmony's heads in both orders."""
+        addressed = literal(_addressed(call))
+        start = optional(sequence(literal(call.start), literal(" ")))
+        usual = self.texts.builder.define("usual", factored(self.texts.channel_calls("")))
+        swapped = self.texts.builder.define("swapped", factored(self.texts.channel_calls(f"{call.channel}commentary")))
+        return factored([sequence(literal(call.call_head[0]), usual), sequence(start, addressed, swapped)])
+
+    def final(self, schema: object, strict: bool) -> str:
+        """An answer that fits a schema, within the tags of visible text."""
+        answer = self.texts.schema_root("response_format", "final", schema, strict)
+        content = self.form.content
+        if content is None:
+            return answer
+        end = optional(text_literal(content.close.strip()))
+        return sequence(self.opened(sequence(text_literal(content.open.lstrip()), answer)), end)

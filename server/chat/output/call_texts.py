@@ -1,0 +1,237 @@
+"""The texts of single calls as grammar: one expression per tool, in the shape of the format.
+
+Pure functions on HTTP handler threads. Arguments as JSON come from the converter of schemas, a grammar for each tool,
+whose rules get the tool's name in front; other shapes are put together from the properties. Optional arguments come in
+the order of the schema.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.chat.output.formats import (
+    KEY,
+    CallFormat,
+    ChannelCall,
+    JsonCall,
+    KeyedCall,
+    NamedCall,
+    ParameterCall,
+    PythonCall,
+    QuotelessCall,
+)
+from server.grammar.gbnf_build import Builder, choice, factored, literal, optional, sequence
+from server.grammar.json_schema.convert import convert
+from server.grammar.json_schema.members import Member, convert_members
+from server.grammar.json_schema.parts import SchemaError
+from server.grammar.json_schema.strings import CORE_RULES, core, is_core, json_text, reserve_core
+
+_NAMES = re.compile(r'("(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\{[^}]*\})|([A-Za-z0-9-]+)')
+_BARE_KEY = re.compile("[A-Za-z_][A-Za-z0-9_]*")
+_NUMBER = '("0" | [1-9] [0-9]{0,2})'
+_PYTHON = {"boolean": '"True" | "False"', "null": '"None"'}
+_MARKED_KINDS = ("string", "number", "boolean", "null", "object", "array")
+_INLINE_MAX = 60
+
+
+class ToolSchemaError(SchemaError):
+    """A schema that is refused; `tool` is the tool's name, "" where all together are too much."""
+
+    def __init__(self, tool: str, message: str, pointer: str) -> None:
+        super().__init__(message, pointer)
+        self.tool = tool
+        self.args = (f"{f'tool {tool!r}: ' if tool else ''}{pointer}: {message}",)
+
+
+def text_literal(text: str) -> str:
+    """A text of a format as an expression; nothing for none."""
+    return literal(text) if text else ""
+
+
+def arguments_schema(parameters: Any) -> Any:
+    """The schema of a function's arguments, which are an object; none where it says nothing."""
+    if not parameters:
+        return {"type": "object", "properties": {}}
+    kinds = parameters.get("type", ["object"])
+    if kinds != "object" and "object" not in (kinds if isinstance(kinds, list) else ()):
+        raise SchemaError("the arguments of a function are an object", "#/type")
+    return {**parameters, "type": "object"}
+
+
+class CallTexts:
+    """`calls` has an expression for each tool, without the texts around each call; `builder` their rules. `tools` has
+    for each name (parameters, whether what can't be enforced is refused)."""
+
+    def __init__(self, form: CallFormat, tools: Mapping[str, tuple[Any, bool]]) -> None:
+        self.form = form
+        self.builder = Builder()
+        reserve_core(self.builder)
+        self.builder.next_number["root"] = 2
+        self.warnings: list[str] = []
+        self.arguments: dict[str, str] = {}
+        self.calls = [self.call(name, *tool) for name, tool in tools.items()]
+
+    def call(self, name: str, parameters: Any, strict: bool) -> str:
+        """A call of one tool."""
+        try:
+            return self.shaped_call(name, arguments_schema(parameters), strict)
+        except SchemaError as error:
+            raise ToolSchemaError(name, error.message, error.pointer) from None
+
+    def shaped_call(self, name: str, schema: Any, strict: bool) -> str:
+        """A call in the shape of the format."""
+        shape = self.form.call
+        if isinstance(shape, (ParameterCall, PythonCall, QuotelessCall)):
+            return self.member_call(shape, name, schema, strict)
+        arguments = self.arguments[name] = self.schema_root(f"tool {name!r}", name, schema, strict)
+        blank = core(self.builder, "ws")
+        if isinstance(shape, KeyedCall):
+            return sequence(literal("{"), blank, literal(f"{json_text(name)}:"), blank, arguments, blank, literal("}"))
+        if isinstance(shape, JsonCall):
+            return self.json_call(shape, name, arguments, blank)
+        if isinstance(shape, ChannelCall):
+            return sequence(literal(name + shape.call_head[1]), arguments)
+        return self.named_call(shape, name, arguments)
+
+    def schema_root(self, what: str, prefix: str, schema: object, strict: bool) -> str:
+        """The rule for the JSON texts that fit a schema; `what` has the schema."""
+        conversion = convert(schema, strict=strict)
+        self.warnings += [f"{what}: {warning}" for warning in conversion.warnings]
+        rules = dict(line.split(" ::= ", 1) for line in conversion.grammar.strip("\n").split("\n"))
+        return self.adopt(rules, prefix)["root"]
+
+    def adopt(self, rules: Mapping[str, str], prefix: str) -> dict[str, str]:
+        """Takes over the rules of another grammar under names of their own; JSON's fixed rules are shared. Returns the
+        new names."""
+        shared = CORE_RULES.keys() if is_core(rules) else ()
+        names = {
+            name: core(self.builder, name) if name in shared else self.builder.reserve(f"{prefix}-{name}")
+            for name in rules
+        }
+        for name, body in rules.items():
+            if name not in shared:
+                self.builder.rules[names[name]] = _NAMES.sub(lambda found: found[1] or names[found[2]], body)
+        return names
+
+    # Calls that are, or have, an object of JSON
+
+    def json_call(self, shape: JsonCall, name: str, arguments: str, blank: str) -> str:
+        """{"name": "f", "arguments": {...}}, and an id."""
+        comma = sequence(literal(","), blank)
+        before = behind = ""
+        if shape.id_key:
+            quote = literal('"')
+            identity = sequence(literal(f"{json_text(shape.id_key)}:"), blank, quote, self.id(name), quote)
+            before = sequence(identity, comma) if shape.id_first else ""
+            behind = "" if shape.id_first else sequence(comma, identity)
+        named = sequence(literal(f"{json_text(shape.name_key)}:"), blank, literal(json_text(name)), comma)
+        keyed = sequence(literal(f"{json_text(shape.arguments_key)}:"), blank, arguments)
+        return sequence(literal("{"), blank, before, named, keyed, behind, blank, literal("}"))
+
+    def named_call(self, shape: NamedCall, name: str, arguments: str) -> str:
+        """The name and an id or a number between texts, and the arguments."""
+        identity = sequence(literal(shape.before_id), self.id(name)) if shape.before_id else ""
+        named = literal(shape.before_name + name)
+        first = (identity, named) if shape.id_first else (named, identity)
+        head = sequence(*first, self.number(shape), text_literal(shape.after_name))
+        return sequence(head, arguments, text_literal(shape.after_arguments))
+
+    def channel_calls(self, channel: str) -> list[str]:
+        """Harmony's calls from the name on, behind which the `channel` may stand."""
+        shape = self.form.call
+        assert isinstance(shape, ChannelCall)
+        kind = choice([literal(" <|constrain|>json"), literal(" json"), ""])
+        return [
+            sequence(literal(name + channel), kind, literal(shape.message), arguments)
+            for name, arguments in self.arguments.items()
+        ]
+
+    def id(self, name: str) -> str:
+        """The id of a call."""
+        ids = self.form.ids
+        if ids.pattern:
+            before, _, after = ids.pattern.replace("{name}", name).partition("{index}")
+            return sequence(text_literal(before), _NUMBER, text_literal(after))
+        return sequence(text_literal(ids.prefix), f"[A-Za-z0-9]{{{ids.n_letters}}}" if ids.n_letters else _NUMBER)
+
+    def number(self, shape: NamedCall | ParameterCall) -> str:
+        """The number of a call, where calls are numbered."""
+        return sequence(literal(shape.before_index), _NUMBER) if shape.before_index else ""
+
+    # Calls whose arguments stand one by one
+
+    def member_call(
+        self, shape: ParameterCall | PythonCall | QuotelessCall, name: str, schema: Any, strict: bool
+    ) -> str:
+        """A call with each argument by itself."""
+        close, is_marked = "", True
+        if isinstance(shape, ParameterCall):
+            close = shape.quotes[1] if shape.quotes else shape.after_value.split(KEY)[0].strip()
+            is_marked = bool(shape.string_mark or shape.quotes)
+        elif isinstance(shape, QuotelessCall):
+            close = shape.quote
+        members = convert_members(schema, close, is_marked=is_marked, strict=strict)
+        self.warnings += [f"tool {name!r}: {warning}" for warning in members.warnings]
+        names = self.adopt(members.rules, name)
+        ways = [[(self.member(member, names), member.is_required) for member in way] for way in members.ways]
+        if isinstance(shape, ParameterCall):
+            inside = choice(sequence(*(text if needed else optional(text) for text, needed in way)) for way in ways)
+            head = sequence(literal(shape.before_name + name), self.number(shape), text_literal(shape.after_name))
+            return sequence(head, inside, text_literal(shape.after_arguments))
+        if isinstance(shape, PythonCall):
+            return sequence(literal(f"{name}("), choice(self.listed(way, ", ") for way in ways), literal(")"))
+        head = literal(f"{shape.before_name}{name}{shape.after_name}{{")
+        return sequence(head, choice(self.listed(way, ",") for way in ways), literal("}"))
+
+    def listed(self, members: Sequence[tuple[str, bool]], comma: str) -> str:
+        """Members in their order, with commas between those that are there."""
+        start = rest = ""  # what comes from here on if nothing stands before it, and if something does
+        for text, needed in reversed(members):
+            begun = sequence(text, rest)
+            more = sequence(literal(comma), begun)
+            start = begun if needed else self.short(choice([begun, start]))
+            rest = self.short(more if needed else choice([more, rest]))
+        return start
+
+    def short(self, expression: str) -> str:
+        """A long expression as a rule, so that it is written once."""
+        return self.builder.define("members", expression) if len(expression) > _INLINE_MAX else expression
+
+    def member(self, member: Member, names: Mapping[str, str]) -> str:
+        """An argument with its key."""
+        shape = self.form.call
+        text = names[member.text] if member.text else ""
+        rules = [(kind, names[rule]) for kind, rule in member.json]
+        if isinstance(shape, PythonCall):
+            return sequence(literal(f"{member.key}="), self.value([self.python_value(*rule) for rule in rules]))
+        if isinstance(shape, QuotelessCall):
+            key = member.key if _BARE_KEY.fullmatch(member.key) else f"{shape.quote}{member.key}{shape.quote}"
+            texts = [sequence(literal(shape.quote), text, literal(shape.quote))] if text else []
+            return sequence(literal(f"{key}:"), self.value([*texts, *(rule for _, rule in rules)]))
+        assert isinstance(shape, ParameterCall)
+        if text and shape.quotes:
+            text = sequence(literal(shape.quotes[0]), text, literal(shape.quotes[1]))
+        ways = [(self.mark(shape, kind), rule) for kind, rule in ([("string", text)] if text else []) + rules]
+        values = self.value([sequence(text_literal(mark), rule) for mark, rule in ways])
+        before = literal(shape.before_key + member.key + shape.after_key)
+        return sequence(before, values, text_literal(shape.after_value.replace(KEY, member.key)))
+
+    def value(self, ways: list[str]) -> str:
+        """The values of an argument."""
+        return factored(ways) if len(ways) == 1 else self.builder.define("value", factored(ways))
+
+    def mark(self, shape: ParameterCall, kind: str) -> str:
+        """What the format says of a kind of value."""
+        marks = shape.string_mark
+        if not marks:
+            return ""
+        index = _MARKED_KINDS.index(kind)
+        return marks[index if len(marks) == len(_MARKED_KINDS) else min(index, 1)] + shape.after_mark
+
+    def python_value(self, kind: str, rule: str) -> str:
+        """True, False and None where any of them may stand; other values are written as in JSON."""
+        if kind in _PYTHON and self.builder.rules[rule] in (kind, CORE_RULES[kind][0]):
+            return self.builder.define(f"python-{kind}", _PYTHON[kind])
+        return rule

@@ -1,0 +1,179 @@
+"""The properties of an object one by one, for formats in which arguments don't stand in a JSON object: the grammar of
+each as JSON, and as plain text up to a text that ends it.
+
+Runs on HTTP handler threads; imports only the standard library and its neighbours. Results are kept, as in `convert`.
+Plain text of a bounded length or of a pattern does without the first character of the text that ends it, and so do
+texts within JSON: else length and pattern would have to be multiplied with all beginnings of that text. Order and
+number of properties are the caller's affair: those of the schema, in its order, each required or not.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+
+from server.grammar import automaton
+from server.grammar.automaton import ANY, Charset, Dfa, contains, without
+from server.grammar.gbnf_build import choice, factored, literal, print_dfa
+from server.grammar.json_schema.containers import declared_keys
+from server.grammar.json_schema.convert import Converter, checked_text, settle
+from server.grammar.json_schema.parts import Conjunction, SchemaError
+from server.grammar.json_schema.shapes import Document, Shape
+from server.grammar.json_schema.strings import char_without, value_expression
+from server.grammar.json_schema.values import fits_shape, key_conjunction, kind_of, required_keys
+from server.records import record
+
+KINDS = ("string", "number", "boolean", "null", "object", "array")
+_WAYS_MAX = 20
+_LIKE_JSON = '-0123456789tfnTFN{[" \t\r\n'  # what text that stands for another value can begin with
+_UNSAID = ("minProperties", "maxProperties", "propertyNames", "patternProperties")
+
+
+@record(frozen=True)
+class Member:
+    """A property: the rule for its values that are texts, as plain text ("" if none is), and those for others, as
+    JSON, by kind."""
+
+    key: str
+    is_required: bool
+    text: str
+    json: tuple[tuple[str, str], ...]
+
+
+@record(frozen=True)
+class Members:
+    """The ways in which an object fits a schema, each with its properties, and the rules that these need."""
+
+    ways: tuple[tuple[Member, ...], ...]
+    rules: dict[str, str]
+    warnings: tuple[str, ...]
+
+
+def convert_members(schema: object, close: str, *, is_marked: bool, strict: bool) -> Members:
+    """The properties of the objects that fit a schema. `close` ends plain text and is no part of it; where it is "",
+    texts are JSON, too. With `is_marked` the format says which values are texts; else a text mustn't look like another
+    value that doesn't fit. Raises `SchemaError`."""
+    return _convert_text(checked_text(schema), close, is_marked, strict)
+
+
+@lru_cache(maxsize=64)
+def _convert_text(text: str, close: str, is_marked: bool, strict: bool) -> Members:
+    def made(document: Document, dead: set[tuple[str, ...]]) -> _MemberConverter:
+        return _MemberConverter(document, dead, close, is_marked)
+
+    _, converter = settle(json.loads(text), strict, made)
+    rules = {name: body or '""' for name, body in converter.builder.rules.items()}
+    if close and "char" in rules:
+        rules["char"] = char_without(close[0])
+    return Members(tuple(map(tuple, converter.ways)), rules, tuple(converter.document.warnings))
+
+
+class _MemberConverter(Converter):
+    """A conversion whose root is the properties of an object."""
+
+    def __init__(self, document: Document, dead: set[tuple[str, ...]], close: str, is_marked: bool) -> None:
+        super().__init__(document, dead)
+        self.close = close
+        self.is_marked = is_marked
+        self.ways: list[list[Member]] = []
+
+    def run(self) -> str | None:
+        """Fills `ways`; None if there are none."""
+        root = (self.document.plain(self.document.root),)
+        needs = self.needs.setdefault(("members",), [])
+        shapes = [shape for shape in self.document.shapes(root) if "object" in shape.types]
+        if len(shapes) > _WAYS_MAX:
+            raise SchemaError(f"more than {_WAYS_MAX} ways to fit the schema", root[0].pointer)
+        for shape in shapes:
+            inside: list[tuple[str, ...]] = []
+            members = self.members(shape, inside)
+            if members is not None:
+                self.ways.append(members)
+                needs.append(inside)
+        if not self.ways:
+            self.note_contradiction(root[0].pointer, "no object fits this schema")
+        self.write_queue()
+        self.check_one_ofs()
+        return "members" if self.ways else None
+
+    def members(self, shape: Shape, needs: list[tuple[str, ...]]) -> list[Member] | None:
+        """The properties of the objects of a shape; None if a required one can have no value."""
+        for keyword in _UNSAID:
+            for part in shape.having(keyword):
+                self.document.loosen(f"{part.pointer}/{keyword}", "not enforced in this format")
+        required = required_keys(shape)
+        found = []
+        for key in declared_keys(shape):
+            conjunction = key_conjunction(self.document, shape, key)
+            member = None if key in shape.forbidden_keys else self.member(key, key in required, conjunction)
+            if member is None and key in required:
+                self.note_contradiction(shape.pointer, f"the required property {key!r} can have no value")
+                return None
+            if member is not None:
+                found.append(member)
+                if key in required:
+                    needs.append(tuple(part.pointer for part in conjunction))
+        return found
+
+    def member(self, key: str, is_required: bool, conjunction: Conjunction) -> Member | None:
+        """A property; None if it can have no value."""
+        pointers = tuple(part.pointer for part in conjunction)
+        shapes = [] if pointers in self.dead else self.document.shapes(conjunction)
+        found: dict[str, list[str]] = {kind: [] for kind in KINDS}
+        texts: list[str] = []
+        for shape in shapes:
+            if shape.values is not None:
+                for value in shape.values:
+                    if fits_shape(self.document, value, shape):
+                        self.add_value(value, texts, found)
+                continue
+            for kind in shape.types:
+                if kind == "string" and self.close:
+                    continue
+                inside: list[Conjunction] = []
+                expression = self.typed_expression(kind, shape, key, inside)
+                if expression is not None:
+                    found["number" if kind == "integer" else kind].append(expression)
+        strings = [shape for shape in shapes if self.close and shape.values is None and "string" in shape.types]
+        others = [kind for kind, ways in found.items() if ways]
+        is_free = any(shape.is_free() for shape in shapes)
+        must_differ = not (self.is_marked or is_free or set(others) <= {"null"})
+        texts += [text for shape in strings if (text := self.plain_text(shape, must_differ, key))]
+        rules = tuple((kind, self.builder.define(f"{key}-{kind}", factored(found[kind]))) for kind in others)
+        if not texts and not rules:
+            return None
+        return Member(key, is_required, self.builder.define(f"{key}-text", choice(texts)) if texts else "", rules)
+
+    def add_value(self, value: object, texts: list[str], found: dict[str, list[str]]) -> None:
+        """One value of an enum, as text or JSON."""
+        if not isinstance(value, str) or not self.close:
+            kind = kind_of(value)
+            found["number" if kind == "integer" else kind].append(value_expression(self.builder, value))
+        elif self.close not in value and all(contains(ANY, ord(char)) for char in value):
+            texts.append(literal(value))
+
+    def plain_text(self, shape: Shape, must_differ: bool, hint: str) -> str | None:
+        """The texts of a shape as they are, without quotation marks; None if there are none."""
+        refused = [value for value in shape.refused_values if isinstance(value, str)]
+        least, most = self.counts(shape.pointer, shape.min_length, shape.max_length, "lengths")
+        allowed = without(ANY, automaton.characters(self.close[0]))
+        text = self.text(shape, refused, least, most, hint)
+        if isinstance(text, str):
+            self.document.loosen(shape.pointer, "the pattern is too large to be enforced in this format")
+            text = None
+        if text is None and (least or most is not None) and not must_differ:
+            return self.builder.repeat(f"{hint}-text", self.class_of_text(allowed), least, most) or '""'
+        if text is None and (least or most is not None):
+            text = automaton.length_between(least, most)
+        dfa = automaton.avoiding(self.close) if text is None else self.both(text, Dfa([True], [[(allowed, 0)]]), 10_000)
+        if dfa is not None and must_differ:
+            other = without(ANY, automaton.characters(_LIKE_JSON))
+            dfa = self.both(dfa, Dfa([True, True], [[(other, 1)], [(ANY, 1)]]), 10_000)
+        if dfa is None or dfa.is_empty():
+            self.document.loosen(shape.pointer, "no text of this form can be written in this format", fatal=False)
+            return None
+        return print_dfa(self.builder, dfa, f"{hint}-text", self.class_of_text)
+
+    def class_of_text(self, chars: Charset) -> str:
+        """One character of a set as it stands in plain text."""
+        return self.builder.char_class(chars)
