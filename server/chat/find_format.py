@@ -215,7 +215,11 @@ def name_marks(made: CallFormat) -> CallFormat:
     call = made.call
     at = made.before_call.rfind("<")
     to = max((match.start() for match in MARK.finditer(made.after_call)), default=0)
-    if not isinstance(call, (NamedCall, ParameterCall)) or at <= 0 or to <= 0:
+    if (
+        not isinstance(call, (NamedCall, ParameterCall))
+        or to <= 0
+        or not made.before_call[: max(at, 0)].strip().endswith(">")
+    ):
         return made
     call = replace(call, before_name=made.before_call[at:], after_arguments=made.after_call[:to])
     return replace(made, call=call, before_call=made.before_call[:at], after_call=made.after_call[to:])

@@ -42,9 +42,13 @@ SOLAR = CallFormat(
 ATEM = CallFormat(
     "atem",
     ParameterCall(
-        '<atem:invoke name="', '">\n', '<atem:parameter name="', '">', "</atem:parameter>\n", "</atem:invoke>\n"
+        "<|start|>assistant to=",
+        '<|message|><atem:function_calls>\n<atem:invoke name="{name}">\n',
+        '<atem:parameter name="',
+        '">',
+        "</atem:parameter>\n",
+        "</atem:invoke>\n",
     ),
-    before_call="<atem:function_calls>\n",
     after_call="</atem:function_calls>",
     between="<|eom|>",
     reasoning=Tags("<|start|>assistant to=self<|message|>", "<|eom|>"),
@@ -63,6 +67,7 @@ KIMI_K3 = CallFormat(
         ("string", "number", "boolean", "null", "object", "array"),
         '"<|sep|>',
         before_index='" index="',
+        first_index=1,
     ),
     before_all="<|open|>tools<|sep|>",
     after_all="<|close|>tools<|sep|><|close|>message<|sep|>",

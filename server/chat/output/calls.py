@@ -315,7 +315,9 @@ class CallReader(Cursor):
         call = self.form.call
         assert isinstance(call, ParameterCall)
         start = "{"
-        while (yield from self.comes(words(call.before_key))):
+        opening = words(call.before_key)
+        end = [word for word in self.call_end[:1] if word.startswith(opening[0])]  # ]<]ns[>[< and ]<]ns[>[</invoke>
+        while not (end and (yield from self.comes(end, takes_it=False))) and (yield from self.comes(opening)):
             key = (yield from self.until(first_word(call.after_key))).strip()
             yield from self.passes(words(call.after_key)[1:])
             mark = (yield from self.until(first_word(call.after_mark))) if call.string_mark else ""
@@ -329,8 +331,8 @@ class CallReader(Cursor):
             raise Over
         self.write("{}" if start == "{" else "}")
 
-    def comes(self, texts: list[str]) -> Generator[None, None, bool]:
-        """Whether these texts come next; if so, they are passed. Raises `Over` at the end of the text."""
+    def comes(self, texts: list[str], takes_it: bool = True) -> Generator[None, None, bool]:
+        """Whether these texts come next; if so, they are passed, if wished. Raises `Over` at the end of the text."""
         self.hold()
         try:
             for text in texts:
@@ -341,7 +343,7 @@ class CallReader(Cursor):
         except NoCall:
             self.let_go()
             return False
-        self.let_go(takes_it=True)
+        self.let_go(takes_it=takes_it)
         return True
 
     def parameter(self, call: ParameterCall, key: str, mark: str) -> Steps:

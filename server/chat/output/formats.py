@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from server.records import record
 
-KEY = "{key}"
+NAME, KEY = "{name}", "{key}"
 
 
 @record(frozen=True)
@@ -46,7 +46,8 @@ class NamedCall:
 
     `before_id` is "" where calls have no id. The id stands behind the name (name, `before_id`, id, `after_name`,
     arguments), with `id_first` before it (`before_id`, id, `before_name`, name, `after_name`, arguments). Where
-    `before_index` isn't "", the call's number in digits stands behind it, between the name and `after_name`.
+    `before_index` isn't "", the call's number in digits stands behind it, between the name and `after_name`; the first
+    one's is `first_index`.
     """
 
     before_name: str
@@ -55,6 +56,7 @@ class NamedCall:
     before_id: str = ""
     id_first: bool = False
     before_index: str = ""
+    first_index: int = 0
 
 
 @record(frozen=True)
@@ -64,7 +66,8 @@ class ParameterCall:
     `string_mark` are the texts that say which of both a value is, between `after_key` and `after_mark`: the first one
     for texts, any other for JSON (("true", "false"), or one for each of text, number, boolean, null, object and list);
     () where the schema alone says it. `KEY` in `after_value` stands for the argument's name once more. `quotes` are two
-    texts that may stand around a text (as CDATA). `before_index` as in `NamedCall`.
+    texts that may stand around a text (as CDATA). `before_index` and `first_index` as in `NamedCall`. `NAME` in
+    `after_name` stands for the function's name once more.
     """
 
     before_name: str
@@ -77,6 +80,7 @@ class ParameterCall:
     after_mark: str = ""
     quotes: tuple[str, ...] = ()
     before_index: str = ""
+    first_index: int = 0
 
 
 @record(frozen=True)

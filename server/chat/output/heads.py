@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from server.chat.output.formats import NAME as AGAIN
 from server.chat.output.formats import CallFormat, ChannelCall, NamedCall, ParameterCall, PythonCall, QuotelessCall
 from server.records import record
 
@@ -60,7 +61,9 @@ def own_parts(form: CallFormat) -> list[Part]:
         return [*(identity + name if call.id_first else name + identity), *index, *fixed(call.after_name)]
     if isinstance(call, ParameterCall):
         index = [*fixed(call.before_index), Part(kind=INDEX)] if call.before_index else []
-        return [*fixed(call.before_name), Part(kind=NAME), *index, *fixed(call.after_name)]
+        first, *more = call.after_name.split(AGAIN)
+        again = [part for text in more for part in (Part(kind=NAME), *fixed(text))]
+        return [*fixed(call.before_name), Part(kind=NAME), *index, *fixed(first), *again]
     if isinstance(call, QuotelessCall):
         return [*fixed(call.before_name), Part(kind=NAME), *fixed(call.after_name), Part("{")]
     if isinstance(call, PythonCall):

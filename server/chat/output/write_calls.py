@@ -12,6 +12,7 @@ from typing import Any
 
 from server.chat.output.formats import (
     KEY,
+    NAME,
     CallFormat,
     ChannelCall,
     JsonCall,
@@ -26,7 +27,7 @@ from server.records import record
 
 @record(frozen=True)
 class WrittenCall:
-    """A call with all that a format may show of it. `index` is its number in the conversation."""
+    """A call with all that a format may show of it. `index` is its number, from 0."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -71,18 +72,22 @@ def _write_json_call(kind: JsonCall, call: WrittenCall) -> str:
 
 def _write_named_call(kind: NamedCall, call: WrittenCall) -> str:
     call_id = kind.before_id + call.id if kind.before_id else ""
-    index = f"{kind.before_index}{call.index}" if kind.before_index else ""
+    index = _index(kind, call)
     head = [call_id, kind.before_name + call.name] if kind.id_first else [kind.before_name + call.name, call_id]
     return "".join(head) + index + kind.after_name + to_json(call.arguments) + kind.after_arguments
 
 
 def _write_parameter_call(kind: ParameterCall, call: WrittenCall) -> str:
-    index = f"{kind.before_index}{call.index}" if kind.before_index else ""
+    after_name = kind.after_name.replace(NAME, call.name)
     arguments = "".join(
         f"{kind.before_key}{key}{kind.after_key}{_mark(kind, value)}{_plain(value)}{kind.after_value.replace(KEY, key)}"
         for key, value in call.arguments.items()
     )
-    return kind.before_name + call.name + index + kind.after_name + arguments + kind.after_arguments
+    return kind.before_name + call.name + _index(kind, call) + after_name + arguments + kind.after_arguments
+
+
+def _index(kind: NamedCall | ParameterCall, call: WrittenCall) -> str:
+    return f"{kind.before_index}{kind.first_index + call.index}" if kind.before_index else ""
 
 
 def _mark(kind: ParameterCall, value: object) -> str:
