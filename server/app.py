@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ctypes_api.errors import LibsError
 from server import log as logging_setup
@@ -147,7 +148,7 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
     is_tuning, model = options.errands.tune, options.model
     if is_tuning:
         model = model.replace(ctx_size=TUNE_CTX * model.parallel)
-    place, config = read_model(model, options.engines, options.downloads, own, must_recall=not is_tuning)
+    place, config, advice = read_model(model, options.engines, options.downloads, own, must_recall=not is_tuning)
     if is_tuning:
         return tune_model(model, argv, place, config)
     if options.errands.dry_run:
@@ -158,6 +159,8 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
         print("\n".join(lines))
         return 0
     warn_of_threads(config)
+    if not options.api.is_2024:  # which knew no such thing
+        model = with_advice(model, advice)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     memory.return_large_blocks()
     stop = threading.Event()
@@ -180,6 +183,22 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
         return serving.serve(options.replace(model=model), engine, place.name or place.path, unpacked, stop, leave)
     finally:
         engine.close()
+
+
+def with_advice(model: ModelOptions, advice: dict[str, Any]) -> ModelOptions:
+    """The options with what the model's file advises for requests that don't say otherwise; a line tells of it."""
+    requests = model.requests.with_advice(advice)
+    if requests.advised:
+        log.info(
+            "requests that don't say otherwise get what the model's file advises: %s",
+            ", ".join(f"{name} {shown(requests.values[name])}" for name in advice if name in requests.advised),
+        )
+    return model.replace(requests=requests)
+
+
+def shown(value: object) -> str:
+    """A default of requests in a line of the log."""
+    return ";".join(value) if isinstance(value, tuple) else str(value)
 
 
 def warn_of_threads(config: EngineConfig) -> None:

@@ -21,9 +21,10 @@ from server.errors import PassingError, StartError
 from server.log import get_logger
 from server.model_files import host_cpus
 from server.model_files.checks import check_all, check_model_file, check_ranker
-from server.model_files.gguf import Gguf, GgufError
+from server.model_files.gguf import Gguf, GgufError, printable
 from server.model_files.shape import Shape
 from server.model_files.shape_reader import shape_of
+from server.options.advice import read_advice
 from server.options.groups import DownloadOptions, EngineOptions, ModelOptions, SourceOptions, SpecOptions
 from server.options.row import OptionError
 from server.options.speculation import DRAFT, NGRAM
@@ -46,14 +47,16 @@ def read_model(
     downloads: DownloadOptions,
     own: Bundle | None,
     must_recall: bool = True,
-) -> tuple[ModelPlace, EngineConfig]:
-    """Where a model is, and what its engine has to know; OptionError, StartError or LibsError if it can't be served.
-    The headers of its files are megabytes, and gone on return. For `must_recall` see `engine_config`."""
+) -> tuple[ModelPlace, EngineConfig, dict[str, Any]]:
+    """Where a model is, what its engine has to know, and what its file advises for requests; OptionError, StartError or
+    LibsError if it can't be served. The headers of its files are megabytes, and gone on return. For `must_recall` see
+    `engine_config`."""
     place, headers = find_model(options, downloads, own)
     draft_model = find_draft_model(options, downloads)
     libs = libs_folder(engines)
     mmproj = find_projector(options.sources, downloads, libs, place)
-    return place, engine_config(options, libs, place, headers, draft_model, mmproj, must_recall)
+    config = engine_config(options, libs, place, headers, draft_model, mmproj, must_recall)
+    return place, config, advice_in(headers[0])
 
 
 def libs_folder(options: EngineOptions) -> str:
@@ -169,6 +172,14 @@ def fetch(
 def tunable(options: SourceOptions, model: ModelPlace) -> str:
     """The file that `--tune` knows the model by; "" for the model in this very program."""
     return options.model or ("" if model.bundle else model.path)
+
+
+def advice_in(header: Gguf) -> dict[str, Any]:
+    """What a model's file advises for sampling, by field name; what is wrong with it is logged."""
+    advice, faults = read_advice(header.metadata)
+    if faults:
+        log.warning("%s advises what can't be taken: %s", header.path, printable("; ".join(faults)))
+    return advice
 
 
 # ---- the engine's configuration --------------------------------------------------------------------------------------

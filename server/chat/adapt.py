@@ -6,7 +6,9 @@ reads as it is stays as it is.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +16,12 @@ from server.chat.probe import REASONING_KEYS, Message, Probe
 from server.chat.segments import is_text, plain_text
 
 SYSTEM_ROLES = ("system", "developer")
+SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 
 def adapt(messages: Sequence[Message], probe: Probe) -> list[dict[str, Any]]:
     """The messages for a template; none of those given is changed."""
-    named = name_results(place_system(rename_developer(messages, probe), probe))
+    named = shorten_ids(name_results(place_system(rename_developer(messages, probe), probe)), probe)
     return [adapt_content(adapt_calls(adapt_reasoning(message, probe), probe), probe) for message in named]
 
 
@@ -61,7 +64,7 @@ def join_texts(messages: Sequence[Message]) -> Message:
     return {**messages[-1], "role": messages[0]["role"], "content": plain_text(parts)}
 
 
-def name_results(messages: list[Message]) -> list[Message]:
+def name_results(messages: Sequence[Message]) -> list[Message]:
     """Results of tools with the tool's name, which clients leave to the call with the same id."""
     names: dict[str, Any] = {}
     named = []
@@ -72,6 +75,26 @@ def name_results(messages: list[Message]) -> list[Message]:
         name = names.get(message.get("tool_call_id") or "") if message.get("role") == "tool" else None
         named.append({**message, "name": name} if name and not message.get("name") else message)
     return named
+
+
+def shorten_ids(messages: list[Message], probe: Probe) -> list[Message]:
+    """Ids of calls with nine letters and digits where the template refuses others, as those of a conversation that was
+    begun with another model."""
+    ids = [call.get("id") for message in messages for call in message.get("tool_calls") or ()]
+    strange = {call_id for call_id in ids if isinstance(call_id, str) and not SHORT_ID.fullmatch(call_id)}
+    if not strange or not probe.wants_short_ids:
+        return messages
+    short = {call_id: hashlib.sha256(call_id.encode()).hexdigest()[:9] for call_id in strange}
+    return [_with_ids(message, short) for message in messages]
+
+
+def _with_ids(message: Message, ids: Mapping[str, str]) -> Message:
+    """With other ids of calls and of what they resulted in."""
+    if message.get("tool_calls"):
+        calls = [{**call, "id": ids.get(call.get("id"), call.get("id"))} for call in message["tool_calls"]]
+        return {**message, "tool_calls": calls}
+    old = message.get("tool_call_id")
+    return {**message, "tool_call_id": ids[old]} if isinstance(old, str) and old in ids else message
 
 
 def adapt_reasoning(message: Message, probe: Probe) -> Message:

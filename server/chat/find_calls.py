@@ -139,7 +139,12 @@ def find_parameters(text: str, calls: Sequence[WrittenCall]) -> Found | None:
             return None
         gaps = [text[a_end:b_start] for (_, a_end), (b_start, _) in zip(places, places[1:], strict=False)]
         tail = text[places[-1][1] :]
-        kinds.append(_parameter_call(gaps, first, tail.replace(second, first, 1)))
+        kind = _parameter_call(gaps, first, tail.replace(second, first, 1))
+        if not (kind.before_key and kind.after_key and kind.after_value and all(kind.string_mark)) or (
+            kind.string_mark and not kind.after_mark
+        ):
+            return None  # nobody could tell where a name or a value ends
+        kinds.append(kind)
         spans.append((places[0][0], places[-1][1] + len(kinds[-1].after_value.replace(KEY, second))))
     before, after = _around_number([kind.after_name for kind in kinds])
     return Found(replace(kinds[0], before_index=before, after_name=after), tuple(spans))

@@ -46,7 +46,8 @@ TOOLS = [
     for name in (NAME, SECOND_NAME)
 ]
 USER = {"role": "user", "content": QUESTION}
-PLAIN = {"role": "assistant", "content": "~"}
+ANSWER = "~b9f6probe"  # begins like no mark and no name
+PLAIN = {"role": "assistant", "content": ANSWER}
 
 
 def find_format(probe: Probe) -> CallFormat:
@@ -76,9 +77,7 @@ def find_ids(probe: Probe, found: CallFormat) -> IdForm:
     call = found.call
     if isinstance(call, NamedCall) and call.before_index and "functions." in found.before_call + call.before_name:
         return IdForm(pattern="functions.{name}:{index}")
-    if found.is_native and _turn(probe, CALLS[:1]) and not _turn(probe, [replace(CALLS[0], id="x")]):
-        return IdForm("", 9)
-    return IdForm()
+    return IdForm("", 9) if found.is_native and probe.wants_short_ids else IdForm()
 
 
 def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
@@ -160,7 +159,7 @@ def _without_reasoning(text: str, reasoning: Tags | None) -> str:
 def _stops(probe: Probe) -> list[str]:
     """Texts that end an answer: what follows one without calls, and what begins one."""
     text = _rendered(probe, [USER, PLAIN, {"role": "user", "content": "x"}]) or ""
-    header, _, behind = text.partition("~")
+    header, _, behind = text.partition(ANSWER)
     end = re.match(rf"\s*({MARK.pattern}|\S+)", behind)
     return [*(match[0] for match in MARK.finditer(header)), *([end[1]] if end else []), *END_MARKS]
 

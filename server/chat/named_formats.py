@@ -7,9 +7,11 @@ a part of the messages that it renders.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from server.chat.output.formats import (
+    GENERIC,
     CallFormat,
     ChannelCall,
     IdForm,
@@ -81,6 +83,7 @@ FUNCTIONARY = CallFormat(
 )
 LFM2 = CallFormat("lfm2", PythonCall(), before_all="<|tool_call_start|>[", after_all="]<|tool_call_end|>", between=", ")
 GRANITE = CallFormat("granite", JsonCall(), before_all="<|tool_call|>[", after_all="]", between=", ")
+HERMES = replace(GENERIC, family="hermes", is_native=True)
 
 # a text in a template's source -> the format that its model speaks
 FORMATS = (
@@ -92,6 +95,7 @@ FORMATS = (
     ("List of tools: <|tool_list_start|>[", LFM2),
     ("List of tools: [", LFM2),
     ("respond only with <|tool_call|> followed by a JSON list", GRANITE),
+    ("xml_tools", HERMES),
 )
 
 # a text in a template's source -> fields of its format besides what the probe finds; the first one for a field counts

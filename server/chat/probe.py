@@ -19,6 +19,7 @@ from typing import Any
 
 from server.chat.jinja import Template, TemplateError
 from server.chat.jinja.limits import Limits
+from server.chat.variables import NEAREST_EFFORTS, NO_EFFORT, SAME_EFFORTS
 
 Message = Mapping[str, Any]
 
@@ -59,6 +60,7 @@ class Probe:
         self._template = template
         self._base = base
         self._reads_parts: dict[str, bool] = {}
+        self._efforts: dict[tuple[str, str], str | None] = {}
 
     @cached_property
     def wants_parts(self) -> bool:
@@ -141,6 +143,39 @@ class Probe:
         parts = [{"type": "thinking", "thinking": WORD}, {"type": "text", "text": OTHER}]
         never = (f"'thinking': '{WORD}'", f'"thinking": "{WORD}"')
         return "content" if self._shows([USER, {**ASSISTANT, "content": parts}, USER], WORD, OTHER, never=never) else ""
+
+    def effort(self, name: str, effort: str) -> str | None:
+        """Which value of the variable `name` stands for an effort, None if no value does. An effort that isn't one of
+        OpenAI's is taken as it is."""
+        if effort not in NEAREST_EFFORTS:
+            return effort if effort != "none" else next((one for one in NO_EFFORT if self._names_text(one)), None)
+        if (name, effort) not in self._efforts:
+            known = [value for value in SAME_EFFORTS.get(effort, ()) if self._has_effect(name, value)]
+            taken = (value for value in (effort, *NEAREST_EFFORTS[effort]) if self._with(name, value) is not None)
+            self._efforts[name, effort] = known[0] if known else next(taken, None)
+        return self._efforts[name, effort]
+
+    def _names_text(self, text: str) -> bool:
+        return f"'{text}'" in self.source or f'"{text}"' in self.source
+
+    def _has_effect(self, name: str, value: str) -> bool:
+        """Whether a value of a variable makes another prompt than one that the template can't know."""
+        text, other = self._with(name, value), self._with(name, STRANGER)
+        return text is not None and text != other
+
+    def _with(self, name: str, value: str) -> str | None:
+        return self.render([USER], variables={name: value})
+
+    @cached_property
+    def wants_short_ids(self) -> bool:
+        """Whether ids of calls have to be nine letters and digits, as Mistral's do."""
+        refused = {**self._call(), "tool_calls": [{**self._call()["tool_calls"][0], "id": "x"}]}
+        return self.call_form is not None and self.render([USER, refused, {**RESULT, "tool_call_id": "x"}]) is None
+
+    @cached_property
+    def reads_results(self) -> bool:
+        """Whether the results of tools come out."""
+        return self._shows([USER, self._call(), {**RESULT, "content": WORD}], WORD)
 
     @cached_property
     def refuses_text_beside_reasoning(self) -> bool:

@@ -14,31 +14,23 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from server.chat.adapt import adapt, rename_developer
+from server.chat.adapt import adapt, name_results, rename_developer
 from server.chat.find_format import find_format
 from server.chat.jinja import Template, TemplateError, mark
 from server.chat.output.formats import GENERIC, CallFormat, Tags
 from server.chat.probe import Probe
 from server.chat.segments import Segments, plain_text
-from server.chat.variables import template_variables
-from server.records import record
+from server.chat.spell import show_tools, spell_calls, spell_results
+from server.chat.variables import find_variables, is_read
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
     "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 UNMARKED_KEY = "role"  # templates make special tokens of it; its letters are checked before
-MARKED_VARIABLES = ("tools", "functions", "documents")
+MARKED_VARIABLES = ("tools", "xml_tools", "functions", "documents")
+Message = Mapping[str, Any]
 WHITESPACE = " \t\n\v\f\r"  # what libllama's templates trim
-
-
-@record(frozen=True)
-class LeftOut:
-    """What a template has no place for."""
-
-    tools: bool
-    calls: bool
-    variables: tuple[str, ...]
 
 
 class ChatTemplate:
@@ -55,16 +47,14 @@ class ChatTemplate:
         self._base = {"bos_token": bos_token, "eos_token": eos_token}
         self._probe = Probe(self._template, lambda tools: self._variables({"tools": tools} if tools else {}))
 
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any]
-    ) -> Segments:
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> Segments:
         """The prompt for `messages` in segments; `extra` are further variables (tools, enable_thinking, ...).
 
         Raises `TemplateError` with the place in the template and the index of the message.
         """
-        if self._for_tools is not None and extra.get("tools"):
+        if self._for_tools is not None and (extra.get("tools") or has_calls(messages)):
             return self._for_tools.render(messages, add_generation_prompt, extra)
-        adapted = adapt(messages, self._probe)
+        adapted = adapt(self._spell(messages, extra.get("tools") or ()), self._probe)
         context = {
             **self._variables(extra),
             "messages": [_marked(message) for message in adapted],
@@ -77,8 +67,18 @@ class ChatTemplate:
                 error.message_index = None  # counts others than the client's
             raise
 
+    def _spell(self, messages: Sequence[Message], tools: Sequence[Message]) -> Sequence[Message]:
+        """Tools, calls and results that the template has no place for, as text."""
+        if tools and not self._probe.reads_tools:
+            messages = show_tools(messages, tools, self.call_format)
+        if has_calls(messages) and self._probe.call_form is None:
+            messages = spell_calls(name_results(messages), self.call_format)
+        if any(message.get("role") == "tool" for message in messages) and not self._probe.reads_results:
+            messages = spell_results(messages)
+        return messages
+
     def _variables(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        variables = template_variables(self._template.names, given)
+        variables = find_variables(self._template.names, given, self._probe.effort)
         marked = {name: mark(variables[name]) for name in MARKED_VARIABLES if name in variables}
         return {**self._base, **variables, **marked}
 
@@ -92,17 +92,10 @@ class ChatTemplate:
         prompt has begun it already. None where the model has none."""
         return reasoning_for(self.call_format, prompt, prefill)
 
-    def leaves_out(
-        self, messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any], names: Iterable[str]
-    ) -> LeftOut:
-        """What of a conversation the model doesn't get to see, and which of the variables `names` are never read."""
-        if self._for_tools is not None and extra.get("tools"):
-            return self._for_tools.leaves_out(messages, extra, names)
-        return LeftOut(
-            bool(extra.get("tools")) and not self._probe.reads_tools,
-            has_calls(messages) and self._probe.call_form is None,
-            tuple(name for name in names if name not in self._template.names),
-        )
+    def unread(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Which of these variables, as requests call them, the template never reads."""
+        mine = tuple(name for name in names if not is_read(name, self._template.names))
+        return self._for_tools.unread(mine) if self._for_tools is not None else mine
 
 
 class BuiltinTemplate:
@@ -118,10 +111,11 @@ class BuiltinTemplate:
         self._apply = apply
         self.call_format = GENERIC
 
-    def render(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, extra: Mapping[str, Any]
-    ) -> Segments:
-        """See `ChatTemplate.render`; `extra` is not used."""
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> Segments:
+        """See `ChatTemplate.render`; of `extra` only the tools are used."""
+        if extra.get("tools"):
+            messages = show_tools(messages, extra["tools"], self.call_format)
+        messages = spell_results(spell_calls(messages, self.call_format))
         key = secrets.token_hex(8)
         pairs: list[tuple[str, str]] = []
         texts: list[str] = []
@@ -138,11 +132,9 @@ class BuiltinTemplate:
         """See `ChatTemplate.reasoning_for`."""
         return reasoning_for(self.call_format, prompt, prefill)
 
-    def leaves_out(
-        self, messages: Sequence[Mapping[str, Any]], extra: Mapping[str, Any], names: Iterable[str]
-    ) -> LeftOut:
-        """See `ChatTemplate.leaves_out`."""
-        return LeftOut(bool(extra.get("tools")), has_calls(messages), tuple(names))
+    def unread(self, names: Iterable[str]) -> tuple[str, ...]:
+        """See `ChatTemplate.unread`."""
+        return tuple(names)
 
 
 def reasoning_for(format: CallFormat, prompt: str, prefill: str = "") -> Tags | None:
@@ -156,7 +148,7 @@ def reasoning_for(format: CallFormat, prompt: str, prefill: str = "") -> Tags | 
     return replace(tags, is_opened=is_begun and closing not in prefill)
 
 
-def has_calls(messages: Sequence[Mapping[str, Any]]) -> bool:
+def has_calls(messages: Sequence[Message]) -> bool:
     """Whether the assistant has called tools."""
     return any(message.get("tool_calls") for message in messages)
 

@@ -1,34 +1,81 @@
 """The variables that templates read besides the messages. Pure but for the date, on handler threads.
 
-What a request gives (`chat_template_kwargs`) is stronger than anything here, but for `reasoning_effort` and
-`enable_thinking`, which are also given under the names that a template has for them. Dates have no time of day: the
-same conversation then gives the same prompt all day long, so the cache keeps it.
+Templates have several names for the same wish. A request says `enable_thinking` and `reasoning_effort`; here they get
+the names and values that the template knows. Thinking is on unless a request says otherwise. A variable that a request
+gives itself, in `chat_template_kwargs`, stays as it is.
+
+Dates have no time of day: the same conversation then makes the same prompt all day long, and the cache keeps it.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 DATES = {"date_string": "%d %b %Y", "current_date": "%Y-%m-%d", "datetime": "%A, %Y-%m-%d"}
-THINKING = ("enable_thinking", "thinking")
+# what turns thinking on and off: the variable's value for either
+SWITCHES: dict[str, tuple[object, object]] = {
+    "enable_thinking": (True, False),
+    "thinking": (True, False),
+    "thinking_mode": ("enabled", "disabled"),
+}
+OFF_SWITCHES: dict[str, object] = {"thinking_budget": 0, "reasoning": False}  # left out, the model thinks
+ON_BY_DEFAULT = ("enable_thinking", "thinking")  # others let the model decide
 EFFORTS = ("reasoning_effort", "reasoning_strength", "thinking_effort")
+ALIASES = {"enable_thinking": (*SWITCHES, *OFF_SWITCHES), "reasoning_effort": EFFORTS}
+# an effort, then others that mean the same; and what is nearest where a template refuses them
+SAME_EFFORTS = {"minimal": ("minimal", "low"), "xhigh": ("xhigh", "max"), "max": ("max", "xhigh")}
+NEAREST_EFFORTS = {
+    "minimal": ("low", "medium", "high"),
+    "low": ("medium", "high"),
+    "medium": ("high", "low"),
+    "high": ("max", "medium"),
+    "xhigh": ("high", "medium"),
+    "max": ("high", "medium"),
+}
+NO_EFFORT = ("no_think", "none", "minimal")
 
 
-def template_variables(names: frozenset[str], given: Mapping[str, Any]) -> dict[str, Any]:
-    """What a template that reads `names` gets, of what a request has given and what it hasn't."""
+def find_variables(
+    names: Collection[str], given: Mapping[str, Any], find_effort: Callable[[str, str], str | None]
+) -> dict[str, Any]:
+    """What a template that reads `names` gets, of what a request has given and what it hasn't. `find_effort` says which
+    value of a variable stands for an effort, None if no value does."""
+    found: dict[str, Any] = {}
     today = datetime.datetime.now()
-    found: dict[str, Any] = {name: today.strftime(form) for name, form in DATES.items() if name in names}
+    found |= {name: today.strftime(form) for name, form in DATES.items() if name in names}
     if "functions" in names and "tools" not in names:
-        found["functions"] = function_list(given.get("tools") or ())
-    thinks = next((given[name] for name in THINKING if isinstance(given.get(name), bool)), True)
-    found |= {name: thinks for name in THINKING if name in names}
-    return {**found, **given}
+        found["functions"] = write_functions(given.get("tools") or ())
+    if "xml_tools" in names and given.get("tools"):
+        found["xml_tools"] = given["tools"]
+    found |= _switches(names, given)
+    effort = given.get("reasoning_effort")
+    efforts = {name: find_effort(name, effort) for name in EFFORTS if name in names} if isinstance(effort, str) else {}
+    found = {**found, **given}
+    for name, value in efforts.items():
+        if value is None:
+            found.pop(name, None)
+        elif name == "reasoning_effort" or name not in given:
+            found[name] = value
+    return found
 
 
-def function_list(tools: Sequence[Mapping[str, Any]]) -> str:
+def _switches(names: Collection[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    wish = next((given[name] for name in ("enable_thinking", "thinking") if isinstance(given.get(name), bool)), None)
+    if wish is None:
+        return {name: True for name in ON_BY_DEFAULT if name in names}
+    switches = {name: on if wish else off for name, (on, off) in SWITCHES.items() if name in names}
+    return switches if wish else {**switches, **{name: off for name, off in OFF_SWITCHES.items() if name in names}}
+
+
+def is_read(name: str, names: Collection[str]) -> bool:
+    """Whether a template that reads `names` has a use for what a request calls `name`."""
+    return any(alias in names for alias in (name, *ALIASES.get(name, ())))
+
+
+def write_functions(tools: Sequence[Mapping[str, Any]]) -> str:
     """Tools as one text, for templates that print it."""
     functions = [tool.get("function", tool) for tool in tools]
     return json.dumps(functions, indent=4, ensure_ascii=False)

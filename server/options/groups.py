@@ -287,10 +287,17 @@ class TemplateOptions(Group):
 
 
 class RequestOptions(Group):
-    """What requests get that don't say otherwise (`values`, by field name), and the most they may ask for."""
+    """What requests get that don't say otherwise (`values`, by field name), and the most they may ask for.
+
+    `advised` are those of the values that come from the model's file."""
 
     n_predict: int
     values: dict[str, Any]
+    advised: frozenset[str]
+
+    def with_advice(self, advice: Params) -> RequestOptions:
+        """The same with what the model's file advises, where options don't say otherwise."""
+        return self.replace(values={**advice, **self.values}, advised=frozenset(advice.keys() - self.values.keys()))
 
 
 class ModelOptions(Group):
@@ -393,7 +400,7 @@ def group(settings: Settings) -> Options:
                 context_params=_draft_context_params(targets),
             ),
             template=_of(TemplateOptions, s),
-            requests=_of(RequestOptions, s, values=_request_values(s, targets)),
+            requests=_of(RequestOptions, s, values=_request_values(s, targets), advised=frozenset()),
             aliases=tuple(name for part in (s.alias or "").split(",") if (name := part.strip())),
             is_ctx_given=s.is_set("ctx_size"),
             model_params=_model_params(s, targets),

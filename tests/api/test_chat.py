@@ -162,7 +162,7 @@ def test_the_models_template_and_that_for_tools(make_api):
 
 def test_template_variables_of_a_request(make_api):
     api = talker(make_api, "x", **{"tokenizer.chat_template": LOOP})
-    assert prompt_of(api, chat_template_kwargs={"extra": "!"}, tools=TOOLS) == "<user>hi2!"
+    assert prompt_of(api, chat_template_kwargs={"extra": "!"}, tools=TOOLS).endswith("<user>hi2!")
 
 
 def test_template_variables_of_the_command_line_yield_to_those_of_a_request(make_api):
@@ -192,12 +192,12 @@ def test_a_model_without_template_is_warned_of_once(make_api, caplog):
 
 def test_a_template_that_refuses_is_a_400_with_the_message(make_api):
     source = (
-        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no answer') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
     )
     api = talker(make_api, "x", "--chat-template", source)
-    error = refuse(api, messages=[*HI, {"role": "tool", "content": "x"}])
-    assert "no tools here" in error["message"] and error["param"] == "messages[1]"
+    error = refuse(api, messages=[*HI, {"role": "assistant", "content": "x"}, *HI])
+    assert "no answer" in error["message"] and error["param"] == "messages[1]"
     assert text_of(api) is not None
 
 

@@ -16,6 +16,7 @@ import requests
 
 from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS
 from server.engine.seam.task import SAMPLER_NAMES
+from tests.gguf_edit import scalar, take_apart
 from tests.support import PATIENCE, ServerProcess, wait_until
 from tests.tiny_models import RECITE_WORDS
 
@@ -196,6 +197,24 @@ def test_port_zero_picks_a_port_and_reports_it(serve, tiny_spm_model):
 def test_options_from_the_environment(serve, tiny_spm_model):
     server = serve(environment={"LLAMA_ARG_MODEL": str(tiny_spm_model), "LLAMA_ARG_N_PARALLEL": "3"})
     assert server.get("/props").json()["total_slots"] == 3
+
+
+def test_what_the_models_file_advises_counts_where_nobody_says_otherwise(serve, tiny_spm_model, tmp_path):
+    parts = take_apart(tiny_spm_model)
+    advice = {"temp": 0.25, "top_p": 0.75, "min_p": 7.0}
+    for key, value in advice.items():
+        parts.set(f"general.sampling.{key}", scalar("f32", value))
+    model = parts.write(tmp_path / "advising.gguf")
+    server = serve("-m", model, "--top-p", 0.5)
+    shown = server.get("/props").json()["default_generation_settings"]
+    assert (shown["temperature"], shown["top_p"], shown["min_p"]) == (0.25, 0.5, 0.05)
+    assert shown["sources"] == {"temperature": "model", "top_p": "option"}
+    assert server.complete("a", 1, temperature=None)["generation_settings"]["temperature"] == 0.25
+    assert server.complete("a", 1, temperature=1.5)["generation_settings"]["temperature"] == 1.5
+    assert "what the model's file advises: temperature 0.25\n" in server.log
+    assert server.log.count("advises what can't be taken: general.sampling.min_p") == 1
+    old = serve("-m", model, "--compat", "2024").get("/props").json()["default_generation_settings"]
+    assert old["temperature"] == 0.8 and old["sources"] == {"repeat_penalty": "option", "cache_prompt": "option"}
 
 
 def test_the_page_is_there(serve, tiny_spm_model):

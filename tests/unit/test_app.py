@@ -43,7 +43,7 @@ def test_a_model_is_called_by_its_aliases_else_as_in_its_bundle_else_by_its_file
         return 0
 
     monkeypatch.setattr(app, "set_up_logging", lambda *_: None)
-    monkeypatch.setattr(app, "read_model", lambda *_, **__: (place, EngineConfig(place.path, "")))
+    monkeypatch.setattr(app, "read_model", lambda *_, **__: (place, EngineConfig(place.path, ""), {}))
     monkeypatch.setattr(app, "make_transport", lambda *_: NoTransport())
     monkeypatch.setattr(serving, "serve", serve)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
@@ -57,7 +57,7 @@ def started(monkeypatch) -> dict[int, object]:
     """What handles the signals of a server that was started: it is none."""
     handlers: dict[int, object] = {}
     monkeypatch.setattr(app, "set_up_logging", lambda *_: None)
-    monkeypatch.setattr(app, "read_model", lambda *_, **__: (ModelPlace("a.gguf"), EngineConfig("a.gguf", "")))
+    monkeypatch.setattr(app, "read_model", lambda *_, **__: (ModelPlace("a.gguf"), EngineConfig("a.gguf", ""), {}))
     monkeypatch.setattr(app, "make_transport", lambda *_: NoTransport())
     monkeypatch.setattr(serving, "serve", lambda *_: 0)
     monkeypatch.setattr(signal, "SIGBREAK", 21, raising=False)

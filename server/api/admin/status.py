@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from server.api.context import Context
@@ -87,7 +88,7 @@ class StatusHandlers:
                 "assistant_name": model.system_prompt.assistant_name,
                 "user_name": model.system_prompt.anti_prompt,
                 "system_prompt": model.system_prompt.prompt,
-                "default_generation_settings": {**defaults, "params": defaults},
+                "default_generation_settings": {**defaults, "params": defaults, "sources": sources(model, defaults)},
                 "total_slots": info.n_slots,
                 "model_path": info.path,
                 "model_alias": model.name,
@@ -219,6 +220,12 @@ def default_settings(model: Model) -> dict[str, Any]:
     )
     task = Task(-1, (), params, values["n_predict"], values["n_keep"], cache_prompt=values["cache_prompt"])
     return {**settings_json(model, task, False), "seed": values["seed"]}
+
+
+def sources(model: Model, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Where defaults come from: `model` for what its file advises, `option` for the server's; others are built in."""
+    requests = model.options.requests
+    return {name: "model" if name in requests.advised else "option" for name in requests.values if name in settings}
 
 
 def modalities(info: ModelInfo | None) -> dict[str, list[str]]:

@@ -293,10 +293,11 @@ def marked_if(text: str, *sources: Any) -> str:
 def mark(value: Any, plain: Collection[str] = ()) -> Any:
     """A copy of JSON-like data in which all strings, keys included, are marked as user input.
 
-    Strings that equal one of `plain` stay as they are: roles, say, of which templates make special tokens.
+    Strings that equal one of `plain` stay as they are: roles, say, of which templates make special tokens. So do those
+    that know already which parts of them are.
     """
     if isinstance(value, str):
-        return value if value in plain else Marked(value)
+        return value if value in plain or type(value) is Marked else Marked(value)
     if isinstance(value, dict):
         return {mark(key, plain): mark(item, plain) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

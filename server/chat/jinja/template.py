@@ -29,10 +29,10 @@ DEFAULT_LIMITS = Limits()
 class Template:
     """A compiled chat template.
 
-    `strict`: exactly the language of Hugging Face's transformers. Otherwise lists and dictionaries may be
-    changed by their methods, and the tag `do` and the filter `from_json` exist, because templates in
-    circulation use them. `names`: all variables that the template reads, its own ones included. Raises
-    `TemplateSyntaxError`.
+    `strict`: exactly the language of Hugging Face's transformers. Otherwise lists and dictionaries may be changed by
+    their methods, the tag `do` and the filter `from_json` exist, and `tojson` takes what filters give one by one,
+    because templates in circulation rely on it. `names`: all variables that the template reads, its own ones included.
+    Raises `TemplateSyntaxError`.
     """
 
     def __init__(self, source: str, name: str = "chat template", *, strict: bool = False) -> None:

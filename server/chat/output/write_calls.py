@@ -37,8 +37,15 @@ class WrittenCall:
 
 def write_calls(format: CallFormat, calls: Sequence[WrittenCall]) -> str:
     """The text of all calls of one answer."""
-    written = [f"{format.before_call}{write_call(format, call)}{format.after_call}" for call in calls]
-    return format.before_all + format.between.join(written) + format.after_all
+    return "".join(put_together(format, [write_call(format, call) for call in calls]))
+
+
+def put_together(format: CallFormat, written: Sequence[str]) -> list[str]:
+    """Calls with the marks around and between them, in order."""
+    parts = [format.before_all]
+    for i, call in enumerate(written):
+        parts += [format.between if i else "", format.before_call, call, format.after_call]
+    return [*parts, format.after_all]
 
 
 def write_call(format: CallFormat, call: WrittenCall) -> str:

@@ -67,8 +67,8 @@ KINDS = {
 @pytest.mark.parametrize("sent", [TEXT, ARGUMENTS], ids=["text", "object"])
 @pytest.mark.parametrize(("inner", "shown"), KINDS.values(), ids=KINDS)
 def test_arguments_reach_each_template_in_the_form_it_reads(inner, shown, sent):
-    assert f"<{shown}>" in prompt(loop(inner), USER, called(sent), RESULT, tools=TOOLS)
-    assert f"<{shown}>" in prompt(loop(inner), USER, called(sent, None), RESULT, tools=TOOLS)
+    assert f"<{shown}>" in prompt(loop(inner), USER, called(sent), RESULT)
+    assert f"<{shown}>" in prompt(loop(inner), USER, called(sent, None), RESULT)
 
 
 def test_arguments_stay_the_users_text():
@@ -108,9 +108,10 @@ def test_a_call_without_arguments_has_no_arguments(nothing):
 @pytest.mark.parametrize(
     "call", [{}, {"function": None}, {"function": "f"}, {"function": {"name": "f"}}, {"id": ["a"]}], ids=repr
 )
-def test_calls_of_odd_shapes_are_the_templates_business(call):
+def test_calls_of_odd_shapes_do_no_harm(call):
     message = {"role": "assistant", "content": "", "tool_calls": [call]}
-    assert prompt(loop("{{ m.role }};"), message, RESULT) == "assistant;tool;"
+    assert prompt(loop("{{ m.role }};{{ m.content[:0] }}"), message, RESULT) == "assistant;user;"
+    assert prompt(loop("{{ m.role }};{% if m.tool_calls %}{{ m.tool_calls }}{% endif %}"), message).startswith("assist")
 
 
 def test_a_result_has_the_name_of_its_tool():
@@ -236,7 +237,8 @@ def test_reasoning_reaches_templates_that_show_it_only_behind_the_last_question(
         + loop("{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}")
         + loop("{% if m.thinking and loop.index0 > ns.last %}({{ m.thinking }}){% endif %}{{ m.content }}")
     )
-    assert prompt(source, USER, {**called(TEXT), "reasoning_content": "hm"}, RESULT) == "hi(hm)mild"
+    shown = prompt(source, USER, {**called(TEXT), "reasoning_content": "hm"}, RESULT)
+    assert shown.startswith("hi(hm)<tool_call>") and shown.endswith("mild")
     assert prompt(source, USER, {**ANSWER, "reasoning_content": "hm"}, USER) == "hiyohi"
 
 
@@ -310,28 +312,15 @@ def test_a_line_break_stands_between_texts_and_none_beside_a_file(content, text)
 # ---- what has no place -------------------------------------------------------------------------------------------
 
 
-def test_what_a_template_has_no_place_for_is_known():
-    def leaves_out(source, *messages, names=(), **extra):
-        found = ChatTemplate(source, "", "").leaves_out(messages, extra, names)
-        return found.tools, found.calls, found.variables
-
-    reads = loop("{{ effort }}{{ tools }}" + CALLS + "{{ a }}" + END)
-    assert leaves_out(reads, USER, called(TEXT), tools=TOOLS, names=["effort"]) == (False, False, ())
-    assert leaves_out(loop("{{ m.content }}"), USER, called(TEXT), tools=TOOLS, names=["effort"]) == (
-        True,
-        True,
-        ("effort",),
-    )
-    assert leaves_out(loop("{{ m.content }}"), USER) == (False, False, ())
-    builtin = BuiltinTemplate("x", lambda pairs, add: "")
-    assert builtin.leaves_out([called(TEXT)], {"tools": TOOLS}, ["a"]).variables == ("a",)
-    assert builtin.leaves_out([called(TEXT)], {"tools": TOOLS}, []).calls
-    assert not builtin.leaves_out([USER], {}, []).tools
+def test_variables_that_a_template_does_not_read_are_known():
+    template = ChatTemplate("{{ effort }}{{ thinking_effort }}{{ thinking }}", "", "")
+    assert template.unread(["effort", "reasoning_effort", "enable_thinking", "strange"]) == ("strange",)
+    assert ChatTemplate("{{ a }}", "", "", "{{ b }}").unread(["a", "b", "c"]) == ("c",)
+    assert BuiltinTemplate("x", lambda pairs, add: "").unread(["a"]) == ("a",)
 
 
 def test_a_template_for_tools_is_asked_itself():
     both = ChatTemplate(loop("{{ m.content }}"), "", "", loop("{{ tools }}" + CALLS + "{{ a | tojson }}" + END))
-    assert not both.leaves_out([called(TEXT)], {"tools": TOOLS}, []).calls
     text = "".join(part for part, _ in both.render([called(TEXT)], False, {"tools": TOOLS}))
     assert text.endswith(f"<{TEXT}>")
 

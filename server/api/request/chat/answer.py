@@ -10,7 +10,6 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +22,7 @@ from server.chat.output.parser import OutputParser
 from server.engine.seam.task import Thinking
 from server.errors import ApiError
 from server.models.model import Model, Vocab
+from server.records import fields, is_record, replace
 
 LETTERS = string.ascii_letters + string.digits
 
@@ -73,7 +73,7 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, tuple):
         for part in value:
             yield from _texts(part)
-    elif is_dataclass(value):
+    elif is_record(value):
         for field in fields(value):
             yield from _texts(getattr(value, field.name))
 

@@ -66,7 +66,7 @@ def chat_prompt(model: Model, body: Mapping[str, Any], files: Files | None = Non
         prefill = plain_text(messages[-1].get("content"))
         messages, add_generation_prompt = messages[:-1], True
     segments = render(model, messages, add_generation_prompt, variables)
-    warnings = left_out(model, body, messages, variables)
+    warnings = unread(model, body)
     end = "".join(part for part, is_user in segments[-3:] if not is_user)
     tags = model.chat_template.reasoning_for(end, prefill or "")
     if prefill:
@@ -179,22 +179,16 @@ def template_variables(
     return variables
 
 
-def left_out(
-    model: Model, body: Mapping[str, Any], messages: list[dict[str, Any]], variables: Mapping[str, Any]
-) -> tuple[str, ...]:
-    """What the template has no place for, as warnings."""
+def unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the template has no use for, as warnings."""
     given, effort = body.get("chat_template_kwargs") or {}, reasoning_variables(read(body, CHAT_FIELDS))
-    found = model.chat_template.leaves_out(messages, variables, [*given, *effort])
+    names = model.chat_template.unread([*given, *effort])
     lines = []
-    if found.tools:
-        lines.append("tools: this model's chat template doesn't show them to the model")
-    if found.calls:
-        lines.append("messages: this model's chat template leaves tool calls out")
-    if effort and all(name in found.variables for name in effort):
+    if effort and all(name in names for name in effort):
         lines.append("reasoning_effort has no effect: this model's chat template doesn't read it")
-    unread = [name for name in found.variables if name in given]
-    if unread:
-        lines.append(f"chat_template_kwargs: this model's chat template doesn't read {listed(unread)}")
+    if any(name in given for name in names):
+        unknown = listed([name for name in names if name in given])
+        lines.append(f"chat_template_kwargs: this model's chat template doesn't read {unknown}")
     return tuple(lines)
 
 

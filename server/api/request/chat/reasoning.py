@@ -9,7 +9,6 @@ from server.errors import ApiError
 from server.records import record
 
 FORMS = {"none": "none", "auto": "split", "deepseek": "split", "deepseek-legacy": "legacy"}
-EFFORT_VARIABLES = ("reasoning_effort", "reasoning_strength")  # how templates call what requests name by the first
 MAX_MESSAGE = 10_000  # characters, each of which is forced upon the model
 
 
@@ -35,11 +34,11 @@ def read_reasoning(values: Mapping[str, Any], variables: Mapping[str, Any]) -> R
 
 
 def reasoning_variables(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What these fields say to a template."""
+    """What these fields say to a template; `server.chat.variables` knows its names for it."""
     effort, is_enabled = values["reasoning_effort"], values["enable_thinking"]
     if is_enabled is None and (effort == "none" or values["reasoning_budget_tokens"] == 0):
         is_enabled = False
     return {
         **({} if is_enabled is None else {"enable_thinking": is_enabled}),
-        **(dict.fromkeys(EFFORT_VARIABLES, effort) if effort and effort != "none" else {}),
+        **({"reasoning_effort": effort} if effort and not (effort == "none" and is_enabled) else {}),
     }

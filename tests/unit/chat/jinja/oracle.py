@@ -2,12 +2,13 @@
 
 Runs in the test process. `strict` templates are compared with exactly that. Templates of our wider dialect
 are compared with the same environment without its immutability, plus the tag and the filter that the dialect
-adds.
+adds and with a `tojson` that takes what a filter gives one by one.
 """
 
 from __future__ import annotations
 
 import json
+import types
 from typing import Any
 
 import jinja2
@@ -38,6 +39,10 @@ def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=Fa
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+def wider_tojson(value, *args, **options):
+    return tojson(list(value) if isinstance(value, types.GeneratorType) else value, *args, **options)
+
+
 def raise_exception(message):
     raise jinja2.exceptions.TemplateError(message)
 
@@ -47,7 +52,7 @@ def environment(strict: bool = True) -> SandboxedEnvironment:
     kind = ImmutableSandboxedEnvironment if strict else SandboxedEnvironment
     extensions = [GenerationTag, jinja2.ext.loopcontrols, *([] if strict else [jinja2.ext.do])]
     env = kind(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    env.filters["tojson"] = tojson
+    env.filters["tojson"] = tojson if strict else wider_tojson
     env.globals["raise_exception"] = raise_exception
     if not strict:
         env.filters["from_json"] = json.loads

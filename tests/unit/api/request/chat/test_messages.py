@@ -187,11 +187,11 @@ def test_calls_and_results_of_the_older_form_are_those_of_today():
 
 def test_a_template_that_raises_is_a_400_that_names_the_message():
     source = (
-        "{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tool here') }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'assistant' %}{{ raise_exception('no answer') }}{% endif %}"
         "{{ m.content }}{% endfor %}"
     )
-    error = refused({"messages": [USER, said("tool", "x")]}, source)
-    assert "no tool here" in error.message and "messages[1]" in error.message and "line 1" in error.message
+    error = refused({"messages": [USER, said("assistant", "x"), USER]}, source)
+    assert "no answer" in error.message and "messages[1]" in error.message and "line 1" in error.message
     assert error.extra["param"] == "messages[1]"
 
 
@@ -237,7 +237,8 @@ def test_a_complete_answer_is_a_message_like_others(fields, text):
 
 def test_an_answer_with_tool_calls_is_complete():
     calls = said("assistant", None, tool_calls=[{"function": {"name": "f"}}])
-    assert rendered(USER, calls) == "[user]hi</s>[assistant]</s>[ai]"
+    assert rendered(USER, calls).startswith("[user]hi</s>[assistant]<tool_call>")
+    assert rendered(USER, calls).endswith("</tool_call></s>[ai]")
 
 
 def test_an_empty_beginning_is_no_beginning():

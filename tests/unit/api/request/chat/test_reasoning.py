@@ -62,7 +62,7 @@ def test_a_variable_of_the_template_says_it_too():
         ({}, {}),
         ({"reasoning_effort": ""}, {}),
         ({"enable_thinking": True}, {"enable_thinking": True}),
-        ({"reasoning_effort": "low"}, {"reasoning_effort": "low", "reasoning_strength": "low"}),
+        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
         ({"reasoning_effort": "none", "enable_thinking": True}, {"enable_thinking": True}),
     ],
     ids=repr,

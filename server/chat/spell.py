@@ -1,0 +1,83 @@
+"""Tools, calls and results as plain text, for templates that have no place for them. Pure, on handler threads.
+
+Nothing of a conversation may be lost on its way to the model: tools stand in a message of the system that also says how
+to call one, earlier calls in the assistant's text as the model would have written them, and results in the user's. All
+of it is marked as users' text, but for the marks of calls.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.chat.adapt import SYSTEM_ROLES, join_texts, read_object
+from server.chat.jinja.marked import Marked, concat
+from server.chat.output.formats import CallFormat
+from server.chat.output.write_calls import WrittenCall, put_together, write_call, write_calls
+from server.chat.segments import plain_text
+
+Message = Mapping[str, Any]
+EXAMPLE = WrittenCall("name_of_the_function", {"name_of_an_argument": "value"}, "000000000")
+
+
+def explain_calls(format: CallFormat) -> str:
+    """How to call a function: what stands before the list of tools in the system's message."""
+    many = " Several calls may follow each other." if format.can_be_many else ""
+    return (
+        "You may call functions where they help. A call is written like this, with all its marks, and nothing follows "
+        f"it:\n{write_calls(format, [EXAMPLE])}\n"
+        f"Its arguments have to fit the schema of the function.{many} The results come with the next message.\n\n"
+        "These are the functions:\n"
+    )
+
+
+def show_tools(messages: Sequence[Message], tools: Sequence[Message], format: CallFormat) -> list[Message]:
+    """The messages with one of the system at the beginning that shows the tools, and then says what theirs did."""
+    lines = [json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools]
+    has_system = bool(messages) and messages[0].get("role") in SYSTEM_ROLES
+    own = plain_text(messages[0].get("content")) if has_system else ""
+    content = concat([explain_calls(format), Marked("\n".join([*lines, *(["", own] if own else [])]))])
+    return [{"role": "system", "content": content}, *messages[has_system:]]
+
+
+def spell_calls(messages: Sequence[Message], format: CallFormat) -> list[Message]:
+    """The messages with calls as text."""
+    spelled = []
+    n_calls = 0
+    for message in messages:
+        calls = message.get("tool_calls")
+        if calls:
+            text = plain_text(message.get("content"))
+            written = [Marked(write_call(format, _written(call, n_calls + i))) for i, call in enumerate(calls)]
+            n_calls += len(written)
+            content = concat([Marked(f"{text}\n" if text else ""), *put_together(format, written)])
+            message = {**{key: message[key] for key in message if key != "tool_calls"}, "content": content}
+        spelled.append(message)
+    return spelled
+
+
+def spell_results(messages: Sequence[Message]) -> list[Message]:
+    """The messages with results of tools as the user's text, joined with what the user says right behind them."""
+    groups: list[list[Message]] = []
+    is_behind_result = False
+    for message in messages:
+        is_result = message.get("role") == "tool"
+        if is_result:
+            content = f"<tool_response>\n{plain_text(message.get('content'))}\n</tool_response>"
+            message = {"role": "user", "content": content}
+        if is_behind_result and message.get("role") == "user":
+            groups[-1].append(message)
+        else:
+            groups.append([message])
+        is_behind_result = is_result
+    return [join_texts(group) if len(group) > 1 else group[0] for group in groups]
+
+
+def _written(call: Message, index: int) -> WrittenCall:
+    function = call.get("function")
+    function = function if isinstance(function, dict) else {}
+    arguments = read_object(function.get("arguments") or {})
+    if not isinstance(arguments, dict):
+        arguments = {"arguments": arguments}  # a text that is none of an object, as from an answer that was cut off
+    return WrittenCall(str(function.get("name", "")), arguments, str(call.get("id") or ""), index)
