@@ -4,12 +4,13 @@
 import { get, health, isReady, sleep } from './api.js';
 import { ChatView } from './chat.js';
 import { CompleteView } from './complete.js';
-import { h, iconButton } from './dom.js';
+import { h, iconButton, toast } from './dom.js';
 import { t } from './i18n.js';
 import { prefs, savePrefs } from './prefs.js';
 import { ServerView } from './server.js';
 import { openSettings } from './settings.js';
 import { Sidebar } from './sidebar.js';
+import { listen } from './store.js';
 
 const WATCH_MS = 5000;
 const NARROW = matchMedia('(max-width: 760px)');
@@ -24,6 +25,7 @@ class App {
       on: {
         changed: (id) => this.sidebar.refresh(id),
         opened: (id) => this.#opened(id),
+        gone: () => this.#gone(),
       },
     });
     this.complete = new CompleteView();
@@ -33,6 +35,7 @@ class App {
       choose: (id) => { location.hash = `#chat/${id}`; },
       removed: (id) => { if (this.chat.removed(id)) this.#newChat(); },
       renamed: (chat) => this.chat.renamed(chat),
+      isRunning: (id) => Boolean(this.chat.runs.get(id)),
     });
     this.views = { chat: this.chat, complete: this.complete, server: this.server };
     this.#build();
@@ -61,6 +64,7 @@ class App {
     window.addEventListener('prefs', () => this.#applyTheme());
     window.addEventListener('need-key', () => this.#settings());
     window.addEventListener('keydown', (event) => this.#key(event));
+    listen(({ changed, deleted }) => (changed || deleted) && this.sidebar.refresh());
     // A file that misses its place must not replace the page.
     for (const name of ['dragover', 'drop']) window.addEventListener(name, (event) => event.preventDefault());
   }
@@ -140,6 +144,11 @@ class App {
     if (document.body.dataset.view === 'chat' && location.hash !== hash) history.replaceState(null, '', hash);
     this.links.chat.href = hash;
     this.sidebar.refresh(id);
+  }
+
+  #gone() {
+    toast(t('deleted-elsewhere'));
+    this.#newChat();
   }
 
   #newChat() {

@@ -1,44 +1,50 @@
 // The chat view: one conversation's messages, and the work on them: send, answer, edit, branch, continue, delete.
 //
-// A conversation that is being answered stays in `#running` with its tree, so the user may look at another one
-// meanwhile; only what belongs to the shown conversation is drawn. Text is stored every two seconds while it streams.
+// A conversation that is being answered stays in `runs` with its tree, so the user may look at another one meanwhile;
+// only what belongs to the shown conversation is drawn. What other tabs do to it is drawn as they tell it.
 
 import { ask, grow, h, iconButton, toast } from './dom.js';
 import { Composer } from './composer.js';
-import { countTokens, generate, toMessages } from './generate.js';
+import * as drafts from './drafts.js';
+import { countTokens, toMessages } from './generate.js';
 import { t } from './i18n.js';
 import { MessageView } from './message.js';
 import { prefs } from './prefs.js';
+import { addTail, isWrittenElsewhere, Runs } from './runs.js';
+import { Scroller } from './scroll.js';
 import * as store from './store.js';
 import { readTools, ToolsBox } from './tools.js';
 import { Tree } from './tree.js';
 
 const PAGE = 40;                // messages drawn at once; earlier ones when they are scrolled to
-const SAVE_MS = 2000;
-const NEAR_END = 100;           // pixels from the end within which new text keeps the end in view
+const NEW = 'new';              // the key of what is typed in a conversation that isn't stored yet
 
 export class ChatView {
-  #running = new Map();         // chat id -> { controller, message, tree }
   #views = new Map();           // message id -> MessageView
   #first = 0;                   // index in the path of the first drawn message
   #opening = 0;
+  #isNew = true;                // not stored yet
+  #elsewhere = null;            // id of the answer that another tab is writing
 
-  // `props()` gives /props or null; on.changed(id) when the list of conversations changes, on.opened(id).
+  // `props()` gives /props or null; on.changed(id) when the list of conversations changes, on.opened(id), on.gone() when
+  // another tab has deleted the shown one.
   constructor({ props, on }) {
     this.props = props;
     this.on = on;
-    this.system = h('textarea', { id: 'system', rows: 2, placeholder: t('system-hint'), 'aria-label': t('system'),
-      oninput: () => grow(this.system), onchange: () => this.#setSystem() });
+    this.runs = new Runs((id) => this.on.changed(id));
+    this.system = h('textarea', { id: 'system', rows: 2, dir: 'auto', placeholder: t('system-hint'), 'aria-label': t('system'),
+      oninput: () => this.#typeSystem(), onchange: () => this.#setFields({ system: this.system.value }) });
+    this.systemStart = h('bdi', { class: 'start' });
     this.systemBox = h('details', { class: 'system-box', ontoggle: () => grow(this.system) },
-      h('summary', {}, t('system')), this.system);
-    this.tools = new ToolsBox((source) => this.#setTools(source));
+      h('summary', {}, t('system'), ' ', this.systemStart), this.system);
+    this.tools = new ToolsBox((source) => this.#setFields({ tools: source }));
     this.earlier = h('button', { type: 'button', class: 'quiet', hidden: true, onclick: () => this.#drawEarlier() }, t('earlier'));
     this.log = h('div', { id: 'log', role: 'log', 'aria-label': t('conversation'), 'aria-live': 'off' });
     this.welcome = h('div', { class: 'welcome' });
     this.notice = h('p', { class: 'notice', role: 'status' });
-    this.toEnd = iconButton('down', t('to-end'), () => this.#scrollToEnd(true), { class: 'round to-end', hidden: true });
-    this.scroller = h('div', { class: 'scroller', onscroll: () => this.#scrolled(), tabindex: -1 },
-      h('div', { class: 'column' }, this.systemBox, this.tools.element, this.earlier, this.welcome, this.log, this.notice));
+    this.toEnd = iconButton('down', t('to-end'), () => this.scroll.toEnd(), { class: 'round to-end', hidden: true });
+    const column = h('div', { class: 'column' }, this.systemBox, this.tools.element, this.earlier, this.welcome, this.log, this.notice);
+    this.scroller = h('div', { class: 'scroller', tabindex: 0, 'aria-label': t('conversation') }, column);
     this.element = h('section', { class: 'view chat', 'aria-label': t('chat') });
     this.composer = new Composer({
       dropZone: this.element,
@@ -46,33 +52,62 @@ export class ChatView {
       on: { send: (text, files) => this.#send(text, files), stop: () => this.stop() },
     });
     this.element.append(this.scroller, this.toEnd, this.composer.element);
+    this.scroll = new Scroller(this.scroller, column, () => this.log.children, (isAtEnd) => { this.toEnd.hidden = isAtEnd; });
     this.#start();
     this.nearTop = new IntersectionObserver((entries) => {
       if (entries.at(-1).isIntersecting && !this.earlier.hidden) this.#drawEarlier();
     }, { root: this.scroller, rootMargin: '200px' });
     this.nearTop.observe(this.earlier);
+    store.listen((note) => this.#hear(note));
   }
 
   // Show the conversation `id`, or a new one.
   async open(id) {
     const turn = ++this.#opening;
-    const running = this.#running.get(id);
+    const running = this.runs.get(id);
     const [chat, rows] = id ? await Promise.all([store.getChat(id), running ? [] : store.messagesOf(id)]) : [];
     if (turn !== this.#opening) return;
     this.#start(chat, running?.tree ?? new Tree(rows));
-    this.system.value = this.chat.system;
-    this.tools.source = this.chat.tools ?? '';
+    this.#showFields();
     this.systemBox.open = this.tools.element.open = false;
+    this.composer.use(this.#key);
     this.#draw();
-    this.#scrollToEnd(true);
+    this.scroll.toEnd();
     this.composer.focus();
     this.on.opened(chat ? id : null);
+    if (!running && chat?.writing) await this.#resume(chat.writing);
   }
 
   // Take a conversation, or begin one, which is stored with its first message.
   #start(chat, tree = new Tree()) {
-    this.chat = chat ?? { id: store.newId(), title: '', created: Date.now(), changed: Date.now(), system: prefs.system, leaf: null };
+    this.#isNew = !chat;
+    this.#elsewhere = null;
+    this.chat = chat ?? {
+      id: store.newId(), title: '', created: Date.now(), changed: Date.now(), leaf: null,
+      system: drafts.get(`${NEW}.system`) || prefs.system, tools: drafts.get(`${NEW}.tools`),
+    };
     this.tree = tree;
+  }
+
+  get #key() {
+    return this.#isNew ? NEW : this.chat.id;
+  }
+
+  // An answer that was being written when its page went: go on, unless another tab still writes it.
+  async #resume(id) {
+    const message = this.tree.messages.get(id);
+    if (!message) return;
+    const { chat } = this;
+    const isElsewhere = await isWrittenElsewhere(id);
+    if (this.chat !== chat || this.runs.get(chat.id)) return;
+    if (isElsewhere) {
+      this.#elsewhere = id;
+      this.#views.get(id)?.setBusy(true);
+      return;
+    }
+    addTail(message);
+    this.#views.get(id)?.draw();
+    await this.#answer(message);
   }
 
   // The server's properties are known, or have changed.
@@ -83,12 +118,12 @@ export class ChatView {
   }
 
   stop() {
-    this.#running.get(this.chat.id)?.controller.abort();
+    this.runs.stop(this.chat.id);
   }
 
   // The conversation `id` was deleted.
   removed(id) {
-    this.#running.get(id)?.controller.abort();
+    this.runs.stop(id);
     return id === this.chat.id;
   }
 
@@ -96,10 +131,73 @@ export class ChatView {
     if (chat.id === this.chat.id) this.chat.title = chat.title;
   }
 
+  // -- other tabs
+
+  #hear({ changed, deleted }) {
+    if (deleted === 'all' || (deleted && deleted === this.chat.id)) {
+      this.runs.stop(this.chat.id);
+      if (!this.#isNew) this.on.gone();
+    } else if (changed && changed === this.chat.id) this.#follow();
+  }
+
+  // Draw what another tab has changed in the shown conversation. One's own place in it stays: only what goes on from
+  // there is followed.
+  async #follow() {
+    const [chat, rows] = await Promise.all([store.getChat(this.chat.id), store.messagesOf(this.chat.id)]);
+    if (!chat || chat.id !== this.chat.id) return;
+    const { leaf } = this.chat;
+    const running = this.runs.get(chat.id);
+    const before = this.#path.map((message) => message.id);
+    const fresh = new Tree(rows.map((row) => (row.id === running?.message.id ? running.message : row)));
+    if (running) {
+      for (const row of rows) if (!this.tree.messages.has(row.id)) this.tree.add(row);
+      return;
+    }
+    this.tree = fresh;
+    const goesOn = fresh.path(chat.leaf).some((message) => message.id === leaf) || !fresh.messages.has(leaf);
+    this.chat = { ...chat, leaf: goesOn ? chat.leaf : leaf };
+    if (!this.element.contains(document.activeElement?.closest('.system-box'))) this.#showFields();
+    const isWriting = chat.writing !== null && fresh.messages.has(chat.writing);
+    this.#elsewhere = isWriting ? chat.writing : null;
+    this.#redrawPath(before);
+    for (const [id, view] of this.#views) view.setBusy(id === this.#elsewhere);
+    this.#askForResults();
+  }
+
+  // Draw the path again where it differs from `before`: what it was, as ids.
+  #redrawPath(before) {
+    const path = this.#path;
+    const isLonger = before.every((id, i) => path[i]?.id === id);
+    if (!isLonger || !before.length) {
+      if (!this.log.querySelector('.editing')) this.#draw();
+      return;
+    }
+    for (const message of path.slice(0, before.length)) {
+      const view = this.#views.get(message.id);
+      if (!view) continue;
+      const isSame = JSON.stringify(view.message) === JSON.stringify(message);
+      view.message = message;
+      if (!isSame) view.draw(message.id !== this.#elsewhere);
+      view.setVersions(this.tree.versions(message));
+    }
+    for (const message of path.slice(before.length)) this.#append(message);
+    this.#drawContext();
+  }
+
   // -- drawing
 
   get #path() {
     return this.tree.path(this.chat.leaf);
+  }
+
+  #showFields() {
+    this.system.value = this.chat.system;
+    this.tools.source = this.chat.tools ?? '';
+    this.#drawSystemStart();
+  }
+
+  #drawSystemStart() {
+    this.systemStart.textContent = this.system.value.trim().slice(0, 200);
   }
 
   #draw() {
@@ -109,7 +207,7 @@ export class ChatView {
     this.log.replaceChildren(...path.slice(this.#first).map((message) => this.#view(message).element));
     this.earlier.hidden = this.#first === 0;
     this.welcome.hidden = path.length > 0;
-    const running = this.#running.get(this.chat.id);
+    const running = this.runs.get(this.chat.id);
     this.composer.setRunning(Boolean(running));
     this.#views.get(running?.message.id)?.setBusy(true);
     this.#askForResults();
@@ -120,19 +218,17 @@ export class ChatView {
   // The last message's calls can be answered, unless it is still being written or was cut off.
   #askForResults() {
     const last = this.#path.at(-1);
-    for (const [id, view] of this.#views) {
-      view.calls.ask(id === last?.id && last.calls?.length > 0 && !isCut(last) && !this.#running.has(this.chat.id));
-    }
+    const isOpen = last?.calls?.length > 0 && !isCut(last) && !this.runs.get(this.chat.id) && last.id !== this.#elsewhere;
+    for (const [id, view] of this.#views) view.calls.ask(Boolean(isOpen) && id === last.id);
   }
 
   #drawEarlier() {
     const path = this.#path;
-    const before = this.scroller.scrollHeight;
     const from = Math.max(0, this.#first - PAGE);
     this.log.prepend(...path.slice(from, this.#first).map((message) => this.#view(message).element));
     this.#first = from;
     this.earlier.hidden = from === 0;
-    this.scroller.scrollTop += this.scroller.scrollHeight - before;
+    this.scroll.settle();
     this.nearTop.unobserve(this.earlier);       // only changes are told: who is at the top again before the next look
     this.nearTop.observe(this.earlier);         // would never see more
   }
@@ -163,19 +259,6 @@ export class ChatView {
   #drawContext() {
     const used = this.#path.findLast((message) => message.used)?.used ?? 0;
     this.composer.context(used, this.props()?.default_generation_settings.n_ctx ?? 0);
-  }
-
-  #isNearEnd() {
-    return this.scroller.scrollHeight - this.scroller.scrollTop - this.scroller.clientHeight < NEAR_END;
-  }
-
-  #scrollToEnd(isWanted) {
-    if (isWanted) this.scroller.scrollTop = this.scroller.scrollHeight;
-    this.#scrolled();
-  }
-
-  #scrolled() {
-    this.toEnd.hidden = this.#isNearEnd();
   }
 
   // -- what the user does
@@ -233,28 +316,28 @@ export class ChatView {
     if (!this.#canAnswer()) return;
     const fresh = this.#add({ parent: message.parent, role: 'assistant', content: '' });
     this.#draw();
-    this.#scrollToEnd(true);
+    this.scroll.toEnd();
     await this.#answer(fresh);
   }
 
   async #answerTo(message) {
     const answer = this.#add({ parent: message.id, role: 'assistant', content: '' });
     this.#append(answer);
-    this.#scrollToEnd(true);
+    this.scroll.toEnd();
     await this.#answer(answer);
   }
 
   async #switch(message, step) {
     if (this.#isBusy()) return;
     const versions = this.tree.versions(message);
-    const other = versions[versions.indexOf(message) + step];
+    const other = versions[versions.findIndex((one) => one.id === message.id) + step];
     if (!other) return;
     this.chat.leaf = this.tree.newestLeaf(other.id);
-    await store.putChat(this.chat);
+    await this.#save();
     const top = this.scroller.scrollTop;
     this.#draw();
     this.scroller.scrollTop = top;
-    this.#views.get(other.id)?.element.querySelector('.count')?.closest('.tools').querySelector('button:enabled')?.focus();
+    this.#views.get(other.id)?.element.querySelector('.versions button:enabled')?.focus();
   }
 
   async #remove(message) {
@@ -265,23 +348,25 @@ export class ChatView {
     const ids = this.tree.remove(message.id);
     const sibling = this.tree.versions(message).at(-1);
     this.chat.leaf = sibling ? this.tree.newestLeaf(sibling.id) : message.parent;
-    await store.deleteMessages(ids);
-    await store.putChat(this.chat);
+    await store.deleteMessages(this.chat.id, ids, { leaf: this.chat.leaf });
     this.#draw();
   }
 
-  async #setSystem() {
-    this.chat.system = this.system.value;
-    if (this.tree.messages.size) await store.putChat(this.chat);
+  #typeSystem() {
+    grow(this.system);
+    this.#drawSystemStart();
+    if (this.#isNew) drafts.set(`${NEW}.system`, this.system.value);
   }
 
-  async #setTools(source) {
-    this.chat.tools = source;
-    if (this.tree.messages.size) await store.putChat(this.chat);
+  // Fields of the conversation that the user has changed; those of a new one are kept beside its draft.
+  async #setFields(fields) {
+    Object.assign(this.chat, fields);
+    if (!this.#isNew) await store.update(this.chat.id, fields);
+    else for (const [name, value] of Object.entries(fields)) drafts.set(`${NEW}.${name}`, value);
   }
 
   #isBusy() {
-    const isBusy = this.#running.has(this.chat.id);
+    const isBusy = Boolean(this.runs.get(this.chat.id)) || Boolean(this.#elsewhere);
     if (isBusy) toast(t('still-running'));
     return isBusy;
   }
@@ -298,10 +383,17 @@ export class ChatView {
     return message;
   }
 
+  // Store the conversation's place with `rows`, and the whole of it the first time.
   async #save(...rows) {
-    this.chat.changed = Date.now();
-    await store.putAll([this.chat], rows);
-    this.on.changed(this.chat.id);
+    const { chat } = this;
+    chat.changed = Date.now();
+    await store.update(chat.id, { leaf: chat.leaf, changed: chat.changed }, rows, this.#isNew ? chat : null);
+    if (this.#isNew) {
+      for (const name of ['system', 'tools']) drafts.set(`${NEW}.${name}`, '');
+      this.#isNew = false;
+      this.composer.rename(chat.id);
+    }
+    this.on.changed(chat.id);
   }
 
   // -- the answer
@@ -310,30 +402,19 @@ export class ChatView {
   async #answer(message) {
     if (!this.#canAnswer()) return;
     const { chat, tree } = this;
-    const tools = readTools(chat.tools ?? '');
-    const controller = new AbortController();
-    this.#running.set(chat.id, { controller, message, tree });
     const isShown = () => this.chat.id === chat.id;
     const pen = new Pen(() => this.#redraw(message, isShown));
-    const saver = setInterval(() => store.putMessage(message), SAVE_MS);
-    delete message.error;
+    const messages = toMessages(chat.system, tree.path(message.parent));
     this.composer.setRunning(true);
     this.#views.get(message.id)?.setBusy(true);
-    const messages = toMessages(chat.system, tree.path(message.parent));
-    await store.putAll([chat], [message]);
-    try {
-      message.finish = await generate({
-        messages, tools, start: message, signal: controller.signal, on: this.#listener(message, pen, isShown) });
-    } catch (error) {
-      message.error = await this.#explain(error, messages);
-    }
-    clearInterval(saver);
+    this.#askForResults();
+    await this.runs.run({
+      chat, tree, message,
+      request: { messages, tools: readTools(chat.tools ?? ''), on: this.#listener(message, pen, isShown) },
+      explain: (error) => this.#explain(error, messages),
+    });
     pen.lift();
-    this.#running.delete(chat.id);
-    const stored = await store.getChat(chat.id);        // gone when the user has deleted it meanwhile
-    if (stored) await store.putAll([{ ...stored, leaf: chat.leaf, changed: Date.now() }], [message]);
     if (isShown()) this.#finish(message);
-    this.on.changed(this.chat.id);
   }
 
   #listener(message, pen, isShown) {
@@ -349,10 +430,8 @@ export class ChatView {
         const fraction = todo > 0 ? (processed - cache) / todo : 1;
         notify(fraction < 1 ? t('reading', { percent: Math.round(fraction * 100), n: total }) : '', fraction);
       },
-      timings: (timings) => {
-        message.speed = { n: timings.predicted_n, rate: timings.predicted_per_second };
-        message.used = timings.cache_n + timings.prompt_n + timings.predicted_n;
-      },
+      speed: (speed) => { message.speed = speed; },
+      used: (n) => { message.used = n; },
       busy: (n) => notify(t('busy', { n })),
       lost: (isLost) => notify(isLost ? t('lost') : ''),
     };
@@ -360,23 +439,19 @@ export class ChatView {
 
   #redraw(message, isShown) {
     if (!isShown()) return;
-    const isNear = this.#isNearEnd();
     this.#views.get(message.id)?.draw();
     this.#drawContext();
-    this.#scrollToEnd(isNear);
   }
 
   #finish(message) {
-    const isNear = this.#isNearEnd();
     const view = this.#views.get(message.id);
     view?.setBusy(false);
     view?.draw(true);
+    view?.setVersions(this.tree.versions(message));     // an answer with calls has other buttons
     this.composer.setRunning(false);
     this.#askForResults();
-    view?.setVersions(this.tree.versions(message));     // an answer with calls has other buttons
     this.#notify('');
     this.#drawContext();
-    this.#scrollToEnd(isNear);
     this.composer.focus();
   }
 

@@ -2,19 +2,23 @@
 
 import { grow, h, icon, iconButton, toast } from './dom.js';
 import { readFile } from './attach.js';
+import * as drafts from './drafts.js';
 import { number, t } from './i18n.js';
 import { prefs } from './prefs.js';
+import * as store from './store.js';
 
 const IS_TOUCH = matchMedia('(pointer: coarse)').matches;
 
 export class Composer {
+  #draft = 'new';                // under which the draft is kept
+
   // on.send(text, files), on.stop(). `dropZone` takes files that are dropped; `modalities()` is from /props.
   constructor({ on, dropZone, modalities }) {
     this.on = on;
     this.modalities = modalities;
     this.files = [];
-    this.area = h('textarea', { id: 'chat-input', rows: 1, placeholder: t('ask'), 'aria-label': t('message'),
-      oninput: () => this.#update(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event) });
+    this.area = h('textarea', { id: 'chat-input', rows: 1, dir: 'auto', placeholder: t('ask'), 'aria-label': t('message'),
+      oninput: () => this.#change(), onkeydown: (event) => this.#key(event), onpaste: (event) => this.#paste(event) });
     this.file = h('input', { type: 'file', id: 'attach-file', multiple: true, hidden: true, onchange: async () => {
       await this.add([...this.file.files]);
       this.file.value = '';
@@ -59,7 +63,36 @@ export class Composer {
   restore(text, files) {
     this.area.value = text;
     this.files = files;
+    this.#change();
+    this.#keepFiles();
+  }
+
+  // Show what was being written under `key`.
+  async use(key) {
+    this.#draft = key;
+    this.area.value = drafts.get(key);
+    this.files = [];
     this.#update();
+    const files = await store.draftFiles(key).catch(() => []);
+    if (this.#draft !== key || !files.length) return;
+    this.files.unshift(...files);
+    this.#update();
+  }
+
+  // What is shown belongs to `key` from now on.
+  rename(key) {
+    drafts.set(this.#draft, '');
+    this.#draft = key;
+    this.#change();
+  }
+
+  #change() {
+    drafts.set(this.#draft, this.area.value);
+    this.#update();
+  }
+
+  #keepFiles() {
+    store.putDraftFiles(this.#draft, this.files).catch(() => {});
   }
 
   async add(files) {
@@ -71,6 +104,7 @@ export class Composer {
       }
     }
     this.#update();
+    this.#keepFiles();
   }
 
   #submit() {
@@ -85,10 +119,11 @@ export class Composer {
     grow(this.area);
     this.send.disabled = !this.area.value.trim() && !this.files.length;
     this.chips.hidden = !this.files.length;
-    this.chips.replaceChildren(...this.files.map((file) => h('span', { class: 'chip' }, file.name,
+    this.chips.replaceChildren(...this.files.map((file) => h('span', { class: 'chip' }, h('bdi', {}, file.name),
       iconButton('close', t('remove-file', { name: file.name }), () => {
         this.files = this.files.filter((one) => one !== file);
         this.#update();
+        this.#keepFiles();
       }))));
   }
 

@@ -29,13 +29,22 @@ function toMessage(message, isInLoop) {
 export const countTokens = async (messages) =>
   (await post('v1/chat/completions/input_tokens', { messages })).input_tokens;
 
+const NO_SPEED = { n: 0, rate: 0 };
+
+// The speed of a message of several parts.
+function sum(earlier, { predicted_n: n, predicted_ms: ms }) {
+  const before = earlier.n ? 1000 * earlier.n / earlier.rate : 0;
+  return { n: earlier.n + n, rate: ms + before ? 1000 * (earlier.n + n) / (ms + before) : 0 };
+}
+
 // Generate the message that follows `messages`, with `tools` to call. `start` is the message so far; its text goes on.
-// on.text({ content, reasoning, thought, calls }) (thought: how long it has been thinking, ms), on.progress({ total, cache, processed }), on.timings(timings), on.busy(place in the queue),
+// on.text({ content, reasoning, thought, calls }) (thought: how long it has been thinking, ms), on.progress({ total, cache, processed }), on.speed({ n, rate }) for the whole message,
+// on.used(tokens in the context), on.busy(place in the queue),
 // on.lost(boolean). Resolves to the finish reason: stop,
 // tool_calls, length, or stopped (by `signal`).
 export async function generate({ messages, tools, start, signal, on }) {
-  const { content = '', reasoning = '', thought = 0 } = start;
-  const answer = { content, reasoning, thought, calls: [] };
+  const { content = '', reasoning = '', thought = 0, speed = NO_SPEED } = start;
+  const answer = { content, reasoning, thought, speed, calls: [] };
   for (;;) {
     try {
       return await attempt(messages, tools, answer, signal, on);
@@ -56,7 +65,7 @@ export async function generate({ messages, tools, start, signal, on }) {
 
 async function attempt(messages, tools, answer, signal, on) {
   const isContinued = answer.content !== '';
-  if (!isContinued) Object.assign(answer, { reasoning: '', thought: 0 });
+  if (!isContinued) Object.assign(answer, { reasoning: '', thought: 0, speed: NO_SPEED });
   answer.calls = [];            // a call that was cut off is written again
   const body = {
     ...prefs.sampling,
@@ -66,7 +75,7 @@ async function attempt(messages, tools, answer, signal, on) {
   };
   if (tools?.length) body.tools = tools;
   if (isContinued) body.continue_final_message = true;
-  const before = answer.content;
+  const { content: before, speed: earlier } = answer;
   const thinking = new ThinkSplitter(isContinued);
   const clock = new Clock(answer);
   let finish = '';
@@ -74,7 +83,11 @@ async function attempt(messages, tools, answer, signal, on) {
     const progress = chunk.prompt_progress;
     if (progress?.queue_position) on.busy(progress.queue_position);
     else if (progress) on.progress(progress);
-    if (chunk.timings) on.timings(chunk.timings);
+    if (chunk.timings) {
+      answer.speed = sum(earlier, chunk.timings);
+      on.speed(answer.speed);
+      on.used(chunk.timings.cache_n + chunk.timings.prompt_n + chunk.timings.predicted_n);
+    }
     const choice = chunk.choices?.[0];
     if (!choice) continue;
     const { content, reasoning_content: reasoning, tool_calls: calls } = choice.delta ?? {};

@@ -3,6 +3,7 @@
 
 import { CallsView, callsText, pretty } from './calls.js';
 import { copy, grow, h, icon, iconButton } from './dom.js';
+import * as drafts from './drafts.js';
 import { number, seconds, t } from './i18n.js';
 import { MarkdownView } from './markdown.js';
 import { prefs } from './prefs.js';
@@ -32,7 +33,7 @@ export class MessageView {
     this.files = h('div', { class: 'files' });
     this.thinkLabel = h('summary', { onclick: () => { this.isThinkTouched = true; } }, t('reasoning'));
     this.think = h('details', { class: 'think', hidden: true }, this.thinkLabel,
-      h('div', { class: 'thought' }, copyButton(t('copy-reasoning'), () => message.reasoning), this.thought = h('div', { class: 'text md' })));
+      h('div', { class: 'thought' }, copyButton(t('copy-reasoning'), () => this.message.reasoning), this.thought = h('div', { class: 'text md' })));
     this.calls = new CallsView(message, actions.answerCalls);
     this.note = h('p', { class: 'note', hidden: true });
     this.meta = h('span', { class: 'meta' });
@@ -107,12 +108,11 @@ export class MessageView {
     const at = versions.findIndex((one) => one.id === message.id);
     const isAnswer = message.role === 'assistant';
     this.tools.replaceChildren(
-      ...(versions.length < 2 ? [] : [
+      ...(versions.length < 2 ? [] : [h('span', { class: 'versions' },
         iconButton('left', t('version-before'), () => actions.version(message, -1), { disabled: at === 0 }),
         h('span', { class: 'count', 'aria-label': t('version-of', { i: at + 1, n: versions.length }) },
           `${at + 1} / ${versions.length}`),
-        iconButton('right', t('version-after'), () => actions.version(message, 1), { disabled: at === versions.length - 1 }),
-      ]),
+        iconButton('right', t('version-after'), () => actions.version(message, 1), { disabled: at === versions.length - 1 }))]),
       copyButton(t('copy'), () => [message.content, callsText(message.calls)].filter(Boolean).join('\n\n')),
       iconButton('edit', t('edit'), () => this.edit()),
       ...(isAnswer ? [
@@ -125,8 +125,14 @@ export class MessageView {
   // Replace the text by a box to change it. What is saved becomes a new version.
   edit() {
     if (this.element.classList.contains('editing')) return;
-    const area = h('textarea', { class: 'edit', 'aria-label': t('edit'), value: this.message.content, oninput: () => grow(area) });
+    const key = `${this.message.id}.edit`;
+    const area = h('textarea', { class: 'edit', dir: 'auto', 'aria-label': t('edit'), value: drafts.get(key) || this.message.content,
+      oninput: () => {
+        grow(area);
+        drafts.set(key, area.value);
+      } });
     const close = () => {
+      drafts.set(key, '');
       form.remove();
       this.element.classList.remove('editing');
     };

@@ -1,5 +1,6 @@
 // What the user has set, kept in this browser's localStorage: API key, theme, language, chat defaults, presets.
 // `prefs` is a plain object; `savePrefs` writes changes and tells listeners by a "prefs" event on window.
+// All tabs share them: what another tab saves holds here at once.
 
 const KEY = 'llama_srv.prefs';
 
@@ -19,21 +20,28 @@ const DEFAULTS = {
 
 function read() {
   try {
-    const stored = JSON.parse(localStorage.getItem(KEY) ?? '{}');
-    return { ...DEFAULTS, ...stored };
+    return JSON.parse(localStorage.getItem(KEY) ?? '{}');
   } catch {
-    return { ...DEFAULTS };
+    return {};
   }
 }
 
-export const prefs = read();
+export const prefs = { ...DEFAULTS, ...read() };
 
+// Only what is named is changed: the rest may have been set in another tab meanwhile.
 export function savePrefs(changes) {
-  Object.assign(prefs, changes);
+  Object.assign(prefs, read(), changes);
   try {
-    localStorage.setItem(KEY, JSON.stringify(prefs));
+    localStorage.setItem(KEY, JSON.stringify({ ...read(), ...changes }));
   } catch {
     // Storage may be full or forbidden; the settings then last as long as the page.
   }
   window.dispatchEvent(new Event('prefs'));
 }
+
+// Another tab has saved.
+window.addEventListener('storage', (event) => {
+  if (event.key !== KEY && event.key !== null) return;
+  Object.assign(prefs, DEFAULTS, read());
+  window.dispatchEvent(new Event('prefs'));
+});

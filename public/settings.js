@@ -37,14 +37,19 @@ export async function openSettings(defaults) {
     h('details', {}, h('summary', {}, t('shortcuts')), h('dl', { class: 'facts' },
       SHORTCUTS.flatMap((keys, i) => [h('dt', {}, h('kbd', {}, keys)), h('dd', {}, t(`shortcut-${i}`))]))),
     h('details', {}, h('summary', {}, t('data')), h('p', { class: 'dim' }, t('data-help')), clear));
-  const answer = await ask(t('settings'), content, [['', t('cancel')], ['ok', t('save'), 'main']]);
-  if (answer !== 'ok') return false;
-  const before = { key: prefs.apiKey, language };
-  savePrefs({
+  const values = () => ({
     apiKey: inputs.apiKey.value.trim(), theme: inputs.theme.value, language: inputs.language.value,
     system: inputs.system.value, enterSends: inputs.enterSends.checked, showSpeed: inputs.showSpeed.checked,
     sampling: sampling.values,
   });
-  if (prefs.language !== before.language) location.reload();
-  return prefs.apiKey !== before.key;
+  const before = values();
+  const answer = await ask(t('settings'), content, [['', t('cancel')], ['ok', t('save'), 'main']]);
+  if (answer !== 'ok') return false;
+  const after = values();
+  // Only what was changed here: another tab may have changed the rest meanwhile.
+  const changes = Object.fromEntries(Object.entries(after)
+    .filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(before[name])));
+  savePrefs(changes);
+  if ('language' in changes) location.reload();
+  return 'apiKey' in changes;
 }

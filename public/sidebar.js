@@ -14,7 +14,8 @@ export class Sidebar {
   #query = '';
   #current = null;
 
-  // on.choose(id), on.create(), on.removed(id) and on.renamed(chat).
+  // on.choose(id), on.create(), on.removed(id) and on.renamed(chat); on.isRunning(id) tells whether an answer is being
+  // written in this tab.
   constructor(on) {
     this.on = on;
     this.search = h('input', { type: 'search', placeholder: t('search'), 'aria-label': t('search-label'), oninput: () => {
@@ -51,8 +52,10 @@ export class Sidebar {
 
   #row(chat) {
     const isCurrent = chat.id === this.#current;
-    return h('li', { class: isCurrent ? 'current' : '' },
-      h('a', { href: `#chat/${chat.id}`, title: date(chat.changed), 'aria-current': isCurrent && 'page' }, chat.title),
+    const state = this.on.isRunning(chat.id) ? 'running' : chat.writing ? 'cut' : '';
+    return h('li', { class: `${isCurrent ? 'current' : ''} ${state}` },
+      h('a', { href: `#chat/${chat.id}`, title: date(chat.changed), 'aria-current': isCurrent && 'page' },
+        state && h('span', { class: 'mark', role: 'img', 'aria-label': t(`mark-${state}`), title: t(`mark-${state}`) }), h('bdi', {}, chat.title)),
       iconButton('more', t('chat-actions', { name: chat.title }), () => this.#actions(chat), { 'aria-haspopup': 'dialog' }));
   }
 
@@ -63,7 +66,7 @@ export class Sidebar {
       ['delete', t('delete'), 'danger'], ['markdown', 'Markdown'], ['json', 'JSON'], ['', t('cancel')], ['ok', t('save'), 'main']]);
     if (answer === 'ok' && input.value.trim()) {
       const latest = await store.getChat(chat.id);
-      if (latest) await store.putChat({ ...latest, title: input.value.trim() });
+      if (latest) await store.update(chat.id, { title: input.value.trim() });
       this.on.renamed({ ...chat, title: input.value.trim() });
     } else if (answer === 'delete') {
       const sure = await ask(t('delete-sure', { name: chat.title }), '', [['', t('cancel')], ['ok', t('delete'), 'danger']]);

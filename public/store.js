@@ -1,10 +1,15 @@
 // Conversations in IndexedDB. Messages are rows of their own, so that saving one while it streams stays cheap however
-// long the conversation is.
+// long the conversation is. All tabs of the page share the database: a write changes only the fields that it names, a
+// conversation that another tab has deleted doesn't come back, and each write is told to the other tabs.
 //
-// chat:    { id, title, created, changed, system, tools, leaf }   leaf: id of the last message shown; tools: their JSON
+// chat:    { id, title, created, changed, system, tools, leaf, writing? }
+//          leaf: id of the last message shown; tools: their JSON; writing: id of the answer that is being written
 // message: { id, chat, parent, role, content, time, reasoning?, thought?, calls?, call?, name?, files?, finish?, speed? }
 //          thought: ms of thinking; calls: [{ id, name, arguments }]; call, name: which one a tool's message answers
 //          parent: id or null; messages with the same parent are versions of one another
+// draft:   { id, files }         attachments that are not sent yet; id: of the conversation, or 'new'
+
+import { t } from './i18n.js';
 
 const OPEN_MS = 10000;
 
@@ -12,15 +17,26 @@ let opened = null;              // promise of the database
 
 function database() {
   opened ??= new Promise((resolve, reject) => {
-    const request = indexedDB.open('llama_srv', 1);
-    request.onupgradeneeded = () => {
-      request.result.createObjectStore('chats', { keyPath: 'id' });
-      request.result.createObjectStore('messages', { keyPath: 'id' }).createIndex('chat', 'chat');
+    const request = indexedDB.open('llama_srv', 2);
+    request.onupgradeneeded = ({ oldVersion }) => {
+      const { result: db } = request;
+      if (oldVersion < 1) {
+        db.createObjectStore('chats', { keyPath: 'id' });
+        db.createObjectStore('messages', { keyPath: 'id' }).createIndex('chat', 'chat');
+      }
+      db.createObjectStore('drafts', { keyPath: 'id' });
     };
-    request.onsuccess = () => resolve(request.result);
+    request.onsuccess = () => {
+      // A newer page in another tab may change the database.
+      request.result.onversionchange = () => {
+        request.result.close();
+        opened = null;
+      };
+      resolve(request.result);
+    };
     request.onerror = () => reject(request.error);
     // Chromium never answers when an earlier page was left while it made the database.
-    setTimeout(() => reject(new Error('the storage of this browser does not answer: close its tabs of this page and open it again')), OPEN_MS);
+    setTimeout(() => reject(new Error(t('storage-silent'))), OPEN_MS);
   });
   opened.catch(() => { opened = null; });
   return opened;
@@ -32,15 +48,31 @@ const result = (request) => new Promise((resolve, reject) => {
 });
 
 async function stores(mode, work) {
-  const transaction = (await database()).transaction(['chats', 'messages'], mode);
+  const transaction = (await database()).transaction(['chats', 'messages', 'drafts'], mode);
   const done = new Promise((resolve, reject) => {
     transaction.oncomplete = resolve;
     transaction.onerror = transaction.onabort = () => reject(transaction.error);
   });
-  const value = await work(transaction.objectStore('chats'), transaction.objectStore('messages'));
+  const value = await work(...['chats', 'messages', 'drafts'].map((name) => transaction.objectStore(name)));
   await done;
   return value;
 }
+
+// -- tabs
+
+const channel = new BroadcastChannel('llama_srv');
+
+// What the tabs tell each other: { changed: id }, { deleted: id }, { deleted: 'all' }, and what `runs.js` asks.
+export const tell = (note) => channel.postMessage(note);
+
+// Hear what other tabs tell; returns a function that ends it.
+export function listen(listener) {
+  const hear = ({ data }) => listener(data);
+  channel.addEventListener('message', hear);
+  return () => channel.removeEventListener('message', hear);
+}
+
+// -- rows
 
 export const newId = () => [...crypto.getRandomValues(new Uint8Array(12))].map((b) => b.toString(16).padStart(2, '0')).join('');
 
@@ -48,24 +80,57 @@ export const allChats = () => stores('readonly', (chats) => result(chats.getAll(
 export const allMessages = () => stores('readonly', (_, messages) => result(messages.getAll()));
 export const getChat = (id) => stores('readonly', (chats) => result(chats.get(id)));
 export const messagesOf = (id) => stores('readonly', (_, messages) => result(messages.index('chat').getAll(id)));
-export const putChat = (chat) => stores('readwrite', (chats) => result(chats.put(chat)));
-export const putMessage = (message) => stores('readwrite', (_, messages) => result(messages.put(message)));
 
-export const putAll = (chatRows, messageRows) => stores('readwrite', (chats, messages) => {
-  for (const row of chatRows) chats.put(row);
-  for (const row of messageRows) messages.put(row);
-});
+// Change fields of the conversation `id` and put `rows` of its messages. `fresh` is the whole conversation where it may
+// not be stored yet. False if it isn't there any more.
+export async function update(id, fields, rows = [], fresh = null) {
+  const isThere = await stores('readwrite', async (chats, messages) => {
+    const stored = (await result(chats.get(id))) ?? fresh;
+    if (!stored) return false;
+    chats.put({ ...stored, ...fields });
+    for (const row of rows) messages.put(row);
+    return true;
+  });
+  if (isThere) tell({ changed: id });
+  return isThere;
+}
 
-export const deleteMessages = (ids) => stores('readwrite', (_, messages) => {
-  for (const id of ids) messages.delete(id);
-});
+export async function putAll(chatRows, messageRows) {
+  await stores('readwrite', (chats, messages) => {
+    for (const row of chatRows) chats.put(row);
+    for (const row of messageRows) messages.put(row);
+  });
+  for (const { id } of chatRows) tell({ changed: id });
+}
 
-export const deleteChat = (id) => stores('readwrite', async (chats, messages) => {
-  chats.delete(id);
-  for (const key of await result(messages.index('chat').getAllKeys(id))) messages.delete(key);
-});
+// Delete messages of the conversation `id`, and change fields of it.
+export async function deleteMessages(id, ids, fields) {
+  await stores('readwrite', async (chats, messages) => {
+    const stored = await result(chats.get(id));
+    if (stored) chats.put({ ...stored, ...fields });
+    for (const one of ids) messages.delete(one);
+  });
+  tell({ changed: id });
+}
 
-export const deleteEverything = () => stores('readwrite', (chats, messages) => {
-  chats.clear();
-  messages.clear();
+export async function deleteChat(id) {
+  await stores('readwrite', async (chats, messages, drafts) => {
+    chats.delete(id);
+    drafts.delete(id);
+    for (const key of await result(messages.index('chat').getAllKeys(id))) messages.delete(key);
+  });
+  tell({ deleted: id });
+}
+
+export async function deleteEverything() {
+  await stores('readwrite', (...all) => {
+    for (const one of all) one.clear();
+  });
+  tell({ deleted: 'all' });
+}
+
+export const draftFiles = async (id) => (await stores('readonly', (chats, messages, drafts) => result(drafts.get(id))))?.files ?? [];
+export const putDraftFiles = (id, files) => stores('readwrite', (chats, messages, drafts) => {
+  if (files.length) drafts.put({ id, files });
+  else drafts.delete(id);
 });

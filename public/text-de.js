@@ -9,9 +9,13 @@ export const DE = {
 
   chats: 'Gespräche', 'new-chat': 'Neues Gespräch', search: 'Suchen', 'search-label': 'Gespräche durchsuchen', import: 'Einlesen',
   'export-all': 'Alle sichern', 'no-chats': 'Noch keine Gespräche', 'nothing-found': 'Nichts gefunden',
+  'mark-running': 'eine Antwort wird geschrieben', 'mark-cut': 'eine Antwort brach ab; sie geht weiter, wenn Sie das Gespräch öffnen',
   'chat-actions': '„{name}“ umbenennen, sichern oder löschen', 'delete-sure': '„{name}“ löschen?', imported: 'Eingelesene Gespräche: {n}',
   'import-not-json': 'Diese Datei ist kein JSON.', 'import-not-ours': 'Diese Datei enthält keine Gespräche dieser Seite.',
   'import-too-large': 'Diese Datei enthält zu viele Nachrichten.',
+
+  'deleted-elsewhere': 'Dieses Gespräch wurde in einem anderen Tab gelöscht.',
+  'storage-silent': 'Der Speicher dieses Browsers antwortet nicht: Schließen Sie alle Tabs dieser Seite und öffnen Sie sie wieder.',
 
   conversation: 'Gespräch', system: 'Systemprompt', 'system-hint': 'Was das Modell wissen und wie es antworten soll',
   earlier: 'Frühere Nachrichten', welcome: 'Worüber reden wir?', 'welcome-model': '{name} ist bereit.',

@@ -9,9 +9,13 @@ export const EN = {
 
   chats: 'Conversations', 'new-chat': 'New chat', search: 'Search', 'search-label': 'Search conversations', import: 'Import',
   'export-all': 'Export all', 'no-chats': 'No conversations yet', 'nothing-found': 'Nothing found',
+  'mark-running': 'an answer is being written', 'mark-cut': 'an answer was cut off; it goes on when you open this',
   'chat-actions': 'Rename, export or delete “{name}”', 'delete-sure': 'Delete “{name}”?', imported: 'Imported conversations: {n}',
   'import-not-json': 'This file is not JSON.', 'import-not-ours': 'This file holds no conversations of this page.',
   'import-too-large': 'This file holds too many messages.',
+
+  'deleted-elsewhere': 'This conversation was deleted in another tab.',
+  'storage-silent': 'The storage of this browser does not answer: close its tabs of this page and open it again.',
 
   conversation: 'Conversation', system: 'System prompt', 'system-hint': 'What the model should know and how it should answer',
   earlier: 'Earlier messages', welcome: 'What shall we talk about?', 'welcome-model': '{name} is ready.',

@@ -54,6 +54,11 @@ COMMANDS = [
         ("POST", "/execute/async", "WebDriver:ExecuteAsyncScript", ()),
         ("POST", "/actions", "WebDriver:PerformActions", ()),
         ("GET", "/screenshot", "WebDriver:TakeScreenshot", ()),
+        ("GET", "/window", "WebDriver:GetWindowHandle", ()),
+        ("POST", "/window", "WebDriver:SwitchToWindow", ()),
+        ("POST", "/window/new", "WebDriver:NewWindow", ()),
+        ("GET", "/window/handles", "WebDriver:GetWindowHandles", ()),
+        ("DELETE", "/window", "WebDriver:CloseWindow", ()),
     )
 ]
 WATCH_REQUESTS = """
@@ -184,6 +189,7 @@ class Firefox(Browser):
 
     def reset(self) -> None:
         """See `Browser`."""
+        self.close_other_tabs()
         self.open("about:blank")
         self._privileged(CLEAR, is_async=True)
         self.look(*DESKTOP)

@@ -245,8 +245,29 @@ class Browser:
         urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith("data:")]
 
+    def new_tab(self) -> str:
+        """Open a tab and go there; the handle of the one before."""
+        before = self._call("GET", "/window")
+        self.switch(self._call("POST", "/window/new", {"type": "tab"})["handle"])
+        return before
+
+    def switch(self, handle: str) -> str:
+        """Go to a tab; the handle of the one before."""
+        before = self._call("GET", "/window")
+        self._call("POST", "/window", {"handle": handle})
+        return before
+
+    def close_other_tabs(self) -> None:
+        """Leave one tab."""
+        first, *others = self._call("GET", "/window/handles")
+        for handle in others:
+            self._call("POST", "/window", {"handle": handle})
+            self._call("DELETE", "/window")
+        self._call("POST", "/window", {"handle": first})
+
     def reset(self) -> None:
         """As good as a new browser: nothing stored, an empty page, no emulation, logs read."""
+        self.close_other_tabs()
         self.cdp("Storage.clearDataForOrigin", origin="*", storageTypes="all")
         self.open("about:blank")
         self.look(*DESKTOP)

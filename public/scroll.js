@@ -1,0 +1,61 @@
+// A scrolled box whose content grows above and below: who is at the end stays there, who reads further up keeps the
+// line that they read. Browsers do that in part and each in its own way, so theirs is switched off (overflow-anchor).
+
+const NEAR_END = 60;            // pixels from the end within which one is at the end
+
+export class Scroller {
+  #isPinned = true;             // at the end, and to stay there
+  #top = 0;
+  #anchor = null;               // { element, offset }: what is at the top of the window, and where
+
+  // `items()` gives the elements that one of is kept in place; `moved(isAtEnd)` is called after each movement.
+  constructor(box, content, items, moved) {
+    Object.assign(this, { box, items, moved });
+    box.addEventListener('scroll', () => this.#scrolled(), { passive: true });
+    new ResizeObserver(() => this.settle()).observe(content);
+    new ResizeObserver(() => this.settle()).observe(box);
+  }
+
+  toEnd() {
+    this.#isPinned = true;
+    this.settle();
+  }
+
+  // The content has changed: put things where they were.
+  settle() {
+    if (this.#isPinned) this.box.scrollTop = this.box.scrollHeight;
+    else if (this.#anchor?.element.isConnected) {
+      const drift = this.#anchor.element.getBoundingClientRect().top - this.#anchor.offset;
+      if (Math.abs(drift) >= 1) this.box.scrollTop += drift;
+    }
+    this.#note();
+  }
+
+  #scrolled() {
+    const { scrollTop, scrollHeight, clientHeight } = this.box;
+    const left = scrollHeight - scrollTop - clientHeight;
+    // At the end also when the content has become shorter; on the way down already shortly before it.
+    if (left < 2 || (left < NEAR_END && scrollTop > this.#top)) this.#isPinned = true;
+    else if (scrollTop < this.#top) this.#isPinned = false;
+    this.#note();
+  }
+
+  #note() {
+    this.#top = this.box.scrollTop;
+    const { top } = this.box.getBoundingClientRect();
+    const element = this.#isPinned ? null : firstBelow(this.items(), top);
+    this.#anchor = element && { element, offset: element.getBoundingClientRect().top };
+    this.moved(this.#isPinned);
+  }
+}
+
+// The first of `elements`, which lie one below the other, that ends below `y`.
+function firstBelow(elements, y) {
+  let [low, high] = [0, elements.length - 1];
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (elements[middle].getBoundingClientRect().bottom > y) high = middle;
+    else low = middle + 1;
+  }
+  return elements[low] ?? null;
+}
