@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from os.path import commonprefix
 
 from server.chat.output.formats import (
@@ -19,7 +18,7 @@ from server.chat.output.formats import (
     QuotelessCall,
 )
 from server.chat.output.write_calls import WrittenCall
-from server.records import record
+from server.records import record, replace
 
 MARK = re.compile(r"\]<\]\w+\[>\[|<[^<>\s][^<>]*>|\[/?[A-Z_]+\]")
 MAX_CANDIDATES = 40  # places at which an object is tried to be read

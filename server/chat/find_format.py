@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from os.path import commonprefix
 from typing import Any
 
@@ -24,6 +23,7 @@ from server.chat.output.formats import GENERIC, Call, CallFormat, IdForm, NamedC
 from server.chat.output.write_calls import WrittenCall, write_calls
 from server.chat.probe import CALL_ID, NAME, OTHER, WORD, Probe
 from server.chat.probe import KEY as FIRST_KEY
+from server.records import replace
 
 QUESTION, RESULT = "b9f1probe", "b9f2probe"
 SECOND_KEY, SECOND_NAME, SECOND_ID = "b9f3probe", "b9f4probe", "b9f5probe"

@@ -7,7 +7,6 @@ a part of the messages that it renders.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from server.chat.output.formats import (
@@ -21,6 +20,7 @@ from server.chat.output.formats import (
     PythonCall,
     Tags,
 )
+from server.records import replace
 
 HARMONY = CallFormat(
     "harmony",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +21,7 @@ from server.chat.probe import Probe
 from server.chat.segments import Segments, plain_text
 from server.chat.spell import show_tools, spell_calls, spell_results
 from server.chat.variables import find_variables, is_read
+from server.records import replace
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
