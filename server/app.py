@@ -162,7 +162,6 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
     if not options.api.is_2024:  # which knew no such thing
         model = with_advice(model, advice)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    memory.return_large_blocks()
     stop = threading.Event()
     leave: list[Callable[[], None]] = []
     for name in STOPPING:
@@ -174,6 +173,7 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
         model = model.replace(aliases=(place.name,))
     try:
         engine.start()
+        memory.return_large_blocks()
         if options.engines.engine == "process":
             from server.engine.client import vocab  # here, while the engine loads the model
 

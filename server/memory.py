@@ -10,7 +10,6 @@ Not taken: passing the request to all who allocate. JSON's reader and the tokeni
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import sys
 import threading
 from collections.abc import Iterator
@@ -84,6 +83,8 @@ def return_large_blocks() -> None:
     blocks that it has seen; what is smaller then stays with each thread that had it, half a gigabyte with some bodies.
     Others do so anyway."""
     if sys.platform == "linux":
+        import ctypes  # here, because the engine is told what to load before this is needed
+
         with contextlib.suppress(OSError, AttributeError):  # another library than glibc
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
 

@@ -49,7 +49,7 @@ ENGINE = ("server.engine.loop.scheduler", "server.engine.llama.backend", "server
             ),
         ),
         # before the engine is told what to load
-        ("server.app", (*RARE, *HTTP, *ENGINE)),
+        ("server.app", (*RARE, *HTTP, *ENGINE, "ctypes", "shlex")),
         # while it loads
         (
             "server.serving",

@@ -187,6 +187,10 @@ IDLE_FIELDS = (
 )
 
 
+def _without(field: Field, taken: set[str]) -> Field:
+    return replace(field, aliases=tuple(alias for alias in field.aliases if alias not in taken))
+
+
 class Body:
     """What the bodies of some routes may hold: the fields of some tables, but none of `without`. A name is what the
     first table that has it says."""
@@ -199,7 +203,7 @@ class Body:
         taken = set(without)
         for table in tables:
             self._rows += [
-                replace(field, aliases=tuple(alias for alias in field.aliases if alias not in taken))
+                field if taken.isdisjoint(field.aliases) else _without(field, taken)
                 for field in table
                 if field.name not in taken
             ]
