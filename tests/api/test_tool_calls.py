@@ -252,6 +252,92 @@ def test_timings_come_with_parts_of_calls_and_reasoning(talker):
     assert len(parts) > 10 and all("timings" in chunk for chunk in parts)
 
 
+# ---- what binds the text -----------------------------------------------------------------------------------------
+
+
+def bound(api, **fields: object) -> dict:
+    """The settings of a request's task."""
+    ask(api, max_tokens=1, **fields)
+    return max(api.get("/slots").json(), key=lambda slot: slot["id_task"])
+
+
+FORCED = {"type": "function", "function": {"name": "clock"}}
+
+
+@pytest.mark.parametrize("choice", ["required", FORCED], ids=["required", "named"])
+def test_where_a_call_is_required_the_grammar_holds_from_the_beginning(talker, choice):
+    settings = bound(talker(CALL), tool_choice=choice)
+    assert settings["grammar"] and not settings["grammar_lazy"]
+    assert ("weather" in settings["grammar"]) == (choice == "required") and "clock" in settings["grammar"]
+
+
+@pytest.mark.parametrize("fields", [{"tool_choice": "none"}, {"tools": None}], ids=repr)
+def test_where_nothing_can_be_called_no_grammar_holds(talker, fields):
+    assert bound(talker("x"), **fields)["grammar"] == ""
+
+
+def test_allowed_tools_leave_the_others_out(talker):
+    allowed = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [FORCED]}}
+    grammar = bound(talker(CALL), tool_choice=allowed)["grammar"]
+    assert "clock" in grammar and "weather" not in grammar
+    message, finish = message_of(talker(CALL), tool_choice=allowed)
+    assert finish == "stop" and message["content"] == CALL, "not one of those that may be called"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"schema": {"type": "object", "required": ["zip"]}},
+            }
+        },
+        {"json_schema": {"type": "object", "required": ["zip"]}},
+    ],
+    ids=["response_format", "json_schema"],
+)
+def test_a_call_or_a_fitting_answer(talker, form):
+    settings = bound(talker(CALL), **form)
+    assert not settings["grammar_lazy"] and "weather" in settings["grammar"] and "zip" in settings["grammar"]
+    settings = bound(talker(CALL), tool_choice="required", **form)
+    assert "zip" not in settings["grammar"]
+
+
+@pytest.mark.parametrize("form", [{"grammar": 'root ::= "x"'}, {"regex": "x+"}, {"choice": ["x"]}], ids=repr)
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_other_forms_and_tools_exclude_each_other(talker, form, choice):
+    api = talker("x")
+    [name] = form
+    assert name in refuse(api, tool_choice=choice, **form)
+    assert bound(api, tool_choice="none", **form)["grammar"]
+
+
+ODD = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(a)\\1"}}, "required": ["a"]}
+
+
+def test_what_cannot_be_kept_of_a_schema_is_told_or_refused_if_strict(talker):
+    api = talker("x")
+    odd = {"type": "function", "function": {"name": "odd", "parameters": ODD}}
+    warnings = ask(api, tools=[CLOCK, odd], max_tokens=1)["warnings"]
+    assert any("odd" in line and "pattern" in line for line in warnings)
+    odd["function"]["strict"] = True
+    assert "odd" in refuse(api, tools=[CLOCK, odd])
+
+
+def test_a_schema_that_nothing_fits_is_refused_by_the_tools_name(talker):
+    never = {"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}
+    message = refuse(talker("x"), tools=[CLOCK, {"type": "function", "function": {"name": "odd", "parameters": never}}])
+    assert "odd" in message
+
+
+@pytest.mark.parametrize("path", ["/apply-template", URL + "/input_tokens", URL])
+def test_tools_are_checked_on_all_routes_of_chats(talker, path):
+    api = talker("x")
+    answer = api.post(path, {"messages": HI, "tools": [{"type": "function", "function": {"name": "a b"}}]})
+    assert answer.status == 400 and "tools[0].function.name" in answer.error["message"]
+
+
 # ---- reasoning ---------------------------------------------------------------------------------------------------
 
 

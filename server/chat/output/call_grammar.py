@@ -42,9 +42,10 @@ _SLACK = r"[ \t\n]{0,4}"
 class CallConstraint:
     """What an answer is bound by.
 
-    `anchored`: the grammar is the whole answer, behind the reasoning. Else it begins at the first of the `triggers`,
-    anywhere in the visible text, or of the `start_triggers` at its beginning (white space ignored), and goes to the end
-    of the answer. `warnings`: what it doesn't enforce, a line each with the tool's name and the JSON pointer.
+    Calls begin at the first of the `triggers`, anywhere in the visible text, or of the `start_triggers` at its
+    beginning (white space ignored). `anchored`: the grammar is the whole answer, behind the reasoning; else it goes
+    from that trigger on to the end. `warnings`: what it doesn't enforce, a line each with the tool's name and the JSON
+    pointer.
     """
 
     grammar: str
@@ -106,8 +107,7 @@ def _constraint(form: CallFormat, text: str, is_required: bool, parallel: bool, 
         grammar = affordable(texts.builder.text(root))
     except GrammarError as error:
         raise ToolSchemaError("", f"the grammar of the calls is too much for llama.cpp: {error.message}", "#") from None
-    triggers, start_triggers = ((), ()) if anchored else find_triggers(form, list(given))
-    return CallConstraint(grammar, triggers, start_triggers, anchored, tuple(texts.warnings))
+    return CallConstraint(grammar, *find_triggers(form, list(given)), anchored, tuple(texts.warnings))
 
 
 def find_triggers(form: CallFormat, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:

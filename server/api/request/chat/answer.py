@@ -16,10 +16,10 @@ from typing import Any
 from server.api.request.chat.messages import ChatPrompt
 from server.api.request.chat.reasoning import ReasoningWish
 from server.api.request.chat.tools import REQUIRED, Tools
-from server.api.request.constraints import AnswerForm, Constraint, read_constraint
+from server.api.request.constraints import AnswerForm, Constraint, read_constraint, read_wanted
 from server.chat.output.formats import CallFormat, ChannelCall, IdForm, Tags
 from server.chat.output.parser import OutputParser
-from server.engine.seam.task import Thinking
+from server.engine.seam.task import START, WORD, Thinking, Trigger
 from server.errors import ApiError
 from server.models.model import Model, Vocab
 from server.records import fields, is_record, replace
@@ -47,9 +47,26 @@ def answer_form(model: Model, chat: ChatPrompt, values: Mapping[str, Any], body:
 
 def _constraint(model: Model, form: CallFormat, tools: Tools, body: Mapping[str, Any]) -> Constraint:
     """Calls, as far as they are wanted, and else what the request wants of any text."""
-    if tools.choice == REQUIRED:
-        raise ApiError(400, "tool_choice: this server can't enforce tool calls yet; leave it out or say auto or none")
-    return read_constraint(body, model.defaults)
+    constraint = read_constraint(body, model.defaults)
+    if not tools.callable:
+        return constraint
+    from server.chat.output.call_grammar import ToolSchemaError, call_constraint  # here: most chats have no tools
+
+    wanted = read_wanted(body, model.defaults)
+    if wanted is not None and not wanted.is_schema:
+        raise ApiError(400, f"{wanted.field} and tools exclude each other; only a JSON schema goes with calls")
+    final = None if wanted is None or tools.choice == REQUIRED else wanted.value
+    try:
+        made = call_constraint(
+            form, tools.callable, choice=tools.choice, parallel=tools.is_parallel, final_schema=final
+        )
+    except ToolSchemaError as error:
+        raise ApiError(400, f"{'functions' if tools.is_old else 'tools'}: {error}") from None
+    if not made.anchored:  # until the engine knows lazy grammars
+        return Constraint("", (*constraint.warnings, *made.warnings))
+    words = [Trigger(WORD, text) for text in made.triggers]
+    starts = [Trigger(START, text) for text in made.start_triggers]
+    return Constraint(made.grammar, (*constraint.warnings, *made.warnings), not made.anchored, (*words, *starts))
 
 
 def thinking(vocab: Vocab, tags: Tags | None, wish: ReasoningWish) -> Thinking | None:
