@@ -13,6 +13,7 @@ from typing import Any
 
 from server.chat.output.formats import (
     KEY,
+    NAME,
     CallFormat,
     ChannelCall,
     JsonCall,
@@ -123,7 +124,8 @@ class CallTexts:
         before = behind = ""
         if shape.id_key:
             quote = literal('"')
-            identity = sequence(literal(f"{json_text(shape.id_key)}:"), blank, quote, self.id(name), quote)
+            own = _NUMBER if shape.id_is_number else self.id(name)
+            identity = sequence(literal(f"{json_text(shape.id_key)}:"), blank, quote, own, quote)
             before = sequence(identity, comma) if shape.id_first else ""
             behind = "" if shape.id_first else sequence(comma, identity)
         named = sequence(literal(f"{json_text(shape.name_key)}:"), blank, literal(json_text(name)), comma)
@@ -178,7 +180,8 @@ class CallTexts:
         ways = [[(self.member(member, names), member.is_required) for member in way] for way in members.ways]
         if isinstance(shape, ParameterCall):
             inside = choice(sequence(*(text if needed else optional(text) for text, needed in way)) for way in ways)
-            head = sequence(literal(shape.before_name + name), self.number(shape), text_literal(shape.after_name))
+            after_name = text_literal(shape.after_name.replace(NAME, name))
+            head = sequence(literal(shape.before_name + name), self.number(shape), after_name)
             return sequence(head, inside, text_literal(shape.after_arguments))
         if isinstance(shape, PythonCall):
             return sequence(literal(f"{name}("), choice(self.listed(way, ", ") for way in ways), literal(")"))
