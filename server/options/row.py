@@ -461,7 +461,7 @@ def sampler_names(text: str) -> tuple[str, ...]:
     names = [SAMPLER_ALIASES.get(name, name) for part in re.split("[;,]", text) if (name := part.strip().lower())]
     for name in names:
         if name not in SAMPLER_LETTERS.values():
-            raise BadValue(f"'{name}' is no sampler; known are {', '.join(SAMPLER_LETTERS.values())}")
+            raise BadValue(f"'{name[:40]}' is no sampler; known are {', '.join(SAMPLER_LETTERS.values())}")
     return tuple(names)
 
 
