@@ -2,9 +2,19 @@
 // Errors are LlamaError with the server's message; a missing or wrong key also fires "need-key" on window.
 
 import { errorOf, events, LlamaError } from './completion.js';
+import { t } from './i18n.js';
 import { prefs } from './prefs.js';
 
 export { LlamaError };
+
+const KINDS = ['invalid_request_error', 'authentication_error', 'permission_error', 'not_found_error', 'rate_limit_error', 'server_error',
+  'not_supported_error', 'unavailable_error', 'timeout_error', 'exceed_context_size_error', 'connection_lost'];
+
+// An error in the user's language, with the server's own words.
+export function errorText({ type, message, name }) {
+  if (name === 'TypeError') return t('offline');
+  return KINDS.includes(type) ? t(`error-${type}`, { message }) : message;
+}
 
 async function request(path, options = {}) {
   const headers = { ...(options.body ? { 'Content-Type': 'application/json' } : {}) };

@@ -1,43 +1,48 @@
 // The page's start: waits for the server, makes the three views, and switches between them by the URL's hash
-// (#chat, #chat/ID, #complete, #server). Everything on screen is built here and in the modules it imports.
+// (#chat, #chat/ID, #complete, #server). Everything on screen is built here and in the modules it imports; what isn't
+// needed for a chat is imported when it is asked for.
 
-import { get, health, isReady, sleep } from './api.js';
+import { errorText, get, health, isReady, sleep } from './api.js';
 import { ChatView } from './chat.js';
-import { CompleteView } from './complete.js';
-import { h, iconButton, toast } from './dom.js';
+import { ask, field, h, iconButton, toast } from './dom.js';
 import { t } from './i18n.js';
 import { prefs, savePrefs } from './prefs.js';
-import { ServerView } from './server.js';
-import { openSettings } from './settings.js';
 import { Sidebar } from './sidebar.js';
 import { listen } from './store.js';
 
 const WATCH_MS = 5000;
 const NARROW = matchMedia('(max-width: 760px)');
+const LATER = {
+  complete: async () => new (await import('./complete.js')).CompleteView(),
+  server: async () => new (await import('./server.js')).ServerView(),
+};
 
 class App {
   props = null;
   #isAsking = false;
+  #declined = null;             // the key that the user was asked to replace, and hasn't
+  #view = null;                 // promise of the view that the URL names
 
   constructor() {
     this.chat = new ChatView({
       props: () => this.props,
       on: {
-        changed: (id) => this.sidebar.refresh(id),
+        changed: () => this.#changed(),
         opened: (id) => this.#opened(id),
         gone: () => this.#gone(),
       },
     });
-    this.complete = new CompleteView();
-    this.server = new ServerView();
     this.sidebar = new Sidebar({
       create: () => this.#newChat(),
       choose: (id) => { location.hash = `#chat/${id}`; },
       removed: (id) => { if (this.chat.removed(id)) this.#newChat(); },
-      renamed: (chat) => this.chat.renamed(chat),
+      renamed: (chat) => {
+        this.chat.renamed(chat);
+        this.#showTitle();
+      },
       isRunning: (id) => Boolean(this.chat.runs.get(id)),
     });
-    this.views = { chat: this.chat, complete: this.complete, server: this.server };
+    this.views = { chat: this.chat };
     this.#build();
     this.#listen();
   }
@@ -45,14 +50,15 @@ class App {
   #build() {
     this.status = h('p', { id: 'status', role: 'status' }, t('connecting'));
     this.menu = iconButton('menu', t('toggle-chats'), () => this.#toggleSidebar(), { id: 'menu' });
+    this.keyButton = h('button', { type: 'button', id: 'enter-key', hidden: true, onclick: () => this.#askKey(true) }, t('key-enter'));
     this.links = Object.fromEntries(['chat', 'complete', 'server'].map((name) =>
       [name, h('a', { href: `#${name}` }, t(name === 'complete' ? 'completion' : name))]));
     this.shade = h('div', { class: 'shade', onclick: () => this.#toggleSidebar(false) });
-    this.main = h('main', { id: 'main', tabindex: -1 }, this.chat.element, this.complete.element, this.server.element);
+    this.main = h('main', { id: 'main', tabindex: -1 }, this.chat.element);
     document.getElementById('app').replaceChildren(
       h('header', { class: 'bar' }, h('h1', { class: 'offscreen' }, 'llama_srv'), this.menu,
         h('nav', { 'aria-label': t('views') }, Object.values(this.links)),
-        this.status,
+        this.status, this.keyButton,
         iconButton('gear', t('settings'), () => this.#settings(), { id: 'settings' })),
       this.sidebar.element, this.shade, this.main);
     this.#toggleSidebar(prefs.sidebar && !NARROW.matches);
@@ -61,8 +67,13 @@ class App {
 
   #listen() {
     window.addEventListener('hashchange', () => this.#route());
-    window.addEventListener('prefs', () => this.#applyTheme());
-    window.addEventListener('need-key', () => this.#settings());
+    let key = prefs.apiKey;
+    window.addEventListener('prefs', () => {
+      this.#applyTheme();
+      if (prefs.apiKey !== key) this.#load();
+      key = prefs.apiKey;
+    });
+    window.addEventListener('need-key', () => this.#askKey());
     window.addEventListener('keydown', (event) => this.#key(event));
     listen(({ changed, deleted }) => (changed || deleted) && this.sidebar.refresh());
     // A file that misses its place must not replace the page.
@@ -109,13 +120,34 @@ class App {
     try {
       this.props = await get('props');
     } catch (error) {
-      this.status.textContent = error.message;
+      this.status.textContent = errorText(error);
+      this.status.classList.add('bad');
       return;
     }
+    this.keyButton.hidden = true;
+    await this.#view;
+    for (const view of Object.values(this.views)) this.#ready(view);
     this.#showModel();
-    this.chat.ready();
-    this.complete.ready(this.props);
-    await this.server.ready(this.props).catch((error) => { this.status.textContent = error.message; });
+  }
+
+  async #ready(view) {
+    try {
+      await view.ready(this.props);
+    } catch (error) {
+      this.status.textContent = errorText(error);
+    }
+  }
+
+  // The view `name`, made if it isn't there yet.
+  async #make(name) {
+    if (this.views[name]) return this.views[name];
+    const view = await LATER[name]();
+    if (this.views[name]) return this.views[name];
+    this.views[name] = view;
+    view.element.hidden = true;
+    this.main.append(view.element);
+    if (this.props) await this.#ready(view);
+    return view;
   }
 
   #showModel() {
@@ -126,23 +158,49 @@ class App {
 
   #route() {
     const [name, id] = location.hash.slice(1).split('/');
-    const view = name in this.views ? name : 'chat';
-    for (const [key, one] of Object.entries(this.views)) {
-      one.element.hidden = key !== view;
-      if (key === view) this.links[key].setAttribute('aria-current', 'page');
-      else this.links[key].removeAttribute('aria-current');
-    }
-    document.body.dataset.view = view;
-    if (view === 'server') this.server.show();
-    else this.server.hide();
+    const view = name in this.links ? name : 'chat';
+    this.#view = this.#show(view);
     if (view === 'chat' && (this.chat.chat?.id !== id || !id)) this.chat.open(id ?? null);
     if (NARROW.matches) this.#toggleSidebar(false);
+  }
+
+  async #show(name) {
+    document.body.dataset.view = name;
+    for (const [key, link] of Object.entries(this.links)) {
+      if (key === name) link.setAttribute('aria-current', 'page');
+      else link.removeAttribute('aria-current');
+    }
+    this.#showTitle();
+    try {
+      await this.#make(name);
+    } catch (error) {
+      toast(error.message, 'error');
+    }
+    const { view } = document.body.dataset;
+    for (const [key, one] of Object.entries(this.views)) {
+      one.element.hidden = key !== view;
+      if (key === view) one.show?.();
+      else one.hide?.();
+    }
+  }
+
+  // The tab's title: what is shown, and whether an answer is being written.
+  #showTitle() {
+    const { view } = document.body.dataset;
+    const name = view === 'chat' ? this.chat.chat.title || t('new-chat') : this.links[view].textContent;
+    document.title = `${this.chat.isRunning() ? '\u25cf ' : ''}${name} \u2013 llama_srv`;
+  }
+
+  #changed() {
+    this.#showTitle();
+    this.sidebar.refresh();
   }
 
   #opened(id) {
     const hash = id ? `#chat/${id}` : '#chat';
     if (document.body.dataset.view === 'chat' && location.hash !== hash) history.replaceState(null, '', hash);
     this.links.chat.href = hash;
+    this.#showTitle();
     this.sidebar.refresh(id);
   }
 
@@ -170,17 +228,37 @@ class App {
   async #settings() {
     if (this.#isAsking) return;
     this.#isAsking = true;
-    const isNewKey = await openSettings(this.props?.default_generation_settings);
+    try {
+      const { openSettings } = await import('./settings.js');
+      await openSettings(this.props?.default_generation_settings);
+    } finally {
+      this.#isAsking = false;
+    }
+  }
+
+  // The server wants another key. The user is asked once, and not while writing something; after that, or by `isWanted`,
+  // there is a button in the bar.
+  async #askKey(isWanted = false) {
+    this.keyButton.hidden = false;
+    const isTyping = document.activeElement?.matches('input, textarea') && document.activeElement.value;
+    const isOpen = document.querySelector('dialog[open]');
+    if (this.#isAsking || isOpen || (!isWanted && (isTyping || this.#declined === prefs.apiKey))) return;
+    this.#isAsking = true;
+    this.#declined = prefs.apiKey;
+    const input = h('input', { type: 'password', autocomplete: 'off', id: 'api-key', value: prefs.apiKey });
+    const answer = await ask(t('api-key'), [h('p', {}, t(prefs.apiKey ? 'key-wrong' : 'key-missing')), field(t('api-key'), input)],
+      [['', t('cancel')], ['ok', t('save'), 'main']]);
     this.#isAsking = false;
-    if (isNewKey) await this.#load();
+    if (answer === 'ok') savePrefs({ apiKey: input.value.trim() });
   }
 
   #key(event) {
     if (document.querySelector('dialog[open]')) return;
     const isCommand = event.ctrlKey || event.metaKey;
     if (event.key === 'Escape') {
-      this.chat.stop();
-      this.complete.stop();
+      // In a field of its own the key is about that field.
+      if (event.target.matches('input, select, textarea') && !['chat-input', 'prompt'].includes(event.target.id)) return;
+      for (const view of Object.values(this.views)) view.stop?.();
       if (NARROW.matches) this.#toggleSidebar(false);
     } else if (isCommand && event.key.toLowerCase() === 'k') {
       event.preventDefault();

@@ -3,6 +3,7 @@
 // A conversation that is being answered stays in `runs` with its tree, so the user may look at another one meanwhile;
 // only what belongs to the shown conversation is drawn. What other tabs do to it is drawn as they tell it.
 
+import { errorText } from './api.js';
 import { ask, grow, h, iconButton, toast } from './dom.js';
 import { Composer } from './composer.js';
 import * as drafts from './drafts.js';
@@ -115,6 +116,10 @@ export class ChatView {
     const name = this.props().model_alias.split(/[\\/]/).pop();
     this.welcome.replaceChildren(h('h2', {}, t('welcome')), h('p', {}, t('welcome-model', { name })));
     this.#drawContext();
+  }
+
+  isRunning() {
+    return Boolean(this.runs.get(this.chat.id));
   }
 
   stop() {
@@ -457,9 +462,9 @@ export class ChatView {
 
   // What to tell the user about a refusal; with numbers when the conversation doesn't fit.
   async #explain(error, messages) {
-    if (error.type !== 'exceed_context_size_error') return error.message;
+    if (error.type !== 'exceed_context_size_error') return errorText(error);
     const n = await countTokens(messages).catch(() => null);
-    return n === null ? error.message : t('too-long', { n, size: this.props().default_generation_settings.n_ctx });
+    return n === null ? errorText(error) : t('too-long', { n, size: this.props().default_generation_settings.n_ctx });
   }
 }
 

@@ -83,19 +83,27 @@ export function ask(title, fill, buttons) {
         h('h2', {}, title), fill,
         h('div', { class: 'row end' }, buttons.map(([value, label, kind]) =>
           h('button', { type: 'submit', value, class: kind ?? '', formnovalidate: value === '' }, label)))));
+    const before = document.activeElement;
     dialog.addEventListener('close', () => {
       dialog.remove();
+      if (before?.isConnected) before.focus();
       resolve(dialog.returnValue);
     });
     // Enter in a field presses the first submit button in the form; it has to be the last shown one, the main one.
     dialog.addEventListener('keydown', (event) => {
       if (event.key !== 'Enter' || event.target.tagName !== 'INPUT' || event.isComposing) return;
       event.preventDefault();
-      dialog.close(buttons.at(-1)[0]);
+      dialog.querySelector('form').requestSubmit(dialog.querySelector('.row.end > :last-child'));
     });
+    // A field that can't be read is brought into view: browsers say nothing about one in a closed box.
+    dialog.addEventListener('invalid', ({ target }) => {
+      for (let box = target.closest('details'); box; box = box.parentElement.closest('details')) box.open = true;
+    }, true);
     document.body.append(dialog);
     dialog.showModal();
-    dialog.querySelector('input, textarea, select')?.focus();
+    const first = dialog.querySelector('input, textarea, select');
+    first?.focus();
+    if (first?.type === 'text') first.select();
   });
 }
 

@@ -3,24 +3,24 @@
 
 import { prefs } from './prefs.js';
 import { EN } from './text-en.js';
-import { DE } from './text-de.js';
 
 export const LANGUAGES = { en: 'English', de: 'Deutsch' };
-const TABLES = { en: EN, de: DE };
+const OTHERS = { de: async () => (await import('./text-de.js')).DE };
 
 function choose() {
   for (const wanted of [prefs.language, ...navigator.languages]) {
     const code = (wanted ?? '').slice(0, 2);
-    if (code in TABLES) return code;
+    if (code in LANGUAGES) return code;
   }
   return 'en';
 }
 
 export const language = choose();
 document.documentElement.lang = language;
+const TABLE = language === 'en' ? EN : await OTHERS[language]();
 
 export function t(key, values = {}) {
-  const text = TABLES[language][key] ?? EN[key] ?? key;
+  const text = TABLE[key] ?? EN[key] ?? key;
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? values[name] : whole));
 }
 

@@ -77,6 +77,8 @@ function show({ kind }, value) {
   return String(typeof value === 'number' ? Number(value.toPrecision(7)) : value);
 }
 
+let nextId = 0;                 // forms have ids of their own
+
 // A form over all options. `values` is the object of changed fields; `onchange(values)` gets it after each change.
 export class OptionsForm {
   #values;
@@ -84,6 +86,7 @@ export class OptionsForm {
   #onchange;
 
   constructor(values, onchange) {
+    this.id = `options-${nextId++}`;
     this.#values = { ...values };
     this.#onchange = onchange;
     this.presets = h('select', { 'aria-label': t('preset'), onchange: () => this.#usePreset() });
@@ -119,15 +122,15 @@ export class OptionsForm {
     for (const option of OPTIONS) {
       const input = this.#inputs.get(option.name);
       input.value = show(option, values[option.name]);
-      input.setCustomValidity('');
-      input.classList.toggle('changed', option.name in values);
+      this.#mark(option, input, '');
     }
     if (!isQuiet) this.#onchange(this.values);
   }
 
   #field(option) {
     const { name, kind, min, max, step } = option;
-    const id = { name, onchange: (event) => this.#read(option, event.target), 'data-option': name };
+    const id = { name, oninput: (event) => this.#read(option, event.target), onchange: (event) => this.#read(option, event.target),
+      'data-option': name, 'aria-describedby': `${this.id}-${name}` };
     let input;
     if (kind === 'flag') {
       input = h('select', id, h('option', { value: '' }, t('default')), h('option', { value: 'true' }, t('on')),
@@ -138,24 +141,42 @@ export class OptionsForm {
     else input = h('input', { ...id, type: 'text', spellcheck: 'false' });
     this.#inputs.set(name, input);
     const label = field(name, input, t(`help-${name}`));
+    label.prepend(h('span', { class: 'error', id: `${this.id}-${name}`, hidden: true }));
     if (['lines', 'names', 'json'].includes(kind)) label.classList.add('wide');
     return label;
   }
 
   #read(option, input) {
-    input.setCustomValidity('');
-    if (input.value === '' && !input.validity.badInput) delete this.#values[option.name];
-    else {
+    let problem = '';
+    delete this.#values[option.name];
+    if (input.value !== '' || input.validity.badInput) {
       try {
         this.#values[option.name] = parse(option, input.validity.badInput ? 'x' : input.value);
       } catch (error) {
-        delete this.#values[option.name];
-        input.setCustomValidity(`${option.name}: ${error.message}`);
-        input.reportValidity();
+        problem = error.message;
       }
     }
-    input.classList.toggle('changed', option.name in this.#values);
+    this.#mark(option, input, problem);
     this.#onchange(this.values);
+  }
+
+  // Show that a field is changed, or what is wrong with it.
+  #mark({ name }, input, problem) {
+    input.setCustomValidity(problem && `${name}: ${problem}`);
+    input.classList.toggle('changed', name in this.#values);
+    input.setAttribute('aria-invalid', String(Boolean(problem)));
+    const note = input.parentElement.querySelector('.error');
+    note.textContent = problem;
+    note.hidden = !problem;
+  }
+
+  // Can all fields be read? If not, the first that can't is brought into view.
+  isGood() {
+    const bad = [...this.#inputs.values()].find((input) => !input.validity.valid);
+    if (!bad) return true;
+    for (let box = bad.closest('details'); box; box = box.parentElement.closest('details')) box.open = true;
+    bad.focus();
+    return false;
   }
 
   #listPresets() {

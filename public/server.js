@@ -1,7 +1,7 @@
 // The server view: slots as they work, queue, cache, throughput and latency over the last minutes, the model's facts,
 // LoRA scales, and saved slots. Asks once a second, and only while it is on screen.
 
-import { get, getText, health, post } from './api.js';
+import { errorText, get, getText, health, post } from './api.js';
 import { Chart, parseMetrics } from './charts.js';
 import { ask, field, h, toast } from './dom.js';
 import { number, t } from './i18n.js';
@@ -54,7 +54,7 @@ export class ServerView {
   show() {
     this.hide();
     const round = async () => {
-      await this.#poll().catch((error) => { this.state.textContent = error.message; });
+      await this.#poll().catch((error) => { this.state.textContent = errorText(error); });
       this.#timer = this.#timer && setTimeout(round, PERIOD_MS);
     };
     this.#timer = setTimeout(round, 0);
@@ -130,7 +130,7 @@ export class ServerView {
       await post('lora-adapters', scales);
       toast(t('saved'));
     } catch (error) {
-      toast(error.message, 'error');
+      toast(errorText(error), 'error');
     }
   }
 }
@@ -173,7 +173,7 @@ class SlotCard {
       const done = await post(`slots/${this.id}?action=${action}`, action === 'erase' ? {} : { filename: name.value.trim() });
       toast(t('slot-done', { n: done.n_saved ?? done.n_restored ?? done.n_erased ?? 0 }));
     } catch (error) {
-      toast(error.message, 'error');
+      toast(errorText(error), 'error');
     }
   }
 }

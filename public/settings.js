@@ -8,8 +8,8 @@ import * as store from './store.js';
 
 const SHORTCUTS = ['Enter', 'Esc', 'Ctrl K', 'Alt N', 'Alt 1 2 3', 'Ctrl Enter'];
 
-// `defaults` are the server's, null when they aren't known. Resolves to whether anything that needs new data from the
-// server (the key) has changed.
+// `defaults` are the server's, null when they aren't known. What is saved is told by
+// a "prefs" event.
 export async function openSettings(defaults) {
   const check = (name, key) => h('label', { class: 'check' }, inputs[name] = h('input', { type: 'checkbox', checked: prefs[name] }), t(key));
   const choice = (value, options) => h('select', { value }, Object.entries(options).map(([code, label]) => h('option', { value: code }, label)));
@@ -44,12 +44,11 @@ export async function openSettings(defaults) {
   });
   const before = values();
   const answer = await ask(t('settings'), content, [['', t('cancel')], ['ok', t('save'), 'main']]);
-  if (answer !== 'ok') return false;
+  if (answer !== 'ok') return;
   const after = values();
   // Only what was changed here: another tab may have changed the rest meanwhile.
   const changes = Object.fromEntries(Object.entries(after)
     .filter(([name, value]) => JSON.stringify(value) !== JSON.stringify(before[name])));
   savePrefs(changes);
   if ('language' in changes) location.reload();
-  return 'apiKey' in changes;
 }

@@ -4,7 +4,6 @@ import { ask, download, field, h, iconButton, toast } from './dom.js';
 import { date, t } from './i18n.js';
 import * as store from './store.js';
 import { Tree } from './tree.js';
-import { fileName, fromJson, toJson, toMarkdown } from './transfer.js';
 
 // All of a message that can be found.
 const searchText = ({ content, reasoning = '', calls = [] }) =>
@@ -21,6 +20,10 @@ export class Sidebar {
     this.search = h('input', { type: 'search', placeholder: t('search'), 'aria-label': t('search-label'), oninput: () => {
       clearTimeout(this.timer);
       this.timer = setTimeout(() => this.#search(), 150);
+    }, onkeydown: (event) => {
+      if (event.key !== 'Escape') return;
+      this.search.value = '';
+      this.#search();
     } });
     this.list = h('ul', { class: 'chats' });
     this.file = h('input', { type: 'file', id: 'import-file', accept: '.json,application/json', hidden: true,
@@ -53,7 +56,7 @@ export class Sidebar {
   #row(chat) {
     const isCurrent = chat.id === this.#current;
     const state = this.on.isRunning(chat.id) ? 'running' : chat.writing ? 'cut' : '';
-    return h('li', { class: `${isCurrent ? 'current' : ''} ${state}` },
+    return h('li', { 'data-id': chat.id, class: `${isCurrent ? 'current' : ''} ${state}` },
       h('a', { href: `#chat/${chat.id}`, title: date(chat.changed), 'aria-current': isCurrent && 'page' },
         state && h('span', { class: 'mark', role: 'img', 'aria-label': t(`mark-${state}`), title: t(`mark-${state}`) }), h('bdi', {}, chat.title)),
       iconButton('more', t('chat-actions', { name: chat.title }), () => this.#actions(chat), { 'aria-haspopup': 'dialog' }));
@@ -61,34 +64,50 @@ export class Sidebar {
 
   // Rename, export and delete in one small dialog.
   async #actions(chat) {
-    const input = h('input', { type: 'text', maxlength: 200, value: chat.title });
-    const answer = await ask(t('chat'), field(t('title'), input), [
-      ['delete', t('delete'), 'danger'], ['markdown', 'Markdown'], ['json', 'JSON'], ['', t('cancel')], ['ok', t('save'), 'main']]);
+    const input = h('input', { type: 'text', maxlength: 200, value: chat.title, dir: 'auto' });
+    const choice = (value, label, kind = '') => h('button', { type: 'submit', value, class: `wide ${kind}`, formnovalidate: true }, label);
+    const answer = await ask(t('chat'), h('div', { class: 'settings' }, field(t('title'), input),
+      h('div', { class: 'choices' }, choice('markdown', t('export-markdown')), choice('json', t('export-json')),
+        choice('delete', t('delete-chat'), 'danger'))), [['', t('cancel')], ['ok', t('rename'), 'main']]);
+    const place = [...this.list.children].findIndex((row) => row.dataset.id === chat.id);
     if (answer === 'ok' && input.value.trim()) {
       const latest = await store.getChat(chat.id);
       if (latest) await store.update(chat.id, { title: input.value.trim() });
       this.on.renamed({ ...chat, title: input.value.trim() });
     } else if (answer === 'delete') {
       const sure = await ask(t('delete-sure', { name: chat.title }), '', [['', t('cancel')], ['ok', t('delete'), 'danger']]);
-      if (sure !== 'ok') return;
-      await store.deleteChat(chat.id);
-      this.on.removed(chat.id);
+      if (sure === 'ok') {
+        await store.deleteChat(chat.id);
+        this.on.removed(chat.id);
+      }
     } else if (answer === 'json') {
+      const { fileName, toJson } = await import('./transfer.js');
       download(fileName(chat.title, 'json'), toJson([chat], await store.messagesOf(chat.id)), 'application/json');
     } else if (answer === 'markdown') {
+      const { fileName, toMarkdown } = await import('./transfer.js');
       const tree = new Tree(await store.messagesOf(chat.id));
       download(fileName(chat.title, 'md'), toMarkdown(chat, tree.path(chat.leaf)), 'text/markdown');
     }
     await this.refresh();
+    this.#focus(chat.id, place);
+  }
+
+  // The buttons of a conversation; where it is gone, those of the one in its place.
+  #focus(id, place) {
+    const rows = [...this.list.children];
+    const row = rows.find((one) => one.dataset.id === id) ?? rows[Math.min(place, rows.length - 1)];
+    row?.querySelector('button')?.focus();
   }
 
   async #exportAll() {
+    const { toJson } = await import('./transfer.js');
     const json = toJson(await store.allChats(), await store.allMessages());
     download(`llama_srv-${new Date().toISOString().slice(0, 10)}.json`, json, 'application/json');
   }
 
   async #import() {
     try {
+      const { fromJson } = await import('./transfer.js');
       const { chats, messages } = fromJson(await this.file.files[0].text());
       await store.putAll(chats, messages);
       toast(t('imported', { n: chats.length }));

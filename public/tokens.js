@@ -12,12 +12,14 @@ const visible = (text) => text.replace(/ /g, '\u00b7').replace(/\n/g, '\u23ce').
 export class TokenView {
   #parts = [];                  // { text, prob?, top? } in order
 
-  // onbranch(text): go on behind `text`, which ends in the chosen alternative.
+  // onbranch(text): go on behind `text`, which ends in the chosen alternative. The caller puts `menu` and `legend`
+  // where they belong, outside of the text.
   constructor(element, onbranch) {
     this.element = element;
     this.onbranch = onbranch;
     this.menu = h('div', { popover: 'auto', class: 'alternatives' });
-    element.after(this.menu);
+    this.legend = h('p', { class: 'legend', hidden: true }, t('legend'), ' ', [...LEVELS, 0].map((least, i) =>
+      h('span', { class: `swatch p${i}` }, i < LEVELS.length ? `≥ ${percent(least)}` : `< ${percent(LEVELS.at(-1))}`)));
     element.addEventListener('click', (event) => this.#open(event.target));
     element.addEventListener('keydown', (event) => this.#key(event));
   }
@@ -27,8 +29,19 @@ export class TokenView {
   }
 
   clear() {
+    this.parts = [];
+  }
+
+  // What was generated, to be kept and shown again.
+  get parts() {
+    return this.#parts;
+  }
+
+  set parts(parts) {
     this.#parts = [];
     this.element.replaceChildren();
+    this.legend.hidden = true;
+    for (const part of parts) this.#append(part);
   }
 
   // Add a chunk of the server. Where token texts don't add up to its text (characters of several tokens), the chunk
@@ -50,8 +63,11 @@ export class TokenView {
     }
     const level = LEVELS.findIndex((least) => part.prob >= least);
     const isFirst = !this.element.querySelector('.token');
+    this.legend.hidden = false;
+    // A line break or nothing at all has no width of its own to click on.
+    const odd = part.text.includes('\n') ? 'line' : part.text ? '' : 'blank';
     this.element.append(h('span', {
-      class: `token p${level < 0 ? LEVELS.length : level}`, title: percent(part.prob), role: 'button',
+      class: `token p${level < 0 ? LEVELS.length : level} ${odd}`, title: percent(part.prob), role: 'button',
       tabindex: isFirst ? 0 : -1, 'data-i': this.#parts.length - 1,
     }, part.text));
   }

@@ -50,6 +50,25 @@ def call(index: int, name: str, *arguments: str) -> list[dict[str, Any]]:
     return [delta(tool_calls=[part]) for part in [head, *parts]]
 
 
+def tokens(*pieces: str) -> list[dict[str, Any]]:
+    """Chunks of /completion, one for each token, with its probability and an alternative."""
+    return [
+        {
+            "content": piece,
+            "stop": False,
+            "completion_probabilities": [
+                {"token": piece, "prob": 0.6, "top_probs": [{"token": piece, "prob": 0.6}, {"token": "x", "prob": 0.2}]}
+            ],
+        }
+        for piece in pieces
+    ]
+
+
+def last() -> dict[str, Any]:
+    """The last chunk of /completion."""
+    return {"content": "", "stop": True, "timings": timings(3, 100.0)}
+
+
 def delta(**fields: Any) -> dict[str, Any]:
     """One chunk in OpenAI's shape."""
     return {"choices": [{"index": 0, "delta": fields, "finish_reason": None}]}
@@ -83,6 +102,7 @@ class Scripted:
         self.props = {**PROPS, **props}
         self.answers: list[Any] = []
         self.requests: list[dict[str, Any]] = []
+        self.paths: list[str] = []  # of these requests
         self.replies: dict[str, Any] = {}  # path -> what a GET or POST of it gets, where it is something else
         self.key = ""
         outer = self
@@ -139,6 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._reply(script.replies[self.path])
             return
         script.requests.append(body)
+        script.paths.append(self.path)
         answer = script.answers.pop(0) if script.answers else [*text("ok"), end()]
         if isinstance(answer, tuple):
             self._json(*answer)

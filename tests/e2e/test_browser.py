@@ -123,6 +123,7 @@ def test_language_and_theme_are_settings(server: ServerProcess, browser: Browser
         "select.value = arguments[1]; select.dispatchEvent(new Event('change'));"
     )
     browser.click("#settings")
+    browser.find("dialog[open] select")
     browser.run(choose, 0, "dark")
     browser.run(choose, 1, "de")
     browser.click("dialog button.main")
@@ -197,6 +198,7 @@ def test_axe_finds_nothing_serious(server: ServerProcess, browser: Browser, axe:
 
     assert findings() == []
     browser.click("#settings")
+    browser.find("dialog[open] select")
     browser.run("for (const one of document.querySelectorAll('dialog details')) one.open = true")
     assert findings() == []
     browser.run("document.querySelector('dialog').close()")

@@ -101,12 +101,31 @@ def test_options_show_the_servers_defaults_and_only_changes_are_sent(server, bro
     assert output(browser).endswith(" end")
 
 
-def test_a_number_out_of_range_is_not_sent(server, browser: Browser):
+def test_a_number_out_of_range_is_explained_and_nothing_runs(server, browser: Browser):
     open_page(browser, server, "#complete")
-    option(browser, "top_p", "7")
-    assert browser.run("return document.querySelector('[data-option=top_p]').validationMessage").startswith("top_p: ")
+    option(browser, "mirostat", "7")
+    browser.click("#send")
+    wait_until(lambda: browser.run("return document.activeElement.name") == "mirostat", "the field in view")
+    assert "0 to 2" in browser.text("[data-option=mirostat] ~ .error, .field:has([data-option=mirostat]) .error")
+    assert browser.value("[data-option=mirostat]") == "7" and output(browser) == ""
+    browser.clear("[data-option=mirostat]")
     complete(browser, "count: one")
     assert output(browser).endswith(" end")
+
+
+def test_settings_are_not_saved_with_a_number_that_cannot_be_read(server, browser: Browser):
+    open_page(browser, server)
+    browser.click("#settings")
+    browser.click("dialog details:has(.options) summary")
+    browser.type("dialog [data-option=temperature]", "9")
+    browser.run("for (const one of document.querySelectorAll('dialog details')) one.open = false")
+    browser.click("dialog button.main")
+    wait_until(lambda: browser.run("return document.activeElement.name") == "temperature", "the field in view")
+    assert browser.exists("dialog[open]")
+    browser.clear("dialog [data-option=temperature]")
+    browser.type("dialog [data-option=temperature]", "0.5\ue007")
+    wait_until(lambda: not browser.exists("dialog[open]"), "the dialog's end")
+    assert '"sampling":{"temperature":0.5}' in browser.run("return localStorage.getItem('llama_srv.prefs')")
 
 
 def test_presets_are_kept(server, browser: Browser):

@@ -100,6 +100,7 @@ class StatusHandlers:
                 "endpoint_slots": context.options.slots,
                 "endpoint_props": context.options.props,
                 "endpoint_metrics": context.options.metrics,
+                "endpoint_infill": {"pre", "suf", "mid"} <= model.vocab.fim.keys(),
                 "endpoint_slot_actions": bool(model.options.slot_save_path),
                 "embeddings": {
                     "pooling": info.pooling,

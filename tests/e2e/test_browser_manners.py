@@ -1,0 +1,128 @@
+"""How the page behaves around the work: keys, dialogs, marks, languages, looks; in a real browser on scripted answers."""
+
+from __future__ import annotations
+
+import threading
+
+from tests.e2e.scripted import Scripted, end, scripted, text  # noqa: F401
+from tests.e2e.test_browser import open_page, set_prefs
+from tests.e2e.test_browser_chat import is_running, messages, press_tool, say
+from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
+from tests.support import wait_until
+
+ENTER, ESCAPE = "\ue007", "\ue00c"
+
+
+def test_a_wrong_key_is_asked_for_once_in_a_small_dialog(scripted: Scripted, browser: Browser):  # noqa: F811
+    scripted.key = "s3cret"
+    set_prefs(browser, scripted.url, apiKey="wrong")
+    browser.open(scripted.url)
+    wait_until(lambda: browser.exists("dialog[open] #api-key"), "the question")
+    assert "accept" in browser.text("dialog") and not browser.exists("dialog .options")
+    browser.press(ESCAPE)
+    asked = "return performance.getEntriesByType('resource').filter((one) => one.name.endsWith('/props')).length"
+    n = browser.run(asked)
+    wait_until(lambda: browser.run(asked) > n + 1, "two more tries")
+    assert not browser.exists("dialog[open]")
+    browser.click("#enter-key")
+    browser.clear("#api-key")
+    browser.type("#api-key", "s3cret" + ENTER)
+    wait_until(lambda: browser.text("#status") == "scripted", "the model's name")
+    assert not browser.exists("#enter-key:not([hidden])")
+    assert all("401" in message for message in browser.console_errors())
+
+
+def test_nobody_is_asked_for_a_key_while_typing(scripted: Scripted, browser: Browser):  # noqa: F811
+    open_page(browser, scripted)
+    scripted.key = "s3cret"
+    browser.click(".system-box summary")
+    browser.type("#system", "Be")
+    browser.run_async("const { get } = await import('/api.js'); await get('props').catch(() => {})")
+    wait_until(lambda: browser.exists("#enter-key:not([hidden])"), "the button")
+    assert not browser.exists("dialog[open]")
+    browser.type("#system", " brief")
+    assert browser.value("#system") == "Be brief"
+    assert all("401" in message for message in browser.console_errors())
+
+
+def test_the_dialog_of_a_conversation_says_what_its_buttons_do(scripted: Scripted, browser: Browser):  # noqa: F811
+    open_page(browser, scripted)
+    for words in ("First", "Second"):
+        browser.click("#new-chat")
+        wait_until(lambda: messages(browser) == [], "an empty conversation")
+        say(browser, words)
+    browser.click(".chats li:first-child button")
+    assert browser.run("return getSelection().toString() || document.activeElement.value") == "Second"
+    labels = browser.run("return [...document.querySelectorAll('dialog button')].map((one) => one.textContent)")
+    assert labels == ["Export as Markdown", "Export as JSON", "Delete this conversation…", "Cancel", "Rename"]
+    browser.type("dialog input", "Another" + ENTER)  # over the selected name
+    wait_until(lambda: browser.text(".chats li:first-child a") == "Another", "the new name")
+    focused = "return document.activeElement.closest('li')?.querySelector('a').textContent"
+    wait_until(lambda: browser.run(focused) == "Another", "the focus where it was")
+    browser.click(".chats li:last-child button")
+    browser.click("dialog button.danger")
+    wait_until(lambda: "First" in browser.text("dialog h2"), "the question")
+    browser.click("dialog button.danger")
+    wait_until(lambda: browser.run(focused) == "Another", "the focus on what took its place")
+
+
+def test_the_tabs_title_says_what_is_shown_and_that_it_is_answered(scripted: Scripted, browser: Browser):  # noqa: F811
+    more = threading.Event()
+    scripted.will_answer([*text("One"), more, end()])
+    open_page(browser, scripted)
+    title = "return document.title"
+    assert browser.run(title) == "New chat – llama_srv"
+    say(browser, "Count", waits=False)
+    wait_until(lambda: browser.run(title) == "● Count – llama_srv", "the mark")
+    more.set()
+    wait_until(lambda: browser.run(title) == "Count – llama_srv", "its end")
+    browser.click("nav a[href='#complete']")
+    wait_until(lambda: browser.run(title) == "Completion – llama_srv", "the view's name")
+
+
+def test_escape_in_the_search_field_leaves_the_answer_alone(scripted: Scripted, browser: Browser):  # noqa: F811
+    more = threading.Event()
+    scripted.will_answer([*text("One"), more, *text(" two"), end()])
+    open_page(browser, scripted)
+    say(browser, "Count", waits=False)
+    wait_until(lambda: messages(browser)[-1][1] == "One", "text")
+    browser.type("#sidebar input[type=search]", "nothing")
+    wait_until(lambda: "Nothing found" in browser.text(".chats"), "the result")
+    browser.press(ESCAPE)
+    wait_until(lambda: browser.value("#sidebar input[type=search]") == "", "an empty field")
+    wait_until(lambda: browser.exists(".chats a"), "the list")
+    more.set()
+    wait_until(lambda: messages(browser)[-1][1] == "One two" and not is_running(browser), "the whole answer")
+
+
+def test_the_arrow_that_leads_somewhere_is_the_one_that_shows(scripted: Scripted, browser: Browser):  # noqa: F811
+    open_page(browser, scripted)
+    say(browser, "Go")
+    press_tool(browser, -1, "Answer again")
+    wait_until(lambda: browser.exists(".message.assistant .count") and not is_running(browser), "another answer")
+    say(browser, "And")  # so that it isn't the last message, whose buttons always show
+    browser.run("document.activeElement.blur()")
+    shown = browser.run("""return [...document.querySelectorAll('.message.assistant .versions button')].map((one) =>
+        [one.disabled, Number(getComputedStyle(one).opacity)])""")
+    assert [is_disabled for is_disabled, _ in shown] == [False, True]
+    assert shown[0][1] > 0.9 > 0.5 > shown[1][1]
+
+
+def test_errors_are_in_the_users_language(scripted: Scripted, browser: Browser):  # noqa: F811
+    scripted.will_answer((400, {"error": {"code": 400, "type": "invalid_request_error", "message": "bad thing"}}))
+    set_prefs(browser, scripted.url, language="de")
+    open_page(browser, scripted)
+    say(browser, "Hallo")
+    assert browser.text(".message .note.error") == "Der Server lehnt die Anfrage ab: bad thing"
+    assert len(browser.console_errors()) <= 1  # the refusal
+
+
+def test_the_first_load_is_small(scripted: Scripted, browser: Browser):  # noqa: F811
+    open_page(browser, scripted)
+    browser.asked_urls()
+    browser.open(scripted.url + "/?again")
+    wait_until(lambda: browser.run("return document.querySelector('#status')?.title"), "the model's name")
+    asked = [url for url in browser.asked_urls() if url.startswith(scripted.url)]
+    assert 10 < len(asked) <= 40
+    names = {url.removeprefix(scripted.url + "/") for url in asked}
+    assert not names & {"complete.js", "server.js", "settings.js", "transfer.js", "text-de.js"}
