@@ -88,10 +88,15 @@ def progress_json(progress: Progress) -> dict[str, Any]:
     return result
 
 
+def progress_timings(progress: Progress) -> dict[str, Any]:
+    """`timings` as long as the prompt is being read."""
+    return timings_json(Timings(progress.n_cached, progress.n_processed - progress.n_cached, progress.ms, 0, 0.0))
+
+
 def timings_json(timings: Timings) -> dict[str, Any]:
     """`timings`: milliseconds and rates; a rate over no time is 0, never infinite."""
     n_steps = max(timings.predicted_n - 1, 0)
-    drafts = {"draft_n": timings.draft_n, "draft_n_accepted": timings.draft_n_accepted} if timings.draft_n else {}
+    drafts = {"draft_n": timings.draft_n, "draft_n_accepted": timings.draft_n_accepted} if timings.draft_n >= 0 else {}
     return {
         "cache_n": timings.cache_n,
         "prompt_n": timings.prompt_n,
@@ -138,7 +143,7 @@ def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict
     }
     if is_after_sampling:
         result["prob"] = probs.prob
-        result["top_probs"] = [token_json(id_, vocab, prob=prob) for id_, prob in probs.top]
+        result["top_probs"] = [token_json(id_, vocab, prob=prob) for id_, prob in probs.top if prob > 0]
     else:
         result["logprob"] = probs.logprob
         result["top_logprobs"] = [token_json(id_, vocab, logprob=logprob) for id_, logprob in probs.top_logprobs]

@@ -158,6 +158,7 @@ class HttpOptions(Group):
     port: int
     api_prefix: str
     path: str | None
+    ui: bool
     timeout: float | None  # None: the edge's own limits
     max_connections: int
     max_body: int
@@ -292,6 +293,7 @@ class RequestOptions(Group):
     `advised` are those of the values that come from the model's file."""
 
     n_predict: int
+    max_predict: int
     values: dict[str, Any]
     advised: frozenset[str]
 
@@ -400,7 +402,9 @@ def group(settings: Settings) -> Options:
                 context_params=_draft_context_params(targets),
             ),
             template=_of(TemplateOptions, s),
-            requests=_of(RequestOptions, s, values=_request_values(s, targets), advised=frozenset()),
+            requests=_of(
+                RequestOptions, s, max_predict=_max_predict(s), values=_request_values(s, targets), advised=frozenset()
+            ),
             aliases=tuple(name for part in (s.alias or "").split(",") if (name := part.strip())),
             is_ctx_given=s.is_set("ctx_size"),
             model_params=_model_params(s, targets),
@@ -481,6 +485,11 @@ def _projector_params(s: Settings, targets: dict[str, Params]) -> Params:
 
 def _request_values(s: Settings, targets: dict[str, Params]) -> dict[str, Any]:
     return {**targets["request"], "penalties_first": True} if s.compat == "2024" else targets["request"]
+
+
+def _max_predict(s: Settings) -> int:
+    """The documents of 2024 say of `--n-predict` that it is a limit."""
+    return s.n_predict if s.compat == "2024" and not s.is_set("max_predict") else s.max_predict
 
 
 def _secrets(s: Settings) -> tuple[str, ...]:

@@ -94,7 +94,6 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         --vision-gemma-12b-default"""),
 
     (IGNORED, PAGE, PAGES, """
-        --ui,--webui|--no-ui,--no-webui $LLAMA_ARG_UI
         --ui-config,--webui-config JSON $LLAMA_ARG_UI_CONFIG
         --ui-config-file,--webui-config-file FILE $LLAMA_ARG_UI_CONFIG_FILE"""),
     (IGNORED, PAGE, "the answers say what each route and each page may do", """

@@ -102,8 +102,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("cont_batching", ("-cb", "--cont-batching"), "start a request while others are generating; off, it waits "
            "for them", CONTEXT, None, True, env="LLAMA_ARG_CONT_BATCHING", off_flags=("-nocb", "--no-cont-batching"),
            default_2024=False),
-    Option("n_predict", ("-n", "--n-predict", "--predict"), "most tokens a request may generate; -1 for no limit",
-           CONTEXT, int, -1, "N", "LLAMA_ARG_N_PREDICT", -1, INT_MAX),
+    Option("n_predict", ("-n", "--n-predict", "--predict"), "tokens to generate where a request doesn't say how "
+           "many; -1 for no limit (--compat 2024: also what --max-predict says)", CONTEXT, int, -1, "N",
+           "LLAMA_ARG_N_PREDICT", -1, INT_MAX),
+    Option("max_predict", ("--max-predict",), "most tokens a request may generate; -1 for no limit", CONTEXT, int, -1,
+           "N", "LLAMA_SRV_MAX_PREDICT", -1, INT_MAX),
     Option("context_shift", ("--context-shift",), "drop the middle of a full context and go on, instead of stopping",
            CONTEXT, None, False, env="LLAMA_ARG_CONTEXT_SHIFT", off_flags=("--no-context-shift",), default_2024=True),
     Option("context_overflow", ("--context-overflow",), "another way to say --context-shift (shift) or "
@@ -315,6 +318,8 @@ OPTIONS: tuple[Option, ...] = (
            65535),
     Option("api_prefix", ("--api-prefix",), "path that all URLs begin with, e.g. /llm", SERVER, to.path_prefix, "",
            "PATH", "LLAMA_ARG_API_PREFIX"),
+    Option("ui", ("--ui", "--webui"), "serve the web page", SERVER, None, True, env="LLAMA_ARG_UI",
+           off_flags=("--no-ui", "--no-webui")),
     Option("path", ("--path",), "folder with the files of the web page (default: the built-in page)", SERVER,
            to.existing_folder, metavar="DIR", env="LLAMA_ARG_STATIC_PATH"),
     Option("timeout", ("-to", "--timeout"), "seconds a client may stay silent while it sends or receives (default: "

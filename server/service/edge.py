@@ -112,7 +112,7 @@ def http_server(options: HttpOptions, router: Router, keys: KeyFiles, public: Pa
         limits=limits(options),
         cors=CorsPolicy(frozenset(options.cors_origins)),
         auth=keys.ring,
-        static=StaticFiles(folder, options.api_prefix, builtin=public),
+        static=StaticFiles(folder, options.api_prefix, builtin=public) if options.ui else None,
         access_log=access_line,  # type: ignore[arg-type]
         tls=tls_context(options),
         allowed_hosts=options.allowed_hosts,

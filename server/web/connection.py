@@ -321,7 +321,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         methods = list(METHODS) if exchange.path == "*" else self.server.router.allowed(exchange.path)
         methods = methods or [*STATIC_METHODS, "OPTIONS"]
         preflight = self.server.cors.preflight(exchange.head.headers, methods)
-        return Response(204, b"", {"Allow": ", ".join(methods), **preflight})
+        return Response(200, b"", {"Allow": ", ".join(methods), **preflight})
 
     def _static(self, exchange: Exchange) -> Response | None:
         if self.server.static is None or exchange.head.method not in STATIC_METHODS:

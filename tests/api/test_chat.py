@@ -227,7 +227,7 @@ def test_every_field_of_a_plain_answer(api):
     assert result == {
         "object": "chat.completion",
         "model": "gpt-3.5-turbo",
-        "system_fingerprint": "llama.cpp-fake",
+        "system_fingerprint": "b-fake",
         "usage": usage,
         "choices": [
             {

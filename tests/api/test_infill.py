@@ -51,13 +51,13 @@ def test_special_tokens_in_the_code_are_only_text(fim_api):
 
 
 @pytest.mark.covers("X8")
-def test_it_streams_unless_it_is_told_not_to(fim_api):
-    api = fim_api()
+def test_it_streams_if_it_is_told_to_and_with_the_documents_of_2024_unless_it_is_told_not_to(fim_api):
     body = {"input_prefix": "ab", "input_suffix": "cd", "n_predict": 6}
-    events = api.post("/infill", body).events()
-    assert "".join(event["content"] for event in events) == infill(api, **body)["content"]
-    assert events[-1]["stop"] is True
-    assert api.post("/infill", {**body, "stream": True}).events()
+    text = infill(fim_api(), **body)["content"]
+    for api, fields in ((fim_api(), {"stream": True}), (fim_api("--compat", "2024"), {})):
+        events = api.post("/infill", {**body, **fields}).events()
+        assert "".join(event["content"] for event in events) == text and events[-1]["stop"] is True
+    assert fim_api().post("/infill", body).json()["content"] == text
 
 
 def test_nothing_around_the_gap_is_allowed(fim_api):

@@ -255,7 +255,7 @@ def test_the_prompt_comes_back_as_it_was_sent(make_api):
 
 @pytest.mark.covers("C35")
 def test_the_command_line_s_limit_holds_for_every_kind_of_request(make_api):
-    api = make_api(None, ("-n", "4")).start()
+    api = make_api(None, ("--max-predict", "4")).start()
     for fields in ({}, {"n_predict": -1}, {"n_predict": 100}, {"max_tokens": 9}):
         result = api.post("/completion", {"prompt": "one", **fields}).json()
         assert result["tokens_predicted"] == result["generation_settings"]["n_predict"] == 4

@@ -8,7 +8,6 @@ import pytest
 
 from server.engine.seam.config import SpecConfig
 from tests.fakes import FakeBackend
-from tests.support import wait_until
 from tests.unit.engine.speculation.test_speculation import POEM, alone, poet
 
 DRAFTING = {"spec": SpecConfig(lookup=True, min_gain=0.0)}
@@ -29,17 +28,17 @@ def test_an_answer_tells_how_its_drafts_fared(api):
     assert "draft_n" not in plain["timings"] and "draft_n_accepted" not in plain["timings"]
 
 
-def test_a_stream_has_every_token_once_several_in_a_chunk(api):
-    def longest_chunk() -> int:
-        *chunks, last = api.post("/completion", {"prompt": POEM, "n_predict": 80, "stream": True}).events()
-        assert "".join(chunk["content"] for chunk in chunks) == alone(POEM, 80, poet)
-        tokens = [token for chunk in chunks for token in chunk["tokens"]]
-        assert bytes(tokens).decode() == alone(POEM, 80, poet)
-        assert last["timings"]["predicted_n"] == 80
-        return max(len(chunk["tokens"]) for chunk in chunks)
-
-    # how many guesses are sent at once follows the times of steps, and a busy machine may upset those once
-    wait_until(lambda: longest_chunk() > 3, "several tokens in a chunk")
+@pytest.mark.covers("T01")
+@pytest.mark.parametrize("n_probs", [0, 2])
+def test_a_stream_has_an_event_for_each_token_also_of_those_that_were_guessed(api, n_probs):
+    body = {"prompt": POEM, "n_predict": 80, "stream": True, "n_probs": n_probs}
+    *chunks, last = api.post("/completion", body).events()
+    assert [len(chunk["tokens"]) for chunk in chunks] == [1] * 80
+    assert "".join(chunk["content"] for chunk in chunks) == alone(POEM, 80, poet)
+    for chunk in chunks if n_probs else ():
+        [probs] = chunk["completion_probabilities"]
+        assert [probs["id"]] == chunk["tokens"]
+    assert (last["timings"]["predicted_n"], last["timings"]["draft_n_accepted"] > 40) == (80, True)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])

@@ -77,7 +77,7 @@ def test_every_field_of_an_answer(api):
     assert result == {
         "object": "text_completion",
         "model": "gpt-3.5-turbo-instruct",
-        "system_fingerprint": "llama.cpp-fake",
+        "system_fingerprint": "b-fake",
         "choices": [{"index": 0, "text": said("hi", 6), "logprobs": None, "finish_reason": "length"}],
     }
 

@@ -37,7 +37,9 @@ class MetricsHandler:
             raise ApiError(501, "This server does not support metrics endpoint. Start it with `--metrics`")
         model = self._context.models.get()
         text = "".join((*render(model.engine.snapshot), *refused(self._context.refusals.numbers())))
-        return Response(200, text.encode(), {"Content-Type": CONTENT_TYPE})
+        return Response(
+            200, text.encode(), {"Content-Type": CONTENT_TYPE, "Process-Start-Time-Unix": str(self._context.started)}
+        )
 
 
 def render(snapshot: Snapshot) -> Iterable[str]:
@@ -94,7 +96,7 @@ def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
             "gauge",
             "predicted_tokens_seconds",
             "Average generation throughput in tokens/s.",
-            rate(s.n_predicted_tokens, s.predicted_ms),
+            rate(s.n_timed_tokens, s.predicted_ms),
         ),
         (
             "gauge",

@@ -1,8 +1,8 @@
 """POST /infill: the text that belongs between a prefix and a suffix. Connection thread.
 
 Builds the model's fill-in-the-middle prompt from its own tokens and goes on as a completion. Other files of the
-project (`input_extra`) come first, with repository tokens where the vocabulary has them. It streams unless `stream`
-is given, as the 2024 documents say.
+project (`input_extra`) come first, with repository tokens where the vocabulary has them. With `--compat 2024` it
+streams unless `stream` is false, as those documents say.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ MAX_LETTER = 4  # bytes of a character
 def read_infill(incoming: Incoming) -> TextRequest:
     """POST /infill. ApiError 501 when the model has no fill-in-the-middle tokens."""
     model, body = incoming.model, incoming.body
-    values, unread = INFILL.read(body, {**model.defaults, "stream": True}), INFILL.unread(body)
+    values, unread = (
+        INFILL.read(body, {**model.defaults, "stream": incoming.context.options.is_2024}),
+        INFILL.unread(body),
+    )
     prompt = infill_prompt(
         model,
         values["input_prefix"],

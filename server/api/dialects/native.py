@@ -16,7 +16,7 @@ from server.api.request.fields import COMPLETION
 from server.api.request.prompt import read_prompts, shown
 from server.api.request.sampling import strings
 from server.api.request.text_request import Incoming, TextRequest, text_request
-from server.api.serialize import cache_json, probs_json, progress_json, settings_json, timings_json
+from server.api.serialize import cache_json, probs_json, progress_json, progress_timings, settings_json, timings_json
 from server.chat.output.events import End, Event, Text
 from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Progress
 from server.errors import ApiError
@@ -69,7 +69,7 @@ class NativeReply:
         self._tasks = asked.tasks
         self._vocab = asked.model.vocab
         self._is_after = asked.values["post_sampling_probs"]
-        self._is_verbose = context.options.is_verbose
+        self._is_verbose = context.options.is_verbose or asked.values["verbose"]
         self._fields = strings("response_fields", asked.values["response_fields"] or ())
         self._has_new_line = [False] * len(asked.tasks)
         self._held = [""] * len(asked.tasks)  # text without tokens: it goes into the last object
@@ -94,7 +94,8 @@ class NativeReply:
         if isinstance(event, End):
             return sse_event(self._last(index, Answer(self._tasks[index], [self._held[index]], final=event.final)))
         if isinstance(event, Progress):
-            return sse_event({**self._chunk(index, Text("")), "prompt_progress": progress_json(event)})
+            progress = {"prompt_progress": progress_json(event), "timings": progress_timings(event)}
+            return sse_event({**self._chunk(index, Text("")), **progress})
         return b""
 
     def _chunk(self, index: int, event: Text) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from server.api.dialects.native import answer_json
 from server.api.request.fields import STREAM_OPTION_FIELDS
 from server.api.request.schema import read
 from server.api.request.text_request import TextRequest
-from server.api.serialize import cache_json, progress_json, timings_json, token_json
+from server.api.serialize import cache_json, progress_json, progress_timings, timings_json, token_json
 from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Final, Progress, PromptProbs, TokenProbs
 from server.errors import ApiError
@@ -67,11 +67,11 @@ class OpenAiReply:
         model, values = asked.model, asked.values
         self._asked = asked
         self._form = form = make_form(asked)
-        self._is_verbose = context.options.is_verbose
+        self._is_verbose = context.options.is_verbose or values["verbose"]
         self.id = form.id_prefix + secrets.token_urlsafe(18)
         self._created = int(time.time())
         self._model_name = model.name_for(values["model"])
-        self._fingerprint = f"llama.cpp-{model.info.llama_version}"
+        self._fingerprint = f"b-{model.info.llama_version}"
         options = read(values["stream_options"], STREAM_OPTION_FIELDS, where="stream_options.")
         self._include_usage = options["include_usage"]
         self._has_probs = values["n_probs"] > 0
@@ -110,7 +110,8 @@ class OpenAiReply:
             return b""
         if isinstance(event, Progress):
             chunk = self._chunk([self._form.delta(index, None, None, None)])
-            return sse_event({**chunk, "prompt_progress": progress_json(event)})
+            progress = {"prompt_progress": progress_json(event), "timings": progress_timings(event)}
+            return sse_event({**chunk, **progress})
         opening = self._form.opening(index)
         return b"" if opening is None else sse_event(self._chunk([opening]))
 

@@ -183,7 +183,6 @@ IDLE_FIELDS = (
     Field("audio", dict, None, "answers are text"),
     Field("web_search_options", dict, None, "this server searches nothing"),
     Field("backend_sampling", bool, False, "tokens are drawn in one way only"),
-    Field("verbose", bool, False, "an option of the server"),
 )
 
 

@@ -112,6 +112,8 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
     Field("return_tokens", bool, False, "give the ids of the generated tokens in `tokens`"),
     Field("return_progress", bool, False, "report the reading of the prompt in a stream"),
     Field("timings_per_token", bool, False, "put `timings` into every chunk of a stream"),
+    Field("verbose", bool, False, "show the prompt as the model gets it, and in OpenAI's answers what POST /completion "
+          "would say"),
     Field("sse_ping_interval", int, None, "seconds of silence after which a stream carries a comment; -1 never "
           "(default: the server's)", -1, 86400),
 )

@@ -106,7 +106,10 @@ def text_request(
     samplings = sampling_params(values, model.vocab, model.defaults, form.constraint)
     stop = strings("stop", values["stop"])
     require_small(len(prompts) * len(samplings), samplings[0], stop)
-    n_max, n_predict, stream = model.options.requests.n_predict, values["n_predict"], values["stream"]
+    n_predict, stream = values["n_predict"], values["stream"]
+    if n_predict < 0:
+        n_predict = model.options.requests.n_predict
+    n_max = model.options.requests.max_predict
     if n_max >= 0:
         n_predict = n_max if n_predict < 0 else min(n_predict, n_max)
     same = {

@@ -199,7 +199,7 @@ class Admission:
             return prompt_cache.cut_prompt(prompt, slot.n_ctx, self._state.n_keep(task, prompt))
         raise ApiError(
             400,
-            f"the prompt has {n_prompt} tokens, the context of a slot holds {slot.n_ctx}; "
+            f"the prompt has {n_prompt} tokens, which exceeds the available context size of {slot.n_ctx}; "
             "shorten it, or start the server with a larger --ctx-size or with --context-shift",
             "exceed_context_size_error",
             n_prompt_tokens=n_prompt,

@@ -108,15 +108,15 @@ class Answers:
                 return
 
     def _tell(self, run: Run, drawn: Drawn, gap: float | None) -> None:
-        """One event for all tokens of the step."""
+        """An event for each token of the step."""
         n, meter = len(drawn.tokens), self._state.meter
         meter.n_predicted += n
         if gap is not None:
             meter.tokens(n, gap)
         timings = run.timings() if run.task.timings and drawn.stop != STOP_EOS else None
-        self._state.events.append(
-            Piece(run.task.id, tuple(drawn.tokens), "".join(drawn.texts), tuple(drawn.probs), timings)
-        )
+        for i, token in enumerate(drawn.tokens):
+            probs = (drawn.probs[i],) if drawn.probs else ()
+            self._state.events.append(Piece(run.task.id, (token,), drawn.texts[i], probs, timings))
 
     def _tick(self, run: Run) -> float | None:
         """Note the time of the next token; seconds since the one before it, None for the first."""

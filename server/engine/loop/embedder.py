@@ -263,7 +263,7 @@ def check_length(most: int, n: int, index: int | None, advice: str) -> None:
     if n > most:
         raise ApiError(
             400,
-            f"{name} has {n} tokens, this server embeds at most {most} at once; {advice}",
+            f"{name} has {n} tokens, which is too large to process: at most {most} are embedded at once; {advice}",
             "exceed_context_size_error",
             n_prompt_tokens=n,
             n_ctx=most,

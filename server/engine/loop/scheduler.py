@@ -398,6 +398,7 @@ class Scheduler:
             n_steps=meter.n_steps,
             n_prompt_tokens=meter.n_prompt,
             n_predicted_tokens=meter.n_predicted,
+            n_timed_tokens=meter.n_timed,
             n_reused_tokens=meter.n_reused,
             n_stalls=meter.n_stalls,
             n_drafts=state.speculation.n_drafts,

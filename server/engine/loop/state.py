@@ -136,7 +136,7 @@ class Meter:
     """All counters of one engine. Times in ms where the name says so, in seconds in histograms."""
 
     def __init__(self) -> None:
-        self.n_steps = self.n_prompt = self.n_predicted = self.n_reused = self.n_stalls = 0
+        self.n_steps = self.n_prompt = self.n_predicted = self.n_timed = self.n_reused = self.n_stalls = 0
         self.prompt_ms = self.predicted_ms = self.sampler_ms = 0.0
         self._histograms = {name: Histogram(bounds) for name, bounds in HISTOGRAM_BOUNDS.items()}
         self.queue_wait = self._histograms["queue_wait_seconds"].observe
@@ -164,6 +164,7 @@ class Meter:
 
     def tokens(self, n: int, seconds: float) -> None:
         """`n` tokens came together, `seconds` after the one before them in the same text."""
+        self.n_timed += n
         self.predicted_ms += seconds * 1e3
         for _ in range(n):
             self.token_gap(seconds / n)

@@ -327,7 +327,7 @@ class Progress:
 class Timings:
     """The engine's own clock for one task, in milliseconds. `prompt_n` counts evaluated tokens, not reused ones.
 
-    `draft_n` tokens were guessed, and `draft_n_accepted` of those guesses were right.
+    `draft_n` tokens were guessed (-1: nobody guesses here), and `draft_n_accepted` of those guesses were right.
     """
 
     cache_n: int
@@ -335,7 +335,7 @@ class Timings:
     prompt_ms: float
     predicted_n: int
     predicted_ms: float
-    draft_n: int = 0
+    draft_n: int = -1
     draft_n_accepted: int = 0
 
 
@@ -366,7 +366,8 @@ class CacheUse:
 
 @record(frozen=True)
 class Piece:
-    """Tokens generated in one step and the text that is now safe to show (it can be "" while text is held back).
+    """A generated token and the text that is now safe to show (it can be "" while text is held back). Of several tokens
+    that were guessed rightly each has a piece of its own.
 
     `timings` only if the task asks for them.
     """
@@ -470,6 +471,7 @@ class Snapshot:
     n_steps: int = 0
     n_prompt_tokens: int = 0
     n_predicted_tokens: int = 0
+    n_timed_tokens: int = 0
     n_reused_tokens: int = 0
     n_stalls: int = 0
     n_drafts: int = 0

@@ -79,7 +79,9 @@ class Run:
     def timings(self) -> Timings:
         """The task's times so far; a task without tokens has spent all of it on the prompt."""
         t_first = self.t_first or self.t_last or self.t_start
-        n_drafted, n_accepted = (0, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
+        n_drafted, n_accepted = (
+            (-1, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
+        )
         n_prompt = len(self.prompt) - self.n_cached + self.layout.n_extra(self.n_cached)
         return Timings(
             self.n_cached,

@@ -63,6 +63,8 @@ def chat_prompt(model: Model, body: Mapping[str, Any], files: Files | None = Non
     if must_continue and not is_open:
         raise ApiError(400, "continue_final_message: the last message is not one of the assistant")
     if is_open and values["continue_final_message"] and (add_generation_prompt or must_continue):
+        if len(messages) > 1 and messages[-2]["role"] == "assistant":
+            raise ApiError(400, "messages: two of the assistant at the end; the answer can go on with one only")
         prefill = plain_text(messages[-1].get("content"))
         messages, add_generation_prompt = messages[:-1], True
     segments = render(model, messages, add_generation_prompt, variables)
