@@ -92,6 +92,23 @@ class ChatTemplate:
         prompt has begun it already. None where the model has none."""
         return reasoning_for(self.call_format, prompt, prefill)
 
+    @cached_property
+    def capabilities(self) -> dict[str, bool]:
+        """What the template can show by itself; asked of it when first needed."""
+        probe, form = (self._for_tools or self)._probe, self.call_format
+        call_form = probe.call_form
+        return {
+            "supports_system_role": self._probe.reads_system,
+            "supports_string_content": not self._probe.wants_parts,
+            "supports_typed_content": self._probe.reads_parts("user"),
+            "supports_tools": probe.reads_tools,
+            "supports_tool_calls": call_form is not None or form.is_native,
+            "supports_parallel_tool_calls": form.can_be_many,
+            "supports_object_arguments": call_form is not None and call_form[1],
+            "supports_thinking": form.reasoning is not None,
+            "supports_preserve_reasoning": bool(self._probe.reasoning_key),
+        }
+
     def unread(self, names: Iterable[str]) -> tuple[str, ...]:
         """Which of these variables, as requests call them, the template never reads."""
         mine = tuple(name for name in names if not is_read(name, self._template.names))
@@ -110,6 +127,7 @@ class BuiltinTemplate:
         self.bos_token = ""
         self._apply = apply
         self.call_format = GENERIC
+        self.capabilities = {"supports_system_role": True, "supports_string_content": True}
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> Segments:
         """See `ChatTemplate.render`; of `extra` only the tools are used."""

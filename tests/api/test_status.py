@@ -307,3 +307,25 @@ def test_on_this_machine_without_keys_everything_is_shown(make_api):
     api.complete("my secret", 5)
     with seen_as_of(api, "somebody"):
         assert shown(api)["prompt"] == "my secret"
+
+
+# ---- what the model can do ---------------------------------------------------------------------------------------
+
+
+def test_props_say_what_the_chat_template_can_show(make_api):
+    api = make_api(
+        None, ("--chat-template", "{% for m in messages %}{{ m.content }}{% endfor %}{{ tools | tojson }}")
+    ).start()
+    caps = api.get("/props").json()["chat_template_caps"]
+    assert caps["supports_tools"] and not caps["supports_tool_calls"]
+    assert caps["tool_call_format"] == "generic"
+    assert all(isinstance(value, bool) for name, value in caps.items() if name != "tool_call_format")
+    assert make_api(None, ("--chat-template", "{% for %}")).start().get("/props").json()["chat_template_caps"] == {}
+    builtin = make_api(None, ("--no-jinja",)).start().get("/props").json()["chat_template_caps"]
+    assert builtin["tool_call_format"] == "generic"
+
+
+def test_the_list_of_models_says_what_each_can_do(make_api):
+    thinks = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
+    api = make_api(None, ("--chat-template", thinks)).start()
+    assert api.get("/v1/models").json()["data"][0]["capabilities"] == ["completion", "tools", "thinking"]

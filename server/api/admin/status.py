@@ -95,6 +95,7 @@ class StatusHandlers:
                 "modalities": {"vision": info.vision, "audio": info.audio},
                 "media_marker": DEFAULT_MARKER,
                 "chat_template": template_source(model),
+                "chat_template_caps": template_caps(model),
                 "bos_token": info.bos_token,
                 "eos_token": info.eos_token,
                 "endpoint_slots": context.options.slots,
@@ -151,6 +152,7 @@ class StatusHandlers:
                 "classes": list(info.classes),
             }
         )
+        capabilities = [] if info is None else model_capabilities(model)
         models = [
             {
                 "id": name,
@@ -161,6 +163,7 @@ class StatusHandlers:
                 "tags": list(model.options.tags),
                 "meta": meta,
                 "architecture": modalities(info),
+                "capabilities": capabilities,
             }
             for name in names
         ]
@@ -211,6 +214,25 @@ def template_source(model: Model) -> str:
         return model.chat_template.source
     except ApiError:
         return model.info.meta.get("tokenizer.chat_template", "")
+
+
+def template_caps(model: Model) -> dict[str, Any]:
+    """What the chat template can show by itself, and how its model writes calls; {} where it can't be compiled."""
+    try:
+        template = model.chat_template
+    except ApiError:
+        return {}
+    return {**template.capabilities, "tool_call_format": template.call_format.family}
+
+
+def model_capabilities(model: Model) -> list[str]:
+    """What the model can do, in words that lists of models use. All models that chat can call tools: where the template
+    has no place for them, they stand in the system's message."""
+    info = model.info
+    assert info is not None
+    words = ["completion", "tools"] if info.is_generative and not model.vocab.is_none else ["embedding"]
+    words += ["thinking"] if template_caps(model).get("supports_thinking") else []
+    return [*words, *["vision"] * info.vision, *["audio"] * info.audio]
 
 
 def default_settings(model: Model) -> dict[str, Any]:

@@ -121,12 +121,13 @@ PYTHON = (
 )
 NINE = "{% if c.id | length != 9 %}{{ raise_exception('an id has nine letters') }}{% endif %}"
 INST = {"user": "[INST]", "assistant": "[/INST]", "tool": "[TOOL_RESULTS]", "system": "[SYSTEM]"}
+ROLES = {role: f"<|{role}|>\n" for role in ("system", "user", "assistant", "tool")}
 THINK = ("<think>\n", "\n</think>\n\n")
 
 FAMILIES = {
     "hermes": chat(HERMES, THINK),
     "qwen3-coder": chat(calls(CODER, between="\n"), THINK, "<think>\n"),
-    "glm": chat(calls(GLM, between="\n"), ("<think>", "</think>\n"), turn=("<|", "|>")),
+    "glm": chat(calls(GLM, between="\n"), ("<think>", "</think>\n"), turn=("", ""), names=ROLES),
     "seed-oss": chat(
         calls(CODER.replace("tool_call>", "seed:tool_call>"), between="\n"), ("<seed:think>", "</seed:think>")
     ),

@@ -15,6 +15,7 @@ from server.chat.output.events import ToolCall
 from server.chat.output.formats import GENERIC, IdForm, JsonCall, ParameterCall, Tags
 from server.chat.output.write_calls import WrittenCall, write_calls
 from server.chat.template import BuiltinTemplate, ChatTemplate
+from tests.support import ROOT
 from tests.unit.chat.family_templates import FAMILIES, FIREFUNCTION, NAMED, NO_CALLS, calls, chat, json_call, show
 from tests.unit.chat.family_templates import GENERIC as KNOWS_NOTHING
 from tests.unit.chat.output.reading import cuts, joined, read
@@ -141,6 +142,34 @@ def test_finding_a_format_costs_nothing_before_it_is_needed(monkeypatch):
     made.render([USER], True, {})
     assert asked == []
     assert made.call_format is made.call_format and len(asked) == 1
+
+
+# ---- docs/tools.md -----------------------------------------------------------------------------------------------
+
+
+def code(text: str) -> str:
+    """As it stands in a table of Markdown; ↵ is a line break."""
+    shown = text.replace("\n", "↵").replace("|", "\\|")
+    return f"```` {shown} ````" if "`" in shown else f"`{shown}`" if shown else ""
+
+
+def doc_row(family: str, models: str) -> str:
+    """The family's row in docs/tools.md."""
+    found = template({**NAMED, **ALL, "generic": KNOWS_NOTHING}[family]).call_format
+    written = write_calls(found, [WrittenCall("f", {"x": "a"}, "a1b2c3d4e", 0)])
+    tags = (found.reasoning.open, found.reasoning.close) if found.reasoning else ()
+    ids = found.ids
+    shown = code(ids.pattern) or ("" if ids.prefix else f"{ids.n_letters} letters and digits")
+    cells = (family, models, code(written), " ".join(code(tag.strip()) for tag in tags), shown)
+    return "| " + " | ".join(cells) + " |"
+
+
+def test_the_table_of_families_in_the_documents_is_true():
+    page = (ROOT / "docs" / "tools.md").read_text("utf-8")
+    rows = [line for line in page.split("\n") if re.match(r"\| [a-z][\w.-]* \| [^|]* \| `", line)]
+    families = {row.split(" | ")[0][2:]: row.split(" | ")[1] for row in rows}
+    assert set(families) == {*ALL, *NAMED, "generic"}
+    assert [row for row in rows if row != doc_row(row.split(" | ")[0][2:], row.split(" | ")[1])] == []
 
 
 # ---- ids ---------------------------------------------------------------------------------------------------------
