@@ -22,6 +22,7 @@ from types import MappingProxyType
 
 from server.engine.seam.task import ModelInfo, TokenProbs
 from server.engine.slots.backend import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
+from server.engine.slots.phases import Begin
 from server.engine.slots.planner import Span
 from server.engine.slots.sampling import Stage, VocabFacts
 from server.errors import ApiError
@@ -139,15 +140,20 @@ def _parse_special(text: str) -> list[int]:
 
 
 class FakeSampler:
-    """Takes the one token that the backend's `reply` gives for the row's sequence."""
+    """Takes the one token that the backend's `reply` gives for the row's sequence. The grammar is the backend's
+    `language`: where it refuses a token, the lowest one that it allows comes instead."""
 
-    def __init__(self, backend: FakeBackend, stages: Sequence[Stage], grammar: str) -> None:
+    def __init__(self, backend: FakeBackend, stages: Sequence[Stage], grammar: str, waits: bool = False) -> None:
         self._backend = backend
         self.stages = list(stages)
         self.grammar = grammar
         self.accepted: list[int] = []
         self.is_closed = False
         self.row_ahead: int | None = None
+        self.begins: list[Begin] = []
+        self._waits = waits
+        self._begin: Begin | None = Begin() if grammar and not waits and backend.language is not None else None
+        self._written = b""
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Remember what penalties would see."""
@@ -160,9 +166,68 @@ class FakeSampler:
         assert not self.is_closed, "sampling with a freed sampler"
         assert self.row_ahead in (None, row), f"row {row} is drawn where {self.row_ahead} was announced"
         self.row_ahead = None
+        assert not self._waits or self._begin is not None, "a grammar that waits: draw and commit"
+        return self._accept(self._draw(row))
+
+    def _draw(self, row: int) -> int:
         token = self._backend.reply(self._backend.outputs[row])
+        return token if self.allows(token) else self._lowest()
+
+    def _lowest(self) -> int:
+        return next(token for token in range(N_VOCAB) if self.allows(token))
+
+    def _accept(self, token: int) -> int:
+        assert self.allows(token), f"the grammar doesn't allow {token} behind {self._written!r}: llama.cpp would end"
         self.accepted.append(token)
+        self._written += self._backend.vocab.piece(token)
         return token
+
+    def draw(self, row: int) -> int:
+        """The reply."""
+        self._backend.check_thread()
+        assert self.row_ahead in (None, row), f"row {row} is drawn where {self.row_ahead} was announced"
+        self.row_ahead = None
+        return self._draw(row)
+
+    def draw_probs(self, row: int, n_probs: int) -> TokenProbs:
+        """The reply, with made-up alternatives."""
+        return self._probs(self.draw(row), n_probs)
+
+    def commit(self, token: int) -> None:
+        """Accept it."""
+        self._accept(token)
+
+    def begin_grammar(self, begin: Begin) -> None:
+        """All of it is spelled in bytes."""
+        self.begins.append(begin)
+        self._begin, self._written = begin, b""
+        for token in begin.tokens:
+            if not self.allows(token):
+                self._begin = None
+                raise ApiError(400, "the grammar doesn't begin with its trigger")
+            self._written += self._backend.vocab.piece(token)
+
+    def end_grammar(self) -> None:
+        """Everything is allowed again."""
+        assert self._begin is not None, "no grammar holds"
+        self._begin = None
+
+    def allows(self, token: int) -> bool:
+        """Whether a text of the language goes on like that."""
+        if self._begin is None or self._backend.language is None:
+            return True
+        lead = self._begin.lead.encode()
+        texts = [lead + text.encode() for text in self._backend.language]
+        if token == EOS:
+            return self._written in texts
+        written, unless = self._written + self._backend.vocab.piece(token), self._begin.unless.encode()
+        if unless and (written.startswith(unless) or unless.startswith(written)):
+            return True
+        return any(text.startswith(written) for text in texts)
+
+    def fit(self, row: int, token: int) -> int:
+        """It, or the lowest that is allowed."""
+        return token if self.allows(token) else self._lowest()
 
     def announce(self, row: int) -> None:
         """The next thing is a draw from this row."""
@@ -171,7 +236,10 @@ class FakeSampler:
 
     def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
         """Certainty, with made-up alternatives."""
-        token = self.sample(row)
+        return self._probs(self.sample(row), n_probs)
+
+    @staticmethod
+    def _probs(token: int, n_probs: int) -> TokenProbs:
         others = [(token + i) % 256 for i in range(n_probs)]
         return TokenProbs(
             token,
@@ -336,6 +404,8 @@ class FakeBackend:
         self.media = None
         self.media_embeddings: object = None
         self.lora: tuple = ()
+        self.vocab = FakeVocab()
+        self.language: tuple[str, ...] | None = None  # what grammars allow; None for everything
         self.drafter: FakeBackend | None = None
         self.certainty = 1.0
         self.samplers: list[FakeSampler] = []
@@ -459,9 +529,9 @@ class FakeBackend:
         self._is_aborted = True
         self.go()
 
-    def piece(self, token: int) -> bytes:
-        """The byte; nothing for special tokens."""
-        return bytes([token]) if token < 256 else b""
+    def piece(self, token: int, named: bool = False) -> bytes:
+        """The byte; nothing for special tokens, unless they are named."""
+        return self.vocab.piece(token) if named or token < 256 else b""
 
     def likeliest(self, row: int) -> tuple[int, float]:
         """As a draft model: what it would say, with a made-up `certainty`."""
@@ -471,13 +541,13 @@ class FakeBackend:
         """The byte."""
         return self.piece(token) if token >= 0 else b""
 
-    def new_sampler(self, stages: Sequence[Stage], grammar: str) -> FakeSampler:
+    def new_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> FakeSampler:
         """Refuses the grammar "bad"."""
         self.check_thread()
         if grammar == "bad":
             raise ApiError(400, "Failed to parse grammar")
         self.n_samplers += 1
-        self.samplers.append(FakeSampler(self, stages, grammar))
+        self.samplers.append(FakeSampler(self, stages, grammar, waits))
         return self.samplers[-1]
 
     def draw_ahead(self, wanted: Sequence[tuple[FakeSampler, int]]) -> None:

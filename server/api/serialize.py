@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from server.engine.seam.task import (
+    PATTERN,
     START,
     TOKEN,
     WORD,
@@ -72,7 +73,7 @@ def trigger_json(trigger: Trigger) -> dict[str, Any]:
         return {"type": 1, "value": trigger.text}
     if trigger.kind == START:
         return {"type": 3, "value": r"\s*" + re.escape(trigger.text)}
-    return {"type": 2 if len(trigger.states[1]) > 1 else 3, "value": trigger.text}
+    return {"type": 2 if trigger.kind == PATTERN else 3, "value": trigger.text}
 
 
 def progress_json(progress: Progress) -> dict[str, Any]:

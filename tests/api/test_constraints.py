@@ -261,7 +261,7 @@ def test_a_grammar_that_only_the_engine_refuses_is_a_400_too(make_api):
     class Picky(FakeBackend):
         """Refuses what passed all checks, as llama.cpp might."""
 
-        def new_sampler(self, stages, grammar):
+        def new_sampler(self, stages, grammar, waits=False):
             return super().new_sampler(stages, "bad" if grammar else "")
 
     api = make_api(Picky()).start()

@@ -76,6 +76,7 @@ class Entry:
     n_alone: int = 0  # those of them when it was the only one
     is_sent: bool = False
     is_finishing: bool = False
+    ends_thinking: int = -1  # behind so many tokens it was told to
 
     def on_piece(self, piece: Piece, now: float) -> None:
         """Some more tokens were delivered."""
@@ -98,6 +99,8 @@ class Entry:
             return task
         if task.t_max_ms > 0:
             task = replace(task, t_max_ms=max(task.t_max_ms - int((now - self.t_posted) * 1e3), 1))
+        if self.ends_thinking >= 0:
+            task = replace(task, ends_thinking=self.ends_thinking)
         if self.tokens:
             task = replace(
                 task,
@@ -221,6 +224,8 @@ class Ledger:
         command = self._commands.answered(reply.id)
         if command is None or reply.error is not None:
             return
+        if command.name == "end_thinking" and command.args["id_task"] in self._tasks:
+            self._tasks[command.args["id_task"]].ends_thinking = reply.result["at"]
         if command.name in SETTINGS:
             self._settings[command.name] = command
         if command.name == "set_lora":

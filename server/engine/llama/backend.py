@@ -444,8 +444,10 @@ class LlamaBackend:
         """Any thread: a decode on the CPU ends at the next node of its graph."""
         self._abort.set()
 
-    def piece(self, token: int) -> bytes:
+    def piece(self, token: int, named: bool = False) -> bytes:
         """The bytes of a token, cached; placeholders of media have none, nor control tokens unless they are shown."""
+        if named:
+            return vocabulary.token_to_piece(self._libs, self._vocab, token, True)
         piece = self._pieces.get(token) if token >= 0 else b""
         if piece is None:
             piece = vocabulary.token_to_piece(self._libs, self._vocab, token, self._config.special)
@@ -457,9 +459,9 @@ class LlamaBackend:
         is_text = token >= 0 and not self._llama.llama_vocab_is_control(self._vocab, token)
         return self.piece(token) if is_text else b""
 
-    def new_sampler(self, stages: Sequence[Stage], grammar: str) -> LlamaSampler:
+    def new_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> LlamaSampler:
         """A chain for one task."""
-        return LlamaSampler(self._samplers, self._context, stages, grammar)
+        return LlamaSampler(self._samplers, self._context, stages, grammar, waits)
 
     def draw_ahead(self, wanted: Sequence[tuple[Any, int]]) -> None:
         """See `Backend`. The first look at a batch's logits may put them in order, so it isn't left to the helpers."""

@@ -20,9 +20,16 @@ from collections.abc import Callable, Sequence
 from itertools import chain as chained
 from typing import Any, Literal
 
-from ctypes_api.llama_types import llama_logit_bias, llama_token_data, llama_token_data_array
+from ctypes_api.llama_types import (
+    llama_logit_bias,
+    llama_sampler,
+    llama_sampler_i,
+    llama_token_data,
+    llama_token_data_array,
+)
 from server.engine.llama.custom_samplers import CustomSamplers
 from server.engine.seam.task import TokenProbs
+from server.engine.slots.phases import Begin
 from server.engine.slots.sampling import Stage
 from server.errors import ApiError
 
@@ -112,6 +119,15 @@ class SamplerFactory:
                 self.llama.llama_sampler_chain_add(raw, sampler)
         return raw, custom
 
+    def deaf(self, chain: int) -> tuple[int, object]:
+        """A chain that draws as `chain` does, which has to live longer, and tells it nothing of what it has drawn; and
+        what must live as long as it does."""
+        original = llama_sampler.from_address(chain)
+        interface = llama_sampler_i(name=original.iface.contents.name, apply=original.iface.contents.apply)
+        raw = self.llama.llama_sampler_chain_init(self.llama.llama_sampler_chain_default_params())
+        self.llama.llama_sampler_chain_add(raw, self.llama.llama_sampler_init(ctypes.byref(interface), original.ctx))
+        return raw, interface
+
     def _samplers(self, stage: Stage, custom: CustomSamplers) -> list[int]:
         if stage.name == "tfs_z":
             return [custom.tail_free(*stage.args)]
@@ -134,32 +150,44 @@ class SamplerFactory:
         while self._dry:
             self.llama.llama_sampler_free(self._dry.popitem()[1])
 
-    def grammar(self, text: str) -> int | None:
+    def grammar(self, text: str, root: str = "root") -> int | None:
         """A grammar sampler, None for "" and ApiError 400 for one that llama.cpp can't parse."""
         if not text:
             return None
-        raw = self.llama.llama_sampler_init_grammar(self.vocab, text.encode(), b"root")
+        raw = self.llama.llama_sampler_init_grammar(self.vocab, text.encode(), root.encode())
         if not raw:
             raise ApiError(400, "Failed to parse grammar")
         return raw
 
 
 class LlamaSampler:
-    """A chain, and perhaps a grammar, in use for one task."""
+    """A chain, and perhaps a grammar, in use for one task. With `waits` the grammar holds from `begin_grammar` on."""
 
-    def __init__(self, factory: SamplerFactory, ctx: Any, stages: Sequence[Stage], grammar: str) -> None:
+    def __init__(
+        self, factory: SamplerFactory, ctx: Any, stages: Sequence[Stage], grammar: str, waits: bool = False
+    ) -> None:
         self._factory = factory
         self._llama = factory.llama
         self._ctx = ctx
+        self._text = grammar
         self._grammar = factory.grammar(grammar)
+        self._parsed: int | None = None  # a grammar that waits
+        if waits:
+            self._grammar, self._parsed = None, self._grammar
         self._chain: int | None
         self._chain, self._custom = factory.chain(stages)
+        self._deaf: int | None = None
+        if waits:
+            self._deaf, self._interface = factory.deaf(self._chain)
         self._is_greedy = stages[-1].name == GREEDY_STAGE
         self._ahead: int | None = None
-        if self._grammar is None:
+        if self._grammar is None and not waits:
             self.sample = self._sample_plain  # type: ignore[method-assign]
-        # Python's own samplers need the GIL; under a grammar all candidates are in one array that chains share
-        self.can_draw_ahead = self._grammar is None and self._custom.is_empty
+
+    @property
+    def can_draw_ahead(self) -> bool:
+        """Python's own samplers need the GIL; under a grammar all candidates are in one array that chains share."""
+        return self._grammar is None and self._custom.is_empty
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Show the chain tokens of the prompt (the grammar starts behind it)."""
@@ -176,15 +204,31 @@ class LlamaSampler:
 
     def draw_ahead(self, row: int) -> None:
         """Any thread: what the next `sample` of this row would do, which then only gives the token. Without the GIL."""
-        self._ahead = self._llama.call_llama_sampler_sample(self._chain, self._ctx, row)
+        self._ahead = self._llama.call_llama_sampler_sample(self._deaf or self._chain, self._ctx, row)
 
     def sample(self, row: int) -> int:
-        """Draw from batch row `row` under the grammar, and accept."""
-        candidates = self._draw(row)
-        return self._accept(candidates.selected)
+        """Draw from batch row `row`, under the grammar if it holds, and accept."""
+        return self._accept(self.draw(row))
+
+    def draw(self, row: int) -> int:
+        """Draw from batch row `row`, under the grammar if it holds; nothing is accepted."""
+        if self._grammar is not None or not self._deaf:
+            return self._draw(row).selected
+        token, self._ahead = self._ahead, None
+        return self._llama.llama_sampler_sample(self._deaf, self._ctx, row) if token is None else token
+
+    def commit(self, token: int) -> None:
+        """See `TokenSampler`."""
+        self._accept(token)
 
     def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
         """Draw, accept, and report the `n_probs` likeliest tokens before and after the sampling settings."""
+        probs = self.draw_probs(row, n_probs)
+        self._accept(probs.token)
+        return probs
+
+    def draw_probs(self, row: int, n_probs: int) -> TokenProbs:
+        """The same; nothing is accepted."""
         before, log_sum = self._model_probs(row, n_probs)
         candidates = self._draw(row)
         token = candidates.selected
@@ -196,7 +240,7 @@ class LlamaSampler:
         else:
             prob = candidates.array.data[candidates.array.selected].p
             top = self._after_chain(candidates, n_probs, before)
-        return TokenProbs(self._accept(token), prob, max(logit - log_sum, -1e9), top, logprobs)
+        return TokenProbs(token, prob, max(logit - log_sum, -1e9), top, logprobs)
 
     def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
         """See `TokenSampler`."""
@@ -213,29 +257,64 @@ class LlamaSampler:
         """
         if not self._is_greedy:
             self._draw(row)
-        if self._grammar is not None and not self._is_allowed(token):
+        if self._grammar is not None and not self.allows(token):
             raise ApiError(500, "the text so far doesn't fit the grammar any more after a restart of the engine")
         self._accept(token)
 
     def close(self) -> None:
         """Free the C samplers; more than once is fine."""
-        for raw in (self._chain, self._grammar):
+        for raw in (self._deaf, self._chain, self._grammar, self._parsed):
             if raw:
                 self._llama.llama_sampler_free(raw)
-        self._chain = self._grammar = None
+        self._deaf = self._chain = self._grammar = self._parsed = None
+
+    # ---- a grammar that begins inside the text ------------------------------------------------------------------
+
+    def begin_grammar(self, begin: Begin) -> None:
+        """See `TokenSampler`. What stands before the grammar becomes a part of it, since a token may hold both."""
+        if begin.lead or begin.unless:
+            name = "begin"
+            while name in self._text:
+                name += "n"
+            rule = f"{_literal(begin.unless)} .* | root" if begin.unless else f"{_literal(begin.lead)} root"
+            self._grammar = self._factory.grammar(f"{self._text}\n{name} ::= {rule}\n", name)
+        else:
+            self._grammar, self._parsed = self._parsed or self._factory.grammar(self._text), None
+        for token in begin.tokens:
+            if not self.allows(token):
+                self.end_grammar()
+                raise ApiError(400, "grammar_triggers: the grammar doesn't begin with the text that triggers it")
+            self._llama.llama_sampler_accept(self._grammar, token)
+
+    def end_grammar(self) -> None:
+        """See `TokenSampler`."""
+        self._llama.llama_sampler_free(self._grammar)
+        self._grammar = None
+
+    def fit(self, row: int, token: int) -> int:
+        """See `TokenSampler`."""
+        if self.allows(token):
+            return token
+        self._draw_under_grammar(self._llama.llama_get_logits_ith(self._ctx, row))
+        return self._factory.candidates.selected
 
     def _draw(self, row: int) -> Candidates:
         llama, candidates = self._llama, self._factory.candidates
         logits = llama.llama_get_logits_ith(self._ctx, row)
         candidates.fill(logits)
         llama.llama_sampler_apply(self._chain, candidates.array)
-        if self._grammar is not None and not self._is_allowed(candidates.selected):
-            candidates.fill(logits)
-            self._filter(candidates)
-            llama.llama_sampler_apply(self._chain, candidates.array)
-            if not self._is_allowed(candidates.selected):
-                self._draw_end(logits)
+        if self._grammar is not None and not self.allows(candidates.selected):
+            self._draw_under_grammar(logits)
         return candidates
+
+    def _draw_under_grammar(self, logits: Any) -> None:
+        """Draw from the tokens that the grammar allows."""
+        candidates = self._factory.candidates
+        candidates.fill(logits)
+        self._filter(candidates)
+        self._llama.llama_sampler_apply(self._chain, candidates.array)
+        if not self.allows(candidates.selected):
+            self._draw_end(logits)
 
     def _draw_end(self, logits: Any) -> None:
         """Grammar and biases together leave no token: end the text if the grammar allows that, else ApiError.
@@ -250,7 +329,7 @@ class LlamaSampler:
         llama.llama_sampler_free(best)
         candidates.array.selected = 0
         token = candidates.selected
-        if not (llama.llama_vocab_is_eog(self._factory.vocab, token) and self._is_allowed(token)):
+        if not (llama.llama_vocab_is_eog(self._factory.vocab, token) and self.allows(token)):
             raise ApiError(400, "the grammar and logit_bias together leave no token to choose")
 
     def _filter(self, candidates: Candidates) -> None:
@@ -266,7 +345,8 @@ class LlamaSampler:
                     "next, and others wait for it: it has too many ways to go on from here",
                 )
 
-    def _is_allowed(self, token: int) -> bool:
+    def allows(self, token: int) -> bool:
+        """See `TokenSampler`."""
         one = (llama_token_data * 1)(llama_token_data(token, 1.0, 0.0))
         array = llama_token_data_array(ctypes.cast(one, ctypes.POINTER(llama_token_data)), 1, -1, False)
         self._llama.llama_sampler_apply(self._grammar, array)
@@ -298,6 +378,11 @@ class LlamaSampler:
         kept = {id_ for id_, _ in top}
         top += [(id_, 0.0) for id_, _, _ in before if id_ not in kept]
         return tuple(top[:n])
+
+
+def _literal(text: str) -> str:
+    """A text as GBNF has it."""
+    return '"' + "".join(f"\\U{ord(char):08X}" for char in text) + '"'
 
 
 def _logit_bias(factory: SamplerFactory, bias: tuple[tuple[int, float], ...]) -> int:

@@ -13,6 +13,7 @@ from server.engine.loop.state import EngineState
 from server.engine.seam.task import STOP_LIMIT, Progress, Task
 from server.engine.slots import sampling
 from server.engine.slots.media import Layout
+from server.engine.slots.phases import Phases, needs_phases
 from server.engine.slots.queue import FairQueue, Waiting
 from server.engine.slots.slot import Run, Slot
 from server.engine.slots.text import TextStream
@@ -159,19 +160,24 @@ class Admission:
         prompt = self._fit_prompt(slot, task, prompt, layout)
         stages = sampling.chain(task.sampling, self._state.backend.facts)
         self._state.announce(task.id)
-        sampler = self._state.backend.new_sampler(stages, task.sampling.grammar)
+        backend, text, phases = self._state.backend, TextStream(task.stop, task.n_indent), None
+        if needs_phases(task):
+            phases = Phases(task, backend.piece, backend.eog_tokens, text)
+        waits = phases is not None and phases.is_waiting
+        sampler = backend.new_sampler(stages, task.sampling.grammar, waits)
         now = self._state.clock()
         run = Run(
             task,
             prompt,
             sampler,
-            TextStream(task.stop, task.n_indent),
+            text,
             waiting.t_arrived,
             now,
             truncated=len(prompt) < n_asked,
             first_difference=spelling.first_difference(prompt, cached),
             layout=layout,
             drafting=None if layout.chunks else self._state.speculation.begin(task),
+            phases=phases,
         )
         try:
             self._prefixes.begin(slot, run)

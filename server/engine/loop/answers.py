@@ -12,6 +12,7 @@ from typing import Any
 from server.engine.cache import prompt_cache
 from server.engine.loop.state import EngineState
 from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Final, Piece, TokenProbs
+from server.engine.slots.phases import Phases
 from server.engine.slots.planner import UNLIMITED, Span
 from server.engine.slots.slot import Run, Slot
 from server.errors import ApiError
@@ -87,16 +88,18 @@ class Answers:
 
     def _draw_rows(self, run: Run, row: int, draft: Sequence[int], drawn: Drawn) -> None:
         """Draw from one row after the other while the drafted tokens prove right and nothing ends the task."""
-        n_probs = run.task.sampling.n_probs
+        n_probs, phases = run.task.sampling.n_probs, run.phases
         for i in range(len(draft) + 1):
-            if n_probs:
+            if phases is not None and (phases.is_waiting or phases.forced is not None):
+                token = draw_watched(run, phases, row + i, drawn.probs)
+            elif n_probs:
                 drawn.probs.append(run.sampler.sample_probs(row + i, n_probs))
                 token = drawn.probs[-1].token
             else:
                 token = run.sampler.sample(row + i)
             run.n_decoded += 1
             drawn.tokens.append(token)
-            drawn.texts.append(run.text.feed(self._state.backend.piece(token)))
+            drawn.texts.append(take_token(self._state, run, token))
             if token in self._state.backend.eog_tokens:
                 drawn.stop = STOP_EOS
                 return
@@ -154,7 +157,7 @@ class Answers:
     def finish(self, slot: Slot, stop: str) -> None:
         """The good end of a task; the slot is free."""
         run = slot.run
-        text = run.text.finish()
+        text = run.text.finish() if run.phases is None else run.phases.finish()
         if run.text.stopping_word:
             stop = STOP_WORD
         self._state.events.append(
@@ -170,10 +173,80 @@ class Answers:
                 truncated=run.truncated,
                 timings=run.timings(),
                 cache=run.cache_use(),
+                n_reasoning=0 if run.phases is None else run.phases.n_thought,
             )
         )
         self._state.meter.text_done(run.n_decoded, run.t_last - run.t_first)
         self._state.release(slot, stop)
+
+
+# ---- tokens with which a grammar may begin, or that are forced -------------------------------------------------------
+
+
+def take_token(state: EngineState, run: Run, token: int) -> str:
+    """The next token of a text; what may be shown of it now."""
+    phases = run.phases
+    if phases is None:
+        return run.text.feed(state.backend.piece(token))
+    was_waiting = phases.is_waiting
+    text = phases.take(token)
+    if phases.is_waiting and not was_waiting:
+        run.sampler.end_grammar()
+    return text
+
+
+def draw_watched(run: Run, phases: Phases, row: int, probs: list[TokenProbs], known: int | None = None) -> int:
+    """Draw the next token of a text whose grammar doesn't hold yet, or take the forced one; `probs` gets its
+    probabilities if they are wanted. A token that is `known` comes in any case, and the grammar begins as it did when
+    that was drawn."""
+    sampler, n_probs = run.sampler, 0 if known is not None else run.task.sampling.n_probs
+    if phases.forced is not None:
+        token = phases.forced if known is None else known
+        if n_probs:
+            probs.append(sampler.row_probs(row, token, n_probs))
+        sampler.commit(token)
+        return token
+    if n_probs:
+        probs.append(sampler.draw_probs(row, n_probs))
+        drawn = probs[-1].token
+    else:
+        drawn = sampler.draw(row)
+    token = _fit(run, phases, row, drawn) if known is None else _fit_known(run, phases, row, drawn, known)
+    if n_probs and token != drawn:
+        probs[-1] = sampler.row_probs(row, token, n_probs)
+    sampler.commit(token)
+    return token
+
+
+def _fit(run: Run, phases: Phases, row: int, drawn: int) -> int:
+    """The token, or if the grammar begins with it one that it allows."""
+    begin = phases.look(drawn)
+    if begin is None:
+        return drawn
+    run.sampler.begin_grammar(begin)
+    token = run.sampler.fit(row, drawn)
+    phases.bind(token == drawn)
+    return token
+
+
+def _fit_known(run: Run, phases: Phases, row: int, drawn: int, known: int) -> int:
+    """The same for a known token. It is the drawn one, or came in its place, unless rounding made the draw another."""
+    sampler = run.sampler
+    for token in dict.fromkeys((drawn, known)):
+        begin = phases.look(token)
+        if begin is None:
+            continue
+        sampler.begin_grammar(begin)
+        is_same = token == known
+        if is_same == sampler.allows(token) and sampler.allows(known):
+            if not is_same:
+                sampler.fit(row, token)  # leaves the chance behind as it was
+            phases.bind(is_same)
+            return known
+        if is_same:
+            raise ApiError(500, "the text so far doesn't fit the grammar any more after a restart of the engine")
+        sampler.end_grammar()
+    return known
 
 
 MAX_LOGITS = 64 << 20  # bytes that a batch may ask for the logits of known tokens (they are kept for good)
@@ -211,9 +284,12 @@ def add_known_tokens(state: EngineState, spans: Sequence[Span]) -> None:
 def redraw_known(state: EngineState, run: Run, rows: Iterable[int]) -> None:
     """Take the known tokens for these rows of the batch."""
     for row in rows:
-        token = run.task.resume[run.n_decoded]
-        run.sampler.replay(row, token)
-        run.text.feed(state.backend.piece(token))
+        token, phases = run.task.resume[run.n_decoded], run.phases
+        if phases is not None and (phases.is_waiting or phases.forced is not None):
+            draw_watched(run, phases, row, [], token)
+        else:
+            run.sampler.replay(row, token)
+        take_token(state, run, token)
         run.n_decoded += 1
         run.next_token = token
     run.t_last = state.clock()

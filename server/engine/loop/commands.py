@@ -1,4 +1,5 @@
-"""What the engine can be asked to do besides completing text: slots, adapters, the shared system prompt.
+"""What the engine can be asked to do besides completing text: slots, adapters, the shared system prompt, the end of a
+task's thinking.
 
 Engine thread, between two steps. A command that concerns a busy slot waits until that slot is idle, and the slot
 takes no new task meanwhile. What is about slot files waits until the model's identity is known, and keeps no slot for
@@ -44,6 +45,7 @@ class Commands:
             "get_lora": self._get_lora,
             "set_lora": self._set_lora,
             "system_prompt": self._set_system_prompt,
+            "end_thinking": self._end_thinking,
         }
 
     def __bool__(self) -> bool:
@@ -161,6 +163,13 @@ class Commands:
     def _set_lora(self, scales: tuple[tuple[int, float], ...]) -> dict[str, Any]:
         self._state.lora = tuple(sorted((i, scale) for i, scale in scales if scale))
         return self._get_lora()
+
+    def _end_thinking(self, id_task: int) -> dict[str, Any]:
+        """Have the model come to an end of its thinking: behind how many tokens, -1 if it isn't thinking."""
+        run = next((slot.run for slot in self._state.running if slot.run.task.id == id_task), None)
+        if run is None or run.phases is None:
+            return {"at": -1}
+        return {"at": run.phases.end_thinking(max(run.n_decoded, len(run.task.resume)))}
 
     def _set_system_prompt(self, tokens: tuple[int, ...]) -> dict[str, Any]:
         """Compute the shared prefix once; all slots start anew from it."""

@@ -94,14 +94,15 @@ class Evaluation:
 
     def _draw_ahead(self, piece: Sequence[Span]) -> None:
         """Name the rows that are sure to be drawn from: of sequences that are generating, the one that stands before
-        any guesses. Probabilities are taken with the draw, and replayed tokens aren't drawn."""
+        any guesses. Probabilities are taken with the draw, and tokens that are known or forced aren't drawn."""
         if len(piece) == 1:
             return
         slots, wanted, row = self._state.slots, [], -1
         for span in piece:
             row += len(span)
             run = slots[span.id].run
-            if span.output and run.next_token is not None and not run.is_replaying and not run.task.sampling.n_probs:
+            is_drawn = not run.is_replaying and (run.phases is None or run.phases.forced is None)
+            if span.output and run.next_token is not None and is_drawn and not run.task.sampling.n_probs:
                 wanted.append((run.sampler, row - span.n_draft))
         self._state.backend.draw_ahead(wanted)
 

@@ -62,16 +62,16 @@ HISTOGRAM_BOUNDS: dict[str, tuple[float, ...]] = {
 }
 
 
-WORD, START, TOKEN, PATTERN = "word", "start", "token", "pattern"
+WORD, START, TOKEN, PATTERN, FULL = "word", "start", "token", "pattern", "full"
 
 
 @record(frozen=True)
 class Trigger:
     """What begins a call in visible text: the `text` anywhere (WORD), the `text` behind nothing but white space
-    (START), the `token`, or what a regular expression matches (PATTERN).
+    (START), the `token`, or what a regular expression matches, anywhere (PATTERN) or from the beginning on (FULL).
 
-    `states` is the automaton of a pattern without free moves, two rows to begin with: 0 at the beginning of the text, 1
-    at any other place. A row is (1 if a match may end here, then for each move: lowest character, highest, next row).
+    `states` is the automaton of an expression, which begins in row 0. A row is (1 if a match may end here, else 0; then
+    for each move the lowest character, the highest one, and the next row).
     """
 
     kind: str

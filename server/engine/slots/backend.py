@@ -1,7 +1,7 @@
 """The interfaces between the scheduler and whatever computes: `Backend`, `TokenSampler` and `Drafter`.
 
 They have two implementations: `server.engine.llama.backend` over libllama, and the fake of the tests, which keeps a
-model KV cache of its own and checks every call against it. Stdlib and `task`, `planner`, `sampling` only.
+model KV cache of its own and checks every call against it. Stdlib and the plain data of its neighbours only.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Protocol
 
 from server.engine.seam.task import Media, ModelInfo, TokenProbs
 from server.engine.slots.media import Chunk, Prepared
+from server.engine.slots.phases import Begin
 from server.engine.slots.planner import Span
 from server.engine.slots.sampling import Stage, VocabFacts
 from server.model_files.identity import Identity
@@ -29,6 +30,27 @@ class TokenSampler(Protocol):
 
     def sample_probs(self, row: int, n_probs: int) -> TokenProbs:
         """Like `sample`, with the `n_probs` most likely alternatives."""
+
+    def draw(self, row: int) -> int:
+        """Like `sample`, but nothing is accepted."""
+
+    def draw_probs(self, row: int, n_probs: int) -> TokenProbs:
+        """Like `sample_probs`, but nothing is accepted."""
+
+    def commit(self, token: int) -> None:
+        """Accept a token that was drawn, or that comes whatever was drawn."""
+
+    def begin_grammar(self, begin: Begin) -> None:
+        """From now on the grammar holds. ApiError 400 if it doesn't allow what is written of it already."""
+
+    def end_grammar(self) -> None:
+        """From now on it doesn't, until it begins anew."""
+
+    def allows(self, token: int) -> bool:
+        """Whether the grammar that holds allows this token to come next."""
+
+    def fit(self, row: int, token: int) -> int:
+        """The token if the grammar allows it, else one that it does, drawn from the same row."""
 
     def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
         """What the model thinks of `token` behind batch row `row`, and the `n_probs` likeliest; nothing is drawn."""
@@ -165,14 +187,15 @@ class Backend(Protocol):
     def abort(self) -> None:
         """From any thread: let a running `decode` end soon with DECODE_ABORTED, where the backend can."""
 
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token as shown to users (empty for control tokens)."""
+    def piece(self, token: int, named: bool = False) -> bytes:
+        """The bytes of a token as shown to users: empty for control tokens, unless they are to be `named`."""
 
     def letters(self, token: int) -> bytes:
         """The bytes of a token that is text; none of control tokens, whether they are shown or not."""
 
-    def new_sampler(self, stages: Sequence[Stage], grammar: str) -> TokenSampler:
-        """Build a sampler chain; ApiError(400) when the grammar can't be parsed."""
+    def new_sampler(self, stages: Sequence[Stage], grammar: str, waits: bool = False) -> TokenSampler:
+        """Build a sampler chain; ApiError(400) when the grammar can't be parsed. With `waits` the grammar doesn't hold
+        before `begin_grammar`, and tokens are drawn and committed."""
 
     def draw_ahead(self, wanted: Sequence[tuple[TokenSampler, int]]) -> None:
         """Each of these samplers is about to be asked to `sample` this row of the latest batch, whatever happens to

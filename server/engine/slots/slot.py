@@ -12,6 +12,7 @@ from typing import Protocol
 from server.engine.seam.task import CACHE_NONE, STOP_NONE, CacheUse, Difference, SlotState, Task, Timings
 from server.engine.slots.backend import TokenSampler
 from server.engine.slots.media import Chunk, Layout
+from server.engine.slots.phases import Phases
 from server.engine.slots.self_extend import GroupAttention
 from server.engine.slots.text import TextStream
 from server.records import field, record, replace
@@ -70,6 +71,7 @@ class Run:
     t_first: float = 0.0
     t_last: float = 0.0
     layout: Layout = field(default_factory=Layout)
+    phases: Phases | None = None
 
     @property
     def is_replaying(self) -> bool:

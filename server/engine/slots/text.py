@@ -11,12 +11,26 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
+from typing import AnyStr
 
 
 class TextStream:
-    """Turns pieces of bytes into text, holding back what may be the beginning of a stop string or of a character."""
+    """Turns pieces of bytes into text, holding back what may be the beginning of a stop string or of a character.
 
-    __slots__ = ("_decoder", "_stops", "_held", "_n_indent", "_indent", "stopping_word", "has_new_line", "is_outdented")
+    While `looks` is False stop strings are text like any other; none reaches over the place where it changes.
+    """
+
+    __slots__ = (
+        "_decoder",
+        "_stops",
+        "_held",
+        "_n_indent",
+        "_indent",
+        "looks",
+        "stopping_word",
+        "has_new_line",
+        "is_outdented",
+    )
 
     def __init__(self, stops: Sequence[str] = (), n_indent: int = 0) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -24,6 +38,7 @@ class TextStream:
         self._held = ""
         self._n_indent = n_indent
         self._indent = -1
+        self.looks = True
         self.stopping_word = ""
         self.has_new_line = False
         self.is_outdented = False
@@ -54,6 +69,9 @@ class TextStream:
         if not self._stops:
             return text
         text = self._held + text
+        if not self.looks:
+            self._held = ""
+            return text
         found = first_stop(text, self._stops)
         if found is not None:
             start, self.stopping_word = found
@@ -79,9 +97,9 @@ class TextStream:
         return text
 
 
-def first_stop(text: str, stops: Sequence[str]) -> tuple[int, str] | None:
+def first_stop(text: AnyStr, stops: Sequence[AnyStr]) -> tuple[int, AnyStr] | None:
     """The stop string whose end comes first in `text`, as (start, stop); None if there is none."""
-    best: tuple[int, int, str] | None = None
+    best: tuple[int, int, AnyStr] | None = None
     for stop in stops:
         start = text.find(stop)
         if start >= 0 and (best is None or (start + len(stop), start) < best[:2]):

@@ -204,7 +204,7 @@ def test_an_exception_while_a_sampler_is_made_fails_that_task_alone(monkeypatch)
     d = driver()
     make = d.backend.new_sampler
 
-    def new_sampler(stages, grammar):
+    def new_sampler(stages, grammar, waits=False):
         if grammar == "broken":
             raise RuntimeError("out of the blue")
         return make(stages, grammar)
