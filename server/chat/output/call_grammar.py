@@ -122,6 +122,8 @@ def find_triggers(form: CallFormat, names: Sequence[str]) -> tuple[tuple[str, ..
     for marker, head in find_heads(form).items():
         says_little = any(text.startswith(marker) for text in silent) and head.parts[1].kind == NAME
         ways = [marker + name for name in names] if says_little else [marker]
+        if marker[0].isalnum():  # as words are, which may stand in any text
+            ways = [(form.before_all + form.before_call).strip()]
         found += ways
         if form.opening and marker.startswith(form.opening):
             ways = ways if marker != form.opening else [marker + name for name in names]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from server.chat.output.cursor import SPACE, SPACE_MAX, Broken, Cursor, NoCall, Over, Steps
+from server.chat.output.cursor import HELD_MAX, SPACE, SPACE_MAX, Broken, Cursor, NoCall, Over, Steps
 from server.chat.output.formats import (
     KEY,
     CallFormat,
@@ -22,8 +22,8 @@ from server.chat.output.formats import (
     PythonCall,
     QuotelessCall,
 )
-from server.chat.output.heads import ID, INDEX, NAME, OBJECT, Head, first_word, next_head, words
-from server.chat.output.kinds import fitting_json, kinds_of, property_of
+from server.chat.output.heads import ID, INDEX, MARKER_MIN, NAME, OBJECT, Head, first_word, next_head, words
+from server.chat.output.kinds import elements_json, fitting_json, kinds_of, property_of
 from server.chat.output.scanner import Scanner, inner_text
 
 VALUE_MAX = 65_536  # characters of an argument that could be a text or something else
@@ -70,13 +70,16 @@ class CallReader(Cursor):
         return self.arguments
 
     def calls(self, head: Head) -> Generator[None, None, bool]:
-        """One call after the other, if there is one; else the text that was looked at is visible."""
+        """One call after the other, if there is one; else the text that was looked at is visible, unless a limit has
+        cut off a head behind its marker."""
         self.hold()
         try:
             yield from self.head(head)
         except NoCall:
             end = self.place()
             self.let_go()
+            if self.is_cut_off and len(head.parts[0].text) >= MARKER_MIN:
+                self.at = len(self.text)
             self.say_to(end)
             return False
         try:
@@ -98,7 +101,7 @@ class CallReader(Cursor):
         self.hold()
         try:
             yield from self.space()
-            if in_group and (yield from self.ends_group()):
+            if (in_group or len("".join(self.group_end)) >= MARKER_MIN) and (yield from self.ends_group()):
                 return False
             between = first_word(self.form.between)
             if between and (yield from self.reads(between)):
@@ -107,6 +110,8 @@ class CallReader(Cursor):
             return True
         except NoCall:
             self.let_go()
+            if self.is_cut_off:
+                raise Over from None
             return False
 
     def ends_group(self) -> Generator[None, None, bool]:
@@ -138,6 +143,8 @@ class CallReader(Cursor):
                 self.call_id = self.form.ids.pattern.replace("{name}", self.name).replace("{index}", index)
             elif part.kind == OBJECT:
                 yield from self.object_head()
+        if self.cursor > HELD_MAX:
+            raise NoCall
         self.let_go(takes_it=True)
         self.is_waiting = self.waits_for_id()
         if not self.is_waiting:
@@ -323,16 +330,18 @@ class CallReader(Cursor):
             mark = (yield from self.until(first_word(call.after_mark))) if call.string_mark else ""
             if (call.after_mark or call.after_key).endswith("\n"):
                 yield from self.reads("\n")
+            if self.is_cut_off:
+                raise Over
             self.write(f"{start}{json.dumps(key, ensure_ascii=False)}: ")
             start = ", "
             yield from self.parameter(call, key, mark)
         self.drop_rest(first_word(call.before_key), *self.call_end)
-        if not self.text[self.at :].strip() and not self.is_complete:
+        if self.is_cut_off or not self.text[self.at :].strip() and not self.is_complete:
             raise Over
         self.write("{}" if start == "{" else "}")
 
     def comes(self, texts: list[str], takes_it: bool = True) -> Generator[None, None, bool]:
-        """Whether these texts come next; if so, they are passed, if wished. Raises `Over` at the end of the text."""
+        """Whether these texts come next; if so, they are passed, if wished."""
         self.hold()
         try:
             for text in texts:
@@ -351,16 +360,19 @@ class CallReader(Cursor):
         is_text = mark == call.string_mark[0] if mark else False
         root = self.tools[self.name]
         kinds = None if mark else kinds_of(property_of(root, key), root)
-        close = call.after_value.replace(KEY, key)
+        close = call.after_value
         if call.quotes and (yield from self.reads(call.quotes[0])):
             is_text, close = True, call.quotes[1]
+        if self.is_cut_off:
+            raise Over
         value = _Value(self.write, is_text or kinds == frozenset(("string",)))
         try:
-            yield from self.raw(close, value.add)
+            yield from self.raw(close.replace(KEY, key), value.add)
         except (Over, Broken):
-            value.cut_off()
+            value.cut_off(KEY in close)
             raise
-        value.end(kinds, bool(mark) and not is_text)
+        elements = elements_json("".join(value.parts), call, property_of(root, key), root) if KEY in close else None
+        value.end(kinds, bool(mark) and not is_text, elements)
         if call.quotes and close == call.quotes[1]:
             yield from self.passes(words(call.after_value.replace(KEY, key)))
 
@@ -403,7 +415,7 @@ class CallReader(Cursor):
             if any(rest.startswith(text) for text in texts):
                 return True
             if self.is_end or not any(text.startswith(rest) for text in texts):
-                return self.is_end and not rest
+                return self.is_end and any(text.startswith(rest) for text in texts)
             yield
 
 
@@ -430,13 +442,13 @@ class _Value:
             self.is_text = True
             self.write('"' + inner_text("".join(self.parts)))
 
-    def end(self, kinds: frozenset[str] | None, is_json: bool) -> None:
-        """The value is over: its JSON."""
-        self.write('"' if self.is_text else fitting_json("".join(self.parts), kinds, is_json))
+    def end(self, kinds: frozenset[str] | None, is_json: bool, known: str | None) -> None:
+        """The value is over: its JSON, if that isn't `known` already."""
+        self.write('"' if self.is_text else known or fitting_json("".join(self.parts), kinds, is_json))
 
-    def cut_off(self) -> None:
-        """The value is not over, but the answer: its beginning."""
-        if not self.is_text:
+    def cut_off(self, is_foreign: bool) -> None:
+        """The value is not over, but the answer: its beginning, unless that is no JSON."""
+        if not self.is_text and not is_foreign:
             self.write("".join(self.parts).strip())
 
 

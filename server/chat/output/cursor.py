@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Iterable
 
-from server.chat.output.events import Event, Reasoning, Text, ToolCall
+from server.chat.output.events import Reasoning, Text, ToolCall
 
 HELD_MAX = 16_384  # characters of a call's head
 SPACE_MAX = 64  # characters of white space before a call that go with it
@@ -43,7 +43,9 @@ class Cursor:
         self.new_id = new_id
         self.is_end = False
         self.is_complete = False  # the model has ended the text itself
-        self.out: list[Event] = []
+        self.is_cut_off = False  # it was ended by a limit or from outside, after all that came before
+        self.out: list[Text | Reasoning | ToolCall] = []
+        self.parts: list[str] = []  # of the last one
         self.text = beginning
         self.n_unsaid = len(beginning)  # characters that stand in the prompt: they are read, but no part of the answer
         self.at = 0
@@ -59,12 +61,7 @@ class Cursor:
         """Visible text."""
         if self.n_unsaid:
             text, self.n_unsaid = text[self.n_unsaid :], max(0, self.n_unsaid - len(text))
-        if not text:
-            return
-        if self.out and type(self.out[-1]) is Text:
-            self.out[-1].text += text
-        else:
-            self.out.append(Text(text))
+        self.extend(Text, text)
 
     def say_to(self, end: int) -> None:
         """All up to `end` is visible text."""
@@ -76,12 +73,8 @@ class Cursor:
         """Reasoning."""
         if self.reasoning != "split":
             self.say(text)
-        if not text or self.reasoning == "none":
-            return
-        if self.out and type(self.out[-1]) is Reasoning:
-            self.out[-1].text += text
-        else:
-            self.out.append(Reasoning(text))
+        if self.reasoning != "none":
+            self.extend(Reasoning, text)
 
     def skip_to(self, end: int) -> None:
         """What is up to `end` belongs to the form of reasoning: it is left out, or stays where reasoning stays."""
@@ -97,15 +90,35 @@ class Cursor:
             call_id = self.new_id()
         self.ids.add(call_id)
         self.index += 1
+        self.finish_event()
         self.out.append(ToolCall(self.index, call_id, self.name))
 
     def write(self, arguments: str) -> None:
         """The next part of the call's arguments."""
-        last = self.out[-1] if self.out else None
-        if type(last) is ToolCall and last.index == self.index:
-            last.arguments += arguments
+        if self.out and type(self.out[-1]) is ToolCall:
+            self.parts.append(arguments)
         elif arguments:
-            self.out.append(ToolCall(self.index, arguments=arguments))
+            self.finish_event()
+            self.out.append(ToolCall(self.index))
+            self.parts = [arguments]
+
+    def extend(self, kind: type[Text] | type[Reasoning], text: str) -> None:
+        """The next part of a text."""
+        if self.out and type(self.out[-1]) is kind:
+            self.parts.append(text)
+        elif text:
+            self.finish_event()
+            self.out.append(kind(""))
+            self.parts = [text]
+
+    def finish_event(self) -> None:
+        """The last event gets the parts that have come for it."""
+        last = self.out[-1] if self.out else None
+        if type(last) is ToolCall:
+            last.arguments = "".join(self.parts)
+        elif last is not None:
+            last.text = "".join(self.parts)
+        self.parts = []
 
     # The place in the text
 
@@ -179,12 +192,13 @@ class Cursor:
     def until(self, text: str) -> Generator[None, None, str]:
         """What comes before `text`; both are passed."""
         while True:
-            end = self.text.find(text, self.at)
+            most = self.at + KEY_MAX + len(text)
+            end = self.text.find(text, self.at, most)
             if end >= 0:
                 found = self.text[self.at : end]
                 self.at = end + len(text)
                 return found
-            if len(self.text) - self.at > KEY_MAX:
+            if len(self.text) >= most:
                 raise Broken
             yield from self.wait()
 
@@ -197,7 +211,5 @@ class Cursor:
 
     def n_at_end(self, text: str) -> int:
         """How many characters at the end of what came could be the beginning of `text`."""
-        if self.is_end:
-            return 0
         longest = min(len(text) - 1, len(self.text) - self.at)
         return next((n for n in range(longest, 0, -1) if text.startswith(self.text[-n:])), 0)

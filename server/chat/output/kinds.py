@@ -1,6 +1,9 @@
-"""Which types a tool's schema allows for an argument, and the JSON of an argument that came as plain text. Pure.
+"""Which types a tool's schema allows for an argument, and the JSON of an argument that came as plain text, or as
+elements within each other. Pure.
 
-Only what tells texts from other values is read here; whether a value fits is the grammar's affair.
+Only what tells texts from other values is read here; whether a value fits is the grammar's affair. Elements have a tag
+for each key, as in formats whose closing tags name the key; a list is elements that are all called `item`. What they
+are if there are none, or only one, the schema says.
 """
 
 from __future__ import annotations
@@ -9,10 +12,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.chat.output.formats import KEY, ParameterCall
 from server.chat.output.scanner import read_value
 
 Schema = Mapping[str, Any]
-DEPTH_MAX = 8
+REFERENCES_MAX = 8  # one leading to the next
+DEPTH_MAX = 50  # of elements
+ITEM = "item"
 _KINDS = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "boolean", "n": "null"}
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 
@@ -37,7 +43,7 @@ def property_of(parameters: Schema, key: str) -> object:
 
 def kinds_of(schema: object, root: Schema, depth: int = 0) -> frozenset[str] | None:
     """The types of JSON that a schema allows, None if it says nothing about that."""
-    if not isinstance(schema, dict) or depth > DEPTH_MAX:
+    if not isinstance(schema, dict) or depth > REFERENCES_MAX:
         return None
     reference = schema.get("$ref")
     if isinstance(reference, str):
@@ -86,3 +92,77 @@ def fitting_json(text: str, kinds: frozenset[str] | None, is_json: bool) -> str:
         return json.dumps(text, ensure_ascii=False) if may_be_text else value
     fits = kinds is None or kind in kinds or kind == "number" and "integer" in kinds
     return json.dumps(text, ensure_ascii=False) if may_be_text and not fits else value
+
+
+class NoElements(Exception):
+    """A text that isn't made of elements."""
+
+
+def elements_json(text: str, call: ParameterCall, schema: object, root: Schema) -> str | None:
+    """The JSON of a text that is elements from its beginning to its end, or nothing; None if it isn't."""
+    if text.strip() and not text.lstrip().startswith(call.before_key.strip()):
+        return None
+    try:
+        value, end = _Elements(text, call, root).value(0, schema, 0)
+    except NoElements:
+        return None
+    return None if text[end:].strip() else value
+
+
+class _Elements:
+    """Reads elements from a text."""
+
+    def __init__(self, text: str, call: ParameterCall, root: Schema) -> None:
+        self.text = text
+        self.open = call.before_key.strip()
+        self.open_end = call.after_key.strip()
+        self.close, _, self.close_end = (part.strip() for part in call.after_value.partition(KEY))
+        self.root = root
+
+    def value(self, at: int, schema: object, depth: int) -> tuple[str, int]:
+        """The value from `at` to the next closing tag, or the text's end: (JSON, where that is)."""
+        start = self.skip(at)
+        if depth == DEPTH_MAX:
+            raise NoElements
+        if self.text.startswith(self.open, start) and not self.text.startswith(self.close, start):
+            return self.elements(start, schema, depth)
+        end = self.text.find(self.close, at)
+        end = len(self.text) if end < 0 else end
+        kinds = kinds_of(schema, self.root)
+        raw = self.text[at:end]
+        if not raw.strip() and kinds is not None and "string" not in kinds:
+            return "[]" if "array" in kinds else "{}" if "object" in kinds else "null", end
+        return fitting_json(raw, kinds, False), end
+
+    def elements(self, at: int, schema: object, depth: int) -> tuple[str, int]:
+        """Elements in a row as an object or a list."""
+        kinds = kinds_of(schema, self.root)
+        found: list[tuple[str, str]] = []
+        while self.text.startswith(self.open, at) and not self.text.startswith(self.close, at):
+            end = self.text.find(self.open_end, at + len(self.open))
+            if end < 0:
+                raise NoElements
+            key = self.text[at + len(self.open) : end]
+            value, at = self.value(end + len(self.open_end), _schema_of(schema, key), depth + 1)
+            closing = f"{self.close}{key}{self.close_end}"
+            if not self.text.startswith(closing, at):
+                raise NoElements
+            found.append((key, value))
+            at = self.skip(at + len(closing))
+        is_list = all(key == ITEM for key, _ in found) and (kinds is None or "object" not in kinds or "array" in kinds)
+        if is_list:
+            return f"[{', '.join(value for _, value in found)}]", at
+        return f"{{{', '.join(f'{json.dumps(key, ensure_ascii=False)}: {value}' for key, value in found)}}}", at
+
+    def skip(self, at: int) -> int:
+        """The place behind white space."""
+        while at < len(self.text) and self.text[at].isspace():
+            at += 1
+        return at
+
+
+def _schema_of(schema: object, key: str) -> object:
+    """The schema of an element within a value of a schema."""
+    if not isinstance(schema, dict):
+        return {}
+    return schema["items"] if key == ITEM and isinstance(schema.get("items"), dict) else property_of(schema, key)

@@ -15,7 +15,7 @@ from server.chat.output.events import End, Event, Reasoning, Start, Text
 from server.chat.output.formats import CallFormat
 from server.chat.output.kinds import tool_parameters
 from server.chat.output.reader import Reader
-from server.engine.seam.task import STOP_EOS, Final, Piece, Progress, PromptProbs
+from server.engine.seam.task import Final, Piece, Progress, PromptProbs
 
 Message = PromptProbs | Progress | Piece | Final
 REASONING = ("none", "split", "legacy")
@@ -64,11 +64,11 @@ class OutputParser:
             if reader.is_plain and not reader.may_begin(message.text):
                 return (Text(message.text, message.tokens, message.probs, message.timings),)
             events = reader.feed(message.text) or [Reasoning("") if reader.is_thinking else Text("")]
-            first: Any = events[0]
+            first = events[0]
             first.tokens, first.probs, first.timings = message.tokens, message.probs, message.timings
             return events
         if isinstance(message, Final):
-            return (*reader.feed(message.text, True, message.stop == STOP_EOS), End(message))
+            return (*reader.feed(message.text, message.stop), End(message))
         return (message,)  # type: ignore[return-value]
 
 

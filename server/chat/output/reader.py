@@ -12,9 +12,10 @@ from typing import Any
 
 from server.chat.output.calls import CallReader
 from server.chat.output.cursor import SPACE, Broken, NoCall, Over, Steps
-from server.chat.output.events import Event
+from server.chat.output.events import Reasoning, Text, ToolCall
 from server.chat.output.formats import CallFormat, ChannelCall, Tags
 from server.chat.output.heads import Head, find_heads, start_head
+from server.engine.seam.task import STOP_ABORT, STOP_EOS, STOP_LIMIT
 
 HEAD_MAX = 400  # characters of the head of a message
 
@@ -46,13 +47,15 @@ class Reader(CallReader):
         self.may_begin = re.compile(f"[{firsts}]{at_end}" if firsts else "(?!)").search
         self.steps = self.channels(form.call) if isinstance(form.call, ChannelCall) else self.answer()
 
-    def feed(self, text: str, is_end: bool = False, is_complete: bool = False) -> list[Event]:
-        """Reads the next text; `is_complete` where the model itself has ended it."""
+    def feed(self, text: str, stop: str = "") -> list[Text | Reasoning | ToolCall]:
+        """Reads the next text, with `stop` (why the answer ends) the last one."""
         self.text = self.text[self.at :] + text
         self.at = 0
-        self.is_end, self.is_complete = is_end, is_complete
+        self.is_end, self.is_complete = bool(stop), stop == STOP_EOS
+        self.is_cut_off = stop in (STOP_LIMIT, STOP_ABORT) and not text
         self.out = []
         next(self.steps, None)
+        self.finish_event()
         return self.out
 
     # Text and reasoning
@@ -64,7 +67,7 @@ class Reader(CallReader):
             yield from self.calls(start_head(self.form))
         while True:
             match = self.search(self.text, self.at) if self.search else None
-            if match is None or not self.is_end and self.text[match.start() :] in self.prefixes:  # may become another
+            if match is None or not self.is_end and self.may_be_longer(match.start()):
                 self.say_to(len(self.text) if self.is_end else self.held_from())
                 if self.is_end:
                     return
@@ -80,6 +83,10 @@ class Reader(CallReader):
             self.say_to(self.before_space(match.start()))
             if (yield from self.calls(head)):
                 yield from self.reason(False)
+
+    def may_be_longer(self, start: int) -> bool:
+        """Whether the marker at `start` may turn out to be the beginning of another one."""
+        return len(self.text) - start < self.longest and self.text[start:] in self.prefixes
 
     def held_from(self) -> int:
         """Where the end of the text begins that could be a marker's beginning, with the white space before it."""
@@ -115,7 +122,7 @@ class Reader(CallReader):
         has_begun = False
         while True:
             end = self.text.find(close, self.at) if close else -1
-            stop = end if end >= 0 else len(self.text) - self.n_at_end(close)
+            stop = end if end >= 0 else len(self.text) - (0 if self.is_end else self.n_at_end(close))
             if not has_begun:
                 match = SPACE.match(self.text, self.at, stop)
                 assert match is not None
@@ -181,6 +188,8 @@ class Reader(CallReader):
                 self.move(end + len(call.message))
                 return rest[:end]
             may_be = is_head or call.channel.startswith(begun) or "to=".startswith(begun)
+            if self.is_cut_off and is_head:
+                self.drop_to(len(self.text))
             if self.is_end or not may_be or len(rest) == HEAD_MAX:
                 return ""
             yield

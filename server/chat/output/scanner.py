@@ -141,8 +141,11 @@ class Scanner:
     def _argument(self, text: str, at: int) -> int:
         """An argument of a Python call; one without a name gets it by its place."""
         match = _KEY_BEFORE_EQUALS.match(text, at)
+        if match is not None and match.end() - at > WORD_MAX:
+            self.is_broken = True
+            return at
         if match is not None and match.end() == len(text) and not match.group(2):
-            return self._wait(text, at)
+            return at
         if match is not None and match.group(2):
             self._write(f"{json.dumps(match.group(1), ensure_ascii=False)}: ")
             self._step = self._value
@@ -259,17 +262,12 @@ class Scanner:
             return at
         return at if match.end() == len(text) else match.end()
 
-    def _wait(self, text: str, at: int) -> int:
-        if len(text) - at > WORD_MAX:
-            self.is_broken = True
-        return at
-
     def _begin_text(self, text: str, at: int) -> int:
         """The place behind a text's first mark; -1 where none begins."""
         mark = text[at] if text[at] in _PLAIN else ""
         if self.quote and text.startswith(self.quote, at):
             mark = self.quote
-        elif self.quote.startswith(text[at:]):
+        elif len(text) - at < len(self.quote) and self.quote.startswith(text[at:]):
             return at
         if not mark:
             return -1

@@ -49,6 +49,14 @@ KINDS = ParameterCall(
     before_index='" index="',
 )
 
+ELEMENTS = CallFormat(
+    "elements",
+    ParameterCall("", ">", "[<", ">", "[</{key}>", "[</invoke>"),
+    before_all="[<tool_call>\n",
+    after_all="\n[</tool_call>",
+    before_call="[<invoke name=",
+)
+
 FORMATS = {
     form.family: form
     for form in (
@@ -162,5 +170,6 @@ FORMATS = {
             reasoning=Tags("<|start|>assistant<|channel|>analysis<|message|>", "<|end|>"),
             content=Tags("<|start|>assistant<|channel|>final<|message|>", "<|end|>"),
         ),
+        ELEMENTS,
     )
 }
