@@ -17,7 +17,7 @@ from server.api.request.chat.messages import ChatPrompt
 from server.api.request.chat.reasoning import ReasoningWish
 from server.api.request.chat.tools import REQUIRED, Tools
 from server.api.request.constraints import AnswerForm, Constraint, read_constraint, read_wanted
-from server.chat.output.formats import CallFormat, ChannelCall, IdForm, Tags
+from server.chat.output.formats import CallFormat, ChannelCall, IdForm
 from server.chat.output.parser import OutputParser
 from server.engine.seam.task import START, WORD, Thinking, Trigger
 from server.errors import ApiError
@@ -41,7 +41,7 @@ def answer_form(model: Model, chat: ChatPrompt, values: Mapping[str, Any], body:
         new_id = partial(make_id, form.ids)
         new_parser = partial(OutputParser, form, tools, parse_calls=bool(tools), reasoning=reasoning, new_id=new_id)
     return AnswerForm(
-        constraint, thinking(model.vocab, chat.tags, chat.reasoning), control_marks(model.vocab, form), new_parser
+        constraint, thinking(model.vocab, form, chat.reasoning), control_marks(model.vocab, form), new_parser
     )
 
 
@@ -69,12 +69,15 @@ def _constraint(model: Model, form: CallFormat, tools: Tools, body: Mapping[str,
     return Constraint(made.grammar, (*constraint.warnings, *made.warnings), not made.anchored, (*words, *starts))
 
 
-def thinking(vocab: Vocab, tags: Tags | None, wish: ReasoningWish) -> Thinking | None:
-    """What the engine has to know about the reasoning of an answer."""
+def thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish) -> Thinking | None:
+    """What the engine has to know about the reasoning of an answer, whose mark the prompt may have begun."""
+    tags = form.reasoning
     if tags is None:
         return None
     end = [*vocab.tokenize(wish.message, False, False), *vocab.tokenize(tags.close, False, True)]
-    return Thinking(tags.open.strip(), tags.close.strip(), tags.is_opened, wish.budget, tuple(end))
+    return Thinking(
+        tags.open.removeprefix(form.opening).strip(), tags.close.strip(), tags.is_opened, wish.budget, tuple(end)
+    )
 
 
 def control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
