@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +18,7 @@ from server.chat.adapt import adapt, name_results, rename_developer
 from server.chat.find_format import find_format
 from server.chat.jinja import Template, TemplateError, mark
 from server.chat.output.formats import GENERIC, CallFormat, Tags
+from server.chat.plain_tools import plain_tools
 from server.chat.probe import Probe
 from server.chat.segments import Segments, plain_text
 from server.chat.spell import show_tools, spell_calls, spell_results
@@ -54,6 +56,17 @@ class ChatTemplate:
         """
         if self._for_tools is not None and (extra.get("tools") or has_calls(messages)):
             return self._for_tools.render(messages, add_generation_prompt, extra)
+        try:
+            return self._render(messages, add_generation_prompt, extra)
+        except TemplateError:
+            tools = extra.get("tools")
+            simple = plain_tools(tools) if tools else tools
+            if simple != tools:
+                with suppress(TemplateError):
+                    return self._render(messages, add_generation_prompt, {**extra, "tools": simple})
+            raise
+
+    def _render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> Segments:
         adapted = adapt(self._spell(messages, extra.get("tools") or ()), self._probe)
         context = {
             **self._variables(extra),

@@ -1,0 +1,53 @@
+"""Tools as templates take them that go through a schema by themselves. Pure, on handler threads.
+
+Such templates read `description`, `type` and `parameters` without asking whether they are there, or follow a schema
+without a type for ever. OpenAI's interface wants none of these. Only what the model is shown becomes simpler; what it
+may write is still the whole schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MAX_DEPTH = 20
+TYPES = ("string", "integer", "number", "boolean", "array", "object")
+ANY: dict[str, Any] = {"type": "string", "description": ""}
+
+
+def plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Tools whose functions have a description and parameters, and whose schemas a type and a description each."""
+    plain = []
+    for tool in tools:
+        function = tool.get("function")
+        function = function if isinstance(function, dict) else {}
+        parameters = {"properties": {}, **plain_schema({"type": "object", **_dict(function.get("parameters"))})}
+        plain.append({**tool, "function": {"description": "", **function, "parameters": parameters}})
+    return plain
+
+
+def plain_schema(schema: object, depth: int = 0) -> dict[str, Any]:
+    """A schema with one type, here and in what it is made of; of several ways the first one that has a type."""
+    if not isinstance(schema, dict) or depth > MAX_DEPTH:
+        return dict(ANY)
+    ways = [way for name in ("anyOf", "oneOf", "allOf") for way in _list(schema.get(name))]
+    typed = [way for way in ways if isinstance(way, dict) and way.get("type") not in (None, "null")]
+    found = {"description": "", **(typed[0] if typed and "type" not in schema else {}), **schema}
+    kinds = found.get("type") if isinstance(found.get("type"), list) else [found.get("type")]
+    likely = "object" if "$ref" in found or "properties" in found else "string"
+    found["type"] = next((kind for kind in kinds if kind in TYPES), likely)
+    if isinstance(found.get("properties"), dict):
+        found["properties"] = {key: plain_schema(value, depth + 1) for key, value in found["properties"].items()}
+    if found["type"] == "array" or "items" in found:
+        found["items"] = plain_schema(found.get("items"), depth + 1)
+    if found["type"] == "object" and depth:
+        found["additionalProperties"] = plain_schema(found.get("additionalProperties"), depth + 1)
+    return found
+
+
+def _dict(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
