@@ -1,8 +1,9 @@
 // Small line charts on canvas, and the reader for the text of /metrics.
 
 import { h } from './dom.js';
+import { t } from './i18n.js';
 
-const N_SAMPLES = 120;
+export const N_SAMPLES = 120;
 
 // Prometheus text -> Map of name (with its labels) to number.
 export function parseMetrics(text) {
@@ -14,23 +15,33 @@ export function parseMetrics(text) {
   return values;
 }
 
+// The least of 1, 2, 5, 10, 20... that isn't below `value`.
+function roundUp(value) {
+  const unit = 10 ** Math.floor(Math.log10(value));
+  return unit * [1, 2, 5, 10].find((n) => n * unit >= value * 0.999);
+}
+
 export class Chart {
   #samples = [];
 
-  // `series` are names; `format(value)` writes a number; `top` is the least upper end of the scale.
-  constructor(title, series, format, top = 1) {
-    Object.assign(this, { title, series, format, top });
+  // `series` are names of what has one unit and about one size, so that they share a scale; `format(value)` writes a
+  // number; `least` is the least upper end of the scale.
+  constructor(title, series, format, least = 1) {
+    Object.assign(this, { title, series, format, least });
     this.canvas = h('canvas', { role: 'img', 'aria-label': title });
     this.legend = h('div', { class: 'legend' });
-    this.element = h('figure', { class: 'chart' }, h('figcaption', {}, title), this.legend, this.canvas);
+    this.top = h('span', { class: 'axis' });
+    const bottom = h('div', { class: 'axis row' }, h('span', {}, format(0)), h('span', { class: 'space' }), h('span', {}, t('minutes-ago', { n: 2 })),
+      h('span', {}, '\u2192'), h('span', {}, t('now')));
+    this.element = h('figure', { class: 'chart' }, h('figcaption', {}, title), this.legend, this.top, this.canvas, bottom);
   }
 
-  // One value for each series.
+  // One value for each series; null where nothing was measured.
   add(values) {
     this.#samples.push(values);
     if (this.#samples.length > N_SAMPLES) this.#samples.shift();
     this.legend.replaceChildren(...this.series.map((name, i) =>
-      h('span', { class: `series s${i}` }, `${name} ${this.format(values[i])}`)));
+      h('span', { class: `series s${i}` }, `${name} ${values[i] === null ? '\u2013' : this.format(values[i])}`)));
     this.canvas.setAttribute('aria-label', `${this.title}: ${this.legend.textContent}`);
     this.draw();
   }
@@ -44,24 +55,34 @@ export class Chart {
     const pen = this.canvas.getContext('2d');
     const style = getComputedStyle(this.canvas);
     pen.scale(scale, scale);
-    const top = Math.max(this.top, ...this.#samples.flat()) * 1.05;
+    const top = roundUp(Math.max(this.least, ...this.#samples.flat()));
+    this.top.textContent = this.format(top);
     pen.strokeStyle = style.getPropertyValue('--line');
     pen.beginPath();
     for (const part of [0, 0.5, 1]) {
-      const y = Math.round((height - 2) * part) + 1.5;
-      pen.moveTo(0, Math.min(y, height - 0.5));
-      pen.lineTo(width, Math.min(y, height - 0.5));
+      const y = Math.round((height - 2) * part) + 0.5;
+      pen.moveTo(0, y);
+      pen.lineTo(width, y);
     }
     pen.stroke();
     this.series.forEach((_, i) => {
-      pen.strokeStyle = style.getPropertyValue(`--series-${i}`);
+      pen.strokeStyle = pen.fillStyle = style.getPropertyValue(`--series-${i}`);
       pen.lineWidth = 1.8;
-      pen.beginPath();
-      this.#samples.forEach((values, at) => {
-        const x = width * (at + N_SAMPLES - this.#samples.length) / (N_SAMPLES - 1);
-        pen.lineTo(x, height - 1 - (height - 3) * values[i] / top);
-      });
-      pen.stroke();
+      this.#drawSeries(pen, this.#samples.map((values) => values[i]), (at) => width * (at + N_SAMPLES - this.#samples.length) / (N_SAMPLES - 1),
+        (value) => height - 1.5 - (height - 3) * value / top);
     });
+  }
+
+  // A line for each run of values, a dot for one that stands alone; nothing where nothing was measured.
+  #drawSeries(pen, values, x, y) {
+    pen.beginPath();
+    values.forEach((value, at) => {
+      if (value === null) return;
+      const [before, after] = [values[at - 1] ?? null, values[at + 1] ?? null];
+      if (before === null) pen.moveTo(x(at), y(value));
+      else pen.lineTo(x(at), y(value));
+      if (before === null && after === null) pen.fillRect(x(at) - 1.5, y(value) - 1.5, 3, 3);
+    });
+    pen.stroke();
   }
 }

@@ -45,7 +45,7 @@ export class ChatView {
     this.notice = h('p', { class: 'notice', role: 'status' });
     this.toEnd = iconButton('down', t('to-end'), () => this.scroll.toEnd(), { class: 'round to-end', hidden: true });
     const column = h('div', { class: 'column' }, this.systemBox, this.tools.element, this.earlier, this.welcome, this.log, this.notice);
-    this.scroller = h('div', { class: 'scroller', tabindex: 0, 'aria-label': t('conversation') }, column);
+    this.scroller = h('div', { class: 'scroller', role: 'region', tabindex: 0, 'aria-label': t('conversation') }, column);
     this.element = h('section', { class: 'view chat', 'aria-label': t('chat') });
     this.composer = new Composer({
       dropZone: this.element,

@@ -4,6 +4,7 @@ import { grow, h, icon, iconButton, toast } from './dom.js';
 import { readFile } from './attach.js';
 import * as drafts from './drafts.js';
 import { number, t } from './i18n.js';
+import { withBidiShown } from './markdown.js';
 import { prefs } from './prefs.js';
 import * as store from './store.js';
 
@@ -119,7 +120,7 @@ export class Composer {
     grow(this.area);
     this.send.disabled = !this.area.value.trim() && !this.files.length;
     this.chips.hidden = !this.files.length;
-    this.chips.replaceChildren(...this.files.map((file) => h('span', { class: 'chip' }, h('bdi', {}, file.name),
+    this.chips.replaceChildren(...this.files.map((file) => h('span', { class: 'chip' }, h('bdi', {}, withBidiShown(file.name)),
       iconButton('close', t('remove-file', { name: file.name }), () => {
         this.files = this.files.filter((one) => one !== file);
         this.#update();

@@ -69,7 +69,7 @@ export function field(label, input, help = '') {
 // A short notice at the bottom that goes away by itself; screen readers hear it.
 export function toast(text, kind = 'note') {
   const box = document.getElementById('toasts');
-  const note = h('p', { class: `toast ${kind}` }, text);
+  const note = h('p', { class: `toast ${kind}`, dir: 'auto' }, text);
   box.append(note);
   setTimeout(() => note.remove(), kind === 'error' ? 9000 : 3500);
 }

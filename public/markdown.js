@@ -31,11 +31,17 @@ function blocks(lines, depth) {
     }
     const reader = depth < MAX_DEPTH ? READERS.find((one) => one.starts(lines, at)) : null;
     const [node, next] = (reader?.read ?? readParagraph)(lines, at, depth);
+    // Each block runs in the direction of its own text; code says its own (see codeBlock).
+    if (depth === 0 && !node.dir) node.dir = 'auto';
     nodes.push(node);
     at = next;
   }
   return nodes;
 }
+
+// Characters that change the direction of text, so that code reads other than it runs: shown by their numbers.
+const BIDI = /[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+export const withBidiShown = (text) => text.replace(BIDI, (one) => `\u27e8U+${one.codePointAt(0).toString(16).toUpperCase().padStart(4, '0')}\u27e9`);
 
 const READERS = [
   { starts: (lines, at) => FENCE.test(lines[at]), read: readFence },
@@ -80,9 +86,9 @@ export function codeBlock(code, language) {
     setTimeout(() => button.classList.remove('done'), 1200);
   });
   const lines = code.split('\n').length;
-  return h('figure', { class: 'code' },
+  return h('figure', { class: 'code', dir: 'ltr' },
     h('figcaption', {}, h('span', {}, language || t('code')), button),
-    h('pre', { tabindex: 0, 'aria-label': t('code-label', { n: lines }) }, h('code', {}, highlight(code, language))));
+    h('pre', { tabindex: 0, 'aria-label': t('code-label', { n: lines }) }, h('code', {}, highlight(withBidiShown(code), language))));
 }
 
 function readMath(lines, at) {
@@ -91,7 +97,7 @@ function readMath(lines, at) {
     const line = lines[end].trim();
     if (line.slice(end === at ? 2 : 0).includes(close)) {
       if (!line.endsWith(close)) break;
-      return [h('p', { class: 'math' }, lines.slice(at, end + 1).join('\n').trim()), end + 1];
+      return [h('p', { class: 'math', dir: 'ltr' }, lines.slice(at, end + 1).join('\n').trim()), end + 1];
     }
   }
   return readParagraph(lines, at);
@@ -164,13 +170,13 @@ function readTable(lines, at) {
 // Spans: [first characters, what has to follow somewhere, pattern, node]. The first that matches at a place wins. The
 // second column, the bounded lengths and MAX_MISSES keep text full of unclosed marks from taking long.
 const SPANS = [
-  ['\\', '\\)', /\\\(([\s\S]{1,1000}?)\\\)/y, (m) => h('span', { class: 'math' }, m[0])],
-  ['\\', '\\]', /\\\[([\s\S]{1,1000}?)\\\]/y, (m) => h('span', { class: 'math' }, m[0])],
+  ['\\', '\\)', /\\\(([\s\S]{1,1000}?)\\\)/y, (m) => h('span', { class: 'math', dir: 'ltr' }, m[0])],
+  ['\\', '\\]', /\\\[([\s\S]{1,1000}?)\\\]/y, (m) => h('span', { class: 'math', dir: 'ltr' }, m[0])],
   // Models mean a line break when they write one.
   ['\\\n', '\n', /\\?\n/y, () => h('br')],
   ['\\', '', /\\([!-'*-/:-@^-`{-~[\]()])/y, (m) => (m[1] === '(' || m[1] === '[' ? null : m[1])],
-  ['`', '`', /(`+)(?!`)([\s\S]{0,4000}?[^`])\1(?!`)/y, (m) => h('code', {}, m[2].replace(/\n/g, ' ').replace(/^ (.*\S.*) $/, '$1'))],
-  ['$', '$', /\$(?=\S)([^$\n]{1,300}?\S|\S)\$(?!\d)/y, (m) => (/[\\^_{}=+]|^[A-Za-z]$/.test(m[1]) ? h('span', { class: 'math' }, m[0]) : null)],
+  ['`', '`', /(`+)(?!`)([\s\S]{0,4000}?[^`])\1(?!`)/y, (m) => h('code', { dir: 'ltr' }, withBidiShown(m[2]).replace(/\n/g, ' ').replace(/^ (.*\S.*) $/, '$1'))],
+  ['$', '$', /\$(?=\S)([^$\n]{1,300}?\S|\S)\$(?!\d)/y, (m) => (/[\\^_{}=+]|^[A-Za-z]$/.test(m[1]) ? h('span', { class: 'math', dir: 'ltr' }, m[0]) : null)],
   ['!', '](', /!\[([^\]\n]{0,500})\]\( ?<?((?:[^\s()<>]|\([^\s()<>]{0,200}\)){1,2000})>?[^()\n]{0,200}\)/y,
     (m) => link(m[2], [t('image-link', { name: m[1] || m[2] })])],
   ['[', '](', /\[((?:[^[\]\n]|\[[^\]\n]{0,100}\]){1,500})\]\( ?<?((?:[^\s()<>]|\([^\s()<>]{0,200}\)){1,2000})>?(?: +["'][^\n]{0,200}?["'])? ?\)/y,

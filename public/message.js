@@ -5,7 +5,7 @@ import { CallsView, callsText, pretty } from './calls.js';
 import { copy, grow, h, icon, iconButton } from './dom.js';
 import * as drafts from './drafts.js';
 import { number, seconds, t } from './i18n.js';
-import { MarkdownView } from './markdown.js';
+import { MarkdownView, withBidiShown } from './markdown.js';
 import { prefs } from './prefs.js';
 
 // Whose message it is, to be read.
@@ -94,7 +94,7 @@ export class MessageView {
     this.files.replaceChildren(...(this.message.files ?? []).map((file) => {
       if (file.kind === 'image') return h('img', { src: file.data, alt: file.name, title: file.name });
       if (file.kind === 'audio') return h('audio', { src: file.data, controls: true, 'aria-label': file.name });
-      return h('details', { class: 'file' }, h('summary', {}, icon('clip'), file.name), h('pre', { tabindex: 0 }, file.data));
+      return h('details', { class: 'file' }, h('summary', {}, icon('clip'), h('bdi', {}, withBidiShown(file.name))), h('pre', { tabindex: 0 }, file.data));
     }));
   }
 

@@ -2,7 +2,7 @@
 // LoRA scales, and saved slots. Asks once a second, and only while it is on screen.
 
 import { errorText, get, getText, health, post } from './api.js';
-import { Chart, parseMetrics } from './charts.js';
+import { Chart, N_SAMPLES, parseMetrics } from './charts.js';
 import { ask, field, h, toast } from './dom.js';
 import { number, t } from './i18n.js';
 
@@ -10,8 +10,9 @@ const PERIOD_MS = 1000;
 
 const bytes = (n) => (n > 1e9 ? `${number(n / 1e9, 2)} GB` : `${number(n / 1e6, 1)} MB`);
 const count = (n) => (n > 1e9 ? `${number(n / 1e9, 2)} ${t('billion')}` : n > 1e6 ? `${number(n / 1e6, 1)} ${t('million')}` : number(n));
-const perSecond = (value) => `${number(value, 1)}/s`;
-const milliseconds = (value) => `${number(value, value < 10 ? 1 : 0)} ms`;
+const digits = (value) => (value > 0 && value < 10 ? 1 : 0);
+const perSecond = (value) => `${number(value, digits(value))}/s`;
+const milliseconds = (value) => `${number(value, digits(value))} ms`;
 
 export class ServerView {
   #timer = 0;
@@ -24,10 +25,12 @@ export class ServerView {
     this.noMetrics = h('p', { class: 'dim', hidden: true }, t('no-metrics'));
     this.noSlots = h('p', { class: 'dim', hidden: true }, t('no-slots'));
     this.charts = {
-      speed: new Chart(t('throughput'), [t('generated'), t('read')], perSecond),
+      generated: new Chart(t('throughput'), [t('generated')], perSecond),
+      read: new Chart(t('reading-speed'), [t('read')], perSecond),
       load: new Chart(t('load'), [t('working'), t('waiting')], (value) => number(value)),
       cache: new Chart(t('cache'), [t('cache-used')], (value) => `${number(value, 0)} %`, 100),
-      latency: new Chart(t('latency'), [t('first-token'), t('between-tokens')], milliseconds),
+      first: new Chart(t('latency-first'), [t('first-token')], milliseconds),
+      between: new Chart(t('latency-between'), [t('between-tokens')], milliseconds),
     };
     this.lora = h('div', { class: 'lora' });
     this.loraSection = h('section', { hidden: true }, h('h2', {}, 'LoRA'), this.lora);
@@ -76,17 +79,20 @@ export class ServerView {
 
   #sample(metrics) {
     const time = performance.now() / 1000;
-    const last = this.#last ?? { time: time - 1, metrics };
+    // Nothing is known of the time before, nor of that in which nobody looked.
+    const missed = this.#last ? Math.min(N_SAMPLES, Math.round((time - this.#last.time) * 1000 / PERIOD_MS) - 1) : 0;
+    for (let i = 0; i < missed; i++) for (const chart of Object.values(this.charts)) chart.add(chart.series.map(() => null));
+    const last = missed > 1 ? null : this.#last;
     this.#last = { time, metrics };
-    const rate = (name) => Math.max(0, metrics.get(name) - last.metrics.get(name)) / (time - last.time);
-    const average = (name) => {
-      const n = metrics.get(`${name}_count`) - last.metrics.get(`${name}_count`);
-      return n > 0 ? 1000 * (metrics.get(`${name}_sum`) - last.metrics.get(`${name}_sum`)) / n : 0;
-    };
-    this.charts.speed.add([rate('tokens_predicted_total'), rate('prompt_tokens_total')]);
+    const since = (name) => metrics.get(name) - last.metrics.get(name);
+    const rate = (name) => (last ? Math.max(0, since(name)) / (time - last.time) : null);
+    const average = (name) => (last && since(`${name}_count`) > 0 ? 1000 * since(`${name}_sum`) / since(`${name}_count`) : null);
+    this.charts.generated.add([rate('tokens_predicted_total')]);
+    this.charts.read.add([rate('prompt_tokens_total')]);
     this.charts.load.add([metrics.get('requests_processing'), metrics.get('requests_deferred')]);
     this.charts.cache.add([100 * metrics.get('kv_cache_usage_ratio')]);
-    this.charts.latency.add([average('time_to_first_token_seconds'), average('time_between_tokens_seconds')]);
+    this.charts.first.add([average('time_to_first_token_seconds')]);
+    this.charts.between.add([average('time_between_tokens_seconds')]);
   }
 
   #showSlots(slots) {

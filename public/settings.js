@@ -17,7 +17,7 @@ export async function openSettings(defaults) {
     apiKey: h('input', { type: 'password', autocomplete: 'off', value: prefs.apiKey, id: 'api-key' }),
     theme: choice(prefs.theme, { system: t('theme-system'), light: t('theme-light'), dark: t('theme-dark') }),
     language: choice(language, LANGUAGES),
-    system: h('textarea', { rows: 3, value: prefs.system, placeholder: t('system-hint') }),
+    system: h('textarea', { rows: 3, dir: 'auto', value: prefs.system, placeholder: t('system-hint') }),
   };
   const sampling = new OptionsForm(prefs.sampling, () => {});
   if (defaults) sampling.setDefaults(defaults);

@@ -2,6 +2,7 @@
 
 import { ask, download, field, h, iconButton, toast } from './dom.js';
 import { date, t } from './i18n.js';
+import { withBidiShown } from './markdown.js';
 import * as store from './store.js';
 import { Tree } from './tree.js';
 
@@ -58,7 +59,7 @@ export class Sidebar {
     const state = this.on.isRunning(chat.id) ? 'running' : chat.writing ? 'cut' : '';
     return h('li', { 'data-id': chat.id, class: `${isCurrent ? 'current' : ''} ${state}` },
       h('a', { href: `#chat/${chat.id}`, title: date(chat.changed), 'aria-current': isCurrent && 'page' },
-        state && h('span', { class: 'mark', role: 'img', 'aria-label': t(`mark-${state}`), title: t(`mark-${state}`) }), h('bdi', {}, chat.title)),
+        state && h('span', { class: 'mark', role: 'img', 'aria-label': t(`mark-${state}`), title: t(`mark-${state}`) }), h('bdi', {}, withBidiShown(chat.title))),
       iconButton('more', t('chat-actions', { name: chat.title }), () => this.#actions(chat), { 'aria-haspopup': 'dialog' }));
   }
 

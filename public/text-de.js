@@ -58,9 +58,9 @@ export const DE = {
   'slot-save': 'Sichern', 'slot-restore': 'Laden', 'slot-erase': 'Leeren', 'slot-done': 'Fertig, {n} Token',
   'slot-erase-sure': 'Der Slot vergisst seinen Prompt; die nächste Anfrage liest ihn neu.',
   activity: 'Aktivität', 'no-metrics': 'Mit --metrics gestartet zeigt der Server hier Verläufe.',
-  'no-slots': 'Der Server zeigt seine Slots nicht (--no-slots).', throughput: 'Token pro Sekunde', generated: 'erzeugt', read: 'gelesen',
-  load: 'Anfragen', working: 'in Arbeit', waiting: 'wartend', cache: 'Belegter Cache', 'cache-used': 'belegt', latency: 'Wartezeit',
-  'first-token': 'erstes Token', 'between-tokens': 'zwischen Token', kind: 'Art', parameters: 'Parameter', size: 'Größe',
+  'no-slots': 'Der Server zeigt seine Slots nicht (--no-slots).', throughput: 'Schreiben, Token pro Sekunde', 'reading-speed': 'Lesen, Token pro Sekunde', 'minutes-ago': 'vor {n} min', now: 'jetzt',
+  'latency-first': 'Zeit bis zum ersten Token', 'latency-between': 'Zeit zwischen Token', generated: 'erzeugt', read: 'gelesen',
+  load: 'Anfragen', working: 'in Arbeit', waiting: 'wartend', cache: 'Belegter Cache', 'cache-used': 'belegt', 'first-token': 'erstes Token', 'between-tokens': 'zwischen Token', kind: 'Art', parameters: 'Parameter', size: 'Größe',
   billion: 'Mrd.', million: 'Mio.', 'trained-context': 'Trainierter Kontext', 'slot-context': 'Kontext je Slot',
   vocabulary: 'Vokabular', build: 'Version', template: 'Chat-Vorlage',
 

@@ -57,9 +57,9 @@ export const EN = {
   'slot-save': 'Save', 'slot-restore': 'Restore', 'slot-erase': 'Erase', 'slot-done': 'Done, {n} tokens',
   'slot-erase-sure': 'The slot forgets its prompt; the next request reads it again.',
   activity: 'Activity', 'no-metrics': 'Start the server with --metrics to see charts here.',
-  'no-slots': 'The server doesn’t show its slots (--no-slots).', throughput: 'Tokens per second', generated: 'generated', read: 'read',
-  load: 'Requests', working: 'working', waiting: 'waiting', cache: 'Cache in use', 'cache-used': 'used', latency: 'Latency',
-  'first-token': 'first token', 'between-tokens': 'between tokens', kind: 'Kind', parameters: 'Parameters', size: 'Size',
+  'no-slots': 'The server doesn’t show its slots (--no-slots).', throughput: 'Writing, tokens per second', 'reading-speed': 'Reading, tokens per second', 'minutes-ago': '{n} min ago', now: 'now',
+  'latency-first': 'Time to the first token', 'latency-between': 'Time between tokens', generated: 'generated', read: 'read',
+  load: 'Requests', working: 'working', waiting: 'waiting', cache: 'Cache in use', 'cache-used': 'used', 'first-token': 'first token', 'between-tokens': 'between tokens', kind: 'Kind', parameters: 'Parameters', size: 'Size',
   billion: 'billion', million: 'million', 'trained-context': 'Trained context', 'slot-context': 'Context per slot',
   vocabulary: 'Vocabulary', build: 'Build', template: 'Chat template',
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
+
+import pytest
 
 from tests.e2e.scripted import Scripted, end, scripted, text  # noqa: F401
 from tests.e2e.test_browser import open_page, set_prefs
-from tests.e2e.test_browser_chat import is_running, messages, press_tool, say
+from tests.e2e.test_browser_chat import import_file, is_running, messages, press_tool, say
 from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
 from tests.support import wait_until
 
@@ -126,3 +129,139 @@ def test_the_first_load_is_small(scripted: Scripted, browser: Browser):  # noqa:
     assert 10 < len(asked) <= 40
     names = {url.removeprefix(scripted.url + "/") for url in asked}
     assert not names & {"complete.js", "server.js", "settings.js", "transfer.js", "text-de.js"}
+
+
+# ---------------------------------------------------------------------------------------- looks
+
+HEBREW = "\u05e9\u05dc\u05d5\u05dd"
+RTL = f"""{HEBREW} Rome {HEBREW}.
+
+- {HEBREW}
+- two
+
+> {HEBREW}
+
+An English line with {HEBREW}.
+
+| {HEBREW} | Count |
+|---|---|
+| {HEBREW} | 12 |
+
+```python
+access = "user\u202e \u2066# admin\u2069 \u2066"
+```
+"""
+
+
+def answered(browser: Browser, path: Path, question: str, text_of_answer: str, title: str = "T") -> None:  # noqa: F811
+    """Have a conversation on screen, by importing it."""
+    rows = [
+        {"id": "1", "parent": None, "role": "user", "content": question, "time": 1},
+        {"id": "2", "parent": "1", "role": "assistant", "content": text_of_answer, "time": 2},
+    ]
+    chat = {"id": "c", "title": title, "leaf": "2", "messages": rows}
+    import_file(browser, path, {"format": "llama_srv chats", "version": 1, "chats": [chat]})
+    wait_until(lambda: len(messages(browser)) == 2, "the conversation")
+
+
+def test_text_runs_in_its_own_direction_and_hidden_marks_in_code_show(
+    scripted: Scripted,  # noqa: F811
+    browser: Browser,  # noqa: F811
+    tmp_path: Path,
+    request,
+):
+    open_page(browser, scripted)
+    answered(browser, tmp_path / "rtl.json", f"{HEBREW}?\nAnd English?", RTL, f"\u202e{HEBREW} title")
+    directions = browser.run("""return [...document.querySelector('.message.assistant .body').children].map((one) =>
+        [one.tagName, getComputedStyle(one.querySelector('table') ?? one).direction])""")
+    assert directions == [
+        ["P", "rtl"],
+        ["UL", "rtl"],
+        ["BLOCKQUOTE", "rtl"],
+        ["P", "ltr"],
+        ["DIV", "rtl"],
+        ["FIGURE", "ltr"],
+    ]
+    code = browser.run("return document.querySelector('.message.assistant pre').textContent")
+    assert "\u202e" not in code and "\u27e8U+202E\u27e9" in code
+    assert browser.run("return document.querySelector('.chats a bdi') !== null")
+    browser.screenshot(screenshot_path(request, "rtl"))
+    browser.type("#chat-input", HEBREW)
+    assert browser.run("return getComputedStyle(document.querySelector('#chat-input')).direction") == "rtl"
+
+
+WIDE = """| Characteristic | Understandability | Notes |
+|---|---|---|
+| Internationalization | Straightforwardness | some words in a row here |
+| b | c | d |
+"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_on_a_phone_words_stay_whole_and_everything_can_be_hit(
+    scripted: Scripted,  # noqa: F811
+    browser: Browser,  # noqa: F811
+    tmp_path: Path,
+    request,
+    theme: str,
+):
+    browser.look(*PHONE, theme, mobile=True)
+    open_page(browser, scripted)
+    answered(browser, tmp_path / "wide.json", "Compare", WIDE)
+    heights = browser.run("""const line = parseFloat(getComputedStyle(document.querySelector('td')).lineHeight);
+        return [...document.querySelectorAll('th, td:nth-child(-n+2)')].map((one) => Math.round(one.clientHeight / line))""")
+    assert max(heights[:3]) == 1, heights
+    small = """return [...document.querySelectorAll('button, nav a')].filter((one) => one.checkVisibility()).map((one) =>
+        [one.getAttribute('aria-label') ?? one.textContent, one.getBoundingClientRect()])
+        .filter(([, box]) => box.width && (box.width < 40 || box.height < 40)).map(([name, box]) => `${name} ${box.width} ${box.height}`)"""
+    assert browser.run(small) == []
+    browser.screenshot(screenshot_path(request, "table"))
+    browser.click("#menu")
+    wait_until(lambda: browser.run("return document.querySelector('#sidebar').checkVisibility()"), "the list")
+    assert browser.run(small) == []
+    browser.screenshot(screenshot_path(request, "list"))
+    browser.click("#menu")
+    browser.click("#settings")
+    browser.find("dialog[open]")
+    browser.run("for (const one of document.querySelectorAll('dialog details')) one.open = true")
+    box = browser.run("return document.querySelector('dialog button.main').getBoundingClientRect().toJSON()")
+    assert box["bottom"] <= PHONE[1] and box["top"] > 0
+    browser.screenshot(screenshot_path(request, "settings"))
+
+
+# ---------------------------------------------------------------------------------------- charts
+
+
+def metrics(n: int, first: float | None = None) -> str:
+    """What /metrics says after `n` tokens."""
+    lines = [f"llamacpp:tokens_predicted_total {n}", f"llamacpp:prompt_tokens_total {100 * n}"]
+    lines += ["llamacpp:requests_processing 1", "llamacpp:requests_deferred 0", "llamacpp:kv_cache_usage_ratio 0.5"]
+    for name in ("time_to_first_token_seconds", "time_between_tokens_seconds"):
+        lines += [f"llamacpp:{name}_count {n if first else 0}", f"llamacpp:{name}_sum {first or 0}"]
+    return "\n".join(lines)
+
+
+def test_charts_have_numbers_on_their_axes_and_show_nothing_where_nothing_was_measured(
+    scripted: Scripted,  # noqa: F811
+    browser: Browser,  # noqa: F811
+    request,
+):
+    scripted.props["endpoint_metrics"] = True
+    scripted.replies["/metrics"] = metrics(0)
+    open_page(browser, scripted, "#server")
+    legends = "return [...document.querySelectorAll('.chart .legend')].map((one) => one.textContent)"
+    wait_until(lambda: "generated 0/s" in browser.run(legends), "two samples")
+    assert browser.run(legends)[4:] == ["first token –", "between tokens –"]
+    scripted.replies["/metrics"] = metrics(50, 2.0)
+    wait_until(lambda: "40 ms" in browser.run(legends)[4], "an average")
+    browser.screenshot(screenshot_path(request, "charts"))
+    tops = browser.run(
+        "return [...document.querySelectorAll('.chart > .axis:nth-of-type(1)')].map((one) => one.textContent)"
+    )
+    assert tops[3] == "100 %" and all(any(letter.isdigit() for letter in top) for top in tops) and len(tops) == 6
+    lit = """const canvas = document.querySelectorAll('canvas')[4];
+        const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        const counts = new Map();
+        for (const pixel of new Uint32Array(data.buffer)) counts.set(pixel, (counts.get(pixel) ?? 0) + 1);
+        return counts.size"""
+    assert browser.run(lit) > 2
