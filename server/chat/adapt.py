@@ -21,7 +21,8 @@ SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 def adapt(messages: Sequence[Message], probe: Probe) -> list[dict[str, Any]]:
     """The messages for a template; none of those given is changed."""
-    named = shorten_ids(name_results(place_system(rename_developer(messages, probe), probe)), probe)
+    named = name_results(place_system(rename_developer(messages, probe), probe))
+    named = split_calls(shorten_ids(named, probe), probe)
     return [adapt_content(adapt_calls(adapt_reasoning(message, probe), probe), probe) for message in named]
 
 
@@ -75,6 +76,34 @@ def name_results(messages: Sequence[Message]) -> list[Message]:
         name = names.get(message.get("tool_call_id") or "") if message.get("role") == "tool" else None
         named.append({**message, "name": name} if name and not message.get("name") else message)
     return named
+
+
+def split_calls(messages: list[Message], probe: Probe) -> list[Message]:
+    """A message for each call, with its result behind it, where the template shows or takes only one at once."""
+    if all(len(message.get("tool_calls") or ()) < 2 for message in messages) or probe.reads_many_calls:
+        return messages
+    split: list[Message] = []
+    at = 0
+    while at < len(messages):
+        message, at = messages[at], at + 1
+        calls = message.get("tool_calls") or ()
+        if len(calls) < 2:
+            split.append(message)
+            continue
+        end = next((i for i in range(at, len(messages)) if messages[i].get("role") != "tool"), len(messages))
+        results, at = messages[at:end], end
+        for i, call in enumerate(calls):
+            split.append({**message, "content": "" if i else message.get("content"), "tool_calls": [call]})
+            split += [result for result in results if _belongs(result, call, calls, i)]
+    return split
+
+
+def _belongs(result: Message, call: Message, calls: Sequence[Message], i: int) -> bool:
+    """Whether a result is that of this call; of a stranger, it counts as that of the last one."""
+    result_id = result.get("tool_call_id")
+    if any(one.get("id") == result_id for one in calls):
+        return result_id == call.get("id")
+    return i == len(calls) - 1
 
 
 def shorten_ids(messages: list[Message], probe: Probe) -> list[Message]:

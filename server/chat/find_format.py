@@ -19,14 +19,14 @@ from typing import Any
 from server.chat.adapt import adapt
 from server.chat.find_calls import MARK, Found, common_end, common_start, cut_left, find_calls
 from server.chat.named_formats import END_MARKS, QUOTES, family_of, likely_reasoning, named_details, named_format
-from server.chat.output.formats import GENERIC, Call, CallFormat, IdForm, NamedCall, ParameterCall, Tags
+from server.chat.output.formats import GENERIC, CallFormat, IdForm, NamedCall, ParameterCall, Tags
 from server.chat.output.write_calls import WrittenCall, write_calls
-from server.chat.probe import CALL_ID, NAME, OTHER, WORD, Probe
+from server.chat.probe import CALL_ID, NAME, OTHER, SECOND_ID, WORD, Probe
 from server.chat.probe import KEY as FIRST_KEY
 from server.records import replace
 
 QUESTION, RESULT = "b9f1probe", "b9f2probe"
-SECOND_KEY, SECOND_NAME, SECOND_ID = "b9f3probe", "b9f4probe", "b9f5probe"
+SECOND_KEY, SECOND_NAME = "b9f3probe", "b9f4probe"
 NUMBER = 70197
 CALLS = (
     WrittenCall(NAME, {FIRST_KEY: WORD, SECOND_KEY: NUMBER}, CALL_ID, 0),
@@ -84,16 +84,15 @@ def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
     """The format of calls as rendered; None where they don't come out, or in a way that isn't understood."""
     if probe.call_form is None:
         return None
-    one, two = (_turn(probe, CALLS[:n]) or "" for n in (1, 2))
-    calls = CALLS if SECOND_NAME in two else CALLS[:1]
-    text = _without_reasoning(two if len(calls) == 2 else one, reasoning)
+    calls = CALLS if probe.reads_many_calls else CALLS[:1]
+    text = _without_reasoning(_turn(probe, calls) or "", reasoning)
     found = find_calls(text, calls)
     if found is None:
         return None
     made = split_marks(text, found, _stops(probe))
     if isinstance(made.call, ParameterCall):
         made = replace(made, call=_with_details(probe, made.call))
-    if not made.before_all + made.before_call + head(made.call):
+    if not made.before_all + made.before_call + getattr(made.call, "before_name", ""):
         made = replace(made, at_start=True, also_before=("<|python_tag|>",) if "ipython" in probe.source else ())
     written = write_calls(made, calls)
     return replace(made, family=family_of(written)) if _squeezed(written) in _squeezed(text) else None
@@ -222,8 +221,3 @@ def name_marks(made: CallFormat) -> CallFormat:
         return made
     call = replace(call, before_name=made.before_call[at:], after_arguments=made.after_call[:to])
     return replace(made, call=call, before_call=made.before_call[:at], after_call=made.after_call[to:])
-
-
-def head(call: Call) -> str:
-    """The mark that a call has in itself."""
-    return getattr(call, "before_name", "") or getattr(call, "before_id", "")

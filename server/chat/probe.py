@@ -46,7 +46,7 @@ TOOLS = [
 ]
 USER = {"role": "user", "content": "x"}
 ASSISTANT = {"role": "assistant", "content": "x"}
-CALL_ID = "a9f6probe"  # nine letters and digits, as some demand
+CALL_ID, SECOND_ID = "a9f6probe", "a9f7probe"  # nine letters and digits, as some demand
 RESULT = {"role": "tool", "tool_call_id": CALL_ID, "name": NAME, "content": "x"}
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
 LIMITS = Limits(steps=100_000)
@@ -165,6 +165,14 @@ class Probe:
 
     def _with(self, name: str, value: str) -> str | None:
         return self.render([USER], variables={name: value})
+
+    @cached_property
+    def reads_many_calls(self) -> bool:
+        """Whether all calls of a message come out, if one does."""
+        [first], [second] = self._call()["tool_calls"], _call(*self._form(OTHER))["tool_calls"]
+        both = {**self._call(), "tool_calls": [first, {**second, "id": SECOND_ID}]}
+        results = [RESULT, {**RESULT, "tool_call_id": SECOND_ID}]
+        return self.call_form is None or self._shows([USER, both, *results], WORD, OTHER)
 
     @cached_property
     def wants_short_ids(self) -> bool:

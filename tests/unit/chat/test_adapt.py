@@ -121,6 +121,26 @@ def test_a_result_has_the_name_of_its_tool():
     assert prompt(source, called(TEXT), {**RESULT, "tool_call_id": "other"}) == ":mild"
 
 
+ONE_CALL = loop(
+    "{% if m.tool_calls | default([]) | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}"
+    "[{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.id ~ c.function.arguments }}{% endfor %}]"
+)
+FIRST_CALL = loop(
+    "[{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls[0].id ~ m.tool_calls[0].function.arguments }}{% endif %}]"
+)
+
+
+@pytest.mark.parametrize("source", [ONE_CALL, FIRST_CALL], ids=["refuses", "shows the first"])
+def test_calls_at_once_become_messages_of_their_own_where_a_template_has_place_for_one(source):
+    calls = [{"id": f"call0000{i}", "function": {"name": "f", "arguments": TEXT}} for i in (1, 2, 3)]
+    results = [{**RESULT, "tool_call_id": f"call0000{i}", "content": f"r{i}"} for i in (2, 1, 9)]
+    shown = prompt(source, USER, {"role": "assistant", "content": "so", "tool_calls": calls}, *results, ANSWER)
+    assert shown.replace(TEXT, "") == "[hi][socall00001][r1][call00002][r2][call00003][r9][yo]"
+    both = loop("[{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.id ~ c.function.arguments }}{% endfor %}]")
+    shown = prompt(both, USER, {"role": "assistant", "content": "so", "tool_calls": calls}, *results)
+    assert shown.replace(TEXT, "") == "[hi][socall00001call00002call00003][r2][r1][r9]"
+
+
 # ---- the system's messages ---------------------------------------------------------------------------------------
 
 THREE_ROLES = loop("{% if m.role in ['system', 'user', 'assistant'] %}[{{ m.role }}]{{ m.content }}{% endif %}")
