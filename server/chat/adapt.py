@@ -16,6 +16,9 @@ from server.chat.probe import REASONING_KEYS, Message, Probe
 from server.chat.segments import is_text, plain_text
 
 SYSTEM_ROLES = ("system", "developer")
+BLANK_LINE = "\n\n"
+"""Between the system's text and the user's, as templates have it that join them: some do it only while the user speaks
+last, and where it happens here in later turns, the conversation stays the same text."""
 SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 
@@ -53,16 +56,13 @@ def place_system(messages: list[Message], probe: Probe) -> list[Message]:
         else:
             groups.append([message])
         was_moved = is_moved
-    return [join_texts(group) if len(group) > 1 else group[0] for group in groups]
+    return [join_texts(group, BLANK_LINE) if len(group) > 1 else group[0] for group in groups]
 
 
-def join_texts(messages: Sequence[Message]) -> Message:
-    """One message with the texts of several, each on lines of its own."""
-    parts: list[object] = []
-    for message in messages:
-        content = message.get("content")
-        parts += content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
-    return {**messages[-1], "role": messages[0]["role"], "content": plain_text(parts)}
+def join_texts(messages: Sequence[Message], between: str) -> Message:
+    """One message with the texts of several, and `between` them that."""
+    texts = [text for message in messages if (text := plain_text(message.get("content")))]
+    return {**messages[-1], "role": messages[0]["role"], "content": between.join(texts)}
 
 
 def name_results(messages: Sequence[Message]) -> list[Message]:

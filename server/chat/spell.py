@@ -71,7 +71,7 @@ def spell_results(messages: Sequence[Message]) -> list[Message]:
         else:
             groups.append([message])
         is_behind_result = is_result
-    return [join_texts(group) if len(group) > 1 else group[0] for group in groups]
+    return [join_texts(group, "\n") if len(group) > 1 else group[0] for group in groups]
 
 
 def _written(call: Message, index: int) -> WrittenCall:

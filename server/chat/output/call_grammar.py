@@ -94,9 +94,9 @@ def _is_strict(tools: Sequence[Mapping[str, Any]], name: str) -> bool:
 @lru_cache(maxsize=64)
 def _constraint(form: CallFormat, text: str, is_required: bool, parallel: bool, strict: bool) -> CallConstraint:
     given, final_schema = json.loads(text)
-    texts = CallTexts(form, given)
-    frame = _Frame(texts, parallel and form.can_be_many)
     anchored = is_required or final_schema is not None
+    texts = CallTexts(form, given, is_lazy=not anchored)
+    frame = _Frame(texts, parallel and form.can_be_many)
     if not anchored:
         root = frame.from_trigger()
     elif final_schema is None:

@@ -63,12 +63,23 @@ def arguments_schema(parameters: Any) -> Any:
 
 class CallTexts:
     """`calls` has an expression for each tool, without the texts around each call; `builder` their rules. `tools` has
-    for each name (parameters, whether what can't be enforced is refused)."""
+    for each name (parameters, whether what can't be enforced is refused).
 
-    def __init__(self, form: CallFormat, tools: Mapping[str, tuple[Any, bool]]) -> None:
+    White space of JSON is what templates write when the call comes back in the next prompt: only so it is the text that
+    the model wrote, and in the cache. Where the grammar `is_lazy`, a model may have begun otherwise.
+    """
+
+    def __init__(self, form: CallFormat, tools: Mapping[str, tuple[Any, bool]], is_lazy: bool) -> None:
         self.form = form
         self.builder = Builder()
         reserve_core(self.builder)
+        is_quoteless = isinstance(form.call, QuotelessCall)  # whose templates have their own way
+        self.builder.rules |= {"ws": '""', "gap": '" "?' if is_quoteless else literal(" ")}
+        self.blank = self.gap = ""
+        if is_lazy:
+            self.blank = self.gap = self.builder.define("blank", CORE_RULES["ws"][0])
+        else:
+            self.gap = literal(" ")
         self.builder.next_number["root"] = 2
         self.warnings: list[str] = []
         self.arguments: dict[str, str] = {}
@@ -87,11 +98,11 @@ class CallTexts:
         if isinstance(shape, (ParameterCall, PythonCall, QuotelessCall)):
             return self.member_call(shape, name, schema, strict)
         arguments = self.arguments[name] = self.schema_root(f"tool {name!r}", name, schema, strict)
-        blank = core(self.builder, "ws")
         if isinstance(shape, KeyedCall):
-            return sequence(literal("{"), blank, literal(f"{json_text(name)}:"), blank, arguments, blank, literal("}"))
+            keyed = sequence(literal(f"{json_text(name)}:"), self.gap, arguments)
+            return sequence(literal("{"), self.blank, keyed, self.blank, literal("}"))
         if isinstance(shape, JsonCall):
-            return self.json_call(shape, name, arguments, blank)
+            return self.json_call(shape, name, arguments)
         if isinstance(shape, ChannelCall):
             return sequence(literal(name + shape.call_head[1]), arguments)
         return self.named_call(shape, name, arguments)
@@ -106,7 +117,7 @@ class CallTexts:
     def adopt(self, rules: Mapping[str, str], prefix: str) -> dict[str, str]:
         """Takes over the rules of another grammar under names of their own; JSON's fixed rules are shared. Returns the
         new names."""
-        shared = CORE_RULES.keys() if is_core(rules) else ()
+        shared = CORE_RULES.keys() if is_core(rules) else ("ws", "gap")
         names = {
             name: core(self.builder, name) if name in shared else self.builder.reserve(f"{prefix}-{name}")
             for name in rules
@@ -118,18 +129,19 @@ class CallTexts:
 
     # Calls that are, or have, an object of JSON
 
-    def json_call(self, shape: JsonCall, name: str, arguments: str, blank: str) -> str:
+    def json_call(self, shape: JsonCall, name: str, arguments: str) -> str:
         """{"name": "f", "arguments": {...}}, and an id."""
-        comma = sequence(literal(","), blank)
+        blank, gap = self.blank, self.gap
+        comma = sequence(literal(","), gap)
         before = behind = ""
         if shape.id_key:
             quote = literal('"')
             own = _NUMBER if shape.id_is_number else self.id(name)
-            identity = sequence(literal(f"{json_text(shape.id_key)}:"), blank, quote, own, quote)
+            identity = sequence(literal(f"{json_text(shape.id_key)}:"), gap, quote, own, quote)
             before = sequence(identity, comma) if shape.id_first else ""
             behind = "" if shape.id_first else sequence(comma, identity)
-        named = sequence(literal(f"{json_text(shape.name_key)}:"), blank, literal(json_text(name)), comma)
-        keyed = sequence(literal(f"{json_text(shape.arguments_key)}:"), blank, arguments)
+        named = sequence(literal(f"{json_text(shape.name_key)}:"), gap, literal(json_text(name)), comma)
+        keyed = sequence(literal(f"{json_text(shape.arguments_key)}:"), gap, arguments)
         return sequence(literal("{"), blank, before, named, keyed, behind, blank, literal("}"))
 
     def named_call(self, shape: NamedCall, name: str, arguments: str) -> str:

@@ -101,7 +101,7 @@ def _members(converter: Converter, shape: Shape, needs: list[Conjunction]) -> li
         raise SchemaError(f"more than {PROPERTIES_MAX} properties in one object", shape.pointer)
     required = required_keys(shape)
     names = tuple(part.at("propertyNames") for part in shape.having("propertyNames"))
-    blank = core(converter.builder, "ws")
+    gap = core(converter.builder, "gap")
     members = []
     for key in keys:
         conjunction = key_conjunction(converter.document, shape, key)
@@ -113,7 +113,7 @@ def _members(converter: Converter, shape: Shape, needs: list[Conjunction]) -> li
         if value is not None:
             if key in required:
                 needs.append(conjunction)
-            text = sequence(literal(json_text(key)[1:] + ":"), blank, value)
+            text = sequence(literal(json_text(key)[1:] + ":"), gap, value)
             members.append(_Member(text, key in required))
     return members
 
@@ -133,7 +133,7 @@ def _further_members(converter: Converter, shape: Shape) -> str | None:
     is_open = _is_open(shape)
     if not patterns and not is_open:
         return None
-    blank = core(converter.builder, "ws")
+    gap = core(converter.builder, "gap")
     ways = []
     for mask in range(1 << len(patterns)):
         matched = [pattern for bit, pattern in enumerate(patterns) if mask >> bit & 1]
@@ -142,7 +142,7 @@ def _further_members(converter: Converter, shape: Shape) -> str | None:
         value = converter.expression(_further_values(converter, shape, matched), "extra")
         key = None if value is None else _further_key(converter, shape, patterns, matched)
         if key is not None and value is not None:
-            ways.append(sequence(key, literal('":'), blank, value))
+            ways.append(sequence(key, literal('":'), gap, value))
     return choice(ways) or None
 
 
@@ -208,7 +208,7 @@ def _lay_out_members(converter: Converter, shape: Shape, members: list[_Member],
     least, most = _member_counts(converter, shape, members, further)
     cap = least if most is None else most
     blank = core(builder, "ws")
-    comma = sequence(literal(","), blank, literal('"'))
+    comma = sequence(literal(","), core(builder, "gap"), literal('"'))
     if further is not None and len(further) > 20:
         further = builder.define("member-more", further)
     some = [_further_run(converter, further, comma, count, least, most) for count in range(cap + 1)]
@@ -357,7 +357,7 @@ def _lay_out_distinct(
     """Items that are all different: up to a handful of values in any order, more in the order of the schema."""
     builder = converter.builder
     most = len(values) if most is None else min(most, len(values))
-    comma = sequence(literal(","), core(builder, "ws"))
+    comma = sequence(literal(","), core(builder, "gap"))
     texts = [value_expression(builder, value) for value in values]
     if len(texts) <= _ANY_ORDER_MAX:
         return _in_any_order(builder, texts, comma, least, most)
@@ -407,7 +407,7 @@ def _lay_out_items(converter: Converter, shape: Shape, items: list[str], least: 
     if not items or most == 0:
         return ""
     builder = converter.builder
-    comma = sequence(literal(","), core(builder, "ws"))
+    comma = sequence(literal(","), core(builder, "gap"))
     fixed = len(items) - 1 if most is None or most > len(items) else len(items)
     rest = ""
     if fixed < len(items):
@@ -459,7 +459,7 @@ class _ContainsLayout:
         may_end = index >= self.least and found == count
         builder = self.converter.builder
         item, both = self.pick(self.items, index), self.pick(self.found, index)
-        comma = sequence(literal(","), core(builder, "ws")) if index else ""
+        comma = sequence(literal(","), core(builder, "gap")) if index else ""
         if index == self.size:
             if self.most is not None:
                 return "" if may_end else None

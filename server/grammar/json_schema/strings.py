@@ -21,7 +21,8 @@ from server.grammar.regex_gbnf import compile_pattern
 
 # name: (body, names it uses)
 CORE_RULES = {
-    "ws": ('(" " | "\\n" [ \\t]{0,20})?', ()),
+    "ws": ('(" " | "\\n" [ \\t]{0,20})?', ()),  # inside brackets
+    "gap": ('(" " | "\\n" [ \\t]{0,20})?', ()),  # behind commas and colons
     "hex": ("[0-9a-fA-F]", ()),
     "escape": (
         r'["\\/bfnrt] | "u" ([0-9a-cA-CeEfF] hex{3} | [dD] ([0-7] hex{2} | high-surrogate))',
@@ -38,9 +39,9 @@ CORE_RULES = {
     "exponent-down": ("[03-9] [0-9]? | [12] [0-9]{0,2}", ()),
     "boolean": ('"true" | "false"', ()),
     "null": ('"null"', ()),
-    "array": ('"[" ws (value ("," ws value)* ws)? "]"', ("value", "ws")),
-    "object": ('"{" ws (member ("," ws member)* ws)? "}"', ("member", "ws")),
-    "member": ('string ":" ws value', ("string", "value", "ws")),
+    "array": ('"[" ws (value ("," gap value)* ws)? "]"', ("value", "ws", "gap")),
+    "object": ('"{" ws (member ("," gap member)* ws)? "}"', ("member", "ws", "gap")),
+    "member": ('string ":" gap value', ("string", "value", "gap")),
     "value": (
         "object | array | string | number | boolean | null",
         ("object", "array", "string", "number", "boolean", "null"),
@@ -174,14 +175,14 @@ class _Raw:
 
 
 def _pieces(builder: Builder, item: dict | list) -> list[object]:
-    blank = _Raw(core(builder, "ws"))
+    blank, gap = _Raw(core(builder, "ws")), _Raw(core(builder, "gap"))
     opening, closing = "{}" if isinstance(item, dict) else "[]"
     pieces: list[object] = [_Raw(literal(opening)), blank]
     for index, part in enumerate(item):
         if index:
-            pieces += [_Raw(literal(",")), blank]
+            pieces += [_Raw(literal(",")), gap]
         if isinstance(item, dict):
-            pieces += [_Raw(literal(json_text(part) + ":")), blank, item[part]]
+            pieces += [_Raw(literal(json_text(part) + ":")), gap, item[part]]
         else:
             pieces.append(part)
     return [*pieces, blank, _Raw(literal(closing))]

@@ -217,17 +217,17 @@ def test_a_developer_is_what_the_template_takes_for_one(kind, first):
     assert f"{first}be brief" in text and text.endswith("hi")
 
 
-def test_a_system_without_a_place_stands_before_the_users_text_on_lines_of_its_own():
+def test_a_system_without_a_place_stands_before_the_users_text_with_a_blank_line_between():
     source = SYSTEMS["refuses all, wants turns"]
     system = {"role": "system", "content": [{"type": "text", "text": "be"}, {"type": "text", "text": "brief"}]}
-    assert prompt(source, system, USER, ANSWER, USER) == "[user]be\nbrief\nhi[assistant]yo[user]hi"
-    assert prompt(source, USER, ANSWER, system, USER) == "[user]hi[assistant]yo[user]be\nbrief\nhi"
-    assert prompt(source, USER, system) == "[user]hi\nbe\nbrief"
+    assert prompt(source, system, USER, ANSWER, USER) == "[user]be\nbrief\n\nhi[assistant]yo[user]hi"
+    assert prompt(source, USER, ANSWER, system, USER) == "[user]hi[assistant]yo[user]be\nbrief\n\nhi"
+    assert prompt(source, USER, system) == "[user]hi\n\nbe\nbrief"
 
 
 def test_thousands_of_messages_without_a_place_are_joined_once():
     messages = [{"role": role, "content": "x" * 1000} for role in ("system", "user")] * 10_000
-    assert len(prompt(SYSTEMS["refuses all, wants turns"], *messages)) == len("[user]") + 20_000 * 1001 - 1
+    assert len(prompt(SYSTEMS["refuses all, wants turns"], *messages)) == len("[user]") + 20_000 * 1002 - 2
 
 
 def test_an_error_names_a_message_only_if_it_is_the_clients():

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 
 import pytest
 
 from server.chat.output.call_grammar import call_constraint
 from server.chat.output.events import Event, Text, ToolCall
-from server.chat.output.formats import CallFormat
+from server.chat.output.formats import CallFormat, ChannelCall, JsonCall, KeyedCall, NamedCall
 from tests.support import need
 from tests.unit.chat.output.call_formats import FORMATS, tool
 from tests.unit.chat.output.reading import joined, read
@@ -61,6 +62,8 @@ RECURSIVE = {
 }
 TOOLS = [tool("find", NESTED), tool("find_all", MIXED), tool("ping"), tool("make-tree", RECURSIVE)]
 N_TEXTS = 40
+JSON_SHAPES = (ChannelCall, JsonCall, KeyedCall, NamedCall)
+STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +95,24 @@ def test_required_calls_are_nothing_but_calls_that_fit(family: str, parallel: bo
         assert not [event for event in events if isinstance(event, Text)]
         assert_calls_fit(events)
         assert parallel or len([event for event in events if isinstance(event, ToolCall)]) == 1
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+@pytest.mark.parametrize("family", [name for name, form in FORMATS.items() if isinstance(form.call, JSON_SHAPES)])
+def test_arguments_have_the_white_space_of_templates(family: str, choice: str):
+    """Else a call that comes back in the next prompt is another text than the one in the cache."""
+    form = FORMATS[family]
+    tools = [tool("find_all", MIXED)]
+    generator = Generator(call_constraint(form, tools, choice=choice).grammar)
+    rng = random.Random(1)
+    seen = ""
+    for _ in range(N_TEXTS):
+        for event in joined(read(form, tools, behind_reasoning(form, generator.text(rng)))):
+            if isinstance(event, ToolCall):
+                bare = STRING.sub("", event.arguments)
+                assert bare == re.sub(r"\s*([,:])\s*", r"\1 ", re.sub(r"\s", "", bare))
+                seen += bare
+    assert ", " in seen and ": " in seen
 
 
 @pytest.mark.parametrize("family", FORMATS)
