@@ -271,6 +271,11 @@ def test_where_a_call_is_required_the_grammar_holds_from_the_beginning(talker, c
     assert ("weather" in settings["grammar"]) == (choice == "required") and "clock" in settings["grammar"]
 
 
+def test_stop_words_end_no_call_that_is_required(talker):
+    message, finish = message_of(talker(CALL), tool_choice="required", stop=["\n", '"', "days"])
+    assert called(message) == [("weather", json.loads(ARGUMENTS))] and finish == "tool_calls"
+
+
 @pytest.mark.parametrize("fields", [{"tool_choice": "none"}, {"tools": None}], ids=repr)
 def test_where_nothing_can_be_called_no_grammar_holds(talker, fields):
     assert bound(talker("x"), **fields)["grammar"] == ""

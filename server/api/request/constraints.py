@@ -38,12 +38,14 @@ FREE = Constraint()
 @record(frozen=True)
 class AnswerForm:
     """What binds an answer, how the model writes what it thinks before, which control tokens are part of the text, and
-    what makes the parser that tells calls and reasoning from the text (None where it is text alone)."""
+    what makes the parser that tells calls and reasoning from the text (None where it is text alone). Stop words are
+    about visible text; `has_text` is False where there is none."""
 
     constraint: Constraint = FREE
     thinking: Thinking | None = None
     preserved_tokens: tuple[int, ...] = ()
     new_parser: Callable[[], OutputParser] | None = None
+    has_text: bool = True
 
 
 @record(frozen=True)

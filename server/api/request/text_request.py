@@ -105,6 +105,8 @@ def text_request(
     model.require_room(values["n_cmpl"], len(prompts))
     samplings = sampling_params(values, model.vocab, model.defaults, form.constraint)
     stop = strings("stop", values["stop"])
+    if not form.has_text:
+        stop = ()
     require_small(len(prompts) * len(samplings), samplings[0], stop)
     n_predict, stream = values["n_predict"], values["stream"]
     if n_predict < 0:

@@ -41,7 +41,11 @@ def answer_form(model: Model, chat: ChatPrompt, values: Mapping[str, Any], body:
         new_id = partial(make_id, form.ids)
         new_parser = partial(OutputParser, form, tools, parse_calls=bool(tools), reasoning=reasoning, new_id=new_id)
     return AnswerForm(
-        constraint, thinking(model.vocab, form, chat.reasoning), control_marks(model.vocab, form), new_parser
+        constraint,
+        thinking(model.vocab, form, chat.reasoning),
+        control_marks(model.vocab, form),
+        new_parser,
+        has_text=chat.tools.choice != REQUIRED,
     )
 
 
