@@ -271,6 +271,12 @@ def test_where_a_call_is_required_the_grammar_holds_from_the_beginning(talker, c
     assert ("weather" in settings["grammar"]) == (choice == "required") and "clock" in settings["grammar"]
 
 
+def test_where_a_call_is_allowed_the_grammar_waits_for_it(talker):
+    settings = bound(talker(CALL))
+    assert settings["grammar_lazy"] and "weather" in settings["grammar"]
+    assert [trigger["value"] for trigger in settings["grammar_triggers"]] == ["<tool_call>"]
+
+
 def test_stop_words_end_no_call_that_is_required(talker):
     message, finish = message_of(talker(CALL), tool_choice="required", stop=["\n", '"', "days"])
     assert called(message) == [("weather", json.loads(ARGUMENTS))] and finish == "tool_calls"
@@ -373,6 +379,12 @@ def test_reasoning_that_the_template_has_begun(talker):
     api = talker(THOUGHT + "Yes.", template=opened)
     message, _ = message_of(api)
     assert (message["content"], message["reasoning_content"]) == ("Yes.", "It's about <b>weather</b>.")
+
+
+def test_tokens_of_reasoning_are_counted(talker):
+    usage = ask(talker(THOUGHT + "Yes."))["usage"]
+    assert 0 < usage["completion_tokens_details"]["reasoning_tokens"] <= len(THOUGHT)
+    assert ask(talker("Yes."))["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
 
 
 def prompt_of(api, **fields: object) -> str:

@@ -66,8 +66,6 @@ def _constraint(model: Model, form: CallFormat, tools: Tools, body: Mapping[str,
         )
     except ToolSchemaError as error:
         raise ApiError(400, f"{'functions' if tools.is_old else 'tools'}: {error}") from None
-    if not made.anchored:  # until the engine knows lazy grammars
-        return Constraint("", (*constraint.warnings, *made.warnings))
     words = [Trigger(WORD, text) for text in made.triggers]
     starts = [Trigger(START, text) for text in made.start_triggers]
     return Constraint(made.grammar, (*constraint.warnings, *made.warnings), not made.anchored, (*words, *starts))
