@@ -8,8 +8,9 @@ What is unmeasured is bounded by what was: rows of prompts are computed in the s
 their logits. Without that a machine whose every row takes its time would be asked again and again. It also shows that
 a tile of rows may be quicker than fewer are: attention on CPUs has a better way for it.
 
-Noise only ever adds time (somebody else's work), so an estimate follows faster downwards than upwards. What has not
-been seen for long is forgotten, and tried again when it looks worth it.
+Noise only ever adds time (somebody else's work), so an estimate follows faster downwards than upwards, and the first
+time of a number of rows that is far above what was expected only counts when there is a second one: what looks dear is
+left alone, so a mistake would stay. What has not been seen for long is forgotten, and tried again when it looks worth it.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from server.engine.slots.pace import TILE
 
 DOWN, UP = 0.3, 0.06
+DOUBT = 2  # times what was expected
 MAX_ROWS = 4096
 MAX_WAIT = 1.25
 FEW_PLAIN = 8
@@ -53,6 +55,7 @@ class StepCost:
         self._row = row or RowCost()
         self._seconds: dict[int, float] = {}
         self._seen: dict[int, int] = {}
+        self._doubted: dict[int, float] = {}
         self._sizes: list[int] = []
         self._n_steps = 0
 
@@ -64,6 +67,11 @@ class StepCost:
         self._n_steps += 1
         known = self._seconds.get(n_rows)
         if known is None:
+            if n_rows in self._doubted:
+                seconds = min(seconds, self._doubted.pop(n_rows))
+            elif self._sizes and seconds > DOUBT * self.estimate(n_rows):
+                self._doubted[n_rows] = seconds
+                return
             insort(self._sizes, n_rows)
             self._seconds[n_rows] = seconds
         else:

@@ -67,6 +67,20 @@ def test_a_spike_hardly_moves_an_estimate_and_a_lasting_change_does():
     assert cost.estimate(1) < 1.1e-3
 
 
+def test_a_stall_in_the_first_step_of_its_size_is_not_believed():
+    """It would never be corrected: what looks dear isn't tried again."""
+    cost = StepCost()
+    cost.observe(1, 0.01)
+    expected = cost.estimate(8)
+    cost.observe(8, 3.0)
+    assert cost.estimate(8) == expected
+    cost.observe(8, 0.02)
+    assert cost.estimate(8) == pytest.approx(0.02)
+    cost.observe(16, 0.9)
+    cost.observe(16, 0.8)
+    assert cost.estimate(16) == pytest.approx(0.8), "twice in a row it is no stall"
+
+
 def test_steps_of_no_time_teach_nothing():
     cost = StepCost()
     cost.observe(1, 0.0)
