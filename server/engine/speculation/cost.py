@@ -9,8 +9,8 @@ their logits. Without that a machine whose every row takes its time would be ask
 a tile of rows may be quicker than fewer are: attention on CPUs has a better way for it.
 
 Noise only ever adds time (somebody else's work), so an estimate follows faster downwards than upwards, and the first
-time of a number of rows that is far above what was expected only counts when there is a second one: what looks dear is
-left alone, so a mistake would stay. What has not been seen for long is forgotten, and tried again when it looks worth it.
+time of a number of rows that is far above what was expected only counts if there is a second one: what looks dear is
+not tried again, so a mistake would stay. What has not been seen for long is forgotten, and tried if it looks worth it.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class StepCost:
         if i < len(sizes):
             high = sizes[i]
             return at_low + (self._seconds[high] - at_low) * (n_rows - low) / (high - low)
-        guess = max(at_low * _plausible(n_rows) / _plausible(low), at_low + self._row.seconds * (n_rows - low))
+        row = min(self._row.seconds, at_low / low)  # a row among many is never dearer than one among few
+        guess = max(at_low * _plausible(n_rows) / _plausible(low), at_low + row * (n_rows - low))
         if low < TILE <= n_rows and self._row.seconds:
             return max(at_low, min(guess, TILE_ROW * self._row.seconds * n_rows))
         return guess
@@ -143,14 +144,16 @@ def best_lengths(
     `chances[i]` are the probabilities (falling) that the first 1, 2, ... tokens of draft i hold; `seconds` tells what
     the step takes with so many tokens of each draft. Of its rows `n_generating` give a token in any case, and `room`
     more fit in, or `room_alike` if all sequences get equally many (which costs the least where each has a stream of its
-    own). Only tokens that are given count as gain; it has to be `min_gain` times that of the plain step. As long
-    as a sequence has no guesses, those of the others may make it wait `MAX_WAIT` times as long at most. No step takes
-    longer than `longest_s`, but for one of `FEW_PLAIN` plain ones.
+    own). Only tokens that are given count as gain; it has to be `min_gain` times that of the plain step, and with 0 all
+    that fits is sent, whatever it costs. As long as a sequence has no guesses, those of the others may make it wait
+    `MAX_WAIT` times as long at most. No step takes longer than `longest_s`, but for one of `FEW_PLAIN` plain ones.
     """
     plain = [0] * len(chances)
+    if not min_gain:
+        return [plain, *(lengths for lengths, _ in _likeliest_first(chances, room))][-1]
     plain_s = seconds(plain)
     best, chosen = min_gain * n_generating / plain_s, plain
-    longest_s = max(longest_s, FEW_PLAIN * plain_s) if min_gain else math.inf
+    longest_s = max(longest_s, FEW_PLAIN * plain_s)
     for lengths, gained in (*_likeliest_first(chances, room), *_alike(chances, room_alike)):
         if n_generating + gained <= best * plain_s:
             continue  # not even if these rows cost nothing
@@ -158,7 +161,7 @@ def best_lengths(
         if step_s > longest_s:
             continue
         rate = (n_generating + gained) / step_s
-        is_short = step_s <= MAX_WAIT * plain_s or not min_gain
+        is_short = step_s <= MAX_WAIT * plain_s
         if rate > best and (is_short or n_generating == sum(map(bool, lengths))):
             best, chosen = rate, lengths
     return chosen
@@ -194,13 +197,17 @@ def best_common_length(
     """How many tokens a small model should draft for each sequence, 0 if none.
 
     `chances` are pairs of how likely a token of the sequence's draft holds if those before it did, and how many the
-    sequence can use. Each further token costs a step of the small model, `draft_seconds` by its number of rows.
+    sequence can use. Each further token costs a step of the small model, `draft_seconds` by its number of rows. For
+    `min_gain` see `best_lengths`.
     """
+    longest = max((most for _, most in chances), default=0)
+    if not min_gain:
+        return longest
     gained, drafting = float(n_generating), 0.0
     lengths = [0] * len(chances)
     best, n_best = min_gain * gained / seconds(lengths), 0
     survival = [1.0] * len(chances)
-    for n in range(1, max((most for _, most in chances), default=0) + 1):
+    for n in range(1, longest + 1):
         live = [i for i, (_, most) in enumerate(chances) if most >= n]
         for i in live:
             survival[i] *= chances[i][0]

@@ -81,6 +81,14 @@ def test_a_stall_in_the_first_step_of_its_size_is_not_believed():
     assert cost.estimate(16) == pytest.approx(0.8), "twice in a row it is no stall"
 
 
+def test_a_stall_in_the_step_of_a_prompt_does_not_make_guesses_dear():
+    row = RowCost()
+    row.observe(100, 60.0)
+    cost = StepCost(row)
+    cost.observe(1, 0.01)
+    assert cost.estimate(4) == pytest.approx(0.04), "a row among many is never dearer than a row alone"
+
+
 def test_steps_of_no_time_teach_nothing():
     cost = StepCost()
     cost.observe(1, 0.0)
@@ -145,8 +153,9 @@ def test_a_draft_model_drafts_as_long_as_its_own_time_pays(chance, draft_ms, lea
 
 
 def test_without_a_least_gain_every_draft_is_sent():
-    assert best_lengths([[0.1]], 1, 10, seconds(STEEP, 1), 0.0) == [1]
-    assert common_length([(0.01, 4)], 1, STEEP, STEEP.estimate, 0.0) == 1
+    assert best_lengths([[0.1, 0.01], [0.1]], 2, 10, seconds(STEEP, 2), 0.0) == [2, 1]
+    assert best_lengths([[0.1, 0.01], [0.1]], 2, 2, seconds(STEEP, 2), 0.0) == [1, 1]
+    assert common_length([(0.01, 4), (0.5, 3)], 2, STEEP, STEEP.estimate, 0.0) == 4
 
 
 def test_each_sequence_counts_as_far_as_it_can_use_a_draft():
