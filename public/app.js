@@ -30,6 +30,7 @@ class App {
         changed: () => this.#changed(),
         opened: (id) => this.#opened(id),
         gone: () => this.#gone(),
+        forked: (id) => { location.hash = `#chat/${id}`; },
       },
     });
     this.sidebar = new Sidebar({

@@ -4,14 +4,16 @@
 // only what belongs to the shown conversation is drawn. What other tabs do to it is drawn as they tell it.
 
 import { errorText } from './api.js';
-import { ask, grow, h, iconButton, toast } from './dom.js';
+import { grow, h, iconButton, toast } from './dom.js';
 import { Composer } from './composer.js';
 import * as drafts from './drafts.js';
-import { countTokens, toMessages } from './generate.js';
+import { countTokens, requestBody, toMessages } from './generate.js';
 import { t } from './i18n.js';
 import { MessageView } from './message.js';
+import { Pen } from './pen.js';
 import { prefs } from './prefs.js';
 import { addTail, isWrittenElsewhere, Runs } from './runs.js';
+import { SamplingBox } from './sampling.js';
 import { Scroller } from './scroll.js';
 import * as store from './store.js';
 import { readTools, ToolsBox } from './tools.js';
@@ -27,8 +29,8 @@ export class ChatView {
   #isNew = true;                // not stored yet
   #elsewhere = null;            // id of the answer that another tab is writing
 
-  // `props()` gives /props or null; on.changed(id) when the list of conversations changes, on.opened(id), on.gone() when
-  // another tab has deleted the shown one.
+  // `props()` gives /props or null; on.changed(id) when the list of conversations changes, on.opened(id), on.forked(id)
+  // when another one was made of it, on.gone() when another tab has deleted the shown one.
   constructor({ props, on }) {
     this.props = props;
     this.on = on;
@@ -39,16 +41,19 @@ export class ChatView {
     this.systemBox = h('details', { class: 'system-box', ontoggle: () => grow(this.system) },
       h('summary', {}, t('system'), ' ', this.systemStart), this.system);
     this.tools = new ToolsBox((source) => this.#setFields({ tools: source }));
+    this.sampling = new SamplingBox((sampling) => this.#setFields({ sampling }), () => this.props()?.default_generation_settings);
     this.earlier = h('button', { type: 'button', class: 'quiet', hidden: true, onclick: () => this.#drawEarlier() }, t('earlier'));
     this.log = h('div', { id: 'log', role: 'log', 'aria-label': t('conversation'), 'aria-live': 'off' });
     this.welcome = h('div', { class: 'welcome' });
     this.notice = h('p', { class: 'notice', role: 'status' });
     this.toEnd = iconButton('down', t('to-end'), () => this.scroll.toEnd(), { class: 'round to-end', hidden: true });
-    const column = h('div', { class: 'column' }, this.systemBox, this.tools.element, this.earlier, this.welcome, this.log, this.notice);
+    const column = h('div', { class: 'column' },
+      h('div', { class: 'boxes' }, this.systemBox, this.tools.element, this.sampling.element), this.earlier, this.welcome, this.log, this.notice);
     this.scroller = h('div', { class: 'scroller', role: 'region', tabindex: 0, 'aria-label': t('conversation') }, column);
     this.element = h('section', { class: 'view chat', 'aria-label': t('chat') });
     this.composer = new Composer({
       dropZone: this.element,
+      quick: this.sampling.quick,
       modalities: () => this.props()?.modalities ?? {},
       on: { send: (text, files) => this.#send(text, files), stop: () => this.stop() },
     });
@@ -70,7 +75,7 @@ export class ChatView {
     if (turn !== this.#opening) return;
     this.#start(chat, running?.tree ?? new Tree(rows));
     this.#showFields();
-    this.systemBox.open = this.tools.element.open = false;
+    for (const box of [this.systemBox, this.tools.element, this.sampling.element]) box.open = false;
     this.composer.use(this.#key);
     this.#draw();
     this.scroll.toEnd();
@@ -86,6 +91,7 @@ export class ChatView {
     this.chat = chat ?? {
       id: store.newId(), title: '', created: Date.now(), changed: Date.now(), leaf: null,
       system: drafts.get(`${NEW}.system`) || prefs.system, tools: drafts.get(`${NEW}.tools`),
+      sampling: JSON.parse(drafts.get(`${NEW}.sampling`) || '{}'),
     };
     this.tree = tree;
   }
@@ -161,7 +167,7 @@ export class ChatView {
     this.tree = fresh;
     const goesOn = fresh.path(chat.leaf).some((message) => message.id === leaf) || !fresh.messages.has(leaf);
     this.chat = { ...chat, leaf: goesOn ? chat.leaf : leaf };
-    if (!this.element.contains(document.activeElement?.closest('.system-box'))) this.#showFields();
+    if (!this.element.contains(document.activeElement?.closest('.boxes'))) this.#showFields();
     const isWriting = chat.writing !== null && fresh.messages.has(chat.writing);
     this.#elsewhere = isWriting ? chat.writing : null;
     this.#redrawPath(before);
@@ -198,6 +204,7 @@ export class ChatView {
   #showFields() {
     this.system.value = this.chat.system;
     this.tools.source = this.chat.tools ?? '';
+    this.sampling.values = this.chat.sampling ?? {};
     this.#drawSystemStart();
   }
 
@@ -246,6 +253,8 @@ export class ChatView {
       remove: (one) => this.#remove(one),
       version: (one, step) => this.#switch(one, step),
       answerCalls: (one, results) => this.#answerCalls(one, results),
+      fork: (one) => this.#fork(one),
+      showRequest: (one) => this.#showRequest(one),
     });
     this.#views.set(message.id, view);
     return view;
@@ -347,14 +356,18 @@ export class ChatView {
 
   async #remove(message) {
     if (this.#isBusy()) return;
-    const n = this.tree.below(message.id).length;
-    const sure = await ask(t(n > 1 ? 'remove-below' : 'remove-one', { n: n - 1 }), '', [['', t('cancel')], ['ok', t('delete'), 'danger']]);
-    if (sure !== 'ok') return;
-    const ids = this.tree.remove(message.id);
-    const sibling = this.tree.versions(message).at(-1);
-    this.chat.leaf = sibling ? this.tree.newestLeaf(sibling.id) : message.parent;
-    await store.deleteMessages(this.chat.id, ids, { leaf: this.chat.leaf });
+    const { chat, tree } = this;
+    const { leaf } = chat;
+    const rows = tree.below(message.id).map((id) => tree.messages.get(id));
+    tree.remove(message.id);
+    const sibling = tree.versions(message).at(-1);
+    chat.leaf = sibling ? tree.newestLeaf(sibling.id) : message.parent;
+    await store.deleteMessages(chat.id, rows.map((row) => row.id), { leaf: chat.leaf });
     this.#draw();
+    toast(t(rows.length > 1 ? 'removed-below' : 'removed-one', { n: rows.length - 1 }), 'note', [t('undo'), async () => {
+      if (!await store.update(chat.id, { leaf }, rows)) return;
+      if (this.chat.id === chat.id) await this.open(chat.id);
+    }]);
   }
 
   #typeSystem() {
@@ -367,7 +380,7 @@ export class ChatView {
   async #setFields(fields) {
     Object.assign(this.chat, fields);
     if (!this.#isNew) await store.update(this.chat.id, fields);
-    else for (const [name, value] of Object.entries(fields)) drafts.set(`${NEW}.${name}`, value);
+    else for (const [name, value] of Object.entries(fields)) drafts.set(`${NEW}.${name}`, typeof value === 'string' ? value : JSON.stringify(value));
   }
 
   #isBusy() {
@@ -378,7 +391,7 @@ export class ChatView {
 
   // Can an answer begin now? The user is told why not.
   #canAnswer() {
-    return !this.#isBusy() && this.tools.isGood();
+    return !this.#isBusy() && this.tools.isGood() && this.sampling.isGood();
   }
 
   #add(fields) {
@@ -394,7 +407,7 @@ export class ChatView {
     chat.changed = Date.now();
     await store.update(chat.id, { leaf: chat.leaf, changed: chat.changed }, rows, this.#isNew ? chat : null);
     if (this.#isNew) {
-      for (const name of ['system', 'tools']) drafts.set(`${NEW}.${name}`, '');
+      for (const name of ['system', 'tools', 'sampling']) drafts.set(`${NEW}.${name}`, '');
       this.#isNew = false;
       this.composer.rename(chat.id);
     }
@@ -409,17 +422,42 @@ export class ChatView {
     const { chat, tree } = this;
     const isShown = () => this.chat.id === chat.id;
     const pen = new Pen(() => this.#redraw(message, isShown));
-    const messages = toMessages(chat.system, tree.path(message.parent));
+    const request = this.#request(message);
     this.composer.setRunning(true);
     this.#views.get(message.id)?.setBusy(true);
     this.#askForResults();
     await this.runs.run({
       chat, tree, message,
-      request: { messages, tools: readTools(chat.tools ?? ''), on: this.#listener(message, pen, isShown) },
-      explain: (error) => this.#explain(error, messages),
+      request: { ...request, on: this.#listener(message, pen, isShown) },
+      explain: (error) => this.#explain(error, request.messages),
     });
     pen.lift();
     if (isShown()) this.#finish(message);
+  }
+
+  // What is asked for `message`.
+  #request(message) {
+    const { system, tools, sampling } = this.chat;
+    return { messages: toMessages(system, this.tree.path(message.parent)), tools: readTools(tools ?? ''), sampling: { ...prefs.sampling, ...sampling } };
+  }
+
+  async #showRequest(message) {
+    const { showRequest } = await import('./request.js');
+    const { content, reasoning, calls, finish, speed } = message;
+    await showRequest(requestBody(this.#request(message)), { content, reasoning, calls, finish, speed });
+  }
+
+  // A conversation of its own that begins as this one does, up to `message`.
+  async #fork(message) {
+    const chat = { ...this.chat, id: store.newId(), title: t('fork-of', { name: this.chat.title }), created: Date.now(), changed: Date.now(), writing: null };
+    let parent = null;
+    const rows = this.tree.path(message.id).map((one) => {
+      const row = { ...one, id: store.newId(), chat: chat.id, parent };
+      parent = row.id;
+      return row;
+    });
+    await store.putAll([{ ...chat, leaf: parent }], rows);
+    this.on.forked(chat.id);
   }
 
   #listener(message, pen, isShown) {
@@ -470,33 +508,3 @@ export class ChatView {
 
 // Was the end of it left out?
 const isCut = (message) => ['length', 'stopped'].includes(message.finish);
-
-// Draws at most once per frame, and never for more than a fifth of the time.
-class Pen {
-  #isWaiting = false;
-  #isLifted = false;
-  #hasMore = false;
-
-  constructor(draw) {
-    this.draw = draw;
-  }
-
-  move() {
-    this.#hasMore = this.#isWaiting;
-    if (this.#isWaiting || this.#isLifted) return;
-    this.#isWaiting = true;
-    requestAnimationFrame(() => {
-      if (this.#isLifted) return;
-      const start = performance.now();
-      this.draw();
-      setTimeout(() => {
-        this.#isWaiting = false;
-        if (this.#hasMore) this.move();
-      }, Math.max(30, 4 * (performance.now() - start)));
-    });
-  }
-
-  lift() {
-    this.#isLifted = true;
-  }
-}

@@ -8,13 +8,15 @@ import { withBidiShown } from './markdown.js';
 import { prefs } from './prefs.js';
 import * as store from './store.js';
 
+const LONG_PASTE = 4000;        // characters; what is pasted beyond becomes a file
 const IS_TOUCH = matchMedia('(pointer: coarse)').matches;
 
 export class Composer {
   #draft = 'new';                // under which the draft is kept
 
-  // on.send(text, files), on.stop(). `dropZone` takes files that are dropped; `modalities()` is from /props.
-  constructor({ on, dropZone, modalities }) {
+  // on.send(text, files), on.stop(). `dropZone` takes files that are dropped; `quick` is a
+  // control that stands below, `modalities()` is from /props.
+  constructor({ on, dropZone, quick, modalities }) {
     this.on = on;
     this.modalities = modalities;
     this.files = [];
@@ -36,7 +38,7 @@ export class Composer {
     } },
     this.chips,
     h('div', { class: 'row box' }, iconButton('clip', t('attach'), () => this.file.click()), this.file, this.area, this.stop, this.send),
-    h('div', { class: 'row small' }, this.meter, this.meterText));
+    h('div', { class: 'row small' }, quick, h('span', { class: 'space' }), this.meter, this.meterText));
     this.#takeDrops(dropZone);
     this.#update();
     this.context(0, 0);
@@ -139,9 +141,19 @@ export class Composer {
 
   #paste(event) {
     const files = [...event.clipboardData.files];
+    const text = event.clipboardData.getData('text/plain');
+    // A long text would bury what is written around it.
+    if (!files.length && text.length > LONG_PASTE) files.push(new File([text], this.#pasteName(), { type: 'text/plain' }));
     if (!files.length) return;
     event.preventDefault();
     this.add(files);
+  }
+
+  #pasteName() {
+    for (let n = 1; ; n++) {
+      const name = `${t('pasted')}-${n}.txt`;
+      if (!this.files.some((file) => file.name === name)) return name;
+    }
   }
 
   #takeDrops(zone) {

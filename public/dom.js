@@ -66,12 +66,41 @@ export function field(label, input, help = '') {
   return h('label', { class: 'field', title: help }, h('span', {}, label), input);
 }
 
-// A short notice at the bottom that goes away by itself; screen readers hear it.
-export function toast(text, kind = 'note') {
-  const box = document.getElementById('toasts');
-  const note = h('p', { class: `toast ${kind}`, dir: 'auto' }, text);
-  box.append(note);
-  setTimeout(() => note.remove(), kind === 'error' ? 9000 : 3500);
+const TOAST_MS = { note: 3500, error: 9000, undo: 12000 };
+
+// A short notice that goes away by itself; screen readers hear it. `undo` is [label, work] of a button in it.
+export function toast(text, kind = 'note', undo = null) {
+  const note = h('p', { class: `toast ${kind}`, dir: 'auto' }, text, undo && h('button', { type: 'button', onclick: () => {
+    note.remove();
+    undo[1]();
+  } }, undo[0]));
+  document.getElementById('toasts').append(note);
+  setTimeout(() => note.remove(), TOAST_MS[undo ? 'undo' : kind]);
+}
+
+// Show an element with `popover` beside `anchor`, within the window, and focus its first button.
+export function popUp(menu, anchor) {
+  const box = anchor.getBoundingClientRect();
+  menu.showPopover();
+  menu.style.left = `${Math.max(8, Math.min(box.left, innerWidth - menu.offsetWidth - 8))}px`;
+  const isBelow = box.bottom + menu.offsetHeight + 8 < innerHeight;
+  menu.style.top = `${isBelow ? box.bottom + 4 : Math.max(8, box.top - menu.offsetHeight - 4)}px`;
+  menu.querySelector('button:enabled')?.focus();
+}
+
+// A button that opens a menu of [label, work].
+export function menuButton(name, label, items) {
+  const button = iconButton(name, label, () => {
+    const menu = h('div', { popover: 'auto', class: 'menu', role: 'menu' }, items.map(([text, work]) =>
+      h('button', { type: 'button', role: 'menuitem', onclick: () => {
+        menu.hidePopover();
+        work();
+      } }, text)));
+    menu.addEventListener('toggle', (event) => event.newState === 'closed' && menu.remove());
+    button.after(menu);
+    popUp(menu, button);
+  }, { 'aria-haspopup': 'menu' });
+  return button;
 }
 
 // A modal dialog; resolves to the pressed button's value ('' when dismissed). `fill` is the content, `buttons` rows of

@@ -2,7 +2,6 @@
 // connection with what has arrived. No page; the caller hears of everything through `on`.
 
 import { health, isConnectionError, isReady, post, sleep, stream } from './api.js';
-import { prefs } from './prefs.js';
 import { requestContent } from './attach.js';
 
 // Messages of a path as the API wants them. Reasoning is sent back only while a loop of calls goes on: models are
@@ -37,17 +36,20 @@ function sum(earlier, { predicted_n: n, predicted_ms: ms }) {
   return { n: earlier.n + n, rate: ms + before ? 1000 * (earlier.n + n) / (ms + before) : 0 };
 }
 
-// Generate the message that follows `messages`, with `tools` to call. `start` is the message so far; its text goes on.
+// The body of a request, without what only this page needs. `sampling` are fields, `tools` a list.
+export const requestBody = ({ messages, tools, sampling }) => ({ messages, ...(tools?.length ? { tools } : {}), ...sampling });
+
+// Generate the message that follows `messages`, with `tools` to call and `sampling` fields. `start` is the message so far; its text goes on.
 // on.text({ content, reasoning, thought, calls }) (thought: how long it has been thinking, ms), on.progress({ total, cache, processed }), on.speed({ n, rate }) for the whole message,
 // on.used(tokens in the context), on.busy(place in the queue),
 // on.lost(boolean). Resolves to the finish reason: stop,
 // tool_calls, length, or stopped (by `signal`).
-export async function generate({ messages, tools, start, signal, on }) {
+export async function generate({ start, signal, on, ...request }) {
   const { content = '', reasoning = '', thought = 0, speed = NO_SPEED } = start;
   const answer = { content, reasoning, thought, speed, calls: [] };
   for (;;) {
     try {
-      return await attempt(messages, tools, answer, signal, on);
+      return await attempt(request, answer, signal, on);
     } catch (error) {
       if (signal.aborted) return 'stopped';
       if (!isConnectionError(error)) throw error;
@@ -63,17 +65,17 @@ export async function generate({ messages, tools, start, signal, on }) {
   }
 }
 
-async function attempt(messages, tools, answer, signal, on) {
+async function attempt(request, answer, signal, on) {
   const isContinued = answer.content !== '';
   if (!isContinued) Object.assign(answer, { reasoning: '', thought: 0, speed: NO_SPEED });
   answer.calls = [];            // a call that was cut off is written again
+  const { messages } = request;
   const body = {
-    ...prefs.sampling,
+    ...requestBody(request),
     messages: isContinued ? [...messages, { role: 'assistant', content: answer.content }] : messages,
     return_progress: true,
     timings_per_token: true,
   };
-  if (tools?.length) body.tools = tools;
   if (isContinued) body.continue_final_message = true;
   const { content: before, speed: earlier } = answer;
   const thinking = new ThinkSplitter(isContinued);

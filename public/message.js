@@ -2,7 +2,7 @@
 // the data and does the work; a MessageView only draws and reports clicks through `actions`.
 
 import { CallsView, callsText, pretty } from './calls.js';
-import { copy, grow, h, icon, iconButton } from './dom.js';
+import { copy, grow, h, icon, iconButton, menuButton } from './dom.js';
 import * as drafts from './drafts.js';
 import { number, seconds, t } from './i18n.js';
 import { MarkdownView, withBidiShown } from './markdown.js';
@@ -25,7 +25,8 @@ function copyButton(label, text) {
 }
 
 export class MessageView {
-  // `actions` has edit(message, text), regenerate, go (continue), remove, version(message, step), answerCalls(message, results).
+  // `actions` has edit(message, text), regenerate, go (continue), remove, version(message, step), answerCalls(message, results),
+  // fork, showRequest.
   constructor(message, versions, actions) {
     this.message = message;
     this.actions = actions;
@@ -119,7 +120,11 @@ export class MessageView {
         iconButton('retry', t('regenerate'), () => actions.regenerate(message)),
         ...(message.calls?.length && !['length', 'stopped'].includes(message.finish) ? [] : [iconButton('go', t('continue'), () => actions.go(message))]),
       ] : []),
-      iconButton('trash', t('delete'), () => actions.remove(message)));
+      iconButton('trash', t('delete'), () => actions.remove(message)),
+      menuButton('more', t('more'), [
+        [t('fork'), () => actions.fork(message)],
+        ...(isAnswer ? [[t('show-request'), () => actions.showRequest(message)]] : []),
+      ]));
   }
 
   // Replace the text by a box to change it. What is saved becomes a new version.

@@ -4,6 +4,7 @@
 import { ask, field, h, iconButton, toast } from './dom.js';
 import { t } from './i18n.js';
 import { prefs, savePrefs } from './prefs.js';
+import { allPresets } from './presets.js';
 
 // kinds: number (with min, max, step), flag, lines (a list, one item per line), names (a list, separated by commas),
 // json, and text.
@@ -48,13 +49,6 @@ export const OPTIONS = [
   row('more', 'logit_bias', 'json'),
 ];
 const GROUPS = ['basic', 'penalties', 'shape', 'more'];
-
-const BUILT_IN_PRESETS = {
-  'preset-greedy': { temperature: 0 },
-  'preset-precise': { temperature: 0.2, top_p: 0.9 },
-  'preset-creative': { temperature: 1.1, top_p: 0.98, min_p: 0.02 },
-  'preset-fresh': { temperature: 1, dry_multiplier: 0.8, xtc_probability: 0.5 },
-};
 
 // The text in an input as a value; throws with a message for the user.
 function parse({ kind, name, min, max, step }, text) {
@@ -180,15 +174,13 @@ export class OptionsForm {
   }
 
   #listPresets() {
-    const own = Object.keys(prefs.presets);
     this.presets.replaceChildren(h('option', { value: '' }, t('preset')),
-      ...Object.keys(BUILT_IN_PRESETS).map((key) => h('option', { value: `b:${key}` }, t(key))),
-      ...own.map((name) => h('option', { value: `o:${name}` }, name)));
+      ...allPresets().map(([id, label]) => h('option', { value: id }, label)));
   }
 
   #usePreset() {
-    const [kind, name] = [this.presets.value.slice(0, 2), this.presets.value.slice(2)];
-    if (kind) this.set(kind === 'b:' ? BUILT_IN_PRESETS[name] : prefs.presets[name]);
+    const preset = allPresets().find(([id]) => id === this.presets.value);
+    if (preset) this.set(preset[2]);
   }
 
   async #savePreset() {

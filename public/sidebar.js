@@ -76,11 +76,13 @@ export class Sidebar {
       if (latest) await store.update(chat.id, { title: input.value.trim() });
       this.on.renamed({ ...chat, title: input.value.trim() });
     } else if (answer === 'delete') {
-      const sure = await ask(t('delete-sure', { name: chat.title }), '', [['', t('cancel')], ['ok', t('delete'), 'danger']]);
-      if (sure === 'ok') {
-        await store.deleteChat(chat.id);
-        this.on.removed(chat.id);
-      }
+      const [whole, rows] = await Promise.all([store.getChat(chat.id), store.messagesOf(chat.id)]);
+      this.on.removed(chat.id);
+      await store.deleteChat(chat.id);
+      toast(t('chat-removed', { name: chat.title }), 'note', [t('undo'), async () => {
+        if (whole) await store.putAll([{ ...whole, writing: null }], rows);
+        await this.refresh();
+      }]);
     } else if (answer === 'json') {
       const { fileName, toJson } = await import('./transfer.js');
       download(fileName(chat.title, 'json'), toJson([chat], await store.messagesOf(chat.id)), 'application/json');

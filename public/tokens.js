@@ -1,7 +1,7 @@
 // Generated text as tokens: each one coloured by its probability, with its alternatives at a click. Choosing one
 // goes on from there. One tab stop for all tokens; arrow keys move between them.
 
-import { h } from './dom.js';
+import { h, popUp } from './dom.js';
 import { number, t } from './i18n.js';
 
 const LEVELS = [0.9, 0.7, 0.5, 0.3, 0.15];      // class p0 above the first, ... p5 below the last
@@ -84,12 +84,7 @@ export class TokenView {
         this.onbranch(before + other.text);
       },
     }, h('span', {}, visible(other.text)), h('meter', { value: other.prob, 'aria-hidden': 'true' }), h('span', { class: 'dim' }, percent(other.prob)))));
-    const box = span.getBoundingClientRect();
-    this.menu.showPopover();
-    this.menu.style.left = `${Math.max(8, Math.min(box.left, innerWidth - this.menu.offsetWidth - 8))}px`;
-    const isBelow = box.bottom + this.menu.offsetHeight + 8 < innerHeight;
-    this.menu.style.top = `${isBelow ? box.bottom + 4 : Math.max(8, box.top - this.menu.offsetHeight - 4)}px`;
-    this.menu.querySelector('button:enabled')?.focus();
+    popUp(this.menu, span);
   }
 
   #key(event) {

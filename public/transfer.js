@@ -5,6 +5,7 @@ import { fullText, isFile } from './attach.js';
 import { callsText, pretty } from './calls.js';
 import { date, t } from './i18n.js';
 import { roleName } from './message.js';
+import { OPTIONS } from './options.js';
 import { newId } from './store.js';
 
 const FORMAT = 'llama_srv chats';
@@ -64,6 +65,15 @@ function readCalls({ role, calls, call, name, thought }) {
   return { ...(good.length ? { calls: good } : {}), ...(Number.isFinite(thought) && thought > 0 ? { thought } : {}) };
 }
 
+const areTexts = (value) => Array.isArray(value) && value.every((one) => typeof one === 'string');
+const FITS = { number: Number.isFinite, flag: (value) => typeof value === 'boolean', lines: areTexts, names: areTexts, json: () => true };
+
+// Fields of requests, as far as there is a form for them.
+function readSampling(given) {
+  if (given === null || typeof given !== 'object' || Array.isArray(given)) return {};
+  return Object.fromEntries(OPTIONS.filter(({ name, kind }) => name in given && FITS[kind](given[name])).map(({ name }) => [name, given[name]]));
+}
+
 function readChat(given) {
   const ids = new Map();
   const list = (Array.isArray(given.messages) ? given.messages : [])
@@ -71,7 +81,8 @@ function readChat(given) {
   for (const one of list) ids.set(one.id, newId());
   const chat = {
     id: newId(), title: text(given.title, 200) || t('new-chat'), created: time(given.created), changed: time(given.changed),
-    system: text(given.system, 1e6), tools: text(given.tools, 1e6), leaf: ids.get(given.leaf) ?? null,
+    system: text(given.system, 1e6), tools: text(given.tools, 1e6),
+    sampling: readSampling(given.sampling), leaf: ids.get(given.leaf) ?? null,
   };
   const rows = list.map((one) => ({
     id: ids.get(one.id), chat: chat.id, parent: ids.get(one.parent) ?? null, role: one.role, content: one.content,

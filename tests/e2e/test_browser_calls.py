@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
 from pathlib import Path
 
@@ -240,3 +241,44 @@ def test_half_written_results_stay(scripted: Scripted, browser: Browser):  # noq
     open_page(browser, scripted, browser.run("return location.hash"))
     wait_until(lambda: has_fields(browser), "the field")
     assert browser.value(".call-box textarea") == "half a res"
+
+
+def test_a_request_is_shown_for_programs(scripted: Scripted, browser: Browser):  # noqa: F811
+    scripted.replies["/apply-template"] = {"prompt": "<|im_start|>user\nIt's"}
+    open_page(browser, scripted)
+    define_tools(browser, '{"name": "clock"}')
+    say(browser, "It's 'so'\u2028")
+    press_tool(browser, -1, "More")
+    browser.click(".menu button:last-child")
+    sent = {name: value for name, value in scripted.requests[0].items() if name in ("messages", "tools")}
+    choose = "const s = document.querySelector('dialog select'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))"
+    browser.find("dialog[open] select")
+
+    def shown(name: str, part: str) -> str:
+        browser.run(choose, name)
+        wait_until(lambda: part in browser.run("return document.querySelector('dialog pre')?.textContent ?? ''"), name)
+        return browser.run("return document.querySelector('dialog pre').textContent")
+
+    words = shlex.split(shown("curl", "curl ").replace("\\\n", " "))
+    assert words[:2] == ["curl", scripted.url + "/v1/chat/completions"] and json.loads(words[-1]) == sent
+    python = shown("Python", "urllib")
+    names: dict[str, object] = {}
+    exec(python.split("request = ")[0], names)  # the body alone
+    assert names["body"] == sent
+    assert "process.env" in shown("JavaScript", "fetch(")
+    assert "<|im_start|>" in shown("Prompt as the model sees it", "im_start")
+    assert json.loads(shown("Answer as it is stored", "content"))["content"] == "ok"
+    browser.click("dialog .row.end button")
+
+
+def test_a_conversation_can_be_forked(scripted: Scripted, browser: Browser):  # noqa: F811
+    open_page(browser, scripted)
+    say(browser, "One")
+    say(browser, "Two")
+    press_tool(browser, 1, "More")
+    browser.click(".menu button:first-child")
+    wait_until(lambda: messages(browser) == [["user", "One"], ["assistant", "ok"]], "the fork")
+    say(browser, "Other")
+    browser.click(".chats li:last-child a")
+    wait_until(lambda: [one for _, one in messages(browser)] == ["One", "ok", "Two", "ok"], "the first one, as it was")
+    assert len(stored(browser)) == 8

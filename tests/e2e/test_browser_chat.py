@@ -160,9 +160,11 @@ def test_editing_regenerating_and_switching_versions(server, browser: Browser):
     wait_until(lambda: messages(browser)[0] == ["user", "Changed"], "the second branch")
     assert browser.text(".message.assistant .count") == "2 / 2"
     press_tool(browser, -1, "Delete")
-    browser.click("dialog button.danger")
     wait_until(lambda: not browser.exists(".message.assistant .count"), "one answer less")
     assert len(stored(browser)) == 4
+    browser.click(".toast button")
+    wait_until(lambda: browser.exists(".message.assistant .count"), "it is back")
+    assert browser.text(".message.assistant .count") == "2 / 2" and len(stored(browser)) == 5
 
 
 def test_an_edited_answer_is_a_version_and_can_be_continued(server, browser: Browser):
@@ -302,11 +304,12 @@ def test_conversations_are_renamed_searched_and_deleted(server, browser: Browser
         wait_until(lambda f=found: browser.run(titles) == f, query)
     browser.click(".chats li:first-child button")
     browser.click("dialog button.danger")
-    wait_until(lambda: "Fruit" in browser.text("dialog h2"), "the question")
-    browser.click("dialog button.danger")
     wait_until(lambda: browser.run(titles) == ["About apples"], "one conversation less")
     wait_until(lambda: messages(browser) == [], "a new conversation in its place")
     assert len(stored(browser)) == 2
+    browser.click(".toast button")
+    wait_until(lambda: browser.run(titles) == ["Fruit", "About apples"], "it is back")
+    assert len(stored(browser)) == 4
 
 
 def test_an_exported_conversation_can_be_imported_again(server, browser: Browser, tmp_path: Path):

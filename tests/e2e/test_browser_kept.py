@@ -85,8 +85,6 @@ def test_a_conversation_that_another_tab_deletes_stays_deleted(scripted: Scripte
     browser.switch(second)
     browser.click(".chats li:first-child button")
     browser.click("dialog button.danger")
-    wait_until(lambda: "Hello" in browser.text("dialog h2"), "the question")
-    browser.click("dialog button.danger")
     wait_until(lambda: browser.run(TITLES) == [], "an empty list")
     browser.switch(first)
     wait_until(lambda: messages(browser) == [] and browser.run(TITLES) == [], "nothing there, either")
@@ -206,6 +204,37 @@ def test_a_new_conversations_system_prompt_and_half_made_edits_survive_a_reload(
     browser.press(ESCAPE)
     press_tool(browser, 0, "Edit")
     assert browser.value(".message textarea.edit") == "Hello"
+
+
+def test_a_conversation_has_a_sampling_of_its_own(scripted: Scripted, browser: Browser):  # noqa: F811
+    open_page(browser, scripted)
+    choose = "const s = document.querySelector('#composer select'); s.value = [...s.options].find((one) => one.textContent === arguments[0]).value; s.dispatchEvent(new Event('change'))"
+    browser.run(choose, "always the likeliest")
+    reload(browser, scripted)
+    say(browser, "Hello")
+    assert scripted.requests[0]["temperature"] == 0
+    browser.click(".boxes details:last-child summary")
+    browser.type(".boxes [data-option=top_k]", "7")
+    say(browser, "Again")
+    assert (scripted.requests[1]["temperature"], scripted.requests[1]["top_k"]) == (0, 7)
+    browser.click("#new-chat")
+    wait_until(lambda: messages(browser) == [], "an empty conversation")
+    say(browser, "Another")
+    assert "temperature" not in scripted.requests[2] and "top_k" not in scripted.requests[2]
+    browser.click(".chats li:last-child a")
+    wait_until(lambda: browser.text(".boxes details:last-child .badge") == "2", "the first one's sampling")
+
+
+def test_a_long_text_that_is_pasted_becomes_a_file(scripted: Scripted, browser: Browser):  # noqa: F811
+    open_page(browser, scripted)
+    paste = """const data = new DataTransfer(); data.setData('text/plain', arguments[0]);
+        return document.querySelector('#chat-input').dispatchEvent(
+            new ClipboardEvent('paste', { clipboardData: data, cancelable: true }))"""
+    assert browser.run(paste, "short") is True
+    assert browser.run(paste, "long line\n" * 1000) is False
+    wait_until(lambda: "pasted-1.txt" in browser.text("#composer"), "the chip")
+    say(browser, "Read it")
+    assert "long line" in scripted.requests[0]["messages"][0]["content"]
 
 
 # ---------------------------------------------------------------------------------------- scrolling
