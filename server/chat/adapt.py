@@ -144,7 +144,9 @@ def adapt_reasoning(message: Message, probe: Probe) -> Message:
 def adapt_calls(message: Message, probe: Probe) -> Message:
     """Tool calls with arguments as an object or as JSON text, whichever comes out rightly."""
     calls = message.get("tool_calls")
-    if not calls or probe.call_form is None:
+    if not calls:  # what isn't there: some templates only ask whether the key is
+        return {key: message[key] for key in message if key != "tool_calls"} if "tool_calls" in message else message
+    if probe.call_form is None:
         return message
     content, wants_object = probe.call_form
     adapted = {**message, "tool_calls": [_adapt_call(call, wants_object) for call in calls]}

@@ -121,6 +121,11 @@ def test_a_result_has_the_name_of_its_tool():
     assert prompt(source, called(TEXT), {**RESULT, "tool_call_id": "other"}) == ":mild"
 
 
+@pytest.mark.parametrize("none", [None, []])
+def test_no_calls_are_none_for_templates_that_ask_whether_there_are_some(none):
+    assert prompt(loop("{{ m.tool_calls is defined }}"), {**ANSWER, "tool_calls": none}) == "False"
+
+
 ONE_CALL = loop(
     "{% if m.tool_calls | default([]) | length > 1 %}{{ raise_exception('one at a time') }}{% endif %}"
     "[{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.id ~ c.function.arguments }}{% endfor %}]"
