@@ -29,6 +29,7 @@ TITLES = {
     "SAMPLING_FIELDS": "Completion: choosing the next token",
     "PROMPT_FIELDS": "Prompt",
     "CONSTRAINT_FIELDS": "Constraints",
+    "LAZY_FIELDS": "Constraints of a part",
     "CHAT_FIELDS": "Chat",
     "MODEL_FIELDS": "Model",
     "OPENAI_FIELDS": "OpenAI",
@@ -43,6 +44,7 @@ TITLES = {
     "PROPS_FIELDS": "Props",
     "SLOT_FIELDS": "Slot files",
     "ABORT_FIELDS": "Abort",
+    "CONTROL_FIELDS": "Control",
     "IDLE_FIELDS": "Known, but without effect",
 }
 

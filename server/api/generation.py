@@ -75,13 +75,13 @@ class Generation:
     @contextmanager
     def run(self, answer_id: str) -> Iterator[Any]:
         """The `Results` of the tasks, which the engine has as long as the block lasts. A client that leaves ends them,
-        and so does POST /v1/abort with the request's id or that of the answer."""
+        and so does POST /v1/abort with the request's id or that of the answer; another route ends their thinking."""
         request = self._request
         request.require_client(self._stream)
         with (
             self._engine.submit(*self._tasks, stream=self._stream) as results,
             request.on_disconnect(results.cancel, results.ping if self._stream else None),
-            self._running.entry((request.id, answer_id), request.key_id, results.finish),
+            self._running.entry((request.id, answer_id), request.key_id, results.finish, results.end_thinking),
         ):
             yield results
 

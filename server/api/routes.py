@@ -14,7 +14,7 @@ from server.api.dialects import infill, native, openai_chat, openai_text
 from server.api.embeddings import EmbeddingHandlers
 from server.api.generation import TextHandler
 from server.api.rerank import RerankHandler
-from server.api.running import AbortHandler
+from server.api.running import RunningHandlers
 from server.api.tokens import TokenHandlers
 from server.web.router import Route
 
@@ -23,6 +23,7 @@ def routes(context: Context) -> list[Route]:
     """Rows of (method, path, handler); public ones need no API key."""
     status, tokens, lora = StatusHandlers(context), TokenHandlers(context.models), LoraHandlers(context.models)
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
+    running = RunningHandlers(context.running)
     return [
         Route("GET", "/health", status.health, public=True),
         Route("GET", "/health/live", status.live, public=True),
@@ -49,7 +50,8 @@ def routes(context: Context) -> list[Route]:
         ),
         *(Route("POST", prefix + "/chat/completions/input_tokens", tokens.count) for prefix in ("", "/v1")),
         Route("POST", "/apply-template", tokens.apply_template),
-        *(Route("POST", path, AbortHandler(context.running).handle, is_free=True) for path in ("/abort", "/v1/abort")),
+        *(Route("POST", prefix + "/abort", running.abort, is_free=True) for prefix in ("", "/v1")),
+        *(Route("POST", prefix + "/chat/completions/control", running.control, is_free=True) for prefix in ("", "/v1")),
         Route("POST", "/debug/stacks", DebugHandler(context).stacks, body_optional=True),
         Route("POST", "/embedding", embeddings.native),
         Route("POST", "/embeddings", embeddings.list),

@@ -12,6 +12,7 @@ Not taken: copying the pattern's characters into GBNF, which has other escapes a
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -27,6 +28,7 @@ STATES_MAX = 400
 _LOOKS_MAX = 4  # apart from those at the front
 _ANY_TEXT: Node = ("rep", ("set", automaton.ANY), 0, None)
 CHOICES_MAX = 10_000
+_PARTS = re.compile(r"\\.|\[(?:\\.|[^\]\\])*\]|\((?!\?)", re.S)  # escapes, classes, and groups that are taken
 
 
 def regex_grammar(pattern: str) -> str:
@@ -79,6 +81,36 @@ def compile_pattern(pattern: str, *, search: bool) -> Dfa:
     if len(dfa.accept) > STATES_MAX:
         raise TooLarge
     return dfa
+
+
+@lru_cache(maxsize=256)
+def search_states(pattern: str) -> tuple[tuple[tuple[int, ...], ...], bool]:
+    """The automaton of what a pattern matches, as rows that `Trigger` describes, and whether a match has to stand
+    at the beginning of the text. Raises `Unsupported`, or `TooLarge` beyond STATES_MAX states."""
+    node = parse(pattern)
+    items = list(node[1]) if node[0] == "cat" else [node]
+    is_anchored = items[:1] == [("start",)]
+    rest: Node = ("cat", items[is_anchored : len(items) - (items[-1:] == [("end",)])])
+    for part in _PARTS.finditer(pattern):
+        if part.group() == "(" and part.start() > is_anchored:
+            raise Unsupported("groups begin with '(?:' here, for no part of a match is taken", part.start())
+    if _has_assertion(rest):
+        raise Unsupported("only '^' at the beginning and '$' at the end are supported here, and no lookahead")
+    dfa = automaton.minimal(_automaton(rest, search=False))
+    if len(dfa.accept) > STATES_MAX:
+        raise TooLarge
+    if dfa.accept[0] or dfa.is_empty():
+        raise Unsupported("the pattern matches an empty text, or none")
+    rows = zip(dfa.accept, dfa.moves)
+    return tuple(
+        (int(accept), *(number for chars, target in moves for low, high in chars for number in (low, high, target)))
+        for accept, moves in rows
+    ), is_anchored
+
+
+def _has_assertion(node: Node) -> bool:
+    parts = node[1] if node[0] in ("cat", "alt") else [node[1]] if node[0] == "rep" else []
+    return node[0] in ("start", "end", "look") or any(map(_has_assertion, parts))
 
 
 def _split_looks(node: Node) -> tuple[list[tuple[bool, Node]], Node]:

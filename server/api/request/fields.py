@@ -47,6 +47,22 @@ CONSTRAINT_FIELDS = (
     Field("regex", str, None, "regular expression that the whole text must match"),
     Field("choice", list, None, "texts, one of which it must be"),
 )
+LAZY_FIELDS = (
+    Field(
+        "grammar_lazy",
+        bool,
+        False,
+        "the text is free until a trigger is complete; from its first character on the grammar holds",
+    ),
+    Field(
+        "grammar_triggers",
+        list,
+        (),
+        'texts, or `{"type", "value", "token"}` with the type 0 for a token, 1 for a word, 2 for a pattern, 3 for a '
+        "pattern that matches from the beginning of the text on",
+    ),
+    Field("preserved_tokens", list, (), "control tokens, as ids or names, that are part of the text"),
+)
 MODEL_FIELDS = (Field("model", str, None, "a name of this model; the answer repeats it"),)
 OPENAI_FIELDS = (
     Field("seed", int, -1, "of up to 64 bits, of which 32 count; -1 draws one", -1, 2**32 - 1, convert=small_seed),
@@ -159,6 +175,7 @@ LORA_FIELDS = (
 PROPS_FIELDS = (Field("system_prompt", object, None, "the text that all prompts begin with"),)
 SLOT_FIELDS = (Field("filename", str, None, "name of a file in the folder of `--slot-save-path`"),)
 ABORT_FIELDS = (Field("id", str, None, "the X-Request-Id of a request, or the id of its answer"),)
+CONTROL_FIELDS = (*ABORT_FIELDS, Field("action", str, None, "`reasoning_end` has the model come to its answer"))
 
 
 # Fields that others' servers know. Here they do nothing, which answers say unless the value is the default.
@@ -245,7 +262,7 @@ class Body:
 
 IDLE = {field.name: field for field in IDLE_FIELDS}
 GENERATION = (COMPLETION_FIELDS, SAMPLING_FIELDS, CONSTRAINT_FIELDS)
-COMPLETION = Body(("/completion", "/completions"), (PROMPT_FIELDS, *GENERATION))
+COMPLETION = Body(("/completion", "/completions"), (PROMPT_FIELDS, LAZY_FIELDS, *GENERATION))
 CHAT = Body(
     ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/apply-template"),
     (CHAT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
@@ -253,10 +270,10 @@ CHAT = Body(
 )
 TEXT = Body(
     ("/v1/completions",),
-    (PROMPT_FIELDS, TEXT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
+    (PROMPT_FIELDS, LAZY_FIELDS, TEXT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
     ("response_fields", "image_data", "system_prompt"),
 )
-INFILL = Body(("/infill",), (INFILL_FIELDS, *GENERATION))
+INFILL = Body(("/infill",), (INFILL_FIELDS, LAZY_FIELDS, *GENERATION))
 EMBEDDING = Body(("/embedding", "/embeddings", "/v1/embeddings"), (EMBEDDING_FIELDS, MODEL_FIELDS))
 RERANK = Body(("/rerank", "/reranking"), (RERANK_FIELDS, MODEL_FIELDS))
 TOKENIZE = Body(("/tokenize",), (TOKENIZE_FIELDS,))
@@ -265,7 +282,8 @@ LORA = Body(("/lora-adapters",), (LORA_FIELDS,))
 PROPS = Body(("/props",), (PROPS_FIELDS,))
 SLOT = Body(("/slots/{id_slot}",), (SLOT_FIELDS,))
 ABORT = Body(("/abort",), (ABORT_FIELDS,))
-BODIES = (COMPLETION, CHAT, TEXT, INFILL, EMBEDDING, RERANK, TOKENIZE, DETOKENIZE, LORA, PROPS, SLOT, ABORT)
+CONTROL = Body(("/v1/chat/completions/control",), (CONTROL_FIELDS,))
+BODIES = (COMPLETION, CHAT, TEXT, INFILL, EMBEDDING, RERANK, TOKENIZE, DETOKENIZE, LORA, PROPS, SLOT, ABORT, CONTROL)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from server.api.context import Context
-from server.api.request.constraints import AnswerForm, read_constraint
+from server.api.request.constraints import AnswerForm
 from server.api.request.media import Files
 from server.api.request.prompt import Prompt
 from server.api.request.sampling import sampling_params, strings
 from server.api.request.schema import as_float
+from server.api.request.triggers import read_form
 from server.chat.output.parser import OutputParser
 from server.engine.seam.task import SamplingParams, Task
 from server.errors import ApiError
@@ -76,6 +77,7 @@ def require_small(n_answers: int, sampling: SamplingParams, stop: Sequence[str])
     """ApiError 400 if the fields that each answer repeats are too large in all of them."""
     n_bytes = PAIR_BYTES * len(sampling.logit_bias) + TOKEN_BYTES * len(sampling.penalty_prompt or ())
     n_bytes += sum(map(len, (sampling.grammar, *stop, *sampling.dry_sequence_breakers)))
+    n_bytes += sum(len(trigger.text) for trigger in sampling.grammar_triggers)
     if n_answers > 1 and n_answers * n_bytes > MAX_REPEATED:
         raise ApiError(
             400,
@@ -101,7 +103,7 @@ def text_request(
     prompts, with `warnings` about these. Without a `form` the answer is text, in the form that the fields say. For
     `prompt_probs` see `Task`."""
     model = incoming.model
-    form = form or AnswerForm(read_constraint(incoming.body, model.defaults))
+    form = form or read_form(values, incoming.body, model)
     model.require_room(values["n_cmpl"], len(prompts))
     samplings = sampling_params(values, model.vocab, model.defaults, form.constraint)
     stop = strings("stop", values["stop"])

@@ -206,6 +206,11 @@ class Results:
             self._client.finish(task.id)
         return True
 
+    def end_thinking(self) -> bool:
+        """From any other thread than the transport's: have the models come to their answers; whether one was
+        thinking."""
+        return any([self._client.command("end_thinking", id_task=task.id)["at"] >= 0 for task in self.tasks])
+
     def abort(self) -> bool:
         """From any thread: end it without an answer, which is an error then; False if it has ended."""
         was_open = self._n_open > 0 and not self.is_cancelled

@@ -1,0 +1,104 @@
+"""What binds only a part of a text: `grammar_lazy`, `grammar_triggers` and `preserved_tokens`, in llama.cpp's form.
+
+Connection thread; pure. Each trigger and all of them together are bounded, because the engine looks for them with each
+token, while others wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from server.api.request.constraints import AnswerForm, read_constraint
+from server.api.request.sampling import token_id
+from server.engine.seam.task import FULL, PATTERN, TOKEN, WORD, Trigger
+from server.errors import ApiError
+from server.models.model import Model, Vocab
+from server.records import replace
+
+KINDS = (TOKEN, WORD, PATTERN, FULL)
+"""By their numbers."""
+MAX_TRIGGERS, MAX_BYTES, MAX_PATTERNS, MAX_MOVES, MAX_PRESERVED = 100, 1000, 8, 1000, 1000
+
+
+def read_form(values: Mapping[str, Any], body: Mapping[str, Any], model: Model) -> AnswerForm:
+    """The form of an answer that is text. ApiError 400 for what can't be used."""
+    constraint, vocab = read_constraint(body, model.defaults), model.vocab
+    triggers = _triggers(values["grammar_triggers"], vocab)
+    preserved = _preserved(values["preserved_tokens"], vocab)
+    if values["grammar_lazy"] and constraint.grammar and not triggers:
+        raise ApiError(400, "grammar_lazy: without grammar_triggers the grammar would never begin")
+    is_lazy = values["grammar_lazy"] and bool(constraint.grammar)
+    return AnswerForm(replace(constraint, is_lazy=is_lazy, triggers=triggers), preserved_tokens=preserved)
+
+
+def _triggers(value: object, vocab: Vocab) -> tuple[Trigger, ...]:
+    rows = _list("grammar_triggers", value, MAX_TRIGGERS)
+    if sum(isinstance(row, dict) and row.get("type") in (2, 3) for row in rows) > MAX_PATTERNS:
+        raise ApiError(400, f"grammar_triggers: at most {MAX_PATTERNS} patterns are allowed")
+    triggers = tuple(_trigger(f"grammar_triggers[{i}]", row, vocab) for i, row in enumerate(rows))
+    n_moves = sum(len(states) // 3 for trigger in triggers for states in trigger.states)
+    if n_moves > MAX_MOVES:
+        raise ApiError(400, f"grammar_triggers: the patterns are too large, with {n_moves} steps of {MAX_MOVES}")
+    return triggers
+
+
+def _trigger(name: str, row: object, vocab: Vocab) -> Trigger:
+    """A text, or {"type": 0 to 3, "value": text, "token": id}."""
+    if isinstance(row, str):
+        row = {"type": KINDS.index(WORD), "value": row}
+    if not isinstance(row, dict):
+        raise ApiError(400, f"{name}: give a text, or an object with a type")
+    number = row.get("type")
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(KINDS):
+        raise ApiError(
+            400, f"{name}.type: give 0 (a token), 1 (a word), 2 (a pattern) or 3 (a pattern of all the text)"
+        )
+    if KINDS[number] == TOKEN:
+        return Trigger(TOKEN, token=token_id(f"{name}.token", row.get("token"), vocab))
+    text = row.get("value")
+    if not isinstance(text, str) or not text:
+        raise ApiError(400, f"{name}.value: give a text")
+    if len(text) > MAX_BYTES or len(text.encode()) > MAX_BYTES:
+        raise ApiError(400, f"{name}.value: the text is too long, at most {MAX_BYTES} bytes are allowed")
+    if "\0" in text:
+        raise ApiError(400, f"{name}.value: the text holds a NUL character")
+    return _word(text, vocab) if KINDS[number] == WORD else _pattern(name, KINDS[number], text)
+
+
+def _word(text: str, vocab: Vocab) -> Trigger:
+    """What is a control token's name is that token: it never is in the text."""
+    tokens = vocab.tokenize(text, False, True)
+    if len(tokens) == 1 and vocab.is_control(tokens[0]):
+        return Trigger(TOKEN, token=tokens[0])
+    return Trigger(WORD, text)
+
+
+def _pattern(name: str, kind: str, text: str) -> Trigger:
+    from server.grammar.automaton import TooLarge  # here: hardly anybody asks
+    from server.grammar.regex_gbnf import Unsupported, search_states
+
+    try:
+        states, is_anchored = search_states(text)
+    except (Unsupported, TooLarge) as error:
+        raise ApiError(400, f"{name}.value: {str(error) or 'the pattern is too large'}") from None
+    return Trigger(FULL if is_anchored else kind, text, states=states)
+
+
+def _preserved(value: object, vocab: Vocab) -> tuple[int, ...]:
+    """Ids, and texts that are one token; of other texts nothing is hidden."""
+    tokens = []
+    for item in _list("preserved_tokens", value, MAX_PRESERVED):
+        if not isinstance(item, str):
+            tokens.append(token_id("preserved_tokens", item, vocab))
+        elif len(item) <= MAX_BYTES and len(made := vocab.tokenize(item, False, True)) == 1:
+            tokens += made
+    return tuple(tokens)
+
+
+def _list(name: str, value: object, most: int) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ApiError(400, f"{name}: give a list")
+    if len(value) > most:
+        raise ApiError(400, f"{name}: {len(value)} are too many, at most {most} are allowed")
+    return list(value)
