@@ -187,13 +187,12 @@ class Slot:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning of two token lists (compared in blocks: most of it runs in C)."""
-    n = min(len(a), len(b))
-    if a[:n] == b[:n]:
-        return n
-    low, step = 0, 1024
-    while a[low : low + step] == b[low : low + step]:
-        low += step
-    while a[low] == b[low]:
-        low += 1
-    return low
+    """Length of the common beginning of two lists or two tuples of tokens (blocks are compared, so most runs in C)."""
+    n, step = 0, 1024
+    end = min(len(a), len(b))
+    while step and n < end:
+        if a[n : n + step] == b[n : n + step]:
+            n += step
+        else:
+            step //= 2
+    return min(n, end)
