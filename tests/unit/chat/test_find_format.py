@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 from typing import Any
 
@@ -11,14 +12,17 @@ import pytest
 from server.chat.find_format import find_format
 from server.chat.named_formats import FAMILIES as FAMILY_MARKS
 from server.chat.named_formats import FORMATS
+from server.chat.output.call_grammar import call_constraint
 from server.chat.output.events import ToolCall
 from server.chat.output.formats import GENERIC, IdForm, JsonCall, ParameterCall, Tags
 from server.chat.output.write_calls import WrittenCall, write_calls
 from server.chat.template import BuiltinTemplate, ChatTemplate
+from server.records import replace
 from tests.support import ROOT
 from tests.unit.chat.family_templates import FAMILIES, FIREFUNCTION, NAMED, NO_CALLS, calls, chat, json_call, show
 from tests.unit.chat.family_templates import GENERIC as KNOWS_NOTHING
 from tests.unit.chat.output.reading import cuts, joined, read
+from tests.unit.grammar.gbnf_oracle import Generator
 
 USER = {"role": "user", "content": "hi"}
 PROPERTIES = {"city": {"type": "string"}, "n": {"type": "integer"}, "rest": {"type": "object"}}
@@ -97,6 +101,19 @@ def test_what_is_found_writes_the_templates_own_calls_and_reads_them(family, arg
         assert [(event.name, json.loads(event.arguments)) for event in events] == [
             (one.name, one.arguments) for one in some
         ]
+
+
+@pytest.mark.parametrize("family", {**ALL, **NAMED, "generic": KNOWS_NOTHING})
+def test_what_the_grammar_of_a_template_writes_is_read_as_calls(family):
+    made = template({**ALL, **NAMED, "generic": KNOWS_NOTHING}[family])
+    tags = made.reasoning_for("".join(text for text, _ in made.render([USER], True, {})))
+    found = replace(made.call_format, reasoning=tags)
+    generator, luck = Generator(call_constraint(found, TOOLS, choice="required").grammar), random.Random(3)
+    for _ in range(5):
+        thought = tags.close if tags and tags.is_opened else ""
+        events = joined(read(found, TOOLS, thought + generator.text(luck)))
+        assert events and all(isinstance(event, ToolCall) for event in events)
+        assert all(isinstance(json.loads(event.arguments), dict) for event in events)
 
 
 def test_a_text_that_arguments_are_joined_with_is_not_taken_for_theirs():
