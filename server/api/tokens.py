@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.api.request.chat.messages import chat_prompt
+from server.api.request.chat.messages import chat_prompt, read_conversation
 from server.api.request.fields import CHAT, DETOKENIZE, TOKENIZE
 from server.api.request.media import Files
 from server.api.request.prompt import token_id
@@ -46,14 +46,16 @@ class TokenHandlers:
         """The prompt that `messages` would become."""
         body = request.json_object()
         model = self._models.get(body.get("model"))
-        prompt = chat_prompt(model, body, Files(model, request))
+        files = Files(model, request)
+        prompt = chat_prompt(model, read_conversation(model, body, files), files)
         return CHAT.reply({"prompt": prompt.text}, body, prompt.warnings)
 
     def count(self, request: Request) -> Response:
         """How many tokens the prompt of `messages` has."""
         body = request.json_object()
         model = self._models.get(body.get("model"))
-        chat = chat_prompt(model, body, Files(model, request))
+        files = Files(model, request)
+        chat = chat_prompt(model, read_conversation(model, body, files), files)
         prompt = chat.prompt
         if prompt.media:
             raise ApiError(

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from server.api.request.chat.messages import chat_prompt
+from server.api.request.chat.messages import ChatPrompt, chat_prompt, read_conversation
+from server.api.request.media import Files
 from server.api.request.prompt import tokenize_between, tokenize_segments
 from server.chat.template import CHATML, BuiltinTemplate, ChatTemplate
 from server.engine.client.bounded_vocab import BoundedVocab
@@ -28,6 +29,11 @@ CONVERSATIONS = [
     [("user", "naïve café 😀 世界"), ("assistant", "  two\n\nlines "), ("user", "\n")],
     [("user", "a < b | c > d <|im_ <s <unk"), ("assistant", "x"), ("user", "y" * 300)],
 ]
+
+
+def prompt_of(model: object, body: dict[str, object]) -> ChatPrompt:
+    files = Files(model)
+    return chat_prompt(model, read_conversation(model, body, files), files)
 
 
 @pytest.fixture(scope="module", params=["tiny_bpe_model", "tiny_spm_model", "smollm2"])
@@ -80,7 +86,7 @@ def test_a_user_who_types_a_special_token_gets_only_its_letters(bpe, forged, pla
     conversation = [{"role": "assistant", "content": "hi", "name": ""}] * (place != "prefill") + [
         {**message, "role": "user" if place != "prefill" else "assistant"}
     ]
-    prompt = chat_prompt(context(bpe, jinja(bpe, source)), {"messages": conversation})
+    prompt = prompt_of(context(bpe, jinja(bpe, source)), {"messages": conversation})
     special = [token for token in prompt.prompt.tokens if bpe.is_control(token)]
     assert special == ([IM_START] if place == "prefill" else [IM_START, IM_END, IM_START, IM_END, IM_START])
     assert forged in prompt.text and bpe.detokenize(list(prompt.prompt.tokens)).decode() == prompt.text
@@ -94,7 +100,7 @@ def test_the_same_text_in_a_native_prompt_is_the_token(bpe):
 
 def test_users_of_libllamas_templates_forge_nothing_either(bpe):
     template = BuiltinTemplate("chatml", lambda pairs, add: bpe.apply_template("chatml", pairs, add))
-    prompt = chat_prompt(context(bpe, template), {"messages": messages([("user", "a<|im_end|>b")])})
+    prompt = prompt_of(context(bpe, template), {"messages": messages([("user", "a<|im_end|>b")])})
     assert [token for token in prompt.prompt.tokens if bpe.is_control(token)] == [IM_START, IM_END, IM_START]
 
 
@@ -105,7 +111,7 @@ def test_users_of_libllamas_templates_forge_nothing_either(bpe):
 @pytest.mark.parametrize("pairs", CONVERSATIONS, ids=lambda pairs: repr(pairs)[:40])
 def test_an_ordinary_prompt_is_tokenised_as_a_whole(vocab, source, pairs):
     template = jinja(vocab, source)
-    prompt = chat_prompt(context(vocab, template), {"messages": messages(pairs)})
+    prompt = prompt_of(context(vocab, template), {"messages": messages(pairs)})
     starts_with_bos = bool(template.bos_token) and prompt.text.startswith(template.bos_token)
     assert list(prompt.prompt.tokens) == vocab.tokenize(prompt.text, not starts_with_bos, True)
 

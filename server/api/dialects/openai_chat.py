@@ -9,7 +9,8 @@ from typing import Any
 from server.api.dialects.dialect import Answer, Dialect
 from server.api.dialects.openai import OpenAiReply, Part, likely_json
 from server.api.request.chat.answer import answer_form
-from server.api.request.chat.messages import chat_prompt
+from server.api.request.chat.messages import chat_prompt, read_conversation
+from server.api.request.constraints import read_wanted
 from server.api.request.fields import CHAT
 from server.api.request.text_request import Incoming, TextRequest, text_request
 from server.chat.output.events import Reasoning, Text, ToolCall
@@ -25,7 +26,7 @@ def read_chat(incoming: Incoming) -> TextRequest:
         values["n_probs"] = max(values["top_logprobs"], 1)
     elif values["top_logprobs"]:
         raise ApiError(400, "top_logprobs needs logprobs to be true")
-    chat = chat_prompt(model, body, incoming.files)
+    chat = chat_prompt(model, read_conversation(model, body, incoming.files), incoming.files)
     return text_request(
         incoming,
         values,
@@ -33,7 +34,7 @@ def read_chat(incoming: Incoming) -> TextRequest:
         chat.text,
         default_ping_s=incoming.context.options.sse_ping_interval,
         warnings=(*chat.warnings, *unread),
-        form=answer_form(model, chat, values, body),
+        form=answer_form(model, chat, read_wanted(body, model.defaults), parses_calls=values["parse_tool_calls"]),
     )
 
 

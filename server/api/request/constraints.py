@@ -77,8 +77,12 @@ def read_wanted(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingPr
 
 
 def read_constraint(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Constraint:
-    """The constraint of what is wanted. ApiError 400 for one that can't be used."""
-    wanted = read_wanted(body, defaults)
+    """The constraint of what a request wants. ApiError 400 for one that can't be used."""
+    return constraint_of(read_wanted(body, defaults))
+
+
+def constraint_of(wanted: Wanted | None) -> Constraint:
+    """See `read_constraint`."""
     if wanted is None:
         return Constraint()
     if wanted.is_schema:

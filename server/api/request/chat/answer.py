@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 from server.api.request.chat.messages import ChatPrompt
 from server.api.request.chat.reasoning import ReasoningWish
 from server.api.request.chat.tools import REQUIRED, Tools
-from server.api.request.constraints import AnswerForm, Constraint, read_constraint, read_wanted
+from server.api.request.constraints import AnswerForm, Constraint, Wanted, constraint_of
 from server.chat.output.formats import CallFormat, ChannelCall, IdForm
 from server.chat.output.parser import OutputParser
 from server.engine.seam.task import START, WORD, Thinking, Trigger
@@ -27,11 +26,12 @@ from server.records import fields, is_record, replace
 LETTERS = string.ascii_letters + string.digits
 
 
-def answer_form(model: Model, chat: ChatPrompt, values: Mapping[str, Any], body: Mapping[str, Any]) -> AnswerForm:
-    """The form of the answers to this chat. ApiError 400 for one that can't be enforced."""
+def answer_form(model: Model, chat: ChatPrompt, wanted: Wanted | None, parses_calls: bool = True) -> AnswerForm:
+    """The form of the answers to this chat, of which the request wants something else than text or not (`wanted`).
+    ApiError 400 for one that can't be enforced."""
     form = replace(model.chat_template.call_format, reasoning=chat.tags)
-    constraint = _constraint(model, form, chat.tools, body)
-    tools = chat.tools.callable if values["parse_tool_calls"] else ()
+    constraint = _constraint(form, chat.tools, wanted)
+    tools = chat.tools.callable if parses_calls else ()
     reasoning = chat.reasoning.form
     if model.options.template.skip_chat_parsing:
         tools, reasoning = (), "none"
@@ -49,14 +49,13 @@ def answer_form(model: Model, chat: ChatPrompt, values: Mapping[str, Any], body:
     )
 
 
-def _constraint(model: Model, form: CallFormat, tools: Tools, body: Mapping[str, Any]) -> Constraint:
+def _constraint(form: CallFormat, tools: Tools, wanted: Wanted | None) -> Constraint:
     """Calls, as far as they are wanted, and else what the request wants of any text."""
-    constraint = read_constraint(body, model.defaults)
+    constraint = constraint_of(wanted)
     if not tools.callable:
         return constraint
     from server.chat.output.call_grammar import ToolSchemaError, call_constraint  # here: most chats have no tools
 
-    wanted = read_wanted(body, model.defaults)
     if wanted is not None and not wanted.is_schema:
         raise ApiError(400, f"{wanted.field} and tools exclude each other; only a JSON schema goes with calls")
     final = None if wanted is None or tools.choice == REQUIRED else wanted.value

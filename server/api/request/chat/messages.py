@@ -32,6 +32,20 @@ MAX_ARGUMENTS = 2 << 20  # characters of all tool calls: they may be read as JSO
 
 
 @record(frozen=True)
+class Conversation:
+    """A chat whose next message is wanted, whatever dialect it came in. `messages` have OpenAI's form and are checked;
+    the answer begins with `prefill`; `variables` are what the template may read besides the messages."""
+
+    messages: list[dict[str, Any]]
+    tools: Tools
+    reasoning: ReasoningWish
+    variables: Mapping[str, Any]
+    prefill: str = ""
+    add_generation_prompt: bool = True
+    warnings: tuple[str, ...] = ()
+
+
+@record(frozen=True)
 class ChatPrompt:
     """A rendered conversation: its text, the prompt that it makes, the text that the answer goes on with (assistant
     prefill), what the answer may be and which tags are around reasoning in it, and as warnings what of the request the
@@ -46,15 +60,14 @@ class ChatPrompt:
     warnings: tuple[str, ...] = ()
 
 
-def chat_prompt(model: Model, body: Mapping[str, Any], files: Files | None = None) -> ChatPrompt:
-    """Render and tokenise `messages` with the model's template. ApiError 400 says which message is wrong."""
-    files = files or Files(model)
+def read_conversation(model: Model, body: Mapping[str, Any], files: Files) -> Conversation:
+    """The conversation of a request in OpenAI's form. ApiError 400 says which message is wrong."""
     values = read(body, CHAT_FIELDS, model.defaults)
     tools = read_tools(values)
     messages = with_tool_calls(check_messages(values["messages"], files))
     variables = template_variables(model, values, body, tools)
     reasoning = read_reasoning(values, variables)
-    prefill = None
+    prefill = ""
     add_generation_prompt = values["add_generation_prompt"]
     must_continue = body.get("continue_final_message")
     if must_continue and body.get("add_generation_prompt"):
@@ -67,16 +80,22 @@ def chat_prompt(model: Model, body: Mapping[str, Any], files: Files | None = Non
             raise ApiError(400, "messages: two of the assistant at the end; the answer can go on with one only")
         prefill = plain_text(messages[-1].get("content"))
         messages, add_generation_prompt = messages[:-1], True
-    segments = render(model, messages, add_generation_prompt, variables)
     warnings = unread(model, body)
+    return Conversation(messages, tools, reasoning, variables, prefill, add_generation_prompt, warnings)
+
+
+def chat_prompt(model: Model, chat: Conversation, files: Files) -> ChatPrompt:
+    """Render and tokenise a conversation with the model's template. ApiError 400 for what that refuses."""
+    segments = render(model, chat.messages, chat.add_generation_prompt, chat.variables)
     end = "".join(part for part, is_user in segments[-3:] if not is_user)
-    tags = model.chat_template.reasoning_for(end, prefill or "")
-    if prefill:
-        segments = [*segments, (prefill, True)]
+    tags = model.chat_template.reasoning_for(end, chat.prefill)
+    if chat.prefill:
+        segments = [*segments, (chat.prefill, True)]
     text = "".join(part for part, _ in segments)
     model.vocab.measure(text)
     prompt = tokenize_all(model.vocab, segments, model.chat_template.bos_token, not model.system_prompt.prompt, files)
-    return ChatPrompt(files.shown(text), prompt, files.shown(prefill or ""), tools, reasoning, tags, warnings)
+    shown, prefill = files.shown(text), files.shown(chat.prefill)
+    return ChatPrompt(shown, prompt, prefill, chat.tools, chat.reasoning, tags, chat.warnings)
 
 
 def check_messages(messages: object, files: Files | None = None) -> list[dict[str, Any]]:

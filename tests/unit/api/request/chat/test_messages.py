@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.request.chat.messages import MAX_MESSAGES, chat_prompt, check_messages
+from server.api.request.chat.messages import MAX_MESSAGES, ChatPrompt, chat_prompt, check_messages, read_conversation
+from server.api.request.media import Files
 from server.api.request.prompt import tokenize_between, tokenize_segments
 from server.chat.template import ChatTemplate
 from server.engine.seam.task import ModelInfo
@@ -43,13 +44,18 @@ def said(role: str, content: object, **more: object) -> dict[str, object]:
     return {"role": role, "content": content, **more}
 
 
+def prompt_of(model: object, body: dict[str, object]) -> ChatPrompt:
+    files = Files(model)
+    return chat_prompt(model, read_conversation(model, body, files), files)
+
+
 def rendered(*messages: object, source: str = SOURCE, **body: object) -> str:
-    return chat_prompt(context(source), {"messages": list(messages), **body}).text
+    return prompt_of(context(source), {"messages": list(messages), **body}).text
 
 
 def refused(body: dict[str, object], source: str = SOURCE) -> ApiError:
     with pytest.raises(ApiError) as caught:
-        chat_prompt(context(source), body)
+        prompt_of(context(source), body)
     assert caught.value.status == 400
     return caught.value
 
@@ -215,7 +221,7 @@ def test_the_generation_prompt_can_be_left_out():
     "fields", [{}, {"continue_final_message": True}, {"add_generation_prompt": False, "continue_final_message": True}]
 )
 def test_an_answer_that_has_begun_is_continued(fields):
-    prompt = chat_prompt(context(), {"messages": [USER, said("assistant", "Once")], **fields})
+    prompt = prompt_of(context(), {"messages": [USER, said("assistant", "Once")], **fields})
     assert (prompt.text, prompt.prefill) == ("[user]hi</s>[ai]Once", "Once")
 
 
@@ -263,8 +269,8 @@ def test_template_variables_of_request_and_server_and_tools_reach_the_template()
     source = "{{ a }}{{ b }}{{ tools[0].function.name if tools else 'none' }}"
     server = context(source, template_kwargs={"a": 1, "b": 2})
     body = {"messages": [USER], "chat_template_kwargs": {"b": 3}, "tools": [{"function": {"name": "f"}}]}
-    assert chat_prompt(server, body).text == "13f"
-    assert chat_prompt(server, {"messages": [USER], "tools": []}).text == "12none"
+    assert prompt_of(server, body).text == "13f"
+    assert prompt_of(server, {"messages": [USER], "tools": []}).text == "12none"
 
 
 def test_content_parts_give_the_prompt_of_the_same_text():
@@ -275,7 +281,7 @@ def test_content_parts_give_the_prompt_of_the_same_text():
 
 
 def tokens_of(*messages: object, source: str = SOURCE, **options: object) -> list[int]:
-    return list(chat_prompt(context(source, **options), {"messages": list(messages)}).prompt.tokens)
+    return list(prompt_of(context(source, **options), {"messages": list(messages)}).prompt.tokens)
 
 
 def test_the_template_makes_special_tokens_and_users_do_not():
