@@ -158,10 +158,10 @@ class App {
   }
 
   #route() {
-    const [name, id] = location.hash.slice(1).split('/');
+    const [name, id, message] = location.hash.slice(1).split('/');
     const view = name in this.links ? name : 'chat';
     this.#view = this.#show(view);
-    if (view === 'chat' && (this.chat.chat?.id !== id || !id)) this.chat.open(id ?? null);
+    if (view === 'chat' && (this.chat.chat?.id !== id || !id || message)) this.chat.open(id ?? null, message);
     if (NARROW.matches) this.#toggleSidebar(false);
   }
 

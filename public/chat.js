@@ -65,10 +65,13 @@ export class ChatView {
     }, { root: this.scroller, rootMargin: '200px' });
     this.nearTop.observe(this.earlier);
     store.listen((note) => this.#hear(note));
+    window.addEventListener('beforeprint', () => {
+      while (!this.earlier.hidden) this.#drawEarlier();
+    });
   }
 
-  // Show the conversation `id`, or a new one.
-  async open(id) {
+  // Show the conversation `id`, or a new one; at its end, or at the message `target`.
+  async open(id, target = null) {
     const turn = ++this.#opening;
     const running = this.runs.get(id);
     const [chat, rows] = id ? await Promise.all([store.getChat(id), running ? [] : store.messagesOf(id)]) : [];
@@ -77,8 +80,10 @@ export class ChatView {
     this.#showFields();
     for (const box of [this.systemBox, this.tools.element, this.sampling.element]) box.open = false;
     this.composer.use(this.#key);
-    this.#draw();
-    this.scroll.toEnd();
+    if (target && !this.#path.some((message) => message.id === target)) this.chat.leaf = this.tree.newestLeaf(target);
+    this.#draw(target);
+    if (this.#views.has(target)) this.scroll.to(this.#views.get(target).element);
+    else this.scroll.toEnd();
     this.composer.focus();
     this.on.opened(chat ? id : null);
     if (!running && chat?.writing) await this.#resume(chat.writing);
@@ -212,10 +217,12 @@ export class ChatView {
     this.systemStart.textContent = this.system.value.trim().slice(0, 200);
   }
 
-  #draw() {
+  // Draw the last messages; from `target` on if that is further up.
+  #draw(target = null) {
     const path = this.#path;
+    const at = path.findIndex((message) => message.id === target);
     this.#views.clear();
-    this.#first = Math.max(0, path.length - PAGE);
+    this.#first = Math.max(0, Math.min(path.length - PAGE, at < 0 ? path.length : at - 5));
     this.log.replaceChildren(...path.slice(this.#first).map((message) => this.#view(message).element));
     this.earlier.hidden = this.#first === 0;
     this.welcome.hidden = path.length > 0;

@@ -21,6 +21,15 @@ export class Scroller {
     this.settle();
   }
 
+  // Bring `element` to the top, and show for a moment that it is meant.
+  to(element) {
+    this.#isPinned = false;
+    element.scrollIntoView({ block: 'start' });
+    this.#note();
+    element.classList.add('found');
+    element.addEventListener('animationend', () => element.classList.remove('found'), { once: true });
+  }
+
   // The content has changed: put things where they were.
   settle() {
     if (this.#isPinned) this.box.scrollTop = this.box.scrollHeight;

@@ -6,6 +6,9 @@ import { withBidiShown } from './markdown.js';
 import * as store from './store.js';
 import { Tree } from './tree.js';
 
+const MAX_SNIPPETS = 3;         // for each conversation
+const [BEFORE, AFTER] = [24, 80];       // characters around what was found
+
 // All of a message that can be found.
 const searchText = ({ content, reasoning = '', calls = [] }) =>
   [content, reasoning, ...calls.map((call) => `${call.name} ${call.arguments}`)].join('\n');
@@ -45,13 +48,26 @@ export class Sidebar {
   async #search() {
     this.#query = this.search.value.trim().toLowerCase();
     let chats = (await store.allChats()).sort((a, b) => b.changed - a.changed);
+    const found = new Map();                    // chat id -> snippets
     if (this.#query) {
-      const found = new Set((await store.allMessages())
-        .filter((message) => searchText(message).toLowerCase().includes(this.#query)).map((message) => message.chat));
+      for (const message of await store.allMessages()) this.#find(message, found);
       chats = chats.filter((chat) => found.has(chat.id) || chat.title.toLowerCase().includes(this.#query));
     }
-    this.list.replaceChildren(...chats.map((chat) => this.#row(chat)));
+    this.list.replaceChildren(...chats.flatMap((chat) => [this.#row(chat), ...(found.get(chat.id) ?? [])]));
     if (!chats.length) this.list.append(h('li', { class: 'dim' }, t(this.#query ? 'nothing-found' : 'no-chats')));
+  }
+
+  // Add a link to `found` if the query is in the message.
+  #find(message, found) {
+    const text = searchText(message);
+    const at = text.toLowerCase().indexOf(this.#query);
+    if (at < 0) return;
+    const rows = found.get(message.chat) ?? [];
+    found.set(message.chat, rows);
+    if (rows.length >= MAX_SNIPPETS) return;
+    const end = at + this.#query.length;
+    rows.push(h('li', { class: 'snippet' }, h('a', { href: `#chat/${message.chat}/${message.id}`, dir: 'auto' },
+      at > BEFORE && '\u2026', text.slice(Math.max(0, at - BEFORE), at), h('mark', {}, text.slice(at, end)), text.slice(end, end + AFTER))));
   }
 
   #row(chat) {

@@ -282,7 +282,7 @@ def test_conversations_are_renamed_searched_and_deleted(server, browser: Browser
         browser.click("#new-chat")
         wait_until(lambda: messages(browser) == [], "an empty conversation")
         say(browser, text)
-    titles = "return [...document.querySelectorAll('.chats a')].map((one) => one.textContent)"
+    titles = "return [...document.querySelectorAll('.chats li[data-id] a')].map((one) => one.textContent)"
     wait_until(lambda: browser.run(titles) == ["About pears", "About apples"], "both names, the latest first")
     browser.click(".chats li:first-child button")
     browser.clear("dialog input")
@@ -324,7 +324,7 @@ def test_an_exported_conversation_can_be_imported_again(server, browser: Browser
     assert "# Keep me\n\n" in exported["markdown"] and exported["markdown"].endswith(f"## Model\n\n{ANSWER}\n")
     (tmp_path / "chats.json").write_text(exported["json"])
     browser.upload("#import-file", tmp_path / "chats.json")
-    wait_until(lambda: browser.run("return document.querySelectorAll('.chats a').length") == 2, "the imported copy")
+    wait_until(lambda: browser.run("return document.querySelectorAll('.chats li[data-id] a').length") == 2, "the imported copy")
     wait_until(lambda: messages(browser) == [["user", "Keep me"], ["assistant", ANSWER.strip()]], "its messages")
     for content, said in (("{", "not JSON"), ('{"format": "other"}', "no conversations"), ("[]", "no conversations")):
         (tmp_path / "bad.json").write_text(content)

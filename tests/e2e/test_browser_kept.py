@@ -13,7 +13,7 @@ from tests.e2e.webdriver import Browser, browser, shared_browser  # noqa: F401
 from tests.support import wait_until
 
 ENTER, ESCAPE = "\ue007", "\ue00c"
-TITLES = "return [...document.querySelectorAll('.chats a')].map((one) => one.textContent)"
+TITLES = "return [...document.querySelectorAll('.chats li[data-id] a')].map((one) => one.textContent)"
 
 
 def reload(browser: Browser, server: Scripted) -> None:  # noqa: F811
@@ -235,6 +235,34 @@ def test_a_long_text_that_is_pasted_becomes_a_file(scripted: Scripted, browser: 
     wait_until(lambda: "pasted-1.txt" in browser.text("#composer"), "the chip")
     say(browser, "Read it")
     assert "long line" in scripted.requests[0]["messages"][0]["content"]
+
+
+def test_what_is_found_leads_to_its_place(scripted: Scripted, browser: Browser, tmp_path: Path):  # noqa: F811
+    open_page(browser, scripted)
+    import_file(browser, tmp_path / "long.json", long_chat(300))
+    wait_until(lambda: len(messages(browser)) == 40, "the conversation")
+    browser.type("#sidebar input[type=search]", "message 123")
+    wait_until(lambda: browser.exists(".snippet"), "a snippet")
+    assert browser.run("return document.querySelector('.snippet mark').textContent") == "message 123"
+    browser.click(".snippet a")
+    at_top = """const { left, top, width } = document.querySelector('.scroller').getBoundingClientRect();
+        return document.elementFromPoint(left + width / 2, top + 30)?.closest('.message')?.querySelector('.body').textContent"""
+    wait_until(lambda: (browser.run(at_top) or "").startswith("message 123"), "its place")
+    browser.run_async(FRAMES)
+    assert browser.run(at_top).startswith("message 123")
+
+
+def test_all_of_a_conversation_is_printed_and_nothing_else(scripted: Scripted, browser: Browser, tmp_path: Path):  # noqa: F811
+    open_page(browser, scripted)
+    import_file(browser, tmp_path / "long.json", long_chat(100))
+    wait_until(lambda: len(messages(browser)) == 40, "the conversation")
+    browser.run("window.dispatchEvent(new Event('beforeprint'))")
+    assert len(messages(browser)) == 100
+    browser.cdp("Emulation.setEmulatedMedia", media="print")
+    shown = "return ['.bar', '#sidebar', '#composer', '.message footer'].filter((one) => document.querySelector(one).checkVisibility())"
+    assert browser.run(shown) == []
+    assert browser.run("return document.body.scrollHeight > 100 * 20")
+    browser.cdp("Emulation.setEmulatedMedia", media="")
 
 
 # ---------------------------------------------------------------------------------------- scrolling
