@@ -2,7 +2,7 @@
 // only, images are not loaded but shown as links (the page asks nobody but its own server).
 //
 // Two steps: `blocks` cuts lines into blocks, `inline` cuts a text into spans. Math ($...$, \(...\), $$...$$, \[...\])
-// is left as it is written. Linear in the length for ordinary text; nesting is limited, so odd input can't overflow.
+// becomes MathML once math.js is there, and is left as it is written where that can't read it. Linear in the length for ordinary text; nesting is limited, so odd input can't overflow.
 
 import { copy, h, iconButton } from './dom.js';
 import { highlight } from './highlight.js';
@@ -97,10 +97,34 @@ function readMath(lines, at) {
     const line = lines[end].trim();
     if (line.slice(end === at ? 2 : 0).includes(close)) {
       if (!line.endsWith(close)) break;
-      return [h('p', { class: 'math', dir: 'ltr' }, lines.slice(at, end + 1).join('\n').trim()), end + 1];
+      return [formula('p', lines.slice(at, end + 1).join('\n').trim(), true), end + 1];
     }
   }
   return readParagraph(lines, at);
+}
+
+// LaTeX with its marks ($, $$, \\(, \\[) around it. The module that draws it is loaded with the first formula.
+let drawMath = null;
+
+function formula(tag, text, isDisplay = /^(\$\$|\\\[)/.test(text)) {
+  const element = h(tag, { class: 'math', dir: 'ltr' }, text);
+  if (drawMath) drawFormula(element, text, isDisplay);
+  else {
+    import('./math.js').then(({ mathML }) => {
+      drawMath = mathML;
+      drawFormula(element, text, isDisplay);
+    }, () => {});
+  }
+  return element;
+}
+
+function drawFormula(element, text, isDisplay) {
+  const inner = text.replace(/^(\$\$|\$|\\\(|\\\[)/, '').replace(/(\$\$|\$|\\\)|\\\])$/, '').trim();
+  try {
+    element.replaceChildren(drawMath(inner, isDisplay));
+  } catch {
+    // It stays as it is written.
+  }
 }
 
 function readQuote(lines, at, depth) {
@@ -170,13 +194,14 @@ function readTable(lines, at) {
 // Spans: [first characters, what has to follow somewhere, pattern, node]. The first that matches at a place wins. The
 // second column, the bounded lengths and MAX_MISSES keep text full of unclosed marks from taking long.
 const SPANS = [
-  ['\\', '\\)', /\\\(([\s\S]{1,1000}?)\\\)/y, (m) => h('span', { class: 'math', dir: 'ltr' }, m[0])],
-  ['\\', '\\]', /\\\[([\s\S]{1,1000}?)\\\]/y, (m) => h('span', { class: 'math', dir: 'ltr' }, m[0])],
+  ['\\', '\\)', /\\\(([\s\S]{1,1000}?)\\\)/y, (m) => formula('span', m[0])],
+  ['\\', '\\]', /\\\[([\s\S]{1,1000}?)\\\]/y, (m) => formula('span', m[0])],
   // Models mean a line break when they write one.
   ['\\\n', '\n', /\\?\n/y, () => h('br')],
   ['\\', '', /\\([!-'*-/:-@^-`{-~[\]()])/y, (m) => (m[1] === '(' || m[1] === '[' ? null : m[1])],
   ['`', '`', /(`+)(?!`)([\s\S]{0,4000}?[^`])\1(?!`)/y, (m) => h('code', { dir: 'ltr' }, withBidiShown(m[2]).replace(/\n/g, ' ').replace(/^ (.*\S.*) $/, '$1'))],
-  ['$', '$', /\$(?=\S)([^$\n]{1,300}?\S|\S)\$(?!\d)/y, (m) => (/[\\^_{}=+]|^[A-Za-z]$/.test(m[1]) ? h('span', { class: 'math', dir: 'ltr' }, m[0]) : null)],
+  ['$', '$$', /\$\$([^$]{1,1000}?)\$\$/y, (m) => formula('span', m[0])],
+  ['$', '$', /\$(?=\S)([^$\n]{1,300}?\S|\S)\$(?!\d)/y, (m) => (/[\\^_{}=+]|^[A-Za-z]$/.test(m[1]) ? formula('span', m[0]) : null)],
   ['!', '](', /!\[([^\]\n]{0,500})\]\( ?<?((?:[^\s()<>]|\([^\s()<>]{0,200}\)){1,2000})>?[^()\n]{0,200}\)/y,
     (m) => link(m[2], [t('image-link', { name: m[1] || m[2] })])],
   ['[', '](', /\[((?:[^[\]\n]|\[[^\]\n]{0,100}\]){1,500})\]\( ?<?((?:[^\s()<>]|\([^\s()<>]{0,200}\)){1,2000})>?(?: +["'][^\n]{0,200}?["'])? ?\)/y,

@@ -196,7 +196,9 @@ def test_calls_are_copied_searched_exported_and_imported(scripted: Scripted, bro
     for query, n in (("oslo", 1), ("wonder", 1), ("snow", 1), ("weather", 1), ("hail", 0)):
         browser.clear("#sidebar input[type=search]")
         browser.type("#sidebar input[type=search]", query)
-        wait_until(lambda n=n: browser.run("return document.querySelectorAll('.chats li[data-id] a').length") == n, query)
+        wait_until(
+            lambda n=n: browser.run("return document.querySelectorAll('.chats li[data-id] a').length") == n, query
+        )
     exported = browser.run_async("""
         const [store, transfer, { Tree }] = await Promise.all([import('/store.js'),
             import('/transfer.js'), import('/tree.js')]);

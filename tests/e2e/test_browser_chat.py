@@ -324,7 +324,9 @@ def test_an_exported_conversation_can_be_imported_again(server, browser: Browser
     assert "# Keep me\n\n" in exported["markdown"] and exported["markdown"].endswith(f"## Model\n\n{ANSWER}\n")
     (tmp_path / "chats.json").write_text(exported["json"])
     browser.upload("#import-file", tmp_path / "chats.json")
-    wait_until(lambda: browser.run("return document.querySelectorAll('.chats li[data-id] a').length") == 2, "the imported copy")
+    wait_until(
+        lambda: browser.run("return document.querySelectorAll('.chats li[data-id] a').length") == 2, "the imported copy"
+    )
     wait_until(lambda: messages(browser) == [["user", "Keep me"], ["assistant", ANSWER.strip()]], "its messages")
     for content, said in (("{", "not JSON"), ('{"format": "other"}', "no conversations"), ("[]", "no conversations")):
         (tmp_path / "bad.json").write_text(content)

@@ -59,7 +59,7 @@ def test_markdown_becomes_elements(server, browser: Browser, request, tmp_path: 
             "em",
             "strong",
             "del",
-            ".math",
+            ".math annotation",
             "ol > li:nth-child(2) > ul .code code",
             ".hl-keyword",
             ".hl-comment",
@@ -74,7 +74,7 @@ def test_markdown_becomes_elements(server, browser: Browser, request, tmp_path: 
         "em": "emphasis",
         "strong": "strong",
         "del": "gone",
-        ".math": "$a_1 * b_1$",
+        ".math annotation": "a_1 * b_1",
         "ol > li:nth-child(2) > ul .code code": 'def f(x):  # comment\n    return "text"',
         ".hl-keyword": "def",
         ".hl-comment": "# comment",
@@ -187,3 +187,86 @@ def test_two_thousand_messages_stay_smooth(server, browser: Browser, tmp_path: P
             before = len(messages(browser))
             browser.run("document.querySelector('.scroller').scrollTop = 0")
             wait_until(lambda b=before: len(messages(browser)) > b, "earlier messages")
+
+
+# ---------------------------------------------------------------------------------------- formulas
+
+FORMULAS = {
+    r"x^2 + y_1": "<mrow><msup><mi>x</mi><mn>2</mn></msup><mo>+</mo><msub><mi>y</mi><mn>1</mn></msub></mrow>",
+    r"\frac12": "<mrow><mfrac><mn>1</mn><mn>2</mn></mfrac></mrow>",
+    r"\sqrt[3]{8}": "<mrow><mroot><mrow><mn>8</mn></mrow><mn>3</mn></mroot></mrow>",
+    r"\mathbb{R} \to \text{a b}": "<mrow><mi>ℝ</mi><mo>→</mo><mtext>a b</mtext></mrow>",
+    r"f'(x)": '<mrow><msup><mi>f</mi><mo>′</mo></msup><mo stretchy="false">(</mo><mi>x</mi><mo stretchy="false">)</mo></mrow>',
+}
+WELL_FORMED = (
+    r"\sum_{i=1}^{n} i = \frac{n(n+1)}{2}",
+    r"\int_0^\infty e^{-x^2}\,dx = \frac{\sqrt{\pi}}{2}",
+    r"\begin{pmatrix} a & b \\ c & d \end{pmatrix}^{-1}",
+    r"f(x) = \begin{cases} 1 & \text{if } x > 0 \\ 0 & \text{otherwise} \end{cases}",
+    r"\left( \frac{a}{b} \right]_{x} \left\{ y \middle| z \right\}",
+    r"\begin{aligned} a &= b + c \\ &= d \end{aligned}",
+    r"\lim_{x \to 0} \frac{\sin x}{x} = 1, \quad \hat{y} \approx \vec{v} \cdot \overline{z}",
+    r"\boxed{E = mc^2} \pmod{7} \binom{n}{k} \operatorname{rank}(A) \mathcal{L}",
+)
+ILL_FORMED = (
+    r"\frac{1}",
+    "{" * 500,
+    r"\begin{pmatrix} a",
+    "a}b",
+    "^" * 2000,
+    r"\left( x",
+    r"\unknown{x}",
+    r"\text{",
+    "x_",
+    "&",
+)
+
+
+def test_formulas_become_mathml_and_what_is_none_stays(server, browser: Browser, request, tmp_path: Path):  # noqa: F811
+    open_page(browser, server)
+    drawn = browser.run_async(
+        """const { mathML } = await import('/math.js');
+        const inner = (text) => new XMLSerializer().serializeToString(mathML(text, true).firstChild.firstChild)
+            .replace(/ xmlns="[^"]*"/g, '');
+        const refused = (text) => { try { mathML(text, false); return false; } catch (error) { return error instanceof Error && error.name !== 'TypeError'; } };
+        return [arguments[0].map(inner), arguments[1].map(inner), arguments[2].map(refused)]""",
+        [*FORMULAS],
+        WELL_FORMED,
+        ILL_FORMED,
+    )
+    assert drawn[0] == [*FORMULAS.values()]
+    assert len(drawn[1]) == len(WELL_FORMED) and all(drawn[2]), drawn[2]
+    answer = (
+        "Euler: $e^{i\\pi} + 1 = 0$, and costs $5 or $10.\n\n$$"
+        + "$$\n\n$$".join(WELL_FORMED)
+        + "$$\n\n\\[ \\oops{1} \\]"
+    )
+    rows = [
+        {"id": "1", "parent": None, "role": "user", "content": "Show", "time": 1},
+        {"id": "2", "parent": "1", "role": "assistant", "content": answer, "time": 2},
+    ]
+    chat = {"id": "c", "title": "Math", "leaf": "2", "messages": rows}
+    import_file(browser, tmp_path / "math.json", {"format": "llama_srv chats", "version": 1, "chats": [chat]})
+    n = len(WELL_FORMED) + 1
+    wait_until(lambda: browser.run("return document.querySelectorAll('.body math').length") == n, "the formulas")
+    assert browser.text(".body p:last-child") == "\\[ \\oops{1} \\]"
+    assert "costs $5 or $10." in browser.text(".body p")
+    browser.screenshot(screenshot_path(request, "formulas"))
+
+
+def test_no_text_makes_the_reader_of_formulas_hang_or_fail_oddly(server, browser: Browser):  # noqa: F811
+    open_page(browser, server)
+    odd = browser.run_async(r"""
+        const { mathML } = await import('/math.js');
+        const parts = ['\\frac', '{', '}', '^', '_', '\\left', '\\right', '(', ')', '\\begin{cases}', '\\end{cases}', '&', '\\\\', 'x', '12',
+            '\\sqrt', '[', ']', '\\text{a}', '\\sum', "'", '\\middle', '|', '\\hline', '\\mathbb', '\\', '%', '\u{1F600}', '\\hat', '\\limits', ' ',
+            '\\constructor', '\\toString', '\\begin{array}{cc}', '\\end{array}', '\\overbrace', '\\big', '\\__proto__'];
+        let seed = 7;
+        const pick = () => parts[(seed = (seed * 1103515245 + 12345) % 2147483648) % parts.length];
+        const odd = [];
+        for (let i = 0; i < 4000; i++) {
+          const text = Array.from({ length: 1 + i % 25 }, pick).join('');
+          try { mathML(text, i % 2 === 0); } catch (error) { if (error.constructor !== Error) odd.push([text, String(error)]); }
+        }
+        return odd.slice(0, 5)""")
+    assert odd == []
