@@ -62,8 +62,9 @@ class Dice:
     """Samples under a grammar from random logits. Tokens that start with bytes beyond ASCII are made rare:
     random ones seldom make UTF-8, which is nothing a grammar of characters can prevent in full."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, closing: tuple[bytes, ...] = (b'"', b"}", b"]")) -> None:
         self.model = model
+        self.closing_bytes = closing
         llama = model.libs.llama
         self.n_vocab = llama.llama_vocab_n_tokens(model.vocab)
         self.pieces = [token_to_piece(model.libs, model.vocab, token, False) for token in range(self.n_vocab)]
@@ -77,7 +78,7 @@ class Dice:
         table = (llama_token_data * self.n_vocab)()
         for token, piece in enumerate(self.pieces):
             bias = -40.0 if piece[:1] >= b"\x80" else 0.0
-            if closing and (self.eog[token] or piece[:1] in (b'"', b"}", b"]")):
+            if closing and (self.eog[token] or piece[:1] in self.closing_bytes):
                 bias = 14.0
             table[token].id, table[token].logit = token, rng.random() * 6 + bias
         return table

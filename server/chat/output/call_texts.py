@@ -23,18 +23,22 @@ from server.chat.output.formats import (
     PythonCall,
     QuotelessCall,
 )
+from server.chat.output.heads import first_word
 from server.grammar.gbnf_build import Builder, choice, factored, literal, optional, sequence
 from server.grammar.json_schema.convert import convert
-from server.grammar.json_schema.members import Member, convert_members
+from server.grammar.json_schema.members import FREE, Member, convert_members
 from server.grammar.json_schema.parts import SchemaError
-from server.grammar.json_schema.strings import CORE_RULES, core, is_core, json_text, reserve_core
+from server.grammar.json_schema.strings import CORE_RULES, json_text, reserve_core
 
 _NAMES = re.compile(r'("(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\{[^}]*\})|([A-Za-z0-9-]+)')
+_PYTHON_KEY = re.compile(r"""[^\s"',:=\[\]{}()]+""")
 _BARE_KEY = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _NUMBER = '("0" | [1-9] [0-9]{0,2})'
 _PYTHON = {"boolean": '"True" | "False"', "null": '"None"'}
 _MARKED_KINDS = ("string", "number", "boolean", "null", "object", "array")
 _INLINE_MAX = 60
+_SPACES = ("ws", "gap")
+_FREE = re.compile(rf"{FREE}(-[0-9]+)?")
 
 
 class ToolSchemaError(SchemaError):
@@ -59,6 +63,14 @@ def arguments_schema(parameters: Any) -> Any:
     if kinds != "object" and "object" not in (kinds if isinstance(kinds, list) else ()):
         raise SchemaError("the arguments of a function are an object", "#/type")
     return {**parameters, "type": "object"}
+
+
+def can_be_key(shape: ParameterCall | PythonCall | QuotelessCall, key: str) -> bool:
+    """Whether an argument of this name is read again as it was written."""
+    if isinstance(shape, PythonCall):
+        return _PYTHON_KEY.fullmatch(key) is not None
+    end = first_word(shape.after_key) if isinstance(shape, ParameterCall) else shape.quote
+    return bool(key) and key == key.strip() and end not in key
 
 
 class CallTexts:
@@ -115,15 +127,15 @@ class CallTexts:
         return self.adopt(rules, prefix)["root"]
 
     def adopt(self, rules: Mapping[str, str], prefix: str) -> dict[str, str]:
-        """Takes over the rules of another grammar under names of their own; JSON's fixed rules are shared. Returns the
-        new names."""
-        shared = CORE_RULES.keys() if is_core(rules) else ("ws", "gap")
-        names = {
-            name: core(self.builder, name) if name in shared else self.builder.reserve(f"{prefix}-{name}")
-            for name in rules
-        }
+        """Takes over the rules of another grammar under names of their own, which are returned. Fixed rules, as those
+        of JSON, are shared where they are the same; white space is what it is here."""
+        fixed = [name for name in rules if name not in _SPACES and (name in CORE_RULES or _FREE.fullmatch(name))]
+        if any(self.builder.rules.get(name, rules[name]) != rules[name] for name in fixed):
+            fixed = []
+        kept = {*fixed, *_SPACES}
+        names = {name: name if name in kept else self.builder.reserve(f"{prefix}-{name}") for name in rules}
         for name, body in rules.items():
-            if name not in shared:
+            if name not in _SPACES:
                 self.builder.rules[names[name]] = _NAMES.sub(lambda found: found[1] or names[found[2]], body)
         return names
 
@@ -217,6 +229,9 @@ class CallTexts:
     def member(self, member: Member, names: Mapping[str, str]) -> str:
         """An argument with its key."""
         shape = self.form.call
+        assert isinstance(shape, (ParameterCall, PythonCall, QuotelessCall))
+        if not can_be_key(shape, member.key):
+            raise SchemaError("the name of this argument can't be written in this format", f"#/properties/{member.key}")
         text = names[member.text] if member.text else ""
         rules = [(kind, names[rule]) for kind, rule in member.json]
         if isinstance(shape, PythonCall):
@@ -225,7 +240,6 @@ class CallTexts:
             key = member.key if _BARE_KEY.fullmatch(member.key) else f"{shape.quote}{member.key}{shape.quote}"
             texts = [sequence(literal(shape.quote), text, literal(shape.quote))] if text else []
             return sequence(literal(f"{key}:"), self.value([*texts, *(rule for _, rule in rules)]))
-        assert isinstance(shape, ParameterCall)
         if text and shape.quotes:
             text = sequence(literal(shape.quotes[0]), text, literal(shape.quotes[1]))
         ways = [(self.mark(shape, kind), rule) for kind, rule in ([("string", text)] if text else []) + rules]

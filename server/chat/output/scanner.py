@@ -22,7 +22,7 @@ WORD_MAX = 1000
 WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 _SPACE = re.compile(r"[ \t\r\n]+")
 _WORD = re.compile(r"""[^\s"',:=\[\]{}()]+""")
-_KEY_BEFORE_EQUALS = re.compile(r"([^\W\d]\w*)[ \t\r\n]*(=)?")
+_KEY_BEFORE_EQUALS = re.compile(_WORD.pattern.join("()") + r"[ \t\r\n]*(=)?")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _PLAIN = {'"': re.compile(r'[^"\\\x00-\x1f]+'), "'": re.compile(r"[^'\"\\\x00-\x1f]+")}
 _KEPT_ESCAPES = '"\\/bfnrt'

@@ -14,19 +14,19 @@ from functools import lru_cache
 
 from server.grammar import automaton
 from server.grammar.automaton import ANY, Charset, Dfa, contains, without
-from server.grammar.gbnf_build import choice, factored, literal, print_dfa
+from server.grammar.gbnf_build import Builder, choice, factored, literal, print_dfa
 from server.grammar.json_schema.containers import declared_keys
 from server.grammar.json_schema.convert import Converter, checked_text, settle
 from server.grammar.json_schema.parts import Conjunction, SchemaError
 from server.grammar.json_schema.shapes import Document, Shape
 from server.grammar.json_schema.strings import char_without, value_expression
-from server.grammar.json_schema.values import fits_shape, key_conjunction, kind_of, required_keys
+from server.grammar.json_schema.values import fits, fits_shape, key_conjunction, kind_of, required_keys
 from server.records import record
 
 KINDS = ("string", "number", "boolean", "null", "object", "array")
+FREE = "plain"
 _WAYS_MAX = 20
 _LIKE_JSON = '-0123456789tfnTFN{[" \t\r\n'  # what text that stands for another value can begin with
-_UNSAID = ("minProperties", "maxProperties", "propertyNames", "patternProperties")
 
 
 @record(frozen=True)
@@ -68,11 +68,21 @@ def _convert_text(text: str, close: str, is_marked: bool, strict: bool) -> Membe
     return Members(tuple(map(tuple, converter.ways)), rules, tuple(converter.document.warnings))
 
 
+@lru_cache(maxsize=16)
+def free_text(close: str) -> dict[str, str]:
+    """The rules of plain text that only `close` ends, the first of which is FREE. They are the same in all grammars."""
+    builder = Builder()
+    root = builder.reserve(FREE)
+    builder.rules[root] = print_dfa(builder, automaton.avoiding(close), FREE, builder.char_class)
+    return {name: body or '""' for name, body in builder.rules.items()}
+
+
 class _MemberConverter(Converter):
     """A conversion whose root is the properties of an object."""
 
     def __init__(self, document: Document, dead: set[tuple[str, ...]], close: str, is_marked: bool) -> None:
         super().__init__(document, dead)
+        self.builder.rules.update(free_text(close) if close else {})
         self.close = close
         self.is_marked = is_marked
         self.ways: list[list[Member]] = []
@@ -98,14 +108,13 @@ class _MemberConverter(Converter):
 
     def members(self, shape: Shape, needs: list[tuple[str, ...]]) -> list[Member] | None:
         """The properties of the objects of a shape; None if a required one can have no value."""
-        for keyword in _UNSAID:
-            for part in shape.having(keyword):
-                self.document.loosen(f"{part.pointer}/{keyword}", "not enforced in this format")
         required = required_keys(shape)
+        names = tuple(part.at("propertyNames") for part in shape.having("propertyNames"))
         found = []
         for key in declared_keys(shape):
             conjunction = key_conjunction(self.document, shape, key)
-            member = None if key in shape.forbidden_keys else self.member(key, key in required, conjunction)
+            allowed = key not in shape.forbidden_keys and (not names or fits(self.document, key, names))
+            member = self.member(key, key in required, conjunction) if allowed else None
             if member is None and key in required:
                 self.note_contradiction(shape.pointer, f"the required property {key!r} can have no value")
                 return None
@@ -113,7 +122,17 @@ class _MemberConverter(Converter):
                 found.append(member)
                 if key in required:
                     needs.append(tuple(part.pointer for part in conjunction))
+        self.warn_of_counts(shape, len(required), len(found))
         return found
+
+    def warn_of_counts(self, shape: Shape, least: int, most: int) -> None:
+        """Bounds of the number of properties aren't written; they needn't be where what is written keeps them."""
+        for keyword, is_kept in {
+            "minProperties": shape.largest("minProperties") <= least,
+            "maxProperties": most <= (shape.smallest("maxProperties") or 0),
+        }.items():
+            for part in [] if is_kept else shape.having(keyword):
+                self.document.loosen(f"{part.pointer}/{keyword}", "not enforced in this format")
 
     def member(self, key: str, is_required: bool, conjunction: Conjunction) -> Member | None:
         """A property; None if it can have no value."""
@@ -142,7 +161,9 @@ class _MemberConverter(Converter):
         rules = tuple((kind, self.builder.define(f"{key}-{kind}", factored(found[kind]))) for kind in others)
         if not texts and not rules:
             return None
-        return Member(key, is_required, self.builder.define(f"{key}-text", choice(texts)) if texts else "", rules)
+        text = choice(texts)
+        named = text if text in ("", FREE) else self.builder.define(f"{key}-text", text)
+        return Member(key, is_required, named, rules)
 
     def add_value(self, value: object, texts: list[str], found: dict[str, list[str]]) -> None:
         """One value of an enum, as text or JSON."""
@@ -165,6 +186,8 @@ class _MemberConverter(Converter):
             return self.builder.repeat(f"{hint}-text", self.class_of_text(allowed), least, most) or '""'
         if text is None and (least or most is not None):
             text = automaton.length_between(least, most)
+        if text is None and not must_differ:
+            return FREE
         dfa = automaton.avoiding(self.close) if text is None else self.both(text, Dfa([True], [[(allowed, 0)]]), 10_000)
         if dfa is not None and must_differ:
             other = without(ANY, automaton.characters(_LIKE_JSON))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 
 from server.grammar.automaton import ANY, Charset, Dfa, characters, charset, contains, without
@@ -131,11 +130,6 @@ def core(builder: Builder, name: str) -> str:
             builder.names_by_body.setdefault(body, current)
             stack.extend(uses)
     return name
-
-
-def is_core(rules: Mapping[str, str | None]) -> bool:
-    """Whether those of these rules that have names of CORE_RULES are these."""
-    return all(body == CORE_RULES[name][0] for name, body in rules.items() if name in CORE_RULES)
 
 
 def reserve_core(builder: Builder) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from server.chat.output.call_grammar import call_constraint
+from server.chat.output.call_grammar import ToolSchemaError, call_constraint
 from server.chat.output.events import Event, Text, ToolCall
 from server.chat.output.formats import CallFormat, ChannelCall, JsonCall, KeyedCall, NamedCall
 from tests.support import need
@@ -130,3 +130,100 @@ def test_from_a_trigger_on_there_are_calls_that_fit(family: str):
         events = joined(read(form, TOOLS, behind_reasoning(form, before + text)))
         assert [event.text for event in events if isinstance(event, Text)] in ([], ["So:"])
         assert_calls_fit(events)
+
+
+@pytest.mark.parametrize("family", ["hermes", "functions", "python", "harmony", "action"])
+def test_with_a_final_schema_the_answer_is_a_call_or_fits_it(family: str):
+    form = FORMATS[family]
+    answer = {"type": "object", "properties": {"result": {"type": "integer"}}, "required": ["result"]}
+    constraint = call_constraint(form, TOOLS, choice="auto", final_schema=answer)
+    assert constraint.anchored
+    generator = Generator(constraint.grammar)
+    rng = random.Random(3)
+    kinds = set()
+    for _ in range(N_TEXTS):
+        events = joined(read(form, TOOLS, behind_reasoning(form, generator.text(rng))))
+        kinds.add(type(events[0]))
+        if isinstance(events[0], Text):
+            assert len(events) == 1
+            jsonschema.validate(json.loads(events[0].text), answer)
+        else:
+            assert_calls_fit(events)
+    assert kinds == {Text, ToolCall}
+
+
+def test_only_the_named_tools_can_be_called():
+    constraint = call_constraint(FORMATS["hermes"], TOOLS, choice="required", names=["ping"])
+    assert "find" not in constraint.grammar
+    with pytest.raises(ToolSchemaError, match="no tool that may be called"):
+        call_constraint(FORMATS["hermes"], TOOLS, choice="required", names=["nobody"])
+
+
+def test_what_is_not_enforced_is_a_warning_with_the_tool_and_the_place_and_refused_under_strict():
+    parameters = {"type": "object", "properties": {"x": {"type": "string", "pattern": r"(a)\1"}}}
+    tools = [tool("f", parameters)]
+    for family in ("hermes", "functions"):
+        (warning,) = call_constraint(FORMATS[family], tools, choice="required").warnings
+        assert warning.startswith("tool 'f': #/properties/x/pattern: the pattern is not enforced")
+        with pytest.raises(ToolSchemaError, match="tool 'f': #/properties/x/pattern") as caught:
+            call_constraint(FORMATS[family], tools, choice="required", strict=True)
+        assert caught.value.tool == "f"
+        tools_of_one = [{"type": "function", "function": {**tools[0]["function"], "strict": True}}]
+        with pytest.raises(ToolSchemaError):
+            call_constraint(FORMATS[family], tools_of_one, choice="auto")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "string"},
+        {"type": "object", "properties": []},
+        {"type": "object", "properties": {"x": False}, "required": ["x"]},
+        {"$ref": "#"},
+        {"type": "object", "properties": {"x": {"type": "x"}}},
+    ],
+)
+def test_schemas_that_nothing_fits_are_refused_with_the_name_of_their_tool(parameters: dict):
+    for family in ("hermes", "functions", "quoteless"):
+        with pytest.raises(ToolSchemaError, match="tool 'f': #"):
+            call_constraint(FORMATS[family], [tool("ping"), tool("f", parameters)], choice="auto")
+
+
+def test_rules_of_tools_with_the_same_words_in_them_stay_apart():
+    a = tool("a", {"type": "object", "properties": {"b-root": {"type": "integer"}}, "required": ["b-root"]})
+    b = tool("a-b", {"type": "object", "properties": {"root": {"type": "boolean"}}, "required": ["root"]})
+    for family in FORMATS:
+        generator = Generator(call_constraint(FORMATS[family], [a, b], choice="required").grammar)
+        rng = random.Random(2)
+        for _ in range(5):
+            events = joined(read(FORMATS[family], [a, b], behind_reasoning(FORMATS[family], generator.text(rng))))
+            assert_calls_fit(events, [a, b])
+
+
+def test_hundreds_of_tools_have_one_grammar():
+    schema = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(8)}, "required": ["p0"]}
+    tools = [tool(f"tool_{n}", schema) for n in range(128)]
+    for family in ("hermes", "functions", "quoteless"):
+        constraint = call_constraint(FORMATS[family], tools, choice="auto")
+        assert len(constraint.grammar) < 200_000 and not constraint.warnings
+
+
+def test_triggers_are_marks_and_names_where_there_is_no_mark():
+    def triggers(family: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        constraint = call_constraint(FORMATS[family], [tool("f")], choice="auto")
+        return constraint.triggers, constraint.start_triggers
+
+    assert triggers("hermes") == (("<tool_call>",), ())
+    assert triggers("functions") == (("<tool_call>", "<function="), ())
+    assert triggers("functools") == (("functools[",), ())
+    assert triggers("bare") == (("<|python_tag|>",), ('{"name":"f"', '{"name": "f"'))
+    assert triggers("prompted") == ((">>>f",), ("f",))
+    assert triggers("harmony")[1] == ("to=functions.",)
+
+
+def test_an_argument_whose_name_a_format_cannot_write_is_refused():
+    parameters = {"type": "object", "properties": {"a b>": {"type": "string"}}}
+    assert call_constraint(FORMATS["hermes"], [tool("f", parameters)], choice="auto")
+    for family in ("functions", "python"):
+        with pytest.raises(ToolSchemaError, match="#/properties/a b>: the name of this argument"):
+            call_constraint(FORMATS[family], [tool("f", parameters)], choice="auto")
