@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from server.engine.cache.block_tree import BLOCK
 from server.engine.loop.prefixes import LAST_TOKEN, NO_TRIM, NOT_ASKED, OTHER_LORA, TOO_SHORT
 from server.engine.seam.task import CacheUse, Timings
 from tests.fakes import FakeBackend
@@ -195,6 +196,18 @@ def test_what_others_have_said_is_never_shown(n_slots, is_split):
     assert difference(d, STEM + "my hut", "me") == (len(STEM) + 3, b"hut", b"secret")
     difference(d, STEM + "my guess" * 9, "you")
     assert difference(d, STEM + "my guess" * 8 + "!", "me") is None, "what is shared goes beyond one's own text"
+
+
+@pytest.mark.parametrize("is_split", [False, True])
+@pytest.mark.parametrize("n_same", [BLOCK, BLOCK + 70], ids=["behind a block", "within a block"])
+def test_what_others_have_in_memory_is_never_shown(n_same, is_split):
+    d = remembering(1, is_split)
+    same = "x" * n_same
+    difference(d, same + "secret" * 40, "me")
+    difference(d, "?" * 300, "me")  # it leaves the slot
+    assert difference(d, same + "guess", "you") is None
+    difference(d, "?" * 300, "you")
+    assert difference(d, same + "hut", "me") == (n_same, b"hut", b"secret")
 
 
 def test_a_restored_slot_is_nobodys_text(tmp_path):
