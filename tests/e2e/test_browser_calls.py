@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.scripted import CLOSE, Scripted, call, end, scripted, text, thought  # noqa: F401
+from tests.e2e.test_agents import TOOLS_TEMPLATE
 from tests.e2e.test_browser import open_page
 from tests.e2e.test_browser_chat import import_file, is_running, messages, press_tool, say, stored
 from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
+from tests.reciting_models import recite_answers
 from tests.support import wait_until
 
 CONTROL, ENTER = "\ue009", "\ue007"
@@ -284,3 +286,24 @@ def test_a_conversation_can_be_forked(scripted: Scripted, browser: Browser):  # 
     browser.click(".chats li:last-child a")
     wait_until(lambda: [one for _, one in messages(browser)] == ["One", "ok", "Two", "ok"], "the first one, as it was")
     assert len(stored(browser)) == 8
+
+
+def test_a_call_of_a_real_server_is_answered_by_hand(serve, browser: Browser, tmp_path: Path, request):  # noqa: F811
+    said = '<think>\nI need the weather.\n</think>\n\nLet me look.<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
+    template = TOOLS_TEMPLATE.replace(
+        "{{ message.content or '' }}",
+        "{%- if message.reasoning_content %}{{ '<think>\\n' + message.reasoning_content + '\\n</think>\\n\\n' }}{% endif %}{{ message.content or '' }}",
+    )
+    model = recite_answers(tmp_path / "calls.gguf", {1: said, 3: "It rains."}, template=template)
+    server = serve("-m", model, "-c", "8192", "-np", "1", "-t", "1")
+    open_page(browser, server)
+    parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    define_tools(browser, json.dumps([{"type": "function", "function": {"name": "weather", "parameters": parameters}}]))
+    say(browser, "How is Rome?")
+    browser.screenshot(screenshot_path(request, "asked"))
+    assert calls(browser) == [["weather", '{\n  "city": "Rome"\n}']]
+    assert messages(browser)[-1][1] == "Let me look." and thinking(browser)[1].strip() == "I need the weather."
+    browser.type(".call-box textarea", "rain")
+    browser.click(".calls button[type=submit]")
+    wait_until(lambda: messages(browser)[-1][1] == "It rains." and not is_running(browser), "the answer")
+    assert "rain\n</tool_response>" in server.get("/slots").json()[0]["prompt"]
