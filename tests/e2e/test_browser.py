@@ -61,7 +61,7 @@ def test_the_page_asks_nobody_but_its_server_and_shows_no_error(server: ServerPr
         for url in set(urls)
         if url.endswith((".js", ".mjs", ".css", ".svg", ".html")) or url == server.url + "/"
     )
-    assert 50_000 < total < 200_000
+    assert 50_000 < total < 350_000
 
 
 def test_strangers_scripts_styles_and_html_are_refused_by_the_page(server: ServerProcess, browser: Browser):

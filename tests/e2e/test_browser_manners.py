@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tests.e2e.scripted import Scripted, end, scripted, text  # noqa: F401
 from tests.e2e.test_browser import open_page, set_prefs
 from tests.e2e.test_browser_chat import import_file, is_running, messages, press_tool, say
 from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
-from tests.support import wait_until
+from tests.support import ROOT, wait_until
 
 ENTER, ESCAPE = "\ue007", "\ue00c"
 
@@ -126,7 +127,9 @@ def test_the_first_load_is_small(scripted: Scripted, browser: Browser):  # noqa:
     asked = [url for url in browser.asked_urls() if url.startswith(scripted.url)]
     assert 10 < len(asked) <= 40
     names = {url.removeprefix(scripted.url + "/") for url in asked}
-    assert not names & {"complete.js", "server.js", "settings.js", "transfer.js", "text-de.js"}
+    assert not names & {"complete.js", "server.js", "settings.js", "transfer.js", "text-de.js", "math.js"}
+    files = [ROOT / "public" / (name or "index.html") for name in names]
+    assert sum(len(gzip.compress(file.read_bytes(), 6)) for file in files if file.is_file()) < 120_000
 
 
 # ---------------------------------------------------------------------------------------- looks
