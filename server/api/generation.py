@@ -20,10 +20,8 @@ from server.engine.seam.task import Final
 from server.errors import ApiError
 from server.log import is_verbose, verbose
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, json_response
-from server.web.sse import comment
 
 MAX_JOINED = 64  # events in one chunk of a stream
-PING = comment("ping")
 UNLOGGED = ("image_data", "messages")  # of bodies: megabytes of base64 help nobody
 
 
@@ -50,7 +48,7 @@ class TextHandler:
                 body=logged(body, asked.shown),
                 tokens=[list(task.prompt) for task in asked.tasks],
             )
-        headers = {"X-Queue-Position": str(model.queue_position)}
+        headers = {"X-Queue-Position": str(model.queue_position), **self._dialect.headers(request.id, asked.warnings)}
         if asked.values["stream"]:
             return EventStream(Stream(generation, reply), headers)
         result = reply.whole(generation.collect(reply.id))
@@ -147,7 +145,7 @@ class Stream:
         results = self._results
         try:
             for message in results.events(ping_s):
-                parts += (PING,) if message is None else self._written((message,))
+                parts += (reply.ping,) if message is None else self._written((message,))
                 if parts and type(message) is not Final and (len(parts) >= MAX_JOINED or not results.has_more):
                     yield b"".join(parts)
                     is_open = True

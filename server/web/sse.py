@@ -20,3 +20,6 @@ def named_event(name: str, obj: object) -> bytes:
 def comment(text: str) -> bytes:
     """A line that clients ignore: keeps proxies from closing a quiet stream."""
     return b": " + " ".join(text.split()).encode("utf-8", "replace") + b"\n\n"
+
+
+PING = comment("ping")

@@ -78,6 +78,8 @@ class Reply(Protocol):
 
     id: str
     """What the client knows the answer by; "" if it has no id."""
+    ping: bytes
+    """What a stream sends that has been silent for a while; clients ignore it."""
 
     def event(self, index: int, event: Event) -> bytes:
         """What a stream sends for an event of the answer `index`; b"" for nothing."""
@@ -92,11 +94,17 @@ class Reply(Protocol):
         """The JSON of the whole answer."""
 
 
+def no_headers(request_id: str, warnings: Sequence[str]) -> dict[str, str]:
+    """Those of a dialect whose answers have their warnings in their JSON."""
+    return {}
+
+
 @record(frozen=True)
 class Dialect:
     """`read` checks a request's JSON and makes a typed request of it, `reply` makes what writes the answers to that,
-    `error` is the shape of errors."""
+    `error` is the shape of errors, `headers` are those of an answer, by the id of its request and its warnings."""
 
     read: Callable[[Incoming], TextRequest]
     reply: Callable[[Context, TextRequest], Reply]
     error: ErrorShape = error_body
+    headers: Callable[[str, Sequence[str]], dict[str, str]] = no_headers

@@ -21,6 +21,7 @@ from server.chat.output.events import End, Event, Text
 from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Progress
 from server.errors import ApiError
 from server.web.message import error_body, to_json
+from server.web.sse import PING
 from server.web.sse import event as sse_event
 
 MISSING = object()
@@ -63,6 +64,7 @@ class NativeReply:
     """Answers in this dialect."""
 
     id = ""
+    ping = PING
 
     def __init__(self, context: Context, asked: TextRequest) -> None:
         self._asked = asked

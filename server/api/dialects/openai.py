@@ -24,7 +24,7 @@ from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Final, Progress, Pro
 from server.errors import ApiError
 from server.models.model import Vocab
 from server.web.message import error_body, to_json
-from server.web.sse import DONE, named_event
+from server.web.sse import DONE, PING, named_event
 from server.web.sse import event as sse_event
 
 MARK = secrets.token_hex(16)  # where a chunk's text goes; no client knows it
@@ -62,6 +62,8 @@ class Form(Protocol):
 
 class OpenAiReply:
     """Answers in either dialect."""
+
+    ping = PING
 
     def __init__(self, context: Context, asked: TextRequest, make_form: Callable[[TextRequest], Form]) -> None:
         model, values = asked.model, asked.values

@@ -19,6 +19,7 @@ from server.errors import ApiError
 from server.records import record
 
 NAMES = ("grammar", "json_schema", "regex", "choice")
+NO_SCHEMAS = ("grammar", "regex", "choice")
 
 
 @record(frozen=True)
@@ -50,8 +51,8 @@ class AnswerForm:
 
 @record(frozen=True)
 class Wanted:
-    """The field that says what the answer must look like, and what it says: a schema where it is `json_schema` or
-    `response_format`, which `is_strict` where what can't be enforced is refused."""
+    """The field that says what the answer must look like, and what it says: a schema unless the field is one of
+    NO_SCHEMAS, which `is_strict` where what can't be enforced is refused."""
 
     field: str
     value: Any
@@ -60,7 +61,7 @@ class Wanted:
     @property
     def is_schema(self) -> bool:
         """Whether it is a JSON schema."""
-        return self.field in ("json_schema", "response_format")
+        return self.field not in NO_SCHEMAS
 
 
 def read_wanted(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Wanted | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from server.api.generation import MAX_JOINED, PING, Stream
+from server.api.generation import MAX_JOINED, Stream
 from server.chat.output.events import End, Text
 from server.chat.output.parser import go_on
 from server.engine.seam.task import Final, Piece, Timings
@@ -51,6 +51,7 @@ class Run:
 
 class Reply:
     id = ""
+    ping = b"ping."
 
     def event(self, index: int, event: object) -> bytes:
         return b"end." if isinstance(event, End) else event.text.encode() if isinstance(event, Text) else b""
@@ -87,7 +88,7 @@ def test_a_chunk_has_an_upper_bound():
 
 
 def test_silence_is_filled_at_once():
-    assert sent([None], [piece("a")], [FINAL]) == [PING, b"a", b"end.tail"]
+    assert sent([None], [piece("a")], [FINAL]) == [b"ping.", b"a", b"end.tail"]
 
 
 def test_an_event_without_text_sends_nothing_by_itself():

@@ -44,14 +44,16 @@ def read_tools(values: Mapping[str, Any]) -> Tools:
     if is_old and values["tools"]:
         raise ApiError(400, "tools and functions exclude each other; give tools")
     if is_old:
-        tools = [_tool({"function": one}, where, where) for one, where in _listed(values["functions"], "functions")]
+        tools = [
+            check_tool({"function": one}, where, where) for one, where in list_items(values["functions"], "functions")
+        ]
         field, strange = "function_call", "tool_choice"
     else:
-        tools = [_tool(one, where, f"{where}.function") for one, where in _listed(values["tools"], "tools")]
+        tools = [check_tool(one, where, f"{where}.function") for one, where in list_items(values["tools"], "tools")]
         field, strange = "tool_choice", "function_call"
     if values[strange] not in (None, AUTO, NONE):
         raise ApiError(400, f"{strange} goes with {'tools' if is_old else 'functions'}")
-    by_name = _by_name(tools, "functions" if is_old else "tools")
+    by_name = tools_by_name(tools, "functions" if is_old else "tools")
     choice, names = _choice(values[field], field, tuple(by_name))
     if not tools:
         return Tools()
@@ -64,7 +66,7 @@ def read_tools(values: Mapping[str, Any]) -> Tools:
     )
 
 
-def _listed(value: object, field: str) -> list[tuple[Any, str]]:
+def list_items(value: object, field: str) -> list[tuple[Any, str]]:
     """The items of a list, each with its place; null is an empty one."""
     if value is None:
         return []
@@ -75,7 +77,7 @@ def _listed(value: object, field: str) -> list[tuple[Any, str]]:
     return [(item, f"{field}[{i}]") for i, item in enumerate(value)]
 
 
-def _tool(tool: object, where: str, function_where: str) -> Tool:
+def check_tool(tool: object, where: str, function_where: str) -> Tool:
     """One tool, checked."""
     if not isinstance(tool, dict):
         raise ApiError(400, f"{where} is not an object")
@@ -102,7 +104,7 @@ def _name(value: object, where: str) -> str:
     return value
 
 
-def _by_name(tools: Sequence[Tool], field: str) -> dict[str, Tool]:
+def tools_by_name(tools: Sequence[Tool], field: str) -> dict[str, Tool]:
     """The tools, which must have different names and a moderate size."""
     by_name: dict[str, Tool] = {}
     for i, tool in enumerate(tools):
@@ -128,9 +130,9 @@ def _choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tup
     if not isinstance(value, dict):
         raise ApiError(400, f"{field}: {str(value)[:40]!r} is neither a string nor an object")
     if field == "function_call":
-        return REQUIRED, (_known_name(value, field, names),)
+        return REQUIRED, (known_name(value, field, names),)
     if value.get("type") == "function":
-        return REQUIRED, (_known_name(value.get("function"), f"{field}.function", names),)
+        return REQUIRED, (known_name(value.get("function"), f"{field}.function", names),)
     if value.get("type") == "allowed_tools":
         return _allowed_tools(value.get("allowed_tools"), f"{field}.allowed_tools", names)
     raise ApiError(400, f"{field}.type: {str(value.get('type'))[:40]!r} is unknown; known are function, allowed_tools")
@@ -142,16 +144,16 @@ def _allowed_tools(value: object, where: str, names: tuple[str, ...]) -> tuple[s
     if value.get("mode") not in (AUTO, REQUIRED):
         raise ApiError(400, f"{where}.mode: {str(value.get('mode'))[:40]!r} is neither auto nor required")
     allowed = set()
-    for tool, place in _listed(value.get("tools"), f"{where}.tools"):
+    for tool, place in list_items(value.get("tools"), f"{where}.tools"):
         if not isinstance(tool, dict):
             raise ApiError(400, f"{place} is not an object")
-        allowed.add(_known_name(tool.get("function"), f"{place}.function", names))
+        allowed.add(known_name(tool.get("function"), f"{place}.function", names))
     if not allowed:
         raise ApiError(400, f"{where}.tools: give one at least")
     return value["mode"], tuple(name for name in names if name in allowed)
 
 
-def _known_name(function: object, where: str, names: tuple[str, ...]) -> str:
+def known_name(function: object, where: str, names: tuple[str, ...]) -> str:
     """The `name` of an object, which must be that of a tool."""
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ApiError(400, f"{where}.name is not a string")
