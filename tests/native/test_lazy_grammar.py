@@ -7,11 +7,15 @@ another token all are equally likely, and the lowest one that it allows comes.
 
 from __future__ import annotations
 
+import os
+import random
+import re
 from dataclasses import replace
 
 import pytest
 
 from server.engine.llama.draws import Draws
+from server.engine.llama.sampler import LlamaSampler
 from server.engine.seam.config import SpecConfig
 from server.engine.seam.task import START, STOP_EOS, TOKEN, WORD, Piece, SamplingParams, Thinking, Trigger
 from server.errors import ApiError
@@ -212,13 +216,17 @@ def test_a_task_is_taken_up_before_at_and_behind_its_trigger(llama, name):
                 assert llama.ask(resumed).tokens == whole.tokens[n_known:], (grammar, n_known)
 
 
-def test_tasks_with_and_without_draw_ahead_together(llama):
+def test_lazy_grammars_are_drawn_ahead_together_with_other_texts_until_they_begin(llama, monkeypatch):
     prompts = [f"{PROMPT} {word}" for word in ("cat", "girl", "boy", "fox", "tree", "river", "house", "night")]
     samplings = [lazy(f'root ::= "the" {WORDS}', "the", base=replace(SAMPLED, seed=i)) if i % 2 else
                  replace(SAMPLED, seed=i) for i in range(8)]  # fmt: skip
     tasks = [llama.task(prompt, 40, sampling, cache_prompt=False) for prompt, sampling in zip(prompts, samplings)]
     alone = [llama.ask(replace(task, id=llama.client.new_id())).tokens for task in tasks]
+    ahead = []
+    draw_ahead = LlamaSampler.draw_ahead
+    monkeypatch.setattr(LlamaSampler, "draw_ahead", lambda self, row: (ahead.append(self), draw_ahead(self, row)))
     assert [said.tokens for said in llama.say_all(tasks)] == alone
+    assert any(sampler._text for sampler in ahead)
 
 
 def test_guesses_change_nothing_before_and_in_a_call(libs_folder, tiny_spm_model):
@@ -231,3 +239,57 @@ def test_guesses_change_nothing_before_and_in_a_call(libs_folder, tiny_spm_model
     finally:
         one.close()
         other.close()
+
+
+LONG = 20 if os.environ.get("LLAMA_SRV_TEST_LONG") == "1" else 1
+ENDED_BY = ("o", "e", " m", "th", "oo", "the", "on", "é", "cat", ".", " w", "ï", "h", "\U0001f600")
+
+
+@pytest.mark.parametrize("seed", range(4 * LONG))
+def test_whatever_triggers_wherever_from_there_on_the_text_fits(llama, seed):
+    """Random triggers of one to a few letters, thinking that ends anywhere, budgets, heat, in company."""
+    rng = random.Random(seed)
+    tasks, checks = [], []
+    for _ in range(8):
+        trigger, close = rng.choice(ENDED_BY), rng.choice(ENDED_BY)
+        base = replace(SAMPLED, seed=rng.randrange(2**32), temperature=rng.choice([0.0, 0.7, 1.5, 2.0]),
+                       n_probs=rng.choice([0, 0, 2]), ignore_eos=False)  # fmt: skip
+        budget = rng.choice([-1, -1, 0, 3])
+        end = llama.client.vocab.tokenize(f"!{close}", False, False) if budget >= 0 else ()
+        thinking = rng.choice([None, Thinking(".", close, True, budget, tuple(end)), Thinking("was", close)])
+        is_lazy = rng.random() < 0.7
+        rows = (Trigger(WORD, trigger), Trigger(START, rng.choice(ENDED_BY).strip() or "a")) if is_lazy else ()
+        grammar = " | ".join(f'"{row.text}" rest' for row in rows) if is_lazy else "rest"
+        sampling = replace(base, grammar=f'root ::= {grammar}\nrest ::= [a-m ]* "?"', grammar_lazy=is_lazy,
+                           grammar_triggers=rows)  # fmt: skip
+        prompt = f"{PROMPT} {rng.randrange(50)}"
+        tasks.append(llama.task(prompt, 40, sampling, cache_prompt=False, reasoning=thinking))
+        checks.append((thinking, rows))
+    for said, task, (thinking, rows) in zip(llama.say_all(tasks), tasks, checks):
+        is_cut = said.final.stop != STOP_EOS
+        visible = seen_by_readers(said.text, thinking)
+        constrained = visible if not rows or visible is None else bound_part(visible, rows)
+        if visible is None or constrained is None:
+            assert rows or is_cut, (task, said.text)  # a grammar that isn't lazy can't be left out
+            continue
+        starts = "|".join(re.escape(row.text) for row in rows)
+        assert re.fullmatch(f"(?:{starts})[a-m ]*" + (r"\??" if is_cut else r"\?"), constrained), (task, said.text)
+
+
+def seen_by_readers(text: str, thinking: Thinking | None) -> str | None:
+    """What is behind the thinking; None if it hasn't ended."""
+    if thinking is None or not thinking.is_opened and not text.lstrip().startswith(thinking.open):
+        return text
+    rest = text if thinking.is_opened else text.lstrip()[len(thinking.open) :]
+    close = thinking.close.strip()
+    return rest.partition(close)[2] if close in rest else None
+
+
+def bound_part(text: str, rows: tuple[Trigger, ...]) -> str | None:
+    """From the trigger on that is complete first; None if none is."""
+    for end in range(1, len(text) + 1):
+        for begin in range(end):
+            word, start = rows
+            if text[begin:end] == word.text or text[begin:end] == start.text and not text[:begin].strip():
+                return text[begin:]
+    return None

@@ -13,7 +13,6 @@ stands behind a trigger doesn't fit.
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Callable, Mapping, Sequence
 
 from server.engine.seam.task import FULL, PATTERN, START, TOKEN, WORD, Task, Trigger
@@ -285,7 +284,6 @@ class Triggers:
     def __init__(self, triggers: Sequence[Trigger]) -> None:
         self._words = [one.text.encode() for one in triggers if one.kind == WORD and one.text]
         self._starts = [one.text.encode() for one in triggers if one.kind == START and one.text]
-        self._has_word = re.compile(b"|".join(map(re.escape, self._words)) or b"(?!)").search
         self.tokens = frozenset(one.token for one in triggers if one.kind == TOKEN)
         self._patterns = [(one.states, one.kind == FULL) for one in triggers if one.kind in (PATTERN, FULL)]
         self.is_empty = not triggers
@@ -297,7 +295,7 @@ class Triggers:
         in the tail or before) and ends. With it what is known then."""
         found = []
         data = tail + rest
-        if self._words and self._has_word(data):
+        if any(map(data.__contains__, self._words)):
             start, word = first_stop(data, self._words)  # type: ignore[misc]
             found.append((start + len(word) - len(tail), start - len(tail)))
         if seen.head is not None:

@@ -283,6 +283,18 @@ def test_commands_wait_until_the_replayed_tasks_are_on_their_slots(book):
     assert [message.id for message in book.sent] == [1, 2, 2, 3, 4]
 
 
+def test_the_end_of_the_thinking_that_was_asked_for_has_its_place_in_the_next_engine(book):
+    book.post(Task(1, (5,)), Task(2, (5,)), Command(3, "end_thinking", {"id_task": 1}))
+    book.hear(Piece(1, (6, 7), "xy"), Reply(3, {"at": 2}), Piece(1, (8,), "z"))
+    book.die()
+    assert [(task.resume, task.ends_thinking) for task in book.sent] == [((6, 7, 8), 2), ((), -1)]
+    book.post(Command(4, "end_thinking", {"id_task": 9}), Command(5, "end_thinking", {"id_task": 2}))
+    book.hear(Starting(1))
+    book.hear(Reply(4, {"at": -1}), Reply(5, {}, (500, "no")), final(1))
+    book.die()
+    assert [task.ends_thinking for task in book.sent] == [-1]
+
+
 def test_embeddings_are_asked_for_again_until_they_are_answered(book):
     first, second = Embed(1, ((5, 6),)), Embed(2, ((7,),))
     book.post(first, second, Embed(3, ((8,),)))
