@@ -16,7 +16,7 @@ from ctypes_api.objects import Model
 from server.chat.output.call_grammar import call_constraint
 from server.chat.output.events import Text, ToolCall
 from server.grammar.json_schema.parts import SchemaError
-from tests.native.test_json_schema_sampling import Dice
+from tests.native.test_json_schema_sampling import Dice, loads
 from tests.support import need
 from tests.unit.chat.output.call_formats import FORMATS, tool
 from tests.unit.chat.output.reading import joined, read
@@ -55,6 +55,14 @@ def tools_of(rng: random.Random) -> list[dict]:
         if case.name not in UNJUDGED and "multipleOf" not in str(schema):
             tools.append(tool(f"tool_{n}", schema))
     return [*tools, tool("ping")]
+
+
+@pytest.mark.parametrize("family", FORMATS)
+def test_grammars_from_a_trigger_on_and_those_with_an_answer_load(family: str, model: Model):
+    tools = [tool("ping"), tool("find", {"properties": {"a": {"type": "string"}, "b": {"enum": [1, "x"]}}})]
+    for final_schema in (None, {"type": "object", "properties": {"c": {"type": "integer"}}}):
+        constraint = call_constraint(FORMATS[family], tools, choice="auto", final_schema=final_schema)
+        assert loads(model, constraint.grammar)
 
 
 @pytest.mark.parametrize("family", FORMATS)
