@@ -427,13 +427,18 @@ def test_why_the_text_ended_in_both_generations_of_fields(speaking, fields, stop
     ]
 
 
-@pytest.mark.parametrize(("prompt", "is_text"), [("how?", True), ({"prompt_string": "how?"}, True), ([1, 2], False)])
-def test_only_a_prompt_that_came_as_text_may_get_other_tokens(speaking, prompt, is_text):
-    def may_respell(**fields) -> bool:
-        speaking.complete(prompt, 1, **fields)
+def test_only_a_chat_in_which_an_answer_comes_back_may_get_other_tokens(speaking):
+    def may_respell(path: str, **body) -> bool:
+        assert speaking.post(path, {"max_tokens": 1, **body}).status == 200
         return speaking.client.task(max(slot.id_task for slot in speaking.client.snapshot.slots)).may_respell
 
-    assert may_respell() == is_text and not may_respell(cache_prompt=False)
+    said = [{"role": "user", "content": "how?"}, {"role": "assistant", "content": "so"}]
+    chat = "/v1/chat/completions"
+    for messages, expected in ((said[:1], False), (said, True), ([*said, *said[:1]], True)):
+        assert may_respell(chat, messages=messages) == expected
+        assert not may_respell(chat, messages=messages, cache_prompt=False)
+    for prompt in ("how?", [1, 2], {"prompt_string": "how?"}):
+        assert not may_respell("/completion", prompt=prompt), "what a text becomes doesn't depend on earlier ones"
 
 
 @pytest.mark.covers("R10")

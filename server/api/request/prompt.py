@@ -26,11 +26,11 @@ OLD_MARKER = re.compile(r"\[img-([0-9]{1,18})\]")
 @record(frozen=True)
 class Prompt:
     """Token ids of one prompt, in which -1 stands for the first file of `media`, -2 for the second, and so on.
-    `is_text`: it came as one text, and not as tokens or parts."""
+    `may_respell`: it has what the model wrote earlier, which comes back as text; see `Task`."""
 
     tokens: tuple[int, ...]
     media: tuple[Media, ...] = ()
-    is_text: bool = False
+    may_respell: bool = False
 
 
 def read_prompts(
@@ -70,7 +70,7 @@ def read_prompts(
 def _one(prompt: object, vocab: Vocab, add_special: bool, files: Files, where: str) -> Prompt:
     if isinstance(prompt, dict) and prompt.get("multimodal_data") is not None:
         return with_files_in(with_files(prompt, where, files), vocab, add_special, files)
-    return Prompt(prompt_tokens(prompt, vocab, add_special), is_text=not isinstance(prompt, list))
+    return Prompt(prompt_tokens(prompt, vocab, add_special))
 
 
 def with_files_in(parts: list, vocab: Vocab, add_special: bool, files: Files) -> Prompt:
@@ -179,7 +179,7 @@ def with_files(prompt: Mapping[str, Any], where: str, files: Files) -> list[Segm
 def tokenize_all(vocab: Vocab, segments: Segments, bos_token: str, wants_bos: bool, files: Files) -> Prompt:
     """`tokenize_segments`, stretch by stretch where files are in between."""
     if not files.media:
-        return Prompt(tuple(tokenize_segments(vocab, segments, bos_token, wants_bos)), is_text=True)
+        return Prompt(tuple(tokenize_segments(vocab, segments, bos_token, wants_bos)))
     add_special = wants_bos and not begins_with_bos(segments, bos_token)
     return join(
         files.split(segments),

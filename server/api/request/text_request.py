@@ -145,7 +145,7 @@ def text_request(
             id=model.engine.new_id(),
             prompt=prompt.tokens,
             media=prompt.media,
-            may_respell=prompt.is_text and same["cache_prompt"],
+            may_respell=prompt.may_respell and same["cache_prompt"],
             sampling=sampling,
             **same,
         )

@@ -186,7 +186,7 @@ class Task:
     A negative id in `prompt` stands for a file: -1 for the first of `media`, and so on.
     `resume` are tokens that an engine before this one has generated and delivered, in `resume_ms` ms: the task goes
     on behind them.
-    `may_respell`: the prompt came as text, so that other tokens of the same text will do.
+    `may_respell`: the prompt has text that the model wrote, and the tokens that it chose for it will do.
     With `prompt_probs` 0 or more the tokens of the prompt are judged, each with that many alternatives (`PromptProbs`);
     that needs `cache_prompt` False.
     The names of `preserved_tokens` are part of the text, though they are control tokens. With `reasoning` the model may

@@ -16,7 +16,7 @@ from server.chat.output.formats import Tags
 from server.chat.segments import Segments, is_text, plain_text
 from server.errors import ApiError
 from server.models.model import Model
-from server.records import record
+from server.records import record, replace
 
 ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 MAX_MESSAGES = 20_000
@@ -94,6 +94,8 @@ def chat_prompt(model: Model, chat: Conversation, files: Files) -> ChatPrompt:
     text = "".join(part for part, _ in segments)
     model.vocab.measure(text)
     prompt = tokenize_all(model.vocab, segments, model.chat_template.bos_token, not model.system_prompt.prompt, files)
+    has_answers = bool(chat.prefill) or any(message["role"] == "assistant" for message in chat.messages)
+    prompt = replace(prompt, may_respell=has_answers and not prompt.media)
     shown, prefill = files.shown(text), files.shown(chat.prefill)
     return ChatPrompt(shown, prompt, prefill, chat.tools, chat.reasoning, tags, chat.warnings)
 
