@@ -146,7 +146,8 @@ class SlotCard {
   constructor(id, hasActions) {
     this.id = id;
     this.state = h('span', { class: 'badge' });
-    this.prompt = h('pre', { class: 'excerpt', tabindex: 0, 'aria-label': t('slot-text', { id }) });
+    this.prompt = h('pre', { class: 'excerpt', tabindex: 0, 'aria-label': t('slot-text', { id }) },
+      this.before = h('span'), this.after = h('span', { class: 'made' }));
     this.fill = h('meter', { min: 0, max: 1, low: 0.75, high: 0.9, optimum: 0, 'aria-label': t('context') });
     this.numbers = h('span', { class: 'dim' });
     const action = (name) => h('button', { type: 'button', class: 'quiet', onclick: () => this.#act(name) }, t(`slot-${name}`));
@@ -166,7 +167,10 @@ class SlotCard {
     this.numbers.textContent = t('slot-numbers', { used: number(used), size: number(slot.n_ctx), made: number(made) });
     // Setting equal text again would undo the user's selection.
     const text = slot.prompt.slice(-400);
-    if (this.prompt.textContent !== text) this.prompt.textContent = text;
+    if (this.before.textContent !== text) this.before.textContent = text;
+    if (this.after.textContent === (slot.generated ?? '')) return;
+    this.after.textContent = slot.generated ?? '';
+    if (slot.is_processing) this.prompt.scrollTop = this.prompt.scrollHeight;
   }
 
   async #act(action) {

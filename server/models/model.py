@@ -87,6 +87,9 @@ class Engine(Protocol):
     def task(self, id_task: int) -> Task | None:
         """What was asked in a recent task."""
 
+    def latest_text(self, id_task: int) -> str:
+        """The end of what was generated for it."""
+
     def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
         """Have the engine do something else."""
 

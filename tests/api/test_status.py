@@ -154,6 +154,7 @@ def test_every_slot_is_shown_with_every_key_of_the_documents(make_api):
     assert (unused["id"], used["id"]) == (0, 1)
     assert unused["task_id"] == -1 and used["task_id"] >= 0
     assert (used["state"], used["prompt"], used["temperature"], used["stop"]) == (0, "how?", 0.5, ["word"])
+    assert used["generated"] == "fine " and unused["generated"] == ""
     token = next_token(used)
     assert (token["has_next_token"], token["stopped_word"], token["stopping_word"]) == (False, True, "word")
     assert token["n_decoded"] == token["num_tokens_predicted"] == 9
@@ -288,6 +289,7 @@ def test_with_keys_everybody_sees_only_what_they_asked_themselves(make_api):
     assert api.send("POST", "/completion", body, {"X-Api-Key": "alice"}).status == 200
     mine, theirs = shown(api, X_Api_Key="alice"), shown(api, X_Api_Key="bobby")
     assert (mine["prompt"], mine["stop"], mine["temperature"]) == ("my secret", ["secret stop"], 0.123)
+    assert mine["generated"] and theirs["generated"] == ""
     assert theirs["prompt"] == "" and "secret" not in json.dumps(theirs) and theirs["temperature"] != 0.123
     assert (theirs["task_id"], theirs["n_prompt_tokens"]) == (mine["task_id"], mine["n_prompt_tokens"])
     assert set(theirs) == set(mine)

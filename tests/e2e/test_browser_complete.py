@@ -217,7 +217,7 @@ def test_the_server_view_shows_slots_and_draws_metrics(server, browser: Browser)
     open_page(browser, server, "#server")
     wait_until(lambda: browser.run("return document.querySelectorAll('.card').length") == 2, "both slots")
     server.complete("count: one", temperature=0)
-    wait_until(lambda: "count: one" in browser.text(".slots"), "the prompt in its slot")
+    wait_until(lambda: "count: one two three" in browser.text(".slots"), "the prompt and what followed in its slot")
     wait_until(
         lambda: browser.run("""return [...document.querySelectorAll('canvas')].every((one) => {
         const { data } = one.getContext('2d').getImageData(0, 0, one.width, one.height);

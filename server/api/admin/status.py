@@ -199,6 +199,7 @@ class StatusHandlers:
             **flat,
             "n_ctx": slot.n_ctx,
             "prompt": prompt,
+            "generated": "" if is_foreign else model.engine.latest_text(slot.id_task),
             "params": flat,
             "n_prompt_tokens": slot.n_prompt,
             "next_token": next_token if self._context.options.is_2024 else [next_token],

@@ -51,6 +51,7 @@ from server.errors import ApiError
 from server.log import get_logger
 from server.records import replace
 
+TAIL = 400  # characters of an answer that /slots shows
 RECENT_PER_SLOT = 8  # tasks that have ended; the latest of a slot can be asked for
 N_BACKLOG = 10_000
 """Events that a streaming client may be behind: the engine never waits for it, and memory has an end."""
@@ -313,6 +314,7 @@ class EngineClient:
         self._replies: dict[int, SimpleQueue] = {}
         self._lock = threading.Lock()  # protects changes of _recent and _turnover: clients' threads end tasks, too
         self._recent: dict[int, Task] = {}
+        self._tails: dict[int, str] = {}  # the latest text of open and recent tasks
         self._settled = threading.Event()
         self.state = LOADING
         self.error = ""
@@ -403,6 +405,10 @@ class EngineClient:
             return results.by_id[id_task]  # type: ignore[return-value]
         return self._recent.get(id_task)
 
+    def latest_text(self, id_task: int) -> str:
+        """The end of what was generated for such a task, TAIL characters at most."""
+        return self._tails.get(id_task, "")
+
     def close(self, grace_s: float = 0.0) -> None:
         """End the engine; running tasks get `grace_s` seconds, the others fail with 503."""
         self._transport.close(grace_s)
@@ -432,7 +438,10 @@ class EngineClient:
         for event in frame.events:
             if type(event) is Piece:
                 results = self._results.get(event.id)
-                if results is not None and results.put(event):
+                if results is None:
+                    continue
+                self._tails[event.id] = (self._tails.get(event.id, "") + event.text)[-TAIL:]
+                if results.put(event):
                     touched.append(results)
                 continue
             handler = self._HANDLERS.get(type(event))
@@ -443,6 +452,8 @@ class EngineClient:
             results = (self._results.pop if is_last else self._results.get)(event.id, None)
             if results is not None:
                 if is_last:
+                    if isinstance(event, Final):
+                        self._tails[event.id] = (self._tails.get(event.id, "") + event.text)[-TAIL:]
                     self._remember(results, event.id)
                 if results.put(event):
                     touched.append(results)
@@ -458,7 +469,9 @@ class EngineClient:
                     task = replace(task, media=(), prompt=task.prompt[: self.info.n_ctx])
                 self._recent[id_task] = task
             while len(self._recent) > RECENT_PER_SLOT * self.info.n_slots:
-                del self._recent[next(iter(self._recent))]
+                oldest = next(iter(self._recent))
+                del self._recent[oldest]
+                self._tails.pop(oldest, None)
 
     def _on_loading(self, event: Loading) -> None:
         """The engine reads weights, so it has got past the vocabulary: that can be opened here, too, meanwhile."""
