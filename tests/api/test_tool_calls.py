@@ -387,6 +387,23 @@ def test_tokens_of_reasoning_are_counted(talker):
     assert ask(talker("Yes."))["usage"]["completion_tokens_details"] == {"reasoning_tokens": 0}
 
 
+@pytest.mark.parametrize("name", ["reasoning_budget_tokens", "thinking_budget_tokens"])
+def test_a_budget_ends_the_reasoning_with_its_message(talker, name):
+    text = "<think>\n" + 40 * "so " + "\n</think>\n\nYes."
+    message, finish = message_of(talker(text), **{name: 12, "reasoning_budget_message": "\nEnough."})
+    assert message["reasoning_content"].startswith("so so") and message["reasoning_content"].endswith("\nEnough.")
+    assert len(message["reasoning_content"]) < 12 + len("\nEnough.") + 1
+    assert finish == "stop"
+
+
+def test_who_must_not_think_does_not(talker):
+    opened = TEMPLATE.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n")
+    api = talker(THOUGHT + "Yes.", template=opened.partition("{% if enable_thinking")[0] + "{% endif %}")
+    whole = ask(api, enable_thinking=False)
+    assert "reasoning_content" not in whole["choices"][0]["message"] and "warnings" not in whole
+    assert whole["usage"]["completion_tokens_details"]["reasoning_tokens"] <= len("\n</think>\n\n")
+
+
 def prompt_of(api, **fields: object) -> str:
     return api.post("/apply-template", {"messages": HI, **fields}).json()["prompt"]
 

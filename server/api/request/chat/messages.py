@@ -203,15 +203,17 @@ def template_variables(
 
 
 def unread(model: Model, body: Mapping[str, Any]) -> tuple[str, ...]:
-    """What the template has no use for, as warnings."""
-    given, effort = body.get("chat_template_kwargs") or {}, reasoning_variables(read(body, CHAT_FIELDS))
-    names = model.chat_template.unread([*given, *effort])
-    lines = []
-    if effort and all(name in names for name in effort):
-        lines.append("reasoning_effort has no effect: this model's chat template doesn't read it")
-    if any(name in given for name in names):
-        unknown = listed([name for name in names if name in given])
-        lines.append(f"chat_template_kwargs: this model's chat template doesn't read {unknown}")
+    """What the template has no use for, as warnings. Reasoning can be switched off without its help: it ends where it
+    begins."""
+    template, given = model.chat_template, body.get("chat_template_kwargs") or {}
+    is_off = body.get("enable_thinking") is False or body.get("reasoning_effort") == "none"
+    asked = [name for name in ("reasoning_effort", "enable_thinking") if body.get(name)]
+    if is_off and (template.call_format.reasoning is not None or not template.unread(["enable_thinking"])):
+        asked = []
+    lines = [f"{name} has no effect: this model's chat template doesn't read it" for name in template.unread(asked)]
+    names = template.unread(given)
+    if names:
+        lines.append(f"chat_template_kwargs: this model's chat template doesn't read {listed(names)}")
     return tuple(lines)
 
 
