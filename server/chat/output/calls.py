@@ -26,6 +26,7 @@ from server.chat.output.heads import ID, INDEX, MARKER_MIN, NAME, OBJECT, Head, 
 from server.chat.output.kinds import elements_json, fitting_json, kinds_of, property_of
 from server.chat.output.scanner import Scanner, inner_text
 
+ARGUMENTS_KEYS = ("arguments", "parameters")  # models mix them up
 VALUE_MAX = 65_536  # characters of an argument that could be a text or something else
 ID_MAX = 100
 
@@ -85,6 +86,7 @@ class CallReader(Cursor):
         try:
             while True:
                 yield from self.body()
+                yield from self.passes(self.call_end and "}}")  # models write brackets too many
                 yield from self.passes(self.call_end)
                 if not (yield from self.goes_on(head.in_group)):
                     break
@@ -203,11 +205,11 @@ class CallReader(Cursor):
                 self.name = self.checked(_plain((yield from self.value())))
             elif key == call.id_key:
                 self.call_id = _plain((yield from self.value()))
-            elif key == call.arguments_key and self.name:
+            elif key in (call.arguments_key, *ARGUMENTS_KEYS) and self.name:
                 return
             else:
                 value = yield from self.value()
-                self.given = value if key == call.arguments_key else self.given
+                self.given = value if key in (call.arguments_key, *ARGUMENTS_KEYS) else self.given
             yield from self.space()
             yield from self.reads(",")
 
@@ -299,6 +301,11 @@ class CallReader(Cursor):
                 return
             if scanner.is_broken:
                 raise Broken
+            missing = scanner.end(self.text[self.at :]) if self.is_complete else None
+            if missing is not None:
+                sink(missing)
+                self.at = len(self.text)
+                return
             yield from self.wait()
 
     def python_arguments(self) -> Steps:

@@ -16,8 +16,7 @@ from server.chat.output.formats import KEY, ParameterCall
 from server.chat.output.scanner import read_value
 
 Schema = Mapping[str, Any]
-REFERENCES_MAX = 8  # one leading to the next
-DEPTH_MAX = 50  # of elements
+DEPTH_MAX = 50  # of elements, and of schemas
 ITEM = "item"
 _KINDS = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "boolean", "n": "null"}
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
@@ -41,13 +40,27 @@ def property_of(parameters: Schema, key: str) -> object:
     return parameters.get("additionalProperties", {})
 
 
-def kinds_of(schema: object, root: Schema, depth: int = 0) -> frozenset[str] | None:
-    """The types of JSON that a schema allows, None if it says nothing about that."""
-    if not isinstance(schema, dict) or depth > REFERENCES_MAX:
+Kinds = frozenset[str] | None
+
+
+def kinds_of(schema: object, root: Schema) -> Kinds:
+    """The types of JSON that a schema allows, None if it says nothing about that. Each part is looked at once."""
+    return _kinds(schema, root, {}, 0)
+
+
+def _kinds(schema: object, root: Schema, known: dict[int, Kinds], depth: int) -> Kinds:
+    if not isinstance(schema, dict) or depth > DEPTH_MAX:
         return None
+    if id(schema) not in known:
+        known[id(schema)] = None  # what refers to itself says nothing by that
+        known[id(schema)] = _own_kinds(schema, root, known, depth + 1)
+    return known[id(schema)]
+
+
+def _own_kinds(schema: Schema, root: Schema, known: dict[int, Kinds], depth: int) -> Kinds:
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        return kinds_of(_target(root, reference), root, depth + 1)
+        return _kinds(_target(root, reference), root, known, depth)
     if isinstance(schema.get("enum"), list):
         return frozenset(map(_kind_of, schema["enum"]))
     if "const" in schema:
@@ -56,12 +69,13 @@ def kinds_of(schema: object, root: Schema, depth: int = 0) -> frozenset[str] | N
     if isinstance(kinds, (str, list)):
         found = frozenset(kind for kind in ([kinds] if isinstance(kinds, str) else kinds) if isinstance(kind, str))
         return found | {"null"} if schema.get("nullable") is True else found
-    for keyword in ("anyOf", "oneOf"):
-        if isinstance(schema.get(keyword), list):
-            ways = [kinds_of(way, root, depth + 1) for way in schema[keyword]]
-            return None if None in ways else frozenset().union(*(way for way in ways if way is not None))
-    if isinstance(schema.get("allOf"), list):
-        return next((kinds for way in schema["allOf"] if (kinds := kinds_of(way, root, depth + 1))), None)
+    for keyword in ("anyOf", "oneOf", "allOf"):
+        ways = schema.get(keyword)
+        if isinstance(ways, list):
+            each = [_kinds(way, root, known, depth) for way in ways]
+            if keyword == "allOf":
+                return next((kinds for kinds in each if kinds), None)
+            return None if None in each else frozenset().union(*(kinds for kinds in each if kinds))
     return None
 
 

@@ -83,6 +83,14 @@ class Scanner:
         self._out.clear()
         return out, at
 
+    def end(self, rest: str) -> str | None:
+        """At the end of a text that its writer has ended: the JSON of the `rest`, which `feed` has left, with all
+        brackets closed; None if more than brackets is missing."""
+        part, _ = self.feed(f"{rest} ")
+        if self._step != self._after or not self._stack:
+            return None
+        return part.rstrip() + "".join(container.json_end for container in reversed(self._stack))
+
     def start_call(self, names: Sequence[str]) -> str:
         """From now on: the arguments of a Python call, behind its opening bracket, as an object. `names` are those of
         arguments without a name. Returns the JSON's beginning."""

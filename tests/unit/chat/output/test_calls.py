@@ -250,6 +250,9 @@ def test_what_only_looks_like_a_call_stays_text(text: str):
     [
         ('{"name": "find", "arguments": {"city": "a"}}', '{"city": "a"}'),
         ('{"name":"find","arguments":{}}', "{}"),
+        ('{"name": "find", "parameters": {"city": "a"}}', '{"city": "a"}'),
+        ('{"name": "find", "arguments": {"city": "a"}}}', '{"city": "a"}'),
+        ('{"name": "find", "arguments": {"city": "a"}', '{"city": "a"}'),
         ('{"name": "find"}', "{}"),
         ('{"name": "find", "arguments": null}', "{}"),
         (r'{"name": "find", "arguments": "{\"city\": \"a\"}"}', '{"city": "a"}'),
@@ -451,6 +454,8 @@ def test_without_calls_to_be_parsed_calls_stay_text():
         ("pairs", "x</think><tool_call>find\n<arg_key>n</arg_key>\n<arg_value>1</arg_value>", '{"n": 1}'),
         ("pairs", "x</think><tool_call>find\n<arg_key>n</arg_key>\n<arg_value>1</arg_value>\n</tool_", '{"n": 1}'),
         ("later id", "[TOOL_CALLS]ping[CALL_ID]abcdefgh1[ARGS]", "{}"),
+        ("hermes", '<tool_call>{"name": "find", "arguments": {"o": {"k": [1, 2', '{"o": {"k": [1, 2]}}'),
+        ("python", "<|tool_call_start|>[find(city='a', n=12", '{"city": "a", "n": 12}'),
     ],
 )
 def test_a_text_that_the_model_ends_itself_ends_its_call(family: str, text: str, arguments: str):
@@ -599,3 +604,10 @@ def test_elements_within_elements_become_objects_and_lists_by_the_schema():
     for pieces in cuts(text).values():
         events = joined(read(ELEMENTS, tools, pieces))
         assert calls_of(events) == [(0, "f", {"o": {"a": {"b": 1}, "c": "x y"}, "l": ["1"], "e": []})]
+
+
+def test_schemas_that_branch_without_end_are_looked_at_once():
+    branches = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{m}"} for m in range(40)]} for n in range(40)}
+    tools = [tool("f", {"properties": {"x": {"$ref": "#/$defs/d0"}}, "$defs": branches})]
+    text = "<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
+    assert calls_of(joined(read(FORMATS["functions"], tools, text))) == [(0, "f", {"x": 1})]
