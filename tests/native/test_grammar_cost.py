@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from ctypes_api.objects import Model
+from server.engine.llama import grammar as backend_grammar
 from server.engine.llama import sampler as backend_sampler
 from server.engine.seam.task import SamplingParams
 from server.errors import ApiError
@@ -22,7 +23,7 @@ from server.grammar.gbnf_rewrite import affordable
 from server.grammar.json_schema.convert import convert
 from tests.hostile_grammars import FOUND, hostile_grammar
 from tests.native.engines import Engine
-from tests.support import PATIENCE
+from tests.support import PATIENCE, wait_until
 from tests.unit.grammar.gbnf_oracle import Generator
 from tests.unit.grammar.json_schema_cases import CASES
 from tests.unit.grammar.test_gbnf import ARITHMETIC, TAKEN, VALUES
@@ -131,7 +132,7 @@ def one(libs_folder, tiny_spm_model) -> Iterator[Engine]:
 def test_a_filter_that_takes_too_long_ends_its_request_alone(one: Engine):
     """The clock says that each part of the vocabulary takes a second."""
     expected = one.say("the dog", 40).tokens
-    factory, now = one.backend._samplers, [0.0]
+    factory, now = one.backend._samplers.grammars, [0.0]
 
     def clock() -> float:
         now[0] += 1.0
@@ -154,10 +155,50 @@ def test_a_filter_that_takes_too_long_ends_its_request_alone(one: Engine):
 
 @pytest.mark.parametrize("n", [1, 7, 100, 8192])
 def test_a_filter_in_parts_rules_out_what_a_whole_one_does(n: int, one: Engine, monkeypatch):
+    grammars = one.backend._samplers.grammars
     expected = spoken_under(one, VALUES)
+    wait_until(lambda: grammars.tree is not None, "the vocabulary is read")
+    assert spoken_under(one, VALUES) == expected, "the allowed tokens are found in the tree"
+    monkeypatch.setattr(grammars, "tree", None)
     monkeypatch.setattr(backend_sampler, "FILTER_TOKENS", n)
     monkeypatch.setattr(one.backend._samplers, "_candidates", None)
     assert spoken_under(one, VALUES) == expected
+
+
+SEARCHED = [
+    *(convert(case.schema).grammar for case in CASES[::7]),
+    VALUES,
+    ARITHMETIC,
+    'root ::= [^é]* "é" [^"\\\\]+',
+    'root ::= "世" [界-龥]* | "\\U0001F600"+ [à-ü]{2}',
+    "root ::= [^丁]+",  # half of a letter is refused, since it could become this one
+    'root ::= "a"? <[300]> !<[5]>',
+]
+
+
+@pytest.mark.parametrize("split", [1, 6, 128])
+def test_the_tokens_found_in_the_tree_are_those_that_a_filter_leaves(split: int, one: Engine, monkeypatch):
+    monkeypatch.setattr(backend_grammar, "SPLIT", split)
+    grammars = backend_grammar.Grammars(one.backend._llama, one.backend._vocab, one.backend._n_vocab)
+    every = range(one.backend._n_vocab)
+    chance, n_found, most = random.Random(split), 0, 0
+    try:
+        for text in map(affordable, SEARCHED):
+            grammar = grammars.make(text)
+            wait_until(lambda: grammars.tree is not None, "the vocabulary is read")
+            for _ in range(25):
+                allowed, found = grammars.ask(grammar._raw, every), grammar.find_allowed()
+                assert found is None or sorted(found) == allowed, text
+                n_found += found is not None
+                most = max(most, len(allowed))
+                token = chance.choice(allowed or [-1])
+                if token < 0 or token in grammars.ends:
+                    break
+                grammar.accept(token)
+            grammar.close()
+    finally:
+        grammars.close()
+    assert n_found > 200 and most > 100
 
 
 def test_a_copied_dry_sampler_draws_as_a_new_one(one: Engine):

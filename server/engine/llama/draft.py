@@ -12,8 +12,7 @@ import math
 from typing import Any
 
 from ctypes_api.llama_types import llama_token_data_array
-from server.engine.llama.custom_samplers import CustomSamplers
-from server.engine.llama.sampler import SamplerFactory
+from server.engine.llama.sampler import CustomSamplers, SamplerFactory
 from server.engine.seam.config import EngineConfig
 from server.engine.slots.sampling import Stage
 

@@ -1,13 +1,13 @@
 """Sampler chains over libllama: one `LlamaSampler` per running task. Engine thread only.
 
-`STAGES` turns the stages of `sampling` into C samplers. Without grammar or probabilities a token costs one C call
-(`llama_sampler_sample`). With them the logits are copied into a candidate array of our own, a strided copy done by
-`memoryview`, and the chain is applied to that; nothing ever loops over the vocabulary in Python.
+`STAGES` turns the stages of `sampling` into C samplers. A token costs one C call (`llama_sampler_sample`). Where
+probabilities are wanted, or the grammar refuses the token, the logits are copied into a candidate array of our own, a
+strided copy done by `memoryview`, and the chain is applied to that; nothing ever loops over the vocabulary in Python.
 
-The grammar is asked after the draw: first about the drawn token alone, and only if it refuses is the whole vocabulary
-filtered and drawn from again. Only tokens that it has allowed are ever accepted by it (anything else would throw a
-C++ exception through the C interface). Nothing can stop C in the middle of a filter, so the vocabulary goes to it in
-parts, with a look at the clock behind each.
+The grammar (`grammar`) is asked after the draw: first about the drawn token alone, and only if it refuses, a second
+draw is made from the tokens that it allows. The chain learns which token it has become when that is known.
+
+At the end are samplers that libllama no longer has (`CustomSamplers`).
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from __future__ import annotations
 import ctypes
 import math
 import struct
-import time
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain as chained
-from typing import Any, Literal
+from typing import Any
 
 from ctypes_api.llama_types import (
     llama_logit_bias,
     llama_sampler,
+    llama_sampler_apply_fn,
     llama_sampler_i,
+    llama_sampler_name_fn,
     llama_token_data,
     llama_token_data_array,
 )
-from server.engine.llama.custom_samplers import CustomSamplers
+from server.engine.llama.grammar import Grammar, Grammars, column
 from server.engine.seam.task import TokenProbs
 from server.engine.slots.phases import Begin
 from server.engine.slots.sampling import Stage
@@ -37,11 +39,10 @@ GREEDY_STAGE = "greedy"
 MIROSTAT_M = 100
 MIN_PROB = 1e-45
 
-FILTER_S = 0.8
-"""The processor's time for one filter of a grammar, for which all streams wait."""
-
 FILTER_TOKENS = 8192
 DRY_KEPT = 8
+TFS_ROWS = 4096
+FLAT = 1e-6
 
 
 class Candidates:
@@ -54,8 +55,9 @@ class Candidates:
     def __init__(self, n_vocab: int) -> None:
         self._rows = (llama_token_data * n_vocab)()
         self._template = (llama_token_data * n_vocab)()
-        _column(self._template, "i", 0)[:] = memoryview((ctypes.c_int32 * n_vocab)(*range(n_vocab))).cast("B").cast("i")
-        self._logits = _column(self._rows, "f", 1)
+        column(self._template, "i", 0)[:] = memoryview((ctypes.c_int32 * n_vocab)(*range(n_vocab))).cast("B").cast("i")
+        self._logits = column(self._rows, "f", 1)
+        self._refused: Any = None  # the template with no logit that could be drawn, made when first needed
         self._n_vocab = n_vocab
         self.array = llama_token_data_array()
         self.parts = [self._part(start) for start in range(0, n_vocab, FILTER_TOKENS)]
@@ -63,8 +65,25 @@ class Candidates:
     def fill(self, logits: Any) -> None:
         """Take over the logits of one batch row (`n_vocab` floats)."""
         ctypes.memmove(self._rows, self._template, ctypes.sizeof(self._rows))
+        self._logits[:] = self._floats(logits)
+        self._reset()
+
+    def fill_few(self, logits: Any, tokens: Iterable[int]) -> None:
+        """The same for some tokens; the others get -inf."""
+        if self._refused is None:
+            self._refused = (llama_token_data * self._n_vocab).from_buffer_copy(self._template)
+            column(self._refused, "f", 1)[:] = memoryview(array("f", [-math.inf]) * self._n_vocab)
+        ctypes.memmove(self._rows, self._refused, ctypes.sizeof(self._rows))
+        source, target = self._floats(logits), self._logits
+        for token in tokens:
+            target[token] = source[token]
+        self._reset()
+
+    def _floats(self, logits: Any) -> Any:
         source = ctypes.cast(logits, ctypes.POINTER(ctypes.c_float * self._n_vocab)).contents
-        self._logits[:] = memoryview(source).cast("B").cast("f")
+        return memoryview(source).cast("B").cast("f")
+
+    def _reset(self) -> None:
         self.array.data = ctypes.cast(self._rows, ctypes.POINTER(llama_token_data))
         self.array.size = self._n_vocab
         self.array.selected = -1
@@ -87,10 +106,6 @@ class Candidates:
         return self.array.data[self.array.selected].id
 
 
-def _column(rows: ctypes.Array, format: Literal["i", "f"], column: int) -> Any:
-    return memoryview(rows).cast("B").cast(format)[column::3]
-
-
 class SamplerFactory:
     """Makes the samplers of one model; owns what they share."""
 
@@ -99,7 +114,7 @@ class SamplerFactory:
         self.vocab = vocab
         self.n_vocab = n_vocab
         self.newline = llama.llama_vocab_nl(vocab)
-        self.clock = time.thread_time
+        self.grammars = Grammars(llama, vocab, n_vocab)
         self._candidates: Candidates | None = None
         self._dry: dict[tuple, int] = {}
 
@@ -146,18 +161,10 @@ class SamplerFactory:
         return self.llama.llama_sampler_clone(made)
 
     def close(self) -> None:
-        """Free what is kept to be copied."""
+        """Free what is kept to be copied, and let go of the vocabulary."""
+        self.grammars.close()
         while self._dry:
             self.llama.llama_sampler_free(self._dry.popitem()[1])
-
-    def grammar(self, text: str, root: str = "root") -> int | None:
-        """A grammar sampler, None for "" and ApiError 400 for one that llama.cpp can't parse."""
-        if not text:
-            return None
-        raw = self.llama.llama_sampler_init_grammar(self.vocab, text.encode(), root.encode())
-        if not raw:
-            raise ApiError(400, "Failed to parse grammar")
-        return raw
 
 
 class LlamaSampler:
@@ -170,24 +177,24 @@ class LlamaSampler:
         self._llama = factory.llama
         self._ctx = ctx
         self._text = grammar
-        self._grammar = factory.grammar(grammar)
-        self._parsed: int | None = None  # a grammar that waits
+        self._grammar = factory.grammars.make(grammar) if grammar else None
+        self._parsed: Grammar | None = None  # a grammar that waits
         if waits:
             self._grammar, self._parsed = None, self._grammar
         self._chain: int | None
         self._chain, self._custom = factory.chain(stages)
         self._deaf: int | None = None
-        if waits:
+        if waits or grammar:
             self._deaf, self._interface = factory.deaf(self._chain)
         self._is_greedy = stages[-1].name == GREEDY_STAGE
         self._ahead: int | None = None
-        if self._grammar is None and not waits:
+        if self._deaf is None:
             self.sample = self._sample_plain  # type: ignore[method-assign]
 
     @property
     def can_draw_ahead(self) -> bool:
-        """Python's own samplers need the GIL; under a grammar all candidates are in one array that chains share."""
-        return self._grammar is None and self._custom.is_empty
+        """Python's own samplers need the GIL."""
+        return self._custom.is_empty
 
     def accept(self, tokens: Sequence[int]) -> None:
         """Show the chain tokens of the prompt (the grammar starts behind it)."""
@@ -203,7 +210,7 @@ class LlamaSampler:
         return token
 
     def draw_ahead(self, row: int) -> None:
-        """Any thread: what the next `sample` of this row would do, which then only gives the token. Without the GIL."""
+        """Any thread: what the next `sample` of this row would begin with. Without the GIL."""
         self._ahead = self._llama.call_llama_sampler_sample(self._deaf or self._chain, self._ctx, row)
 
     def sample(self, row: int) -> int:
@@ -212,10 +219,12 @@ class LlamaSampler:
 
     def draw(self, row: int) -> int:
         """Draw from batch row `row`, under the grammar if it holds; nothing is accepted."""
-        if self._grammar is not None or not self._deaf:
+        if not self._deaf:
             return self._draw(row).selected
         token, self._ahead = self._ahead, None
-        return self._llama.llama_sampler_sample(self._deaf, self._ctx, row) if token is None else token
+        if token is None:
+            token = self._llama.llama_sampler_sample(self._deaf, self._ctx, row)
+        return token if self._grammar is None else self.fit(row, token)
 
     def commit(self, token: int) -> None:
         """See `TokenSampler`."""
@@ -257,15 +266,18 @@ class LlamaSampler:
         """
         if not self._is_greedy:
             self._draw(row)
-        if self._grammar is not None and not self.allows(token):
+        if self._grammar is not None and not self._grammar.allows(token):
             raise ApiError(500, "the text so far doesn't fit the grammar any more after a restart of the engine")
         self._accept(token)
 
     def close(self) -> None:
         """Free the C samplers; more than once is fine."""
-        for raw in (self._deaf, self._chain, self._grammar, self._parsed):
+        for raw in (self._deaf, self._chain):
             if raw:
                 self._llama.llama_sampler_free(raw)
+        for grammar in (self._grammar, self._parsed):
+            if grammar:
+                grammar.close()
         self._deaf = self._chain = self._grammar = self._parsed = None
 
     # ---- a grammar that begins inside the text ------------------------------------------------------------------
@@ -277,18 +289,19 @@ class LlamaSampler:
             while name in self._text:
                 name += "n"
             rule = f"{_literal(begin.unless)} .* | root" if begin.unless else f"{_literal(begin.lead)} root"
-            self._grammar = self._factory.grammar(f"{self._text}\n{name} ::= {rule}\n", name)
+            self._grammar = self._factory.grammars.make(f"{self._text}\n{name} ::= {rule}\n", name)
         else:
-            self._grammar, self._parsed = self._parsed or self._factory.grammar(self._text), None
+            self._grammar, self._parsed = self._parsed or self._factory.grammars.make(self._text), None
         for token in begin.tokens:
             if not self.allows(token):
                 self.end_grammar()
                 raise ApiError(400, "grammar_triggers: the grammar doesn't begin with the text that triggers it")
-            self._llama.llama_sampler_accept(self._grammar, token)
+            self._grammar.accept(token)
 
     def end_grammar(self) -> None:
         """See `TokenSampler`."""
-        self._llama.llama_sampler_free(self._grammar)
+        if self._grammar is not None:
+            self._grammar.close()
         self._grammar = None
 
     def fit(self, row: int, token: int) -> int:
@@ -309,9 +322,7 @@ class LlamaSampler:
 
     def _draw_under_grammar(self, logits: Any) -> None:
         """Draw from the tokens that the grammar allows."""
-        candidates = self._factory.candidates
-        candidates.fill(logits)
-        self._filter(candidates)
+        candidates = self._fill_allowed(logits)
         self._llama.llama_sampler_apply(self._chain, candidates.array)
         if not self.allows(candidates.selected):
             self._draw_end(logits)
@@ -321,9 +332,7 @@ class LlamaSampler:
 
         Anything else would be accepted by a grammar that has refused it, which ends the process.
         """
-        llama, candidates = self._llama, self._factory.candidates
-        candidates.fill(logits)
-        self._filter(candidates)
+        llama, candidates = self._llama, self._fill_allowed(logits)
         best = STAGES["top_k"](self._factory, 1)
         llama.llama_sampler_apply(best, candidates.array)
         llama.llama_sampler_free(best)
@@ -332,30 +341,25 @@ class LlamaSampler:
         if not (llama.llama_vocab_is_eog(self._factory.vocab, token) and self.allows(token)):
             raise ApiError(400, "the grammar and logit_bias together leave no token to choose")
 
-    def _filter(self, candidates: Candidates) -> None:
-        """Rule out the tokens that the grammar doesn't allow. ApiError if that takes too long."""
-        clock = self._factory.clock
-        ends = clock() + FILTER_S
-        for part in candidates.parts:
-            self._llama.call_llama_sampler_apply(self._grammar, part)
-            if clock() > ends:
-                raise ApiError(
-                    400,
-                    f"the grammar took more than {FILTER_S:g} s to choose from the tokens that may come "
-                    "next, and others wait for it: it has too many ways to go on from here",
-                )
+    def _fill_allowed(self, logits: Any) -> Candidates:
+        """The logits of the tokens that the grammar allows; the others have -inf. ApiError if that takes too long."""
+        candidates, grammar = self._factory.candidates, self._grammar
+        few = grammar.find_allowed()
+        if few is None:
+            candidates.fill(logits)
+            grammar.filter(candidates.parts)
+        else:
+            candidates.fill_few(logits, few)
+        return candidates
 
     def allows(self, token: int) -> bool:
         """See `TokenSampler`."""
-        one = (llama_token_data * 1)(llama_token_data(token, 1.0, 0.0))
-        array = llama_token_data_array(ctypes.cast(one, ctypes.POINTER(llama_token_data)), 1, -1, False)
-        self._llama.llama_sampler_apply(self._grammar, array)
-        return one[0].logit != -math.inf
+        return self._grammar.allows(token)
 
     def _accept(self, token: int) -> int:
         self._llama.llama_sampler_accept(self._chain, token)
         if self._grammar is not None:
-            self._llama.llama_sampler_accept(self._grammar, token)
+            self._grammar.accept(token)
         return token
 
     def _model_probs(self, row: int, n: int) -> tuple[list[tuple[int, float, float]], float]:
@@ -424,3 +428,107 @@ STAGES: dict[str, Callable[..., int]] = {
     "adaptive_p": lambda f, target, decay, seed: f.llama.llama_sampler_init_adaptive_p(target, decay, seed),
     "infill": lambda f: f.llama.llama_sampler_init_infill(f.vocab),
 }
+
+
+# ---- samplers that libllama no longer has ----------------------------------------------------------------------------
+
+
+class CustomSamplers:
+    """Makes the custom samplers of one chain, and holds what C points at: it must outlive the chain.
+
+    Each is a `llama_sampler_i` whose functions are Python; C calls them in the middle of a chain, with the GIL held by
+    the thread that samples. They touch a bounded number of rows: whoever wants tail-free sampling over the whole
+    vocabulary gets its first `TFS_ROWS` candidates sorted by C (the tail behind them weighs less than rounding).
+    """
+
+    def __init__(self, llama: Any, newline: int) -> None:
+        self._llama = llama
+        self._newline = newline
+        self._alive: list[object] = []
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the chain is C's alone."""
+        return not self._alive
+
+    def tail_free(self, z: float, min_keep: int) -> int:
+        """Tail-free sampling (2020, trentbrick.github.io/Tail-Free-Sampling): cut where the curve of the sorted
+        probabilities has flattened out, at the share `z` of its whole bend."""
+
+        def apply(candidates: llama_token_data_array) -> None:
+            n_all = candidates.size
+            if n_all <= 2:
+                return
+            self._sort(candidates, min(n_all, TFS_ROWS))
+            n_kept = tail_free_length(_softmax(candidates), z, min_keep)
+            candidates.size = n_all if n_kept is None else n_kept
+            candidates.sorted = candidates.size <= TFS_ROWS
+
+        return self.make(b"tfs_z", apply)
+
+    def keep_newline(self) -> tuple[int, int]:
+        """A pair to put around a penalties sampler: the second restores the logit that the first has seen."""
+        seen: list[float | None] = [None]
+
+        def remember(candidates: llama_token_data_array) -> None:
+            row = self._newline_row(candidates)
+            seen[0] = None if row is None else candidates.data[row].logit
+
+        def restore(candidates: llama_token_data_array) -> None:
+            row = self._newline_row(candidates)
+            if row is not None and seen[0] is not None:
+                candidates.data[row].logit = seen[0]
+                candidates.sorted = False
+
+        return self.make(b"newline-remember", remember), self.make(b"newline-restore", restore)
+
+    def _newline_row(self, candidates: llama_token_data_array) -> int | None:
+        """Where the newline token is: at its own id in an array that nobody has reordered, else searched for."""
+        newline = self._newline
+        if newline < 0:
+            return None
+        if newline < candidates.size and candidates.data[newline].id == newline:
+            return newline
+        address = ctypes.addressof(candidates.data.contents)
+        rows = (ctypes.c_int32 * (3 * candidates.size)).from_address(address)
+        ids = memoryview(rows).cast("B").cast("i")[::3].tolist()
+        return ids.index(newline) if newline in ids else None
+
+    def _sort(self, candidates: llama_token_data_array, n: int) -> None:
+        sampler = self._llama.llama_sampler_init_top_k(n)
+        self._llama.llama_sampler_apply(sampler, candidates)
+        self._llama.llama_sampler_free(sampler)
+
+    def make(self, name: bytes, apply: Callable[[llama_token_data_array], None]) -> int:
+        """A C sampler around `apply`, to be freed with its chain."""
+        label = ctypes.create_string_buffer(name)
+        interface = llama_sampler_i(
+            name=llama_sampler_name_fn(lambda _: ctypes.addressof(label)),
+            apply=llama_sampler_apply_fn(lambda _, array: apply(array.contents)),
+        )
+        self._alive += (interface, label)
+        return self._llama.llama_sampler_init(ctypes.byref(interface), None)
+
+
+def _softmax(candidates: llama_token_data_array) -> list[float]:
+    """Probabilities of the (sorted, bounded) candidates."""
+    logits = [candidates.data[i].logit for i in range(candidates.size)]
+    weights = [math.exp(logit - logits[0]) for logit in logits]
+    total = sum(weights)
+    return [weight / total for weight in weights]
+
+
+def tail_free_length(probs: list[float], z: float, min_keep: int) -> int | None:
+    """How many of the sorted `probs` tail-free sampling keeps; None for all of them.
+
+    The second differences of the curve, normalised to sum 1, are added up until they exceed `z`.
+    """
+    first = [a - b for a, b in zip(probs, probs[1:])]
+    second = [abs(a - b) for a, b in zip(first, first[1:])]
+    total = sum(second)
+    running = 0.0
+    for i, bend in enumerate(second):
+        running += bend / total if total > FLAT else 1 / len(second)
+        if running > z and i >= max(min_keep, 1):
+            return i
+    return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.llama.custom_samplers import tail_free_length
+from server.engine.llama.sampler import tail_free_length
 
 
 def kept_by_2024(probs: list[float], z: float, min_keep: int) -> int:

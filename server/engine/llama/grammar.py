@@ -1,0 +1,204 @@
+"""Grammars over libllama: which tokens may come next. Engine thread; the vocabulary is read by a thread of its own.
+
+A grammar can be asked about any list of tokens. It is asked about the drawn token first, and only if it refuses that,
+all that it allows have to be found. To ask about a whole vocabulary takes 3.5 ms for 50,000 tokens, and most often few
+are allowed: a quote, digits, a key. So the vocabulary is kept as a tree of its tokens' bytes, and what begins with " t"
+is only asked about if the token " t" itself is allowed. Where many are allowed, all are asked about: in parts, for
+nothing can stop C in the middle of one.
+
+Not taken: finding the allowed tokens from the grammar's text. It would be a second implementation of what llama.cpp
+does, and each difference would end the process, which throws when it is given a token that it refuses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from ctypes_api.llama_types import llama_token_data, llama_token_data_array
+from server.errors import ApiError
+
+FILTER_S = 0.8
+"""The processor's time for one filter of a grammar, for which all streams wait."""
+
+SPLIT, DEEPEST = 128, 4
+"""Tokens of one beginning that are told apart by their next byte, and by how many bytes."""
+
+MOST, MOST_PROBES = 4096, 1024
+"""Tokens that are asked about one by one; more, and it is nearly as quick to ask about all."""
+
+LONGEST = 512  # bytes of a token that are read
+TEXTS_AND_CLASSES = re.compile(r'"(?:[^"\\]|\\.)*"|#[^\n]*|\[(?:[^\]\\]|\\.)*\]')
+BEYOND_ASCII = re.compile(r"[^\x00-\x7f]|\\[uU]|\\x[89a-fA-F]")
+
+
+class Branch(NamedTuple):
+    """Tokens that begin alike. `probe` is the one that is just this beginning, -1 if there is none; `tokens` are those
+    that aren't told apart any further."""
+
+    probe: int
+    tokens: Sequence[int]
+    branches: Sequence[Branch]
+
+
+def grow(pieces: Sequence[tuple[bytes, int]], depth: int = 0) -> Branch:
+    """A tree of (bytes, token) pairs that agree in the first `depth` bytes."""
+    probe = next((token for piece, token in pieces if len(piece) == depth), -1)
+    if depth == DEEPEST or depth and len(pieces) <= SPLIT:
+        return Branch(probe, [token for _, token in pieces], ())
+    groups: dict[int, list[tuple[bytes, int]]] = {}
+    for pair in pieces:
+        if len(pair[0]) > depth:
+            groups.setdefault(pair[0][depth], []).append(pair)
+    return Branch(
+        probe,
+        [token for piece, token in pieces if len(piece) == depth],
+        [grow(group, depth + 1) for group in groups.values()],
+    )
+
+
+def find(tree: Branch, always: Sequence[int], ask: Callable[[Sequence[int]], list[int]]) -> list[int] | None:
+    """Those of a tree's tokens, and of those that are `always` asked about, that are allowed; `ask` gives the allowed
+    ones of some. None where that takes too many questions."""
+    tokens, level = [*always, *tree.tokens], tree.branches
+    while level:
+        probes = [branch.probe for branch in level if branch.probe >= 0]
+        if len(probes) > MOST_PROBES:
+            return None
+        allowed = set(ask(probes))
+        level = [branch for branch in level if branch.probe < 0 or branch.probe in allowed]
+        tokens += [token for branch in level for token in branch.tokens]
+        if len(tokens) > MOST:
+            return None
+        level = [below for branch in level for below in branch.branches]
+    return ask(tokens)
+
+
+def is_searchable(grammar: str) -> bool:
+    """Whether a token can't be allowed unless its beginning is. That isn't so for tokens that are named by themselves
+    (`<think>`), and llama.cpp refuses half a letter where any letter but some beyond ASCII is allowed."""
+    negated = [found for found in TEXTS_AND_CLASSES.findall(grammar) if found.startswith("[^")]
+    return "<" not in TEXTS_AND_CLASSES.sub("", grammar) and not any(map(BEYOND_ASCII.search, negated))
+
+
+class Grammars:
+    """What the grammars of one model share. `clock` is the processor's time of this thread, in seconds."""
+
+    def __init__(self, llama: Any, vocab: Any, n_vocab: int) -> None:
+        self.llama = llama
+        self.vocab = vocab
+        self.clock: Callable[[], float] = time.thread_time
+        self.ends: Sequence[int] = ()  # the tokens that end a text
+        self.tree: Branch | None = None  # once it is read
+        self._n_vocab = n_vocab
+        self._rows = (llama_token_data * MOST)()
+        self._ids, self._logits = column(self._rows, "i", 0), column(self._rows, "f", 1)
+        self._ones = memoryview(array("f", [1.0]) * MOST)
+        self._array = llama_token_data_array(ctypes.cast(self._rows, ctypes.POINTER(llama_token_data)), 0, -1, False)
+        self._reader: threading.Thread | None = None
+        self._is_closing = False
+
+    def make(self, text: str, root: str = "root") -> Grammar:
+        """ApiError 400 for a grammar that llama.cpp can't parse."""
+        raw = self.llama.llama_sampler_init_grammar(self.vocab, text.encode(), root.encode())
+        if not raw:
+            raise ApiError(400, "Failed to parse grammar")
+        if self._reader is None:
+            self._reader = threading.Thread(target=self._read, name="vocabulary", daemon=True)
+            self._reader.start()
+        return Grammar(self, raw, is_searchable(text))
+
+    def ask(self, raw: int, tokens: Sequence[int]) -> list[int]:
+        """Which of these tokens, at most `MOST`, a grammar allows."""
+        n = len(tokens)
+        self._ids[:n] = memoryview(array("i", tokens))
+        self._logits[:n] = self._ones[:n]
+        self._array.size, self._array.selected, self._array.sorted = n, -1, False
+        self.llama.llama_sampler_apply(raw, self._array)
+        return [token for token, logit in zip(tokens, self._logits[:n].tolist()) if logit != -math.inf]
+
+    def close(self) -> None:
+        """Let go of the vocabulary."""
+        self._is_closing = True
+        if self._reader is not None:
+            self._reader.join()
+
+    def _read(self) -> None:
+        """Thread `vocabulary`: 50 ms for 50,000 tokens, most of them with the interpreter's lock."""
+        to_piece, is_end = self.llama.llama_token_to_piece, self.llama.llama_vocab_is_eog
+        buffer = ctypes.create_string_buffer(LONGEST)
+        pieces, ends = [], []
+        for token in range(self._n_vocab):
+            n = to_piece(self.vocab, token, buffer, LONGEST, 0, True)
+            if is_end(self.vocab, token):
+                ends.append(token)
+            elif n < 0:
+                ends.append(token)  # too long to be told apart: asked about, too
+            elif n and buffer.raw[0]:
+                pieces.append((buffer.raw[: min(n, DEEPEST + 1)], token))
+            if self._is_closing:
+                return
+        self.ends = ends
+        self.tree = grow(pieces)
+
+
+class Grammar:
+    """A grammar in use for one task. Only tokens that it has allowed may be accepted: C++ throws at others."""
+
+    def __init__(self, shared: Grammars, raw: int, is_searchable: bool) -> None:
+        self._shared = shared
+        self._llama = shared.llama
+        self._raw = raw
+        self._is_searchable = is_searchable
+
+    def allows(self, token: int) -> bool:
+        """Whether a token may come next."""
+        return bool(self._shared.ask(self._raw, (token,)))
+
+    def accept(self, token: int) -> None:
+        """It is the next one."""
+        self._llama.llama_sampler_accept(self._raw, token)
+
+    def find_allowed(self) -> list[int] | None:
+        """The tokens that may come next if they are few and quickly found, else None."""
+        shared = self._shared
+        if shared.tree is None or not self._is_searchable:
+            return None
+        ends = shared.clock() + FILTER_S
+
+        def ask(tokens: Sequence[int]) -> list[int]:
+            allowed = shared.ask(self._raw, tokens)
+            self._require_time(ends)
+            return allowed
+
+        return find(shared.tree, shared.ends, ask)
+
+    def filter(self, parts: Iterable[llama_token_data_array]) -> None:
+        """Rule out the tokens of these arrays that may not come next. ApiError if that takes too long."""
+        ends = self._shared.clock() + FILTER_S
+        for part in parts:
+            self._llama.call_llama_sampler_apply(self._raw, part)
+            self._require_time(ends)
+
+    def close(self) -> None:
+        """Free it."""
+        self._llama.llama_sampler_free(self._raw)
+
+    def _require_time(self, ends: float) -> None:
+        if self._shared.clock() > ends:
+            raise ApiError(
+                400,
+                f"the grammar took more than {FILTER_S:g} s to choose from the tokens that may come "
+                "next, and others wait for it: it has too many ways to go on from here",
+            )
+
+
+def column(rows: ctypes.Array, format: Literal["i", "f"], place: int) -> Any:
+    """The ids (0) or logits (1) of an array of `llama_token_data`."""
+    return memoryview(rows).cast("B").cast(format)[place::3]
