@@ -1,4 +1,5 @@
-// Markdown as models write it -> DOM nodes. Never HTML: tags in the text stay text, links lead to http(s) and mailto
+// Markdown as models write it -> DOM nodes. Never HTML: but for br, sub, sup, kbd and details without attributes, tags in
+// the text stay text, links lead to http(s) and mailto
 // only, images are not loaded but shown as links (the page asks nobody but its own server).
 //
 // Two steps: `blocks` cuts lines into blocks, `inline` cuts a text into spans. Math ($...$, \(...\), $$...$$, \[...\])
@@ -9,12 +10,14 @@ import { highlight } from './highlight.js';
 import { t } from './i18n.js';
 
 const MAX_DEPTH = 12;
+const MAX_DETAILS = 400;        // lines
 
 const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`]*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t](.*))?$/;
 const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(\s+|$)/;
 const TABLE_LINE = /^\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?$/;
+const DETAILS = /^ {0,3}<details>/;
 const MATH_OPEN = /^\s*(\$\$|\\\[)/;
 
 // The nodes for `text`.
@@ -45,6 +48,7 @@ export const withBidiShown = (text) => text.replace(BIDI, (one) => `\u27e8U+${on
 
 const READERS = [
   { starts: (lines, at) => FENCE.test(lines[at]), read: readFence },
+  { starts: (lines, at) => DETAILS.test(lines[at]) && detailsEnd(lines, at) > 0, read: readDetails },
   { starts: (lines, at) => MATH_OPEN.test(lines[at]), read: readMath },
   { starts: (lines, at) => HEADING.test(lines[at]), read: readHeading },
   { starts: (lines, at) => RULE.test(lines[at]), read: (lines, at) => [h('hr'), at + 1] },
@@ -76,12 +80,15 @@ function readFence(lines, at) {
   while (end < lines.length && !closes.test(lines[end])) end += 1;
   const cut = new RegExp(`^ {0,${indent.length}}`);
   const code = lines.slice(at + 1, end).map((line) => line.replace(cut, '')).join('\n');
-  return [codeBlock(code, info.trim().split(/\s+/)[0].replace(/^\{?\.?|\}$/g, '')), end + 1];
+  return [codeBlock(code, languageOf(info)), end + 1];
 }
 
-export function codeBlock(code, language) {
+const languageOf = (info) => info.trim().split(/\s+/)[0].replace(/^\{?\.?|\}$/g, '');
+
+// `current()` gives the code to copy, where it grows.
+export function codeBlock(code, language, current = () => code) {
   const button = iconButton('copy', t('copy-code'), async () => {
-    await copy(code);
+    await copy(current());
     button.classList.add('done');
     setTimeout(() => button.classList.remove('done'), 1200);
   });
@@ -125,6 +132,24 @@ function drawFormula(element, text, isDisplay) {
   } catch {
     // It stays as it is written.
   }
+}
+
+// The line with the </details> that belongs to the <details> at `at`; -1 if there is none.
+function detailsEnd(lines, at) {
+  let open = 0;
+  for (let end = at; end < Math.min(lines.length, at + MAX_DETAILS); end++) {
+    open += (lines[end].match(/<details>/g) ?? []).length - (lines[end].match(/<\/details>/g) ?? []).length;
+    if (open <= 0) return end;
+  }
+  return -1;
+}
+
+function readDetails(lines, at, depth) {
+  const end = detailsEnd(lines, at);
+  const text = lines.slice(at, end + 1).join('\n');
+  const inner = text.slice(text.indexOf('<details>') + 9, text.lastIndexOf('</details>'));
+  const [whole, summary] = /^\s*<summary>([\s\S]{0,500}?)<\/summary>/.exec(inner) ?? ['', t('show')];
+  return [h('details', {}, h('summary', {}, inline(summary.trim())), blocks(inner.slice(whole.length).split('\n'), depth + 1)), end + 1];
 }
 
 function readQuote(lines, at, depth) {
@@ -208,6 +233,8 @@ const SPANS = [
     (m, d) => link(m[2], inline(m[1], d))],
   ['<', '>', /<(https?:\/\/[^\s<>]{1,2000})>/y, (m) => link(m[1], [m[1]])],
   ['h', '', /https?:\/\/[^\s<>"'`]{0,2000}[^\s<>"'`.,;:!?)\]}*_]/y, (m) => link(m[0], [m[0]])],
+  ['<', '>', /<br ?\/?>/y, () => h('br')],
+  ['<', '</', /<(sub|sup|kbd)>([^<]{1,300})<\/\1>/y, (m, d) => h(m[1], {}, inline(m[2], d))],
   ['*', '***', /\*\*\*(?=\S)([\s\S]{0,1500}?\S)\*\*\*/y, (m, d) => h('strong', {}, h('em', {}, inline(m[1], d)))],
   ['*', '**', /\*\*(?=\S)([\s\S]{0,1500}?\S)\*\*/y, (m, d) => h('strong', {}, inline(m[1], d))],
   ['_', '__', /(?<![\p{L}\p{N}])__(?=\S)([\s\S]{0,1500}?\S)__(?![\p{L}\p{N}])/uy, (m, d) => h('strong', {}, inline(m[1], d))],
@@ -260,40 +287,85 @@ function link(target, content) {
   return h('a', { href: target, target: '_blank', rel: 'noopener noreferrer nofollow' }, content);
 }
 
-// Renders a text that grows. What lies before the last safe place (an empty line outside of code and lists) is drawn
-// once; only the rest is drawn again with each update, so a long answer stays cheap.
+// Renders a text that grows. What lies before the last safe place (an empty line outside of code and lists, the beginning
+// and the end of code) is drawn once; only the rest is drawn again with each update, and code grows line by line. So a
+// long answer stays cheap.
 export class MarkdownView {
   #drawn = 0;             // how much of the text has its final nodes
   #tail = [];
+  #code = null;           // GrowingCode, while the text ends in code
+  #text = '';
+  #isDone = false;
 
   constructor(element) {
     this.element = element;
   }
 
+  // Can this view go on to `text`? Not if another text is shown, nor behind what was drawn as the end.
+  canShow(text) {
+    return this.#isDone ? text === this.#text : text.startsWith(this.#text);
+  }
+
   update(text, isFinal = false) {
-    for (const node of this.#tail) node.remove();
-    const safe = isFinal ? text.length : this.#drawn + safeEnd(text.slice(this.#drawn));
-    if (safe > this.#drawn) {
-      this.element.append(...markdown(text.slice(this.#drawn, safe)));
-      this.#drawn = safe;
+    this.#text = text;
+    this.#isDone = isFinal;
+    const rest = text.slice(this.#drawn);
+    const { safe, isInCode } = isFinal ? { safe: rest.length, isInCode: false } : safeEnd(rest);
+    if (this.#code && isInCode && safe === 0) {
+      this.#code.grow(rest);
+      return;
     }
-    this.#tail = markdown(text.slice(this.#drawn));
+    for (const node of this.#tail) node.remove();
+    if (safe > 0) this.element.append(...markdown(rest.slice(0, safe)));
+    this.#drawn += safe;
+    this.#code = isInCode ? new GrowingCode(rest.slice(safe)) : null;
+    this.#tail = isInCode ? [this.#code.element] : markdown(rest.slice(safe));
     this.element.append(...this.#tail);
   }
 }
 
-// Up to where blocks of `text` can't change any more whatever follows.
+// A code block whose end hasn't come. Whole lines are coloured as they are complete, each for itself.
+class GrowingCode {
+  #length = 0;            // of the lines that are drawn
+  #code = '';
+
+  constructor(text) {
+    this.language = languageOf(FENCE.exec(text.slice(0, text.indexOf('\n')))[3]);
+    this.element = codeBlock('', this.language, () => this.#code);
+    this.last = document.createTextNode('');
+    this.element.querySelector('code').replaceChildren(this.last);
+    this.grow(text);
+  }
+
+  grow(text) {
+    this.#code = text.slice(text.indexOf('\n') + 1);
+    const end = this.#code.lastIndexOf('\n') + 1;
+    if (end > this.#length) this.last.before(...highlight(withBidiShown(this.#code.slice(this.#length, end)), this.language));
+    this.#length = end;
+    this.last.data = withBidiShown(this.#code.slice(end));
+  }
+}
+
+// Up to where blocks of `text` can't change any more whatever follows, and whether what follows is open code.
 function safeEnd(text) {
   let safe = 0;
   let at = 0;
   let fence = '';
+  let isTop = false;            // the fence stands at the beginning of its line, so it is in no list
   let isAfterBlank = false;
   for (const line of text.split('\n').slice(0, -1)) {
     const mark = FENCE.exec(line);
-    if (fence ? mark && mark[2].startsWith(fence) && !mark[3].trim() : mark) fence = fence ? '' : mark[2];
-    else if (!fence && isAfterBlank && /^[^\s\d>*+-]/.test(line)) safe = at;
+    const end = at + line.length + 1;
+    if (!fence && mark) {
+      fence = mark[2];
+      isTop = mark[1] === '';
+      if (isTop) safe = at;
+    } else if (fence && mark?.[2].startsWith(fence) && !mark[3].trim()) {
+      fence = '';
+      if (isTop) safe = end;
+    } else if (!fence && isAfterBlank && /^[^\s\d>*+-]/.test(line)) safe = at;
     isAfterBlank = !fence && line.trim() === '';
-    at += line.length + 1;
+    at = end;
   }
-  return safe;
+  return { safe, isInCode: fence !== '' && isTop };
 }

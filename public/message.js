@@ -64,9 +64,9 @@ export class MessageView {
     this.#drawMeta();
   }
 
-  // A text that may have grown since; the whole again when it is complete.
+  // A text that may have grown since.
   #drawMarkdown(name, element, text, isFinal) {
-    if (!this[name] || isFinal) {
+    if (!this[name]?.canShow(text)) {
       element.replaceChildren();
       this[name] = new MarkdownView(element);
     }

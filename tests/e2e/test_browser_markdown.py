@@ -107,9 +107,82 @@ def test_markdown_that_streams_ends_as_markdown_at_once(server, browser: Browser
           if (grown.innerHTML !== whole.innerHTML) bad.push(step, grown.innerHTML, whole.innerHTML);
         }
         return bad;""",
-        RICH + "\n\n" + RICH,
+        RICH + "\n\n" + RICH + CODE,
     )
     assert same == []
+
+
+CODE = """Look at H<sub>2</sub>O<br>here:
+```js
+/* several
+lines */
+f("x");
+```
+and ~~~ no fence
+
+~~~
+```
+~~~
+* item
+  ```
+  inner
+  ```
+```
+open"""
+
+
+HTML = """Water is H<sub>2</sub>O, x<sup>*2*</sup>, press <kbd>Ctrl</kbd>.<br/>Next <b onclick="fired.push(1)">b</b> <sub>open
+
+<details>
+<summary>More **here**</summary>
+
+- inside
+<details><summary>deeper</summary>x</details>
+
+</details>
+
+after
+
+<details open onclick="fired.push(2)">
+still text
+
+<details>
+never closed"""
+
+
+def test_a_few_tags_mean_what_they_mean_and_all_others_stay_text(server, browser: Browser):
+    open_page(browser, server)
+    drawn = browser.run_async(
+        """const { markdown } = await import('/markdown.js');
+        const box = document.createElement('div');
+        box.append(...markdown(arguments[0]));
+        return [box.innerHTML, [...box.querySelectorAll('*')].map((one) => one.tagName)]""",
+        HTML,
+    )
+    html, tags = drawn
+    assert "H<sub>2</sub>O, x<sup><em>2</em></sup>, press <kbd>Ctrl</kbd>.<br>Next &lt;b onclick=" in html
+    assert "&lt;sub&gt;open" in html and tags.count("SUB") == 1
+    assert tags.count("DETAILS") == 2 and "<summary>More <strong>here</strong></summary>" in html
+    assert "<summary>deeper</summary>" in html and "after" in html.rsplit("</details>", 1)[1]
+    assert "&lt;details open onclick" in html and html.endswith("never closed</p>")
+
+
+def test_code_that_streams_is_drawn_once(server, browser: Browser):
+    open_page(browser, server)
+    done = browser.run_async(r"""
+        const { MarkdownView } = await import('/markdown.js');
+        const box = document.createElement('div');
+        const view = new MarkdownView(box);
+        let text = 'Code:\n\n```js\n';
+        view.update(text + 'first();\n');
+        const [figure, line] = [box.querySelector('figure'), box.querySelector('code').firstChild];
+        let n = 0;
+        new MutationObserver((records) => { n += records.length; }).observe(box, { childList: true, subtree: true });
+        for (let i = 0; i < 500; i++) view.update(text += `line(${i}, "a");\n`);
+        await new Promise((resolve) => setTimeout(resolve));
+        return [box.querySelector('figure') === figure, box.querySelector('code').textContent.split('\n').length, n < 1500,
+            box.querySelectorAll('.hl-call').length]""")
+    assert done[0] is True and done[1] == 502 and done[2] is True and done[3] >= 500
 
 
 def test_odd_text_is_drawn_in_reasonable_time(server, browser: Browser):
