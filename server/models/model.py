@@ -39,6 +39,9 @@ class Vocab(Protocol):
     max_bytes: int
     """What a text may have."""
 
+    def __hash__(self) -> int:
+        """Each is equal to itself alone."""
+
     def tokenize(
         self, text: str, add_special: bool, parse_special: bool, *, must_fit: bool = True, may_cut: bool = False
     ) -> list[int]:

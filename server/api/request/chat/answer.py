@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 
 from server.api.request.chat.messages import ChatPrompt
 from server.api.request.chat.reasoning import ReasoningWish
@@ -81,6 +81,7 @@ def thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish) -> Thinking | 
     )
 
 
+@lru_cache(maxsize=8)
 def control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
     """The control tokens among the marks of a format: they have to be seen, though such tokens aren't shown."""
     tokens = {token for text in set(_texts(form)) - {""} for token in vocab.tokenize(text, False, True)}
