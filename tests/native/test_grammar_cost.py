@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -199,6 +200,22 @@ def test_the_tokens_found_in_the_tree_are_those_that_a_filter_leaves(split: int,
     finally:
         grammars.close()
     assert n_found > 200 and most > 100
+
+
+@pytest.mark.parametrize("top_k", [1, 20, 64])
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_where_much_is_allowed_the_likeliest_are_enough(top_k: int, temperature: float, one: Engine, monkeypatch):
+    params = SamplingParams(temperature=temperature, top_k=top_k, grammar='root ::= [^ao]+ "."')
+    monkeypatch.setattr(one.backend._samplers.grammars, "tree", None)
+    found = []
+    find = backend_grammar.Grammar.find_likeliest
+    monkeypatch.setattr(
+        backend_grammar.Grammar, "find_likeliest", lambda *args: (found.append(find(*args)), found[-1])[1]
+    )
+    said = [one.say("the cat", 20, replace(params, seed=seed)).tokens for seed in range(8)]
+    assert any(found)
+    monkeypatch.setattr(backend_sampler, "enough", lambda stages: 0)
+    assert [one.say("the cat", 20, replace(params, seed=seed)).tokens for seed in range(8)] == said
 
 
 def test_a_copied_dry_sampler_draws_as_a_new_one(one: Engine):

@@ -39,6 +39,9 @@ GREEDY_STAGE = "greedy"
 MIROSTAT_M = 100
 MIN_PROB = 1e-45
 
+LIKELIEST = 256
+"""Tokens that the grammar is asked about where it allows many and the chain looks at a quarter of them at most."""
+
 FILTER_TOKENS = 8192
 DRY_KEPT = 8
 TFS_ROWS = 4096
@@ -187,6 +190,7 @@ class LlamaSampler:
         if waits or grammar:
             self._deaf, self._interface = factory.deaf(self._chain)
         self._is_greedy = stages[-1].name == GREEDY_STAGE
+        self._n_enough = enough(stages)
         self._ahead: int | None = None
         if self._deaf is None:
             self.sample = self._sample_plain  # type: ignore[method-assign]
@@ -345,6 +349,12 @@ class LlamaSampler:
         """The logits of the tokens that the grammar allows; the others have -inf. ApiError if that takes too long."""
         candidates, grammar = self._factory.candidates, self._grammar
         few = grammar.find_allowed()
+        if few is None and self._n_enough:
+            candidates.fill(logits)
+            best = STAGES["top_k"](self._factory, LIKELIEST)
+            self._llama.llama_sampler_apply(best, candidates.array)
+            self._llama.llama_sampler_free(best)
+            few = grammar.find_likeliest(candidates.array, self._n_enough)
         if few is None:
             candidates.fill(logits)
             grammar.filter(candidates.parts)
@@ -382,6 +392,13 @@ class LlamaSampler:
         kept = {id_ for id_, _ in top}
         top += [(id_, 0.0) for id_, _, _ in before if id_ not in kept]
         return tuple(top[:n])
+
+
+def enough(stages: Sequence[Stage]) -> int:
+    """How many of the likeliest tokens a chain looks at; 0 if it might look at all."""
+    first = stages[0]
+    n = 1 if first.name == GREEDY_STAGE else first.args[0] if first.name == "top_k" else 0
+    return n if n <= LIKELIEST // 4 else 0
 
 
 def _literal(text: str) -> str:

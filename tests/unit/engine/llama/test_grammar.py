@@ -9,6 +9,8 @@ import pytest
 
 from server.engine.llama import grammar
 from server.engine.llama.grammar import MOST, find, grow, is_searchable
+from server.engine.llama.sampler import enough
+from server.engine.slots.sampling import Stage
 
 
 def vocabulary(chance: random.Random) -> list[tuple[bytes, int]]:
@@ -60,3 +62,17 @@ def test_where_much_is_allowed_nothing_is_found():
 )
 def test_some_grammars_allow_tokens_whose_beginning_they_refuse(text: str, expected: bool):
     assert is_searchable(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("stages", "n"),
+    [
+        ([Stage("greedy", ())], 1),
+        ([Stage("top_k", (40,)), Stage("dist", (1,))], 40),
+        ([Stage("top_k", (1000,)), Stage("dist", (1,))], 0),
+        ([Stage("logit_bias", ((),)), Stage("top_k", (40,)), Stage("dist", (1,))], 0),
+        ([Stage("dist", (1,))], 0),
+    ],
+)
+def test_chains_that_look_at_few_tokens_say_so(stages: list[Stage], n: int):
+    assert enough(stages) == n
