@@ -77,7 +77,7 @@ def test_a_model_that_drafts_for_itself_is_always_right(engine, tiny_spm_model):
     said = one.say(STEM, 80)
     timings = said.final.timings
     assert timings.draft_n == timings.draft_n_accepted > 30
-    assert len(said.pieces) < 50 and sum(len(piece) for piece in said.pieces) == len(said.text)
+    assert "".join(said.pieces) == said.text
 
 
 def test_a_repeated_text_is_drafted_from_itself(engine, recite_model):
@@ -87,7 +87,7 @@ def test_a_repeated_text_is_drafted_from_itself(engine, recite_model):
     said = one.say("count: one", 60, sampling)
     off = one.say("count: one", 60, sampling, draft_n_max=0)
     assert said.tokens == off.tokens
-    assert off.final.timings.draft_n == 0
+    assert off.final.timings.draft_n == -1
 
 
 @pytest.mark.parametrize("spec", ["lookup", "model"])
@@ -189,7 +189,7 @@ def test_a_draft_model_is_only_as_sure_as_asked(engine, tiny_spm_model):
 def test_where_nothing_is_drafted_the_draft_model_is_not_loaded(engine, tiny_spm_model, config, caplog):
     one = engine(tiny_spm_model, spec=by_model(tiny_spm_model), **config)
     assert one.backend.drafter is None and "isn't loaded" in caplog.text
-    assert one.say(STEM, 20).final.timings.draft_n == 0
+    assert one.say(STEM, 20).final.timings.draft_n == -1
 
 
 def test_the_draft_model_has_nothing_of_the_large_ones_extras(tiny_spm_model):
