@@ -11,7 +11,7 @@ import pytest
 
 from tests.e2e.scripted import CLOSE, Scripted, call, end, scripted, text, thought  # noqa: F401
 from tests.e2e.test_agents import TOOLS_TEMPLATE
-from tests.e2e.test_browser import open_page
+from tests.e2e.test_browser import axe, open_page  # noqa: F401
 from tests.e2e.test_browser_chat import import_file, is_running, messages, press_tool, say, stored
 from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
 from tests.reciting_models import recite_answers
@@ -307,3 +307,32 @@ def test_a_call_of_a_real_server_is_answered_by_hand(serve, browser: Browser, tm
     browser.click(".calls button[type=submit]")
     wait_until(lambda: messages(browser)[-1][1] == "It rains." and not is_running(browser), "the answer")
     assert "rain\n</tool_response>" in server.get("/slots").json()[0]["prompt"]
+
+
+def test_axe_finds_nothing_about_calls_menus_and_boxes(scripted: Scripted, browser: Browser, axe: str):  # noqa: F811
+    scripted.will_answer(
+        [*thought("Hm"), *text("See $x^2$"), *call(0, "weather", '{"a": 1}'), end("tool_calls")], [*text("ok"), end()]
+    )
+    open_page(browser, scripted)
+    define_tools(browser, json.dumps(TOOLS))
+    say(browser, "Go")
+    browser.click(".boxes details:last-child summary")
+    browser.find(".boxes [data-option=top_k]")
+    browser.cdp("Runtime.evaluate", expression=axe)
+
+    def findings() -> list[object]:
+        return browser.run_async("""
+            const { violations } = await axe.run(document, { resultTypes: ['violations'] });
+            return violations.map((one) => [one.id, one.impact, one.nodes.map((node) => node.html.slice(0, 150))])""")
+
+    assert findings() == []
+    browser.type(".call-box textarea", "rain")
+    browser.click(".calls button[type=submit]")
+    wait_until(lambda: messages(browser)[-1][1] == "ok" and not is_running(browser), "the answer")
+    press_tool(browser, -1, "More")
+    browser.find(".menu button")
+    assert findings() == []
+    browser.click(".menu button:last-child")
+    browser.find("dialog[open] select")
+    assert findings() == []
+    browser.click("dialog .row.end button")
