@@ -122,9 +122,10 @@ def cache_json(cache: CacheUse, vocab: Vocab) -> dict[str, Any]:
 
 
 def _difference_json(difference: Difference, vocab: Vocab) -> dict[str, Any]:
-    """Text before the place, then token by token: two texts may look the same and be cut differently."""
+    """Text before the place, then token by token: two texts may look the same and be cut differently. A part of an
+    image or a sound (a negative number) is `[file]`."""
     before, prompt, cached = (
-        [vocab.piece(token).decode("utf-8", "replace") for token in tokens]
+        ["[file]" if token < 0 else vocab.piece(token).decode("utf-8", "replace") for token in tokens]
         for tokens in (difference.before, difference.prompt, difference.cached)
     )
     return {"position": difference.position, "before": "".join(before), "prompt": prompt, "cached": cached}
