@@ -98,8 +98,11 @@ class Template:
         offset = None
         traceback: TracebackType | None = error.__traceback__
         while traceback is not None:
-            names = traceback.tb_frame.f_locals
-            if "at" in names and traceback.tb_frame.f_globals.get("__package__") == __package__:
+            frame, code = traceback.tb_frame, traceback.tb_frame.f_code
+            has_place = "at" in code.co_freevars or "at" in code.co_varnames
+            # a look at the variables of a frame that holds the error would keep both alive
+            names = frame.f_locals if has_place and frame.f_globals.get("__package__") == __package__ else {}
+            if "at" in names:
                 offset = names["at"]  # one of the template's closures; the innermost comes last
                 error.message_index = numbers.get(id(names.get("item")), error.message_index)
             traceback = traceback.tb_next
