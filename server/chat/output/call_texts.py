@@ -31,7 +31,6 @@ from server.grammar.json_schema.parts import SchemaError
 from server.grammar.json_schema.strings import CORE_RULES, json_text, reserve_core
 
 _NAMES = re.compile(r'("(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\{[^}]*\})|([A-Za-z0-9-]+)')
-_PYTHON_KEY = re.compile(r"""[^\s"',:=\[\]{}()]+""")
 _BARE_KEY = re.compile("[A-Za-z_][A-Za-z0-9_]*")
 _NUMBER = '("0" | [1-9] [0-9]{0,2})'
 _PYTHON = {"boolean": '"True" | "False"', "null": '"None"'}
@@ -68,7 +67,7 @@ def arguments_schema(parameters: Any) -> Any:
 def can_be_key(shape: ParameterCall | PythonCall | QuotelessCall, key: str) -> bool:
     """Whether an argument of this name is read again as it was written."""
     if isinstance(shape, PythonCall):
-        return _PYTHON_KEY.fullmatch(key) is not None
+        return bool(key) and key == key.strip()
     end = first_word(shape.after_key) if isinstance(shape, ParameterCall) else shape.quote
     return bool(key) and key == key.strip() and end not in key
 

@@ -98,22 +98,34 @@ class Reader(CallReader):
         return self.before_space(end) if self.tools else end
 
     def reason(self, is_opened: bool) -> Steps:
-        """Reasoning, if it comes next."""
+        """Reasoning, if it comes next. Behind it the model may also go on as at the beginning of its answer, where the
+        prompt has written the first mark in part."""
         tags = self.form.reasoning
         if tags is None:
             return
+        opening, open_tag = self.form.opening, tags.open.strip()
+        behind = open_tag.removeprefix(opening)
         self.hold()
         try:
             yield from self.space()
-            found = yield from self.reads(tags.open.strip())
+            found = yield from self.reads(open_tag)
+            if not found and behind[:1] == " ":  # the engine takes it for reasoning, too
+                found = yield from self.reads(opening + behind[1:])
         except NoCall:
             found = False
         end = self.place()
         self.let_go()
         if found:
             self.skip_to(end)
-        if found or is_opened:
-            yield from self.reason_until(tags)
+        if not found and not is_opened:
+            return
+        yield from self.reason_until(tags)
+        self.hold()
+        is_whole = yield from self.reads(opening)
+        self.let_go()
+        if not is_whole:
+            self.text = self.text[: self.at] + opening + self.text[self.at :]
+            self.n_unsaid = len(opening)
 
     def reason_until(self, tags: Tags) -> Steps:
         """Reasoning up to its closing tag."""

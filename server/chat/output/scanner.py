@@ -21,6 +21,7 @@ WORD_MAX = 1000
 
 WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 _SPACE = re.compile(r"[ \t\r\n]+")
+_MAYBE_SPACE = re.compile(r"[ \t\r\n]*")
 _WORD = re.compile(r"""[^\s"',:=\[\]{}()]+""")
 _KEY_BEFORE_EQUALS = re.compile(_WORD.pattern.join("()") + r"[ \t\r\n]*(=)?")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
@@ -64,6 +65,7 @@ class Scanner:
         self.is_done = False
         self.is_broken = False
         self._names: Sequence[str] = ()
+        self._odd_names: list[str] = []  # those that aren't one word, the longest first
         self._n_unnamed = 0
         self._stack: list[_Container] = []
         self._step: _Step = self._value
@@ -95,6 +97,7 @@ class Scanner:
         """From now on: the arguments of a Python call, behind its opening bracket, as an object. `names` are those of
         arguments without a name. Returns the JSON's beginning."""
         self._names = names
+        self._odd_names = sorted((name for name in names if not _WORD.fullmatch(name)), key=len, reverse=True)
         self._stack = [_CALL]
         self._step = self._key
         return "{"
@@ -148,6 +151,13 @@ class Scanner:
 
     def _argument(self, text: str, at: int) -> int:
         """An argument of a Python call; one without a name gets it by its place."""
+        for name in self._odd_names:
+            if name.startswith(text[at : at + len(name)]):
+                end = _MAYBE_SPACE.match(text, at + len(name)).end()
+                if end >= len(text):
+                    return at
+                if text[end] == "=":
+                    return self._argument_value(name, end + 1)
         match = _KEY_BEFORE_EQUALS.match(text, at)
         if match is not None and match.end() - at > WORD_MAX:
             self.is_broken = True
@@ -155,14 +165,18 @@ class Scanner:
         if match is not None and match.end() == len(text) and not match.group(2):
             return at
         if match is not None and match.group(2):
-            self._write(f"{json.dumps(match.group(1), ensure_ascii=False)}: ")
-            self._step = self._value
-            return match.end()
+            return self._argument_value(match.group(1), match.end())
         n = self._n_unnamed
         self._n_unnamed += 1
         self._write(json.dumps(self._names[n] if n < len(self._names) else f"argument_{n + 1}") + ": ")
         self._step = self._value
         return self._value(text, at)
+
+    def _argument_value(self, name: str, at: int) -> int:
+        """Behind the name of an argument and its sign."""
+        self._write(f"{json.dumps(name, ensure_ascii=False)}: ")
+        self._step = self._value
+        return at
 
     def _colon(self, text: str, at: int) -> int:
         char = text[at]

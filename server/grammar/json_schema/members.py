@@ -10,6 +10,7 @@ number of properties are the caller's affair: those of the schema, in its order,
 from __future__ import annotations
 
 import json
+import re
 from functools import lru_cache
 
 from server.grammar import automaton
@@ -26,6 +27,7 @@ from server.records import record
 KINDS = ("string", "number", "boolean", "null", "object", "array")
 FREE = "plain"
 _WAYS_MAX = 20
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?")
 _LIKE_JSON = '-0123456789tfnTFN{[" \t\r\n'  # what text that stands for another value can begin with
 
 
@@ -75,6 +77,18 @@ def free_text(close: str) -> dict[str, str]:
     root = builder.reserve(FREE)
     builder.rules[root] = print_dfa(builder, automaton.avoiding(close), FREE, builder.char_class)
     return {name: body or '""' for name, body in builder.rules.items()}
+
+
+def kind_seen(text: str) -> str:
+    """Which kind of value a text looks like; "string" where it can only be a text."""
+    text = text.strip()
+    if text[:1] in ("{", "["):
+        return "object" if text[0] == "{" else "array"
+    if text.lower() in ("true", "false"):
+        return "boolean"
+    if text.lower() in ("null", "none"):
+        return "null"
+    return "number" if _NUMBER.fullmatch(text) else "string"
 
 
 class _MemberConverter(Converter):
@@ -139,12 +153,12 @@ class _MemberConverter(Converter):
         pointers = tuple(part.pointer for part in conjunction)
         shapes = [] if pointers in self.dead else self.document.shapes(conjunction)
         found: dict[str, list[str]] = {kind: [] for kind in KINDS}
-        texts: list[str] = []
+        named: list[str] = []
         for shape in shapes:
             if shape.values is not None:
                 for value in shape.values:
                     if fits_shape(self.document, value, shape):
-                        self.add_value(value, texts, found)
+                        self.add_value(value, named, found)
                 continue
             for kind in shape.types:
                 if kind == "string" and self.close:
@@ -157,13 +171,14 @@ class _MemberConverter(Converter):
         others = [kind for kind, ways in found.items() if ways]
         is_free = any(shape.is_free() for shape in shapes)
         must_differ = not (self.is_marked or is_free or set(others) <= {"null"})
+        texts: list[str] = [literal(text) for text in named if self.is_marked or kind_seen(text) not in others]
         texts += [text for shape in strings if (text := self.plain_text(shape, must_differ, key))]
         rules = tuple((kind, self.builder.define(f"{key}-{kind}", factored(found[kind]))) for kind in others)
         if not texts and not rules:
             return None
         text = choice(texts)
-        named = text if text in ("", FREE) else self.builder.define(f"{key}-text", text)
-        return Member(key, is_required, named, rules)
+        rule = text if text in ("", FREE) else self.builder.define(f"{key}-text", text)
+        return Member(key, is_required, rule, rules)
 
     def add_value(self, value: object, texts: list[str], found: dict[str, list[str]]) -> None:
         """One value of an enum, as text or JSON."""
@@ -171,7 +186,7 @@ class _MemberConverter(Converter):
             kind = kind_of(value)
             found["number" if kind == "integer" else kind].append(value_expression(self.builder, value))
         elif self.close not in value and all(contains(ANY, ord(char)) for char in value):
-            texts.append(literal(value))
+            texts.append(value)
 
     def plain_text(self, shape: Shape, must_differ: bool, hint: str) -> str | None:
         """The texts of a shape as they are, without quotation marks; None if there are none."""
