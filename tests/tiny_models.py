@@ -278,7 +278,7 @@ def tiny_llama(
         spoken = ["".join(symbols[byte] for byte in (" " + word).encode()) for word in WORDS] + list(SIGNS)
     if chat_template is not None:
         gguf.string("tokenizer.chat_template", chat_template)
-    _llama_shape(
+    llama_shape(
         gguf,
         n_ctx_train,
         n_blocks=len(DISTANCES),
@@ -297,7 +297,7 @@ def tiny_llama(
     return gguf.write(path)
 
 
-def _llama_shape(
+def llama_shape(
     gguf: GgufFile,
     n_ctx_train: int,
     *,
@@ -439,7 +439,7 @@ def follow(gguf: GgufFile, path: Path, followers: Sequence[int], n_ctx_train: in
     """Add the weights of a model that says `followers[token]` after each token of its vocabulary, and write the file."""
     n_vocab, n_ff, n_head, head_size = len(followers), 32, 2, 32
     n_embd = -(-n_vocab // 32) * 32
-    _llama_shape(
+    llama_shape(
         gguf, n_ctx_train, n_blocks=1, n_embd=n_embd, n_ff=n_ff, n_head=n_head, n_head_kv=1, head_size=head_size
     )
     embedding = [[0.0] * n_embd for _ in range(n_vocab)]

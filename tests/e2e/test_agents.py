@@ -1,6 +1,7 @@
 """Agent loops of ten steps with two tools, run by the tool runners of real clients against a real server.
 
-The model recites: the calls and the answer behind them are known to the letter.
+Once with a model that recites (calls found in free text, known to the letter, then an answer), once with a model that
+babbles, where each step requires a call: what it calls is chance, that it calls and that the arguments fit is not.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from tests.babbling_model import babble
+from tests.e2e.required_calls import put_together
+from tests.random_calls import judge
 from tests.reciting_models import recite_answers
 from tests.support import PATIENCE, ServerProcess, need, node_package, start_server
 
@@ -54,6 +58,17 @@ def reciter(libs_folder, tmp_path_factory) -> Iterator[ServerProcess]:
         print(running.log)
 
 
+@pytest.fixture(scope="module")
+def babbler(libs_folder, tmp_path_factory) -> Iterator[ServerProcess]:
+    path = babble(tmp_path_factory.mktemp("agents") / "babble.gguf", template=TOOLS_TEMPLATE)
+    with start_server(["-m", path, "-c", 16_384, "-np", 1, "-t", 1]) as running:
+        yield running
+        print(running.log)
+
+
+REQUIRED = {"tool_choice": "required", "parallel_tool_calls": False, "temperature": 1.5, "seed": 7, "max_tokens": 400}
+
+
 def fits(call: list[Any]) -> bool:
     name, arguments = call
     if name == "add":
@@ -90,6 +105,13 @@ SCRIPTS = ("openai", "openai streamed", "ai", "ai streamed")
 def test_a_javascript_runner_goes_ten_steps_to_an_answer(reciter, scenario):
     found = run_script(reciter, scenario, {"temperature": 0}, 20)
     assert found["calls"] == EXPECTED and found["text"] == ANSWER
+    check_all(found["calls"], found["ids"])
+
+
+@pytest.mark.parametrize("scenario", SCRIPTS)
+def test_a_javascript_runner_gets_a_call_at_each_of_ten_steps(babbler, scenario):
+    found = run_script(babbler, scenario, REQUIRED, N_STEPS)
+    assert not found["text"]
     check_all(found["calls"], found["ids"])
 
 
@@ -134,6 +156,7 @@ FUNCTIONS = [
     {"type": "function", "function": {"name": name, "description": f"To {name}.", "parameters": schema, "strict": True}}
     for name, schema in SCHEMAS.items()
 ]
+RECORDED = json.loads(Path(__file__).with_name("instructor_requests.json").read_text("utf-8"))
 Outcome = tuple[list[list[Any]], list[str], "str | None"]
 
 
@@ -247,3 +270,30 @@ def test_a_python_client_goes_ten_steps_to_an_answer(reciter, name, is_streamed)
     calls, ids, text = LOOPS[name](reciter.url + "/v1", {"temperature": 0}, 20, is_streamed=is_streamed)
     assert calls == EXPECTED and text == ANSWER
     check_all(calls, ids)
+
+
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["plain", "streamed"])
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_python_client_gets_a_call_at_each_of_ten_steps(babbler, name, is_streamed):
+    calls, ids, text = LOOPS[name](babbler.url + "/v1", REQUIRED, N_STEPS, is_streamed=is_streamed)
+    assert not text
+    check_all(calls, ids)
+
+
+# ---- recorded ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", RECORDED, ids=lambda sent: sent["what"])
+def test_what_instructor_sends_gets_what_it_waits_for(babbler, sent):
+    """Its requests as recorded: the package wants older packages beside it than other clients do."""
+    body = {**sent["body"], "max_tokens": 200, "temperature": 0.7, "seed": 1}
+    if body.get("stream"):
+        choice = put_together(babbler.stream("/v1/chat/completions", body))
+    else:
+        choice = babbler.post("/v1/chat/completions", body, headers=sent["headers"]).json()["choices"][0]
+    if "response_format" in body:
+        assert choice["finish_reason"] == "length" or isinstance(json.loads(choice["message"]["content"]), dict)
+    elif body["tool_choice"] == "auto":
+        assert choice["finish_reason"] in ("stop", "length", "tool_calls")
+    else:
+        assert judge(body, choice) == "call"
