@@ -45,7 +45,7 @@ class EmbeddingHandlers:
         model, body = self._read(request)
         if not isinstance(body.get("input", body.get("content")), str):
             return EMBEDDING.reply(self._answer(request, model, body), body)
-        (rows,), _ = self._vectors(request, model, read_embedding_fields(model, body))
+        (rows,), _ = self.vectors(request, model, read_embedding_fields(model, body))
         embedding = Items(map(list_of, rows)) if model.info.pooling == "none" else list_of(rows[0])
         return EMBEDDING.reply({"embedding": embedding}, body)
 
@@ -62,7 +62,7 @@ class EmbeddingHandlers:
         if model.info.pooling == "none":
             raise ApiError(400, "Pooling type 'none' is not OAI compatible. Please use a different pooling type")
         values = read_embedding_fields(model, body)
-        found, n_tokens = self._vectors(request, model, values)
+        found, n_tokens = self.vectors(request, model, values)
         vectors = [rows[0] for rows in found]
         encode = to_base64 if values["encoding_format"] == "base64" else list_of
         return EMBEDDING.reply(
@@ -82,10 +82,10 @@ class EmbeddingHandlers:
         return self._context.models.get(body.get("model")), body
 
     def _answer(self, request: Request, model: Model, body: dict[str, Any]) -> Items:
-        found, _ = self._vectors(request, model, read_embedding_fields(model, body))
+        found, _ = self.vectors(request, model, read_embedding_fields(model, body))
         return Items({"index": i, "embedding": [list_of(row) for row in rows]} for i, rows in enumerate(found))
 
-    def _vectors(self, request: Request, model: Model, values: dict[str, Any]) -> tuple[Sequence[Sequence[array]], int]:
+    def vectors(self, request: Request, model: Model, values: dict[str, Any]) -> tuple[Sequence[Sequence[array]], int]:
         """The rows of each input, cut and normalised, and the tokens of all inputs. Rows of tokens and scores of
         classes keep their sizes."""
         files = Files(model, request)

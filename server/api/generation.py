@@ -22,7 +22,7 @@ from server.log import is_verbose, verbose
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, json_response
 
 MAX_JOINED = 64  # events in one chunk of a stream
-UNLOGGED = ("image_data", "messages")  # of bodies: megabytes of base64 help nobody
+UNLOGGED = ("image_data", "images", "messages")  # of bodies: megabytes of base64 help nobody
 
 
 class TextHandler:
@@ -38,6 +38,8 @@ class TextHandler:
         model = self._context.models.get(body.get("model"))
         model.require_generative()
         asked = self._dialect.read(Incoming(self._context, model, body, Files(model, request), request.owner))
+        if isinstance(asked, Response):
+            return asked
         self._context.keep_prompt(asked.shown)
         generation = Generation(self._context, asked, request)
         reply = self._dialect.reply(self._context, asked)
@@ -50,7 +52,7 @@ class TextHandler:
             )
         headers = {"X-Queue-Position": str(model.queue_position), **self._dialect.headers(request.id, asked.warnings)}
         if asked.values["stream"]:
-            return EventStream(Stream(generation, reply), headers)
+            return EventStream(Stream(generation, reply), {**headers, "Content-Type": self._dialect.stream_type})
         result = reply.whole(generation.collect(reply.id))
         if is_verbose():
             verbose("response", id=request.id, body=result)

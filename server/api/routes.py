@@ -10,13 +10,16 @@ from server.api.admin.metrics import MetricsHandler
 from server.api.admin.slots import SlotHandlers
 from server.api.admin.status import StatusHandlers
 from server.api.context import Context
-from server.api.dialects import infill, native, openai_chat, openai_text
+from server.api.dialects import infill, native, ollama, ollama_generate, openai_chat, openai_text
 from server.api.embeddings import EmbeddingHandlers
 from server.api.generation import TextHandler
+from server.api.ollama import OllamaHandlers
 from server.api.rerank import RerankHandler
 from server.api.running import RunningHandlers
 from server.api.tokens import TokenHandlers
 from server.web.router import Route
+
+OLLAMA_PUBLIC = ("version", "tags")  # as the list of models is in OpenAI's API
 
 
 def routes(context: Context) -> list[Route]:
@@ -24,6 +27,7 @@ def routes(context: Context) -> list[Route]:
     status, tokens, lora = StatusHandlers(context), TokenHandlers(context.models), LoraHandlers(context.models)
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
     running = RunningHandlers(context.running)
+    ollamas = OllamaHandlers(context, embeddings)
     return [
         Route("GET", "/health", status.health, public=True),
         Route("GET", "/health/live", status.live, public=True),
@@ -46,6 +50,8 @@ def routes(context: Context) -> list[Route]:
                 ("/chat/completions", openai_chat.DIALECT),
                 ("/v1/chat/completions", openai_chat.DIALECT),
                 ("/v1/completions", openai_text.DIALECT),
+                ("/api/chat", ollama.DIALECT),
+                ("/api/generate", ollama_generate.DIALECT),
             )
         ),
         *(Route("POST", prefix + "/chat/completions/input_tokens", tokens.count) for prefix in ("", "/v1")),
@@ -59,14 +65,28 @@ def routes(context: Context) -> list[Route]:
         *(Route("POST", prefix + path, rerank.handle) for prefix in ("", "/v1") for path in ("/rerank", "/reranking")),
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),
+        *(
+            Route(method, "/api/" + name, handler, name in OLLAMA_PUBLIC, error_shape=ollama.error_json)
+            for method, name, handler in (
+                ("GET", "version", ollamas.version),
+                ("GET", "tags", ollamas.tags),
+                ("GET", "ps", ollamas.running),
+                ("POST", "show", ollamas.show),
+                ("POST", "embed", ollamas.embed),
+                ("POST", "embeddings", ollamas.embed_prompt),
+                *(("POST", name, ollamas.refuse) for name in ("pull", "push", "create", "copy")),
+                ("DELETE", "delete", ollamas.refuse),
+            )
+        ),
     ]
 
 
 def hints(table: Iterable[Route]) -> dict[str, str]:
     """What an unknown path's 404 says besides, by what the path begins with; see `Router`."""
     known = sorted({route.path.removeprefix("/v1/") for route in table if route.path.startswith("/v1/")})
+    ours = sorted({route.path.removeprefix("/api/") for route in table if route.path.startswith("/api/")})
     base = "base URL, which ends with {prefix}/v1"
     return {
         "/v1": f"Give a client of OpenAI's API the {base}; it asks for {', '.join(known)} below that.",
-        "/api": f"This is not Ollama's API but OpenAI's: give the client the {base}.",
+        "/api": f"Of Ollama's API there are {', '.join(ours)} below that; for OpenAI's give the client the {base}.",
     }

@@ -40,7 +40,7 @@ from server.web.http1.head import (
 )
 from server.web.http1.wire import ClientGone, ClientSlow, Wire
 from server.web.limits import Limits
-from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, encode_head, error_response
+from server.web.message import CLIENT_CLOSED, EVENT_STREAM, EventStream, Request, Response, encode_head, error_response
 from server.web.presence import Presence
 from server.web.rate import RateLimiter, network_of
 from server.web.router import Route, Router
@@ -48,11 +48,7 @@ from server.web.static import StaticFiles
 from server.web.watcher import Watcher
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
-STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
-}
+STREAM_HEADERS = {"Content-Type": EVENT_STREAM, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 STOPPING = "The server is stopping."
 STATUS_WITHOUT_BODY = frozenset((204, 304))
 STATIC_METHODS = ("GET", "HEAD")

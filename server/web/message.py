@@ -27,6 +27,7 @@ from server.web.presence import Presence
 CLIENT_CLOSED = 499
 """In the access log only, as nginx has it: the client left before there was an answer."""
 JSON_TYPE = "application/json; charset=utf-8"
+EVENT_STREAM = "text/event-stream; charset=utf-8"
 JSON_DEPTH = 256
 JSON_VALUES = 2_000_000
 """Values in a body: Python's reader keeps the interpreter's lock to the end of what it reads, and all streams wait."""
@@ -154,7 +155,8 @@ class Writer(Protocol):
 
 @record
 class EventStream:
-    """A server-sent event stream; `chunks` come from `server.web.sse`.
+    """An answer whose end isn't known when it begins: server-sent events (`server.web.sse`) unless its headers name
+    another type.
 
     The first chunk is fetched before the head is written, so an ApiError until then is an ordinary error
     answer; an empty first chunk sends the head at once. `chunks.close()` is always called, also when the

@@ -93,6 +93,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "server.api.serialize",
         "server.api.request",
         "server.chat.output",
+        "server.chat.segments",
         "server.engine.seam",
         "server.models",
         "server.web.message",

@@ -11,7 +11,7 @@ from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.engine.seam.task import Final, PromptProbs, Task, TokenProbs
 from server.errors import ApiError
 from server.records import field, record
-from server.web.message import ErrorShape, error_body
+from server.web.message import EVENT_STREAM, ErrorShape, Response, error_body
 
 
 @record
@@ -102,9 +102,11 @@ def no_headers(request_id: str, warnings: Sequence[str]) -> dict[str, str]:
 @record(frozen=True)
 class Dialect:
     """`read` checks a request's JSON and makes a typed request of it, `reply` makes what writes the answers to that,
-    `error` is the shape of errors, `headers` are those of an answer, by the id of its request and its warnings."""
+    `error` is the shape of errors, `headers` are those of an answer, by the id of its request and its warnings,
+    `stream_type` is the content type of its streams. Where nothing is to be written `read` gives the answer itself."""
 
-    read: Callable[[Incoming], TextRequest]
+    read: Callable[[Incoming], TextRequest | Response]
     reply: Callable[[Context, TextRequest], Reply]
     error: ErrorShape = error_body
     headers: Callable[[str, Sequence[str]], dict[str, str]] = no_headers
+    stream_type: str = EVENT_STREAM

@@ -20,6 +20,7 @@ from server.web.message import Response, json_response
 
 MAX_NAMES = 10  # unknown fields that are named
 MAX_NAME = 40  # characters of a name
+MAX_HEADER = 2000  # characters of all warnings in a head
 
 MAX_TOP_LOGPROBS = 100
 
@@ -31,11 +32,17 @@ def small_seed(seed: object) -> object:
     return seed
 
 
+def limit_or_none(value: object) -> object:
+    """Ollama's clients write 0, -1 or -2 for no limit."""
+    return -1 if type(value) is int and -2 <= value <= 0 else value
+
+
 def unless_false(value: object) -> object:
     """Some clients write false where a number is meant that they don't give."""
     return None if value is False else value
 
 
+ROWS = {field.name: field for field in (*COMPLETION_FIELDS, *SAMPLING_FIELDS)}
 PROMPT_FIELDS = (
     Field("prompt", object, None, "the text to continue, in one of the forms above"),
     Field("image_data", list, None, "images for `[img-ID]` in the prompt: objects with `data` in base64 and `id`"),
@@ -115,6 +122,53 @@ CHAT_FIELDS = (
     Field("add_generation_prompt", bool, True, "end the prompt with the beginning of an answer"),
     Field("continue_final_message", bool, True, "go on with the assistant's message at the end, if there is one"),
 )
+OLLAMA_FIELDS = (
+    Field("stream", bool, True, "send the answer as it is generated, a line of JSON for each part"),
+    Field("format", object, None, "`json`, or a JSON schema that the answer must fit"),
+    Field("options", dict, {}, "an object of options, see Ollama: options"),
+    Field("think", object, None, "true, false, or how much: low, medium, high, max (default: as the template has it)"),
+    Field("keep_alive", object, None, "seconds, or a text such as `5m`; the model stays loaded in any case"),
+    Field("logprobs", bool, False, "report how likely the model found each token"),
+    Field("top_logprobs", int, 0, "with `logprobs`: report the N likeliest tokens too", 0, MAX_TOP_LOGPROBS),
+)
+OLLAMA_CHAT_FIELDS = (
+    Field(
+        "messages", list, None, "the conversation: `role`, `content`, `images`, `thinking`, `tool_calls`, `tool_name`"
+    ),
+    Field("tools", list, None, "functions that the model may call"),
+)
+OLLAMA_GENERATE_FIELDS = (
+    Field("prompt", str, "", "what the user says; nothing is an answer without text"),
+    Field("suffix", str, "", "the text behind the gap that the answer is to fill"),
+    Field("images", list, None, "images for the prompt, in base64"),
+    Field("system", str, "", "what the system says"),
+    Field("template", str, "", "a text with `{{ .System }}`, `{{ .Prompt }}` and `{{ if }}`, in place of the model's"),
+    Field("context", list, None, "the `context` of an earlier answer, which this one goes on from"),
+    Field("raw", bool, False, "the prompt is the whole text, as it is"),
+)
+OLLAMA_OPTION_FIELDS = (
+    replace(
+        ROWS["n_predict"],
+        help="most tokens to generate; less than 1 is no limit",
+        aliases=("num_predict",),
+        convert=limit_or_none,
+    ),
+    replace(ROWS["n_keep"], aliases=("num_keep",)),
+    replace(ROWS["penalize_nl"], aliases=("penalize_newline",)),
+    Field("num_ctx", int, None, "tokens of the context; more than the server has is said", 1, INT_MAX),
+    OPENAI_FIELDS[0],
+)
+OLLAMA_EMBED_FIELDS = (
+    Field("input", object, None, "a text, or a list of texts"),
+    Field("dimensions", int, None, "only so many of the first numbers, normalised anew", 1, INT_MAX),
+    Field("options", dict, {}, "taken; vectors have none"),
+    *(field for field in OLLAMA_FIELDS if field.name == "keep_alive"),
+)
+OLLAMA_PROMPT_FIELDS = (Field("prompt", str, "", "a text whose vector is wanted, as long as the model makes it"),)
+OLLAMA_SHOW_FIELDS = (
+    Field("model", str, None, "a name of this model", aliases=("name",)),
+    Field("verbose", bool, False, "also what the file says about its tokenizer"),
+)
 TEXT_FIELDS = (
     Field(
         "logprobs",
@@ -178,6 +232,11 @@ ABORT_FIELDS = (Field("id", str, None, "the X-Request-Id of a request, or the id
 CONTROL_FIELDS = (*ABORT_FIELDS, Field("action", str, None, "`reasoning_end` has the model come to its answer"))
 
 
+OLLAMA_LOAD_OPTIONS = (
+    *("numa", "num_batch", "num_gpu", "main_gpu", "num_thread", "low_vram", "f16_kv", "use_mmap", "use_mlock"),
+    *("logits_all", "vocab_only", "embedding_only"),
+)
+
 # Fields that others' servers know. Here they do nothing, which answers say unless the value is the default.
 IDLE_FIELDS = (
     Field("user", str, "", "requests are told apart by API key and address"),
@@ -200,6 +259,9 @@ IDLE_FIELDS = (
     Field("audio", dict, None, "answers are text"),
     Field("web_search_options", dict, None, "this server searches nothing"),
     Field("backend_sampling", bool, False, "tokens are drawn in one way only"),
+    Field("truncate", bool, False, "what doesn't fit into the context is refused"),
+    Field("shift", bool, False, "whether answers may outgrow the context is an option of the server"),
+    *(Field(name, object, None, "that is an option of the server") for name in OLLAMA_LOAD_OPTIONS),
 )
 
 
@@ -226,9 +288,11 @@ class Body:
             taken.update(name for field in table for name in (field.name, *field.aliases))
         self.names = frozenset(taken.difference(without))
 
-    def read(self, body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    def read(
+        self, body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({}), where: str = ""
+    ) -> dict[str, Any]:
         """The values of all fields, checked; see `schema.read`."""
-        return read(body, self._rows, defaults)
+        return read(body, self._rows, defaults, where)
 
     def unread(self, body: object) -> tuple[str, ...]:
         """Warnings about what of a request (an object, or a list of them) does nothing: a line for all unknown fields,
@@ -257,7 +321,12 @@ class Body:
             return json_response(answer)
         if isinstance(answer, dict):
             return json_response({**answer, "warnings": list(warnings)})
-        return json_response(answer, headers={"X-Warnings": "; ".join(warnings)})
+        return json_response(answer, headers=warning_header(warnings))
+
+
+def warning_header(warnings: Sequence[str]) -> dict[str, str]:
+    """Warnings for answers whose JSON has no place for them."""
+    return {"X-Warnings": "; ".join(warnings)[:MAX_HEADER]} if warnings else {}
 
 
 IDLE = {field.name: field for field in IDLE_FIELDS}
@@ -268,6 +337,21 @@ CHAT = Body(
     (CHAT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
     ("response_fields",),
 )
+OLLAMA_CHAT = Body(("/api/chat",), (OLLAMA_CHAT_FIELDS, OLLAMA_FIELDS, MODEL_FIELDS))
+OLLAMA_GENERATE = Body(("/api/generate",), (OLLAMA_GENERATE_FIELDS, OLLAMA_FIELDS, MODEL_FIELDS))
+OLLAMA_OPTIONS = Body(
+    ("/api/chat", "/api/generate"),
+    (OLLAMA_OPTION_FIELDS, SAMPLING_FIELDS, COMPLETION_FIELDS),
+    (
+        *("stream", "n_cmpl", "n", "n_probs", "logprobs", "post_sampling_probs", "response_fields", "grammar"),
+        *("return_tokens", "return_progress", "timings_per_token", "verbose", "max_tokens", "max_completion_tokens"),
+    ),
+)
+OLLAMA_EMBED = Body(("/api/embed",), (OLLAMA_EMBED_FIELDS, MODEL_FIELDS))
+OLLAMA_EMBEDDINGS = Body(
+    ("/api/embeddings",), (OLLAMA_PROMPT_FIELDS, OLLAMA_EMBED_FIELDS, MODEL_FIELDS), ("input", "dimensions")
+)
+OLLAMA_SHOW = Body(("/api/show",), (OLLAMA_SHOW_FIELDS,))
 TEXT = Body(
     ("/v1/completions",),
     (PROMPT_FIELDS, LAZY_FIELDS, TEXT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
@@ -283,7 +367,27 @@ PROPS = Body(("/props",), (PROPS_FIELDS,))
 SLOT = Body(("/slots/{id_slot}",), (SLOT_FIELDS,))
 ABORT = Body(("/abort",), (ABORT_FIELDS,))
 CONTROL = Body(("/v1/chat/completions/control",), (CONTROL_FIELDS,))
-BODIES = (COMPLETION, CHAT, TEXT, INFILL, EMBEDDING, RERANK, TOKENIZE, DETOKENIZE, LORA, PROPS, SLOT, ABORT, CONTROL)
+BODIES = (
+    COMPLETION,
+    CHAT,
+    TEXT,
+    OLLAMA_CHAT,
+    OLLAMA_GENERATE,
+    OLLAMA_OPTIONS,
+    OLLAMA_EMBED,
+    OLLAMA_EMBEDDINGS,
+    OLLAMA_SHOW,
+    INFILL,
+    EMBEDDING,
+    RERANK,
+    TOKENIZE,
+    DETOKENIZE,
+    LORA,
+    PROPS,
+    SLOT,
+    ABORT,
+    CONTROL,
+)
 
 
 def listed(names: Sequence[str]) -> str:

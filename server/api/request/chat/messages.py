@@ -107,8 +107,7 @@ def check_messages(messages: object, files: Files | None = None) -> list[dict[st
     """
     if not isinstance(messages, list) or not messages:
         raise ApiError(400, "messages: give a non-empty list of messages")
-    if len(messages) > MAX_MESSAGES:
-        raise ApiError(400, f"messages: {len(messages)} are too many, at most {MAX_MESSAGES} are allowed")
+    require_few(len(messages))
     checked = [_check_message(i, message, files) for i, message in enumerate(messages)]
     n = sum(len(text) for message in checked for text in map(_arguments, message.get("tool_calls") or ()))
     if n > MAX_ARGUMENTS:
@@ -117,6 +116,12 @@ def check_messages(messages: object, files: Files | None = None) -> list[dict[st
             f"messages: {n} characters of arguments of tool calls are too many, at most {MAX_ARGUMENTS} are allowed",
         )
     return checked
+
+
+def require_few(n: int) -> None:
+    """ApiError 400 for a conversation of too many messages."""
+    if n > MAX_MESSAGES:
+        raise ApiError(400, f"messages: {n} are too many, at most {MAX_MESSAGES} are allowed")
 
 
 def _check_message(i: int, message: object, files: Files | None) -> dict[str, Any]:

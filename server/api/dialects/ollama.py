@@ -1,0 +1,397 @@
+"""The dialect of POST /api/chat, as Ollama's clients speak it: lines of JSON. Connection thread.
+
+Here are also the fields and the answers that it shares with POST /api/generate, see `ollama_generate`. Calls of tools
+have no ids there: those that templates want are made here, and results find their calls by name and order. In answers
+calls are objects, so each is sent when it is whole; one that was cut off isn't sent.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from json.encoder import encode_basestring
+from typing import Any
+
+from server.api.context import Context
+from server.api.dialects.dialect import Answer, Call, Dialect
+from server.api.request.chat.answer import answer_form
+from server.api.request.chat.messages import ROLE, Conversation, chat_prompt, require_few, template_variables, unread
+from server.api.request.chat.reasoning import ReasoningWish, read_reasoning
+from server.api.request.chat.tools import AUTO, Tools, check_tool, list_items, tools_by_name
+from server.api.request.constraints import Wanted, read_wanted, response_format_schema
+from server.api.request.fields import CHAT_FIELDS, OLLAMA_CHAT, OLLAMA_OPTIONS, warning_header
+from server.api.request.media import Files
+from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, read, shorten
+from server.api.request.text_request import Incoming, TextRequest, text_request
+from server.api.serialize import token_json
+from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
+from server.chat.segments import plain_text
+from server.engine.seam.task import STOP_LIMIT, Final, TokenProbs
+from server.errors import ApiError
+from server.models.model import Model
+from server.web.message import Response, json_response, parse_json, to_json
+
+STREAM_TYPE = "application/x-ndjson"
+EFFORTS = ("low", "medium", "high", "max")
+DURATION = re.compile(r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{1,20})?(?:ns|us|µs|μs|ms|s|m|h)?){1,8}")
+MAX_NAME = 256  # characters of the model's name as the request has it, which each line repeats
+NS_PER_MS = 1_000_000
+MARK = secrets.token_hex(16)  # where a line's text goes; no client knows it
+MESSAGE_TYPES = {
+    "content": (str, "a string"),
+    "thinking": (str, "a string"),
+    "images": (list, "a list of images in base64"),
+    "tool_calls": (list, "a list of objects"),
+    "tool_name": (str, "a string"),
+    "name": (str, "a string"),
+    "tool_call_id": (str, "a string"),
+}
+
+Message = dict[str, Any]
+Part = Text | Reasoning | ToolCall
+MakePart = Callable[[str, str, list[Message]], Message]
+"""Makes the part of a line that has text, thinking and calls."""
+
+
+# ---- requests ---------------------------------------------------------------------------------------------------
+
+
+def read_chat(incoming: Incoming) -> TextRequest | Response:
+    """A conversation, whose next message is wanted; without messages, that the model be loaded."""
+    model, files = incoming.model, incoming.files
+    own = OLLAMA_CHAT.read(incoming.body)
+    unknown = OLLAMA_CHAT.unread(incoming.body)
+    if own["messages"] in (None, []):
+        return loaded(model, own, unknown, chat_part)
+    tools = read_tools(own["tools"])
+    messages = read_turns(own["messages"], files)
+    chat = chat_prompt(model, conversation(model, messages, own["think"], tools), files)
+    form = answer_form(model, chat, read_format(own["format"], model.defaults))
+    values, warnings = read_values(model, own, unknown)
+    return text_request(
+        incoming,
+        values,
+        [chat.prompt],
+        chat.text,
+        default_ping_s=incoming.context.options.sse_ping_interval,
+        warnings=(*chat.warnings, *warnings),
+        form=form,
+    )
+
+
+def read_values(
+    model: Model, own: Mapping[str, Any], warnings: Sequence[str]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """All fields of a request for text, from its own fields and its options, and what of them has no effect."""
+    given = own["options"]
+    options = OLLAMA_OPTIONS.read(given, model.defaults, "options.")
+    values = {**read({}, (*COMPLETION_FIELDS, *SAMPLING_FIELDS), model.defaults), **options, "n_cmpl": 1}
+    values |= {name: own[name] for name in ("stream", "model", "top_logprobs")}
+    values["n_probs"] = max(own["top_logprobs"], 1) if own["logprobs"] else 0
+    lines = [f"options: {line}" for line in OLLAMA_OPTIONS.unread(given)]
+    n_ctx = model.info.n_ctx_slot
+    if (options["num_ctx"] or 0) > n_ctx:
+        lines.append(f"options.num_ctx has no effect: the context of this server has {n_ctx} tokens (--ctx-size)")
+    return values, (*warnings, *lines, *keep_alive_warnings(own["keep_alive"]))
+
+
+def keep_alive_warnings(value: object) -> tuple[str, ...]:
+    """ApiError 400 for what is no time. A model can't be unloaded, which is said."""
+    if value is None:
+        return ()
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        raise ApiError(400, f"keep_alive: {shorten(value)} is neither a number of seconds nor a text such as '5m'")
+    if isinstance(value, str) and not DURATION.fullmatch(value):
+        raise ApiError(400, f"keep_alive: {shorten(value)} is no time; give a number of seconds, or '5m', '1h30m'")
+    return ("keep_alive has no effect: the model stays loaded as long as the server runs",) if is_zero(value) else ()
+
+
+def is_zero(value: object) -> bool:
+    """Whether a `keep_alive` asks for the model's end."""
+    return not any(digit in "123456789" for digit in value) if isinstance(value, str) else value == 0
+
+
+def conversation(model: Model, messages: list[Message], think: object, tools: Tools = Tools()) -> Conversation:
+    """The conversation of messages in OpenAI's form; if the assistant has spoken last, the answer goes on with that."""
+    wish = read_wish(think)
+    values = read(wish, CHAT_FIELDS, model.defaults)
+    variables = template_variables(model, values, wish, tools)
+    warnings = tuple(f"think: {line}" for line in unread(model, wish))
+    reasoning = read_reasoning(values, variables)
+    prefill = ""
+    if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
+        prefill = plain_text(messages[-1]["content"])
+        messages = messages[:-1]
+    split = ReasoningWish("split", reasoning.budget, reasoning.message)
+    return Conversation(messages, tools, split, variables, prefill, warnings=warnings)
+
+
+def read_wish(think: object) -> dict[str, Any]:
+    """`think` in the words that all chats have for it."""
+    if think is None or isinstance(think, bool):
+        return {} if think is None else {"enable_thinking": think}
+    if think not in EFFORTS:
+        raise ApiError(400, f"think: {shorten(think)} is unknown; known are true, false, {', '.join(EFFORTS)}")
+    return {"enable_thinking": True, "reasoning_effort": think}
+
+
+def read_format(value: object, defaults: Mapping[str, Any]) -> Wanted | None:
+    """What the answer must look like."""
+    if value is None or value == "":
+        return read_wanted({}, defaults)
+    if value != "json" and not isinstance(value, dict):
+        raise ApiError(400, f"format: {shorten(value)} is neither 'json' nor a JSON schema")
+    any_object = response_format_schema({"type": "json_object"})
+    return Wanted("format", any_object[0] if value == "json" and any_object else value)
+
+
+def read_tools(value: object) -> Tools:
+    """The tools of a request. The model may call any of them, or none."""
+    tools = [check_tool(one, where, f"{where}.function") for one, where in list_items(value, "tools")]
+    by_name = tools_by_name(tools, "tools")
+    return Tools(tuple(tools), tuple(by_name.values()), AUTO) if tools else Tools()
+
+
+def read_turns(value: object, files: Files) -> list[Message]:
+    """The messages, in OpenAI's form. ApiError 400 says which one is wrong."""
+    if not isinstance(value, list):
+        raise ApiError(400, "messages: give a list of messages")
+    require_few(len(value))
+    pending: list[tuple[str, str]] = []  # calls without a result: name and id
+    n_calls = 0
+    turns = []
+    for i, message in enumerate(value):
+        where = f"messages[{i}]"
+        turn = read_turn(message, where, files)
+        if turn.get("tool_calls"):
+            turn["tool_calls"] = [
+                read_call(call, f"{where}.tool_calls[{k}]", n_calls + k) for k, call in enumerate(turn["tool_calls"])
+            ]
+            n_calls += len(turn["tool_calls"])
+            pending = [(call["function"]["name"], call["id"]) for call in turn["tool_calls"]]
+        if turn["role"] == "tool" and "tool_call_id" not in turn:
+            name = turn.get("name")
+            found = next((pair for pair in pending if name in (None, pair[0])), None)
+            if found:
+                pending.remove(found)
+                turn["tool_call_id"] = found[1]
+        turns.append(turn)
+    return turns
+
+
+def read_turn(message: object, where: str, files: Files) -> Message:
+    """One message; its calls are still as they came."""
+    if not isinstance(message, dict):
+        raise ApiError(400, f"{where} is not an object")
+    role = message.get("role")
+    if not isinstance(role, str) or not ROLE.fullmatch(role):
+        raise ApiError(400, f"{where}.role: {shorten(role)} is not a role")
+    for name, (kind, kind_name) in MESSAGE_TYPES.items():
+        given = message.get(name)
+        if given is not None and not isinstance(given, kind):
+            raise ApiError(400, f"{where}.{name} is not {kind_name}")
+    turn = {
+        "role": role,
+        "content": with_images(message.get("content") or "", message.get("images"), where + ".", files),
+    }
+    named = {
+        "reasoning_content": message.get("thinking"),
+        "name": message.get("tool_name") or message.get("name"),
+        "tool_call_id": message.get("tool_call_id"),
+        "tool_calls": message.get("tool_calls"),
+    }
+    return {**turn, **{name: given for name, given in named.items() if given}}
+
+
+def with_images(text: str, images: object, where: str, files: Files) -> str | list[Message]:
+    """A message's content: its images, then its text."""
+    if not isinstance(images, list) or not images:
+        return text
+    markers = [files.add_base64(image, f"{where}images[{k}]") for k, image in enumerate(images)]
+    return [*({"type": "text", "text": marker, "is_media": True} for marker in markers), {"type": "text", "text": text}]
+
+
+def read_call(call: object, where: str, number: int) -> Message:
+    """A call, with an id that all templates take unless it has one."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(call, dict) or not isinstance(function, dict):
+        raise ApiError(400, f"{where}.function is not an object")
+    name, arguments = function.get("name"), function.get("arguments")
+    if not isinstance(name, str):
+        raise ApiError(400, f"{where}.function.name is not a string")
+    if arguments is not None and not isinstance(arguments, dict):
+        raise ApiError(400, f"{where}.function.arguments is not an object")
+    id_ = call.get("id")
+    return {
+        "id": id_ if isinstance(id_, str) and id_ else f"call{number:05d}",
+        "type": "function",
+        "function": {"name": name, "arguments": arguments or {}},
+    }
+
+
+# ---- answers ----------------------------------------------------------------------------------------------------
+
+
+def chat_part(text: str, thinking: str, calls: list[Message]) -> Message:
+    """A line of a chat has a message."""
+    message: Message = {"role": "assistant", "content": text}
+    if thinking:
+        message["thinking"] = thinking
+    if calls:
+        message["tool_calls"] = calls
+    return {"message": message}
+
+
+class OllamaReply:
+    """Answers in this dialect. With `has_context` the last line has the tokens of prompt and answer."""
+
+    id = ""
+
+    def __init__(self, context: Context, asked: TextRequest, make_part: MakePart = chat_part) -> None:
+        self._asked = asked
+        self._make_part = make_part
+        self._has_context = make_part is not chat_part
+        self._head = head(asked.model, asked.values["model"])
+        self._begun = time.monotonic_ns()
+        self._call: Call | None = None  # the one that is being written
+        self._n_calls = 0
+        self._tokens: list[int] = []
+        self._text_frame = self._frame(MARK, "")
+        self._thought_frame = self._frame("", MARK)
+        self.ping = self._line(make_part("", "", []))
+
+    def event(self, index: int, event: Event) -> bytes:
+        """What a stream sends. Around a piece of text all is the same each time, and encoded once."""
+        if type(event) is Text:
+            self._tokens += event.tokens if self._has_context else ()
+            return self._framed(event, event.text, self._text_frame)
+        if type(event) is Reasoning:
+            return self._framed(event, event.text, self._thought_frame)
+        if type(event) is ToolCall:
+            done = self._end_of_call() if event.name else b""
+            if event.name:
+                self._call = Call(event.id, event.name)
+            if self._call is not None:
+                self._call.parts.append(event.arguments)
+            return done + self._framed(event, "", self._text_frame)
+        if isinstance(event, End):
+            tokens = [*self._asked.tasks[0].prompt, *self._tokens]
+            return self._end_of_call() + self._line(
+                {**self._make_part("", "", []), **self._numbers(event.final, tokens)}
+            )
+        return b""
+
+    def end(self) -> bytes:
+        """Nothing: the last line says that it is done."""
+        return b""
+
+    def error(self, error: ApiError) -> bytes:
+        """A line with the error, after which the stream ends."""
+        return to_json(error_json(error)) + b"\n"
+
+    def whole(self, answers: Sequence[Answer]) -> Message:
+        """One object with all of the answer."""
+        answer = answers[0]
+        calls = [made for i, call in enumerate(answer.calls) if (made := call_json(call, i))]
+        result = {**self._head, **self._make_part(answer.text, answer.reasoning, calls)}
+        if answer.judged:
+            result["logprobs"] = [one for part in answer.judged for one in self._logprobs(part.probs)]
+        return {**result, **self._numbers(answer.final, [*answer.task.prompt, *answer.tokens])}
+
+    def _line(self, fields: Message) -> bytes:
+        return to_json({**self._head, "done": False, **fields}) + b"\n"
+
+    def _frame(self, text: str, thinking: str) -> tuple[bytes, bytes]:
+        """The bytes of a line before and behind its text."""
+        before, _, behind = self._line(self._make_part(text, thinking, [])).partition(to_json(MARK))
+        return before, behind
+
+    def _framed(self, part: Part, text: str, frame: tuple[bytes, bytes]) -> bytes:
+        if not text and not part.probs:
+            return b""
+        done = self._end_of_call() if self._call is not None and type(part) is not ToolCall else b""
+        before, behind = frame
+        if part.probs:
+            behind = behind[:-2] + b',"logprobs":' + to_json(self._logprobs(part.probs)) + b"}\n"
+        return done + before + encode_basestring(text).encode("utf-8", "replace") + behind
+
+    def _end_of_call(self) -> bytes:
+        """The line of the call that is whole now, if there is one."""
+        call, self._call = self._call, None
+        made = call and call_json(call, self._n_calls)
+        if not made:
+            return b""
+        self._n_calls += 1
+        return self._line(self._make_part("", "", [made]))
+
+    def _logprobs(self, probs: Sequence[TokenProbs]) -> list[Message]:
+        """Tokens with their likeliest rivals."""
+        vocab, n_top = self._asked.model.vocab, self._asked.values["top_logprobs"]
+        result = []
+        for one in probs:
+            if not vocab.is_control(one.token):
+                shown = token_json(one.token, vocab, logprob=one.logprob)
+                top = [token_json(id_, vocab, logprob=logprob) for id_, logprob in one.top_logprobs[:n_top]]
+                result.append({**shown, "top_logprobs": top} if n_top else shown)
+        return result
+
+    def _numbers(self, final: Final | None, tokens: list[int]) -> Message:
+        """What the last line says besides; times are in ns. What isn't spent on tokens counts as loading: the model is
+        there, but a slot may have to be waited for."""
+        assert final is not None
+        timings = final.timings
+        prompt_ns, eval_ns = int(timings.prompt_ms * NS_PER_MS), int(timings.predicted_ms * NS_PER_MS)
+        total_ns = max(time.monotonic_ns() - self._begun, prompt_ns + eval_ns)
+        numbers: Message = {
+            "done": True,
+            "done_reason": "length" if final.stop == STOP_LIMIT else "stop",
+            "total_duration": total_ns,
+            "load_duration": total_ns - prompt_ns - eval_ns,
+            "prompt_eval_count": final.n_prompt,
+            "prompt_eval_duration": prompt_ns,
+            "eval_count": final.n_predicted,
+            "eval_duration": eval_ns,
+        }
+        if self._has_context and not self._asked.tasks[0].media:
+            numbers["context"] = tokens
+        return numbers
+
+
+def head(model: Model, name: object) -> Message:
+    """How all lines begin: the model as the request calls it, and when the answer began."""
+    now = datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return {"model": name if isinstance(name, str) and 0 < len(name) <= MAX_NAME else model.name, "created_at": now}
+
+
+def call_json(call: Call, index: int) -> Message | None:
+    """A call of an answer; None for one whose arguments were cut off."""
+    try:
+        arguments = parse_json((call.arguments or "{}").encode("utf-8", "replace"))
+    except ApiError:
+        return None
+    return {"id": call.id, "function": {"index": index, "name": call.name, "arguments": arguments}}
+
+
+def loaded(model: Model, own: Mapping[str, Any], warnings: Sequence[str], make_part: MakePart) -> Response:
+    """The answer to a request that only wants the model to be there, or to be gone."""
+    warnings = (*warnings, *keep_alive_warnings(own["keep_alive"]))
+    is_end = own["keep_alive"] is not None and is_zero(own["keep_alive"])
+    reason = {"done": True, "done_reason": "unload" if is_end else "load"}
+    answer = {**head(model, own["model"]), **make_part("", "", []), **reason}
+    return json_response(answer, headers=warning_header(warnings))
+
+
+def error_json(error: ApiError) -> Message:
+    """The shape of errors."""
+    return {"error": error.message}
+
+
+def headers(request_id: str, warnings: Sequence[str]) -> dict[str, str]:
+    """Warnings have no place in the JSON."""
+    return warning_header(warnings)
+
+
+DIALECT = Dialect(read_chat, OllamaReply, error_json, headers, STREAM_TYPE)

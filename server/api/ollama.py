@@ -1,0 +1,206 @@
+"""Ollama's routes besides /api/chat and /api/generate: which models there are, and vectors. Connection thread.
+
+Clients ask these first, and few go on without an answer. There is one model, which is always loaded; what would fetch
+or change models is refused with a hint. Names have a tag there, as `name:latest`, and clients put one behind names that
+have none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+from server.api.admin.status import model_capabilities, template_source
+from server.api.context import Context
+from server.api.dialects.ollama import head, keep_alive_warnings
+from server.api.embeddings import EUCLIDEAN, EmbeddingHandlers, list_of
+from server.api.request.fields import OLLAMA_EMBED, OLLAMA_EMBEDDINGS, OLLAMA_SHOW, warning_header
+from server.errors import ApiError
+from server.models.model import Model
+from server.web.message import Items, Request, Response, json_response
+
+VERSION = "0.12.11"  # of the interface that is spoken here
+NEVER = "9999-12-31T23:59:59Z"
+AS_IT_IS = -1
+SHOWN_DEFAULTS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "seed")
+CAPABILITIES = ("completion", "tools", "thinking", "vision", "audio", "embedding")
+GENERAL_NUMBERS = ("general.file_type", "general.quantization_version")
+WHOLE, DECIMAL = re.compile(r"-?[0-9]{1,18}"), re.compile(r"-?[0-9]{1,30}\.[0-9]{1,30}(?:e[+-]?[0-9]{1,3})?")
+
+
+class OllamaHandlers:
+    """The routes."""
+
+    def __init__(self, context: Context, embeddings: EmbeddingHandlers) -> None:
+        self._context = context
+        self._embeddings = embeddings
+
+    def version(self, request: Request) -> Response:
+        """Clients compare it with what they need."""
+        return json_response({"version": VERSION})
+
+    def tags(self, request: Request) -> Response:
+        """All models."""
+        model = self._context.models.default
+        return json_response({"models": [self._entry(model, name) for name in tagged_names(model)]})
+
+    def running(self, request: Request) -> Response:
+        """The models in memory."""
+        model = self._context.models.default
+        info = model.info
+        if info is None:
+            return json_response({"models": []})
+        has_gpu = any(not name.startswith("CPU") for name in info.devices)
+        state = {"expires_at": NEVER, "size_vram": info.size if has_gpu else 0, "context_length": info.n_ctx_slot}
+        return json_response({"models": [{**self._entry(model, name), **state} for name in tagged_names(model)]})
+
+    def show(self, request: Request) -> Response:
+        """All about a model."""
+        body = request.json_object()
+        own = OLLAMA_SHOW.read(body)
+        model = self._context.models.get(own["model"])
+        parameters = shown_parameters(model)
+        name = tagged_names(model)[0]
+        answer = {
+            "license": model.info.meta.get("general.license", ""),
+            "modelfile": "\n".join([f"FROM {name}", *(f"PARAMETER {line}" for line in parameters)]),
+            "parameters": "\n".join(parameters),
+            "template": template_source(model),
+            "details": details(model),
+            "model_info": model_info(model, own["verbose"]),
+            "capabilities": capabilities(model),
+            "modified_at": self._started(),
+        }
+        return json_response(answer, headers=warning_header(OLLAMA_SHOW.unread(body)))
+
+    def embed(self, request: Request) -> Response:
+        """Vectors of length 1."""
+        begun = time.monotonic_ns()
+        body = request.json_object()
+        own = OLLAMA_EMBED.read(body)
+        warnings = (*OLLAMA_EMBED.unread(body), *keep_alive_warnings(own["keep_alive"]))
+        texts = [own["input"]] if isinstance(own["input"], str) else own["input"]
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ApiError(400, "input: give a text, or a list of texts")
+        model = self._context.models.get(own["model"])
+        vectors, n_tokens = self._vectors(request, model, texts, own["dimensions"], EUCLIDEAN)
+        answer = {
+            "model": head(model, own["model"])["model"],
+            "embeddings": Items(vectors),
+            "total_duration": time.monotonic_ns() - begun,
+            "load_duration": 0,
+            "prompt_eval_count": n_tokens,
+        }
+        return json_response(answer, headers=warning_header(warnings))
+
+    def embed_prompt(self, request: Request) -> Response:
+        """One vector, as the model makes it: the older form."""
+        body = request.json_object()
+        own = OLLAMA_EMBEDDINGS.read(body)
+        warnings = (*OLLAMA_EMBEDDINGS.unread(body), *keep_alive_warnings(own["keep_alive"]))
+        model = self._context.models.get(own["model"])
+        vectors, _ = self._vectors(request, model, [own["prompt"]], None, AS_IT_IS)
+        return json_response({"embedding": vectors[0] if vectors else []}, headers=warning_header(warnings))
+
+    def refuse(self, request: Request) -> Response:
+        """What fetches, makes and removes models."""
+        raise ApiError(
+            501, "This server serves the one model that it was started with; no model is fetched, made or removed here"
+        )
+
+    def _vectors(
+        self, request: Request, model: Model, texts: list[str], n: int | None, kind: int
+    ) -> tuple[list[list[float]], int]:
+        """A vector for each text, and the tokens of all of them. One empty text is none: who sends it only wants the
+        model to be there."""
+        if texts in ([], [""]):
+            return [], 0
+        if model.info.pooling == "none":
+            raise ApiError(400, "this server pools no vectors (--pooling none), so a text has one for each token")
+        values = {"input": texts, "image_data": None, "dimensions": n, "embd_normalize": kind}
+        found, n_tokens = self._embeddings.vectors(request, model, values)
+        return [list_of(rows[0]) for rows in found], n_tokens
+
+    def _started(self) -> str:
+        return datetime.fromtimestamp(self._context.started, timezone.utc).isoformat().replace("+00:00", "Z")
+
+    def _entry(self, model: Model, name: str) -> dict[str, Any]:
+        """A model in a list. Its digest tells it from others; the file isn't read for that."""
+        size = 0 if model.info is None else model.info.size
+        return {
+            "name": name,
+            "model": name,
+            "modified_at": self._started(),
+            "size": size,
+            "digest": hashlib.sha256(f"{name}\0{size}".encode("utf-8", "replace")).hexdigest(),
+            "details": details(model),
+        }
+
+
+def tagged_names(model: Model) -> list[str]:
+    """The model's names with a tag. One without an alias is called as its file is."""
+    names = model.options.aliases or [re.split(r"[\\/]", model.own_name)[-1].removesuffix(".gguf")]
+    return [name if ":" in name else name + ":latest" for name in names]
+
+
+def details(model: Model) -> dict[str, Any]:
+    """What kind of model it is, as far as its file says so."""
+    info = model.info
+    family = "" if info is None else info.meta.get("general.architecture", "")
+    return {
+        "parent_model": "",
+        "format": "gguf",
+        "family": family,
+        "families": [family] if family else [],
+        "parameter_size": "" if info is None else count_text(info.n_params),
+        "quantization_level": "" if info is None else quantization(info.desc),
+    }
+
+
+def count_text(n: int) -> str:
+    """A number of parameters: 134.52M, 7.2B."""
+    if n >= 10**9:
+        return f"{n / 1e9:.1f}B"
+    return f"{n / 1e6:.2f}M" if n >= 10**6 else f"{n / 1e3:.2f}K"
+
+
+def quantization(desc: str) -> str:
+    """The type of the weights from llama.cpp's description of a model, such as `llama 7B Q4_K - Medium`."""
+    kind = " ".join(desc.split(" ")[2:]).removeprefix("all ")
+    return re.sub(r" - ([SML])\w+", r"_\1", kind).split(" ")[0]
+
+
+def model_info(model: Model, is_verbose: bool) -> dict[str, Any]:
+    """The metadata of the file. What it says of its tokenizer is long, and few want it."""
+    meta = {
+        key: text if key.startswith("general.") and key not in GENERAL_NUMBERS else typed(text)
+        for key, text in model.info.meta.items()
+        if is_verbose or not key.startswith("tokenizer.")
+    }
+    return {**meta, "general.parameter_count": model.info.n_params}
+
+
+def typed(text: str) -> object:
+    """A value of the metadata, which llama.cpp gives as text."""
+    if WHOLE.fullmatch(text):
+        return int(text)
+    if DECIMAL.fullmatch(text):
+        return float(text)
+    return text == "true" if text in ("true", "false") else text
+
+
+def capabilities(model: Model) -> list[str]:
+    """What it can do, in Ollama's words."""
+    has_middle = {"pre", "suf", "mid"} <= model.vocab.fim.keys()
+    words = model_capabilities(model)
+    return [*(word for word in CAPABILITIES if word in words), *["insert"] * has_middle]
+
+
+def shown_parameters(model: Model) -> list[str]:
+    """The defaults that the user or the model's file has chosen, a line for each."""
+    values = {"num_ctx": model.info.n_ctx_slot}
+    values |= {name: model.defaults[name] for name in SHOWN_DEFAULTS if name in model.defaults}
+    return [f"{name:<30} {value}" for name, value in values.items()]
