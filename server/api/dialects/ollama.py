@@ -36,7 +36,9 @@ from server.web.message import Response, json_response, parse_json, to_json
 
 STREAM_TYPE = "application/x-ndjson"
 EFFORTS = ("low", "medium", "high", "max")
-DURATION = re.compile(r"[+-]?(?:[0-9]{1,20}(?:\.[0-9]{1,20})?(?:ns|us|µs|μs|ms|s|m|h)?){1,8}")
+NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+DURATION = re.compile(rf"[+-]?(?:{NUMBER}|(?:{NUMBER}(?:ns|us|µs|μs|ms|s|m|h))+)")
+MAX_DURATION = 64  # characters
 MAX_NAME = 256  # characters of the model's name as the request has it, which each line repeats
 NS_PER_MS = 1_000_000
 MARK = secrets.token_hex(16)  # where a line's text goes; no client knows it
@@ -104,7 +106,7 @@ def keep_alive_warnings(value: object) -> tuple[str, ...]:
         return ()
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ApiError(400, f"keep_alive: {shorten(value)} is neither a number of seconds nor a text such as '5m'")
-    if isinstance(value, str) and not DURATION.fullmatch(value):
+    if isinstance(value, str) and not (len(value) <= MAX_DURATION and DURATION.fullmatch(value)):
         raise ApiError(400, f"keep_alive: {shorten(value)} is no time; give a number of seconds, or '5m', '1h30m'")
     return ("keep_alive has no effect: the model stays loaded as long as the server runs",) if is_zero(value) else ()
 
