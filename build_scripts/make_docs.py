@@ -31,6 +31,7 @@ TITLES = {
     "CONSTRAINT_FIELDS": "Constraints",
     "LAZY_FIELDS": "Constraints of a part",
     "CHAT_FIELDS": "Chat",
+    "MESSAGES_FIELDS": "Messages",
     "MODEL_FIELDS": "Model",
     "OPENAI_FIELDS": "OpenAI",
     "STREAM_OPTION_FIELDS": "Stream options",

@@ -30,7 +30,13 @@ BROWSER_PACKAGES = ("chromium", "chromium-driver", "jq", "curl")
 BALANCERS = ("nginx", "haproxy")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHECKS = (("ruff", "check", "--quiet", "."), ("ruff", "format", "--check", "--quiet", "."), ("mypy",))
-NODE_PACKAGES = ("openai@7.57.0", "ai@6.0.326", "@ai-sdk/openai-compatible@2.0.92", "axe-core@4.10.3")
+NODE_PACKAGES = (
+    "openai@7.57.0",
+    "ai@6.0.326",
+    "@ai-sdk/openai-compatible@2.0.92",
+    "@anthropic-ai/sdk@1.14.0",
+    "axe-core@4.10.3",
+)
 ATTEMPTS = 3  # at what needs the network, where nobody is there to start it again
 NO_TESTS_RAN = 5
 

@@ -10,7 +10,7 @@ from server.api.admin.metrics import MetricsHandler
 from server.api.admin.slots import SlotHandlers
 from server.api.admin.status import StatusHandlers
 from server.api.context import Context
-from server.api.dialects import infill, native, ollama, ollama_generate, openai_chat, openai_text
+from server.api.dialects import anthropic, infill, native, ollama, ollama_generate, openai_chat, openai_text
 from server.api.embeddings import EmbeddingHandlers
 from server.api.generation import TextHandler
 from server.api.ollama import OllamaHandlers
@@ -52,9 +52,11 @@ def routes(context: Context) -> list[Route]:
                 ("/v1/completions", openai_text.DIALECT),
                 ("/api/chat", ollama.DIALECT),
                 ("/api/generate", ollama_generate.DIALECT),
+                ("/v1/messages", anthropic.DIALECT),
             )
         ),
         *(Route("POST", prefix + "/chat/completions/input_tokens", tokens.count) for prefix in ("", "/v1")),
+        Route("POST", "/v1/messages/count_tokens", tokens.count_messages, error_shape=anthropic.error_json),
         Route("POST", "/apply-template", tokens.apply_template),
         *(Route("POST", prefix + "/abort", running.abort, is_free=True) for prefix in ("", "/v1")),
         *(Route("POST", prefix + "/chat/completions/control", running.control, is_free=True) for prefix in ("", "/v1")),

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.api.request.chat.messages import chat_prompt, read_conversation
-from server.api.request.fields import CHAT, DETOKENIZE, TOKENIZE
+from server.api.dialects import anthropic
+from server.api.request.chat.messages import ChatPrompt, chat_prompt, read_conversation
+from server.api.request.fields import CHAT, DETOKENIZE, MESSAGES, TOKENIZE
 from server.api.request.media import Files
 from server.api.request.prompt import token_id
 from server.errors import ApiError
 from server.models.model import Models
-from server.web.message import Items, Request, Response
+from server.web.message import Items, Request, Response, json_response
 
 TOKENS_AT_ONCE = 4096
 
@@ -56,14 +57,30 @@ class TokenHandlers:
         model = self._models.get(body.get("model"))
         files = Files(model, request)
         chat = chat_prompt(model, read_conversation(model, body, files), files)
-        prompt = chat.prompt
-        if prompt.media:
-            raise ApiError(
-                400,
-                f"{prompt.media[0].where}: how many tokens a file takes is known only when it is "
-                "decoded; the usage of an answer has it",
-            )
-        return CHAT.reply({"object": "response.input_tokens", "input_tokens": len(prompt.tokens)}, body, chat.warnings)
+        answer = {"object": "response.input_tokens", "input_tokens": count_tokens(chat)}
+        return CHAT.reply(answer, body, chat.warnings)
+
+    def count_messages(self, request: Request) -> Response:
+        """The same in Anthropic's dialect."""
+        body = request.json_object()
+        model = self._models.get(body.get("model"))
+        files = Files(model, request)
+        values = MESSAGES.read(body, model.defaults)
+        chat = chat_prompt(model, anthropic.read_conversation(model, values, files), files)
+        headers = anthropic.headers(request.id, (*chat.warnings, *MESSAGES.unread(body)))
+        return json_response({"input_tokens": count_tokens(chat)}, headers=headers)
+
+
+def count_tokens(chat: ChatPrompt) -> int:
+    """How many tokens the prompt of a chat has. ApiError 400 where that can't be told."""
+    media = chat.prompt.media
+    if media:
+        raise ApiError(
+            400,
+            f"{media[0].where}: how many tokens a file takes is known only when it is "
+            "decoded; the usage of an answer has it",
+        )
+    return len(chat.prompt.tokens)
 
 
 def piece_json(piece: bytes) -> str | list[int]:

@@ -169,6 +169,27 @@ OLLAMA_SHOW_FIELDS = (
     Field("model", str, None, "a name of this model", aliases=("name",)),
     Field("verbose", bool, False, "also what the file says about its tokenizer"),
 )
+MESSAGES_FIELDS = (
+    Field("messages", list, None, "the conversation; content is a text or a list of blocks"),
+    Field("max_tokens", int, None, "most tokens of the answer, which must be given", 0, INT_MAX),
+    Field("system", object, None, "what the system says: a text or a list of blocks"),
+    Field("stop_sequences", list, (), "texts that end the answer; not part of it"),
+    Field("tools", list, None, "tools that the model may call: `name`, `description`, `input_schema`"),
+    Field(
+        "tool_choice",
+        dict,
+        None,
+        "`type` auto, any, none, or tool with a `name`; with `disable_parallel_tool_use` one call at most",
+    ),
+    Field(
+        "thinking",
+        dict,
+        None,
+        "`type` enabled with `budget_tokens`, adaptive, or disabled (default: as the model's template has it); with "
+        "the `display` omitted the answer doesn't show it",
+    ),
+    Field("output_config", dict, None, "`effort` of the thinking; as `format` a JSON schema that the text must fit"),
+)
 TEXT_FIELDS = (
     Field(
         "logprobs",
@@ -246,6 +267,10 @@ IDLE_FIELDS = (
     Field("stream_options", dict, None, "native answers always have their numbers"),
     Field("store", bool, False, "nothing is stored"),
     Field("metadata", dict, None, "nothing is stored"),
+    Field("cache_control", dict, None, "common beginnings are found by themselves"),
+    Field("context_management", dict, None, "a conversation is read as it comes"),
+    Field("container", object, None, "this server runs no code"),
+    Field("mcp_servers", list, [], "this server calls no others"),
     Field("service_tier", str, "auto", "there is one tier"),
     Field("prompt_cache_key", str, "", "common beginnings are found by themselves"),
     Field("prompt_cache_retention", str, "", "what the cache keeps is the server's options' business"),
@@ -352,6 +377,14 @@ OLLAMA_EMBEDDINGS = Body(
     ("/api/embeddings",), (OLLAMA_PROMPT_FIELDS, OLLAMA_EMBED_FIELDS, MODEL_FIELDS), ("input", "dimensions")
 )
 OLLAMA_SHOW = Body(("/api/show",), (OLLAMA_SHOW_FIELDS,))
+MESSAGES = Body(
+    ("/v1/messages", "/v1/messages/count_tokens"),
+    (MESSAGES_FIELDS, MODEL_FIELDS, COMPLETION_FIELDS, SAMPLING_FIELDS),
+    (
+        *("n_predict", "max_completion_tokens", "stop", "n_cmpl", "n", "n_probs", "logprobs", "post_sampling_probs"),
+        *("grammar", "response_fields", "return_tokens", "return_progress", "timings_per_token", "verbose"),
+    ),
+)
 TEXT = Body(
     ("/v1/completions",),
     (PROMPT_FIELDS, LAZY_FIELDS, TEXT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
@@ -370,6 +403,7 @@ CONTROL = Body(("/v1/chat/completions/control",), (CONTROL_FIELDS,))
 BODIES = (
     COMPLETION,
     CHAT,
+    MESSAGES,
     TEXT,
     OLLAMA_CHAT,
     OLLAMA_GENERATE,

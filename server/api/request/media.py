@@ -63,12 +63,17 @@ class Files:
         url = value.get("url") if isinstance(value, dict) else value
         if not isinstance(url, str):
             raise ApiError(400, f"{where}: image_url.url is not a string")
-        return self._add(kind, where, url, lambda: self._load(url, where))
+        return self.add_image(url, where)
 
-    def add_base64(self, text: Any, where: str) -> str:
-        """Take a file in base64, of whatever kind; its marker."""
-        self._require(None, where)
-        return self._add(None, where, text, lambda: self._decode(text, where, "it"))
+    def add_image(self, url: str, where: str) -> str:
+        """Take the image at a URL; its marker."""
+        self._require(IMAGE, where)
+        return self._add(IMAGE, where, url, lambda: self._load(url, where))
+
+    def add_base64(self, text: Any, where: str, kind: str | None = None) -> str:
+        """Take a file in base64, of whatever kind unless that is given; its marker."""
+        self._require(kind, where)
+        return self._add(kind, where, text, lambda: self._decode(text, where, "it"))
 
     def _add(self, kind: str | None, where: str, source: Any, load: Callable[[], bytes]) -> str:
         """Take a file, which `load` brings unless the same source has been there."""

@@ -1,0 +1,569 @@
+"""The dialect of POST /v1/messages, as Anthropic's clients speak it: blocks in, blocks out. Connection thread.
+
+A message is a list of blocks. Here it becomes one message or several of a `Conversation`: the results of tools have
+messages of their own. In an answer a block ends where the model goes on with something else: thinking, text, a call.
+
+A stream begins as soon as the engine has begun to read the prompt, because its first event says how much of the prompt
+was cached. `thinking` blocks have a signature because clients wait for one. Nothing is signed, and none is checked.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from json.encoder import encode_basestring
+from typing import Any
+
+from server.api.context import Context
+from server.api.dialects.dialect import Answer, Call, Dialect
+from server.api.request.chat.answer import answer_form
+from server.api.request.chat.messages import Conversation, chat_prompt, require_few, template_variables, unread
+from server.api.request.chat.reasoning import read_reasoning
+from server.api.request.chat.tools import AUTO, NONE, REQUIRED, Tool, Tools, check_tool, list_items, tools_by_name
+from server.api.request.constraints import Wanted, read_wanted
+from server.api.request.fields import CHAT_FIELDS, MESSAGES, listed, warning_header
+from server.api.request.media import Files
+from server.api.request.sampling import strings
+from server.api.request.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, read
+from server.api.request.text_request import Incoming, TextRequest, text_request
+from server.chat.output.events import End, Event, Progress, PromptProbs, Reasoning, Start, Text, ToolCall
+from server.chat.segments import plain_text
+from server.engine.seam.task import IMAGE, STOP_EOS, STOP_LIMIT, STOP_WORD, Final
+from server.errors import ApiError
+from server.models.model import Model
+from server.web.message import to_json
+from server.web.sse import named_event
+
+ERROR_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+CHOICES = {"auto": AUTO, "any": REQUIRED, "tool": REQUIRED, "none": NONE}
+THINKING = ("enabled", "disabled", "adaptive")
+EFFORTS = ("low", "medium", "high", "xhigh", "max")
+SIGNATURE = "unsigned"
+BILLING = "x-anthropic-billing-header:"  # a block that is not for the model; it differs from request to request
+MARK = secrets.token_hex(16)  # where a delta's text goes; no client knows it
+EMPTY: dict[str, dict[str, Any]] = {
+    "text": {"type": "text", "text": ""},
+    "thinking": {"type": "thinking", "thinking": "", "signature": ""},
+}
+DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking")}
+CALL_DELTA = ("input_json_delta", "partial_json")
+
+Part = dict[str, Any]
+Message = dict[str, Any]
+Placed = tuple[dict[str, Any], str]
+"""A block, and its place in the request."""
+
+
+# ---- requests ---------------------------------------------------------------------------------------------------
+
+
+def read_messages(incoming: Incoming) -> TextRequest:
+    """A conversation, whose next message is wanted."""
+    model, body = incoming.model, incoming.body
+    if body.get("max_tokens") is None:
+        raise ApiError(400, "max_tokens: this field is required")
+    own = MESSAGES.read(body, model.defaults)
+    values = {**read({}, (*COMPLETION_FIELDS, *SAMPLING_FIELDS), model.defaults), **own}
+    stop = strings("stop_sequences", values["stop_sequences"])
+    values |= {
+        "n_predict": values["max_tokens"],
+        "n_cmpl": 1,
+        "stop": [*stop, *strings("stop", values["stop"])],
+        "return_progress": values["stream"],
+    }
+    chat = chat_prompt(model, read_conversation(model, own, incoming.files), incoming.files)
+    return text_request(
+        incoming,
+        values,
+        [chat.prompt],
+        chat.text,
+        default_ping_s=incoming.context.options.sse_ping_interval,
+        warnings=(*chat.warnings, *MESSAGES.unread(body)),
+        form=answer_form(model, chat, read_format(own["output_config"], model.defaults)),
+    )
+
+
+def read_conversation(model: Model, values: Mapping[str, Any], files: Files) -> Conversation:
+    """The conversation of a request with these fields. ApiError 400 says which part of it is wrong."""
+    tools, skipped = read_tools(values["tools"], values["tool_choice"])
+    messages = [*read_system(values["system"]), *read_turns(values["messages"], files)]
+    require_few(len(messages))
+    wish = read_wish(values["thinking"], values["output_config"])
+    wishes = read(wish, CHAT_FIELDS, model.defaults)
+    variables = template_variables(model, wishes, wish, tools)
+    prefill = ""
+    if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
+        prefill = plain_text(messages.pop()["content"])
+    warnings = (*skipped, *unread(model, wish))
+    return Conversation(
+        messages, tools, read_reasoning(wishes, variables), variables, prefill=prefill, warnings=warnings
+    )
+
+
+def read_wish(thinking: Mapping[str, Any] | None, config: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`thinking` and the effort of `output_config` in the words that all chats have for it."""
+    wish: dict[str, Any] = {}
+    if thinking is not None:
+        kind = one_of(THINKING, thinking.get("type"), "thinking.type")
+        wish["enable_thinking"] = kind != "disabled"
+        if kind == "enabled":
+            budget = thinking.get("budget_tokens")
+            if type(budget) is not int or not 1 <= budget <= INT_MAX:
+                raise ApiError(400, f"thinking.budget_tokens: {str(budget)[:40]!r} is not a number from 1 on")
+            wish["reasoning_budget_tokens"] = budget
+    effort = (config or {}).get("effort")
+    if effort is not None:
+        wish["reasoning_effort"] = one_of(EFFORTS, effort, "output_config.effort")
+    return wish
+
+
+def read_format(config: Mapping[str, Any] | None, defaults: Mapping[str, Any]) -> Wanted | None:
+    """What the answer must look like."""
+    form = (config or {}).get("format")
+    if form is None:
+        return read_wanted({}, defaults)
+    if not isinstance(form, dict) or form.get("type") != "json_schema":
+        raise ApiError(400, "output_config.format: give an object with the type json_schema and a schema")
+    if not isinstance(form.get("schema"), dict):
+        raise ApiError(400, "output_config.format.schema is not an object")
+    return Wanted("output_config.format.schema", form["schema"])
+
+
+def read_tools(value: object, choice: Mapping[str, Any] | None) -> tuple[Tools, tuple[str, ...]]:
+    """The tools and which calls are wanted; a warning about those that only Anthropic's own models know."""
+    tools, strange = [], []
+    for tool, where in list_items(value, "tools"):
+        if not isinstance(tool, dict):
+            raise ApiError(400, f"{where} is not an object")
+        kind = tool.get("type") or "custom"
+        if not isinstance(kind, str):
+            raise ApiError(400, f"{where}.type is not a string")
+        if kind == "custom":
+            tools.append(read_tool(tool, where))
+        else:
+            strange.append(kind)
+    warnings = (f"tools: left out, because this server has none of these types: {listed(strange)}",) if strange else ()
+    return choose_tools(tools_by_name(tools, "tools"), choice or {"type": "auto"}), warnings
+
+
+def choose_tools(tools: Mapping[str, Tool], choice: Mapping[str, Any]) -> Tools:
+    """What `tool_choice` says about these tools."""
+    kind = one_of(CHOICES, choice.get("type"), "tool_choice.type")
+    is_single = is_true(choice, "disable_parallel_tool_use", "tool_choice")
+    names = list(tools)
+    if kind == "tool":
+        names = [required(choice, "name", "tool_choice")]
+        if names[0] not in tools:
+            raise ApiError(400, f"tool_choice.name: there is no tool {names[0][:40]!r}")
+    elif kind == "any" and not names:
+        raise ApiError(400, "tool_choice: there are no tools to call")
+    if not tools:
+        return Tools()
+    allowed = () if kind == "none" else tuple(tools[name] for name in names)
+    return Tools(tuple(tools.values()), allowed, CHOICES[kind], not is_single and kind != "tool")
+
+
+def read_tool(tool: Mapping[str, Any], where: str) -> Tool:
+    """A tool in the form that all chats have."""
+    schema = tool.get("input_schema")
+    if not isinstance(schema, dict):
+        raise ApiError(400, f"{where}.input_schema is not an object")
+    if schema.get("type", "object") != "object":
+        raise ApiError(400, f"{where}.input_schema.type: {str(schema['type'])[:40]!r} is not object")
+    function = {name: tool[name] for name in ("name", "description", "strict") if tool.get(name) is not None}
+    return check_tool({"function": {**function, "parameters": schema}}, where, where)
+
+
+def read_system(value: object) -> list[Message]:
+    """The system's message, if there is one."""
+    if value is None:
+        return []
+    parts = [part for block in blocks_of(value, "system") for part in text_parts(*block, None)]
+    parts = [part for part in parts if not part["text"].startswith(BILLING)]
+    return [{"role": "system", "content": joined(parts)}] if parts else []
+
+
+def read_turns(value: object, files: Files) -> Iterator[Message]:
+    """The messages of `messages`. Several in a row of one role count as one."""
+    if not isinstance(value, list) or not value:
+        raise ApiError(400, "messages: give a non-empty list of messages")
+    require_few(len(value))
+    turns: list[tuple[str, list[Placed]]] = []
+    for i, message in enumerate(value):
+        if not isinstance(message, dict):
+            raise ApiError(400, f"messages[{i}] is not an object")
+        role = one_of(ROLES, message.get("role"), f"messages[{i}].role")
+        blocks = blocks_of(message.get("content"), f"messages[{i}].content")
+        if turns and turns[-1][0] == role:
+            turns[-1][1].extend(blocks)
+        else:
+            turns.append((role, blocks))
+    for role, blocks in turns:
+        yield from ROLES[role](blocks, files)
+
+
+def blocks_of(content: object, where: str) -> list[Placed]:
+    """Content as blocks: a string is a block of text."""
+    if isinstance(content, str):
+        return [({"type": "text", "text": content}, where)]
+    if not isinstance(content, list):
+        raise ApiError(400, f"{where} is neither a string nor a list of blocks")
+    for i, block in enumerate(content):
+        if not isinstance(block, dict) or not isinstance(block.get("type"), str):
+            raise ApiError(400, f"{where}[{i}] is not an object with a type")
+    return [(block, f"{where}[{i}]") for i, block in enumerate(content)]
+
+
+def read_user(blocks: list[Placed], files: Files) -> Iterator[Message]:
+    """What the user says, and messages with the results of tools."""
+    parts: list[Part] = []
+    for block, where in blocks:
+        if block["type"] != "tool_result":
+            parts += content_parts(block, where, files)
+            continue
+        if parts:
+            yield {"role": "user", "content": joined(parts)}
+            parts = []
+        yield tool_result(block, where, files)
+    if parts or not blocks:
+        yield {"role": "user", "content": joined(parts)}
+
+
+def tool_result(block: Mapping[str, Any], where: str, files: Files) -> Message:
+    """What a tool has said. That it failed has no place of its own in templates, so it is said in the text."""
+    parts = [text_part("Error:")] if is_true(block, "is_error", where) else []
+    if block.get("content") is not None:
+        for inner, place in blocks_of(block["content"], f"{where}.content"):
+            parts += content_parts(inner, place, files)
+    return {"role": "tool", "tool_call_id": required(block, "tool_use_id", where), "content": joined(parts)}
+
+
+def read_assistant(blocks: list[Placed], files: Files) -> Iterator[Message]:
+    """What the model has said before, as one message."""
+    texts, thoughts, calls = [], [], []
+    for block, where in blocks:
+        kind = block["type"]
+        if kind == "text":
+            texts.append(required(block, "text", where))
+        elif kind == "thinking":
+            thoughts.append(required(block, "thinking", where))
+        elif kind == "tool_use":
+            calls.append(tool_call(block, where))
+        elif kind != "redacted_thinking":  # which nobody here can read
+            raise strange_block(kind, where)
+    message: Message = {"role": "assistant", "content": "".join(texts)}
+    if any(thoughts):
+        message["reasoning_content"] = "".join(thoughts)
+    if calls:
+        message["tool_calls"] = calls
+    yield message
+
+
+def tool_call(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A call in the form that all chats have."""
+    if not isinstance(block.get("input"), dict):
+        raise ApiError(400, f"{where}.input is not an object")
+    function = {"name": required(block, "name", where), "arguments": block["input"]}
+    return {"id": required(block, "id", where), "type": "function", "function": function}
+
+
+def read_later_system(blocks: list[Placed], files: Files) -> Iterator[Message]:
+    """A system's message among the others."""
+    yield {"role": "system", "content": joined([part for block in blocks for part in text_parts(*block, None)])}
+
+
+ROLES: dict[str, Callable[[list[Placed], Files], Iterator[Message]]] = {
+    "user": read_user,
+    "assistant": read_assistant,
+    "system": read_later_system,
+}
+
+
+def content_parts(block: Mapping[str, Any], where: str, files: Files | None) -> list[Part]:
+    """The parts that a block becomes: texts, and markers of images."""
+    if block["type"] not in BLOCKS:
+        raise strange_block(block["type"], where)
+    return BLOCKS[block["type"]](block, where, files)
+
+
+def text_parts(block: Mapping[str, Any], where: str, files: Files | None) -> list[Part]:
+    """A block of text; ApiError 400 for others."""
+    if block["type"] != "text":
+        raise strange_block(block["type"], where)
+    return [text_part(required(block, "text", where))]
+
+
+def image_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
+    """An image, in base64 or where a URL says."""
+    source = source_of(block, where)
+    if source["type"] == "base64":
+        marker = files.add_base64(source.get("data"), where, IMAGE)
+    elif source["type"] == "url":
+        marker = files.add_image(required(source, "url", f"{where}.source"), where)
+    else:
+        raise strange_source(source, where)
+    return [{**text_part(marker), "is_media": True}]
+
+
+def document_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
+    """A document of text or blocks, with its title and what is said about it in front."""
+    source = source_of(block, where)
+    heads = [text_part(required(block, name, where)) for name in ("title", "context") if block.get(name) is not None]
+    if source["type"] == "text":
+        return [*heads, text_part(required(source, "data", f"{where}.source"))]
+    if source["type"] != "content":
+        raise strange_source(source, where)
+    inner = blocks_of(source.get("content"), f"{where}.source.content")
+    return heads + [part for one, place in inner for part in plain_parts(one, place, files)]
+
+
+def plain_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
+    """What may be inside of a document: text and images."""
+    return (image_parts if block["type"] == "image" else text_parts)(block, where, files)
+
+
+def search_result_parts(block: Mapping[str, Any], where: str, files: Files) -> list[Part]:
+    """What a search has found, with its title and source in front."""
+    heads = [text_part(required(block, name, where)) for name in ("title", "source")]
+    inner = blocks_of(block.get("content"), f"{where}.content")
+    return heads + [part for one, place in inner for part in text_parts(one, place, files)]
+
+
+BLOCKS: dict[str, Callable[[Mapping[str, Any], str, Any], list[Part]]] = {
+    "text": text_parts,
+    "image": image_parts,
+    "document": document_parts,
+    "search_result": search_result_parts,
+}
+
+
+def source_of(block: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Where the content of a block comes from."""
+    source = block.get("source")
+    if not isinstance(source, dict) or not isinstance(source.get("type"), str):
+        raise ApiError(400, f"{where}.source is not an object with a type")
+    return source
+
+
+def strange_block(kind: str, where: str) -> ApiError:
+    """For a block that can't be read here."""
+    return ApiError(400, f"{where} is of type {kind[:40]!r}, which can't be read here")
+
+
+def strange_source(source: Mapping[str, Any], where: str) -> ApiError:
+    """For a source that can't be read."""
+    advice = "; send a document as text" if source.get("media_type") == "application/pdf" else ""
+    return ApiError(400, f"{where}.source is of type {source['type'][:40]!r}, which can't be read here{advice}")
+
+
+def required(block: Mapping[str, Any], name: str, where: str) -> str:
+    """A text that a block must have."""
+    if not isinstance(block.get(name), str):
+        raise ApiError(400, f"{where}.{name} is not a string")
+    return block[name]
+
+
+def is_true(block: Mapping[str, Any], name: str, where: str) -> bool:
+    """Whether a field says yes; absent, it says no."""
+    value = block.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ApiError(400, f"{where}.{name} is neither true nor false")
+    return bool(value)
+
+
+def one_of(known: Collection[str], value: object, where: str) -> str:
+    """A word that has to be a known one."""
+    if not isinstance(value, str) or value not in known:
+        raise ApiError(400, f"{where}: {str(value)[:40]!r} is unknown; known are {', '.join(known)}")
+    return value
+
+
+def text_part(text: str) -> Part:
+    """A part of a message."""
+    return {"type": "text", "text": text}
+
+
+def joined(parts: list[Part]) -> str | list[Part]:
+    """Content of a message: of one text that text, which all templates read."""
+    if len(parts) == 1 and not parts[0].get("is_media"):
+        return parts[0]["text"]
+    return parts or ""
+
+
+# ---- answers ----------------------------------------------------------------------------------------------------
+
+
+class MessagesReply:
+    """Writes one answer. Of a stream one block is open at a time."""
+
+    ping = named_event("ping", {"type": "ping"})
+
+    def __init__(self, context: Context, asked: TextRequest) -> None:
+        self.id = "msg_" + secrets.token_urlsafe(18)
+        self._asked = asked
+        self._task = asked.tasks[0]
+        self._is_hidden = (asked.values["thinking"] or {}).get("display") == "omitted"
+        self._has_begun = self._has_calls = False
+        self._index = -1
+        self._kind = ""  # of the block that is open
+        self._frame = (b"", b"")  # around the text of its deltas
+
+    def event(self, index: int, event: Event) -> bytes:
+        """What a stream sends. Around an ordinary piece of text all is the same each time, and encoded once."""
+        if type(event) is Text:
+            return self._begin() + self._go_on("text") + self._delta(event.text) if event.text else b""
+        if type(event) is Reasoning:
+            if not event.text:
+                return b""
+            return self._begin() + self._go_on("thinking") + (b"" if self._is_hidden else self._delta(event.text))
+        if type(event) is ToolCall:
+            head = self._call(event) if event.name else b""
+            return self._begin() + head + (self._delta(event.arguments) if event.arguments else b"")
+        if isinstance(event, Progress):
+            return b"" if event.place else self._begin(event.n_cached)
+        if isinstance(event, End):
+            return self._begin() + self._close() + named_event("message_delta", self._last(event.final))
+        assert isinstance(event, (Start, PromptProbs))
+        return b""
+
+    def end(self) -> bytes:
+        """The last event."""
+        return named_event("message_stop", {"type": "message_stop"})
+
+    def error(self, error: ApiError) -> bytes:
+        """An `error` event, after which the stream ends."""
+        return named_event("error", error_json(error))
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The message. A call that was cut off isn't part of it."""
+        [answer] = answers
+        assert answer.final is not None
+        blocks: list[dict[str, Any]] = []
+        if answer.reasoning:
+            thinking = "" if self._is_hidden else answer.reasoning
+            blocks.append({"type": "thinking", "thinking": thinking, "signature": SIGNATURE})
+        if answer.text:
+            blocks.append({"type": "text", "text": answer.text})
+        calls = [block for call in answer.calls if (block := tool_use(call)) is not None]
+        self._has_calls = bool(answer.calls)
+        return {**self._message(), "content": blocks + calls, **self._why(answer.final), "usage": usage(answer.final)}
+
+    # ---- blocks of a stream -------------------------------------------------------------------------------------
+
+    def _begin(self, n_cached: int = 0) -> bytes:
+        """The first event, once."""
+        if self._has_begun:
+            return b""
+        self._has_begun = True
+        numbers = usage_json(len(self._task.prompt), n_cached, 0)
+        message = {**self._message(), "content": [], "stop_reason": None, "stop_sequence": None, "usage": numbers}
+        return named_event("message_start", {"type": "message_start", "message": message})
+
+    def _go_on(self, kind: str) -> bytes:
+        """Nothing if a block of this kind is open, else the end of another one and a new one's beginning."""
+        return b"" if kind == self._kind else self._open(kind, EMPTY[kind], *DELTAS[kind])
+
+    def _call(self, call: ToolCall) -> bytes:
+        self._has_calls = True
+        return self._open("call", {"type": "tool_use", "id": call.id, "name": call.name, "input": {}}, *CALL_DELTA)
+
+    def _open(self, kind: str, block: Mapping[str, Any], delta: str, field: str) -> bytes:
+        """A new block, whose deltas have their text in a field."""
+        closed = self._close()
+        self._kind = kind
+        self._index += 1
+        before, _, behind = self._block("content_block_delta", delta={"type": delta, field: MARK}).partition(
+            to_json(MARK)
+        )
+        self._frame = before, behind
+        return closed + self._block("content_block_start", content_block=block)
+
+    def _close(self) -> bytes:
+        """The end of the block that is open."""
+        if not self._kind:
+            return b""
+        signature = b""
+        if self._kind == "thinking":
+            signature = self._block("content_block_delta", delta={"type": "signature_delta", "signature": SIGNATURE})
+        self._kind = ""
+        return signature + self._block("content_block_stop")
+
+    def _delta(self, text: str) -> bytes:
+        before, behind = self._frame
+        return before + encode_basestring(text).encode("utf-8", "replace") + behind
+
+    def _block(self, name: str, **fields: object) -> bytes:
+        """An event about the block that is open."""
+        return named_event(name, {"type": name, "index": self._index, **fields})
+
+    # ---- parts of both ------------------------------------------------------------------------------------------
+
+    def _message(self) -> dict[str, Any]:
+        name = self._asked.model.name_for(self._asked.values["model"])
+        return {"id": self.id, "type": "message", "role": "assistant", "model": name}
+
+    def _last(self, final: Final) -> dict[str, Any]:
+        return {"type": "message_delta", "delta": self._why(final), "usage": usage(final)}
+
+    def _why(self, final: Final) -> dict[str, Any]:
+        """Why the answer has ended. Stop words of the server's own are an end like any other."""
+        word, reason = None, "end_turn"
+        if final.stop == STOP_LIMIT:
+            is_full = final.truncated and final.n_predicted < self._task.n_predict
+            reason = "model_context_window_exceeded" if is_full else "max_tokens"
+        elif final.stop == STOP_WORD and final.stopping_word in self._asked.values["stop_sequences"]:
+            word, reason = final.stopping_word, "stop_sequence"
+        elif self._has_calls and final.stop in (STOP_EOS, STOP_WORD):
+            reason = "tool_use"
+        return {"stop_reason": reason, "stop_sequence": word}
+
+
+def tool_use(call: Call) -> dict[str, Any] | None:
+    """A call's block; None where its arguments aren't complete."""
+    try:
+        return {"type": "tool_use", "id": call.id, "name": call.name, "input": json.loads(call.arguments)}
+    except (ValueError, RecursionError):
+        return None
+
+
+def usage(final: Final) -> dict[str, Any]:
+    """What an answer took."""
+    thinking = {"output_tokens_details": {"thinking_tokens": final.n_reasoning}} if final.n_reasoning else {}
+    return {**usage_json(final.n_prompt, final.timings.cache_n, final.n_predicted), **thinking}
+
+
+def usage_json(n_prompt: int, n_cached: int, n_predicted: int) -> dict[str, Any]:
+    """Tokens: those of the prompt that were cached count apart."""
+    return {
+        "input_tokens": n_prompt - n_cached,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": n_cached,
+        "output_tokens": n_predicted,
+    }
+
+
+def error_json(error: ApiError) -> dict[str, Any]:
+    """An error in this dialect's shape. Of a prompt that is too long clients know these words, and shorten it."""
+    kind = ERROR_TYPES.get(error.status) or ("invalid_request_error" if error.status < 500 else "api_error")
+    message = error.message
+    if error.type == "exceed_context_size_error":
+        n_tokens, n_most = error.extra["n_prompt_tokens"], error.extra["n_ctx"]
+        message = f"prompt is too long: {n_tokens} tokens > {n_most} maximum ({message})"
+    return {"type": "error", "error": {"type": kind, "message": message, **error.extra}}
+
+
+def headers(request_id: str, warnings: Sequence[str]) -> dict[str, str]:
+    """Those of an answer: the request's id under the name that clients know, and the warnings."""
+    return {"Request-Id": request_id, **warning_header(warnings)}
+
+
+DIALECT = Dialect(read_messages, MessagesReply, error_json, headers)
