@@ -245,6 +245,12 @@ def test_a_block_with_values_of_any_type_is_taken_or_refused(api, kind):
                 assert answer.status in (200, 400), (messages, answer)
 
 
+def test_a_thread_is_refused_so_that_its_client_sends_all_of_the_conversation(api):
+    answer = api.post(URL, {"messages": HI, "max_tokens": 1, "thread": {"type": "create"}})
+    assert answer.status == 400
+    assert answer.json()["error"]["details"] == {"error_code": "thread_unsupported_request"}
+
+
 # ---- why answers end ---------------------------------------------------------------------------------------------
 
 

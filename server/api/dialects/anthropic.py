@@ -48,6 +48,7 @@ CHOICES = {"auto": AUTO, "any": REQUIRED, "tool": REQUIRED, "none": NONE}
 THINKING = ("enabled", "disabled", "adaptive")
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 SIGNATURE = "unsigned"
+UNTHREADED = {"error_code": "thread_unsupported_request"}  # who reads it sends the whole conversation from then on
 BILLING = "x-anthropic-billing-header:"  # a block that is not for the model; it differs from request to request
 MARK = secrets.token_hex(16)  # where a delta's text goes; no client knows it
 EMPTY: dict[str, dict[str, Any]] = {
@@ -94,6 +95,8 @@ def read_messages(incoming: Incoming) -> TextRequest:
 
 def read_conversation(model: Model, values: Mapping[str, Any], files: Files) -> Conversation:
     """The conversation of a request with these fields. ApiError 400 says which part of it is wrong."""
+    if values["thread"] is not None:
+        raise ApiError(400, "thread: no conversation is kept here; send all of it", details=UNTHREADED)
     tools, skipped = read_tools(values["tools"], values["tool_choice"])
     messages = [*read_system(values["system"]), *read_turns(values["messages"], files)]
     require_few(len(messages))

@@ -188,6 +188,7 @@ MESSAGES_FIELDS = (
         "`type` enabled with `budget_tokens`, adaptive, or disabled (default: as the model's template has it); with "
         "the `display` omitted the answer doesn't show it",
     ),
+    Field("thread", object, None, "refused: no conversation is kept"),
     Field("output_config", dict, None, "`effort` of the thinking; as `format` a JSON schema that the text must fit"),
 )
 TEXT_FIELDS = (
