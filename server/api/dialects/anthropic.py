@@ -28,7 +28,6 @@ from server.api.request.sampling import strings
 from server.api.request.schema import COMPLETION_FIELDS, INT_MAX, SAMPLING_FIELDS, read
 from server.api.request.text_request import Incoming, TextRequest, text_request
 from server.chat.output.events import End, Event, Progress, PromptProbs, Reasoning, Start, Text, ToolCall
-from server.chat.segments import plain_text
 from server.engine.seam.task import IMAGE, STOP_EOS, STOP_LIMIT, STOP_WORD, Final
 from server.errors import ApiError
 from server.models.model import Model
@@ -105,7 +104,7 @@ def read_conversation(model: Model, values: Mapping[str, Any], files: Files) -> 
     variables = template_variables(model, wishes, wish, tools)
     prefill = ""
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
-        prefill = plain_text(messages.pop()["content"])
+        prefill = messages.pop()["content"]
     warnings = (*skipped, *unread(model, wish))
     return Conversation(
         messages, tools, read_reasoning(wishes, variables), variables, prefill=prefill, warnings=warnings
