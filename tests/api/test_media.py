@@ -106,6 +106,35 @@ def test_an_image_in_a_chat_stands_where_its_part_stands(eyes: Api, part: dict):
     assert text == right([b"<|im_start|>user\nwhat is ", CAT, b"?" + CHATML_END])
 
 
+IMAGE_BLOCKS = [
+    {"type": "text", "text": "see "},
+    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": b64(CAT)}},
+    {"type": "image", "source": {"type": "url", "url": data_url(DOG)}},
+]
+
+
+def test_an_image_in_a_block_stands_where_its_block_stands(eyes: Api):
+    answer = eyes.post("/v1/messages", {"messages": [{"role": "user", "content": IMAGE_BLOCKS}], "max_tokens": 8})
+    assert answer.status == 200, answer
+    assert answer.json()["content"][0]["text"] == right([b"<|im_start|>user\nsee ", CAT, DOG, CHATML_END])
+
+
+def test_what_a_tool_has_seen_is_seen_by_the_model(eyes: Api):
+    def n_tokens(content: list[dict]) -> int:
+        result = {"type": "tool_result", "tool_use_id": "x", "content": content}
+        body = {"messages": [{"role": "user", "content": [result]}], "max_tokens": 1}
+        usage = eyes.post("/v1/messages", body).json()["usage"]
+        return usage["input_tokens"] + usage["cache_read_input_tokens"]
+
+    assert n_tokens(IMAGE_BLOCKS) - n_tokens(IMAGE_BLOCKS[:1]) == len(eyes_tokens(CAT)) + len(eyes_tokens(DOG))
+
+
+def eyes_tokens(data: bytes) -> list[int]:
+    """The cells that a picture takes."""
+    pieces = Eyes(FakeBackend(), True, True).prepare(media(data)).parts
+    return [token for piece in pieces for token in (piece if isinstance(piece, list) else piece.ids)]
+
+
 def test_several_files_in_several_messages_keep_the_templates_order(eyes: Api):
     messages = [
         {"role": "user", "content": [image_part(CAT), image_part(DOG), {"type": "text", "text": "?"}]},

@@ -93,6 +93,8 @@ TRANSCRIPTS = {
     "thinking and a call": (THOUGHT + written("clock"), ["thinking", "tool_use"], 1),
     "thinking, a text and a call": (THOUGHT + "Yes.\n" + written("clock"), ["thinking", "text", "tool_use"], 1),
     "no tool of ours": (written("delete_all"), ["text"], 0),
+    "a text behind": (written("clock") + "\nDone.", ["tool_use", "text"], 1),
+    "a text between": ("One." + written("clock") + "\nTwo." + written("clock"), ["text", "tool_use"] * 2, 2),
 }
 
 

@@ -16,7 +16,7 @@ from json.encoder import encode_basestring
 from typing import Any
 
 from server.api.context import Context
-from server.api.dialects.dialect import Answer, Call, Dialect
+from server.api.dialects.dialect import Answer, Call, Dialect, Section
 from server.api.request.chat.answer import answer_form
 from server.api.request.chat.messages import Conversation, chat_prompt, require_few, template_variables, unread
 from server.api.request.chat.reasoning import read_reasoning
@@ -449,15 +449,17 @@ class MessagesReply:
         """The message. A call that was cut off isn't part of it."""
         [answer] = answers
         assert answer.final is not None
-        blocks: list[dict[str, Any]] = []
-        if answer.reasoning:
-            thinking = "" if self._is_hidden else answer.reasoning
-            blocks.append({"type": "thinking", "thinking": thinking, "signature": SIGNATURE})
-        if answer.text:
-            blocks.append({"type": "text", "text": answer.text})
-        calls = [block for call in answer.calls if (block := tool_use(call)) is not None]
+        blocks = [block for section in answer.sections if (block := self._whole_block(section)) is not None]
         self._has_calls = bool(answer.calls)
-        return {**self._message(), "content": blocks + calls, **self._why(answer.final), "usage": usage(answer.final)}
+        return {**self._message(), "content": blocks, **self._why(answer.final), "usage": usage(answer.final)}
+
+    def _whole_block(self, section: Section | Call) -> dict[str, Any] | None:
+        if isinstance(section, Call):
+            return tool_use(section)
+        text = "".join(section.parts)
+        if section.kind is Text:
+            return {"type": "text", "text": text}
+        return {"type": "thinking", "thinking": "" if self._is_hidden else text, "signature": SIGNATURE}
 
     # ---- blocks of a stream -------------------------------------------------------------------------------------
 

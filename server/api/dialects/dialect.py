@@ -29,14 +29,24 @@ class Call:
 
 
 @record
+class Section:
+    """A stretch of text or of reasoning (`kind` is the event's class) in `parts`."""
+
+    kind: type
+    parts: list[str] = field(default_factory=list)
+
+
+@record
 class Answer:
     """What one task has said, collected from its events. `tokens` and `probs` are those of the text; `judged` are all
-    events of text, reasoning and calls where tokens have probabilities."""
+    events of text, reasoning and calls where tokens have probabilities. `sections` are texts, reasoning and calls in
+    their order."""
 
     task: Task
     parts: list[str] = field(default_factory=list)
     thoughts: list[str] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    sections: list[Section | Call] = field(default_factory=list)
     judged: list[Text | Reasoning | ToolCall] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     probs: list[TokenProbs] = field(default_factory=list)
@@ -59,18 +69,29 @@ class Answer:
             self.judged.append(event)
         if type(event) is Text:
             self.parts.append(event.text)
+            self._say(Text, event.text)
             self.tokens += event.tokens
             self.probs += event.probs
         elif type(event) is Reasoning:
             self.thoughts.append(event.text)
+            self._say(Reasoning, event.text)
         elif type(event) is ToolCall:
             if event.name:
                 self.calls.append(Call(event.id, event.name))
+                self.sections.append(self.calls[-1])
             self.calls[event.index].parts.append(event.arguments)
         elif isinstance(event, End):
             self.final = event.final
         elif isinstance(event, PromptProbs):
             self.prompt_probs.append(event)
+
+    def _say(self, kind: type, text: str) -> None:
+        """More of a section, or the beginning of one."""
+        last = self.sections[-1] if self.sections else None
+        if isinstance(last, Section) and last.kind is kind:
+            last.parts.append(text)
+        elif text:
+            self.sections.append(Section(kind, [text]))
 
 
 class Reply(Protocol):
