@@ -318,6 +318,10 @@ def test_an_answer_goes_on_with_the_assistants_message_at_the_end(talker):
         ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "messages[0].tool_calls[0].function.name"),
         ([{"role": "tool", "content": "x", "tool_name": []}], "messages[0].tool_name is not a string"),
         (HI * 20_001, "messages: 20001 are too many"),
+        (
+            [{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}] * 129}],
+            "messages[0].tool_calls: more than 128",
+        ),
     ],
 )
 def test_a_wrong_message_is_told_with_its_place(api, messages, said):

@@ -40,6 +40,7 @@ NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 DURATION = re.compile(rf"[+-]?(?:{NUMBER}|(?:{NUMBER}(?:ns|us|µs|μs|ms|s|m|h))+)")
 MAX_DURATION = 64  # characters
 MAX_NAME = 256  # characters of the model's name as the request has it, which each line repeats
+MAX_CALLS = 128  # of one message: each result is looked for among them
 NS_PER_MS = 1_000_000
 MARK = secrets.token_hex(16)  # where a line's text goes; no client knows it
 MESSAGE_TYPES = {
@@ -169,6 +170,8 @@ def read_turns(value: object, files: Files) -> list[Message]:
         where = f"messages[{i}]"
         turn = read_turn(message, where, files)
         if turn.get("tool_calls"):
+            if len(turn["tool_calls"]) > MAX_CALLS:
+                raise ApiError(400, f"{where}.tool_calls: more than {MAX_CALLS} in one message are too many")
             turn["tool_calls"] = [
                 read_call(call, f"{where}.tool_calls[{k}]", n_calls + k) for k, call in enumerate(turn["tool_calls"])
             ]

@@ -285,6 +285,8 @@ IDLE_FIELDS = (
     Field("audio", dict, None, "answers are text"),
     Field("web_search_options", dict, None, "this server searches nothing"),
     Field("backend_sampling", bool, False, "tokens are drawn in one way only"),
+    Field("system", str, "", "what the system says is a message"),
+    Field("template", str, "", "templates of chats are an option of the server"),
     Field("truncate", bool, False, "what doesn't fit into the context is refused"),
     Field("shift", bool, False, "whether answers may outgrow the context is an option of the server"),
     *(Field(name, object, None, "that is an option of the server") for name in OLLAMA_LOAD_OPTIONS),
