@@ -35,6 +35,7 @@ NODE_PACKAGES = (
     "ai@6.0.326",
     "@ai-sdk/openai-compatible@2.0.92",
     "@anthropic-ai/sdk@1.14.0",
+    "ollama@0.6.4",
     "axe-core@4.10.3",
 )
 ATTEMPTS = 3  # at what needs the network, where nobody is there to start it again

@@ -1,15 +1,18 @@
-"""The package `ollama` and `langchain-ollama` against a real server with SmolLM2. Greedy where texts are compared."""
+"""The packages `ollama` for Python and JavaScript, and `langchain-ollama`, against a real server with SmolLM2. Greedy where texts are compared."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import pytest
 
-from tests.support import PATIENCE, ServerProcess, start_server, wait_until
+from tests.support import PATIENCE, ServerProcess, need, node_package, start_server, wait_until
 
 N_SLOTS = 2
 NAME = "small"
@@ -143,6 +146,21 @@ def test_many_at_once(ollama, server):
         return [answer.message.content for answer in answers]
 
     assert all("Paris" in text for text in asyncio.run(ask()))
+
+
+def test_the_package_for_javascript(server):
+    need(shutil.which("node"), "no Node.js on this machine")
+    package = node_package("ollama") / "dist" / "index.mjs"
+    script = Path(__file__).with_name("ollama_client.mjs")
+    command = [shutil.which("node"), str(script), str(package), server.url]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "Paris" in found["whole"] and found["streamed"] == found["whole"] and found["isDone"]
+    assert found["names"] == [f"{NAME}:latest"] and "completion" in found["capabilities"]
+    assert len(set(found["lengths"])) == 1 and found["bound"] == {"n": 7}
+    assert found["n"] == 3 and found["reason"] == "AbortError"
+    assert found["refusal"]["status"] == 400 and "options.top_p" in found["refusal"]["message"]
 
 
 # ---- langchain-ollama --------------------------------------------------------------------------------------------
