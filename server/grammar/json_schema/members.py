@@ -16,7 +16,7 @@ from functools import lru_cache
 from server.grammar import automaton
 from server.grammar.automaton import ANY, Charset, Dfa, contains, without
 from server.grammar.gbnf_build import Builder, choice, factored, literal, print_dfa
-from server.grammar.json_schema.containers import declared_keys
+from server.grammar.json_schema.containers import PROPERTIES_MAX, declared_keys
 from server.grammar.json_schema.convert import Converter, checked_text, settle
 from server.grammar.json_schema.parts import Conjunction, SchemaError
 from server.grammar.json_schema.shapes import Document, Shape
@@ -125,7 +125,10 @@ class _MemberConverter(Converter):
         required = required_keys(shape)
         names = tuple(part.at("propertyNames") for part in shape.having("propertyNames"))
         found = []
-        for key in declared_keys(shape):
+        keys = declared_keys(shape)
+        if len(keys) > PROPERTIES_MAX:
+            raise SchemaError(f"more than {PROPERTIES_MAX} properties in one object", shape.pointer)
+        for key in keys:
             conjunction = key_conjunction(self.document, shape, key)
             allowed = key not in shape.forbidden_keys and (not names or fits(self.document, key, names))
             member = self.member(key, key in required, conjunction) if allowed else None
