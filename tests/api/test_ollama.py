@@ -385,6 +385,16 @@ def test_special_tokens_in_a_raw_prompt_count_and_in_a_users_message_dont(talker
     assert template.count(EOS) == 1
 
 
+def test_a_raw_prompt_that_begins_with_bos_gets_no_other(make_api):
+    backend = FakeBackend()
+    backend.info = replace(backend.info, bos_token="<s>")
+    api = make_api(backend).start()
+    for fields in ({"raw": True}, {"template": "<s>{{ .Prompt }}"}):
+        prompt = "<s>a" if "raw" in fields else "a"
+        context = ask(api, "/api/generate", prompt=prompt, options={"num_predict": 1}, **fields)["context"]
+        assert context[:2] == [BOS, ord("a")]
+
+
 @pytest.mark.covers("L10")
 def test_the_context_of_an_answer_goes_on(talker):
     api = talker("yes", end="assistant\n")

@@ -19,7 +19,7 @@ from server.api.context import Context
 from server.api.dialects.dialect import Answer, Call, Dialect
 from server.api.request.chat.answer import answer_form
 from server.api.request.chat.messages import ROLE, Conversation, chat_prompt, require_few, template_variables, unread
-from server.api.request.chat.reasoning import ReasoningWish, read_reasoning
+from server.api.request.chat.reasoning import read_reasoning
 from server.api.request.chat.tools import AUTO, Tools, check_tool, list_items, tools_by_name
 from server.api.request.constraints import Wanted, read_wanted, response_format_schema
 from server.api.request.fields import CHAT_FIELDS, OLLAMA_CHAT, OLLAMA_OPTIONS, warning_header
@@ -123,13 +123,11 @@ def conversation(model: Model, messages: list[Message], think: object, tools: To
     values = read(wish, CHAT_FIELDS, model.defaults)
     variables = template_variables(model, values, wish, tools)
     warnings = tuple(f"think: {line}" for line in unread(model, wish))
-    reasoning = read_reasoning(values, variables)
     prefill = ""
     if messages[-1]["role"] == "assistant" and not messages[-1].get("tool_calls"):
         prefill = plain_text(messages[-1]["content"])
         messages = messages[:-1]
-    split = ReasoningWish("split", reasoning.budget, reasoning.message)
-    return Conversation(messages, tools, split, variables, prefill, warnings=warnings)
+    return Conversation(messages, tools, read_reasoning(values, variables), variables, prefill, warnings=warnings)
 
 
 def read_wish(think: object) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from server.api.dialects.dialect import Call
 from server.api.dialects.ollama import MAX_DURATION, call_json, is_zero, keep_alive_warnings, read_turns
 from server.api.dialects.ollama_generate import fill_template
 from server.api.ollama import count_text, quantization, typed
+from server.api.request.fields import MAX_HEADER, warning_header
 from server.api.request.media import Files
 from server.errors import ApiError
 
@@ -112,6 +113,10 @@ def test_a_template_keeps_apart_who_wrote_what():
 )
 def test_the_type_of_the_weights_is_found_in_the_description(desc, found):
     assert quantization(desc) == found
+
+
+def test_warnings_in_a_head_are_cut():
+    assert warning_header(()) == {} and len(warning_header(["x" * 1500] * 9)["X-Warnings"]) == MAX_HEADER
 
 
 def test_numbers_of_the_metadata_are_numbers():
