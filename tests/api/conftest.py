@@ -50,8 +50,11 @@ class Answer:
 
     @property
     def error(self) -> dict:
-        """The error object, in the one shape that errors have."""
-        error = self.json()["error"]
+        """The error object, in the shape that errors have on this route."""
+        body = self.json()
+        if isinstance(body["error"], str):  # Ollama's
+            body["error"] = {"message": body["error"], "type": "", "code": self.status}
+        error = {"code": self.status, **body["error"]} if body.get("type") == "error" else body["error"]  # Anthropic's
         assert error["code"] == self.status and isinstance(error["message"], str) and isinstance(error["type"], str)
         assert "\n" not in error["message"]
         return error
