@@ -162,6 +162,7 @@ def test_a_filter_in_parts_rules_out_what_a_whole_one_does(n: int, one: Engine, 
     assert spoken_under(one, VALUES) == expected, "the allowed tokens are found in the tree"
     monkeypatch.setattr(grammars, "tree", None)
     monkeypatch.setattr(backend_sampler, "FILTER_TOKENS", n)
+    monkeypatch.setattr(backend_grammar, "FILTER_TOKENS", n)
     monkeypatch.setattr(one.backend._samplers, "_candidates", None)
     assert spoken_under(one, VALUES) == expected
 
@@ -177,6 +178,30 @@ SEARCHED = [
 ]
 
 
+@pytest.mark.parametrize("top_k", [0, 20])
+@pytest.mark.parametrize("tree", ["tree", "no tree"])
+def test_no_bytes_that_are_no_text_pass_a_grammar(top_k: int, tree: str, one: Engine, monkeypatch):
+    """llama.cpp takes any bytes for a letter; what they become would be longer than the grammar allows."""
+    grammars = one.backend._samplers.grammars
+    one.say("the cat", 2, SamplingParams(grammar=VALUES))
+    wait_until(lambda: grammars.tree is not None, "the vocabulary is read")
+    if tree != "tree":
+        monkeypatch.setattr(grammars, "tree", None)
+    odd = [token for token in range(one.backend._n_vocab) if not grammars.piece(token).isascii()]
+    assert len(odd) > 100 and len(grammars.loose) == 77, "bytes that go on with a letter, or that no letter has"
+    bias = tuple((token, 12.0) for token in odd)
+    wild = SamplingParams(
+        temperature=2.0, top_k=top_k, top_p=1.0, min_p=0.0, grammar='root ::= [^"]{1,9} "."', logit_bias=bias
+    )
+    n_odd = 0
+    for seed in range(30):
+        said = one.say("the cat", 80, replace(wild, seed=seed))
+        text = b"".join(one.backend.piece(token) for token in said.tokens).decode("utf-8")
+        assert text == said.text and text.endswith(".") and len(text) <= 10
+        n_odd += not text.isascii()
+    assert n_odd > 10
+
+
 @pytest.mark.parametrize("split", [1, 6, 128])
 def test_the_tokens_found_in_the_tree_are_those_that_a_filter_leaves(split: int, one: Engine, monkeypatch):
     monkeypatch.setattr(backend_grammar, "SPLIT", split)
@@ -188,7 +213,8 @@ def test_the_tokens_found_in_the_tree_are_those_that_a_filter_leaves(split: int,
             grammar = grammars.make(text)
             wait_until(lambda: grammars.tree is not None, "the vocabulary is read")
             for _ in range(25):
-                allowed, found = grammars.ask(grammar._raw, every), grammar.find_allowed()
+                allowed = [token for token in grammars.ask(grammar._raw, every) if grammar._is_text(token)]
+                found = grammar.find_allowed()
                 assert found is None or sorted(found) == allowed, text
                 n_found += found is not None
                 most = max(most, len(allowed))

@@ -6,19 +6,23 @@ are allowed: a quote, digits, a key. So the vocabulary is kept as a tree of its 
 is only asked about if the token " t" itself is allowed. Where many are, the likeliest are enough for a chain that
 looks at no others. What remains is to ask about all: in parts, for nothing can stop C in the middle of one.
 
+llama.cpp takes any bytes for a letter, also those that are no UTF-8. Here such tokens are ruled out: in the text they
+become another number of letters than the grammar has counted.
+
 Not taken: finding the allowed tokens from the grammar's text. It would be a second implementation of what llama.cpp
 does, and each difference would end the process, which throws when it is given a token that it refuses.
 """
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import math
 import re
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from ctypes_api.llama_types import llama_token_data, llama_token_data_array
@@ -26,6 +30,9 @@ from server.errors import ApiError
 
 FILTER_S = 0.8
 """The processor's time for one filter of a grammar, for which all streams wait."""
+
+FILTER_TOKENS = 8192
+"""Tokens that are asked about with one call: nothing can stop it."""
 
 SPLIT, DEEPEST = 128, 4
 """Tokens of one beginning that are told apart by their next byte, and by how many bytes."""
@@ -90,6 +97,16 @@ def is_searchable(grammar: str) -> bool:
     return "<" not in TEXTS_AND_CLASSES.sub("", grammar) and not any(map(BEYOND_ASCII.search, negated))
 
 
+def half_letter(text: bytes) -> bytes | None:
+    """The bytes of a letter that isn't complete at the end of this UTF-8, None if it is none."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        decoder.decode(text)
+    except UnicodeDecodeError:
+        return None
+    return decoder.getstate()[0]
+
+
 class Grammars:
     """What the grammars of one model share. `clock` is the processor's time of this thread, in seconds."""
 
@@ -99,6 +116,9 @@ class Grammars:
         self.clock: Callable[[], float] = time.thread_time
         self.ends: Sequence[int] = ()  # the tokens that end a text
         self.tree: Branch | None = None  # once it is read
+        self.loose: Sequence[int] = ()  # the tokens that are no UTF-8 by themselves; once the tree is read
+        self._pieces: dict[int, bytes] = {}
+        self._buffer = ctypes.create_string_buffer(LONGEST)
         self._n_vocab = n_vocab
         self._rows = (llama_token_data * MOST)()
         self._ids, self._logits = column(self._rows, "i", 0), column(self._rows, "f", 1)
@@ -126,17 +146,29 @@ class Grammars:
         self.llama.llama_sampler_apply(raw, self._array)
         return [token for token, logit in zip(tokens, self._logits[:n].tolist()) if logit != -math.inf]
 
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; none of one that is too long."""
+        found = self._pieces.get(token)
+        if found is None:
+            n = self.llama.llama_token_to_piece(self.vocab, token, self._buffer, LONGEST, 0, True)
+            found = self._pieces[token] = self._buffer.raw[: max(n, 0)]
+        return found
+
+    def wait(self) -> None:
+        """Until the vocabulary is read."""
+        if self._reader is not None:
+            self._reader.join()
+
     def close(self) -> None:
         """Let go of the vocabulary."""
         self._is_closing = True
-        if self._reader is not None:
-            self._reader.join()
+        self.wait()
 
     def _read(self) -> None:
         """Thread `vocabulary`: 50 ms for 50,000 tokens, most of them with the interpreter's lock."""
         to_piece, is_end = self.llama.llama_token_to_piece, self.llama.llama_vocab_is_eog
         buffer = ctypes.create_string_buffer(LONGEST)
-        pieces, ends = [], []
+        pieces, ends, loose = [], [], []
         for token in range(self._n_vocab):
             n = to_piece(self.vocab, token, buffer, LONGEST, 0, True)
             if is_end(self.vocab, token):
@@ -145,9 +177,11 @@ class Grammars:
                 ends.append(token)  # too long to be told apart: asked about, too
             elif n and buffer.raw[0]:
                 pieces.append((buffer.raw[: min(n, DEEPEST + 1)], token))
+            if n > 0 and not (text := buffer.raw[:n]).isascii() and half_letter(text) is None:
+                loose.append(token)
             if self._is_closing:
                 return
-        self.ends = ends
+        self.ends, self.loose = ends, loose
         self.tree = grow(pieces)
 
 
@@ -159,18 +193,23 @@ class Grammar:
         self._llama = shared.llama
         self._raw = raw
         self._is_searchable = is_searchable
+        self._half = b""  # a letter of which not all bytes have come
 
     def allows(self, token: int) -> bool:
         """Whether a token may come next."""
-        return bool(self._shared.ask(self._raw, (token,)))
+        return self._is_text(token) and bool(self._shared.ask(self._raw, (token,)))
 
     def accept(self, token: int) -> None:
         """It is the next one."""
+        self._half = half_letter(self._half + self._shared.piece(token)) or b""
         self._llama.llama_sampler_accept(self._raw, token)
 
     def find_allowed(self) -> list[int] | None:
         """The tokens that may come next if they are few and quickly found, else None."""
         shared = self._shared
+        if self._half:
+            shared.wait()
+            return shared.ask(self._raw, [token for token in shared.loose if self._is_text(token)][:MOST]) or None
         if shared.tree is None or not self._is_searchable:
             return None
         ends = shared.clock() + FILTER_S
@@ -180,23 +219,34 @@ class Grammar:
             self._require_time(ends)
             return allowed
 
-        return find(shared.tree, shared.ends, ask)
+        found = find(shared.tree, shared.ends, ask)
+        return [token for token in found or () if self._is_text(token)] or None
 
     def find_likeliest(self, rows: llama_token_data_array, n: int) -> list[int] | None:
         """The tokens of these rows that may come next, None if they are fewer than `n`."""
-        allowed = self._shared.ask(self._raw, [rows.data[i].id for i in range(rows.size)])
+        likeliest = [rows.data[i].id for i in range(rows.size)]
+        allowed = self._shared.ask(self._raw, [token for token in likeliest if self._is_text(token)])
         return allowed if len(allowed) >= n else None
 
-    def filter(self, parts: Iterable[llama_token_data_array]) -> None:
+    def filter(self, parts: Sequence[llama_token_data_array]) -> None:
         """Rule out the tokens of these arrays that may not come next. ApiError if that takes too long."""
         ends = self._shared.clock() + FILTER_S
         for part in parts:
             self._llama.call_llama_sampler_apply(self._raw, part)
             self._require_time(ends)
+        self._shared.wait()
+        for token in self._shared.loose:
+            part = parts[token // FILTER_TOKENS]
+            part.data[token % FILTER_TOKENS].logit = -math.inf
 
     def close(self) -> None:
         """Free it."""
         self._llama.llama_sampler_free(self._raw)
+
+    def _is_text(self, token: int) -> bool:
+        """Whether this token and what came before it are UTF-8."""
+        piece = self._shared.piece(token)
+        return (not self._half and piece.isascii()) or half_letter(self._half + piece) is not None
 
     def _require_time(self, ends: float) -> None:
         if self._shared.clock() > ends:

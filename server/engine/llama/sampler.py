@@ -29,7 +29,7 @@ from ctypes_api.llama_types import (
     llama_token_data,
     llama_token_data_array,
 )
-from server.engine.llama.grammar import Grammar, Grammars, column
+from server.engine.llama.grammar import FILTER_TOKENS, Grammar, Grammars, column
 from server.engine.seam.task import TokenProbs
 from server.engine.slots.phases import Begin
 from server.engine.slots.sampling import Stage
@@ -42,7 +42,6 @@ MIN_PROB = 1e-45
 LIKELIEST = 256
 """Tokens that the grammar is asked about where it allows many and the chain looks at a quarter of them at most."""
 
-FILTER_TOKENS = 8192
 DRY_KEPT = 8
 TFS_ROWS = 4096
 FLAT = 1e-6
