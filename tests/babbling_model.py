@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.gguf_writer import GgufFile
 from tests.random_calls import body_of
-from tests.tiny_models import CHATML, Weights, bpe_vocabulary, byte_symbols, llama_shape
+from tests.tiny_models import CHATML, Weights, bpe_vocabulary, llama_shape
 
 N_WORDS, N_EMBD, N_FF = 400, 64, 64
 WORD = re.compile(r" ?[A-Za-z_-]+|[^A-Za-z\s]{1,6}")
@@ -26,19 +26,14 @@ def babble(path: Path, *, template: str = CHATML, n_ctx_train: int = 16_384, see
         found.update(WORD.findall(json.dumps(body_of(i)["tools"], ensure_ascii=False)))
     words = [word for word, _ in found.most_common(N_WORDS) if len(word) > 1]
     gguf = GgufFile("llama", "babble")
-    tokens = bpe_vocabulary(gguf, words, fim=False).tokens
+    n_vocab = len(bpe_vocabulary(gguf, words, fim=False).tokens)
     gguf.string("tokenizer.chat_template", template)
     llama_shape(gguf, n_ctx_train, n_blocks=1, n_embd=N_EMBD, n_ff=N_FF, n_head=1, n_head_kv=1, head_size=N_EMBD)
     weights = Weights(gguf, seed)
-    broken = byte_symbols()[128:]  # hardly ever said: no grammar of characters keeps them from being no UTF-8
-
-    def row(first: float, spread: float) -> list[float]:
-        return [first, *(weights.uniform(spread) for _ in range(N_EMBD - 1))]
-
-    weights.rows("token_embd.weight", [row(2.0, 1.0) for _ in tokens])
-    weights.rows("output.weight", [row(-20.0 if token in broken else 0.0, 0.6) for token in tokens])
+    weights.matrix("token_embd.weight", N_EMBD, n_vocab, spread=1.0)
+    weights.matrix("output.weight", N_EMBD, n_vocab, spread=0.6)
     for name in ("output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"):
         weights.fill(name + ".weight", 1.0, N_EMBD)
     for name in ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"):
-        weights.matrix(f"blk.0.{name}.weight", N_EMBD, N_FF, spread=0.1)
+        weights.matrix(f"blk.0.{name}.weight", N_EMBD, N_FF)
     return gguf.write(path)
