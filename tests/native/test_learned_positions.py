@@ -57,7 +57,7 @@ def test_who_asks_for_more_than_the_table_has_is_told_so(engine, gpt2_model: Pat
 
 def test_a_prompt_beyond_the_table_is_refused(engine, gpt2_model: Path):
     one = engine(gpt2_model, n_ctx=512)
-    with pytest.raises(ApiError, match=f"has {N} tokens, the context of a slot holds {N}") as caught:
+    with pytest.raises(ApiError, match=f"has {N} tokens, which exceeds the available context size of {N}") as caught:
         one.say([5] * N)
     assert caught.value.status == 400
     assert one.say([5] * (N - 1), 1).final.n_prompt == N - 1

@@ -157,7 +157,9 @@ def test_what_cant_be_embedded_is_refused_and_the_next_request_answered(see, tin
     with pytest.raises(ApiError, match="image: the file can't be decoded") as caught:
         ask(engine, ("the", image(png()[:60])))
     assert caught.value.status == 400
-    with pytest.raises(ApiError, match="the input has 257 tokens, this server embeds at most 256") as caught:
+    with pytest.raises(
+        ApiError, match="the input has 257 tokens, which is too large to process: at most 256"
+    ) as caught:
         ask(engine, (*(image(picture(i)) for i in range(16)), "!"))
     assert caught.value.type == "exceed_context_size_error"
     assert len(rows(ask(engine, [image(picture(i)) for i in range(16)]))[0]) == 1

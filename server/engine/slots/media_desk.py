@@ -280,7 +280,7 @@ class MediaDesk:
             more = "" if job.is_done else " or more"
             raise ApiError(
                 400,
-                f"the prompt has {n} tokens{more}, the context of a slot holds {self._n_ctx}; "
+                f"the prompt has {n} tokens{more}, which exceeds the available context size of {self._n_ctx}; "
                 "shorten it, or start the server with a larger --ctx-size"
                 if is_task
                 else f"the inputs have {n} tokens{more}, this server takes at most {most} with files; send less",
