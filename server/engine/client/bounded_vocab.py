@@ -104,8 +104,9 @@ class BoundedVocab:
         if n_tokens > self._n_ctx:
             raise ApiError(
                 400,
-                f"a text of {n_bytes:,} bytes has {n_tokens} tokens or more, which exceeds the available context size "
-                f"of {self._n_ctx}; shorten it, or start the server with a larger --ctx-size",
+                f"a text of {n_bytes:,} bytes is too large to process: it has {n_tokens} tokens or more, which exceeds "
+                f"the available context size of {self._n_ctx}; shorten it, or start the server with a larger "
+                "--ctx-size",
                 "exceed_context_size_error",
                 n_prompt_tokens=n_tokens,
                 n_ctx=self._n_ctx,
