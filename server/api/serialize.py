@@ -21,6 +21,7 @@ from server.engine.seam.task import (
     Trigger,
 )
 from server.models.model import Model, Vocab
+from server.records import fields as record_fields
 
 
 def settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
 
 def sampling_json(params: SamplingParams) -> dict[str, Any]:
     """`SamplingParams` as JSON; a banned token has the bias false, as requests write it."""
-    fields = {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
+    fields = {field.name: getattr(params, field.name) for field in record_fields(params)}
     fields["samplers"] = list(params.samplers)
     fields["dry_sequence_breakers"] = list(params.dry_sequence_breakers)
     fields["logit_bias"] = [[token, False if bias == -math.inf else bias] for token, bias in params.logit_bias]
