@@ -56,7 +56,7 @@ def read_model(
     libs = libs_folder(engines)
     mmproj = find_projector(options.sources, downloads, libs, place)
     config = engine_config(options, libs, place, headers, draft_model, mmproj, must_recall)
-    return place, config, advice_in(headers[0])
+    return place, config, advice_in(headers[0]) if headers else {}
 
 
 def libs_folder(options: EngineOptions) -> str:

@@ -224,6 +224,6 @@ def test_triggers_are_marks_and_names_where_there_is_no_mark():
 def test_an_argument_whose_name_a_format_cannot_write_is_refused():
     parameters = {"type": "object", "properties": {"a b>": {"type": "string"}}}
     assert call_constraint(FORMATS["hermes"], [tool("f", parameters)], choice="auto")
-    for family in ("functions", "python"):
+    for family in ("functions", "elements"):
         with pytest.raises(ToolSchemaError, match="#/properties/a b>: the name of this argument"):
             call_constraint(FORMATS[family], [tool("f", parameters)], choice="auto")
