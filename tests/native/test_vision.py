@@ -205,7 +205,7 @@ def test_a_prompt_whose_images_fill_the_context_is_refused_even_where_texts_woul
     see, tiny_bpe_model: Path, mmproj_mlp: Path
 ):
     engine = see(tiny_bpe_model, mmproj_mlp, n_ctx=256, shift_context=True)
-    with pytest.raises(ApiError, match="context of a slot holds 256") as caught:
+    with pytest.raises(ApiError, match="exceeds the available context size of 256") as caught:
         ask(engine, [image(picture(i)) for i in range(16)])
     assert caught.value.type == "exceed_context_size_error"
     said = ask(engine, ("the", image(picture(1)), " cat"), 300)
