@@ -1,8 +1,8 @@
 """libllama behind the `Backend` interface: all that the engine asks of llama.cpp, on the engine's thread.
 
 Only this folder and the web process's vocabulary (`engine.client`) know `ctypes_api`. Per decoded row it costs five
-writes into C arrays; prompt rows are written by slices. The KV cache has one of two layouts (`is_split`): a stream for each
-sequence, where attention looks at nobody else's cells and what sequences have in common is copied, or one for all.
+writes into C arrays; prompt rows are written by slices. The KV cache has one of two layouts (`is_split`): a stream for
+each sequence, where attention looks at nobody else's cells and what sequences have in common is copied, or one for all.
 """
 
 from __future__ import annotations
