@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -67,6 +68,13 @@ def is_answering(url: str) -> bool:
         return False
 
 
+def has_answered(url: str) -> bool:
+    """Whether a server has evaluated any token, which it does for clients of the balancer alone."""
+    text = requests.get(url + "/metrics", headers={"Host": NAME}, timeout=PATIENCE, proxies=NO_PROXY).text
+    found = re.search(r"^llamacpp:tokens_predicted_total (\S+)", text, re.MULTILINE)
+    return bool(found) and float(found[1]) > 0
+
+
 class Streams:
     """Clients that ask for one stream after the other, until told to stop."""
 
@@ -111,7 +119,7 @@ class Streams:
 
 @pytest.mark.parametrize("balancer", ["nginx", "haproxy"])
 def test_a_rolling_restart_behind_a_balancer_loses_no_stream(serve, tiny_spm_model, tmp_path, balancer):
-    arguments = ["-m", str(tiny_spm_model), "-c", "4096", "-np", "8", "-t", "1"]
+    arguments = ["-m", str(tiny_spm_model), "-c", "4096", "-np", "8", "-t", "1", "--metrics"]
     arguments += ["--allowed-hosts", NAME, "--drain-delay", "2.5", "--drain", str(PATIENCE)]
     servers = [serve(*arguments) for _ in range(2)]
     ports = [int(server.url.rpartition(":")[2]) for server in servers]
