@@ -50,7 +50,7 @@ class TextHandler:
                 body=logged(body, asked.shown),
                 tokens=[list(task.prompt) for task in asked.tasks],
             )
-        headers = {"X-Queue-Position": str(model.queue_position), **self._dialect.headers(request.id, asked.warnings)}
+        headers = {"X-Queue-Position": str(model.queue_position), **self._dialect.headers(asked.warnings)}
         if asked.values["stream"]:
             return EventStream(Stream(generation, reply), {**headers, "Content-Type": self._dialect.stream_type})
         result = reply.whole(generation.collect(reply.id))

@@ -29,7 +29,7 @@ def routes(context: Context) -> list[Route]:
     running = RunningHandlers(context.running)
     ollamas = OllamaHandlers(context, embeddings)
     return [
-        Route("GET", "/health", status.health, public=True),
+        *(Route("GET", path, status.health, public=True) for path in ("/health", "/v1/health")),
         Route("GET", "/health/live", status.live, public=True),
         Route("GET", "/health/ready", status.ready, public=True),
         Route("GET", "/props", status.props),

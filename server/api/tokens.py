@@ -7,7 +7,7 @@ from typing import Any
 
 from server.api.dialects import anthropic
 from server.api.request.chat.messages import ChatPrompt, chat_prompt, read_conversation
-from server.api.request.fields import CHAT, DETOKENIZE, MESSAGES, TOKENIZE
+from server.api.request.fields import CHAT, DETOKENIZE, MESSAGES, TOKENIZE, warning_header
 from server.api.request.media import Files
 from server.api.request.prompt import token_id
 from server.errors import ApiError
@@ -67,7 +67,7 @@ class TokenHandlers:
         files = Files(model, request)
         values = MESSAGES.read(body, model.defaults)
         chat = chat_prompt(model, anthropic.read_conversation(model, values, files), files)
-        headers = anthropic.headers(request.id, (*chat.warnings, *MESSAGES.unread(body)))
+        headers = warning_header((*chat.warnings, *MESSAGES.unread(body)))
         return json_response({"input_tokens": count_tokens(chat)}, headers=headers)
 
 

@@ -17,7 +17,7 @@ from server.records import record
 from server.web.http1.head import Headers
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
-EXPOSED_HEADERS = "X-Request-Id, Retry-After, X-Queue-Position, X-Warnings"
+EXPOSED_HEADERS = "X-Request-Id, Request-Id, Retry-After, X-Queue-Position, X-Warnings"
 DEFAULT_ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key, X-Request-Id"
 HEADER_LIST = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z, ]{1,2000}")
 

@@ -405,6 +405,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             "Server": self.server_version,
             "Date": self.date_time_string(),
             "X-Request-Id": exchange.id,
+            "Request-Id": exchange.id,  # the name that clients of Anthropic's know
             **self.server.cors.headers(request_headers.get("origin"), exchange.host),
         }
         if not exchange.keep_alive:

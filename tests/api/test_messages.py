@@ -136,7 +136,11 @@ WRONG: dict[str, tuple[dict, str]] = {
     ),
     "a PDF": (
         {"messages": [user({"type": "document", "source": {"type": "base64", "media_type": "application/pdf"}})]},
-        "send a document as text",
+        "messages[0].content[0].source is of type 'base64'; of documents only text is read here, and no PDF",
+    ),
+    "a PDF of another server": (
+        {"messages": [user({"type": "document", "source": {"type": "url", "url": "http://x/y.pdf"}})]},
+        "messages[0].content[0].source is of type 'url'; of documents only text is read here, and no PDF",
     ),
     "a result without a call": (
         {"messages": [user({"type": "tool_result"})]},
@@ -333,6 +337,14 @@ def test_an_answer_has_its_id_and_its_warnings_in_its_head(api):
         assert "unknown and ignored: 'beta_thing', 'n'" in warnings and "web_search_20250305" in warnings
         assert "metadata has no effect" in warnings and "warnings" not in answer.json()
     assert "x-warnings" not in api.post(URL, {"messages": HI, "max_tokens": 2, "model": "x"}).headers
+
+
+@pytest.mark.covers("A06")
+def test_errors_have_the_id_of_the_request_in_their_head_too(api):
+    for path, status in ((URL, 400), (URL + "/count_tokens", 400), (URL + "/nowhere", 404)):
+        answer = api.send("POST", path, {"messages": 1, "max_tokens": 2}, {"X-Request-Id": "mine-2"})
+        assert (answer.status, answer.headers["request-id"]) == (status, "mine-2")
+    assert api.send("POST", URL, b"{").headers["request-id"]
 
 
 def test_warnings_of_a_head_are_bounded_and_one_line(api):

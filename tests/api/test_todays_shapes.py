@@ -8,6 +8,7 @@ import time
 import pytest
 
 from server.engine.seam.config import SpecConfig
+from server.records import replace
 from tests.fakes import BOS, FakeBackend, FakeEmbeddings
 
 QUESTION = [{"role": "user", "content": "hi"}]
@@ -142,3 +143,24 @@ def test_two_messages_of_the_assistant_at_the_end_are_refused(make_api):
         ([*QUESTION, said, *QUESTION], 200),
     ):
         assert api.post("/v1/chat/completions", {"messages": messages, "max_tokens": 1}).status == status
+
+
+@pytest.mark.covers("T15")
+def test_health_is_told_below_v1_too_and_needs_no_key(make_api):
+    api = make_api(FakeBackend(), ("--api-key", "k", "--slots")).start()
+    for query in ("", "?include_slots", "?fail_on_no_slot"):
+        told, known = api.get("/v1/health" + query), api.get("/health" + query)
+        assert (told.status, told.json()) == (200, known.json())
+
+
+@pytest.mark.covers("T16")
+def test_a_shown_prompt_begins_with_the_bos_that_the_template_wrote_and_it_is_read_once(make_api):
+    backend = FakeBackend()
+    backend.info = replace(backend.info, bos_token="<s>")
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    api = make_api(backend, ("--chat-template", template)).start()
+    assert api.post("/apply-template", {"messages": QUESTION}).json() == {"prompt": "<s>[hi]"}
+    answer = chat(api, verbose=True)
+    assert answer["__verbose"]["prompt"] == "<s>[hi]"
+    assert answer["usage"]["prompt_tokens"] == len("[hi]") + 1
+    assert api.complete("<s>[hi]", 1)["prompt"] == "<s>[hi]"

@@ -34,9 +34,19 @@ FORMS = {
 }
 STREAMS = ("/completion", "/v1/completions", CHAT_URL)
 LISTS = {"/embedding": {"input": ["x", "y"]}, "/embeddings": {"input": "x"}}
+OTHERS = {  # whose shapes have no place for it
+    "/v1/messages": {"messages": HI, "max_tokens": 2},
+    "/v1/messages/count_tokens": {"messages": HI},
+    "/api/chat": {"messages": HI, "options": {"num_predict": 2}},
+    "/api/generate": {"prompt": "x", "options": {"num_predict": 2}},
+    "/api/show": {},
+    "/api/embed": {"input": "x"},
+    "/api/embeddings": {"prompt": "x"},
+}
 NAMED = "unknown and ignored: 'temprature'"
 
 
+@pytest.mark.covers("T17")
 @pytest.mark.parametrize("path", FORMS)
 def test_a_misspelt_field_is_named_once(api, path):
     told = api.post(path, {**FORMS[path], "temprature": 0})
@@ -52,11 +62,19 @@ def test_a_streams_last_object_names_it(api, path):
         assert [one.get("warnings") for one in found] == [None] * (len(found) - 1) + [warnings]
 
 
-@pytest.mark.parametrize("path", LISTS)
+@pytest.mark.covers("T17")
+@pytest.mark.parametrize("path", {**LISTS, **OTHERS})
 def test_an_answer_without_a_place_has_it_in_its_head(api, path):
-    told = api.post(path, {**LISTS[path], "temprature": 0})
-    assert told.headers["x-warnings"] == NAMED and isinstance(told.json(), list)
-    assert "x-warnings" not in api.post(path, LISTS[path]).headers
+    form = {**LISTS, **OTHERS}[path]
+    told = api.post(path, {**form, "temprature": 0})
+    assert told.status == 200 and told.headers["x-warnings"] == NAMED and b"temprature" not in told.body
+    assert "x-warnings" not in api.post(path, form).headers
+
+
+@pytest.mark.covers("T17")
+@pytest.mark.parametrize("path", ["/v1/messages", "/api/chat", "/api/generate"])
+def test_a_stream_without_a_place_has_it_in_its_head(api, path):
+    assert api.post(path, {**OTHERS[path], "stream": True, "temprature": 0}).headers["x-warnings"] == NAMED
 
 
 def test_infill_names_it_too(make_api):

@@ -323,7 +323,11 @@ def document_parts(block: Mapping[str, Any], where: str, files: Files) -> list[P
     if source["type"] == "text":
         return [*heads, text_part(required(source, "data", f"{where}.source"))]
     if source["type"] != "content":
-        raise strange_source(source, where)
+        raise ApiError(
+            400,
+            f"{where}.source is of type {source['type'][:40]!r}; of documents only text is read here, and no PDF: send "
+            "their text (a source of type text), or images of their pages",
+        )
     inner = blocks_of(source.get("content"), f"{where}.source.content")
     return heads + [part for one, place in inner for part in plain_parts(one, place, files)]
 
@@ -363,8 +367,7 @@ def strange_block(kind: str, where: str) -> ApiError:
 
 def strange_source(source: Mapping[str, Any], where: str) -> ApiError:
     """For a source that can't be read."""
-    advice = "; send a document as text" if source.get("media_type") == "application/pdf" else ""
-    return ApiError(400, f"{where}.source is of type {source['type'][:40]!r}, which can't be read here{advice}")
+    return ApiError(400, f"{where}.source is of type {source['type'][:40]!r}, which can't be read here")
 
 
 def required(block: Mapping[str, Any], name: str, where: str) -> str:
@@ -565,9 +568,4 @@ def error_json(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": message, **error.extra}}
 
 
-def headers(request_id: str, warnings: Sequence[str]) -> dict[str, str]:
-    """Those of an answer: the request's id under the name that clients know, and the warnings."""
-    return {"Request-Id": request_id, **warning_header(warnings)}
-
-
-DIALECT = Dialect(read_messages, MessagesReply, error_json, headers)
+DIALECT = Dialect(read_messages, MessagesReply, error_json, warning_header)

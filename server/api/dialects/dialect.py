@@ -115,7 +115,7 @@ class Reply(Protocol):
         """The JSON of the whole answer."""
 
 
-def no_headers(request_id: str, warnings: Sequence[str]) -> dict[str, str]:
+def no_headers(warnings: Sequence[str]) -> dict[str, str]:
     """Those of a dialect whose answers have their warnings in their JSON."""
     return {}
 
@@ -123,11 +123,11 @@ def no_headers(request_id: str, warnings: Sequence[str]) -> dict[str, str]:
 @record(frozen=True)
 class Dialect:
     """`read` checks a request's JSON and makes a typed request of it, `reply` makes what writes the answers to that,
-    `error` is the shape of errors, `headers` are those of an answer, by the id of its request and its warnings,
+    `error` is the shape of errors, `headers` are those of an answer with these warnings,
     `stream_type` is the content type of its streams. Where nothing is to be written `read` gives the answer itself."""
 
     read: Callable[[Incoming], TextRequest | Response]
     reply: Callable[[Context, TextRequest], Reply]
     error: ErrorShape = error_body
-    headers: Callable[[str, Sequence[str]], dict[str, str]] = no_headers
+    headers: Callable[[Sequence[str]], dict[str, str]] = no_headers
     stream_type: str = EVENT_STREAM

@@ -392,9 +392,4 @@ def error_json(error: ApiError) -> Message:
     return {"error": error.message}
 
 
-def headers(request_id: str, warnings: Sequence[str]) -> dict[str, str]:
-    """Warnings have no place in the JSON."""
-    return warning_header(warnings)
-
-
-DIALECT = Dialect(read_chat, OllamaReply, error_json, headers, STREAM_TYPE)
+DIALECT = Dialect(read_chat, OllamaReply, error_json, warning_header, STREAM_TYPE)

@@ -20,7 +20,6 @@ from server.api.dialects.ollama import (
     OllamaReply,
     conversation,
     error_json,
-    headers,
     loaded,
     read_format,
     read_values,
@@ -29,7 +28,7 @@ from server.api.dialects.ollama import (
 from server.api.request.chat.answer import answer_form
 from server.api.request.chat.messages import chat_prompt
 from server.api.request.constraints import AnswerForm, constraint_of
-from server.api.request.fields import OLLAMA_GENERATE
+from server.api.request.fields import OLLAMA_GENERATE, warning_header
 from server.api.request.media import Files
 from server.api.request.prompt import Prompt, token_id, tokenize_all
 from server.api.request.text_request import Incoming, TextRequest, text_request
@@ -147,4 +146,4 @@ def generate_part(text: str, thinking: str, calls: list[Message]) -> Message:
     return {"response": text, **({"thinking": thinking} if thinking else {})}
 
 
-DIALECT = Dialect(read_generate, partial(OllamaReply, make_part=generate_part), error_json, headers, STREAM_TYPE)
+DIALECT = Dialect(read_generate, partial(OllamaReply, make_part=generate_part), error_json, warning_header, STREAM_TYPE)
