@@ -18,6 +18,8 @@ from server.options.row import OptionError
 
 Setting = tuple[str, tuple[str, ...], str]
 """A key as written, its value as texts (several only for a JSON list), and where it stands."""
+Section = tuple[str, str, list[Setting]]
+"""A section's name, where it begins, and its settings."""
 
 MAX_BYTES = 1 << 20
 CONTENT = re.compile(r'(?:"(?:[^"\\]|\\.)*"|"[^"]*"|(?!(?:^|\s)[#;]).)*')
@@ -29,6 +31,19 @@ def read(path: str, names: Collection[str]) -> list[Setting]:
 
     `names` are keys, without dashes in front, whose values may be JSON objects; other objects are sections.
     """
+    text = _read_text(path)
+    place = Path(path).name
+    if text.lstrip().startswith("{"):
+        return list(_json(text, place, names))
+    return [setting for _, _, settings in _sections(text, place) for setting in settings]
+
+
+def read_sections(path: str) -> list[Section]:
+    """The sections of an INI file in their order. What stands before the first has the name ""."""
+    return _sections(_read_text(path), Path(path).name)
+
+
+def _read_text(path: str) -> str:
     try:
         with open(path, "rb") as stream:
             data = stream.read(MAX_BYTES + 1)
@@ -39,11 +54,11 @@ def read(path: str, names: Collection[str]) -> list[Setting]:
         raise OptionError(f"{path}: this is not UTF-8 text, byte {error.start} is wrong") from None
     if len(data) > MAX_BYTES:
         raise OptionError(f"{path}: larger than {MAX_BYTES >> 20} MiB, so it is no config file")
-    place = Path(path).name
-    return list(_json(text, place, names) if text.lstrip().startswith("{") else _ini(text, place))
+    return text
 
 
-def _ini(text: str, place: str) -> Iterator[Setting]:
+def _sections(text: str, place: str) -> list[Section]:
+    found: list[Section] = [("", place, [])]
     for number, line in enumerate(text.splitlines(), 1):
         line = next(CONTENT.finditer(line.strip()))[0].rstrip()
         if not line:
@@ -52,13 +67,15 @@ def _ini(text: str, place: str) -> Iterator[Setting]:
         if line[0] == "[":
             if line[-1] != "]":
                 raise OptionError(f"{where}: the section {line} has no ] at its end")
+            found.append((line[1:-1].strip(), where, []))
             continue
         key, equals, value = (part.strip() for part in line.partition("="))
         if not key:
             raise OptionError(f"{where}: '{line}' has no name before the =")
         if len(value) > 1 and value[0] == value[-1] == '"' and '"' not in value[1:-1]:
             value = value[1:-1]
-        yield key, (value if equals else "on",), where
+        found[-1][2].append((key, (value if equals else "on",), where))
+    return found
 
 
 class _Object(list):

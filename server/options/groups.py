@@ -25,6 +25,7 @@ SCOPES = {
     table.SERVER: SERVER,
     table.ACCESS: SERVER,
     table.LOGGING: SERVER,
+    table.MODELS: SERVER,
     table.MODEL: MODEL,
     table.DOWNLOAD: MODEL,
     table.CONTEXT: MODEL,
@@ -42,6 +43,7 @@ EXCEPTIONS = {
     SERVER: (
         "config",
         "compat",
+        "files",
         "libs",
         "engine",
         "hf_token",
@@ -50,7 +52,7 @@ EXCEPTIONS = {
         "media_path",
         "media_urls",
     ),
-    MODEL: ("slot_save_path", "stream_interval_ms"),
+    MODEL: ("slot_save_path", "stream_interval_ms", "sleep_idle_seconds"),
     ERRAND: ("cache_list", "dry_run", "list_devices"),
 }
 """Single options with another scope than their group."""
@@ -238,6 +240,20 @@ class DownloadOptions(Group):
     offline: bool
 
 
+class CatalogueOptions(Group):
+    """Which models there are, and how many are loaded. `files` are those of -m."""
+
+    models_dir: str | None
+    models_preset: str | None
+    models_max: int  # 0: as many as fit
+    models_autoload: bool
+    files: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        """Whether the server has more than the one model that `SourceOptions` name."""
+        return bool(self.models_dir or self.models_preset or len(self.files) > 1)
+
+
 # ---- a model ---------------------------------------------------------------------------------------------------------
 
 
@@ -333,6 +349,7 @@ class ModelOptions(Group):
     cache_disk: str | None
     cache_disk_size: int
     slot_save_path: str | None
+    sleep_idle_seconds: int
     ctx_checkpoints: int
     checkpoint_min_step: int
     cpu_variant: str | None
@@ -364,6 +381,7 @@ class Options(Group):
     logging: LoggingOptions
     engines: EngineOptions
     downloads: DownloadOptions
+    catalogue: CatalogueOptions
     model: ModelOptions
     warnings: tuple[str, ...]
 
@@ -391,10 +409,11 @@ def group(settings: Settings) -> Options:
         ),
         engines=_of(EngineOptions, s),
         downloads=_of(DownloadOptions, s),
+        catalogue=_of(CatalogueOptions, s),
         model=_of(
             ModelOptions,
             s,
-            sources=_of(SourceOptions, s),
+            sources=_of(SourceOptions, s, model=s.files[0] if s.files else None),
             spec=_of(
                 SpecOptions,
                 s,

@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from server.options.row import IGNORED, PLANNED, REFUSED, Option
 
 OLD, CHAT, MEDIA = "Dead options", "Chat", "Images and videos"
-SPECULATIVE, MODELS, PAGE = "Speculative decoding", "Several models, ready-made models", "Web page and tools"
+SPECULATIVE, MODELS, PAGE = "Speculative decoding", "Ready-made models", "Web page and tools"
 TUNING, OTHER = "Tuning", "Other"
 OTHER_GROUPS = (OLD, CHAT, MEDIA, SPECULATIVE, MODELS, PAGE, TUNING, OTHER)
 
 SYSTEM_PLACES = "the system places its threads"
 CACHE = "this server's prompt cache works without such a limit"
 DRAFTS = "drafts are found and bounded in another way here; see --spec-type"
-ROUTER = "one server serves one model; start several"
 READY_MADE = "name the model itself, with -m FILE or -hf USER/MODEL"
 PAGES = "the web page has no settings of this kind yet"
 TOOLS = "this server runs no tools"
@@ -73,12 +72,6 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         -lcs,--lookup-cache-static FILE
         -lcd,--lookup-cache-dynamic FILE"""),
 
-    (REFUSED, MODELS, ROUTER, """
-        --models-dir DIR $LLAMA_ARG_MODELS_DIR
-        --models-preset FILE $LLAMA_ARG_MODELS_PRESET"""),
-    (IGNORED, MODELS, ROUTER, """
-        --models-max N $LLAMA_ARG_MODELS_MAX
-        --models-autoload|--no-models-autoload $LLAMA_ARG_MODELS_AUTOLOAD"""),
     (REFUSED, MODELS, READY_MADE, """
         -dr,--docker-repo REPO $LLAMA_ARG_DOCKER_REPO
         --embd-gemma-default
@@ -124,8 +117,6 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         -bs,--backend-sampling $LLAMA_ARG_BACKEND_SAMPLING"""),
     (IGNORED, TUNING, "llama.cpp's own timings are off; answers and /metrics have this server's", """
         --perf|--no-perf $LLAMA_ARG_PERF"""),
-    (IGNORED, TUNING, "the model stays loaded", """
-        --sleep-idle-seconds S"""),
     (REFUSED, TUNING, "these libraries can't compute on other machines", """
         --rpc SERVERS $LLAMA_ARG_RPC"""),
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from server.options import config_file
-from server.options.groups import ERRAND, Settings, scope_of
+from server.options.groups import ERRAND, MODEL, Settings, scope_of
 from server.options.known import OTHER_GROUPS, OTHER_OPTIONS
 from server.options.row import IGNORED, SAME, WORKS, Option, OptionError, convert, switch
 from server.options.table import GROUPS, INT_MAX, KV_TYPES, OPTIONS, ROPE_SCALING, SHORT_HELP
@@ -39,6 +39,8 @@ __all__ = [
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
+OF_ONE_MODEL = ("files", "alias", "model_url", "hf_repo", "hf_file", "model_sha256", "mmproj", "mmproj_url")
+"""Options that say which model it is: those of the command line are about the one that it names."""
 YARN_ATTENTION = "--yarn-attn-factor has no effect: llama.cpp computes it itself unless --yarn-ext-factor is 0"
 QUANTISED = tuple(number for word, number in KV_TYPES.items() if "q" in word)
 
@@ -48,18 +50,26 @@ def parse(
     environ: Mapping[str, str],
     table: Sequence[Option] = ALL_OPTIONS,
     bundled: Sequence[tuple[str, str]] = (),
+    own: Sequence[config_file.Setting] | None = None,
 ) -> Settings:
     """Read the command line (without the program's name), the environment, and the config file that one of them
     names. `bundled` are (name, text) pairs that a bundle starts with; they count least. OptionError on the first
-    mistake, in one line whatever it quotes."""
+    mistake, in one line whatever it quotes.
+
+    `own` is for one of several models: what is said of it alone. That counts more than all but the command line, and
+    what says there which model to serve doesn't count (`OF_ONE_MODEL`)."""
     try:
-        return _parse(argv, environ, table, bundled)
+        return _parse(argv, environ, table, bundled, own)
     except OptionError as error:
         raise OptionError(CONTROL.sub(lambda found: repr(found[0])[1:-1], str(error))) from None
 
 
 def _parse(
-    argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option], bundled: Sequence[tuple[str, str]]
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    table: Sequence[Option],
+    bundled: Sequence[tuple[str, str]],
+    own: Sequence[config_file.Setting] | None,
 ) -> Settings:
     line = _Source(table)
     _read_argv(line, argv)
@@ -72,6 +82,12 @@ def _parse(
     start = _Source(table)
     _read_settings(start, [(name, (text,), "in the bundle") for name, text in bundled])
     given = {**start.values, **file.values, **variables.values, **line.values}
+    if own is not None:
+        model = _Source(table)
+        _read_settings(model, own, MODEL)
+        given = {**start.values, **file.values, **variables.values, **model.values, **line.values}
+        given = {key: value for key, value in given.items() if key not in OF_ONE_MODEL}
+        given |= {key: value for key, value in model.values.items() if key in OF_ONE_MODEL}
     profile = str(given.get("compat", "modern"))
     values = {option.key: option.default_for(profile) for option in table if not option.dest}
     warnings = tuple(dict.fromkeys(file.warnings + variables.warnings + line.warnings))
@@ -136,8 +152,6 @@ def _read_model(source: _Source, word: str) -> None:
     option, _ = source.by_flag.get("--model", (None, True))
     if option is None or word.startswith("-") or not (word.lower().endswith(".gguf") or os.path.isfile(word)):
         raise OptionError(_unknown(word, source.by_flag))
-    if option.key in source.values:
-        raise OptionError(f"'{word}' would be a second model, after {source.values[option.key]}")
     source.set(option, word, convert(option, word, word))
 
 
@@ -190,7 +204,8 @@ def _by_name(source: _Source) -> dict[str, tuple[Option, bool]]:
     return by_name | {option.env: (option, True) for option in source.table if option.env}
 
 
-def _read_settings(source: _Source, settings: Iterable[config_file.Setting]) -> None:
+def _read_settings(source: _Source, settings: Iterable[config_file.Setting], scope: str = "") -> None:
+    """Take over the settings of a file; those of other scopes than `scope` are refused if that is given."""
     by_name = _by_name(source)
     seen: dict[str, str] = {}
     for key, texts, where in settings:
@@ -200,6 +215,8 @@ def _read_settings(source: _Source, settings: Iterable[config_file.Setting]) -> 
             raise OptionError(f"{where}: there is no option {key}{_did_you_mean(key, by_name)}")
         if scope_of(option) == ERRAND or option.name == "config":
             raise OptionError(f"{where}: {key} belongs on the command line")
+        if scope and scope_of(option) not in (scope, None) and option.key not in OF_ONE_MODEL:
+            raise OptionError(f"{where}: {key} is about the server, not about a model of it")
         place = f"{where}: {key}"
         _refuse(option, place)
         if not option.repeat:

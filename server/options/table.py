@@ -12,12 +12,13 @@ from server.options.row import Option
 from server.options.speculation import KV_TYPES, SPEC_OPTIONS, SPECULATIVE
 
 GENERAL, MODEL, DOWNLOAD, CONTEXT = "General", "Model and libraries", "Downloading the model", "Context and slots"
+MODELS = "Several models"
 BUNDLES, MEDIA = "Bundles: program and model in one file", "Images and sound"
 COMPUTE, DEVICES, ROPE = "Computing", "Devices and memory", "Contexts longer than trained for"
 SERVER, ACCESS, REQUESTS, LOGGING = "Server", "Access", "Defaults of requests", "Logging"
 EMBEDDINGS = "Embeddings and reranking"
-GROUPS = (GENERAL, MODEL, DOWNLOAD, CONTEXT, MEDIA, COMPUTE, DEVICES, ROPE, SPECULATIVE, EMBEDDINGS, SERVER, ACCESS,
-          REQUESTS, LOGGING, BUNDLES)
+GROUPS = (GENERAL, MODEL, MODELS, DOWNLOAD, CONTEXT, MEDIA, COMPUTE, DEVICES, ROPE, SPECULATIVE, EMBEDDINGS, SERVER,
+          ACCESS, REQUESTS, LOGGING, BUNDLES)
 
 INT_MAX = 2**31 - 1
 MAX_THREADS = 512       # GGML_MAX_N_THREADS
@@ -30,7 +31,7 @@ LAZY_MODES = {"off": 0, "auto": 1, "on": 2}
 SHELLS = ("bash", "zsh", "fish", "powershell")
 REASONING_FORMATS = ("auto", "none", "deepseek", "deepseek-legacy")
 NUMA = {"distribute": 1, "isolate": 2, "numactl": 3}
-SHORT_HELP = ("help", "version", "completion", "config", "tune", "model", "alias", "hf_repo", "ctx_size", "parallel",
+SHORT_HELP = ("help", "version", "completion", "config", "tune", "files", "alias", "hf_repo", "ctx_size", "parallel",
               "n_predict", "system_prompt_file", "chat_template_file", "mmproj", "threads", "n_gpu_layers", "dry_run",
               "embeddings", "reranking", "open", "host", "port", "api_key", "temperature", "log_file", "verbose")
 """What `--help` shows; the rest is in `--help all`."""
@@ -53,8 +54,9 @@ OPTIONS: tuple[Option, ...] = (
            "and today's exclude each other: modern or 2024", GENERAL, default="modern", metavar="NAME",
            env="LLAMA_SRV_COMPAT", choices={"modern": "modern", "2024": "2024"}),
 
-    Option("model", ("-m", "--model"), "the model to serve, a GGUF file; with a download, where to put it", MODEL,
-           metavar="FILE", env="LLAMA_ARG_MODEL"),
+    Option("files", ("-m", "--model"), "the model to serve, a GGUF file; may be repeated, then requests choose one by "
+           "its name; with a download, where to put it", MODEL, to.one_text, (), "FILE", "LLAMA_ARG_MODEL",
+           repeat=True),
     Option("alias", ("-a", "--alias"), "names of the model in answers, separated by commas; the first one is shown "
            "(default: the file's path)", MODEL, metavar="NAME", env="LLAMA_ARG_ALIAS"),
     Option("tags", ("--tags",), "words about the model for clients to read, separated by commas", MODEL, to.items,
@@ -75,6 +77,20 @@ OPTIONS: tuple[Option, ...] = (
     Option("cpu_variant", ("--cpu-variant",), "use this libggml-cpu-* plug-in instead of the one that --tune "
            "found or llama.cpp chooses (auto), e.g. haswell; helps when a CPU meets illegal instructions", MODEL,
            metavar="NAME", env="LLAMA_SRV_CPU_VARIANT"),
+
+    Option("models_dir", ("--models-dir",), "serve the models of this folder and of the folders in it, each loaded "
+           "when a request names it; docs/models.md says which, and their names", MODELS,
+           to.existing_folder, metavar="DIR", env="LLAMA_ARG_MODELS_DIR"),
+    Option("models_preset", ("--models-preset",), "INI file with a section for each model: its name, and the options "
+           "that it has of its own; what is in [*] counts for all", MODELS, to.existing_file, metavar="FILE",
+           env="LLAMA_ARG_MODELS_PRESET"),
+    Option("models_max", ("--models-max",), "models that may be loaded at the same time; 0 for as many as fit into "
+           "memory", MODELS, int, 0, "N", "LLAMA_ARG_MODELS_MAX", 0, 10000),
+    Option("models_autoload", ("--models-autoload",), "load a model when a request names it; off, POST /models/load "
+           "does", MODELS, None, True, env="LLAMA_ARG_MODELS_AUTOLOAD", off_flags=("--no-models-autoload",)),
+    Option("sleep_idle_seconds", ("--sleep-idle-seconds",), "seconds without a request after which a model leaves the "
+           "memory; the next request loads it again; -1 for never", MODELS, int, -1, "S",
+           "LLAMA_SRV_SLEEP_IDLE_SECONDS", -1, INT_MAX),
 
     Option("model_url", ("-mu", "--model-url"), "download the model from here, unless it is there already", DOWNLOAD,
            to.url, metavar="URL", env="LLAMA_ARG_MODEL_URL"),

@@ -73,7 +73,7 @@ def test_a_json_file_takes_plain_values_lists_and_sections(config):
 
 def test_a_section_of_a_json_file_may_be_called_like_an_option_and_a_schema_is_no_section(config):
     o = config({"model": {"alias": "x"}, "slots": {"parallel": 3}, "json-schema": {"type": "object", "port": 1}})
-    assert (o.alias, o.model, o.slots, o.parallel) == ("x", None, True, 3)
+    assert (o.alias, o.files, o.slots, o.parallel) == ("x", (), True, 3)
     assert o.json_schema == {"type": "object", "port": 1} and o.port == 8080
 
 

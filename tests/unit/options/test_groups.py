@@ -29,6 +29,7 @@ from tests.support import ROOT
 
 FOLDED = {
     "config": "",
+    "files": "model",
     "compat": "profile",
     "verbose": "is_verbose",
     "max_body": "max_mib",
@@ -54,6 +55,9 @@ FIELD_OF_TARGET = {
     "request": "values",
 }
 """The fields that hold what `Option.target` names."""
+
+NOT_YET = {"models_max", "models_autoload", "models_preset", "sleep_idle_seconds"}
+"""What nobody reads yet: the server of several models is being built."""
 
 SCOPE_OF_FIELD = {"errands": ERRAND, "model": MODEL}
 
@@ -128,7 +132,7 @@ def test_what_the_groups_have_is_read_by_somebody():
         source = "\n".join(path.read_text(encoding="utf-8") for path in files)
         return {name for name in names if not re.search(rf"\b(?:{owners})\.{name}\b", source)}
 
-    assert unread({name for _, _, name, _ in fields()}, inside=False) == set()
+    assert unread({name for _, _, name, _ in fields()}, inside=False) == NOT_YET
     assert unread(set(FOLDED), inside=True) == {"config"}
 
 

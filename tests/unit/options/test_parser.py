@@ -233,8 +233,6 @@ def test_an_option_without_effect_warns_once_and_says_why(argv, environ, source)
         (["--shfit"], {}, "unknown option --shfit, did you mean --shift?"),
         (["--nothing-like-it"], {}, "unknown option --nothing-like-it; --help lists them"),
         (["model"], {}, "'model' is neither an option nor a file (the model, for example)"),
-        (["a.gguf", "b.gguf"], {}, "'b.gguf' would be a second model, after a.gguf"),
-        (["-m", "a.gguf", "b.gguf"], {}, "'b.gguf' would be a second model, after a.gguf"),
         ([], {"T_COUNT": "many"}, "T_COUNT: 'many' is not a whole number"),
         ([], {"T_COUNT": "1000"}, "T_COUNT: 1000 is out of range"),
         ([], {"T_SHIFT": "maybe"}, "T_SHIFT: 'maybe' is neither on nor off"),

@@ -252,7 +252,7 @@ def request_defaults(settings: Settings) -> dict[str, object]:
 
 def test_the_defaults_of_today():
     o = parse([], {})
-    assert (o.model, o.ctx_size, o.parallel, o.n_predict, o.threads) == (None, None, 1, -1, -1)
+    assert (o.files, o.ctx_size, o.parallel, o.n_predict, o.threads) == ((), None, 1, -1, -1)
     assert (o.host, o.port, o.batch_size, o.ubatch_size) == (("127.0.0.1",), 8080, 2048, 512)
     assert (o.context_shift, o.cont_batching, o.slots, o.metrics, o.props) == (False, True, True, False, False)
     assert (o.log_format, o.log_file, o.log_disable, o.log_verbosity) == ("text", None, False, 3)
@@ -367,8 +367,9 @@ def test_samplers_have_the_names_of_the_engine():
         (["--help"], "help", "short"),
         (["--help", "all"], "help", "all"),
         (["-h", "-m", "x"], "help", "short"),
-        (["model.gguf", "-np", "2"], "model", "model.gguf"),
-        (["-np", "2", "Model=1.GGUF"], "model", "Model=1.GGUF"),
+        (["model.gguf", "-np", "2"], "files", ("model.gguf",)),
+        (["a.gguf", "-m", "b"], "files", ("a.gguf", "b")),
+        (["-np", "2", "Model=1.GGUF"], "files", ("Model=1.GGUF",)),
         (["-dev", "none"], "devices", ("none",)),
         (["-dev", "CUDA0,CUDA1"], "devices", ("CUDA0", "CUDA1")),
         (
