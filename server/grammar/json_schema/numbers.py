@@ -3,8 +3,9 @@
 Pure functions on HTTP handler threads; imports only the standard library and its neighbours. Bounds are exact
 decimal arithmetic, and their number of digits doesn't matter: a digit that is read is compared with the bound's digit
 at its place. Bounded numbers are written without exponent, with at most DIGITS digits on either side of the point (more
-if the bounds ask for them); only a sign bound keeps the exponent. Integers are never `-0`. Not taken: comparing floats,
-which gets 0.1 wrong at the border; patterns, which repeat a bound's beginning for each of its digits.
+if the bounds ask for them, fewer where a float would be rounded to an excluded bound); only a sign bound keeps the
+exponent. Integers are never `-0`. Not taken: comparing floats, which gets 0.1 wrong at the border; patterns, which
+repeat a bound's beginning for each of its digits.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from server.grammar.gbnf_build import Choice
 from server.records import record
 
 DIGITS = 20
+FLOAT_DIGITS = 15
+"""Decimal digits that a 64-bit float keeps apart: a number with more may be read as the excluded bound beside it."""
+FEWEST_PLACES = 6
+"""Beside excluded bounds of very many digits, too."""
 _STATES_MAX = 500
 _PRODUCT_MAX = 4000
 _PLACES_MAX = 12
@@ -74,11 +79,19 @@ def range_dfa(wanted: Range) -> Dfa:
     without `multiple` it has a few states for each digit of the bounds."""
     if wanted.integer:
         return _integers(wanted)
-    dfa = _between(wanted, DIGITS)
-    if dfa.is_empty():  # bounds that differ further behind the point
-        bounds = [_Bound(bound) for bound in (wanted.low, wanted.high) if bound is not None]
-        dfa = _between(wanted, 1 + max(len(bound.decimals) for bound in bounds))
-    return dfa
+    bounds = [_Bound(bound) for bound in (wanted.low, wanted.high) if bound is not None]
+    n_decimals = max((len(bound.decimals) for bound in bounds), default=0)
+    dfa = _between(wanted, max(_places(wanted), n_decimals))
+    return dfa if not dfa.is_empty() else _between(wanted, 1 + n_decimals)  # bounds that differ further on
+
+
+def _places(wanted: Range) -> int:
+    """How many decimals a number may have. A float rounds it to an included bound at most, never beyond."""
+    ends = ((wanted.low, wanted.low_open), (wanted.high, wanted.high_open))
+    excluded = [len(_Bound(bound).whole) for bound, is_open in ends if bound and is_open]
+    if not excluded or wanted.multiple is not None:
+        return DIGITS
+    return max(FLOAT_DIGITS - max(excluded), FEWEST_PLACES)
 
 
 def _integers(wanted: Range) -> Dfa:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from server.grammar.gbnf import CHARS, LITERAL, REFERENCE, check, parse
 from server.grammar.json_schema.convert import SchemaError, convert
-from server.grammar.json_schema.numbers import DIGITS
+from server.grammar.json_schema.numbers import DIGITS, FEWEST_PLACES
 from tests.fuzzing import fuzz
 from tests.unit.grammar.gbnf_oracle import Matcher
 
@@ -65,13 +65,18 @@ def n_digits(bound: Decimal) -> int:
     return len(format(bound.copy_abs(), "f").partition(".")[0])
 
 
+def has_excluded(schema: dict) -> bool:
+    """Whether a bound is excluded that a float with many digits could be rounded to."""
+    return any(schema.get(key) for key in ("exclusiveMinimum", "exclusiveMaximum")) and "multipleOf" not in schema
+
+
 def may_be_written(text: str, schema: dict) -> bool:
     """Whether the grammar promises this spelling of a number that lies within the bounds."""
     whole, _, decimals = text.lstrip("-").partition(".")
     if (
         Decimal(text) == 0
         and text.startswith("-")
-        or len(decimals) > DIGITS
+        or len(decimals) > (FEWEST_PLACES if has_excluded(schema) else DIGITS)
         or "." in text
         and schema["type"] == "integer"
     ):
@@ -243,3 +248,19 @@ def test_a_range_costs_so_much_for_each_digit_and_no_more(make):
     check(large)
     assert len(large) < 12 * len(small) and native_size(large) < 12 * native_size(small)
     assert len(large) < 200 * 1000
+
+
+@pytest.mark.parametrize(
+    ("bounds", "texts"),
+    [
+        ({"exclusiveMinimum": 0.125, "maximum": 3.75}, ["0.12500000000000000006", "0.1250000000000000000001"]),
+        ({"minimum": 0, "exclusiveMaximum": 3.75}, ["3.74999999999999999999", "3.7499999999999999"]),
+        ({"exclusiveMinimum": -2.5, "exclusiveMaximum": 10000}, ["9999.9999999999999", "-2.4999999999999999"]),
+    ],
+)
+def test_no_number_that_a_float_rounds_to_an_excluded_bound(bounds: dict, texts: list[str]) -> None:
+    matcher = Matcher(convert({"type": "number", **bounds}, strict=True).grammar)
+    for text in texts:
+        assert float(text) in bounds.values() and not matcher.accepts(text)
+    for text in ("0.5", "1.25", "3.123456"):
+        assert matcher.accepts(text)
