@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from json.encoder import encode_basestring
 from typing import Any
 
@@ -19,6 +19,7 @@ from server.api.context import Context
 from server.api.dialects.dialect import Answer, Call, Dialect, Section
 from server.api.request.chat.answer import answer_form
 from server.api.request.chat.messages import Conversation, chat_prompt, require_few, template_variables, unread
+from server.api.request.chat.parts import Part, is_true, joined, one_of, required, text_part
 from server.api.request.chat.reasoning import read_reasoning
 from server.api.request.chat.tools import AUTO, NONE, REQUIRED, Tool, Tools, check_tool, list_items, tools_by_name
 from server.api.request.constraints import Wanted, read_wanted
@@ -57,7 +58,6 @@ EMPTY: dict[str, dict[str, Any]] = {
 DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking")}
 CALL_DELTA = ("input_json_delta", "partial_json")
 
-Part = dict[str, Any]
 Message = dict[str, Any]
 Placed = tuple[dict[str, Any], str]
 """A block, and its place in the request."""
@@ -368,40 +368,6 @@ def strange_block(kind: str, where: str) -> ApiError:
 def strange_source(source: Mapping[str, Any], where: str) -> ApiError:
     """For a source that can't be read."""
     return ApiError(400, f"{where}.source is of type {source['type'][:40]!r}, which can't be read here")
-
-
-def required(block: Mapping[str, Any], name: str, where: str) -> str:
-    """A text that a block must have."""
-    if not isinstance(block.get(name), str):
-        raise ApiError(400, f"{where}.{name} is not a string")
-    return block[name]
-
-
-def is_true(block: Mapping[str, Any], name: str, where: str) -> bool:
-    """Whether a field says yes; absent, it says no."""
-    value = block.get(name)
-    if value is not None and not isinstance(value, bool):
-        raise ApiError(400, f"{where}.{name} is neither true nor false")
-    return bool(value)
-
-
-def one_of(known: Collection[str], value: object, where: str) -> str:
-    """A word that has to be a known one."""
-    if not isinstance(value, str) or value not in known:
-        raise ApiError(400, f"{where}: {str(value)[:40]!r} is unknown; known are {', '.join(known)}")
-    return value
-
-
-def text_part(text: str) -> Part:
-    """A part of a message."""
-    return {"type": "text", "text": text}
-
-
-def joined(parts: list[Part]) -> str | list[Part]:
-    """Content of a message: of one text that text, which all templates read."""
-    if len(parts) == 1 and not parts[0].get("is_media"):
-        return parts[0]["text"]
-    return parts or ""
 
 
 # ---- answers ----------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.api.request.chat.reasoning import ReasoningWish, read_reasoning, reasoning_variables
@@ -109,19 +109,23 @@ def check_messages(messages: object, files: Files | None = None) -> list[dict[st
         raise ApiError(400, "messages: give a non-empty list of messages")
     require_few(len(messages))
     checked = [_check_message(i, message, files) for i, message in enumerate(messages)]
-    n = sum(len(text) for message in checked for text in map(_arguments, message.get("tool_calls") or ()))
-    if n > MAX_ARGUMENTS:
-        raise ApiError(
-            400,
-            f"messages: {n} characters of arguments of tool calls are too many, at most {MAX_ARGUMENTS} are allowed",
-        )
+    require_short_arguments(checked, "messages")
     return checked
 
 
-def require_few(n: int) -> None:
-    """ApiError 400 for a conversation of too many messages."""
+def require_few(n: int, field: str = "messages") -> None:
+    """ApiError 400 for a conversation of too many messages, which came in `field`."""
     if n > MAX_MESSAGES:
-        raise ApiError(400, f"messages: {n} are too many, at most {MAX_MESSAGES} are allowed")
+        raise ApiError(400, f"{field}: {n} are too many, at most {MAX_MESSAGES} are allowed")
+
+
+def require_short_arguments(messages: Sequence[Mapping[str, Any]], field: str) -> None:
+    """ApiError 400 if the calls in all messages, which came in `field`, have too much text."""
+    n = sum(len(text) for message in messages for text in map(_arguments, message.get("tool_calls") or ()))
+    if n > MAX_ARGUMENTS:
+        raise ApiError(
+            400, f"{field}: {n} characters of arguments of tool calls are too many, at most {MAX_ARGUMENTS} are allowed"
+        )
 
 
 def _check_message(i: int, message: object, files: Files | None) -> dict[str, Any]:
