@@ -92,6 +92,37 @@ def test_each_form_becomes_this_grammar(api, path, fields, grammar):
     assert grammar_of(api, path, **fields) == grammar
 
 
+STRUCTURED = [
+    ({"json": CITY}, CITIES),
+    ({"json": json.dumps(CITY)}, CITIES),
+    ({"regex": "[a-z]+"}, regex_grammar("[a-z]+")),
+    ({"choice": ["yes", "no"]}, choice_grammar(["yes", "no"])),
+    ({"grammar": GRAMMAR}, GRAMMAR),
+    ({"json_object": True}, ANY),
+    ({"json_object": False, "regex": None}, ""),
+    ({}, ""),
+]
+
+
+@pytest.mark.covers("V01")
+@pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.parametrize(("value", "grammar"), STRUCTURED, ids=lambda value: repr(value)[:70])
+def test_clients_of_vllm_are_bound_by_their_names_of_the_forms(api, path, value, grammar):
+    assert grammar_of(api, path, structured_outputs=value) == grammar
+    for name, form in value.items():
+        if name != "json_object" and form:
+            assert grammar_of(api, path, **{f"guided_{name}": form}) == grammar
+
+
+@pytest.mark.covers("V01")
+def test_what_else_vllm_s_clients_say_about_forms_is_named(api):
+    form = {"regex": "a", "whitespace_pattern": " ", "disable_any_whitespace": False}
+    asked = {"prompt": "x", "structured_outputs": form, "guided_decoding_backend": "xgrammar"}
+    warnings = api.post("/v1/completions", asked).json()["warnings"]
+    assert warnings[0] == "structured_outputs: unknown and ignored: 'whitespace_pattern'"
+    assert warnings[1].startswith("guided_decoding_backend has no effect")
+
+
 def test_a_bound_request_binds_no_other(api):
     assert grammar_of(api, grammar=GRAMMAR) == GRAMMAR
     assert grammar_of(api) == ""
@@ -112,6 +143,8 @@ def test_every_answer_of_several_is_bound(api):
         ({"json_schema": CITY}, {"response_format": json_schema(CITY)}),
         ({"regex": "a"}, {"choice": ["a"]}),
         ({"grammar": GRAMMAR}, {"regex": "a"}),
+        ({"structured_outputs": {"regex": "a"}}, {"guided_json": CITY}),
+        ({"guided_grammar": GRAMMAR}, {"guided_choice": ["a"]}),
     ],
     ids=repr,
 )
@@ -151,6 +184,21 @@ BAD = [
     ({"response_format": json_schema(CITY, strict="yes")}, "strict"),
     ({"response_format": {"type": "json_object", "schema": 5}}, "response_format"),
     ({"response_format": {"type": "json_object", "schema": {"type": "nonsense"}}}, "response_format"),
+    ({"structured_outputs": "json"}, "structured_outputs"),
+    ({"structured_outputs": {"jsn": CITY}}, "structured_outputs has none of json, regex, choice, grammar, json_object"),
+    ({"structured_outputs": {"json": "{"}}, "structured_outputs.json: Invalid JSON"),
+    ({"structured_outputs": {"json": 5}}, "structured_outputs.json"),
+    ({"structured_outputs": {"json": "[" * 5000}}, "structured_outputs.json: Invalid JSON: nested deeper"),
+    ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs.choice exclude each other"),
+    ({"structured_outputs": {"regex": 5}}, "structured_outputs.regex: '5' is not a string"),
+    ({"structured_outputs": {"grammar": {}}}, "structured_outputs.grammar"),
+    (
+        {"structured_outputs": {"structural_tag": "{}"}},
+        "structured_outputs.structural_tag: this server has no such tags",
+    ),
+    ({"guided_json": "{"}, "guided_json: Invalid JSON"),
+    ({"guided_regex": "("}, "guided_regex"),
+    ({"guided_choice": []}, "guided_choice"),
 ]
 
 

@@ -21,7 +21,7 @@ from server.api.request.chat.answer import answer_form
 from server.api.request.chat.messages import ROLE, Conversation, chat_prompt, require_few, template_variables, unread
 from server.api.request.chat.reasoning import read_reasoning
 from server.api.request.chat.tools import AUTO, Tools, check_tool, list_items, tools_by_name
-from server.api.request.constraints import Wanted, read_wanted, response_format_schema
+from server.api.request.constraints import Wanted, any_object, read_wanted
 from server.api.request.fields import CHAT_FIELDS, OLLAMA_CHAT, OLLAMA_OPTIONS, warning_header
 from server.api.request.media import Files
 from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, read, shorten
@@ -145,8 +145,7 @@ def read_format(value: object, defaults: Mapping[str, Any]) -> Wanted | None:
         return read_wanted({}, defaults)
     if value != "json" and not isinstance(value, dict):
         raise ApiError(400, f"format: {shorten(value)} is neither 'json' nor a JSON schema")
-    any_object = response_format_schema({"type": "json_object"})
-    return Wanted("format", any_object[0] if value == "json" and any_object else value)
+    return Wanted("format", any_object() if value == "json" else value)
 
 
 def read_tools(value: object) -> Tools:

@@ -1,5 +1,5 @@
 """Fields that bind the answer's form, as one GBNF grammar: `grammar`, `json_schema`, `response_format`, `regex`,
-`choice`.
+`choice`, and vLLM's names for them.
 
 Connection thread; pure. Every grammar, also one made here, is parsed in Python before llama.cpp sees it: its own
 parser overflows its stack on deep nesting. Results are cached, so that the same form costs one look-up. What makes and
@@ -13,13 +13,18 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+from server.api.request.fields import listed
 from server.chat.output.parser import OutputParser
 from server.engine.seam.task import Thinking, Trigger
 from server.errors import ApiError
-from server.records import record
+from server.records import record, replace
+from server.web.message import parse_json
 
-NAMES = ("grammar", "json_schema", "regex", "choice")
-NO_SCHEMAS = ("grammar", "regex", "choice")
+GRAMMAR, SCHEMA, REGEX, CHOICE = "grammar", "schema", "regex", "choice"
+KINDS = {"grammar": GRAMMAR, "json_schema": SCHEMA, "regex": REGEX, "choice": CHOICE}
+GUIDED = {"guided_json": SCHEMA, "guided_regex": REGEX, "guided_choice": CHOICE, "guided_grammar": GRAMMAR}
+STRUCTURED = {"json": SCHEMA, "regex": REGEX, "choice": CHOICE, "grammar": GRAMMAR}
+"""Of vLLM's `structured_outputs`."""
 
 
 @record(frozen=True)
@@ -51,29 +56,33 @@ class AnswerForm:
 
 @record(frozen=True)
 class Wanted:
-    """The field that says what the answer must look like, and what it says: a schema unless the field is one of
-    NO_SCHEMAS, which `is_strict` where what can't be enforced is refused."""
+    """The field that says what the answer must look like, and what it says. A schema `is_strict` where what can't be
+    enforced is refused. `warnings` are about what else is said there."""
 
     field: str
     value: Any
     is_strict: bool = False
+    kind: str = SCHEMA
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_schema(self) -> bool:
         """Whether it is a JSON schema."""
-        return self.field not in NO_SCHEMAS
+        return self.kind == SCHEMA
 
 
 def read_wanted(body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> Wanted | None:
     """What a request wants of its answer, else what the command line does (`defaults`). ApiError 400 for two things at
     once."""
-    given = [Wanted(name, body[name]) for name in NAMES if body.get(name) not in (None, "")]
+    given = [Wanted(name, body[name], kind=kind) for name, kind in KINDS.items() if body.get(name) not in (None, "")]
+    given += _guided(body, "", GUIDED)
+    given += read_structured(body.get("structured_outputs"))
     wanted = response_format_schema(body.get("response_format"))
     if wanted is not None:
         given.append(Wanted("response_format", *wanted))
     if len(given) > 1:
         raise ApiError(400, f"{given[0].field} and {given[1].field} exclude each other; give one of them")
-    ours = {name: defaults[name] for name in NAMES if name in defaults}
+    ours = {name: defaults[name] for name in KINDS if name in defaults}
     return given[0] if given else read_wanted(ours) if ours else None
 
 
@@ -87,14 +96,53 @@ def constraint_of(wanted: Wanted | None) -> Constraint:
     if wanted is None:
         return Constraint()
     if wanted.is_schema:
-        return schema_constraint(wanted.field, wanted.value, wanted.is_strict)
-    if wanted.field == "choice":
-        return Constraint(_made("choice", wanted.value))
+        made = schema_constraint(wanted.field, wanted.value, wanted.is_strict)
+        return replace(made, warnings=(*made.warnings, *wanted.warnings))
+    if wanted.kind == CHOICE:
+        return Constraint(_made(wanted), wanted.warnings)
     if not isinstance(wanted.value, str):
         raise ApiError(400, f"{wanted.field}: {str(wanted.value)[:60]!r} is not a string")
-    if wanted.field == "regex":
-        return Constraint(_made("regex", wanted.value))
-    return Constraint(check_grammar(wanted.value))
+    return Constraint(_made(wanted) if wanted.kind == REGEX else check_grammar(wanted.value), wanted.warnings)
+
+
+def read_structured(value: Any) -> list[Wanted]:
+    """What vLLM's `structured_outputs` asks for. ApiError 400 for what is no such object, and for tags of structure,
+    which can't be enforced here."""
+    if value is None:
+        return []
+    if not isinstance(value, dict):
+        raise ApiError(400, f"structured_outputs is no object with {', '.join(STRUCTURED)} or json_object")
+    if value.get("structural_tag") is not None:
+        raise ApiError(400, "structured_outputs.structural_tag: this server has no such tags; give a grammar or tools")
+    found = _guided(value, "structured_outputs.", STRUCTURED)
+    if value.get("json_object"):
+        found.append(Wanted("structured_outputs.json_object", any_object()))
+    others = [name for name in value if value[name] and name not in (*STRUCTURED, "json_object")]
+    if not others:
+        return found
+    if not found:
+        raise ApiError(400, f"structured_outputs has none of {', '.join(STRUCTURED)}, json_object")
+    warning = f"structured_outputs: unknown and ignored: {listed(others)}"
+    return [replace(found[0], warnings=(warning,)), *found[1:]]
+
+
+def _guided(body: Mapping[str, Any], where: str, kinds: Mapping[str, str]) -> list[Wanted]:
+    """What vLLM's names among these fields ask for. A schema may be a text there."""
+    found = []
+    for name, kind in kinds.items():
+        value = body.get(name)
+        if value not in (None, ""):
+            if kind == SCHEMA and isinstance(value, str):
+                value = _schema_of_text(where + name, value)
+            found.append(Wanted(where + name, value, kind=kind))
+    return found
+
+
+def _schema_of_text(name: str, text: str) -> Any:
+    try:
+        return parse_json(text.encode("utf-8", "replace"))
+    except ApiError as error:
+        raise ApiError(400, f"{name}: {error.message}") from None
 
 
 def response_format_schema(value: Any) -> tuple[Any, bool] | None:
@@ -107,10 +155,8 @@ def response_format_schema(value: Any) -> tuple[Any, bool] | None:
     if kind == "text":
         return None
     if kind == "json_object":
-        from server.grammar.json_schema.convert import ANY_OBJECT
-
         schema = value.get("schema")
-        return ANY_OBJECT if schema is None else schema, False
+        return any_object() if schema is None else schema, False
     if kind == "json_schema":
         inner = value.get("json_schema", value)
         if not isinstance(inner, dict) or inner.get("schema") is None:
@@ -120,6 +166,13 @@ def response_format_schema(value: Any) -> tuple[Any, bool] | None:
             raise ApiError(400, f"response_format.json_schema.strict: {str(strict)[:40]!r} is not true or false")
         return inner["schema"], bool(strict)
     raise ApiError(400, f"response_format: type '{kind[:40]}' is unknown; known are text, json_object, json_schema")
+
+
+def any_object() -> Any:
+    """The schema of any object."""
+    from server.grammar.json_schema.convert import ANY_OBJECT
+
+    return ANY_OBJECT
 
 
 def schema_constraint(name: str, schema: Any, strict: bool) -> Constraint:
@@ -133,14 +186,14 @@ def schema_constraint(name: str, schema: Any, strict: bool) -> Constraint:
     return Constraint(check_grammar(conversion.grammar), tuple(conversion.warnings))
 
 
-def _made(name: str, value: Any) -> str:
+def _made(wanted: Wanted) -> str:
     from server.grammar.regex_gbnf import Unsupported, choice_grammar, regex_grammar
 
-    make = choice_grammar if name == "choice" else regex_grammar
+    make = choice_grammar if wanted.kind == CHOICE else regex_grammar
     try:
-        grammar = make(value)
+        grammar = make(wanted.value)
     except (Unsupported, ValueError) as error:
-        raise ApiError(400, f"{name}: {error}") from None
+        raise ApiError(400, f"{wanted.field}: {error}") from None
     return check_grammar(grammar)
 
 

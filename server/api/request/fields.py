@@ -53,6 +53,16 @@ CONSTRAINT_FIELDS = (
     Field("response_format", dict, None, "the same in OpenAI's form"),
     Field("regex", str, None, "regular expression that the whole text must match"),
     Field("choice", list, None, "texts, one of which it must be"),
+    Field(
+        "structured_outputs",
+        dict,
+        None,
+        "vLLM's form of these: an object with `json`, `regex`, `choice`, `grammar` or `json_object`",
+    ),
+    *(
+        Field(f"guided_{name}", kind, None, f"older name of `structured_outputs.{name}`")
+        for name, kind in (("json", object), ("regex", str), ("choice", list), ("grammar", str))
+    ),
 )
 LAZY_FIELDS = (
     Field(
@@ -284,6 +294,7 @@ IDLE_FIELDS = (
     Field("modalities", list, ["text"], "answers are text"),
     Field("audio", dict, None, "answers are text"),
     Field("web_search_options", dict, None, "this server searches nothing"),
+    Field("guided_decoding_backend", str, None, "texts are bound in one way only"),
     Field("backend_sampling", bool, False, "tokens are drawn in one way only"),
     Field("system", str, "", "what the system says is a message"),
     Field("template", str, "", "templates of chats are an option of the server"),
