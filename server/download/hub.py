@@ -7,7 +7,7 @@ about names is not trusted: a file whose path would leave its folder does not ex
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,74 +16,19 @@ from urllib.parse import quote, urljoin
 from server.download.client import SHA256, Client, origin, shown, split_url
 from server.download.local import DownloadError, is_safe_path, safe_name
 from server.download.transfer import Wanted
+from server.models.file_names import QUANT_ORDER, choose_file, choose_projector, is_model_file, split_names
 from server.records import record
 
 REVISION = "main"
-QUANT_ORDER = ("Q4_K_M", "Q8_0")
-"""What a repository without a quantisation means, as in llama.cpp; after these the first model file."""
-PROJECTOR = "mmproj"
 NO_PROJECTOR = ".no-mmproj"
 """The file that notes, below a repository's folder, that it has no projector: so the hub isn't asked at each start."""
-TAG = re.compile(r"[-.]([A-Z0-9_]+)\.gguf", re.IGNORECASE | re.ASCII)
-NOT_MODELS = (PROJECTOR, "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 MAX_PAGES = 100
 N_SHOWN = 8
 REPO = re.compile(r"\w+(?:[.-]+\w+)*/\w+(?:[.-]+\w+)*", re.ASCII)
 MAX_REPO = 256
-SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE | re.ASCII)
 
 Listing = Mapping[str, tuple[str, "int | None"]]
 """path -> (sha256 or "", size or None)"""
-
-
-def split_names(name: str) -> list[str]:
-    """All files of a model of which `name` is one (`x-00001-of-00003.gguf`), in order; else just `name`."""
-    found = SPLIT.fullmatch(name)
-    if not found:
-        return [name]
-    prefix, _, count, suffix = found.groups()
-    return [f"{prefix}-{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)] or [name]
-
-
-def is_model_file(path: str) -> bool:
-    """A GGUF file that is a model by itself, or the first file of one."""
-    name = path.rpartition("/")[2]
-    found = SPLIT.fullmatch(name)
-    return (
-        name.lower().endswith(".gguf")
-        and not any(word in name for word in NOT_MODELS)
-        and (not found or int(found[2]) == 1)
-    )
-
-
-def choose_file(paths: Iterable[str], quant: str) -> str:
-    """The file that llama.cpp would take for user/repo:quant; "" if there is none."""
-    models = [path for path in paths if is_model_file(path)]
-    for name in (quant,) if quant else QUANT_ORDER:
-        pattern = re.compile(rf"(?<![a-z0-9]){re.escape(name)}[./-]", re.IGNORECASE)
-        for path in models:
-            if pattern.search(path):
-                return path
-    return models[0] if models and not quant else ""
-
-
-def n_bits(path: str) -> int:
-    """What a file's name says of its numbers: 4 for `x-Q4_K_M.gguf`, 16 for `x-BF16.gguf`, 0 if nothing."""
-    tag = TAG.search(path)
-    digits = re.search(r"[0-9]+", tag[1]) if tag else None
-    return int(digits[0][:4]) if digits else 0
-
-
-def choose_projector(paths: Iterable[str], model: str) -> str:
-    """The projector that llama.cpp would take for a model of the same repository, "" if there is none: in the model's
-    folder or the nearest above it, with numbers of about as many bits."""
-    folder = model.split("/")[:-1]
-
-    def fits(path: str) -> bool:
-        parents = path.split("/")[:-1]
-        return path.lower().endswith(".gguf") and PROJECTOR in path and parents == folder[: len(parents)]
-
-    return min(filter(fits, paths), key=lambda path: (-path.count("/"), abs(n_bits(path) - n_bits(model))), default="")
 
 
 @record(frozen=True)

@@ -1,31 +1,32 @@
 """Which models there are: what folders, a file of presets, the download cache and the command line have.
 
 Pure reading of names and a few bytes of each file, on the main thread at start and on a connection's thread when the
-list is asked for anew. Nothing is imported that a server with one model doesn't need, and such a server doesn't import
-this. It may import `server.options`; what is in a model's header is read when it is loaded (`server.model_files`).
+list is asked for anew. A server with one model doesn't import this. It may import `server.options` and `folders`; what
+is in a model's header is read when it is loaded (`server.model_files`).
 
 Not taken: an index of our own beside the files. It would have to be kept in step with folders that others change.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from server.options.config_file import Setting
+from server.models.file_names import stem_of
+from server.models.folders import Found, clean_name, find_in, identities, parts_of
+from server.options.config_file import Setting, read_sections
 from server.options.groups import CatalogueOptions, ModelOptions, group
-from server.options.parser import parse
-from server.records import record
+from server.options.parser import OptionError, parse, read_model_settings
+from server.options.row import switch
+from server.records import field, record, replace
 
 MAGIC = b"GGUF"
-SPLIT = re.compile(r"(?P<prefix>.+)-(?P<no>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE | re.ASCII)
-PROJECTOR = "mmproj"
 FOR_ALL = "*"
 EAGER = "load-on-startup"
-PRESET_ONLY = ("version", EAGER, "stop-timeout")
-"""Keys of llama-server's presets that are no options. Here no model is stopped while it works, so the last one says
-nothing."""
+PRESET_ONLY = ("version", "stop-timeout")
+"""Keys of llama-server's presets that are no options and say nothing here: no model is stopped while it works."""
+MAX_TOLD = 20
 
 
 @record(frozen=True)
@@ -34,9 +35,9 @@ class ModelEntry:
 
     `path` is its file, of several `parts` the first; "" for one that is still to be fetched (`changes` say from where).
     `mmproj` is the projector beside it, "" for none. `size` are the bytes of all parts. `source` is "dir", "preset",
-    "cache" or "option". `changes` are the options of its own, as a config file has them: (name, texts, place).
-    `is_eager`: to be loaded at start. `fault` is why it can't be served, in one line; "" if nothing is known against
-    it.
+    "cache" or "option". `changes` are the values of options of its own, by `Option.key`. `is_eager`: to be loaded at
+    start. `keeper` is the program whose folder the files are in, "" if they are the user's own. `fault` is why it can't
+    be served, in one line; "" if nothing is known against it.
     """
 
     name: str
@@ -47,18 +48,37 @@ class ModelEntry:
     mmproj: str = ""
     size: int = 0
     source: str = "dir"
-    changes: tuple[Setting, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
     is_eager: bool = False
+    keeper: str = ""
     fault: str = ""
 
 
+@record(frozen=True)
+class _Preset:
+    """One section: its name, where it begins, and what it says."""
+
+    name: str
+    place: str
+    values: Mapping[str, Any]
+    is_eager: bool
+
+
 def find_models(options: CatalogueOptions, cache: Path, tell: Callable[[str], None]) -> list[ModelEntry]:
-    """All models, in the order of their names; those of -m come first. `cache` is the folder of downloads. `tell` gets
-    a line about each thing that looks like a model and isn't one. OptionError for a file of presets that is wrong."""
-    found = [_entry_of_file(Path(path), "option") for path in options.files]
+    """All models: those of -m first, then those of presets, of --models-dir, and of `cache`, the folder of downloads.
+
+    Each name and alias is there once. `tell` gets a line about each thing that looks like a model and isn't one, and
+    about each option that does nothing. OptionError for a file of presets that is wrong.
+    """
+    tell = _bounded(tell)
+    presets = read_presets(options.models_preset, tell) if options.models_preset else []
+    found = [_entry(Found(Path(path), stem_of(Path(path).name)), "option") for path in options.files]
     if options.models_dir:
-        found += find_in_folder(Path(options.models_dir), tell)
-    return found
+        found += _unique((_entry(model, "dir"), model.spare) for model in find_in(Path(options.models_dir), tell))
+        if all(entry.source != "dir" for entry in found):
+            tell(f"no model found in {options.models_dir}")
+    found += _unique((_entry(model, "cache"), model.spare) for model in find_downloads(cache, tell))
+    return _settled(_merged(_with_presets(found, presets)), tell)
 
 
 def model_options(
@@ -73,54 +93,187 @@ def model_options(
     return model.replace(sources=sources, aliases=(entry.name, *entry.aliases), tags=entry.tags or model.tags)
 
 
-# ---- a folder --------------------------------------------------------------------------------------------------------
+def _bounded(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """The same for so many lines."""
+    told: list[str] = []
+
+    def tell_some(line: str) -> None:
+        told.append(line)
+        if len(told) <= MAX_TOLD:
+            tell(line)
+        elif len(told) == MAX_TOLD + 1:
+            tell("there is more that can't be read; it isn't told")
+
+    return tell_some
 
 
-def find_in_folder(folder: Path, tell: Callable[[str], None]) -> list[ModelEntry]:
-    """The models whose files lie in `folder` itself."""
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf" and path.is_file())
-    return [_entry_of_file(path, "dir") for path in files if PROJECTOR not in path.name and _is_first(path)]
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _is_first(path: Path) -> bool:
-    found = SPLIT.fullmatch(path.name)
-    return not found or int(found["no"]) == 1
+def find_downloads(cache: Path, tell: Callable[[str], None]) -> list[Found]:
+    """The models that this program has downloaded."""
+    found = find_in(cache / "models" / "hf", tell) if (cache / "models" / "hf").is_dir() else []
+    urls = cache / "models" / "url"
+    if urls.is_dir():
+        found += [replace(model, name=stem_of(model.path.name), aliases=()) for model in find_in(urls, tell)]
+    return found
 
 
-def stem_of(path: Path) -> str:
-    """The name of a model's file without .gguf, and without the number of its part."""
-    found = SPLIT.fullmatch(path.name)
-    return found["prefix"] if found else path.name[: -len(".gguf")] if path.suffix.lower() == ".gguf" else path.name
-
-
-def _entry_of_file(path: Path, source: str, name: str = "") -> ModelEntry:
-    parts = parts_of(path)
+def _entry(model: Found, source: str) -> ModelEntry:
+    parts = parts_of(model.path)
     return ModelEntry(
-        name or stem_of(path),
-        path=str(path),
+        clean_name(model.name),
+        tuple(filter(None, map(clean_name, model.aliases))),
+        path=str(model.path),
         parts=tuple(map(str, parts)),
+        mmproj=model.mmproj,
         size=sum(part.stat().st_size for part in parts if part.is_file()),
         source=source,
-        fault=_fault(path, parts),
+        changes={"lora": ((model.lora, 1.0),)} if model.lora else {},
+        keeper=model.keeper,
+        fault=_fault(model.path, parts[-1], source),
     )
 
 
-def parts_of(path: Path) -> list[Path]:
-    """All files of the model whose first one is `path`, also those that aren't there."""
-    found = SPLIT.fullmatch(path.name)
-    if not found:
-        return [path]
-    names = (f"{found['prefix']}-{no:05}-of-{found['count']}.gguf" for no in range(1, int(found["count"]) + 1))
-    return [path.with_name(name) for name in names]
-
-
-def _fault(path: Path, parts: Iterable[Path]) -> str:
-    missing = next((part.name for part in parts if not part.is_file()), "")
-    if missing:
-        return f"{missing} isn't there" if missing == path.name else f"its part {missing} isn't there"
+def _fault(path: Path, last: Path, source: str) -> str:
+    if not last.is_file():
+        return f"{path.name} isn't there" if last == path else f"its part {last.name} isn't there"
     try:
         with open(path, "rb") as stream:
             magic = stream.read(len(MAGIC))
     except OSError as error:
         return f"{path.name} can't be read: {error.strerror or error}"
-    return "" if magic == MAGIC else f"{path.name} is not a GGUF file"
+    is_other = magic != MAGIC and source != "option"  # which may be a bundle
+    return f"{path.name} is not a GGUF file" if is_other else ""
+
+
+# ---- presets ---------------------------------------------------------------------------------------------------------
+
+
+def read_presets(path: str, tell: Callable[[str], None]) -> list[_Preset]:
+    """The sections of an INI file, checked, each with what [*] says. OptionError with file, line and section."""
+    presets: list[_Preset] = []
+    places: dict[str, str] = {}
+    for_all: Mapping[str, Any] = {}
+    sections = [section for section in read_sections(path) if section[0] or section[2]]
+    for name, place, settings in sorted(sections, key=lambda section: section[0] != FOR_ALL):
+        if name in places:
+            raise OptionError(f"{place}: there is a section [{name}] already, at {places[name]}")
+        places[name] = place
+        if not name and any(key != "version" for key, _, _ in settings):
+            raise OptionError(f"{settings[0][2]}: this stands before the first section; [*] is for all models")
+        if clean_name(name) != name:
+            raise OptionError(f"{place}: a model can't be called so")
+        marked = [(key, texts, f"{where} [{name}]") for key, texts, where in settings if key not in PRESET_ONLY]
+        values, warnings = read_model_settings([setting for setting in marked if setting[0] != EAGER])
+        for line in warnings:
+            tell(line)
+        if name == FOR_ALL:
+            for_all = values
+        values = {**for_all, **values}
+        try:
+            parse((), {}, own=values)
+        except OptionError as error:  # what contradicts itself
+            raise OptionError(f"{place} [{name}]: {error}") from None
+        presets.append(_Preset(name, place, values, _is_eager(marked)))
+    return [preset for preset in presets if preset.name]
+
+
+def _is_eager(settings: Iterable[Setting]) -> bool:
+    said = [switch(f"{where}: {key}", "".join(texts)) for key, texts, where in settings if key == EAGER]
+    return bool(said and said[-1])
+
+
+def _with_presets(entries: list[ModelEntry], presets: Sequence[_Preset]) -> list[ModelEntry]:
+    """The entries with what the presets say of them, and those that only presets name, behind those of -m."""
+    for_all = next((preset for preset in presets if preset.name == FOR_ALL), None)
+    if for_all:
+        entries = [
+            replace(entry, changes={**for_all.values, **entry.changes}, is_eager=for_all.is_eager) for entry in entries
+        ]
+    own = []
+    for preset in presets:
+        if preset is not for_all:
+            named = next((entry for entry in entries if preset.name in (entry.name, *entry.aliases)), None)
+            own.append(_preset_entry(preset, named, entries))
+            entries = [entry for entry in entries if entry is not named]
+    n_given = sum(entry.source == "option" for entry in entries)
+    return entries[:n_given] + own + entries[n_given:]
+
+
+def _preset_entry(preset: _Preset, named: ModelEntry | None, entries: Sequence[ModelEntry]) -> ModelEntry:
+    """The model of a section: of the file that it names, or of one that has been found (`named`, or what the section's
+    repository has in the cache), or one that is still to be fetched."""
+    values = dict(preset.values)
+    base = named or ModelEntry(preset.name)
+    files, repo = values.get("files", ()), values.get("hf_repo")
+    if files:
+        base = replace(_entry(Found(Path(files[-1]), preset.name), "preset"), mmproj="")
+    elif repo and not values.get("hf_file"):
+        base = next((entry for entry in entries if repo in (entry.name, *entry.aliases)), base)
+    is_known = bool(base.path or repo or values.get("model_url"))
+    if base.path:
+        for name in ("files", "hf_repo"):
+            values.pop(name, None)
+    aliases = [alias.strip() for alias in (values.pop("alias", None) or "").split(",")]
+    return replace(
+        base,
+        name=preset.name,
+        aliases=tuple(dict.fromkeys(filter(None, (*aliases, *base.aliases, base.name)))),
+        tags=values.pop("tags", ()),
+        source="preset",
+        changes={**base.changes, **values},
+        is_eager=preset.is_eager,
+        fault=base.fault if is_known else f"{preset.place}: it names no file, and no model of this name is there",
+    )
+
+
+# ---- one model by many names -----------------------------------------------------------------------------------------
+
+
+def _unique(entries: Iterable[tuple[ModelEntry, str]]) -> list[ModelEntry]:
+    """The entries of one folder; where two would be called the same, the second gets the name behind it."""
+    found: dict[str, ModelEntry] = {}
+    for entry, spare in entries:
+        name = entry.name if entry.name not in found else clean_name(spare)
+        if name and name not in found:
+            found[name] = replace(entry, name=name)
+    return list(found.values())
+
+
+def _merged(entries: Iterable[ModelEntry]) -> list[ModelEntry]:
+    """Without files that are there before: their names become aliases. A preset is a model of its own, whatever its
+    file."""
+    found: list[ModelEntry] = []
+    known: dict[object, int] = {}
+    for entry in entries:
+        keys = identities(Path(entry.path)) if entry.path else []
+        first = next((known[key] for key in keys if key in known), None)
+        if first is None or entry.source == "preset":
+            found.append(entry)
+            first = len(found) - 1
+        else:
+            other = found[first]
+            names = dict.fromkeys((*other.aliases, entry.name, *entry.aliases))
+            aliases = tuple(name for name in names if name != other.name)
+            found[first] = replace(other, aliases=aliases, mmproj=other.mmproj or entry.mmproj)
+        for key in keys:
+            known.setdefault(key, first)
+    return found
+
+
+def _settled(entries: Sequence[ModelEntry], tell: Callable[[str], None]) -> list[ModelEntry]:
+    """Each name once: the first has it. An alias goes to nobody where it is another's name, and to the first else."""
+    named: dict[str, ModelEntry] = {}
+    for entry in entries:
+        if entry.name in named:
+            tell(f"{entry.path}: another model is called {entry.name}, {named[entry.name].path}; this one is left out")
+        elif entry.name:
+            named[entry.name] = entry
+    taken = set(named)
+    found = []
+    for entry in named.values():
+        aliases = tuple(alias for alias in entry.aliases if alias not in taken)
+        taken.update(aliases)
+        found.append(replace(entry, aliases=aliases))
+    return found

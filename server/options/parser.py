@@ -33,6 +33,7 @@ __all__ = [
     "Settings",
     "compat_rows",
     "parse",
+    "read_model_settings",
     "usage",
 ]
 
@@ -50,14 +51,14 @@ def parse(
     environ: Mapping[str, str],
     table: Sequence[Option] = ALL_OPTIONS,
     bundled: Sequence[tuple[str, str]] = (),
-    own: Sequence[config_file.Setting] | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Read the command line (without the program's name), the environment, and the config file that one of them
     names. `bundled` are (name, text) pairs that a bundle starts with; they count least. OptionError on the first
     mistake, in one line whatever it quotes.
 
-    `own` is for one of several models: what is said of it alone. That counts more than all but the command line, and
-    what says there which model to serve doesn't count (`OF_ONE_MODEL`)."""
+    `own` is for one of several models: what is said of it alone, see `read_model_settings`. That counts more than all
+    but the command line; what else says which model to serve doesn't count (`OF_ONE_MODEL`)."""
     try:
         return _parse(argv, environ, table, bundled, own)
     except OptionError as error:
@@ -69,7 +70,7 @@ def _parse(
     environ: Mapping[str, str],
     table: Sequence[Option],
     bundled: Sequence[tuple[str, str]],
-    own: Sequence[config_file.Setting] | None,
+    own: Mapping[str, Any] | None,
 ) -> Settings:
     line = _Source(table)
     _read_argv(line, argv)
@@ -83,16 +84,22 @@ def _parse(
     _read_settings(start, [(name, (text,), "in the bundle") for name, text in bundled])
     given = {**start.values, **file.values, **variables.values, **line.values}
     if own is not None:
-        model = _Source(table)
-        _read_settings(model, own, MODEL)
-        given = {**start.values, **file.values, **variables.values, **model.values, **line.values}
-        given = {key: value for key, value in given.items() if key not in OF_ONE_MODEL}
-        given |= {key: value for key, value in model.values.items() if key in OF_ONE_MODEL}
+        given = {**start.values, **file.values, **variables.values, **own, **line.values}
+        given = {key: value for key, value in given.items() if key not in OF_ONE_MODEL or key in own}
+        given |= {key: own[key] for key in OF_ONE_MODEL if key in own}
     profile = str(given.get("compat", "modern"))
     values = {option.key: option.default_for(profile) for option in table if not option.dest}
     warnings = tuple(dict.fromkeys(file.warnings + variables.warnings + line.warnings))
     settings = Settings(**{**values, **given}, given=frozenset(given), warnings=warnings)
     return _finished(settings) if table is ALL_OPTIONS else settings
+
+
+def read_model_settings(settings: Iterable[config_file.Setting]) -> tuple[dict[str, Any], list[str]]:
+    """What is said of one of several models: values by `Option.key`, and lines about options that have no effect.
+    OptionError for what is wrong, or about the server."""
+    source = _Source(ALL_OPTIONS)
+    _read_settings(source, settings, MODEL)
+    return source.values, source.warnings
 
 
 class _Source:

@@ -55,7 +55,7 @@ RULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(COMPOSITION, EVERYTHING),
     "server.options": ("server.model_files.tensor_types",),
     "server.model_files": (),
-    "server.download": (),
+    "server.download": ("server.models.file_names",),  # what files are called
     "server.bench": (),
     "server.errands": ("server.options",),
     "server.service": ("server.options", "server.web"),

@@ -14,9 +14,9 @@ import pytest
 
 from server.download import cached_models, client, fetch_projector
 from server.download import hub as hub_module
-from server.download.hub import choose_file, choose_projector, split_names
 from server.download.local import Progress, is_safe_path, safe_name
 from server.model_sources import find_model, find_projector, repository_projector
+from server.models.file_names import choose_file, choose_projector, split_names
 from server.options.groups import group
 from server.options.parser import parse
 from tests.unit.download.fake_site import Site, World, no_proxy, other  # noqa: F401

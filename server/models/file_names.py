@@ -1,0 +1,89 @@
+"""What the names of a model's files say: parts, projectors, quantisation, and which of several is meant.
+
+Pure functions on names, for whoever reads folders or the listing of a repository. A leaf; imports the standard library.
+The rules are llama.cpp's. Not taken: asking the files themselves. A listing has none yet, and in a folder of a hundred
+models their headers would be a gigabyte to read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+QUANT_ORDER = ("Q4_K_M", "Q8_0")
+"""What a repository without a quantisation means, as in llama.cpp; after these the first model file."""
+PROJECTOR = "mmproj"
+NOT_MODELS = (PROJECTOR, "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
+SUFFIX = ".gguf"
+TAG = re.compile(r"[-.]([A-Z0-9_]+)\.gguf", re.IGNORECASE | re.ASCII)
+QUANT = re.compile(
+    r"[-._]((?:UD-)?(?:I?Q\d\w*|TQ\d_\d|BF16|FP?16|FP?32|MXFP4\w*|NVFP4\w*))(?=$|[-.])", re.IGNORECASE | re.ASCII
+)
+SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE | re.ASCII)
+
+
+def stem_of(name: str) -> str:
+    """A file's name without .gguf and without the number of its part."""
+    found = SPLIT.fullmatch(name)
+    return found[1] if found else name[: -len(SUFFIX)] if name.lower().endswith(SUFFIX) else name
+
+
+def quant_of(name: str) -> str:
+    """The quantisation in a file's name, in capitals: Q4_K_M; "" if there is none."""
+    found = QUANT.findall(stem_of(name))
+    return found[-1].upper() if found else ""
+
+
+def base_of(name: str) -> str:
+    """What is left of a name without quantisation and `mmproj`: the same for a model's variants and its projector."""
+    return re.sub(rf"[-._]*{PROJECTOR}[-._]*", "", QUANT.sub("", "." + stem_of(name))).strip("-._").lower()
+
+
+def split_names(name: str) -> list[str]:
+    """All files of a model of which `name` is one (`x-00001-of-00003.gguf`), in order; else just `name`."""
+    found = SPLIT.fullmatch(name)
+    if not found:
+        return [name]
+    prefix, _, count, suffix = found.groups()
+    return [f"{prefix}-{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)] or [name]
+
+
+def is_model_file(path: str) -> bool:
+    """A GGUF file that is a model by itself, or the first file of one."""
+    name = path.rpartition("/")[2]
+    found = SPLIT.fullmatch(name)
+    return (
+        name.lower().endswith(".gguf")
+        and not any(word in name for word in NOT_MODELS)
+        and (not found or int(found[2]) == 1)
+    )
+
+
+def choose_file(paths: Iterable[str], quant: str) -> str:
+    """The file that llama.cpp would take for user/repo:quant; "" if there is none."""
+    models = [path for path in paths if is_model_file(path)]
+    for name in (quant,) if quant else QUANT_ORDER:
+        pattern = re.compile(rf"(?<![a-z0-9]){re.escape(name)}[./-]", re.IGNORECASE)
+        for path in models:
+            if pattern.search(path):
+                return path
+    return models[0] if models and not quant else ""
+
+
+def n_bits(path: str) -> int:
+    """What a file's name says of its numbers: 4 for `x-Q4_K_M.gguf`, 16 for `x-BF16.gguf`, 0 if nothing."""
+    tag = TAG.search(path)
+    digits = re.search(r"[0-9]+", tag[1]) if tag else None
+    return int(digits[0][:4]) if digits else 0
+
+
+def choose_projector(paths: Iterable[str], model: str) -> str:
+    """The projector that llama.cpp would take for a model of the same repository, "" if there is none: in the model's
+    folder or the nearest above it, with numbers of about as many bits."""
+    folder = model.split("/")[:-1]
+
+    def fits(path: str) -> bool:
+        parents = path.split("/")[:-1]
+        return path.lower().endswith(".gguf") and PROJECTOR in path and parents == folder[: len(parents)]
+
+    return min(filter(fits, paths), key=lambda path: (-path.count("/"), abs(n_bits(path) - n_bits(model))), default="")

@@ -1,0 +1,282 @@
+"""Folders of models as people and other programs keep them: plain, `USER/MODEL/...`, Hugging Face's cache, Ollama's.
+
+Runs where the catalogue is made. Reads names and small notes, never a model; everything it finds is doubted: folders
+that lead back into themselves, that have a million files or can't be read, manifests that name paths. A leaf but for
+`file_names`. Not taken: a way for each program to be asked for its models. Their folders answer without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from server.models.file_names import (
+    PROJECTOR,
+    SUFFIX,
+    base_of,
+    choose_file,
+    choose_projector,
+    is_model_file,
+    quant_of,
+    split_names,
+    stem_of,
+)
+from server.records import field, record
+
+MAX_LOOKED = 100_000
+"""Names that are looked at below one folder."""
+MAX_DEPTH = 8
+MAX_MODELS = 1000
+MAX_NAME = 256
+MAX_NOTE = 1 << 20
+HUB_FOLDER = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)
+DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+BLOB = re.compile(r"(?:sha256-)?([0-9a-f]{64})")
+OLLAMA = "application/vnd.ollama.image."
+OLLAMA_HOST, OLLAMA_USER = "registry.ollama.ai", "library"
+
+Tell = Callable[[str], None]
+
+
+@record(frozen=True)
+class Found:
+    """A model's files. `name` is how it is called where nobody else is called so, `spare` how otherwise. `keeper` is
+    the program whose folder it is, "" for ours and the user's. `lora` is an adapter that belongs to it."""
+
+    path: Path
+    name: str
+    spare: str = ""
+    aliases: tuple[str, ...] = ()
+    mmproj: str = ""
+    lora: str = ""
+    keeper: str = ""
+
+
+@record
+class _Walk:
+    """What has been seen below one folder."""
+
+    root: Path
+    tell: Tell
+    n_looked: int = 0
+    seen: set[tuple[int, int]] = field(default_factory=set)
+    repos: dict[str, list[tuple[str, Path]]] = field(default_factory=dict)
+    """Repository -> the GGUF files in it, by their path there. "" has the files of the folder itself."""
+    hub: set[str] = field(default_factory=set)
+    """Repositories in Hugging Face's cache."""
+    others: list[Found] = field(default_factory=list)
+
+
+def find_in(root: Path, tell: Tell) -> list[Found]:
+    """All models below `root`. `tell` gets a line about what can't be read, or is too much."""
+    walk = _Walk(root, tell)
+    _look(walk, root, (), "")
+    if walk.n_looked > MAX_LOOKED:
+        tell(f"{root}: only {MAX_LOOKED} of its files have been looked at; name a folder that holds models")
+    found = [model for repo, files in sorted(walk.repos.items()) for model in _models(repo, files, repo in walk.hub)]
+    found += walk.others
+    if len(found) > MAX_MODELS:
+        tell(f"{root}: {len(found)} models; those after the first {MAX_MODELS} are left out")
+    return found[:MAX_MODELS]
+
+
+def _look(walk: _Walk, folder: Path, above: tuple[str, ...], repo: str) -> None:
+    """A folder and those in it. `above` are the names that lead there from the root; `repo` is given where it isn't
+    they that name the repository."""
+    entries = list(_entries(walk, folder))
+    folders = {entry.name: entry for entry in entries if entry.is_dir()}
+    if {"manifests", "blobs"} <= folders.keys():
+        walk.others += _ollama(walk, folder)
+        return
+    inside = repo or "/".join(above[:2])
+    for entry in entries:
+        if entry.name.lower().endswith(SUFFIX) and entry.name not in folders:
+            depth = len(above) if repo else min(len(above), 2)
+            path = "/".join((*above[depth:], entry.name)) if not repo else "/".join((*above, entry.name))
+            walk.repos.setdefault(inside, []).append((path, folder / entry.name))
+    for name in sorted(folders):
+        if hub := HUB_FOLDER.fullmatch(name):
+            snapshot = _snapshot(folder / name)
+            if snapshot is not None:
+                walk.hub.add(f"{hub[1]}/{hub[2]}")
+                _look(walk, snapshot, (), f"{hub[1]}/{hub[2]}")
+        elif not name.startswith(".") and len(above) < MAX_DEPTH:
+            _look(walk, folder / name, (*above, name), repo)
+
+
+def _entries(walk: _Walk, folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, in order; nothing for one that has been seen, or can't be read."""
+    try:
+        status = os.stat(folder)
+        key = status.st_dev, status.st_ino
+        if key in walk.seen or walk.n_looked > MAX_LOOKED:
+            return
+        walk.seen.add(key)
+        found = []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                walk.n_looked += 1
+                if walk.n_looked > MAX_LOOKED:
+                    break
+                found.append(entry)
+    except OSError as error:
+        walk.tell(f"{folder} can't be read: {error.strerror or error}")
+        return
+    yield from sorted(found, key=lambda entry: entry.name)
+
+
+# ---- names -----------------------------------------------------------------------------------------------------------
+
+
+def _models(repo: str, files: list[tuple[str, Path]], is_of_hub: bool) -> Iterator[Found]:
+    """The models of one repository: a folder, a user's model, or (`repo` "") files that lie in none."""
+    paths = [path for path, _ in files]
+    models = [path for path in paths if is_model_file(path)]
+    places = dict(files)
+    quants = [quant_of(path) for path in models]
+    default = choose_file(models, "")
+    for path, quant in zip(models, quants):
+        stem = stem_of(path.rpartition("/")[2])
+        spare = f"{repo}/{path[: -len(path.rpartition('/')[2])]}{stem}".lstrip("/")
+        if not repo:
+            name = stem
+        elif len(models) == 1 and ("/" not in repo or not quant):
+            name = repo
+        else:
+            name = f"{repo}:{quant}" if quant and quants.count(quant) == 1 else spare
+        aliases = (stem, repo) if path == default and repo else (stem,)
+        mmproj = _projector(path, models, paths, bool(repo))
+        yield Found(
+            places[path],
+            name,
+            spare,
+            tuple(alias for alias in aliases if alias != name),
+            str(places[mmproj]) if mmproj else "",
+            keeper="Hugging Face's tools" if is_of_hub else "",
+        )
+
+
+def _projector(model: str, models: list[str], paths: list[str], is_repo: bool) -> str:
+    """The projector that lies beside a model; "" for none. Where models of several kinds share a folder, its name has
+    to say whose it is."""
+    projectors = [path for path in paths if PROJECTOR in path.rpartition("/")[2]]
+    if not projectors:
+        return ""
+    bases = {base_of(path.rpartition("/")[2]) for path in models}
+    own = base_of(model.rpartition("/")[2])
+    if not is_repo or len(bases) > 1:
+        projectors = [path for path in projectors if base_of(path.rpartition("/")[2]) == own]
+    return choose_projector(projectors, model)
+
+
+def clean_name(name: str) -> str:
+    """A name that can be shown and sent, whatever bytes a file's name has; "" for one that is too long."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(char if char.isprintable() else "?" for char in name) if len(name) <= MAX_NAME else ""
+
+
+# ---- Hugging Face's cache --------------------------------------------------------------------------------------------
+
+
+def _snapshot(repo: Path) -> Path | None:
+    """The folder of the version that counts: that of `main`, else the newest; None if there is none."""
+    try:
+        names = [entry.name for entry in os.scandir(repo / "snapshots") if entry.is_dir()]
+    except OSError:
+        return None
+    try:
+        with open(repo / "refs" / "main", encoding="ascii", errors="replace") as stream:
+            main = stream.read(100).strip()
+    except OSError:
+        main = ""
+    if main in names:
+        return repo / "snapshots" / main
+    newest = max(names, key=lambda name: os.stat(repo / "snapshots" / name).st_mtime, default="")
+    return repo / "snapshots" / newest if newest else None
+
+
+# ---- Ollama's folder -------------------------------------------------------------------------------------------------
+
+
+def _ollama(walk: _Walk, store: Path) -> Iterator[Found]:
+    """The models that Ollama has pulled: a manifest for each name and tag leads to files named by their checksums."""
+    for path in _files_below(walk, store / "manifests", 0):
+        parts = path.relative_to(store / "manifests").parts
+        if len(parts) != 4:
+            continue
+        host, user, model, tag = parts
+        name = f"{model}:{tag}" if user == OLLAMA_USER else f"{user}/{model}:{tag}"
+        name = name if host == OLLAMA_HOST else f"{host}/{user}/{model}:{tag}"
+        layers = _layers(path)
+        if "model" not in layers:
+            walk.tell(f"{path}: no manifest of a model in a GGUF file, so {name} is left out")
+            continue
+        blobs = {kind: str(store / "blobs" / f"sha256-{digest}") for kind, digest in layers.items()}
+        yield Found(
+            Path(blobs["model"]),
+            name,
+            aliases=(name.removesuffix(":latest"),) if tag == "latest" else (),
+            mmproj=blobs.get("projector", ""),
+            lora=blobs.get("adapter", ""),
+            keeper="Ollama",
+        )
+
+
+def _files_below(walk: _Walk, folder: Path, depth: int) -> Iterator[Path]:
+    for entry in _entries(walk, folder):
+        if entry.is_dir() and depth < MAX_DEPTH:
+            yield from _files_below(walk, folder / entry.name, depth + 1)
+        elif entry.is_file():
+            yield folder / entry.name
+
+
+def _layers(manifest: Path) -> dict[str, str]:
+    """Kind -> checksum of what a manifest names: the first of each kind."""
+    found: dict[str, str] = {}
+    try:
+        with open(manifest, "rb") as stream:
+            content = json.loads(stream.read(MAX_NOTE))
+        for layer in content["layers"]:
+            digest = DIGEST.fullmatch(layer["digest"])
+            if digest and layer["mediaType"].startswith(OLLAMA):
+                found.setdefault(layer["mediaType"].removeprefix(OLLAMA), digest[1])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+    return found
+
+
+# ---- which file is which ---------------------------------------------------------------------------------------------
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The files of the model whose first one is `path`, up to the first that isn't there (the last one then)."""
+    found = []
+    for name in split_names(path.name):
+        found.append(path.with_name(name))
+        if not found[-1].is_file():
+            break
+    return found
+
+
+def identities(path: Path) -> list[object]:
+    """What a file is known by: the same file by another name has one of them in common, and so has the same content
+    where its checksum is known (a name in somebody's cache, a note that a download has left)."""
+    try:
+        status = os.stat(path)
+        target = os.path.realpath(path)
+    except OSError:
+        return []
+    known: list[object] = [(status.st_dev, status.st_ino)] if status.st_ino else [target]
+    if blob := BLOB.fullmatch(os.path.basename(target)):
+        known.append(blob[1])
+    note = Path(target + ".sha256")
+    try:
+        if note.stat().st_mtime_ns >= status.st_mtime_ns:
+            with open(note, encoding="ascii", errors="replace") as stream:
+                known += [digest[1] for digest in [BLOB.fullmatch(stream.read(64))] if digest]
+    except OSError:
+        pass
+    return known
