@@ -47,6 +47,7 @@ TITLES = {
     "EMBEDDING_FIELDS": "Embeddings",
     "RERANK_FIELDS": "Rerank",
     "TOKENIZE_FIELDS": "Tokenize",
+    "TOKENIZE_PROMPT_FIELDS": "Tokenize: vLLM's names",
     "DETOKENIZE_FIELDS": "Detokenize",
     "LORA_FIELDS": "Adapters",
     "PROPS_FIELDS": "Props",

@@ -67,6 +67,7 @@ def routes(context: Context) -> list[Route]:
         *(Route("POST", prefix + path, rerank.handle) for prefix in ("", "/v1") for path in ("/rerank", "/reranking")),
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),
+        Route("GET", "/tokenizer_info", tokens.info),
         *(
             Route(method, "/api/" + name, handler, name in OLLAMA_PUBLIC, error_shape=ollama.error_json)
             for method, name, handler in (

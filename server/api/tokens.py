@@ -1,20 +1,28 @@
-"""POST /tokenize, /detokenize, /apply-template and the counting of chats' tokens. Connection thread; the engine is not
-asked."""
+"""POST /tokenize, /detokenize, /apply-template, the counting of chats' tokens, GET /tokenizer_info. Connection thread;
+the engine is asked only what files take.
+
+Texts come as llama-server's clients send them (`content`), or as vLLM's do (`prompt`, or the `messages` of a chat).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from server.api.admin.status import template_source
 from server.api.dialects import anthropic
-from server.api.request.chat.messages import ChatPrompt, chat_prompt, read_conversation
-from server.api.request.fields import CHAT, DETOKENIZE, MESSAGES, TOKENIZE, warning_header
+from server.api.request.chat.messages import chat_prompt, read_conversation
+from server.api.request.fields import CHAT, DETOKENIZE, MESSAGES, TOKENIZE, TOKENIZE_CHAT, warning_header
 from server.api.request.media import Files
-from server.api.request.prompt import token_id
+from server.api.request.prompt import Prompt, token_id
+from server.engine.seam.task import Task
 from server.errors import ApiError
-from server.models.model import Models
+from server.models.model import Model, Models
 from server.web.message import Items, Request, Response, json_response
 
 TOKENS_AT_ONCE = 4096
+SPECIAL = {"pad_token": "padding", "unk_token": "unknown"}
+"""By the names that the model's file has for them."""
 
 
 class TokenHandlers:
@@ -24,10 +32,18 @@ class TokenHandlers:
         self._models = models
 
     def tokenize(self, request: Request) -> Response:
-        """`{"tokens": [...]}`; with `with_pieces` each is `{"id", "piece"}`."""
+        """`{"tokens": [...]}`; with `with_pieces` each is `{"id", "piece"}`. To vLLM's clients also their number."""
         body = request.json_object()
-        vocab = self._models.get(body.get("model")).vocab
-        values = TOKENIZE.read(body)
+        model = self._models.get(body.get("model"))
+        given = [name for name in ("content", "prompt", "messages") if body.get(name) is not None]
+        if len(given) > 1:
+            raise ApiError(400, f"{given[0]} and {given[1]} exclude each other; give one of them")
+        if given == ["messages"]:
+            return _tokenize_chat(model, body, request)
+        vocab, values = model.vocab, TOKENIZE.read(body)
+        if values["prompt"] is not None:
+            prompt = vocab.tokenize(values["prompt"], values["add_special_tokens"], True, must_fit=False)
+            return TOKENIZE.reply(counted(model, prompt, values["return_token_strs"]), body)
         tokens = vocab.tokenize(values["content"], values["add_special"], values["parse_special"], must_fit=False)
         items: Any = tokens
         if values["with_pieces"]:
@@ -35,13 +51,33 @@ class TokenHandlers:
         return TOKENIZE.reply({"tokens": Items(items, TOKENS_AT_ONCE)}, body)
 
     def detokenize(self, request: Request) -> Response:
-        """`{"content": text}`; bytes that are no UTF-8 become U+FFFD."""
+        """`{"content": text}`, for vLLM's clients also as `prompt`; bytes that are no UTF-8 become U+FFFD."""
         body = request.json_object()
         vocab = self._models.get(body.get("model")).vocab
         if not isinstance(body.get("tokens", []), list):
             raise ApiError(400, "tokens: give a list of token ids")
         tokens = [token_id("tokens", token, vocab) for token in body.get("tokens", [])]
-        return DETOKENIZE.reply({"content": vocab.detokenize(tokens, vocab.max_bytes).decode("utf-8", "replace")}, body)
+        text = vocab.detokenize(tokens, vocab.max_bytes).decode("utf-8", "replace")
+        return DETOKENIZE.reply({"content": text, "prompt": text}, body)
+
+    def info(self, request: Request) -> Response:
+        """What a tokenizer's configuration file says, in the words of vLLM's route; null is what the model hasn't."""
+        model = self._models.get(request.query.get("model"))
+        info, vocab = model.info, model.vocab
+        special = {name: special_token(model, key) for name, key in SPECIAL.items()}
+        return json_response(
+            {
+                "tokenizer_class": info.meta.get("tokenizer.ggml.model", ""),
+                "vocab_size": vocab.n_tokens,
+                "model_max_length": info.n_ctx_slot,
+                "bos_token": info.bos_token or None,
+                "eos_token": info.eos_token or None,
+                **special,
+                "add_bos_token": vocab.add_bos,
+                "add_eos_token": vocab.add_eos,
+                "chat_template": template_source(model) or None,
+            }
+        )
 
     def apply_template(self, request: Request) -> Response:
         """The prompt that `messages` would become."""
@@ -57,7 +93,7 @@ class TokenHandlers:
         model = self._models.get(body.get("model"))
         files = Files(model, request)
         chat = chat_prompt(model, read_conversation(model, body, files), files)
-        answer = {"object": "response.input_tokens", "input_tokens": count_tokens(chat)}
+        answer = {"object": "response.input_tokens", "input_tokens": count_tokens(model, chat.prompt, request)}
         return CHAT.reply(answer, body, chat.warnings)
 
     def count_messages(self, request: Request) -> Response:
@@ -68,19 +104,46 @@ class TokenHandlers:
         values = MESSAGES.read(body, model.defaults)
         chat = chat_prompt(model, anthropic.read_conversation(model, values, files), files)
         headers = warning_header((*chat.warnings, *MESSAGES.unread(body)))
-        return json_response({"input_tokens": count_tokens(chat)}, headers=headers)
+        return json_response({"input_tokens": count_tokens(model, chat.prompt, request)}, headers=headers)
 
 
-def count_tokens(chat: ChatPrompt) -> int:
-    """How many tokens the prompt of a chat has. ApiError 400 where that can't be told."""
-    media = chat.prompt.media
-    if media:
-        raise ApiError(
-            400,
-            f"{media[0].where}: how many tokens a file takes is known only when it is "
-            "decoded; the usage of an answer has it",
-        )
-    return len(chat.prompt.tokens)
+def count_tokens(model: Model, prompt: Prompt, request: Request) -> int:
+    """How many tokens a prompt has. Files have to be decoded for that, in turns with those of others, and as if an
+    answer were wanted: ApiError 400 if they can't be, or are too long."""
+    if not prompt.media:
+        return len(prompt.tokens)
+    task = Task(model.engine.new_id(), prompt.tokens, media=prompt.media, owner=request.owner, only_counts=True)
+    request.require_client()
+    with model.engine.submit(task, stream=False) as results, request.on_disconnect(results.cancel):
+        [final] = results
+    return final.n_prompt
+
+
+def _tokenize_chat(model: Model, body: dict[str, Any], request: Request) -> Response:
+    """The tokens of the prompt that `messages` would become."""
+    values, files = TOKENIZE_CHAT.read(body, model.defaults), Files(model, request)
+    chat = chat_prompt(model, read_conversation(model, body, files), files)
+    if chat.prompt.media:
+        raise ApiError(400, f"{chat.prompt.media[0].where}: no token ids stand for a file")
+    answer = counted(model, chat.prompt.tokens, values["return_token_strs"])
+    return TOKENIZE_CHAT.reply(answer, body, chat.warnings)
+
+
+def counted(model: Model, tokens: Sequence[int], with_texts: bool) -> dict[str, Any]:
+    """Tokens and their number, as vLLM's clients read them; `with_texts` also what each of them says."""
+    answer = {"count": len(tokens), "max_model_len": model.info.n_ctx_slot, "tokens": Items(tokens, TOKENS_AT_ONCE)}
+    if with_texts:
+        texts = (model.vocab.piece(token).decode("utf-8", "replace") for token in tokens)
+        answer["token_strs"] = Items(texts, TOKENS_AT_ONCE)
+    return answer
+
+
+def special_token(model: Model, key: str) -> str | None:
+    """The name of the token whose id the model's file gives under this key."""
+    text = model.info.meta.get(f"tokenizer.ggml.{key}_token_id", "")
+    if not text.isdecimal() or len(text) > 9 or int(text) >= model.vocab.n_tokens:
+        return None
+    return model.vocab.piece(int(text)).decode("utf-8", "replace")
 
 
 def piece_json(piece: bytes) -> str | list[int]:

@@ -338,10 +338,62 @@ def test_modalities_are_reported(eyes: Api):
     assert model["architecture"]["input_modalities"] == ["text", "image", "audio"]
 
 
-def test_files_are_not_counted_nor_judged(eyes: Api):
-    messages = [{"role": "user", "content": [image_part(CAT)]}]
-    answer = eyes.post("/v1/chat/completions/input_tokens", {"messages": messages})
-    assert answer.status == 400 and answer.error["message"].startswith("messages[0].content[0]: ")
+@pytest.mark.covers("T18")
+def test_files_are_counted_as_the_usage_of_an_answer_counts_them(make_api):
+    api = make_api(seeing()).start()
+    content = [image_part(CAT), {"type": "text", "text": "and"}, image_part(DOG)]
+    n = chat(api, content, 1).json()["usage"]["prompt_tokens"]
+    blocks = {"messages": [{"role": "user", "content": IMAGE_BLOCKS}]}
+    usage = api.post("/v1/messages", {**blocks, "max_tokens": 1}).json()["usage"]
+    n_samplers, n_encoded = len(api.backend.samplers), len(api.backend.media.encoded)
+    for path in ("/v1/chat/completions/input_tokens", "/chat/completions/input_tokens"):
+        counted = api.post(path, {"messages": [{"role": "user", "content": content}]})
+        assert counted.json() == {"object": "response.input_tokens", "input_tokens": n}
+    counted = api.post("/v1/messages/count_tokens", blocks).json()["input_tokens"]
+    assert counted == usage["input_tokens"] + usage["cache_read_input_tokens"]
+    api.settle()
+    assert (len(api.backend.samplers), len(api.backend.media.encoded)) == (n_samplers, n_encoded), "nothing is computed"
+    assert api.backend.media.n_open == 0
+
+
+@pytest.mark.covers("T18")
+def test_files_that_are_no_good_or_too_long_are_not_counted(make_api):
+    api = make_api(seeing(n_ctx=64)).start()
+    path = "/v1/chat/completions/input_tokens"
+    answer = api.post(path, {"messages": [{"role": "user", "content": [image_part(b"no image")]}]})
+    assert answer.status == 400 and answer.error["message"].startswith("messages[0].content[0]")
+    answer = api.post(path, {"messages": [{"role": "user", "content": [image_part(CAT)] * 20}]})
+    assert answer.status == 400 and answer.error["type"] == "exceed_context_size_error"
+    api.settle()
+    assert api.backend.media.n_open == 0
+
+
+def test_a_client_that_leaves_takes_its_count_along(make_api):
+    api = make_api(seeing()).start()
+    eyes, begun, go = api.backend.media, threading.Event(), threading.Event()
+    prepare = eyes.prepare
+
+    def slowly(file: Media):
+        begun.set()
+        assert go.wait(PATIENCE)
+        return prepare(file)
+
+    api.transport._scheduler._state.media._prepare = slowly
+    body = {"messages": [{"role": "user", "content": [image_part(CAT)]}]}
+    with api.begin(body, path="/v1/chat/completions/input_tokens"):
+        assert begun.wait(PATIENCE)
+    wait_until(lambda: api.n_requests == 0, "the count to be given up", PATIENCE)
+    go.set()
+    api.settle()
+    wait_until(lambda: eyes.n_open == 0, "the file to be freed", PATIENCE)
+
+
+def test_files_are_no_tokens_of_text(eyes: Api):
+    answer = eyes.post("/tokenize", {"messages": [{"role": "user", "content": [image_part(CAT)]}]})
+    assert answer.status == 400 and answer.error["message"] == "messages[0].content[0]: no token ids stand for a file"
+
+
+def test_files_are_not_judged(eyes: Api):
     prompt = {"prompt_string": "see <__media__>", "multimodal_data": [b64(CAT)]}
     answer = eyes.post("/v1/completions", {"prompt": prompt, "echo": True, "logprobs": 1, "max_tokens": 0})
     assert answer.status == 400 and "judged" in answer.error["message"]

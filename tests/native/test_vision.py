@@ -62,6 +62,25 @@ def test_text_behind_images_is_that_of_libmtmds_own_evaluation(see, helper, tiny
         assert ask(engine, parts).tokens == said.tokens, "what was cached changes the text"
 
 
+@pytest.mark.covers("T18")
+@pytest.mark.parametrize(
+    ("model_name", "projector_name", "file"),
+    [
+        ("tiny_bpe_model", "mmproj_mlp", image(picture(1))),
+        ("tiny_bpe_model", "mmproj_gemma3", image(picture(1))),
+        ("mrope_model", "mmproj_merger", image(png())),
+        ("tiny_bpe_model", "mmproj_whisper", image(wav(seconds=1.0), AUDIO)),
+    ],
+    ids=["mlp", "gemma3", "merger", "whisper"],
+)
+def test_a_prompt_with_files_is_counted_without_reading_it(see, request, model_name, projector_name, file):
+    engine = see(request.getfixturevalue(model_name), request.getfixturevalue(projector_name), n_ctx=2048)
+    parts = ("the dog", file, " saw", file)
+    counted = ask(engine, parts, only_counts=True).final
+    assert (counted.timings.prompt_n, counted.n_predicted) == (0, 0)
+    assert counted.n_prompt == ask(engine, parts, 1).final.n_prompt > 4
+
+
 def test_different_images_give_different_texts_and_the_same_image_the_same(see, tiny_bpe_model: Path, mmproj_mlp: Path):
     engine = see(tiny_bpe_model, mmproj_mlp)
     texts = {i: ask(engine, ("the dog", image(picture(i)), " saw")).text for i in (1, 2, 3, 4, 1, 2)}

@@ -253,6 +253,11 @@ TOKENIZE_FIELDS = (
     Field("parse_special", bool, True, "recognise special tokens that are written out"),
     Field("with_pieces", bool, False, "give each token's text too"),
 )
+TOKENIZE_PROMPT_FIELDS = (
+    Field("prompt", str, None, "the text, as vLLM's clients give it"),
+    Field("add_special_tokens", bool, True, "for `prompt`: add BOS and the like where the model wants them"),
+    Field("return_token_strs", bool, False, "for `prompt` and `messages`: give each token's text too"),
+)
 DETOKENIZE_FIELDS = (Field("tokens", list, (), "token ids"),)
 LORA_FIELDS = (
     Field("id", int, None, "number of an adapter, as GET shows it"),
@@ -407,8 +412,9 @@ TEXT = Body(
 INFILL = Body(("/infill",), (INFILL_FIELDS, LAZY_FIELDS, *GENERATION))
 EMBEDDING = Body(("/embedding", "/embeddings", "/v1/embeddings"), (EMBEDDING_FIELDS, MODEL_FIELDS))
 RERANK = Body(("/rerank", "/reranking"), (RERANK_FIELDS, MODEL_FIELDS))
-TOKENIZE = Body(("/tokenize",), (TOKENIZE_FIELDS,))
-DETOKENIZE = Body(("/detokenize",), (DETOKENIZE_FIELDS,))
+TOKENIZE = Body(("/tokenize",), (TOKENIZE_FIELDS, TOKENIZE_PROMPT_FIELDS, MODEL_FIELDS))
+TOKENIZE_CHAT = Body(("/tokenize",), (TOKENIZE_PROMPT_FIELDS, CHAT_FIELDS, MODEL_FIELDS), ("prompt",))
+DETOKENIZE = Body(("/detokenize",), (DETOKENIZE_FIELDS, MODEL_FIELDS))
 LORA = Body(("/lora-adapters",), (LORA_FIELDS,))
 PROPS = Body(("/props",), (PROPS_FIELDS,))
 SLOT = Body(("/slots/{id_slot}",), (SLOT_FIELDS,))
@@ -429,6 +435,7 @@ BODIES = (
     EMBEDDING,
     RERANK,
     TOKENIZE,
+    TOKENIZE_CHAT,
     DETOKENIZE,
     LORA,
     PROPS,

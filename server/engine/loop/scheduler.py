@@ -252,8 +252,17 @@ class Scheduler:
             self._state.refuse(task.id, error)
         elif isinstance(task, Embed):
             self._media_embedder.enqueue(task)
+        elif task.only_counts:
+            self._end(task.id, STOP_LIMIT, len(task.prompt) + self._state.media.layout(task.id).n_extra())
+            self._state.media.forget(task.id)
+            self._state.is_changed = True
         else:
             self._admission.enqueue(task)
+
+    def _end(self, id_task: int, stop: str, n_prompt: int = 0) -> None:
+        """The end of a task that has had no slot."""
+        no_time = Timings(0, 0, 0.0, 0, 0.0)
+        self._state.events.append(Final(id_task, -1, "", stop, "", n_prompt, 0, 0, False, no_time))
 
     def _command(self, message: Command) -> None:
         if message.name in WITH_FILES:
@@ -308,9 +317,7 @@ class Scheduler:
         if self._state.media.forget(message.id) or is_waiting:
             self._state.is_changed = True
             if message.finish:
-                self._state.events.append(
-                    Final(message.id, -1, "", STOP_ABORT, "", 0, 0, 0, False, Timings(0, 0, 0.0, 0, 0.0))
-                )
+                self._end(message.id, STOP_ABORT)
         elif slot := self._slot_of(message.id):
             if message.finish:
                 self._answers.finish(slot, STOP_ABORT)

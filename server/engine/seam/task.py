@@ -193,6 +193,7 @@ class Task:
     think before it answers: its grammar, its triggers and its stop words are about what follows the thinking. Stop
     words end with the first trigger, too. With `ends_thinking` 0 or more it is told to come to an end behind that many
     tokens.
+    With `only_counts` its files are prepared, and a `Final` says how many tokens the prompt has; nothing is computed.
     """
 
     id: int
@@ -225,6 +226,7 @@ class Task:
     preserved_tokens: tuple[int, ...] = ()
     reasoning: Thinking | None = None
     ends_thinking: int = -1
+    only_counts: bool = False
 
 
 # ---- web side -> engine ---------------------------------------------------------------------------------------
