@@ -27,6 +27,7 @@ from common import ROOT, Failure, cache_folder, run_main, swap_in, temp_folder
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 UNIT_FOLDERS = ("tests/unit", "tests/api")
 BROWSER_PACKAGES = ("chromium", "chromium-driver", "jq", "curl")
+FIREFOX_PACKAGES = ("firefox-esr",)
 BALANCERS = ("nginx", "haproxy")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHECKS = (("ruff", "check", "--quiet", "."), ("ruff", "format", "--check", "--quiet", "."), ("mypy",))
@@ -85,6 +86,7 @@ def command(arguments: list) -> int:
             Step("model", prepare_model),
             Step("embedding model", prepare_embedding_model),
             Step("browser", prepare_browser),
+            Step("second browser", prepare_firefox),
             Step("balancers", prepare_balancers),
             Step("Node.js packages", prepare_node_packages),
         ]
@@ -316,6 +318,16 @@ def may_install(packages: str) -> bool:
 def prepare_browser() -> str:
     """Chromium and its driver; installed into the system only in CI or after a yes."""
     return prepare_system_packages(BROWSER_PACKAGES, browser_found, "install Chromium or Chrome, and chromedriver")
+
+
+def prepare_firefox() -> str:
+    """Firefox, for the tests that run in both; installed like the other one."""
+    return prepare_system_packages(FIREFOX_PACKAGES, firefox_found, "install Firefox")
+
+
+def firefox_found() -> str:
+    """Its path, else `""`."""
+    return shutil.which("firefox") or shutil.which("firefox-esr") or ""
 
 
 def prepare_balancers() -> str:

@@ -52,7 +52,7 @@ export class Scroller {
   #note() {
     this.#top = this.box.scrollTop;
     const { top } = this.box.getBoundingClientRect();
-    const element = this.#isPinned ? null : firstBelow(this.items(), top);
+    const element = this.#isPinned ? null : firstBelow(this.items(), top + 1);       // what ends on the edge is not seen
     this.#anchor = element && { element, offset: element.getBoundingClientRect().top };
     this.moved(this.#isPinned);
   }

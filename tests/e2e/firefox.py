@@ -1,4 +1,4 @@
-"""Firefox for the browser tests, by its own Marionette protocol: LLAMA_SRV_TEST_BROWSER=firefox chooses it.
+"""Firefox for the browser tests, by its own Marionette protocol (tests/e2e/conftest.py says which tests it runs).
 
 Runs in the test process; imports the standard library and `webdriver`. Marionette's commands are those of WebDriver
 under other names, as JSON over a socket, so `Firefox` only replaces the transport of `Browser`, and what Chromium does
@@ -42,6 +42,7 @@ COMMANDS = [
     (method, re.compile(pattern), command, names)
     for method, pattern, command, names in (
         ("POST", "/url", "WebDriver:Navigate", ()),
+        ("POST", "/refresh", "WebDriver:Refresh", ()),
         ("POST", "/element", "WebDriver:FindElement", ()),
         ("POST", "/elements", "WebDriver:FindElements", ()),
         ("POST", "/element/([^/]+)/click", "WebDriver:ElementClick", ("id",)),
@@ -81,6 +82,11 @@ const done = arguments[arguments.length - 1];
 Services.clearData.deleteData(Ci.nsIClearDataService.CLEAR_ALL, { onDataDeleted: () => done(null) });
 """
 SET_THEME = "Services.prefs.setIntPref('layout.css.prefers-color-scheme.content-override', arguments[0]);"
+
+
+def firefox_missing() -> str:
+    """`""`, or what isn't installed."""
+    return "" if any(map(shutil.which, BINARIES)) else "Firefox isn't installed"
 
 
 class Firefox(Browser):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_models
-from tests.e2e.webdriver import DESKTOP, PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
+from tests.e2e.webdriver import DESKTOP, PHONE, Browser, browser, screenshot_path  # noqa: F401
 from tests.support import ServerProcess, node_package, wait_until
 
 ANSWER = "".join(tiny_models.RECITE_WORDS)

@@ -13,7 +13,7 @@ from tests.e2e.scripted import CLOSE, Scripted, call, end, scripted, text, thoug
 from tests.e2e.test_agents import TOOLS_TEMPLATE
 from tests.e2e.test_browser import axe, open_page  # noqa: F401
 from tests.e2e.test_browser_chat import import_file, is_running, messages, press_tool, say, stored
-from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
+from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path  # noqa: F401
 from tests.reciting_models import recite_answers
 from tests.support import wait_until
 

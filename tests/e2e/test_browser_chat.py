@@ -13,7 +13,7 @@ import pytest
 
 from tests import tiny_models
 from tests.e2e.test_browser import ANSWER, Front, open_page, set_prefs
-from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
+from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path  # noqa: F401
 from tests.support import ServerProcess, wait_until
 
 ENTER, ESCAPE, SHIFT = "\ue007", "\ue00c", "\ue008"
@@ -49,9 +49,10 @@ def is_running(browser: Browser) -> bool:  # noqa: F811
 
 
 def messages(browser: Browser) -> list[list[str]]:  # noqa: F811
-    """Role and text of what is shown."""
-    return browser.run("""return [...document.querySelectorAll('.message')].map((one) =>
+    """Role and text of what is shown; nothing while the page is being loaded (Firefox answers null then)."""
+    rows = browser.run("""return [...document.querySelectorAll('.message')].map((one) =>
         [one.classList.contains('user') ? 'user' : 'assistant', one.querySelector('.body').textContent.trim()])""")
+    return rows or []
 
 
 def press_tool(browser: Browser, n: int, name: str) -> None:  # noqa: F811

@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny_models
 from tests.e2e.test_browser import ANSWER, open_page
-from tests.e2e.webdriver import Browser, browser, shared_browser  # noqa: F401
+from tests.e2e.webdriver import Browser, browser  # noqa: F401
 from tests.support import ServerProcess, wait_until
 
 N_CTX = 65536  # room for far more tokens than can be made before the click on stop
@@ -57,7 +57,7 @@ def test_page_streams_a_completion(server, browser: Browser):
     browser.click("#take")
     assert browser.value("#prompt") == output(browser)
     open_page(browser, server, "#complete")
-    browser.run("location.reload()")
+    browser.refresh()
     wait_until(lambda: browser.value("#prompt").startswith("count: one two"), "the text after a reload")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.e2e.scripted import CLOSE, Scripted, end, scripted, text, thought, timings  # noqa: F401
 from tests.e2e.test_browser import open_page
 from tests.e2e.test_browser_chat import import_file, is_running, messages, press_tool, say, stored
-from tests.e2e.webdriver import Browser, browser, shared_browser  # noqa: F401
+from tests.e2e.webdriver import Browser, browser  # noqa: F401
 from tests.support import wait_until
 
 ENTER, ESCAPE = "\ue007", "\ue00c"
@@ -18,10 +18,8 @@ TITLES = "return [...document.querySelectorAll('.chats li[data-id] a')].map((one
 
 def reload(browser: Browser, server: Scripted) -> None:  # noqa: F811
     """Press the button for it, and wait until the page knows the model again."""
-    browser.run("location.reload()")
-    wait_until(
-        lambda: browser.run("return performance.now() < 60000 && document.querySelector('#status')?.title"), "the page"
-    )
+    browser.refresh()
+    wait_until(lambda: browser.run("return document.querySelector('#status')?.title"), "the page")
 
 
 # ---------------------------------------------------------------------------------------- two tabs

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.scripted import Scripted, end, scripted, text  # noqa: F401
 from tests.e2e.test_browser import open_page, set_prefs
 from tests.e2e.test_browser_chat import import_file, is_running, messages, press_tool, say
-from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
+from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path  # noqa: F401
 from tests.support import ROOT, wait_until
 
 ENTER, ESCAPE = "\ue007", "\ue00c"

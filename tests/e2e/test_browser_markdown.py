@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.e2e.test_browser import Front, open_page
 from tests.e2e.test_browser_chat import import_file, messages, say, server  # noqa: F401
-from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path, shared_browser  # noqa: F401
+from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path  # noqa: F401
 from tests.support import wait_until
 
 RICH = """## Title with `code`

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.test_browser import open_page
 from tests.e2e.test_browser_chat import messages, say
 from tests.e2e.test_media import mtmd_folder  # noqa: F401
-from tests.e2e.webdriver import Browser, browser, shared_browser  # noqa: F401
+from tests.e2e.webdriver import Browser, browser  # noqa: F401
 from tests.media_files import picture, wav
 from tests.support import ServerProcess, wait_until
 

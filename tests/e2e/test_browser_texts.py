@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.e2e.scripted import Scripted, last, scripted, tokens  # noqa: F401
 from tests.e2e.test_browser import open_page
 from tests.e2e.test_browser_complete import complete, option, output
-from tests.e2e.webdriver import Browser, browser, shared_browser  # noqa: F401
+from tests.e2e.webdriver import Browser, browser  # noqa: F401
 from tests.support import wait_until
 
 ESCAPE = "\ue00c"

@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.e2e.webdriver import Browser, browser, shared_browser  # noqa: F401
+from tests.e2e.webdriver import Browser, browser  # noqa: F401
 
 # replaces its elements for a second or two, and then stays: a slow machine's commands must come to an end as well
 RESTLESS = """<body><script>

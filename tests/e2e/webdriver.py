@@ -134,6 +134,10 @@ class Browser:
         """Go to a page and wait for its load event."""
         self._call("POST", "/url", {"url": url})
 
+    def refresh(self) -> None:
+        """Load the page again, and wait for its load event."""
+        self._call("POST", "/refresh")
+
     def find(self, selector: str) -> str:
         """Id of the first element that matches a CSS selector, once there is one."""
 
@@ -315,24 +319,45 @@ class Browser:
         self.close()
 
 
-@pytest.fixture(scope="module")
-def shared_browser() -> Iterator[Browser]:
-    """One browser for a module's tests."""
-    if os.environ.get("LLAMA_SRV_TEST_BROWSER") == "firefox":
-        from tests.e2e.firefox import Firefox
+class Browsers:
+    """The browsers of a test run, one of each kind, started when a test wants it; a context manager."""
 
-        kind = Firefox
-    else:
-        missing = browser_missing()
-        need(not missing, f"no browser to test with: {missing}")
-        kind = Browser
-    with kind() as running:
-        yield running
+    def __init__(self) -> None:
+        self._running: dict[str, Browser] = {}
+
+    def get(self, kind: str) -> Browser:
+        """The browser "chromium" or "firefox", as good as new; one that has died is replaced."""
+        for _ in range(2):
+            try:
+                if kind not in self._running:
+                    self._running[kind] = start_browser(kind)
+                self._running[kind].reset()
+                return self._running[kind]
+            except (OSError, requests.RequestException, WebDriverError):
+                if kind in self._running:
+                    self._running.pop(kind).close()
+        raise AssertionError(f"{kind} doesn't come up")
+
+    def __enter__(self) -> Browsers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self._running.values():
+            one.close()
+
+
+def start_browser(kind: str) -> Browser:
+    """A new one of this kind, where it is installed."""
+    from tests.e2e.firefox import Firefox, firefox_missing
+
+    missing = {"chromium": browser_missing, "firefox": firefox_missing}[kind]()
+    need(not missing, f"no browser to test with: {missing}")
+    return Firefox() if kind == "firefox" else Browser()
 
 
 @pytest.fixture
-def browser(shared_browser: Browser, request: pytest.FixtureRequest) -> Iterator[Browser]:
-    """The module's browser, reset; a screenshot of the test's last page is kept, and the console has no errors.
+def browser(browsers: Browsers, browser_kind: str, request: pytest.FixtureRequest) -> Iterator[Browser]:
+    """A browser, reset; a screenshot of the test's last page is kept, and the console has no errors.
 
     Screenshots lie in LLAMA_SRV_SCREENSHOTS, or else in pytest's temporary folder. A test that expects errors
     reads them with `console_errors`.
@@ -340,11 +365,11 @@ def browser(shared_browser: Browser, request: pytest.FixtureRequest) -> Iterator
     for name in ("serve", "scripted"):
         if name in request.fixturenames:
             request.getfixturevalue(name)  # made before, so ended after: a page asks its server until the end
-    shared_browser.reset()
+    running = browsers.get(browser_kind)
     picture = screenshot_path(request, "end")
-    yield shared_browser
-    shared_browser.screenshot(picture)
-    assert shared_browser.console_errors() == []
+    yield running
+    running.screenshot(picture)
+    assert running.console_errors() == []
 
 
 def screenshot_path(request: pytest.FixtureRequest, name: str) -> Path:
