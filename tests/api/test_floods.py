@@ -213,7 +213,7 @@ def test_pieces_of_a_long_text_come_whole(flooded):
 
 def test_detokenize_gives_no_more_text_than_tokenize_takes(flooded):
     api, _ = flooded(max_text=1000)
-    assert api.post("/detokenize", {"tokens": [97] * 1000}).json() == {"content": "a" * 1000}
+    assert api.post("/detokenize", {"tokens": [97] * 1000}).json()["content"] == "a" * 1000
     assert api.post("/detokenize", {"tokens": [97] * 1001}).status == 400
     assert refusals(api) == {"too_large": 1}
 
