@@ -17,8 +17,8 @@ import jsonschema
 
 Schema = dict[str, Any]
 
-MAX_TOKENS = 700
-MAX_DEPTH = 3
+SIZES = (1, 1, 1, 1, 3)
+"""How deep the arguments of one request's tools go, and how many there are; most are small, so that most calls end."""
 TOOL_NAMES = ("get_weather", "search", "f", "send-mail", "add_2_numbers", "ReadFile", "x" * 64, "tool_call", "final")
 KEYS = ("city", "n", "where", "when", "isOpen", "x_1", "size", "naïve", "two words", "a.b", "名前", "parameter", "name")
 TEXTS = (
@@ -54,6 +54,7 @@ class Maker:
 
     def __init__(self, seed: object) -> None:
         self.dice = random.Random(str(seed))
+        self.size = self.dice.choice(SIZES)
 
     def often(self, probability: float) -> bool:
         return self.dice.random() < probability
@@ -120,7 +121,7 @@ class Maker:
         if self.often(0.8):
             function["description"] = f"Does what {name} says: {self.dice.choice(TEXTS)}"
         if self.often(0.95):
-            function["parameters"] = self.object(MAX_DEPTH, 4)
+            function["parameters"] = self.object(self.size, self.size + 1)
         return {"type": "function", "function": function}
 
     def messages(self, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -145,7 +146,7 @@ class Maker:
         return made
 
     def body(self) -> dict[str, Any]:
-        names = self.dice.sample(TOOL_NAMES, self.dice.randint(1, 5))
+        names = self.dice.sample(TOOL_NAMES, self.dice.randint(1, self.size + 2))
         one = {"type": "function", "function": {"name": self.dice.choice(names)}}
         made: dict[str, Any] = {
             "model": "any",
@@ -154,10 +155,10 @@ class Maker:
             "tool_choice": self.dice.choice(("required", "required", one)),
             "temperature": self.dice.choice((0, 0.7, 1.0, 1.5, 2.0)),
             "seed": self.dice.randint(1, 2**31),
-            "max_tokens": MAX_TOKENS,
+            "max_tokens": 200 * self.size + 100,
             "stream": self.often(0.5),
         }
-        if self.often(0.8):  # a random model hardly ever ends its thinking by itself
+        if self.often(0.95):  # a random model hardly ever ends its thinking by itself
             made["reasoning_budget_tokens"] = self.dice.choice((0, 5, 40))
         if self.often(0.7):
             made["parallel_tool_calls"] = self.often(0.3)
