@@ -17,6 +17,8 @@ from server.api.ollama import OllamaHandlers
 from server.api.rerank import RerankHandler
 from server.api.running import RunningHandlers
 from server.api.tokens import TokenHandlers
+from server.api.vertex import PredictHandler
+from server.errors import StartError
 from server.web.router import Route
 
 OLLAMA_PUBLIC = ("version", "tags")  # as the list of models is in OpenAI's API
@@ -28,7 +30,7 @@ def routes(context: Context) -> list[Route]:
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
     running = RunningHandlers(context.running)
     ollamas = OllamaHandlers(context, embeddings)
-    return [
+    table = [
         *(Route("GET", path, status.health, public=True) for path in ("/health", "/v1/health")),
         Route("GET", "/health/live", status.live, public=True),
         Route("GET", "/health/ready", status.ready, public=True),
@@ -81,6 +83,19 @@ def routes(context: Context) -> list[Route]:
                 ("DELETE", "delete", ollamas.refuse),
             )
         ),
+    ]
+    return [*table, *vertex_routes(context, table, status)]
+
+
+def vertex_routes(context: Context, table: list[Route], status: StatusHandlers) -> list[Route]:
+    """What Vertex AI asks for, if that is who has started this server. StartError for a path that is taken."""
+    health, predict = context.options.health_route, context.options.predict_route
+    taken = {(route.method, route.path) for route in table}
+    if ("POST", predict) in taken:
+        raise StartError(f"AIP_PREDICT_ROUTE: {predict} is another route of this server")
+    return [
+        *([Route("GET", health, status.health, public=True)] if health and ("GET", health) not in taken else []),
+        *([Route("POST", predict, PredictHandler(context.models, table).handle)] if predict else []),
     ]
 
 

@@ -186,6 +186,8 @@ class ApiOptions(Group):
     sse_ping_interval: int
     native_ping_interval: int  # of streams that aren't OpenAI's
     log_prompts_dir: str | None
+    health_route: str  # Vertex AI's; "" for none, as of the next
+    predict_route: str
     is_verbose: bool
 
     @property

@@ -21,6 +21,7 @@ from server.options.groups import ERRAND, MODEL, Settings, scope_of
 from server.options.known import OTHER_GROUPS, OTHER_OPTIONS
 from server.options.row import IGNORED, SAME, WORKS, Option, OptionError, convert, switch
 from server.options.table import GROUPS, INT_MAX, KV_TYPES, OPTIONS, ROPE_SCALING, SHORT_HELP
+from server.options.vertex import read_vertex
 
 __all__ = [
     "ALL_OPTIONS",
@@ -87,6 +88,7 @@ def _parse(
         given = {**start.values, **file.values, **variables.values, **own, **line.values}
         given = {key: value for key, value in given.items() if key not in OF_ONE_MODEL or key in own}
         given |= {key: own[key] for key in OF_ONE_MODEL if key in own}
+    given |= {} if table is not ALL_OPTIONS else read_vertex(environ, line.by_flag["--port"][0])
     profile = str(given.get("compat", "modern"))
     values = {option.key: option.default_for(profile) for option in table if not option.dest}
     warnings = tuple(dict.fromkeys(file.warnings + variables.warnings + line.warnings))

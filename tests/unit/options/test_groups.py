@@ -116,6 +116,7 @@ def test_an_option_that_works_is_in_one_group_of_its_scope_with_its_type(name: s
 
 def test_a_group_has_nothing_but_options_and_what_is_made_of_them():
     made = {*FOLDED.values(), *FIELD_OF_TARGET.values(), "warnings", "secrets", "advised"}
+    made |= {"health_route", "predict_route"}  # of the environment alone
     assert {name for _, _, name, _ in fields()} - set(WORKING) <= made
     assert (
         {option.target.partition(":")[0] for option in OPTIONS if option.target} == set(FIELD_OF_TARGET) == set(TARGETS)

@@ -1,0 +1,98 @@
+"""Vertex AI's predictions: several requests in one, for the routes that there are. Connection thread, and one for each
+slot that works for the others.
+
+An instance is the body of another route with that route's name in `@requestFormat`: its path, or a word made of that
+("chatCompletions"). Without one its fields say it. What goes wrong with an instance is its prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from server import memory
+from server.api.request.fields import Body, Field, warning_header
+from server.errors import ApiError
+from server.models.model import Models
+from server.records import replace
+from server.web.message import CLIENT_CLOSED, JSON_TYPE, ErrorShape, EventStream, Request, Response, error_body, to_json
+from server.web.router import Route
+
+ASKED = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses", "/v1/embeddings", "/v1/rerank"),
+    *("/completion", "/infill", "/embedding", "/tokenize", "/detokenize", "/apply-template"),
+    *("/v1/chat/completions/input_tokens", "/v1/messages/count_tokens"),
+)
+"""Which routes instances may ask."""
+MAX_INSTANCES = 128
+FORMAT = "@requestFormat"
+BODY = Body((), ((Field("instances", list, None, "bodies of other routes"),),))
+
+
+class PredictHandler:
+    """The route of predictions, over the other routes."""
+
+    def __init__(self, models: Models, table: Iterable[Route]) -> None:
+        self._models = models
+        by_path = {route.path: route for route in table}
+        self._routes = {path: by_path[path] for path in ASKED if path in by_path}
+        self._paths = {word_for(path): path for path in self._routes}
+
+    def handle(self, request: Request) -> Response:
+        """`{"predictions": [...]}`, an answer for each of the `instances`."""
+        from concurrent.futures import ThreadPoolExecutor  # here, because hardly anybody asks
+
+        body = request.json_object()
+        model = self._models.get()
+        instances = BODY.read(body)["instances"]
+        if not isinstance(instances, list):
+            raise ApiError(400, "instances: give a list of objects")
+        if len(instances) > MAX_INSTANCES:
+            raise ApiError(400, f"instances: {len(instances)} are too many, at most {MAX_INSTANCES} are allowed")
+        share = memory.current()
+
+        def predict(instance: object) -> bytes:
+            memory.use(share)
+            return self._predict(request, instance)
+
+        with ThreadPoolExecutor(model.info.n_slots, "predict") as pool:
+            predictions = b",".join(pool.map(predict, instances))
+        headers = {"Content-Type": JSON_TYPE, **warning_header(BODY.unread(body))}
+        return Response(200, b'{"predictions":[%b]}' % predictions, headers)
+
+    def _predict(self, request: Request, instance: object) -> bytes:
+        """The JSON that the route of an instance answers, or its error."""
+        shape: ErrorShape = error_body
+        try:
+            if not isinstance(instance, dict):
+                raise ApiError(400, "an instance is not an object")
+            route = self._route(instance)
+            shape = route.error_shape
+            fields = {name: value for name, value in instance.items() if name != FORMAT}
+            if "stream" in fields:
+                fields["stream"] = False
+            data = to_json(fields)
+            memory.hold(len(data))
+            answer = route.handler(replace(request, path=route.path, body=data, params={}))
+            if isinstance(answer, EventStream):
+                raise ApiError(400, "a prediction can't be a stream")
+            return answer.body
+        except ApiError as error:
+            if error.status == CLIENT_CLOSED:
+                raise
+            return to_json(shape(error))
+
+    def _route(self, instance: dict[str, Any]) -> Route:
+        name = instance.get(FORMAT)
+        if name is None:
+            name = "chatCompletions" if "messages" in instance else "completions"
+        path = self._paths.get(name, name) if isinstance(name, str) else None
+        if path not in self._routes:
+            raise ApiError(400, f"{FORMAT}: {str(name)[:80]!r} is unknown; known are {', '.join(self._paths)}")
+        return self._routes[path]
+
+
+def word_for(path: str) -> str:
+    """`chatCompletions` for /v1/chat/completions."""
+    first, *others = path.removeprefix("/v1").strip("/").replace("_", "/").replace("-", "/").split("/")
+    return first + "".join(part[:1].upper() + part[1:] for part in others)
