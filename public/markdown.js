@@ -1,9 +1,10 @@
 // Markdown as models write it -> DOM nodes. Never HTML: but for br, sub, sup, kbd and details without attributes, tags in
-// the text stay text, links lead to http(s) and mailto
-// only, images are not loaded but shown as links (the page asks nobody but its own server).
+// the text stay text, links lead to http(s) and mailto only, images are not loaded but shown as links (the page asks
+// nobody but its own server).
 //
 // Two steps: `blocks` cuts lines into blocks, `inline` cuts a text into spans. Math ($...$, \(...\), $$...$$, \[...\])
-// becomes MathML once math.js is there, and is left as it is written where that can't read it. Linear in the length for ordinary text; nesting is limited, so odd input can't overflow.
+// becomes MathML once math.js is there, and is left as it is written where that can't read it. Linear in the length for
+// ordinary text; nesting is limited, so odd input can't overflow.
 
 import { copy, h, iconButton } from './dom.js';
 import { highlight } from './highlight.js';
@@ -18,10 +19,14 @@ const RULE = /^ {0,3}([-*_])(?:\s*\1){2,}\s*$/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(\s+|$)/;
 const TABLE_LINE = /^\|?[ \t]*:?-+:?[ \t]*(?:\|[ \t]*:?-+:?[ \t]*)*\|?$/;
 const DETAILS = /^ {0,3}<details>/;
+const NOTE = /^\[\^([\w-]{1,40})\]:[ \t]*/;
 const MATH_OPEN = /^\s*(\$\$|\\\[)/;
+
+let notes = [];                 // ids of the footnotes of the text that is being read
 
 // The nodes for `text`.
 export function markdown(text) {
+  notes = [...text.matchAll(new RegExp(NOTE, 'gm'))].map(([, id]) => id);
   return blocks(text.replace(/\r\n?/g, '\n').split('\n'), 0);
 }
 
@@ -49,6 +54,7 @@ export const withBidiShown = (text) => text.replace(BIDI, (one) => `\u27e8U+${on
 const READERS = [
   { starts: (lines, at) => FENCE.test(lines[at]), read: readFence },
   { starts: (lines, at) => DETAILS.test(lines[at]) && detailsEnd(lines, at) > 0, read: readDetails },
+  { starts: (lines, at) => NOTE.test(lines[at]), read: readNote },
   { starts: (lines, at) => MATH_OPEN.test(lines[at]), read: readMath },
   { starts: (lines, at) => HEADING.test(lines[at]), read: readHeading },
   { starts: (lines, at) => RULE.test(lines[at]), read: (lines, at) => [h('hr'), at + 1] },
@@ -152,6 +158,25 @@ function readDetails(lines, at, depth) {
   return [h('details', {}, h('summary', {}, inline(summary.trim())), blocks(inner.slice(whole.length).split('\n'), depth + 1)), end + 1];
 }
 
+function readNote(lines, at) {
+  const [mark, id] = NOTE.exec(lines[at]);
+  let end = at + 1;
+  while (end < lines.length && lines[end].trim() !== '' && !NOTE.test(lines[end])) end += 1;
+  const text = [lines[at].slice(mark.length), ...lines.slice(at + 1, end).map((line) => line.trim())].join('\n');
+  return [h('p', { class: 'footnote', tabindex: -1, 'data-note': id }, noteLink(id, `[data-ref="${id}"]`, {}), ' ', inline(text)), end];
+}
+
+// A small number that leads to the first element `target` of its text.
+function noteLink(id, target, props) {
+  const n = notes.indexOf(id) + 1;
+  const button = h('button', { type: 'button', class: 'quiet', 'aria-label': t('footnote', { n }), ...props, onclick: () => {
+    const there = button.closest('.md')?.querySelector(target);
+    there?.scrollIntoView({ block: 'nearest' });
+    there?.focus();
+  } }, n);
+  return h('sup', {}, button);
+}
+
 function readQuote(lines, at, depth) {
   let end = at;
   while (end < lines.length && /^ {0,3}>/.test(lines[end])) end += 1;
@@ -229,6 +254,7 @@ const SPANS = [
   ['$', '$', /\$(?=\S)([^$\n]{1,300}?\S|\S)\$(?!\d)/y, (m) => (/[\\^_{}=+]|^[A-Za-z]$/.test(m[1]) ? formula('span', m[0]) : null)],
   ['!', '](', /!\[([^\]\n]{0,500})\]\( ?<?((?:[^\s()<>]|\([^\s()<>]{0,200}\)){1,2000})>?[^()\n]{0,200}\)/y,
     (m) => link(m[2], [t('image-link', { name: m[1] || m[2] })])],
+  ['[', ']', /\[\^([\w-]{1,40})\]/y, (m) => (notes.includes(m[1]) ? noteLink(m[1], `[data-note="${m[1]}"]`, { 'data-ref': m[1] }) : null)],
   ['[', '](', /\[((?:[^[\]\n]|\[[^\]\n]{0,100}\]){1,500})\]\( ?<?((?:[^\s()<>]|\([^\s()<>]{0,200}\)){1,2000})>?(?: +["'][^\n]{0,200}?["'])? ?\)/y,
     (m, d) => link(m[2], inline(m[1], d))],
   ['<', '>', /<(https?:\/\/[^\s<>]{1,2000})>/y, (m) => link(m[1], [m[1]])],
@@ -309,6 +335,11 @@ export class MarkdownView {
   update(text, isFinal = false) {
     this.#text = text;
     this.#isDone = isFinal;
+    // Footnotes come last and change what was drawn before.
+    if (isFinal && this.#drawn && new RegExp(NOTE, 'm').test(text)) {
+      this.element.replaceChildren();
+      [this.#drawn, this.#tail, this.#code] = [0, [], null];
+    }
     const rest = text.slice(this.#drawn);
     const { safe, isInCode } = isFinal ? { safe: rest.length, isInCode: false } : safeEnd(rest);
     if (this.#code && isInCode && safe === 0) {

@@ -39,7 +39,7 @@ export const DE = {
   reading: 'Liest {n} Token… {percent} %', busy: 'Der Server ist beschäftigt. Ihre Anfrage wartet: Platz {n} in der Schlange.',
   lost: 'Verbindung verloren. Die Antwort geht weiter, sobald der Server wieder da ist.',
   'too-long': 'Das Gespräch hat {n} Token, der Kontext {size}. Nachrichten löschen oder ein neues Gespräch beginnen.',
-  code: 'Code', 'code-label': 'Code, {n} Zeilen', table: 'Tabelle', task: 'Aufgabe', 'image-link': 'Bild: {name}',
+  code: 'Code', 'code-label': 'Code, {n} Zeilen', footnote: 'Fußnote {n}', table: 'Tabelle', task: 'Aufgabe', 'image-link': 'Bild: {name}',
   'file-too-large': '{name} ist zu groß.', 'file-not-text': '{name} ist keine Textdatei.',
   'file-unreadable': '{name} ist nicht lesbar.', 'no-image': '{name}: Dieses Modell sieht keine Bilder.',
   'no-audio': '{name}: Dieses Modell hört nichts.',

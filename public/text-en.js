@@ -39,7 +39,7 @@ export const EN = {
   reading: 'Reading {n} tokens… {percent} %', busy: 'The server is busy. Your request waits for its turn: number {n} in the queue.',
   lost: 'Connection lost. The answer goes on when the server is back.',
   'too-long': 'The conversation has {n} tokens, the context {size}. Delete messages or start a new chat.',
-  code: 'code', 'code-label': 'Code, {n} lines', table: 'Table', task: 'Task', 'image-link': 'Image: {name}',
+  code: 'code', 'code-label': 'Code, {n} lines', footnote: 'Footnote {n}', table: 'Table', task: 'Task', 'image-link': 'Image: {name}',
   'file-too-large': '{name} is too large.', 'file-not-text': '{name} is not a text file.',
   'file-unreadable': '{name} can’t be read.', 'no-image': '{name}: this model can’t see images.',
   'no-audio': '{name}: this model can’t hear audio.',

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.e2e.scripted import Scripted, end, scripted, text  # noqa: F401
 from tests.e2e.test_browser import Front, open_page
 from tests.e2e.test_browser_chat import import_file, messages, say, server  # noqa: F401
 from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path  # noqa: F401
@@ -90,6 +91,21 @@ def test_markdown_becomes_elements(server, browser: Browser, request, tmp_path: 
     browser.screenshot(screenshot_path(request, "desktop"))
     browser.look(*PHONE, "dark", mobile=True)
     browser.screenshot(screenshot_path(request, "phone-dark"))
+
+
+def test_footnotes_lead_to_their_text_and_back(scripted: Scripted, browser: Browser):  # noqa: F811
+    rows = "Sure[^a], but [^a-z] is none.\n\n", "More[^b].\n\n", "[^a]: The *first*.\n[^b]: The second.\n"
+    scripted.will_answer([*text(*rows), end()])
+    open_page(browser, scripted)
+    say(browser, "Why?")
+    body = ".message.assistant .body"
+    assert browser.text(f"{body} p") == "Sure1, but [^a-z] is none."
+    assert browser.text(f"{body} p:last-child") == "2 The second."
+    browser.click(f"{body} [data-ref=a]")
+    focused = "return document.activeElement.textContent"
+    assert browser.run(focused) == "1 The first."
+    browser.click(f"{body} [data-note=a] button")
+    assert browser.run("return document.activeElement.dataset.ref") == "a"
 
 
 def test_markdown_that_streams_ends_as_markdown_at_once(server, browser: Browser):
