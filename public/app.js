@@ -8,7 +8,7 @@ import { ask, field, h, iconButton, toast } from './dom.js';
 import { t } from './i18n.js';
 import { prefs, savePrefs } from './prefs.js';
 import { Sidebar } from './sidebar.js';
-import { listen } from './store.js';
+import { allChats, listen } from './store.js';
 
 const WATCH_MS = 5000;
 const NARROW = matchMedia('(max-width: 760px)');
@@ -60,6 +60,7 @@ class App {
       h('header', { class: 'bar' }, h('h1', { class: 'offscreen' }, 'llama_srv'), this.menu,
         h('nav', { 'aria-label': t('views') }, Object.values(this.links)),
         this.status, this.keyButton,
+        iconButton('search', `${t('palette')} (Ctrl K)`, () => this.#palette(), { id: 'find' }),
         iconButton('gear', t('settings'), () => this.#settings(), { id: 'settings' })),
       this.sidebar.element, this.shade, this.main);
     this.#toggleSidebar(prefs.sidebar && !NARROW.matches);
@@ -157,10 +158,11 @@ class App {
     this.status.classList.remove('bad');
   }
 
-  #route() {
+  async #route() {
     const [name, id, message] = location.hash.slice(1).split('/');
     const view = name in this.links ? name : 'chat';
     this.#view = this.#show(view);
+    await this.#view;             // the message field can take the focus only once it is on screen
     if (view === 'chat' && (this.chat.chat?.id !== id || !id || message)) this.chat.open(id ?? null, message);
     if (NARROW.matches) this.#toggleSidebar(false);
   }
@@ -226,12 +228,52 @@ class App {
     document.documentElement.dataset.theme = prefs.theme;
   }
 
-  async #settings() {
+  // Conversations, prompts, settings and actions in one list that is searched by typing.
+  async #palette() {
+    if (document.querySelector('dialog[open]')) return;
+    const [{ openPalette }, { settingNames }] = await Promise.all([import('./palette.js'), import('./settings.js')]);
+    const item = (kind, label, run, more = '') => ({ kind: t(kind), label, more, run });
+    const chats = (await allChats()).sort((a, b) => b.changed - a.changed);
+    openPalette([
+      ...this.#actions().map(([label, run]) => item('action', label, run)),
+      ...chats.map(({ id, title }) => item('chat', title, () => { location.hash = `#chat/${id}`; })),
+      ...Object.entries(prefs.prompts).map(([name, text]) => item('prompt', name, () => this.#inChat(() => this.chat.usePrompt(name)), text)),
+      ...settingNames().map(([name, label, help]) => item('setting', label, () => this.#settings(name), help)),
+    ], (query) => item('search', t('search-texts', { query }), () => this.#inChat(() => {
+      this.#toggleSidebar(true);
+      this.sidebar.find(query);
+    })));
+  }
+
+  #actions() {
+    return [
+      [t('new-chat'), () => this.#newChat()],
+      ...Object.keys(this.links).map((name) => [t(`go-${name}`), () => { location.hash = this.links[name].hash; }]),
+      [t('prompts'), () => this.#inChat(() => this.chat.openPrompts())],
+      [t('settings'), () => this.#settings()],
+      [t('stop'), () => this.chat.stop()],
+      [t('toggle-chats'), () => this.#inChat(() => this.#toggleSidebar())],
+      [t('import'), () => this.#inChat(() => this.sidebar.file.click())],
+      [t('export-all'), () => this.sidebar.exportAll()],
+      ...['system', 'light', 'dark'].map((theme) => [`${t('theme')}: ${t(`theme-${theme}`)}`, () => savePrefs({ theme })]),
+    ];
+  }
+
+  // Do something that needs the chat on screen.
+  async #inChat(work) {
+    if (document.body.dataset.view !== 'chat') {
+      location.hash = this.links.chat.hash;
+      await new Promise((resolve) => { window.addEventListener('hashchange', () => setTimeout(resolve), { once: true }); });
+    }
+    await work();
+  }
+
+  async #settings(name = '') {
     if (this.#isAsking) return;
     this.#isAsking = true;
     try {
       const { openSettings } = await import('./settings.js');
-      await openSettings(this.props?.default_generation_settings);
+      await openSettings(this.props?.default_generation_settings, name);
     } finally {
       this.#isAsking = false;
     }
@@ -263,12 +305,7 @@ class App {
       if (NARROW.matches) this.#toggleSidebar(false);
     } else if (isCommand && event.key.toLowerCase() === 'k') {
       event.preventDefault();
-      this.#toggleSidebar(true);
-      // The field can take the focus only once its view is shown.
-      if (document.body.dataset.view !== 'chat') {
-        window.addEventListener('hashchange', () => this.sidebar.search.focus(), { once: true });
-        location.hash = this.links.chat.hash;
-      } else this.sidebar.search.focus();
+      this.#palette();
     } else if (event.altKey && event.code === 'KeyN') {
       event.preventDefault();
       this.#newChat();

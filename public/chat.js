@@ -55,7 +55,7 @@ export class ChatView {
       dropZone: this.element,
       quick: this.sampling.quick,
       modalities: () => this.props()?.modalities ?? {},
-      on: { send: (text, files) => this.#send(text, files), stop: () => this.stop() },
+      on: { send: (text, files) => this.#send(text, files), stop: () => this.stop(), prompts: () => this.openPrompts() },
     });
     this.element.append(this.scroller, this.toEnd, this.composer.element);
     this.scroll = new Scroller(this.scroller, column, () => this.log.children, (isAtEnd) => { this.toEnd.hidden = isAtEnd; });
@@ -131,6 +131,18 @@ export class ChatView {
 
   isRunning() {
     return Boolean(this.runs.get(this.chat.id));
+  }
+
+  // The list of kept prompts, to use one or to keep what is written.
+  async openPrompts() {
+    const { openPrompts } = await import('./prompts.js');
+    await openPrompts((name) => this.usePrompt(name), () => this.composer.area.value.trim());
+  }
+
+  async usePrompt(name) {
+    const { fillPrompt } = await import('./prompts.js');
+    const text = await fillPrompt(name);
+    if (text !== null) this.composer.insert(text);
   }
 
   stop() {

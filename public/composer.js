@@ -14,7 +14,7 @@ const IS_TOUCH = matchMedia('(pointer: coarse)').matches;
 export class Composer {
   #draft = 'new';                // under which the draft is kept
 
-  // on.send(text, files), on.stop(). `dropZone` takes files that are dropped; `quick` is a
+  // on.send(text, files), on.stop(), on.prompts(). `dropZone` takes files that are dropped; `quick` is a
   // control that stands below, `modalities()` is from /props.
   constructor({ on, dropZone, quick, modalities }) {
     this.on = on;
@@ -38,7 +38,7 @@ export class Composer {
     } },
     this.chips,
     h('div', { class: 'row box' }, iconButton('clip', t('attach'), () => this.file.click()), this.file, this.area, this.stop, this.send),
-    h('div', { class: 'row small' }, quick, h('span', { class: 'space' }), this.meter, this.meterText));
+    h('div', { class: 'row small' }, quick, h('button', { type: 'button', id: 'prompts', class: 'quiet', onclick: () => on.prompts() }, t('prompts')), h('span', { class: 'space' }), this.meter, this.meterText));
     this.#takeDrops(dropZone);
     this.#update();
     this.context(0, 0);
@@ -68,6 +68,14 @@ export class Composer {
     this.files = files;
     this.#change();
     this.#keepFiles();
+  }
+
+  // Put a text where the cursor is.
+  insert(text) {
+    const { selectionStart: start, selectionEnd: end } = this.area;
+    this.area.setRangeText(text, start, end, 'end');
+    this.#change();
+    this.area.focus();
   }
 
   // Show what was being written under `key`.

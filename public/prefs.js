@@ -15,6 +15,7 @@ const DEFAULTS = {
   sampling: {},           // fields sent with every chat request
   completion: {},         // fields of the completion view
   presets: {},            // name -> fields
+  prompts: {},            // name -> text
   prompt: 'Once upon a time',
 };
 

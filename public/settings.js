@@ -2,15 +2,22 @@
 
 import { ask, field, h } from './dom.js';
 import { LANGUAGES, language, t } from './i18n.js';
-import { OptionsForm } from './options.js';
+import { OPTIONS, OptionsForm } from './options.js';
 import { prefs, savePrefs } from './prefs.js';
 import * as store from './store.js';
+
+// Settings as they are found by the command palette: [name, label, what else is said of it].
+export const settingNames = () => [
+  ...[['apiKey', 'api-key'], ['theme', 'theme'], ['language', 'language'], ['system', 'system-default'], ['enterSends', 'enter-sends'],
+    ['showSpeed', 'show-speed']].map(([name, key]) => [name, t(key), '']),
+  ...OPTIONS.map(({ name }) => [name, name, t(`help-${name}`)]),
+];
 
 const SHORTCUTS = ['Enter', 'Esc', 'Ctrl K', 'Alt N', 'Alt 1 2 3', 'Ctrl Enter'];
 
 // `defaults` are the server's, null when they aren't known. What is saved is told by
-// a "prefs" event.
-export async function openSettings(defaults) {
+// a "prefs" event. `wanted` names the field to begin with, one of the settings or of the options.
+export async function openSettings(defaults, wanted = '') {
   const check = (name, key) => h('label', { class: 'check' }, inputs[name] = h('input', { type: 'checkbox', checked: prefs[name] }), t(key));
   const choice = (value, options) => h('select', { value }, Object.entries(options).map(([code, label]) => h('option', { value: code }, label)));
   const inputs = {
@@ -43,7 +50,11 @@ export async function openSettings(defaults) {
     sampling: sampling.values,
   });
   const before = values();
-  const answer = await ask(t('settings'), content, [['', t('cancel')], ['ok', t('save'), 'main']]);
+  const asked = ask(t('settings'), content, [['', t('cancel')], ['ok', t('save'), 'main']]);
+  const input = inputs[wanted] ?? content.querySelector(`[data-option="${wanted}"]`);
+  for (let box = input?.closest('details'); box; box = box.parentElement.closest('details')) box.open = true;
+  input?.focus();
+  const answer = await asked;
   if (answer !== 'ok') return;
   const after = values();
   // Only what was changed here: another tab may have changed the rest meanwhile.

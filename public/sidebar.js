@@ -37,12 +37,19 @@ export class Sidebar {
       this.search, this.list, this.file,
       h('div', { class: 'row' },
         h('button', { type: 'button', class: 'quiet', id: 'import', onclick: () => this.file.click() }, t('import')),
-        h('button', { type: 'button', class: 'quiet', id: 'export', onclick: () => this.#exportAll() }, t('export-all'))));
+        h('button', { type: 'button', class: 'quiet', id: 'export', onclick: () => this.exportAll() }, t('export-all'))));
   }
 
   async refresh(current = this.#current) {
     this.#current = current;
     await this.#search();
+  }
+
+  // Look for `query` in titles and texts.
+  find(query) {
+    this.search.value = query;
+    this.search.focus();
+    this.#search();
   }
 
   async #search() {
@@ -84,7 +91,7 @@ export class Sidebar {
     const input = h('input', { type: 'text', maxlength: 200, value: chat.title, dir: 'auto' });
     const choice = (value, label, kind = '') => h('button', { type: 'submit', value, class: `wide ${kind}`, formnovalidate: true }, label);
     const answer = await ask(t('chat'), h('div', { class: 'settings' }, field(t('title'), input),
-      h('div', { class: 'choices' }, choice('markdown', t('export-markdown')), choice('json', t('export-json')),
+      h('div', { class: 'choices' }, choice('markdown', t('export-markdown')), choice('json', t('export-json')), choice('theirs', t('export-theirs')),
         choice('delete', t('delete-chat'), 'danger'))), [['', t('cancel')], ['ok', t('rename'), 'main']]);
     const place = [...this.list.children].findIndex((row) => row.dataset.id === chat.id);
     if (answer === 'ok' && input.value.trim()) {
@@ -102,6 +109,9 @@ export class Sidebar {
     } else if (answer === 'json') {
       const { fileName, toJson } = await import('./transfer.js');
       download(fileName(chat.title, 'json'), toJson([chat], await store.messagesOf(chat.id)), 'application/json');
+    } else if (answer === 'theirs') {
+      const [{ fileName }, { toTheirs }] = await Promise.all([import('./transfer.js'), import('./peers.js')]);
+      download(fileName(chat.title, 'json'), toTheirs([chat], await store.messagesOf(chat.id)), 'application/json');
     } else if (answer === 'markdown') {
       const { fileName, toMarkdown } = await import('./transfer.js');
       const tree = new Tree(await store.messagesOf(chat.id));
@@ -118,7 +128,7 @@ export class Sidebar {
     row?.querySelector('button')?.focus();
   }
 
-  async #exportAll() {
+  async exportAll() {
     const { toJson } = await import('./transfer.js');
     const json = toJson(await store.allChats(), await store.allMessages());
     download(`llama_srv-${new Date().toISOString().slice(0, 10)}.json`, json, 'application/json');

@@ -15,6 +15,12 @@ export const DE = {
   'import-not-json': 'Diese Datei ist kein JSON.', 'import-not-ours': 'Diese Datei enthält keine Gespräche dieser Seite.',
   'import-too-large': 'Diese Datei enthält zu viele Nachrichten.',
 
+  palette: 'Alles finden', 'palette-hint': 'Gespräch, Vorlage, Einstellung oder Befehl…', action: 'Befehl', setting: 'Einstellung',
+  'search-texts': 'Alle Gespräche nach „{query}“ durchsuchen', 'go-chat': 'Zum Gespräch', 'go-complete': 'Zum Text', 'go-server': 'Zum Server',
+  prompt: 'Vorlage', prompts: 'Vorlagen', 'prompt-new': 'Neue Vorlage', 'prompt-edit': 'Vorlage ändern', 'prompt-keep': 'Das Geschriebene als Vorlage behalten',
+  'prompt-help': 'Was in {{doppelten Klammern}} steht, wird bei der Benutzung erfragt.', 'prompt-delete': '{name} löschen', 'prompt-removed': '„{name}“ ist gelöscht.',
+  'prompts-none': 'Noch keine Vorlagen. Hier können Texte stehen, die Sie oft brauchen.', insert: 'Einfügen', 'export-theirs': 'Für llama-server sichern',
+
   undo: 'Rückgängig', 'chat-removed': '„{name}“ ist gelöscht.', more: 'Mehr', close: 'Schließen', fork: 'In ein neues Gespräch abzweigen', 'fork-of': '{name} (Abzweig)',
   'show-request': 'Diese Anfrage zeigen', 'raw-prompt': 'Prompt, wie ihn das Modell sieht', 'raw-answer': 'Antwort, wie sie gespeichert ist', form: 'Form',
   sampling: 'Sampling', 'sampling-help': 'Für dieses Gespräch, zusätzlich zu den Einstellungen.', 'sampling-standard': 'Sampling: Standard', 'sampling-own': 'Sampling: eigenes',
@@ -78,7 +84,7 @@ export const DE = {
   'api-key': 'API-Schlüssel', 'api-key-help': 'Nur nötig, wenn der Server mit --api-key läuft', theme: 'Farben', 'theme-system': 'wie das System',
   'theme-light': 'hell', 'theme-dark': 'dunkel', language: 'Sprache', 'enter-sends': 'Eingabe sendet, Umschalt + Eingabe macht eine neue Zeile',
   'show-speed': 'Tempo der Antworten zeigen', 'system-default': 'Systemprompt für neue Gespräche', 'sampling-defaults': 'Sampling für alle Gespräche',
-  shortcuts: 'Tasten', 'shortcut-0': 'senden', 'shortcut-1': 'Antwort anhalten', 'shortcut-2': 'Gespräche durchsuchen', 'shortcut-3': 'neues Gespräch',
+  shortcuts: 'Tasten', 'shortcut-0': 'senden', 'shortcut-1': 'Antwort anhalten', 'shortcut-2': 'Gespräche, Vorlagen, Einstellungen und Befehle finden', 'shortcut-3': 'neues Gespräch',
   'shortcut-4': 'Chat, Text, Server', 'shortcut-5': 'Text fortsetzen, Änderung speichern', data: 'Daten',
   'data-help': 'Gespräche und Einstellungen liegen nur in diesem Browser.', 'delete-all': 'Alle Gespräche löschen',
   'delete-all-sure': 'Alle Gespräche löschen? Das lässt sich nicht rückgängig machen.',

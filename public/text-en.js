@@ -15,6 +15,12 @@ export const EN = {
   'import-not-json': 'This file is not JSON.', 'import-not-ours': 'This file holds no conversations of this page.',
   'import-too-large': 'This file holds too many messages.',
 
+  palette: 'Find anything', 'palette-hint': 'Conversation, prompt, setting or action…', action: 'action', setting: 'setting',
+  'search-texts': 'Search all conversations for “{query}”', 'go-chat': 'Go to the chat', 'go-complete': 'Go to completion', 'go-server': 'Go to the server view',
+  prompt: 'Prompt', prompts: 'Prompts', 'prompt-new': 'New prompt', 'prompt-edit': 'Edit prompt', 'prompt-keep': 'Keep what is written as a prompt',
+  'prompt-help': 'What stands in {{double braces}} is asked for when the prompt is used.', 'prompt-delete': 'Delete {name}', 'prompt-removed': '“{name}” is deleted.',
+  'prompts-none': 'No prompts yet. Keep texts here that you use often.', insert: 'Insert', 'export-theirs': 'Export for llama-server',
+
   undo: 'Undo', 'chat-removed': '“{name}” is deleted.', more: 'More', close: 'Close', fork: 'Fork into a new conversation', 'fork-of': '{name} (fork)',
   'show-request': 'Show this request', 'raw-prompt': 'Prompt as the model sees it', 'raw-answer': 'Answer as it is stored', form: 'Form',
   sampling: 'Sampling', 'sampling-help': 'For this conversation, on top of the settings.', 'sampling-standard': 'sampling: standard', 'sampling-own': 'sampling: own',
@@ -75,7 +81,7 @@ export const EN = {
   'api-key': 'API key', 'api-key-help': 'Only if the server was started with --api-key', theme: 'Colours', 'theme-system': 'as the system',
   'theme-light': 'light', 'theme-dark': 'dark', language: 'Language', 'enter-sends': 'Enter sends, Shift + Enter is a new line',
   'show-speed': 'Show the speed of answers', 'system-default': 'System prompt for new chats', 'sampling-defaults': 'Sampling for all chats',
-  shortcuts: 'Keys', 'shortcut-0': 'send', 'shortcut-1': 'stop the answer', 'shortcut-2': 'search conversations', 'shortcut-3': 'new chat',
+  shortcuts: 'Keys', 'shortcut-0': 'send', 'shortcut-1': 'stop the answer', 'shortcut-2': 'find conversations, prompts, settings and actions', 'shortcut-3': 'new chat',
   'shortcut-4': 'chat, completion, server', 'shortcut-5': 'continue the text, save an edit', data: 'Data',
   'data-help': 'Conversations and settings are kept in this browser only.', 'delete-all': 'Delete all conversations',
   'delete-all-sure': 'Delete all conversations? This can’t be undone.',

@@ -1,4 +1,5 @@
-// Conversations as files: JSON (everything, can be imported again) and Markdown (the shown branch, to read).
+// Conversations as files: JSON (everything, can be imported again; also that of llama-server's page) and Markdown (the
+// shown branch, to read).
 // Imports are strangers' data: every field is checked and copied by name, ids are made anew.
 
 import { fullText, isFile } from './attach.js';
@@ -6,6 +7,7 @@ import { callsText, pretty } from './calls.js';
 import { date, t } from './i18n.js';
 import { roleName } from './message.js';
 import { OPTIONS } from './options.js';
+import { fromTheirs, isTheirs } from './peers.js';
 import { newId } from './store.js';
 
 const FORMAT = 'llama_srv chats';
@@ -41,6 +43,7 @@ export function fromJson(source) {
   let file;
   try {
     file = JSON.parse(source);
+    if (isTheirs(file)) file = { format: FORMAT, ...fromTheirs(file) };
   } catch {
     throw new Error(t('import-not-json'));
   }

@@ -58,7 +58,14 @@ def test_the_dialog_of_a_conversation_says_what_its_buttons_do(scripted: Scripte
     browser.click(".chats li:first-child button")
     assert browser.run("return getSelection().toString() || document.activeElement.value") == "Second"
     labels = browser.run("return [...document.querySelectorAll('dialog button')].map((one) => one.textContent)")
-    assert labels == ["Export as Markdown", "Export as JSON", "Delete this conversation", "Cancel", "Rename"]
+    assert labels == [
+        "Export as Markdown",
+        "Export as JSON",
+        "Export for llama-server",
+        "Delete this conversation",
+        "Cancel",
+        "Rename",
+    ]
     browser.type("dialog input", "Another" + ENTER)  # over the selected name
     wait_until(lambda: browser.text(".chats li:first-child a") == "Another", "the new name")
     focused = "return document.activeElement.closest('li')?.querySelector('a').textContent"
