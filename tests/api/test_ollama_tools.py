@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.api.test_ollama import HI, ask, lines, text_of
+from tests.api.test_ollama import HI, ask, lines, refuse, text_of
 from tests.api.test_tool_calls import ARGUMENTS, CALL, REPLY, TEMPLATE, THOUGHT, TOOLS, written
 from tests.fakes import FakeBackend
 from tests.fakes import answer as answers
@@ -65,6 +65,19 @@ def test_a_text_between_calls_comes_between_them(talker):
     found = [line["message"] for line in lines(api.post(CHAT, {"messages": HI, "tools": TOOLS}))]
     kinds = ["call" if "tool_calls" in one else "text" for one in found if one["content"].strip() or len(one) > 2]
     assert kinds[0] == "call" and kinds[-1] == "call" and set(kinds[1:-1]) <= {"text"}
+
+
+@pytest.mark.covers("L18")
+def test_a_choice_of_tools_counts_though_ollama_has_none(talker):
+    api = talker(CALL)
+    chosen = {"type": "function", "name": "weather"}  # as the AI SDK's provider writes it
+    for choice, is_lazy in (("required", False), (chosen, False), ("auto", True), (None, True)):
+        assert called(message_of(api, tool_choice=choice)) == [(0, "weather", json.loads(ARGUMENTS))]
+        [slot] = api.get("/slots").json()
+        assert slot["grammar_lazy"] == is_lazy and ("clock" in slot["grammar"]) == (choice != chosen)
+    assert not called(message_of(api, tool_choice="none"))
+    for choice in ("sometimes", 1, {**chosen, "name": "x"}):
+        assert "tool_choice" in refuse(api, CHAT, messages=HI, tools=TOOLS, tool_choice=choice)
 
 
 def test_a_call_that_was_cut_off_is_not_sent(talker):

@@ -262,9 +262,10 @@ def bound(api, **fields: object) -> dict:
 
 
 FORCED = {"type": "function", "function": {"name": "clock"}}
+FLAT = {"type": "function", "name": "clock"}
 
 
-@pytest.mark.parametrize("choice", ["required", FORCED], ids=["required", "named"])
+@pytest.mark.parametrize("choice", ["required", FORCED, FLAT], ids=["required", "named", "named as in Responses"])
 def test_where_a_call_is_required_the_grammar_holds_from_the_beginning(talker, choice):
     settings = bound(talker(CALL), tool_choice=choice)
     assert settings["grammar"] and not settings["grammar_lazy"]

@@ -20,7 +20,7 @@ from server.api.dialects.dialect import Answer, Call, Dialect
 from server.api.request.chat.answer import answer_form
 from server.api.request.chat.messages import ROLE, Conversation, chat_prompt, require_few, template_variables, unread
 from server.api.request.chat.reasoning import read_reasoning
-from server.api.request.chat.tools import AUTO, Tools, check_tool, list_items, tools_by_name
+from server.api.request.chat.tools import Tools, read_tools
 from server.api.request.constraints import Wanted, any_object, read_wanted
 from server.api.request.fields import CHAT_FIELDS, OLLAMA_CHAT, OLLAMA_OPTIONS, warning_header
 from server.api.request.media import Files
@@ -69,7 +69,7 @@ def read_chat(incoming: Incoming) -> TextRequest | Response:
     unknown = OLLAMA_CHAT.unread(incoming.body)
     if own["messages"] in (None, []):
         return loaded(model, own, unknown, chat_part)
-    tools = read_tools(own["tools"])
+    tools = read_tools({**own, "parallel_tool_calls": True, "functions": None, "function_call": None})
     messages = read_turns(own["messages"], files)
     chat = chat_prompt(model, conversation(model, messages, own["think"], tools), files)
     form = answer_form(model, chat, read_format(own["format"], model.defaults))
@@ -146,13 +146,6 @@ def read_format(value: object, defaults: Mapping[str, Any]) -> Wanted | None:
     if value != "json" and not isinstance(value, dict):
         raise ApiError(400, f"format: {shorten(value)} is neither 'json' nor a JSON schema")
     return Wanted("format", any_object() if value == "json" else value)
-
-
-def read_tools(value: object) -> Tools:
-    """The tools of a request. The model may call any of them, or none."""
-    tools = [check_tool(one, where, f"{where}.function") for one, where in list_items(value, "tools")]
-    by_name = tools_by_name(tools, "tools")
-    return Tools(tuple(tools), tuple(by_name.values()), AUTO) if tools else Tools()
 
 
 def read_turns(value: object, files: Files) -> list[Message]:

@@ -146,6 +146,7 @@ OLLAMA_CHAT_FIELDS = (
         "messages", list, None, "the conversation: `role`, `content`, `images`, `thinking`, `tool_calls`, `tool_name`"
     ),
     Field("tools", list, None, "functions that the model may call"),
+    Field("tool_choice", object, None, "as in OpenAI's chats: Ollama has none, but the AI SDK sends it"),
 )
 OLLAMA_GENERATE_FIELDS = (
     Field("prompt", str, "", "what the user says; nothing is an answer without text"),

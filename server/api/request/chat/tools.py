@@ -132,6 +132,8 @@ def _choice(value: object, field: str, names: tuple[str, ...]) -> tuple[str, tup
     if field == "function_call":
         return REQUIRED, (known_name(value, field, names),)
     if value.get("type") == "function":
+        if "name" in value and "function" not in value:  # as in OpenAI's Responses; some clients send it everywhere
+            return REQUIRED, (known_name(value, field, names),)
         return REQUIRED, (known_name(value.get("function"), f"{field}.function", names),)
     if value.get("type") == "allowed_tools":
         return _allowed_tools(value.get("allowed_tools"), f"{field}.allowed_tools", names)

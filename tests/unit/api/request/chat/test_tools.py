@@ -128,7 +128,10 @@ BAD = [
     ({"tools": [tool()], "tool_choice": {"type": "tool"}}, "tool_choice.type"),
     ({"tools": [tool()], "tool_choice": {"type": ["function"]}}, "tool_choice.type"),
     ({"tools": [tool()], "tool_choice": {"type": "function"}}, "tool_choice.function.name"),
-    ({"tools": [tool()], "tool_choice": {"type": "function", "name": "f"}}, "tool_choice.function.name"),
+    (
+        {"tools": [tool()], "tool_choice": {"type": "function", "name": "g"}},
+        "tool_choice.name: there is no function 'g'",
+    ),
     ({"tools": [tool()], "tool_choice": named("g")}, "no function 'g'"),
     ({"tools": [tool()], "tool_choice": named({})}, "tool_choice.function.name"),
     ({"tools": [tool()], "tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
