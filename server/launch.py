@@ -10,10 +10,13 @@ Not taken: starting the engine before the options are read. It would be for noth
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import gc
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,6 +27,7 @@ from server.engine.client import spawn
 from server.errands import double_click
 from server.errands.tuned import chosen
 from server.errors import FAILED, MISCONFIGURED
+from server.options.commands import is_command
 from server.options.groups import Options, group
 from server.options.parser import OptionError, parse, usage
 
@@ -38,7 +42,9 @@ NO_MEMORY = "there is not enough memory, or a limit such as ulimit -v allows too
 def main(argv: Sequence[str]) -> int:
     """The whole program; the exit code, see `shells.EXIT_STATUS`."""
     program.open_standard_streams()
-    is_click = double_click.is_one(argv)
+    if os.environ.pop(program.OWNED, ""):
+        threading.Thread(target=_end_with_input, name="owner", daemon=True).start()
+    is_click = double_click.is_one(argv) and not is_command(argv)
     code = _main(argv, is_click)
     if code and is_click:
         double_click.hold()
@@ -75,7 +81,20 @@ def _fail(why: str, code: int = FAILED) -> int:
     return code
 
 
+def _end_with_input() -> None:
+    """As Ctrl-C does, once whoever has started this server has gone. (A thread within `sys.stdin` would end the
+    interpreter's end.)"""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1024):
+            pass
+    _thread.interrupt_main()
+
+
 def _run(argv: Sequence[str], is_click: bool) -> int:
+    if is_command(argv):
+        from server.commands import main as commands  # here, because no server needs it
+
+        return commands.main(argv)
     try:
         own = own_bundle()
         bundled = own.defaults if own else ()

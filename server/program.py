@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 """The folder with `libs/` and `public/`: of the checkout, or where a frozen program was unpacked."""
 OWN_FILE = "LLAMA_SRV_FILE"
+OWNED = "LLAMA_SRV_OWNED"
+"""Of a server that a command has started: it ends when its input does, so when that command does."""
 LOCK = ".in-use"
 NEW = ".new-"  # what one_file.sh calls folders that it is unpacking into
 UNUSED_S = 14 * 24 * 3600

@@ -15,6 +15,7 @@ QUANT_ORDER = ("Q4_K_M", "Q8_0")
 PROJECTOR = "mmproj"
 NOT_MODELS = (PROJECTOR, "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 SUFFIX = ".gguf"
+REPO = re.compile(r"\w+(?:[.-]+\w+)*/\w+(?:[.-]+\w+)*", re.ASCII)
 TAG = re.compile(r"[-.]([A-Z0-9_]+)\.gguf", re.IGNORECASE | re.ASCII)
 QUANT = re.compile(
     r"[-._]((?:UD-)?(?:I?Q\d\w*|TQ\d_\d|BF16|FP?16|FP?32|MXFP4\w*|NVFP4\w*))(?=$|[-.])", re.IGNORECASE | re.ASCII

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from server.options import config_file
+from server.options.commands import COMMANDS
 from server.options.groups import ERRAND, MODEL, Settings, scope_of
 from server.options.known import OTHER_GROUPS, OTHER_OPTIONS
 from server.options.row import IGNORED, SAME, WORKS, Option, OptionError, convert, switch
@@ -134,14 +135,36 @@ def _refuse(option: Option, source: str) -> None:
 # ---- the command line ------------------------------------------------------------------------------------------------
 
 
-def _read_argv(source: _Source, argv: Sequence[str]) -> None:
+def read_command(
+    argv: Sequence[str], environ: Mapping[str, str], table: Sequence[Option]
+) -> tuple[Settings, list[str], list[tuple[str, str]]]:
+    """The options of a command, the words that are none, and the options as they were given: (name, word) pairs.
+    OptionError. Behind `--` all are words."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    line, variables = _Source(table), _Source(table)
+    words: list[str] = []
+    given = _read_argv(line, argv[:end], words)
+    _read_environment(variables, environ)
+    values = {option.key: option.default for option in table if not option.dest}
+    found = {**variables.values, **line.values}
+    return Settings(**{**values, **found}, given=frozenset(found), warnings=()), [*words, *argv[end + 1 :]], given
+
+
+def _read_argv(source: _Source, argv: Sequence[str], words: list[str] | None = None) -> list[tuple[str, str]]:
+    """Take the options; `words` takes what is none, which is a model's file otherwise. The options as they were given,
+    see `read_command`."""
     rest = list(reversed(argv))
+    given: list[tuple[str, str]] = []
     while rest:
         word = rest.pop()
+        n_left = len(rest)
         flag, equals, text = word.partition("=")
         if flag.startswith("--"):
             flag = flag.replace("_", "-")
         option, is_on = source.by_flag.get(flag, (None, True))
+        if option is None and words is not None and not (word.startswith("-") and word != "-"):
+            words.append(word)
+            continue
         if option is None:
             _read_model(source, word)
             continue
@@ -150,10 +173,12 @@ def _read_argv(source: _Source, argv: Sequence[str]) -> None:
             if equals:
                 raise OptionError(f"{flag} is a switch and takes no value")
             source.set(option, flag, is_on)
-            continue
-        if not equals:
-            text = _next_word(option, flag, rest)
-        source.set(option, flag, convert(option, flag, text))
+        else:
+            if not equals:
+                text = _next_word(option, flag, rest)
+            source.set(option, flag, convert(option, flag, text))
+        given += [(option.name, taken) for taken in (word, *argv[len(argv) - n_left : len(argv) - len(rest)])]
+    return given
 
 
 def _read_model(source: _Source, word: str) -> None:
@@ -348,15 +373,17 @@ def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_s
     width = max(min(shutil.get_terminal_size((100, 25)).columns, 110), 50)
     about = "Serves a language model over HTTP, on this machine and without a network."
     lines = [f"usage: {program} MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
+    lines += [f"  {f'{command.name} {command.words}':<20}{command.help}" for command in COMMANDS.values()]
+    lines += ["", f"{program} COMMAND --help says more of these.", ""]
     if is_short:
         shown = [option for option in table if option.name in SHORT_HELP]
-        lines += [line for option in shown for line in _help_lines(option, width, is_short)]
+        lines += [line for option in shown for line in help_lines(option, width, is_short)]
         return "\n".join([*lines, "", f"--help all shows all {len(table)} options, and where else they can be set."])
     for group in dict.fromkeys(option.group for option in table):
         lines.append(f"{group}:")
         for option in table:
             if option.group == group:
-                lines += _help_lines(option, width)
+                lines += help_lines(option, width)
         lines.append("")
     lines += textwrap.wrap(
         "Environment variables in brackets. Every flag also takes --flag=value. The command line wins over the "
@@ -367,7 +394,8 @@ def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_s
     return "\n".join(lines)
 
 
-def _help_lines(option: Option, width: int, is_short: bool = False) -> list[str]:
+def help_lines(option: Option, width: int, is_short: bool = False) -> list[str]:
+    """What the help says of an option. `is_short`: without variables and older defaults."""
     flags = ", ".join(option.flags + option.off_flags) + (f" {option.metavar}" if option.type is not None else "")
     text = option.help
     if "default" not in text and option.type is not None and option.default not in (None, ()):

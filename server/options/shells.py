@@ -11,11 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from server.options.commands import COMMANDS, Command
 from server.options.row import Option
 from server.options.table import GROUPS, OPTIONS
 
-COMMANDS = ("llama-srv", "llama-server", "server", "llama_srv.py")
+PROGRAMS = ("llama-srv", "llama-server", "server", "llama_srv.py")
 """Names that the program goes by; the two in the middle are those of llama.cpp, of today and of 2024."""
+PEER_FLAG = "--url"  # of commands only
 FILES, FOLDERS = ("FILE", "MODEL"), ("DIR",)
 
 DESCRIPTION = """\
@@ -41,8 +43,8 @@ EXIT_STATUS = (
 
 def completion(shell: str, own_name: str = "") -> str:
     """The script for bash, zsh, fish or powershell. `own_name`: what the user's copy of the program is called."""
-    is_new = own_name not in COMMANDS and re.fullmatch(r"\w[\w.+-]*", own_name)
-    return WRITERS[shell]((*COMMANDS, own_name) if is_new else COMMANDS)
+    is_new = own_name not in PROGRAMS and re.fullmatch(r"\w[\w.+-]*", own_name)
+    return WRITERS[shell]((*PROGRAMS, own_name) if is_new else PROGRAMS)
 
 
 def values_of(option: Option) -> tuple[str, ...]:
@@ -82,8 +84,9 @@ def bash(commands: Sequence[str]) -> str:
     flags = " ".join(flag for option in OPTIONS for flag in flags_of(option))
     lines += [
         "    esac",
+        f"    if [[ $COMP_CWORD == 1 ]]; then COMPREPLY=($(compgen -W '{' '.join(COMMANDS)}' -- \"$word\")); fi",
         "    [[ $word == -* ]] || [[ -z $word && $before != = ]] || return",
-        f"    COMPREPLY=($(compgen -W '{flags}' -- \"$word\"))",
+        f"    COMPREPLY+=($(compgen -W '{flags} {PEER_FLAG}' -- \"$word\"))",
         "}",
         f"complete -o default -F _llama_srv {' '.join(commands)}",
         "",
@@ -115,7 +118,16 @@ def zsh(commands: Sequence[str]) -> str:
                     else " "
                 )
             lines.append(f"  '{others}{flag}[{_zsh(summary(option))}]{value}' \\")
-    return "\n".join([*lines, "  '*:file:_files'", ""])
+    first = f'{{_alternative "commands:command:({" ".join(COMMANDS)})" "files:model:_files"}}'
+    return "\n".join(
+        [
+            *lines,
+            f"  '{PEER_FLAG}[ask a running server]:URL: ' \\",
+            f"  '1:model or command:{first}' \\",
+            "  '*:file:_files'",
+            "",
+        ]
+    )
 
 
 def _zsh(text: str) -> str:
@@ -145,12 +157,18 @@ def fish(commands: Sequence[str]) -> str:
             )
         text = summary(option).replace("\\", "\\\\").replace("'", "\\'")
         lines += [f"complete -c {command} {kinds}{value} -d '{text}'" for command in commands]
+    for command in commands:
+        lines.append(f"complete -c {command} -l {PEER_FLAG[2:]} -x -d 'ask a running server'")
+        lines += [
+            f"complete -c {command} -n __fish_use_subcommand -a {word} -d '{row.help}'"
+            for word, row in COMMANDS.items()
+        ]
     return "\n".join(lines) + "\n"
 
 
 def powershell(commands: Sequence[str]) -> str:
     """A native completer over a table of flags; what it doesn't know is left to PowerShell, which completes paths."""
-    rows, words = [], []
+    rows, words = [f"    '{PEER_FLAG}' = 'ask a running server'"], []
     for option in OPTIONS:
         text = summary(option).replace("'", "''")
         rows += [f"    '{flag}' = '{text}'" for flag in flags_of(option)]
@@ -158,6 +176,7 @@ def powershell(commands: Sequence[str]) -> str:
             values = ", ".join(f"'{word}'" for word in values_of(option))
             words += [f"    '{flag}' = @({values})" for flag in option.flags]
     names = ", ".join(f"'{name}'" for name in commands)
+    first = ", ".join(f"'{word}'" for word in COMMANDS)
     return "\n".join(
         (
             # a hash table of PowerShell knows no capitals, and -c and -C are two flags
@@ -171,7 +190,12 @@ def powershell(commands: Sequence[str]) -> str:
             "        Select-Object -Last 1",
             '    $choices = $words["$before"]',
             '    if ($choices) { $choices | Where-Object { $_ -like "$word*" }; return }',
-            "    if (-not \"$word\".StartsWith('-')) { return }",
+            "    if (-not \"$word\".StartsWith('-')) {",
+            '        if ("$before" -eq "$($line.CommandElements[0])") {',
+            f'            {first} | Where-Object {{ $_ -clike "$word*" }}',
+            "        }",
+            "        return",
+            "    }",
             '    $flags.Keys | Where-Object { $_ -clike "$word*" } | Sort-Object | ForEach-Object {',
             "        [System.Management.Automation.CompletionResult]::new($_, $_, 'ParameterName', $flags[$_]) }",
             "}.GetNewClosure()",
@@ -200,8 +224,14 @@ def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
         ".B python llama_srv.py",
         ".I MODEL.gguf",
         "[options]",
+        ".br",
+        ".B llama\\-srv",
+        ".I COMMAND",
+        "[options]",
         ".SH DESCRIPTION",
         *_text(DESCRIPTION),
+        ".SH COMMANDS",
+        *(line for row in COMMANDS.values() for line in _man_command(row)),
         ".SH OPTIONS",
         *_text(
             "Every flag also takes --flag=value. The command line wins over the environment (the variable in "
@@ -226,6 +256,12 @@ def manual(version: str, table: Sequence[Option] = OPTIONS) -> str:
         "Four requests at a time, for the network, only for those who know the key.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _man_command(command: Command) -> list[str]:
+    words = f" \\fI{_escaped(command.words)}\\fR" if command.words else ""
+    about = command.about.split("\n  ")[0]
+    return [".TP", f"\\fB{command.name}\\fR{words}", *_text(f"{about} {command.name} --help shows its options.")]
 
 
 def _man_option(option: Option) -> list[str]:

@@ -58,6 +58,16 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.download": ("server.models.file_names",),  # what files are called
     "server.bench": (),
     "server.errands": ("server.options",),
+    "server.commands": (
+        "ctypes_api.errors",
+        "server.download",
+        "server.engine.llama.backend",  # asks it what a model would take
+        "server.engine.seam",
+        "server.model_files",
+        "server.model_sources",
+        "server.models",
+        "server.options",
+    ),
     "server.service": ("server.options", "server.web"),
     "server.web": ("server.web.http1",),
     "server.web.http1": ("server.web.limits",),
@@ -140,7 +150,7 @@ IMPORTED_ONLY_BY = {
     "server.launch": ("llama_srv",),
     "server.app": ("server.launch",),
     "server.serving": ("server.app",),
-    "server.model_sources": ("server.app",),
+    "server.model_sources": ("server.app", "server.commands.listing"),
 }
 MAX_MODULES = 12
 CROWDED_FOR_A_REASON = ("server.chat.jinja",)  # one language, cut along its grammar

@@ -88,10 +88,16 @@ def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
     return lines
 
 
+def plan_of(config: EngineConfig) -> Plan | None:
+    """What would be chosen for the model on this machine; None if nothing is known about the memory that it takes.
+    StartError if it can't fit and would not be loaded."""
+    return make_plan(_load(config.libs, config.cpu_variant), config, find_shape(config))
+
+
 def plan_lines(config: EngineConfig) -> list[str]:
     """What the model would take and what would be chosen, for `--dry-run`; the last line is the verdict. StartError if
     it can't fit and would not be loaded."""
-    plan = make_plan(_load(config.libs, config.cpu_variant), config, find_shape(config))
+    plan = plan_of(config)
     if plan is None:
         return [config.model, "whether it fits can't be said: nothing is known about the memory that it takes"]
     return [config.model, *plan.lines(), plan.fault or "it fits"]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from server.options import shells
+from server.options.commands import COMMANDS
 from server.options.row import Option
 from server.options.table import OPTIONS
 from tests.support import PATIENCE
@@ -112,6 +113,22 @@ def test_bash_offers_flags_words_files_and_folders(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), reason="only on machines with bash")
+def test_bash_offers_commands_as_the_first_word(tmp_path):
+    (tmp_path / "pumpkin.gguf").touch()
+    assert complete("llama-srv pul", tmp_path) == ["pull"]
+    assert complete("llama-srv pum", tmp_path) == ["pumpkin.gguf"]
+    assert complete("llama-srv run pum", tmp_path) == ["run", "pumpkin.gguf"]
+    assert complete("llama-srv -m pul", tmp_path) == ["-m", "pul"]
+    assert complete("llama-srv ps --ur", tmp_path) == ["ps", "--url"]
+
+
+@pytest.mark.parametrize("shell", sorted(CHECKS))
+def test_each_command_can_be_completed(shell):
+    script = shells.completion(shell)
+    assert [name for name in COMMANDS if not has_word(script, name)] == []
+
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), reason="only on machines with bash")
 def test_bash_completes_behind_an_equals_sign(tmp_path):
     (tmp_path / "my model.gguf").touch()
     (tmp_path / "mix").mkdir()
@@ -152,6 +169,7 @@ def test_the_manual_has_each_option_with_its_variable():
     for option in OPTIONS:
         assert all(f"\\fB{flag.replace('-', chr(92) + '-')}\\fR" in page for flag in option.flags), option.name
         assert option.env in page
+    assert all(f"\\fB{name}\\fR" in page for name in COMMANDS)
 
 
 @pytest.mark.parametrize("reader", [("groff", "-man", "-Tutf8", "-ww", "-z"), ("mandoc", "-Tlint", "-W", "warning")])

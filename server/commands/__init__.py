@@ -1,0 +1,1 @@
+"""What the program does when its first word is a command: models, show, pull, rm, ps, run. No server imports it."""

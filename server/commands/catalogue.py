@@ -1,0 +1,126 @@
+"""The models of this machine for commands: find one by its name, fetch one, remove one.
+
+Main thread, instead of serving. The catalogue itself is `server.models.catalogue`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from server import program
+from server.errors import PassingError
+from server.models.catalogue import ModelEntry, find_models
+from server.models.file_names import REPO, stem_of
+from server.models.removal import RemovalError, remove_files
+from server.options.groups import CatalogueOptions, Settings
+from server.options.parser import OptionError
+from server.records import record
+
+HUBS = re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/(.+?)/?")
+
+
+@record(frozen=True)
+class Call:
+    """One command: its options, the words that are none, and the options as they were given: (name, word) pairs."""
+
+    settings: Settings
+    names: list[str]
+    options: list[tuple[str, str]]
+
+
+def tell(line: str) -> None:
+    """A line that isn't what was asked for: a note, an error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def entries_of(settings: Settings, with_notes: bool = True) -> list[ModelEntry]:
+    """All models that a server with these options would have."""
+    options = CatalogueOptions(
+        models_dir=settings.models_dir,
+        models_preset=settings.models_preset,
+        models_max=0,
+        models_autoload=True,
+        files=(),
+    )
+    return find_models(options, program.cache_folder(), lambda line: tell(f"note: {line}") if with_notes else None)
+
+
+def find(settings: Settings, name: str) -> tuple[ModelEntry, list[ModelEntry]]:
+    """The model of this name, or in this file; and all there are. OptionError with names like it."""
+    entries = entries_of(settings, with_notes=False)
+    for is_it in (str.__eq__, lambda a, b: a.lower() == b.lower()):
+        for entry in entries:
+            if any(is_it(own, name) for own in (entry.name, *entry.aliases)):
+                return entry, entries
+    if os.path.isfile(name):
+        return ModelEntry(stem_of(Path(name).name), path=name, parts=(name,), source="option"), entries
+    raise OptionError(f"there is no model {name!r} here{near(name, entries)}")
+
+
+def near(name: str, entries: Sequence[ModelEntry]) -> str:
+    """The end of a sentence about a name that there isn't."""
+    import difflib
+
+    known = {own.lower(): own for entry in entries for own in (entry.name, *entry.aliases)}
+    close = [one for one in known if name.lower() in one][:3]
+    close = close or difflib.get_close_matches(name.lower(), known, 3, 0.5)
+    if close:
+        return ", do you mean " + " or ".join(known[one] for one in close) + "?"
+    if not entries:
+        return "; pull USER/MODEL fetches one, --models-dir DIR names a folder of them"
+    return "; the command models lists what there is"
+
+
+def repository(name: str) -> str | None:
+    """USER/MODEL[:QUANT] of a name that can be fetched from a hub; None if it is none."""
+    found = HUBS.fullmatch(name)
+    name = found[1] if found else name
+    repo, colon, quant = name.partition(":")
+    is_one = REPO.fullmatch(repo) and re.fullmatch(r"[\w.-]+" if colon else "", quant)
+    return name if is_one else None
+
+
+def pull(call: Call) -> int:
+    """`pull NAME`: fetch it into the cache, or finish what was begun; the exit code."""
+    path = fetch(call.settings, call.names[0])
+    print(path)
+    tell(f"run it with: {program.program()} run {call.names[0]}")
+    return 0
+
+
+def fetch(settings: Settings, name: str) -> Path:
+    """Fetch a model, and the projector that its repository has; its path. OptionError, PassingError."""
+    from server.download import DownloadError, fetch_model, fetch_projector
+
+    repo = repository(name)
+    is_url = repo is None and name.startswith(("http://", "https://"))
+    if not (repo or is_url):
+        raise OptionError(f"'{name}' can't be fetched: name USER/MODEL, USER/MODEL:QUANT or the address of a GGUF file")
+    token = settings.hf_token
+    try:
+        path = fetch_model(name if is_url else None, repo, settings.hf_file, sha256=settings.model_sha256, token=token)
+        if repo:
+            fetch_projector(repo, path, token=token)
+    except DownloadError as error:
+        raise PassingError(str(error)) from None
+    except KeyboardInterrupt:
+        tell("\nstopped; what has arrived is kept, and the same command goes on with it")
+        raise
+    return path
+
+
+def remove(call: Call) -> int:
+    """`rm NAME`: remove its files; the exit code."""
+    settings = call.settings
+    entry, entries = find(settings, call.names[0])
+    roots = [program.cache_folder() / "models", *([Path(settings.models_dir)] if settings.models_dir else [])]
+    try:
+        removed = remove_files(entry, entries, roots)
+    except RemovalError as error:
+        raise OptionError(str(error)) from None
+    print("\n".join(f"removed {path}" for path in removed))
+    return 0

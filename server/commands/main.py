@@ -1,0 +1,121 @@
+"""Commands of the command line, their options and their help: from words to a function that does it.
+
+Main thread, instead of serving. Options are rows of the same table as the server's, read by the same parser; a command
+has those that it uses, and `run` all that are about a model. Mistakes are one line and the exit codes of the server.
+
+Not taken: commands as options (`--pull`). They take names and words of their own, and people know them so from others.
+"""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Sequence
+
+from ctypes_api.errors import LibsError
+from server import log, program
+from server.commands import catalogue
+from server.commands.catalogue import Call, tell
+from server.errors import FAILED, MISCONFIGURED, PassingError, StartError
+from server.options.commands import COMMANDS, Command
+from server.options.groups import MODEL, scope_of
+from server.options.parser import OptionError, help_lines, read_command
+from server.options.row import Option, keys, url
+from server.options.table import OPTIONS
+
+PEER = (
+    Option("url", ("--url",), "ask the server at this address, e.g. http://127.0.0.1:8080", "", url, metavar="URL"),
+    Option("port", ("--port",), "ask the server at this port of this machine", "", int, 8080, "N", low=1, high=65535),
+    Option("api_key", ("--api-key",), "a key that the server asks for", "", keys, (), "KEY", "LLAMA_API_KEY"),
+)
+HELP = Option("help", ("-h", "--help"), "show this and exit", "", None, False)
+WIDTH = 100
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what the command `argv[0]` says; the exit code, see `shells.EXIT_STATUS`."""
+    command = COMMANDS[argv[0]]
+    try:
+        call = read(command, argv[1:])
+        if call is None:
+            print(usage(command))
+            return 0
+        return DOERS[command.name](call)
+    except (OptionError, StartError, LibsError, OSError) as error:
+        log.flush()
+        tell(f"error: {error}")
+        return FAILED if isinstance(error, (PassingError, OSError)) else MISCONFIGURED
+
+
+def table_of(command: Command) -> list[Option]:
+    """The options of a command."""
+    own = [option for option in OPTIONS if option.name in command.options]
+    if command.takes_model_options:
+        own += [option for option in OPTIONS if scope_of(option) == MODEL and option not in own]
+    return [HELP, *(PEER if command.has_url else ()), *own]
+
+
+def read(command: Command, words: Sequence[str]) -> Call | None:
+    """What is to be done, and with what; None to show the help. OptionError."""
+    settings, names, rest = read_command(words, os.environ, table_of(command))
+    if settings.help:
+        return None
+    if len(names) < command.n_words:
+        raise OptionError(f"{command.name} needs {command.words}: see {command.name} --help")
+    if len(names) > command.n_words and not command.takes_text:
+        raise OptionError(f"'{names[command.n_words]}' is one word too many: see {command.name} --help")
+    return Call(settings, names, rest)
+
+
+def usage(command: Command) -> str:
+    """The text of `COMMAND --help`."""
+    name = program.program().removeprefix("python ")
+    lines = [f"usage: {name} {command.name} {command.words}".rstrip() + " [options]", ""]
+    for paragraph in command.about.split("\n"):
+        is_example = paragraph.startswith("  ")
+        lines += [paragraph.format(program=name)] if is_example else textwrap.wrap(paragraph, WIDTH) or [""]
+    lines.append("")
+    shown = [option for option in table_of(command) if not command.takes_model_options or option.name in SHOWN]
+    lines += [line for option in shown for line in help_lines(option, WIDTH, is_short=True)]
+    if command.takes_model_options:
+        lines += ["", "All options of the server about a model work here, too: see --help all."]
+    return "\n".join(lines)
+
+
+SHOWN = ("help", "url", "port", "api_key", "models_dir", "models_preset", "ctx_size", "temperature", "threads", "libs")
+"""The options that `run --help` shows of the many that it has."""
+
+
+def _models(call: Call) -> int:
+    from server.commands import listing
+
+    return listing.list_models(call)
+
+
+def _show(call: Call) -> int:
+    from server.commands import listing
+
+    return listing.show(call)
+
+
+def _ps(call: Call) -> int:
+    from server.commands import listing
+
+    return listing.list_running(call)
+
+
+def _pull(call: Call) -> int:
+    return catalogue.pull(call)
+
+
+def _rm(call: Call) -> int:
+    return catalogue.remove(call)
+
+
+def _run(call: Call) -> int:
+    from server.commands import run
+
+    return run.run(call)
+
+
+DOERS = {"models": _models, "show": _show, "ps": _ps, "pull": _pull, "rm": _rm, "run": _run}

@@ -1,0 +1,109 @@
+"""The commands of the command line as data: their words, options and help. What they do is in `server.commands`.
+
+A leaf, read by `launch` at every start (is the first word one of these?), by the help, the shells' completion and the
+manual page.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from server.records import record
+
+FOLDERS = ("models_dir", "models_preset")
+
+
+@record(frozen=True)
+class Command:
+    """One command. `words` are shown behind its name, and `n_words` are needed; `takes_text`: more may follow.
+
+    `options` are names of rows of the table. `about` is for `--help`; lines that begin with blanks are examples, in
+    which {program} is how the program is called. `has_url`: it asks a running server."""
+
+    name: str
+    words: str
+    n_words: int
+    help: str
+    about: str
+    options: tuple[str, ...] = ()
+    has_url: bool = False
+    takes_text: bool = False
+    takes_model_options: bool = False
+
+
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "models",
+            "",
+            0,
+            "list the models that are here, and whether they fit into memory",
+            "Lists the models of the download cache, of --models-dir and of --models-preset: size, quantisation, the "
+            "context that they were trained for, and whether they fit into this machine's free memory.",
+            (*FOLDERS, "libs"),
+        ),
+        Command(
+            "pull",
+            "MODEL",
+            1,
+            "download a model, or go on with a download",
+            "Downloads a model into the cache, from where it is served and run by its name. What was stopped before "
+            "goes on where it was; checksums are compared. MODEL is a repository of Hugging Face, with or without a "
+            "quantisation, or the address of a GGUF file:\n"
+            "  {program} pull ggml-org/gemma-3-4b-it-GGUF\n"
+            "  {program} pull ggml-org/gemma-3-4b-it-GGUF:Q8_0",
+            ("hf_file", "hf_token", "model_sha256"),
+        ),
+        Command(
+            "rm",
+            "MODEL",
+            1,
+            "remove a model's files",
+            "Removes the files of a model that lie in the download cache or in --models-dir. Folders of other programs "
+            "are left alone.",
+            FOLDERS,
+        ),
+        Command(
+            "show",
+            "MODEL",
+            1,
+            "show all about a model",
+            "Shows where a model is, what its file says, and what it would take of this machine's memory. MODEL is a "
+            "name that the command models lists, or a file.",
+            (*FOLDERS, "libs"),
+        ),
+        Command(
+            "ps",
+            "",
+            0,
+            "list the models of a running server",
+            "Asks the server at --url, or at --port of this machine, which models it has and which of them are loaded.",
+            (),
+            has_url=True,
+        ),
+        Command(
+            "run",
+            "MODEL [TEXT]",
+            1,
+            "chat with a model in the terminal",
+            "Loads the model and lets you chat with it in the terminal; /help there shows what else can be typed. With "
+            "TEXT, or with an input that isn't typed, there is one answer, and nothing else is written to the output. "
+            "MODEL is a name that the command models lists, a file, or a repository, which is downloaded first. With "
+            "--url or --port a running server is asked instead.\n"
+            "  {program} run model.gguf\n"
+            "  {program} run ggml-org/gemma-3-4b-it-GGUF -c 8192 --temp 0.2\n"
+            "  git diff | {program} run model.gguf 'What does this change?'",
+            (*FOLDERS, "libs", "hf_token", "offline", "log_verbosity", "verbose"),
+            has_url=True,
+            takes_text=True,
+            takes_model_options=True,
+        ),
+    )
+}
+
+
+def is_command(argv: Sequence[str]) -> bool:
+    """Whether the command line is a command. A file that is called like one is a model, as ever."""
+    return bool(argv) and argv[0] in COMMANDS and not os.path.isfile(argv[0])
