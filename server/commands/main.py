@@ -17,17 +17,12 @@ from server import log, program
 from server.commands import catalogue
 from server.commands.catalogue import Call, tell
 from server.errors import FAILED, MISCONFIGURED, PassingError, StartError
-from server.options.commands import COMMANDS, Command
+from server.options.commands import COMMANDS, PEER, Command
 from server.options.groups import MODEL, scope_of
 from server.options.parser import OptionError, help_lines, read_command
-from server.options.row import Option, keys, url
+from server.options.row import Option
 from server.options.table import OPTIONS
 
-PEER = (
-    Option("url", ("--url",), "ask the server at this address, e.g. http://127.0.0.1:8080", "", url, metavar="URL"),
-    Option("port", ("--port",), "ask the server at this port of this machine", "", int, 8080, "N", low=1, high=65535),
-    Option("api_key", ("--api-key",), "a key that the server asks for", "", keys, (), "KEY", "LLAMA_API_KEY"),
-)
 HELP = Option("help", ("-h", "--help"), "show this and exit", "", None, False)
 WIDTH = 100
 

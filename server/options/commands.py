@@ -9,8 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from server.options import row as to
+from server.options.row import Option
 from server.records import record
 
+PEER = (
+    Option("url", ("--url",), "ask the server at this address, e.g. http://127.0.0.1:8080", "", to.url, metavar="URL"),
+    Option("port", ("--port",), "ask the server at this port of this machine", "", int, 8080, "N", low=1, high=65535),
+    Option("api_key", ("--api-key",), "a key that the server asks for", "", to.keys, (), "KEY", "LLAMA_API_KEY"),
+)
+"""Options of commands that ask a running server."""
 FOLDERS = ("models_dir", "models_preset")
 
 

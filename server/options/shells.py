@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from server.options.commands import COMMANDS, Command
+from server.options.commands import COMMANDS, PEER, Command
 from server.options.row import Option
 from server.options.table import GROUPS, OPTIONS
 
 PROGRAMS = ("llama-srv", "llama-server", "server", "llama_srv.py")
 """Names that the program goes by; the two in the middle are those of llama.cpp, of today and of 2024."""
-PEER_FLAG = "--url"  # of commands only
+PEER_FLAG = PEER[0].flags[0]  # of commands only
 FILES, FOLDERS = ("FILE", "MODEL"), ("DIR",)
 
 DESCRIPTION = """\

@@ -137,9 +137,10 @@ def test_printed_commands_name_scripts_and_options_that_exist():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_and_variables_that_are_named_exist(page: Path):
+    from server.options.commands import PEER
     from server.options.parser import ALL_OPTIONS
 
-    flags = {flag for option in ALL_OPTIONS for flag in (*option.flags, *option.off_flags)} | FLAGS_OF_OTHERS
+    flags = {flag for option in (*ALL_OPTIONS, *PEER) for flag in (*option.flags, *option.off_flags)} | FLAGS_OF_OTHERS
     scripts = "".join(
         text_of(path)
         for folder in ("build_scripts", "examples")
