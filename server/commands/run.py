@@ -31,7 +31,8 @@ MOST_INPUT = 16 << 20
 QUOTES = '"""'
 OWN_FIELDS = ("messages", "model", "stream")
 NOT_FOR_A_CHILD = re.compile(
-    "LLAMA_ARG_(MODEL|MODEL_URL|HF_REPO|HF_FILE|MODELS_DIR|MODELS_PRESET|MMPROJ|MMPROJ_URL|ALIAS|HOST|PORT|SSL_.*|API_.*)"
+    "LLAMA_ARG_(MODEL|MODEL_URL|HF_REPO|HF_FILE|MODELS_DIR|MODELS_PRESET|MMPROJ|MMPROJ_URL|ALIAS|HOST|PORT)"
+    "|LLAMA_ARG_(SSL|API)_.*"
     "|LLAMA_API_KEY"
 )
 """Variables that say of the user's server what isn't so of this one."""
@@ -178,11 +179,11 @@ def own_server(words: list[str]) -> Iterator[Peer]:
     key = secrets.token_hex(16)
     environment = {name: text for name, text in os.environ.items() if not NOT_FOR_A_CHILD.fullmatch(name)}
     environment |= {"LLAMA_API_KEY": key, program.OWNED: "1"}
-    group: dict[str, Any] = (
-        {"start_new_session": True} if os.name == "posix" else {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}  # type: ignore[attr-defined]
-    )
+    own_group: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
+        own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     child = subprocess.Popen(
-        program.own_command(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, **group
+        program.own_command(*words), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, **own_group
     )
     assert child.stdin is not None and child.stdout is not None
     try:
