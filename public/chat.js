@@ -274,6 +274,8 @@ export class ChatView {
       answerCalls: (one, results) => this.#answerCalls(one, results),
       fork: (one) => this.#fork(one),
       showRequest: (one) => this.#showRequest(one),
+      showVersions: () => this.#showVersions(),
+      branch: (one, text, parts) => this.#branch(one, text, parts),
     });
     this.#views.set(message.id, view);
     return view;
@@ -320,7 +322,7 @@ export class ChatView {
   async #edit(message, text) {
     if (!this.#canAnswer()) return;
     const path = this.#path;
-    const { id, chat, time, speed, used, error, finish, ...kept } = message;
+    const { id, chat, time, speed, used, error, finish, parts, ...kept } = message;
     const edited = [this.#add({ ...kept, content: text })];
     // Results of the same answer's other calls stay.
     if (message.role === 'tool') {
@@ -351,6 +353,26 @@ export class ChatView {
     this.#draw();
     this.scroll.toEnd();
     await this.#answer(fresh);
+  }
+
+  // Another version of an answer, which goes on behind `text`.
+  async #branch(message, text, parts) {
+    if (!this.#canAnswer()) return;
+    const { reasoning, thought } = message;
+    const fresh = this.#add({ parent: message.parent, role: 'assistant', content: text, parts, ...(reasoning ? { reasoning, thought } : {}) });
+    this.#draw();
+    await this.#answer(fresh);
+  }
+
+  // The tree of all versions; what is chosen is shown.
+  async #showVersions() {
+    const { askVersion } = await import('./versions.js');
+    const id = await askVersion(this.tree, this.chat.leaf);
+    if (!id || this.#isBusy()) return;
+    this.chat.leaf = this.tree.newestLeaf(id);
+    await this.#save();
+    this.#draw(id);
+    this.scroll.to(this.#views.get(id).element);
   }
 
   async #answerTo(message) {
@@ -457,7 +479,7 @@ export class ChatView {
   // What is asked for `message`.
   #request(message) {
     const { system, tools, sampling } = this.chat;
-    return { messages: toMessages(system, this.tree.path(message.parent)), tools: readTools(tools ?? ''), sampling: { ...prefs.sampling, ...sampling } };
+    return { messages: toMessages(system, this.tree.path(message.parent)), tools: readTools(tools ?? ''), sampling: { ...prefs.sampling, ...sampling }, keepsTokens: prefs.keepsTokens };
   }
 
   async #showRequest(message) {
@@ -482,8 +504,8 @@ export class ChatView {
   #listener(message, pen, isShown) {
     const notify = (text, fraction) => isShown() && this.#notify(text, fraction);
     return {
-      text: ({ content, reasoning, thought, calls }) => {
-        Object.assign(message, { content, ...(reasoning ? { reasoning, thought } : {}), ...(calls.length ? { calls } : {}) });
+      text: ({ content, reasoning, thought, calls, parts }) => {
+        Object.assign(message, { content, ...(prefs.keepsTokens ? { parts } : {}), ...(reasoning ? { reasoning, thought } : {}), ...(calls.length ? { calls } : {}) });
         notify('');
         pen.move();
       },

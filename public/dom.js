@@ -15,6 +15,7 @@ const ICONS = {
   retry: 'M20 11a8 8 0 1 0-2 6M20 4v7h-7',
   go: 'M5 12h14M13 6l6 6-6 6',
   trash: 'M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13',
+  heat: 'M5 19h3V9H5zM11 19h3V5h-3zM17 19h3v-6h-3z',
   left: 'M15 6l-6 6 6 6',
   right: 'M9 6l6 6-6 6',
   close: 'M6 6l12 12M18 6L6 18',

@@ -28,6 +28,8 @@ function toMessage(message, isInLoop) {
 export const countTokens = async (messages) =>
   (await post('v1/chat/completions/input_tokens', { messages })).input_tokens;
 
+const N_TOP = 5;
+const MAX_PARTS = 3000;         // tokens with their probabilities that a message keeps
 const NO_SPEED = { n: 0, rate: 0 };
 
 // The speed of a message of several parts.
@@ -37,16 +39,28 @@ function sum(earlier, { predicted_n: n, predicted_ms: ms }) {
 }
 
 // The body of a request, without what only this page needs. `sampling` are fields, `tools` a list.
+// Tokens of a text with their probabilities, as the API tells them; where they aren't the whole text, it is one part
+// without a probability. The form of tokens.js.
+function partsOf(content, logprobs) {
+  const parts = (logprobs?.content ?? []).map(({ token, logprob, top_logprobs: top }) => ({
+    text: token, prob: Math.exp(logprob), top: top.map((other) => ({ text: other.token, prob: Math.exp(other.logprob) })),
+  }));
+  return parts.map((part) => part.text).join('') === content ? parts : [{ text: content }];
+}
+
 export const requestBody = ({ messages, tools, sampling }) => ({ messages, ...(tools?.length ? { tools } : {}), ...sampling });
 
-// Generate the message that follows `messages`, with `tools` to call and `sampling` fields. `start` is the message so far; its text goes on.
-// on.text({ content, reasoning, thought, calls }) (thought: how long it has been thinking, ms), on.progress({ total, cache, processed }), on.speed({ n, rate }) for the whole message,
+// Generate the message that follows `messages`, with `tools` to call and `sampling` fields; `keepsTokens`
+// asks for the probabilities of tokens. `start` is the message so far; its text goes on.
+// on.text({ content, reasoning, thought, calls, parts }) (thought: how long it has been thinking, ms; parts: of the
+// content, see tokens.js), on.progress({ total, cache, processed }), on.speed({ n, rate }) for the whole message,
 // on.used(tokens in the context), on.busy(place in the queue),
 // on.lost(boolean). Resolves to the finish reason: stop,
 // tool_calls, length, or stopped (by `signal`).
 export async function generate({ start, signal, on, ...request }) {
   const { content = '', reasoning = '', thought = 0, speed = NO_SPEED } = start;
-  const answer = { content, reasoning, thought, speed, calls: [] };
+  const parts = [...start.parts ?? (content ? [{ text: content }] : [])];
+  const answer = { content, reasoning, thought, speed, calls: [], parts };
   for (;;) {
     try {
       return await attempt(request, answer, signal, on);
@@ -67,7 +81,7 @@ export async function generate({ start, signal, on, ...request }) {
 
 async function attempt(request, answer, signal, on) {
   const isContinued = answer.content !== '';
-  if (!isContinued) Object.assign(answer, { reasoning: '', thought: 0, speed: NO_SPEED });
+  if (!isContinued) Object.assign(answer, { reasoning: '', thought: 0, speed: NO_SPEED, parts: [] });
   answer.calls = [];            // a call that was cut off is written again
   const { messages } = request;
   const body = {
@@ -75,6 +89,7 @@ async function attempt(request, answer, signal, on) {
     messages: isContinued ? [...messages, { role: 'assistant', content: answer.content }] : messages,
     return_progress: true,
     timings_per_token: true,
+    ...(request.keepsTokens ? { logprobs: true, top_logprobs: N_TOP } : {}),
   };
   if (isContinued) body.continue_final_message = true;
   const { content: before, speed: earlier } = answer;
@@ -97,6 +112,7 @@ async function attempt(request, answer, signal, on) {
     if (content) {
       thinking.feed(content);
       answer.content = before + thinking.content;
+      if (request.keepsTokens && answer.parts.length < MAX_PARTS) answer.parts.push(...partsOf(content, choice.logprobs));
       if (thinking.reasoning) answer.reasoning = thinking.reasoning;
     }
     if (calls) addCalls(answer, calls);

@@ -26,7 +26,7 @@ function copyButton(label, text) {
 
 export class MessageView {
   // `actions` has edit(message, text), regenerate, go (continue), remove, version(message, step), answerCalls(message, results),
-  // fork, showRequest.
+  // fork, showRequest, showVersions, branch(message, text, parts).
   constructor(message, versions, actions) {
     this.message = message;
     this.actions = actions;
@@ -84,6 +84,27 @@ export class MessageView {
     if (!this.isThinkTouched) this.think.open = isThinking;
   }
 
+  // Are the tokens of the whole text known?
+  #hasTokens() {
+    const { content, parts = [] } = this.message;
+    return parts.some((part) => part.top) && parts.map((part) => part.text).join('') === content;
+  }
+
+  // Show the tokens, coloured by how likely each was, in place of the text, or the text again.
+  async #toggleTokens() {
+    const isShown = Boolean(this.tokens);
+    this.tokens?.remove();
+    this.tokens = null;
+    this.body.hidden = !isShown;
+    if (isShown) return;
+    const { TokenView } = await import('./tokens.js');
+    const text = h('div', { class: 'tokens', dir: 'auto' });
+    const view = new TokenView(text, (start, parts) => this.actions.branch(this.message, start, parts));
+    view.parts = this.message.parts;
+    this.tokens = h('div', {}, view.legend, text, view.menu);
+    this.body.after(this.tokens);
+  }
+
   #drawMeta() {
     const speed = this.message.speed;
     const isShown = prefs.showSpeed && speed && speed.n > 0;
@@ -120,9 +141,11 @@ export class MessageView {
         iconButton('retry', t('regenerate'), () => actions.regenerate(message)),
         ...(message.calls?.length && !['length', 'stopped'].includes(message.finish) ? [] : [iconButton('go', t('continue'), () => actions.go(message))]),
       ] : []),
+      ...(isAnswer && this.#hasTokens() ? [iconButton('heat', t('show-tokens'), () => this.#toggleTokens())] : []),
       iconButton('trash', t('delete'), () => actions.remove(message)),
       menuButton('more', t('more'), [
         [t('fork'), () => actions.fork(message)],
+        [t('versions'), () => actions.showVersions()],
         ...(isAnswer ? [[t('show-request'), () => actions.showRequest(message)]] : []),
       ]));
   }

@@ -11,6 +11,7 @@ const DEFAULTS = {
   system: '',
   enterSends: true,
   showSpeed: true,
+  keepsTokens: false,     // with their probabilities
   sidebar: true,
   sampling: {},           // fields sent with every chat request
   completion: {},         // fields of the completion view

@@ -9,7 +9,7 @@ import * as store from './store.js';
 // Settings as they are found by the command palette: [name, label, what else is said of it].
 export const settingNames = () => [
   ...[['apiKey', 'api-key'], ['theme', 'theme'], ['language', 'language'], ['system', 'system-default'], ['enterSends', 'enter-sends'],
-    ['showSpeed', 'show-speed']].map(([name, key]) => [name, t(key), '']),
+    ['showSpeed', 'show-speed'], ['keepsTokens', 'keep-tokens']].map(([name, key]) => [name, t(key), '']),
   ...OPTIONS.map(({ name }) => [name, name, t(`help-${name}`)]),
 ];
 
@@ -38,7 +38,7 @@ export async function openSettings(defaults, wanted = '') {
   const content = h('div', { class: 'settings' },
     h('div', { class: 'grid' }, field(t('api-key'), inputs.apiKey, t('api-key-help')),
       field(t('theme'), inputs.theme), field(t('language'), inputs.language)),
-    check('enterSends', 'enter-sends'), check('showSpeed', 'show-speed'),
+    check('enterSends', 'enter-sends'), check('showSpeed', 'show-speed'), check('keepsTokens', 'keep-tokens'),
     field(t('system-default'), inputs.system),
     h('details', {}, h('summary', {}, t('sampling-defaults')), sampling.element),
     h('details', {}, h('summary', {}, t('shortcuts')), h('dl', { class: 'facts' },
@@ -46,7 +46,7 @@ export async function openSettings(defaults, wanted = '') {
     h('details', {}, h('summary', {}, t('data')), h('p', { class: 'dim' }, t('data-help')), clear));
   const values = () => ({
     apiKey: inputs.apiKey.value.trim(), theme: inputs.theme.value, language: inputs.language.value,
-    system: inputs.system.value, enterSends: inputs.enterSends.checked, showSpeed: inputs.showSpeed.checked,
+    system: inputs.system.value, enterSends: inputs.enterSends.checked, showSpeed: inputs.showSpeed.checked, keepsTokens: inputs.keepsTokens.checked,
     sampling: sampling.values,
   });
   const before = values();

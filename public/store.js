@@ -4,7 +4,8 @@
 //
 // chat:    { id, title, created, changed, system, tools, leaf, writing? }
 //          leaf: id of the last message shown; tools: their JSON; writing: id of the answer that is being written
-// message: { id, chat, parent, role, content, time, reasoning?, thought?, calls?, call?, name?, files?, finish?, speed? }
+// message: { id, chat, parent, role, content, time, reasoning?, thought?, calls?, call?, name?, files?, finish?, speed?, parts? }
+//          parts: the content as tokens with their probabilities, see tokens.js
 //          thought: ms of thinking; calls: [{ id, name, arguments }]; call, name: which one a tool's message answers
 //          parent: id or null; messages with the same parent are versions of one another
 // draft:   { id, files }         attachments that are not sent yet; id: of the conversation, or 'new'

@@ -21,6 +21,8 @@ export const DE = {
   'prompt-help': 'Was in {{doppelten Klammern}} steht, wird bei der Benutzung erfragt.', 'prompt-delete': '{name} löschen', 'prompt-removed': '„{name}“ ist gelöscht.',
   'prompts-none': 'Noch keine Vorlagen. Hier können Texte stehen, die Sie oft brauchen.', insert: 'Einfügen', 'export-theirs': 'Für llama-server sichern',
 
+  versions: 'Alle Fassungen als Baum', 'show-tokens': 'Wie wahrscheinlich jedes Token war', 'keep-tokens': 'Behalten, wie wahrscheinlich jedes Token einer Antwort war',
+
   undo: 'Rückgängig', 'chat-removed': '„{name}“ ist gelöscht.', more: 'Mehr', close: 'Schließen', fork: 'In ein neues Gespräch abzweigen', 'fork-of': '{name} (Abzweig)',
   'show-request': 'Diese Anfrage zeigen', 'raw-prompt': 'Prompt, wie ihn das Modell sieht', 'raw-answer': 'Antwort, wie sie gespeichert ist', form: 'Form',
   sampling: 'Sampling', 'sampling-help': 'Für dieses Gespräch, zusätzlich zu den Einstellungen.', 'sampling-standard': 'Sampling: Standard', 'sampling-own': 'Sampling: eigenes',

@@ -21,6 +21,8 @@ export const EN = {
   'prompt-help': 'What stands in {{double braces}} is asked for when the prompt is used.', 'prompt-delete': 'Delete {name}', 'prompt-removed': '“{name}” is deleted.',
   'prompts-none': 'No prompts yet. Keep texts here that you use often.', insert: 'Insert', 'export-theirs': 'Export for llama-server',
 
+  versions: 'All versions as a tree', 'show-tokens': 'How likely each token was', 'keep-tokens': 'Keep how likely each token of an answer was',
+
   undo: 'Undo', 'chat-removed': '“{name}” is deleted.', more: 'More', close: 'Close', fork: 'Fork into a new conversation', 'fork-of': '{name} (fork)',
   'show-request': 'Show this request', 'raw-prompt': 'Prompt as the model sees it', 'raw-answer': 'Answer as it is stored', form: 'Form',
   sampling: 'Sampling', 'sampling-help': 'For this conversation, on top of the settings.', 'sampling-standard': 'sampling: standard', 'sampling-own': 'sampling: own',

@@ -12,7 +12,7 @@ const visible = (text) => text.replace(/ /g, '\u00b7').replace(/\n/g, '\u23ce').
 export class TokenView {
   #parts = [];                  // { text, prob?, top? } in order
 
-  // onbranch(text): go on behind `text`, which ends in the chosen alternative. The caller puts `menu` and `legend`
+  // onbranch(text, parts): go on behind `text`, which ends in the chosen alternative; `parts` are its parts. The caller puts `menu` and `legend`
   // where they belong, outside of the text.
   constructor(element, onbranch) {
     this.element = element;
@@ -81,7 +81,7 @@ export class TokenView {
       type: 'button', disabled: other.text.includes('\uFFFD'), class: other.text === part.text ? 'chosen' : '',
       onclick: () => {
         this.menu.hidePopover();
-        this.onbranch(before + other.text);
+        this.onbranch(before + other.text, [...this.#parts.slice(0, span.dataset.i), { ...part, ...other }]);
       },
     }, h('span', {}, visible(other.text)), h('meter', { value: other.prob, 'aria-hidden': 'true' }), h('span', { class: 'dim' }, percent(other.prob)))));
     popUp(this.menu, span);

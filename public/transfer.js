@@ -17,7 +17,7 @@ const MAX_MESSAGES = 200000;
 
 export const toJson = (chats, messages) => JSON.stringify({
   format: FORMAT, version: 1,
-  chats: chats.map((chat) => ({ ...chat, messages: messages.filter((message) => message.chat === chat.id) })),
+  chats: chats.map((chat) => ({ ...chat, messages: messages.filter((message) => message.chat === chat.id).map(({ parts, ...row }) => row) })),
 }, null, 1);
 
 export function toMarkdown(chat, path) {

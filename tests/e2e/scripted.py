@@ -38,6 +38,15 @@ def text(*pieces: str) -> list[dict[str, Any]]:
     return [delta(content=piece) for piece in pieces]
 
 
+def likely(*pieces: str) -> list[dict[str, Any]]:
+    """Chunks of a chat's answer, one for each token, with its probability and an alternative."""
+    chunks = text(*pieces)
+    for piece, chunk in zip(pieces, chunks):
+        top = [{"token": piece, "logprob": -0.5}, {"token": " other", "logprob": -2.0}]
+        chunk["choices"][0]["logprobs"] = {"content": [{"token": piece, "logprob": -0.5, "top_logprobs": top}]}
+    return chunks
+
+
 def thought(*pieces: str) -> list[dict[str, Any]]:
     """Chunks with pieces of reasoning."""
     return [delta(reasoning_content=piece) for piece in pieces]
