@@ -127,9 +127,31 @@ class App {
       return;
     }
     this.keyButton.hidden = true;
+    if (this.props.role === 'router') await this.#chooseModel();
     await this.#view;
     for (const view of Object.values(this.views)) this.#ready(view);
     this.#showModel();
+  }
+
+  // The server has several models: show which one is used, and take what is known of it.
+  async #chooseModel() {
+    if (!this.picker) {
+      const { ModelPicker } = await import('./models.js');
+      this.picker = new ModelPicker({
+        onchoose: (model) => {
+          savePrefs({ model });
+          this.chat.setModel(model);
+          this.#load();
+        },
+        onloaded: () => this.#load(),
+      });
+      this.status.before(this.picker.element);
+      await this.picker.refresh();
+    }
+    this.picker.use(this.chat.chat.model || prefs.model);
+    const model = this.picker.current;
+    const own = await get(`props?model=${encodeURIComponent(model)}`).catch(() => ({}));
+    this.props = { ...this.props, ...own, model };
   }
 
   async #ready(view) {
@@ -153,7 +175,7 @@ class App {
   }
 
   #showModel() {
-    this.status.textContent = this.props.model_alias.split(/[\\/]/).pop();
+    this.status.textContent = this.picker ? '' : this.props.model_alias.split(/[\\/]/).pop();
     this.status.title = this.props.model_path;
     this.status.classList.remove('bad');
   }
@@ -195,6 +217,7 @@ class App {
   }
 
   #changed() {
+    this.picker?.refresh();
     this.#showTitle();
     this.sidebar.refresh();
   }
@@ -203,6 +226,7 @@ class App {
     const hash = id ? `#chat/${id}` : '#chat';
     if (document.body.dataset.view === 'chat' && location.hash !== hash) history.replaceState(null, '', hash);
     this.links.chat.href = hash;
+    if (this.picker && this.chat.chat.model && this.chat.chat.model !== this.picker.current) this.#load();
     this.#showTitle();
     this.sidebar.refresh(id);
   }

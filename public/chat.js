@@ -96,7 +96,7 @@ export class ChatView {
     this.chat = chat ?? {
       id: store.newId(), title: '', created: Date.now(), changed: Date.now(), leaf: null,
       system: drafts.get(`${NEW}.system`) || prefs.system, tools: drafts.get(`${NEW}.tools`),
-      sampling: JSON.parse(drafts.get(`${NEW}.sampling`) || '{}'),
+      sampling: JSON.parse(drafts.get(`${NEW}.sampling`) || '{}'), model: prefs.model,
     };
     this.tree = tree;
   }
@@ -124,13 +124,18 @@ export class ChatView {
 
   // The server's properties are known, or have changed.
   ready() {
-    const name = this.props().model_alias.split(/[\\/]/).pop();
+    const name = this.props().model ?? this.props().model_alias.split(/[\\/]/).pop();
     this.welcome.replaceChildren(h('h2', {}, t('welcome')), h('p', {}, t('welcome-model', { name })));
     this.#drawContext();
   }
 
   isRunning() {
     return Boolean(this.runs.get(this.chat.id));
+  }
+
+  // Answer with another model from now on.
+  setModel(model) {
+    this.#setFields({ model });
   }
 
   // The list of kept prompts, to use one or to keep what is written.
@@ -479,7 +484,8 @@ export class ChatView {
   // What is asked for `message`.
   #request(message) {
     const { system, tools, sampling } = this.chat;
-    return { messages: toMessages(system, this.tree.path(message.parent)), tools: readTools(tools ?? ''), sampling: { ...prefs.sampling, ...sampling }, keepsTokens: prefs.keepsTokens };
+    const { model } = this.props() ?? {};
+    return { messages: toMessages(system, this.tree.path(message.parent)), tools: readTools(tools ?? ''), sampling: { ...(model ? { model } : {}), ...prefs.sampling, ...sampling }, keepsTokens: prefs.keepsTokens };
   }
 
   async #showRequest(message) {
@@ -542,7 +548,7 @@ export class ChatView {
   // What to tell the user about a refusal; with numbers when the conversation doesn't fit.
   async #explain(error, messages) {
     if (error.type !== 'exceed_context_size_error') return errorText(error);
-    const n = await countTokens(messages).catch(() => null);
+    const n = await countTokens(messages, this.props().model).catch(() => null);
     return n === null ? errorText(error) : t('too-long', { n, size: this.props().default_generation_settings.n_ctx });
   }
 }

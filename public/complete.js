@@ -19,6 +19,7 @@ const MAX_KEPT = 500000;        // characters; beyond, alternatives of tokens ar
 
 export class CompleteView {
   #running = null;
+  model = {};                   // the field for the request, where there are several
   #canFill = true;              // has the model tokens for a gap?
 
   constructor() {
@@ -92,6 +93,7 @@ export class CompleteView {
 
   // `props` is the object of /props.
   ready(props) {
+    this.model = props.model ? { model: props.model } : {};
     this.options.setDefaults({ ...props.default_generation_settings, n_predict: N_PREDICT });
     this.#canFill = props.endpoint_infill !== false;
     this.gap.hidden = !this.#canFill;
@@ -162,7 +164,7 @@ export class CompleteView {
   }
 
   #request(text) {
-    const body = { n_predict: N_PREDICT, ...this.options.values, ...this.#rule(), return_progress: true };
+    const body = { ...this.model, n_predict: N_PREDICT, ...this.options.values, ...this.#rule(), return_progress: true };
     if (this.probs.checked) body.n_probs = N_PROBS;
     const gap = this.#canFill ? text.indexOf(GAP) : -1;
     if (gap < 0) return ['completion', { ...body, prompt: text }, text, ''];

@@ -25,8 +25,8 @@ function toMessage(message, isInLoop) {
   };
 }
 
-export const countTokens = async (messages) =>
-  (await post('v1/chat/completions/input_tokens', { messages })).input_tokens;
+export const countTokens = async (messages, model) =>
+  (await post('v1/chat/completions/input_tokens', { messages, model })).input_tokens;
 
 const N_TOP = 5;
 const MAX_PARTS = 3000;         // tokens with their probabilities that a message keeps

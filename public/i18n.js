@@ -36,6 +36,8 @@ export function seconds(value) {
   return `${unit(Math.floor(value / 60), 'minute', 0)} ${unit(Math.floor(value % 60), 'second', 0)}`;
 }
 
+export const bytes = (n) => (n > 1e9 ? `${number(n / 1e9, 2)} GB` : `${number(n / 1e6, 1)} MB`);
+
 export function date(milliseconds) {
   return new Date(milliseconds).toLocaleString(language, { dateStyle: 'medium', timeStyle: 'short' });
 }

@@ -16,6 +16,7 @@ const DEFAULTS = {
   sampling: {},           // fields sent with every chat request
   completion: {},         // fields of the completion view
   presets: {},            // name -> fields
+  model: '',              // the one chosen last, where the server has several
   prompts: {},            // name -> text
   prompt: 'Once upon a time',
 };

@@ -4,11 +4,10 @@
 import { errorText, get, getText, health, post } from './api.js';
 import { Chart, N_SAMPLES, parseMetrics } from './charts.js';
 import { ask, field, h, toast } from './dom.js';
-import { number, t } from './i18n.js';
+import { bytes, number, t } from './i18n.js';
 
 const PERIOD_MS = 1000;
 
-const bytes = (n) => (n > 1e9 ? `${number(n / 1e9, 2)} GB` : `${number(n / 1e6, 1)} MB`);
 const count = (n) => (n > 1e9 ? `${number(n / 1e9, 2)} ${t('billion')}` : n > 1e6 ? `${number(n / 1e6, 1)} ${t('million')}` : number(n));
 const digits = (value) => (value > 0 && value < 10 ? 1 : 0);
 const perSecond = (value) => `${number(value, digits(value))}/s`;
@@ -27,7 +26,7 @@ export class ServerView {
     this.charts = {
       generated: new Chart(t('throughput'), [t('generated')], perSecond),
       read: new Chart(t('reading-speed'), [t('read')], perSecond),
-      load: new Chart(t('load'), [t('working'), t('waiting')], (value) => number(value)),
+      load: new Chart(t('requests'), [t('working'), t('waiting')], (value) => number(value)),
       cache: new Chart(t('cache'), [t('cache-used')], (value) => `${number(value, 0)} %`, 100),
       first: new Chart(t('latency-first'), [t('first-token')], milliseconds),
       between: new Chart(t('latency-between'), [t('between-tokens')], milliseconds),
@@ -49,9 +48,14 @@ export class ServerView {
     this.noMetrics.hidden = props.endpoint_metrics;
     this.noSlots.hidden = props.endpoint_slots;
     for (const chart of Object.values(this.charts)) chart.element.hidden = !props.endpoint_metrics;
-    const [models, adapters] = await Promise.all([get('v1/models'), get('lora-adapters')]);
-    this.#showFacts(models.data[0]);
+    const [models, adapters] = await Promise.all([get('v1/models'), get(this.#path('lora-adapters')).catch(() => [])]);
+    this.#showFacts(models.data.find((one) => one.id === props.model) ?? models.data[0]);
     this.#showLora(adapters);
+  }
+
+  // A path for the model in use, where there are several.
+  #path(name) {
+    return this.props.model ? `${name}?model=${encodeURIComponent(this.props.model)}` : name;
   }
 
   show() {
@@ -73,7 +77,7 @@ export class ServerView {
     const state = await health();
     this.state.textContent = state === null ? t('offline')
       : t('slots-state', { idle: state.slots_idle ?? 0, working: state.slots_processing ?? 0 });
-    if (this.props.endpoint_slots) this.#showSlots(await get('slots'));
+    if (this.props.endpoint_slots) this.#showSlots(await get(this.#path('slots')));
     if (this.props.endpoint_metrics) this.#sample(parseMetrics(await getText('metrics')));
   }
 

@@ -2,7 +2,7 @@
 // long the conversation is. All tabs of the page share the database: a write changes only the fields that it names, a
 // conversation that another tab has deleted doesn't come back, and each write is told to the other tabs.
 //
-// chat:    { id, title, created, changed, system, tools, leaf, writing? }
+// chat:    { id, title, created, changed, system, tools, leaf, model?, writing? }
 //          leaf: id of the last message shown; tools: their JSON; writing: id of the answer that is being written
 // message: { id, chat, parent, role, content, time, reasoning?, thought?, calls?, call?, name?, files?, finish?, speed?, parts? }
 //          parts: the content as tokens with their probabilities, see tokens.js

@@ -23,6 +23,8 @@ export const DE = {
 
   versions: 'Alle Fassungen als Baum', 'show-tokens': 'Wie wahrscheinlich jedes Token war', 'keep-tokens': 'Behalten, wie wahrscheinlich jedes Token einer Antwort war',
 
+  models: 'Modelle', 'state-unloaded': 'nicht geladen', 'state-loading': 'wird geladen', 'state-loading-at': 'wird geladen, {percent} %', 'state-loaded': 'geladen',
+  'state-sleeping': 'schläft', 'state-failed': 'gescheitert', load: 'Laden', unload: 'Entladen', 'model-load': '{name} laden', 'model-unload': '{name} entladen',
   undo: 'Rückgängig', 'chat-removed': '„{name}“ ist gelöscht.', more: 'Mehr', close: 'Schließen', fork: 'In ein neues Gespräch abzweigen', 'fork-of': '{name} (Abzweig)',
   'show-request': 'Diese Anfrage zeigen', 'raw-prompt': 'Prompt, wie ihn das Modell sieht', 'raw-answer': 'Antwort, wie sie gespeichert ist', form: 'Form',
   sampling: 'Sampling', 'sampling-help': 'Für dieses Gespräch, zusätzlich zu den Einstellungen.', 'sampling-standard': 'Sampling: Standard', 'sampling-own': 'Sampling: eigenes',
@@ -71,7 +73,7 @@ export const DE = {
   activity: 'Aktivität', 'no-metrics': 'Mit --metrics gestartet zeigt der Server hier Verläufe.',
   'no-slots': 'Der Server zeigt seine Slots nicht (--no-slots).', throughput: 'Schreiben, Token pro Sekunde', 'reading-speed': 'Lesen, Token pro Sekunde', 'minutes-ago': 'vor {n} min', now: 'jetzt',
   'latency-first': 'Zeit bis zum ersten Token', 'latency-between': 'Zeit zwischen Token', generated: 'erzeugt', read: 'gelesen',
-  load: 'Anfragen', working: 'in Arbeit', waiting: 'wartend', cache: 'Belegter Cache', 'cache-used': 'belegt', 'first-token': 'erstes Token', 'between-tokens': 'zwischen Token', kind: 'Art', parameters: 'Parameter', size: 'Größe',
+  requests: 'Anfragen', working: 'in Arbeit', waiting: 'wartend', cache: 'Belegter Cache', 'cache-used': 'belegt', 'first-token': 'erstes Token', 'between-tokens': 'zwischen Token', kind: 'Art', parameters: 'Parameter', size: 'Größe',
   billion: 'Mrd.', million: 'Mio.', 'trained-context': 'Trainierter Kontext', 'slot-context': 'Kontext je Slot',
   vocabulary: 'Vokabular', build: 'Version', template: 'Chat-Vorlage',
 

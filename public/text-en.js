@@ -23,6 +23,8 @@ export const EN = {
 
   versions: 'All versions as a tree', 'show-tokens': 'How likely each token was', 'keep-tokens': 'Keep how likely each token of an answer was',
 
+  models: 'Models', 'state-unloaded': 'not loaded', 'state-loading': 'loading', 'state-loading-at': 'loading, {percent} %', 'state-loaded': 'loaded',
+  'state-sleeping': 'asleep', 'state-failed': 'failed', load: 'Load', unload: 'Unload', 'model-load': 'Load {name}', 'model-unload': 'Unload {name}',
   undo: 'Undo', 'chat-removed': '“{name}” is deleted.', more: 'More', close: 'Close', fork: 'Fork into a new conversation', 'fork-of': '{name} (fork)',
   'show-request': 'Show this request', 'raw-prompt': 'Prompt as the model sees it', 'raw-answer': 'Answer as it is stored', form: 'Form',
   sampling: 'Sampling', 'sampling-help': 'For this conversation, on top of the settings.', 'sampling-standard': 'sampling: standard', 'sampling-own': 'sampling: own',
@@ -70,7 +72,7 @@ export const EN = {
   activity: 'Activity', 'no-metrics': 'Start the server with --metrics to see charts here.',
   'no-slots': 'The server doesn’t show its slots (--no-slots).', throughput: 'Writing, tokens per second', 'reading-speed': 'Reading, tokens per second', 'minutes-ago': '{n} min ago', now: 'now',
   'latency-first': 'Time to the first token', 'latency-between': 'Time between tokens', generated: 'generated', read: 'read',
-  load: 'Requests', working: 'working', waiting: 'waiting', cache: 'Cache in use', 'cache-used': 'used', 'first-token': 'first token', 'between-tokens': 'between tokens', kind: 'Kind', parameters: 'Parameters', size: 'Size',
+  requests: 'Requests', working: 'working', waiting: 'waiting', cache: 'Cache in use', 'cache-used': 'used', 'first-token': 'first token', 'between-tokens': 'between tokens', kind: 'Kind', parameters: 'Parameters', size: 'Size',
   billion: 'billion', million: 'million', 'trained-context': 'Trained context', 'slot-context': 'Context per slot',
   vocabulary: 'Vocabulary', build: 'Build', template: 'Chat template',
 

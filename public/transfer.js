@@ -84,7 +84,7 @@ function readChat(given) {
   for (const one of list) ids.set(one.id, newId());
   const chat = {
     id: newId(), title: text(given.title, 200) || t('new-chat'), created: time(given.created), changed: time(given.changed),
-    system: text(given.system, 1e6), tools: text(given.tools, 1e6),
+    system: text(given.system, 1e6), tools: text(given.tools, 1e6), model: text(given.model, 300),
     sampling: readSampling(given.sampling), leaf: ids.get(given.leaf) ?? null,
   };
   const rows = list.map((one) => ({

@@ -113,6 +113,7 @@ class Scripted:
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []  # of these requests
         self.replies: dict[str, Any] = {}  # path -> what a GET or POST of it gets, where it is something else
+        self.told: list[tuple[str, Any]] = []  # path and body of each POST that `replies` answers
         self.key = ""
         outer = self
 
@@ -165,6 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._has_key():
             return
         if self.path in script.replies:
+            script.told.append((self.path, body))
             self._reply(script.replies[self.path])
             return
         script.requests.append(body)
