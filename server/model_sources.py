@@ -208,6 +208,7 @@ def engine_config(
         cpu_variant=tuned.cpu_variant,
         n_slots=options.parallel,
         n_ctx=options.ctx_size,
+        n_ctx_slot=options.kv_unified_per_slot or 0,
         n_batch=options.batch_size,
         n_ubatch=options.ubatch_size,
         n_threads=tuned.n_threads if options.threads > 0 else min(tuned.n_threads, host_cpus.usable_cores()),

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from server.engine.seam.task import AUDIO, IMAGE, Media
-from server.engine.slots.backend import DECODE_OK
+from server.engine.slots.backend import DECODE_NO_ROOM, DECODE_OK
 from server.engine.slots.media import Chunk, Prepared, placeholders
 from server.errors import ApiError
 from tests.fakes import Cell, FakeBackend, vector_of
@@ -88,6 +88,8 @@ class FakeMedia:
         code = self.fail_at.pop(self.n_decodes, DECODE_OK)
         if isinstance(code, Exception):
             raise code
+        if self._backend.n_cells is not None and self._backend.n_used + len(chunk.ids) > self._backend.n_cells:
+            return DECODE_NO_ROOM, 0
         ids = chunk.ids if code == DECODE_OK else chunk.ids[: len(chunk.ids) // 2]
         cells += (Cell(pos + i, token, self._backend.lora) for i, token in enumerate(ids))
         self._backend.outputs.clear()

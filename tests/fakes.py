@@ -382,14 +382,16 @@ class FakeBackend:
         can_trim: bool = True,
         n_batch: int = 512,
         is_split: bool = False,
+        is_whole: bool = False,
     ) -> None:
+        """With `is_whole` a slot may have all of the one cache, and there are no more cells than that."""
         self.reply = reply
         self.cells: dict[int, list[Cell]] = {}
         self.outputs: dict[int, list[int]] = {}
         self.batches: list[list[Span]] = []
         self.fail_at: dict[int, int | Exception] = {}
         self.refuse: Callable[[list[Span]], int] = lambda spans: DECODE_OK
-        self.n_cells = n_cells
+        self.n_cells = n_ctx if is_whole else n_cells
         self.can_shift = can_shift
         self.can_trim = can_trim
         self.can_share = can_trim
@@ -411,14 +413,15 @@ class FakeBackend:
         self.samplers: list[FakeSampler] = []
         self.n_samplers = 0
         self.eog_tokens = frozenset({EOS})
-        self.facts = VocabFacts((EOS,), (), n_ctx // n_slots)
+        n_ctx_slot = n_ctx if is_whole else n_ctx // n_slots
+        self.facts = VocabFacts((EOS,), (), n_ctx_slot)
         self.info = ModelInfo(
             path="fake.gguf",
             desc="fake",
             n_vocab=N_VOCAB,
             n_ctx_train=n_ctx,
             n_ctx=n_ctx,
-            n_ctx_slot=n_ctx // n_slots,
+            n_ctx_slot=n_ctx_slot,
             n_slots=n_slots,
             n_batch=n_batch,
             llama_version="fake",
@@ -665,6 +668,8 @@ class FakeBackend:
         if not self.takes_states or self.n_cells is not None and self.n_used + n_cells > self.n_cells:
             return False
         self.cells[seq] = [Cell(pos, token, tuple(map(tuple, lora))) for pos, token, lora in json.loads(bytes(state))]
+        if len({cell.pos for cell in self.cells[seq]}) < n_cells:
+            self._divided.add(seq)
         return True
 
     def read_parts(self, seq: int) -> FakeParts | None:

@@ -341,6 +341,7 @@ class ModelOptions(Group):
     cont_batching: bool
     context_shift: bool
     kv_unified: bool | None
+    kv_unified_per_slot: int | None
     exact: bool
     warmup: bool
     max_queue: int

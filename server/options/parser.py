@@ -271,9 +271,7 @@ def _finished(s: Settings) -> Settings:
     changes: dict[str, Any] = {}
     if not s.is_set("ubatch_size"):
         changes["ubatch_size"] = min(s.ubatch_size, s.batch_size)
-    if s.is_set("kv_unified_per_slot"):
-        if s.is_set("ctx_size"):
-            raise OptionError("--ctx-size and --kv-unified-per-slot say the same thing: give one of them")
+    if s.is_set("kv_unified_per_slot") and not s.is_set("ctx_size"):
         changes["ctx_size"] = s.kv_unified_per_slot * s.parallel
     if s.lora_init_without_apply:
         changes["lora"] = tuple((path, 0.0) for path, _ in s.lora)

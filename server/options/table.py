@@ -111,8 +111,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("ctx_size", ("-c", "--ctx-size"), "tokens of context, shared by all slots; 0 takes the model's own "
            "(default: the model's for each slot, or what fits into memory)", CONTEXT, int, None, "N",
            "LLAMA_ARG_CTX_SIZE", 0, INT_MAX, default_2024=512),
-    Option("kv_unified_per_slot", ("--kv-unified-per-slot",), "the same as --ctx-size, but for each slot", CONTEXT, int,
-           None, "N", "LLAMA_ARG_KV_UNIFIED_PER_SLOT", 1, INT_MAX),
+    Option("kv_unified_per_slot", ("--kv-unified-per-slot",), "most tokens of context for a slot; without "
+           "--ctx-size there is as much for each of them", CONTEXT, int, None, "N", "LLAMA_ARG_KV_UNIFIED_PER_SLOT", 1,
+           INT_MAX),
     Option("parallel", ("-np", "--parallel"), "slots: how many requests are computed at the same time; auto is 4",
            CONTEXT, to.slot_count, 1, "N", "LLAMA_ARG_N_PARALLEL", 1, 254),
     Option("cont_batching", ("-cb", "--cont-batching"), "start a request while others are generating; off, it waits "
@@ -131,9 +132,10 @@ OPTIONS: tuple[Option, ...] = (
     Option("system_prompt_file", ("-spf", "--system-prompt-file"), "JSON file with prompt, anti_prompt and "
            "assistant_name: what all slots start from", CONTEXT, to.existing_file, metavar="FILE",
            env="LLAMA_ARG_SYSTEM_PROMPT_FILE"),
-    Option("kv_unified", ("-kvu", "--kv-unified"), "one KV cache for all slots together; off: a part of it for each "
-           "slot, which computes many requests at once faster (default: on with one slot and for models with sliding "
-           "windows)", CONTEXT, None, None, env="LLAMA_ARG_KV_UNIFIED", off_flags=("-no-kvu", "--no-kv-unified")),
+    Option("kv_unified", ("-kvu", "--kv-unified"), "one KV cache for all slots together, of which a slot may use the "
+           "whole; off: a part of it for each, which computes many requests at once faster (default: on with one slot "
+           "and for models with sliding windows)", CONTEXT, None, None, env="LLAMA_ARG_KV_UNIFIED",
+           off_flags=("-no-kvu", "--no-kv-unified")),
     Option("swa_full", ("--swa-full",), "keep all positions of sliding-window layers too; always on here", CONTEXT,
            None, True, env="LLAMA_ARG_SWA_FULL", target="context:swa_full"),
     Option("chat_template", ("--chat-template",), "chat template: a name that llama.cpp knows, or Jinja text (default: "

@@ -56,7 +56,7 @@ def test_a_streamed_text_is_the_plain_text(engine, tiny_model):
 
 @in_both_layouts
 def test_slots_that_shift_do_not_disturb_each_other(engine, tiny_spm_model):
-    one = engine(tiny_spm_model, n_slots=2, n_ctx=256, shift_context=True)
+    one = engine(tiny_spm_model, n_slots=2, n_ctx=256, n_ctx_slot=128, shift_context=True)
     assert one.client.info.n_ctx_slot == 128
     # only 4 + 14 tokens are left: less than what the model looks back, so the seam is seen
     asks = [(STEM + name, {"n_predict": 300, "n_keep": 4, "n_discard": 110}) for name in ("the moon", "the star")]
@@ -90,7 +90,7 @@ def test_after_a_shift_the_text_goes_on_as_if_the_dropped_part_had_never_been(en
 
 @in_both_layouts
 def test_a_shift_leaves_cells_alone_that_a_neighbour_shares(engine, tiny_spm_model):
-    one = engine(tiny_spm_model, n_slots=2, n_ctx=256, shift_context=True)
+    one = engine(tiny_spm_model, n_slots=2, n_ctx=256, n_ctx_slot=128, shift_context=True)
     prompt = STEM + "the moon " * 20
     alone = one.say(prompt + "the star", 25, cache_prompt=False).text
     first = one.say(prompt, 5, id_slot=0)

@@ -79,6 +79,7 @@ def scalars(s: Snapshot) -> list[tuple[str, str, str, float]]:
         ("counter", "prompt_tokens_reused_total", "Prompt tokens found in the cache.", s.n_reused_tokens),
         ("counter", "n_decode_total", "Number of steps of the engine.", s.n_steps),
         ("counter", "stalls_total", "Steps that kept running streams waiting for long.", s.n_stalls),
+        ("counter", "requests_set_aside_total", "How often a text had to wait in memory for room.", s.n_asides),
         ("counter", "spec_decode_num_drafts_total", "Steps that verified drafted tokens.", s.n_drafts),
         ("counter", "spec_decode_num_draft_tokens_total", "Tokens drafted by speculative decoding.", s.n_draft_tokens),
         ("counter", "spec_decode_num_accepted_tokens_total", "Drafted tokens that proved right.", s.n_draft_accepted),

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from server.engine.slots.backend import Backend
-from server.engine.slots.slot import Checkpoint, Slot, common_prefix
+from server.engine.slots.slot import Aside, Checkpoint, Slot, common_prefix
 from server.log import get_logger
 
 MIN_SHARED = 16
@@ -179,6 +179,26 @@ def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
     slot.shifted_at = n_keep if slot.shifted_at is None else min(slot.shifted_at, n_keep)
     slot.checkpoints.clear()
     return n_discard
+
+
+def put_aside(backend: Backend, slot: Slot) -> None:
+    """Take a running slot's cells out of the cache, into memory. MemoryError or RuntimeError: they are still there."""
+    state = backend.state(slot.seq) if slot.tokens else None
+    aside = Aside(state, list(slot.tokens), slot.positions, slot.shifted_at, list(slot.checkpoints))
+    backend.seq_rm(slot.seq, -1, -1)
+    forget(slot)
+    slot.aside = aside
+
+
+def take_up(backend: Backend, slot: Slot) -> bool:
+    """Put them back, into cells of the slot's own. False if there is no room: nothing has changed."""
+    aside: Aside = slot.aside  # type: ignore[assignment]
+    if aside.state is not None and not backend.set_state(slot.seq, aside.state):
+        backend.seq_rm(slot.seq, -1, -1)
+        return False
+    slot.tokens, slot.positions, slot.shifted_at = aside.tokens, aside.positions, aside.shifted_at
+    slot.checkpoints, slot.aside = aside.checkpoints, None
+    return True
 
 
 def fold(backend: Backend, slot: Slot) -> None:

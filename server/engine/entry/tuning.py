@@ -30,11 +30,12 @@ def measure(config: EngineConfig) -> list[tuple[str, float]]:
         info = backend.info
         if not info.is_generative:
             raise StartError("--tune is for models that write text")
-        steps = Steps(backend, min(config.n_slots, MOST_SLOTS), min(PROMPT_ROWS, info.n_ctx_slot // 4, info.n_batch))
+        n_ctx = info.n_ctx // config.n_slots  # also in one cache for all: the steps fill all slots
+        steps = Steps(backend, min(config.n_slots, MOST_SLOTS), min(PROMPT_ROWS, n_ctx // 4, info.n_batch), n_ctx)
         deep = next((depth for size, depth in DEEP if info.size < size), LEAST_DEEP)
-        figures = steps.measure(min(SHALLOW, info.n_ctx_slot // 4), "")
+        figures = steps.measure(min(SHALLOW, n_ctx // 4), "")
         if backend.can_share:  # else there is a state, and it is always as large
-            deep = min(deep, info.n_ctx_slot // 2)
+            deep = min(deep, n_ctx // 2)
             figures += steps.measure(deep, f" behind {deep}")
         return figures
     finally:
@@ -42,18 +43,18 @@ def measure(config: EngineConfig) -> list[tuple[str, float]]:
 
 
 class Steps:
-    """Steps of one backend: `n_slots` sequences, prompts of `n_prompt` rows."""
+    """Steps of one backend: `n_slots` sequences of at most `n_ctx` tokens, prompts of `n_prompt` rows."""
 
-    def __init__(self, backend: Backend, n_slots: int, n_prompt: int) -> None:
+    def __init__(self, backend: Backend, n_slots: int, n_prompt: int, n_ctx: int) -> None:
         self._backend = backend
-        self._n_slots, self._n_prompt = n_slots, n_prompt
+        self._n_slots, self._n_prompt, self._n_ctx = n_slots, n_prompt, n_ctx
         self._n_guesses = MOST_SLOTS - 1 if n_slots == 1 else 0
         self._depth = 0
 
     def measure(self, depth: int, place: str) -> list[tuple[str, float]]:
         """What the kinds of steps take behind `depth` tokens; `place` says so in their names."""
         self._depth = depth
-        room = self._backend.info.n_ctx_slot - depth
+        room = self._n_ctx - depth
         for seq in range(self._n_slots):
             self._fill(seq)
         prompt_s = _shortest(self._read_prompt, MOST_TIMES)

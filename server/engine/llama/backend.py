@@ -362,17 +362,17 @@ class LlamaBackend:
         n_ctx = int(llama.llama_n_ctx(self._context))
         if self.is_split:  # where llama.cpp has rounded up each slot's part
             n_ctx = min(n_ctx, -(-self._n_ctx // fit.CELLS) * fit.CELLS)
-        n_ctx_slot = n_ctx // config.n_slots if self._is_generative else n_ctx
+        n_ctx_train = int(llama.llama_model_n_ctx_train(model))
         return ModelInfo(
             path=config.model,
             desc=model.desc,
             size=model.size,
             n_params=model.n_params,
             n_vocab=self._n_vocab,
-            n_ctx_train=llama.llama_model_n_ctx_train(model),
+            n_ctx_train=n_ctx_train,
             n_embd=llama.llama_model_n_embd(model),
             n_ctx=n_ctx,
-            n_ctx_slot=min(n_ctx_slot, self._n_positions or n_ctx_slot),
+            n_ctx_slot=self._slot_context(n_ctx, n_ctx_train),
             n_slots=config.n_slots,
             n_batch=self._n_batch,
             llama_version=self._libs.version,
@@ -389,6 +389,16 @@ class LlamaBackend:
             vision=self.media is not None and self.media.vision,
             audio=self.media is not None and self.media.audio,
         )
+
+    def _slot_context(self, n_ctx: int, n_ctx_train: int) -> int:
+        """The most tokens that a slot may have: its part of the cache, or of one for all the whole. Where the context
+        was left open, that isn't more than the model was made for, unless a part would be."""
+        config = self._config
+        part = n_ctx // config.n_slots if self._is_generative else n_ctx
+        n = part if self.is_split else n_ctx
+        if not config.n_ctx:
+            n = min(n, max(n_ctx_train, part))
+        return min(n, config.n_ctx_slot or n, self._n_positions or n)
 
     def _token_text(self, token: int) -> str:
         if token < 0:

@@ -93,7 +93,7 @@ class Admission:
             return
         state = self._state
         is_patient = not state.config.cont_batching  # then those that start together are all there will be
-        if not state.running or not is_patient:
+        if not state.busy or not is_patient:
             reserved = self._commands.reserved() if self._commands else ()
             free = [slot for slot in state.slots if slot.run is None and slot.id not in reserved]
             ends = state.clock() + ADMIT_S
@@ -185,8 +185,7 @@ class Admission:
             sampler.close()
             raise
         slot.run = run
-        self._state.running.append(slot)
-        self._state.running.sort(key=lambda slot: slot.run.task.id)
+        self._state.resume(slot)
         self._state.meter.queue_wait(now - waiting.t_arrived)
         n_history = sampling.history_length(task.sampling, slot.n_ctx)
         if n_history:

@@ -16,15 +16,12 @@ from server.engine.slots.phases import Phases
 from server.engine.slots.planner import UNLIMITED, Span
 from server.engine.slots.slot import Run, Slot
 from server.errors import ApiError
-from server.log import get_logger
 from server.records import field, record
 
 MAX_TOKENS_TO_FINISH_CHARACTER = 4
 
 DRAWS_S, DRAW_S = 5.0, 0.2
 """What a task's draws may take the processor: so much in all, and so much for each token."""
-
-log = get_logger("engine")
 
 
 @record
@@ -141,7 +138,7 @@ class Answers:
         return not run.text.is_inside_character or run.n_decoded >= n_predict + MAX_TOKENS_TO_FINISH_CHARACTER
 
     def _has_room(self, slot: Slot, run: Run) -> bool:
-        """Room for one more token in the slot's context, made by shifting if that is switched on.
+        """Room for one more token in the slot's context, which is made by shifting before the next step if that is on.
 
         With images there is no shifting: what is left of one makes no sense to a model.
         """
@@ -150,8 +147,7 @@ class Answers:
         run.truncated = True
         if not (self._state.config.shift_context and self._state.backend.can_shift) or run.layout.chunks:
             return False
-        n = prompt_cache.shift(self._state.backend, slot, self._state.n_keep(run.task, run.prompt), run.task.n_discard)
-        log.debug("task %d: context full, dropped %d tokens", run.task.id, n)
+        run.is_full = True
         return True
 
     def finish(self, slot: Slot, stop: str) -> None:

@@ -166,16 +166,17 @@ class Commands:
 
     def _end_thinking(self, id_task: int) -> dict[str, Any]:
         """Have the model come to an end of its thinking: behind how many tokens, -1 if it isn't thinking."""
-        run = next((slot.run for slot in self._state.running if slot.run.task.id == id_task), None)
+        run = next((slot.run for slot in self._state.busy if slot.run.task.id == id_task), None)
         if run is None or run.phases is None:
             return {"at": -1}
         return {"at": run.phases.end_thinking(max(run.n_decoded, len(run.task.resume)))}
 
     def _set_system_prompt(self, tokens: tuple[int, ...]) -> dict[str, Any]:
         """Compute the shared prefix once; all slots start anew from it."""
-        if len(tokens) >= self._slots[0].n_ctx:
-            raise ApiError(400, f"the system prompt has {len(tokens)} tokens, a slot holds {self._slots[0].n_ctx}")
-        system, is_split = self._state.system, self._backend.is_split
+        info, system, is_split = self._backend.info, self._state.system, self._backend.is_split
+        most = min(info.n_ctx_slot, info.n_ctx // info.n_slots)
+        if len(tokens) >= most:
+            raise ApiError(400, f"the system prompt has {len(tokens)} tokens, of {most} that there may be")
         for slot in self._slots if is_split else (*self._slots, system):
             prompt_cache.trim(self._backend, slot, 0)
         system.tokens, system.state_copy = [], None
@@ -186,6 +187,10 @@ class Commands:
         if is_split:
             system.tokens = list(tokens)
             system.state_copy = self._backend.state(place.seq)
+        n_left = info.n_ctx - len(tokens)
+        if not is_split and (info.n_slots > 1 or self._state.config.shift_context):
+            for slot in self._slots:  # what is shifted, or comes back from memory, has cells of its own
+                slot.n_ctx = min(info.n_ctx_slot, n_left if n_left > len(tokens) else info.n_ctx)
         return {"n_tokens": len(tokens)}
 
     def _evaluate(self, slot: Slot, tokens: tuple[int, ...]) -> None:

@@ -36,7 +36,7 @@ class Evaluation:
         """Decode all spans and draw the tokens they lead to, in as few pieces as the cache has room for."""
         size = UNLIMITED
         rest = list(spans)
-        while rest:
+        while rest := self._present(rest):
             piece, later = (rest, []) if size == UNLIMITED else planner.split(rest, size)
             started = self._state.clock()
             code = self._state.backend.decode(piece)
@@ -56,11 +56,19 @@ class Evaluation:
             if code == DECODE_NO_ROOM and (n_rows := sum(len(span) for span in piece)) > 1:
                 size = n_rows // 2
                 continue
+            if code == DECODE_NO_ROOM and self._prefixes.step_aside():
+                size = UNLIMITED
+                continue
             self.undo(piece)
             if code == DECODE_ABORTED:
                 return
             self.isolate(piece, code)
-            rest = [span for span in later if self._state.slots[span.id].run is not None]
+            rest = later
+
+    def _present(self, spans: list[Span]) -> list[Span]:
+        """Without the rows of tasks that have ended, or that have to wait for room now."""
+        slots = self._state.slots
+        return [span for span in spans if slots[span.id].run is not None and slots[span.id].aside is None]
 
     def isolate(self, piece: list[Span], code: int) -> None:
         """A piece can't be decoded: with one task in it, fail that one; else let each be tried alone."""

@@ -82,6 +82,8 @@ class MediaSteps:
             self._evaluation.undo([span])
             if slot.run is None or code == DECODE_ABORTED:
                 return
-            if code != DECODE_NO_ROOM or not self._prefixes.make_room():
+            if code != DECODE_NO_ROOM or not (self._prefixes.make_room() or self._prefixes.step_aside()):
                 self._evaluation.isolate([span], code)
+                return
+            if slot.aside is not None:
                 return

@@ -8,7 +8,13 @@ A task whose prompt begins like one that another slot is reading waits for that 
 then shares the cells: what is computed once is computed for all. Who waits is nobody's leader, so nobody waits in a
 circle, and waiting costs little, because the batches are the leader's meanwhile.
 
-Not taken: a radix tree over all sequences. There are few of them, and comparing lists of tokens is C's work.
+In one cache for all, a slot may use the whole of it, so running slots can overflow it together. Then the task that came
+last waits: its cells are moved to memory as they are, and back once there is room again, so its text is as if it had
+never waited. A task waits for older ones only: the oldest always runs, and nobody waits for ever. Room is given back
+with some to spare (`SPARE_PART`): so many tokens at least are computed before somebody has to wait again.
+
+Not taken: a radix tree over all sequences. There are few of them, and comparing lists of tokens is C's work. Nor
+starting a task only once its text fits beside the others: how long that gets, nobody knows.
 """
 
 from __future__ import annotations
@@ -21,7 +27,7 @@ from server.engine.cache import prompt_cache, spelling
 from server.engine.cache.block_cache import BlockCache
 from server.engine.cache.block_tree import Lora
 from server.engine.cache.prompt_cache import MIN_SHARED
-from server.engine.loop.state import EngineState
+from server.engine.loop.state import EngineState, arrival
 from server.engine.seam.task import CACHE_NONE, CACHE_SHARED, CACHE_SLOT, Task
 from server.engine.slots.self_extend import GroupAttention
 from server.engine.slots.slot import Leader, Run, Slot, common_prefix
@@ -30,6 +36,9 @@ from server.log import get_logger
 MAX_SAVE_S = 1.0
 PARK_AFTER_ROWS = 64
 MIN_PARKED = 64
+SPARE_PART = 8
+"""A task that waits for room needs an eighth of the cache beyond its own, unless it is the oldest. Moving a token to
+memory and back takes microseconds, computing one milliseconds."""
 LAST_TOKEN = "the last token is evaluated again"
 NOT_ASKED = "cache_prompt is false"
 OTHER_LORA = "computed with other adapters"
@@ -57,7 +66,7 @@ class Prefixes:
         """Cells of the KV cache in use. Counting those that are shared takes time: only when that has changed."""
         if self._state.backend.is_split:
             return sum(len(slot.tokens) for slot in self._state.slots)
-        slots = (*self._state.slots, self._state.system)
+        slots = [*self._state.slots, self._state.system]
         sharing = tuple(n for slot in slots for n in (slot.n_shared, slot.n_shares))
         if sharing != self._shared[0]:
             self._shared = sharing, prompt_cache.count_shared(slots)
@@ -132,6 +141,80 @@ class Prefixes:
         self.blocks.save(slot, self._save_limit_s())
         prompt_cache.trim(self._state.backend, slot, 0)
         return True
+
+    # ---- room for running tasks --------------------------------------------------------------------------------
+
+    def share_room(self) -> None:
+        """Before a step: take up the tasks that wait for room, the oldest first, and shift contexts that are full."""
+        for slot in list(self._state.aside):
+            self._take_up(slot)
+        for slot in [slot for slot in self._state.running if slot.run.is_full]:
+            if slot.aside is None:
+                self._shift(slot)
+
+    def step_aside(self) -> bool:
+        """Have the running task that came last wait in memory. False if it is the only one: that would help nobody."""
+        if self._state.backend.is_split or len(self._state.running) < 2:
+            return False
+        self._put_aside(self._state.running[-1])
+        return True
+
+    def _put_aside(self, slot: Slot) -> None:
+        state, run = self._state, slot.run
+        try:
+            prompt_cache.put_aside(state.backend, slot)
+        except (MemoryError, RuntimeError) as error:
+            log.warning("task %d can't wait for room in the cache: %s", run.task.id, error or "no memory for a copy")
+            state.fail(run.task.id, 503, "the KV cache is full, and there is no memory to wait in; try later")
+            state.drop(slot, keep_cache=False)
+            return
+        log.debug("task %d waits for room in the cache, with %d tokens", run.task.id, len(slot.aside.tokens))
+        state.suspend(slot)
+        state.meter.n_asides += 1
+
+    def _take_up(self, slot: Slot) -> None:
+        """Let a task go on if there is room for it beside older ones; younger ones have to step aside for it."""
+        state, n = self._state, len(slot.aside.tokens)
+        older = [other for other in state.running if arrival(other) < arrival(slot)]
+        n_ctx, n_older = state.backend.info.n_ctx, _n_cells([*older, state.system])
+        n_wanted = max(n, len(slot.run.prompt)) + n_ctx // SPARE_PART
+        if older and (slot.run.is_last_in_line or n_older + n_wanted > n_ctx):
+            return
+        while self.kv_used() + n > n_ctx or not prompt_cache.take_up(state.backend, slot):
+            if self.make_room():
+                continue
+            if len(state.running) == len(older):
+                slot.run.is_last_in_line = True
+                break
+            self._put_aside(state.running[-1])
+        if slot.aside is None:
+            state.resume(slot)
+        elif not older:
+            state.fail(slot.run.task.id, 500, "the state of this request did not fit back into the KV cache")
+            state.drop(slot, keep_cache=False)
+
+    def _shift(self, slot: Slot) -> None:
+        """Make room in a full context. A slot that shares cells gets its own first, and room for them."""
+        state, run = self._state, slot.run
+        others = [other for other in state.running if other is not slot]
+        while (
+            slot.is_sharing and not state.backend.is_split and self.kv_used() + slot.n_shared > state.backend.info.n_ctx
+        ):
+            if not self.make_room(but=slot):
+                if not others:
+                    break
+                self._put_aside(others.pop())
+        run.is_full = False
+        try:
+            n = prompt_cache.shift(state.backend, slot, state.n_keep(run.task, run.prompt), run.task.n_discard)
+        except RuntimeError as error:
+            log.error("task %d: its context could not be shifted: %s", run.task.id, error)
+            state.fail(run.task.id, 500, "the context could not be shifted")
+            state.drop(slot, keep_cache=False)
+            return
+        log.debug("task %d: context full, dropped %d tokens", run.task.id, n)
+
+    # ---- idle caches --------------------------------------------------------------------------------------------
 
     def park(self, n_rows: int) -> None:
         """After a step of `n_rows`: move the cells of a slot that many rows have had to look over out of their way.
@@ -267,3 +350,8 @@ class Prefixes:
                 found.position,
                 *text,
             )
+
+
+def _n_cells(slots: list[Slot]) -> int:
+    """How many cells of one cache for all these slots have together."""
+    return sum(len(slot.tokens) for slot in slots) - prompt_cache.count_shared(slots)

@@ -156,6 +156,7 @@ class Scheduler:
             state.events += self._commands.run_ready()
             state.is_changed = True
         self._admission.admit()
+        self._prefixes.share_room()
         self._ranks.close_up()
         spans = self._batching.plan()
         is_read = any(slot.run.next_token is not None for slot in state.running)
@@ -211,7 +212,7 @@ class Scheduler:
         return result
 
     def _is_busy(self) -> bool:
-        return bool(self._state.running or self._admission or self._commands or self._embedder or self._media_embedder)
+        return bool(self._state.busy or self._admission or self._commands or self._embedder or self._media_embedder)
 
     def _receive(self, block: bool) -> None:
         while block and self._inbox.empty() and self._prefixes.blocks.save_idle(self.slots):
@@ -325,7 +326,7 @@ class Scheduler:
                 self._state.drop(slot)
 
     def _slot_of(self, id_task: int) -> Slot | None:
-        return next((slot for slot in self._state.running if slot.run.task.id == id_task), None)
+        return next((slot for slot in self._state.busy if slot.run.task.id == id_task), None)
 
     def _close(self, message: Close) -> None:
         self._deadline = self._state.clock() + message.grace_s
@@ -342,7 +343,7 @@ class Scheduler:
     def _end_all(self) -> None:
         """The time to close has come: what has some text ends with it, everything else fails. So does a text that was
         taken up again and hasn't got past what its client has."""
-        for slot in list(self._state.running):
+        for slot in self._state.busy:
             if slot.run.n_decoded and not slot.run.is_replaying:
                 self._answers.finish(slot, STOP_LIMIT)
         self._fail_all(503, "the server is shutting down")
@@ -378,7 +379,7 @@ class Scheduler:
             self._t_snapshot, state.is_changed = now, False
         elif not state.events or not self._is_awaited(now + step_s):
             return
-        streams = frozenset(slot.run.task.id for slot in state.running if slot.run.task.stream)
+        streams = frozenset(slot.run.task.id for slot in state.busy if slot.run.task.stream)
         self._emit(Frame(join_pieces(state.events, streams) if self._n_kept else tuple(state.events), snapshot))
         self._n_kept, self._t_sent = 0, now
         state.events.clear()
@@ -389,7 +390,7 @@ class Scheduler:
         new, self._n_kept = state.events[self._n_kept :], len(state.events)
         if not all(type(event) is Piece for event in new):
             return True
-        if not any(slot.run.task.stream for slot in state.running):
+        if not any(slot.run.task.stream for slot in state.busy):
             return False
         return bool(self._batching.in_prefill) or t_next - self._t_sent >= state.config.stream_interval_s
 
@@ -408,6 +409,7 @@ class Scheduler:
             n_timed_tokens=meter.n_timed,
             n_reused_tokens=meter.n_reused,
             n_stalls=meter.n_stalls,
+            n_asides=meter.n_asides,
             n_drafts=state.speculation.n_drafts,
             n_draft_tokens=state.speculation.n_drafted,
             n_draft_accepted=state.speculation.n_accepted,

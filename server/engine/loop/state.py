@@ -22,8 +22,14 @@ from server.errors import ApiError
 SYSTEM = -1
 
 
+def arrival(slot: Slot) -> int:
+    """The place of a slot's task in the order in which tasks have come."""
+    return slot.run.task.id
+
+
 class EngineState:
-    """`running` are the slots with a task, in order of arrival; `is_changed` asks for a snapshot with this step.
+    """`running` are the slots with a task that computes, `aside` those whose task waits in memory for room in the cache
+    (`loop.prefixes`), both in order of arrival; `is_changed` asks for a snapshot with this step.
 
     `announce` is told each task before it is started; `post` takes what the media thread has prepared into the loop.
     """
@@ -48,10 +54,16 @@ class EngineState:
         self.speculation = Speculation(config, backend, clock)
         self.media = MediaDesk(backend.media, backend.info.n_ctx_slot, announce, post)
         self.running: list[Slot] = []
+        self.aside: list[Slot] = []
         self.events: list[Event] = []
         self.is_changed = True
         self.n_rows = 0  # evaluated since the start
         self.announce = announce
+
+    @property
+    def busy(self) -> list[Slot]:
+        """The slots with a task, whether it computes or waits in memory."""
+        return [*self.running, *self.aside]
 
     def fail(
         self, id_task: int, status: int, message: str, type: str | None = None, reason: str = "", **extra: object
@@ -66,8 +78,8 @@ class EngineState:
         self.fail(id_task, error.status, error.message, error.type, error.reason, **error.extra)
 
     def fail_all(self, status: int, message: str) -> None:
-        """Fail all running tasks."""
-        for slot in list(self.running):
+        """Fail all tasks that have a slot."""
+        for slot in self.busy:
             self.fail(slot.run.task.id, status, message)
             self.drop(slot, keep_cache=False)
 
@@ -83,8 +95,8 @@ class EngineState:
         slot.latest = slot.state(stop)
         slot.run.sampler.close()
         self.media.forget(slot.run.task.id)
-        slot.run = None
-        self.running.remove(slot)
+        slot.run = slot.aside = None
+        (self.aside if slot in self.aside else self.running).remove(slot)
         slot.t_used = self.clock()
         slot.n_rows_used = self.n_rows
         self.is_changed = True
@@ -99,6 +111,21 @@ class EngineState:
     def lora_of(self, task: Task) -> tuple[tuple[int, float], ...]:
         """The adapters a task is computed with: its own, else the server's."""
         return self.lora if task.lora is None else task.lora
+
+    def resume(self, slot: Slot) -> None:
+        """The slot's task computes, or computes again."""
+        if slot in self.aside:
+            self.aside.remove(slot)
+        self.running.append(slot)
+        self.running.sort(key=arrival)
+        self.is_changed = True
+
+    def suspend(self, slot: Slot) -> None:
+        """The slot's task waits in memory."""
+        self.running.remove(slot)
+        self.aside.append(slot)
+        self.aside.sort(key=arrival)
+        self.is_changed = True
 
     def n_keep(self, task: Task, prompt: list[int]) -> int:
         """How many tokens of the prompt stay when the context is shifted."""
@@ -136,7 +163,9 @@ class Meter:
     """All counters of one engine. Times in ms where the name says so, in seconds in histograms."""
 
     def __init__(self) -> None:
-        self.n_steps = self.n_prompt = self.n_predicted = self.n_timed = self.n_reused = self.n_stalls = 0
+        self.n_steps = self.n_prompt = self.n_predicted = self.n_timed = self.n_reused = self.n_stalls = (
+            self.n_asides
+        ) = 0
         self.prompt_ms = self.predicted_ms = self.sampler_ms = 0.0
         self._histograms = {name: Histogram(bounds) for name, bounds in HISTOGRAM_BOUNDS.items()}
         self.queue_wait = self._histograms["queue_wait_seconds"].observe

@@ -54,8 +54,9 @@ def step_limit_s(limit_s: float, n_rows: int) -> float:
 class EngineConfig:
     """One model on one set of libraries.
 
-    `n_ctx` 0 is the model's own, None what fits into memory, at most that for each slot. With `is_fitted` what can't
-    fit is refused; `fit_target` in MiB to leave free, one value or one per GPU; `fit_ctx` tokens are enough of a
+    `n_ctx` 0 is the model's own, None what fits into memory, at most that for each slot. Of one cache for all a slot
+    may have `n_ctx_slot`, 0 for the whole. With `is_fitted` what can't fit is refused;
+    `fit_target` in MiB to leave free, one value or one per GPU; `fit_ctx` tokens are enough of a
     context to prefer layers on the GPU. `model_params` and `context_params` go by
     name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `pool_params`
     go into `ggml_threadpool_params`, where `cpumask` is a tuple of CPU numbers. `lora` are
@@ -80,6 +81,7 @@ class EngineConfig:
     cpu_variant: str | None = None
     n_slots: int = 1
     n_ctx: int | None = None
+    n_ctx_slot: int = 0
     n_batch: int = 2048
     n_ubatch: int = 512
     n_threads: int = -1

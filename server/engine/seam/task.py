@@ -476,6 +476,7 @@ class Snapshot:
     n_timed_tokens: int = 0
     n_reused_tokens: int = 0
     n_stalls: int = 0
+    n_asides: int = 0
     n_drafts: int = 0
     n_draft_tokens: int = 0
     n_draft_accepted: int = 0
@@ -506,7 +507,8 @@ class Snapshot:
 
 @record(frozen=True)
 class ModelInfo:
-    """What the engine knows about the loaded model. `n_ctx` is the whole KV cache, `n_ctx_slot` one slot's share.
+    """What the engine knows about the loaded model. `n_ctx` is the whole KV cache, `n_ctx_slot` the most of it
+    that a slot may have.
 
     `is_generative` is False for models that only embed. `pooling` is what embeddings are made with, `classes` are the
     labels of a ranking model's scores, where it has any.

@@ -42,13 +42,26 @@ class Leader:
     n: int
 
 
+@record(frozen=True, eq=False)
+class Aside:
+    """What a slot's sequence held when it had to make room for older tasks: `state` are the bytes of its cells, None if
+    it had none. The other fields are the slot's of the same names."""
+
+    state: memoryview | None
+    tokens: list[int]
+    positions: GroupAttention | None
+    shifted_at: int | None
+    checkpoints: list[Checkpoint]
+
+
 @record(eq=False)
 class Run:
     """One task in work. `prompt` may be shorter than the task's (cut to fit); times are clock seconds.
 
     The latest step's draws took the processor `draw_s`, all of them together `draws_s`.
-    `n_cached` tokens of the prompt were reused; `cache_source`, `cache_reason` and `first_difference` are what
-    `CacheUse` has.
+    `is_full`: the context has to be shifted before the next step. `is_last_in_line`: if the task waits in memory, then
+    until it is the oldest. `n_cached` tokens of the prompt were reused; `cache_source`, `cache_reason` and
+    `first_difference` are what `CacheUse` has.
     """
 
     task: Task
@@ -58,6 +71,8 @@ class Run:
     t_arrived: float
     t_start: float
     truncated: bool = False
+    is_full: bool = False
+    is_last_in_line: bool = False
     n_cached: int = 0
     cache_source: str = CACHE_NONE
     cache_reason: str = ""
@@ -112,6 +127,7 @@ class Slot:
     on aren't what the tokens alone would give (None: all are). The engine had evaluated `n_rows_used` rows when it was
     used last; tokens that were moved to memory since then are `parked`. `owner` is whose text the tokens are, None if
     nobody knows. What isn't a sequence of the cache at all has its `state_copy` (the system prompt of a split cache).
+    While its task waits in memory for room, a slot holds no cells; what it held is `aside`.
     """
 
     id: int
@@ -129,6 +145,7 @@ class Slot:
     parked: list[int] = field(default_factory=list)
     owner: str | None = None
     state_copy: memoryview | None = None
+    aside: Aside | None = None
     run: Run | None = None
     t_used: float = 0.0
     t_served: float = 0.0
@@ -169,14 +186,15 @@ class Slot:
         if run is None:
             return SlotState(self.id, -1, False, self.n_ctx, 0, 0, 0, 0, -1, False, STOP_NONE, "", False)
         n_predict = run.task.n_predict
+        n_cached = len(self.tokens if self.aside is None else self.aside.tokens)
         return SlotState(
             id=self.id,
             id_task=run.task.id,
             is_processing=stop == STOP_NONE,
             n_ctx=self.n_ctx,
-            n_cached=len(self.tokens),
+            n_cached=n_cached,
             n_prompt=len(run.prompt),
-            n_prompt_done=min(len(self.tokens), len(run.prompt)),
+            n_prompt_done=min(n_cached, len(run.prompt)),
             n_decoded=run.n_decoded,
             n_remain=-1 if n_predict < 0 else max(n_predict - run.n_decoded, 0),
             has_next_token=stop == STOP_NONE,

@@ -35,7 +35,6 @@ FOLDED = {
     "max_body": "max_mib",
     "sse_ping_interval": "native_ping_interval",
     "ctx_size": "is_ctx_given",
-    "kv_unified_per_slot": "ctx_size",
     "alias": "aliases",
     "lora_init_without_apply": "lora",
     "escape": "values",

@@ -462,7 +462,6 @@ def test_values_that_can_not_work_are_refused_in_one_line(argv, words):
         (["--grammar", "root ::= [a]", "-j", "{}"], ["--grammar", "--json-schema"]),
         (["--log-disable", "--log-file", "x"], ["--log-file"]),
         (["--exact", "--kv-unified"], ["--exact", "--kv-unified"]),
-        (["-c", "512", "--kv-unified-per-slot", "512"], ["--ctx-size"]),
         (["--kv-unified-per-slot", "2147483647", "-np", "2"], ["too much"]),
         (["--rope-freq-base", "0"], ["--rope-freq-base"]),
         (["--rope-freq-scale", "0"], ["--rope-freq-scale"]),

@@ -46,20 +46,24 @@ class TextTraffic(Traffic):
 
     most_events = 120
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, is_whole: bool = False) -> None:
+        """With `is_whole` slots may use all of one cache, which they overflow together again and again."""
         rng = random.Random(seed)
         n_slots, self.n_ctx = rng.choice((1, 2, 3, 5)), rng.choice((32, 64, 256))
+        if is_whole:
+            n_slots = max(n_slots, 2)
         can_trim = rng.random() < 0.8
-        n_cells = None if rng.random() < 0.6 else rng.randrange(self.n_ctx, self.n_ctx * n_slots + 1)
+        n_cells = None if rng.random() < 0.6 or is_whole else rng.randrange(self.n_ctx, self.n_ctx * n_slots + 1)
         self.backend = FakeBackend(
             letters,
-            self.n_ctx * n_slots,
+            self.n_ctx * (1 if is_whole else n_slots),
             n_slots,
             n_cells,
             can_trim,
             can_trim,
             max(n_slots, rng.choice((4, 9, 64))),
-            is_split=seed % 2 == 1,
+            is_split=seed % 2 == 1 and not is_whole,
+            is_whole=is_whole,
         )
         self.backend.info = replace(self.backend.info, devices=("CPU",))
         self.backend.adapters = ("first", "second")
@@ -126,14 +130,15 @@ class TextTraffic(Traffic):
         outcome = self.driver.outcomes[id_task]
         if outcome.failure is not None:
             assert outcome.failure.status in (400, 503) or outcome.failure.status == 500 and self.may_fail
+            assert "memory to wait in" not in outcome.failure.message
         elif outcome.final is not None and len(prompt) < self.n_ctx:
             text = outcome.text + outcome.final.stopping_word
             right = expected_text(prompt, n, self.n_ctx, n_keep, self.is_shifting)
             assert text == right[: len(text)] if outcome.final.stop == STOP_WORD else text == right
 
 
-def assert_rules_hold(seed: int) -> None:
-    traffic = TextTraffic(seed)
+def assert_rules_hold(seed: int, is_whole: bool = False) -> None:
+    traffic = TextTraffic(seed, is_whole)
     traffic.run()
     for id_task in traffic.asked:
         traffic.check_answer(id_task)
@@ -145,8 +150,16 @@ def test_random_traffic(first):
         assert_rules_hold(seed)
 
 
+@pytest.mark.covers("T19")
+@pytest.mark.parametrize("first", range(0, N_SHORT, 10))
+def test_random_traffic_that_overflows_one_cache(first):
+    for seed in range(first, first + 10):
+        assert_rules_hold(seed, is_whole=True)
+
+
 @pytest.mark.long
+@pytest.mark.parametrize("is_whole", [False, True])
 @pytest.mark.parametrize("first", range(N_SHORT, N_LONG, 100))
-def test_a_lot_of_random_traffic(first):
+def test_a_lot_of_random_traffic(first, is_whole):
     for seed in range(first, first + 100):
-        assert_rules_hold(seed)
+        assert_rules_hold(seed, is_whole)
