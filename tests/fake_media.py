@@ -11,7 +11,8 @@ from server.engine.seam.task import AUDIO, IMAGE, Media
 from server.engine.slots.backend import DECODE_NO_ROOM, DECODE_OK
 from server.engine.slots.media import Chunk, Prepared, placeholders
 from server.errors import ApiError
-from tests.fakes import Cell, FakeBackend, vector_of
+from tests.fake_embeddings import vector_of
+from tests.fakes import Cell, FakeBackend
 from tests.media_files import sha256
 
 OPENING, CLOSING = ord("<"), ord(">")

@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 
 from tests.api.conftest import Api
-from tests.fakes import BOS, FakeBackend, FakeEmbeddings, FakeVocab, vector_of
+from tests.fake_embeddings import FakeEmbeddings, vector_of
+from tests.fakes import BOS, FakeBackend, FakeVocab
 
 HELLO = [BOS, *b"hello"]
 

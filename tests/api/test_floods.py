@@ -10,7 +10,8 @@ import pytest
 
 from tests.api.conftest import PATIENCE
 from tests.api.test_metrics import refused as refusals
-from tests.fakes import FakeBackend, FakeEmbeddings, FakeVocab
+from tests.fake_embeddings import FakeEmbeddings
+from tests.fakes import FakeBackend, FakeVocab
 from tests.support import wait_until
 
 MIB = 1 << 20

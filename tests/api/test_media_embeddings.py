@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from tests.api.test_embeddings import close, unit
+from tests.fake_embeddings import vector_of
 from tests.fake_media import Eyes, b64, media, seeing
-from tests.fakes import BOS, FakeBackend, vector_of
+from tests.fakes import BOS, FakeBackend
 from tests.media_files import data_url, picture, png, wav
 
 CAT, DOG, MEOW = picture(1), picture(2), wav(0.1)

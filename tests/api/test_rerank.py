@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fakes import BOS, EOS, FakeBackend, FakeEmbeddings, vector_of
+from tests.fake_embeddings import FakeEmbeddings, vector_of
+from tests.fakes import BOS, EOS, FakeBackend
 
 ALIASES = ["/rerank", "/reranking", "/v1/rerank", "/v1/reranking"]
 DOCUMENTS = ["one", "two", "three", "four"]

@@ -9,7 +9,8 @@ import pytest
 
 from server.engine.seam.config import SpecConfig
 from server.records import replace
-from tests.fakes import BOS, FakeBackend, FakeEmbeddings
+from tests.fake_embeddings import FakeEmbeddings
+from tests.fakes import BOS, FakeBackend
 
 QUESTION = [{"role": "user", "content": "hi"}]
 

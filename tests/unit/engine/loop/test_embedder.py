@@ -10,7 +10,8 @@ import pytest
 from server.engine.seam.task import Embedded, Failure
 from server.engine.slots.backend import DECODE_ABORTED, DECODE_OK
 from server.engine.slots.planner import Span
-from tests.fakes import FakeBackend, FakeEmbeddings, vector_of
+from tests.fake_embeddings import FakeEmbeddings, vector_of
+from tests.fakes import FakeBackend
 from tests.unit.engine.driving import Clock, Driver, alone
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 
 from server.engine.seam.task import Close, Embedded
+from tests.fake_embeddings import vector_of
 from tests.fake_media import FakeMedia, media, picture_bytes, written_out
-from tests.fakes import FakeBackend, vector_of
+from tests.fakes import FakeBackend
 from tests.unit.engine.driving import Driver
 
 CAT, DOG = media(picture_bytes(1)), media(picture_bytes(2, n_chunks=2))
