@@ -32,6 +32,8 @@ TITLES = {
     "LAZY_FIELDS": "Constraints of a part",
     "CHAT_FIELDS": "Chat",
     "MESSAGES_FIELDS": "Messages",
+    "RESPONSES_FIELDS": "Responses",
+    "CONVERSATION_FIELDS": "Conversations",
     "MODEL_FIELDS": "Model",
     "OPENAI_FIELDS": "OpenAI",
     "STREAM_OPTION_FIELDS": "Stream options",

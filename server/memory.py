@@ -55,6 +55,10 @@ class Share:
         self._n_held = 0
         self._is_closed = False
 
+    def another(self) -> Share:
+        """An empty one of the same budget: for work that goes on when the request is over."""
+        return Share(self._budget)
+
     def take(self, n_bytes: int) -> None:
         """So many more. ApiError 503 when they aren't there."""
         with self._lock:

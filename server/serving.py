@@ -19,6 +19,7 @@ from server import errors, program
 from server.api.context import Context
 from server.api.request import constraints
 from server.api.routes import hints, routes
+from server.api.stored.store import Store
 from server.engine.client.engine_client import EngineClient
 from server.engine.seam.task import FAILED, READY, RESTARTING
 from server.errands import one_shot
@@ -89,7 +90,8 @@ def serve(
 def make_context(options: Options, engine: EngineClient, name: str, stop: threading.Event) -> Context:
     """What all handlers share. `name` is the model's where it has no alias, `stop` is set once the server shall end."""
     model = Model(engine, options.model, options.media, name)
-    return Context(Models(model), options.api, is_shared=edge.is_shared(options.http), stop=stop)
+    stored = Store(options.api.store_size << 20, options.api.store_dir)
+    return Context(Models(model), options.api, is_shared=edge.is_shared(options.http), stop=stop, stored=stored)
 
 
 def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> HttpServer:

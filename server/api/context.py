@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.api.running import RunningRequests
+from server.api.stored.store import Store
 from server.log import get_logger
 from server.metrics import Refusals
 from server.models.model import Models
@@ -32,6 +33,7 @@ class Context:
     is_shared: bool = False
     running: RunningRequests = field(default_factory=RunningRequests)
     refusals: Refusals = field(default_factory=Refusals)
+    stored: Store = field(default_factory=lambda: Store(0))
     stop: threading.Event = field(default_factory=threading.Event)
     """Set once the server has been asked to end."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)

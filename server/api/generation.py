@@ -33,7 +33,7 @@ class TextHandler:
         self._dialect = dialect
 
     def handle(self, request: Request) -> Response | EventStream:
-        """Read the request, have the model write, and answer as its `stream` says."""
+        """Read the request and answer it."""
         body = request.json_object()
         model = self._context.models.get(body.get("model"))
         model.require_generative()
@@ -41,8 +41,6 @@ class TextHandler:
         if isinstance(asked, Response):
             return asked
         self._context.keep_prompt(asked.shown)
-        generation = Generation(self._context, asked, request)
-        reply = self._dialect.reply(self._context, asked)
         if is_verbose():
             verbose(
                 "request",
@@ -50,7 +48,13 @@ class TextHandler:
                 body=logged(body, asked.shown),
                 tokens=[list(task.prompt) for task in asked.tasks],
             )
-        headers = {"X-Queue-Position": str(model.queue_position), **self._dialect.headers(asked.warnings)}
+        return self.answer(asked, request)
+
+    def answer(self, asked: TextRequest, request: Request) -> Response | EventStream:
+        """Have the model write what is asked for, and answer as its `stream` says."""
+        generation = Generation(self._context, asked, request)
+        reply = self._dialect.reply(self._context, asked)
+        headers = {"X-Queue-Position": str(asked.model.queue_position), **self._dialect.headers(asked.warnings)}
         if asked.values["stream"]:
             return EventStream(Stream(generation, reply), {**headers, "Content-Type": self._dialect.stream_type})
         result = reply.whole(generation.collect(reply.id))

@@ -10,12 +10,15 @@ from server.api.admin.metrics import MetricsHandler
 from server.api.admin.slots import SlotHandlers
 from server.api.admin.status import StatusHandlers
 from server.api.context import Context
-from server.api.dialects import anthropic, infill, native, ollama, ollama_generate, openai_chat, openai_text
+from server.api.dialects import anthropic, infill, native, ollama, ollama_generate, openai_chat, openai_text, responses
 from server.api.embeddings import EmbeddingHandlers
 from server.api.generation import TextHandler
 from server.api.ollama import OllamaHandlers
 from server.api.rerank import RerankHandler
 from server.api.running import RunningHandlers
+from server.api.stored.background import ResponseHandler, Runs
+from server.api.stored.conversations import ConversationHandlers
+from server.api.stored.responses import ResponseHandlers
 from server.api.tokens import TokenHandlers
 from server.api.vertex import PredictHandler
 from server.errors import StartError
@@ -30,6 +33,8 @@ def routes(context: Context) -> list[Route]:
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
     running = RunningHandlers(context.running)
     ollamas = OllamaHandlers(context, embeddings)
+    runs, conversations = Runs(context), ConversationHandlers(context)
+    stored, making = ResponseHandlers(context, runs), ResponseHandler(context, runs, responses.DIALECT)
     table = [
         *(Route("GET", path, status.health, public=True) for path in ("/health", "/v1/health")),
         Route("GET", "/health/live", status.live, public=True),
@@ -59,6 +64,31 @@ def routes(context: Context) -> list[Route]:
         ),
         *(Route("POST", prefix + "/chat/completions/input_tokens", tokens.count) for prefix in ("", "/v1")),
         Route("POST", "/v1/messages/count_tokens", tokens.count_messages, error_shape=anthropic.error_json),
+        *(
+            Route(method, prefix + "/responses" + path, handler, body_optional=path.endswith("cancel"))
+            for prefix in ("", "/v1")
+            for method, path, handler in (
+                ("POST", "", making.handle),
+                ("POST", "/input_tokens", stored.count),
+                ("GET", "/{id}", stored.get),
+                ("DELETE", "/{id}", stored.delete),
+                ("POST", "/{id}/cancel", stored.cancel),
+                ("GET", "/{id}/input_items", stored.input_items),
+            )
+        ),
+        *(
+            Route(method, "/v1/conversations" + path, handler, body_optional=not path)
+            for method, path, handler in (
+                ("POST", "", conversations.create),
+                ("GET", "/{id}", conversations.get),
+                ("POST", "/{id}", conversations.update),
+                ("DELETE", "/{id}", conversations.delete),
+                ("GET", "/{id}/items", conversations.list_items),
+                ("POST", "/{id}/items", conversations.add_items),
+                ("GET", "/{id}/items/{item}", conversations.get_item),
+                ("DELETE", "/{id}/items/{item}", conversations.delete_item),
+            )
+        ),
         Route("POST", "/apply-template", tokens.apply_template),
         *(Route("POST", prefix + "/abort", running.abort, is_free=True) for prefix in ("", "/v1")),
         *(Route("POST", prefix + "/chat/completions/control", running.control, is_free=True) for prefix in ("", "/v1")),

@@ -188,6 +188,8 @@ class ApiOptions(Group):
     log_prompts_dir: str | None
     health_route: str  # Vertex AI's; "" for none, as of the next
     predict_route: str
+    store_dir: str | None
+    store_size: int
     is_verbose: bool
 
     @property

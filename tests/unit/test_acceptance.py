@@ -29,6 +29,7 @@ COUNTS = {
     "L": 18,
     "A": 14,
     "N": 1,
+    "O": 18,
 }
 ROW = re.compile(r"\| (?P<id>[A-Z]\d+) \| (?P<what>[^|]+) \| (?P<status>[^|]+) \|")
 

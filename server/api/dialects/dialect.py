@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from server.api.context import Context
@@ -84,6 +84,12 @@ class Answer:
             self.final = event.final
         elif isinstance(event, PromptProbs):
             self.prompt_probs.append(event)
+
+    def events(self) -> Iterator[Text | Reasoning | ToolCall]:
+        """The answer once more, an event for each section."""
+        for section in self.sections:
+            text = "".join(section.parts)
+            yield ToolCall(0, section.id, section.name, text) if isinstance(section, Call) else section.kind(text)
 
     def _say(self, kind: type, text: str) -> None:
         """More of a section, or the beginning of one."""

@@ -202,6 +202,47 @@ MESSAGES_FIELDS = (
     Field("thread", object, None, "refused: no conversation is kept"),
     Field("output_config", dict, None, "`effort` of the thinking; as `format` a JSON schema that the text must fit"),
 )
+RESPONSES_FIELDS = (
+    Field("input", object, None, "what the model is to answer: a text, or a list of items"),
+    Field("instructions", str, None, "what the system says; those of earlier responses don't count"),
+    Field("previous_response_id", str, None, "the stored response that this one goes on from"),
+    Field("conversation", object, None, "the id of the conversation that it goes on from and is added to"),
+    Field("store", bool, True, "whether the response can be asked for later, and others can go on from it"),
+    Field("background", bool, False, "answer at once; the response is made meanwhile, and can be asked for"),
+    Field("max_output_tokens", int, None, "most tokens of the answer, with those of reasoning", 1, INT_MAX),
+    Field(
+        "reasoning",
+        dict,
+        None,
+        "`effort` of the thinking; with a `summary` that isn't none, thoughts are sent as a summary, else as they are",
+    ),
+    Field("text", dict, None, "as `format` what the answer is: text, json_object, or json_schema with a `schema`"),
+    Field("tools", list, None, "tools that the model may call, of the types function and custom"),
+    Field("tool_choice", object, None, "auto, none, required, or an object that names a tool or has `allowed_tools`"),
+    Field("parallel_tool_calls", bool, True, "whether an answer may have several calls"),
+    Field("truncation", str, "disabled", "auto leaves out the oldest items where all don't fit into the context"),
+    Field(
+        "include",
+        list,
+        (),
+        "`message.output_text.logprobs`; `reasoning.encrypted_content`, for clients that keep nothing else of the "
+        "reasoning (it isn't encrypted)",
+    ),
+    Field("top_logprobs", int, 0, "report how likely the model found each token, and the N likeliest", 0, 100),
+    Field("metadata", dict, None, "up to 16 short texts by name, which are kept with the response"),
+    Field("prompt_cache_key", str, None, "the answer repeats it; common beginnings are found by themselves"),
+    Field("stream_options", dict, {}, "taken; events have no `obfuscation`"),
+    Field("prompt", object, None, "refused: no prompts are kept"),
+    *(
+        field
+        for field in CHAT_FIELDS
+        if field.name in ("enable_thinking", "reasoning_budget_tokens", "chat_template_kwargs")
+    ),
+)
+CONVERSATION_FIELDS = (
+    Field("items", list, None, "its first items, or those to add"),
+    Field("metadata", dict, None, "up to 16 short texts by name"),
+)
 TEXT_FIELDS = (
     Field(
         "logprobs",
@@ -286,6 +327,9 @@ IDLE_FIELDS = (
     Field("metadata", dict, None, "nothing is stored"),
     Field("cache_control", dict, None, "common beginnings are found by themselves"),
     Field("context_management", dict, None, "a conversation is read as it comes"),
+    Field("client_metadata", dict, None, "requests are told apart by API key and address"),
+    Field("max_tool_calls", int, None, "this server runs no tools of its own"),
+    Field("prompt_cache_options", dict, None, "what the cache keeps is the server's options' business"),
     Field("container", object, None, "this server runs no code"),
     Field("mcp_servers", list, [], "this server calls no others"),
     Field("service_tier", str, "auto", "there is one tier"),
@@ -405,6 +449,17 @@ MESSAGES = Body(
         *("grammar", "response_fields", "return_tokens", "return_progress", "timings_per_token", "verbose"),
     ),
 )
+RESPONSES = Body(
+    ("/v1/responses", "/v1/responses/input_tokens"),
+    (RESPONSES_FIELDS, MODEL_FIELDS, COMPLETION_FIELDS, SAMPLING_FIELDS),
+    (
+        *("n_predict", "max_completion_tokens", "max_tokens", "n_cmpl", "n", "n_probs", "logprobs", "grammar"),
+        *("post_sampling_probs", "response_fields", "return_tokens", "return_progress", "timings_per_token", "verbose"),
+    ),
+)
+CONVERSATION = Body(
+    ("/v1/conversations", "/v1/conversations/{id}", "/v1/conversations/{id}/items"), (CONVERSATION_FIELDS,)
+)
 TEXT = Body(
     ("/v1/completions",),
     (PROMPT_FIELDS, LAZY_FIELDS, TEXT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
@@ -425,6 +480,8 @@ BODIES = (
     COMPLETION,
     CHAT,
     MESSAGES,
+    RESPONSES,
+    CONVERSATION,
     TEXT,
     OLLAMA_CHAT,
     OLLAMA_GENERATE,

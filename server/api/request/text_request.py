@@ -44,7 +44,8 @@ class TextRequest:
     """A request that has been read. `values` are the checked fields of its dialect, `shown` is the prompt as answers
     repeat it. There is a task for each of the `n` answers to each prompt, in the order of the prompts; with `is_list`
     the client wants a list of answers. `warnings` is what of the request isn't kept. `new_parser` makes what tells
-    calls and reasoning from the text of an answer, None where it is text alone."""
+    calls and reasoning from the text of an answer, None where it is text alone. `own` is what else its dialect has to
+    know of it."""
 
     model: Model
     values: Mapping[str, Any]
@@ -55,6 +56,7 @@ class TextRequest:
     warnings: tuple[str, ...]
     default_ping_s: int
     new_parser: Callable[[], OutputParser] | None = None
+    own: Any = None
 
     @property
     def is_parsed(self) -> bool:

@@ -1,0 +1,1 @@
+"""What is kept for a key between its requests: responses and conversations. Connection threads."""

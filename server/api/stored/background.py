@@ -1,0 +1,197 @@
+"""Responses that are made in the background: whether or not a client waits, and as often streamed as clients ask.
+
+Each has a thread of its own, `response`, which writes the stream once, for nobody: that is how the response comes
+together and is stored. Clients get it by writing it again from the same events, each on its connection's thread, so
+that all of them see the same numbers. The events are kept until the response has ended; from then on the stored
+response and the lengths of its deltas are enough (`replay`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from server import memory
+from server.api.context import Context
+from server.api.dialects.response_events import IN_PROGRESS, QUEUED, Exchange, ResponsesReply
+from server.api.generation import Generation, TextHandler
+from server.api.request.text_request import TextRequest
+from server.chat.output.events import End, Event
+from server.errors import ApiError
+from server.log import get_logger
+from server.web.message import EventStream, Request, Response, json_response
+from server.web.sse import PING
+
+MAX_RUNS, MAX_RUNS_OF_KEY = 64, 16
+WAIT_S = 30.0  # for the end of a run that has been told to end
+PING_S = 15.0
+
+log = get_logger("api")
+
+
+class Run:
+    """One response that is being made."""
+
+    def __init__(self, context: Context, asked: TextRequest, request: Request) -> None:
+        self._context = context
+        self.asked = asked
+        self._exchange: Exchange = asked.own
+        self._reply = ResponsesReply(context, asked)
+        self.begun = self._reply.response
+        detached = Request("POST", request.path, id=request.id, key_id=request.key_id)  # whose client can leave
+        self._generation = Generation(context, asked, detached)
+        share = memory.current()
+        self._share = share and share.another()
+        self._changed = threading.Condition()  # protects the rest
+        self._events: list[Event] = []
+        self._results: Any = None
+        self._is_cancelled = self.has_ended = False
+
+    @property
+    def key_id(self) -> str:
+        """Whose it is."""
+        return self._exchange.key_id
+
+    @property
+    def response(self) -> dict[str, Any]:
+        """The response as it is now: its output is there once it has ended."""
+        response = self._reply.response
+        return (
+            {**response, "status": IN_PROGRESS} if self._reply.was_begun and response["status"] == QUEUED else response
+        )
+
+    def work(self) -> None:
+        """Its thread: have the model write, to the end."""
+        memory.use(self._share)
+        try:
+            if self._share is not None:
+                self._share.take(sum(len(media.data) for task in self.asked.tasks for media in task.media))
+            with self._generation.run(self._reply.id) as results:
+                with self._changed:
+                    self._results, is_cancelled = results, self._is_cancelled
+                if is_cancelled:
+                    results.finish()
+                for message in results:
+                    self._add(self._generation.feed(message)[1])
+        except ApiError as error:
+            self._context.refusals.count(error.reason)
+            self._reply.error(error)
+        except Exception:
+            log.exception("the response %s failed", self._reply.id)
+            self._reply.error(ApiError(500, "the server has a fault, which its log shows"))
+        finally:
+            with self._changed:
+                self.has_ended = True
+                self._results = None
+                self._changed.notify_all()
+            if self._share is not None:
+                self._share.close()
+
+    def _add(self, events: Any) -> None:
+        for event in events:
+            self._reply.event(0, event)
+        with self._changed:
+            self._events += events
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """End it with what there is, and wait until it has ended."""
+        with self._changed:
+            self._is_cancelled, results = True, self._results
+        if results is not None:
+            results.finish()
+        with self._changed:
+            self._changed.wait_for(lambda: self.has_ended, WAIT_S)
+
+    def stream(self, request: Request, after: int) -> Iterator[bytes]:
+        """The stream of it for the client of this request, from behind the event `after` on, as it comes."""
+        reply = ResponsesReply(self._context, self.asked, after, is_copy=True)
+        signs: list[bool] = []  # of the client: True when it has left, False when it may have
+        with request.on_disconnect(partial(self._wake, signs, True), partial(self._wake, signs, False)):
+            yield reply.begin()
+            n_sent = n_signs = 0
+            while True:
+                with self._changed:
+                    if not self.has_ended and len(self._events) == n_sent and len(signs) == n_signs:
+                        self._changed.wait(self.asked.ping_s or PING_S)
+                    events, has_ended, n_signs = self._events[n_sent:], self.has_ended, len(signs)
+                if any(signs):
+                    return
+                n_sent += len(events)
+                data = b"".join(reply.event(0, event) for event in events if not isinstance(event, End))
+                if has_ended:
+                    yield data + reply.finish(self._reply.response)
+                    return
+                yield data or (b"" if events else PING)
+
+    def _wake(self, signs: list[bool], has_left: bool) -> None:
+        with self._changed:
+            signs.append(has_left)
+            self._changed.notify_all()
+
+
+class Runs:
+    """Those that are being made, by the ids of their responses."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()  # protects _runs
+        self._runs: dict[str, Run] = {}
+
+    def start(self, asked: TextRequest, request: Request) -> Run:
+        """Begin with one. ApiError 503 when there are too many already."""
+        run = Run(self._context, asked, request)
+        id_ = run.response["id"]
+        with self._lock:
+            n_own = sum(one.key_id == run.key_id for one in self._runs.values())
+            if len(self._runs) >= MAX_RUNS or n_own >= MAX_RUNS_OF_KEY:
+                raise ApiError(
+                    503,
+                    f"background: {n_own} responses of yours are being made already; wait for one of them",
+                    headers={"Retry-After": "5"},
+                    reason="queue_full",
+                )
+            self._runs[id_] = run
+        exchange: Exchange = asked.own
+        found = {"response": run.response, "input": exchange.items, "was_begun": False}
+        if not self._context.stored.put(id_, exchange.key_id, found):
+            self._forget(id_)
+            raise ApiError(503, "background: there is no room to store this response (--store-size)", reason="memory")
+        threading.Thread(target=self._work, args=(id_, run), name="response", daemon=True).start()
+        return run
+
+    def get(self, id_: str, key_id: str) -> Run | None:
+        """One of this key's that has not ended."""
+        with self._lock:
+            run = self._runs.get(id_)
+        return run if run is not None and run.key_id == key_id else None
+
+    def _work(self, id_: str, run: Run) -> None:
+        try:
+            run.work()
+        finally:
+            self._forget(id_)
+
+    def _forget(self, id_: str) -> None:
+        with self._lock:
+            del self._runs[id_]
+
+
+class ResponseHandler(TextHandler):
+    """Makes responses, those in the background, too."""
+
+    def __init__(self, context: Context, runs: Runs, dialect: Any) -> None:
+        super().__init__(context, dialect)
+        self._runs = runs
+
+    def answer(self, asked: TextRequest, request: Request) -> Response | EventStream:
+        """See `TextHandler`."""
+        exchange: Exchange = asked.own
+        if not exchange.is_background:
+            return super().answer(asked, request)
+        run = self._runs.start(asked, request)
+        if exchange.is_streamed:
+            return EventStream(run.stream(request, -1))
+        return json_response(run.begun)

@@ -1,0 +1,119 @@
+"""/v1/conversations: lists of items that responses go on from and are added to. Connection thread.
+
+A conversation of another key is as unknown as one that is gone. It grows as long as there is room for it in the store.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from server.api.context import Context
+from server.api.dialects.responses import N_TOKEN, check_metadata, with_ids
+from server.api.request.fields import CONVERSATION
+from server.api.stored.responses import page
+from server.errors import ApiError
+from server.web.message import Request, Response, json_response
+
+MAX_ADDED = 20  # items at once
+
+
+class ConversationHandlers:
+    """Answers what is asked about conversations."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def create(self, request: Request) -> Response:
+        """A new one."""
+        body = {} if not request.body else request.json_object()
+        values = CONVERSATION.read(body)
+        check_metadata(values["metadata"])
+        token = secrets.token_hex(N_TOKEN)
+        id_ = "conv_" + token
+        about = {
+            "id": id_,
+            "object": "conversation",
+            "created_at": int(time.time()),
+            "metadata": values["metadata"] or {},
+        }
+        found = {"conversation": about, "items": new_items(values["items"], token)}
+        if not self._context.stored.put(id_, request.key_id, found):
+            raise ApiError(503, "there is no room for this conversation (--store-size)", reason="memory")
+        return CONVERSATION.reply(about, body)
+
+    def get(self, request: Request) -> Response:
+        """What is said about it."""
+        return json_response(self._found(request)["conversation"])
+
+    def update(self, request: Request) -> Response:
+        """Other metadata."""
+        body = request.json_object()
+        values = CONVERSATION.read(body)
+        check_metadata(values["metadata"])
+        about = {"metadata": values["metadata"] or {}}
+        self._change(request, lambda found: {**found, "conversation": {**found["conversation"], **about}})
+        return CONVERSATION.reply(self._found(request)["conversation"], body)
+
+    def delete(self, request: Request) -> Response:
+        """Forget it and its items."""
+        id_ = request.params["id"]
+        if not id_.startswith("conv_") or not self._context.stored.delete(id_, request.key_id):
+            raise unknown(id_)
+        return json_response({"id": id_, "object": "conversation.deleted", "deleted": True})
+
+    def list_items(self, request: Request) -> Response:
+        """Its items, the latest first."""
+        return json_response(page(request, self._found(request)["items"]))
+
+    def add_items(self, request: Request) -> Response:
+        """More of them."""
+        body = request.json_object()
+        token = request.params["id"].partition("_")[2]
+        added = new_items(CONVERSATION.read(body)["items"], token)
+        self._change(request, lambda found: {**found, "items": [*found["items"], *added]})
+        data = {"object": "list", "data": added, "has_more": False}
+        ends = {"first_id": added[0]["id"], "last_id": added[-1]["id"]} if added else {}
+        return CONVERSATION.reply({**data, **ends}, body)
+
+    def get_item(self, request: Request) -> Response:
+        """One of them."""
+        for item in self._found(request)["items"]:
+            if item["id"] == request.params["item"]:
+                return json_response(item)
+        raise unknown(request.params["item"])
+
+    def delete_item(self, request: Request) -> Response:
+        """Forget one of them; what is said about the conversation."""
+        self.get_item(request)
+        id_ = request.params["item"]
+        self._change(request, lambda found: {**found, "items": [item for item in found["items"] if item["id"] != id_]})
+        return self.get(request)
+
+    def _found(self, request: Request) -> dict[str, Any]:
+        id_ = request.params["id"]
+        found: dict[str, Any] | None = self._context.stored.get(id_, request.key_id)
+        if found is None or not id_.startswith("conv_"):
+            raise unknown(id_)
+        return found
+
+    def _change(self, request: Request, change: Callable[[Any], object]) -> None:
+        self._found(request)
+        if not self._context.stored.change(request.params["id"], request.key_id, change):
+            raise ApiError(503, "there is no room for this conversation (--store-size)", reason="memory")
+
+
+def new_items(value: object, token: str) -> list[Any]:
+    """Items that come in, each with an id by which it can be found."""
+    if not isinstance(value, (list, type(None))):
+        raise ApiError(400, "items: give a list of items")
+    if len(value or ()) > MAX_ADDED:
+        raise ApiError(400, f"items: {len(value or ())} at once are too many, at most {MAX_ADDED} are allowed")
+    return list(with_ids(value, f"{token}{secrets.token_hex(4)}"))
+
+
+def unknown(id_: str) -> ApiError:
+    """For what isn't there."""
+    return ApiError(404, f"There is no {id_[:80]!r} here.")

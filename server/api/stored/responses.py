@@ -1,0 +1,127 @@
+"""What can be asked about stored responses: GET, DELETE, /input_items and /cancel under /v1/responses/{id}.
+
+Connection thread. Another key's are as unknown as those that are gone. A response that was being made when its server
+ended has failed, which shows when it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from server.api.context import Context
+from server.api.dialects.response_events import FAILED, IN_PROGRESS, QUEUED, replay
+from server.api.dialects.responses import earlier_records, items_of_record, read_conversation, read_fields
+from server.api.request.chat.messages import chat_prompt
+from server.api.request.fields import RESPONSES
+from server.api.request.media import Files
+from server.api.stored.background import Runs
+from server.api.tokens import count_tokens
+from server.errors import ApiError
+from server.web.message import EventStream, Request, Response, json_response
+
+ORDERS = ("asc", "desc")
+MAX_LIMIT, LIMIT = 100, 20
+LOST = {"code": "server_error", "message": "the server ended while this response was being made"}
+
+
+class ResponseHandlers:
+    """Answers about responses that were stored, or are being made in the background."""
+
+    def __init__(self, context: Context, runs: Runs) -> None:
+        self._context = context
+        self._runs = runs
+
+    def get(self, request: Request) -> Response | EventStream:
+        """The response, or its stream once more, with `starting_after` from behind that event on."""
+        id_ = request.params["id"]
+        is_streamed = request.query.get("stream", "").lower() in ("true", "1")
+        after = number(request, "starting_after", -1, -1, 2**31) if is_streamed else -1
+        run = self._runs.get(id_, request.key_id)
+        if run is not None:
+            return EventStream(run.stream(request, after)) if is_streamed else json_response(run.response)
+        found = self._found(request)
+        if not is_streamed:
+            return json_response(found["response"])
+        return EventStream(replay(found["response"], found.get("cuts", ()), found["was_begun"], after))
+
+    def delete(self, request: Request) -> Response:
+        """Forget it, and end it if it is being made."""
+        id_ = request.params["id"]
+        run = self._runs.get(id_, request.key_id)
+        if run is not None:
+            run.cancel()
+        self._found(request)
+        self._context.stored.delete(id_, request.key_id)
+        return json_response({"id": id_, "object": "response", "deleted": True})
+
+    def cancel(self, request: Request) -> Response:
+        """End a response in the background; the response, with what there is of it. What has ended stays as it is."""
+        run = self._runs.get(request.params["id"], request.key_id)
+        if run is not None:
+            run.cancel()
+            return json_response(run.response)
+        response = self._found(request)["response"]
+        if not response["background"]:
+            raise ApiError(400, "only responses in the background can be cancelled")
+        return json_response(response)
+
+    def input_items(self, request: Request) -> Response:
+        """What it was made of: the items of its input and of all that it goes on from, the latest first."""
+        *before, own = earlier_records(self._context, request.key_id, self._require(request))
+        items = [item for found in before for item in items_of_record(found)]
+        return json_response(page(request, [*items, *own["input"]]))
+
+    def count(self, request: Request) -> Response:
+        """How many tokens the prompt of a request has."""
+        body = request.json_object()
+        model = self._context.models.get(body.get("model"))
+        files = Files(model, request)
+        conversation, _ = read_conversation(self._context, model, read_fields(model, body), files)
+        chat = chat_prompt(model, conversation, files)
+        answer = {"object": "response.input_tokens", "input_tokens": count_tokens(model, chat.prompt, request)}
+        return RESPONSES.reply(answer, body, chat.warnings)
+
+    def _found(self, request: Request) -> dict[str, Any]:
+        """What is stored of a response that isn't being made."""
+        id_ = self._require(request)
+        found: dict[str, Any] = self._context.stored.get(id_, request.key_id)
+        response = found["response"]
+        if response["status"] in (QUEUED, IN_PROGRESS):
+            found["response"] = {**response, "status": FAILED, "error": LOST}
+        return found
+
+    def _require(self, request: Request) -> str:
+        """The id of a response that is there; ApiError 404."""
+        id_ = request.params["id"]
+        if not id_.startswith("resp_") or self._context.stored.get(id_, request.key_id) is None:
+            raise ApiError(404, f"There is no response {id_[:80]!r} here.")
+        return id_
+
+
+def page(request: Request, items: Sequence[Any]) -> dict[str, Any]:
+    """Some of these items as a list, as the query wants it: `order`, `after` the item with this id, `limit`."""
+    order = request.query.get("order", "desc")
+    if order not in ORDERS:
+        raise ApiError(400, f"order: {order[:40]!r} is unknown; known are {', '.join(ORDERS)}")
+    limit = number(request, "limit", LIMIT, 1, MAX_LIMIT)
+    ordered = list(items if order == "asc" else reversed(items))
+    after = request.query.get("after")
+    if after is not None:
+        at = next((i for i, item in enumerate(ordered) if item["id"] == after), None)
+        if at is None:
+            raise ApiError(400, f"after: there is no item {after[:80]!r}")
+        ordered = ordered[at + 1 :]
+    data = ordered[:limit]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+    return {"object": "list", "data": data, **ends, "has_more": len(ordered) > limit}
+
+
+def number(request: Request, name: str, default: int, low: int, high: int) -> int:
+    """A number of the query. ApiError 400 for anything else."""
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and low <= int(text) <= high):
+        raise ApiError(400, f"{name}: {text[:40]!r} is not a number from {max(low, 0)} to {high}")
+    return int(text)
