@@ -30,6 +30,7 @@ READ_BYTES = 4 * MIB
 REST = 10  # times as long as a piece took to read, where tasks are running: they need the cores
 SETTLED_S = 2.0  # the clocks of file systems are that coarse: a file changed just now may change unseen
 MOST_REMEMBERED = 256
+NO_FILES = "none"
 MOST_SHOWN = 200  # characters of what a file says of itself
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 # fields of llama.cpp's structs that say where and how fast something is computed, not what
@@ -208,7 +209,7 @@ class Identity:
 def _joined(digests: Sequence[str]) -> str:
     """One hash for some files in order."""
     if not digests:
-        return "none"
+        return NO_FILES
     import hashlib  # here, because most servers save nothing
 
     return hashlib.sha256("\n".join(digests).encode()).hexdigest()[:32]

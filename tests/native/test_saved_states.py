@@ -20,7 +20,9 @@ from server.engine.seam.task import CACHE_DISK, CACHE_SLOT
 from server.errors import ApiError
 from tests import tiny_models
 from tests.gguf_edit import scalar, split, string, take_apart
+from tests.media_files import picture
 from tests.native.engines import STEM, Engine
+from tests.native.media_engines import image, task
 
 F32 = {"type_k": 0, "type_v": 0, "flash_attn_type": 0}
 N_SLOT = 128  # tokens of a slot
@@ -107,6 +109,7 @@ def open_engine(engine, files: Files) -> Callable[..., Engine]:
                 "lora": ((str(files.lora), 1.0),),
                 "n_slots": 2,
                 "n_ctx": 2 * N_SLOT,
+                "n_ctx_slot": N_SLOT,
                 "context_params": F32,
                 "shift_context": True,
                 **config,
@@ -172,6 +175,17 @@ def test_a_slot_of_another_projector_is_refused(see, tiny_bpe_model, mmproj_mlp,
     data[-2000] ^= 0x80
     place.write_bytes(data)
     assert "another projector" in refused(see(tiny_bpe_model, place), tmp_path / "slot")
+
+
+@pytest.mark.covers("T20")
+def test_a_slot_with_an_image_is_refused_without_the_projector(see, engine, tiny_bpe_model, mmproj_mlp, tmp_path):
+    seeing = see(tiny_bpe_model, mmproj_mlp)
+    seeing.ask(task(seeing, ("the river", image(picture(1)), " near the"), 4))
+    seeing.client.command("save", id_slot=0, path=str(tmp_path / "slot"))
+    seeing.close()
+    blind = engine(tiny_bpe_model)
+    assert "--mmproj" in refused(blind, tmp_path / "slot") and "images or sound" in refused(blind, tmp_path / "slot")
+    assert blind.say(STEM, 5).tokens
 
 
 def test_a_slot_whose_keys_would_be_turned_otherwise_in_another_context_is_refused(engine, tiny_spm_model, tmp_path):
@@ -321,7 +335,7 @@ class Mixture:
         """Against an engine that has never seen anything."""
         missing = [(prompt, scales) for prompt, scales, _ in wanted if (choice, prompt, scales) not in self._expected]
         if missing:
-            fresh = self._open(n_slots=1, n_ctx=2 * N_SLOT)
+            fresh = self._open(n_slots=1, n_ctx=2 * N_SLOT, n_ctx_slot=0)
             for prompt, scales in missing:
                 self._expected[choice, prompt, scales] = fresh.say(prompt, 16, lora=scales, cache_prompt=False).tokens
             fresh.close()

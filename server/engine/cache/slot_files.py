@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from server.errors import ApiError
-from server.model_files.identity import difference
+from server.model_files.identity import NO_FILES, difference
 from server.records import field, record
 
 MAGIC, OLD_MAGIC = b"llsrvkv2", b"llsrvkv1"
@@ -135,6 +135,12 @@ def read(path: Path, identity: Mapping[str, Any]) -> SavedSlot:
     with _open(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         header = _read_header(stream, path.name, size)
+        if identity.get("mmproj", NO_FILES) == NO_FILES and any(token < 0 for token in header["tokens"]):
+            raise ApiError(
+                400,
+                f"{path.name} holds images or sound, which mean nothing without their projector: start the server with "
+                "the --mmproj it was saved with",
+            )
         if found := difference(header["identity"], identity):
             raise ApiError(400, f"{path.name} was saved with {found}")
         state = bytearray(header["n_state"])

@@ -49,6 +49,18 @@ def test_what_was_written_is_read(tmp_path, tokens, lora, state):
     assert os.listdir(tmp_path) == ["slot"], "the temporary file is gone"
 
 
+@pytest.mark.covers("T20")
+def test_a_slot_with_media_is_refused_without_a_projector(tmp_path):
+    path, tokens = tmp_path / "slot", [1, -900, -901, 2]
+    seeing = {**MODEL, "mmproj": "89abcdef"}
+    slot_files.write(path, seeing, tokens, [], memoryview(b"x"))
+    assert slot_files.read(path, seeing).tokens == tokens
+    words = refusal(path)
+    assert "images or sound" in words and "--mmproj" in words
+    slot_files.write(path, seeing, [1, 2], [], memoryview(b"x"))
+    assert "another projector" in refusal(path)
+
+
 def test_writing_again_replaces_the_file(saved):
     slot_files.write(saved, MODEL, [7], [], memoryview(b"new"))
     assert slot_files.read(saved, MODEL).tokens == [7]
