@@ -47,7 +47,7 @@ COMMANDS = {
             "models",
             "",
             0,
-            "list the models that are here, and whether they fit into memory",
+            "list what is here, and whether it fits",
             "Lists the models of the download cache, of --models-dir and of --models-preset: size, quantisation, the "
             "context that they were trained for, and whether they fit into this machine's free memory.",
             (*FOLDERS, "libs"),
@@ -56,7 +56,7 @@ COMMANDS = {
             "pull",
             "MODEL",
             1,
-            "download a model, or go on with a download",
+            "download a model",
             "Downloads a model into the cache, from where it is served and run by its name. What was stopped before "
             "goes on where it was; checksums are compared. MODEL is a repository of Hugging Face, with or without a "
             "quantisation, or the address of a GGUF file:\n"
@@ -68,7 +68,7 @@ COMMANDS = {
             "rm",
             "MODEL",
             1,
-            "remove a model's files",
+            "remove its files",
             "Removes the files of a model that lie in the download cache or in --models-dir. Folders of other programs "
             "are left alone.",
             FOLDERS,
@@ -77,7 +77,7 @@ COMMANDS = {
             "show",
             "MODEL",
             1,
-            "show all about a model",
+            "all about one",
             "Shows where a model is, what its file says, and what it would take of this machine's memory. MODEL is a "
             "name that the command models lists, or a file.",
             (*FOLDERS, "libs"),
@@ -86,7 +86,7 @@ COMMANDS = {
             "ps",
             "",
             0,
-            "list the models of a running server",
+            "what a server has",
             "Asks the server at --url, or at --port of this machine, which models it has and which of them are loaded.",
             (),
             has_url=True,
@@ -95,7 +95,7 @@ COMMANDS = {
             "run",
             "MODEL [TEXT]",
             1,
-            "chat with a model in the terminal",
+            "chat in the terminal",
             "Loads the model and lets you chat with it in the terminal; /help there shows what else can be typed. With "
             "TEXT, or with an input that isn't typed, there is one answer, and nothing else is written to the output. "
             "MODEL is a name that the command models lists, a file, or a repository, which is downloaded first. With "

@@ -169,6 +169,7 @@ class HttpOptions(Group):
     rate_limit: tuple[int, float] | None
     api_key: tuple[str, ...]
     api_key_file: str | None
+    admin_key: tuple[str, ...]
     ssl_key_file: str | None
     ssl_cert_file: str | None
     cors_origins: tuple[str, ...]
@@ -182,6 +183,7 @@ class ApiOptions(Group):
     slots: bool
     metrics: bool
     props: bool
+    manage_models: bool
     debug_stacks: bool
     sse_ping_interval: int
     native_ping_interval: int  # of streams that aren't OpenAI's

@@ -325,6 +325,8 @@ def _contradictions(o: Settings) -> Iterator[str]:
         yield "--model-url and --hf-repo name two models: give one of them"
     if o.grammar and o.json_schema is not None:
         yield "a text can follow one of --grammar and --json-schema, not both"
+    if o.manage_models and not o.admin_key:
+        yield "--manage-models needs a key that may: add --admin-key KEY"
     if o.log_disable and o.is_set("log_file"):
         yield "--log-disable and --log-file contradict each other: leave one out"
     if (
@@ -371,8 +373,8 @@ def usage(table: Sequence[Option] = OPTIONS, program: str = "llama_srv.py", is_s
     width = max(min(shutil.get_terminal_size((100, 25)).columns, 110), 50)
     about = "Serves a language model over HTTP, on this machine and without a network."
     lines = [f"usage: {program} MODEL.gguf [options]", "", *textwrap.wrap(about, width), ""]
-    lines += [f"  {f'{command.name} {command.words}':<20}{command.help}" for command in COMMANDS.values()]
-    lines += ["", f"{program} COMMAND --help says more of these.", ""]
+    commands = ", ".join(f"{command.name} ({command.help})" for command in COMMANDS.values())
+    lines += [*textwrap.wrap(f"Commands: {commands}. COMMAND --help says more.", width, break_on_hyphens=False), ""]
     if is_short:
         shown = [option for option in table if option.name in SHORT_HELP]
         lines += [line for option in shown for line in help_lines(option, width, is_short)]

@@ -384,8 +384,13 @@ OPTIONS: tuple[Option, ...] = (
 
     Option("api_key", ("--api-key",), "keys that clients may show, separated by commas; may be repeated; without any, "
            "everybody is served", ACCESS, to.keys, (), "KEY", "LLAMA_API_KEY", repeat=True, secret=True),
-    Option("api_key_file", ("--api-key-file",), "file with more keys, one a line; changes are noticed", ACCESS,
-           to.existing_file, metavar="FILE", env="LLAMA_ARG_API_KEY_FILE"),
+    Option("api_key_file", ("--api-key-file",), "file with more keys, one a line, behind it models=A,B for a key that "
+           "may use only these; changes are noticed", ACCESS, to.existing_file, metavar="FILE",
+           env="LLAMA_ARG_API_KEY_FILE"),
+    Option("admin_key", ("--admin-key",), "keys that may do all, also what --manage-models allows, separated by "
+           "commas", ACCESS, to.keys, (), "KEY", "LLAMA_SRV_ADMIN_KEY", repeat=True, secret=True),
+    Option("manage_models", ("--manage-models",), "let requests with an --admin-key download and remove models", ACCESS,
+           None, False, env="LLAMA_SRV_MANAGE_MODELS"),
     Option("ssl_key_file", ("--ssl-key-file",), "private key for HTTPS, PEM", ACCESS, to.existing_file, metavar="FILE",
            env="LLAMA_ARG_SSL_KEY_FILE"),
     Option("ssl_cert_file", ("--ssl-cert-file",), "certificate for HTTPS, PEM", ACCESS, to.existing_file,

@@ -14,7 +14,7 @@ from server.metrics import Refusals
 from server.options.groups import HttpOptions
 from server.options.row import OptionError
 from server.records import replace
-from server.web.auth import CorsPolicy, KeyRing, read_key_file
+from server.web.auth import CorsPolicy, Grant, KeyRing, read_key_file
 from server.web.httpd import HttpServer
 from server.web.limits import Limits, room_for_connections
 from server.web.listen import is_local
@@ -33,7 +33,10 @@ class KeyFiles:
     """The API keys of the command line and of `--api-key-file`, which is read again when it has changed."""
 
     def __init__(self, options: HttpOptions) -> None:
-        self._given = tuple(options.api_key)
+        self._given: tuple[str | Grant, ...] = (
+            *options.api_key,
+            *(Grant(key, is_admin=True) for key in options.admin_key),
+        )
         self._path = Path(options.api_key_file) if options.api_key_file else None
         self._stamp: tuple[float, int] | None = None
         self.ring = KeyRing(self._given)
@@ -63,7 +66,7 @@ class KeyFiles:
         keys = read_key_file(path)
         if keys or not len(self.ring):
             self.ring.replace([*self._given, *keys])
-            hide(*keys)
+            hide(*(grant.key for grant in keys))
         else:
             log.error("%s holds no key any more, the keys stay as they are", path)
         self._stamp = stamp

@@ -13,45 +13,89 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from server.errors import ApiError
-from server.records import record
+from server.records import record, replace
 from server.web.http1.head import Headers
 
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 EXPOSED_HEADERS = "X-Request-Id, Request-Id, Retry-After, X-Queue-Position, X-Warnings"
 DEFAULT_ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key, X-Request-Id"
+LIMITED = re.compile(r"(\s+models=)")
 HEADER_LIST = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z, ]{1,2000}")
 
 
-class KeyRing:
-    """The accepted API keys, kept as SHA-256 digests. Without any key everybody is served."""
+@record(frozen=True)
+class Grant:
+    """A key, the models that it may use by their names (None: all), and whether it may fetch and remove models."""
 
-    def __init__(self, keys: Iterable[str] = ()) -> None:
-        self._digests: tuple[bytes, ...] = ()
+    key: str
+    models: frozenset[str] | None = None
+    is_admin: bool = False
+
+
+class KeyRing:
+    """The accepted API keys, kept as SHA-256 digests, and what each may. Without any but an admin's everybody is
+    served."""
+
+    def __init__(self, keys: Iterable[str | Grant] = ()) -> None:
+        self._grants: dict[bytes, Grant] = {}
+        self._by_id: dict[str, Grant] = {}
         self.replace(keys)
 
-    def replace(self, keys: Iterable[str]) -> None:
-        """New keys for all requests from now on; empty ones are dropped."""
-        self._digests = tuple({_digest(key.encode("utf-8")) for key in keys if key})
+    def replace(self, keys: Iterable[str | Grant]) -> None:
+        """New keys for all requests from now on; empty ones are dropped. What is said of one key several times adds
+        up."""
+        grants: dict[bytes, Grant] = {}
+        for given in keys:
+            grant = Grant(given) if isinstance(given, str) else given
+            if grant.key:
+                digest = _digest(grant.key.encode("utf-8"))
+                grants[digest] = _together(grants.get(digest), replace(grant, key=""))
+        self._grants = grants
+        self._by_id = {digest.hex()[:12]: grant for digest, grant in grants.items()}
 
     def __len__(self) -> int:
-        return len(self._digests)
+        """How many keys there are besides admins': 0 is a server for everybody."""
+        return sum(not grant.is_admin for grant in self._grants.values())
 
     def check(self, headers: Headers) -> str:
         """The id of the key that came as `Authorization: Bearer K`, `Authorization: K` or `X-Api-Key: K` (""
         if none is needed); ApiError 401. Takes the same time whichever key is right and however much of
         it."""
-        digests = self._digests
-        if not digests:
-            return ""
-        found = ""
-        for candidate in _candidates(headers):
-            digest = _digest(candidate.encode("latin-1", "replace"))
-            for known in digests:
-                if hmac.compare_digest(digest, known):
-                    found = known.hex()[:12]
-        if not found:
+        found = self.find(headers)
+        if not found and len(self):
             raise ApiError(401, "Invalid API Key", headers={"WWW-Authenticate": "Bearer"})
         return found
+
+    def find(self, headers: Headers) -> str:
+        """The same where no key is needed: "" for none, or one that isn't known."""
+        grants = self._grants
+        found = ""
+        for candidate in _candidates(headers) if grants else ():
+            digest = _digest(candidate.encode("latin-1", "replace"))
+            for known in grants:
+                if hmac.compare_digest(digest, known):
+                    found = known.hex()[:12]
+        return found
+
+    def may_use(self, key_id: str, names: Iterable[str]) -> bool:
+        """Whether a key may use the model of these names. Where keys are limited to models, nobody may without one."""
+        grants = self._by_id
+        grant = grants.get(key_id)
+        if grant is None:
+            return not any(known.models is not None for known in grants.values())
+        return grant.models is None or not grant.models.isdisjoint(names)
+
+    def is_admin(self, key_id: str) -> bool:
+        """Whether a key may fetch and remove models."""
+        grant = self._by_id.get(key_id)
+        return grant is not None and grant.is_admin
+
+
+def _together(one: Grant | None, other: Grant) -> Grant:
+    if one is None:
+        return other
+    models = None if one.models is None or other.models is None else one.models | other.models
+    return Grant("", models, one.is_admin or other.is_admin)
 
 
 def _digest(key: bytes) -> bytes:
@@ -64,10 +108,16 @@ def _candidates(headers: Headers) -> list[str]:
     return [rest.strip() if scheme.lower() == "bearer" else authorization, headers.get("x-api-key", "")]
 
 
-def read_key_file(path: Path) -> list[str]:
-    """One key per line; blank lines, lines that begin with #, spaces around, any line ends and a BOM don't matter."""
+def read_key_file(path: Path) -> list[Grant]:
+    """One key per line, behind it `models=A,B` if it may use only these; blank lines, lines that begin with #, spaces
+    around, any line ends and a BOM don't matter."""
     lines = (line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+    return [_grant(line) for line in lines if line and not line.startswith("#")]
+
+
+def _grant(line: str) -> Grant:
+    key, mark, models = LIMITED.split(line, 1) if LIMITED.search(line) else (line, "", "")
+    return Grant(key, frozenset(filter(None, map(str.strip, models.split(",")))) if mark else None)
 
 
 def forbidden(message: str) -> ApiError:

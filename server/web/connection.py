@@ -303,7 +303,8 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         """The id of the request's API key, "" if none is needed; ApiError 401 or 429."""
         auth, rate = self.server.auth, self.server.rate
         try:
-            key_id = "" if route.public or auth is None else auth.check(head.headers)
+            find = None if auth is None else auth.find if route.public else auth.check
+            key_id = "" if find is None else find(head.headers)
         except ApiError:
             if rate:
                 rate.take(network_of(self.entry.client))

@@ -55,7 +55,7 @@ FIELD_OF_TARGET = {
 }
 """The fields that hold what `Option.target` names."""
 
-NOT_YET = {"models_max", "models_autoload", "models_preset", "sleep_idle_seconds"}
+NOT_YET = {"models_max", "models_autoload", "sleep_idle_seconds", "manage_models"}
 """What nobody reads yet: the server of several models is being built."""
 
 SCOPE_OF_FIELD = {"errands": ERRAND, "model": MODEL}

@@ -684,4 +684,4 @@ def test_request_defaults_pass_the_checks_of_requests():
 def test_secrets_are_known_as_such():
     o = parse(["--api-key", "k1,k2"], {"HF_TOKEN": "hf_x"})
     assert sorted(group(o).logging.secrets) == ["hf_x", "k1", "k2"] and group(parse([], {})).logging.secrets == ()
-    assert {option.name for option in OPTIONS if option.secret} == {"api_key", "hf_token"}
+    assert {option.name for option in OPTIONS if option.secret} == {"api_key", "admin_key", "hf_token"}

@@ -7,7 +7,7 @@ import hmac
 import pytest
 
 from server.errors import ApiError
-from server.web.auth import CorsPolicy, HostPolicy, KeyRing, is_loopback, read_key_file, split_host
+from server.web.auth import CorsPolicy, Grant, HostPolicy, KeyRing, is_loopback, read_key_file, split_host
 from server.web.http1.head import Headers
 from server.web.message import error_body
 
@@ -88,7 +88,52 @@ def test_keys_can_be_replaced_while_serving():
 def test_key_files_of_any_editor_are_read(tmp_path):
     path = tmp_path / "keys"
     path.write_bytes("\ufefffirst\r\n\n  zwö\t\r\rthird".encode())
-    assert read_key_file(path) == ["first", "zwö", "third"]
+    assert read_key_file(path) == [Grant("first"), Grant("zwö"), Grant("third")]
+
+
+def test_a_line_may_limit_its_key_to_models(tmp_path):
+    path = tmp_path / "keys"
+    path.write_text("all\nsome  models=a, user/m-GGUF:Q4_K_M,b\nnone models=\nwith blanks\nmodels=x\n#c models=d\n")
+    assert read_key_file(path) == [
+        Grant("all"),
+        Grant("some", frozenset(("a", "b", "user/m-GGUF:Q4_K_M"))),
+        Grant("none", frozenset()),
+        Grant("with blanks"),
+        Grant("models=x"),
+    ]
+
+
+def test_a_limited_key_may_use_its_models_alone_and_nobody_may_without_a_key():
+    ring = KeyRing(["all", Grant("some", frozenset("ab")), Grant("none", frozenset()), Grant("root", is_admin=True)])
+    ids = {key: ring.check(Headers({"X-Api-Key": key})) for key in ("all", "some", "none", "root")}
+    used = {key: [name for name in "abc" if ring.may_use(id_, (name, "alias"))] for key, id_ in ids.items()}
+    assert used == {"all": ["a", "b", "c"], "some": ["a", "b"], "none": [], "root": ["a", "b", "c"]}
+    assert ring.may_use(ids["some"], ("c", "b")) and not ring.may_use("", ("a",)) and not ring.may_use("gone", ("a",))
+    assert [key for key, id_ in ids.items() if ring.is_admin(id_)] == ["root"] and not ring.is_admin("")
+    assert KeyRing(["k"]).may_use("", ("a",)) and KeyRing().may_use("", ("a",))
+
+
+def test_an_admins_key_alone_leaves_the_server_to_everybody():
+    ring = KeyRing([Grant("root", is_admin=True)])
+    assert len(ring) == 0 and ring.check(Headers()) == ring.check(Headers({"X-Api-Key": "wrong"})) == ""
+    assert ring.is_admin(ring.check(Headers({"Authorization": "Bearer root"})))
+    both = KeyRing(["k", Grant("root", is_admin=True)])
+    assert both.check(Headers({"X-Api-Key": "root"})) and both.find(Headers({"X-Api-Key": "wrong"})) == ""
+    with pytest.raises(ApiError):
+        both.check(Headers())
+
+
+def test_what_is_said_of_a_key_several_times_adds_up():
+    limited = Grant("k", frozenset("a"))
+    key_id = KeyRing(["k"]).check(Headers({"X-Api-Key": "k"}))
+    for keys, models in (
+        ([limited, Grant("k", frozenset("b"))], "ab"),
+        ([limited, "k"], "abc"),
+        (["k", limited], "abc"),
+    ):
+        ring = KeyRing([*keys, Grant("other", frozenset())])
+        assert "".join(name for name in "abc" if ring.may_use(key_id, (name,))) == models
+    assert KeyRing([limited, Grant("k", is_admin=True)]).is_admin(key_id)
 
 
 @pytest.mark.parametrize(
