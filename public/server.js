@@ -1,10 +1,11 @@
-// The server view: slots as they work, queue, cache, throughput and latency over the last minutes, the model's facts,
+// The server view: slots as they work, the last minute as a picture, queue, cache, throughput and latency over the last minutes, the model's facts,
 // LoRA scales, and saved slots. Asks once a second, and only while it is on screen.
 
 import { errorText, get, getText, health, post } from './api.js';
 import { Chart, N_SAMPLES, parseMetrics } from './charts.js';
 import { ask, field, h, toast } from './dom.js';
 import { bytes, number, t } from './i18n.js';
+import { Timeline } from './timeline.js';
 
 const PERIOD_MS = 1000;
 
@@ -31,12 +32,13 @@ export class ServerView {
       first: new Chart(t('latency-first'), [t('first-token')], milliseconds),
       between: new Chart(t('latency-between'), [t('between-tokens')], milliseconds),
     };
+    this.timeline = new Timeline();
     this.lora = h('div', { class: 'lora' });
     this.loraSection = h('section', { hidden: true }, h('h2', {}, 'LoRA'), this.lora);
     this.state = h('p', { class: 'dim', role: 'status' });
     this.element = h('section', { class: 'view server', 'aria-label': t('server') },
       h('div', { class: 'column' },
-        h('h2', {}, t('slots')), this.state, this.slots, this.noSlots,
+        h('h2', {}, t('slots')), this.state, this.slots, this.noSlots, this.timeline.element,
         h('h2', {}, t('activity')), this.noMetrics,
         h('div', { class: 'charts' }, Object.values(this.charts).map((chart) => chart.element)),
         this.loraSection,
@@ -47,6 +49,7 @@ export class ServerView {
     this.props = props;
     this.noMetrics.hidden = props.endpoint_metrics;
     this.noSlots.hidden = props.endpoint_slots;
+    this.timeline.element.hidden = !props.endpoint_slots;
     for (const chart of Object.values(this.charts)) chart.element.hidden = !props.endpoint_metrics;
     const [models, adapters] = await Promise.all([get('v1/models'), get(this.#path('lora-adapters')).catch(() => [])]);
     this.#showFacts(models.data.find((one) => one.id === props.model) ?? models.data[0]);
@@ -77,7 +80,10 @@ export class ServerView {
     const state = await health();
     this.state.textContent = state === null ? t('offline')
       : t('slots-state', { idle: state.slots_idle ?? 0, working: state.slots_processing ?? 0 });
-    if (this.props.endpoint_slots) this.#showSlots(await get(this.#path('slots')));
+    if (this.props.endpoint_slots) {
+      this.#showSlots(await get(this.#path('slots')));
+      this.timeline.show(await get(this.#path('slots/timeline')));
+    }
     if (this.props.endpoint_metrics) this.#sample(parseMetrics(await getText('metrics')));
   }
 

@@ -9,6 +9,7 @@ from server.api.admin.lora import LoraHandlers
 from server.api.admin.metrics import MetricsHandler
 from server.api.admin.slots import SlotHandlers
 from server.api.admin.status import StatusHandlers
+from server.api.admin.timeline import TimelineHandler
 from server.api.context import Context
 from server.api.dialects import anthropic, infill, native, ollama, ollama_generate, openai_chat, openai_text, responses
 from server.api.embeddings import EmbeddingHandlers
@@ -92,6 +93,7 @@ def routes(context: Context) -> list[Route]:
         Route("POST", "/apply-template", tokens.apply_template),
         *(Route("POST", prefix + "/abort", running.abort, is_free=True) for prefix in ("", "/v1")),
         *(Route("POST", prefix + "/chat/completions/control", running.control, is_free=True) for prefix in ("", "/v1")),
+        Route("GET", "/slots/timeline", TimelineHandler(context).show),
         Route("POST", "/debug/stacks", DebugHandler(context).stacks, body_optional=True),
         Route("POST", "/embedding", embeddings.native),
         Route("POST", "/embeddings", embeddings.list),

@@ -72,6 +72,7 @@ class Engine(Protocol):
     info: ModelInfo | None
     vocab: Vocab
     snapshot: Snapshot
+    timeline: Any  # a `client.timeline.Timeline`
 
     @property
     def trouble(self) -> str:
@@ -92,6 +93,9 @@ class Engine(Protocol):
 
     def latest_text(self, id_task: int) -> str:
         """The end of what was generated for it."""
+
+    def waiting_owners(self) -> list[str]:
+        """Whose the open tasks are that no slot works on."""
 
     def command(self, name: str, timeout_s: float = 600.0, **args: object) -> dict[str, Any]:
         """Have the engine do something else."""

@@ -89,6 +89,7 @@ def test_without_keys_a_task_is_its_address_s(make_api):
         ("GET", "/props"),
         ("POST", "/props"),
         ("GET", "/slots"),
+        ("GET", "/slots/timeline"),
         ("POST", "/slots/0?action=erase"),
         ("GET", "/metrics"),
         ("GET", "/lora-adapters"),

@@ -13,6 +13,7 @@ from server.api.request.schema import SAMPLING_FIELDS
 from server.errors import StartError
 from tests.api.conftest import PATIENCE, Api
 from tests.fakes import FakeBackend, answer
+from tests.support import wait_until
 
 
 class SlowLoad:
@@ -331,3 +332,21 @@ def test_the_list_of_models_says_what_each_can_do(make_api):
     thinks = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
     api = make_api(None, ("--chat-template", thinks)).start()
     assert api.get("/v1/models").json()["data"][0]["capabilities"] == ["completion", "tools", "thinking"]
+
+
+def test_the_timeline_says_who_works_and_who_waits(busy):
+    with busy.begin({"prompt": "one more", "stream": True}):
+        wait_until(
+            lambda: sum(one["waiting"] for one in busy.get("/slots/timeline").json()["owners"]) == 1, "the queue"
+        )
+        body = busy.get("/slots/timeline").json()
+    assert (body["seconds"], body["slots"]) == (60.0, 2)
+    assert sorted(one["id_slot"] for one in body["spans"] if one["to"] == 0) == [0, 1]
+    assert {one["state"] for one in body["spans"]} <= {"reading", "writing"}
+    (owner,) = body["owners"]
+    assert owner["is_you"] and owner["working"] == 2 and owner["seconds"] >= 0
+    assert all(0 <= one["to"] <= one["from"] <= 60 for one in body["spans"])
+
+
+def test_the_timeline_is_hidden_with_the_slots(make_api):
+    assert make_api(None, ("--no-slots",)).start().get("/slots/timeline").status == 501

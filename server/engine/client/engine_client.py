@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from server import memory
 from server.engine.client.bounded_vocab import MAX_TEXT, BoundedVocab
+from server.engine.client.timeline import Timeline
 from server.engine.seam.task import (
     CLOSED,
     FAILED,
@@ -326,6 +327,7 @@ class EngineClient:
         self._vocab_opening: threading.Thread | None = None
         self._vocab_trouble: Exception | None = None
         self.snapshot = Snapshot()
+        self.timeline = Timeline(self._owner_of)
         self._turnover = Turnover()
         self._t_sign = time.monotonic()  # when the engine last gave a sign of life, or was given work
 
@@ -405,6 +407,15 @@ class EngineClient:
             return results.by_id[id_task]  # type: ignore[return-value]
         return self._recent.get(id_task)
 
+    def _owner_of(self, id_task: int) -> str:
+        task = self.task(id_task)
+        return "" if task is None else task.owner
+
+    def waiting_owners(self) -> list[str]:
+        """Whose the open tasks are that no slot works on."""
+        working = self.snapshot.working
+        return [self._owner_of(id_task) for id_task in list(self._results) if id_task not in working]
+
     def latest_text(self, id_task: int) -> str:
         """The end of what was generated for such a task, TAIL characters at most."""
         return self._tails.get(id_task, "")
@@ -434,6 +445,7 @@ class EngineClient:
         self._t_sign = time.monotonic()
         if frame.snapshot is not None:
             self.snapshot = frame.snapshot
+            self.timeline.note(frame.snapshot)
         touched: list[Results] = []
         for event in frame.events:
             if type(event) is Piece:

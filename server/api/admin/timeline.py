@@ -1,0 +1,74 @@
+"""GET /slots/timeline: which task each slot read or wrote for in the last minute, who waits, and whose tasks they are.
+
+Connection thread. Names of owners are short hashes with a salt of this process: they tell users apart and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from typing import Any
+
+from server.api.context import Context
+from server.errors import ApiError
+from server.web.message import Request, Response, json_response
+
+SECONDS = 60.0
+
+
+class TimelineHandler:
+    """`show` answers 501 where slots are hidden."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._salt = os.urandom(16)
+
+    def show(self, request: Request) -> Response:
+        """Times are seconds before now; a span that goes on has `to` 0."""
+        if not self._context.options.slots:
+            raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
+        engine = self._context.models.get().engine
+        now, spans, waits = engine.timeline.since(SECONDS)
+        shown = [
+            {
+                "id_slot": span.id_slot,
+                "id_task": span.id_task,
+                "owner": self._name(span.owner),
+                "state": span.phase,
+                "from": round(min(SECONDS, now - span.start), 2),
+                "to": 0.0 if span.end is None else round(now - span.end, 2),
+            }
+            for span in spans
+        ]
+        return json_response(
+            {
+                "seconds": SECONDS,
+                "slots": len(engine.snapshot.slots),
+                "spans": shown,
+                "waiting": [{"from": round(min(SECONDS, now - time), 2), "n": n} for time, n in waits],
+                "owners": self._owners(shown, engine.waiting_owners(), self._name(request.owner)),
+            }
+        )
+
+    def _owners(self, spans: list[dict[str, Any]], waiting: list[str], mine: str) -> list[dict[str, Any]]:
+        """What each owner has had and has, the busiest first: `seconds` of slots, tasks `working` and `waiting`."""
+        seconds: Counter[str] = Counter()
+        for span in spans:
+            seconds[span["owner"]] += span["from"] - span["to"]
+        working = Counter(span["owner"] for span in spans if span["to"] == 0.0)
+        queued = Counter(map(self._name, waiting))
+        names = sorted({*seconds, *queued}, key=lambda name: -seconds[name])
+        return [
+            {
+                "owner": name,
+                "is_you": name == mine,
+                "seconds": round(seconds[name], 2),
+                "working": working[name],
+                "waiting": queued[name],
+            }
+            for name in names
+        ]
+
+    def _name(self, owner: str) -> str:
+        return hashlib.sha256(self._salt + owner.encode()).hexdigest()[:6]
