@@ -47,6 +47,7 @@ TITLES = {
     "OLLAMA_SHOW_FIELDS": "Ollama: show",
     "INFILL_FIELDS": "Infill",
     "EMBEDDING_FIELDS": "Embeddings",
+    "TRANSCRIPTION_FIELDS": "Transcription",
     "RERANK_FIELDS": "Rerank",
     "TOKENIZE_FIELDS": "Tokenize",
     "TOKENIZE_PROMPT_FIELDS": "Tokenize: vLLM's names",

@@ -22,7 +22,7 @@ from server.log import is_verbose, verbose
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, json_response
 
 MAX_JOINED = 64  # events in one chunk of a stream
-UNLOGGED = ("image_data", "images", "messages")  # of bodies: megabytes of base64 help nobody
+UNLOGGED = ("image_data", "images", "messages", "file")  # of bodies: megabytes of base64 help nobody
 
 
 class TextHandler:
@@ -34,7 +34,7 @@ class TextHandler:
 
     def handle(self, request: Request) -> Response | EventStream:
         """Read the request and answer it."""
-        body = request.json_object()
+        body = self._dialect.read_body(request)
         model = self._context.models.get(body.get("model"))
         model.require_generative()
         asked = self._dialect.read(Incoming(self._context, model, body, Files(model, request), request.owner))
@@ -60,6 +60,8 @@ class TextHandler:
         result = reply.whole(generation.collect(reply.id))
         if is_verbose():
             verbose("response", id=request.id, body=result)
+        if isinstance(result, Response):
+            return Response(result.status, result.body, {**headers, **result.headers})
         return json_response(result, headers=headers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from server.api import transcription
 from server.api.admin.debug import DebugHandler
 from server.api.admin.lora import LoraHandlers
 from server.api.admin.metrics import MetricsHandler
@@ -61,6 +62,14 @@ def routes(context: Context) -> list[Route]:
                 ("/api/chat", ollama.DIALECT),
                 ("/api/generate", ollama_generate.DIALECT),
                 ("/v1/messages", anthropic.DIALECT),
+            )
+        ),
+        *(
+            Route("POST", prefix + path, TextHandler(context, dialect).handle, takes_form=True)
+            for prefix in ("", "/v1")
+            for path, dialect in (
+                ("/audio/transcriptions", transcription.TRANSCRIBE),
+                ("/audio/translations", transcription.TRANSLATE),
             )
         ),
         *(Route("POST", prefix + "/chat/completions/input_tokens", tokens.count) for prefix in ("", "/v1")),

@@ -38,6 +38,7 @@ from server.web.http1.head import (
     body_framing,
     split_target,
 )
+from server.web.http1.multipart import FormParser
 from server.web.http1.wire import ClientGone, ClientSlow, Wire
 from server.web.limits import Limits
 from server.web.message import CLIENT_CLOSED, EVENT_STREAM, EventStream, Request, Response, encode_head, error_response
@@ -274,7 +275,8 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         head = exchange.head
         key_id = self._admit(head, route)
         self._check_length(exchange, route)
-        body = self._read_body(exchange)
+        form = FormParser(head.headers) if route.takes_form else None
+        body = self._read_body(exchange, form)
         memory.use(exchange.share)
         exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock), self.server.half_close)
         if head.method in METHODS_WITH_BODY:
@@ -290,6 +292,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             params,
             key_id,
             presence=exchange.presence,
+            form=[] if form is None else form.finish(),
         )
         del body  # the handler lets go of it
         answer = route.handler(request)
@@ -331,11 +334,11 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             exchange.framing = UNKNOWN_BODY
             raise ApiError(411, "The request needs a Content-Length, or a body in the chunked coding.")
 
-    def _read_body(self, exchange: Exchange) -> bytes | bytearray:
+    def _read_body(self, exchange: Exchange, form: FormParser | None = None) -> bytes | bytearray:
         framing, exchange.framing = exchange.framing, UNKNOWN_BODY
         if framing.kind != "none" and "expect" in exchange.head.headers and exchange.head.version >= (1, 1):
             self.wire.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        body = self.wire.read_body(framing, exchange.share)
+        body = self.wire.read_body(framing, exchange.share, form)
         exchange.framing = NO_BODY
         return body
 

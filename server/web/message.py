@@ -22,6 +22,7 @@ from server import memory
 from server.errors import ApiError
 from server.records import field, record
 from server.web.http1.head import Headers
+from server.web.http1.multipart import Part
 from server.web.presence import Presence
 
 CLIENT_CLOSED = 499
@@ -78,8 +79,8 @@ ESCAPE = re.compile(
 class Request:
     """One request with its whole body. `path` is decoded, `query` has the last value of each name, `client`
     is the peer's address without port ("unix" for a UNIX socket), `id` is safe to print, `params` are the
-    `{name}` parts of the route, `key_id` names the API key used ("" without one) and can't be turned back
-    into it. What may hold secrets is left out of the repr."""
+    `{name}` parts of the route, `form` the parts of a body that is a form, `key_id` names the API key used ("" without
+    one) and can't be turned back into it. What may hold secrets is left out of the repr."""
 
     method: str
     path: str
@@ -90,6 +91,7 @@ class Request:
     id: str = ""
     params: dict[str, str] = field(default_factory=dict)
     key_id: str = ""
+    form: list[Part] = field(default_factory=list, repr=False)
     presence: Presence = field(default_factory=Presence, repr=False)
 
     def __post_init__(self) -> None:

@@ -16,8 +16,8 @@ Handler = Callable[[Request], "Response | EventStream"]
 class Route:
     """One row. In `path`, `{name}` stands for one segment and a last `{name...}` for all that remain.
     `public` needs no API key; `is_free` is not counted by a rate limit; `body_optional` lets a POST come without any
-    length (`curl -X POST` sends none); `error_shape` makes the JSON of all errors of this path, also of those that are
-    met before a handler is called."""
+    length (`curl -X POST` sends none); with `takes_form` the body is a form with files; `error_shape` makes the JSON of
+    all errors of this path, also of those that are met before a handler is called."""
 
     method: str
     path: str
@@ -25,6 +25,7 @@ class Route:
     public: bool = False
     body_optional: bool = False
     is_free: bool = False
+    takes_form: bool = False
     error_shape: ErrorShape = error_body
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.api.context import Context
 from server.api.request.text_request import Incoming, TextRequest
@@ -11,7 +11,7 @@ from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.engine.seam.task import Final, PromptProbs, Task, TokenProbs
 from server.errors import ApiError
 from server.records import field, record
-from server.web.message import EVENT_STREAM, ErrorShape, Response, error_body
+from server.web.message import EVENT_STREAM, ErrorShape, Request, Response, error_body
 
 
 @record
@@ -130,10 +130,12 @@ def no_headers(warnings: Sequence[str]) -> dict[str, str]:
 class Dialect:
     """`read` checks a request's JSON and makes a typed request of it, `reply` makes what writes the answers to that,
     `error` is the shape of errors, `headers` are those of an answer with these warnings,
-    `stream_type` is the content type of its streams. Where nothing is to be written `read` gives the answer itself."""
+    `stream_type` is the content type of its streams. Where nothing is to be written `read` gives the answer itself.
+    `read_body` makes the JSON of a body that is none."""
 
     read: Callable[[Incoming], TextRequest | Response]
     reply: Callable[[Context, TextRequest], Reply]
     error: ErrorShape = error_body
     headers: Callable[[Sequence[str]], dict[str, str]] = no_headers
     stream_type: str = EVENT_STREAM
+    read_body: Callable[[Request], dict[str, Any]] = Request.json_object

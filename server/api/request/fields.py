@@ -283,6 +283,14 @@ EMBEDDING_FIELDS = (
     Field("dimensions", int, None, "only so many of the first numbers, normalised anew", 1, INT_MAX),
     Field("encoding_format", str, "float", "float or base64 (of little-endian 32-bit numbers)"),
 )
+TRANSCRIPTION_FIELDS = (
+    Field("file", object, None, "the sound: WAV, MP3 or FLAC"),
+    Field("language", str, "", "what is spoken, as the model is to be told"),
+    Field("prompt", str, "", "what the model is to do with the sound, if not just write down what is said"),
+    Field("response_format", str, "json", "json, text or verbose_json; nothing with times"),
+    Field("timestamp_granularities[]", list, (), "refused: models don't say when they have heard what"),
+    replace(ROWS["temperature"], default=0.0),
+)
 RERANK_FIELDS = (
     Field("query", str, None, "what the documents are compared with"),
     Field("documents", list, None, "texts, or objects with a `text`", aliases=("texts",)),
@@ -345,6 +353,7 @@ IDLE_FIELDS = (
     Field("audio", dict, None, "answers are text"),
     Field("web_search_options", dict, None, "this server searches nothing"),
     Field("guided_decoding_backend", str, None, "texts are bound in one way only"),
+    Field("chunking_strategy", object, "auto", "long sounds are cut as the model needs it"),
     Field("backend_sampling", bool, False, "tokens are drawn in one way only"),
     Field("system", str, "", "what the system says is a message"),
     Field("template", str, "", "templates of chats are an option of the server"),
@@ -366,10 +375,10 @@ class Body:
         self, routes: tuple[str, ...], tables: tuple[tuple[Field, ...], ...], without: tuple[str, ...] = ()
     ) -> None:
         self.routes, self.tables, self.without = routes, tables, without
-        self._rows: list[Field] = []
+        self.rows: list[Field] = []
         taken = set(without)
         for table in tables:
-            self._rows += [
+            self.rows += [
                 field if taken.isdisjoint(field.aliases) else _without(field, taken)
                 for field in table
                 if field.name not in taken
@@ -381,7 +390,7 @@ class Body:
         self, body: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({}), where: str = ""
     ) -> dict[str, Any]:
         """The values of all fields, checked; see `schema.read`."""
-        return read(body, self._rows, defaults, where)
+        return read(body, self.rows, defaults, where)
 
     def unread(self, body: object) -> tuple[str, ...]:
         """Warnings about what of a request (an object, or a list of them) does nothing: a line for all unknown fields,
@@ -428,13 +437,15 @@ CHAT = Body(
 )
 OLLAMA_CHAT = Body(("/api/chat",), (OLLAMA_CHAT_FIELDS, OLLAMA_FIELDS, MODEL_FIELDS))
 OLLAMA_GENERATE = Body(("/api/generate",), (OLLAMA_GENERATE_FIELDS, OLLAMA_FIELDS, MODEL_FIELDS))
+PLAIN = (
+    *("n_cmpl", "n", "n_probs", "logprobs", "post_sampling_probs", "grammar", "response_fields", "return_tokens"),
+    *("return_progress", "timings_per_token", "verbose"),
+)
+"""What has no place in answers of some shapes."""
 OLLAMA_OPTIONS = Body(
     ("/api/chat", "/api/generate"),
     (OLLAMA_OPTION_FIELDS, SAMPLING_FIELDS, COMPLETION_FIELDS),
-    (
-        *("stream", "n_cmpl", "n", "n_probs", "logprobs", "post_sampling_probs", "response_fields", "grammar"),
-        *("return_tokens", "return_progress", "timings_per_token", "verbose", "max_tokens", "max_completion_tokens"),
-    ),
+    ("stream", "max_tokens", "max_completion_tokens", *PLAIN),
 )
 OLLAMA_EMBED = Body(("/api/embed",), (OLLAMA_EMBED_FIELDS, MODEL_FIELDS))
 OLLAMA_EMBEDDINGS = Body(
@@ -444,10 +455,12 @@ OLLAMA_SHOW = Body(("/api/show",), (OLLAMA_SHOW_FIELDS,))
 MESSAGES = Body(
     ("/v1/messages", "/v1/messages/count_tokens"),
     (MESSAGES_FIELDS, MODEL_FIELDS, COMPLETION_FIELDS, SAMPLING_FIELDS),
-    (
-        *("n_predict", "max_completion_tokens", "stop", "n_cmpl", "n", "n_probs", "logprobs", "post_sampling_probs"),
-        *("grammar", "response_fields", "return_tokens", "return_progress", "timings_per_token", "verbose"),
-    ),
+    ("n_predict", "max_completion_tokens", "stop", *PLAIN),
+)
+TRANSCRIPTION = Body(
+    ("/audio/transcriptions", "/audio/translations"),
+    (TRANSCRIPTION_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, COMPLETION_FIELDS, SAMPLING_FIELDS),
+    ("stream_options", *PLAIN),
 )
 RESPONSES = Body(
     ("/v1/responses", "/v1/responses/input_tokens"),
@@ -482,6 +495,7 @@ BODIES = (
     MESSAGES,
     RESPONSES,
     CONVERSATION,
+    TRANSCRIPTION,
     TEXT,
     OLLAMA_CHAT,
     OLLAMA_GENERATE,

@@ -75,6 +75,10 @@ class Files:
         self._require(kind, where)
         return self._add(kind, where, text, lambda: self._decode(text, where, "it"))
 
+    def add_bytes(self, data: bytes, where: str, kind: str) -> str:
+        """Take a file as it is; its marker."""
+        return self._add(kind, where, None, lambda: data)
+
     def _add(self, kind: str | None, where: str, source: Any, load: Callable[[], bytes]) -> str:
         """Take a file, which `load` brings unless the same source has been there."""
         if len(self.media) == MAX_FILES:
@@ -83,7 +87,8 @@ class Files:
         media = self._by_source.get(source) if isinstance(source, str) else None
         if media is None:
             media = self._read(kind, load(), where)
-            self._by_source[source] = media
+            if isinstance(source, str):
+                self._by_source[source] = media
         if kind not in (None, media.kind):
             raise ApiError(400, f"{where} is {NOUNS[media.kind]} where {NOUNS[kind]} should be")
         self.media.append(media)

@@ -26,12 +26,31 @@ def body_decoder(framing: Framing, limits: Limits) -> LengthDecoder | ChunkedDec
     return ChunkedDecoder(limits) if framing.kind == "chunked" else LengthDecoder(framing.n_bytes)
 
 
-class LengthDecoder:
+class Decoder:
+    """What both have in common: the decoded `body`, and what follows it in `rest`."""
+
+    def __init__(self) -> None:
+        self.body = bytearray()
+        self.rest = b""
+        self._n_taken = 0
+
+    @property
+    def n_bytes(self) -> int:
+        """How much of the body has come."""
+        return self._n_taken + len(self.body)
+
+    def take(self) -> bytearray:
+        """What of the body has come since the last time; it isn't kept here."""
+        part, self.body = self.body, bytearray()
+        self._n_taken += len(part)
+        return part
+
+
+class LengthDecoder(Decoder):
     """Takes exactly `n_bytes`; same interface as `ChunkedDecoder`."""
 
     def __init__(self, n_bytes: int) -> None:
-        self.body = bytearray()
-        self.rest = b""
+        super().__init__()
         self.done = n_bytes == 0
         self._n_left = n_bytes
 
@@ -45,12 +64,11 @@ class LengthDecoder:
         return self.done
 
 
-class ChunkedDecoder:
-    """Feed bytes until `done`; the body is in `body`, what follows it in `rest`."""
+class ChunkedDecoder(Decoder):
+    """Feed bytes until `done`."""
 
     def __init__(self, limits: Limits) -> None:
-        self.body = bytearray()
-        self.rest = b""
+        super().__init__()
         self.done = False
         self._limits = limits
         self._pending = bytearray()
@@ -90,10 +108,10 @@ class ChunkedDecoder:
         if not match:
             raise ApiError(400, "Malformed chunk size.")
         self._n_left = int(match[1], 16)
-        if len(self.body) + self._n_left > self._limits.body_bytes:
+        if self.n_bytes + self._n_left > self._limits.body_bytes:
             raise body_too_large(self._limits)
         self._n_chunks += 1
-        if self._n_chunks > N_CHUNKS_FREE + len(self.body) // MEAN_BYTES:
+        if self._n_chunks > N_CHUNKS_FREE + self.n_bytes // MEAN_BYTES:
             raise ApiError(400, "The body is cut into too many small chunks.")
         self._step = ChunkedDecoder._read_data if self._n_left else ChunkedDecoder._read_trailer
         return True

@@ -16,6 +16,7 @@ from server.errors import ApiError
 from server.memory import Budget, Share
 from server.web.http1.body import body_decoder
 from server.web.http1.head import Framing, Head, HeadParser
+from server.web.http1.multipart import FormParser
 from server.web.limits import Limits
 
 RECV_BYTES = 256 * 1024
@@ -83,20 +84,24 @@ class Wire:
         self._rest = parser.rest
         return head
 
-    def read_body(self, framing: Framing, budget: Budget | Share) -> bytearray:
-        """The whole body. The caller gives `len(body)` back to `budget`; after an exception that has been
-        done."""
+    def read_body(self, framing: Framing, budget: Budget | Share, form: FormParser | None = None) -> bytearray:
+        """The whole body, or what is left of it when a `form` has been fed. The caller gives the bytes that have come
+        back to `budget`; after an exception that has been done."""
         decoder = body_decoder(framing, self._limits)
         n_taken = n_received = 0
         start = time.monotonic()
         try:
             data, self._rest = self._rest, b""
-            while not decoder.feed(data):
-                budget.take(len(decoder.body) - n_taken)
-                n_taken = len(decoder.body)
+            while True:
+                is_whole = decoder.feed(data)
+                budget.take(decoder.n_bytes - n_taken)
+                n_taken = decoder.n_bytes
+                if form is not None:
+                    form.feed(decoder.take())
+                if is_whole:
+                    break
                 data = self._recv_more(start + self._limits.body_s + n_received / self._limits.body_rate)
                 n_received += len(data)
-            budget.take(len(decoder.body) - n_taken)
         except BaseException:
             budget.give(n_taken)
             raise
