@@ -108,10 +108,11 @@ NASTY = {
 def test_a_body_that_is_no_json_object_is_refused_by_every_route(open_api, path):
     for name, body in NASTY.items():
         answer = open_api.send("POST", path, body)
-        if path == "/debug/stacks" or path.startswith("/slots/"):
-            assert answer.status in (200, 400, 501), (name, answer)  # these take no body
+        if path == "/debug/stacks" or path.startswith("/slots/") or path.endswith("/cancel"):
+            assert answer.status in (200, 400, 404, 501), (name, answer)  # these take no body
             continue
-        expected = (400, 501) if path != "/lora-adapters" else (200, 400)  # there, an empty list is a fine one
+        empty_is_fine = path in ("/lora-adapters", "/v1/conversations")  # an empty list, or no body at all
+        expected = (200, 400) if empty_is_fine else (400, 501)
         assert answer.status in expected, (name, answer)
         assert answer.status == 200 or len(answer.error["message"]) < 300, name
     serves(open_api)

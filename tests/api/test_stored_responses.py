@@ -359,8 +359,9 @@ def test_items_of_a_conversation_come_and_go(api):
 
 @pytest.mark.parametrize(
     ("body", "word"),
-    [({"items": "x"}, "items: give a list"), ({"items": [1]}, "[0] is not an object"),
-     ({"items": [HI] * 21}, "items: 21 at once are too many"), ({"metadata": {"a": 1}}, "metadata: 'a' is no pair"),
+    [({"items": "x"}, "items: give a list"), ({"items": [1]}, "items[0] is not an object"),
+     ({"items": [{}]}, "items[0].type: 'None' is unknown"),
+     ({"items": [{"id": "msg_1"}]}, "items[0].type: 'item_reference' is unknown"), ({"items": [HI] * 21}, "items: 21 at once are too many"), ({"metadata": {"a": 1}}, "metadata: 'a' is no pair"),
      ({"metadata": []}, "metadata: [] is not an object")],
 )  # fmt: skip
 def test_what_is_wrong_with_a_conversation_is_refused(api, body, word):

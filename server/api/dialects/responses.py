@@ -190,28 +190,9 @@ def read_conversation(
     """The conversation of a request with these fields, behind what it goes on from, and which of its tools take text.
     ApiError 400 says which part of it is wrong."""
     tools, customs, warnings = read_tools(values["tools"], values["tool_choice"], values["parallel_tool_calls"])
-    messages: list[Message] = []
-    if values["instructions"]:
-        messages.append({"role": "system", "content": [text_part(values["instructions"])]})
-    foreign = []
     before = earlier_items(context, files.request.key_id, values)
-    items = [*before, *((item, f"input[{i}]") for i, item in enumerate(with_ids(values["input"], "")))]
-    require_few(len(items), "input")
-    for item, where in items:
-        kind = one_of((*ITEMS, *FOREIGN, "item_reference"), item.get("type"), f"{where}.type")
-        if kind == "item_reference":
-            item = referred_item(context, files.request.key_id, item, where)
-            kind = item["type"]
-        if kind in FOREIGN:
-            foreign.append(kind)
-        else:
-            ITEMS[kind](messages, item, where, files)
-    if foreign:
-        warnings += (f"input: left out, because this server has no tools of these kinds: {listed(foreign)}",)
-    if not messages:
-        raise ApiError(400, "input: there is nothing to answer")
-    messages = [{**message, "content": joined(message["content"])} for message in messages]
-    require_short_arguments(messages, "input")
+    messages, left_out = read_messages(context, values, before, files)
+    warnings += left_out
     wish = read_wish(values)
     wishes = read(wish, CHAT_FIELDS, model.defaults)
     variables = template_variables(model, wishes, wish, tools)
@@ -223,6 +204,34 @@ def read_conversation(
         Conversation(messages, tools, read_reasoning(wishes, variables), variables, prefill, warnings=warnings),
         customs,
     )
+
+
+def read_messages(
+    context: Context, values: Mapping[str, Any], before: list[Placed], files: Files
+) -> tuple[list[Message], tuple[str, ...]]:
+    """The messages of a request behind the items `before`, and a warning about those that only OpenAI's own servers
+    know what to do with."""
+    messages: list[Message] = []
+    if values["instructions"]:
+        messages.append({"role": "system", "content": [text_part(values["instructions"])]})
+    foreign = []
+    items = [*before, *((item, f"input[{i}]") for i, item in enumerate(with_ids(values["input"], "")))]
+    require_few(len(items), "input")
+    for item, where in items:
+        kind = one_of((*ITEMS, *FOREIGN, "item_reference"), item.get("type"), f"{where}.type")
+        if kind == "item_reference":
+            item = referred_item(context, files.request.key_id, item, where)
+            kind = item["type"]
+        if kind in FOREIGN:
+            foreign.append(kind)
+        else:
+            ITEMS[kind](messages, item, where, files)
+    if not messages:
+        raise ApiError(400, "input: there is nothing to answer")
+    messages = [{**message, "content": joined(message["content"])} for message in messages]
+    require_short_arguments(messages, "input")
+    left_out = f"input: left out, because this server has no tools of these kinds: {listed(foreign)}"
+    return messages, (left_out,) if foreign else ()
 
 
 def read_wish(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -329,8 +338,8 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str,
 # ---- items ------------------------------------------------------------------------------------------------------
 
 
-def with_ids(value: object, token: str) -> tuple[Any, ...]:
-    """The items of `input` in their full form, each with an id: its own, or one by which it can be found."""
+def with_ids(value: object, token: str, field: str = "input") -> tuple[Any, ...]:
+    """The items in `field` in their full form, each with an id: its own, or one by which it can be found."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -338,12 +347,12 @@ def with_ids(value: object, token: str) -> tuple[Any, ...]:
     if isinstance(value, tuple):  # which have them
         return value
     if not isinstance(value, list):
-        raise ApiError(400, "input is neither a text nor a list of items")
-    require_few(len(value), "input")
+        raise ApiError(400, f"{field} is neither a text nor a list of items")
+    require_few(len(value), field)
     items = []
     for i, item in enumerate(value):
         if not isinstance(item, dict):
-            raise ApiError(400, f"input[{i}] is not an object")
+            raise ApiError(400, f"{field}[{i}] is not an object")
         if item.get("type") is None and ("role" in item or "id" in item):
             item = {**item, "type": "message" if "role" in item else "item_reference"}
         if item.get("type") == "message" and isinstance(item.get("content"), str):

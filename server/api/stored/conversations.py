@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from server.api.context import Context
-from server.api.dialects.responses import N_TOKEN, check_metadata, with_ids
+from server.api.dialects.responses import FOREIGN, ITEMS, N_TOKEN, check_metadata, with_ids
+from server.api.request.chat.parts import one_of
 from server.api.request.fields import CONVERSATION
 from server.api.stored.responses import page
 from server.errors import ApiError
@@ -111,7 +112,10 @@ def new_items(value: object, token: str) -> list[Any]:
         raise ApiError(400, "items: give a list of items")
     if len(value or ()) > MAX_ADDED:
         raise ApiError(400, f"items: {len(value or ())} at once are too many, at most {MAX_ADDED} are allowed")
-    return list(with_ids(value, f"{token}{secrets.token_hex(4)}"))
+    items = list(with_ids(value, f"{token}{secrets.token_hex(4)}", "items"))
+    for i, item in enumerate(items):
+        one_of((*ITEMS, *FOREIGN), item.get("type"), f"items[{i}].type")
+    return items
 
 
 def unknown(id_: str) -> ApiError:
