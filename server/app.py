@@ -15,25 +15,27 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ctypes_api.errors import LibsError
 from server import log as logging_setup
 from server import memory, program
-from server.engine.client import spawn
-from server.engine.client.engine_client import EngineClient, Transport
-from server.engine.client.supervisor import Limits, ProcessTransport
-from server.engine.seam.config import EngineConfig, patience, threads_and_cores
+from server.engine.client.engine_client import EngineClient
+from server.engine.seam.config import EngineConfig
 from server.errands import one_shot
 from server.errands.bundle import Bundle, BundleError
 from server.errands.one_shot import ModelPlace
 from server.errands.tuned import chosen, remember
 from server.errors import FAILED, MISCONFIGURED, PassingError, StartError
+from server.loading.engines import make_transport, open_vocab, warn_of_threads, with_advice
 from server.log import LogFileError, get_logger
 from server.model_files import host_cpus
 from server.model_sources import libs_folder, read_model, tunable
 from server.options.groups import EngineOptions, LoggingOptions, ModelOptions, Options
 from server.options.row import OptionError
+
+if TYPE_CHECKING:
+    from server.loading.starter import Starter
 
 VERSION = "0.1.0"
 SWITCH_INTERVAL_S = 0.0005
@@ -146,6 +148,8 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
     set_up_logging(options.logging, options.warnings)
     unpacked = program.UnpackedFolder(program.unpacked_folder())
     is_tuning, model = options.errands.tune, options.model
+    if options.catalogue and not options.errands:
+        return serve_many(options, own, argv, process, unpacked)
     if is_tuning:
         model = model.replace(ctx_size=TUNE_CTX * model.parallel)
     place, config, advice = read_model(model, options.engines, options.downloads, own, must_recall=not is_tuning)
@@ -161,76 +165,78 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
     warn_of_threads(config)
     if not options.api.is_2024:  # which knew no such thing
         model = with_advice(model, advice)
+    stop, leave = take_signals()
+    transport = make_transport(options.engines, model.engine_timeout, config, process)
+    engine = EngineClient(transport, lambda: open_vocab(config), options.http.max_text << 20, model.context_shift)
+    if place.name and not model.aliases:  # a bundle says what its model is called
+        model = model.replace(aliases=(place.name,))
+    starter = None
+    try:
+        engine.start()
+        memory.return_large_blocks()
+        preload_vocab(options.engines, config.libs)  # `open_vocab` is what the start ends with
+        from server import serving  # here, while the engine loads the model
+
+        options = options.replace(model=model)
+        starter = make_starter(options, own, argv, config.libs, None) if model.sleep_idle_seconds >= 0 else None
+        return serving.serve(options, engine, place.name or place.path, unpacked, stop, leave, starter)
+    finally:
+        engine.close()
+        if starter is not None:
+            starter.spare.close()
+
+
+def serve_many(
+    options: Options,
+    own: Bundle | None,
+    argv: Sequence[str],
+    process: subprocess.Popen | None,
+    unpacked: program.UnpackedFolder,
+) -> int:
+    """The same for several models, none of which is loaded before it is asked for."""
+    from server import serving
+
+    libs = libs_folder(options.engines)
+    starter = make_starter(options, own, argv, libs, process)
+    try:
+        entries = starter.entries()
+        starter.spare.refill()
+        stop, leave = take_signals()
+        memory.return_large_blocks()
+        preload_vocab(options.engines, libs)
+        return serving.serve_many(options, entries, starter, unpacked, stop, leave)
+    finally:
+        starter.spare.close()
+
+
+def make_starter(
+    options: Options, own: Bundle | None, argv: Sequence[str], libs: str, process: subprocess.Popen | None
+) -> Starter:
+    """What starts models again and again; `process` is an engine's that waits for the first of them."""
+    from server.loading import starter  # here, because a server whose model stays has no use for it
+
+    variant = chosen(options.model, options.model.sources.model or "", Path(libs)).cpu_variant
+    spare = starter.Spare([libs, variant] if variant else [libs], process)
+    return starter.Starter(options, argv, os.environ, own.defaults if own else (), spare)
+
+
+def take_signals() -> tuple[threading.Event, list[Callable[[], None]]]:
+    """What signals set, and what is put in order before a second one ends everything."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
     leave: list[Callable[[], None]] = []
     for name in STOPPING:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), lambda *_: _on_signal(stop, leave))
-    transport = make_transport(options.engines, model.engine_timeout, config, process)
-    engine = EngineClient(transport, lambda: open_vocab(config), options.http.max_text << 20, model.context_shift)
-    if place.name and not model.aliases:  # a bundle says what its model is called
-        model = model.replace(aliases=(place.name,))
-    try:
-        engine.start()
-        memory.return_large_blocks()
-        if options.engines.engine == "process":
-            from server.engine.client import vocab  # here, while the engine loads the model
-
-            vocab.preload(config.libs)  # `open_vocab` is what the start ends with
-        from server import serving  # likewise
-
-        return serving.serve(options.replace(model=model), engine, place.name or place.path, unpacked, stop, leave)
-    finally:
-        engine.close()
+    return stop, leave
 
 
-def with_advice(model: ModelOptions, advice: dict[str, Any]) -> ModelOptions:
-    """The options with what the model's file advises for requests that don't say otherwise; a line tells of it."""
-    requests = model.requests.with_advice(advice)
-    if requests.advised:
-        log.info(
-            "requests that don't say otherwise get what the model's file advises: %s",
-            ", ".join(f"{name} {shown(requests.values[name])}" for name in advice if name in requests.advised),
-        )
-    return model.replace(requests=requests)
+def preload_vocab(options: EngineOptions, libs: str) -> None:
+    """Load what opens vocabularies, unless this process has it anyway."""
+    if options.engine == "process":
+        from server.engine.client import vocab
 
-
-def shown(value: object) -> str:
-    """A default of requests in a line of the log."""
-    return ";".join(value) if isinstance(value, tuple) else str(value)
-
-
-def warn_of_threads(config: EngineConfig) -> None:
-    """Say so if more threads are to compute than have a core."""
-    n_threads, n_cores = threads_and_cores(config)
-    if n_threads > max(n_cores, 1):
-        log.warning(
-            "%d threads and %.3g cores for them (-t, -tb): those without a core keep the others waiting, and a "
-            "step takes many times longer",
-            n_threads,
-            n_cores,
-        )
-
-
-def make_transport(
-    options: EngineOptions, timeout_s: float, config: EngineConfig, process: subprocess.Popen | None
-) -> Transport:
-    """The engine as `--engine` wants it; `timeout_s` is --engine-timeout."""
-    step_s = timeout_s * patience(config)
-    if options.engine == "thread":
-        from server.engine.entry.thread import ThreadTransport
-        from server.engine.llama.backend import open_backend
-
-        return ThreadTransport(config, open_backend, step_s)
-    return ProcessTransport(config, spawn.engine_command(), Limits(step_s=step_s), process)
-
-
-def open_vocab(config: EngineConfig) -> object:
-    """The vocabulary for the web process, once the engine has shown that the file can be opened."""
-    from server.engine.client import vocab
-
-    return vocab.open_vocab(config.libs, config.model, config.model_offset)
+        vocab.preload(libs)
 
 
 def set_up_logging(options: LoggingOptions, warnings: Sequence[str]) -> None:

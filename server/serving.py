@@ -8,12 +8,11 @@ Order of starting: listen, wait for the engine, serve; of stopping: stop listeni
 from __future__ import annotations
 
 import gc
-import json
 import sys
 import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from server import errors, program
 from server.api.context import Context
@@ -21,12 +20,14 @@ from server.api.request import constraints
 from server.api.routes import hints, routes
 from server.api.stored.store import Store
 from server.engine.client.engine_client import EngineClient
-from server.engine.seam.task import FAILED, READY, RESTARTING
+from server.engine.seam.task import READY
 from server.errands import one_shot
 from server.errors import MISCONFIGURED, ApiError, PassingError
 from server.log import get_logger, say
-from server.models.model import Model, Models, read_system_prompt
-from server.options.groups import HttpOptions, Options, TemplateOptions
+from server.models.entry import Entry, Starter
+from server.models.model import Model, check_chat_template, read_prompt_file
+from server.models.models import Models
+from server.options.groups import HttpOptions, Options, ServiceOptions
 from server.options.row import OptionError
 from server.service import edge
 from server.service.housekeeping import Housekeeping
@@ -48,18 +49,57 @@ def serve(
     unpacked: program.UnpackedFolder,
     stop: threading.Event,
     leave: list[Callable[[], None]],
+    starter: Starter | None = None,
 ) -> int:
     """Listen, wait for `engine`, serve until `stop`; the exit code. `model` is the name of its model, `leave` takes
-    what has to be put in order before a second signal ends everything. OptionError or PassingError if it can't be."""
-    http, path = options.http, options.model.sources.model or ""
+    what has to be put in order before a second signal ends everything, `starter` starts the model again where it may
+    sleep. OptionError or PassingError if it can't be."""
+    prompt_file = options.model.system_prompt_file
+    try:
+        system_prompt = read_prompt_file(prompt_file)
+        context = make_context(options, engine, model, stop, starter)
+        context.models.is_prepared = False
+        begin = partial(_wait_for_engine, options, engine, system_prompt, stop)
+        return _serve(options, context, unpacked, stop, leave, begin)
+    except ApiError as error:
+        raise OptionError(str(error)) from None
+
+
+def serve_many(
+    options: Options,
+    entries: Sequence[Entry],
+    starter: Starter,
+    unpacked: program.UnpackedFolder,
+    stop: threading.Event,
+    leave: list[Callable[[], None]],
+) -> int:
+    """Listen, and serve several models, each of which is loaded when it is asked for; see `serve`."""
+    catalogue = options.catalogue
+    models = Models(entries, starter, n_most=catalogue.models_max, autoload=catalogue.models_autoload)
+    context = context_of(options, models, stop)
+
+    def begin(context: Context, house: Housekeeping) -> None:
+        log.info("%d models; each is loaded when it is asked for", len(entries))
+
+    return _serve(options, context, unpacked, stop, leave, begin)
+
+
+def _serve(
+    options: Options,
+    context: Context,
+    unpacked: program.UnpackedFolder,
+    stop: threading.Event,
+    leave: list[Callable[[], None]],
+    begin: Callable[[Context, Housekeeping], None],
+) -> int:
+    """Listen, `begin`, serve until `stop`."""
+    http, models = options.http, context.models
+    path = options.model.sources.model or ""
     try:
         constraints.read_constraint({}, options.model.requests.values)  # a bad --grammar is told now
-        system_prompt = read_prompt_file(options.model.system_prompt_file)
-        context = make_context(options, engine, model, stop)
-        context.models.is_prepared = False
         keys = edge.KeyFiles(http)
         server = make_server(http, context, keys)
-        house = Housekeeping(options.service, http, path, server, keys, engine, stop.set)
+        house = Housekeeping(options.service, http, path, server, keys, models, stop.set)
         leave.append(house.close)
         janitor = None
         try:
@@ -68,16 +108,23 @@ def serve(
             janitor = watch_sockets(server)
             gc.freeze()  # what has been imported stays: no need to look through it for garbage
             gc.enable()
-            log.info("listening on %s, loading %s", " and ".join(server.urls), model)
+            loading = f", loading {models.lone.name}" if models.lone is not None else ""
+            log.info("listening on %s%s", " and ".join(server.urls), loading)
             unpacked.remove_unused()
             edge.warn_if_open(http, server, keys, options.logging.verbose)
-            return _wait(options, engine, context, server, house, stop, system_prompt)
+            begin(context, house)
+            if models.is_alive and not stop.is_set():
+                house.report("ready")
+                say(f"llama_srv is ready: {server.url}{http.api_prefix}  (Ctrl-C stops it)", sys.stdout)
+                if options.service.open and not one_shot.open_page(server.url + http.api_prefix):
+                    log.warning("--open: there is no browser here; the page is at the address above")
+            return _wait(options.service, models, house, stop)
         finally:
             house.report("stopping")
             if stop.is_set():
-                _stand_by(options.service.drain_delay, server, house, engine)
-            server.stop(options.service.drain if engine.state in (READY, RESTARTING) else 0.0, engine.close)
-            engine.close()
+                _stand_by(options.service.drain_delay, server, house, models)
+            server.stop(options.service.drain if models.is_alive else 0.0, models.close)
+            models.close()
             house.close()
             if janitor is not None:
                 janitor.close()
@@ -87,11 +134,19 @@ def serve(
         raise OptionError(str(error)) from None
 
 
-def make_context(options: Options, engine: EngineClient, name: str, stop: threading.Event) -> Context:
-    """What all handlers share. `name` is the model's where it has no alias, `stop` is set once the server shall end."""
+def make_context(
+    options: Options, engine: EngineClient, name: str, stop: threading.Event, starter: Starter | None = None
+) -> Context:
+    """What all handlers share where there is one model. `name` is the model's where it has no alias, `stop` is set once
+    the server shall end."""
     model = Model(engine, options.model, options.media, name)
+    return context_of(options, Models.of_one(model, starter), stop)
+
+
+def context_of(options: Options, models: Models, stop: threading.Event) -> Context:
+    """The same for any models."""
     stored = Store(options.api.store_size << 20, options.api.store_dir)
-    return Context(Models(model), options.api, is_shared=edge.is_shared(options.http), stop=stop, stored=stored)
+    return Context(models, options.api, is_shared=edge.is_shared(options.http), stop=stop, stored=stored)
 
 
 def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> HttpServer:
@@ -110,89 +165,65 @@ def watch_sockets(server: HttpServer) -> Janitor | None:
         return None
 
 
-def read_prompt_file(path: str | None) -> object:
-    """The object in `--system-prompt-file`, checked; None without one."""
-    if not path:
-        return None
-    try:
-        value = json.loads(Path(path).read_text("utf-8-sig"))
-        value = value.get("system_prompt", value) if isinstance(value, dict) else value
-        read_system_prompt(value)
-    except (OSError, ValueError, ApiError) as error:
-        raise OptionError(f"--system-prompt-file {path}: {error}") from None
-    return value
-
-
-def check_chat_template(options: TemplateOptions, model: Model) -> None:
-    """Compile the chat template now. A fault in the user's ends the server (ApiError), one in the model's is logged."""
-    try:
-        model.chat_template  # noqa: B018  (a property that compiles)
-    except ApiError as error:
-        if options.chat_template or options.chat_template_file:
-            raise
-        log.warning("%s; chats will be refused (--chat-template names another)", error)
-
-
-def _wait(
+def _wait_for_engine(
     options: Options,
     engine: EngineClient,
-    context: Context,
-    server: HttpServer,
-    house: Housekeeping,
-    stop: threading.Event,
     system_prompt: object,
-) -> int:
-    """Until a signal (0) or the end of the engine (1 or 2). The waits are short: a signal can't end a long one on
-    Windows."""
+    stop: threading.Event,
+    context: Context,
+    house: Housekeeping,
+) -> None:
+    """Until the one model is ready, or can't be. The waits are short: a signal can't end a long one on Windows."""
     from server.chat import choose  # noqa: F401  (here, while the engine loads: its template is compiled right after)
 
-    model = context.models.default
+    models = context.models
+    model = models.default
     while not stop.is_set() and not engine.wait_until_loaded(0.2):
         _show_progress(engine.progress)
         house.loading(engine.progress)
     info = engine.info
-    if engine.state == READY and info is not None and not stop.is_set():
-        if system_prompt is not None:
-            model.set_system_prompt(system_prompt)
-        if info.is_generative:
-            check_chat_template(options.model.template, model)
-        context.models.is_prepared = True
-        log.info(
-            "%s: %d slots, %d tokens of context each, llama.cpp %s %s",
-            info.desc,
-            info.n_slots,
-            info.n_ctx_slot,
-            info.llama_version,
-            info.variant,
-        )
-        n_asked = options.model.ctx_size if options.model.is_ctx_given else None
-        if n_asked and n_asked < info.n_ctx:
-            log.warning(
-                "the context has %d tokens instead of the %d asked for: llama.cpp rounds up", info.n_ctx, n_asked
-            )
-        house.report("ready")
-        say(f"llama_srv is ready: {server.url}{options.http.api_prefix}  (Ctrl-C stops it)", sys.stdout)
-        if options.service.open and not one_shot.open_page(server.url + options.http.api_prefix):
-            log.warning("--open: there is no browser here; the page is at the address above")
-        if info.is_generative:
-            constraints.prepare()  # after all else: hardly anybody's first request needs it at once
-    was_ready = engine.info is not None  # an engine that then fails for good leaves a server that says so
-    while not stop.is_set() and (engine.state in (READY, RESTARTING) or engine.state == FAILED and was_ready):
+    if engine.state != READY or info is None or stop.is_set():
+        return
+    if system_prompt is not None:
+        model.set_system_prompt(system_prompt)
+    if info.is_generative:
+        check_chat_template(options.model.template, model)
+    models.is_prepared = True
+    log.info(
+        "%s: %d slots, %d tokens of context each, llama.cpp %s %s",
+        info.desc,
+        info.n_slots,
+        info.n_ctx_slot,
+        info.llama_version,
+        info.variant,
+    )
+    n_asked = options.model.ctx_size if options.model.is_ctx_given else None
+    if n_asked and n_asked < info.n_ctx:
+        log.warning("the context has %d tokens instead of the %d asked for: llama.cpp rounds up", info.n_ctx, n_asked)
+
+
+def _wait(options: ServiceOptions, models: Models, house: Housekeeping, stop: threading.Event) -> int:
+    """Until a signal (0) or the end of the one engine (1 or 2)."""
+    if models.is_alive and not stop.is_set() and (models.lone is None or models.default.info.is_generative):
+        constraints.prepare()  # after all else: hardly anybody's first request needs it at once
+    while not stop.is_set() and models.is_alive:
         stop.wait(house.interval_s)
         house.tick()
+        models.tick()
     if not stop.is_set():
+        engine = models.default.engine
         say(f"error: {engine.error or 'the engine ended by itself; see the log above'}", sys.stderr)
         return MISCONFIGURED if engine.is_refused else errors.FAILED
-    log.info("stopping; running requests have %g s to finish", options.service.drain_delay + options.service.drain)
+    log.info("stopping; running requests have %g s to finish", options.drain_delay + options.drain)
     return 0
 
 
-def _stand_by(seconds: float, server: HttpServer, house: Housekeeping, engine: EngineClient) -> None:
+def _stand_by(seconds: float, server: HttpServer, house: Housekeeping, models: Models) -> None:
     """Serve so much longer, while load balancers find out that this server goes."""
     if seconds:
         server.wind_down()
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0 and engine.state in (READY, RESTARTING):
+    while (left := end - time.monotonic()) > 0 and models.is_alive:
         time.sleep(min(left, house.interval_s))
         house.tick()
 

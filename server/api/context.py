@@ -14,7 +14,7 @@ from server.api.running import RunningRequests
 from server.api.stored.store import Store
 from server.log import get_logger
 from server.metrics import Refusals
-from server.models.model import Models
+from server.models.models import Models
 from server.records import field, record
 
 if TYPE_CHECKING:

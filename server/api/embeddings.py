@@ -79,7 +79,7 @@ class EmbeddingHandlers:
 
     def _read(self, request: Request) -> tuple[Model, dict[str, Any]]:
         body = request.json_object()
-        return self._context.models.get(body.get("model")), body
+        return self._context.models.get(body.get("model"), request), body
 
     def _answer(self, request: Request, model: Model, body: dict[str, Any]) -> Items:
         found, _ = self.vectors(request, model, read_embedding_fields(model, body))

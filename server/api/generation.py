@@ -35,7 +35,7 @@ class TextHandler:
     def handle(self, request: Request) -> Response | EventStream:
         """Read the request and answer it."""
         body = self._dialect.read_body(request)
-        model = self._context.models.get(body.get("model"))
+        model = self._context.models.get(body.get("model"), request)
         model.require_generative()
         asked = self._dialect.read(Incoming(self._context, model, body, Files(model, request), request.owner))
         if isinstance(asked, Response):

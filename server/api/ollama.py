@@ -13,12 +13,14 @@ import time
 from datetime import datetime, timezone
 from typing import Any
 
+from server.api.admin.models import details
 from server.api.admin.status import model_capabilities, template_source
 from server.api.context import Context
 from server.api.dialects.ollama import head, keep_alive_warnings
 from server.api.embeddings import EUCLIDEAN, EmbeddingHandlers, list_of
 from server.api.request.fields import OLLAMA_EMBED, OLLAMA_EMBEDDINGS, OLLAMA_SHOW, warning_header
 from server.errors import ApiError
+from server.models.entry import LOADED, Entry
 from server.models.model import Model
 from server.web.message import Items, Request, Response, json_response
 
@@ -44,32 +46,50 @@ class OllamaHandlers:
 
     def tags(self, request: Request) -> Response:
         """All models."""
-        model = self._context.models.default
-        return json_response({"models": [self._entry(model, name) for name in tagged_names(model)]})
+        entries = self._context.models.seen_by(request.key_id)
+        return json_response(
+            {"models": [self._entry(entry, name) for entry in entries for name in tagged_names(entry)]}
+        )
 
     def running(self, request: Request) -> Response:
         """The models in memory."""
-        model = self._context.models.default
-        info = model.info
-        if info is None:
-            return json_response({"models": []})
+        models = self._context.models
+        return json_response(
+            {
+                "models": [
+                    {**self._entry(entry, name), **self._state(entry)}
+                    for entry in models.seen_by(request.key_id)
+                    if models.status(entry) == LOADED and entry.info is not None
+                    for name in tagged_names(entry)
+                ]
+            }
+        )
+
+    def _state(self, entry: Entry) -> dict[str, Any]:
+        """Of a loaded model: how long it stays, and what it takes of a GPU."""
+        info = entry.info
+        assert info is not None
         has_gpu = any(not name.startswith("CPU") for name in info.devices)
-        state = {"expires_at": NEVER, "size_vram": info.size if has_gpu else 0, "context_length": info.n_ctx_slot}
-        return json_response({"models": [{**self._entry(model, name), **state} for name in tagged_names(model)]})
+        left_s = self._context.models.left_s(entry)
+        return {
+            "expires_at": NEVER if left_s is None else iso_time(time.time() + left_s),
+            "size_vram": info.size if has_gpu else 0,
+            "context_length": info.n_ctx_slot,
+        }
 
     def show(self, request: Request) -> Response:
         """All about a model."""
         body = request.json_object()
         own = OLLAMA_SHOW.read(body)
-        model = self._context.models.get(own["model"])
+        model = self._context.models.get(own["model"], request)
         parameters = shown_parameters(model)
-        name = tagged_names(model)[0]
+        name = tagged_names(self._context.models.find(own["model"], request.key_id))[0]
         answer = {
             "license": model.info.meta.get("general.license", ""),
             "modelfile": "\n".join([f"FROM {name}", *(f"PARAMETER {line}" for line in parameters)]),
             "parameters": "\n".join(parameters),
             "template": template_source(model),
-            "details": details(model),
+            "details": details(model.info),
             "model_info": model_info(model, own["verbose"]),
             "capabilities": capabilities(model),
             "modified_at": self._started(),
@@ -85,7 +105,7 @@ class OllamaHandlers:
         texts = [own["input"]] if isinstance(own["input"], str) else own["input"]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ApiError(400, "input: give a text, or a list of texts")
-        model = self._context.models.get(own["model"])
+        model = self._context.models.get(own["model"], request)
         vectors, n_tokens = self._vectors(request, model, texts, own["dimensions"], EUCLIDEAN)
         answer = {
             "model": head(model, own["model"])["model"],
@@ -101,7 +121,7 @@ class OllamaHandlers:
         body = request.json_object()
         own = OLLAMA_EMBEDDINGS.read(body)
         warnings = (*OLLAMA_EMBEDDINGS.unread(body), *keep_alive_warnings(own["keep_alive"]))
-        model = self._context.models.get(own["model"])
+        model = self._context.models.get(own["model"], request)
         vectors, _ = self._vectors(request, model, [own["prompt"]], None, AS_IT_IS)
         return json_response({"embedding": vectors[0] if vectors else []}, headers=warning_header(warnings))
 
@@ -125,52 +145,32 @@ class OllamaHandlers:
         return [list_of(rows[0]) for rows in found], n_tokens
 
     def _started(self) -> str:
-        return datetime.fromtimestamp(self._context.started, timezone.utc).isoformat().replace("+00:00", "Z")
+        return iso_time(self._context.started)
 
-    def _entry(self, model: Model, name: str) -> dict[str, Any]:
+    def _entry(self, entry: Entry, name: str) -> dict[str, Any]:
         """A model in a list. Its digest tells it from others; the file isn't read for that."""
-        size = 0 if model.info is None else model.info.size
+        size = entry.size if entry.info is None else entry.info.size
         return {
             "name": name,
             "model": name,
             "modified_at": self._started(),
             "size": size,
             "digest": hashlib.sha256(f"{name}\0{size}".encode("utf-8", "replace")).hexdigest(),
-            "details": details(model),
+            "details": details(entry.info),
         }
 
 
-def tagged_names(model: Model) -> list[str]:
+def iso_time(seconds: float) -> str:
+    """A moment as Ollama writes it."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
+
+
+def tagged_names(entry: Entry) -> list[str]:
     """The model's names with a tag. One without an alias is called as its file is."""
-    names = model.options.aliases or [re.split(r"[\\/]", model.own_name)[-1].removesuffix(".gguf")]
+    names, model = entry.names, entry.model
+    if model is not None and not model.options.aliases:
+        names = (re.split(r"[\\/]", model.own_name)[-1].removesuffix(".gguf"),)
     return [name if ":" in name else name + ":latest" for name in names]
-
-
-def details(model: Model) -> dict[str, Any]:
-    """What kind of model it is, as far as its file says so."""
-    info = model.info
-    family = "" if info is None else info.meta.get("general.architecture", "")
-    return {
-        "parent_model": "",
-        "format": "gguf",
-        "family": family,
-        "families": [family] if family else [],
-        "parameter_size": "" if info is None else count_text(info.n_params),
-        "quantization_level": "" if info is None else quantization(info.desc),
-    }
-
-
-def count_text(n: int) -> str:
-    """A number of parameters: 134.52M, 7.2B."""
-    if n >= 10**9:
-        return f"{n / 1e9:.1f}B"
-    return f"{n / 1e6:.2f}M" if n >= 10**6 else f"{n / 1e3:.2f}K"
-
-
-def quantization(desc: str) -> str:
-    """The type of the weights from llama.cpp's description of a model, such as `llama 7B Q4_K - Medium`."""
-    kind = " ".join(desc.split(" ")[2:]).removeprefix("all ")
-    return re.sub(r" - ([SML])\w+", r"_\1", kind).split(" ")[0]
 
 
 def model_info(model: Model, is_verbose: bool) -> dict[str, Any]:

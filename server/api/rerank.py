@@ -35,7 +35,7 @@ class RerankHandler:
     def handle(self, request: Request) -> Response:
         """Scores, best first. 501 unless the model is a reranker."""
         body = request.json_object()
-        model = self._context.models.get(body.get("model"))
+        model = self._context.models.get(body.get("model"), request)
         if model.info.pooling != "rank":
             raise ApiError(
                 501,

@@ -8,6 +8,7 @@ from server.api import transcription
 from server.api.admin.debug import DebugHandler
 from server.api.admin.lora import LoraHandlers
 from server.api.admin.metrics import MetricsHandler
+from server.api.admin.models import ModelHandlers
 from server.api.admin.slots import SlotHandlers
 from server.api.admin.status import StatusHandlers
 from server.api.admin.timeline import TimelineHandler
@@ -33,7 +34,7 @@ def routes(context: Context) -> list[Route]:
     """Rows of (method, path, handler); public ones need no API key."""
     status, tokens, lora = StatusHandlers(context), TokenHandlers(context.models), LoraHandlers(context.models)
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
-    running = RunningHandlers(context.running)
+    running, models = RunningHandlers(context.running), ModelHandlers(context)
     ollamas = OllamaHandlers(context, embeddings)
     runs, conversations = Runs(context), ConversationHandlers(context)
     stored, making = ResponseHandlers(context, runs), ResponseHandler(context, runs, responses.DIALECT)
@@ -48,8 +49,12 @@ def routes(context: Context) -> list[Route]:
         Route("GET", "/metrics", MetricsHandler(context).handle),
         Route("GET", "/lora-adapters", lora.list),
         Route("POST", "/lora-adapters", lora.set),
-        Route("GET", "/models", status.models, public=True),
-        Route("GET", "/v1/models", status.models, public=True),
+        Route("GET", "/models", models.list, public=True),
+        Route("GET", "/models/sse", models.events),
+        Route("POST", "/models/load", models.load),
+        Route("POST", "/models/unload", models.unload),
+        Route("GET", "/v1/models", models.list, public=True),
+        Route("GET", "/v1/models/{name...}", models.one, public=True),
         *(
             Route("POST", path, TextHandler(context, dialect).handle, error_shape=dialect.error)
             for path, dialect in (

@@ -17,7 +17,8 @@ from server.api.request.media import Files
 from server.api.request.prompt import Prompt, token_id
 from server.engine.seam.task import Task
 from server.errors import ApiError
-from server.models.model import Model, Models
+from server.models.model import Model
+from server.models.models import Models
 from server.web.message import Items, Request, Response, json_response
 
 TOKENS_AT_ONCE = 4096
@@ -34,7 +35,7 @@ class TokenHandlers:
     def tokenize(self, request: Request) -> Response:
         """`{"tokens": [...]}`; with `with_pieces` each is `{"id", "piece"}`. To vLLM's clients also their number."""
         body = request.json_object()
-        model = self._models.get(body.get("model"))
+        model = self._models.spell(body.get("model"), request)
         given = [name for name in ("content", "prompt", "messages") if body.get(name) is not None]
         if len(given) > 1:
             raise ApiError(400, f"{given[0]} and {given[1]} exclude each other; give one of them")
@@ -53,7 +54,7 @@ class TokenHandlers:
     def detokenize(self, request: Request) -> Response:
         """`{"content": text}`, for vLLM's clients also as `prompt`; bytes that are no UTF-8 become U+FFFD."""
         body = request.json_object()
-        vocab = self._models.get(body.get("model")).vocab
+        vocab = self._models.spell(body.get("model"), request).vocab
         if not isinstance(body.get("tokens", []), list):
             raise ApiError(400, "tokens: give a list of token ids")
         tokens = [token_id("tokens", token, vocab) for token in body.get("tokens", [])]
@@ -62,7 +63,7 @@ class TokenHandlers:
 
     def info(self, request: Request) -> Response:
         """What a tokenizer's configuration file says, in the words of vLLM's route; null is what the model hasn't."""
-        model = self._models.get(request.query.get("model"))
+        model = self._models.spell(request.query.get("model"), request)
         info, vocab = model.info, model.vocab
         special = {name: special_token(model, key) for name, key in SPECIAL.items()}
         return json_response(
@@ -82,7 +83,7 @@ class TokenHandlers:
     def apply_template(self, request: Request) -> Response:
         """The prompt that `messages` would become."""
         body = request.json_object()
-        model = self._models.get(body.get("model"))
+        model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
         prompt = chat_prompt(model, read_conversation(model, body, files), files)
         return CHAT.reply({"prompt": prompt.text}, body, prompt.warnings)
@@ -90,28 +91,33 @@ class TokenHandlers:
     def count(self, request: Request) -> Response:
         """How many tokens the prompt of `messages` has."""
         body = request.json_object()
-        model = self._models.get(body.get("model"))
+        model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
         chat = chat_prompt(model, read_conversation(model, body, files), files)
-        answer = {"object": "response.input_tokens", "input_tokens": count_tokens(model, chat.prompt, request)}
+        answer = {
+            "object": "response.input_tokens",
+            "input_tokens": count_tokens(self._models, model, chat.prompt, request),
+        }
         return CHAT.reply(answer, body, chat.warnings)
 
     def count_messages(self, request: Request) -> Response:
         """The same in Anthropic's dialect."""
         body = request.json_object()
-        model = self._models.get(body.get("model"))
+        model = self._models.spell(body.get("model"), request)
         files = Files(model, request)
         values = MESSAGES.read(body, model.defaults)
         chat = chat_prompt(model, anthropic.read_conversation(model, values, files), files)
         headers = warning_header((*chat.warnings, *MESSAGES.unread(body)))
-        return json_response({"input_tokens": count_tokens(model, chat.prompt, request)}, headers=headers)
+        n_tokens = count_tokens(self._models, model, chat.prompt, request)
+        return json_response({"input_tokens": n_tokens}, headers=headers)
 
 
-def count_tokens(model: Model, prompt: Prompt, request: Request) -> int:
+def count_tokens(models: Models, model: Model, prompt: Prompt, request: Request) -> int:
     """How many tokens a prompt has. Files have to be decoded for that, in turns with those of others, and as if an
-    answer were wanted: ApiError 400 if they can't be, or are too long."""
+    answer were wanted, by a model that is awake: ApiError 400 if they can't be, or are too long."""
     if not prompt.media:
         return len(prompt.tokens)
+    model = models.get(model.name, request)
     task = Task(model.engine.new_id(), prompt.tokens, media=prompt.media, owner=request.owner, only_counts=True)
     request.require_client()
     with model.engine.submit(task, stream=False) as results, request.on_disconnect(results.cancel):

@@ -13,7 +13,7 @@ from typing import Any
 from server import memory
 from server.api.request.fields import Body, Field, warning_header
 from server.errors import ApiError
-from server.models.model import Models
+from server.models.models import Models
 from server.records import replace
 from server.web.message import CLIENT_CLOSED, JSON_TYPE, ErrorShape, EventStream, Request, Response, error_body, to_json
 from server.web.router import Route
@@ -43,7 +43,7 @@ class PredictHandler:
         from concurrent.futures import ThreadPoolExecutor  # here, because hardly anybody asks
 
         body = request.json_object()
-        model = self._models.get()
+        model = self._models.get(None, request)
         instances = BODY.read(body)["instances"]
         if not isinstance(instances, list):
             raise ApiError(400, "instances: give a list of objects")

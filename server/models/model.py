@@ -1,22 +1,28 @@
-"""A model as handlers see it: its engine, vocabulary, template, defaults and system prompt; and all of them by name.
+"""A model as handlers see it: its engine, vocabulary, template, defaults and system prompt.
 
-Made once by `serving`, used by all connection threads. A handler asks `Models.get` for the model that a request names
+Made anew for each load, used by all connection threads. A handler asks `Models.get` for the model that a request names
 and passes it on; nothing in here knows a request. Not taken: handlers that reach for the engine, the options and the
 template one by one; with several models each would have to choose three times.
 """
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from server.engine.seam.task import Embed, ModelInfo, Snapshot, Task
 from server.errors import ApiError
+from server.log import get_logger
+from server.options.row import OptionError
 from server.records import field, record
 
 if TYPE_CHECKING:
-    from server.options.groups import MediaOptions, ModelOptions
+    from server.options.groups import MediaOptions, ModelOptions, TemplateOptions
+
+log = get_logger("app")
 
 
 class Vocab(Protocol):
@@ -68,6 +74,8 @@ class Engine(Protocol):
     """The part of `engine.client.EngineClient` that handlers use."""
 
     state: str
+    error: str
+    is_refused: bool
     progress: float
     info: ModelInfo | None
     vocab: Vocab
@@ -81,6 +89,16 @@ class Engine(Protocol):
     @property
     def is_stuck(self) -> bool:
         """Whether it has work and has said nothing for longer than a step can take."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it has work."""
+
+    def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
+        """Whether it has loaded its model, or failed to, after `timeout_s` at most."""
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """End it; running tasks get `grace_s` seconds."""
 
     def new_id(self) -> int:
         """The next task id."""
@@ -121,13 +139,15 @@ class SystemPrompt:
 
 @record
 class Model:
-    """One model. `media` is what its requests may bring, `own_name` how it is called where it has no alias."""
+    """One model. `media` is what its requests may bring, `own_name` how it is called where it has no alias; `lora` are
+    the scales of adapters that have been set since it was started."""
 
     engine: Engine
     options: ModelOptions
     media: MediaOptions
     own_name: str
     system_prompt: SystemPrompt = SystemPrompt()
+    lora: tuple[tuple[int, float], ...] | None = None
     _template: object = None
     _lock: threading.Lock = field(default_factory=threading.Lock)  # protects _template and system_prompt
 
@@ -208,32 +228,21 @@ class Model:
                 + (" or /v1/rerank" if self.info.pooling == "rank" else ""),
             )
 
+    def set_lora(self, scales: Sequence[tuple[int, float]]) -> Any:
+        """The scales of adapters for requests that name none; all adapters as they are then."""
+        adapters = self.engine.command("set_lora", scales=tuple(scales))["adapters"]
+        self.lora = tuple(scales)
+        return adapters
+
     def set_system_prompt(self, value: object) -> None:
         """Take over a `system_prompt` object; computed once, after the running tasks. The same again costs nothing."""
-        new = read_system_prompt(value)
+        new = value if isinstance(value, SystemPrompt) else read_system_prompt(value)
         self.require_generative()
         with self._lock:
             if new.prompt != self.system_prompt.prompt:
                 tokens = self.vocab.tokenize(new.prompt, True, True) if new.prompt else []
                 self.engine.command("system_prompt", tokens=tuple(tokens))
             self.system_prompt = new
-
-
-class Models:
-    """The models that are served. One today, which answers to every name. `is_prepared` is False while `serving`
-    sees to what requests depend on besides the engine: the system prompt and the chat template."""
-
-    def __init__(self, model: Model) -> None:
-        self.default = model
-        self.is_prepared = True
-
-    def get(self, name: object = None) -> Model:
-        """The model for a request whose `model` is `name`, ready to serve. ApiError 503 while it is loading, 500 if it
-        could not be loaded."""
-        self.default.engine.require_ready()
-        if not self.is_prepared:
-            raise ApiError(503, PREPARING, headers={"Retry-After": "1"})
-        return self.default
 
 
 def read_system_prompt(value: object) -> SystemPrompt:
@@ -247,3 +256,26 @@ def read_system_prompt(value: object) -> SystemPrompt:
         if not isinstance(value.get(name, ""), str):
             raise ApiError(400, f"system_prompt.{name} is not a string")
     return SystemPrompt(*(value.get(name, "") for name in names))
+
+
+def read_prompt_file(path: str | None) -> object:
+    """The object in `--system-prompt-file`, checked; None without one."""
+    if not path:
+        return None
+    try:
+        value = json.loads(Path(path).read_text("utf-8-sig"))
+        value = value.get("system_prompt", value) if isinstance(value, dict) else value
+        read_system_prompt(value)
+    except (OSError, ValueError, ApiError) as error:
+        raise OptionError(f"--system-prompt-file {path}: {error}") from None
+    return value
+
+
+def check_chat_template(options: TemplateOptions, model: Model) -> None:
+    """Compile the chat template now. A fault in the user's ends the server (ApiError), one in the model's is logged."""
+    try:
+        model.chat_template  # noqa: B018  (a property that compiles)
+    except ApiError as error:
+        if options.chat_template or options.chat_template_file:
+            raise
+        log.warning("%s; chats will be refused (--chat-template names another)", error)

@@ -87,6 +87,8 @@ class Exchange:
     framing: Framing = UNKNOWN_BODY
     """Of what is still unread of the request."""
     presence: Presence = field(default_factory=Presence)
+    endings: list[Callable[[], None]] = field(default_factory=list)
+    """What its handler wants done once the answer is written."""
     keep_alive: bool = False
     status: int = CLIENT_CLOSED
     n_bytes: int = 0
@@ -219,6 +221,8 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             self._write(exchange, answer)
         finally:
             exchange.presence.end()
+            while exchange.endings:
+                exchange.endings.pop()()
             memory.use(None)
             exchange.share.close()
             self._log(exchange)
@@ -293,6 +297,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             key_id,
             presence=exchange.presence,
             form=[] if form is None else form.finish(),
+            endings=exchange.endings,
         )
         del body  # the handler lets go of it
         answer = route.handler(request)

@@ -93,6 +93,7 @@ class Request:
     key_id: str = ""
     form: list[Part] = field(default_factory=list, repr=False)
     presence: Presence = field(default_factory=Presence, repr=False)
+    endings: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.headers, Headers):
@@ -127,6 +128,15 @@ class Request:
         the very same moment, a call that has begun is not waited for. For a stream `on_end` is called instead when
         the client has only sent its last byte: write something soon, which shows whether it still reads."""
         return self.presence.on_disconnect(callback, on_end)
+
+    def at_end(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called once the answer has been written to its end, or given up. It must not raise."""
+        self.endings.append(callback)
+
+    def end(self) -> None:
+        """The answer has been written, or given up."""
+        while self.endings:
+            self.endings.pop()()
 
     def require_client(self, stream: bool = False) -> None:
         """ApiError 499, which is never sent, when the client has left: between two phases of work that nobody waits for

@@ -279,8 +279,10 @@ def test_an_alias_is_the_models_name_in_answers(make_api):
     assert ask(api, model="large")["model"] == "large"
     assert {chunk["model"] for chunk in stream(api, model="x")} == {"small"}
     models = api.get("/v1/models").json()
-    assert models["object"] == "list" and [model["id"] for model in models["data"]] == ["small", "large"]
-    assert all(model["aliases"] == ["small", "large"] for model in models["data"])
+    [listed], [named] = models["data"], models["models"]
+    assert models["object"] == "list" and (listed["id"], listed["aliases"]) == ("small", ["small", "large"])
+    assert (named["name"], named["capabilities"]) == ("small", listed["capabilities"])
+    assert api.get("/v1/models/large").json() == listed and api.get("/v1/models/x").status == 404
     assert api.get("/models").json() == models
 
 

@@ -76,6 +76,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.chat": ("server.chat.jinja", "server.chat.output"),
     "server.chat.jinja": (),
     "server.chat.output": ("server.engine.seam", "server.grammar"),
+    "server.loading": EVERYTHING,
     "server.models": ("server.chat", "server.engine.seam", "server.options"),
     "server.api": (
         "server.api.admin",
@@ -108,6 +109,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "server.engine.seam",
         "server.models",
         "server.web.message",
+        "server.web.sse",
     ),
     "server.api.dialects": (
         "server.api.context",
@@ -161,7 +163,8 @@ IMPORTED_ONLY_BY = {
     "server.launch": ("llama_srv",),
     "server.app": ("server.launch",),
     "server.serving": ("server.app",),
-    "server.model_sources": ("server.app", "server.commands.listing"),
+    "server.model_sources": ("server.app", "server.commands.listing", "server.loading.starter"),
+    "server.loading": ("server.app", "server.loading.starter", "server.loading.engines"),
 }
 MAX_MODULES = 12
 CROWDED_FOR_A_REASON = ("server.chat.jinja",)  # one language, cut along its grammar

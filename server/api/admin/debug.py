@@ -21,5 +21,5 @@ class DebugHandler:
         """This process first, then the engine's, if it has one of its own."""
         if not self._context.options.debug_stacks:
             raise ApiError(501, "This server doesn't show its stacks. Start it with `--debug-stacks`")
-        text = stacks("web process") + "\n" + self._context.models.default.engine.stacks()
+        text = stacks("web process") + "\n" + self._context.models.stacks()
         return Response(200, text.encode("utf-8", "replace"), {"Content-Type": "text/plain; charset=utf-8"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.api.request.fields import LORA
 from server.api.request.text_request import lora_scales
-from server.models.model import Models
+from server.models.models import Models
 from server.web.message import Request, Response, json_response
 
 
@@ -16,11 +16,12 @@ class LoraHandlers:
 
     def list(self, request: Request) -> Response:
         """`[{"id", "path", "scale"}, ...]`."""
-        return json_response(self._models.get().engine.command("get_lora")["adapters"])
+        model = self._models.get(request.query.get("model"), request)
+        return json_response(model.engine.command("get_lora")["adapters"])
 
     def set(self, request: Request) -> Response:
         """Take over `[{"id", "scale"}, ...]`; adapters that are not named are switched off."""
-        model = self._models.get()
+        model = self._models.get(request.query.get("model"), request)
         body = request.json()
         scales = lora_scales(body, model)
-        return LORA.reply(model.engine.command("set_lora", scales=tuple(scales.items()))["adapters"], body)
+        return LORA.reply(model.set_lora(tuple(scales.items())), body)

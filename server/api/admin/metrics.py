@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 
 from server.api.context import Context
@@ -14,6 +14,7 @@ from server.web.message import Request, Response
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "llamacpp:"
+ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 HISTOGRAM_HELP = {
     "queue_wait_seconds": "Time a request waited for a slot.",
@@ -35,24 +36,42 @@ class MetricsHandler:
         """All metrics as text."""
         if not self._context.options.metrics:
             raise ApiError(501, "This server does not support metrics endpoint. Start it with `--metrics`")
-        model = self._context.models.get()
-        text = "".join((*render(model.engine.snapshot), *refused(self._context.refusals.numbers())))
+        models, name = self._context.models, request.query.get("model")
+        if models.lone is not None:
+            snapshots = {"": models.known(name, request.key_id).engine.snapshot}
+        else:
+            named = models.find(name, request.key_id) if name else None
+            mine = [entry for entry in models.seen_by(request.key_id) if named in (None, entry)]
+            snapshots = {entry.name: entry.model.engine.snapshot for entry in mine if entry.model is not None}
+        text = "".join((*render(snapshots), *refused(self._context.refusals.numbers())))
         return Response(
             200, text.encode(), {"Content-Type": CONTENT_TYPE, "Process-Start-Time-Unix": str(self._context.started)}
         )
 
 
-def render(snapshot: Snapshot) -> Iterable[str]:
-    """The lines for one snapshot."""
-    for kind, name, help, value in scalars(snapshot):
-        yield f"# HELP {PREFIX}{name} {help}\n# TYPE {PREFIX}{name} {kind}\n{PREFIX}{name} {value:.10g}\n"
-    for name, bounds in HISTOGRAM_BOUNDS.items():
-        values = snapshot.histograms.get(name) or (0,) * (len(bounds) + 2)
-        yield f"# HELP {PREFIX}{name} {HISTOGRAM_HELP[name]}\n# TYPE {PREFIX}{name} histogram\n"
-        counts = list(accumulate(values[:-1]))
-        for bound, count in zip((*map("{:g}".format, bounds), "+Inf"), counts):
-            yield f'{PREFIX}{name}_bucket{{le="{bound}"}} {count:.10g}\n'
-        yield f"{PREFIX}{name}_sum {values[-1]:.10g}\n{PREFIX}{name}_count {counts[-1]:.10g}\n"
+def render(snapshots: Mapping[str, Snapshot]) -> Iterable[str]:
+    """The lines for the snapshots of models by their names; that of one alone has the name "" and no label."""
+    rows = {name: scalars(snapshot) for name, snapshot in snapshots.items()}
+    for i, (kind, metric, help, _) in enumerate(scalars(Snapshot())):
+        yield f"# HELP {PREFIX}{metric} {help}\n# TYPE {PREFIX}{metric} {kind}\n"
+        for name, row in rows.items():
+            yield f"{PREFIX}{metric}{labels(name)} {row[i][3]:.10g}\n"
+    for metric, bounds in HISTOGRAM_BOUNDS.items():
+        yield f"# HELP {PREFIX}{metric} {HISTOGRAM_HELP[metric]}\n# TYPE {PREFIX}{metric} histogram\n"
+        for name, snapshot in snapshots.items():
+            values = snapshot.histograms.get(metric) or (0,) * (len(bounds) + 2)
+            counts = list(accumulate(values[:-1]))
+            for bound, count in zip((*map("{:g}".format, bounds), "+Inf"), counts):
+                yield f"{PREFIX}{metric}_bucket{labels(name, le=bound)} {count:.10g}\n"
+            yield f"{PREFIX}{metric}_sum{labels(name)} {values[-1]:.10g}\n"
+            yield f"{PREFIX}{metric}_count{labels(name)} {counts[-1]:.10g}\n"
+
+
+def labels(model: str, **others: str) -> str:
+    """The labels of a sample."""
+    named = {**({"model": model} if model else {}), **others}
+    escaped = (f'{name}="{value.translate(ESCAPES)}"' for name, value in named.items())
+    return f"{{{','.join(escaped)}}}" if named else ""
 
 
 def refused(numbers: dict[str, int]) -> Iterable[str]:

@@ -27,10 +27,11 @@ class SlotHandlers:
 
     def act(self, request: Request) -> Response:
         """The documents' answers for save, restore and erase."""
-        model = self._context.models.default
+        models, name = self._context.models, request.query.get("model")
+        model = models.get(name, request)
         if not model.options.slot_save_path:
             raise ApiError(501, "This server does not support slots action. Start it with `--slot-save-path`")
-        engine = self._context.models.get().engine
+        engine = model.engine
         if not re.fullmatch(r"\d{1,9}", request.params["id_slot"]):
             raise ApiError(400, "the slot's id in the URL is not a number")
         id_slot = int(request.params["id_slot"])

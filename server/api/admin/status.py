@@ -1,4 +1,4 @@
-"""What the server is and does: /health, /props, /slots, /v1/models. Snapshots only; nothing here waits."""
+"""What the server is and does: /health, /props, /slots. Snapshots only; nothing here waits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from server.api.request.sampling import sampling_params
 from server.api.serialize import settings_json
 from server.engine.seam.task import FAILED, LOADING, READY, RESTARTING, ModelInfo, SlotState, Task
 from server.errors import ApiError
+from server.models.entry import LOADED, SLEEPING
 from server.models.model import PREPARING, Model
 from server.web.message import Request, Response, error_body, json_response
 
@@ -32,7 +33,10 @@ class StatusHandlers:
     def health(self, request: Request) -> Response:
         """200 ok or no slot available (503 with `fail_on_no_slot`), 503 while loading, 500 after a failed load; with
         `strict` 503 also when the engine has work and makes no progress."""
-        engine = self._context.models.default.engine
+        models = self._context.models
+        if models.lone is None or models.lone.state != LOADED:
+            return self._health_of_many(request)
+        engine = models.default.engine
         if engine.state == LOADING:
             error = ApiError(503, "Loading model", progress=round(engine.progress, 3))
             return json_response({"status": LOADING, **error_body(error)}, 503, {"Retry-After": "1"})
@@ -56,7 +60,25 @@ class StatusHandlers:
             "slots_processing": snapshot.n_processing,
         }
         if "include_slots" in request.query and self._context.options.slots:
-            body["slots"] = self._slots(self._context.models.default, request)
+            body["slots"] = self._slots(models.default, request)
+        return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
+
+    def _health_of_many(self, request: Request) -> Response:
+        """Of a server that serves whether its models are loaded or not: the slots are those of all that are."""
+        models = self._context.models
+        if request.query.get("strict", "0") not in NO and models.is_stuck:
+            return json_response({"status": "error", **error_body(ApiError(503, STUCK))}, 503)
+        running = models.running()
+        snapshots = [model.engine.snapshot for model in running]
+        n_idle, n_processing = (sum(s.n_idle for s in snapshots), sum(s.n_processing for s in snapshots))
+        is_full = bool(running) and n_idle == 0
+        body: dict[str, Any] = {
+            "status": "no slot available" if is_full else "ok",
+            "slots_idle": n_idle,
+            "slots_processing": n_processing,
+        }
+        if "include_slots" in request.query and self._context.options.slots:
+            body["slots"] = self._all_slots(request)
         return json_response(body, 503 if is_full and "fail_on_no_slot" in request.query else 200)
 
     def live(self, request: Request) -> Response:
@@ -65,22 +87,27 @@ class StatusHandlers:
 
     def ready(self, request: Request) -> Response:
         """200 when a request would be served now, else 503 with the reason: for who spreads requests over servers."""
-        engine = self._context.models.default.engine
-        if engine.state != READY:
+        models = self._context.models
+        engine = models.default.engine if models.lone is not None and models.lone.state == LOADED else None
+        if engine is not None and engine.state != READY:
             messages = {LOADING: "Loading model", RESTARTING: COMING_BACK, FAILED: engine.trouble}
             raise ApiError(503, messages.get(engine.state, "shutting down"))
-        if not self._context.models.is_prepared:
+        if not models.is_prepared:
             raise ApiError(503, PREPARING)
         if self._context.stop.is_set():
             raise ApiError(503, "the server is stopping")
-        if engine.is_stuck:
+        if models.is_stuck:
             raise ApiError(503, STUCK)
         return json_response({"status": "ok"})
 
     def props(self, request: Request) -> Response:
         """Settings of the server and the defaults of requests."""
         context = self._context
-        model = context.models.get()
+        models, name = context.models, request.query.get("model")
+        if models.lone is None and not name:
+            return self._props_of_many()
+        entry = models.find(name, request.key_id)
+        model = models.known(name, request.key_id)
         info = model.info
         defaults = default_settings(model)
         return json_response(
@@ -109,8 +136,28 @@ class StatusHandlers:
                     "is_generative": info.is_generative,
                 },
                 "compat": context.options.compat,
-                "is_sleeping": False,
+                "is_sleeping": entry.state == SLEEPING,
                 "build_info": f"{BUILD_INFO}, llama.cpp {info.llama_version} {info.variant}".strip(),
+            }
+        )
+
+    def _props_of_many(self) -> Response:
+        """What holds for all models, in the words of llama-server's router."""
+        context, models = self._context, self._context.models
+        return json_response(
+            {
+                "role": "router",
+                "max_instances": models.n_most,
+                "models_autoload": models.autoload,
+                "model_alias": BUILD_INFO,
+                "model_path": "none",
+                "default_generation_settings": {"params": {}, "n_ctx": 0},
+                "total_slots": sum(len(model.engine.snapshot.slots) for model in models.running()),
+                "endpoint_slots": context.options.slots,
+                "endpoint_props": context.options.props,
+                "endpoint_metrics": context.options.metrics,
+                "compat": context.options.compat,
+                "build_info": BUILD_INFO,
             }
         )
 
@@ -119,7 +166,7 @@ class StatusHandlers:
         if not self._context.options.props:
             raise ApiError(501, "This server does not support changing global properties. Start it with `--props`")
         body = request.json_object()
-        model = self._context.models.get(body.get("model"))
+        model = self._context.models.get(body.get("model") or request.query.get("model"), request)
         if body.get("system_prompt") is not None:
             model.set_system_prompt(body["system_prompt"])
         return PROPS.reply({"success": True}, body)
@@ -128,46 +175,24 @@ class StatusHandlers:
         """Every slot with its latest task; with `fail_on_no_slot` 503 when none is free."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
-        model = self._context.models.get()
+        models, name = self._context.models, request.query.get("model")
+        if models.lone is None and not name:
+            return json_response(self._all_slots(request))
+        model = models.known(name, request.key_id)
         if "fail_on_no_slot" in request.query and model.engine.snapshot.n_idle == 0:
             raise ApiError(503, "no slot available")
         return json_response(self._slots(model, request))
 
-    def models(self, request: Request) -> Response:
-        """The one model, in the shape of OpenAI's list, with what is known of it in `meta`."""
-        model = self._context.models.default
-        info, names = model.info, model.names
-        meta = (
-            None
-            if info is None
-            else {
-                "n_vocab": info.n_vocab,
-                "n_ctx": info.n_ctx_slot,
-                "n_ctx_train": info.n_ctx_train,
-                "n_embd": info.n_embd,
-                "n_params": info.n_params,
-                "size": info.size,
-                "desc": info.desc,
-                "pooling": info.pooling,
-                "classes": list(info.classes),
-            }
-        )
-        capabilities = [] if info is None else model_capabilities(model)
-        models = [
-            {
-                "id": name,
-                "aliases": names,
-                "object": "model",
-                "created": self._context.started,
-                "owned_by": "llama_srv",
-                "tags": list(model.options.tags),
-                "meta": meta,
-                "architecture": modalities(info),
-                "capabilities": capabilities,
-            }
-            for name in names
+    def _all_slots(self, request: Request) -> list[dict[str, Any]]:
+        """Those of all loaded models, each with its model's name."""
+        models = self._context.models
+        mine = [entry.model for entry in models.seen_by(request.key_id)]
+        return [
+            {"model": model.name, **slot}
+            for model in models.running()
+            if model in mine
+            for slot in self._slots(model, request)
         ]
-        return json_response({"object": "list", "data": models})
 
     def _slots(self, model: Model, request: Request) -> list[dict[str, Any]]:
         return [self._slot(model, slot, request) for slot in model.engine.snapshot.slots]

@@ -313,6 +313,7 @@ LORA_FIELDS = (
     Field("id", int, None, "number of an adapter, as GET shows it"),
     Field("scale", float, 0.0, "how strongly it works"),
 )
+NAMED_FIELDS = (Field("model", str, None, "its name"),)
 PROPS_FIELDS = (Field("system_prompt", object, None, "the text that all prompts begin with"),)
 SLOT_FIELDS = (Field("filename", str, None, "name of a file in the folder of `--slot-save-path`"),)
 ABORT_FIELDS = (Field("id", str, None, "the X-Request-Id of a request, or the id of its answer"),)
@@ -484,6 +485,7 @@ RERANK = Body(("/rerank", "/reranking"), (RERANK_FIELDS, MODEL_FIELDS))
 TOKENIZE = Body(("/tokenize",), (TOKENIZE_FIELDS, TOKENIZE_PROMPT_FIELDS, MODEL_FIELDS))
 TOKENIZE_CHAT = Body(("/tokenize",), (TOKENIZE_PROMPT_FIELDS, CHAT_FIELDS, MODEL_FIELDS), ("prompt",))
 DETOKENIZE = Body(("/detokenize",), (DETOKENIZE_FIELDS, MODEL_FIELDS))
+MODEL = Body(("/models/load", "/models/unload"), (NAMED_FIELDS,))
 LORA = Body(("/lora-adapters",), (LORA_FIELDS,))
 PROPS = Body(("/props",), (PROPS_FIELDS,))
 SLOT = Body(("/slots/{id_slot}",), (SLOT_FIELDS,))
@@ -509,6 +511,7 @@ BODIES = (
     TOKENIZE,
     TOKENIZE_CHAT,
     DETOKENIZE,
+    MODEL,
     LORA,
     PROPS,
     SLOT,

@@ -40,8 +40,8 @@ class Run:
         self._exchange: Exchange = asked.own
         self._reply = ResponsesReply(context, asked)
         self.begun = self._reply.response
-        detached = Request("POST", request.path, id=request.id, key_id=request.key_id)  # whose client can leave
-        self._generation = Generation(context, asked, detached)
+        self._detached = Request("POST", request.path, id=request.id, key_id=request.key_id)  # whose client can leave
+        self._generation = Generation(context, asked, self._detached)
         share = memory.current()
         self._share = share and share.another()
         self._changed = threading.Condition()  # protects the rest
@@ -61,6 +61,10 @@ class Run:
         return (
             {**response, "status": IN_PROGRESS} if self._reply.was_begun and response["status"] == QUEUED else response
         )
+
+    def begin(self) -> None:
+        """Have the model, too, before the client's request gives it back."""
+        self._context.models.share(self.asked.model, self._detached)
 
     def work(self) -> None:
         """Its thread: have the model write, to the end."""
@@ -82,6 +86,7 @@ class Run:
             log.exception("the response %s failed", self._reply.id)
             self._reply.error(ApiError(500, "the server has a fault, which its log shows"))
         finally:
+            self._detached.end()
             with self._changed:
                 self.has_ended = True
                 self._results = None
@@ -159,6 +164,7 @@ class Runs:
         if not self._context.stored.put(id_, exchange.key_id, found):
             self._forget(id_)
             raise ApiError(503, "background: there is no room to store this response (--store-size)", reason="memory")
+        run.begin()
         threading.Thread(target=self._work, args=(id_, run), name="response", daemon=True).start()
         return run
 

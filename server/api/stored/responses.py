@@ -75,11 +75,12 @@ class ResponseHandlers:
     def count(self, request: Request) -> Response:
         """How many tokens the prompt of a request has."""
         body = request.json_object()
-        model = self._context.models.get(body.get("model"))
+        models = self._context.models
+        model = models.spell(body.get("model"), request)
         files = Files(model, request)
         conversation, _ = read_conversation(self._context, model, read_fields(model, body), files)
         chat = chat_prompt(model, conversation, files)
-        answer = {"object": "response.input_tokens", "input_tokens": count_tokens(model, chat.prompt, request)}
+        answer = {"object": "response.input_tokens", "input_tokens": count_tokens(models, model, chat.prompt, request)}
         return RESPONSES.reply(answer, body, chat.warnings)
 
     def _found(self, request: Request) -> dict[str, Any]:

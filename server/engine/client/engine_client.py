@@ -342,7 +342,12 @@ class EngineClient:
     @property
     def is_stuck(self) -> bool:
         """Whether the engine has work and has said nothing for longer than a step can take."""
-        return bool(self._results or self._replies) and time.monotonic() - self._t_sign > self._transport.step_limit_s
+        return self.is_busy and time.monotonic() - self._t_sign > self._transport.step_limit_s
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether anything has been asked of the engine that it hasn't answered to its end."""
+        return bool(self._results or self._replies)
 
     def stacks(self, timeout_s: float = 5.0) -> str:
         """What all Python threads of the engine's process are doing; "" if that is this process, or doesn't answer."""

@@ -55,8 +55,8 @@ FIELD_OF_TARGET = {
 }
 """The fields that hold what `Option.target` names."""
 
-NOT_YET = {"models_max", "models_autoload", "sleep_idle_seconds", "manage_models"}
-"""What nobody reads yet: the server of several models is being built."""
+NOT_YET = {"manage_models"}
+"""What nobody reads yet: the routes that download and delete models are being built."""
 
 SCOPE_OF_FIELD = {"errands": ERRAND, "model": MODEL}
 

@@ -7,10 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from server.api.admin.models import count_text, quantization
 from server.api.dialects.dialect import Call
 from server.api.dialects.ollama import MAX_DURATION, call_json, is_zero, keep_alive_warnings, read_turns
 from server.api.dialects.ollama_generate import fill_template
-from server.api.ollama import count_text, quantization, typed
+from server.api.ollama import typed
 from server.api.request.fields import MAX_HEADER, warning_header
 from server.api.request.media import Files
 from server.errors import ApiError

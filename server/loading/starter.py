@@ -1,0 +1,231 @@
+"""Starts one of several models: from its entry in the catalogue to an engine that loads, while others serve.
+
+What it does runs on the thread of a load (`server.models.models`); a part of the composition, which brings files,
+libraries and processes together. A server whose one model never leaves doesn't import this.
+
+A load is quick where all that doesn't depend on the model has been done before: so there is always a spare process of
+an engine, which has imported its half of the program and loaded the libraries, and waits to be told what to load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from server import program
+from server.engine.client import spawn
+from server.engine.client.engine_client import EngineClient
+from server.engine.llama.fit import wish_of
+from server.engine.seam.config import EngineConfig
+from server.errands.one_shot import ModelPlace
+from server.loading.engines import make_transport, open_vocab, with_advice
+from server.log import get_logger
+from server.model_files import host_memory, memory_plan
+from server.model_sources import read_model
+from server.models.catalogue import ModelEntry, find_models, model_options
+from server.models.entry import FAILED, Entry
+from server.models.model import Model, SystemPrompt, check_chat_template, read_prompt_file
+from server.models.room import Room
+from server.options.groups import ModelOptions, Options
+from server.records import record, replace
+
+MEMORY = "memory"
+"""The name of the host's place."""
+UNKNOWN_ROOM = 1 << 62  # where the system doesn't tell
+
+log = get_logger("models")
+
+
+@record
+class Starter:
+    """See `models.entry.Starter`. `argv`, `environ` and `bundled` are what the options of each model are read from."""
+
+    options: Options
+    argv: Sequence[str]
+    environ: Mapping[str, str]
+    bundled: Sequence[tuple[str, str]]
+    spare: Spare
+
+    def entries(self) -> list[Entry]:
+        """All models that the options name. OptionError for presets that are wrong; what is wrong with a model's files
+        is told when it is asked for."""
+        found = find_models(self.options.catalogue, program.cache_folder(), lambda line: log.warning("%s", line))
+        return [self._entry(one) for one in found]
+
+    def _entry(self, one: ModelEntry) -> Entry:
+        options = self._options(one) if one.changes else self.options.model
+        entry = Entry(one.name, one, one.aliases, one.tags, one.path, one.source, one.size)
+        entry.idle_s = float(options.sleep_idle_seconds)
+        if one.fault:
+            entry.state, entry.reason = FAILED, one.fault
+        return entry
+
+    def _options(self, one: ModelEntry) -> ModelOptions:
+        return with_own_folders(model_options(one, self.argv, self.environ, self.bundled), one.name)
+
+    def read(self, source: ModelEntry | None, before: Model | None) -> PreparedModel:
+        """`source` None is the server's one model. Of `before` the vocabulary is kept as long as its file is as it was,
+        and what has been set since its start."""
+        options = self.options.model
+        if source is not None:
+            options = self._options(source)
+        place, config, advice = read_model(options, self.options.engines, self.options.downloads, None)
+        if not self.options.api.is_2024:
+            options = with_advice(options, advice)
+        read_ahead(place.path)
+        return PreparedModel(self, options, place, config, before)
+
+    def room(self) -> Room:
+        """What may be allocated now."""
+        n = host_memory.available()
+        return {MEMORY: UNKNOWN_ROOM if n is None else n}
+
+
+@record
+class PreparedModel:
+    """See `models.entry.Prepared`."""
+
+    starter: Starter
+    options: ModelOptions
+    place: ModelPlace
+    config: EngineConfig
+    before: Model | None
+
+    def fits(self, room: Room, is_alone: bool) -> Room | None:
+        """With a context that is worth having, or alone with any."""
+        plan = self._plan(room)
+        if plan is None:
+            n_bytes = os.path.getsize(self.config.model)
+            return {MEMORY: n_bytes} if is_alone or n_bytes <= room[MEMORY] else None
+        shape = self.config.shape
+        assert shape is not None
+        enough = min(self.config.fit_ctx, memory_plan.useful_context(shape.n_ctx_train)) * self.config.n_slots
+        if not is_alone and (plan.fault or self.config.n_ctx is None and plan.n_ctx < enough):
+            return None
+        return None if plan.fault and self.config.is_fitted else {MEMORY: plan.rows[0].used}
+
+    def refusal(self, room: Room) -> str:
+        """The plan's own words."""
+        plan = self._plan(room)
+        return plan.fault if plan is not None else "the model doesn't fit into memory"
+
+    def start(self, room: Room) -> Model:
+        """Its engine takes the spare process, if there is one for these libraries."""
+        config = replace(self.config, room=room[MEMORY] if self.config.n_ctx is None else None)
+        shared = self.starter.options
+        make_folders(self.options)
+        process = self.starter.spare.take(config)
+        transport = make_transport(shared.engines, self.options.engine_timeout, config, process)
+        engine = EngineClient(
+            transport, lambda: open_vocab(config), shared.http.max_text << 20, self.options.context_shift
+        )
+        engine.start()
+        return Model(engine, self.options, shared.media, self.place.name or self.place.path)
+
+    def complete(self, model: Model) -> None:
+        """Its system prompt and template, as they are or as they have been set."""
+        before = self.before
+        prompt = read_prompt_file(self.options.system_prompt_file) if before is None else before.system_prompt
+        if prompt not in (None, SystemPrompt()):
+            model.set_system_prompt(prompt)
+        if before is not None and before.lora is not None:
+            model.set_lora(before.lora)
+        assert model.info is not None
+        if model.info.is_generative:
+            check_chat_template(self.options.template, model)
+        self.starter.spare.refill()
+
+    def _plan(self, room: Room) -> memory_plan.Plan | None:
+        shape = self.config.shape
+        if shape is None:
+            return None
+        return memory_plan.plan(
+            shape, wish_of(self.config, bool(shape.window)), memory_plan.Place(MEMORY, max(room[MEMORY], 0))
+        )
+
+
+class Spare:
+    """An engine's process that waits for its configuration. `command` is what starts one, given the hints of
+    `spawn.engine_command`; `first` runs already. Any thread."""
+
+    def __init__(
+        self,
+        hints: Sequence[str],
+        first: subprocess.Popen | None = None,
+        start: Callable[[Sequence[str]], subprocess.Popen] = spawn.start_process,
+    ) -> None:
+        self._hints = tuple(hints)
+        self._start = start
+        self._lock = threading.Lock()  # guards what follows
+        self._process = first
+        self._is_closed = False
+
+    def take(self, config: EngineConfig) -> subprocess.Popen | None:
+        """The process, for an engine that has these libraries; None if there is none, which costs time alone."""
+        if self._hints != hints_of(config):
+            return None
+        with self._lock:
+            process, self._process = self._process, None
+        if process is not None and process.poll() is not None:
+            spawn.end_process(process)
+            return None
+        return process
+
+    def refill(self) -> None:
+        """Have one again."""
+        with self._lock:
+            if self._process is None and not self._is_closed:
+                with contextlib.suppress(OSError):  # the next engine is started when it is needed, and will tell
+                    self._process = self._start(spawn.engine_command(*self._hints))
+
+    def close(self) -> None:
+        """End it; there will be no other."""
+        with self._lock:
+            self._is_closed = True
+            process, self._process = self._process, None
+        if process is not None:
+            spawn.end_process(process)
+
+
+def hints_of(config: EngineConfig) -> tuple[str, ...]:
+    """What an engine's process loads beforehand."""
+    return (config.libs, config.cpu_variant) if config.cpu_variant else (config.libs,)
+
+
+def with_own_folders(options: ModelOptions, name: str) -> ModelOptions:
+    """Folders that several models are given become folders of each, named after it."""
+    folder = folder_name(name)
+    return options.replace(
+        slot_save_path=options.slot_save_path and os.path.join(options.slot_save_path, folder),
+        cache_disk=options.cache_disk and os.path.join(options.cache_disk, folder),
+    )
+
+
+def folder_name(name: str) -> str:
+    """A model's name as that of a folder: another name is another folder, also where case doesn't count."""
+    plain = re.sub(r"[^a-z0-9_-]", "_", name.lower())[:80]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode('utf-8', 'replace')).hexdigest()[:8]}"
+
+
+def make_folders(options: ModelOptions) -> None:
+    """Those of its own."""
+    for folder in (options.slot_save_path, options.cache_disk):
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+def read_ahead(path: str) -> None:
+    """Have the system fetch a file while other things are waited for; nothing where it can't be asked."""
+    if hasattr(os, "posix_fadvise"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
