@@ -27,7 +27,8 @@ PATH = re.compile(r"`((?:server|ctypes_api|build_scripts|tests|public|docs)/[\w.
 STATION = re.compile(r"\| `(?P<path>[\w./]+\.py)` \| (?P<names>(?:`\w+`(?:, )?)+) \|")
 COMMAND = re.compile(r"^ {4}(python (?:build_scripts/\w+|llama_srv)\.py\b.*)$", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w`-])`?(--[a-z][\w-]+)")
-FLAGS_OF_OTHERS = {"--engine-process", "--fim-qwen-1", "--gpus", "--now"}  # hidden, a family's name, docker, systemctl
+# hidden, a family's name, docker, systemctl, Qwen Code
+FLAGS_OF_OTHERS = {"--engine-process", "--fim-qwen-1", "--gpus", "--now", "--auth-type"}
 VARIABLE = re.compile(r"\b(?:LLAMA|GGML|HF|CUDA)_[A-Z_0-9]+\b")
 
 
