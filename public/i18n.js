@@ -4,8 +4,13 @@
 import { prefs } from './prefs.js';
 import { EN } from './text-en.js';
 
-export const LANGUAGES = { en: 'English', de: 'Deutsch' };
-const OTHERS = { de: async () => (await import('./text-de.js')).DE };
+export const LANGUAGES = { en: 'English', de: 'Deutsch', es: 'Español', fr: 'Français', zh: '中文' };
+const OTHERS = {
+  de: async () => (await import('./text-de.js')).DE,
+  es: async () => (await import('./text-es.js')).ES,
+  fr: async () => (await import('./text-fr.js')).FR,
+  zh: async () => (await import('./text-zh.js')).ZH,
+};
 
 function choose() {
   for (const wanted of [prefs.language, ...navigator.languages]) {

@@ -1,4 +1,4 @@
-// The interface in English; {words} are filled in. text-de.js has the same keys.
+// The interface in English; {words} are filled in. the other tables have the same keys.
 
 export const EN = {
   connecting: 'connecting…', offline: 'The server does not answer.', loading: 'Loading the model… {percent} %',

@@ -36,7 +36,8 @@ export class Timeline {
       const after = waiting[waiting.findIndex((one) => one.from === from && one.n === n) + 1];
       return this.#bar('waiting', x(from), x(after?.from ?? 0), ROW * n / most, `${n} ${t('timeline-waiting')}`);
     });
-    this.rows.replaceChildren(...lanes, this.#lane(t('timeline-queue'), waits, t('timeline-most', { n: number(waiting.reduce((top, { n }) => Math.max(top, n), 0)) })));
+    this.rows.replaceChildren(...lanes, this.#lane(t('timeline-queue'), waits, t('timeline-most', { n: number(waiting.reduce((top, { n }) => Math.max(top, n), 0)) })),
+    h('div', { class: 'lane axis' }, h('span'), h('div', { class: 'row' }, t('minutes-ago', { n: 1 }), h('span', { class: 'space' }), t('now')), h('span')));
     this.calm.hidden = spans.length > 0;
     this.#showOwners(owners, seconds);
   }

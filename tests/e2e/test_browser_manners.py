@@ -117,6 +117,18 @@ def test_the_arrow_that_leads_somewhere_is_the_one_that_shows(scripted: Scripted
     assert shown[0][1] > 0.9 > 0.5 > shown[1][1]
 
 
+def test_the_page_speaks_all_of_its_languages(scripted: Scripted, browser: Browser):  # noqa: F811
+    for language, words in {"fr": "Nouvelle conversation", "es": "Nueva conversación", "zh": "新对话"}.items():
+        set_prefs(browser, scripted.url, language=language)
+        open_page(browser, scripted)
+        assert browser.text("#new-chat") == words
+        assert browser.run("return document.documentElement.lang") == language
+    say(browser, "好")
+    assert browser.run("return document.querySelector('.chats a').title").startswith(
+        "20"
+    )  # a date as Chinese is written
+
+
 def test_errors_are_in_the_users_language(scripted: Scripted, browser: Browser):  # noqa: F811
     scripted.will_answer((400, {"error": {"code": 400, "type": "invalid_request_error", "message": "bad thing"}}))
     set_prefs(browser, scripted.url, language="de")

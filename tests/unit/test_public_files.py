@@ -1,4 +1,4 @@
-"""What holds for all files of the web page, read as text: small, self-contained, in both languages, with nothing
+"""What holds for all files of the web page, read as text: small, self-contained, in all languages, with nothing
 inline."""
 
 from __future__ import annotations
@@ -61,11 +61,30 @@ def test_the_html_holds_nothing_inline():
     assert "require-trusted-types-for 'script'" in policy
 
 
-def test_both_languages_say_the_same_things():
-    english, german = texts("text-en.js"), texts("text-de.js")
-    assert set(english) == set(german) and len(english) > 150
+OTHERS = sorted(path.name for path in PUBLIC.glob("text-*.js") if path.name != "text-en.js")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_language_says_the_same_things(name: str):
+    english, other = texts("text-en.js"), texts(name)
+    assert set(english) == set(other) and len(english) > 150
     for key, text in english.items():
-        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", german[key])), key
+        assert other[key].strip(), key
+        assert set(re.findall(r"\{\w+\}", text)) == set(re.findall(r"\{\w+\}", other[key])), key
+        assert text.count("{{") == other[key].count("{{"), key
+
+
+@pytest.mark.parametrize("name", ["text-en.js", *OTHERS])
+def test_no_text_is_there_twice(name: str):
+    source = (PUBLIC / name).read_text(encoding="utf-8")
+    keys = re.findall(r"(?:^\s*|, )'?([\w-]+)'?:\s'(?:[^'\\]|\\.)*'", source, re.MULTILINE)
+    assert len(keys) == len(set(keys))
+
+
+def test_every_table_of_texts_is_offered_as_a_language():
+    source = (PUBLIC / "i18n.js").read_text(encoding="utf-8")
+    offered = re.findall(r"(\w+): '", re.search(r"LANGUAGES = \{([^}]*)\}", source)[1])
+    assert ["text-en.js", *OTHERS] == ["text-en.js", *(f"text-{one}.js" for one in sorted(offered) if one != "en")]
 
 
 def test_every_text_that_is_asked_for_exists_and_every_text_is_used():
