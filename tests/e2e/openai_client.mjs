@@ -1,6 +1,7 @@
 // What tests/e2e/test_openai_node.py has the `openai` package do: `node openai_client.mjs PACKAGE URL SCENARIO`.
 // Prints one line of JSON. Runs in a process of its own, with nothing but that package.
 
+import { createReadStream } from 'node:fs';
 import { pathToFileURL } from 'node:url';
 
 const [packageFile, baseURL, scenario] = process.argv.slice(2);
@@ -73,6 +74,19 @@ const scenarios = {
       }
     }
     return failures;
+  },
+
+  // SOUND is a file's path
+  async transcribe() {
+    const file = () => createReadStream(process.env.SOUND);
+    const { text } = await client.audio.transcriptions.create({ model: 'x', file: file() });
+    const stream = await client.audio.transcriptions.create({ model: 'x', file: file(), stream: true, language: 'en' });
+    const events = [];
+    for await (const event of stream) events.push(event);
+    const { duration } = await client.audio.transcriptions.create({
+      model: 'x', file: file(), response_format: 'verbose_json',
+    });
+    return { text, events, duration };
   },
 
   // leaving the loop closes the connection

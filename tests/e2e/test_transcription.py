@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import openai
@@ -11,7 +15,7 @@ import pytest
 from openai import OpenAI
 
 from tests.media_files import mp3, wav
-from tests.support import ServerProcess, need
+from tests.support import PATIENCE, ServerProcess, need, node_package
 
 QUIET = ("-t", "1", "--no-warmup", "-c", "4096")
 
@@ -57,6 +61,29 @@ def test_openais_client_transcribes_and_translates(server: ServerProcess):
         client.audio.transcriptions.create(
             model="x", file=("tone.wav", sound), response_format="verbose_json", timestamp_granularities=["word"]
         )
+
+
+@pytest.mark.covers("H03")
+def test_openais_client_for_javascript_does_too(server: ServerProcess, tmp_path: Path):
+    need(shutil.which("node"), "no Node.js on this machine")
+    sound = tmp_path / "tone.wav"
+    sound.write_bytes(wav(seconds=1.0))
+    client = Path(__file__).with_name("openai_client.mjs")
+    command = ["node", client, node_package("openai") / "index.mjs", server.url + "/v1", "transcribe"]
+    done = subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, "SOUND": str(sound)},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["text"] and told["duration"] == 1.0
+    *parts, last = told["events"]
+    assert last["type"] == "transcript.text.done" and "".join(part["delta"] for part in parts) == last["text"]
 
 
 def test_a_model_that_only_reads_says_so(serve, tiny_bpe_model: Path):

@@ -3,7 +3,7 @@
 Pure Python, no library, no socket; runs in the process of a test or of `run`, on its main thread. `TARGETS` has for
 each name inputs to begin with and a function that raises for a finding, which is any exception but the documented one,
 an answer that breaks a promise, or a second where milliseconds are usual. `words` are what a random change should know
-of the language. There is no reader of multipart bodies in this server; `bodies` stands for what takes their place.
+of the language.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ from server.model_files.gguf import GgufError, read_all
 from server.options.groups import group
 from server.options.parser import OptionError, parse
 from server.serving import make_context
+from server.web.http1.head import Headers
+from server.web.http1.multipart import FormParser
 from server.web.message import EventStream, Request, Response, parse_json, to_json
 from server.web.router import Router
 from tests.fakes import FakeBackend, FakeVocab
@@ -129,6 +131,31 @@ def http(data: bytes) -> None:
     if "transfer-encoding" in taken[2]:
         taken[2]["transfer-encoding"] = taken[2]["transfer-encoding"].lower()
     assert read == taken
+
+
+def forms(data: bytes) -> None:
+    """The same however it is cut, and no more than has come; what can be written again is read again."""
+
+    def outcome(pieces: list[bytes]) -> object:
+        parser = FormParser(Headers({"content-type": "multipart/form-data; boundary=b"}))
+        try:
+            for piece in pieces:
+                parser.feed(piece)
+            return [(part.name, bytes(part.data)) for part in parser.finish()]
+        except ApiError as error:
+            one_line(error)
+            return error.message
+
+    taken = outcome([data])
+    assert taken == outcome([data[i : i + 1] for i in range(len(data))])
+    if isinstance(taken, list):
+        assert sum(len(name) + len(value) for name, value in taken) <= len(data)
+        if not any(set(name) & set('"\\') for name, _ in taken):
+            parts = (
+                f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'.encode() + value + b"\r\n"
+                for name, value in taken
+            )
+            assert outcome([b"".join(parts) + b"--b--"]) == taken
 
 
 def json_bodies(data: bytes) -> None:
@@ -356,6 +383,11 @@ HTTP_SEEDS = (
     b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3;x=y\r\nabc\r\n0\r\nA: b\r\n\r\nx",
     b"\r\nPUT http://h/y HTTP/1.0\r\nConnection: keep-alive, close\r\nExpect: 100-continue\r\n\r\n",
 )
+FORM_SEEDS = (
+    b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b--\r\n',
+    b'pre\r\n--b \r\ncontent-disposition: form-data; filename="x.wav"; name=f\r\nContent-Type: audio/wav\r\n\r\nRI\r\n-\r\n--b\r\n'
+    b'Content-Disposition: form-data; name="t[]"\r\n\r\n\r\n--b--tail',
+)
 JSON_SEEDS = (
     b'{"a": [1, -2.5e3, true, null, "\\u00e9\\ud83d\\ude00"], "b": {}}',
     b'\xef\xbb\xbf[1, {"x": NaN}]',
@@ -548,6 +580,22 @@ TARGETS: dict[str, Target] = {
         http,
         lambda: HTTP_SEEDS,
         ("Content-Length: ", "Transfer-Encoding: chunked\r\n", "\r\n", "0\r\n\r\n", " HTTP/1.1", "Host: ", ": ", ";"),
+    ),
+    "forms": Target(
+        forms,
+        lambda: FORM_SEEDS,
+        (
+            "\r\n",
+            "--b",
+            "\r\n--b",
+            "--b--",
+            "Content-Disposition: form-data; name=",
+            '"',
+            ";",
+            "filename",
+            "multipart/",
+            "\\",
+        ),
     ),
     "json": Target(
         json_bodies, lambda: JSON_SEEDS, ("{", "}", "[", "]", '"', "\\u", "\\ud800", "NaN", "1e999", "-0", "null")
