@@ -57,10 +57,11 @@ def serve(
     prompt_file = options.model.system_prompt_file
     try:
         system_prompt = read_prompt_file(prompt_file)
-        context = make_context(options, engine, model, stop, starter)
+        keys = edge.KeyFiles(options.http)
+        context = make_context(options, engine, model, stop, keys, starter)
         context.models.is_prepared = False
         begin = partial(_wait_for_engine, options, engine, system_prompt, stop)
-        return _serve(options, context, unpacked, stop, leave, begin)
+        return _serve(options, context, keys, unpacked, stop, leave, begin)
     except ApiError as error:
         raise OptionError(str(error)) from None
 
@@ -74,19 +75,22 @@ def serve_many(
     leave: list[Callable[[], None]],
 ) -> int:
     """Listen, and serve several models, each of which is loaded when it is asked for; see `serve`."""
-    catalogue = options.catalogue
-    models = Models(entries, starter, n_most=catalogue.models_max, autoload=catalogue.models_autoload)
+    catalogue, keys = options.catalogue, edge.KeyFiles(options.http)
+    models = Models(
+        entries, starter, n_most=catalogue.models_max, autoload=catalogue.models_autoload, may_use=keys.ring.may_use
+    )
     context = context_of(options, models, stop)
 
     def begin(context: Context, house: Housekeeping) -> None:
         log.info("%d models; each is loaded when it is asked for", len(entries))
 
-    return _serve(options, context, unpacked, stop, leave, begin)
+    return _serve(options, context, keys, unpacked, stop, leave, begin)
 
 
 def _serve(
     options: Options,
     context: Context,
+    keys: edge.KeyFiles,
     unpacked: program.UnpackedFolder,
     stop: threading.Event,
     leave: list[Callable[[], None]],
@@ -97,7 +101,6 @@ def _serve(
     path = options.model.sources.model or ""
     try:
         constraints.read_constraint({}, options.model.requests.values)  # a bad --grammar is told now
-        keys = edge.KeyFiles(http)
         server = make_server(http, context, keys)
         house = Housekeeping(options.service, http, path, server, keys, models, stop.set)
         leave.append(house.close)
@@ -135,12 +138,17 @@ def _serve(
 
 
 def make_context(
-    options: Options, engine: EngineClient, name: str, stop: threading.Event, starter: Starter | None = None
+    options: Options,
+    engine: EngineClient,
+    name: str,
+    stop: threading.Event,
+    keys: edge.KeyFiles,
+    starter: Starter | None = None,
 ) -> Context:
     """What all handlers share where there is one model. `name` is the model's where it has no alias, `stop` is set once
     the server shall end."""
     model = Model(engine, options.model, options.media, name)
-    return context_of(options, Models.of_one(model, starter), stop)
+    return context_of(options, Models.of_one(model, starter, keys.ring.may_use), stop)
 
 
 def context_of(options: Options, models: Models, stop: threading.Event) -> Context:

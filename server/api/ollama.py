@@ -1,8 +1,7 @@
 """Ollama's routes besides /api/chat and /api/generate: which models there are, and vectors. Connection thread.
 
-Clients ask these first, and few go on without an answer. There is one model, which is always loaded; what would fetch
-or change models is refused with a hint. Names have a tag there, as `name:latest`, and clients put one behind names that
-have none.
+Clients ask these first, and few go on without an answer. What would fetch or change models is refused with a hint.
+Names have a tag there, as `name:latest`, and clients put one behind names that have none.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 from server.api.admin.models import details
 from server.api.admin.status import model_capabilities, template_source
 from server.api.context import Context
-from server.api.dialects.ollama import head, keep_alive_warnings
+from server.api.dialects.ollama import head, keep_alive
 from server.api.embeddings import EUCLIDEAN, EmbeddingHandlers, list_of
 from server.api.request.fields import OLLAMA_EMBED, OLLAMA_EMBEDDINGS, OLLAMA_SHOW, warning_header
 from server.errors import ApiError
@@ -101,11 +100,11 @@ class OllamaHandlers:
         begun = time.monotonic_ns()
         body = request.json_object()
         own = OLLAMA_EMBED.read(body)
-        warnings = (*OLLAMA_EMBED.unread(body), *keep_alive_warnings(own["keep_alive"]))
         texts = [own["input"]] if isinstance(own["input"], str) else own["input"]
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise ApiError(400, "input: give a text, or a list of texts")
         model = self._context.models.get(own["model"], request)
+        warnings = (*OLLAMA_EMBED.unread(body), *keep_alive(model, own["keep_alive"]))
         vectors, n_tokens = self._vectors(request, model, texts, own["dimensions"], EUCLIDEAN)
         answer = {
             "model": head(model, own["model"])["model"],
@@ -120,8 +119,8 @@ class OllamaHandlers:
         """One vector, as the model makes it: the older form."""
         body = request.json_object()
         own = OLLAMA_EMBEDDINGS.read(body)
-        warnings = (*OLLAMA_EMBEDDINGS.unread(body), *keep_alive_warnings(own["keep_alive"]))
         model = self._context.models.get(own["model"], request)
+        warnings = (*OLLAMA_EMBEDDINGS.unread(body), *keep_alive(model, own["keep_alive"]))
         vectors, _ = self._vectors(request, model, [own["prompt"]], None, AS_IT_IS)
         return json_response({"embedding": vectors[0] if vectors else []}, headers=warning_header(warnings))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -137,10 +137,15 @@ class SystemPrompt:
     assistant_name: str = ""
 
 
+def _stays(seconds: float) -> bool:
+    return False
+
+
 @record
 class Model:
     """One model. `media` is what its requests may bring, `own_name` how it is called where it has no alias; `lora` are
-    the scales of adapters that have been set since it was started."""
+    the scales of adapters that have been set since it was started. `keep` has it stay for so many seconds without work,
+    and says whether it can."""
 
     engine: Engine
     options: ModelOptions
@@ -148,6 +153,7 @@ class Model:
     own_name: str
     system_prompt: SystemPrompt = SystemPrompt()
     lora: tuple[tuple[int, float], ...] | None = None
+    keep: Callable[[float], bool] = _stays
     _template: object = None
     _lock: threading.Lock = field(default_factory=threading.Lock)  # protects _template and system_prompt
 

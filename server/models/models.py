@@ -50,9 +50,18 @@ POLL_S = 0.1
 N_NEWS = 1000  # that a reader of events may be behind
 N_NEAR = 3
 
+NONE_HERE = "there is no model here that this key may use"
 STOPPING = "the server is shutting down"
 
 log = get_logger("models")
+
+
+MayUse = Callable[[str, Iterable[str]], bool]
+
+
+def anybody(key_id: str, names: Iterable[str]) -> bool:
+    """Whether a key may use a model of these names."""
+    return True
 
 
 class Models:
@@ -70,7 +79,7 @@ class Models:
         lone: bool = False,
         n_most: int = 0,
         autoload: bool = True,
-        may_use: Callable[[str, Entry], bool] = lambda key_id, entry: True,
+        may_use: MayUse = anybody,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.entries = tuple(entries)
@@ -91,7 +100,7 @@ class Models:
         self._is_closed = False
 
     @classmethod
-    def of_one(cls, model: Model, starter: Starter | None = None) -> Models:
+    def of_one(cls, model: Model, starter: Starter | None = None, may_use: MayUse = anybody) -> Models:
         """The one model of a server, whose engine has begun to load it; `starter` starts it again."""
         options = model.options
         entry = Entry(
@@ -103,7 +112,10 @@ class Models:
             model=model,
         )
         entry.state = LOADED
-        return cls([entry], starter, lone=True)
+        models = cls([entry], starter, lone=True, may_use=may_use)
+        if starter is not None:
+            model.keep = partial(models._keep, entry)
+        return models
 
     # ---- for handlers ------------------------------------------------------------------------------------------------
 
@@ -115,20 +127,22 @@ class Models:
 
     def seen_by(self, key_id: str) -> list[Entry]:
         """Those that a key may use."""
-        return [entry for entry in self.entries if self._may_use(key_id, entry)]
+        return [entry for entry in self.entries if self._may_use(key_id, entry.names)]
 
     def find(self, name: object, key_id: str) -> Entry:
         """Which model a request means: that of this name, without one the first. ApiError 404 with names like it."""
         if self.lone is not None:
+            if not self._may_use(key_id, self.lone.names):
+                raise ApiError(404, NONE_HERE)
             return self.lone
         if name in (None, ""):
             if mine := self.seen_by(key_id):
                 return mine[0]
-            raise ApiError(404, "there is no model here that this key may use")
+            raise ApiError(404, NONE_HERE)
         if not isinstance(name, str):
             raise ApiError(400, "model: give the name of a model, as GET /v1/models lists them")
         entry = self._by_name.get(name) or self._by_name.get(name.removesuffix(":latest"))
-        if entry is None or not self._may_use(key_id, entry):
+        if entry is None or not self._may_use(key_id, entry.names):
             raise ApiError(404, f"model: there is no {name[:80]!r} here{self._near(name, key_id)}")
         return entry
 
@@ -246,12 +260,11 @@ class Models:
             self._changed.notify_all()
         return entry
 
-    def keep(self, model: Model, seconds: float) -> None:
+    def _keep(self, entry: Entry, seconds: float) -> bool:
         """From now on a model sleeps after so long without work; 0 unloads it at once then, below 0 it stays."""
         with self._changed:
-            for entry in self.entries:
-                if entry.model is model:
-                    entry.idle_s = seconds
+            entry.idle_s = seconds
+        return True
 
     @contextmanager
     def news(self) -> Iterator[Queue]:
@@ -530,6 +543,7 @@ class Models:
     def _succeed(self, load: Load, model: Model) -> None:
         with self._changed:
             load.entry.model = model
+            model.keep = partial(self._keep, load.entry)
             load.entry.last_info = model.info
             self._set(load.entry, LOADED)
             self._satisfy(load)

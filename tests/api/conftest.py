@@ -93,8 +93,8 @@ class Api:
             config, open_backend or (lambda config, on_progress: self.backend)
         )
         self.client = EngineClient(self.transport, lambda: vocab or FakeVocab())
-        self.context = make_context(self.options, self.client, "fake.gguf", threading.Event())
         self.keys = KeyFiles(self.options.http)
+        self.context = make_context(self.options, self.client, "fake.gguf", threading.Event(), self.keys)
         self.server = make_server(self.options.http, self.context, self.keys)
 
     def start(self, is_ready: bool = True) -> Api:

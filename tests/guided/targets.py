@@ -50,6 +50,7 @@ from server.model_files import projector_checks
 from server.model_files.gguf import GgufError, read_all
 from server.options.groups import group
 from server.options.parser import OptionError, parse
+from server.service.edge import KeyFiles
 from server.serving import make_context
 from server.web.http1.head import Headers
 from server.web.http1.multipart import FormParser
@@ -182,7 +183,7 @@ def api() -> Router:
     )
     client.start()
     assert client.wait_until_loaded(30), client.error
-    return Router(routes(make_context(options, client, "fake.gguf", threading.Event())))
+    return Router(routes(make_context(options, client, "fake.gguf", threading.Event(), KeyFiles(options.http))))
 
 
 POSTS = (

@@ -13,6 +13,7 @@ from server.errands.one_shot import ModelPlace
 from server.errors import PassingError
 from server.options.groups import group
 from server.options.parser import OptionError, parse
+from server.service.edge import KeyFiles
 
 
 class NoTransport:
@@ -39,7 +40,7 @@ def test_a_model_is_called_by_its_aliases_else_as_in_its_bundle_else_by_its_file
     found: list[list[str]] = []
 
     def serve(options, engine, model, unpacked, stop, *_: object) -> int:
-        found.append(serving.make_context(options, engine, model, stop).models.default.names)
+        found.append(serving.make_context(options, engine, model, stop, KeyFiles(options.http)).models.default.names)
         return 0
 
     monkeypatch.setattr(app, "set_up_logging", lambda *_: None)

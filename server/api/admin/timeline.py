@@ -28,7 +28,7 @@ class TimelineHandler:
         """Times are seconds before now; a span that goes on has `to` 0."""
         if not self._context.options.slots:
             raise ApiError(501, "This server does not support slots endpoint. Start it with `--slots`")
-        engine = self._context.models.get(request.query.get("model"), request).engine
+        engine = self._context.models.known(request.query.get("model"), request.key_id).engine
         now, spans, waits = engine.timeline.since(SECONDS)
         shown = [
             {

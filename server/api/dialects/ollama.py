@@ -38,6 +38,9 @@ STREAM_TYPE = "application/x-ndjson"
 EFFORTS = ("low", "medium", "high", "max")
 NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 DURATION = re.compile(rf"[+-]?(?:{NUMBER}|(?:{NUMBER}(?:ns|us|µs|μs|ms|s|m|h))+)")
+DURATION_PART = re.compile(rf"({NUMBER})(ns|us|µs|μs|ms|s|m|h|)")
+UNITS = {"": 1.0, "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+FOR_EVER_S = 1e9
 MAX_DURATION = 64  # characters
 MAX_NAME = 256  # characters of the model's name as the request has it, which each line repeats
 MAX_CALLS = 128  # of one message: each result is looked for among them
@@ -98,18 +101,28 @@ def read_values(
     n_ctx = model.info.n_ctx_slot
     if (options["num_ctx"] or 0) > n_ctx:
         lines.append(f"options.num_ctx has no effect: the context of this server has {n_ctx} tokens (--ctx-size)")
-    return values, (*warnings, *lines, *keep_alive_warnings(own["keep_alive"]))
+    return values, (*warnings, *lines, *keep_alive(model, own["keep_alive"]))
 
 
-def keep_alive_warnings(value: object) -> tuple[str, ...]:
-    """ApiError 400 for what is no time. A model can't be unloaded, which is said."""
+def keep_alive(model: Model, value: object) -> tuple[str, ...]:
+    """Have a model stay so long without work. ApiError 400 for what is no time; a line where it stays in any case."""
     if value is None:
         return ()
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ApiError(400, f"keep_alive: {shorten(value)} is neither a number of seconds nor a text such as '5m'")
     if isinstance(value, str) and not (len(value) <= MAX_DURATION and DURATION.fullmatch(value)):
         raise ApiError(400, f"keep_alive: {shorten(value)} is no time; give a number of seconds, or '5m', '1h30m'")
-    return ("keep_alive has no effect: the model stays loaded as long as the server runs",) if is_zero(value) else ()
+    if model.keep(seconds_of(value)) or not is_zero(value):
+        return ()
+    return ("keep_alive has no effect: the model stays loaded as long as the server runs",)
+
+
+def seconds_of(value: float | str) -> float:
+    """A checked `keep_alive`; below 0 is for ever, and so is what is longer than a server runs."""
+    if not isinstance(value, str):
+        return float(value) if abs(value) < FOR_EVER_S else -1.0
+    seconds = sum(float(number) * UNITS[unit] for number, unit in DURATION_PART.findall(value))
+    return -1.0 if seconds >= FOR_EVER_S or value.startswith("-") and seconds else seconds
 
 
 def is_zero(value: object) -> bool:
@@ -372,7 +385,7 @@ def call_json(call: Call, index: int) -> Message | None:
 
 def loaded(model: Model, own: Mapping[str, Any], warnings: Sequence[str], make_part: MakePart) -> Response:
     """The answer to a request that only wants the model to be there, or to be gone."""
-    warnings = (*warnings, *keep_alive_warnings(own["keep_alive"]))
+    warnings = (*warnings, *keep_alive(model, own["keep_alive"]))
     is_end = own["keep_alive"] is not None and is_zero(own["keep_alive"])
     reason = {"done": True, "done_reason": "unload" if is_end else "load"}
     answer = {**head(model, own["model"]), **make_part("", "", []), **reason}

@@ -74,7 +74,7 @@ def test_an_unknown_name_is_404_with_names_like_it():
 
 
 def test_a_key_sees_and_uses_its_models_alone():
-    models = House(mine=1, yours=1).models(may_use=lambda key_id, entry: entry.name == key_id)
+    models = House(mine=1, yours=1).models(may_use=lambda key_id, names: key_id in names)
     assert [entry.name for entry in models.seen_by("yours")] == ["yours"]
     with FakeRequest("yours") as request:
         assert models.get(None, request).name == "yours"
@@ -336,7 +336,7 @@ def test_a_model_kept_for_no_time_is_unloaded_with_its_last_request():
     house = House(a=1)
     models = house.models()
     first, second = FakeRequest(), FakeRequest()
-    models.keep(models.get("a", first), 0)
+    models.get("a", first).keep(0)
     models.get("a", second)
     first.end()
     assert states(models) == {"a": LOADED}

@@ -9,7 +9,7 @@ import pytest
 
 from server.api.admin.models import count_text, quantization
 from server.api.dialects.dialect import Call
-from server.api.dialects.ollama import MAX_DURATION, call_json, is_zero, keep_alive_warnings, read_turns
+from server.api.dialects.ollama import MAX_DURATION, call_json, is_zero, keep_alive, read_turns, seconds_of
 from server.api.dialects.ollama_generate import fill_template
 from server.api.ollama import typed
 from server.api.request.fields import MAX_HEADER, warning_header
@@ -66,12 +66,35 @@ def test_what_a_message_does_not_say_is_not_there():
 
 @pytest.mark.parametrize("value", [0, 0.0, "0", "0s", "0m0s", "-0", "0.0h"])
 def test_no_time_is_the_end_of_the_model(value):
-    assert is_zero(value) and keep_alive_warnings(value)
+    assert is_zero(value) and seconds_of(value) == 0
+    [line] = keep_alive(SimpleNamespace(keep=lambda seconds: False), value)
+    assert "no effect" in line
+    assert keep_alive(SimpleNamespace(keep=lambda seconds: True), value) == ()
 
 
 @pytest.mark.parametrize("value", [1, -1, 0.5, "1", "-1", "5m", "10m30s", "1.5h", "100ms", "1µs"])
 def test_some_time_is_not(value):
-    assert not is_zero(value) and keep_alive_warnings(value) == ()
+    kept: list[float] = []
+    assert not is_zero(value) and keep_alive(SimpleNamespace(keep=kept.append), value) == ()
+    assert kept == [seconds_of(value)]
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (5, 5),
+        (-1, -1),
+        ("-1", -1),
+        ("5m", 300),
+        ("10m30s", 630),
+        ("1.5h", 5400),
+        ("-1m", -1),
+        (10**400, -1),
+        ("9" * 60 + "h", -1),
+    ],
+)
+def test_times_become_seconds(value, seconds):
+    assert seconds_of(value) == seconds
 
 
 @pytest.mark.parametrize(
@@ -79,7 +102,7 @@ def test_some_time_is_not(value):
 )
 def test_what_is_no_time_is_refused(value):
     with pytest.raises(ApiError):
-        keep_alive_warnings(value)
+        keep_alive(SimpleNamespace(keep=pytest.fail), value)
 
 
 @pytest.mark.parametrize("text", ['{"a": 1', "", "[" * 10_000, '{"a":' * 10_000])
