@@ -22,7 +22,7 @@ from server.log import is_verbose, verbose
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, json_response
 
 MAX_JOINED = 64  # events in one chunk of a stream
-UNLOGGED = ("image_data", "images", "messages", "file")  # of bodies: megabytes of base64 help nobody
+UNLOGGED = ("image_data", "images", "input", "messages", "file")  # of bodies: megabytes of base64 help nobody
 
 
 class TextHandler:

@@ -80,7 +80,13 @@ def routes(context: Context) -> list[Route]:
         *(Route("POST", prefix + "/chat/completions/input_tokens", tokens.count) for prefix in ("", "/v1")),
         Route("POST", "/v1/messages/count_tokens", tokens.count_messages, error_shape=anthropic.error_json),
         *(
-            Route(method, prefix + "/responses" + path, handler, body_optional=path.endswith("cancel"))
+            Route(
+                method,
+                prefix + "/responses" + path,
+                handler,
+                body_optional=(is_cancel := path == "/{id}/cancel"),
+                is_free=is_cancel,
+            )
             for prefix in ("", "/v1")
             for method, path, handler in (
                 ("POST", "", making.handle),

@@ -14,6 +14,7 @@ from tests.api.openai_wire import chatml, said
 from tests.api.responses_wire import events, response_of
 from tests.fakes import FakeBackend
 from tests.fakes import answer as answers
+from tests.support import wait_until
 
 URL = "/v1/responses"
 REPLY = "assistant\n"
@@ -219,6 +220,20 @@ def test_logprobs_are_those_of_the_text(api):
     found = events(api.post(URL, {"input": "hi", "max_output_tokens": 6, "top_logprobs": 2, "stream": True}))
     deltas = [event for event in found if event["type"] == "response.output_text.delta"]
     assert [one["token"] for event in deltas for one in event["logprobs"]] == list(part["text"])
+
+
+def test_logprobs_that_would_fill_the_memory_end_the_stream(make_api):
+    api = make_api(FakeBackend(n_ctx=8192)).start()
+    api.server._server.budget.n_max = 3_000_000
+    body = {"input": "hi", "max_output_tokens": 4000, "top_logprobs": 2, "stream": True}
+    response = response_of(events(api.post(URL, body)))
+    assert response["status"] == "failed" and 100 < response["output"][0]["content"][0]["text"].count("") < 3000
+    assert response_of(events(api.post(URL, {**body, "max_output_tokens": 20})))["status"] == "incomplete"
+    begun = api.post(URL, {**body, "stream": False, "background": True}).json()
+    wait_until(lambda: "response" not in api.own_threads(), "the response to end")
+    api.server._server.budget.n_max = 1 << 30  # to read what there is takes memory, too
+    assert api.get(f"{URL}/{begun['id']}").json()["status"] == "failed"
+    wait_until(lambda: api.server._server.budget.n_used == 0, "all memory to be given back")
 
 
 def test_a_stream_begins_before_its_prompt_has_been_read(make_api):

@@ -287,7 +287,9 @@ def agents_request() -> dict:
             {"type": "message", "id": "msg_c", "role": "user", "content": [text("<environment_context>")]},
             {"type": "message", "id": "msg_d", "role": "user", "content": [text("Go.")]},
             {"type": "reasoning", "id": "rs_a", "summary": [{"type": "summary_text", "text": "Look first."}],
-             "encrypted_content": "unsealed:TG9vayBmaXJzdC4="},
+             "content": None, "encrypted_content": "unsealed:TG9vayBmaXJzdC4="},
+            {"type": "message", "status": "completed", "id": "msg_e", "role": "assistant", "content": [
+                {"type": "output_text", "text": "I look.", "annotations": [], "logprobs": []}]},
             {"type": "function_call", "id": "fc_a", "name": "tool_1", "arguments": '{"cmd": "ls"}', "call_id": "call_a"},
             {"type": "function_call_output", "call_id": "call_a", "output": "a.txt\n"},
         ],

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from json.encoder import encode_basestring
 from typing import Any
 
+from server import memory
 from server.api.context import Context
 from server.api.dialects.dialect import Answer
 from server.api.dialects.openai import TokenPlaces, likely_json
@@ -59,6 +60,7 @@ FUNCTION_CALL = Kind("function_call", "fc", "response.function_call_arguments", 
 CUSTOM_CALL = Kind("custom_tool_call", "ctc", "response.custom_tool_call_input", "input")
 KINDS = (MESSAGE, SUMMARY, REASONING, FUNCTION_CALL, CUSTOM_CALL)
 LOGPROBS, SEALED = "message.output_text.logprobs", "reasoning.encrypted_content"  # of `include`
+PROB_BYTES = 2000  # of a token's likelihood in an answer
 NO_RESULTS = dict.fromkeys(("usage", "error", "incomplete_details", "completed_at")) | {"output": []}
 RESULTS = (*NO_RESULTS, "timings", "cache", "warnings")
 """What a response has at its end only."""
@@ -292,6 +294,7 @@ class ResponsesReply:
         self.id = self._exchange.id
         self.response = response_head(asked)
         self.was_begun = False  # by the engine
+        self.share = memory.current()
         self._writer = EventWriter(self.response, after)
         self._is_open = False  # the stream
         self._kind: Kind | None = None  # of the latest item
@@ -368,8 +371,12 @@ class ResponsesReply:
             return []
         self._places.add(event.probs)
         tokens = self._places.take(event.text) if type(event) is not ToolCall else []
+        if type(event) is not Text:
+            return []
+        if self.share is not None:  # the last event has all of them once more
+            self.share.take(PROB_BYTES * sum(1 + len(item.top_logprobs) for item, _ in tokens))
         n_top, vocab = self._asked.values["top_logprobs"], self._asked.model.vocab
-        return [likely_json(item, n_top, vocab) for item, _ in tokens] if type(event) is Text else []
+        return [likely_json(item, n_top, vocab) for item, _ in tokens]
 
     def _ended(self, final: Final) -> dict[str, Any]:
         """The response, all but its output. One that somebody has stopped is cancelled."""

@@ -9,7 +9,7 @@ response and the lengths of its deltas are enough (`replay`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from server.web.sse import PING
 MAX_RUNS, MAX_RUNS_OF_KEY = 64, 16
 WAIT_S = 30.0  # for the end of a run that has been told to end
 PING_S = 15.0
+EVENT_BYTES = 300  # in memory, until the response has ended
 
 log = get_logger("api")
 
@@ -43,7 +44,7 @@ class Run:
         self._detached = Request("POST", request.path, id=request.id, key_id=request.key_id)  # whose client can leave
         self._generation = Generation(context, asked, self._detached)
         share = memory.current()
-        self._share = share and share.another()
+        self._reply.share = self._share = share and share.another()
         self._changed = threading.Condition()  # protects the rest
         self._events: list[Event] = []
         self._results: Any = None
@@ -94,21 +95,23 @@ class Run:
             if self._share is not None:
                 self._share.close()
 
-    def _add(self, events: Any) -> None:
+    def _add(self, events: Sequence[Event]) -> None:
+        if self._share is not None:
+            self._share.take(EVENT_BYTES * len(events))
         for event in events:
             self._reply.event(0, event)
         with self._changed:
             self._events += events
             self._changed.notify_all()
 
-    def cancel(self) -> None:
-        """End it with what there is, and wait until it has ended."""
+    def cancel(self) -> bool:
+        """End it with what there is, and wait until it has ended; whether it has."""
         with self._changed:
             self._is_cancelled, results = True, self._results
         if results is not None:
             results.finish()
         with self._changed:
-            self._changed.wait_for(lambda: self.has_ended, WAIT_S)
+            return self._changed.wait_for(lambda: self.has_ended, WAIT_S)
 
     def stream(self, request: Request, after: int) -> Iterator[bytes]:
         """The stream of it for the client of this request, from behind the event `after` on, as it comes."""
@@ -172,7 +175,7 @@ class Runs:
         """One of this key's that has not ended."""
         with self._lock:
             run = self._runs.get(id_)
-        return run if run is not None and run.key_id == key_id else None
+        return run if run is not None and run.key_id == key_id and not run.has_ended else None
 
     def _work(self, id_: str, run: Run) -> None:
         try:

@@ -49,8 +49,8 @@ class ResponseHandlers:
         """Forget it, and end it if it is being made."""
         id_ = request.params["id"]
         run = self._runs.get(id_, request.key_id)
-        if run is not None:
-            run.cancel()
+        if run is not None and not run.cancel():
+            raise ApiError(503, "this response doesn't come to an end; try again", headers={"Retry-After": "5"})
         self._found(request)
         self._context.stored.delete(id_, request.key_id)
         return json_response({"id": id_, "object": "response", "deleted": True})
