@@ -34,6 +34,7 @@ TITLES = {
     "MESSAGES_FIELDS": "Messages",
     "RESPONSES_FIELDS": "Responses",
     "CONVERSATION_FIELDS": "Conversations",
+    "EVIDENCE_FIELDS": "Evidence",
     "MODEL_FIELDS": "Model",
     "OPENAI_FIELDS": "OpenAI",
     "STREAM_OPTION_FIELDS": "Stream options",

@@ -8,11 +8,13 @@ Order of starting: listen, wait for the engine, serve; of stopping: stop listeni
 from __future__ import annotations
 
 import gc
+import platform
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 from server import errors, program
 from server.api.context import Context
@@ -27,7 +29,7 @@ from server.log import get_logger, say
 from server.models.entry import Entry, Starter
 from server.models.model import Model, check_chat_template, read_prompt_file
 from server.models.models import Models
-from server.options.groups import HttpOptions, Options, ServiceOptions
+from server.options.groups import HttpOptions, LoggingOptions, Options, ServiceOptions
 from server.options.row import OptionError
 from server.service import edge
 from server.service.housekeeping import Housekeeping
@@ -36,6 +38,9 @@ from server.service.run_files import RunFileError
 from server.web.httpd import HttpServer
 from server.web.listen import BindError
 from server.web.router import Router
+
+if TYPE_CHECKING:
+    from server.evidence.recorder import Recorder
 
 PUBLIC = program.ROOT / "public"
 
@@ -101,6 +106,7 @@ def _serve(
     path = options.model.sources.model or ""
     try:
         constraints.read_constraint({}, options.model.requests.values)  # a bad --grammar is told now
+        context.recorder = make_recorder(options.logging, context)
         server = make_server(http, context, keys)
         house = Housekeeping(options.service, http, path, server, keys, models, stop.set)
         leave.append(house.close)
@@ -128,6 +134,8 @@ def _serve(
                 _stand_by(options.service.drain_delay, server, house, models)
             server.stop(options.service.drain if models.is_alive else 0.0, models.close)
             models.close()
+            if context.recorder is not None:
+                context.recorder.close()
             house.close()
             if janitor is not None:
                 janitor.close()
@@ -155,6 +163,16 @@ def context_of(options: Options, models: Models, stop: threading.Event) -> Conte
     """The same for any models."""
     stored = Store(options.api.store_size << 20, options.api.store_dir)
     return Context(models, options.api, is_shared=edge.is_shared(options.http), stop=stop, stored=stored)
+
+
+def make_recorder(options: LoggingOptions, context: Context) -> Recorder | None:
+    """What writes --record; None without. RecordError if the file can't be written."""
+    if not options.record:
+        return None
+    from server.evidence.recorder import Recorder  # here, because most servers record nothing
+
+    about = {"python": platform.python_version(), "system": platform.platform()}
+    return Recorder(options.record, options.record_size << 20, context.known_models, about)
 
 
 def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> HttpServer:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from server.api.running import RunningRequests
 from server.api.stored.store import Store
+from server.evidence.models import KnownModels
 from server.log import get_logger
 from server.metrics import Refusals
 from server.models.models import Models
 from server.records import field, record
 
 if TYPE_CHECKING:
+    from server.evidence.recorder import Recorder
     from server.options.groups import ApiOptions
 
 log = get_logger("api")
@@ -25,7 +27,8 @@ log = get_logger("api")
 
 @record
 class Context:
-    """With `is_shared` there may be several users: none of them is shown what others ask."""
+    """With `is_shared` there may be several users: none of them is shown what others ask. `recorder` is that of
+    --record, None without."""
 
     models: Models
     options: ApiOptions
@@ -34,6 +37,8 @@ class Context:
     running: RunningRequests = field(default_factory=RunningRequests)
     refusals: Refusals = field(default_factory=Refusals)
     stored: Store = field(default_factory=lambda: Store(0))
+    known_models: KnownModels = field(default_factory=KnownModels)
+    recorder: Recorder | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     """Set once the server has been asked to end."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)

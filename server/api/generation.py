@@ -6,6 +6,7 @@ events (`Stream.divert`). An event is made once, whether it is streamed or colle
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from server.chat.output.events import Event
 from server.chat.output.parser import Message, OutputParser
 from server.engine.seam.task import Final
 from server.errors import ApiError
+from server.evidence.case import Case, fixed
 from server.log import is_verbose, verbose
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, json_response
 
@@ -34,10 +36,11 @@ class TextHandler:
 
     def handle(self, request: Request) -> Response | EventStream:
         """Read the request and answer it."""
+        digest = hashlib.sha256(request.body).hexdigest() if self._context.recorder is not None else ""
         body = self._dialect.read_body(request)
         model = self._context.models.get(body.get("model"), request)
         model.require_generative()
-        asked = self._dialect.read(Incoming(self._context, model, body, Files(model, request), request.owner))
+        asked = self._dialect.read(Incoming(self._context, model, body, Files(model, request), request.owner, digest))
         if isinstance(asked, Response):
             return asked
         self._context.keep_prompt(asked.shown)
@@ -70,6 +73,15 @@ class Generation:
 
     def __init__(self, context: Context, asked: TextRequest, request: Request) -> None:
         self._tasks = asked.tasks
+        self._extras = asked.extras
+        self._recorder = context.recorder
+        self._case: Case | None = None
+        self._model_hash = ""  # of a certificate
+        if asked.values.get("certificate"):
+            self._model_hash = context.known_models.get(asked.model)[0]
+        if self._recorder is not None or self._model_hash:
+            self._case = case_of(asked, request)
+            self._tasks = self._case.tasks
         self.ping_s = asked.ping_s
         self._engine = asked.model.engine
         self._stream = asked.values["stream"]
@@ -85,16 +97,33 @@ class Generation:
         request = self._request
         request.require_client(self._stream)
         with (
+            self._recorded(),
             self._engine.submit(*self._tasks, stream=self._stream) as results,
             request.on_disconnect(results.cancel, results.ping if self._stream else None),
             self._running.entry((request.id, answer_id), request.key_id, results.finish, results.end_thinking),
         ):
+            if self._case is not None:
+                self._case.ends_thinking = results.ends_thinking
             yield results
 
     def feed(self, message: Message) -> tuple[int, Sequence[Event]]:
         """What became ready with a message of the engine: which answer it is about, and its next events."""
         index, parser = self._answers[message.id]
+        if self._case is not None:
+            self._case.note(message)
+            if type(message) is Final and self._model_hash:
+                certificate = self._case.certificate(self._tasks[index], self._model_hash)
+                self._extras[index] = {"certificate": certificate}
         return index, parser.feed(message)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Behind the block the request goes into the record, if there is one."""
+        try:
+            yield
+        finally:
+            if self._recorder is not None and self._case is not None:
+                self._recorder.add(self._case)
 
     def collect(self, answer_id: str) -> list[Answer]:
         """Run to the end; all answers."""
@@ -164,6 +193,21 @@ class Stream:
                 raise
             self._refusals.count(error.reason)
             yield b"".join((*parts, reply.error(error)))
+
+
+def case_of(asked: TextRequest, request: Request) -> Case:
+    """What is to be noted of a request, before it is run."""
+    model = asked.model
+    return Case(
+        model,
+        fixed(model, asked.tasks),
+        model.system_prompt.prompt,
+        request.id,
+        request.path,
+        asked.body,
+        asked.body_sha256,
+        request.key_id,
+    )
 
 
 def logged(body: Mapping[str, Any], shown: object) -> dict[str, Any]:

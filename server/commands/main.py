@@ -113,4 +113,25 @@ def _run(call: Call) -> int:
     return run.run(call)
 
 
-DOERS = {"models": _models, "show": _show, "ps": _ps, "pull": _pull, "rm": _rm, "run": _run}
+def _verify(call: Call) -> int:
+    from server.commands import records
+
+    return records.verify(call)
+
+
+def _replay(call: Call) -> int:
+    from server.commands import records
+
+    return records.run_again(call)
+
+
+DOERS = {
+    "models": _models,
+    "show": _show,
+    "ps": _ps,
+    "pull": _pull,
+    "rm": _rm,
+    "run": _run,
+    "verify": _verify,
+    "replay": _replay,
+}

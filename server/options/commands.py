@@ -108,6 +108,23 @@ COMMANDS = {
             takes_text=True,
             takes_model_options=True,
         ),
+        Command(
+            "verify",
+            "FILE",
+            1,
+            "say whether a record of --record is what was written",
+            "Reads all of a record that a server has written with --record. Each line has the hash of the one before, "
+            "so a byte that was changed is found anywhere (docs/evidence.md).",
+        ),
+        Command(
+            "replay",
+            "FILE",
+            1,
+            "run the requests of a record again, and compare",
+            "Loads the model of a record that a server has written with --record, runs all requests again, one by one "
+            "as with --exact, and compares the tokens. It says where an answer first differs (docs/evidence.md).",
+            ("files", "libs", "cpu_variant", "threads"),
+        ),
     )
 }
 

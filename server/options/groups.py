@@ -228,6 +228,8 @@ class LoggingOptions(Group):
     log_file: str | None  # None: as `profile` has it
     log_disable: bool
     log_colors: str
+    record: str | None
+    record_size: int
     profile: str
     secrets: tuple[str, ...]
 

@@ -510,6 +510,10 @@ OPTIONS: tuple[Option, ...] = (
            choices={"on": "on", "off": "off", "auto": "auto"}),
     Option("log_prompts_dir", ("--log-prompts-dir",), "write the prompt of every request into a file of this folder, "
            "which is made if need be", LOGGING, metavar="DIR"),
+    Option("record", ("--record",), "append a line for every request for text to this file: what was asked, with what "
+           "it was computed, all tokens; see docs/evidence.md", LOGGING, metavar="FILE", env="LLAMA_SRV_RECORD"),
+    Option("record_size", ("--record-size",), "what the record may have in all its files; the oldest one is removed",
+           LOGGING, int, 1024, "MIB", "LLAMA_SRV_RECORD_SIZE", 1, 2**24),
 
     Option("bundle", ("--bundle",), "make one executable of this program and a model, and exit; needs the one-file "
            "program (or --base)", BUNDLES, to.existing_file, metavar="MODEL"),

@@ -61,8 +61,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.commands": (
         "ctypes_api.errors",
         "server.download",
+        "server.engine.client",  # runs a record again
         "server.engine.llama.backend",  # asks it what a model would take
         "server.engine.seam",
+        "server.evidence",
         "server.model_files",
         "server.model_sources",
         "server.models",
@@ -76,6 +78,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.chat": ("server.chat.jinja", "server.chat.output"),
     "server.chat.jinja": (),
     "server.chat.output": ("server.engine.seam", "server.grammar"),
+    "server.evidence": ("server.engine.seam", "server.model_files.identity", "server.models"),
     "server.loading": EVERYTHING,
     "server.models": ("server.chat", "server.engine.seam", "server.options"),
     "server.api": (
@@ -85,6 +88,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "server.api.stored",
         "server.chat.output",
         "server.engine.seam",
+        "server.evidence",
         "server.model_files.rerankers",
         "server.models",
         "server.options",
@@ -163,7 +167,12 @@ IMPORTED_ONLY_BY = {
     "server.launch": ("llama_srv",),
     "server.app": ("server.launch",),
     "server.serving": ("server.app",),
-    "server.model_sources": ("server.app", "server.commands.listing", "server.loading.starter"),
+    "server.model_sources": (
+        "server.app",
+        "server.commands.listing",
+        "server.commands.records",
+        "server.loading.starter",
+    ),
     "server.loading": ("server.app", "server.loading.starter", "server.loading.engines"),
 }
 MAX_MODULES = 12

@@ -152,6 +152,7 @@ def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bo
         "stopping_word": final.stopping_word,
         "timings": timings_json(final.timings),
         "cache": cache_json(final.cache, vocab),
+        **asked.extras.get(index, {}),
     }
     probs = answer.probs
     if final.stopping_word:  # without the tokens of the word, counted as llama-server does: by its own

@@ -154,7 +154,8 @@ class OpenAiReply:
 
     def _last_chunk(self, index: int, final: Final) -> dict[str, Any]:
         """Why a choice has ended; it has no text."""
-        last = self._chunk([self._form.delta(index, None, self._rest(index), self._finish(index, final))])
+        choice = self._form.delta(index, None, self._rest(index), self._finish(index, final))
+        last = self._chunk([{**choice, **self._asked.extras.get(index, {})}])
         last |= self._numbers(final)
         if self._asked.warnings:
             last["warnings"] = list(self._asked.warnings)
@@ -197,7 +198,8 @@ class OpenAiReply:
             self._form.judged(index, part)
         logprobs = self._logprobs([token for part in answer.judged for token in self._tokens(index, part)])
         finish = self._finish(index, self._finals[index])
-        return self._form.choice(index, answer, logprobs, self._rest(index), finish)
+        choice = self._form.choice(index, answer, logprobs, self._rest(index), finish)
+        return {**choice, **self._asked.extras.get(index, {})}
 
     # ---- parts of both ----------------------------------------------------------------------------------------
 

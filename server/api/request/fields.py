@@ -80,6 +80,14 @@ LAZY_FIELDS = (
     ),
     Field("preserved_tokens", list, (), "control tokens, as ids or names, that are part of the text"),
 )
+EVIDENCE_FIELDS = (
+    Field(
+        "certificate",
+        bool,
+        False,
+        "the answer has hashes over the model with all that computes it, settings, prompt and tokens",
+    ),
+)
 MODEL_FIELDS = (Field("model", str, None, "a name of this model; the answer repeats it"),)
 OPENAI_FIELDS = (
     Field("seed", int, -1, "of up to 64 bits, of which 32 count; -1 draws one", -1, 2**32 - 1, convert=small_seed),
@@ -429,7 +437,7 @@ def warning_header(warnings: Sequence[str]) -> dict[str, str]:
 
 
 IDLE = {field.name: field for field in IDLE_FIELDS}
-GENERATION = (COMPLETION_FIELDS, SAMPLING_FIELDS, CONSTRAINT_FIELDS)
+GENERATION = (COMPLETION_FIELDS, SAMPLING_FIELDS, CONSTRAINT_FIELDS, EVIDENCE_FIELDS)
 COMPLETION = Body(("/completion", "/completions"), (PROMPT_FIELDS, LAZY_FIELDS, *GENERATION))
 CHAT = Body(
     ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/apply-template"),

@@ -20,7 +20,7 @@ from server.chat.output.parser import OutputParser
 from server.engine.seam.task import SamplingParams, Task
 from server.errors import ApiError
 from server.models.model import Model
-from server.records import record
+from server.records import field, record
 
 PAIR_BYTES, TOKEN_BYTES = 24, 8  # of a token and its bias in an answer, of a token
 MAX_REPEATED = 64 << 20
@@ -29,14 +29,15 @@ MAX_SCALE = 1000.0  # of an adapter: far beyond use, and far from overflowing th
 
 @record
 class Incoming:
-    """A request as a dialect gets it to read: its JSON, the model that it names, where its images and sounds go, and
-    whose it is."""
+    """A request as a dialect gets it to read: its JSON, the model that it names, where its images and sounds go, whose
+    it is, and the hash of its body as it came where that is recorded."""
 
     context: Context
     model: Model
     body: Mapping[str, Any]
     files: Files
     owner: str
+    body_sha256: str = ""
 
 
 @record(frozen=True)
@@ -45,7 +46,8 @@ class TextRequest:
     repeat it. There is a task for each of the `n` answers to each prompt, in the order of the prompts; with `is_list`
     the client wants a list of answers. `warnings` is what of the request isn't kept. `new_parser` makes what tells
     calls and reasoning from the text of an answer, None where it is text alone. `own` is what else its dialect has to
-    know of it."""
+    know of it. `body` is what it was made of. `extras` get what an answer says besides, by its number: evidence that
+    was asked for, made when the answer has ended."""
 
     model: Model
     values: Mapping[str, Any]
@@ -57,6 +59,9 @@ class TextRequest:
     default_ping_s: int
     new_parser: Callable[[], OutputParser] | None = None
     own: Any = None
+    body: Mapping[str, Any] = field(default_factory=dict)
+    body_sha256: str = ""
+    extras: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def is_parsed(self) -> bool:
@@ -164,6 +169,8 @@ def text_request(
         warnings=(*form.constraint.warnings, *warnings),
         default_ping_s=default_ping_s,
         new_parser=form.new_parser,
+        body=incoming.body,
+        body_sha256=incoming.body_sha256,
     )
 
 

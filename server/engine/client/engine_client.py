@@ -115,6 +115,7 @@ class Results:
         self._t_diverted = 0.0
         self._fault: Exception | None = None  # of `_divert`: the reader's own, as if it had called it
         self.is_cancelled = False
+        self.ends_thinking: dict[int, int] = {}  # the tasks that were told to end their thinking: behind which token
 
     def __enter__(self) -> Results:
         return self
@@ -211,7 +212,10 @@ class Results:
     def end_thinking(self) -> bool:
         """From any other thread than the transport's: have the models come to their answers; whether one was
         thinking."""
-        return any([self._client.command("end_thinking", id_task=task.id)["at"] >= 0 for task in self.tasks])
+        told = {task.id: self._client.command("end_thinking", id_task=task.id)["at"] for task in self.tasks}
+        ended = {id_task: at for id_task, at in told.items() if at >= 0}
+        self.ends_thinking |= ended
+        return bool(ended)
 
     def abort(self) -> bool:
         """From any thread: end it without an answer, which is an error then; False if it has ended."""

@@ -3,7 +3,7 @@ task's thinking.
 
 Engine thread, between two steps. A command that concerns a busy slot waits until that slot is idle, and the slot
 takes no new task meanwhile. What is about slot files waits until the model's identity is known, and keeps no slot for
-itself before. Arguments and results are plain data; a refusal is an `ApiError`.
+itself before; so does the question what that is. Arguments and results are plain data; a refusal is an `ApiError`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from server.engine.cache import prompt_cache, slot_files
 from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
+from server.engine.seam.plain import to_plain
 from server.engine.seam.task import Command, Reply
 from server.engine.slots.backend import DECODE_OK
 from server.engine.slots.planner import Span
@@ -24,7 +25,7 @@ from server.engine.slots.slot import Checkpoint, Slot
 from server.errors import ApiError
 from server.log import get_logger
 
-WITH_FILES = ("save", "restore")
+WITH_FILES = ("save", "restore", "identity")
 
 log = get_logger("engine")
 
@@ -46,6 +47,7 @@ class Commands:
             "set_lora": self._set_lora,
             "system_prompt": self._set_system_prompt,
             "end_thinking": self._end_thinking,
+            "identity": self._tell_identity,
         }
 
     def __bool__(self) -> bool:
@@ -85,8 +87,12 @@ class Commands:
         """What saved slots depend on."""
         identity = self._backend.identity
         if identity.facts is None:
-            raise ApiError(500, f"slots can't be saved or restored: {identity.fault}")
+            raise ApiError(500, f"what this model is can't be said: {identity.fault}")
         return identity.facts
+
+    def _tell_identity(self) -> dict[str, Any]:
+        """What all that is computed depends on, and the configuration."""
+        return {"facts": self._identity(), "config": to_plain(self._state.config, ("shape",))}
 
     def _needs(self, command: Command) -> list[Slot]:
         if command.name == "system_prompt":

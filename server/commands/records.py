@@ -1,0 +1,64 @@
+"""`verify FILE` and `replay FILE`: was a record of --record changed, and do its answers come out the same again?
+
+Main thread, with an engine's process of its own for `replay`. What a record is stands in `server.evidence`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from server.commands.catalogue import Call
+from server.engine.client import spawn
+from server.engine.client.engine_client import EngineClient
+from server.engine.client.supervisor import Limits, ProcessTransport
+from server.engine.client.vocab import open_vocab
+from server.engine.seam.config import EngineConfig, patience
+from server.engine.seam.task import READY
+from server.errors import FAILED, StartError
+from server.evidence import chain, models, replay
+from server.model_sources import libs_folder
+from server.options.groups import EngineOptions, Settings
+from server.records import replace
+
+STEP_S = 60.0  # a step may take so long before the engine counts as hanging
+
+
+def verify(call: Call) -> int:
+    """Whether every byte is what was written. RecordError if not."""
+    print(chain.report(Path(call.names[0])))
+    return 0
+
+
+def run_again(call: Call) -> int:
+    """An engine for each model of the record; a line for each answer that isn't identical. The exit code says whether
+    all are. RecordError if the record doesn't hold together."""
+    verdicts = replay.Verdicts()
+    for about, requests in replay.read(Path(call.names[0])):
+        config = here(call.settings, replay.config_of(about))
+        transport = ProcessTransport(config, spawn.engine_command(), Limits(step_s=STEP_S * patience(config)), None)
+        engine = EngineClient(transport, lambda: open_vocab(config.libs, config.model, config.model_offset))  # noqa: B023
+        try:
+            engine.start()
+            engine.wait_until_loaded()
+            if engine.state != READY:
+                raise StartError(f"{config.model} can't be loaded: {engine.error}")
+            if why := replay.other_model(about, models.about_engine(engine)):
+                print(f"recorded with {why}")
+            for line in replay.run(engine, requests, verdicts):
+                print(line, flush=True)
+        finally:
+            engine.close()
+    print(verdicts)
+    return FAILED if verdicts.n_other else 0
+
+
+def here(settings: Settings, recorded: EngineConfig) -> EngineConfig:
+    """The recorded configuration with what the command line says of this machine."""
+    must_find = settings.libs or not Path(recorded.libs).is_dir()
+    return replace(
+        recorded,
+        model=next(iter(settings.files), recorded.model),
+        libs=libs_folder(EngineOptions(libs=settings.libs, engine="process")) if must_find else recorded.libs,
+        cpu_variant=settings.cpu_variant or recorded.cpu_variant,
+        n_threads=settings.threads if settings.threads > 0 else recorded.n_threads,
+    )

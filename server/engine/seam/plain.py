@@ -1,0 +1,63 @@
+"""Records as plain JSON with the names of their fields, for what is kept: a line in a file that is read years later.
+
+Pure functions; both processes. Every field is written, also one that has its default, since defaults change. Not taken:
+the rows of `wire`, which have no names and fit one version only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Container
+from typing import Any
+
+from server.records import fields, is_record
+
+FLOATS = {"inf": math.inf, "-inf": -math.inf}  # which JSON can't write
+
+encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, sort_keys=True).encode
+"""The one text of a plain value, in ASCII, so that a hash over it means something."""
+
+
+def to_plain(value: Any, without: Container[str] = ()) -> Any:
+    """A record as an object but for the fields of `without`, tuples as lists. Bytes are left out."""
+    if is_record(value):
+        found = {field.name: getattr(value, field.name) for field in fields(value) if field.name not in without}
+        return {name: to_plain(one) for name, one in found.items() if not isinstance(one, (bytes, bytearray))}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(name): to_plain(item) for name, item in value.items()}
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def from_plain(kind: Any, value: Any) -> Any:
+    """A value of the type `kind` (an annotation) from what `to_plain` made of it; unknown fields of records are left
+    out. ValueError or TypeError if it isn't one."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if is_record(kind):
+        if not isinstance(value, dict):
+            raise ValueError(f"{kind.__name__} isn't an object")
+        hints = typing.get_type_hints(kind)
+        make: Any = kind
+        return make(**{name: from_plain(hints[name], one) for name, one in value.items() if name in hints})
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else from_plain(next(one for one in arguments if one is not types.NoneType), value)
+    if origin is tuple:
+        kinds = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
+        if len(kinds) != len(value):
+            raise ValueError(f"{len(value)} values where {len(kinds)} are expected")
+        return tuple(from_plain(one, item) for one, item in zip(kinds, value))
+    if origin is dict:
+        return {name: from_plain(arguments[1], item) for name, item in value.items()}
+    if kind is float:
+        return FLOATS[value] if isinstance(value, str) else float(value)
+    if kind is Any:
+        return tuple(from_plain(Any, item) for item in value) if isinstance(value, list) else value
+    if type(value) is not kind:
+        raise ValueError(f"{str(value)[:40]!r} isn't {kind.__name__}")
+    return value

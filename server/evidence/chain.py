@@ -1,0 +1,273 @@
+"""The file of `--record`: JSON lines of which each carries the hash of the one before, so that a change is found.
+
+A line ends with `,"prev":"<hash of the line before>","hash":"<SHA-256 of all before this field>"}` and has a number
+`n`, one more than the line before. One byte that differs anywhere breaks a hash or the form. A full file becomes
+FILE.1, that FILE.2 and so on; the chain goes on in the next one. What a machine that stopped left half written is
+closed by a line of the kind `torn`, which has its hash.
+
+`Chain` writes, for one thread and process at a time; `check` and `read_lines` read. Standard library only. Not taken: a
+key. Whoever can write the file can have the key, too; the last hash, noted elsewhere, is what proves that no whole end
+was replaced.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from server.errors import StartError
+from server.records import record
+
+START = "0" * 64  # what the first line has as its `prev`
+N_FILES = 4  # one that grows, and older ones
+MAX_LINE = 32 << 20
+TAIL = re.compile(rb',"prev":"([0-9a-f]{64})","hash":"([0-9a-f]{64})"\}\n')
+N_HASH = len(',"hash":""}\n') + 64
+N_TAIL = len(',"prev":""') + 64 + N_HASH
+BLOCK = 1 << 16
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+class RecordError(StartError):
+    """A file is no record, or isn't what was written; one line."""
+
+
+@record(frozen=True)
+class Line:
+    """One line: where it is, its content, and its hash."""
+
+    path: Path
+    number: int
+    content: dict[str, Any]
+    hash: str
+
+
+@record
+class Sums:
+    """What `check` has counted: lines, requests, requests that are missing and how many times that was told, starts
+    that no stop has followed, half-written lines; the numbers of the first and the last line, and the last hash."""
+
+    n_lines: int = 0
+    n_requests: int = 0
+    n_lost: int = 0
+    n_unclosed: int = 0
+    n_torn: int = 0
+    first: int = 0
+    last: int = -1
+    hash: str = START
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files of a record, oldest first."""
+    older = (path.with_name(f"{path.name}.{i}") for i in range(N_FILES - 1, 0, -1))
+    return [one for one in (*older, path) if one.is_file()]
+
+
+def cut(line: bytes) -> tuple[dict[str, Any], str, str] | None:
+    """A line's content, `prev` and hash; None if it isn't what was written."""
+    found = TAIL.fullmatch(line[-N_TAIL:])
+    if found is None:
+        return None
+    if _sha256(line[:-N_HASH]).encode() != found[2]:
+        return None
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return None
+    return content, found[1].decode(), found[2].decode()
+
+
+def join(content: dict[str, Any], prev: str) -> tuple[bytes, str]:
+    """A line and its hash; the reverse of `cut`."""
+    head = f'{_encode(content)[:-1]},"prev":"{prev}"'.encode()
+    digest = _sha256(head)
+    return head + f',"hash":"{digest}"}}\n'.encode(), digest
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """All lines of a record that hold together. RecordError at the first that doesn't, or if there is none."""
+    files = files_of(path)
+    if not files:
+        raise RecordError(f"{path}: there is no such file")
+    prev, is_first, torn, bad = START, True, b"", ""
+    n: Any = 0
+    for file in files:
+        with open(file, "rb") as stream:
+            for number, line in enumerate(iter(lambda: stream.readline(MAX_LINE + 1), b""), 1):
+                where, found = f"{file}, line {number}", cut(line)
+                if torn:
+                    if not (found and found[0].get("kind") == "torn" and found[0].get("sha256") == _sha256(torn[:-1])):
+                        raise RecordError(f"{bad}: it isn't what was written")
+                    torn = b""
+                elif found is None:
+                    torn, bad = line, where
+                    continue
+                content, before, digest = found
+                if is_first:
+                    prev, n, is_first = (START if content.get("n") == 0 else before), content.get("n"), False
+                if before != prev or content.get("n") != n or type(n) is not int:
+                    raise RecordError(f"{where}: it doesn't follow the line before; lines are missing or were changed")
+                yield Line(file, number, content, digest)
+                prev, n = digest, n + 1
+    if torn:
+        raise RecordError(f"{bad}, the last one: it isn't what was written, or was cut off")
+    if is_first:
+        raise RecordError(f"{path} has no lines")
+
+
+def check(path: Path) -> Sums:
+    """Read all of a record. RecordError if one byte isn't what was written."""
+    sums, is_open = Sums(), False
+    for line in read_lines(path):
+        content, kind = line.content, line.content.get("kind")
+        if not sums.n_lines:
+            sums.first = content["n"]
+        sums.n_lines += 1
+        sums.n_requests += kind == "request"
+        sums.n_torn += kind == "torn"
+        sums.n_lost += content.get("requests", 0) if kind == "lost" else 0
+        sums.n_unclosed += kind == "start" and is_open
+        is_open = is_open if kind not in ("start", "stop") else kind == "start"
+        sums.last, sums.hash = content["n"], line.hash
+    return sums
+
+
+def report(path: Path) -> str:
+    """`verify FILE`, for people. RecordError if one byte isn't what was written."""
+    sums = check(path)
+    lines = [f"{path}: {sums.n_lines} lines, {sums.n_requests} requests; all are what was written"]
+    notes = (
+        (sums.first, f"the lines before number {sums.first} are in files that are gone"),
+        (sums.n_lost, f"{sums.n_lost} requests are missing, and it says where"),
+        (sums.n_torn, f"{sums.n_torn} lines are cut off: the machine had stopped"),
+        (
+            sums.n_unclosed,
+            f"{sums.n_unclosed} times the server was killed: the last requests before that may be missing",
+        ),
+    )
+    lines += [text for is_so, text in notes if is_so]
+    lines.append(f"the last line is number {sums.last}: {sums.hash}")
+    return "\n".join(lines)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------------
+
+
+class Chain:
+    """A record that grows, at most `most` bytes in all its files. RecordError if the file is something else, or if
+    another server writes it."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        self._path = path
+        self._most = most // N_FILES
+        self.is_new = True  # the file has no line yet
+        self._n, self._prev = 0, START
+        self._file = self._size = -1
+        try:
+            self._open()
+        except OSError as error:
+            raise RecordError(f"--record {path}: {error.strerror or error}") from None
+
+    def append(self, content: dict[str, Any]) -> None:
+        """One more line. OSError if it can't be written: the file is as before then. ValueError if it is too long."""
+        line, digest = join({**content, "n": self._n}, self._prev)
+        if len(line) > MAX_LINE:
+            raise ValueError(f"a line of {len(line)} bytes")
+        self._write(line)
+        self._n, self._prev, self.is_new = self._n + 1, digest, False
+
+    def make_room(self) -> None:
+        """Go on in a new file if this one is full; `is_new` tells."""
+        if self._size < self._most:
+            return
+        os.close(self._file)  # an open file can't be renamed on Windows
+        try:
+            for i in range(N_FILES - 1, 0, -1):
+                newer = self._path.with_name(f"{self._path.name}.{i - 1}") if i > 1 else self._path
+                if newer.exists():
+                    os.replace(newer, self._path.with_name(f"{self._path.name}.{i}"))
+        finally:
+            self._file = _open_locked(self._path)
+            self._size = os.fstat(self._file).st_size
+            self.is_new = not self._size
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._file)
+
+    def _open(self) -> None:
+        """Find the end of what is there, and close what is half written behind it."""
+        self._file = _open_locked(self._path)
+        try:
+            self._size = os.fstat(self._file).st_size
+            lines = _last_lines(self._path)
+            torn = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
+            if torn and cut(torn + b"\n"):  # only its end is missing
+                self._write(b"\n")
+                lines, torn = [torn + b"\n"], b""
+            older = files_of(self._path)[:-1]
+            if not lines and older:  # it was killed between two files
+                lines = _last_lines(older[-1])
+            last = cut(lines[-1]) if lines else None
+            if last is None and (lines or not (torn or b"{").startswith(b"{")):
+                raise RecordError(f"--record {self._path}: this file is no record, or its last line has been changed")
+            if last is not None:
+                self._n, self._prev = last[0]["n"] + 1, last[2]
+            if torn:
+                self._write(b"\n")
+                self.append({"kind": "torn", "sha256": _sha256(torn)})
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[os.write(self._file, view) :]
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(data)
+
+
+def _last_lines(path: Path) -> list[bytes]:
+    """The last two lines of a file, or what there is; the very last may be cut off."""
+    with open(path, "rb") as stream:
+        end = at = stream.seek(0, os.SEEK_END)
+        data = b""
+        while at > 0 and data[:-1].count(b"\n") < 2 and end - at <= 2 * MAX_LINE:
+            at = max(at - max(BLOCK, end - at), 0)
+            stream.seek(at)
+            data = stream.read(end - at)
+    return data.splitlines(keepends=True)[-2:]
+
+
+def _open_locked(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    file = os.open(path, flags, 0o600)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return file
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            os.close(file)
+            raise RecordError(f"--record {path}: another server writes this file") from None
+    return file
