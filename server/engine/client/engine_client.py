@@ -238,6 +238,7 @@ class Results:
             if not is_last:
                 return len(self._collected) == 1
             if self._stream or self._n_open == 0 or isinstance(event, Failure):
+                self._is_waiting = False  # what comes next must not be sent before the reader has dealt with this
                 self._hand_over(self._take())
         return False
 

@@ -72,6 +72,16 @@ def test_the_end_takes_along_what_came_with_it():
     assert d.log == ["resumed", piece, final(d.ids[0])]
 
 
+def test_nothing_passes_the_end_of_another_answer_that_the_reader_has_been_woken_for():
+    d = Diverted(2)
+    d.results._is_waiting = True  # it sleeps, and is slow to wake
+    d.frame(first := Piece(d.ids[1], (1,), "a"), final(d.ids[0]))
+    d.frame(second := Piece(d.ids[1], (2,), "b"))
+    d.frame(final(d.ids[1]))
+    assert d.log == []
+    assert list(d.results.events(None)) == [first, final(d.ids[0]), second, final(d.ids[1])]
+
+
 def test_a_full_socket_wakes_the_reader_which_goes_on_in_order():
     d = Diverted().start()
     d.takes = False
