@@ -50,7 +50,7 @@ def reply_for(reasoning: str, n_probs: int) -> OpenAiReply:
         vocab=FakeVocab(), name_for=lambda name: "m", info=SimpleNamespace(llama_version="x"), name="m"
     )
     asked = SimpleNamespace(
-        model=model, values=values, tasks=(Task(0, ()),), n=1, warnings=(), is_parsed=True, is_list=False
+        model=model, values=values, tasks=(Task(0, ()),), n=1, warnings=(), is_parsed=True, is_list=False, extras={}
     )
     return OpenAiReply(SimpleNamespace(options=SimpleNamespace(is_verbose=False)), asked, ChatForm)
 
