@@ -5,6 +5,7 @@ Main thread, with an engine's process of its own for `replay`. What a record is 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from server.commands.catalogue import Call
@@ -36,7 +37,7 @@ def run_again(call: Call) -> int:
     for about, requests in replay.read(Path(call.names[0])):
         config = here(call.settings, replay.config_of(about))
         transport = ProcessTransport(config, spawn.engine_command(), Limits(step_s=STEP_S * patience(config)), None)
-        engine = EngineClient(transport, lambda: open_vocab(config.libs, config.model, config.model_offset))  # noqa: B023
+        engine = EngineClient(transport, partial(open_vocab, config.libs, config.model, config.model_offset))
         try:
             engine.start()
             engine.wait_until_loaded()
