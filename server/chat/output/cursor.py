@@ -43,7 +43,7 @@ class Cursor:
         self.new_id = new_id
         self.is_end = False
         self.is_complete = False  # the model has ended the text itself
-        self.is_cut_off = False  # it was ended by a limit or from outside, after all that came before
+        self.is_cut_off = False  # it was ended by a limit or from outside
         self.out: list[Text | Reasoning | ToolCall] = []
         self.parts: list[str] = []  # of the last one
         self.text = beginning

@@ -49,10 +49,12 @@ class Reader(CallReader):
 
     def feed(self, text: str, stop: str = "") -> list[Text | Reasoning | ToolCall]:
         """Reads the next text, with `stop` (why the answer ends) the last one."""
+        if text and stop:  # what the text leaves open is left open by the end, not by what comes next
+            return [*self.feed(text), *self.feed("", stop)]
         self.text = self.text[self.at :] + text
         self.at = 0
         self.is_end, self.is_complete = bool(stop), stop == STOP_EOS
-        self.is_cut_off = stop in (STOP_LIMIT, STOP_ABORT) and not text
+        self.is_cut_off = stop in (STOP_LIMIT, STOP_ABORT)
         self.out = []
         next(self.steps, None)
         self.finish_event()

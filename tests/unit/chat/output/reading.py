@@ -24,8 +24,9 @@ def read(
     stop: str = STOP_EOS,
     reasoning: str = "split",
     parse_calls: bool = True,
+    last: str = "",
 ) -> list[Event]:
-    """The events of an answer that comes in these pieces, without `Start` and `End`."""
+    """The events of an answer that comes in these pieces, and `last` with its end, without `Start` and `End`."""
     numbers = count()
     parser = OutputParser(
         form, tools, parse_calls=parse_calls, reasoning=reasoning, new_id=lambda: f"new{next(numbers)}"
@@ -33,7 +34,7 @@ def read(
     events: list[Event] = []
     for piece in [pieces] if isinstance(pieces, str) else pieces:
         events += parser.feed(Piece(1, (7,), piece))
-    events += parser.feed(final(stop))
+    events += parser.feed(final(stop, last))
     assert isinstance(events[0], Start) and isinstance(events[-1], End)
     return events[1:-1]
 

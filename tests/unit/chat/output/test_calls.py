@@ -209,6 +209,9 @@ def test_each_beginning_of_an_answer_leaks_no_mark_and_shows_no_half_call_as_who
     whole = [event.arguments for event in joined(read(form, TOOLS, start + calls)) if isinstance(event, ToolCall)]
     for n in range(1, len(calls)):
         events = joined(read(form, TOOLS, start + calls[:n], stop=STOP_LIMIT))
+        cut = len(start) + max(n - 4, 0)
+        said = (start + calls[:n])[:cut], (start + calls[:n])[cut:]
+        assert joined(read(form, TOOLS, said[0], stop=STOP_LIMIT, last=said[1])) == events, said
         written = [event for event in events if isinstance(event, ToolCall)]
         for call, (_, name, _), arguments in zip(written, BOTH, whole):
             assert call.name == name and arguments.startswith(call.arguments)
