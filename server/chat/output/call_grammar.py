@@ -79,11 +79,21 @@ def call_constraint(
     }
     if not given:
         raise ToolSchemaError("", "there is no tool that may be called", "#")
+    if (taken := _taken_name(format)) in given:
+        raise ToolSchemaError(taken, "this model writes that name before text; call the tool something else", "#")
     try:
         text = json.dumps([given, final_schema])
     except (ValueError, TypeError, RecursionError):
         raise ToolSchemaError("", "the schemas are no JSON", "#") from None
     return _constraint(format, text, choice == "required", parallel, strict)
+
+
+def _taken_name(form: CallFormat) -> str:
+    """The name that is no tool's where text begins as a call of it would (Functionary's `all`); "" for none."""
+    if form.content is None or not isinstance(form.call, NamedCall):
+        return ""
+    mark, before = form.content.open.strip(), form.before_all + form.before_call + form.call.before_name
+    return mark.removeprefix(before) if mark.startswith(before) else ""
 
 
 def _is_strict(tools: Sequence[Mapping[str, Any]], name: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from server.chat.named_formats import FUNCTIONARY
 from server.chat.output.call_grammar import ToolSchemaError, call_constraint
 from server.chat.output.events import Event, Text, ToolCall
 from server.chat.output.formats import CallFormat, ChannelCall, JsonCall, KeyedCall, NamedCall
@@ -157,6 +158,15 @@ def test_only_the_named_tools_can_be_called():
     assert "find" not in constraint.grammar
     with pytest.raises(ToolSchemaError, match="no tool that may be called"):
         call_constraint(FORMATS["hermes"], TOOLS, choice="required", names=["nobody"])
+
+
+@pytest.mark.parametrize("form", [FORMATS["prompted"], FUNCTIONARY], ids=["split", "one"])
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_name_that_begins_text_is_no_name_of_a_tool(form: CallFormat, choice: str):
+    with pytest.raises(ToolSchemaError, match="tool 'all': #: this model writes that name before text"):
+        call_constraint(form, [*TOOLS, tool("all")], choice=choice)
+    assert call_constraint(form, [*TOOLS, tool("al"), tool("alls")], choice=choice).grammar
+    assert call_constraint(FORMATS["hermes"], [tool("all")], choice=choice).grammar
 
 
 def test_what_is_not_enforced_is_a_warning_with_the_tool_and_the_place_and_refused_under_strict():
