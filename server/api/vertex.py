@@ -1,5 +1,5 @@
-"""Vertex AI's predictions: several requests in one, for the routes that there are. Connection thread, and one for each
-slot that works for the others.
+"""Vertex AI's predictions: several requests in one, for the routes that there are. Connection thread, and some more
+that ask for instances at the same time.
 
 An instance is the body of another route with that route's name in `@requestFormat`: its path, or a word made of that
 ("chatCompletions"). Without one its fields say it. What goes wrong with an instance is its prediction.
@@ -15,7 +15,7 @@ from server.api.request.fields import Body, Field, warning_header
 from server.errors import ApiError
 from server.models.models import Models
 from server.records import replace
-from server.web.message import CLIENT_CLOSED, JSON_TYPE, ErrorShape, EventStream, Request, Response, error_body, to_json
+from server.web.message import CLIENT_CLOSED, JSON_TYPE, ErrorShape, Request, Response, error_body, to_json
 from server.web.router import Route
 
 ASKED = (
@@ -24,7 +24,7 @@ ASKED = (
     *("/v1/chat/completions/input_tokens", "/v1/messages/count_tokens"),
 )
 """Which routes instances may ask."""
-MAX_INSTANCES = 128
+MAX_INSTANCES, N_AT_ONCE = 128, 16
 FORMAT = "@requestFormat"
 BODY = Body((), ((Field("instances", list, None, "bodies of other routes"),),))
 
@@ -43,7 +43,8 @@ class PredictHandler:
         from concurrent.futures import ThreadPoolExecutor  # here, because hardly anybody asks
 
         body = request.json_object()
-        model = self._models.get(None, request)
+        if self._models.lone is not None:  # else each instance has the model that it names
+            self._models.get(None, request)
         instances = BODY.read(body)["instances"]
         if not isinstance(instances, list):
             raise ApiError(400, "instances: give a list of objects")
@@ -55,7 +56,7 @@ class PredictHandler:
             memory.use(share)
             return self._predict(request, instance)
 
-        with ThreadPoolExecutor(model.info.n_slots, "predict") as pool:
+        with ThreadPoolExecutor(N_AT_ONCE, "predict") as pool:
             predictions = b",".join(pool.map(predict, instances))
         headers = {"Content-Type": JSON_TYPE, **warning_header(BODY.unread(body))}
         return Response(200, b'{"predictions":[%b]}' % predictions, headers)
@@ -69,13 +70,16 @@ class PredictHandler:
             route = self._route(instance)
             shape = route.error_shape
             fields = {name: value for name, value in instance.items() if name != FORMAT}
-            if "stream" in fields:
+            if "stream" in fields or route.path == "/infill":  # which may stream unless it is told not to
                 fields["stream"] = False
             data = to_json(fields)
             memory.hold(len(data))
-            answer = route.handler(replace(request, path=route.path, body=data, params={}))
-            if isinstance(answer, EventStream):
-                raise ApiError(400, "a prediction can't be a stream")
+            own = replace(request, path=route.path, body=data, params={}, endings=[])
+            try:
+                answer = route.handler(own)
+            finally:
+                own.end()  # others may want the room of its model
+            assert isinstance(answer, Response)
             return answer.body
         except ApiError as error:
             if error.status == CLIENT_CLOSED:

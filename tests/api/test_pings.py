@@ -60,6 +60,6 @@ def test_a_silent_stream_carries_comments(make_api, path, argv, fields):
 )
 def test_who_gets_them_by_default(make_api, dialect, argv, fields, seconds):
     api = make_api(FakeBackend(), argv).start()
-    model = api.context.models.get()
+    model = api.context.models.default
     incoming = Incoming(api.context, model, {**CHAT, **TEXT, **fields}, Files(model), "")
     assert dialect.read(incoming).ping_s == seconds

@@ -12,7 +12,7 @@ from server.errors import StartError
 from server.options import parser
 from server.options.vertex import read_vertex
 from tests.api.conftest import Api
-from tests.fakes import FakeBackend
+from tests.fakes import FakeBackend, FakeVocab
 from tests.support import wait_until
 
 HI = [{"role": "user", "content": "hi"}]
@@ -23,13 +23,13 @@ CHAT = {"messages": HI, "max_tokens": 4, "seed": 1}
 def make_vertex(make_api, monkeypatch):
     """A server as Vertex AI would start it."""
 
-    def make(*argv: str, backend: FakeBackend | None = None, **environ: str) -> Api:
+    def make(*argv: str, backend: FakeBackend | None = None, vocab: FakeVocab | None = None, **environ: str) -> Api:
         variables = {"AIP_MODE": "PREDICTION", **environ}
         reads = patch.object(
             parser, "read_vertex", lambda _, port: {**read_vertex(variables, port), "port": 0}
         )  # the port is a test's own
         with reads:
-            return make_api(backend or FakeBackend(n_slots=2), argv).start()
+            return make_api(backend or FakeBackend(n_slots=2), argv, vocab=vocab).start()
 
     return make
 
@@ -84,6 +84,15 @@ def test_an_instance_is_answered_as_its_route_answers_it(make_vertex):
     assert {one["object"] for one in found[3:5]} == {"text_completion"}
     assert found[5]["type"] == "message" and found[6] == {"tokens": [97, 98]}
     assert found[7]["input_tokens"] == alone["usage"]["prompt_tokens"]
+
+
+def test_infill_does_not_stream_here_even_where_it_does_by_itself(make_vertex):
+    vocab = FakeVocab({"pre": 1, "suf": 2, "mid": 3})
+    api = make_vertex("--compat", "2024", vocab=vocab)
+    [found] = predict(api, {"@requestFormat": "infill", "input_prefix": "a", "input_suffix": "b", "n_predict": 2})
+    assert found["tokens_predicted"] == 2 and found["stop"] is True
+    api.settle()
+    assert api.is_idle()
 
 
 @pytest.mark.covers("V04")
