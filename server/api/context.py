@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.api.running import RunningRequests
+from server.api.stored.recordings import Recordings
 from server.api.stored.store import Store
 from server.evidence.models import KnownModels
 from server.log import get_logger
@@ -39,6 +40,7 @@ class Context:
     stored: Store = field(default_factory=lambda: Store(0))
     known_models: KnownModels = field(default_factory=KnownModels)
     recorder: Recorder | None = None
+    recordings: Recordings = field(default_factory=Recordings)
     stop: threading.Event = field(default_factory=threading.Event)
     """Set once the server has been asked to end."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)

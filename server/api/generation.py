@@ -7,14 +7,17 @@ events (`Stream.divert`). An event is made once, whether it is streamed or colle
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
+from server import memory
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect, Reply
 from server.api.request.media import Files
 from server.api.request.text_request import Incoming, TextRequest
+from server.api.stored.recordings import conversation_id
 from server.chat.output.events import Event
 from server.chat.output.parser import Message, OutputParser
 from server.engine.seam.task import Final
@@ -55,17 +58,33 @@ class TextHandler:
 
     def answer(self, asked: TextRequest, request: Request) -> Response | EventStream:
         """Have the model write what is asked for, and answer as its `stream` says."""
-        generation = Generation(self._context, asked, request)
         reply = self._dialect.reply(self._context, asked)
         headers = {"X-Queue-Position": str(asked.model.queue_position), **self._dialect.headers(asked.warnings)}
         if asked.values["stream"]:
-            return EventStream(Stream(generation, reply), {**headers, "Content-Type": self._dialect.stream_type})
+            headers["Content-Type"] = self._dialect.stream_type
+            conversation = conversation_id(request)
+            if conversation:
+                make = partial(self._lasting_stream, asked, request, reply)
+                return self._context.recordings.begin(request, conversation, make, headers)
+            return EventStream(Stream(Generation(self._context, asked, request), reply), headers)
+        generation = Generation(self._context, asked, request)
         result = reply.whole(generation.collect(reply.id))
         if is_verbose():
             verbose("response", id=request.id, body=result)
         if isinstance(result, Response):
             return Response(result.status, result.body, {**headers, **result.headers})
         return json_response(result, headers=headers)
+
+    def _lasting_stream(self, asked: TextRequest, request: Request, reply: Reply) -> Stream:
+        """A stream that goes on without its client, and has the model as long."""
+        detached = request.detached()
+        self._context.models.share(asked.model, detached)
+        try:
+            memory.hold(sum(len(media.data) for task in asked.tasks for media in task.media))
+            return Stream(Generation(self._context, asked, detached), reply, detached.end)
+        except BaseException:
+            detached.end()
+            raise
 
 
 class Generation:
@@ -137,10 +156,11 @@ class Generation:
 
 
 class Stream:
-    """The chunks of one streamed answer. Closing it, at any point, frees the engine."""
+    """The chunks of one streamed answer. Closing it, at any point, frees the engine; then `at_end` is called."""
 
-    def __init__(self, generation: Generation, reply: Reply) -> None:
+    def __init__(self, generation: Generation, reply: Reply, at_end: Callable[[], None] = lambda: None) -> None:
         self._stack = ExitStack()
+        self._stack.callback(at_end)
         self._feed, self._write = generation.feed, reply.event
         self._refusals = generation.refusals
         self._results = self._stack.enter_context(generation.run(reply.id))
@@ -155,6 +175,10 @@ class Stream:
     def divert(self, writer: Writer) -> None:
         """From now on what comes while `__next__` waits is sent by the thread that brings it (see `EventStream`)."""
         self._results.divert(lambda messages: writer.offer(b"".join(self._written(messages))), writer.drain)
+
+    def finish(self) -> bool:
+        """From any thread: let it end with what there is."""
+        return self._results.finish()
 
     def close(self) -> None:
         """The edge calls this when the stream has ended, for whatever reason."""

@@ -21,6 +21,7 @@ from server.api.rerank import RerankHandler
 from server.api.running import RunningHandlers
 from server.api.stored.background import ResponseHandler, Runs
 from server.api.stored.conversations import ConversationHandlers
+from server.api.stored.recordings import StreamHandlers
 from server.api.stored.responses import ResponseHandlers
 from server.api.tokens import TokenHandlers
 from server.api.vertex import PredictHandler
@@ -35,6 +36,7 @@ def routes(context: Context) -> list[Route]:
     status, tokens, lora = StatusHandlers(context), TokenHandlers(context.models), LoraHandlers(context.models)
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
     running, models = RunningHandlers(context.running), ModelHandlers(context)
+    streams = StreamHandlers(context.recordings)
     ollamas = OllamaHandlers(context, embeddings)
     runs, conversations = Runs(context), ConversationHandlers(context)
     stored, making = ResponseHandlers(context, runs), ResponseHandler(context, runs, responses.DIALECT)
@@ -114,6 +116,9 @@ def routes(context: Context) -> list[Route]:
         *(Route("POST", prefix + "/abort", running.abort, is_free=True) for prefix in ("", "/v1")),
         *(Route("POST", prefix + "/chat/completions/control", running.control, is_free=True) for prefix in ("", "/v1")),
         Route("GET", "/slots/timeline", TimelineHandler(context).show),
+        Route("GET", "/v1/stream", streams.read),
+        Route("DELETE", "/v1/stream", streams.stop),
+        Route("POST", "/v1/streams/lookup", streams.lookup, is_free=True),
         Route("POST", "/debug/stacks", DebugHandler(context).stacks, body_optional=True),
         Route("POST", "/embedding", embeddings.native),
         Route("POST", "/embeddings", embeddings.list),

@@ -138,6 +138,11 @@ class Request:
         while self.endings:
             self.endings.pop()()
 
+    def detached(self) -> Request:
+        """The same without its body, of a client that is never known to leave: for work that goes on without it. Who
+        makes it has to `end` it."""
+        return Request(self.method, self.path, client=self.client, id=self.id, key_id=self.key_id)
+
     def require_client(self, stream: bool = False) -> None:
         """ApiError 499, which is never sent, when the client has left: between two phases of work that nobody waits for
         any more. `stream` if the answer is one."""

@@ -325,6 +325,7 @@ NAMED_FIELDS = (Field("model", str, None, "its name"),)
 PROPS_FIELDS = (Field("system_prompt", object, None, "the text that all prompts begin with"),)
 SLOT_FIELDS = (Field("filename", str, None, "name of a file in the folder of `--slot-save-path`"),)
 ABORT_FIELDS = (Field("id", str, None, "the X-Request-Id of a request, or the id of its answer"),)
+LOOKUP_FIELDS = (Field("conversation_ids", list, None, "what `X-Conversation-Id` was in the requests"),)
 CONTROL_FIELDS = (*ABORT_FIELDS, Field("action", str, None, "`reasoning_end` has the model come to its answer"))
 
 
@@ -498,6 +499,7 @@ LORA = Body(("/lora-adapters",), (LORA_FIELDS,))
 PROPS = Body(("/props",), (PROPS_FIELDS,))
 SLOT = Body(("/slots/{id_slot}",), (SLOT_FIELDS,))
 ABORT = Body(("/abort",), (ABORT_FIELDS,))
+LOOKUP = Body(("/v1/streams/lookup",), (LOOKUP_FIELDS,))
 CONTROL = Body(("/v1/chat/completions/control",), (CONTROL_FIELDS,))
 BODIES = (
     COMPLETION,
@@ -525,6 +527,7 @@ BODIES = (
     SLOT,
     ABORT,
     CONTROL,
+    LOOKUP,
 )
 
 

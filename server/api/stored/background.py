@@ -41,7 +41,7 @@ class Run:
         self._exchange: Exchange = asked.own
         self._reply = ResponsesReply(context, asked)
         self.begun = self._reply.response
-        self._detached = Request("POST", request.path, id=request.id, key_id=request.key_id)  # whose client can leave
+        self._detached = request.detached()
         self._generation = Generation(context, asked, self._detached)
         share = memory.current()
         self._reply.share = self._share = share and share.another()
