@@ -135,6 +135,29 @@ def eyes_tokens(data: bytes) -> list[int]:
     return [token for piece in pieces for token in (piece if isinstance(piece, list) else piece.ids)]
 
 
+def test_files_in_a_response_and_in_those_that_go_on_from_it(eyes: Api):
+    url = "/v1/responses"
+    text, image = {"type": "input_text", "text": "what?"}, {"type": "input_image", "image_url": data_url(CAT)}
+    sound = {"type": "input_audio", "input_audio": {"data": base64.b64encode(wav()).decode(), "format": "wav"}}
+    value = [{"role": "user", "content": [text, image, sound]}]
+    first = eyes.post(url, {"input": value, "max_output_tokens": 8}).json()
+    start = [b"<|im_start|>user\nwhat?", CAT, wav(), CHATML_END]
+    said = first["output"][0]["content"][0]["text"]
+    assert said == right(start)
+    counted = eyes.post(url + "/input_tokens", {"input": value}).json()["input_tokens"]
+    assert counted == first["usage"]["input_tokens"]
+    output = {"type": "function_call_output", "call_id": "c", "output": [image]}
+    call = {"type": "function_call", "call_id": "c", "name": "look", "arguments": "{}"}
+    fields = {"previous_response_id": first["id"], "max_output_tokens": 1, "truncation": "auto"}
+    for more in ([{"role": "user", "content": [image]}], [call, output]):
+        second = eyes.post(url, {"input": more, **fields}).json()
+        assert second["usage"]["input_tokens_details"]["cached_tokens"] >= counted - 1
+    background = eyes.post(url, {"input": value, "max_output_tokens": 8, "background": True}).json()
+    get = lambda: eyes.get(f"{url}/{background['id']}").json()  # noqa: E731
+    wait_until(lambda: get()["output"], "the response to end")
+    assert get()["output"][0]["content"][0]["text"] == said
+
+
 def test_several_files_in_several_messages_keep_the_templates_order(eyes: Api):
     messages = [
         {"role": "user", "content": [image_part(CAT), image_part(DOG), {"type": "text", "text": "?"}]},

@@ -79,6 +79,8 @@ def test_a_reference_stands_for_a_stored_item(api):
         second = ask(api, [*references, {"role": "user", "content": "and?"}])
         talk = [("user", "hi"), ("assistant", said_in(first)), ("user", "and?")]
         assert said_in(second) == said(chatml(*talk), 6)
+    twice = api.post(URL, {"input": [{"id": asked["id"]}, HI, {"id": asked["id"]}]})
+    assert twice.status == 404 and "input[2]: there is no stored item" in twice.error["message"]
 
 
 def test_a_response_can_be_asked_for_and_forgotten(api):

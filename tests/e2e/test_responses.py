@@ -219,6 +219,68 @@ def test_the_background_is_polled_streamed_and_cancelled(real):
     assert real.responses.cancel(endless.id).status == "cancelled" == real.responses.retrieve(endless.id).status
 
 
+def test_a_server_that_is_killed_gives_back_what_was_stored(libs_folder, smollm2, tmp_path):
+    arguments = ["-m", smollm2, "-c", 2048, "-np", 1, "-t", 1, "--temp", 0, "--store-dir", tmp_path / "kept"]
+    with start_server(arguments) as first, connected(first) as one:
+        whole = one.responses.create(model="x", input="What is the capital of France?", max_output_tokens=8)
+        fields: dict[str, Any] = {
+            "model": "x",
+            "input": "Count.",
+            "background": True,
+            "extra_body": {"ignore_eos": True},
+        }
+        begun = one.responses.create(**fields)
+        wait_until(lambda: one.responses.retrieve(begun.id).status == "in_progress", "the engine to begin")
+        first.process.kill()
+        first.wait()
+    with start_server(arguments) as again, connected(again) as one:
+        assert one.responses.retrieve(whole.id) == whole
+        lost = one.responses.retrieve(begun.id)
+        assert lost.status == "failed" and "the server ended" in lost.error.message
+        more = one.responses.create(
+            model="x", previous_response_id=whole.id, input="And of Italy?", max_output_tokens=4
+        )
+        assert more.usage.input_tokens > whole.usage.total_tokens
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"use_previous_response_id": True},
+     {"store": False, "include": ["reasoning.encrypted_content"], "reasoning": {"summary": "auto"}}],
+    ids=["plain", "previous", "nothing stored"],
+)  # fmt: skip
+def test_langchain_goes_on_in_each_way_it_knows(reciter, fields):
+    package = pytest.importorskip("langchain_openai", reason="not installed: run build_scripts/test.py")
+    one = package.ChatOpenAI(
+        model="x", base_url=reciter.url + "/v1", api_key="none", max_retries=0, use_responses_api=True, **fields
+    )
+    model = one.bind_tools([WEATHER])
+    first = model.invoke([("user", QUESTION)])
+    [call] = first.tool_calls
+    assert call["args"] == json.loads(ARGUMENTS)
+    result = {"role": "tool", "tool_call_id": call["id"], "content": "rain"}
+    assert model.invoke([("user", QUESTION), first, result]).text == ANSWER
+    assert "".join(chunk.text for chunk in model.stream([("user", QUESTION)])) == "Let me see."
+
+
+def test_pydantic_ai_calls_a_tool_and_comes_to_an_answer(reciter):
+    ai = pytest.importorskip("pydantic_ai", reason="pydantic-ai is not installed: run build_scripts/test.py")
+    from pydantic_ai.models.openai import OpenAIResponsesModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    provider = OpenAIProvider(base_url=reciter.url + "/v1", api_key="none")
+    agent = ai.Agent(OpenAIResponsesModel("x", provider=provider))
+    asked = []
+
+    @agent.tool_plain
+    def weather(city: str) -> str:
+        """The weather of a city."""
+        asked.append(city)
+        return "rain"
+
+    assert agent.run_sync(QUESTION).output == ANSWER and asked == [json.loads(ARGUMENTS)["city"]]
+
+
 def test_errors_are_the_packages_own(real):
     with pytest.raises(openai.BadRequestError, match=r"input\[0\].content\[0\].type: 'hologram'"):
         real.responses.create(model="x", input=[{"role": "user", "content": [{"type": "hologram"}]}])

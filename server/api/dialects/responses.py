@@ -214,13 +214,14 @@ def read_messages(
     messages: list[Message] = []
     if values["instructions"]:
         messages.append({"role": "system", "content": [text_part(values["instructions"])]})
-    foreign = []
+    foreign: list[str] = []
+    pool: dict[str, dict[str, Any]] = {}
     items = [*before, *((item, f"input[{i}]") for i, item in enumerate(with_ids(values["input"], "")))]
     require_few(len(items), "input")
     for item, where in items:
         kind = one_of((*ITEMS, *FOREIGN, "item_reference"), item.get("type"), f"{where}.type")
         if kind == "item_reference":
-            item = referred_item(context, files.request.key_id, item, where)
+            item = referred_item(context, files.request.key_id, item, where, pool)
             kind = item["type"]
         if kind in FOREIGN:
             foreign.append(kind)
@@ -411,16 +412,21 @@ def items_of_record(found: Mapping[str, Any]) -> list[Any]:
     return [*found["input"], *found["response"]["output"]]
 
 
-def referred_item(context: Context, key_id: str, item: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The stored item that a reference means. Ids that are made here say where to look."""
+def referred_item(
+    context: Context, key_id: str, item: Mapping[str, Any], where: str, pool: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The stored item that a reference means. Ids that are made here say where to look. What has been looked up is in
+    `pool`, but for items that have been referred to: a request can't multiply what is stored."""
     id_ = required(item, "id", where)
     token = id_.partition("_")[2][: 2 * N_TOKEN]
-    response, conversation = (context.stored.get(prefix + token, key_id) for prefix in ("resp_", "conv_"))
-    items = [*(items_of_record(response) if response else ()), *(conversation["items"] if conversation else ())]
-    for one in items:
-        if one["id"] == id_ and one["type"] != "item_reference":
-            return one
-    raise ApiError(404, f"{where}: there is no stored item {id_[:80]!r}", param=where)
+    if token not in pool:
+        response, conversation = (context.stored.get(prefix + token, key_id) for prefix in ("resp_", "conv_"))
+        items = [*(items_of_record(response) if response else ()), *(conversation["items"] if conversation else ())]
+        pool[token] = {one["id"]: one for one in items if one["type"] != "item_reference"}
+    found: dict[str, Any] | None = pool[token].pop(id_, None)
+    if found is None:
+        raise ApiError(404, f"{where}: there is no stored item {id_[:80]!r}, or only once", param=where)
+    return found
 
 
 def add_message(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
