@@ -10,6 +10,7 @@ import * as drafts from './drafts.js';
 import { countTokens, requestBody, toMessages } from './generate.js';
 import { t } from './i18n.js';
 import { MessageView } from './message.js';
+import { Pages } from './pages.js';
 import { Pen } from './pen.js';
 import { prefs } from './prefs.js';
 import { addTail, isWrittenElsewhere, Runs } from './runs.js';
@@ -19,12 +20,10 @@ import * as store from './store.js';
 import { readTools, ToolsBox } from './tools.js';
 import { Tree } from './tree.js';
 
-const PAGE = 40;                // messages drawn at once; earlier ones when they are scrolled to
 const NEW = 'new';              // the key of what is typed in a conversation that isn't stored yet
 
 export class ChatView {
   #views = new Map();           // message id -> MessageView
-  #first = 0;                   // index in the path of the first drawn message
   #opening = 0;
   #isNew = true;                // not stored yet
   #elsewhere = null;            // id of the answer that another tab is writing
@@ -42,13 +41,14 @@ export class ChatView {
       h('summary', {}, t('system'), ' ', this.systemStart), this.system);
     this.tools = new ToolsBox((source) => this.#setFields({ tools: source }));
     this.sampling = new SamplingBox((sampling) => this.#setFields({ sampling }), () => this.props()?.default_generation_settings);
-    this.earlier = h('button', { type: 'button', class: 'quiet', hidden: true, onclick: () => this.#drawEarlier() }, t('earlier'));
     this.log = h('div', { id: 'log', role: 'log', 'aria-label': t('conversation'), 'aria-live': 'off' });
+    this.pages = new Pages(this.log, { path: () => this.#path, element: (message) => this.#view(message).element,
+      forget: (id) => this.#views.delete(id), changed: () => this.#settle() });
     this.welcome = h('div', { class: 'welcome' });
     this.notice = h('p', { class: 'notice', role: 'status' });
-    this.toEnd = iconButton('down', t('to-end'), () => this.scroll.toEnd(), { class: 'round to-end', hidden: true });
+    this.toEnd = iconButton('down', t('to-end'), () => this.#toEnd(), { class: 'round to-end', hidden: true });
     const column = h('div', { class: 'column' },
-      h('div', { class: 'boxes' }, this.systemBox, this.tools.element, this.sampling.element), this.earlier, this.welcome, this.log, this.notice);
+      h('div', { class: 'boxes' }, this.systemBox, this.tools.element, this.sampling.element), this.pages.earlier, this.welcome, this.log, this.pages.later, this.notice);
     this.scroller = h('div', { class: 'scroller', role: 'region', tabindex: 0, 'aria-label': t('conversation') }, column);
     this.element = h('section', { class: 'view chat', 'aria-label': t('chat') });
     this.composer = new Composer({
@@ -58,16 +58,11 @@ export class ChatView {
       on: { send: (text, files) => this.#send(text, files), stop: () => this.stop(), prompts: () => this.openPrompts() },
     });
     this.element.append(this.scroller, this.toEnd, this.composer.element);
-    this.scroll = new Scroller(this.scroller, column, () => this.log.children, (isAtEnd) => { this.toEnd.hidden = isAtEnd; });
+    this.scroll = new Scroller(this.scroller, column, () => this.log.children, (isAtEnd) => { this.toEnd.hidden = isAtEnd; },
+      () => this.pages.hasEnd);
     this.#start();
-    this.nearTop = new IntersectionObserver((entries) => {
-      if (entries.at(-1).isIntersecting && !this.earlier.hidden) this.#drawEarlier();
-    }, { root: this.scroller, rootMargin: '200px' });
-    this.nearTop.observe(this.earlier);
+    this.pages.watch(this.scroller);
     store.listen((note) => this.#hear(note));
-    window.addEventListener('beforeprint', () => {
-      while (!this.earlier.hidden) this.#drawEarlier();
-    });
   }
 
   // Show the conversation `id`, or a new one; at its end, or at the message `target`.
@@ -213,7 +208,7 @@ export class ChatView {
       if (!isSame) view.draw(message.id !== this.#elsewhere);
       view.setVersions(this.tree.versions(message));
     }
-    for (const message of path.slice(before.length)) this.#append(message);
+    this.pages.follow(before.length);            // who reads further up is left there
     this.#drawContext();
   }
 
@@ -234,15 +229,11 @@ export class ChatView {
     this.systemStart.textContent = this.system.value.trim().slice(0, 200);
   }
 
-  // Draw the last messages; from `target` on if that is further up.
+  // Draw the last messages; those around `target` if that is further up.
   #draw(target = null) {
-    const path = this.#path;
-    const at = path.findIndex((message) => message.id === target);
     this.#views.clear();
-    this.#first = Math.max(0, Math.min(path.length - PAGE, at < 0 ? path.length : at - 5));
-    this.log.replaceChildren(...path.slice(this.#first).map((message) => this.#view(message).element));
-    this.earlier.hidden = this.#first === 0;
-    this.welcome.hidden = path.length > 0;
+    this.pages.draw(target);
+    this.welcome.hidden = this.#path.length > 0;
     const running = this.runs.get(this.chat.id);
     this.composer.setRunning(Boolean(running));
     this.#views.get(running?.message.id)?.setBusy(true);
@@ -258,15 +249,16 @@ export class ChatView {
     for (const [id, view] of this.#views) view.calls.ask(Boolean(isOpen) && id === last.id);
   }
 
-  #drawEarlier() {
-    const path = this.#path;
-    const from = Math.max(0, this.#first - PAGE);
-    this.log.prepend(...path.slice(from, this.#first).map((message) => this.#view(message).element));
-    this.#first = from;
-    this.earlier.hidden = from === 0;
+  // More has been drawn: it looks as it should, and things are where they were.
+  #settle() {
+    this.#views.get(this.runs.get(this.chat.id)?.message.id)?.setBusy(true);
+    this.#askForResults();
     this.scroll.settle();
-    this.nearTop.unobserve(this.earlier);       // only changes are told: who is at the top again before the next look
-    this.nearTop.observe(this.earlier);         // would never see more
+  }
+
+  #toEnd() {
+    if (!this.pages.hasEnd) this.#draw();
+    this.scroll.toEnd();
   }
 
   #view(message) {
@@ -286,9 +278,10 @@ export class ChatView {
     return view;
   }
 
-  #append(message) {
+  // Draw the last `n` messages of the path, which are new.
+  #append(n = 1) {
     this.welcome.hidden = true;
-    this.log.append(this.#view(message).element);
+    if (!this.pages.follow(this.#path.length - n)) this.#draw();
   }
 
   #notify(text, fraction = null) {
@@ -312,7 +305,7 @@ export class ChatView {
     const parent = this.#path.at(-1)?.id ?? null;
     if (!this.chat.title) this.chat.title = (text || files[0].name).split('\n')[0].slice(0, 60);
     const message = this.#add({ parent, role: 'user', content: text, files });
-    this.#append(message);
+    this.#append();
     try {
       await this.#save(message);
     } catch (error) {
@@ -348,7 +341,7 @@ export class ChatView {
       rows.push(this.#add({ parent: rows.at(-1)?.id ?? message.id, role: 'tool', call: call.id, name: call.name, content: results[i] }));
     });
     await this.#save(...rows);
-    for (const row of rows) this.#append(row);
+    this.#append(rows.length);
     await this.#answerTo(rows.at(-1));
   }
 
@@ -382,7 +375,7 @@ export class ChatView {
 
   async #answerTo(message) {
     const answer = this.#add({ parent: message.id, role: 'assistant', content: '' });
-    this.#append(answer);
+    this.#append();
     this.scroll.toEnd();
     await this.#answer(answer);
   }

@@ -11,6 +11,7 @@ import { highlight } from './highlight.js';
 import { t } from './i18n.js';
 
 const MAX_DEPTH = 12;
+const LONG_CODE = 20000;        // characters
 const MAX_DETAILS = 400;        // lines
 
 const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`]*)$/;
@@ -341,6 +342,15 @@ export class MarkdownView {
       [this.#drawn, this.#tail, this.#code] = [0, [], null];
     }
     const rest = text.slice(this.#drawn);
+    if (this.#code?.isLong) {
+      const end = this.#code.close(rest, isFinal);
+      if (end) {
+        [this.#tail, this.#code] = [[], null];
+        this.#drawn += end;
+        this.update(text, isFinal);
+        return;
+      }
+    }
     const { safe, isInCode } = isFinal ? { safe: rest.length, isInCode: false } : safeEnd(rest);
     if (this.#code && isInCode && safe === 0) {
       this.#code.grow(rest);
@@ -366,6 +376,23 @@ class GrowingCode {
     this.last = document.createTextNode('');
     this.element.querySelector('code').replaceChildren(this.last);
     this.grow(text);
+  }
+
+  // Drawing so much again at the end would take long; the colours then stay those of single lines.
+  get isLong() {
+    return this.#code.length > LONG_CODE;
+  }
+
+  // If the fence of `text` is closed, or nothing more is coming: draw the rest; where it ends in `text`, else 0.
+  close(text, isFinal) {
+    const [, , marks] = FENCE.exec(text.slice(0, text.indexOf('\n')));
+    const end = new RegExp(`^ {0,3}\\${marks[0]}{${marks.length},}[ \\t]*(\\n|$(?![^]))`, 'gm');
+    end.lastIndex = text.indexOf('\n') + 1 + this.#length;
+    const found = end.exec(text);
+    if (!found && !isFinal) return 0;
+    this.grow(found ? text.slice(0, found.index) : text);
+    this.#code = this.#code.replace(/\n$/, '');
+    return found ? found.index + found[0].length : text.length;
   }
 
   grow(text) {

@@ -8,9 +8,10 @@ export class Scroller {
   #top = 0;
   #anchor = null;               // { element, offset }: what is at the top of the window, and where
 
-  // `items()` gives the elements that one of is kept in place; `moved(isAtEnd)` is called after each movement.
-  constructor(box, content, items, moved) {
-    Object.assign(this, { box, items, moved });
+  // `items()` gives the elements that one of is kept in place; `moved(isAtEnd)` is called after each movement,
+  // `isWhole()` tells whether the box has the end of the whole thing.
+  constructor(box, content, items, moved, isWhole) {
+    Object.assign(this, { box, items, moved, isWhole });
     box.addEventListener('scroll', () => this.#scrolled(), { passive: true });
     new ResizeObserver(() => this.settle()).observe(content);
     new ResizeObserver(() => this.settle()).observe(box);
@@ -44,7 +45,8 @@ export class Scroller {
     const { scrollTop, scrollHeight, clientHeight } = this.box;
     const left = scrollHeight - scrollTop - clientHeight;
     // At the end also when the content has become shorter; on the way down already shortly before it.
-    if (left < 2 || (left < NEAR_END && scrollTop > this.#top)) this.#isPinned = true;
+    const isAtEnd = left < 2 || (left < NEAR_END && scrollTop > this.#top);
+    if (isAtEnd && this.isWhole()) this.#isPinned = true;
     else if (scrollTop < this.#top) this.#isPinned = false;
     this.#note();
   }

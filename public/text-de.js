@@ -33,7 +33,7 @@ export const DE = {
   'storage-silent': 'Der Speicher dieses Browsers antwortet nicht: Schließen Sie alle Tabs dieser Seite und öffnen Sie sie wieder.',
 
   conversation: 'Gespräch', system: 'Systemprompt', 'system-hint': 'Was das Modell wissen und wie es antworten soll',
-  earlier: 'Frühere Nachrichten', welcome: 'Worüber reden wir?', 'welcome-model': '{name} ist bereit.',
+  earlier: 'Frühere Nachrichten', later: 'Spätere Nachrichten', welcome: 'Worüber reden wir?', 'welcome-model': '{name} ist bereit.',
   'to-end': 'Zum Ende', message: 'Nachricht', ask: 'Nachricht schreiben…', send: 'Senden', stop: 'Anhalten', attach: 'Dateien anhängen',
   'remove-file': '{name} entfernen', context: 'Kontext', 'context-used': '{used} von {size} Token', you: 'Sie', model: 'Modell',
   reasoning: 'Gedankengang', thinking: 'Denkt nach…', 'thought-for': '{time} nachgedacht', 'copy-reasoning': 'Gedankengang kopieren',

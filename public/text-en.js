@@ -33,7 +33,7 @@ export const EN = {
   'storage-silent': 'The storage of this browser does not answer: close its tabs of this page and open it again.',
 
   conversation: 'Conversation', system: 'System prompt', 'system-hint': 'What the model should know and how it should answer',
-  earlier: 'Earlier messages', welcome: 'What shall we talk about?', 'welcome-model': '{name} is ready.',
+  earlier: 'Earlier messages', later: 'Later messages', welcome: 'What shall we talk about?', 'welcome-model': '{name} is ready.',
   'to-end': 'To the end', message: 'Message', ask: 'Write a message…', send: 'Send', stop: 'Stop', attach: 'Attach files',
   'remove-file': 'Remove {name}', context: 'Context', 'context-used': '{used} of {size} tokens', you: 'You', model: 'Model',
   reasoning: 'Reasoning', thinking: 'Thinking…', 'thought-for': 'Thought for {time}', 'copy-reasoning': 'Copy reasoning',

@@ -33,7 +33,7 @@ export const ES = {
   'storage-silent': 'El almacenamiento de este navegador no responde: cierre las pestañas de esta página y vuelva a abrirla.',
 
   conversation: 'Conversación', system: 'Prompt de sistema', 'system-hint': 'Lo que el modelo debe saber y cómo debe responder',
-  earlier: 'Mensajes anteriores', welcome: '¿De qué hablamos?', 'welcome-model': '{name} está listo.',
+  earlier: 'Mensajes anteriores', later: 'Mensajes posteriores', welcome: '¿De qué hablamos?', 'welcome-model': '{name} está listo.',
   'to-end': 'Ir al final', message: 'Mensaje', ask: 'Escriba un mensaje…', send: 'Enviar', stop: 'Detener', attach: 'Adjuntar archivos',
   'remove-file': 'Quitar {name}', context: 'Contexto', 'context-used': '{used} de {size} tokens', you: 'Usted', model: 'Modelo',
   reasoning: 'Razonamiento', thinking: 'Pensando…', 'thought-for': 'Pensó durante {time}', 'copy-reasoning': 'Copiar el razonamiento',

@@ -33,7 +33,7 @@ export const FR = {
   'storage-silent': 'Le stockage de ce navigateur ne répond pas : fermez les onglets de cette page et rouvrez-la.',
 
   conversation: 'Conversation', system: 'Prompt système', 'system-hint': 'Ce que le modèle doit savoir et comment il doit répondre',
-  earlier: 'Messages précédents', welcome: 'De quoi parlons-nous ?', 'welcome-model': '{name} est prêt.',
+  earlier: 'Messages précédents', later: 'Messages suivants', welcome: 'De quoi parlons-nous ?', 'welcome-model': '{name} est prêt.',
   'to-end': 'Aller à la fin', message: 'Message', ask: 'Écrivez un message…', send: 'Envoyer', stop: 'Arrêter', attach: 'Joindre des fichiers',
   'remove-file': 'Retirer {name}', context: 'Contexte', 'context-used': '{used} tokens sur {size}', you: 'Vous', model: 'Modèle',
   reasoning: 'Raisonnement', thinking: 'Réflexion…', 'thought-for': 'Réflexion pendant {time}', 'copy-reasoning': 'Copier le raisonnement',

@@ -33,7 +33,7 @@ export const ZH = {
   'storage-silent': '浏览器的存储没有响应：请关闭本页的所有标签页后重新打开。',
 
   conversation: '对话', system: '系统提示', 'system-hint': '模型应该知道什么、应该怎样回答',
-  earlier: '更早的消息', welcome: '想聊些什么？', 'welcome-model': '{name} 已就绪。',
+  earlier: '更早的消息', later: '更晚的消息', welcome: '想聊些什么？', 'welcome-model': '{name} 已就绪。',
   'to-end': '到末尾', message: '消息', ask: '写一条消息…', send: '发送', stop: '停止', attach: '添加文件',
   'remove-file': '移除 {name}', context: '上下文', 'context-used': '{used} / {size} 词元', you: '您', model: '模型',
   reasoning: '推理', thinking: '思考中…', 'thought-for': '思考了 {time}', 'copy-reasoning': '复制推理',

@@ -28,21 +28,25 @@ function label(message, versions) {
 function branches(tree, leaf) {
   const shown = new Set(tree.path(leaf).map((message) => message.id));
   const list = h('ul', { class: 'tree' });
-  const todo = [[null, list]];
+  const todo = [[null, list, list]];      // whose versions are next, the list they go on in, and the row above
   while (todo.length) {
-    const [id, box] = todo.shift();
+    const [id, level, above] = todo.shift();
     const versions = tree.children.get(id) ?? [];
+    const isBranching = versions.length > 1 && id !== null;
+    const box = isBranching ? h('ul', {}) : level;
+    if (isBranching) above.append(box);
+    const after = [];
     for (const message of versions) {
       const row = h('li', {}, h('button', { type: 'submit', value: message.id, formnovalidate: true,
         class: `quiet ${shown.has(message.id) ? 'chosen' : ''}`, 'aria-current': shown.has(message.id) && 'true' },
       h('span', { class: 'dim' }, `${roleName(message)}: `), h('bdi', {}, label(message, versions))));
       box.append(row);
-      const isBranching = versions.length > 1;
       if (!tree.children.get(message.id)?.length) continue;
-      const below = isBranching ? h('ul', {}) : box;
-      if (isBranching) row.append(below);
-      todo.unshift([message.id, below]);
+      const below = versions.length > 1 ? h('ul', {}) : box;
+      if (versions.length > 1) row.append(below);
+      after.push([message.id, below, row]);
     }
+    todo.unshift(...after);
   }
   return list;
 }

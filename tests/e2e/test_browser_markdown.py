@@ -93,6 +93,30 @@ def test_markdown_becomes_elements(server, browser: Browser, request, tmp_path: 
     browser.screenshot(screenshot_path(request, "phone-dark"))
 
 
+def test_a_long_code_block_is_never_drawn_anew(scripted: Scripted, browser: Browser):  # noqa: F811
+    open_page(browser, scripted)
+    result = browser.run_async("""
+        const { MarkdownView } = await import('/markdown.js');
+        const box = document.createElement('div');
+        const view = new MarkdownView(box);
+        const removed = [];
+        let text = 'Before\\n\\n```python\\n';
+        const records = [];
+        const watch = new MutationObserver((some) => records.push(...some));
+        view.update(text);
+        watch.observe(box, { childList: true, subtree: true });
+        for (let i = 0; i < 1200; i++) {
+          text += `value_${i} = compute(value_${i}, '${i}')  # line ${i}\\n`;
+          view.update(text);
+        }
+        view.update(text + '```\\n\\nAfter');
+        view.update(text + '```\\n\\nAfter', true);
+        await new Promise((resolve) => setTimeout(resolve));
+        return [records.reduce((n, one) => n + one.removedNodes.length, 0), box.querySelector('code').textContent.split('\\n').length,
+          box.querySelectorAll('.hl-comment').length, box.lastChild.textContent]""")
+    assert result[0] < 10 and result[1:] == [1201, 1200, "After"]
+
+
 def test_footnotes_lead_to_their_text_and_back(scripted: Scripted, browser: Browser):  # noqa: F811
     rows = "Sure[^a], but [^a-z] is none.\n\n", "More[^b].\n\n", "[^a]: The *first*.\n[^b]: The second.\n"
     scripted.will_answer([*text(*rows), end()])
@@ -272,10 +296,21 @@ def test_two_thousand_messages_stay_smooth(server, browser: Browser, tmp_path: P
         print("longest task while streaming:", max(long), "ms")
         # below 200 on a quiet machine; one of them may have been put off by other work, but not half of them
         assert statistics.median(long) < 1000
-        for _ in range(3):
-            before = len(messages(browser))
+        shown = "return [...document.querySelectorAll('.message')].map((one) => one.textContent.match(/Message (\\d+)/)?.[1])"
+        for _ in range(6):
+            before = browser.run(shown)[0]
             browser.run("document.querySelector('.scroller').scrollTop = 0")
-            wait_until(lambda b=before: len(messages(browser)) > b, "earlier messages")
+            wait_until(lambda b=before: browser.run(shown)[0] != b, "earlier messages")
+        assert len(messages(browser)) <= 120 and "1999" not in browser.run(shown)
+        before = browser.run(shown)[-1]
+        browser.run("document.querySelector('.scroller').scrollTop = 1e9")
+        wait_until(lambda: browser.run(shown)[-1] != before, "later messages")
+        browser.click(".to-end")
+        wait_until(lambda: "1999" in browser.run(shown), "the end")
+        browser.run("document.querySelector('.scroller').scrollTop = 0")
+        wait_until(lambda: "1999" in browser.run(shown) and browser.run(shown)[0] < "1950", "earlier messages")
+        say(browser, "And on")
+        assert messages(browser)[-1][1].endswith("The end.") and messages(browser)[-2][1] == "And on"
 
 
 # ---------------------------------------------------------------------------------------- formulas

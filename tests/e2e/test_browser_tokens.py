@@ -28,7 +28,7 @@ def test_an_answer_goes_on_from_any_of_its_tokens_and_the_tree_shows_where(scrip
     rows = "return [...document.querySelectorAll('.tree bdi')].map((one) => one.textContent)"
     wait_until(lambda: browser.run(rows) == ["What is there?", "A white cat", "A other dog"], "the tree")
     assert browser.run("return document.querySelectorAll('.tree .chosen').length") == 2
-    browser.click(".tree li:nth-child(2) button")
+    browser.click(".tree ul li:first-child button")
     wait_until(lambda: messages(browser)[-1][1] == "A white cat", "the first branch")
 
 
