@@ -416,10 +416,7 @@ class Models:
                 return  # the model has stayed
             started = time.monotonic()
             log.info("loading %s", entry.name)
-            model = prepared.start(takes)
-            with self._changed:
-                load.model = model
-            self._watch(load, model)
+            model = self._start(load, prepared, takes)
             prepared.complete(model)
         except Exception as error:
             self._fail(load, error)
@@ -518,8 +515,24 @@ class Models:
         """Whether it has an engine, or has been given room for one."""
         return entry.state == LOADED or entry.state == LOADING and entry.load not in self._queue
 
+    def _start(self, load: Load, prepared: Prepared, takes: Room) -> Model:
+        """The model once its engine has loaded it. One that is killed meanwhile is started once more: it may have been
+        chance."""
+        is_second = False
+        while True:
+            model = prepared.start(takes)
+            with self._changed:
+                load.model = model
+            self._watch(load, model)
+            if model.engine.state != DEAD or model.engine.is_refused or is_second:
+                model.engine.require_ready()
+                return model
+            log.warning("%s: %s; it is tried once more", load.entry.name, model.engine.error)
+            model.engine.close()
+            is_second = True
+
     def _watch(self, load: Load, model: Model) -> None:
-        """Until its engine has loaded the model."""
+        """Until its engine has loaded the model, or has failed to."""
         while not model.engine.wait_until_loaded(POLL_S):
             load.entry.progress = model.engine.progress
             with self._changed:
@@ -527,7 +540,6 @@ class Models:
                     self._require_wanted(load)
         if self._is_closed:
             raise ApiError(503, STOPPING)
-        model.engine.require_ready()
 
     def _satisfy(self, load: Load) -> None:
         """The model is there: those who wait have it from now on. The lock is held."""

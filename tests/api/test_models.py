@@ -213,7 +213,7 @@ def test_slots_and_metrics_are_those_of_each_model(make_many):
     assert len(api.get("/slots?model=b").json()) == 1
     text = api.get("/metrics").body.decode()
     assert text.count("# TYPE llamacpp:prompt_tokens_total") == 1
-    assert 'prompt_tokens_total{model="a"} 2\n' in text and 'prompt_tokens_total{model="b"} 2\n' in text
+    assert 'prompt_tokens_total{model="a"} 3\n' in text and 'prompt_tokens_total{model="b"} 3\n' in text
     assert 'model="a"' not in api.get("/metrics?model=b").body.decode()
     assert api.get("/props").json()["role"] == "router"
     assert api.get("/props?model=b").json()["model_alias"] == "b"

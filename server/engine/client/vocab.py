@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -61,6 +62,7 @@ class NativeVocab:
     def __init__(self, libs: loader.Libs, path: str, offset: int = 0) -> None:
         self._libs = libs
         self._model = Model(libs, path, offset=offset, vocab_only=True)
+        weakref.finalize(self, self._model.close).atexit = False  # once no thread can be at work in it
         self._vocab = libs.llama.llama_model_get_vocab(self._model)
         self._type = libs.llama.llama_vocab_type(self._vocab)
         self.is_none = self._type == LLAMA_VOCAB_TYPE_NONE

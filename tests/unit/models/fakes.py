@@ -24,14 +24,14 @@ class FakeEngine:
         self.state, self.error, self.progress = LOADING, "", 0.0
         self.info = ModelInfo(name)
         self.snapshot = Snapshot()
-        self.is_busy = self.is_stuck = False
+        self.is_busy = self.is_stuck = self.is_refused = False
         self.loaded, self.may_end = threading.Event(), threading.Event()
         self.may_end.set()
         self.n_closed = 0
 
-    def load(self, error: str = "") -> None:
-        """It has loaded its model, or failed to."""
-        self.error = error
+    def load(self, error: str = "", is_refused: bool = True) -> None:
+        """It has loaded its model, or failed to: as it will again, if that `is_refused`."""
+        self.error, self.is_refused = error, is_refused
         self.state = FAILED if error else READY
         self.loaded.set()
 

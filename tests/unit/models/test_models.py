@@ -123,6 +123,17 @@ def test_a_load_that_fails_tells_all_that_wait_why_and_who_comes_later_at_once()
     wait_until(lambda: len(house.alive) == 2, "the end of the engine that failed", PATIENCE)
 
 
+def test_an_engine_that_is_killed_while_it_loads_is_started_once_more():
+    house = House(is_quick=False, a=1)
+    models = house.models()
+    asked = ask(models, "a")
+    for n in (1, 2):
+        wait_until(lambda n=n: len(house.started) == n and house.engines["a"].state == "loading model", "it", PATIENCE)
+        house.engines["a"].load(error="it was killed" if n == 1 else "", is_refused=False)
+    assert asked.result(PATIENCE).name == "a"
+    assert house.started == ["a", "a"]
+
+
 def test_a_file_that_is_no_model_fails_without_an_engine():
     house = House(a=1)
     house.faults["a"] = StartError("a.gguf: no GGUF file")

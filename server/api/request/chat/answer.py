@@ -10,7 +10,8 @@ from __future__ import annotations
 import secrets
 import string
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
+from weakref import WeakKeyDictionary
 
 from server.api.request.chat.messages import ChatPrompt
 from server.api.request.chat.reasoning import ReasoningWish
@@ -81,9 +82,19 @@ def thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish) -> Thinking | 
     )
 
 
-@lru_cache(maxsize=8)
+_marks: WeakKeyDictionary[Vocab, dict[CallFormat, tuple[int, ...]]] = WeakKeyDictionary()
+"""A vocabulary that no model has any more isn't kept for this."""
+
+
 def control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
     """The control tokens among the marks of a format: they have to be seen, though such tokens aren't shown."""
+    known = _marks.setdefault(vocab, {})
+    if form not in known:
+        known[form] = _control_marks(vocab, form)
+    return known[form]
+
+
+def _control_marks(vocab: Vocab, form: CallFormat) -> tuple[int, ...]:
     tokens = {token for text in set(_texts(form)) - {""} for token in vocab.tokenize(text, False, True)}
     return tuple(sorted(token for token in tokens if vocab.is_control(token)))
 
