@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import struct
 import threading
 
 import pytest
@@ -116,6 +118,30 @@ def test_models_leave_for_others_and_never_with_work(make_many):
     waiting.join(PATIENCE)
     assert answers[0].status == 200 and b'"model":"second"' in running.recv(1 << 20)
     running.close()
+
+
+def test_a_stream_that_goes_on_without_its_client_has_its_model_until_its_end(make_many):
+    api = make_many(room=1)
+    assert api.say("first").status == 200
+    backend = api.starter.backends["first"]
+    backend.hold()
+    data = json.dumps({"prompt": "a", "n_predict": 3, "model": "first", "stream": True}).encode()
+    sock = api.connect()
+    sock.sendall(
+        b"POST /completion HTTP/1.1\r\nHost: localhost\r\nX-Conversation-Id: c\r\nContent-Length: %d\r\n\r\n"
+        % len(data)
+        + data
+    )
+    assert backend.decoding.acquire(timeout=PATIENCE)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+    sock.close()
+    wait_until(lambda: api.server.n_connections == 0, "its connection to end", PATIENCE)
+    assert api.models.entries[0].n_leases == 1
+    api.post("/models/unload", {"model": "first"})
+    backend.go()
+    api.until(first="unloaded")
+    assert api.models.entries[0].n_leases == 0
+    assert b'"stop":true' in api.send("GET", "/v1/stream?conv_id=c").body
 
 
 def test_a_stream_has_its_model_until_its_last_byte(make_many):

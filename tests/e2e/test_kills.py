@@ -124,6 +124,18 @@ def streams_survive(server: ServerProcess, n_kills: int, numbers: list[int], see
 
 
 @POSIX_ONLY
+@pytest.mark.covers("T19")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: finds the engine's process in /proc")
+def test_streams_that_wait_for_room_in_one_cache_survive_kills(serve, tiny_spm_model):
+    server = serve(
+        "-m", tiny_spm_model, *(1024 if part == N_CLIENTS * 512 else part for part in ARGUMENTS), "--kv-unified"
+    )
+    assert [slot["n_ctx"] for slot in server.get("/slots").json()] == [1024] * N_CLIENTS
+    streams_survive(server, 8, [signal.SIGKILL, signal.SIGABRT], 4)
+    assert metric(server, "requests_set_aside_total") > 0
+
+
+@POSIX_ONLY
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only on Linux: finds the engine's process in /proc")
 @pytest.mark.parametrize("n_kills", [50, pytest.param(500, marks=pytest.mark.long)])
 def test_streams_survive_kills_of_the_engine_at_random_moments(serve, tiny_spm_model, n_kills):
