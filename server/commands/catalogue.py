@@ -6,7 +6,6 @@ Main thread, instead of serving. The catalogue itself is `server.models.catalogu
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,11 @@ from pathlib import Path
 from server import program
 from server.errors import PassingError
 from server.models.catalogue import ModelEntry, find_models
-from server.models.file_names import REPO, stem_of
+from server.models.file_names import repository, stem_of
 from server.models.removal import RemovalError, remove_files
 from server.options.groups import CatalogueOptions, Settings
 from server.options.parser import OptionError
 from server.records import record
-
-HUBS = re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/(.+?)/?")
 
 
 @record(frozen=True)
@@ -73,15 +70,6 @@ def near(name: str, entries: Sequence[ModelEntry]) -> str:
     if not entries:
         return "; pull USER/MODEL fetches one, --models-dir DIR names a folder of them"
     return "; the command models lists what there is"
-
-
-def repository(name: str) -> str | None:
-    """USER/MODEL[:QUANT] of a name that can be fetched from a hub; None if it is none."""
-    found = HUBS.fullmatch(name)
-    name = found[1] if found else name
-    repo, colon, quant = name.partition(":")
-    is_one = REPO.fullmatch(repo) and re.fullmatch(r"[\w.-]+" if colon else "", quant)
-    return name if is_one else None
 
 
 def pull(call: Call) -> int:

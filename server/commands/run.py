@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from server import program
-from server.commands.catalogue import Call, fetch, find, repository
+from server.commands.catalogue import Call, fetch, find
 from server.commands.talk import TEXT, THOUGHT, Peer, visible
 from server.errors import PassingError
 from server.models.catalogue import ModelEntry
+from server.models.file_names import repository
 from server.options.commands import FOLDERS
 from server.options.parser import OptionError
 from server.records import field, record

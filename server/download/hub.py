@@ -15,7 +15,15 @@ from urllib.parse import quote, urljoin
 from server.download.client import SHA256, Client, origin, shown, split_url
 from server.download.local import DownloadError, is_safe_path, safe_name
 from server.download.transfer import Wanted
-from server.models.file_names import QUANT_ORDER, REPO, choose_file, choose_projector, is_model_file, split_names
+from server.models.file_names import (
+    MAX_REPO,
+    QUANT_ORDER,
+    REPO,
+    choose_file,
+    choose_projector,
+    is_model_file,
+    split_names,
+)
 from server.records import record
 
 REVISION = "main"
@@ -23,7 +31,6 @@ NO_PROJECTOR = ".no-mmproj"
 """The file that notes, below a repository's folder, that it has no projector: so the hub isn't asked at each start."""
 MAX_PAGES = 100
 N_SHOWN = 8
-MAX_REPO = 256
 
 Listing = Mapping[str, tuple[str, "int | None"]]
 """path -> (sha256 or "", size or None)"""

@@ -15,11 +15,13 @@ QUANT_ORDER = ("Q4_K_M", "Q8_0")
 PROJECTOR = "mmproj"
 NOT_MODELS = (PROJECTOR, "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 SUFFIX = ".gguf"
+MAX_REPO = 256
 REPO = re.compile(r"\w+(?:[.-]+\w+)*/\w+(?:[.-]+\w+)*", re.ASCII)
 TAG = re.compile(r"[-.]([A-Z0-9_]+)\.gguf", re.IGNORECASE | re.ASCII)
 QUANT = re.compile(
     r"[-._]((?:UD-)?(?:I?Q\d\w*|TQ\d_\d|BF16|FP?16|FP?32|MXFP4\w*|NVFP4\w*))(?=$|[-.])", re.IGNORECASE | re.ASCII
 )
+HUBS = re.compile(r"(?:https?://)?(?:huggingface\.co|hf\.co)/(.+?)/?")
 SPLIT = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.gguf)", re.IGNORECASE | re.ASCII)
 
 
@@ -33,6 +35,15 @@ def quant_of(name: str) -> str:
     """The quantisation in a file's name, in capitals: Q4_K_M; "" if there is none."""
     found = QUANT.findall(stem_of(name))
     return found[-1].upper() if found else ""
+
+
+def repository(name: str) -> str | None:
+    """USER/MODEL[:QUANT] of a name that can be fetched from a hub, as people and Ollama write it; None for others."""
+    found = HUBS.fullmatch(name[:MAX_REPO])
+    name = found[1] if found else name
+    repo, colon, quant = name.partition(":")
+    is_one = len(name) <= MAX_REPO and REPO.fullmatch(repo) and re.fullmatch(r"[\w.-]+" if colon else "", quant)
+    return name if is_one else None
 
 
 def base_of(name: str) -> str:

@@ -57,6 +57,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.model_files": (),
     "server.download": ("server.models.file_names",),  # what files are called
     "server.bench": (),
+    "server.library": ("server.download", "server.models.file_names"),
     "server.errands": ("server.options",),
     "server.commands": (
         "ctypes_api.errors",

@@ -1,0 +1,190 @@
+"""Downloads that requests have asked for: each on a thread of its own, with progress for all who wait for it.
+
+Connection threads ask and watch; a download's thread (`download`) tells. Two who want the same model share one download.
+It goes on as long as somebody waits for it, or to its end where the request didn't wait (`is_kept`); what has arrived
+when it stops is kept on the disk, and the next download of the model goes on there. Nothing is fetched but from the hub
+that the server's own options and environment name: a request gives a repository's name, never an address.
+
+Not taken: a queue. Who asks for more than a few at a time is told so, and asks again.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from server.download import DownloadError, Progress, fetch_model, fetch_projector
+from server.errors import ApiError
+from server.log import get_logger
+from server.models.file_names import repository
+from server.records import field, record
+
+MAX_RUNNING = 4
+RUNNING, FINISHED, FAILED, STOPPED = "downloading", "finished", "failed", "stopped"
+
+log = get_logger("models")
+
+
+class Stopped(Exception):
+    """Nobody waits for the download any more."""
+
+
+@record(eq=False)
+class Download:
+    """One model on its way. `file` is what is being fetched, `done` of `total` bytes are there (0: not known yet).
+
+    `state` is one of the words above, `reason` says why it has failed. `n_changes` counts what there was to tell."""
+
+    name: str
+    file: str = ""
+    done: int = 0
+    total: int = 0
+    state: str = RUNNING
+    reason: str = ""
+    is_kept: bool = False
+    n_watchers: int = 0
+    n_changes: int = 0
+    must_stop: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def has_ended(self) -> bool:
+        """However it has."""
+        return self.state != RUNNING
+
+    def has_news(self, n_seen: int) -> bool:
+        """Whether there has been anything to tell since there were so many changes."""
+        return self.n_changes != n_seen
+
+
+class Library:
+    """See above. `changed` is called when a model has arrived, `tell` with each news of a download. `cache` is the
+    folder of downloads (None: the user's), `token` what the hub is shown."""
+
+    def __init__(
+        self,
+        token: str | None,
+        changed: Callable[[], None],
+        tell: Callable[[Download], None] = lambda download: None,
+        cache: Path | None = None,
+    ) -> None:
+        self._token = token
+        self._cache = cache
+        self._changed = changed
+        self._tell = tell
+        self._news = threading.Condition()  # its lock guards all downloads
+        self._running: dict[str, Download] = {}
+
+    def download(self, name: str, is_kept: bool = False) -> Download:
+        """Begin to fetch the repository `name`, or join whoever has begun. ApiError 400 for what is none, 503 for too
+        many at a time."""
+        repo = repository(name)
+        if repo is None:
+            raise ApiError(400, "model: give a repository's name, USER/MODEL or USER/MODEL:QUANT, not an address")
+        with self._news:
+            found = self._running.get(repo)
+            if found is None or found.must_stop.is_set():
+                if len(self._running) >= MAX_RUNNING:
+                    raise ApiError(503, f"{MAX_RUNNING} downloads are running: try again when one has ended")
+                found = self._running[repo] = Download(repo)
+                threading.Thread(target=self._run, args=(found,), name="download", daemon=True).start()
+            found.is_kept |= is_kept
+            return found
+
+    def running(self) -> list[Download]:
+        """Those that haven't ended."""
+        with self._news:
+            return list(self._running.values())
+
+    def watch(self, download: Download, timeout_s: float) -> Iterator[None]:
+        """Comes back at each change, and after `timeout_s` without any, until the download has ended. Leaving the
+        iterator stops what nobody waits for any more."""
+        with self._news:
+            download.n_watchers += 1
+        n_seen = -1
+        try:
+            while True:
+                with self._news:
+                    self._news.wait_for(partial(download.has_news, n_seen), timeout_s)
+                    n_seen = download.n_changes
+                    has_ended = download.has_ended
+                yield
+                if has_ended:
+                    return
+        finally:
+            with self._news:
+                download.n_watchers -= 1
+                if not download.n_watchers and not download.is_kept:
+                    download.must_stop.set()
+
+    def stop(self, name: str) -> bool:
+        """Stop the download of a model; whether there was one."""
+        with self._news:
+            found = self._running.get(repository(name) or "")
+            if found is not None:
+                found.must_stop.set()
+            return found is not None
+
+    def close(self) -> None:
+        """Stop all: the server ends."""
+        for download in self.running():
+            download.must_stop.set()
+
+    def _run(self, download: Download) -> None:
+        report = Report(download, self._update)
+        try:
+            path = fetch_model(
+                None, download.name, token=self._token, cache=self._cache, progress=report, sleep=report.sleep
+            )
+            fetch_projector(
+                download.name, path, token=self._token, cache=self._cache, progress=report, sleep=report.sleep
+            )
+            self._changed()
+            state, reason = FINISHED, ""
+        except Stopped:
+            state, reason = STOPPED, "the download has been stopped; what has arrived is kept"
+        except DownloadError as error:
+            state, reason = FAILED, str(error)
+        except Exception as error:
+            log.error("the download of %s has failed", download.name, exc_info=error)
+            state, reason = FAILED, "the download has failed; the log says why"
+        with self._news:
+            if self._running.get(download.name) is download:
+                del self._running[download.name]
+        self._update(download, state=state, reason=reason)
+
+    def _update(self, download: Download, **changes: object) -> None:
+        with self._news:
+            for name, value in changes.items():
+                setattr(download, name, value)
+            download.n_changes += 1
+            self._news.notify_all()
+        self._tell(download)
+
+
+class Report(Progress):
+    """Tells of a download instead of showing it, and ends it (`Stopped`) when it is to stop."""
+
+    def __init__(self, download: Download, update: Callable[..., None]) -> None:
+        super().__init__(say=lambda line: log.info("%s", line))
+        self._download = download
+        self._update = update
+        self._shown = 0.0
+
+    def start(self, label: str, done: int, size: int | None) -> None:
+        """A file begins, or goes on."""
+        self._update(self._download, file=label, done=done, total=size or 0)
+
+    def show(self, done: int) -> None:
+        """So many bytes are there: told in steps of a thousandth, at least a megabyte."""
+        if self._download.must_stop.is_set():
+            raise Stopped
+        step = max(self._download.total // 1000, 1 << 20)
+        if done == self._download.total or done - self._download.done >= step:
+            self._update(self._download, done=done)
+
+    def sleep(self, seconds: float) -> None:
+        """Between two tries."""
+        if self._download.must_stop.wait(seconds):
+            raise Stopped
