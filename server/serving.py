@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server import errors, program
@@ -41,6 +42,7 @@ from server.web.router import Router
 
 if TYPE_CHECKING:
     from server.evidence.recorder import Recorder
+    from server.library.library import Library
 
 PUBLIC = program.ROOT / "public"
 
@@ -84,7 +86,7 @@ def serve_many(
     models = Models(
         entries, starter, n_most=catalogue.models_max, autoload=catalogue.models_autoload, may_use=keys.ring.may_use
     )
-    context = context_of(options, models, stop)
+    context = context_of(options, models, stop, lambda: models.renew(starter.entries()))
 
     def begin(context: Context, house: Housekeeping) -> None:
         log.info("%d models; each is loaded when it is asked for", len(entries))
@@ -132,6 +134,8 @@ def _serve(
             house.report("stopping")
             if stop.is_set():
                 _stand_by(options.service.drain_delay, server, house, models)
+            if context.library is not None:
+                context.library.close()
             server.stop(options.service.drain if models.is_alive else 0.0, models.close)
             models.close()
             if context.recorder is not None:
@@ -159,10 +163,31 @@ def make_context(
     return context_of(options, Models.of_one(model, starter, keys.ring.may_use), stop)
 
 
-def context_of(options: Options, models: Models, stop: threading.Event) -> Context:
-    """The same for any models."""
+def context_of(
+    options: Options, models: Models, stop: threading.Event, renew: Callable[[], None] = lambda: None
+) -> Context:
+    """The same for any models. `renew` looks for them anew."""
     stored = Store(options.api.store_size << 20, options.api.store_dir)
-    return Context(models, options.api, is_shared=edge.is_shared(options.http), stop=stop, stored=stored)
+    context = Context(models, options.api, is_shared=edge.is_shared(options.http), stop=stop, stored=stored)
+    if options.api.manage_models:
+        context.library = open_library(options, models, renew)
+    return context
+
+
+def open_library(options: Options, models: Models, renew: Callable[[], None]) -> Library:
+    """What requests of an admin fetch and remove models with."""
+    from server.api.admin.library import download_event
+    from server.library.library import Library  # here, because it brings an HTTP client along
+
+    folder = options.catalogue.models_dir
+    return Library(
+        program.cache_folder(),
+        renew,
+        lambda download: models.publish(download_event(download)),
+        folders=[Path(folder)] if folder else [],
+        token=options.downloads.hf_token,
+        is_offline=options.downloads.offline,
+    )
 
 
 def make_recorder(options: LoggingOptions, context: Context) -> Recorder | None:
@@ -177,6 +202,7 @@ def make_recorder(options: LoggingOptions, context: Context) -> Recorder | None:
 
 def make_server(options: HttpOptions, context: Context, keys: edge.KeyFiles) -> HttpServer:
     """The HTTP edge with all routes, bound and not started."""
+    context.is_admin = keys.ring.is_admin
     table = routes(context)
     router = Router(table, options.api_prefix, hints(table))
     return edge.http_server(options, router, keys, PUBLIC, context.refusals)

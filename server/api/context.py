@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,15 +21,22 @@ from server.records import field, record
 
 if TYPE_CHECKING:
     from server.evidence.recorder import Recorder
+    from server.library.library import Library
     from server.options.groups import ApiOptions
 
 log = get_logger("api")
 
 
+def nobody(key_id: str) -> bool:
+    """Whose key is an admin's, on a server without such keys."""
+    return False
+
+
 @record
 class Context:
     """With `is_shared` there may be several users: none of them is shown what others ask. `recorder` is that of
-    --record, None without."""
+    --record, None without. `library` is there where requests may
+    fetch and remove models, with a key of which `is_admin` is true."""
 
     models: Models
     options: ApiOptions
@@ -37,6 +44,8 @@ class Context:
     is_shared: bool = False
     running: RunningRequests = field(default_factory=RunningRequests)
     refusals: Refusals = field(default_factory=Refusals)
+    is_admin: Callable[[str], bool] = nobody
+    library: Library | None = None
     stored: Store = field(default_factory=lambda: Store(0))
     known_models: KnownModels = field(default_factory=KnownModels)
     recorder: Recorder | None = None

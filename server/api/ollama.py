@@ -125,9 +125,11 @@ class OllamaHandlers:
         return json_response({"embedding": vectors[0] if vectors else []}, headers=warning_header(warnings))
 
     def refuse(self, request: Request) -> Response:
-        """What fetches, makes and removes models."""
+        """What makes, copies and publishes models."""
         raise ApiError(
-            501, "This server serves the one model that it was started with; no model is fetched, made or removed here"
+            501,
+            "This server makes no models, and names come from their files: a section of --models-preset gives a model "
+            "another name or other settings",
         )
 
     def _vectors(

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from server.api import transcription
 from server.api.admin.debug import DebugHandler
+from server.api.admin.library import LibraryHandlers
 from server.api.admin.lora import LoraHandlers
 from server.api.admin.metrics import MetricsHandler
 from server.api.admin.models import ModelHandlers
@@ -35,7 +36,7 @@ def routes(context: Context) -> list[Route]:
     """Rows of (method, path, handler); public ones need no API key."""
     status, tokens, lora = StatusHandlers(context), TokenHandlers(context.models), LoraHandlers(context.models)
     embeddings, rerank = EmbeddingHandlers(context), RerankHandler(context)
-    running, models = RunningHandlers(context.running), ModelHandlers(context)
+    running, models, library = RunningHandlers(context.running), ModelHandlers(context), LibraryHandlers(context)
     streams = StreamHandlers(context.recordings)
     ollamas = OllamaHandlers(context, embeddings)
     runs, conversations = Runs(context), ConversationHandlers(context)
@@ -53,6 +54,8 @@ def routes(context: Context) -> list[Route]:
         Route("POST", "/lora-adapters", lora.set),
         Route("GET", "/models", models.list, public=True),
         Route("GET", "/models/sse", models.events),
+        Route("POST", "/models", library.fetch),
+        Route("DELETE", "/models", library.remove),
         Route("POST", "/models/load", models.load),
         Route("POST", "/models/unload", models.unload),
         Route("GET", "/v1/models", models.list, public=True),
@@ -136,8 +139,9 @@ def routes(context: Context) -> list[Route]:
                 ("POST", "show", ollamas.show),
                 ("POST", "embed", ollamas.embed),
                 ("POST", "embeddings", ollamas.embed_prompt),
-                *(("POST", name, ollamas.refuse) for name in ("pull", "push", "create", "copy")),
-                ("DELETE", "delete", ollamas.refuse),
+                ("POST", "pull", library.pull),
+                ("DELETE", "delete", library.delete),
+                *(("POST", name, ollamas.refuse) for name in ("push", "create", "copy")),
             )
         ),
     ]

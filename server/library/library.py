@@ -1,7 +1,7 @@
-"""Downloads that requests have asked for: each on a thread of its own, with progress for all who wait for it.
+"""Downloads that requests have asked for, each on a thread of its own, with progress for all who wait for it.
 
 Connection threads ask and watch; a download's thread (`download`) tells. Two who want the same model share one download.
-It goes on as long as somebody waits for it, or to its end where the request didn't wait (`is_kept`); what has arrived
+It goes on as long as somebody waits for it, or to its end where the request didn't wait (`is_kept`). What has arrived
 when it stops is kept on the disk, and the next download of the model goes on there. Nothing is fetched but from the hub
 that the server's own options and environment name: a request gives a repository's name, never an address.
 
@@ -11,15 +11,20 @@ Not taken: a queue. Who asks for more than a few at a time is told so, and asks 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from server.download import DownloadError, Progress, fetch_model, fetch_projector
 from server.errors import ApiError
 from server.log import get_logger
 from server.models.file_names import repository
+from server.models.removal import RemovalError, removable_files, remove_files
 from server.records import field, record
+
+if TYPE_CHECKING:
+    from server.models.catalogue import ModelEntry
 
 MAX_RUNNING = 4
 RUNNING, FINISHED, FAILED, STOPPED = "downloading", "finished", "failed", "stopped"
@@ -60,25 +65,33 @@ class Download:
 
 class Library:
     """See above. `changed` is called when a model has arrived, `tell` with each news of a download. `cache` is the
-    folder of downloads (None: the user's), `token` what the hub is shown."""
+    folder of downloads, `folders` are further ones in which models may be removed, `token` is what the hub is shown.
+    With `is_offline` nothing is fetched."""
 
     def __init__(
         self,
-        token: str | None,
+        cache: Path,
         changed: Callable[[], None],
-        tell: Callable[[Download], None] = lambda download: None,
-        cache: Path | None = None,
+        tell: Callable[[Download], None],
+        *,
+        folders: Sequence[Path] = (),
+        token: str | None = None,
+        is_offline: bool = False,
     ) -> None:
-        self._token = token
+        self.changed = changed
         self._cache = cache
-        self._changed = changed
         self._tell = tell
+        self._roots = [cache / "models", *folders]
+        self._token = token
+        self._is_offline = is_offline
         self._news = threading.Condition()  # its lock guards all downloads
         self._running: dict[str, Download] = {}
 
     def download(self, name: str, is_kept: bool = False) -> Download:
         """Begin to fetch the repository `name`, or join whoever has begun. ApiError 400 for what is none, 503 for too
         many at a time."""
+        if self._is_offline:
+            raise ApiError(501, "this server fetches nothing (--offline)")
         repo = repository(name)
         if repo is None:
             raise ApiError(400, "model: give a repository's name, USER/MODEL or USER/MODEL:QUANT, not an address")
@@ -97,7 +110,7 @@ class Library:
         with self._news:
             return list(self._running.values())
 
-    def watch(self, download: Download, timeout_s: float) -> Iterator[None]:
+    def watch(self, download: Download, timeout_s: float) -> Generator[None]:
         """Comes back at each change, and after `timeout_s` without any, until the download has ended. Leaving the
         iterator stops what nobody waits for any more."""
         with self._news:
@@ -126,6 +139,22 @@ class Library:
                 found.must_stop.set()
             return found is not None
 
+    def check_removable(self, entry: ModelEntry, others: Sequence[ModelEntry]) -> None:
+        """ApiError 400 with the reason if a model's files would stay."""
+        try:
+            removable_files(entry, others, self._roots)
+        except RemovalError as error:
+            raise ApiError(400, str(error)) from None
+
+    def remove(self, entry: ModelEntry, others: Sequence[ModelEntry]) -> None:
+        """Remove a model's files, which nobody has open. ApiError 400 or 500 if they stay."""
+        self.check_removable(entry, others)
+        try:
+            for path in remove_files(entry, others, self._roots):
+                log.info("removed %s", path)
+        except RemovalError as error:
+            raise ApiError(500, str(error)) from None
+
     def close(self) -> None:
         """Stop all: the server ends."""
         for download in self.running():
@@ -140,7 +169,7 @@ class Library:
             fetch_projector(
                 download.name, path, token=self._token, cache=self._cache, progress=report, sleep=report.sleep
             )
-            self._changed()
+            self.changed()
             state, reason = FINISHED, ""
         except Stopped:
             state, reason = STOPPED, "the download has been stopped; what has arrived is kept"

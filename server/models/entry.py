@@ -8,7 +8,7 @@ one, whatever the handler is doing. Not taken: counting the engine's tasks, whic
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -54,6 +54,9 @@ class Prepared(Protocol):
 
 class Starter(Protocol):
     """Makes loaded models of entries; the composition's, since it takes files, libraries and processes."""
+
+    def entries(self) -> Sequence[Entry]:
+        """All models that there are now."""
 
     def read(self, source: Any, before: Model | None) -> Prepared:
         """Read a model's files; of `before`, the same model when it was last loaded, what still holds may be kept.

@@ -47,6 +47,7 @@ TURN_S = 10.0
 RETRY_S = 10.0
 """After a failure, requests get its reason for so long; then the next one tries again."""
 POLL_S = 0.1
+RETIRE_S = 30.0  # that the end of an engine is waited for before its model's files are removed
 N_NEWS = 1000  # that a reader of events may be behind
 N_NEAR = 3
 
@@ -82,15 +83,14 @@ class Models:
         may_use: MayUse = anybody,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.entries = tuple(entries)
+        self._list(list(entries))
         self.lone = self.entries[0] if lone else None
         self.n_most = n_most
         self.autoload = autoload
         self.is_prepared = True
         self._starter = starter
-        self._may_use = may_use
+        self.may_use = may_use
         self._clock = clock
-        self._by_name = {name: entry for entry in reversed(self.entries) for name in reversed(entry.names)}
         self._changed = threading.Condition()  # its lock guards all entries, and what follows
         self._queue: deque[Load] = deque()  # those that have no room yet, in order
         self._ending: dict[int, Room] = {}  # what engines have that are on their way out
@@ -127,12 +127,12 @@ class Models:
 
     def seen_by(self, key_id: str) -> list[Entry]:
         """Those that a key may use."""
-        return [entry for entry in self.entries if self._may_use(key_id, entry.names)]
+        return [entry for entry in self.entries if self.may_use(key_id, entry.names)]
 
     def find(self, name: object, key_id: str) -> Entry:
         """Which model a request means: that of this name, without one the first. ApiError 404 with names like it."""
         if self.lone is not None:
-            if not self._may_use(key_id, self.lone.names):
+            if not self.may_use(key_id, self.lone.names):
                 raise ApiError(404, NONE_HERE)
             return self.lone
         if name in (None, ""):
@@ -142,7 +142,7 @@ class Models:
         if not isinstance(name, str):
             raise ApiError(400, "model: give the name of a model, as GET /v1/models lists them")
         entry = self._by_name.get(name) or self._by_name.get(name.removesuffix(":latest"))
-        if entry is None or not self._may_use(key_id, entry.names):
+        if entry is None or not self.may_use(key_id, entry.names):
             raise ApiError(404, f"model: there is no {name[:80]!r} here{self._near(name, key_id)}")
         return entry
 
@@ -259,6 +259,48 @@ class Models:
                 self._set(entry, UNLOADED)
             self._changed.notify_all()
         return entry
+
+    def renew(self, entries: Iterable[Entry]) -> None:
+        """The models have been looked for anew: new ones come, those that are gone leave once nobody has them. What
+        still is what it was stays as it is."""
+        if self.lone is not None:
+            return
+        with self._changed:
+            known = {entry.name: entry for entry in self.entries}
+            found = []
+            for new in entries:
+                old = known.pop(new.name, new)
+                if old.path != new.path or old.state == FAILED and new.state != FAILED:
+                    old = new if old.state in (UNLOADED, FAILED) else old
+                old.aliases, old.tags, old.size, old.source = new.aliases, new.tags, new.size, new.source
+                found.append(old)
+            left = [entry for entry in known.values() if entry.state not in (UNLOADED, FAILED)]
+            self._list([*found, *left])
+
+    def retire(self, entry: Entry) -> None:
+        """End a model's engine, if nobody has work for it, and take it off the list, because its files go. ApiError 409
+        if it is at work."""
+        with self._changed:
+            if entry.load is not None or not entry.is_idle:
+                raise ApiError(409, f"{entry.name} is at work: try again when it isn't")
+            model = entry.model
+            if entry.state == LOADED:
+                entry.leaves_for = UNLOADED
+                self._end_leaving()
+            self._list([other for other in self.entries if other is not entry])
+            self._changed.wait_for(lambda: id(model) not in self._ending, RETIRE_S)
+
+    def _list(self, entries: list[Entry]) -> None:
+        """These are the models from now on. The lock is held."""
+        self.entries = tuple(entries)
+        self._by_name = {name: entry for entry in reversed(self.entries) for name in reversed(entry.names)}
+
+    def publish(self, event: dict) -> None:
+        """Tell readers of events something else than a state: `model`, `event` and `data`."""
+        with self._changed:
+            for queue in list(self._news):
+                if not _tell(queue, event):
+                    self._news.remove(queue)
 
     def _keep(self, entry: Entry, seconds: float) -> bool:
         """From now on a model sleeps after so long without work; 0 unloads it at once then, below 0 it stays."""

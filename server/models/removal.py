@@ -28,6 +28,18 @@ def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequenc
 
     RemovalError before anything is removed if they aren't below `roots`, or are another program's. Links are removed,
     never what they lead to."""
+    places = removable_files(entry, others, roots)
+    try:
+        removed = [path for path, _ in places if _remove(path)]
+    except OSError as error:
+        raise RemovalError(f"{error.filename or entry.path} can't be removed: {error.strerror or error}") from None
+    for path, root in places:
+        _tidy(path.parent, root)
+    return removed
+
+
+def removable_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """The files that `remove_files` would remove, each with the root that it is in. RemovalError."""
     if entry.keeper:
         raise RemovalError(f"{entry.name} is in a folder of {entry.keeper}: remove it there")
     if not entry.path:
@@ -37,13 +49,7 @@ def remove_files(entry: ModelEntry, others: Iterable[ModelEntry], roots: Sequenc
     places = [(path, root) for path in files if (root := _root_of(path, roots))]
     if len(places) < len(files):
         raise RemovalError(f"{entry.path} is not in the folder of models, so it stays: remove the file yourself")
-    try:
-        removed = [path for path, _ in places if _remove(path)]
-    except OSError as error:
-        raise RemovalError(f"{error.filename or entry.path} can't be removed: {error.strerror or error}") from None
-    for path, root in places:
-        _tidy(path.parent, root)
-    return removed
+    return places
 
 
 def _root_of(path: Path, roots: Iterable[Path]) -> Path | None:

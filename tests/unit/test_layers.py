@@ -57,7 +57,12 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.model_files": (),
     "server.download": ("server.models.file_names",),  # what files are called
     "server.bench": (),
-    "server.library": ("server.download", "server.models.file_names"),
+    "server.library": (
+        "server.download",
+        "server.models.catalogue",
+        "server.models.file_names",
+        "server.models.removal",
+    ),
     "server.errands": ("server.options",),
     "server.commands": (
         "ctypes_api.errors",
@@ -83,6 +88,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.loading": EVERYTHING,
     "server.models": ("server.chat", "server.engine.seam", "server.options"),
     "server.api": (
+        "server.library",
         "server.api.admin",
         "server.api.dialects",
         "server.api.request",
@@ -108,6 +114,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "server.web.sse",
     ),
     "server.api.admin": (
+        "server.library",
         "server.api.context",
         "server.api.serialize",
         "server.api.request",

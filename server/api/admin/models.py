@@ -78,7 +78,10 @@ class ModelHandlers:
                     continue
                 if entry is None:
                     return
-                if entry in mine:
+                if isinstance(entry, dict):
+                    if models.may_use(key_id, (entry["model"],)):
+                        yield sse.event(entry)
+                elif models.may_use(key_id, entry.names):
                     yield self._event(entry)
 
     def _event(self, entry: Entry) -> bytes:

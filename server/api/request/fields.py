@@ -188,6 +188,12 @@ OLLAMA_SHOW_FIELDS = (
     Field("model", str, None, "a name of this model", aliases=("name",)),
     Field("verbose", bool, False, "also what the file says about its tokenizer"),
 )
+OLLAMA_DELETE_FIELDS = (Field("model", str, None, "the model to remove", aliases=("name",)),)
+OLLAMA_PULL_FIELDS = (
+    Field("model", str, None, "a repository: `hf.co/USER/MODEL:QUANT`", aliases=("name",)),
+    Field("stream", bool, True, "lines of progress; false for one object at the end"),
+    Field("insecure", bool, False, "does nothing: the hub is the server's own"),
+)
 MESSAGES_FIELDS = (
     Field("messages", list, None, "the conversation; content is a text or a list of blocks"),
     Field("max_tokens", int, None, "most tokens of the answer, which must be given", 0, INT_MAX),
@@ -494,6 +500,9 @@ RERANK = Body(("/rerank", "/reranking"), (RERANK_FIELDS, MODEL_FIELDS))
 TOKENIZE = Body(("/tokenize",), (TOKENIZE_FIELDS, TOKENIZE_PROMPT_FIELDS, MODEL_FIELDS))
 TOKENIZE_CHAT = Body(("/tokenize",), (TOKENIZE_PROMPT_FIELDS, CHAT_FIELDS, MODEL_FIELDS), ("prompt",))
 DETOKENIZE = Body(("/detokenize",), (DETOKENIZE_FIELDS, MODEL_FIELDS))
+MANAGE = Body(("/models",), (NAMED_FIELDS,))
+OLLAMA_PULL = Body(("/api/pull",), (OLLAMA_PULL_FIELDS,), ("insecure",))
+OLLAMA_DELETE = Body(("/api/delete",), (OLLAMA_DELETE_FIELDS,))
 MODEL = Body(("/models/load", "/models/unload"), (NAMED_FIELDS,))
 LORA = Body(("/lora-adapters",), (LORA_FIELDS,))
 PROPS = Body(("/props",), (PROPS_FIELDS,))
@@ -515,12 +524,15 @@ BODIES = (
     OLLAMA_EMBED,
     OLLAMA_EMBEDDINGS,
     OLLAMA_SHOW,
+    OLLAMA_PULL,
+    OLLAMA_DELETE,
     INFILL,
     EMBEDDING,
     RERANK,
     TOKENIZE,
     TOKENIZE_CHAT,
     DETOKENIZE,
+    MANAGE,
     MODEL,
     LORA,
     PROPS,

@@ -44,7 +44,7 @@ def news() -> News:
 
 @pytest.fixture
 def library(tmp_path, news):
-    library = Library(None, news.changed, news.tell, tmp_path / "cache")
+    library = Library(tmp_path / "cache", news.changed, news.tell)
     yield library
     library.close()
     wait_until(lambda: not library.running(), "the end of all downloads")
