@@ -35,8 +35,8 @@ def nobody(key_id: str) -> bool:
 @record
 class Context:
     """With `is_shared` there may be several users: none of them is shown what others ask. `recorder` is that of
-    --record, None without. `library` is there where requests may
-    fetch and remove models, with a key of which `is_admin` is true."""
+    --record, None without. `library` is there where requests may fetch and remove models, with a key of which
+    `is_admin` is true."""
 
     models: Models
     options: ApiOptions

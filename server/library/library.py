@@ -1,6 +1,6 @@
 """Downloads that requests have asked for, each on a thread of its own, with progress for all who wait for it.
 
-Connection threads ask and watch; a download's thread (`download`) tells. Two who want the same model share one download.
+Connection threads ask and watch; a download's thread (`download`) tells. Two who want a model share one download.
 It goes on as long as somebody waits for it, or to its end where the request didn't wait (`is_kept`). What has arrived
 when it stops is kept on the disk, and the next download of the model goes on there. Nothing is fetched but from the hub
 that the server's own options and environment name: a request gives a repository's name, never an address.
