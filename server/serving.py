@@ -183,7 +183,7 @@ def open_library(options: Options, models: Models, renew: Callable[[], None]) ->
     return Library(
         program.cache_folder(),
         renew,
-        lambda download: models.publish(download_event(download)),
+        lambda download: models.news.tell(download_event(download)),
         folders=[Path(folder)] if folder else [],
         token=options.downloads.hf_token,
         is_offline=options.downloads.offline,

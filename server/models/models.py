@@ -15,10 +15,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import partial
-from queue import Empty, Full, Queue
 
 from server.engine.seam.task import FAILED as DEAD
 from server.engine.seam.task import LOADING as STARTING
@@ -39,6 +37,7 @@ from server.models.entry import (
     Ticket,
 )
 from server.models.model import PREPARING, Model
+from server.models.news import News
 from server.models.room import Resident, Room, judge, minus, without
 from server.options.row import OptionError
 
@@ -48,7 +47,6 @@ RETRY_S = 10.0
 """After a failure, requests get its reason for so long; then the next one tries again."""
 POLL_S = 0.1
 RETIRE_S = 30.0  # that the end of an engine is waited for before its model's files are removed
-N_NEWS = 1000  # that a reader of events may be behind
 N_NEAR = 3
 
 NONE_HERE = "there is no model here that this key may use"
@@ -96,7 +94,7 @@ class Models:
         self._ending: dict[int, Room] = {}  # what engines have that are on their way out
         self._n_ended = 0
         self._budget: Room | None = None  # what there is without any model
-        self._news: list[Queue] = []
+        self.news = News()  # entries whose state has changed, and events (dicts)
         self._is_closed = False
 
     @classmethod
@@ -295,32 +293,11 @@ class Models:
         self.entries = tuple(entries)
         self._by_name = {name: entry for entry in reversed(self.entries) for name in reversed(entry.names)}
 
-    def publish(self, event: dict) -> None:
-        """Tell readers of events something else than a state: `model`, `event` and `data`."""
-        with self._changed:
-            for queue in list(self._news):
-                if not _tell(queue, event):
-                    self._news.remove(queue)
-
     def _keep(self, entry: Entry, seconds: float) -> bool:
         """From now on a model sleeps after so long without work; 0 unloads it at once then, below 0 it stays."""
         with self._changed:
             entry.idle_s = seconds
         return True
-
-    @contextmanager
-    def news(self) -> Iterator[Queue]:
-        """A queue of the entries whose state changes while the block lasts; None when it is over, since the
-        reader was too slow or the server ends."""
-        queue: Queue = Queue(N_NEWS)
-        with self._changed:
-            self._news.append(queue)
-        try:
-            yield queue
-        finally:
-            with self._changed:
-                if queue in self._news:
-                    self._news.remove(queue)
 
     # ---- the main thread ---------------------------------------------------------------------------------------------
 
@@ -345,8 +322,7 @@ class Models:
             engines += [load.model.engine for load in loads if load.model is not None]
             for load in loads:
                 load.is_cancelled = True
-            for queue in self._news:
-                _tell(queue, None)
+            self.news.tell(None)
             self._changed.notify_all()
         threads = [threading.Thread(target=engine.close, args=(grace_s,), daemon=True) for engine in engines[1:]]
         for thread in threads:
@@ -676,9 +652,7 @@ class Models:
         if state == entry.state:
             return
         entry.state, entry.reason = state, reason
-        for queue in list(self._news):
-            if not _tell(queue, entry):
-                self._news.remove(queue)
+        self.news.tell(entry)
         self._changed.notify_all()
 
     def _near(self, name: str, key_id: str) -> str:
@@ -705,17 +679,3 @@ def reason_of(error: Exception) -> str:
 
 def _may_leave(entry: Entry) -> bool:
     return entry.state == LOADED and entry.is_idle
-
-
-def _tell(queue: Queue, news: object) -> bool:
-    """Whether there was room for it; the reader of a full queue finds its end instead."""
-    try:
-        queue.put_nowait(news)
-        return True
-    except Full:
-        try:
-            queue.get_nowait()
-        except Empty:
-            pass
-        queue.put_nowait(None)
-        return False

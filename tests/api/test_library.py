@@ -62,7 +62,7 @@ def several(api, folder: Path, cache: Path) -> Models:
         api.context.library = Library(
             cache,
             lambda: models.renew(entries()),
-            lambda download: models.publish(download_event(download)),
+            lambda download: models.news.tell(download_event(download)),
             folders=[folder],
         )
     return models
@@ -129,7 +129,7 @@ def test_a_model_is_fetched_while_the_server_goes_on(managed, hub):
 
 def test_events_tell_of_a_download(managed, hub):
     hub.publish("m-Q4_K_M.gguf")
-    with managed.context.models.news() as queue:
+    with managed.context.models.news.read() as queue:
         managed.send("POST", "/models", {"model": REPO}, ADMIN)
         told = []
         while not told or told[-1]["event"] not in ("download_finished", "download_failed"):

@@ -262,7 +262,7 @@ def test_changes_are_told_as_events(make_many):
         data += sock.recv(1 << 16)
     assert seen() == ["unloaded", "loading", "loaded"]
     sock.close()
-    wait_until(lambda: not api.models._news or api.post("/models/unload", {"model": "a"}), "its end", PATIENCE)
+    wait_until(lambda: not api.models.news._queues or api.post("/models/unload", {"model": "a"}), "its end", PATIENCE)
 
 
 def test_a_key_sees_only_its_models(make_many, tmp_path):

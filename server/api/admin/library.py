@@ -97,7 +97,7 @@ class LibraryHandlers:
             library.remove(entry.source, others)
         finally:
             library.changed()
-        models.publish({"model": entry.name, "event": "model_remove", "data": {}})
+        models.news.tell({"model": entry.name, "event": "model_remove", "data": {}})
 
 
 def named(name: Any) -> str:

@@ -67,7 +67,7 @@ class ModelHandlers:
 
     def _iterate(self, key_id: str) -> Iterator[bytes]:
         models = self._context.models
-        with models.news() as queue:
+        with models.news.read() as queue:
             mine = models.seen_by(key_id)
             yield b"".join(self._event(entry) for entry in mine)
             while True:

@@ -419,7 +419,7 @@ def test_closing_ends_all_engines_and_fails_who_waits():
 def test_all_changes_are_told():
     house = House(a=1)
     models = house.models()
-    with models.news() as news:
+    with models.news.read() as news:
         with FakeRequest() as request:
             models.get("a", request)
         models.unload("a", "")
