@@ -7,6 +7,7 @@ model. Every event is checked against the package's own type for it, in the orde
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -182,6 +183,15 @@ def test_a_schema_binds_what_the_package_parses(real):
     assert found.output_parsed in (City(name="Paris", population=3), City(name="Paris", population=4))
     with real.responses.stream(model="x", input="Paris?", text_format=City) as stream:
         assert stream.get_final_response().output_parsed.name == "Paris"
+
+
+def test_a_regular_expression_binds_what_a_custom_tool_gets(real):
+    form = {"type": "grammar", "syntax": "regex", "definition": '[0-9]{3}( "[a-c]+"|ü)'}
+    tool = {"type": "custom", "name": "dial", "description": "Dials a number.", "format": form}
+    for choice in ("required", {"type": "custom", "name": "dial"}):
+        found = real.responses.create(model="x", input="Call somebody.", tools=[tool], tool_choice=choice)
+        call = found.output[-1]
+        assert call.type == "custom_tool_call" and re.fullmatch(form["definition"], call.input), call
 
 
 def test_a_conversation_goes_on_either_way(real):
