@@ -103,9 +103,9 @@ DETAILS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("<|inner_prefix|>", {"reasoning": Tags("<|inner_prefix|>", "<|inner_suffix|>")}),
     (
         "Here are my reasoning steps:\\n",
-        {"reasoning": Tags("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n")},
+        {"reasoning": Tags("Here are my reasoning steps:\n", "\n[BEGIN FINAL RESPONSE]\n", ends_at="<tool_calls>[")},
     ),
-    ("[BEGIN FINAL RESPONSE]", {"reasoning": Tags("", "\n[BEGIN FINAL RESPONSE]\n", is_opened=True)}),
+    ("[BEGIN FINAL RESPONSE]", {"reasoning": Tags("", "\n[BEGIN FINAL RESPONSE]\n", True, "<tool_calls>[")}),
     ("[END FINAL RESPONSE]", {"silent": ("[END FINAL RESPONSE]",)}),
     ("<|START_RESPONSE|>", {"content": Tags("<|START_RESPONSE|>", "<|END_RESPONSE|>")}),
     ("<|START_TEXT|>", {"content": Tags("<|START_TEXT|>", "<|END_TEXT|>")}),

@@ -252,6 +252,23 @@ def test_timings_come_with_parts_of_calls_and_reasoning(talker):
     assert len(parts) > 10 and all("timings" in chunk for chunk in parts)
 
 
+APRIEL = (
+    TEMPLATE.replace("<think>", "[BEGIN FINAL RESPONSE]")
+    .replace("\n<tool_call>\n{", "\n<tool_calls>[{")
+    .replace("}\n</tool_call>{%", "}]</tool_calls>{%")
+)
+
+
+def test_a_call_ends_a_thinking_whose_end_is_written_before_text_only(talker):
+    api = talker(
+        'So, "weather"!\n<tool_calls>[{"name": "weather", "arguments": {"city": "!"}}]</tool_calls>', template=APRIEL
+    )
+    for fields in ({}, {"tool_choice": "required"}):
+        message, finish = message_of(api, stop=["!"], **fields)
+        assert finish == "tool_calls" and called(message) == [("weather", {"city": "!"})]
+        assert message["reasoning_content"] == 'So, "weather"!'
+
+
 # ---- what binds the text -----------------------------------------------------------------------------------------
 
 

@@ -15,11 +15,13 @@ NAME, KEY = "{name}", "{key}"
 
 @record(frozen=True)
 class Tags:
-    """The texts around reasoning. `is_opened` where the template's generation prompt already ends with `open`."""
+    """The texts around reasoning. `is_opened` where the template's generation prompt already ends with `open`.
+    `ends_at` is what a call begins with, where a call ends the reasoning, too, and `close` stands before text only."""
 
     open: str
     close: str
     is_opened: bool = False
+    ends_at: str = ""
 
 
 @record(frozen=True)

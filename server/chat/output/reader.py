@@ -130,24 +130,30 @@ class Reader(CallReader):
             self.n_unsaid = len(opening)
 
     def reason_until(self, tags: Tags) -> Steps:
-        """Reasoning up to its closing tag."""
-        close = tags.close.strip()
+        """Reasoning up to its closing tag, or up to the call that ends it."""
+        close, called = tags.close.strip(), tags.ends_at if self.tools else ""
         self.is_thinking = True
         has_begun = False
         while True:
             end = self.text.find(close, self.at) if close else -1
-            stop = end if end >= 0 else len(self.text) - (0 if self.is_end else self.n_at_end(close))
+            call = self.text.find(called, self.at, end if end >= 0 else None) if called else -1
+            n_held = 0 if self.is_end else max(self.n_at_end(close), self.n_at_end(called))
+            stop = call if call >= 0 else end if end >= 0 else len(self.text) - n_held
             if not has_begun:
                 match = SPACE.match(self.text, self.at, stop)
                 assert match is not None
                 self.skip_to(match.end())
             stop = self.before_space(stop)
-            if self.is_end and end < 0:
+            if self.is_end and end < 0 and call < 0:
                 stop = len(self.text)
             if stop > self.at:
                 has_begun = True
                 self.think(self.text[self.at : stop])
                 self.at = stop
+            if call >= 0:
+                self.skip_to(call)
+                self.is_thinking = False
+                return
             if end >= 0:
                 self.skip_to(end + len(close))
                 break

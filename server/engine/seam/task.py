@@ -85,6 +85,9 @@ class Thinking:
     """How a model writes what it thinks before it answers: between the texts `open` and `close`, at the beginning of
     its answer. With `is_opened` the prompt ends with `open`, else the model may leave it out.
 
+    `until` is a text that ends the thinking, too, and isn't part of it ("" for none): what a call begins with. With
+    `comes_again` the model may think anywhere in its answer, behind `open`.
+
     `end_tokens` are a message and `close`. They are what the model says next once it has thought for `budget` tokens
     (-1 no limit), or wherever it is told to come to an end.
     """
@@ -94,6 +97,8 @@ class Thinking:
     is_opened: bool = False
     budget: int = -1
     end_tokens: tuple[int, ...] = ()
+    until: str = ""
+    comes_again: bool = False
 
 
 @record(frozen=True)

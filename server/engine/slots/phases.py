@@ -73,13 +73,16 @@ class Phases:
         thinking, sampling = task.reasoning, task.sampling
         self._piece, self._eog_tokens, self._text = piece, eog_tokens, text
         self._preserved = frozenset(task.preserved_tokens)
-        self._open = self._close = ""
+        self._open = self._close = self._until = ""
+        self._again = b""  # what begins the thinking once more
         self._budget = -1
         self._end_tokens: tuple[int, ...] = ()
         self.phase = VISIBLE
         if thinking is not None and thinking.close.strip():
             self._open, self._close = thinking.open.strip(), thinking.close.strip()
             self._budget, self._end_tokens = thinking.budget, thinking.end_tokens
+            self._until = thinking.until
+            self._again = self._open.encode() if thinking.comes_again else b""
             self.phase = THINKING if thinking.is_opened or not self._open else BEFORE
         self._triggers = Triggers(sampling.grammar_triggers)
         self._is_lazy, self._has_grammar = sampling.grammar_lazy, bool(sampling.grammar)
@@ -188,9 +191,9 @@ class Phases:
     def _move(self, token: int) -> Move:
         piece = self._shown(token)
         if self.phase == VISIBLE:
-            return self._visible(token, piece, 0, self._tail, [])
+            return self._visible(token, piece, 0, self._tail, [], self._seen)
         if self.phase == THINKING:
-            return self._thinking(token, piece, 0, self._tail, [])
+            return self._thinking(token, piece, 0, self._tail, [], self._seen)
         if self.phase == BEFORE:
             return self._before(token, piece)
         return Move(CALL, [(piece, False)], b"", self._seen)
@@ -200,36 +203,49 @@ class Phases:
         text, mark = data.lstrip(), self._open.encode()
         if text.startswith(mark):
             at = len(data) - len(text) + len(mark)
-            return self._thinking(token, data[at:], at - len(self._tail), b"", [(data[:at], False)])
+            return self._thinking(token, data[at:], at - len(self._tail), b"", [(data[:at], False)], self._seen)
         if mark.startswith(text) and token not in self._triggers.tokens and len(data) < MAX_BEFORE + len(mark):
             return Move(BEFORE, [], data, self._seen)
-        return self._visible(token, data, -len(self._tail), b"", [])
+        return self._visible(token, data, -len(self._tail), b"", [], self._seen)
 
-    def _thinking(self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]]) -> Move:
+    def _thinking(
+        self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]], seen: Seen
+    ) -> Move:
         """`rest` of a token's bytes, from `offset` on, is behind `tail` inside the thinking."""
-        data, mark = tail + rest, self._close.encode()
+        data, mark, call = tail + rest, self._close.encode(), self._until.encode()
         at = data.find(mark)
+        called = data.find(call, 0, at if at >= 0 else None) if call else -1
+        if called >= 0:
+            return Move(CALL, [*parts, (rest, False)], b"", seen, called - len(tail) + offset)
         if at < 0:
-            return Move(THINKING, [*parts, (rest, False)], _end(data, len(mark) - 1), self._seen)
+            return Move(THINKING, [*parts, (rest, False)], _end(data, max(len(mark), len(call)) - 1), seen)
         n = at + len(mark) - len(tail)
-        move = self._visible(token, rest[n:], offset + n, b"", [*parts, (rest[:n], False)])
+        move = self._visible(token, rest[n:], offset + n, b"", [*parts, (rest[:n], False)], seen)
         if not self._is_lazy:
             move.begins_at = offset + n
         return move
 
-    def _visible(self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]]) -> Move:
+    def _visible(
+        self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]], seen: Seen
+    ) -> Move:
         """The same in visible text. Stop words count up to the end of a trigger: what is complete first is found."""
-        triggers = self._triggers
-        if triggers.is_empty:
-            return Move(VISIBLE, [*parts, (rest, True)], b"", self._seen)
-        found, seen = triggers.find(rest, tail, self._seen)
+        triggers, again = self._triggers, self._again
+        if triggers.is_empty and not again:
+            return Move(VISIBLE, [*parts, (rest, True)], b"", seen)
+        found, then = triggers.find(rest, tail, seen)
         if token in triggers.tokens:
             found = -offset, -offset
+        at = (tail + rest).find(again) if again else -1
+        n = at + len(again) - len(tail)
+        if at >= 0 and (found is None or n <= found[1]):
+            then = triggers.find(rest[:n], tail, seen)[1]
+            return self._thinking(token, rest[n:], offset + n, b"", [*parts, (rest[:n], True)], then)
         if found is None:
-            return Move(VISIBLE, [*parts, (rest, True)], _end(tail + rest, triggers.longest - 1), seen)
+            tail = _end(tail + rest, max(triggers.longest, len(again)) - 1)
+            return Move(VISIBLE, [*parts, (rest, True)], tail, then)
         start, end = found
         parts = [*parts, (rest[:end], True), (rest[end:], False)]
-        return Move(CALL, parts, b"", seen, start + offset if self._is_lazy else None)
+        return Move(CALL, parts, b"", then, start + offset if self._is_lazy else None)
 
     # ---- where the grammar begins -------------------------------------------------------------------------------
 

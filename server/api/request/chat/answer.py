@@ -43,7 +43,7 @@ def answer_form(model: Model, chat: ChatPrompt, wanted: Wanted | None, parses_ca
         new_parser = partial(OutputParser, form, tools, parse_calls=bool(tools), reasoning=reasoning, new_id=new_id)
     return AnswerForm(
         constraint,
-        thinking(model.vocab, form, chat.reasoning),
+        thinking(model.vocab, form, chat.reasoning, bool(tools)),
         control_marks(model.vocab, form),
         new_parser,
         has_text=chat.tools.choice != REQUIRED,
@@ -71,14 +71,20 @@ def _constraint(form: CallFormat, tools: Tools, wanted: Wanted | None) -> Constr
     return Constraint(made.grammar, (*constraint.warnings, *made.warnings), not made.anchored, (*words, *starts))
 
 
-def thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish) -> Thinking | None:
+def thinking(vocab: Vocab, form: CallFormat, wish: ReasoningWish, has_tools: bool = False) -> Thinking | None:
     """What the engine has to know about the reasoning of an answer, whose mark the prompt may have begun."""
     tags = form.reasoning
     if tags is None:
         return None
     end = [*vocab.tokenize(wish.message, False, False), *vocab.tokenize(tags.close, False, True)]
     return Thinking(
-        tags.open.removeprefix(form.opening).strip(), tags.close.strip(), tags.is_opened, wish.budget, tuple(end)
+        tags.open.removeprefix(form.opening).strip(),
+        tags.close.strip(),
+        tags.is_opened,
+        wish.budget,
+        tuple(end),
+        tags.ends_at if has_tools else "",
+        isinstance(form.call, ChannelCall),
     )
 
 

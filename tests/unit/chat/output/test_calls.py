@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
-from server.chat.output.formats import PythonCall, QuotelessCall
+from server.chat.output.formats import PythonCall, QuotelessCall, Tags
 from server.chat.output.parser import OutputParser
 from server.chat.output.write_calls import WrittenCall, write_calls
 from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Piece
+from server.records import replace
 from tests.unit.chat.output.call_formats import ELEMENTS, FORMATS, tool
 from tests.unit.chat.output.reading import cuts, final, joined, read
 
@@ -445,6 +446,34 @@ def test_without_calls_to_be_parsed_calls_stay_text():
     text = filled("hermes")
     assert joined(read(HERMES, TOOLS, text, parse_calls=False)) == [Text(text)]
     assert joined(read(HERMES, [], text)) == [Text(text)]
+
+
+ENDED = Tags("", "\n[ANSWER]\n", is_opened=True, ends_at="<tool_call>\n{")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('So.\n<tool_call>\n{"name": "ping"}\n</tool_call>', [Reasoning("So."), ToolCall(0, "new0", "ping", "{}")]),
+        ("<tool_call> it is\n[ANSWER]\nYes", [Reasoning("<tool_call> it is"), Text("Yes")]),
+        (
+            'a\n[ANSWER]\n<tool_call>\n{"name": "ping"}\n</tool_call>',
+            [Reasoning("a"), ToolCall(0, "new0", "ping", "{}")],
+        ),
+        ("a\n<tool_call>\n{}", [Reasoning("a"), Text("<tool_call>\n{}")]),
+    ],
+    ids=["a call", "a look-alike", "behind its mark", "no call"],
+)
+def test_a_call_may_end_the_reasoning(text: str, expected: list[object]):
+    form = replace(HERMES, reasoning=ENDED)
+    for pieces in cuts(text).values():
+        assert joined(read(form, TOOLS, pieces)) == expected, pieces
+    if "[ANSWER]" not in text:
+        assert joined(read(form, [], text)) == [Reasoning(text)], "without tools nothing is a call"
+    kept = joined(read(form, TOOLS, text, reasoning="none"))
+    assert [event for event in kept if isinstance(event, ToolCall)] == [
+        one for one in expected if type(one) is ToolCall
+    ]
 
 
 # ---- the end of an answer ----------------------------------------------------------------------------------------

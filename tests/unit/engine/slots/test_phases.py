@@ -21,6 +21,8 @@ LAZY = SamplingParams(grammar="g", grammar_lazy=True, grammar_triggers=(Trigger(
 FIRM = SamplingParams(grammar="g")
 THINK = Thinking("<think>", "</think>")
 OPENED = Thinking("<think>", "</think>", True)
+UNTIL = Thinking("", "</think>", True, until="<call>")
+AGAIN = Thinking("<think>", "</think>", comes_again=True)
 
 
 @dataclass
@@ -123,6 +125,9 @@ LAZY_CASES = [
     ("half in the thinking, half behind it", LAZY, OPENED, "<ca</think>ll>", None),
     ("a thinking that is opened", LAZY, THINK, " <think>so <call></think> <call>x", "<call>x"),
     ("none that is opened", LAZY, THINK, "<thin> <call>x", "<call>x"),
+    ("a call that ends the thinking", LAZY, UNTIL, "so <cal <call>x</think>", "<call>x</think>"),
+    ("one behind what ends it, too", LAZY, UNTIL, "so </think> <call>x", "<call>x"),
+    ("one in a thinking that comes again", LAZY, AGAIN, "<think>a</think>b<think><call></think><call>x", "<call>x"),
     ("a start behind the thinking", triggers(Trigger(START, "{")), THINK, "<think>a</think>\n\n{x", "{x"),
     ("a start behind what might have been thinking", triggers(Trigger(START, "<t")), THINK, " <two", "<two"),
     ("a close that comes twice", LAZY, OPENED, "a</think>b</think><call>x", "<call>x"),
@@ -148,6 +153,8 @@ FIRM_CASES = [
     ("opened by the prompt", OPENED, "so</think>\n{}", "\n{}"),
     ("a look-alike of its end", OPENED, "so</thinks></think>{}", "{}"),
     ("opened by the model", THINK, "<think>so</think>{}", "{}"),
+    ("ended by a call", UNTIL, "so <cal <call>{}", "<call>{}"),
+    ("ended before a call", UNTIL, "so</think> <call>{}", " <call>{}"),
     ("never opened", THINK, "{}", None),
     ("never closed", OPENED, "so on and so on", None),
 ]
@@ -226,6 +233,9 @@ STOP_CASES = [
     ("inside a call", LAZY, None, "a <call>!</call>", ("!", "</call>"), "a <call>!</call>", ""),
     ("in the thinking", LAZY, OPENED, "a!</think>b", ("!",), "a!</think>b", ""),
     ("behind the thinking", LAZY, OPENED, "a!</think>b!c", ("!",), "a!</think>b", "!"),
+    ("in a thinking that comes again", LAZY, AGAIN, "a<think>b!</think>c!", ("!",), "a<think>b!</think>c", "!"),
+    ("in a thinking that doesn't", LAZY, THINK, "a<think>b!</think>c!", ("!",), "a<think>b", "!"),
+    ("behind a call that ends the thinking", LAZY, UNTIL, "a!<call>b!", ("!", "<c"), "a!<call>b!", ""),
     ("the mark of the thinking", LAZY, THINK, "<think>a</think>b", ("<think", "think>"), "<think>a</think>b", ""),
     ("a word across the end of the thinking", LAZY, OPENED, "a</think>b", (">b",), "a</think>b", ""),
     ("a beginning of a stop word before a call", LAZY, None, "a <call>x", ("> x", ">x"), "a <call>x", ""),
@@ -323,7 +333,7 @@ MARKS = st.sampled_from(
 TRIGGERS = (Trigger(WORD, "<call>"), Trigger(START, "{a"), Trigger(PATTERN, "x.*y", states=X_THEN_Y))
 
 
-@given(st.lists(MARKS, max_size=12), st.data(), st.sampled_from([None, THINK, OPENED]), st.booleans())
+@given(st.lists(MARKS, max_size=12), st.data(), st.sampled_from([None, THINK, OPENED, UNTIL, AGAIN]), st.booleans())
 def test_any_text_cut_in_any_way_comes_to_the_same(parts, data, thinking, is_lazy):
     text = "".join(parts).encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))

@@ -23,5 +23,14 @@ def test_the_engine_looks_for_what_the_prompt_has_left_of_the_mark_of_reasoning(
     assert "".join(map(chr, told.end_tokens)) == "so\n</think>\n\n"
 
 
+def test_the_engine_knows_what_else_ends_the_thinking_and_whether_it_comes_again():
+    told = thinking(VOCAB, HARMONY, WISH)
+    assert told is not None and (told.until, told.comes_again) == ("", True)
+    form = replace(GENERIC, reasoning=Tags("", "[END]", True, "<tool_calls>["))
+    for has_tools, until in ((True, "<tool_calls>["), (False, "")):
+        told = thinking(VOCAB, form, WISH, has_tools)
+        assert told is not None and (told.until, told.comes_again) == (until, False)
+
+
 def test_a_model_that_does_not_think_is_not_watched():
     assert thinking(VOCAB, GENERIC, WISH) is None
