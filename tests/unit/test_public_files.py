@@ -53,6 +53,16 @@ def test_nothing_points_outside(path: Path):
         assert imported.startswith("./") and (PUBLIC / imported).is_file()
 
 
+def test_the_style_sheets_braces_fit_together():
+    """A brace too many takes the rule behind it away, and no browser says so."""
+    depth, deepest = 0, 0
+    for one in (PUBLIC / "style.css").read_text(encoding="utf-8"):
+        depth += {"{": 1, "}": -1}.get(one, 0)
+        assert depth >= 0
+        deepest = max(depth, deepest)
+    assert (depth, deepest) == (0, 2)
+
+
 def test_the_html_holds_nothing_inline():
     source = (PUBLIC / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"<style|\son\w+=|\sstyle=|<script(?![^>]*src=)", source)
