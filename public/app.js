@@ -150,7 +150,7 @@ class App {
     }
     this.picker.use(this.chat.chat.model || prefs.model);
     const model = this.picker.current;
-    const own = await get(`props?model=${encodeURIComponent(model)}`).catch(() => ({}));
+    const own = this.picker.isUp ? await get(`props?model=${encodeURIComponent(model)}`).catch(() => ({})) : {};
     this.props = { ...this.props, ...own, model };
   }
 

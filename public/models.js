@@ -28,6 +28,11 @@ export class ModelPicker {
     return this.#current;
   }
 
+  // Can the one in use be asked without waking it?
+  get isUp() {
+    return ['loaded', 'sleeping'].includes(this.#stateOf(this.#current));
+  }
+
   // Show the model `id`, or if there is none of that name, one that is loaded.
   use(id) {
     const known = this.#models.find((one) => one.id === id || one.aliases?.includes(id));

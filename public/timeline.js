@@ -31,12 +31,12 @@ export class Timeline {
     const lanes = Array.from({ length: slots }, (_, id) => this.#lane(t('slot', { id }), spans.filter((span) => span.id_slot === id)
       .map((span) => this.#bar(span.state, x(span.from), x(span.to), ROW, t('timeline-span', {
         what: t(`timeline-${span.state}`), n: span.id_task, owner: span.owner, time: inSeconds(span.from - span.to) }))), this.#sum(spans, id)));
-    const most = Math.max(1, ...waiting.map(({ n }) => n));
+    const longest = Math.max(0, ...waiting.map(({ n }) => n));
     const waits = waiting.filter(({ n }) => n > 0).map(({ from, n }) => {
       const after = waiting[waiting.findIndex((one) => one.from === from && one.n === n) + 1];
-      return this.#bar('waiting', x(from), x(after?.from ?? 0), ROW * n / most, `${n} ${t('timeline-waiting')}`);
+      return this.#bar('waiting', x(from), x(after?.from ?? 0), ROW * n / longest, `${n} ${t('timeline-waiting')}`);
     });
-    this.rows.replaceChildren(...lanes, this.#lane(t('timeline-queue'), waits, t('timeline-most', { n: number(waiting.reduce((top, { n }) => Math.max(top, n), 0)) })),
+    this.rows.replaceChildren(...lanes, this.#lane(t('timeline-queue'), waits, longest ? t('timeline-most', { n: number(longest) }) : '\u2013'),
     h('div', { class: 'lane axis' }, h('span'), h('div', { class: 'row' }, t('minutes-ago', { n: 1 }), h('span', { class: 'space' }), t('now')), h('span')));
     this.calm.hidden = spans.length > 0;
     this.#showOwners(owners, seconds);
