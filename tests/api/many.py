@@ -105,10 +105,10 @@ class ManyApi(Api):
         """End it, and see that everything is given back."""
         for backend in self.starter.backends.values():
             backend.go()
-        for gate in self.starter.gates.values():
-            gate.set()
         self.server.stop(grace_s, self.models.close)
         self.models.close()
+        for gate in self.starter.gates.values():
+            gate.set()
         assert all(backend.n_samplers == 0 for backend in self.starter.backends.values())
         assert self.server.n_connections == 0
         assert all(entry.n_leases == 0 for entry in self.models.entries)

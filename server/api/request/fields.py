@@ -88,7 +88,7 @@ EVIDENCE_FIELDS = (
         "the answer has hashes over the model with all that computes it, settings, prompt and tokens",
     ),
 )
-MODEL_FIELDS = (Field("model", str, None, "a name of this model; the answer repeats it"),)
+MODEL_FIELDS = (Field("model", str, None, "which model, where there are several (GET /v1/models lists them)"),)
 OPENAI_FIELDS = (
     Field("seed", int, -1, "of up to 64 bits, of which 32 count; -1 draws one", -1, 2**32 - 1, convert=small_seed),
     Field("stream_options", dict, {}, "an object of stream options"),
@@ -345,7 +345,6 @@ IDLE_FIELDS = (
     Field("user", str, "", "requests are told apart by API key and address"),
     Field("safety_identifier", str, "", "requests are told apart by API key and address"),
     Field("api_key", str, "", "keys are read from headers"),
-    Field("model", str, None, "native answers come from the one model there is"),
     Field("stream_options", dict, None, "native answers always have their numbers"),
     Field("store", bool, False, "nothing is stored"),
     Field("metadata", dict, None, "nothing is stored"),
@@ -445,7 +444,7 @@ def warning_header(warnings: Sequence[str]) -> dict[str, str]:
 
 IDLE = {field.name: field for field in IDLE_FIELDS}
 GENERATION = (COMPLETION_FIELDS, SAMPLING_FIELDS, CONSTRAINT_FIELDS, EVIDENCE_FIELDS)
-COMPLETION = Body(("/completion", "/completions"), (PROMPT_FIELDS, LAZY_FIELDS, *GENERATION))
+COMPLETION = Body(("/completion", "/completions"), (PROMPT_FIELDS, LAZY_FIELDS, MODEL_FIELDS, *GENERATION))
 CHAT = Body(
     ("/v1/chat/completions", "/v1/chat/completions/input_tokens", "/apply-template"),
     (CHAT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
@@ -494,7 +493,7 @@ TEXT = Body(
     (PROMPT_FIELDS, LAZY_FIELDS, TEXT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
     ("response_fields", "image_data", "system_prompt"),
 )
-INFILL = Body(("/infill",), (INFILL_FIELDS, LAZY_FIELDS, *GENERATION))
+INFILL = Body(("/infill",), (INFILL_FIELDS, LAZY_FIELDS, MODEL_FIELDS, *GENERATION))
 EMBEDDING = Body(("/embedding", "/embeddings", "/v1/embeddings"), (EMBEDDING_FIELDS, MODEL_FIELDS))
 RERANK = Body(("/rerank", "/reranking"), (RERANK_FIELDS, MODEL_FIELDS))
 TOKENIZE = Body(("/tokenize",), (TOKENIZE_FIELDS, TOKENIZE_PROMPT_FIELDS, MODEL_FIELDS))
