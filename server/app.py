@@ -177,9 +177,12 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
         preload_vocab(options.engines, config.libs)  # `open_vocab` is what the start ends with
         from server import serving  # here, while the engine loads the model
 
-        options = options.replace(model=model)
-        starter = make_starter(options, own, argv, config.libs, None) if model.sleep_idle_seconds >= 0 else None
-        return serving.serve(options, engine, place.name or place.path, unpacked, stop, leave, starter)
+        if model.sleep_idle_seconds >= 0:
+            asked = options.model.replace(aliases=model.aliases)  # the file's advice is read anew each time
+            starter = make_starter(options.replace(model=asked), own, argv, config.libs, None)
+        return serving.serve(
+            options.replace(model=model), engine, place.name or place.path, unpacked, stop, leave, starter
+        )
     finally:
         engine.close()
         if starter is not None:
@@ -217,7 +220,7 @@ def make_starter(
 
     variant = chosen(options.model, options.model.sources.model or "", Path(libs)).cpu_variant
     spare = starter.Spare([libs, variant] if variant else [libs], process)
-    return starter.Starter(options, argv, os.environ, own.defaults if own else (), spare)
+    return starter.Starter(options, argv, os.environ, own, spare, starter.find_gpus(libs))
 
 
 def take_signals() -> tuple[threading.Event, list[Callable[[], None]]]:

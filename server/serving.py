@@ -90,6 +90,9 @@ def serve_many(
 
     def begin(context: Context, house: Housekeeping) -> None:
         log.info("%d models; each is loaded when it is asked for", len(entries))
+        for entry in entries:
+            if entry.is_eager:
+                models.begin(entry)
 
     return _serve(options, context, keys, unpacked, stop, leave, begin)
 

@@ -14,19 +14,23 @@ import hashlib
 import os
 import re
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ctypes_api.folder import read_folder
 from server import program
 from server.engine.client import spawn
 from server.engine.client.engine_client import EngineClient
 from server.engine.llama.fit import wish_of
 from server.engine.seam.config import EngineConfig
+from server.errands.bundle import Bundle
 from server.errands.one_shot import ModelPlace
 from server.loading.engines import make_transport, open_vocab, with_advice
 from server.log import get_logger
 from server.model_files import host_memory, memory_plan
+from server.model_files.memory_plan import Place
 from server.model_sources import read_model
 from server.models.catalogue import ModelEntry, find_models, model_options
 from server.models.entry import FAILED, Entry
@@ -37,6 +41,7 @@ from server.records import record, replace
 
 MEMORY = "memory"
 """The name of the host's place."""
+ASK_S = 60.0
 UNKNOWN_ROOM = 1 << 62  # where the system doesn't tell
 
 log = get_logger("models")
@@ -44,13 +49,15 @@ log = get_logger("models")
 
 @record
 class Starter:
-    """See `models.entry.Starter`. `argv`, `environ` and `bundled` are what the options of each model are read from."""
+    """See `models.entry.Starter`. `argv`, `environ` and the bundle `own` are what the options of each model are read
+    from. `gpus` are devices that layers may go to, with what was free of them without any model."""
 
     options: Options
     argv: Sequence[str]
     environ: Mapping[str, str]
-    bundled: Sequence[tuple[str, str]]
+    own: Bundle | None
     spare: Spare
+    gpus: tuple[Place, ...] = ()
 
     def entries(self) -> list[Entry]:
         """All models that the options name. OptionError for presets that are wrong; what is wrong with a model's files
@@ -61,13 +68,16 @@ class Starter:
     def _entry(self, one: ModelEntry) -> Entry:
         options = self._options(one) if one.changes else self.options.model
         entry = Entry(one.name, one, one.aliases, one.tags, one.path, one.source, one.size)
+        entry.is_eager = one.is_eager
         entry.idle_s = float(options.sleep_idle_seconds)
         if one.fault:
             entry.state, entry.reason = FAILED, one.fault
         return entry
 
     def _options(self, one: ModelEntry) -> ModelOptions:
-        return with_own_folders(model_options(one, self.argv, self.environ, self.bundled), one.name)
+        return with_own_folders(
+            model_options(one, self.argv, self.environ, self.own.defaults if self.own else ()), one.name
+        )
 
     def read(self, source: ModelEntry | None, before: Model | None) -> PreparedModel:
         """`source` None is the server's one model. Of `before` the vocabulary is kept as long as its file is as it was,
@@ -75,7 +85,8 @@ class Starter:
         options = self.options.model
         if source is not None:
             options = self._options(source)
-        place, config, advice = read_model(options, self.options.engines, self.options.downloads, None)
+        own = self.own if source is None else None
+        place, config, advice = read_model(options, self.options.engines, self.options.downloads, own)
         if not self.options.api.is_2024:
             options = with_advice(options, advice)
         read_ahead(place.path)
@@ -84,21 +95,23 @@ class Starter:
     def room(self) -> Room:
         """What may be allocated now."""
         n = host_memory.available()
-        return {MEMORY: UNKNOWN_ROOM if n is None else n}
+        return {MEMORY: UNKNOWN_ROOM if n is None else n, **{gpu.name: gpu.free for gpu in self.gpus}}
 
 
 @record
 class PreparedModel:
-    """See `models.entry.Prepared`."""
+    """See `models.entry.Prepared`. `n_ctx` is the context that it fits with: the engine, which sees more memory as free
+    than is left to it (others' weights are files), takes it as given."""
 
     starter: Starter
     options: ModelOptions
     place: ModelPlace
     config: EngineConfig
     before: Model | None
+    n_ctx: int | None = None
 
     def fits(self, room: Room, is_alone: bool) -> Room | None:
-        """With a context that is worth having, or alone with any."""
+        """With a context that is worth having and all layers on the GPU that there is; or alone with any."""
         plan = self._plan(room)
         if plan is None:
             n_bytes = os.path.getsize(self.config.model)
@@ -106,18 +119,23 @@ class PreparedModel:
         shape = self.config.shape
         assert shape is not None
         enough = min(self.config.fit_ctx, memory_plan.useful_context(shape.n_ctx_train)) * self.config.n_slots
-        if not is_alone and (plan.fault or self.config.n_ctx is None and plan.n_ctx < enough):
+        has_little = self.config.n_ctx is None and plan.n_ctx < enough
+        has_left_gpu = bool(plan.rows[1:]) and self.wish.n_gpu_layers is None and plan.n_gpu_layers <= len(shape.layers)
+        if not is_alone and (plan.fault or has_little or has_left_gpu):
             return None
-        return None if plan.fault and self.config.is_fitted else {MEMORY: plan.rows[0].used}
+        if plan.fault and self.config.is_fitted:
+            return None
+        self.n_ctx = plan.n_ctx if self.config.n_ctx is None else self.config.n_ctx
+        return {row.place.name: row.used for row in plan.rows}
 
     def refusal(self, room: Room) -> str:
         """The plan's own words."""
         plan = self._plan(room)
         return plan.fault if plan is not None else "the model doesn't fit into memory"
 
-    def start(self, room: Room) -> Model:
+    def start(self) -> Model:
         """Its engine takes the spare process, if there is one for these libraries."""
-        config = replace(self.config, room=room[MEMORY] if self.config.n_ctx is None else None)
+        config = replace(self.config, n_ctx=self.n_ctx)
         shared = self.starter.options
         make_folders(self.options)
         process = self.starter.spare.take(config)
@@ -145,9 +163,39 @@ class PreparedModel:
         shape = self.config.shape
         if shape is None:
             return None
-        return memory_plan.plan(
-            shape, wish_of(self.config, bool(shape.window)), memory_plan.Place(MEMORY, max(room[MEMORY], 0))
-        )
+        gpus = tuple(replace(gpu, free=max(room[gpu.name], 0)) for gpu in self.starter.gpus)
+        return memory_plan.plan(shape, self.wish, Place(MEMORY, max(room[MEMORY], 0)), gpus)
+
+    @property
+    def wish(self) -> memory_plan.Wish:
+        """What is asked of the memory."""
+        return wish_of(self.config, bool(self.config.shape and self.config.shape.window))
+
+
+DEVICE = re.compile(r"(?P<name>\S+): .*\(\d+ MiB, (?P<free>\d+) MiB free\)")
+
+
+def find_gpus(libs: str) -> tuple[Place, ...]:
+    """The GPUs, and what is free of them. A child asks: a process that has asked a driver keeps memory of the GPU."""
+    if sys.platform != "darwin" and not any(not name.startswith("cpu-") for name in read_folder(Path(libs)).plugins):
+        return ()
+    try:
+        command = program.own_command("--list-devices", "--libs", libs)
+        text = subprocess.run(command, capture_output=True, text=True, timeout=ASK_S, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("what devices there are can't be told (%s): models are planned for the CPU", error)
+        return ()
+    return gpus_in(text)
+
+
+def gpus_in(text: str) -> tuple[Place, ...]:
+    """Those in the lines of `--list-devices`. Apple's have the host's memory."""
+    found = filter(None, map(DEVICE.match, text.splitlines()))
+    return tuple(
+        Place(one["name"], int(one["free"]) << 20, one["name"].startswith(("MTL", "Metal")))
+        for one in found
+        if not one["name"].startswith(("CPU", "BLAS", "ACCEL"))
+    )
 
 
 class Spare:

@@ -45,8 +45,8 @@ class Prepared(Protocol):
     def refusal(self, room: Room) -> str:
         """Why it doesn't fit, with the numbers: one line."""
 
-    def start(self, room: Room) -> Model:
-        """A model whose engine has begun to load, and may take so much."""
+    def start(self) -> Model:
+        """A model whose engine has begun to load, and takes what `fits` has said last."""
 
     def complete(self, model: Model) -> None:
         """See to what requests depend on besides the engine. ApiError."""
@@ -69,7 +69,8 @@ class Starter(Protocol):
 @record(eq=False)
 class Entry:
     """One model. `source` is what `Starter.read` takes; `idle_s` the seconds without work until it sleeps, below 0
-    never; `size` the bytes of its files, and `origin` where they were found.
+    never; `size` the bytes of its files, and `origin` where they were found; one that `is_eager` is
+    loaded at the start.
 
     `model` is the loaded one; of a sleeping one, what can be told without its engine. `load` is what brings the next
     one. `n_leases` counts the requests that have it, `t_used` is when the last one ended. Once `leaves_for` is set it
@@ -84,6 +85,7 @@ class Entry:
     origin: str = "option"
     size: int = 0
     idle_s: float = -1.0
+    is_eager: bool = False
     state: str = UNLOADED
     reason: str = ""
     progress: float = 0.0

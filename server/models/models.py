@@ -94,7 +94,7 @@ class Models:
         self._ending: dict[int, Room] = {}  # what engines have that are on their way out
         self._n_ended = 0
         self._budget: Room | None = None  # what there is without any model
-        self.news = News()  # entries whose state has changed, and events (dicts)
+        self.news = News()  # (entry, its new state, why), and events (dicts)
         self._is_closed = False
 
     @classmethod
@@ -231,13 +231,17 @@ class Models:
     def load(self, name: object, key_id: str) -> Entry:
         """Begin to load a model, which is not waited for; also one that has failed. Nothing if it is there."""
         entry = self.find(name, key_id)
+        self.begin(entry)
+        return entry
+
+    def begin(self, entry: Entry) -> None:
+        """The same for whom nobody has asked."""
         with self._changed:
             self._bury(entry)
             if self._is_closed:
                 raise ApiError(503, STOPPING)
             if not entry.is_open:
                 self._load_of(entry, is_asked=True).is_asked = True
-        return entry
 
     def unload(self, name: object, key_id: str) -> Entry:
         """End a model's engine once its work is done; requests that come meanwhile wait, and load it again."""
@@ -434,7 +438,7 @@ class Models:
                 return  # the model has stayed
             started = time.monotonic()
             log.info("loading %s", entry.name)
-            model = self._start(load, prepared, takes)
+            model = self._start(load, prepared)
             prepared.complete(model)
         except Exception as error:
             self._fail(load, error)
@@ -533,12 +537,12 @@ class Models:
         """Whether it has an engine, or has been given room for one."""
         return entry.state == LOADED or entry.state == LOADING and entry.load not in self._queue
 
-    def _start(self, load: Load, prepared: Prepared, takes: Room) -> Model:
+    def _start(self, load: Load, prepared: Prepared) -> Model:
         """The model once its engine has loaded it. One that is killed meanwhile is started once more: it may have been
         chance."""
         is_second = False
         while True:
-            model = prepared.start(takes)
+            model = prepared.start()
             with self._changed:
                 load.model = model
             self._watch(load, model)
@@ -652,7 +656,7 @@ class Models:
         if state == entry.state:
             return
         entry.state, entry.reason = state, reason
-        self.news.tell(entry)
+        self.news.tell((entry, state, reason))
         self._changed.notify_all()
 
     def _near(self, name: str, key_id: str) -> str:

@@ -54,7 +54,7 @@ class FakePrepared:
     def refusal(self, room):
         return f"the model doesn't fit: {room['memory']} bytes are free"
 
-    def start(self, room):
+    def start(self):
         starter = self.starter
         backend = starter.makers[self.name]()
         starter.backends[self.name] = backend

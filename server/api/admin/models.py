@@ -69,25 +69,22 @@ class ModelHandlers:
         models = self._context.models
         with models.news.read() as queue:
             mine = models.seen_by(key_id)
-            yield b"".join(self._event(entry) for entry in mine)
+            yield b"".join(event_of(entry, **self._status(entry)) for entry in mine)
             while True:
                 try:
-                    entry = queue.get(timeout=PING_S)
+                    news = queue.get(timeout=PING_S)
                 except Empty:
                     yield sse.PING
                     continue
-                if entry is None:
+                if news is None:
                     return
-                if isinstance(entry, dict):
-                    if models.may_use(key_id, (entry["model"],)):
-                        yield sse.event(entry)
-                elif models.may_use(key_id, entry.names):
-                    yield self._event(entry)
-
-    def _event(self, entry: Entry) -> bytes:
-        status = self._status(entry)
-        data = {"status": status.pop("value"), **status}
-        return sse.event({"model": entry.name, "event": "model_status", "data": data})
+                if isinstance(news, dict):
+                    if models.may_use(key_id, (news["model"],)):
+                        yield sse.event(news)
+                    continue
+                entry, state, reason = news
+                if models.may_use(key_id, entry.names):
+                    yield event_of(entry, state, **({"failed": True, "reason": reason} if state == FAILED else {}))
 
     def _status(self, entry: Entry) -> dict[str, Any]:
         """`value`, and what belongs to that: `progress` from 0 to 1, or why it has `failed`."""
@@ -144,6 +141,11 @@ def named_in(request: Request) -> tuple[dict[str, Any], str]:
     if not isinstance(name, str) or not name:
         raise ApiError(400, "model: give the name of a model, as GET /models lists them")
     return body, name
+
+
+def event_of(entry: Entry, value: str, **more: object) -> bytes:
+    """That a model is in this state."""
+    return sse.event({"model": entry.name, "event": "model_status", "data": {"status": value, **more}})
 
 
 def meta_json(info: ModelInfo) -> dict[str, Any]:

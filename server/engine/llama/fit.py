@@ -46,8 +46,6 @@ def make_plan(libs: Libs, config: EngineConfig, shape: Shape | None) -> fit.Plan
     if room is None:
         log.info("this system doesn't tell how much memory is free")
         room = 1 << 62 if config.n_ctx is not None else _fallback_room(shape, config)
-    if config.room is not None:
-        room = min(room, config.room)
     memory = fit.Place("memory", room)
     plan = fit.plan(shape, wish_of(config, bool(shape.window)), memory, places_of(list_devices(libs), config))
     if plan.n_ctx > MAX_CTX:

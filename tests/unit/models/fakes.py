@@ -110,7 +110,7 @@ class FakePrepared:
     def refusal(self, room):
         return f"{self.name} needs {self.house.sizes[self.name]} bytes, and {room['memory']} are free"
 
-    def start(self, room):
+    def start(self):
         house = self.house
         engine = FakeEngine(house, self.name)
         with house.lock:

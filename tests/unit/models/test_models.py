@@ -423,7 +423,8 @@ def test_all_changes_are_told():
         with FakeRequest() as request:
             models.get("a", request)
         models.unload("a", "")
-        assert [news.get(timeout=PATIENCE).name for _ in range(3)] == ["a"] * 3
+        told = [news.get(timeout=PATIENCE) for _ in range(3)]
+        assert [(entry.name, state) for entry, state, _ in told] == [("a", LOADING), ("a", LOADED), ("a", UNLOADED)]
         models.close()
         assert news.get(timeout=PATIENCE) is None
 
