@@ -112,7 +112,7 @@ COMMANDS = {
             "verify",
             "FILE",
             1,
-            "say whether a record of --record is what was written",
+            "check a record of requests",
             "Reads all of a record that a server has written with --record. Each line has the hash of the one before, "
             "so a byte that was changed is found anywhere (docs/evidence.md).",
         ),
@@ -120,7 +120,7 @@ COMMANDS = {
             "replay",
             "FILE",
             1,
-            "run the requests of a record again, and compare",
+            "run a record again, and compare",
             "Loads the model of a record that a server has written with --record, runs all requests again, one by one "
             "as with --exact, and compares the tokens. It says where an answer first differs (docs/evidence.md).",
             ("files", "libs", "cpu_variant", "threads"),

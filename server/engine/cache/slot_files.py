@@ -135,7 +135,7 @@ def read(path: Path, identity: Mapping[str, Any]) -> SavedSlot:
     with _open(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         header = _read_header(stream, path.name, size)
-        if identity.get("mmproj", NO_FILES) == NO_FILES and any(token < 0 for token in header["tokens"]):
+        if identity.get("mmproj") == NO_FILES and any(token < 0 for token in header["tokens"]):
             raise ApiError(
                 400,
                 f"{path.name} holds images or sound, which mean nothing without their projector: start the server with "

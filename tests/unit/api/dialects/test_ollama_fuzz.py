@@ -68,7 +68,13 @@ def test_templates(source):
 @fuzz(200)
 @given(json_values)
 def test_single_values(value):
-    for read in (partial(keep_alive, SimpleNamespace(keep=lambda seconds: True)), read_wish, read_tools):
+    others = {"tool_choice": None, "functions": None, "function_call": None, "parallel_tool_calls": True}
+    readers = (
+        partial(keep_alive, SimpleNamespace(keep=lambda seconds: True)),
+        read_wish,
+        lambda tools: read_tools({**others, "tools": tools}),
+    )
+    for read in readers:
         try:
             read(value)
         except ApiError as error:
