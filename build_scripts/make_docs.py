@@ -35,6 +35,7 @@ TITLES = {
     "RESPONSES_FIELDS": "Responses",
     "CONVERSATION_FIELDS": "Conversations",
     "EVIDENCE_FIELDS": "Evidence",
+    "ATTRIBUTE_FIELDS": "Attribution",
     "MODEL_FIELDS": "Model",
     "OPENAI_FIELDS": "OpenAI",
     "STREAM_OPTION_FIELDS": "Stream options",

@@ -20,9 +20,11 @@ from server.api.request.text_request import Incoming, TextRequest
 from server.api.stored.recordings import conversation_id
 from server.chat.output.events import Event
 from server.chat.output.parser import Message, OutputParser
-from server.engine.seam.task import Final
+from server.engine.seam.task import Final, Task
 from server.errors import ApiError
+from server.evidence.attribution import attribute, read_wanted
 from server.evidence.case import Case, fixed
+from server.evidence.spans import texts_of
 from server.log import is_verbose, verbose
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, json_response
 
@@ -98,7 +100,9 @@ class Generation:
         self._model_hash = ""  # of a certificate
         if asked.values.get("certificate"):
             self._model_hash = context.known_models.get(asked.model)[0]
-        if self._recorder is not None or self._model_hash:
+        self._model, self._body = asked.model, asked.body
+        self._attributed = read_wanted(asked.values.get("attribute"))
+        if self._recorder is not None or self._model_hash or self._attributed is not None:
             self._case = case_of(asked, request)
             self._tasks = self._case.tasks
         self.ping_s = asked.ping_s
@@ -130,10 +134,24 @@ class Generation:
         index, parser = self._answers[message.id]
         if self._case is not None:
             self._case.note(message)
-            if type(message) is Final and self._model_hash:
-                certificate = self._case.certificate(self._tasks[index], self._model_hash)
-                self._extras[index] = {"certificate": certificate}
+            if type(message) is Final:
+                self._extras[index] = self._evidence(self._case, self._tasks[index])
         return index, parser.feed(message)
+
+    def _evidence(self, case: Case, task: Task) -> dict[str, Any]:
+        """What a request wants to know of an answer that has ended."""
+        found: dict[str, Any] = {}
+        if self._model_hash:
+            found["certificate"] = case.certificate(task, self._model_hash)
+        if self._attributed is not None:
+            answer, texts = case.tokens.get(task.id, []), texts_of(self._body)
+            try:
+                found["attribution"] = attribute(self._model, self._request, task, answer, texts, self._attributed)
+            except ApiError as error:
+                if error.status == CLIENT_CLOSED:
+                    raise
+                found["attribution"] = {"error": error.message}  # the answer is there all the same
+        return found
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ from server.api.admin.models import ModelHandlers
 from server.api.admin.slots import SlotHandlers
 from server.api.admin.status import StatusHandlers
 from server.api.admin.timeline import TimelineHandler
+from server.api.attribute import AttributeHandler
 from server.api.context import Context
 from server.api.dialects import anthropic, infill, native, ollama, ollama_generate, openai_chat, openai_text, responses
 from server.api.embeddings import EmbeddingHandlers
@@ -127,6 +128,7 @@ def routes(context: Context) -> list[Route]:
         Route("POST", "/embeddings", embeddings.list),
         Route("POST", "/v1/embeddings", embeddings.openai),
         *(Route("POST", prefix + path, rerank.handle) for prefix in ("", "/v1") for path in ("/rerank", "/reranking")),
+        Route("POST", "/v1/attribute", AttributeHandler(context).handle),
         Route("POST", "/tokenize", tokens.tokenize),
         Route("POST", "/detokenize", tokens.detokenize),
         Route("GET", "/tokenizer_info", tokens.info),

@@ -31,7 +31,7 @@ COUNTS = {
     "A": 14,
     "N": 1,
     "O": 18,
-    "P": 5,
+    "P": 6,
 }
 ROW = re.compile(r"\| (?P<id>[A-Z]\d+) \| (?P<what>[^|]+) \| (?P<status>[^|]+) \|")
 

@@ -84,7 +84,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.chat": ("server.chat.jinja", "server.chat.output"),
     "server.chat.jinja": (),
     "server.chat.output": ("server.engine.seam", "server.grammar"),
-    "server.evidence": ("server.engine.seam", "server.model_files.identity", "server.models"),
+    "server.evidence": ("server.engine.seam", "server.model_files.identity", "server.models", "server.web.message"),
     "server.loading": EVERYTHING,
     "server.models": ("server.chat", "server.engine.seam", "server.options"),
     "server.api": (

@@ -87,6 +87,21 @@ EVIDENCE_FIELDS = (
         False,
         "the answer has hashes over the model with all that computes it, settings, prompt and tokens",
     ),
+    Field(
+        "attribute",
+        object,
+        None,
+        "say on which parts of the prompt the answer rests: true, a list of texts, or an object with `spans`, `method` "
+        "and `part`",
+    ),
+)
+ATTRIBUTE_FIELDS = (
+    Field("answer", str, "", "the text of the answer"),
+    Field("prompt", str, None, "the prompt that it was given to"),
+    Field("messages", list, None, "the same as a chat"),
+    Field("spans", list, None, "texts of the prompt (default: its sentences)"),
+    Field("method", str, None, "fast takes them out of what has been computed, exact reads the prompt without them"),
+    Field("part", str, None, "only this part of the answer"),
 )
 MODEL_FIELDS = (Field("model", str, None, "which model, where there are several (GET /v1/models lists them)"),)
 OPENAI_FIELDS = (
@@ -493,6 +508,7 @@ TEXT = Body(
     (PROMPT_FIELDS, LAZY_FIELDS, TEXT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
     ("response_fields", "image_data", "system_prompt"),
 )
+ATTRIBUTE = Body(("/v1/attribute",), (ATTRIBUTE_FIELDS, CHAT_FIELDS, MODEL_FIELDS))
 INFILL = Body(("/infill",), (INFILL_FIELDS, LAZY_FIELDS, MODEL_FIELDS, *GENERATION))
 EMBEDDING = Body(("/embedding", "/embeddings", "/v1/embeddings"), (EMBEDDING_FIELDS, MODEL_FIELDS))
 RERANK = Body(("/rerank", "/reranking"), (RERANK_FIELDS, MODEL_FIELDS))
@@ -526,6 +542,7 @@ BODIES = (
     OLLAMA_PULL,
     OLLAMA_DELETE,
     INFILL,
+    ATTRIBUTE,
     EMBEDDING,
     RERANK,
     TOKENIZE,

@@ -170,15 +170,22 @@ def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
     n_keep = max(min(n_keep, n_past - 4), 0)
     n_left = n_past - n_keep
     n_discard = min(n_discard or n_left // 2, n_left - 1) or 1
+    cut(backend, slot, n_keep, n_keep + n_discard)
+    return n_discard
+
+
+def cut(backend: Backend, slot: Slot, start: int, end: int) -> None:
+    """Take the tokens [start, end) out of a slot, and renumber those behind. The caller has checked
+    `backend.can_shift`."""
     if slot.is_sharing:
         backend.unshare(slot.seq)
         slot.is_sharing, slot.n_shared = False, 0
-    backend.seq_rm(slot.seq, n_keep, n_keep + n_discard)
-    backend.seq_add(slot.seq, n_keep + n_discard, n_past, -n_discard)
-    del slot.tokens[n_keep : n_keep + n_discard]
-    slot.shifted_at = n_keep if slot.shifted_at is None else min(slot.shifted_at, n_keep)
+    backend.seq_rm(slot.seq, start, end)
+    if end < len(slot.tokens):
+        backend.seq_add(slot.seq, end, len(slot.tokens), start - end)
+    del slot.tokens[start:end]
+    slot.shifted_at = start if slot.shifted_at is None else min(slot.shifted_at, start)
     slot.checkpoints.clear()
-    return n_discard
 
 
 def put_aside(backend: Backend, slot: Slot) -> None:

@@ -158,6 +158,7 @@ class Admission:
         if layout.chunks and task.prompt_probs >= 0:
             raise ApiError(400, "a prompt with images or sound can't be judged token by token")
         prompt = self._fit_prompt(slot, task, prompt, layout)
+        cut = self._place_of_cut(task, n_asked - len(task.prompt))
         stages = sampling.chain(task.sampling, self._state.backend.facts)
         self._state.announce(task.id)
         backend, text, phases = self._state.backend, TextStream(task.stop, task.n_indent), None
@@ -178,6 +179,8 @@ class Admission:
             layout=layout,
             drafting=None if layout.chunks else self._state.speculation.begin(task),
             phases=phases,
+            judged_from=n_asked - len(task.prompt) + task.probs_from if task.probs_from else 0,
+            cut=cut,
         )
         try:
             self._prefixes.begin(slot, run)
@@ -195,6 +198,16 @@ class Admission:
             self._state.report_progress(slot)
         if not prompt:
             self._answers.finish(slot, STOP_LIMIT)
+
+    def _place_of_cut(self, task: Task, n_before: int) -> tuple[int, int]:
+        """Where the task's cut is in a prompt with `n_before` tokens before its own."""
+        start, end = task.cut
+        backend = self._state.backend
+        if not end:
+            return 0, 0
+        if not (backend.can_shift and backend.can_share) or backend.window or self._state.config.n_group > 1:
+            raise ApiError(501, "nothing can be taken out of this model's memory; the method exact does without")
+        return start + n_before, end + n_before
 
     def _fit_prompt(self, slot: Slot, task: Task, prompt: list[int], layout: Layout) -> list[int]:
         n_prompt = len(prompt) + layout.n_extra()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from server.engine.cache import prompt_cache
 from server.engine.cache.prompt_cache import Checkpoints
-from server.engine.loop.evaluation import PROMPT_PROBS_ROWS, wants_prompt_probs
+from server.engine.loop.evaluation import PROMPT_PROBS_ROWS, cut_out, wants_prompt_probs
 from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
 from server.engine.slots import planner
@@ -250,6 +250,11 @@ class Batching:
     def _job(self, slot: Slot) -> Job:
         is_prefill = slot.run.next_token is None
         all_rows = is_prefill and wants_prompt_probs(slot.run)  # type: ignore[arg-type]
+        n_before = slot.run.judged_from - 1 - len(slot.tokens)  # rows that judge nothing
+        if all_rows and n_before > 0:
+            return Job(slot.id, slot.seq, len(slot.tokens), slot.pending[:n_before], True, ends=False)
+        if slot.run.cut[1]:
+            cut_out(self._state.backend, slot)
         limit = PROMPT_PROBS_ROWS if all_rows else planner.UNLIMITED
         if slot.positions is None:
             pending = slot.pending

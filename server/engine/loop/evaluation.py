@@ -14,7 +14,7 @@ from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
 from server.engine.seam.task import STOP_LIMIT, PromptProbs
 from server.engine.slots import planner
-from server.engine.slots.backend import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK
+from server.engine.slots.backend import DECODE_ABORTED, DECODE_NO_ROOM, DECODE_OK, Backend
 from server.engine.slots.planner import UNLIMITED, Span
 from server.engine.slots.slot import Run, Slot
 from server.engine.speculation.speculation import without_drafts
@@ -174,12 +174,21 @@ def wants_prompt_probs(run: Run) -> bool:
     return run.task.prompt_probs >= 0
 
 
+def cut_out(backend: Backend, slot: Slot) -> None:
+    """Take the task's cut out of what has been read of its prompt."""
+    run: Run = slot.run  # type: ignore[assignment]
+    (start, end), run.cut = run.cut, (0, 0)
+    prompt_cache.cut(backend, slot, start, end)
+    del run.prompt[start:end]
+    run.judged_from -= end - start
+
+
 def report_prompt_probs(state: EngineState, slot: Slot, first_row: int, start: int, n: int) -> None:
     """Tell what the `n` rows from `first_row` of the batch on, which hold the prompt from `start` on, think of the
     tokens behind theirs. Places are counted from the beginning of the task's own prompt."""
     run = slot.run
     n_system = len(run.prompt) - len(run.task.prompt)
-    begin, end = max(start + 1, n_system + 1), min(start + n + 1, len(run.prompt))
+    begin, end = max(start + 1, n_system + 1, run.judged_from), min(start + n + 1, len(run.prompt))
     if begin < end:
         probs = tuple(
             run.sampler.row_probs(first_row + place - start - 1, run.prompt[place], run.task.prompt_probs)

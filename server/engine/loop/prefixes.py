@@ -73,7 +73,12 @@ class Prefixes:
         return sum(len(slot.tokens) for slot in slots) - self._shared[1]
 
     def choose_slot(self, free: list[Slot], task: Task, prompt: list[int]) -> Any:
-        """The free slot that suits a task best."""
+        """The free slot that suits a task best. One that only judges an answer takes what nobody will miss: the text
+        that it judges stays where it is."""
+        if task.probs_from:
+            return min(
+                free, key=lambda slot: (slot.shifted_at is None, common_prefix(slot.tokens, prompt), slot.t_used)
+            )
         return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())
 
     def nearest(self, task: Task, prompt: list[int]) -> list[int]:
@@ -124,7 +129,7 @@ class Prefixes:
             return True
         self._reuse(slot, run)
         run.leader = self._leader(slot, run)  # another one, if that one was cancelled
-        run.cache_reason = LAST_TOKEN if run.n_cached == run.layout.reusable(len(run.prompt)) else ""
+        run.cache_reason = LAST_TOKEN if run.n_cached == run.n_reusable else ""
         if run.task.progress:
             self._state.report_progress(slot)
         return run.leader is not None
@@ -284,7 +289,7 @@ class Prefixes:
         n_own = slot.reusable(run.prompt) if task.cache_prompt else 0
         n_before = run.n_cached
         run.n_cached = n = prompt_cache.reuse_prefix(
-            state.backend, slot, run.prompt, task.cache_prompt, donors, run.layout.reusable(len(run.prompt))
+            state.backend, slot, run.prompt, task.cache_prompt, donors, run.n_reusable
         )
         if n > n_own:
             run.cache_source = CACHE_SHARED
@@ -296,7 +301,7 @@ class Prefixes:
 
     def _fetch(self, slot: Slot, run: Run) -> None:
         """What memory or disk have of the prompt beyond what the slot has now."""
-        limit = run.layout.reusable(len(run.prompt))
+        limit = run.n_reusable
         n_known = min(self.blocks.known(slot.lora, run.prompt), limit)
         if n_known >= len(slot.tokens) + MIN_SHARED:
             n, source = self.blocks.restore(slot, run.prompt, limit, lambda n: self._make_room_for(n, slot))
@@ -311,7 +316,7 @@ class Prefixes:
         for other in self._state.running:
             is_reading = other.run.next_token is None and other.run.leader is None
             if is_reading and other is not slot and other.lora == slot.lora:
-                n = min(common_prefix(other.run.prompt, run.prompt), run.layout.reusable(len(run.prompt)))
+                n = min(common_prefix(other.run.prompt, run.prompt), run.n_reusable)
                 if n > n_best:
                     best, n_best = other, n
         return None if best is None else Leader(best, best.run, n_best)  # type: ignore[arg-type]
@@ -327,7 +332,7 @@ class Prefixes:
         n = len(slot.tokens)
         if n >= n_known:
             return ""
-        if n == run.layout.reusable(len(run.prompt)):
+        if n == run.n_reusable:
             return LAST_TOKEN
         if not run.task.cache_prompt:
             return NOT_ASKED

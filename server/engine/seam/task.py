@@ -187,18 +187,18 @@ class Task:
     runs from the task's arrival to its last token. `owner` says whose task it is, for fair shares: the id of an API
     key, else the client's address; of those that wait, tasks of higher `priority` go first. The limits of drafts
     (speculative decoding; `draft_n_max` 0 is none) are the server's where they are negative. With `progress` and
-    `timings` the events carry those. Without `stream` nobody reads pieces before the end, and they may come late.
-    A negative id in `prompt` stands for a file: -1 for the first of `media`, and so on.
-    `resume` are tokens that an engine before this one has generated and delivered, in `resume_ms` ms: the task goes
-    on behind them.
-    `may_respell`: the prompt has text that the model wrote, and the tokens that it chose for it will do.
-    With `prompt_probs` 0 or more the tokens of the prompt are judged, each with that many alternatives (`PromptProbs`);
-    that needs `cache_prompt` False.
-    The names of `preserved_tokens` are part of the text, though they are control tokens. With `reasoning` the model may
-    think before it answers: its grammar, its triggers and its stop words are about what follows the thinking. Stop
-    words end with the first trigger, too. With `ends_thinking` 0 or more it is told to come to an end behind that many
-    tokens.
-    With `only_counts` its files are prepared, and a `Final` says how many tokens the prompt has; nothing is computed.
+    `timings` the events carry those. Without `stream` nobody reads pieces before the end, and they may come late. A
+    negative id in `prompt` stands for a file: -1 for the first of `media`, and so on. `resume` are tokens that an
+    engine before this one has generated and delivered, in `resume_ms` ms: the task goes on behind them. `may_respell`:
+    the prompt has text that the model wrote, and the tokens that it chose for it will do. With `prompt_probs` 0 or more
+    the tokens of the prompt are judged, each with that many alternatives (`PromptProbs`); that needs `cache_prompt`
+    False, unless only those from `probs_from` on are wanted. The tokens of `cut` (first, behind the last) are taken out
+    of the cache once what comes before `probs_from` is there: keys and values behind them stay as they were computed
+    with them. The names of `preserved_tokens` are part of the text, though they are control tokens. With `reasoning`
+    the model may think before it answers: its grammar, its triggers and its stop words are about what follows the
+    thinking. Stop words end with the first trigger, too. With `ends_thinking` 0 or more it is told to come to an end
+    behind that many tokens. With `only_counts` its files are prepared, and a `Final` says how many tokens the prompt
+    has; nothing is computed.
     """
 
     id: int
@@ -222,6 +222,8 @@ class Task:
     timings: bool = False
     stream: bool = True
     prompt_probs: int = -1
+    probs_from: int = 0
+    cut: tuple[int, int] = (0, 0)
     t_max_ms: int = 0
     owner: str = ""
     priority: int = 0

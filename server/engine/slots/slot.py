@@ -58,10 +58,11 @@ class Aside:
 class Run:
     """One task in work. `prompt` may be shorter than the task's (cut to fit); times are clock seconds.
 
-    The latest step's draws took the processor `draw_s`, all of them together `draws_s`.
-    `is_full`: the context has to be shifted before the next step. `is_last_in_line`: if the task waits in memory, then
-    until it is the oldest. `n_cached` tokens of the prompt were reused; `cache_source`, `cache_reason` and
-    `first_difference` are what `CacheUse` has.
+    The latest step's draws took the processor `draw_s`, all of them together `draws_s`. `is_full`: the context has to
+    be shifted before the next step. `is_last_in_line`: if the task waits in memory, then until it is the oldest.
+    `n_cached` tokens of the prompt were reused; `cache_source`, `cache_reason` and `first_difference` are what
+    `CacheUse` has. Of the prompt, tokens from `judged_from` on are judged (0: all, or none); `cut` is still to be taken
+    out before that.
     """
 
     task: Task
@@ -87,6 +88,14 @@ class Run:
     t_last: float = 0.0
     layout: Layout = field(default_factory=Layout)
     phases: Phases | None = None
+    judged_from: int = 0
+    cut: tuple[int, int] = (0, 0)
+
+    @property
+    def n_reusable(self) -> int:
+        """How much of the prompt a cache can spare us: all but what has to be evaluated for its logits."""
+        n = self.layout.reusable(len(self.prompt))
+        return min(n, self.judged_from - 1) if self.judged_from else n
 
     @property
     def is_replaying(self) -> bool:

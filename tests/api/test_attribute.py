@@ -1,0 +1,116 @@
+"""`attribute` and POST /v1/attribute over real HTTP, with the fake engine: spans, bounds, refusals, streams."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from server.evidence import attribution
+from tests.fake_media import seeing
+from tests.fakes import FakeBackend
+from tests.media_files import data_url, picture
+
+PROMPT = "The key is red. The door is blue. Nobody knows. What?"
+SENTENCES = ["The key is red.", "The door is blue.", "Nobody knows.", "What?"]
+
+
+@pytest.fixture
+def two(make_api):
+    return make_api(FakeBackend(n_ctx=8192, n_slots=2)).start()
+
+
+def attributed(api, **fields: object) -> dict:
+    answer = api.post("/v1/attribute", {"prompt": PROMPT, "answer": " It is", **fields})
+    assert answer.status == 200, answer
+    return answer.json()["attribution"]
+
+
+@pytest.mark.covers("P06")
+@pytest.mark.parametrize("method", ["fast", "exact"])
+def test_every_sentence_of_the_prompt_has_its_nats(two, method):
+    found = attributed(two, method=method)
+    assert [span["text"] for span in found["spans"]] in (SENTENCES, SENTENCES[:3])  # the last token is no span's
+    assert all(PROMPT[span["start"] : span["end"]] == span["text"] for span in found["spans"])
+    assert all(span["message"] is None and isinstance(span["nats"], float) for span in found["spans"])
+    assert found["method"] == method and {"answer_logprob", "without_spans_logprob"} <= found.keys()
+
+
+def test_texts_of_a_chat_have_the_numbers_of_their_messages(two):
+    messages = [{"role": "system", "content": "Be brief. Be kind."}, {"role": "user", "content": "Hello there. Who?"}]
+    answer = two.post("/v1/attribute", {"messages": messages, "answer": "me"}).json()["attribution"]
+    assert [(span["message"], span["text"]) for span in answer["spans"]] == [
+        (0, "Be brief."),
+        (0, "Be kind."),
+        (1, "Hello there."),
+        (1, "Who?"),
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_brings_its_attribution_along(two, stream):
+    body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 3, "attribute": True, "stream": stream}
+    answer = two.post("/v1/chat/completions", body)
+    if stream:
+        blocks = [block[6:] for block in answer.body.decode().split("\n\n") if '"attribution"' in block]
+        [choice] = [json.loads(block)["choices"][0] for block in blocks]
+    else:
+        [choice] = answer.json()["choices"]
+    assert [span["text"] for span in choice["attribution"]["spans"]] == SENTENCES
+    native = two.complete(PROMPT, 3, attribute=["key is red", "nowhere"])
+    assert [span["text"] for span in native["attribution"]["spans"]] == ["key is red"]
+    assert "attribution" not in two.complete(PROMPT, 3)
+    two.settle()
+    assert two.is_idle()
+
+
+def test_a_part_of_the_answer_can_be_asked_about(two):
+    whole, first, second = (attributed(two, part=part)["answer_logprob"] for part in ("", "It", "is"))
+    assert whole <= first <= 0 and whole <= second <= 0
+
+
+@pytest.mark.parametrize(
+    "fields, says",
+    [
+        ({"answer": ""}, "answer"),
+        ({"prompt": None}, "prompt"),
+        ({"method": "guess"}, "method"),
+        ({"spans": [5]}, "spans"),
+        ({"spans": [""]}, "spans"),
+        ({"spans": "x"}, "spans"),
+        ({"spans": ["x"] * 101}, "at most 100"),
+        ({"part": "elsewhere"}, "no such part"),
+        ({"prompt": "One. " * 150}, "too much"),
+        ({"messages": "x"}, "messages"),
+    ],
+)
+def test_what_is_wrong_is_told_before_anything_is_computed(two, fields, says):
+    n = len(two.backend.batches)
+    answer = two.post("/v1/attribute", {"prompt": PROMPT, "answer": " It is", **fields})
+    assert answer.status == 400 and says in answer.error["message"]
+    assert len(two.backend.batches) - n <= 0 or says == "no such part"
+
+
+@pytest.mark.parametrize("value", ["yes", 5, {"colour": 1}, {"spans": 3}, {"method": "guess"}])
+def test_a_wrong_field_is_refused_with_400(two, value):
+    assert "attribute" in two.refuse(attribute=value)["message"]
+
+
+def test_rows_are_bounded(two, monkeypatch):
+    monkeypatch.setattr(attribution, "MOST_ROWS", 10)
+    answer = two.post("/v1/attribute", {"prompt": PROMPT, "answer": "a b c d e f g"})
+    assert answer.status == 400 and "too much" in answer.error["message"]
+
+
+def test_prompts_with_files_are_refused(make_api):
+    api = make_api(seeing()).start()
+    content = [{"type": "image_url", "image_url": {"url": data_url(picture(1))}}, {"type": "text", "text": "What?"}]
+    answer = api.post("/v1/attribute", {"messages": [{"role": "user", "content": content}], "answer": "x"})
+    assert answer.status == 400 and "images" in answer.error["message"]
+
+
+def test_a_memory_that_cannot_be_cut_is_501_and_exact_works(make_api):
+    api = make_api(FakeBackend(n_ctx=4096, n_slots=2, can_shift=False)).start()
+    answer = api.post("/v1/attribute", {"prompt": PROMPT, "answer": " It is"})
+    assert answer.status == 501 and "exact" in answer.error["message"]
+    assert attributed(api, method="exact")["spans"]
