@@ -14,20 +14,41 @@ import json
 import secrets
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from server import memory
 from server.api.context import Context
-from server.api.dialects.dialect import Dialect
-from server.api.dialects.response_events import (
+from server.api.dialects.dialect import Answer, Dialect
+from server.api.dialects.openai import TokenPlaces, likely_json
+from server.api.dialects.response_items import (
+    CANCELLED,
+    CODES,
+    COMPLETED,
+    CUSTOM_CALL,
+    FAILED,
+    FUNCTION_CALL,
     IN_PROGRESS,
     INCOMPLETE,
     LOGPROBS,
+    MESSAGE,
+    N_TOKEN,
+    NO_RESULTS,
+    PROB_BYTES,
     QUEUED,
+    REASONING,
+    SEALED,
+    SUMMARY,
+    EventWriter,
     Exchange,
-    ResponsesReply,
+    Item,
+    Kind,
+    Placed,
+    conversation_id,
+    earlier_items,
+    referred_item,
     unseal,
+    with_ids,
 )
 from server.api.request.chat.answer import answer_form
 from server.api.request.chat.messages import (
@@ -48,13 +69,15 @@ from server.api.request.media import Files, decode
 from server.api.request.sampling import strings
 from server.api.request.schema import COMPLETION_FIELDS, SAMPLING_FIELDS, read
 from server.api.request.text_request import Incoming, TextRequest, text_request
+from server.api.serialize import cache_json, timings_json
+from server.chat.output.events import End, Event, Progress, Reasoning, Text, ToolCall
+from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Final
 from server.errors import ApiError
 from server.models.model import Model
 from server.records import replace
+from server.web.sse import PING
 
 Message = dict[str, Any]
-Placed = tuple[Any, str]
-"""An item, and its place in the request."""
 
 ROLES = ("user", "assistant", "system", "developer")
 TRUNCATIONS = ("auto", "disabled")
@@ -62,15 +85,6 @@ CHOICES = (AUTO, NONE, REQUIRED)
 FORMATS = ("text", "json_object", "json_schema")
 SYNTAXES = ("regex", "lark")
 MAX_PAIRS, MAX_KEY, MAX_VALUE = 16, 64, 512  # of metadata
-N_TOKEN = 24  # bytes of what is drawn for an id
-PREFIXES = {
-    "message": "msg",
-    "function_call": "fc",
-    "function_call_output": "fco",
-    "custom_tool_call": "ctc",
-    "custom_tool_call_output": "ctco",
-    "reasoning": "rs",
-}
 FOREIGN = (
     *("additional_tools", "apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "compaction"),
     *("computer_call", "computer_call_output", "configuration_update", "file_search_call", "image_generation_call"),
@@ -339,96 +353,6 @@ def read_choice(choice: object, names: tuple[str, ...]) -> tuple[str, tuple[str,
 # ---- items ------------------------------------------------------------------------------------------------------
 
 
-def with_ids(value: object, token: str, field: str = "input") -> tuple[Any, ...]:
-    """The items in `field` in their full form, each with an id: its own, or one by which it can be found."""
-    if value is None:
-        return ()
-    if isinstance(value, str):
-        value = [{"role": "user", "content": value}]
-    if isinstance(value, tuple):  # which have them
-        return value
-    if not isinstance(value, list):
-        raise ApiError(400, f"{field} is neither a text nor a list of items")
-    require_few(len(value), field)
-    items = []
-    for i, item in enumerate(value):
-        if not isinstance(item, dict):
-            raise ApiError(400, f"{field}[{i}] is not an object")
-        if item.get("type") is None and ("role" in item or "id" in item):
-            item = {**item, "type": "message" if "role" in item else "item_reference"}
-        if item.get("type") == "message" and isinstance(item.get("content"), str):
-            kind = "output_text" if item.get("role") == "assistant" else "input_text"
-            item = {**item, "content": [{"type": kind, "text": item["content"]}]}
-        if not isinstance(item.get("id"), str) and item.get("type") != "item_reference":
-            prefix = PREFIXES.get(item["type"], "item") if isinstance(item.get("type"), str) else "item"
-            item = {**item, "id": f"{prefix}_{token}i{i}"}
-        items.append(item)
-    return tuple(items)
-
-
-def conversation_id(value: object) -> str:
-    """What `conversation` says: an id, or an object with one."""
-    if value is None:
-        return ""
-    if isinstance(value, dict):
-        return required(value, "id", "conversation")
-    if not isinstance(value, str):
-        raise ApiError(400, "conversation is neither an id nor an object with one")
-    return value
-
-
-def earlier_items(context: Context, key_id: str, values: Mapping[str, Any]) -> list[Placed]:
-    """What a request goes on from. ApiError 404 where that isn't stored, or is somebody else's."""
-    conversation, previous = conversation_id(values["conversation"]), values["previous_response_id"]
-    if conversation and previous:
-        raise ApiError(400, "conversation and previous_response_id exclude each other")
-    if conversation:
-        found = context.stored.get(conversation, key_id)
-        if found is None:
-            raise ApiError(404, f"conversation: there is no conversation {conversation[:80]!r}", param="conversation")
-        return [(item, "conversation") for item in found["items"]]
-    earlier = earlier_records(context, key_id, previous) if previous else []
-    if earlier and earlier[-1]["response"]["status"] in (QUEUED, IN_PROGRESS):
-        raise ApiError(400, f"previous_response_id: {previous} has not ended yet")
-    return [(item, "previous_response_id") for found in earlier for item in items_of_record(found)]
-
-
-def earlier_records(context: Context, key_id: str, id_: str) -> list[dict[str, Any]]:
-    """A stored response and those that it goes on from, the first one first."""
-    found: dict[str, dict[str, Any]] = {}
-    while id_:
-        one = context.stored.get(id_, key_id) if id_ not in found else None
-        if one is None:
-            raise ApiError(
-                404, f"previous_response_id: there is no response {id_[:80]!r}", param="previous_response_id"
-            )
-        found[id_] = one
-        id_ = one["response"]["previous_response_id"]
-    return list(found.values())[::-1]
-
-
-def items_of_record(found: Mapping[str, Any]) -> list[Any]:
-    """The items of a stored response: those of its input, and what the model has said."""
-    return [*found["input"], *found["response"]["output"]]
-
-
-def referred_item(
-    context: Context, key_id: str, item: Mapping[str, Any], where: str, pool: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
-    """The stored item that a reference means. Ids that are made here say where to look. What has been looked up is in
-    `pool`, but for items that have been referred to: a request can't multiply what is stored."""
-    id_ = required(item, "id", where)
-    token = id_.partition("_")[2][: 2 * N_TOKEN]
-    if token not in pool:
-        response, conversation = (context.stored.get(prefix + token, key_id) for prefix in ("resp_", "conv_"))
-        items = [*(items_of_record(response) if response else ()), *(conversation["items"] if conversation else ())]
-        pool[token] = {one["id"]: one for one in items if one["type"] != "item_reference"}
-    found: dict[str, Any] | None = pool[token].pop(id_, None)
-    if found is None:
-        raise ApiError(404, f"{where}: there is no stored item {id_[:80]!r}, or only once", param=where)
-    return found
-
-
 def add_message(messages: list[Message], item: Mapping[str, Any], where: str, files: Files) -> None:
     """What somebody says. What a user says in a row is one message."""
     role = one_of(ROLES, item.get("role"), f"{where}.role")
@@ -542,6 +466,189 @@ FILES: dict[str, Callable[[Mapping[str, Any], str, Files], Part]] = {
     "input_audio": sound_part,
     "input_file": file_part,
 }
+
+
+# ---- answers ----------------------------------------------------------------------------------------------------
+
+
+class ResponsesReply:
+    """Writes one response, and stores it when it has ended unless `is_copy`. Of a stream the events up to the number
+    `after` are left out."""
+
+    ping = PING
+
+    def __init__(self, context: Context, asked: TextRequest, after: int = -1, is_copy: bool = False) -> None:
+        self._asked, self._context, self._is_copy = asked, context, is_copy
+        self._exchange: Exchange = asked.own
+        self.id = self._exchange.id
+        self.response = response_head(asked)
+        self.was_begun = False  # by the engine
+        self.share = memory.current()
+        self._writer = EventWriter(self.response, after)
+        self._is_open = False  # the stream
+        self._kind: Kind | None = None  # of the latest item
+        self._places = TokenPlaces(asked.model.vocab, asked.tasks[0].preserved_tokens, None, asked.is_parsed)
+        self._thoughts = SUMMARY if wants_summary(asked.values["reasoning"]) else REASONING
+
+    def event(self, index: int, event: Event) -> bytes:
+        """What a stream sends."""
+        if isinstance(event, Progress) and event.place:
+            return b""
+        begun = self.begin()
+        if not self.was_begun:
+            self.was_begun = True
+            begun += self._writer.progress()
+        if isinstance(event, End):
+            return begun + self.finish(self._ended(event.final))
+        return begun + self._more(event) if isinstance(event, (Text, Reasoning, ToolCall)) else begun
+
+    def begin(self) -> bytes:
+        """The first events, once."""
+        if self._is_open:
+            return b""
+        self._is_open = True
+        return self._writer.begin()
+
+    def finish(self, response: dict[str, Any]) -> bytes:
+        """The last events of a response that has ended in this way."""
+        begun = self.begin() + self._writer.close(COMPLETED if response["status"] == COMPLETED else INCOMPLETE)
+        output = [item.json() for item in self._writer.items]
+        self.response = self._kept({**response, "output": output})
+        return begun + self._writer.end(self.response)
+
+    def end(self) -> bytes:
+        """Nothing comes behind the last event."""
+        return b""
+
+    def error(self, error: ApiError) -> bytes:
+        """The last events of a stream that breaks off."""
+        code = CODES.get(error.status) or ("invalid_prompt" if error.status < 500 else "server_error")
+        return self.finish({**self.response, "status": FAILED, "error": {"code": code, "message": error.message}})
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The response."""
+        [answer] = answers
+        assert answer.final is not None
+        for event in answer.judged or answer.events():
+            self._more(event)
+        self.finish(self._ended(answer.final))
+        return self.response
+
+    def _more(self, event: Text | Reasoning | ToolCall) -> bytes:
+        """More of the latest item, or the beginning of another one."""
+        logprobs = self._logprobs(event)
+        if type(event) is ToolCall:
+            opened = b""
+            if event.name:
+                kind = CUSTOM_CALL if event.name in self._exchange.customs else FUNCTION_CALL
+                opened = self._open(kind, {"call_id": event.id, "name": event.name})
+            return opened + self._writer.delta(event.arguments)
+        if not event.text:
+            return b""
+        kind = MESSAGE if type(event) is Text else self._thoughts
+        return (b"" if kind is self._kind else self._open(kind, {})) + self._writer.delta(event.text, logprobs)
+
+    def _open(self, kind: Kind, fields: dict[str, Any]) -> bytes:
+        self._kind = kind
+        is_sealed = kind.type == REASONING.type and SEALED in self._asked.values["include"]
+        id_ = f"{kind.prefix}_{self._exchange.token}o{len(self._writer.items)}"
+        return self._writer.open(Item(kind, id_, fields, is_sealed=is_sealed))
+
+    def _logprobs(self, event: Text | Reasoning | ToolCall) -> list[dict[str, Any]]:
+        """Those of the tokens that a text is made of; none of what isn't the answer's text."""
+        if not event.probs and not self._asked.values["n_probs"]:
+            return []
+        self._places.add(event.probs)
+        tokens = self._places.take(event.text) if type(event) is not ToolCall else []
+        if type(event) is not Text:
+            return []
+        if self.share is not None:  # the last event has all of them once more
+            self.share.take(PROB_BYTES * sum(1 + len(item.top_logprobs) for item, _ in tokens))
+        n_top, vocab = self._asked.values["top_logprobs"], self._asked.model.vocab
+        return [likely_json(item, n_top, vocab) for item, _ in tokens]
+
+    def _ended(self, final: Final) -> dict[str, Any]:
+        """The response, all but its output. One that somebody has stopped is cancelled."""
+        status = {STOP_LIMIT: INCOMPLETE, STOP_ABORT: CANCELLED}.get(final.stop, COMPLETED)
+        warnings = {"warnings": list(self._asked.warnings)} if self._asked.warnings else {}
+        return {
+            **self.response,
+            "status": status,
+            "completed_at": int(time.time()) if status == COMPLETED else None,
+            "incomplete_details": {"reason": "max_output_tokens"} if status == INCOMPLETE else None,
+            "usage": usage(final),
+            "timings": timings_json(final.timings),
+            "cache": cache_json(final.cache, self._asked.model.vocab),
+            **warnings,
+        }
+
+    def _kept(self, response: dict[str, Any]) -> dict[str, Any]:
+        """The response, which is stored if it is to be; where there is no room for it, it says so."""
+        exchange, stored = self._exchange, self._context.stored
+        if self._is_copy:
+            return response
+        found = {"response": response, "input": exchange.items, "was_begun": self.was_begun}
+        if exchange.is_background:
+            found["cuts"] = [[len(part) for part in item.parts] for item in self._writer.items]
+        lines = []
+        is_kept = exchange.is_stored and stored.put(self.id, exchange.key_id, found)
+        if exchange.is_stored and not is_kept:
+            lines.append("store: there is no room for this response (--store-size)")
+        items = [*exchange.items, *response["output"]]
+        if exchange.conversation and not stored.extend(exchange.conversation, exchange.key_id, items):
+            lines.append("conversation: there is no room for these items (--store-size), or it has been deleted")
+        if not lines:
+            return response
+        return {**response, "store": is_kept, "warnings": [*response.get("warnings", ()), *lines]}
+
+
+def response_head(asked: TextRequest) -> dict[str, Any]:
+    """A response before there is any output: what was asked for, and how it took effect."""
+    values, sampling = asked.values, asked.tasks[0].sampling
+    exchange: Exchange = asked.own
+    reasoning = values["reasoning"] or {}
+    return {
+        "id": exchange.id,
+        "object": "response",
+        "created_at": exchange.created,
+        "status": QUEUED if exchange.is_background else IN_PROGRESS,
+        "background": exchange.is_background,
+        "instructions": values["instructions"],
+        "max_output_tokens": values["max_output_tokens"],
+        "model": asked.model.name_for(values["model"]),
+        "parallel_tool_calls": values["parallel_tool_calls"],
+        "previous_response_id": values["previous_response_id"],
+        **({"conversation": {"id": exchange.conversation}} if exchange.conversation else {}),
+        "prompt_cache_key": values["prompt_cache_key"] or None,
+        "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
+        "service_tier": "default",
+        "store": exchange.is_stored,
+        "temperature": sampling.temperature,
+        "text": values["text"] if (values["text"] or {}).get("format") else {"format": {"type": "text"}},
+        "tool_choice": AUTO if values["tool_choice"] is None else values["tool_choice"],
+        "tools": values["tools"] or [],
+        "top_logprobs": values["top_logprobs"],
+        "top_p": sampling.top_p,
+        "truncation": values["truncation"],
+        "metadata": values["metadata"] or {},
+        **NO_RESULTS,
+    }
+
+
+def wants_summary(reasoning: Mapping[str, Any] | None) -> bool:
+    """Whether what the model thinks is to come as a summary."""
+    return any((reasoning or {}).get(name) not in (None, "none") for name in ("summary", "generate_summary"))
+
+
+def usage(final: Final) -> dict[str, Any]:
+    """What a response took."""
+    return {
+        "input_tokens": final.n_prompt,
+        "input_tokens_details": {"cached_tokens": final.timings.cache_n, "cache_write_tokens": 0},
+        "output_tokens": final.n_predicted,
+        "output_tokens_details": {"reasoning_tokens": final.n_reasoning},
+        "total_tokens": final.n_prompt + final.n_predicted,
+    }
 
 
 DIALECT = Dialect(read_response, ResponsesReply)

@@ -15,7 +15,8 @@ from typing import Any
 
 from server import memory
 from server.api.context import Context
-from server.api.dialects.response_events import IN_PROGRESS, QUEUED, Exchange, ResponsesReply
+from server.api.dialects.response_items import IN_PROGRESS, QUEUED, Exchange
+from server.api.dialects.responses import ResponsesReply
 from server.api.generation import Generation, TextHandler
 from server.api.request.text_request import TextRequest
 from server.chat.output.events import End, Event

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from server.api.context import Context
-from server.api.dialects.responses import FOREIGN, ITEMS, N_TOKEN, check_metadata, with_ids
+from server.api.dialects.response_items import N_TOKEN, with_ids
+from server.api.dialects.responses import FOREIGN, ITEMS, check_metadata
 from server.api.request.chat.parts import one_of
 from server.api.request.fields import CONVERSATION
 from server.api.stored.responses import page

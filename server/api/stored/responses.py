@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from server.api.context import Context
-from server.api.dialects.response_events import FAILED, IN_PROGRESS, QUEUED, replay
-from server.api.dialects.responses import earlier_records, items_of_record, read_conversation, read_fields
+from server.api.dialects.response_items import FAILED, IN_PROGRESS, QUEUED, earlier_records, items_of_record, replay
+from server.api.dialects.responses import read_conversation, read_fields
 from server.api.request.chat.messages import chat_prompt
 from server.api.request.fields import RESPONSES
 from server.api.request.media import Files

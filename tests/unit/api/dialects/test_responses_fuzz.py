@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.dialects.response_events import item_of, unseal
-from server.api.dialects.responses import ITEMS, conversation_id, read_format, read_messages, read_tools, with_ids
+from server.api.dialects.response_items import conversation_id, item_of, unseal, with_ids
+from server.api.dialects.responses import ITEMS, read_format, read_messages, read_tools
 from server.api.request.media import Files
 from server.errors import ApiError
 from tests.fuzzing import fuzz
