@@ -110,4 +110,4 @@ def test_units_start_the_program_with_options_that_there_are(name, tmp_path):
     text = "\n".join(line for line in text.split("-->")[-1].splitlines() if not line.startswith("#"))
     flags = re.findall(r"--[a-z-]+(?=[ <])", text)
     assert flags == ["--config"]
-    assert parse([flags[0], str(config)], {}).model == "m.gguf"
+    assert parse([flags[0], str(config)], {}).files == ("m.gguf",)
