@@ -121,16 +121,18 @@ class Reader(CallReader):
             self.skip_to(end)
         if not found and not is_opened:
             return
-        yield from self.reason_until(tags)
+        space = yield from self.reason_until(tags)
         self.hold()
         is_whole = yield from self.reads(opening)
         self.let_go()
         if not is_whole:
+            if opening and space and any(marker.startswith(opening + " ") for marker in self.markers):
+                opening += " "
             self.text = self.text[: self.at] + opening + self.text[self.at :]
             self.n_unsaid = len(opening)
 
-    def reason_until(self, tags: Tags) -> Steps:
-        """Reasoning up to its closing tag, or up to the call that ends it."""
+    def reason_until(self, tags: Tags) -> Generator[None, None, str]:
+        """Reasoning up to its closing tag, or up to the call that ends it; the white space that was skipped behind."""
         close, called = tags.close.strip(), tags.ends_at if self.tools else ""
         self.is_thinking = True
         has_begun = False
@@ -153,20 +155,22 @@ class Reader(CallReader):
             if call >= 0:
                 self.skip_to(call)
                 self.is_thinking = False
-                return
+                return ""
             if end >= 0:
                 self.skip_to(end + len(close))
                 break
             if self.is_end:
-                return
+                return ""
             yield
+        space = ""
         while True:
             match = SPACE.match(self.text, self.at)
             assert match is not None
+            space += match.group()
             self.skip_to(match.end())
             if self.at < len(self.text) or self.is_end:
                 self.is_thinking = False
-                return
+                return space
             yield
 
     # Harmony

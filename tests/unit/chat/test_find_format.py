@@ -13,7 +13,7 @@ from server.chat.find_format import find_format
 from server.chat.named_formats import FAMILIES as FAMILY_MARKS
 from server.chat.named_formats import FORMATS
 from server.chat.output.call_grammar import call_constraint
-from server.chat.output.events import ToolCall
+from server.chat.output.events import Reasoning, ToolCall
 from server.chat.output.formats import GENERIC, IdForm, JsonCall, ParameterCall, Tags
 from server.chat.output.write_calls import WrittenCall, write_calls
 from server.chat.template import BuiltinTemplate, ChatTemplate
@@ -114,6 +114,22 @@ def test_what_the_grammar_of_a_template_writes_is_read_as_calls(family):
         events = joined(read(found, TOOLS, thought + generator.text(luck)))
         assert events and all(isinstance(event, ToolCall) for event in events)
         assert all(isinstance(json.loads(event.arguments), dict) for event in events)
+
+
+@pytest.mark.parametrize("family", {**ALL, **NAMED})
+def test_a_required_call_behind_reasoning_is_read_as_one(family):
+    found = template({**ALL, **NAMED}[family]).call_format
+    if found.reasoning is None:
+        return
+    tags = found.reasoning
+    thought = ("" if tags.is_opened else tags.open.removeprefix(found.opening)) + "hm" + tags.close
+    generator, luck = Generator(call_constraint(found, TOOLS, choice="required").grammar), random.Random(5)
+    for _ in range(5):
+        written = generator.text(luck)
+        for pieces in cuts(thought + written).values():
+            events = joined(read(found, TOOLS, pieces))
+            assert type(events[0]) is Reasoning and events[0].text == "hm", written
+            assert len(events) > 1 and all(isinstance(event, ToolCall) for event in events[1:]), written
 
 
 def test_a_text_that_arguments_are_joined_with_is_not_taken_for_theirs():
