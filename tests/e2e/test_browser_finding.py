@@ -66,11 +66,14 @@ def test_a_prompt_is_kept_and_asks_for_its_variables(scripted: Scripted, browser
     wait_until(lambda: browser.value("#chat-input") == "Translate $& cat into French, and $& cat again.", "the text")
     browser.click("#prompts")
     browser.click("dialog button[value='edit:Translate']")
+    wait_until(lambda: browser.exists("dialog input"), "the prompt to be shown")
     browser.run("document.querySelector('dialog input').value = 'Say'")
     browser.click("dialog .main")
+    wait_until(lambda: not browser.exists("dialog input"), "the prompt to be kept")
     browser.click("#prompts")
     browser.click("dialog .prompts .quiet[aria-label]")
-    assert browser.text("dialog .prompts") == ""
+    wait_until(lambda: browser.text("dialog .prompts") == "", "the prompt to go")
+    wait_until(lambda: browser.exists(".toast button"), "the way back")
     browser.run("document.querySelector('.toast button').click()")
     assert browser.run("return JSON.parse(localStorage.getItem('llama_srv.prefs')).prompts") == {
         "Say": "Translate {{text}} into {{language}}, and {{text}} again."
