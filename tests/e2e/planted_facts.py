@@ -1,6 +1,6 @@
 """Questions whose answers stand in one planted sentence (or in two, or in none): does attribution find it?
 
-A person runs it, for the table in docs/evidence.md; `tests/native/test_attribution.py` has its short form:
+A person runs it, for the table in docs/evidence.md; in CI `tests/native/test_attribution.py` tests the mechanism only:
 
     python -m tests.e2e.planted_facts --model SmolLM2.gguf --count 500
 """
