@@ -134,6 +134,7 @@ def test_a_rolling_restart_behind_a_balancer_loses_no_stream(serve, tiny_spm_mod
                 assert server.wait() == 0
                 new.append(ServerProcess([*arguments, "--port", str(port)]))
                 new[-1].wait_for_line("is ready")
+                wait_until(lambda: has_answered(new[-1].url), "the balancer to use the restarted server", PATIENCE)
             streams.stop()
         print(f"{balancer}: {streams.n_whole} streams, the longest took {streams.longest_s:.1f} s")
         assert streams.faults == []
