@@ -27,7 +27,7 @@ from server.model_files.shape_reader import shape_of
 from server.options.advice import read_advice
 from server.options.groups import DownloadOptions, EngineOptions, ModelOptions, SourceOptions, SpecOptions
 from server.options.row import OptionError
-from server.options.speculation import DRAFT, NGRAM
+from server.options.speculation import ANSWERS, DRAFT, NGRAM
 from server.options.table import POOLING
 
 NO_MODEL = program.advice(
@@ -258,6 +258,7 @@ def spec_config(options: SpecOptions, draft_model: str, n_threads: int) -> SpecC
     n_threads = options.spec_draft_threads if options.spec_draft_threads > 0 else n_threads
     return SpecConfig(
         lookup=NGRAM in options.spec_type,
+        answers=ANSWERS in options.spec_type,
         ngram=options.spec_ngram_size,
         lookup_max=options.spec_ngram_max,
         n_max=options.spec_draft_n_max,

@@ -11,10 +11,12 @@ from server.options import row as to
 from server.options.row import BadValue, Option
 
 SPECULATIVE = "Speculative decoding"
-NGRAM, DRAFT = "ngram", "draft"
+NGRAM, ANSWERS, DRAFT = "ngram", "answers", "draft"
+AUTO = (NGRAM, ANSWERS, DRAFT)
 TYPES: dict[str, tuple[str, ...]] = {
-    "none": (), "auto": (NGRAM, DRAFT), "ngram": (NGRAM,), "draft": (DRAFT,), "draft-simple": (DRAFT,),
-    **dict.fromkeys(("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache"), (NGRAM,)),
+    "none": (), "auto": AUTO, "ngram": (NGRAM,), "answers": (NGRAM, ANSWERS), "draft": (DRAFT,),
+    "draft-simple": (DRAFT,), **dict.fromkeys(("ngram-simple", "ngram-map-k", "ngram-map-k4v"), (NGRAM,)),
+    **dict.fromkeys(("ngram-mod", "ngram-cache"), (NGRAM, ANSWERS)),
 }
 HEADS = ("draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark")
 KV_TYPES = {name: NUMBERS[name] for name in CACHE_TYPES}
@@ -23,7 +25,8 @@ MAX_DRAFT = 1024
 
 
 def spec_types(text: str) -> tuple[str, ...]:
-    """Sources of drafts, separated by commas; llama-server's five kinds of n-gram lookup are one here."""
+    """Sources of drafts, separated by commas; llama-server's kinds of n-gram lookup are two here: in one text, or also
+    over what was answered before."""
     found: list[str] = []
     for word in to.items(text.lower()):
         if word in HEADS:
@@ -37,10 +40,11 @@ def spec_types(text: str) -> tuple[str, ...]:
 
 SPEC_OPTIONS: tuple[Option, ...] = (
     Option("spec_type", ("--spec-type",), "where to take guesses of the next tokens from: ngram (what followed the "
-           "same words before), draft (the model of --spec-draft-model), both or none; auto is what there is",
-           SPECULATIVE, spec_types, (NGRAM, DRAFT), "TYPES", "LLAMA_ARG_SPEC_TYPE"),
+           "same words before in this text), answers (also in earlier answers for the same API key), draft (the model "
+           "of --spec-draft-model), several of them or none; auto is what there is",
+           SPECULATIVE, spec_types, AUTO, "TYPES", "LLAMA_ARG_SPEC_TYPE"),
     Option("spec_default", ("--spec-default",), "the same as --spec-type auto", SPECULATIVE, None, dest="spec_type",
-           choices={"on": (NGRAM, DRAFT), "off": ()}),
+           choices={"on": AUTO, "off": ()}),
     Option("spec_ngram_size", ("--spec-ngram-simple-size-n", "--spec-ngram-size-n"), "how many tokens must be the same "
            "as before", SPECULATIVE, int, 3, "N", "", 1, 64),
     Option("spec_ngram_max", ("--spec-ngram-simple-size-m", "--spec-ngram-size-m"), "most tokens of a draft from the "

@@ -16,7 +16,7 @@ from server.engine.llama.draft import drafter_config
 from server.engine.seam.config import EngineConfig, SpecConfig
 from server.engine.seam.task import SamplingParams
 from server.errors import StartError
-from tests.native.engines import GREEDY, PROMPTS, STEM, Engine
+from tests.native.engines import GREEDY, PROMPTS, STEM, Engine, in_both_layouts
 from tests.tiny_models import tiny_llama
 
 OFF = SpecConfig()
@@ -98,6 +98,23 @@ def test_a_full_context_shifts_at_the_same_place(engine, tiny_spm_model, spec):
     fields = {"n_keep": 4, "n_discard": 110}
     said, expected = one.say(STEM, 300, **fields), other.say(STEM, 300, **fields)
     assert said.tokens == expected.tokens and said.final.truncated and said.final.timings.draft_n > 0
+
+
+@pytest.mark.covers("G01")
+@in_both_layouts
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_guesses_from_earlier_answers_change_no_token_alone_or_in_company(engine, tiny_spm_model, sampling):
+    config = {"n_slots": 4, "n_ctx": 2048}
+    one, other = engine(tiny_spm_model, spec=replace(LOOKUP, answers=True), **config), engine(tiny_spm_model, **config)
+    expected = [other.say(prompt, 40, sampling).tokens for prompt in PROMPTS]
+    for _ in range(2):
+        said = [one.say(prompt, 40, sampling, owner="ann") for prompt in PROMPTS]
+        assert [answer.tokens for answer in said] == expected
+    timings = said[-1].final.timings
+    assert timings.draft_n_accepted > 20, "the second time the answer is known"
+    for owner in ("ann", "bob"):
+        tasks = [one.task(prompt, 40, sampling, owner=owner) for prompt in PROMPTS]
+        assert [answer.tokens for answer in one.say_all(tasks)] == expected
 
 
 # ---- what else a sampler does ------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ COUNTS = {
     "N": 1,
     "O": 18,
     "P": 6,
+    "G": 1,
 }
 ROW = re.compile(r"\| (?P<id>[A-Z]\d+) \| (?P<what>[^|]+) \| (?P<status>[^|]+) \|")
 

@@ -172,6 +172,7 @@ class Answers:
                 n_reasoning=0 if run.phases is None else run.phases.n_thought,
             )
         )
+        self._state.speculation.remember(run)  # type: ignore[arg-type]
         self._state.meter.text_done(run.n_decoded, run.t_last - run.t_first)
         self._state.release(slot, stop)
 

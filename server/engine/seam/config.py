@@ -16,6 +16,7 @@ from server.records import field, record
 @record(frozen=True)
 class SpecConfig:
     """Speculative decoding. Off unless `lookup` (drafts from the text itself) or `model` (a file with a small model).
+    With `answers` the lookup knows what was answered to the same owner before.
 
     A draft has `n_min` to `n_max` tokens, one from the text at most `lookup_max`, found by `ngram` equal tokens. The
     small model stops where its token is less likely than `p_min`; `n_threads` and the params are its own.
@@ -23,6 +24,7 @@ class SpecConfig:
     """
 
     lookup: bool = False
+    answers: bool = False
     ngram: int = 3
     lookup_max: int = 127
     n_max: int = 16

@@ -1,9 +1,11 @@
-"""Drafts from the text itself: what followed the last time these tokens were written, in the prompt or the answer.
+"""Drafts from what was written: what followed the last time these tokens came, in the prompt, the answer, or an earlier
+answer for the same key.
 
 Engine thread, pure Python, no clock. A `Lookup` reads along with every token of one text. Its index (the last n tokens
 -> where they occurred before, as chains through earlier places, the way LZ77 compressors do it) grows by one entry per
 token; once it has found a place it follows that place and needs the index only after a miss. Whether a draft was sent
 or not, each token shows if it would have been right, so how far drafts can be trusted is learnt without trying them.
+Earlier answers have an index of their own (`past`), which is made once for all later texts.
 
 Not taken: scanning the text for each draft (its cost grows with the text); one fixed length of draft.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from server.engine.speculation.past import Past
 from server.engine.speculation.trust import N_GRAM, Trust
 
 MAX_PLACES = 8  # how many earlier places are compared...
@@ -22,17 +25,21 @@ MIN_SURVIVAL = 0.05
 
 
 class Lookup:
-    """The index over one text, and the place in it that the text now repeats.
+    """The index over one text, and the place that the text now repeats: in itself, or in the earlier answers of `past`.
 
-    `tokens` is the text so far. Placeholders (negative ids, for what isn't text) are never predicted.
+    `tokens` is the text so far. Negative ids (placeholders for what isn't text, ends of answers) are never predicted.
     """
 
-    __slots__ = ("tokens", "trust", "_n", "_latest", "_before", "_place", "_n_matched")
+    __slots__ = ("tokens", "trust", "_n", "_latest", "_before", "_past", "_text", "_place", "_n_matched", "_trusted")
 
-    def __init__(self, tokens: Sequence[int], n: int = N_GRAM) -> None:
+    def __init__(self, tokens: Sequence[int], n: int = N_GRAM, past: Past | None = None) -> None:
+        """`past` was made with the same `n`; None if there are no earlier answers."""
         self.tokens = list(tokens)
         self.trust = Trust()
         self._n = n
+        self._past = past
+        self._text: Sequence[int] = self.tokens  # where the place is
+        self._trusted = self.trust  # what is known of predictions from there
         self._place = -1  # of the token that would come next if the text went on as there; -1: unknown
         self._n_matched = 0
         self._latest: dict[tuple[int, ...], int] = {}
@@ -45,12 +52,14 @@ class Lookup:
 
     def append(self, token: int) -> None:
         """The text goes on with `token`."""
-        tokens, place = self.tokens, self._place
+        place = self._place
         is_hit = False
         if place >= 0:
-            is_hit = tokens[place] == token
-            self.trust.note(self._n_matched, is_hit)
-        tokens.append(token)
+            expected = self._text[place]
+            is_hit = expected == token
+            if expected >= 0:
+                self._trusted.note(self._n_matched, is_hit)
+        self.tokens.append(token)
         self._index()
         if is_hit:
             self._place += 1
@@ -62,7 +71,7 @@ class Lookup:
         """How likely the first, the first two, ... of the next tokens are as predicted; [] if nothing is predicted."""
         if self._place < 0:
             return []
-        chance, n_matched, survival, chances = self.trust.chance, self._n_matched, 1.0, []
+        chance, n_matched, survival, chances = self._trusted.chance, self._n_matched, 1.0, []
         for i in range(n_max):
             survival *= chance(n_matched + i)
             if survival < MIN_SURVIVAL:
@@ -72,9 +81,9 @@ class Lookup:
 
     def draft(self, n: int) -> list[int]:
         """The next `n` tokens as predicted. Where the place reaches the end of the text, its repetition is repeated."""
-        tokens, place = self.tokens, self._place
-        draft = tokens[place : place + n] if place >= 0 else []
-        period = len(tokens) - place
+        text, place = self._text, self._place
+        draft = list(text[place : place + n]) if place >= 0 else []
+        period = len(text) - place
         while draft and len(draft) < n:
             draft.append(draft[len(draft) - period])
         for i, token in enumerate(draft):
@@ -92,25 +101,44 @@ class Lookup:
         self._latest[key] = i
 
     def _find(self, left: int) -> None:
-        """Look for the place whose past is most like the end of the text; `left` is the one just left, -1 for none."""
-        tokens = self.tokens
-        end = len(tokens) - 1
-        place = self._before[end] if tokens else -1
-        best = best_score = 0
-        found = -1
-        for _ in range(MAX_PLACES):
-            if place < 0:
-                break
-            n = self._n
-            while n < MOST_COMPARED and place >= n and tokens[place - n] == tokens[end - n]:
-                n += 1
-            score = n + RESUME_BONUS * (0 <= place - left <= RESUME_WITHIN and left >= 0)
-            if score > best_score:
-                best, best_score, found = n, score, place
-            place = self._before[place]
-        if found >= 0:
-            self._place, self._n_matched = found + 1, best
-        elif left >= 0 and self._n_matched >= self._n and left + 1 < end:
+        """Look for the place whose past is most like the end of the text; `left` is the one just left, -1 for none. Of
+        places that are equally like it one in the text itself is taken."""
+        text, end = self._text, len(self.tokens) - 1
+        best, found = (0, 0, -1), text
+        if end >= 0:
+            found = self.tokens
+            best = self._nearest(found, self._before, self._before[end], left if text is found else -1)
+        if self._past is not None and end >= self._n - 1:
+            for part in self._past.parts:
+                place = part.latest.get(hash(tuple(self.tokens[-self._n :])), -1)
+                other = self._nearest(part.tokens, part.before, place, left if text is part.tokens else -1)
+                if other[0] > best[0]:
+                    best, found = other, part.tokens
+        _, n_matched, place = best
+        if place >= 0:
+            self._place, self._n_matched = place + 1, n_matched
+            self._follow(found)
+        elif left >= 0 and self._n_matched >= self._n and left + 1 < len(text) - 1:
             self._place, self._n_matched = left + 1, 0  # perhaps one token was exchanged for another
         else:
             self._place, self._n_matched = -1, 0
+
+    def _follow(self, text: Sequence[int]) -> None:
+        self._text = text
+        self._trusted = self.trust if text is self.tokens or self._past is None else self._past.trust
+
+    def _nearest(self, text: Sequence[int], before: Sequence[int], place: int, left: int) -> tuple[int, int, int]:
+        """Of the places in `text` from `place` on backwards: (score, how many tokens are equal, the place), or -1."""
+        tokens, end = self.tokens, len(self.tokens) - 1
+        best = (0, 0, -1)
+        for _ in range(MAX_PLACES):
+            if place < 0:
+                break
+            n, most = self._n, min(MOST_COMPARED, place + 1, end + 1)
+            while n < most and text[place - n] == tokens[end - n]:
+                n += 1
+            score = n + RESUME_BONUS * (0 <= place - left <= RESUME_WITHIN and left >= 0)
+            if score > best[0]:
+                best = (score, n, place)
+            place = before[place]
+        return best

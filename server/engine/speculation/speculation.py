@@ -1,6 +1,6 @@
 """Speculative decoding: several tokens from one step where the next ones can be guessed.
 
-Engine thread. To the row of a generating sequence `extend` adds rows for guessed tokens, of which `lookup` and
+Engine thread. To the row of a generating sequence `extend` adds rows for guessed tokens, of which `lookup`, `past` and
 `draft_model` know the sources and `cost` how many pay. The scheduler draws row by row with the task's own sampler
 for as long as the drawn token is the guessed one, and cuts the rest out of the cache again. So a guess never decides
 anything: the tokens are those of plain decoding, drawn from the same distributions with the same random numbers.
@@ -21,7 +21,7 @@ from server.engine.seam.task import Task
 from server.engine.slots.backend import Backend
 from server.engine.slots.pace import PATIENCE
 from server.engine.slots.planner import Span
-from server.engine.slots.slot import Slot
+from server.engine.slots.slot import Run, Slot
 from server.engine.speculation.cost import (
     ASSUMED_DRAFT,
     RowCost,
@@ -32,6 +32,7 @@ from server.engine.speculation.cost import (
 )
 from server.engine.speculation.draft_model import ModelDrafts, Want
 from server.engine.speculation.lookup import Lookup
+from server.engine.speculation.past import LEAD, Pasts
 from server.engine.speculation.trust import EXPLORE, ModelTrust
 from server.records import record
 
@@ -54,6 +55,7 @@ class Speculation:
             lambda: StepCost(self._prompt_row)
         )
         self._usual = ModelTrust()  # over all texts: what a new one is expected to be like
+        self._pasts = Pasts(config.spec.ngram) if config.spec.answers else None
         self._model = (
             None
             if backend.drafter is None
@@ -115,10 +117,16 @@ class Speculation:
         self.n_accepted += n_accepted
         self.n_drafts += 1
 
+    def remember(self, run: Run) -> None:
+        """The task's answer is complete: later ones of its owner may repeat it, unless nothing of it is to be kept."""
+        lookup = None if run.drafting is None else run.drafting.lookup  # type: ignore[attr-defined]
+        if self._pasts is not None and lookup is not None and run.task.cache_prompt:
+            self._pasts.add(run.task.owner, lookup.tokens[-run.n_decoded - LEAD :])
+
     # ---- sources ----------------------------------------------------------------------------------------------
 
     def _from_text(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> list[tuple[Span, Slot, int]]:
-        """Drafts from each sequence's own text; which spans got none."""
+        """Drafts from what each sequence's text or an earlier answer says; which spans got none."""
         room = room_alike = self._n_batch - sum(map(len, spans))
         if self._is_split and len(spans) > 1:
             room = min(room, MOST_AT_ODDS)
@@ -144,7 +152,9 @@ class Speculation:
     def _lookup(self, slot: Slot) -> Lookup:
         run, drafting = slot.run, slot.run.drafting
         if drafting.lookup is None:
-            drafting.lookup = Lookup([*slot.tokens, run.next_token], self._config.ngram)  # type: ignore[list-item]
+            past = None if self._pasts is None else self._pasts.of(run.task.owner)
+            tokens: list[Any] = [*slot.tokens, run.next_token]
+            drafting.lookup = Lookup(tokens, self._config.ngram, past)
         return drafting.lookup
 
     def _from_model(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> None:

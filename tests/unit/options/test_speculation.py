@@ -32,9 +32,18 @@ def draft_params(argv: list[str]) -> tuple[dict[str, object], dict[str, object]]
     return draft.model_params, draft.context_params
 
 
-def test_lookup_in_the_text_is_on_without_any_option():
+def test_lookup_in_the_text_and_in_earlier_answers_is_on_without_any_option():
     config = spec()
-    assert config.lookup and config.model == "" and config.min_gain > 1
+    assert config.lookup and config.answers and config.model == "" and config.min_gain > 1
+
+
+@pytest.mark.parametrize(
+    ("words", "answers"),
+    [("ngram", False), ("none", False), ("ngram-map-k", False), ("answers", True), ("ngram-mod", True)],
+)
+def test_earlier_answers_are_left_alone_where_only_the_text_is_to_be_looked_at(words, answers):
+    config = spec("--spec-type", words)
+    assert config.answers is answers and config.lookup is (words != "none")
 
 
 @pytest.mark.parametrize(

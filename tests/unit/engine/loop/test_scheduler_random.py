@@ -71,7 +71,11 @@ class TextTraffic(Traffic):
         if rng.random() < 0.4:
             self.backend.drafter = FakeBackend(often_right, self.n_ctx * n_slots, n_slots, can_trim=rng.random() < 0.8)
         spec = SpecConfig(
-            lookup=rng.random() < 0.5, ngram=rng.choice((1, 2)), n_max=rng.choice((1, 5)), n_min=rng.choice((0, 0, 2))
+            lookup=rng.random() < 0.5,
+            answers=rng.random() < 0.5,
+            ngram=rng.choice((1, 2)),
+            n_max=rng.choice((1, 5)),
+            n_min=rng.choice((0, 0, 2)),
         )
         super().__init__(
             rng,

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from server.engine.speculation.lookup import MAX_PLACES, Lookup
+from server.engine.speculation.past import Past
 from server.engine.speculation.trust import MAX_MATCH, N_GRAM, ModelTrust, Trust
 
 
@@ -101,6 +102,71 @@ def looped(tokens: list[int], start: int, n: int) -> list[int]:
     while len(found) < n:
         found.append(found[len(found) - (len(tokens) - start)])
     return found
+
+
+# ---- earlier answers ---------------------------------------------------------------------------------------------
+
+
+def past(*answers: str) -> Past:
+    earlier = Past(N_GRAM)
+    for answer in answers:
+        earlier.add(text(answer))
+    return earlier
+
+
+def test_what_an_earlier_answer_said_is_drafted():
+    lookup = Lookup(text("say: one t"), past=past("one two three"))
+    assert shown(lookup.draft(20)) == "wo three", "and nothing beyond its end"
+
+
+def test_the_text_itself_counts_more_than_an_equally_good_earlier_answer():
+    assert shown(Lookup(text("one two! say: one t"), past=past("say: one ten")).draft(4)) == "en"
+    assert shown(Lookup(text("say: one two! say: one t"), past=past("say: one ten")).draft(3)) == "wo!"
+
+
+def test_the_latest_of_earlier_answers_is_drafted_and_the_one_with_the_longer_past_before_it():
+    assert shown(Lookup(text("a b c "), past=past("a b c d", "a b c e")).draft(1)) == "e"
+    assert shown(Lookup(text("xa b c "), past=past("xa b c d", "ya b c e")).draft(1)) == "d"
+
+
+def test_after_an_edit_an_earlier_answer_is_found_again_behind_the_place_that_was_left():
+    lookup = Lookup(text("Again: "), past=past("row 1: red apple and milk; row 2: red onion and milk; row 3"))
+    for token in text("row 1: red apple and milk; row 2: RED onion an"):
+        lookup.append(token)
+    assert shown(lookup.draft(14)) == "d milk; row 3"
+
+
+def test_the_end_of_an_earlier_answer_is_no_miss():
+    earlier = past("one two three")
+    lookup = Lookup(text("say: one t"), past=earlier)
+    for token in text("wo three and four"):
+        lookup.append(token)
+    assert earlier.trust.chance(12) > Trust().chance(12)
+
+
+def test_what_is_learnt_about_earlier_answers_stays_for_the_next_text():
+    earlier = past(*(f"the same beginning and then {i}{i}{i}{i}" for i in range(8)))
+    for i in range(8):
+        lookup = Lookup(text("the same"), past=earlier)
+        for token in text(f" beginning and then {i + 1}"):
+            lookup.append(token)
+    assert Lookup(text("the same"), past=earlier).chances(1)[0] > Lookup(text("the same the same")).chances(1)[0]
+
+
+@pytest.mark.parametrize("n_answers", [0, 1, 40])
+def test_drafts_from_earlier_answers_stand_in_one_of_them(n_answers):
+    rng = random.Random(n_answers)
+    answers = [[rng.randrange(5) for _ in range(rng.randrange(40))] for _ in range(n_answers)]
+    earlier = Past(N_GRAM)
+    for answer in answers:
+        earlier.add(answer)
+    for _ in range(100):
+        lookup = Lookup([rng.randrange(5) for _ in range(rng.randrange(4))], past=earlier)
+        for _ in range(30):
+            draft = lookup.draft(3)
+            if draft and lookup._text is not lookup.tokens:
+                assert any(draft == answer[i : i + len(draft)] for answer in answers for i in range(len(answer)))
+            lookup.append(rng.randrange(5))
 
 
 # ---- trust -------------------------------------------------------------------------------------------------------

@@ -314,6 +314,54 @@ def test_counters_tell_of_drafts():
     assert 0 < snapshot.n_drafts < 30
 
 
+# ---- earlier answers ---------------------------------------------------------------------------------------------
+
+EARLIER = SpecConfig(lookup=True, answers=True)
+
+
+def n_batches(d: Driver, prompt: str, n_predict: int = len(POEM), **fields: object) -> int:
+    """How many steps an answer takes, which is checked."""
+    before = len(d.backend.batches)
+    task = d.post(prompt, n_predict=n_predict, **fields)
+    d.finish()
+    assert d.text(task) == alone(prompt, n_predict, poet) and same_books(d)
+    return len(d.backend.batches) - before
+
+
+def test_an_earlier_answer_of_the_same_owner_is_guessed_again():
+    d = driver(spec=EARLIER, n_slots=2)
+    first = n_batches(d, "the owl", owner="ann")
+    assert n_batches(d, "I think: the owl", owner="ann") < first / 2
+
+
+@pytest.mark.covers("G01")
+def test_nobody_sees_another_owners_answers_in_how_many_steps_his_own_take():
+    def steps(owner: str) -> int:
+        d = driver(spec=EARLIER, n_slots=2)
+        n_batches(d, "the owl", owner=owner)
+        return n_batches(d, "I think: the owl", owner="bob")
+
+    assert steps("ann") == n_batches(driver(spec=LOOKUP), "I think: the owl") > 2 * steps("bob")
+
+
+def test_without_the_option_or_where_nothing_may_be_kept_earlier_answers_are_forgotten():
+    for spec, fields in ((LOOKUP, {}), (EARLIER, {"cache_prompt": False})):
+        d = driver(spec=spec)
+        n_batches(d, "the owl", **fields)
+        assert n_batches(d, "I think: the owl") == n_batches(driver(spec=LOOKUP), "I think: the owl")
+
+
+def test_the_lines_before_an_answer_tell_which_one_begins():
+    d = driver(spec=EARLIER)
+    at = POEM.index("they took")
+    for start in (0, at, 30):
+        n_batches(d, POEM[start : start + 8], 40)
+    d.post(POEM[at : at + 8], n_predict=30)
+    d.step(2)
+    (span,) = d.backend.batches[-1]
+    assert span.n_draft and bytes(span.tokens).decode() == POEM[at + 8 : at + 9 + span.n_draft]
+
+
 # ---- a draft model -----------------------------------------------------------------------------------------------
 
 
