@@ -516,6 +516,7 @@ export class ChatView {
       speed: (speed) => { message.speed = speed; },
       used: (n) => { message.used = n; },
       busy: (n) => notify(t('busy', { n })),
+      loading: (fraction) => notify(t('loading', { percent: Math.round(100 * fraction) }), fraction),
       lost: (isLost) => notify(isLost ? t('lost') : ''),
     };
   }

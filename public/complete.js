@@ -196,6 +196,10 @@ export class CompleteView {
   }
 
   #show(chunk) {
+    if (chunk.load_progress) {
+      this.timings.textContent = t('loading', { percent: Math.round(100 * chunk.load_progress.progress) });
+      return;
+    }
     if (chunk.prompt_progress) {
       const { processed, total } = chunk.prompt_progress;
       this.timings.textContent = t('reading', { percent: Math.round(100 * processed / total), n: total });

@@ -54,7 +54,7 @@ export const requestBody = ({ messages, tools, sampling }) => ({ messages, ...(t
 // asks for the probabilities of tokens. `start` is the message so far; its text goes on.
 // on.text({ content, reasoning, thought, calls, parts }) (thought: how long it has been thinking, ms; parts: of the
 // content, see tokens.js), on.progress({ total, cache, processed }), on.speed({ n, rate }) for the whole message,
-// on.used(tokens in the context), on.busy(place in the queue),
+// on.used(tokens in the context), on.busy(place in the queue), on.loading(fraction of the model),
 // on.lost(boolean). Resolves to the finish reason: stop,
 // tool_calls, length, or stopped (by `signal`).
 export async function generate({ start, signal, on, ...request }) {
@@ -97,6 +97,7 @@ async function attempt(request, answer, signal, on) {
   const clock = new Clock(answer);
   let finish = '';
   for await (const chunk of stream('v1/chat/completions', body, signal)) {
+    if (chunk.load_progress) on.loading(chunk.load_progress.progress);
     const progress = chunk.prompt_progress;
     if (progress?.queue_position) on.busy(progress.queue_position);
     else if (progress) on.progress(progress);

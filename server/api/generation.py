@@ -7,7 +7,8 @@ events (`Stream.divert`). An event is made once, whether it is streamed or colle
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from server import memory
 from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect, Reply
 from server.api.request.media import Files
-from server.api.request.text_request import Incoming, TextRequest
+from server.api.request.text_request import Arrival, Incoming, TextRequest
 from server.api.stored.recordings import conversation_id
 from server.chat.output.events import Event
 from server.chat.output.parser import Message, OutputParser
@@ -26,9 +27,12 @@ from server.evidence.attribution import attribute, read_wanted
 from server.evidence.case import Case, fixed
 from server.evidence.spans import texts_of
 from server.log import is_verbose, verbose
+from server.models.entry import Ticket
+from server.models.model import Model
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response, Writer, json_response
 
 MAX_JOINED = 64  # events in one chunk of a stream
+LOOK_S, REPEAT_S = 0.25, 5.0  # how often the loading of a model is looked at, and told of though nothing has changed
 UNLOGGED = ("image_data", "images", "input", "messages", "file")  # of bodies: megabytes of base64 help nobody
 
 
@@ -41,27 +45,65 @@ class TextHandler:
 
     def handle(self, request: Request) -> Response | EventStream:
         """Read the request and answer it."""
+        models, n_bytes = self._context.models, len(request.body)
         digest = hashlib.sha256(request.body).hexdigest() if self._context.recorder is not None else ""
         body = self._dialect.read_body(request)
-        model = self._context.models.get(body.get("model"), request)
+        ticket = models.ask(body.get("model"), request)
+        arrival = Arrival(place=0 if ticket.model is not None else max(models.place(ticket.entry), 1))
+        if arrival.place and self._dialect.waiting is not None and wants_progress(body):
+            begin = partial(self._begin, body=body, digest=digest, arrival=arrival)
+            tell = partial(self._dialect.waiting.event, arrival, ticket.entry.name_for(body.get("model")))
+            make = partial(EarlyStream, self._context, begin, tell, self._dialect.waiting.error)
+            return self._early_stream(make, ticket, request, n_bytes)
+        asked = self.read(models.take(ticket, request), request, body, digest, arrival)
+        return asked if isinstance(asked, Response) else self.answer(asked, request)
+
+    def read(
+        self, model: Model, request: Request, body: dict[str, Any], digest: str, arrival: Arrival
+    ) -> TextRequest | Response:
+        """What this body asks of the model."""
         model.require_generative()
-        asked = self._dialect.read(Incoming(self._context, model, body, Files(model, request), request.owner, digest))
-        if isinstance(asked, Response):
-            return asked
-        self._context.keep_prompt(asked.shown)
-        if is_verbose():
-            verbose(
-                "request",
-                id=request.id,
-                body=logged(body, asked.shown),
-                tokens=[list(task.prompt) for task in asked.tasks],
-            )
-        return self.answer(asked, request)
+        files = Files(model, request)
+        asked = self._dialect.read(Incoming(self._context, model, body, files, request.owner, digest, arrival))
+        if isinstance(asked, TextRequest):
+            self._context.keep_prompt(asked.shown)
+            if is_verbose():
+                tokens = [list(task.prompt) for task in asked.tasks]
+                verbose("request", id=request.id, body=logged(body, asked.shown), tokens=tokens)
+        return asked
+
+    def _begin(self, model: Model, request: Request, **read: Any) -> Stream:
+        """A stream whose model has come."""
+        asked = self.read(model, request, **read)
+        assert isinstance(asked, TextRequest)
+        return Stream(Generation(self._context, asked, request), self._dialect.reply(self._context, asked))
+
+    def _early_stream(
+        self, make: Callable[..., EarlyStream], ticket: Ticket, request: Request, n_bytes: int
+    ) -> EventStream:
+        """A stream that begins before its model is there. One that goes on without its client has its own ticket."""
+        place = max(self._context.models.place(ticket.entry), 1)
+        headers = {"X-Queue-Position": str(place), "Content-Type": self._dialect.stream_type}
+        conversation = conversation_id(request)
+        if not conversation:
+            return EventStream(make(ticket, request), headers)
+        detached = request.detached()
+
+        def make_lasting() -> EarlyStream:
+            try:
+                memory.hold(n_bytes)
+                return make(self._context.models.ask(ticket.entry.name, detached), detached, detached.end)
+            except BaseException:
+                detached.end()
+                raise
+
+        return self._context.recordings.begin(request, conversation, make_lasting, headers)
 
     def answer(self, asked: TextRequest, request: Request) -> Response | EventStream:
         """Have the model write what is asked for, and answer as its `stream` says."""
         reply = self._dialect.reply(self._context, asked)
-        headers = {"X-Queue-Position": str(asked.model.queue_position), **self._dialect.headers(asked.warnings)}
+        place = max(asked.model.queue_position, asked.arrival.place)
+        headers = {"X-Queue-Position": str(place), **self._dialect.headers(asked.warnings)}
         if asked.values["stream"]:
             headers["Content-Type"] = self._dialect.stream_type
             conversation = conversation_id(request)
@@ -235,6 +277,87 @@ class Stream:
                 raise
             self._refusals.count(error.reason)
             yield b"".join((*parts, reply.error(error)))
+
+
+class EarlyStream:
+    """A stream that tells of the loading of its model (`tell`), and goes on with what `begin` makes of that. What goes
+    wrong once it is open is an event (`fail`). `request` has the model, for which the `ticket` is, until it ends."""
+
+    def __init__(
+        self,
+        context: Context,
+        begin: Callable[[Model, Request], Stream],
+        tell: Callable[[dict[str, Any]], bytes],
+        fail: Callable[[ApiError], bytes],
+        ticket: Ticket,
+        request: Request,
+        at_end: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._models, self._refusals = context.models, context.refusals
+        self._begin, self._tell, self._fail = begin, tell, fail
+        self._ticket, self._request = ticket, request
+        self._inner: Stream | None = None
+        self._is_finished = False
+        self._chunks = self._iterate()
+        self._stack = ExitStack()
+        self._stack.callback(at_end)
+        self._stack.callback(self._chunks.close)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def __next__(self) -> bytes:
+        return next(self._chunks)
+
+    def finish(self) -> bool:
+        """From any thread: let it end with what there is."""
+        self._is_finished = True
+        if self._inner is not None:
+            return self._inner.finish()
+        self._models.leave(self._ticket)
+        return True
+
+    def close(self) -> None:
+        """See `Stream`."""
+        self._stack.close()
+
+    def _iterate(self) -> Generator[bytes, None, None]:
+        is_open = False
+        try:
+            with self._request.on_disconnect(partial(self._models.leave, self._ticket), lambda: None):
+                for told in self._progress():
+                    yield told
+                    is_open = True
+            model = self._models.take(self._ticket, self._request)
+            self._inner = inner = self._begin(model, self._request)
+            self._stack.callback(inner.close)
+            if self._is_finished:
+                inner.finish()
+            yield from inner
+        except ApiError as error:
+            if error.status == CLIENT_CLOSED or not is_open:
+                raise
+            self._refusals.count(error.reason)
+            yield self._fail(error)
+
+    def _progress(self) -> Iterator[bytes]:
+        """How far the loading is, whenever that has changed, and now and then without: a client that is no more is
+        noticed so."""
+        start = t_told = time.monotonic()
+        before = None
+        while not self._models.wait(self._ticket, LOOK_S):
+            now = time.monotonic()
+            entry = self._ticket.entry
+            found = self._models.place(entry), round(entry.progress, 2)
+            if found != before or now - t_told >= REPEAT_S:
+                before, t_told = found, now
+                place = {"queue_position": found[0]} if found[0] else {}
+                yield self._tell({"progress": found[1], "time_ms": round((now - start) * 1e3, 3), **place})
+
+
+def wants_progress(body: Mapping[str, Any]) -> bool:
+    """Whether a stream is wanted that tells how far things are."""
+    return body.get("stream") is True and body.get("return_progress") is True
 
 
 def case_of(asked: TextRequest, request: Request) -> Case:

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from server.engine.seam.task import ModelInfo
 from server.errors import ApiError
 from server.models.model import Model
 from server.models.room import Room
 from server.records import field, record
-
-if TYPE_CHECKING:
-    pass
 
 UNLOADED, LOADING, LOADED, SLEEPING, FAILED = "unloaded", "loading", "loaded", "sleeping", "failed"
 
@@ -103,6 +100,13 @@ class Entry:
     def names(self) -> tuple[str, ...]:
         """All that it is called."""
         return tuple(self.model.names) if self.model is not None else (self.name, *self.aliases)
+
+    def name_for(self, model: object) -> str:
+        """How answers name it; see `Model.name_for`."""
+        loaded = self.model
+        if loaded is not None:
+            return loaded.name_for(model if isinstance(model, str) else None)
+        return model if isinstance(model, str) and model in self.names else self.names[0]
 
     @property
     def info(self) -> ModelInfo | None:

@@ -148,9 +148,12 @@ class Models:
         """The model for a request whose `model` is `name`, ready to serve until the request has ended; loaded first if
         it isn't, which is waited for. ApiError 404 for an unknown name, 503 while a lone model is loading at the start
         or where there is no room, 500 if it could not be loaded, 499 when the client leaves meanwhile."""
-        ticket = self.ask(name, request)
+        return self.take(self.ask(name, request), request)
+
+    def take(self, ticket: Ticket, request: Asking) -> Model:
+        """What has been asked for, waited for if it isn't there."""
         if ticket.model is None:
-            with request.on_disconnect(partial(self._leave, ticket)):
+            with request.on_disconnect(partial(self.leave, ticket)):
                 while not self.wait(ticket):
                     pass
         assert ticket.model is not None
@@ -181,6 +184,13 @@ class Models:
                 raise ApiError(499, "the client closed the request")
             return ticket.model is not None
 
+    def leave(self, ticket: Ticket) -> None:
+        """Nobody waits any more for what has been asked for."""
+        with self._changed:
+            ticket.has_left = True
+            self._drop(ticket)
+            self._changed.notify_all()
+
     def share(self, model: Model, request: Asking) -> None:
         """While one request has a model: have another one have it, too."""
         with self._changed:
@@ -189,11 +199,11 @@ class Models:
             self._grant(ticket)
         request.at_end(partial(self._release, ticket))
 
-    def n_ahead(self, ticket: Ticket) -> int:
-        """How many loads have to find room before that which a request waits for."""
+    def place(self, entry: Entry) -> int:
+        """A model's place among those that wait for room to be loaded: 1 is the next one; 0 if it doesn't wait."""
         with self._changed:
-            load = ticket.entry.load
-            return self._queue.index(load) if load is not None and load in self._queue else 0
+            load = entry.load
+            return self._queue.index(load) + 1 if load is not None and load in self._queue else 0
 
     def known(self, name: object, key_id: str) -> Model:
         """A model for what can be told without its engine: one that is loaded, or asleep. ApiError 503 for others."""
@@ -387,13 +397,6 @@ class Models:
                 if entry.idle_s == 0 and entry.is_open and entry.is_idle and self._starter:
                     entry.leaves_for = UNLOADED
                 self._end_leaving()
-            self._changed.notify_all()
-
-    def _leave(self, ticket: Ticket) -> None:
-        """Its client has gone while it waits. Takes the lock itself."""
-        with self._changed:
-            ticket.has_left = True
-            self._drop(ticket)
             self._changed.notify_all()
 
     def _drop(self, ticket: Ticket) -> None:

@@ -93,6 +93,8 @@ class ModelHandlers:
         if value == LOADING:
             engine = entry.model.engine if entry.model is not None and entry.load is None else None
             status["progress"] = round(entry.progress if engine is None else engine.progress, 3)
+            if place := self._context.models.place(entry):
+                status["queue_position"] = place
         if value == FAILED:
             status |= {"failed": True, "reason": entry.reason}
         return status

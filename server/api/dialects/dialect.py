@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from server.api.context import Context
-from server.api.request.text_request import Incoming, TextRequest
+from server.api.request.text_request import Arrival, Incoming, TextRequest
 from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.engine.seam.task import Final, PromptProbs, Task, TokenProbs
 from server.errors import ApiError
@@ -127,11 +127,21 @@ def no_headers(warnings: Sequence[str]) -> dict[str, str]:
 
 
 @record(frozen=True)
+class Waiting:
+    """What a stream sends before its model is there: how far that is (`event`, given the request's arrival, the model's
+    name and `load_progress`), or that it won't come (`error`), which ends the stream."""
+
+    event: Callable[[Arrival, str, dict[str, Any]], bytes]
+    error: Callable[[ApiError], bytes]
+
+
+@record(frozen=True)
 class Dialect:
     """`read` checks a request's JSON and makes a typed request of it, `reply` makes what writes the answers to that,
     `error` is the shape of errors, `headers` are those of an answer with these warnings,
     `stream_type` is the content type of its streams. Where nothing is to be written `read` gives the answer itself.
-    `read_body` makes the JSON of a body that is none."""
+    `read_body` makes the JSON of a body that is none. `waiting` is for streams with `return_progress`, None where their
+    form has no place for it."""
 
     read: Callable[[Incoming], TextRequest | Response]
     reply: Callable[[Context, TextRequest], Reply]
@@ -139,3 +149,4 @@ class Dialect:
     headers: Callable[[Sequence[str]], dict[str, str]] = no_headers
     stream_type: str = EVENT_STREAM
     read_body: Callable[[Request], dict[str, Any]] = Request.json_object
+    waiting: Waiting | None = None

@@ -8,7 +8,7 @@ streams unless `stream` is false, as those documents say.
 from __future__ import annotations
 
 from server.api.dialects.dialect import Dialect
-from server.api.dialects.native import NativeReply, default_ping_s
+from server.api.dialects.native import WAITING, NativeReply, default_ping_s
 from server.api.request.fields import INFILL
 from server.api.request.prompt import Prompt
 from server.api.request.text_request import Incoming, TextRequest, text_request
@@ -106,4 +106,4 @@ def fit(prefix: list[int], suffix: list[int], room: int) -> tuple[list[int], lis
     return prefix[len(prefix) - n_prefix :], suffix[:n_suffix]
 
 
-DIALECT = Dialect(read_infill, NativeReply)
+DIALECT = Dialect(read_infill, NativeReply, waiting=WAITING)

@@ -11,11 +11,11 @@ from json.encoder import encode_basestring
 from typing import Any
 
 from server.api.context import Context
-from server.api.dialects.dialect import Answer, Dialect
+from server.api.dialects.dialect import Answer, Dialect, Waiting
 from server.api.request.fields import COMPLETION
 from server.api.request.prompt import read_prompts, shown
 from server.api.request.sampling import strings
-from server.api.request.text_request import Incoming, TextRequest, text_request
+from server.api.request.text_request import Arrival, Incoming, TextRequest, text_request
 from server.api.serialize import cache_json, probs_json, progress_json, progress_timings, settings_json, timings_json
 from server.chat.output.events import End, Event, Text
 from server.engine.seam.task import STOP_EOS, STOP_LIMIT, STOP_WORD, Progress
@@ -113,9 +113,8 @@ class NativeReply:
         return b""
 
     def error(self, error: ApiError) -> bytes:
-        """An `error:` line as the 2024 server sent it, and a last `data:` object."""
-        body = error_body(error)
-        return b"error: " + to_json(body["error"]) + b"\n" + sse_event({**body, "content": "", "stop": True})
+        """See `error_event`."""
+        return error_event(error)
 
     def whole(self, answers: Sequence[Answer]) -> object:
         """An object, or a list of them in the order of the prompts."""
@@ -181,4 +180,16 @@ def pick(result: dict[str, Any], paths: tuple[str, ...]) -> dict[str, Any]:
     return picked
 
 
-DIALECT = Dialect(read_completion, NativeReply)
+def error_event(error: ApiError) -> bytes:
+    """An `error:` line as the 2024 server sent it, and a last `data:` object."""
+    body = error_body(error)
+    return b"error: " + to_json(body["error"]) + b"\n" + sse_event({**body, "content": "", "stop": True})
+
+
+def load_event(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
+    """That the model is being loaded: a piece without text."""
+    return sse_event({"index": 0, "content": "", "tokens": [], "stop": False, "load_progress": progress})
+
+
+WAITING = Waiting(load_event, error_event)
+DIALECT = Dialect(read_completion, NativeReply, waiting=WAITING)

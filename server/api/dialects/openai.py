@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import codecs
 import secrets
-import time
 from collections.abc import Callable, Iterable, Sequence
 from json.encoder import encode_basestring
 from typing import Any, Protocol
 
 from server.api.context import Context
-from server.api.dialects.dialect import Answer
+from server.api.dialects.dialect import Answer, Waiting
 from server.api.dialects.native import answer_json
 from server.api.request.fields import STREAM_OPTION_FIELDS
 from server.api.request.schema import read
-from server.api.request.text_request import TextRequest
+from server.api.request.text_request import Arrival, TextRequest
 from server.api.serialize import cache_json, progress_json, progress_timings, timings_json, token_json
 from server.chat.output.events import End, Event, Reasoning, Text, ToolCall
 from server.engine.seam.task import STOP_ABORT, STOP_LIMIT, Final, Progress, PromptProbs, TokenProbs
@@ -70,8 +69,8 @@ class OpenAiReply:
         self._asked = asked
         self._form = form = make_form(asked)
         self._is_verbose = context.options.is_verbose or values["verbose"]
-        self.id = form.id_prefix + secrets.token_urlsafe(18)
-        self._created = int(time.time())
+        self.id = form.id_prefix + asked.arrival.token
+        self._created = asked.arrival.created
         self._model_name = model.name_for(values["model"])
         self._fingerprint = f"b-{model.info.llama_version}"
         options = read(values["stream_options"], STREAM_OPTION_FIELDS, where="stream_options.")
@@ -171,8 +170,8 @@ class OpenAiReply:
         return sse_event(usage) + DONE
 
     def error(self, error: ApiError) -> bytes:
-        """An `error` event, after which the stream ends."""
-        return named_event("error", error_body(error))
+        """See `error_event`."""
+        return error_event(error)
 
     # ---- whole answers ----------------------------------------------------------------------------------------
 
@@ -259,6 +258,29 @@ class OpenAiReply:
             "prompt_tokens_details": {"cached_tokens": n_cached},
             "completion_tokens_details": {"reasoning_tokens": sum(final.n_reasoning for final in finals)},
         }
+
+
+def error_event(error: ApiError) -> bytes:
+    """An `error` event, after which the stream ends."""
+    return named_event("error", error_body(error))
+
+
+def waiting(id_prefix: str, object_name: str, choice: dict[str, Any]) -> Waiting:
+    """What streams of such chunks send while a model is loaded: an empty `choice`."""
+
+    def event(arrival: Arrival, model: str, progress: dict[str, Any]) -> bytes:
+        return sse_event(
+            {
+                "id": id_prefix + arrival.token,
+                "object": object_name,
+                "created": arrival.created,
+                "model": model,
+                "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": None}],
+                "load_progress": progress,
+            }
+        )
+
+    return Waiting(event, error_event)
 
 
 class TokenPlaces:

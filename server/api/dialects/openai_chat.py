@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from server.api.dialects.dialect import Answer, Dialect
-from server.api.dialects.openai import OpenAiReply, Part, likely_json
+from server.api.dialects.openai import OpenAiReply, Part, likely_json, waiting
 from server.api.request.chat.answer import answer_form
 from server.api.request.chat.messages import chat_prompt, read_conversation
 from server.api.request.constraints import read_wanted
@@ -99,4 +99,8 @@ class ChatForm:
         """Chats don't ask for that."""
 
 
-DIALECT = Dialect(read_chat, partial(OpenAiReply, make_form=ChatForm))
+DIALECT = Dialect(
+    read_chat,
+    partial(OpenAiReply, make_form=ChatForm),
+    waiting=waiting(ChatForm.id_prefix, ChatForm.chunk_name, {"delta": {}}),
+)

@@ -13,7 +13,7 @@ from typing import Any
 from server.api.dialects.dialect import Answer, Dialect
 from server.api.dialects.echo import EchoedPrompt, joined, token_name, top_logprobs
 from server.api.dialects.infill import infill_prompt
-from server.api.dialects.openai import OpenAiReply, Part, likely_json
+from server.api.dialects.openai import OpenAiReply, Part, likely_json, waiting
 from server.api.request.fields import TEXT
 from server.api.request.prompt import Prompt, read_prompts, shown
 from server.api.request.text_request import Incoming, TextRequest, text_request
@@ -132,4 +132,8 @@ def prompt_texts(asked: TextRequest) -> list[str]:
     return [vocab.detokenize(tokens).decode("utf-8", "replace") for tokens in visible]
 
 
-DIALECT = Dialect(read_text, partial(OpenAiReply, make_form=TextForm))
+DIALECT = Dialect(
+    read_text,
+    partial(OpenAiReply, make_form=TextForm),
+    waiting=waiting(TextForm.id_prefix, TextForm.chunk_name, {"text": ""}),
+)

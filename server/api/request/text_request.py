@@ -6,6 +6,8 @@ same for all, and everything is made once.
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +29,16 @@ MAX_REPEATED = 64 << 20
 MAX_SCALE = 1000.0  # of an adapter: far beyond use, and far from overflowing the model's numbers
 
 
+@record(frozen=True)
+class Arrival:
+    """What is settled when a request comes: the end of its answer's id, the second, and its `place` among the loads of
+    models if its own model has to be loaded first (1 is the next one), else 0."""
+
+    token: str = field(default_factory=lambda: secrets.token_urlsafe(18))
+    created: int = field(default_factory=lambda: int(time.time()))
+    place: int = 0
+
+
 @record
 class Incoming:
     """A request as a dialect gets it to read: its JSON, the model that it names, where its images and sounds go, whose
@@ -38,6 +50,7 @@ class Incoming:
     files: Files
     owner: str
     body_sha256: str = ""
+    arrival: Arrival = field(default_factory=Arrival)
 
 
 @record(frozen=True)
@@ -61,6 +74,7 @@ class TextRequest:
     own: Any = None
     body: Mapping[str, Any] = field(default_factory=dict)
     body_sha256: str = ""
+    arrival: Arrival = field(default_factory=Arrival)
     extras: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     @property
@@ -171,6 +185,7 @@ def text_request(
         new_parser=form.new_parser,
         body=incoming.body,
         body_sha256=incoming.body_sha256,
+        arrival=incoming.arrival,
     )
 
 

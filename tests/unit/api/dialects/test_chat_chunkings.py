@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from server.api.dialects.dialect import Answer
 from server.api.dialects.openai import OpenAiReply
 from server.api.dialects.openai_chat import ChatForm
+from server.api.request.text_request import Arrival
 from server.chat.output.formats import GENERIC, Tags
 from server.chat.output.parser import OutputParser
 from server.engine.seam.task import STOP_EOS, Final, Piece, Task, Timings, TokenProbs
@@ -50,7 +51,15 @@ def reply_for(reasoning: str, n_probs: int) -> OpenAiReply:
         vocab=FakeVocab(), name_for=lambda name: "m", info=SimpleNamespace(llama_version="x"), name="m"
     )
     asked = SimpleNamespace(
-        model=model, values=values, tasks=(Task(0, ()),), n=1, warnings=(), is_parsed=True, is_list=False, extras={}
+        arrival=Arrival(),
+        model=model,
+        values=values,
+        tasks=(Task(0, ()),),
+        n=1,
+        warnings=(),
+        is_parsed=True,
+        is_list=False,
+        extras={},
     )
     return OpenAiReply(SimpleNamespace(options=SimpleNamespace(is_verbose=False)), asked, ChatForm)
 
