@@ -38,7 +38,10 @@ const LANGUAGES = [
 
 const STRINGS = '"""[\\s\\S]*?(?:"""|$)|"(?:\\\\.|[^"\\\\\\n])*"?|\'(?:\\\\.|[^\'\\\\\\n])*\'?|`(?:\\\\.|[^`\\\\])*`?';
 const NUMBERS = '\\b(?:0[xXbBoO][\\da-fA-F_]+|\\d[\\d_]*(?:\\.\\d+)?(?:[eE][-+]?\\d+)?)\\b';
-const MAX_LENGTH = 60000;       // longer code stays plain: colours aren't worth a pause
+const MAX_LENGTH = 200000;      // longer code stays plain
+const SLICE = 2500;             // characters that are coloured in one go
+const MAX_TOKENS = 1000;        // in a slice; more of them, in one endless line, stay plain
+const AT_ONCE = 10000;          // characters that are coloured before the page gives way
 
 const scanners = new Map();
 
@@ -55,27 +58,125 @@ function scanner(language) {
   return scanners.get(row);
 }
 
-// `code` as nodes and strings.
-export function highlight(code, language) {
-  const found = code.length > MAX_LENGTH ? null : scanner(language);
-  if (!found) return [code];
-  const out = [];
-  let from = 0;
-  for (const match of code.matchAll(found.pattern)) {
-    const kind = kindOf(match, found, code);
-    if (!kind) continue;
-    if (match.index > from) out.push(code.slice(from, match.index));
-    out.push(h('span', { class: kind }, match[0]));
-    from = match.index + match[0].length;
+// Code in the element `element`: its text is there at once, its colours follow slice by slice, and the page gives way in
+// between. Each slice is a box of whole lines, of which a browser lays out only the one that has changed.
+export class Colours {
+  #text = '';
+  #isFinal = false;
+  #at = 0;                      // up to here it is coloured; a line begins there
+  #box = null;                  // the box of the last slice
+  #length = 0;                  // of what is in it
+
+  constructor(element, language) {
+    this.scanner = scanner(language);
+    this.newline = document.createTextNode('');         // in front of the rest, for who reads the text
+    this.rest = document.createTextNode('');
+    element.append(this.newline, h('span', {}, this.rest));
   }
-  out.push(code.slice(from));
-  return out;
+
+  // The code is `text` now, which begins as before; `isFinal` when nothing more is coming.
+  show(text, isFinal) {
+    this.#text = text;
+    this.#isFinal = isFinal;
+    if (queue.has(this) || !mayPaint()) {
+      later(this);
+      this.#showRest();
+    } else this.paint();
+  }
+
+  // Colour the next slice.
+  paint() {
+    const limit = this.#isFinal ? this.#text.length : this.#text.lastIndexOf('\n') + 1;
+    if (this.#at < limit) {
+      const { tokens, to } = this.#scan(limit);
+      if (to > this.#at) {
+        this.#fill(tokens, to);
+        painted += to - this.#at;
+        this.#at = to;
+        if (to < limit) later(this);
+      }
+    }
+    this.#showRest();
+  }
+
+  #showRest() {
+    this.newline.data = this.#at && this.#text[this.#at - 1] === '\n' ? '\n' : '';
+    this.rest.data = this.#text.slice(this.#at);
+  }
+
+  // Tokens up to the end of a line, `to`. One that may go on behind `limit` isn't taken, nor the line that it begins in.
+  #scan(limit) {
+    const text = this.#text;
+    const lineEnd = (at) => {
+      const end = text.indexOf('\n', at);
+      return end < 0 || end >= limit ? limit : end + 1;
+    };
+    const tokens = [];
+    let to = lineEnd(this.#at + SLICE);
+    const { pattern } = this.scanner ?? {};
+    if (!pattern || to > MAX_LENGTH) return { tokens, to };
+    pattern.lastIndex = this.#at;
+    for (let match; (match = pattern.exec(text)) && match.index < to;) {
+      const end = match.index + match[0].length;
+      if (end >= limit && !this.#isFinal) return { tokens, to: text.lastIndexOf('\n', match.index) + 1 };
+      if (end > to) to = lineEnd(end);
+      const kind = kindOf(match, this.scanner, text);
+      if (kind && tokens.length < MAX_TOKENS) tokens.push([match.index, end, kind]);
+    }
+    return { tokens, to };
+  }
+
+  #fill(tokens, to) {
+    const nodes = [];
+    let at = this.#at;
+    const text = this.#text.slice(0, this.#text[to - 1] === '\n' ? to - 1 : to);
+    for (const [start, end, kind] of tokens) {
+      if (start >= to) break;
+      nodes.push(text.slice(at, start), h('span', { class: kind }, text.slice(start, end)));
+      at = end;
+    }
+    nodes.push(text.slice(at));
+    if (this.#box && this.#length < SLICE) this.#box.append('\n', ...nodes);
+    else {
+      if (this.#box) this.newline.before('\n');
+      this.#box = h('span', {}, nodes);
+      this.#length = 0;
+      this.newline.before(this.#box);
+    }
+    this.#length += to - this.#at;
+  }
 }
 
-function kindOf([whole, comment, string, digits], { keywords, isMarkup, isSql }, code) {
+const queue = new Set();        // what has colours to come; the latest is next
+let painted = 0;                // characters since the page gave way
+let isOn = false;
+
+function mayPaint() {
+  if (!painted) setTimeout(() => { painted = 0; });
+  return painted < AT_ONCE;
+}
+
+function later(one) {
+  queue.add(one);
+  if (isOn) return;
+  isOn = true;
+  setTimeout(work);
+}
+
+function work() {
+  const one = [...queue].at(-1);
+  queue.delete(one);
+  painted = 0;
+  one.paint();
+  isOn = queue.size > 0;
+  if (isOn) setTimeout(work);
+}
+
+function kindOf(match, { keywords, isMarkup, isSql }, code) {
+  const [whole, comment, string, digits] = match;
   if (comment) return 'hl-comment';
   if (string) return 'hl-string';
   if (digits) return 'hl-number';
   if (isMarkup || keywords.has(isSql ? whole.toLowerCase() : whole)) return 'hl-keyword';
-  return code[arguments[0].index + whole.length] === '(' ? 'hl-call' : '';
+  return code[match.index + whole.length] === '(' ? 'hl-call' : '';
 }

@@ -7,11 +7,10 @@
 // ordinary text; nesting is limited, so odd input can't overflow.
 
 import { copy, h, iconButton } from './dom.js';
-import { highlight } from './highlight.js';
+import { Colours } from './highlight.js';
 import { t } from './i18n.js';
 
 const MAX_DEPTH = 12;
-const LONG_CODE = 20000;        // characters
 const MAX_DETAILS = 400;        // lines
 
 const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`]*)$/;
@@ -92,17 +91,33 @@ function readFence(lines, at) {
 
 const languageOf = (info) => info.trim().split(/\s+/)[0].replace(/^\{?\.?|\}$/g, '');
 
-// `current()` gives the code to copy, where it grows.
-export function codeBlock(code, language, current = () => code) {
-  const button = iconButton('copy', t('copy-code'), async () => {
-    await copy(current());
-    button.classList.add('done');
-    setTimeout(() => button.classList.remove('done'), 1200);
-  });
-  const lines = code.split('\n').length;
-  return h('figure', { class: 'code', dir: 'ltr' },
-    h('figcaption', {}, h('span', {}, language || t('code')), button),
-    h('pre', { tabindex: 0, 'aria-label': t('code-label', { n: lines }) }, h('code', {}, highlight(withBidiShown(code), language))));
+// A block of code, which may grow.
+class CodeBlock {
+  #code = '';
+
+  constructor(language) {
+    const button = iconButton('copy', t('copy-code'), async () => {
+      await copy(this.#code);
+      button.classList.add('done');
+      setTimeout(() => button.classList.remove('done'), 1200);
+    });
+    const code = h('code', {});
+    this.pre = h('pre', { tabindex: 0, 'aria-label': t('code') }, code);
+    this.element = h('figure', { class: 'code', dir: 'ltr' }, h('figcaption', {}, h('span', {}, language || t('code')), button), this.pre);
+    this.colours = new Colours(code, language);
+  }
+
+  show(code, isFinal) {
+    this.#code = code;
+    this.colours.show(withBidiShown(code), isFinal);
+    if (isFinal) this.pre.setAttribute('aria-label', t('code-label', { n: code.split('\n').length }));
+  }
+}
+
+export function codeBlock(code, language) {
+  const block = new CodeBlock(language);
+  block.show(code, true);
+  return block.element;
 }
 
 function readMath(lines, at) {
@@ -315,8 +330,8 @@ function link(target, content) {
 }
 
 // Renders a text that grows. What lies before the last safe place (an empty line outside of code and lists, the beginning
-// and the end of code) is drawn once; only the rest is drawn again with each update, and code grows line by line. So a
-// long answer stays cheap.
+// and the end of code) is drawn once; only the rest is drawn again with each update, and code grows at its end. So a long
+// answer stays cheap.
 export class MarkdownView {
   #drawn = 0;             // how much of the text has its final nodes
   #tail = [];
@@ -342,65 +357,46 @@ export class MarkdownView {
       [this.#drawn, this.#tail, this.#code] = [0, [], null];
     }
     const rest = text.slice(this.#drawn);
-    if (this.#code?.isLong) {
-      const end = this.#code.close(rest, isFinal);
-      if (end) {
-        [this.#tail, this.#code] = [[], null];
-        this.#drawn += end;
-        this.update(text, isFinal);
-        return;
-      }
-    }
-    const { safe, isInCode } = isFinal ? { safe: rest.length, isInCode: false } : safeEnd(rest);
-    if (this.#code && isInCode && safe === 0) {
-      this.#code.grow(rest);
+    if (this.#code) {
+      const end = this.#code.update(rest, isFinal);
+      if (!end) return;
+      [this.#tail, this.#code] = [[], null];
+      this.#drawn += end;
+      this.update(text, isFinal);
       return;
     }
+    const { safe, isInCode } = isFinal ? { safe: rest.length, isInCode: false } : safeEnd(rest);
     for (const node of this.#tail) node.remove();
     if (safe > 0) this.element.append(...markdown(rest.slice(0, safe)));
     this.#drawn += safe;
     this.#code = isInCode ? new GrowingCode(rest.slice(safe)) : null;
-    this.#tail = isInCode ? [this.#code.element] : markdown(rest.slice(safe));
+    this.#tail = this.#code ? [this.#code.element] : markdown(rest.slice(safe));
     this.element.append(...this.#tail);
   }
 }
 
-// A code block whose end hasn't come. Whole lines are coloured as they are complete, each for itself.
+// Code whose end hasn't come. `text` is all from its first fence on.
 class GrowingCode {
-  #length = 0;            // of the lines that are drawn
-  #code = '';
+  #lines = 0;             // where its last line begins
 
   constructor(text) {
-    this.language = languageOf(FENCE.exec(text.slice(0, text.indexOf('\n')))[3]);
-    this.element = codeBlock('', this.language, () => this.#code);
-    this.last = document.createTextNode('');
-    this.element.querySelector('code').replaceChildren(this.last);
-    this.grow(text);
+    [, , this.fence] = FENCE.exec(text.slice(0, text.indexOf('\n')));
+    this.block = new CodeBlock(languageOf(FENCE.exec(text.slice(0, text.indexOf('\n')))[3]));
+    this.element = this.block.element;
+    this.update(text, false);
   }
 
-  // Drawing so much again at the end would take long; the colours then stay those of single lines.
-  get isLong() {
-    return this.#code.length > LONG_CODE;
-  }
-
-  // If the fence of `text` is closed, or nothing more is coming: draw the rest; where it ends in `text`, else 0.
-  close(text, isFinal) {
-    const [, , marks] = FENCE.exec(text.slice(0, text.indexOf('\n')));
-    const end = new RegExp(`^ {0,3}\\${marks[0]}{${marks.length},}[ \\t]*(\\n|$(?![^]))`, 'gm');
-    end.lastIndex = text.indexOf('\n') + 1 + this.#length;
-    const found = end.exec(text);
-    if (!found && !isFinal) return 0;
-    this.grow(found ? text.slice(0, found.index) : text);
-    this.#code = this.#code.replace(/\n$/, '');
-    return found ? found.index + found[0].length : text.length;
-  }
-
-  grow(text) {
-    this.#code = text.slice(text.indexOf('\n') + 1);
-    const end = this.#code.lastIndexOf('\n') + 1;
-    if (end > this.#length) this.last.before(...highlight(withBidiShown(this.#code.slice(this.#length, end)), this.language));
-    this.#length = end;
-    this.last.data = withBidiShown(this.#code.slice(end));
+  // Where it ends in `text`; 0 while it is open.
+  update(text, isFinal) {
+    const from = text.indexOf('\n') + 1;
+    const closes = new RegExp(`^ {0,3}\\${this.fence[0]}{${this.fence.length},}[ \\t]*(\\n${isFinal ? '|$(?![^])' : ''})`, 'gm');
+    closes.lastIndex = Math.max(from, this.#lines);
+    const found = closes.exec(text);
+    const isOpen = !found && !isFinal;
+    const code = text.slice(from, found?.index);
+    this.#lines = text.lastIndexOf('\n') + 1;
+    this.block.show(isOpen ? code : code.replace(/\n$/, ''), !isOpen);
+    return isOpen ? 0 : found ? found.index + found[0].length : text.length;
   }
 }
 

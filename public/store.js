@@ -13,6 +13,7 @@
 import { t } from './i18n.js';
 
 const OPEN_MS = 10000;
+const SLICE = 200;              // rows that are written in one go
 
 let opened = null;              // promise of the database
 
@@ -97,9 +98,13 @@ export async function update(id, fields, rows = [], fresh = null) {
 }
 
 export async function putAll(chatRows, messageRows) {
-  await stores('readwrite', (chats, messages) => {
+  await stores('readwrite', async (chats, messages) => {
     for (const row of chatRows) chats.put(row);
-    for (const row of messageRows) messages.put(row);
+    // The page gives way after some of them.
+    for (const [i, row] of messageRows.entries()) {
+      const put = messages.put(row);
+      if (i % SLICE === SLICE - 1) await result(put);
+    }
   });
   for (const { id } of chatRows) tell({ changed: id });
 }

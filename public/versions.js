@@ -5,6 +5,7 @@ import { t } from './i18n.js';
 import { roleName } from './message.js';
 
 const [BEFORE, AFTER] = [24, 90];       // characters around the place where a version leaves the others
+const SLICE = 100;              // rows that are drawn in one go
 
 // How many characters two texts have in common at their beginning.
 function common(a, b) {
@@ -23,11 +24,10 @@ function label(message, versions) {
   return [from > 0 && '\u2026', h('span', { class: 'dim' }, text.slice(from, shared)), text.slice(shared, shared + AFTER) || '\u2026'];
 }
 
-// All messages as a list, versions with what follows each of them as lists in it. A part that nobody has left is one
-// level, however many messages it has.
-function branches(tree, leaf) {
+// Fills the list `list` with all messages, versions with what follows each of them as lists in it, a row with each step.
+// A part that nobody has left is one level, however many messages it has.
+function* branches(list, tree, leaf) {
   const shown = new Set(tree.path(leaf).map((message) => message.id));
-  const list = h('ul', { class: 'tree' });
   const todo = [[null, list, list]];      // whose versions are next, the list they go on in, and the row above
   while (todo.length) {
     const [id, level, above] = todo.shift();
@@ -41,6 +41,7 @@ function branches(tree, leaf) {
         class: `quiet ${shown.has(message.id) ? 'chosen' : ''}`, 'aria-current': shown.has(message.id) && 'true' },
       h('span', { class: 'dim' }, `${roleName(message)}: `), h('bdi', {}, label(message, versions))));
       box.append(row);
+      yield row;
       if (!tree.children.get(message.id)?.length) continue;
       const below = versions.length > 1 ? h('ul', {}) : box;
       if (versions.length > 1) row.append(below);
@@ -48,8 +49,17 @@ function branches(tree, leaf) {
     }
     todo.unshift(...after);
   }
-  return list;
+}
+
+// Draws rows, SLICE at a time: the page gives way in between.
+function draw(rows) {
+  for (let n = 0; n < SLICE; n++) if (rows.next().done) return;
+  setTimeout(() => draw(rows));
 }
 
 // A dialog with the tree; resolves to the id of the message that the user has chosen, or ''.
-export const askVersion = (tree, leaf) => ask(t('versions'), branches(tree, leaf), [['', t('close')]]);
+export function askVersion(tree, leaf) {
+  const list = h('ul', { class: 'tree' });
+  draw(branches(list, tree, leaf));
+  return ask(t('versions'), list, [['', t('close')]]);
+}
