@@ -15,8 +15,9 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TextIO
 
 from server.log_output import FLUSH_S, FileSink, LogFileError, Output, Sink, StreamSink
@@ -243,6 +244,27 @@ def _wants_color(stream: TextIO) -> bool:
         return False
 
 
+# -- which model it is about, where there are several
+
+_subject = threading.local()
+
+
+def about(model: str) -> None:
+    """From now on this thread's lines have the name of a model; "" ends that."""
+    _subject.model = model
+
+
+def inherit(target: Callable[..., None]) -> Callable[..., None]:
+    """`target` for another thread, whose lines are about the same model as those of this one."""
+    model = getattr(_subject, "model", "")
+
+    def run(*args: object) -> None:
+        about(model)
+        target(*args)
+
+    return run
+
+
 # -- what is logged
 
 
@@ -399,7 +421,9 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return getattr(record, "fields", None) or {}
+    fields = getattr(record, "fields", None) or {}
+    model = getattr(_subject, "model", "")  # a line is formatted on the thread that logs it
+    return {**fields, "model": model} if model else fields
 
 
 def _part(record: logging.LogRecord) -> str:

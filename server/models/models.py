@@ -22,7 +22,7 @@ from server.engine.seam.task import FAILED as DEAD
 from server.engine.seam.task import LOADING as STARTING
 from server.engine.seam.task import READY, RESTARTING
 from server.errors import ApiError, StartError
-from server.log import get_logger
+from server.log import about, get_logger
 from server.models.entry import (
     FAILED,
     LOADED,
@@ -91,7 +91,7 @@ class Models:
         self._clock = clock
         self._changed = threading.Condition()  # its lock guards all entries, and what follows
         self._queue: deque[Load] = deque()  # those that have no room yet, in order
-        self._ending: dict[int, Room] = {}  # what engines have that are on their way out
+        self._ending: dict[int, tuple[Entry, Room]] = {}  # whose engines are on their way out, and what those have
         self._n_ended = 0
         self._budget: Room | None = None  # what there is without any model
         self.news = News()  # (entry, its new state, why), and events (dicts)
@@ -128,15 +128,22 @@ class Models:
         return [entry for entry in self.entries if self.may_use(key_id, entry.names)]
 
     def find(self, name: object, key_id: str) -> Entry:
-        """Which model a request means: that of this name, without one the first. ApiError 404 with names like it."""
+        """Which model a request means: that of this name, without one the first. ApiError 404 with names like it. Of
+        several it is named in this thread's log lines from now on."""
         if self.lone is not None:
             if not self.may_use(key_id, self.lone.names):
                 raise ApiError(404, NONE_HERE)
             return self.lone
-        if name in (None, ""):
-            if mine := self.seen_by(key_id):
-                return mine[0]
-            raise ApiError(404, NONE_HERE)
+        entry = self._first(key_id) if name in (None, "") else self._named(name, key_id)
+        about(entry.name)
+        return entry
+
+    def _first(self, key_id: str) -> Entry:
+        if mine := self.seen_by(key_id):
+            return mine[0]
+        raise ApiError(404, NONE_HERE)
+
+    def _named(self, name: object, key_id: str) -> Entry:
         if not isinstance(name, str):
             raise ApiError(400, "model: give the name of a model, as GET /v1/models lists them")
         entry = self._by_name.get(name) or self._by_name.get(name.removesuffix(":latest"))
@@ -435,6 +442,8 @@ class Models:
     def _run(self, load: Load) -> None:
         """The thread of a load."""
         entry = load.entry
+        if self.lone is None:
+            about(entry.name)
         try:
             prepared, takes = self._prepare(load)
             if takes is None:
@@ -498,8 +507,9 @@ class Models:
             raise Unwanted
 
     def _turn(self) -> Load | None:
-        """The first in the queue whose needs are known."""
-        return next((load for load in self._queue if load.prepared is not None), None)
+        """The first in the queue whose needs are known, and whose last engine has left what it has on disk."""
+        gone = [entry for entry, _ in self._ending.values()]
+        return next((load for load in self._queue if load.prepared is not None and load.entry not in gone), None)
 
     def _step(self, load: Load, measured: Room) -> Room | None:
         """What the first in the queue may take now; else those are seen off who are in its way. ApiError 503 if that is
@@ -521,7 +531,7 @@ class Models:
         if own:
             return None  # it has to leave before it comes again
         starting = [entry.takes for entry in others if entry.state == LOADING]
-        in_books = minus(budget, *(entry.takes for entry in others), *self._ending.values())
+        in_books = minus(budget, *(entry.takes for entry in others), *(takes for _, takes in self._ending.values()))
         free = {place: min(n, minus(measured, *starting).get(place, n)) for place, n in in_books.items()}
         residents = [Resident(entry.name, entry.takes, entry.t_used, _may_leave(entry)) for entry in others]
         verdict = judge(prepared.fits, free, residents, self.n_most)
@@ -593,7 +603,7 @@ class Models:
             log.error("%s could not be loaded", entry.name, exc_info=error)
         with self._changed:
             if load.model is not None:
-                self._end(load.model, entry.takes)
+                self._end(load.model, entry)
             is_at_fault = not (load.is_cancelled or self._is_closed or isinstance(error, Unwanted))
             if is_at_fault and entry.state == LOADING:
                 log.error("%s: %s", entry.name, reason)
@@ -625,7 +635,7 @@ class Models:
                 log.info("%s is %s", entry.name, "put to sleep" if is_asleep else "unloaded")
                 entry.leaves_for = None
                 entry.model = model if is_asleep else None
-                self._end(model, entry.takes)
+                self._end(model, entry)
                 self._set(entry, SLEEPING if is_asleep else UNLOADED)
                 if entry.load is not None:
                     self._set(entry, LOADING)
@@ -637,14 +647,16 @@ class Models:
             entry.model = None
             entry.leaves_for = None
             entry.t_retry = self._clock() + RETRY_S
-            self._end(model, entry.takes)
+            self._end(model, entry)
             self._set(entry, FAILED, model.engine.trouble)
 
-    def _end(self, model: Model, takes: Room) -> None:
+    def _end(self, model: Model, entry: Entry) -> None:
         """Have an engine end, on a thread of its own: its memory is in the books until it is gone."""
-        self._ending[id(model)] = takes
+        self._ending[id(model)] = entry, entry.takes
 
         def end() -> None:
+            if self.lone is None:
+                about(entry.name)
             try:
                 model.engine.close(0.0)
             finally:

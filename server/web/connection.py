@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from server import memory
 from server.errors import ApiError
-from server.log import get_logger
+from server.log import about, get_logger
 from server.memory import Budget, Share
 from server.metrics import Refusals
 from server.records import field, record
@@ -213,6 +213,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             self._log(exchange)
 
     def _converse(self, exchange: Exchange) -> None:
+        about("")
         try:
             answer = self._answer(exchange)
             if isinstance(answer, Response):

@@ -6,6 +6,7 @@ seconds; with LLAMA_SRV_TEST_LONG=1 for minutes, whose figures are in docs/relia
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -96,6 +97,69 @@ def test_sleeping_gives_the_memory_back_and_tokens_are_still_counted(folder):
         assert len(tokens) > 5 and states(server)["alpha"] == "sleeping"
         assert server.get("/props?model=alpha").json()["is_sleeping"] is True
         assert say(server, "alpha")["content"] == text
+
+
+LONG = " ".join(["once upon a time there was a dog who went to see the moon and the sea"] * 40)
+
+
+@pytest.mark.parametrize("leaving", ["unloaded", "sleeping", "made room"])
+def test_what_a_model_that_leaves_had_computed_is_read_from_disk_when_it_is_back(folder, tmp_path, leaving):
+    options = {"made room": ("--models-max", 1), "sleeping": ("--sleep-idle-seconds", 1), "unloaded": ()}[leaving]
+    disk = tmp_path / "disk"
+    arguments = ["--models-dir", folder, *options, "--cache-disk", disk, *ARGUMENTS, "-c", 2048]
+    with start_server(arguments) as server:
+        first = say(server, "alpha", prompt=LONG)
+        assert first["timings"]["prompt_n"] > 500
+        if leaving == "made room":
+            say(server, "beta", prompt=LONG)
+        elif leaving == "unloaded":
+            server.post("/models/unload", {"model": "alpha"})
+        until(server, alpha=leaving if leaving == "sleeping" else "unloaded")
+        again = say(server, "alpha", prompt=LONG)
+        assert again["content"] == first["content"]
+        assert again["cache"]["source"] == "disk" and again["timings"]["prompt_n"] < first["timings"]["prompt_n"] / 4
+        other = say(server, "beta", prompt=LONG)
+        assert other["content"] != first["content"]
+        assert other["cache"]["source"] != "disk" or leaving == "made room", "no other model's"
+    assert {file.name for file in disk.iterdir()} == {"alpha", "beta"}
+    assert any((disk / "alpha").iterdir())
+
+
+def test_slots_are_saved_below_a_folder_of_their_model(folder, tmp_path):
+    slots = tmp_path / "slots"
+    slots.mkdir()
+    with start_server(["--models-dir", folder, "--slot-save-path", slots, *ARGUMENTS]) as server:
+        text = say(server, "alpha")["content"]
+        say(server, "beta")
+        saved = server.post("/slots/0?action=save", {"filename": "one", "model": "alpha"})
+        assert saved.status_code == 200 and saved.json()["n_saved"] > 5, saved.text
+        assert [path.relative_to(slots).parts for path in slots.rglob("one*")] == [("alpha", "one")]
+        restore = {"filename": "one"}
+        assert server.post("/slots/0?action=restore&model=beta", restore).status_code == 400, "it has none of this name"
+        (slots / "beta" / "one").write_bytes((slots / "alpha" / "one").read_bytes())
+        assert server.post("/slots/0?action=restore&model=beta", restore).status_code == 400, "it is another model's"
+        server.post("/models/unload", {"model": "alpha"})
+        until(server, alpha="unloaded")
+        assert server.post("/slots/0?action=restore&model=alpha", restore).status_code == 200, "it is loaded for that"
+        again = say(server, "alpha")
+        assert again["content"] == text and again["timings"]["prompt_n"] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there are no such signals")
+def test_log_lines_name_the_model_that_they_are_about(folder):
+    with start_server(["--models-dir", folder, "-lv", 4, *ARGUMENTS]) as server:
+        say(server, "alpha")
+        text = say(server, "beta")["content"]
+        for pid in child_processes(server.process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        assert say(server, "beta")["content"] == text
+        for name in ("alpha", "beta"):
+            server.wait_for_line(f"engine: the engine process .* died: signal SIGKILL .*model={name}$")
+            server.wait_for_line(f"access: .*POST /completion 200 .*model={name}$")
+            server.wait_for_line(f"llama: .*model={name}$")
+        server.get("/health")
+        assert not [line for line in server.log.splitlines() if "model=gamma" in line or "/models" in line]
 
 
 def test_one_model_can_sleep_too(folder):

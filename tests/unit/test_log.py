@@ -445,3 +445,37 @@ def test_files_and_json_are_never_coloured(tmp_path):
     log.get_logger("app").error("x")
     log.flush()
     assert json.loads(terminal.getvalue())["msg"] == "x"
+
+
+# ---- several models
+
+
+@pytest.mark.parametrize("format", log.FORMATS)
+def test_lines_of_a_thread_name_the_model_that_they_are_about(format):
+    stream = io.StringIO()
+    log.setup("INFO", format=format, stream=stream)
+    line = log.get_logger("engine").info
+
+    def work(text: str) -> None:
+        line(text)
+
+    def both() -> None:
+        log.about("user/small:Q4")
+        line("ours", extra={"fields": {"n": 1}})
+        for target in (log.inherit(work), work):
+            thread = threading.Thread(target=target, args=("theirs",))
+            thread.start()
+            thread.join()
+        log.about("")
+        line("nobody's")
+
+    thread = threading.Thread(target=both)
+    thread.start()
+    thread.join()
+    log.flush()
+    lines = stream.getvalue().splitlines()
+    assert ["user/small:Q4" in one for one in lines] == [True, True, False, False]
+    if format == "text":
+        assert lines[0].endswith("ours | n=1 model=user/small:Q4")
+    else:
+        assert [json.loads(one).get("model") for one in lines] == ["user/small:Q4"] * 2 + [None] * 2

@@ -27,8 +27,9 @@ class SlotHandlers:
 
     def act(self, request: Request) -> Response:
         """The documents' answers for save, restore and erase."""
-        models, name = self._context.models, request.query.get("model")
-        model = models.get(name, request)
+        body = request.json() if request.body else {}
+        named = body.get("model") if isinstance(body, dict) else None
+        model = self._context.models.get(request.query.get("model") or named, request)
         if not model.options.slot_save_path:
             raise ApiError(501, "This server does not support slots action. Start it with `--slot-save-path`")
         engine = model.engine
@@ -41,7 +42,6 @@ class SlotHandlers:
             return json_response({"id_slot": id_slot, **done})
         if action not in ("save", "restore"):
             raise ApiError(400, f"action: '{action[:40]}' is unknown; known are save, restore, erase")
-        body = request.json()
         name = body.get("filename") if isinstance(body, dict) else None
         path = slot_path(model.options.slot_save_path, name)
         done = engine.command(action, id_slot=id_slot, path=str(path))

@@ -21,7 +21,7 @@ from server.api.generation import Generation, TextHandler
 from server.api.request.text_request import TextRequest
 from server.chat.output.events import End, Event
 from server.errors import ApiError
-from server.log import get_logger
+from server.log import get_logger, inherit
 from server.web.message import EventStream, Request, Response, json_response
 from server.web.sse import PING
 
@@ -169,7 +169,7 @@ class Runs:
             self._forget(id_)
             raise ApiError(503, "background: there is no room to store this response (--store-size)", reason="memory")
         run.begin()
-        threading.Thread(target=self._work, args=(id_, run), name="response", daemon=True).start()
+        threading.Thread(target=inherit(self._work), args=(id_, run), name="response", daemon=True).start()
         return run
 
     def get(self, id_: str, key_id: str) -> Run | None:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from server import memory
 from server.api.request.fields import LOOKUP
 from server.errors import ApiError
-from server.log import get_logger
+from server.log import get_logger, inherit
 from server.web.message import CLIENT_CLOSED, EventStream, Request, Response
 
 MAX_STREAMS, MAX_OF_KEY = 32, 16
@@ -221,7 +221,7 @@ class Recordings:
         finally:
             memory.use(share)
         reader = Reader(recording, request)
-        threading.Thread(target=self._write, args=(key, recording, own), name="stream", daemon=True).start()
+        threading.Thread(target=inherit(self._write), args=(key, recording, own), name="stream", daemon=True).start()
         return EventStream(reader, {**headers, **recording.headers})
 
     def find(self, key_id: str, id_: str) -> Recording:

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from server.engine.client.spawn import start_process
 from server.engine.seam.task import Cancel, Embed, Task, Tasks
 from server.engine.seam.wire import ROUTINE, Beat, Codec, FrameReader, Hello, Start, WireError
-from server.log import get_logger
+from server.log import get_logger, inherit
 
 READ_BYTES = 1 << 16
 N_LAST_LINES = 60
@@ -109,7 +109,7 @@ class Child:
         self.send(codec.hello)
         self.send(start)
         self._threads = [
-            threading.Thread(target=target, name=name, daemon=True)
+            threading.Thread(target=inherit(target), name=name, daemon=True)
             for name, target in (
                 ("engine-reader", self._read),
                 ("engine-writer", self._write),

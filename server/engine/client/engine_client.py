@@ -49,7 +49,7 @@ from server.engine.seam.task import (
     Tasks,
 )
 from server.errors import ApiError
-from server.log import get_logger
+from server.log import get_logger, inherit
 from server.records import replace
 
 TAIL = 400  # characters of an answer that /slots shows
@@ -499,7 +499,7 @@ class EngineClient:
         """The engine reads weights, so it has got past the vocabulary: that can be opened here, too, meanwhile."""
         self.progress = event.progress
         if self._vocab_opening is None:
-            self._vocab_opening = threading.Thread(target=self._open, name="vocab", daemon=True)
+            self._vocab_opening = threading.Thread(target=inherit(self._open), name="vocab", daemon=True)
             self._vocab_opening.start()
 
     def _open(self) -> None:

@@ -41,7 +41,7 @@ from server.engine.seam.task import (
     Tasks,
 )
 from server.engine.seam.wire import AskStacks, Codec, LogLine, Stacks, Start, WireError
-from server.log import get_logger, handle_foreign, note_lost
+from server.log import get_logger, handle_foreign, inherit, note_lost
 from server.records import record, replace
 
 log = get_logger("engine")
@@ -98,7 +98,7 @@ class ProcessTransport:
     def start(self, on_frame: Callable[[Frame], None]) -> None:
         """Begin to load."""
         self._on_frame = on_frame
-        self._thread = threading.Thread(target=self._run, name="engine-supervisor", daemon=True)
+        self._thread = threading.Thread(target=inherit(self._run), name="engine-supervisor", daemon=True)
         self._thread.start()
 
     def post(self, message: object) -> None:

@@ -15,7 +15,7 @@ from server.engine.seam.config import EngineConfig, step_limit_s
 from server.engine.seam.task import Close, Closed, Frame, LoadFailed, Loading, Ready
 from server.engine.slots.backend import Backend
 from server.errors import StartError
-from server.log import get_logger
+from server.log import get_logger, inherit
 
 JOIN_MARGIN_S = 5.0
 
@@ -44,7 +44,7 @@ class ThreadTransport:
     def start(self, on_frame: Callable[[Frame], None]) -> None:
         """Begin to load on the engine's thread."""
         self._on_frame = on_frame
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread = threading.Thread(target=inherit(self._run), name="engine", daemon=True)
         self._thread.start()
 
     def post(self, message: Any) -> None:

@@ -302,6 +302,23 @@ def test_an_engine_that_takes_long_to_end_keeps_its_room_until_then():
     assert asked.result(PATIENCE).name == "b" and house.most == 1
 
 
+def test_a_model_comes_back_once_its_last_engine_is_gone_and_others_dont_wait_for_that():
+    """What that leaves on disk is there for the next one."""
+    house = House(room=9, a=1, b=1)
+    models = house.models()
+    with FakeRequest() as request:
+        engine = models.get("a", request).engine
+    engine.may_end.clear()
+    models.unload("a", "")
+    again = ask(models, "a")
+    wait_until(lambda: models.entries[0].load and models.entries[0].load.prepared, "a to be asked for", PATIENCE)
+    with FakeRequest() as request:
+        assert models.get("b", request).name == "b"
+    assert not again.done() and house.started == ["a", "b"]
+    engine.may_end.set()
+    assert again.result(PATIENCE).name == "a"
+
+
 def test_a_hanging_load_keeps_only_its_own_model_waiting():
     house = House(is_quick=False, a=1, b=1)
     models = house.models()
