@@ -1,30 +1,47 @@
 """On which parts of its prompt an answer rests: how much less likely it gets when a part is taken away.
 
-Connection thread. The answer's tokens are judged once with the whole prompt, and once more without each span, one task
-after the other, behind everybody else's. Two ways: `fast` takes a span's keys and values out of a copy of what is in
-the cache, so that only the answer's rows are computed; what stands behind the span has been computed with it. `exact`
-reads the prompt without the span.
+Connection thread. The answer's tokens are judged once with the whole prompt, once with none of the spans, and once more
+without each of them, one task after the other, behind everybody else's. Two ways: `fast` takes a span's keys and values
+out of a copy of what is in the cache, and computes the last tokens before the answer again; what lies between was
+computed with the span. `exact` reads the prompt without the span.
+
+A fact that stands twice rests on neither of its places. So where no span explains half of what all of them do, those
+that restore most of the answer when they stand alone are taken away by twos.
 
 Not taken: gradients or attention weights. llama.cpp gives neither, and weights don't say what an answer would be
-without a text.
+without a text. Leaving the tokens before the answer as they are: they carry what the question found in the span, and
+the sentence on top was another one in every sixth answer. All pairs of spans: they grow with the square.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from itertools import accumulate
+from itertools import accumulate, combinations
 from typing import Any
 
 from server.engine.seam.task import PromptProbs, SamplingParams, Task
 from server.errors import ApiError
-from server.evidence.spans import Span, find_spans
+from server.evidence.spans import Span, find_spans, sentences
 from server.models.model import Model
 from server.records import record
 from server.web.message import Request
 
 FAST, EXACT = "fast", "exact"
 MOST_SPANS = 100
-MOST_ROWS = 50_000  # of answers, in all spans together
+MOST_ROWS = 200_000
+"""Of prompts and answers, in all judgements of one answer together."""
+
+TAIL = 32
+"""So many tokens before the answer `fast` computes again: half a tile, which costs little more than the answer's rows.
+In most chats they are the question and what the template writes around it."""
+
+PAIRED = 4
+"""So many spans are taken away by twos: in 6 pairs."""
+
+FACTOR = 0.7
+"""Nats: a change by the factor two. Less is what rounding does, with quantised models."""
+
 PRIORITY = -100  # behind everybody else's tasks
 FIELDS = {"spans": list, "method": str, "part": str}
 
@@ -77,44 +94,79 @@ def attribute(
     if not answer:
         return None
     spans = find_spans(texts, [vocab.piece(token) for token in task.prompt], wanted.spans)
-    if len(spans) > MOST_SPANS or len(spans) * len(answer) > MOST_ROWS:
-        raise ApiError(
-            400,
-            f"attribute: {len(spans)} spans for an answer of {len(answer)} tokens are too much; at most {MOST_SPANS} "
-            f"spans, and {MOST_ROWS} tokens in all of them. Name the spans that matter",
-            reason="too_many",
-        )
-    start, end = part_of(answer, wanted.part, vocab.piece)
+    is_read_again = wanted.method == EXACT or model.info.n_slots == 1
+    require_few(len(spans), len(answer), len(task.prompt) if is_read_again else TAIL)
+    parts = parts_of(answer, wanted.part, vocab.piece)
 
-    def judge(**fields: Any) -> float:
-        """The log probability of the answer's part after a prompt."""
-        prompt = fields.pop("prompt", task.prompt)
-        found = judged(model, request, judging(model, task, prompt, answer, **fields))
-        return sum(found[start - len(answer) : end - len(answer) or None])
+    def judge(*taken: Span, method: str = wanted.method) -> list[float]:
+        """The log probability of each token of the answer, without some of the spans."""
+        return judged(model, request, judging(model, task, answer, **way(task.prompt, taken, method)))
 
-    whole = judge()
-    found = [
-        {"text": span.text, "start": span.start, "end": span.end, "message": span.message, "nats": round(nats, 4)}
-        for span in spans
-        for nats in [whole - judge(**way(task.prompt, span, wanted.method))]
-    ]
-    kept = [token for i, token in enumerate(task.prompt) if not any(span.first <= i < span.last for span in spans)]
+    whole, none = judge(), judge(*spans, method=EXACT)
+    without = [judge(span) for span in spans]
+    part = (parts[0].first, parts[-1].last) if wanted.part else (0, len(answer))
+
+    def fall(other: Sequence[float], first: int = part[0], last: int = part[1]) -> float:
+        return round(sum(whole[first:last]) - sum(other[first:last]), 4)
+
+    nats = [fall(one) for one in without]
     return {
-        "spans": found,
-        "answer_logprob": round(whole, 4),
-        "without_spans_logprob": round(judge(prompt=tuple(kept)), 4),
+        "spans": [
+            {"text": span.text, "start": span.start, "end": span.end, "message": span.message, "nats": n}
+            for span, n in zip(spans, nats)
+        ],
+        "pairs": find_pairs(spans, nats, fall(none), lambda *taken: fall(judge(*taken))),
+        "parts": [{"text": one.text, "nats": [fall(other, one.first, one.last) for other in without]} for one in parts],
+        "answer_logprob": round(sum(whole[slice(*part)]), 4),
+        "without_spans_logprob": round(sum(none[slice(*part)]), 4),
         "method": wanted.method,
     }
 
 
-def way(prompt: Sequence[int], span: Span, method: str) -> dict[str, Any]:
-    """How a span is taken away: out of the cache, or out of the prompt."""
-    if method == FAST:
-        return {"cut": (span.first, span.last)}
-    return {"prompt": (*prompt[: span.first], *prompt[span.last :])}
+def require_few(n_spans: int, n_answer: int, n_read: int) -> None:
+    """ApiError 400 if there are too many spans, or too many rows for all judgements, which read `n_read` tokens of the
+    prompt each."""
+    n_judgements = 2 + 2 * n_spans + PAIRED * (PAIRED - 1) // 2
+    if n_spans > MOST_SPANS or n_judgements * (n_answer + n_read) > MOST_ROWS:
+        raise ApiError(
+            400,
+            f"attribute: {n_spans} spans for an answer of {n_answer} tokens are too much; at most {MOST_SPANS} spans, "
+            f"and {MOST_ROWS} tokens to be computed in all (here {n_judgements} times {n_answer + n_read}). Name the "
+            "spans that matter",
+            reason="too_many",
+        )
 
 
-def judging(model: Model, task: Task, prompt: Sequence[int], answer: Sequence[int], **fields: Any) -> Task:
+def find_pairs(
+    spans: Sequence[Span], nats: Sequence[float], of_all: float, judge: Callable[..., float]
+) -> list[dict[str, Any]]:
+    """The pairs of spans that weigh more than twice what they do one by one, the heaviest first. `of_all` nats are
+    those of all spans together; `judge` says by how many an answer falls without some."""
+    if len(spans) < 2 or of_all < FACTOR or max(nats) * 2 >= of_all:
+        return []
+    alone = [judge(*spans[:i], *spans[i + 1 :]) for i in range(len(spans))]
+    best = sorted(sorted(range(len(spans)), key=alone.__getitem__)[:PAIRED])
+    pairs: list[dict[str, Any]] = [
+        {"spans": [i, j], "nats": judge(spans[i], spans[j])} for i, j in combinations(best, 2)
+    ]
+    heavy = [pair for pair in pairs if pair["nats"] > 2 * sum(max(nats[i], FACTOR) for i in pair["spans"])]
+    return sorted(heavy, key=lambda pair: -pair["nats"])
+
+
+def way(prompt: Sequence[int], taken: Sequence[Span], method: str) -> dict[str, Any]:
+    """How spans are taken away: out of the prompt, but for `fast` those before its tail out of the cache."""
+    at = len(prompt) - TAIL if method == FAST else 0
+    cuts: list[tuple[int, int]] = []
+    for first, last in sorted((span.first, min(span.last, at)) for span in taken if span.first < at):
+        if cuts and first <= cuts[-1][1]:
+            first, last = cuts[-1][0], max(cuts.pop()[1], last)
+        cuts.append((first, last))
+    places = {place for span in taken for place in range(max(span.first, at), span.last)}
+    kept = tuple(token for place, token in enumerate(prompt) if place not in places)
+    return {"prompt": kept, "cuts": tuple(cuts), "cut_at": at} if cuts else {"prompt": kept}
+
+
+def judging(model: Model, task: Task, answer: Sequence[int], prompt: tuple[int, ...], **cuts: Any) -> Task:
     """A task that says how likely an answer is."""
     return Task(
         model.engine.new_id(),
@@ -127,7 +179,7 @@ def judging(model: Model, task: Task, prompt: Sequence[int], answer: Sequence[in
         stream=False,
         prompt_probs=0,
         probs_from=len(prompt),
-        **fields,
+        **cuts,
     )
 
 
@@ -141,15 +193,34 @@ def judged(model: Model, request: Request, task: Task) -> list[float]:
     return [found[place] for place in sorted(found)][-(len(task.prompt) - task.probs_from) :]
 
 
-def part_of(answer: Sequence[int], part: str, piece: Callable[[int], bytes]) -> tuple[int, int]:
-    """The tokens of a part of the answer, all for "". ApiError 400 if it isn't in there."""
-    if not part:
-        return 0, len(answer)
+# ---- parts of the answer ---------------------------------------------------------------------------------------------
+
+
+@record(frozen=True)
+class Part:
+    """A part of the answer: its text, and its tokens [first, last)."""
+
+    text: str
+    first: int
+    last: int
+
+
+def parts_of(answer: Sequence[int], wanted: str, piece: Callable[[int], bytes]) -> list[Part]:
+    """The sentences of an answer, which have all of its tokens, or the wanted part of it. ApiError 400 if that isn't in
+    there."""
     pieces = [piece(token) for token in answer]
-    at = b"".join(pieces).find(part.strip().encode("utf-8", "surrogatepass"))
-    if at < 0:
-        raise ApiError(400, "attribute: the answer has no such part")
     ends = list(accumulate(map(len, pieces)))
-    stop = at + len(part.strip().encode("utf-8", "surrogatepass"))
-    start = next(i for i, end in enumerate(ends) if end > at)
-    return start, next(i for i, end in enumerate(ends) if end >= stop) + 1
+    text = b"".join(pieces).decode("utf-8", "surrogateescape")  # an answer may end within a character
+
+    def n_bytes(n: int) -> int:
+        return len(text[:n].encode("utf-8", "surrogateescape"))
+
+    if wanted := wanted.strip():
+        at = text.find(wanted)
+        if at < 0:
+            raise ApiError(400, "attribute: the answer has no such part")
+        return [Part(wanted, bisect_right(ends, n_bytes(at)), bisect_left(ends, n_bytes(at + len(wanted))) + 1)]
+    places = list(sentences(text))
+    firsts = [0, *(bisect_right(ends, n_bytes(start)) for start, _ in places[1:]), len(answer)]
+    shown = [text[start:end].encode("utf-8", "surrogateescape").decode("utf-8", "replace") for start, end in places]
+    return [Part(*part) for part in zip(shown, firsts, firsts[1:])]

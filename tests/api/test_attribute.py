@@ -69,6 +69,26 @@ def test_a_part_of_the_answer_can_be_asked_about(two):
     assert whole <= first <= 0 and whole <= second <= 0
 
 
+@pytest.mark.parametrize("method", ["fast", "exact"])
+def test_each_sentence_of_the_answer_has_nats_of_its_own_that_add_up(two, method):
+    found = attributed(two, answer="It is. So they say.", method=method)
+    assert [part["text"] for part in found["parts"]] == ["It is.", "So they say."]
+    for i, span in enumerate(found["spans"]):
+        assert sum(part["nats"][i] for part in found["parts"]) == pytest.approx(span["nats"], abs=1e-3)
+    [part] = attributed(two, answer="It is. So they say.", part="they", method=method)["parts"]
+    assert part["text"] == "they"
+
+
+@pytest.mark.covers("P07")
+def test_the_answer_is_judged_without_any_of_the_spans_too(two):
+    """By what is left of the prompt, however the spans are taken away."""
+    texts = ["The key is red. The door is blue. ", "Nobody knows. "]
+    found = attributed(two, spans=texts)
+    alone = attributed(two, prompt=PROMPT.replace("".join(texts), ""), spans=[])
+    assert found["without_spans_logprob"] == pytest.approx(alone["answer_logprob"], abs=1e-3)
+    assert alone["spans"] == alone["pairs"] == []
+
+
 @pytest.mark.parametrize(
     "fields, says",
     [
@@ -96,10 +116,19 @@ def test_a_wrong_field_is_refused_with_400(two, value):
     assert "attribute" in two.refuse(attribute=value)["message"]
 
 
-def test_rows_are_bounded(two, monkeypatch):
-    monkeypatch.setattr(attribution, "MOST_ROWS", 10)
-    answer = two.post("/v1/attribute", {"prompt": PROMPT, "answer": "a b c d e f g"})
-    assert answer.status == 400 and "too much" in answer.error["message"]
+@pytest.mark.covers("P08")
+@pytest.mark.parametrize(
+    "n_slots, method, limit", [(2, "fast", 32), (2, "exact", len(PROMPT) + 1), (1, "fast", len(PROMPT) + 1)]
+)
+def test_rows_are_bounded_by_what_each_way_has_to_compute(make_api, monkeypatch, n_slots, method, limit):
+    api = make_api(FakeBackend(n_ctx=8192, n_slots=n_slots)).start()
+    n_rows = (2 + 2 * 4 + 6) * (limit + len(" It is"))
+    monkeypatch.setattr(attribution, "MOST_ROWS", n_rows)
+    assert attributed(api, method=method)["spans"]
+    monkeypatch.setattr(attribution, "MOST_ROWS", n_rows - 1)
+    n = len(api.backend.batches)
+    answer = api.post("/v1/attribute", {"prompt": PROMPT, "answer": " It is", "method": method})
+    assert answer.status == 400 and "too much" in answer.error["message"] and len(api.backend.batches) == n
 
 
 def test_prompts_with_files_are_refused(make_api):

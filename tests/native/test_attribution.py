@@ -39,7 +39,7 @@ def test_what_is_cut_out_leaves_the_conversation_where_it_is(engine, tiny_model)
     prompt = one.tokens("night and day the small fox slept. " * 6 + STEM)
     said = one.say(prompt, 8)
     for start in (1, 9, 30, len(prompt) - 6):
-        cut = judge(one, prompt, tuple(said.tokens), cut=(start, start + 5))
+        cut = judge(one, prompt, tuple(said.tokens), cuts=((start, start + 5),), cut_at=len(prompt) - 1)
         assert len(cut) == len(said.tokens)
     again = one.say((*prompt, *said.tokens), 4)
     assert again.final.timings.cache_n >= len(prompt), "the conversation's cells were given up"
@@ -54,14 +54,16 @@ def test_a_cut_at_the_end_is_what_the_shorter_prompt_says(engine, tiny_model):
     answer = one.tokens(STEM + " the tree")[-2:]
     end = len(prompt) - 1
     shorter = (*prompt[: end - 4], *prompt[end:])
-    assert judge(one, prompt, answer, cut=(end - 4, end)) == pytest.approx(judge(one, shorter, answer), abs=1e-2)
+    assert judge(one, prompt, answer, cuts=((end - 4, end),), cut_at=end) == pytest.approx(
+        judge(one, shorter, answer), abs=1e-2
+    )
 
 
 def test_a_model_with_a_state_refuses_a_cut_and_judges_all_the_same(engine, tiny_mamba_model):
     one = engine(tiny_mamba_model, n_slots=2, n_ctx=1024)
     prompt, answer = one.tokens("once upon a time the dog"), one.tokens("and the moon")[-2:]
     with pytest.raises(ApiError) as refused:
-        judge(one, prompt, answer, cut=(1, 3))
+        judge(one, prompt, answer, cuts=((1, 3),), cut_at=4)
     assert refused.value.status == 501 and "exact" in refused.value.message
     assert len(judge(one, prompt, answer)) == 2
 
@@ -73,6 +75,16 @@ def test_streams_go_on_beside_it(engine, tiny_spm_model):
     stream = one.task(STEM, 60, SamplingParams(seed=3, ignore_eos=True))
     with one.client.submit(stream, stream=True) as results:
         for start in range(1, 40, 8):
-            judge(one, prompt, prompt[1:9], cut=(start, start + 6))
+            judge(one, prompt, prompt[1:9], cuts=((start, start + 6),), cut_at=len(prompt) - 1)
         tokens = [token for message in results for token in getattr(message, "tokens", ())]
     assert tokens == alone
+
+
+@in_both_layouts
+def test_where_all_behind_a_cut_is_computed_again_the_answer_is_judged_as_by_the_shorter_prompt(engine, tiny_model):
+    one = engine(tiny_model, n_slots=2, n_ctx=2048, **F32)
+    prompt = one.tokens("night and day the small fox slept. " * 4 + STEM)
+    answer = one.tokens(STEM + " the tree")[-2:]
+    one.say(prompt, 2)
+    cut = judge(one, prompt, answer, cuts=((20, 24),), cut_at=24)
+    assert cut == pytest.approx(judge(one, (*prompt[:20], *prompt[24:]), answer), abs=1e-2)

@@ -32,7 +32,7 @@ COUNTS = {
     "A": 14,
     "N": 1,
     "O": 18,
-    "P": 6,
+    "P": 9,
     "G": 1,
 }
 ROW = re.compile(r"\| (?P<id>[A-Z]\d+) \| (?P<what>[^|]+) \| (?P<status>[^|]+) \|")

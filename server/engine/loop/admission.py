@@ -154,11 +154,12 @@ class Admission:
 
     def _start(self, slot: Slot, waiting: Waiting, prompt: list[int], cached: list[int]) -> None:
         task, n_asked = waiting.task, len(prompt)
-        layout = self._state.media.layout(task.id).shifted(n_asked - len(task.prompt))
+        n_system = n_asked - len(task.prompt)
+        layout = self._state.media.layout(task.id).shifted(n_system)
         if layout.chunks and task.prompt_probs >= 0:
             raise ApiError(400, "a prompt with images or sound can't be judged token by token")
         prompt = self._fit_prompt(slot, task, prompt, layout)
-        cut = self._place_of_cut(task, n_asked - len(task.prompt))
+        self._require_cuts(task)
         stages = sampling.chain(task.sampling, self._state.backend.facts)
         self._state.announce(task.id)
         backend, text, phases = self._state.backend, TextStream(task.stop, task.n_indent), None
@@ -179,8 +180,9 @@ class Admission:
             layout=layout,
             drafting=None if layout.chunks else self._state.speculation.begin(task),
             phases=phases,
-            judged_from=n_asked - len(task.prompt) + task.probs_from if task.probs_from else 0,
-            cut=cut,
+            judged_from=n_system + task.probs_from if task.probs_from else 0,
+            cuts=tuple((start + n_system, end + n_system) for start, end in task.cuts),
+            cut_at=task.cut_at + n_system,
         )
         try:
             self._prefixes.begin(slot, run)
@@ -199,15 +201,12 @@ class Admission:
         if not prompt:
             self._answers.finish(slot, STOP_LIMIT)
 
-    def _place_of_cut(self, task: Task, n_before: int) -> tuple[int, int]:
-        """Where the task's cut is in a prompt with `n_before` tokens before its own."""
-        start, end = task.cut
+    def _require_cuts(self, task: Task) -> None:
+        """ApiError 501 if the task wants something taken out of a memory that can't do that."""
         backend = self._state.backend
-        if not end:
-            return 0, 0
-        if not (backend.can_shift and backend.can_share) or backend.window or self._state.config.n_group > 1:
+        can = backend.can_shift and backend.can_share and not backend.window and self._state.config.n_group == 1
+        if task.cuts and not can:
             raise ApiError(501, "nothing can be taken out of this model's memory; the method exact does without")
-        return start + n_before, end + n_before
 
     def _fit_prompt(self, slot: Slot, task: Task, prompt: list[int], layout: Layout) -> list[int]:
         n_prompt = len(prompt) + layout.n_extra()

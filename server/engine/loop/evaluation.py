@@ -175,12 +175,13 @@ def wants_prompt_probs(run: Run) -> bool:
 
 
 def cut_out(backend: Backend, slot: Slot) -> None:
-    """Take the task's cut out of what has been read of its prompt."""
+    """Take the task's cuts out of what has been read of its prompt."""
     run: Run = slot.run  # type: ignore[assignment]
-    (start, end), run.cut = run.cut, (0, 0)
-    prompt_cache.cut(backend, slot, start, end)
-    del run.prompt[start:end]
-    run.judged_from -= end - start
+    cuts, run.cuts = run.cuts, ()
+    for start, end in reversed(cuts):
+        prompt_cache.cut(backend, slot, start, end)
+        del run.prompt[start:end]
+        run.judged_from -= end - start
 
 
 def report_prompt_probs(state: EngineState, slot: Slot, first_row: int, start: int, n: int) -> None:

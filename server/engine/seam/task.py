@@ -192,13 +192,13 @@ class Task:
     engine before this one has generated and delivered, in `resume_ms` ms: the task goes on behind them. `may_respell`:
     the prompt has text that the model wrote, and the tokens that it chose for it will do. With `prompt_probs` 0 or more
     the tokens of the prompt are judged, each with that many alternatives (`PromptProbs`); that needs `cache_prompt`
-    False, unless only those from `probs_from` on are wanted. The tokens of `cut` (first, behind the last) are taken out
-    of the cache once what comes before `probs_from` is there: keys and values behind them stay as they were computed
-    with them. The names of `preserved_tokens` are part of the text, though they are control tokens. With `reasoning`
-    the model may think before it answers: its grammar, its triggers and its stop words are about what follows the
-    thinking. Stop words end with the first trigger, too. With `ends_thinking` 0 or more it is told to come to an end
-    behind that many tokens. With `only_counts` its files are prepared, and a `Final` says how many tokens the prompt
-    has; nothing is computed.
+    False, unless only those from `probs_from` on are wanted. The tokens of `cuts` (first, behind the last; in order,
+    apart from each other) are taken out of the cache once the first `cut_at` of the prompt are there. Those between
+    stay as they were computed with them; those from `cut_at` on are computed without. The names of `preserved_tokens`
+    are part of the text, though they are control tokens. With `reasoning` the model may think before it answers: its
+    grammar, its triggers and its stop words are about what follows the thinking. Stop words end with the first trigger,
+    too. With `ends_thinking` 0 or more it is told to come to an end behind that many tokens. With `only_counts` its
+    files are prepared, and a `Final` says how many tokens the prompt has; nothing is computed.
     """
 
     id: int
@@ -223,7 +223,8 @@ class Task:
     stream: bool = True
     prompt_probs: int = -1
     probs_from: int = 0
-    cut: tuple[int, int] = (0, 0)
+    cuts: tuple[tuple[int, int], ...] = ()
+    cut_at: int = 0
     t_max_ms: int = 0
     owner: str = ""
     priority: int = 0

@@ -61,8 +61,8 @@ class Run:
     The latest step's draws took the processor `draw_s`, all of them together `draws_s`. `is_full`: the context has to
     be shifted before the next step. `is_last_in_line`: if the task waits in memory, then until it is the oldest.
     `n_cached` tokens of the prompt were reused; `cache_source`, `cache_reason` and `first_difference` are what
-    `CacheUse` has. Of the prompt, tokens from `judged_from` on are judged (0: all, or none); `cut` is still to be taken
-    out before that.
+    `CacheUse` has. Of the prompt, tokens from `judged_from` on are judged (0: all, or none); `cuts` are still to be
+    taken out, once the first `cut_at` are there.
     """
 
     task: Task
@@ -89,12 +89,15 @@ class Run:
     layout: Layout = field(default_factory=Layout)
     phases: Phases | None = None
     judged_from: int = 0
-    cut: tuple[int, int] = (0, 0)
+    cuts: tuple[tuple[int, int], ...] = ()
+    cut_at: int = 0
 
     @property
     def n_reusable(self) -> int:
         """How much of the prompt a cache can spare us: all but what has to be evaluated for its logits."""
         n = self.layout.reusable(len(self.prompt))
+        if self.cuts:
+            return min(n, self.cut_at)
         return min(n, self.judged_from - 1) if self.judged_from else n
 
     @property

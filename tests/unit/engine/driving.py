@@ -25,6 +25,7 @@ from server.engine.seam.task import (
     Media,
     Piece,
     Progress,
+    PromptProbs,
     Reply,
     SamplingParams,
     Snapshot,
@@ -53,6 +54,7 @@ class Outcome:
 
     pieces: list[Piece] = field(default_factory=list)
     progress: list[Progress] = field(default_factory=list)
+    judged: list[PromptProbs] = field(default_factory=list)
     ends: list[Final | Embedded | Failure] = field(default_factory=list)
 
     @property
@@ -232,8 +234,8 @@ class Driver:
                 continue
             outcome = self.outcomes[event.id]
             assert not outcome.ends, f"task {event.id} was told {event} after its end"
-            kind = {Piece: outcome.pieces, Progress: outcome.progress}.get(type(event), outcome.ends)
-            kind.append(event)
+            lists = {Piece: outcome.pieces, Progress: outcome.progress, PromptProbs: outcome.judged}
+            lists.get(type(event), outcome.ends).append(event)
         if self._close_when_done and not self.unfinished:
             self.scheduler.post(Close(0.0))
 

@@ -1,0 +1,93 @@
+"""What attribution asks of an engine and makes of its numbers, without one."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from server.errors import ApiError
+from server.evidence import attribution
+from server.evidence.attribution import find_pairs, parts_of, require_few, way
+from server.evidence.spans import Span
+
+
+def span(first: int, last: int) -> Span:
+    return Span(f"{first}-{last}", 0, 1, None, first, last)
+
+
+@pytest.mark.covers("P07")
+def test_a_fact_that_stands_twice_rests_on_both_of_its_places_together():
+    spans, asked = [span(i, i + 1) for i in range(6)], []
+    facts = {spans[1], spans[4]}
+
+    def judge(*taken: Span) -> float:
+        asked.append(taken)
+        return 8.0 if facts <= set(taken) else 0.1
+
+    nats = [0.1] * 6
+    assert find_pairs(spans, nats, 8.0, judge) == [{"spans": [1, 4], "nats": 8.0}]
+    assert len(asked) == len(spans) + 6
+
+
+@pytest.mark.parametrize("nats, of_all", [([5.0, 0.1, 0.0], 6.0), ([0.1, 0.1, 0.0], 0.3), ([9.0], 20.0), ([], 0.0)])
+def test_nothing_is_taken_away_by_twos_where_one_span_explains_it_or_nothing_is_to_be_explained(nats, of_all):
+    def judge(*_: Span) -> float:
+        raise AssertionError("judged for nothing")
+
+    assert find_pairs([span(i, i + 1) for i in range(len(nats))], nats, of_all, judge) == []
+
+
+def test_two_spans_that_weigh_what_each_of_them_does_are_no_pair():
+    assert find_pairs([span(i, i + 1) for i in range(3)], [3.0, 3.0, 0.0], 9.0, lambda *taken: 3.0 * len(taken)) == []
+
+
+@pytest.mark.parametrize("method", ["fast", "exact"])
+@pytest.mark.parametrize("seed", range(50))
+def test_whichever_way_spans_go_what_is_left_is_the_prompt_without_them(method, seed):
+    rng = random.Random(seed)
+    prompt = list(range(rng.choice([5, 33, 60, 200])))
+    spans = [span(*sorted(rng.sample(range(len(prompt)), 2))) for _ in range(rng.randint(0, 6))]
+    found = way(prompt, spans, method)
+    left, cuts, at = list(found["prompt"]), found.get("cuts", ()), found.get("cut_at", 0)
+    assert left[:at] == prompt[:at], "what stands before the tail is found in the cache"
+    assert all(0 <= first < last <= at for first, last in cuts)
+    assert all(last < first for (_, last), (first, _) in zip(cuts, cuts[1:])), "apart, in order"
+    for first, last in reversed(cuts):
+        del left[first:last]
+    assert left == [token for token in prompt if not any(one.first <= token < one.last for one in spans)]
+    if method == "exact":
+        assert not cuts
+
+
+def test_the_tail_is_computed_again_however_far_away_a_span_is():
+    found = way(range(1000), [span(10, 20)], "fast")
+    assert found["cuts"] == ((10, 20),) and found["cut_at"] == 1000 - attribution.TAIL
+
+
+@pytest.mark.covers("P08")
+def test_spans_and_rows_are_bounded_by_all_that_may_be_computed():
+    require_few(100, 900, attribution.TAIL)
+    for n_spans, n_answer, n_read in ((101, 1, 32), (100, 1000, 32), (10, 10, 100_000), (1, 200_000, 32)):
+        with pytest.raises(ApiError, match="too much"):
+            require_few(n_spans, n_answer, n_read)
+
+
+PIECES = {1: b" In", 2: b" the", 3: b" kitchen", 4: b".", 5: b" Or", 6: b" not", 7: "ü".encode()[:1], 8: b"?"}
+
+
+def test_sentences_of_an_answer_have_the_tokens_that_write_them():
+    found = parts_of([1, 2, 3, 4, 5, 6, 8], "", PIECES.__getitem__)
+    assert [(one.text, one.first, one.last) for one in found] == [("In the kitchen.", 0, 4), ("Or not?", 4, 7)]
+
+
+def test_a_wanted_part_has_its_tokens_and_what_is_not_there_is_refused():
+    [part] = parts_of([1, 2, 3, 4, 5, 6], "kitchen. O", PIECES.__getitem__)
+    assert (part.first, part.last) == (2, 5)
+    with pytest.raises(ApiError, match="no such part"):
+        parts_of([1, 2], "cellar", PIECES.__getitem__)
+
+
+def test_an_answer_that_ends_within_a_character_has_parts_all_the_same():
+    found = parts_of([1, 4, 5, 7], "", PIECES.__getitem__)
+    assert [(one.text, one.first, one.last) for one in found] == [("In.", 0, 2), ("Or\ufffd", 2, 4)]
