@@ -27,7 +27,7 @@ from server.engine.seam.task import READY
 from server.errands import one_shot
 from server.errors import MISCONFIGURED, ApiError, PassingError
 from server.log import get_logger, say
-from server.models.entry import Entry, Starter
+from server.models.entry import FAILED, LOADED, SLEEPING, Entry, Starter
 from server.models.model import Model, check_chat_template, read_prompt_file
 from server.models.models import Models
 from server.options.groups import HttpOptions, LoggingOptions, Options, ServiceOptions
@@ -41,9 +41,12 @@ from server.web.listen import BindError
 from server.web.router import Router
 
 if TYPE_CHECKING:
+    from server.batches.runner import Batches
     from server.evidence.recorder import Recorder
     from server.library.library import Library
 
+LINES_AT_ONCE, MOST_LINES_AT_ONCE = 16, 64
+"""Lines of batches that are asked at the same time: twice as many as there are slots, so that none waits for a line."""
 PUBLIC = program.ROOT / "public"
 
 log = get_logger("app")
@@ -127,6 +130,8 @@ def _serve(
             unpacked.remove_unused()
             edge.warn_if_open(http, server, keys, options.logging.verbose)
             begin(context, house)
+            if context.batches is not None:
+                context.batches.wake()
             if models.is_alive and not stop.is_set():
                 house.report("ready")
                 say(f"llama_srv is ready: {server.url}{http.api_prefix}  (Ctrl-C stops it)", sys.stdout)
@@ -137,6 +142,8 @@ def _serve(
             house.report("stopping")
             if stop.is_set():
                 _stand_by(options.service.drain_delay, server, house, models)
+            if context.batches is not None:
+                context.batches.close()
             if context.library is not None:
                 context.library.close()
             server.stop(options.service.drain if models.is_alive else 0.0, models.close)
@@ -172,6 +179,8 @@ def context_of(
     """The same for any models. `renew` looks for them anew."""
     stored = Store(options.api.store_size << 20, options.api.store_dir)
     context = Context(models, options.api, is_shared=edge.is_shared(options.http), stop=stop, stored=stored)
+    if options.api.store_dir and options.api.store_size:
+        context.batches = open_batches(options, models)
     if options.api.manage_models:
         context.library = open_library(options, models, renew)
     return context
@@ -190,6 +199,20 @@ def open_library(options: Options, models: Models, renew: Callable[[], None]) ->
         folders=[Path(folder)] if folder else [],
         token=options.downloads.hf_token,
         is_offline=options.downloads.offline,
+    )
+
+
+def open_batches(options: Options, models: Models) -> Batches:
+    """Files and batches, in the folder of what is stored."""
+    from server.batches.files import Files
+    from server.batches.runner import Batches  # here, because most servers have no such folder
+
+    folder, lone = Path(options.api.store_dir or ""), models.lone
+    return Batches(
+        folder / "batches",
+        Files(folder / "files", options.api.store_size << 20),
+        lambda: lone is None or models.status(lone) in (LOADED, SLEEPING, FAILED),
+        lambda: min(max(2 * options.model.parallel, LINES_AT_ONCE), MOST_LINES_AT_ONCE),
     )
 
 

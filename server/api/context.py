@@ -20,6 +20,7 @@ from server.models.models import Models
 from server.records import field, record
 
 if TYPE_CHECKING:
+    from server.batches.runner import Batches
     from server.evidence.recorder import Recorder
     from server.library.library import Library
     from server.options.groups import ApiOptions
@@ -36,7 +37,7 @@ def nobody(key_id: str) -> bool:
 class Context:
     """With `is_shared` there may be several users: none of them is shown what others ask. `recorder` is that of
     --record, None without. `library` is there where requests may fetch and remove models, with a key of which
-    `is_admin` is true."""
+    `is_admin` is true. `batches` is there where there is a folder for them."""
 
     models: Models
     options: ApiOptions
@@ -46,6 +47,7 @@ class Context:
     refusals: Refusals = field(default_factory=Refusals)
     is_admin: Callable[[str], bool] = nobody
     library: Library | None = None
+    batches: Batches | None = None
     stored: Store = field(default_factory=lambda: Store(0))
     known_models: KnownModels = field(default_factory=KnownModels)
     recorder: Recorder | None = None

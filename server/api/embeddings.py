@@ -137,6 +137,7 @@ def embed(context: Context, model: Model, request: Request, inputs: Sequence[Pro
         numbered(inputs),
         request.owner,
         tuple(media for prompt in inputs for media in prompt.media),
+        request.in_background,
     )
     with (
         model.engine.submit(task, stream=False) as results,

@@ -66,6 +66,7 @@ class TextHandler:
         files = Files(model, request)
         asked = self._dialect.read(Incoming(self._context, model, body, files, request.owner, digest, arrival))
         if isinstance(asked, TextRequest):
+            asked = asked.in_background() if request.in_background else asked
             self._context.keep_prompt(asked.shown)
             if is_verbose():
                 tokens = [list(task.prompt) for task in asked.tasks]

@@ -27,7 +27,8 @@ from server.api.stored.recordings import StreamHandlers
 from server.api.stored.responses import ResponseHandlers
 from server.api.tokens import TokenHandlers
 from server.api.vertex import PredictHandler
-from server.errors import StartError
+from server.errors import ApiError, StartError
+from server.web.message import Request, Response
 from server.web.router import Route
 
 OLLAMA_PUBLIC = ("version", "tags")  # as the list of models is in OpenAI's API
@@ -147,7 +148,46 @@ def routes(context: Context) -> list[Route]:
             )
         ),
     ]
+    table += batch_routes(context)
+    if context.batches is not None:
+        context.batches.use(table)
     return [*table, *vertex_routes(context, table, status)]
+
+
+def batch_routes(context: Context) -> list[Route]:
+    """Files and batches, or that there is no folder for them."""
+    parts: dict[str, object] = {}
+    if context.batches is not None:
+        from server.api.stored.batches import BatchHandlers
+        from server.api.stored.files import FileHandlers  # here, because most servers have no such folder
+
+        parts = {"files": FileHandlers(context, context.batches), "batches": BatchHandlers(context, context.batches)}
+    return [
+        Route(
+            method,
+            f"/v1/{part}{path}",
+            getattr(parts[part], name) if parts else no_folder,
+            body_optional=name == "cancel" or not parts,
+            is_free=name == "cancel",
+            takes_form=name == "upload" and bool(parts),
+        )
+        for part, method, path, name in (
+            ("files", "POST", "", "upload"),
+            ("files", "GET", "", "list"),
+            ("files", "GET", "/{id}", "get"),
+            ("files", "GET", "/{id}/content", "content"),
+            ("files", "DELETE", "/{id}", "delete"),
+            ("batches", "POST", "", "create"),
+            ("batches", "GET", "", "list"),
+            ("batches", "GET", "/{id}", "get"),
+            ("batches", "POST", "/{id}/cancel", "cancel"),
+        )
+    ]
+
+
+def no_folder(request: Request) -> Response:
+    """What is asked about files and batches where there is no place for them."""
+    raise ApiError(501, "this server keeps no files and batches: start it with --store-dir FOLDER")
 
 
 def vertex_routes(context: Context, table: list[Route], status: StatusHandlers) -> list[Route]:

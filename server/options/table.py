@@ -371,10 +371,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("stream_interval_ms", ("--stream-interval-ms",), "how long tokens of a stream may wait for the next ones, "
            "to be sent together; tokens of one step share an event, others don't; 0 sends every one at once", SERVER,
            int, 16, "MS", "LLAMA_SRV_STREAM_INTERVAL_MS", 0, 1000),
-    Option("store_size", ("--store-size",), "MiB that stored responses and conversations may take (/v1/responses); 0 "
-           "stores none", SERVER, int, 64, "MIB", "LLAMA_SRV_STORE_SIZE", 0, 1 << 20),
-    Option("store_dir", ("--store-dir",), "folder that keeps them over restarts (default: memory)", SERVER,
-           metavar="DIR", env="LLAMA_SRV_STORE_DIR"),
+    Option("store_size", ("--store-size",), "MiB that stored responses and conversations may take (/v1/responses), "
+           "and as many more for files (/v1/files); 0 stores none", SERVER, int, 64, "MIB", "LLAMA_SRV_STORE_SIZE", 0,
+           1 << 20),
+    Option("store_dir", ("--store-dir",), "folder that keeps them over restarts (default: memory); batches need it",
+           SERVER, metavar="DIR", env="LLAMA_SRV_STORE_DIR"),
     Option("slots", ("--slots",), "answer GET /slots, which shows what users have written", SERVER, None, True,
            env="LLAMA_ARG_ENDPOINT_SLOTS", off_flags=("--no-slots", "--slots-endpoint-disable")),
     Option("metrics", ("--metrics",), "answer GET /metrics", SERVER, None, False, env="LLAMA_ARG_ENDPOINT_METRICS"),

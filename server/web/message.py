@@ -80,7 +80,8 @@ class Request:
     """One request with its whole body. `path` is decoded, `query` has the last value of each name, `client`
     is the peer's address without port ("unix" for a UNIX socket), `id` is safe to print, `params` are the
     `{name}` parts of the route, `form` the parts of a body that is a form, `key_id` names the API key used ("" without
-    one) and can't be turned back into it. What may hold secrets is left out of the repr."""
+    one) and can't be turned back into it. With `in_background` everybody else's requests come first. What may hold
+    secrets is left out of the repr."""
 
     method: str
     path: str
@@ -94,6 +95,7 @@ class Request:
     form: list[Part] = field(default_factory=list, repr=False)
     presence: Presence = field(default_factory=Presence, repr=False)
     endings: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    in_background: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.headers, Headers):

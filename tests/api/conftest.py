@@ -104,11 +104,15 @@ class Api:
         self.client.start()
         if is_ready:
             assert self.client.wait_until_loaded(PATIENCE) and self.client.state == "ok", self.client.error
+        if self.context.batches is not None:
+            self.context.batches.wake()
         return self
 
     def stop(self, grace_s: float = 0.0) -> None:
         """End it in the order of the product, and see that samplers and connections are given back."""
         self.backend.go()
+        if self.context.batches is not None:
+            self.context.batches.close()
         self.server.stop(grace_s, self.client.close)
         self.client.close()
         assert self.backend.n_samplers == 0, "samplers were not freed"

@@ -34,6 +34,7 @@ COUNTS = {
     "O": 18,
     "P": 9,
     "G": 1,
+    "J": 10,
 }
 ROW = re.compile(r"\| (?P<id>[A-Z]\d+) \| (?P<what>[^|]+) \| (?P<status>[^|]+) \|")
 

@@ -57,6 +57,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.model_files": (),
     "server.download": ("server.models.file_names",),  # what files are called
     "server.bench": (),
+    "server.batches": ("server.engine.seam", "server.web.message", "server.web.presence", "server.web.router"),
     "server.library": (
         "server.download",
         "server.models.catalogue",
@@ -88,6 +89,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.loading": EVERYTHING,
     "server.models": ("server.chat", "server.engine.seam", "server.options"),
     "server.api": (
+        "server.batches",
         "server.library",
         "server.api.admin",
         "server.api.dialects",
@@ -109,7 +111,9 @@ RULES: dict[str, tuple[str, ...]] = {
         "server.api.generation",
         "server.api.request",
         "server.api.tokens",
+        "server.batches",
         "server.chat.output",
+        "server.web.http1.multipart",
         "server.web.message",
         "server.web.sse",
     ),

@@ -272,6 +272,13 @@ CONVERSATION_FIELDS = (
     Field("items", list, None, "its first items, or those to add"),
     Field("metadata", dict, None, "up to 16 short texts by name"),
 )
+BATCH_FIELDS = (
+    Field("input_file_id", str, None, "the file with the requests, one in each line"),
+    Field("endpoint", str, None, "what all of them are for: a path such as `/v1/chat/completions`"),
+    Field("completion_window", str, "24h", "the only one is `24h`"),
+    Field("metadata", dict, None, "up to 16 short texts by name"),
+    Field("output_expires_after", dict, None, '`{"anchor": "created_at", "seconds"}`: when the answers go'),
+)
 TEXT_FIELDS = (
     Field(
         "logprobs",
@@ -503,6 +510,7 @@ RESPONSES = Body(
 CONVERSATION = Body(
     ("/v1/conversations", "/v1/conversations/{id}", "/v1/conversations/{id}/items"), (CONVERSATION_FIELDS,)
 )
+BATCH = Body(("/v1/batches",), (BATCH_FIELDS,))
 TEXT = Body(
     ("/v1/completions",),
     (PROMPT_FIELDS, LAZY_FIELDS, TEXT_FIELDS, MODEL_FIELDS, OPENAI_FIELDS, *GENERATION),
@@ -531,6 +539,7 @@ BODIES = (
     MESSAGES,
     RESPONSES,
     CONVERSATION,
+    BATCH,
     TRANSCRIPTION,
     TEXT,
     OLLAMA_CHAT,

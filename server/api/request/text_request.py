@@ -19,10 +19,10 @@ from server.api.request.sampling import sampling_params, strings
 from server.api.request.schema import as_float
 from server.api.request.triggers import read_form
 from server.chat.output.parser import OutputParser
-from server.engine.seam.task import SamplingParams, Task
+from server.engine.seam.task import BACKGROUND, SamplingParams, Task
 from server.errors import ApiError
 from server.models.model import Model
-from server.records import field, record
+from server.records import field, record, replace
 
 PAIR_BYTES, TOKEN_BYTES = 24, 8  # of a token and its bias in an answer, of a token
 MAX_REPEATED = 64 << 20
@@ -76,6 +76,10 @@ class TextRequest:
     body_sha256: str = ""
     arrival: Arrival = field(default_factory=Arrival)
     extras: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def in_background(self) -> TextRequest:
+        """The same behind everybody else's."""
+        return replace(self, tasks=tuple(replace(task, priority=BACKGROUND) for task in self.tasks))
 
     @property
     def is_parsed(self) -> bool:

@@ -100,12 +100,12 @@ class ResponseHandlers:
         return id_
 
 
-def page(request: Request, items: Sequence[Any]) -> dict[str, Any]:
+def page(request: Request, items: Sequence[Any], default: int = LIMIT, most: int = MAX_LIMIT) -> dict[str, Any]:
     """Some of these items as a list, as the query wants it: `order`, `after` the item with this id, `limit`."""
     order = request.query.get("order", "desc")
     if order not in ORDERS:
         raise ApiError(400, f"order: {order[:40]!r} is unknown; known are {', '.join(ORDERS)}")
-    limit = number(request, "limit", LIMIT, 1, MAX_LIMIT)
+    limit = number(request, "limit", default, 1, most)
     ordered = list(items if order == "asc" else reversed(items))
     after = request.query.get("after")
     if after is not None:

@@ -10,7 +10,7 @@ from server.engine.loop.answers import Answers
 from server.engine.loop.commands import Commands
 from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
-from server.engine.seam.task import STOP_LIMIT, Progress, Task
+from server.engine.seam.task import GAVE_WAY, STOP_LIMIT, Progress, Task
 from server.engine.slots import sampling
 from server.engine.slots.media import Layout
 from server.engine.slots.phases import Phases, needs_phases
@@ -50,7 +50,7 @@ class Admission:
         n_free = sum(slot.run is None for slot in state.slots)
         if task.id_slot >= len(state.slots):
             state.fail(task.id, 400, f"id_slot: there is no slot {task.id_slot}; this server has {len(state.slots)}")
-        elif len(self._waiting) >= state.config.max_queue + n_free and not self._make_room(task.owner):
+        elif len(self._waiting) >= state.config.max_queue + n_free and not self._make_room(task):
             state.fail(
                 task.id,
                 503,
@@ -61,9 +61,17 @@ class Admission:
             self._waiting.push(Waiting(task, state.clock()))
             state.is_changed = True
 
-    def _make_room(self, owner: str) -> bool:
-        """In a full queue: the owner who has most waiting loses the latest task, so that nobody can keep others out."""
-        waiting = self._waiting.crowding(owner)
+    def _make_room(self, task: Task) -> bool:
+        """In a full queue: what is in the background goes first. Then the owner who has most waiting loses the latest
+        task, so that nobody can keep others out."""
+        if task.in_background:
+            return False
+        waiting = self._waiting.last_in_background()
+        if waiting is not None:
+            self._waiting.remove(waiting.task.id)
+            self._give_way(waiting.task)
+            return True
+        waiting = self._waiting.crowding(task.owner)
         if waiting is None:
             return False
         self._waiting.remove(waiting.task.id)
@@ -74,6 +82,28 @@ class Admission:
             reason="queue_full",
         )
         return True
+
+    def _give_way(self, task: Task) -> None:
+        """The end of a task in the background, for others."""
+        self._state.fail(task.id, 503, "others' requests come first", reason=GAVE_WAY)
+
+    def _make_way(self) -> None:
+        """Tasks in the background leave their slots to others that wait, those first that have least to lose."""
+        behind = [slot for slot in self._state.busy if slot.run.task.in_background]
+        if not (behind and self._waiting.n_awaited):
+            return
+        wanted = {waiting.task.id_slot for waiting in self._waiting if not waiting.task.in_background}
+        n_missing = self._waiting.n_awaited - sum(slot.run is None for slot in self._state.slots)
+        behind.sort(key=lambda slot: (slot.id not in wanted, slot.run.n_decoded, -slot.run.t_start))
+        for i, slot in enumerate(behind):
+            if i < n_missing or slot.id in wanted:
+                self._give_way(slot.run.task)
+                self._state.drop(slot)
+
+    @property
+    def n_awaited(self) -> int:
+        """How many tasks wait for which somebody waits."""
+        return self._waiting.n_awaited
 
     def cancel(self, id_task: int) -> bool:
         """Forget a waiting task; False if it doesn't wait."""
@@ -92,6 +122,7 @@ class Admission:
         if not self._waiting:
             return
         state = self._state
+        self._make_way()
         is_patient = not state.config.cont_batching  # then those that start together are all there will be
         if not state.busy or not is_patient:
             reserved = self._commands.reserved() if self._commands else ()

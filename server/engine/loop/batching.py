@@ -15,7 +15,7 @@ from server.engine.loop.evaluation import PROMPT_PROBS_ROWS, cut_out, wants_prom
 from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
 from server.engine.slots import planner
-from server.engine.slots.pace import TILE, Pace
+from server.engine.slots.pace import TILE, Pace, Spare
 from server.engine.slots.planner import Job, Span
 from server.engine.slots.slot import Slot
 
@@ -56,6 +56,9 @@ class Batching:
         self.in_prefill = NOBODY
         self.is_reading = False
         self._pace = Pace()
+        self._spare = Spare(state.config.max_stall_ms)
+        self._turn_ms = 0.0  # that the background's step may take; 0 where it has none of its own
+        self._n_behind = -1  # rows of the background beside others'; -1 where there is nobody else, or nothing of it
         # llama.cpp cuts a batch of several sequences to pieces where each has a stream or a state of its own
         self._is_one_by_one = state.backend.is_split or not state.backend.can_share
         self._checkpoints = Checkpoints(state.backend, state.config.n_checkpoints, state.config.checkpoint_step)
@@ -64,6 +67,7 @@ class Batching:
         self._depth = 0  # of the latest prompt rows
         self._has_read: set[tuple] = set()  # adapters whose streams have had no row since their prompts had some
         self._served: dict[tuple, int] = {}
+        self._is_prompts_turn = True  # of those in the background
 
     def plan(self) -> list[Span]:
         """The rows of the next batch. One batch has one set of adapters; sets take turns."""
@@ -76,10 +80,11 @@ class Batching:
         if not running:
             return []
         if self._state.config.exact:
-            running = [min(running, key=lambda slot: slot.t_served)]
+            running = [min(running, key=lambda slot: (slot.run.task.in_background, slot.t_served))]
             running[0].t_served = self._state.clock()
         elif len(running) > 1 and self._state.backend.adapters:
             running = self._turn(running)
+        running = self._with_spare(running)
         self._state.backend.set_lora(running[0].lora)
         prompts = [slot for slot in running if slot.run.next_token is None]
         prompts = [
@@ -91,13 +96,39 @@ class Batching:
             self._has_read.discard(running[0].lora)
         spans = self._read(prompts, streams) if prompts else []
         self.is_reading = bool(spans)
-        (self._has_read.add if spans else self._has_read.discard)(running[0].lora)
+        if not self._turn_ms:
+            (self._has_read.add if spans else self._has_read.discard)(running[0].lora)
         if not spans and self._is_one_by_one:
             streams.sort(key=lambda slot: slot.seq)  # each step back is a micro-batch of its own, see `Backend`
         self._spans = spans or planner.generating(
             map(self._job, self._in_time(streams)), self._state.backend.info.n_batch
         )
         return self._spans
+
+    def _with_spare(self, running: list[Slot]) -> list[Slot]:
+        """Without the tasks in the background, as long as those of others haven't left them time.
+
+        Then their prompts have a step behind one of streams, or they have rows in one of streams: in turn, so that
+        neither waits for the other for ever.
+        """
+        others = [slot for slot in running if not slot.run.task.in_background]
+        behind = [slot for slot in running if slot.run.task.in_background]
+        was_reading, self._turn_ms, self._n_behind = self._turn_ms > 0, 0.0, -1
+        if not (others and behind):
+            return running
+        self._n_behind = 0
+        if any(slot.run.next_token is None for slot in others):
+            return others
+        prompts = [slot for slot in behind if slot.run.next_token is None]
+        streams = [slot for slot in behind if slot.run.next_token is not None]
+        if prompts and not was_reading and (not streams or self._is_prompts_turn):
+            self._turn_ms = self._spare.prompt_ms()
+            self._is_prompts_turn = not self._turn_ms
+            return prompts if self._turn_ms else others
+        self._n_behind = 0 if was_reading else self._spare.rows_beside(len(streams))
+        self._is_prompts_turn |= self._n_behind > 0
+        streams.sort(key=lambda slot: slot.run.t_last)
+        return others + streams[: self._n_behind]
 
     def _in_time(self, streams: list[Slot]) -> list[Slot]:
         """Those whose draws take long (a grammar with many ways) take turns: in one step at most the stall's time."""
@@ -114,6 +145,13 @@ class Batching:
 
     def measured(self, ms: float) -> None:
         """The planned batch took `ms`."""
+        if self._turn_ms:
+            self._spare.background(ms)
+        elif self._n_behind > 0:
+            self._spare.beside(ms, self._n_behind)
+            return
+        elif self._n_behind == 0:
+            self._spare.others(ms, not self.is_reading)
         if self.is_reading:
             self._pace.observe_prompt(sum(map(len, self._spans)), self._depth, ms)
         else:
@@ -140,6 +178,8 @@ class Batching:
     def _n_rows(self, streams: list[Slot], first: Job, jobs: list[Job]) -> int:
         """Rows of this step, of as many as these jobs have."""
         n_left = sum(len(job.tokens) for job in jobs)
+        if self._turn_ms:
+            return self._pace.rows(self._turn_ms, self._depth, n_left, patience=1.0)
         return self._rows_beside(streams, first, n_left) if streams else self._rows_alone(n_left)
 
     def _neighbours(self, jobs: list[Job]) -> list[Job]:

@@ -2,7 +2,8 @@
 
 The context that computes them is not the one that generates (what a context pools is fixed when it is made); it is
 opened at the first request, or at start with `--embeddings`. One step does at most one batch here, so streams go on
-in between. Requests take turns input by input: a single question isn't kept waiting by somebody's two thousand.
+in between. Requests take turns input by input: a single question isn't kept waiting by somebody's two thousand. Those
+in the background come behind all others, and beside others' texts get a part of the time (`SHARE`).
 
 Not taken: embeddings as tasks on slots. They need neither a slot's cache nor its sampler, and all of their rows are
 outputs.
@@ -16,6 +17,7 @@ from collections.abc import Iterable
 from server.engine.loop.state import EngineState
 from server.engine.seam.task import Embed, Embedded, Event, Failure
 from server.engine.slots.backend import DECODE_ABORTED, DECODE_OK, EmbeddingBackend
+from server.engine.slots.pace import SHARE
 from server.engine.slots.planner import Span
 from server.errors import ApiError, StartError
 from server.log import get_logger
@@ -68,6 +70,7 @@ class Embedder:
         self._parts: list[Part] = []  # begun and not finished, each on a sequence of its own
         self._spans: list[Span] = []  # the batch that has been chosen
         self._rows_per_s = 0.0
+        self._t_background = 0.0  # before that the background has had its part of the time
 
     def __len__(self) -> int:
         return len(self._requests)
@@ -107,15 +110,30 @@ class Embedder:
 
     def plan(self, is_busy: bool) -> int:
         """Choose the next batch, a smaller one if somebody reads a stream (`is_busy`); its rows, 0 for no batch."""
+        if self._must_wait():
+            self._spans = []
+            return 0
         self._spans = self._choose(self.budget(self._context.n_rows, is_busy)) if self._requests else []
         return sum(map(len, self._spans))
 
     def compute(self) -> list[Event]:
         """Compute the chosen batch; the answers that are complete."""
         started = self._state.clock()
+        is_behind = all(request.message.in_background for request in self._requests)
         events = self._compute(self._spans)
-        self._measured(sum(map(len, self._spans)), self._state.clock() - started)
+        ended = self._state.clock()
+        self._measured(sum(map(len, self._spans)), ended - started)
+        if is_behind:
+            self._t_background = ended + (ended - started) / SHARE
         return events
+
+    def _must_wait(self) -> bool:
+        """Whether all that is wanted is in the background, and it is others' time."""
+        return (
+            self._state.clock() < self._t_background
+            and all(request.message.in_background for request in self._requests)
+            and any(not slot.run.task.in_background for slot in self._state.running)
+        )
 
     def _measured(self, n_rows: int, seconds: float) -> None:
         """A batch took so long."""
@@ -167,7 +185,8 @@ class Embedder:
         """The next input of the first request in line that has one, on a free sequence; None if there is none."""
         used = {part.seq for part in self._parts}
         seq = next((seq for seq in range(self._context.n_seqs) if seq not in used), None)
-        request = next((request for request in self._requests if request.n_begun < len(request.message.inputs)), None)
+        waiting = (request for request in self._requests if request.n_begun < len(request.message.inputs))
+        request = min(waiting, key=lambda request: request.message.in_background, default=None)
         return None if seq is None or request is None else Part(request, request.n_begun, seq)
 
     def _begin(self, part: Part) -> None:

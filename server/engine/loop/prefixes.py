@@ -315,6 +315,7 @@ class Prefixes:
         best, n_best = None, len(slot.tokens) + MIN_SHARED - 1
         for other in self._state.running:
             is_reading = other.run.next_token is None and other.run.leader is None
+            is_reading &= run.task.in_background or not other.run.task.in_background  # which may take its time
             if is_reading and other is not slot and other.lora == slot.lora:
                 n = min(common_prefix(other.run.prompt, run.prompt), run.n_reusable)
                 if n > n_best:

@@ -400,7 +400,7 @@ class Scheduler:
         return Snapshot(
             slots=tuple(slot.state() for slot in state.slots),
             preparing=state.media.at_work,
-            n_deferred=len(self._admission) + len(state.media),
+            n_deferred=self._admission.n_awaited + len(state.media),
             kv_used=self._prefixes.kv_used(),
             n_ctx=state.backend.info.n_ctx,
             n_steps=meter.n_steps,

@@ -22,9 +22,9 @@ from server.errors import ApiError
 SYSTEM = -1
 
 
-def arrival(slot: Slot) -> int:
-    """The place of a slot's task in the order in which tasks have come."""
-    return slot.run.task.id
+def arrival(slot: Slot) -> tuple[bool, int]:
+    """The place of a slot's task in the order in which tasks have come; what is in the background comes last."""
+    return slot.run.task.in_background, slot.run.task.id
 
 
 class EngineState:

@@ -236,6 +236,17 @@ class Task:
     ends_thinking: int = -1
     only_counts: bool = False
 
+    @property
+    def in_background(self) -> bool:
+        """Whether everybody else comes first."""
+        return self.priority <= BACKGROUND
+
+
+BACKGROUND = -101
+"""The priority of what nobody waits for: lower than a request may choose. Such a task gets a part of the time beside
+others', and gives its slot to one that finds none (a `Failure` with the reason `GAVE_WAY`: ask again)."""
+GAVE_WAY = "gave_way"
+
 
 # ---- web side -> engine ---------------------------------------------------------------------------------------
 
@@ -279,13 +290,15 @@ class Close:
 class Embed:
     """Vectors wanted of `inputs` (token ids each). Answered by one `Embedded` or a `Failure`.
 
-    A negative id in an input stands for a file: -1 for the first of `media`, and so on.
+    A negative id in an input stands for a file: -1 for the first of `media`, and so on. With `in_background` nobody
+    waits for it, as with tasks of the priority `BACKGROUND`.
     """
 
     id: int
     inputs: tuple[tuple[int, ...], ...]
     owner: str = ""
     media: tuple[Media, ...] = ()
+    in_background: bool = False
 
 
 # ---- engine -> web side ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ Not taken: a least-squares fit. One step that was held up bends its line.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 
@@ -31,6 +32,9 @@ MIN_APART = 128
 
 FIRST_GROWTH, MAX_GROWTH = 1 / 512, 1 / 128
 """By how much of itself a row's cost grows with each token before it, as long as nothing was measured, and at most."""
+
+MOST_SAVED_MS = 100.0
+"""As long as a step for the background at most, where streams may wait for longer."""
 
 PATIENCE = 2.5
 """How many times its limit a step of one tile, or of one text's guesses, may take."""
@@ -89,16 +93,17 @@ class Pace:
         row_ms = self._row_ms() * (1.0 if n_rows >= TILE else self._small_row)
         return n_rows * row_ms * (1 + self._growth * (depth + n_rows / 2))
 
-    def rows(self, limit_ms: float, depth: int, n_left: int) -> int:
-        """Rows for a step of about `limit_ms` for a prompt that has `n_left` rows to go behind `depth` tokens.
+    def rows(self, limit_ms: float, depth: int, n_left: int, patience: float = PATIENCE) -> int:
+        """Rows for a step of about `limit_ms` for a prompt that has `n_left` rows to go behind `depth` tokens. With
+        another `patience` than the usual one a tile, or the end of a prompt, takes so many times the limit at most.
 
         At most twice as many as a step had lately: a wrong guess about large steps costs one step, not a second.
         """
         n_most = 2 * max([TILE, *(step.n_rows for step in self._lately)])
-        if n_left <= n_most and self.estimate(n_left, depth) <= OVERTIME * limit_ms:
+        if n_left <= n_most and self.estimate(n_left, depth) <= min(OVERTIME, patience) * limit_ms:
             return n_left
         n = self._tiles(limit_ms, depth, n_most)
-        if n or self.estimate(TILE, depth) <= PATIENCE * limit_ms:
+        if n or self.estimate(TILE, depth) <= patience * limit_ms:
             return min(n or TILE, n_left)
         few = int(limit_ms * FEW / self.estimate(FEW, depth))
         return min(max(few - few % FEW, FEW), TILE - FEW, n_left)
@@ -147,6 +152,68 @@ class Pace:
         if x1 - x0 >= MIN_APART:
             slope = max(y1 - y0, 0.0) / (x1 - x0)
             self._growth = min(slope / max(y0 - slope * x0, 1e-9), MAX_GROWTH)
+
+
+SHARE = 0.18
+"""What tasks in the background may take for each second that others have: then those keep five sixths of their rate."""
+
+
+class Spare:
+    """The time that tasks in the background may take beside others: saved up while those have their steps.
+
+    Their next tokens come in steps that others have anyway (`beside`), where a row costs what it makes such a step
+    longer; the rows of their prompts have steps of their own."""
+
+    def __init__(self, limit_ms: float) -> None:
+        self.limit_ms = limit_ms or math.inf
+        self._saved_ms = 0.0
+        self._alone_ms: deque[float] = deque(maxlen=N_SAMPLES)
+        self._row_ms: deque[float] = deque(maxlen=N_SAMPLES)
+
+    @property
+    def alone_ms(self) -> float:
+        """What a step of others' next tokens takes."""
+        return median(self._alone_ms) if self._alone_ms else 0.0
+
+    @property
+    def _most_ms(self) -> float:
+        """What a pause of others may take beside their own step; as long as that where it takes the whole limit."""
+        return max(min(self.limit_ms, MOST_SAVED_MS) - self.alone_ms, self.alone_ms)
+
+    @property
+    def _cost(self) -> float:
+        """Of a row beside others; before one was measured, that of a step without any."""
+        return median(self._row_ms) if self._row_ms else self.alone_ms
+
+    def others(self, ms: float, is_decode: bool) -> None:
+        """A step without the background took `ms`."""
+        if is_decode:
+            self._alone_ms.append(ms)
+        self._saved_ms = min(self._saved_ms + SHARE * ms, max(self._cost, self._most_ms))
+
+    def beside(self, ms: float, n_rows: int) -> None:
+        """A step of others' next tokens took `ms` with so many rows of the background."""
+        extra_ms = max(ms - self.alone_ms, 0.0)
+        self._row_ms.append(extra_ms / n_rows)
+        self._saved_ms += SHARE * (ms - extra_ms) - extra_ms
+
+    def background(self, ms: float) -> None:
+        """A step for the background took `ms`."""
+        self._saved_ms -= ms
+
+    def rows_beside(self, n: int) -> int:
+        """How many of `n` rows the next step of others may have besides: as many as it ever may, or none yet."""
+        if not self._alone_ms:
+            return 0
+        cost = self._cost
+        if cost > 0:
+            n = min(n, max(int(self._most_ms / cost), 1))
+        return n if n * cost <= self._saved_ms else 0
+
+    def prompt_ms(self) -> float:
+        """How long a step of their prompts may take now; 0 for not at all."""
+        most = self._most_ms
+        return most if self._alone_ms and self._saved_ms >= most / 2 else 0.0
 
 
 def median(values: Iterable[float]) -> float:

@@ -3,7 +3,8 @@
 Tasks of a higher `priority` go first. Within one priority owners take turns by deficit round robin: a turn is worth
 `QUANTUM` tokens, a task costs its prompt and a fixed sum for what it will generate. So who sends many requests, or long
 ones, waits for himself and not the others for him. Within one owner it is first come, first served. Every
-`OLDEST_EVERY`th time the task that has waited longest goes first whatever its priority, so that nobody starves.
+`OLDEST_EVERY`th time the task that has waited longest goes first whatever its priority, so that nobody starves; but for
+those in the background, for whom nobody waits.
 
 Tasks that can't run now (their slot is busy) are passed over and keep their place. Whatever is done with one task takes
 the same time however many wait: a client that leaves may take a thousand along.
@@ -98,6 +99,7 @@ class FairQueue:
         self._by_id: dict[int, Waiting] = {}
         self._by_owner: dict[str, dict[int, Waiting]] = {}  # in order of arrival
         self._n_pops = 0
+        self._background: dict[int, Waiting] = {}  # those nobody waits for, in order of arrival
         self.n_moves = 0  # so that others see whether anything has changed
 
     def __len__(self) -> int:
@@ -107,19 +109,31 @@ class FairQueue:
         """In order of arrival."""
         return iter(self._by_id.values())
 
+    @property
+    def n_awaited(self) -> int:
+        """How many somebody waits for."""
+        return len(self._by_id) - len(self._background)
+
+    def last_in_background(self) -> Waiting | None:
+        """The latest of those that nobody waits for."""
+        return self._background[next(reversed(self._background))] if self._background else None
+
     def push(self, waiting: Waiting) -> None:
         """Take a task in."""
         self.n_moves += 1
         self._by_id[waiting.task.id] = waiting
         self._by_owner.setdefault(waiting.task.owner, {})[waiting.task.id] = waiting
+        if waiting.task.in_background:
+            self._background[waiting.task.id] = waiting
         self._levels.setdefault(waiting.task.priority, Level()).push(waiting)
 
     def pop(self, can_run: Callable[[Task], bool] = lambda task: True) -> Waiting | None:
         """Take out the task that goes next of those that can run; None if there is none."""
         self._n_pops += 1
         if self._n_pops % OLDEST_EVERY == 0:
-            oldest = next((waiting for waiting in self if can_run(waiting.task)), None)
-            return None if oldest is None else self.remove(oldest.task.id)
+            oldest = next((one for one in self if not one.task.in_background and can_run(one.task)), None)
+            if oldest is not None:
+                return self.remove(oldest.task.id)
         for priority in sorted(self._levels, reverse=True):
             waiting = self._levels[priority].pop(can_run)
             if waiting is not None:
@@ -153,6 +167,7 @@ class FairQueue:
     def _forget(self, waiting: Waiting) -> None:
         self.n_moves += 1
         del self._by_id[waiting.task.id]
+        self._background.pop(waiting.task.id, None)
         own = self._by_owner[waiting.task.owner]
         del own[waiting.task.id]
         if not own:

@@ -27,11 +27,12 @@ PLAIN_ENCODINGS = ("binary", "8bit", "7bit")
 
 @record
 class Part:
-    """A field of a form: its name, whether it is a file, and its bytes."""
+    """A field of a form: its name, whether it is a file, its bytes, and what the client calls that file."""
 
     name: str
     is_file: bool
     data: bytearray = field(default_factory=bytearray, repr=False)
+    filename: str = ""
 
     def take(self) -> bytes:
         """The bytes of a file; they aren't kept here."""
@@ -156,10 +157,10 @@ def new_part(head: dict[str, str]) -> Part:
     if encoding not in PLAIN_ENCODINGS or head.get("content-type", "").lower().startswith("multipart/"):
         raise ApiError(400, "A part of the form is encoded, or a form itself; send the bytes as they are.")
     try:
-        name = parameters["name"].encode("latin-1").decode("utf-8")
+        name, filename = (parameters.get(key, "").encode("latin-1").decode("utf-8") for key in ("name", "filename"))
     except UnicodeError:
         raise ApiError(400, "The name of a part of the form is not UTF-8.") from None
-    return Part(name, "filename" in parameters)
+    return Part(name, "filename" in parameters, filename=filename)
 
 
 def read_value(text: str) -> tuple[str, dict[str, str]]:

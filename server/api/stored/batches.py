@@ -1,0 +1,74 @@
+"""/v1/batches: begin a batch, list them, ask how far one is, cancel it. Connection thread.
+
+What the lines of a batch are answered by is `server.batches`. Another key's batches are as unknown as those that are
+gone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.api.context import Context
+from server.api.dialects.responses import check_metadata
+from server.api.request.fields import BATCH
+from server.api.stored.files import read_age, require_own, unknown
+from server.api.stored.responses import page
+from server.batches.batch import WINDOW, Asked, Batch
+from server.batches.files import MAX_AGE_S, UPLOADED
+from server.batches.lines import ENDPOINTS
+from server.batches.runner import Batches
+from server.errors import ApiError
+from server.web.message import Request, Response, json_response
+
+
+class BatchHandlers:
+    """Answers what is asked about batches."""
+
+    def __init__(self, context: Context, batches: Batches) -> None:
+        self._context, self._batches = context, batches
+
+    def create(self, request: Request) -> Response:
+        """Begin one with a file that was uploaded."""
+        batches, body = self._batches, request.json_object()
+        values = BATCH.read(body)
+        check_metadata(values["metadata"])
+        if values["endpoint"] not in ENDPOINTS:
+            raise ApiError(400, f"endpoint: {str(values['endpoint'])[:80]!r} is none of {', '.join(ENDPOINTS)}")
+        if values["completion_window"] != WINDOW:
+            raise ApiError(400, f"completion_window: the only one is {WINDOW!r}")
+        id_ = values["input_file_id"]
+        file = batches.files.get(id_, request.key_id) if isinstance(id_, str) else None
+        if file is None or file.purpose != UPLOADED:
+            raise ApiError(400, f"input_file_id: there is no file {str(id_)[:80]!r} with the purpose {UPLOADED!r}")
+        asked = Asked(
+            request.key_id, file, values["endpoint"], values["metadata"] or {}, _age(values["output_expires_after"])
+        )
+        return BATCH.reply(batches.create(asked).as_json(), body)
+
+    def list(self, request: Request) -> Response:
+        """Those of this key, the newest first."""
+        require_own(self._context, request)
+        found = self._batches.of_key(request.key_id)
+        return json_response(page(request, [batch.as_json() for batch in found]))
+
+    def get(self, request: Request) -> Response:
+        """How far it is."""
+        return json_response(self._found(request).as_json())
+
+    def cancel(self, request: Request) -> Response:
+        """Have it end; the answers that there are stay."""
+        batch = self._found(request)
+        self._batches.cancel(batch)
+        return json_response(batch.as_json())
+
+    def _found(self, request: Request) -> Batch:
+        id_ = request.params["id"]
+        batch = self._batches.get(id_, request.key_id)
+        if batch is None:
+            raise unknown(id_)
+        return batch
+
+
+def _age(said: Any) -> int:
+    """After how many seconds the files of a batch go."""
+    return MAX_AGE_S if said is None else read_age(said.get("anchor"), said.get("seconds"))

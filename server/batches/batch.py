@@ -1,0 +1,230 @@
+"""One batch of a server: what is said about it as OpenAI has it, kept in a file, and its way from state to state.
+
+    validating -> in_progress -> finalizing -> completed
+        |              |-> cancelling -> cancelled      (with the answers that there are)
+        |              `-> expired                      (the same; the other lines are errors)
+        `-> failed                                      (nothing was asked)
+
+Threads of batches, one at a time for each batch (`Runner` sees to that). The file is written whole, at each change of
+state, so a server that was killed finds each batch in one of these states. A batch that was in progress goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from server.batches.files import MAX_AGE_S, WRITTEN, File, Files, new_id, write_whole
+from server.batches.journal import Journal
+from server.batches.lines import Fault, read_lines
+from server.batches.work import Work
+from server.errors import ApiError, StartError
+from server.log import get_logger
+from server.records import record
+
+WINDOW, WINDOW_S = "24h", 86400
+VALIDATING, IN_PROGRESS, FINALIZING, COMPLETED = "validating", "in_progress", "finalizing", "completed"
+CANCELLING, CANCELLED, EXPIRED, FAILED = "cancelling", "cancelled", "expired", "failed"
+OPEN = (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING)
+STAMPS = (IN_PROGRESS, FINALIZING, COMPLETED, FAILED, EXPIRED, CANCELLING, CANCELLED)
+"""States that a batch says the time of, as `completed_at`."""
+LATE = "This request could not be executed before the completion window expired."
+
+log = get_logger("batches")
+
+
+@record(frozen=True)
+class Asked:
+    """What a client wants of a batch."""
+
+    key_id: str
+    file: File
+    endpoint: str
+    metadata: Mapping[str, str]
+    age_s: int = MAX_AGE_S
+
+
+class Batch:
+    """`about` is what is said about it; `own` is what else has to be known of it: its key, and the ids that its files
+    will have. `work` is there while it is in progress."""
+
+    def __init__(
+        self, path: Path, files: Files, about: dict[str, Any], own: dict[str, Any], now: Callable[[], float]
+    ) -> None:
+        self._path, self._files, self._now = path, files, now
+        self.about, self.own = about, own
+        self.work: Work | None = None
+        self.fault = ""  # why it can't go on
+        self._lock = threading.Lock()  # protects changes of `about`
+        if self.is_open:
+            files.use(about["input_file_id"])
+
+    @classmethod
+    def begin(cls, folder: Path, files: Files, asked: Asked, now: Callable[[], float] = time.time) -> Batch:
+        """A new one. OSError if it can't be written."""
+        created, id_ = int(now()), "batch_" + secrets.token_hex(16)
+        about = {
+            "id": id_,
+            "object": "batch",
+            "endpoint": asked.endpoint,
+            "errors": None,
+            "input_file_id": asked.file.id,
+            "completion_window": WINDOW,
+            "status": VALIDATING,
+            "output_file_id": None,
+            "error_file_id": None,
+            "created_at": created,
+            "expires_at": created + WINDOW_S,
+            **{f"{state}_at": None for state in STAMPS},
+            "request_counts": {"total": 0, "completed": 0, "failed": 0},
+            "metadata": dict(asked.metadata),
+        }
+        own = {"key_id": asked.key_id, "answers": new_id(), "errors": new_id(), "age_s": asked.age_s}
+        batch = cls(folder / f"{id_}.json", files, about, own, now)
+        batch._save()
+        return batch
+
+    @classmethod
+    def read(cls, path: Path, files: Files, now: Callable[[], float] = time.time) -> Batch | None:
+        """One that an earlier server has left; None for what is damaged."""
+        try:
+            said = json.loads(path.read_bytes())
+            about, own = said["about"], said["own"]
+            names = (about["id"], about["status"], about["input_file_id"], about["endpoint"], own["key_id"])
+            times = (about["created_at"], about["expires_at"], own["age_s"])
+            ids = (own["answers"], own["errors"])
+            if path.stem == about["id"] and all(type(time) is int for time in times):
+                if all(isinstance(name, str) for name in (*names, *ids)):
+                    return cls(path, files, about, own, now)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        log.error("--store-dir: %s is damaged, and counts as gone", path.name)
+        return None
+
+    @property
+    def id(self) -> str:
+        """Its id."""
+        return str(self.about["id"])
+
+    @property
+    def key_id(self) -> str:
+        """Whose it is."""
+        return str(self.own["key_id"])
+
+    @property
+    def status(self) -> str:
+        """Its state."""
+        return str(self.about["status"])
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it hasn't ended."""
+        return self.status in OPEN
+
+    @property
+    def growing(self) -> tuple[str, ...]:
+        """The files that it writes."""
+        return (self.own["answers"], self.own["errors"]) if self.is_open else ()
+
+    def as_json(self) -> dict[str, Any]:
+        """As OpenAI has it, now."""
+        return {**self.about, "request_counts": self._counts()}
+
+    def _counts(self) -> dict[str, int]:
+        work, counts = self.work, self.about["request_counts"]
+        if work is None:
+            return dict(counts)
+        return {"total": work.n_total, "completed": work.n_completed, "failed": work.n_failed}
+
+    # ---- from state to state ----------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Read the input, and the answers that there are: from now on there is work, unless something is wrong."""
+        try:
+            with self._files.open(self.about["input_file_id"]) as stream:
+                lines, faults = read_lines(stream, self.about["endpoint"])
+            if faults:
+                self.fail(faults)
+                return
+            journal = Journal(self._files.path(self.own["answers"]), self._files.path(self.own["errors"]))
+            self.work = Work(self._files.path(self.about["input_file_id"]), lines, journal)
+        except (ApiError, StartError, OSError) as error:
+            self.fail([Fault(None, "server_error", str(error))])
+            return
+        self._turn(IN_PROGRESS, VALIDATING)
+
+    def fail(self, faults: Sequence[Fault]) -> None:
+        """It ends, because of these."""
+        data = [{"code": fault.code, "message": fault.message, "param": None, "line": fault.line} for fault in faults]
+        self._end(FAILED, errors={"object": "list", "data": data})
+
+    def cancel(self) -> None:
+        """Nothing more is asked; it ends once what is being asked has been told so."""
+        if self._turn(CANCELLING, VALIDATING, IN_PROGRESS) and self.work is not None:
+            self.work.stop()
+
+    def check_room(self, work: Work) -> None:
+        """Count what has been written for it. ApiError 413 if there is no more room for that."""
+        for file, id_ in zip((work.journal.answered, work.journal.failed), self.growing):
+            self._files.grow(id_, file.n_bytes)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its time is over."""
+        return self._now() >= self.about["expires_at"]
+
+    def complete(self) -> None:
+        """All lines are answered, or no more will be: its files are there from now on. OSError."""
+        work, last = self.work, COMPLETED
+        if self.fault:
+            self.fail([Fault(None, "server_error", self.fault)])
+            return
+        if self.status == CANCELLING:
+            last = CANCELLED
+        elif work is not None and work.has_waiting:
+            last = EXPIRED
+            work.give_up("batch_expired", LATE)
+        if last != COMPLETED or self._turn(FINALIZING, IN_PROGRESS, FINALIZING):
+            self._end(last)
+
+    def _end(self, status: str, errors: object = None) -> None:
+        """Its last state. What it has written becomes files, if there is anything in them."""
+        changes: dict[str, Any] = {"errors": errors, "request_counts": self._counts()}
+        work, self.work = self.work, None
+        if work is not None:
+            work.close()
+        names = {"answers": "output_file_id", "errors": "error_file_id"}
+        for own, name in names.items():
+            id_ = self.own[own]
+            with suppress(OSError):
+                if self._files.path(id_).stat().st_size:
+                    filename = f"{self.id}_{'output' if own == 'answers' else 'error'}.jsonl"
+                    self._files.finish(id_, self.key_id, filename, WRITTEN, self.own["age_s"])
+                    changes[name] = id_
+                    continue
+            self._files.drop(id_)
+        self._files.release(self.about["input_file_id"])
+        self._turn(status, **changes)
+
+    def _turn(self, status: str, *before: str, **changes: Any) -> bool:
+        """Another state, if it is in one of those `before` (none: any); whether it was. OSError."""
+        with self._lock:
+            if before and self.status not in before:
+                return False
+            self.about = {**self.about, **changes, "status": status, f"{status}_at": int(self._now())}
+            self._save()
+        return True
+
+    def _save(self) -> None:
+        write_whole(self._path, json.dumps({"about": self.about, "own": self.own}).encode())
+
+    def forget(self) -> None:
+        """Its file goes; the files that it has left stay for as long as they do."""
+        with suppress(OSError):
+            self._path.unlink()

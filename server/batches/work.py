@@ -1,0 +1,148 @@
+"""What is still to be asked of one batch: lines that wait, those that are being asked, and what has been answered.
+
+Any thread. A line goes from `take` to `answer` or `put_back`; only the first answer to it counts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from server.batches.asking import UNAVAILABLE, Answer, Asking, Client, line_of
+from server.batches.journal import Journal
+from server.batches.lines import Line, in_order, read_body
+from server.errors import ApiError
+from server.records import record
+from server.web.message import error_body, to_json
+
+MAX_TRIES = 8
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+
+
+@record(eq=False)
+class Asked:
+    """A line that is being asked, and who can have it ended."""
+
+    line: Line
+    client: Client
+    n_tries: int
+
+
+class Work:
+    """`path` is the input, `lines` are all of its lines. Those that the journal has are answered already."""
+
+    def __init__(
+        self, path: Path, lines: list[Line], journal: Journal, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._stream: BinaryIO = open(path, "rb")
+        self._reading = threading.Lock()  # protects the stream
+        self.journal = journal
+        self.n_total = len(lines)
+        self.n_before = sum(line.id in journal for line in lines)
+        self._lock = threading.Lock()  # protects the rest
+        self._waiting = deque(line for line in in_order(lines) if line.id not in journal)
+        self._asked: dict[str, Asked] = {}
+        self._n_tries: dict[str, int] = {}
+        self._latest: threading.Event | None = None  # set once the line that was taken last is with the engine
+        self._t_next = 0.0  # nothing is taken before: the server was busy
+        self._is_closed = False
+
+    @property
+    def n_completed(self) -> int:
+        """Lines with an answer."""
+        return len(self.journal.answered.ids)
+
+    @property
+    def n_failed(self) -> int:
+        """Lines with an error."""
+        return len(self.journal.failed.ids)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing waits and nothing is being asked."""
+        with self._lock:
+            return not (self._waiting or self._asked)
+
+    @property
+    def has_waiting(self) -> bool:
+        """Whether there is a line that isn't answered, nor being asked."""
+        return bool(self._waiting)
+
+    @property
+    def n_asked(self) -> int:
+        """How many are being asked."""
+        return len(self._asked)
+
+    def take(self) -> Asked | None:
+        """The next line; None if there is none now."""
+        with self._lock:
+            if self._is_closed or not self._waiting or self._clock() < self._t_next:
+                return None
+            line = self._waiting.popleft()
+            asked = self._asked[line.id] = Asked(line, Client(self._latest), self._n_tries.get(line.id, 0) + 1)
+            self._latest = asked.client.is_in
+            return asked
+
+    def ask(self, asking: Asking, asked: Asked, key_id: str) -> Answer:
+        """Have a line answered."""
+        line = asked.line
+        try:
+            with self._reading:
+                body: dict[str, Any] = read_body(self._stream, line)
+        except ApiError as error:
+            asked.client.is_in.set()
+            return Answer(error.status, to_json(error_body(error)))
+        return asking.ask(line.id, line.url, body, key_id, asked.client)
+
+    def answer(self, asked: Asked, answer: Answer) -> None:
+        """Note the answer to a line. Where the server was busy the line waits again instead, and the others with it for
+        a while. OSError if it can't be written: then it waits, too."""
+        line, waits_again = asked.line, True
+        try:
+            if answer.is_left or answer.has_given_way:
+                return
+            if answer.status == UNAVAILABLE and asked.n_tries < MAX_TRIES:
+                self._n_tries[line.id] = asked.n_tries
+                self._t_next = self._clock() + min(FIRST_WAIT_S * 2 ** (asked.n_tries - 1), LONGEST_WAIT_S)
+                return
+            waits_again = not self._write(line, answer)
+        finally:
+            with self._lock:
+                del self._asked[line.id]
+                if waits_again:
+                    self._waiting.appendleft(line)
+
+    def _write(self, line: Line, answer: Answer) -> bool:
+        """Whether it has been written: not once it has been told to stop, when an answer may have been cut short."""
+        if self._is_closed:
+            return False
+        is_failed = not 200 <= answer.status < 300
+        self.journal.add(line.id, line_of(line.id, line.custom_id, answer), is_failed)
+        return True
+
+    def give_up(self, code: str, message: str) -> None:
+        """All lines that wait get this error instead of an answer. OSError."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return
+                line = self._waiting.popleft()
+            self.journal.add(line.id, line_of(line.id, line.custom_id, None, code, message), True)
+
+    def stop(self) -> None:
+        """Nothing more is taken, and what is being asked ends without an answer."""
+        with self._lock:
+            self._is_closed = True
+            asked = list(self._asked.values())
+        for one in asked:
+            one.client.leave()
+
+    def close(self) -> None:
+        """Nobody works on it any more."""
+        self._stream.close()
+        self.journal.close()
