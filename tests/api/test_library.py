@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
+from server.api.admin import library as library_routes
 from server.api.admin.library import download_event
 from server.library.library import Library
 from server.models.catalogue import find_models
@@ -14,7 +16,7 @@ from server.models.entry import Entry
 from server.models.models import Models
 from server.options.groups import group
 from server.options.parser import parse
-from tests.support import wait_until
+from tests.support import PATIENCE, wait_until
 from tests.unit.download.fake_site import no_proxy  # noqa: F401
 from tests.unit.download.test_download_hub import REPO, FakeHub, model
 
@@ -170,12 +172,11 @@ def test_what_is_no_repository_is_refused_at_once(managed, hub, path, name):
     assert answer.status == 400 and len(answer.error["message"]) < 300 and hub.seen == []
 
 
-def test_a_download_ends_with_the_client_that_waits_for_it(managed, hub):
+def test_a_download_without_news_ends_with_the_client_that_waits_for_it(managed, hub, monkeypatch):
+    monkeypatch.setattr(library_routes, "TELL_EVERY_S", 0.05)
     hub.publish("m-Q4_K_M.gguf")
-    import threading
-
     event = threading.Event()
-    hub.things[f"/{REPO}/resolve/main/m-Q4_K_M.gguf"].on_request = lambda thing: event.wait(30)
+    hub.things[f"/{REPO}/resolve/main/m-Q4_K_M.gguf"].on_request = lambda thing: event.wait(PATIENCE)
     data = json.dumps({"model": REPO}).encode()
     sock = managed.connect()
     head = f"POST /api/pull HTTP/1.1\r\nHost: localhost\r\nX-Api-Key: root\r\nContent-Length: {len(data)}\r\n\r\n"

@@ -125,12 +125,10 @@ def pull_lines(library: Library, download: Download) -> Iterator[bytes]:
     """The answer of /api/pull: lines of JSON, the last of which says `success` or has an `error`."""
     watch = library.watch(download, TELL_EVERY_S)
     try:
-        yield _line({"status": "pulling manifest"})
-        for _ in watch:
+        for _ in watch:  # a line each time, also without news: only a write shows that the client has left
             if download.has_ended:
                 break
-            if download.file:
-                yield _line(progress_json(download))
+            yield _line(progress_json(download))
         if download.state != FINISHED:
             yield _line({"error": download.reason})
             return
@@ -142,6 +140,8 @@ def pull_lines(library: Library, download: Download) -> Iterator[bytes]:
 
 def progress_json(download: Download) -> dict[str, Any]:
     """How far a file is. Clients have a bar for each digest; the file's own isn't known before it is there."""
+    if not download.file:
+        return {"status": "pulling manifest"}
     digest = hashlib.sha256(download.file.encode("utf-8", "replace")).hexdigest()
     line = {"status": f"pulling {download.file}", "digest": f"sha256:{digest}"}
     return {**line, "total": download.total, "completed": download.done} if download.total else line
