@@ -26,6 +26,7 @@ from common import ROOT, Failure, cache_folder, run_main, swap_in, temp_folder
 
 REQUIREMENTS = ROOT / "requirements-dev.txt"
 UNIT_FOLDERS = ("tests/unit", "tests/api")
+OTHER_FOLDERS = ("tests/native", "tests/e2e")
 BROWSER_PACKAGES = ("chromium", "chromium-driver", "jq", "curl")
 FIREFOX_PACKAGES = ("firefox-esr",)
 BALANCERS = ("nginx", "haproxy")
@@ -92,15 +93,23 @@ def command(arguments: list) -> int:
         ]
     missing = [line for line in [run_step(step, strict) for step in steps] if line]
     is_whole = not any(names_tests(argument) for argument in arguments)
-    if quick and is_whole:
-        arguments = [*UNIT_FOLDERS, *arguments]
     faulty = run_checks(environment) if is_whole else []
-    code = run_pytest(arguments, environment) or min(len(faulty), 1)
+    codes = [run_pytest(words, environment) for words in parts_of(arguments, is_whole, quick)]
+    code = one_code(codes) or min(len(faulty), 1)
     for name in faulty:
         say(f"{name} found faults: its output stands above the tests'")
     for line in missing:
         say(f"not on this machine: {line}")
     return code
+
+
+def parts_of(arguments: list, is_whole: bool, quick: bool) -> list:
+    """The arguments of each run of pytest. All cores share the tests without a library, since one of these uses
+    one core; the others have the machine to themselves, one after the other."""
+    if not is_whole:
+        return [arguments]
+    parts = [[*UNIT_FOLDERS, "-n", "auto", *arguments]]
+    return parts if quick else [*parts, [*OTHER_FOLDERS, *arguments]]
 
 
 def take(arguments: list, flag: str) -> bool:
@@ -162,14 +171,19 @@ def run_checks(environment: dict) -> list:
     return faulty
 
 
+def one_code(codes: list) -> int:
+    """The worst of pytest's exit codes. That no run found a test is an error, too."""
+    return max((code for code in codes if code != NO_TESTS_RAN), default=1)
+
+
 def run_pytest(arguments: list, environment: dict) -> int:
-    """Run pytest in its environment. That no test was found is an error, too."""
+    """Run pytest in its environment; its exit code."""
     begun = time.monotonic()
     command_line = [str(python_in(environment_folder())), "-m", "pytest", *arguments]
     say("pytest " + " ".join(arguments))
     code = subprocess.run(command_line, cwd=ROOT, env=environment, check=False).returncode
     say(f"pytest: exit code {code} [{time.monotonic() - begun:.1f} s]")
-    return 1 if code == NO_TESTS_RAN else code
+    return code
 
 
 # --- packages ---------------------------------------------------------------------------------------------

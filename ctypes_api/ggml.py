@@ -216,6 +216,8 @@ REGISTRY_ROWS = (
     call("ggml_backend_dev_by_type", ggml_backend_dev_t, c_int),
     # ggml_backend_reg_t ggml_backend_load(const char *path)
     call("ggml_backend_load", ggml_backend_reg_t, c_char_p),
+    # void ggml_backend_register(ggml_backend_reg_t reg)
+    call("ggml_backend_register", None, ggml_backend_reg_t),
     # void ggml_backend_unload(ggml_backend_reg_t reg)
     call("ggml_backend_unload", None, ggml_backend_reg_t),
     # void ggml_backend_load_all_from_path(const char *dir_path)

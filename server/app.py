@@ -68,7 +68,8 @@ def run(options: Options, own: Bundle | None, argv: Sequence[str], process: subp
             from server.engine.llama import backend
 
             libs = libs_folder(options.engines)
-            print("\n".join(backend.device_lines(libs, chosen(options.model, "", Path(libs)).cpu_variant)))
+            variant = chosen(options.model, "", Path(libs)).cpu_variant
+            print("\n".join(backend.device_lines(libs, variant, options.model.rpc)))
             return 0
         if errands.bench:
             return measure(options, errands.bench, argv)
@@ -162,6 +163,7 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
         logging_setup.flush()
         print("\n".join(lines))
         return 0
+    require_workers(config)
     warn_of_threads(config)
     if not options.api.is_2024:  # which knew no such thing
         model = with_advice(model, advice)
@@ -187,6 +189,15 @@ def serve(options: Options, own: Bundle | None, argv: Sequence[str], process: su
         engine.close()
         if starter is not None:
             starter.spare.close()
+
+
+def require_workers(config: EngineConfig) -> None:
+    """PassingError if a worker of --rpc doesn't answer: it may be on its way."""
+    from server.engine.seam.workers import reachable
+
+    _, faults = reachable(config.rpc)
+    if faults:
+        raise PassingError(f"--rpc: {faults[0]}")
 
 
 def serve_many(

@@ -229,6 +229,7 @@ def engine_config(
         is_fitted=options.fit,
         fit_target=options.fit_target,
         fit_ctx=options.fit_ctx,
+        rpc=options.rpc,
         cache_ram=options.cache_ram,
         cache_disk=options.cache_disk or "",
         cache_disk_mib=options.cache_disk_size,

@@ -47,7 +47,7 @@ def table_of(command: Command) -> list[Option]:
     own = [option for option in OPTIONS if option.name in command.options]
     if command.takes_model_options:
         own += [option for option in OPTIONS if scope_of(option) == MODEL and option not in own]
-    return [HELP, *(PEER if command.has_url else ()), *own]
+    return [HELP, *command.own, *(PEER if command.has_url else ()), *own]
 
 
 def read(command: Command, words: Sequence[str]) -> Call | None:
@@ -125,6 +125,12 @@ def _replay(call: Call) -> int:
     return records.run_again(call)
 
 
+def _rpc_worker(call: Call) -> int:
+    from server.commands import worker
+
+    return worker.serve(call)
+
+
 DOERS = {
     "models": _models,
     "show": _show,
@@ -134,4 +140,5 @@ DOERS = {
     "run": _run,
     "verify": _verify,
     "replay": _replay,
+    "rpc-worker": _rpc_worker,
 }

@@ -25,6 +25,7 @@ from server.engine.client import spawn
 from server.engine.client.engine_client import EngineClient
 from server.engine.llama.fit import wish_of
 from server.engine.seam.config import EngineConfig
+from server.engine.seam.workers import reachable
 from server.errands.bundle import Bundle
 from server.errands.one_shot import ModelPlace
 from server.loading.engines import make_transport, open_vocab, with_advice
@@ -90,7 +91,7 @@ class Starter:
         if not self.options.api.is_2024:
             options = with_advice(options, advice)
         read_ahead(place.path)
-        return PreparedModel(self, options, place, config, before)
+        return PreparedModel(self, options, place, config, before, worker_places(config.rpc))
 
     def room(self) -> Room:
         """What may be allocated now."""
@@ -108,6 +109,7 @@ class PreparedModel:
     place: ModelPlace
     config: EngineConfig
     before: Model | None
+    workers: tuple[Place, ...] = ()
     n_ctx: int | None = None
 
     def fits(self, room: Room, is_alone: bool) -> Room | None:
@@ -163,7 +165,7 @@ class PreparedModel:
         shape = self.config.shape
         if shape is None:
             return None
-        gpus = tuple(replace(gpu, free=max(room[gpu.name], 0)) for gpu in self.starter.gpus)
+        gpus = *self.workers, *(replace(gpu, free=max(room[gpu.name], 0)) for gpu in self.starter.gpus)
         return memory_plan.plan(shape, self.wish, Place(MEMORY, max(room[MEMORY], 0)), gpus)
 
     @property
@@ -172,12 +174,22 @@ class PreparedModel:
         return wish_of(self.config, bool(self.config.shape and self.config.shape.window))
 
 
+def worker_places(addresses: Sequence[str]) -> tuple[Place, ...]:
+    """The devices of the workers that answer, as the engine will name them. What they lend is this model's alone: a
+    worker serves one client at a time."""
+    if not addresses:
+        return ()
+    devices = [device for worker in reachable(addresses)[0] for device in worker.devices]
+    return tuple(Place(f"RPC{i}", free) for i, (free, _) in enumerate(devices))
+
+
 DEVICE = re.compile(r"(?P<name>\S+): .*\(\d+ MiB, (?P<free>\d+) MiB free\)")
 
 
 def find_gpus(libs: str) -> tuple[Place, ...]:
     """The GPUs, and what is free of them. A child asks: a process that has asked a driver keeps memory of the GPU."""
-    if sys.platform != "darwin" and not any(not name.startswith("cpu-") for name in read_folder(Path(libs)).plugins):
+    has_gpu_plugin = any(not name.startswith(("cpu-", "rpc")) for name in read_folder(Path(libs)).plugins)
+    if sys.platform != "darwin" and not has_gpu_plugin:
         return ()
     try:
         command = program.own_command("--list-devices", "--libs", libs)

@@ -19,6 +19,19 @@ PEER = (
     Option("api_key", ("--api-key",), "a key that the server asks for", "", to.keys, (), "KEY", "LLAMA_API_KEY"),
 )
 """Options of commands that ask a running server."""
+WORKER = (
+    Option("host", ("--host",), "the address to listen on", "", to.one_host, "127.0.0.1", "HOST"),
+    Option("port", ("--port",), "the port to listen on", "", int, to.WORKER_PORT, "N", low=1, high=65535),
+    Option(
+        "cache",
+        ("--cache",),
+        "keep large tensors in the cache folder, so that a model's next load needn't send them again",
+        "",
+        None,
+        False,
+    ),
+)
+"""Options of rpc-worker."""
 FOLDERS = ("models_dir", "models_preset")
 
 
@@ -27,7 +40,8 @@ class Command:
     """One command. `words` are shown behind its name, and `n_words` are needed; `takes_text`: more may follow.
 
     `options` are names of rows of the table. `about` is for `--help`; lines that begin with blanks are examples, in
-    which {program} is how the program is called. `has_url`: it asks a running server."""
+    which {program} is how the program is called. `own` are rows that the table doesn't have. `has_url`: it
+    asks a running server."""
 
     name: str
     words: str
@@ -35,6 +49,7 @@ class Command:
     help: str
     about: str
     options: tuple[str, ...] = ()
+    own: tuple[Option, ...] = ()
     has_url: bool = False
     takes_text: bool = False
     takes_model_options: bool = False
@@ -124,6 +139,20 @@ COMMANDS = {
             "Loads the model of a record that a server has written with --record, runs all requests again, one by one "
             "as with --exact, and compares the tokens. It says where an answer first differs (docs/evidence.md).",
             ("files", "libs", "cpu_variant", "threads"),
+        ),
+        Command(
+            "rpc-worker",
+            "",
+            0,
+            "lend this machine's devices to a server",
+            "Lends the devices of this machine (its GPUs, or else its CPU) to a server on another one, which is "
+            "started with --rpc HOST:PORT and puts a part of its model here. It serves one server at a time. Who "
+            "reaches the port can use it without any key and may crash it, so it listens to this machine alone unless "
+            "--host says otherwise: see docs/rpc.md for a tunnel.\n"
+            "  {program} rpc-worker --host 192.168.1.7\n"
+            "  {program} -m model.gguf --rpc 192.168.1.7:50052",
+            ("libs", "cpu_variant", "devices", "threads"),
+            own=WORKER,
         ),
     )
 }

@@ -370,6 +370,7 @@ class ModelOptions(Group):
     fit: bool
     fit_target: tuple[int, ...]
     fit_ctx: int
+    rpc: tuple[str, ...]
     grp_attn_n: int
     grp_attn_w: int
     override_kv: tuple[tuple[str, str, object], ...]

@@ -117,8 +117,6 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
         -bs,--backend-sampling $LLAMA_ARG_BACKEND_SAMPLING"""),
     (IGNORED, TUNING, "llama.cpp's own timings are off; answers and /metrics have this server's", """
         --perf|--no-perf $LLAMA_ARG_PERF"""),
-    (REFUSED, TUNING, "these libraries can't compute on other machines", """
-        --rpc SERVERS $LLAMA_ARG_RPC"""),
 
     (IGNORED, OTHER, "log lines always have a time and the name of a part of the server", """
         --log-prefix|--no-log-prefix $LLAMA_ARG_LOG_PREFIX

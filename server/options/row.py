@@ -25,6 +25,8 @@ WORKS, IGNORED, PLANNED, REFUSED = "works", "ignored", "planned", "refused"
 """Of `Option.status`: does what it says; taken with a warning, since doing without harms nobody; refused until this
 server can do it; refused for good."""
 
+WORKER_PORT = 50052  # llama.cpp's own
+MAX_WORKERS = 16  # GGML_RPC_MAX_SERVERS
 MAX_CPUS = 512  # GGML_MAX_N_THREADS, the length of llama.cpp's masks
 
 SWITCH_WORDS = {
@@ -361,6 +363,27 @@ def hosts(text: str) -> tuple[str, ...]:
     if not found:
         raise BadValue(f"'{text}' is not an address; 0.0.0.0 listens on all of this machine's")
     return found
+
+
+def one_host(text: str) -> str:
+    """One address or name."""
+    if not re.fullmatch(r"[\w.-]+", text):
+        raise BadValue(f"'{text}' is not an address such as 127.0.0.1 or 0.0.0.0")
+    return text
+
+
+def workers(text: str) -> tuple[str, ...]:
+    """`host:port` of each worker, separated by commas; without a port it is `WORKER_PORT`."""
+    found = []
+    for item in items(text):
+        host, colon, port = item.rpartition(":") if not item.endswith("]") else (item, "", "")
+        host, port = (host, port) if colon else (item, str(WORKER_PORT))
+        if not re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:.]+\]", host) or not (port.isdecimal() and 0 < int(port) < 65536):
+            raise BadValue(f"'{item}' is not the address of a worker such as 192.168.1.7:{WORKER_PORT}")
+        found.append(f"{host}:{port}")
+    if len(set(found)) < len(found) or len(found) > MAX_WORKERS:
+        raise BadValue(f"{len(found)} workers: each may be named once, and {MAX_WORKERS} in all")
+    return tuple(found)
 
 
 def url(text: str) -> str:

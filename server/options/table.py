@@ -232,6 +232,9 @@ OPTIONS: tuple[Option, ...] = (
            None, False),
     Option("devices", ("-dev", "--device"), "devices to use, separated by commas; none stays on the CPU (default: all)",
            DEVICES, to.items, None, "NAMES", "LLAMA_ARG_DEVICE", target="model:devices"),
+    Option("rpc", ("--rpc",), "compute on workers, too: other machines that run this program's command rpc-worker, as "
+           "HOST:PORT separated by commas; each is a device RPC0, RPC1, ...", DEVICES, to.workers, (), "WORKERS",
+           "LLAMA_ARG_RPC"),
     Option("n_gpu_layers", ("-ngl", "--n-gpu-layers", "--gpu-layers"), "layers to put on the GPU; all, auto and -1 are "
            "as many as fit", DEVICES, to.gpu_layers, -1, "N", "LLAMA_ARG_N_GPU_LAYERS", -1, 2**20,
            target="model:n_gpu_layers"),

@@ -66,7 +66,7 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     "server.errands": ("server.options",),
     "server.commands": (
-        "ctypes_api.errors",
+        "ctypes_api",  # a worker lends the libraries alone
         "server.download",
         "server.engine.client",  # runs a record again
         "server.engine.llama.backend",  # asks it what a model would take

@@ -40,7 +40,7 @@ from server.engine.llama.embed import (
     pooling_of,
 )
 from server.engine.llama.fit import AUTO_CTX, bounded_context, find_shape, learned_positions, make_plan
-from server.engine.llama.params import model_fields, open_pool
+from server.engine.llama.params import add_workers, model_fields, open_pool
 from server.engine.llama.report import NO_GPU, LoadReport, lacks_gpu
 from server.engine.llama.sampler import LlamaSampler, SamplerFactory
 from server.engine.seam.config import EngineConfig, thread_counts
@@ -76,9 +76,9 @@ def library_line(folder: str) -> str:
     return f"{libs.version} ({libs.folder.name}, {' '.join(libs.backends)})"
 
 
-def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
-    """One line per device that llama.cpp can compute on."""
-    libs = _load(folder, cpu_variant)
+def device_lines(folder: str, cpu_variant: str | None, workers: Sequence[str] = ()) -> list[str]:
+    """One line per device that llama.cpp can compute on, those of workers included."""
+    libs = _load(folder, cpu_variant, workers)
     lines = [f"libraries: {libs.folder} (llama.cpp {libs.version})"]
     for device in list_devices(libs):
         lines.append(
@@ -91,7 +91,7 @@ def device_lines(folder: str, cpu_variant: str | None) -> list[str]:
 def plan_of(config: EngineConfig) -> Plan | None:
     """What would be chosen for the model on this machine; None if nothing is known about the memory that it takes.
     StartError if it can't fit and would not be loaded."""
-    return make_plan(_load(config.libs, config.cpu_variant), config, find_shape(config))
+    return make_plan(_load(config.libs, config.cpu_variant, config.rpc), config, find_shape(config))
 
 
 def plan_lines(config: EngineConfig) -> list[str]:
@@ -118,7 +118,7 @@ def preload(folder: str, cpu_variant: str | None = None) -> None:
         loader.load(Path(folder), cpu_variant=cpu_variant, log_callback=lambda *line: _early_lines.append(line))
 
 
-def _load(folder: str, cpu_variant: str | None, with_mtmd: bool = False) -> loader.Libs:
+def _load(folder: str, cpu_variant: str | None, workers: Sequence[str] = (), with_mtmd: bool = False) -> loader.Libs:
     libs = loader.load(Path(folder), cpu_variant=cpu_variant, with_mtmd=with_mtmd, log_callback=_on_loading_log)
     for line in _early_lines:
         _on_loading_log(*line)
@@ -127,6 +127,7 @@ def _load(folder: str, cpu_variant: str | None, with_mtmd: bool = False) -> load
         log.warning("%s; going on without it", note)
     if lacks_gpu(libs.plugins, libs.notes, list_devices(libs)):
         log.warning(NO_GPU)
+    add_workers(libs, workers)
     return libs
 
 
@@ -189,7 +190,7 @@ class LlamaBackend:
 
     def _open_libraries(self, report: LoadReport, on_progress: Callable[[float], bool]) -> None:
         config = self._config
-        self._libs = _load(config.libs, config.cpu_variant, bool(config.mmproj))
+        self._libs = _load(config.libs, config.cpu_variant, config.rpc, bool(config.mmproj))
         self._llama = self._libs.llama
         if config.numa:
             self._llama.llama_numa_init(config.numa)

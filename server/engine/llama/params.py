@@ -7,7 +7,7 @@ keywords into `ctypes_api.objects.Model`, which makes terminated arrays of lists
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ctypes import c_bool
 from typing import Any
 
@@ -24,7 +24,9 @@ from ctypes_api.llama_types import (
 from ctypes_api.loader import Libs
 from ctypes_api.objects import Threadpool
 from server.engine.seam.config import EngineConfig, thread_counts
+from server.engine.seam.workers import reachable
 from server.errors import StartError
+from server.log import get_logger
 
 KV_TYPES = {
     "int": (LLAMA_KV_OVERRIDE_TYPE_INT, "val_i64"),
@@ -32,6 +34,21 @@ KV_TYPES = {
     "bool": (LLAMA_KV_OVERRIDE_TYPE_BOOL, "val_bool"),
     "str": (LLAMA_KV_OVERRIDE_TYPE_STR, "val_str"),
 }
+
+
+log = get_logger("engine")
+
+
+def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
+    """Make devices of those workers that answer. The others are left out, as one is that died in the middle of a
+    request: the server's process has seen to it that all of them answered when it started."""
+    workers, faults = reachable(addresses)
+    for fault in faults:
+        log.warning("%s; going on without it", fault)
+    if workers:
+        from ctypes_api import rpc  # here, because most servers have none
+
+        rpc.add_workers(libs, [worker.address for worker in workers])
 
 
 def model_fields(libs: Libs, params: Mapping[str, Any]) -> dict[str, Any]:

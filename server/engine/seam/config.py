@@ -59,7 +59,8 @@ class EngineConfig:
     `n_ctx` 0 is the model's own, None what fits into memory, at most that for each slot. Of one cache for all a slot
     may have `n_ctx_slot`, 0 for the whole. With `is_fitted` what can't fit is refused;
     `fit_target` in MiB to leave free, one value or one per GPU; `fit_ctx` tokens are enough of a
-    context to prefer layers on the GPU. `model_params` and `context_params` go by
+    context to prefer layers on the GPU. `rpc` are `host:port` of workers whose devices are used, too.
+    `model_params` and `context_params` go by
     name into `llama_model_params` and `llama_context_params`; what is absent keeps llama.cpp's default. `pool_params`
     go into `ggml_threadpool_params`, where `cpumask` is a tuple of CPU numbers. `lora` are
     (path, scale) pairs. `numa` is a GGML_NUMA_STRATEGY_*, 0 for none. `mmproj` is the projector's file, "" for none;
@@ -111,6 +112,7 @@ class EngineConfig:
     is_fitted: bool = True
     fit_target: tuple[int, ...] = ()
     fit_ctx: int = 4096
+    rpc: tuple[str, ...] = ()
     spec: SpecConfig = field(default_factory=SpecConfig)
     mmproj: str = ""
     mmproj_params: dict[str, Any] = field(default_factory=dict)
