@@ -19,9 +19,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import build_mtmd
+import build_parts
 from archives import unpack
-from build_mtmd import add_mtmd
+from build_parts import MTMD, RPC, add_part
 from common import (
     ROOT,
     Failure,
@@ -136,6 +136,7 @@ def ensure(
     offline: bool = False,
     source: str = "auto",
     with_mtmd: bool = False,
+    with_rpc: bool = False,
 ) -> Path:
     """The folder of a variant, fetched unless it is there and matches the lock. Raises Failure (one line)."""
     variant = find_variant(platform or this_platform(), backend)
@@ -159,8 +160,8 @@ def ensure(
         if state not in ("absent", "current"):
             progress.say(f"  {folder} is {state}, fetching it anew")
         _fetch(variant, folder, fetcher, source, with_mtmd)
-    if builds_mtmd:
-        add_mtmd(folder, cache, fetcher, progress)
+    for part in [MTMD] * builds_mtmd + [RPC] * with_rpc:
+        add_part(part, folder, cache, fetcher, progress)
     return folder
 
 
@@ -171,7 +172,7 @@ def needs_second_source(variant: Variant, folder: Path, lock: dict) -> bool:
     if (read_manifest(folder) or {}).get("mtmd") or not variant.pip or variant.platform != this_platform():
         return False
     try:
-        build_mtmd.require_tools()
+        build_parts.require_tools()
     except Failure:
         return find_pip() is not None and load_trouble(variant, lock[variant.pip[0]]) is None
     return False
@@ -435,6 +436,11 @@ def parse(argv: list | None) -> argparse.Namespace:
         help="add libmtmd (images, audio); on Linux it is built, which "
         "needs git, cmake, a C++ compiler and some minutes; without these all libraries come from the second source",
     )
+    add(
+        "--with-rpc",
+        action="store_true",
+        help="add libggml-rpc (computing on several machines); on Linux it is built, which needs the same tools",
+    )
     add("--dest", type=Path, default=LIBS, metavar="DIR", help="where to put the folders (default: libs)")
     add("--force", action="store_true", help="install anew even if all seems well")
     add("--offline", action="store_true", help="use only what is in the cache")
@@ -461,8 +467,8 @@ def command(options: argparse.Namespace, lock_path: Path) -> int:
         folder = import_archives(
             options.sources, platform=options.platform, backend=options.backend, dest=options.dest, progress=progress
         )
-        if options.with_mtmd:
-            add_mtmd(folder, cache, Fetcher(cache, lock, progress, options.offline), progress)
+        for part in [MTMD] * options.with_mtmd + [RPC] * options.with_rpc:
+            add_part(part, folder, cache, Fetcher(cache, lock, progress, options.offline), progress)
     else:
         folder = ensure(
             options.platform,
@@ -475,6 +481,7 @@ def command(options: argparse.Namespace, lock_path: Path) -> int:
             offline=options.offline,
             source=options.source,
             with_mtmd=options.with_mtmd,
+            with_rpc=options.with_rpc,
         )
     print(folder)
     return 0

@@ -83,7 +83,7 @@ def command(arguments: list) -> int:
     if not quick:
         steps += [
             Step("libraries", prepare_libraries),
-            Step("image library", prepare_image_library),
+            Step("built libraries", prepare_built_libraries),
             Step("model", prepare_model),
             Step("embedding model", prepare_embedding_model),
             Step("browser", prepare_browser),
@@ -271,10 +271,10 @@ def prepare_libraries() -> str:
     return f"those of LLAMA_SRV_LIBS, {given}" if given else run_script("fetch_libs.py")
 
 
-def prepare_image_library() -> str:
-    """libmtmd, which is built from source: minutes the first time, then kept in the cache."""
+def prepare_built_libraries() -> str:
+    """libmtmd and libggml-rpc, which are built from source: minutes the first time, then kept in the cache."""
     given = os.environ.get("LLAMA_SRV_LIBS")
-    return f"as in {given}" if given else run_script("fetch_libs.py", "--with-mtmd")
+    return f"as in {given}" if given else run_script("fetch_libs.py", "--with-mtmd", "--with-rpc")
 
 
 def prepare_model() -> str:

@@ -35,6 +35,7 @@ COUNTS = {
     "P": 9,
     "G": 1,
     "J": 10,
+    "Y": 1,
 }
 ROW = re.compile(r"\| (?P<id>[A-Z]\d+) \| (?P<what>[^|]+) \| (?P<status>[^|]+) \|")
 

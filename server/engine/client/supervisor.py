@@ -312,11 +312,11 @@ class ProcessTransport:
         return not isinstance(event, (Closed, LoadFailed)) and not (isinstance(event, Loading) and self._info)
 
     def _on_ready(self, info: ModelInfo) -> None:
-        """The second and later engines have to be what the first one was."""
+        """The second and later engines have to be what the first one was, but for devices of a worker that has gone."""
         if self._info is None:
             self._info = info
             self._config = replace(self._config, n_ctx=info.n_ctx)
-        elif info != self._info:
+        elif replace(info, devices=self._info.devices) != self._info:
             raise WireError("the model or the libraries are not the same as at the first start: restart the server")
         self._is_loaded = True
 

@@ -23,7 +23,7 @@ common = build_script("common")
 fetch_libs = build_script("fetch_libs")
 native_files = build_script("native_files")
 packages = build_script("packages")
-SCRIPTS = ("common", "archives", "native_files", "packages", "build_mtmd", "fetch_libs", "fetch_model", "quickstart")
+SCRIPTS = ("common", "archives", "native_files", "packages", "build_parts", "fetch_libs", "fetch_model", "quickstart")
 
 
 @pytest.fixture

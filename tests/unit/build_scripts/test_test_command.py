@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -16,7 +16,16 @@ import pytest
 
 from tests.support import ROOT, build_script
 
-STEPS = ("packages", "libraries", "image_library", "model", "embedding_model", "browser", "balancers", "node_packages")
+STEPS = (
+    "packages",
+    "libraries",
+    "built_libraries",
+    "model",
+    "embedding_model",
+    "browser",
+    "balancers",
+    "node_packages",
+)
 CHECKS = ("ruff", "ruff", "mypy")
 
 
@@ -34,10 +43,10 @@ class Calls:
     """Stands for everything that would change the machine; `.done` is what would have happened."""
 
     def __init__(
-        self, script: ModuleType, monkeypatch: pytest.MonkeyPatch, exit_code: int = 0, faulty: str = ""
+        self, script: ModuleType, monkeypatch: pytest.MonkeyPatch, exit_codes: Sequence[int] = (0,), faulty: str = ""
     ) -> None:
         self.done: list[str] = []
-        self.arguments: list[str] = []
+        self.runs: list[list[str]] = []  # the arguments of each run of pytest
         self.environment: dict[str, str] = {}
 
         def prepare(name: str) -> Callable[..., str]:
@@ -48,14 +57,21 @@ class Calls:
             self.done.append(command[2])
             if command[2] != "pytest":
                 return SimpleNamespace(returncode=2 * (command[2] == faulty))
-            self.arguments, self.environment = command[3:], env
-            return SimpleNamespace(returncode=exit_code)
+            self.runs.append(command[3:])
+            self.environment = env
+            return SimpleNamespace(returncode=exit_codes[min(len(self.runs), len(exit_codes)) - 1])
 
         for name in STEPS:
             monkeypatch.setattr(script, f"prepare_{name}", prepare(name))
         monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=run_process))
         for variable in ("CI", "LLAMA_SRV_TEST_LONG"):
             monkeypatch.delenv(variable, raising=False)
+
+    @property
+    def arguments(self) -> list[str]:
+        """Those of the only run."""
+        (arguments,) = self.runs
+        return arguments
 
 
 def cannot(script: ModuleType, reason: str) -> Callable[[], str]:
@@ -68,15 +84,21 @@ def cannot(script: ModuleType, reason: str) -> Callable[[], str]:
 def test_everything_is_prepared_and_all_tests_run(script, monkeypatch):
     calls = Calls(script, monkeypatch)
     assert script.main([]) == 0
-    assert calls.done == [*STEPS, *CHECKS, "pytest"]
-    assert calls.arguments == []
+    assert calls.done == [*STEPS, *CHECKS, "pytest", "pytest"]
+    assert calls.runs == [["tests/unit", "tests/api", "-n", "auto"], ["tests/native", "tests/e2e"]]
+
+
+@pytest.mark.parametrize(("codes", "code"), [((0, 5), 0), ((5, 0), 0), ((5, 5), 1), ((0, 1), 1), ((1, 0), 1)])
+def test_a_part_without_tests_is_no_fault_if_the_other_has_some(script, monkeypatch, codes, code):
+    Calls(script, monkeypatch, codes)
+    assert script.main(["-k", "web"]) == code
 
 
 def test_unit_needs_only_the_packages(script, monkeypatch):
     calls = Calls(script, monkeypatch)
     assert script.main(["--unit", "-x"]) == 0
     assert calls.done == ["packages", *CHECKS, "pytest"]
-    assert calls.arguments == ["tests/unit", "tests/api", "-x"]
+    assert calls.arguments == ["tests/unit", "tests/api", "-n", "auto", "-x"]
 
 
 def test_other_arguments_reach_pytest_in_order(script, monkeypatch):
@@ -115,7 +137,7 @@ def test_the_users_python_path_stays_out(script, monkeypatch):
 
 @pytest.mark.parametrize("code, expected", [(0, 0), (1, 1), (2, 2), (5, 1)])
 def test_exit_code_is_pytests_but_no_tests_is_an_error(script, monkeypatch, code, expected):
-    Calls(script, monkeypatch, exit_code=code)
+    Calls(script, monkeypatch, (code,))
     assert script.main([]) == expected
 
 

@@ -1,4 +1,4 @@
-"""fetch_libs --with-mtmd: adding libmtmd to a folder, building it, its troubles. Nothing is compiled."""
+"""fetch_libs --with-mtmd, --with-rpc: adding a library to a folder, building it, its troubles. Nothing is compiled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support import build_script
 from tests.unit.build_scripts import fake_packages as fake
 from tests.unit.build_scripts.fake_packages import manifest_of, posix_only, run
 
-build_mtmd = build_script("build_mtmd")
+build_parts = build_script("build_parts")
 common = build_script("common")
 fetch_libs = build_script("fetch_libs")
 packages = build_script("packages")
@@ -37,16 +37,16 @@ def installed(world, capsys, monkeypatch):
         fake.tar_bytes({"package/llama/gitRelease.bundle": b"bundle"}),
         llama_cpp="v0.5.0",
     )
-    monkeypatch.setattr(build_mtmd, "this_platform", lambda: "linux-x64")
-    monkeypatch.setattr(build_mtmd.sys, "platform", "linux")
+    monkeypatch.setattr(build_parts, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(build_parts.sys, "platform", "linux")
 
-    def build(target, package, cache, progress):
+    def build(part, target, package, cache, progress):
         target.parent.mkdir(parents=True)
-        target.write_bytes(fake.elf("libmtmd.so.0", ("libllama.so.0", "libggml.so.0", "libggml-base.so.0")))
+        target.write_bytes(fake.elf(part.library, ("libllama.so.0", "libggml.so.0", "libggml-base.so.0")))
 
-    monkeypatch.setattr(build_mtmd, "require_tools", lambda: None)
-    monkeypatch.setattr(build_mtmd, "_build", build)
-    monkeypatch.setattr(build_mtmd, "_smoke", lambda folder, order: None)
+    monkeypatch.setattr(build_parts, "require_tools", lambda: None)
+    monkeypatch.setattr(build_parts, "_build", build)
+    monkeypatch.setattr(build_parts, "_smoke", lambda part, folder, order: None)
     return world
 
 
@@ -68,21 +68,31 @@ def test_libmtmd_is_added_with_the_links_that_lead_to_the_installed_libraries(in
     assert installed.calls == calls and manifest_of(folder)["mtmd"] == "libmtmd.so"
 
 
+def test_the_library_for_workers_is_added_as_a_plug_in(installed, capsys):
+    assert run(installed, capsys, "--with-rpc")[0] == 0
+    manifest = manifest_of(installed.dest / "linux-x64-cpu")
+    assert manifest["backend_plugins"] == ["libggml-rpc.so"] and "libggml-rpc.so" in manifest["files"]
+    assert manifest["mtmd"] is None and run(installed, capsys, "--verify")[0] == 0
+    assert run(installed, capsys, "--with-rpc", "--with-mtmd")[0] == 0
+    manifest = manifest_of(installed.dest / "linux-x64-cpu")
+    assert manifest["mtmd"] == "libmtmd.so" and manifest["backend_plugins"] == ["libggml-rpc.so"]
+
+
 def test_no_link_takes_the_place_of_a_library_that_has_the_wanted_name():
     manifest = {
         "load_order": ["libggml-base.so.0", "libggml.so", "libllama.so.0"],
         "files": {"libggml-base.so.0": {}, "libggml.so": {}, "libllama.so.0": {}},
     }
-    assert build_mtmd.wanted_links(manifest, ("libllama.so.0", "libggml.so.0", "libc.so.6")) == {
+    assert build_parts.wanted_links(manifest, ("libllama.so.0", "libggml.so.0", "libc.so.6")) == {
         "libggml.so.0": "libggml.so"
     }
 
 
 def test_a_libmtmd_that_does_not_load_is_not_kept(installed, capsys, monkeypatch):
-    def smoke(folder, order):
+    def smoke(part, folder, order):
         raise common.Failure("the built libmtmd.so doesn't load (undefined symbol): update the checkout")
 
-    monkeypatch.setattr(build_mtmd, "_smoke", smoke)
+    monkeypatch.setattr(build_parts, "_smoke", smoke)
     code, complaint = run(installed, capsys, "--with-mtmd")
     assert code == 1 and "doesn't load" in complaint
     folder = installed.dest / "linux-x64-cpu"
@@ -100,16 +110,16 @@ def test_a_libmtmd_that_does_not_load_is_not_kept(installed, capsys, monkeypatch
 def test_missing_build_tools_are_named_in_one_line(world, capsys, monkeypatch):
     run(world, capsys)
     world.publish("npm:source-v0.5.0", "npm", "node-llama-cpp", "source-1.0.0.tgz", b"", llama_cpp="v0.5.0")
-    monkeypatch.setattr(build_mtmd, "this_platform", lambda: "linux-x64")
-    monkeypatch.setattr(build_mtmd.sys, "platform", "linux")
+    monkeypatch.setattr(build_parts, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(build_parts.sys, "platform", "linux")
     code, complaint = run(world, capsys, "--with-mtmd")
     assert code == 1 and "needs git, cmake, c++, cc, ninja" in complaint and "apt-get install" in complaint
 
 
 def test_libmtmd_for_another_machine_or_an_unpinned_version_is_refused(installed, capsys, monkeypatch):
-    monkeypatch.setattr(build_mtmd, "this_platform", lambda: "linux-arm64")
+    monkeypatch.setattr(build_parts, "this_platform", lambda: "linux-arm64")
     assert "only be built on such a machine" in run(installed, capsys, "--with-mtmd")[1]
-    monkeypatch.setattr(build_mtmd, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(build_parts, "this_platform", lambda: "linux-x64")
     del installed.rows["npm:source-v0.5.0"]
     installed.write_lock()
     assert "isn't in the lock file" in run(installed, capsys, "--with-mtmd")[1]
@@ -131,7 +141,7 @@ def test_without_a_compiler_all_libraries_come_from_the_source_that_has_libmtmd(
     world.install_client("pip3")
     facts = {"llama_cpp": "b11067", "tag": "manylinux2014_x86_64"}
     world.publish("pip:linux-x64", "pip", "llama-cpp-py-sync", "x-1.0.0.whl", fake.zip_bytes(SECOND), **facts)
-    monkeypatch.setattr(build_mtmd, "this_platform", lambda: "linux-x64")
+    monkeypatch.setattr(build_parts, "this_platform", lambda: "linux-x64")
     assert run(world, capsys, "--with-mtmd")[0] == 0
     manifest = manifest_of(world.dest / "linux-x64-cpu")
     assert manifest["mtmd"] == "libmtmd.so" and manifest["source"]["kind"] == "pip"
@@ -147,7 +157,7 @@ def test_what_is_given_away_has_libmtmd_where_it_can_be_had(installed, monkeypat
         raise common.Failure("building libmtmd needs cmake")
 
     said = io.StringIO()
-    monkeypatch.setattr(build_mtmd, "require_tools", (lambda: None) if has_tools else refuse)
+    monkeypatch.setattr(build_parts, "require_tools", (lambda: None) if has_tools else refuse)
     options = {"dest": installed.dest, "lock": fetch_libs.load_lock(installed.lock_path), "cache": installed.cache}
     folder = fetch_libs.ensure_with_media("linux-x64", "cpu", progress=common.Progress(said), **options)
     assert bool(manifest_of(folder)["mtmd"]) == has_tools
@@ -190,7 +200,7 @@ def test_elsewhere_the_second_source_brings_libmtmd_ready_made(world, capsys):
 def test_build_progress_is_the_build_tools_own_count(tmp_path, log, shown):
     path = tmp_path / "log"
     path.write_text(log)
-    assert build_mtmd._describe("step", path, 7.2) == shown
+    assert build_parts._describe("step", path, 7.2) == shown
 
 
 @posix_only
@@ -200,7 +210,9 @@ def test_a_failing_build_step_ends_in_one_line_and_no_leftovers(world, monkeypat
     tool.chmod(0o755)
     package = world.root / "source.tgz"
     package.write_bytes(fake.tar_bytes({"package/llama/gitRelease.bundle": b"bundle"}))
-    monkeypatch.setattr(build_mtmd.os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    monkeypatch.setattr(build_parts.os, "sched_getaffinity", lambda pid: {0}, raising=False)
     with pytest.raises(common.Failure, match="step source failed: fatal: error: bundle is broken"):
-        build_mtmd._build(world.cache / "mtmd" / "libmtmd.so", package, world.cache, common.Progress(quiet=True))
+        build_parts._build(
+            build_parts.MTMD, world.cache / "mtmd" / "libmtmd.so", package, world.cache, common.Progress(quiet=True)
+        )
     assert world.leftovers() == [] and not (world.cache / "mtmd").exists()

@@ -1,9 +1,9 @@
-"""Build libmtmd (images and audio) from exactly the source that the installed libllama came from, and add it.
+"""Build a library that the packages lack from exactly the source of the installed libllama, and add it to its folder.
 
-Called by fetch_libs for --with-mtmd, on its main thread, on Linux; imports the standard library and this
-folder. No package carries libmtmd for the pinned libraries, but the npm package of their maker carries the
-source as a git bundle. Only target `mtmd` is built (it builds its own libllama to link with, which is thrown
-away), and small links in the folder lead the names it asks for (`libllama.so.0`) to the installed files.
+Called by fetch_libs for --with-mtmd (images and audio) and --with-rpc (workers), on its main thread, on Linux; imports
+the standard library and this folder. No package carries these two for the pinned libraries, but the npm package of
+their maker carries the source as a git bundle. Only one target is built (with libraries of its own to link with, which
+are thrown away), and small links in the folder lead the names it asks for (`libllama.so.0`) to the installed files.
 
 The way not taken: building all of llama.cpp. That takes longer and would not be the libraries that are
 tested.
@@ -21,13 +21,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from archives import extract_one
 from common import Failure, Progress, check_space, replace_file, run_child, sha256_of, temp_folder, this_platform
 from native_files import core_role, read_header, read_manifest, write_manifest
 from packages import Fetcher
 
-LIBRARY = "libmtmd.so"
 BUILD_BYTES = 700_000_000  # source checkout and objects, measured 0.5 GB
 TOOLS = (("git",), ("cmake",), ("c++", "g++", "clang++"), ("cc", "gcc", "clang"), ("ninja", "make"))
 INSTALL_HINT = (
@@ -44,7 +44,6 @@ CMAKE_OPTIONS = {
     "GGML_NATIVE": "OFF",
     "GGML_OPENMP": "OFF",
     "GGML_CCACHE": "OFF",
-    "LLAMA_BUILD_MTMD": "ON",
     "LLAMA_BUILD_COMMON": "OFF",
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_TOOLS": "OFF",
@@ -60,57 +59,76 @@ import ctypes, json, pathlib, sys
 folder = pathlib.Path(sys.argv[1])
 for name in json.loads(sys.argv[2]):
     library = ctypes.CDLL(str(folder / name), mode=ctypes.RTLD_GLOBAL)
-library.mtmd_default_marker.restype = ctypes.c_char_p
-sys.exit(0 if library.mtmd_default_marker() else 'no marker')
+function = library[sys.argv[3]]
+function.restype = ctypes.c_void_p
+sys.exit(0 if function() else 'no answer')
 """
 
 
-def add_mtmd(folder: Path, cache: Path, fetcher: Fetcher, progress: Progress) -> bool:
-    """Add libmtmd to an installed folder; False if it was there. Raises Failure (what to install or do)."""
+class Part(NamedTuple):
+    """A library to build: its file, cmake's target, the option of fetch_libs, what it needs of cmake, and a function
+    without parameters that returns a pointer once it is loaded. `role`: its key in the manifest; "" for a plug-in."""
+
+    library: str
+    target: str
+    flag: str
+    options: dict
+    function: str
+    role: str = ""
+
+
+MTMD = Part("libmtmd.so", "mtmd", "--with-mtmd", {"LLAMA_BUILD_MTMD": "ON"}, "mtmd_default_marker", "mtmd")
+RPC = Part(
+    "libggml-rpc.so", "ggml-rpc", "--with-rpc", {"GGML_RPC": "ON", "GGML_BACKEND_DL": "ON"}, "ggml_backend_rpc_reg"
+)
+
+
+def add_part(part: Part, folder: Path, cache: Path, fetcher: Fetcher, progress: Progress) -> bool:
+    """Add a library to an installed folder; False if it was there. Raises Failure (what to install or do)."""
     manifest = read_manifest(folder)
     if manifest is None:
         raise Failure(f"{folder} has no readable manifest: run fetch_libs.py --force first")
-    if manifest["mtmd"]:
+    if part.library in manifest["files"] or part.role and manifest[part.role]:
         return False
     if manifest["platform"] != this_platform() or sys.platform != "linux":
         raise Failure(
-            f"libmtmd for {manifest['platform']} can only be built on such a machine: "
-            "run fetch_libs.py --with-mtmd there"
+            f"{part.library} for {manifest['platform']} can only be built on such a machine, if it runs Linux: "
+            f"run fetch_libs.py {part.flag} there"
         )
     source = fetcher.lock.get(f"npm:source-{manifest['version']}")
     if source is None:
         raise Failure(
             f"the source of llama.cpp {manifest['version']} isn't in the lock file: "
-            "build libmtmd with your own build and import both with --from"
+            f"build {part.library} with your own build and import both with --from"
         )
-    built = cache / "mtmd" / f"{manifest['version']}-{manifest['platform']}" / LIBRARY
+    built = cache / part.target / f"{manifest['version']}-{manifest['platform']}" / part.library
     if not built.is_file():
         require_tools()
-        progress.say(f"  building {LIBRARY} of llama.cpp {manifest['version']} from source (minutes, once)")
-        _build(built, fetcher.get(source), cache, progress)
-    _install(folder, manifest, built)
-    progress.say(f"  {LIBRARY} added to {folder}")
+        progress.say(f"  building {part.library} of llama.cpp {manifest['version']} from source (minutes, once)")
+        _build(part, built, fetcher.get(source), cache, progress)
+    _install(part, folder, manifest, built)
+    progress.say(f"  {part.library} added to {folder}")
     return True
 
 
 def require_tools() -> None:
     missing = [names[0] for names in TOOLS if not any(shutil.which(name) for name in names)]
     if missing:
-        raise Failure(f"building libmtmd needs {', '.join(missing)}: {INSTALL_HINT}, then run this again")
+        raise Failure(f"building it needs {', '.join(missing)}: {INSTALL_HINT}, then run this again")
 
 
-def _build(target: Path, package: Path, cache: Path, progress: Progress) -> None:
+def _build(part: Part, target: Path, package: Path, cache: Path, progress: Progress) -> None:
     check_space(cache, BUILD_BYTES)
-    with temp_folder(cache, "mtmd") as temp:
+    with temp_folder(cache, part.target) as temp:
         bundle, tree, objects = temp / "source.bundle", temp / "source", temp / "build"
         extract_one(package, "package/llama/gitRelease.bundle", bundle)
-        options = [f"-D{name}={value}" for name, value in CMAKE_OPTIONS.items()]
+        options = [f"-D{name}={value}" for name, value in {**CMAKE_OPTIONS, **part.options}.items()]
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         jobs = str(len(os.sched_getaffinity(0)))
         steps = (
             ("source", ["git", "clone", "--quiet", str(bundle), str(tree)]),
             ("configure", ["cmake", "-S", str(tree), "-B", str(objects), *generator, *options]),
-            ("compile", ["cmake", "--build", str(objects), "--target", "mtmd", "--parallel", jobs]),
+            ("compile", ["cmake", "--build", str(objects), "--target", part.target, "--parallel", jobs]),
         )
         begun = time.monotonic()
         for number, (name, command) in enumerate(steps, start=1):
@@ -118,18 +136,20 @@ def _build(target: Path, package: Path, cache: Path, progress: Progress) -> None
                 command,
                 folder=temp,
                 progress=progress,
-                describe=functools.partial(_describe, f"  libmtmd {number}/{len(steps)} {name}", temp / "client.log"),
+                describe=functools.partial(
+                    _describe, f"  {part.target} {number}/{len(steps)} {name}", temp / "client.log"
+                ),
             )
             if result.code != 0:
                 raise Failure(
-                    f"libmtmd: step {name} failed: {_complaint(result.output)}; "
+                    f"{part.library}: step {name} failed: {_complaint(result.output)}; "
                     f"check compiler and cmake ({INSTALL_HINT})"
                 )
-        real = next((path for path in objects.rglob(LIBRARY + "*") if not path.is_symlink()), None)
+        real = next((path for path in objects.rglob(part.library + "*") if not path.is_symlink()), None)
         if real is None:
-            raise Failure(f"libmtmd: the build ended without a {LIBRARY}: update the checkout")
+            raise Failure(f"the build ended without a {part.library}: update the checkout")
         replace_file(real, target)
-        progress.say(f"  {LIBRARY} built in {time.monotonic() - begun:.0f} s")
+        progress.say(f"  {part.library} built in {time.monotonic() - begun:.0f} s")
 
 
 def _describe(label: str, log: Path, seconds: float) -> str:
@@ -148,35 +168,33 @@ def _complaint(output: str) -> str:
     return telling[0][:200]
 
 
-def _install(folder: Path, manifest: dict, built: Path) -> None:
+def _install(part: Part, folder: Path, manifest: dict, built: Path) -> None:
     """Links, library, manifest, in this order: the manifest names what is all there and loads."""
+    name = part.library
     links = wanted_links(manifest, read_header(built).needed)
-    with temp_folder(folder, "mtmd") as temp:
-        for name, end in links.items():
-            (temp / name).symlink_to(end)
-            os.replace(temp / name, folder / name)
-        shutil.copyfile(built, temp / LIBRARY)
-        os.replace(temp / LIBRARY, folder / LIBRARY)
+    with temp_folder(folder, part.target) as temp:
+        for link, end in links.items():
+            (temp / link).symlink_to(end)
+            os.replace(temp / link, folder / link)
+        shutil.copyfile(built, temp / name)
+        os.replace(temp / name, folder / name)
     try:
-        _smoke(folder, manifest["load_order"] + [LIBRARY])
+        _smoke(part, folder, manifest["load_order"] + [name])
     except Failure:
-        (folder / LIBRARY).unlink()
+        (folder / name).unlink()
         built.unlink()
         raise
-    facts = {"sha256": sha256_of(folder / LIBRARY), "size": (folder / LIBRARY).stat().st_size}
-    write_manifest(
-        folder,
-        {
-            **manifest,
-            "mtmd": LIBRARY,
-            "links": {**manifest["links"], **links},
-            "files": {**manifest["files"], LIBRARY: facts},
-        },
-    )
+    facts = {"sha256": sha256_of(folder / name), "size": (folder / name).stat().st_size}
+    changes = {"links": {**manifest["links"], **links}, "files": {**manifest["files"], name: facts}}
+    if part.role:
+        changes[part.role] = name
+    else:
+        changes["backend_plugins"] = [*manifest["backend_plugins"], name]
+    write_manifest(folder, {**manifest, **changes})
 
 
 def wanted_links(manifest: dict, needed: tuple) -> dict:
-    """Names libmtmd asks for that the folder has under another name -> that name."""
+    """Names a library asks for that the folder has under another name -> that name."""
     by_role = {core_role(name): name for name in manifest["load_order"] if core_role(name)}
     return {
         name: by_role[core_role(name)]
@@ -185,10 +203,12 @@ def wanted_links(manifest: dict, needed: tuple) -> dict:
     }
 
 
-def _smoke(folder: Path, order: list) -> None:
+def _smoke(part: Part, folder: Path, order: list) -> None:
     result = subprocess.run(
-        [sys.executable, "-I", "-c", SMOKE, str(folder), json.dumps(order)], capture_output=True, text=True
+        [sys.executable, "-I", "-c", SMOKE, str(folder), json.dumps(order), part.function],
+        capture_output=True,
+        text=True,
     )
     if result.returncode != 0:
         last = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
-        raise Failure(f"the built {LIBRARY} doesn't load ({last}, {platform.platform()}): update the checkout")
+        raise Failure(f"the built {part.library} doesn't load ({last}, {platform.platform()}): update the checkout")
