@@ -1,9 +1,9 @@
 """One of the models that are served, through all of its life, and those who wait for it. Plain books.
 
 An entry is made once for each model, at start or when a folder is read anew, and lives as long as the server; what it
-holds is guarded by the lock of `Models`. Its `model` is another one each time it is loaded. A request has a `Ticket`
-from the moment it names a model until its answer has been written: so a model with work is never taken for an idle
-one, whatever the handler is doing. Not taken: counting the engine's tasks, which begin once a prompt is tokenized.
+holds is guarded by the lock of the `Register`. Its `model` is another one each time it is loaded. A request has a
+`Ticket` from the moment it names a model until its answer has been written: so a model with work is never taken for an
+idle one, whatever the handler is doing. Not taken: counting the engine's tasks, which begin once a prompt is tokenized.
 """
 
 from __future__ import annotations
@@ -151,3 +151,17 @@ class Ticket:
     model: Model | None = None
     error: ApiError | None = None
     has_left: bool = False
+
+    def grant(self) -> None:
+        """Its model is there: it has that from now on. ApiError if its engine can't serve."""
+        model = self.entry.model
+        assert model is not None
+        model.engine.require_ready()
+        self.entry.n_leases += 1
+        self.model = model
+
+    def drop(self) -> None:
+        """It waits no longer."""
+        load = self.entry.load
+        if load is not None and self in load.tickets:
+            load.tickets.remove(self)

@@ -58,8 +58,8 @@ def several(api, folder: Path, cache: Path) -> Models:
         return [Entry(one.name, one, one.aliases, one.tags, one.path, one.source, one.size) for one in found]
 
     models = api.context.models
-    models._list(entries())
-    models.lone = None
+    models.register.put(entries())
+    models.register.lone = None
     if api.context.library is not None:
         api.context.library = Library(
             cache,

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from server.errors import ApiError, StartError
-from server.models import models as module
+from server.models import loads, register
 from server.models.entry import FAILED, LOADED, LOADING, SLEEPING, UNLOADED
 from tests.support import wait_until
 from tests.unit.models.fakes import FakeRequest, House
@@ -30,7 +30,7 @@ class Clock:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Waiting threads look up often, so tests take no longer than they must."""
-    monkeypatch.setattr(module, "POLL_S", 0.005)
+    monkeypatch.setattr(loads, "POLL_S", 0.005)
 
 
 def ask(models, name: str, request: FakeRequest | None = None):
@@ -116,7 +116,7 @@ def test_a_load_that_fails_tells_all_that_wait_why_and_who_comes_later_at_once()
     house.is_quick = True
     with FakeRequest() as request:
         assert models.get("b", request), "its failure is its own"
-    clock.now += module.RETRY_S
+    clock.now += register.RETRY_S
     with FakeRequest() as request:
         assert models.get("a", request), "it is tried again after a while"
     assert house.started == ["a", "b", "a"]
@@ -254,7 +254,7 @@ def test_waiting_loads_come_in_their_order_and_nobody_starves():
     until(models, c=LOADING)
     second = FakeRequest()
     assert models.get("a", second).name == "a", "for a while who is loaded goes on"
-    clock.now += module.TURN_S
+    clock.now += loads.TURN_S
     wait_until(lambda: models.entries[0].leaves_for, "a to be asked to leave", PATIENCE)
     third = FakeRequest()
     asked_a = ask(models, "a", third)  # waits behind the others
@@ -278,7 +278,7 @@ def test_who_was_asked_to_leave_stays_if_nobody_needs_the_room_any_more():
     models.get("a", first)
     asked_b = ask(models, "b", waiting)
     wait_until(lambda: models.entries[1].load and models.entries[1].load.t_turn, "b to have its turn", PATIENCE)
-    clock.now += module.TURN_S
+    clock.now += loads.TURN_S
     wait_until(lambda: models.entries[0].leaves_for, "a to be asked to leave", PATIENCE)
     asked_a = ask(models, "a", second)
     wait_until(lambda: models.entries[0].load, "a to be waited for", PATIENCE)
@@ -410,7 +410,7 @@ def test_an_engine_that_died_for_good_is_its_models_failure_alone():
     assert states(models) == {"a": FAILED, "b": LOADED}
     with pytest.raises(ApiError, match="it died 5 times"):
         models.get("a", FakeRequest())
-    clock.now += module.RETRY_S
+    clock.now += register.RETRY_S
     with FakeRequest() as request:
         assert models.get("a", request)
 

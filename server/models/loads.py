@@ -1,0 +1,289 @@
+"""How models come: each load is a thread of its own (`model-load`), and those that need room stand in one queue.
+
+A load reads its model's files, waits for its turn and for room, starts the engine and waits until that has loaded. All
+that want the model wait for the same load, and have the model in the moment in which it is there. Loads that need room
+come in their order. Models at work go on while a load waits for their room, but not for ever: after `TURN_S` they take
+no new requests. Not taken: a thread that manages everything. A hanging disk under one model would keep it from all.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from functools import partial
+
+from server.engine.seam.task import FAILED as DEAD
+from server.errors import ApiError, StartError
+from server.log import about, get_logger
+from server.models.endings import Endings
+from server.models.entry import FAILED, LOADED, LOADING, SLEEPING, UNLOADED, Entry, Load, Prepared, Starter
+from server.models.model import Model
+from server.models.register import Register
+from server.models.room import Resident, Room, judge, minus, without
+from server.options.row import OptionError
+
+TURN_S = 10.0
+"""How long a load waits for models at work before those take no new requests."""
+POLL_S = 0.1
+
+STOPPING = "the server is shutting down"
+
+log = get_logger("models")
+
+
+class Loads:
+    """See above. `n_most` models have an engine at a time, 0 is any number; without `autoload` requests load none."""
+
+    def __init__(
+        self, register: Register, endings: Endings, starter: Starter | None, n_most: int, autoload: bool
+    ) -> None:
+        self._register, self._endings, self._starter = register, endings, starter
+        self._changed = register.changed
+        self._n_most, self._autoload = n_most, autoload
+        self._queue: deque[Load] = deque()  # those that have no room yet, in order
+        self._budget: Room | None = None  # what there is without any model
+
+    # ---- the lock is held --------------------------------------------------------------------------------------------
+
+    def of(self, entry: Entry, is_asked: bool = False) -> Load:
+        """The load that brings this model, begun if there is none. ApiError if it can't be, or not by a request
+        (`is_asked`: it is by order)."""
+        if entry.load is not None:
+            return entry.load
+        if not is_asked:
+            if entry.state == FAILED and self._register.clock() < entry.t_retry:
+                raise ApiError(500, entry.reason)
+            if not (self._autoload or self._register.lone):
+                raise ApiError(
+                    400,
+                    f"the model {entry.name!r} is not loaded, and this server loads none by itself "
+                    "(POST /models/load does)",
+                )
+        load = Load(entry, is_asked)
+        thread = threading.Thread(target=self._run, args=(load,), name="model-load", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            raise ApiError(503, "the system gives no more threads; try again", reason="memory") from None
+        entry.load = load
+        entry.progress = 0.0
+        self._queue.append(load)
+        if entry.state != LOADED:
+            self._register.set(entry, LOADING)
+        return load
+
+    def place(self, entry: Entry) -> int:
+        """A model's place among those that wait for room to be loaded: 1 is the next one; 0 if it doesn't wait."""
+        load = entry.load
+        return self._queue.index(load) + 1 if load is not None and load in self._queue else 0
+
+    # ---- the thread of a load ----------------------------------------------------------------------------------------
+
+    def _run(self, load: Load) -> None:
+        entry = load.entry
+        if self._register.lone is None:
+            about(entry.name)
+        try:
+            prepared, takes = self._prepare(load)
+            if takes is None:
+                return  # the model has stayed
+            started = time.monotonic()
+            log.info("loading %s", entry.name)
+            model = self._start(load, prepared)
+            prepared.complete(model)
+        except Exception as error:
+            self._fail(load, error)
+        else:
+            log.info("%s is loaded, after %.2f s", entry.name, time.monotonic() - started)
+            self._succeed(load, model)
+
+    def _prepare(self, load: Load) -> tuple[Prepared, Room | None]:
+        """Read its files and wait until there is room; what it may take, None if it is there already. ApiError,
+        StartError."""
+        assert self._starter is not None
+        entry = load.entry
+        try:
+            with self._changed:  # by now it is in the queue
+                before = entry.model if entry.state == LOADING else None
+            load.prepared = self._starter.read(entry.source, before)
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._may_step(load))
+                    if entry.is_open:
+                        self._satisfy(load)
+                        return load.prepared, None
+                    self._require_wanted(load)
+                    n_ended = self._endings.n_ended
+                measured = self._starter.room()
+                with self._changed:
+                    if n_ended != self._endings.n_ended:
+                        continue  # what was measured is no more
+                    takes = self._step(load, measured)
+                    if takes is not None:
+                        entry.takes = takes
+                        self._register.set(entry, LOADING)
+                        return load.prepared, takes
+                    self._changed.wait(POLL_S)
+        finally:
+            with self._changed:
+                self._queue.remove(load)
+                for other in self._register.entries:
+                    if other.leaves_for is load:
+                        other.leaves_for = None  # it may stay after all
+                self._changed.notify_all()
+
+    def _start(self, load: Load, prepared: Prepared) -> Model:
+        """The model once its engine has loaded it. One that is killed meanwhile is started once more: it may have been
+        chance."""
+        is_second = False
+        while True:
+            model = prepared.start()
+            with self._changed:
+                load.model = model
+            self._watch(load, model)
+            if model.engine.state != DEAD or model.engine.is_refused or is_second:
+                model.engine.require_ready()
+                return model
+            log.warning("%s: %s; it is tried once more", load.entry.name, model.engine.error)
+            model.engine.close()
+            is_second = True
+
+    def _watch(self, load: Load, model: Model) -> None:
+        """Until its engine has loaded the model, or has failed to."""
+        while not model.engine.wait_until_loaded(POLL_S):
+            load.entry.progress = model.engine.progress
+            with self._changed:
+                if load.is_cancelled or self._register.is_closed:
+                    self._require_wanted(load)
+        if self._register.is_closed:
+            raise ApiError(503, STOPPING)
+
+    # ---- room (the lock is held) -------------------------------------------------------------------------------------
+
+    def _may_step(self, load: Load) -> bool:
+        return load.entry.is_open or self._register.is_closed or not load.is_wanted or self._turn() is load
+
+    def _turn(self) -> Load | None:
+        """The first in the queue whose needs are known, and whose last engine is gone."""
+        return next((load for load in self._queue if load.prepared and not self._endings.is_of(load.entry)), None)
+
+    def _step(self, load: Load, measured: Room) -> Room | None:
+        """What the first in the queue may take now; else those are seen off who are in its way. ApiError 503 if that is
+        of no use."""
+        if self._turn() is not load:
+            return None
+        now = self._register.clock()
+        load.t_turn = now if load.t_turn is None else load.t_turn
+        self._endings.see_off()
+        others = [entry for entry in self._register.entries if entry is not load.entry and self._is_resident(entry)]
+        ending = self._endings.rooms()
+        own = load.entry.takes if load.entry.state == LOADED else {}
+        if not (others or own or ending):
+            self._budget = measured
+        budget = self._budget if self._budget is not None else measured
+        prepared = load.prepared
+        assert prepared is not None
+        if prepared.fits(budget, True) is None:
+            raise ApiError(503, prepared.refusal(budget))
+        if own:
+            return None  # it has to leave before it comes again
+        starting = [entry.takes for entry in others if entry.state == LOADING]
+        in_books = minus(budget, *(entry.takes for entry in others), *ending)
+        free = {place: min(n, minus(measured, *starting).get(place, n)) for place, n in in_books.items()}
+        residents = [Resident(entry.name, entry.takes, entry.t_used, _may_leave(entry)) for entry in others]
+        verdict = judge(prepared.fits, free, residents, self._n_most)
+        if verdict.takes is not None:
+            return verdict.takes
+        if not verdict.leaving and not ending and not starting:
+            raise ApiError(503, prepared.refusal(without(free, residents)))
+        if not verdict.busy or now - load.t_turn >= TURN_S:
+            for entry in others:
+                if entry.name in verdict.leaving and entry.leaves_for is None:
+                    entry.leaves_for = load
+            self._endings.see_off()
+        return None
+
+    def _is_resident(self, entry: Entry) -> bool:
+        """Whether it has an engine, or has been given room for one."""
+        return entry.state == LOADED or entry.state == LOADING and entry.load not in self._queue
+
+    # ---- the end of a load -------------------------------------------------------------------------------------------
+
+    def _satisfy(self, load: Load) -> None:
+        """The model is there: those who wait have it from now on. The lock is held."""
+        load.entry.load = None
+        load.entry.t_used = self._register.clock()
+        for ticket in load.tickets:
+            try:
+                ticket.grant()
+            except ApiError as error:  # the engine has died meanwhile
+                ticket.error = error
+        self._changed.notify_all()
+
+    def _succeed(self, load: Load, model: Model) -> None:
+        entry = load.entry
+        with self._changed:
+            entry.model = model
+            model.keep = partial(self.keep, entry)
+            entry.last_info = model.info
+            self._register.set(entry, LOADED)
+            self._satisfy(load)
+
+    def keep(self, entry: Entry, seconds: float) -> bool:
+        """From now on a model sleeps after so long without work; 0 unloads it at once then, below 0 it stays."""
+        with self._changed:
+            entry.idle_s = seconds
+        return True
+
+    def _fail(self, load: Load, error: Exception) -> None:
+        """Tell those who wait why; what was begun is ended."""
+        entry = load.entry
+        reason = reason_of(error)
+        if not isinstance(error, (ApiError, StartError, OptionError, Unwanted)):
+            log.error("%s could not be loaded", entry.name, exc_info=error)
+        with self._changed:
+            if load.model is not None:
+                self._endings.end(entry, load.model)
+            is_at_fault = not (load.is_cancelled or self._register.is_closed or isinstance(error, Unwanted))
+            if is_at_fault and entry.state == LOADING:
+                log.error("%s: %s", entry.name, reason)
+                self._register.fail(entry, reason, isinstance(error, ApiError) and error.status == 503)
+            self._forget(load)
+            for ticket in load.tickets:
+                ticket.error = ApiError(error.status if isinstance(error, ApiError) else 500, reason)
+            self._changed.notify_all()
+
+    def _require_wanted(self, load: Load) -> None:
+        """ApiError if it shall not go on, Unwanted if nobody waits for it; who comes from now on begins another. The
+        lock is held."""
+        if self._register.is_closed:
+            raise ApiError(503, STOPPING)
+        if load.is_cancelled:
+            raise ApiError(503, f"the model {load.entry.name!r} was unloaded before it was loaded")
+        if not load.is_wanted:
+            self._forget(load)
+            raise Unwanted
+
+    def _forget(self, load: Load) -> None:
+        """It is over. The lock is held."""
+        entry = load.entry
+        if entry.load is load:
+            entry.load = None
+            if entry.state == LOADING:
+                self._register.set(entry, UNLOADED if entry.model is None else SLEEPING)
+
+
+class Unwanted(Exception):
+    """Nobody waits for this load any more."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a model could not be loaded, for those who asked for it."""
+    if isinstance(error, ApiError):
+        return error.message
+    return f"the model could not be loaded: {error}"
+
+
+def _may_leave(entry: Entry) -> bool:
+    return entry.state == LOADED and entry.is_idle
