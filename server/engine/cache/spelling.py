@@ -12,13 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from server.engine.seam.task import Difference
 from server.engine.slots.slot import common_prefix
 
 MAX_STRETCH = 256
 """Bytes after which two ways to write a text have to meet again."""
-N_BEFORE, N_BEHIND = 8, 6
-"""Tokens shown around a difference."""
 
 Letters = Callable[[int], bytes]  # the bytes of a token; none of one that is no text
 
@@ -52,12 +49,3 @@ def _same_text(
         if not part or a[:n] != b[:n] or n > MAX_STRETCH:
             return None
     return i - start_i, j - start_j
-
-
-def first_difference(prompt: Sequence[int], cached: Sequence[int]) -> Difference | None:
-    """Where the prompt leaves the cached one; None if one of them ends first."""
-    n = common_prefix(prompt, cached)
-    if n == min(len(prompt), len(cached)):
-        return None
-    end = n + N_BEHIND
-    return Difference(n, tuple(prompt[max(n - N_BEFORE, 0) : n]), tuple(prompt[n:end]), tuple(cached[n:end]))

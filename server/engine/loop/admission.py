@@ -5,12 +5,13 @@ Engine thread only, between two batches. A task that can't be started fails here
 
 from __future__ import annotations
 
-from server.engine.cache import prompt_cache, spelling
+from server.engine.cache import prompt_cache
+from server.engine.cache.difference import first_difference
 from server.engine.loop.answers import Answers
 from server.engine.loop.commands import Commands
 from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
-from server.engine.seam.task import GAVE_WAY, STOP_LIMIT, Progress, Task
+from server.engine.seam.task import GAVE_WAY, STOP_LIMIT, Difference, Progress, Task
 from server.engine.slots import sampling
 from server.engine.slots.media import Layout
 from server.engine.slots.phases import Phases, needs_phases
@@ -19,6 +20,7 @@ from server.engine.slots.slot import Run, Slot
 from server.engine.slots.text import TextStream
 from server.errors import ApiError
 from server.log import get_logger
+from server.records import replace
 
 PLACES_SHARE = 20
 """Telling waiting tasks their places may take one part in so many of the time."""
@@ -207,7 +209,7 @@ class Admission:
             waiting.t_arrived,
             now,
             truncated=len(prompt) < n_asked,
-            first_difference=spelling.first_difference(prompt, cached),
+            first_difference=self._difference(task, prompt, cached, is_whole=len(prompt) == n_asked),
             layout=layout,
             drafting=None if layout.chunks else self._state.speculation.begin(task),
             phases=phases,
@@ -231,6 +233,16 @@ class Admission:
             self._state.report_progress(slot)
         if not prompt:
             self._answers.finish(slot, STOP_LIMIT)
+
+    def _difference(self, task: Task, prompt: list[int], cached: list[int], is_whole: bool) -> Difference | None:
+        """Where the prompt leaves the cached text, which may have its tokens in other spellings up to there only."""
+        config = self._state.config
+        can_reuse = task.cache_prompt and not config.exact and config.n_group == 1 and task.prompt_probs < 0
+        found = first_difference(prompt, cached, can_reuse)
+        if found is None or not is_whole:
+            return found
+        at = len(task.prompt) - (len(prompt) - found.position)
+        return replace(found, at=self._state.media.layout(task.id).as_sent(at) if at >= 0 else -1)
 
     def _require_cuts(self, task: Task) -> None:
         """ApiError 501 if the task wants something taken out of a memory that can't do that."""

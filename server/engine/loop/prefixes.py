@@ -82,11 +82,11 @@ class Prefixes:
         return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())
 
     def nearest(self, task: Task, prompt: list[int]) -> list[int]:
-        """That text of the task's owner in any cache that the prompt has most in common with."""
+        """That text of the task's owner in any cache that the prompt has most in common with; of several the latest."""
         lora = self._state.lora_of(task)
         texts = [
             slot.tokens[: slot.shifted_at]
-            for slot in self._state.slots
+            for slot in sorted(self._state.slots, key=lambda slot: -slot.t_used)
             if slot.owner == task.owner and slot.lora == lora
         ]
         texts.append(self.blocks.nearest(lora, prompt, task.owner))

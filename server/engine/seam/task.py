@@ -365,12 +365,16 @@ class Timings:
 @record(frozen=True)
 class Difference:
     """Where a prompt leaves a cached one: at token `position`. A few tokens each: what is right `before` that place in
-    both, how the `prompt` goes on and how the `cached` one."""
+    both, how the `prompt` goes on and how the `cached` one. `n_lost` of the prompt's tokens behind it are in the cached
+    one, too, and had to be evaluated all the same. `at` is the place in the prompt of the task as it was sent, -1 if it
+    is in the system prompt of all, or if the prompt was cut."""
 
     position: int
     before: tuple[int, ...]
     prompt: tuple[int, ...]
     cached: tuple[int, ...]
+    n_lost: int = 0
+    at: int = -1
 
 
 @record(frozen=True)

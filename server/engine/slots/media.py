@@ -53,13 +53,20 @@ class Prepared:
         """Cells of the cache that it takes."""
         return sum(part.n_tokens if isinstance(part, Chunk) else len(part) for part in self.parts)
 
+    @property
+    def n_positions(self) -> int:
+        """Ids of the prompt that it takes."""
+        return sum(len(part.ids) if isinstance(part, Chunk) else len(part) for part in self.parts)
+
 
 @record
 class Layout:
-    """Where in a prompt chunks begin, and what frees them."""
+    """Where in a prompt chunks begin, and what frees them. `files`: where each file begins, and how many positions it
+    takes."""
 
     chunks: dict[int, Chunk] = field(default_factory=dict)
     owners: list[Closable] = field(default_factory=list)
+    files: list[tuple[int, int]] = field(default_factory=list)
 
     def n_extra(self, at: int = 0) -> int:
         """Cells beyond one per position that the chunks from `at` on take (M-RoPE); below zero if fewer."""
@@ -67,7 +74,12 @@ class Layout:
 
     def shifted(self, n: int) -> Layout:
         """The same behind `n` more tokens."""
-        return Layout({start + n: chunk for start, chunk in self.chunks.items()}, self.owners)
+        files = [(start + n, length) for start, length in self.files]
+        return Layout({start + n: chunk for start, chunk in self.chunks.items()}, self.owners, files)
+
+    def as_sent(self, at: int) -> int:
+        """Which token of the prompt as it was sent, with one for each file, became the position `at`."""
+        return at - sum(min(at - start, length - 1) for start, length in self.files if start <= at)
 
     def next_start(self, at: int, end: int) -> int:
         """Where the first chunk from `at` on begins; `end` if there is none."""
@@ -109,6 +121,7 @@ def _written(prompt: Iterable[int], files: tuple[Prepared, ...], layout: Layout,
         if token >= 0:
             tokens.append(token)
             continue
+        layout.files.append((start + len(tokens), files[-1 - token].n_positions))
         for part in files[-1 - token].parts:
             if isinstance(part, Chunk):
                 layout.chunks[start + len(tokens)] = part

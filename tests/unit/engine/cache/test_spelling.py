@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from server.engine.cache.spelling import MAX_STRETCH, first_difference, respelled
-from server.engine.seam.task import Difference
+from server.engine.cache.spelling import MAX_STRETCH, respelled
 
 # single bytes are their own tokens, others are some pieces of text; 1000 and above are control tokens
 PIECES = {300: b"ab", 301: b"bc", 302: b"abc", 303: b"ca", 304: b"cab", 305: b"\xc3", 306: "\u00e9".encode()}
@@ -108,10 +107,3 @@ def recut(tokens: list[int], draw: random.Random) -> list[int]:
 def first_same(a: list[int], b: list[int]) -> list[int]:
     n = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
     return a[:n]
-
-
-def test_the_first_difference_is_shown_with_what_is_around_it():
-    prompt, cached = ids("the red house is here"), ids("the blue house is there")
-    assert first_difference(prompt, cached) == Difference(4, tuple(b"the "), tuple(b"red ho"), tuple(b"blue h"))
-    assert first_difference(prompt, prompt + [1]) is None and first_difference(prompt, prompt[:5]) is None
-    assert first_difference(prompt, []) is None and first_difference([], prompt) is None

@@ -9,7 +9,7 @@ import pytest
 
 from server.engine.cache.block_tree import BLOCK
 from server.engine.loop.prefixes import LAST_TOKEN, NO_TRIM, NOT_ASKED, OTHER_LORA, TOO_SHORT
-from server.engine.seam.task import CacheUse, Timings
+from server.engine.seam.task import CacheUse, Difference, Timings
 from tests.fakes import FakeBackend
 from tests.unit.engine.driving import Driver, alone
 
@@ -225,6 +225,63 @@ def test_a_text_that_goes_on_differs_nowhere():
     task = d.post(STEM, n_predict=4, owner="me")
     d.finish()
     assert difference(d, STEM + d.text(task) + " and so on", "me") is None
+
+
+LEFT = "You know all about ships and harbours. Today is monday. Say it in few words, and never make anything up."
+
+
+def told_of(d: Driver, prompt: object, **fields) -> Difference | None:
+    task = d.post(prompt, n_predict=1, owner="me", **fields)
+    d.finish()
+    return cache_of(d, task).first_difference
+
+
+@everywhere
+def test_what_is_lost_by_a_difference_is_counted(n_slots, is_split):
+    d = remembering(n_slots, is_split)
+    told_of(d, LEFT)
+    found = told_of(d, LEFT.replace("monday", "friday"))
+    assert found.n_lost == len(LEFT) - LEFT.index("day. ")
+    assert told_of(d, STEM + "and now something else").n_lost == 0
+
+
+@pytest.mark.parametrize(("config", "fields"), [({}, {"cache_prompt": False}), ({"exact": True}, {})])
+def test_nothing_is_lost_where_nothing_is_to_be_reused(config, fields):
+    d = remembering(1, True, **config)
+    told_of(d, LEFT)
+    assert told_of(d, LEFT.replace("monday", "friday"), **fields).n_lost == 0
+
+
+def test_of_texts_that_are_equally_near_the_latest_is_told():
+    d = driver(n_slots=3)
+    for i, word in enumerate(("one", "two", "three")):
+        d.post(STEM + word, n_predict=1, owner="me", id_slot=i)
+        d.finish()
+        d.clock.now += 1
+    assert bytes(told_of(d, STEM + "!").cached)[:5] == b"three"
+
+
+def test_the_place_of_a_difference_is_told_in_the_prompt_as_it_was_sent():
+    d = driver(n_slots=2)
+    told_of(d, LEFT)
+    assert told_of(d, LEFT.replace("monday", "friday")).at == LEFT.index("monday")
+    d.answer("system_prompt", tokens=tuple(b"be brief. "))
+    told_of(d, LEFT)
+    found = told_of(d, LEFT.replace("monday", "friday"))
+    assert (found.at, found.position) == (LEFT.index("monday"), LEFT.index("monday") + 10)
+
+
+def test_other_spellings_before_a_difference_dont_move_its_place():
+    d = spelling_driver()
+    told_of(d, [*TEXT, PAIR, PAIR, *b" and noon"])
+    found = told_of(d, [*TEXT, *b"abab", *b" and night"], may_respell=True)
+    assert (found.at - found.position, found.at) == (2, len(TEXT) + 4 + len(" and n"))
+
+
+def test_the_place_is_not_known_in_a_prompt_that_was_cut():
+    d = driver(n_slots=1, n_ctx=256, shift_context=True)
+    told_of(d, "x" * 100)
+    assert told_of(d, "xy" + "z" * 2000).at == -1
 
 
 # ---- the same text in other tokens ----------------------------------------------------------------------------------

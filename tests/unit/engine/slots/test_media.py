@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from server.engine.seam.task import Close, Media
-from server.engine.slots.media import Chunk, Layout, Prepared, placeholders
+from server.engine.seam.task import Close, Media, Task
+from server.engine.slots.media import Chunk, Layout, Prepared, placeholders, write_out
 from tests.fake_media import CLOSING, OPENING, FakeMedia, media, picture_bytes, written_out
 from tests.fakes import PATIENCE_S, FakeBackend
 from tests.media_files import png_of
@@ -61,6 +61,27 @@ def test_a_layout_knows_where_chunks_begin_and_what_can_be_reused():
     assert Layout().reusable(0) == 0
     assert (layout.n_extra(), layout.n_extra(4)) == (4, 0)
     assert list(layout.shifted(5).chunks) == [8, 13]
+
+
+def test_a_position_leads_back_to_the_prompt_as_it_was_sent():
+    files = (Prepared(([7], Chunk((-1, -2), 6), [8]), None), Prepared((), None), Prepared((Chunk((-3,), 1),), None))
+    task, layout = write_out(Task(1, (50, -1, 51, -2, -3, 52, -1)), files)
+    assert [layout.as_sent(at) for at in range(len(task.prompt))] == [0, 1, 1, 1, 1, 2, 4, 5, 6, 6, 6, 6]
+    assert layout.shifted(3).as_sent(3 + 5) == 3 + 2
+
+
+@pytest.mark.parametrize(
+    ("files", "after", "at"), [((DOG,), " what is it?", 4), ((CAT, DOG), "!", 5), ((CAT,), " what is that?", 14)]
+)
+def test_a_difference_in_a_file_or_behind_it_is_told(files, after, at):
+    d = driver()
+    tasks = []
+    for one in ({}, {"files": files, "after": after}):
+        tasks.append(
+            post(d, *one.get("files", (CAT,)), after=one.get("after", " what is it?"), n_predict=1, owner="me")
+        )
+        d.finish()
+    assert d.outcomes[tasks[1]].final.cache.first_difference.at == at
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
