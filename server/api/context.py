@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.api.running import RunningRequests
+from server.api.stored.cache_notes import CacheNotes
 from server.api.stored.recordings import Recordings
 from server.api.stored.store import Store
 from server.evidence.models import KnownModels
@@ -52,6 +53,7 @@ class Context:
     known_models: KnownModels = field(default_factory=KnownModels)
     recorder: Recorder | None = None
     recordings: Recordings = field(default_factory=Recordings)
+    cache_notes: CacheNotes = field(default_factory=CacheNotes)
     stop: threading.Event = field(default_factory=threading.Event)
     """Set once the server has been asked to end."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)

@@ -18,6 +18,7 @@ from server.api.context import Context
 from server.api.dialects.dialect import Answer, Dialect, Reply
 from server.api.request.media import Files
 from server.api.request.text_request import Arrival, Incoming, TextRequest
+from server.api.serialize import cache_json
 from server.api.stored.recordings import conversation_id
 from server.chat.output.events import Event
 from server.chat.output.parser import Message, OutputParser
@@ -136,8 +137,10 @@ class Generation:
     """The tasks of one request."""
 
     def __init__(self, context: Context, asked: TextRequest, request: Request) -> None:
+        self._asked = asked
         self._tasks = asked.tasks
         self._extras = asked.extras
+        self._cache_notes = context.cache_notes
         self._recorder = context.recorder
         self._case: Case | None = None
         self._model_hash = ""  # of a certificate
@@ -175,11 +178,25 @@ class Generation:
     def feed(self, message: Message) -> tuple[int, Sequence[Event]]:
         """What became ready with a message of the engine: which answer it is about, and its next events."""
         index, parser = self._answers[message.id]
+        if type(message) is Final:
+            self._note_cache(self._tasks[index], message)
         if self._case is not None:
             self._case.note(message)
             if type(message) is Final:
                 self._extras[index] = self._evidence(self._case, self._tasks[index])
         return index, parser.feed(message)
+
+    def _note_cache(self, task: Task, final: Final) -> None:
+        """Remember for the task's owner what the cache did."""
+        about = {
+            "time": round(time.time(), 3),
+            "id": self._request.id,
+            "path": self._request.path,
+            "model": self._model.name,
+            "prompt_n": final.timings.prompt_n,
+            "cache_n": final.timings.cache_n,
+        }
+        self._cache_notes.add(task.owner, {**about, "cache": cache_json(self._asked, final)})
 
     def _evidence(self, case: Case, task: Task) -> dict[str, Any]:
         """What a request wants to know of an answer that has ended."""

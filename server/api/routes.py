@@ -125,6 +125,7 @@ def routes(context: Context) -> list[Route]:
         Route("DELETE", "/v1/stream", streams.stop),
         Route("POST", "/v1/streams/lookup", streams.lookup, is_free=True),
         Route("POST", "/debug/stacks", DebugHandler(context).stacks, body_optional=True),
+        Route("GET", "/debug/cache", DebugHandler(context).cache),
         Route("POST", "/embedding", embeddings.native),
         Route("POST", "/embeddings", embeddings.list),
         Route("POST", "/v1/embeddings", embeddings.openai),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from typing import Any
 
+from server.api.request.text_request import TextRequest
 from server.engine.seam.task import (
     PATTERN,
     START,
     TOKEN,
     WORD,
-    CacheUse,
     Difference,
+    Final,
     Progress,
     SamplingParams,
     Task,
@@ -113,23 +115,41 @@ def timings_json(timings: Timings) -> dict[str, Any]:
     }
 
 
-def cache_json(cache: CacheUse, vocab: Vocab) -> dict[str, Any]:
-    """`cache`: what is null isn't known, or there is nothing of the kind."""
-    return {
-        "source": cache.source,
-        "reason": cache.reason or None,
-        "first_difference": cache.first_difference and _difference_json(cache.first_difference, vocab),
-    }
+def cache_json(asked: TextRequest, final: Final) -> dict[str, Any]:
+    """`cache`: what is null isn't known, or there is nothing of the kind. Made once for each answer."""
+    if final.id not in asked.cache:
+        difference = final.cache.first_difference
+        asked.cache[final.id] = {
+            "source": final.cache.source,
+            "reason": final.cache.reason or None,
+            "first_difference": difference and _difference_json(difference, asked, final),
+        }
+    return asked.cache[final.id]
 
 
-def _difference_json(difference: Difference, vocab: Vocab) -> dict[str, Any]:
+def _difference_json(difference: Difference, asked: TextRequest, final: Final) -> dict[str, Any]:
     """Text before the place, then token by token: two texts may look the same and be cut differently. A part of an
-    image or a sound (a negative number) is `[file]`."""
+    image or a sound (a negative number) is `[file]`. What was lost by it costs its share of reading the prompt."""
     before, prompt, cached = (
-        ["[file]" if token < 0 else vocab.piece(token).decode("utf-8", "replace") for token in tokens]
+        [b"[file]" if token < 0 else asked.model.vocab.piece(token) for token in tokens]
         for tokens in (difference.before, difference.prompt, difference.cached)
     )
-    return {"position": difference.position, "before": "".join(before), "prompt": prompt, "cached": cached}
+    place = None
+    if difference.at >= 0:
+        n_same = len(os.path.commonprefix([b"".join(prompt), b"".join(cached)]))
+        place = asked.prompt_of(final.id).place(asked.model.vocab, difference.at, n_same)
+    timings, n_lost = final.timings, difference.n_lost
+    return {
+        "position": difference.position,
+        "message": place and place.message,
+        "role": place and place.role,
+        "field": place and place.field,
+        "before": b"".join(before).decode("utf-8", "replace"),
+        "prompt": [piece.decode("utf-8", "replace") for piece in prompt],
+        "cached": [piece.decode("utf-8", "replace") for piece in cached],
+        "rows_lost": n_lost,
+        "cost_ms": round(n_lost * timings.prompt_ms / max(timings.prompt_n, 1), 3),
+    }
 
 
 def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict[str, Any]:

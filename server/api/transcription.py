@@ -170,7 +170,7 @@ class TranscriptReply:
             "output_tokens": final.n_predicted,
             "total_tokens": final.n_prompt + final.n_predicted,
         }
-        cache = cache_json(final.cache, self._asked.model.vocab)
+        cache = cache_json(self._asked, final)
         return {"text": text, "usage": usage, "timings": timings_json(final.timings), "cache": cache}
 
 

@@ -90,6 +90,7 @@ def test_without_keys_a_task_is_its_address_s(make_api):
         ("POST", "/props"),
         ("GET", "/slots"),
         ("GET", "/slots/timeline"),
+        ("GET", "/debug/cache"),
         ("POST", "/slots/0?action=erase"),
         ("GET", "/metrics"),
         ("GET", "/lora-adapters"),

@@ -461,7 +461,8 @@ def test_timings_have_all_their_fields_and_add_up(speaking):
     assert again["timings"]["cache_n"] == 4
     assert again["cache"] == {"source": "slot", "reason": "the last token is evaluated again", "first_difference": None}
     other = speaking.complete("how!", 2)["cache"]["first_difference"]
-    assert other == {"position": 4, "before": "<s>how", "prompt": ["!"], "cached": list("?Fine,")}
+    said = {name: other[name] for name in ("position", "before", "prompt", "cached", "rows_lost")}
+    assert said == {"position": 4, "before": "<s>how", "prompt": ["!"], "cached": list("?Fine,"), "rows_lost": 0}
     none = speaking.complete("how?", 0)["timings"]
     assert (none["predicted_n"], none["predicted_per_second"]) == (0, 0)
 

@@ -150,7 +150,7 @@ def answer_json(asked: TextRequest, index: int, answer: Answer, has_new_line: bo
         "stopped_word": final.stop == STOP_WORD,
         "stopping_word": final.stopping_word,
         "timings": timings_json(final.timings),
-        "cache": cache_json(final.cache, vocab),
+        "cache": cache_json(asked, final),  # type: ignore[arg-type]
         **asked.extras.get(index, {}),
     }
     probs = answer.probs

@@ -243,7 +243,7 @@ class OpenAiReply:
 
     def _numbers(self, final: Final) -> dict[str, Any]:
         """What an answer took."""
-        return {"timings": timings_json(final.timings), "cache": cache_json(final.cache, self._asked.model.vocab)}
+        return {"timings": timings_json(final.timings), "cache": cache_json(self._asked, final)}
 
     def _usage(self) -> dict[str, Any]:
         finals = [self._finals[i] for i in sorted(self._finals)]

@@ -578,7 +578,7 @@ class ResponsesReply:
             "incomplete_details": {"reason": "max_output_tokens"} if status == INCOMPLETE else None,
             "usage": usage(final),
             "timings": timings_json(final.timings),
-            "cache": cache_json(final.cache, self._asked.model.vocab),
+            "cache": cache_json(self._asked, final),
             **warnings,
         }
 

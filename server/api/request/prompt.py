@@ -7,8 +7,8 @@ special tokens that users can't forge, and files in between.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from server.api.request.media import DEFAULT_MARKER, Files
 from server.api.request.schema import shorten
@@ -20,17 +20,47 @@ from server.records import record
 
 FORMS = 'prompt: give a string, a list of strings and token ids, {"prompt_string": text}, or a list of those'
 MAX_PROMPTS = 1024
+MESSAGE = re.compile(r"messages\[(\d+)\]")
 OLD_MARKER = re.compile(r"\[img-([0-9]{1,18})\]")
+
+
+@record(frozen=True)
+class Place:
+    """A `field` of a request, by its path; if it is one of a message, that one's number and its role."""
+
+    field: str
+    message: int | None = None
+    role: str | None = None
+
+
+class Source(Protocol):
+    """What a prompt was made of, for those who want to know."""
+
+    def place(self, pieces: Iterable[bytes | None], n_same: int) -> Place | None:
+        """Whose text stands `n_same` bytes behind these first pieces of the prompt (None: a file); None if that isn't
+        to be found out."""
 
 
 @record(frozen=True)
 class Prompt:
     """Token ids of one prompt, in which -1 stands for the first file of `media`, -2 for the second, and so on.
-    `may_respell`: it has what the model wrote earlier, which comes back as text; see `Task`."""
+    `may_respell`: it has what the model wrote earlier, which comes back as text; see `Task`. Without a `source` it is
+    the request's `prompt`."""
 
     tokens: tuple[int, ...]
     media: tuple[Media, ...] = ()
     may_respell: bool = False
+    source: Source | None = None
+
+    def place(self, vocab: Vocab, at: int, n_same: int) -> Place | None:
+        """Whose text the token `at` is, `n_same` bytes behind its beginning; None if that isn't to be found out."""
+        if self.tokens[at] < 0:
+            where = self.media[-1 - self.tokens[at]].where
+            found = MESSAGE.match(where)
+            return Place(where, int(found[1]) if found else None)
+        if self.source is None:
+            return Place("prompt")
+        return self.source.place((None if one < 0 else vocab.piece(one) for one in self.tokens[:at]), n_same)
 
 
 def read_prompts(

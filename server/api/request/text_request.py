@@ -60,7 +60,7 @@ class TextRequest:
     the client wants a list of answers. `warnings` is what of the request isn't kept. `new_parser` makes what tells
     calls and reasoning from the text of an answer, None where it is text alone. `own` is what else its dialect has to
     know of it. `body` is what it was made of. `extras` get what an answer says besides, by its number: evidence that
-    was asked for, made when the answer has ended."""
+    was asked for, made when the answer has ended; `cache` what the cache did, by the number of the task."""
 
     model: Model
     values: Mapping[str, Any]
@@ -76,6 +76,8 @@ class TextRequest:
     body_sha256: str = ""
     arrival: Arrival = field(default_factory=Arrival)
     extras: dict[int, dict[str, Any]] = field(default_factory=dict)
+    prompts: Sequence[Prompt] = ()
+    cache: dict[int, dict[str, Any]] = field(default_factory=dict)
 
     def in_background(self) -> TextRequest:
         """The same behind everybody else's."""
@@ -85,6 +87,11 @@ class TextRequest:
     def is_parsed(self) -> bool:
         """Whether calls and reasoning are told from the text."""
         return self.new_parser is not None
+
+    def prompt_of(self, id_task: int) -> Prompt:
+        """What a task's prompt was made of."""
+        index = next(i for i, task in enumerate(self.tasks) if task.id == id_task)
+        return self.prompts[index // self.n]
 
     def shown_for(self, index: int) -> Any:
         """The prompt as that answer repeats it: of several its own."""
@@ -190,6 +197,7 @@ def text_request(
         body=incoming.body,
         body_sha256=incoming.body_sha256,
         arrival=incoming.arrival,
+        prompts=prompts,
     )
 
 

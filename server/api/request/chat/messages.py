@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from server.api.request.chat.places import Origin
 from server.api.request.chat.reasoning import ReasoningWish, read_reasoning, reasoning_variables
 from server.api.request.chat.tools import Tools, read_tools
 from server.api.request.fields import CHAT_FIELDS, listed
@@ -95,7 +97,8 @@ def chat_prompt(model: Model, chat: Conversation, files: Files) -> ChatPrompt:
     model.vocab.measure(text)
     prompt = tokenize_all(model.vocab, segments, model.chat_template.bos_token, not model.system_prompt.prompt, files)
     has_answers = bool(chat.prefill) or any(message["role"] == "assistant" for message in chat.messages)
-    prompt = replace(prompt, may_respell=has_answers and not prompt.media)
+    source = Origin(chat.messages, chat.variables, text, partial(_render_again, model, chat.add_generation_prompt))
+    prompt = replace(prompt, may_respell=has_answers and not prompt.media, source=source)
     shown, prefill = files.shown(text), files.shown(chat.prefill)
     return ChatPrompt(shown, prompt, prefill, chat.tools, chat.reasoning, tags, chat.warnings)
 
@@ -238,6 +241,10 @@ def render(
     except TemplateError as error:
         where: dict[str, Any] = {} if error.message_index is None else {"param": f"messages[{error.message_index}]"}
         raise ApiError(400, f"the chat template can't render these messages: {error}", **where) from None
+
+
+def _render_again(model: Model, add_generation_prompt: bool, messages: Any, variables: Mapping[str, Any]) -> str:
+    return "".join(part for part, _ in render(model, messages, add_generation_prompt, variables))
 
 
 def all_objects(values: list[object]) -> bool:

@@ -60,6 +60,7 @@ def reply_for(reasoning: str, n_probs: int) -> OpenAiReply:
         is_parsed=True,
         is_list=False,
         extras={},
+        cache={},
     )
     return OpenAiReply(SimpleNamespace(options=SimpleNamespace(is_verbose=False)), asked, ChatForm)
 

@@ -1,0 +1,171 @@
+"""Where in a request a place of its rendered prompt comes from: which message, and which of its fields.
+
+Connection thread, only when a difference to the cache is told. The conversation is rendered once more with letters that
+stand nowhere else, others in each text of the request: which of them comes out at the place says whose text it is,
+whatever the template has done with it on the way. Characters that aren't letters or digits stay, and so do names in
+tags, roles and ids, by which templates decide what they write; such a place belongs to the text around it.
+
+Not taken: searching the prompt for the texts of the request, which are often in it several times, cut, joined or
+written as JSON.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from server.api.request.prompt import Place
+from server.errors import ApiError
+from server.records import record
+
+Path = tuple[Any, ...]
+FIRST, LAST = 0x20000, 0x2A6D6  # rare Chinese characters: they have no case, and Python prints them as they are
+KEPT = frozenset(("role", "id", "tool_call_id", "type", "required"))
+VARIABLES = ("tools", "documents")
+TAG = re.compile(r"(<[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\])")
+STRING, ESCAPE = re.compile(r'("(?:[^"\\]|\\.)*")'), re.compile(r"(\\u[0-9a-fA-F]{4}|\\.)")
+WORD = re.compile(r"\w")
+MARKER = b"<__media_"
+MAX_STRANGE = 8  # tokens that aren't in the text: what a model's metadata puts around it
+SLACK = 16  # bytes of white space that special tokens may have swallowed
+MAX_KEY, MAX_FIELD = 60, 200
+
+
+@record(frozen=True)
+class Leaf:
+    """A text of the request: its place, and what it begins and ends with that isn't in its own letter."""
+
+    path: Path
+    head: str
+    tail: str
+
+
+class Rewriter:
+    """Writes texts in letters of their own, which aren't in `text`, and remembers which those are."""
+
+    def __init__(self, text: str) -> None:
+        self.leaves: dict[str, Leaf] = {}
+        taken = set(text)
+        self._letters = (letter for letter in map(chr, range(FIRST, LAST + 1)) if letter not in taken)
+
+    def rewrite(self, value: Any, path: Path) -> Any:
+        """A copy of JSON-like data in these letters. Each text has as many characters as before."""
+        if isinstance(value, str):
+            return self._rewrite_text(value, path)
+        if isinstance(value, (list, tuple)):
+            return [self.rewrite(item, (*path, i)) for i, item in enumerate(value)]
+        if not isinstance(value, dict) or value.get("is_media"):
+            return value
+        return {key: item if key in KEPT else self.rewrite(item, (*path, key)) for key, item in value.items()}
+
+    def _rewrite_text(self, text: str, path: Path) -> str:
+        letter = next(self._letters, "")
+        if not letter:
+            return text  # there are more texts than letters
+        if path[-1] == "arguments":  # JSON text
+            written = _within(STRING, text, lambda part: _between(ESCAPE, part, letter))
+        else:
+            written = _between(TAG, text, letter)
+        n_before = next((i for i, one in enumerate(written) if one == letter), 0)
+        self.leaves[letter] = Leaf(path, text[:n_before], text[written.rfind(letter) + 1 :])
+        return written
+
+
+def _between(pattern: re.Pattern[str], text: str, letter: str) -> str:
+    """The text with this letter for all others but in what the pattern, which is one group, matches."""
+    return "".join(part if i % 2 else WORD.sub(letter, part) for i, part in enumerate(pattern.split(text)))
+
+
+def _within(pattern: re.Pattern[str], text: str, rewrite: Callable[[str], str]) -> str:
+    return "".join(rewrite(part) if i % 2 else part for i, part in enumerate(pattern.split(text)))
+
+
+@record(frozen=True)
+class Origin:
+    """A rendered conversation: its `text`, with markers in the place of files, and `render`, which makes that of
+    messages and variables again. What it goes on with is the text of another message."""
+
+    messages: Sequence[Mapping[str, Any]]
+    variables: Mapping[str, Any]
+    text: str
+    render: Callable[[Any, Any], str]
+
+    def place(self, pieces: Iterable[bytes | None], n_same: int) -> Place | None:
+        """Whose text stands `n_same` bytes behind these first pieces of the prompt (None: a file); None if that isn't
+        to be found out."""
+        offset = offset_in(self.text, pieces, n_same)
+        if offset is None:
+            return None
+        rewriter = Rewriter(self.text)
+        messages = rewriter.rewrite(self.messages, ("messages",))
+        variables = {
+            name: rewriter.rewrite(value, (name,)) if name in VARIABLES else value
+            for name, value in self.variables.items()
+        }
+        try:
+            written = self.render(messages, variables)
+        except ApiError:
+            return None
+        if offset >= len(written):
+            return Place(f"messages[{len(messages)}].content", len(messages), "assistant")
+        return self._owner(written, offset, rewriter.leaves)
+
+    def _owner(self, written: str, at: int, leaves: Mapping[str, Leaf]) -> Place | None:
+        text = self.text
+        if any(a != b and b not in leaves for a, b in zip(text[: at + 1], written)):
+            return None  # the template has written something else, and so the places aren't the same
+        end = min(len(text), len(written))
+        behind = next((i for i in range(at, end) if written[i] in leaves), end)
+        before = next((i for i in range(min(at, end) - 1, -1, -1) if written[i] in leaves), -1)
+        last, following = leaves.get(written[before]) if before >= 0 else None, leaves.get(written[behind : behind + 1])
+        if following is not None and (behind == at or following is last or following.head.endswith(text[at:behind])):
+            return self._named(following.path)
+        if last is not None and last.tail.startswith(text[before + 1 : at]):
+            return self._named(last.path)
+        return self._between(last.path if last else (), following.path if following else (), at)
+
+    def _between(self, last: Path, following: Path, at: int) -> Place:
+        """What the template has written between two texts: a role, what both are part of, or something of its own."""
+        n = next((i for i, (a, b) in enumerate(zip(last, following)) if a != b), min(len(last), len(following)))
+        if n > 1:
+            return self._named(last[:n])
+        if following[:1] != ("messages",):
+            return Place("chat_template")
+        number = following[1]
+        role = self.messages[number]["role"]
+        is_role = _word_at(self.text, at) == role
+        return Place(f"messages[{number}].role" if is_role else "chat_template", number, role)
+
+    def _named(self, path: Path) -> Place:
+        name = str(path[0])
+        for part in path[1:]:
+            name += f"[{part}]" if isinstance(part, int) else f".{str(part)[:MAX_KEY]}"
+        number = path[1] if path[0] == "messages" else None
+        return Place(name[:MAX_FIELD], number, None if number is None else self.messages[number]["role"])
+
+
+def _word_at(text: str, at: int) -> str:
+    before, behind = re.search(r"\w*$", text[max(at - 64, 0) : at]), re.match(r"\w*", text[at : at + 64])
+    return (before.group() if before else "") + (behind.group() if behind else "")
+
+
+def offset_in(text: str, pieces: Iterable[bytes | None], n_more: int = 0) -> int | None:
+    """How many characters of a text these first tokens have read, and `n_more` bytes. A None is a file, for which the
+    text has a marker. None if the tokens are those of another text."""
+    data, at, n_strange = text.encode("utf-8", "surrogatepass"), 0, 0
+    for piece in pieces:
+        if piece is None:
+            start = data.find(MARKER, at, at + SLACK + len(MARKER))
+            at = data.find(b">", start) + 1 if start >= 0 else at
+        elif data.startswith(piece, at):
+            at += len(piece)
+        elif not at and data.startswith(piece.lstrip()):  # many tokenizers begin with a space of their own
+            at = len(piece.lstrip())
+        else:
+            start = data.find(piece, at, at + SLACK + len(piece))
+            n_strange += start < 0
+            at = start + len(piece) if start >= 0 else at
+        if n_strange > MAX_STRANGE:
+            return None
+    return len(data[: at + n_more].decode("utf-8", "ignore"))
