@@ -17,7 +17,7 @@ export function errorText({ type, message, name }) {
 }
 
 async function request(path, options = {}) {
-  const headers = { ...(options.body ? { 'Content-Type': 'application/json' } : {}) };
+  const headers = { ...options.headers, ...(options.body ? { 'Content-Type': 'application/json' } : {}) };
   if (prefs.apiKey) headers.Authorization = `Bearer ${prefs.apiKey}`;
   const response = await fetch(path, { ...options, headers });
   if (response.ok) return response;
@@ -31,9 +31,22 @@ export const post = async (path, body, signal) =>
   (await request(path, { method: 'POST', body: JSON.stringify(body), signal })).json();
 
 // POST with a streamed answer: the parsed `data` objects. An error inside the stream is thrown; so is an end without
-// a last object, which means that the connection broke.
-export async function* stream(path, body, signal) {
-  const response = await request(path, { method: 'POST', body: JSON.stringify({ ...body, stream: true }), signal });
+// a last object, which means that the connection broke. With an `id` the server writes the stream to its end, whoever
+// reads it, and it can be taken up again.
+export async function* stream(path, body, signal, id = '') {
+  yield* objects(await request(path, { method: 'POST', body: JSON.stringify({ ...body, stream: true }), signal, headers: id ? { 'X-Conversation-Id': id } : {} }));
+}
+
+// The objects of the stream `id` from its beginning on; null if the server doesn't have it (any more).
+export async function takeUp(id, signal) {
+  const found = await post('v1/streams/lookup', { conversation_ids: [id] }, signal);
+  return found.length ? objects(await request(`v1/stream?conv_id=${id}`, { signal })) : null;
+}
+
+// Nobody wants the rest of the stream `id`.
+export const endStream = (id) => request(`v1/stream?conv_id=${id}`, { method: 'DELETE' }).catch(() => {});
+
+async function* objects(response) {
   let isComplete = false;
   for await (const { data, event } of events(response)) {
     if (data === undefined) continue;

@@ -102,19 +102,18 @@ export class ChatView {
 
   // An answer that was being written when its page went: go on, unless another tab still writes it.
   async #resume(id) {
-    const message = this.tree.messages.get(id);
-    if (!message) return;
-    const { chat } = this;
+    const chatId = this.chat.id;
     const isElsewhere = await isWrittenElsewhere(id);
-    if (this.chat !== chat || this.runs.get(chat.id)) return;
+    const message = this.tree.messages.get(id);
+    if (this.chat.id !== chatId || this.runs.get(chatId) || !message) return;
+    this.#elsewhere = isElsewhere ? id : null;
     if (isElsewhere) {
-      this.#elsewhere = id;
       this.#views.get(id)?.setBusy(true);
       return;
     }
     addTail(message);
     this.#views.get(id)?.draw();
-    await this.#answer(message);
+    await this.#answer(message, true);
   }
 
   // The server's properties are known, or have changed.
@@ -161,7 +160,8 @@ export class ChatView {
 
   // -- other tabs
 
-  #hear({ changed, deleted }) {
+  #hear({ changed, deleted, left }) {
+    if (left && left === this.#elsewhere) this.#resume(left);
     if (deleted === 'all' || (deleted && deleted === this.chat.id)) {
       this.runs.stop(this.chat.id);
       if (!this.#isNew) this.on.gone();
@@ -455,10 +455,11 @@ export class ChatView {
 
   // -- the answer
 
-  // Generate into `message`, from the end of what it says already.
-  async #answer(message) {
+  // Generate into `message`, from the end of what it says already; with `isResumed` by the stream that was asked for.
+  async #answer(message, isResumed = false) {
     if (!this.#canAnswer()) return;
     const { chat, tree } = this;
+    if (!isResumed) delete message.asked;
     const isShown = () => this.chat.id === chat.id;
     const pen = new Pen(() => this.#redraw(message, isShown));
     const request = this.#request(message);
@@ -517,7 +518,7 @@ export class ChatView {
       used: (n) => { message.used = n; },
       busy: (n) => notify(t('busy', { n })),
       loading: (fraction) => notify(t('loading', { percent: Math.round(100 * fraction) }), fraction),
-      lost: (isLost) => notify(isLost ? t('lost') : ''),
+      lost: (error) => notify(!error ? '' : error.status === 503 ? errorText(error) : t('lost')),
     };
   }
 

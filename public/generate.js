@@ -1,8 +1,10 @@
 // One answer of the model, from request to last token: streaming, waiting for a free slot, and going on after a lost
-// connection with what has arrived. No page; the caller hears of everything through `on`.
+// connection or a reload: with the same stream where the server still has it, else from what has arrived. No page; the
+// caller hears of everything through `on`.
 
-import { health, isConnectionError, isReady, post, sleep, stream } from './api.js';
+import { endStream, health, isConnectionError, isReady, post, sleep, stream, takeUp } from './api.js';
 import { requestContent } from './attach.js';
+import { newId } from './store.js';
 
 // Messages of a path as the API wants them. Reasoning is sent back only while a loop of calls goes on: models are
 // trained without that of earlier answers.
@@ -38,7 +40,6 @@ function sum(earlier, { predicted_n: n, predicted_ms: ms }) {
   return { n: earlier.n + n, rate: ms + before ? 1000 * (earlier.n + n) / (ms + before) : 0 };
 }
 
-// The body of a request, without what only this page needs. `sampling` are fields, `tools` a list.
 // Tokens of a text with their probabilities, as the API tells them; where they aren't the whole text, it is one part
 // without a probability. The form of tokens.js.
 function partsOf(content, logprobs) {
@@ -48,55 +49,72 @@ function partsOf(content, logprobs) {
   return parts.map((part) => part.text).join('') === content ? parts : [{ text: content }];
 }
 
+// The body of a request, without what only this page needs. `sampling` are fields, `tools` a list.
 export const requestBody = ({ messages, tools, sampling }) => ({ messages, ...(tools?.length ? { tools } : {}), ...sampling });
 
 // Generate the message that follows `messages`, with `tools` to call and `sampling` fields; `keepsTokens`
-// asks for the probabilities of tokens. `start` is the message so far; its text goes on.
+// asks for the probabilities of tokens. `start` is the message so far; its text goes on, and with `start.asked` the stream
+// that was asked for.
 // on.text({ content, reasoning, thought, calls, parts }) (thought: how long it has been thinking, ms; parts: of the
 // content, see tokens.js), on.progress({ total, cache, processed }), on.speed({ n, rate }) for the whole message,
 // on.used(tokens in the context), on.busy(place in the queue), on.loading(fraction of the model),
-// on.lost(boolean). Resolves to the finish reason: stop,
-// tool_calls, length, or stopped (by `signal`).
+// on.asked({ id, ...the message before the request }): what to keep for taking up the stream; waited for;
+// on.lost(error), with null when it is over. Resolves to the finish reason: stop, tool_calls, length, or stopped (by `signal`).
 export async function generate({ start, signal, on, ...request }) {
-  const { content = '', reasoning = '', thought = 0, speed = NO_SPEED } = start;
+  const { content = '', reasoning = '', thought = 0, speed = NO_SPEED, asked = null } = start;
   const parts = [...start.parts ?? (content ? [{ text: content }] : [])];
-  const answer = { content, reasoning, thought, speed, calls: [], parts };
+  const answer = { content, reasoning, thought, speed, calls: [], parts, asked };
   for (;;) {
     try {
-      return await attempt(request, answer, signal, on);
+      const chunks = answer.asked && await takeUp(answer.asked.id, signal);
+      return await read(chunks ?? await askFor(request, answer, signal, on), request, answer, on);
     } catch (error) {
-      if (signal.aborted) return 'stopped';
+      if (signal.aborted) {
+        if (answer.asked) endStream(answer.asked.id);
+        return 'stopped';
+      }
       if (!isConnectionError(error)) throw error;
+      on.lost(error);
     }
-    on.lost(true);
     try {
       do await sleep(1000, signal); while (!isReady(await health()));
     } catch {
+      if (answer.asked) endStream(answer.asked.id);
       return 'stopped';
     } finally {
-      on.lost(false);
+      on.lost(null);
     }
   }
 }
 
-async function attempt(request, answer, signal, on) {
+// The chunks of a new request. A text goes on; reasoning and calls that were cut off are written again.
+async function askFor(request, answer, signal, on) {
   const isContinued = answer.content !== '';
-  if (!isContinued) Object.assign(answer, { reasoning: '', thought: 0, speed: NO_SPEED, parts: [] });
-  answer.calls = [];            // a call that was cut off is written again
+  if (!isContinued) Object.assign(answer, { reasoning: '', thought: 0 });
+  const { content, reasoning, thought, speed, parts } = answer;
+  answer.asked = { id: newId(), ...(isContinued ? { content, reasoning, thought, speed, parts: [...parts] } : {}) };
+  await on.asked(answer.asked);
   const { messages } = request;
-  const body = {
+  return stream('v1/chat/completions', {
     ...requestBody(request),
-    messages: isContinued ? [...messages, { role: 'assistant', content: answer.content }] : messages,
+    messages: isContinued ? [...messages, { role: 'assistant', content }] : messages,
     return_progress: true,
     timings_per_token: true,
     ...(request.keepsTokens ? { logprobs: true, top_logprobs: N_TOP } : {}),
-  };
-  if (isContinued) body.continue_final_message = true;
-  const { content: before, speed: earlier } = answer;
-  const thinking = new ThinkSplitter(isContinued);
+    ...(isContinued ? { continue_final_message: true } : {}),
+  }, signal, answer.asked.id);
+}
+
+// Read a stream from its beginning into `answer`, on top of what was there when it was asked for. What is on the page
+// already isn't taken back meanwhile.
+async function read(chunks, request, answer, on) {
+  const shown = answer.content.length + answer.reasoning.length;
+  const { content: before = '', reasoning: thoughts = '', speed: earlier = NO_SPEED, parts = [] } = answer.asked;
+  Object.assign(answer, { content: before, reasoning: thoughts, parts: [...parts], calls: [] });
+  const thinking = new ThinkSplitter(before !== '');
   const clock = new Clock(answer);
   let finish = '';
-  for await (const chunk of stream('v1/chat/completions', body, signal)) {
+  for await (const chunk of chunks) {
     if (chunk.load_progress) on.loading(chunk.load_progress.progress);
     const progress = chunk.prompt_progress;
     if (progress?.queue_position) on.busy(progress.queue_position);
@@ -118,8 +136,9 @@ async function attempt(request, answer, signal, on) {
     }
     if (calls) addCalls(answer, calls);
     clock.look();
-    if (content || reasoning || calls) on.text({ ...answer });
     finish = choice.finish_reason ?? finish;
+    const isNew = answer.content.length + answer.reasoning.length >= shown || calls || finish;
+    if (isNew && (content || reasoning || calls || finish)) on.text({ ...answer });
   }
   return finish || 'stop';
 }

@@ -1,6 +1,6 @@
 // The answers that are being written in this tab, one for each conversation at most, whichever is shown. Their text is
 // stored every second while it streams, and what came since is left in localStorage when the page goes, since a database
-// can't be waited for then. So an answer that a reload has cut off goes on where it was.
+// can't be waited for then. So an answer that a reload has cut off is there at once, and goes on with its stream.
 
 import { generate } from './generate.js';
 import * as store from './store.js';
@@ -42,14 +42,18 @@ export class Runs {
     delete message.error;
     delete message.finish;
     const save = (fields) => store.update(chat.id, { leaf: chat.leaf, changed: Date.now(), ...fields }, [message]);
-    await save({ writing: message.id });
     const saver = setInterval(() => save({ writing: message.id }), SAVE_MS);
+    const asked = (fields) => {
+      message.asked = fields;
+      return save({ writing: message.id });
+    };
     try {
-      message.finish = await generate({ ...request, start: message, signal: controller.signal });
+      message.finish = await generate({ ...request, on: { ...request.on, asked }, start: message, signal: controller.signal });
     } catch (error) {
       message.error = await explain(error);
     }
     clearInterval(saver);
+    delete message.asked;
     this.#running.delete(chat.id);
     await save({ writing: null });                      // nothing where the user has deleted it meanwhile
     this.changed(chat.id);
@@ -64,6 +68,7 @@ export class Runs {
       } catch {
         // Storage is full or forbidden: what was stored a second ago is kept.
       }
+      store.tell({ left: message.id });
     }
   }
 }

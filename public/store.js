@@ -4,9 +4,11 @@
 //
 // chat:    { id, title, created, changed, system, tools, leaf, model?, writing? }
 //          leaf: id of the last message shown; tools: their JSON; writing: id of the answer that is being written
-// message: { id, chat, parent, role, content, time, reasoning?, thought?, calls?, call?, name?, files?, finish?, speed?, parts? }
+// message: { id, chat, parent, role, content, time, reasoning?, thought?, calls?, call?, name?, files?, finish?, speed?, parts?,
+//            asked? }
 //          parts: the content as tokens with their probabilities, see tokens.js
 //          thought: ms of thinking; calls: [{ id, name, arguments }]; call, name: which one a tool's message answers
+//          asked: while it is written, the id of its stream and what the message was before, see generate.js
 //          parent: id or null; messages with the same parent are versions of one another
 // draft:   { id, files }         attachments that are not sent yet; id: of the conversation, or 'new'
 
@@ -64,7 +66,7 @@ async function stores(mode, work) {
 
 const channel = new BroadcastChannel('llama_srv');
 
-// What the tabs tell each other: { changed: id }, { deleted: id }, { deleted: 'all' }, and what `runs.js` asks.
+// What the tabs tell each other: { changed: id }, { deleted: id }, { deleted: 'all' }, and what `runs.js` asks and tells.
 export const tell = (note) => channel.postMessage(note);
 
 // Hear what other tabs tell; returns a function that ends it.

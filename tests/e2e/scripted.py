@@ -114,6 +114,9 @@ class Scripted:
         self.paths: list[str] = []  # of these requests
         self.replies: dict[str, Any] = {}  # path -> what a GET or POST of it gets, where it is something else
         self.told: list[tuple[str, Any]] = []  # path and body of each POST that `replies` answers
+        self.stream_ids: list[str | None] = []  # what each of these requests called its stream
+        self.streams: dict[str, list[Any]] = {}  # the streams that can be taken up again, from their beginnings
+        self.ended: list[str] = []  # those that nobody wants the rest of
         self.key = ""
         outer = self
 
@@ -149,7 +152,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         script, path = self.server_script, self.path.split("?")[0]
-        if path in script.replies:
+        if path == "/v1/stream":
+            self._stream(script.streams[self.path.split("conv_id=")[1]])
+        elif path in script.replies:
             self._reply(script.replies[path])
         elif path == "/health":
             self._json(200, {"status": "ok", "slots_idle": 1, "slots_processing": 0})
@@ -165,17 +170,26 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"null")
         if not self._has_key():
             return
+        if self.path == "/v1/streams/lookup":
+            ids = body["conversation_ids"]
+            self._json(200, [{"conversation_id": id_} for id_ in ids if id_ in script.streams])
+            return
         if self.path in script.replies:
             script.told.append((self.path, body))
             self._reply(script.replies[self.path])
             return
         script.requests.append(body)
         script.paths.append(self.path)
+        script.stream_ids.append(self.headers["X-Conversation-Id"])
         answer = script.answers.pop(0) if script.answers else [*text("ok"), end()]
         if isinstance(answer, tuple):
             self._json(*answer)
         else:
             self._stream(answer)
+
+    def do_DELETE(self) -> None:
+        self.server_script.ended.append(self.path.split("conv_id=")[1])
+        self._send(204, "text/plain", b"")
 
     def _has_key(self) -> bool:
         key = self.server_script.key

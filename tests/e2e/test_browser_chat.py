@@ -228,16 +228,33 @@ def test_a_lost_connection_loses_no_text(endless, browser: Browser):
         front.cut()
         wait_until(lambda: "lost" in browser.text(".notice"), "the notice")
         kept = messages(browser)[-1][1]
+        task = endless.get("/slots").json()[0]["id_task"]
         front.is_down = False
-        wait_until(
-            lambda: kept[:100] in endless.get("/slots").json()[0]["prompt"], "the text to go on, not to begin again"
-        )
         wait_until(lambda: len(messages(browser)[-1][1]) > len(kept) + 100, "the text to go on")
         assert messages(browser)[-1][1].startswith(kept)
+        assert endless.get("/slots").json()[0]["id_task"] == task  # the same stream, which nobody has ended
         browser.press(ESCAPE)
         wait_until(lambda: not is_running(browser), "its end")
+        wait_until(lambda: not endless.get("/slots").json()[0]["is_processing"], "a free slot")
         browser.open("about:blank")  # the page asks for the server's health as long as it is open
     browser.console_errors()  # the lost connections
+
+
+@pytest.mark.covers("W03")
+def test_after_a_reload_the_page_goes_on_with_the_running_answer(endless, browser: Browser):
+    set_prefs(browser, endless.url, sampling=ENDLESS)
+    open_page(browser, endless)
+    say(browser, "Once upon a time", waits=False)
+    wait_until(lambda: len(messages(browser)[-1][1]) > 100, "text to appear")
+    task = endless.get("/slots").json()[0]["id_task"]
+    kept = messages(browser)[-1][1]
+    browser.refresh()
+    wait_until(lambda: len((messages(browser) or [["", ""]])[-1][1]) > len(kept) + 100, "the text to go on")
+    assert messages(browser)[-1][1].startswith(kept)
+    assert endless.get("/slots").json()[0]["id_task"] == task
+    browser.press(ESCAPE)
+    wait_until(lambda: not endless.get("/slots").json()[0]["is_processing"], "a free slot")
+    wait_until(lambda: not is_running(browser), "its end")
 
 
 # ---------------------------------------------------------------------------------------- files

@@ -6,7 +6,9 @@ import json
 import threading
 from pathlib import Path
 
-from tests.e2e.scripted import CLOSE, Scripted, end, scripted, text, thought, timings  # noqa: F401
+import pytest
+
+from tests.e2e.scripted import CLOSE, Scripted, call, end, scripted, text, thought, timings  # noqa: F401
 from tests.e2e.test_browser import open_page
 from tests.e2e.test_browser_chat import import_file, is_running, messages, press_tool, say, stored
 from tests.e2e.webdriver import Browser, browser  # noqa: F401
@@ -112,6 +114,78 @@ def test_an_answer_goes_on_where_a_reload_cut_it_off(scripted: Scripted, browser
     reload(browser, scripted)
     wait_until(lambda: messages(browser)[-1][1] == "One, two, three.", "all of it")
     assert len(scripted.requests) == 2
+
+
+@pytest.mark.covers("W03")
+def test_a_stream_is_taken_up_again_and_nothing_is_asked_anew(scripted: Scripted, browser: Browser):  # noqa: F811
+    """Also thoughts and calls, which no request could go on with; and what is on the page stays there meanwhile."""
+    never, more = threading.Event(), threading.Event()
+    first = [*thought("Let me see"), *text("I ask. "), *call(0, "find", '{"a":')]
+    scripted.will_answer([*first, never])
+    open_page(browser, scripted)
+    say(browser, "Go", waits=False)
+    wait_until(lambda: browser.exists(".call pre"), "the half call")
+    (id_,) = scripted.stream_ids
+    assert len(id_) == 24
+    scripted.streams[id_] = [first[0], more, *first[1:], *call(0, "", " 1}")[1:], end("tool_calls", n=7)]
+    reload(browser, scripted)
+    wait_until(lambda: is_running(browser) and messages(browser)[-1][1] == "I ask.", "the text from before")
+    more.set()
+    wait_until(lambda: not is_running(browser) and browser.exists(".call-box textarea"), "the whole call")
+    assert len(scripted.requests) == 1 and scripted.ended == []
+    never.set()
+    (row,) = [one for one in stored(browser) if one["role"] == "assistant"]
+    assert (row["content"], row["reasoning"], row["calls"][0]["arguments"]) == ("I ask. ", "Let me see", '{"a": 1}')
+    assert row["finish"] == "tool_calls" and row["speed"]["n"] == 7 and "asked" not in row
+
+
+@pytest.mark.covers("W03")
+def test_a_stream_that_continues_a_text_is_taken_up_behind_it(scripted: Scripted, browser: Browser):  # noqa: F811
+    never = threading.Event()
+    scripted.will_answer([*text("One"), end("length", n=5)], [*text(" two"), never])
+    open_page(browser, scripted)
+    say(browser, "Count")
+    press_tool(browser, -1, "Continue this answer")
+    wait_until(lambda: messages(browser)[-1][1] == "One two", "more text")
+    scripted.streams[scripted.stream_ids[-1]] = [*text(" two", " three"), end(n=5)]
+    reload(browser, scripted)
+    wait_until(
+        lambda: messages(browser)[-1:] == [["assistant", "One two three"]] and not is_running(browser), "the rest"
+    )
+    never.set()
+    assert browser.text(".message.assistant .meta").startswith("10 tokens") and len(scripted.requests) == 2
+
+
+@pytest.mark.covers("W03")
+def test_a_tab_goes_on_with_the_answer_of_one_that_is_closed(scripted: Scripted, browser: Browser):  # noqa: F811
+    never = threading.Event()
+    scripted.will_answer([*text("One"), never])
+    open_page(browser, scripted)
+    say(browser, "Count", waits=False)
+    wait_until(lambda: messages(browser)[-1][1] == "One", "text")
+    where = browser.run("return location.hash")
+    first = browser.new_tab()
+    open_page(browser, scripted, where)
+    wait_until(lambda: browser.exists(".message.busy"), "the other tab's answer")
+    scripted.streams[scripted.stream_ids[0]] = [*text("One", " two"), end()]
+    second = browser.switch(first)
+    browser.open("about:blank")
+    browser.switch(second)
+    wait_until(lambda: messages(browser)[-1] == ["assistant", "One two"] and not is_running(browser), "the rest")
+    never.set()
+    assert len(scripted.requests) == 1
+
+
+@pytest.mark.covers("W03")
+def test_stop_ends_the_stream_at_the_server(scripted: Scripted, browser: Browser):  # noqa: F811
+    never = threading.Event()
+    scripted.will_answer([*text("One"), never])
+    open_page(browser, scripted)
+    say(browser, "Count", waits=False)
+    wait_until(lambda: messages(browser)[-1][1] == "One", "text")
+    browser.press(ESCAPE)
+    wait_until(lambda: scripted.ended == scripted.stream_ids, "the end of the stream")
+    never.set()
 
 
 def test_the_last_letters_before_a_reload_are_kept(scripted: Scripted, browser: Browser):  # noqa: F811
