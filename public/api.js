@@ -2,18 +2,24 @@
 // Errors are LlamaError with the server's message; a missing or wrong key also fires "need-key" on window.
 
 import { errorOf, events, LlamaError } from './completion.js';
-import { t } from './i18n.js';
+import { number, t } from './i18n.js';
 import { prefs } from './prefs.js';
 
 export { LlamaError };
 
-const KINDS = ['invalid_request_error', 'authentication_error', 'permission_error', 'not_found_error', 'rate_limit_error', 'server_error',
-  'not_supported_error', 'unavailable_error', 'timeout_error', 'exceed_context_size_error', 'connection_lost'];
+// Why the server refuses, by `reason` or else by type -> which text says it.
+const KINDS = {
+  invalid_request_error: 'invalid', too_large: 'invalid', too_many: 'invalid', slow: 'invalid', authentication_error: 'auth', permission_error: 'forbidden',
+  not_found_error: 'not-found', not_found: 'not-found', exceed_context_size_error: 'context', rate_limit_error: 'rate', not_supported_error: 'unsupported',
+  queue_full: 'busy', memory: 'busy', connections: 'busy', unavailable_error: 'unavailable', timeout_error: 'time', server_error: 'server', connection_lost: 'lost',
+};
 
-// An error in the user's language, with the server's own words.
-export function errorText({ type, message, name }) {
+// An error in the user's language; with the server's own words where they say more.
+export function errorText({ type, message, name, details = {} }) {
   if (name === 'TypeError') return t('offline');
-  return KINDS.includes(type) ? t(`error-${type}`, { message }) : message;
+  const kind = KINDS[details.reason ?? type];
+  const { n_prompt_tokens: n = 0, n_ctx: size = 0 } = details;
+  return kind ? t(`error-${kind}`, { message, n: number(n), size: number(size) }) : message;
 }
 
 async function request(path, options = {}) {
@@ -53,8 +59,8 @@ async function* objects(response) {
     if (data === '[DONE]') return;
     const value = JSON.parse(data);
     if (event === 'error' || value.error) {
-      const { message, code, type } = value.error ?? value;
-      throw new LlamaError(message, code, type);
+      const { message, code, type, ...details } = value.error ?? value;
+      throw new LlamaError(message, code, type, details);
     }
     yield value;
     isComplete = value.stop === true || Boolean(value.choices?.[0]?.finish_reason) || isComplete;

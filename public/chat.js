@@ -7,7 +7,7 @@ import { errorText } from './api.js';
 import { grow, h, iconButton, toast } from './dom.js';
 import { Composer } from './composer.js';
 import * as drafts from './drafts.js';
-import { countTokens, requestBody, toMessages } from './generate.js';
+import { requestBody, toMessages } from './generate.js';
 import { t } from './i18n.js';
 import { MessageView } from './message.js';
 import { Pages } from './pages.js';
@@ -469,7 +469,6 @@ export class ChatView {
     await this.runs.run({
       chat, tree, message,
       request: { ...request, on: this.#listener(message, pen, isShown) },
-      explain: (error) => this.#explain(error, request.messages),
     });
     pen.lift();
     if (isShown()) this.#finish(message);
@@ -538,13 +537,6 @@ export class ChatView {
     this.#notify('');
     this.#drawContext();
     this.composer.focus();
-  }
-
-  // What to tell the user about a refusal; with numbers when the conversation doesn't fit.
-  async #explain(error, messages) {
-    if (error.type !== 'exceed_context_size_error') return errorText(error);
-    const n = await countTokens(messages, this.props().model).catch(() => null);
-    return n === null ? errorText(error) : t('too-long', { n, size: this.props().default_generation_settings.n_ctx });
   }
 }
 

@@ -15,12 +15,13 @@ const DEFAULTS = { stream: true, n_predict: 500, temperature: 0.2, stop: ['</s>'
 const known = new Map();
 
 export class LlamaError extends Error {
-  // `status` is the HTTP status, `type` the server's name for the kind of error.
-  constructor(message, status = 0, type = '') {
+  // `status` is the HTTP status, `type` the server's name for the kind of error, `details` its other fields.
+  constructor(message, status = 0, type = '', details = {}) {
     super(message);
     this.name = 'LlamaError';
     this.status = status;
     this.type = type;
+    this.details = details;
   }
 }
 
@@ -37,7 +38,7 @@ export async function errorOf(response) {
   const text = await response.text().catch(() => '');
   try {
     const { error } = JSON.parse(text);
-    return new LlamaError(error.message ?? String(error), response.status, error.type);
+    return new LlamaError(error.message ?? String(error), response.status, error.type, error);
   } catch {
     return new LlamaError(text.slice(0, 200) || `HTTP ${response.status}`, response.status);
   }

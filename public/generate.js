@@ -2,7 +2,7 @@
 // connection or a reload: with the same stream where the server still has it, else from what has arrived. No page; the
 // caller hears of everything through `on`.
 
-import { endStream, health, isConnectionError, isReady, post, sleep, stream, takeUp } from './api.js';
+import { endStream, health, isConnectionError, isReady, sleep, stream, takeUp } from './api.js';
 import { requestContent } from './attach.js';
 import { newId } from './store.js';
 
@@ -26,9 +26,6 @@ function toMessage(message, isInLoop) {
     tool_calls: calls.map((call) => ({ id: call.id, type: 'function', function: { name: call.name, arguments: call.arguments } })),
   };
 }
-
-export const countTokens = async (messages, model) =>
-  (await post('v1/chat/completions/input_tokens', { messages, model })).input_tokens;
 
 const N_TOP = 5;
 const MAX_PARTS = 3000;         // tokens with their probabilities that a message keeps

@@ -2,6 +2,7 @@
 // stored every second while it streams, and what came since is left in localStorage when the page goes, since a database
 // can't be waited for then. So an answer that a reload has cut off is there at once, and goes on with its stream.
 
+import { errorText } from './api.js';
 import { generate } from './generate.js';
 import * as store from './store.js';
 
@@ -33,9 +34,9 @@ export class Runs {
     return [...this.#running.values()].some(({ message }) => message.id === messageId);
   }
 
-  // Generate into `message` of `chat`, from the end of what it says already. `request` is what `generate` takes;
-  // `explain(error)` gives the text that stays with the message when it fails. Resolves when it is stored.
-  async run({ chat, tree, message, request, explain }) {
+  // Generate into `message` of `chat`, from the end of what it says already. `request` is what `generate` takes. Why it
+  // failed stays with the message. Resolves when it is stored.
+  async run({ chat, tree, message, request }) {
     const controller = new AbortController();
     this.#running.set(chat.id, { controller, message, tree });
     this.changed(chat.id);
@@ -50,7 +51,7 @@ export class Runs {
     try {
       message.finish = await generate({ ...request, on: { ...request.on, asked }, start: message, signal: controller.signal });
     } catch (error) {
-      message.error = await explain(error);
+      message.error = errorText(error);
     }
     clearInterval(saver);
     delete message.asked;

@@ -36,6 +36,18 @@ REASON_BY_STATUS = {
     504: "time_limit",
 }
 REASON_BY_TYPE = {"exceed_context_size_error": "context"}
+SAID_BY_TYPE = {
+    "invalid_request_error": "invalid",
+    "authentication_error": "auth",
+    "permission_error": "forbidden",
+    "not_found_error": "not_found",
+    "rate_limit_error": "rate_limit",
+    "not_supported_error": "unsupported",
+    "unavailable_error": "unavailable",
+    "timeout_error": "time_limit",
+    "exceed_context_size_error": "context",
+}
+"""The reason that a client takes from the type: an answer names only another one."""
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 

@@ -19,7 +19,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from server import memory
-from server.errors import ApiError
+from server.errors import SAID_BY_TYPE, ApiError
 from server.records import field, record
 from server.web.http1.head import Headers
 from server.web.http1.multipart import Part
@@ -222,8 +222,10 @@ def json_response(obj: object, status: int = 200, headers: dict[str, str] | None
 
 def error_body(error: ApiError) -> dict[str, Any]:
     """An error in OpenAI's shape, which all have unless their route has its own: `{"error": {"code", "message", "type",
-    ...}}`."""
-    return {"error": {"code": error.status, "message": error.message, "type": error.type, **error.extra}}
+    ...}}`, with its `reason` where the type doesn't say it."""
+    is_said = error.reason in ("", SAID_BY_TYPE.get(error.type))
+    reason = {} if is_said else {"reason": error.reason}
+    return {"error": {"code": error.status, "message": error.message, "type": error.type, **reason, **error.extra}}
 
 
 def error_response(error: ApiError, shape: ErrorShape = error_body) -> Response:

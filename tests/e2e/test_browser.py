@@ -181,6 +181,7 @@ def axe() -> str:
     return (node_package("axe-core") / "axe.min.js").read_text(encoding="utf-8")
 
 
+@pytest.mark.covers("W20")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing(server: ServerProcess, browser: Browser, axe: str, theme: str):
     browser.look(*DESKTOP, theme)

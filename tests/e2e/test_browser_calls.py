@@ -247,6 +247,7 @@ def test_half_written_results_stay(scripted: Scripted, browser: Browser):  # noq
     assert browser.value(".call-box textarea") == "half a res"
 
 
+@pytest.mark.covers("W22")
 def test_a_request_is_shown_for_programs(scripted: Scripted, browser: Browser):  # noqa: F811
     scripted.replies["/apply-template"] = {"prompt": "<|im_start|>user\nIt's"}
     open_page(browser, scripted)
@@ -275,6 +276,7 @@ def test_a_request_is_shown_for_programs(scripted: Scripted, browser: Browser): 
     browser.click("dialog .row.end button")
 
 
+@pytest.mark.covers("W15")
 def test_a_conversation_can_be_forked(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
     say(browser, "One")
@@ -309,6 +311,7 @@ def test_a_call_of_a_real_server_is_answered_by_hand(serve, browser: Browser, tm
     assert "rain\n</tool_response>" in server.get("/slots").json()[0]["prompt"]
 
 
+@pytest.mark.covers("W20")
 def test_axe_finds_nothing_about_calls_menus_and_boxes(scripted: Scripted, browser: Browser, axe: str):  # noqa: F811
     scripted.will_answer(
         [*thought("Hm"), *text("See $x^2$"), *call(0, "weather", '{"a": 1}'), end("tool_calls")], [*text("ok"), end()]

@@ -101,6 +101,7 @@ def test_options_show_the_servers_defaults_and_only_changes_are_sent(server, bro
     assert output(browser).endswith(" end")
 
 
+@pytest.mark.covers("W06")
 def test_a_number_out_of_range_is_explained_and_nothing_runs(server, browser: Browser):
     open_page(browser, server, "#complete")
     option(browser, "mirostat", "7")
@@ -113,6 +114,7 @@ def test_a_number_out_of_range_is_explained_and_nothing_runs(server, browser: Br
     assert output(browser).endswith(" end")
 
 
+@pytest.mark.covers("W06")
 def test_settings_are_not_saved_with_a_number_that_cannot_be_read(server, browser: Browser):
     open_page(browser, server)
     browser.click("#settings")

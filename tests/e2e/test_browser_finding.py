@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.scripted import Scripted, scripted  # noqa: F401
 from tests.e2e.test_browser import axe, open_page  # noqa: F401
 from tests.e2e.test_browser_chat import import_file, messages, say, stored
@@ -25,6 +27,7 @@ def find(browser: Browser, words: str) -> list[str]:  # noqa: F811
     return browser.run(ROWS)
 
 
+@pytest.mark.covers("W16")
 def test_the_palette_finds_conversations_settings_and_actions(scripted: Scripted, browser: Browser, axe: str):  # noqa: F811
     open_page(browser, scripted)
     say(browser, "About whales")
@@ -50,6 +53,7 @@ def test_the_palette_finds_conversations_settings_and_actions(scripted: Scripted
     wait_until(lambda: browser.exists(".snippet"), "what was found in texts")
 
 
+@pytest.mark.covers("W15")
 def test_a_prompt_is_kept_and_asks_for_its_variables(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
     browser.type("#chat-input", "Translate {{text}} into {{language}}, and {{text}} again.")
@@ -130,6 +134,7 @@ THEIRS = [
 ]
 
 
+@pytest.mark.covers("W16")
 def test_conversations_come_from_llama_servers_page_and_go_there(
     scripted: Scripted,  # noqa: F811
     browser: Browser,  # noqa: F811

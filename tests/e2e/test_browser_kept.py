@@ -27,6 +27,7 @@ def reload(browser: Browser, server: Scripted) -> None:  # noqa: F811
 # ---------------------------------------------------------------------------------------- two tabs
 
 
+@pytest.mark.covers("W04")
 def test_settings_of_two_tabs_do_not_overwrite_each_other(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
     first = browser.new_tab()
@@ -47,6 +48,7 @@ def test_settings_of_two_tabs_do_not_overwrite_each_other(scripted: Scripted, br
     browser.click("dialog .row.end button")
 
 
+@pytest.mark.covers("W04")
 def test_what_one_tab_writes_the_other_shows(scripted: Scripted, browser: Browser):  # noqa: F811
     goes_on = threading.Event()
     scripted.will_answer([*text("Hi."), end()], [*text("More"), goes_on, *text(" of it."), end()])
@@ -71,6 +73,7 @@ def test_what_one_tab_writes_the_other_shows(scripted: Scripted, browser: Browse
     wait_until(lambda: browser.run(TITLES) == ["Another", "Hello"], "the new conversation in the other tab's list")
 
 
+@pytest.mark.covers("W04")
 def test_a_conversation_that_another_tab_deletes_stays_deleted(scripted: Scripted, browser: Browser):  # noqa: F811
     never = threading.Event()
     scripted.will_answer([*text("Hi."), end()], [*text("More"), never])
@@ -98,6 +101,7 @@ def test_a_conversation_that_another_tab_deletes_stays_deleted(scripted: Scripte
 # ---------------------------------------------------------------------------------------- reloads
 
 
+@pytest.mark.covers("W03")
 def test_an_answer_goes_on_where_a_reload_cut_it_off(scripted: Scripted, browser: Browser):  # noqa: F811
     never = threading.Event()
     scripted.will_answer(
@@ -188,6 +192,7 @@ def test_stop_ends_the_stream_at_the_server(scripted: Scripted, browser: Browser
     never.set()
 
 
+@pytest.mark.covers("W03")
 def test_the_last_letters_before_a_reload_are_kept(scripted: Scripted, browser: Browser):  # noqa: F811
     """The page goes in the same moment in which the text comes, before any write to the database is done."""
     goes_on, never = threading.Event(), threading.Event()
@@ -204,6 +209,7 @@ def test_the_last_letters_before_a_reload_are_kept(scripted: Scripted, browser: 
     never.set()
 
 
+@pytest.mark.covers("W12")
 def test_the_list_marks_answers_that_are_being_written_or_were_cut_off(scripted: Scripted, browser: Browser):  # noqa: F811
     never = threading.Event()
     scripted.will_answer([*text("One"), never], [*text(" two"), end()])
@@ -221,6 +227,7 @@ def test_the_list_marks_answers_that_are_being_written_or_were_cut_off(scripted:
     never.set()
 
 
+@pytest.mark.covers("W12")
 def test_speed_counts_all_parts_of_an_answer(scripted: Scripted, browser: Browser):  # noqa: F811
     scripted.will_answer(
         [*text("One"), {"timings": timings(10, 1000.0), "choices": []}, CLOSE], [*text(" two"), end(n=30, ms=1000.0)]
@@ -233,6 +240,7 @@ def test_speed_counts_all_parts_of_an_answer(scripted: Scripted, browser: Browse
 # ---------------------------------------------------------------------------------------- drafts
 
 
+@pytest.mark.covers("W05")
 def test_a_draft_stays_with_its_conversation(scripted: Scripted, browser: Browser, tmp_path: Path):  # noqa: F811
     (tmp_path / "notes.txt").write_text("a note")
     open_page(browser, scripted)
@@ -258,6 +266,7 @@ def test_a_draft_stays_with_its_conversation(scripted: Scripted, browser: Browse
     wait_until(lambda: browser.value("#chat-input") == "something new", "the other draft")
 
 
+@pytest.mark.covers("W05")
 def test_a_new_conversations_system_prompt_and_half_made_edits_survive_a_reload(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
     browser.click(".system-box summary")
@@ -278,6 +287,7 @@ def test_a_new_conversations_system_prompt_and_half_made_edits_survive_a_reload(
     assert browser.value(".message textarea.edit") == "Hello"
 
 
+@pytest.mark.covers("W15")
 def test_a_conversation_has_a_sampling_of_its_own(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
     choose = "const s = document.querySelector('#composer select'); s.value = [...s.options].find((one) => one.textContent === arguments[0]).value; s.dispatchEvent(new Event('change'))"
@@ -297,6 +307,7 @@ def test_a_conversation_has_a_sampling_of_its_own(scripted: Scripted, browser: B
     wait_until(lambda: browser.text(".boxes details:last-child .badge") == "2", "the first one's sampling")
 
 
+@pytest.mark.covers("W15")
 def test_a_long_text_that_is_pasted_becomes_a_file(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
     paste = """const data = new DataTransfer(); data.setData('text/plain', arguments[0]);
@@ -311,6 +322,7 @@ def test_a_long_text_that_is_pasted_becomes_a_file(scripted: Scripted, browser: 
     assert "long line" in scripted.requests[0]["messages"][0]["content"]
 
 
+@pytest.mark.covers("W16")
 def test_what_is_found_leads_to_its_place(scripted: Scripted, browser: Browser, tmp_path: Path):  # noqa: F811
     open_page(browser, scripted)
     import_file(browser, tmp_path / "long.json", long_chat(300))
@@ -326,6 +338,7 @@ def test_what_is_found_leads_to_its_place(scripted: Scripted, browser: Browser, 
     assert browser.run(at_top).startswith("message 123")
 
 
+@pytest.mark.covers("W22")
 def test_all_of_a_conversation_is_printed_and_nothing_else(scripted: Scripted, browser: Browser, tmp_path: Path):  # noqa: F811
     open_page(browser, scripted)
     import_file(browser, tmp_path / "long.json", long_chat(100))
@@ -364,6 +377,7 @@ LEFT = "const s = document.querySelector('.scroller'); return s.scrollHeight - s
 FRAMES = "for (let i = 0; i < 10; i++) await new Promise(requestAnimationFrame);"
 
 
+@pytest.mark.covers("W07")
 def test_a_long_conversation_opens_at_its_end(scripted: Scripted, browser: Browser, tmp_path: Path):  # noqa: F811
     open_page(browser, scripted)
     import_file(browser, tmp_path / "long.json", long_chat(300))
@@ -379,6 +393,7 @@ def test_a_long_conversation_opens_at_its_end(scripted: Scripted, browser: Brows
     wait_until(lambda: browser.run("return document.querySelector('.to-end').checkVisibility()"), "the way back")
 
 
+@pytest.mark.covers("W07")
 def test_scrolling_up_only_ever_leads_up(scripted: Scripted, browser: Browser, tmp_path: Path):  # noqa: F811
     open_page(browser, scripted)
     import_file(browser, tmp_path / "long.json", long_chat(300))
@@ -400,6 +415,7 @@ def test_scrolling_up_only_ever_leads_up(scripted: Scripted, browser: Browser, t
     assert seen[-1] < 200
 
 
+@pytest.mark.covers("W07")
 def test_who_reads_further_up_is_left_there_while_an_answer_grows(scripted: Scripted, browser: Browser, tmp_path: Path):  # noqa: F811
     more = threading.Event()
     scripted.will_answer([*text("Begin\n\n" * 10), more, *text("more\n\n" * 60), end()])

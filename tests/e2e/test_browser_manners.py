@@ -17,6 +17,7 @@ from tests.support import ROOT, wait_until
 ENTER, ESCAPE = "\ue007", "\ue00c"
 
 
+@pytest.mark.covers("W08")
 def test_a_wrong_key_is_asked_for_once_in_a_small_dialog(scripted: Scripted, browser: Browser):  # noqa: F811
     scripted.key = "s3cret"
     set_prefs(browser, scripted.url, apiKey="wrong")
@@ -36,6 +37,7 @@ def test_a_wrong_key_is_asked_for_once_in_a_small_dialog(scripted: Scripted, bro
     assert all("401" in message for message in browser.console_errors())
 
 
+@pytest.mark.covers("W08")
 def test_nobody_is_asked_for_a_key_while_typing(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
     scripted.key = "s3cret"
@@ -49,6 +51,7 @@ def test_nobody_is_asked_for_a_key_while_typing(scripted: Scripted, browser: Bro
     assert all("401" in message for message in browser.console_errors())
 
 
+@pytest.mark.covers("W12")
 def test_the_dialog_of_a_conversation_says_what_its_buttons_do(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
     for words in ("First", "Second"):
@@ -75,6 +78,7 @@ def test_the_dialog_of_a_conversation_says_what_its_buttons_do(scripted: Scripte
     wait_until(lambda: browser.run(focused) == "Another", "the focus on what took its place")
 
 
+@pytest.mark.covers("W12")
 def test_the_tabs_title_says_what_is_shown_and_that_it_is_answered(scripted: Scripted, browser: Browser):  # noqa: F811
     more = threading.Event()
     scripted.will_answer([*text("One"), more, end()])
@@ -89,6 +93,7 @@ def test_the_tabs_title_says_what_is_shown_and_that_it_is_answered(scripted: Scr
     wait_until(lambda: browser.run(title) == "Completion – llama_srv", "the view's name")
 
 
+@pytest.mark.covers("W12")
 def test_escape_in_the_search_field_leaves_the_answer_alone(scripted: Scripted, browser: Browser):  # noqa: F811
     more = threading.Event()
     scripted.will_answer([*text("One"), more, *text(" two"), end()])
@@ -104,6 +109,7 @@ def test_escape_in_the_search_field_leaves_the_answer_alone(scripted: Scripted, 
     wait_until(lambda: messages(browser)[-1][1] == "One two" and not is_running(browser), "the whole answer")
 
 
+@pytest.mark.covers("W12")
 def test_the_arrow_that_leads_somewhere_is_the_one_that_shows(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
     say(browser, "Go")
@@ -117,6 +123,7 @@ def test_the_arrow_that_leads_somewhere_is_the_one_that_shows(scripted: Scripted
     assert shown[0][1] > 0.9 > 0.5 > shown[1][1]
 
 
+@pytest.mark.covers("W19")
 def test_the_page_speaks_all_of_its_languages(scripted: Scripted, browser: Browser):  # noqa: F811
     for language, words in {"fr": "Nouvelle conversation", "es": "Nueva conversación", "zh": "新对话"}.items():
         set_prefs(browser, scripted.url, language=language)
@@ -129,15 +136,45 @@ def test_the_page_speaks_all_of_its_languages(scripted: Scripted, browser: Brows
     )  # a date as Chinese is written
 
 
+def refusal(status: int, type_: str, message: str, **more: object) -> tuple[int, object]:
+    """An answer that refuses."""
+    return status, {"error": {"code": status, "type": type_, "message": message, **more}}
+
+
+@pytest.mark.covers("W13")
 def test_errors_are_in_the_users_language(scripted: Scripted, browser: Browser):  # noqa: F811
-    scripted.will_answer((400, {"error": {"code": 400, "type": "invalid_request_error", "message": "bad thing"}}))
+    scripted.will_answer(
+        refusal(400, "invalid_request_error", "bad thing"),
+        refusal(400, "exceed_context_size_error", "too long", n_prompt_tokens=5000, n_ctx=4096),
+        refusal(429, "rate_limit_error", "slow down"),
+        [*text("Ha"), {"error": {"code": 500, "type": "server_error", "message": "a fault"}}],
+    )
     set_prefs(browser, scripted.url, language="de")
     open_page(browser, scripted)
-    say(browser, "Hallo")
-    assert browser.text(".message .note.error") == "Der Server lehnt die Anfrage ab: bad thing"
-    assert len(browser.console_errors()) <= 1  # the refusal
+    for words in (
+        "Der Server lehnt die Anfrage ab: bad thing",
+        "Das sind 5.000 Token, der Kontext hat 4.096. Kürzen oder ein neues Gespräch beginnen.",
+        "Zu viele Anfragen in kurzer Zeit. Später noch einmal versuchen.",
+        "Fehler im Server: a fault",
+    ):
+        say(browser, "Hallo")
+        assert browser.run("return [...document.querySelectorAll('.message .note.error')].at(-1).textContent") == words
+    assert len(browser.console_errors()) <= 3  # the refusals
 
 
+@pytest.mark.covers("W13")
+def test_a_busy_server_is_not_called_a_lost_connection(scripted: Scripted, browser: Browser):  # noqa: F811
+    scripted.will_answer(
+        refusal(503, "unavailable_error", "4 requests wait", reason="queue_full"), [*text("Now"), end()]
+    )
+    open_page(browser, scripted)
+    say(browser, "Hi", waits=False)
+    wait_until(lambda: "too much to do" in browser.text(".notice"), "the reason")
+    wait_until(lambda: messages(browser)[-1] == ["assistant", "Now"], "the answer once there is room")
+    assert len(browser.console_errors()) <= 1
+
+
+@pytest.mark.covers("W21")
 def test_the_first_load_is_small(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
     browser.asked_urls()
@@ -184,6 +221,7 @@ def answered(browser: Browser, path: Path, question: str, text_of_answer: str, t
     wait_until(lambda: len(messages(browser)) == 2, "the conversation")
 
 
+@pytest.mark.covers("W09")
 def test_text_runs_in_its_own_direction_and_hidden_marks_in_code_show(
     scripted: Scripted,  # noqa: F811
     browser: Browser,  # noqa: F811
@@ -217,6 +255,7 @@ WIDE = """| Characteristic | Understandability | Notes |
 """
 
 
+@pytest.mark.covers("W10")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_on_a_phone_words_stay_whole_and_everything_can_be_hit(
     scripted: Scripted,  # noqa: F811
@@ -261,6 +300,7 @@ def metrics(n: int, first: float | None = None) -> str:
     return "\n".join(lines)
 
 
+@pytest.mark.covers("W11")
 def test_charts_have_numbers_on_their_axes_and_show_nothing_where_nothing_was_measured(
     scripted: Scripted,  # noqa: F811
     browser: Browser,  # noqa: F811

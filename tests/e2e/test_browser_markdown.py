@@ -189,6 +189,7 @@ def test_two_thousand_messages_are_imported_and_listed_in_slices(scripted: Scrip
     assert most["nodes"] < 2500 < 8000 < most["all"], most
 
 
+@pytest.mark.covers("W14")
 def test_footnotes_lead_to_their_text_and_back(scripted: Scripted, browser: Browser):  # noqa: F811
     rows = "Sure[^a], but [^a-z] is none.\n\n", "More[^b].\n\n", "[^a]: The *first*.\n[^b]: The second.\n"
     scripted.will_answer([*text(*rows), end()])
@@ -262,6 +263,7 @@ still text
 never closed"""
 
 
+@pytest.mark.covers("W14")
 def test_a_few_tags_mean_what_they_mean_and_all_others_stay_text(server, browser: Browser):
     open_page(browser, server)
     drawn = browser.run_async(
@@ -416,6 +418,7 @@ ILL_FORMED = (
 )
 
 
+@pytest.mark.covers("W14")
 def test_formulas_become_mathml_and_what_is_none_stays(server, browser: Browser, request, tmp_path: Path):  # noqa: F811
     open_page(browser, server)
     drawn = browser.run_async(
@@ -448,6 +451,7 @@ def test_formulas_become_mathml_and_what_is_none_stays(server, browser: Browser,
     browser.screenshot(screenshot_path(request, "formulas"))
 
 
+@pytest.mark.covers("W14")
 def test_no_text_makes_the_reader_of_formulas_hang_or_fail_oddly(server, browser: Browser):  # noqa: F811
     open_page(browser, server)
     odd = browser.run_async(r"""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.e2e.scripted import Scripted, last, scripted, tokens  # noqa: F401
 from tests.e2e.test_browser import open_page
 from tests.e2e.test_browser_complete import complete, option, output
@@ -11,6 +13,7 @@ from tests.support import wait_until
 ESCAPE = "\ue00c"
 
 
+@pytest.mark.covers("W02")
 def test_neither_menus_nor_errors_become_text(scripted: Scripted, browser: Browser):  # noqa: F811
     refusal = {"error": {"code": 501, "type": "not_supported_error", "message": "Infill is not supported"}}
     scripted.will_answer([*tokens(" upon", " a", " time"), last()], (501, refusal))
@@ -31,6 +34,7 @@ def test_neither_menus_nor_errors_become_text(scripted: Scripted, browser: Brows
     assert len(browser.console_errors()) <= 1  # the refusal
 
 
+@pytest.mark.covers("W02")
 def test_everything_in_the_view_survives_a_reload(scripted: Scripted, browser: Browser):  # noqa: F811
     scripted.will_answer([*tokens(" upon", "\n", "a"), last()])
     open_page(browser, scripted, "#complete")
@@ -49,6 +53,7 @@ def test_everything_in_the_view_survives_a_reload(scripted: Scripted, browser: B
     assert browser.run("return document.querySelectorAll('.tokens .token').length") == 3
 
 
+@pytest.mark.covers("W12")
 def test_a_line_break_can_be_clicked_and_colours_are_explained(scripted: Scripted, browser: Browser):  # noqa: F811
     scripted.will_answer([*tokens("one", "\n", "two"), last()], [*tokens("three"), last()])
     open_page(browser, scripted, "#complete")
@@ -60,6 +65,7 @@ def test_a_line_break_can_be_clicked_and_colours_are_explained(scripted: Scripte
     wait_until(lambda: output(browser) == "Count:onexthree", "the other branch")
 
 
+@pytest.mark.covers("W12")
 def test_no_gap_is_offered_where_the_model_cannot_fill_it(scripted: Scripted, browser: Browser):  # noqa: F811
     scripted.props["endpoint_infill"] = False
     open_page(browser, scripted, "#complete")
@@ -68,6 +74,7 @@ def test_no_gap_is_offered_where_the_model_cannot_fill_it(scripted: Scripted, br
     assert scripted.paths == ["/completion"] and scripted.requests[0]["prompt"] == "a <FILL> b"
 
 
+@pytest.mark.covers("W04")
 def test_options_that_another_tab_has_changed_are_kept(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted, "#complete")
     first = browser.new_tab()

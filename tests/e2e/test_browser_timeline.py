@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.e2e.scripted import Scripted, scripted  # noqa: F401
 from tests.e2e.test_browser import axe, open_page, server  # noqa: F401
 from tests.e2e.test_browser_chat import say
@@ -24,6 +26,7 @@ MINUTE = {
 }
 
 
+@pytest.mark.covers("W18")
 def test_the_last_minute_shows_who_read_wrote_and_waited(scripted: Scripted, browser: Browser, axe: str, request):  # noqa: F811
     scripted.props["endpoint_slots"] = True
     scripted.replies["/slots/timeline"] = MINUTE
@@ -41,6 +44,7 @@ def test_the_last_minute_shows_who_read_wrote_and_waited(scripted: Scripted, bro
     browser.screenshot(screenshot_path(request, "minute"))
 
 
+@pytest.mark.covers("W18")
 def test_a_real_servers_work_is_in_the_picture(server, browser: Browser):  # noqa: F811
     open_page(browser, server)
     say(browser, "Hello")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.e2e.scripted import Scripted, end, likely, scripted  # noqa: F401
 from tests.e2e.test_browser import open_page, set_prefs
 from tests.e2e.test_browser_chat import messages, press_tool, say, server  # noqa: F401
@@ -9,6 +11,7 @@ from tests.e2e.webdriver import Browser, browser  # noqa: F401
 from tests.support import wait_until
 
 
+@pytest.mark.covers("W17")
 def test_an_answer_goes_on_from_any_of_its_tokens_and_the_tree_shows_where(scripted: Scripted, browser: Browser):  # noqa: F811
     scripted.will_answer([*likely("A", " white", " cat"), end()], [*likely(" dog"), end()])
     set_prefs(browser, scripted.url, keepsTokens=True)
@@ -32,6 +35,7 @@ def test_an_answer_goes_on_from_any_of_its_tokens_and_the_tree_shows_where(scrip
     wait_until(lambda: messages(browser)[-1][1] == "A white cat", "the first branch")
 
 
+@pytest.mark.covers("W17")
 def test_the_tokens_of_a_real_server_are_its_text(server, browser: Browser):  # noqa: F811
     set_prefs(browser, server.url, keepsTokens=True)
     open_page(browser, server)

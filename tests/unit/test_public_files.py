@@ -20,6 +20,7 @@ def texts(name: str) -> dict[str, str]:
     return dict(re.findall(r"(?:^\s*|, )'?([\w-]+)'?:\s'((?:[^'\\]|\\.)*)'", source, re.MULTILINE))
 
 
+@pytest.mark.covers("W21")
 def test_the_page_is_small_and_flat():
     files = [path for path in PUBLIC.rglob("*") if path.is_file()]
     assert all(path.parent == PUBLIC for path in files)
@@ -74,6 +75,7 @@ def test_the_html_holds_nothing_inline():
 OTHERS = sorted(path.name for path in PUBLIC.glob("text-*.js") if path.name != "text-en.js")
 
 
+@pytest.mark.covers("W19")
 @pytest.mark.parametrize("name", OTHERS)
 def test_every_language_says_the_same_things(name: str):
     english, other = texts("text-en.js"), texts(name)

@@ -206,6 +206,17 @@ def test_an_error_becomes_the_openai_shape_and_keeps_its_headers():
     }
 
 
+def test_an_error_names_its_reason_where_its_type_does_not_say_it():
+    def reason(error: ApiError) -> object:
+        return json.loads(error_response(error).body)["error"].get("reason")
+
+    assert reason(ApiError(503, "wait", reason="queue_full")) == "queue_full"
+    assert reason(ApiError(413, "cut it")) == "too_large"
+    said = [ApiError(status, "no") for status in (400, 401, 403, 404, 429, 500, 501, 503, 504)]
+    assert [reason(error) for error in said] == [None] * len(said)
+    assert reason(ApiError(400, "too long", "exceed_context_size_error")) is None
+
+
 def test_nobody_can_smuggle_a_header_into_an_answer():
     head = encode_head(200, {"X-Id": "a\r\nSet-Cookie: b\n\x00c", "X-Text": "\u4e2d"})
     assert head.count(b"\r\n") == 4 and head.endswith(b"\r\n\r\n")
