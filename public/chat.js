@@ -272,6 +272,7 @@ export class ChatView {
       fork: (one) => this.#fork(one),
       showRequest: (one) => this.#showRequest(one),
       showVersions: () => this.#showVersions(),
+      why: (one) => this.#why(one),
       branch: (one, text, parts) => this.#branch(one, text, parts),
     });
     this.#views.set(message.id, view);
@@ -485,6 +486,11 @@ export class ChatView {
     const { showRequest } = await import('./request.js');
     const { content, reasoning, calls, finish, speed } = message;
     await showRequest(requestBody(this.#request(message)), { content, reasoning, calls, finish, speed });
+  }
+
+  async #why(message) {
+    const { showWhy } = await import('./why.js');
+    await showWhy(requestBody(this.#request(message)), message.content);
   }
 
   // A conversation of its own that begins as this one does, up to `message`.

@@ -26,7 +26,7 @@ function copyButton(label, text) {
 
 export class MessageView {
   // `actions` has edit(message, text), regenerate, go (continue), remove, version(message, step), answerCalls(message, results),
-  // fork, showRequest, showVersions, branch(message, text, parts).
+  // fork, showRequest, showVersions, why, branch(message, text, parts).
   constructor(message, versions, actions) {
     this.message = message;
     this.actions = actions;
@@ -147,6 +147,7 @@ export class MessageView {
         [t('fork'), () => actions.fork(message)],
         [t('versions'), () => actions.showVersions()],
         ...(isAnswer ? [[t('show-request'), () => actions.showRequest(message)]] : []),
+        ...(isAnswer && message.content && !message.reasoning && !message.calls?.length ? [[t('why'), () => actions.why(message)]] : []),
       ]));
   }
 

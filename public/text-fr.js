@@ -22,6 +22,8 @@ export const FR = {
   'prompts-none': 'Aucun texte type. Gardez ici les textes que vous utilisez souvent.', insert: 'Insérer', 'export-theirs': 'Exporter pour llama-server',
 
   versions: 'Toutes les versions en arbre', 'show-tokens': 'Probabilité de chaque token', 'keep-tokens': 'Garder la probabilité de chaque token des réponses',
+  why: 'Pourquoi ceci ?', 'why-whole': 'Toute la réponse', 'why-times': '{n} fois moins probable', 'why-against': 'plus probable', 'why-both': 'seulement sans les deux',
+  'why-help': 'Couleurs : de combien la réponse est moins probable si le modèle ne peut pas lire une phrase. Cliquez sur une phrase de la réponse pour voir sur quoi elle repose.', 'why-knows': 'Sans tout cela, le modèle répondrait presque pareil.',
 
   models: 'Modèles', 'state-unloaded': 'non chargé', 'state-loading': 'en chargement', 'state-loading-at': 'en chargement, {percent} %', 'state-loaded': 'chargé',
   'state-sleeping': 'en veille', 'state-failed': 'échec', load: 'Charger', unload: 'Décharger', 'model-load': 'Charger {name}', 'model-unload': 'Décharger {name}',
