@@ -23,7 +23,7 @@ export const DE = {
 
   versions: 'Alle Fassungen als Baum', 'show-tokens': 'Wie wahrscheinlich jedes Token war', 'keep-tokens': 'Behalten, wie wahrscheinlich jedes Token einer Antwort war',
   why: 'Warum das?', 'why-whole': 'Die ganze Antwort', 'why-times': '{n}-mal unwahrscheinlicher', 'why-against': 'wahrscheinlicher', 'why-both': 'nur ohne beide',
-  'why-help': 'Farben: wie viel unwahrscheinlicher die Antwort ist, wenn das Modell einen Satz nicht lesen kann. Ein Klick auf einen Satz der Antwort zeigt, worauf er beruht.', 'why-knows': 'Ohne all das würde das Modell fast dasselbe antworten.',
+  'why-help': 'Farben: wie viel unwahrscheinlicher die Antwort ist, wenn das Modell einen Satz nicht lesen kann. Ein Klick auf einen Satz der Antwort zeigt, worauf er beruht.',
 
   models: 'Modelle', 'state-unloaded': 'nicht geladen', 'state-loading': 'wird geladen', 'state-loading-at': 'wird geladen, {percent} %', 'state-loaded': 'geladen',
   'state-sleeping': 'schläft', 'state-failed': 'gescheitert', load: 'Laden', unload: 'Entladen', 'model-load': '{name} laden', 'model-unload': '{name} entladen',

@@ -23,7 +23,7 @@ export const EN = {
 
   versions: 'All versions as a tree', 'show-tokens': 'How likely each token was', 'keep-tokens': 'Keep how likely each token of an answer was',
   why: 'Why this?', 'why-whole': 'The whole answer', 'why-times': '{n} times less likely', 'why-against': 'more likely', 'why-both': 'only without both',
-  'why-help': 'Colours: how much less likely the answer is if the model can’t read a sentence. Click a sentence of the answer to see what that one rests on.', 'why-knows': 'Without all of this, the model would answer much the same.',
+  'why-help': 'Colours: how much less likely the answer is if the model can’t read a sentence. Click a sentence of the answer to see what it rests on.',
 
   models: 'Models', 'state-unloaded': 'not loaded', 'state-loading': 'loading', 'state-loading-at': 'loading, {percent} %', 'state-loaded': 'loaded',
   'state-sleeping': 'asleep', 'state-failed': 'failed', load: 'Load', unload: 'Unload', 'model-load': 'Load {name}', 'model-unload': 'Unload {name}',

@@ -23,7 +23,7 @@ export const ES = {
 
   versions: 'Todas las versiones en árbol', 'show-tokens': 'Probabilidad de cada token', 'keep-tokens': 'Guardar la probabilidad de cada token de las respuestas',
   why: '¿Por qué esto?', 'why-whole': 'Toda la respuesta', 'why-times': '{n} veces menos probable', 'why-against': 'más probable', 'why-both': 'solo sin ambas',
-  'why-help': 'Colores: cuánto menos probable es la respuesta si el modelo no puede leer una frase. Pulse una frase de la respuesta para ver en qué se apoya.', 'why-knows': 'Sin todo esto, el modelo respondería casi lo mismo.',
+  'why-help': 'Colores: cuánto menos probable es la respuesta si el modelo no lee una frase. Pulse una frase de la respuesta para ver en qué se apoya.',
 
   models: 'Modelos', 'state-unloaded': 'sin cargar', 'state-loading': 'cargando', 'state-loading-at': 'cargando, {percent} %', 'state-loaded': 'cargado',
   'state-sleeping': 'dormido', 'state-failed': 'falló', load: 'Cargar', unload: 'Descargar', 'model-load': 'Cargar {name}', 'model-unload': 'Descargar {name}',

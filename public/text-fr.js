@@ -23,7 +23,7 @@ export const FR = {
 
   versions: 'Toutes les versions en arbre', 'show-tokens': 'Probabilité de chaque token', 'keep-tokens': 'Garder la probabilité de chaque token des réponses',
   why: 'Pourquoi ceci ?', 'why-whole': 'Toute la réponse', 'why-times': '{n} fois moins probable', 'why-against': 'plus probable', 'why-both': 'seulement sans les deux',
-  'why-help': 'Couleurs : de combien la réponse est moins probable si le modèle ne peut pas lire une phrase. Cliquez sur une phrase de la réponse pour voir sur quoi elle repose.', 'why-knows': 'Sans tout cela, le modèle répondrait presque pareil.',
+  'why-help': 'Couleurs : de combien la réponse est moins probable si le modèle ne lit pas une phrase. Cliquez sur une phrase de la réponse pour voir sur quoi elle repose.',
 
   models: 'Modèles', 'state-unloaded': 'non chargé', 'state-loading': 'en chargement', 'state-loading-at': 'en chargement, {percent} %', 'state-loaded': 'chargé',
   'state-sleeping': 'en veille', 'state-failed': 'échec', load: 'Charger', unload: 'Décharger', 'model-load': 'Charger {name}', 'model-unload': 'Décharger {name}',

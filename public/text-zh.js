@@ -23,7 +23,7 @@ export const ZH = {
 
   versions: '以树形查看所有版本', 'show-tokens': '每个词元的概率', 'keep-tokens': '保留回答中每个词元的概率',
   why: '为什么这样答？', 'why-whole': '整个回答', 'why-times': '可能性降至 1/{n}', 'why-against': '反而更可能', 'why-both': '仅当两句都没有时',
-  'why-help': '颜色表示：读不到某句时，回答的可能性降低多少。点击回答中的一句，可查看它的依据。', 'why-knows': '即使没有这些内容，回答也大致相同。',
+  'why-help': '颜色：读不到某句时，回答的可能性降低多少。点击回答中的一句，可查看其依据。',
 
   models: '模型', 'state-unloaded': '未加载', 'state-loading': '加载中', 'state-loading-at': '加载中，{percent} %', 'state-loaded': '已加载',
   'state-sleeping': '休眠', 'state-failed': '失败', load: '加载', unload: '卸载', 'model-load': '加载 {name}', 'model-unload': '卸载 {name}',

@@ -48,10 +48,11 @@ FIELDS = {"spans": list, "method": str, "part": str}
 
 @record(frozen=True)
 class Wanted:
-    """What is to be attributed: to which texts (None: the sentences), how, and which part of the answer ("": all)."""
+    """What is to be attributed: to which texts (None: the sentences), how ("": fast where the model's memory can, else
+    exact), and which part of the answer ("": all)."""
 
     spans: tuple[str, ...] | None = None
-    method: str = FAST
+    method: str = ""
     part: str = ""
 
 
@@ -65,8 +66,8 @@ def read_wanted(value: object) -> Wanted | None:
         name not in FIELDS or not isinstance(one, FIELDS[name]) for name, one in said.items() if one is not None
     ):
         raise ApiError(400, "attribute: give true, a list of texts, or an object with spans, method and part")
-    spans, method = said.get("spans"), said.get("method") or FAST
-    if method not in (FAST, EXACT):
+    spans, method = said.get("spans"), said.get("method") or ""
+    if method not in ("", FAST, EXACT):
         raise ApiError(400, f"attribute: the method is {FAST} or {EXACT}")
     if spans is not None and not all(isinstance(one, str) and one.strip() for one in spans):
         raise ApiError(400, "attribute: the spans are texts of the prompt")
@@ -84,7 +85,25 @@ def attribute(
     wanted: Wanted,
 ) -> dict[str, Any] | None:
     """The attribution of an answer to a task's prompt; None if there is no answer. ApiError 400 where the prompt has
-    files or that would take too much, 501 where the model's memory can't."""
+    files or that would take too much, 501 where the model's memory can't do what is wanted."""
+    try:
+        return attribute_by(wanted.method or FAST, model, request, task, answer, texts, wanted)
+    except ApiError as error:
+        if error.status != 501 or wanted.method:
+            raise
+    return attribute_by(EXACT, model, request, task, answer, texts, wanted)
+
+
+def attribute_by(
+    method: str,
+    model: Model,
+    request: Request,
+    task: Task,
+    answer: Sequence[int],
+    texts: Sequence[tuple[int | None, str]],
+    wanted: Wanted,
+) -> dict[str, Any] | None:
+    """The same by one method."""
     vocab = model.vocab
     answer = list(answer)
     while answer and vocab.is_control(answer[-1]):
@@ -94,11 +113,11 @@ def attribute(
     if not answer:
         return None
     spans = find_spans(texts, [vocab.piece(token) for token in task.prompt], wanted.spans)
-    is_read_again = wanted.method == EXACT or model.info.n_slots == 1
+    is_read_again = method == EXACT or model.info.n_slots == 1
     require_few(len(spans), len(answer), len(task.prompt) if is_read_again else TAIL)
     parts = parts_of(answer, wanted.part, vocab.piece)
 
-    def judge(*taken: Span, method: str = wanted.method) -> list[float]:
+    def judge(*taken: Span, method: str = method) -> list[float]:
         """The log probability of each token of the answer, without some of the spans."""
         return judged(model, request, judging(model, task, answer, **way(task.prompt, taken, method)))
 
@@ -119,7 +138,7 @@ def attribute(
         "parts": [{"text": one.text, "nats": [fall(other, one.first, one.last) for other in without]} for one in parts],
         "answer_logprob": round(sum(whole[slice(*part)]), 4),
         "without_spans_logprob": round(sum(none[slice(*part)]), 4),
-        "method": wanted.method,
+        "method": method,
     }
 
 
@@ -140,8 +159,8 @@ def require_few(n_spans: int, n_answer: int, n_read: int) -> None:
 def find_pairs(
     spans: Sequence[Span], nats: Sequence[float], of_all: float, judge: Callable[..., float]
 ) -> list[dict[str, Any]]:
-    """The pairs of spans that weigh more than twice what they do one by one, the heaviest first. `of_all` nats are
-    those of all spans together; `judge` says by how many an answer falls without some."""
+    """The pairs of spans that weigh half as much again together as one by one, the heaviest first. `of_all` nats
+    are those of all spans together; `judge` says by how many an answer falls without some."""
     if len(spans) < 2 or of_all < FACTOR or max(nats) * 2 >= of_all:
         return []
     alone = [judge(*spans[:i], *spans[i + 1 :]) for i in range(len(spans))]
@@ -149,7 +168,7 @@ def find_pairs(
     pairs: list[dict[str, Any]] = [
         {"spans": [i, j], "nats": judge(spans[i], spans[j])} for i, j in combinations(best, 2)
     ]
-    heavy = [pair for pair in pairs if pair["nats"] > 2 * sum(max(nats[i], FACTOR) for i in pair["spans"])]
+    heavy = [pair for pair in pairs if pair["nats"] > 1.5 * sum(max(nats[i], FACTOR) for i in pair["spans"])]
     return sorted(heavy, key=lambda pair: -pair["nats"])
 
 

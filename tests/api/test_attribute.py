@@ -138,8 +138,9 @@ def test_prompts_with_files_are_refused(make_api):
     assert answer.status == 400 and "images" in answer.error["message"]
 
 
-def test_a_memory_that_cannot_be_cut_is_501_and_exact_works(make_api):
+def test_a_memory_that_cannot_be_cut_is_501_for_fast_and_exact_is_taken_instead(make_api):
     api = make_api(FakeBackend(n_ctx=4096, n_slots=2, can_shift=False)).start()
-    answer = api.post("/v1/attribute", {"prompt": PROMPT, "answer": " It is"})
+    answer = api.post("/v1/attribute", {"prompt": PROMPT, "answer": " It is", "method": "fast"})
     assert answer.status == 501 and "exact" in answer.error["message"]
-    assert attributed(api, method="exact")["spans"]
+    for found in (attributed(api), attributed(api, method="exact")):
+        assert found["spans"] and found["method"] == "exact"

@@ -100,7 +100,12 @@ ATTRIBUTE_FIELDS = (
     Field("prompt", str, None, "the prompt that it was given to"),
     Field("messages", list, None, "the same as a chat"),
     Field("spans", list, None, "texts of the prompt (default: its sentences)"),
-    Field("method", str, None, "fast takes them out of what has been computed, exact reads the prompt without them"),
+    Field(
+        "method",
+        str,
+        None,
+        "fast (default where the memory can) takes them out of what is computed, exact reads the prompt without them",
+    ),
     Field("part", str, None, "only this part of the answer"),
 )
 MODEL_FIELDS = (Field("model", str, None, "which model, where there are several (GET /v1/models lists them)"),)

@@ -39,7 +39,9 @@ def test_nothing_is_taken_away_by_twos_where_one_span_explains_it_or_nothing_is_
 
 
 def test_two_spans_that_weigh_what_each_of_them_does_are_no_pair():
-    assert find_pairs([span(i, i + 1) for i in range(3)], [3.0, 3.0, 0.0], 9.0, lambda *taken: 3.0 * len(taken)) == []
+    nats = [3.0, 3.0, 0.0]
+    spans = [span(i, i + 1) for i in range(3)]
+    assert find_pairs(spans, nats, 9.0, lambda *taken: sum(nats[one.first] for one in taken)) == []
 
 
 @pytest.mark.parametrize("method", ["fast", "exact"])
