@@ -5,7 +5,8 @@ library and this package. A function gets a peer (a server, or the bare loop) an
 each of its metrics. Texts are made of common words by a seeded generator: the same for every peer in a repetition,
 new in each repetition, so that no cache helps where it isn't meant to.
 
-The way not taken: recorded conversations. They would have to be shipped, and their length couldn't be chosen.
+The way not taken: recorded conversations. They would have to be shipped, and their length couldn't be chosen. One is
+there all the same (`agent`), because what agents repeat can't be made of random words.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from server.bench import agent
 from server.bench.client import Ask
 
 WORDS = (
@@ -301,6 +303,15 @@ WORKLOADS = (
         (Metric("all done", "s", LESS, 0.7), Metric("prompt tokens evaluated", "", LESS)),
         2,
         4096,
+    ),
+    Workload(
+        "agent",
+        "ten steps of a recorded agent, which shows, edits and writes files",
+        agent.run,
+        (Metric("answers", "tok/s", MORE, 1.5), Metric("whole requests", "tok/s", MORE)),
+        1,
+        8192,
+        fresh=True,
     ),
     Workload(
         "embeddings",

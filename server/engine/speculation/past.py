@@ -14,6 +14,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
+from server.engine.speculation.copying import Changes
 from server.engine.speculation.trust import Trust
 
 LEAD = 24  # tokens of the prompt that are kept in front of an answer: they tell which answer begins
@@ -47,13 +48,15 @@ class Part:
 
 
 class Past:
-    """The earlier answers of one owner, and how far guesses from them can be trusted; the younger part comes first."""
+    """The earlier answers of one owner; the younger part comes first. And what they taught: how far guesses from a text
+    itself, from earlier `answers` and from `copies` can be trusted, and what is changed in copies."""
 
-    __slots__ = ("parts", "trust", "_n")
+    __slots__ = ("parts", "text", "answers", "copies", "changes", "_n")
 
     def __init__(self, n: int) -> None:
         self.parts = [Part(), Part()]
-        self.trust = Trust()
+        self.text, self.answers, self.copies = Trust(), Trust(), Trust()
+        self.changes = Changes()
         self._n = n
 
     def __len__(self) -> int:
@@ -78,20 +81,23 @@ class Pasts:
     def __len__(self) -> int:
         return self._size
 
-    def of(self, owner: str) -> Past | None:
-        """What `owner` was answered so far; None if that is nothing, or forgotten."""
+    def of(self, owner: str) -> Past:
+        """What `owner` was answered so far, as far as it isn't forgotten."""
         past = self._pasts.pop(owner, None)
-        if past is not None:
-            self._pasts[owner] = past
+        if past is None:
+            past = Past(self._n)
+        self._pasts[owner] = past
+        self._keep_bounds()
         return past
 
     def add(self, owner: str, tokens: Sequence[int]) -> None:
         """`owner` was answered these; the owners that were quiet the longest are forgotten for it."""
         past = self.of(owner)
-        if past is None:
-            past = self._pasts[owner] = Past(self._n)
         self._size -= len(past)
         past.add(tokens)
         self._size += len(past)
+        self._keep_bounds()
+
+    def _keep_bounds(self) -> None:
         while self._size > ALL or len(self._pasts) > OWNERS:
             self._size -= len(self._pasts.pop(next(iter(self._pasts))))

@@ -25,7 +25,7 @@ def test_each_owner_has_only_its_own():
     pasts.add("ann", [1, 2, 3, 4])
     pasts.add("bob", [5, 6, 7, 8])
     assert holds(pasts.of("ann"), [1, 2, 3, 4]) and not holds(pasts.of("ann"), [5, 6])
-    assert holds(pasts.of("bob"), [5, 6, 7, 8]) and pasts.of("eve") is None
+    assert holds(pasts.of("bob"), [5, 6, 7, 8]) and len(pasts.of("eve")) == 0
 
 
 def test_the_oldest_answers_of_an_owner_are_forgotten_first(small):
@@ -49,14 +49,15 @@ def test_the_owner_who_was_quiet_the_longest_is_forgotten_as_a_whole(small):
         pasts.add(owner, list(range(90)))
     pasts.of("a")
     pasts.add("g", list(range(90)))
-    assert pasts.of("b") is None and pasts.of("a") is not None and len(pasts) <= 600
+    assert len(pasts.of("a")) == 91 and len(pasts.of("b")) == 0 and len(pasts) <= 600
 
 
 def test_many_owners_with_little_are_bounded_by_their_number():
     pasts = Pasts(3)
     for i in range(2 * OWNERS):
         pasts.add(str(i), [1])
-    assert pasts.of(str(OWNERS - 1)) is None and pasts.of(str(OWNERS)) is not None
+    assert len(pasts) == 2 * OWNERS and len(pasts.of(str(OWNERS))) == 2
+    assert len(pasts.of(str(OWNERS - 1))) == 0 and len(pasts) == 2 * OWNERS - 2
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

@@ -1,0 +1,29 @@
+"""The workload `agent`: the steps of a recorded agent loop, one request after the other, each with all that was before.
+
+Run on the main thread of the measuring process. Each prompt is the recorded one, whatever the model answered, and each
+answer as long as the recorded one. A model that answers as recorded (`python -m tests.recited_loop` makes one of any
+size) shows what guesses are worth; others write something else.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.bench.agent_loop import STEPS, prompts
+from server.bench.client import Ask
+
+WARM_UP = Ask("Once upon a time", 8, {"temperature": 0.0})
+FIELDS = {"temperature": 0.0}
+
+
+def run(peer: Any, plan: Any) -> tuple:
+    """Tokens a second from the first token of each answer to its last, and over whole requests."""
+    peer.generate([WARM_UP])
+    steps = prompts(min(plan.count(len(STEPS)), len(STEPS)))
+    n_tokens, generating, whole = 0, 0.0, 0.0
+    for prompt, answer in steps:
+        (said,) = peer.generate([Ask(prompt, len(peer.tokenize(answer)[0]), FIELDS)])
+        n_tokens += said.n_predicted
+        generating += said.arrivals[-1] - said.arrivals[0]
+        whole += said.ended
+    return (n_tokens - len(steps)) / generating, n_tokens / whole
