@@ -55,6 +55,7 @@ TITLES = {
     "TOKENIZE_PROMPT_FIELDS": "Tokenize: vLLM's names",
     "DETOKENIZE_FIELDS": "Detokenize",
     "LORA_FIELDS": "Adapters",
+    "LOAD_FIELDS": "Loading a model",
     "PROPS_FIELDS": "Props",
     "SLOT_FIELDS": "Slot files",
     "ABORT_FIELDS": "Abort",

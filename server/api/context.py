@@ -14,11 +14,13 @@ from server.api.running import RunningRequests
 from server.api.stored.cache_notes import CacheNotes
 from server.api.stored.recordings import Recordings
 from server.api.stored.store import Store
+from server.errors import ApiError
 from server.evidence.models import KnownModels
 from server.log import get_logger
 from server.metrics import Refusals
 from server.models.models import Models
 from server.records import field, record
+from server.web.message import Request
 
 if TYPE_CHECKING:
     from server.batches.runner import Batches
@@ -57,6 +59,13 @@ class Context:
     stop: threading.Event = field(default_factory=threading.Event)
     """Set once the server has been asked to end."""
     _numbers: Iterator[int] = field(default_factory=itertools.count)
+
+    def require_manager(self, request: Request, what: str) -> None:
+        """ApiError 501 unless requests of an admin may do this, 403 without an admin's key."""
+        if self.library is None:
+            raise ApiError(501, f"requests may not {what} here: --manage-models and --admin-key allow it")
+        if not self.is_admin(request.key_id):
+            raise ApiError(403, f"to {what} needs a key of --admin-key")
 
     def keep_prompt(self, prompt: object) -> None:
         """`--log-prompts-dir`: write a request's prompt, text or JSON, into a file named after the time (ms)."""

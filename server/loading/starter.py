@@ -18,6 +18,8 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from ctypes_api.folder import read_folder
 from server import program
@@ -80,12 +82,18 @@ class Starter:
             model_options(one, self.argv, self.environ, self.own.defaults if self.own else ()), one.name
         )
 
-    def read(self, source: ModelEntry | None, before: Model | None) -> PreparedModel:
+    def idle_s(self, source: ModelEntry, asked: Mapping[str, Any]) -> float:
+        """See `models.entry.Starter`."""
+        return float(self._options(replace(source, asked=asked)).sleep_idle_seconds)
+
+    def read(
+        self, source: ModelEntry | None, before: Model | None, asked: Mapping[str, Any] = MappingProxyType({})
+    ) -> PreparedModel:
         """`source` None is the server's one model. Of `before` the vocabulary is kept as long as its file is as it was,
         and what has been set since its start."""
         options = self.options.model
         if source is not None:
-            options = self._options(source)
+            options = self._options(replace(source, asked=asked))
         own = self.own if source is None else None
         place, config, advice = read_model(options, self.options.engines, self.options.downloads, own)
         if not self.options.api.is_2024:

@@ -35,9 +35,10 @@ class ModelEntry:
 
     `path` is its file, of several `parts` the first; "" for one that is still to be fetched (`changes` say from where).
     `mmproj` is the projector beside it, "" for none. `size` are the bytes of all parts. `source` is "dir", "preset",
-    "cache" or "option". `changes` are the values of options of its own, by `Option.key`. `is_eager`: to be loaded at
-    start. `keeper` is the program whose folder the files are in, "" if they are the user's own. `fault` is why it can't
-    be served, in one line; "" if nothing is known against it.
+    "cache" or "option". `changes` are the values of options of its own, by `Option.key`; `asked` are such values that a
+    request has given, which count more. `is_eager`: to be loaded at start. `keeper` is the program whose folder the
+    files are in, "" if they are the user's own. `fault` is why it can't be served, in one line; "" if nothing is known
+    against it.
     """
 
     name: str
@@ -49,6 +50,7 @@ class ModelEntry:
     size: int = 0
     source: str = "dir"
     changes: Mapping[str, Any] = field(default_factory=dict)
+    asked: Mapping[str, Any] = field(default_factory=dict)
     is_eager: bool = False
     keeper: str = ""
     fault: str = ""
@@ -86,7 +88,7 @@ def model_options(
 ) -> ModelOptions:
     """The options of one model: its own, and what the command line, the environment and the config file say of all.
     OptionError. For the parameters see `parser.parse`."""
-    model = group(parse(argv, environ, bundled=bundled, own=entry.changes)).model
+    model = group(parse(argv, environ, bundled=bundled, own=entry.changes, asked=entry.asked)).model
     sources = model.sources
     if entry.path:
         sources = sources.replace(model=entry.path, mmproj=sources.mmproj or entry.mmproj or None)

@@ -8,7 +8,7 @@ idle one, whatever the handler is doing. Not taken: counting the engine's tasks,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -55,8 +55,12 @@ class Starter(Protocol):
     def entries(self) -> Sequence[Entry]:
         """All models that there are now."""
 
-    def read(self, source: Any, before: Model | None) -> Prepared:
-        """Read a model's files; of `before`, the same model when it was last loaded, what still holds may be kept.
+    def idle_s(self, source: Any, asked: Mapping[str, Any]) -> float:
+        """`Entry.idle_s` with the options that a request has given. OptionError if these can't be."""
+
+    def read(self, source: Any, before: Model | None, asked: Mapping[str, Any]) -> Prepared:
+        """Read a model's files, which is to have these options besides its own; of `before`, the same model when it was
+        last loaded, what still holds may be kept.
         StartError or OptionError if they can't be served."""
 
     def room(self) -> Room:
@@ -67,7 +71,7 @@ class Starter(Protocol):
 class Entry:
     """One model. `source` is what `Starter.read` takes; `idle_s` the seconds without work until it sleeps, below 0
     never; `size` the bytes of its files, and `origin` where they were found; one that `is_eager` is
-    loaded at the start.
+    loaded at the start. `asked` are options that a request has given, until another one gives others.
 
     `model` is the loaded one; of a sleeping one, what can be told without its engine. `load` is what brings the next
     one. `n_leases` counts the requests that have it, `t_used` is when the last one ended. Once `leaves_for` is set it
@@ -83,6 +87,7 @@ class Entry:
     size: int = 0
     idle_s: float = -1.0
     is_eager: bool = False
+    asked: Mapping[str, Any] = field(default_factory=dict)
     state: str = UNLOADED
     reason: str = ""
     progress: float = 0.0

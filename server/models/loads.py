@@ -106,7 +106,7 @@ class Loads:
         try:
             with self._changed:  # by now it is in the queue
                 before = entry.model if entry.state == LOADING else None
-            load.prepared = self._starter.read(entry.source, before)
+            load.prepared = self._starter.read(entry.source, before, entry.asked)
             while True:
                 with self._changed:
                     self._changed.wait_for(lambda: self._may_step(load))

@@ -11,21 +11,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from server.engine.seam.task import FAILED as DEAD
 from server.engine.seam.task import LOADING as STARTING
 from server.engine.seam.task import READY, RESTARTING
 from server.errors import ApiError
+from server.log import get_logger
 from server.models.endings import Endings
 from server.models.entry import FAILED, LOADED, LOADING, SLEEPING, UNLOADED, Asking, Entry, Starter, Ticket
 from server.models.loads import STOPPING, Loads
 from server.models.model import PREPARING, Model
 from server.models.register import MayUse, Register, anybody
+from server.options.parser import OptionError, read_asked
 
 RETIRE_S = 30.0  # that the end of an engine is waited for before its model's files are removed
 CLOSE_S = 5.0  # for loads and ends that are under way when the server ends
+
+log = get_logger("models")
 
 
 class Models:
@@ -222,11 +226,34 @@ class Models:
 
     # ---- by order ----------------------------------------------------------------------------------------------------
 
-    def load(self, name: object, key_id: str) -> Entry:
-        """Begin to load a model, which is not waited for; also one that has failed. Nothing if it is there."""
+    def load(self, name: object, key_id: str, options: Mapping[str, object] | None = None) -> Entry:
+        """Begin to load a model, which is not waited for; also one that has failed. Nothing if it is there. `options`
+        are its own from now on, None those that it had last. ApiError 400 for wrong ones, 409 if it is there without
+        them."""
         entry = self.find(name, key_id)
+        if options is not None:
+            self._give_options(entry, options)
         self.begin(entry)
         return entry
+
+    def _give_options(self, entry: Entry, options: Mapping[str, object]) -> None:
+        if self._starter is None or self.lone is not None:
+            raise ApiError(501, "this server was started with one model, whose options are the command line's")
+        try:
+            asked = read_asked(options)
+            idle_s = self._starter.idle_s(entry.source, asked)
+        except OptionError as error:
+            raise ApiError(400, str(error) if str(error).startswith("options") else f"options: {error}") from None
+        with self._changed:
+            if entry.asked == asked:
+                return
+            if entry.load is not None or entry.state == LOADED:
+                raise ApiError(409, f"{entry.name} is loaded with other options: unload it first")
+            if entry.state == SLEEPING:  # what is told of it was with other options
+                entry.model = None
+                self.register.set(entry, UNLOADED)
+            entry.asked, entry.idle_s = asked, idle_s
+            log.info("%s has options of a request: %s", entry.name, ", ".join(asked) or "none")
 
     def begin(self, entry: Entry) -> None:
         """The same for whom nobody has asked."""

@@ -11,9 +11,11 @@ from what is a default, nor options that are known but refused; with the table a
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from server.options import config_file
@@ -35,11 +37,13 @@ __all__ = [
     "Settings",
     "compat_rows",
     "parse",
+    "read_asked",
     "read_model_settings",
     "usage",
 ]
 
 ALL_OPTIONS = OPTIONS + OTHER_OPTIONS
+MAX_TOLD = 300  # characters of what is wrong with a request
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 OF_ONE_MODEL = ("files", "alias", "model_url", "hf_repo", "hf_file", "model_sha256", "mmproj", "mmproj_url")
@@ -54,17 +58,23 @@ def parse(
     table: Sequence[Option] = ALL_OPTIONS,
     bundled: Sequence[tuple[str, str]] = (),
     own: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Any] = MappingProxyType({}),
 ) -> Settings:
     """Read the command line (without the program's name), the environment, and the config file that one of them
     names. `bundled` are (name, text) pairs that a bundle starts with; they count least. OptionError on the first
     mistake, in one line whatever it quotes.
 
     `own` is for one of several models: what is said of it alone, see `read_model_settings`. That counts more than all
-    but the command line; what else says which model to serve doesn't count (`OF_ONE_MODEL`)."""
+    but the command line; what else says which model to serve doesn't count (`OF_ONE_MODEL`). `asked` is what a request
+    says of it, see `read_asked`, and counts most."""
     try:
-        return _parse(argv, environ, table, bundled, own)
+        return _parse(argv, environ, table, bundled, own, asked)
     except OptionError as error:
-        raise OptionError(CONTROL.sub(lambda found: repr(found[0])[1:-1], str(error))) from None
+        raise OptionError(_one_line(str(error))) from None
+
+
+def _one_line(text: str) -> str:
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def _parse(
@@ -73,6 +83,7 @@ def _parse(
     table: Sequence[Option],
     bundled: Sequence[tuple[str, str]],
     own: Mapping[str, Any] | None,
+    asked: Mapping[str, Any],
 ) -> Settings:
     line = _Source(table)
     _read_argv(line, argv)
@@ -88,7 +99,7 @@ def _parse(
     if own is not None:
         given = {**start.values, **file.values, **variables.values, **own, **line.values}
         given = {key: value for key, value in given.items() if key not in OF_ONE_MODEL or key in own}
-        given |= {key: own[key] for key in OF_ONE_MODEL if key in own}
+        given |= {**{key: own[key] for key in OF_ONE_MODEL if key in own}, **asked}
     given |= {} if table is not ALL_OPTIONS else read_vertex(environ, line.by_flag["--port"][0])
     profile = str(given.get("compat", "modern"))
     values = {option.key: option.default_for(profile) for option in table if not option.dest}
@@ -103,6 +114,46 @@ def read_model_settings(settings: Iterable[config_file.Setting]) -> tuple[dict[s
     source = _Source(ALL_OPTIONS)
     _read_settings(source, settings, MODEL)
     return source.values, source.warnings
+
+
+def read_asked(wanted: Mapping[str, object]) -> dict[str, Any]:
+    """What a request says of one of several models: values by `Option.key`. OptionError with the path of what is wrong,
+    or not a request's to say."""
+    try:
+        return _read_asked(wanted)
+    except OptionError as error:
+        raise OptionError(_one_line(str(error)[:MAX_TOLD])) from None
+
+
+def _read_asked(wanted: Mapping[str, object]) -> dict[str, Any]:
+    source = _Source(ALL_OPTIONS)
+    by_name = _by_name(source)
+    for key, value in wanted.items():
+        name, place = key.lstrip("-"), f"options.{key[:60]}"
+        option, is_on = by_name.get(name) or by_name.get(name.replace("_", "-")) or (None, True)
+        if option is None:
+            raise OptionError(f"{place}: there is no such option{_did_you_mean(key, by_name)}")
+        if scope_of(option) != MODEL or option.key in OF_ONE_MODEL or option.status != WORKS:
+            raise OptionError(f"{place}: this is not about how a model is loaded")
+        if not option.is_plain:
+            raise OptionError(f"{place}: what leads to files, libraries or addresses is not taken from requests")
+        if option.key in source.values:
+            raise OptionError(f"{place} is given twice, by another of its names")
+        for text in _texts(option, place, value):
+            found = convert(option, place, text)
+            source.set(option, place, found if is_on else not found)
+    return source.values
+
+
+def _texts(option: Option, place: str, value: object) -> list[str]:
+    """A value in JSON as the texts that the command line would have."""
+    if option.metavar in ("JSON", "SCHEMA") and not isinstance(value, str):
+        return [json.dumps(value)]
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(one, (str, int, float)) for one in values):
+        raise OptionError(f"{place}: give a text, a number, true or false, or a list of them")
+    texts = [("on" if one else "off") if isinstance(one, bool) else str(one) for one in values]
+    return texts if option.repeat else [",".join(texts)]
 
 
 class _Source:

@@ -29,6 +29,25 @@ WORKER_PORT = 50052  # llama.cpp's own
 MAX_WORKERS = 16  # GGML_RPC_MAX_SERVERS
 MAX_CPUS = 512  # GGML_MAX_N_THREADS, the length of llama.cpp's masks
 
+PLAIN_VALUES = frozenset(
+    (
+        "N",
+        "TEXT",
+        "JSON",
+        "SCHEMA",
+        "GRAMMAR",
+        "NAMES",
+        "LETTERS",
+        "ID+BIAS",
+        "LEVEL",
+        "SHARES",
+        "MIB",
+        "WORDS",
+        "TYPES",
+    )
+)
+"""The `metavar` of texts that lead to no file, library or address."""
+
 SWITCH_WORDS = {
     "1": True,
     "on": True,
@@ -87,6 +106,14 @@ class Option:
     def key(self) -> str:
         """The attribute of `Settings` that this row sets."""
         return self.dest or self.name
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether its value is a number, a switch, a word of a list or a text that leads to no file, library or
+        address: only such options may be taken from a request."""
+        return not self.secret and (
+            self.type in (None, int, float) or self.choices is not None or self.metavar in PLAIN_VALUES
+        )
 
     def default_for(self, profile: str) -> object:
         """The value without any setting."""

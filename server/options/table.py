@@ -393,8 +393,8 @@ OPTIONS: tuple[Option, ...] = (
            env="LLAMA_ARG_API_KEY_FILE"),
     Option("admin_key", ("--admin-key",), "keys that may do all, also what --manage-models allows, separated by "
            "commas", ACCESS, to.keys, (), "KEY", "LLAMA_SRV_ADMIN_KEY", repeat=True, secret=True),
-    Option("manage_models", ("--manage-models",), "let requests with an --admin-key download and remove models", ACCESS,
-           None, False, env="LLAMA_SRV_MANAGE_MODELS"),
+    Option("manage_models", ("--manage-models",), "let requests with an --admin-key download and remove models, "
+           "and give them options", ACCESS, None, False, env="LLAMA_SRV_MANAGE_MODELS"),
     Option("ssl_key_file", ("--ssl-key-file",), "private key for HTTPS, PEM", ACCESS, to.existing_file, metavar="FILE",
            env="LLAMA_ARG_SSL_KEY_FILE"),
     Option("ssl_cert_file", ("--ssl-cert-file",), "certificate for HTTPS, PEM", ACCESS, to.existing_file,

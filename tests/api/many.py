@@ -32,11 +32,16 @@ class FakeStarter:
         self.gates: dict[str, threading.Event] = {}
         self.faults: dict[str, str] = {}
         self.started: list[str] = []
+        self.asked: dict[str, object] = {}
 
     def room(self):
         return {"memory": self.bytes}
 
-    def read(self, source, before):
+    def idle_s(self, source, asked):
+        return float(group(parse(["--models-dir", "."], {}, own={}, asked=asked)).model.sleep_idle_seconds)
+
+    def read(self, source, before, asked=None):
+        self.asked[source] = asked
         if source in self.faults:
             raise StartError(self.faults[source])
         return FakePrepared(self, source)

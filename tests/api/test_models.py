@@ -179,6 +179,64 @@ def test_models_are_loaded_and_unloaded_by_order(make_many):
         assert api.post("/models/load", body).status == 400
 
 
+ADMIN = {"X-Api-Key": "root"}
+
+
+def test_an_admin_gives_a_model_options_of_its_own(make_many):
+    api = make_many("a", "b", argv=("--manage-models", "--admin-key", "root"))
+
+    def load(options: object, model: str = "a"):
+        return api.send("POST", "/models/load", {"model": model, "options": options}, ADMIN)
+
+    options = {"ctx_size": 4096, "sleep-idle-seconds": 7}
+    assert load(options).status == 200
+    api.until(a="loaded")
+    assert api.starter.asked["a"] == {"ctx_size": 4096, "sleep_idle_seconds": 7}
+    assert api.models.entries[0].idle_s == 7
+    assert load(options).status == 200, "it has them"
+    other = load({"ctx_size": 512})
+    assert other.status == 409 and "unload it first" in other.error["message"]
+    api.post("/models/unload", {"model": "a"})
+    api.until(a="unloaded")
+    assert api.say("a").status == 200 and api.starter.asked["a"] == {"ctx_size": 4096, "sleep_idle_seconds": 7}
+    api.post("/models/unload", {"model": "a"})
+    api.until(a="unloaded")
+    assert load({}).status == 200
+    api.until(a="loaded")
+    assert api.starter.asked["a"] == {} and api.models.entries[0].idle_s == -1
+    assert api.say("b").status == 200 and api.starter.asked["b"] == {}, "they are one model's alone"
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"ctx_size": "x"}, "options.ctx_size: 'x' is not a whole number"),
+        ({"model": "/etc/passwd"}, "options.model: this is not about how a model is loaded"),
+        ({"lora": "x.gguf"}, "options.lora: what leads to files, libraries or addresses is not taken from requests"),
+        ({"batch_size": 16, "ubatch_size": 32}, "options: --ubatch-size 32 is more than --batch-size 16"),
+        (["ctx_size"], "options: "),
+        ("ctx_size=1", "options: "),
+    ],
+)
+def test_options_that_cant_be_are_refused_with_their_path(make_many, options, why):
+    api = make_many("a", argv=("--manage-models", "--admin-key", "root"))
+    answer = api.send("POST", "/models/load", {"model": "a", "options": options}, ADMIN)
+    assert answer.status == 400 and answer.error["message"].startswith(why), answer.error
+    assert api.states() == {"a": "unloaded"} and api.models.entries[0].asked == {}
+
+
+def test_options_of_its_own_need_an_admin_and_a_server_that_allows_them(make_many):
+    api = make_many("a", argv=("--manage-models", "--admin-key", "root", "--api-key", "user"))
+    body = {"model": "a", "options": {"ctx_size": 512}}
+    for headers, status in (({}, 401), ({"X-Api-Key": "user"}, 403)):
+        assert api.send("POST", "/models/load", body, headers).status == status
+    assert api.states() == {"a": "unloaded"} and api.models.entries[0].asked == {}
+    assert api.send("POST", "/models/load", {"model": "a"}, {"X-Api-Key": "user"}).status == 200, "without, as ever"
+    bare = make_many("a", argv=("--admin-key", "root"))
+    answer = bare.send("POST", "/models/load", body, ADMIN)
+    assert answer.status == 501 and "--manage-models" in answer.error["message"] and bare.starter.started == []
+
+
 def test_what_is_wrong_with_a_model_is_told_and_shown(make_many):
     api = make_many()
     api.starter.faults["first"] = "first.gguf: the file ends in the middle"

@@ -145,6 +145,23 @@ def test_slots_are_saved_below_a_folder_of_their_model(folder, tmp_path):
         assert again["content"] == text and again["timings"]["prompt_n"] == 1
 
 
+def test_an_admin_loads_a_model_with_options_of_its_own(folder):
+    arguments = ["--models-dir", folder, "--manage-models", "--admin-key", "root", *ARGUMENTS]
+    with start_server(arguments) as server:
+        text = say(server, "alpha")["content"]
+        body = {"model": "beta", "options": {"ctx_size": 512, "parallel": 2, "alias": "x"}}
+        headers = {"X-Api-Key": "root"}
+        refused = server.post("/models/load", body, headers=headers)
+        assert refused.status_code == 400 and "options.alias" in refused.json()["error"]["message"]
+        del body["options"]["alias"]
+        assert server.post("/models/load", body, headers=headers).status_code == 200
+        until(server, beta="loaded")
+        props = {name: server.get(f"/props?model={name}").json() for name in ("alpha", "beta")}
+        assert [props[name]["total_slots"] for name in props] == [1, 2]
+        assert [props[name]["default_generation_settings"]["n_ctx"] for name in props] == [256, 256]
+        assert say(server, "alpha")["content"] == text != say(server, "beta")["content"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there are no such signals")
 def test_log_lines_name_the_model_that_they_are_about(folder):
     with start_server(["--models-dir", folder, "-lv", 4, *ARGUMENTS]) as server:

@@ -73,14 +73,9 @@ class LibraryHandlers:
 
     def _library(self, request: Request) -> Library:
         """The library, if the request may use it. ApiError 501 where there is none, 403 without an admin's key."""
+        self._context.require_manager(request, "fetch or remove models")
         library = self._context.library
-        if library is None:
-            raise ApiError(
-                501,
-                "this server neither fetches nor removes models by request: --manage-models and --admin-key allow it",
-            )
-        if not self._context.is_admin(request.key_id):
-            raise ApiError(403, "fetching and removing models needs a key of --admin-key")
+        assert library is not None
         return library
 
     def _remove(self, request: Request, name: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from server.api.admin.status import modalities, model_capabilities
 from server.api.context import Context
-from server.api.request.fields import MODEL
+from server.api.request.fields import LOAD, MODEL
 from server.engine.seam.task import ModelInfo
 from server.errors import ApiError
 from server.models.entry import FAILED, LOADING, Entry
@@ -50,10 +50,14 @@ class ModelHandlers:
         return json_response(self._entry(entry))
 
     def load(self, request: Request) -> Response:
-        """Begin to load one; `GET /models` and `/models/sse` tell how it goes on."""
+        """Begin to load one; `GET /models` and `/models/sse` tell how it goes on. Options of its own need the rights of
+        fetching and removing."""
         body, name = named_in(request)
-        entry = self._context.models.load(name, request.key_id)
-        return MODEL.reply({"success": True, "model": entry.name, "status": self._status(entry)}, body)
+        options = LOAD.read(body)["options"]
+        if options is not None:
+            self._context.require_manager(request, "give a model options of its own")
+        entry = self._context.models.load(name, request.key_id, options)
+        return LOAD.reply({"success": True, "model": entry.name, "status": self._status(entry)}, body)
 
     def unload(self, request: Request) -> Response:
         """Unload one, once its work is done."""

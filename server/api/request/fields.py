@@ -355,6 +355,9 @@ LORA_FIELDS = (
     Field("scale", float, 0.0, "how strongly it works"),
 )
 NAMED_FIELDS = (Field("model", str, None, "its name"),)
+LOAD_FIELDS = (
+    Field("options", dict, None, "options of the command line by their names, which count for this model from now on"),
+)
 PROPS_FIELDS = (Field("system_prompt", object, None, "the text that all prompts begin with"),)
 SLOT_FIELDS = (Field("filename", str, None, "name of a file in the folder of `--slot-save-path`"),)
 ABORT_FIELDS = (Field("id", str, None, "the X-Request-Id of a request, or the id of its answer"),)
@@ -531,7 +534,8 @@ DETOKENIZE = Body(("/detokenize",), (DETOKENIZE_FIELDS, MODEL_FIELDS))
 MANAGE = Body(("/models",), (NAMED_FIELDS,))
 OLLAMA_PULL = Body(("/api/pull",), (OLLAMA_PULL_FIELDS,), ("insecure",))
 OLLAMA_DELETE = Body(("/api/delete",), (OLLAMA_DELETE_FIELDS,))
-MODEL = Body(("/models/load", "/models/unload"), (NAMED_FIELDS,))
+LOAD = Body(("/models/load",), (NAMED_FIELDS, LOAD_FIELDS))
+MODEL = Body(("/models/unload",), (NAMED_FIELDS,))
 LORA = Body(("/lora-adapters",), (LORA_FIELDS,))
 PROPS = Body(("/props",), (PROPS_FIELDS,))
 SLOT = Body(("/slots/{id_slot}",), (SLOT_FIELDS, MODEL_FIELDS))
@@ -563,6 +567,7 @@ BODIES = (
     TOKENIZE_CHAT,
     DETOKENIZE,
     MANAGE,
+    LOAD,
     MODEL,
     LORA,
     PROPS,

@@ -90,7 +90,7 @@ class House:
         with self.lock:
             return {"memory": self.bytes - sum(self.sizes[engine.name] for engine in self.alive)}
 
-    def read(self, source, before):
+    def read(self, source, before, asked=None):
         self.n_read += 1
         if source in self.faults:
             raise self.faults[source]
