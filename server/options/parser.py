@@ -249,8 +249,12 @@ def _next_word(option: Option, flag: str, rest: list[str]) -> str:
 
 
 def _unknown(word: str, by_flag: Mapping[str, tuple[Option, bool]]) -> str:
+    import difflib  # here, because it is for mistakes only
+
     if not word.startswith("-"):
-        return f"'{word}' is neither an option nor a file (the model, for example); --help lists the options"
+        close = difflib.get_close_matches(word.lower(), COMMANDS, 1) if word.isalpha() else []
+        advice = f", did you mean the command {close[0]}?" if close else "; --help lists the options"
+        return f"'{word}' is neither an option nor a file (the model, for example){advice}"
     word = word.partition("=")[0]  # what follows may be a secret
     return f"unknown option {word}{_did_you_mean(word, by_flag)}"
 

@@ -265,6 +265,22 @@ def test_what_can_not_be_is_refused_in_one_line(argv, environ, message):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("argv", "advice"),
+    [
+        (["modls"], ", did you mean the command models?"),
+        (["Pul", "user/model"], ", did you mean the command pull?"),
+        (["sho", "x", "--port", "1"], ", did you mean the command show?"),
+        (["xyzzy"], "; --help lists the options"),
+        (["folder/run"], "; --help lists the options"),
+    ],
+)
+def test_a_mistyped_command_is_told_the_near_one(argv, advice):
+    with pytest.raises(OptionError) as caught:
+        parse(argv, {})
+    assert str(caught.value) == f"'{argv[0]}' is neither an option nor a file (the model, for example){advice}"
+
+
 def test_the_value_behind_a_mistyped_flag_is_not_shown():
     with pytest.raises(OptionError) as caught:
         parse(["--api-kye=topsecret"], {})
