@@ -52,6 +52,18 @@ def token_to_piece(libs: Libs, vocab: int, token: int, special: bool) -> bytes:
     return buffer.raw[:length]
 
 
+def token_text(libs: Libs, vocab: int, token: int) -> str:
+    """A token as it is named; empty for none (negative)."""
+    return token_to_piece(libs, vocab, token, True).decode("utf-8", "replace") if token >= 0 else ""
+
+
+def suppressed_tokens(libs: Libs, vocab: int) -> tuple[int, ...]:
+    """Those that the model says must never be drawn."""
+    n = ctypes.c_int32(0)
+    tokens = libs.llama.llama_vocab_get_suppress_tokens(vocab, ctypes.byref(n))
+    return tuple(tokens[i] for i in range(n.value))
+
+
 def detokenize(
     libs: Libs,
     vocab: int,

@@ -320,6 +320,7 @@ class FakeBackend:
         self.can_shift = can_shift
         self.can_trim = can_trim
         self.can_share = can_trim
+        self.n_rollback = n_ctx if can_trim else 0
         self.is_split = is_split
         self.window = 0
         self.least: dict[int, int] = {}

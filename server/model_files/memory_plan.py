@@ -42,9 +42,10 @@ class Place:
 class Wish:
     """What is asked for; None is open. `n_ctx` counts all slots together, 0 is the model's own. `type_k`, `type_v` are
     keys of `tensor_types.TYPES`; `margins` in bytes, one per place or one for all; `extra` bytes for adapters and such.
-    `is_split`: each slot has a part of the cache for itself; `embeds`: a second context computes
-    embeddings of texts as long as a slot's context; `draft`: a small model with as much context, whose memory is the
-    host's here, with its own types. What `embeds` and `draft` add is theirs from the start."""
+    `is_split`: each slot has a part of the cache for itself; `n_back` older states are kept of each sequence; `embeds`:
+    a second context computes embeddings of texts as long as a slot's context; `draft`: a small model with as much
+    context, whose memory is the host's here, with its own types. What `embeds` and `draft` add is theirs from the
+    start."""
 
     n_slots: int = 1
     n_ctx: int | None = None
@@ -58,6 +59,7 @@ class Wish:
     is_window_full: bool = True
     is_cache_on_gpu: bool = True
     is_split: bool = False
+    n_back: int = 0
     embeds: bool = False
     fit_ctx: int = 4096
     margins: tuple[int, ...] = ()
@@ -274,7 +276,7 @@ def cache_bytes(layers: tuple[Layer, ...], wish: Wish, n_ctx: int, window: int =
     return sum(
         (_row_bytes(layer.k, wish.type_k) + _row_bytes(layer.v, wish.type_v))
         * (n_window if layer.is_windowed else n_ctx)
-        + layer.state * n_seqs
+        + layer.state * n_seqs * (1 + wish.n_back)
         for layer in layers
     )
 

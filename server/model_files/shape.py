@@ -19,7 +19,8 @@ class Layer:
 @record(frozen=True)
 class Shape:
     """A model. `input` (embeddings), `output` (the head) and `pinned` (what the user keeps on the CPU) in bytes;
-    widths in numbers; `n_vocab` is 0 where no logits are computed; `window` 0 without sliding windows."""
+    widths in numbers; `n_vocab` is 0 where no logits are computed; `window` 0 without sliding windows. With
+    `can_go_back` a context can keep states of some tokens ago."""
 
     layers: tuple[Layer, ...]
     input: int
@@ -32,6 +33,7 @@ class Shape:
     n_query: int
     n_vocab: int
     window: int = 0
+    can_go_back: bool = False
 
     @property
     def weights(self) -> int:

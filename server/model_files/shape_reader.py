@@ -21,6 +21,8 @@ from server.model_files.shape import Layer, Shape
 __all__ = ["Layer", "Shape", "read_shape", "shape_of"]
 
 BLOCK = re.compile(r"blk\.(\d+)\.")
+# architectures whose states llama.cpp can keep as they were some tokens ago, and were seen to be right
+GOES_BACK = ("lfm2", "lfm2moe")
 # architectures that keep nothing between two batches
 WITHOUT_CACHE = (
     "bert",
@@ -89,6 +91,7 @@ def shape_of(parts: Sequence[Gguf], pinned: Iterable[str] = ()) -> Shape:
         n_query=reader.n_head * reader.head_size,
         n_vocab=table.dims[1] if table and len(table.dims) > 1 and has_cache else 0,
         window=reader.number("attention.sliding_window") if arch in WINDOW_PERIODS or reader.pattern else 0,
+        can_go_back=arch in GOES_BACK,
     )
 
 

@@ -22,6 +22,7 @@ from ctypes_api.ggml import GGML_LOG_LEVEL_DEBUG, GGML_LOG_LEVEL_ERROR, GGML_LOG
 from ctypes_api.llama_types import LLAMA_POOLING_TYPE_LAST, LLAMA_POOLING_TYPE_NONE, LLAMA_STATE_SEQ_FLAGS_PARTIAL_ONLY
 from ctypes_api.objects import AbortFlag, Adapter, Batch, Context, Model
 from server.engine.cache import kv_parts
+from server.engine.cache.rollback import Rollback, n_back
 from server.engine.llama.copies import SequenceCopies
 from server.engine.llama.draft import Likeliest, drafter_config, vocab_difference
 from server.engine.llama.draws import Draws, Meanwhile
@@ -46,7 +47,7 @@ from server.engine.llama.sampler import LlamaSampler, SamplerFactory
 from server.engine.seam.config import EngineConfig, thread_counts
 from server.engine.seam.task import ModelInfo
 from server.engine.slots.backend import DECODE_NO_ROOM, DECODE_OK
-from server.engine.slots.planner import Span
+from server.engine.slots.planner import UNLIMITED, Span
 from server.engine.slots.sampling import Stage, VocabFacts
 from server.errors import ApiError, StartError
 from server.log import VERBOSE, get_logger
@@ -258,6 +259,8 @@ class LlamaBackend:
         if config.n_group > 1 and not self.can_shift:
             raise StartError("--grp-attn-n: this model's cache can't be folded; leave self-extend off")
         self.can_share = not (config.exact or self._is_recurrent or self._is_hybrid)
+        self._rollback = Rollback(int(self._llama.llama_n_rs_seq(self._context)))
+        self.n_rollback = UNLIMITED if self.can_share else self._rollback.n
         self._n_streams = config.n_slots if self.is_split and not self._is_recurrent else 1
 
     def _prepare_batches(self) -> None:
@@ -276,7 +279,8 @@ class LlamaBackend:
         )
 
     def _prepare_sampling(self) -> None:
-        self.facts = VocabFacts(self.info.eog_tokens, self._suppress_tokens(), self.info.n_ctx_slot)
+        suppressed = vocabulary.suppressed_tokens(self._libs, self._vocab)
+        self.facts = VocabFacts(self.info.eog_tokens, suppressed, self.info.n_ctx_slot)
         self._samplers = SamplerFactory(self._llama, self._vocab, self._n_vocab)
         self._draws = Draws(min(thread_counts(self._config)[0], usable_cores()) - 1)
         self._pieces: dict[int, bytes] = {}
@@ -335,6 +339,7 @@ class LlamaBackend:
             "n_ubatch": min(config.n_ubatch, n_batch),
             "n_seq_max": n_seqs,
             "kv_unified": not self.is_split,
+            "n_rs_seq": n_back(config, config.shape) if has_states else 0,
             **self._compute(),
         }
         return Context(self._model, abort=self._abort, **(fields | config.context_params))
@@ -380,8 +385,8 @@ class LlamaBackend:
             variant=self._libs.folder.name,
             devices=tuple(device.name for device in list_devices(self._libs)),
             adapters=self.adapters,
-            bos_token=self._token_text(llama.llama_vocab_bos(self._vocab)),
-            eos_token=self._token_text(llama.llama_vocab_eos(self._vocab)),
+            bos_token=vocabulary.token_text(self._libs, self._vocab, llama.llama_vocab_bos(self._vocab)),
+            eos_token=vocabulary.token_text(self._libs, self._vocab, llama.llama_vocab_eos(self._vocab)),
             eog_tokens=tuple(sorted(self.eog_tokens)),
             is_generative=self._is_generative,
             pooling=POOLING_NAMES[self._pooling],
@@ -400,16 +405,6 @@ class LlamaBackend:
         if not config.n_ctx:
             n = min(n, max(n_ctx_train, part))
         return min(n, config.n_ctx_slot or n, self._n_positions or n)
-
-    def _token_text(self, token: int) -> str:
-        if token < 0:
-            return ""
-        return vocabulary.token_to_piece(self._libs, self._vocab, token, True).decode("utf-8", "replace")
-
-    def _suppress_tokens(self) -> tuple[int, ...]:
-        n = ctypes.c_int32(0)
-        tokens = self._llama.llama_vocab_get_suppress_tokens(self._vocab, ctypes.byref(n))
-        return tuple(tokens[i] for i in range(n.value))
 
     def _warm_up(self) -> None:
         """One decode, so that the first request finds weights and buffers in memory.
@@ -453,6 +448,7 @@ class LlamaBackend:
         code = self._llama.llama_decode(self._context, batch.struct)
         if code == 0:
             self._shifted.clear()
+            self._rollback.note(spans)
         if code == 0 and self._has_gpu:
             self._llama.llama_synchronize(self._context)
         return code
@@ -496,6 +492,10 @@ class LlamaBackend:
     def seq_rm(self, seq: int, start: int, end: int) -> bool:
         """See `Backend`."""
         self._copies.forget(seq)
+        if self._rollback.n and start > 0 and end < 0:
+            n_tokens = int(self._llama.llama_memory_seq_pos_max(self._memory, seq)) + 1 - start
+            if not self._rollback.take(seq, n_tokens):
+                return False
         return bool(self._llama.llama_memory_seq_rm(self._memory, seq, start, end))
 
     def least_left(self, seq: int) -> int:
@@ -608,6 +608,7 @@ class LlamaBackend:
 
     def _put_state(self, seq: int, state: bytearray | memoryview, flags: int) -> bool:
         self._copies.forget(seq)
+        self._rollback.forget(seq)
         data = (ctypes.c_uint8 * len(state)).from_buffer(state)
         n = self._llama.llama_state_seq_set_data_ext(self._context, data, len(state), seq, flags)
         return n == len(state)

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from ctypes_api.devices import Device, list_devices
 from ctypes_api.loader import Libs
+from server.engine.cache.rollback import n_back
 from server.engine.seam.config import EngineConfig, pinned_patterns
 from server.errors import StartError
 from server.log import get_logger
@@ -80,6 +81,7 @@ def wish_of(config: EngineConfig, has_window: bool = False) -> fit.Wish:
         is_window_full=context.get("swa_full", True),
         is_cache_on_gpu=context.get("offload_kqv", True),
         is_split=config.is_split(has_window),
+        n_back=n_back(config, config.shape),
         embeds=config.embeddings,
         fit_ctx=config.fit_ctx,
         draft=_draft_shape(config),

@@ -162,6 +162,8 @@ class StateParts(Protocol):
 class Backend(Protocol):
     """A loaded model with one context. All but `abort` is called on the engine's thread only.
 
+    The last `n_rollback` tokens of a batch can be dropped again, of each sequence: all, or where there is a state that
+    can't be cut, none or a few, once, before the next batch.
     `window` is how far sliding windows look back, 0 without them: llama.cpp may drop what they will never see again.
     With `is_split` each slot's sequence has a stream of the cache for itself: what it has in common with others is
     copied, and there are no sequences but the slots'. Rows of a batch should come in the order of their sequences:
@@ -174,6 +176,7 @@ class Backend(Protocol):
     eog_tokens: frozenset[int]
     can_shift: bool
     can_share: bool
+    n_rollback: int
     is_split: bool
     window: int
     adapters: tuple[str, ...]

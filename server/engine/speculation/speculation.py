@@ -61,7 +61,8 @@ class Speculation:
             if backend.drafter is None
             else ModelDrafts(backend.drafter, backend.info.n_vocab, config.max_stall_ms / 2e3, clock)
         )
-        self.is_on = backend.can_share and config.n_group <= 1 and (config.spec.lookup or self._model is not None)
+        self._n_rollback = backend.n_rollback
+        self.is_on = backend.n_rollback > 0 and config.n_group <= 1 and (config.spec.lookup or self._model is not None)
         self.n_drafted = self.n_accepted = self.n_drafts = 0
 
     def begin(self, task: Task) -> Drafting | None:
@@ -70,7 +71,7 @@ class Speculation:
         if not self.is_on or asked == 0:
             return None
         return Drafting(
-            n_lookup=config.lookup_max if asked < 0 else asked,
+            n_lookup=min(config.lookup_max if asked < 0 else asked, self._n_rollback),
             n_model=config.n_max if asked < 0 else asked,
             n_min=config.n_min if task.draft_n_min < 0 else task.draft_n_min,
             p_min=config.p_min if task.draft_p_min < 0 else task.draft_p_min,

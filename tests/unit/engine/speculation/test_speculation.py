@@ -266,6 +266,16 @@ def test_a_model_that_cannot_drop_the_end_of_a_text_gets_no_drafts():
     assert len(d.backend.batches) == 41, "the prompt in two parts, for a checkpoint, and one for each further token"
 
 
+def test_drafts_are_as_short_as_the_model_can_go_back():
+    d = driver()
+    d.backend.n_rollback = 3
+    d = Driver(d.backend, spec=LOOKUP)
+    task = d.post(POEM, n_predict=60)
+    d.finish()
+    assert d.text(task) == alone(POEM, 60, poet)
+    assert max(span.n_draft for batch in d.backend.batches for span in batch) == 3
+
+
 def test_with_self_extend_nothing_is_drafted():
     d = driver(n_group=2, group_width=64)
     d.post(POEM, n_predict=30)
