@@ -1,4 +1,4 @@
-"""The choice among several models, in real browsers on a scripted server with llama-server's lists of models."""
+"""The choice among several models, in real browsers: on a scripted server with llama-server's lists, and on ten real ones."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from typing import Any
 
 from tests.e2e.scripted import Scripted, scripted  # noqa: F401
 from tests.e2e.test_browser import axe, open_page  # noqa: F401
-from tests.e2e.test_browser_chat import say
+from tests.e2e.test_browser_chat import messages, say
 from tests.e2e.webdriver import PHONE, Browser, browser, screenshot_path  # noqa: F401
-from tests.support import wait_until
+from tests.support import start_server, wait_until
+from tests.tiny_models import tiny_llama
 
 ESCAPE = "\ue00c"
 
@@ -72,3 +73,53 @@ def test_with_one_model_there_is_nothing_to_choose(scripted: Scripted, browser: 
     say(browser, "Hello")
     assert "model" not in scripted.requests[-1]
     assert not any("/models" in url and "/v1/" not in url for url in browser.asked_urls())
+
+
+def state_of(browser: Browser, name: str) -> str:  # noqa: F811
+    """What the open list says of a model."""
+    return browser.text(f"[data-model={name}]").split("\n")[1]
+
+
+def test_a_folder_of_ten_models_works_from_the_page(tmp_path, browser: Browser, request):  # noqa: F811
+    """Real libraries: whoever opens the page picks, loads, chats and unloads, and has read nothing."""
+    names = [f"model-{letter}" for letter in "abcdefghij"]
+    for i, name in enumerate(names):
+        tiny_llama(tmp_path / f"{name}.gguf", seed=i + 1)
+    options = ("-c", 1024, "-t", 1, "-n", 12, "--models-max", 3)
+    with start_server(["--models-dir", tmp_path, *options]) as server:
+        open_page(browser, server)
+        assert "model-a" in browser.text("#model"), "the first is chosen until somebody chooses"
+        browser.click("#model")
+        rows = browser.run("return [...document.querySelectorAll('[data-model]')].map((row) => row.dataset.model)")
+        assert rows == names and all(state_of(browser, name).startswith("not loaded, ") for name in names)
+        browser.screenshot(screenshot_path(request, "ten"))
+
+        browser.click("[data-model=model-g] .choose")
+        say(browser, "Hello")  # loads it
+        assert messages(browser)[-1][1], "it has answered"
+        server.wait_for_line("access: .*POST /v1/chat/completions 200 .*model=model-g$")
+        wait_until(lambda: "loaded" in browser.text("#model"), "its state in the bar")
+
+        browser.click("#model")
+        for name in ("model-b", "model-c"):
+            browser.click(f"[data-model={name}] .quiet")
+            wait_until(lambda name=name: state_of(browser, name).startswith("loaded"), "it to be loaded")
+        browser.click("[data-model=model-c] .choose")
+        say(browser, "And you?")
+        server.wait_for_line("access: .*POST /v1/chat/completions 200 .*model=model-c$")
+        assert len(messages(browser)) == 4 and messages(browser)[-1][1]
+
+        browser.click("#model")
+        browser.click("[data-model=model-j] .choose")
+        say(browser, "And you?")  # who was idle for longest leaves for it
+        server.wait_for_line("access: .*POST /v1/chat/completions 200 .*model=model-j$")
+        browser.click("#model")
+        wait_until(lambda: state_of(browser, "model-g").startswith("not loaded"), "the first to have left")
+        browser.click("[data-model=model-j] .quiet")
+        wait_until(lambda: state_of(browser, "model-j").startswith("not loaded"), "it to be unloaded")
+        browser.press(ESCAPE)
+        say(browser, "Again")  # comes back by itself
+        assert messages(browser)[-1][1]
+        states = {one["id"]: one["status"]["value"] for one in server.get("/models").json()["data"]}
+        assert [name for name in names if states[name] == "loaded"] == ["model-b", "model-c", "model-j"]
+        assert browser.console_errors() == []
