@@ -25,7 +25,7 @@ def n_back(config: EngineConfig, shape: Shape | None) -> int:
     if shape is None or not shape.can_go_back or not config.spec.lookup or config.exact or config.n_group > 1:
         return 0
     size = config.n_slots * sum(layer.state for layer in shape.layers)
-    return max(0, min(MAX_BACK, config.n_ubatch - 2, MAX_BYTES // max(size, 1)))
+    return max(0, min(MAX_BACK, min(config.n_ubatch, config.n_batch) - 2, MAX_BYTES // max(size, 1)))
 
 
 class Rollback:

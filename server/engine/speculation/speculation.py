@@ -42,6 +42,12 @@ many. More make micro-batches that others wait for: eight sampled texts had paus
 50 rows cost."""
 
 
+TRY_EVERY, TRY, SURE_OF = 32, 8, 5.0
+"""What a row costs may have been measured while others computed, and isn't measured again as long as it looks too dear.
+So where of `TRY` guesses `SURE_OF` are expected to hold, every so many steps they are sent all the same: should each
+row really cost a step, hardly anything is lost."""
+
+
 class Speculation:
     """All drafting of one engine."""
 
@@ -143,6 +149,8 @@ class Speculation:
             room_alike if self._is_split else 0,
             self._longest_s,
         )
+        if len(wants) == 1 and not any(lengths) and wants[0][1].run.drafting.is_worth_a_try(chances[0]):
+            lengths = [TRY]
         left = []
         for want, n in zip(wants, lengths):
             span, slot, _ = want
@@ -259,3 +267,11 @@ class Drafting:
     is_by_model: bool = False
     n_drafted: int = 0
     n_accepted: int = 0
+    n_passed: int = 0  # steps with likely guesses that looked too dear
+
+    def is_worth_a_try(self, chances: Sequence[float]) -> bool:
+        """Whether guesses that look too dear are sent, to see whether they still are."""
+        if sum(chances[:TRY]) < SURE_OF:
+            return False
+        self.n_passed += 1
+        return self.n_passed % TRY_EVERY == 0

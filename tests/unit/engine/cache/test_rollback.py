@@ -23,7 +23,7 @@ def back(shape: Shape | None, **config) -> int:
 
 def test_older_states_are_kept_where_there_are_guesses_and_the_model_can():
     assert back(shape()) == MAX_BACK
-    assert back(shape(), n_ubatch=6) == 4 and back(shape(), n_ubatch=1) == 0
+    assert back(shape(), n_ubatch=6) == 4 and back(shape(), n_ubatch=1) == back(shape(), n_batch=2) == 0
 
 
 @pytest.mark.parametrize(

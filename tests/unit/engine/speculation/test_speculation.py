@@ -98,6 +98,26 @@ def test_text_that_repeats_nothing_costs_no_rows():
     assert d.outcomes[task].final.n_predicted == 200
 
 
+def test_guesses_that_looked_dear_for_a_while_are_sent_again_later():
+    clock = Clock()
+    d = driver(clock=clock, n_ctx_slot=4096)
+    is_busy = True
+
+    def take_time(spans) -> int:
+        rows = sum(map(len, spans))
+        clock.now += 0.01 * (rows * (10 if is_busy and rows > 1 else 1) if rows < 9 or is_busy else 3)
+        return 0
+
+    d.backend.refuse = take_time
+    task = d.post(POEM, n_predict=2000)
+    d.step_until(lambda: len(d.outcomes[task].tokens) > 300)
+    assert sum(len(span) > 1 for batch in d.backend.batches[-100:] for span in batch) < 10, "it is given up meanwhile"
+    is_busy = False
+    n_before = len(d.backend.batches)
+    d.finish()
+    assert d.text(task) == alone(POEM, 2000, poet) and len(d.backend.batches) - n_before < 1000
+
+
 def test_a_request_can_switch_drafts_off():
     d = driver()
     d.post(POEM, n_predict=60, draft_n_max=0)
