@@ -7,6 +7,7 @@ import os
 import re
 from typing import Any
 
+from server.api.request.prompt import Place
 from server.api.request.text_request import TextRequest
 from server.engine.seam.task import (
     PATTERN,
@@ -22,8 +23,11 @@ from server.engine.seam.task import (
     TokenProbs,
     Trigger,
 )
+from server.log import get_logger
 from server.models.model import Model, Vocab
 from server.records import fields as record_fields
+
+log = get_logger("api")
 
 
 def settings_json(model: Model, task: Task, stream: bool) -> dict[str, Any]:
@@ -134,10 +138,8 @@ def _difference_json(difference: Difference, asked: TextRequest, final: Final) -
         [b"[file]" if token < 0 else asked.model.vocab.piece(token) for token in tokens]
         for tokens in (difference.before, difference.prompt, difference.cached)
     )
-    place = None
-    if difference.at >= 0:
-        n_same = len(os.path.commonprefix([b"".join(prompt), b"".join(cached)]))
-        place = asked.prompt_of(final.id).place(asked.model.vocab, difference.at, n_same)
+    n_same = len(os.path.commonprefix([b"".join(prompt), b"".join(cached)]))
+    place = _place(asked, final.id, difference.at, n_same) if difference.at >= 0 else None
     timings, n_lost = final.timings, difference.n_lost
     return {
         "position": difference.position,
@@ -150,6 +152,14 @@ def _difference_json(difference: Difference, asked: TextRequest, final: Final) -
         "rows_lost": n_lost,
         "cost_ms": round(n_lost * timings.prompt_ms / max(timings.prompt_n, 1), 3),
     }
+
+
+def _place(asked: TextRequest, id_task: int, at: int, n_same: int) -> Place | None:
+    try:
+        return asked.prompt_of(id_task).place(asked.model.vocab, at, n_same)
+    except Exception:  # the answer is worth more than what is said about it
+        log.exception("the place of a difference could not be found")
+        return None
 
 
 def probs_json(probs: TokenProbs, vocab: Vocab, is_after_sampling: bool) -> dict[str, Any]:

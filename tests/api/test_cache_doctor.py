@@ -170,3 +170,13 @@ def test_what_reuses_all_of_its_nearest_text_is_rendered_once(api, monkeypatch):
     assert n_renders[0] == 2
     asked(api, dated("friday"), user("Hello?"), n=2)
     assert n_renders[0] in (4, 5), "once more for each answer that is told of a difference"
+
+
+def test_an_answer_comes_also_where_its_place_cant_be_found_out(api, monkeypatch, caplog):
+    def broken(*args):
+        raise RuntimeError("broken")
+
+    asked(api, dated("monday"), user("Hello?"))
+    monkeypatch.setattr("server.api.request.chat.places.Origin.place", broken)
+    found = asked(api, dated("friday"), user("Hello?"))
+    assert found["field"] is None and found["rows_lost"] > 0 and "could not be found" in caplog.text
