@@ -7,7 +7,6 @@ const SVG = 'http://www.w3.org/2000/svg';
 const ICONS = {
   menu: 'M4 6h16M4 12h16M4 18h16',
   search: 'M4 11a7 7 0 1 0 14 0a7 7 0 1 0-14 0M16 16l5 5',
-  plus: 'M12 5v14M5 12h14',
   send: 'M12 19V5M6 11l6-6 6 6',
   stop: 'M7 7h10v10H7z',
   copy: 'M9 9h10v11H9zM5 15V4h10',

@@ -3,37 +3,39 @@
 
 import { h } from './dom.js';
 
-const words = (text) => new Set(text.split(' '));
+const words = (text) => new Set(text.split(/\s+/));
 
-const C_LIKE = words('abstract as async await auto bool boolean break case catch char class const constexpr continue '
-  + 'default defer delete do double else enum export extends extern false final finally float fn for from func function '
-  + 'go goto if impl implements import in instanceof int interface let long loop match mod module mut namespace new nil '
-  + 'null nullptr number of operator override package private protected pub public readonly return self short signed '
-  + 'sizeof static string struct super switch template this throw throws trait true try type typedef typeof undefined '
-  + 'union unsafe unsigned use using val var virtual void volatile when where while with yield');
-const PYTHON = words('False None True and as assert async await break case class continue def del elif else except '
-  + 'finally for from global if import in is lambda match nonlocal not or pass raise return self try while with yield '
-  + 'begin do end ensure module next nil require rescue then unless until puts');
-const SHELL = words('if then else elif fi for in do done while until case esac function return exit export local echo '
-  + 'cd set source sudo apt pip npm git docker curl FROM RUN COPY CMD ENTRYPOINT ENV WORKDIR');
-const SQL = words('select from where and or not in is null like between join left right inner outer full on group by '
-  + 'order having limit offset insert into values update set delete create table index view drop alter add primary key '
-  + 'foreign references unique default as distinct count sum avg min max case when then else end union all exists with');
+const C_LIKE = words(`abstract as async await auto bool boolean break case catch char class const constexpr continue
+  default defer delete do double else enum export extends extern false final finally float fn for from func function
+  go goto if impl implements import in instanceof int interface let long loop match mod module mut namespace new nil
+  null nullptr number of operator override package private protected pub public readonly return self short signed
+  sizeof static string struct super switch template this throw throws trait true try type typedef typeof undefined
+  union unsafe unsigned use using val var virtual void volatile when where while with yield`);
+const PYTHON = words(`False None True and as assert async await break case class continue def del elif else except
+  finally for from global if import in is lambda match nonlocal not or pass raise return self try while with yield
+  begin do end ensure module next nil require rescue then unless until puts`);
+const SHELL = words(`if then else elif fi for in do done while until case esac function return exit export local echo
+  cd set source sudo apt pip npm git docker curl FROM RUN COPY CMD ENTRYPOINT ENV WORKDIR`);
+const SQL = words(`select from where and or not in is null like between join left right inner outer full on group by
+  order having limit offset insert into values update set delete create table index view drop alter add primary key
+  foreign references unique default as distinct count sum avg min max case when then else end union all exists with`);
 const NOTHING = words('true false null yes no on off');
+
+const BLOCK = '\\/\\*[\\s\\S]*?(?:\\*\\/|$)';
 
 // [names, keywords, comment pattern]
 const LANGUAGES = [
   ['js javascript mjs ts typescript jsx tsx java c cpp c++ h hpp cs csharp go rust rs swift kotlin kt php scala dart zig',
-    C_LIKE, '\\/\\/[^\\n]*|\\/\\*[\\s\\S]*?(?:\\*\\/|$)'],
-  ['css scss less', words('important media import from to'), '\\/\\*[\\s\\S]*?(?:\\*\\/|$)'],
+    C_LIKE, `\\/\\/[^\\n]*|${BLOCK}`],
+  ['css scss less', words('important media import from to'), BLOCK],
   ['json jsonc', NOTHING, '\\/\\/[^\\n]*'],
   ['py python ruby rb r julia jl nim', PYTHON, '#[^\\n]*'],
   ['sh bash shell zsh console dockerfile make makefile powershell ps1', SHELL, '(?<![\\w$"\'])#[^\\n]*'],
   ['yaml yml toml ini conf', NOTHING, '(?<!\\S)[#;][^\\n]*'],
-  ['sql', SQL, '--[^\\n]*|\\/\\*[\\s\\S]*?(?:\\*\\/|$)'],
+  ['sql', SQL, `--[^\\n]*|${BLOCK}`],
   ['html xml svg vue', words(''), '<!--[\\s\\S]*?(?:-->|$)'],
-  ['lua haskell hs', words('and break do else elseif end false for function if in local nil not or repeat return then '
-    + 'true until while where let data type module import case of'), '--[^\\n]*'],
+  ['lua haskell hs', words(`and break do else elseif end false for function if in local nil not or repeat return then
+  true until while where let data type module import case of`), '--[^\\n]*'],
 ];
 
 const STRINGS = '"""[\\s\\S]*?(?:"""|$)|"(?:\\\\.|[^"\\\\\\n])*"?|\'(?:\\\\.|[^\'\\\\\\n])*\'?|`(?:\\\\.|[^`\\\\])*`?';

@@ -1,13 +1,6 @@
 // JSON schema -> GBNF grammar, for clients that send `grammar` (pages, examples/chat.mjs).
-//
-//   const grammar = schemaToGrammar({ type: 'object', properties: { age: { type: 'integer' } } });
-// or step by step, as older clients do:
-//   const converter = new SchemaConverter({ prop_order: { name: 0, age: 1 } });
-//   converter.visit(schema, ''); converter.formatGrammar();
-//
-// Properties appear in the order of `prop_order`, then of the schema. Local `$ref`s (`#/...`) may recurse; remote ones
-// are refused: nothing is ever fetched. The server's own `json_schema` field knows more (number ranges, full regular
-// expressions); use that where you can. Pure, no imports.
+// Properties appear in the order of `prop_order`, then of the schema. Local `$ref`s may recurse; remote ones are refused:
+// nothing is ever fetched. The server's own `json_schema` knows more. Pure, no imports; docs/web.md shows its use.
 
 const SPACE = '| " " | "\\n"{1,2} [ \\t]{0,20}';
 const PRIMITIVES = {

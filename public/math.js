@@ -4,39 +4,33 @@
 const NS = 'http://www.w3.org/1998/Math/MathML';
 const MAX_DEPTH = 40;
 
-const LETTERS = {
-  alpha: 'α', beta: 'β', gamma: 'γ', delta: 'δ', epsilon: 'ϵ', varepsilon: 'ε', zeta: 'ζ', eta: 'η', theta: 'θ', vartheta: 'ϑ', iota: 'ι',
-  kappa: 'κ', lambda: 'λ', mu: 'μ', nu: 'ν', xi: 'ξ', pi: 'π', varpi: 'ϖ', rho: 'ρ', varrho: 'ϱ', sigma: 'σ', varsigma: 'ς', tau: 'τ', upsilon: 'υ',
-  phi: 'ϕ', varphi: 'φ', chi: 'χ', psi: 'ψ', omega: 'ω', Gamma: 'Γ', Delta: 'Δ', Theta: 'Θ', Lambda: 'Λ', Xi: 'Ξ', Pi: 'Π', Sigma: 'Σ',
-  Upsilon: 'Υ', Phi: 'Φ', Psi: 'Ψ', Omega: 'Ω', ell: 'ℓ', hbar: 'ℏ', infty: '∞', partial: '∂', nabla: '∇', emptyset: '∅', varnothing: '∅',
-  Re: 'ℜ', Im: 'ℑ', aleph: 'ℵ', angle: '∠', top: '⊤', bot: '⊥', ldots: '…', dots: '…', cdots: '⋯', vdots: '⋮', ddots: '⋱', prime: '′', degree: '°',
-};
-const OPERATORS = {
-  times: '×', cdot: '⋅', div: '÷', pm: '±', mp: '∓', ast: '∗', star: '⋆', circ: '∘', bullet: '∙', oplus: '⊕', otimes: '⊗', wedge: '∧', vee: '∨',
-  land: '∧', lor: '∨', lnot: '¬', neg: '¬', cap: '∩', cup: '∪', setminus: '∖', leq: '≤', le: '≤', geq: '≥', ge: '≥', neq: '≠', ne: '≠', ll: '≪',
-  gg: '≫', approx: '≈', equiv: '≡', sim: '∼', simeq: '≃', cong: '≅', propto: '∝', in: '∈', notin: '∉', ni: '∋', subset: '⊂', subseteq: '⊆',
-  supset: '⊃', supseteq: '⊇', to: '→', rightarrow: '→', leftarrow: '←', leftrightarrow: '↔', Rightarrow: '⇒', implies: '⟹', Leftarrow: '⇐',
-  Leftrightarrow: '⇔', iff: '⟺', mapsto: '↦', uparrow: '↑', downarrow: '↓', longrightarrow: '⟶', forall: '∀', exists: '∃', nexists: '∄', mid: '∣',
-  parallel: '∥', perp: '⊥', therefore: '∴', because: '∵', models: '⊨', vdash: '⊢', colon: ':', triangle: '△', square: '□', langle: '⟨', rangle: '⟩',
-  lfloor: '⌊', rfloor: '⌋', lceil: '⌈', rceil: '⌉', lvert: '|', rvert: '|', vert: '|', lVert: '‖', rVert: '‖', Vert: '‖', '|': '‖', lbrace: '{',
-  rbrace: '}', '{': '{', '}': '}', '%': '%', '#': '#', '&': '&', $: '$', _: '_', backslash: '\\',
-};
+// Names and what they stand for, in turns.
+const pairs = (text) => Object.fromEntries(text.match(/\S+\s+\S+/g).map((pair) => pair.split(/\s+/)));
+
+const LETTERS = pairs(`alpha α beta β gamma γ delta δ epsilon ϵ varepsilon ε zeta ζ eta η theta θ vartheta ϑ iota ι kappa κ lambda λ mu μ nu ν xi ξ pi π varpi ϖ rho ρ
+  varrho ϱ sigma σ varsigma ς tau τ upsilon υ phi ϕ varphi φ chi χ psi ψ omega ω Gamma Γ Delta Δ Theta Θ Lambda Λ Xi Ξ Pi Π Sigma Σ Upsilon Υ Phi Φ Psi Ψ
+  Omega Ω ell ℓ hbar ℏ infty ∞ partial ∂ nabla ∇ emptyset ∅ varnothing ∅ Re ℜ Im ℑ aleph ℵ angle ∠ top ⊤ bot ⊥ ldots … dots … cdots ⋯ vdots ⋮ ddots ⋱
+  prime ′ degree °`);
+const OPERATORS = pairs(`times × cdot ⋅ div ÷ pm ± mp ∓ ast ∗ star ⋆ circ ∘ bullet ∙ oplus ⊕ otimes ⊗ wedge ∧ vee ∨ land ∧ lor ∨ lnot ¬ neg ¬ cap ∩ cup ∪ setminus ∖ leq ≤ le ≤
+  geq ≥ ge ≥ neq ≠ ne ≠ ll ≪ gg ≫ approx ≈ equiv ≡ sim ∼ simeq ≃ cong ≅ propto ∝ in ∈ notin ∉ ni ∋ subset ⊂ subseteq ⊆ supset ⊃ supseteq ⊇ to →
+  rightarrow → leftarrow ← leftrightarrow ↔ Rightarrow ⇒ implies ⟹ Leftarrow ⇐ Leftrightarrow ⇔ iff ⟺ mapsto ↦ uparrow ↑ downarrow ↓ longrightarrow ⟶
+  forall ∀ exists ∃ nexists ∄ mid ∣ parallel ∥ perp ⊥ therefore ∴ because ∵ models ⊨ vdash ⊢ colon : triangle △ square □ langle ⟨ rangle ⟩ lfloor ⌊
+  rfloor ⌋ lceil ⌈ rceil ⌉ lvert | rvert | vert | lVert ‖ rVert ‖ Vert ‖ | ‖ lbrace { rbrace } { { } } % % # # & & $ $ _ _ backslash \\`);
 // Their limits stand below and above in displayed formulas.
-const LARGE = { sum: '∑', prod: '∏', coprod: '∐', bigcup: '⋃', bigcap: '⋂', bigoplus: '⨁', bigotimes: '⨂', bigwedge: '⋀', bigvee: '⋁' };
-const INTEGRALS = { int: '∫', iint: '∬', iiint: '∭', oint: '∮' };
+const LARGE = pairs('sum ∑ prod ∏ coprod ∐ bigcup ⋃ bigcap ⋂ bigoplus ⨁ bigotimes ⨂ bigwedge ⋀ bigvee ⋁');
+const INTEGRALS = pairs('int ∫ iint ∬ iiint ∭ oint ∮');
 const FUNCTIONS = 'sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln lg exp det dim ker deg arg hom Pr gcd mod'.split(' ');
 const LIMITS = 'lim limsup liminf max min sup inf argmax argmin'.split(' ');
-const ACCENTS = { hat: '^', widehat: '^', bar: '¯', overline: '¯', vec: '→', overrightarrow: '→', dot: '˙', ddot: '¨', tilde: '~', widetilde: '~', check: 'ˇ' };
+const ACCENTS = pairs('hat ^ widehat ^ bar ¯ overline ¯ vec → overrightarrow → dot ˙ ddot ¨ tilde ~ widetilde ~ check ˇ');
 const UNDER = { underline: '_', underbrace: '⏟' };
 const SPACES = { ',': '0.17em', ':': '0.22em', ';': '0.28em', '!': '-0.17em', ' ': '0.33em', quad: '1em', qquad: '2em' };
 // First code points of Unicode's own letters: capital, small, digit.
 const ALPHABETS = { mathbb: [0x1d538, 0x1d552, 0x1d7d8], mathbf: [0x1d400, 0x1d41a, 0x1d7ce], boldsymbol: [0x1d400, 0x1d41a, 0x1d7ce],
   mathcal: [0x1d49c, 0x1d4b6], mathscr: [0x1d49c, 0x1d4b6], mathfrak: [0x1d504, 0x1d51e], mathsf: [0x1d5a0, 0x1d5ba, 0x1d7e2], mathtt: [0x1d670, 0x1d68a, 0x1d7f6] };
-const HOLES = { mathbbC: 'ℂ', mathbbH: 'ℍ', mathbbN: 'ℕ', mathbbP: 'ℙ', mathbbQ: 'ℚ', mathbbR: 'ℝ', mathbbZ: 'ℤ', mathcalB: 'ℬ', mathcalE: 'ℰ', mathcalF: 'ℱ',
-  mathcalH: 'ℋ', mathcalI: 'ℐ', mathcalL: 'ℒ', mathcalM: 'ℳ', mathcalR: 'ℛ', mathcale: 'ℯ', mathcalg: 'ℊ', mathcalo: 'ℴ', mathfrakC: 'ℭ', mathfrakH: 'ℌ',
-  mathfrakI: 'ℑ', mathfrakR: 'ℜ', mathfrakZ: 'ℨ' };
-const TABLES = { matrix: ['', ''], pmatrix: ['(', ')'], bmatrix: ['[', ']'], Bmatrix: ['{', '}'], vmatrix: ['|', '|'], Vmatrix: ['‖', '‖'], smallmatrix: ['', ''],
-  cases: ['{', ''], array: ['', ''], aligned: ['', ''], align: ['', ''], 'align*': ['', ''], gathered: ['', ''], split: ['', ''], equation: ['', ''], 'equation*': ['', ''] };
+const HOLES = pairs(`mathbbC ℂ mathbbH ℍ mathbbN ℕ mathbbP ℙ mathbbQ ℚ mathbbR ℝ mathbbZ ℤ mathcalB ℬ mathcalE ℰ mathcalF ℱ mathcalH ℋ mathcalI ℐ mathcalL ℒ mathcalM ℳ
+  mathcalR ℛ mathcale ℯ mathcalg ℊ mathcalo ℴ mathfrakC ℭ mathfrakH ℌ mathfrakI ℑ mathfrakR ℜ mathfrakZ ℨ`);
+const FENCES = { pmatrix: '()', bmatrix: '[]', Bmatrix: '{}', vmatrix: '||', Vmatrix: '‖‖', cases: '{' };
+const TABLES = 'matrix smallmatrix array aligned align align* gathered split equation equation*'.split(' ').concat(Object.keys(FENCES));
 
 function m(tag, attributes = {}, ...children) {
   const element = document.createElementNS(NS, tag);
@@ -254,7 +248,7 @@ class Reader {
 
   table(depth) {
     const name = this.#text();
-    if (!Object.hasOwn(TABLES, name)) throw new Error(`${name} is not known`);
+    if (!TABLES.includes(name)) throw new Error(`${name} is not known`);
     if (name === 'array') this.#text();
     const rows = [[]];
     const ends = () => ['&', '\\\\', '\\end', '\\hline'].includes(this.#peek()) || this.#fail();
@@ -268,7 +262,7 @@ class Reader {
       if (this.#text() !== name) throw new Error(`${name} is not closed`);
       break;
     }
-    const [open, close] = TABLES[name];
+    const [open = '', close = ''] = FENCES[name] ?? '';
     const isAligned = /^(align|split)/.test(name);
     const table = m('mtable', isAligned ? { class: 'aligned', displaystyle: 'true' } : name === 'cases' ? { class: 'cases' } : {},
       ...rows.filter((cells) => cells.length > 1 || cells[0]?.childNodes.length).map((cells) => m('mtr', {}, ...cells)));

@@ -38,7 +38,7 @@ export async function editPrompt(old = '', draft = '') {
 function remove(name) {
   const { [name]: gone, ...rest } = prefs.prompts;
   savePrefs({ prompts: rest });
-  toast(t('prompt-removed', { name }), 'note', [t('undo'), () => savePrefs({ prompts: { ...prefs.prompts, [name]: gone } })]);
+  toast(t('chat-removed', { name }), 'note', [t('undo'), () => savePrefs({ prompts: { ...prefs.prompts, [name]: gone } })]);
 }
 
 // The list of prompts; use(name) puts one into the message, `draft()` is what stands there now.

@@ -7,7 +7,7 @@ import { ask, field, h, toast } from './dom.js';
 import { bytes, number, t } from './i18n.js';
 import { Timeline } from './timeline.js';
 
-const PERIOD_MS = 1000;
+const [PERIOD_MS, N_CACHE] = [1000, 10];    // between two rounds; rounds between two looks at what the cache couldn’t spare
 
 const count = (n) => (n > 1e9 ? `${number(n / 1e9, 2)} ${t('billion')}` : n > 1e6 ? `${number(n / 1e6, 1)} ${t('million')}` : number(n));
 const digits = (value) => (value > 0 && value < 10 ? 1 : 0);
@@ -16,6 +16,7 @@ const milliseconds = (value) => `${number(value, digits(value))} ms`;
 
 export class ServerView {
   #timer = 0;
+  #round = 0;
   #last = null;                 // { time, metrics } of the sample before
   #cards = new Map();
 
@@ -33,12 +34,13 @@ export class ServerView {
       between: new Chart(t('latency-between'), [t('between-tokens')], milliseconds),
     };
     this.timeline = new Timeline();
+    this.lost = h('section');
     this.lora = h('div', { class: 'lora' });
     this.loraSection = h('section', { hidden: true }, h('h2', {}, 'LoRA'), this.lora);
     this.state = h('p', { class: 'dim', role: 'status' });
     this.element = h('section', { class: 'view server', 'aria-label': t('server') },
       h('div', { class: 'column' },
-        h('h2', {}, t('slots')), this.state, this.slots, this.noSlots, this.timeline.element,
+        h('h2', {}, t('slots')), this.state, this.slots, this.noSlots, this.timeline.element, this.lost,
         h('h2', {}, t('activity')), this.noMetrics,
         h('div', { class: 'charts' }, Object.values(this.charts).map((chart) => chart.element)),
         this.loraSection,
@@ -83,8 +85,14 @@ export class ServerView {
     if (this.props.endpoint_slots) {
       this.#showSlots(await get(this.#path('slots')));
       this.timeline.show(await get(this.#path('slots/timeline')));
+      if (this.#round++ % N_CACHE === 0) await this.#showLost();
     }
     if (this.props.endpoint_metrics) this.#sample(parseMetrics(await getText('metrics')));
+  }
+
+  async #showLost() {
+    const [{ linesOf }, report] = await Promise.all([import('./cache.js'), get(this.#path('debug/cache'))]);
+    this.lost.replaceChildren(...linesOf(report));
   }
 
   #sample(metrics) {
@@ -170,7 +178,7 @@ class SlotCard {
   show(slot) {
     const { n_decoded: made } = [slot.next_token].flat()[0];
     const isReading = slot.is_processing && made === 0;
-    this.state.textContent = t(isReading ? 'slot-reading' : slot.is_processing ? 'slot-working' : 'slot-idle');
+    this.state.textContent = t(isReading ? 'timeline-reading' : slot.is_processing ? 'timeline-writing' : 'slot-idle');
     this.element.classList.toggle('working', slot.is_processing);
     const used = (slot.is_processing ? slot.n_prompt_tokens_processed : slot.n_prompt_tokens) + made;
     this.fill.value = used / slot.n_ctx;

@@ -62,7 +62,7 @@ export class Timeline {
     this.owners.hidden = owners.length === 0;
     const total = owners.reduce((sum, one) => sum + one.seconds, 0) || 1;
     this.owners.replaceChildren(
-      h('thead', {}, h('tr', {}, ['owner', 'share', 'working', 'waiting'].map((name) => h('th', { scope: 'col' }, t(`owner-${name}`, { n: seconds }))))),
+      h('thead', {}, h('tr', {}, ['owner-owner', 'owner-share', 'working', 'waiting'].map((key) => h('th', { scope: 'col' }, t(key, { n: seconds }))))),
       h('tbody', {}, owners.map((one) => h('tr', {}, h('th', { scope: 'row' }, one.owner, one.is_you && ` (${t('owner-you')})`),
         h('td', {}, h('meter', { min: 0, max: 1, value: one.seconds / total, 'aria-hidden': 'true' }), ` ${number(100 * one.seconds / total)} %`),
         h('td', {}, number(one.working)), h('td', {}, number(one.waiting))))));

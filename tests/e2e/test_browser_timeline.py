@@ -30,6 +30,7 @@ MINUTE = {
 def test_the_last_minute_shows_who_read_wrote_and_waited(scripted: Scripted, browser: Browser, axe: str, request):  # noqa: F811
     scripted.props["endpoint_slots"] = True
     scripted.replies["/slots/timeline"] = MINUTE
+    scripted.replies["/debug/cache"] = {"sums": {}, "hints": [], "requests": []}
     open_page(browser, scripted, "#server")
     wait_until(lambda: "read 20.0 s, wrote 30.0 s" in browser.text(".lanes"), "the first slot")
     assert "read 0.0 s, wrote 10.0 s" in browser.text(".lanes") and "at most 3" in browser.text(".lanes")
