@@ -161,7 +161,7 @@ class Speculation:
     def _lookup(self, slot: Slot) -> Lookup:
         run, drafting = slot.run, slot.run.drafting
         if drafting.lookup is None:
-            past = None if self._pasts is None else self._pasts.of(run.task.owner)
+            past = self._pasts.of(run.task.owner) if self._pasts is not None and run.task.cache_prompt else None
             tokens: list[Any] = [*slot.tokens, run.next_token]
             drafting.lookup = Lookup(tokens, self._config.ngram, past)
         return drafting.lookup
