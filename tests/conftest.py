@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests import tiny_media_models, tiny_models
+from tests import tiny_hybrids, tiny_media_models, tiny_models
 from tests.support import ROOT, ServerProcess, build_script, need, nothing_may_be_skipped, start_server
-from tests.tiny_lfm2 import tiny_lfm2
 
 ORDER = ("unit", "api", "native", "e2e")
 # a skip with such a reason is about another system, so no set-up could prevent it
@@ -52,7 +51,8 @@ tiny_bpe_fim_model = _model_fixture("tiny_bpe_fim_model", tiny_models.tiny_llama
 tiny_lora = _model_fixture("tiny_lora", tiny_models.tiny_lora)
 tiny_mamba_model = _model_fixture("tiny_mamba_model", tiny_models.tiny_mamba)
 tiny_jamba_model = _model_fixture("tiny_jamba_model", tiny_models.tiny_mamba, is_hybrid=True)
-tiny_lfm2_model = _model_fixture("tiny_lfm2_model", tiny_lfm2)
+tiny_lfm2_model = _model_fixture("tiny_lfm2_model", tiny_hybrids.tiny_lfm2)
+tiny_qwen35_model = _model_fixture("tiny_qwen35_model", tiny_hybrids.tiny_qwen35)
 recite_model = _model_fixture("recite_model", tiny_models.recite)
 bert_embed_model = _model_fixture("bert_embed_model", tiny_models.tiny_bert)
 bert_rerank_model = _model_fixture("bert_rerank_model", tiny_models.tiny_bert, rerank=True)

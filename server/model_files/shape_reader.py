@@ -22,7 +22,7 @@ __all__ = ["Layer", "Shape", "read_shape", "shape_of"]
 
 BLOCK = re.compile(r"blk\.(\d+)\.")
 # architectures whose states llama.cpp can keep as they were some tokens ago, and were seen to be right
-GOES_BACK = ("lfm2", "lfm2moe")
+GOES_BACK = ("lfm2", "lfm2moe", "qwen35", "qwen35moe")
 # architectures that keep nothing between two batches
 WITHOUT_CACHE = (
     "bert",

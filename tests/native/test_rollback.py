@@ -16,16 +16,21 @@ EAGER = SpecConfig(lookup=True, answers=True, ngram=1, min_gain=0.0)
 SAMPLED = SamplingParams(seed=7, temperature=1.2, top_k=20)
 
 
+@pytest.fixture(params=["tiny_lfm2_model", "tiny_qwen35_model"])
+def model(request):
+    return request.getfixturevalue(request.param)
+
+
 @pytest.fixture
-def config(tiny_lfm2_model):
-    return {"n_slots": 3, "n_ctx": 3072, "checkpoint_step": 64, "shape": read_shape(tiny_lfm2_model)}
+def config(model):
+    return {"n_slots": 3, "n_ctx": 3072, "checkpoint_step": 64, "shape": read_shape(model)}
 
 
 @pytest.mark.covers("G02")
 @in_both_layouts
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_tokens_are_those_of_plain_decoding_alone_and_in_company(engine, tiny_lfm2_model, config, sampling):
-    one, other = engine(tiny_lfm2_model, spec=EAGER, **config), engine(tiny_lfm2_model, **config)
+def test_tokens_are_those_of_plain_decoding_alone_and_in_company(engine, model, config, sampling):
+    one, other = engine(model, spec=EAGER, **config), engine(model, **config)
     assert one.backend.n_rollback == MAX_BACK and other.backend.n_rollback == 0
     expected = [other.say(prompt, 40, sampling, cache_prompt=False).tokens for prompt in PROMPTS]
     said = [one.say(prompt, 40, sampling, cache_prompt=False) for prompt in PROMPTS]
@@ -37,18 +42,16 @@ def test_tokens_are_those_of_plain_decoding_alone_and_in_company(engine, tiny_lf
         assert [answer.tokens for answer in said] == expected
 
 
-def test_the_tokens_are_the_reference_s(engine, tiny_lfm2_model, config, reference):
-    one, other = engine(tiny_lfm2_model, spec=EAGER, **config), reference(tiny_lfm2_model)
+def test_the_tokens_are_the_reference_s(engine, model, config, reference):
+    one, other = engine(model, spec=EAGER, **config), reference(model)
     for prompt in PROMPTS[:3]:
         assert one.say(prompt, 24).tokens[:24] == other.greedy(one.tokens(prompt), 24)
 
 
 @pytest.mark.covers("G02")
-def test_prompts_that_leave_the_text_anywhere_near_its_end_are_answered_as_if_they_were_new(
-    engine, tiny_lfm2_model, config
-):
+def test_prompts_that_leave_the_text_anywhere_near_its_end_are_answered_as_if_they_were_new(engine, model, config):
     """The states behind the latest batch are others' or older ones; only copies lead back there."""
-    one = engine(tiny_lfm2_model, spec=EAGER, **{**config, "n_slots": 1})
+    one = engine(model, spec=EAGER, **{**config, "n_slots": 1})
     rng = random.Random(2)
     text = list(one.tokens(PROMPTS[0] * 3))
     for _ in range(40):
