@@ -27,6 +27,7 @@ from server.bench.client import BenchError  # noqa: E402
 from server.bench.report import json_of, text_of  # noqa: E402
 from server.bench.runner import Bench, Settings, choose  # noqa: E402
 from server.bench.servers import OURS, core_count, load_average, parse_server  # noqa: E402
+from server.bench.workloads import WORKLOADS  # noqa: E402
 
 QUICK_SCALE = 0.1
 IDLE_LOAD = 0.3
@@ -110,7 +111,7 @@ def warn_if_busy(progress: Progress) -> None:
 def command(options: argparse.Namespace) -> int:
     workloads = choose(options.workloads)
     if options.list:
-        for row in workloads:
+        for row in workloads if options.workloads else WORKLOADS:
             print(
                 f"{row.name:<14} {row.help} ({row.slots} slots of {row.slot_ctx} tokens"
                 f"{'; also --bare' if row.bare else ''})"

@@ -126,6 +126,18 @@ class HttpPeer:
         finally:
             connection.close()
 
+    def models(self) -> list:
+        """The names of all models that it has."""
+        connection = self._open()
+        try:
+            connection.request("GET", "/v1/models", headers=self._headers)
+            answer = self._checked(connection.getresponse(), "/v1/models").read()
+            return [model["id"] for model in json.loads(answer)["data"]]
+        except (OSError, HTTPException, ValueError, KeyError) as error:
+            raise self._failure("/v1/models", error) from None
+        finally:
+            connection.close()
+
     def health(self) -> int:
         """The status code of GET /health; 0 if nobody listens."""
         connection = HTTPConnection(self._host, self._port, timeout=5)

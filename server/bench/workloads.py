@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from server.bench import agent
-from server.bench.client import Ask
+from server.bench.client import Ask, BenchError
 
 WORDS = (
     "the of and a to in is you that it he was for on are as with his they at be this have from or one had by "
@@ -42,6 +42,7 @@ root   ::= "[" object ("," object)*
 object ::= "{\"name\":\"" [a-z]+ "\",\"size\":" [0-9]+ "}"
 """
 MORE, LESS = "more", "less"
+SWAP_PAUSE_S = 1.5
 
 
 class Metric(NamedTuple):
@@ -77,7 +78,7 @@ class Plan(NamedTuple):
 class Workload(NamedTuple):
     """A row. `slots` and `slot_ctx` (tokens) are what a server is started with, `bare` says whether the bare loop can
     do it, `fresh` asks for a newly started server each time; `extra` are words for its command line, and `warms` says
-    whether it answers completions."""
+    whether it answers completions that name no model. One that `is_special` runs only where it is named."""
 
     name: str
     help: str
@@ -89,6 +90,7 @@ class Workload(NamedTuple):
     fresh: bool = False
     extra: tuple = ()
     warms: bool = True
+    is_special: bool = False
 
 
 # --- the workloads -----------------------------------------------------------------------------------------------
@@ -218,6 +220,20 @@ def embed(peer: Any, plan: Plan) -> tuple:
     return (len(texts) / peer.embed(texts),)
 
 
+def swap(peer: Any, plan: Plan) -> tuple:
+    """Two models in turns, of which one may be loaded: from each request to its first token, the larger figure first.
+    The pauses are as people make them: longer than it takes to get ready for the next swap."""
+    names = peer.models()
+    if len(names) != 2:
+        raise BenchError(f"{peer.name}: swapping takes a server of two models, and it has {len(names)}")
+    seconds = {}
+    for name in (names[0], names[1], names[0]):
+        time.sleep(SWAP_PAUSE_S)
+        (answer,) = peer.generate([Ask("Once upon a time", plan.count(4), {**GREEDY, "model": name})])
+        seconds[name] = answer.arrivals[0]
+    return tuple(sorted(seconds.values(), reverse=True))
+
+
 ONE_STREAM = (Metric("streamed", "tok/s", MORE, 1.0, 0.98), Metric("plain, whole request", "tok/s", MORE, 1.0, 0.98))
 STREAMS = (
     Metric("plain", "tok/s", MORE, 1.0, 0.98),
@@ -322,6 +338,17 @@ WORKLOADS = (
         2048,
         extra=("--embeddings", "--pooling", "mean"),
         warms=False,
+    ),
+    Workload(
+        "swap",
+        "two models of a folder in turns, one of which may be loaded",
+        swap,
+        (Metric("first token, slower model", "s", LESS, 1.0), Metric("first token, quicker model", "s", LESS, 0.85)),
+        1,
+        2048,
+        extra=("--models-max", "1"),
+        warms=False,
+        is_special=True,
     ),
 )
 

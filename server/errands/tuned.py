@@ -55,7 +55,7 @@ def recall(model: str, libs: Path, environ: Mapping[str, str] = os.environ) -> T
     """What is known of this model file with the libraries in this folder, on this CPU."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         cpu = cpu_name()
-        for line in _read(_file_of(model, environ)):
+        for line in _read(file_of(model, environ)):
             fields = dict(word.split("=", 1) for word in line.split(" "))
             n_threads = int(fields["threads"])
             if (
@@ -69,7 +69,7 @@ def recall(model: str, libs: Path, environ: Mapping[str, str] = os.environ) -> T
 
 def remember(model: str, plugin: Path | None, tuned: Tuned, environ: Mapping[str, str] = os.environ) -> Path:
     """Keep it for later starts; `plugin` is the file of `tuned.cpu_variant`. OSError where that can't be."""
-    path, cpu = _file_of(model, environ), cpu_name()
+    path, cpu = file_of(model, environ), cpu_name()
     lines = []
     with contextlib.suppress(OSError):
         lines = [line for line in _read(path) if not line.startswith(f"cpu={cpu} ")]
@@ -96,7 +96,8 @@ def cpu_name() -> str:
     return f"{binascii.crc32(said):08x}"
 
 
-def _file_of(model: str, environ: Mapping[str, str]) -> Path:
+def file_of(model: str, environ: Mapping[str, str] = os.environ) -> Path:
+    """Where it is kept what is known of a model file. OSError if that isn't there."""
     return cache_folder(environ) / "tuned" / f"{os.path.basename(model)}-{os.stat(model).st_size}"
 
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,8 +31,8 @@ from server.engine.llama.fit import wish_of
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.workers import reachable
 from server.errands.bundle import Bundle
-from server.errands.one_shot import ModelPlace
 from server.loading.engines import make_transport, open_vocab, with_advice
+from server.loading.known import Known, Memory
 from server.log import get_logger
 from server.model_files import host_memory, memory_plan
 from server.model_files.memory_plan import Place
@@ -40,11 +42,12 @@ from server.models.entry import FAILED, Entry
 from server.models.model import Model, SystemPrompt, check_chat_template, read_prompt_file
 from server.models.room import Room
 from server.options.groups import ModelOptions, Options
-from server.records import record, replace
+from server.records import field, record, replace
 
 MEMORY = "memory"
 """The name of the host's place."""
 ASK_S = 60.0
+LATER_S = 0.5
 UNKNOWN_ROOM = 1 << 62  # where the system doesn't tell
 
 log = get_logger("models")
@@ -61,6 +64,7 @@ class Starter:
     own: Bundle | None
     spare: Spare
     gpus: tuple[Place, ...] = ()
+    memory: Memory = field(default_factory=Memory)
 
     def entries(self) -> list[Entry]:
         """All models that the options name. OptionError for presets that are wrong; what is wrong with a model's files
@@ -89,17 +93,24 @@ class Starter:
     def read(
         self, source: ModelEntry | None, before: Model | None, asked: Mapping[str, Any] = MappingProxyType({})
     ) -> PreparedModel:
-        """`source` None is the server's one model. Of `before` the vocabulary is kept as long as its file is as it was,
-        and what has been set since its start."""
+        """`source` None is the server's one model. Of `before` is kept what has been set since its start."""
         options = self.options.model
         if source is not None:
-            options = self._options(replace(source, asked=asked))
+            source = replace(source, asked=asked)
+            options = self._options(source)
         own = self.own if source is None else None
-        place, config, advice = read_model(options, self.options.engines, self.options.downloads, own)
+        known = self.memory.read(
+            source, options, lambda: read_model(options, self.options.engines, self.options.downloads, own)
+        )
+        place, config, advice = known.found
+        read_ahead(place.path)
         if not self.options.api.is_2024:
             options = with_advice(options, advice)
-        read_ahead(place.path)
-        return PreparedModel(self, options, place, config, before, worker_places(config.rpc))
+        return PreparedModel(self, options, known, before, worker_places(config.rpc))
+
+    def tick(self) -> None:
+        """The main thread: have a spare process again, once that is due."""
+        self.spare.tick()
 
     def room(self) -> Room:
         """What may be allocated now."""
@@ -114,11 +125,15 @@ class PreparedModel:
 
     starter: Starter
     options: ModelOptions
-    place: ModelPlace
-    config: EngineConfig
+    known: Known
     before: Model | None
     workers: tuple[Place, ...] = ()
     n_ctx: int | None = None
+
+    @property
+    def config(self) -> EngineConfig:
+        """What its engine has to know, but for the context."""
+        return self.known.found[1]
 
     def fits(self, room: Room, is_alone: bool) -> Room | None:
         """With a context that is worth having and all layers on the GPU that there is; or alone with any."""
@@ -143,18 +158,19 @@ class PreparedModel:
         plan = self._plan(room)
         return plan.fault if plan is not None else "the model doesn't fit into memory"
 
-    def start(self) -> Model:
+    def start(self, is_awaited: bool) -> Model:
         """Its engine takes the spare process, if there is one for these libraries."""
-        config = replace(self.config, n_ctx=self.n_ctx)
+        config = replace(self.config, n_ctx=self.n_ctx, warmup=self.config.warmup and not is_awaited)
         shared = self.starter.options
         make_folders(self.options)
         process = self.starter.spare.take(config)
         transport = make_transport(shared.engines, self.options.engine_timeout, config, process)
+        known, place = self.known, self.known.found[0]
         engine = EngineClient(
-            transport, lambda: open_vocab(config), shared.http.max_text << 20, self.options.context_shift
+            transport, lambda: known.open_vocab(open_vocab), shared.http.max_text << 20, self.options.context_shift
         )
-        engine.start()
-        return Model(engine, self.options, shared.media, self.place.name or self.place.path)
+        engine.start(must_wait=not known.is_sound)
+        return Model(engine, self.options, shared.media, place.name or place.path)
 
     def complete(self, model: Model) -> None:
         """Its system prompt and template, as they are or as they have been set."""
@@ -167,7 +183,7 @@ class PreparedModel:
         assert model.info is not None
         if model.info.is_generative:
             check_chat_template(self.options.template, model)
-        self.starter.spare.refill()
+        self.starter.spare.refill_later()
 
     def _plan(self, room: Room) -> memory_plan.Plan | None:
         shape = self.config.shape
@@ -219,8 +235,11 @@ def gpus_in(text: str) -> tuple[Place, ...]:
 
 
 class Spare:
-    """An engine's process that waits for its configuration. `command` is what starts one, given the hints of
-    `spawn.engine_command`; `first` runs already. Any thread."""
+    """An engine's process that waits for its configuration. `start` makes one of the command that the hints of
+    `spawn.engine_command` give; `first` runs already.
+
+    Any thread takes it, the main thread alone starts it: on Linux an engine ends with the thread that has started it,
+    and those that load models don't live long."""
 
     def __init__(
         self,
@@ -232,6 +251,7 @@ class Spare:
         self._start = start
         self._lock = threading.Lock()  # guards what follows
         self._process = first
+        self._t_due = math.inf
         self._is_closed = False
 
     def take(self, config: EngineConfig) -> subprocess.Popen | None:
@@ -240,17 +260,29 @@ class Spare:
             return None
         with self._lock:
             process, self._process = self._process, None
+            self._t_due = math.inf  # until the load has ended
         if process is not None and process.poll() is not None:
             spawn.end_process(process)
             return None
         return process
 
     def refill(self) -> None:
-        """Have one again."""
+        """The main thread: have one again."""
         with self._lock:
+            self._t_due = math.inf
             if self._process is None and not self._is_closed:
                 with contextlib.suppress(OSError):  # the next engine is started when it is needed, and will tell
                     self._process = self._start(spawn.engine_command(*self._hints))
+
+    def refill_later(self) -> None:
+        """Have one again in a moment: now the model that has been loaded needs the cores for its first answer."""
+        with self._lock:
+            self._t_due = time.monotonic() + LATER_S
+
+    def tick(self) -> None:
+        """The main thread, again and again."""
+        if time.monotonic() >= self._t_due:
+            self.refill()
 
     def close(self) -> None:
         """End it; there will be no other."""

@@ -42,8 +42,9 @@ class Prepared(Protocol):
     def refusal(self, room: Room) -> str:
         """Why it doesn't fit, with the numbers: one line."""
 
-    def start(self) -> Model:
-        """A model whose engine has begun to load, and takes what `fits` has said last."""
+    def start(self, is_awaited: bool) -> Model:
+        """A model whose engine has begun to load, and takes what `fits` has said last. If it `is_awaited`, the request
+        that waits for it is to warm it up."""
 
     def complete(self, model: Model) -> None:
         """See to what requests depend on besides the engine. ApiError."""
@@ -65,6 +66,9 @@ class Starter(Protocol):
 
     def room(self) -> Room:
         """What may be allocated on this machine now."""
+
+    def tick(self) -> None:
+        """Do what has been put off. The main thread, about twice a second."""
 
 
 @record(eq=False)

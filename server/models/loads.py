@@ -20,7 +20,7 @@ from server.models.endings import Endings
 from server.models.entry import FAILED, LOADED, LOADING, SLEEPING, UNLOADED, Entry, Load, Prepared, Starter
 from server.models.model import Model
 from server.models.register import Register
-from server.models.room import Resident, Room, judge, minus, without
+from server.models.room import Resident, Room, judge, lesser, minus, plus, without
 from server.options.row import OptionError
 
 TURN_S = 10.0
@@ -138,7 +138,7 @@ class Loads:
         chance."""
         is_second = False
         while True:
-            model = prepared.start()
+            model = prepared.start(bool(load.tickets))
             with self._changed:
                 load.model = model
             self._watch(load, model)
@@ -189,12 +189,13 @@ class Loads:
         if own:
             return None  # it has to leave before it comes again
         starting = [entry.takes for entry in others if entry.state == LOADING]
-        in_books = minus(budget, *(entry.takes for entry in others), *ending)
-        free = {place: min(n, minus(measured, *starting).get(place, n)) for place, n in in_books.items()}
+        # as if those had gone that are going: nobody else is to leave because they take their time
+        free = lesser(minus(budget, *(entry.takes for entry in others)), plus(minus(measured, *starting), *ending))
         residents = [Resident(entry.name, entry.takes, entry.t_used, _may_leave(entry)) for entry in others]
         verdict = judge(prepared.fits, free, residents, self._n_most)
         if verdict.takes is not None:
-            return verdict.takes
+            at_once = prepared.fits(minus(free, *ending), not others) if ending else verdict.takes
+            return at_once if at_once == verdict.takes else None  # it isn't to get less because it didn't wait
         if not verdict.leaving and not ending and not starting:
             raise ApiError(503, prepared.refusal(without(free, residents)))
         if not verdict.busy or now - load.t_turn >= TURN_S:
@@ -202,6 +203,8 @@ class Loads:
                 if entry.name in verdict.leaving and entry.leaves_for is None:
                     entry.leaves_for = load
             self._endings.see_off()
+            if len(self._endings.rooms()) > len(ending):
+                return self._step(load, measured)  # what those have may not be needed
         return None
 
     def _is_resident(self, entry: Entry) -> bool:

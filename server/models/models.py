@@ -314,6 +314,8 @@ class Models:
 
     def tick(self) -> None:
         """What has come up: models that have been idle for long enough, engines that have died for good."""
+        if self._starter is not None:
+            self._starter.tick()
         with self._changed:
             now = self._clock()
             for entry in self.entries:

@@ -61,9 +61,19 @@ def judge(fits: Fits, free: Room, residents: Sequence[Resident], n_most: int) ->
 
 def without(free: Room, leaving: Sequence[Resident]) -> dict[str, int]:
     """The room that there is once these are gone."""
-    return {place: n + sum(one.takes.get(place, 0) for one in leaving) for place, n in free.items()}
+    return plus(free, *(one.takes for one in leaving))
+
+
+def plus(room: Room, *given: Room) -> dict[str, int]:
+    """A room with what others had."""
+    return {place: n + sum(one.get(place, 0) for one in given) for place, n in room.items()}
 
 
 def minus(room: Room, *taken: Room) -> dict[str, int]:
     """What others leave of a room."""
     return {place: n - sum(one.get(place, 0) for one in taken) for place, n in room.items()}
+
+
+def lesser(room: Room, other: Room) -> dict[str, int]:
+    """Of each place in `room` the smaller figure."""
+    return {place: min(n, other.get(place, n)) for place, n in room.items()}

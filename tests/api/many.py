@@ -37,6 +37,9 @@ class FakeStarter:
     def room(self):
         return {"memory": self.bytes}
 
+    def tick(self):
+        pass
+
     def idle_s(self, source, asked):
         return float(group(parse(["--models-dir", "."], {}, own={}, asked=asked)).model.sleep_idle_seconds)
 
@@ -59,7 +62,7 @@ class FakePrepared:
     def refusal(self, room):
         return f"the model doesn't fit: {room['memory']} bytes are free"
 
-    def start(self):
+    def start(self, is_awaited):
         starter = self.starter
         backend = starter.makers[self.name]()
         starter.backends[self.name] = backend

@@ -1,32 +1,19 @@
-"""Several models on real libraries: tiny F32 models that say different things, so a wrong answer shows.
-
-The random schedule (requests in streams and whole, loads, unloads, kills of engines, clients that leave) runs for some
-seconds; with LLAMA_SRV_TEST_LONG=1 for minutes, whose figures are in docs/reliability.md.
-"""
+"""Several models on real libraries: tiny F32 models that say different things, so a wrong answer shows."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import random
 import signal
-import socket
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
-import requests
 
 from tests import tiny_models
 from tests.support import PATIENCE, ServerProcess, child_processes, start_server, wait_until
 
-IS_LONG = os.environ.get("LLAMA_SRV_TEST_LONG") == "1"
-GROWTH = 1.3  # of a process of 45 MB whose threads come and go: a vocabulary that stays would be seen in seconds
-SECONDS = 240 if IS_LONG else 10
 NAMES = ("alpha", "beta", "gamma", "delta")
 PROMPT = "once upon a time the dog and the moon went"
 FIELDS = {"prompt": PROMPT, "temperature": 0, "n_predict": 24, "ignore_eos": True}
@@ -185,92 +172,3 @@ def test_one_model_can_sleep_too(folder):
         until(server, **{str(folder / "alpha.gguf"): "sleeping"})
         assert server.get("/health").status_code == server.get("/health/ready").status_code == 200
         assert say(server, "another name")["content"] == text
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there are no such signals")
-def test_a_random_schedule_fails_nobody_who_must_not_fail(server):
-    texts = {name: say(server, name)["content"] for name in NAMES}
-    for name in 3 * NAMES:  # until all has been imported and the allocator has its arenas
-        say(server, name)
-    base = memory_kb(server)
-    stop = time.monotonic() + SECONDS
-    faults: list[object] = []
-    counts = dict.fromkeys(("whole", "streamed", "left", "loaded", "unloaded", "killed"), 0)
-
-    def work(i: int) -> None:
-        rng = random.Random(i)
-        while time.monotonic() < stop and not faults:
-            name, what = rng.choice(NAMES), rng.random()
-            try:
-                if what < 0.4:
-                    counts["whole"] += 1
-                    check(name, say(server, name)["content"])
-                elif what < 0.75:
-                    counts["streamed"] += 1
-                    events = server.stream("/completion", {**FIELDS, "model": name, "stream": True})
-                    check(name, "".join(event["content"] for event in events))
-                elif what < 0.85:
-                    counts["left"] += 1
-                    leave(server, name, rng)
-                elif what < 0.92:
-                    counts["loaded"] += 1
-                    server.post("/models/load", {"model": name})
-                elif what < 0.97:
-                    counts["unloaded"] += 1
-                    server.post("/models/unload", {"model": name})
-                elif i == 0:
-                    counts["killed"] += kill(server, rng)
-            except (requests.RequestException, AssertionError, KeyError) as error:
-                if "unloaded before it was loaded" not in str(error):
-                    faults.append(repr(error))
-
-    def check(name: str, text: str) -> None:
-        if text != texts[name]:
-            faults.append((name, text, texts[name]))
-
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SECONDS + PATIENCE)
-        assert not thread.is_alive(), "a request hangs"
-    assert faults == [] and all(counts.values()), (faults[:3], counts)
-    for name in NAMES:
-        server.post("/models/unload", {"model": name})
-    until(server, **dict.fromkeys(NAMES, "unloaded"))
-    wait_until(lambda: memory_kb(server) <= base * GROWTH, f"memory to come back to {base} kB", PATIENCE, every=0.2)
-    if IS_LONG:
-        print(f"\n{SECONDS} s: {counts}, memory {base} kB before, {memory_kb(server)} kB afterwards")
-
-
-def leave(server: ServerProcess, name: str, rng: random.Random) -> None:
-    """A client that goes at some moment, and perhaps rudely."""
-    address = urlsplit(server.url)
-    body = requests.Request("POST", server.url, json={**FIELDS, "model": name, "stream": True}).prepare().body
-    with socket.create_connection((address.hostname, address.port), PATIENCE) as sock:
-        sock.sendall(b"POST /completion HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        sock.settimeout(rng.random() / 5)
-        try:
-            sock.recv(rng.randrange(1, 2000))
-        except TimeoutError:
-            pass
-
-
-def kill(server: ServerProcess, rng: random.Random) -> int:
-    """One process of an engine, whatever it is doing."""
-    children = child_processes(server.process.pid)
-    if not children:
-        return 0
-    try:
-        os.kill(rng.choice(children), signal.SIGKILL)
-    except ProcessLookupError:
-        return 0
-    return 1
-
-
-def memory_kb(server: ServerProcess) -> int:
-    """Of the web process alone: engines come and go."""
-    if not Path("/proc/self/smaps_rollup").exists():
-        return 0
-    rollup = Path(f"/proc/{server.process.pid}/smaps_rollup").read_text()
-    return next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Rss:"))

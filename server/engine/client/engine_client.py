@@ -336,8 +336,11 @@ class EngineClient:
         self._turnover = Turnover()
         self._t_sign = time.monotonic()  # when the engine last gave a sign of life, or was given work
 
-    def start(self) -> None:
-        """Begin to load the model; returns at once."""
+    def start(self, must_wait: bool = True) -> None:
+        """Begin to load the model; returns at once. `must_wait`: the vocabulary isn't opened before the engine has got
+        past it, because some files would end this process."""
+        if not must_wait:
+            self._begin_vocab()
         self._transport.start(self.dispatch)
 
     def wait_until_loaded(self, timeout_s: float | None = None) -> bool:
@@ -499,8 +502,11 @@ class EngineClient:
         """The engine reads weights, so it has got past the vocabulary: that can be opened here, too, meanwhile."""
         self.progress = event.progress
         if self._vocab_opening is None:
-            self._vocab_opening = threading.Thread(target=inherit(self._open), name="vocab", daemon=True)
-            self._vocab_opening.start()
+            self._begin_vocab()
+
+    def _begin_vocab(self) -> None:
+        self._vocab_opening = threading.Thread(target=inherit(self._open), name="vocab", daemon=True)
+        self._vocab_opening.start()
 
     def _open(self) -> None:
         try:

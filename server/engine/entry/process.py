@@ -84,6 +84,7 @@ def main(hints: Sequence[str] = (), open_backend: OpenBackend | None = None) -> 
         open_backend = backend.open_backend
         if hints:
             backend.preload(*hints)  # the web process needs some time yet to say what to load
+    threading.Thread(target=_import_scheduler, name="imports", daemon=True).start()
     code = 1
     try:
         code = EngineProcess(inlet, outlet, open_backend).run()
@@ -325,7 +326,6 @@ class EngineProcess:
         return 0
 
     def _serve(self, config: EngineConfig) -> None:
-        threading.Thread(target=_import_scheduler, name="imports", daemon=True).start()
         try:
             self._backend = self._open_backend(config, self._on_progress)
         except Exception as error:
@@ -421,7 +421,7 @@ class EngineProcess:
 
 
 def _import_scheduler() -> None:
-    """While libllama loads the model, without Python's lock."""
+    """While nothing has been said yet, or libllama loads the model, without Python's lock."""
     import server.engine.loop.scheduler  # noqa: F401
 
 

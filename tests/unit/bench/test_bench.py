@@ -13,6 +13,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_all_workloads_run_on_two_servers_and_every_metric_gets_a_value(run, tmp
     assert code == 0, out
     data = json.loads(file.read_text())
     assert data["peers"] == ["a", "b"]
-    assert [row["name"] for row in data["workloads"]] == [row.name for row in workloads.WORKLOADS]
+    assert [row["name"] for row in data["workloads"]] == [row.name for row in workloads.WORKLOADS if not row.is_special]
     for row in data["workloads"]:
         assert row["failed"] == {}
         for metric in row["metrics"]:
@@ -327,6 +328,27 @@ def test_a_server_is_all_that_it_started_whatever_the_session():
 def test_percentiles_are_values_that_occurred():
     ordered = [1, 2, 3, 4, 5, 6, 7, 8, 9, 100]
     assert [workloads.percentile(ordered, p) for p in (0, 50, 90, 99, 100)] == [1, 5, 9, 100, 100]
+
+
+def test_swapping_asks_two_models_in_turns(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    class TwoModels:
+        name = "two"
+        has = ["a", "b"]
+
+        def models(self):
+            return self.has
+
+        def generate(self, asks):
+            asked.extend(ask.fields["model"] for ask in asks)
+            return [SimpleNamespace(arrivals=(len(asked) / 10,))]
+
+    monkeypatch.setattr(workloads, "SWAP_PAUSE_S", 0.0)
+    assert workloads.swap(TwoModels(), workloads.Plan(0)) == (0.3, 0.2) and asked == ["a", "b", "a"]
+    TwoModels.has = ["a"]
+    with pytest.raises(client.BenchError, match="two models, and it has 1"):
+        workloads.swap(TwoModels(), workloads.Plan(0))
 
 
 def test_texts_differ_by_repetition_and_key_but_not_by_run():

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from server.engine.seam.config import EngineConfig
+from server.loading import starter
+from server.loading.known import Known
 from server.loading.starter import MEMORY, PreparedModel, Spare, folder_name, gpus_in, hints_of
 from server.model_files.memory_plan import MIB, Place
 from server.model_files.shape import Layer, Shape
@@ -21,7 +23,7 @@ OPTIONS = group(parse(["-m", "x.gguf"], {})).model
 def prepared(gpus: tuple[Place, ...] = (), **fields: object) -> PreparedModel:
     """A model of some 42 MiB."""
     config = EngineConfig("x.gguf", "libs", shape=SHAPE, **fields)
-    return PreparedModel(SimpleNamespace(gpus=gpus), OPTIONS, None, config, None)
+    return PreparedModel(SimpleNamespace(gpus=gpus), OPTIONS, Known(None, (), (None, config, {})), None)
 
 
 def test_a_model_fits_with_a_context_that_is_worth_having_or_alone_with_any():
@@ -99,3 +101,23 @@ def test_the_spare_process_is_for_engines_with_its_libraries(variant):
     assert made[2].n_ended == 1
     spare.refill()
     assert len(made) == 3, "the server ends"
+
+
+def test_the_next_spare_process_comes_once_the_first_answer_has_had_the_cores(monkeypatch):
+    made: list[FakeProcess] = []
+    spare = Spare(["libs"], start=lambda command: made.append(FakeProcess()) or made[-1])
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr(starter, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    spare.refill_later()
+    spare.tick()
+    assert made == [], "not at once, nor on the thread of the load, with which it would end"
+    clock.now += starter.LATER_S
+    config = EngineConfig("x.gguf", "libs")
+    assert spare.take(config) is None, "the next load is quicker, and gets the cores alone"
+    spare.tick()
+    assert made == []
+    spare.refill_later()
+    clock.now += starter.LATER_S
+    spare.tick()
+    spare.tick()
+    assert len(made) == 1 and spare.take(config) is made[0]

@@ -79,8 +79,10 @@ class House:
         self.engines: dict[str, FakeEngine] = {}
         self.faults: dict[str, Exception] = {}
         self.started: list[str] = []
+        self.awaited: dict[str, bool] = {}
         self.most = 0
-        self.n_read = 0
+        self.n_read = self.n_measured = 0
+        self.least: dict[str, int] = {}  # what a model makes do with, where it isn't all of its size
 
     def models(self, **options: object) -> Models:
         """All of them."""
@@ -88,7 +90,11 @@ class House:
 
     def room(self):
         with self.lock:
+            self.n_measured += 1
             return {"memory": self.bytes - sum(self.sizes[engine.name] for engine in self.alive)}
+
+    def tick(self):
+        pass
 
     def read(self, source, before, asked=None):
         self.n_read += 1
@@ -104,19 +110,21 @@ class FakePrepared:
         self.house, self.name, self.before = house, name, before
 
     def fits(self, room, is_alone):
-        n = self.house.sizes[self.name]
-        return {"memory": n} if room["memory"] >= n else None
+        most = self.house.sizes[self.name]
+        n = min(most, room["memory"])
+        return {"memory": n} if n >= self.house.least.get(self.name, most) else None
 
     def refusal(self, room):
         return f"{self.name} needs {self.house.sizes[self.name]} bytes, and {room['memory']} are free"
 
-    def start(self):
+    def start(self, is_awaited):
         house = self.house
         engine = FakeEngine(house, self.name)
         with house.lock:
             house.alive.add(engine)
             house.most = max(house.most, sum(house.sizes[one.name] for one in house.alive))
             house.started.append(self.name)
+            house.awaited[self.name] = is_awaited
             house.engines[self.name] = engine
         if house.is_quick:
             engine.load()

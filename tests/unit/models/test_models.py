@@ -188,6 +188,16 @@ def test_without_autoload_only_an_order_loads():
         assert models.get("a", request)
 
 
+def test_a_load_that_a_request_waits_for_leaves_the_warming_up_to_that():
+    house = House(a=1, b=1)
+    models = house.models()
+    models.load("a", "")
+    until(models, a=LOADED)
+    with FakeRequest() as request:
+        models.get("b", request)
+    assert house.awaited == {"a": False, "b": True}
+
+
 # ---- room --------------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +210,53 @@ def test_the_idle_model_that_was_used_least_recently_leaves():
         with FakeRequest() as request:
             models.get(name, request)
     assert states(models) == {"a": LOADED, "b": UNLOADED, "c": LOADED} and house.most <= 2
+
+
+def test_a_model_is_loaded_while_another_ends_if_there_is_room_for_both():
+    house = House(room=2, a=1, b=1)
+    models = house.models(n_most=1)
+    with FakeRequest() as request:
+        engine = models.get("a", request).engine
+    engine.may_end.clear()
+    with FakeRequest() as request:
+        assert models.get("b", request).name == "b" and engine.n_closed == 0
+    engine.may_end.set()
+
+
+def test_nobody_else_leaves_because_the_end_of_a_model_takes_long():
+    house = House(room=2, a=1, b=1, c=1)
+    clock = Clock()
+    models = house.models(clock=clock)
+    for name in ("a", "b"):
+        clock.now += 1
+        with FakeRequest() as request:
+            engine = models.get(name, request).engine
+            if name == "a":
+                slow = engine
+    slow.may_end.clear()
+    asked = ask(models, "c")
+    until(models, a=UNLOADED)
+    n_looked = house.n_measured
+    wait_until(lambda: house.n_measured > n_looked + 3, "the load to look again", PATIENCE)
+    assert states(models)["b"] == LOADED and not asked.done()
+    slow.may_end.set()
+    assert asked.result(PATIENCE).name == "c" and states(models)["b"] == LOADED and house.most == 2
+
+
+def test_a_model_that_could_have_more_waits_for_the_end_of_another():
+    house = House(room=4, a=3, b=3)
+    house.least["b"] = 1
+    models = house.models()
+    with FakeRequest() as request:
+        engine = models.get("a", request).engine
+    engine.may_end.clear()
+    models.unload("a", "")
+    asked = ask(models, "b")
+    n_looked = house.n_measured
+    wait_until(lambda: house.n_measured > n_looked + 3, "the load to look again", PATIENCE)
+    assert house.started == ["a"]
+    engine.may_end.set()
+    assert asked.result(PATIENCE) and models.find("b", "").takes == {"memory": 3}
 
 
 def test_no_model_with_work_leaves():

@@ -71,6 +71,19 @@ def client_in(*events) -> tuple[EngineClient, RecordingTransport]:
     return client, transport
 
 
+def test_the_vocabulary_is_opened_once_the_engine_has_shown_that_it_can_be_or_at_once_if_that_is_known():
+    opened = threading.Event()
+    client = EngineClient(RecordingTransport(), lambda: opened.set() or FakeVocab())
+    client.start()
+    assert not client._vocab_opening and not opened.is_set()
+    other = EngineClient(RecordingTransport(), lambda: opened.set() or FakeVocab())
+    other.start(must_wait=False)
+    assert opened.wait(30)
+    other._transport.on_frame(Frame((Loading(0.5),)))
+    other._transport.on_frame(Frame((Ready(INFO),)))
+    assert other.state == "ok" and other.vocab is not None
+
+
 def ready() -> tuple[EngineClient, RecordingTransport]:
     return client_in(Ready(INFO))
 
