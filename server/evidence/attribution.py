@@ -1,9 +1,10 @@
 """On which parts of its prompt an answer rests: how much less likely it gets when a part is taken away.
 
 Connection thread. The answer's tokens are judged once with the whole prompt, once with none of the spans, and once more
-without each of them, one task after the other, behind everybody else's. Two ways: `fast` takes a span's keys and values
-out of a copy of what is in the cache, and computes the last tokens before the answer again; what lies between was
-computed with the span. `exact` reads the prompt without the span.
+without each of them, one task after the other, behind everybody else's. Two ways: `exact` reads the prompt without the
+span. `fast` takes a span's keys and values out of a copy of what is in the cache, and computes the last tokens before
+the answer again. What lies between was computed with the span, and knows of it: so the first of two sentences about one
+thing weighs too much. Therefore the heaviest are judged exactly, until the one on top is one of those.
 
 A fact that stands twice rests on neither of its places. So where no span explains half of what all of them do, those
 that restore most of the answer when they stand alone are taken away by twos.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from functools import cache, partial
 from itertools import accumulate, combinations
 from typing import Any
 
@@ -36,14 +38,18 @@ TAIL = 32
 """So many tokens before the answer `fast` computes again: half a tile, which costs little more than the answer's rows.
 In most chats they are the question and what the template writes around it."""
 
-PAIRED = 4
-"""So many spans are taken away by twos: in 6 pairs."""
+PAIRED, N_PAIRS = 4, 6
+"""So many spans are taken away by twos: in so many pairs."""
+
+CONFIRMED = 3
+"""So many spans that `fast` finds heavy are judged exactly at most, and so many pairs."""
 
 FACTOR = 0.7
 """Nats: a change by the factor two. Less is what rounding does, with quantised models."""
 
 PRIORITY = -100  # behind everybody else's tasks
 FIELDS = {"spans": list, "method": str, "part": str}
+Weigh = Callable[..., float]
 
 
 @record(frozen=True)
@@ -114,27 +120,32 @@ def attribute_by(
         return None
     spans = find_spans(texts, [vocab.piece(token) for token in task.prompt], wanted.spans)
     is_read_again = method == EXACT or model.info.n_slots == 1
-    require_few(len(spans), len(answer), len(task.prompt) if is_read_again else TAIL)
+    require_few(len(spans), len(answer), len(task.prompt), is_read_again)
     parts = parts_of(answer, wanted.part, vocab.piece)
 
-    def judge(*taken: Span, method: str = method) -> list[float]:
+    @cache
+    def judge(method: str, *taken: Span) -> list[float]:
         """The log probability of each token of the answer, without some of the spans."""
         return judged(model, request, judging(model, task, answer, **way(task.prompt, taken, method)))
 
-    whole, none = judge(), judge(*spans, method=EXACT)
-    without = [judge(span) for span in spans]
+    whole, none = judge(EXACT), judge(EXACT, *spans)
     part = (parts[0].first, parts[-1].last) if wanted.part else (0, len(answer))
 
     def fall(other: Sequence[float], first: int = part[0], last: int = part[1]) -> float:
         return round(sum(whole[first:last]) - sum(other[first:last]), 4)
 
+    def weigh(method: str, *taken: Span) -> float:
+        return fall(judge(method, *taken))
+
+    exact = confirm([weigh(method, span) for span in spans], lambda i: weigh(EXACT, spans[i]))
+    without = [judge(EXACT if i in exact else method, span) for i, span in enumerate(spans)]
     nats = [fall(one) for one in without]
     return {
         "spans": [
             {"text": span.text, "start": span.start, "end": span.end, "message": span.message, "nats": n}
             for span, n in zip(spans, nats)
         ],
-        "pairs": find_pairs(spans, nats, fall(none), lambda *taken: fall(judge(*taken))),
+        "pairs": find_pairs(spans, nats, fall(none), partial(weigh, method), partial(weigh, EXACT)),
         "parts": [{"text": one.text, "nats": [fall(other, one.first, one.last) for other in without]} for one in parts],
         "answer_logprob": round(sum(whole[slice(*part)]), 4),
         "without_spans_logprob": round(sum(none[slice(*part)]), 4),
@@ -142,34 +153,45 @@ def attribute_by(
     }
 
 
-def require_few(n_spans: int, n_answer: int, n_read: int) -> None:
-    """ApiError 400 if there are too many spans, or too many rows for all judgements, which read `n_read` tokens of the
-    prompt each."""
-    n_judgements = 2 + 2 * n_spans + PAIRED * (PAIRED - 1) // 2
-    if n_spans > MOST_SPANS or n_judgements * (n_answer + n_read) > MOST_ROWS:
+def require_few(n_spans: int, n_answer: int, n_prompt: int, is_read_again: bool) -> None:
+    """ApiError 400 if there are too many spans, or too many rows for all judgements; `is_read_again`: each of them may
+    have to read the whole prompt."""
+    n_exact, n_others = 2 + min(CONFIRMED, n_spans) + CONFIRMED * (n_spans > 1), 2 * n_spans + N_PAIRS
+    n_rows = n_exact * (n_prompt + n_answer) + n_others * ((n_prompt if is_read_again else TAIL) + n_answer)
+    if n_spans > MOST_SPANS or n_rows > MOST_ROWS:
         raise ApiError(
             400,
             f"attribute: {n_spans} spans for an answer of {n_answer} tokens are too much; at most {MOST_SPANS} spans, "
-            f"and {MOST_ROWS} tokens to be computed in all (here {n_judgements} times {n_answer + n_read}). Name the "
-            "spans that matter",
+            f"and {MOST_ROWS} tokens to be computed in all (here {n_rows}). Name the spans that matter",
             reason="too_many",
         )
 
 
+def confirm(nats: list[float], exactly: Callable[[int], float]) -> set[int]:
+    """Which of the spans are to be judged exactly: the heaviest, until the one on top has been."""
+    nats, known = list(nats), set[int]()
+    while nats and len(known) < CONFIRMED:
+        top = max(range(len(nats)), key=nats.__getitem__)
+        if top in known or nats[top] < FACTOR:
+            break
+        nats[top] = exactly(top)
+        known.add(top)
+    return known
+
+
 def find_pairs(
-    spans: Sequence[Span], nats: Sequence[float], of_all: float, judge: Callable[..., float]
+    spans: Sequence[Span], nats: Sequence[float], of_all: float, weigh: Weigh, weigh_exactly: Weigh
 ) -> list[dict[str, Any]]:
-    """The pairs of spans that weigh half as much again together as one by one, the heaviest first. `of_all` nats
-    are those of all spans together; `judge` says by how many an answer falls without some."""
+    """The pairs of spans that weigh half as much again together as one by one, the heaviest first. `of_all` nats are
+    those of all spans together; `weigh` says by how many an answer falls without some."""
     if len(spans) < 2 or of_all < FACTOR or max(nats) * 2 >= of_all:
         return []
-    alone = [judge(*spans[:i], *spans[i + 1 :]) for i in range(len(spans))]
+    alone = [weigh(*spans[:i], *spans[i + 1 :]) for i in range(len(spans))]
     best = sorted(sorted(range(len(spans)), key=alone.__getitem__)[:PAIRED])
-    pairs: list[dict[str, Any]] = [
-        {"spans": [i, j], "nats": judge(spans[i], spans[j])} for i, j in combinations(best, 2)
-    ]
-    heavy = [pair for pair in pairs if pair["nats"] > 1.5 * sum(max(nats[i], FACTOR) for i in pair["spans"])]
-    return sorted(heavy, key=lambda pair: -pair["nats"])
+    tried = sorted(combinations(best, 2), key=lambda pair: -weigh(spans[pair[0]], spans[pair[1]]))
+    found = [(weigh_exactly(spans[i], spans[j]), i, j) for i, j in tried[:CONFIRMED]]
+    heavy = [one for one in found if one[0] > 1.5 * (max(nats[one[1]], FACTOR) + max(nats[one[2]], FACTOR))]
+    return [{"spans": [i, j], "nats": n} for n, i, j in sorted(heavy, reverse=True)]
 
 
 def way(prompt: Sequence[int], taken: Sequence[Span], method: str) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def test_a_wrong_field_is_refused_with_400(two, value):
 )
 def test_rows_are_bounded_by_what_each_way_has_to_compute(make_api, monkeypatch, n_slots, method, limit):
     api = make_api(FakeBackend(n_ctx=8192, n_slots=n_slots)).start()
-    n_rows = (2 + 2 * 4 + 6) * (limit + len(" It is"))
+    n_rows = (2 * 4 + 6) * (limit + len(" It is")) + 8 * (len(PROMPT) + 1 + len(" It is"))
     monkeypatch.setattr(attribution, "MOST_ROWS", n_rows)
     assert attributed(api, method=method)["spans"]
     monkeypatch.setattr(attribution, "MOST_ROWS", n_rows - 1)

@@ -8,7 +8,7 @@ import pytest
 
 from server.errors import ApiError
 from server.evidence import attribution
-from server.evidence.attribution import find_pairs, parts_of, require_few, way
+from server.evidence.attribution import confirm, find_pairs, parts_of, require_few, way
 from server.evidence.spans import Span
 
 
@@ -26,8 +26,27 @@ def test_a_fact_that_stands_twice_rests_on_both_of_its_places_together():
         return 8.0 if facts <= set(taken) else 0.1
 
     nats = [0.1] * 6
-    assert find_pairs(spans, nats, 8.0, judge) == [{"spans": [1, 4], "nats": 8.0}]
-    assert len(asked) == len(spans) + 6
+    assert find_pairs(spans, nats, 8.0, judge, judge) == [{"spans": [1, 4], "nats": 8.0}]
+    assert len(asked) == len(spans) + attribution.N_PAIRS + attribution.CONFIRMED
+
+
+def test_a_pair_that_is_heavy_only_the_fast_way_is_none():
+    spans = [span(i, i + 1) for i in range(4)]
+    assert find_pairs(spans, [0.1] * 4, 8.0, lambda *taken: 6.0, lambda *taken: 0.2) == []
+
+
+@pytest.mark.parametrize(
+    "fast, exact, known",
+    [
+        ([5.0, 1.0, 0.1], [4.0, 0.0, 0.0], {0}),
+        ([5.0, 3.0, 0.1], [1.0, 2.0, 0.0], {0, 1}),
+        ([5.0, 4.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0], {0, 1, 2}),
+        ([0.6, 0.2], [9.0, 9.0], set()),
+        ([], [], set()),
+    ],
+)
+def test_the_heaviest_are_judged_exactly_until_the_one_on_top_has_been(fast, exact, known):
+    assert confirm(fast, exact.__getitem__) == known
 
 
 @pytest.mark.parametrize("nats, of_all", [([5.0, 0.1, 0.0], 6.0), ([0.1, 0.1, 0.0], 0.3), ([9.0], 20.0), ([], 0.0)])
@@ -35,13 +54,17 @@ def test_nothing_is_taken_away_by_twos_where_one_span_explains_it_or_nothing_is_
     def judge(*_: Span) -> float:
         raise AssertionError("judged for nothing")
 
-    assert find_pairs([span(i, i + 1) for i in range(len(nats))], nats, of_all, judge) == []
+    assert find_pairs([span(i, i + 1) for i in range(len(nats))], nats, of_all, judge, judge) == []
 
 
 def test_two_spans_that_weigh_what_each_of_them_does_are_no_pair():
     nats = [3.0, 3.0, 0.0]
     spans = [span(i, i + 1) for i in range(3)]
-    assert find_pairs(spans, nats, 9.0, lambda *taken: sum(nats[one.first] for one in taken)) == []
+
+    def judge(*taken: Span) -> float:
+        return sum(nats[one.first] for one in taken)
+
+    assert find_pairs(spans, nats, 9.0, judge, judge) == []
 
 
 @pytest.mark.parametrize("method", ["fast", "exact"])
@@ -69,10 +92,16 @@ def test_the_tail_is_computed_again_however_far_away_a_span_is():
 
 @pytest.mark.covers("P08")
 def test_spans_and_rows_are_bounded_by_all_that_may_be_computed():
-    require_few(100, 900, attribution.TAIL)
-    for n_spans, n_answer, n_read in ((101, 1, 32), (100, 1000, 32), (10, 10, 100_000), (1, 200_000, 32)):
+    require_few(100, 500, 8000, False)
+    for n_spans, n_answer, n_prompt, is_read_again in (
+        (101, 1, 32, False),
+        (100, 1000, 32, False),
+        (100, 500, 8000, True),
+        (2, 10, 30_000, False),
+        (1, 200_000, 32, False),
+    ):
         with pytest.raises(ApiError, match="too much"):
-            require_few(n_spans, n_answer, n_read)
+            require_few(n_spans, n_answer, n_prompt, is_read_again)
 
 
 PIECES = {1: b" In", 2: b" the", 3: b" kitchen", 4: b".", 5: b" Or", 6: b" not", 7: "ü".encode()[:1], 8: b"?"}
