@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from server.batches.files import MAX_AGE_S, WRITTEN, File, Files, new_id, write_whole
-from server.batches.journal import Journal
+from server.batches.journal import Busy, Journal
 from server.batches.lines import Fault, read_lines
 from server.batches.work import Work
 from server.errors import ApiError, StartError
@@ -34,6 +34,7 @@ CANCELLING, CANCELLED, EXPIRED, FAILED = "cancelling", "cancelled", "expired", "
 OPEN = (VALIDATING, IN_PROGRESS, FINALIZING, CANCELLING)
 STAMPS = (IN_PROGRESS, FINALIZING, COMPLETED, FAILED, EXPIRED, CANCELLING, CANCELLED)
 """States that a batch says the time of, as `completed_at`."""
+BUSY_S = 1.0  # before a journal that another process has is looked at again
 LATE = "This request could not be executed before the completion window expired."
 
 log = get_logger("batches")
@@ -60,6 +61,7 @@ class Batch:
         self._path, self._files, self._now = path, files, now
         self.about, self.own = about, own
         self.work: Work | None = None
+        self.t_next = 0.0  # nothing can be done before
         self.fault = ""  # why it can't go on
         self._lock = threading.Lock()  # protects changes of `about`
         if self.is_open:
@@ -147,14 +149,23 @@ class Batch:
     def prepare(self) -> None:
         """Read the input, and the answers that there are: from now on there is work, unless something is wrong."""
         try:
+            journal = Journal(self._files.path(self.own["answers"]), self._files.path(self.own["errors"]))
+        except Busy:
+            self.t_next = self._now() + BUSY_S  # a server that is about to end, mostly
+            return
+        except StartError as error:
+            self.fail([Fault(None, "server_error", str(error))])
+            return
+        try:
             with self._files.open(self.about["input_file_id"]) as stream:
                 lines, faults = read_lines(stream, self.about["endpoint"])
             if faults:
+                journal.close()
                 self.fail(faults)
                 return
-            journal = Journal(self._files.path(self.own["answers"]), self._files.path(self.own["errors"]))
             self.work = Work(self._files.path(self.about["input_file_id"]), lines, journal)
-        except (ApiError, StartError, OSError) as error:
+        except (ApiError, OSError) as error:
+            journal.close()
             self.fail([Fault(None, "server_error", str(error))])
             return
         self._turn(IN_PROGRESS, VALIDATING)
@@ -173,6 +184,11 @@ class Batch:
         """Count what has been written for it. ApiError 413 if there is no more room for that."""
         for file, id_ in zip((work.journal.answered, work.journal.failed), self.growing):
             self._files.grow(id_, file.n_bytes)
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether it has to wait for another process."""
+        return self._now() < self.t_next
 
     @property
     def is_late(self) -> bool:

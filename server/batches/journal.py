@@ -11,6 +11,7 @@ Not taken: a database, or a journal beside the answers; two places could say dif
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import threading
@@ -30,14 +31,24 @@ class Damaged(StartError):
     """A file that should have answers has something else."""
 
 
+class Busy(StartError):
+    """Another process writes answers there."""
+
+
 class Journal:
-    """The files `answers` and `errors`, made if they aren't there. Any thread. Damaged if they have anything else.
+    """The files `answers` and `errors`, made if they aren't there. Any thread. Damaged if they have anything else, Busy
+    while another process has them.
 
     `answered` and `failed` have the ids of the lines that are in them."""
 
     def __init__(self, answers: Path, errors: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()  # protects the files
-        self.answered, self.failed = AnswerFile(answers), AnswerFile(errors)
+        self.answered = AnswerFile(answers)
+        try:
+            self.failed = AnswerFile(errors)
+        except BaseException:
+            self.answered.close()
+            raise
         self._clock = clock
         self._t_synced = clock()
 
@@ -82,6 +93,7 @@ class AnswerFile:
         except OSError as error:
             raise Damaged(f"{path} can't be written: {error.strerror}") from None
         try:
+            lock(self._descriptor, path)
             self.ids, self.n_bytes = read_answers(path)
             if os.fstat(self._descriptor).st_size > self.n_bytes:
                 os.ftruncate(self._descriptor, self.n_bytes)
@@ -114,6 +126,19 @@ class AnswerFile:
     def close(self) -> None:
         """Nothing more comes."""
         os.close(self._descriptor)
+
+
+def lock(descriptor: int, path: Path) -> None:
+    """Have a file for this process alone, until it is closed. Busy."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            raise Busy(f"{path}: another process is writing answers there") from None
 
 
 def read_answers(path: Path) -> tuple[set[str], int]:

@@ -161,7 +161,7 @@ class Batches:
     def _whole(self, batches: Iterable[Batch]) -> Job | None:
         """What is to be done for a batch as a whole. The lock is held."""
         for batch in batches:
-            step = None if batch.id in self._at_work else self._step(batch)
+            step = None if batch.id in self._at_work or batch.is_blocked else self._step(batch)
             if step is not None:
                 self._at_work.add(batch.id)
                 return partial(self._do_whole, batch, step)

@@ -77,8 +77,11 @@ def usage(command: Command) -> str:
     return "\n".join(lines)
 
 
-SHOWN = ("help", "url", "port", "api_key", "models_dir", "models_preset", "ctx_size", "temperature", "threads", "libs")
-"""The options that `run --help` shows of the many that it has."""
+SHOWN = (
+    *("help", "url", "port", "api_key", "files", "models_dir", "models_preset", "ctx_size", "parallel", "temperature"),
+    *("threads", "libs"),
+)
+"""The options that the help shows of the many that commands about a model have."""
 
 
 def _models(call: Call) -> int:
@@ -113,6 +116,12 @@ def _run(call: Call) -> int:
     return run.run(call)
 
 
+def _batch(call: Call) -> int:
+    from server.commands import batch
+
+    return batch.run(call)
+
+
 def _verify(call: Call) -> int:
     from server.commands import records
 
@@ -138,6 +147,7 @@ DOERS = {
     "pull": _pull,
     "rm": _rm,
     "run": _run,
+    "batch": _batch,
     "verify": _verify,
     "replay": _replay,
     "rpc-worker": _rpc_worker,

@@ -153,8 +153,9 @@ def megabytes(n: int) -> str:
     return f"{n / 1e9:.2f} GB" if n >= 1e9 else f"{n / 1e6:.1f} MB"
 
 
-class Progress:
-    """A bar on a terminal, elsewhere a line every ten seconds. Never raises.
+class Bar:
+    """What shows how far something is: a line that is written over on a terminal, elsewhere one every ten seconds.
+    Never raises.
 
     `stream` is stderr unless given; `say` takes the lines instead of it; `clock` counts seconds.
     """
@@ -172,30 +173,30 @@ class Progress:
         with contextlib.suppress(OSError, ValueError):
             self._is_live = self._stream is not None and self._stream.isatty()
         self._width = 0  # of what is on the terminal's line now
-        self._label, self._at_start = "", 0
-        self._size: int | None = None
-        self._begun = self._next = 0.0
+        self._begun = self._now = self._next = 0.0
 
-    def start(self, label: str, done: int, size: int | None) -> None:
-        """A file begins, or goes on, at `done` of `size` bytes."""
-        self._label, self._size, self._at_start, self._begun = label, size, done, self._clock()
+    def begin(self) -> None:
+        """From now on time is counted."""
+        self._begun = self._now = self._clock()
         self._next = self._begun + (0.0 if self._is_live else LINE_EVERY_S)
-        size_text = f", {megabytes(size)}" if size is not None else ""
-        self.say(f"downloading {label}{size_text}" + (f", going on at {megabytes(done)}" if done else ""))
 
-    def show(self, done: int) -> None:
-        """So many bytes are there."""
-        now = self._clock()
-        if now < self._next:
-            return
-        self._next = now + (BAR_EVERY_S if self._is_live else LINE_EVERY_S)
-        rate = (done - self._at_start) / max(now - self._begun, 0.001)
-        text = f"{megabytes(done)}  {megabytes(int(rate))}/s"
-        if self._size:
-            share = min(done / self._size, 1.0)
+    def is_due(self) -> bool:
+        """Whether it is time to `draw`."""
+        self._now = self._clock()
+        return self._now >= self._next
+
+    @property
+    def seconds(self) -> float:
+        """How long it has taken, when that was asked."""
+        return max(self._now - self._begun, 0.001)
+
+    def draw(self, label: str, share: float | None, text: str) -> None:
+        """Show `share` of 1 (None where nobody knows) as a bar, with its label and what else there is to say."""
+        self._next = self._now + (BAR_EVERY_S if self._is_live else LINE_EVERY_S)
+        if share is not None:
             blocks = int(share * BAR_BLOCKS)
             text = f"[{'#' * blocks}{'.' * (BAR_BLOCKS - blocks)}] {int(share * 100):3d} %  {text}"
-        text = f"{self._label} {text}"
+        text = f"{label} {text}"
         if not self._is_live:
             self.say(text)
             return
@@ -222,3 +223,24 @@ class Progress:
             if self._stream is not None:
                 self._stream.write(text)
                 self._stream.flush()
+
+
+class Progress(Bar):
+    """How far the download of a file is."""
+
+    _label, _at_start = "", 0
+    _size: int | None = None
+
+    def start(self, label: str, done: int, size: int | None) -> None:
+        """A file begins, or goes on, at `done` of `size` bytes."""
+        self._label, self._size, self._at_start = label, size, done
+        self.begin()
+        size_text = f", {megabytes(size)}" if size is not None else ""
+        self.say(f"downloading {label}{size_text}" + (f", going on at {megabytes(done)}" if done else ""))
+
+    def show(self, done: int) -> None:
+        """So many bytes are there."""
+        if self.is_due():
+            rate = (done - self._at_start) / self.seconds
+            share = min(done / self._size, 1.0) if self._size else None
+            self.draw(self._label, share, f"{megabytes(done)}  {megabytes(int(rate))}/s")

@@ -124,10 +124,24 @@ COMMANDS = {
             takes_model_options=True,
         ),
         Command(
+            "batch",
+            "IN.jsonl OUT.jsonl",
+            2,
+            "answer a file of requests",
+            "Loads the model and answers the requests that are the lines of IN.jsonl, in the form of OpenAI's batches, "
+            "without a server. Answers go to OUT.jsonl as they come, lines that are refused to OUT.errors.jsonl. "
+            "Stopped or killed at any time, the same command goes on where it was, and answers each line once "
+            "(docs/batches.md). There are 16 slots unless -np says how many.\n"
+            "  {program} batch in.jsonl out.jsonl -m model.gguf\n"
+            "  {program} batch in.jsonl out.jsonl -m model.gguf -np 32 -c 65536",
+            ("files", "libs", "hf_token", "offline", "log_verbosity", "verbose", "engine", "media_path", "media_urls"),
+            takes_model_options=True,
+        ),
+        Command(
             "verify",
             "FILE",
             1,
-            "check a record of requests",
+            "check a record",
             "Reads all of a record that a server has written with --record. Each line has the hash of the one before, "
             "so a byte that was changed is found anywhere (docs/evidence.md).",
         ),
@@ -135,7 +149,7 @@ COMMANDS = {
             "replay",
             "FILE",
             1,
-            "run a record again, and compare",
+            "run a record again",
             "Loads the model of a record that a server has written with --record, runs all requests again, one by one "
             "as with --exact, and compares the tokens. It says where an answer first differs (docs/evidence.md).",
             ("files", "libs", "cpu_variant", "threads"),

@@ -34,7 +34,7 @@ COUNTS = {
     "O": 18,
     "P": 12,
     "G": 2,
-    "J": 10,
+    "J": 11,
     "Y": 1,
 }
 ROW = re.compile(r"\| (?P<id>[A-Z]\d+) \| (?P<what>[^|]+) \| (?P<status>[^|]+) \|")

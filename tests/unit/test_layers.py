@@ -67,11 +67,14 @@ RULES: dict[str, tuple[str, ...]] = {
     "server.errands": ("server.options",),
     "server.commands": (
         "ctypes_api",  # a worker lends the libraries alone
+        "server.api",  # answers the lines of a batch
+        "server.batches",
         "server.download",
         "server.engine.client",  # runs a record again
         "server.engine.llama.backend",  # asks it what a model would take
         "server.engine.seam",
         "server.evidence",
+        "server.loading",
         "server.model_files",
         "server.model_sources",
         "server.models",
@@ -181,11 +184,12 @@ IMPORTED_ONLY_BY = {
     "server.serving": ("server.app",),
     "server.model_sources": (
         "server.app",
+        "server.commands.batch",
         "server.commands.listing",
         "server.commands.records",
         "server.loading.starter",
     ),
-    "server.loading": ("server.app", "server.loading.starter", "server.loading.engines"),
+    "server.loading": ("server.app", "server.commands.batch", "server.loading.starter", "server.loading.engines"),
 }
 MAX_MODULES = 12
 CROWDED_FOR_A_REASON = ("server.chat.jinja",)  # one language, cut along its grammar

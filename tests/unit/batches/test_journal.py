@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server.batches.journal import START, Damaged, Journal, read_answers
+from server.batches.journal import START, Busy, Damaged, Journal, read_answers
 
 IDS = [f"batch_req_{i:032x}" for i in range(4)]
 
@@ -100,6 +100,15 @@ def test_the_disk_is_waited_for_once_a_second(tmp_path, monkeypatch):
         assert len(synced) == (t >= 1)
     journal.close()
     assert len(synced) == 2
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no such locks")
+def test_two_processes_do_not_write_the_same_answers(tmp_path):
+    journal = open_journal(tmp_path)
+    with pytest.raises(Busy, match="another process"):
+        open_journal(tmp_path)
+    journal.close()
+    open_journal(tmp_path).close()
 
 
 def test_where_nothing_can_be_written_it_says_so(tmp_path):
