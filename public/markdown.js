@@ -23,9 +23,14 @@ const NOTE = /^\[\^([\w-]{1,40})\]:[ \t]*/;
 const MATH_OPEN = /^\s*(\$\$|\\\[)/;
 
 let notes = [];                 // ids of the footnotes of the text that is being read
+let outline = [];               // its open headings: how many # each of them has, and its level on the page
 
-// The nodes for `text`.
-export function markdown(text) {
+// The page's title is above all of them, and none leaves out a level.
+const newOutline = () => [[0, 1]];
+
+// The nodes for `text`, which goes on below the headings `above`.
+export function markdown(text, above = newOutline()) {
+  outline = above;
   notes = [...text.matchAll(new RegExp(NOTE, 'gm'))].map(([, id]) => id);
   return blocks(text.replace(/\r\n?/g, '\n').split('\n'), 0);
 }
@@ -75,8 +80,10 @@ function readParagraph(lines, at) {
 
 function readHeading(lines, at) {
   const [, marks, text] = HEADING.exec(lines[at]);
-  // The page's own headings come first; a message's start two levels below.
-  return [h(`h${Math.min(marks.length + 2, 6)}`, {}, inline((text ?? '').trim().replace(/(^|[ \t])#+$/, '').trim())), at + 1];
+  while (outline.at(-1)[0] > marks.length) outline.pop();
+  const [above, level] = outline.at(-1);
+  if (above < marks.length) outline.push([marks.length, level + 1]);
+  return [h(`h${Math.min(outline.at(-1)[1], 6)}`, {}, inline((text ?? '').trim().replace(/(^|[ \t])#+$/, '').trim())), at + 1];
 }
 
 function readFence(lines, at) {
@@ -334,6 +341,7 @@ function link(target, content) {
 // answer stays cheap.
 export class MarkdownView {
   #drawn = 0;             // how much of the text has its final nodes
+  #outline = newOutline();        // its headings
   #tail = [];
   #code = null;           // GrowingCode, while the text ends in code
   #text = '';
@@ -354,7 +362,7 @@ export class MarkdownView {
     // Footnotes come last and change what was drawn before.
     if (isFinal && this.#drawn && new RegExp(NOTE, 'm').test(text)) {
       this.element.replaceChildren();
-      [this.#drawn, this.#tail, this.#code] = [0, [], null];
+      [this.#drawn, this.#tail, this.#code, this.#outline] = [0, [], null, newOutline()];
     }
     const rest = text.slice(this.#drawn);
     if (this.#code) {
@@ -367,10 +375,10 @@ export class MarkdownView {
     }
     const { safe, isInCode } = isFinal ? { safe: rest.length, isInCode: false } : safeEnd(rest);
     for (const node of this.#tail) node.remove();
-    if (safe > 0) this.element.append(...markdown(rest.slice(0, safe)));
+    if (safe > 0) this.element.append(...markdown(rest.slice(0, safe), this.#outline));
     this.#drawn += safe;
     this.#code = isInCode ? new GrowingCode(rest.slice(safe)) : null;
-    this.#tail = this.#code ? [this.#code.element] : markdown(rest.slice(safe));
+    this.#tail = this.#code ? [this.#code.element] : markdown(rest.slice(safe), [...this.#outline]);
     this.element.append(...this.#tail);
   }
 }

@@ -5,10 +5,16 @@ import { h } from './dom.js';
 import { t } from './i18n.js';
 
 const MAX_ROWS = 12;
+const MAX_LATEST = 5;
 
-// The items that have all words of `query`, best first: those whose label begins with it, then as they are given.
-export function matching(items, query) {
+// The items that have all words of `query`, best first: those whose label begins with it, then as they are given. Without
+// words, the latest conversations and what can be done.
+function matching(items, query) {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
+  if (!words.length) {
+    const latest = items.filter((item) => item.isLatest).slice(0, MAX_LATEST);
+    return [...latest, ...items.filter((item) => !item.isLatest)].slice(0, MAX_ROWS);
+  }
   const found = [];
   for (const item of items) {
     const text = `${item.label} ${item.kind} ${item.more ?? ''}`.toLowerCase();
@@ -19,7 +25,7 @@ export function matching(items, query) {
   return found.sort((a, b) => a[0] - b[0]).slice(0, MAX_ROWS).map(([, item]) => item);
 }
 
-// Show `items`, { label, kind, more?, run }: `more` is found, too, and not shown. `rest(query)` gives an item that stands
+// Show `items`, { label, kind, more?, isLatest?, run }: `more` is found, too, and not shown. `rest(query)` gives an item that stands
 // below whatever is typed.
 export function openPalette(items, rest) {
   let rows = [];

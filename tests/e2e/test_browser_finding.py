@@ -35,6 +35,9 @@ def test_the_palette_finds_conversations_settings_and_actions(scripted: Scripted
     wait_until(lambda: messages(browser) == [], "an empty conversation")
     browser.run("location.hash = '#server'")
     wait_until(lambda: browser.run("return document.body.dataset.view") == "server", "another view")
+    rows = find(browser, "")
+    assert rows[:2] == ["About whales", "New chat"] and len(rows) == 12
+    browser.press(ESCAPE)
     assert find(browser, "whales") == ["About whales", "Search all conversations for “whales”"]
     browser.cdp("Runtime.evaluate", expression=axe)
     assert browser.run_async(FINDINGS) == []
@@ -51,6 +54,19 @@ def test_the_palette_finds_conversations_settings_and_actions(scripted: Scripted
     browser.press(DOWN)
     browser.run("document.querySelector('.palette li:last-child').click()")
     wait_until(lambda: browser.exists(".snippet"), "what was found in texts")
+
+
+@pytest.mark.covers("W16")
+def test_the_newest_conversations_come_first_where_nothing_is_typed(scripted: Scripted, browser: Browser):  # noqa: F811
+    open_page(browser, scripted)
+    for n in range(7):
+        browser.click("#new-chat")
+        wait_until(lambda: messages(browser) == [], "an empty conversation")
+        say(browser, f"Chat {n}")
+    assert find(browser, "")[:6] == ["Chat 6", "Chat 5", "Chat 4", "Chat 3", "Chat 2", "New chat"]
+    browser.press(DOWN)
+    browser.press(ENTER)
+    wait_until(lambda: messages(browser)[:1] == [["user", "Chat 5"]], "the one before")
 
 
 @pytest.mark.covers("W15")

@@ -58,7 +58,7 @@ def test_markdown_becomes_elements(server, browser: Browser, request, tmp_path: 
     texts = {
         selector: browser.run("return document.querySelector(arguments[0])?.textContent", body + selector)
         for selector in (
-            "h4 code",
+            "h2 code",
             "em",
             "strong",
             "del",
@@ -73,7 +73,7 @@ def test_markdown_becomes_elements(server, browser: Browser, request, tmp_path: 
         )
     }
     assert texts == {
-        "h4 code": "code",
+        "h2 code": "code",
         "em": "emphasis",
         "strong": "strong",
         "del": "gone",
