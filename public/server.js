@@ -167,11 +167,11 @@ class SlotCard {
     this.prompt = h('pre', { class: 'excerpt', tabindex: 0, 'aria-label': t('slot-text', { id }) },
       this.before = h('span'), this.after = h('span', { class: 'made' }));
     this.fill = h('meter', { min: 0, max: 1, low: 0.75, high: 0.9, optimum: 0, 'aria-label': t('context') });
-    this.numbers = h('span', { class: 'dim' });
+    this.numbers = h('p', { class: 'dim' });
     const action = (name) => h('button', { type: 'button', class: 'quiet', onclick: () => this.#act(name) }, t(`slot-${name}`));
     this.element = h('article', { class: 'card', 'aria-label': t('slot', { id }) },
-      h('div', { class: 'row' }, h('strong', {}, t('slot', { id })), this.state),
-      h('div', { class: 'row small' }, this.fill, this.numbers), this.prompt,
+      h('div', { class: 'row' }, h('strong', {}, t('slot', { id })), this.state, h('span', { class: 'space' }), this.fill),
+      this.numbers, this.prompt,
       h('div', { class: 'row', hidden: !hasActions }, action('save'), action('restore'), action('erase')));
   }
 

@@ -65,7 +65,7 @@ LOOKS = {
 }
 FINDINGS = """const { violations } = await axe.run(document, { resultTypes: ['violations'] });
     return violations.map((one) => [one.id, one.nodes.map((node) => node.html.slice(0, 150))])"""
-OUTSIDE = """return [...document.querySelectorAll('body *')].filter((one) => one.checkVisibility() && one.getBoundingClientRect().right > innerWidth + 1
+OUTSIDE = """return [...document.querySelectorAll('body *')].filter((one) => one.checkVisibility() && one.getBoundingClientRect().right > document.documentElement.clientWidth + 1
     && !one.closest('pre, .table, p.math, svg, .offscreen')).map((one) => one.outerHTML.slice(0, 120))"""
 
 
@@ -273,9 +273,40 @@ def test_axe_finds_nothing_about_models_keys_and_loading(
     check("key")
     assert all("401" in message for message in browser.console_errors())
     scripted.key = ""
-    scripted.replies["/health"] = (503, {"error": {"message": "Loading model", "progress": 0.42}})
+    scripted.replies["/props"] = (500, {"error": {"code": 500, "type": "server_error", "message": "a fault"}})
     browser.open(scripted.url + "/?more")
+    wait_until(lambda: "a fault" in browser.text("#status"), "the fault")
+    check("fault")
+    browser.console_errors()
+    scripted.replies["/health"] = (503, {"error": {"message": "Loading model", "progress": 0.42}})
+    browser.open(scripted.url + "/?most")
     wait_until(lambda: browser.run("return document.body.classList.contains('loading')"), "the progress")
     check("loading")
     browser.open("about:blank")
     browser.console_errors()
+
+
+@pytest.mark.covers("W10", "W19")
+@pytest.mark.parametrize("language", ["de", "es", "fr", "zh"])
+def test_every_language_fits_a_phone(scripted: Scripted, browser: Browser, language: str, request):  # noqa: F811
+    scripted.props |= {"endpoint_slots": True, "endpoint_metrics": True, "endpoint_slot_actions": True}
+    scripted.replies |= {"/slots/timeline": MINUTE, "/slots": SLOTS, "/metrics": metrics(50, 2.0)}
+    set_prefs(browser, scripted.url, language=language)
+    browser.look(*PHONE, mobile=True)
+    open_page(browser, scripted)
+    say(browser, "Hi")
+    for view in ("chat", "complete", "server"):
+        browser.run("location.hash = arguments[0]", f"#{view}")
+        wait_until(
+            lambda v=view: browser.run("return document.querySelector('.view:not([hidden])').className") == f"view {v}",
+            view,
+        )
+        if view == "server":
+            browser.find(".card.working")
+        browser.screenshot(screenshot_path(request, view))
+        assert browser.run(OUTSIDE) == []
+    browser.click("#settings")
+    browser.find("dialog[open] select")
+    open_all(browser)
+    browser.screenshot(screenshot_path(request, "settings"))
+    assert browser.run(OUTSIDE) == []
