@@ -211,7 +211,7 @@ def open_batches(options: Options, models: Models) -> Batches:
     return Batches(
         folder / "batches",
         Files(folder / "files", options.api.store_size << 20),
-        lambda: lone is None or models.status(lone) in (LOADED, SLEEPING, FAILED),
+        lambda: models.status(lone) in (LOADED, SLEEPING, FAILED) if lone is not None else not models.are_wanted,
         lambda: min(max(2 * options.model.parallel, LINES_AT_ONCE), MOST_LINES_AT_ONCE),
     )
 

@@ -73,6 +73,11 @@ class Loads:
             self._register.set(entry, LOADING)
         return load
 
+    @property
+    def are_waiting(self) -> bool:
+        """Whether one has no room yet."""
+        return bool(self._queue)
+
     def place(self, entry: Entry) -> int:
         """A model's place among those that wait for room to be loaded: 1 is the next one; 0 if it doesn't wait."""
         load = entry.load

@@ -115,6 +115,11 @@ class Models:
             return FAILED if state == DEAD else LOADED
         return entry.state
 
+    @property
+    def are_wanted(self) -> bool:
+        """Whether a model waits for the room of others: what can wait shall not use those."""
+        return self._loads.are_waiting
+
     def place(self, entry: Entry) -> int:
         """See `Loads.place`."""
         with self._changed:
