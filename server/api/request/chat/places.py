@@ -24,7 +24,10 @@ FIRST, LAST = 0x20000, 0x2A6D6  # rare Chinese characters: they have no case, an
 KEPT = frozenset(("role", "id", "tool_call_id", "type", "required"))
 VARIABLES = ("tools", "documents")
 TAG = re.compile(r"(<[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\])")
-STRING, ESCAPE = re.compile(r'("(?:[^"\\]|\\.)*")'), re.compile(r"(\\u[0-9a-fA-F]{4}|\\.)")
+STRING = re.compile(
+    r'("(?:[^"\\]+|\\.?)*(?:"|\Z))', re.DOTALL
+)  # also one that isn't closed, so that no text fails late
+ESCAPE = re.compile(r"(\\u[0-9a-fA-F]{4}|\\.)", re.DOTALL)
 WORD = re.compile(r"\w")
 MARKER = b"<__media_"
 MAX_STRANGE = 8  # tokens that aren't in the text: what a model's metadata puts around it

@@ -196,6 +196,15 @@ def test_arguments_stay_json(value):
     ]
 
 
+@pytest.mark.parametrize(
+    "text", ['"' + '\\"' * 200_000 + "\\", '"' * 500_001, "<" * 500_000, "<a" * 300_000, "[A" * 300_000]
+)
+def test_no_text_takes_more_than_its_length(text):
+    """Each would take hours if it took its length squared."""
+    for path in (("arguments",), ("content",)):
+        assert len(Rewriter("").rewrite(text, path)) == len(text)
+
+
 def test_names_by_which_templates_decide_stay():
     message = {"role": "tool", "tool_call_id": "call1", "content": "a <think>b</think> [TOOL_CALLS] c", "n": 5}
     written = Rewriter("").rewrite(message, ("messages", 0))
