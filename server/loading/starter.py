@@ -48,6 +48,7 @@ MEMORY = "memory"
 """The name of the host's place."""
 ASK_S = 60.0
 LATER_S = 0.5
+BUSY_S = 30.0  # that a spare process waits at most until nothing is computed
 UNKNOWN_ROOM = 1 << 62  # where the system doesn't tell
 
 log = get_logger("models")
@@ -108,9 +109,9 @@ class Starter:
             options = with_advice(options, advice)
         return PreparedModel(self, options, known, before, worker_places(config.rpc))
 
-    def tick(self) -> None:
+    def tick(self, is_busy: bool) -> None:
         """The main thread: have a spare process again, once that is due."""
-        self.spare.tick()
+        self.spare.tick(is_busy)
 
     def room(self) -> Room:
         """What may be allocated now."""
@@ -279,9 +280,9 @@ class Spare:
         with self._lock:
             self._t_due = time.monotonic() + LATER_S
 
-    def tick(self) -> None:
-        """The main thread, again and again."""
-        if time.monotonic() >= self._t_due:
+    def tick(self, is_busy: bool) -> None:
+        """The main thread, again and again. While engines are at work (`is_busy`), streams would falter for that."""
+        if time.monotonic() >= self._t_due + (BUSY_S if is_busy else 0):
             self.refill()
 
     def close(self) -> None:

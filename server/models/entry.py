@@ -67,8 +67,8 @@ class Starter(Protocol):
     def room(self) -> Room:
         """What may be allocated on this machine now."""
 
-    def tick(self) -> None:
-        """Do what has been put off. The main thread, about twice a second."""
+    def tick(self, is_busy: bool) -> None:
+        """Do what has been put off, at best while no engine `is_busy`. The main thread, about twice a second."""
 
 
 @record(eq=False)

@@ -320,7 +320,7 @@ class Models:
     def tick(self) -> None:
         """What has come up: models that have been idle for long enough, engines that have died for good."""
         if self._starter is not None:
-            self._starter.tick()
+            self._starter.tick(any(model.engine.is_busy for model in self.running()))
         with self._changed:
             now = self._clock()
             for entry in self.entries:

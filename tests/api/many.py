@@ -37,7 +37,7 @@ class FakeStarter:
     def room(self):
         return {"memory": self.bytes}
 
-    def tick(self):
+    def tick(self, is_busy):
         pass
 
     def idle_s(self, source, asked):

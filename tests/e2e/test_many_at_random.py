@@ -28,7 +28,7 @@ from tests.support import PATIENCE, ServerProcess, child_processes, start_server
 
 IS_LONG = os.environ.get("LLAMA_SRV_TEST_LONG") == "1"
 GROWTH = 1.25  # of two processes of 90 MB together, whose threads come and go: a vocabulary that stays would be seen
-SECONDS = 240 if IS_LONG else 10
+SECONDS = 200 if IS_LONG else 10
 N_CLIENTS = 6
 TINY = ("alpha", "beta", "gamma", "delta")
 EMBEDDER = "minilm"

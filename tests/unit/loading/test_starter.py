@@ -109,15 +109,21 @@ def test_the_next_spare_process_comes_once_the_first_answer_has_had_the_cores(mo
     clock = SimpleNamespace(now=100.0)
     monkeypatch.setattr(starter, "time", SimpleNamespace(monotonic=lambda: clock.now))
     spare.refill_later()
-    spare.tick()
+    spare.tick(False)
     assert made == [], "not at once, nor on the thread of the load, with which it would end"
     clock.now += starter.LATER_S
     config = EngineConfig("x.gguf", "libs")
     assert spare.take(config) is None, "the next load is quicker, and gets the cores alone"
-    spare.tick()
+    spare.tick(False)
     assert made == []
     spare.refill_later()
     clock.now += starter.LATER_S
-    spare.tick()
-    spare.tick()
+    spare.tick(True)
+    assert made == [], "nor while streams would falter"
+    spare.tick(False)
+    spare.tick(False)
     assert len(made) == 1 and spare.take(config) is made[0]
+    spare.refill_later()
+    clock.now += starter.LATER_S + starter.BUSY_S
+    spare.tick(True)
+    assert len(made) == 2, "but not for ever"

@@ -93,7 +93,7 @@ class House:
             self.n_measured += 1
             return {"memory": self.bytes - sum(self.sizes[engine.name] for engine in self.alive)}
 
-    def tick(self):
+    def tick(self, is_busy):
         pass
 
     def read(self, source, before, asked=None):
