@@ -260,7 +260,7 @@ class App {
     const chats = (await allChats()).sort((a, b) => b.changed - a.changed);
     openPalette([
       ...this.#actions().map(([label, run]) => item('action', label, run)),
-      ...chats.map(({ id, title }) => ({ ...item('chat', title, () => { location.hash = `#chat/${id}`; }), isLatest: true })),
+      ...chats.map(({ id, title }) => item('chat', title, () => { location.hash = `#chat/${id}`; })),
       ...Object.entries(prefs.prompts).map(([name, text]) => item('prompt', name, () => this.#inChat(() => this.chat.usePrompt(name)), text)),
       ...settingNames().map(([name, label, help]) => item('setting', label, () => this.#settings(name), help)),
     ], (query) => item('search', t('search-texts', { query }), () => this.#inChat(() => {

@@ -62,6 +62,16 @@ export function iconButton(name, label, onclick, props = {}) {
   return h('button', { type: 'button', class: 'quiet', 'aria-label': label, title: label, onclick, ...props }, icon(name));
 }
 
+// A button that copies what `text()` gives.
+export function copyButton(label, text) {
+  const button = iconButton('copy', label, async () => {
+    await copy(text());
+    button.classList.add('done');
+    setTimeout(() => button.classList.remove('done'), 1200);
+  });
+  return button;
+}
+
 // A labelled field: the label's text and the input, tied together.
 export function field(label, input, help = '') {
   return h('label', { class: 'field', title: help }, h('span', {}, label), input);
@@ -154,7 +164,7 @@ export function grow(area) {
   if (area.scrollHeight) area.style.height = `${area.scrollHeight + 2}px`;
 }
 
-export async function copy(text) {
+async function copy(text) {
   if (navigator.clipboard) return navigator.clipboard.writeText(text);
   // Pages over plain HTTP from another machine have no clipboard object.
   const area = h('textarea', { class: 'offscreen', value: text });

@@ -6,7 +6,7 @@
 // becomes MathML once math.js is there, and is left as it is written where that can't read it. Linear in the length for
 // ordinary text; nesting is limited, so odd input can't overflow.
 
-import { copy, h, iconButton } from './dom.js';
+import { copyButton, h } from './dom.js';
 import { Colours } from './highlight.js';
 import { t } from './i18n.js';
 
@@ -103,11 +103,7 @@ class CodeBlock {
   #code = '';
 
   constructor(language) {
-    const button = iconButton('copy', t('copy-code'), async () => {
-      await copy(this.#code);
-      button.classList.add('done');
-      setTimeout(() => button.classList.remove('done'), 1200);
-    });
+    const button = copyButton(t('copy-code'), () => this.#code);
     const code = h('code', {});
     this.pre = h('pre', { tabindex: 0, 'aria-label': t('code') }, code);
     this.element = h('figure', { class: 'code', dir: 'ltr' }, h('figcaption', {}, h('span', {}, language || t('code')), button), this.pre);

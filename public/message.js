@@ -2,7 +2,7 @@
 // the data and does the work; a MessageView only draws and reports clicks through `actions`.
 
 import { CallsView, callsText, pretty } from './calls.js';
-import { copy, grow, h, icon, iconButton, menuButton } from './dom.js';
+import { copyButton, grow, h, icon, iconButton, menuButton } from './dom.js';
 import * as drafts from './drafts.js';
 import { number, seconds, t } from './i18n.js';
 import { MarkdownView, withBidiShown } from './markdown.js';
@@ -12,16 +12,6 @@ import { prefs } from './prefs.js';
 export function roleName({ role, name }) {
   if (role === 'tool') return t('result-of', { name: name || t('tool') });
   return t({ user: 'you', assistant: 'model' }[role] ?? 'system');
-}
-
-// A button that copies what `text()` gives.
-function copyButton(label, text) {
-  const button = iconButton('copy', label, async () => {
-    await copy(text());
-    button.classList.add('done');
-    setTimeout(() => button.classList.remove('done'), 1200);
-  });
-  return button;
 }
 
 export class MessageView {
@@ -172,9 +162,10 @@ export class MessageView {
         this.actions.edit(this.message, area.value);
       },
       onkeydown: (event) => {
-        if (event.key === 'Escape') close();
         if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) form.requestSubmit();
-        if (event.key === 'Escape') event.stopPropagation();
+        if (event.key !== 'Escape') return;
+        close();
+        event.stopPropagation();
       },
     }, area, h('div', { class: 'row end' },
       h('button', { type: 'button', onclick: close }, t('cancel')),

@@ -12,8 +12,8 @@ const MAX_LATEST = 5;
 function matching(items, query) {
   const words = query.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) {
-    const latest = items.filter((item) => item.isLatest).slice(0, MAX_LATEST);
-    return [...latest, ...items.filter((item) => !item.isLatest)].slice(0, MAX_ROWS);
+    const isChat = (item) => item.kind === t('chat');
+    return [...items.filter(isChat).slice(0, MAX_LATEST), ...items.filter((item) => !isChat(item))].slice(0, MAX_ROWS);
   }
   const found = [];
   for (const item of items) {
@@ -25,7 +25,7 @@ function matching(items, query) {
   return found.sort((a, b) => a[0] - b[0]).slice(0, MAX_ROWS).map(([, item]) => item);
 }
 
-// Show `items`, { label, kind, more?, isLatest?, run }: `more` is found, too, and not shown. `rest(query)` gives an item that stands
+// Show `items`, { label, kind, more?, run }: `more` is found, too, and not shown. `rest(query)` gives an item that stands
 // below whatever is typed.
 export function openPalette(items, rest) {
   let rows = [];
