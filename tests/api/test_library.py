@@ -97,6 +97,7 @@ REQUESTS = (
 
 
 @pytest.mark.parametrize(("method", "path", "body"), REQUESTS)
+@pytest.mark.covers("D06")
 def test_only_an_admin_of_a_server_that_allows_it_manages_models(make_api, managed, folder, method, path, body, hub):
     for headers, status in (({}, 401), ({"X-Api-Key": "user"}, 403), ({"X-Api-Key": "rot"}, 401)):
         answer = managed.send(method, path, body, headers)
@@ -230,6 +231,7 @@ def test_files_elsewhere_stay_and_so_does_their_model(managed, folder, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", "../models/a", "a.gguf", "/etc/passwd", "c"])
+@pytest.mark.covers("D06")
 def test_only_models_of_the_list_are_removed(managed, folder, name):
     answer = managed.send("DELETE", "/models", {"model": name}, ADMIN)
     assert answer.status in (400, 404) and len(list(folder.iterdir())) == 2
@@ -246,6 +248,7 @@ def test_a_server_of_one_model_keeps_it(make_api, cache):
 # ---- keys that are limited -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("D07")
 def test_a_key_sees_and_uses_only_its_models(make_api, cache, folder, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("all\nana models=a\n", encoding="utf-8")

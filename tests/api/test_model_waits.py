@@ -84,6 +84,7 @@ class Reading:
 
 
 @pytest.mark.parametrize("path", ROUTES)
+@pytest.mark.covers("D04")
 def test_a_stream_is_told_how_far_its_model_is_and_then_its_answer(make_many, path):
     api = make_many()
     reading = Reading(api, path, {**ROUTES[path], "return_progress": True})
@@ -126,6 +127,7 @@ def test_a_model_that_is_there_has_no_such_events(make_many):
     assert b"load_progress" not in reading.rest() and b"X-Queue-Position: 0\r\n" in reading.data
 
 
+@pytest.mark.covers("D04")
 def test_who_waits_for_room_has_a_place(make_many):
     """One model is at work, two wait for its room."""
     api = make_many(room=1)

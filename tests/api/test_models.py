@@ -30,6 +30,7 @@ def make_many():
         api.stop()
 
 
+@pytest.mark.covers("D02")
 def test_the_name_in_a_request_chooses_in_every_dialect(make_many):
     api = make_many()
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -51,6 +52,7 @@ def test_the_name_in_a_request_chooses_in_every_dialect(make_many):
     assert api.complete("a")["model"] == "first", "without a name it is the first"
 
 
+@pytest.mark.covers("D02")
 def test_an_unknown_name_is_told_what_there_is(make_many):
     api = make_many()
     answer = api.say("frist")
@@ -73,6 +75,7 @@ def test_lists_have_each_model_once_with_its_state(make_many):
     assert running["name"] == "b:latest" and running["expires_at"].startswith("9999")
 
 
+@pytest.mark.covers("D03")
 def test_one_load_serves_all_who_wait(make_many):
     api = make_many()
     api.starter.gates["first"] = threading.Event()
@@ -100,6 +103,7 @@ def test_a_client_that_leaves_while_its_model_loads_is_forgotten(make_many):
     assert api.models.entries[0].n_leases == 0
 
 
+@pytest.mark.covers("D09")
 def test_models_leave_for_others_and_never_with_work(make_many):
     api = make_many(room=1)
     assert api.say("first").status == 200
@@ -165,6 +169,7 @@ def test_a_stream_has_its_model_until_its_last_byte(make_many):
     sock.close()
 
 
+@pytest.mark.covers("D05")
 def test_models_are_loaded_and_unloaded_by_order(make_many):
     api = make_many("a", argv=("--no-models-autoload",))
     assert api.say("a").status == 400
@@ -182,6 +187,7 @@ def test_models_are_loaded_and_unloaded_by_order(make_many):
 ADMIN = {"X-Api-Key": "root"}
 
 
+@pytest.mark.covers("D06")
 def test_an_admin_gives_a_model_options_of_its_own(make_many):
     api = make_many("a", "b", argv=("--manage-models", "--admin-key", "root"))
 
@@ -225,6 +231,7 @@ def test_options_that_cant_be_are_refused_with_their_path(make_many, options, wh
     assert api.states() == {"a": "unloaded"} and api.models.entries[0].asked == {}
 
 
+@pytest.mark.covers("D06")
 def test_options_of_its_own_need_an_admin_and_a_server_that_allows_them(make_many):
     api = make_many("a", argv=("--manage-models", "--admin-key", "root", "--api-key", "user"))
     body = {"model": "a", "options": {"ctx_size": 512}}
@@ -237,6 +244,7 @@ def test_options_of_its_own_need_an_admin_and_a_server_that_allows_them(make_man
     assert answer.status == 501 and "--manage-models" in answer.error["message"] and bare.starter.started == []
 
 
+@pytest.mark.covers("D05")
 def test_what_is_wrong_with_a_model_is_told_and_shown(make_many):
     api = make_many()
     api.starter.faults["first"] = "first.gguf: the file ends in the middle"
@@ -250,12 +258,14 @@ def test_what_is_wrong_with_a_model_is_told_and_shown(make_many):
     api.until(first="loaded")
 
 
+@pytest.mark.covers("D10")
 def test_what_has_no_room_is_503_with_the_numbers(make_many):
     api = make_many("a", room=0)
     answer = api.say("a")
     assert answer.status == 503 and "0 bytes are free" in answer.error["message"]
 
 
+@pytest.mark.covers("D12")
 def test_a_sleeping_model_answers_what_needs_no_engine_and_wakes_for_the_rest(make_many):
     api = make_many("a", argv=("--metrics",))
     entry = api.models.entries[0]
@@ -288,6 +298,7 @@ def test_keep_alive_says_how_long_a_model_stays(make_many):
     api.until(b="unloaded")
 
 
+@pytest.mark.covers("D14")
 def test_slots_and_metrics_are_those_of_each_model(make_many):
     api = make_many("a", "b", argv=("--metrics",))
     assert api.get("/slots").json() == [] and api.get("/slots?model=a").status == 503
@@ -303,6 +314,7 @@ def test_slots_and_metrics_are_those_of_each_model(make_many):
     assert api.get("/props?model=b").json()["model_alias"] == "b"
 
 
+@pytest.mark.covers("D05")
 def test_changes_are_told_as_events(make_many):
     api = make_many("a")
     sock = api.connect()
@@ -323,6 +335,7 @@ def test_changes_are_told_as_events(make_many):
     wait_until(lambda: not api.models.news._queues or api.post("/models/unload", {"model": "a"}), "its end", PATIENCE)
 
 
+@pytest.mark.covers("D07")
 def test_a_key_sees_only_its_models(make_many, tmp_path):
     (tmp_path / "keys").write_text("all\nonly-a models=a\n")
     api = make_many("a", "b", argv=("--api-key-file", str(tmp_path / "keys")))

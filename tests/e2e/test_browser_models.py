@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.e2e.scripted import Scripted, scripted  # noqa: F401
 from tests.e2e.test_browser import axe, open_page  # noqa: F401
 from tests.e2e.test_browser_chat import messages, say
@@ -29,6 +31,7 @@ def with_models(server: Scripted, **states: dict[str, Any]) -> None:  # noqa: F8
     }
 
 
+@pytest.mark.covers("D17")
 def test_models_are_loaded_chosen_and_remembered(scripted: Scripted, browser: Browser, axe: str, request):  # noqa: F811
     loaded, unloaded = {"value": "loaded"}, {"value": "unloaded"}
     failed = {"value": "failed", "failed": True, "reason": "not enough memory"}
@@ -80,6 +83,7 @@ def state_of(browser: Browser, name: str) -> str:  # noqa: F811
     return browser.text(f"[data-model={name}]").split("\n")[1]
 
 
+@pytest.mark.covers("D17")
 def test_a_folder_of_ten_models_works_from_the_page(tmp_path, browser: Browser, request):  # noqa: F811
     """Real libraries: whoever opens the page picks, loads, chats and unloads, and has read nothing."""
     names = [f"model-{letter}" for letter in "abcdefghij"]

@@ -116,6 +116,7 @@ def is_alive(pid: int) -> bool:
 
 
 @POSIX
+@pytest.mark.covers("D16")
 def test_a_chat_in_the_terminal(open_terminal, models, libs_folder):
     terminal = open_terminal("run", "small", "--models-dir", str(models), *QUICK, "-n", "400")
     assert "small: type a message; /help shows what else there is" in terminal.until(">>> ")
@@ -171,6 +172,7 @@ def test_what_can_not_be_loaded_is_told_as_by_the_server(environment, tmp_path, 
     assert (done.returncode, done.stdout) == (2, "") and "there is no model" in done.stderr
 
 
+@pytest.mark.covers("D16")
 def test_a_running_server_lists_its_models_and_answers(environment, serve, tiny_spm_model, libs_folder):
     server = serve("-m", tiny_spm_model, "-t", 1, "-c", 512, "--alias", "tiny", "--api-key", "secret")
     done = run_command(["ps", "--url", server.url, "--api-key", "secret"])
@@ -181,6 +183,7 @@ def test_a_running_server_lists_its_models_and_answers(environment, serve, tiny_
     assert (done.returncode, done.stderr) == (1, "error: Invalid API Key\n")
 
 
+@pytest.mark.covers("D16")
 def test_models_says_that_a_small_model_fits(environment, models, libs_folder):
     done = run_command(["models", "--models-dir", str(models)])
     assert done.returncode == 0 and done.stdout.splitlines()[1].split() == [

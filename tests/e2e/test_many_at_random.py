@@ -163,6 +163,7 @@ class Schedule:
         return 1
 
 
+@pytest.mark.covers("D18")
 def test_a_random_schedule_fails_nobody_who_must_not_fail(server):
     schedule = Schedule(server)
     for name in 3 * schedule.names:  # until all has been imported and the allocator has its arenas

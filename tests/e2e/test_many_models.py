@@ -49,6 +49,7 @@ def until(server: ServerProcess, **wanted: str) -> None:
     wait_until(lambda: wanted.items() <= states(server).items(), f"{wanted}", PATIENCE)
 
 
+@pytest.mark.covers("D09")
 def test_each_model_says_its_own(server):
     texts = {name: say(server, name)["content"] for name in NAMES}
     assert len(set(texts.values())) == len(NAMES)
@@ -57,6 +58,7 @@ def test_each_model_says_its_own(server):
     assert say(server, "alpha")["model"] == "alpha"
 
 
+@pytest.mark.covers("D15")
 def test_a_file_that_breaks_or_changes_is_its_own_models_matter(server, folder):
     text = say(server, "alpha")["content"]
     path = folder / "beta.gguf"
@@ -75,6 +77,7 @@ def test_a_file_that_breaks_or_changes_is_its_own_models_matter(server, folder):
     assert other == say(server, "gamma")["content"], "what the file says now counts"
 
 
+@pytest.mark.covers("D12")
 def test_sleeping_gives_the_memory_back_and_tokens_are_still_counted(folder):
     with start_server(["--models-dir", folder, "--sleep-idle-seconds", 1, *ARGUMENTS]) as server:
         text = say(server, "alpha")["content"]
@@ -90,6 +93,7 @@ LONG = " ".join(["once upon a time there was a dog who went to see the moon and 
 
 
 @pytest.mark.parametrize("leaving", ["unloaded", "sleeping", "made room"])
+@pytest.mark.covers("D11")
 def test_what_a_model_that_leaves_had_computed_is_read_from_disk_when_it_is_back(folder, tmp_path, leaving):
     options = {"made room": ("--models-max", 1), "sleeping": ("--sleep-idle-seconds", 1), "unloaded": ()}[leaving]
     disk = tmp_path / "disk"
@@ -112,6 +116,7 @@ def test_what_a_model_that_leaves_had_computed_is_read_from_disk_when_it_is_back
     assert any((disk / "alpha").iterdir())
 
 
+@pytest.mark.covers("D14")
 def test_slots_are_saved_below_a_folder_of_their_model(folder, tmp_path):
     slots = tmp_path / "slots"
     slots.mkdir()
@@ -150,6 +155,7 @@ def test_an_admin_loads_a_model_with_options_of_its_own(folder):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="not on Windows: there are no such signals")
+@pytest.mark.covers("D14")
 def test_log_lines_name_the_model_that_they_are_about(folder):
     with start_server(["--models-dir", folder, "-lv", 4, *ARGUMENTS]) as server:
         say(server, "alpha")

@@ -36,6 +36,7 @@ COUNTS = {
     "G": 2,
     "J": 11,
     "Y": 1,
+    "D": 18,
 }
 ROW = re.compile(r"\| (?P<id>[A-Z]\d+) \| (?P<what>[^|]+) \| (?P<status>[^|]+) \|")
 

@@ -121,6 +121,7 @@ def test_what_run_passes_on_to_its_server_is_what_is_about_the_model(monkeypatch
 # ---- pull ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("D16")
 def test_a_model_is_pulled_and_found_by_its_name_and_removed(capsys, hub, folder):
     hub.publish("tiny-Q4_K_M.gguf", "tiny-Q8_0.gguf", "mmproj-tiny-f16.gguf")
     code, out, err = call(capsys, "pull", f"{REPO}:Q8_0")
@@ -134,6 +135,7 @@ def test_a_model_is_pulled_and_found_by_its_name_and_removed(capsys, hub, folder
     assert list((folder / "cache" / "models").rglob("*")) in ([], [folder / "cache" / "models" / "hf"])
 
 
+@pytest.mark.covers("D08")
 def test_a_pull_that_was_cut_off_goes_on(capsys, hub, monkeypatch):
     hub.publish("tiny-Q4_K_M.gguf")
     thing = hub.things[f"/{REPO}/resolve/main/tiny-Q4_K_M.gguf"]
@@ -220,6 +222,7 @@ def test_the_folders_of_other_programs_stay(capsys, folder):
 # ---- models and show -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("D16")
 def test_the_list_has_size_type_context_and_faults(capsys, folder):
     tiny_llama(folder / "tiny.gguf")
     (folder / "bad.gguf").write_bytes(b"<html>")
@@ -236,6 +239,7 @@ def test_an_empty_machine_is_told_how_to_go_on(capsys):
     assert call(capsys, "models")[1].startswith("no models here: pull USER/MODEL fetches one")
 
 
+@pytest.mark.covers("D16")
 def test_show_tells_what_the_file_says(capsys, folder):
     tiny_llama(folder / "tiny.gguf")
     code, out, _ = call(capsys, "show", "tiny.gguf", "--libs", str(folder))

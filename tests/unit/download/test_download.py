@@ -151,6 +151,7 @@ def test_a_server_that_never_gets_further_is_given_up_and_what_came_is_kept(site
     assert world.files() == {"x.gguf.part", "x.gguf.part.json"}
 
 
+@pytest.mark.covers("D08")
 def test_the_next_run_goes_on_where_the_last_one_gave_up(site, world):
     url = site.put("/x.gguf", MODEL, cuts=[HALF, 0, 0, 0, 0, 0])
     world.refusal(url)
@@ -459,6 +460,7 @@ def test_a_checksum_from_the_user_is_checked(site, world):
 
 
 @pytest.mark.parametrize("name", ["X-Linked-Etag", "X-Checksum-Sha256"])
+@pytest.mark.covers("D08")
 def test_a_checksum_from_the_server_is_checked(site, world, name):
     assert world.fetch(site.put("/x.gguf", MODEL, headers={name: f'"{SHA}"'})).read_bytes() == MODEL
     assert "sha256" in world.refusal(site.put("/y.gguf", OTHER, headers={name: SHA}))

@@ -55,6 +55,7 @@ def finish(library: Library, download: Download) -> None:
         pass
 
 
+@pytest.mark.covers("D08")
 def test_a_download_is_watched_to_its_end(hub, library, news, tmp_path):
     hub.publish("m-Q4_K_M.gguf", "mmproj-m.gguf")
     download = library.download(f"hf.co/{REPO}")
@@ -90,6 +91,7 @@ def test_two_who_want_a_model_share_its_download(hub, library):
     assert first.state == FINISHED
 
 
+@pytest.mark.covers("D08")
 def test_what_nobody_waits_for_stops_and_goes_on_the_next_time(hub, library):
     hub.publish("m-Q4_K_M.gguf")
     event = held(hub, "m-Q4_K_M.gguf")

@@ -26,6 +26,7 @@ def prepared(gpus: tuple[Place, ...] = (), **fields: object) -> PreparedModel:
     return PreparedModel(SimpleNamespace(gpus=gpus), OPTIONS, Known(None, (), (None, config, {})), None)
 
 
+@pytest.mark.covers("D09")
 def test_a_model_fits_with_a_context_that_is_worth_having_or_alone_with_any():
     model = prepared()
     takes = model.fits({MEMORY: 1000 * MIB}, False)

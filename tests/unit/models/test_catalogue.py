@@ -56,6 +56,7 @@ def models(tmp_path) -> Path:
 # ---- plain folders ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("D01")
 def test_files_are_called_by_their_names_and_parts_are_one_model(models, tmp_path):
     put(models, "a.gguf", "B-Q4_K_M.GGUF", "big-00001-of-00002.gguf", "big-00002-of-00002.gguf", "note.txt")
     found = find(tmp_path, "--models-dir", str(models))
@@ -109,6 +110,7 @@ def test_two_files_of_one_name_are_told_by_their_folders(models, tmp_path):
         ("other.gguf", ["mmproj-F16.gguf"], ""),
     ],
 )
+@pytest.mark.covers("D01")
 def test_a_projector_in_a_folder_of_many_models_belongs_to_the_one_it_names(
     models, tmp_path, model, projectors, wanted
 ):
@@ -222,6 +224,7 @@ def put_hub(cache: Path, repo: str, files: dict[str, bytes], link, commit: str =
         put(folder, "refs/main", data=commit.encode())
 
 
+@pytest.mark.covers("D01")
 def test_the_cache_of_hugging_face_gives_its_repositories(models, tmp_path, link):
     files = {"m-Q4_K_M.gguf": b"a" * 32, "m-Q8_0.gguf": b"b" * 32, "mmproj-F16.gguf": b"c" * 32}
     put_hub(models / "hub", "user/m-GGUF", {"old-Q4_K_M.gguf": b"d" * 32}, link, "dead", main=False)
@@ -244,6 +247,7 @@ def put_ollama(store: Path, name: str, layers: dict[str, bytes], manifest: bytes
     put(store, f"manifests/{name}", data=json.dumps({"layers": listed}).encode() if manifest is None else manifest)
 
 
+@pytest.mark.covers("D01")
 def test_the_folder_of_ollama_gives_its_manifests(models, tmp_path):
     put_ollama(models, "registry.ollama.ai/library/llama3.2/latest", {"model": b"a" * 32, "template": b"t" * 32})
     put_ollama(models, "registry.ollama.ai/library/llava/7b", {"model": b"b" * 32, "projector": b"p" * 32})
@@ -283,6 +287,7 @@ def test_a_manifest_that_is_none_is_told_of(models, tmp_path, manifest):
     assert len(told) == 2 and told[0].endswith("no manifest of a model in a GGUF file, so odd:1b is left out")
 
 
+@pytest.mark.covers("D01")
 def test_what_was_downloaded_is_found(models, tmp_path):
     put(tmp_path / "cache" / "models", "hf/user/m-GGUF/m-Q4_K_M.gguf", "url/example.org/0123456789ab/x.gguf")
     put(models, "own.gguf")
@@ -297,6 +302,7 @@ def test_what_was_downloaded_is_found(models, tmp_path):
 # ---- one model by many names -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("D01")
 def test_one_file_by_several_ways_is_one_model(models, tmp_path, link):
     put(models, "a.gguf")
     os.link(models / "a.gguf", models / "b.gguf")
@@ -305,6 +311,7 @@ def test_one_file_by_several_ways_is_one_model(models, tmp_path, link):
     assert {name: (entry.source, entry.aliases) for name, entry in found.items()} == {"b": ("option", ("a", "c"))}
 
 
+@pytest.mark.covers("D01")
 def test_one_content_by_its_checksum_is_one_model(models, tmp_path, link):
     digest = b"a" * 32
     put_hub(models / "hub", "user/m-GGUF", {"m-Q4_K_M.gguf": digest}, link)
@@ -326,6 +333,7 @@ def test_of_two_places_that_have_a_name_the_first_counts(models, tmp_path):
     assert told[0].endswith(f"another model is called x, {models / 'x.gguf'}; this one is left out")
 
 
+@pytest.mark.covers("D01")
 def test_several_files_on_the_command_line_are_models(tmp_path):
     put(tmp_path, "a.gguf", "b.gguf")
     found = find(tmp_path, str(tmp_path / "a.gguf"), "-m", str(tmp_path / "b.gguf"), "-m", "gone.gguf")
@@ -348,6 +356,7 @@ def presets(tmp_path):
     return write
 
 
+@pytest.mark.covers("D01")
 def test_a_section_is_a_model_with_options_of_its_own(models, tmp_path, presets):
     put(models, "a.gguf", "b-Q4_K_M.gguf", "c.gguf")
     path = presets(

@@ -10,7 +10,7 @@ import pytest
 
 from server.errors import ApiError, StartError
 from server.models import loads, register
-from server.models.entry import FAILED, LOADED, LOADING, SLEEPING, UNLOADED
+from server.models.entry import FAILED, LOADED, LOADING, SLEEPING, UNLOADED, Entry
 from tests.support import wait_until
 from tests.unit.models.fakes import FakeRequest, House
 
@@ -54,11 +54,21 @@ def until(models, **wanted: str) -> None:
 # ---- names -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("D02")
 def test_a_request_chooses_by_name_and_gets_the_first_without_one():
     models = House(b=1, a=1).models()
     for name, expected in (("a", "a"), ("b", "b"), (None, "b"), ("", "b"), ("a:latest", "a")):
         with FakeRequest() as request:
             assert models.get(name, request).name == expected
+
+
+def test_an_alias_is_a_name_as_well():
+    house = House(a=1, b=1)
+    models = house.models()
+    models.register.put([Entry("a", "a", ("x", "y"), size=1), Entry("b", "b", ("z",), size=1)])
+    with FakeRequest() as request:
+        assert models.get("z", request).name == "b" and models.get("y:latest", request).name == "a"
+    assert house.started == ["b", "a"]
 
 
 def test_an_unknown_name_is_404_with_names_like_it():
@@ -86,6 +96,7 @@ def test_a_key_sees_and_uses_its_models_alone():
 # ---- loading -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("D03")
 def test_requests_for_one_model_share_one_load():
     house = House(is_quick=False, a=1)
     models = house.models()
@@ -201,6 +212,7 @@ def test_a_load_that_a_request_waits_for_leaves_the_warming_up_to_that():
 # ---- room --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("D09")
 def test_the_idle_model_that_was_used_least_recently_leaves():
     house = House(room=2, a=1, b=1, c=1)
     clock = Clock()
@@ -259,6 +271,7 @@ def test_a_model_that_could_have_more_waits_for_the_end_of_another():
     assert asked.result(PATIENCE) and models.find("b", "").takes == {"memory": 3}
 
 
+@pytest.mark.covers("D09")
 def test_no_model_with_work_leaves():
     house = House(room=1, a=1, b=1)
     models = house.models()
@@ -274,6 +287,7 @@ def test_no_model_with_work_leaves():
     assert engine.n_closed == 1 and house.most == 1
 
 
+@pytest.mark.covers("D10")
 def test_what_can_never_fit_is_refused_at_once_with_the_numbers():
     house = House(room=10, a=5, huge=11)
     models = house.models()
@@ -298,6 +312,7 @@ def test_memory_that_others_take_counts():
     assert states(models) == {"a": UNLOADED, "b": LOADED} and house.most <= 7
 
 
+@pytest.mark.covers("D10")
 def test_waiting_loads_come_in_their_order_and_nobody_starves():
     house = House(room=1, a=1, b=1, c=1)
     clock = Clock()

@@ -42,6 +42,7 @@ def test_what_can_never_fit_moves_nobody():
     assert judge(needs(100), {"memory": 5}, [resident("a", 10)], 0) == Verdict()
 
 
+@pytest.mark.covers("D09")
 def test_there_are_no_more_models_than_allowed():
     others = [resident("old", 1, 1.0), resident("new", 1, 2.0)]
     assert judge(needs(1), {"memory": 100}, others, 2) == Verdict(leaving=("old",))
@@ -66,6 +67,7 @@ def test_each_place_counts_for_itself():
 
 
 @pytest.mark.parametrize("seed", range(200))
+@pytest.mark.covers("D09")
 def test_whoever_leaves_is_needed_and_enough(seed):
     rng = random.Random(seed)
     others = [resident(str(i), rng.randrange(1, 9), rng.random(), rng.random() < 0.7) for i in range(rng.randrange(5))]

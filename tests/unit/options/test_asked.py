@@ -66,6 +66,7 @@ def test_what_is_wrong_is_told_with_its_path(asked, why):
 
 
 @pytest.mark.parametrize("option", ALL_OPTIONS, ids=lambda option: option.name)
+@pytest.mark.covers("D06")
 def test_no_option_that_a_request_may_give_opens_or_names_a_file(option, monkeypatch):
     """The table is walked: what isn't refused makes neither a file be opened nor one be looked for."""
     touched: list[object] = []
