@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -228,6 +229,14 @@ class FakeSampler:
     def fit(self, row: int, token: int) -> int:
         """It, or the lowest that is allowed."""
         return token if self.allows(token) else self._lowest()
+
+    def foresee(self) -> list[int]:
+        """The bytes that all texts of the language go on with."""
+        if self._begin is None or not self._backend.language or self._begin.lead or self._begin.unless:
+            return []
+        n = len(self._written)
+        rests = [text.encode()[n:] for text in self._backend.language if text.encode().startswith(self._written)]
+        return list(os.path.commonprefix(rests))
 
     def announce(self, row: int) -> None:
         """The next thing is a draw from this row."""

@@ -11,6 +11,7 @@ there all the same (`agent`), because what agents repeat can't be made of random
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -41,6 +42,27 @@ JSON_LIST = r"""
 root   ::= "[" object ("," object)*
 object ::= "{\"name\":\"" [a-z]+ "\",\"size\":" [0-9]+ "}"
 """
+KEYS = "title author publisher country language genre summary audience setting hero villain ending".split()
+
+
+def list_schema(properties: dict) -> dict:
+    """A list of objects with these keys, in this order, that can't end within an answer."""
+    return {
+        "type": "array",
+        "minItems": 60,
+        "items": {
+            "type": "object",
+            "properties": properties,
+            "required": list(properties),
+            "additionalProperties": False,
+        },
+    }
+
+
+SMALL_SCHEMA = list_schema({"name": {"type": "string"}, "age": {"type": "integer"}})
+# whose text is mostly given: keys and signs
+KEYS_SCHEMA = list_schema({key: {"type": "string", "maxLength": 24} for key in KEYS})
+NO_GUESSES = {"speculative.n_max": 0}
 MORE, LESS = "more", "less"
 SWAP_PAUSE_S = 1.5
 
@@ -214,6 +236,32 @@ def rewrite(peer: Any, plan: Plan) -> tuple:
     return (answer.n_predicted / answer.ended,)
 
 
+def schema(peer: Any, plan: Plan) -> tuple:
+    """Short answers under a small schema; a long one, and one that is free; objects with twelve given keys."""
+    small = {**SAMPLED, "json_schema": SMALL_SCHEMA}
+    short = [ask_alone(peer, plan.text(30, "short", i), plan.count(40), small) for i in range(6)]
+    rates = []
+    for fields in ({**small, **NO_GUESSES}, {**SAMPLED, **NO_GUESSES}):
+        (answer,) = peer.generate([Ask(plan.text(30, "long"), plan.count(240), fields)])
+        rates.append(decode_rate(answer))
+    prompt = f"{plan.text(30, 'keys')}\n\nA list of JSON objects with {', '.join(KEYS)}:\n"
+    keys = ask_alone(peer, prompt, plan.count(300), {**SAMPLED, "json_schema": KEYS_SCHEMA})
+    n_given = len(peer.tokenize(json.dumps(dict.fromkeys(KEYS, "")))[0]) / len(KEYS) * keys.text.count('":')
+    return (
+        one_after_the_other(short),
+        rates[0],
+        rates[0] / rates[1],
+        keys.n_predicted / keys.ended,
+        n_given / keys.n_predicted,
+    )
+
+
+def ask_alone(peer: Any, prompt: str, n_tokens: int, fields: dict) -> Any:
+    """One plain request while there is no other."""
+    (answer,) = peer.generate([Ask(prompt, n_tokens, fields, stream=False)])
+    return answer
+
+
 def embed(peer: Any, plan: Plan) -> tuple:
     """Thirty-two texts of 60 words in one request."""
     texts = [plan.text(60, "embed", i) for i in range(32)]
@@ -263,6 +311,20 @@ WORKLOADS = (
         "one request at a time, under a grammar",
         one_stream({**GREEDY, "grammar": JSON_LIST}),
         ONE_STREAM,
+        1,
+        2048,
+    ),
+    Workload(
+        "schema",
+        "one request at a time, under JSON schemas, sampled",
+        schema,
+        (
+            Metric("40 tokens, whole requests", "tok/s", MORE, 1.0),
+            Metric("240 tokens, no guesses", "tok/s", MORE, 1.0),
+            Metric("... / without a schema", "", MORE, limit=0.95),
+            Metric("twelve given keys, whole", "tok/s", MORE, 1.0),
+            Metric("... share of given tokens", "", LESS),
+        ),
         1,
         2048,
     ),
@@ -364,6 +426,11 @@ def decode_rate(answer: Any) -> float:
 def throughput(answers: list) -> float:
     """All tokens over the time until the last answer is complete."""
     return sum(answer.n_predicted for answer in answers) / max(answer.ended for answer in answers)
+
+
+def one_after_the_other(answers: list) -> float:
+    """Tokens per second of whole requests, none of which was asked before the one before had come."""
+    return sum(answer.n_predicted for answer in answers) / sum(answer.ended for answer in answers)
 
 
 def median_rate(gaps: list) -> float:

@@ -58,7 +58,7 @@ def cost(grammar: Grammar, limit: float = LIMIT) -> tuple[float, int]:
     return search.dearest, offset
 
 
-class _TooDear(Exception):
+class TooDear(Exception):
     """A single token has too many ways."""
 
 
@@ -138,7 +138,7 @@ class Stacks:
             passed.add(one)
             self.work += 1
             if self.work > self.ends_at:
-                raise _TooDear
+                raise TooDear
             ways = self.ways(one)
             if ways is None:
                 ends.append(one)
@@ -270,7 +270,7 @@ class _Search:
                 self.offset, alternative, situation = todo.popleft()
                 for next_alternative, following in self.following(alternative, situation):
                     self.look(self.offset, next_alternative, following, todo)
-        except _TooDear:
+        except TooDear:
             self.dearest, self.dearest_offset = math.inf, self.offset
         return self.dearest_offset
 
@@ -286,7 +286,7 @@ class _Search:
         if price > self.dearest:
             self.dearest, self.dearest_offset = price, offset
         if price > self.limit:
-            raise _TooDear
+            raise TooDear
         if shared or END in situation:
             todo.append((offset, alternative, situation))
 
@@ -374,7 +374,7 @@ class _Search:
             one, base = todo.pop()
             n_steps += 1
             if n_steps > WORK_ENDS:
-                raise _TooDear
+                raise TooDear
             bases = self.bases.setdefault(one, {})
             if base not in bases:
                 bases[base] = None
@@ -423,7 +423,7 @@ class _Search:
             if total < 2 or price > self.limit:
                 return price
             if stacks.work > stacks.ends_at:
-                raise _TooDear
+                raise TooDear
             following: dict[int, int] = {}
             busiest, part = self.busiest(ways, None if run is _LETTERS and not n else run)
             alive *= part

@@ -17,6 +17,7 @@ from ctypes_api.objects import Model
 from server.engine.llama import grammar as backend_grammar
 from server.engine.llama import sampler as backend_sampler
 from server.engine.seam.task import SamplingParams
+from server.engine.slots.sampling import chain
 from server.errors import ApiError
 from server.grammar.gbnf import GrammarError, parse
 from server.grammar.gbnf_cost import END, Stacks
@@ -242,6 +243,42 @@ def test_where_much_is_allowed_the_likeliest_are_enough(top_k: int, temperature:
     assert any(found)
     monkeypatch.setattr(backend_sampler, "enough", lambda stages: 0)
     assert [one.say("the cat", 20, replace(params, seed=seed)).tokens for seed in range(8)] == said
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 0.0},
+        {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05},
+        {"temperature": 1.5, "top_k": 0, "top_p": 1.0, "min_p": 0.0},
+        {"temperature": 1.2, "top_k": 0, "repeat_penalty": 1.4, "presence_penalty": 0.3},
+        {"temperature": 1.0, "dry_multiplier": 1.0, "dry_allowed_length": 1},
+    ],
+    ids=["greedy", "usual", "all", "penalties", "dry"],
+)
+def test_a_chain_draws_from_the_allowed_tokens_alone_as_from_all(fields, one: Engine, monkeypatch):
+    grammar = convert({"type": "array", "items": {"enum": ["the moon", "a star", 7, True]}, "minItems": 6}).grammar
+    params = [SamplingParams(seed=seed, grammar=grammar, **fields) for seed in range(8)]
+    one.say("the cat", 2, params[0])
+    one.backend._samplers.grammars.wait()
+    said = [one.say("the cat", 40, each).tokens for each in params]
+    monkeypatch.setattr(backend_sampler, "takes_few", lambda stages: False)
+    assert [one.say("the cat", 40, each).tokens for each in params] == said
+
+
+@pytest.mark.parametrize(
+    "fields, is_so",
+    [
+        ({"temperature": 0.0}, True),
+        ({"temperature": 0.8, "logit_bias": ((3, 1.0),)}, True),
+        ({"temperature": 0.8, "dynatemp_range": 0.5}, False),
+        ({"temperature": 0.8, "typical_p": 0.5}, False),
+        ({"temperature": 0.8, "mirostat": 1}, False),
+        ({"temperature": 0.8, "xtc_probability": 0.5}, False),
+    ],
+)
+def test_chains_that_count_their_candidates_get_them_all(fields, is_so, one: Engine):
+    assert backend_sampler.takes_few(chain(SamplingParams(**fields), one.backend.facts)) is is_so
 
 
 def test_a_copied_dry_sampler_draws_as_a_new_one(one: Engine):

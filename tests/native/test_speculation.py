@@ -14,8 +14,9 @@ import pytest
 from server.engine.llama.backend import open_backend
 from server.engine.llama.draft import drafter_config
 from server.engine.seam.config import EngineConfig, SpecConfig
-from server.engine.seam.task import SamplingParams
+from server.engine.seam.task import WORD, SamplingParams, Trigger
 from server.errors import StartError
+from server.grammar.json_schema.convert import convert
 from tests.native.engines import GREEDY, PROMPTS, STEM, Engine, in_both_layouts
 from tests.tiny_models import tiny_llama
 
@@ -233,3 +234,50 @@ def test_the_draft_model_has_nothing_of_the_large_ones_extras(tiny_spm_model):
         small.embeddings,
         small.spec.model,
     ) == (0, 0, "", (), False, False, "")
+
+
+# ---- text that a grammar gives -----------------------------------------------------------------------------------
+
+TOWN = {
+    "type": "object",
+    "properties": {
+        "the little girl": {"enum": ["red", "green", "blue"]},
+        "größe": {"type": "string", "maxLength": 12},
+        "once upon a time": {"const": "the moon and the star"},
+        "new house": {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4},
+    },
+    "required": ["the little girl", "größe", "once upon a time", "new house"],
+    "additionalProperties": False,
+}
+GIVEN = convert({"type": "array", "items": TOWN, "minItems": 2, "maxItems": 3}).grammar
+
+
+@pytest.mark.parametrize("vocabulary", ["tiny_spm_model", "tiny_bpe_model"])
+@pytest.mark.parametrize("begun", ["bound at once", "behind a trigger"])
+def test_text_that_a_grammar_gives_is_drafted_and_changes_nothing(engine, request, vocabulary, begun):
+    model = request.getfixturevalue(vocabulary)
+    one, other = engine(model, spec=LOOKUP, n_ctx=2048), engine(model, n_ctx=2048)
+    lazy = {} if begun == "bound at once" else {"grammar_lazy": True, "grammar_triggers": (Trigger(WORD, "["),)}
+    if lazy:
+        lazy["logit_bias"] = tuple((token, 20.0) for token in one.tokens("[")[-1:])
+    n_drafted = n_right = 0
+    for seed in range(6):
+        sampling = SamplingParams(
+            seed=seed, temperature=(0.0, 0.8, 1.5)[seed % 3], top_k=40, min_p=0.0, grammar=GIVEN, **lazy
+        )
+        said, expected = one.say(PROMPTS[seed % 4], 160, sampling), other.say(PROMPTS[seed % 4], 160, sampling)
+        assert (said.tokens, said.text, said.final.stop) == (expected.tokens, expected.text, expected.final.stop)
+        n_drafted += said.final.timings.draft_n
+        n_right += said.final.timings.draft_n_accepted
+    assert n_drafted > 100 and n_right > 20
+
+
+def test_given_text_is_spelled_as_the_tokenizer_does_behind_other_text(engine, tiny_spm_model, tiny_bpe_model):
+    for model in (tiny_spm_model, tiny_bpe_model):
+        one = engine(model)
+        grammars = one.backend._samplers.grammars
+        for text in ('"the little girl": ', " moon", ", 😀 café", '"', "\n  x"):
+            tokens = grammars.spell(text)
+            assert b"".join(map(grammars.piece, tokens)) == text.encode()
+            behind = one.client.vocab.tokenize(f"the\n{text}", False, False, must_fit=False)
+            assert tokens == behind[-len(tokens) :]

@@ -173,6 +173,8 @@ RULES: dict[str, tuple[str, ...]] = {
         "server.engine.cache",
         "server.engine.slots",
         "server.engine.seam",
+        "server.grammar.given",  # what comes next under a grammar is guessed where its text leaves no choice
+        "server.grammar.gbnf",
         "server.model_files",
     ),
     "server.engine.entry": ("server.engine.loop", "server.engine.llama", "server.engine.slots", "server.engine.seam"),

@@ -23,10 +23,13 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from ctypes_api.llama_types import llama_token_data, llama_token_data_array
 from server.errors import ApiError
+
+if TYPE_CHECKING:
+    from server.grammar.given import GivenText, Places
 
 FILTER_S = 0.8
 """The processor's time for one filter of a grammar, for which all streams wait."""
@@ -42,6 +45,7 @@ MOST, MOST_PROBES, MOST_SHARE = 4096, 1024, 0.75
 as quick to ask about all."""
 
 LONGEST = 512  # bytes of a token that are read
+KEPT_GRAMMARS, KEPT_TEXTS = 8, 1024  # of which it is known what is given
 TEXTS_AND_CLASSES = re.compile(r'"(?:[^"\\]|\\.)*"|#[^\n]*|\[(?:[^\]\\]|\\.)*\]')
 BEYOND_ASCII = re.compile(r"[^\x00-\x7f]|\\[uU]|\\x[89a-fA-F]")
 
@@ -124,6 +128,9 @@ class Grammars:
         self._ids, self._logits = column(self._rows, "i", 0), column(self._rows, "f", 1)
         self._ones = memoryview(array("f", [1.0]) * MOST)
         self._array = llama_token_data_array(ctypes.cast(self._rows, ctypes.POINTER(llama_token_data)), 0, -1, False)
+        self._row = self._rows[0]
+        self._places: dict[tuple[str, str], Places | None] = {}
+        self._spelled: dict[str, list[int]] = {}
         self._reader: threading.Thread | None = None
         self._is_closing = False
 
@@ -135,7 +142,7 @@ class Grammars:
         if self._reader is None:
             self._reader = threading.Thread(target=self._read, name="vocabulary", daemon=True)
             self._reader.start()
-        return Grammar(self, raw, is_searchable(text))
+        return Grammar(self, raw, text, root)
 
     def ask(self, raw: int, tokens: Sequence[int]) -> list[int]:
         """Which of these tokens, at most `MOST`, a grammar allows."""
@@ -145,6 +152,48 @@ class Grammars:
         self._array.size, self._array.selected, self._array.sorted = n, -1, False
         self.llama.llama_sampler_apply(raw, self._array)
         return [token for token, logit in zip(tokens, self._logits[:n].tolist()) if logit != -math.inf]
+
+    def ask_one(self, raw: int, token: int) -> bool:
+        """Whether a grammar allows this token."""
+        row, array = self._row, self._array
+        row.id, row.logit = token, 1.0
+        array.size, array.selected, array.sorted = 1, -1, False
+        self.llama.llama_sampler_apply(raw, array)
+        return row.logit != -math.inf
+
+    def given(self, text: str, root: str) -> GivenText | None:
+        """Follows a text through this grammar; None if the grammar is too long for that."""
+        from server.grammar.gbnf import GrammarError
+        from server.grammar.given import MOST_BYTES, GivenText, Places  # not at start, for few requests need it
+
+        key = text, root
+        places = self._places.pop(key, None)
+        if places is None and len(text) <= MOST_BYTES:
+            try:
+                places = Places(text, root)
+            except GrammarError:
+                places = None
+        self._places[key] = places
+        if len(self._places) > KEPT_GRAMMARS:
+            del self._places[next(iter(self._places))]
+        return None if places is None else GivenText(places)
+
+    def spell(self, text: str) -> list[int]:
+        """The tokens in which the tokenizer writes a text that stands behind others; [] if that can't be found out."""
+        found = self._spelled.get(text)
+        if found is None:
+            if len(self._spelled) == KEPT_TEXTS:
+                self._spelled.clear()
+            found = self._spelled[text] = self._tokenize(text)
+        return found
+
+    def _tokenize(self, text: str) -> list[int]:
+        """Behind a line's end, because some tokenizers put a blank before a text."""
+        data = b"\n" + text.encode()
+        tokens = (ctypes.c_int32 * (len(data) + 8))()
+        n = self.llama.llama_tokenize(self.vocab, data, len(data), tokens, len(tokens), False, False)
+        behind = next((i for i in range(n) if self.piece(tokens[i]) == b"\n"), n)
+        return tokens[behind + 1 : n]
 
     def piece(self, token: int) -> bytes:
         """The bytes of a token; none of one that is too long."""
@@ -188,21 +237,44 @@ class Grammars:
 class Grammar:
     """A grammar in use for one task. Only tokens that it has allowed may be accepted: C++ throws at others."""
 
-    def __init__(self, shared: Grammars, raw: int, is_searchable: bool) -> None:
+    def __init__(self, shared: Grammars, raw: int, text: str, root: str) -> None:
         self._shared = shared
         self._llama = shared.llama
         self._raw = raw
-        self._is_searchable = is_searchable
+        self._text, self._root = text, root
+        self._is_searchable = is_searchable(text)
         self._half = b""  # a letter of which not all bytes have come
+        self._given: GivenText | None = None
+        self._unread: list[bytes] | None = []  # what `_given` has to be told; None if there will be none
 
     def allows(self, token: int) -> bool:
         """Whether a token may come next."""
-        return self._is_text(token) and bool(self._shared.ask(self._raw, (token,)))
+        return self._is_text(token) and self._shared.ask_one(self._raw, token)
 
     def accept(self, token: int) -> None:
         """It is the next one."""
-        self._half = half_letter(self._half + self._shared.piece(token)) or b""
+        piece = self._shared.piece(token)
+        if self._half or not piece.isascii():
+            self._half = half_letter(self._half + piece) or b""
+        if self._unread is not None:
+            self._unread.append(piece)
         self._llama.llama_sampler_accept(self._raw, token)
+
+    def foresee(self) -> list[int]:
+        """The tokens that come next if the text goes on in the only way that there is, [] where there are more."""
+        unread = self._unread
+        if unread is None:
+            return []
+        if self._given is None:
+            self._given = self._shared.given(self._text, self._root)
+            if self._given is None:
+                self._unread = None
+                return []
+        for piece in unread:
+            self._given.feed(piece)
+        unread.clear()
+        text = self._given.ahead()
+        return self._shared.spell(text) if text else []
 
     def find_allowed(self) -> list[int] | None:
         """The tokens that may come next if they are few and quickly found, else None."""

@@ -29,7 +29,7 @@ from ctypes_api.llama_types import (
     llama_token_data,
     llama_token_data_array,
 )
-from server.engine.llama.grammar import FILTER_TOKENS, Grammar, Grammars, column
+from server.engine.llama.grammar import FILTER_TOKENS, MOST, Grammar, Grammars, column
 from server.engine.seam.task import TokenProbs
 from server.engine.slots.phases import Begin
 from server.engine.slots.sampling import Stage
@@ -42,6 +42,7 @@ MIN_PROB = 1e-45
 LIKELIEST = 256
 """Tokens that the grammar is asked about where it allows many and the chain looks at a quarter of them at most."""
 
+WITHOUT_COUNT = {"logit_bias", "penalties", "dry", "top_k", "top_p", "min_p", "temperature", "dist", "greedy"}
 DRY_KEPT = 8
 TFS_ROWS = 4096
 FLAT = 1e-6
@@ -60,6 +61,8 @@ class Candidates:
         column(self._template, "i", 0)[:] = memoryview((ctypes.c_int32 * n_vocab)(*range(n_vocab))).cast("B").cast("i")
         self._logits = column(self._rows, "f", 1)
         self._refused: Any = None  # the template with no logit that could be drawn, made when first needed
+        self._few: Any = None  # rows for some tokens, likewise
+        self._few_columns: Any = None
         self._n_vocab = n_vocab
         self.array = llama_token_data_array()
         self.parts = [self._part(start) for start in range(0, n_vocab, FILTER_TOKENS)]
@@ -68,10 +71,25 @@ class Candidates:
         """Take over the logits of one batch row (`n_vocab` floats)."""
         ctypes.memmove(self._rows, self._template, ctypes.sizeof(self._rows))
         self._logits[:] = self._floats(logits)
-        self._reset()
+        self._reset(self._rows, self._n_vocab)
+
+    def fill_only(self, logits: Any, tokens: Sequence[int]) -> None:
+        """The same for some tokens alone, in the order of their ids. A single one gets company that can't be drawn: it
+        takes as much chance to draw from as from all."""
+        if self._few is None:
+            self._few = (llama_token_data * (max(MOST, LIKELIEST) + 1))()
+            self._few_columns = column(self._few, "i", 0), column(self._few, "f", 1)
+        tokens, source = sorted(tokens), self._floats(logits)
+        values = array("f", [source[token] for token in tokens])
+        if len(tokens) == 1:
+            tokens.append((tokens[0] + 1) % self._n_vocab)
+            values.append(-math.inf)
+        ids, floats = self._few_columns
+        ids[: len(tokens)], floats[: len(tokens)] = memoryview(array("i", tokens)), memoryview(values)
+        self._reset(self._few, len(tokens))
 
     def fill_few(self, logits: Any, tokens: Iterable[int]) -> None:
-        """The same for some tokens; the others get -inf."""
+        """The same as `fill` for some tokens; the others get -inf."""
         if self._refused is None:
             self._refused = (llama_token_data * self._n_vocab).from_buffer_copy(self._template)
             column(self._refused, "f", 1)[:] = memoryview(array("f", [-math.inf]) * self._n_vocab)
@@ -79,15 +97,15 @@ class Candidates:
         source, target = self._floats(logits), self._logits
         for token in tokens:
             target[token] = source[token]
-        self._reset()
+        self._reset(self._rows, self._n_vocab)
 
     def _floats(self, logits: Any) -> Any:
         source = ctypes.cast(logits, ctypes.POINTER(ctypes.c_float * self._n_vocab)).contents
         return memoryview(source).cast("B").cast("f")
 
-    def _reset(self) -> None:
-        self.array.data = ctypes.cast(self._rows, ctypes.POINTER(llama_token_data))
-        self.array.size = self._n_vocab
+    def _reset(self, rows: Any, n: int) -> None:
+        self.array.data = ctypes.cast(rows, ctypes.POINTER(llama_token_data))
+        self.array.size = n
         self.array.selected = -1
         self.array.sorted = False
 
@@ -190,6 +208,7 @@ class LlamaSampler:
             self._deaf, self._interface = factory.deaf(self._chain)
         self._is_greedy = stages[-1].name == GREEDY_STAGE
         self._n_enough = enough(stages)
+        self._takes_few = takes_few(stages)
         self._ahead: int | None = None
         if self._deaf is None:
             self.sample = self._sample_plain  # type: ignore[method-assign]
@@ -314,6 +333,10 @@ class LlamaSampler:
         self._draw_under_grammar(self._llama.llama_get_logits_ith(self._ctx, row))
         return self._factory.candidates.selected
 
+    def foresee(self) -> list[int]:
+        """See `TokenSampler`."""
+        return [] if self._grammar is None else self._grammar.foresee()
+
     def _draw(self, row: int) -> Candidates:
         llama, candidates = self._llama, self._factory.candidates
         logits = llama.llama_get_logits_ith(self._ctx, row)
@@ -357,6 +380,8 @@ class LlamaSampler:
         if few is None:
             candidates.fill(logits)
             grammar.filter(candidates.parts)
+        elif self._takes_few:
+            candidates.fill_only(logits, few)
         else:
             candidates.fill_few(logits, few)
         return candidates
@@ -398,6 +423,13 @@ def enough(stages: Sequence[Stage]) -> int:
     first = stages[0]
     n = 1 if first.name == GREEDY_STAGE else first.args[0] if first.name == "top_k" else 0
     return n if n <= LIKELIEST // 4 else 0
+
+
+def takes_few(stages: Sequence[Stage]) -> bool:
+    """Whether a chain draws the same if tokens that can't be drawn are left out: others count them, too."""
+    return all(
+        stage.name in WITHOUT_COUNT and (stage.name != "temperature" or stage.args[1] == 0.0) for stage in stages
+    )
 
 
 def _literal(text: str) -> str:

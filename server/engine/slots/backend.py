@@ -52,6 +52,10 @@ class TokenSampler(Protocol):
     def fit(self, row: int, token: int) -> int:
         """The token if the grammar allows it, else one that it does, drawn from the same row."""
 
+    def foresee(self) -> list[int]:
+        """The tokens of the text that comes next, as far as the grammar leaves no choice about it; a guess, since the
+        same text may come in other tokens."""
+
     def row_probs(self, row: int, token: int, n_probs: int) -> TokenProbs:
         """What the model thinks of `token` behind batch row `row`, and the `n_probs` likeliest; nothing is drawn."""
 

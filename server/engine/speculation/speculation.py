@@ -1,9 +1,10 @@
 """Speculative decoding: several tokens from one step where the next ones can be guessed.
 
-Engine thread. To the row of a generating sequence `extend` adds rows for guessed tokens, of which `lookup`, `past` and
-`draft_model` know the sources and `cost` how many pay. The scheduler draws row by row with the task's own sampler
-for as long as the drawn token is the guessed one, and cuts the rest out of the cache again. So a guess never decides
-anything: the tokens are those of plain decoding, drawn from the same distributions with the same random numbers.
+Engine thread. To the row of a generating sequence `extend` adds rows for guessed tokens, of which `lookup`, `past`,
+`given` and `draft_model` know the sources and `cost` how many pay. The scheduler draws row by row with the task's own
+sampler for as long as the drawn token is the guessed one, and cuts the rest out of the cache again. So a guess never
+decides anything: the tokens are those of plain decoding, drawn from the same distributions with the same random
+numbers.
 
 Not taken: accepting a draft by the ratio of both models' probabilities. It accepts a little more when sampling, but a
 seed would no longer give the same text.
@@ -31,10 +32,11 @@ from server.engine.speculation.cost import (
     micro_batches,
 )
 from server.engine.speculation.draft_model import ModelDrafts, Want
+from server.engine.speculation.given import Given
 from server.engine.speculation.lookup import Lookup
 from server.engine.speculation.past import LEAD, Pasts
 from server.engine.speculation.trust import EXPLORE, ModelTrust
-from server.records import record
+from server.records import field, record
 
 MOST_AT_ODDS = 8
 """How many guesses a step with several sequences may have where each has a stream of its own, unless all get equally
@@ -112,6 +114,8 @@ class Speculation:
         if drafting.lookup is not None:
             for token in tokens:
                 drafting.lookup.append(token)
+        if drafting.given.tokens:
+            drafting.given.judge(tokens)
         if not n_draft:
             return
         n_accepted = len(tokens) - 1
@@ -137,7 +141,8 @@ class Speculation:
         room = room_alike = self._n_batch - sum(map(len, spans))
         if self._is_split and len(spans) > 1:
             room = min(room, MOST_AT_ODDS)
-        chances = [self._lookup(slot).chances(min(n, slot.run.drafting.n_lookup, room)) for _, slot, n in wants]
+        sources = [self._likelier(slot, min(n, slot.run.drafting.n_lookup, room)) for _, slot, n in wants]
+        chances = [chances for _, chances in sources]
         if not any(chances):
             return wants
         lengths = best_lengths(
@@ -152,11 +157,19 @@ class Speculation:
         if len(wants) == 1 and not any(lengths) and wants[0][1].run.drafting.is_worth_a_try(chances[0]):
             lengths = [TRY]
         left = []
-        for want, n in zip(wants, lengths):
+        for want, n, (source, _) in zip(wants, lengths, sources):
             span, slot, _ = want
-            if not n or not _add(span, slot.run.drafting, slot.run.drafting.lookup.draft(n), False):
+            if not n or not _add(span, slot.run.drafting, source.draft(n), False):
                 left.append(want)
         return left
+
+    def _likelier(self, slot: Slot, n_max: int) -> tuple[Lookup | Given, list[float]]:
+        """Who guesses more of the next tokens right, the grammar or the text itself, and how likely they are."""
+        lookup, given = self._lookup(slot), slot.run.drafting.given
+        chances = lookup.chances(n_max)
+        given.foresee(slot.run.sampler.foresee())
+        sure = given.chances(n_max)
+        return (given, sure) if sum(sure) > sum(chances) else (lookup, chances)
 
     def _lookup(self, slot: Slot) -> Lookup:
         run, drafting = slot.run, slot.run.drafting
@@ -254,8 +267,8 @@ def without_drafts(spans: Sequence[Span]) -> list[Span]:
 class Drafting:
     """A task's limits, its sources of drafts, and how the drafts fared.
 
-    A draft has at least `n_min` tokens and at most `n_lookup` from the text or `n_model` from the small model, each of
-    these at least `p_min` likely. `lookup` is made when first needed. `is_by_model` is about the latest draft.
+    A draft has at least `n_min` tokens and at most `n_lookup` from text or grammar or `n_model` from the small model,
+    each of these at least `p_min` likely. `lookup` is made when first needed. `is_by_model` is about the latest draft.
     """
 
     n_lookup: int
@@ -263,6 +276,7 @@ class Drafting:
     n_min: int
     p_min: float
     trust: ModelTrust
+    given: Given = field(default_factory=Given)
     lookup: Lookup | None = None
     is_by_model: bool = False
     n_drafted: int = 0

@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Peer(BaseHTTPRequestHandler):
-    """Answers with `n_predict` times the word ` ok`."""
+    """Answers with `n_predict` times the word ` "ok":`."""
 
     protocol_version = "HTTP/1.1"
     prompts: list[list[str]] = []
@@ -36,7 +36,7 @@ class Peer(BaseHTTPRequestHandler):
         elif body["stream"]:
             self.stream(body)
         else:
-            self.answer(200, {**self.final(body), "content": " ok" * body["n_predict"]})
+            self.answer(200, {**self.final(body), "content": ' "ok":' * body["n_predict"]})
 
     def final(self, body: dict) -> dict:
         """The summary of a completion."""
@@ -58,7 +58,7 @@ class Peer(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        event = b"data: " + json.dumps({"content": " ok", "stop": False}).encode() + b"\n\n"
+        event = b"data: " + json.dumps({"content": ' "ok":', "stop": False}).encode() + b"\n\n"
         try:
             for _ in range(body["n_predict"]):
                 for part in (event[:-1], event[-1:]):
