@@ -1,6 +1,7 @@
-"""Which browsers the browser tests run in: those on the scripted server in both, those on a real one in Chromium.
+"""Which browsers the browser tests run in: those on the scripted server in both; of those on a real one all in Chromium,
+and those of what everybody does (`both_browsers`) in Firefox, too.
 
-Runs in the test process. A real server answers both alike, so what a second browser could find out is found on
+Runs in the test process. A real server answers both alike, so most of what a second browser could find out is found on
 answers that cost nothing. LLAMA_SRV_TEST_BROWSER=firefox runs all of them in Firefox, and only there.
 """
 
@@ -30,6 +31,8 @@ def browser_kind() -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Tests with a browser and a scripted server run once in each browser."""
-    if {"browser", "scripted"} <= set(metafunc.fixturenames) and "LLAMA_SRV_TEST_BROWSER" not in os.environ:
+    """Tests that are for both browsers run once in each."""
+    is_scripted = {"browser", "scripted"} <= set(metafunc.fixturenames)
+    is_for_both = is_scripted or metafunc.definition.get_closest_marker("both_browsers") is not None
+    if is_for_both and "LLAMA_SRV_TEST_BROWSER" not in os.environ:
         metafunc.parametrize("browser_kind", KINDS)

@@ -45,6 +45,7 @@ def server(serve: Callable[..., ServerProcess], recite_model: Path) -> ServerPro
     return serve("-m", recite_model, "-t", "1", "-np", "2", "-c", "4096", "--metrics")
 
 
+@pytest.mark.both_browsers
 @pytest.mark.covers("E12")
 def test_the_page_asks_nobody_but_its_server_and_shows_no_error(server: ServerProcess, browser: Browser):
     open_page(browser, server)
@@ -101,6 +102,7 @@ def test_the_page_waits_for_the_model_and_then_starts_by_itself(browser: Browser
     browser.console_errors()  # the browser reports each 503
 
 
+@pytest.mark.both_browsers
 def test_a_missing_key_is_asked_for_and_kept(serve, recite_model: Path, browser: Browser):
     server = serve("-m", recite_model, "-t", "1", "--api-key", "s3cret")
     browser.open(server.url + "/")
@@ -181,6 +183,7 @@ def axe() -> str:
     return (node_package("axe-core") / "axe.min.js").read_text(encoding="utf-8")
 
 
+@pytest.mark.both_browsers
 @pytest.mark.covers("W20")
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing(server: ServerProcess, browser: Browser, axe: str, theme: str):

@@ -290,6 +290,7 @@ def test_a_conversation_can_be_forked(scripted: Scripted, browser: Browser):  # 
     assert len(stored(browser)) == 8
 
 
+@pytest.mark.both_browsers
 def test_a_call_of_a_real_server_is_answered_by_hand(serve, browser: Browser, tmp_path: Path, request):  # noqa: F811
     said = '<think>\nI need the weather.\n</think>\n\nLet me look.<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
     template = TOOLS_TEMPLATE.replace(

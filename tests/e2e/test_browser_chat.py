@@ -78,6 +78,7 @@ def import_file(browser: Browser, path: Path, content: object) -> None:  # noqa:
 # ---------------------------------------------------------------------------------------- talking
 
 
+@pytest.mark.both_browsers
 @pytest.mark.covers("F01")
 def test_a_conversation_is_kept_and_found_again(server, browser: Browser):
     open_page(browser, server)
@@ -123,6 +124,7 @@ def test_shift_enter_makes_a_line_and_enter_sends(server, browser: Browser):
     assert messages(browser)[0] == ["user", "one\ntwo"]
 
 
+@pytest.mark.both_browsers
 def test_stop_keeps_the_text_and_frees_the_slot(endless, browser: Browser):
     set_prefs(browser, endless.url, sampling=ENDLESS)
     open_page(browser, endless)
@@ -141,6 +143,7 @@ def test_stop_keeps_the_text_and_frees_the_slot(endless, browser: Browser):
 # ---------------------------------------------------------------------------------------- versions
 
 
+@pytest.mark.both_browsers
 def test_editing_regenerating_and_switching_versions(server, browser: Browser):
     open_page(browser, server)
     say(browser, "Original")
@@ -217,6 +220,7 @@ def test_the_page_says_that_the_server_is_busy(endless, browser: Browser):
     wait_until(lambda: not is_running(browser), "its end")
 
 
+@pytest.mark.both_browsers
 def test_a_lost_connection_loses_no_text(endless, browser: Browser):
     with Front(endless) as front:
         set_prefs(browser, front.url, sampling=ENDLESS)
@@ -240,6 +244,7 @@ def test_a_lost_connection_loses_no_text(endless, browser: Browser):
     browser.console_errors()  # the lost connections
 
 
+@pytest.mark.both_browsers
 @pytest.mark.covers("W03")
 def test_after_a_reload_the_page_goes_on_with_the_running_answer(endless, browser: Browser):
     set_prefs(browser, endless.url, sampling=ENDLESS)
@@ -330,6 +335,7 @@ def test_conversations_are_renamed_searched_and_deleted(server, browser: Browser
     assert len(stored(browser)) == 4
 
 
+@pytest.mark.both_browsers
 def test_an_exported_conversation_can_be_imported_again(server, browser: Browser, tmp_path: Path):
     open_page(browser, server)
     say(browser, "Keep me")

@@ -47,6 +47,7 @@ def output(browser: Browser) -> str:  # noqa: F811
 # ---------------------------------------------------------------------------------------- completion
 
 
+@pytest.mark.both_browsers
 @pytest.mark.covers("F01")
 def test_page_streams_a_completion(server, browser: Browser):
     open_page(browser, server, "#complete")
@@ -215,6 +216,7 @@ def test_tokens_show_their_probabilities_and_alternatives(server, browser: Brows
 # ---------------------------------------------------------------------------------------- server view
 
 
+@pytest.mark.both_browsers
 def test_the_server_view_shows_slots_and_draws_metrics(server, browser: Browser):
     open_page(browser, server, "#server")
     wait_until(lambda: browser.run("return document.querySelectorAll('.card').length") == 2, "both slots")

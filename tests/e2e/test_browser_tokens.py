@@ -35,6 +35,7 @@ def test_an_answer_goes_on_from_any_of_its_tokens_and_the_tree_shows_where(scrip
     wait_until(lambda: messages(browser)[-1][1] == "A white cat", "the first branch")
 
 
+@pytest.mark.both_browsers
 @pytest.mark.covers("W17")
 def test_the_tokens_of_a_real_server_are_its_text(server, browser: Browser):  # noqa: F811
     set_prefs(browser, server.url, keepsTokens=True)
