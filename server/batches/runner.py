@@ -132,8 +132,12 @@ class Batches:
                 return
             for _ in range(self._n_at_once() - len(self._threads)):
                 thread = threading.Thread(target=self._work, name="batch", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # the system gives no more: those that there are do it, or the next that is asked
+                    log.warning("a batch goes on with %d threads: the system gives no more", len(self._threads))
+                    break
                 self._threads.add(thread)
-                thread.start()
             self._changed.notify_all()
 
     # ---- threads ----------------------------------------------------------------------------------------------------

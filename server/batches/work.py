@@ -1,6 +1,6 @@
 """What is still to be asked of one batch: lines that wait, those that are being asked, and what has been answered.
 
-Any thread. A line goes from `take` to `answer` or `put_back`; only the first answer to it counts.
+Any thread. A line goes from `take` by `ask` to `answer`, which notes its answer or has it wait again.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from server.batches.asking import UNAVAILABLE, Answer, Asking, Client, line_of
 from server.batches.journal import Journal
 from server.batches.lines import Line, in_order, read_body
 from server.errors import ApiError
+from server.log import get_logger
 from server.records import record
 from server.web.message import error_body, to_json
 
 MAX_TRIES = 8
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+
+log = get_logger("batches")
 
 
 @record(eq=False)
@@ -94,8 +97,11 @@ class Work:
         try:
             with self._reading:
                 body: dict[str, Any] = read_body(self._stream, line)
-        except ApiError as error:
+        except Exception as error:
             asked.client.is_in.set()
+            if not isinstance(error, ApiError):
+                log.exception("line %d of a batch can't be read", line.number)
+                error = ApiError(500, f"line {line.number} of the file can't be read any more")
             return Answer(error.status, to_json(error_body(error)))
         return asking.ask(line.id, line.url, body, key_id, asked.client)
 

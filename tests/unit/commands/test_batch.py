@@ -147,6 +147,20 @@ def test_a_stop_ends_what_is_being_asked_and_leaves_it_open(files):
     again.close()
 
 
+def test_a_line_that_has_changed_or_can_not_be_read_is_an_error(files):
+    source, target = files
+    work = open_files(source, target)
+    source.write_text(source.read_text("utf-8").replace("hi", "ho"), "utf-8")
+    asking = Asking()
+    assert ask_all(work, asking) and work.n_failed == 3 and not asking.asked
+    work.close()
+    batch.errors_path(target).unlink()
+    work = open_files(source, target)
+    work._stream.close()
+    assert ask_all(work, asking) and work.n_failed == 3
+    work.close()
+
+
 def test_a_full_disk_ends_it_with_one_line(files, monkeypatch):
     source, target = files
     work = open_files(source, target)
