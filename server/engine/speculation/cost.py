@@ -11,6 +11,8 @@ a tile of rows may be quicker than fewer are: attention on CPUs has a better way
 Noise only ever adds time (somebody else's work), so an estimate follows faster downwards than upwards, and the first
 time of a number of rows that is far above what was expected only counts if there is a second one: what looks dear is
 not tried again, so a mistake would stay. What has not been seen for long is forgotten, and tried if it looks worth it.
+A text that grows makes all steps slower. The plain ones tell that first, and the others are taken to follow them: else
+drafts would be judged by what they cost in a shorter text.
 """
 
 from __future__ import annotations
@@ -75,7 +77,11 @@ class StepCost:
             insort(self._sizes, n_rows)
             self._seconds[n_rows] = seconds
         else:
-            self._seconds[n_rows] = known + (DOWN if seconds < known else UP) * (min(seconds, 3 * known) - known)
+            now = known + (DOWN if seconds < known else UP) * (min(seconds, 3 * known) - known)
+            if n_rows == self._sizes[0]:
+                for size in self._sizes:
+                    self._seconds[size] *= now / known
+            self._seconds[n_rows] = now
         self._seen[n_rows] = self._n_steps
         if self._n_steps % FORGET_AFTER == 0:
             self._forget()

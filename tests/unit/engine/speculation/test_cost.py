@@ -42,6 +42,21 @@ def common_length(chances, n_rows: int, cost: StepCost, draft_seconds: Callable[
     return best_common_length(chances, n_rows, seconds(cost, n_rows), draft_seconds, min_gain)
 
 
+def test_all_steps_are_taken_to_get_slower_when_the_plain_ones_do():
+    cost = StepCost()
+    for _ in range(50):
+        cost.observe(1, 1.0)
+        cost.observe(8, 4.0)
+    for _ in range(100):
+        cost.observe(1, 2.0)
+    assert cost.estimate(8) / cost.estimate(1) == pytest.approx(4.0) and cost.estimate(1) == pytest.approx(
+        2.0, rel=0.05
+    )
+    for _ in range(20):
+        cost.observe(8, 4.0)
+    assert cost.estimate(8) < 4.1 and cost.estimate(1) == pytest.approx(2.0, rel=0.05), "what is measured counts more"
+
+
 def test_estimates_are_the_measured_times_between_and_beyond_them_plausible_ones():
     cost = measured(lambda n: n * 1e-3, (4, 8))
     assert cost.estimate(4) == pytest.approx(4e-3) and cost.estimate(6) == pytest.approx(6e-3)
