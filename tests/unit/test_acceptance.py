@@ -35,7 +35,7 @@ COUNTS = {
     "P": 12,
     "G": 2,
     "J": 11,
-    "Y": 1,
+    "Y": 2,
     "D": 18,
 }
 ROW = re.compile(r"\| (?P<id>[A-Z]\d+) \| (?P<what>[^|]+) \| (?P<status>[^|]+) \|")

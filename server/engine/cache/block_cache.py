@@ -53,7 +53,7 @@ class BlockCache:
         )  # blocks would lack what their windows no longer see
         self._ram = Shelf(ram_limit(config.cache_ram) if is_possible else 0)
         self._disk = Shelf(config.cache_disk_mib * MIB)
-        self._folder = BlockFiles(config.cache_disk) if config.cache_disk and is_possible else None
+        self._folder = BlockFiles(config.cache_disk, self._disk.limit) if config.cache_disk and is_possible else None
         self._files: BlockFiles | None = None  # the folder, once it is open
         if config.cache_disk and not is_possible:
             log.warning("--cache-disk does nothing here: it needs a cache whose sequences can share and be cut")
@@ -106,7 +106,8 @@ class BlockCache:
         log.info("prompt cache on disk: %d blocks, %d MiB", len(self._disk), self._disk.size // MIB)
 
     def known(self, lora: Lora, tokens: list[int]) -> int:
-        """How long a beginning of `tokens` is kept here."""
+        """How long a beginning of `tokens` is kept here, or by another server in the same folder."""
+        self._adopt(lora, tokens)
         return self._tree.find(lora, tokens)[1]
 
     def nearest(self, lora: Lora, tokens: list[int], owner: str) -> list[int]:
@@ -180,6 +181,24 @@ class BlockCache:
         """Let what is pending be written."""
         if self._files is not None:
             self._files.close()
+
+    def _adopt(self, lora: Lora, tokens: list[int]) -> None:
+        """Take over what follows in the folder, written by other servers, whole block by whole block."""
+        if self._files is None:
+            return
+        block, at = self._tree.missing(lora, tokens)
+        if block.parent is not None and len(block.tokens) < BLOCK:
+            block, at = block.parent, at - len(block.tokens)
+        while len(part := tuple(tokens[at : at + BLOCK])) == BLOCK:
+            key = self._files.key(lora, block.key, part)
+            found = self._files.find(key, block.key)
+            if found is None:
+                break
+            block, needless = self._tree.add(block, part)
+            block.key, (block.path, block.size) = key, found
+            self._forget(needless)
+            self._disk.add(block)
+            at += BLOCK
 
     # ---- inside -----------------------------------------------------------------------------------------------
 
@@ -270,8 +289,6 @@ class BlockCache:
                 self._forget(self._tree.remove(block))
         if self._files is None:
             return
-        while self._files.foreign and self._disk.size + sum(f[2] for f in self._files.foreign) > self._disk.limit:
-            self._files.remove(self._files.foreign.pop(0)[1])
         for block in self._disk.too_much():
             self._disk.discard(block)
             self._files.remove(block.path)

@@ -2,11 +2,15 @@
 
 A file is named by a hash of all it depends on: the identity (`identity`), the adapters' strengths, and every token
 before and in it. Its bytes are `slot_files`' format (magic, JSON header, CRC-32, state), written beside and renamed, so
-that it is whole or not there. What is damaged, or of an earlier format, is removed when it is found; files of other
-models stay until room is needed. Nothing else in the folder is touched.
+that it is whole or not there. What is damaged, or of an earlier format, is removed when it is found. Nothing else in
+the folder is touched.
+
+Several servers may use one folder. No lock is needed: a name says all about a file's content, a file appears at once,
+and one that has gone is only computed again. What another server has written is found by its name (`find`). The
+bound of bytes is that of the folder, whoever has written: each server removes what was unused for longest.
 
 `scan` comes first, on any thread; the rest is the engine's. `put` never waits: when the disk can't keep up, blocks are
-left out.
+left out. Not taken: a database or an index file, which would be one more thing to be damaged, locked and repaired.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import contextlib
 import json
 import os
 import threading
+import time
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -30,6 +35,9 @@ from server.records import record
 SUFFIX = ".kvblock"
 MAX_PENDING = 256 << 20
 CLOSE_S = 3.0
+LEFTOVER_S = 3600.0  # a file without its last name that is so old is nobody's any more
+YOUNG_S = 60.0  # what seems to have no parent may have got it while the folder was read
+TRIM_PART = 32  # the folder is looked at whenever this part of its bound was written
 
 log = get_logger("engine")
 
@@ -57,15 +65,16 @@ def key_of(identity: str, lora: Lora, parent: str, tokens: tuple[int, ...]) -> s
 class BlockFiles:
     """The folder."""
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, limit: int) -> None:
         self._folder = Path(folder)
+        self._limit = limit
+        self._n_written = 0  # bytes since the folder was looked at
         self._facts: dict[str, Any] = {}  # the identity of our blocks, and as a text
         self._identity = ""
         self._jobs: SimpleQueue = SimpleQueue()
         self._lock = threading.Lock()  # protects _n_pending
         self._n_pending = 0
         self._thread: threading.Thread | None = None
-        self.foreign: list[tuple[float, str, int]] = []  # of other models: (time of use, path, size), oldest first
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -75,7 +84,9 @@ class BlockFiles:
         """Files of this identity, used longest ago first, each behind its parent. Damaged ones are removed."""
         self._facts, self._identity = dict(facts), json.dumps(facts, sort_keys=True)
         for leftover in self._folder.glob(f".*{SUFFIX}.*.tmp"):
-            _unlink(leftover)
+            with contextlib.suppress(OSError):
+                if time.time() - leftover.stat().st_mtime > LEFTOVER_S:
+                    leftover.unlink()
         found: dict[str, tuple[float, StoredBlock]] = {}
         removed: list[str] = []
         for path in self._folder.glob(f"*{SUFFIX}"):
@@ -84,11 +95,9 @@ class BlockFiles:
                 block = self._look(path, stat.st_size, removed)
                 if block is not None:
                     found[block.key] = stat.st_mtime, block
-                elif path.exists():
-                    self.foreign.append((stat.st_mtime, str(path), stat.st_size))
         if removed:
             log.info("prompt cache on disk: %d files were removed, the first since %s", len(removed), removed[0])
-        self.foreign.sort()
+        self.trim()
         seen: set[str] = set()
         return [
             one
@@ -99,6 +108,14 @@ class BlockFiles:
     def key(self, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
         """The name of a block of ours."""
         return key_of(self._identity, lora, parent, tokens)
+
+    def find(self, key: str, parent: str) -> tuple[str, int] | None:
+        """The path and size of a block that this server hasn't written, if another one has."""
+        path = str(self._path(key, parent))
+        try:
+            return path, os.stat(path).st_size
+        except OSError:
+            return None
 
     def put(self, key: str, parent: str, tokens: tuple[int, ...], lora: Lora, state: bytearray | memoryview) -> str:
         """Have a block written; the path it will have, or "" if the disk is behind."""
@@ -166,7 +183,8 @@ class BlockFiles:
         while path[-1].parent and path[-1].parent not in seen:
             if path[-1].parent not in found:
                 for orphan in path:
-                    _unlink(Path(orphan.path))
+                    if time.time() - found[orphan.key][0] > YOUNG_S:
+                        _unlink(Path(orphan.path))
                 return
             path.append(found[path[-1].parent][1])
         for one in reversed(path):
@@ -189,6 +207,25 @@ class BlockFiles:
                 log.warning("prompt cache on disk: %s", error.message)
             with self._lock:
                 self._n_pending -= len(state)
+            self._n_written += len(state)
+            if self._n_written > self._limit // TRIM_PART and self._jobs.empty():  # else removals may be waiting there
+                self.trim()
+
+    def trim(self) -> None:
+        """Remove files that were unused for longest, of whichever server, until the folder keeps its bound."""
+        self._n_written = 0
+        files = []
+        with contextlib.suppress(OSError), os.scandir(self._folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.name.endswith(SUFFIX):
+                        files.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+        excess = sum(size for _, size, _ in files) - self._limit
+        for _, size, path in sorted(files):
+            if excess <= 0:
+                break
+            _unlink(Path(path))
+            excess -= size
 
 
 def _unlink(path: Path) -> None:

@@ -111,3 +111,19 @@ def test_units_start_the_program_with_options_that_there_are(name, tmp_path):
     flags = re.findall(r"--[a-z-]+(?=[ <])", text)
     assert flags == ["--config"]
     assert parse([flags[0], str(config)], {}).files == ("m.gguf",)
+
+
+def test_the_unit_for_several_servers_is_that_for_one_but_for_its_port():
+    one = (ROOT / "build_scripts/install/llama-srv.service").read_text("utf-8").splitlines()
+    several = (ROOT / "examples/deploy/llama-srv@.service").read_text("utf-8").splitlines()
+    changed = [line for line in several if line not in one and not line.startswith("#")]
+    assert [line.partition("=")[0] for line in changed] == ["Description", "ExecStart", "TimeoutStopSec"]
+    assert "--port %i" in changed[1]
+
+
+def test_the_composed_servers_are_those_that_the_balancer_asks():
+    ports = [f"127.0.0.1:{port}" for port in (8081, 8082, 8083)]
+    balancer = (ROOT / "examples/deploy/haproxy.cfg").read_text("utf-8")
+    composed = (ROOT / "examples/deploy/compose.yml").read_text("utf-8")
+    assert all(port in balancer for port in ports)
+    assert [f"LLAMA_ARG_PORT: {port[-4:]}" in composed for port in ports] == [True] * 3

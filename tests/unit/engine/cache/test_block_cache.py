@@ -364,6 +364,8 @@ def test_blocks_whose_beginning_is_lost_are_removed(tmp_path, is_split):
     end(first)
     (beginning,) = tmp_path.glob("*.first.kvblock")
     beginning.unlink()
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))  # of young ones the beginning may be on its way
     assert ask(on_disk(tmp_path, is_split=is_split), TEXTS[0]).timings.cache_n == 0
     assert list(tmp_path.iterdir()) == []
 
@@ -392,12 +394,6 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_what_a_crash_left_half_written_is_removed(tmp_path):
-    (tmp_path / ".abc.first.kvblock.123.tmp").write_bytes(b"half")
-    on_disk(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_folder_keeps_to_its_size(tmp_path):
     d = on_disk(tmp_path)
     blocks = d.scheduler._prefixes.blocks
@@ -418,6 +414,69 @@ def test_idle_moments_bring_slots_to_disk(tmp_path):
     blocks.close()
     assert len(list(tmp_path.iterdir())) == blocks_of(TEXTS[0] + "..")
     assert not blocks.save_idle(d.scheduler.slots)
+
+
+# ---- several servers in one folder ----------------------------------------------------------------------------------
+
+
+@pytest.mark.covers("Y02")
+@in_both_layouts
+def test_what_another_server_has_read_is_a_read_from_disk(tmp_path, is_split):
+    first, second = (on_disk(tmp_path, is_split=is_split) for _ in range(2))
+    ask(first, TEXTS[0])
+    end(first)
+    final = ask(second, TEXTS[0] + "!")
+    n_whole = (len(TEXTS[0]) + 2) // BLOCK * BLOCK  # a shorter block's name can't be known beforehand
+    assert (final.timings.cache_n, final.cache.source) == (n_whole, "disk")
+    assert ask(second, TEXTS[1]).timings.cache_n == 0
+
+
+@pytest.mark.covers("Y02")
+@in_both_layouts
+def test_a_text_of_which_one_server_knows_the_beginning_goes_on_with_what_another_has_read(tmp_path, is_split):
+    first, second = (on_disk(tmp_path, is_split=is_split) for _ in range(2))
+    ask(second, TEXTS[0][: BLOCK + 20])
+    ask(second, TEXTS[1])
+    ask(first, TEXTS[0])
+    end(first)
+    assert ask(second, TEXTS[0]).timings.cache_n >= len(TEXTS[0]) // BLOCK * BLOCK
+
+
+@pytest.mark.covers("Y02")
+@in_both_layouts
+def test_files_that_another_server_has_removed_are_read_as_usual(tmp_path, is_split):
+    first, second = (on_disk(tmp_path, is_split=is_split, cache_ram=0) for _ in range(2))
+    ask(first, TEXTS[0])
+    end(first)
+    assert ask(second, TEXTS[0]).cache.source == "disk"
+    ask(second, TEXTS[1])
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert ask(second, TEXTS[0]).timings.cache_n == 0
+
+
+@pytest.mark.covers("Y02")
+def test_the_folder_keeps_its_bound_whoever_writes(tmp_path):
+    """Each server's own files are less than the bound; together they are more."""
+    servers = [on_disk(tmp_path, cache_disk_mib=1, backend=FakeBackend(n_ctx=2048)) for _ in range(3)]
+    files = servers[0].scheduler._prefixes.blocks._files
+    for i in range(40):
+        path = tmp_path / f"{i:032x}.first.kvblock"
+        path.write_bytes(bytes(MIB // 20))
+        os.utime(path, (i, i))
+    files.trim()
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == 20 and left[0].startswith(f"{20:032x}")  # those that were used last
+
+
+@pytest.mark.covers("Y02")
+def test_what_a_crash_left_half_written_is_removed_and_what_another_server_writes_now_is_not(tmp_path):
+    young, old = (tmp_path / f".{name}.first.kvblock.{pid}.tmp" for name, pid in (("a", 1), ("b", 2)))
+    for path in (young, old):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    on_disk(tmp_path)
+    assert young.exists() and not old.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_one_line_at_the_start(tmp_path):
