@@ -24,7 +24,6 @@ from ctypes_api.llama_types import (
 from ctypes_api.loader import Libs
 from ctypes_api.objects import Threadpool
 from server.engine.seam.config import EngineConfig, thread_counts
-from server.engine.seam.workers import reachable
 from server.errors import StartError
 from server.log import get_logger
 
@@ -42,12 +41,15 @@ log = get_logger("engine")
 def add_workers(libs: Libs, addresses: Sequence[str]) -> None:
     """Make devices of those workers that answer. The others are left out, as one is that died in the middle of a
     request: the server's process has seen to it that all of them answered when it started."""
+    if not addresses:
+        return
+    from ctypes_api import rpc  # here, because most servers have none
+    from server.engine.seam.workers import reachable
+
     workers, faults = reachable(addresses)
     for fault in faults:
         log.warning("%s; going on without it", fault)
     if workers:
-        from ctypes_api import rpc  # here, because most servers have none
-
         rpc.add_workers(libs, [worker.address for worker in workers])
 
 
