@@ -17,6 +17,9 @@ from server.web.message import Request, Response, json_response
 SECONDS = 60.0
 
 
+JUST_NOW = 0.01  # seconds since the end of a span that ended this moment: 0 is one that goes on
+
+
 class TimelineHandler:
     """`show` answers 501 where slots are hidden."""
 
@@ -37,7 +40,7 @@ class TimelineHandler:
                 "owner": self._name(span.owner),
                 "state": span.phase,
                 "from": round(min(SECONDS, now - span.start), 2),
-                "to": 0.0 if span.end is None else round(now - span.end, 2),
+                "to": 0.0 if span.end is None else max(round(now - span.end, 2), JUST_NOW),
             }
             for span in spans
         ]
