@@ -1,5 +1,5 @@
-// The server view: slots as they work, the last minute as a picture, queue, cache, throughput and latency over the last minutes, the model's facts,
-// LoRA scales, and saved slots. Asks once a second, and only while it is on screen.
+// The server view: slots as they work, the last minute as a picture, charts of the last minutes, the model's facts,
+// LoRA scales. Asks once a second, and only while it is on screen.
 
 import { errorText, get, getText, health, post } from './api.js';
 import { Chart, N_SAMPLES, parseMetrics } from './charts.js';
@@ -7,7 +7,7 @@ import { ask, field, h, toast } from './dom.js';
 import { bytes, number, t } from './i18n.js';
 import { Timeline } from './timeline.js';
 
-const [PERIOD_MS, N_CACHE] = [1000, 10];    // between two rounds; rounds between two looks at what the cache couldn’t spare
+const [PERIOD_MS, N_CACHE] = [1000, 10];    // between two rounds; rounds between two looks at the cache
 
 const count = (n) => (n > 1e9 ? `${number(n / 1e9, 2)} ${t('billion')}` : n > 1e6 ? `${number(n / 1e6, 1)} ${t('million')}` : number(n));
 const digits = (value) => (value > 0 && value < 10 ? 1 : 0);

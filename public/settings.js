@@ -36,7 +36,7 @@ export async function openSettings(defaults, wanted = '') {
     location.reload();
   } }, t('delete-all'));
   const content = h('div', { class: 'settings' },
-    h('div', { class: 'grid' }, field(t('api-key'), inputs.apiKey, t('api-key-help')),
+    h('div', { class: 'grid' }, field(t('optional', { name: t('api-key') }), inputs.apiKey, t('api-key-help')),
       field(t('theme'), inputs.theme), field(t('language'), inputs.language)),
     check('enterSends', 'enter-sends'), check('showSpeed', 'show-speed'), check('keepsTokens', 'keep-tokens'),
     field(t('system-default'), inputs.system),

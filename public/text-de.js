@@ -92,7 +92,7 @@ export const DE = {
   'error-unavailable': 'Der Server ist noch nicht bereit: {message}', 'error-time': 'Die Zeit ist abgelaufen: {message}',
   'error-server': 'Fehler im Server: {message}', 'error-lost': 'Die Verbindung ging verloren.',
   legend: 'Wahrscheinlichkeit:',
-  'api-key': 'API-Schlüssel', 'api-key-help': 'Nur nötig, wenn der Server mit --api-key läuft', theme: 'Farben', 'theme-system': 'wie das System',
+  'api-key': 'API-Schlüssel', optional: '{name} (optional)', 'api-key-help': 'Nur für Server mit --api-key', theme: 'Farben', 'theme-system': 'wie das System',
   'theme-light': 'hell', 'theme-dark': 'dunkel', language: 'Sprache', 'enter-sends': 'Eingabe sendet, Umschalt + Eingabe macht eine neue Zeile',
   'show-speed': 'Tempo der Antworten zeigen', 'system-default': 'Systemprompt für neue Gespräche', 'sampling-defaults': 'Sampling für alle Gespräche',
   shortcuts: 'Tasten', 'shortcut-0': 'senden', 'shortcut-1': 'Antwort anhalten', 'shortcut-2': 'Gespräche, Vorlagen, Einstellungen und Befehle finden', 'shortcut-3': 'neues Gespräch',

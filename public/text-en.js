@@ -1,4 +1,4 @@
-// The interface in English; {words} are filled in. the other tables have the same keys.
+// The interface in English; {words} are filled in.
 
 export const EN = {
   connecting: 'connecting…', offline: 'The server does not answer.', loading: 'Loading the model… {percent} %',
@@ -88,7 +88,7 @@ export const EN = {
   'error-busy': 'The server has too much to do just now. Try again later.', 'error-unavailable': '{message}', 'error-time': '{message}',
   'error-server': '{message}', 'error-lost': 'The connection was lost.',
   legend: 'Probability:',
-  'api-key': 'API key', 'api-key-help': 'Only if the server was started with --api-key', theme: 'Colours', 'theme-system': 'as the system',
+  'api-key': 'API key', optional: '{name} (optional)', 'api-key-help': 'Only for servers with --api-key', theme: 'Colours', 'theme-system': 'as the system',
   'theme-light': 'light', 'theme-dark': 'dark', language: 'Language', 'enter-sends': 'Enter sends, Shift + Enter is a new line',
   'show-speed': 'Show the speed of answers', 'system-default': 'System prompt for new chats', 'sampling-defaults': 'Sampling for all chats',
   shortcuts: 'Keys', 'shortcut-0': 'send', 'shortcut-1': 'stop the answer', 'shortcut-2': 'find conversations, prompts, settings and actions', 'shortcut-3': 'new chat',

@@ -90,7 +90,7 @@ export const ES = {
   'error-time': 'Tardó demasiado: {message}', 'error-server': 'Error del servidor: {message}',
   'error-lost': 'Se perdió la conexión.',
   legend: 'Probabilidad:',
-  'api-key': 'Clave de API', 'api-key-help': 'Solo si el servidor se inició con --api-key', theme: 'Colores', 'theme-system': 'como el sistema',
+  'api-key': 'Clave de API', optional: '{name} (opcional)', 'api-key-help': 'Solo para servidores con --api-key', theme: 'Colores', 'theme-system': 'como el sistema',
   'theme-light': 'claros', 'theme-dark': 'oscuros', language: 'Idioma', 'enter-sends': 'Intro envía, Mayús + Intro es línea nueva',
   'show-speed': 'Mostrar la velocidad de las respuestas', 'system-default': 'Prompt de sistema para conversaciones nuevas', 'sampling-defaults': 'Muestreo para todas las conversaciones',
   shortcuts: 'Teclas', 'shortcut-0': 'enviar', 'shortcut-1': 'detener la respuesta', 'shortcut-2': 'encontrar conversaciones, plantillas, ajustes y acciones', 'shortcut-3': 'nueva conversación',

@@ -90,7 +90,7 @@ export const FR = {
   'error-time': 'Trop long : {message}', 'error-server': 'Erreur du serveur : {message}',
   'error-lost': 'La connexion a été perdue.',
   legend: 'Probabilité :',
-  'api-key': 'Clé d’API', 'api-key-help': 'Seulement si le serveur a été démarré avec --api-key', theme: 'Couleurs', 'theme-system': 'comme le système',
+  'api-key': 'Clé d’API', optional: '{name} (facultatif)', 'api-key-help': 'Pour un serveur avec --api-key', theme: 'Couleurs', 'theme-system': 'comme le système',
   'theme-light': 'claires', 'theme-dark': 'sombres', language: 'Langue', 'enter-sends': 'Entrée envoie, Maj + Entrée va à la ligne',
   'show-speed': 'Afficher la vitesse des réponses', 'system-default': 'Prompt système des nouvelles conversations', 'sampling-defaults': 'Échantillonnage de toutes les conversations',
   shortcuts: 'Touches', 'shortcut-0': 'envoyer', 'shortcut-1': 'arrêter la réponse', 'shortcut-2': 'trouver conversations, textes types, réglages et actions', 'shortcut-3': 'nouvelle conversation',

@@ -87,7 +87,7 @@ export const ZH = {
   'error-busy': '服务器现在太忙，请稍后再试。', 'error-unavailable': '服务器暂不可用：{message}', 'error-time': '超时：{message}',
   'error-server': '服务器出错：{message}', 'error-lost': '连接中断。',
   legend: '概率：',
-  'api-key': 'API 密钥', 'api-key-help': '仅当服务器以 --api-key 启动时需要', theme: '颜色', 'theme-system': '跟随系统',
+  'api-key': 'API 密钥', optional: '{name}（可选）', 'api-key-help': '仅服务器用 --api-key 时需要', theme: '颜色', 'theme-system': '跟随系统',
   'theme-light': '浅色', 'theme-dark': '深色', language: '语言', 'enter-sends': 'Enter 发送，Shift + Enter 换行',
   'show-speed': '显示回答的速度', 'system-default': '新对话的系统提示', 'sampling-defaults': '所有对话的采样',
   shortcuts: '按键', 'shortcut-0': '发送', 'shortcut-1': '停止回答', 'shortcut-2': '查找对话、提示词、设置和操作', 'shortcut-3': '新对话',

@@ -81,6 +81,14 @@ CLEAR = """
 const done = arguments[arguments.length - 1];
 Services.clearData.deleteData(Ci.nsIClearDataService.CLEAR_ALL, { onDataDeleted: () => done(null) });
 """
+# what it would install of the page: fetched under the page's policy; answers with the reason where there is nothing
+GET_MANIFEST = """
+const done = arguments[arguments.length - 1];
+const { ManifestObtainer } = ChromeUtils.importESModule('resource://gre/modules/ManifestObtainer.sys.mjs');
+const page = Services.wm.getMostRecentWindow('navigator:browser').gBrowser.selectedBrowser;
+ManifestObtainer.browserObtainManifest(page, { checkConformance: true }).then((found) => done(JSON.stringify(found)), (error) => done(
+  JSON.stringify({ moz_manifest_url: '', moz_validation: [String(error)] })));
+"""
 SET_THEME = "Services.prefs.setIntPref('layout.css.prefers-color-scheme.content-override', arguments[0]);"
 
 
@@ -169,11 +177,15 @@ class Firefox(Browser):
             self._command("Marionette:SetContext", {"value": "content"})
 
     def cdp(self, command: str, **parameters: Any) -> Any:
-        """What the tests want of Chromium's protocol: to run a script past the page's policy; no names of elements."""
+        """What the tests want of Chromium's protocol: to run a script past the page's policy, the manifest; no names of
+        elements."""
         if command == "Runtime.evaluate":
             return self._command(
                 "WebDriver:ExecuteScript", {"script": parameters["expression"], "args": [], "sandbox": None}
             )
+        if command == "Page.getAppManifest":
+            found = json.loads(self._privileged(GET_MANIFEST, is_async=True))
+            return {"url": found["moz_manifest_url"], "errors": found["moz_validation"], "data": json.dumps(found)}
         return {"nodes": []}
 
     def look(self, width: int, height: int, theme: str = "light", mobile: bool = False) -> None:

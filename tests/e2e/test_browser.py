@@ -65,6 +65,26 @@ def test_the_page_asks_nobody_but_its_server_and_shows_no_error(server: ServerPr
     assert 50_000 < total < 350_000
 
 
+@pytest.mark.both_browsers
+@pytest.mark.covers("W22")
+def test_the_page_can_be_installed(server: ServerProcess, browser: Browser):
+    open_page(browser, server)
+    found = browser.cdp("Page.getAppManifest")  # as the browser fetches it, under the page's policy
+    assert found["url"] == server.url + "/manifest.webmanifest" and found["errors"] == []
+    served = server.get("/manifest.webmanifest")
+    assert served.headers["Content-Type"].startswith("application/manifest+json")
+    manifest = served.json()
+    assert json.loads(found["data"])["name"] == manifest["name"] == "llama_srv"
+    assert manifest["display"] == "standalone"
+    assert server.get("/" + manifest["start_url"]).text.startswith("<!doctype html>")
+    assert manifest["icons"]
+    for icon in manifest["icons"]:
+        answer = server.get("/" + icon["src"])
+        assert (answer.status_code, answer.headers["Content-Type"].split(";")[0]) == (200, icon["type"])
+        size = "const image = new Image(); image.src = arguments[0]; await image.decode(); return image.naturalWidth"
+        assert browser.run_async(size, icon["src"]) > 0
+
+
 def test_strangers_scripts_styles_and_html_are_refused_by_the_page(server: ServerProcess, browser: Browser):
     open_page(browser, server)
     done = browser.run_async("""

@@ -322,6 +322,50 @@ def test_a_long_text_that_is_pasted_becomes_a_file(scripted: Scripted, browser: 
     assert "long line" in scripted.requests[0]["messages"][0]["content"]
 
 
+@pytest.mark.covers("W15")
+def test_deleted_messages_come_back_with_all_that_followed_them(scripted: Scripted, browser: Browser):  # noqa: F811
+    scripted.will_answer(*([*text(f"Answer {n}"), end()] for n in range(3)))
+    open_page(browser, scripted)
+    for words in ("One", "Two"):
+        say(browser, words)
+    press_tool(browser, -1, "Answer again")
+    wait_until(lambda: messages(browser)[-1:] == [["assistant", "Answer 2"]] and not is_running(browser), "a version")
+    shown, kept = messages(browser), sorted(stored(browser), key=lambda row: row["id"])
+    assert len(shown) == 4 and len(kept) == 5
+    press_tool(browser, 2, "Delete")
+    wait_until(lambda: messages(browser) == shown[:2] and len(stored(browser)) == 2, "a question less, and its answers")
+    assert "what followed (2 messages)" in browser.text(".toast")
+    browser.click(".toast button")
+    wait_until(lambda: messages(browser) == shown, "all of it")
+    assert browser.text(".message:last-child .count") == "2 / 2" and not browser.exists(".toast")
+    reload(browser, scripted)
+    wait_until(lambda: messages(browser) == shown, "all of it after a reload")
+    assert sorted(stored(browser), key=lambda row: row["id"]) == kept
+    say(browser, "Three")
+    assert [one["content"] for one in scripted.requests[-1]["messages"]] == [*(words for _, words in shown), "Three"]
+
+
+@pytest.mark.covers("W15")
+def test_a_deleted_conversation_comes_back_whole(scripted: Scripted, browser: Browser):  # noqa: F811
+    open_page(browser, scripted)
+    for words in ("First", "Second", "Third"):
+        browser.click("#new-chat")
+        wait_until(lambda: messages(browser) == [], "an empty conversation")
+        say(browser, words)
+    wait_until(lambda: browser.run(TITLES) == ["Third", "Second", "First"], "the list")
+    browser.click(".chats li:nth-child(2) a")
+    wait_until(lambda: messages(browser) == [["user", "Second"], ["assistant", "ok"]], "the conversation")
+    browser.click(".chats li:nth-child(2) button")
+    browser.click("dialog button.danger")
+    wait_until(lambda: browser.run(TITLES) == ["Third", "First"] and messages(browser) == [], "one less")
+    browser.click(".toast button")
+    wait_until(lambda: browser.run(TITLES) == ["Third", "Second", "First"], "it is back, in its place")
+    reload(browser, scripted)
+    wait_until(lambda: browser.run(TITLES) == ["Third", "Second", "First"], "the list after a reload")
+    browser.click(".chats li:nth-child(2) a")
+    wait_until(lambda: messages(browser) == [["user", "Second"], ["assistant", "ok"]], "its messages")
+
+
 @pytest.mark.covers("W16")
 def test_what_is_found_leads_to_its_place(scripted: Scripted, browser: Browser, tmp_path: Path):  # noqa: F811
     open_page(browser, scripted)

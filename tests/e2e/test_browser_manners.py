@@ -51,6 +51,21 @@ def test_nobody_is_asked_for_a_key_while_typing(scripted: Scripted, browser: Bro
     assert all("401" in message for message in browser.console_errors())
 
 
+@pytest.mark.covers("W08")
+def test_a_key_is_optional_in_the_settings_and_not_where_the_server_wants_one(scripted: Scripted, browser: Browser):  # noqa: F811
+    label = "return document.querySelector('#api-key').closest('label').textContent"
+    open_page(browser, scripted)
+    browser.click("#settings")
+    browser.find("dialog[open] #api-key")
+    assert browser.run(label) == "API key (optional)"
+    browser.press(ESCAPE)
+    scripted.key = "s3cret"
+    browser.open(scripted.url)
+    browser.find("dialog[open] #api-key")
+    assert browser.run(label) == "API key"
+    assert all("401" in message for message in browser.console_errors())
+
+
 @pytest.mark.covers("W12")
 def test_the_dialog_of_a_conversation_says_what_its_buttons_do(scripted: Scripted, browser: Browser):  # noqa: F811
     open_page(browser, scripted)
