@@ -7,6 +7,7 @@ with the reason, or fail where nothing may be skipped (`tests.support.need`).
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,16 @@ FINE_TO_SKIP = ("only on ", "not on ", "long test")
 # examples may take as long as the machine needs, and are the same ones in every run of CI
 settings.register_profile("ours", deadline=None, derandomize=nothing_may_be_skipped())
 settings.load_profile("ours")
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """What a test has set up of the server's log holds for no other: tests run in any order."""
+    root = logging.getLogger("llama_srv")
+    before = root.handlers[:], root.level, root.propagate
+    yield
+    root.handlers[:], level, root.propagate = before
+    root.setLevel(level)
 
 
 # ------------------------------------------------------------------------------------------------ models
