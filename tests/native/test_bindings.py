@@ -155,7 +155,7 @@ def test_cpu_variant_by_hand_loads_that_plugin_only(libs_folder: Path) -> None:
     need(variants, "not on this build: its CPU backend is linked in")
     plainest = next((name for name in ("x64", "armv8.0_1", "apple_m1") if name in variants), min(variants))
     facts = load_elsewhere(libs_folder, cpu_variant=plainest)
-    assert facts["backends"] == ["CPU"]
+    assert set(facts["backends"]) - {"RPC"} == {"CPU"}
     assert facts["plugins"] == [str(variants[plainest])]
     assert any(str(variants[plainest]) in line for line in facts["lines"])
 
