@@ -136,8 +136,8 @@ export class MessageView {
       menuButton('more', t('more'), [
         [t('fork'), () => actions.fork(message)],
         [t('versions'), () => actions.showVersions()],
-        ...(isAnswer ? [[t('show-request'), () => actions.showRequest(message)]] : []),
         ...(isAnswer && message.content && !message.reasoning && !message.calls?.length ? [[t('why'), () => actions.why(message)]] : []),
+        ...(isAnswer ? [[t('show-request'), () => actions.showRequest(message)]] : []),
       ]));
   }
 
