@@ -206,14 +206,14 @@ def conversations_by(serve, way: str, folder: Path, model: Path, arguments: Sequ
 
 
 def test_conversations_stay_where_their_beginnings_are(serve, tiny_spm_model, tmp_path):
-    """With round robin a turn finds its past by chance."""
+    """With round robin a turn finds its past by chance; by beginning, unless its server has too much to do."""
     arguments = ["-c", "65536", "-np", "32", "--chat-template", TEMPLATE]
     how = {"n": 8, "n_turns": 4, "n_words": 40}
     share = {}
     for way in ("round robin", "beginning"):
         done = conversations_by(serve, way, tmp_path, tiny_spm_model, arguments, **how)
         share[way] = done.n_cached / done.n_prompt
-    assert share["beginning"] > 0.6 > share["round robin"]
+    assert share["beginning"] > share["round robin"] + 0.05
 
 
 @pytest.mark.long
