@@ -19,7 +19,7 @@ from tests.support import PATIENCE, ROOT, run_command, start_server, wait_until
 
 openai = pytest.importorskip("openai", reason="the package openai is not installed: run build_scripts/test.py")
 
-N_LINES, N_KILLS = 60, 20
+N_LINES, N_KILLS = 200, 20
 CHAT = "/v1/chat/completions"
 TOPICS = ("the sea", "a tree", "an old town", "the moon")
 
@@ -72,7 +72,9 @@ def test_a_command_that_is_killed_again_and_again_answers_each_line_once(model, 
         before = target.read_bytes() if target.exists() else b""
         assert n_answers() >= seen, "an answer was lost"
         seen = n_answers()
-    assert seen < N_LINES, "all was done before the last kill"
+        if seen == N_LINES:  # a quick machine
+            break
+    assert i >= N_KILLS // 2, "all was done before there were kills enough"
     done = run_command(["batch", source, target, *model])
     assert done.returncode == 0, done.stderr
     assert target.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
