@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from server.model_files.identity import SETTLED_S
 from tests import tiny_models
 from tests.support import PATIENCE, ServerProcess, child_processes, start_server, wait_until
 
@@ -92,12 +94,18 @@ def test_sleeping_gives_the_memory_back_and_tokens_are_still_counted(folder):
 LONG = " ".join(["once upon a time there was a dog who went to see the moon and the sea"] * 40)
 
 
+def age_of(folder: Path) -> float:
+    """Seconds since the youngest file in it has changed."""
+    return time.time() - max(path.stat().st_ctime for path in folder.rglob("*.gguf"))
+
+
 @pytest.mark.parametrize("leaving", ["unloaded", "sleeping", "made room"])
 @pytest.mark.covers("D11")
 def test_what_a_model_that_leaves_had_computed_is_read_from_disk_when_it_is_back(folder, tmp_path, leaving):
     options = {"made room": ("--models-max", 1), "sleeping": ("--sleep-idle-seconds", 1), "unloaded": ()}[leaving]
     disk = tmp_path / "disk"
     arguments = ["--models-dir", folder, *options, "--cache-disk", disk, *ARGUMENTS, "-c", 2048]
+    wait_until(lambda: age_of(folder) > SETTLED_S, "files that are old enough for their hashes to be remembered")
     with start_server(arguments) as server:
         first = say(server, "alpha", prompt=LONG)
         assert first["timings"]["prompt_n"] > 500
