@@ -22,11 +22,11 @@ from functools import cache, partial
 from itertools import accumulate, combinations
 from typing import Any
 
-from server.engine.seam.task import PromptProbs, SamplingParams, Task
+from server.engine.seam.task import BACKGROUND, GAVE_WAY, PromptProbs, SamplingParams, Task
 from server.errors import ApiError
 from server.evidence.spans import Span, find_spans, sentences
 from server.models.model import Model
-from server.records import record
+from server.records import record, replace
 from server.web.message import Request
 
 FAST, EXACT = "fast", "exact"
@@ -47,7 +47,6 @@ CONFIRMED = 3
 FACTOR = 0.7
 """Nats: a change by the factor two. Less is what rounding does, with quantised models."""
 
-PRIORITY = -100  # behind everybody else's tasks
 FIELDS = {"spans": list, "method": str, "part": str}
 Weigh = Callable[..., float]
 
@@ -216,7 +215,7 @@ def judging(model: Model, task: Task, answer: Sequence[int], prompt: tuple[int, 
         n_predict=0,
         lora=task.lora,
         owner=task.owner,
-        priority=PRIORITY,
+        priority=BACKGROUND,
         stream=False,
         prompt_probs=0,
         probs_from=len(prompt),
@@ -225,13 +224,20 @@ def judging(model: Model, task: Task, answer: Sequence[int], prompt: tuple[int, 
 
 
 def judged(model: Model, request: Request, task: Task) -> list[float]:
-    """The log probability of each token from `probs_from` on."""
-    found: dict[int, float] = {}
-    with model.engine.submit(task, stream=False) as results, request.on_disconnect(results.cancel):
-        for message in results:
-            if type(message) is PromptProbs:
-                found |= {message.start + i: one.logprob for i, one in enumerate(message.probs)}
-    return [found[place] for place in sorted(found)][-(len(task.prompt) - task.probs_from) :]
+    """The log probability of each token from `probs_from` on. A task that gave its slot to others is asked again."""
+    while True:
+        found: dict[int, float] = {}
+        try:
+            with model.engine.submit(task, stream=False) as results, request.on_disconnect(results.cancel):
+                for message in results:
+                    if type(message) is PromptProbs:
+                        found |= {message.start + i: one.logprob for i, one in enumerate(message.probs)}
+        except ApiError as error:
+            if error.reason != GAVE_WAY:
+                raise
+            task = replace(task, id=model.engine.new_id())
+        else:
+            return [found[place] for place in sorted(found)][-(len(task.prompt) - task.probs_from) :]
 
 
 # ---- parts of the answer ---------------------------------------------------------------------------------------------

@@ -34,9 +34,6 @@ parameters with 32 after 7.1 s, with 96 after 5.0, and all ended 5 percent soone
 TOGETHER_S, ALIKE = 0.1, 1.5
 """Prompts have come together if so many seconds lie between them, and are alike if one is so many times as long."""
 
-JUDGED_PART = 4
-"""Answers that are judged get a quarter of the time that other prompts have beside streams: nobody waits for them."""
-
 SLOW_S = 0.005
 """A draw that takes the processor longer than this is slow: most take a hundredth of it."""
 
@@ -87,9 +84,6 @@ class Batching:
         running = self._with_spare(running)
         self._state.backend.set_lora(running[0].lora)
         prompts = [slot for slot in running if slot.run.next_token is None]
-        prompts = [
-            slot for slot in prompts if not slot.run.judged_from
-        ] or prompts  # answers are judged when nobody waits
         self.in_prefill = frozenset(slot.run.task.id for slot in self._state.running) if prompts else NOBODY
         streams = [slot for slot in running if slot.run.next_token is not None]
         if not streams:
@@ -259,8 +253,6 @@ class Batching:
             return n_left if is_first else 0
         if not any(slot.run.task.stream for slot in streams):
             limit_ms *= STALLS_ALONE
-        if self._state.slots[job.id].run.judged_from:
-            limit_ms /= JUDGED_PART
         limit_begun_ms = STALLS_BEGUN * limit_ms
         # where streams alone take long, prompts get as much time as they do
         limit_ms = max(limit_ms - self._pace.decode_ms, self._pace.decode_ms)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 
 import pytest
 
+from server.engine.seam.task import GAVE_WAY, PromptProbs, Task, TokenProbs
 from server.errors import ApiError
 from server.evidence import attribution
-from server.evidence.attribution import confirm, find_pairs, parts_of, require_few, way
+from server.evidence.attribution import confirm, find_pairs, judged, parts_of, require_few, way
 from server.evidence.spans import Span
 
 
@@ -122,3 +126,45 @@ def test_a_wanted_part_has_its_tokens_and_what_is_not_there_is_refused():
 def test_an_answer_that_ends_within_a_character_has_parts_all_the_same():
     found = parts_of([1, 4, 5, 7], "", PIECES.__getitem__)
     assert [(one.text, one.first, one.last) for one in found] == [("In.", 0, 2), ("Or\ufffd", 2, 4)]
+
+
+class Answer:
+    """What an engine says that gives the slot to others as often as told, and then answers."""
+
+    def __init__(self, engine: Engine, task: Task) -> None:
+        self._engine, self._task = engine, task
+
+    def __iter__(self) -> Iterator[PromptProbs]:
+        task, engine = self._task, self._engine
+        probs = [TokenProbs(token, 0.5, -float(token), (), ()) for token in task.prompt[task.probs_from :]]
+        yield PromptProbs(task.id, task.probs_from, tuple(probs[:1]))
+        if engine.n_refusals:
+            engine.n_refusals -= 1
+            raise ApiError(503, "others come first", reason=engine.reason)
+        yield PromptProbs(task.id, task.probs_from + 1, tuple(probs[1:]))
+
+    def cancel(self) -> None:
+        raise AssertionError("nobody has left")
+
+
+class Engine:
+    def __init__(self, n_refusals: int, reason: str = GAVE_WAY) -> None:
+        self.n_refusals, self.reason, self.asked = n_refusals, reason, [0]
+
+    def new_id(self) -> int:
+        return self.asked[-1] + 1
+
+    @contextmanager
+    def submit(self, task: Task, stream: bool) -> Iterator[Answer]:
+        self.asked.append(task.id)
+        yield Answer(self, task)
+
+
+@pytest.mark.covers("P09")
+def test_a_judgement_that_gave_its_slot_to_others_is_asked_for_again():
+    task, request = Task(1, (5, 6, 7, 8), prompt_probs=0, probs_from=2), SimpleNamespace(on_disconnect=nullcontext)
+    engine = Engine(3)
+    assert judged(SimpleNamespace(engine=engine), request, task) == [-7.0, -8.0]
+    assert engine.asked == [0, 1, 2, 3, 4]
+    with pytest.raises(ApiError):
+        judged(SimpleNamespace(engine=Engine(1, "queue_full")), request, task)
