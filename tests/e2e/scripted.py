@@ -112,7 +112,9 @@ class Scripted:
         self.answers: list[Any] = []
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []  # of these requests
-        self.replies: dict[str, Any] = {}  # path -> what a GET or POST of it gets, where it is something else
+        nothing_lost = {"sums": {}, "hints": [], "requests": []}
+        # path -> what a GET or POST of it gets, where it is something else
+        self.replies: dict[str, Any] = {"/debug/cache": nothing_lost}
         self.told: list[tuple[str, Any]] = []  # path and body of each POST that `replies` answers
         self.stream_ids: list[str | None] = []  # what each of these requests called its stream
         self.streams: dict[str, list[Any]] = {}  # the streams that can be taken up again, from their beginnings

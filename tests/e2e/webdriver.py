@@ -369,7 +369,8 @@ def browser(browsers: Browsers, browser_kind: str, request: pytest.FixtureReques
     picture = screenshot_path(request, "end")
     yield running
     running.screenshot(picture)
-    assert running.console_errors() == []
+    found = running.console_errors()
+    assert found == [], found
 
 
 def screenshot_path(request: pytest.FixtureRequest, name: str) -> Path:
