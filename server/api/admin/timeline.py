@@ -15,8 +15,6 @@ from server.errors import ApiError
 from server.web.message import Request, Response, json_response
 
 SECONDS = 60.0
-
-
 JUST_NOW = 0.01  # seconds since the end of a span that ended this moment: 0 is one that goes on
 
 
