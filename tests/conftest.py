@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from server import log
 from tests import tiny_hybrids, tiny_media_models, tiny_models
 from tests.support import ROOT, ServerProcess, build_script, need, nothing_may_be_skipped, start_server
 
@@ -34,6 +35,7 @@ def log_as_it_was() -> Iterator[None]:
     root = logging.getLogger("llama_srv")
     before = root.handlers[:], root.level, root.propagate
     yield
+    log.about("")  # a test that looks up a model by name does so on this thread
     root.handlers[:], level, root.propagate = before
     root.setLevel(level)
 
