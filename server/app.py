@@ -8,6 +8,7 @@ needs before the engine can begin, there what can wait or is rarely needed at al
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -212,6 +213,7 @@ def serve_many(
 
     libs = libs_folder(options.engines)
     starter = make_starter(options, own, argv, libs, process)
+    starter.turns = "" if starter.gpus else make_turns()
     try:
         entries = starter.entries()
         starter.spare.refill()
@@ -221,6 +223,20 @@ def serve_many(
         return serving.serve_many(options, entries, starter, unpacked, stop, leave)
     finally:
         starter.spare.close()
+        with contextlib.suppress(OSError):
+            os.unlink(starter.turns)
+
+
+def make_turns() -> str:
+    """The file of the turns that engines on the same cores take, see `engine.seam.turns`; "" where none can be made."""
+    import tempfile
+
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="llama_srv-turns-")
+    except OSError:
+        return ""
+    os.close(descriptor)
+    return path
 
 
 def make_starter(

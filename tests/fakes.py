@@ -462,6 +462,9 @@ class FakeBackend:
         if span.seq not in self._divided:
             assert positions == list(range(expected)), f"sequence {span.seq}: positions {positions}"
 
+    def leave_cores(self, n: int) -> None:
+        """Nothing to do: it has no threads."""
+
     def abort(self) -> None:
         """The decode that runs (or the next one) ends with DECODE_ABORTED."""
         self._is_aborted = True

@@ -57,7 +57,8 @@ log = get_logger("models")
 @record
 class Starter:
     """See `models.entry.Starter`. `argv`, `environ` and the bundle `own` are what the options of each model are read
-    from. `gpus` are devices that layers may go to, with what was free of them without any model."""
+    from. `gpus` are devices that layers may go to, with what was free of them without any model. `turns` is a file for
+    the turns that engines take (`seam.turns`), "" for none."""
 
     options: Options
     argv: Sequence[str]
@@ -65,6 +66,7 @@ class Starter:
     own: Bundle | None
     spare: Spare
     gpus: tuple[Place, ...] = ()
+    turns: str = ""
     memory: Memory = field(default_factory=Memory)
 
     def entries(self) -> list[Entry]:
@@ -161,8 +163,8 @@ class PreparedModel:
 
     def start(self, is_awaited: bool) -> Model:
         """Its engine takes the spare process, if there is one for these libraries."""
-        config = replace(self.config, n_ctx=self.n_ctx, warmup=self.config.warmup and not is_awaited)
-        shared = self.starter.options
+        shared, turns = self.starter.options, self.starter.turns
+        config = replace(self.config, n_ctx=self.n_ctx, warmup=self.config.warmup and not is_awaited, turns=turns)
         make_folders(self.options)
         process = self.starter.spare.take(config)
         transport = make_transport(shared.engines, self.options.engine_timeout, config, process)

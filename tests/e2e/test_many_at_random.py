@@ -35,7 +35,7 @@ EMBEDDER = "minilm"
 PROMPT = "once upon a time the dog and the moon went"
 FIELDS = {"prompt": PROMPT, "temperature": 0, "n_predict": 24, "ignore_eos": True}
 # quantised models say the same in company only with --exact
-ARGUMENTS = ("-c", 256, "-t", 1, "--memory-f32", "-fa", "off", "--cache-ram", 0, *(["--exact"] if IS_LONG else []))
+ARGUMENTS = ("-c", 256, "-t", 2, "--memory-f32", "-fa", "off", "--cache-ram", 0, *(["--exact"] if IS_LONG else []))
 # what a client does, and how often; the first one alone kills
 DEEDS = {"whole": 40, "streamed": 35, "left": 10, "loaded": 6, "unloaded": 5, "killed": 15}
 

@@ -500,3 +500,18 @@ def test_special_tokens_are_shown_on_request(libs_folder, recite_model):
             assert one.say("count: one").text.endswith(end)
         finally:
             one.close()
+
+
+# ---- threads -----------------------------------------------------------------------------------------------------
+
+
+def test_cores_that_are_left_to_others_change_no_token(engine, tiny_model):
+    one = engine(tiny_model, n_threads=2)
+    alone = one.say(PROMPTS[0], 30, cache_prompt=False).tokens
+    one.backend.leave_cores(1)
+    assert one.backend._llama.llama_n_threads(one.backend._context) == 1
+    assert one.say(PROMPTS[0], 30, cache_prompt=False).tokens == alone
+    one.backend.leave_cores(5)
+    assert one.backend._llama.llama_n_threads(one.backend._context) == 1, "one is left at least"
+    one.backend.leave_cores(0)
+    assert one.backend._llama.llama_n_threads(one.backend._context) == 2

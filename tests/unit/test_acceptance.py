@@ -36,7 +36,7 @@ COUNTS = {
     "G": 2,
     "J": 11,
     "Y": 2,
-    "D": 18,
+    "D": 19,
 }
 ROW = re.compile(r"\| (?P<id>[A-Z]\d+) \| (?P<what>[^|]+) \| (?P<status>[^|]+) \|")
 

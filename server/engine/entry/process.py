@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 
 from server.engine.seam.config import EngineConfig
 from server.engine.seam.task import Close, Closed, Frame, LoadFailed, Loading, Ready, Starting
+from server.engine.seam.turns import turns_of
 from server.engine.seam.wire import (
     ROUTINE,
     AskStacks,
@@ -326,8 +327,10 @@ class EngineProcess:
         return 0
 
     def _serve(self, config: EngineConfig) -> None:
+        turns = turns_of(config)
         try:
-            self._backend = self._open_backend(config, self._on_progress)
+            with turns.announced():
+                self._backend = self._open_backend(config, self._on_progress)
         except Exception as error:
             if not isinstance(error, StartError):
                 log.exception("the model could not be loaded")
@@ -336,7 +339,7 @@ class EngineProcess:
         try:
             from server.engine.loop.scheduler import Scheduler  # there by now
 
-            self._scheduler = scheduler = Scheduler(self._backend, config, self._emit)
+            self._scheduler = scheduler = Scheduler(self._backend, config, self._emit, turns=turns)
             if self._is_closing:
                 scheduler.post(Close(0.0))
             self._outbox.put(Frame((Ready(self._backend.info),), scheduler.snapshot()))  # tasks may come from now on

@@ -407,18 +407,14 @@ class LlamaBackend:
         return min(n, config.n_ctx_slot or n, self._n_positions or n)
 
     def _warm_up(self) -> None:
-        """One decode, so that the first request finds weights and buffers in memory.
-
-        By one thread: the web process opens the vocabulary meanwhile, and compute threads that share a core take
-        longer.
-        """
-        llama, counts = self._llama, thread_counts(self._config)
-        token = max(llama.llama_vocab_bos(self._vocab), 0)
+        """One decode, so that the first request finds weights and buffers in memory. By one thread: the web process
+        opens the vocabulary meanwhile, and threads that share a core take longer."""
+        token = max(self._llama.llama_vocab_bos(self._vocab), 0)
         if self._is_generative:
-            llama.llama_set_n_threads(self._context, 1, 1)
+            self.leave_cores(max(thread_counts(self._config)))
             self.decode([Span(0, 0, 0, [token], True)])
-            llama.llama_set_n_threads(self._context, *counts)
-            llama.llama_memory_clear(self._memory, True)
+            self.leave_cores(0)
+            self._llama.llama_memory_clear(self._memory, True)
 
     # ---- what `Backend` promises ------------------------------------------------------------------------------
 
@@ -452,6 +448,10 @@ class LlamaBackend:
         if code == 0 and self._has_gpu:
             self._llama.llama_synchronize(self._context)
         return code
+
+    def leave_cores(self, n: int) -> None:
+        """Decode with `n` threads less than configured from now on, with one at least."""
+        self._llama.llama_set_n_threads(self._context, *(max(count - n, 1) for count in thread_counts(self._config)))
 
     def abort(self) -> None:
         """Any thread: a decode on the CPU ends at the next node of its graph."""

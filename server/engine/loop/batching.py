@@ -14,6 +14,7 @@ from server.engine.cache.prompt_cache import Checkpoints
 from server.engine.loop.evaluation import PROMPT_PROBS_ROWS, cut_out, wants_prompt_probs
 from server.engine.loop.prefixes import Prefixes
 from server.engine.loop.state import EngineState
+from server.engine.seam.turns import Turns
 from server.engine.slots import planner
 from server.engine.slots.pace import TILE, Pace, Spare
 from server.engine.slots.planner import Job, Span
@@ -47,9 +48,10 @@ class Batching:
     """Plans one batch after the other. `in_prefill` are the running tasks while a prompt is among them; any thread may
     read it. `is_reading` says whether the latest batch has prompt rows."""
 
-    def __init__(self, state: EngineState, prefixes: Prefixes) -> None:
+    def __init__(self, state: EngineState, prefixes: Prefixes, turns: Turns) -> None:
         self._state = state
         self._prefixes = prefixes
+        self._turns = turns
         self.in_prefill = NOBODY
         self.is_reading = False
         self._pace = Pace()
@@ -236,10 +238,13 @@ class Batching:
             self._ahead += sum(n if owner == oldest else -n for owner, n in owners)
 
     def _rows_alone(self, n_left: int) -> int:
-        """Rows of a step without streams: a whole micro-batch at least, less would only cost speed."""
+        """Rows of a step without streams: a whole micro-batch at least, less would only cost speed. Where other engines
+        wait for the cores, their streams may be read."""
         config = self._state.config
         if config.max_stall_ms == 0 or config.exact:  # steps of other lengths round differently
             return n_left
+        if self._turns.are_shared:
+            return self._pace.rows(config.max_stall_ms, self._depth, n_left)
         n = self._pace.rows(STALLS_ALONE * config.max_stall_ms, self._depth, n_left)
         return n if n == n_left else max(n - n % config.n_ubatch, config.n_ubatch)
 

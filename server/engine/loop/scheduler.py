@@ -48,8 +48,10 @@ from server.engine.seam.task import (
     Tasks,
     Timings,
 )
+from server.engine.seam.turns import Turns
 from server.engine.slots.backend import Backend
 from server.engine.slots.media_desk import MediaReady
+from server.engine.slots.planner import Span
 from server.engine.slots.slot import Slot
 from server.errors import ApiError
 from server.log import get_logger
@@ -79,7 +81,9 @@ class Scheduler:
         emit: Callable[[Frame], None],
         clock: Callable[[], float] = time.perf_counter,
         work_clock: Callable[[], float] = time.thread_time,
+        turns: Turns | None = None,
     ) -> None:
+        self._turns = turns or Turns("")
         self._inbox: SimpleQueue = SimpleQueue()
         self._state = EngineState(
             backend, config, clock, work_clock, lambda id_task: emit(Frame((Starting(id_task),))), self._inbox.put
@@ -88,11 +92,12 @@ class Scheduler:
         self._prefixes = prefixes = Prefixes(self._state)
         self._commands = Commands(self._state, prefixes)
         self._admission = Admission(self._state, answers, prefixes, self._commands)
-        self._batching = Batching(self._state, prefixes)
+        self._batching = Batching(self._state, prefixes, self._turns)
         self._evaluation = Evaluation(self._state, answers, prefixes)
         self._media_steps = MediaSteps(self._state, self._batching, self._evaluation, prefixes)
         self._emit = emit
         self._n_steps = self._n_rows = 0
+        self._leaves_core = False
         self._embedder = Embedder(self._state)
         self._media_embedder = MediaEmbedder(self._state, self._embedder)
         self._ranks = Ranks(self._state)
@@ -159,14 +164,27 @@ class Scheduler:
         self._prefixes.share_room()
         self._ranks.close_up()
         spans = self._batching.plan()
+        if state.is_changed and spans:
+            self._flush()  # a long batch must not hide that a slot is at work
+        with self._turns:
+            self._leave_core()
+            self._compute(spans)
+
+    def _leave_core(self) -> None:
+        """To an engine that loads, as long as it does."""
+        if self._turns.is_loading != self._leaves_core and not self._state.config.exact:
+            self._leaves_core = not self._leaves_core
+            self._state.backend.leave_cores(int(self._leaves_core))
+
+    def _compute(self, spans: list[Span]) -> None:
+        """Evaluate what is planned, and what of media and vectors has its turn in this step."""
+        state = self._state
         is_read = any(slot.run.next_token is not None for slot in state.running)
         if spans:
             if any(slot.run.is_replaying for slot in state.running):
                 answers.add_known_tokens(state, spans)
             if state.speculation.is_on:
                 state.speculation.extend(spans, state.slots)
-            if state.is_changed:
-                self._flush()  # a long batch must not hide that a slot is at work
             self._n_rows = sum(map(len, spans))
             started = state.clock()
             self._evaluation.evaluate(spans)

@@ -72,6 +72,7 @@ class EngineConfig:
     `cache_ram` (MiB; None: a part of the free memory, -1: no limit) and `cache_disk` (a folder, of at most
     `cache_disk_mib`) take what leaves the KV cache. With `slot_files` slots may be saved to files. Models whose state
     can't be cut keep up to `n_checkpoints` copies of it for each slot, `checkpoint_step` tokens apart.
+    `turns` is the file of the turns that engines on the same cores take (`seam.turns`), "" for an engine alone.
     `embeddings`: their context is made at start, not at the first request. Tokens of streams may wait for
     `stream_interval_s` seconds to be sent together.
     """
@@ -113,6 +114,7 @@ class EngineConfig:
     fit_target: tuple[int, ...] = ()
     fit_ctx: int = 4096
     rpc: tuple[str, ...] = ()
+    turns: str = ""
     spec: SpecConfig = field(default_factory=SpecConfig)
     mmproj: str = ""
     mmproj_params: dict[str, Any] = field(default_factory=dict)

@@ -191,6 +191,9 @@ class Backend(Protocol):
     def decode(self, spans: Sequence[Span]) -> int:
         """Evaluate the rows; a `DECODE_*` code, negative for errors. After errors the caller trims sequences."""
 
+    def leave_cores(self, n: int) -> None:
+        """Decode with `n` threads less than configured from now on, with one at least."""
+
     def abort(self) -> None:
         """From any thread: let a running `decode` end soon with DECODE_ABORTED, where the backend can."""
 

@@ -437,3 +437,55 @@ def test_starting_many_tasks_takes_no_longer_than_a_reader_can_wait():
     assert max(gaps_of(d, reader, lambda: all(d.outcomes[task].pieces for task in tasks))) <= 170
     d.finish()
     assert [d.text(task) for task in tasks] == [alone(f"{i} a short question", 20) for i in range(8)]
+
+
+# ---- beside engines of other models ----------------------------------------------------------------------------------
+
+
+class Shared:
+    """Turns that are shared with another engine, which loads or doesn't."""
+
+    are_shared = True
+    is_loading = False
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def beside_another(d: Driver) -> Shared:
+    d.scheduler._turns = d.scheduler._batching._turns = shared = Shared()
+    return shared
+
+
+@pytest.mark.covers("D19")
+def test_beside_another_engine_a_prompt_is_read_in_steps_of_one_stall():
+    d = slow_driver(machine=Machine(row=1, cell=0, fixed=0, noise=0), max_stall_ms=100, n_ubatch=256)
+    beside_another(d)
+    task = d.post("a" * 2000, n_predict=3)
+    d.finish()
+    assert max(d.backend.prompt_ms[1:]) <= 125
+    assert d.text(task) == alone("a" * 2000, 3)
+
+
+def test_a_core_is_left_to_an_engine_that_loads_and_taken_back():
+    d = slow_driver()
+    told = []
+    d.backend.leave_cores = told.append
+    shared = beside_another(d)
+    reading(d)
+    assert told == []
+    shared.is_loading = True
+    d.step(3)
+    assert told == [1]
+    shared.is_loading = False
+    d.step(3)
+    assert told == [1, 0]
+
+
+def test_exact_answers_keep_their_number_of_threads():
+    d = slow_driver(exact=True)
+    d.backend.leave_cores = lambda n: pytest.fail("sums of other parts round differently")
+    beside_another(d).is_loading = True
+    d.post("once", n_predict=3)
+    d.finish()

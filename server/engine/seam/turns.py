@@ -1,0 +1,159 @@
+"""Turns: engines of one server that share cores compute one after the other.
+
+Runs on the engine's thread in each engine process. llama.cpp's compute threads wait for each other by spinning, several
+hundred times per token. Two engines with a thread per core each compete for every core: the system may put both threads
+of one engine on the same core, and then each wait lasts a time slice of the scheduler. On 2 cores that was 3 s per
+token. So an engine holds a lock while it computes. Once it has seen that another engine computes too, its steps take
+`--max-stall-ms` at most.
+
+Loading a model keeps one core busy for a second or more, and no step can wait that long. The loading engine holds a
+third lock, and the engines that compute use one thread less meanwhile.
+
+Each lock is a byte of one file: the system releases it when the process ends, however it ends. The second byte is the
+door. The engine that waits for the cores holds it, so the engine that had the cores last can't take them again first.
+
+Not taken: a blocking lock (an engine that hangs would stop all others until it is killed) and a semaphore (a killed
+engine would keep it).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from server.engine.seam.config import EngineConfig, threads_and_cores
+
+DOOR, CORES, LOADING, OWNER = 0, 1, 2, 3
+"""Places in the file: three locks, and behind them who has had the cores last, as 8 bytes."""
+
+ANNOUNCE_S = 0.05
+"""How long a load tries to announce itself: others look at that lock for microseconds."""
+
+WAIT_S = 2.0
+"""How long an engine waits for its turn: longer than a step of another, shorter than one that hangs."""
+
+POLL_S = 0.0002
+FLAGS = os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+"""O_CREAT: some systems clean their temporary folder while the server runs."""
+
+SHARED_S = 1.0
+"""So long after another engine's turn the cores count as shared."""
+
+
+class Turns:
+    """A context manager: inside of it no other engine computes that has the same file, unless one hangs.
+
+    `path` "" is an engine alone, which never waits. OSError if the file can't be opened."""
+
+    def __init__(
+        self,
+        path: str,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        owner: int = os.getpid(),
+    ) -> None:
+        self._file = os.open(path, FLAGS, 0o600) if path else -1
+        self._clock = clock
+        self._sleep = sleep
+        self._owner = owner.to_bytes(8, "little")
+        self._t_other = -SHARED_S
+        self._is_mine = False
+        self._wait_s = WAIT_S
+
+    @property
+    def are_shared(self) -> bool:
+        """Whether another engine has computed within the last second."""
+        return self._file >= 0 and self._clock() - self._t_other < SHARED_S
+
+    @property
+    def is_loading(self) -> bool:
+        """Whether another engine loads its model now."""
+        if self._file < 0:
+            return False
+        if not _lock(self._file, LOADING):
+            return True
+        _unlock(self._file, LOADING)
+        return False
+
+    def __enter__(self) -> None:
+        if self._file < 0:
+            return
+        t_end = self._clock() + self._wait_s
+        if self._wait_for(DOOR, t_end):
+            self._is_mine = self._wait_for(CORES, t_end)
+            _unlock(self._file, DOOR)
+        # behind an engine that hangs one wait is enough
+        self._wait_s = WAIT_S if self._is_mine else 0.0
+        self._look_who_was_here()
+
+    def __exit__(self, *_: object) -> None:
+        if self._is_mine:
+            self._is_mine = False
+            _unlock(self._file, CORES)
+
+    def _wait_for(self, place: int, t_end: float) -> bool:
+        while not _lock(self._file, place):
+            if self._clock() >= t_end:
+                return False
+            self._sleep(POLL_S)
+        return True
+
+    @contextlib.contextmanager
+    def announced(self) -> Iterator[None]:
+        """While this engine loads its model: from the end of another's step on, so that all that follow know of it. Of
+        several loads at once the first is announced."""
+        is_told = self._file >= 0 and self._wait_for(LOADING, self._clock() + ANNOUNCE_S)
+        with self:
+            pass
+        try:
+            yield
+        finally:
+            if is_told:
+                _unlock(self._file, LOADING)
+
+    def _look_who_was_here(self) -> None:
+        os.lseek(self._file, OWNER, os.SEEK_SET)
+        before = os.read(self._file, 8)
+        if before == self._owner:
+            return
+        if before:
+            self._t_other = self._clock()
+        os.lseek(self._file, OWNER, os.SEEK_SET)
+        os.write(self._file, self._owner)
+
+
+def turns_of(config: EngineConfig) -> Turns:
+    """Those of an engine; two that have cores enough for both don't take turns."""
+    n_threads, n_cores = threads_and_cores(config)
+    return Turns(config.turns if 2 * n_threads > n_cores else "")
+
+
+if os.name == "nt":  # pragma: no cover
+    import msvcrt
+
+    def _lock(file: int, place: int) -> bool:
+        os.lseek(file, place, os.SEEK_SET)
+        try:
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+        except OSError:
+            return False
+        return True
+
+    def _unlock(file: int, place: int) -> None:
+        os.lseek(file, place, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_UNLCK, 1)  # type: ignore[attr-defined]
+
+else:
+    import fcntl
+
+    def _lock(file: int, place: int) -> bool:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def _unlock(file: int, place: int) -> None:
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, place)
