@@ -297,7 +297,7 @@ def test_a_folder_has_no_more_modules_than_one_can_keep_in_mind(folder: str):
 
 def test_the_architecture_page_has_a_row_for_each_folder():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    listed = re.findall(r"(?m)^\| `([\w/]+)` \|", page.split("## The rooms")[1].split("\n## ")[0])
+    listed = re.findall(r"(?m)^\| `([\w/]+)` \|", page.split("## The folders")[1].split("\n## ")[0])
     assert sorted(listed) == sorted(folder.replace(".", "/") for folder in folders())
 
 
