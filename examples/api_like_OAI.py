@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""OpenAI's chat and text completions over POST /completion, as a small server of its own (stdlib only).
+"""A small server with OpenAI's chat and text completions, which it sends on as POST /completion (stdlib only).
 
-For clients of the 2024 example with the same name: models without a chat template, with the role names given
-as options. The main server answers `/v1/chat/completions` itself; use that unless you need these options.
-Threads: one per connection. Way not taken: Flask and requests, which the first version needed.
+For clients of the 2024 example with the same name. It is for models without a chat template; role names are options.
+The main server answers `/v1/chat/completions` itself; use that unless you need these options.
+
+One thread per connection. Way not taken: Flask and requests, which the 2024 example needed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-COPIED = (
+COPIED = (  # fields with the same name and meaning in both interfaces
     "temperature",
     "top_k",
     "top_p",
@@ -31,12 +32,12 @@ COPIED = (
 )
 CHAT_PATHS = ("/chat/completions", "/v1/chat/completions")
 TEXT_PATHS = ("/completions", "/v1/completions")
-MAX_BODY = 64 << 20
+MAX_BODY = 64 << 20  # bytes
 TIMEOUT_S = 600
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options; `\\n` in names and prompt means a line break."""
+    """The options; in names and prompt, `\\n` becomes a line break."""
     parser = argparse.ArgumentParser(description="OpenAI-like API in front of a server with /completion.")
     add = parser.add_argument
     add(
@@ -71,7 +72,7 @@ def text_of(content: object) -> str:
 
 
 def chat_prompt(messages: list[dict[str, object]], options: argparse.Namespace) -> str:
-    """All messages as one text that ends where the assistant's answer begins."""
+    """All messages as one prompt that ends where the answer begins."""
     before = {"system": options.system_name, "user": options.user_name, "assistant": options.ai_name}
     prompt = options.chat_prompt
     for message in messages:
@@ -83,7 +84,7 @@ def chat_prompt(messages: list[dict[str, object]], options: argparse.Namespace) 
 
 
 def native_body(body: dict[str, object], options: argparse.Namespace, is_chat: bool) -> dict[str, object]:
-    """The request for /completion."""
+    """OpenAI's body as a body for /completion."""
     native = {name: body[name] for name in COPIED if body.get(name) is not None}
     native["prompt"] = chat_prompt(body["messages"], options) if is_chat else body["prompt"]
     if body.get("max_tokens") is not None:
@@ -96,12 +97,12 @@ def native_body(body: dict[str, object], options: argparse.Namespace, is_chat: b
 
 
 def finish_reason(answer: dict[str, object]) -> str:
-    """`stop` where the text ended by itself."""
+    """`stop` if the model ended the text or a stop word was found, else `length`."""
     return "stop" if answer.get("stopped_eos") or answer.get("stopped_word") else "length"
 
 
 def whole_answer(answer: dict[str, object], is_chat: bool) -> dict[str, object]:
-    """OpenAI's object for a finished completion."""
+    """OpenAI's object for an answer of /completion."""
     n_prompt, n_predicted = answer["tokens_evaluated"], answer["tokens_predicted"]
     choice: dict[str, object] = {"index": 0, "finish_reason": finish_reason(answer)}
     if is_chat:
@@ -120,7 +121,7 @@ def whole_answer(answer: dict[str, object], is_chat: bool) -> dict[str, object]:
 
 
 def stream_chunks(answers: Iterator[dict[str, object]], is_chat: bool) -> Iterator[dict[str, object]]:
-    """OpenAI's chunks for the chunks of /completion."""
+    """OpenAI's chunks for a stream of /completion."""
     head = {
         "id": "chatcmpl" if is_chat else "cmpl",
         "created": int(time.time()),
@@ -139,13 +140,13 @@ def stream_chunks(answers: Iterator[dict[str, object]], is_chat: bool) -> Iterat
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection; `server.options.parser` are the options."""
+    """One connection; `server.options` has the options."""
 
     protocol_version = "HTTP/1.1"
     timeout = TIMEOUT_S
 
     def do_POST(self) -> None:
-        """Both kinds of completion."""
+        """Answers both kinds of completion."""
         path = self.path.partition("?")[0]
         key = self.server.options.api_key
         given = self.headers.get("Authorization", "").removeprefix("Bearer").strip()
@@ -196,7 +197,7 @@ class Handler(BaseHTTPRequestHandler):
     def _stream(self, chunks: Iterator[dict[str, object]]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Connection", "close")  # its end is the connection's: no length is known
+        self.send_header("Connection", "close")  # the length is unknown, so closing the connection ends the body
         self.end_headers()
         for chunk in chunks:
             self.wfile.write(f"data: {json.dumps(chunk)}\n\n".encode())
@@ -214,14 +215,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def data_lines(lines: Iterator[bytes]) -> Iterator[dict[str, object]]:
-    """The objects of the `data:` lines of a stream."""
+    """Yields the objects of a stream's `data:` lines."""
     for line in lines:
         if line.startswith(b"data: "):
             yield json.loads(line[6:])
 
 
 class Server(ThreadingHTTPServer):
-    """The listening server with its options."""
+    """The HTTP server, with its options."""
 
     daemon_threads = True
 

@@ -1,10 +1,11 @@
 // A chat in the terminal over POST /completion. Node 16 or later, no packages.
 //   node chat.mjs [--grammar FILE | --grammar-json-schema FILE [--grammar-json-schema-prop-order a,b,c]]
 //                 [--no-cache-prompt] [--n-predict N]
-// API_URL (http://127.0.0.1:8080) says where the server is, API_KEY its key if it wants one.
+// Environment: API_URL (http://127.0.0.1:8080), API_KEY (if the server wants a key).
 //
-// The instruction's length from /tokenize becomes n_keep, so a full context forgets old answers first; the slot of
-// the first answer is kept, so that only what is new has to be read. `node:http` because Node 16 has no fetch.
+// n_keep is the number of the instruction's tokens, so a full context drops the oldest turns first and keeps the
+// instruction. All questions use the slot of the first answer, so the server computes only the new tokens. Node 16 has no
+// fetch, hence `node:http`.
 
 import http from 'node:http';
 import https from 'node:https';
@@ -35,7 +36,7 @@ function grammar() {
   return converter.formatGrammar();
 }
 
-// POST `body`; resolves to the answer's stream once its head is here.
+// POST `body`; resolves to the response once its head has arrived.
 function post(path, body) {
   const headers = { 'Content-Type': 'application/json' };
   if (process.env.API_KEY) headers.Authorization = `Bearer ${process.env.API_KEY}`;
@@ -54,7 +55,7 @@ async function read(response) {
   return answer;
 }
 
-// The objects of the `data:` lines of a stream.
+// Yields the objects of a stream's `data:` lines.
 async function* chunks(response) {
   let rest = '';
   for await (const part of response.setEncoding('utf-8')) {

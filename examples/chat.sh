@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # A chat in the terminal over POST /completion. Needs bash, curl and jq.
-#   bash chat.sh          API_URL (http://127.0.0.1:8080) says where the server is, API_KEY its key if it wants one
-# The dialogue stays in CHAT; n_keep keeps the instruction when the context overflows, and the slot is kept from one
-# question to the next, so that only what is new has to be read.
+#   bash chat.sh          environment: API_URL (http://127.0.0.1:8080), API_KEY (if the server wants a key)
+# CHAT holds the dialogue. With n_keep the instruction stays when the context overflows. All questions use the same slot,
+# so the server computes only the new tokens.
 set -euo pipefail
 
 API_URL="${API_URL:-http://127.0.0.1:8080}"
@@ -19,7 +19,7 @@ CHAT=(
 )
 ID_SLOT=-1
 
-post() {  # path; the body comes on stdin
+post() {  # path; the body is on stdin
     curl --silent --show-error --no-buffer --fail-with-body "${HEADERS[@]}" --data-binary @- "$API_URL$1"
 }
 
@@ -39,13 +39,13 @@ ask() {  # question
             prompt: ., temperature: 0.2, top_k: 40, top_p: 0.9, n_predict: $n_predict, n_keep: $n_keep,
             slot_id: $id_slot, cache_prompt: true, stop: ["\n### Human:"], stream: true}')"
     while IFS= read -r line; do
-        if [[ "$line" == "{"* ]]; then      # an error comes as plain JSON
+        if [[ "$line" == "{"* ]]; then      # an error is plain JSON
             printf 'error: %s\n' "$(jq --raw-output '.error.message' <<<"$line")" >&2
             return 1
         fi
         [[ "$line" == "data: "* ]] || continue
         data="${line#data: }"
-        # the dot keeps line breaks at the end of a piece from being cut off by $( )
+        # $( ) would cut line breaks at the end of a piece; the dot protects them
         piece="$(jq --raw-output --join-output '.content + "."' <<<"$data")"
         piece="${piece%.}"
         printf '%s' "$piece"

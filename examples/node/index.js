@@ -1,5 +1,5 @@
 // The smallest client: one prompt, one answer. Node 18 or later, no packages.
-//   node index.js ["prompt"]          API_URL (http://127.0.0.1:8080) says where the server is
+//   node index.js ["prompt"]          environment: API_URL (http://127.0.0.1:8080)
 
 const apiUrl = (process.env.API_URL ?? 'http://127.0.0.1:8080').replace(/\/+$/, '');
 const prompt = process.argv[2] ?? 'Building a website can be done in 10 simple steps:';
