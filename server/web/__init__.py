@@ -1,1 +1,1 @@
-"""Bytes and HTTP: sockets, request heads and bodies, routes, files, keys. No word about models in here."""
+"""The HTTP edge: sockets, request heads and bodies, routes, static files, API keys. It knows nothing about models."""

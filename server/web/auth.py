@@ -1,7 +1,7 @@
-"""Who may ask: API keys, the Host header (DNS rebinding), the Origin header (CORS and cross-site writes).
+"""Access control: API keys, the Host header (DNS rebinding), the Origin header (CORS and cross-site writes).
 
-Pure decisions over header values, called by connection threads; `httpd` turns a refusal into an answer.
-Immutable except for `KeyRing.replace`, which swaps one reference."""
+Connection threads call these functions. They decide from header values alone and raise `ApiError`; `connection.py`
+writes the answer. Everything is immutable except for `KeyRing`, whose `replace` swaps its table of keys."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from server.web.http1.head import Headers
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 EXPOSED_HEADERS = "X-Request-Id, Request-Id, Retry-After, X-Queue-Position, X-Warnings"
 DEFAULT_ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key, X-Request-Id"
-LIMITED = re.compile(r"(\s+models=)")
+LIMITED = re.compile(r"(\s+models=)")  # in a line of the key file: the key's list of models follows
 HEADER_LIST = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z, ]{1,2000}")
 
 
 @record(frozen=True)
 class Grant:
-    """A key, the models that it may use by their names (None: all), and whether it may fetch and remove models."""
+    """An API key, the names of the models it may use (None: all), and whether it may download and remove models."""
 
     key: str
     models: frozenset[str] | None = None
@@ -33,8 +33,8 @@ class Grant:
 
 
 class KeyRing:
-    """The accepted API keys, kept as SHA-256 digests, and what each may. Without any but an admin's everybody is
-    served."""
+    """The accepted API keys, kept as SHA-256 digests, and what each of them allows. If there are no keys, or only
+    admins' keys, requests need no key."""
 
     def __init__(self, keys: Iterable[str | Grant] = ()) -> None:
         self._grants: dict[bytes, Grant] = {}
@@ -42,8 +42,8 @@ class KeyRing:
         self.replace(keys)
 
     def replace(self, keys: Iterable[str | Grant]) -> None:
-        """New keys for all requests from now on; empty ones are dropped. What is said of one key several times adds
-        up."""
+        """Use these keys from now on. Empty keys are dropped. If a key occurs several times, it has all rights that
+        any of its grants has."""
         grants: dict[bytes, Grant] = {}
         for given in keys:
             grant = Grant(given) if isinstance(given, str) else given
@@ -54,20 +54,20 @@ class KeyRing:
         self._by_id = {digest.hex()[:12]: grant for digest, grant in grants.items()}
 
     def __len__(self) -> int:
-        """How many keys there are besides admins': 0 is a server for everybody."""
+        """The number of keys that aren't admins'. At 0, requests need no key."""
         return sum(not grant.is_admin for grant in self._grants.values())
 
     def check(self, headers: Headers) -> str:
-        """The id of the key that came as `Authorization: Bearer K`, `Authorization: K` or `X-Api-Key: K` (""
-        if none is needed); ApiError 401. Takes the same time whichever key is right and however much of
-        it."""
+        """The id of the request's key, "" if the request has none and needs none; ApiError 401 otherwise. The key
+        comes as `Authorization: Bearer K`, `Authorization: K` or `X-Api-Key: K`. The comparison takes the same time
+        for every key, right or wrong."""
         found = self.find(headers)
         if not found and len(self):
             raise ApiError(401, "Invalid API Key", headers={"WWW-Authenticate": "Bearer"})
         return found
 
     def find(self, headers: Headers) -> str:
-        """The same where no key is needed: "" for none, or one that isn't known."""
+        """The id of the request's key; "" if the request has no key or an unknown one."""
         grants = self._grants
         found = ""
         for candidate in _candidates(headers) if grants else ():
@@ -78,7 +78,8 @@ class KeyRing:
         return found
 
     def may_use(self, key_id: str, names: Iterable[str]) -> bool:
-        """Whether a key may use the model of these names. Where keys are limited to models, nobody may without one."""
+        """Whether a key may use the model with these names. As soon as one key is limited to models, a request without
+        a key may use no model."""
         grants = self._by_id
         grant = grants.get(key_id)
         if grant is None:
@@ -86,7 +87,7 @@ class KeyRing:
         return grant.models is None or not grant.models.isdisjoint(names)
 
     def is_admin(self, key_id: str) -> bool:
-        """Whether a key may fetch and remove models."""
+        """Whether a key may download and remove models."""
         grant = self._by_id.get(key_id)
         return grant is not None and grant.is_admin
 
@@ -109,8 +110,8 @@ def _candidates(headers: Headers) -> list[str]:
 
 
 def read_key_file(path: Path) -> list[Grant]:
-    """One key per line, behind it `models=A,B` if it may use only these; blank lines, lines that begin with #, spaces
-    around, any line ends and a BOM don't matter."""
+    """Read a key file: one key per line, followed by `models=A,B` if it may use only these models. Blank lines, lines
+    that begin with #, spaces around a line, the kind of line end, and a BOM are ignored."""
     lines = (line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines())
     return [_grant(line) for line in lines if line and not line.startswith("#")]
 
@@ -121,7 +122,7 @@ def _grant(line: str) -> Grant:
 
 
 def forbidden(message: str) -> ApiError:
-    """Not a matter of keys: 403."""
+    """An ApiError 403: no API key would help."""
     return ApiError(403, message, type="permission_error")
 
 
@@ -136,52 +137,52 @@ def is_loopback(host: str) -> bool:
 
 
 def split_host(authority: str) -> str:
-    """`Localhost:8080` -> `localhost`, `[::1]:80` -> `::1`; "" if it is neither."""
+    """`Localhost:8080` -> `localhost`, `[::1]:80` -> `::1`; "" for anything malformed."""
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:@/]+))(?::[0-9]{0,5})?", authority.strip())
     return (match[1] or match[2]).lower().rstrip(".") if match else ""
 
 
 @record(frozen=True)
 class HostPolicy:
-    """A web page may point its own name at 127.0.0.1 and then read what only local users should (DNS
-    rebinding): a server bound to loopback therefore answers only to local names. `enforced` is false for wide
-    binds."""
+    """The check of the Host header. A web page may point its own domain at 127.0.0.1 and then read what only local
+    users should read (DNS rebinding). So a server that listens on loopback only (`enforced`) accepts only local names
+    and the `allowed` ones."""
 
     enforced: bool
     allowed: frozenset[str] = frozenset()
 
     @classmethod
     def for_bind(cls, hosts: Collection[str], extra: Iterable[str] = ()) -> HostPolicy:
-        """For a server that listens on `hosts`. `extra`: further names, for example of a reverse proxy; `*` switches
-        the check off."""
+        """The policy of a server that listens on `hosts`. `extra` are further allowed names, for example of a reverse
+        proxy; `*` switches the check off."""
         names = frozenset(name.lower() for name in extra)
         addresses = [host for host in hosts if not host.endswith(".sock")]  # no browser speaks to a UNIX socket
         is_local = bool(addresses) and all(map(is_loopback, addresses))
         return cls(is_local and "*" not in names, names | {host.lower() for host in hosts})
 
     def check(self, host: str | None) -> None:
-        """ApiError 403 for a Host header that names somebody else; HTTP/1.0 may come without (browsers
-        don't)."""
+        """ApiError 403 if `host`, the Host header, is not an allowed name. HTTP/1.0 requests may have no Host header;
+        browsers always send one."""
         if not self.enforced or host is None:
             return
         name = split_host(host)
         if not (is_loopback(name) or name in self.allowed):
             raise forbidden(
-                f"The Host name {name[:64]!r} is not served here: ask for localhost, or start the server with "
+                f"The Host name {name[:64]!r} is not allowed: use localhost, or start the server with "
                 f"--allowed-hosts and this name. A proxy should pass on the name that its clients use (nginx: "
-                f"proxy_set_header Host $http_host), and --allowed-hosts should have that."
+                f"proxy_set_header Host $http_host); allow that name."
             )
 
 
 @record(frozen=True)
 class CorsPolicy:
-    """Which web pages may read our answers: same origin, pages of this machine, and `origins` (`*` for
+    """Which web pages may read our answers: pages of the same origin, pages of this machine, and `origins` (`*`:
     all)."""
 
     origins: frozenset[str] = frozenset()
 
     def allows(self, origin: str, host: str | None) -> bool:
-        """`origin` as `scheme://host[:port]`; `host` is the Host header of the same request."""
+        """Whether pages of `origin` (`scheme://host[:port]`) may read answers. `host` is the request's Host header."""
         if "*" in self.origins or origin in self.origins:
             return True
         _, separator, authority = origin.partition("://")
@@ -190,17 +191,17 @@ class CorsPolicy:
         return authority.lower() == (host or "").lower() or is_loopback(split_host(authority))
 
     def check(self, method: str, headers: Headers, host: str | None) -> None:
-        """ApiError 403 for a request of a foreign page that could change something: browsers send it without
-        asking first when it looks like a form."""
+        """ApiError 403 if a page of a foreign origin sent a request that may change something. Browsers send such a
+        request without a preflight if it looks like a form."""
         origin = headers.get("origin")
         if method in SAFE_METHODS or origin is None or self.allows(origin, host):
             return
-        # Pages can't forge this one. It helps behind a proxy that puts its own name into Host.
+        # Pages can't forge Sec-Fetch-Site. It is needed behind a proxy that writes its own name into Host.
         if headers.get("sec-fetch-site") != "same-origin":
-            raise forbidden("Pages of this origin may not write here; allow the origin.")
+            raise forbidden("Pages of this origin may not send such requests; allow the origin with --cors-origins.")
 
     def headers(self, origin: str | None, host: str | None) -> dict[str, str]:
-        """For every answer."""
+        """The CORS headers of every answer."""
         if "*" in self.origins:
             return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": EXPOSED_HEADERS}
         if origin is None or not self.allows(origin, host):
@@ -213,7 +214,7 @@ class CorsPolicy:
         }
 
     def preflight(self, request_headers: Headers, methods: list[str]) -> dict[str, str]:
-        """In addition, for OPTIONS."""
+        """The additional headers of the answer to OPTIONS."""
         origin, host = request_headers.get("origin"), request_headers.get("host")
         if origin is None or not self.allows(origin, host):
             return {}

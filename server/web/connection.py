@@ -1,9 +1,8 @@
-"""One client connection on its own thread: read a request, admit it, run its handler, write the answer,
-again.
+"""One client connection on its own thread: read a request, check it, run its handler, write the answer, repeat.
 
-`BaseHTTPRequestHandler` gives the loop (`handle`) and the Date format. Reading and writing are ours: its
-parser is lax, it ignores `Transfer-Encoding`, it answers errors in HTML, and each of its writes is a packet.
-The order of checks is cheapest first, and everything that can refuse a request comes before its body is read.
+Only the loop (`handle`) and the Date format come from `BaseHTTPRequestHandler`. Its reading and writing are not used:
+its parser is lax, it ignores `Transfer-Encoding`, it answers errors in HTML, and it sends a packet for each write.
+Cheap checks come first. Every check that needs only the head is done before the body is read.
 """
 
 from __future__ import annotations
@@ -53,15 +52,15 @@ STREAM_HEADERS = {"Content-Type": EVENT_STREAM, "Cache-Control": "no-cache", "X-
 STOPPING = "The server is stopping."
 STATUS_WITHOUT_BODY = frozenset((204, 304))
 STATIC_METHODS = ("GET", "HEAD")
-SMALL_ANSWER = 1 << 16  # bytes; what is written at once isn't counted
+SMALL_ANSWER = 1 << 16  # bytes; answers up to this size aren't counted in the memory budget
 LAST_CHUNK = b"0\r\n\r\n"
 
 
 @record(frozen=True)
 class AccessRecord:
-    """One answered request, for the access log. `n_bytes` were sent, `seconds` passed since its head was
-    complete; `complete` is false when the client left before the end. The path comes without its query, which
-    may hold secrets; it and the method are "" for a head that could not be read."""
+    """One answered request, for the access log. `n_bytes` is the size of the answer, `seconds` the time since the
+    request head was complete. `complete` is false if the client left before the end. `path` has no query, which may
+    hold secrets. `method` and `path` are "" if the head could not be read."""
 
     id: str
     client: str
@@ -75,8 +74,7 @@ class AccessRecord:
 
 @record
 class Exchange:
-    """One request and its answer on the way. Lives only as long as both, so nothing of it stays on the
-    connection."""
+    """One request and its answer. All state of a request is here, so that none of it stays on the connection."""
 
     head: Head
     id: str
@@ -85,10 +83,10 @@ class Exchange:
     query: dict[str, str] = field(default_factory=dict)
     host: str | None = None
     framing: Framing = UNKNOWN_BODY
-    """Of what is still unread of the request."""
+    """How the unread part of the request is delimited."""
     presence: Presence = field(default_factory=Presence)
     endings: list[Callable[[], None]] = field(default_factory=list)
-    """What its handler wants done once the answer is written."""
+    """What the handler wants to be called once the answer has been written."""
     keep_alive: bool = False
     status: int = CLIENT_CLOSED
     n_bytes: int = 0
@@ -98,7 +96,7 @@ class Exchange:
 
 @record
 class StartedStream:
-    """An `EventStream` whose first chunk has been fetched (b"" if it ended at once)."""
+    """An `EventStream` whose first chunk has been fetched (b"" if the stream is empty)."""
 
     status: int
     headers: dict[str, str]
@@ -108,9 +106,9 @@ class StartedStream:
 
 @record(eq=False)
 class Connection:
-    """The server's entry for one connection. `sock` is replaced by the connection's thread when TLS starts,
-    `is_idle` (it waits for a request, so `stop` may cut it at once) and `t_silent` (since when there has been no
-    whole request head, None while a request is served) are protected by the server's lock."""
+    """The server's entry for one connection. The connection's thread replaces `sock` when TLS starts. The server's lock
+    protects `is_idle` (the connection waits for a request, so `stop` may cut it at once) and `t_silent` (the time since
+    which the client has sent no whole request head; None while a request is served)."""
 
     sock: socket.socket
     client: str
@@ -120,7 +118,7 @@ class Connection:
 
 
 class SharedState(Protocol):
-    """What all connections share; the server (`httpd.WebServer`) has it."""
+    """What all connections share: the attributes of `httpd.WebServer`."""
 
     limits: Limits
     budget: Budget
@@ -139,17 +137,17 @@ class SharedState(Protocol):
     is_winding_down: bool
 
     def set_idle(self, entry: Connection, is_idle: bool) -> bool:
-        """Note whether a connection waits for a request; False if it need not wait any more."""
+        """Note whether a connection waits for a request. False if the server is stopping, so that none may come."""
 
     def set_served(self, entry: Connection) -> None:
-        """Note that a request has come."""
+        """Note that the connection has sent a request head."""
 
 
 NO_HEAD = Head("", "", (1, 1), Headers())
 
 
 class ConnectionHandler(BaseHTTPRequestHandler):
-    """`server` holds what all connections share, `entry` is this one's place in its books."""
+    """Serves one connection. `server` holds what all connections share, `entry` is the server's entry for this one."""
 
     server: SharedState  # type: ignore[assignment]
     server_version = "llama_srv"
@@ -159,12 +157,12 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         super().__init__(sock, client_address, server)  # type: ignore[arg-type]
 
     def setup(self) -> None:
-        """No `rfile` and `wfile`: they would buffer on their own account."""
+        """Replaces the standard library's `rfile` and `wfile`, which have buffers of their own."""
         self.wire = Wire(self.request, self.server.limits)
         self.must_linger = False
 
     def handle(self) -> None:
-        """All requests of this connection, pipelined ones too, one after the other."""
+        """Serve all requests of this connection one after the other, also pipelined ones."""
         try:
             if self.server.tls:
                 self.entry.sock = self.wire.start_tls(self.server.tls)
@@ -182,11 +180,11 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             raise ClientGone(error.message) from None
 
     def finish(self) -> None:
-        """Close the socket; after a refusal only when the client had time to read it."""
+        """Close the socket. After a refusal, first give the client time to read it."""
         self.wire.close(self.must_linger)
 
     def handle_one_request(self) -> None:
-        """Read, answer, log; `close_connection` stays true unless another request may follow."""
+        """Read, answer and log one request. `close_connection` stays true unless another request may follow."""
         self.close_connection = True
         if not self.server.set_idle(self.entry, True):
             return
@@ -217,7 +215,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         try:
             answer = self._answer(exchange)
             if isinstance(answer, Response):
-                # its handler is done, a stream may still look at the request
+                # The handler is done. (A stream may still read the request.)
                 exchange.share.keep(len(answer.body) if len(answer.body) > SMALL_ANSWER else 0)
             self._write(exchange, answer)
         finally:
@@ -228,16 +226,17 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             exchange.share.close()
             self._log(exchange)
         if exchange.keep_alive and exchange.framing.kind != "none":
-            self._read_body(exchange)  # a refused request's: dropped to get to the next one
+            self._read_body(exchange)  # the body of a refused request: dropped to reach the next request
 
     # -- from the request to an answer
 
     def _answer(self, exchange: Exchange) -> Response | StartedStream:
-        """What the handler answers, or the error answer in the route's shape; raises only ClientGone."""
+        """The handler's answer, or the error answer in the route's shape. Raises only ClientGone."""
         try:
             self._understand(exchange)
             if self.server.is_stopping:
-                raise ApiError(503, STOPPING, headers={"Retry-After": "1"})  # it came while idle connections ended
+                # The request came while `stop` was ending idle connections.
+                raise ApiError(503, STOPPING, headers={"Retry-After": "1"})
             return self._dispatch(exchange)
         except ApiError as fault:
             if fault.status == CLIENT_CLOSED:
@@ -249,13 +248,13 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             raise
         except Exception:
             get_logger("http").exception("request %s failed", exchange.id)
-            error = ApiError(500, f"Internal error; the log has it as request {exchange.id}.")
+            error = ApiError(500, f"Internal error; see request {exchange.id} in the server's log.")
         self.server.refusals.count(error.reason)
-        path = exchange.path or exchange.head.target.partition("?")[0]  # the head itself may be at fault
+        path = exchange.path or exchange.head.target.partition("?")[0]  # the path is "" if the target is malformed
         return error_response(error, self.server.router.error_shape(path))
 
     def _understand(self, exchange: Exchange) -> None:
-        """Framing, method, target and Host; ApiError."""
+        """Check framing, target, method, Host and Origin; ApiError."""
         head = exchange.head
         exchange.framing = body_framing(head, self.server.limits)
         authority, exchange.path, exchange.query = split_target(head.target)
@@ -263,7 +262,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         if exchange.host is None and head.version >= (1, 1):
             raise ApiError(400, "An HTTP/1.1 request needs a Host header.")
         if head.method not in METHODS:
-            raise ApiError(501, f"Method {head.method[:20]!r} is not known here.")
+            raise ApiError(501, f"The method {head.method[:20]!r} is not supported.")
         self.server.hosts.check(exchange.host)
         self.server.cors.check(head.method, head.headers, exchange.host)
 
@@ -285,7 +284,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         memory.use(exchange.share)
         exchange.presence = Presence(partial(self.server.watcher.watch, self.wire.sock), self.server.half_close)
         if head.method in METHODS_WITH_BODY:
-            exchange.presence.begin()  # others are answered at once
+            exchange.presence.begin()  # requests without a body are answered at once and not watched
         request = Request(
             head.method,
             exchange.path,
@@ -323,7 +322,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         return key_id
 
     def _options(self, exchange: Exchange) -> Response:
-        """Needs no key: browsers ask without one."""
+        """The answer to OPTIONS. It needs no API key: browsers send preflights without one."""
         methods = list(METHODS) if exchange.path == "*" else self.server.router.allowed(exchange.path)
         methods = methods or [*STATIC_METHODS, "OPTIONS"]
         preflight = self.server.cors.preflight(exchange.head.headers, methods)
@@ -336,7 +335,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
 
     def _check_length(self, exchange: Exchange, route: Route) -> None:
         if exchange.framing.kind == "none" and exchange.head.method in METHODS_WITH_BODY and not route.body_optional:
-            # What a client without Content-Length sends next could be its body: don't read it as a request.
+            # The client may send a body without a Content-Length: don't read that as the next request.
             exchange.framing = UNKNOWN_BODY
             raise ApiError(411, "The request needs a Content-Length, or a body in the chunked coding.")
 
@@ -365,7 +364,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             return False
         if framing.kind == "none":
             return True
-        # An unread body. A client that expects 100-continue may or may not send it after the refusal.
+        # The body is unread. A client that expects 100-continue may or may not send it after a refusal.
         small = framing.kind == "length" and framing.n_bytes <= self.server.limits.drain_bytes
         return small and "expect" not in exchange.head.headers
 
@@ -379,7 +378,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
 
     def _write_stream(self, exchange: Exchange, stream: StartedStream) -> None:
         is_chunked = exchange.head.version >= (1, 1)
-        exchange.keep_alive = exchange.keep_alive and is_chunked  # without chunks its end is the connection's
+        exchange.keep_alive = exchange.keep_alive and is_chunked  # without chunks, closing marks the end
         headers = STREAM_HEADERS | ({"Transfer-Encoding": "chunked"} if is_chunked else {})
         frame = frame_chunk if is_chunked else bytes
         writer = None
@@ -401,7 +400,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         except Exception as error:
             if isinstance(error, ApiError) and error.status == CLIENT_CLOSED:
                 raise ClientGone from None
-            # Without the last chunk the client sees that the answer is not whole.
+            # No last chunk is sent, so the client sees that the answer is cut off.
             exchange.keep_alive = False
             get_logger("http").exception("the stream of request %s failed", exchange.id)
         finally:
@@ -415,13 +414,13 @@ class ConnectionHandler(BaseHTTPRequestHandler):
             "Server": self.server_version,
             "Date": self.date_time_string(),
             "X-Request-Id": exchange.id,
-            "Request-Id": exchange.id,  # the name that clients of Anthropic's know
+            "Request-Id": exchange.id,  # the name that Anthropic's clients read
             **self.server.cors.headers(request_headers.get("origin"), exchange.host),
         }
         if not exchange.keep_alive:
             common["Connection"] = "close"
         else:
-            # Clients that know when we hang up don't send the next request into a closing connection.
+            # A client that knows the idle timeout doesn't send its next request into a closing connection.
             common["Keep-Alive"] = f"timeout={int(self.server.limits.idle_s)}"
             if exchange.head.version < (1, 1):
                 common["Connection"] = "keep-alive"
@@ -450,18 +449,18 @@ class ConnectionHandler(BaseHTTPRequestHandler):
 
 
 def request_id(head: Head) -> str:
-    """The client's own id if it is short and harmless in logs and headers, else a new one."""
+    """The client's X-Request-Id if it is short and safe in logs and headers, else a new random id."""
     given = head.headers.get("x-request-id", "")
     return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 def frame_chunk(data: bytes) -> bytes:
-    """One chunk of the chunked coding; nothing for b"", which would end the body."""
+    """`data` as one chunk of the chunked coding; b"" for b"", since an empty chunk would end the body."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
 def start_stream(answer: EventStream) -> StartedStream:
-    """Fetch the first chunk; what it raises is raised after the stream has been closed."""
+    """Fetch the first chunk. If that raises, close the stream first and raise again."""
     chunks = iter(answer.chunks)
     try:
         first = next(chunks, b"")
@@ -472,7 +471,7 @@ def start_stream(answer: EventStream) -> StartedStream:
 
 
 def close_chunks(chunks: Iterable[bytes]) -> None:
-    """Let a generator run its clean-up now, not when it is collected."""
+    """Run a generator's clean-up now, not when it is garbage-collected."""
     close = getattr(chunks, "close", None)
     if close:
         try:

@@ -1,9 +1,8 @@
-"""The server: listens, gives each connection a thread, counts them, and stops in order.
+"""The HTTP server: accepts connections, starts a thread for each, limits their number, and stops gracefully.
 
-Threads: `http-accept` runs the accept loop; each connection has one thread `http-N` (`connection.py`) that
-also runs the handler; `http-watcher` notices vanished clients. A thread per connection, bounded by
-`Limits.n_connections`, is the shape the stdlib gives; the way not taken is an event loop, which would need a
-second one for handlers."""
+The thread `http-accept` runs the accept loop. Each connection has one thread `http-N` (`connection.py`), which also
+runs the handlers. `http-watcher` detects clients that have left. `Limits.n_connections` bounds the number of threads.
+Not taken: an event loop. The handlers block, so they would need threads as well."""
 
 from __future__ import annotations
 
@@ -36,26 +35,28 @@ from server.web.static import StaticFiles
 from server.web.watcher import Watcher
 
 POLL_S = 0.25
-"""Of the accept loop: how long `stop` may wait for it, and how often refused sockets are tidied up."""
+"""Period of the accept loop: the longest time that `stop` waits for it, and how often refused sockets are closed."""
 REFUSED_KEEP_S = 1.0
+"""How long a refused connection is kept open, so that the client can read the refusal."""
 REFUSED_PART = 4
-"""So many connections for each refused one that is kept open, so that it can read why."""
+"""At most one refused connection is kept open for this many allowed connections."""
 TELL_S = 1.0
-"""Between two lines about connections that can't be accepted."""
+"""Least time between two log lines about connections that can't be accepted."""
 REFUSED_DROP_BYTES = 64 * 1024
+"""Bytes that are read and dropped from a refused connection before it is closed."""
 ANSWER_S = 2.0
-"""Patience with threads that have been given the end of their answer: long enough for a client that reads."""
+"""How long `stop` waits for threads that only have to send the end of their answer."""
 JOIN_S = 2.0
-"""Patience with threads whose sockets have been cut."""
+"""How long `stop` waits for threads whose sockets have been cut."""
 FULL = "Too many connections; try again."
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class WebServer(ThreadingHTTPServer):
-    """The stdlib server with its unsafe defaults overridden, and what all connections share."""
+    """The standard library's server with its unsafe defaults replaced, and the state that all connections share."""
 
     daemon_threads = True
-    block_on_close = False  # joined with a deadline by HttpServer.stop, not without one here
+    block_on_close = False  # HttpServer.stop joins the threads, with a deadline
 
     def __init__(
         self,
@@ -81,7 +82,7 @@ class WebServer(ThreadingHTTPServer):
         self.auth = auth
         self.static = static
         self.rate = rate
-        self.tls = tls  # of new connections; another certificate may take its place
+        self.tls = tls  # for new connections; replaced when the certificate is renewed
         self.access_log = access_log
         self.refusals = refusals
         self.half_close = half_close
@@ -93,13 +94,13 @@ class WebServer(ThreadingHTTPServer):
         self.connections: dict[socket.socket, Connection] = {}
         self._n_started = 0  # accept thread only
         self._refused: deque[tuple[float, socket.socket]] = deque()  # accept thread only
-        self._t_told = 0.0  # likewise
+        self._t_told = 0.0  # accept thread only
         self._must_end = threading.Event()
         super().__init__(("", 0), ConnectionHandler, bind_and_activate=False)  # type: ignore[arg-type]
-        self.socket.close()  # its own one, which is bound to nothing
+        self.socket.close()  # the base class makes a socket that isn't used
 
     def serve_forever(self, poll_interval: float = POLL_S) -> None:
-        """Accept thread: everything that comes on any of the listening sockets, until `shutdown`."""
+        """Accept thread: accept connections on all listening sockets until `shutdown`."""
         with selectors.DefaultSelector() as selector:
             for listener in self.listeners:
                 selector.register(listener, selectors.EVENT_READ)
@@ -109,14 +110,15 @@ class WebServer(ThreadingHTTPServer):
                 self.service_actions()
 
     def shutdown(self) -> None:
-        """End `serve_forever`, at once where shutting a listening socket wakes its selector (Linux), else soon."""
+        """End `serve_forever`: at once on Linux, where shutting down a listening socket wakes the selector; elsewhere
+        within `POLL_S`."""
         self._must_end.set()
         for listener in self.listeners:
             _shut(listener)
 
     def _accept(self, listener: Any) -> None:
-        """One connection. Out of descriptors somebody silent has to go, and this thread waits a moment, since the
-        listening socket stays readable."""
+        """Accept one connection. If the process is out of file descriptors, cut a silent connection, and wait a moment,
+        since the listening socket stays readable."""
         try:
             sock, address = listener.accept()
         except OSError as error:
@@ -131,7 +133,7 @@ class WebServer(ThreadingHTTPServer):
             self.shutdown_request(sock)
 
     def _make_room(self, error: OSError) -> None:
-        """Accept thread: the system gives no more descriptors."""
+        """Accept thread: close connections, since the process has no free file descriptor."""
         self._close_refused(0)
         with self.lock:
             self._cut_silent()
@@ -140,7 +142,7 @@ class WebServer(ThreadingHTTPServer):
             get_logger("http").error("no connection can be accepted: %s", error.strerror)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Accept thread: a thread for the connection, or the refusal."""
+        """Accept thread: start a thread for the connection, or refuse it."""
         entry = Connection(request, client_name(client_address), time.monotonic())
         with self.lock:
             is_welcome = not self.is_stopping and self._has_room()
@@ -161,18 +163,19 @@ class WebServer(ThreadingHTTPServer):
                 request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             entry.thread.start()
         except (OSError, RuntimeError):
-            # The client left already, or the system gives no more threads.
+            # The client has left already, or the system can't start another thread.
             with self.lock:
                 del self.connections[request]
             self._refuse(request, FULL)
 
     def _has_room(self) -> bool:
-        """Whether one more connection is welcome, with the lock held. If all places are taken, who has sent no whole
-        request head for longest has to go: otherwise silence would be the cheapest way to keep everybody out."""
+        """Whether there is room for one more connection; called with the lock held. If there is none, the connection
+        that has sent no whole request head for longest is cut. Otherwise silent connections could block the server."""
         return len(self.connections) < self.limits.n_connections or self._cut_silent()
 
     def _cut_silent(self) -> bool:
-        """Cut the connection that has sent no whole head for longest, with the lock held; False if there is none."""
+        """Cut the connection that has sent no whole request head for longest; called with the lock held. False if none
+        has been silent for `spare_s`."""
         silent = [(entry.t_silent, entry) for entry in self.connections.values() if entry.t_silent is not None]
         since, oldest = min(silent, key=itemgetter(0), default=(math.inf, None))
         if oldest is None or time.monotonic() - since < self.limits.spare_s:
@@ -182,7 +185,7 @@ class WebServer(ThreadingHTTPServer):
         return True
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Connection thread: everything, then sign off."""
+        """Connection thread: serve the connection, then remove its entry."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -190,19 +193,19 @@ class WebServer(ThreadingHTTPServer):
                 del self.connections[request]
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """Connection thread: the handler does its work in its constructor, as stdlib handlers do."""
+        """Connection thread: the constructor of a handler does all its work, as in the standard library."""
         ConnectionHandler(request, client_address, self, self.connections[request])
 
     def shutdown_request(self, request: Any) -> None:
-        """The handler has closed the connection, with TLS under another object."""
+        """The handler has closed the connection already (with TLS through another socket object)."""
         self.close_request(request)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A bug of ours, since the handler catches what clients and API handlers do."""
+        """Log a bug in the server: the handler catches all errors of clients and API handlers."""
         get_logger("http").exception("connection thread failed")
 
     def service_actions(self) -> None:
-        """Accept thread, between connections: close refused ones that had time to read why."""
+        """Accept thread: close refused connections whose clients have had time to read the refusal."""
         self._close_refused(max(self.limits.n_connections // REFUSED_PART, 1))
 
     def _close_refused(self, n_kept: int) -> None:
@@ -212,13 +215,13 @@ class WebServer(ThreadingHTTPServer):
             _close_refused(self._refused.popleft()[1])
 
     def server_close(self) -> None:
-        """Close the listening sockets and what is left of refused ones."""
+        """Close the listening sockets and all refused connections."""
         close_all(self.listeners)
         self._close_refused(0)
 
     def set_idle(self, entry: Connection, is_idle: bool) -> bool:
-        """Note whether a connection waits for a request (then `stop` cuts it at once); False if it has to
-        end."""
+        """Note whether a connection waits for a request (then `stop` cuts it at once). False if the server is
+        stopping."""
         with self.lock:
             entry.is_idle = is_idle
             if is_idle:
@@ -226,12 +229,12 @@ class WebServer(ThreadingHTTPServer):
             return not self.is_stopping
 
     def set_served(self, entry: Connection) -> None:
-        """Note that a request has come: from now on the connection isn't closed for others."""
+        """Note that a request head has come: the connection is no longer cut to make room for others."""
         with self.lock:
             entry.t_silent = None
 
     def _refuse(self, sock: socket.socket, message: str) -> None:
-        """Say 503 without ever waiting. Under TLS there is nobody to say it to yet."""
+        """Send 503 without waiting. With TLS send nothing, since there was no handshake yet."""
         error = ApiError(503, message, headers={"Retry-After": "1"}, reason="connections" if message == FULL else "")
         self.refusals.count(error.reason)
         try:
@@ -240,17 +243,17 @@ class WebServer(ThreadingHTTPServer):
                 sock.send(refusal_bytes(error))
             sock.shutdown(socket.SHUT_WR)
         except OSError:
-            pass  # it left
-        # Closing at once would reset the connection if the client has sent its request, and lose the answer.
+            pass  # the client has left
+        # If the client has sent its request, closing at once would reset the connection and lose the answer.
         self._refused.append((time.monotonic(), sock))
         self.service_actions()
 
 
 class HttpServer:
-    """Bound when constructed (clients may connect and wait), answering from `start()` to `stop()`.
+    """The constructor binds and listens, so clients can connect and wait. They are answered from `start` to `stop`.
 
-    `hosts` are names, addresses (IPv6 with or without brackets) or paths of UNIX sockets (`*.sock`), one may come
-    alone; port 0 picks a free one. BindError if one can't be had."""
+    `hosts` is one host or several: names, addresses (IPv6 with or without brackets) or paths of UNIX sockets
+    (`*.sock`). Port 0 picks a free port. BindError if the server can't listen on one of them."""
 
     def __init__(
         self,
@@ -292,22 +295,22 @@ class HttpServer:
 
     @property
     def port(self) -> int:
-        """The port really bound; 0 if there are only UNIX sockets."""
+        """The port that the server listens on; 0 if there are only UNIX sockets."""
         return self._port
 
     @property
     def urls(self) -> list[str]:
-        """Where a client on this machine reaches the server, without a slash at the end, for each host."""
+        """For each host the URL by which a client on this machine reaches the server, without a slash at the end."""
         return [self._url(host) for host in self.hosts]
 
     @property
     def url(self) -> str:
-        """The first of them."""
+        """The first of `urls`."""
         return self.urls[0]
 
     @property
     def socket_paths(self) -> list[str]:
-        """Files of the UNIX sockets that it listens on."""
+        """The paths of the UNIX sockets that the server listens on."""
         return [host for host in self.hosts if host.endswith(".sock")]
 
     def _url(self, host: str) -> str:
@@ -324,7 +327,7 @@ class HttpServer:
 
     @property
     def tls(self) -> ssl.SSLContext | None:
-        """The certificate for new connections, None without one."""
+        """The TLS context (certificate) for new connections; None without TLS."""
         return self._server.tls
 
     @tls.setter
@@ -333,25 +336,25 @@ class HttpServer:
 
     @property
     def n_connections(self) -> int:
-        """Open connections now."""
+        """The number of open connections."""
         return len(self._server.connections)
 
     def start(self) -> None:
-        """Begin to accept, on a thread of its own."""
+        """Start the accept thread."""
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_S,), name="http-accept", daemon=True
         )
         self._thread.start()
 
     def wind_down(self) -> None:
-        """From now on each answer is its connection's last; all else goes on. Clients that keep connections then learn
-        that this server goes, and don't send their next request into one that is being closed."""
+        """From now on close each connection after its next answer; serve as usual otherwise. So keep-alive clients
+        reconnect elsewhere and don't send a request into a connection that is being closed."""
         self._server.is_winding_down = True
 
     def stop(self, deadline_s: float = 10.0, conclude: Callable[[], None] | None = None) -> int:
-        """Accept no more, end idle connections, give running requests `deadline_s`. Then `conclude` has to see that
-        each of them gets the end of its answer; whose client doesn't take that in time is cut. The number cut.
-        Idempotent."""
+        """Stop accepting, end idle connections, and wait `deadline_s` for running requests. Then call `conclude`, which
+        must end the answers of those still running, and cut the connections whose clients don't read that end in time.
+        Returns the number of connections cut. Idempotent."""
         server = self._server
         with server.lock:
             server.is_stopping = server.is_winding_down = True
@@ -386,14 +389,14 @@ class HttpServer:
 
 
 def client_name(address: object) -> str:
-    """The peer's address for logs and fairness: no port, IPv4 also when it came through an IPv6 socket."""
+    """The peer's address without its port, for logs and fair shares; an IPv4 address also on an IPv6 socket."""
     if not isinstance(address, tuple):
         return "unix"
     return address[0].removeprefix("::ffff:")
 
 
 def refusal_bytes(error: ApiError) -> bytes:
-    """The answer to a connection that gets no thread."""
+    """The answer to a connection that is refused."""
     response = error_response(error)
     return (
         encode_head(
@@ -410,14 +413,14 @@ def refusal_bytes(error: ApiError) -> bytes:
 
 
 def _cut(sock: socket.socket) -> None:
-    """End a connection under its thread, which wakes up with an end of file or an error."""
+    """End a connection while its thread uses it. The thread wakes up with an end of file or an error."""
     _shut(sock)
     if os.name == "nt":
-        _close_quietly(sock)  # there, shutdown alone does not wake a waiting select
+        _close_quietly(sock)  # on Windows, shutdown alone does not wake a waiting select
 
 
 def _end_reading(sock: socket.socket) -> None:
-    """End a connection whose thread waits for a request. One that has come already can still be answered."""
+    """End a connection whose thread waits for a request. A request that has arrived already can still be answered."""
     if os.name == "nt":
         _cut(sock)
     else:
@@ -426,17 +429,17 @@ def _end_reading(sock: socket.socket) -> None:
 
 def _shut(sock: socket.socket, how: int = socket.SHUT_RDWR) -> None:
     try:
-        socket.socket.shutdown(sock, how)  # plain also for TLS, see Wire.close
+        socket.socket.shutdown(sock, how)  # not SSLSocket.shutdown, see Wire.close
     except OSError:
         pass  # not connected (any more)
 
 
 def _close_refused(sock: socket.socket) -> None:
-    """With nothing left unread, since closing over unread bytes resets the connection."""
+    """Read what the client has sent, then close: closing with unread bytes would reset the connection."""
     try:
         sock.recv(REFUSED_DROP_BYTES)
     except OSError:
-        pass  # it sent nothing, or left
+        pass  # the client sent nothing, or has left
     _close_quietly(sock)
 
 

@@ -1,9 +1,7 @@
-"""What one client may take from the HTTP edge: sizes, counts and times. A leaf of `server.web`, read by every
-thread.
+"""The limits of the HTTP edge: sizes, counts and times. A leaf of `server.web`, read by every thread.
 
-Each field is an option of its own because "safe" depends on the place: a phone and a public server differ.
-The way not taken is one `timeout` for everything (the 2024 option): a slow head, a slow body and a quiet
-keep-alive connection deserve different patience."""
+Each field is an option of its own, since a phone and a public server need different values. Not taken: one timeout for
+everything. A slow head, a slow body and a quiet keep-alive connection need different ones."""
 
 from __future__ import annotations
 
@@ -13,49 +11,49 @@ from server.records import record
 KIB = 1024
 MIB = 1024 * 1024
 RESERVE = 32
-"""Descriptors for what is open anyway: standard streams, pipes to the engine, listeners, log; twice over."""
+"""File descriptors kept for other uses, twice as many as needed: standard streams, pipes to the engine, listening
+sockets, the log."""
 
 
 @record(frozen=True)
 class Limits:
-    """Bytes, counts, and seconds (`_s`)."""
+    """Sizes in bytes, counts (`n_`) and seconds (`_s`)."""
 
     request_line_bytes: int = 16 * KIB
     head_bytes: int = 64 * KIB
     n_headers: int = 100
     body_bytes: int = 64 * MIB
     all_requests_bytes: int = 768 * MIB
-    """What all requests hold in memory at one time, as `server.memory` counts it; beyond it 503."""
+    """Memory that all requests together may hold, as `server.memory` counts it. Beyond it, requests get 503."""
     n_connections: int = 512
-    """Also the bound on handler threads: one each. Beyond it 503 and close."""
+    """Connections at the same time. Each has one thread. Further connections get 503 and are closed."""
     n_backlog: int = 128
 
     idle_s: float = 75.0
-    """Wait for the next request on a kept connection."""
+    """How long a keep-alive connection may wait for its next request."""
     spare_s: float = 5.0
-    """A connection that has sent no whole request head for so long may be closed to make room for a new one."""
+    """A connection that has sent no whole request head for this long may be closed to make room for a new one."""
     head_s: float = 15.0
-    """The first byte of a new connection, the TLS handshake, and a whole head however slowly it drips: this
-    long for each."""
+    """Time for the first byte of a new connection, for the TLS handshake, and for a whole request head; each has this
+    long."""
     body_s: float = 30.0
-    """Grace for the body; every `body_rate` bytes that arrive buy one more second."""
-    body_rate: int = 4 * KIB
+    """Time for the request body. Every `body_rate` bytes that arrive add one second."""
+    body_rate: int = 4 * KIB  # bytes/s
     write_s: float = 30.0
-    """One send of at most `write_slice` bytes: slower readers are cut off."""
+    """Time for one send of at most `write_slice` bytes. Clients that read more slowly are cut off."""
     write_slice: int = 256 * KIB
     linger_s: float = 2.0
-    """How long a refused client may go on sending before the socket closes, so that it can read the
-    refusal."""
+    """How long a refused client may go on sending before the socket is closed, so that it can read the refusal."""
     drain_bytes: int = 256 * KIB
-    """An unread body up to this size is read and dropped, to keep the connection after an early error."""
+    """After an early error, an unread body up to this size is read and dropped to keep the connection."""
 
 
 def room_for_connections(wanted: int) -> int:
-    """`wanted`, or as many as this process has file descriptors for, with a warning. The limit on those is raised as
-    far as the system lets us. Main thread, before it listens.
+    """How many connections this process can have, at most `wanted`. Raises the limit of file descriptors as far as the
+    system allows, and logs a warning if it is still too low. Main thread, before it listens.
 
-    Not taken: a descriptor kept back to accept and refuse with when all are gone. That answers newcomers and leaves
-    nothing for the requests under way, which need files and sockets of their own.
+    Not taken: reserve one descriptor to accept and refuse connections when all others are used. Then new clients get an
+    answer, but running requests, which need files and sockets too, still have none.
     """
     try:
         import resource
@@ -70,7 +68,7 @@ def room_for_connections(wanted: int) -> int:
     room = max((soft - RESERVE) * 3 // 4, 1)
     if room < wanted:
         get_logger("http").warning(
-            "%d connections at the same time instead of %d: this process may have %d files open (ulimit -n)",
+            "only %d connections at the same time instead of %d: this process may open %d files (ulimit -n)",
             room,
             wanted,
             soft,
@@ -79,7 +77,7 @@ def room_for_connections(wanted: int) -> int:
 
 
 def raised(needed: int, soft: int, hard: int) -> int:
-    """The new limit; the old one if the system doesn't agree (macOS has a lower one than it says)."""
+    """The new soft limit; the old one if the system refuses (macOS allows less than its hard limit says)."""
     import resource
 
     most = needed if hard == resource.RLIM_INFINITY else min(needed, hard)

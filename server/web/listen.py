@@ -1,7 +1,7 @@
-"""Listening sockets: from a host and a port to something that clients can connect to, or one line of advice.
+"""Opens the listening sockets for hosts and a port. If that fails, the error says in one line what to do.
 
-Main thread, at start. A leaf of `server.web`. The way not taken is what the standard library's servers do when they
-bind: an address of the system's choice for a name, a reverse look-up of the own name, and a bare `OSError`.
+Main thread, at start. Imports only `auth`. Not taken: binding as the standard library's servers do. They leave the
+choice between IPv4 and IPv6 to the system, look up the machine's own name, and raise a bare `OSError`.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from server.web.auth import is_loopback
 
 
 class BindError(OSError):
-    """The address can't be listened on; the message says why and what to do."""
+    """The server can't listen on an address; the message says why and what to do."""
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
+    """Whether only this machine can reach a server that listens on `host`."""
     return host.endswith(".sock") or is_loopback(host.strip("[]"))
 
 
 def listen_all(hosts: Sequence[str], port: int, n_backlog: int) -> list[socket.socket]:
-    """A listening socket for each host, all on the same port (0: one that the system picks for the first). BindError,
-    and nothing is left, if one of them can't be had."""
+    """Open a listening socket for each host, all on the same port (0: a free one). If one fails, close the others and
+    raise BindError."""
     found: list[socket.socket] = []
     try:
         for host in hosts:
@@ -41,7 +41,7 @@ def listen_all(hosts: Sequence[str], port: int, n_backlog: int) -> list[socket.s
 
 
 def close_all(listeners: Sequence[socket.socket]) -> None:
-    """Close them and remove the files of UNIX sockets."""
+    """Close the sockets and remove the files of UNIX sockets."""
     for listener in listeners:
         path = listener.getsockname() if is_unix(listener) and listener.fileno() >= 0 else None
         listener.close()
@@ -50,12 +50,12 @@ def close_all(listeners: Sequence[socket.socket]) -> None:
 
 
 def is_unix(sock: socket.socket) -> bool:
-    """Whether it is a UNIX socket."""
+    """Whether `sock` is a UNIX socket."""
     return sock.family == getattr(socket, "AF_UNIX", None)
 
 
 def listen(host: str, port: int, n_backlog: int) -> socket.socket:
-    """One listening socket, which never blocks; BindError with what to do about it."""
+    """Open one listening, non-blocking socket; BindError."""
     if host.endswith(".sock"):
         if not hasattr(socket, "AF_UNIX") or os.name == "nt":
             raise BindError("UNIX sockets are not available on this system: give --host an address instead.")
@@ -67,7 +67,7 @@ def listen(host: str, port: int, n_backlog: int) -> socket.socket:
             _set_options(sock)
             sock.bind(address)
             sock.listen(n_backlog)
-            # A client may reset before it is accepted; accept must not wait for the next one then.
+            # A client may reset its connection before it is accepted; accept must not wait for the next client then.
             sock.setblocking(False)
         except BaseException:
             sock.close()
@@ -87,7 +87,8 @@ def _set_options(sock: socket.socket) -> None:
 
 
 def resolve(host: str, port: int) -> tuple[int, Any]:
-    """Address family and address of a host name; IPv4 first, as `localhost` is expected to mean 127.0.0.1."""
+    """The address family and address of a host name; IPv4 if it has both, since users expect `localhost` to be
+    127.0.0.1."""
     if not 0 <= port <= 65535:
         raise BindError(f"Port {port} does not exist: choose a --port from 1 to 65535, or 0 for a free one.")
     if not host:
@@ -101,20 +102,21 @@ def resolve(host: str, port: int) -> tuple[int, Any]:
 
 
 def bind_advice(error: Exception, host: str, port: int) -> str:
-    """One line for the usual reasons why an address can't be bound."""
+    """One line that says why an address can't be bound and what to do."""
     where = f"{host or '0.0.0.0'}:{port}"
     number = getattr(error, "errno", None)
     if number in (errno.EADDRINUSE, 10048):
         return f"{where} is in use: stop the other program or choose another --port (0 picks a free one)."
     if number in (errno.EACCES, errno.EPERM, 10013):
-        return f"{where} may not be used without more rights: choose a --port from 1024 up."
+        return f"{where} needs more rights: choose a --port from 1024 up."
     if number in (errno.EADDRNOTAVAIL, 10049):
         return f"{host} is not an address of this machine: choose another --host (127.0.0.1, 0.0.0.0)."
     return f"Can't listen on {where}: {error}."
 
 
 def _clear_stale_socket(path: str) -> None:
-    """Remove the socket file of a server that is gone; BindError if it is alive or no socket."""
+    """Remove the socket file of a server that has ended. BindError if that server still runs, or the file is no
+    socket."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise BindError(f"{path} exists and is not a socket: choose another --host path.")

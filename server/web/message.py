@@ -1,12 +1,10 @@
-"""What a handler gets and gives: `Request`, `Response`, `EventStream`. Plain data; used on connection
-threads.
+"""The data that handlers work with: `Request`, `Response`, `EventStream`, and JSON. Used on connection threads.
 
-Handlers are testable without a socket: `Request(...)` can be made by hand. Imports the leaves and the head
-parser."""
+Tests make a `Request(...)` without a socket. Imports the leaves and the parsers of `http1`."""
 
 from __future__ import annotations
 
-import encodings.utf_8_sig  # noqa: F401  (else the first body that comes would import it)
+import encodings.utf_8_sig  # noqa: F401  (otherwise the first request body imports it)
 import http
 import json
 import math
@@ -26,43 +24,43 @@ from server.web.http1.multipart import Part
 from server.web.presence import Presence
 
 CLIENT_CLOSED = 499
-"""In the access log only, as nginx has it: the client left before there was an answer."""
+"""Only in the access log, as in nginx's: the client left before it was answered."""
 JSON_TYPE = "application/json; charset=utf-8"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 JSON_DEPTH = 256
 JSON_VALUES = 2_000_000
-"""Values in a body: Python's reader keeps the interpreter's lock to the end of what it reads, and all streams wait."""
+"""Most values in a body. Python's JSON reader holds the GIL until it is done, and all streams wait for it."""
 VALUE_BYTES, PART_BYTES = 64, 256
-"""What a value takes in memory besides the letters that it has, and an array, an object or a key."""
+"""Memory of a value besides its characters; memory of an array, an object or a key."""
 JSON_PARTS = 250_000
-"""Arrays, objects and keys of objects among them, which cost more."""
+"""Most arrays, objects and keys of objects in a body; they cost more memory than other values."""
 JSON_FAULTS = {
     "Expecting property name": "a name in double quotes is expected",
     "Expecting value": "a value is expected",
     "Expecting ':'": "a colon is expected",
     "Expecting ','": "a comma or the end of the list or object is expected",
     "Illegal trailing comma": "nothing follows this comma",
-    "Extra data": "there is more behind the end",
-    "Unterminated string": "this text has no closing quote",
-    "Invalid control character": "control characters in texts must be escaped, a line break as \\n",
+    "Extra data": "unexpected text after the JSON value",
+    "Unterminated string": "this string has no closing quote",
+    "Invalid control character": "control characters in strings must be escaped, a line break as \\n",
     "Invalid \\u": "\\u needs four hexadecimal digits",
-    "Invalid \\": "there is no such escape",
+    "Invalid \\": "unknown escape sequence",
 }
-"""How the standard library's complaints begin, and what they mean in our words."""
-LARGE = 1 << 17  # bytes; the numbers of larger bodies are converted one by one, where others get their turn
-WIDEST = 4  # bytes of a letter in memory
-ROUGH_BYTES = 64 << 20  # what looks like more is counted exactly
-_one_large = threading.Lock()  # of large bodies, one is read at a time
+"""Beginnings of the standard library's messages, and the words that our answers have instead."""
+LARGE = 1 << 17  # bytes; in larger bodies numbers are converted by a Python function, so that other threads can run
+WIDEST = 4  # most bytes of a character in memory
+ROUGH_BYTES = 64 << 20  # bytes; above this estimate the values are counted exactly
+_one_large = threading.Lock()  # only one large body is parsed at a time
 REASONS = {status.value: status.phrase for status in http.HTTPStatus}
 UNSAFE_IN_HEADER = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 ErrorShape = Callable[[ApiError], object]
-"""Makes the JSON of an error as the clients of a route expect it."""
+"""Makes the JSON of an error in the shape that the clients of a route expect."""
 
-# One encoder for all: `json.dumps` with these arguments would make a new one each time.
+# One shared encoder: `json.dumps` with these arguments would make a new one for each call.
 ENCODE = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
-# Also one that isn't closed: else each of its quotes would be tried as the beginning of another, in quadratic time.
+# Matches unclosed strings, too: otherwise the search would start again at each quote and take quadratic time.
 STRING_PATTERN = r'"[^"\\]*(?:\\.[^"\\]*)*"?'
 BRACKET = re.compile(STRING_PATTERN + r"|([\[\]{}])", re.DOTALL)
 MARK = re.compile(STRING_PATTERN + r"|([\[\]{},:])", re.DOTALL)
@@ -77,11 +75,10 @@ ESCAPE = re.compile(
 
 @record
 class Request:
-    """One request with its whole body. `path` is decoded, `query` has the last value of each name, `client`
-    is the peer's address without port ("unix" for a UNIX socket), `id` is safe to print, `params` are the
-    `{name}` parts of the route, `form` the parts of a body that is a form, `key_id` names the API key used ("" without
-    one) and can't be turned back into it. With `in_background` everybody else's requests come first. What may hold
-    secrets is left out of the repr."""
+    """One request with its whole body. `path` is decoded; `query` has the last value of each name; `client` is the
+    peer's address without its port ("unix" for a UNIX socket); `id` is safe to print; `params` are the `{name}` parts
+    of the route; `form` has the parts of a form. `key_id` identifies the API key ("" without one) and doesn't reveal
+    it. With `in_background` all other requests have priority. Fields that may hold secrets are not in the repr."""
 
     method: str
     path: str
@@ -103,12 +100,12 @@ class Request:
 
     @property
     def owner(self) -> str:
-        """Whose request it is, for fair shares: the key's, else the address's."""
+        """The client that the request counts for in fair shares: its API key, or else its address."""
         return self.key_id or self.client
 
     def json(self) -> object:
-        """The body as JSON, whatever its content type; ApiError 400 with the position of the first fault. Once:
-        what it was made of, which may be large, is let go."""
+        """The body parsed as JSON, whatever its content type; ApiError 400 with the position of the first error. Can be
+        called only once: the raw body, which may be large, is freed."""
         body, self.body = self.body, b""
         try:
             return parse_json(body)
@@ -125,37 +122,36 @@ class Request:
     def on_disconnect(
         self, callback: Callable[[], None], on_end: Callable[[], None] | None = None
     ) -> AbstractContextManager[object]:
-        """Inside the returned context, `callback` is called at most once, from the watcher's thread, when the
-        client closes or resets its connection. It must be quick and must not raise. When the block is left at
-        the very same moment, a call that has begun is not waited for. For a stream `on_end` is called instead when
-        the client has only sent its last byte: write something soon, which shows whether it still reads."""
+        """A context in which `callback` is called at most once, on the watcher's thread, when the client closes or
+        resets its connection. The callback must be quick and must not raise. Leaving the block doesn't wait for a call
+        that has begun. A stream passes `on_end`, which is called when the client has only ended its sending side: write
+        something soon to find out whether it still reads."""
         return self.presence.on_disconnect(callback, on_end)
 
     def at_end(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called once the answer has been written to its end, or given up. It must not raise."""
+        """Call `callback` once the answer has been written completely, or has been given up. It must not raise."""
         self.endings.append(callback)
 
     def end(self) -> None:
-        """The answer has been written, or given up."""
+        """Run the `endings`: the answer has been written, or given up."""
         while self.endings:
             self.endings.pop()()
 
     def detached(self) -> Request:
-        """The same without its body, of a client that is never known to leave: for work that goes on without it. Who
-        makes it has to `end` it."""
+        """A copy without the body, for work that goes on when the client has left: its client never leaves. The caller
+        must `end` it."""
         return Request(self.method, self.path, client=self.client, id=self.id, key_id=self.key_id)
 
     def require_client(self, stream: bool = False) -> None:
-        """ApiError 499, which is never sent, when the client has left: between two phases of work that nobody waits for
-        any more. `stream` if the answer is one."""
+        """ApiError 499, which is never sent, if the client has left. Handlers call this between two phases of work, so
+        as not to work for nobody. `stream`: the answer is a stream."""
         if self.presence.is_lost(stream):
             raise ApiError(CLIENT_CLOSED, "the client closed the request")
 
 
 @record
 class Response:
-    """An answer with a known body. Content-Length, Date, Server, CORS and X-Request-Id are added by the
-    edge."""
+    """An answer with its whole body. The connection adds Content-Length, Date, Server, CORS and X-Request-Id."""
 
     status: int = 200
     body: bytes = b""
@@ -163,26 +159,25 @@ class Response:
 
 
 class Writer(Protocol):
-    """Sends chunks of a stream in the place of the connection's thread; `server/web/http1/direct.py`."""
+    """Sends chunks of a stream on another thread than the connection's; see `server/web/http1/direct.py`."""
 
     def offer(self, data: bytes) -> bool:
-        """Send without waiting; False if not all of it could be sent."""
+        """Send without waiting. False if some bytes are left, which `drain` must send."""
 
     def drain(self) -> None:
-        """The connection's thread: send what is left."""
+        """The connection's thread: send the bytes that are left."""
 
 
 @record
 class EventStream:
-    """An answer whose end isn't known when it begins: server-sent events (`server.web.sse`) unless its headers name
-    another type.
+    """A streamed answer: server-sent events (`server.web.sse`), unless its headers have another content type.
 
-    The first chunk is fetched before the head is written, so an ApiError until then is an ordinary error
-    answer; an empty first chunk sends the head at once. `chunks.close()` is always called, also when the
-    client is gone. If there is a `chunks.divert(writer)`, it is called after the first chunk: as long as the
-    iterator is waiting in `next`, and only then, any thread may send chunks with `writer.offer` instead
-    (`server/web/http1/direct.py`); `writer.drain` comes first when the iterator goes on after an offer that was not
-    taken whole."""
+    The first chunk is fetched before the head is written, so an ApiError until then becomes an ordinary error answer.
+    An empty first chunk sends the head at once. `chunks.close()` is always called, also when the client has left.
+
+    If `chunks` has a method `divert(writer)`, it is called after the first chunk. Then, while the iterator waits in
+    `next`, any thread may send chunks with `writer.offer` (`server/web/http1/direct.py`). If an offer was not sent
+    completely, the iterator calls `writer.drain` before it goes on."""
 
     chunks: Iterable[bytes]
     headers: dict[str, str] = field(default_factory=dict)
@@ -191,14 +186,14 @@ class EventStream:
 
 @record
 class Items:
-    """A long list in an answer. Its values are made and encoded some at a time: others get their turn in between, and
-    what they take in memory is that of a few."""
+    """A long list in an answer. Its values are made and encoded `n_at_once` at a time, so that other threads can run in
+    between, and only a few values are in memory at once."""
 
     values: Iterable[object]
     n_at_once: int = 1
 
     def encode(self) -> bytes:
-        """As JSON."""
+        """The list as JSON."""
         values, parts = iter(self.values), []
         while some := list(islice(values, self.n_at_once)):
             parts.append(to_json(some)[1:-1])
@@ -206,7 +201,7 @@ class Items:
 
 
 def json_response(obj: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """`obj` as compact UTF-8 JSON. It, or a field of it, may be `Items`."""
+    """An answer with `obj` as compact UTF-8 JSON. `obj`, or a field of it, may be `Items`."""
     if type(obj) is Items:
         body = obj.encode()
     elif type(obj) is dict and any(type(value) is Items for value in obj.values()):
@@ -221,21 +216,21 @@ def json_response(obj: object, status: int = 200, headers: dict[str, str] | None
 
 
 def error_body(error: ApiError) -> dict[str, Any]:
-    """An error in OpenAI's shape, which all have unless their route has its own: `{"error": {"code", "message", "type",
-    ...}}`, with its `reason` where the type doesn't say it."""
+    """An error in OpenAI's shape, the default of all routes: `{"error": {"code", "message", "type", ...}}`. `reason` is
+    added if it can't be told from the type."""
     is_said = error.reason in ("", SAID_BY_TYPE.get(error.type))
     reason = {} if is_said else {"reason": error.reason}
     return {"error": {"code": error.status, "message": error.message, "type": error.type, **reason, **error.extra}}
 
 
 def error_response(error: ApiError, shape: ErrorShape = error_body) -> Response:
-    """The answer that an error is."""
+    """The answer to a request that failed with `error`."""
     return json_response(shape(error), error.status, error.headers)
 
 
 def to_json(obj: object) -> bytes:
-    """Compact UTF-8 JSON without raw line breaks. NaN and infinities become null, lone surrogates `?`: a
-    strict client must be able to read whatever a model or a driver produced."""
+    """Compact UTF-8 JSON without raw line breaks. NaN and infinities become null and lone surrogates `?`, so that
+    strict clients can read the output of any model or driver."""
     try:
         text = ENCODE(obj)
     except ValueError:
@@ -244,8 +239,8 @@ def to_json(obj: object) -> bytes:
 
 
 def encode_head(status: int, headers: Mapping[str, str]) -> bytes:
-    """Status line and header fields with their empty line. Line breaks and other controls in a value, which
-    would let whoever chose it write headers of their own, become spaces."""
+    """Status line, header fields and the empty line. Line breaks and other control characters in a value become spaces,
+    so that no value can add headers."""
     lines = [f"HTTP/1.1 {status} {REASONS.get(status, 'Unknown')}"]
     lines += [f"{name}: {UNSAFE_IN_HEADER.sub(' ', str(value))}" for name, value in headers.items()]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
@@ -262,8 +257,8 @@ def _finite(obj: object) -> object:
 
 
 def parse_json(body: bytes | bytearray) -> object:
-    """Strict JSON from UTF-8 (a BOM is skipped): no NaN, no infinity in any spelling, no lone surrogates, at
-    most `JSON_DEPTH` levels. Of duplicate keys the last wins. ApiError 400 says where."""
+    """Parse strict JSON in UTF-8 (a BOM is skipped): no NaN, no infinity in any spelling, no lone surrogates, at most
+    `JSON_DEPTH` levels. The last of duplicate keys wins. ApiError 400 names the position."""
     if not body or body.isspace():
         raise ApiError(400, "The request body is empty; expected JSON.")
     with _one_large if len(body) > LARGE else nullcontext():
@@ -300,9 +295,10 @@ def _parsed(body: bytes | bytearray) -> object:
 
 
 def _values_bytes(text: str) -> int:
-    """What the values take in memory besides their letters. ApiError 400 if they are too many, or too deep.
+    """Memory in bytes that the values take besides their characters. ApiError 400 if there are too many, or if they are
+    nested too deeply.
 
-    First roughly, then without what is inside strings."""
+    A quick estimate also counts marks inside strings. If it is too high, the marks outside strings are counted."""
     n_values, n_brackets = text.count(","), text.count("[") + text.count("{")
     n_parts = text.count(":") + n_brackets
     n_bytes = VALUE_BYTES * n_values + PART_BYTES * n_parts
@@ -322,7 +318,7 @@ def _values_bytes(text: str) -> int:
             n_parts += 1
             depth += mark != ":"
         if depth < 0:
-            break  # no JSON, as its reader will say
+            break  # not JSON; the JSON reader will report it
         if depth > JSON_DEPTH:
             raise _json_error(text, match.start(), f"nested deeper than {JSON_DEPTH} levels")
         if n_values > JSON_VALUES:
@@ -333,12 +329,12 @@ def _values_bytes(text: str) -> int:
 
 
 def _whole(literal: str) -> int:
-    """`int`, but a function of Python's, between whose calls other threads run."""
+    """`int` as a Python function: unlike `int` itself, it lets other threads run between its calls."""
     return int(literal)
 
 
 def _check_surrogates(text: str) -> None:
-    """`\\ud800` alone is no character: it could neither be tokenised nor sent back as UTF-8."""
+    """ApiError 400 for a lone surrogate (`\\ud800`), which can be neither tokenized nor sent back as UTF-8."""
     if SURROGATE_HINT.search(text):
         for match in ESCAPE.finditer(text):
             if match[1]:
@@ -353,10 +349,10 @@ def _literal_position(text: str, literal: str) -> int:
 
 
 def _json_fault(text: str, error: json.JSONDecodeError) -> str:
-    """What the standard library found, in our words, with the characters that it means."""
+    """The standard library's error in our words."""
     if text[error.pos : error.pos + 1] == "'":
-        return "texts and names need double quotes, not single ones (has a shell changed the quotes?)"
-    fault = next((ours for theirs, ours in JSON_FAULTS.items() if error.msg.startswith(theirs)), "this is no JSON")
+        return "strings need double quotes, not single ones (did the shell change the quotes?)"
+    fault = next((ours for theirs, ours in JSON_FAULTS.items() if error.msg.startswith(theirs)), "this is not JSON")
     if error.pos >= len(text.rstrip()):
         return f"{fault}, but the body ends"
     return fault

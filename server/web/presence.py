@@ -1,12 +1,11 @@
-"""Whether the client of one request is still there: asked by its handler, told by the watcher's thread.
+"""Whether the client of one request is still connected. The watcher's thread sets it, the handler reads it.
 
-One per request. A POST is watched from the moment its body has been read until its answer has been written, so a client
-that leaves is known about in every phase, also while its handler computes something and waits for nobody. What can't be
-interrupted (a tokenizer call in C) is not: its result is dropped.
+A request with a body is watched from the end of its body to the end of its answer, so a client that leaves is noticed
+also while the handler computes. A call that can't be interrupted (the tokenizer in C) runs on; its result is dropped.
 
-A client that ends its sending side may have closed, or may wait for its answer (HTTP allows that). Who streams finds
-out by writing. A plain answer is written only when it is complete, so there the end counts as leaving, unless the
-server was told otherwise (`half_close`). Not taken: an interim answer (100) to find out; old proxies stumble over it.
+A client that ends its sending side may have closed the connection, or may still wait for its answer (HTTP allows that).
+A stream finds out by writing. A plain answer is written only when it is complete, so there such a client counts as
+gone, unless the server has `half_close`. Not taken: an interim answer (100) as a probe; old proxies can't handle it.
 """
 
 from __future__ import annotations
@@ -17,13 +16,14 @@ from contextlib import AbstractContextManager, contextmanager
 
 Callback = Callable[[], None]
 Watch = Callable[[Callback, Callback], AbstractContextManager[object]]
-"""Given two callbacks, a context in which the first is called once when the connection is no more, the second once when
-the client has sent its last byte."""
+"""Takes two callbacks and returns a context. Inside it, the first is called once when the connection is closed or
+reset, the second once when the client has ended its sending side."""
 
 
 class Presence:
-    """`is_gone` once the connection is no more, `has_ended` once the client can't send any more. `watch` None makes one
-    that stays for ever. With `half_close` a client that has ended waits for its answer, whatever that is."""
+    """`is_gone`: the connection is closed or reset. `has_ended`: the client has ended its sending side. If `watch` is
+    None, the client never leaves. With `half_close`, a client that has ended its sending side still waits for any kind
+    of answer."""
 
     __slots__ = ("is_gone", "has_ended", "_half_close", "_watch", "_watching", "_lock", "_callbacks")
 
@@ -36,25 +36,25 @@ class Presence:
         self._callbacks: list[tuple[Callback, Callback]] = []
 
     def begin(self) -> None:
-        """From now on watch; does nothing the second time."""
+        """Start to watch. Idempotent."""
         if self._watch is not None and self._watching is None:
             self._watching = self._watch(self._leave, self._end)
             self._watching.__enter__()
 
     def end(self) -> None:
-        """Watch no longer: the socket is going to be read again. Does nothing if it isn't watched."""
+        """Stop watching, before the socket is read again. Idempotent."""
         if self._watching is not None:
             self._watching.__exit__(None, None, None)
             self._watching = self._watch = None
 
     def is_lost(self, stream: bool) -> bool:
-        """Whether nobody waits for the answer, as far as can be known; `stream` if it will be written bit by bit."""
+        """Whether the client no longer waits for the answer, as far as can be known. `stream`: the answer is one."""
         return self.is_gone or (self.has_ended and not (stream or self._half_close))
 
     @contextmanager
     def on_disconnect(self, on_gone: Callback, on_end: Callback | None = None) -> Iterator[None]:
-        """Inside the block `on_gone` is called once when the client leaves, at the latest now if it has left already.
-        For a stream `on_end` is called once if the client only ends its sending side."""
+        """Inside the block, `on_gone` is called once when the client leaves, or at once if it has left already. A
+        stream passes `on_end`, which is called once if the client only ends its sending side."""
         self.begin()
         if on_end is None:
             on_end = _stay if self._half_close else on_gone
@@ -87,4 +87,4 @@ class Presence:
 
 
 def _stay() -> None:
-    """The client has ended its sending side, and its answer is made."""
+    """Ignore that the client has ended its sending side."""

@@ -1,10 +1,10 @@
-"""How many requests one client may make: a token bucket for each API key, else for each address. Connection threads.
+"""The rate limit: a token bucket for each API key, or for each address where no key is used. Connection threads.
 
-Counted are requests that do something (POST and the like), before their body is read; and wrong keys, for their
-address, so that guessing is slow. Memory is bounded: a bucket that is full again is forgotten, and beyond
-`N_BUCKETS` the ones unused for longest are.
+Requests that have a body by their method (POST and the like) count, before the body is read. A wrong key counts for
+its address, so that guessing keys is slow. Memory is bounded: full buckets are forgotten, and beyond `N_BUCKETS` the
+buckets that have been unused for longest.
 
-Not taken: sliding windows (they remember every request), and believing `X-Forwarded-For` (anybody can write it).
+Not taken: sliding windows (they store every request), and trusting `X-Forwarded-For` (any client can write it).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ N_BUCKETS = 20_000
 
 
 class RateLimiter:
-    """`n` requests in `seconds`: so many at once, then one each time a share of `seconds` has passed."""
+    """Allows `n` requests in `seconds`: `n` at once, then one more every `seconds / n`."""
 
     def __init__(self, n: int, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._n = n
@@ -32,7 +32,7 @@ class RateLimiter:
         self._full_at: OrderedDict[str, float] = OrderedDict()  # when each bucket will be full again
 
     def take(self, owner: str) -> None:
-        """Count one request of `owner`; ApiError 429 that says when the next one may come."""
+        """Count one request of `owner`. ApiError 429 with Retry-After if its bucket is empty."""
         share = self._seconds / self._n
         with self._lock:
             now = self._clock()
@@ -49,7 +49,7 @@ class RateLimiter:
             )
 
     def _forget(self, now: float) -> None:
-        """The oldest buckets, if they are full or too many: two at a time, so they never pile up."""
+        """Remove the oldest buckets if they are full or too many. Removing two per request keeps the table bounded."""
         for _ in range(2):
             owner = next(iter(self._full_at))
             if self._full_at[owner] > now and len(self._full_at) <= N_BUCKETS:
@@ -60,7 +60,8 @@ class RateLimiter:
 
 
 def network_of(client: str) -> str:
-    """Who an address stands for: of IPv6 everybody has 2^64, so the first half counts."""
+    """The network that an address is counted for. One IPv6 client usually has 2^64 addresses, so its /64 network
+    counts."""
     try:
         address = ipaddress.ip_address(client.partition("%")[0])
     except ValueError:

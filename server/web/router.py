@@ -1,4 +1,4 @@
-"""The route table: (method, path) -> handler. Pure, immutable after construction, shared by all threads."""
+"""Finds the handler for a method and a path. Pure; immutable after construction, so all threads share it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Handler = Callable[[Request], "Response | EventStream"]
 
 @record(frozen=True)
 class Route:
-    """One row. In `path`, `{name}` stands for one segment and a last `{name...}` for all that remain.
-    `public` needs no API key; `is_free` is not counted by a rate limit; `body_optional` lets a POST come without any
-    length (`curl -X POST` sends none); with `takes_form` the body is a form with files; `error_shape` makes the JSON of
-    all errors of this path, also of those that are met before a handler is called."""
+    """One row of the route table. In `path`, `{name}` stands for one segment and a last `{name...}` for all remaining
+    segments. `public`: needs no API key. `is_free`: not counted by the rate limit. `body_optional`: a POST may have no
+    body and no Content-Length (`curl -X POST` sends none). `takes_form`: the body is a form with files. `error_shape`
+    makes the JSON of all errors of this path, also of errors before the handler is called."""
 
     method: str
     path: str
@@ -31,15 +31,16 @@ class Route:
 
 @record
 class _Node:
-    """What one path answers to: method -> route."""
+    """The routes of one path, by method."""
 
     segments: tuple[str, ...]
     routes: dict[str, Route] = field(default_factory=dict)
 
 
 class Router:
-    """`prefix` (for example `/llm`) is put before every path. HEAD goes to the GET route. `hints` are for who asks for
-    something else at a path or below it, with or without the prefix; `{prefix}` in them becomes that."""
+    """`prefix` (for example `/llm`) is put before every path. HEAD requests go to the GET route. `hints` maps a path to
+    a sentence for the 404 answer of unknown paths at or below it, with or without the prefix. `{prefix}` in a sentence
+    is replaced."""
 
     def __init__(
         self, routes: Iterable[Route], prefix: str = "", hints: Mapping[str, str] = MappingProxyType({})
@@ -57,23 +58,23 @@ class Router:
             node.routes[route.method] = route
 
     def resolve(self, method: str, path: str) -> tuple[Handler, dict[str, str]]:
-        """The handler and the values of the `{name}` parts; ApiError 404, or 405 with `Allow`."""
+        """The handler and the values of the `{name}` parts. ApiError 404, or 405 with `Allow`."""
         route, params = self.match(method, path)
         return route.handler, params
 
     def match(self, method: str, path: str) -> tuple[Route, dict[str, str]]:
-        """As `resolve`, with the whole row."""
+        """The same as `resolve`, with the whole route instead of its handler."""
         node, params = self._find(path)
         if node is None:
-            raise ApiError(404, f"There is no {path[:200]!r} here.{self._hint(path)}")
+            raise ApiError(404, f"There is no route {path[:200]!r}.{self._hint(path)}")
         route = node.routes.get(method) or (node.routes.get("GET") if method == "HEAD" else None)
         if route is None:
             allowed = ", ".join(self.allowed(path))
-            raise ApiError(405, f"{method} is not allowed here; use {allowed}.", headers={"Allow": allowed})
+            raise ApiError(405, f"This route doesn't take {method}; use {allowed}.", headers={"Allow": allowed})
         return route, params
 
     def allowed(self, path: str) -> list[str]:
-        """Methods for `Allow`, OPTIONS included; empty when there is no such path."""
+        """The methods for the `Allow` header, with OPTIONS; empty if there is no such path."""
         node, _ = self._find(path)
         if node is None:
             return []
@@ -81,7 +82,7 @@ class Router:
         return methods + ["HEAD"] * ("GET" in methods and "HEAD" not in methods) + ["OPTIONS"]
 
     def error_shape(self, path: str) -> ErrorShape:
-        """How errors of requests for this path look."""
+        """The shape of errors for requests to this path."""
         node, _ = self._find(path)
         return error_body if node is None else next(iter(node.routes.values())).error_shape
 

@@ -1,4 +1,4 @@
-"""Framing of server-sent events: pure functions from objects to bytes. One event is one chunk, one send."""
+"""Server-sent events: pure functions from objects to bytes. Each event is sent as one chunk."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ DONE = b"data: [DONE]\n\n"
 
 
 def event(obj: object) -> bytes:
-    """`data: {json}` and an empty line. JSON escapes all line breaks, so one data line is always enough."""
+    """`data: {json}` and an empty line. JSON escapes line breaks, so one data line is enough."""
     return b"data: " + to_json(obj) + b"\n\n"
 
 
 def named_event(name: str, obj: object) -> bytes:
-    """`event: name` before the data line; `name` is one of our constants, never a client's text."""
+    """`event: name` before the data line. `name` is a constant of ours, never a client's text."""
     return f"event: {name}\n".encode("ascii") + event(obj)
 
 
 def comment(text: str) -> bytes:
-    """A line that clients ignore: keeps proxies from closing a quiet stream."""
+    """A line that clients ignore. It keeps proxies from closing a quiet stream."""
     return b": " + " ".join(text.split()).encode("utf-8", "replace") + b"\n\n"
 
 

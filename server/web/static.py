@@ -1,9 +1,9 @@
-"""The files of the web page, read on connection threads. No listing, nothing outside, nothing hidden.
+"""Serves the files of the web page, on connection threads. There are no listings; hidden files and files outside the
+folders are not served.
 
-A user's own folder may come first; what it lacks (`/completion.js`) is taken from the built-in one. Whole
-files in memory: what belongs to a page is small, and one code path for all answers is worth more than
-streaming. Text is compressed for each answer that isn't a 304: a few milliseconds for the whole page, and no
-cache to go stale."""
+If the user has set a folder, it comes first; files that it lacks (`/completion.js`) come from the built-in folder. Text
+is compressed anew for each answer, so there is no cache that could be outdated. Not taken: streaming files. Those of a
+page are small, and `Response` takes whole bodies."""
 
 from __future__ import annotations
 
@@ -39,26 +39,25 @@ MIME_TYPES = {
     ".woff": "font/woff",
     ".woff2": "font/woff2",
 }
-"""Not the stdlib's `mimetypes`: it reads the machine's own tables, and Windows registries say text/plain for
+"""Not the standard library's `mimetypes`: it reads the system's tables, and some Windows registries have text/plain for
 .js."""
 
 SEGMENT = re.compile(r"[^./\\:\x00-\x1f\x7f][^/\\:\x00-\x1f\x7f]*(?<![. ])")
 DEVICE_NAME = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9\u00b9\u00b2\u00b3]) *(\..*)?", re.IGNORECASE)
-"""Windows opens a device under such a name in every folder."""
-
+"""Windows opens a device for such a name in every folder."""
 
 COMPRESSED_SUFFIXES = frozenset(
     (".css", ".htm", ".html", ".js", ".json", ".map", ".md", ".mjs", ".svg", ".txt", ".webmanifest")
 )
 COMPRESSED_BYTES_MIN = 1024
-"""Below, the header costs as much as it saves."""
+"""Smaller files gain nothing by compression."""
 
 BUILTIN_HEADERS = {"Content-Security-Policy": "frame-ancestors 'none'", "Referrer-Policy": "no-referrer"}
-"""For our own pages: what they can't say in a meta element. A user's pages set their own rules."""
+"""Headers of the built-in pages for what a meta element can't set. A user's own pages get none of them."""
 
 
 class StaticFiles:
-    """Serves `folder` under `prefix`, and from `builtin` what `folder` doesn't have."""
+    """Serves the files of `folder` under `prefix`, and from `builtin` those that `folder` lacks."""
 
     def __init__(self, folder: Path, prefix: str = "", builtin: Path | None = None) -> None:
         self._builtin = builtin.resolve() if builtin else None
@@ -66,8 +65,7 @@ class StaticFiles:
         self._prefix = prefix.rstrip("/")
 
     def respond(self, path: str, headers: Headers) -> Response | None:
-        """200 with the file, 304 if the client has it already, None if there is no such file. `path` is
-        decoded."""
+        """200 with the file, 304 if the client has it already, None if there is no such file. `path` is decoded."""
         file = self.find(path)
         if file is None:
             return None
@@ -77,8 +75,7 @@ class StaticFiles:
                 if stat.st_size > FILE_BYTES_MAX:
                     return None
                 etag = f'W/"{stat.st_mtime_ns:x}-{stat.st_size:x}"'
-                # no-cache means "ask each time": after an update of the server the page must not mix
-                # versions.
+                # no-cache means "ask each time": after an update of the server a page must not mix versions.
                 common = {
                     "ETag": etag,
                     "Cache-Control": "no-cache",
@@ -104,8 +101,7 @@ class StaticFiles:
             return None
 
     def find(self, path: str) -> Path | None:
-        """The regular file that `path` names below one of the folders; None for anything else, whatever its
-        spelling."""
+        """The regular file that `path` names inside one of the folders; None for anything else."""
         if not path.startswith(self._prefix + "/"):
             return None
         relative = path[len(self._prefix) + 1 :]
@@ -120,7 +116,7 @@ class StaticFiles:
 def _regular_file(folder: Path, segments: list[str]) -> Path | None:
     try:
         file = folder.joinpath(*segments).resolve(strict=True)
-        # After resolving links, so that neither they nor a spelling we did not think of lead out.
+        # Checked after links are resolved, so that neither a link nor an unusual spelling leads out of the folder.
         return file if file.is_relative_to(folder) and file.is_file() else None
     except (OSError, ValueError, RuntimeError):
         return None

@@ -1,15 +1,15 @@
-"""One thread that notices vanished clients of running requests, also while nothing is written to them.
+"""One thread that detects when clients of running requests leave, also while nothing is written to them.
 
-A client that sends nothing more (a FIN, `shutdown(SHUT_WR)`) may still be reading, and looks like one that has closed
-until something is written to it: that is told apart from a connection that is no more.
+A client that ends its sending side (FIN, `shutdown(SHUT_WR)`) may still be reading. This is reported apart from a
+connection that is closed or reset.
 
-Handlers wait for the engine, not for the socket; without this a client that hangs up while queued or in
-prefill would cost a slot until the first token is written. The way not taken is polling in each handler: it
-wakes hundreds of threads a second and still sees nothing inside a long call.
+Handlers wait for the engine, not for the socket. Without the watcher, a client that hangs up while its request is
+queued or in prefill would occupy a slot until its first token is written. Not taken: polling in each handler. That
+wakes hundreds of threads a second and detects nothing during a long call.
 
-The socket belongs to its connection thread; here it is only peeked at. All selector calls happen on the
-watcher's thread; others leave changes in a queue and wake it. Once woken it waits for `GATHER_S`: most requests are
-answered within that, and cost no further wake-up, no registration, and no fight for the interpreter's lock."""
+A socket belongs to its connection's thread; the watcher only peeks at it. All selector calls happen on the watcher's
+thread; other threads put changes into a queue and wake it. Once woken, it waits for `GATHER_S`. Most requests are
+answered within that time and then need no registration, no further wake-up and no wait for the GIL."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from collections.abc import Callable
 from server.log import get_logger
 
 GATHER_S = 0.02
-"""So much later a client that leaves is noticed at its request's beginning; a short request takes a hundredth of it."""
-QUIET, DATA, ENDED, GONE = "quiet", "data", "ended", "gone"
+"""How much later a client that leaves is noticed at the beginning of its request."""
+QUIET, DATA, ENDED, GONE = "quiet", "data", "ended", "gone"  # see `peer_state`
 TLS_ALERT, TLS_DATA = 0x15, 0x17
 TLS13_ALERT_BYTES = 19
-"""An encrypted alert of TLS 1.3: 2 bytes, 1 of type, 16 of tag. No HTTP data is that short."""
+"""Size of an encrypted alert of TLS 1.3: 2 bytes of alert, 1 of type, 16 of tag. No HTTP data is that short."""
 
 
 class _Watch:
@@ -56,29 +56,30 @@ class _Watch:
 
 
 class Watcher:
-    """`watch(sock, on_gone)` is a context; inside, `on_gone` runs once if the peer closes or resets. With `on_end` that
-    is called once when the peer has sent its last byte, and `on_gone` when the connection is no more."""
+    """`watch(sock, on_gone)` returns a context. Inside it, `on_gone` is called once if the client closes or resets the
+    connection, or ends its sending side. If `on_end` is passed, it is called instead for the end of the sending
+    side."""
 
     def __init__(self, recheck_s: float = 0.1) -> None:
         self._recheck_s = recheck_s
-        # Protects is_live of all watches, _changes, _thread, _is_stopped, _is_woken. Held while a socket is peeked at,
-        # so that no connection thread reads from it meanwhile and leaves the peek waiting.
+        # Protects is_live of all watches, _changes, _thread, _is_stopped, _is_woken. Held while a socket is peeked at:
+        # a connection's thread must not read the bytes meanwhile, or the peek would block.
         self._lock = threading.Lock()
         self._changes: deque[_Watch] = deque()
         self._thread: threading.Thread | None = None
         self._is_stopped = False
-        self._is_woken = False  # it is going to look through _changes
-        self._watches: set[_Watch] = set()  # watcher's thread only; every registered one
-        self._parked: set[_Watch] = set()  # of these, the ones with unread data or an end, unregistered
+        self._is_woken = False  # the watcher's thread is about to read _changes
+        self._watches: set[_Watch] = set()  # watcher's thread only; all live watches
+        self._parked: set[_Watch] = set()  # those of them with unread data or an end; not in the selector
 
     def watch(
         self, sock: socket.socket, on_gone: Callable[[], None], on_end: Callable[[], None] | None = None
     ) -> _Watch:
-        """See the class; the callbacks must be quick and must not raise."""
+        """See the class. The callbacks must be quick and must not raise."""
         return _Watch(self, sock, on_gone, on_end)
 
     def stop(self) -> None:
-        """End the thread; later watches are never called. Idempotent."""
+        """End the thread. The callbacks of later watches are never called. Idempotent."""
         with self._lock:
             self._is_stopped = True
             thread = self._thread
@@ -100,8 +101,7 @@ class Watcher:
             self._wake()
 
     def _drop(self, watch: _Watch) -> None:
-        # No wake-up: a dead watch costs nothing until the thread next runs, and waking twice per request
-        # would.
+        # No wake-up: a dead watch costs nothing until the thread runs next.
         with self._lock:
             watch.is_live = False
             self._changes.append(watch)
@@ -119,7 +119,7 @@ class Watcher:
         try:
             self._wake_in.send(b"!")
         except OSError:
-            pass  # the pipe is full, so it is awake already; or it has been closed by stop
+            pass  # the pipe is full, so the thread wakes anyway; or `stop` has closed it
 
     def _run(self) -> None:
         while not self._is_stopped:
@@ -135,7 +135,7 @@ class Watcher:
         try:
             events = self._selector.select(self._recheck_s if self._parked else None)
         except (OSError, ValueError):
-            # Windows: a socket closed under select, or more than it can hold. Ask each one, not too often.
+            # Windows: a socket was closed during select, or there are too many. Check each one, not too often.
             time.sleep(self._recheck_s / 4)
             return [watch for watch in self._watches if _is_readable(watch.sock)]
         for key, _ in events:
@@ -146,7 +146,7 @@ class Watcher:
 
     def _apply_changes(self) -> None:
         with self._lock:
-            self._is_woken = False  # what comes from now on may be missed below
+            self._is_woken = False  # changes from now on may be missed below, so they must wake the thread again
         while self._changes:
             watch = self._changes.popleft()
             if watch.is_live and watch not in self._watches:
@@ -159,7 +159,7 @@ class Watcher:
         try:
             self._selector.register(watch.sock, selectors.EVENT_READ, watch)
         except (KeyError, OSError, ValueError):
-            self._fire(watch)  # closed by our own shutdown before we came to it
+            self._fire(watch)  # the server's shutdown has closed the socket already
 
     def _unregister(self, watch: _Watch) -> None:
         try:
@@ -180,7 +180,7 @@ class Watcher:
             self._forget(watch)
             self._fire(watch)
         elif state is not QUIET and watch not in self._parked:
-            # A pipelined request, or an end: level-triggered selectors would spin on it.
+            # A pipelined request, or an end: a level-triggered selector would report it again and again.
             self._unregister(watch)
             self._parked.add(watch)
         if state is ENDED and not watch.has_ended and watch.on_end is not None:
@@ -202,10 +202,10 @@ def _call(callback: Callable[[], None]) -> None:
 
 
 def peer_state(sock: socket.socket) -> str:
-    """GONE if the connection is no more, ENDED if the peer has sent its last byte (it may have closed, or still read),
-    DATA if bytes are waiting, else QUIET. Takes nothing from the socket.
+    """The state of a connection: GONE if it is closed or reset, ENDED if the peer has ended its sending side (it may
+    have closed, or may still read), DATA if unread bytes are waiting, else QUIET. Reads nothing from the socket.
 
-    Works on the descriptor below TLS, where SSLSocket.recv refuses MSG_PEEK.
+    With TLS it peeks at the encrypted bytes, since SSLSocket.recv refuses MSG_PEEK.
     """
     try:
         head = socket.socket.recv(sock, 5, socket.MSG_PEEK)
@@ -220,8 +220,7 @@ def peer_state(sock: socket.socket) -> str:
 
 
 def tls_is_closing(record_head: bytes) -> bool:
-    """Whether the 5 bytes that open a TLS record announce an alert: in the middle of a request, a
-    close_notify."""
+    """Whether the first 5 bytes of a TLS record announce an alert. During a request that is a close_notify."""
     if len(record_head) < 5:
         return False
     n_bytes = int.from_bytes(record_head[3:5], "big")
@@ -229,8 +228,8 @@ def tls_is_closing(record_head: bytes) -> bool:
 
 
 def _state_behind_data(sock: socket.socket) -> str:
-    """GONE, ENDED, or DATA if neither can be seen. An end after unread bytes can't be peeked, nor a reset after an end;
-    Linux and the BSDs (macOS) say it elsewhere, Windows does not."""
+    """GONE, ENDED, or DATA if neither is known. Peeking shows neither an end after unread bytes nor a reset after an
+    end. Linux and the BSDs (macOS) tell that by other calls, Windows doesn't."""
     if hasattr(select, "POLLRDHUP"):
         poll = select.poll()
         poll.register(sock, select.POLLRDHUP)
@@ -244,7 +243,7 @@ def _state_behind_data(sock: socket.socket) -> str:
             wanted = select.kevent(sock.fileno(), select.KQ_FILTER_READ, select.KQ_EV_ADD)  # type: ignore[attr-defined]
             events = queue.control([wanted], 1, 0)
             ends = [event for event in events if event.flags & select.KQ_EV_EOF]  # type: ignore[attr-defined]
-            return DATA if not ends else GONE if ends[0].fflags else ENDED  # `fflags` has the socket's error
+            return DATA if not ends else GONE if ends[0].fflags else ENDED  # `fflags` is the socket's error
         finally:
             queue.close()
     return DATA
@@ -254,7 +253,7 @@ def _is_readable(sock: socket.socket) -> bool:
     try:
         return bool(select.select([sock], [], [], 0)[0])
     except (OSError, ValueError):
-        return True  # closed: looking at it will say so
+        return True  # closed, as `peer_state` will find
 
 
 def _drain(sock: socket.socket) -> None:

@@ -1,1 +1,1 @@
-"""HTTP/1.1 as bytes: heads, bodies, chunks, and the socket they go through."""
+"""HTTP/1.1 on the wire: request heads, bodies, chunks, forms, and the socket."""

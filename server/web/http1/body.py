@@ -1,9 +1,7 @@
-"""Request bodies, delimited by a length or in the chunked coding: pure decoders fed with bytes, one
-interface.
+"""Decoders for request bodies with a Content-Length or in the chunked coding. Pure: they are fed with bytes.
 
-Chunks are decoded strictly, for the reason given in `head.py`. Extensions and trailers are checked for their
-form and dropped. Memory is bounded by the body limit; time too, because a body cut into one-byte chunks is
-refused (`N_CHUNKS_FREE`)."""
+Chunks are decoded strictly, to prevent request smuggling (see `head.py`). Chunk extensions and trailers are checked and
+dropped. The body limit bounds memory and time; bodies of very many tiny chunks are refused (`N_CHUNKS_FREE`)."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?
 LINE_BYTES = 4 * 1024
 TRAILER_BYTES = 8 * 1024
 N_CHUNKS_FREE = 16 * 1024
-"""Chunks that cost nothing; beyond them a chunk must carry `MEAN_BYTES` on average."""
+"""A body may have this many chunks of any size, and one more for every `MEAN_BYTES` of its data."""
 MEAN_BYTES = 64
 
 
@@ -27,7 +25,7 @@ def body_decoder(framing: Framing, limits: Limits) -> LengthDecoder | ChunkedDec
 
 
 class Decoder:
-    """What both have in common: the decoded `body`, and what follows it in `rest`."""
+    """What both decoders have: the decoded `body`, and in `rest` the bytes after it."""
 
     def __init__(self) -> None:
         self.body = bytearray()
@@ -36,18 +34,18 @@ class Decoder:
 
     @property
     def n_bytes(self) -> int:
-        """How much of the body has come."""
+        """Size of the body decoded so far."""
         return self._n_taken + len(self.body)
 
     def take(self) -> bytearray:
-        """What of the body has come since the last time; it isn't kept here."""
+        """Take out the part of the body that was decoded since the last call."""
         part, self.body = self.body, bytearray()
         self._n_taken += len(part)
         return part
 
 
 class LengthDecoder(Decoder):
-    """Takes exactly `n_bytes`; same interface as `ChunkedDecoder`."""
+    """Takes exactly `n_bytes`. Same interface as `ChunkedDecoder`."""
 
     def __init__(self, n_bytes: int) -> None:
         super().__init__()
@@ -65,7 +63,7 @@ class LengthDecoder(Decoder):
 
 
 class ChunkedDecoder(Decoder):
-    """Feed bytes until `done`."""
+    """Decodes the chunked coding; fed with bytes until `done`."""
 
     def __init__(self, limits: Limits) -> None:
         super().__init__()
@@ -79,7 +77,7 @@ class ChunkedDecoder(Decoder):
         self._step: Callable[[ChunkedDecoder], bool] = ChunkedDecoder._read_size
 
     def feed(self, data: bytes) -> bool:
-        """True once the body is complete; ApiError 400 or 413 as soon as it can't be."""
+        """True once the body is complete. ApiError 400 or 413 as soon as it is malformed or too large."""
         self._pending += data
         while not self.done and self._step(self):
             pass
@@ -144,8 +142,8 @@ class ChunkedDecoder(Decoder):
             self.done = True
             return True
         name, _ = parse_header_line(line)
-        if name in SINGLE_HEADERS:  # RFC 9110 6.5.1; a reader that merges trailers into the head would believe it
-            raise ApiError(400, f"{name!r} can't be in the trailer of a body.")
+        if name in SINGLE_HEADERS:  # RFC 9110 6.5.1: a server that merges trailers into the head would use it
+            raise ApiError(400, f"Header {name!r} is not allowed in the trailer of a body.")
         self._n_trailer += len(line)
         if self._n_trailer > TRAILER_BYTES:
             raise ApiError(400, "The trailer of the chunked body is too long.")

@@ -1,12 +1,13 @@
-"""Short writes of a stream by whoever has them, without waiting: saves waking the connection's thread for each token.
+"""Lets the thread that receives tokens from the engine write a stream itself, so that no token has to wake the
+connection's thread.
 
-A connection's thread that streams lends its socket to the thread that has the tokens (one for all streams), and sleeps
-until the end. A write here never waits: what a client's socket doesn't take is kept, and the connection's thread, which
-may wait for its client and has a deadline for it, takes over. The two never write at the same time; the lock that sees
-to it is the lender's (`server/engine/client/engine_client.py`).
+The connection's thread lends its socket to that thread (one for all streams) and sleeps until the stream ends. A write
+here never waits. Bytes that the client's socket doesn't accept are kept, and the connection's thread wakes up to send
+them, with its usual deadline. A lock in `server/engine/client/engine_client.py` prevents both threads from writing at
+the same time.
 
-Not for TLS: one TLS object can't be used by two threads. Not taken: an event loop for all streams; handlers, limits and
-the watcher stay what they are this way, and a stream that is written by its own thread all the time is the same stream.
+Not for TLS, since two threads can't use one TLS object. Not taken: an event loop for all streams. Handlers, limits and
+the watcher would have to change, and streams over TLS would need a second way.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from server.web.http1.wire import Wire
 
 
 class DirectWriter:
-    """Over one connection's socket; `frame` is how its data is put on the wire. `n_bytes` counts what was sent."""
+    """Writes to one connection's socket. `frame` puts data into the form that is sent (a chunk). `n_bytes` counts the
+    bytes sent."""
 
     __slots__ = ("n_bytes", "_wire", "_frame", "_rest")
 
@@ -30,16 +32,16 @@ class DirectWriter:
         self._rest = b""
 
     def offer(self, data: bytes) -> bool:
-        """Any thread: send `data` at once. False if some of it is left: then `drain` has to come before anything else.
+        """Any thread: send `data` without waiting. False if some bytes are left; then `drain` must be called next.
 
-        An error counts as nothing sent: the connection's thread will meet it, too, and knows what to do.
+        On an error nothing counts as sent: the connection's thread will get the same error and handle it.
         """
         if not data:
             return True
         data = self._frame(data)
         sock = self._wire.sock
         try:
-            if sock.gettimeout() != 0:  # else a send is two system calls, and waits
+            if sock.gettimeout() != 0:  # with a timeout a send takes two system calls and may wait
                 sock.settimeout(0)
             n_sent = sock.send(data)
         except OSError:
@@ -49,7 +51,8 @@ class DirectWriter:
         return not self._rest
 
     def drain(self) -> None:
-        """The connection's thread: send what is left, with patience. ClientGone if the reader is dead or slow."""
+        """The connection's thread: send the bytes that are left, and wait for the client. ClientGone if it has left or
+        reads too slowly."""
         rest, self._rest = self._rest, b""
         if rest:
             self._wire.send(rest)
@@ -57,7 +60,7 @@ class DirectWriter:
 
 
 def lend(chunks: object, wire: Wire, frame: Callable[[bytes], bytes]) -> DirectWriter | None:
-    """Let the source of a stream write by itself, if it can and the socket is a plain one."""
+    """Let the source of a stream write to the socket itself. None if it can't, or if the connection uses TLS."""
     divert = getattr(chunks, "divert", None)
     if divert is None or not isinstance(wire.sock, socket.socket) or isinstance(wire.sock, ssl.SSLSocket):
         return None

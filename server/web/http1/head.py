@@ -1,9 +1,9 @@
-"""Request heads as a pure function from bytes to `Head`: no sockets, no threads, no clock.
+"""Parses request heads from bytes to `Head`. Pure: no sockets, no threads, no clock.
 
-Strict where laxity lets two servers on one road see different requests (smuggling): no bare LF, no folded
-headers, no space before a colon, no doubled length. The way not taken is
-`BaseHTTPRequestHandler.parse_request`, which uses the e-mail parser and accepts all of these. Time and memory
-are linear in the bytes fed; the first wrong line raises `ApiError` at once, without waiting for the rest."""
+The parser is strict, because a proxy and a server that read the same lax bytes as different requests allow request
+smuggling: no bare LF, no folded headers, no space before a colon, no second length. Not taken:
+`BaseHTTPRequestHandler.parse_request`, whose e-mail parser accepts all of these. Time and memory are linear in the
+bytes fed. The first malformed line raises `ApiError` without waiting for the rest."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ SINGLE_HEADERS = frozenset(
         "origin",
     )
 )
-"""Two of these in one request mean that somebody on the way may believe the other one."""
+"""A request may have each of these only once: if there are two, a proxy may have used the other one."""
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 METHODS_WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 
 
 class Headers(dict[str, str]):
-    """Header fields by lower-case name; look-ups in any case. A repeated field is one value joined with `,
-    `."""
+    """Header fields by lower-case name. Look-ups ignore case. The values of a repeated field are joined with a comma
+    and a space."""
 
     def __init__(self, fields: Mapping[str, str] | Iterable[tuple[str, str]] = ()) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Headers(dict[str, str]):
 
 @record(frozen=True)
 class Head:
-    """Request line and header fields; `target` is as received."""
+    """Request line and header fields. `target` is undecoded."""
 
     method: str
     target: str
@@ -73,15 +73,15 @@ class Head:
 
     @property
     def keep_alive(self) -> bool:
-        """Whether the client wants to use the connection again (HTTP/1.1: unless it says close)."""
+        """Whether the client wants to keep the connection: the default in HTTP/1.1, on request in HTTP/1.0."""
         options = {option.strip().lower() for option in self.headers.get("connection", "").split(",")}
         return "keep-alive" in options if self.version < (1, 1) else "close" not in options
 
 
 @record(frozen=True)
 class Framing:
-    """How the body is delimited: `kind` is "none", "length", "chunked", or "unknown" when it can't be told
-    where the next request begins; `n_bytes` counts for "length"."""
+    """How the body is delimited. `kind` is "none", "length" (with `n_bytes`), "chunked", or "unknown" if the beginning
+    of the next request can't be found."""
 
     kind: str
     n_bytes: int = 0
@@ -92,24 +92,23 @@ UNKNOWN_BODY = Framing("unknown")
 
 
 class HeadParser:
-    """Feed bytes until a `Head` comes out; what follows it is in `rest`."""
+    """Fed with bytes until it returns a `Head`; `rest` has the bytes after the head."""
 
     def __init__(self, limits: Limits) -> None:
         self.rest = b""
         self._limits = limits
         self._buffer = bytearray()
-        self._start = 0  # of the line not yet parsed
-        self._scanned = 0  # no line end before this
+        self._start = 0  # offset of the line that isn't parsed yet
+        self._scanned = 0  # up to this offset that line has no end
         self._request_line: tuple[str, str, tuple[int, int]] | None = None
         self._fields: list[tuple[str, str]] = []
 
     def feed(self, data: bytes) -> Head | None:
-        """The head once it is complete, None for "more"; ApiError 400, 414, 431, 505 for what can't become
-        one."""
+        """The head once it is complete, until then None. ApiError 400, 414, 431 or 505 for a malformed head."""
         self._buffer += data
         while (line := self._next_line()) is not None:
             if self._request_line is None:
-                # Old clients send an empty line after a body; RFC 9112 2.2 says to skip it.
+                # Old clients send an empty line after a body; it is skipped as RFC 9112 2.2 says.
                 self._request_line = parse_request_line(line) if line else None
             elif line:
                 self._add_field(line)
@@ -157,7 +156,7 @@ def parse_request_line(line: bytes) -> tuple[str, str, tuple[int, int]]:
         raise ApiError(400, "Malformed request line; expected 'METHOD /path HTTP/1.1'.")
     method, target, major, minor = match.groups()
     if major != b"1":
-        raise ApiError(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+        raise ApiError(505, "Only HTTP/1.1 and HTTP/1.0 are supported.")
     return method.decode("ascii"), target.decode("ascii"), (1, min(int(minor), 1))
 
 
@@ -171,8 +170,7 @@ def parse_header_line(line: bytes) -> tuple[str, str]:
 
 
 def body_framing(head: Head, limits: Limits) -> Framing:
-    """How this request's body is delimited; ApiError 400, 413, 415 or 417 for what we refuse to guess
-    about."""
+    """How this request's body is delimited. ApiError 400, 413, 415 or 417 for anything ambiguous or unsupported."""
     headers = head.headers
     coding = headers.get("transfer-encoding")
     length = headers.get("content-length")
@@ -182,9 +180,9 @@ def body_framing(head: Head, limits: Limits) -> Framing:
     elif length is not None and not LENGTH.fullmatch(length):
         raise ApiError(400, "Content-Length must be one decimal number.")
     if headers.get("content-encoding", "identity").lower() not in ("identity", ""):
-        raise ApiError(415, "Compressed request bodies are not accepted; send it without Content-Encoding.")
+        raise ApiError(415, "Compressed request bodies are not accepted; send the body without Content-Encoding.")
     if headers.get("expect", "100-continue").lower() != "100-continue":
-        raise ApiError(417, "The only expectation known here is 100-continue.")
+        raise ApiError(417, "The only supported value of Expect is 100-continue.")
     if coding is not None:
         return Framing("chunked")
     n_bytes = int(length or 0)
@@ -198,11 +196,9 @@ def body_too_large(limits: Limits) -> ApiError:
 
 
 def split_target(target: str) -> tuple[str | None, str, dict[str, str]]:
-    """Request target -> (authority of an absolute-form target or None, decoded path, query with the last
-    value).
+    """The authority (None unless the target is an absolute URL), the decoded path, and the query of a request target.
 
-    `*` (for OPTIONS) stays `*`. ApiError 400 for anything that isn't valid percent-encoded UTF-8 or hides a
-    control character.
+    `*` (for OPTIONS) stays `*`. ApiError 400 if the target isn't percent-encoded UTF-8 or has a control character.
     """
     authority = None
     match = re.match(r"https?://([^/?#]+)", target, re.IGNORECASE)
@@ -219,8 +215,8 @@ def split_target(target: str) -> tuple[str | None, str, dict[str, str]]:
 
 
 def percent_decode(text: str, part: str) -> str:
-    """Strict: every `%` has two hex digits, the result is UTF-8 without control characters; else ApiError
-    400."""
+    """Decode percent-encoding. ApiError 400 unless every `%` has two hex digits and the result is UTF-8 without control
+    characters."""
     if "%" in text:
         if PERCENT.search(text):
             raise ApiError(400, f"The {part} has a '%' that is not followed by two hex digits.")
@@ -235,7 +231,7 @@ def percent_decode(text: str, part: str) -> str:
 
 
 def parse_query(query: str) -> dict[str, str]:
-    """`a=1&b&a=2` -> {"a": "2", "b": ""}. Line breaks are refused like every control character."""
+    """`a=1&b&a=2` -> {"a": "2", "b": ""}. ApiError 400 for control characters, also line breaks."""
     fields = {}
     for field in query.split("&"):
         if field:

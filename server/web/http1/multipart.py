@@ -1,10 +1,10 @@
-"""Forms with files (multipart/form-data, RFC 7578): a parser that is fed a body as it comes, so that no byte of it is
-held twice. Pure; connection threads.
+"""Parses forms with files (multipart/form-data, RFC 7578). It is fed with the body as it arrives, so that no byte is in
+memory twice. Pure; connection threads.
 
-As strict as `head.py`, for the same reason. What comes before the first boundary is bounded, what comes behind the last
-one is dropped. Refused: lines without CRLF, a form within a form, parts without a name, encodings of long ago.
+As strict as `head.py`, for the same reason. Text before the first boundary is bounded; text after the last one is
+dropped. Refused: lines without CRLF, forms within a form, parts without a name, encodings such as base64.
 
-Not taken: the standard library's `email`, which wants all of it at once and guesses where it doesn't understand.
+Not taken: the standard library's `email`, which needs the whole body at once and guesses at malformed input.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from server.records import field, record
 from server.web.http1.head import Headers, parse_header_line
 
 MAX_PARTS = 100
-HEAD_BYTES, N_HEADERS = 8 * 1024, 16  # of a part
-PREAMBLE_BYTES = 1024
+HEAD_BYTES, N_HEADERS = 8 * 1024, 16  # most of each in the head of a part
+PREAMBLE_BYTES = 1024  # most bytes before the first boundary
 BOUNDARY = re.compile(r"[\w'()+,./:=? -]{0,69}[\w'()+,./:=?-]", re.ASCII)
 PARAMETER = re.compile(r';[ \t]*([\w*-]+)=(?:"((?:[^"\\]|\\.)*)"|([^\s;"]*))[ \t]*', re.ASCII)
 ESCAPED = re.compile(r"\\(.)")
@@ -27,7 +27,7 @@ PLAIN_ENCODINGS = ("binary", "8bit", "7bit")
 
 @record
 class Part:
-    """A field of a form: its name, whether it is a file, its bytes, and what the client calls that file."""
+    """A field of a form: its name, whether it is a file, its bytes, and the client's name of that file."""
 
     name: str
     is_file: bool
@@ -35,13 +35,13 @@ class Part:
     filename: str = ""
 
     def take(self) -> bytes:
-        """The bytes of a file; they aren't kept here."""
+        """Take out the bytes of a file."""
         data = bytes(self.data)
         self.data.clear()
         return data
 
     def text(self) -> str:
-        """The value of a field that is no file. ApiError 400 if it is no UTF-8."""
+        """The value of a field that isn't a file. ApiError 400 if it isn't UTF-8."""
         try:
             return self.data.decode("utf-8")
         except UnicodeDecodeError:
@@ -49,24 +49,24 @@ class Part:
 
 
 class FormParser:
-    """Feed bytes; `finish` gives the parts. ApiError 400 as soon as it can't be a form any more."""
+    """Fed with bytes; `finish` returns the parts. ApiError 400 as soon as the form is malformed."""
 
     def __init__(self, headers: Headers) -> None:
         """ApiError 415 for a body of another type."""
         kind, parameters = read_value(headers.get("content-type", ""))
         boundary = parameters.get("boundary", "")
         if kind != "multipart/form-data" or not BOUNDARY.fullmatch(boundary):
-            raise ApiError(415, "This route takes a form: multipart/form-data with a boundary.")
+            raise ApiError(415, "This route needs a form: multipart/form-data with a boundary.")
         self._delimiter = b"\r\n--" + boundary.encode("ascii")
         self._parts: list[Part] = []
-        self._head: dict[str, str] = {}  # of the part that begins
+        self._head: dict[str, str] = {}  # header fields of the part that begins
         self._n_head = 0
         self._n_skipped = 0
         self._pending = bytearray(b"\r\n")  # the first boundary may come at once
         self._step: Callable[[FormParser], bool] | None = FormParser._skip_preamble
 
     def feed(self, data: bytes | bytearray) -> None:
-        """More of the body."""
+        """Parse the next bytes of the body."""
         self._pending += data
         while self._step is not None and self._step(self):
             pass
@@ -74,7 +74,7 @@ class FormParser:
             self._pending.clear()
 
     def finish(self) -> list[Part]:
-        """All parts, when the body has come to its end. ApiError 400 if the form hasn't."""
+        """All parts, at the end of the body. ApiError 400 if the form isn't complete."""
         if self._step is not None:
             raise ApiError(400, "The form ends without its last boundary.")
         return self._parts
@@ -92,7 +92,7 @@ class FormParser:
         return is_over
 
     def _take_data(self) -> tuple[bytearray, bool]:
-        """What comes before the next delimiter, or as much as certainly does; and whether that delimiter is there."""
+        """Take out the bytes before the next delimiter, as far as they have arrived; and whether it was found."""
         at = self._pending.find(self._delimiter)
         n = at if at >= 0 else max(len(self._pending) - len(self._delimiter) + 1, 0)
         data = self._pending[:n]
@@ -102,7 +102,7 @@ class FormParser:
         return data, at >= 0
 
     def _read_boundary(self) -> bool:
-        """Behind a delimiter comes the end of the form, or that of the line."""
+        """After a delimiter comes `--` (the end of the form) or the end of the line."""
         if len(self._pending) < 2:
             return False
         if self._pending.startswith(b"--"):
@@ -113,7 +113,7 @@ class FormParser:
         if line is None:
             return False
         if line.strip(b" \t"):
-            raise ApiError(400, "A line of the form goes on behind its boundary.")
+            raise ApiError(400, "A boundary of the form is followed by other text in its line.")
         if len(self._parts) == MAX_PARTS:
             raise ApiError(400, f"The form has more than {MAX_PARTS} parts.")
         self._head = {}
@@ -149,13 +149,13 @@ class FormParser:
 
 
 def new_part(head: dict[str, str]) -> Part:
-    """The part that this head begins. ApiError 400 if it says no name, or that the bytes aren't those of the field."""
+    """The part with this head. ApiError 400 if the head has no name, or says that the data is encoded or a form."""
     kind, parameters = read_value(head.get("content-disposition", ""))
     if kind != "form-data" or not parameters.get("name"):
         raise ApiError(400, "A part of the form has no name (Content-Disposition: form-data; name=...).")
     encoding = head.get("content-transfer-encoding", "binary").lower()
     if encoding not in PLAIN_ENCODINGS or head.get("content-type", "").lower().startswith("multipart/"):
-        raise ApiError(400, "A part of the form is encoded, or a form itself; send the bytes as they are.")
+        raise ApiError(400, "A part of the form is encoded, or is itself a form; send the bytes as they are.")
     try:
         name, filename = (parameters.get(key, "").encode("latin-1").decode("utf-8") for key in ("name", "filename"))
     except UnicodeError:
@@ -164,7 +164,7 @@ def new_part(head: dict[str, str]) -> Part:
 
 
 def read_value(text: str) -> tuple[str, dict[str, str]]:
-    """`form-data; name="x"` -> ("form-data", {"name": "x"}). ApiError 400 for what is malformed."""
+    """`form-data; name="x"` -> ("form-data", {"name": "x"}). ApiError 400 if the value is malformed."""
     kind = text.partition(";")[0]
     at, parameters = len(kind), dict[str, str]()
     while at < len(text):

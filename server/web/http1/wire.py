@@ -1,9 +1,7 @@
-"""One client's socket with patience: every read and write has a deadline, leftovers wait for the next
-request.
+"""One client's socket. Every read and write has a deadline; bytes after a request are kept for the next one.
 
-Used by one connection thread. Turns what sockets throw into two plain conditions, so that an OSError of a
-handler is never mistaken for the client's: `ClientGone` (closed, reset, or too slow to read) and
-`ClientSlow`."""
+Used by one connection thread. Errors of the socket become `ClientGone` (closed, reset, or reads too slowly) or
+`ClientSlow`, so that an OSError of a handler is never mistaken for the client's."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ from server.web.limits import Limits
 
 RECV_BYTES = 256 * 1024
 PLAIN_HTTP = ("HTTP_REQUEST", "HTTPS_PROXY_REQUEST")
-"""OpenSSL's names for what a client sends that speaks no TLS."""
+"""OpenSSL's names for the error when a client sends plain HTTP instead of TLS."""
 
 
 class ClientGone(Exception):
@@ -29,21 +27,22 @@ class ClientGone(Exception):
 
 
 class ClientSlow(Exception):
-    """The client did not send in time what it began to send."""
+    """The client did not finish sending a head or a body in time."""
 
 
 class Wire:
-    """`sock` is connected; from `start_tls` on it is the TLS socket over the same descriptor."""
+    """Reads requests from `sock` and writes answers to it. From `start_tls` on, `sock` is the TLS socket over the same
+    descriptor."""
 
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self.sock = sock
         self._limits = limits
         self._rest = b""
-        self._idle_s = limits.head_s  # the first request must come soon; a kept connection may rest longer
+        self._idle_s = limits.head_s  # for the first request; a keep-alive connection may wait longer
 
     def start_tls(self, context: ssl.SSLContext) -> ssl.SSLSocket:
-        """Put TLS over the socket; the handshake comes apart, so that who keeps books about sockets can note
-        it."""
+        """Wrap the socket in TLS. The handshake is a separate call, so that the server can note the new socket
+        first."""
         try:
             self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
         except (OSError, ValueError) as error:
@@ -51,8 +50,8 @@ class Wire:
         return self.sock
 
     def shake_hands(self) -> None:
-        """Within `head_s`; ClientGone if it fails (a port scanner, a wrong version). For a client that speaks plain
-        HTTP the socket is a plain one again: ApiError 400."""
+        """Do the TLS handshake within `head_s`. ClientGone if it fails (a port scanner, a wrong version). If the client
+        speaks plain HTTP, the socket is made a plain one again for the answer: ApiError 400."""
         try:
             self.sock.settimeout(self._limits.head_s)
             self.sock.do_handshake()  # type: ignore[attr-defined]
@@ -60,13 +59,13 @@ class Wire:
             if error.reason not in PLAIN_HTTP:
                 raise ClientGone(str(error)) from None
             self.sock = socket.socket(fileno=self.sock.detach())
-            raise ApiError(400, "This port speaks HTTPS only: begin the address with https://.") from None
+            raise ApiError(400, "This port needs HTTPS: begin the address with https://.") from None
         except (OSError, ValueError) as error:
             raise ClientGone(str(error)) from None
 
     def read_head(self, on_first_byte: Callable[[], object]) -> Head | None:
-        """The next request's head, None if the client closed or stayed idle instead; ClientGone, ClientSlow when it
-        stops in the middle, ApiError when it sends nonsense."""
+        """The next request's head; None if the client closed the connection or stayed idle. ClientGone or ClientSlow if
+        the head breaks off, ApiError if it is malformed."""
         data, self._rest = self._rest, b""
         if not data:
             try:
@@ -85,8 +84,8 @@ class Wire:
         return head
 
     def read_body(self, framing: Framing, budget: Budget | Share, form: FormParser | None = None) -> bytearray:
-        """The whole body, or what is left of it when a `form` has been fed. The caller gives the bytes that have come
-        back to `budget`; after an exception that has been done."""
+        """The whole body. If there is a `form`, it is fed with the body instead, and the result is empty. The bytes are
+        taken from `budget`; the caller gives them back, unless this raises."""
         decoder = body_decoder(framing, self._limits)
         n_taken = n_received = 0
         start = time.monotonic()
@@ -109,8 +108,8 @@ class Wire:
         return decoder.body
 
     def send(self, data: bytes) -> None:
-        """All of `data`: one send, unless it is longer than `write_slice`. ClientGone if the reader is dead
-        or slow."""
+        """Send all of `data`, in slices of `write_slice` bytes. ClientGone if the client has left or reads too
+        slowly."""
         step = self._limits.write_slice
         try:
             if self.sock.gettimeout() != self._limits.write_s:  # setting it is a system call
@@ -125,13 +124,13 @@ class Wire:
             raise ClientGone(str(error)) from None
 
     def close(self, linger: bool) -> None:
-        """Close in order. `linger`: the client may still be sending; closing at once would reset the
-        connection and take the answer from it, so what comes is dropped for `linger_s`."""
+        """Close the connection gracefully. With `linger` the client may still be sending. Closing at once would then
+        reset the connection and lose the answer, so incoming bytes are dropped for `linger_s` first."""
         try:
             if isinstance(self.sock, ssl.SSLSocket) and not linger:
                 self.sock.settimeout(0)
                 _say_goodbye(self.sock)
-            # The plain method also for TLS: SSLSocket.shutdown would change the object under a reader's feet.
+            # Not SSLSocket.shutdown: it would change the object while another thread may be reading from it.
             socket.socket.shutdown(self.sock, socket.SHUT_WR)
             if linger:
                 self._drop_until(time.monotonic() + self._limits.linger_s)
@@ -170,4 +169,4 @@ def _say_goodbye(sock: ssl.SSLSocket) -> None:
     try:
         sock.unwrap()
     except (OSError, ValueError):
-        pass  # SSLWantRead after sending ours, or the peer is gone
+        pass  # SSLWantRead once ours is sent, or the client has left
