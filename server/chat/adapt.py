@@ -1,7 +1,8 @@
-"""A conversation in the form that one chat template reads, nothing of it lost on the way. Pure, on handler threads.
+"""Converts the messages of a conversation into the form that a chat template reads, without losing any of their
+content. Pure, on handler threads.
 
-Messages come as OpenAI's interface has them; `Probe` knows what the template makes of which form. What the template
-reads as it is stays as it is.
+Messages come in OpenAI's form. `Probe` knows which forms the template reads. A message that the template reads already
+isn't changed.
 """
 
 from __future__ import annotations
@@ -17,28 +18,29 @@ from server.chat.segments import is_text, plain_text
 
 SYSTEM_ROLES = ("system", "developer")
 BLANK_LINE = "\n\n"
-"""Between the system's text and the user's, as templates have it that join them: some do it only while the user speaks
-last, and where it happens here in later turns, the conversation stays the same text."""
+"""Separates the text of a system message from the user message that it is joined with. Templates that join the two
+use a blank line, too. Some do so only if the last message is the user's; with the same separator here, later turns
+render to the same text."""
 SHORT_ID = re.compile("[A-Za-z0-9]{9}")
 
 
 def adapt(messages: Sequence[Message], probe: Probe) -> list[dict[str, Any]]:
-    """The messages for a template; none of those given is changed."""
+    """The messages in the template's form. The given messages aren't changed."""
     named = name_results(place_system(rename_developer(messages, probe), probe))
     named = split_calls(shorten_ids(named, probe), probe)
     return [adapt_content(adapt_calls(adapt_reasoning(message, probe), probe), probe) for message in named]
 
 
 def rename_developer(messages: Sequence[Message], probe: Probe | None) -> list[Message]:
-    """OpenAI's newer name for the system's role stays only where the template knows it."""
+    """Rename the role `developer` (OpenAI's newer name) to `system`, unless the template knows it."""
     if not any(message.get("role") == "developer" for message in messages) or probe and probe.knows_developer:
         return list(messages)
     return [{**message, "role": "system"} if message.get("role") == "developer" else message for message in messages]
 
 
 def place_system(messages: list[Message], probe: Probe) -> list[Message]:
-    """A system's message stands where the template shows it. If that is only the beginning, those that begin become
-    one; others become the user's, joined with what the user says right before or behind them."""
+    """Put system messages where the template renders them. If it renders only a first one, all system messages at the
+    beginning are joined. The others become user messages and are joined with a user message next to them."""
     is_system = [message.get("role") in SYSTEM_ROLES for message in messages]
     n_first = (*is_system, False).index(False)
     is_question = not messages or messages[-1].get("role") == "user"
@@ -60,13 +62,13 @@ def place_system(messages: list[Message], probe: Probe) -> list[Message]:
 
 
 def join_texts(messages: Sequence[Message], between: str) -> Message:
-    """One message with the texts of several, and `between` them that."""
+    """Join the texts of several messages into one message, with `between` as separator."""
     texts = [text for message in messages if (text := plain_text(message.get("content")))]
     return {**messages[-1], "role": messages[0]["role"], "content": between.join(texts)}
 
 
 def name_results(messages: Sequence[Message]) -> list[Message]:
-    """Results of tools with the tool's name, which clients leave to the call with the same id."""
+    """Add the tool's name to tool results. Clients often send only the id of the call, which has the name."""
     names: dict[str, Any] = {}
     named = []
     for message in messages:
@@ -79,7 +81,7 @@ def name_results(messages: Sequence[Message]) -> list[Message]:
 
 
 def split_calls(messages: list[Message], probe: Probe) -> list[Message]:
-    """A message for each call, with its result behind it, where the template shows or takes only one at once."""
+    """If the template renders only one call per message, split messages: one for each call, followed by its result."""
     if all(len(message.get("tool_calls") or ()) < 2 for message in messages) or probe.reads_many_calls:
         return messages
     split: list[Message] = []
@@ -99,7 +101,7 @@ def split_calls(messages: list[Message], probe: Probe) -> list[Message]:
 
 
 def _belongs(result: Message, call: Message, calls: Sequence[Message], i: int) -> bool:
-    """Whether a result is that of this call; of a stranger, it counts as that of the last one."""
+    """Whether a result belongs to this call. A result with an unknown id belongs to the last call."""
     result_id = result.get("tool_call_id")
     if any(one.get("id") == result_id for one in calls):
         return result_id == call.get("id")
@@ -107,8 +109,8 @@ def _belongs(result: Message, call: Message, calls: Sequence[Message], i: int) -
 
 
 def shorten_ids(messages: list[Message], probe: Probe) -> list[Message]:
-    """Ids of calls with nine letters and digits where the template refuses others, as those of a conversation that was
-    begun with another model."""
+    """If the template accepts only call ids of nine letters and digits, replace all other ids. A conversation that
+    began with another model has such ids."""
     ids = [call.get("id") for message in messages for call in message.get("tool_calls") or ()]
     strange = {call_id for call_id in ids if isinstance(call_id, str) and not SHORT_ID.fullmatch(call_id)}
     if not strange or not probe.wants_short_ids:
@@ -118,7 +120,7 @@ def shorten_ids(messages: list[Message], probe: Probe) -> list[Message]:
 
 
 def _with_ids(message: Message, ids: Mapping[str, str]) -> Message:
-    """With other ids of calls and of what they resulted in."""
+    """The message with the ids of calls and results replaced."""
     if message.get("tool_calls"):
         calls = [{**call, "id": ids.get(call.get("id"), call.get("id"))} for call in message["tool_calls"]]
         return {**message, "tool_calls": calls}
@@ -127,7 +129,7 @@ def _with_ids(message: Message, ids: Mapping[str, str]) -> Message:
 
 
 def adapt_reasoning(message: Message, probe: Probe) -> Message:
-    """The assistant's reasoning under the name that the template reads, whatever the client's name for it is."""
+    """Put the assistant's reasoning under the key that the template reads, whichever key the client uses."""
     if message.get("role") != "assistant":
         return message
     reasoning = next((message[key] for key in REASONING_KEYS if message.get(key) and isinstance(message[key], str)), "")
@@ -142,9 +144,9 @@ def adapt_reasoning(message: Message, probe: Probe) -> Message:
 
 
 def adapt_calls(message: Message, probe: Probe) -> Message:
-    """Tool calls with arguments as an object or as JSON text, whichever comes out rightly."""
+    """Make the arguments of tool calls an object or JSON text, whichever the template renders correctly."""
     calls = message.get("tool_calls")
-    if not calls:  # what isn't there: some templates only ask whether the key is
+    if not calls:  # an empty list goes: some templates only test whether the key exists
         return {key: message[key] for key in message if key != "tool_calls"} if "tool_calls" in message else message
     if probe.call_form is None:
         return message
@@ -166,8 +168,8 @@ def _adapt_call(call: Mapping[str, Any], wants_object: bool) -> Mapping[str, Any
 
 
 def read_object(arguments: object) -> object:
-    """The object that JSON text stands for. A text that is none, as from an answer that was cut off, stays text: the
-    template then shows it or refuses it."""
+    """Parse JSON text to an object. Other text, such as the arguments of a call that was cut off, is returned as it
+    is; the template then renders or refuses it."""
     if not isinstance(arguments, str):
         return arguments
     try:
@@ -179,7 +181,8 @@ def read_object(arguments: object) -> object:
 
 
 def adapt_content(message: Message, probe: Probe) -> dict[str, Any]:
-    """Content as parts where the template wants them, or has been given some that it reads; else as text."""
+    """Make the content a list of parts if the template needs one, or if the client sent one that the template reads;
+    otherwise text."""
     content = message.get("content")
     if isinstance(content, str) and probe.wants_parts:
         return {**message, "content": [{"type": "text", "text": content}]}
@@ -192,7 +195,7 @@ def adapt_content(message: Message, probe: Probe) -> dict[str, Any]:
 
 
 def text_parts(message: Message) -> list[dict[str, Any]]:
-    """A message's content as a list of parts of the type `text`."""
+    """The content of a message as a list of parts of type `text`."""
     content = message.get("content")
     texts = [part["text"] for part in content if is_text(part)] if isinstance(content, list) else [content or ""]
     return [{"type": "text", "text": text} for text in texts]

@@ -1,4 +1,4 @@
-"""Which chat template a server uses: the user's, the model's, or ChatML as a last resort. Pure, on handler threads."""
+"""Chooses the chat template: the user's, else the model's, else ChatML. Reads the template's file; handler threads."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ log = get_logger("chat")
 
 
 def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | BuiltinTemplate:
-    """From `--chat-template-file`, `--chat-template`, the model's metadata (which may have a second one for
-    conversations with tools), else ChatML with a warning.
+    """The template from `--chat-template-file`, `--chat-template` or the model's metadata (which may have a second one
+    for conversations with tools); else ChatML, with a warning.
 
-    ApiError 500 when the chosen one can't be compiled (with line and column) or isn't one that llama.cpp knows.
+    ApiError 500 if the template can't be compiled (with line and column), or if llama.cpp doesn't know its name.
     """
     source, tool_source = options.chat_template or "", ""
     if options.chat_template_file:
@@ -32,7 +32,7 @@ def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | Built
         source, tool_source = info.meta.get(META_KEY, ""), info.meta.get(TOOLS_META_KEY, "")
         source = source or tool_source
     if not source:
-        log.warning("this model has no chat template: using ChatML; name another with --chat-template")
+        log.warning("this model has no chat template: using ChatML; choose another with --chat-template")
         source = "chatml"
     if source == "chatml" and options.jinja:
         source = CHATML
@@ -41,8 +41,8 @@ def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | Built
     if "{" not in source:
         raise ApiError(
             500,
-            f"--chat-template: '{source[:40]}' is neither Jinja text nor a name that llama.cpp knows; "
-            f"known are {', '.join(vocab.builtin_templates)}",
+            f"--chat-template: '{source[:40]}' is neither a Jinja template nor the name of a template built into "
+            f"llama.cpp; the names are {', '.join(vocab.builtin_templates)}",
         )
     try:
         return ChatTemplate(source, info.bos_token, info.eos_token, tool_source)
@@ -51,15 +51,15 @@ def choose_template(options: Any, info: Any, vocab: Any) -> ChatTemplate | Built
 
 
 def builtin(source: str, vocab: Any) -> BuiltinTemplate:
-    """libllama's own template that `source` names or looks like, tried once: what it can't do is better said at the
-    start than with every chat."""
+    """The template built into libllama that `source` names or resembles. It is tried once, so that an unsupported
+    template fails at the start and not with each chat. ApiError 500."""
     template = BuiltinTemplate(source, lambda messages, add: vocab.apply_template(source, messages, add))
     try:
         template.render([{"role": "user", "content": "x"}], True, {})
     except ApiError:
         raise ApiError(
             500,
-            "--no-jinja: llama.cpp has no built-in template that is like this one; leave --no-jinja "
-            "out, or name one with --chat-template",
+            "--no-jinja: llama.cpp has no built-in template like this one; remove --no-jinja, or name a built-in "
+            "template with --chat-template",
         ) from None
     return template

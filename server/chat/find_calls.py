@@ -1,4 +1,6 @@
-"""What kind of calls stand in a text, told from the words in them. Pure, on handler threads; part of `find_format`."""
+"""Finds known calls in a text, and the kind of call that it writes them with. Part of `find_format`.
+
+Pure, on handler threads. Imports the formats of `server.chat.output`."""
 
 from __future__ import annotations
 
@@ -21,20 +23,20 @@ from server.chat.output.write_calls import WrittenCall
 from server.records import record, replace
 
 MARK = re.compile(r"\]<\]\w+\[>\[|<[^<>\s][^<>]*>|\[/?[A-Z_]+\]")
-MAX_CANDIDATES = 40  # places at which an object is tried to be read
+MAX_CANDIDATES = 40  # at most so many opening braces are tried as the beginning of an object
 Span = tuple[int, int]
 
 
 @record(frozen=True)
 class Found:
-    """Calls in a text: of what kind they are, and from where to where each of them reaches."""
+    """Calls found in a text: their kind, and the span (start, end) of each."""
 
     call: Call
     spans: tuple[Span, ...]
 
 
 def find_calls(text: str, calls: Sequence[WrittenCall]) -> Found | None:
-    """Where these calls are in the text, and how they are written; None if that isn't understood."""
+    """Find where these calls are in the text, and in which kind they are written; None if no kind fits."""
     for find in (find_objects, find_named, find_python, find_quoteless, find_parameters):
         found = find(text, calls)
         if found is not None:
@@ -43,7 +45,7 @@ def find_calls(text: str, calls: Sequence[WrittenCall]) -> Found | None:
 
 
 def find_objects(text: str, calls: Sequence[WrittenCall]) -> Found | None:
-    """Calls as JSON objects that hold all."""
+    """Calls that are JSON objects with the name and the arguments."""
     spans = []
     kinds = []
     for call in calls:
@@ -73,7 +75,7 @@ def _kind_of(value: Mapping[str, object], call: WrittenCall) -> Call | None:
 
 
 def find_named(text: str, calls: Sequence[WrittenCall]) -> Found | None:
-    """Calls with the name in front and the arguments as an object."""
+    """Calls that are a name followed by the arguments as a JSON object."""
     spans = []
     heads = []
     for call in calls:
@@ -94,7 +96,7 @@ def find_named(text: str, calls: Sequence[WrittenCall]) -> Found | None:
 
 
 def _around_number(heads: Sequence[str]) -> tuple[str, str]:
-    """What stands before and behind a call's number; nothing before it if there is none."""
+    """The text before and after a call's number; "" and the whole text if there is no number."""
     if len(set(heads)) == 1:
         return "", heads[0]
     match = re.search(r"\d+", heads[0])
@@ -102,7 +104,7 @@ def _around_number(heads: Sequence[str]) -> tuple[str, str]:
 
 
 def find_python(text: str, calls: Sequence[WrittenCall]) -> Found | None:
-    """Calls as Python writes them."""
+    """Calls in Python's syntax."""
     spans = []
     for call in calls:
         match = re.search(rf"{call.name}\((\w+)=(['\"])\w+\2, \w+=\d+\)", text)
@@ -113,7 +115,7 @@ def find_python(text: str, calls: Sequence[WrittenCall]) -> Found | None:
 
 
 def find_quoteless(text: str, calls: Sequence[WrittenCall]) -> Found | None:
-    """Calls with an object whose keys have no quotation marks."""
+    """Calls with an object whose keys have no quotes."""
     spans = []
     for call in calls:
         first, second = call.arguments
@@ -142,7 +144,7 @@ def find_parameters(text: str, calls: Sequence[WrittenCall]) -> Found | None:
         if not (kind.before_key and kind.after_key and kind.after_value and all(kind.string_mark)) or (
             kind.string_mark and not kind.after_mark
         ):
-            return None  # nobody could tell where a name or a value ends
+            return None  # the end of a name or a value can't be found
         kinds.append(kind)
         spans.append((places[0][0], places[-1][1] + len(kinds[-1].after_value.replace(KEY, second))))
     before, after = _around_number([kind.after_name for kind in kinds])
@@ -150,7 +152,7 @@ def find_parameters(text: str, calls: Sequence[WrittenCall]) -> Found | None:
 
 
 def _places(text: str, words: Sequence[str], at: int) -> list[Span] | None:
-    """Where these words are that follow each other; None if one is missing."""
+    """The spans of these words, searched one after the other from `at` on; None if one is missing."""
     places = []
     for word in words:
         start = text.find(word, at)
@@ -162,7 +164,7 @@ def _places(text: str, words: Sequence[str], at: int) -> list[Span] | None:
 
 
 def _parameter_call(gaps: Sequence[str], key: str, tail: str) -> ParameterCall:
-    """From what stands between name, key, text, key and number, and behind that."""
+    """The kind of call with these texts between name, key, string, key and number, and the text after that."""
     head, to_text, between, to_number = gaps
     before_key = common_end(head, between)
     after_value = between[: len(between) - len(before_key)]
@@ -175,7 +177,7 @@ def _parameter_call(gaps: Sequence[str], key: str, tail: str) -> ParameterCall:
 
 
 def _around_marks(one: str, other: str) -> tuple[str, tuple[str, ...], str]:
-    """The words in which two texts differ, with what stands before and behind them; the text alone if it's the same."""
+    """The text before the first words that differ, these words, and the text after them; equal texts have none."""
     if one == other:
         return one, (), ""
     first, second = (re.split(r"(\w+)", text) for text in (one, other))
@@ -184,7 +186,7 @@ def _around_marks(one: str, other: str) -> tuple[str, tuple[str, ...], str]:
 
 
 def read_object(text: str, at: int) -> tuple[dict[str, object] | None, int]:
-    """The JSON object that begins at a place, and where it ends; None if there is none."""
+    """The JSON object that begins at `at`, and its end; None if there is none."""
     try:
         value, end = json.JSONDecoder().raw_decode(text, at)
     except (ValueError, RecursionError):
@@ -193,7 +195,7 @@ def read_object(text: str, at: int) -> tuple[dict[str, object] | None, int]:
 
 
 def common_start(one: str, other: str) -> str:
-    """The text with which both begin, without part of a mark."""
+    """The common beginning of two texts; it doesn't end inside a mark."""
     length = len(commonprefix([one, other]))
     for text in (one, other):
         length = min(length, cut_left(text, length))
@@ -201,7 +203,7 @@ def common_start(one: str, other: str) -> str:
 
 
 def common_end(one: str, other: str) -> str:
-    """The text with which both end, without part of a mark."""
+    """The common end of two texts; it doesn't begin inside a mark."""
     length = len(commonprefix([one[::-1], other[::-1]]))
     for text in (one, other):
         length = min(length, len(text) - cut_right(text, len(text) - length))
@@ -209,10 +211,10 @@ def common_end(one: str, other: str) -> str:
 
 
 def cut_left(text: str, at: int) -> int:
-    """This place, or where the mark begins that it lies in."""
+    """The beginning of the mark around this offset; the offset itself if it isn't inside a mark."""
     return next((match.start() for match in MARK.finditer(text) if match.start() < at < match.end()), at)
 
 
 def cut_right(text: str, at: int) -> int:
-    """This place, or where the mark ends that it lies in."""
+    """The end of the mark around this offset; the offset itself if it isn't inside a mark."""
     return next((match.end() for match in MARK.finditer(text) if match.start() < at < match.end()), at)

@@ -1,11 +1,10 @@
-"""Which `CallFormat` a chat template speaks, found by rendering made-up calls with it.
+"""Finds the `CallFormat` of a chat template by rendering made-up calls with it.
 
-A conversation with one call and one with two, of words that no template has, are rendered; what stands around these
-words is the format. What is found has to write the same calls as the template did, else it doesn't count. Formats that
-can't be found like this are in `named_formats`. Pure, on handler threads; costs a dozen renderings of small
-conversations, once for each template.
+Conversations with one or two calls are rendered. Their words occur in no template, so the text around these words is
+the format. A format counts only if it writes the calls as the template did. Formats that can't be found like this are
+in `named_formats`. Pure, on handler threads. It costs a dozen renderings of small conversations, once per template.
 
-The way not taken: one row for each known model. Templates are edited, and new models mostly use old forms.
+Not taken: a row for each known model. Users edit templates, and most new models use known formats.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ TOOLS = [
     for name in (NAME, SECOND_NAME)
 ]
 USER = {"role": "user", "content": QUESTION}
-ANSWER = "~b9f6probe"  # begins like no mark and no name
+ANSWER = "~b9f6probe"  # no mark and no name begins with ~
 PLAIN = {"role": "assistant", "content": ANSWER}
 
 
 def find_format(probe: Probe) -> CallFormat:
-    """The format of the calls and the reasoning of a template; `GENERIC` with its reasoning where it has none."""
+    """The format of a template's calls and reasoning. A template without calls gets those of `GENERIC`."""
     details = {"reasoning": find_reasoning(probe), **named_details(probe.source)}
     found = named_format(probe.source) or probe_format(probe, details["reasoning"]) or GENERIC
     missing = {name: value for name, value in details.items() if not getattr(found, name)}
@@ -59,7 +58,7 @@ def find_format(probe: Probe) -> CallFormat:
 
 
 def find_reasoning(probe: Probe) -> Tags | None:
-    """The texts around reasoning, None where a template has none."""
+    """The tags around reasoning; None if the template has none."""
     for calls in ((), CALLS[:1]) if probe.reasoning_key else ():
         text = _rendered(probe, _conversation(calls, OTHER, WORD))
         before, word, after = (text or "").partition(WORD)
@@ -71,7 +70,7 @@ def find_reasoning(probe: Probe) -> Tags | None:
 
 
 def find_ids(probe: Probe, found: CallFormat) -> IdForm:
-    """The form of ids that a template demands or shows."""
+    """The form of call ids that a template requires or renders."""
     if found.ids != IdForm():
         return found.ids
     call = found.call
@@ -81,7 +80,7 @@ def find_ids(probe: Probe, found: CallFormat) -> IdForm:
 
 
 def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
-    """The format of calls as rendered; None where they don't come out, or in a way that isn't understood."""
+    """The format in which the template renders calls; None if it renders none, or in an unknown format."""
     if probe.call_form is None:
         return None
     calls = CALLS if probe.reads_many_calls else CALLS[:1]
@@ -99,7 +98,7 @@ def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
 
 
 def _with_details(probe: Probe, call: ParameterCall) -> ParameterCall:
-    """With the marks of all kinds of values, where they aren't all the same, and with what may stand around texts."""
+    """Add the marks of each type of value, if they differ, and the quotes that may be around strings."""
     call = replace(call, quotes=next((quotes for quotes in QUOTES if quotes[0] in probe.source), ()))
     marks = list(call.string_mark)
     for value in VALUES if marks else ():
@@ -108,25 +107,25 @@ def _with_details(probe: Probe, call: ParameterCall) -> ParameterCall:
     return replace(call, string_mark=tuple(marks)) if len(set(marks)) > 2 else call
 
 
-# what stands where in a rendered turn
+# parts of a rendered turn
 
 
 def _turn(probe: Probe, calls: Sequence[WrittenCall]) -> str | None:
-    """The assistant's turn with these calls, from behind its role up to what depends on their results; None if the
-    template refuses."""
+    """The assistant's turn with these calls as rendered, without its role and without what follows because of the
+    results. None if the template refuses the conversation."""
     text = _rendered(probe, _conversation(calls))
     plain = _rendered(probe, [USER, PLAIN])
     if text is None or plain is None:
         return None
     start = cut_left(text, len(commonprefix([text, plain])))
     end = cut_left(text, len(commonprefix([text, _rendered(probe, _conversation(calls)[:2]) or ""])))
-    if str(NUMBER) in text[end:]:  # without results it is another text
+    if str(NUMBER) in text[end:]:  # without results the template renders the calls differently
         end = text.find(RESULT)
     return text[start:end]
 
 
 def _conversation(calls: Sequence[WrittenCall], content: str = "", reasoning: str = "") -> list[dict[str, Any]]:
-    """A question, the assistant's calls or answer, and the calls' results."""
+    """A question, the assistant's calls or answer, and the results of the calls."""
     message: dict[str, Any] = {"role": "assistant", "content": content}
     if calls:
         message["tool_calls"] = [
@@ -144,19 +143,19 @@ def _conversation(calls: Sequence[WrittenCall], content: str = "", reasoning: st
 
 
 def _rendered(probe: Probe, messages: list[dict[str, Any]]) -> str | None:
-    """What stands behind the last question."""
+    """The rendered text after the last question; None if there is none."""
     text = probe.render(adapt(messages, probe), TOOLS)
     return None if text is None or QUESTION not in text else text.rpartition(QUESTION)[2]
 
 
 def _without_reasoning(text: str, reasoning: Tags | None) -> str:
-    """Without the empty reasoning that some templates write before calls."""
+    """Remove the empty reasoning that some templates write before calls."""
     close = reasoning.close.strip() if reasoning else ""
     return text.rpartition(close)[2].lstrip() if close else text
 
 
 def _stops(probe: Probe) -> list[str]:
-    """Texts that end an answer: what follows one without calls, and what begins one."""
+    """Texts that end an answer: the text after an answer without calls, the marks before one, and `END_MARKS`."""
     text = _rendered(probe, [USER, PLAIN, {"role": "user", "content": "x"}]) or ""
     header, _, behind = text.partition(ANSWER)
     end = re.match(rf"\s*({MARK.pattern}|\S+)", behind)
@@ -167,11 +166,11 @@ def _squeezed(text: str) -> str:
     return re.sub(r"\s+", "", text)
 
 
-# from places to a format
+# from spans to a format
 
 
 def split_marks(text: str, found: Found, stops: Sequence[str]) -> CallFormat:
-    """The format of calls that reach over `spans`, from what stands around and between them."""
+    """The format of the calls at `found.spans`, from the text around and between them."""
     before, after = text[: found.spans[0][0]], text[found.spans[-1][1] :]
     after = after[: min((at for at in map(after.find, stops) if at >= 0), default=len(after))]
     if len(found.spans) == 1:
@@ -194,7 +193,7 @@ def split_marks(text: str, found: Found, stops: Sequence[str]) -> CallFormat:
 
 
 def move_space(made: CallFormat) -> CallFormat:
-    """White space belongs between calls rather than to them, and none to the edges."""
+    """Move white space from the edges of calls to the text between them, and remove it at the outer edges."""
     before_call, after_call = made.before_call.lstrip(), made.after_call.rstrip()
     space = made.before_call[: len(made.before_call) - len(before_call)]
     behind = made.after_call[len(after_call) :]
@@ -209,7 +208,8 @@ def move_space(made: CallFormat) -> CallFormat:
 
 
 def name_marks(made: CallFormat) -> CallFormat:
-    """Where two marks stand before a name, the second one belongs to it, and what closes it to the arguments."""
+    """If two marks precede a name, move the second one into the call (before its name), and its closing mark, too
+    (after the arguments)."""
     call = made.call
     at = made.before_call.rfind("<")
     to = max((match.start() for match in MARK.finditer(made.after_call)), default=0)

@@ -1,8 +1,8 @@
-"""What a probe can't tell about formats of calls and reasoning: tables, looked up by what stands in a template.
+"""Formats of calls and reasoning that `find_format` can't find: tables, looked up by a text in the template's source.
 
-Pure data. A row is here for one of three reasons: the template leaves calls out, although its model was trained with a
-format; the marks of calls and of text are heads of messages, which a probe takes for the template's; or reasoning isn't
-a part of the messages that it renders.
+Pure data. A row is here for one of three reasons: the template doesn't render calls, although its model was trained
+with a format; the marks of calls and text are headers of messages, which `find_format` would count as the template's;
+or the template doesn't render the reasoning of messages.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ FORMATS = (
     ("xml_tools", HERMES),
 )
 
-# a text in a template's source -> fields of its format besides what the probe finds; the first one for a field counts
+# a text in a template's source -> fields of its format that are added to those found; the first row for a field counts
 DETAILS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("<|inner_prefix|>", {"reasoning": Tags("<|inner_prefix|>", "<|inner_suffix|>")}),
     (
@@ -111,14 +111,14 @@ DETAILS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("<|START_TEXT|>", {"content": Tags("<|START_TEXT|>", "<|END_TEXT|>")}),
     ("between <response></response>", {"content": Tags("<response>", "</response>")}),
 )
-# what opens reasoning and what closes it, where a template renders none but takes it out of what a client sends back
+# opening and closing tags of reasoning, for templates that only remove it from earlier answers
 THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-# texts that may stand around an argument
+# quotes that may be around an argument
 QUOTES = (("<![CDATA[", "]]>"),)
-# marks that end an answer with calls, and no other
+# marks that end only answers with calls
 END_MARKS = ("<|eom_id|>", "<|call|>", "<|calls|>", "<|tool_response>")
 
-# a text in a call as it is written -> the family's name; the first that fits
+# a text in a written call -> the name of the family; the first row that fits counts
 FAMILIES = (
     ("<｜DSML｜", "deepseek-dsml"),
     ("<｜tool▁sep｜>", "deepseek"),
@@ -151,12 +151,12 @@ FAMILIES = (
 
 
 def named_format(source: str) -> CallFormat | None:
-    """The format that a template's source names, None where a probe has to find it."""
+    """The format from the table; None if `find_format` has to find it."""
     return next((found for mark, found in FORMATS if mark in source), None)
 
 
 def named_details(source: str) -> dict[str, Any]:
-    """The fields of a format that a template's source names."""
+    """The fields of a template's format from the table."""
     found: dict[str, Any] = {}
     for mark, fields in DETAILS:
         if mark in source:
@@ -165,8 +165,8 @@ def named_details(source: str) -> dict[str, Any]:
 
 
 def likely_reasoning(source: str, prompt: str) -> Tags | None:
-    """The tags of a model whose template renders no reasoning, but takes it out of what a client sends back, or begins
-    it at the end of a prompt."""
+    """The tags of reasoning, if the template doesn't render it but removes it from earlier answers, or opens it at the
+    end of a prompt."""
     for opening, closing in THINKING:
         if closing in source or prompt.rstrip().endswith(opening):
             is_bare = prompt.endswith(opening)
@@ -175,5 +175,5 @@ def likely_reasoning(source: str, prompt: str) -> Tags | None:
 
 
 def family_of(written: str) -> str:
-    """The name of the family that writes such a call."""
+    """The name of the family of models that writes calls like this one."""
     return next((name for mark, name in FAMILIES if mark in written), "other")

@@ -1,8 +1,8 @@
-"""Tools as templates take them that go through a schema by themselves. Pure, on handler threads.
+"""Simplifies the schemas of tools for templates that render schemas in their own way. Pure, on handler threads.
 
-Such templates read `description`, `type` and `parameters` without asking whether they are there, or follow a schema
-without a type for ever. OpenAI's interface wants none of these. Only what the model is shown becomes simpler; what it
-may write is still the whole schema.
+Such templates read `description`, `type` and `parameters` without checking that they exist, or recurse endlessly in a
+schema without a type. OpenAI's API requires none of these fields. Only the schema shown to the model is simplified; the
+arguments that it may generate follow the original one.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-MAX_DEPTH = 20
+MAX_DEPTH = 20  # levels of a schema; deeper ones become a string
 TYPES = ("string", "integer", "number", "boolean", "array", "object")
 ANY: dict[str, Any] = {"type": "string", "description": ""}
 
 
 def plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Tools whose functions have a description and parameters, and whose schemas a type and a description each."""
+    """The tools with missing fields added: each function has a description and parameters, each schema a type and a
+    description."""
     plain = []
     for tool in tools:
         function = tool.get("function")
@@ -27,7 +28,7 @@ def plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def plain_schema(schema: object, depth: int = 0) -> dict[str, Any]:
-    """A schema with one type, here and in what it is made of; of several ways the first one that has a type."""
+    """The schema with exactly one type on each level. Of alternatives (`anyOf` etc.) the first with a type counts."""
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return dict(ANY)
     ways = [way for name in ("anyOf", "oneOf", "allOf") for way in _list(schema.get(name))]

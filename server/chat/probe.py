@@ -1,13 +1,12 @@
-"""What a chat template reads, found by rendering made-up conversations with it.
+"""Finds out which input a chat template reads, by rendering made-up conversations with it.
 
-Templates differ in what they expect: text or a list of parts, a tool call's arguments as an object or as JSON text, the
-system's message in one place or anywhere, reasoning under one name or another. None of them says so. So each question
-is put to the template itself: a conversation with words that no template has is rendered, and the answer is whether
-they come out. A question is asked once, when a conversation first needs it; two threads that ask at once find the same.
-Pure, on handler threads.
+Templates differ in the input they expect: text or a list of parts; the arguments of a call as an object or as JSON
+text; a system message at the beginning or anywhere; reasoning under one key or another. So each question is answered by
+rendering a conversation with words that occur in no template, and looking for these words in the prompt. A question is
+answered once, when it is first needed; two threads at the same time find the same answer. Pure, on handler threads.
 
-The way not taken: looking for names in the template's source. Templates name roles in their prose, and read keys
-without printing them.
+Not taken: searching the template's source for names. Templates mention roles in prose, and read keys without rendering
+them.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from server.chat.variables import NEAREST_EFFORTS, NO_EFFORT, SAME_EFFORTS
 Message = Mapping[str, Any]
 
 WORD, OTHER, KEY, NAME = "a9f1probe", "a9f2probe", "a9f3probe", "a9f4probe"
-STRANGER = "a9f5probe"  # a role that no template knows
+STRANGER = "a9f5probe"  # a role or value that no template knows
 PARTS = [{"type": "text", "text": WORD}, {"type": "text", "text": OTHER}]
-AS_DATA = (f"'text': '{WORD}'", f'"text": "{WORD}"')  # parts that were printed instead of read
+AS_DATA = (f"'text': '{WORD}'", f'"text": "{WORD}"')  # the template printed the list of parts itself
 ARGUMENTS = {KEY: WORD}
 ARGUMENTS_TEXT = json.dumps(ARGUMENTS)
-MISREAD = (str(ARGUMENTS), json.dumps(ARGUMENTS_TEXT)[1:-1])  # an object printed by Python, a text encoded again
+MISREAD = (str(ARGUMENTS), json.dumps(ARGUMENTS_TEXT)[1:-1])  # an object in Python's syntax, text encoded twice
 TOOLS = [
     {
         "type": "function",
@@ -46,14 +45,14 @@ TOOLS = [
 ]
 USER = {"role": "user", "content": "x"}
 ASSISTANT = {"role": "assistant", "content": "x"}
-CALL_ID, SECOND_ID = "a9f6probe", "a9f7probe"  # nine letters and digits, as some demand
+CALL_ID, SECOND_ID = "a9f6probe", "a9f7probe"  # nine letters and digits, as some templates require
 RESULT = {"role": "tool", "tool_call_id": CALL_ID, "name": NAME, "content": "x"}
 REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
 LIMITS = Limits(steps=100_000)
 
 
 class Probe:
-    """The questions that can be put to one template; `base(tools)` are the variables that it has with these tools."""
+    """Answers questions about one template. `base(tools)` returns the template's variables for these tools."""
 
     def __init__(self, template: Template, base: Callable[[Sequence[Message]], Mapping[str, Any]]) -> None:
         self.source = template.source
@@ -64,11 +63,11 @@ class Probe:
 
     @cached_property
     def wants_parts(self) -> bool:
-        """Whether plain text gets lost while a list of parts doesn't."""
+        """Whether the template loses plain text and renders lists of parts."""
         return not self._shows([{"role": "user", "content": WORD}], WORD) and self.reads_parts("user")
 
     def reads_parts(self, role: str) -> bool:
-        """Whether all text of a list of parts comes out in messages of this role."""
+        """Whether the template renders all text of a list of parts in messages of this role."""
         if role not in self._reads_parts:
             message = {"role": role, "content": PARTS}
             before, after = {
@@ -82,7 +81,7 @@ class Probe:
 
     @cached_property
     def knows_developer(self) -> bool:
-        """Whether `developer` is a role here, and not one like any word."""
+        """Whether the template treats the role `developer` differently from an unknown role."""
         if "developer" not in self._template.source:
             return False
         developer, stranger = (self.render([{"role": role, "content": WORD}, USER]) for role in ("developer", STRANGER))
@@ -96,18 +95,18 @@ class Probe:
 
     @cached_property
     def reads_system(self) -> bool:
-        """Whether a message of the system comes out that is the first one."""
+        """Whether the template renders a system message at the beginning."""
         return self._shows([{"role": "system", "content": WORD}, USER], WORD)
 
     @cached_property
     def reads_system_without_question(self) -> bool:
-        """Whether it does also when the last message isn't the user's, as behind a tool's result."""
+        """Whether it does so also if the last message isn't the user's, as after a tool result."""
         return self.reads_system and self._shows([{"role": "system", "content": WORD}, USER, ASSISTANT], WORD)
 
     @cached_property
     def reads_later_system(self) -> bool:
-        """Whether one comes out also in the middle of a conversation, under each name that its role has here, and takes
-        nothing away from the first one."""
+        """Whether the template renders system messages in the middle of a conversation, under each name of that role,
+        and still renders the first one."""
         first = [{"role": "system", "content": OTHER}] if self.reads_system else []
         return all(
             self._shows(
@@ -118,8 +117,8 @@ class Probe:
 
     @cached_property
     def call_form(self) -> tuple[str | None, bool] | None:
-        """How tool calls come out: with which content where there is none, and whether arguments have to be an object;
-        None if in no way."""
+        """The form in which the template renders tool calls: the content of a message without text ("" or None), and
+        whether arguments must be an object. None if it doesn't render calls."""
         for content in ("", None):
             for arguments in (ARGUMENTS, ARGUMENTS_TEXT):
                 messages = [USER, _call(content, arguments), RESULT]
@@ -129,14 +128,14 @@ class Probe:
 
     @cached_property
     def reads_tools(self) -> bool:
-        """Whether the model gets to see which tools there are."""
+        """Whether the template renders the list of tools."""
         text = self.render([USER], TOOLS)
         return text is not None and NAME in text
 
     @cached_property
     def reasoning_key(self) -> str:
-        """Under which name the assistant's reasoning comes out: one of REASONING_KEYS, `content` for a part of type
-        `thinking`, "" for none."""
+        """The key under which the template reads the assistant's reasoning: one of REASONING_KEYS, `content` for a part
+        of type `thinking`, or "" if it renders no reasoning."""
         for key in REASONING_KEYS:
             if self._shows_reasoning({key: WORD}):
                 return key
@@ -145,8 +144,8 @@ class Probe:
         return "content" if self._shows([USER, {**ASSISTANT, "content": parts}, USER], WORD, OTHER, never=never) else ""
 
     def effort(self, name: str, effort: str) -> str | None:
-        """Which value of the variable `name` stands for an effort, None if no value does. An effort that isn't one of
-        OpenAI's is taken as it is."""
+        """The value of the variable `name` for a reasoning effort; None if the template has none. An effort that isn't
+        one of OpenAI's is used unchanged."""
         if effort not in NEAREST_EFFORTS:
             return effort if effort != "none" else next((one for one in NO_EFFORT if self._names_text(one)), None)
         if (name, effort) not in self._efforts:
@@ -159,7 +158,7 @@ class Probe:
         return f"'{text}'" in self.source or f'"{text}"' in self.source
 
     def _has_effect(self, name: str, value: str) -> bool:
-        """Whether a value of a variable makes another prompt than one that the template can't know."""
+        """Whether a value of a variable makes another prompt than an unknown value."""
         text, other = self._with(name, value), self._with(name, STRANGER)
         return text is not None and text != other
 
@@ -168,7 +167,7 @@ class Probe:
 
     @cached_property
     def reads_many_calls(self) -> bool:
-        """Whether all calls of a message come out, if one does."""
+        """Whether the template renders all calls of a message; true if it renders no calls at all."""
         [first], [second] = self._call()["tool_calls"], _call(*self._form(OTHER))["tool_calls"]
         both = {**self._call(), "tool_calls": [first, {**second, "id": SECOND_ID}]}
         results = [RESULT, {**RESULT, "tool_call_id": SECOND_ID}]
@@ -176,13 +175,13 @@ class Probe:
 
     @cached_property
     def wants_short_ids(self) -> bool:
-        """Whether ids of calls have to be nine letters and digits, as Mistral's do."""
+        """Whether call ids must be nine letters and digits, as in Mistral's templates."""
         refused = {**self._call(), "tool_calls": [{**self._call()["tool_calls"][0], "id": "x"}]}
         return self.call_form is not None and self.render([USER, refused, {**RESULT, "tool_call_id": "x"}]) is None
 
     @cached_property
     def reads_results(self) -> bool:
-        """Whether the results of tools come out."""
+        """Whether the template renders tool results."""
         return self._shows([USER, self._call(), {**RESULT, "content": WORD}], WORD)
 
     @cached_property
@@ -193,7 +192,7 @@ class Probe:
         return self.render(both) is None and self._shows([USER, {**self._call(), **reasoning}, RESULT], WORD)
 
     def _shows_reasoning(self, reasoning: Message) -> bool:
-        """In an earlier answer, or in one that is still going on behind a tool's result."""
+        """Whether reasoning is rendered in an earlier answer, or in the current one before a tool result."""
         return self._shows([USER, {**ASSISTANT, **reasoning}, USER], WORD) or self._shows(
             [USER, {**_call(*self._form(OTHER)), **reasoning}, RESULT], WORD
         )
@@ -212,7 +211,7 @@ class Probe:
     def render(
         self, messages: Sequence[Message], tools: Sequence[Message] = (), variables: Mapping[str, Any] | None = None
     ) -> str | None:
-        """The prompt, None if the template refuses; tools go with conversations that have calls."""
+        """The prompt; None if the template refuses the conversation. If it has calls, it gets tools, too."""
         if not tools and any("tool_calls" in message for message in messages):
             tools = TOOLS
         context = {**self._base(tools), **(variables or {}), "messages": messages, "add_generation_prompt": True}

@@ -1,17 +1,17 @@
-"""What goes into chat templates and what comes out of them: parts of messages, and text that knows who wrote it.
+"""The input and output of chat templates: content parts of messages, and prompts that mark users' text.
 
-A leaf: handlers need it for every prompt, also where no template is ever compiled.
+A leaf, since handlers need it for every prompt, also without a template.
 """
 
 from __future__ import annotations
 
 Segments = list[tuple[str, bool]]
-"""Text of a prompt in order: (text, whether a user typed it)."""
+"""The text of a prompt in order, as pairs: (text, whether it came from a user)."""
 
 
 def plain_text(content: object) -> str:
-    """The text of a message's content: a string, or its text parts, each on lines of its own. What stands for an image
-    or a sound (`is_media`) belongs to the line it is in."""
+    """The text of a message's content. Text parts are joined with line breaks, except around parts that stand for an
+    image or a sound (`is_media`)."""
     if not isinstance(content, list):
         return content if isinstance(content, str) else ""
     texts: list[str] = []
@@ -25,7 +25,7 @@ def plain_text(content: object) -> str:
 
 
 def is_text(part: object) -> bool:
-    """Whether a content part is text."""
+    """Whether a content part has text."""
     return (
         isinstance(part, dict)
         and part.get("type", "text") in ("text", "input_text", "output_text")

@@ -1,8 +1,8 @@
-"""Tools, calls and results as plain text, for templates that have no place for them. Pure, on handler threads.
+"""Writes tools, calls and results as plain text, for templates that don't render them. Pure, on handler threads.
 
-Nothing of a conversation may be lost on its way to the model: tools stand in a message of the system that also says how
-to call one, earlier calls in the assistant's text as the model would have written them, and results in the user's. All
-of it is marked as users' text, but for the marks of calls.
+The model must see the whole conversation. So a system message lists the tools and explains how to call one; earlier
+calls are part of the assistant's text, in the form that the model is asked to write; results are part of the user's
+text. All of it is marked as users' text, except for the marks of calls.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXAMPLE = WrittenCall("name_of_the_function", {"name_of_an_argument": "value"}, 
 
 
 def explain_calls(format: CallFormat) -> str:
-    """How to call a function: what stands before the list of tools in the system's message."""
+    """The explanation of how to call a function; it precedes the list of tools in the system message."""
     many = " Several calls may follow each other." if format.can_be_many else ""
     return (
         "You may call functions where they help. A call is written like this, with all its marks, and nothing follows "
@@ -33,7 +33,7 @@ def explain_calls(format: CallFormat) -> str:
 
 
 def show_tools(messages: Sequence[Message], tools: Sequence[Message], format: CallFormat) -> list[Message]:
-    """The messages with one of the system at the beginning that shows the tools, and then says what theirs did."""
+    """Put a system message with the tools at the beginning. The client's own system message is appended to it."""
     lines = [json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools]
     has_system = bool(messages) and messages[0].get("role") in SYSTEM_ROLES
     own = plain_text(messages[0].get("content")) if has_system else ""
@@ -42,7 +42,7 @@ def show_tools(messages: Sequence[Message], tools: Sequence[Message], format: Ca
 
 
 def spell_calls(messages: Sequence[Message], format: CallFormat) -> list[Message]:
-    """The messages with calls as text."""
+    """Turn the calls of messages into text."""
     spelled = []
     n_calls = 0
     for message in messages:
@@ -58,7 +58,7 @@ def spell_calls(messages: Sequence[Message], format: CallFormat) -> list[Message
 
 
 def spell_results(messages: Sequence[Message]) -> list[Message]:
-    """The messages with results of tools as the user's text, joined with what the user says right behind them."""
+    """Turn tool results into user messages, joined with the user message that follows them."""
     groups: list[list[Message]] = []
     is_behind_result = False
     for message in messages:
@@ -79,5 +79,5 @@ def _written(call: Message, index: int) -> WrittenCall:
     function = function if isinstance(function, dict) else {}
     arguments = read_object(function.get("arguments") or {})
     if not isinstance(arguments, dict):
-        arguments = {"arguments": arguments}  # a text that is none of an object, as from an answer that was cut off
+        arguments = {"arguments": arguments}  # text that isn't a JSON object, as from an answer that was cut off
     return WrittenCall(str(function.get("name", "")), arguments, str(call.get("id") or ""), index)

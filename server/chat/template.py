@@ -1,8 +1,8 @@
-"""A model's chat template: which one it is, and how messages become prompt text.
+"""Chat templates: turn messages into the text of a prompt.
 
-Pure text, on handler threads. `ChatTemplate` renders Jinja; `BuiltinTemplate` lets libllama's fixed list do it (names
-of `--chat-template`, and `--no-jinja`). Both give segments of (text, is user input), so that the tokenizer can keep
-what users typed from becoming special tokens.
+Pure, on handler threads. `ChatTemplate` renders Jinja. `BuiltinTemplate` uses a template built into libllama (names of
+`--chat-template`, and `--no-jinja`). Both return segments (text, whether it came from a user), so that the tokenizer
+makes no special tokens of users' text. Not taken: one string, in which a user could write a special token.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + "
     "'<|im_end|>' + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-UNMARKED_KEY = "role"  # templates make special tokens of it; its letters are checked before
+UNMARKED_KEY = "role"  # templates make special tokens of it; handlers have checked its characters
 MARKED_VARIABLES = ("tools", "xml_tools", "functions", "documents")
 Message = Mapping[str, Any]
-WHITESPACE = " \t\n\v\f\r"  # what libllama's templates trim
+WHITESPACE = " \t\n\v\f\r"  # libllama's templates trim these characters
 
 
 class ChatTemplate:
-    """A Jinja template with the model's special tokens. Raises `TemplateSyntaxError` when it can't be compiled.
+    """A Jinja template with the model's special tokens. Raises `TemplateSyntaxError` if it can't be compiled.
 
-    `tool_source` is another template for conversations with tools; "" when there is none.
+    `tool_source` is a second template for conversations with tools, "" if there is none.
     """
 
     def __init__(self, source: str, bos_token: str, eos_token: str, tool_source: str = "") -> None:
@@ -50,9 +50,9 @@ class ChatTemplate:
         self._probe = Probe(self._template, lambda tools: self._variables({"tools": tools} if tools else {}))
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> Segments:
-        """The prompt for `messages` in segments; `extra` are further variables (tools, enable_thinking, ...).
+        """The prompt for `messages` in segments. `extra` has further variables (tools, enable_thinking, ...).
 
-        Raises `TemplateError` with the place in the template and the index of the message.
+        Raises `TemplateError` with the position in the template and the index of the message.
         """
         if self._for_tools is not None and (extra.get("tools") or has_calls(messages)):
             return self._for_tools.render(messages, add_generation_prompt, extra)
@@ -77,11 +77,11 @@ class ChatTemplate:
             return self._template.render_segments(context)
         except TemplateError as error:
             if len(adapted) != len(messages):
-                error.message_index = None  # counts others than the client's
+                error.message_index = None  # it counts the adapted messages, not the client's
             raise
 
     def _spell(self, messages: Sequence[Message], tools: Sequence[Message]) -> Sequence[Message]:
-        """Tools, calls and results that the template has no place for, as text."""
+        """Turn tools, calls and results that the template doesn't render into text."""
         if tools and not self._probe.reads_tools:
             messages = show_tools(messages, tools, self.call_format)
         if has_calls(messages) and self._probe.call_form is None:
@@ -97,17 +97,17 @@ class ChatTemplate:
 
     @cached_property
     def call_format(self) -> CallFormat:
-        """How the model writes calls and reasoning where there are tools; found when first needed."""
+        """The format of the model's calls and reasoning; found when first needed."""
         return self._for_tools.call_format if self._for_tools is not None else find_format(self._probe)
 
     def reasoning_for(self, prompt: str, prefill: str = "") -> Tags | None:
-        """The tags of the reasoning in an answer to this prompt, which goes on with `prefill`: `is_opened` where the
-        prompt has begun it already. None where the model has none."""
+        """The tags of the reasoning in an answer that begins after `prompt` and `prefill`. `is_opened` is true if the
+        prompt has opened the reasoning already. None if the model has no reasoning."""
         return reasoning_for(self.call_format, prompt, prefill)
 
     @cached_property
     def capabilities(self) -> dict[str, bool]:
-        """What the template can show by itself; asked of it when first needed."""
+        """What the template can render by itself; found when first needed."""
         probe, form = (self._for_tools or self)._probe, self.call_format
         call_form = probe.call_form
         return {
@@ -123,16 +123,16 @@ class ChatTemplate:
         }
 
     def unread(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Which of these variables, as requests call them, the template never reads."""
+        """Those of these variables (by their names in requests) that the template doesn't read."""
         mine = tuple(name for name in names if not is_read(name, self._template.names))
         return self._for_tools.unread(mine) if self._for_tools is not None else mine
 
 
 class BuiltinTemplate:
-    """One of libllama's own templates through `apply(messages, add_generation_prompt) -> text`.
+    """A template built into libllama, called by `apply(messages, add_generation_prompt) -> text`.
 
-    It knows roles and plain text only. Which text is users' shows because it is rendered with a random key in place
-    of each content; white space around contents stays, for some of these templates trim it.
+    Such templates read only roles and plain text. To find users' text in the result, each content is replaced by a
+    random key before rendering. White space around contents is kept, since some of these templates trim it.
     """
 
     def __init__(self, source: str, apply: Callable[[Sequence[tuple[str, str]], bool], str]) -> None:
@@ -143,7 +143,7 @@ class BuiltinTemplate:
         self.capabilities = {"supports_system_role": True, "supports_string_content": True}
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool, extra: Mapping[str, Any]) -> Segments:
-        """See `ChatTemplate.render`; of `extra` only the tools are used."""
+        """See `ChatTemplate.render`. Only the tools of `extra` are used."""
         if extra.get("tools"):
             messages = show_tools(messages, extra["tools"], self.call_format)
         messages = spell_results(spell_calls(messages, self.call_format))
@@ -169,7 +169,7 @@ class BuiltinTemplate:
 
 
 def reasoning_for(format: CallFormat, prompt: str, prefill: str = "") -> Tags | None:
-    """See `ChatTemplate.reasoning_for`. Only the very end of a prompt counts: users may write such tags, too."""
+    """See `ChatTemplate.reasoning_for`. Only the end of the prompt counts, since users may write such tags, too."""
     tags = format.reasoning
     if tags is None:
         return None
@@ -180,7 +180,7 @@ def reasoning_for(format: CallFormat, prompt: str, prefill: str = "") -> Tags | 
 
 
 def has_calls(messages: Sequence[Message]) -> bool:
-    """Whether the assistant has called tools."""
+    """Whether a message has tool calls."""
     return any(message.get("tool_calls") for message in messages)
 
 

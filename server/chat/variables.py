@@ -1,10 +1,10 @@
-"""The variables that templates read besides the messages. Pure but for the date, on handler threads.
+"""The variables that templates read besides the messages. Pure except for the date; handler threads.
 
-Templates have several names for the same wish. A request says `enable_thinking` and `reasoning_effort`; here they get
-the names and values that the template knows. Thinking is on unless a request says otherwise. A variable that a request
-gives itself, in `chat_template_kwargs`, stays as it is.
+Templates have different names for the same variable. Requests use `enable_thinking` and `reasoning_effort`; this module
+converts them to the names and values that the template knows. Thinking is on by default. A variable that the request
+sets in `chat_template_kwargs` isn't changed.
 
-Dates have no time of day: the same conversation then makes the same prompt all day long, and the cache keeps it.
+Dates have no time of day, so that a conversation has the same prompt all day and its cached prefix can be reused.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 DATES = {"date_string": "%d %b %Y", "current_date": "%Y-%m-%d", "datetime": "%A, %Y-%m-%d"}
-# what turns thinking on and off: the variable's value for either
+# variables that turn thinking on and off: (value for on, value for off)
 SWITCHES: dict[str, tuple[object, object]] = {
     "enable_thinking": (True, False),
     "thinking": (True, False),
     "thinking_mode": ("enabled", "disabled"),
 }
-OFF_SWITCHES: dict[str, object] = {"thinking_budget": 0, "reasoning": False}  # left out, the model thinks
-ON_BY_DEFAULT = ("enable_thinking", "thinking")  # others let the model decide
+OFF_SWITCHES: dict[str, object] = {"thinking_budget": 0, "reasoning": False}  # set only to turn thinking off
+ON_BY_DEFAULT = ("enable_thinking", "thinking")  # without the other variables the model decides
 EFFORTS = ("reasoning_effort", "reasoning_strength", "thinking_effort")
 ALIASES = {"enable_thinking": (*SWITCHES, *OFF_SWITCHES), "reasoning_effort": EFFORTS}
-# an effort, then others that mean the same; and what is nearest where a template refuses them
+# effort -> values of the same meaning; effort -> the nearest values, for templates that refuse it
 SAME_EFFORTS = {"minimal": ("minimal", "low"), "xhigh": ("xhigh", "max"), "max": ("max", "xhigh")}
 NEAREST_EFFORTS = {
     "minimal": ("low", "medium", "high"),
@@ -41,8 +41,8 @@ NO_EFFORT = ("no_think", "none", "minimal")
 def find_variables(
     names: Collection[str], given: Mapping[str, Any], find_effort: Callable[[str, str], str | None]
 ) -> dict[str, Any]:
-    """What a template that reads `names` gets, of what a request has given and what it hasn't. `find_effort` says which
-    value of a variable stands for an effort, None if no value does."""
+    """The variables for a template that reads `names`; `given` are the request's. `find_effort(name, effort)` returns
+    the value of a variable for an effort, or None."""
     found: dict[str, Any] = {}
     today = datetime.datetime.now()
     found |= {name: today.strftime(form) for name, form in DATES.items() if name in names}
@@ -71,11 +71,11 @@ def _switches(names: Collection[str], given: Mapping[str, Any]) -> dict[str, Any
 
 
 def is_read(name: str, names: Collection[str]) -> bool:
-    """Whether a template that reads `names` has a use for what a request calls `name`."""
+    """Whether a template that reads `names` uses the request's variable `name`."""
     return any(alias in names for alias in (name, *ALIASES.get(name, ())))
 
 
 def write_functions(tools: Sequence[Mapping[str, Any]]) -> str:
-    """Tools as one text, for templates that print it."""
+    """The tools as JSON text, for templates that print it."""
     functions = [tool.get("function", tool) for tool in tools]
     return json.dumps(functions, indent=4, ensure_ascii=False)
