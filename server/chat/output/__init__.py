@@ -1,8 +1,10 @@
-"""What a model writes, as typed events: the station between the engine's text and the dialects.
+"""Turns the text that a model generates into typed events, which the dialects write into answers.
 
-Pure; runs on whatever thread brings the text. May import the engine's messages (`server.engine.seam.task`) and the
-leaves; for grammars `server.grammar`.
-`events` has the types, `parser` makes them. How a family writes calls is described in `formats`; `reader`, on `calls`
-and `cursor`, reads that, with `heads`, `kinds` and `scanner` for what calls begin with, what types arguments have, and
-their values. `call_grammar` and `call_texts` make calls certain, `write_calls` writes them.
+Pure; runs on the thread that receives the text. May import the engine's messages (`server.engine.seam.task`), the
+leaves, and for grammars `server.grammar`.
+
+`events` has the types of events; `parser` makes them. `formats` describes how each family of models writes calls.
+`reader`, built on `calls` and `cursor`, reads reasoning and calls from text; it uses `heads` (how calls begin), `kinds`
+(the types of arguments) and `scanner` (their values). `call_grammar` and `call_texts` make the grammar that forces
+valid calls. `write_calls` writes calls.
 """

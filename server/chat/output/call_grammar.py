@@ -1,10 +1,10 @@
-"""The grammar that makes tool calls certain: from a format, the tools and the choice among them.
+"""Makes the grammar that forces valid tool calls, from a format, the tools and the tool choice.
 
-Pure functions on HTTP handler threads; results are kept, so that the next step of an agent's loop costs a look-up. What
-stands around calls is written here, and each call by `call_texts`. What comes out has passed the checks of cost that
-any grammar has to.
+Pure functions on HTTP handler threads. Results are cached, so that an agent's next request costs only a look-up. This
+module writes the text around calls, `call_texts` each call. The cost of the grammar has been checked like that of any
+other.
 
-The way not taken: one schema with a branch for each tool. Most formats are no JSON, and a warning should name its tool.
+Not taken: one schema with a branch for each tool. Most formats aren't JSON, and a warning should name its tool.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from server.records import record
 
 __all__ = ["CallConstraint", "ToolSchemaError", "call_constraint"]
 
-CALLS_MAX = 100  # of one answer
+CALLS_MAX = 100  # calls in one answer
 _SLACK = r"[ \t\n]{0,4}"
 
 
 @record(frozen=True)
 class CallConstraint:
-    """What an answer is bound by.
+    """The grammar for an answer with calls.
 
-    Calls begin at the first of the `triggers`, anywhere in the visible text, or of the `start_triggers` at its
-    beginning (white space ignored). `anchored`: the grammar is the whole answer, behind the reasoning; else it goes
-    from that trigger on to the end. `warnings`: what it doesn't enforce, a line each with the tool's name and the JSON
+    With `anchored`, the grammar applies to the whole answer after the reasoning. Otherwise it applies from a trigger to
+    the end: one of the `triggers` anywhere in the visible text, or one of the `start_triggers` at its beginning (white
+    space ignored). `warnings` lists what the grammar doesn't enforce: one line each, with the tool's name and the JSON
     pointer.
     """
 
@@ -65,11 +65,11 @@ def call_constraint(
     final_schema: object = None,
     strict: bool = False,
 ) -> CallConstraint:
-    """The constraint for `choice` "required" (nothing but calls) or "auto" (text, and calls from the first on).
+    """The constraint for `choice` "required" (only calls) or "auto" (text, then perhaps calls to the end).
 
-    `tools` in OpenAI's form; with `strict`, or `strict` in a tool, what can't be enforced is refused. `names` are those
-    that may be called, None for all. With a `final_schema` (None: none) the answer is a call or fits that schema.
-    Raises `ToolSchemaError`.
+    `tools` are in OpenAI's form. `names` are the tools that may be called (None: all). With a `final_schema`, the
+    answer is either calls or JSON that fits this schema. With `strict`, or with `strict` in a tool, keywords that can't
+    be enforced are refused. Raises `ToolSchemaError`.
     """
     allowed = None if names is None else frozenset(names)
     given = {
@@ -80,16 +80,17 @@ def call_constraint(
     if not given:
         raise ToolSchemaError("", "there is no tool that may be called", "#")
     if (taken := _taken_name(format)) in given:
-        raise ToolSchemaError(taken, "this model writes that name before text; call the tool something else", "#")
+        raise ToolSchemaError(taken, "this model writes that name before its text; rename the tool", "#")
     try:
         text = json.dumps([given, final_schema])
     except (ValueError, TypeError, RecursionError):
-        raise ToolSchemaError("", "the schemas are no JSON", "#") from None
+        raise ToolSchemaError("", "the schemas are not JSON", "#") from None
     return _constraint(format, text, choice == "required", parallel, strict)
 
 
 def _taken_name(form: CallFormat) -> str:
-    """The name that is no tool's where text begins as a call of it would (Functionary's `all`); "" for none."""
+    """The name that no tool may have, since the model's text begins like a call of it (Functionary's `all`); "" if
+    there is none."""
     if form.content is None or not isinstance(form.call, NamedCall):
         return ""
     mark, before = form.content.open.strip(), form.before_all + form.before_call + form.call.before_name
@@ -116,12 +117,12 @@ def _constraint(form: CallFormat, text: str, is_required: bool, parallel: bool, 
     try:
         grammar = affordable(texts.builder.text(root))
     except GrammarError as error:
-        raise ToolSchemaError("", f"the grammar of the calls is too much for llama.cpp: {error.message}", "#") from None
+        raise ToolSchemaError("", f"the grammar of the calls is too large: {error.message}", "#") from None
     return CallConstraint(grammar, *find_triggers(form, list(given)), anchored, tuple(texts.warnings))
 
 
 def find_triggers(form: CallFormat, names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The texts from which on an answer is calls: anywhere in the visible text, and at its beginning."""
+    """The texts that begin calls: those that count anywhere in the visible text, and those only at its beginning."""
     call = form.call
     if isinstance(call, ChannelCall):
         addressed = _addressed(call)
@@ -132,7 +133,7 @@ def find_triggers(form: CallFormat, names: Sequence[str]) -> tuple[tuple[str, ..
     for marker, head in find_heads(form).items():
         says_little = any(text.startswith(marker) for text in silent) and head.parts[1].kind == NAME
         ways = [marker + name for name in names] if says_little else [marker]
-        if marker[0].isalnum():  # as words are, which may stand in any text
+        if marker[0].isalnum():  # a word, which may occur in any text
             ways = [(form.before_all + form.before_call).strip()]
         found += ways
         if form.opening and marker.startswith(form.opening):
@@ -144,12 +145,12 @@ def find_triggers(form: CallFormat, names: Sequence[str]) -> tuple[tuple[str, ..
 
 
 def _addressed(call: ChannelCall) -> str:
-    """How a head of Harmony names whom a message is for."""
+    """The part of Harmony's head that names the recipient of a message."""
     return call.call_head[0][call.call_head[0].index("to=") :]
 
 
 def _starts(form: CallFormat, name: str) -> list[str]:
-    """What an answer begins with that is a call of a tool, where calls have no mark of their own."""
+    """The beginnings of an answer that is a call of this tool, in a format whose calls have no mark of their own."""
     call = form.call
     before = (form.before_all + form.before_call).strip()
     if isinstance(call, JsonCall):
@@ -163,7 +164,7 @@ def _starts(form: CallFormat, name: str) -> list[str]:
 
 
 class _Frame:
-    """What stands around calls. `is_many` where there may be several."""
+    """Writes the grammar of the text around calls. `is_many`: the answer may have several calls."""
 
     def __init__(self, texts: CallTexts, is_many: bool) -> None:
         self.texts = texts
@@ -172,8 +173,8 @@ class _Frame:
         self.call = texts.builder.define("call", factored(texts.calls))
 
     def answer(self) -> str:
-        """Calls from the first token on, behind the reasoning. What the prompt has already written of the first one is
-        written again behind reasoning only."""
+        """Calls from the first token on, after the reasoning. The part of the first call that the prompt has written
+        already (`opening`) may be repeated after reasoning only."""
         form = self.form
         if isinstance(form.call, ChannelCall):
             return sequence(optional(literal(form.call.start)), literal(form.call.call_head[0]), self.call)
@@ -186,7 +187,7 @@ class _Frame:
         return self.group(sequence(first, text_literal(form.after_call)), form.after_all)
 
     def opened(self, expression: str) -> str:
-        """An expression without what the prompt has already written of it."""
+        """The expression without the `opening` that the prompt has written already."""
         opening = literal(self.form.opening)[1:-1]
         items = getattr(expression, "items", (expression,))
         if not opening or not isinstance(items[0], Text) or not items[0][1:].startswith(opening):
@@ -197,14 +198,14 @@ class _Frame:
         return sequence(again, *rest_items)
 
     def group(self, first: str, after_all: str) -> str:
-        """A first call and those behind it."""
+        """The first call and the calls after it."""
         form = self.form
         more = sequence(text_literal(form.between + form.before_call), self.call, text_literal(form.after_call))
         further = self.texts.builder.repeat("more", more, 0, CALLS_MAX - 1) if self.is_many else ""
         return sequence(first, further, text_literal(after_all))
 
     def from_trigger(self) -> str:
-        """Calls from a marker on."""
+        """Calls from a trigger on."""
         form = self.form
         if isinstance(form.call, ChannelCall):
             return self.channel_ways(form.call)
@@ -222,8 +223,8 @@ class _Frame:
         return factored(ways)
 
     def after_marker(self, text: str) -> str:
-        """A text of the format. White space behind its first word is free: the token that ends the word may have
-        brought some."""
+        """A text of the format. White space after its first word is free, since the token that ends the word may
+        contain some."""
         marker = first_word(text)
         rest = text[text.index(marker) + len(marker) :]
         if rest[:1].isspace() or marker and not rest and isinstance(self.form.call, (JsonCall, KeyedCall)):
@@ -231,7 +232,7 @@ class _Frame:
         return text_literal(text.lstrip())
 
     def channel_ways(self, call: ChannelCall) -> str:
-        """Harmony's heads in both orders."""
+        """Harmony's calls with both orders of recipient and channel."""
         addressed = literal(_addressed(call))
         start = optional(sequence(literal(call.start), literal(" ")))
         usual = self.texts.builder.define("usual", factored(self.texts.channel_calls("")))
@@ -239,7 +240,7 @@ class _Frame:
         return factored([sequence(literal(call.call_head[0]), usual), sequence(start, addressed, swapped)])
 
     def final(self, schema: object, strict: bool) -> str:
-        """An answer that fits a schema, within the tags of visible text."""
+        """An answer that fits a schema, inside the tags of visible text."""
         answer = self.texts.schema_root("response_format", "final", schema, strict)
         content = self.form.content
         if content is None:

@@ -1,8 +1,8 @@
-"""The texts of single calls as grammar: one expression per tool, in the shape of the format.
+"""The grammar of single calls: one expression per tool, in the model's format.
 
-Pure functions on HTTP handler threads. Arguments as JSON come from the converter of schemas, a grammar for each tool,
-whose rules get the tool's name in front; other shapes are put together from the properties. Optional arguments come in
-the order of the schema.
+Pure functions on HTTP handler threads. For arguments in JSON, the schema of each tool is converted to a grammar, and
+the tool's name is put before the names of its rules. In other formats, the expression is composed from the properties
+of the schema. Optional arguments come in the order of the schema.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _FREE = re.compile(rf"{FREE}(-[0-9]+)?")
 
 
 class ToolSchemaError(SchemaError):
-    """A schema that is refused; `tool` is the tool's name, "" where all together are too much."""
+    """A schema is refused. `tool` is the tool's name, "" if all schemas together are too large."""
 
     def __init__(self, tool: str, message: str, pointer: str) -> None:
         super().__init__(message, pointer)
@@ -50,22 +50,22 @@ class ToolSchemaError(SchemaError):
 
 
 def text_literal(text: str) -> str:
-    """A text of a format as an expression; nothing for none."""
+    """A text of a format as an expression; "" for ""."""
     return literal(text) if text else ""
 
 
 def arguments_schema(parameters: Any) -> Any:
-    """The schema of a function's arguments, which are an object; none where it says nothing."""
+    """The schema of a function's arguments, which must be an object. Without `parameters` there are no arguments."""
     if not parameters:
         return {"type": "object", "properties": {}}
     kinds = parameters.get("type", ["object"])
     if kinds != "object" and "object" not in (kinds if isinstance(kinds, list) else ()):
-        raise SchemaError("the arguments of a function are an object", "#/type")
+        raise SchemaError('the type of a function\'s arguments must be "object"', "#/type")
     return {**parameters, "type": "object"}
 
 
 def can_be_key(shape: ParameterCall | PythonCall | QuotelessCall, key: str) -> bool:
-    """Whether an argument of this name is read again as it was written."""
+    """Whether the parser can read back an argument with this name."""
     if isinstance(shape, PythonCall):
         return bool(key) and key == key.strip()
     end = first_word(shape.after_key) if isinstance(shape, ParameterCall) else shape.quote
@@ -73,18 +73,19 @@ def can_be_key(shape: ParameterCall | PythonCall | QuotelessCall, key: str) -> b
 
 
 class CallTexts:
-    """`calls` has an expression for each tool, without the texts around each call; `builder` their rules. `tools` has
-    for each name (parameters, whether what can't be enforced is refused).
+    """`calls` has an expression for each tool, without the texts around each call; `builder` has their rules. `tools`
+    has for each name (parameters, whether keywords that can't be enforced are refused).
 
-    White space of JSON is what templates write when the call comes back in the next prompt: only so it is the text that
-    the model wrote, and in the cache. Where the grammar `is_lazy`, a model may have begun otherwise.
+    The white space in JSON is that of templates. The call comes back in the next prompt, and only if it is the same
+    text there, its tokens are found in the cache. If the grammar `is_lazy`, other white space is allowed, since a model
+    may have begun the call before the grammar applies.
     """
 
     def __init__(self, form: CallFormat, tools: Mapping[str, tuple[Any, bool]], is_lazy: bool) -> None:
         self.form = form
         self.builder = Builder()
         reserve_core(self.builder)
-        is_quoteless = isinstance(form.call, QuotelessCall)  # whose templates have their own way
+        is_quoteless = isinstance(form.call, QuotelessCall)  # its templates differ in white space
         self.builder.rules |= {"ws": '""', "gap": '" "?' if is_quoteless else literal(" ")}
         self.blank = self.gap = ""
         if is_lazy:
@@ -97,14 +98,14 @@ class CallTexts:
         self.calls = [self.call(name, *tool) for name, tool in tools.items()]
 
     def call(self, name: str, parameters: Any, strict: bool) -> str:
-        """A call of one tool."""
+        """The expression for a call of one tool."""
         try:
             return self.shaped_call(name, arguments_schema(parameters), strict)
         except SchemaError as error:
             raise ToolSchemaError(name, error.message, error.pointer) from None
 
     def shaped_call(self, name: str, schema: Any, strict: bool) -> str:
-        """A call in the shape of the format."""
+        """The expression for a call in the model's format."""
         shape = self.form.call
         if isinstance(shape, (ParameterCall, PythonCall, QuotelessCall)):
             return self.member_call(shape, name, schema, strict)
@@ -119,15 +120,15 @@ class CallTexts:
         return self.named_call(shape, name, arguments)
 
     def schema_root(self, what: str, prefix: str, schema: object, strict: bool) -> str:
-        """The rule for the JSON texts that fit a schema; `what` has the schema."""
+        """The rule for JSON that fits a schema. `what` names the owner of the schema in warnings."""
         conversion = convert(schema, strict=strict)
         self.warnings += [f"{what}: {warning}" for warning in conversion.warnings]
         rules = dict(line.split(" ::= ", 1) for line in conversion.grammar.strip("\n").split("\n"))
         return self.adopt(rules, prefix)["root"]
 
     def adopt(self, rules: Mapping[str, str], prefix: str) -> dict[str, str]:
-        """Takes over the rules of another grammar under names of their own, which are returned. Fixed rules, as those
-        of JSON, are shared where they are the same; white space is what it is here."""
+        """Add the rules of another grammar under new names, and return these names by the old ones. Fixed rules, such
+        as those of JSON, are shared if they are the same. The rules for white space aren't taken over."""
         fixed = [name for name in rules if name not in _SPACES and (name in CORE_RULES or _FREE.fullmatch(name))]
         if any(self.builder.rules.get(name, rules[name]) != rules[name] for name in fixed):
             fixed = []
@@ -138,10 +139,10 @@ class CallTexts:
                 self.builder.rules[names[name]] = _NAMES.sub(lambda found: found[1] or names[found[2]], body)
         return names
 
-    # Calls that are, or have, an object of JSON
+    # Calls that are, or contain, a JSON object
 
     def json_call(self, shape: JsonCall, name: str, arguments: str) -> str:
-        """{"name": "f", "arguments": {...}}, and an id."""
+        """The expression for {"name": "f", "arguments": {...}}, with an id if the format has one."""
         blank, gap = self.blank, self.gap
         comma = sequence(literal(","), gap)
         before = behind = ""
@@ -156,7 +157,7 @@ class CallTexts:
         return sequence(literal("{"), blank, before, named, keyed, behind, blank, literal("}"))
 
     def named_call(self, shape: NamedCall, name: str, arguments: str) -> str:
-        """The name and an id or a number between texts, and the arguments."""
+        """The expression for a name with an id or a number, and the arguments."""
         identity = sequence(literal(shape.before_id), self.id(name)) if shape.before_id else ""
         named = literal(shape.before_name + name)
         first = (identity, named) if shape.id_first else (named, identity)
@@ -164,7 +165,7 @@ class CallTexts:
         return sequence(head, arguments, text_literal(shape.after_arguments))
 
     def channel_calls(self, channel: str) -> list[str]:
-        """Harmony's calls from the name on, behind which the `channel` may stand."""
+        """The expressions for Harmony's calls from the name on; `channel` is the text after the name, or ""."""
         shape = self.form.call
         assert isinstance(shape, ChannelCall)
         kind = choice([literal(" <|constrain|>json"), literal(" json"), ""])
@@ -174,7 +175,7 @@ class CallTexts:
         ]
 
     def id(self, name: str) -> str:
-        """The id of a call."""
+        """The expression for the id of a call."""
         ids = self.form.ids
         if ids.pattern:
             before, _, after = ids.pattern.replace("{name}", name).partition("{index}")
@@ -182,15 +183,15 @@ class CallTexts:
         return sequence(text_literal(ids.prefix), f"[A-Za-z0-9]{{{ids.n_letters}}}" if ids.n_letters else _NUMBER)
 
     def number(self, shape: NamedCall | ParameterCall) -> str:
-        """The number of a call, where calls are numbered."""
+        """The expression for the number of a call; "" if the format has none."""
         return sequence(literal(shape.before_index), _NUMBER) if shape.before_index else ""
 
-    # Calls whose arguments stand one by one
+    # Calls whose arguments are written one by one
 
     def member_call(
         self, shape: ParameterCall | PythonCall | QuotelessCall, name: str, schema: Any, strict: bool
     ) -> str:
-        """A call with each argument by itself."""
+        """The expression for a call with each argument by itself."""
         close, is_marked = "", True
         if isinstance(shape, ParameterCall):
             close = shape.quotes[1] if shape.quotes else shape.after_value.split(KEY)[0].strip()
@@ -212,8 +213,8 @@ class CallTexts:
         return sequence(head, choice(self.listed(way, ",") for way in ways), literal("}"))
 
     def listed(self, members: Sequence[tuple[str, bool]], comma: str) -> str:
-        """Members in their order, with commas between those that are there."""
-        start = rest = ""  # what comes from here on if nothing stands before it, and if something does
+        """Members in their order, with commas between those that are present."""
+        start = rest = ""  # the members from here on: if none precedes them, and if one does
         for text, needed in reversed(members):
             begun = sequence(text, rest)
             more = sequence(literal(comma), begun)
@@ -222,11 +223,11 @@ class CallTexts:
         return start
 
     def short(self, expression: str) -> str:
-        """A long expression as a rule, so that it is written once."""
+        """Make a rule of a long expression, so that it isn't repeated."""
         return self.builder.define("members", expression) if len(expression) > _INLINE_MAX else expression
 
     def member(self, member: Member, names: Mapping[str, str]) -> str:
-        """An argument with its key."""
+        """The expression for an argument with its key."""
         shape = self.form.call
         assert isinstance(shape, (ParameterCall, PythonCall, QuotelessCall))
         if not can_be_key(shape, member.key):
@@ -247,11 +248,11 @@ class CallTexts:
         return sequence(before, values, text_literal(shape.after_value.replace(KEY, member.key)))
 
     def value(self, ways: list[str]) -> str:
-        """The values of an argument."""
+        """The expression for the value of an argument."""
         return factored(ways) if len(ways) == 1 else self.builder.define("value", factored(ways))
 
     def mark(self, shape: ParameterCall, kind: str) -> str:
-        """What the format says of a kind of value."""
+        """The mark that the format has for a type of value."""
         marks = shape.string_mark
         if not marks:
             return ""
@@ -259,7 +260,7 @@ class CallTexts:
         return marks[index if len(marks) == len(_MARKED_KINDS) else min(index, 1)] + shape.after_mark
 
     def python_value(self, kind: str, rule: str) -> str:
-        """True, False and None where any of them may stand; other values are written as in JSON."""
+        """The rule for True, False or None, if the schema allows each of them; other values are written as in JSON."""
         if kind in _PYTHON and self.builder.rules[rule] in (kind, CORE_RULES[kind][0]):
             return self.builder.define(f"python-{kind}", _PYTHON[kind])
         return rule

@@ -1,7 +1,7 @@
-"""Tool calls in all shapes: their heads, and arguments that become JSON while they come.
+"""Reads tool calls in all formats: first the head, then the arguments, which are passed on as JSON while they arrive.
 
-Pure; a layer of `reader`. A call is certain once its head with the name of a known tool has been read; what turns out
-to be none comes out as text, and reading goes on where the head failed, not behind its marker: so all is read once.
+Pure; a base of `reader`. A call is certain once its head with the name of a known tool has been read. If a head doesn't
+fit, the text so far becomes visible text, and reading goes on where the head failed; so each character is read once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from server.chat.output.heads import ID, INDEX, MARKER_MIN, NAME, OBJECT, Head, 
 from server.chat.output.kinds import elements_json, fitting_json, kinds_of, property_of
 from server.chat.output.scanner import Scanner, inner_text
 
-ARGUMENTS_KEYS = ("arguments", "parameters")  # models mix them up
-VALUE_MAX = 65_536  # characters of an argument that could be a text or something else
-ID_MAX = 100
+ARGUMENTS_KEYS = ("arguments", "parameters")  # models confuse these two
+VALUE_MAX = 65_536  # characters; a longer argument counts as a string
+ID_MAX = 100  # characters of an id
 
 _ID = re.compile(rf"[A-Za-z0-9_.:-]{{1,{ID_MAX}}}")
 _DIGITS = re.compile("[0-9]{1,9}")
@@ -38,7 +38,7 @@ Sink = Callable[[str], object]
 
 
 class CallReader(Cursor):
-    """`calls` reads a row of calls. `tools` are the schemas of the arguments, by name."""
+    """`calls` reads consecutive calls. `tools` has the schema of the arguments of each tool, by its name."""
 
     def __init__(
         self, form: CallFormat, tools: Mapping[str, Mapping[str, Any]], reasoning: str, new_id: Callable[[], str]
@@ -50,12 +50,12 @@ class CallReader(Cursor):
         self.next_head = next_head(form)
         self.group_end = words(form.after_all)
         self.call_end = words(form.after_call)
-        self.given: str | None = None  # arguments that came before the name
-        self.is_waiting = False  # for the call's id, which stands behind the arguments
+        self.given: str | None = None  # JSON of arguments that came before the name
+        self.is_waiting = False  # the call is announced once its id, which follows the arguments, has come
         self.body = self._body()
 
     def _body(self) -> Callable[[], Steps]:
-        """What reads a call behind its head."""
+        """The function that reads a call after its head."""
         call = self.form.call
         if isinstance(call, (JsonCall, KeyedCall)):
             return self.object_body
@@ -71,8 +71,8 @@ class CallReader(Cursor):
         return self.arguments
 
     def calls(self, head: Head) -> Generator[None, None, bool]:
-        """One call after the other, if there is one; else the text that was looked at is visible, unless a limit has
-        cut off a head behind its marker."""
+        """Read consecutive calls; false if there is none. Then the text that was looked at is visible text, unless a
+        limit cut off a head after its marker."""
         self.hold()
         try:
             yield from self.head(head)
@@ -86,7 +86,7 @@ class CallReader(Cursor):
         try:
             while True:
                 yield from self.body()
-                yield from self.passes(self.call_end and "}}")  # models write brackets too many
+                yield from self.passes(self.call_end and "}}")  # models write too many brackets
                 yield from self.passes(self.call_end)
                 if not (yield from self.goes_on(head.in_group)):
                     break
@@ -99,7 +99,7 @@ class CallReader(Cursor):
         return True
 
     def goes_on(self, in_group: bool) -> Generator[None, None, bool]:
-        """Whether another call follows; its head is passed, or the end of all."""
+        """Whether another call follows; pass its head, or the end of all calls."""
         self.hold()
         try:
             yield from self.space()
@@ -129,7 +129,7 @@ class CallReader(Cursor):
     # Heads
 
     def head(self, head: Head) -> Steps:
-        """A call up to its name and what follows that; then it is certain. Raises `NoCall` if it is none."""
+        """Read the head of a call; then the call is certain. Raises `NoCall` if the text isn't a call."""
         self.name, self.call_id, self.given = "", "", None
         for part in head.parts:
             yield from self.space()
@@ -153,12 +153,12 @@ class CallReader(Cursor):
             self.announce()
 
     def waits_for_id(self) -> bool:
-        """Whether the id stands behind the arguments, which then wait for it."""
+        """Whether the id follows the arguments, which then wait for it."""
         call = self.form.call
         return isinstance(call, JsonCall) and bool(call.id_key) and not call.id_first and not self.call_id
 
     def known_name(self) -> Generator[None, None, str]:
-        """The name of a tool."""
+        """Read the name of a tool."""
         while True:
             place = self.place()
             rest = self.text[place : place + self.name_max + 1]
@@ -173,7 +173,7 @@ class CallReader(Cursor):
         return name
 
     def run_of(self, pattern: re.Pattern[str]) -> Generator[None, None, str]:
-        """A run of certain characters."""
+        """Read the text that matches `pattern`."""
         while True:
             match = pattern.match(self.text, self.place())
             if match is None and self.place() < len(self.text):
@@ -184,7 +184,7 @@ class CallReader(Cursor):
             yield from self.wait()
 
     def object_head(self) -> Steps:
-        """The object that is a call, behind its bracket, up to the arguments, when the name is known; or its end."""
+        """Read the object of a call after its `{`, up to the arguments (if the name is known by then) or to its end."""
         call = self.form.call
         while True:
             yield from self.space()
@@ -214,13 +214,13 @@ class CallReader(Cursor):
             yield from self.reads(",")
 
     def checked(self, name: str) -> str:
-        """The name of a tool."""
+        """The name, if a tool has it. Raises `NoCall` otherwise."""
         if name not in self.tools:
             raise NoCall
         return name
 
     def value(self) -> Generator[None, None, str]:
-        """The JSON of the next value."""
+        """Read a value; returns its JSON."""
         scanner = Scanner()
         parts = []
         while True:
@@ -236,7 +236,7 @@ class CallReader(Cursor):
     # Arguments as JSON
 
     def object_body(self) -> Steps:
-        """The rest of an object that is a call, behind the key of the arguments."""
+        """Read the rest of a call's object, after the key of the arguments."""
         if self.given is not None:
             self.take_id(self.given)
             return
@@ -255,13 +255,13 @@ class CallReader(Cursor):
             self.take_id("".join(parts))
 
     def take_id(self, arguments: str) -> None:
-        """Shows a call that has waited for its id, if it has, and its arguments."""
+        """Announce a call that has waited for its id, and add its arguments."""
         if self.is_waiting:
             self.announce()
         self.write(arguments)
 
     def further_keys(self) -> Steps:
-        """What stands in the object of a call behind its arguments."""
+        """Read the keys of a call's object that follow the arguments."""
         call = self.form.call
         assert isinstance(call, JsonCall)
         while True:
@@ -278,7 +278,7 @@ class CallReader(Cursor):
                 self.call_id = _plain(value)
 
     def arguments(self, sink: Sink | None = None) -> Steps:
-        """An object; missing or null arguments are none, and a text may hold the object."""
+        """Read the arguments as an object. Missing arguments and null become {}; a string may hold the object."""
         sink = sink or self.write
         yield from self.space()
         char = self.text[self.at : self.at + 1]
@@ -292,7 +292,7 @@ class CallReader(Cursor):
             sink("{}")
 
     def scan(self, scanner: Scanner, sink: Sink) -> Steps:
-        """What the scanner makes of the text, up to the end of its value."""
+        """Pass the text through the scanner, up to the end of its value."""
         while True:
             part, self.at = scanner.feed(self.text, self.at)
             if part:
@@ -309,14 +309,14 @@ class CallReader(Cursor):
             yield from self.wait()
 
     def python_arguments(self) -> Steps:
-        """The arguments of a Python call, behind its bracket."""
+        """Read the arguments of a Python call, after its `(`."""
         scanner = Scanner()
         properties = self.tools[self.name].get("properties")
         self.write(scanner.start_call(list(properties) if isinstance(properties, dict) else []))
         yield from self.scan(scanner, self.write)
 
     def quoteless_arguments(self) -> Steps:
-        """An object whose keys have no quotation marks, behind its bracket."""
+        """Read an object whose keys have no quotes, after its `{`."""
         assert isinstance(self.form.call, QuotelessCall)
         scanner = Scanner(self.form.call.quote)
         self.write(scanner.start_object())
@@ -325,7 +325,7 @@ class CallReader(Cursor):
     # Arguments with a tag for each
 
     def parameters(self) -> Steps:
-        """Arguments with a tag for each, up to the text behind all of them."""
+        """Read arguments with a tag for each, up to the text after all of them."""
         call = self.form.call
         assert isinstance(call, ParameterCall)
         start = "{"
@@ -348,7 +348,7 @@ class CallReader(Cursor):
         self.write("{}" if start == "{" else "}")
 
     def comes(self, texts: list[str], takes_it: bool = True) -> Generator[None, None, bool]:
-        """Whether these texts come next; if so, they are passed, if wished."""
+        """Whether these texts come next; if so, pass them, unless `takes_it` is false."""
         self.hold()
         try:
             for text in texts:
@@ -363,7 +363,7 @@ class CallReader(Cursor):
         return True
 
     def parameter(self, call: ParameterCall, key: str, mark: str) -> Steps:
-        """The value of one argument: a text as it comes, others at their end."""
+        """Read the value of one argument. A string is passed on while it arrives, another value at its end."""
         is_text = mark == call.string_mark[0] if mark else False
         root = self.tools[self.name]
         kinds = None if mark else kinds_of(property_of(root, key), root)
@@ -384,8 +384,8 @@ class CallReader(Cursor):
             yield from self.passes(words(call.after_value.replace(KEY, key)))
 
     def raw(self, after: str, sink: Sink) -> Steps:
-        """Plain text up to the text `after` it. Where that is part of the text, since nothing of the format follows,
-        the text goes on."""
+        """Pass plain text to `sink`, up to `after`. An `after` that nothing of the format follows is part of the
+        text."""
         close = after.strip()
         line_end = "\n" if after.startswith("\n") else ""
         while True:
@@ -407,7 +407,7 @@ class CallReader(Cursor):
             self.let_go(takes_it=True)
 
     def format_follows(self) -> Generator[None, None, bool]:
-        """Whether what comes behind an argument is something of the format."""
+        """Whether the text after an argument is part of the format."""
         call = self.form.call
         assert isinstance(call, ParameterCall)
         texts = [first_word(call.after_value), first_word(call.before_key), *self.call_end, *self.group_end[:1]]
@@ -427,8 +427,8 @@ class CallReader(Cursor):
 
 
 class _Value:
-    """The JSON of one argument that comes as plain text: a text passes through, what may be another value waits for its
-    end, if that isn't too far."""
+    """Makes the JSON of one argument that the model writes as plain text. A string is passed on at once; text that may
+    be another value waits for its end, at most VALUE_MAX characters."""
 
     def __init__(self, write: Sink, is_text: bool) -> None:
         self.write = write
@@ -439,7 +439,7 @@ class _Value:
             write('"')
 
     def add(self, text: str) -> None:
-        """The next part."""
+        """Add the next part of the text."""
         if self.is_text:
             self.write(inner_text(text))
             return
@@ -450,21 +450,21 @@ class _Value:
             self.write('"' + inner_text("".join(self.parts)))
 
     def end(self, kinds: frozenset[str] | None, is_json: bool, known: str | None) -> None:
-        """The value is over: its JSON, if that isn't `known` already."""
+        """The value ends: write its JSON, which is `known` if it was made of elements."""
         self.write('"' if self.is_text else known or fitting_json("".join(self.parts), kinds, is_json))
 
     def cut_off(self, is_foreign: bool) -> None:
-        """The value is not over, but the answer: its beginning, unless that is no JSON."""
+        """The answer ends inside the value: write the beginning of the value, unless it isn't JSON (`is_foreign`)."""
         if not self.is_text and not is_foreign:
             self.write("".join(self.parts).strip())
 
 
 def _plain(json_text: str) -> str:
-    """The text that a JSON value is, or the value's own text."""
+    """The text of a JSON string; any other JSON value unchanged."""
     return json.loads(json_text) if json_text.startswith('"') else json_text
 
 
 def _object(json_text: str) -> str:
-    """The JSON of an object that came as a text, {} for null."""
+    """The JSON of an object that may be inside a JSON string; {} for null."""
     text = _plain(json_text).strip()
     return "{}" if text in ("", "null") else text

@@ -1,10 +1,10 @@
-"""One answer's text while it comes: what has been read, what is held, and the events that are certain.
+"""The position in the text of one answer: what has been read, what is held back, and the events made so far.
 
-Pure; the ground on which `calls` and `reader` stand. They are written as generators, so that each format reads from top
-to bottom; `yield` waits for more text (`is_end` says that there is none). Text that may be a call is held: it is looked
-at, and read only once it is certain what it is.
+Pure; the base of `calls` and `reader`. These are generators, so that the code for a format reads from top to bottom.
+`yield` waits for more text (`is_end`: there will be none). Text that may be a call is held: it is looked at, but counts
+as read only once it is certain what it is.
 
-The way not taken: regular expressions over all that has come so far, which are quadratic and know no middle of a call.
+Not taken: regular expressions over the whole text so far. They take quadratic time and can't report parts of a call.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Callable, Generator, Iterable
 
 from server.chat.output.events import Reasoning, Text, ToolCall
 
-HELD_MAX = 16_384  # characters of a call's head
-SPACE_MAX = 64  # characters of white space before a call that go with it
-KEY_MAX = 1000
+HELD_MAX = 16_384  # most characters of a call's head
+SPACE_MAX = 64  # most characters of white space before a call that are dropped with it
+KEY_MAX = 1000  # most characters of an argument's name
 
 SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -24,67 +24,68 @@ Steps = Generator[None, None, None]
 
 
 class NoCall(Exception):
-    """What is held is no call."""
+    """The held text isn't a call."""
 
 
 class Over(Exception):
-    """The text ends within a call."""
+    """The answer ends inside a call."""
 
 
 class Broken(Exception):
-    """A call has begun and can't be understood from here on."""
+    """The rest of a call can't be read."""
 
 
 class Cursor:
-    """The text from `at` on hasn't been read; while `is_held`, `cursor` characters of it have been looked at."""
+    """The text from `at` on is unread. While `is_held`, `cursor` characters of it have been looked at."""
 
     def __init__(self, beginning: str, reasoning: str, new_id: Callable[[], str]) -> None:
         self.reasoning = reasoning
         self.new_id = new_id
         self.is_end = False
         self.is_complete = False  # the model has ended the text itself
-        self.is_cut_off = False  # it was ended by a limit or from outside
+        self.is_cut_off = False  # a limit or an abort has ended the text
         self.out: list[Text | Reasoning | ToolCall] = []
-        self.parts: list[str] = []  # of the last one
+        self.parts: list[str] = []  # texts of the last event
         self.text = beginning
-        self.n_unsaid = len(beginning)  # characters that stand in the prompt: they are read, but no part of the answer
+        self.n_unsaid = len(beginning)  # characters at the front that belong to the prompt, not to the answer
         self.at = 0
         self.cursor = 0
         self.is_held = False
-        self.index = -1  # of the last call
+        self.index = -1  # number of the last call
         self.name = self.call_id = ""
         self.ids: set[str] = set()
 
-    # What is certain
+    # Events
 
     def say(self, text: str) -> None:
-        """Visible text."""
+        """Add visible text."""
         if self.n_unsaid:
             text, self.n_unsaid = text[self.n_unsaid :], max(0, self.n_unsaid - len(text))
         self.extend(Text, text)
 
     def say_to(self, end: int) -> None:
-        """All up to `end` is visible text."""
+        """Read up to `end` as visible text."""
         if end > self.at:
             self.say(self.text[self.at : end])
             self.at = end
 
     def think(self, text: str) -> None:
-        """Reasoning."""
+        """Add reasoning."""
         if self.reasoning != "split":
             self.say(text)
         if self.reasoning != "none":
             self.extend(Reasoning, text)
 
     def skip_to(self, end: int) -> None:
-        """What is up to `end` belongs to the form of reasoning: it is left out, or stays where reasoning stays."""
+        """Skip the text up to `end`, which belongs to the tags of reasoning. If reasoning stays in the visible text,
+        so does this."""
         if self.reasoning != "split":
             self.say(self.text[self.at : end])
         self.n_unsaid = 0
         self.at = end
 
     def announce(self) -> None:
-        """A call begins."""
+        """Add the beginning of a call: its id and name."""
         call_id = self.call_id
         if not call_id or call_id.isdigit() or call_id in self.ids:
             call_id = self.new_id()
@@ -94,7 +95,7 @@ class Cursor:
         self.out.append(ToolCall(self.index, call_id, self.name))
 
     def write(self, arguments: str) -> None:
-        """The next part of the call's arguments."""
+        """Add the next part of the call's arguments."""
         if self.out and type(self.out[-1]) is ToolCall:
             self.parts.append(arguments)
         elif arguments:
@@ -103,7 +104,7 @@ class Cursor:
             self.parts = [arguments]
 
     def extend(self, kind: type[Text] | type[Reasoning], text: str) -> None:
-        """The next part of a text."""
+        """Add the next part of visible text or reasoning."""
         if self.out and type(self.out[-1]) is kind:
             self.parts.append(text)
         elif text:
@@ -112,7 +113,7 @@ class Cursor:
             self.parts = [text]
 
     def finish_event(self) -> None:
-        """The last event gets the parts that have come for it."""
+        """Put the collected parts into the last event."""
         last = self.out[-1] if self.out else None
         if type(last) is ToolCall:
             last.arguments = "".join(self.parts)
@@ -120,7 +121,7 @@ class Cursor:
             last.text = "".join(self.parts)
         self.parts = []
 
-    # The place in the text
+    # The position in the text
 
     def place(self) -> int:
         return self.at + self.cursor
@@ -135,20 +136,20 @@ class Cursor:
         self.is_held, self.cursor = True, 0
 
     def let_go(self, takes_it: bool = False) -> None:
-        """Nothing is held any more: what was looked at is read, or will be looked at again."""
+        """End holding. With `takes_it` the held text counts as read; otherwise it will be read again."""
         if takes_it:
             self.at += self.cursor
             self.n_unsaid = 0
         self.is_held, self.cursor = False, 0
 
     def wait(self) -> Steps:
-        """More text, if there will be any; what is held must not get too long."""
+        """Wait for more text. Raises `NoCall` or `Over` if there is none, or if the held text is too long."""
         if self.is_end or self.cursor > HELD_MAX:
             raise NoCall if self.is_held else Over
         yield
 
     def space(self) -> Steps:
-        """Passes white space."""
+        """Pass white space."""
         while True:
             match = SPACE.match(self.text, self.place())
             assert match is not None
@@ -158,7 +159,7 @@ class Cursor:
             yield from self.wait()
 
     def reads(self, expected: str) -> Generator[None, None, bool]:
-        """Whether `expected` comes next; if so, it is passed."""
+        """Whether `expected` comes next; if so, pass it."""
         while True:
             place = self.place()
             if self.text.startswith(expected, place):
@@ -170,7 +171,7 @@ class Cursor:
             yield
 
     def passes(self, texts: Iterable[str]) -> Steps:
-        """Passes as many of these texts as come, with white space before them."""
+        """Pass these texts and the white space before them, up to the first one that is missing."""
         for text in texts:
             self.hold()
             try:
@@ -184,13 +185,13 @@ class Cursor:
                 return
 
     def drop_rest(self, *texts: str) -> None:
-        """At the end of the answer, what is left isn't shown if it is the beginning of one of these texts."""
+        """At the end of the answer, drop the rest if it is the beginning of one of these texts."""
         rest = self.text[self.at :].strip() if self.is_end else ""
         if rest and any(text.startswith(rest) for text in texts):
             self.at = len(self.text)
 
     def until(self, text: str) -> Generator[None, None, str]:
-        """What comes before `text`; both are passed."""
+        """Pass everything up to and including `text`; returns what comes before it."""
         while True:
             most = self.at + KEY_MAX + len(text)
             end = self.text.find(text, self.at, most)
@@ -203,13 +204,13 @@ class Cursor:
             yield from self.wait()
 
     def before_space(self, end: int) -> int:
-        """Where the white space that ends at `end` begins."""
+        """The beginning of the white space that ends at `end`."""
         start, least = end, max(self.at, end - SPACE_MAX)
         while start > least and self.text[start - 1] in " \t\r\n":
             start -= 1
         return start
 
     def n_at_end(self, text: str) -> int:
-        """How many characters at the end of what came could be the beginning of `text`."""
+        """How many characters at the end of the text so far may be the beginning of `text`."""
         longest = min(len(text) - 1, len(self.text) - self.at)
         return next((n for n in range(longest, 0, -1) if text.startswith(self.text[-n:])), 0)

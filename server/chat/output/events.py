@@ -1,9 +1,9 @@
-"""The events of one answer, in order: `Start`, then any of `Reasoning`, `Text`, `ToolCall`, then `End`. Everything a
-dialect sends is made of them.
+"""The events of one answer, in order: `Start`, then any of `Reasoning`, `Text` and `ToolCall`, then `End`. Dialects
+write answers from them.
 
-A leaf but for the engine's messages. Made by `parser`, once, whether the answer is streamed or collected. Progress of
-the prompt (`Progress`) and its tokens' probabilities (`PromptProbs`) are the engine's own messages and come as they
-are. Events aren't frozen, because one is made for each token, but nobody changes them.
+A leaf, except for the engine's messages. `parser` makes the same events for streamed and for collected answers. Two of
+the engine's messages are events, too: `Progress` (of the prefill) and `PromptProbs` (probabilities of the prompt's
+tokens). Events are immutable once made, but not frozen, since making frozen ones for each token is slower.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Start:
 
 @record
 class Text:
-    """The next part of what the model says. `tokens` are those that came with it, `probs` theirs if they were asked
-    for, `timings` the state of the clock if that was. The text of some of these tokens may come with a later event, and
-    the last text before `End` may have no tokens."""
+    """The next part of the visible text. `tokens` arrived with it; the text of some of them may come with a later
+    event, and the last text before `End` may have no tokens. `probs` (the tokens' probabilities) and `timings` are
+    present if the request asks for them."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -31,7 +31,7 @@ class Text:
 
 @record
 class Reasoning:
-    """The next part of what the model thinks before it answers; the fields are those of `Text`."""
+    """The next part of the reasoning. The fields are those of `Text`."""
 
     text: str
     tokens: tuple[int, ...] = ()
@@ -41,9 +41,9 @@ class Reasoning:
 
 @record
 class ToolCall:
-    """The next part of a call. The first one of each `index` has `id` and `name`, later ones neither. All `arguments`
-    of an index in a row are the JSON text of an object, whatever form the model has written them in; of a call that was
-    cut off they are its beginning."""
+    """The next part of a call. Only the first part for each `index` has `id` and `name`. The `arguments` of all parts
+    for an index, joined, are the JSON text of an object, in whatever form the model writes them; if the call was cut
+    off, they are the beginning of that text."""
 
     index: int
     id: str = ""
@@ -56,7 +56,7 @@ class ToolCall:
 
 @record
 class End:
-    """The last event, with the engine's account: why the text ended, how many tokens it took and how long."""
+    """The last event. `final` has the reason for the end, the number of tokens and the times."""
 
     final: Final
 

@@ -1,9 +1,9 @@
-"""How a model writes tool calls and reasoning, as plain descriptions: from one `CallFormat` come the parser that finds
-calls in a text (`parser`) and the grammar that makes them certain (`call_grammar`).
+"""Describes how models write tool calls and reasoning. From one `CallFormat` follow the parser that finds calls in text
+(`parser`) and the grammar that forces valid calls (`call_grammar`).
 
-Pure data. Which format a model speaks is found from its chat template (`find_format`). All texts are what the model
-writes, with special tokens spelled out. White space at the edges of these texts is advice: the grammar writes it as it
-stands here, the parser reads calls with more or less of it, too.
+Pure data. `find_format` finds the format of a model from its chat template. All texts here are written by the model,
+with special tokens as text. The grammar writes white space at the edges of these texts exactly as it is here; the
+parser accepts more or less of it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ NAME, KEY = "{name}", "{key}"
 
 @record(frozen=True)
 class Tags:
-    """The texts around reasoning. `is_opened` where the template's generation prompt already ends with `open`.
-    `ends_at` is what a call begins with, where a call ends the reasoning, too, and `close` stands before text only."""
+    """The texts around reasoning or visible text. `is_opened`: the generation prompt of the template ends with `open`.
+    `ends_at` is the beginning of a call, if a call ends the reasoning without `close`; "" otherwise."""
 
     open: str
     close: str
@@ -26,9 +26,9 @@ class Tags:
 
 @record(frozen=True)
 class JsonCall:
-    """An object that holds all: {"name": "f", "arguments": {...}}. `id_key` is "" where calls have no id; `id_first`
-    where the id stands before the name, not behind the arguments; `id_is_number` where it is only the call's number as
-    a text ("0"), no id for a client."""
+    """A JSON object: {"name": "f", "arguments": {...}}. `id_key` is "" if calls have no id. The id comes after the
+    arguments, with `id_first` before the name. `id_is_number`: the id is only the call's number as a string ("0"), so
+    clients get another id."""
 
     name_key: str = "name"
     arguments_key: str = "arguments"
@@ -44,12 +44,11 @@ class KeyedCall:
 
 @record(frozen=True)
 class NamedCall:
-    """The name between texts, then the arguments as a JSON object.
+    """The name between two texts, then the arguments as a JSON object.
 
-    `before_id` is "" where calls have no id. The id stands behind the name (name, `before_id`, id, `after_name`,
-    arguments), with `id_first` before it (`before_id`, id, `before_name`, name, `after_name`, arguments). Where
-    `before_index` isn't "", the call's number in digits stands behind it, between the name and `after_name`; the first
-    one's is `first_index`.
+    `before_id` is "" if calls have no id. The id comes after the name (name, `before_id`, id, `after_name`, arguments),
+    with `id_first` before it (`before_id`, id, `before_name`, name, `after_name`, arguments). If `before_index` isn't
+    "", it and the call's number in digits come before `after_name`. The first call's number is `first_index`.
     """
 
     before_name: str
@@ -63,13 +62,13 @@ class NamedCall:
 
 @record(frozen=True)
 class ParameterCall:
-    """The name, then each argument with a tag of its own. Texts stand for themselves, other values are JSON.
+    """The name, then each argument with a tag of its own. Strings are written as they are, other values as JSON.
 
-    `string_mark` are the texts that say which of both a value is, between `after_key` and `after_mark`: the first one
-    for texts, any other for JSON (("true", "false"), or one for each of text, number, boolean, null, object and list);
-    () where the schema alone says it. `KEY` in `after_value` stands for the argument's name once more. `quotes` are two
-    texts that may stand around a text (as CDATA). `before_index` and `first_index` as in `NamedCall`. `NAME` in
-    `after_name` stands for the function's name once more.
+    `string_mark` has the texts between `after_key` and `after_mark` that tell the type of a value: either two, for
+    strings and for JSON (such as "true" and "false"), or six, for string, number, boolean, null, object and array. It
+    is () if only the schema tells the type. `KEY` in `after_value` is replaced by the argument's name, `NAME` in
+    `after_name` by the function's. `quotes` are two texts that may be around a string (as CDATA). `before_index` and
+    `first_index` are as in `NamedCall`.
     """
 
     before_name: str
@@ -87,12 +86,12 @@ class ParameterCall:
 
 @record(frozen=True)
 class PythonCall:
-    """A call as Python writes it, f(a="x", b=1)."""
+    """A call in Python's syntax: f(a="x", b=1)."""
 
 
 @record(frozen=True)
 class QuotelessCall:
-    """The name, then an object whose keys have no quotation marks and whose texts have `quote` around them."""
+    """The name, then an object whose keys have no quotes and whose strings have `quote` around them."""
 
     before_name: str
     after_name: str = ""
@@ -101,10 +100,10 @@ class QuotelessCall:
 
 @record(frozen=True)
 class ChannelCall:
-    """Harmony: an answer is a row of messages, each with a head that says what it is, from `start` to `message`. A head
-    that is addressed to functions.f makes the message a call of f, whose text is the arguments as JSON; the channel
-    `analysis` is reasoning, any other is visible text. Heads vary, so the parser reads them word by word; one of
-    `ends`, or the next `start`, ends a message. `call_head` is what the grammar writes, around the name."""
+    """Harmony: an answer is a sequence of messages, each with a head from `start` to `message`. If the head has
+    `to=functions.f`, the message is a call of f, and its text is the arguments as JSON. The channel `analysis` is
+    reasoning; other messages are visible text. A message ends with one of `ends` or with the next `start`. The parser
+    accepts different heads. `call_head` has the two texts that the grammar writes around the name."""
 
     start: str = "<|start|>assistant"
     channel: str = "<|channel|>"
@@ -118,8 +117,8 @@ Call = JsonCall | KeyedCall | NamedCall | ParameterCall | PythonCall | Quoteless
 
 @record(frozen=True)
 class IdForm:
-    """How ids of calls look, for those that this server makes: "call_" and 24 letters where a template has no wish.
-    Where `pattern` isn't "", it is the whole id, with `{name}` and `{index}` (the number that was written)."""
+    """The form of the call ids that this server makes: `prefix` and `n_letters` random letters and digits. If `pattern`
+    isn't "", it is the whole id instead, with `{name}` and `{index}` replaced by the call's name and number."""
 
     prefix: str = "call_"
     n_letters: int = 24
@@ -128,17 +127,18 @@ class IdForm:
 
 @record(frozen=True)
 class CallFormat:
-    """One family's way.
+    """How one family of models writes calls and reasoning.
 
-    `family` names it in documents and in /props. A call stands between `before_call` and `after_call`, all calls of an
-    answer between `before_all` and `after_all`, with `between` from one to the next; `can_be_many` is False where an
-    answer has one call at most. `at_start` is True where a call is only one at the beginning of the answer (behind the
-    reasoning), because it has no mark of its own. `content` are the tags around visible text where a family has such
-    (Command-R's <|START_RESPONSE|>). `silent` are further texts that say nothing, left out wherever they stand in
-    visible text. `opening` is what the prompt has already written of the first mark: all marks, also
-    those of reasoning and content, are written as if an answer began with it. `also_before` are further texts that a
-    model may write before a call. `is_native` is False for the generic form, of which the template knows nothing and
-    which a system message explains.
+    `family` is its name in the documentation and in /props. Each call is between `before_call` and `after_call`; all
+    calls of an answer are between `before_all` and `after_all`, with `between` from one call to the next.
+    `can_be_many`: an answer may have several calls. `at_start`: calls have no mark of their own, so they are recognized
+    only at the beginning of the answer (after the reasoning). `also_before` has further texts that a model may write
+    before a call.
+
+    `content` has the tags around visible text, for families that have such (Command-R's <|START_RESPONSE|>). `silent`
+    has further texts that are removed from visible text. `opening` is the part of the first mark that the prompt ends
+    with; all marks, also those of reasoning and content, are given here with it. `is_native` is False for the generic
+    format, which templates don't know and a system message explains.
     """
 
     family: str

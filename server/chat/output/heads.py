@@ -1,7 +1,8 @@
-"""What a call begins with, per format: fixed texts, and between them what varies. Made once per answer; pure.
+"""The beginnings of calls (heads) in each format: fixed texts, with variable parts between them. Pure; made once per
+answer.
 
-A head is a row of parts that `reader` compares with the text one after the other. Fixed texts are cut at line ends and
-before a list's bracket, since models put more or less white space there.
+A head is a list of parts, which `reader` compares with the text one after the other. Fixed texts are split at line ends
+and before `[`, since models put more or less white space there.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from server.chat.output.formats import CallFormat, ChannelCall, NamedCall, Param
 from server.records import record
 
 NAME, ID, INDEX, OBJECT = "name", "id", "index", "object"
-MARKER_MIN = 4  # shorter texts are no marker by themselves
+MARKER_MIN = 4  # characters; a shorter text is too common to be a marker
 
 
 @record(frozen=True)
 class Part:
-    """A fixed `text`, or something of a `kind` that varies: NAME, ID, INDEX, or OBJECT (the rest is JSON)."""
+    """A fixed `text`, or a variable part of a `kind`: NAME, ID, INDEX, or OBJECT (the rest is JSON)."""
 
     text: str = ""
     kind: str = ""
@@ -26,14 +27,14 @@ class Part:
 
 @record(frozen=True)
 class Head:
-    """The parts of a call's beginning; `in_group` where the texts around all calls are among them."""
+    """The parts of a call's beginning. `in_group`: they include the text before all calls."""
 
     parts: tuple[Part, ...]
     in_group: bool
 
 
 def words(text: str) -> list[str]:
-    """A text of a format without the white space at its edges and line ends; a list's bracket by itself."""
+    """Split a text of a format at line ends and before `[`, without white space at the edges."""
     found = []
     for line in text.split("\n"):
         match = re.fullmatch(r"\s*(.*?)\s*(\[?)\s*", line)
@@ -52,7 +53,7 @@ def fixed(*texts: str) -> list[Part]:
 
 
 def own_parts(form: CallFormat) -> list[Part]:
-    """What a call's own shape begins with, behind the texts that are around all calls and each one."""
+    """The parts of a head that depend on the kind of call; they follow `before_all` and `before_call`."""
     call = form.call
     if isinstance(call, NamedCall):
         identity = [*fixed(call.before_id), Part(kind=ID)] if call.before_id else []
@@ -72,18 +73,18 @@ def own_parts(form: CallFormat) -> list[Part]:
 
 
 def next_head(form: CallFormat) -> Head:
-    """A call behind another one."""
+    """The head of a call that follows another call."""
     return Head((*fixed(form.before_call), *own_parts(form)), bool(form.before_all))
 
 
 def start_head(form: CallFormat) -> Head:
-    """A call with all that stands before the first one."""
+    """The head of the first call, with the text before all calls."""
     return Head((*fixed(form.before_all), *next_head(form).parts), bool(form.before_all))
 
 
 def find_heads(form: CallFormat) -> dict[str, Head]:
-    """The ways in which a call can begin within a text, by the marker that they begin with. Models forget the text
-    around all calls, or that around each; where what follows is a mark of its own, that is enough."""
+    """The heads with which a call can begin inside a text, by their marker (the first part). Models sometimes forget
+    the text before all calls or before each call; then a call is recognized if its next part can be a marker."""
     if isinstance(form.call, ChannelCall):
         return {}
     own = own_parts(form)

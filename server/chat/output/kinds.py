@@ -1,9 +1,9 @@
-"""Which types a tool's schema allows for an argument, and the JSON of an argument that came as plain text, or as
-elements within each other. Pure.
+"""Finds the types that a tool's schema allows for an argument, and makes JSON of arguments that models write as plain
+text or as nested elements. Pure.
 
-Only what tells texts from other values is read here; whether a value fits is the grammar's affair. Elements have a tag
-for each key, as in formats whose closing tags name the key; a list is elements that are all called `item`. What they
-are if there are none, or only one, the schema says.
+The schema is read only to tell strings from other values; the grammar checks whether a value fits. Nested elements have
+a tag for each key, in formats whose closing tags name the key. A list is elements that are all called `item`. If there
+is no element or only one, the schema decides between list and object.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from server.chat.output.formats import KEY, ParameterCall
 from server.chat.output.scanner import read_value
 
 Schema = Mapping[str, Any]
-DEPTH_MAX = 50  # of elements, and of schemas
+DEPTH_MAX = 50  # levels of nested elements, and of schemas
 ITEM = "item"
 _KINDS = {"{": "object", "[": "array", '"': "string", "t": "boolean", "f": "boolean", "n": "null"}
 _TYPES = {str: "string", bool: "boolean", int: "integer", float: "number", list: "array", dict: "object"}
 
 
 def tool_parameters(tools: Sequence[Mapping[str, Any]]) -> dict[str, Schema]:
-    """The schema of each function's arguments, by its name; {} where it has none."""
+    """The schema of each function's arguments, by the function's name; {} for a function without one."""
     functions = [tool.get("function") for tool in tools]
     return {
         function["name"]: parameters if isinstance(parameters := function.get("parameters"), dict) else {}
@@ -33,7 +33,7 @@ def tool_parameters(tools: Sequence[Mapping[str, Any]]) -> dict[str, Schema]:
 
 
 def property_of(parameters: Schema, key: str) -> object:
-    """The schema of an argument; {} where there is none."""
+    """The schema of one argument; {} if there is none."""
     properties = parameters.get("properties")
     if isinstance(properties, dict) and key in properties:
         return properties[key]
@@ -44,7 +44,7 @@ Kinds = frozenset[str] | None
 
 
 def kinds_of(schema: object, root: Schema) -> Kinds:
-    """The types of JSON that a schema allows, None if it says nothing about that. Each part is looked at once."""
+    """The JSON types that a schema allows; None if it allows any. Each part of the schema is visited once."""
     return _kinds(schema, root, {}, 0)
 
 
@@ -52,7 +52,7 @@ def _kinds(schema: object, root: Schema, known: dict[int, Kinds], depth: int) ->
     if not isinstance(schema, dict) or depth > DEPTH_MAX:
         return None
     if id(schema) not in known:
-        known[id(schema)] = None  # what refers to itself says nothing by that
+        known[id(schema)] = None  # a reference to itself restricts nothing
         known[id(schema)] = _own_kinds(schema, root, known, depth + 1)
     return known[id(schema)]
 
@@ -80,7 +80,7 @@ def _own_kinds(schema: Schema, root: Schema, known: dict[int, Kinds], depth: int
 
 
 def _target(root: Schema, reference: str) -> object:
-    """What a reference within the same schema leads to; None if it isn't there."""
+    """The target of a reference inside the same schema; None if it doesn't exist."""
     node: object = root
     for segment in reference.split("/")[1:] if reference.startswith("#") else [""]:
         key = segment.replace("~1", "/").replace("~0", "~")
@@ -93,8 +93,8 @@ def _kind_of(value: object) -> str:
 
 
 def fitting_json(text: str, kinds: frozenset[str] | None, is_json: bool) -> str:
-    """The JSON for an argument's plain text: what it says as JSON where the schema allows that, else itself as a text.
-    With `is_json` the model has said that it is no plain text."""
+    """The JSON for an argument's plain text. JSON of an allowed type stays as it is. Other text becomes a JSON string,
+    as does JSON of another type if the schema allows strings. `is_json`: the model has marked the value as JSON."""
     value = read_value(text)
     if value is None:
         return json.dumps(text, ensure_ascii=False)
@@ -109,11 +109,11 @@ def fitting_json(text: str, kinds: frozenset[str] | None, is_json: bool) -> str:
 
 
 class NoElements(Exception):
-    """A text that isn't made of elements."""
+    """The text isn't made of elements."""
 
 
 def elements_json(text: str, call: ParameterCall, schema: object, root: Schema) -> str | None:
-    """The JSON of a text that is elements from its beginning to its end, or nothing; None if it isn't."""
+    """The JSON of a text that consists of elements or is empty; None for any other text."""
     if text.strip() and not text.lstrip().startswith(call.before_key.strip()):
         return None
     try:
@@ -134,7 +134,7 @@ class _Elements:
         self.root = root
 
     def value(self, at: int, schema: object, depth: int) -> tuple[str, int]:
-        """The value from `at` to the next closing tag, or the text's end: (JSON, where that is)."""
+        """The value from `at` to the next closing tag or the end of the text: (JSON, end)."""
         start = self.skip(at)
         if depth == DEPTH_MAX:
             raise NoElements
@@ -149,7 +149,7 @@ class _Elements:
         return fitting_json(raw, kinds, False), end
 
     def elements(self, at: int, schema: object, depth: int) -> tuple[str, int]:
-        """Elements in a row as an object or a list."""
+        """Consecutive elements, as an object or a list: (JSON, end)."""
         kinds = kinds_of(schema, self.root)
         found: list[tuple[str, str]] = []
         while self.text.startswith(self.open, at) and not self.text.startswith(self.close, at):
@@ -169,14 +169,14 @@ class _Elements:
         return f"{{{', '.join(f'{json.dumps(key, ensure_ascii=False)}: {value}' for key, value in found)}}}", at
 
     def skip(self, at: int) -> int:
-        """The place behind white space."""
+        """The offset after white space."""
         while at < len(self.text) and self.text[at].isspace():
             at += 1
         return at
 
 
 def _schema_of(schema: object, key: str) -> object:
-    """The schema of an element within a value of a schema."""
+    """The schema of the element `key` inside a value that has `schema`."""
     if not isinstance(schema, dict):
         return {}
     return schema["items"] if key == ITEM and isinstance(schema.get("items"), dict) else property_of(schema, key)

@@ -1,9 +1,9 @@
-"""From the text of one answer to its events, a piece at a time.
+"""Makes the events of one answer from the engine's messages.
 
-Pure: no thread, no clock, no I/O. One parser per answer; it gives the same events however the text is cut into pieces,
-but for where one event of a kind ends and the next begins. `reader` finds reasoning and calls; here tokens, their
-probabilities and timings come to the events. Text of a model without a format is passed on as it is, as is text in
-which nothing can begin, without a look at the reader.
+Pure: no thread, no clock, no I/O. One parser per answer. The events don't depend on how the text is cut into pieces,
+except that one event may become several of the same kind. `reader` finds reasoning and calls; this module adds tokens,
+probabilities and timings to the events. If the model has no format, or a piece has no character with which a marker
+could begin, text bypasses the reader.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def _no_id() -> str:
 
 
 class OutputParser:
-    """`feed` takes the engine's messages about one answer in order and gives what became ready with each.
+    """`feed` takes the engine's messages about one answer in order, and returns the events that each message completes.
 
-    With `parse_calls`, calls of `tools` (OpenAI's form) in this format become `ToolCall` events, with ids of the model
-    or `new_id`. `reasoning` is one of REASONING: it stays in the text, is split off, or both.
+    With `parse_calls`, calls of `tools` (in OpenAI's form) become `ToolCall` events. Their ids are the model's or come
+    from `new_id`. `reasoning` is one of REASONING: it stays in the text, becomes `Reasoning` events, or both.
     """
 
     __slots__ = ("feed", "_go_on", "_reader")
@@ -51,14 +51,14 @@ class OutputParser:
             self._go_on = self._read
 
     def _begin(self, message: Message) -> Sequence[Event]:
-        """Until the answer begins; the probabilities of a prompt come before that."""
+        """`feed` until the answer begins. Only the probabilities of the prompt come before that."""
         if isinstance(message, PromptProbs):
             return (message,)
-        self.feed = self._go_on  # from now on: saves a look at the state for each token
+        self.feed = self._go_on  # saves a test of the state for each token
         return (Start(), *self._go_on(message))
 
     def _read(self, message: Message) -> Sequence[Event]:
-        """Once the answer of a model with a format has begun."""
+        """`feed` for a model with a format, once its answer has begun."""
         reader = self._reader
         if type(message) is Piece:
             if reader.is_plain and not reader.may_begin(message.text):
@@ -73,7 +73,7 @@ class OutputParser:
 
 
 def go_on(message: Message) -> Sequence[Event]:
-    """Once the answer of a model without a format has begun."""
+    """`feed` for a model without a format, once its answer has begun."""
     if type(message) is Piece:
         return (Text(message.text, message.tokens, message.probs, message.timings),)
     if isinstance(message, Final):

@@ -1,7 +1,8 @@
-"""Finds reasoning and calls in one answer as its text comes: text in pieces -> events without tokens.
+"""Finds reasoning and calls in the text of one answer, piece by piece, and makes events without tokens.
 
-Pure; one `Reader` per answer, used by `parser`. Nothing is held but white space, the beginning of a marker, the head of
-a call, and an argument that may be a text or something else, all of which have a limit.
+Pure; `parser` uses one `Reader` per answer. Text is passed on at once. Only these are held back until it is certain
+what they are, each up to a limit: white space, the beginning of a marker, the head of a call, and an argument that may
+be a string or another value.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from server.chat.output.formats import CallFormat, ChannelCall, Tags
 from server.chat.output.heads import Head, find_heads, start_head
 from server.engine.seam.task import STOP_ABORT, STOP_EOS, STOP_LIMIT
 
-HEAD_MAX = 400  # characters of the head of a message
+HEAD_MAX = 400  # most characters of a message's head (Harmony)
 
 _CALLED = re.compile(r"\bto=(?:functions\.)?([^\s<]+)")
 
 
 class Reader(CallReader):
-    """`feed` takes the next text and gives what is certain now. `is_plain`: nothing is held, and text in which
-    `may_begin` finds nothing is visible text."""
+    """`feed` takes the next text and returns the events that are certain. `is_plain`: no text is held back, and text in
+    which `may_begin` finds nothing is visible text. `is_thinking`: reasoning has begun and hasn't ended."""
 
     def __init__(
         self, form: CallFormat, tools: Mapping[str, Mapping[str, Any]], reasoning: str, new_id: Callable[[], str]
@@ -48,8 +49,8 @@ class Reader(CallReader):
         self.steps = self.channels(form.call) if isinstance(form.call, ChannelCall) else self.answer()
 
     def feed(self, text: str, stop: str = "") -> list[Text | Reasoning | ToolCall]:
-        """Reads the next text, with `stop` (why the answer ends) the last one."""
-        if text and stop:  # what the text leaves open is left open by the end, not by what comes next
+        """Read the next text. `stop` is the reason for the end of the answer, "" if it goes on."""
+        if text and stop:  # read the text first as if it went on, then the end
             return [*self.feed(text), *self.feed("", stop)]
         self.text = self.text[self.at :] + text
         self.at = 0
@@ -63,7 +64,7 @@ class Reader(CallReader):
     # Text and reasoning
 
     def answer(self) -> Steps:
-        """A whole answer: reasoning, then visible text and calls."""
+        """Read a whole answer: reasoning, then visible text and calls."""
         yield from self.reason(self.form.reasoning is not None and self.form.reasoning.is_opened)
         if self.form.at_start and self.tools:
             yield from self.calls(start_head(self.form))
@@ -87,11 +88,12 @@ class Reader(CallReader):
                 yield from self.reason(False)
 
     def may_be_longer(self, start: int) -> bool:
-        """Whether the marker at `start` may turn out to be the beginning of another one."""
+        """Whether the marker at `start` may be the beginning of a longer marker."""
         return len(self.text) - start < self.longest and self.text[start:] in self.prefixes
 
     def held_from(self) -> int:
-        """Where the end of the text begins that could be a marker's beginning, with the white space before it."""
+        """The offset from which on text is held back: it may be the beginning of a marker, with the white space before
+        it."""
         end = len(self.text)
         for start in range(max(self.at, end - self.longest + 1), end):
             if self.text[start:] in self.prefixes:
@@ -100,8 +102,8 @@ class Reader(CallReader):
         return self.before_space(end) if self.tools else end
 
     def reason(self, is_opened: bool) -> Steps:
-        """Reasoning, if it comes next. Behind it the model may also go on as at the beginning of its answer, where the
-        prompt has written the first mark in part."""
+        """Read reasoning, if it comes next. After it the model may leave out the `opening` of the next mark again, as
+        at the beginning of the answer."""
         tags = self.form.reasoning
         if tags is None:
             return
@@ -111,7 +113,7 @@ class Reader(CallReader):
         try:
             yield from self.space()
             found = yield from self.reads(open_tag)
-            if not found and behind[:1] == " ":  # the engine takes it for reasoning, too
+            if not found and behind[:1] == " ":  # the model left out the space; the engine counts this as reasoning
                 found = yield from self.reads(opening + behind[1:])
         except NoCall:
             found = False
@@ -132,7 +134,8 @@ class Reader(CallReader):
             self.n_unsaid = len(opening)
 
     def reason_until(self, tags: Tags) -> Generator[None, None, str]:
-        """Reasoning up to its closing tag, or up to the call that ends it; the white space that was skipped behind."""
+        """Read reasoning up to its closing tag, or to the call that ends it. Returns the white space after it, which is
+        skipped."""
         close, called = tags.close.strip(), tags.ends_at if self.tools else ""
         self.is_thinking = True
         has_begun = False
@@ -176,7 +179,7 @@ class Reader(CallReader):
     # Harmony
 
     def channels(self, call: ChannelCall) -> Steps:
-        """A row of messages, each with a head."""
+        """Read a sequence of messages, each with a head."""
         is_analysis = re.compile(re.escape(call.channel) + r"\s*analysis").search
         while True:
             yield from self.passes((call.start,))
@@ -201,7 +204,7 @@ class Reader(CallReader):
                 return
 
     def message_head(self, call: ChannelCall) -> Generator[None, None, str]:
-        """The head of a message, which is held; \"\" where there is none."""
+        """Read the head of a message and hold it; returns \"\" if there is none."""
         self.hold()
         while True:
             rest = self.text[self.at : self.at + HEAD_MAX]
@@ -219,7 +222,7 @@ class Reader(CallReader):
             yield
 
     def message_call(self, call: ChannelCall) -> Steps:
-        """The arguments that a message is, and its end."""
+        """Read a message that is the arguments of a call, and its end."""
         try:
             yield from self.arguments()
             yield from self.passes(call.ends)
@@ -229,7 +232,7 @@ class Reader(CallReader):
             yield from self.message(call, self.say)
 
     def message(self, call: ChannelCall, sink: Callable[[str], None]) -> Steps:
-        """The text of a message, and its end."""
+        """Read the text of a message, and its end."""
         assert self.search is not None
         while True:
             match = self.search(self.text, self.at)
@@ -247,5 +250,5 @@ class Reader(CallReader):
             self.is_plain = False
 
     def drop_to(self, end: int) -> None:
-        """What is up to `end` belongs to the form."""
+        """Drop the text up to `end`: it belongs to the format."""
         self.at, self.n_unsaid = end, 0

@@ -1,12 +1,12 @@
-"""Reads the values that models write in calls (JSON, Python, an object without quotation marks) and writes them as
-JSON, a piece at a time.
+"""Reads the values that models write in calls (JSON, Python's syntax, or objects without quotes) piece by piece, and
+writes them as JSON.
 
-Pure, a leaf. What is JSON passes through letter by letter; what isn't, but is easily understood, is put right on the
-way: single quotes, True and None, keys without quotation marks, raw line ends in texts, escapes that JSON hasn't, a
-comma too many. So one scanner serves all shapes, and models that mix them up. Work is linear in the text, and nothing
-but an unfinished word or escape (at most WORD_MAX characters) is left for the next piece.
+Pure, a leaf. JSON is passed on unchanged. Common deviations are corrected: single quotes, True and None, keys without
+quotes, raw line ends in strings, escapes that JSON doesn't have, a comma too many. So one scanner serves all kinds of
+calls, and models that mix them. Work is linear in the text. Only an unfinished word or escape (at most WORD_MAX
+characters) waits for the next piece.
 
-The way not taken: Python's `json` and `ast`, which want the whole text.
+Not taken: Python's `json` and `ast`, which need the whole text.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-DEPTH_MAX = 200
-WORD_MAX = 1000
+DEPTH_MAX = 200  # levels of nested values
+WORD_MAX = 1000  # characters of a word, a number or a name
 
 WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 _SPACE = re.compile(r"[ \t\r\n]+")
@@ -49,15 +49,15 @@ _OPEN = {"{": _OBJECT, "[": _LIST, "(": _TUPLE}
 
 
 def inner_text(text: str) -> str:
-    """A text as it stands between the quotation marks of JSON."""
+    """The text escaped as in a JSON string, without the quotes around it."""
     return json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 class Scanner:
-    """One value. `feed` gives what it means as JSON and how far it has read; then `is_done` behind the value's end, or
-    `is_broken` before what can't be understood, or it wants more text.
+    """Reads one value. `feed` returns its JSON and how far it has read. Then either the value has ended (`is_done`), or
+    the next text can't be read (`is_broken`), or more text is needed.
 
-    `quote` is the text around texts where that is no quotation mark; there are no escapes in them.
+    `quote` is the text around strings, if it isn't a quote character; such strings have no escapes.
     """
 
     def __init__(self, quote: str = "") -> None:
@@ -65,17 +65,17 @@ class Scanner:
         self.is_done = False
         self.is_broken = False
         self._names: Sequence[str] = ()
-        self._odd_names: list[str] = []  # those that aren't one word, the longest first
-        self._n_unnamed = 0
+        self._odd_names: list[str] = []  # names that aren't one word, the longest first
+        self._n_unnamed = 0  # arguments without a name so far
         self._stack: list[_Container] = []
         self._step: _Step = self._value
         self._after_text: _Step | None = None
-        self._mark = ""  # what ends the text we are in
-        self._comma = ""  # a comma, and the white space behind it, that is written once something follows
+        self._mark = ""  # the text that ends the current string
+        self._comma = ""  # a comma and the white space after it; written once another value follows
         self._out: list[str] = []
 
     def feed(self, text: str, at: int = 0) -> tuple[str, int]:
-        """Reads from `at` on: (JSON, where it stopped)."""
+        """Read from `at` on: (JSON, where it stopped)."""
         while at < len(text) and not self.is_done and not self.is_broken:
             new = self._step(text, at)
             if new == at:
@@ -86,16 +86,16 @@ class Scanner:
         return out, at
 
     def end(self, rest: str) -> str | None:
-        """At the end of a text that its writer has ended: the JSON of the `rest`, which `feed` has left, with all
-        brackets closed; None if more than brackets is missing."""
+        """At the end of the answer: the JSON of `rest`, which `feed` has left, with all open brackets closed. None if
+        more than brackets is missing."""
         part, _ = self.feed(f"{rest} ")
         if self._step != self._after or not self._stack:
             return None
         return part.rstrip() + "".join(container.json_end for container in reversed(self._stack))
 
     def start_call(self, names: Sequence[str]) -> str:
-        """From now on: the arguments of a Python call, behind its opening bracket, as an object. `names` are those of
-        arguments without a name. Returns the JSON's beginning."""
+        """Begin to read the arguments of a Python call, after its `(`, as an object. `names` are the names for
+        arguments that are written without one. Returns the beginning of the JSON."""
         self._names = names
         self._odd_names = sorted((name for name in names if not _WORD.fullmatch(name)), key=len, reverse=True)
         self._stack = [_CALL]
@@ -103,15 +103,15 @@ class Scanner:
         return "{"
 
     def start_object(self) -> str:
-        """From now on: an object, behind its opening bracket. Returns the JSON's beginning."""
+        """Begin to read an object after its `{`. Returns the beginning of the JSON."""
         self._stack = [_OBJECT]
         self._step = self._key
         return "{"
 
-    # Steps: each reads something at `at` and returns where it ends; `at` itself if it needs more text.
+    # Steps: each reads one item at `at` and returns its end, or `at` if it needs more text.
 
     def _value(self, text: str, at: int) -> int:
-        """Where a value begins, or a list ends."""
+        """Read the beginning of a value, or the end of a list."""
         char = text[at]
         if char in " \t\r\n":
             return self._space(text, at)
@@ -131,7 +131,7 @@ class Scanner:
         return end
 
     def _key(self, text: str, at: int) -> int:
-        """Where a key begins, or its object ends."""
+        """Read the beginning of a key, or the end of its object."""
         char = text[at]
         if char in " \t\r\n":
             return self._space(text, at)
@@ -150,7 +150,7 @@ class Scanner:
         return end
 
     def _argument(self, text: str, at: int) -> int:
-        """An argument of a Python call; one without a name gets it by its place."""
+        """Read the name of an argument of a Python call. Arguments without a name get one by their position."""
         for name in self._odd_names:
             if name.startswith(text[at : at + len(name)]):
                 end = _MAYBE_SPACE.match(text, at + len(name)).end()
@@ -173,7 +173,7 @@ class Scanner:
         return self._value(text, at)
 
     def _argument_value(self, name: str, at: int) -> int:
-        """Behind the name of an argument and its sign."""
+        """Continue after the name of an argument and its `=`."""
         self._write(f"{json.dumps(name, ensure_ascii=False)}: ")
         self._step = self._value
         return at
@@ -190,7 +190,7 @@ class Scanner:
         return at + 1
 
     def _after(self, text: str, at: int) -> int:
-        """Behind a value in a container."""
+        """Read what follows a value in a container: a comma or the end."""
         char = text[at]
         if char in " \t\r\n":
             return self._space(text, at)
@@ -205,7 +205,7 @@ class Scanner:
         return at + 1
 
     def _text(self, text: str, at: int) -> int:
-        """Inside of a text that `_mark` ends."""
+        """Read the inside of a string, which `_mark` ends."""
         mark = self._mark
         if mark not in _PLAIN:
             return self._marked_text(text, at)
@@ -216,14 +216,14 @@ class Scanner:
         if char == "\\":
             return self._escape(text, at)
         match = _PLAIN[mark].match(text, at)
-        if match is None:  # a character that JSON wants as an escape
+        if match is None:  # a character that JSON requires to be escaped
             self._out.append(inner_text(char))
             return at + 1
         self._out.append(match.group())
         return match.end()
 
     def _marked_text(self, text: str, at: int) -> int:
-        """Inside of a text without escapes, up to `quote`."""
+        """Read the inside of a string without escapes, up to `quote`."""
         end = text.find(self.quote, at)
         if end >= 0:
             self._out.append(inner_text(text[at:end]))
@@ -259,7 +259,7 @@ class Scanner:
         self._out.append("\\\\")
         return at + 1
 
-    # What steps have in common
+    # Helpers of the steps
 
     def _write(self, json_text: str) -> None:
         if self._comma:
@@ -277,7 +277,7 @@ class Scanner:
         return match.end()
 
     def _word_end(self, text: str, at: int) -> int:
-        """The end of a word; `at` if that isn't known yet, or it is none."""
+        """The end of a word; `at` if the end isn't known yet, or if there is no word."""
         match = _WORD.match(text, at)
         if match is None or match.end() - at > WORD_MAX:
             self.is_broken = True
@@ -285,7 +285,7 @@ class Scanner:
         return at if match.end() == len(text) else match.end()
 
     def _begin_text(self, text: str, at: int) -> int:
-        """The place behind a text's first mark; -1 where none begins."""
+        """The offset after a string's opening mark; -1 if no string begins here."""
         mark = text[at] if text[at] in _PLAIN else ""
         if self.quote and text.startswith(self.quote, at):
             mark = self.quote
@@ -327,7 +327,7 @@ class Scanner:
 
 
 def read_value(text: str) -> str | None:
-    """The JSON of a whole text that is a value, None if it is none (a bare word or text isn't taken for one)."""
+    """The JSON of a text that is one value; None if it isn't one. Words without quotes don't count as values."""
     text = text.strip()
     try:
         json.loads(text, parse_constant=_refuse)

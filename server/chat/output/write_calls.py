@@ -1,7 +1,7 @@
-"""Calls as a model writes them: a `CallFormat` read forwards.
+"""Writes calls in a `CallFormat`, as the model would write them.
 
-Pure. It shows a model how to call where its template doesn't, puts earlier calls into the text of a template that
-leaves them out, and proves that a format that was found is the template's own.
+Pure. Used to show a model how to call if its template doesn't, to add earlier calls to a prompt if its template doesn't
+render them, and to check that a format found for a template is correct.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from server.records import record
 
 @record(frozen=True)
 class WrittenCall:
-    """A call with all that a format may show of it. `index` is its number, from 0."""
+    """A call with everything that a format may contain. `index` is its number, from 0."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -41,7 +41,7 @@ def write_calls(format: CallFormat, calls: Sequence[WrittenCall]) -> str:
 
 
 def put_together(format: CallFormat, written: Sequence[str]) -> list[str]:
-    """Calls with the marks around and between them, in order."""
+    """The parts of the text of all calls: written calls, with the marks around and between them."""
     parts = [format.before_all]
     for i, call in enumerate(written):
         parts += [format.between if i else "", format.before_call, call, format.after_call]
@@ -49,7 +49,7 @@ def put_together(format: CallFormat, written: Sequence[str]) -> list[str]:
 
 
 def write_call(format: CallFormat, call: WrittenCall) -> str:
-    """One call without the marks that all kinds of calls have around them."""
+    """One call, without the marks around each call."""
     kind = format.call
     if isinstance(kind, JsonCall):
         return _write_json_call(kind, call)
@@ -67,7 +67,7 @@ def write_call(format: CallFormat, call: WrittenCall) -> str:
 
 
 def to_json(value: object) -> str:
-    """JSON as templates write it."""
+    """JSON in the form that templates write."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -104,7 +104,7 @@ def _mark(kind: ParameterCall, value: object) -> str:
 
 
 def kind_number(value: object) -> int:
-    """The place of a value's mark in a `string_mark` with a mark for each kind of value."""
+    """The index of a value's mark in a `string_mark` that has one mark for each type."""
     kinds = {str: 0, bool: 2, type(None): 3, dict: 4, list: 5}
     return kinds.get(type(value), 1)
 

@@ -163,7 +163,7 @@ def test_only_the_named_tools_can_be_called():
 @pytest.mark.parametrize("form", [FORMATS["prompted"], FUNCTIONARY], ids=["split", "one"])
 @pytest.mark.parametrize("choice", ["auto", "required"])
 def test_a_name_that_begins_text_is_no_name_of_a_tool(form: CallFormat, choice: str):
-    with pytest.raises(ToolSchemaError, match="tool 'all': #: this model writes that name before text"):
+    with pytest.raises(ToolSchemaError, match="tool 'all': #: this model writes that name before its text"):
         call_constraint(form, [*TOOLS, tool("all")], choice=choice)
     assert call_constraint(form, [*TOOLS, tool("al"), tool("alls")], choice=choice).grammar
     assert call_constraint(FORMATS["hermes"], [tool("all")], choice=choice).grammar
