@@ -1,16 +1,17 @@
-"""The language of chat templates: an interpreter for the part of Jinja2 that they use, safe against its
-templates.
+"""An interpreter for the language of chat templates: the part of Jinja2 that they use. A hostile template can do no
+harm.
 
-`Template(source).render(context)` gives the prompt, `render_segments(context)` the same in pieces that tell
-what users wrote (strings that went through `mark`). Everything that goes wrong is a `TemplateError`. What a
-template prints is byte for byte what Hugging Face's transformers make of it with jinja2.
+`Template(source).render(context)` returns the prompt. `render_segments(context)` returns it in segments that tell which
+text users wrote (strings that went through `mark`). All errors are `TemplateError`s. The output is the same, byte for
+byte, as that of Hugging Face's transformers with jinja2.
 
-Runs on HTTP handler threads; may import the standard library only. From source to prompt: `lexer` -> `stream`
--> `expressions`, `parser` (tree of `nodes`) -> `scopes` (which variable a name means) -> `evaluate`,
-`execute` (closures) -> `template`. What happens at run time: `limits`, `values`, `marked` (strings), `text`,
-`formatting`, `attributes`, `operators`, `filters`, `sequences`, `tests`, `globals`. Way not taken: jinja2
-itself, which is a dependency and whose sandbox has to find every hole in a language that can reach all of
-Python; here there is nothing to reach.
+Runs on HTTP handler threads; may import the standard library and `server.records`. From source to prompt: `lexer` ->
+`stream` -> `expressions`, `parser` (tree of `nodes`) -> `scopes` (which variable a name means) -> `evaluate`, `execute`
+(closures) -> `template`. At run time: `limits`, `values`, `marked` (strings), `text`, `formatting`, `attributes`,
+`operators`, `filters`, `sequences`, `tests`, `globals`.
+
+Not taken: jinja2. It is a dependency, and its templates can reach all of Python, so its sandbox must close every hole.
+Here templates can reach no Python object.
 """
 
 from .errors import (

@@ -1,10 +1,9 @@
-"""What each type of value offers: `value.name` and `value[key]`.
+"""The attributes, methods and items of values: `value.name` and `value[key]`.
 
-Runs on the thread of the `Run`. These tables are the sandbox: a name that isn't in the table of the value's
-type finds nothing, so no attribute of a Python object is ever reached. Order of look-up, and which names a
-dictionary's keys can't replace, are those of jinja2. Methods that change a list or dictionary are there only
-if `run.mutable`; without, they are undefined as in jinja2's immutable sandbox. Way not taken: `getattr` with
-a list of forbidden names.
+Runs on the thread of the `Run`. These tables are the sandbox: a name that isn't in the table of the value's type is
+undefined, so a template never reaches an attribute of a Python object. The order of look-up, and the names that keys of
+a dictionary can't replace, are those of jinja2. Methods that change a list or dictionary exist only if `run.mutable`;
+otherwise they are undefined, as in jinja2's immutable sandbox. Not taken: `getattr` with a list of forbidden names.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from .values import BoundMethod, Cycler, Group, Joiner, Loop, Macro, Namespace, 
 
 Method = Callable[..., Any]
 
-# names that exist in Python and that templates may not use: they hide a dictionary's key of the same name
+# names that exist in Python and that templates may not use; a key of the same name can't be read with a dot
 HIDDEN = frozenset(name for kind in (dict, str, list) for name in dir(kind) if name.startswith("_"))
 
 TEXT_METHODS = (
@@ -65,7 +64,7 @@ PADDING_METHODS = ("center", "ljust", "rjust", "zfill")
 
 
 def get_attribute(run: Run, owner: Any, name: str) -> Any:
-    """`owner.name`: what the type offers first, then the item of that name."""
+    """`owner.name`: first the attributes of the type, then the item of that name."""
     found = type_attribute(run, owner, name)
     if found is not None:
         return found[0]
@@ -75,7 +74,7 @@ def get_attribute(run: Run, owner: Any, name: str) -> Any:
 
 
 def get_item(run: Run, owner: Any, key: Any) -> Any:
-    """`owner[key]`: the item first, then what the type offers under that name."""
+    """`owner[key]`: first the item, then the attributes of the type."""
     if type(key) is tuple:
         guard(run, key)
     try:
@@ -89,7 +88,7 @@ def get_item(run: Run, owner: Any, key: Any) -> Any:
 
 
 def type_attribute(run: Run, owner: Any, name: str) -> tuple[Any] | None:
-    """What the value's type offers under `name`, in a tuple of one; None if it offers nothing."""
+    """The attribute or method `name` of the value's type, in a tuple of one; None if there is none."""
     kind = type(owner)
     if kind is Namespace:
         if name in owner.values:
@@ -145,7 +144,7 @@ def _padding_method(name: str) -> Method:
 
 
 def _with_marks(text: str) -> Marked:
-    """The string as one that keeps the marks of what is put into it."""
+    """The string as a `Marked` one, which keeps the marks of text that is inserted."""
     return text if type(text) is Marked else Marked(text, ())
 
 
@@ -168,7 +167,7 @@ def join_text(run: Run, separator: str, items: Iterable[Any], /) -> str:
     """`separator.join(items)` for strings."""
     texts = list(items)
     run.items(len(texts))
-    if is_safe(separator):  # as jinja2's Markup does, it takes anything
+    if is_safe(separator):  # takes values of any type, as jinja2's Markup does
         texts = [escape(soft_text(run, text)) for text in texts]
     run.text(sum(len(text) for text in texts if isinstance(text, str)) + len(separator) * len(texts))
     if type(separator) is str and Marked not in set(map(type, texts)):
@@ -247,7 +246,7 @@ def _sort(run: Run, owner: list[Any], /, *, reverse: bool = False) -> None:
 
 
 def _plain(call: Callable[..., Any]) -> Method:
-    """A method whose cost is bounded by the value it belongs to."""
+    """A method whose cost is bounded by the size of its value."""
     return lambda run, owner, /, *args: call(owner, *args)
 
 
@@ -344,7 +343,7 @@ METHODS: dict[type, dict[str, Method]] = {
     Cycler: {"next": _plain(Cycler.next), "reset": _reset},
 }
 
-# methods that change the value they belong to
+# methods that change their value
 CHANGES: dict[type, dict[str, Method]] = {
     dict: {
         "clear": _plain(dict.clear),
@@ -365,5 +364,5 @@ CHANGES: dict[type, dict[str, Method]] = {
     },
 }
 
-# what a key of a dictionary can't replace when it is looked up with a dot
+# names that mean the method, not the key, when they follow a dictionary and a dot
 DICT_NAMES = HIDDEN | set(METHODS[dict]) | set(CHANGES[dict])

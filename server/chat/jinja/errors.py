@@ -1,18 +1,18 @@
-"""What can go wrong in a template: one family of exceptions, each with a place in the source.
+"""The errors of templates: one family of exceptions, each with a position in the source.
 
-Pure data, any thread. Everything that escapes from `Template(...)` and its `render` methods is a
-`TemplateError`; the caller turns it into a 400. Way not taken: Python's own exceptions for type errors in
-templates, which would leave the caller to guess whether the template or the interpreter is at fault.
+Pure data, any thread. `Template(...)` and its `render` methods raise nothing but `TemplateError`; the caller answers
+400. Not taken: raising Python's own exceptions for type errors in templates. The caller couldn't tell an error of the
+template from one of the interpreter.
 """
 
 from __future__ import annotations
 
 
 class TemplateError(Exception):
-    """A template that can't be compiled or rendered.
+    """A template can't be compiled or rendered.
 
-    `line` and `column` count from 1 in the template's source (0: unknown). `message_index` is the place in
-    the context's `messages` list that was being rendered, counted from 0, or None.
+    `line` and `column` are positions in the template's source, from 1 (0: unknown). `message_index` is the index of the
+    message that was being rendered, from 0, or None.
     """
 
     def __init__(self, message: str, line: int = 0, column: int = 0, message_index: int | None = None) -> None:
@@ -29,24 +29,24 @@ class TemplateError(Exception):
 
 
 class TemplateSyntaxError(TemplateError):
-    """The source isn't a template."""
+    """The source can't be parsed."""
 
 
 class TemplateRuntimeError(TemplateError):
-    """An operation of the template failed: wrong types, unknown names, division by zero..."""
+    """An operation of the template failed: wrong types, unknown names, division by zero, ..."""
 
 
 class UndefinedError(TemplateRuntimeError):
-    """The template used a value that isn't there for more than printing or testing it."""
+    """The template used an undefined value for more than printing or testing it."""
 
 
 class SecurityError(TemplateRuntimeError):
-    """The template reached for something that templates may not touch."""
+    """The template accessed something that templates may not access."""
 
 
 class TemplateLimitError(TemplateRuntimeError):
-    """The template needs more steps, time, depth or text than it may have."""
+    """The template exceeds a limit of steps, time, depth or text."""
 
 
 class TemplateRaised(TemplateRuntimeError):
-    """The template itself refused the conversation with `raise_exception(message)`."""
+    """The template refused the conversation by `raise_exception(message)`."""

@@ -1,9 +1,8 @@
-"""Expressions: syntax tree to closures.
+"""Compiles expressions: from the syntax tree to closures.
 
-Compiles on any thread; the closures run on the thread of their `Run`. A closure that can fail has its place
-in the source as the default of its parameter `at`: when something raises, `template` finds the innermost `at`
-in the traceback, which costs nothing as long as nothing fails. Way not taken: handling exceptions in each
-closure.
+Compiles on any thread; the closures run on the thread of their `Run`. A closure that can fail has its position in the
+source as the default of its parameter `at`. After an exception, `template` finds the innermost `at` in the traceback.
+Without an exception this costs nothing. Not taken: handling exceptions in each closure.
 """
 
 from __future__ import annotations
@@ -161,7 +160,7 @@ def _call(node: nodes.Call, place: Place) -> Evaluate:
 
 
 def _method_call(node: nodes.Attribute, arguments: Callable[[Frame], Args], place: Place) -> Evaluate:
-    """`owner.name(...)` without the detour of a bound method."""
+    """`owner.name(...)` without making a `BoundMethod`."""
     owner, name = compile_expression(node.owner, place), node.name
 
     def call(frame: Frame, at: int = node.offset) -> Any:
@@ -204,7 +203,7 @@ def _application(
 
 
 def _find(kind: str, node: nodes.Filter | nodes.Test, place: Place) -> Callable[..., Any]:
-    """The filter or test; inside an `if` an unknown one becomes a function that raises."""
+    """The filter or test. Inside an `if`, an unknown one becomes a function that raises."""
     table = place.filters if kind == "filter" else place.tests
     function = table.get(node.name)
     if function is not None:

@@ -1,9 +1,8 @@
-"""Statements: syntax tree to closures.
+"""Compiles statements: from the syntax tree to closures.
 
-Compiles on any thread; the closures run on the thread of their `Run`. As in `evaluate`, `at` is the place in
-the source. Blocks follow the life of their scope: enter (give its variables their first values), run, leave
-(forget them). Way not taken: exceptions for `break` and `continue`; a returned word is as clear and doesn't
-disturb tracebacks.
+Compiles on any thread; the closures run on the thread of their `Run`. As in `evaluate`, `at` is the position in the
+source. A block first enters its scope (initializes its variables), then runs, then leaves the scope (clears them). Not
+taken: exceptions for `break` and `continue`. A returned word is as clear and doesn't change tracebacks.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Assign = Callable[[Frame, Any], None]
 
 
 def compile_template(statements: list[Node], place: Place) -> Execute:
-    """A closure that renders a whole template; `place` stands in an empty root scope."""
+    """A closure that renders a whole template. `place` has an empty root scope."""
     analyze(place.scope, statements)
     enter, body = _enter(place), _block(statements, place)
 
@@ -55,7 +54,7 @@ def _block(statements: list[Node], place: Place) -> Execute:
 
 
 def _enter(place: Place) -> Callable[[Frame], None]:
-    """A closure that gives the variables of the place's scope their first values."""
+    """A closure that initializes the variables of the place's scope."""
     context, aliases, missing = [], [], []
     for slot, load in place.scope.loads.items():
         if load.kind == "context":
@@ -77,7 +76,7 @@ def _enter(place: Place) -> Callable[[Frame], None]:
 
 
 def _leave(place: Place) -> Callable[[Frame], None]:
-    """A closure that forgets the variables of the place's scope."""
+    """A closure that clears the variables of the place's scope."""
     indices = [slot.index for slot in place.scope.loads]
 
     def leave(frame: Frame) -> None:
@@ -88,7 +87,7 @@ def _leave(place: Place) -> Callable[[Frame], None]:
 
 
 def _scoped(scope_nodes: Iterable[Node], place: Place, captured: int = 0) -> Place:
-    """A place in a new scope of the same function."""
+    """A place with a new scope in the same function."""
     scope = Scope(place.scope.function, place.scope)
     analyze(scope, scope_nodes)
     return place.inner(scope, place.in_loop, captured)
@@ -105,9 +104,9 @@ def _write(frame: Frame, value: Any) -> None:
 
 
 def _write_text(frame: Frame, value: Any) -> None:
-    """Where jinja2 forgets to convert to text, anything else is an error."""
+    """Write a string; any other value is an error, since jinja2 doesn't convert it here."""
     if not isinstance(value, str):
-        raise TypeError("a filter or call block has to give a text")
+        raise TypeError("the result of a filter or call block must be a string")
     _write(frame, value)
 
 
@@ -124,7 +123,7 @@ def _output(node: nodes.Output, place: Place) -> Execute:
 
 
 def _captured(body: Execute) -> Callable[[Frame], tuple[str | None, str]]:
-    """A closure that runs a block and gives its signal and what it printed."""
+    """A closure that runs a block and returns its signal and its output."""
 
     def capture(frame: Frame) -> tuple[str | None, str]:
         outer, frame[OUT] = frame[OUT], []
@@ -223,7 +222,7 @@ def _filter_block(node: nodes.FilterBlock, place: Place) -> Execute:
 
 
 def _filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place) -> tuple[Any, Any, Any]:
-    """(place inside, closure that captures the block's text, closure that filters it)."""
+    """(place inside the block, closure that captures its text, closure that filters this text)."""
     captured = place.scope.function.extra_slot().index
     inner = _scoped(body, place, captured)
     capture = _captured(_block(body, inner))
@@ -320,7 +319,7 @@ def _for(node: nodes.For, place: Place) -> Execute:
 
 
 def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., str | None]:
-    """A closure (frame of the body, frame around the loop, items, renderer to recurse, depth) -> signal."""
+    """A closure (frame of the body, frame around the loop, items, renderer for recursion, depth) -> signal."""
     scope = Scope(function, place.scope)
     has_loop = node.recursive or bool(mentioned(node.body, ("loop",)))
     loop_index = scope.parameter("loop").index if has_loop else 0
@@ -338,7 +337,7 @@ def _loop(node: nodes.For, place: Place, function: Function) -> Callable[..., st
             items = selected(outer, items)
         if has_loop:
             items = frame[loop_index] = Loop(items, render, depth)
-        completed = False  # like jinja2, `else` runs if no pass reached its end
+        completed = False  # as in jinja2, `else` runs if no iteration reached its end
         for item in items:
             run.tick()
             assign(frame, item)
@@ -370,7 +369,7 @@ def _otherwise(statements: list[Node], place: Place, function: Function) -> Exec
 
 
 def _loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[Any]], Iterator[Any]]:
-    """A generator of the items for which the loop's `if` holds, with its own copy of the loop's variables."""
+    """A generator of the items that pass the loop's `if`. It has its own copy of the loop's variables."""
     function = Function(place.scope.function)
     scope = Scope(function, place.scope)
     declare_target(scope, node.target)
@@ -393,7 +392,7 @@ def _loop_test(node: nodes.For, place: Place) -> Callable[[Frame, Iterable[Any]]
 
 
 def _as_loaded(target: Node) -> Node:
-    """The expression that reads what a target was assigned."""
+    """The expression that reads back the value of a target."""
     if isinstance(target, nodes.TupleNode):
         return nodes.TupleNode([_as_loaded(item) for item in target.items], offset=target.offset)
     return nodes.Name(target.name, offset=target.offset)  # type: ignore[attr-defined]
@@ -434,7 +433,7 @@ def _call_block(node: nodes.CallBlock, place: Place) -> Execute:
 
 
 def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None, place: Place) -> Callable[[Frame], Macro]:
-    """A closure that makes the macro, which remembers the frame it was made in."""
+    """A closure that makes the macro. The macro keeps the frame in which it was made."""
     function = Function(place.scope.function)
     scope = Scope(function, place.scope)
     analyze(scope, [*node.parameters, *node.defaults, *node.body])
@@ -472,7 +471,7 @@ def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None, plac
 def _special_parameters(
     node: nodes.MacroNode | nodes.CallBlock, parameters: tuple[str, ...], place: Place
 ) -> frozenset[str]:
-    """Which of `caller`, `kwargs` and `varargs` the body uses as the special variables they are."""
+    """Those of `caller`, `kwargs` and `varargs` that the body uses as special variables."""
     used = mentioned(node.body, ("caller", "kwargs", "varargs"))
     if "caller" in used and "caller" in parameters[: len(parameters) - len(node.defaults)]:
         raise place.source.error("the special parameter 'caller' needs a default", node.offset)
@@ -480,7 +479,7 @@ def _special_parameters(
 
 
 def _defaults(node: nodes.MacroNode | nodes.CallBlock, inner: Place) -> list[tuple[int, Evaluate]]:
-    """(variable, closure for its value when not given) of each parameter."""
+    """For each parameter: (index of its variable, closure for its value if it isn't given)."""
     result = []
     first_default = len(node.parameters) - len(node.defaults)
     for number, parameter in enumerate(node.parameters):

@@ -1,9 +1,9 @@
-"""Expressions: tokens to syntax tree.
+"""Parses expressions: from tokens to the syntax tree.
 
-Pure functions, any thread; `parser` builds on it. One method per level of precedence, from the loosest to the
-tightest binding, in jinja2's order: `~` binds tighter than `+`, a filter tighter than any operator but
-attribute access, `-x|abs` negates first. Way not taken: a table-driven precedence climber, which the
-irregular levels (`is`, filters, signs) would riddle with special cases.
+Pure functions, any thread; the base of `parser`. There is one method per level of precedence, from the loosest to the
+tightest binding, in jinja2's order: `~` binds tighter than `+`, a filter binds tighter than any operator except
+attribute access, and `-x|abs` negates first. Not taken: a table of precedences, since the irregular levels (`is`,
+filters, signs) would need many special cases.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 
 
 class ExpressionParser:
-    """Reads expressions from a stream of tokens."""
+    """Parses expressions from a stream of tokens."""
 
     CONSTANTS = {"true": True, "True": True, "false": False, "False": False, "none": None, "None": None}
 
@@ -35,10 +35,10 @@ class ExpressionParser:
         simple: bool = False,
         namespaces: bool = False,
     ) -> Node:
-        """An expression, or several with commas as a tuple.
+        """Parse an expression, or several with commas as a tuple.
 
-        `conditional`: may it be an inline `if`? `until`: a word that ends the tuple. `empty`: may there be
-        nothing? `simple`: only names and literals, as targets are; `namespaces`: also `name.attribute`.
+        `conditional`: an inline `if` is allowed. `until`: a word that ends the tuple. `empty`: an empty tuple is
+        allowed. `simple`: only names and literals, for targets; `namespaces`: also `name.attribute`.
         """
         offset = self.stream.current.offset
         items: list[Node] = []
@@ -56,7 +56,7 @@ class ExpressionParser:
         return nodes.TupleNode(items, offset=offset)
 
     def target(self, use: str = "store", until: str | None = None, namespaces: bool = False) -> Node:
-        """What is assigned to: a name, names in a tuple, or attributes of a namespace."""
+        """Parse the target of an assignment: a name, a tuple of names, or an attribute of a namespace."""
         offset = self.stream.current.offset
         target = self.tuple_or_expression(simple=True, until=until, namespaces=namespaces)
         if not self._make_target(target, use):
@@ -72,7 +72,7 @@ class ExpressionParser:
         return isinstance(node, nodes.NamespaceRef)
 
     def expression(self, conditional: bool = True) -> Node:
-        """One expression."""
+        """Parse one expression."""
         return self._conditional() if conditional else self._or()
 
     def _conditional(self) -> Node:
@@ -165,7 +165,7 @@ class ExpressionParser:
             return self._name(namespaces)
         if token.type == STRING:
             texts = []
-            while self.stream.at(STRING):  # neighbours are one string
+            while self.stream.at(STRING):  # adjacent strings are one
                 texts.append(str(self.stream.next().value))
             return nodes.Const("".join(texts), offset=token.offset)
         if token.type in (INTEGER, FLOAT):
@@ -192,7 +192,7 @@ class ExpressionParser:
         return nodes.Name(name, offset=token.offset)
 
     def _items(self, end: str, item: Callable[[], Any]) -> list[Any]:
-        """Members of a literal; a comma may follow the last one."""
+        """Parse the members of a literal; a comma may follow the last one."""
         items: list[Any] = []
         while not self.stream.at(end):
             if items:
@@ -246,7 +246,7 @@ class ExpressionParser:
         if len(keys) == 1:
             return nodes.Item(owner, keys[0], offset=token.offset)
         if any(isinstance(key, nodes.Slice) for key in keys):
-            self.stream.fail("a slice among several indices", token.offset)
+            self.stream.fail("a slice can't be one of several indices", token.offset)
         return nodes.Item(owner, nodes.TupleNode(keys, offset=token.offset), offset=token.offset)
 
     def _key(self) -> Node:
@@ -279,7 +279,7 @@ class ExpressionParser:
         return result
 
     def _argument(self, result: nodes.Arguments) -> bool:
-        """Read one argument; False if it may not stand where it is."""
+        """Parse one argument. False if it isn't allowed at this position."""
         if self.stream.skip("*"):
             allowed = result.star is None and result.double_star is None
             result.star = self.expression()
@@ -298,7 +298,7 @@ class ExpressionParser:
         return allowed
 
     def filters(self, value: Node | None, inline: bool = False) -> nodes.Filter:
-        """One or more filters; `inline`: the first has no `|` before it."""
+        """Parse one or more filters. `inline`: the first one has no `|` before it."""
         while inline or self.stream.skip("|"):
             inline = False
             offset = self.stream.current.offset

@@ -1,9 +1,8 @@
-"""Filters that work on single values, and the table of all filters.
+"""The filters for single values, and the table of all filters.
 
-Runs on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
-of jinja2. `tojson` is that of Hugging Face's transformers. Not here: jinja2's `filesizeformat`, `pprint`,
-`random`, `urlize` and `xmlattr`, which have no use in a prompt. Way not taken: registering filters by
-decorator, which hides the list.
+Run on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names of jinja2.
+`tojson` is that of Hugging Face's transformers. jinja2's `filesizeformat`, `pprint`, `random`, `urlize` and `xmlattr`
+are left out, since prompts don't need them. Not taken: registering filters by decorator, which hides the list.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from .sequences import do_list
 from .text import JsonStyle, soft_text, to_json, to_text
 from .values import Undefined
 
-MAX_PRECISION = 400  # decimal places `round` works with; a float has no more
-MAX_DIGITS = 4300  # digits of a text that becomes an integer, Python's own limit
+MAX_PRECISION = 400  # most decimal places for `round`; a float has no more
+MAX_DIGITS = 4300  # most digits of a string that is converted to an integer; Python's own limit
 WORD_STARTS = re.compile(r"([-\s({\[<]+)")
 WORDS = re.compile(r"\w+")
 
 
 def do_default(run: Run, value: Any, /, default_value: Any = "", boolean: bool = False) -> Any:
-    """The value, or another one if it is undefined (with `boolean`: or false)."""
+    """The value, or `default_value` if the value is undefined (with `boolean`: or false)."""
     return default_value if type(value) is Undefined or (boolean and not value) else value
 
 
 def do_trim(run: Run, value: Any, /, chars: str | None = None) -> str:
-    """Without white space at both ends."""
+    """The text without white space at both ends."""
     return soft_text(run, value).strip(chars)
 
 
@@ -53,15 +52,15 @@ def do_tojson(
     separators: Any = None,
     sort_keys: Any = False,
 ) -> str:
-    """The value as JSON, without escaping for HTML. Unless strict, what a filter gives one by one is a list: templates
-    written for llama.cpp rely on it."""
+    """The value as JSON, without escaping for HTML. Unless the template is strict, the lazy result of a filter is
+    written as a list: templates made for llama.cpp rely on this."""
     if run.mutable and isinstance(value, GeneratorType):
         value = do_list(run, value)
     return to_json(run, value, JsonStyle(ensure_ascii, indent, separators, sort_keys))
 
 
 def do_from_json(run: Run, value: Any, /) -> Any:
-    """The value that a JSON text describes."""
+    """The value of a JSON text."""
     result = json.loads(value)
     return mark(result) if spans_of(value) else result
 
@@ -72,7 +71,7 @@ def do_string(run: Run, value: Any, /) -> str:
 
 
 def do_safe(run: Run, value: Any, /) -> str:
-    """The text, declared to need no escaping."""
+    """The text as a safe string, which isn't escaped."""
     text = soft_text(run, value)
     return build(text, spans_of(text), True)
 
@@ -102,7 +101,7 @@ def _text_filter(name: str) -> Callable[..., str]:
 
 
 def do_title(run: Run, value: Any, /) -> str:
-    """Words with a capital letter."""
+    """The text with a capital letter for each word."""
     text = to_text(run, value)
     words = WORD_STARTS.split(str.__str__(text))
     titled = "".join(word[0].upper() + word[1:].lower() for word in words if word)
@@ -112,7 +111,7 @@ def do_title(run: Run, value: Any, /) -> str:
 
 
 def do_replace(run: Run, value: Any, /, old: Any, new: Any, count: int | None = None) -> str:
-    """`new` in place of `old`, at most `count` times."""
+    """The text with `new` in place of `old`, at most `count` times."""
     text, old, new = to_text(run, value), to_text(run, old), to_text(run, new)
     return replace_text(run, text, old, new, -1 if count is None else count)
 
@@ -124,7 +123,7 @@ def do_center(run: Run, value: Any, /, width: int = 80) -> str:
 
 
 def do_indent(run: Run, value: Any, /, width: int | str = 4, first: bool = False, blank: bool = False) -> str:
-    """Each line but the first with white space before it."""
+    """The text with all lines except the first indented."""
     if type(value) is Undefined:
         value.fail()
     if not isinstance(value, str):
@@ -183,7 +182,7 @@ def do_wordcount(run: Run, value: Any, /) -> int:
 
 
 def do_striptags(run: Run, value: Any, /) -> str:
-    """Without tags and comments of HTML, and with single spaces."""
+    """The text without HTML tags and comments, and with single spaces."""
     text = to_text(run, value)
     parts, position = [], 0
     while (start := text.find("<", position)) >= 0:
@@ -198,7 +197,7 @@ def do_striptags(run: Run, value: Any, /) -> str:
 
 
 def do_urlencode(run: Run, value: Any, /) -> str:
-    """The text, or the pairs of a dictionary, as they appear in a URL."""
+    """The text, or the pairs of a dictionary, encoded for a URL."""
     if isinstance(value, str) or not isinstance(value, Iterable):
         return _quote(run, value, "/")
     pairs = value.items() if type(value) is dict else value
@@ -220,7 +219,7 @@ def _quote(run: Run, value: Any, keep: str) -> str:
 def do_int(run: Run, value: Any, /, default: Any = 0, base: int = 10) -> Any:
     """The value as an integer, or `default`."""
     if isinstance(value, str) and len(value) > MAX_DIGITS:
-        raise TemplateLimitError(f"a number of more than {MAX_DIGITS} digits")
+        raise TemplateLimitError(f"a number has more than {MAX_DIGITS} digits")
     try:
         return int(value, base) if isinstance(value, str) else int(value)
     except (TypeError, ValueError):
@@ -248,7 +247,7 @@ def do_round(run: Run, value: Any, /, precision: int = 0, method: str = "common"
     if method not in ("common", "ceil", "floor"):
         raise ValueError("method must be common, ceil or floor")
     if abs(precision) > MAX_PRECISION:
-        raise TemplateLimitError(f"round() with more than {MAX_PRECISION} decimal places")
+        raise TemplateLimitError(f"round() takes at most {MAX_PRECISION} decimal places")
     if method == "common":
         return round(value, precision)
     rounded = math.ceil(value * 10**precision) if method == "ceil" else math.floor(value * 10**precision)
@@ -263,7 +262,7 @@ def do_format(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> str:
 
 
 def do_attr(run: Run, value: Any, /, name: Any) -> Any:
-    """The attribute of that name, never the item."""
+    """The attribute of that name; items don't count."""
     found = type_attribute(run, value, name)
     return found[0] if found is not None else Undefined(owner=value, name=name)
 
@@ -299,5 +298,5 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "wordwrap": do_wordwrap,
 }
 
-# filters that transformers doesn't have, but that templates in circulation use
+# filters that transformers doesn't have, but published templates use
 EXTRA_FILTERS: dict[str, Callable[..., Any]] = {"from_json": do_from_json}

@@ -1,9 +1,8 @@
 """Format strings: `"..." % values`, the `format` filter, and `"...".format(...)`.
 
-Runs on the thread of the `Run`. Python's own `%` and `format` make the text; this module decides what they
-get to see: field names go through the interpreter's attribute tables, so `"{0.__class__}"` finds nothing, and
-widths are bounded before memory is. Way not taken: calling `str.format` and filtering its fields, which is
-how sandboxes leak.
+Runs on the thread of the `Run`. Python's own `%` and `format` make the text. This module looks up their fields in the
+tables of `attributes`, so `"{0.__class__}"` is undefined, and checks widths before memory is used. Not taken: calling
+`str.format` with filtered fields, a known leak of sandboxes.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ PERCENT = re.compile(
     r"[hlL]?(?P<kind>.)",
     re.S,
 )
-MAX_WIDTH = 100_000  # characters one field may be padded to
+MAX_WIDTH = 100_000  # characters; most that a field may be padded to
 NUMBERS = re.compile(r"\d+")
 Access = tuple[Callable[[Run, Any, str], Any], Callable[[Run, Any, Any], Any]]
 
@@ -54,10 +53,10 @@ def percent(run: Run, template: str, values: Any) -> str:
 
 
 def _bound_percent(template: str, values: Sequence[Any]) -> None:
-    """Refuse widths that would fill the memory, whether written out or given as `*`."""
+    """Refuse too large widths, whether written as a number or as `*`."""
     for match in PERCENT.finditer(template):
         if match["kind"] == "(":
-            raise ValueError("parentheses inside the name of a format field")
+            raise ValueError("the name of a format field has parentheses in it")
         for number in (match["width"], match["precision"]):
             if number == "*":
                 _bound(max((abs(value) for value in values if isinstance(value, int)), default=0))
@@ -75,7 +74,7 @@ def _bound(width: int) -> None:
 
 
 def _escaped(run: Run, values: Any) -> Any:
-    """A safe template escapes what goes into it."""
+    """The values escaped, for a safe template."""
     if isinstance(values, dict):
         return {key: _escaped(run, value) for key, value in values.items()}
     if isinstance(values, tuple):
@@ -84,7 +83,7 @@ def _escaped(run: Run, values: Any) -> Any:
 
 
 def _percent_pieces(template: str, values: Any) -> list[str]:
-    """The result in pieces, as far as each `%` takes one value; otherwise the caller marks everything."""
+    """The result in parts, if each `%` takes one value; otherwise the parts differ and the caller marks everything."""
     pieces, start = [], 0
     left = list(values) if isinstance(values, tuple) else [values]
     for match in PERCENT.finditer(template):
@@ -104,7 +103,7 @@ def _percent_pieces(template: str, values: Any) -> list[str]:
 
 
 def format_text(run: Run, template: str, args: Sequence[Any], kwargs: Mapping[str, Any], access: Access) -> str:
-    """`template.format(*args, **kwargs)`; `access` looks up attributes and items as templates do."""
+    """`template.format(*args, **kwargs)`. `access` has the functions that look up attributes and items."""
     formatted = _Formatter(run, args, kwargs, access, is_safe(template)).format(template, 2)
     run.text(len(formatted))
     user = spans_of(template) and formatted
@@ -112,7 +111,7 @@ def format_text(run: Run, template: str, args: Sequence[Any], kwargs: Mapping[st
 
 
 class _Formatter:
-    """One call of `format`: the arguments, and the count of automatic numbers."""
+    """The state of one call of `format`: the arguments, and the automatic numbering of fields."""
 
     def __init__(self, run: Run, args: Sequence[Any], kwargs: Mapping[str, Any], access: Access, safe: bool) -> None:
         self.run = run
@@ -120,10 +119,10 @@ class _Formatter:
         self.kwargs = kwargs
         self.get_attribute, self.get_item = access
         self.safe = safe
-        self.auto: int | None = None  # next automatic number; -1 after an explicit one
+        self.auto: int | None = None  # next automatic number; None before any number, -1 after an explicit one
 
     def format(self, template: str, depth: int) -> str:
-        """Fill in the fields; `depth` levels of format specifications may hold fields themselves."""
+        """Fill in the fields. Format specifications may have fields of their own, `depth` levels deep."""
         if depth < 0:
             raise ValueError("Max string recursion exceeded")
         pieces: list[str] = []
@@ -187,7 +186,7 @@ class _Formatter:
 
 
 def ascii_text(text: str) -> str:
-    """What `ascii` makes of a text that is already in Python's notation."""
+    """Text in Python's notation with all non-ASCII characters escaped, as `ascii` does."""
     return text.encode("ascii", "backslashreplace").decode("ascii")
 
 

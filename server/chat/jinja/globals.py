@@ -1,8 +1,8 @@
-"""Global functions of templates, and the way values come in.
+"""The global functions of templates, and the conversion of the caller's values.
 
-Runs on the thread of the `Run`. `raise_exception` and `strftime_now` are those of Hugging Face's
-transformers; `lipsum` is left out. Way not taken: passing the caller's objects through unchanged, which would
-let a template reach them.
+Run on the thread of the `Run`. `raise_exception` and `strftime_now` are those of Hugging Face's transformers; jinja2's
+`lipsum` is left out. Not taken: passing the caller's objects unchanged, which would let a template reach their
+attributes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from .text import guard, to_text
 from .values import Cycler, Function, Joiner, Namespace
 
 MAX_RANGE = 100_000  # jinja2's sandbox has the same limit
-MAX_TIME_FORMAT = 1000
+MAX_TIME_FORMAT = 1000  # characters
 
 
 def import_value(value: Any, limit: int) -> Any:
-    """A copy of the caller's data made of template values; `limit` levels deep at most."""
+    """Copy the caller's data into template values, at most `limit` levels deep."""
     kind = type(value)
     if kind in (str, int, float, bool, Marked) or value is None:
         return value
@@ -41,7 +41,7 @@ def import_value(value: Any, limit: int) -> Any:
 
 
 def _import_plain(value: str | int | float) -> Any:
-    """Of derived types, such as enumerations, only the value counts."""
+    """The plain value of a derived type, such as an enumeration."""
     if isinstance(value, str):
         return str.__str__(value)
     return int(value) if isinstance(value, int) else float(value)
@@ -95,14 +95,14 @@ def make_joiner(run: Run, /, sep: Any = ", ") -> Joiner:
 
 
 def raise_exception(run: Run, message: Any = "", /) -> None:
-    """`raise_exception(message)`: the template refuses the conversation."""
+    """`raise_exception(message)`: refuse the conversation."""
     raise TemplateRaised(str.__str__(to_text(run, message)))
 
 
 def strftime_now(run: Run, format: str, /) -> str:
     """`strftime_now(format)`: the local time."""
     if len(format) > MAX_TIME_FORMAT:
-        raise TemplateLimitError(f"a time format longer than {MAX_TIME_FORMAT} characters")
+        raise TemplateLimitError(f"a time format has more than {MAX_TIME_FORMAT} characters")
     return marked_if(datetime.datetime.now().strftime(format), format)
 
 

@@ -1,9 +1,9 @@
-"""Template source to tokens, with jinja2's rules for white space (`trim_blocks` and `lstrip_blocks` on).
+"""Turns template source into tokens, with jinja2's rules for white space (`trim_blocks` and `lstrip_blocks` on).
 
-Pure functions, any thread. The rules are regular expressions tried in a fixed order, since that is how jinja2
-is defined: `{{-1}}` prints 1 because the minus sign belongs to the brackets. Each token carries its offset in
-the normalised source; lines and columns are computed only for errors. Way not taken: a hand-written scanner,
-which would be as long and agree with jinja2 less often.
+Pure functions, any thread. The rules are regular expressions that are tried in a fixed order, as in jinja2. For
+example, `{{-1}}` prints 1, because the minus sign belongs to the brackets. Each token has its offset in the normalized
+source; lines and columns are computed only for errors. Not taken: a hand-written scanner, which would be as long and
+differ from jinja2 more often.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .errors import TemplateSyntaxError
 
-# token types: these, and each operator's own text
+# token types; the type of an operator is its own text
 DATA, PRINT, PRINT_END, TAG, TAG_END = "data", "print", "print end", "tag", "tag end"
 NAME, STRING, INTEGER, FLOAT, END = "name", "string", "integer", "float", "end of template"
 
@@ -42,7 +42,7 @@ PARTNER = {"(": ")", "[": "]", "{": "}"}
 
 
 class Token(NamedTuple):
-    """`type`, the value it stands for (text, number or name) and where it starts."""
+    """`type`, value (text, number or name), and offset in the source."""
 
     type: str
     value: Any
@@ -50,7 +50,7 @@ class Token(NamedTuple):
 
 
 class Source:
-    """A template's text with normalised line ends and without the last of them, as jinja2 sees it."""
+    """A template's text with normalized line ends and without the last one, as in jinja2."""
 
     def __init__(self, text: str) -> None:
         text = NEWLINES.sub("\n", text)
@@ -61,7 +61,7 @@ class Source:
         return self.text.count("\n", 0, offset) + 1, offset - self.text.rfind("\n", 0, offset)
 
     def error(self, message: str, offset: int) -> TemplateSyntaxError:
-        """A syntax error at that place."""
+        """A syntax error at this offset."""
         return TemplateSyntaxError(message, *self.place(offset))
 
 
@@ -77,10 +77,10 @@ class _Lexer:
         self.source = source
         self.text = source.text
         self.position = 0
-        self.at_line_start = True  # did what came before the current text end a line?
+        self.at_line_start = True  # the text before the current position ends with a line end
 
     def tokens(self) -> Iterator[Token]:
-        """Template data and what is between the brackets."""
+        """The tokens of text and of everything inside brackets."""
         while match := OPENING.match(self.text, self.position):
             kind, sign = match["kind"] or "{%", match["raw_sign"] if match["raw"] else match["sign"]
             yield from self._data(match["text"], sign, may_strip=kind != "{{")
@@ -102,7 +102,7 @@ class _Lexer:
         self.position = end
 
     def _data(self, text: str, sign: str, may_strip: bool) -> Iterator[Token]:
-        """Text before an opening bracket, less the white space that the bracket removes."""
+        """The text before an opening bracket, without the white space that the bracket removes."""
         if sign == "-":
             text = text.rstrip()
         elif sign != "+" and may_strip:
@@ -124,11 +124,11 @@ class _Lexer:
     def _close(self, match: re.Match[str] | None, complaint: str, start: int) -> None:
         if match:
             self._advance(match.end())
-        elif self.position < len(self.text):  # nothing after the opening is no error, as in jinja2
+        elif self.position < len(self.text):  # an opening at the very end isn't an error, as in jinja2
             raise self.source.error(complaint, start)
 
     def _expression(self, kind: str) -> Iterator[Token]:
-        """Tokens up to and including the closing bracket; at the end of the source, just the tokens."""
+        """The tokens up to and including the closing bracket, or up to the end of the source."""
         end_type, end_pattern = CLOSING[kind]
         open_brackets: list[str] = []
         while self.position < len(self.text):

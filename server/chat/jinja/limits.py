@@ -1,9 +1,8 @@
-"""Limits of one rendering, and the counter that enforces them.
+"""The limits of one rendering, and the counter that enforces them.
 
-A `Run` belongs to one `render` call on one thread. The interpreter counts what can repeat (loop items, macro
-calls, items of lazy sequences) and every operation whose cost grows with the size of its values; everything
-else is bounded by the size of the template. Way not taken: a watchdog thread, which can't stop Python code in
-another thread.
+A `Run` belongs to one `render` call on one thread. The interpreter counts everything that can repeat (loop items, macro
+calls, items of lazy sequences) and every operation whose cost grows with its values. The size of the template bounds
+everything else. Not taken: a watchdog thread, which can't stop Python code in another thread.
 """
 
 from __future__ import annotations
@@ -16,20 +15,20 @@ from server.records import record
 
 from .errors import TemplateLimitError
 
-LARGE_TEXT = 4096  # characters; shorter texts aren't worth counting
-TEXT_PER_STEP = 256  # characters of a large text that cost as much as one step
-ITEMS_PER_STEP = 16  # items of a sequence built at once that cost one step
-STEPS_PER_LOOK = 32  # steps between two looks at the clock
+LARGE_TEXT = 4096  # characters; shorter texts aren't counted
+TEXT_PER_STEP = 256  # characters of a large text per step
+ITEMS_PER_STEP = 16  # items of a sequence made at once per step
+STEPS_PER_LOOK = 32  # steps from one look at the clock to the next
 
 
 @record(frozen=True)
 class Limits:
-    """How much one rendering may use.
+    """What one rendering may use.
 
-    `steps`: loop items, macro calls and lazily made items, plus large texts at 256 characters a step.
-    `depth`: macros and recursive loops inside one another, and nesting of values. `output`: characters
-    printed, also into captured blocks. `text`: characters of one string. `items`: items of one list. `bits`:
-    bits of one integer. `seconds`: wall time.
+    `steps`: loop items, macro calls and lazily made items, plus one step per 256 characters of large texts. `depth`:
+    levels of nested macros and recursive loops, and of nested values. `output`: characters printed, also into captured
+    blocks. `text`: characters of one string. `items`: items of one list. `bits`: bits of one integer. `seconds`: wall
+    time.
     """
 
     steps: int = 1_000_000
@@ -42,7 +41,7 @@ class Limits:
 
 
 class Run:
-    """State of one rendering: what is left of the limits, and the tables the template may use."""
+    """The state of one rendering: the rest of the limits, and the tables that the template may use."""
 
     __slots__ = ("limits", "steps", "output", "depth", "deadline", "variables", "filters", "tests", "mutable")
 
@@ -58,7 +57,7 @@ class Run:
         self.mutable = mutable
 
     def tick(self) -> None:
-        """Count one step; called for everything that repeats."""
+        """Count one step; called for everything that can repeat."""
         self.steps -= 1
         if not self.steps % STEPS_PER_LOOK:
             self._look()
@@ -75,32 +74,32 @@ class Run:
             raise TemplateLimitError(f"the template takes longer than {self.limits.seconds:g} s")
 
     def text(self, length: int) -> None:
-        """Account for a string of `length` characters, before it is made where that is possible."""
+        """Count a string of `length` characters, if possible before it is made."""
         if length > LARGE_TEXT:
             if length > self.limits.text:
                 raise TemplateLimitError(f"a text would be longer than {self.limits.text} characters")
             self.spend(length // TEXT_PER_STEP)
 
     def items(self, count: int) -> None:
-        """Account for a sequence of `count` items made at once."""
+        """Count a sequence of `count` items that are made at once."""
         if count > ITEMS_PER_STEP:
             if count > self.limits.items:
                 raise TemplateLimitError(f"a list would have more than {self.limits.items} items")
             self.spend(count // ITEMS_PER_STEP)
 
     def printed(self, length: int) -> None:
-        """Account for `length` characters of output."""
+        """Count `length` characters of output."""
         self.output -= length
         if self.output < 0:
             raise TemplateLimitError(f"the template prints more than {self.limits.output} characters")
 
     def enter(self) -> None:
-        """One macro or recursive loop deeper; `leave` undoes it."""
+        """Count one more level of macros or recursive loops; `leave` undoes it."""
         self.depth += 1
         if self.depth > self.limits.depth:
             raise TemplateLimitError(f"macros or loops are nested more than {self.limits.depth} deep")
         self.tick()
 
     def leave(self) -> None:
-        """Back from where `enter` went."""
+        """Count one level less."""
         self.depth -= 1

@@ -1,19 +1,18 @@
-"""Strings that know which of their characters a user wrote.
+"""Strings that record which of their characters come from a user.
 
-Pure values, any thread. A template's own text may hold special tokens such as `<|im_end|>`; the same
-characters typed by a user must stay plain text. So what users send enters the template as `Marked` strings,
-every operation carries the marks along, and the tokenizer is told which stretches of the prompt are user
-input. (llama.cpp's Jinja engine has the same idea under the name "input marking"; the code here is
-independent of it.)
+Pure values, any thread. A template's own text may have special tokens such as `<|im_end|>`; the same characters from a
+user must stay plain text. So users' text enters the template as `Marked` strings, every operation keeps the marks, and
+the tokenizer gets to know which segments of the prompt are user input. (llama.cpp's Jinja engine has the same idea,
+called "input marking"; this code is independent of it.)
 
-Rules: an operation that copies characters copies their marks. One that makes new characters out of marked
-ones, or puts something in their place, marks the new ones. Where following each character isn't worth the
-code, the whole result is marked: too much marking costs a special token, too little lets a user forge one.
-The text itself is always what Python's `str` gives.
+An operation that copies characters copies their marks. An operation that makes new characters from marked ones, or
+replaces these, marks the new ones. If following each character isn't worth the code, the whole result is marked: a mark
+too many may cost a special token, a mark too few would let a user forge one. The text of a result is always the same as
+that of Python's `str`.
 
-`Marked` also carries `safe`, the flag of the `safe` and `escape` filters: a safe string escapes what is added
-to it, as jinja2's `Markup` does even without autoescaping. Way not taken: a value class beside `str`, which
-would put a conversion into each comparison, dictionary lookup and test.
+`Marked` also has `safe`, the flag of the `safe` and `escape` filters. A safe string escapes text that is added to it,
+as jinja2's `Markup` does even without autoescaping. Not taken: a class beside `str`, which would need a conversion for
+each comparison, dictionary lookup and test.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ ESCAPES = {ord("&"): "&amp;", ord(">"): "&gt;", ord("<"): "&lt;", ord("'"): "&#3
 
 
 def _same_places(name: str) -> Callable[..., str]:
-    """A method that maps characters one to one, or else marks all it returns."""
+    """A method that keeps the marks if it maps characters one to one; otherwise it marks its whole result."""
     plain = getattr(str, name)
 
     def method(self: Marked) -> str:
@@ -39,7 +38,7 @@ def _same_places(name: str) -> Callable[..., str]:
 
 
 def _all_marked(name: str) -> Callable[..., str]:
-    """A method that pads or maps in ways not worth following: all of its result counts as user input."""
+    """A method that marks its whole result if any of its strings has a mark."""
     plain = getattr(str, name)
 
     def method(self: Marked, *args: Any, **options: Any) -> str:
@@ -51,7 +50,7 @@ def _all_marked(name: str) -> Callable[..., str]:
 
 
 class Marked(str):
-    """Text from a user, or text of which some stretches are: `spans`, sorted, disjoint (start, end) pairs."""
+    """Text that is user input in its `spans`: sorted, disjoint pairs (start, end); by default all of it."""
 
     __slots__ = ("spans", "safe")
 
@@ -131,7 +130,7 @@ class Marked(str):
     expandtabs = _all_marked("expandtabs")
     translate = _all_marked("translate")
 
-    # strip and friends keep one stretch
+    # strip and similar methods keep one part
 
     def strip(self, chars: str | None = None) -> str:
         kept = str.strip(self, chars)
@@ -150,7 +149,7 @@ class Marked(str):
     def removesuffix(self, suffix: str, /) -> str:
         return part(self, 0, len(str.removesuffix(self, suffix)), self.safe)
 
-    # split and friends give stretches in order
+    # split and similar methods return parts in order
 
     def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
         return self._find_all(str.split(self, sep, maxsplit), len(sep) if sep else None)
@@ -176,13 +175,13 @@ class Marked(str):
     def _find_all(self, texts: list[str], gap: int | None) -> list[str]:
         found, start = [], 0
         for text in texts:
-            if gap is None:  # split at white space: each text starts where it is seen next
+            if gap is None:  # split at white space: each text starts at its next occurrence
                 start = str.find(self, text, start)
             found.append(part(self, start, start + len(text), self.safe))
             start += len(text) + (gap or 0)
         return found
 
-    # those that put something in
+    # methods that insert text
 
     def join(self, items: Iterable[str], /) -> str:
         items = list(items)
@@ -204,7 +203,7 @@ class Marked(str):
 
 
 def build(text: str, spans: Spans, safe: bool = False) -> str:
-    """`text` with these marks; a plain `str` where there is nothing to remember."""
+    """`text` with these marks; a plain `str` if there are no marks and it isn't safe."""
     return Marked(text, spans, safe) if spans or safe else str.__str__(text)
 
 
@@ -214,12 +213,12 @@ def whole(text: str) -> Spans:
 
 
 def spans_of(text: str) -> Spans:
-    """The marked stretches of any string."""
+    """The spans of any string."""
     return text.spans if type(text) is Marked else ()
 
 
 def is_safe(value: Any) -> TypeGuard[Marked]:
-    """Has the value been through `safe` or `escape`?"""
+    """Whether the value is a result of `safe` or `escape`."""
     return type(value) is Marked and value.safe
 
 
@@ -259,7 +258,7 @@ def concat(parts: Iterable[str]) -> str:
 
 
 def segments(parts: Iterable[str]) -> list[tuple[str, bool]]:
-    """The parts in order as (text, is user input); neighbours of one kind are joined, none is empty."""
+    """The parts in order as (text, whether it is user input). Adjacent parts of one kind are joined; none is empty."""
     joined = concat(parts)
     text = str.__str__(joined)
     cuts, position = [], 0
@@ -270,7 +269,7 @@ def segments(parts: Iterable[str]) -> list[tuple[str, bool]]:
 
 
 def escape(value: str) -> str:
-    """`value` with HTML's special characters replaced, marked safe; safe strings are left alone."""
+    """`value` with HTML's special characters escaped, as a safe string. Safe strings aren't changed."""
     if is_safe(value):
         return value
     text = str.translate(value, ESCAPES)
@@ -286,15 +285,15 @@ def unsafe(text: str) -> str:
 
 
 def marked_if(text: str, *sources: Any) -> str:
-    """`text`, marked as a whole if any of the strings it was made from has a mark."""
+    """`text`, marked completely if any of its source strings has a mark."""
     return Marked(text) if any(type(source) is Marked and source.spans for source in sources) else text
 
 
 def mark(value: Any, plain: Collection[str] = ()) -> Any:
-    """A copy of JSON-like data in which all strings, keys included, are marked as user input.
+    """Copy JSON-like data and mark all strings in it, also keys, as user input.
 
-    Strings that equal one of `plain` stay as they are: roles, say, of which templates make special tokens. So do those
-    that know already which parts of them are.
+    Strings in `plain` aren't marked, for example roles, of which templates make special tokens. `Marked` strings aren't
+    changed.
     """
     if isinstance(value, str):
         return value if value in plain or type(value) is Marked else Marked(value)
@@ -306,7 +305,7 @@ def mark(value: Any, plain: Collection[str] = ()) -> Any:
 
 
 def _pick(spans: Spans, positions: range) -> Spans:
-    """Spans after picking characters one by one, as a slice with a step does."""
+    """The spans after picking single characters, as a slice with a step does."""
     picked: list[tuple[int, int]] = []
     for place, position in enumerate(positions):
         if _inside(spans, position):
@@ -322,7 +321,7 @@ def _inside(spans: Spans, position: int) -> bool:
 
 
 def _places(text: str, old: str, count: int) -> Iterator[int]:
-    """Where `text.replace(old, ..., count)` replaces."""
+    """The offsets at which `text.replace(old, ..., count)` replaces."""
     start = 0
     while count:
         place = str.find(text, old, start)

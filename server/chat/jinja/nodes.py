@@ -1,8 +1,8 @@
 """The syntax tree of a template.
 
-Plain data made by `parser`, read by `scopes` and the compiler. The order of the fields is the order in which
-names inside are looked at, and `scopes` depends on it. `offset` is the place in the source. Way not taken:
-one generic node with a kind, which would save lines here and cost certainty everywhere else.
+Plain data; `parser` makes it, `scopes` and the compiler read it. `scopes` visits the names in a node in the order of
+the node's fields, so this order matters. `offset` is the position in the source. Not taken: one generic node with a
+kind, which is shorter here, but can't be checked by type elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.records import field, fields, record
 
 @record
 class Node:
-    """Anything with a place in the source."""
+    """Anything with a position in the source."""
 
     offset: int = field(kw_only=True, default=0)
 
@@ -32,7 +32,7 @@ class Const(Node):
 
 @record
 class Name(Node):
-    """A variable; `use` is load, store or param (store as parameter of a scope)."""
+    """A variable. `use` is load, store or param (stored as a parameter of a scope)."""
 
     name: str
     use: str = "load"
@@ -48,7 +48,7 @@ class NamespaceRef(Node):
 
 @record
 class TupleNode(Node):
-    """`a, b` as an expression or as targets."""
+    """`a, b` as an expression or as targets of an assignment."""
 
     items: list[Node]
 
@@ -95,7 +95,7 @@ class Slice(Node):
 
 @record
 class Arguments(Node):
-    """What is between the parentheses of a call."""
+    """The arguments of a call."""
 
     positional: list[Node] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
@@ -114,7 +114,7 @@ class Call(Node):
 
 @record
 class Filter(Node):
-    """`value | name(arguments)`; without a value it takes the text of its block."""
+    """`value | name(arguments)`. Without a value, the filter applies to the text of its block."""
 
     value: Node | None
     name: str
@@ -147,7 +147,7 @@ class Not(Node):
 
 @record
 class Arithmetic(Node):
-    """`first (operator value)...`, from left to right: a chain, so that long sums aren't deep."""
+    """`first (operator value)...`, from left to right. It is a list, so that long sums aren't deeply nested."""
 
     first: Node
     operators: list[str]
@@ -171,7 +171,7 @@ class Concat(Node):
 
 @record
 class Compare(Node):
-    """`first (operator value)...`: all neighbours have to fit, as in Python."""
+    """`first (operator value)...`, a chain of comparisons as in Python."""
 
     first: Node
     operators: list[str]
@@ -199,7 +199,7 @@ class Data(Node):
 
 @record
 class Output(Node):
-    """Text and `{{ expressions }}` in a row."""
+    """Consecutive text and `{{ expressions }}`."""
 
     parts: list[Node]
 
@@ -218,7 +218,7 @@ class For(Node):
 
 @record
 class If(Node):
-    """`{% if %}` with its `elif`s, each an `If` without branches of its own."""
+    """`{% if %}` with its `elif`s, which are `If`s without further branches."""
 
     test: Node
     body: list[Node]
@@ -245,7 +245,7 @@ class SetBlock(Node):
 
 @record
 class MacroNode(Node):
-    """`{% macro name(parameters) %}`; the last parameters have the defaults."""
+    """`{% macro name(parameters) %}`. The defaults belong to the last parameters."""
 
     name: str
     parameters: list[Name]
@@ -255,7 +255,7 @@ class MacroNode(Node):
 
 @record
 class CallBlock(Node):
-    """`{% call(parameters) call %} body {% endcall %}`; without a call: `{% generation %}`."""
+    """`{% call(parameters) call %} body {% endcall %}`, or `{% generation %}` if `call` is None."""
 
     call: Call | None
     parameters: list[Name]
@@ -295,7 +295,7 @@ class Jump(Node):
 
 
 def children(node: Node) -> Iterator[Node]:
-    """The nodes right below, in the order of the fields."""
+    """The direct children of a node, in the order of its fields."""
     for attribute in fields(node):
         value = getattr(node, attribute.name)
         if isinstance(value, Node):
@@ -307,7 +307,7 @@ def children(node: Node) -> Iterator[Node]:
 
 
 def walk(nodes: list[Node]) -> Iterator[Node]:
-    """All nodes of these trees, each before those below it."""
+    """All nodes of these trees, each before its children."""
     for node in nodes:
         yield node
         yield from walk(list(children(node)))

@@ -1,8 +1,8 @@
-"""Operators of the template language, with limits where Python has none.
+"""The operators of the template language, with limits that Python's don't have.
 
-Runs on the thread of the `Run`. Python's operators do the work on Python's values; functions here stand
-before those whose result or cost can explode: products of strings, powers, comparisons of deep values. Way
-not taken: limiting only time, which can't interrupt one long operation inside CPython.
+Run on the thread of the `Run`. Python's operators compute the results. The functions here first check those whose
+result or cost can be huge: products of strings, powers, comparisons of nested values. Not taken: limiting only time,
+since one long operation inside CPython can't be interrupted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .text import CONTAINERS, guard
 
 BinaryOperator = Callable[[Run, Any, Any], Any]
 
-NUMBERS = (int, float)  # bool is one of them
+NUMBERS = (int, float)  # bool is a subclass of int
 
 
 def add(run: Run, left: Any, right: Any) -> Any:
@@ -40,7 +40,7 @@ def subtract(run: Run, left: Any, right: Any) -> Any:
 
 
 def multiply(run: Run, left: Any, right: Any) -> Any:
-    """`left * right`; one of them may be a sequence to repeat."""
+    """`left * right`. One of them may be a sequence, which is repeated."""
     if isinstance(left, NUMBERS) and not isinstance(right, NUMBERS):
         left, right = right, left
     if isinstance(right, int) and right > 0:
@@ -61,7 +61,7 @@ def power(run: Run, left: Any, right: Any) -> Any:
         _bound(run, left.bit_length() * right)
     result = left**right
     if isinstance(result, complex):
-        raise ValueError("the root of a negative number")
+        raise ValueError("a negative number has no root")
     return result
 
 

@@ -1,9 +1,8 @@
-"""Statements: tokens to syntax tree.
+"""Parses statements: from tokens to the syntax tree.
 
-Pure functions, any thread. Recursive descent in the shape of the grammar; expressions are in `expressions`.
-Tags of jinja2 that need other templates or escaping (`include`, `import`, `extends`, `block`, `autoescape`)
-are refused by name. Way not taken: a parser generator, since the grammar has look-ahead of two in three
-places only.
+Pure functions, any thread. A recursive-descent parser; `expressions` parses expressions. Tags of jinja2 that need other
+templates or escaping (`include`, `import`, `extends`, `block`, `autoescape`) are refused by name. Not taken: a parser
+generator, since this small grammar needs two tokens of look-ahead in three places only.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ def parse(source: Source, extras: bool) -> list[Node]:
 
 
 class _Parser(ExpressionParser):
-    """Statements on top of expressions."""
+    """Parses statements, with the expressions in them."""
 
     def __init__(self, source: Source, extras: bool) -> None:
         super().__init__(source)
-        self._open_tags: list[str] = []  # for messages about a missing end
+        self._open_tags: list[str] = []  # for messages about a missing end tag
         self._tags: dict[str, Callable[[int], Node]] = {
             "for": self._tag_for,
             "if": self._tag_if,
@@ -49,7 +48,8 @@ class _Parser(ExpressionParser):
             self._tags["do"] = lambda offset: nodes.Do(self.tuple_or_expression(), offset=offset)
 
     def body(self, ends: tuple[str, ...]) -> list[Node]:
-        """Statements up to one of the end tags, whose name is then the current token; or up to the end."""
+        """Parse statements up to one of the end tags, whose name is then the current token. Without `ends`, parse up to
+        the end of the template."""
         statements: list[Node] = []
         output = nodes.Output([], offset=self.stream.current.offset)
         while not self.stream.at(END):
@@ -93,7 +93,7 @@ class _Parser(ExpressionParser):
         return statement
 
     def _block(self, *ends: str) -> list[Node]:
-        """The statements after the current tag, up to an end tag, whose name is then current."""
+        """Parse the statements after the current tag, up to an end tag, whose name is then the current token."""
         self.stream.skip(":")
         self.stream.expect(TAG_END)
         return self.body(ends)
@@ -103,7 +103,7 @@ class _Parser(ExpressionParser):
         self.stream.next()
         return statements
 
-    # the tags; each is called with the offset of its name, which has been read
+    # the tags; each function is called after the tag's name has been read, with its offset
 
     def _tag_for(self, offset: int) -> Node:
         target = self.target(until="in")

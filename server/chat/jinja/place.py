@@ -1,9 +1,9 @@
-"""What both halves of the compiler share: frames, and where in the template a node stands.
+"""What `evaluate` and `execute`, the two halves of the compiler, share: frames, and the place of a node.
 
-Pure data, any thread. The compiler turns each node into a Python closure that takes a frame. A frame is a
-list: the `Run`, the list that collects output, the frame of the enclosing function, then the variables that
-`scopes` numbered. The closures hold no state, so one compiled template serves many threads. Way not taken:
-generating Python source as jinja2 does, which is faster and turns every slip in quoting into code execution.
+Pure data, any thread. The compiler turns each node into a Python closure that takes a frame. A frame is a list: the
+`Run`, the list that collects output, the frame of the enclosing function, then the variables that `scopes` numbered.
+The closures have no state, so one compiled template serves many threads. Not taken: generating Python source, as jinja2
+does. That is faster, but any error in quoting would let templates execute code.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ RUN, OUT, PARENT = 0, 1, 2
 
 Frame = list
 Evaluate = Callable[[Frame], Any]
-Execute = Callable[[Frame], "str | None"]  # gives "break" or "continue" when a loop is to be left
+Execute = Callable[[Frame], "str | None"]  # returns "break" or "continue", or None to go on
 
 
 @record(frozen=True)
 class Place:
-    """Where a node stands.
+    """The surroundings of a node.
 
-    `soft`: directly inside an `if`, where unknown filters are an error only when reached. `in_loop`: may it
-    `break`? `captured`: index of the variable with the text that a filter without a value applies to.
+    `soft`: the node is directly inside an `if`, where an unknown filter is an error only when it is reached. `in_loop`:
+    the node may `break`. `captured`: index of the variable with the text for a filter without a value.
     """
 
     source: Source
@@ -41,15 +41,15 @@ class Place:
     captured: int = 0
 
     def softer(self) -> Place:
-        """The same, inside an `if`."""
+        """The same place, but inside an `if`."""
         return replace(self, soft=True)
 
     def inner(self, scope: Scope, in_loop: bool, captured: int = 0) -> Place:
-        """Inside a block with its own scope."""
+        """A place inside a block with its own scope."""
         return replace(self, scope=scope, soft=False, in_loop=in_loop, captured=captured)
 
     def hops(self, slot: Slot) -> int:
-        """How many frames out the variable's frame is."""
+        """How many frames further out the frame of a variable is."""
         count = 0
         function: Function | None = self.scope.function
         while function is not slot.function:
@@ -59,12 +59,12 @@ class Place:
 
 
 def new_frame(parent: Frame, function: Function) -> Frame:
-    """A frame for a function that is called from inside `parent`'s."""
+    """A frame for a function inside the function that `parent` belongs to."""
     return [parent[RUN], [], parent, *[MISSING] * len(function)]
 
 
 def outer_frame(frame: Frame, hops: int) -> Frame:
-    """The frame that many functions further out."""
+    """The frame `hops` functions further out."""
     for _ in range(hops):
         frame = frame[PARENT]
     return frame

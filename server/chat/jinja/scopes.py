@@ -1,12 +1,11 @@
-"""Which variable a name means: the scoping rules of jinja2, worked out before anything runs.
+"""Finds the variable that each name means, by the scoping rules of jinja2, before the template runs.
 
-Pure functions, any thread. jinja2 compiles templates to Python functions, and what a name means follows from
-that: a block such as a loop body starts with copies of the outer variables it assigns to, a macro is a
-closure that sees later changes of outer variables, and a variable that a block assigns somewhere is not
-looked up in the context just because the assignment hasn't happened yet. Templates rely on the results, so
-the algorithm here gives the same: each block is a `Scope`, each variable a `Slot` in the frame of the
-enclosing `Function` (the template, a macro, a recursive loop). Way not taken: dictionaries of names at run
-time, which is slower and differs in all the odd cases.
+Pure functions, any thread. jinja2 compiles templates to Python functions, and its scoping rules follow from that. A
+block such as a loop body starts with copies of the outer variables that it assigns. A macro is a closure that sees
+later changes of outer variables. A variable that a block assigns anywhere is never looked up in the context, even
+before the assignment. Templates rely on these rules, so they are the same here: each block is a `Scope`, each variable
+a `Slot` in the frame of the enclosing `Function` (the template, a macro, a recursive loop). Not taken: dictionaries of
+names at run time, which are slower and differ in unusual cases.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 from . import nodes
 from .nodes import Node, children
 
-FRAME_HEADER = 3  # entries of a frame before its variables, see `compiler`
+FRAME_HEADER = 3  # entries of a frame before its variables, see `place`
 
 
 class Slot(NamedTuple):
@@ -28,7 +27,7 @@ class Slot(NamedTuple):
 
 
 class Load(NamedTuple):
-    """What a slot holds when its scope is entered: 'param' (set by the construct itself), 'context' (look up
+    """The initial value of a slot when its scope is entered: 'param' (set by the construct itself), 'context' (look up
     `name`), 'alias' (the value of the outer `slot`) or 'missing'."""
 
     kind: str
@@ -37,14 +36,14 @@ class Load(NamedTuple):
 
 
 class Function:
-    """Something with frames of its own; `parent` is the function around it."""
+    """A part of the template with frames of its own. `parent` is the function around it."""
 
     def __init__(self, parent: Function | None = None) -> None:
         self.parent = parent
         self._indices: dict[tuple[int, str], int] = {}
 
     def slot(self, level: int, name: str) -> Slot:
-        """The variable `name` of a scope at this depth; scopes side by side share it."""
+        """The variable `name` of a scope at this level. Scopes side by side share it."""
         index = self._indices.setdefault((level, name), FRAME_HEADER + len(self._indices))
         return Slot(self, index)
 
@@ -68,7 +67,7 @@ class Scope:
         self.stores: set[str] = set()
 
     def find(self, name: str) -> Slot | None:
-        """The variable that `name` means here, if this scope or one around it knows it."""
+        """The variable that `name` means here; None if neither this scope nor an outer one has it."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope.slots:
@@ -83,12 +82,12 @@ class Scope:
         return slot
 
     def load(self, name: str) -> None:
-        """`name` is read: if nobody knows it, it comes from the context."""
+        """`name` is read. If no scope has it, it comes from the context."""
         if self.find(name) is None:
             self._define(name, Load("context", name))
 
     def store(self, name: str) -> None:
-        """`name` is assigned: the scope has its own variable for it."""
+        """`name` is assigned, so the scope has its own variable for it."""
         self.stores.add(name)
         if name not in self.slots:
             outer = self.parent.find(name) if self.parent else None
@@ -100,13 +99,13 @@ class Scope:
         return self._define(name, Load("param"))
 
     def branch(self) -> Scope:
-        """A copy to look at one branch of an `if`."""
+        """A copy of the scope, for one branch of an `if`."""
         copy = Scope(self.function, self.parent)
         copy.slots, copy.loads, copy.stores = dict(self.slots), dict(self.loads), set(self.stores)
         return copy
 
     def merge(self, branches: Iterable[Scope]) -> None:
-        """Take over what the branches know; what only some assign must have a value before."""
+        """Take over the names of the branches. A variable that only some branches assign gets an initial value."""
         branches = list(branches)
         stores = set().union(*(branch.stores for branch in branches)) - self.stores
         for branch in branches:
@@ -119,7 +118,7 @@ class Scope:
 
 
 def analyze(scope: Scope, members: Iterable[Node]) -> None:
-    """Enter into `scope` the names that these nodes use, without those of inner blocks."""
+    """Add the names that these nodes use to `scope`, without those of inner blocks."""
     for node in members:
         _VISITORS.get(type(node), _visit_children)(scope, node)
 
@@ -134,7 +133,7 @@ def _visit_name(scope: Scope, node: nodes.Name) -> None:
 
 
 def declare_target(scope: Scope, target: Node) -> None:
-    """Enter the names of a loop's target, which the loop sets for each item."""
+    """Add the names of a loop's target, which the loop sets for each item."""
     if isinstance(target, nodes.Name):
         scope.parameter(target.name)
     for child in children(target):
@@ -162,7 +161,7 @@ _VISITORS: dict[type, Callable[[Scope, Any], None]] = {
     nodes.If: _visit_if,
     nodes.Set: lambda scope, node: analyze(scope, [node.value, node.target]),
     nodes.MacroNode: lambda scope, node: scope.store(node.name),
-    # of inner blocks, only what is evaluated outside of them
+    # nodes with an inner block: only the parts that are evaluated outside of it
     nodes.For: lambda scope, node: analyze(scope, [node.items]),
     nodes.CallBlock: _visit_call_block,
     nodes.FilterBlock: lambda scope, node: analyze(scope, [node.filter]),
@@ -172,7 +171,7 @@ _VISITORS: dict[type, Callable[[Scope, Any], None]] = {
 
 
 def mentioned(statements: Iterable[Node], names: Iterable[str]) -> set[str]:
-    """Which of the names are read in these statements before anything there assigns them."""
+    """Those of the names that these statements read before they assign them."""
     found: set[str] = set()
     open_names = set(names)
 

@@ -1,9 +1,8 @@
-"""Filters that work on sequences: `map`, `select`, `sort`, `join`...
+"""The filters for sequences: `map`, `select`, `sort`, `join`, ...
 
-Runs on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names
-of jinja2, and like there many are lazy: what they return is true even when empty, has no length, and can be
-walked once. Templates depend on that by accident, so it isn't tidied up. Way not taken: returning lists
-everywhere.
+Run on the thread of the `Run`. Each filter is `call(run, value, *args, **kwargs)` with the parameter names of jinja2.
+As in jinja2, many are lazy: their results are true even if empty, have no length, and can be iterated only once. Not
+taken: returning lists everywhere, since some templates depend on lazy results by accident.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def attribute_getter(run: Run, attribute: Any, default: Any = None, fold_case: b
 
 
 def _sort_key(run: Run, attribute: Any, fold_case: bool) -> Getter:
-    """A key of several attributes, separated by commas."""
+    """A function that makes the sort key from one or more attributes, separated by commas."""
     names = attribute.split(",") if isinstance(attribute, str) else [attribute]
     getters = [attribute_getter(run, name, fold_case=fold_case) for name in names]
 
@@ -53,7 +52,7 @@ def _sort_key(run: Run, attribute: Any, fold_case: bool) -> Getter:
 
 
 def _sorted(run: Run, items: Iterable[Any], key: Getter, reverse: bool) -> list[Any]:
-    """`sorted`, after making sure that comparing the keys will end."""
+    """`sorted`, after checking the size of the keys."""
     keyed = [(key(item), item) for item in _counted(run, items)]
     guard(run, [key for key, _ in keyed])
     return [item for _, item in sorted(keyed, key=lambda pair: pair[0], reverse=reverse)]
@@ -75,7 +74,7 @@ def _named(run: Run, kind: str, name: Any) -> Callable[..., Any]:
 
 
 def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
-    """Each item's attribute, or each item through a filter."""
+    """An attribute of each item, or the result of a filter for each item."""
     if not value:
         return
     if not args and "attribute" in kwargs:
@@ -115,7 +114,7 @@ def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[Any]]:
 def do_sort(
     run: Run, value: Any, /, reverse: bool = False, case_sensitive: bool = False, attribute: Any = None
 ) -> list[Any]:
-    """The items in order."""
+    """The items sorted."""
     return _sorted(run, value, _sort_key(run, attribute, not case_sensitive), reverse)
 
 
@@ -149,7 +148,7 @@ def _extreme(choose: Callable[..., Any]) -> Callable[..., Any]:
 def do_groupby(
     run: Run, value: Any, /, attribute: Any, default: Any = None, case_sensitive: bool = False
 ) -> list[Group]:
-    """Pairs of an attribute's value and the items that have it, in order of the value."""
+    """Pairs of an attribute's value and the items with it, sorted by the value."""
     key = attribute_getter(run, attribute, default, fold_case=not case_sensitive)
     shown = attribute_getter(run, attribute, default)
     groups = [list(items) for _, items in itertools.groupby(_sorted(run, value, key, False), key)]
@@ -159,7 +158,7 @@ def do_groupby(
 def do_dictsort(
     run: Run, value: Any, /, case_sensitive: bool = False, by: Any = "key", reverse: bool = False
 ) -> list[Any]:
-    """The pairs of a dictionary, in order of key or value."""
+    """The pairs of a dictionary, sorted by key or value."""
     if type(value) is Undefined:
         value.fail()
     if by not in ("key", "value"):
@@ -170,7 +169,7 @@ def do_dictsort(
 
 
 def do_items(run: Run, value: Any, /) -> Iterator[Any]:
-    """The pairs of a dictionary; nothing if it is undefined."""
+    """The pairs of a dictionary; none if it is undefined."""
     if type(value) is Undefined:
         return
     if type(value) is not dict:
@@ -179,7 +178,7 @@ def do_items(run: Run, value: Any, /) -> Iterator[Any]:
 
 
 def do_join(run: Run, value: Any, /, d: Any = "", attribute: Any = None) -> str:
-    """The items as one text with `d` between them."""
+    """The items joined to one text with `d` between them."""
     getter = attribute_getter(run, attribute)
     return join_text(run, to_text(run, d), [to_text(run, getter(item)) for item in _counted(run, value)])
 
@@ -190,12 +189,12 @@ def do_first(run: Run, value: Any, /) -> Any:
 
 
 def do_last(run: Run, value: Any, /) -> Any:
-    """The last item; lazy sequences have none."""
+    """The last item; an error for lazy sequences."""
     return next(iter(reversed(value)), Undefined("No last item, sequence was empty."))
 
 
 def do_reverse(run: Run, value: Any, /) -> Any:
-    """A string backwards, or an iterator over the items from the end."""
+    """A string reversed, or an iterator over the items from the last to the first."""
     if isinstance(value, str):
         return value[::-1]
     try:
@@ -216,13 +215,13 @@ def do_length(run: Run, value: Any, /) -> int:
 
 
 def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> Any:
-    """The items added up, beginning with `start`."""
+    """The sum of `start` and the items."""
     getter = attribute_getter(run, attribute)
     items = [getter(item) for item in _counted(run, value)]
     if isinstance(start, str):
         raise TypeError("sum() can't sum strings")
     if all(isinstance(item, (int, float)) for item in items):
-        return sum(items, start)  # newer Pythons round differently than a loop would
+        return sum(items, start)  # in newer Pythons `sum` rounds differently from a loop
     for item in items:
         start = add(run, start, item)
     return start
@@ -244,7 +243,7 @@ def do_batch(run: Run, value: Any, /, linecount: int, fill_with: Any = None) -> 
 
 
 def do_slice(run: Run, value: Any, /, slices: int, fill_with: Any = None) -> Iterator[list[Any]]:
-    """The items dealt out to `slices` lists."""
+    """The items divided into `slices` lists."""
     run.items(slices)
     items = list(_counted(run, value))
     size, extra = divmod(len(items), slices)

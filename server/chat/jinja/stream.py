@@ -1,6 +1,6 @@
-"""The parser's view of the tokens: one current token, one of look-ahead, and error messages.
+"""The tokens as the parser reads them: a current token, one token of look-ahead, and error messages.
 
-Pure data, any thread. Apart from `parser` only to keep each file at one idea.
+Pure data, any thread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from .lexer import END, NAME, Source, Token, tokenize
 
 
 class TokenStream:
-    """Tokens with a current position. Words such as `if` are plain names, so they can be variables too."""
+    """Tokens with a current position. Words such as `if` are names, so they can be variables, too."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -20,7 +20,7 @@ class TokenStream:
         self.current = self._tokens[0]
 
     def next(self) -> Token:
-        """The current token; steps on."""
+        """Return the current token and advance."""
         token = self.current
         if token.type != END:
             self._position += 1
@@ -32,46 +32,46 @@ class TokenStream:
         return self._tokens[min(self._position + 1, len(self._tokens) - 1)]
 
     def at(self, *types: str) -> bool:
-        """Has the current token one of these types?"""
+        """Whether the current token has one of these types."""
         return self.current.type in types
 
     def at_word(self, *words: str) -> bool:
-        """Is the current token one of these names?"""
+        """Whether the current token is one of these names."""
         return self.current.type == NAME and self.current.value in words
 
     def skip(self, type_: str) -> bool:
-        """Step over a token of this type, if it is there."""
+        """Advance if the current token has this type; whether it has."""
         if self.current.type == type_:
             self.next()
             return True
         return False
 
     def skip_word(self, word: str) -> bool:
-        """Step over this name, if it is there."""
+        """Advance if the current token is this name; whether it is."""
         if self.at_word(word):
             self.next()
             return True
         return False
 
     def expect(self, type_: str) -> Token:
-        """The current token, which must have this type; steps on."""
+        """Return the current token, which must have this type, and advance."""
         if self.current.type != type_:
             self.fail(f"expected {_quoted(type_)}, got {describe(self.current)}")
         return self.next()
 
     def expect_word(self, word: str) -> Token:
-        """The current token, which must be this name; steps on."""
+        """Return the current token, which must be this name, and advance."""
         if not self.at_word(word):
             self.fail(f"expected {word!r}, got {describe(self.current)}")
         return self.next()
 
     def fail(self, message: str, offset: int | None = None) -> NoReturn:
-        """Raise a syntax error, here unless another place is given."""
+        """Raise a syntax error at `offset`, by default at the current token."""
         raise self.source.error(message, self.current.offset if offset is None else offset)
 
 
 def describe(token: Token) -> str:
-    """A token as it is named in messages."""
+    """The name of a token in messages."""
     return repr(token.value) if token.type == NAME else _quoted(token.type)
 
 

@@ -1,6 +1,6 @@
-"""`Template`: compile once, render many times, from any thread.
+"""`Template`: compiled once, rendered many times, on any thread.
 
-Way not taken: a cache of compiled templates here; whoever owns the template knows how long it lives.
+Not taken: a cache of compiled templates; the owner of a template keeps it as long as it needs it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ DEFAULT_LIMITS = Limits()
 
 
 class Template:
-    """A compiled chat template.
+    """A compiled chat template. The constructor raises `TemplateSyntaxError`.
 
-    `strict`: exactly the language of Hugging Face's transformers. Otherwise lists and dictionaries may be changed by
-    their methods, the tag `do` and the filter `from_json` exist, and `tojson` takes what filters give one by one,
-    because templates in circulation rely on it. `names`: all variables that the template reads, its own ones included.
-    Raises `TemplateSyntaxError`.
+    `strict`: exactly the language of Hugging Face's transformers. Otherwise there are extensions that published
+    templates need: methods that change lists and dictionaries, the tag `do`, the filter `from_json`, and `tojson` for
+    the lazy results of filters. `names`: all variables that the template reads, including its own.
     """
 
     def __init__(self, source: str, name: str = "chat template", *, strict: bool = False) -> None:
@@ -53,17 +52,16 @@ class Template:
             raise self._source.error("the template is nested too deeply", 0) from None
 
     def render(self, context: Mapping[str, Any], *, limits: Limits = DEFAULT_LIMITS) -> str:
-        """The prompt. `context` holds JSON-like data and functions; nothing of it is changed.
+        """The prompt. `context` has JSON-like data and functions; it isn't changed.
 
-        Raises `TemplateRuntimeError` with the place in the template and, where it is known, in `messages`.
+        Raises `TemplateRuntimeError` with the position in the template and, if known, the index in `messages`.
         """
         return "".join(self._rendered(context, limits))
 
     def render_segments(self, context: Mapping[str, Any], *, limits: Limits = DEFAULT_LIMITS) -> list[tuple[str, bool]]:
-        """The prompt in pieces (text, is user input); joined, they are what `render` gives.
+        """The prompt in segments (text, whether it is user input). Their texts joined are the result of `render`.
 
-        User input is what comes from the `Marked` strings in the context. Pieces that are neighbours differ
-        in kind.
+        User input is text from the `Marked` strings of the context. Segments of both kinds alternate.
         """
         return segments(self._rendered(context, limits))
 
@@ -84,13 +82,14 @@ class Template:
             raise self._located(error, variables) from error
 
     def _located(self, error: Exception, variables: Mapping[str, object]) -> TemplateRuntimeError:
-        """Made in a function of its own: a variable of a frame that its traceback has would keep all of both alive."""
+        """A `TemplateRuntimeError` for an exception of Python's, with its position. It is made in a separate function,
+        because a variable in a frame of its own traceback would be a reference cycle."""
         located = TemplateRuntimeError(_message(error)).with_traceback(error.__traceback__)
         self._locate(located, variables)
         return located
 
     def _locate(self, error: TemplateError, variables: Mapping[str, Any]) -> None:
-        """Find out from the traceback which place of the template and which message the error belongs to."""
+        """Find the position in the template and the message for an error, from its traceback."""
         messages = variables.get("messages")
         numbers: dict[int, int] = {}
         if type(messages) is list:
@@ -100,10 +99,10 @@ class Template:
         while traceback is not None:
             frame, code = traceback.tb_frame, traceback.tb_frame.f_code
             has_place = "at" in code.co_freevars or "at" in code.co_varnames
-            # a look at the variables of a frame that holds the error would keep both alive
+            # reading `f_locals` of a frame that has the error in a variable would make a reference cycle
             names = frame.f_locals if has_place and frame.f_globals.get("__package__") == __package__ else {}
             if "at" in names:
-                offset = names["at"]  # one of the template's closures; the innermost comes last
+                offset = names["at"]  # a closure of the template; the innermost comes last
                 error.message_index = numbers.get(id(names.get("item")), error.message_index)
             traceback = traceback.tb_next
         if offset is not None:
@@ -111,11 +110,11 @@ class Template:
 
 
 def _message(error: Exception) -> str:
-    """What to say about an exception of Python's."""
+    """The message for an exception of Python's."""
     if isinstance(error, RecursionError):
         return "the template calls itself too deeply"
     if isinstance(error, MemoryError):
         return "the template needs too much memory"
     if isinstance(error, KeyError):
-        return f"there is no {error}"
+        return f"there is no key {error}"
     return str(error) or type(error).__name__

@@ -1,8 +1,7 @@
-"""Tests of the template language: what may follow `is`.
+"""The tests of the template language, which follow `is`.
 
-Runs on the thread of the `Run`. Each is `call(run, value, *args)` and answers as jinja2 does, oddities
-included: `number` is also true for booleans, `sequence` and `iterable` for undefined values, and `callable`
-too.
+Run on the thread of the `Run`. Each is `call(run, value, *args)` and returns what jinja2's returns, including its
+oddities: `number` is true for booleans, too, and `sequence`, `iterable` and `callable` are true for undefined values.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ SEQUENCE_TYPES = (str, list, tuple, dict, range, Undefined)
 
 
 def is_iterable(run: Run, value: Any, /) -> bool:
-    """Can a loop walk over it?"""
+    """Whether a loop can iterate over the value."""
     try:
         iter(value)
     except TypeError:
@@ -29,12 +28,12 @@ def is_iterable(run: Run, value: Any, /) -> bool:
 
 
 def is_divisible(run: Run, value: Any, num: Any, /) -> bool:
-    """Does the division leave no remainder?"""
+    """Whether the division has no remainder."""
     return value % num == 0
 
 
 def is_same(run: Run, value: Any, other: Any, /) -> bool:
-    """Is it the very same value?"""
+    """Whether both are the same object."""
     return value is other
 
 

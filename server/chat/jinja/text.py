@@ -1,11 +1,10 @@
-"""Values as text: printing, Python's notation for containers, and JSON as `tojson` writes it.
+"""Converts values to text: as printed, in Python's notation, and as JSON.
 
-Runs on the thread of the `Run`. The text is always made by Python's own `str`, `repr` and `json`; where
-marked strings are inside, the same text is put together a second time from its parts, to learn which
-stretches are the user's. Containers can hold one list many times over, so that a few steps of a template
-describe more text than there is memory: `weigh` counts before anything is made. Way not taken: marking all of
-a container's text, which would be simpler but would hide from the tokenizer that most of a tool list is the
-template's.
+Runs on the thread of the `Run`. Python's own `str`, `repr` and `json` make the text. If there are marked strings in the
+value, the same text is composed a second time from its parts, to find the spans of user input. A container can have the
+same list as an item many times, so a few steps of a template can describe more text than fits into memory; `weigh`
+counts first. Not taken: marking all of a container's text. That is simpler, but most of a list of tools is not user
+input.
 """
 
 from __future__ import annotations
@@ -33,7 +32,8 @@ JSON_WORDS = {None: "null", True: "true", False: "false"}
 
 @record
 class Weight:
-    """What is inside a value: `nodes` values in `depth` levels, `length` characters, `marked` text or not."""
+    """The size of a value: `nodes` values in `depth` levels, `length` characters, and whether any of them is
+    `marked`."""
 
     nodes: int = 0
     depth: int = 0
@@ -42,7 +42,7 @@ class Weight:
 
 
 def weigh(run: Run, value: Any) -> Weight:
-    """Walk through a value level by level, giving up when it unfolds to more than the limits allow."""
+    """Measure a value level by level. Raises `TemplateLimitError` as soon as it exceeds a limit."""
     weight = Weight()
     level = [value]
     while level:
@@ -54,7 +54,7 @@ def weigh(run: Run, value: Any) -> Weight:
         below: list[Any] = []
         for item in level:
             if weight.nodes + len(below) > run.limits.items:
-                raise TemplateLimitError(f"a value unfolds to more than {run.limits.items} values")
+                raise TemplateLimitError(f"a value has more than {run.limits.items} values in it")
             kind = type(item)
             if kind is str:
                 weight.length += len(item)
@@ -74,14 +74,14 @@ def weigh(run: Run, value: Any) -> Weight:
 
 
 def guard(run: Run, *values: Any) -> None:
-    """Before Python compares, sorts or hashes these values: make sure that it will end."""
+    """Check the size of these values before Python compares, sorts or hashes them."""
     for value in values:
         if type(value) in CONTAINERS:
             weigh(run, value)
 
 
 def to_text(run: Run, value: Any) -> str:
-    """The value as it is printed, concatenated or joined."""
+    """The text of a value as it is printed, concatenated or joined."""
     kind = type(value)
     if kind is str:
         return value
@@ -97,12 +97,12 @@ def to_text(run: Run, value: Any) -> str:
 
 
 def soft_text(run: Run, value: Any) -> str:
-    """Like `to_text`, but a string stays as it is, with its `safe` flag."""
+    """Like `to_text`, but strings aren't changed and keep their `safe` flag."""
     return value if isinstance(value, str) else to_text(run, value)
 
 
 def notation(run: Run, value: Any) -> str:
-    """`repr(value)`; marked strings inside keep their marks."""
+    """`repr(value)`. Marked strings in it keep their marks."""
     weight = weigh(run, value)
     text = repr(value)
     if not weight.marked:
@@ -112,7 +112,7 @@ def notation(run: Run, value: Any) -> str:
 
 
 def _spell(value: Any) -> Iterator[str]:
-    """The pieces of `repr(value)`."""
+    """The parts of `repr(value)`."""
     kind = type(value)
     if kind is Marked:
         yield Marked(repr(value)) if value.spans else repr(value)
@@ -144,7 +144,7 @@ def _spell(value: Any) -> Iterator[str]:
 
 @record(frozen=True)
 class JsonStyle:
-    """How `tojson` writes; the fields mean what they mean to `json.dumps`."""
+    """The options of `tojson`; they are those of `json.dumps`."""
 
     ensure_ascii: bool = False
     indent: int | str | None = None
@@ -153,7 +153,7 @@ class JsonStyle:
 
 
 def to_json(run: Run, value: Any, style: JsonStyle) -> str:
-    """`json.dumps(value, ...)`; what comes from marked strings is marked."""
+    """`json.dumps(value, ...)`. Text from marked strings is marked."""
     weight = weigh(run, value)
     width = style.indent if isinstance(style.indent, int) else len(style.indent or "")
     run.text(weight.length + weight.nodes * weight.depth * max(width, 0))
@@ -177,7 +177,7 @@ def _refuse(value: Any) -> Any:
 
 
 class _JsonSpeller:
-    """Writes JSON like `json.dumps`, piece by piece."""
+    """Writes the same JSON as `json.dumps`, in parts."""
 
     def __init__(self, style: JsonStyle) -> None:
         self.style = style
@@ -187,7 +187,7 @@ class _JsonSpeller:
         self.indent = None if indent is None else " " * indent if isinstance(indent, int) else indent
 
     def pieces(self, value: Any, newline: str) -> Iterator[str]:
-        """The pieces of one value; `newline` starts a line at the value's own depth."""
+        """The parts of one value. `newline` is a line end with the indentation of this value."""
         if isinstance(value, dict):
             pairs = sorted(value.items()) if self.style.sort_keys else value.items()
             yield from self._block("{", "}", [(self._key(key), item) for key, item in pairs], newline)

@@ -1,10 +1,8 @@
-"""The values a template can meet, beside Python's own None, bool, int, float, str, list, tuple, dict and
-range.
+"""The types of values in templates, besides Python's None, bool, int, float, str, list, tuple, dict and range.
 
-A `Run`'s thread owns them. Nothing here is reached by Python attribute access from a template: `attributes`
-holds the tables of what each type offers. The double-underscore methods give Python's operators the meaning
-that jinja2's values have. Way not taken: jinja2's sandbox, which hands out real Python objects and filters
-what they may do.
+The thread of the `Run` owns them. Templates never access Python attributes: `attributes` has a table of names for each
+type. The double-underscore methods give Python's operators the meaning that they have in jinja2. Not taken: jinja2's
+sandbox, which gives templates real Python objects and filters their operations.
 """
 
 from __future__ import annotations
@@ -17,7 +15,7 @@ from .limits import Run
 
 
 class Missing:
-    """The type of `MISSING`, the content of a variable that has no value (yet)."""
+    """The type of `MISSING`, which stands for a variable without a value."""
 
     __slots__ = ()
 
@@ -29,7 +27,7 @@ MISSING = Missing()
 
 
 class Undefined:
-    """What a name or attribute without a value gives: prints as nothing, is false and empty, else fails."""
+    """The value of an undefined name or attribute. It prints as nothing, is false and empty; other operations fail."""
 
     __slots__ = ("_hint", "_owner", "_name", "_error")
 
@@ -52,7 +50,7 @@ class Undefined:
         return f"{type_name(self._owner)} has no element {self._name!r}"
 
     def fail(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise the error that belongs to using this value."""
+        """Raise the error for using this value."""
         raise self._error(self.describe())
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = fail
@@ -82,12 +80,12 @@ class Undefined:
 
 
 def type_name(value: Any) -> str:
-    """A type as jinja2 names it in messages: `dict object`."""
+    """The name of a type in messages, as in jinja2: `dict object`."""
     return "None" if value is None else f"{type(value).__name__.lower().replace('marked', 'str')} object"
 
 
 class Namespace:
-    """`namespace(...)`: the one value whose attributes a template may assign."""
+    """`namespace(...)`: the only value whose attributes a template may assign."""
 
     __slots__ = ("values",)
 
@@ -112,7 +110,7 @@ class Function:
 
 
 class BoundMethod:
-    """A method together with its value: `call(run, owner, *args, **kwargs)`."""
+    """A method of a value: `call(run, owner, *args, **kwargs)`."""
 
     __slots__ = ("owner", "name", "call")
 
@@ -126,10 +124,11 @@ class BoundMethod:
 
 
 class Macro:
-    """A macro or the body of a call block; `body(arguments)` renders it.
+    """A macro or the body of a call block. `body(arguments)` renders it.
 
-    The arguments are those of `parameters` in order (`MISSING` where not given), then `caller`, then the dict
-    of left over named ones, then the tuple of left over positional ones, each only if the body mentions it.
+    The arguments are the `parameters` in order (`MISSING` if not given), then `caller`, then a dict of the remaining
+    named arguments, then a tuple of the remaining positional ones. Each of the last three is there only if the body
+    uses it.
     """
 
     __slots__ = ("name", "parameters", "body", "takes_caller", "takes_kwargs", "takes_varargs")
@@ -178,9 +177,9 @@ class Macro:
 
 
 class Loop:
-    """The `loop` variable, and the iterator that keeps it up to date.
+    """The `loop` variable, and the iterator that updates it.
 
-    `render(items, depth)` renders the loop's body for other items (only for `recursive` loops).
+    `render(items, depth)` renders the loop's body for other items (only in `recursive` loops).
     """
 
     __slots__ = (
@@ -236,7 +235,7 @@ class Loop:
         return self._after
 
     def is_last(self) -> bool:
-        """Is there no item after the current one?"""
+        """Whether the current item is the last one."""
         return self._peek() is MISSING
 
     def previtem(self) -> Any:
@@ -249,7 +248,7 @@ class Loop:
         return Undefined("there is no next item") if item is MISSING else item
 
     def changed(self, values: tuple[Any, ...]) -> bool:
-        """Are these other values than at the last call?"""
+        """Whether the values differ from those of the last call."""
         if self._changed != values:
             self._changed = values
             return True
@@ -268,7 +267,7 @@ class Loop:
 
 
 class Cycler:
-    """`cycler(a, b, ...)`: gives its items in turn."""
+    """`cycler(a, b, ...)`: returns its items in turn."""
 
     __slots__ = ("items", "position")
 
@@ -277,7 +276,7 @@ class Cycler:
         self.position = 0
 
     def next(self) -> Any:
-        """The current item; steps on."""
+        """Return the current item and advance."""
         item = self.items[self.position]
         self.position = (self.position + 1) % len(self.items)
         return item
@@ -296,7 +295,7 @@ class Joiner:
         self.used = False
 
     def call(self) -> Any:
-        """The separator, but not the first time."""
+        """The separator; "" for the first call."""
         if not self.used:
             self.used = True
             return ""
@@ -307,13 +306,13 @@ class Joiner:
 
 
 class Group(tuple):
-    """An item of the `groupby` filter: a pair that also has the names `grouper` and `list`."""
+    """An item of the `groupby` filter: a pair whose elements are also called `grouper` and `list`."""
 
     __slots__ = ()
 
 
 def call_value(run: Run, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call whatever the template calls."""
+    """Call a value as a function."""
     kind = type(callee)
     if kind is BoundMethod:
         return callee.call(run, callee.owner, *args, **kwargs)
