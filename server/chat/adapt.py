@@ -116,10 +116,10 @@ def shorten_ids(messages: list[Message], probe: Probe) -> list[Message]:
     if not strange or not probe.wants_short_ids:
         return messages
     short = {call_id: hashlib.sha256(call_id.encode()).hexdigest()[:9] for call_id in strange}
-    return [_with_ids(message, short) for message in messages]
+    return [_replace_ids(message, short) for message in messages]
 
 
-def _with_ids(message: Message, ids: Mapping[str, str]) -> Message:
+def _replace_ids(message: Message, ids: Mapping[str, str]) -> Message:
     """The message with the ids of calls and results replaced."""
     if message.get("tool_calls"):
         calls = [{**call, "id": ids.get(call.get("id"), call.get("id"))} for call in message["tool_calls"]]

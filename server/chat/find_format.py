@@ -60,7 +60,7 @@ def find_format(probe: Probe) -> CallFormat:
 def find_reasoning(probe: Probe) -> Tags | None:
     """The tags around reasoning; None if the template has none."""
     for calls in ((), CALLS[:1]) if probe.reasoning_key else ():
-        text = _rendered(probe, _conversation(calls, OTHER, WORD))
+        text = _render(probe, _conversation(calls, OTHER, WORD))
         before, word, after = (text or "").partition(WORD)
         opens = [match.start() for match in MARK.finditer(before)]
         close = re.match(rf"\s*({MARK.pattern})\s*", after)
@@ -84,20 +84,20 @@ def probe_format(probe: Probe, reasoning: Tags | None) -> CallFormat | None:
     if probe.call_form is None:
         return None
     calls = CALLS if probe.reads_many_calls else CALLS[:1]
-    text = _without_reasoning(_turn(probe, calls) or "", reasoning)
+    text = _remove_reasoning(_turn(probe, calls) or "", reasoning)
     found = find_calls(text, calls)
     if found is None:
         return None
     made = split_marks(text, found, _stops(probe))
     if isinstance(made.call, ParameterCall):
-        made = replace(made, call=_with_details(probe, made.call))
+        made = replace(made, call=_add_details(probe, made.call))
     if not made.before_all + made.before_call + getattr(made.call, "before_name", ""):
         made = replace(made, at_start=True, also_before=("<|python_tag|>",) if "ipython" in probe.source else ())
     written = write_calls(made, calls)
-    return replace(made, family=family_of(written)) if _squeezed(written) in _squeezed(text) else None
+    return replace(made, family=family_of(written)) if _remove_space(written) in _remove_space(text) else None
 
 
-def _with_details(probe: Probe, call: ParameterCall) -> ParameterCall:
+def _add_details(probe: Probe, call: ParameterCall) -> ParameterCall:
     """Add the marks of each type of value, if they differ, and the quotes that may be around strings."""
     call = replace(call, quotes=next((quotes for quotes in QUOTES if quotes[0] in probe.source), ()))
     marks = list(call.string_mark)
@@ -113,12 +113,12 @@ def _with_details(probe: Probe, call: ParameterCall) -> ParameterCall:
 def _turn(probe: Probe, calls: Sequence[WrittenCall]) -> str | None:
     """The assistant's turn with these calls as rendered, without its role and without what follows because of the
     results. None if the template refuses the conversation."""
-    text = _rendered(probe, _conversation(calls))
-    plain = _rendered(probe, [USER, PLAIN])
+    text = _render(probe, _conversation(calls))
+    plain = _render(probe, [USER, PLAIN])
     if text is None or plain is None:
         return None
     start = cut_left(text, len(commonprefix([text, plain])))
-    end = cut_left(text, len(commonprefix([text, _rendered(probe, _conversation(calls)[:2]) or ""])))
+    end = cut_left(text, len(commonprefix([text, _render(probe, _conversation(calls)[:2]) or ""])))
     if str(NUMBER) in text[end:]:  # without results the template renders the calls differently
         end = text.find(RESULT)
     return text[start:end]
@@ -142,13 +142,13 @@ def _conversation(calls: Sequence[WrittenCall], content: str = "", reasoning: st
     return [USER, message, *results]
 
 
-def _rendered(probe: Probe, messages: list[dict[str, Any]]) -> str | None:
+def _render(probe: Probe, messages: list[dict[str, Any]]) -> str | None:
     """The rendered text after the last question; None if there is none."""
     text = probe.render(adapt(messages, probe), TOOLS)
     return None if text is None or QUESTION not in text else text.rpartition(QUESTION)[2]
 
 
-def _without_reasoning(text: str, reasoning: Tags | None) -> str:
+def _remove_reasoning(text: str, reasoning: Tags | None) -> str:
     """Remove the empty reasoning that some templates write before calls."""
     close = reasoning.close.strip() if reasoning else ""
     return text.rpartition(close)[2].lstrip() if close else text
@@ -156,13 +156,13 @@ def _without_reasoning(text: str, reasoning: Tags | None) -> str:
 
 def _stops(probe: Probe) -> list[str]:
     """Texts that end an answer: the text after an answer without calls, the marks before one, and `END_MARKS`."""
-    text = _rendered(probe, [USER, PLAIN, {"role": "user", "content": "x"}]) or ""
+    text = _render(probe, [USER, PLAIN, {"role": "user", "content": "x"}]) or ""
     header, _, behind = text.partition(ANSWER)
     end = re.match(rf"\s*({MARK.pattern}|\S+)", behind)
     return [*(match[0] for match in MARK.finditer(header)), *([end[1]] if end else []), *END_MARKS]
 
 
-def _squeezed(text: str) -> str:
+def _remove_space(text: str) -> str:
     return re.sub(r"\s+", "", text)
 
 

@@ -49,7 +49,7 @@ def spell_calls(messages: Sequence[Message], format: CallFormat) -> list[Message
         calls = message.get("tool_calls")
         if calls:
             text = plain_text(message.get("content"))
-            written = [Marked(write_call(format, _written(call, n_calls + i))) for i, call in enumerate(calls)]
+            written = [Marked(write_call(format, _to_written_call(call, n_calls + i))) for i, call in enumerate(calls)]
             n_calls += len(written)
             content = concat([Marked(f"{text}\n" if text else ""), *put_together(format, written)])
             message = {**{key: message[key] for key in message if key != "tool_calls"}, "content": content}
@@ -74,7 +74,7 @@ def spell_results(messages: Sequence[Message]) -> list[Message]:
     return [join_texts(group, "\n") if len(group) > 1 else group[0] for group in groups]
 
 
-def _written(call: Message, index: int) -> WrittenCall:
+def _to_written_call(call: Message, index: int) -> WrittenCall:
     function = call.get("function")
     function = function if isinstance(function, dict) else {}
     arguments = read_object(function.get("arguments") or {})

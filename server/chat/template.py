@@ -70,7 +70,7 @@ class ChatTemplate:
         adapted = adapt(self._spell(messages, extra.get("tools") or ()), self._probe)
         context = {
             **self._variables(extra),
-            "messages": [_marked(message) for message in adapted],
+            "messages": [_mark_message(message) for message in adapted],
             "add_generation_prompt": add_generation_prompt,
         }
         try:
@@ -184,5 +184,5 @@ def has_calls(messages: Sequence[Message]) -> bool:
     return any(message.get("tool_calls") for message in messages)
 
 
-def _marked(message: dict[str, Any]) -> dict[str, Any]:
+def _mark_message(message: dict[str, Any]) -> dict[str, Any]:
     return {key: value if key == UNMARKED_KEY else mark(value) for key, value in message.items()}

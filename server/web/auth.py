@@ -49,7 +49,7 @@ class KeyRing:
             grant = Grant(given) if isinstance(given, str) else given
             if grant.key:
                 digest = _digest(grant.key.encode("utf-8"))
-                grants[digest] = _together(grants.get(digest), replace(grant, key=""))
+                grants[digest] = _merge(grants.get(digest), replace(grant, key=""))
         self._grants = grants
         self._by_id = {digest.hex()[:12]: grant for digest, grant in grants.items()}
 
@@ -92,7 +92,7 @@ class KeyRing:
         return grant is not None and grant.is_admin
 
 
-def _together(one: Grant | None, other: Grant) -> Grant:
+def _merge(one: Grant | None, other: Grant) -> Grant:
     if one is None:
         return other
     models = None if one.models is None or other.models is None else one.models | other.models
@@ -113,10 +113,10 @@ def read_key_file(path: Path) -> list[Grant]:
     """Read a key file: one key per line, followed by `models=A,B` if it may use only these models. Blank lines, lines
     that begin with #, spaces around a line, the kind of line end, and a BOM are ignored."""
     lines = (line.strip() for line in path.read_bytes().decode("utf-8-sig").splitlines())
-    return [_grant(line) for line in lines if line and not line.startswith("#")]
+    return [_read_grant(line) for line in lines if line and not line.startswith("#")]
 
 
-def _grant(line: str) -> Grant:
+def _read_grant(line: str) -> Grant:
     key, mark, models = LIMITED.split(line, 1) if LIMITED.search(line) else (line, "", "")
     return Grant(key, frozenset(filter(None, map(str.strip, models.split(",")))) if mark else None)
 

@@ -199,7 +199,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         if head:
             self.server.set_served(self.entry)
             exchange = Exchange(head, request_id(head), Share(self.server.budget))
-            self._converse(exchange)
+            self._serve(exchange)
             self.close_connection = not exchange.keep_alive
 
     def _refuse_head(self, error: ApiError) -> None:
@@ -210,7 +210,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         finally:
             self._log(exchange)
 
-    def _converse(self, exchange: Exchange) -> None:
+    def _serve(self, exchange: Exchange) -> None:
         about("")
         try:
             answer = self._answer(exchange)
@@ -233,7 +233,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
     def _answer(self, exchange: Exchange) -> Response | StartedStream:
         """The handler's answer, or the error answer in the route's shape. Raises only ClientGone."""
         try:
-            self._understand(exchange)
+            self._check_head(exchange)
             if self.server.is_stopping:
                 # The request came while `stop` was ending idle connections.
                 raise ApiError(503, STOPPING, headers={"Retry-After": "1"})
@@ -253,7 +253,7 @@ class ConnectionHandler(BaseHTTPRequestHandler):
         path = exchange.path or exchange.head.target.partition("?")[0]  # the path is "" if the target is malformed
         return error_response(error, self.server.router.error_shape(path))
 
-    def _understand(self, exchange: Exchange) -> None:
+    def _check_head(self, exchange: Exchange) -> None:
         """Check framing, target, method, Host and Origin; ApiError."""
         head = exchange.head
         exchange.framing = body_framing(head, self.server.limits)

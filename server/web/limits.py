@@ -64,7 +64,7 @@ def room_for_connections(wanted: int) -> int:
         return wanted
     needed = RESERVE - -wanted * 4 // 3  # one in four connections may have a file open or fetch one
     if soft < needed:
-        soft = raised(needed, soft, hard)
+        soft = raise_limit(needed, soft, hard)
     room = max((soft - RESERVE) * 3 // 4, 1)
     if room < wanted:
         get_logger("http").warning(
@@ -76,7 +76,7 @@ def room_for_connections(wanted: int) -> int:
     return min(room, wanted)
 
 
-def raised(needed: int, soft: int, hard: int) -> int:
+def raise_limit(needed: int, soft: int, hard: int) -> int:
     """The new soft limit; the old one if the system refuses (macOS allows less than its hard limit says)."""
     import resource
 

@@ -234,7 +234,7 @@ def to_json(obj: object) -> bytes:
     try:
         text = ENCODE(obj)
     except ValueError:
-        text = ENCODE(_finite(obj))
+        text = ENCODE(_replace_nonfinite(obj))
     return text.encode("utf-8", "replace")
 
 
@@ -246,13 +246,13 @@ def encode_head(status: int, headers: Mapping[str, str]) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1", "replace")
 
 
-def _finite(obj: object) -> object:
+def _replace_nonfinite(obj: object) -> object:
     if isinstance(obj, float):
         return obj if math.isfinite(obj) else None
     if isinstance(obj, dict):
-        return {name: _finite(value) for name, value in obj.items()}
+        return {name: _replace_nonfinite(value) for name, value in obj.items()}
     if isinstance(obj, (list, tuple)):
-        return [_finite(value) for value in obj]
+        return [_replace_nonfinite(value) for value in obj]
     return obj
 
 
@@ -263,10 +263,10 @@ def parse_json(body: bytes | bytearray) -> object:
         raise ApiError(400, "The request body is empty; expected JSON.")
     with _one_large if len(body) > LARGE else nullcontext():
         with memory.held(len(body) if body.isascii() else WIDEST * len(body)):
-            return _parsed(body)
+            return _parse(body)
 
 
-def _parsed(body: bytes | bytearray) -> object:
+def _parse(body: bytes | bytearray) -> object:
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -282,7 +282,7 @@ def _parsed(body: bytes | bytearray) -> object:
         return value if math.isfinite(value) else refuse(literal)
 
     try:
-        whole = _whole if len(text) > LARGE else None
+        whole = _to_int if len(text) > LARGE else None
         return json.loads(text, parse_constant=refuse, parse_float=finite, parse_int=whole)
     except json.JSONDecodeError as error:
         raise _json_error(text, error.pos, _json_fault(text, error)) from None
@@ -328,7 +328,7 @@ def _values_bytes(text: str) -> int:
     return n_bytes if is_small else VALUE_BYTES * n_values + PART_BYTES * n_parts
 
 
-def _whole(literal: str) -> int:
+def _to_int(literal: str) -> int:
     """`int` as a Python function: unlike `int` itself, it lets other threads run between its calls."""
     return int(literal)
 

@@ -57,7 +57,7 @@ class Presence:
         stream passes `on_end`, which is called once if the client only ends its sending side."""
         self.begin()
         if on_end is None:
-            on_end = _stay if self._half_close else on_gone
+            on_end = _ignore if self._half_close else on_gone
         with self._lock:
             was_gone, had_ended = self.is_gone, self.has_ended
             self._callbacks.append((on_gone, on_end))
@@ -86,5 +86,5 @@ class Presence:
             callback()
 
 
-def _stay() -> None:
+def _ignore() -> None:
     """Ignore that the client has ended its sending side."""

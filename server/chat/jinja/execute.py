@@ -122,19 +122,19 @@ def _output(node: nodes.Output, place: Place) -> Execute:
     return output
 
 
-def _captured(body: Execute) -> Callable[[Frame], tuple[str | None, str]]:
+def _capture(body: Execute) -> Callable[[Frame], tuple[str | None, str]]:
     """A closure that runs a block and returns its signal and its output."""
 
     def capture(frame: Frame) -> tuple[str | None, str]:
         outer, frame[OUT] = frame[OUT], []
         signal = body(frame)
         inner, frame[OUT] = frame[OUT], outer
-        return signal, _joined(frame[RUN], inner)
+        return signal, _join(frame[RUN], inner)
 
     return capture
 
 
-def _joined(run: Run, texts: list[str]) -> str:
+def _join(run: Run, texts: list[str]) -> str:
     run.text(sum(map(len, texts)))
     return concat(texts)
 
@@ -225,7 +225,7 @@ def _filtered_block(body: list[Node], filter_: nodes.Filter | None, place: Place
     """(place inside the block, closure that captures its text, closure that filters this text)."""
     captured = place.scope.function.extra_slot().index
     inner = _scoped(body, place, captured)
-    capture = _captured(_block(body, inner))
+    capture = _capture(_block(body, inner))
     if filter_ is None:
         return inner, capture, lambda frame, text: text
     evaluate = compile_expression(filter_, inner)
@@ -311,7 +311,7 @@ def _for(node: nodes.For, place: Place) -> Execute:
             inner[RUN].enter()
             walk(inner, frame, nested, render, depth)
             inner[RUN].leave()
-            return _joined(inner[RUN], inner[OUT])
+            return _join(inner[RUN], inner[OUT])
 
         _write(frame, render(items(frame), 0))
 
@@ -461,7 +461,7 @@ def _macro_maker(node: nodes.MacroNode | nodes.CallBlock, name: str | None, plac
                 if own[index] is MISSING:
                     own[index] = default(own)
             body(own)
-            return _joined(own[RUN], own[OUT])
+            return _join(own[RUN], own[OUT])
 
         return Macro(name, parameters, render, takes)
 

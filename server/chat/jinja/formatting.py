@@ -43,7 +43,7 @@ def percent(run: Run, template: str, values: Any) -> str:
             marked = marked or bool(spans_of(value) if isinstance(value, str) else ())
     _bound_percent(template, given)
     if is_safe(template):
-        values = _escaped(run, values)
+        values = _escape(run, values)
     text = str.__mod__(template, values)
     run.text(len(text))
     if not marked:
@@ -73,12 +73,12 @@ def _bound(width: int) -> None:
         raise TemplateLimitError(f"a format field is wider than {MAX_WIDTH} characters")
 
 
-def _escaped(run: Run, values: Any) -> Any:
+def _escape(run: Run, values: Any) -> Any:
     """The values escaped, for a safe template."""
     if isinstance(values, dict):
-        return {key: _escaped(run, value) for key, value in values.items()}
+        return {key: _escape(run, value) for key, value in values.items()}
     if isinstance(values, tuple):
-        return tuple(_escaped(run, value) for value in values)
+        return tuple(_escape(run, value) for value in values)
     return values if isinstance(values, (int, float)) else escape(to_text(run, values))
 
 

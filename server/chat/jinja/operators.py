@@ -75,7 +75,7 @@ def modulo(run: Run, left: Any, right: Any) -> Any:
     return percent(run, left, right) if isinstance(left, str) else left % right
 
 
-def _compared(compare: Callable[[Any, Any], bool]) -> BinaryOperator:
+def _comparison(compare: Callable[[Any, Any], bool]) -> BinaryOperator:
     def compared(run: Run, left: Any, right: Any, /) -> bool:
         if type(left) in CONTAINERS and type(right) in CONTAINERS:
             guard(run, left, right)
@@ -117,12 +117,12 @@ BINARY: dict[str, BinaryOperator] = {
 }
 
 COMPARE: dict[str, BinaryOperator] = {
-    "==": _compared(operator.eq),
-    "!=": _compared(operator.ne),
-    "<": _compared(operator.lt),
-    "<=": _compared(operator.le),
-    ">": _compared(operator.gt),
-    ">=": _compared(operator.ge),
+    "==": _comparison(operator.eq),
+    "!=": _comparison(operator.ne),
+    "<": _comparison(operator.lt),
+    "<=": _comparison(operator.le),
+    ">": _comparison(operator.gt),
+    ">=": _comparison(operator.ge),
     "in": contains,
     "not in": not_contains,
 }

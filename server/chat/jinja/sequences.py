@@ -51,14 +51,14 @@ def _sort_key(run: Run, attribute: Any, fold_case: bool) -> Getter:
     return key
 
 
-def _sorted(run: Run, items: Iterable[Any], key: Getter, reverse: bool) -> list[Any]:
+def _sort(run: Run, items: Iterable[Any], key: Getter, reverse: bool) -> list[Any]:
     """`sorted`, after checking the size of the keys."""
-    keyed = [(key(item), item) for item in _counted(run, items)]
+    keyed = [(key(item), item) for item in _count(run, items)]
     guard(run, [key for key, _ in keyed])
     return [item for _, item in sorted(keyed, key=lambda pair: pair[0], reverse=reverse)]
 
 
-def _counted(run: Run, items: Iterable[Any]) -> Iterator[Any]:
+def _count(run: Run, items: Iterable[Any]) -> Iterator[Any]:
     for item in items:
         run.tick()
         yield item
@@ -87,7 +87,7 @@ def do_map(run: Run, value: Any, /, *args: Any, **kwargs: Any) -> Iterator[Any]:
             return _named(run, "filter", args[0])(run, item, *args[1:], **kwargs)
     else:
         raise TypeError("map requires a filter argument")
-    for item in _counted(run, value):
+    for item in _count(run, value):
         yield getter(item)
 
 
@@ -101,7 +101,7 @@ def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[Any]]:
             raise TypeError("Missing parameter for attribute name")
         getter = attribute_getter(run, args[0] if by_attribute else None)
         test = args[1:] if by_attribute else args
-        for item in _counted(run, value):
+        for item in _count(run, value):
             tested = getter(item)
             if test:
                 tested = _named(run, "test", test[0])(run, tested, *test[1:], **kwargs)
@@ -115,14 +115,14 @@ def do_sort(
     run: Run, value: Any, /, reverse: bool = False, case_sensitive: bool = False, attribute: Any = None
 ) -> list[Any]:
     """The items sorted."""
-    return _sorted(run, value, _sort_key(run, attribute, not case_sensitive), reverse)
+    return _sort(run, value, _sort_key(run, attribute, not case_sensitive), reverse)
 
 
 def do_unique(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Iterator[Any]:
     """The items without repetitions."""
     getter = attribute_getter(run, attribute, fold_case=not case_sensitive)
     seen = set()
-    for item in _counted(run, value):
+    for item in _count(run, value):
         key = getter(item)
         guard(run, key)
         if key not in seen:
@@ -134,7 +134,7 @@ def _extreme(choose: Callable[..., Any]) -> Callable[..., Any]:
     """`min` or `max`."""
 
     def extreme(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Any:
-        items = list(_counted(run, value))
+        items = list(_count(run, value))
         if not items:
             return Undefined("No aggregated item, sequence was empty.")
         getter = attribute_getter(run, attribute, fold_case=not case_sensitive)
@@ -151,7 +151,7 @@ def do_groupby(
     """Pairs of an attribute's value and the items with it, sorted by the value."""
     key = attribute_getter(run, attribute, default, fold_case=not case_sensitive)
     shown = attribute_getter(run, attribute, default)
-    groups = [list(items) for _, items in itertools.groupby(_sorted(run, value, key, False), key)]
+    groups = [list(items) for _, items in itertools.groupby(_sort(run, value, key, False), key)]
     return [Group((shown(items[0]), items)) for items in groups]
 
 
@@ -165,7 +165,7 @@ def do_dictsort(
         raise ValueError('You can only sort by either "key" or "value"')
     place = 0 if by == "key" else 1
     key = attribute_getter(run, None, fold_case=not case_sensitive)
-    return _sorted(run, dict.items(value), lambda pair: key(pair[place]), reverse)
+    return _sort(run, dict.items(value), lambda pair: key(pair[place]), reverse)
 
 
 def do_items(run: Run, value: Any, /) -> Iterator[Any]:
@@ -174,13 +174,13 @@ def do_items(run: Run, value: Any, /) -> Iterator[Any]:
         return
     if type(value) is not dict:
         raise TypeError("Can only get item pairs from a mapping.")
-    yield from _counted(run, value.items())
+    yield from _count(run, value.items())
 
 
 def do_join(run: Run, value: Any, /, d: Any = "", attribute: Any = None) -> str:
     """The items joined to one text with `d` between them."""
     getter = attribute_getter(run, attribute)
-    return join_text(run, to_text(run, d), [to_text(run, getter(item)) for item in _counted(run, value)])
+    return join_text(run, to_text(run, d), [to_text(run, getter(item)) for item in _count(run, value)])
 
 
 def do_first(run: Run, value: Any, /) -> Any:
@@ -200,7 +200,7 @@ def do_reverse(run: Run, value: Any, /) -> Any:
     try:
         return reversed(value)
     except TypeError:
-        return list(_counted(run, value))[::-1]
+        return list(_count(run, value))[::-1]
 
 
 def do_list(run: Run, value: Any, /) -> list[Any]:
@@ -217,7 +217,7 @@ def do_length(run: Run, value: Any, /) -> int:
 def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> Any:
     """The sum of `start` and the items."""
     getter = attribute_getter(run, attribute)
-    items = [getter(item) for item in _counted(run, value)]
+    items = [getter(item) for item in _count(run, value)]
     if isinstance(start, str):
         raise TypeError("sum() can't sum strings")
     if all(isinstance(item, (int, float)) for item in items):
@@ -230,7 +230,7 @@ def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> An
 def do_batch(run: Run, value: Any, /, linecount: int, fill_with: Any = None) -> Iterator[list[Any]]:
     """Lists of `linecount` items each."""
     batch: list[Any] = []
-    for item in _counted(run, value):
+    for item in _count(run, value):
         if len(batch) == linecount:
             yield batch
             batch = []
@@ -245,10 +245,10 @@ def do_batch(run: Run, value: Any, /, linecount: int, fill_with: Any = None) -> 
 def do_slice(run: Run, value: Any, /, slices: int, fill_with: Any = None) -> Iterator[list[Any]]:
     """The items divided into `slices` lists."""
     run.items(slices)
-    items = list(_counted(run, value))
+    items = list(_count(run, value))
     size, extra = divmod(len(items), slices)
     start = 0
-    for number in _counted(run, range(slices)):
+    for number in _count(run, range(slices)):
         stop = start + size + (number < extra)
         column = items[start:stop]
         if fill_with is not None and number >= extra:

@@ -56,16 +56,16 @@ class Template:
 
         Raises `TemplateRuntimeError` with the position in the template and, if known, the index in `messages`.
         """
-        return "".join(self._rendered(context, limits))
+        return "".join(self._run(context, limits))
 
     def render_segments(self, context: Mapping[str, Any], *, limits: Limits = DEFAULT_LIMITS) -> list[tuple[str, bool]]:
         """The prompt in segments (text, whether it is user input). Their texts joined are the result of `render`.
 
         User input is text from the `Marked` strings of the context. Segments of both kinds alternate.
         """
-        return segments(self._rendered(context, limits))
+        return segments(self._run(context, limits))
 
-    def _rendered(self, context: Mapping[str, Any], limits: Limits) -> list[str]:
+    def _run(self, context: Mapping[str, Any], limits: Limits) -> list[str]:
         run = Run(limits, self._filters, TESTS, mutable=not self.strict)
         variables: dict[str, Any] = dict(GLOBALS)
         try:
@@ -79,9 +79,9 @@ class Template:
             self._locate(error, variables)
             raise
         except Exception as error:
-            raise self._located(error, variables) from error
+            raise self._make_error(error, variables) from error
 
-    def _located(self, error: Exception, variables: Mapping[str, object]) -> TemplateRuntimeError:
+    def _make_error(self, error: Exception, variables: Mapping[str, object]) -> TemplateRuntimeError:
         """A `TemplateRuntimeError` for an exception of Python's, with its position. It is made in a separate function,
         because a variable in a frame of its own traceback would be a reference cycle."""
         located = TemplateRuntimeError(_message(error)).with_traceback(error.__traceback__)

@@ -58,24 +58,24 @@ class CallReader(Cursor):
         """The function that reads a call after its head."""
         call = self.form.call
         if isinstance(call, (JsonCall, KeyedCall)):
-            return self.object_body
+            return self.read_object_body
         if isinstance(call, ParameterCall):
             self.call_end = [*words(call.after_arguments), *self.call_end]
-            return self.parameters
+            return self.read_parameters
         if isinstance(call, PythonCall):
-            return self.python_arguments
+            return self.read_python_arguments
         if isinstance(call, QuotelessCall):
-            return self.quoteless_arguments
+            return self.read_quoteless_arguments
         if isinstance(call, NamedCall):
             self.call_end = [*words(call.after_arguments), *self.call_end]
-        return self.arguments
+        return self.read_arguments
 
-    def calls(self, head: Head) -> Generator[None, None, bool]:
+    def read_calls(self, head: Head) -> Generator[None, None, bool]:
         """Read consecutive calls; false if there is none. Then the text that was looked at is visible text, unless a
         limit cut off a head after its marker."""
         self.hold()
         try:
-            yield from self.head(head)
+            yield from self.read_head(head)
         except NoCall:
             end = self.place()
             self.let_go()
@@ -86,11 +86,11 @@ class CallReader(Cursor):
         try:
             while True:
                 yield from self.body()
-                yield from self.passes(self.call_end and "}}")  # models write too many brackets
-                yield from self.passes(self.call_end)
-                if not (yield from self.goes_on(head.in_group)):
+                yield from self.skip_texts(self.call_end and "}}")  # models write too many brackets
+                yield from self.skip_texts(self.call_end)
+                if not (yield from self.has_next_call(head.in_group)):
                     break
-            yield from self.space()
+            yield from self.skip_space()
         except Over:
             self.at = len(self.text)
         except Broken:
@@ -98,17 +98,17 @@ class CallReader(Cursor):
         self.drop_rest(*self.group_end, "".join(self.group_end), *(part.text for part in self.next_head.parts[:1]))
         return True
 
-    def goes_on(self, in_group: bool) -> Generator[None, None, bool]:
-        """Whether another call follows; pass its head, or the end of all calls."""
+    def has_next_call(self, in_group: bool) -> Generator[None, None, bool]:
+        """Whether another call follows; read its head, or skip the end of all calls."""
         self.hold()
         try:
-            yield from self.space()
-            if (in_group or len("".join(self.group_end)) >= MARKER_MIN) and (yield from self.ends_group()):
+            yield from self.skip_space()
+            if (in_group or len("".join(self.group_end)) >= MARKER_MIN) and (yield from self.is_group_end()):
                 return False
             between = first_word(self.form.between)
-            if between and (yield from self.reads(between)):
-                yield from self.space()
-            yield from self.head(self.next_head)
+            if between and (yield from self.accept(between)):
+                yield from self.skip_space()
+            yield from self.read_head(self.next_head)
             return True
         except NoCall:
             self.let_go()
@@ -116,11 +116,11 @@ class CallReader(Cursor):
                 raise Over from None
             return False
 
-    def ends_group(self) -> Generator[None, None, bool]:
+    def is_group_end(self) -> Generator[None, None, bool]:
         start = self.cursor
         for word in self.group_end:
-            yield from self.space()
-            if not (yield from self.reads(word)):
+            yield from self.skip_space()
+            if not (yield from self.accept(word)):
                 self.cursor = start
                 return False
         self.let_go(takes_it=bool(self.group_end))
@@ -128,23 +128,23 @@ class CallReader(Cursor):
 
     # Heads
 
-    def head(self, head: Head) -> Steps:
+    def read_head(self, head: Head) -> Steps:
         """Read the head of a call; then the call is certain. Raises `NoCall` if the text isn't a call."""
         self.name, self.call_id, self.given = "", "", None
         for part in head.parts:
-            yield from self.space()
+            yield from self.skip_space()
             if part.text:
-                if not (yield from self.reads(part.text)):
+                if not (yield from self.accept(part.text)):
                     raise NoCall
             elif part.kind == NAME:
-                self.name = yield from self.known_name()
+                self.name = yield from self.read_name()
             elif part.kind == ID:
-                self.call_id = yield from self.run_of(_ID)
+                self.call_id = yield from self.read_match(_ID)
             elif part.kind == INDEX:
-                index = yield from self.run_of(_DIGITS)
+                index = yield from self.read_match(_DIGITS)
                 self.call_id = self.form.ids.pattern.replace("{name}", self.name).replace("{index}", index)
             elif part.kind == OBJECT:
-                yield from self.object_head()
+                yield from self.read_object_head()
         if self.cursor > HELD_MAX:
             raise NoCall
         self.let_go(takes_it=True)
@@ -157,7 +157,7 @@ class CallReader(Cursor):
         call = self.form.call
         return isinstance(call, JsonCall) and bool(call.id_key) and not call.id_first and not self.call_id
 
-    def known_name(self) -> Generator[None, None, str]:
+    def read_name(self) -> Generator[None, None, str]:
         """Read the name of a tool."""
         while True:
             place = self.place()
@@ -172,7 +172,7 @@ class CallReader(Cursor):
         self.move(len(name))
         return name
 
-    def run_of(self, pattern: re.Pattern[str]) -> Generator[None, None, str]:
+    def read_match(self, pattern: re.Pattern[str]) -> Generator[None, None, str]:
         """Read the text that matches `pattern`."""
         while True:
             match = pattern.match(self.text, self.place())
@@ -183,43 +183,43 @@ class CallReader(Cursor):
                 return match.group()
             yield from self.wait()
 
-    def object_head(self) -> Steps:
+    def read_object_head(self) -> Steps:
         """Read the object of a call after its `{`, up to the arguments (if the name is known by then) or to its end."""
         call = self.form.call
         while True:
-            yield from self.space()
+            yield from self.skip_space()
             may_end = self.name and (self.given is not None or not self.form.at_start)
-            if may_end and (yield from self.reads("}")):
+            if may_end and (yield from self.accept("}")):
                 self.given = self.given or "{}"
                 return
-            key = _plain((yield from self.value()))
-            yield from self.space()
-            if not (yield from self.reads(":")):
+            key = _plain((yield from self.read_value()))
+            yield from self.skip_space()
+            if not (yield from self.accept(":")):
                 raise NoCall
-            yield from self.space()
+            yield from self.skip_space()
             if isinstance(call, KeyedCall):
-                self.name = self.checked(key)
+                self.name = self.check_name(key)
                 return
             assert isinstance(call, JsonCall)
             if key == call.name_key:
-                self.name = self.checked(_plain((yield from self.value())))
+                self.name = self.check_name(_plain((yield from self.read_value())))
             elif key == call.id_key:
-                self.call_id = _plain((yield from self.value()))
+                self.call_id = _plain((yield from self.read_value()))
             elif key in (call.arguments_key, *ARGUMENTS_KEYS) and self.name:
                 return
             else:
-                value = yield from self.value()
+                value = yield from self.read_value()
                 self.given = value if key in (call.arguments_key, *ARGUMENTS_KEYS) else self.given
-            yield from self.space()
-            yield from self.reads(",")
+            yield from self.skip_space()
+            yield from self.accept(",")
 
-    def checked(self, name: str) -> str:
+    def check_name(self, name: str) -> str:
         """The name, if a tool has it. Raises `NoCall` otherwise."""
         if name not in self.tools:
             raise NoCall
         return name
 
-    def value(self) -> Generator[None, None, str]:
+    def read_value(self) -> Generator[None, None, str]:
         """Read a value; returns its JSON."""
         scanner = Scanner()
         parts = []
@@ -235,22 +235,22 @@ class CallReader(Cursor):
 
     # Arguments as JSON
 
-    def object_body(self) -> Steps:
+    def read_object_body(self) -> Steps:
         """Read the rest of a call's object, after the key of the arguments."""
         if self.given is not None:
             self.take_id(self.given)
             return
         if not self.is_waiting:
-            yield from self.arguments()
+            yield from self.read_arguments()
             if isinstance(self.form.call, JsonCall):
-                yield from self.further_keys()
-            yield from self.passes("}")
+                yield from self.read_further_keys()
+            yield from self.skip_texts("}")
             return
         parts: list[str] = []
         try:
-            yield from self.arguments(parts.append)
-            yield from self.further_keys()
-            yield from self.passes("}")
+            yield from self.read_arguments(parts.append)
+            yield from self.read_further_keys()
+            yield from self.skip_texts("}")
         finally:
             self.take_id("".join(parts))
 
@@ -260,34 +260,34 @@ class CallReader(Cursor):
             self.announce()
         self.write(arguments)
 
-    def further_keys(self) -> Steps:
+    def read_further_keys(self) -> Steps:
         """Read the keys of a call's object that follow the arguments."""
         call = self.form.call
         assert isinstance(call, JsonCall)
         while True:
             self.hold()
-            yield from self.space()
-            found = yield from self.reads(",")
+            yield from self.skip_space()
+            found = yield from self.accept(",")
             self.let_go(found)
             if not found:
                 return
-            key = _plain((yield from self.value()))
-            yield from self.passes(":")
-            value = yield from self.value()
+            key = _plain((yield from self.read_value()))
+            yield from self.skip_texts(":")
+            value = yield from self.read_value()
             if key == call.id_key:
                 self.call_id = _plain(value)
 
-    def arguments(self, sink: Sink | None = None) -> Steps:
+    def read_arguments(self, sink: Sink | None = None) -> Steps:
         """Read the arguments as an object. Missing arguments and null become {}; a string may hold the object."""
         sink = sink or self.write
-        yield from self.space()
+        yield from self.skip_space()
         char = self.text[self.at : self.at + 1]
         if char == "{":
             yield from self.scan(Scanner(), sink)
         elif not char and not self.is_complete:
             raise Over
         elif isinstance(self.form.call, (JsonCall, KeyedCall)) and char:
-            sink(_object((yield from self.value())))
+            sink(_object((yield from self.read_value())))
         else:
             sink("{}")
 
@@ -308,14 +308,14 @@ class CallReader(Cursor):
                 return
             yield from self.wait()
 
-    def python_arguments(self) -> Steps:
+    def read_python_arguments(self) -> Steps:
         """Read the arguments of a Python call, after its `(`."""
         scanner = Scanner()
         properties = self.tools[self.name].get("properties")
         self.write(scanner.start_call(list(properties) if isinstance(properties, dict) else []))
         yield from self.scan(scanner, self.write)
 
-    def quoteless_arguments(self) -> Steps:
+    def read_quoteless_arguments(self) -> Steps:
         """Read an object whose keys have no quotes, after its `{`."""
         assert isinstance(self.form.call, QuotelessCall)
         scanner = Scanner(self.form.call.quote)
@@ -324,36 +324,38 @@ class CallReader(Cursor):
 
     # Arguments with a tag for each
 
-    def parameters(self) -> Steps:
+    def read_parameters(self) -> Steps:
         """Read arguments with a tag for each, up to the text after all of them."""
         call = self.form.call
         assert isinstance(call, ParameterCall)
         start = "{"
         opening = words(call.before_key)
         end = [word for word in self.call_end[:1] if word.startswith(opening[0])]  # ]<]ns[>[< and ]<]ns[>[</invoke>
-        while not (end and (yield from self.comes(end, takes_it=False))) and (yield from self.comes(opening)):
-            key = (yield from self.until(first_word(call.after_key))).strip()
-            yield from self.passes(words(call.after_key)[1:])
-            mark = (yield from self.until(first_word(call.after_mark))) if call.string_mark else ""
+        while not (end and (yield from self.accept_texts(end, takes_it=False))) and (
+            yield from self.accept_texts(opening)
+        ):
+            key = (yield from self.read_until(first_word(call.after_key))).strip()
+            yield from self.skip_texts(words(call.after_key)[1:])
+            mark = (yield from self.read_until(first_word(call.after_mark))) if call.string_mark else ""
             if (call.after_mark or call.after_key).endswith("\n"):
-                yield from self.reads("\n")
+                yield from self.accept("\n")
             if self.is_cut_off:
                 raise Over
             self.write(f"{start}{json.dumps(key, ensure_ascii=False)}: ")
             start = ", "
-            yield from self.parameter(call, key, mark)
+            yield from self.read_parameter(call, key, mark)
         self.drop_rest(first_word(call.before_key), *self.call_end)
         if self.is_cut_off or not self.text[self.at :].strip() and not self.is_complete:
             raise Over
         self.write("{}" if start == "{" else "}")
 
-    def comes(self, texts: list[str], takes_it: bool = True) -> Generator[None, None, bool]:
-        """Whether these texts come next; if so, pass them, unless `takes_it` is false."""
+    def accept_texts(self, texts: list[str], takes_it: bool = True) -> Generator[None, None, bool]:
+        """Whether these texts come next; if so, skip them, unless `takes_it` is false."""
         self.hold()
         try:
             for text in texts:
-                yield from self.space()
-                if not (yield from self.reads(text)):
+                yield from self.skip_space()
+                if not (yield from self.accept(text)):
                     self.let_go()
                     return False
         except NoCall:
@@ -362,28 +364,28 @@ class CallReader(Cursor):
         self.let_go(takes_it=takes_it)
         return True
 
-    def parameter(self, call: ParameterCall, key: str, mark: str) -> Steps:
+    def read_parameter(self, call: ParameterCall, key: str, mark: str) -> Steps:
         """Read the value of one argument. A string is passed on while it arrives, another value at its end."""
         is_text = mark == call.string_mark[0] if mark else False
         root = self.tools[self.name]
         kinds = None if mark else kinds_of(property_of(root, key), root)
         close = call.after_value
-        if call.quotes and (yield from self.reads(call.quotes[0])):
+        if call.quotes and (yield from self.accept(call.quotes[0])):
             is_text, close = True, call.quotes[1]
         if self.is_cut_off:
             raise Over
         value = _Value(self.write, is_text or kinds == frozenset(("string",)))
         try:
-            yield from self.raw(close.replace(KEY, key), value.add)
+            yield from self.read_raw(close.replace(KEY, key), value.add)
         except (Over, Broken):
             value.cut_off(KEY in close)
             raise
         elements = elements_json("".join(value.parts), call, property_of(root, key), root) if KEY in close else None
         value.end(kinds, bool(mark) and not is_text, elements)
         if call.quotes and close == call.quotes[1]:
-            yield from self.passes(words(call.after_value.replace(KEY, key)))
+            yield from self.skip_texts(words(call.after_value.replace(KEY, key)))
 
-    def raw(self, after: str, sink: Sink) -> Steps:
+    def read_raw(self, after: str, sink: Sink) -> Steps:
         """Pass plain text to `sink`, up to `after`. An `after` that nothing of the format follows is part of the
         text."""
         close = after.strip()
@@ -400,13 +402,13 @@ class CallReader(Cursor):
                 continue
             self.hold()
             self.move(end - stop + len(close))
-            if (yield from self.format_follows()):
+            if (yield from self.is_format_next()):
                 self.let_go(takes_it=True)
                 return
             sink(self.text[self.at : self.place()])
             self.let_go(takes_it=True)
 
-    def format_follows(self) -> Generator[None, None, bool]:
+    def is_format_next(self) -> Generator[None, None, bool]:
         """Whether the text after an argument is part of the format."""
         call = self.form.call
         assert isinstance(call, ParameterCall)

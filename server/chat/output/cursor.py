@@ -148,8 +148,8 @@ class Cursor:
             raise NoCall if self.is_held else Over
         yield
 
-    def space(self) -> Steps:
-        """Pass white space."""
+    def skip_space(self) -> Steps:
+        """Skip white space."""
         while True:
             match = SPACE.match(self.text, self.place())
             assert match is not None
@@ -158,8 +158,8 @@ class Cursor:
                 return
             yield from self.wait()
 
-    def reads(self, expected: str) -> Generator[None, None, bool]:
-        """Whether `expected` comes next; if so, pass it."""
+    def accept(self, expected: str) -> Generator[None, None, bool]:
+        """Whether `expected` comes next; if so, skip it."""
         while True:
             place = self.place()
             if self.text.startswith(expected, place):
@@ -170,13 +170,13 @@ class Cursor:
                 return False
             yield
 
-    def passes(self, texts: Iterable[str]) -> Steps:
-        """Pass these texts and the white space before them, up to the first one that is missing."""
+    def skip_texts(self, texts: Iterable[str]) -> Steps:
+        """Skip these texts and the white space before them, up to the first one that is missing."""
         for text in texts:
             self.hold()
             try:
-                yield from self.space()
-                found = yield from self.reads(text)
+                yield from self.skip_space()
+                found = yield from self.accept(text)
             except NoCall:
                 found = False
             self.let_go(found)
@@ -190,8 +190,8 @@ class Cursor:
         if rest and any(text.startswith(rest) for text in texts):
             self.at = len(self.text)
 
-    def until(self, text: str) -> Generator[None, None, str]:
-        """Pass everything up to and including `text`; returns what comes before it."""
+    def read_until(self, text: str) -> Generator[None, None, str]:
+        """Read everything up to `text`, and skip `text`."""
         while True:
             most = self.at + KEY_MAX + len(text)
             end = self.text.find(text, self.at, most)
@@ -203,7 +203,7 @@ class Cursor:
                 raise Broken
             yield from self.wait()
 
-    def before_space(self, end: int) -> int:
+    def start_of_space(self, end: int) -> int:
         """The beginning of the white space that ends at `end`."""
         start, least = end, max(self.at, end - SPACE_MAX)
         while start > least and self.text[start - 1] in " \t\r\n":

@@ -46,7 +46,7 @@ class Reader(CallReader):
         firsts = "".join(re.escape(first) for first in sorted({marker[0] for marker in markers}))
         at_end = r"|\s\Z" if tools else ""
         self.may_begin = re.compile(f"[{firsts}]{at_end}" if firsts else "(?!)").search
-        self.steps = self.channels(form.call) if isinstance(form.call, ChannelCall) else self.answer()
+        self.steps = self.read_channels(form.call) if isinstance(form.call, ChannelCall) else self.read_answer()
 
     def feed(self, text: str, stop: str = "") -> list[Text | Reasoning | ToolCall]:
         """Read the next text. `stop` is the reason for the end of the answer, "" if it goes on."""
@@ -63,11 +63,11 @@ class Reader(CallReader):
 
     # Text and reasoning
 
-    def answer(self) -> Steps:
+    def read_answer(self) -> Steps:
         """Read a whole answer: reasoning, then visible text and calls."""
-        yield from self.reason(self.form.reasoning is not None and self.form.reasoning.is_opened)
+        yield from self.read_reasoning(self.form.reasoning is not None and self.form.reasoning.is_opened)
         if self.form.at_start and self.tools:
-            yield from self.calls(start_head(self.form))
+            yield from self.read_calls(start_head(self.form))
         while True:
             match = self.search(self.text, self.at) if self.search else None
             if match is None or not self.is_end and self.may_be_longer(match.start()):
@@ -83,9 +83,9 @@ class Reader(CallReader):
                 self.say_to(match.start())
                 self.drop_to(match.end())
                 continue
-            self.say_to(self.before_space(match.start()))
-            if (yield from self.calls(head)):
-                yield from self.reason(False)
+            self.say_to(self.start_of_space(match.start()))
+            if (yield from self.read_calls(head)):
+                yield from self.read_reasoning(False)
 
     def may_be_longer(self, start: int) -> bool:
         """Whether the marker at `start` may be the beginning of a longer marker."""
@@ -99,9 +99,9 @@ class Reader(CallReader):
             if self.text[start:] in self.prefixes:
                 end = start
                 break
-        return self.before_space(end) if self.tools else end
+        return self.start_of_space(end) if self.tools else end
 
-    def reason(self, is_opened: bool) -> Steps:
+    def read_reasoning(self, is_opened: bool) -> Steps:
         """Read reasoning, if it comes next. After it the model may leave out the `opening` of the next mark again, as
         at the beginning of the answer."""
         tags = self.form.reasoning
@@ -111,10 +111,10 @@ class Reader(CallReader):
         behind = open_tag.removeprefix(opening)
         self.hold()
         try:
-            yield from self.space()
-            found = yield from self.reads(open_tag)
+            yield from self.skip_space()
+            found = yield from self.accept(open_tag)
             if not found and behind[:1] == " ":  # the model left out the space; the engine counts this as reasoning
-                found = yield from self.reads(opening + behind[1:])
+                found = yield from self.accept(opening + behind[1:])
         except NoCall:
             found = False
         end = self.place()
@@ -123,9 +123,9 @@ class Reader(CallReader):
             self.skip_to(end)
         if not found and not is_opened:
             return
-        space = yield from self.reason_until(tags)
+        space = yield from self.read_reasoning_until(tags)
         self.hold()
-        is_whole = yield from self.reads(opening)
+        is_whole = yield from self.accept(opening)
         self.let_go()
         if not is_whole:
             if opening and space and any(marker.startswith(opening + " ") for marker in self.markers):
@@ -133,7 +133,7 @@ class Reader(CallReader):
             self.text = self.text[: self.at] + opening + self.text[self.at :]
             self.n_unsaid = len(opening)
 
-    def reason_until(self, tags: Tags) -> Generator[None, None, str]:
+    def read_reasoning_until(self, tags: Tags) -> Generator[None, None, str]:
         """Read reasoning up to its closing tag, or to the call that ends it. Returns the white space after it, which is
         skipped."""
         close, called = tags.close.strip(), tags.ends_at if self.tools else ""
@@ -148,7 +148,7 @@ class Reader(CallReader):
                 match = SPACE.match(self.text, self.at, stop)
                 assert match is not None
                 self.skip_to(match.end())
-            stop = self.before_space(stop)
+            stop = self.start_of_space(stop)
             if self.is_end and end < 0 and call < 0:
                 stop = len(self.text)
             if stop > self.at:
@@ -178,32 +178,32 @@ class Reader(CallReader):
 
     # Harmony
 
-    def channels(self, call: ChannelCall) -> Steps:
+    def read_channels(self, call: ChannelCall) -> Steps:
         """Read a sequence of messages, each with a head."""
         is_analysis = re.compile(re.escape(call.channel) + r"\s*analysis").search
         while True:
-            yield from self.passes((call.start,))
-            head = yield from self.message_head(call)
+            yield from self.skip_texts((call.start,))
+            head = yield from self.read_message_head(call)
             called = _CALLED.search(head)
             if called is not None and called.group(1) in self.tools:
                 self.name, self.call_id = called.group(1), ""
                 self.let_go(takes_it=True)
                 self.announce()
-                yield from self.message_call(call)
+                yield from self.read_message_call(call)
             elif called is None and is_analysis(head):
                 end = self.place()
                 self.let_go()
                 self.skip_to(end)
                 self.is_thinking = True
-                yield from self.message(call, self.think)
+                yield from self.read_message(call, self.think)
                 self.is_thinking = False
             else:
                 self.let_go(takes_it=called is None)
-                yield from self.message(call, self.say)
+                yield from self.read_message(call, self.say)
             if self.is_end and self.at == len(self.text):
                 return
 
-    def message_head(self, call: ChannelCall) -> Generator[None, None, str]:
+    def read_message_head(self, call: ChannelCall) -> Generator[None, None, str]:
         """Read the head of a message and hold it; returns \"\" if there is none."""
         self.hold()
         while True:
@@ -221,17 +221,17 @@ class Reader(CallReader):
                 return ""
             yield
 
-    def message_call(self, call: ChannelCall) -> Steps:
+    def read_message_call(self, call: ChannelCall) -> Steps:
         """Read a message that is the arguments of a call, and its end."""
         try:
-            yield from self.arguments()
-            yield from self.passes(call.ends)
+            yield from self.read_arguments()
+            yield from self.skip_texts(call.ends)
         except Over:
             self.at = len(self.text)
         except Broken:
-            yield from self.message(call, self.say)
+            yield from self.read_message(call, self.say)
 
-    def message(self, call: ChannelCall, sink: Callable[[str], None]) -> Steps:
+    def read_message(self, call: ChannelCall, sink: Callable[[str], None]) -> Steps:
         """Read the text of a message, and its end."""
         assert self.search is not None
         while True:
