@@ -86,7 +86,7 @@ class Exchange:
     """How the unread part of the request is delimited."""
     presence: Presence = field(default_factory=Presence)
     endings: list[Callable[[], None]] = field(default_factory=list)
-    """What the handler wants to be called once the answer has been written."""
+    """Functions to call once the answer has been written."""
     keep_alive: bool = False
     status: int = CLIENT_CLOSED
     n_bytes: int = 0

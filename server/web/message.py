@@ -138,13 +138,13 @@ class Request:
             self.endings.pop()()
 
     def detached(self) -> Request:
-        """A copy without the body, for work that goes on when the client has left: its client never leaves. The caller
-        must `end` it."""
+        """A copy without the body, for work that goes on after the client has left; its client counts as connected. The
+        caller must `end` it."""
         return Request(self.method, self.path, client=self.client, id=self.id, key_id=self.key_id)
 
     def require_client(self, stream: bool = False) -> None:
-        """ApiError 499, which is never sent, if the client has left. Handlers call this between two phases of work, so
-        as not to work for nobody. `stream`: the answer is a stream."""
+        """ApiError 499, which is never sent, if the client has left. Handlers call this between two phases of their
+        work, to stop work whose result isn't needed any more. `stream`: the answer is a stream."""
         if self.presence.is_lost(stream):
             raise ApiError(CLIENT_CLOSED, "the client closed the request")
 

@@ -172,7 +172,7 @@ class Macro:
         if self.takes_varargs:
             arguments.append(args[count:])
         elif len(args) > count:
-            raise TypeError(f"macro {self.name!r} takes not more than {count} argument(s)")
+            raise TypeError(f"macro {self.name!r} takes at most {count} argument(s)")
         return arguments
 
 
