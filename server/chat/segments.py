@@ -25,7 +25,6 @@ def plain_text(content: object) -> str:
 
 
 def is_text(part: object) -> bool:
-    """Whether a content part has text."""
     return (
         isinstance(part, dict)
         and part.get("type", "text") in ("text", "input_text", "output_text")

@@ -160,11 +160,9 @@ class BuiltinTemplate:
         return [segment for segment in segments if segment[0]]
 
     def reasoning_for(self, prompt: str, prefill: str = "") -> Tags | None:
-        """See `ChatTemplate.reasoning_for`."""
         return reasoning_for(self.call_format, prompt, prefill)
 
     def unread(self, names: Iterable[str]) -> tuple[str, ...]:
-        """See `ChatTemplate.unread`."""
         return tuple(names)
 
 
@@ -180,7 +178,6 @@ def reasoning_for(format: CallFormat, prompt: str, prefill: str = "") -> Tags | 
 
 
 def has_calls(messages: Sequence[Message]) -> bool:
-    """Whether a message has tool calls."""
     return any(message.get("tool_calls") for message in messages)
 
 

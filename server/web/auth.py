@@ -19,7 +19,7 @@ from server.web.http1.head import Headers
 SAFE_METHODS = frozenset(("GET", "HEAD", "OPTIONS"))
 EXPOSED_HEADERS = "X-Request-Id, Request-Id, Retry-After, X-Queue-Position, X-Warnings"
 DEFAULT_ALLOWED_HEADERS = "Authorization, Content-Type, X-Api-Key, X-Request-Id"
-LIMITED = re.compile(r"(\s+models=)")  # in a line of the key file: the key's list of models follows
+LIMITED = re.compile(r"(\s+models=)")  # before the list of models in a line of the key file
 HEADER_LIST = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z, ]{1,2000}")
 
 
@@ -42,8 +42,8 @@ class KeyRing:
         self.replace(keys)
 
     def replace(self, keys: Iterable[str | Grant]) -> None:
-        """Use these keys from now on. Empty keys are dropped. If a key occurs several times, it has all rights that
-        any of its grants has."""
+        """Use these keys from now on. Empty keys are dropped. A key that occurs several times has the rights of all its
+        grants."""
         grants: dict[bytes, Grant] = {}
         for given in keys:
             grant = Grant(given) if isinstance(given, str) else given

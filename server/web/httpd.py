@@ -215,7 +215,6 @@ class WebServer(ThreadingHTTPServer):
             _close_refused(self._refused.popleft()[1])
 
     def server_close(self) -> None:
-        """Close the listening sockets and all refused connections."""
         close_all(self.listeners)
         self._close_refused(0)
 
@@ -305,7 +304,6 @@ class HttpServer:
 
     @property
     def url(self) -> str:
-        """The first of `urls`."""
         return self.urls[0]
 
     @property
@@ -336,11 +334,9 @@ class HttpServer:
 
     @property
     def n_connections(self) -> int:
-        """The number of open connections."""
         return len(self._server.connections)
 
     def start(self) -> None:
-        """Start the accept thread."""
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(POLL_S,), name="http-accept", daemon=True
         )

@@ -50,7 +50,6 @@ def close_all(listeners: Sequence[socket.socket]) -> None:
 
 
 def is_unix(sock: socket.socket) -> bool:
-    """Whether `sock` is a UNIX socket."""
     return sock.family == getattr(socket, "AF_UNIX", None)
 
 

@@ -164,7 +164,6 @@ def _format_map(run: Run, owner: str, mapping: dict[str, Any], /) -> str:
 
 
 def join_text(run: Run, separator: str, items: Iterable[Any], /) -> str:
-    """`separator.join(items)` for strings."""
     texts = list(items)
     run.items(len(texts))
     if is_safe(separator):  # takes values of any type, as jinja2's Markup does
@@ -176,7 +175,6 @@ def join_text(run: Run, separator: str, items: Iterable[Any], /) -> str:
 
 
 def replace_text(run: Run, text: str, old: str, new: str, count: int = -1) -> str:
-    """`text.replace(old, new, count)`."""
     times = text.count(old) if count < 0 else min(count, text.count(old))
     run.text(len(text) + times * max(len(new) - len(old), 0))
     if Marked in (type(text), type(new)):

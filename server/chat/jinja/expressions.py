@@ -20,8 +20,6 @@ COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 
 
 class ExpressionParser:
-    """Parses expressions from a stream of tokens."""
-
     CONSTANTS = {"true": True, "True": True, "false": False, "False": False, "none": None, "None": None}
 
     def __init__(self, source: Source) -> None:
@@ -72,7 +70,6 @@ class ExpressionParser:
         return isinstance(node, nodes.NamespaceRef)
 
     def expression(self, conditional: bool = True) -> Node:
-        """Parse one expression."""
         return self._conditional() if conditional else self._or()
 
     def _conditional(self) -> Node:

@@ -39,7 +39,6 @@ def do_default(run: Run, value: Any, /, default_value: Any = "", boolean: bool =
 
 
 def do_trim(run: Run, value: Any, /, chars: str | None = None) -> str:
-    """The text without white space at both ends."""
     return soft_text(run, value).strip(chars)
 
 
@@ -60,13 +59,11 @@ def do_tojson(
 
 
 def do_from_json(run: Run, value: Any, /) -> Any:
-    """The value of a JSON text."""
     result = json.loads(value)
     return mark(result) if spans_of(value) else result
 
 
 def do_string(run: Run, value: Any, /) -> str:
-    """The value as text."""
     return soft_text(run, value)
 
 
@@ -101,7 +98,6 @@ def _text_filter(name: str) -> Callable[..., str]:
 
 
 def do_title(run: Run, value: Any, /) -> str:
-    """The text with a capital letter for each word."""
     text = to_text(run, value)
     words = WORD_STARTS.split(str.__str__(text))
     titled = "".join(word[0].upper() + word[1:].lower() for word in words if word)
@@ -111,13 +107,11 @@ def do_title(run: Run, value: Any, /) -> str:
 
 
 def do_replace(run: Run, value: Any, /, old: Any, new: Any, count: int | None = None) -> str:
-    """The text with `new` in place of `old`, at most `count` times."""
     text, old, new = to_text(run, value), to_text(run, old), to_text(run, new)
     return replace_text(run, text, old, new, -1 if count is None else count)
 
 
 def do_center(run: Run, value: Any, /, width: int = 80) -> str:
-    """The text in the middle of `width` characters."""
     run.text(width)
     return soft_text(run, value).center(width)
 
@@ -140,7 +134,6 @@ def do_indent(run: Run, value: Any, /, width: int | str = 4, first: bool = False
 def do_truncate(
     run: Run, value: Any, /, length: int = 255, killwords: bool = False, end: str = "...", leeway: int | None = None
 ) -> str:
-    """The text, cut to `length` characters."""
     leeway = 5 if leeway is None else leeway
     if length < len(end) or leeway < 0:
         raise ValueError(f"truncate() needs a length of at least {len(end)} and no negative leeway")
@@ -159,7 +152,6 @@ def do_wordwrap(
     wrapstring: str | None = None,
     break_on_hyphens: bool = True,
 ) -> str:
-    """The text in lines of at most `width` characters."""
     newline = "\n" if wrapstring is None else wrapstring
     run.text(len(value) * (1 + len(newline)))
     lines = [
@@ -177,7 +169,6 @@ def do_wordwrap(
 
 
 def do_wordcount(run: Run, value: Any, /) -> int:
-    """The number of words."""
     return len(WORDS.findall(soft_text(run, value)))
 
 
@@ -217,7 +208,6 @@ def _quote(run: Run, value: Any, keep: str) -> str:
 
 
 def do_int(run: Run, value: Any, /, default: Any = 0, base: int = 10) -> Any:
-    """The value as an integer, or `default`."""
     if isinstance(value, str) and len(value) > MAX_DIGITS:
         raise TemplateLimitError(f"a number has more than {MAX_DIGITS} digits")
     try:
@@ -230,7 +220,6 @@ def do_int(run: Run, value: Any, /, default: Any = 0, base: int = 10) -> Any:
 
 
 def do_float(run: Run, value: Any, /, default: Any = 0.0) -> Any:
-    """The value as a floating point number, or `default`."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -238,12 +227,10 @@ def do_float(run: Run, value: Any, /, default: Any = 0.0) -> Any:
 
 
 def do_abs(run: Run, value: Any, /) -> Any:
-    """The absolute value."""
     return abs(value)
 
 
 def do_round(run: Run, value: Any, /, precision: int = 0, method: str = "common") -> Any:
-    """The number, rounded to `precision` decimal places."""
     if method not in ("common", "ceil", "floor"):
         raise ValueError("method must be common, ceil or floor")
     if abs(precision) > MAX_PRECISION:

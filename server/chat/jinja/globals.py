@@ -64,7 +64,6 @@ def _imported_function(function: Callable[..., Any], limit: int) -> Callable[...
 
 
 def make_range(run: Run, /, *bounds: int) -> range:
-    """`range(...)`."""
     made = range(*bounds)
     if len(made) > MAX_RANGE:
         raise TemplateLimitError(f"a range has more than {MAX_RANGE} items")
@@ -72,30 +71,25 @@ def make_range(run: Run, /, *bounds: int) -> range:
 
 
 def make_dict(run: Run, /, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-    """`dict(...)`."""
     guard(run, *args)
     return dict(*args, **kwargs)
 
 
 def make_namespace(run: Run, /, *args: Any, **kwargs: Any) -> Namespace:
-    """`namespace(...)`."""
     return Namespace(make_dict(run, *args, **kwargs))
 
 
 def make_cycler(run: Run, /, *items: Any) -> Cycler:
-    """`cycler(...)`."""
     if not items:
         raise TypeError("at least one item has to be provided")
     return Cycler(items)
 
 
 def make_joiner(run: Run, /, sep: Any = ", ") -> Joiner:
-    """`joiner(...)`."""
     return Joiner(sep)
 
 
 def raise_exception(run: Run, message: Any = "", /) -> None:
-    """`raise_exception(message)`: refuse the conversation."""
     raise TemplateRaised(str.__str__(to_text(run, message)))
 
 

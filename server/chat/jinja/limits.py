@@ -63,7 +63,6 @@ class Run:
             self._look()
 
     def spend(self, steps: int) -> None:
-        """Count several steps at once."""
         self.steps -= steps
         self._look()
 
@@ -88,7 +87,6 @@ class Run:
             self.spend(count // ITEMS_PER_STEP)
 
     def printed(self, length: int) -> None:
-        """Count `length` characters of output."""
         self.output -= length
         if self.output < 0:
             raise TemplateLimitError(f"the template prints more than {self.limits.output} characters")
@@ -101,5 +99,4 @@ class Run:
         self.tick()
 
     def leave(self) -> None:
-        """Count one level less."""
         self.depth -= 1

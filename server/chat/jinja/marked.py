@@ -213,7 +213,6 @@ def whole(text: str) -> Spans:
 
 
 def spans_of(text: str) -> Spans:
-    """The spans of any string."""
     return text.spans if type(text) is Marked else ()
 
 

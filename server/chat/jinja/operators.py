@@ -22,7 +22,6 @@ NUMBERS = (int, float)  # bool is a subclass of int
 
 
 def add(run: Run, left: Any, right: Any) -> Any:
-    """`left + right`."""
     if isinstance(left, str) and isinstance(right, str):
         length = len(left) + len(right)
         if length > LARGE_TEXT:
@@ -56,7 +55,6 @@ def multiply(run: Run, left: Any, right: Any) -> Any:
 
 
 def power(run: Run, left: Any, right: Any) -> Any:
-    """`left ** right`."""
     if isinstance(left, int) and isinstance(right, int) and right > 0:
         _bound(run, left.bit_length() * right)
     result = left**right
@@ -85,24 +83,20 @@ def _comparison(compare: Callable[[Any, Any], bool]) -> BinaryOperator:
 
 
 def contains(run: Run, item: Any, container: Any, /) -> bool:
-    """`item in container`."""
     if type(item) in CONTAINERS:
         guard(run, item, container)
     return item in container
 
 
 def not_contains(run: Run, item: Any, container: Any) -> bool:
-    """`item not in container`."""
     return not contains(run, item, container)
 
 
 def negative(run: Run, value: Any) -> Any:
-    """`-value`."""
     return -value
 
 
 def positive(run: Run, value: Any) -> Any:
-    """`+value`."""
     return +value
 
 

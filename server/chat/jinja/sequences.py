@@ -114,12 +114,10 @@ def _selector(by_attribute: bool, wanted: bool) -> Callable[..., Iterator[Any]]:
 def do_sort(
     run: Run, value: Any, /, reverse: bool = False, case_sensitive: bool = False, attribute: Any = None
 ) -> list[Any]:
-    """The items sorted."""
     return _sort(run, value, _sort_key(run, attribute, not case_sensitive), reverse)
 
 
 def do_unique(run: Run, value: Any, /, case_sensitive: bool = False, attribute: Any = None) -> Iterator[Any]:
-    """The items without repetitions."""
     getter = attribute_getter(run, attribute, fold_case=not case_sensitive)
     seen = set()
     for item in _count(run, value):
@@ -184,7 +182,6 @@ def do_join(run: Run, value: Any, /, d: Any = "", attribute: Any = None) -> str:
 
 
 def do_first(run: Run, value: Any, /) -> Any:
-    """The first item."""
     return next(iter(value), Undefined("No first item, sequence was empty."))
 
 
@@ -204,18 +201,15 @@ def do_reverse(run: Run, value: Any, /) -> Any:
 
 
 def do_list(run: Run, value: Any, /) -> list[Any]:
-    """A list of the items."""
     run.items(len(value) if hasattr(value, "__len__") else 0)
     return list(value)
 
 
 def do_length(run: Run, value: Any, /) -> int:
-    """The number of items."""
     return len(value)
 
 
 def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> Any:
-    """The sum of `start` and the items."""
     getter = attribute_getter(run, attribute)
     items = [getter(item) for item in _count(run, value)]
     if isinstance(start, str):
@@ -228,7 +222,6 @@ def do_sum(run: Run, value: Any, /, attribute: Any = None, start: Any = 0) -> An
 
 
 def do_batch(run: Run, value: Any, /, linecount: int, fill_with: Any = None) -> Iterator[list[Any]]:
-    """Lists of `linecount` items each."""
     batch: list[Any] = []
     for item in _count(run, value):
         if len(batch) == linecount:

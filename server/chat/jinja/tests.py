@@ -19,7 +19,6 @@ SEQUENCE_TYPES = (str, list, tuple, dict, range, Undefined)
 
 
 def is_iterable(run: Run, value: Any, /) -> bool:
-    """Whether a loop can iterate over the value."""
     try:
         iter(value)
     except TypeError:
@@ -28,12 +27,10 @@ def is_iterable(run: Run, value: Any, /) -> bool:
 
 
 def is_divisible(run: Run, value: Any, num: Any, /) -> bool:
-    """Whether the division has no remainder."""
     return value % num == 0
 
 
 def is_same(run: Run, value: Any, other: Any, /) -> bool:
-    """Whether both are the same object."""
     return value is other
 
 

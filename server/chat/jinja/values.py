@@ -40,7 +40,6 @@ class Undefined:
         self._error = error
 
     def describe(self) -> str:
-        """Why there is no value."""
         if self._hint:
             return self._hint
         if self._owner is MISSING:
@@ -147,7 +146,6 @@ class Macro:
         return f"<Macro {'anonymous' if self.name is None else repr(self.name)}>"
 
     def call(self, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        """Bind the arguments and render the body."""
         arguments = self._bind(args, kwargs)
         run.enter()
         try:
@@ -235,15 +233,12 @@ class Loop:
         return self._after
 
     def is_last(self) -> bool:
-        """Whether the current item is the last one."""
         return self._peek() is MISSING
 
     def previtem(self) -> Any:
-        """The item before the current one."""
         return Undefined("there is no previous item") if self.index0 == 0 else self._before
 
     def nextitem(self) -> Any:
-        """The item after the current one."""
         item = self._peek()
         return Undefined("there is no next item") if item is MISSING else item
 
@@ -312,7 +307,6 @@ class Group(tuple):
 
 
 def call_value(run: Run, callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Call a value as a function."""
     kind = type(callee)
     if kind is BoundMethod:
         return callee.call(run, callee.owner, *args, **kwargs)

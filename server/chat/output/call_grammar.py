@@ -198,7 +198,6 @@ class _Frame:
         return sequence(again, *rest_items)
 
     def group(self, first: str, after_all: str) -> str:
-        """The first call and the calls after it."""
         form = self.form
         more = sequence(text_literal(form.between + form.before_call), self.call, text_literal(form.after_call))
         further = self.texts.builder.repeat("more", more, 0, CALLS_MAX - 1) if self.is_many else ""

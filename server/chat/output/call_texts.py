@@ -98,7 +98,6 @@ class CallTexts:
         self.calls = [self.call(name, *tool) for name, tool in tools.items()]
 
     def call(self, name: str, parameters: Any, strict: bool) -> str:
-        """The expression for a call of one tool."""
         try:
             return self.shaped_call(name, arguments_schema(parameters), strict)
         except SchemaError as error:
@@ -175,7 +174,6 @@ class CallTexts:
         ]
 
     def id(self, name: str) -> str:
-        """The expression for the id of a call."""
         ids = self.form.ids
         if ids.pattern:
             before, _, after = ids.pattern.replace("{name}", name).partition("{index}")
@@ -191,7 +189,6 @@ class CallTexts:
     def member_call(
         self, shape: ParameterCall | PythonCall | QuotelessCall, name: str, schema: Any, strict: bool
     ) -> str:
-        """The expression for a call with each argument by itself."""
         close, is_marked = "", True
         if isinstance(shape, ParameterCall):
             close = shape.quotes[1] if shape.quotes else shape.after_value.split(KEY)[0].strip()
@@ -227,7 +224,6 @@ class CallTexts:
         return self.builder.define("members", expression) if len(expression) > _INLINE_MAX else expression
 
     def member(self, member: Member, names: Mapping[str, str]) -> str:
-        """The expression for an argument with its key."""
         shape = self.form.call
         assert isinstance(shape, (ParameterCall, PythonCall, QuotelessCall))
         if not can_be_key(shape, member.key):
@@ -248,11 +244,9 @@ class CallTexts:
         return sequence(before, values, text_literal(shape.after_value.replace(KEY, member.key)))
 
     def value(self, ways: list[str]) -> str:
-        """The expression for the value of an argument."""
         return factored(ways) if len(ways) == 1 else self.builder.define("value", factored(ways))
 
     def mark(self, shape: ParameterCall, kind: str) -> str:
-        """The mark that the format has for a type of value."""
         marks = shape.string_mark
         if not marks:
             return ""

@@ -158,7 +158,6 @@ class CallReader(Cursor):
         return isinstance(call, JsonCall) and bool(call.id_key) and not call.id_first and not self.call_id
 
     def read_name(self) -> Generator[None, None, str]:
-        """Read the name of a tool."""
         while True:
             place = self.place()
             rest = self.text[place : place + self.name_max + 1]
@@ -173,7 +172,6 @@ class CallReader(Cursor):
         return name
 
     def read_match(self, pattern: re.Pattern[str]) -> Generator[None, None, str]:
-        """Read the text that matches `pattern`."""
         while True:
             match = pattern.match(self.text, self.place())
             if match is None and self.place() < len(self.text):
@@ -220,7 +218,6 @@ class CallReader(Cursor):
         return name
 
     def read_value(self) -> Generator[None, None, str]:
-        """Read a value; returns its JSON."""
         scanner = Scanner()
         parts = []
         while True:

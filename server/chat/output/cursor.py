@@ -58,7 +58,6 @@ class Cursor:
     # Events
 
     def say(self, text: str) -> None:
-        """Add visible text."""
         if self.n_unsaid:
             text, self.n_unsaid = text[self.n_unsaid :], max(0, self.n_unsaid - len(text))
         self.extend(Text, text)
@@ -70,7 +69,6 @@ class Cursor:
             self.at = end
 
     def think(self, text: str) -> None:
-        """Add reasoning."""
         if self.reasoning != "split":
             self.say(text)
         if self.reasoning != "none":
@@ -149,7 +147,6 @@ class Cursor:
         yield
 
     def skip_space(self) -> Steps:
-        """Skip white space."""
         while True:
             match = SPACE.match(self.text, self.place())
             assert match is not None

@@ -48,7 +48,6 @@ def first_word(*texts: str) -> str:
 
 
 def fixed(*texts: str) -> list[Part]:
-    """The words of these texts as parts."""
     return [Part(word) for text in texts for word in words(text)]
 
 

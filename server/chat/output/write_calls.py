@@ -36,7 +36,6 @@ class WrittenCall:
 
 
 def write_calls(format: CallFormat, calls: Sequence[WrittenCall]) -> str:
-    """The text of all calls of one answer."""
     return "".join(put_together(format, [write_call(format, call) for call in calls]))
 
 
@@ -67,7 +66,6 @@ def write_call(format: CallFormat, call: WrittenCall) -> str:
 
 
 def to_json(value: object) -> str:
-    """JSON in the form that templates write."""
     return json.dumps(value, ensure_ascii=False)
 
 

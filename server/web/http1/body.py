@@ -53,7 +53,6 @@ class LengthDecoder(Decoder):
         self._n_left = n_bytes
 
     def feed(self, data: bytes) -> bool:
-        """True once the body is complete."""
         part = data[: self._n_left]
         self.body += part
         self._n_left -= len(part)

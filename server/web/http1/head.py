@@ -1,9 +1,9 @@
 """Parses request heads from bytes to `Head`. Pure: no sockets, no threads, no clock.
 
-The parser is strict, because a proxy and a server that read the same lax bytes as different requests allow request
-smuggling: no bare LF, no folded headers, no space before a colon, no second length. Not taken:
-`BaseHTTPRequestHandler.parse_request`, whose e-mail parser accepts all of these. Time and memory are linear in the
-bytes fed. The first malformed line raises `ApiError` without waiting for the rest."""
+The parser is strict to prevent request smuggling, which needs two servers that read the same bytes as different
+requests. It refuses a bare LF, folded headers, a space before a colon, and a second length. Time and memory are linear
+in the bytes fed. The first malformed line raises `ApiError` without waiting for the rest. Not taken:
+`BaseHTTPRequestHandler.parse_request`, whose e-mail parser accepts all of these."""
 
 from __future__ import annotations
 

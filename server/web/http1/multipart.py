@@ -35,7 +35,6 @@ class Part:
     filename: str = ""
 
     def take(self) -> bytes:
-        """Take out the bytes of a file."""
         data = bytes(self.data)
         self.data.clear()
         return data
@@ -66,7 +65,6 @@ class FormParser:
         self._step: Callable[[FormParser], bool] | None = FormParser._skip_preamble
 
     def feed(self, data: bytes | bytearray) -> None:
-        """Parse the next bytes of the body."""
         self._pending += data
         while self._step is not None and self._step(self):
             pass
