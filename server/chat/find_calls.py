@@ -1,4 +1,4 @@
-"""Finds known calls in a text, and the kind of call that it writes them with. Part of `find_format`.
+"""Finds known calls in a text, and how they are written. Part of `find_format`.
 
 Pure, on handler threads. Imports the formats of `server.chat.output`."""
 

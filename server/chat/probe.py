@@ -100,7 +100,7 @@ class Probe:
 
     @cached_property
     def reads_system_without_question(self) -> bool:
-        """Whether it does so also if the last message isn't the user's, as after a tool result."""
+        """The same as `reads_system`, if the last message isn't the user's (as after a tool result)."""
         return self.reads_system and self._shows([{"role": "system", "content": WORD}, USER, ASSISTANT], WORD)
 
     @cached_property
@@ -211,7 +211,7 @@ class Probe:
     def render(
         self, messages: Sequence[Message], tools: Sequence[Message] = (), variables: Mapping[str, Any] | None = None
     ) -> str | None:
-        """The prompt; None if the template refuses the conversation. If it has calls, it gets tools, too."""
+        """The prompt; None if the template refuses the conversation. A conversation with calls gets `TOOLS`, too."""
         if not tools and any("tool_calls" in message for message in messages):
             tools = TOOLS
         context = {**self._base(tools), **(variables or {}), "messages": messages, "add_generation_prompt": True}

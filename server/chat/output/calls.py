@@ -38,7 +38,7 @@ Sink = Callable[[str], object]
 
 
 class CallReader(Cursor):
-    """`calls` reads consecutive calls. `tools` has the schema of the arguments of each tool, by its name."""
+    """`read_calls` reads consecutive calls. `tools` has the schema of the arguments of each tool, by its name."""
 
     def __init__(
         self, form: CallFormat, tools: Mapping[str, Mapping[str, Any]], reasoning: str, new_id: Callable[[], str]
@@ -383,8 +383,8 @@ class CallReader(Cursor):
             yield from self.skip_texts(words(call.after_value.replace(KEY, key)))
 
     def read_raw(self, after: str, sink: Sink) -> Steps:
-        """Pass plain text to `sink`, up to `after`. An `after` that nothing of the format follows is part of the
-        text."""
+        """Pass plain text to `sink`, up to `after`. If no other text of the format follows, `after` itself is part of
+        the plain text."""
         close = after.strip()
         line_end = "\n" if after.startswith("\n") else ""
         while True:

@@ -3,7 +3,8 @@ write answers from them.
 
 A leaf, except for the engine's messages. `parser` makes the same events for streamed and for collected answers. Two of
 the engine's messages are events, too: `Progress` (of the prefill) and `PromptProbs` (probabilities of the prompt's
-tokens). Events are immutable once made, but not frozen, since making frozen ones for each token is slower.
+tokens). Once `parser` has returned an event, nothing changes it. Events aren't frozen records, since those are slower
+to make, and one is made for each token.
 """
 
 from __future__ import annotations
