@@ -22,7 +22,7 @@ SWITCHES: dict[str, tuple[object, object]] = {
     "thinking_mode": ("enabled", "disabled"),
 }
 OFF_SWITCHES: dict[str, object] = {"thinking_budget": 0, "reasoning": False}  # set only to turn thinking off
-ON_BY_DEFAULT = ("enable_thinking", "thinking")  # without the other variables the model decides
+ON_BY_DEFAULT = ("enable_thinking", "thinking")  # set to on by default; without the others the model decides
 EFFORTS = ("reasoning_effort", "reasoning_strength", "thinking_effort")
 ALIASES = {"enable_thinking": (*SWITCHES, *OFF_SWITCHES), "reasoning_effort": EFFORTS}
 # effort -> values of the same meaning; effort -> the nearest values, for templates that refuse it

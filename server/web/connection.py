@@ -89,9 +89,9 @@ class Exchange:
     """Functions to call once the answer has been written."""
     keep_alive: bool = False
     status: int = CLIENT_CLOSED
-    n_bytes: int = 0
-    complete: bool = False
-    start: float = field(default_factory=time.monotonic)
+    n_bytes: int = 0  # bytes of the answer that have been sent
+    complete: bool = False  # the whole answer has been sent
+    start: float = field(default_factory=time.monotonic)  # seconds of the monotonic clock
 
 
 @record

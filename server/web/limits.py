@@ -27,7 +27,7 @@ class Limits:
     """Memory that all requests together may hold, as `server.memory` counts it. Beyond it, requests get 503."""
     n_connections: int = 512
     """Connections at the same time. Each has one thread. Further connections get 503 and are closed."""
-    n_backlog: int = 128
+    n_backlog: int = 128  # connections of a listening socket that wait to be accepted
 
     idle_s: float = 75.0
     """How long a keep-alive connection may wait for its next request."""

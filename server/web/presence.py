@@ -48,7 +48,8 @@ class Presence:
             self._watching = self._watch = None
 
     def is_lost(self, stream: bool) -> bool:
-        """Whether the client no longer waits for the answer, as far as can be known. `stream`: the answer is one."""
+        """Whether the client no longer waits for the answer, as far as can be known. `stream`: the answer is a
+        stream."""
         return self.is_gone or (self.has_ended and not (stream or self._half_close))
 
     @contextmanager
