@@ -182,11 +182,11 @@ class _Frame:
         if not form.opening:
             first = sequence(text_literal(start), self.call)
         else:
-            calls = [self.opened(sequence(text_literal(start), call)) for call in self.texts.calls]
+            calls = [self.remove_opening(sequence(text_literal(start), call)) for call in self.texts.calls]
             first = self.texts.builder.define("first-call", factored(calls))
         return self.group(sequence(first, text_literal(form.after_call)), form.after_all)
 
-    def opened(self, expression: str) -> str:
+    def remove_opening(self, expression: str) -> str:
         """The expression without the `opening` that the prompt has written already."""
         opening = literal(self.form.opening)[1:-1]
         items = getattr(expression, "items", (expression,))
@@ -245,4 +245,4 @@ class _Frame:
         if content is None:
             return answer
         end = optional(text_literal(content.close.strip()))
-        return sequence(self.opened(sequence(text_literal(content.open.lstrip()), answer)), end)
+        return sequence(self.remove_opening(sequence(text_literal(content.open.lstrip()), answer)), end)

@@ -205,21 +205,21 @@ class CallTexts:
             head = sequence(literal(shape.before_name + name), self.number(shape), after_name)
             return sequence(head, inside, text_literal(shape.after_arguments))
         if isinstance(shape, PythonCall):
-            return sequence(literal(f"{name}("), choice(self.listed(way, ", ") for way in ways), literal(")"))
+            return sequence(literal(f"{name}("), choice(self.join_members(way, ", ") for way in ways), literal(")"))
         head = literal(f"{shape.before_name}{name}{shape.after_name}{{")
-        return sequence(head, choice(self.listed(way, ",") for way in ways), literal("}"))
+        return sequence(head, choice(self.join_members(way, ",") for way in ways), literal("}"))
 
-    def listed(self, members: Sequence[tuple[str, bool]], comma: str) -> str:
+    def join_members(self, members: Sequence[tuple[str, bool]], comma: str) -> str:
         """Members in their order, with commas between those that are present."""
         start = rest = ""  # the members from here on: if none precedes them, and if one does
         for text, needed in reversed(members):
             begun = sequence(text, rest)
             more = sequence(literal(comma), begun)
-            start = begun if needed else self.short(choice([begun, start]))
-            rest = self.short(more if needed else choice([more, rest]))
+            start = begun if needed else self.shorten(choice([begun, start]))
+            rest = self.shorten(more if needed else choice([more, rest]))
         return start
 
-    def short(self, expression: str) -> str:
+    def shorten(self, expression: str) -> str:
         """Make a rule of a long expression, so that it isn't repeated."""
         return self.builder.define("members", expression) if len(expression) > _INLINE_MAX else expression
 
