@@ -79,7 +79,7 @@ def test_an_unknown_path_gets_the_hint_of_its_beginning(prefix, path, is_hinted)
     for asked in {path, prefix + path}:
         with pytest.raises(ApiError) as caught:
             router.resolve("GET", asked)
-        assert ("here. Ask " + prefix + "/health." in caught.value.message) == is_hinted
+        assert ("'. Ask " + prefix + "/health." in caught.value.message) == is_hinted
 
 
 def test_a_path_outside_the_prefix_is_a_404():
