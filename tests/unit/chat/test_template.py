@@ -304,7 +304,7 @@ def test_what_llama_cpp_does_not_recognise_is_told_at_once():
         def apply_template(self, template, messages, add_generation_prompt):
             raise ApiError(400, "none fits")
 
-    with pytest.raises(ApiError, match="leave --no-jinja out") as caught:
+    with pytest.raises(ApiError, match="remove --no-jinja") as caught:
         choose(MODELS, Helpless(), jinja=False)
     assert caught.value.status == 500
 
