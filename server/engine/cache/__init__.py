@@ -1,1 +1,1 @@
-"""What is kept of the KV cache: in slots, in memory, on disk."""
+"""The KV cache and what is saved from it: in slots, in memory, on disk."""

@@ -1,13 +1,12 @@
-"""The prompt cache outside the KV cache, in memory and on disk: what slots have to give up, and what is fetched again.
+"""The prompt cache outside the KV cache, in memory and on disk. It takes what slots give up, and restores it.
 
-Engine thread only, but for `scan`. States go block by block (`block_moves` has the ways): saving can stop after any of
-them when its time is over, and what many texts begin with is kept once. Blocks in memory that have to go stay on disk,
-if that is used. The disk is used from `open` on, when it is known which blocks are ours (`identity`); those in memory
-are written to it then.
+Engine thread only, except for `scan`. States are moved block by block (`block_moves`). So saving can stop after each
+block when its time is over, and a beginning that many texts share is kept once. A block that leaves memory stays on
+disk, if there is a disk cache. The disk is used from `open` on, when the model's identity is known and the folder was
+scanned; blocks in memory are written to it then.
 
-Only for models whose sequences can share and be cut. Nothing is kept of text behind an image (its placeholders say
-nothing about positions), with self-extend, or of the part of a context that was shifted: it isn't what its tokens would
-give.
+Only for models whose sequences can share cells and be cut. Not kept are tokens from an image on (placeholders don't
+tell positions), sequences with self-extend, and tokens from a context shift on (their cells depend on dropped tokens).
 """
 
 from __future__ import annotations
@@ -26,14 +25,15 @@ from server.log import get_logger
 from server.model_files import host_memory
 
 MIB = 1 << 20
-MAX_RAM_MIB = 8192
+MAX_RAM_MIB = 8192  # the default's bound
 UNLIMITED = 1 << 62
 
 log = get_logger("engine")
 
 
 def ram_limit(mib: int | None) -> int:
-    """Bytes for --cache-ram; None is 8 GiB, but at most half of what is free with the model loaded, -1 no limit."""
+    """Bytes for --cache-ram: -1 means no limit; None means 8 GiB, but at most half of the memory that is free when the
+    model is loaded."""
     if mib is not None:
         return UNLIMITED if mib < 0 else mib * MIB
     free = host_memory.available()
@@ -41,7 +41,7 @@ def ram_limit(mib: int | None) -> int:
 
 
 class BlockCache:
-    """Saves from slots and restores to them."""
+    """Saves blocks from slots and restores them."""
 
     def __init__(self, backend: Backend, config: EngineConfig, clock: Callable[[], float]) -> None:
         self._backend = backend
@@ -50,40 +50,42 @@ class BlockCache:
         self._tree = BlockTree()
         is_possible = (
             backend.can_share and not config.exact and config.n_group == 1 and not 0 < backend.window < BLOCK
-        )  # blocks would lack what their windows no longer see
+        )  # llama.cpp leaves out cells that a sliding window has passed
         self._ram = Shelf(ram_limit(config.cache_ram) if is_possible else 0)
         self._disk = Shelf(config.cache_disk_mib * MIB)
         self._folder = BlockFiles(config.cache_disk, self._disk.limit) if config.cache_disk and is_possible else None
         self._files: BlockFiles | None = None  # the folder, once it is open
         if config.cache_disk and not is_possible:
-            log.warning("--cache-disk does nothing here: it needs a cache whose sequences can share and be cut")
+            log.warning(
+                "--cache-disk has no effect: with this model or these options, cached prompts can't be cut into blocks"
+            )
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is ever kept."""
+        """Whether anything is kept."""
         return self._ram.limit > 0 or self._files is not None
 
     @property
     def has_disk(self) -> bool:
-        """Whether a disk is used, or will be."""
+        """Whether there is a disk cache, open or not."""
         return self._folder is not None
 
     @property
     def has_memory(self) -> bool:
-        """Whether memory is used."""
+        """Whether blocks are kept in memory."""
         return self._ram.limit > 0
 
     @property
     def ram_used(self) -> int:
-        """Bytes in memory."""
+        """Bytes of the blocks in memory."""
         return self._ram.size
 
     def scan(self, facts: Mapping[str, Any]) -> list[StoredBlock]:
-        """Any thread, before `open`: what is on disk of this identity."""
+        """The blocks on disk with this identity. Any thread, before `open`."""
         return [] if self._folder is None else self._folder.scan(facts)
 
     def open(self, found: list[StoredBlock]) -> None:
-        """Use the disk from now on, with what `scan` has found there."""
+        """Use the disk from now on, with the blocks that `scan` has found."""
         self._files = self._folder
         if self._files is None:
             return
@@ -106,13 +108,13 @@ class BlockCache:
         log.info("prompt cache on disk: %d blocks, %d MiB", len(self._disk), self._disk.size // MIB)
 
     def known(self, lora: Lora, tokens: list[int]) -> int:
-        """How long a beginning of `tokens` is kept here, or by another server in the same folder."""
+        """How many of the first `tokens` are kept here, or by another server in the same folder."""
         self._adopt(lora, tokens)
         return self._tree.find(lora, tokens)[1]
 
     def nearest(self, lora: Lora, tokens: list[int], owner: str) -> list[int]:
-        """That text of this owner here that `tokens` have most in common with; [] if they leave known texts within
-        somebody else's."""
+        """The owner's text that has the longest common beginning with `tokens`; [] if they leave the known texts inside
+        another owner's block."""
         path, n = self._tree.find(lora, tokens)
         block: Block | None = path[-1] if path else self._tree.root(lora)
         rest = block.tokens[n - sum(len(one.tokens) for one in path[:-1]) :]
@@ -124,7 +126,8 @@ class BlockCache:
         return text
 
     def save(self, slot: Slot, limit_s: float, n_blocks: int = UNLIMITED) -> bool:
-        """Keep what isn't kept yet of an idle slot's cache; False when time or blocks ran out before the end."""
+        """Keep the part of an idle slot's cache that isn't kept yet. False if `limit_s` seconds or `n_blocks` blocks
+        didn't suffice."""
         tokens = self._savable(slot)
         if not self.is_on or not tokens:
             return True
@@ -133,27 +136,28 @@ class BlockCache:
         self._touch(block)
         while at < len(tokens):
             if n_blocks == 0:
-                return False  # the next call goes on with what has been read
+                return False  # what was read of the sequence is left for the next call
             if self._clock() - started > limit_s:
                 self._moves.done(slot)
                 return False
             part = tuple(tokens[at : at + BLOCK])
             saved = self._save_block(slot, block, at, part)
             if saved is None or saved.state is None and not saved.path:
-                break  # all there is room for is the beginning
+                break  # there is no room for more
             block, at, n_blocks = saved, at + len(part), n_blocks - 1
         self._moves.done(slot)
         return True
 
     def holds(self, slot: Slot) -> bool:
-        """Whether all that a slot has could be fetched from memory."""
+        """Whether a slot's whole cache could be restored from memory."""
         path, n = self._tree.find(slot.lora, slot.tokens)
         return n == len(slot.tokens) == len(self._savable(slot)) and all(block.state is not None for block in path)
 
     def restore(self, slot: Slot, prompt: list[int], limit: int, room: Callable[[int], bool]) -> tuple[int, str]:
-        """Give the slot what it lacks of the first `limit` tokens of `prompt`; how many it has then, and the source.
+        """Give the slot those of the first `limit` tokens of `prompt` that it lacks. Returns how many it has then, and
+        their source.
 
-        `room(n)` makes room for so many cells, False if there is none.
+        `room(n)` makes room for `n` cells, False if that fails.
         """
         path, n = self._tree.find(slot.lora, prompt)
         n, at, source = min(n, limit), 0, ""
@@ -172,18 +176,19 @@ class BlockCache:
         return len(slot.tokens), source
 
     def save_idle(self, slots: list[Slot]) -> bool:
-        """Nothing else is to be done: bring one more block to disk; False if there is none. Memory alone can wait."""
+        """While there is nothing else to do: write one more block to disk. False if none is left. Without a disk
+        nothing is done, since cells are saved when a slot gives them up."""
         if self._files is None:
             return False
         return any(not self.save(slot, UNLIMITED, 1) for slot in slots if slot.run is None)
 
     def close(self) -> None:
-        """Let what is pending be written."""
+        """Finish the pending writes."""
         if self._files is not None:
             self._files.close()
 
     def _adopt(self, lora: Lora, tokens: list[int]) -> None:
-        """Take over what follows in the folder, written by other servers, whole block by whole block."""
+        """Add the blocks of `tokens` that other servers have written to the folder, if they are whole."""
         if self._files is None:
             return
         block, at = self._tree.missing(lora, tokens)
@@ -211,7 +216,7 @@ class BlockCache:
         return tokens[: next(i for i, token in enumerate(tokens) if token < 0)]
 
     def _save_block(self, slot: Slot, parent: Block, at: int, tokens: tuple[int, ...]) -> Block | None:
-        """None if that can't be done with this model, now or ever."""
+        """Save one block. None if this model's state can't be cut; then saving is switched off."""
         state = self._moves.out(slot, at, at + len(tokens))
         if state is None:
             log.info(
@@ -223,7 +228,7 @@ class BlockCache:
         block, needless = self._tree.add(parent, tokens)
         self._forget(needless)
         block.owner = slot.owner
-        block.size = len(state) + 10 * len(tokens) + 300  # with what a file has around it
+        block.size = len(state) + 10 * len(tokens) + 300  # with the header of its file
         if self._ram.limit:
             block.state = state
             self._ram.add(block)
@@ -234,7 +239,7 @@ class BlockCache:
         return block
 
     def _write(self, block: Block, lora: Lora, state: bytearray | memoryview | None = None) -> None:
-        """To disk, if it keeps up."""
+        """Write a block to disk, unless the disk is too slow."""
         state = block.state if state is None else state
         block.key = self._files.key(lora, block.parent.key, block.tokens)
         block.path = self._files.put(block.key, block.parent.key, block.tokens, lora, state)  # type: ignore[arg-type]
@@ -242,7 +247,7 @@ class BlockCache:
             self._disk.add(block)
 
     def _restore_block(self, slot: Slot, block: Block, at: int, end: int) -> bool:
-        """Only what the slot lacks of it."""
+        """Restore the part of a block that the slot lacks."""
         is_there = self._moves.into(slot, self._state_of(block), end)
         if not is_there:
             log.debug("prompt cache: a block of %d tokens at %d can't be used", len(block.tokens), at)
@@ -250,7 +255,7 @@ class BlockCache:
         return is_there
 
     def _restore_all(self, slot: Slot, path: list[Block], tokens: list[int]) -> tuple[int, str]:
-        """All blocks from the first on, in the place of what the slot has, if that is more."""
+        """Replace the slot's cache by the blocks from the first on, if they have more tokens than it."""
         states, source, n = [], CACHE_RAM, 0
         for block in path:
             state = self._state_of(block) if n < len(tokens) else None
@@ -261,7 +266,7 @@ class BlockCache:
             n += len(block.tokens)
             self._touch(block)
         if n < len(tokens) and len(states) < len(path):
-            self._forget(self._tree.remove(path[len(states)]))  # its file was damaged, or is gone
+            self._forget(self._tree.remove(path[len(states)]))  # its file was damaged or is gone
         tokens = tokens[:n]
         if len(tokens) <= len(slot.tokens):
             return len(slot.tokens), ""
@@ -275,7 +280,7 @@ class BlockCache:
         return block.state if block.state is not None else self._files.get(block.path)
 
     def _touch(self, block: Block | None) -> None:
-        """The block was used, and so were those before it, which are therefore never given up before it."""
+        """Note the use of a block and of all blocks before it. So it is given up before they are."""
         while block is not None:
             self._ram.touch(block)
             self._disk.touch(block)
@@ -297,7 +302,7 @@ class BlockCache:
                 self._forget(self._tree.remove(block))
 
     def _forget(self, blocks: list[Block]) -> None:
-        """They are out of the tree: out of memory and off the disk with them."""
+        """Free the memory and files of blocks that were removed from the tree."""
         for block in blocks:
             self._ram.discard(block)
             self._disk.discard(block)

@@ -1,16 +1,16 @@
-"""Blocks of the prompt cache on disk: one file each, written by a thread of its own, checked before use.
+"""Blocks of the prompt cache on disk: one file each, written by the thread `cache-disk`, checked before use.
 
-A file is named by a hash of all it depends on: the identity (`identity`), the adapters' strengths, and every token
-before and in it. Its bytes are `slot_files`' format (magic, JSON header, CRC-32, state), written beside and renamed, so
-that it is whole or not there. What is damaged, or of an earlier format, is removed when it is found. Nothing else in
-the folder is touched.
+A file is named by a hash of what it depends on: the identity (`identity`), the adapters' strengths, and every token up
+to its end. Its format is that of `slot_files` (magic, JSON header, CRC-32, state). It is written under a temporary name
+and renamed, so it is whole or not there. Damaged files and those of an earlier format are removed when found. No other
+files in the folder are touched.
 
-Several servers may use one folder. No lock is needed: a name says all about a file's content, a file appears at once,
-and one that has gone is only computed again. What another server has written is found by its name (`find`). The
-bound of bytes is that of the folder, whoever has written: each server removes what was unused for longest.
+Several servers may use one folder without a lock: a name determines a file's content, a file appears at once, and a
+missing one is only computed again. Other servers' blocks are found by name (`find`). The limit of bytes is for the
+whole folder, and each server removes the least recently used files.
 
-`scan` comes first, on any thread; the rest is the engine's. `put` never waits: when the disk can't keep up, blocks are
-left out. Not taken: a database or an index file, which would be one more thing to be damaged, locked and repaired.
+`scan` is called first, on any thread; the rest is the engine's. `put` never waits: if the disk can't keep up, blocks
+are left out. Not taken: a database or an index file, which could be damaged and would need locks and repairs.
 """
 
 from __future__ import annotations
@@ -33,29 +33,31 @@ from server.log import get_logger
 from server.records import record
 
 SUFFIX = ".kvblock"
-MAX_PENDING = 256 << 20
-CLOSE_S = 3.0
-LEFTOVER_S = 3600.0  # a file without its last name that is so old is nobody's any more
-YOUNG_S = 60.0  # what seems to have no parent may have got it while the folder was read
-TRIM_PART = 32  # the folder is looked at whenever this part of its bound was written
+MAX_PENDING = 256 << 20  # bytes that wait to be written
+CLOSE_S = 3.0  # seconds to finish writing at the end
+LEFTOVER_S = 3600.0  # a temporary file is removed after this many seconds
+YOUNG_S = 60.0  # a file without a parent is removed if older: the parent may have been written during the scan
+TRIM_PART = 32  # the folder's size is checked whenever 1 / TRIM_PART of its limit was written
 
 log = get_logger("engine")
 
 
 @record(frozen=True)
 class StoredBlock:
-    """A file as it was found: `key` of itself and of the block before it ("" for none)."""
+    """A file that was found: its own key and that of the block before it ("" for none)."""
 
     key: str
     parent: str
     tokens: tuple[int, ...]
     lora: Lora
+
     path: str
-    size: int
+    size: int  # of the file, in bytes
 
 
 def key_of(identity: str, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
-    """The name of a block: the same for the same tokens after the same beginning, on the same model and libraries."""
+    """The name of a block. It is the same for the same tokens after the same beginning, on the same model and
+    libraries."""
     about = f"{identity}\n{lora!r}\n{parent}\n".encode()
     import hashlib  # here, because only a cache on disk needs it
 
@@ -63,13 +65,13 @@ def key_of(identity: str, lora: Lora, parent: str, tokens: tuple[int, ...]) -> s
 
 
 class BlockFiles:
-    """The folder."""
+    """The folder of a disk cache."""
 
     def __init__(self, folder: str, limit: int) -> None:
         self._folder = Path(folder)
         self._limit = limit
-        self._n_written = 0  # bytes since the folder was looked at
-        self._facts: dict[str, Any] = {}  # the identity of our blocks, and as a text
+        self._n_written = 0  # bytes since the folder was checked
+        self._facts: dict[str, Any] = {}  # the identity of this engine's blocks; `_identity` is the same as text
         self._identity = ""
         self._jobs: SimpleQueue = SimpleQueue()
         self._lock = threading.Lock()  # protects _n_pending
@@ -78,10 +80,11 @@ class BlockFiles:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StartError(f"--cache-disk {folder}: {error.strerror}; name a folder that can be written") from None
+            raise StartError(f"--cache-disk {folder}: {error.strerror}; name a folder that can be written to") from None
 
     def scan(self, facts: Mapping[str, Any]) -> list[StoredBlock]:
-        """Files of this identity, used longest ago first, each behind its parent. Damaged ones are removed."""
+        """The blocks with this identity, the least recently used first, but each behind its parent. Damaged files are
+        removed."""
         self._facts, self._identity = dict(facts), json.dumps(facts, sort_keys=True)
         for leftover in self._folder.glob(f".*{SUFFIX}.*.tmp"):
             with contextlib.suppress(OSError):
@@ -96,7 +99,7 @@ class BlockFiles:
                 if block is not None:
                     found[block.key] = stat.st_mtime, block
         if removed:
-            log.info("prompt cache on disk: %d files were removed, the first since %s", len(removed), removed[0])
+            log.info("prompt cache on disk: %d files were removed; the first one: %s", len(removed), removed[0])
         self.trim()
         seen: set[str] = set()
         return [
@@ -106,11 +109,11 @@ class BlockFiles:
         ]
 
     def key(self, lora: Lora, parent: str, tokens: tuple[int, ...]) -> str:
-        """The name of a block of ours."""
+        """The name of a block with this engine's identity."""
         return key_of(self._identity, lora, parent, tokens)
 
     def find(self, key: str, parent: str) -> tuple[str, int] | None:
-        """The path and size of a block that this server hasn't written, if another one has."""
+        """The path and size of a block that another server has written; None if there is none."""
         path = str(self._path(key, parent))
         try:
             return path, os.stat(path).st_size
@@ -118,7 +121,7 @@ class BlockFiles:
             return None
 
     def put(self, key: str, parent: str, tokens: tuple[int, ...], lora: Lora, state: bytearray | memoryview) -> str:
-        """Have a block written; the path it will have, or "" if the disk is behind."""
+        """Have a block written. Returns its path, or "" if the disk can't keep up."""
         with self._lock:
             if self._n_pending + len(state) > MAX_PENDING:
                 return ""
@@ -131,7 +134,7 @@ class BlockFiles:
         return str(path)
 
     def get(self, path: str) -> memoryview | None:
-        """A block's state; None if the file is gone or damaged (then it is removed)."""
+        """A block's state; None if the file is gone or damaged. A damaged file is removed."""
         try:
             state = slot_files.read(Path(path), self._facts).state
         except ApiError as error:
@@ -143,14 +146,14 @@ class BlockFiles:
         return state
 
     def remove(self, path: str) -> None:
-        """Delete a file, behind what is still to be written."""
+        """Delete a file, after the pending writes."""
         if self._thread is not None:
             self._jobs.put((Path(path), None, None, None))
         else:
             _unlink(Path(path))
 
     def close(self) -> None:
-        """Write what is pending, for some seconds at most."""
+        """Finish the pending writes, for `CLOSE_S` at most."""
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join(CLOSE_S)
@@ -159,7 +162,8 @@ class BlockFiles:
         return self._folder / f"{key}.{parent or 'first'}{SUFFIX}"
 
     def _look(self, path: Path, size: int, removed: list[str]) -> StoredBlock | None:
-        """What a file is by its header; None if it is of another model. A damaged one is removed, and why is told."""
+        """The block that a file's header describes; None if it has another identity. A damaged file is removed, and the
+        reason is added to `removed`."""
         try:
             header = slot_files.read_header(path)
             key, parent = path.name.removesuffix(SUFFIX).split(".")
@@ -178,7 +182,8 @@ class BlockFiles:
     def _with_parents(
         self, block: StoredBlock, found: dict[str, tuple[float, StoredBlock]], seen: set[str]
     ) -> Iterator[StoredBlock]:
-        """The blocks before it and itself, as far as they weren't given yet; a block without its parent is removed."""
+        """The block and those before it that aren't in `seen` yet, in order. Blocks whose parent is missing are
+        removed."""
         path = [block]
         while path[-1].parent and path[-1].parent not in seen:
             if path[-1].parent not in found:
@@ -193,7 +198,7 @@ class BlockFiles:
                 yield one
 
     def _run(self) -> None:
-        """The writing thread."""
+        """The body of the thread `cache-disk`."""
         while (job := self._jobs.get()) is not None:
             path, tokens, lora, state = job
             if tokens is None:
@@ -208,11 +213,11 @@ class BlockFiles:
             with self._lock:
                 self._n_pending -= len(state)
             self._n_written += len(state)
-            if self._n_written > self._limit // TRIM_PART and self._jobs.empty():  # else removals may be waiting there
+            if self._n_written > self._limit // TRIM_PART and self._jobs.empty():  # the queue may have removals
                 self.trim()
 
     def trim(self) -> None:
-        """Remove files that were unused for longest, of whichever server, until the folder keeps its bound."""
+        """Remove the least recently used files until the folder keeps its limit."""
         self._n_written = 0
         files = []
         with contextlib.suppress(OSError), os.scandir(self._folder) as entries:

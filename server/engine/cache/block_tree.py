@@ -1,9 +1,9 @@
-"""What is known of prompts outside the KV cache: blocks of tokens with their state, as a tree of beginnings.
+"""A tree of the token blocks that are kept outside the KV cache.
 
-Pure data, no backend and no files; engine thread. A block holds up to `BLOCK` tokens that follow those of its parent,
-and their keys and values as bytes, in memory (`state`), on disk (`path`), or both. So what many prompts begin with is
-kept once, and a longer version of a text adds only what is new. What is unused for longest goes first; since using a
-block uses all blocks before it, that is always the end of some text, and what is left is always a beginning.
+Pure data, no backend and no files; engine thread. A block has up to `BLOCK` tokens that follow those of its parent, and
+their keys and values as bytes, in memory (`state`), on disk (`path`), or both. So a beginning that many prompts share
+is kept once, and a longer version of a text adds only its new tokens. The least recently used block is given up first.
+A use of a block counts for all blocks before it, so ends of texts go first, and beginnings stay complete.
 
 Not taken: whole sequences as entries. Ten conversations with one system prompt would keep it ten times, and each turn
 of a conversation would copy all of it again.
@@ -17,28 +17,27 @@ from collections.abc import Iterator, Sequence
 from server.engine.slots.slot import common_prefix
 from server.records import field, record
 
-BLOCK = 128
+BLOCK = 128  # tokens
 
 Lora = tuple[tuple[int, float], ...]
 
 
 @record(eq=False)
 class Block:
-    """`tokens` behind those of `parent`. `size` is that of the state in bytes; `path` its file, "" for none; `owner`
-    whose text it is, None if nobody knows."""
+    """Some `tokens` behind those of `parent`."""
 
     tokens: tuple[int, ...]
     parent: Block | None
-    key: str = ""
-    size: int = 0
-    state: bytearray | memoryview | None = None
-    path: str = ""
-    owner: str | None = None
+    key: str = ""  # its name on disk
+    size: int = 0  # bytes of its state
+    state: bytearray | memoryview | None = None  # None if it isn't in memory
+    path: str = ""  # "" if it isn't on disk
+    owner: str | None = None  # whose text it is; None if unknown
     children: dict[tuple[int, ...], Block] = field(default_factory=dict)
 
 
 class Shelf:
-    """The blocks that one kind of memory holds, unused for longest first, and how many bytes they take."""
+    """The blocks in one kind of memory, the least recently used first. `size` and `limit` are bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -52,35 +51,36 @@ class Shelf:
         return len(self._blocks)
 
     def add(self, block: Block) -> None:
-        """As the one used latest."""
+        """Add a block as the latest used one."""
         self._blocks[block] = None
         self.size += block.size
 
     def touch(self, block: Block) -> None:
-        """It was used, if it is here."""
+        """Note the use of a block, if it is here."""
         if block in self._blocks:
             self._blocks.move_to_end(block)
 
     def discard(self, block: Block) -> None:
-        """It is no longer here."""
+        """Take a block out, if it is here."""
         if block in self._blocks:
             del self._blocks[block]
             self.size -= block.size
 
     def too_much(self) -> Iterator[Block]:
-        """Blocks to give up until the others fit, unused for longest first; the caller discards each."""
+        """Yields the blocks to give up until the rest keeps the limit, the least recently used first. The caller
+        discards each."""
         while self.size > self.limit and self._blocks:
             yield next(iter(self._blocks))
 
 
 class BlockTree:
-    """All blocks; a root for each setting of adapters, since those change what tokens lead to."""
+    """All blocks. Each setting of adapters has a root of its own, because adapters change keys and values."""
 
     def __init__(self) -> None:
         self._roots: dict[Lora, Block] = {}
 
     def __iter__(self) -> Iterator[tuple[Lora, Block]]:
-        """Every block with its adapters, behind its parent."""
+        """Every block with its adapters, each behind its parent."""
         for lora, root in self._roots.items():
             blocks = [*root.children.values()]
             for block in blocks:
@@ -88,12 +88,12 @@ class BlockTree:
                 blocks += block.children.values()
 
     def root(self, lora: Lora) -> Block:
-        """The block before the first."""
+        """The block before the first one."""
         return self._roots.setdefault(lora, Block((), None))
 
     def find(self, lora: Lora, tokens: Sequence[int]) -> tuple[list[Block], int]:
-        """Blocks that hold the longest known beginning of `tokens`, and its length; the last may hold more than
-        that."""
+        """The blocks with the longest known beginning of `tokens`, and its length. The last block may have more tokens
+        than that."""
         block, path, n = self._roots.get(lora), [], 0
         while block is not None and block.children:
             wanted = tuple(tokens[n : n + BLOCK])
@@ -109,7 +109,8 @@ class BlockTree:
         return path, n
 
     def missing(self, lora: Lora, tokens: Sequence[int]) -> tuple[Block, int]:
-        """The last block that holds exactly a beginning of `tokens`, and where what isn't known begins."""
+        """The last block of those that hold exactly a beginning of `tokens`, and the index of the first unknown
+        token."""
         block, n = self.root(lora), 0
         while (following := block.children.get(tuple(tokens[n : n + BLOCK]))) is not None:
             block, n = following, n + len(following.tokens)
@@ -118,7 +119,7 @@ class BlockTree:
         return block, n
 
     def add(self, parent: Block, tokens: tuple[int, ...]) -> tuple[Block, list[Block]]:
-        """A new block, and those that it makes needless: shorter ones with the same beginning."""
+        """Add a block. Returns it and the blocks that it replaces: shorter ones with the same beginning."""
         needless = [
             child
             for child in parent.children.values()
@@ -130,7 +131,7 @@ class BlockTree:
         return block, needless
 
     def remove(self, block: Block) -> list[Block]:
-        """Take a block out, and all behind it, which are of no use without it; the list of them."""
+        """Remove a block and all blocks behind it, which are useless without it. Returns them."""
         if block.parent is not None and block.parent.children.get(block.tokens) is block:
             del block.parent.children[block.tokens]
         removed = [block]

@@ -1,7 +1,7 @@
-"""Where a prompt leaves a cached text, and how much of what follows the cache would have had.
+"""Finds where a prompt leaves a cached text, and counts the tokens that the cache would have had otherwise.
 
-Pure functions on token lists, engine thread. Not taken: the best alignment of both texts, which costs their lengths
-multiplied; here a prompt of 100,000 tokens costs milliseconds.
+Pure functions on token lists, engine thread. Not taken: the best alignment of both texts, which takes time in
+proportion to the product of their lengths. This takes milliseconds for 100,000 tokens.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from server.engine.seam.task import Difference
 from server.engine.slots.slot import common_prefix
 
 N_BEFORE, N_BEHIND = 8, 6
-"""Tokens shown around a difference."""
+"""Tokens reported before and behind a difference."""
 STRETCH = 16
-"""Tokens; what is the same in both texts counts from twice as many on, and shorter stretches if they lie well."""
+"""Tokens. A run of twice as many that both texts have is always counted; a shorter one only where it happens to be
+found."""
 MAX_MISSES = 8192
-"""A prompt with more new tokens than these has become another text."""
+"""After so many new tokens the prompt counts as another text."""
 
 
 def first_difference(prompt: Sequence[int], cached: Sequence[int], counts: bool = True) -> Difference | None:
-    """Where the prompt leaves the cached one; None if one of them ends first. `counts`: also what is lost by it."""
+    """Where the prompt leaves the cached text; None if one of them is the beginning of the other. With `counts`, also
+    how many tokens are lost by it."""
     n = common_prefix(prompt, cached)
     if n == min(len(prompt), len(cached)):
         return None
@@ -30,9 +32,9 @@ def first_difference(prompt: Sequence[int], cached: Sequence[int], counts: bool 
 
 
 def count_known(prompt: Sequence[int], cached: Sequence[int], start: int) -> int:
-    """How many tokens of the prompt from `start` on are part of a stretch that `cached` has from there on, too."""
+    """How many tokens of the prompt from `start` on belong to runs that `cached` also has from there on."""
     starts = range(start, len(cached) - STRETCH + 1, STRETCH)
-    places = {tuple(cached[j : j + STRETCH]): j for j in reversed(starts)}  # where it is first
+    places = {tuple(cached[j : j + STRETCH]): j for j in reversed(starts)}  # the first place of each
     n_known, n_misses, i, end = 0, 0, start, start
     while i + STRETCH <= len(prompt) and n_misses < MAX_MISSES:
         j = places.get(tuple(prompt[i : i + STRETCH]))
@@ -48,7 +50,7 @@ def count_known(prompt: Sequence[int], cached: Sequence[int], start: int) -> int
 
 
 def _common_run(a: Sequence[int], i: int, b: Sequence[int], j: int) -> int:
-    """How far both are the same from these places on. The steps of comparing grow and shrink with what is found."""
+    """How many tokens are the same from these places on. The compared blocks grow and shrink with the result."""
     n, step, end = 0, STRETCH, min(len(a) - i, len(b) - j)
     while step:
         is_same = n + step <= end and a[i + n : i + n + step] == b[j + n : j + n + step]

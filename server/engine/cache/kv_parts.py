@@ -1,4 +1,4 @@
-"""A sequence's keys and values as llama.cpp v0.5.0 writes them, taken apart into runs of tokens and put together again.
+"""Cuts a sequence's state, as llama.cpp v0.5.0 writes it, into runs of tokens, and joins such runs.
 
 Pure functions on bytes, no backend; engine thread. A state is
 
@@ -10,10 +10,11 @@ Pure functions on bytes, no backend; engine thread. A state is
         for each layer its values: the same; or transposed: type i32, bytes of a number u32, rows u32, and each row with
                                    a number for each cell (some models have no values of their own)
 
-A sequence is in one stream, all others are empty. Outside this module and the backend a state has one stream: so it
-fits into a server with more slots or another layout of the cache. What doesn't look like this isn't cut.
+A sequence is in one KV stream, and all others are empty. Outside this module and the backend a state has one stream, so
+that it fits into a server with more slots or another layout of the cache. Bytes that differ from this description
+aren't cut.
 
-Not taken: a scratch sequence through which llama.cpp itself cuts, as in one cache for all. With streams it would cost
+Not taken: a scratch sequence through which llama.cpp itself cuts, as in a unified cache. In a split cache it would take
 a whole slot's memory. Nor whole sequences as entries of the prompt cache: see `block_tree`.
 """
 
@@ -25,22 +26,22 @@ from collections.abc import Sequence
 from server.records import record
 
 WORD = struct.Struct("<I")
-COUNTS = struct.Struct("<II")
-KEYS = struct.Struct("<iQ")
-TURNED = struct.Struct("<iII")
-N_HEAD = 8  # magic and sequence
-META_WORDS = (3, 6)
+COUNTS = struct.Struct("<II")  # streams and cells, or transposed and layers
+KEYS = struct.Struct("<iQ")  # head of a layer's keys, or of values that aren't transposed
+TURNED = struct.Struct("<iII")  # head of transposed values
+N_HEAD = 8  # bytes of magic and sequence
+META_WORDS = (3, 6)  # 32-bit numbers for each cell
 MAX_LAYERS, MAX_TYPE = 4096, 256
 
 
 class UnknownState(ValueError):
-    """The bytes aren't what is described above."""
+    """The bytes don't have the format described above."""
 
 
 @record(frozen=True)
 class Tensor:
-    """Keys or values of a layer: `n_rows` times a unit of `n_bytes` for each cell, from `at` on; what is said before
-    that is `head`."""
+    """The keys or values of a layer, from byte `at` on: `n_rows` rows with `n_bytes` for each cell. `head` are the
+    bytes before them."""
 
     head: bytes
     at: int
@@ -50,7 +51,8 @@ class Tensor:
 
 @record(frozen=True)
 class Section:
-    """One cache's part of a state: `n_cells` cells with `words` numbers each from `at` on, up to `end`."""
+    """One cache's part of a state, from byte `start` to `end`: `n_cells` cells, whose `words` 32-bit numbers each begin
+    at byte `at`."""
 
     start: int
     at: int
@@ -63,7 +65,8 @@ class Section:
 
 
 class KvParts:
-    """A state that can be cut. UnknownState if it can't. The state is this object's own: its beginning is changed."""
+    """A state that can be cut; UnknownState if it can't be. It belongs to this object, which overwrites its
+    beginning."""
 
     def __init__(self, state: memoryview) -> None:
         self._state = state
@@ -75,14 +78,14 @@ class KvParts:
         self._runs = _runs(meta[:: section.words].tolist())
 
     def part(self, start: int, end: int) -> memoryview:
-        """The tokens at positions [start, end) as a state of one stream. UnknownState if they aren't all there."""
+        """The tokens at positions [start, end) as a state of one stream. UnknownState if one of them is missing."""
         section, state = self._section, self._state
         runs = _cut(self._runs, start, end)
         if sum(i1 - i0 for i0, i1 in runs) != end - start:
             raise UnknownState("positions are missing")
         head = self._head + COUNTS.pack(1, end - start)
         if runs == [(0, section.n_cells)] and not state.readonly:
-            at = section.at - len(head)  # where the counts of a cache with one stream or more begin, or behind
+            at = section.at - len(head)  # overwrites magic, sequence and counts, which are no shorter
             state[at : section.at] = head
             return state[at : section.end - 4 * _n_behind(section)]
         pieces: list[bytes | memoryview] = [head]
@@ -98,7 +101,8 @@ class KvParts:
 
 
 def joined(parts: Sequence[memoryview | bytearray], n_streams: int) -> bytearray:
-    """States of runs of tokens as one state in a cache of `n_streams`. UnknownState if they don't fit together."""
+    """Join the states of runs of tokens to one state for a cache of `n_streams` streams. UnknownState if they don't fit
+    together."""
     states = [memoryview(part) for part in parts]
     sections = [read_section(state, N_HEAD) for state in states]
     first = sections[0]
@@ -127,8 +131,8 @@ def joined(parts: Sequence[memoryview | bytearray], n_streams: int) -> bytearray
 
 
 def with_streams(state: memoryview | bytearray, n_streams: int, has_tail: bool) -> memoryview:
-    """The same state for a cache of `n_streams`. With `has_tail` something else follows the first section (the
-    recurrent part of hybrid models). UnknownState if it is none that can be read."""
+    """The state for a cache of `n_streams` streams. With `has_tail` other bytes follow the first section (the recurrent
+    part of hybrid models). UnknownState if it can't be read."""
     state = memoryview(state)
     pieces: list[bytes | memoryview] = [state[:N_HEAD]]
     at = N_HEAD
@@ -148,12 +152,12 @@ def with_streams(state: memoryview | bytearray, n_streams: int, has_tail: bool) 
 
 
 def streams_of(state: memoryview | bytearray) -> int:
-    """For a cache of how many streams a state is."""
+    """The number of streams that a state has."""
     return WORD.unpack_from(state, N_HEAD)[0] if len(state) >= N_HEAD + 4 else 0
 
 
 def read_section(state: memoryview, start: int) -> Section:
-    """What is where in a section that begins at `start`. UnknownState."""
+    """The places of all parts of the section that begins at byte `start`. UnknownState if it can't be read."""
     try:
         (n_streams,) = WORD.unpack_from(state, start)
         at = start + 4
@@ -178,11 +182,11 @@ def _read_stream(state: memoryview, start: int, at: int, n_streams: int, i: int,
             return Section(
                 start, at, end + n_behind, n_streams, n_cells, words, bytes(state[counts : counts + 8]), tuple(tensors)
             )
-    raise UnknownState("a layout that isn't known")
+    raise UnknownState("an unknown layout")
 
 
 def _n_behind(section: Section) -> int:
-    """How many empty streams come behind that with the cells."""
+    """How many empty streams follow the one with cells."""
     if not section.n_cells:
         return 0
     return section.n_streams - 1 - (section.at - section.start - 8) // 4
@@ -194,7 +198,7 @@ def _is_meta(state: memoryview, at: int, n_cells: int, words: int) -> bool:
 
 
 def _read_tensors(state: memoryview, at: int, n_cells: int) -> tuple[list[Tensor], int]:
-    """Keys and values of all layers and where they end; nothing if it can't be that."""
+    """The keys and values of all layers and where they end; no tensors if the bytes can't be that."""
     if at + 8 > len(state):
         return [], at
     is_turned, n_layers = COUNTS.unpack_from(state, at)
@@ -223,7 +227,7 @@ def _read_tensors(state: memoryview, at: int, n_cells: int) -> tuple[list[Tensor
 
 
 def _runs(positions: list[int]) -> list[tuple[int, int, int]]:
-    """(position, index, length) of runs of cells whose positions follow each other, by position."""
+    """The runs of cells with consecutive positions, as (position, index, length), by position."""
     n = len(positions)
     if positions == list(range(positions[0], positions[0] + n)) if n else True:
         return [(positions[0], 0, n)] if n else []
@@ -236,7 +240,7 @@ def _runs(positions: list[int]) -> list[tuple[int, int, int]]:
 
 
 def _cut(runs: list[tuple[int, int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """Where the cells at positions [start, end) are, as ranges of indices in the order of positions."""
+    """The cells at positions [start, end) as ranges of indices, in the order of positions."""
     found = []
     for pos, index, length in runs:
         low, high = max(start, pos), min(end, pos + length)

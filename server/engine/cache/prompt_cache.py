@@ -1,10 +1,9 @@
-"""What stays in the KV cache between and during tasks: reuse and sharing of prefixes, eviction, context shift.
+"""The tokens in the KV cache between and during tasks: reuse and sharing of prefixes, eviction, context shift.
 
-Engine thread only. Each function keeps the one invariant: `slot.tokens[i]` is what the cache holds for the slot's
-sequence as its i-th token. All of them go through `Backend.seq_*`. A prefix that another slot holds is copied where
-each slot has its part of the cache, and referenced in one cache for all, whose cells can belong to several sequences.
-Positions of shared cells must never be changed for one of them alone, so a slot that may share is given cells of its
-own (`unshare`) before it is shifted.
+Engine thread only. Each function keeps one invariant: `slot.tokens[i]` is the i-th token that the cache holds for the
+slot's sequence. A prefix of another slot is copied in a split cache. In a unified cache it is referenced, since cells
+can belong to several sequences there. Positions of shared cells can't be changed for one sequence alone. So a slot that
+may share cells gets its own (`unshare`) before it is shifted.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from server.engine.slots.backend import Backend
 from server.engine.slots.slot import Aside, Checkpoint, Slot, common_prefix
 from server.log import get_logger
 
-MIN_SHARED = 16
-COPY_COST = 32  # reading out so many tokens of a slot takes as long as evaluating one, at most
+MIN_SHARED = 16  # fewer tokens aren't worth sharing
+COPY_COST = 32  # copying this many tokens takes at most as long as evaluating one
 
 log = get_logger("engine")
 
@@ -28,11 +27,11 @@ def choose_slot(
     lora: tuple[tuple[int, float], ...] = (),
     now: float = 0.0,
 ) -> Slot | None:
-    """The idle slot to run `prompt` on: the one it continues, else an empty one, else the one of the least `value`.
+    """The idle slot to run `prompt` on: one that it continues, else an empty one, else the one of the least `value`.
 
-    A prompt continues a slot if running there would keep at least three quarters of the slot's tokens, or if the
-    slot has all of the prompt (the same question again). A shared beginning alone is no reason to destroy another
-    conversation's cache: it can be referenced from any slot.
+    A prompt continues a slot if it would keep at least three quarters of the slot's tokens, or if the slot has all of
+    the prompt. A shared beginning alone is no reason to give up another conversation's cache, because any slot can
+    share it.
     """
     idle = [slot for slot in slots if slot.run is None]
     if cache_prompt:
@@ -49,7 +48,8 @@ def choose_slot(
 
 
 def value(slot: Slot, now: float) -> float:
-    """What would be lost with the cache of an idle slot: many tokens, just used. Shared ones aren't lost with it."""
+    """What giving up an idle slot's cache would cost. It grows with the slot's own tokens and falls with the time since
+    its use."""
     return (len(slot.tokens) - slot.n_shared) / (1.0 + max(now - slot.t_used, 0.0))
 
 
@@ -61,10 +61,11 @@ def reuse_prefix(
     donors: Sequence[Slot] = (),
     limit: int | None = None,
 ) -> int:
-    """Keep what `prompt` can use of the slot's cache or of a donor's, drop the rest; how many tokens are there.
+    """Keep the part of the slot's cache that `prompt` begins with, or take a donor's longer one; drop the rest. Returns
+    how many tokens the slot has then.
 
-    At least the prompt's last token is evaluated again: its logits are needed, and only evaluation gives them. `limit`
-    is given where more than that is.
+    At least the prompt's last token is evaluated again, because its logits are needed. `limit` bounds the reused tokens
+    if more have to be evaluated.
     """
     if limit is None:
         limit = max(len(prompt) - 1, 0)
@@ -88,23 +89,23 @@ def reuse_prefix(
 
 
 def _least_left(backend: Backend, slot: Slot) -> int:
-    """How much of a slot a prompt must have in common with it, where there are sliding windows."""
+    """With sliding windows: how many tokens a prompt must have in common with a slot to use them."""
     if slot.state_copy is None:
         return backend.least_left(slot.seq)
     return len(slot.tokens) - 1 if len(slot.tokens) > backend.window else 0
 
 
 def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
-    """Let the slot hold what the donor has of `tokens`, its beginning. False: that failed, and the slot is empty."""
+    """Make the slot hold `tokens`, a beginning of the donor's. False if that failed; the slot is empty then."""
     n = len(slot.tokens)
     forget(slot)
     try:
         if donor.state_copy is None:
             backend.seq_cp(donor.seq, slot.seq, n, len(tokens))
         elif not (backend.set_state(slot.seq, donor.state_copy) and backend.seq_rm(slot.seq, len(tokens), -1)):
-            raise RuntimeError("the system prompt's state did not fit back into the cache it came from")
+            raise RuntimeError("the system prompt's state could not be restored to the cache")
     except (RuntimeError, MemoryError) as error:
-        log.warning("a prompt is read where it could have been copied: %s", error or "there is no memory for a copy")
+        log.warning("a cached prefix could not be copied and is computed again: %s", error or "not enough memory")
         trim(backend, slot, 0)
         return False
     slot.n_shares += 1
@@ -113,7 +114,7 @@ def _copy(backend: Backend, slot: Slot, donor: Slot, tokens: list[int]) -> bool:
 
 
 def forget(slot: Slot) -> None:
-    """The slot's sequence holds nothing any more, or is about to be filled with something else."""
+    """Clear the slot's books: its sequence holds nothing, or is about to be filled anew."""
     slot.tokens.clear()
     slot.checkpoints.clear()
     slot.is_sharing, slot.shifted_at = False, None
@@ -123,9 +124,10 @@ def forget(slot: Slot) -> None:
 
 
 def trim(backend: Backend, slot: Slot, n: int) -> int:
-    """Cut the slot's cache to its first `n` tokens; fewer where the model can't drop a tail: to a checkpoint, or none.
+    """Cut the slot's cache to its first `n` tokens. If the model can't drop a tail, fewer stay: those of a checkpoint,
+    or none.
 
-    Folded positions (self-extend) can't be cut at a token: there it is all or nothing.
+    Merged positions (self-extend) can't be cut at a token, so none stay there.
     """
     if slot.positions is not None and n < len(slot.tokens):
         n = 0
@@ -146,7 +148,7 @@ def trim(backend: Backend, slot: Slot, n: int) -> int:
 
 
 def _go_back(backend: Backend, slot: Slot, n: int) -> int:
-    """To the last checkpoint within the first `n` tokens; how many there are then."""
+    """Go back to the last checkpoint within the first `n` tokens; returns how many tokens are left."""
     for checkpoint in reversed(slot.checkpoints):
         if checkpoint.n <= n and backend.restore_checkpoint(slot.seq, checkpoint.state):
             if backend.seq_rm(slot.seq, checkpoint.n, -1):
@@ -156,15 +158,16 @@ def _go_back(backend: Backend, slot: Slot, n: int) -> int:
 
 
 def least_valuable(slots: Iterable[Slot], now: float = 0.0) -> Slot | None:
-    """The idle slot whose cache is worth least; None if there is none with a cache."""
+    """The idle slot with the least valuable cache; None if no idle slot has one."""
     idle = [slot for slot in slots if slot.run is None and slot.tokens]
     return min(idle, key=lambda slot: (value(slot, now), slot.t_used), default=None)
 
 
 def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
-    """Make room in a full slot: drop tokens after the first `n_keep`, renumber the rest; how many were dropped.
+    """Make room in a full slot: drop tokens after the first `n_keep` and renumber the rest. Returns how many were
+    dropped.
 
-    `n_discard` 0 means half of what isn't kept. The caller has checked `backend.can_shift`.
+    `n_discard` 0 means half of the tokens that aren't kept. The caller has checked `backend.can_shift`.
     """
     n_past = len(slot.tokens)
     n_keep = max(min(n_keep, n_past - 4), 0)
@@ -175,7 +178,7 @@ def shift(backend: Backend, slot: Slot, n_keep: int, n_discard: int) -> int:
 
 
 def cut(backend: Backend, slot: Slot, start: int, end: int) -> None:
-    """Take the tokens [start, end) out of a slot, and renumber those behind. The caller has checked
+    """Remove the tokens [start, end) from a slot and renumber those behind. The caller has checked
     `backend.can_shift`."""
     if slot.is_sharing:
         backend.unshare(slot.seq)
@@ -189,7 +192,8 @@ def cut(backend: Backend, slot: Slot, start: int, end: int) -> None:
 
 
 def put_aside(backend: Backend, slot: Slot) -> None:
-    """Take a running slot's cells out of the cache, into memory. MemoryError or RuntimeError: they are still there."""
+    """Move a running slot's cells from the cache to memory (`Slot.aside`). After a MemoryError or RuntimeError they are
+    still in the cache."""
     state = backend.state(slot.seq) if slot.tokens else None
     aside = Aside(state, list(slot.tokens), slot.positions, slot.shifted_at, list(slot.checkpoints))
     backend.seq_rm(slot.seq, -1, -1)
@@ -198,7 +202,8 @@ def put_aside(backend: Backend, slot: Slot) -> None:
 
 
 def take_up(backend: Backend, slot: Slot) -> bool:
-    """Put them back, into cells of the slot's own. False if there is no room: nothing has changed."""
+    """Move the cells that were put aside back, into cells of the slot's own. False if there is no room; then nothing
+    has changed."""
     aside: Aside = slot.aside  # type: ignore[assignment]
     if aside.state is not None and not backend.set_state(slot.seq, aside.state):
         backend.seq_rm(slot.seq, -1, -1)
@@ -209,7 +214,7 @@ def take_up(backend: Backend, slot: Slot) -> bool:
 
 
 def fold(backend: Backend, slot: Slot) -> None:
-    """Self-extend: apply the folds that are due to the slot's positions in the cache."""
+    """Self-extend: apply the due folds to the slot's positions in the cache."""
     while (step := slot.positions.fold()) is not None:
         backend.seq_add(slot.seq, step.add_start, step.add_end, step.add_delta)
         backend.seq_div(slot.seq, step.divide_start, step.divide_end, slot.positions.factor)
@@ -217,9 +222,10 @@ def fold(backend: Backend, slot: Slot) -> None:
 
 
 def cut_prompt(prompt: list[int], n_ctx: int, n_keep: int) -> list[int]:
-    """Fit an over-long prompt: keep the first `n_keep`, drop whole blocks from the middle (2024 behaviour).
+    """Cut a prompt that is too long: keep the first `n_keep` tokens and drop whole blocks from the middle (as
+    llama.cpp's server did in 2024).
 
-    A block is half of what isn't kept; what is left is shorter than `n_ctx`.
+    A block here is half of the tokens that aren't kept. The result is shorter than `n_ctx`.
     """
     n_keep = max(min(n_keep, n_ctx - 4), 0)
     block = max((n_ctx - n_keep) // 2, 1)
@@ -228,7 +234,7 @@ def cut_prompt(prompt: list[int], n_ctx: int, n_keep: int) -> list[int]:
 
 
 def count_shared(slots: Iterable[Slot]) -> int:
-    """By how much the slots' tokens are more than the cells of the cache, because beginnings are shared."""
+    """The slots' tokens minus the cells they take, since shared beginnings have their cells only once."""
     seen: list[Slot] = []
     total = 0
     for slot in slots:
@@ -241,23 +247,23 @@ def count_shared(slots: Iterable[Slot]) -> int:
     return total
 
 
-# ---- going back in models whose state can't be cut -------------------------------------------------------------------
+# ---- checkpoints: for models whose state can't be cut ----------------------------------------------------------------
 
-# A recurrent model's state is about all tokens so far; the last few can't be dropped. So at every `step` tokens of a
-# prompt, and shortly before its end, the state is copied (`Slot.checkpoints`), and where others cut a sequence, `trim`
-# goes back to the last copy before that place. Reading stops at those places, which costs a step of the engine each.
-# Hybrid models keep their attention cells; only their recurrent part is copied. Not taken: copies while text is
-# generated, since the next request seldom goes back to there.
+# A recurrent model's state depends on all tokens so far; the last ones can't be dropped. So the state is copied every
+# `step` tokens of a prompt and shortly before its end (`Slot.checkpoints`). Instead of cutting the sequence, `trim`
+# goes back to the last copy before that place. A prompt step ends at each of these places. Of hybrid models only the
+# recurrent part is copied, since their attention cells can be cut. Not taken: copies while text is generated. The next
+# request seldom goes back to there.
 END_MARGIN = 4
-"""Tokens before a prompt's end. The next request may have other ones in the very last places: templates end with a
-beginning of the answer, and its first characters may melt into them."""
+"""A copy is made this many tokens before a prompt's end. The next prompt may differ at the very end: templates end with
+the beginning of an answer, whose first characters may become part of their last token."""
 
 MIN_TOKENS = 32
-"""A shorter prompt is read again in no time."""
+"""Shorter prompts are simply read again."""
 
 
 class Checkpoints:
-    """Makes them: at most `limit` for each slot."""
+    """Makes the copies, at most `limit` for each slot."""
 
     def __init__(self, backend: Backend, limit: int, step: int) -> None:
         self._backend = backend
@@ -266,7 +272,7 @@ class Checkpoints:
         self.is_on = not backend.can_share and limit > 0
 
     def rows(self, slot: Slot) -> int:
-        """How far a slot's prompt may be read in one go; a copy is made if it is due right here."""
+        """How many rows of a slot's prompt the next step may read. Makes a copy if one is due at the present place."""
         n, end = len(slot.tokens), len(slot.run.prompt) - END_MARGIN
         end = end if end >= MIN_TOKENS else 0
         if slot.run.layout.chunks or slot.positions is not None:
@@ -278,7 +284,7 @@ class Checkpoints:
         return (end if n < end < stop else min(stop, len(slot.run.prompt))) - n
 
     def _thin_out(self, slot: Slot) -> None:
-        """Too many: the one goes that leaves the smallest gap, the first and the latest stay."""
+        """If there are too many, drop the copy that leaves the smallest gap, but never the first or the latest."""
         while len(slot.checkpoints) > self._limit:
             places = [0, *(one.n for one in slot.checkpoints)]
             gaps = [places[i + 1] - places[i - 1] for i in range(1, len(places) - 1)]

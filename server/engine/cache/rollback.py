@@ -1,11 +1,11 @@
-"""Going back by a few tokens in models whose state can't be cut: how far llama.cpp can, and when.
+"""Dropping the last few tokens in models whose state can't be cut: how many llama.cpp can drop, and when.
 
-Engine thread. `llama_context_params::n_rs_seq` has a context keep a sequence's state as it was 1, 2, ... tokens ago.
-Only those of its latest batch are true, and only once: what is older in their places belongs to other tokens, and
-llama.cpp would put it back without a word. So it is noted here what each sequence can go back to.
+Engine thread. With `llama_context_params::n_rs_seq` a context keeps a sequence's state as it was 1, 2, ... tokens ago.
+Only the states of the latest batch are valid, and only once: older ones belong to other tokens, and llama.cpp would
+restore them without an error. So this module notes how far each sequence can go back.
 
-Not taken: all architectures that llama.cpp lists for it. Guesses are on without being asked for, and a wrong state
-would show in nothing but the text, so there are those that a test has compared (`shape_reader.GOES_BACK`).
+Not taken: all architectures that llama.cpp allows it for. Drafts are on by default, and a wrong state would show only
+in the text. So it is only on for those that a test has compared (`shape_reader.GOES_BACK`).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from server.engine.seam.config import EngineConfig
 from server.engine.slots.planner import Span
 from server.model_files.shape import Shape
 
-MAX_BACK = 8
-MAX_BYTES = 256 << 20  # of states, all slots together
+MAX_BACK = 8  # tokens
+MAX_BYTES = 256 << 20  # for the states of all slots
 
 
 def n_back(config: EngineConfig, shape: Shape | None) -> int:
-    """By how many tokens a sequence shall be able to go back; 0 for none."""
+    """How many tokens a sequence should be able to drop; 0 for none."""
     if shape is None or not shape.can_go_back or not config.spec.lookup or config.exact or config.n_group > 1:
         return 0
     size = config.n_slots * sum(layer.state for layer in shape.layers)
@@ -29,21 +29,21 @@ def n_back(config: EngineConfig, shape: Shape | None) -> int:
 
 
 class Rollback:
-    """Which of the latest states can be gone back to, `n` at most."""
+    """How far each sequence can go back now, `n` tokens at most."""
 
     def __init__(self, n: int) -> None:
         self.n = n
         self._n_left: dict[int, int] = {}
 
     def note(self, spans: Iterable[Span]) -> None:
-        """These rows were evaluated."""
+        """Note that these rows were evaluated."""
         if self.n:
             self._n_left |= {span.seq: min(len(span) - 1, self.n) for span in spans}
 
     def forget(self, seq: int) -> None:
-        """The sequence was filled otherwise."""
+        """Note that the sequence's state was replaced."""
         self._n_left.pop(seq, None)
 
     def take(self, seq: int, n_tokens: int) -> bool:
-        """Whether the sequence can go back by so many tokens now. It can't do that again before the next batch."""
+        """Whether the sequence can drop `n_tokens` tokens now. If so, it can't do it again before the next batch."""
         return n_tokens <= 0 or n_tokens <= self._n_left.pop(seq, 0)

@@ -1,13 +1,14 @@
-"""Files that hold a slot's KV state: written whole or not at all, read only if every byte is what was written.
+"""Files with a slot's KV state. They are written whole or not at all, and every byte is checked when they are read.
 
-Engine thread. A file is: 8 bytes magic, a header length, a JSON header (identity, adapters and tokens it belongs to,
-size of the state, CRC-32 of all that and of the state), then llama.cpp's state of one sequence. The identity is all
-that keys and values depend on (`identity`), so that a renamed model file still fits and another one doesn't.
+Engine thread. A file is: 8 bytes magic, the header's length, a JSON header (identity, adapters, tokens, size of the
+state, CRC-32 of these and of the state), then llama.cpp's state of one sequence. The identity has everything that keys
+and values depend on (`identity`). So a file still fits when the model's file was renamed, and doesn't fit another
+model.
 
-Where the system has files without a name (Linux) the new file gets its name when it is whole: an engine that is killed
-while it writes leaves nothing behind.
+Where the system has unnamed files (Linux), a new file gets its name when it is whole. So an engine that is killed while
+writing leaves nothing behind.
 
-Not taken: `llama_state_seq_save_file`, which can't tell models of one shape apart and leaves half a file on a full
+Not taken: `llama_state_seq_save_file`. It can't tell models of the same shape apart, and leaves half a file on a full
 disk.
 """
 
@@ -32,25 +33,24 @@ MAGIC, OLD_MAGIC = b"llsrvkv2", b"llsrvkv1"
 HEAD = struct.Struct("<8sQ")
 CHECKED = ("identity", "tokens", "lora", "n_state", "checkpoints", "shifted_at")
 OLD = (
-    "was saved by an earlier version of this program, which didn't note all that it depends on (adapters, further "
+    "was saved by an earlier version of this program, which didn't store everything it depends on (adapters, further "
     "parts of the model): save it again"
 )
-MAX_HEADER = 1 << 28
+MAX_HEADER = 1 << 28  # bytes
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 BINARY = getattr(os, "O_BINARY", 0)
 
 
 @record
 class SavedSlot:
-    """What a file holds, and its size in bytes. `checkpoints` are (number of tokens, state) pairs; `shifted_at` as in
-    `Slot`."""
+    """The contents of a file."""
 
     tokens: list[int]
     lora: list[list[float]]
     state: memoryview
-    size: int
-    checkpoints: list[tuple[int, memoryview]] = field(default_factory=list)
-    shifted_at: int | None = None
+    size: int  # of the file, in bytes
+    checkpoints: list[tuple[int, memoryview]] = field(default_factory=list)  # (number of tokens, state)
+    shifted_at: int | None = None  # as in `Slot`
 
 
 def write(
@@ -63,10 +63,10 @@ def write(
     checkpoints: Sequence[tuple[int, memoryview]] = (),
     shifted_at: int | None = None,
 ) -> int:
-    """Write the file at `path`, whole or not at all; its size in bytes. ApiError names what went wrong.
+    """Write the file at `path`, whole or not at all, and return its size in bytes. ApiError if that fails.
 
     `identity` are the facts of an `Identity`. `checkpoints` are (number of tokens, state) pairs, written behind the
-    state. Without `is_durable` a power cut may damage the file (which is noticed when it is read).
+    state. Without `is_durable` a power cut may damage the file, which is detected when it is read.
     """
     n_state = len(state) + sum(len(part) for _, part in checkpoints)
     about = {"identity": dict(identity), "tokens": tokens, "lora": lora, "n_state": n_state}
@@ -92,7 +92,7 @@ def write(
 
 @contextlib.contextmanager
 def _new_file(path: Path) -> Iterator[BinaryIO]:
-    """A stream; at the end of the block the file at `path` is what was written to it, or as it was if that fails."""
+    """A stream to write to. When the block ends, `path` has what was written; if it fails, `path` is unchanged."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     nameless = _nameless(path.parent)
     try:
@@ -100,7 +100,7 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
             yield stream
             if nameless is not None:
                 stream.flush()
-                temporary.unlink(missing_ok=True)  # of a process with our number that is long gone
+                temporary.unlink(missing_ok=True)  # left by an earlier process with the same id
                 _name(nameless, temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -110,42 +110,42 @@ def _new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _nameless(folder: Path) -> int | None:
-    """The descriptor of a new file without a name in `folder`; None where there is no such thing."""
+    """The descriptor of a new unnamed file in `folder`; None where that isn't possible."""
     if not hasattr(os, "O_TMPFILE") or not os.path.isdir("/proc/self/fd"):
         return None
     try:
         return os.open(folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o666)
     except OSError:
-        return None  # not every file system knows them; what is really wrong shows with a named one
+        return None  # not every file system has unnamed files; real errors show again with a named one
 
 
 def _name(nameless: int, path: Path) -> None:
-    """Give a nameless file its name; a copy of it where links are not allowed."""
+    """Give an unnamed file its name, or copy it where links aren't allowed."""
     source = f"/proc/self/fd/{nameless}"
     try:
-        os.link(source, path, src_dir_fd=nameless)  # the folder doesn't matter, but only so Python follows the link
+        os.link(source, path, src_dir_fd=nameless)  # with any src_dir_fd Python follows the link
     except OSError:
-        import shutil  # here, because it brings archives along
+        import shutil  # here, because it imports the modules of archives
 
         shutil.copyfile(source, path)
 
 
 def read(path: Path, identity: Mapping[str, Any]) -> SavedSlot:
-    """All of a file. ApiError 400 if it is not a slot of this identity (the facts of an `Identity`)."""
+    """Read a file. ApiError 400 if it isn't a slot with this identity (the facts of an `Identity`)."""
     with _open(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         header = _read_header(stream, path.name, size)
         if identity.get("mmproj") == NO_FILES and any(token < 0 for token in header["tokens"]):
             raise ApiError(
                 400,
-                f"{path.name} holds images or sound, which mean nothing without their projector: start the server with "
-                "the --mmproj it was saved with",
+                f"{path.name} has images or sound, which need the projector that they were saved with: start the "
+                "server with that --mmproj",
             )
         if found := difference(header["identity"], identity):
             raise ApiError(400, f"{path.name} was saved with {found}")
         state = bytearray(header["n_state"])
         if stream.readinto(state) != len(state) or _checksum(header, state) != header["crc32"]:
-            raise ApiError(400, f"{path.name} is damaged: it is not what was saved")
+            raise ApiError(400, f"{path.name} is damaged: its checksum is wrong")
     parts, at = memoryview(state), len(state) - sum(n_bytes for _, n_bytes in header.get("checkpoints", ()))
     saved = SavedSlot(header["tokens"], header["lora"], parts[:at], size, shifted_at=header.get("shifted_at"))
     for n, n_bytes in header.get("checkpoints", ()):
@@ -155,8 +155,8 @@ def read(path: Path, identity: Mapping[str, Any]) -> SavedSlot:
 
 
 def read_header(path: Path) -> dict:
-    """What the file says of itself (identity, tokens, lora, n_state, crc32), its state unread. ApiError 400 if it is
-    none."""
+    """The header of a file (identity, tokens, lora, n_state, crc32) without its state. ApiError 400 if it isn't a saved
+    slot."""
     with _open(path) as stream:
         return _read_header(stream, path.name, os.fstat(stream.fileno()).st_size)
 
@@ -171,7 +171,7 @@ def _open(path: Path) -> BufferedReader:
 
 
 def _checksum(header: dict, state: memoryview | bytearray) -> int:
-    """Over the header's other fields too: a token that was changed would give texts that nobody asked for."""
+    """The checksum of the state and of the header's other fields: a changed token would lead to wrong texts."""
     about = json.dumps([header[name] for name in CHECKED if name in header])
     return zlib.crc32(state, zlib.crc32(about.encode()))
 

@@ -1,11 +1,11 @@
-"""The same text in other tokens: what a model wrote comes back in a prompt, where the tokenizer cuts it differently.
+"""Replaces a prompt's tokens by the cached tokens of the same text, so that they can be reused.
 
 A model may write any tokens that make up a text (a grammar or a high temperature leads to rare ones), but a tokenizer
-knows one way only. So a conversation's next prompt can differ in tokens from what is cached although no letter has
-changed, and all behind that place would be evaluated again. `respelled` takes the cached tokens there.
+has only one way to cut it. So a conversation's next prompt can differ from the cached tokens although no letter has
+changed, and everything behind that place would be evaluated again. `respell` puts in the cached tokens there.
 
-Pure functions on token lists, engine thread. Control tokens only ever match themselves: what users type can't become
-one. Not taken: remembering answers by their text in the web process. The cache has the tokens anyway.
+Pure functions on token lists, engine thread. Control tokens match only themselves, so text from users can't become one.
+Not taken: remembering answers by their text in the web process. The cache has their tokens anyway.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from server.engine.slots.slot import common_prefix
 
 MAX_STRETCH = 256
-"""Bytes after which two ways to write a text have to meet again."""
+"""Bytes within which two token lists for the same text must come to a common border."""
 
-Letters = Callable[[int], bytes]  # the bytes of a token; none of one that is no text
+Letters = Callable[[int], bytes]  # the bytes of a text token; b"" for other tokens
 
 
-def respelled(prompt: list[int], cached: Sequence[int], letters: Letters) -> list[int]:
-    """The prompt, with the tokens of `cached` for as long as both are the same text."""
+def respell(prompt: list[int], cached: Sequence[int], letters: Letters) -> list[int]:
+    """The prompt with the tokens of `cached`, as far as both are the same text."""
     i = j = common_prefix(cached, prompt)
     spelled = prompt[:j]
     while (lengths := _same_text(cached, i, prompt, j, letters)) is not None:
@@ -35,7 +35,7 @@ def respelled(prompt: list[int], cached: Sequence[int], letters: Letters) -> lis
 def _same_text(
     cached: Sequence[int], i: int, prompt: Sequence[int], j: int, letters: Letters
 ) -> tuple[int, int] | None:
-    """The fewest tokens of each, from these places on, that are the same text; None if there are none."""
+    """The fewest tokens of each list, from these places on, that are the same text; None if there are none."""
     a = b = b""
     start_i, start_j = i, j
     while not a or a != b:

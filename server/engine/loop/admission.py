@@ -1,6 +1,6 @@
-"""From the queue to a slot: which task is started where, and with how much of its prompt already in the cache.
+"""Starts waiting tasks on idle slots, with as much of the prompt as is already in a cache.
 
-Engine thread only, between two batches. A task that can't be started fails here and costs the others nothing.
+Engine thread only, between two batches. A task that can't be started fails here, without effect on the others.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from server.log import get_logger
 from server.records import replace
 
 PLACES_SHARE = 20
-"""Telling waiting tasks their places may take one part in so many of the time."""
+"""At most 1 / `PLACES_SHARE` of the time is spent on telling waiting tasks their places in the queue."""
 ADMIT_S = 0.005
-"""Starting tasks takes time where caches have to be saved for them: beside running tasks so much in one step."""
+"""Seconds per step for starting tasks while others run. A start takes long if the slot's cache has to be saved
+first."""
 
 log = get_logger("engine")
 
 
 class Admission:
-    """The queue of waiting tasks and the way from it to the slots."""
+    """The queue of waiting tasks, and their start on slots."""
 
     def __init__(self, state: EngineState, answers: Answers, prefixes: Prefixes, commands: Commands) -> None:
         self._state = state
@@ -39,19 +40,23 @@ class Admission:
         self._prefixes = prefixes
         self._answers = answers
         self._waiting = FairQueue()
-        self._told: dict[int, int] = {}  # the places that tasks with `progress` were told
-        self._n_moves = 0  # of the queue, then
-        self._t_places = 0.0  # when they may be told again
+        self._told: dict[int, int] = {}  # the place last told to each task with `progress`
+        self._n_moves = 0  # the queue's count of moves when places were told
+        self._t_places = 0.0  # the time from which places may be told again
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def enqueue(self, task: Task) -> None:
-        """Take a task into the queue, or refuse it."""
+        """Put a task into the queue, or refuse it."""
         state = self._state
         n_free = sum(slot.run is None for slot in state.slots)
         if task.id_slot >= len(state.slots):
-            state.fail(task.id, 400, f"id_slot: there is no slot {task.id_slot}; this server has {len(state.slots)}")
+            state.fail(
+                task.id,
+                400,
+                f"id_slot: there is no slot {task.id_slot}; the last slot is number {len(state.slots) - 1}",
+            )
         elif len(self._waiting) >= state.config.max_queue + n_free and not self._make_room(task):
             state.fail(
                 task.id,
@@ -64,8 +69,8 @@ class Admission:
             state.is_changed = True
 
     def _make_room(self, task: Task) -> bool:
-        """In a full queue: what is in the background goes first. Then the owner who has most waiting loses the latest
-        task, so that nobody can keep others out."""
+        """Drop a task from a full queue in favour of `task`; False if none may be dropped. A background task goes
+        first. Else the owner with the most waiting tasks loses the latest, so that no owner can keep the others out."""
         if task.in_background:
             return False
         waiting = self._waiting.last_in_background()
@@ -80,17 +85,17 @@ class Admission:
         self._state.fail(
             waiting.task.id,
             503,
-            "the queue is full, others ask, too, and most that waits is yours; try later",
+            "the queue is full and most waiting requests are yours; this one made room for another client; try later",
             reason="queue_full",
         )
         return True
 
     def _give_way(self, task: Task) -> None:
-        """The end of a task in the background, for others."""
-        self._state.fail(task.id, 503, "others' requests come first", reason=GAVE_WAY)
+        """Fail a background task, so that others can run."""
+        self._state.fail(task.id, 503, "this background request was stopped to make room for others", reason=GAVE_WAY)
 
     def _make_way(self) -> None:
-        """Tasks in the background leave their slots to others that wait, those first that have least to lose."""
+        """Take background tasks off their slots when others wait: first those that have generated least."""
         behind = [slot for slot in self._state.busy if slot.run.task.in_background]
         if not (behind and self._waiting.n_awaited):
             return
@@ -104,11 +109,11 @@ class Admission:
 
     @property
     def n_awaited(self) -> int:
-        """How many tasks wait for which somebody waits."""
+        """How many waiting tasks are not in the background."""
         return self._waiting.n_awaited
 
     def cancel(self, id_task: int) -> bool:
-        """Forget a waiting task; False if it doesn't wait."""
+        """Remove a waiting task; False if it isn't in the queue."""
         if self._waiting.remove(id_task) is None:
             return False
         self._state.is_changed = True
@@ -120,12 +125,13 @@ class Admission:
             self._state.fail(waiting.task.id, status, message)
 
     def admit(self) -> None:
-        """Give waiting tasks to idle slots, as the queue says; a task that wants a busy slot lets others pass."""
+        """Start waiting tasks on idle slots in the queue's order. A task that wants a certain busy slot lets others
+        pass."""
         if not self._waiting:
             return
         state = self._state
         self._make_way()
-        is_patient = not state.config.cont_batching  # then those that start together are all there will be
+        is_patient = not state.config.cont_batching  # no task joins those that have started together
         if not state.busy or not is_patient:
             reserved = self._commands.reserved() if self._commands else ()
             free = [slot for slot in state.slots if slot.run is None and slot.id not in reserved]
@@ -142,7 +148,7 @@ class Admission:
         self._tell_places()
 
     def _try(self, waiting: Waiting, free: list[Slot]) -> None:
-        """Start a task; what can't be started fails."""
+        """Start a task on a free slot; fail it if it can't be started."""
         task = waiting.task
         try:
             slot = self._place(waiting, free)
@@ -156,7 +162,7 @@ class Admission:
                 free.remove(slot)
 
     def _tell_places(self) -> None:
-        """Tell tasks that want to hear of their progress how many others are before them, whenever that changes."""
+        """Tell each task with `progress` its place in the queue whenever that has changed."""
         started = self._state.clock()
         if self._n_moves == self._waiting.n_moves or started < self._t_places:
             return
@@ -175,12 +181,12 @@ class Admission:
         self._t_places = ended + PLACES_SHARE * (ended - started)
 
     def _place(self, waiting: Waiting, free: list[Slot]) -> Slot:
-        """Start a task on the slot it wants, or on the free one that suits it best."""
+        """Start a task on the slot it wants, or on the free slot that suits it best."""
         task = waiting.task
         prompt = self._state.system.tokens + list(task.prompt)
         cached = self._prefixes.nearest(task, prompt)
         if task.may_respell:
-            prompt = self._prefixes.respelled(prompt, cached)
+            prompt = self._prefixes.respell(prompt, cached)
         slot = self._state.slots[task.id_slot] if task.id_slot >= 0 else self._prefixes.choose_slot(free, task, prompt)
         self._start(slot, waiting, prompt, cached)
         return slot
@@ -190,7 +196,7 @@ class Admission:
         n_system = n_asked - len(task.prompt)
         layout = self._state.media.layout(task.id).shifted(n_system)
         if layout.chunks and task.prompt_probs >= 0:
-            raise ApiError(400, "a prompt with images or sound can't be judged token by token")
+            raise ApiError(400, "the token probabilities of a prompt with images or sound can't be computed")
         prompt = self._fit_prompt(slot, task, prompt, layout)
         self._require_cuts(task)
         stages = sampling.chain(task.sampling, self._state.backend.facts)
@@ -235,7 +241,8 @@ class Admission:
             self._answers.finish(slot, STOP_LIMIT)
 
     def _difference(self, task: Task, prompt: list[int], cached: list[int], is_whole: bool) -> Difference | None:
-        """Where the prompt leaves the cached text, which may have its tokens in other spellings up to there only."""
+        """Where the prompt first differs from the cached text (`Difference`); None if it doesn't. Before that place the
+        prompt may have the cached spelling of its text."""
         config = self._state.config
         can_reuse = task.cache_prompt and not config.exact and config.n_group == 1 and task.prompt_probs < 0
         found = first_difference(prompt, cached, can_reuse)
@@ -245,11 +252,11 @@ class Admission:
         return replace(found, at=self._state.media.layout(task.id).as_sent(at) if at >= 0 else -1)
 
     def _require_cuts(self, task: Task) -> None:
-        """ApiError 501 if the task wants something taken out of a memory that can't do that."""
+        """ApiError 501 if the task wants tokens cut out of its prompt and the KV cache can't do that."""
         backend = self._state.backend
         can = backend.can_shift and backend.can_share and not backend.window and self._state.config.n_group == 1
         if task.cuts and not can:
-            raise ApiError(501, "nothing can be taken out of this model's memory; the method exact does without")
+            raise ApiError(501, "parts of a prompt can't be removed from this model's KV cache; use the method 'exact'")
 
     def _fit_prompt(self, slot: Slot, task: Task, prompt: list[int], layout: Layout) -> list[int]:
         n_prompt = len(prompt) + layout.n_extra()

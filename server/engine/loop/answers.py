@@ -1,7 +1,7 @@
-"""From logits to events: draw a token, turn it into text, see whether the task has come to its end.
+"""From logits to events: draw a token, turn it into text, check whether its task has ended.
 
-Engine thread only; the loop calls `draw` once per finished row. How a token is drawn is the sampler's matter, what
-may be shown of its text that of `text`.
+Engine thread only. The loop calls `draw` for each slot whose batch row has logits. The sampler chain draws; `text`
+decides how much of the text may be sent.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ from server.engine.slots.slot import Run, Slot
 from server.errors import ApiError
 from server.records import field, record
 
-MAX_TOKENS_TO_FINISH_CHARACTER = 4
+MAX_TOKENS_TO_FINISH_CHARACTER = 4  # tokens beyond n_predict to complete a UTF-8 character
 
 DRAWS_S, DRAW_S = 5.0, 0.2
-"""What a task's draws may take the processor: so much in all, and so much for each token."""
+"""Processor time that a task's draws may take: seconds in all, plus seconds for each token."""
 
 
 @record
 class Drawn:
-    """What one step draws for one task: `texts` and `probs` by token, and why the task ends ("" if it goes on)."""
+    """What one step draws for one task: `texts` and `probs` have an entry per token; `stop` says why the task ends (""
+    if it doesn't)."""
 
     tokens: list[int] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
@@ -41,10 +42,10 @@ class Answers:
         self._state = state
 
     def draw(self, slot: Slot, run: Run, row: int, draft: Sequence[int] = ()) -> None:
-        """Draw the next tokens of a slot and see whether they end its task.
+        """Draw the next tokens of a slot and end its task if it is complete.
 
-        Batch row `row` has the logits behind the last certain token, the rows after it those behind each token of
-        `draft`. A row counts as long as the tokens drawn before it are the guessed ones; the cache is cut to those.
+        Row `row` of the batch has the logits behind the last certain token. The next rows have those behind each token
+        of `draft`. A row is used while all tokens drawn before it equal the draft; the cache is cut to those.
         """
         if run.task.n_predict == 0:
             run.t_last = self._state.clock()
@@ -71,20 +72,20 @@ class Answers:
         elif run.draws_s > DRAWS_S + DRAW_S * run.n_decoded:
             raise ApiError(
                 400,
-                f"choosing this text's {run.n_decoded} tokens took {run.draws_s:.1f} s, for which others "
-                "waited: its grammar has too many ways to go on, or its samplers have too much to do",
+                f"sampling {run.n_decoded} tokens took {run.draws_s:.1f} s of processor time and kept other requests "
+                "waiting: the grammar has too many ways to go on, or the samplers are too slow",
             )
         else:
             run.next_token = drawn.tokens[-1]
 
     def redraw(self, slot: Slot, run: Run, rows: range) -> None:
-        """The same for rows whose tokens are known from before a restart; the client has them."""
+        """`draw` for rows whose tokens are known from before the engine's restart. The client has them already."""
         redraw_known(self._state, run, rows)
         if not self._has_room(slot, run):
             self.finish(slot, STOP_LIMIT)
 
     def _draw_rows(self, run: Run, row: int, draft: Sequence[int], drawn: Drawn) -> None:
-        """Draw from one row after the other while the drafted tokens prove right and nothing ends the task."""
+        """Draw from one row after the other until a token differs from the draft or ends the task."""
         n_probs, phases = run.task.sampling.n_probs, run.phases
         for i in range(len(draft) + 1):
             if phases is not None and (phases.is_waiting or phases.forced is not None):
@@ -108,7 +109,7 @@ class Answers:
                 return
 
     def _tell(self, run: Run, drawn: Drawn, gap: float | None) -> None:
-        """An event for each token of the step."""
+        """Add an event for each token of the step."""
         n, meter = len(drawn.tokens), self._state.meter
         meter.n_predicted += n
         if gap is not None:
@@ -119,7 +120,7 @@ class Answers:
             self._state.events.append(Piece(run.task.id, (token,), drawn.texts[i], probs, timings))
 
     def _tick(self, run: Run) -> float | None:
-        """Note the time of the next token; seconds since the one before it, None for the first."""
+        """Note the time of the next token; return the seconds since the token before, None for the first token."""
         now = self._state.clock()
         before, run.t_last = run.t_last, now
         if run.n_decoded:
@@ -138,9 +139,10 @@ class Answers:
         return not run.text.is_inside_character or run.n_decoded >= n_predict + MAX_TOKENS_TO_FINISH_CHARACTER
 
     def _has_room(self, slot: Slot, run: Run) -> bool:
-        """Room for one more token in the slot's context, which is made by shifting before the next step if that is on.
+        """Whether the slot's context has room for one more token. A full context counts as room if it can be shifted,
+        which happens before the next step.
 
-        With images there is no shifting: what is left of one makes no sense to a model.
+        A context with images isn't shifted: a part of an image makes no sense to a model.
         """
         if len(slot.tokens) + run.layout.n_extra() < slot.n_ctx:
             return True
@@ -151,7 +153,7 @@ class Answers:
         return True
 
     def finish(self, slot: Slot, stop: str) -> None:
-        """The good end of a task; the slot is free."""
+        """Complete a task and free its slot."""
         run = slot.run
         text = run.text.finish() if run.phases is None else run.phases.finish()
         if run.text.stopping_word:
@@ -177,11 +179,11 @@ class Answers:
         self._state.release(slot, stop)
 
 
-# ---- tokens with which a grammar may begin, or that are forced -------------------------------------------------------
+# ---- tokens before a lazy grammar begins, and forced tokens ----------------------------------------------------------
 
 
 def take_token(state: EngineState, run: Run, token: int) -> str:
-    """The next token of a text; what may be shown of it now."""
+    """Add a token to the task's text; return the part of the text that may be sent now."""
     phases = run.phases
     if phases is None:
         return run.text.feed(state.backend.piece(token))
@@ -193,9 +195,9 @@ def take_token(state: EngineState, run: Run, token: int) -> str:
 
 
 def draw_watched(run: Run, phases: Phases, row: int, probs: list[TokenProbs], known: int | None = None) -> int:
-    """Draw the next token of a text whose grammar doesn't hold yet, or take the forced one; `probs` gets its
-    probabilities if they are wanted. A token that is `known` comes in any case, and the grammar begins as it did when
-    that was drawn."""
+    """Draw the next token of a text whose grammar hasn't begun, or take the forced token. Its probabilities, if wanted,
+    are added to `probs`. In a resumed task the result is the `known` token, and the grammar begins where it did
+    before."""
     sampler, n_probs = run.sampler, 0 if known is not None else run.task.sampling.n_probs
     if phases.forced is not None:
         token = phases.forced if known is None else known
@@ -216,7 +218,7 @@ def draw_watched(run: Run, phases: Phases, row: int, probs: list[TokenProbs], kn
 
 
 def _fit(run: Run, phases: Phases, row: int, drawn: int) -> int:
-    """The token, or if the grammar begins with it one that it allows."""
+    """The drawn token. If the grammar begins with it and doesn't allow it, another one that the grammar allows."""
     begin = phases.look(drawn)
     if begin is None:
         return drawn
@@ -227,7 +229,8 @@ def _fit(run: Run, phases: Phases, row: int, drawn: int) -> int:
 
 
 def _fit_known(run: Run, phases: Phases, row: int, drawn: int, known: int) -> int:
-    """The same for a known token. It is the drawn one, or came in its place, unless rounding made the draw another."""
+    """`_fit` for a known token, which is either the drawn token or what `_fit` drew in its place. Rounding may have
+    changed this draw."""
     sampler = run.sampler
     for token in dict.fromkeys((drawn, known)):
         begin = phases.look(token)
@@ -237,35 +240,34 @@ def _fit_known(run: Run, phases: Phases, row: int, drawn: int, known: int) -> in
         is_same = token == known
         if is_same == sampler.allows(token) and sampler.allows(known):
             if not is_same:
-                sampler.fit(row, token)  # leaves the chance behind as it was
+                sampler.fit(row, token)  # leaves the random number generator in the same state
             phases.bind(is_same)
             return known
         if is_same:
-            raise ApiError(500, "the text so far doesn't fit the grammar any more after a restart of the engine")
+            raise ApiError(500, "after a restart of the engine, the text so far doesn't fit the grammar")
         sampler.end_grammar()
     return known
 
 
-MAX_LOGITS = 64 << 20  # bytes that a batch may ask for the logits of known tokens (they are kept for good)
+MAX_LOGITS = 64 << 20  # bytes of logits for known tokens in one batch (libllama never frees this buffer)
 
 
-# ---- tasks that another engine had begun -----------------------------------------------------------------------------
+# ---- tasks resumed after a restart of the engine ---------------------------------------------------------------------
 
-# The tokens that a dead engine had delivered are fed again, not drawn again. A resumed task goes through prompt and
-# draws like any other, but as long as `Task.resume` has tokens left, these are the outcome of a draw. The draw is made
-# all the same, from the logits of the same place, and only its result is replaced: so the random numbers used, the
-# memory of mirostat and adaptive-p, penalties and grammar come to the same state. The text is fed through the same
-# stream and thrown away, since the client has it. A context that is full is shifted at the same tokens as before.
+# A resumed task goes through prompt and draws like any other, but while `Task.resume` has tokens left, these replace
+# the results of the draws. The draw itself is made from the same logits. So random numbers, mirostat, adaptive-p,
+# penalties and grammar come to the same state as before. The text is made in the same way and thrown away, since the
+# client has it. A full context is shifted at the same tokens.
 #
-# Known tokens travel as drafts do: rows with logits behind the row of the sequence's latest token. Not taken: putting
-# all of them behind the prompt and telling the sampler how many random numbers to skip (libllama has no such call, and
-# not every stage draws once per token).
+# Known tokens travel as drafts do: as rows with logits behind the sequence's latest token. Not taken: putting all of
+# them behind the prompt and having the sampler skip random numbers. libllama has no such call, and not every stage
+# draws once per token.
 
 
 def add_known_tokens(state: EngineState, spans: Sequence[Span]) -> None:
-    """Let the spans of resumed tasks carry as many known tokens as fit into the batch and the slot's context.
+    """Add known tokens to the spans of resumed tasks, as many as fit into the batch and the slot's context.
 
-    With `exact` none: then every row has to be computed as it was before, alone.
+    None with `--exact`: each row has to be computed alone, as before.
     """
     slots = {span.id: state.slots[span.id] for span in spans if _is_within(state.slots[span.id].run)}
     info = state.backend.info
@@ -279,7 +281,7 @@ def add_known_tokens(state: EngineState, spans: Sequence[Span]) -> None:
 
 
 def redraw_known(state: EngineState, run: Run, rows: Iterable[int]) -> None:
-    """Take the known tokens for these rows of the batch."""
+    """Take the known tokens as the results of these rows of the batch."""
     for row in rows:
         token, phases = run.task.resume[run.n_decoded], run.phases
         if phases is not None and (phases.is_waiting or phases.forced is not None):
@@ -296,18 +298,18 @@ def redraw_known(state: EngineState, run: Run, rows: Iterable[int]) -> None:
 
 
 def _is_within(run: Any) -> bool:
-    """Whether the prompt has been read and known tokens are left."""
+    """Whether the task's prompt has been read and it has known tokens left."""
     return run.is_replaying and run.next_token is not None
 
 
 def _known(slot: Slot, room: int) -> tuple[int, ...]:
-    """Tokens behind the latest one whose successors are known, too."""
+    """Known tokens behind the latest one, except the last of them: the row of each has to have a known successor."""
     n = min(room, slot.n_ctx - len(slot.tokens) - 1, UNLIMITED if slot.positions is None else slot.positions.room - 1)
     return slot.run.task.resume[slot.run.n_decoded : -1][: max(n, 0)]
 
 
 def _go_on(run: Run) -> None:
-    """Let the task's clock show the time that the dead engine took instead of the replay's."""
+    """Move the task's start and first token, so that its timings show the dead engine's speed and not the replay's."""
     late = run.t_last - run.task.resume_ms / 1e3 - run.t_first
     run.t_start += late
     run.t_first += late

@@ -1,8 +1,8 @@
-"""What goes into the next batch: rows of the slots that generate, or prompt rows, and how many of those.
+"""Plans the next batch: rows of the generating slots or prompt rows, and how many of these.
 
-Engine thread only. Steps of both kinds alternate. Between two steps of the streams there is time for prompts until
-`--max-stall-ms` are over: one step at least, or more if they are short. Arithmetic about rows stands in `planner`, what
-can be foreseen about times in `pace`; here is the policy about whose turn it is.
+Engine thread only. Steps of generating slots and steps of prompts alternate. Between two steps of the generating slots,
+prompts have at most `--max-stall-ms`: for one step, or several short ones. This module is the policy. `planner` has the
+arithmetic of rows, `pace` the prediction of times. The constants' measurements are in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -20,56 +20,59 @@ from server.engine.slots.pace import TILE, Pace, Spare
 from server.engine.slots.planner import Job, Span
 from server.engine.slots.slot import Slot
 
-NOBODY: frozenset[int] = frozenset()
+NO_TASKS: frozenset[int] = frozenset()
 STALLS_ALONE = 4
-"""Steps may take so many times the stall where nobody reads a stream: then only newcomers wait for their end."""
+"""A prompt step may take this many times `--max-stall-ms` while no answer is streamed: then only new requests wait for
+its end."""
 
 STALLS_BEGUN, BEGUN_S = 96, 1.0
-"""The same as long as all streams have but one token, for short prompts that came within so many seconds of theirs:
-then a whole group goes on together. Otherwise the first of them pause again and again for the others, in steps of few
-rows that cost nearly as much as one of many (32 at once on one machine: with 2 the last had its first token after
-2.4 s, with 16 after 1.4; on one without matrix units with 16 after 3.4, with 32 after 2.7; there with a model of 1.1 B
-parameters with 32 after 7.1 s, with 96 after 5.0, and all ended 5 percent sooner)."""
+"""Some short prompts may have a step of up to `STALLS_BEGUN` times the stall: those that came within `BEGUN_S` seconds
+of the generating slots' prompts, while none of these slots has more than one token. So a group of requests begins to
+generate together. Otherwise the first of them would pause again and again for the others' prompts, in small steps that
+cost nearly as much as one large step."""
 
 
 TOGETHER_S, ALIKE = 0.1, 1.5
-"""Prompts have come together if so many seconds lie between them, and are alike if one is so many times as long."""
+"""Prompts have come together if they arrived within `TOGETHER_S` seconds. They are alike if the longer one has at most
+`ALIKE` times the tokens of the other."""
 
 SLOW_S = 0.005
-"""A draw that takes the processor longer than this is slow: most take a hundredth of it."""
+"""Seconds of processor time. A draw that takes longer is slow; most take a hundredth of it."""
 
 GROUP_PART, AS_LONG = 4, 8
-"""Of short prompts that came together and differ by at most an eighth, one in four is in the same step. 32 of 33 rows,
-each in a slot of its own, took 2.04 s one by one, 1.95 by fours and 1.91 by eights; with 1.1 B parameters 4.14, 3.54
-and 3.46 s. (llama.cpp cuts a batch where lengths differ: a gain of 14 percent is one of 3 if they do so by a fifth.)"""
+"""Of short prompts that came together, and whose lengths differ by at most 1 / `AS_LONG`, one in `GROUP_PART` is in the
+same step. llama.cpp cuts a batch at each change of length, so other prompts would gain little."""
 
 
 class Batching:
-    """Plans one batch after the other. `in_prefill` are the running tasks while a prompt is among them; any thread may
-    read it. `is_reading` says whether the latest batch has prompt rows."""
+    """Plans one batch after the other.
+
+    `in_prefill` has the ids of all running tasks while one of them is in prefill; any thread may read it. `is_reading`
+    says whether the latest batch has prompt rows.
+    """
 
     def __init__(self, state: EngineState, prefixes: Prefixes, turns: Turns) -> None:
         self._state = state
         self._prefixes = prefixes
         self._turns = turns
-        self.in_prefill = NOBODY
+        self.in_prefill = NO_TASKS
         self.is_reading = False
         self._pace = Pace()
         self._spare = Spare(state.config.max_stall_ms)
-        self._turn_ms = 0.0  # that the background's step may take; 0 where it has none of its own
-        self._n_behind = -1  # rows of the background beside others'; -1 where there is nobody else, or nothing of it
-        # llama.cpp cuts a batch of several sequences to pieces where each has a stream or a state of its own
+        self._turn_ms = 0.0  # time for a step of background prompts; 0 if this step is none
+        self._n_behind = -1  # background rows in a step of other tasks; -1 unless there are tasks of both kinds
+        # llama.cpp cuts a batch into micro-batches where each sequence has a KV stream or a recurrent state of its own
         self._is_one_by_one = state.backend.is_split or not state.backend.can_share
         self._checkpoints = Checkpoints(state.backend, state.config.n_checkpoints, state.config.checkpoint_step)
         self._spans: list[Span] = []
-        self._ahead = 0  # rows that the oldest prompt has had more than the others
-        self._depth = 0  # of the latest prompt rows
-        self._has_read: set[tuple] = set()  # adapters whose streams have had no row since their prompts had some
-        self._served: dict[tuple, int] = {}
-        self._is_prompts_turn = True  # of those in the background
+        self._ahead = 0  # rows that the oldest prompt has had minus rows of all others
+        self._depth = 0  # cached tokens before the latest prompt rows
+        self._has_read: set[tuple] = set()  # sets of adapters with a prompt step since their latest generating step
+        self._served: dict[tuple, int] = {}  # the latest step of each set of adapters
+        self._is_prompts_turn = True  # background prompts are next, before generating background tasks
 
     def plan(self) -> list[Span]:
-        """The rows of the next batch. One batch has one set of adapters; sets take turns."""
+        """The spans of the next batch. A batch has one set of adapters; the sets take turns."""
         running = [
             slot
             for slot in self._state.running
@@ -86,7 +89,7 @@ class Batching:
         running = self._with_spare(running)
         self._state.backend.set_lora(running[0].lora)
         prompts = [slot for slot in running if slot.run.next_token is None]
-        self.in_prefill = frozenset(slot.run.task.id for slot in self._state.running) if prompts else NOBODY
+        self.in_prefill = frozenset(slot.run.task.id for slot in self._state.running) if prompts else NO_TASKS
         streams = [slot for slot in running if slot.run.next_token is not None]
         if not streams:
             self._has_read.discard(running[0].lora)
@@ -95,17 +98,17 @@ class Batching:
         if not self._turn_ms:
             (self._has_read.add if spans else self._has_read.discard)(running[0].lora)
         if not spans and self._is_one_by_one:
-            streams.sort(key=lambda slot: slot.seq)  # each step back is a micro-batch of its own, see `Backend`
+            streams.sort(key=lambda slot: slot.seq)  # ascending: each step back begins a micro-batch, see `Backend`
         self._spans = spans or planner.generating(
             map(self._job, self._in_time(streams)), self._state.backend.info.n_batch
         )
         return self._spans
 
     def _with_spare(self, running: list[Slot]) -> list[Slot]:
-        """Without the tasks in the background, as long as those of others haven't left them time.
+        """Leave out background tasks, unless the other tasks have left them time.
 
-        Then their prompts have a step behind one of streams, or they have rows in one of streams: in turn, so that
-        neither waits for the other for ever.
+        With time to spare, either background prompts have a step of their own, or generating background tasks have rows
+        in the others' step. The two take turns, so neither waits for ever.
         """
         others = [slot for slot in running if not slot.run.task.in_background]
         behind = [slot for slot in running if slot.run.task.in_background]
@@ -127,7 +130,8 @@ class Batching:
         return others + streams[: self._n_behind]
 
     def _in_time(self, streams: list[Slot]) -> list[Slot]:
-        """Those whose draws take long (a grammar with many ways) take turns: in one step at most the stall's time."""
+        """The slots to draw for in this step. Slow draws (grammars with many ways to go on) take turns: those of one
+        step take at most `--max-stall-ms`."""
         slow = sorted((slot for slot in streams if slot.run.draw_s > SLOW_S), key=lambda slot: slot.run.t_last)
         if len(slow) < 2 or not self._state.config.max_stall_ms:
             return streams
@@ -139,8 +143,8 @@ class Batching:
                 left_s -= slot.run.draw_s
         return [slot for slot in streams if slot.id not in out]
 
-    def measured(self, ms: float) -> None:
-        """The planned batch took `ms`."""
+    def observe(self, ms: float) -> None:
+        """Learn from the time that the planned batch took, in milliseconds."""
         if self._turn_ms:
             self._spare.background(ms)
         elif self._n_behind > 0:
@@ -156,7 +160,7 @@ class Batching:
     # ---- prompts ----------------------------------------------------------------------------------------------
 
     def _read(self, prompts: list[Slot], streams: list[Slot]) -> list[Span]:
-        """Prompt rows for this step; none if it is the streams' turn."""
+        """Prompt rows for this step; none if the generating slots are next."""
         jobs = self._in_order([self._job(slot) for slot in prompts])
         chosen = jobs[0]
         if self._state.backend.is_split and streams and len(jobs) > 1:
@@ -172,16 +176,18 @@ class Batching:
         return spans
 
     def _n_rows(self, streams: list[Slot], first: Job, jobs: list[Job]) -> int:
-        """Rows of this step, of as many as these jobs have."""
+        """How many of the rows of `jobs` this step may take."""
         n_left = sum(len(job.tokens) for job in jobs)
         if self._turn_ms:
             return self._pace.rows(self._turn_ms, self._depth, n_left, patience=1.0)
         return self._rows_beside(streams, first, n_left) if streams else self._rows_alone(n_left)
 
     def _neighbours(self, jobs: list[Job]) -> list[Job]:
-        """The first prompt, and in slots beside it a part of the short ones that came with it and are as long.
+        """The first prompt, and in the slots beside it some of the short prompts that came with it and are about as
+        long.
 
-        Few rows cost nearly what some more do. Not all at once: nobody would have a token before all have.
+        A few more rows cost little in one step. But if all prompts were in it, none would have its first token before
+        all have been read.
         """
         first, backend = jobs[0], self._state.backend
         t_first = self._arrived(first)
@@ -206,9 +212,10 @@ class Batching:
         return self._state.slots[job.id].run.t_arrived
 
     def _put_first(self, jobs: list[Job], block: range) -> None:
-        """Of the first prompt and those that came with it and are like it, take the one beside the streams (`block`).
+        """Put first the prompt whose slot is nearest to the generating slots' sequences (`block`), of those that came
+        with the first one and aren't much longer.
 
-        Streams side by side cost less (see `ranks`), and who is one of many that came at once has no place in a queue.
+        Generating slots side by side cost less (see `ranks`), and prompts that came at once have no order of their own.
         """
         t_first, n_most = self._arrived(jobs[0]), ALIKE * len(jobs[0].tokens)
         best = min(
@@ -219,9 +226,10 @@ class Batching:
         jobs.insert(0, best)
 
     def _in_order(self, jobs: list[Job]) -> list[Job]:
-        """First the one with the fewest rows left, or in its turn the one that came first: it has half of all rows.
+        """The prompts by rows left, the fewest first. But the oldest prompt comes first while it has had less than half
+        of all rows.
 
-        So neither can a long prompt keep short ones waiting, nor many short ones a long one.
+        So a long prompt can't keep short ones waiting, nor many short ones a long one.
         """
         by_length = sorted(jobs, key=lambda job: len(job.tokens))
         if self._ahead < 0:
@@ -230,7 +238,8 @@ class Batching:
         return by_length
 
     def _account(self, oldest: int, chosen: int, jobs: list[Job], spans: list[Span]) -> None:
-        """Note who had these rows, if there was a choice; what a neighbour of the `chosen` one had was his."""
+        """Count rows for the oldest prompt and against it, if there was a choice. If `_put_first` preferred another
+        prompt to the `chosen` one, its rows count as the chosen one's."""
         if len(jobs) == 1:
             self._ahead = 0
         elif self._ahead < 0 or chosen != oldest:
@@ -238,10 +247,10 @@ class Batching:
             self._ahead += sum(n if owner == oldest else -n for owner, n in owners)
 
     def _rows_alone(self, n_left: int) -> int:
-        """Rows of a step without streams: a whole micro-batch at least, less would only cost speed. Where other engines
-        wait for the cores, their streams may be read."""
+        """Rows of a step while no slot generates: at least a whole micro-batch, since fewer rows only cost speed. Where
+        other engines wait for the cores, a step keeps to the stall, because their slots may be generating."""
         config = self._state.config
-        if config.max_stall_ms == 0 or config.exact:  # steps of other lengths round differently
+        if config.max_stall_ms == 0 or config.exact:  # exact: steps of other lengths round differently
             return n_left
         if self._turns.are_shared:
             return self._pace.rows(config.max_stall_ms, self._depth, n_left)
@@ -249,9 +258,9 @@ class Batching:
         return n if n == n_left else max(n - n % config.n_ubatch, config.n_ubatch)
 
     def _rows_beside(self, streams: Sequence[Slot], job: Job, n_left: int) -> int:
-        """Rows of a step between two steps of the streams; 0 if it is their turn.
+        """Prompt rows of this step while slots generate; 0 if the generating slots are next.
 
-        Between these there is one step for prompts, and further ones as far as they fit into the same time.
+        Between two of their steps there is one prompt step, and more if they fit into the same time.
         """
         is_first, limit_ms = streams[0].lora not in self._has_read, self._state.config.max_stall_ms
         if limit_ms == 0:
@@ -259,10 +268,10 @@ class Batching:
         if not any(slot.run.task.stream for slot in streams):
             limit_ms *= STALLS_ALONE
         limit_begun_ms = STALLS_BEGUN * limit_ms
-        # where streams alone take long, prompts get as much time as they do
+        # where a generating step takes long, prompts may take as long
         limit_ms = max(limit_ms - self._pace.decode_ms, self._pace.decode_ms)
         waited_ms = (self._state.clock() - min(slot.run.t_last for slot in streams)) * 1e3
-        if is_first:  # somebody's vectors may have been computed meanwhile
+        if is_first:  # a batch of embeddings may have used a part of the time
             return self._pace.rows(limit_ms - min(waited_ms, limit_ms / 2), self._depth, n_left)
         n_rows = self._pace.rows_within(limit_ms - waited_ms, self._depth, n_left)
         if not n_rows and self._begins_with(streams, job):
@@ -271,7 +280,7 @@ class Batching:
         return n_rows
 
     def _begins_with(self, streams: Sequence[Slot], job: Job) -> bool:
-        """Whether this prompt came with those of the streams, none of which has got any further."""
+        """Whether this prompt came with those of the generating slots, none of which has more than one token yet."""
         t_first = min(slot.run.t_arrived for slot in streams)
         return (
             all(slot.run.n_decoded <= 1 for slot in streams)
@@ -279,7 +288,7 @@ class Batching:
         )
 
     def _n_cells(self, job: Job) -> int:
-        """How many tokens a prompt's attention goes over: its own, or in a common stream everybody's."""
+        """How many cells a prompt's attention goes over: its own, or in a unified cache those of all slots."""
         return job.pos if self._is_one_by_one else sum(len(slot.tokens) for slot in self._state.slots)
 
     def _turn(self, running: list[Slot]) -> list[Slot]:
@@ -298,7 +307,7 @@ class Batching:
         if slot.run.cuts and len(slot.tokens) >= slot.run.cut_at:
             cut_out(self._state.backend, slot)
         n_before = (slot.run.cut_at if slot.run.cuts else slot.run.judged_from - 1) - len(slot.tokens)
-        if all_rows and n_before > 0:  # rows that judge nothing
+        if all_rows and n_before > 0:  # rows that need no logits
             return Job(slot.id, slot.seq, len(slot.tokens), slot.pending[:n_before], True, ends=False)
         limit = PROMPT_PROBS_ROWS if all_rows else planner.UNLIMITED
         if slot.positions is None:

@@ -1,9 +1,9 @@
-"""What the engine can be asked to do besides completing text: slots, adapters, the shared system prompt, the end of a
-task's thinking.
+"""Commands to the engine other than completing text: save, restore and erase slots, adapters, the shared system prompt,
+the model's identity, the end of a task's thinking.
 
-Engine thread, between two steps. A command that concerns a busy slot waits until that slot is idle, and the slot
-takes no new task meanwhile. What is about slot files waits until the model's identity is known, and keeps no slot for
-itself before; so does the question what that is. Arguments and results are plain data; a refusal is an `ApiError`.
+Engine thread only, between two steps. A command for a busy slot waits until the slot is idle, and the slot takes no new
+task meanwhile. Commands about slot files or the identity wait until the identity is known; until then they reserve no
+slot. Arguments and results are plain data. A refusal is an `ApiError`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ log = get_logger("engine")
 
 
 class Commands:
-    """The commands of one engine, and those of them that wait."""
+    """The commands of one engine, and the queue of those that wait."""
 
     def __init__(self, state: EngineState, prefixes: Prefixes) -> None:
         self._state = state
@@ -51,26 +51,26 @@ class Commands:
         }
 
     def __bool__(self) -> bool:
-        """Whether there is one to look at with each step."""
+        """Whether a command waits for anything but the model's identity."""
         return any(not self._is_early(command) for command in self._waiting)
 
     def post(self, command: Command) -> None:
-        """Put it behind the others."""
+        """Put a command at the end of the queue."""
         self._waiting.append(command)
 
     def withdraw(self, id_command: int) -> bool:
-        """Forget a command that waits and that nobody waits for; False if it isn't here."""
+        """Drop a waiting command whose client has left; False if there is none with this id."""
         found = next((command for command in self._waiting if command.id == id_command), None)
         if found is not None:
             self._waiting.remove(found)
         return found is not None
 
     def reserved(self) -> set[int]:
-        """Slots that waiting commands want, which must take no new task."""
+        """The slots that waiting commands need. They must take no new task."""
         return {slot.id for command in self._waiting if not self._is_early(command) for slot in self._needs(command)}
 
     def run_ready(self) -> list[Reply]:
-        """Do what can be done now; the answers."""
+        """Run the commands that can run now; return their replies."""
         replies: list[Reply] = []
         for _ in range(len(self._waiting)):
             command = self._waiting.popleft()
@@ -84,14 +84,14 @@ class Commands:
         return command.name in WITH_FILES and self._backend.identity.is_open
 
     def _identity(self) -> dict[str, Any]:
-        """What saved slots depend on."""
+        """The facts that saved slots depend on. ApiError 500 if they couldn't be found."""
         identity = self._backend.identity
         if identity.facts is None:
-            raise ApiError(500, f"what this model is can't be said: {identity.fault}")
+            raise ApiError(500, f"the model's files could not be identified: {identity.fault}")
         return identity.facts
 
     def _tell_identity(self) -> dict[str, Any]:
-        """What all that is computed depends on, and the configuration."""
+        """What all results depend on: the identity and the engine's configuration."""
         return {"facts": self._identity(), "config": to_plain(self._state.config, ("shape",))}
 
     def _needs(self, command: Command) -> list[Slot]:
@@ -114,7 +114,7 @@ class Commands:
 
     def _slot(self, id_slot: int) -> Slot:
         if not 0 <= id_slot < len(self._slots):
-            raise ApiError(400, f"there is no slot {id_slot}; this server has {len(self._slots)}")
+            raise ApiError(400, f"there is no slot {id_slot}; the last slot is number {len(self._slots) - 1}")
         return self._slots[id_slot]
 
     def _save(self, id_slot: int, path: str) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Commands:
         saved = slot_files.read(Path(path), self._identity())
         n = len(saved.tokens)
         if n > slot.n_ctx:
-            raise ApiError(400, f"the saved slot has {n} tokens, this one holds {slot.n_ctx}")
+            raise ApiError(400, f"the saved slot has {n} tokens; slot {id_slot} holds at most {slot.n_ctx}")
         prompt_cache.trim(self._backend, slot, 0)
         if n and not self._backend.set_state(slot.seq, saved.state):
             self._backend.seq_rm(slot.seq, -1, -1)
@@ -171,18 +171,19 @@ class Commands:
         return self._get_lora()
 
     def _end_thinking(self, id_task: int) -> dict[str, Any]:
-        """Have the model come to an end of its thinking: behind how many tokens, -1 if it isn't thinking."""
+        """Make the model end its thinking. The reply has the number of tokens at which it ends, -1 if the task isn't
+        thinking."""
         run = next((slot.run for slot in self._state.busy if slot.run.task.id == id_task), None)
         if run is None or run.phases is None:
             return {"at": -1}
         return {"at": run.phases.end_thinking(max(run.n_decoded, len(run.task.resume)))}
 
     def _set_system_prompt(self, tokens: tuple[int, ...]) -> dict[str, Any]:
-        """Compute the shared prefix once; all slots start anew from it."""
+        """Compute the shared prefix once. All slots lose their caches and begin with it."""
         info, system, is_split = self._backend.info, self._state.system, self._backend.is_split
         most = min(info.n_ctx_slot, info.n_ctx // info.n_slots)
         if len(tokens) >= most:
-            raise ApiError(400, f"the system prompt has {len(tokens)} tokens, of {most} that there may be")
+            raise ApiError(400, f"the system prompt has {len(tokens)} tokens; it must have fewer than {most}")
         for slot in self._slots if is_split else (*self._slots, system):
             prompt_cache.trim(self._backend, slot, 0)
         system.tokens, system.state_copy = [], None
@@ -195,7 +196,7 @@ class Commands:
             system.state_copy = self._backend.state(place.seq)
         n_left = info.n_ctx - len(tokens)
         if not is_split and (info.n_slots > 1 or self._state.config.shift_context):
-            for slot in self._slots:  # what is shifted, or comes back from memory, has cells of its own
+            for slot in self._slots:  # a shifted or restored sequence has its own copy of the prompt
                 slot.n_ctx = min(info.n_ctx_slot, n_left if n_left > len(tokens) else info.n_ctx)
         return {"n_tokens": len(tokens)}
 

@@ -1,11 +1,11 @@
-"""Vectors of texts: many inputs of many requests in one decode, beside the scheduler's own batches. Engine thread.
+"""Embeddings of texts: inputs of many requests in one decode, beside the scheduler's own batches. Engine thread only.
 
-The context that computes them is not the one that generates (what a context pools is fixed when it is made); it is
-opened at the first request, or at start with `--embeddings`. One step does at most one batch here, so streams go on
-in between. Requests take turns input by input: a single question isn't kept waiting by somebody's two thousand. Those
-in the background come behind all others, and beside others' texts get a part of the time (`SHARE`).
+They are computed in a context of their own, since what a context pools is fixed when it is made. It is opened at the
+first request, or at start with `--embeddings`. A step of the loop computes at most one batch here, so generating slots
+go on in between. Requests take turns input by input: a request with one input doesn't wait for another with two
+thousand. Background requests come last, and get only a part of the time (`SHARE`) while other tasks run.
 
-Not taken: embeddings as tasks on slots. They need neither a slot's cache nor its sampler, and all of their rows are
+Not taken: embeddings as tasks on slots. They need neither a slot's cache nor a sampler, and all of their rows are
 outputs.
 """
 
@@ -23,14 +23,15 @@ from server.errors import ApiError, StartError
 from server.log import get_logger
 from server.records import field, record
 
-MIN_ROWS = 32  # below that a batch costs more than it computes
+MIN_ROWS = 32  # fewer rows take hardly less time
 
 log = get_logger("engine")
 
 
 @record(eq=False)
 class Request:
-    """One message in work: the next input to begin with, and what has come out so far (one entry per input)."""
+    """One message in work. `vectors` has the results, an entry per input; `n_begun` inputs have been begun, `n_open`
+    aren't finished."""
 
     message: Embed
     vectors: list[bytes] = field(default_factory=list)
@@ -40,7 +41,7 @@ class Request:
 
 @record(eq=False)
 class Part:
-    """One input in work on sequence `seq`; its first `n_done` tokens have been computed."""
+    """One input in work on sequence `seq`; `rows` are the vectors of its first `n_done` tokens."""
 
     request: Request
     index: int
@@ -55,10 +56,10 @@ class Part:
 
 
 class Embedder:
-    """The requests for vectors of one engine. `len` counts those that wait or are in work.
+    """The requests for embeddings of one engine. `len` counts those that wait or are in work.
 
-    While somebody reads a stream a batch should take no more than half of `--max-stall-ms`; the other half is for the
-    stream's own step. That is kept as far as inputs can be cut or held back.
+    While tasks run, a batch may take half of `--max-stall-ms`; the other half is left for their own step. Inputs
+    are cut or held back for that, as far as the model allows.
     """
 
     def __init__(self, state: EngineState) -> None:
@@ -67,23 +68,23 @@ class Embedder:
         self._busy_s = state.config.max_stall_ms / 2e3
         self._context: EmbeddingBackend | None = None
         self._requests: deque[Request] = deque()
-        self._parts: list[Part] = []  # begun and not finished, each on a sequence of its own
-        self._spans: list[Span] = []  # the batch that has been chosen
+        self._parts: list[Part] = []  # inputs in work, each on its own sequence
+        self._spans: list[Span] = []  # the planned batch
         self._rows_per_s = 0.0
-        self._t_background = 0.0  # before that the background has had its part of the time
+        self._t_background = 0.0  # background requests wait until then, while other tasks run
 
     def __len__(self) -> int:
         return len(self._requests)
 
     def post(self, message: Embed) -> list[Event]:
-        """Take a request; a failure when it can't be answered."""
+        """Take a request; return a `Failure` if it is refused."""
         try:
             if len(self._requests) >= self._max_queue:
                 raise ApiError(
                     503, f"{len(self._requests)} requests for embeddings are waiting; try later", reason="queue_full"
                 )
             if not message.inputs:
-                raise ApiError(400, "there is no input")
+                raise ApiError(400, "the request has no input")
             context = self._open()
             for i, tokens in enumerate(message.inputs):
                 check_length(context.n_input, len(tokens), i if len(message.inputs) > 1 else None, context.advice)
@@ -94,7 +95,7 @@ class Embedder:
         return []
 
     def cancel(self, id_request: int) -> bool:
-        """Forget a request; False if there is none with this id."""
+        """Drop a request; False if there is none with this id."""
         for request in self._requests:
             if request.message.id == id_request:
                 self._forget(request)
@@ -102,14 +103,14 @@ class Embedder:
         return False
 
     def fail_all(self, status: int, message: str) -> list[Event]:
-        """End all requests."""
+        """Fail all requests."""
         failures: list[Event] = [Failure(request.message.id, status, message) for request in self._requests]
         for request in list(self._requests):
             self._forget(request)
         return failures
 
     def plan(self, is_busy: bool) -> int:
-        """Choose the next batch, a smaller one if somebody reads a stream (`is_busy`); its rows, 0 for no batch."""
+        """Plan the next batch and return its rows, 0 for no batch. The batch is smaller while tasks run (`is_busy`)."""
         if self._must_wait():
             self._spans = []
             return 0
@@ -117,26 +118,26 @@ class Embedder:
         return sum(map(len, self._spans))
 
     def compute(self) -> list[Event]:
-        """Compute the chosen batch; the answers that are complete."""
+        """Compute the planned batch; return the answers that are complete."""
         started = self._state.clock()
         is_behind = all(request.message.in_background for request in self._requests)
         events = self._compute(self._spans)
         ended = self._state.clock()
-        self._measured(sum(map(len, self._spans)), ended - started)
+        self._observe(sum(map(len, self._spans)), ended - started)
         if is_behind:
             self._t_background = ended + (ended - started) / SHARE
         return events
 
     def _must_wait(self) -> bool:
-        """Whether all that is wanted is in the background, and it is others' time."""
+        """Whether the present time belongs to other tasks: all requests here are in the background, and others run."""
         return (
             self._state.clock() < self._t_background
             and all(request.message.in_background for request in self._requests)
             and any(not slot.run.task.in_background for slot in self._state.running)
         )
 
-    def _measured(self, n_rows: int, seconds: float) -> None:
-        """A batch took so long."""
+    def _observe(self, n_rows: int, seconds: float) -> None:
+        """Learn from the time that a batch took."""
         self._state.meter.n_prompt += n_rows
         self._state.meter.prompt_ms += seconds * 1e3
         if seconds > 0:
@@ -144,7 +145,7 @@ class Embedder:
             self._rows_per_s = rate if not self._rows_per_s else 0.7 * self._rows_per_s + 0.3 * rate
 
     def _open(self) -> EmbeddingBackend:
-        """The context, made when first needed. ApiError if that fails."""
+        """The context, made at first use. ApiError if that fails."""
         if self._context is None:
             try:
                 self._context = self._state.backend.open_embeddings()
@@ -152,7 +153,7 @@ class Embedder:
                 raise ApiError(400, str(error)) from None
             except Exception as error:
                 log.exception("no context for embeddings")
-                raise ApiError(500, f"no context for embeddings could be made: {error}") from None
+                raise ApiError(500, f"a context for embeddings could not be made: {error}") from None
         return self._context
 
     def budget(self, most: int, is_busy: bool) -> int:
@@ -162,9 +163,9 @@ class Embedder:
         return max(min(most, int(self._rows_per_s * self._busy_s)), min(MIN_ROWS, most))
 
     def _choose(self, room: int) -> list[Span]:
-        """What has been begun, then new inputs, one of each request in turn, until `room` rows are used.
+        """The inputs in work, then new inputs, one of each request by turns, until `room` rows are used.
 
-        An input with more rows than are left is cut where the model allows that, else it waits, or goes alone.
+        An input that doesn't fit is cut if the model allows that. Else it waits, or has a batch of its own.
         """
         can_split = self._context.can_split
         spans: list[Span] = []
@@ -182,7 +183,8 @@ class Embedder:
         return spans
 
     def _next_part(self) -> Part | None:
-        """The next input of the first request in line that has one, on a free sequence; None if there is none."""
+        """The next input of the first request that has one left, on a free sequence; None if there is no such input or
+        sequence."""
         used = {part.seq for part in self._parts}
         seq = next((seq for seq in range(self._context.n_seqs) if seq not in used), None)
         waiting = (request for request in self._requests if request.n_begun < len(request.message.inputs))
@@ -190,14 +192,14 @@ class Embedder:
         return None if seq is None or request is None else Part(request, request.n_begun, seq)
 
     def _begin(self, part: Part) -> None:
-        """Its request goes to the end of the line."""
+        """Begin an input; its request goes to the end of the queue."""
         self._parts.append(part)
         part.request.n_begun += 1
         self._requests.remove(part.request)
         self._requests.append(part.request)
 
     def _share(self, part: Part) -> int:
-        """Rows of a batch that this part has for itself."""
+        """How many rows of this input fit into a batch of its own."""
         n = len(part.tokens) - part.n_done
         return min(n, self._context.n_rows) if self._context.can_split else n
 
@@ -208,7 +210,7 @@ class Embedder:
         return Span(part.seq, part.seq, part.n_done, tokens, part.n_done + n == len(part.tokens))
 
     def _compute(self, spans: list[Span]) -> list[Event]:
-        """Decode; if that fails, each input by itself, so that a bad one takes no other with it."""
+        """Decode; if that fails, try each input alone, so that only the one that fails alone is lost."""
         parts = {part.seq: part for part in self._parts}
         for id_request in dict.fromkeys(parts[span.seq].request.message.id for span in spans):
             self._state.announce(id_request)  # the engine may die of it
@@ -218,7 +220,7 @@ class Embedder:
         for span in spans:
             self._undo(parts[span.seq])
         if code == DECODE_ABORTED:
-            return []  # the same again with the next step
+            return []  # the next step tries it again
         if len(spans) > 1:
             events: list[Event] = []
             for part in [parts[span.seq] for span in spans]:
@@ -231,14 +233,14 @@ class Embedder:
         return [Failure(request.message.id, 500, f"computing the embedding failed with code {code}")]
 
     def _undo(self, part: Part) -> None:
-        """Drop what a failed decode may have left; where a model can't drop a tail, its input begins anew."""
+        """Drop what a failed decode may have left. If the model can't drop a tail, the input starts over."""
         if not self._context.trim(part.seq, part.n_done):
             self._context.trim(part.seq, 0)
             part.n_done = 0
             part.rows.clear()
 
     def _commit(self, parts: Iterable[Part], spans: list[Span]) -> list[Event]:
-        """Note what has been computed; the requests that are complete now."""
+        """Note what has been computed; return the answers that are complete."""
         events: list[Event] = []
         context = self._context
         for part, span, vectors in zip(parts, spans, context.vectors(spans)):
@@ -274,7 +276,7 @@ class Embedder:
 
 
 def check_length(most: int, n: int, index: int | None, advice: str) -> None:
-    """ApiError 400 unless an input of `n` tokens has any and fits; `index` says which one it is, None if there is just
+    """ApiError 400 if an input has no tokens or more than `most`. `index` names the input; None if the request has only
     one."""
     name = "the input" if index is None else f"input {index}"
     if not n:

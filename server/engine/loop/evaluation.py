@@ -1,7 +1,7 @@
-"""Decode a batch and keep the books right whatever comes of it: no room, an error, an abort.
+"""Decodes a batch, and keeps the slots' books right whatever the outcome: no room, an error, an abort.
 
 Engine thread only. After each decode `slot.tokens` is again what the cache holds. A batch that fails is tried in
-smaller pieces and then sequence by sequence, so that only the task that fails alone is lost.
+smaller parts and then sequence by sequence, so that only a task that fails alone is lost.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ log = get_logger("engine")
 
 
 class Evaluation:
-    """Evaluates spans and passes each finished row on to `Answers`."""
+    """Decodes spans and passes each row with logits to `Answers`."""
 
     def __init__(self, state: EngineState, answers: Answers, prefixes: Prefixes) -> None:
         self._state = state
@@ -33,53 +33,53 @@ class Evaluation:
         self._answers = answers
 
     def evaluate(self, spans: Sequence[Span]) -> None:
-        """Decode all spans and draw the tokens they lead to, in as few pieces as the cache has room for."""
+        """Decode all spans and draw from them, in as few parts as the cache has room for."""
         size = UNLIMITED
         rest = list(spans)
-        while rest := self._present(rest):
-            piece, later = (rest, []) if size == UNLIMITED else planner.split(rest, size)
+        while rest := self._skip_ended(rest):
+            part, later = (rest, []) if size == UNLIMITED else planner.split(rest, size)
             started = self._state.clock()
-            code = self._state.backend.decode(piece)
+            code = self._state.backend.decode(part)
             if code == DECODE_OK:
                 speculation, seconds = self._state.speculation, self._state.clock() - started
-                is_prompt = self._state.slots[piece[0].id].run.next_token is None
-                (speculation.observe_prompt if is_prompt else speculation.observe)(piece, seconds)
-                self._commit(piece)
+                is_prompt = self._state.slots[part[0].id].run.next_token is None
+                (speculation.observe_prompt if is_prompt else speculation.observe)(part, seconds)
+                self._commit(part)
                 rest = later
                 continue
-            if code != DECODE_ABORTED and any(span.n_draft for span in piece):
-                self.undo(piece)  # guesses are the first to go
+            if code != DECODE_ABORTED and any(span.n_draft for span in part):
+                self.undo(part)  # try without drafts first
                 rest = without_drafts(rest)
                 continue
             if code == DECODE_NO_ROOM and self._prefixes.make_room():
                 continue
-            if code == DECODE_NO_ROOM and (n_rows := sum(len(span) for span in piece)) > 1:
+            if code == DECODE_NO_ROOM and (n_rows := sum(len(span) for span in part)) > 1:
                 size = n_rows // 2
                 continue
             if code == DECODE_NO_ROOM and self._prefixes.step_aside():
                 size = UNLIMITED
                 continue
-            self.undo(piece)
+            self.undo(part)
             if code == DECODE_ABORTED:
                 return
-            self.isolate(piece, code)
+            self.isolate(part, code)
             rest = later
 
-    def _present(self, spans: list[Span]) -> list[Span]:
-        """Without the rows of tasks that have ended, or that have to wait for room now."""
+    def _skip_ended(self, spans: list[Span]) -> list[Span]:
+        """Leave out the rows of tasks that have ended or now wait for room."""
         slots = self._state.slots
         return [span for span in spans if slots[span.id].run is not None and slots[span.id].aside is None]
 
-    def isolate(self, piece: list[Span], code: int) -> None:
-        """A piece can't be decoded: with one task in it, fail that one; else let each be tried alone."""
-        if len({span.id for span in piece}) > 1:
-            for span in piece:
+    def isolate(self, part: list[Span], code: int) -> None:
+        """A part of the batch can't be decoded. If it has rows of one task, fail the task; else try each task alone."""
+        if len({span.id for span in part}) > 1:
+            for span in part:
                 if self._state.slots[span.id].run is not None:
                     self.evaluate([span])
             return
-        slot = self._state.slots[piece[0].id]
+        slot = self._state.slots[part[0].id]
         if slot.run is None:
-            return  # its state was lost with the step
+            return  # `undo` has failed the task: its state was lost
         message = (
             "the KV cache has no room left for this request"
             if code == DECODE_NO_ROOM
@@ -89,24 +89,25 @@ class Evaluation:
         self._state.fail(slot.run.task.id, 500, message)
         self._state.drop(slot, keep_cache=False)
 
-    def undo(self, piece: Sequence[Span]) -> None:
-        """Drop what an unsuccessful decode may have left behind the tokens that are known to be in the cache.
+    def undo(self, part: Sequence[Span]) -> None:
+        """Drop what a failed decode may have left behind the known tokens of the cache.
 
-        A recurrent model can't: its state is lost, and with it the task.
+        A recurrent model can't do that: its state is lost, and its task fails.
         """
-        for slot in {self._state.slots[span.id] for span in piece}:
+        for slot in {self._state.slots[span.id] for span in part}:
             n = len(slot.tokens)
             if prompt_cache.trim(self._state.backend, slot, n) < n:
-                self._state.fail(slot.run.task.id, 500, "the model's state was lost in an interrupted step; ask again")
+                self._state.fail(slot.run.task.id, 500, "the model's state was lost in an interrupted step; try again")
                 self._state.drop(slot, keep_cache=False)
 
-    def _draw_ahead(self, piece: Sequence[Span]) -> None:
-        """Name the rows that are sure to be drawn from: of sequences that are generating, the one that stands before
-        any guesses. Probabilities are taken with the draw, and tokens that are known or forced aren't drawn."""
-        if len(piece) == 1:
+    def _draw_ahead(self, part: Sequence[Span]) -> None:
+        """Let several threads draw from the rows that are sure to be drawn from: those of generating sequences, before
+        any drafts. Left out are tasks that want probabilities, which come with their draws, and known or forced tokens,
+        which aren't drawn."""
+        if len(part) == 1:
             return
         slots, wanted, row = self._state.slots, [], -1
-        for span in piece:
+        for span in part:
             row += len(span)
             run = slots[span.id].run
             is_drawn = not run.is_replaying and (run.phases is None or run.phases.forced is None)
@@ -114,17 +115,18 @@ class Evaluation:
                 wanted.append((run.sampler, row - span.n_draft))
         self._state.backend.draw_ahead(wanted)
 
-    def _commit(self, piece: Sequence[Span]) -> None:
+    def _commit(self, part: Sequence[Span]) -> None:
         started = self._state.clock()
-        self._draw_ahead(piece)
+        self._draw_ahead(part)
         row = -1
-        for span in piece:
+        for span in part:
             row += len(span)
             self.commit(span, row)
         self._state.meter.sampler_ms += (self._state.clock() - started) * 1e3
 
     def commit(self, span: Span, row: int) -> None:
-        """A span is in the cache: note it, and draw from its last row, `row` of the batch, if that was asked for."""
+        """A span is in the cache: add it to the slot's tokens, and draw if it has logits. `row` is its last row in the
+        batch."""
         slot = self._state.slots[span.id]
         slot.tokens.extend(span.tokens)
         if span.all_rows:
@@ -162,20 +164,19 @@ class Evaluation:
 
 # ---- probabilities of a prompt's tokens ------------------------------------------------------------------------------
 
-# All rows of such a prompt are outputs, and each row judges the token after it. The rows come in parts, because the
-# logits of each take a float per token of the vocabulary; one row's softmax costs about a millisecond with 50,000
-# tokens, all of it in C. What a cache holds has no logits, so nothing of such a prompt is reused but the system prompt,
-# which isn't judged.
+# All rows of such a prompt are outputs: each has the probabilities of the token after it. The rows come in parts,
+# because a row's logits take a float for each token of the vocabulary, and its softmax takes about a millisecond in C.
+# A cache holds no logits, so such a prompt reuses nothing but the system prompt, whose probabilities aren't reported.
 PROMPT_PROBS_ROWS = 64
 
 
 def wants_prompt_probs(run: Run) -> bool:
-    """Whether the tokens of this task's prompt are to be judged."""
+    """Whether the task wants the probabilities of its prompt's tokens."""
     return run.task.prompt_probs >= 0
 
 
 def cut_out(backend: Backend, slot: Slot) -> None:
-    """Take the task's cuts out of what has been read of its prompt."""
+    """Remove the task's cuts from the prompt and the cache."""
     run: Run = slot.run  # type: ignore[assignment]
     cuts, run.cuts = run.cuts, ()
     for start, end in reversed(cuts):
@@ -185,8 +186,9 @@ def cut_out(backend: Backend, slot: Slot) -> None:
 
 
 def report_prompt_probs(state: EngineState, slot: Slot, first_row: int, start: int, n: int) -> None:
-    """Tell what the `n` rows from `first_row` of the batch on, which hold the prompt from `start` on, think of the
-    tokens behind theirs. Places are counted from the beginning of the task's own prompt."""
+    """Report the probabilities of prompt tokens. The `n` rows from `first_row` of the batch hold the prompt from
+    position `start`; each has the probabilities of the token after it. Positions are reported from the start of the
+    task's own prompt."""
     run = slot.run
     n_system = len(run.prompt) - len(run.task.prompt)
     begin, end = max(start + 1, n_system + 1, run.judged_from), min(start + n + 1, len(run.prompt))

@@ -1,11 +1,12 @@
-"""Vectors of texts with images or sound in them, beside the batches of all others. Engine thread.
+"""Embeddings of inputs with images or sound, beside the scheduler's own batches. Engine thread only.
 
-A request comes here when the media thread has decoded its files. Its inputs are computed one after the other, in a
-context of their own with a single sequence; requests take turns input by input. Each step of the loop does one piece:
-some tokens of text, encoding a chunk, or evaluating one. What can't be cut, one encoding, stalls others as it does
-when a slot needs it; the rest keeps to the embedder's share of `--max-stall-ms`.
+A request comes here when the media thread has decoded its files. Its inputs are computed one by one in a context with a
+single sequence; requests take turns input by input. Each step of the loop does one part: evaluate some text tokens,
+encode a chunk, or evaluate a chunk. Encoding can't be cut and may take longer than `--max-stall-ms`, as it may for a
+slot. The rest keeps to the embedder's share of that time.
 
-Not taken: many sequences, as `embedder` has. Encoding takes most of the time here, and does one chunk at a time anyway.
+Not taken: many sequences, as `embedder` has. Most of the time goes into encoding, which does one chunk at a time
+anyway.
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ log = get_logger("engine")
 
 @record(eq=False)
 class Request:
-    """One message in work. `index` is the input it is at, which begins at `start` in the layout; of that input `n_done`
-    positions are computed, with these `rows`. `vectors` are those of the inputs that are done."""
+    """One message in work.
+
+    `index` is the current input, `start` its first position in the layout. `n_done` of its positions are computed;
+    `rows` are their vectors. `vectors` has the results of the finished inputs.
+    """
 
     message: Embed
     layout: Layout
@@ -42,22 +46,22 @@ class Request:
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        """All tokens of the input it is at."""
+        """All tokens of the current input."""
         return self.message.inputs[self.index]
 
     @property
     def chunk(self) -> Chunk | None:
-        """The chunk that comes next; None if that is text."""
+        """The chunk at the next position; None if there is text."""
         return self.layout.chunks.get(self.start + self.n_done)
 
     @property
     def n_text(self) -> int:
-        """How much text comes before the next chunk."""
+        """How many text tokens come before the next chunk."""
         end = self.start + len(self.tokens)
         return self.layout.next_start(self.start + self.n_done, end) - self.start - self.n_done
 
     def n_tokens(self) -> list[int]:
-        """Cells that each input takes."""
+        """The number of cells that each input takes."""
         sizes, start = [], 0
         for tokens in self.message.inputs:
             end = start + len(tokens)
@@ -67,11 +71,11 @@ class Request:
 
 
 class MediaEmbedder:
-    """The requests whose files are ready; the first in line is in work. `len` counts them."""
+    """The requests whose files are decoded; the first one is in work. `len` counts them."""
 
     def __init__(self, state: EngineState, embedder: Embedder) -> None:
         self._state = state
-        self._embedder = embedder  # whose pace this is
+        self._embedder = embedder  # for its budget of rows
         self._context: MediaEmbeddingBackend | None = None
         self._requests: deque[Request] = deque()
         self._encoded: Chunk | None = None
@@ -81,7 +85,7 @@ class MediaEmbedder:
         return len(self._requests)
 
     def enqueue(self, message: Embed) -> None:
-        """Take a request whose files are prepared, or fail it."""
+        """Take a request whose files are decoded, or fail it."""
         request = Request(message, self._state.media.layout(message.id))
         chunks = request.layout.chunks.values()
         try:
@@ -99,23 +103,23 @@ class MediaEmbedder:
             self._requests.append(request)
 
     def cancel(self, id_request: int) -> bool:
-        """Forget a request; False if there is none with this id."""
+        """Drop a request; False if there is none with this id."""
         request = next((request for request in self._requests if request.message.id == id_request), None)
         if request is not None:
             self._forget(request)
         return request is not None
 
     def fail_all(self, status: int, message: str) -> list[Event]:
-        """End all requests."""
+        """Fail all requests."""
         failures: list[Event] = [Failure(request.message.id, status, message) for request in self._requests]
         for request in list(self._requests):
             self._forget(request)
         return failures
 
     def plan(self, is_busy: bool, can_encode: bool) -> int:
-        """Whether there is a piece of work, as the number of text rows that it may take the time of; 0 for none.
+        """Plan the next part of the work; return its size in rows of text, 0 if there is nothing to do.
 
-        `is_busy` if somebody reads a stream; without `can_encode` the projector holds what somebody else has encoded.
+        `is_busy` if tasks run. `can_encode` is False while the projector holds a chunk for a slot.
         """
         if not self._requests:
             return 0
@@ -127,7 +131,7 @@ class MediaEmbedder:
         return ROWS_PER_TOKEN * request.chunk.n_tokens if can_encode or not is_encoding else 0
 
     def step(self) -> list[Event]:
-        """Do it; the answer that is complete then."""
+        """Do the planned part; return the answer if it is complete."""
         request = self._requests[0]
         self._state.announce(request.message.id)  # the engine may die of it
         try:
@@ -157,18 +161,18 @@ class MediaEmbedder:
             request.n_done = 0
             request.rows.clear()
         if code == DECODE_ABORTED:
-            return []  # the same again with the next step
+            return []  # the next step tries it again
         return self._fail(request, f"computing the embedding failed with code {code}")
 
     def _open(self, n_at_once: int) -> MediaEmbeddingBackend:
-        """The context. It may be another one than before: then the input in work begins anew."""
+        """Return the context. If it is a new one, the current input starts over."""
         try:
             context = self._state.backend.open_media_embeddings(n_at_once)
         except ApiError:
             raise
         except Exception as error:
             log.exception("no context for embeddings")
-            raise ApiError(500, f"no context for embeddings could be made: {error}") from None
+            raise ApiError(500, f"a context for embeddings could not be made: {error}") from None
         if context is not self._context:
             self._context, self._encoded = context, None
             if self._requests:
@@ -177,13 +181,13 @@ class MediaEmbedder:
         return context
 
     def _commit(self, request: Request, n: int, rows: bytes) -> list[Event]:
-        """Note what has been computed; the answer, if that was the last input."""
+        """Note what has been computed; return the answer if that was the last input."""
         self._encoded = None
         request.n_done += n
         request.rows.append(rows)
         if request.n_done < len(request.tokens):
             return []
-        request.vectors.append(self._pooled(b"".join(request.rows)))
+        request.vectors.append(self._pool(b"".join(request.rows)))
         request.rows.clear()
         self._context.trim(0)
         self._requests.popleft()
@@ -193,11 +197,11 @@ class MediaEmbedder:
         request.start += len(request.tokens)
         request.index += 1
         request.n_done = 0
-        self._requests.append(request)  # the others' turn
+        self._requests.append(request)  # the next request's turn
         return []
 
-    def _pooled(self, rows: bytes) -> bytes:
-        """Of all rows of an input those that are wanted."""
+    def _pool(self, rows: bytes) -> bytes:
+        """The vectors that the pooling wants: the first, the last, or all of them."""
         size, pooling = 4 * self._context.width, self._state.backend.info.pooling
         return rows[:size] if pooling == FIRST else rows[-size:] if pooling == LAST else rows
 

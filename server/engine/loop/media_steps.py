@@ -1,8 +1,8 @@
-"""Evaluating images and sound: chunks of embeddings, between other slots' batches. Engine thread only.
+"""Evaluates images and sound: chunks of embeddings, between the batches of text. Engine thread only.
 
-libllama takes tokens or embeddings in a batch, not both, and some models look at an image from all sides at once, which
-holds for a whole batch. So a chunk is evaluated apart. Each step of the loop does one piece of such work, encoding a
-chunk or decoding it, for the slot whose task came first; before it comes the batch of all the others.
+A batch of libllama has tokens or embeddings, not both. Some models also need attention without a causal mask for an
+image, which applies to a whole batch. So a chunk has a decode of its own. After its batch of text, a step of the loop
+encodes one chunk or decodes one, for the slot whose task came first.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from server.engine.slots.planner import Span
 from server.engine.slots.slot import Slot
 from server.log import get_logger
 
-ROWS_PER_TOKEN = 16  # of text, when it comes to patience: some projectors are larger than the model they see for
+ROWS_PER_TOKEN = 16  # rows of text that take as long as a token of media, at worst (a projector may be a large model)
 
 log = get_logger("engine")
 
 
 class MediaSteps:
-    """What the loop calls in each step. `_encoded` is the chunk whose embeddings the backend holds."""
+    """The work on chunks for slots. `_encoded` is the chunk whose embeddings the backend holds."""
 
     def __init__(self, state: EngineState, batching: Batching, evaluation: Evaluation, prefixes: Prefixes) -> None:
         self._state = state
@@ -33,24 +33,25 @@ class MediaSteps:
         self._batching = batching
         self._evaluation = evaluation
         self._encoded: Chunk | None = None
-        self._slot: Any = None  # the Slot to work for
+        self._slot: Any = None  # the Slot of the planned work
 
-    def let_go(self) -> bool:
-        """Whether somebody else may have the projector encode now: not while a chunk is encoded and not evaluated."""
+    def free_projector(self) -> bool:
+        """Whether the projector is free for other work. It isn't while it has an encoded chunk that a slot has yet to
+        decode. An encoding that no slot waits for is dropped."""
         if self._encoded is not None and any(slot.chunk is self._encoded for slot in self._state.running):
             return False
         self._encoded = None
         return True
 
     def begin(self) -> int:
-        """Whether there is a piece of work, as the number of text rows that it may take the time of; 0 for none."""
+        """Choose the slot to work for; return the size of the work in rows of text, 0 if there is none."""
         self._slot = next(
             (slot for slot in self._state.running if slot.chunk is not None and slot.run.leader is None), None
         )
         return 0 if self._slot is None else ROWS_PER_TOKEN * self._slot.chunk.n_tokens
 
     def step(self) -> None:
-        """Do the piece of work that `begin` has found."""
+        """Do the work that `begin` has chosen."""
         slot = self._slot
         try:
             if self._encoded is not slot.chunk:
@@ -66,7 +67,7 @@ class MediaSteps:
             self._state.drop(slot, keep_cache=False)
 
     def _decode(self, slot: Slot, chunk: Chunk) -> None:
-        """Into the cache with it, all or nothing; then on as with any other prompt rows."""
+        """Decode a chunk into the cache, all or nothing; then go on as with other prompt rows."""
         state = self._state
         start = len(slot.tokens)
         is_last = start + len(chunk.ids) == len(slot.run.prompt)

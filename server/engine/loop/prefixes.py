@@ -1,20 +1,19 @@
-"""Where the beginning of a prompt comes from: the slot itself, another slot, or a prompt that is being read just now.
+"""Where the beginning of a prompt comes from: its slot, another slot, a running prefill, memory or disk.
 
-Engine thread only. `prompt_cache` has the moves, this module the decisions, and it remembers them: what was reused,
-from where, and why not more (`Run.cache_use`). The text that a prompt is compared with, and shown beside it, is only
-ever one of the same owner (`nearest`).
+Engine thread only. This module decides, and `prompt_cache` moves cells. `Run.cache_use` tells what was reused, from
+where, and why not more. Clients are told only how a prompt compares with texts of its own owner (`nearest`).
 
-A task whose prompt begins like one that another slot is reading waits for that one (its leader) to get that far, and
-then shares the cells: what is computed once is computed for all. Who waits is nobody's leader, so nobody waits in a
-circle, and waiting costs little, because the batches are the leader's meanwhile.
+A task may have the same prefix as a prompt that another slot is reading. Then it waits for that slot (its leader) to
+get that far, and shares its cells. So common prefixes are computed once. A waiting task never leads another, so there
+are no circles. Waiting costs little, because the leader has the batches in the meantime.
 
-In one cache for all, a slot may use the whole of it, so running slots can overflow it together. Then the task that came
-last waits: its cells are moved to memory as they are, and back once there is room again, so its text is as if it had
-never waited. A task waits for older ones only: the oldest always runs, and nobody waits for ever. Room is given back
-with some to spare (`SPARE_PART`): so many tokens at least are computed before somebody has to wait again.
+In a unified cache each slot may use all cells, so running tasks can need more than there are. Then the newest task
+waits: its cells are moved to memory, and back once there is room, so its text doesn't change. A task only waits for
+older ones. So the oldest always runs, and no task waits for ever. A task comes back only when there is room to spare
+(`SPARE_PART`), so that it can run for a while before a task has to wait again.
 
-Not taken: a radix tree over all sequences. There are few of them, and comparing lists of tokens is C's work. Nor
-starting a task only once its text fits beside the others: how long that gets, nobody knows.
+Not taken: a radix tree over all sequences. They are few, and comparing their token lists takes microseconds. Nor
+starting a task only when its whole text has room: its length isn't known.
 """
 
 from __future__ import annotations
@@ -33,26 +32,26 @@ from server.engine.slots.self_extend import GroupAttention
 from server.engine.slots.slot import Leader, Run, Slot, common_prefix
 from server.log import get_logger
 
-MAX_SAVE_S = 1.0
-PARK_AFTER_ROWS = 64
-MIN_PARKED = 64
+MAX_SAVE_S = 1.0  # seconds for saving one cache, and for saving all of them at the end
+PARK_AFTER_ROWS = 64  # rows computed since an idle slot's latest use before its cells are moved to memory
+MIN_PARKED = 64  # cells of its own that an idle slot must have to be moved
 SPARE_PART = 8
-"""A task that waits for room needs an eighth of the cache beyond its own, unless it is the oldest. Moving a token to
-memory and back takes microseconds, computing one milliseconds."""
+"""A task that waits in memory comes back when its cells and 1 / `SPARE_PART` of the cache are free; the oldest needs
+only its cells. Moving a token to memory and back takes microseconds, computing one milliseconds."""
 LAST_TOKEN = "the last token is evaluated again"
 NOT_ASKED = "cache_prompt is false"
 OTHER_LORA = "computed with other adapters"
 SHIFTED = "the context was shifted"
-SELF_EXTEND = "self-extend starts anew"
-EXACT = "--exact starts anew"
-NO_TRIM = "the model can't drop a tail"
-TOO_SHORT = f"sharing begins at {MIN_SHARED} tokens"
+SELF_EXTEND = "self-extend reuses nothing"
+EXACT = "--exact reuses nothing"
+NO_TRIM = "this model's cache can't be cut there"
+TOO_SHORT = f"fewer than {MIN_SHARED} more tokens aren't shared"
 
 log = get_logger("engine")
 
 
 class Prefixes:
-    """Decides about the caches of all slots."""
+    """Decides what each slot's cache keeps, shares and gives up."""
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
@@ -60,10 +59,11 @@ class Prefixes:
         devices = state.backend.info.devices
         is_on_cpu = bool(devices) and all(name == "CPU" for name in devices)
         self._is_parking = not state.backend.is_split and self.blocks.has_memory and is_on_cpu
-        self._shared: tuple[tuple[int, ...], int] = ((), 0)  # what the count was made of, and the count
+        self._shared: tuple[tuple[int, ...], int] = ((), 0)  # what the count depends on, and the count
 
     def kv_used(self) -> int:
-        """Cells of the KV cache in use. Counting those that are shared takes time: only when that has changed."""
+        """The cells of the KV cache in use. Shared cells are counted anew only when sharing has changed, since that
+        takes time."""
         if self._state.backend.is_split:
             return sum(len(slot.tokens) for slot in self._state.slots)
         slots = [*self._state.slots, self._state.system]
@@ -73,8 +73,8 @@ class Prefixes:
         return sum(len(slot.tokens) for slot in slots) - self._shared[1]
 
     def choose_slot(self, free: list[Slot], task: Task, prompt: list[int]) -> Any:
-        """The free slot that suits a task best. One that only judges an answer takes what nobody will miss: the text
-        that it judges stays where it is."""
+        """The free slot that suits a task best. A task that only judges an answer gets the slot whose cache is least
+        useful, and leaves the text that it judges in place."""
         if task.probs_from:
             return min(
                 free, key=lambda slot: (slot.shifted_at is None, common_prefix(slot.tokens, prompt), slot.t_used)
@@ -82,7 +82,8 @@ class Prefixes:
         return prompt_cache.choose_slot(free, prompt, task.cache_prompt, self._state.lora_of(task), self._state.clock())
 
     def nearest(self, task: Task, prompt: list[int]) -> list[int]:
-        """That text of the task's owner in any cache that the prompt has most in common with; of several the latest."""
+        """The cached text of the task's owner with the longest common beginning with the prompt; of several the
+        latest."""
         lora = self._state.lora_of(task)
         texts = [
             slot.tokens[: slot.shifted_at]
@@ -92,16 +93,17 @@ class Prefixes:
         texts.append(self.blocks.nearest(lora, prompt, task.owner))
         return max(texts, key=lambda tokens: common_prefix(tokens, prompt))
 
-    def respelled(self, prompt: list[int], cached: list[int]) -> list[int]:
-        """The prompt in the tokens that are cached for its text, where those are others and can be reused."""
+    def respell(self, prompt: list[int], cached: list[int]) -> list[int]:
+        """The prompt with the cached tokens of the same text, where these differ and can be reused."""
         state = self._state
         if state.config.exact or state.config.n_group > 1:
             return prompt
-        spelled = spelling.respelled(prompt, cached, state.backend.letters)
+        spelled = spelling.respell(prompt, cached, state.backend.letters)
         return spelled if len(spelled) <= max(len(prompt), state.backend.info.n_ctx_slot - 1) else prompt
 
     def begin(self, slot: Slot, run: Run) -> None:
-        """Set the slot's cache to what is there of the prompt of `run`, and note how that came."""
+        """Prepare the slot's cache for a task: reuse what any cache has of its prompt, and note what was reused and why
+        not more."""
         state, task = self._state, run.task
         lora = state.lora_of(task)
         n_known, why_not = self._longest(run.prompt, lora)
@@ -121,22 +123,23 @@ class Prefixes:
         run.cache_reason = self._reason(slot, run, n_known, why_not)
 
     def must_wait(self, slot: Slot) -> bool:
-        """Whether a slot's prompt waits for its leader; once it need not, it has the leader's cells."""
+        """Whether a slot's prompt must wait for its leader. When it need no longer wait, it takes over the leader's
+        cells."""
         run: Run = slot.run  # type: ignore[assignment]
         if run.leader is None:
             return False
         if run.leader.slot.run is run.leader.run and len(run.leader.slot.tokens) < run.leader.n:
             return True
         self._reuse(slot, run)
-        run.leader = self._leader(slot, run)  # another one, if that one was cancelled
+        run.leader = self._leader(slot, run)  # a new one, if the leader was cancelled
         run.cache_reason = LAST_TOKEN if run.n_cached == run.n_reusable else ""
         if run.task.progress:
             self._state.report_progress(slot)
         return run.leader is not None
 
     def make_room(self, but: Slot | None = None) -> bool:
-        """Give up the least valuable cache of an idle slot (not of `but`); False if there is none, or if it would be
-        room for nobody else."""
+        """Give up the least valuable cache of an idle slot other than `but`. False if there is none, or in a split
+        cache, where it would free no room for others."""
         if self._state.backend.is_split:
             return False
         others = [slot for slot in self._state.slots if slot is not but]
@@ -150,7 +153,7 @@ class Prefixes:
     # ---- room for running tasks --------------------------------------------------------------------------------
 
     def share_room(self) -> None:
-        """Before a step: take up the tasks that wait for room, the oldest first, and shift contexts that are full."""
+        """Before a step: resume waiting tasks that have room now, the oldest first, and shift full contexts."""
         for slot in list(self._state.aside):
             self._take_up(slot)
         for slot in [slot for slot in self._state.running if slot.run.is_full]:
@@ -158,7 +161,8 @@ class Prefixes:
                 self._shift(slot)
 
     def step_aside(self) -> bool:
-        """Have the running task that came last wait in memory. False if it is the only one: that would help nobody."""
+        """Move the newest running task to memory, where it waits. False if it is the only one: that would free room for
+        no other."""
         if self._state.backend.is_split or len(self._state.running) < 2:
             return False
         self._put_aside(self._state.running[-1])
@@ -169,8 +173,8 @@ class Prefixes:
         try:
             prompt_cache.put_aside(state.backend, slot)
         except (MemoryError, RuntimeError) as error:
-            log.warning("task %d can't wait for room in the cache: %s", run.task.id, error or "no memory for a copy")
-            state.fail(run.task.id, 503, "the KV cache is full, and there is no memory to wait in; try later")
+            log.warning("task %d can't wait for room in the cache: %s", run.task.id, error or "not enough memory")
+            state.fail(run.task.id, 503, "the KV cache is full, and there is no memory to hold this request; try later")
             state.drop(slot, keep_cache=False)
             return
         log.debug("task %d waits for room in the cache, with %d tokens", run.task.id, len(slot.aside.tokens))
@@ -178,7 +182,7 @@ class Prefixes:
         state.meter.n_asides += 1
 
     def _take_up(self, slot: Slot) -> None:
-        """Let a task go on if there is room for it beside older ones; younger ones have to step aside for it."""
+        """Resume a waiting task if there is room beside older ones. Younger tasks have to step aside for it."""
         state, n = self._state, len(slot.aside.tokens)
         older = [other for other in state.running if arrival(other) < arrival(slot)]
         n_ctx, n_older = state.backend.info.n_ctx, _n_cells([*older, state.system])
@@ -195,11 +199,11 @@ class Prefixes:
         if slot.aside is None:
             state.resume(slot)
         elif not older:
-            state.fail(slot.run.task.id, 500, "the state of this request did not fit back into the KV cache")
+            state.fail(slot.run.task.id, 500, "the state of this request could not be restored to the KV cache")
             state.drop(slot, keep_cache=False)
 
     def _shift(self, slot: Slot) -> None:
-        """Make room in a full context. A slot that shares cells gets its own first, and room for them."""
+        """Shift a full context. A slot that shares cells gets cells of its own first, and room is made for them."""
         state, run = self._state, slot.run
         others = [other for other in state.running if other is not slot]
         while (
@@ -222,11 +226,11 @@ class Prefixes:
     # ---- idle caches --------------------------------------------------------------------------------------------
 
     def park(self, n_rows: int) -> None:
-        """After a step of `n_rows`: move the cells of a slot that many rows have had to look over out of their way.
+        """After a step of `n_rows`: move an idle slot's cells to memory if many rows have been computed since its
+        latest use.
 
-        In one cache for all, a row's attention goes over everybody's cells. On a CPU that costs more, after some
-        tens of rows, than moving idle cells to memory and back. One slot a step; nothing is given up that isn't kept
-        whole.
+        In a unified cache a row's attention goes over all slots' cells. On a CPU that soon costs more than moving idle
+        cells to memory and back. At most one slot per step, and only if memory holds all of its text.
         """
         state = self._state
         state.n_rows += n_rows
@@ -239,7 +243,7 @@ class Prefixes:
                 return
 
     def unpark(self, slot: Slot) -> None:
-        """Bring an idle slot's tokens back from memory, as far as they are still there."""
+        """Bring an idle slot's cells back from memory, as far as they are still there."""
         tokens = slot.parked
         if tokens:
             self.blocks.restore(slot, tokens, len(tokens), lambda n: self._make_room_for(n, slot))
@@ -247,29 +251,29 @@ class Prefixes:
 
     def _park(self, slot: Slot) -> None:
         if not self.blocks.save(slot, self._save_limit_s()):
-            return  # the rest with the next step
+            return  # the next step saves the rest
         if self.blocks.holds(slot):
             tokens = list(slot.tokens)
             prompt_cache.trim(self._state.backend, slot, 0)
             slot.parked = tokens
         else:
-            slot.n_rows_used = math.inf  # there is no room for it: it stays
+            slot.n_rows_used = math.inf  # memory has no room for it: its cells stay
 
     def close(self) -> None:
-        """The engine ends: what the slots hold goes to disk, if there is one, within seconds."""
+        """The engine ends: write the slots' caches to disk, if there is a disk cache, for at most `MAX_SAVE_S`."""
         ends = self._state.clock() + MAX_SAVE_S
         while self.blocks.save_idle(self._state.slots) and self._state.clock() < ends:
             pass
         self.blocks.close()
 
     def _save_limit_s(self) -> float:
-        """What saving a cache may take: as long as a step if somebody reads a stream."""
+        """Seconds that saving a cache may take: those of a stall while slots generate."""
         limit_ms = self._state.config.max_stall_ms
         is_read = any(slot.run.next_token is not None for slot in self._state.running)
         return limit_ms / 1e3 if is_read and limit_ms > 0 else MAX_SAVE_S
 
     def _make_room_for(self, n: int, slot: Slot) -> bool:
-        """Room for `n` more cells, without touching those of `slot`; False if there is none."""
+        """Make room for `n` more cells without touching those of `slot`; False if there isn't enough."""
         if self._state.backend.is_split:
             return len(slot.tokens) + n <= slot.n_ctx
         while self.kv_used() + n > self._state.backend.info.n_ctx:
@@ -278,7 +282,7 @@ class Prefixes:
         return True
 
     def _give_up(self, slot: Slot, prompt: list[int], n_kept: int) -> None:
-        """Most of a slot's cache is about to go: keep it elsewhere. The rest of a text that goes on needn't be."""
+        """Save a slot's cache if more than a quarter of it is about to go. With less, its own text goes on."""
         if 4 * n_kept < 3 * len(slot.tokens):
             self.blocks.save(slot, self._save_limit_s())
 
@@ -300,7 +304,7 @@ class Prefixes:
         state.meter.n_reused += max(run.n_cached - n_before, 0)
 
     def _fetch(self, slot: Slot, run: Run) -> None:
-        """What memory or disk have of the prompt beyond what the slot has now."""
+        """Restore from memory or disk what they have of the prompt beyond the slot's own cells."""
         limit = run.n_reusable
         n_known = min(self.blocks.known(slot.lora, run.prompt), limit)
         if n_known >= len(slot.tokens) + MIN_SHARED:
@@ -315,7 +319,7 @@ class Prefixes:
         best, n_best = None, len(slot.tokens) + MIN_SHARED - 1
         for other in self._state.running:
             is_reading = other.run.next_token is None and other.run.leader is None
-            is_reading &= run.task.in_background or not other.run.task.in_background  # which may take its time
+            is_reading &= run.task.in_background or not other.run.task.in_background  # a background leader may be slow
             if is_reading and other is not slot and other.lora == slot.lora:
                 n = min(common_prefix(other.run.prompt, run.prompt), run.n_reusable)
                 if n > n_best:
@@ -323,7 +327,7 @@ class Prefixes:
         return None if best is None else Leader(best, best.run, n_best)  # type: ignore[arg-type]
 
     def _longest(self, prompt: list[int], lora: Lora) -> tuple[int, str]:
-        """How much of a prompt is in any cache, whether it can be used or not, and why it might not."""
+        """How much of a prompt is in any cache, usable or not, and why it might not be usable."""
         slots = (self._state.system, *self._state.slots)
         best = max(slots, key=lambda slot: common_prefix(slot.tokens, prompt))
         n = common_prefix(best.tokens, prompt)
@@ -350,8 +354,8 @@ class Prefixes:
         if found is not None and log.isEnabledFor(logging.DEBUG):
             text = [b"".join(map(self._state.backend.piece, tokens)) for tokens in (found.cached, found.prompt)]
             log.debug(
-                "task %d: its owner's nearest text in the cache has the first %d tokens of the prompt; then it has %r, "
-                "the prompt %r",
+                "task %d: its owner's nearest text in the cache has the prompt's first %d tokens, then %r; the prompt "
+                "has %r",
                 run.task.id,
                 found.position,
                 *text,
@@ -359,5 +363,5 @@ class Prefixes:
 
 
 def _n_cells(slots: list[Slot]) -> int:
-    """How many cells of one cache for all these slots have together."""
+    """How many cells of a unified cache all these slots have together; shared cells count once."""
     return sum(len(slot.tokens) for slot in slots) - prompt_cache.count_shared(slots)

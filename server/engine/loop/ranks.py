@@ -1,15 +1,15 @@
-"""Running slots side by side in a split cache: whoever stands apart moves up, in exchange with an idle slot.
+"""Keeps the generating slots of a split cache side by side, by exchanging sequences with idle slots.
 
-Engine thread only, between two steps. llama.cpp computes sequences whose numbers follow each other in one micro-batch;
-each gap among them makes it read all weights once more. Four streams of a small model with gaps between them took
-24 ms a step, side by side 12. So a slot at the edge and an idle one in a gap exchange their sequences, which costs
-microseconds per token. A slot keeps its number; only `Slot.seq` changes.
+Engine thread only, between two steps. llama.cpp computes sequences with consecutive numbers in one micro-batch; each
+gap among them begins another one, which reads all weights once more. So a slot at the edge and an idle one in a gap
+exchange their sequences, which takes microseconds per token. A slot keeps its number; only `Slot.seq` changes.
 
-A newcomer might fill a gap the next moment, and texts end when they like. So a move waits until the gaps have cost as
-much as it will: whatever comes then, at most half of the time was wasted.
+A new task might fill a gap soon, and a text might end soon. So a move waits until the gaps have cost as much time as
+the move will: at most half of the time is wasted.
 
-Not moved: what would take longer than a stall, and sequences that a draft model knows by their number. Not taken: a
-fixed number of steps to wait (too long for short texts and large steps, too short for long texts and small ones).
+Not moved: a sequence that would take longer than `--max-stall-ms`, and sequences that a draft model knows by their
+number. Not taken: waiting a fixed number of steps, which is too long for short texts and large steps, and too short for
+long texts and small ones.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from server.engine.loop.state import EngineState
 from server.engine.slots.planner import Span
 from server.engine.slots.slot import Slot
 
-S_PER_TOKEN = 20e-6  # to begin with; a small model takes 5 to 10 microseconds
-WEIGHT = 0.3
+S_PER_TOKEN = 20e-6  # seconds to exchange a token's cells, before any was measured
+WEIGHT = 0.3  # of the latest measurement in the moving average
 
 
 class Ranks:
-    """Watches the generating slots of one engine."""
+    """Watches the generating slots of one engine, and moves them."""
 
     def __init__(self, state: EngineState) -> None:
         self._state = state
@@ -38,17 +38,18 @@ class Ranks:
             and state.config.n_slots > 2
             and not state.config.exact
         )
-        self._lost_s = 0.0  # by the gaps that there are
+        self._lost_s = 0.0  # seconds that the present gaps have cost
         self._s_per_token = S_PER_TOKEN
 
-    def measured(self, spans: Sequence[Span], seconds: float) -> None:
-        """A step of generating slots took so long. Each micro-batch reads the weights, which is most of its time."""
+    def observe(self, spans: Sequence[Span], seconds: float) -> None:
+        """Add up what the gaps cost, from the time of a generating step. Each micro-batch reads the weights, which is
+        most of its time."""
         seqs = sorted(span.seq for span in spans)
         n_parts = 1 + sum(after - before > 1 for before, after in zip(seqs, seqs[1:]))
         self._lost_s = self._lost_s + seconds * (n_parts - 1) / n_parts if n_parts > 1 else 0.0
 
     def close_up(self) -> None:
-        """Before a step: make the moves that have paid off by now, the cheapest first."""
+        """Before a step: make the moves that are worth their time by now, the cheapest first."""
         if not self._is_on or not self._lost_s:
             return
         generating = [slot for slot in self._state.running if slot.run.next_token is not None]
@@ -74,7 +75,8 @@ class Ranks:
 
 
 def best_window(seqs: list[int], n_slots: int) -> range:
-    """So many sequences in a row as there are, of which as many as possible are among `seqs` (sorted) already."""
+    """The range of as many consecutive sequences as `seqs` (sorted) has, chosen to contain as many of these as
+    possible."""
     n = len(seqs)
     start = max(range(n_slots - n + 1), key=lambda low: sum(low <= seq < low + n for seq in seqs))
     return range(start, start + n)

@@ -1,9 +1,10 @@
-"""The engine's loop: receive -> run commands -> admit -> plan -> decode -> draw -> flush. Owns the backend.
+"""The engine's loop: receive -> run commands -> admit -> plan -> guess -> decode -> draw -> flush. It owns the backend.
 
-Runs on one thread (`run`), in the web process or in one of its own. Messages come in through `post` from any thread;
-everything that leaves goes out as one `Frame` per step through the `emit` callback. This module only keeps the order:
-`admission` starts tasks on slots, `batching` says what the next batch is, `evaluation` decodes it and keeps a failing
-task from taking others with it, `answers` draws tokens and ends tasks. They share one `EngineState`.
+`run` runs on the main thread of the engine's process, or on the thread `engine` of the web process. Any thread may send
+it messages with `post`. Its results leave as at most one `Frame` per step through the `emit` callback. This module only
+sets the order of a step: `admission` starts tasks on slots, `batching` plans the next batch, `evaluation` decodes it
+and keeps a failing task from taking others with it, `answers` draws tokens and ends tasks. They share one
+`EngineState`.
 
 Not taken: locks. Other threads see only frames.
 """
@@ -58,21 +59,22 @@ from server.log import get_logger
 from server.records import record
 
 T = TypeVar("T")
-SNAPSHOT_INTERVAL_S = 0.1
-IDENTIFY_S = 0.5  # how long the end waits for the model's files to be read
+SNAPSHOT_INTERVAL_S = 0.1  # seconds between two snapshots while nothing but tokens changes
+IDENTIFY_S = 0.5  # seconds that the engine's end waits for the thread `identity`
 
 log = get_logger("engine")
 
 
 @record(frozen=True)
 class Identified:
-    """From the thread `identity` to the loop: it is known what states depend on, and what the disk has of that."""
+    """Sent to the loop by the thread `identity`: the model's identity has been looked for, and the disk cache scanned
+    for its blocks (`found`)."""
 
     found: list[StoredBlock]
 
 
 class Scheduler:
-    """The loop over slots and waiting tasks."""
+    """One engine: its slots, its waiting tasks and the loop over them."""
 
     def __init__(
         self,
@@ -104,7 +106,7 @@ class Scheduler:
         self._deadline: float | None = None
         self._deadlines = Deadlines()
         self._t_snapshot = 0.0
-        self._n_kept = 0  # events that wait for company
+        self._n_kept = 0  # events held back for a later frame
         self._t_sent = self._t_flush = 0.0
         self._handlers: dict[type, Callable[[Any], None]] = {
             Task: self._enqueue,
@@ -114,7 +116,7 @@ class Scheduler:
             Command: self._command,
             MediaReady: self._media_ready,
             Embed: self._embed,
-            Identified: self._identified,
+            Identified: self._use_identity,
         }
         self._identifying: threading.Thread | None = None
         if config.slot_files or prefixes.blocks.has_disk:
@@ -128,19 +130,19 @@ class Scheduler:
     # ---- any thread -------------------------------------------------------------------------------------------
 
     def post(self, message: Task | Tasks | Embed | Cancel | Command | Close) -> None:
-        """Hand a message to the loop. A cancel interrupts a prefill that nobody else has a part in."""
+        """Send a message to the loop. The cancel of a task that is alone in a prefill aborts the decode at once."""
         self._inbox.put(message)
         if isinstance(message, Cancel) and self._batching.in_prefill == {message.id}:
             self._state.backend.abort()
 
     def pulse(self) -> tuple[int, int, bool]:
-        """A number that grows with every step, the rows of the latest batch, and whether there is work."""
+        """The number of steps so far, the rows of the latest batch, and whether there is work."""
         return self._n_steps, self._n_rows, self._is_busy()
 
     # ---- the engine's thread ----------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Step until closed. An error of ours fails the running tasks, not the loop."""
+        """Run steps until closed. An unexpected error in a step fails the running tasks and not the loop."""
         self._flush()
         while self._deadline is None or self._is_busy():
             try:
@@ -152,7 +154,7 @@ class Scheduler:
         self._drain()
 
     def step(self, block: bool = True) -> None:
-        """Take the messages that came, then evaluate one batch and draw from it."""
+        """Take the messages that have come, evaluate one batch and draw from it."""
         state = self._state
         self._n_steps += 1
         self._receive(block and not self._is_busy())
@@ -190,12 +192,12 @@ class Scheduler:
             self._evaluation.evaluate(spans)
             seconds = state.clock() - started
             state.meter.step(seconds, is_read)
-            self._batching.measured(seconds * 1e3)
+            self._batching.observe(seconds * 1e3)
             if not self._batching.is_reading:
-                self._ranks.measured(spans, seconds)
+                self._ranks.observe(spans, seconds)
             self._prefixes.park(self._n_rows)
         if is_read and self._batching.is_reading:
-            return  # the streams have waited for prompts: they are next
+            return  # the generating slots waited for this step of prompts: they are next
         if state.media.has_layouts:
             self._step_media()
         n_rows = self._embedder.plan(is_busy=bool(state.running)) if self._embedder else 0
@@ -206,7 +208,8 @@ class Scheduler:
             self._step_media_embedder()
 
     def _step_media(self) -> None:
-        """A piece of work on an image has a time limit of its own: encoding takes as long as many rows of text."""
+        """Encode or decode one chunk of an image or sound. The supervisor is told its size in rows of text (`pulse`),
+        since encoding takes as long as many of them."""
         n_rows = self._media_steps.begin()
         if n_rows:
             if self._state.is_changed:
@@ -216,13 +219,13 @@ class Scheduler:
             self._timed(self._media_steps.step)
 
     def _step_media_embedder(self) -> None:
-        n_rows = self._media_embedder.plan(bool(self._state.running), self._media_steps.let_go())
+        n_rows = self._media_embedder.plan(bool(self._state.running), self._media_steps.free_projector())
         if n_rows:
             self._n_steps, self._n_rows = self._n_steps + 1, n_rows
             self._state.events += self._timed(self._media_embedder.step)
 
     def _timed(self, work: Callable[[], T]) -> T:
-        """Work on media, with its time noted: streams wait for it."""
+        """Do work on media and count its time, because generating slots wait for it."""
         is_generating = any(slot.run.next_token is not None for slot in self._state.running)
         started = self._state.clock()
         result = work()
@@ -256,7 +259,8 @@ class Scheduler:
             self._enqueue(task)
 
     def _take_media(self, task: Task | Embed) -> None:
-        """A task with files comes into the queue when they are prepared; so does a request for vectors."""
+        """Have a task's files prepared; the task joins the queue when they are. The same for a request for
+        embeddings."""
         try:
             self._state.media.take(task, self._state.config.max_queue)
             self._state.is_changed = True
@@ -279,7 +283,7 @@ class Scheduler:
             self._admission.enqueue(task)
 
     def _end(self, id_task: int, stop: str, n_prompt: int = 0) -> None:
-        """The end of a task that has had no slot."""
+        """Tell the end of a task that never had a slot."""
         no_time = Timings(0, 0, 0.0, 0, 0.0)
         self._state.events.append(Final(id_task, -1, "", stop, "", n_prompt, 0, 0, False, no_time))
 
@@ -289,33 +293,35 @@ class Scheduler:
         self._commands.post(message)
 
     def _identify(self) -> None:
-        """See to it that it becomes known what states depend on."""
+        """Find the model's identity (what saved states depend on): from known hashes, or else in the thread
+        `identity`."""
         if self._identifying is None and self._state.backend.identity.is_open:
             if self._state.backend.identity.recall():
                 facts: Any = self._state.backend.identity.facts
-                self._identified(Identified(self._prefixes.blocks.scan(facts)))
+                self._use_identity(Identified(self._prefixes.blocks.scan(facts)))
             else:
                 self._identifying = threading.Thread(target=self._read_files, name="identity", daemon=True)
                 self._identifying.start()
 
     def _read_files(self) -> None:
-        """The thread `identity`: seconds per gigabyte, once for a file."""
+        """The body of the thread `identity`. Hashing a model takes seconds per gigabyte, once for each file."""
         identity, found = self._state.backend.identity, []
         try:
             identity.find(self._is_busy)
             if identity.facts is not None:
                 found = self._prefixes.blocks.scan(identity.facts)
         except Exception:
-            log.exception("the model's files, or those of --cache-disk, could not be looked at")
+            log.exception("the model's files, or those of --cache-disk, could not be read")
             identity.fault = "see the server's log"
         self._inbox.put(Identified(found))
 
-    def _identified(self, message: Identified) -> None:
+    def _use_identity(self, message: Identified) -> None:
+        """Open the disk cache now that the identity is known, or log why it isn't."""
         identity = self._state.backend.identity
         if identity.facts is not None:
             self._prefixes.blocks.open(message.found)
         else:
-            log.warning("slots can't be saved, and nothing is kept on disk: %s", identity.fault)
+            log.warning("slots can't be saved and the disk cache is off: %s", identity.fault)
 
     def _embed(self, message: Embed) -> None:
         if self._deadline is not None:
@@ -359,22 +365,23 @@ class Scheduler:
             self._time_out(id_task)
 
     def _end_all(self) -> None:
-        """The time to close has come: what has some text ends with it, everything else fails. So does a text that was
-        taken up again and hasn't got past what its client has."""
+        """The grace period of `Close` is over. A task that has generated text ends with it; all others fail. So does a
+        resumed task that has no token its client doesn't have already."""
         for slot in self._state.busy:
             if slot.run.n_decoded and not slot.run.is_replaying:
                 self._answers.finish(slot, STOP_LIMIT)
         self._fail_all(503, "the server is shutting down")
 
     def _time_out(self, id_task: int) -> None:
-        """The time of a task is up: it ends with its text so far, or fails if it has none. It may have ended before."""
+        """The time limit of a task is over. The task ends with its text so far, or fails if it has none. It may have
+        ended before."""
         slot = self._slot_of(id_task)
         if slot is not None and slot.run.n_decoded:
             self._answers.finish(slot, STOP_LIMIT)
         elif slot is not None or self._state.media.forget(id_task) or self._admission.cancel(id_task):
             if slot is not None:
                 self._state.drop(slot)
-            self._state.fail(id_task, 504, "t_max_ms: the time of this request was up before its first token")
+            self._state.fail(id_task, 504, "t_max_ms: the time limit of this request ended before its first token")
 
     def _fail_all(self, status: int, message: str) -> None:
         self._state.fail_all(status, message)
@@ -384,10 +391,11 @@ class Scheduler:
     # ---- emit -------------------------------------------------------------------------------------------------
 
     def _flush(self) -> None:
-        """Send what this step had to tell; a snapshot goes along when slots or queue changed, or when it is old.
+        """Send the events of this step as one frame, with a snapshot if slots or queue changed or the last snapshot is
+        old.
 
-        Pieces that nobody waits for are kept until then, those of streams for the stream interval: each frame wakes
-        threads, on cores that may be computing.
+        Each frame wakes threads on cores that may be computing. So pieces of answers that aren't streamed wait for the
+        next snapshot, and pieces of streams for the stream interval.
         """
         state, now = self._state, self._state.clock()
         step_s, self._t_flush = now - self._t_flush, now
@@ -403,7 +411,7 @@ class Scheduler:
         state.events.clear()
 
     def _is_awaited(self, t_next: float) -> bool:
-        """Whether one of the latest events can't wait for the next step, whose end is expected at `t_next`."""
+        """Whether a new event can't wait until the next step ends, which is expected at `t_next`."""
         state = self._state
         new, self._n_kept = state.events[self._n_kept :], len(state.events)
         if not all(type(event) is Piece for event in new):
@@ -413,7 +421,7 @@ class Scheduler:
         return bool(self._batching.in_prefill) or t_next - self._t_sent >= state.config.stream_interval_s
 
     def snapshot(self) -> Snapshot:
-        """The state as it is now."""
+        """The state of slots and counters at this moment."""
         state, meter = self._state, self._state.meter
         return Snapshot(
             slots=tuple(slot.state() for slot in state.slots),
@@ -438,7 +446,7 @@ class Scheduler:
         )
 
     def _drain(self) -> None:
-        """Answer what was posted too late, and let the disk have what the slots hold."""
+        """Answer messages that came too late, and write the slots' caches to disk."""
         self._state.media.close()
         if self._identifying is not None and self._prefixes.blocks.has_disk:
             self._identifying.join(IDENTIFY_S)
@@ -447,15 +455,15 @@ class Scheduler:
         self._prefixes.close()
 
 
-# ---- pieces that have waited for company -----------------------------------------------------------------------------
+# ---- pieces that were held back --------------------------------------------------------------------------------------
 
-# An answer that isn't streamed is read at its end. Sending its tokens one by one would wake the web side's threads once
-# per step for nothing, which costs several percent of a small model's speed where all cores compute.
+# An answer that isn't streamed is only read at its end. A frame for each of its tokens would wake the web process's
+# threads at every step for nothing (docs/performance.md).
 
 
 def join_pieces(events: Sequence[Event], streams: frozenset[int] = frozenset()) -> tuple[Event, ...]:
-    """The events with the pieces of each task joined into its first one, but for the tasks of `streams`, whose tokens
-    are told one by one. Other events of a task end its piece."""
+    """The events, with the pieces of each task joined into its first one. Tasks in `streams` keep a piece for each
+    token. Another event of a task ends its joined piece."""
     parts: list[Event | list[Piece]] = []
     open_parts: dict[int, list[Piece]] = {}
     for event in events:
@@ -486,22 +494,22 @@ def _join(pieces: list[Piece]) -> Piece:
 
 # ---- time limits of tasks --------------------------------------------------------------------------------------------
 
-# A heap, looked at once a step. A task that ended in time stays in it until its moment comes, and is unknown by then.
-# Not taken: a timer thread, which would need a way into the loop for the sake of a few milliseconds.
+# A heap that the loop checks once a step. A task that ends in time stays in the heap; when its deadline comes, the loop
+# doesn't know it any more. Not taken: a timer thread. It would end tasks a few milliseconds sooner.
 
 
 class Deadlines:
-    """Task ids by the clock's second at which their time is up."""
+    """Task ids, ordered by the time (in the clock's seconds) at which they have to end."""
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int]] = []
 
     def add(self, id_task: int, t_end: float) -> None:
-        """Task `id_task` has to be done at `t_end`."""
+        """Note that task `id_task` has to end at `t_end`."""
         heapq.heappush(self._heap, (t_end, id_task))
 
     def due(self, now: float) -> list[int]:
-        """Take the ids whose time is up, the longest overdue first."""
+        """Remove and return the ids whose time has passed, the longest overdue first."""
         ids = []
         while self._heap and self._heap[0][0] <= now:
             ids.append(heapq.heappop(self._heap)[1])

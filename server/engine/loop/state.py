@@ -1,8 +1,7 @@
-"""What the parts of the scheduler share: the backend, the slots, the tasks in work, and the events of this step.
+"""What the parts of the scheduler share: the backend, the slots, the running tasks, and the events of this step.
 
-Engine thread only. `scheduler` is the loop; `admission` starts tasks on slots, `evaluation` decodes rows, `answers`
-draws tokens and ends tasks. Each of them works on this one object, so that none of them has to know the others'
-insides. Here is only what all of them need: telling a task of its end, and taking it off its slot.
+Engine thread only. `admission`, `evaluation`, `answers` and the others work on this object and don't know each other's
+insides. It has only what all of them need: telling that a task has ended, and taking it off its slot.
 """
 
 from __future__ import annotations
@@ -19,19 +18,19 @@ from server.engine.slots.slot import Slot
 from server.engine.speculation.speculation import Speculation
 from server.errors import ApiError
 
-SYSTEM = -1
+SYSTEM = -1  # the id of the system prompt's Slot
 
 
 def arrival(slot: Slot) -> tuple[bool, int]:
-    """The place of a slot's task in the order in which tasks have come; what is in the background comes last."""
+    """A sort key: tasks in order of arrival, those in the background last."""
     return slot.run.task.in_background, slot.run.task.id
 
 
 class EngineState:
-    """`running` are the slots with a task that computes, `aside` those whose task waits in memory for room in the cache
-    (`loop.prefixes`), both in order of arrival; `is_changed` asks for a snapshot with this step.
+    """The shared state. `running` are slots whose task computes, `aside` those whose task waits in memory for room in
+    the cache (`loop.prefixes`); both in order of arrival. `is_changed` asks for a snapshot with this step.
 
-    `announce` is told each task before it is started; `post` takes what the media thread has prepared into the loop.
+    `announce` reports each task id before the engine works on it; `post` sends the media thread's results to the loop.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class EngineState:
         self.backend = backend
         self.config = config
         self.clock = clock
-        self.work_clock = work_clock  # the time that this thread has computed
+        self.work_clock = work_clock  # processor seconds of this thread
         self.slots = [Slot(i, i, backend.info.n_ctx_slot) for i in range(config.n_slots)]
         self.system = Slot(SYSTEM, config.n_slots, backend.info.n_ctx_slot)
         self.lora = tuple((i, scale) for i, (_, scale) in enumerate(config.lora) if scale)
@@ -57,24 +56,24 @@ class EngineState:
         self.aside: list[Slot] = []
         self.events: list[Event] = []
         self.is_changed = True
-        self.n_rows = 0  # evaluated since the start
+        self.n_rows = 0  # rows evaluated since the start
         self.announce = announce
 
     @property
     def busy(self) -> list[Slot]:
-        """The slots with a task, whether it computes or waits in memory."""
+        """The slots with a task, running or waiting in memory."""
         return [*self.running, *self.aside]
 
     def fail(
         self, id_task: int, status: int, message: str, type: str | None = None, reason: str = "", **extra: object
     ) -> None:
-        """The end of a task that went wrong, see `Failure`."""
+        """End a task with a `Failure`."""
         self.events.append(Failure(id_task, status, message, type, extra, reason))
         self.media.forget(id_task)
         self.is_changed = True
 
     def refuse(self, id_task: int, error: ApiError) -> None:
-        """The end of a task that went wrong with this error."""
+        """End a task with this error."""
         self.fail(id_task, error.status, error.message, error.type, error.reason, **error.extra)
 
     def fail_all(self, status: int, message: str) -> None:
@@ -84,14 +83,14 @@ class EngineState:
             self.drop(slot, keep_cache=False)
 
     def drop(self, slot: Slot, keep_cache: bool = True) -> None:
-        """End a task without an answer. What an unfinished `cache_prompt: false` request computed is freed."""
+        """End a task without an answer. The cache of an unfinished `cache_prompt: false` task is freed."""
         keep_cache = keep_cache and slot.run.task.cache_prompt
         self.release(slot, "cancelled")
         if not keep_cache:
             prompt_cache.trim(self.backend, slot, 0)
 
     def release(self, slot: Slot, stop: str) -> None:
-        """Take the task off its slot; what it left in the cache stays."""
+        """Take the task off its slot. Its tokens stay in the cache."""
         slot.latest = slot.state(stop)
         slot.run.sampler.close()
         self.media.forget(slot.run.task.id)
@@ -102,18 +101,18 @@ class EngineState:
         self.is_changed = True
 
     def report_progress(self, slot: Slot) -> None:
-        """Tell how far the prompt of the slot's task has been read."""
+        """Add an event with how far the prompt of the slot's task has been read."""
         run = slot.run
         self.events.append(
             Progress(run.task.id, len(run.prompt), run.n_cached, len(slot.tokens), (self.clock() - run.t_start) * 1e3)
         )
 
     def lora_of(self, task: Task) -> tuple[tuple[int, float], ...]:
-        """The adapters a task is computed with: its own, else the server's."""
+        """The adapters of a task: its own, else the server's."""
         return self.lora if task.lora is None else task.lora
 
     def resume(self, slot: Slot) -> None:
-        """The slot's task computes, or computes again."""
+        """Put the slot's task among the running ones."""
         if slot in self.aside:
             self.aside.remove(slot)
         self.running.append(slot)
@@ -121,22 +120,21 @@ class EngineState:
         self.is_changed = True
 
     def suspend(self, slot: Slot) -> None:
-        """The slot's task waits in memory."""
+        """Put the slot's task among those that wait in memory."""
         self.running.remove(slot)
         self.aside.append(slot)
         self.aside.sort(key=arrival)
         self.is_changed = True
 
     def n_keep(self, task: Task, prompt: list[int]) -> int:
-        """How many tokens of the prompt stay when the context is shifted."""
+        """How many tokens at the beginning of the prompt stay when the context is shifted."""
         return len(prompt) if task.n_keep < 0 else len(self.system.tokens) + task.n_keep
 
 
 # ---- counters and histograms for /metrics ----------------------------------------------------------------------------
 
-# A value costs one bisection; there are no labels and no locks. Not taken: summaries with quantiles (they can't be
-# added up over servers, histograms can).
-STALL_S = 0.25
+# Histograms and not summaries with quantiles: histograms of several servers can be added up.
+STALL_S = 0.25  # seconds: a step that takes longer while slots generate counts as a stall
 
 
 class Histogram:
@@ -160,7 +158,7 @@ class Histogram:
 
 
 class Meter:
-    """All counters of one engine. Times in ms where the name says so, in seconds in histograms."""
+    """All counters of one engine. Names end in `_ms` for milliseconds; histograms are in seconds."""
 
     def __init__(self) -> None:
         self.n_steps = self.n_prompt = self.n_predicted = self.n_timed = self.n_reused = self.n_stalls = (
@@ -176,13 +174,13 @@ class Meter:
         self._predicted_rate = self._histograms["predicted_throughput_tokens_per_second"].observe
 
     def step(self, seconds: float, is_generating: bool) -> None:
-        """One step of the engine; a long one while somebody reads a stream is a stall."""
+        """Count a step. It is a stall if it was long and slots were generating."""
         self.n_steps += 1
         self._step(seconds)
         self.n_stalls += is_generating and seconds > STALL_S
 
     def beside(self, seconds: float, is_generating: bool) -> None:
-        """Work beside a step's batch (an image, vectors), which keeps streams waiting no less."""
+        """Count work beside a step's batch (media), which keeps generating slots waiting as well."""
         self.n_stalls += is_generating and seconds > STALL_S
 
     def prompt_done(self, n_tokens: int, seconds: float) -> None:
@@ -192,7 +190,7 @@ class Meter:
             self._prompt_rate(n_tokens / seconds)
 
     def tokens(self, n: int, seconds: float) -> None:
-        """`n` tokens came together, `seconds` after the one before them in the same text."""
+        """`n` tokens came together, `seconds` after the previous token of the same text."""
         self.n_timed += n
         self.predicted_ms += seconds * 1e3
         for _ in range(n):

@@ -1,14 +1,14 @@
-"""Images and sound in prompts: how they are prepared, and what stands for them among the tokens.
+"""Images and sound in prompts: prepared files, and the placeholders for them among a prompt's tokens.
 
-A task comes with files and a prompt in which a negative id -1, -2, ... stands for the first, second, ... of them; so
-does a request for vectors. The backend decodes the files (`media_desk`); then the task goes into the queue like any
-other, its prompt written out: each chunk of an image as placeholders, ids below zero made of its content's hash, one
-for each position in the cache. So everything that compares tokens (reuse and sharing of prefixes, saved slots) works
-for images without knowing of them: same content, same ids. Two things are different. A chunk's cells come all together,
-from `media_steps`; and what is reused ends at a chunk's border.
+A task comes with files, and the negative id -1, -2, ... stands in its prompt for the first, second, ... file; the same
+in a request for embeddings. The backend decodes the files (`media_desk`). Then the prompt is written out: a chunk of an
+image becomes placeholder ids, one for each position in the cache. They are below zero and made from the hash of its
+content, so the same content has the same ids. Therefore reuse, sharing and saved slots compare tokens without knowing
+of images. There are two differences: a chunk's cells come all at once, from `media_steps`, and reuse ends at a chunk's
+border.
 
-Engine thread. Not taken: encoding on the media thread too. On a CPU it would fight with the decoding threads for the
-cores, and the text of others would stall anyway.
+Engine thread. Not taken: encoding on the media thread too. On a CPU it would compete with the compute threads for the
+cores, and generating slots would wait anyway.
 """
 
 from __future__ import annotations
@@ -22,78 +22,75 @@ from server.records import field, record, replace
 
 
 class Closable(Protocol):
-    """Something native to be freed."""
+    """A native object that must be freed."""
 
     def close(self) -> None:
-        """Free it."""
+        """Free the object."""
 
 
 @record(frozen=True, eq=False)
 class Chunk:
-    """A stretch of embeddings: `ids` are its placeholders, one per position; `n_tokens` cells of the cache.
+    """A run of embeddings. With `is_causal` False all of it is evaluated in one batch."""
 
-    With `is_causal` False all of it is evaluated in one batch. `native` is the backend's handle.
-    """
-
-    ids: tuple[int, ...]
-    n_tokens: int
+    ids: tuple[int, ...]  # placeholders, one per position
+    n_tokens: int  # cells of the cache
     is_causal: bool = True
-    native: int = 0
+    native: int = 0  # the backend's handle
 
 
 @record(frozen=True, eq=False)
 class Prepared:
-    """What a file becomes in a prompt: lists of ordinary tokens and chunks, in order; `owner` frees the chunks."""
+    """What a file becomes in a prompt: lists of ordinary tokens, and chunks, in order. `owner` frees the chunks."""
 
     parts: tuple[list[int] | Chunk, ...]
     owner: Closable
 
     @property
     def n_tokens(self) -> int:
-        """Cells of the cache that it takes."""
+        """Cells of the cache that the file takes."""
         return sum(part.n_tokens if isinstance(part, Chunk) else len(part) for part in self.parts)
 
     @property
     def n_positions(self) -> int:
-        """Ids of the prompt that it takes."""
+        """Ids of the prompt that the file takes."""
         return sum(len(part.ids) if isinstance(part, Chunk) else len(part) for part in self.parts)
 
 
 @record
 class Layout:
-    """Where in a prompt chunks begin, and what frees them. `files`: where each file begins, and how many positions it
-    takes."""
+    """Where the chunks and files of a prompt are."""
 
-    chunks: dict[int, Chunk] = field(default_factory=dict)
-    owners: list[Closable] = field(default_factory=list)
-    files: list[tuple[int, int]] = field(default_factory=list)
+    chunks: dict[int, Chunk] = field(default_factory=dict)  # by the position where they begin
+    owners: list[Closable] = field(default_factory=list)  # what frees the chunks
+    files: list[tuple[int, int]] = field(default_factory=list)  # (first position, number of positions)
 
     def n_extra(self, at: int = 0) -> int:
-        """Cells beyond one per position that the chunks from `at` on take (M-RoPE); below zero if fewer."""
+        """Cells minus positions of the chunks from `at` on (M-RoPE); negative if they take fewer cells."""
         return sum(chunk.n_tokens - len(chunk.ids) for start, chunk in self.chunks.items() if start >= at)
 
     def shifted(self, n: int) -> Layout:
-        """The same behind `n` more tokens."""
+        """The layout with `n` more tokens before it."""
         files = [(start + n, length) for start, length in self.files]
         return Layout({start + n: chunk for start, chunk in self.chunks.items()}, self.owners, files)
 
     def as_sent(self, at: int) -> int:
-        """Which token of the prompt as it was sent, with one for each file, became the position `at`."""
+        """The index, in the prompt as it was sent with one id per file, of what is at position `at` now."""
         return at - sum(min(at - start, length - 1) for start, length in self.files if start <= at)
 
     def next_start(self, at: int, end: int) -> int:
-        """Where the first chunk from `at` on begins; `end` if there is none."""
+        """Where the first chunk at or after `at` begins; `end` if there is none."""
         return min((start for start in self.chunks if start >= at), default=end)
 
     def reusable(self, n_prompt: int) -> int:
-        """How much of the prompt a cache can spare us: all but what has to be evaluated for its last logits."""
+        """How much of the prompt may come from a cache: all but the part that is evaluated for the last logits."""
         last = max(self.chunks, default=-1)
         is_at_end = last >= 0 and last + len(self.chunks[last].ids) == n_prompt
         return last if is_at_end else max(n_prompt - 1, 0)
 
 
 def placeholders(key: bytes, n: int) -> tuple[int, ...]:
-    """`n` negative ids of 32 bits that only this key gives: no two contents share one by accident or by design."""
+    """`n` negative 32-bit ids that depend on `key` alone. Two contents have the same ids neither by accident nor on
+    purpose."""
     import hashlib  # here, because most models take no media
 
     digest = hashlib.shake_256(key).digest(4 * n)
@@ -101,8 +98,8 @@ def placeholders(key: bytes, n: int) -> tuple[int, ...]:
 
 
 def write_out(task: Task | Embed, files: tuple[Prepared, ...]) -> tuple[Task | Embed, Layout]:
-    """The task with its prompt as the cache will hold it, and where the chunks are; in a request for vectors that is
-    the place in all of its inputs, one behind the other."""
+    """The task with its prompt as the cache will hold it, and the layout of its chunks. For embeddings the layout's
+    positions count through all inputs, one behind the other."""
     layout = Layout(owners=[file.owner for file in files])
     if isinstance(task, Task):
         return replace(task, prompt=_written(task.prompt, files, layout, 0), media=()), layout
@@ -115,7 +112,7 @@ def write_out(task: Task | Embed, files: tuple[Prepared, ...]) -> tuple[Task | E
 
 
 def _written(prompt: Iterable[int], files: tuple[Prepared, ...], layout: Layout, start: int) -> tuple[int, ...]:
-    """One prompt, which begins at `start`; its chunks go into the layout."""
+    """Write out one prompt, whose first position is `start`, and add its chunks to the layout."""
     tokens: list[int] = []
     for token in prompt:
         if token >= 0:

@@ -1,9 +1,11 @@
-"""Where files of tasks are prepared: on a thread of their own (`media`), in turns between owners.
+"""Prepares the files of tasks on the thread `media`, by turns between owners.
 
-So a large picture stalls nobody's text, and one who sends many doesn't stall others' for long. A prompt that is too
-long by what its files say is refused before any of them is decoded. Engine thread, but for what `MediaDesk._run` calls.
+So decoding a large image doesn't stall generating slots, and an owner with many images doesn't hold up the others for
+long. A prompt that is too long even by its files' headers is refused before any file is decoded. All runs on the engine
+thread except for `MediaDesk._run` and what it calls.
 
-Not taken: several such threads. Decoding is for the cores what computing is, and libmtmd's is not to be interrupted.
+Not taken: several such threads. Decoding and computing compete for the same cores, and libmtmd's decoder can't be
+interrupted.
 """
 
 from __future__ import annotations
@@ -24,21 +26,21 @@ from server.errors import ApiError
 from server.log import get_logger
 from server.records import field, record
 
-MAX_EMBEDDED = 1 << 16  # tokens of one request for vectors: its files are prepared before any is computed
+MAX_EMBEDDED = 1 << 16  # tokens of one request for embeddings: all its files are prepared before any is computed
 
 log = get_logger("engine")
 
 
 class Shelf:
-    """Prepared files by their content, each as long as somebody holds it: one that several answers or requests look at
-    is decoded once. Any thread gives back; the media thread alone takes."""
+    """Prepared files by their content, kept as long as a task holds them. So a file that several answers or requests
+    use is decoded once. Any thread may give files back; only the media thread takes them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _held
         self._held: dict[str, Held] = {}
 
     def take(self, key: str, prepare: Callable[[], Prepared]) -> Prepared:
-        """The file, prepared now unless it is there. Closing its `owner` gives it back."""
+        """The file; it is prepared now unless it is on the shelf. Closing its `owner` gives it back."""
         with self._lock:
             held = self._held.get(key)
             if held is not None:
@@ -50,7 +52,7 @@ class Shelf:
         return Prepared(held.file.parts, held)
 
     def give(self, held: Held) -> None:
-        """One holder less; the last one frees it."""
+        """Count one holder less; the last one frees the file."""
         with self._lock:
             held.n_holders -= 1
             is_last = not held.n_holders
@@ -70,21 +72,20 @@ class Held:
     n_holders: int = 1
 
     def close(self) -> None:
-        """Give it back, once for each time that it was taken."""
+        """Give the file back, once for each time that it was taken."""
         self.shelf.give(self)
 
 
 @record(eq=False)
 class Job:
-    """A task, those of its files that are prepared, and how many tokens each takes at least. `n_text` tokens of its
-    prompt are text, `n_uses` says how often each file stands in it. `n_bytes` is the work of this turn."""
+    """A task whose files are being prepared."""
 
     task: Task | Embed
-    files: list[Prepared] = field(default_factory=list)
-    least: list[int] = field(default_factory=list)
-    n_text: int = 0
-    n_uses: list[int] = field(default_factory=list)
-    n_bytes: int = 0
+    files: list[Prepared] = field(default_factory=list)  # those prepared so far
+    least: list[int] = field(default_factory=list)  # tokens that each file takes at least
+    n_text: int = 0  # text tokens of the prompt
+    n_uses: list[int] = field(default_factory=list)  # how often each file is in the prompt
+    n_bytes: int = 0  # decoded in this turn
 
     @property
     def is_done(self) -> bool:
@@ -92,31 +93,32 @@ class Job:
         return len(self.files) == len(self.task.media)
 
     def n_tokens(self) -> int:
-        """How many tokens the prompt has at least; exactly when all files are prepared."""
+        """The least number of tokens of the prompt; the exact number when all files are prepared."""
         sizes = [file.n_tokens for file in self.files] + self.least[len(self.files) :]
         return self.n_text + sum(map(operator.mul, sizes, self.n_uses))
 
 
 @record(frozen=True, eq=False)
 class MediaReady:
-    """From the media thread to the loop: the end of a job's turn, or why its files can't be prepared."""
+    """Sent to the loop by the media thread: a job's turn is over, or its files can't be prepared."""
 
     job: Job
     error: ApiError | None = None
 
 
 class MediaDesk:
-    """Tasks whose files are being prepared, and the layouts of those that wait or run.
+    """Tasks whose files are being prepared, and the layouts of tasks that wait or run.
 
-    Owners take turns file by file: it is always the one's turn for whom least has been decoded, counted in bytes from
-    when he came. `at_work` is the task whose files are with the media thread. It is announced before, because the
-    engine may die of a file; so the next one begins only when the loop has taken the result.
+    Owners take turns file by file. The next turn is the owner's for whom fewest bytes have been decoded since it came.
+    `at_work` is the task whose files the media thread has. It is announced first, because a file may crash the engine;
+    so the next one begins only when the loop has taken the result.
     """
 
     def __init__(
         self, eyes: MediaBackend | None, n_ctx: int, announce: Callable[[int], None], post: Callable[[MediaReady], None]
     ) -> None:
-        """`n_ctx` tokens are what a slot holds; `announce` is told whose file is next, `post` puts into the loop."""
+        """`n_ctx` is the context of a slot in tokens. `announce` reports a task id before its files are decoded; `post`
+        sends a message to the loop."""
         self.at_work: int | None = None
         self._prepare: Any = None if eyes is None else eyes.prepare
         self._least_tokens: Any = None if eyes is None else eyes.least_tokens
@@ -124,7 +126,7 @@ class MediaDesk:
         self._announce = announce
         self._post = post
         self._jobs: dict[int, Job] = {}  # in order of arrival
-        self._decoded: dict[str, int] = {}  # bytes, of owners with jobs
+        self._decoded: dict[str, int] = {}  # bytes decoded for each owner with jobs
         self._shelf = Shelf()
         self._layouts: dict[int, Layout] = {}
         self._turns: SimpleQueue[Job | None] = SimpleQueue()
@@ -139,7 +141,8 @@ class MediaDesk:
         return bool(self._layouts)
 
     def take(self, task: Task | Embed, max_tasks: int) -> None:
-        """Have a task's files prepared; `MediaReady` is posted when they are. ApiError if this engine can't."""
+        """Have a task's files prepared; `MediaReady` is posted when they are. ApiError if the model takes no such files
+        or too many tasks wait."""
         if len(self) > max_tasks:
             raise ApiError(
                 503, f"the files of {len(self)} requests are waiting to be decoded; try later", reason="queue_full"
@@ -155,8 +158,8 @@ class MediaDesk:
         self._next()
 
     def finish(self, ready: MediaReady) -> Task | Embed | None:
-        """The task, written out, or as it came if a file is no good (`ready.error`). None if it has more files, or
-        nobody wants it any more."""
+        """The task with its prompt written out; the task as it came if a file failed (`ready.error`); None if it has
+        more files to prepare or was cancelled."""
         job, task, self.at_work = ready.job, ready.job.task, None
         is_wanted = task.id in self._jobs
         if is_wanted:
@@ -174,11 +177,11 @@ class MediaDesk:
         return task
 
     def layout(self, id_task: int) -> Layout:
-        """Where a task's chunks are."""
+        """Where a task's chunks are; empty for tasks without files."""
         return self._layouts.get(id_task) or Layout()
 
     def forget(self, id_task: int) -> bool:
-        """The task has ended, or is not wanted any more. False if its files weren't being prepared."""
+        """Drop the files of a task that has ended or was cancelled. False if they weren't being prepared."""
         layout = self._layouts.pop(id_task, None)
         if layout is not None:
             _close(layout.owners)
@@ -188,11 +191,11 @@ class MediaDesk:
         return job is not None
 
     def waiting(self) -> list[int]:
-        """The tasks whose files are being prepared."""
+        """The ids of tasks whose files are being prepared."""
         return list(self._jobs)
 
     def close(self) -> None:
-        """End the thread, which finishes the file it is at."""
+        """End the thread after its current file."""
         if self._thread is not None:
             for id_task in self.waiting():
                 self.forget(id_task)
@@ -206,7 +209,7 @@ class MediaDesk:
         return job
 
     def _next(self) -> None:
-        """Give the media thread the files of the task whose turn it is, if it is free."""
+        """If the media thread is free, give it the files of the task whose turn it is."""
         if self.at_work is None and self._jobs:
             job = min(self._jobs.values(), key=lambda job: self._decoded[job.task.owner])
             self.at_work = job.task.id
@@ -226,7 +229,8 @@ class MediaDesk:
             pass
 
     def _take_turn(self) -> bool:
-        """One turn; False at the end. A function of its own, so that no file is kept until the next one comes."""
+        """Do one turn; False at the end. It is a function of its own so that no variable keeps a file alive between
+        turns."""
         job = self._turns.get()
         if job is None:
             return False
@@ -234,26 +238,26 @@ class MediaDesk:
         return True
 
     def _prepare_files(self, job: Job) -> None:
-        """Files of a job: all, or one if there are other owners; none any more when it is cancelled."""
+        """Prepare the files of a job: all of them, or one if other owners wait. Stops when the job is cancelled."""
         error: ApiError | None = None
         try:
             if not job.n_uses:
                 self._measure(job)
             while not job.is_done and job.task.id in self._jobs:
                 media = job.task.media[len(job.files)]
-                job.files.append(self._shelf.take(f"{media.kind} {media.hash}", partial(self._prepared, job, media)))
+                job.files.append(self._shelf.take(f"{media.kind} {media.hash}", partial(self._decode, job, media)))
                 self._require_room(job)
                 if len(self._decoded) > 1:
                     break
         except ApiError as fault:
-            error = fault.with_traceback(None)  # which would keep the files alive
+            error = fault.with_traceback(None)  # a traceback would keep the files alive
         except Exception:
             log.exception("task %d: its media could not be prepared", job.task.id)
             error = ApiError(500, "the media of this request could not be prepared; see the server's log")
         self._post(MediaReady(job, error))
 
-    def _prepared(self, job: Job, media: Media) -> Prepared:
-        """A file, decoded. What inflates is tried first, in a way that can be stopped."""
+    def _decode(self, job: Job, media: Media) -> Prepared:
+        """Decode a file. A PNG is inflated first in a way that can be stopped."""
         job.n_bytes += media.n_bytes
         fault = png_fault(media.data, media.n_bytes, lambda: job.task.id in self._jobs) if is_png(media) else ""
         if fault:
@@ -261,7 +265,7 @@ class MediaDesk:
         return self._prepare(media)
 
     def _measure(self, job: Job) -> None:
-        """How long the prompt is at least, before anything is decoded. ApiError if that is too long."""
+        """Compute the least length of the prompt before any file is decoded. ApiError if that is too long."""
         task = job.task
         prompts = (task.prompt,) if isinstance(task, Task) else task.inputs
         job.n_text = sum(token >= 0 for prompt in prompts for token in prompt)

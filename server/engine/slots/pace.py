@@ -1,16 +1,16 @@
-"""How many prompt rows fit into a given time: learnt from the steps that were measured, no clock in here.
+"""Predicts how many prompt rows fit into a given time, from the steps measured so far. Engine thread; reads no clock.
 
-Engine thread. While somebody reads a stream, prompts get steps of a limited time between the stream's own. How many
-rows that is depends on model, machine, how deep in its text the prompt is, and what else the machine does. So a row is
-taken to cost `speed * (1 + growth * depth)`: the speed is the median of the latest steps (one that was held up by
-something else changes nothing), the growth is a line through the medians of the shallow and of the deep steps.
+While slots generate, prompts get steps of limited time in between. How many rows fit depends on the model, the machine
+and its load, and on how many tokens lie before the rows (depth). A row is assumed to cost `speed * (1 + growth *
+depth)`. The speed is the median of the latest steps, so one delayed step changes nothing. The growth comes from a line
+through the medians of shallow and of deep steps.
 
-Rows come in tiles of 64 where the time allows: below that, attention on a CPU goes row by row and a row costs up to
-twice as much, most of all deep in a text. So one tile may take `PATIENCE` times its time; only where even that is too
-long (large models, slow machines) steps have fewer rows. How much more such a step's row costs is learnt apart:
-otherwise each cut would make rows look dearer, and the next cut deeper.
+Rows come in tiles of 64 where the time allows. With fewer rows, attention on a CPU goes row by row and a row costs up
+to twice as much. So one tile may take `PATIENCE` times the limit. Only where even that is too long (large models, slow
+machines) do steps have fewer rows. The higher cost of their rows is learnt separately: otherwise each smaller step
+would make rows look more expensive, and the next step smaller still.
 
-Not taken: a least-squares fit. One step that was held up bends its line.
+Not taken: a least-squares fit, whose line one delayed step can bend.
 """
 
 from __future__ import annotations
@@ -21,37 +21,39 @@ from collections.abc import Iterable
 
 from server.records import record
 
-TILE = 64
+TILE = 64  # rows
 FEW = 8
 """The fewest rows of a step, unless a prompt has no more."""
 
-N_SAMPLES = 5
-N_PLACES = 32
+N_SAMPLES = 5  # latest steps that a median is made of
+N_PLACES = 32  # latest large steps that the growth is learnt from
 MIN_APART = 128
-"""Positions between the middles of shallow and deep steps for a line through them."""
+"""Least distance, in positions, between the middles of shallow and deep steps for a line through them."""
 
 FIRST_GROWTH, MAX_GROWTH = 1 / 512, 1 / 128
-"""By how much of itself a row's cost grows with each token before it, as long as nothing was measured, and at most."""
+"""How much a row's cost grows with each token before it, relative to its cost at depth 0: before it was measured, and
+at most."""
 
 MOST_SAVED_MS = 100.0
-"""As long as a step for the background at most, where streams may wait for longer."""
+"""The longest step of background tasks, also where generating slots may wait longer."""
 
 PATIENCE = 2.5
-"""How many times its limit a step of one tile, or of one text's guesses, may take."""
+"""A step of one tile, or of one sequence's drafts, may take `PATIENCE` times its limit."""
 
 OVERTIME = 1.2
-"""How many times its limit a step may take that ends a prompt."""
+"""A step that ends a prompt may take `OVERTIME` times its limit."""
 
 SMALL_ROW, MAX_SMALL_ROW, LEARN = 1.25, 2.0, 0.3
-"""What a row of a small step costs in rows of large ones, before both were measured, and at most."""
+"""The cost of a row in a small step relative to one in a large step: before both were measured, and at most. `LEARN` is
+the weight of a new measurement."""
 
 FIRST_ROW = 0.25
-"""What a prompt's row costs in steps of one row, before one was measured."""
+"""The cost of a prompt row relative to a generating step, before it was measured."""
 
 
 @record
 class Step:
-    """What was measured of a step of prompt rows; `depth` is that of its middle."""
+    """A measured step of prompt rows. `depth` is the number of tokens before its middle row."""
 
     n_rows: int
     depth: float
@@ -59,7 +61,7 @@ class Step:
 
 
 class Pace:
-    """Time per row on this machine, now."""
+    """The time that a row takes at present."""
 
     def __init__(self) -> None:
         self._decode_ms: deque[float] = deque(maxlen=N_SAMPLES)
@@ -69,13 +71,13 @@ class Pace:
         self._small_row = SMALL_ROW
 
     def observe_decode(self, ms: float) -> None:
-        """A step of generating rows took `ms`."""
+        """Note that a generating step took `ms`."""
         self._decode_ms.append(ms)
 
     def observe_prompt(self, n_rows: int, depth: int, ms: float) -> None:
-        """A step of `n_rows` prompt rows behind `depth` tokens took `ms`."""
+        """Note that a step of `n_rows` prompt rows behind `depth` tokens took `ms`."""
         if n_rows < FEW and self._lately:
-            return  # the end of a prompt: too few rows to tell time per row
+            return  # the end of a prompt: too few rows to measure
         step = Step(n_rows, depth + n_rows / 2, ms / n_rows)
         self._lately.append(step)
         if n_rows >= TILE:
@@ -85,7 +87,7 @@ class Pace:
 
     @property
     def decode_ms(self) -> float:
-        """What a step without prompt rows takes."""
+        """The milliseconds of a step without prompt rows; 0 before one was measured."""
         return median(self._decode_ms) if self._decode_ms else 0.0
 
     def estimate(self, n_rows: int, depth: int) -> float:
@@ -94,10 +96,10 @@ class Pace:
         return n_rows * row_ms * (1 + self._growth * (depth + n_rows / 2))
 
     def rows(self, limit_ms: float, depth: int, n_left: int, patience: float = PATIENCE) -> int:
-        """Rows for a step of about `limit_ms` for a prompt that has `n_left` rows to go behind `depth` tokens. With
-        another `patience` than the usual one a tile, or the end of a prompt, takes so many times the limit at most.
+        """Rows for a step of about `limit_ms`, for a prompt that has `n_left` rows left behind `depth` tokens. A tile,
+        or the end of a prompt, may take `patience` times the limit.
 
-        At most twice as many as a step had lately: a wrong guess about large steps costs one step, not a second.
+        At most twice as many as in a recent step, so that a wrong prediction about large steps costs only one step.
         """
         n_most = 2 * max([TILE, *(step.n_rows for step in self._lately)])
         if n_left <= n_most and self.estimate(n_left, depth) <= min(OVERTIME, patience) * limit_ms:
@@ -109,9 +111,9 @@ class Pace:
         return min(max(few - few % FEW, FEW), TILE - FEW, n_left)
 
     def rows_within(self, limit_ms: float, depth: int, n_left: int) -> int:
-        """The same for a further step in the same pause of the streams: whole tiles or all rows, else 0."""
+        """Rows for one more step in the same pause of the generating slots: whole tiles or all rows, else 0."""
         if not self._lately or self._row_ms() <= 0.0:
-            return 0  # nothing can be said
+            return 0  # nothing was measured
         if self.estimate(n_left, depth) <= limit_ms:
             return n_left
         return self._tiles(limit_ms, depth, n_left)
@@ -125,7 +127,7 @@ class Pace:
     # ---- parts ------------------------------------------------------------------------------------------------
 
     def _row_ms(self) -> float:
-        """Of a large step at depth 0."""
+        """The cost of a row in a large step at depth 0."""
         return self._median(self._lately) if self._lately else FIRST_ROW * self.decode_ms
 
     def _median(self, steps: Iterable[Step]) -> float:
@@ -135,7 +137,7 @@ class Pace:
         )
 
     def _learn_small_row(self) -> None:
-        """From small and large steps of the same time."""
+        """Compare recent small and large steps."""
         small = [step for step in self._lately if step.n_rows < TILE]
         large = [step for step in self._lately if step.n_rows >= TILE]
         if small and large:
@@ -155,14 +157,15 @@ class Pace:
 
 
 SHARE = 0.18
-"""What tasks in the background may take for each second that others have: then those keep five sixths of their rate."""
+"""Seconds that background tasks may take for each second of other tasks, which thus keep five sixths of their rate."""
 
 
 class Spare:
-    """The time that tasks in the background may take beside others: saved up while those have their steps.
+    """The time that background tasks may take beside other tasks. It is saved up while those have their steps.
 
-    Their next tokens come in steps that others have anyway (`beside`), where a row costs what it makes such a step
-    longer; the rows of their prompts have steps of their own."""
+    Next tokens of background tasks have rows in the steps of others (`beside`); such a row costs the time by which it
+    makes the step longer. Rows of background prompts have steps of their own.
+    """
 
     def __init__(self, limit_ms: float) -> None:
         self.limit_ms = limit_ms or math.inf
@@ -172,37 +175,39 @@ class Spare:
 
     @property
     def alone_ms(self) -> float:
-        """What a step of others' next tokens takes."""
+        """The milliseconds of a generating step without background rows."""
         return median(self._alone_ms) if self._alone_ms else 0.0
 
     @property
     def _most_ms(self) -> float:
-        """What a pause of others may take beside their own step; as long as that where it takes the whole limit."""
+        """The longest time that background tasks may add to one pause between the others' steps: what the limit leaves,
+        but at least as much as such a step takes."""
         return max(min(self.limit_ms, MOST_SAVED_MS) - self.alone_ms, self.alone_ms)
 
     @property
     def _cost(self) -> float:
-        """Of a row beside others; before one was measured, that of a step without any."""
+        """The milliseconds of a background row beside others; before one was measured, those of a whole step."""
         return median(self._row_ms) if self._row_ms else self.alone_ms
 
     def others(self, ms: float, is_decode: bool) -> None:
-        """A step without the background took `ms`."""
+        """Note that a step without background rows took `ms`."""
         if is_decode:
             self._alone_ms.append(ms)
         self._saved_ms = min(self._saved_ms + SHARE * ms, max(self._cost, self._most_ms))
 
     def beside(self, ms: float, n_rows: int) -> None:
-        """A step of others' next tokens took `ms` with so many rows of the background."""
+        """Note that a generating step with `n_rows` background rows took `ms`."""
         extra_ms = max(ms - self.alone_ms, 0.0)
         self._row_ms.append(extra_ms / n_rows)
         self._saved_ms += SHARE * (ms - extra_ms) - extra_ms
 
     def background(self, ms: float) -> None:
-        """A step for the background took `ms`."""
+        """Note that a step of background tasks took `ms`."""
         self._saved_ms -= ms
 
     def rows_beside(self, n: int) -> int:
-        """How many of `n` rows the next step of others may have besides: as many as it ever may, or none yet."""
+        """How many of `n` background rows the next generating step may have. None until enough time is saved for all
+        that a step may ever have."""
         if not self._alone_ms:
             return 0
         cost = self._cost
@@ -211,12 +216,12 @@ class Spare:
         return n if n * cost <= self._saved_ms else 0
 
     def prompt_ms(self) -> float:
-        """How long a step of their prompts may take now; 0 for not at all."""
+        """How long a step of background prompts may take now; 0 if there may be none."""
         most = self._most_ms
         return most if self._alone_ms and self._saved_ms >= most / 2 else 0.0
 
 
 def median(values: Iterable[float]) -> float:
-    """Like that of `statistics`, whose import takes longer than most of the engine's."""
+    """The median, without the slow import of `statistics`."""
     ordered = sorted(values)
     return (ordered[len(ordered) // 2] + ordered[(len(ordered) - 1) // 2]) / 2

@@ -1,13 +1,12 @@
-"""Which part of its answer a task is writing: what the model thinks, visible text, or a call.
+"""Follows which part of its answer a task is generating: the model's thinking, visible text, or a tool call.
 
-Engine thread; pure but for the task's `TextStream`, which it feeds. Only tasks with reasoning, triggers or preserved
-tokens have `Phases`. They say where a grammar begins that doesn't hold from the first token on, where stop words are
-looked for, and which tokens the model is made to say so that its thinking ends. A token may end one part and begin the
-next. The parts are the same however the text is cut into tokens, and tokens that are known from an engine before this
-one lead to the same state.
+Engine thread; pure except for the task's `TextStream`, which it feeds. Only tasks with reasoning, triggers or preserved
+tokens have `Phases`. It finds where a lazy grammar begins and where stop words are looked for, and forces the tokens
+that end the thinking. One token may end a part and begin the next. The parts don't depend on how the text is cut into
+tokens. Known tokens of a resumed task lead to the same state as before.
 
-Not taken: llama.cpp's lazy grammars. They search the whole text again with each token, and end the process when what
-stands behind a trigger doesn't fit.
+Not taken: llama.cpp's lazy grammars. They search the whole text again at each token, and end the process when the text
+behind a trigger doesn't fit.
 """
 
 from __future__ import annotations
@@ -20,20 +19,20 @@ from server.engine.slots.text import TextStream, first_stop
 from server.records import record, replace
 
 BEFORE, THINKING, VISIBLE, CALL = range(4)
-"""BEFORE: the model may begin to think, and the text doesn't say yet whether it does."""
+"""BEFORE: the model may begin to think; the text so far doesn't show whether it does."""
 
 REACH = 1024
-"""How many bytes of text a match of a pattern may take."""
-MAX_RECENT = 4 * REACH  # tokens that are kept for a grammar that begins in an earlier one
+"""The most bytes of text that a match of a pattern may have."""
+MAX_RECENT = 4 * REACH  # latest tokens that are kept, in case the grammar begins in one of them
 MAX_BEFORE = 256  # bytes of white space before the thinking
-MAX_TOKENS_TO_FINISH_CHARACTER = 4
+MAX_TOKENS_TO_FINISH_CHARACTER = 4  # before the thinking is ended
 MAX_CHARACTER = 4  # bytes
 
 
 @record(frozen=True)
 class Begin:
-    """How a grammar begins inside a text: `lead` is what stands before its first character. `tokens` of this text are
-    written already, and the next token goes on from there. Texts that begin with `unless` are free."""
+    """How a grammar begins inside a text. `lead` is the text before its first character. `tokens` of this text are
+    written already; the next token follows them. Texts that begin with `unless` don't have to fit the grammar."""
 
     lead: str = ""
     tokens: tuple[int, ...] = ()
@@ -42,19 +41,17 @@ class Begin:
 
 @record
 class Move:
-    """What a token does: the `phase` behind it, its text in parts, each with whether stop words are looked for in it,
-    and what the searches know then. `begins_at` is where in its bytes the grammar begins (negative: in an earlier
-    token), None for nowhere."""
+    """What a token changes."""
 
-    phase: int
-    parts: list[tuple[bytes, bool]]
-    tail: bytes
+    phase: int  # behind the token
+    parts: list[tuple[bytes, bool]]  # the token's text, each part with whether stop words are looked for in it
+    tail: bytes  # the end of the text, where a mark may have begun
     seen: Seen
-    begins_at: int | None = None
+    begins_at: int | None = None  # where in its bytes the grammar begins (negative: in an earlier token)
 
 
 def needs_phases(task: Task) -> bool:
-    """Whether there is anything to watch in a task's text."""
+    """Whether a task's text has to be followed."""
     sampling = task.sampling
     return bool(task.reasoning or task.preserved_tokens or sampling.grammar_triggers or sampling.grammar_lazy)
 
@@ -62,19 +59,19 @@ def needs_phases(task: Task) -> bool:
 class Phases:
     """The parts of one answer.
 
-    While `is_waiting` there is a grammar that doesn't hold yet, and `look` has to be asked about each token that is
-    drawn. `forced` is the token that comes next, whatever the model says. `n_thought` counts tokens of the thinking.
+    While `is_waiting` the task has a grammar that doesn't hold yet, and each drawn token must be passed to `look`.
+    `forced` is the token that comes next whatever the draw is. `n_thought` counts the tokens of the thinking.
     """
 
     def __init__(
         self, task: Task, piece: Callable[[int, bool], bytes], eog_tokens: frozenset[int], text: TextStream
     ) -> None:
-        """`piece` gives the bytes of a token, and those of a control token's name if asked for it."""
+        """`piece` returns the bytes of a token; its second argument asks for the name of a control token."""
         thinking, sampling = task.reasoning, task.sampling
         self._piece, self._eog_tokens, self._text = piece, eog_tokens, text
         self._preserved = frozenset(task.preserved_tokens)
         self._open = self._close = self._until = ""
-        self._again = b""  # what begins the thinking once more
+        self._again = b""  # the mark that begins thinking again
         self._budget = -1
         self._end_tokens: tuple[int, ...] = ()
         self.phase = VISIBLE
@@ -87,7 +84,7 @@ class Phases:
         self._triggers = Triggers(sampling.grammar_triggers)
         self._is_lazy, self._has_grammar = sampling.grammar_lazy, bool(sampling.grammar)
         self.is_waiting = self._has_grammar and (self._is_lazy or self.phase != VISIBLE)
-        self._tail = b""  # the end of the text, in which a mark may have begun; before the thinking all of it
+        self._tail = b""  # the end of the text, where a mark may have begun; in BEFORE all of the text
         self._seen = self._triggers.nothing
         self._recent: list[tuple[int, bytes]] = []  # while waiting
         self._looked: tuple[int, Move] | None = None
@@ -98,11 +95,12 @@ class Phases:
     # ---- tokens -------------------------------------------------------------------------------------------------
 
     def look(self, token: int) -> Begin | None:
-        """How the grammar begins if this token comes next; None if it doesn't. To be asked while `is_waiting`."""
+        """How the grammar begins if this token comes next; None if it doesn't begin. To be called while
+        `is_waiting`."""
         if not self._is_lazy and self.phase != THINKING:
             return Begin(unless=self._open if self.phase == BEFORE else "")
         if not self._is_lazy and token in self._eog_tokens:
-            return Begin(self._close)  # the thinking ends, the text doesn't
+            return Begin(self._close)  # the token ends the thinking, and the grammar asks for text
         move = self._move(token)
         self._looked = token, move
         if move.begins_at is None:
@@ -113,18 +111,19 @@ class Phases:
         return self._begin(piece, move.begins_at)
 
     def bind(self, is_same: bool) -> None:
-        """The grammar has begun as `look` said; `is_same` if that token comes next, else the grammar wants another."""
+        """The grammar has begun as `look` said. `is_same` if the token that was looked at comes next; else the grammar
+        didn't allow it, and another token comes."""
         self.is_waiting = False
         self._recent.clear()
         if not is_same and self._is_lazy:
             self.phase = CALL
         elif not is_same and self.phase == THINKING:
-            self._end_tokens = ()  # the grammar itself spells the end of the thinking
+            self._end_tokens = ()  # the grammar prescribes the end of the thinking
         self.forced = self._next_forced()
 
     def take(self, token: int) -> str:
-        """This token comes next; the text that may be shown now. If it sets `is_waiting`, the grammar has to stop:
-        the model has begun to think."""
+        """Add a token to the answer; return the text that may be sent now. If it sets `is_waiting`, the model has begun
+        to think, and the grammar must stop."""
         self._n_tokens += 1
         self.n_thought += self.phase == THINKING
         if self.is_waiting:
@@ -142,7 +141,7 @@ class Phases:
         return shown
 
     def finish(self) -> str:
-        """No more tokens: the text that was held back."""
+        """The answer is complete: return the text that was held back."""
         held = self._feed([(self._tail, True)]) if self.phase == BEFORE else ""
         return held + self._text.finish()
 
@@ -159,16 +158,16 @@ class Phases:
     # ---- the end of the thinking --------------------------------------------------------------------------------
 
     def end_thinking(self, n_tokens: int) -> int:
-        """Have the thinking end behind that many tokens of the text (or where it was told to before); how many they
-        are, -1 if there is no thinking that could be ended."""
+        """Make the thinking end after `n_tokens` tokens of the text. Returns where it ends (an earlier order holds), -1
+        if there is no thinking to end."""
         if self._ends_at < 0 and self._end_tokens and (self.phase == THINKING or n_tokens > self._n_tokens):
             self._ends_at = n_tokens
             self.forced = self._next_forced()
         return self._ends_at
 
     def _next_forced(self) -> int | None:
-        """The token that has to come next, if the thinking has lasted long enough. A character that has begun may be
-        finished before."""
+        """The token that must come next because the thinking has lasted long enough, else None. A character that has
+        begun may be completed first."""
         if self.phase != THINKING or not self._end_tokens:
             return None
         if self._n_forced:
@@ -211,7 +210,7 @@ class Phases:
     def _thinking(
         self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]], seen: Seen
     ) -> Move:
-        """`rest` of a token's bytes, from `offset` on, is behind `tail` inside the thinking."""
+        """The move for `rest`, the token's bytes from `offset` on, inside the thinking and behind `tail`."""
         data, mark, call = tail + rest, self._close.encode(), self._until.encode()
         at = data.find(mark)
         called = data.find(call, 0, at if at >= 0 else None) if call else -1
@@ -228,7 +227,7 @@ class Phases:
     def _visible(
         self, token: int, rest: bytes, offset: int, tail: bytes, parts: list[tuple[bytes, bool]], seen: Seen
     ) -> Move:
-        """The same in visible text. Stop words count up to the end of a trigger: what is complete first is found."""
+        """The same for visible text. Of triggers and stop words, the one that is complete first counts."""
         triggers, again = self._triggers, self._again
         if triggers.is_empty and not again:
             return Move(VISIBLE, [*parts, (rest, True)], b"", seen)
@@ -255,7 +254,7 @@ class Phases:
             del self._recent[:MAX_RECENT]
 
     def _begin(self, piece: bytes, at: int) -> Begin | None:
-        """The grammar begins `at` in this token's bytes. None if that is behind a broken character."""
+        """How the grammar begins at offset `at` in this token's bytes; None if that is inside a broken character."""
         tokens: list[int] = []
         before, n_more = piece, 0
         for one, data in reversed(self._recent):
@@ -284,18 +283,16 @@ def _is_text(data: bytes) -> bool:
 
 @record(frozen=True)
 class Seen:
-    """What is known of visible text so far: its beginning without white space, as long as a START may still come (else
-    None), and for each pattern the matches that have begun, by row of its automaton the place where they began. Of
-    its bytes `n_read` are read by patterns, `rest` is the beginning of a character."""
+    """What is known of the visible text so far."""
 
-    head: bytes | None = None
-    matches: tuple[dict[int, int], ...] = ()
-    n_read: int = 0
-    rest: bytes = b""
+    head: bytes | None = None  # the text without leading white space while a START trigger may still come, else None
+    matches: tuple[dict[int, int], ...] = ()  # for each pattern: its automaton's rows to where their matches began
+    n_read: int = 0  # bytes that the patterns have read
+    rest: bytes = b""  # the beginning of a character behind them
 
 
 class Triggers:
-    """Looks for the trigger that is complete first."""
+    """Finds the trigger that is complete first."""
 
     def __init__(self, triggers: Sequence[Trigger]) -> None:
         self._words = [one.text.encode() for one in triggers if one.kind == WORD and one.text]
@@ -307,8 +304,8 @@ class Triggers:
         self.nothing = Seen(b"" if self._starts else None, tuple({} for _ in self._patterns))
 
     def find(self, rest: bytes, tail: bytes, seen: Seen) -> tuple[tuple[int, int] | None, Seen]:
-        """The first trigger in `rest` of a token's bytes, behind text that ends with `tail`: where it begins (negative:
-        in the tail or before) and ends. With it what is known then."""
+        """The first trigger in `rest`, the last bytes of a token, behind a text that ends with `tail`: its start
+        (negative if before `rest`) and its end. And what is known behind `rest`."""
         found = []
         data = tail + rest
         if any(map(data.__contains__, self._words)):
@@ -328,8 +325,8 @@ class Triggers:
         return (start, end), seen
 
     def _match(self, data: bytes, seen: Seen) -> tuple[list[tuple[int, int]], Seen]:
-        """The first matches of patterns, as (end, start) in `data`. Each character costs a step for each row that a
-        match has come to, so all of it is linear."""
+        """The first matches of patterns, as (end, start) in `data`. Each character takes a step for each row with a
+        match, so the time is linear in the text."""
         n_before = seen.n_read + len(seen.rest)
         data = seen.rest + data
         text, n_read = codecs.utf_8_decode(data, "surrogateescape")
@@ -350,8 +347,8 @@ class Triggers:
 def _step(
     states: Sequence[tuple[int, ...]], begun: Mapping[int, int], code: int, least: int
 ) -> tuple[dict[int, int], int | None]:
-    """The matches that go on with this character, by row the earliest place where one began, none before `least`; and
-    where the one began that is complete now."""
+    """The matches that go on with this character: each row with the earliest start, at `least` or later. And the start
+    of a match that is complete now."""
     going: dict[int, int] = {}
     complete = None
     for row, start in begun.items():

@@ -1,12 +1,9 @@
-"""Which rows the next batch has: pure functions from jobs to spans.
+"""Chooses the rows of the next batch: pure functions from jobs to spans.
 
-A batch has either one row for each sequence that is generating, or prompt rows: attention over rows of one kind costs
-less than a mixture, and where each sequence has a KV stream of its own, llama.cpp would cut the mixture to pieces.
-No thread, no backend, no clock; `batching` says whose turn it is and for how many rows. Jobs and spans live for one
-step and are made anew for each, so they aren't frozen (a frozen dataclass costs three times as much to make).
-
-Not taken: batches of both kinds. Beside a reader, 64 rows of a prompt took 302 ms behind 1,500 tokens, and 246 + 9 ms
-when the reader's row had a step of its own (SmolLM2, 2 threads).
+A batch has either one row for each generating sequence, or prompt rows. Attention over rows of one kind costs less than
+over a mixture, and in a split cache llama.cpp would cut the mixture into micro-batches (docs/performance.md). No
+thread, no backend, no clock: `batching` decides whose turn it is and how many rows there are. Jobs and spans live for
+one step. They aren't frozen, because a frozen dataclass takes three times as long to make.
 """
 
 from __future__ import annotations
@@ -15,49 +12,41 @@ from collections.abc import Iterable, Sequence
 
 from server.records import record
 
-UNLIMITED = 2**31
+UNLIMITED = 2**31  # rows
 
 
 @record
 class Job:
-    """What one sequence still has to evaluate: `tokens` from position `pos` on. `id` is the caller's (slot id).
+    """The tokens that one sequence has to evaluate next. `is_prefill` tells a prompt from the latest token of a
+    generating sequence."""
 
-    `is_prefill` tells prompt tokens from the one token of a running generation. `limit` bounds the rows of one step.
-    With `ends` False something else follows these tokens, so that their last logits aren't wanted;
-    with `all_rows` those of each row are.
-    """
-
-    id: int
+    id: int  # the caller's: a slot's id
     seq: int
-    pos: int
+    pos: int  # of the first token
     tokens: Sequence[int]
     is_prefill: bool
-    limit: int = UNLIMITED
-    ends: bool = True
-    all_rows: bool = False
+    limit: int = UNLIMITED  # rows in one step at most
+    ends: bool = True  # the last token's logits are wanted
+    all_rows: bool = False  # every token's logits are wanted
 
 
 @record
 class Span:
-    """Consecutive rows of one sequence in a batch. With `output`, logits of the last row are wanted.
-
-    The last `n_draft` tokens are guesses; then logits of the row before them and of all of theirs are wanted.
-    With `all_rows` those of each row are, whatever `output` says.
-    """
+    """Consecutive rows of one sequence in a batch."""
 
     id: int
     seq: int
     pos: int
     tokens: Sequence[int]
-    output: bool
-    n_draft: int = 0
-    all_rows: bool = False
+    output: bool  # the last row's logits are wanted
+    n_draft: int = 0  # the last tokens, which are guesses: logits of their rows and of the row before are wanted
+    all_rows: bool = False  # every row's logits are wanted, whatever `output` says
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def split(self, n: int) -> tuple[Span, Span]:
-        """The first `n` rows, and the rest (which keeps the output)."""
+        """The first `n` rows, and the rest, which keeps the output."""
         return (
             Span(self.id, self.seq, self.pos, self.tokens[:n], False, all_rows=self.all_rows),
             Span(self.id, self.seq, self.pos + n, self.tokens[n:], self.output, all_rows=self.all_rows),
@@ -65,12 +54,13 @@ class Span:
 
 
 def generating(jobs: Iterable[Job], n_batch: int) -> list[Span]:
-    """One row for each generating job, as long as there are no more than `n_batch`."""
+    """One row for each generating job, `n_batch` at most."""
     return [Span(job.id, job.seq, job.pos, job.tokens, True) for job in jobs if not job.is_prefill][:n_batch]
 
 
 def reading(prompts: Iterable[Job], n_rows: int, is_alone: bool) -> list[Span]:
-    """Spans of at most `n_rows` prompt rows, of the first job only if `is_alone`, else of as many as it takes."""
+    """Spans of at most `n_rows` prompt rows, from the first job only if `is_alone`, else from one job after the
+    other."""
     spans: list[Span] = []
     for job in prompts:
         n = min(n_rows, len(job.tokens), job.limit)
@@ -84,7 +74,7 @@ def reading(prompts: Iterable[Job], n_rows: int, is_alone: bool) -> list[Span]:
 
 
 def split(spans: Sequence[Span], n_rows: int) -> tuple[list[Span], list[Span]]:
-    """Cut a batch in two, the first part with at most `n_rows` rows; the order of rows stays."""
+    """Cut a batch in two, the first part with at most `n_rows` rows. The order of rows stays."""
     first: list[Span] = []
     for i, span in enumerate(spans):
         if len(span) <= n_rows:

@@ -1,7 +1,8 @@
-"""Whether a PNG inflates to what its header says. The media thread, before libmtmd has the file.
+"""Checks whether a PNG inflates to the size that its header states. Runs on the media thread, before libmtmd reads the
+file.
 
-stb_image inflates all there is before it looks at the size, and 64 MB of PNG can be 64 GB of zeros. So it is inflated
-here first, into nothing, in pieces between which the interpreter's lock is free and the work can be stopped.
+stb_image inflates all data before it looks at the size, and 64 MB of PNG can be 64 GB of zeros. So the data is first
+inflated here and thrown away, in parts: between two of them other threads can run and the work can be stopped.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import Any
 
 PNG = b"\x89PNG\r\n\x1a\n"
 IN = OUT = 1 << 16  # bytes at a time
-SLACK = 1 << 20
-MAX_CHUNKS = 100_000
+SLACK = 1 << 20  # bytes beyond the stated size
+MAX_CHUNKS = 100_000  # in one file
 BROKEN = "is a broken or truncated PNG image"
 
 
 def png_fault(data: bytes, n_inflated: int, is_wanted: Callable[[], bool] = lambda: True) -> str:
-    """What is wrong with a PNG that may inflate to so many bytes; "" if nothing is, or nobody wants to know."""
+    """What is wrong with a PNG that may inflate to `n_inflated` bytes; "" if nothing is, or if the file is no longer
+    wanted."""
     view, at = memoryview(data), len(PNG)
     inflater, room = zlib.decompressobj(), n_inflated + SLACK
     try:
@@ -35,7 +37,7 @@ def png_fault(data: bytes, n_inflated: int, is_wanted: Callable[[], bool] = lamb
                     return ""
                 room -= _inflate(inflater, view[start : min(start + IN, at + n)])
                 if room < 0:
-                    return "is a PNG image that holds far more data than its size"
+                    return "is a PNG image that holds far more data than its size allows"
             at += n + 4
     except (struct.error, zlib.error):
         pass
@@ -43,7 +45,7 @@ def png_fault(data: bytes, n_inflated: int, is_wanted: Callable[[], bool] = lamb
 
 
 def _inflate(inflater: Any, piece: bytes | memoryview) -> int:
-    """How many bytes a piece of the data becomes; none of them is kept."""
+    """The number of bytes that a part of the data inflates to. None of them is kept."""
     n = 0
     while piece and not inflater.eof:
         n += len(inflater.decompress(piece, OUT))

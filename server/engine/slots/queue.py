@@ -1,15 +1,14 @@
-"""Who comes next: the queue of waiting tasks, shared fairly between owners. Engine thread; no clock, no backend.
+"""The queue of waiting tasks, shared fairly between owners. Engine thread; no clock, no backend.
 
-Tasks of a higher `priority` go first. Within one priority owners take turns by deficit round robin: a turn is worth
-`QUANTUM` tokens, a task costs its prompt and a fixed sum for what it will generate. So who sends many requests, or long
-ones, waits for himself and not the others for him. Within one owner it is first come, first served. Every
-`OLDEST_EVERY`th time the task that has waited longest goes first whatever its priority, so that nobody starves; but for
-those in the background, for whom nobody waits.
+Tasks of a higher `priority` go first. Owners of one priority take turns by deficit round robin: a turn is worth
+`QUANTUM` tokens, and a task costs the tokens of its prompt plus a fixed number for its answer. So an owner with many or
+long requests waits longer, and the others don't. Tasks of one owner go in order of arrival. Every `OLDEST_EVERY`th time
+the oldest task goes first whatever its priority, so that none waits for ever; but never a background task.
 
-Tasks that can't run now (their slot is busy) are passed over and keep their place. Whatever is done with one task takes
-the same time however many wait: a client that leaves may take a thousand along.
+Tasks that can't run now (their slot is busy) are skipped and keep their place. Every operation on one task takes the
+same time however many wait, because a client that leaves may cancel a thousand.
 
-Not taken: shares by what was generated in the past. It would punish a client for the time when nobody else was there.
+Not taken: shares by past use. They would punish an owner for the time when no other was there.
 """
 
 from __future__ import annotations
@@ -20,33 +19,33 @@ from collections.abc import Callable, Iterator
 from server.engine.seam.task import Task
 from server.records import field, record
 
-QUANTUM = 256
-COST_OF_ANSWER = 256
-OLDEST_EVERY = 8
+QUANTUM = 256  # tokens that an owner's turn is worth
+COST_OF_ANSWER = 256  # tokens that a task costs beside its prompt
+OLDEST_EVERY = 8  # one in this many tasks is the oldest
 
 
 @record(frozen=True, eq=False)
 class Waiting:
-    """A task in the queue, and when it came."""
+    """A task in the queue, and its time of arrival in the clock's seconds."""
 
     task: Task
     t_arrived: float
 
     @property
     def cost(self) -> int:
-        """In tokens."""
+        """The tokens that it takes from its owner's turns."""
         return len(self.task.prompt) + COST_OF_ANSWER
 
 
 @record
 class Line:
-    """What one owner has waiting, by id in order of arrival, and what is left of its turns."""
+    """The waiting tasks of one owner, by id in order of arrival."""
 
     waiting: dict[int, Waiting] = field(default_factory=dict)
-    deficit: int = 0
+    deficit: int = 0  # tokens left of its turns
 
     def first(self, can_run: Callable[[Task], bool]) -> Waiting | None:
-        """The first that can run."""
+        """The first task that can run."""
         return next((waiting for waiting in self.waiting.values() if can_run(waiting.task)), None)
 
 
@@ -61,7 +60,7 @@ class Level:
         return bool(self._lines)
 
     def push(self, waiting: Waiting) -> None:
-        """Behind the others of its owner."""
+        """Put a task behind the others of its owner."""
         owner = waiting.task.owner
         if owner not in self._lines:
             self._lines[owner] = Line()
@@ -69,7 +68,7 @@ class Level:
         self._lines[owner].waiting[waiting.task.id] = waiting
 
     def remove(self, waiting: Waiting) -> None:
-        """Out of its line; an owner with nothing left loses what was left of its turns."""
+        """Take a task out. An owner without tasks loses what is left of its turns."""
         owner = waiting.task.owner
         del self._lines[owner].waiting[waiting.task.id]
         if not self._lines[owner].waiting:
@@ -77,7 +76,7 @@ class Level:
             self._turns.remove(owner)
 
     def pop(self, can_run: Callable[[Task], bool]) -> Waiting | None:
-        """The next whose turn it is."""
+        """Take out the next task that can run; None if there is none."""
         firsts = {owner: first for owner, line in self._lines.items() if (first := line.first(can_run)) is not None}
         if not firsts:
             return None
@@ -99,27 +98,27 @@ class FairQueue:
         self._by_id: dict[int, Waiting] = {}
         self._by_owner: dict[str, dict[int, Waiting]] = {}  # in order of arrival
         self._n_pops = 0
-        self._background: dict[int, Waiting] = {}  # those nobody waits for, in order of arrival
-        self.n_moves = 0  # so that others see whether anything has changed
+        self._background: dict[int, Waiting] = {}  # background tasks, in order of arrival
+        self.n_moves = 0  # counts all changes of the queue
 
     def __len__(self) -> int:
         return len(self._by_id)
 
     def __iter__(self) -> Iterator[Waiting]:
-        """In order of arrival."""
+        """All tasks in order of arrival."""
         return iter(self._by_id.values())
 
     @property
     def n_awaited(self) -> int:
-        """How many somebody waits for."""
+        """How many tasks are not in the background."""
         return len(self._by_id) - len(self._background)
 
     def last_in_background(self) -> Waiting | None:
-        """The latest of those that nobody waits for."""
+        """The latest background task."""
         return self._background[next(reversed(self._background))] if self._background else None
 
     def push(self, waiting: Waiting) -> None:
-        """Take a task in."""
+        """Add a task."""
         self.n_moves += 1
         self._by_id[waiting.task.id] = waiting
         self._by_owner.setdefault(waiting.task.owner, {})[waiting.task.id] = waiting
@@ -128,7 +127,7 @@ class FairQueue:
         self._levels.setdefault(waiting.task.priority, Level()).push(waiting)
 
     def pop(self, can_run: Callable[[Task], bool] = lambda task: True) -> Waiting | None:
-        """Take out the task that goes next of those that can run; None if there is none."""
+        """Take out the next task that can run; None if there is none."""
         self._n_pops += 1
         if self._n_pops % OLDEST_EVERY == 0:
             oldest = next((one for one in self if not one.task.in_background and can_run(one.task)), None)
@@ -142,7 +141,7 @@ class FairQueue:
         return None
 
     def remove(self, id_task: int) -> Waiting | None:
-        """Take out a certain task; None if it doesn't wait."""
+        """Take out the task with this id; None if it doesn't wait."""
         waiting = self._by_id.get(id_task)
         if waiting is not None:
             self._levels[waiting.task.priority].remove(waiting)
@@ -150,14 +149,15 @@ class FairQueue:
         return waiting
 
     def crowding(self, owner: str) -> Waiting | None:
-        """The latest task of whoever has most waiting, if `owner` with one more would still have fewer."""
+        """The latest task of the owner with the most tasks, if `owner` would still have fewer with one more; else
+        None."""
         longest = max(self._by_owner.values(), key=len, default={})
         if len(longest) <= len(self._by_owner.get(owner, ())) + 1:
             return None
         return longest[next(reversed(longest))]
 
     def order(self) -> list[int]:
-        """The ids of all, about as they will go if nobody else comes."""
+        """The ids of all tasks, about in the order in which they will run if no more come."""
         copy = FairQueue()
         for waiting in self:
             copy.push(waiting)

@@ -1,15 +1,15 @@
-"""From `SamplingParams` to the list of sampler stages that the backend builds in C.
+"""Turns `SamplingParams` into the list of sampler stages that the backend builds in C.
 
-Pure data in, pure data out: a stage is a name and its arguments, in the order in which they are applied. Stages that
-would change nothing are left out, so that a greedy request costs one argmax. The rules (llama.cpp's server, March and
-July 2024, and today's):
+Pure data in, pure data out: a stage is a name and its arguments, in the order of application. Stages that would change
+nothing are left out, so a greedy request costs one argmax. The rules are those of llama.cpp's server:
 
-- logit bias first, then the stages of `samplers` in their order, repeated ones repeatedly;
-- temperature <= 0: the most likely token after bias and penalties; truncation can't change it and is left out;
-- mirostat: only bias, penalties and temperature come before it, and it picks the token itself;
-- the grammar isn't a stage: the backend asks it about the picked token, which is much cheaper.
+- Logit bias comes first, then the stages of `samplers` in their order, repeated ones repeatedly.
+- With a temperature <= 0, the most likely token after bias and penalties is taken. Truncation can't change it and is
+  left out.
+- With mirostat, only bias, penalties and temperature come before it, and it picks the token itself.
+- The grammar isn't a stage. The backend checks the picked token against it, which is much cheaper.
 
-Not taken: one C struct of sampling parameters (it lives in llama.cpp's C++ `common`, which has no stable C ABI).
+Not taken: one C struct of sampling parameters. It is in llama.cpp's C++ `common`, which has no stable C ABI.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from collections.abc import Iterable
 from server.engine.seam.task import SamplingParams
 from server.records import record
 
-# C computes with 32-bit floats: these keep a logit that is biased or divided by the temperature far from infinity.
+# C computes in 32-bit floats: with these limits, bias and temperature can't make a logit infinite.
 MAX_BIAS = 1e9
 MIN_TEMPERATURE = 1e-6
 
 
 @record(frozen=True)
 class Stage:
-    """One sampler of the chain: `name` as in `Backend.new_sampler`'s table, `args` in its order."""
+    """One sampler of the chain: `name` is a row of `Backend.new_sampler`'s table, `args` its arguments."""
 
     name: str
     args: tuple
@@ -35,11 +35,11 @@ class Stage:
 
 @record(frozen=True)
 class VocabFacts:
-    """What building a chain needs to know of the vocabulary: the tokens that end a text, and n_ctx for -1."""
+    """What a chain depends on besides its parameters: tokens of the vocabulary, and the context's size in tokens."""
 
-    eog_tokens: tuple[int, ...]
-    suppress_tokens: tuple[int, ...]
-    n_ctx: int
+    eog_tokens: tuple[int, ...]  # tokens that end a text
+    suppress_tokens: tuple[int, ...]  # tokens that are never drawn
+    n_ctx: int  # what a `last_n` of -1 means
 
 
 def chain(params: SamplingParams, facts: VocabFacts) -> list[Stage]:
@@ -60,14 +60,14 @@ def chain(params: SamplingParams, facts: VocabFacts) -> list[Stage]:
 
 
 def history_length(params: SamplingParams, n_ctx: int) -> int:
-    """How many of the latest prompt tokens the chain must be told of before the first token is drawn."""
+    """How many of the latest prompt tokens the chain must accept before the first draw."""
     return max(
         _reach(params.repeat_last_n, n_ctx), _reach(params.dry_penalty_last_n, n_ctx) if params.dry_multiplier else 0
     )
 
 
 def _reach(last_n: int, n_ctx: int) -> int:
-    """How far back a penalty looks: at most the context (C reserves memory for so many tokens), which -1 means."""
+    """How many tokens back a penalty looks: at most the context, for which C reserves memory. -1 means all of it."""
     return n_ctx if last_n < 0 else min(last_n, n_ctx)
 
 

@@ -1,9 +1,9 @@
-"""Self-extend (group attention): more context than a model was trained for, by folding old positions together.
+"""Self-extend (group attention): a longer context than the model was trained for, by merging old positions.
 
-Pure arithmetic on positions; the scheduler applies the steps to the KV cache between two batches. When a sequence
-reaches position `ga_i + width`, the `width` positions from there are divided by the factor n, and everything behind
-them moves back, so that positions stay within what the model knows. The formula is that of llama.cpp's server of 2024
-(paper: "LLM Maybe LongLM", arXiv 2401.01325).
+Pure arithmetic on positions; the scheduler applies it to the KV cache between two batches. When a sequence reaches
+position `ga_i + width`, the `width` positions from `ga_i` on are divided by the factor n, and all later ones move back.
+So positions stay within what the model was trained for. The formula is that of llama.cpp's server of 2024 (paper: "LLM
+Maybe LongLM", arXiv 2401.01325).
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ class Fold:
 
 @record
 class GroupAttention:
-    """State of one sequence: `pos` is its next position, `ga_i` how far it has been folded."""
+    """The positions of one sequence."""
 
-    factor: int
-    width: int
-    pos: int = 0
-    ga_i: int = 0
+    factor: int  # old positions per new one
+    width: int  # positions merged at once
+    pos: int = 0  # the next one
+    ga_i: int = 0  # all before it are merged
 
     @property
     def room(self) -> int:
-        """How many more positions may be used before the next fold is due."""
+        """How many more positions may be used before the next fold."""
         return self.ga_i + self.width - self.pos
 
     def fold(self) -> Fold | None:
-        """The next fold if it is due; the state is then the one after it."""
+        """The next fold, if it is due; the state is then that behind it."""
         if self.room > 0:
             return None
         n, w, start, pos = self.factor, self.width, self.ga_i, self.pos

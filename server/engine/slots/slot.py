@@ -1,7 +1,7 @@
-"""A slot: one sequence of the KV cache, and the task that is being run on it.
+"""A slot: one sequence of the KV cache, and the task that runs on it.
 
-Used by the engine's thread alone. A slot outlives its tasks, because the tokens they leave in the KV cache are what
-the next task may reuse; all that belongs to one task is in its `Run`, which is dropped as a whole.
+Engine thread only. A slot outlives its tasks, because the next task may reuse the tokens that they leave in the KV
+cache. All that belongs to one task is in its `Run`, which is dropped as a whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from server.records import field, record, replace
 
 
 class Drafts(Protocol):
-    """What speculative decoding keeps for a task, as far as a slot looks at it: tokens drafted, and those that held."""
+    """What a slot reads of a task's speculative decoding: the drafted tokens, and those that proved right."""
 
     n_drafted: int
     n_accepted: int
@@ -27,7 +27,7 @@ class Drafts(Protocol):
 
 @record(frozen=True, eq=False)
 class Checkpoint:
-    """A copy of what can't be cut of a sequence's state, when it held `n` tokens."""
+    """A copy of the part of a sequence's state that can't be cut, from when it held `n` tokens."""
 
     n: int
     state: bytearray | memoryview
@@ -35,7 +35,7 @@ class Checkpoint:
 
 @record(frozen=True, eq=False)
 class Leader:
-    """Whose computing a task waits for: the first `n` tokens that `run` is evaluating on `slot`."""
+    """What a task waits for: `run`, on `slot`, is evaluating the first `n` tokens of the same prompt."""
 
     slot: Slot
     run: Run
@@ -44,8 +44,8 @@ class Leader:
 
 @record(frozen=True, eq=False)
 class Aside:
-    """What a slot's sequence held when it had to make room for older tasks: `state` are the bytes of its cells, None if
-    it had none. The other fields are the slot's of the same names."""
+    """What a slot held when its task had to wait in memory. `state` has the bytes of its cells, None if it had none.
+    The other fields are the slot's."""
 
     state: memoryview | None
     tokens: list[int]
@@ -56,45 +56,38 @@ class Aside:
 
 @record(eq=False)
 class Run:
-    """One task in work. `prompt` may be shorter than the task's (cut to fit); times are clock seconds.
-
-    The latest step's draws took the processor `draw_s`, all of them together `draws_s`. `is_full`: the context has to
-    be shifted before the next step. `is_last_in_line`: if the task waits in memory, then until it is the oldest.
-    `n_cached` tokens of the prompt were reused; `cache_source`, `cache_reason` and `first_difference` are what
-    `CacheUse` has. Of the prompt, tokens from `judged_from` on are judged (0: all, or none); `cuts` are still to be
-    taken out, once the first `cut_at` are there.
-    """
+    """One running task. Times are in the clock's seconds unless a name says otherwise."""
 
     task: Task
-    prompt: list[int]
+    prompt: list[int]  # with the system prompt; cut if it was too long
     sampler: TokenSampler
     text: TextStream
     t_arrived: float
-    t_start: float
-    truncated: bool = False
-    is_full: bool = False
-    is_last_in_line: bool = False
-    n_cached: int = 0
-    cache_source: str = CACHE_NONE
+    t_start: float  # on its slot
+    truncated: bool = False  # prompt or context were cut
+    is_full: bool = False  # the context must be shifted before the next step
+    is_last_in_line: bool = False  # once it waits in memory, it does so until it is the oldest task
+    n_cached: int = 0  # tokens of the prompt that were reused
+    cache_source: str = CACHE_NONE  # this and the next two: see `CacheUse`
     cache_reason: str = ""
     first_difference: Difference | None = None
     leader: Leader | None = None
-    n_decoded: int = 0
-    next_token: int | None = None
+    n_decoded: int = 0  # tokens drawn
+    next_token: int | None = None  # drawn but not evaluated; None during prefill
     drafting: Drafts | None = None
-    draw_s: float = 0.0
-    draws_s: float = 0.0
-    t_first: float = 0.0
-    t_last: float = 0.0
+    draw_s: float = 0.0  # processor seconds of the latest step's draws
+    draws_s: float = 0.0  # processor seconds of all draws
+    t_first: float = 0.0  # of the first token; 0 before it
+    t_last: float = 0.0  # of the latest token
     layout: Layout = field(default_factory=Layout)
     phases: Phases | None = None
-    judged_from: int = 0
-    cuts: tuple[tuple[int, int], ...] = ()
-    cut_at: int = 0
+    judged_from: int = 0  # probabilities are wanted of the prompt's tokens from here on (0: of all or none)
+    cuts: tuple[tuple[int, int], ...] = ()  # parts [start, end) of the prompt, to be removed from the cache
+    cut_at: int = 0  # how many tokens must be evaluated before the cuts are removed
 
     @property
     def n_reusable(self) -> int:
-        """How much of the prompt a cache can spare us: all but what has to be evaluated for its logits."""
+        """How much of the prompt may come from a cache: all but what is evaluated for its logits."""
         n = self.layout.reusable(len(self.prompt))
         if self.cuts:
             return min(n, self.cut_at)
@@ -102,11 +95,11 @@ class Run:
 
     @property
     def is_replaying(self) -> bool:
-        """Whether the next token is known from an engine before this one, see `loop.answers`."""
+        """Whether the next token is known from a previous engine, see `loop.answers`."""
         return self.n_decoded < len(self.task.resume)
 
     def timings(self) -> Timings:
-        """The task's times so far; a task without tokens has spent all of it on the prompt."""
+        """The task's times so far. A task without tokens has spent all of its time on the prompt."""
         t_first = self.t_first or self.t_last or self.t_start
         n_drafted, n_accepted = (
             (-1, 0) if self.drafting is None else (self.drafting.n_drafted, self.drafting.n_accepted)
@@ -123,7 +116,8 @@ class Run:
         )
 
     def cache_use(self) -> CacheUse:
-        """What came from the cache. What differs in front of that came from somebody else's text."""
+        """What came from the cache. A difference before `n_cached` isn't reported: those tokens came from another
+        owner's text."""
         difference = self.first_difference
         is_behind = difference is not None and difference.position >= self.n_cached
         return CacheUse(self.cache_source, self.cache_reason, difference if is_behind else None)
@@ -131,41 +125,32 @@ class Run:
 
 @record(eq=False)
 class Slot:
-    """`tokens` are those whose keys and values the cache holds for sequence `seq`, at most `n_ctx` of them.
-
-    They are at positions 0, 1, ... unless `positions` folds them (self-extend). They were computed with the adapters
-    of `lora`. With `is_sharing` some cells may belong to other sequences too, of the first `n_shared` tokens at most;
-    `n_shares` counts how often it was given cells of another. After a context shift the cells from token `shifted_at`
-    on aren't what the tokens alone would give (None: all are). The engine had evaluated `n_rows_used` rows when it was
-    used last; tokens that were moved to memory since then are `parked`. `owner` is whose text the tokens are, None if
-    nobody knows. What isn't a sequence of the cache at all has its `state_copy` (the system prompt of a split cache).
-    While its task waits in memory for room, a slot holds no cells; what it held is `aside`.
-    """
+    """A sequence of the cache and its books."""
 
     id: int
-    seq: int
-    n_ctx: int
-    tokens: list[int] = field(default_factory=list)
-    lora: tuple[tuple[int, float], ...] = ()
-    positions: GroupAttention | None = None
-    is_sharing: bool = False
-    n_shared: int = 0
-    n_shares: int = 0
-    shifted_at: int | None = None
+    seq: int  # its sequence in the KV cache
+    n_ctx: int  # tokens that it can hold
+    tokens: list[int] = field(default_factory=list)  # exactly those whose cells the sequence has
+    lora: tuple[tuple[int, float], ...] = ()  # the adapters they were computed with, as (index, scale)
+    positions: GroupAttention | None = None  # with self-extend; else tokens are at positions 0, 1, ...
+    is_sharing: bool = False  # some cells may belong to other sequences, too
+    n_shared: int = 0  # tokens at its beginning whose cells may be shared
+    n_shares: int = 0  # how often it took over another sequence's cells
+    shifted_at: int | None = None  # after a context shift: from this token on, cells depend on tokens that were dropped
     checkpoints: list[Checkpoint] = field(default_factory=list)
-    n_rows_used: float = 0
-    parked: list[int] = field(default_factory=list)
-    owner: str | None = None
-    state_copy: memoryview | None = None
-    aside: Aside | None = None
+    n_rows_used: float = 0  # the engine's count of evaluated rows at its latest use
+    parked: list[int] = field(default_factory=list)  # tokens whose cells were moved to memory while it was idle
+    owner: str | None = None  # whose text the tokens are; None if unknown
+    state_copy: memoryview | None = None  # the system prompt of a split cache, which has no sequence
+    aside: Aside | None = None  # what it held, while its task waits in memory for room
     run: Run | None = None
-    t_used: float = 0.0
-    t_served: float = 0.0
-    latest: SlotState | None = None
+    t_used: float = 0.0  # end of its latest task, in the clock's seconds
+    t_served: float = 0.0  # its latest turn with --exact
+    latest: SlotState | None = None  # left by its latest task
 
     def reusable(self, prompt: list[int]) -> int:
-        """How many of its first tokens `prompt` begins with and may reuse: none from a shift on, since another prompt
-        of these tokens would be answered otherwise."""
+        """How many of the slot's first tokens `prompt` begins with and may reuse. None from a context shift on: their
+        cells would give another prompt a different answer."""
         n = common_prefix(self.tokens, prompt)
         return n if self.shifted_at is None else min(n, self.shifted_at)
 
@@ -176,7 +161,7 @@ class Slot:
 
     @property
     def pending(self) -> list[int]:
-        """What this slot has to evaluate next: its prompt's rest up to the next chunk, or the token drawn last."""
+        """What this slot has to evaluate next: the rest of its prompt up to the next chunk, or the token drawn last."""
         run = self.run
         if run is None:
             return []
@@ -187,11 +172,11 @@ class Slot:
 
     @property
     def chunk(self) -> Chunk | None:
-        """The chunk of an image or a sound that comes next; `pending` is empty then."""
+        """The chunk of an image or sound that comes next. `pending` is empty then."""
         return self.run.layout.chunks.get(len(self.tokens)) if self.run is not None else None
 
     def state(self, stop: str = STOP_NONE) -> SlotState:
-        """The slot as the outside may see it: of the running task, else what the latest one left."""
+        """The slot as clients may see it: its running task, else what its latest task left."""
         run = self.run
         if run is None and self.latest is not None:
             return replace(self.latest, n_cached=len(self.tokens or self.parked))
@@ -217,7 +202,8 @@ class Slot:
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Length of the common beginning of two lists or two tuples of tokens (blocks are compared, so most runs in C)."""
+    """Length of the common beginning of two lists or two tuples of tokens. Compares blocks, so most of the work is done
+    in C."""
     n, step = 0, 1024
     end = min(len(a), len(b))
     while step and n < end:

@@ -1,10 +1,10 @@
-"""From token bytes to text that may be shown: UTF-8 across tokens, stop strings across tokens.
+"""From token bytes to text that may be sent: UTF-8 across tokens, stop strings across tokens.
 
 Pure functions of the bytes fed so far: no thread, no clock, no engine. It runs on the engine's thread because a stop
-string ends the task. The result does not depend on how the bytes were cut into pieces: text ends at the stop string
-that is complete first (of two complete at once, the one that began first).
+string ends the task. The result doesn't depend on how the bytes are cut into tokens: the text ends at the stop string
+that is complete first, and of two that are complete at once, at the one that began first.
 
-Not taken: searching the whole text after every token; only what could still become a stop string is kept.
+Not taken: searching the whole text after every token. Only what can still become a stop string is kept.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import AnyStr
 
 
 class TextStream:
-    """Turns pieces of bytes into text, holding back what may be the beginning of a stop string or of a character.
+    """Turns the bytes of tokens into text. Holds back what may be the beginning of a stop string or of a character.
 
-    While `looks` is False stop strings are text like any other; none reaches over the place where it changes.
+    While `looks` is False stop strings are ordinary text. No stop string crosses a change of `looks`.
     """
 
     __slots__ = (
@@ -44,7 +44,8 @@ class TextStream:
         self.is_outdented = False
 
     def feed(self, piece: bytes) -> str:
-        """Take the bytes of the next token, give the text that is now certain. Sets `stopping_word` at the end."""
+        """Take the bytes of the next token; return the text that is certain now. Sets `stopping_word` at a stop
+        string."""
         if self.stopping_word or self.is_outdented:
             return ""
         text = self._sift(self._decoder.decode(piece))
@@ -53,7 +54,7 @@ class TextStream:
         return self._cut_outdent(text) if self._n_indent else text
 
     def finish(self) -> str:
-        """No more tokens: give what was held back (broken UTF-8 becomes U+FFFD)."""
+        """The text is complete: return what was held back. Broken UTF-8 becomes U+FFFD."""
         if self.stopping_word or self.is_outdented:
             return ""
         text = self._sift(self._decoder.decode(b"", True)) + self._held
@@ -62,7 +63,7 @@ class TextStream:
 
     @property
     def is_inside_character(self) -> bool:
-        """True while the bytes so far end in the middle of a multibyte character."""
+        """Whether the bytes so far end inside a multibyte character."""
         return bool(self._decoder.getstate()[0])
 
     def _sift(self, text: str) -> str:
@@ -83,7 +84,7 @@ class TextStream:
         return text[:cut]
 
     def _cut_outdent(self, text: str) -> str:
-        """With `n_indent`, the text ends before the first line after a line break that is indented by less."""
+        """With `n_indent`, end the text before the first line, after a line break, that is indented by less."""
         for i, letter in enumerate(text):
             if letter == "\n":
                 self._indent = 0
@@ -108,7 +109,7 @@ def first_stop(text: AnyStr, stops: Sequence[AnyStr]) -> tuple[int, AnyStr] | No
 
 
 def partial_stop_length(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that begins one of `stops`: so much must be held back."""
+    """Length of the longest end of `text` that begins one of `stops` and must be held back."""
     longest = 0
     for stop in stops:
         for n in range(min(len(stop) - 1, len(text)), longest, -1):

@@ -1,1 +1,1 @@
-"""Guesses of the next tokens, and what they cost."""
+"""Speculative decoding: drafts of the next tokens, and what they cost."""

@@ -1,10 +1,10 @@
-"""A text that is written once more: where it is by now, and what is written differently each time.
+"""Follows a text that is written once more with changes: where the copy is by now, and what is changed in it.
 
-Engine thread, pure Python, no clock. An agent that writes a file again writes it as a JSON string: each line end is two
-other tokens there, and each quotation mark. So what stands in place of what is learnt (`Changes`), and a copy goes on
-behind it without a miss. Renamed names and other indentation come out likewise.
+Engine thread, pure Python, no clock. An agent that writes a file again writes it as a JSON string: each line end and
+each quotation mark becomes other tokens there. `Changes` learns which tokens replace which, so the copy goes on behind
+them without a miss. Renamed names and other indentation are learnt in the same way.
 
-Not taken: rules about JSON. What escapes look like as tokens differs with each vocabulary, and this finds out.
+Not taken: rules about JSON. The tokens of escapes differ between vocabularies, and this learns them.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Iterator, Sequence
 
 from server.engine.speculation.trust import Trust
 
-REACH = 16  # after a change a copy goes on within so many tokens of where it was left...
-AWAY = 48  # ...unless it has been left for so many
-SURE = 2  # equal tokens behind a change that tell that it was one
+REACH = 16  # the copy is searched for within this many tokens behind a change
+AWAY = 48  # a copy ends after this many tokens without being found again
+SURE = 2  # equal tokens behind a change that confirm it
 LONGEST = 8  # tokens on either side of a change
-MAX_KNOWN, MAX_ALIKE = 256, 4  # tokens that changes begin with, and changes that begin with one
-DECAY = 0.9
-NEW_DOUBT, DOUBTS_FOLLOW = 0.3, 0.3
-LIKELY = 0.5  # what is rarer isn't expected
+MAX_KNOWN, MAX_ALIKE = 256, 4  # first tokens of changes, and changes for each of them
+DECAY = 0.9  # weight that earlier trials keep at each new one
+NEW_DOUBT, DOUBTS_FOLLOW = 0.3, 0.3  # chance of a doubted token at first, and the weight of each new outcome
+LIKELY = 0.5  # least chance of a change that is expected
 
 
 class Change:
-    """`new` tokens came in the place of `old` ones."""
+    """`new` tokens that come in the place of `old` ones."""
 
     __slots__ = ("old", "new", "_hits", "_trials")
 
@@ -33,36 +33,36 @@ class Change:
         self._hits = self._trials = 0.0
 
     def note(self, is_hit: bool) -> None:
-        """It was expected and came, or not."""
+        """Note whether the change came when it was expected."""
         self._hits = self._hits * DECAY + is_hit
         self._trials = self._trials * DECAY + 1.0
 
     @property
     def chance(self) -> float:
-        """How likely it comes where its old tokens are."""
+        """The chance that it comes where its old tokens are."""
         return self._hits / (self._trials + 0.5)
 
 
 class Changes:
-    """The changes of one writer, and the tokens that didn't come where a copied text has them. Of either those that
-    were learnt last."""
+    """The changes that one owner's copies have, and its doubted tokens: those that once didn't come where the copied
+    text has them. Of each, the latest are kept."""
 
     __slots__ = ("doubts", "_known")
 
     def __init__(self) -> None:
-        self.doubts: dict[int, float] = {}  # token -> how likely it comes
-        self._known: dict[int, list[Change]] = {}  # by the first token, the longest first
+        self.doubts: dict[int, float] = {}  # doubted token -> its chance to come
+        self._known: dict[int, list[Change]] = {}  # by their first old token, the longest first
 
     def learn(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """`new` was written where a copied text has `old`; neither is empty."""
+        """Learn that `new` was written where the copied text has `old`. Neither is empty."""
         first, change = old[0], Change(tuple(old), tuple(new))
         known = self._known.pop(first, [])
-        self._known[first] = known  # now the latest
+        self._known[first] = known  # moved to the end, as the latest
         same = next((one for one in known if one.old == change.old), None)
         if same is not None and same.new == change.new:
             change = same
         elif same is not None:
-            change.note(False)  # the second kind isn't expected before it has come again
+            change.note(False)  # the new kind isn't expected until it has come twice
         change.note(True)
         others = [one for one in known if one.old != change.old][: MAX_ALIKE - 1]
         self._known[first] = sorted([change, *others], key=lambda one: -len(one.old))
@@ -70,7 +70,7 @@ class Changes:
             del self._known[next(iter(self._known))]
 
     def note(self, token: int, is_hit: bool) -> bool:
-        """`token` was expected and came, or not; whether it is one that is doubted."""
+        """Note whether the expected `token` came. Returns whether it was a doubted token before."""
         chance = self.doubts.get(token)
         if chance is None and not is_hit:
             self.doubts[token] = NEW_DOUBT
@@ -81,7 +81,7 @@ class Changes:
         return chance is not None
 
     def find(self, text: Sequence[int], place: int) -> Change | None:
-        """What is likely to be written instead of `text` from `place` on; None if that itself."""
+        """The change that is likely to come at `place` of `text`; None if none is."""
         for change in self._known.get(text[place], ()):
             if change.chance >= LIKELY and tuple(text[place : place + len(change.old)]) == change.old:
                 return change
@@ -89,8 +89,11 @@ class Changes:
 
 
 class Copy:
-    """A text that is copied with changes. `place` of it comes next, after `n_matched` tokens that came as expected; -1:
-    not known, a change is going on. `trust` is what is known of copies, as `changes` is."""
+    """A text that is being copied with changes.
+
+    `place` is the index in `text` of the next token, and `n_matched` tokens before it came as expected. `place` is -1
+    inside a change. `changes` and `trust` are what is known of the owner's copies.
+    """
 
     __slots__ = (
         "text",
@@ -112,20 +115,20 @@ class Copy:
         self.text: Sequence[int] = ()  # empty: nothing is copied
         self.place = -1
         self.n_matched = 0
-        self._change: Change | None = None  # what is expected instead of the text at the place...
-        self._n_changed = 0  # ...and how much of it has come
-        self._at = 0  # where the latest change began in the text...
-        self._since = -1  # ...and in what is written; -1: the copy is past it
-        self._n_old = self._n_new = 0  # its tokens in either, as far as is known
-        self._n_before = 0  # tokens that had come as expected before it
+        self._change: Change | None = None  # the change that is expected at `place`
+        self._n_changed = 0  # how many of its tokens have come
+        self._at = 0  # where the latest unexpected change began in `text`
+        self._since = -1  # where it began in the written text; -1 once it is over
+        self._n_old = self._n_new = 0  # how many tokens it has in `text` and in the written text
+        self._n_before = 0  # `n_matched` before it
 
     def begin(self, text: Sequence[int], place: int, n_matched: int) -> None:
-        """`text` is copied from `place` on."""
+        """Begin a copy of `text` at `place`."""
         self.text, self._since = text, -1
         self._go(place, n_matched)
 
     def append(self, tokens: Sequence[int]) -> None:
-        """The last of `tokens` was written."""
+        """Follow the copy past the last of the written `tokens`."""
         if not self.text:
             return
         if self.place >= 0:
@@ -142,14 +145,14 @@ class Copy:
         self._resume(tokens)
 
     def chance(self) -> float:
-        """How likely the next token is as expected."""
+        """The chance that the next token is the expected one."""
         if self._change is None:
             return self.trust.chance(self.n_matched) * self.changes.doubts.get(self.text[self.place], 1.0)
         return self.trust.chance(self.n_matched) * (1.0 if self._n_changed else self._change.chance)
 
     def ahead(self) -> Iterator[tuple[int, float]]:
-        """The next tokens, each with a factor to how likely it comes. Where the place reaches the end of the text,
-        which these tokens continue, its repetition is repeated."""
+        """The expected tokens, each with a factor to its chance. Where `text` ends, it goes on with the expected tokens
+        themselves (a repetition)."""
         text, place, change, n_come = self.text, self.place, self._change, self._n_changed
         size, doubts = len(text), self.changes.doubts
         tokens: list[int] = []
@@ -177,7 +180,7 @@ class Copy:
         self._change = self.changes.find(self.text, place) if place >= 0 else None
 
     def _take(self, token: int) -> bool:
-        """Go past `token`; False if the text doesn't go on with it, as it is or changed."""
+        """Step over `token`; False if it is neither the text's next token nor that of the expected change."""
         change = self._change
         if change is not None:
             is_hit = change.new[self._n_changed] == token
@@ -197,7 +200,7 @@ class Copy:
         return True
 
     def _resume(self, tokens: Sequence[int]) -> None:
-        """Find the latest token again behind the change; if it isn't there, one token was perhaps exchanged."""
+        """Find the latest token in `text` behind the change. If it isn't there, assume that one token was replaced."""
         text, at, end = self.text, self._at, len(tokens) - 1
         if end - self._since > AWAY:
             self.text, self.place = (), -1
@@ -219,8 +222,8 @@ class Copy:
             self._go(-1, 0)
 
     def _learn(self, tokens: Sequence[int]) -> None:
-        """The copy goes on: what was written meanwhile came in the place of what was left out. If that was nothing, the
-        token behind is part of the change, and if nothing was written, the one before."""
+        """The copy goes on, so the change is over: the tokens written since it began replaced those that were skipped.
+        If none were skipped, the change includes the token behind it; if none were written, the token before it."""
         at, since, n_old, n_new = self._at, self._since, self._n_old, self._n_new
         self._since = -1
         self.n_matched += self._n_before

@@ -1,18 +1,19 @@
-"""What a step costs by its number of rows, and how many drafted rows are worth it. Pure arithmetic, engine thread.
+"""Learns what a step costs by its number of rows, and decides how many drafted rows pay. Pure arithmetic, engine
+thread.
 
-A draft pays if the tokens it is likely to give come cheaper than by steps of their own. That depends on the model, the
-machine, and what else is in the step: a CPU with 32 streams gains nothing, with one stream a step of 8 rows costs it
-about three of one. So the times are measured as they occur, and a draft is as long as the best ratio of tokens to time.
+A draft pays if its tokens are likely to come cheaper than by steps of their own. That depends on the model, the
+machine, and the other rows of the step. So times are measured as they occur, and a draft gets the length with the most
+tokens per second.
 
-What is unmeasured is bounded by what was: rows of prompts are computed in the same way, and cheaper, since nobody wants
-their logits. Without that a machine whose every row takes its time would be asked again and again. It also shows that
-a tile of rows may be quicker than fewer are: attention on CPUs has a better way for it.
+Unmeasured sizes are bounded by the cost of prompt rows, which are computed in the same way but without logits. Without
+this bound, sizes that can't pay would be tried again and again on some machines. It also shows where a tile of rows is
+quicker than fewer rows (attention on CPUs).
 
-Noise only ever adds time (somebody else's work), so an estimate follows faster downwards than upwards, and the first
-time of a number of rows that is far above what was expected only counts if there is a second one: what looks dear is
-not tried again, so a mistake would stay. What has not been seen for long is forgotten, and tried if it looks worth it.
-A text that grows makes all steps slower. The plain ones tell that first, and the others are taken to follow them: else
-drafts would be judged by what they cost in a shorter text.
+Other load on the machine only ever adds time. So an estimate follows faster downwards than upwards, and the first time
+of a size counts only if it isn't far above the expected one, or comes a second time. That matters because a size that
+looks too expensive isn't tried again. Sizes that weren't seen for long are forgotten, and tried if they look worth it.
+All steps get slower as a text grows. Plain steps show that first, and the other sizes are scaled with them. Otherwise
+drafts would be judged by their cost in a shorter text.
 """
 
 from __future__ import annotations
@@ -23,35 +24,35 @@ from collections.abc import Callable, Iterator, Sequence
 
 from server.engine.slots.pace import TILE
 
-DOWN, UP = 0.3, 0.06
-DOUBT = 2  # times what was expected
-MAX_ROWS = 4096
-MAX_WAIT = 1.25
-FEW_PLAIN = 8
-MOST_ALIKE = 8
-MIN_PROMPT_ROWS = 16  # fewer tell little about a row
+DOWN, UP = 0.3, 0.06  # weight of a new time that is shorter, or longer, than the estimate
+DOUBT = 2  # a first time that exceeds the expected one by this factor must come twice
+MAX_ROWS = 4096  # larger steps count as steps of this many rows
+MAX_WAIT = 1.25  # while a sequence has no draft, the others' drafts may lengthen a step by this factor
+FEW_PLAIN = 8  # a step with drafts may always take the time of this many plain ones
+MOST_ALIKE = 8  # tokens of drafts that have the same length for all sequences
+MIN_PROMPT_ROWS = 16  # steps with fewer rows aren't measured
 FORGET_AFTER = 2000  # steps
-TILE_ROW = 1.25  # what a row with logits costs in rows of prompts, where there are as many as these are read in
-FIRST_EXTRA, EXTRA_ROW = 0.35, 0.25  # of one step's time, before anything is measured
-ASSUMED_DRAFT = 0.2  # a small model's step in terms of the large one's, likewise
+TILE_ROW = 1.25  # cost of a row with logits in a tile or more, relative to a prompt row
+FIRST_EXTRA, EXTRA_ROW = 0.35, 0.25  # assumed cost of any draft, and of each of its rows, relative to a plain step
+ASSUMED_DRAFT = 0.2  # assumed cost of a small model's step, relative to the large one's
 
 
 class RowCost:
-    """Seconds of a prompt's row in steps of many, lately; 0.0 before there was one."""
+    """The recent cost in seconds of a prompt row in a large step; 0.0 before one was measured."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def observe(self, n_rows: int, seconds: float) -> None:
-        """A step of `n_rows` rows of one prompt took `seconds`."""
+        """Note that a step of `n_rows` rows of one prompt took `seconds`."""
         if n_rows >= MIN_PROMPT_ROWS:
             row, known = seconds / n_rows, self.seconds
             self.seconds = known + (DOWN if row < known else UP) * (min(row, 3 * known) - known) if known else row
 
 
 class StepCost:
-    """Seconds of a step with n rows. Unmeasured numbers are interpolated, beyond them a plausible slope is assumed, or
-    that of prompts (`row`), whichever is steeper."""
+    """Seconds of a step by its number of rows. Sizes between measured ones are interpolated. Beyond them the slope is
+    an assumed one or that of prompt rows (`row`), whichever is steeper."""
 
     def __init__(self, row: RowCost | None = None) -> None:
         self._row = row or RowCost()
@@ -62,7 +63,7 @@ class StepCost:
         self._n_steps = 0
 
     def observe(self, n_rows: int, seconds: float) -> None:
-        """A step of `n_rows` rows took `seconds`."""
+        """Note that a step of `n_rows` rows took `seconds`."""
         if seconds <= 0.0:
             return
         n_rows = _bucket(n_rows)
@@ -88,11 +89,11 @@ class StepCost:
 
     @property
     def is_known(self) -> bool:
-        """Whether anything has been measured."""
+        """Whether a step has been measured."""
         return bool(self._sizes)
 
     def estimate(self, n_rows: int) -> float:
-        """Seconds for `n_rows` rows; in units of one step of one row as long as nothing was measured."""
+        """Seconds for a step of `n_rows` rows. Before the first measurement the unit is a step of one row."""
         sizes = self._sizes
         i = bisect_left(sizes, n_rows)
         if i < len(sizes) and sizes[i] == n_rows:
@@ -106,7 +107,7 @@ class StepCost:
         if i < len(sizes):
             high = sizes[i]
             return at_low + (self._seconds[high] - at_low) * (n_rows - low) / (high - low)
-        row = min(self._row.seconds, at_low / low)  # a row among many is never dearer than one among few
+        row = min(self._row.seconds, at_low / low)  # a row in a large step costs no more than in a small one
         guess = max(at_low * _plausible(n_rows) / _plausible(low), at_low + row * (n_rows - low))
         if low < TILE <= n_rows and self._row.seconds:
             return max(at_low, min(guess, TILE_ROW * self._row.seconds * n_rows))
@@ -120,10 +121,10 @@ class StepCost:
 
 
 def micro_batches(rows: Sequence[tuple[int, int]]) -> list[int]:
-    """Rows of the micro-batches that llama.cpp cuts a batch into where each sequence has a stream of its own.
+    """The sizes, in rows, of the micro-batches into which llama.cpp cuts a batch of a split cache.
 
-    `rows` are sequences, ascending, with how many rows each has. A micro-batch takes neighbouring sequences and equally
-    many rows of each.
+    `rows` are (sequence, number of rows), ascending. A micro-batch has consecutive sequences and equally many rows of
+    each.
     """
     sizes = []
     while rows:
@@ -147,12 +148,12 @@ def best_lengths(
 ) -> list[int]:
     """How many drafted tokens to add to a step for each sequence.
 
-    `chances[i]` are the probabilities (falling) that the first 1, 2, ... tokens of draft i hold; `seconds` tells what
-    the step takes with so many tokens of each draft. Of its rows `n_generating` give a token in any case, and `room`
-    more fit in, or `room_alike` if all sequences get equally many (which costs the least where each has a stream of its
-    own). Only tokens that are given count as gain; it has to be `min_gain` times that of the plain step, and with 0 all
-    that fits is sent, whatever it costs. As long as a sequence has no guesses, those of the others may make it wait
-    `MAX_WAIT` times as long at most. No step takes longer than `longest_s`, but for one of `FEW_PLAIN` plain ones.
+    `chances[i]` are the falling probabilities that the first 1, 2, ... tokens of draft i prove right. `seconds`
+    estimates the step for given lengths of all drafts. `n_generating` rows are in the step anyway and yield a token
+    each; `room` more fit in, or `room_alike` if all sequences get equally many (cheapest in a split cache). The
+    expected tokens per second must be `min_gain` times those of the plain step; 0 means that all that fits is sent.
+    While a sequence has no draft, the step may take at most `MAX_WAIT` times as long as the plain one. No step takes
+    longer than `longest_s`, or `FEW_PLAIN` plain steps if that is more.
     """
     plain = [0] * len(chances)
     if not min_gain:
@@ -162,7 +163,7 @@ def best_lengths(
     longest_s = max(longest_s, FEW_PLAIN * plain_s)
     for lengths, gained in (*_likeliest_first(chances, room), *_alike(chances, room_alike)):
         if n_generating + gained <= best * plain_s:
-            continue  # not even if these rows cost nothing
+            continue  # these rows wouldn't pay even if they cost nothing
         step_s = seconds(lengths)
         if step_s > longest_s:
             continue
@@ -174,7 +175,8 @@ def best_lengths(
 
 
 def _likeliest_first(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
-    """Drafts that grow by the likeliest token, and how many tokens of them hold."""
+    """Lengths of drafts that grow by the most likely token at each turn, and how many of the tokens are expected to
+    prove right."""
     lengths, gained = [0] * len(chances), 0.0
     for chance, i in sorted(((chance, -i) for i, row in enumerate(chances) for chance in row), reverse=True)[:room]:
         gained += chance
@@ -183,7 +185,7 @@ def _likeliest_first(chances: Sequence[Sequence[float]], room: int) -> Iterator[
 
 
 def _alike(chances: Sequence[Sequence[float]], room: int) -> Iterator[tuple[list[int], float]]:
-    """The same for drafts of one length for several sequences, shorter only where there is no more."""
+    """The same for drafts of equal length for all sequences, shorter only where a sequence has no more."""
     if len(chances) < 2:
         return
     for n in range(1, MOST_ALIKE + 1):
@@ -200,11 +202,11 @@ def best_common_length(
     draft_seconds: Callable[[int], float],
     min_gain: float,
 ) -> int:
-    """How many tokens a small model should draft for each sequence, 0 if none.
+    """How many tokens the small model should draft for each sequence, 0 for none.
 
-    `chances` are pairs of how likely a token of the sequence's draft holds if those before it did, and how many the
-    sequence can use. Each further token costs a step of the small model, `draft_seconds` by its number of rows. For
-    `min_gain` see `best_lengths`.
+    `chances` are pairs: the chance of a drafted token if those before it proved right, and how many the sequence can
+    use. Each token costs a step of the small model, `draft_seconds` by its number of rows. For `min_gain` see
+    `best_lengths`.
     """
     longest = max((most for _, most in chances), default=0)
     if not min_gain:
@@ -227,7 +229,7 @@ def best_common_length(
 
 
 def _bucket(n_rows: int) -> int:
-    """Small steps count by themselves, larger ones together with their like."""
+    """The size that a step counts as: small ones exactly, large ones rounded down."""
     if n_rows <= 32:
         return n_rows
     step = 8 if n_rows <= 128 else 64

@@ -1,11 +1,12 @@
-"""Drafts from a small model: it is run greedily a few tokens ahead of the large one, for all sequences together.
+"""Drafts from a small model, which is run greedily ahead of the large one for all sequences together.
 
-Engine thread. The small model is a `Drafter`, a backend of its own with as many sequences and as much context. What
-its cache holds of each sequence is known here as a list of tokens, and compared with the text before each draft: so
-rejected drafts, context shifts, a slot's next task and restored slots all need no message. What it lacks of a text (at
-first the whole prompt) is read in bounded portions; a text that hasn't been caught up with gets no draft yet.
+Engine thread. The small model is a `Drafter`: a backend of its own with the same number of sequences and as much
+context. This module keeps a list of the tokens in each of its sequences and compares it with the text before each
+draft. So rejected drafts, context shifts, new tasks and restored slots need no message. Missing tokens (at first the
+whole prompt) are read in limited portions, and a text gets no draft before they are read.
 
-Not taken: feeding it each batch of the large model (prompts would cost both models' time even if nothing is drafted).
+Not taken: feeding it each batch of the large model. Then prompts would take both models' time even if nothing is
+drafted.
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from server.engine.speculation.cost import StepCost
 from server.log import get_logger
 from server.records import record
 
-CATCH_UP_ROWS = (512, 256, 128, 64, 32)  # prompt tokens read per step of the large model, as time allows
-GOES_ALONG = 8  # so few missing tokens are read with the first drafting step
+CATCH_UP_ROWS = (512, 256, 128, 64, 32)  # tokens of a text that may be read per step of the large model
+GOES_ALONG = 8  # missing tokens that the first drafting step may read as well
 
 log = get_logger("engine")
 
 
 @record
 class Want:
-    """Draft at most `n` tokens behind `text` in sequence `seq`, as long as each is at least `p_min` likely."""
+    """Draft at most `n` tokens behind `text` in sequence `seq`, and stop before a token less likely than `p_min`."""
 
     seq: int
     text: list[Any]
@@ -37,11 +38,11 @@ class Want:
 
 
 class ModelDrafts:
-    """The small model with its books."""
+    """The small model and the books about its cache."""
 
     def __init__(self, drafter: Drafter, n_vocab: int, stall_s: float, clock: Callable[[], float]) -> None:
-        """`n_vocab` is the large model's; one of the two may know some tokens more. Reading a prompt may take about
-        `stall_s` seconds of a step, 0 for any time."""
+        """`n_vocab` is the large model's; either may have some tokens more. Reading missing tokens may take `stall_s`
+        seconds per step, 0 for no limit."""
         self.cost = StepCost()
         self._drafter = drafter
         self._n_vocab = n_vocab
@@ -51,7 +52,7 @@ class ModelDrafts:
         self._goes_along = max(min(GOES_ALONG, drafter.info.n_batch // drafter.info.n_slots - 1), 0)
 
     def draft(self, wants: Sequence[Want]) -> list[list[int]]:
-        """A draft for each want, empty where there is none (yet)."""
+        """A draft for each want, empty if there is none yet."""
         drafts: list[list[int]] = [[] for _ in wants]
         live = self._catch_up(wants)
         for _ in range(max((want.n for want in wants), default=0)):
@@ -68,7 +69,7 @@ class ModelDrafts:
         return drafts
 
     def _collect(self, rows: Sequence[Span], wants: Sequence[Want], drafts: list[list[int]]) -> list[int]:
-        """Add one token to each draft that goes on; which these are."""
+        """Add one token to each draft; return the indices of the drafts that go on."""
         live = []
         last_row = -1
         for span in rows:
@@ -83,7 +84,8 @@ class ModelDrafts:
         return live
 
     def _catch_up(self, wants: Sequence[Want]) -> list[int]:
-        """Bring the cache to all but the last tokens of the texts; the numbers of those that it got ready."""
+        """Read missing tokens of the texts, except the last ones; return the indices of the texts that are ready for
+        drafting."""
         budget = min(self._portion(), self._drafter.info.n_batch)
         ready: list[int] = []
         for i, want in enumerate(wants):
@@ -92,7 +94,7 @@ class ModelDrafts:
             if n < len(held):
                 n = self._trim(want.seq, n)
             if not 0 <= min(want.text[n:]) <= max(want.text[n:]) < self._drafter.info.n_vocab:
-                continue  # tokens of the large model alone, or placeholders for what is no text
+                continue  # tokens that only the large model has, or placeholders of media
             n_missing = len(want.text) - 1 - n
             if n_missing > self._goes_along:
                 part = want.text[n : n + min(n_missing, budget)]
@@ -105,7 +107,7 @@ class ModelDrafts:
         return ready
 
     def _portion(self) -> int:
-        """How much of a prompt can be read at once."""
+        """How many missing tokens may be read in this step."""
         if self._stall_s == 0:
             return CATCH_UP_ROWS[0]
         return next(
@@ -117,7 +119,7 @@ class ModelDrafts:
         started = self._clock()
         code = self._drafter.decode(rows)
         if code != DECODE_OK:
-            log.debug("the draft model could not go on (code %d); its cache begins anew", code)
+            log.debug("the draft model's decode failed with code %d; its cache is emptied", code)
             for seq in list(self._held):
                 self._trim(seq, 0)
             return False
@@ -127,7 +129,8 @@ class ModelDrafts:
         return True
 
     def _trim(self, seq: int, n: int) -> int:
-        """Cut a sequence to its first `n` tokens, or to none where the model can't drop a tail; how many are left."""
+        """Cut a sequence to its first `n` tokens, or to none if the model can't drop a tail; return how many are
+        left."""
         if not self._drafter.seq_rm(seq, n, -1):
             self._drafter.seq_rm(seq, -1, -1)
             n = 0

@@ -1,11 +1,11 @@
-"""Drafts from a grammar: the tokens of the text that it leaves no choice about, as the sampler foresees them.
+"""Drafts from a grammar: tokens of the text that the grammar prescribes, as the sampler foresees them.
 
-Engine thread, no clock. The text is sure but for its blanks, its tokens aren't: a model may cut the same text in
-another way. How often that happens is learnt from each text, whether its drafts are sent or not. If it does, then
-mostly with the first token, where blanks may stand; what follows a right one is nearly sure.
+Engine thread, no clock. The text is certain except for white space, but its tokens aren't: the model may cut the same
+text in another way. How often it does is learnt from each text, whether drafts are sent or not. Mostly it does so at
+the first token, where white space may be; behind a right one the others are nearly certain.
 
-Not taken: to accept such tokens without asking the model. Another cut is another state of the model, so the answer
-would no longer be the one without guesses.
+Not taken: accepting such tokens without asking the model. Another cut leads to another state of the model, so answers
+would differ from those without drafts.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 PRIORS = 0.8, 0.95
-"""How likely a token is the expected one if those before it were: the first one, and each later one."""
+"""The chance that a token is the expected one if those before it were: for the first token, and for each later one.
+They weigh as much as `PRIOR_WEIGHT` outcomes; each outcome reduces the weight of the earlier ones to `DECAY`."""
 
 PRIOR_WEIGHT, DECAY = 4.0, 0.95
 
 
 class Given:
-    """What is foreseen of one text (`tokens`), and how far that is to be trusted."""
+    """The tokens foreseen for one text, and how often they prove right."""
 
     __slots__ = ("tokens", "_hits", "_trials")
 
@@ -29,20 +30,20 @@ class Given:
         self._trials = [PRIOR_WEIGHT] * 2
 
     def foresee(self, tokens: Sequence[int]) -> None:
-        """These come next, if all goes as expected."""
+        """Set the tokens that are expected next."""
         self.tokens = tokens
 
     def chances(self, n_max: int) -> list[float]:
-        """How likely the first, the first two, ... of them come; [] if nothing is foreseen."""
+        """The chances that the first, the first two, ... of them come; [] if nothing is foreseen."""
         first, later = (hits / trials for hits, trials in zip(self._hits, self._trials))
         return [first * later**i for i in range(min(len(self.tokens), n_max))]
 
     def draft(self, n: int) -> list[int]:
-        """The first `n` of them."""
+        """The first `n` foreseen tokens."""
         return list(self.tokens[:n])
 
     def judge(self, drawn: Sequence[int]) -> None:
-        """The text goes on with these."""
+        """Learn from the tokens that were drawn."""
         for i, (expected, token) in enumerate(zip(self.tokens, drawn)):
             kind, is_hit = i > 0, expected == token
             self._hits[kind] = self._hits[kind] * DECAY + is_hit

@@ -1,14 +1,14 @@
-"""Drafts from what was written: what followed the last time these tokens came, in the prompt, the answer, or an earlier
-answer for the same key.
+"""Drafts from earlier text: the tokens that followed the last time the same tokens came, in the prompt, the answer, or
+an earlier answer to the same owner.
 
-Engine thread, pure Python, no clock. A `Lookup` reads along with every token of one text. Its index (the last n tokens
--> where they occurred before, as chains through earlier places, the way LZ77 compressors do it) grows by one entry per
-token; once it has found a place it follows that place and needs the index only after a miss. Whether a draft was sent
-or not, each token shows if it would have been right, so how far drafts can be trusted is learnt without trying them.
-Earlier answers have an index of their own (`past`), which is made once for all later texts. A place that was followed
-for long is a copy, whose changes are learnt (`copying`).
+Engine thread, pure Python, no clock. A `Lookup` follows every token of one text. Its index maps the last n tokens to
+the places where they occurred before, as chains like those of LZ77 compressors. It grows by one entry per token. Once a
+place is found, it is followed, and the index is needed only after a miss. Each token shows whether the prediction was
+right, also when no draft was sent. So how far drafts can be trusted is learnt without sending them. Earlier answers
+have an index of their own (`past`), shared by all later texts. A place that was followed for long is a copy, whose
+changes are learnt (`copying`).
 
-Not taken: scanning the text for each draft (its cost grows with the text); one fixed length of draft.
+Not taken: scanning the text for each draft, whose cost grows with the text; and drafts of a fixed length.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from server.engine.speculation.copying import Copy
 from server.engine.speculation.past import Past
 from server.engine.speculation.trust import N_GRAM, Trust
 
-MAX_PLACES = 8  # how many earlier places are compared...
-MOST_COMPARED = 24  # ...by so many tokens before each
-RESUME_WITHIN = 48  # a place so close behind the one that was left is likelier the right one...
-RESUME_BONUS = 8  # ...as much as so many equal tokens
-MIN_SURVIVAL = 0.05
-COPIED = 12  # tokens as predicted, one after the other, are a copy
+MAX_PLACES = 8  # earlier places that are compared with the end of the text
+MOST_COMPARED = 24  # tokens compared before each place
+RESUME_WITHIN = 48  # a place within this many tokens behind the one just left gets a bonus
+RESUME_BONUS = 8  # the bonus, in equal tokens
+MIN_SURVIVAL = 0.05  # a draft ends where the chance of all its tokens falls below this
+COPIED = 12  # right predictions in a row that make a copy
 
 
 class Lookup:
-    """The index over one text, and the place that the text now repeats: in itself, or in the earlier answers of `past`.
+    """The index over one text, and the place that the text now repeats, in itself or in an earlier answer (`past`).
 
-    `tokens` is the text so far. Negative ids (placeholders for what isn't text, ends of answers) are never predicted.
+    `tokens` is the text so far. Negative ids (placeholders of media, ends of answers) are never predicted.
     """
 
     __slots__ = (
@@ -49,17 +49,18 @@ class Lookup:
     )
 
     def __init__(self, tokens: Sequence[int], n: int = N_GRAM, past: Past | None = None) -> None:
-        """`past` was made with the same `n`; None if there is nothing earlier to learn from."""
+        """`past` was made with the same `n`; None if there are no earlier answers."""
         self.tokens = list(tokens)
         self._n = n
         self._past = past = Past(n) if past is None else past
         self._copy = Copy(past.changes, past.copies)
-        self._text: Sequence[int] = self.tokens  # where the place is
-        self._trusted = past.text  # what is known of predictions from there
-        self._place = -1  # of the token that would come next if the text went on as there; -1: unknown
+        self._text: Sequence[int] = self.tokens  # the text that has the place
+        self._trusted = past.text  # how often predictions from this text were right
+        self._place = -1  # index of the predicted token; -1 if there is none
         self._n_matched = self._n_hits = 0
         self._latest: dict[tuple[int, ...], int] = {}
-        self._before: list[int] = [-1] * min(n - 1, len(self.tokens))  # earlier end of the same n-gram
+        # for each place, the one before it with the same n-gram
+        self._before: list[int] = [-1] * min(n - 1, len(self.tokens))
         latest, before = self._latest, self._before
         for i, key in enumerate(zip(*(self.tokens[k:] for k in range(n))), n - 1):
             before.append(latest.get(key, -1))
@@ -67,7 +68,7 @@ class Lookup:
         self._find(-1)
 
     def append(self, token: int) -> None:
-        """The text goes on with `token`."""
+        """Add the next token of the text."""
         place = self._place
         is_hit = False
         if place >= 0:
@@ -89,14 +90,15 @@ class Lookup:
             self._find(place)
 
     def chances(self, n_max: int) -> list[float]:
-        """How likely the first, the first two, ... of the next tokens are as predicted; [] if nothing is predicted."""
+        """The chances that the first, the first two, ... of the predicted tokens come; [] if nothing is predicted."""
         if self._is_copying():
             copy = self._copy
             return falling(copy.trust, copy.n_matched, (factor for _, factor in islice(copy.ahead(), n_max)))
         return falling(self._trusted, self._n_matched, repeat(1.0, n_max)) if self._place >= 0 else []
 
     def draft(self, n: int) -> list[int]:
-        """The next `n` tokens as predicted. Where the place reaches the end of the text, its repetition is repeated."""
+        """The next `n` predicted tokens. Where the text ends, the prediction goes on with the predicted tokens
+        themselves (a repetition)."""
         if self._is_copying():
             return [token for token, _ in islice(self._copy.ahead(), n)]
         text, place = self._text, self._place
@@ -110,7 +112,7 @@ class Lookup:
         return draft
 
     def _is_copying(self) -> bool:
-        """Whether the copy knows better what comes next than the place."""
+        """Whether the copy predicts the next token better than the place does."""
         copy = self._copy
         return copy.place >= 0 and (self._place < 0 or copy.chance() >= self._trusted.chance(self._n_matched))
 
@@ -124,8 +126,8 @@ class Lookup:
         self._latest[key] = i
 
     def _find(self, left: int) -> None:
-        """Look for the place whose past is most like the end of the text; `left` is the one just left, -1 for none. Of
-        places that are equally like it one in the text itself is taken."""
+        """Find the place whose preceding tokens are most like the end of the text. `left` is the place just left, -1
+        for none. Of equally good places one in the text itself is taken."""
         text, end = self._text, len(self.tokens) - 1
         best, found = (0, 0, -1), text
         if end >= 0:
@@ -143,12 +145,13 @@ class Lookup:
             self._text = found
             self._trusted = self._past.text if found is self.tokens else self._past.answers
         elif left >= 0 and self._n_matched >= self._n and left + 1 < len(text) - 1:
-            self._place, self._n_matched = left + 1, 0  # perhaps one token was exchanged for another
+            self._place, self._n_matched = left + 1, 0  # perhaps one token was replaced
         else:
             self._place, self._n_matched = -1, 0
 
     def _nearest(self, text: Sequence[int], before: Sequence[int], place: int, left: int) -> tuple[int, int, int]:
-        """Of the places in `text` from `place` on backwards: (score, how many tokens are equal, the place), or -1."""
+        """The best place in `text` from `place` on backwards, as (score, number of equal tokens, place); the place is
+        -1 if there is none."""
         tokens, end = self.tokens, len(self.tokens) - 1
         best = (0, 0, -1)
         for _ in range(MAX_PLACES):
@@ -165,7 +168,8 @@ class Lookup:
 
 
 def falling(trust: Trust, n_matched: int, factors: Iterable[float]) -> list[float]:
-    """How likely the first, the first two, ... tokens behind `n_matched` equal ones come, each with its factor."""
+    """The chances that the first, the first two, ... tokens behind `n_matched` equal ones come. Each token has a factor
+    of its own."""
     survival, chances = 1.0, []
     for i, factor in enumerate(factors):
         survival *= trust.chance(n_matched + i) * factor

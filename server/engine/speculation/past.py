@@ -1,12 +1,12 @@
-"""Earlier answers as a source of guesses: agents and people at work have the same lines written again and again.
+"""Earlier answers as a source of drafts, since agents and people at work have the same lines written again and again.
 
-Engine thread, pure Python, no clock. What was answered to one owner (a key, or without keys an address) is only ever
-looked at for tasks of the same owner. Each has two parts with an index each: the younger grows, and once it is full the
-older one is dropped as a whole. The owner that was used least recently goes when all together are too many.
+Engine thread, pure Python, no clock. An owner is an API key, or without keys an address. Its answers are used for its
+own tasks only. Each owner has two parts with an index each. The younger one grows; when it is full the older one is
+dropped. When all owners together have too many tokens, the least recently used owner is dropped.
 
-Not taken: a suffix automaton (the last n tokens lead to the same places, at a third of the memory); prompts, too (what
-they have in common with this prompt, the text's own index knows); files (what was answered is nobody's business once
-the program ends).
+Not taken: a suffix automaton, because the last n tokens find the same places with a third of the memory; prompts,
+because a text's own index already has what they share with the new prompt; files, because answers are private and must
+not outlive the program.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from collections.abc import Sequence
 from server.engine.speculation.copying import Changes
 from server.engine.speculation.trust import Trust
 
-LEAD = 24  # tokens of the prompt that are kept in front of an answer: they tell which answer begins
-PART = 16384  # tokens, of about 120 bytes each with their index
+LEAD = 24  # tokens at the prompt's end, kept before each answer so that it can be found by them
+PART = 16384  # tokens; each takes about 120 bytes with its index
 ALL = 262144  # tokens of all owners together
 OWNERS = 256
-END = -1
+END = -1  # stands behind each answer
 
 
 class Part:
-    """Answers, each with `END` behind it. `latest` has for (the hash of) each n tokens where they ended last, and
-    `before` for each place the one before it of the same tokens, -1 for none. That two hashes are alike costs no more
-    than a wrong guess."""
+    """Answers, each followed by `END`.
+
+    `latest` maps the hash of n tokens to the place where they ended last. `before` has for each place the earlier one
+    of the same tokens, -1 for none. A hash collision only leads to a wrong draft.
+    """
 
     __slots__ = ("tokens", "latest", "before")
 
@@ -37,7 +39,7 @@ class Part:
         self.before = array("i")
 
     def add(self, tokens: Sequence[int], n: int) -> None:
-        """One more answer."""
+        """Add an answer."""
         start = len(self.tokens)
         self.tokens.extend((*tokens, END))
         self.before.extend([-1] * (len(tokens) + 1))
@@ -48,8 +50,8 @@ class Part:
 
 
 class Past:
-    """The earlier answers of one owner; the younger part comes first. And what they taught: how far guesses from a text
-    itself, from earlier `answers` and from `copies` can be trusted, and what is changed in copies."""
+    """The earlier answers of one owner, the younger part first, and what was learnt from them: how far drafts from a
+    `text` itself, from earlier `answers` and from `copies` can be trusted, and the `changes` in copies."""
 
     __slots__ = ("parts", "text", "answers", "copies", "changes", "_n")
 
@@ -63,7 +65,7 @@ class Past:
         return sum(len(part.tokens) for part in self.parts)
 
     def add(self, tokens: Sequence[int]) -> None:
-        """One more answer; of a very long one only its end."""
+        """Add an answer; of a very long one only its end."""
         tokens = tokens[-(PART - 1) :]
         if len(self.parts[0].tokens) + len(tokens) >= PART:
             self.parts = [Part(), self.parts[0]]
@@ -71,18 +73,18 @@ class Past:
 
 
 class Pasts:
-    """Those of all owners. An index has an entry for each `n` tokens."""
+    """The earlier answers of all owners. Their indexes have an entry for each `n` consecutive tokens."""
 
     def __init__(self, n: int) -> None:
         self._n = n
-        self._pasts: dict[str, Past] = {}  # the one used last is last
+        self._pasts: dict[str, Past] = {}  # the most recently used last
         self._size = 0
 
     def __len__(self) -> int:
         return self._size
 
     def of(self, owner: str) -> Past:
-        """What `owner` was answered so far, as far as it isn't forgotten."""
+        """The owner's answers that are kept."""
         past = self._pasts.pop(owner, None)
         if past is None:
             past = Past(self._n)
@@ -91,7 +93,7 @@ class Pasts:
         return past
 
     def add(self, owner: str, tokens: Sequence[int]) -> None:
-        """`owner` was answered these; the owners that were quiet the longest are forgotten for it."""
+        """Add an answer of an owner, and drop the least recently used owners if there are too many tokens."""
         past = self.of(owner)
         self._size -= len(past)
         past.add(tokens)

@@ -1,13 +1,12 @@
 """Speculative decoding: several tokens from one step where the next ones can be guessed.
 
-Engine thread. To the row of a generating sequence `extend` adds rows for guessed tokens, of which `lookup`, `past`,
-`given` and `draft_model` know the sources and `cost` how many pay. The scheduler draws row by row with the task's own
-sampler for as long as the drawn token is the guessed one, and cuts the rest out of the cache again. So a guess never
-decides anything: the tokens are those of plain decoding, drawn from the same distributions with the same random
-numbers.
+Engine thread. `extend` adds rows for drafted tokens to the row of a generating sequence. The drafts come from `lookup`,
+`past`, `given` and `draft_model`; `cost` decides how many tokens pay. The scheduler draws row by row with the task's
+own sampler chain while the drawn token equals the draft, and cuts the rest out of the cache. So drafts never change the
+text: tokens are drawn from the same distributions with the same random numbers as without drafts.
 
-Not taken: accepting a draft by the ratio of both models' probabilities. It accepts a little more when sampling, but a
-seed would no longer give the same text.
+Not taken: accepting a draft by the ratio of both models' probabilities. It would accept a little more when sampling,
+but a seed would no longer lead to the same text.
 """
 
 from __future__ import annotations
@@ -39,15 +38,14 @@ from server.engine.speculation.trust import EXPLORE, ModelTrust
 from server.records import field, record
 
 MOST_AT_ODDS = 8
-"""How many guesses a step with several sequences may have where each has a stream of its own, unless all get equally
-many. More make micro-batches that others wait for: eight sampled texts had pauses of 100 ms while it was found out what
-50 rows cost."""
+"""How many drafted tokens a step with several sequences may have in a split cache, unless all sequences get equally
+many. More would make micro-batches that other sequences wait for."""
 
 
 TRY_EVERY, TRY, SURE_OF = 32, 8, 5.0
-"""What a row costs may have been measured while others computed, and isn't measured again as long as it looks too dear.
-So where of `TRY` guesses `SURE_OF` are expected to hold, every so many steps they are sent all the same: should each
-row really cost a step, hardly anything is lost."""
+"""A row's cost may have been measured while the machine was busy, and isn't measured again while drafts look too
+expensive. So where `SURE_OF` of `TRY` drafted tokens are expected to prove right, they are sent every `TRY_EVERY` steps
+all the same. Hardly any time is lost even if each row costs a whole step."""
 
 
 class Speculation:
@@ -59,10 +57,10 @@ class Speculation:
         self._longest_s = PATIENCE * config.max_stall_ms / 1e3 or math.inf
         self._is_split = backend.is_split
         self._prompt_row = RowCost()
-        self._costs: defaultdict[int, StepCost] = defaultdict(  # by how many sequences there are, roughly
+        self._costs: defaultdict[int, StepCost] = defaultdict(  # by the number of sequences, in powers of two
             lambda: StepCost(self._prompt_row)
         )
-        self._usual = ModelTrust()  # over all texts: what a new one is expected to be like
+        self._usual = ModelTrust()  # over all texts: what to expect of a new one
         self._pasts = Pasts(config.spec.ngram) if config.spec.answers else None
         self._model = (
             None
@@ -74,7 +72,7 @@ class Speculation:
         self.n_drafted = self.n_accepted = self.n_drafts = 0
 
     def begin(self, task: Task) -> Drafting | None:
-        """The state for a new task; None if nothing is to be drafted for it."""
+        """The state of a new task; None if nothing will be drafted for it."""
         config, asked = self._config, task.draft_n_max
         if not self.is_on or asked == 0:
             return None
@@ -87,7 +85,7 @@ class Speculation:
         )
 
     def extend(self, spans: Sequence[Span], slots: Sequence[Slot]) -> None:
-        """Add drafted tokens to the spans of generating sequences, as many as are worth it and fit in."""
+        """Add drafted tokens to the spans of generating sequences, as many as pay and fit."""
         wants = [(span, slots[span.id], n) for span in spans if (n := _most(slots[span.id])) > 0]
         if not wants:
             return
@@ -97,7 +95,7 @@ class Speculation:
             self._from_model(wants, spans)
 
     def observe(self, spans: Sequence[Span], seconds: float) -> None:
-        """A step with these spans of generating sequences took so long."""
+        """Note the seconds of a step with these spans of generating sequences."""
         sizes = [sum(map(len, spans))]
         if self._is_split:
             sizes = micro_batches([(span.seq, len(span)) for span in spans])
@@ -105,12 +103,12 @@ class Speculation:
             self._cost(spans).observe(sizes[0], seconds)
 
     def observe_prompt(self, spans: Sequence[Span], seconds: float) -> None:
-        """A step of prompt rows took so long."""
+        """Note the seconds of a step of prompt rows."""
         if len(spans) == 1:
             self._prompt_row.observe(len(spans[0]), seconds)
 
     def judge(self, drafting: Drafting, n_draft: int, tokens: Sequence[int]) -> None:
-        """A step drew `tokens`, all but the last of which were guessed right."""
+        """Learn from a step that drew `tokens`; all but the last equal the draft."""
         if drafting.lookup is not None:
             for token in tokens:
                 drafting.lookup.append(token)
@@ -129,7 +127,7 @@ class Speculation:
         self.n_drafts += 1
 
     def remember(self, run: Run) -> None:
-        """The task's answer is complete: later ones of its owner may repeat it, unless nothing of it is to be kept."""
+        """Keep a complete answer for later tasks of its owner, unless the task has `cache_prompt: false`."""
         lookup = None if run.drafting is None else run.drafting.lookup  # type: ignore[attr-defined]
         if self._pasts is not None and lookup is not None and run.task.cache_prompt:
             self._pasts.add(run.task.owner, lookup.tokens[-run.n_decoded - LEAD :])
@@ -137,7 +135,7 @@ class Speculation:
     # ---- sources ----------------------------------------------------------------------------------------------
 
     def _from_text(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> list[tuple[Span, Slot, int]]:
-        """Drafts from what each sequence's text or an earlier answer says; which spans got none."""
+        """Add drafts from grammar, text or earlier answers; return the spans that got none."""
         room = room_alike = self._n_batch - sum(map(len, spans))
         if self._is_split and len(spans) > 1:
             room = min(room, MOST_AT_ODDS)
@@ -164,7 +162,7 @@ class Speculation:
         return left
 
     def _likelier(self, slot: Slot, n_max: int) -> tuple[Lookup | Given, list[float]]:
-        """Who guesses more of the next tokens right, the grammar or the text itself, and how likely they are."""
+        """The better source of drafts, the grammar or the text, and the chances of its tokens."""
         lookup, given = self._lookup(slot), slot.run.drafting.given
         chances = lookup.chances(n_max)
         given.foresee(slot.run.sampler.foresee())
@@ -180,7 +178,7 @@ class Speculation:
         return drafting.lookup
 
     def _from_model(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> None:
-        """Drafts of one length for all that have none from the text."""
+        """Add drafts of one length from the small model to all spans without a draft."""
         wants = [
             (span, slot, min(most, slot.run.drafting.n_model))
             for span, slot, most in wants
@@ -208,11 +206,12 @@ class Speculation:
     # ---- costs ------------------------------------------------------------------------------------------------
 
     def _cost(self, spans: Sequence[Span]) -> StepCost:
-        """What steps of so many sequences cost; in streams of their own, micro-batches are what counts."""
+        """The cost of steps with this number of sequences. In a split cache it is the cost of micro-batches, whatever
+        the number."""
         return self._costs[0 if self._is_split else len(spans).bit_length()]
 
     def _seconds(self, wants: list[tuple[Span, Slot, int]], spans: Sequence[Span]) -> Callable[[Sequence[int]], float]:
-        """What a step of `spans` takes with so many more rows for each of `wants`."""
+        """A function that estimates the step's seconds, given how many more rows each of `wants` gets."""
         cost, n_rows = self._cost(spans), sum(map(len, spans))
         if not self._is_split or len(spans) == 1:
             return lambda lengths: cost.estimate(n_rows + sum(lengths))
@@ -226,7 +225,7 @@ class Speculation:
         return seconds
 
     def _draft_seconds(self, spans: Sequence[Span]) -> Callable[[int], float]:
-        """What a step of the small model with so many rows takes."""
+        """A function that estimates the seconds of a step of the small model by its number of rows."""
         if self._model.cost.is_known:
             return self._model.cost.estimate
         cost = self._cost(spans)
@@ -234,7 +233,7 @@ class Speculation:
 
 
 def _most(slot: Slot) -> int:
-    """The longest draft that the slot's task could use now."""
+    """The longest draft that the slot's task can use now."""
     run = slot.run
     if run.drafting is None or run.next_token is None or slot.positions is not None or run.is_replaying:
         return 0
@@ -254,7 +253,7 @@ def _add(span: Span, drafting: Any, draft: list[int], is_by_model: bool) -> bool
 
 
 def without_drafts(spans: Sequence[Span]) -> list[Span]:
-    """The same step without guesses."""
+    """The same spans without drafts."""
     return [
         Span(span.id, span.seq, span.pos, span.tokens[: len(span) - span.n_draft], span.output)
         if span.n_draft
@@ -265,26 +264,22 @@ def without_drafts(spans: Sequence[Span]) -> list[Span]:
 
 @record(eq=False)
 class Drafting:
-    """A task's limits, its sources of drafts, and how the drafts fared.
+    """A task's limits for drafts, their sources, and how many tokens proved right."""
 
-    A draft has at least `n_min` tokens and at most `n_lookup` from text or grammar or `n_model` from the small model,
-    each of these at least `p_min` likely. `lookup` is made when first needed. `is_by_model` is about the latest draft.
-    """
-
-    n_lookup: int
-    n_model: int
-    n_min: int
-    p_min: float
+    n_lookup: int  # tokens of a draft from text or grammar at most
+    n_model: int  # tokens of a draft from the small model at most
+    n_min: int  # tokens of any draft at least
+    p_min: float  # a draft from the small model ends before a token less likely than this
     trust: ModelTrust
     given: Given = field(default_factory=Given)
-    lookup: Lookup | None = None
-    is_by_model: bool = False
-    n_drafted: int = 0
-    n_accepted: int = 0
-    n_passed: int = 0  # steps with likely guesses that looked too dear
+    lookup: Lookup | None = None  # made when first needed
+    is_by_model: bool = False  # the latest draft was the small model's
+    n_drafted: int = 0  # tokens
+    n_accepted: int = 0  # tokens that proved right
+    n_passed: int = 0  # steps with a likely draft that looked too expensive
 
     def is_worth_a_try(self, chances: Sequence[float]) -> bool:
-        """Whether guesses that look too dear are sent, to see whether they still are."""
+        """Whether to send a draft that looks too expensive, to measure its cost again."""
         if sum(chances[:TRY]) < SURE_OF:
             return False
         self.n_passed += 1

@@ -1,19 +1,18 @@
-"""How far the guesses of speculative decoding can be trusted in one text, learnt from how earlier ones came out.
+"""How far drafts can be trusted in one text, learnt from how earlier ones came out.
 
-Engine thread, pure arithmetic. `Trust` is for guesses from the text itself, `ModelTrust` for those of a small model.
-Recent outcomes count more, so both follow a text that changes its nature.
+Engine thread, pure arithmetic. `Trust` is for drafts from text, `ModelTrust` for those of a small model. Recent
+outcomes count more, so both follow a text that changes its nature.
 """
 
 from __future__ import annotations
 
 N_GRAM = 3  # tokens that must be equal before a place is followed
-MAX_MATCH = 80  # more equal tokens than these aren't told apart
-PRIOR_WEIGHT = 2.0
+MAX_MATCH = 80  # more equal tokens count as this many
+PRIOR_WEIGHT = 2.0  # weight of a first chance, in tokens
 
-# How many tokens have matched so far -> how likely the next one does, before anything is known of this text, and how
-# much of the weight of earlier hits and misses is left after each token. The first entry is a guess: one token was
-# exchanged, and the text goes on as before. Behind other changes of a copy one token or two are equal. Where few misses
-# are to be expected, more tokens tell how many.
+# (number of matched tokens, first chance that the next one matches, weight that earlier outcomes keep at each new one).
+# With no matched token, one token is assumed to be replaced and the text to go on as before. One or two matched tokens
+# occur behind other changes of a copy. Where misses are rare, earlier outcomes keep more weight.
 CLASSES = (
     (0, 0.35, 0.9),
     (1, 0.4, 0.9),
@@ -29,13 +28,13 @@ CLASSES = (
 _PRIORS, _DECAYS = [prior for _, prior, _ in CLASSES], [decay for _, _, decay in CLASSES]
 _CLASS_OF = tuple(max(i for i, (n, _, _) in enumerate(CLASSES) if n <= length) for length in range(MAX_MATCH + 1))
 
-FIRST_CHANCE, FIRST_WEIGHT, MODEL_DECAY = 0.85, 3.0, 0.95
-EXPLORE = 4  # tokens of a draft that is only to learn from
-FIRST_PAUSE, LAST_PAUSE = 128, 4096  # steps without drafts when they don't pay
+FIRST_CHANCE, FIRST_WEIGHT, MODEL_DECAY = 0.85, 3.0, 0.95  # the same three for a small model
+EXPLORE = 4  # tokens of a draft that is only sent to learn from it
+FIRST_PAUSE, LAST_PAUSE = 128, 4096  # steps between two such drafts, at first and at last
 
 
 class Trust:
-    """How often the next token was as predicted, by how many had matched before; recent ones count more."""
+    """How often predictions were right, by how many tokens had matched before them."""
 
     __slots__ = ("_hits", "_trials")
 
@@ -44,40 +43,41 @@ class Trust:
         self._trials = [0.0] * len(CLASSES)
 
     def note(self, n_matched: int, is_hit: bool) -> None:
-        """One prediction behind `n_matched` equal tokens came true, or not."""
+        """Note whether a prediction behind `n_matched` equal tokens was right."""
         i = _CLASS_OF[min(n_matched, MAX_MATCH)]
         self._hits[i] = self._hits[i] * _DECAYS[i] + is_hit
         self._trials[i] = self._trials[i] * _DECAYS[i] + 1.0
 
     def chance(self, n_matched: int) -> float:
-        """How likely the next prediction comes true."""
+        """The chance that the next prediction is right."""
         i = _CLASS_OF[min(n_matched, MAX_MATCH)]
         return (self._hits[i] + _PRIORS[i] * PRIOR_WEIGHT) / (self._trials[i] + PRIOR_WEIGHT)
 
 
 class ModelTrust:
-    """How often the small model was right about one text, and for how long it isn't asked after it did not pay."""
+    """How often the small model was right about one text, and how long it pauses when its drafts don't pay."""
 
     __slots__ = ("_hits", "_trials", "_pause", "_n_idle")
 
     def __init__(self, chance: float = FIRST_CHANCE) -> None:
-        """`chance` is what to expect of this text, before anything is known of it."""
+        """`chance` is what to expect of this text at first."""
         self._hits, self._trials = chance * FIRST_WEIGHT, FIRST_WEIGHT
         self._pause, self._n_idle = FIRST_PAUSE, 0
 
     @property
     def chance(self) -> float:
-        """How likely a drafted token holds if those before it did."""
+        """The chance that a drafted token proves right if those before it did."""
         return self._hits / self._trials
 
     def note(self, n_drafted: int, n_accepted: int) -> None:
-        """Of a draft so many tokens held; behind the first that did not, nothing was learnt."""
+        """Note how many tokens of a draft proved right. The tokens behind the first wrong one don't count."""
         for is_hit in [1.0] * n_accepted + [0.0] * (n_accepted < n_drafted):
             self._hits = self._hits * MODEL_DECAY + is_hit
             self._trials = self._trials * MODEL_DECAY + 1.0
 
     def is_time_to_explore(self) -> bool:
-        """Called for each step in which drafts don't look worth it; now and then True, ever more rarely."""
+        """Whether to send a draft although drafts don't look worth it. Called in each such step, and True ever more
+        rarely."""
         self._n_idle += 1
         if self._n_idle < self._pause:
             return False

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from server.engine.cache.spelling import MAX_STRETCH, respelled
+from server.engine.cache.spelling import MAX_STRETCH, respell
 
 # single bytes are their own tokens, others are some pieces of text; 1000 and above are control tokens
 PIECES = {300: b"ab", 301: b"bc", 302: b"abc", 303: b"ca", 304: b"cab", 305: b"\xc3", 306: "\u00e9".encode()}
@@ -40,7 +40,7 @@ def ids(*parts: str | int) -> list[int]:
     ids=["two for one", "one for two", "letters", "several places", "half characters", "shorter", "longer"],
 )
 def test_cached_tokens_take_the_place_of_others_for_the_same_text(prompt, cached, expected):
-    assert respelled(prompt, cached, letters) == expected
+    assert respell(prompt, cached, letters) == expected
     assert text(expected) == text(prompt)
 
 
@@ -59,7 +59,7 @@ def test_cached_tokens_take_the_place_of_others_for_the_same_text(prompt, cached
 )
 def test_where_the_text_is_another_the_prompt_stays(cached):
     prompt = ids("x", 302, "y")
-    assert respelled(prompt, cached, letters) == prompt
+    assert respell(prompt, cached, letters) == prompt
 
 
 def test_a_control_token_is_never_taken_for_its_name():
@@ -67,13 +67,13 @@ def test_a_control_token_is_never_taken_for_its_name():
         return b"" if token == CONTROL else letters(token)
 
     prompt, cached = ids("<s>hello"), ids(CONTROL, "hello")
-    assert respelled(prompt, cached, named) == prompt
-    assert respelled(cached, prompt, named) == cached
+    assert respell(prompt, cached, named) == prompt
+    assert respell(cached, prompt, named) == cached
 
 
 def test_two_ways_to_write_a_text_have_to_meet_again_soon():
     long = {CONTROL + 1: b"x" * (MAX_STRETCH + 8)}
-    assert respelled([CONTROL + 1], ids("x" * (MAX_STRETCH + 8)), lambda t: long.get(t) or letters(t)) == [CONTROL + 1]
+    assert respell([CONTROL + 1], ids("x" * (MAX_STRETCH + 8)), lambda t: long.get(t) or letters(t)) == [CONTROL + 1]
 
 
 def test_the_text_is_the_same_for_all_ways_to_cut_it():
@@ -83,7 +83,7 @@ def test_the_text_is_the_same_for_all_ways_to_cut_it():
         prompt = [draw.choice(alphabet) for _ in range(draw.randrange(20))]
         cached = recut(prompt, draw) if draw.random() < 0.7 else [draw.choice(alphabet) for _ in range(8)]
         cached = cached[: draw.randrange(len(cached) + 1)]
-        spelled = respelled(prompt, cached, letters)
+        spelled = respell(prompt, cached, letters)
         assert text(spelled) == text(prompt)
         n = len(first_same(spelled, cached))
         assert n >= len(first_same(prompt, cached))
