@@ -99,7 +99,7 @@ class Scheduler:
         self._media_steps = MediaSteps(self._state, self._batching, self._evaluation, prefixes)
         self._emit = emit
         self._n_steps = self._n_rows = 0
-        self._leaves_core = False
+        self._leaves_core = False  # a core is left to another engine that loads
         self._embedder = Embedder(self._state)
         self._media_embedder = MediaEmbedder(self._state, self._embedder)
         self._ranks = Ranks(self._state)
@@ -154,7 +154,7 @@ class Scheduler:
         self._drain()
 
     def step(self, block: bool = True) -> None:
-        """Take the messages that have come, evaluate one batch and draw from it."""
+        """Take the messages that have come, plan a batch, and compute it when it is this engine's turn."""
         state = self._state
         self._n_steps += 1
         self._receive(block and not self._is_busy())
@@ -167,19 +167,19 @@ class Scheduler:
         self._ranks.close_up()
         spans = self._batching.plan()
         if state.is_changed and spans:
-            self._flush()  # a long batch must not hide that a slot is at work
+            self._flush()  # before a long batch: the snapshot must show which slots work
         with self._turns:
             self._leave_core()
             self._compute(spans)
 
     def _leave_core(self) -> None:
-        """To an engine that loads, as long as it does."""
+        """Leave one core to another engine while it loads."""
         if self._turns.is_loading != self._leaves_core and not self._state.config.exact:
             self._leaves_core = not self._leaves_core
             self._state.backend.leave_cores(int(self._leaves_core))
 
     def _compute(self, spans: list[Span]) -> None:
-        """Evaluate what is planned, and what of media and vectors has its turn in this step."""
+        """Evaluate the planned batch, then other work that is due in this step: media and embeddings."""
         state = self._state
         is_read = any(slot.run.next_token is not None for slot in state.running)
         if spans:

@@ -191,7 +191,7 @@ class Backend(Protocol):
         sequences."""
 
     def leave_cores(self, n: int) -> None:
-        """Decode with `n` threads less than configured from now on, with one at least."""
+        """From now on decode with `n` threads fewer than configured, but at least one."""
 
     def abort(self) -> None:
         """Make a running `decode` end soon with DECODE_ABORTED, if the backend can. Any thread may call it."""
