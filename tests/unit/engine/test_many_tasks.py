@@ -114,7 +114,7 @@ def test_an_owner_who_fills_the_queue_makes_room_for_others():
     assert waiting(d) == [*greedy[:5], *modest[:5]]  # half of it each
     refused = [d.outcomes[id_task].failure for id_task in (*greedy[5:], *modest[5:])]
     assert [(one.status, one.reason) for one in refused] == [(503, "queue_full")] * 9
-    assert "most that waits is yours" in d.outcomes[greedy[9]].failure.message
+    assert "most waiting requests are yours" in d.outcomes[greedy[9]].failure.message
 
 
 def test_a_full_queue_of_one_owner_refuses_that_owner():

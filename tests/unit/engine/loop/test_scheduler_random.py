@@ -134,7 +134,7 @@ class TextTraffic(Traffic):
         outcome = self.driver.outcomes[id_task]
         if outcome.failure is not None:
             assert outcome.failure.status in (400, 503) or outcome.failure.status == 500 and self.may_fail
-            assert "memory to wait in" not in outcome.failure.message
+            assert "memory to hold this request" not in outcome.failure.message
         elif outcome.final is not None and len(prompt) < self.n_ctx:
             text = outcome.text + outcome.final.stopping_word
             right = expected_text(prompt, n, self.n_ctx, n_keep, self.is_shifting)
