@@ -155,7 +155,8 @@ def test_the_verbose_log_names_the_first_token_that_differs(caplog):
     with caplog.at_level(logging.DEBUG, "llama_srv"):
         told(d, "the blue house")
     assert any(
-        "has the prompt's first 4 tokens" in line and "b'red ho'" in line and "b'blue h'" in line for line in caplog.messages
+        "has the prompt's first 4 tokens" in line and "b'red ho'" in line and "b'blue h'" in line
+        for line in caplog.messages
     )
 
 
